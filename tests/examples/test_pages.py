@@ -38,7 +38,7 @@ async def opened(browser: Browser, address: str) -> AsyncIterator[Page]:
     page, errors = await context.new_page(), []
     page.on("pageerror", lambda error: errors.append(str(error)))
     try:
-        await page.goto("/")
+        await page.goto(address)
         yield page
     finally:
         await context.close()

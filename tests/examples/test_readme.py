@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from playwright.async_api import Browser, Page
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tests.examples.programs import served_app
 from tests.examples.test_pages import PATIENCE_MS, opened
@@ -85,6 +86,19 @@ class Model:
             self._moved.notify_all()
 
 
+def below(app: ASGIApp) -> ASGIApp:
+    """Return `app` below the path `/base`, which is taken away as by a proxy."""
+
+    async def served(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            path = scope["path"].removeprefix("/base")
+            assert path != scope["path"], f"the page needs {path}, which is not below its own address"
+            scope = {**scope, "path": path}
+        await app(scope, receive, send)
+
+    return served
+
+
 @asynccontextmanager
 async def pasted(name: str, browser: Browser, folder: Path) -> AsyncIterator[tuple[Page, dict[str, Any], Model]]:
     """Serve a program of the README, which finds its page in `folder`, and open it in a browser of its own."""
@@ -93,7 +107,7 @@ async def pasted(name: str, browser: Browser, folder: Path) -> AsyncIterator[tup
     program: dict[str, Any] = {"__name__": "main"}
     exec(compile(source, "README.md", "exec"), program)
     model = Model(program)
-    async with served_app(program["app"]) as address, opened(browser, address) as window:
+    async with served_app(below(program["app"])) as address, opened(browser, f"{address}/base/") as window:
         yield window, program, model
 
 
@@ -122,7 +136,7 @@ async def test_a_reload_at_any_moment_shows_the_whole_answer_of_one_call(
                     await until_shown(name, page, seen)
             await page.reload()
             other = await page.context.new_page()
-            await other.goto("/")
+            await other.goto(page.url)
             if seen:
                 for window in (page, other):
                     await until_shown(name, window, seen)
