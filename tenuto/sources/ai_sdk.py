@@ -74,9 +74,9 @@ _LINE_LIMIT = 8 * 1024 * 1024  # limit of one event in characters: the limit of 
 
 class AISDKSource(Source):
     name = "ai-sdk"
+    last = "a finish chunk"
 
     def __init__(self) -> None:
-        self._is_ended = False
         self._line = ""
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
         self._streamed: set[str] = set()  # tool calls whose input was streamed
@@ -101,8 +101,7 @@ class AISDKSource(Source):
     def end(self) -> Iterator[Edit]:
         if self._line and (chunk := chunk_of(self._line)) is not None:
             yield from self._edits(chunk)
-        if not self._is_ended:
-            raise UpstreamEnded("the model's stream ended without a finish chunk, so the answer may be incomplete")
+        yield from super().end()
 
     def _lines(self, piece: str) -> Iterator[str]:
         """Yield whole lines.

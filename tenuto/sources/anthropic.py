@@ -33,7 +33,6 @@ from tenuto.sources.reading import (
     Open,
     Set,
     Source,
-    UpstreamEnded,
     as_json,
     counts,
     free,
@@ -67,9 +66,9 @@ _TOOLS = ("tool_use", "server_tool_use", "mcp_tool_use")
 
 class Anthropic(Source):
     name = "anthropic"
+    last = "the event message_stop"
 
     def __init__(self) -> None:
-        self._is_ended = False
         self._calls: dict[int, tuple[str, str]] = {}  # call and block type, by the index of the block
         self._streamed: set[int] = set()  # indexes of tool blocks whose input was streamed
 
@@ -94,13 +93,6 @@ class Anthropic(Source):
                 self._is_ended = True
             case "error":
                 raise reported(get(get(event, "error"), "type"))
-
-    def end(self) -> Iterator[Edit]:
-        if not self._is_ended:
-            raise UpstreamEnded(
-                "the model's stream ended without the event message_stop, so the answer may be incomplete"
-            )
-        return iter(())
 
     def _start(self, position: int, block: object) -> Iterator[Edit]:
         kind = word(block, "type") or ""

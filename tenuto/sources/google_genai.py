@@ -28,7 +28,6 @@ from tenuto.sources.reading import (
     reported,
     text,
     tool,
-    unfinished,
     word,
 )
 
@@ -64,7 +63,6 @@ class GoogleGenAI(Source):
     name = "google-genai"
 
     def __init__(self) -> None:
-        self._is_ended = False
         self._kind = ""  # kind of the text that is streaming: text or reasoning
         self._number = 0  # number of that text: neighbouring pieces of the same kind make up one part
         self._calls: list[tuple[str, str]] = []  # name and call id of each tool call without a response
@@ -86,11 +84,6 @@ class GoogleGenAI(Source):
                 yield from self._end(reason)
         if blocked := word(get(event, "prompt_feedback"), "block_reason"):
             yield from self._end(blocked)
-
-    def end(self) -> Iterator[Edit]:
-        if not self._is_ended:
-            raise unfinished()
-        return iter(())
 
     def _end(self, reason: str) -> Iterator[Edit]:
         self._is_ended = True
@@ -197,7 +190,6 @@ class GoogleInteractions(Source):
     name = "google-interactions"
 
     def __init__(self) -> None:
-        self._is_ended = False
         self._calls: dict[int, str] = {}  # call of the step at each index: its own, or that of which it is the result
         self._kinds: dict[int, str] = {}
         self._given: set[str] = set()  # calls whose input has begun
@@ -221,11 +213,6 @@ class GoogleInteractions(Source):
                 yield from self._stop(place)
             case "error":
                 raise reported(get(get(event, "error"), "code"))
-
-    def end(self) -> Iterator[Edit]:
-        if not self._is_ended:
-            raise unfinished()
-        return iter(())
 
     def _about(self, interaction: object, *, is_end: bool) -> Iterator[Edit]:
         id, status = word(interaction, "id"), word(interaction, "status") or "completed"

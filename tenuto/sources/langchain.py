@@ -16,7 +16,6 @@ from tenuto.sources.reading import (
     Open,
     Set,
     Source,
-    UpstreamEnded,
     as_json,
     counts,
     free,
@@ -25,7 +24,6 @@ from tenuto.sources.reading import (
     plain,
     text,
     tool,
-    unfinished,
     word,
 )
 
@@ -87,7 +85,6 @@ class LangChain(Source):
         self._open: dict[Hashable, _OpenMessage] = {}
         self._closed: dict[Hashable, _OpenMessage] = {}
         self._made = 0
-        self._has_ended = False  # True: at least one message has ended
         # ids of messages and runs that were written chunk by chunk, so that the whole message must be skipped
         self._written: set[object] = set()
 
@@ -96,11 +93,6 @@ class LangChain(Source):
             yield from self._event(event)
         else:
             yield from self.message(event, None)
-
-    def end(self) -> Iterator[Edit]:
-        if self._open or not self._has_ended:
-            raise unfinished()
-        return iter(())
 
     def message(self, message: object, where: Hashable) -> Iterator[Edit]:
         """Yield the edits for a message or a chunk of one. Chunks with the same `where` belong to one message."""
@@ -137,7 +129,7 @@ class LangChain(Source):
             yield from self._usage(self._closed[where], message)
             return
         if where not in self._open:
-            self._made += 1
+            self._made, self._is_ended = self._made + 1, False
             self._open[where] = _OpenMessage(self._made)
         state = self._open[where]
         about = get(message, "response_metadata")
@@ -159,7 +151,7 @@ class LangChain(Source):
 
     def _close(self, where: Hashable, reason: str | None) -> Iterator[Edit]:
         state = self._closed[where] = self._open.pop(where)
-        self._has_ended = True
+        self._is_ended = not self._open
         finish = _FINISH.get(reason, reason) if reason else None
         if finish != "length":
             for call in dict.fromkeys(state.calls.values()):
@@ -234,17 +226,13 @@ class LangGraph(LangChain):
     """
 
     name = "langgraph"
+    _is_ended = True  # a graph need not call a model
 
     def take(self, event: object) -> Iterator[Edit]:
         found = _message_of(event)
         if found is not None:
             message, about = found
             yield from self.message(message, _origin(about))
-
-    def end(self) -> Iterator[Edit]:
-        if self._open:
-            raise UpstreamEnded("the model's message ended without a finish reason, so it may be incomplete")
-        return iter(())
 
 
 def _origin(about: Mapping[str, object]) -> Hashable:

@@ -31,7 +31,6 @@ from tenuto.sources.reading import (
     reported,
     text,
     tool,
-    unfinished,
     word,
 )
 
@@ -70,10 +69,10 @@ class OpenAIResponses(Source):
     """
 
     name = "openai-responses"
+    last = "the event response.completed"
 
     def __init__(self) -> None:
         self.is_open = False  # True while a response has begun and not ended
-        self._is_ended = False
         self._turn = 0  # number of the agent's response, because its responses may reuse the ids of items
         self._calls: dict[Hashable, str] = {}  # tool calls, by the id of their item
         self._streamed: set[Hashable] = set()  # keys of parts that received a delta
@@ -113,13 +112,6 @@ class OpenAIResponses(Source):
                 raise reported(get(get(get(event, "response"), "error"), "code"))
             case _:
                 yield from self._input(event, what)
-
-    def end(self) -> Iterator[Edit]:
-        if not self._is_ended:
-            raise UpstreamEnded(
-                "the model's stream ended without the event response.completed, so the answer may be incomplete"
-            )
-        return iter(())
 
     def _begin(self, response: object) -> Iterator[Edit]:
         if not self.is_open:
@@ -275,7 +267,6 @@ class OpenAIChat(Source):
     name = "openai-chat"
 
     def __init__(self) -> None:
-        self._is_ended = False
         self._calls: dict[Hashable, str] = {}  # id of the newest tool call at each index that the provider uses
 
     def take(self, event: object) -> Iterator[Edit]:
@@ -290,11 +281,6 @@ class OpenAIChat(Source):
         for choice in items(event, "choices"):
             if index(choice, "index") == 0:
                 yield from self._choice(choice)
-
-    def end(self) -> Iterator[Edit]:
-        if not self._is_ended:
-            raise unfinished()
-        return iter(())
 
     def _choice(self, choice: object) -> Iterator[Edit]:
         delta = get(choice, "delta")

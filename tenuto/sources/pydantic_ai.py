@@ -62,9 +62,9 @@ _RESULTS = ("function_tool_result", "output_tool_result", "builtin_tool_result")
 
 class PydanticAI(Source):
     name = "pydantic-ai"
+    last = "the result of the agent's run"
 
     def __init__(self) -> None:
-        self._is_ended = False
         self._is_counted = False  # True: usage came with each response, so the total of the run must not be added
         self._response = 0
         self._started: set[int] = set()  # indexes of the parts of the current response
@@ -102,11 +102,6 @@ class PydanticAI(Source):
                     yield from self._return(part)
             case None if type(event).__name__ == "AgentRunResult":
                 yield from self._result(event)
-
-    def end(self) -> Iterator[Edit]:
-        if not self._is_ended:
-            raise UpstreamEnded("the agent's run ended without its result, so the answer may be incomplete")
-        return iter(())
 
     def _start(self, position: int, part: object) -> Iterator[Edit]:
         if position == 0 and 0 in self._started:

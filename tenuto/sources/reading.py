@@ -88,7 +88,10 @@ class Source:
     """The translator of one provider's stream. A subclass maps the provider's events to edits."""
 
     name: ClassVar[str]
+    last: ClassVar[str] = "a finish reason"  # what the provider sends at the end
+    is_of_sdk: ClassVar[bool] = True  # False: the stream is the app's own
     is_alive = True  # False: the last event was a keep-alive (a comment, a ping)
+    _is_ended = False  # True: the provider has sent its end
 
     def events(self, stream: object) -> object:
         """Return the (async) iterator of events behind `stream`."""
@@ -99,12 +102,14 @@ class Source:
         raise NotImplementedError
 
     def end(self) -> Iterator[Edit]:
-        """Yield the edits for the end of the stream. Raises UpstreamEnded if the provider's end event is missing."""
-        raise NotImplementedError
+        """Yield the edits for the end of the stream. Raises UpstreamEnded if the provider's own end is missing."""
+        if not self._is_ended:
+            raise unfinished(self.last)
+        return iter(())
 
     def translate(self, error: BaseException) -> TenutoError | None:
         """Return the Tenuto error for an exception of the stream; None if the exception is the app's own."""
-        return translated(error, is_of_sdk=True)
+        return translated(error, is_of_sdk=self.is_of_sdk)
 
     async def stop(self, stream: object) -> None:
         """Do the steps that the SDK needs, besides closing, to end the stream early."""
@@ -143,9 +148,9 @@ class UpstreamEnded(TenutoError):
     ends_as = "interrupted"
 
 
-def unfinished() -> UpstreamEnded:
-    """Return the error for a stream that ended without the reason of its end."""
-    return UpstreamEnded("the model's stream ended without a finish reason, so the answer may be incomplete")
+def unfinished(last: str = Source.last) -> UpstreamEnded:
+    """Return the error for a stream that ended without `last`."""
+    return UpstreamEnded(f"the model's stream ended without {last}, so the answer may be incomplete")
 
 
 def malformed(what: str) -> UpstreamError:

@@ -7,8 +7,8 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 
-from tenuto.core.errors import LocalError, TenutoError, shown
-from tenuto.sources.reading import Add, Edit, Source, codes_of, get, malformed, reported, translated
+from tenuto.core.errors import LocalError, shown
+from tenuto.sources.reading import Add, Edit, Source, codes_of, get, malformed, reported
 
 # the beginning of a first item: a field of a server-sent event, or a complete comment
 _BEGIN = re.compile(r"(?:data|event|id|retry):|:[^\n]*\n")
@@ -105,6 +105,7 @@ class SSEText(Source):
     """
 
     name = "sse"
+    is_of_sdk = False
 
     def __init__(self, text_field: str | None = None, *, is_certain: bool = True, option: str = "source") -> None:
         """Read frames; `option` is the name of the caller's option for the kind of the stream."""
@@ -114,7 +115,6 @@ class SSEText(Source):
         # the items until the first complete frame; None: certain that these are frames
         self._before: list[str] | None = None if is_certain else []
         self._is_text = False
-        self._is_ended = False
         self._is_json: bool | None = None  # whether the data of the first frame is JSON; None: not known yet
         self._keys: list[str] = []  # keys of the first object that has no text, for the error message
         self._has_text = False
@@ -146,9 +146,6 @@ class SSEText(Source):
         yield from self._frames(self._reader.end())
         if self._keys and not self._has_text:
             raise self._without_text()
-
-    def translate(self, error: BaseException) -> TenutoError | None:
-        return translated(error, is_of_sdk=False)
 
     def _checked(self, event: object) -> str:
         if not isinstance(event, str):
@@ -297,6 +294,8 @@ class PlainText(Source):
     """
 
     name = "text"
+    is_of_sdk = False
+    _is_ended = True
 
     def __init__(self, unnamed: str | None = None) -> None:
         """Read text; `unnamed` is the name of the option for the kind of the stream, if the caller left it out."""
@@ -311,9 +310,3 @@ class PlainText(Source):
                 f"{self._unnamed}='text' to store such items as they are"
             )
         yield Add("text", event)
-
-    def translate(self, error: BaseException) -> TenutoError | None:
-        return translated(error, is_of_sdk=False)
-
-    def end(self) -> Iterator[Edit]:
-        return iter(())

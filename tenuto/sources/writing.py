@@ -195,12 +195,12 @@ class _Slot:
 
     def value(self) -> Part:
         """Return the part with its text, as the message holds it."""
-        if self.left is not None:
-            return self.left
-        return self.now() if self.part["type"] not in ("text", "reasoning") else {**self.part, "text": self.text}
+        return self.left if self.left is not None else self.now()
 
     def now(self) -> Part:
-        return {**self.part, "input": self.text} if self.part["type"] == "tool" else self.part
+        """Return the part with its text, as the stream has brought it."""
+        name = APPENDABLE.get(self.part["type"])
+        return {**self.part, name: self.text} if name else self.part
 
 
 @dataclass(frozen=True, slots=True)
