@@ -149,9 +149,10 @@ class Steps:
             async with self._locks[name]:  # a try that has failed may have left the function running
                 stored = await self._begin(name, "step", is_new, function=_name_of(function))
                 if stored.reply is not None:
-                    result, size = _result_in(name, stored.reply.data)
-                    self._count(name, size)
-                    return result
+                    if not isinstance(data := stored.reply.data, dict):
+                        raise _lost(name)
+                    self._count(name, len(msgspec.json.encode(data)))
+                    return data["result"]
                 token = _open.set(_Open(self, name))
                 self._running.add(name)
                 try:
@@ -360,13 +361,6 @@ def input_of(call: partial[object]) -> str:
         return msgspec.json.encode(bound.arguments).decode()
     except (TypeError, ValueError, OverflowError, RecursionError):
         return ""
-
-
-def _result_in(name: str, data: Json) -> tuple[Json, int]:
-    """Return the result in the data of a reply, and its size. Raises LocalError if the store no longer has it."""
-    if not isinstance(data, dict):
-        raise _lost(name)
-    return data["result"], len(msgspec.json.encode(data))
 
 
 def _renamed(name: str, kind: Json, before: str) -> LocalError:

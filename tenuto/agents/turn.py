@@ -263,7 +263,7 @@ class Turn:
         self.open_questions.discard(command.id)
         if reply is None:
             return AskReply(False, None, {"code": "expired", "detail": "no reply arrived in time"}, None)
-        return _ask_reply(reply)
+        return AskReply(reply.ok, reply.data, reply.error, reply.from_)
 
     @contextlib.asynccontextmanager
     async def _standing_still(self) -> AsyncIterator[None]:
@@ -484,10 +484,6 @@ class _ToolFailed(Exception):
 async def _write_output(message: Writer, call: ToolCall, output: Json, state: str) -> None:
     part = {"type": "tool", "call": call.call, "name": call.name, "input": call.input}
     await message.part({**part, "output": output, "state": state}, index=call.part)
-
-
-def _ask_reply(reply: CommandReply) -> AskReply:
-    return AskReply(reply.ok, reply.data, reply.error, reply.from_)
 
 
 def _text_in(data: Json) -> str:

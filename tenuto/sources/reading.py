@@ -129,7 +129,7 @@ SDKS = (
 )
 # Names of the exceptions of SDKs and HTTP clients for a broken connection. TransportError is the base class in httpx
 # and httpx2.
-_LOST = ("APIConnectionError", "TransportError", "ClientConnectionError", "ClientPayloadError", "ProtocolError")
+LOST = ("APIConnectionError", "TransportError", "ClientConnectionError", "ClientPayloadError", "ProtocolError")
 
 
 class UpstreamError(TenutoError):
@@ -183,7 +183,7 @@ def translated(error: BaseException, *, is_of_sdk: bool) -> TenutoError | None:
         return None
     causes = list(causes_of(error))
     names = {kind.__name__ for cause in causes for kind in type(cause).__mro__}
-    if not names.isdisjoint(_LOST) or any(isinstance(one, ConnectionError | EOFError | TimeoutError) for one in causes):
+    if not names.isdisjoint(LOST) or any(isinstance(one, ConnectionError | EOFError | TimeoutError) for one in causes):
         return UpstreamEnded(
             "the connection to the model's provider broke before the stream ended; the log has the reason"
         )

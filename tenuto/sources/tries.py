@@ -27,6 +27,7 @@ from tenuto.core.model import ATTEMPT, Part
 from tenuto.sources.reading import (
     CALLED,
     INPUT,
+    LOST,
     UpstreamEnded,
     UpstreamError,
     causes_of,
@@ -47,7 +48,7 @@ LONGEST_RETRY_AFTER_S = 120.0  # a provider that asks for a longer wait fails th
 # some servers name them in a stream), codes of an error inside a stream, and statuses below 500.
 _PASSING = frozenset(
     (
-        *("APIConnectionError", "TransportError", "ClientConnectionError", "ClientPayloadError", "ProtocolError"),
+        *LOST,
         *("RateLimitError", "InternalServerError", "OverloadedError", "ServiceUnavailableError", "ServerError"),
         *("ModelConnectionError", "ModelTimeoutError", "ModelRateLimitError", "ModelOverloadedError"),
         *("ModelServerError", "StreamChunkTimeoutError", "ServerTimeoutError"),

@@ -39,14 +39,12 @@ class Upstream:
         """Await the stream and enter its context manager as needed. Raises the SDK's errors."""
         if inspect.isawaitable(self.stream):
             self.stream = await self.stream
-        if _is_iterable(self.stream):
+        if hasattr(self.stream, "__aiter__") or hasattr(self.stream, "__iter__"):
             return
-        if hasattr(self.stream, "__aenter__"):
-            manager: Any = self.stream
-            self.stream = await manager.__aenter__()
-            self._manager = manager
-        elif hasattr(self.stream, "__enter__"):
-            manager = _InThread(self.stream)
+        manager: Any = self.stream
+        if hasattr(manager, "__enter__") and not hasattr(manager, "__aenter__"):
+            manager = _InThread(manager)
+        if hasattr(manager, "__aenter__"):
             self.stream = await manager.__aenter__()
             self._manager = manager
 
@@ -170,10 +168,6 @@ class _InThread:
 
     async def __aexit__(self, *how: object) -> None:
         await asyncio.to_thread(self._manager.__exit__, *how)
-
-
-def _is_iterable(stream: object) -> bool:
-    return hasattr(stream, "__aiter__") or hasattr(stream, "__iter__")
 
 
 async def called(function: Callable[[], object]) -> object:
