@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TypeVar, cast
 
 from tenuto.core.errors import LocalError, TenutoError, shown
@@ -122,7 +123,8 @@ async def _pipe_one(writing: Writing, stream: object, chosen: Source | None, sta
         await upstream.finish()
     except BaseException as error:
         await upstream.close(error, chosen.stop if chosen is not None else None)
-        await writing.write_meta_after_error()
+        with suppress(TenutoError):  # a message that has ended stays as it is
+            await writing.write_meta()
         ours = (chosen or PlainText()).translate(error)
         if ours is not None:
             raise ours from error

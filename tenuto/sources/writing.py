@@ -8,22 +8,18 @@ Layer: sources.
 from __future__ import annotations
 
 import json
-import logging
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 from weakref import WeakKeyDictionary
 
-from tenuto.core.errors import InvalidRequest, InvalidText, LocalError, TenutoError
+from tenuto.core.errors import InvalidRequest, InvalidText, LocalError
 from tenuto.core.model import APPENDABLE, Json, Part
 from tenuto.core.text import SurrogateJoiner
-from tenuto.portal import Try
+from tenuto.portal import AsyncWriter, Try
 from tenuto.sources.reading import CALLED, Add, Drop, Edit, Meta, Open, Set, Source, UpstreamEnded, malformed
-
-logger = logging.getLogger("tenuto.agents")
 
 OnBreak = Literal["restart", "continue", "prefix", "fail"]
 SHORTEST_OVERLAP = 32  # characters of a continuation that must equal the end of the text, to be dropped as an overlap
@@ -31,19 +27,7 @@ _CHANGING = ("text", "state", "input", "output")  # fields of a part that its la
 HELD_CHARACTERS = 200  # the beginning of a continuation is held back, because an overlap must not be shown
 
 
-class Attempt(Protocol):
-    """A block for one try; `tenuto.portal.Attempt` is one."""
-
-    def supersede(self) -> None: ...
-
-    async def __aenter__(self) -> Self: ...
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-
-class Writer(Protocol):
+class Writer(AsyncWriter, Protocol):
     """A message that is being written; `MessageWriter` has these methods."""
 
     cancelled_as: tuple[str, str | None]
@@ -55,33 +39,12 @@ class Writer(Protocol):
     rested_s: Callable[[], float] | None  # returns the time until which the turn has waited, or one of its steps ran
 
     @property
-    def id(self) -> str: ...
-
-    @property
-    def meta(self) -> dict[str, Json]: ...
-
-    @property
     def is_begun(self) -> bool: ...
 
     @property
     def is_over(self) -> bool: ...
 
-    @property
-    def length(self) -> int: ...
-
-    async def append(self, text: str, *, part: int | None = None) -> None: ...
-
-    async def part(self, part: Part, *, index: int | None = None) -> int: ...
-
-    async def update(self, *, meta: dict[str, Json]) -> None: ...
-
-    async def flush(self) -> None: ...
-
     async def check(self) -> None: ...
-
-    async def finish(
-        self, status: str = "complete", *, reason: str | None = None, meta: dict[str, Json] | None = None
-    ) -> None: ...
 
     def pipe(
         self,
@@ -96,8 +59,6 @@ class Writer(Protocol):
         attach: object = None,
     ) -> Piping: ...
 
-    def attempt(self) -> Attempt: ...
-
     def take_left(self) -> list[Part]: ...
 
     def reopen_left(self, after: int | None, until: int | None) -> tuple[int, dict[int, Part]]: ...
@@ -105,10 +66,6 @@ class Writer(Protocol):
     def begin_again(self, meta: dict[str, Json], *, supersedes: bool) -> None: ...
 
     async def __aenter__(self) -> Self: ...
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
 
 
 _streams: WeakKeyDictionary[Writer, set[Try]] = WeakKeyDictionary()  # those that are read, of each message
@@ -357,13 +314,6 @@ class Writing:
         if meta:
             await self._writer.update(meta=meta)
         _used[self._writer] = both
-
-    async def write_meta_after_error(self) -> None:
-        """Write the known meta after a failed stream; a message that has ended stays as it is."""
-        try:
-            await self.write_meta()
-        except TenutoError as error:
-            logger.debug("usage of message %r could not be stored: %s", self._writer.id, error.code)
 
     def piped(self) -> Piped:
         """Return the summary of the stream so far."""
