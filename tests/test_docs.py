@@ -273,9 +273,7 @@ def test_the_reference_has_what_users_may_call_and_each_type_that_it_names(monke
     assert sorted((named & defined) - {one.split(".")[-1] for one in entries}) == []
 
 
-def test_the_reference_of_the_browser_client_has_no_name_that_a_page_cannot_import(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_reference_of_the_browser_client_has_no_private_name(monkeypatch: pytest.MonkeyPatch) -> None:
     page = script_of_the_site(monkeypatch).REFERENCE["reference-browser.md"]()
     entries = {*re.findall(r"^#+ `(.+)`$", page, re.MULTILINE)}
     assert {"Channel", "Strings", "TenutoChat"} <= entries

@@ -178,7 +178,10 @@ def watching(hub: Hub, shown: asyncio.Queue[Any]) -> dict[str, Any]:
 async def test_endpoints_and_private_chats(hub: Hub) -> None:
     private = await run("private-chats.md", "guests = visitors()", {"model": model})
     await run("private-chats.md", "Depends(guests.of)", private)
-    await run("keeping.md", "Retention(", {})
+    await run("retention.md", "Retention(", {})
+    await run("sizes.md", "Limits(", {})
+    await run("ids.md", "order-17", {"hub": hub})
+    await run("chats.md", "archive", {"hub": hub})
     await run("keeping.md", "max_bytes", {"Hub": Hub})
     await asyncio.to_thread(check_private_chats, private["app"])
 

@@ -27,7 +27,6 @@ ELSEWHERE = {
     "pytest -q": "tests/examples/test_tutorial.py",
     'install fastapi "tenuto[serve]"': "tests/examples/test_readme.py runs the program, without pip",
     'install "tenuto[client]"': "pip, and nothing is published yet",
-    "make bench": "an hour; tests/bench has short runs",
     "curl -N": "a server and an answer; tests/transports/test_message_stream.py reads the same stream",
     "chat.dump": "tests/stores/test_postgres.py",
     "psql chat": "tests/stores/test_postgres.py",
