@@ -25,8 +25,10 @@ Each public name with its signature and its docstring. [Tenuto in Python](python
 """
 TYPES = """## Types that these name
 
-The objects that calls take and return, and aliases of types. Calls make the objects, except those with arguments.
+The objects that calls take and return, and names for types. Your code makes only objects that are shown with arguments.
 """
+ENTRY = re.compile(r"^#+ `([\w.]+)`$", re.MULTILINE)
+CODE = re.compile(r"^```.*?^```$|^#[^\n]+$|`(\w+\.[\w.]+)`", re.MULTILINE | re.DOTALL)
 PARAMETER = re.compile(r", (?=\*|/|\w+: )")
 COMMENT = re.compile(r"  # .+$")
 
@@ -49,7 +51,20 @@ def python() -> str:
         else:
             shown[found.path] = module
             parts += entry(found, heading, "###", one.members)
-    return "\n\n".join(filter(None, parts)) + "\n"
+    return linked("\n\n".join(filter(None, parts)) + "\n")
+
+
+def linked(page: str) -> str:
+    """Return a page whose texts link the names that have an entry, such as `Hub.create` or `tenuto.sources.pipe`."""
+    entries = {name: name for name in ENTRY.findall(page)}
+    entries |= {f"{module}.{name}": name for module in public.WHOLE for name in entries}
+
+    def link(found: re.Match[str]) -> str:
+        said = found[1] or ""
+        name = entries.get(said) or entries.get(said[:1].upper() + said[1:])  # `hub.agent` is `Hub.agent`
+        return f"[`{said}`](#{name.lower().replace('.', '')})" if name else found[0]
+
+    return CODE.sub(link, page)
 
 
 def docstring(found: griffe.Object) -> str:
@@ -77,6 +92,10 @@ def entry(found: griffe.Object, name: str, level: str, members: dict[str, griffe
 def code(keyword: str, found: griffe.Function, name: str) -> str:
     """Return a signature as a block, with a line for each parameter if it is long."""
     text = keyword + found.signature(return_type=not keyword.startswith("class"), name=name)
+    for default in (one.default for one in found.parameters if isinstance(one.default, griffe.ExprName)):
+        constant = public.target(public.get(default.canonical_path))
+        if isinstance(constant, griffe.Attribute) and str(constant.value)[:1].isdigit():
+            text = text.replace(f"= {default}", f"= {constant.value}")
     if len(text) > 100:
         before, _, rest = text.partition("(")
         inside, _, after = rest.rpartition(")")
