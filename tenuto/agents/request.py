@@ -260,7 +260,8 @@ _TYPES = {one.name: one.type for one in msgspec.structs.fields(TurnRequest)}
 # By type: other fields of OpenAI's requests, of which a wrong type is refused.
 _CHECKED: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
     (bool, "true or false", ("stream", "store", "logprobs")),
-    (int, "a whole number", ("max_tool_calls", "n", "top_logprobs")),
+    (int, "a whole number", ("max_tool_calls", "top_logprobs")),
+    (Literal[1], "1, as an agent gives one answer", ("n",)),
     (float, "a number", ("frequency_penalty", "presence_penalty")),
     (str, "a text", ("reasoning_effort", "service_tier", "truncation", "user", "prompt_cache_key")),
     (str, "a text", ("prompt_cache_retention", "safety_identifier")),

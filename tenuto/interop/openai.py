@@ -329,20 +329,12 @@ class OpenAI:
         return json_response(_conversation_of(channel, (await access.history(channel, after=0, limit=1)).messages))
 
     async def _delete_conversation(self, request: Request) -> Response:
-        """Delete the messages of the caller, and their answers. Raises Forbidden if messages of others are left."""
+        """Delete the messages of the caller, with their answers, up to the first one of another person (Forbidden)."""
         access, channel = await self._in_conversation(request, "publish")
-        page, refused = await access.history(channel, after=0, limit=200), None
-        while page.messages:
-            for one in page.messages:
-                try:
-                    await access.delete_turn(channel, one.id)
-                except (NotFound, Deleted):
-                    continue  # an answer, with its question
-                except Forbidden as error:
-                    refused = error
-            page = await access.history(channel, after=page.messages[-1].created, limit=200)
-        if refused is not None:
-            raise refused
+        while turns := await access.conversation(channel):
+            for turn in turns:
+                with suppress(NotFound, Deleted):  # another request has deleted it
+                    await access.delete_turn(channel, (turn.message or turn.answers[0]).id)
         return json_response({"id": conversation_id(channel), "object": "conversation.deleted", "deleted": True})
 
     async def _list_items(self, request: Request) -> Response:
@@ -663,8 +655,6 @@ def given_in_items(items: Any, *, is_new: bool) -> list[tuple[Role, list[Json]]]
 @_about("messages")
 def given_in_chat(body: Json) -> GivenInput:
     """Return the messages of `POST /chat/completions`. Raises InvalidRequest."""
-    if body.get("n") not in (None, 1):
-        raise InvalidRequest(f"n must be 1, as an agent gives one answer, got {body['n']}", param="n")
     items: list[Json] = []
     for message in _objects(body.get("messages"), "messages must be"):
         role, content, calls = message.get("role"), message.get("content"), message.get("tool_calls")
