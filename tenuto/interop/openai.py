@@ -280,13 +280,9 @@ class OpenAI:
     async def _input_items(self, request: Request) -> Response:
         """Return the messages that the request of the response brought."""
         access, of, (question, _) = await self._response_in(request, "history")
-        brought = [question]
-        while True:  # a page has at least one message, and no other beside a large one
-            page = await access.history(of.channel, before=brought[0].created, limit=MAX_EARLIER)
-            before = [one for one in page.messages if one.id.startswith(f"{question.id}.")]
-            brought[:0] = before[::-1]
-            if not page.more or len(before) < len(page.messages):
-                break
+        turns = await access.conversation(of.channel, limit=MAX_EARLIER, before=question.created)
+        earlier = [one for turn in turns for one in (turn.message, *turn.answers) if one is not None]
+        brought = [*(one for one in earlier if one.id.startswith(f"{question.id}.")), question]
         return page_of([item for one in brought for item in input_items(of.channel, one)], request)
 
     async def _cancel(self, request: Request) -> Response:
@@ -628,8 +624,8 @@ def _about(name: str) -> Iterator[None]:
 @_about("input")
 def given_in_responses(items: Any, *, is_first: bool) -> GivenInput:
     """Return the input of `POST /responses`, which begins a channel if `is_first`. Raises InvalidRequest."""
-    given = _given([{"role": "user", "content": items}] if isinstance(items, str) else items, is_first=is_first)
-    return _checked(given, is_first=is_first)
+    items = [{"role": "user", "content": items}] if isinstance(items, str) else items
+    return _checked(_given(items, is_first=is_first, has_all_calls=is_first))
 
 
 def further_input(items: object) -> list[Json]:
@@ -643,9 +639,7 @@ def further_input(items: object) -> list[Json]:
 @_about("items")
 def given_in_items(items: Any, *, is_new: bool) -> list[tuple[Role, list[Json]]]:
     """Return the items of a conversation, which begins with them if it `is_new`, as messages. Raises InvalidRequest."""
-    given = _given(items, is_first=True, joins_calls=False)
-    if is_new:
-        _check_known(given)
+    given = _given(items, joins_calls=False, has_all_calls=is_new)
     if given.approvals:
         raise InvalidRequest("an approval is no item of a conversation; send it as the input of a response")
     given.add("assistant", [])  # the end, so that messages of the user and outputs are earlier ones
@@ -670,7 +664,7 @@ def given_in_chat(body: Json) -> GivenInput:
         items.append({"type": "message", "role": role, "content": content, "name": message.get("name")})
         if role == "assistant" and calls:
             items += [_item_of_call(one) for one in _objects(calls, "tool_calls must be")]
-    return _checked(_given(items, is_first=True), is_first=True)
+    return _checked(_given(items))
 
 
 def _item_of_call(call: Json) -> Json:
@@ -680,7 +674,7 @@ def _item_of_call(call: Json) -> Json:
     raise InvalidRequest(f"a tool call must have an id and a function with name and arguments, got {call!r:.80}")
 
 
-def _given(items: Any, *, is_first: bool, joins_calls: bool = True) -> GivenInput:
+def _given(items: Any, *, is_first: bool = True, joins_calls: bool = True, has_all_calls: bool = True) -> GivenInput:
     given = GivenInput(joins_calls=joins_calls)
     messages = [one for one in _objects(items, "input must be a text or") if one.get("type", "message") == "message"]
     is_named = any(_text(one, "name") for one in messages if one.get("name") is not None)
@@ -716,24 +710,18 @@ def _given(items: Any, *, is_first: bool, joins_calls: bool = True) -> GivenInpu
                 raise InvalidRequest(
                     f"an item of input has the type {kind!r:.80}; send messages, function_call_outputs and approvals"
                 )
+    if has_all_calls and given.unknown:
+        detail = f"the input replies to {given.unknown[0][:64]!r}, but no call before it has this id"
+        raise InvalidRequest(f"{detail}; send the call too, or the previous_response_id of the response that has it")
     return given
 
 
-def _checked(given: GivenInput, *, is_first: bool) -> GivenInput:
-    if is_first:
-        _check_known(given)
+def _checked(given: GivenInput) -> GivenInput:
     if not (given.parts or given.outputs or given.approvals):
         raise InvalidRequest("the input must end with a text or a file of the user, or with an output; add one")
     if len(given.earlier) > MAX_EARLIER:
         raise InvalidRequest(f"the input has {len(given.earlier)} earlier messages; send at most {MAX_EARLIER}")
     return given
-
-
-def _check_known(given: GivenInput) -> None:
-    """Raise InvalidRequest if a result or an approval is that of no call in the same input."""
-    if given.unknown:
-        detail = f"the input replies to {given.unknown[0][:64]!r}, but no call before it has this id"
-        raise InvalidRequest(f"{detail}; send the call too, or the previous_response_id of the response that has it")
 
 
 def _check_single(call: str, others: Collection[object]) -> None:
