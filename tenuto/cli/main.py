@@ -256,9 +256,15 @@ def serve(
             click.echo(start)
 
     addresses = [one for text in proxies for one in text.split(",")]
-    options = {"log_level": log_level, "proxies": addresses, "on_startup": beat if inherited is not None else None}
-    with _showing_log(log_level):
-        _run(app, hub, listening, print_start, **options)
+    options: dict[str, Any] = {
+        "log_level": log_level,
+        "proxies": addresses,
+        "on_startup": beat if inherited is not None else None,
+    }
+    _show_log(log_level)
+    with contextlib.suppress(KeyboardInterrupt):  # the server has already handled the signal
+        if not run(app, hub, listening, started=print_start, **options):
+            sys.exit(1)
 
 
 # the options that become settings of the hub, and all that an app of one's own has in its code
@@ -283,20 +289,12 @@ def health(url: str | None) -> None:
     click.echo(store_commands.at_url(address, None).health())
 
 
-@contextlib.contextmanager
-def _showing_log(level: str) -> Iterator[None]:
+def _show_log(level: str) -> None:
     """Print what the hub logs, from `level` on. By itself Python prints warnings only."""
-    logger, handler = logging.getLogger("tenuto"), logging.StreamHandler()
-    if logger.hasHandlers():  # the app has its own way to print logs
-        yield
-        return
-    logger.addHandler(handler)
-    logger.setLevel(level.upper())
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(logging.NOTSET)
+    logger = logging.getLogger("tenuto")
+    if not logger.hasHandlers():  # otherwise the app has its own way to print logs
+        logger.addHandler(logging.StreamHandler())
+        logger.setLevel(level.upper())
 
 
 @main.command()
@@ -460,12 +458,6 @@ def _listen(host: str, port: int, *, tries: int = 1) -> Any:
         return listen(host, port, tries=tries)
     except OSError as error:
         raise LocalError(f"server cannot listen on {host} port {port}: {error.strerror}; try another --port") from None
-
-
-def _run(app: Any, hub: Any, listening: Any, started: Any, **options: Any) -> None:
-    with contextlib.suppress(KeyboardInterrupt):  # the server has already handled the signal
-        if not run(app, hub, listening, started=started, **options):
-            sys.exit(1)
 
 
 STARTER = Path(__file__).with_name("starter")

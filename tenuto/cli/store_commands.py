@@ -43,10 +43,9 @@ from tenuto.core.records import HEADER_BYTES, End, damaged_in, decode_header, de
 from tenuto.core.retention import Due, Policies, Sweep, rules_of
 from tenuto.hub.clock import Clock
 from tenuto.hub.keep.archive import MAX_LISTED, ChannelPage
-from tenuto.hub.keep.backups import check_speed
 from tenuto.hub.keep.exports import NOTE as IMPORT
 from tenuto.hub.keep.exports import Imported, check_file, export_lines, undo_imports, write_file
-from tenuto.hub.keep.forgetting import Forgetting, Forgotten, direct
+from tenuto.hub.keep.forgetting import Forgetting, Forgotten
 from tenuto.server.serving import hubs_in, load_app
 from tenuto.stores import open_url
 from tenuto.stores.base import Store
@@ -354,7 +353,7 @@ async def forget_client(url: str, client_id: str, *, channels: bool) -> Forgotte
     async with opened(url) as store:
         if store.is_exclusive:  # no other process may import into it now
             await undo_imports(store)
-        return await Forgetting(store, client_id, Clock(), direct, tidies=True).run(channels=channels)
+        return await Forgetting(store, client_id, Clock()).run(channels=channels)
 
 
 async def back_up(url: str, file: Path, mb_per_s: float) -> None:
@@ -449,8 +448,6 @@ def backup(file: Path, store: str, mb_per_s: float | None) -> None:
     from tenuto.stores.sqlite.backup import check_target
 
     path = sqlite_store(store).path
-    if mb_per_s is not None:
-        check_speed(mb_per_s)
     check_target(file, path)
     server = server_of(store)
     if server is None:

@@ -20,7 +20,7 @@ from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from tenuto.core.document import restore
-from tenuto.core.errors import LocalError, StoreUnavailable
+from tenuto.core.errors import LocalError, StoreUnavailable, shown
 from tenuto.core.events import Cursor, Page, Presence
 from tenuto.core.limits import Limits
 from tenuto.core.model import Command, Json, Message, Part
@@ -48,7 +48,6 @@ from tenuto.hub.committer import Capacity
 from tenuto.hub.feed import Feed, Subscription
 from tenuto.hub.hooks import Hook, HookHandler, HookKind
 from tenuto.hub.keep.archive import Archive
-from tenuto.hub.keep.backups import check_speed
 from tenuto.hub.keep.retention import Retainer, Rules
 from tenuto.hub.lifecycle import Lifecycle, SignalHook
 from tenuto.hub.pending import ChannelInfo, Done, Result, info_of, message_of, own_copy
@@ -252,7 +251,8 @@ class HubCore:
         It is one file with mode 0600. The name `path` appears when it is whole and checked. A start from it begins new
         epochs.
         """
-        check_speed(mb_per_s)
+        if not isinstance(mb_per_s, int | float) or not 0 < mb_per_s <= 100_000:
+            raise LocalError(f"mb_per_s must be a number above 0, at most 100000, got {shown(mb_per_s)}")
         await self.start()
         if not isinstance(self.store, SqliteStore):
             raise LocalError(f"a {self.store.name} store has no backup; use a store in a file, sqlite:///chat.db")

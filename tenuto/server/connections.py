@@ -330,9 +330,6 @@ class TrustedProxies:
         self._networks = [_network(text) for text in addresses]
         self.includes: Callable[[str], bool] = lru_cache(maxsize=1024)(self._includes)
 
-    def __bool__(self) -> bool:
-        return bool(self._networks)
-
     def client_of(self, peer: str, headers: Iterable[tuple[bytes, bytes]]) -> str:
         """Return the address of the client behind the trusted proxy `peer`: the last one that no trusted proxy has.
 

@@ -62,13 +62,11 @@ def check_loopback(host: str) -> str:
     return host
 
 
-def check_guarded(host: str, app: Any) -> str:
-    """Return `host`. Raises LocalError if other machines could reach a hub that has no verifier."""
-    if is_local(host):
-        return host
+def check_guarded(host: str, app: Any) -> None:
+    """Raise LocalError if other machines could reach a hub that has no verifier."""
     hubs = hubs_in(app)
-    if hubs and all(hub.authenticate is not None for hub in hubs):
-        return host
+    if is_local(host) or (hubs and all(hub.authenticate is not None for hub in hubs)):
+        return
     found = "the hub has no verifier" if hubs else "no hub was found in this app"
     raise LocalError(
         f"{host} is not a loopback address, and {found}. Give each visitor chats of their own with --visitors (in a "

@@ -22,7 +22,7 @@ from tenuto.core.requests import Caller, CreateMessage
 from tenuto.hub import HubCore
 from tenuto.hub.clock import Clock
 from tenuto.hub.keep import forgetting as forgetting_module
-from tenuto.hub.keep.forgetting import Forgetting, Forgotten, direct
+from tenuto.hub.keep.forgetting import Forgetting, Forgotten
 from tenuto.stores.base import Head
 from tenuto.stores.memory import MemoryStore
 from tests.hub.watching import Watcher
@@ -104,7 +104,7 @@ async def test_a_channel_is_closed_only_while_its_last_messages_are_read(late: s
         reads.append(store.read - before)
         return done
 
-    found = await Forgetting(store, "ann", Clock(), rewrite, tidies=True).run(channels=True)
+    found = await Forgetting(store, "ann", Clock(), rewrite).run(channels=True)
     left = await ids(hub, "chat:1")
     await hub.close()
     assert reads[0] == 1
@@ -137,7 +137,7 @@ async def test_a_removal_killed_in_each_kind_of_its_steps_is_ended_by_the_next_c
         for death in (one for one in deaths if one["channels"] is channels):
             path = tmp_path / str(death["number"]) / "chat.db"
             async with opened(path) as store:
-                done = await Forgetting(store, "ann", Clock(), direct, tidies=True).run(channels=channels)
+                done = await Forgetting(store, "ann", Clock()).run(channels=channels)
                 found = {name: (await store.facts(name, after=0, limit=99)).facts for name in left}
                 assert await store.channels(after=None, limit=99) == sorted(left)
                 assert {name: [one.id for one in facts] for name, facts in found.items()} == left
@@ -166,5 +166,5 @@ async def test_removal_does_not_wait_for_open_messages_to_become_old(
     path.write_bytes(gzip.decompress((FILES / "schema-1.db.gz").read_bytes()))
     async with opened(path) as store:
         assert store.stats()["pinned"]
-        done = await Forgetting(store, "ann", Clock(), direct, tidies=True).run(channels=False)
+        done = await Forgetting(store, "ann", Clock()).run(channels=False)
     assert done.is_clean

@@ -66,7 +66,7 @@ from tenuto.core.state import ChannelState, apply_entry
 from tenuto.core.text import Text
 from tenuto.hub import HubCore
 from tenuto.hub.clock import Clock
-from tenuto.hub.keep.forgetting import Forgetting, direct
+from tenuto.hub.keep.forgetting import Forgetting
 from tenuto.stores.base import (
     NOTHING,
     Committed,
@@ -747,7 +747,7 @@ class StoreContract:
         await hub.close()
         await store.open()
         for counts in ((7, 3, 1), (0, 0, 0)):
-            done = await Forgetting(store, "ann", Clock(), direct, tidies=True).run(channels=True)
+            done = await Forgetting(store, "ann", Clock()).run(channels=True)
             assert (done.messages, done.commands, done.channels) == counts
         assert await store.channels(after=None, limit=3) == ["shared", "unnamed"]
         assert [one.id for one in (await store.facts("shared", after=0, limit=9)).facts] == ["m2"]

@@ -25,7 +25,7 @@ from typing import Any
 from tenuto.hub import HubCore
 from tenuto.hub.clock import Clock
 from tenuto.hub.keep import forgetting, retention
-from tenuto.hub.keep.forgetting import Forgetting, direct
+from tenuto.hub.keep.forgetting import Forgetting
 from tenuto.stores.base import Store
 from tenuto.stores.sqlite import file as sqlite_file
 from tenuto.stores.sqlite.store import SqliteStore
@@ -98,7 +98,7 @@ def forget(path: Path, *, channels: bool, die_at: tuple[str, int] | None) -> dic
         async def run() -> None:
             await store.open()
             store.begin()
-            await Forgetting(store, "ann", Clock(), direct, tidies=True).run(channels=channels)
+            await Forgetting(store, "ann", Clock()).run(channels=channels)
             os.write(child, json.dumps(store.statements).encode())
             await store.close()
 

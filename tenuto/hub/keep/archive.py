@@ -29,7 +29,6 @@ from tenuto.hub.clock import Clock
 from tenuto.hub.keep.exports import NOTE as IMPORT
 from tenuto.hub.keep.exports import Imported, check_file, export_lines, mend_import, write_file
 from tenuto.hub.keep.forgetting import Forgetting, Forgotten
-from tenuto.hub.keep.retention import READ_PAUSE_S
 from tenuto.hub.lifecycle import Lifecycle
 from tenuto.stores.base import Store
 from tenuto.stores.sqlite import verify as sqlite_verify
@@ -141,9 +140,7 @@ class Archive:
                 f"{MAX_REMOVALS} removals of persons run or wait, the most at once; repeat the call when one ends"
             )
         async with self._removals, self._forgetting:
-            running = Forgetting(
-                *(self._store, client_id, self._clock, self._rewrite), tidies=False, pause_s=READ_PAUSE_S
-            )
+            running = Forgetting(self._store, client_id, self._clock, self._rewrite, tidies=False)
             return await running.run(channels=channels)
 
     async def verify(self) -> AsyncGenerator[str]:

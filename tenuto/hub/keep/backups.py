@@ -14,13 +14,12 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 from tenuto.core.errors import LocalError, TenutoError, shown
 from tenuto.core.retention import time_ms
-from tenuto.stores.base import Store
+from tenuto.hub.hub import HubCore
 from tenuto.stores.sqlite.lock import FILE_MODE, locked
 from tenuto.stores.sqlite.store import SqliteStore
 
@@ -28,16 +27,6 @@ logger = logging.getLogger("tenuto.hub")
 
 RETRY_S = 60.0  # time after which a failed backup is tried again, if the next one is not due before
 MB_PER_S = 50.0
-
-
-class Scheduled(Protocol):
-    """A hub as its schedule sees it."""
-
-    store: Store
-
-    def on_start(self, callback: Callable[[], None]) -> None: ...
-
-    def start_background(self, job: Coroutine[Any, Any, Any]) -> None: ...
 
 
 class _Kept(NamedTuple):
@@ -48,17 +37,10 @@ class _Kept(NamedTuple):
     made_s: float  # in seconds since 1970
 
 
-def check_speed(mb_per_s: object) -> float:
-    """Return the speed of a backup in MB per second. Raises LocalError for a value that is none."""
-    if not isinstance(mb_per_s, int | float) or not 0 < mb_per_s <= 100_000:
-        raise LocalError(f"mb_per_s must be a number above 0, at most 100000, got {shown(mb_per_s)}")
-    return mb_per_s
-
-
 class BackupSchedule:
     """Backups of the store of `hub` into the folder `folder`, one `every` time such as "1h"; the newest `keep` stay."""
 
-    def __init__(self, hub: Scheduled, folder: Path, *, every: str = "1h", keep: int = 24) -> None:
+    def __init__(self, hub: HubCore, folder: Path, *, every: str = "1h", keep: int = 24) -> None:
         if not isinstance(hub.store, SqliteStore):
             raise LocalError(f"a {hub.store.name} store has no backup; use a store in a file, sqlite:///chat.db")
         if not isinstance(keep, int) or keep < 1:

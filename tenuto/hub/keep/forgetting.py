@@ -24,7 +24,7 @@ from tenuto.core.ops import Delete, Entry, Reply
 from tenuto.core.state import apply_to_command, change
 from tenuto.hub.channel import MAX_CONFLICTS, outpaced
 from tenuto.hub.clock import Clock
-from tenuto.hub.keep.retention import GONE_MS, READ_FACTS, steps
+from tenuto.hub.keep.retention import GONE_MS, READ_FACTS, READ_PAUSE_S, steps
 from tenuto.stores.base import Conflict, Head, Store, Write, head_of
 from tenuto.stores.sqlite.engine import OLD_MS
 
@@ -78,21 +78,16 @@ class Forgetting:
         store: Store,
         client_id: str,
         clock: Clock,
-        rewrite: Rewrite[bool],
+        rewrite: Rewrite[bool] = direct,
         *,
-        tidies: bool,
-        pause_s: float = 0.0,
+        tidies: bool = True,
     ) -> None:
-        """Remove what `client_id` wrote. `tidies`: no hub does the housekeeping of the store. Raises InvalidName.
-
-        `pause_s`: time between two reads.
-        """
+        """Remove what `client_id` wrote. `tidies`: no hub does the housekeeping of the store. Raises InvalidName."""
         self._client_id = check_id(client_id, "a client id")
         self._store = store
         self._clock = clock
         self._rewrite = rewrite
         self._tidies = tidies
-        self._pause_s = pause_s
         self._unreadable: set[tuple[str, str]] = set()
         self._messages = self._commands = self._channels = 0
 
@@ -151,7 +146,7 @@ class Forgetting:
                 yield head, ids, (await self._read(channel, ids))[1]
             is_over = len(facts) < READ_FACTS
             after = facts[-1].version if facts else after
-            await asyncio.sleep(self._pause_s)
+            await asyncio.sleep(0 if self._tidies else READ_PAUSE_S)  # a hub serves requests meanwhile
 
     async def _scan_on(self, channel: str, found: _Scan) -> None:
         """Add to `found` the messages and commands that have changed since."""
