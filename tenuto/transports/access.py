@@ -52,7 +52,6 @@ from tenuto.hub.access.identity import EVERYWHERE, Expired, Identity, Scope, cla
 from tenuto.hub.access.rates import FREE_BYTES, OPEN_BODIES, UNCOUNTED, ConnectionSlot, OpenBody
 from tenuto.hub.access.tickets import Ticket, Tickets
 from tenuto.hub.access.visitors import VisitorVerifier, check_person, visit_in
-from tenuto.hub.channel import EncodedBatch
 from tenuto.hub.hub import HubCore
 from tenuto.hub.pending import Result
 from tenuto.hub.people.presence import check_member, check_signal
@@ -563,10 +562,6 @@ class Credentials:
         """Count `size` bytes that a request of the client has caused; never raises."""
         if self.is_counted:
             charge(self._hub, self.identity, self._scope, size)
-
-    def charge_batch(self, batch: EncodedBatch) -> None:
-        """Count the bytes of the first batch of a stream."""
-        self.charge(batch.encoded_bytes)
 
     @property
     def peer(self) -> str:

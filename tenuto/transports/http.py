@@ -97,13 +97,6 @@ class CreateTicket(Struct, frozen=True, kw_only=True):
     channel: str
 
 
-class TicketIssued(Struct, frozen=True, kw_only=True):
-    """A ticket, and the time within which it must be used."""
-
-    ticket: str
-    expires_s: int = START_S
-
-
 BODY_TIMEOUT_S = 60.0  # time in which the whole body, at most a megabyte, must arrive
 NO_STORE = {"cache-control": "no-store"}
 
@@ -505,7 +498,7 @@ async def create_ticket(call: Call) -> Response:
     """Issue a ticket. Raises Forbidden unless the caller may subscribe to the channel."""
     request: CreateTicket = await call.body()
     ticket = call.hub.tickets.issue(call.identity, check_channel(request.channel))
-    return json_response(TicketIssued(ticket=ticket), status=call.operation.status)
+    return json_response({"ticket": ticket, "expires_s": START_S}, status=call.operation.status)
 
 
 ProblemForm = Callable[[dict[str, Any]], object]  # of a problem's fields

@@ -267,7 +267,7 @@ async def _channel_stream(app: StreamApp, scope: Scope, send: Send, channel: str
             channel, since, history=history, flush_ms=flush_ms, wake=stream.wake, has_ephemeral=True
         )
         if credentials.is_counted:
-            stream.feed.on_first = credentials.charge_batch
+            stream.feed.on_first = lambda batch: credentials.charge(batch.encoded_bytes)
     except BaseException as error:
         if credentials is not None:
             credentials.leave()

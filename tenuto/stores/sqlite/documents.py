@@ -338,7 +338,7 @@ class Documents:
                 raise WrongChecksum("its head")
             if channel not in (None, row[0]):
                 raise WrongChecksum("an index of its channel")
-            return head, _segments(blobs)
+            return head, [segment for data in blobs.values() for segment in _decode_segments(data)]
         except DAMAGE as error:
             reason = str(error) if isinstance(error, WrongChecksum) else type(error).__name__
             raise StoreUnusable(f"message {message_id!r} is damaged ({reason}); restore a backup") from error
@@ -474,8 +474,3 @@ def _sum_of(channel: int, document: Document, last_blob: int) -> int:
     version, is_open, is_deleted, size_bytes = _changing(document)
     fields = (channel, document.id, document.created, version, int(is_open), int(is_deleted), size_bytes)
     return head_sum((*fields, document.target, last_blob), document.head)
-
-
-def _segments(blobs: dict[int, bytes]) -> list[Segment]:
-    """Return the segments in `blobs`, which are in order."""
-    return [segment for data in blobs.values() for segment in _decode_segments(data)]
