@@ -277,7 +277,7 @@ async def _long(work: Callable[[HubCore, Any], AsyncGenerator[object]], call: Ca
     """Return the values of `work` as lines of JSON, with signs of life. Raises an error before the first line."""
     lines = with_signs(work(call.hub, await call.body()))
     first = await anext(lines)  # raises the errors that a response can still show
-    return LinesResponse(call.hub.viewing, first, lines, headers=NO_STORE)
+    return LinesResponse(call.hub.viewing, first, lines)
 
 
 SIGN_S = 5.0  # time between two signs of life; proxies end a response that is silent for a minute
@@ -290,18 +290,11 @@ class LinesResponse(StreamingResponse):
     An error of `rest` is the last line, of type `error`. A response that has not ended soon after the drain is cut.
     """
 
-    def __init__(
-        self,
-        viewing: Viewing,
-        first: bytes,
-        rest: AsyncGenerator[bytes],
-        *,
-        headers: dict[str, str],
-    ) -> None:
+    def __init__(self, viewing: Viewing, first: bytes, rest: AsyncGenerator[bytes]) -> None:
         self._viewing = viewing
         self._first = first
         self._rest = rest
-        super().__init__(rest, headers=headers, media_type="application/x-ndjson")
+        super().__init__(rest, headers=NO_STORE, media_type="application/x-ndjson")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_in_time(message: Message) -> None:
@@ -485,7 +478,7 @@ async def export(call: Call) -> Response:
     """Return the lines of an export, as they are read."""
     lines = call.hub.archive.export(call.channel)
     first = await anext(lines)  # raises the errors that a response can still show
-    return LinesResponse(call.hub.viewing, first, lines, headers=NO_STORE)
+    return LinesResponse(call.hub.viewing, first, lines)
 
 
 async def delete_channel(call: Call) -> Response:

@@ -227,7 +227,7 @@ async def all_after_a_sign(error: Exception | None) -> list[Any]:
     """Return the lines after the first sign of life, without further signs."""
     release = asyncio.Event()
     found = with_signs(slow(release, error))
-    response = LinesResponse(Viewing("memory"), await anext(found), found, headers={})
+    response = LinesResponse(Viewing("memory"), await anext(found), found)
     sent: list[bytes] = []
 
     async def send(message: Message) -> None:
@@ -263,7 +263,7 @@ async def test_lines_have_signs_of_life_and_end_with_the_error(monkeypatch: pyte
 @virtually
 async def test_reader_of_lines_that_reads_no_bytes_is_gone_after_five_minutes() -> None:
     rest = with_signs(slow(asyncio.Event(), None))
-    response = LinesResponse(Viewing("memory"), await anext(rest), rest, headers={})
+    response = LinesResponse(Viewing("memory"), await anext(rest), rest)
 
     async def send(message: Message) -> None:
         if message["type"] == "http.response.body":
