@@ -569,7 +569,7 @@ class Engine:
         self._is_wipe_due = True
         return self._commits
 
-    def delete_channel(self, name: str, expected: Head, used_up: Sequence[str], until_ms: int) -> Head | Conflict:
+    def delete_channel(self, name: str, *, expected: Head, used_up: Sequence[str], until_ms: int) -> Head | Conflict:
         """Empty `channel` (`Store.delete_channel`)."""
         channel, head = self._channel(name), self._head(name)
         if head != expected:
@@ -605,7 +605,7 @@ class Engine:
         """Return the heads of `channels` (`Store.heads`)."""
         return [self._head(name) for name in names]
 
-    def changes(self, name: str, after: int, limit: int) -> Changes:
+    def changes(self, name: str, *, after: int, limit: int) -> Changes:
         """Return the messages that changed after a serial (`Store.changes`)."""
         with self._reading():
             channel = self._channel(name)
@@ -616,7 +616,7 @@ class Engine:
             messages = self._stored(channel, changed) if len(changed) <= limit else None
             return Changes(channel.head, self._documents.newest(channel.id), messages)
 
-    def entries(self, name: str, after: int, limit_bytes: int) -> Tail:
+    def entries(self, name: str, *, after: int, limit_bytes: int) -> Tail:
         """Return the entries after a serial (`Store.entries`)."""
         with self._reading():
             channel = self._channel(name)
@@ -639,7 +639,9 @@ class Engine:
                     known[message_id] = Stored(id=message_id, head=used_up_head(message_id), segments=[], entries=[])
             return self._head(name), known
 
-    def page(self, name: str, before: int | None, after: int | None, limit: int, limit_bytes: int) -> StoredPage:
+    def page(
+        self, name: str, *, before: int | None, after: int | None = None, limit: int, limit_bytes: int
+    ) -> StoredPage:
         """Return a page of messages (`Store.page`)."""
         with self._reading():
             channel = self._channel(name)

@@ -25,24 +25,17 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar
 
-from tenuto.core.document import Stored
 from tenuto.core.errors import LocalError, StoreInUse, StoreUnavailable, shown
 from tenuto.core.model import ChannelSummary
 from tenuto.stores.base import (
-    Changes,
-    Committed,
     CommitUnknown,
-    Conflict,
     Facts,
-    Head,
     Pruned,
-    StoredPage,
-    Tail,
-    Write,
 )
 from tenuto.stores.sqlite.backup import Stopped, check_target, copy, finish, keep_synced, partial_file
 from tenuto.stores.sqlite.engine import Engine
@@ -50,6 +43,7 @@ from tenuto.stores.sqlite.file import SqliteFile, Synchronous
 from tenuto.stores.sqlite.slots import damaged
 from tenuto.watchdog import Watch, Watchdog
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 logger = logging.getLogger("tenuto.stores")
@@ -224,6 +218,18 @@ JOIN_S = 5.0
 _SYNCHRONOUS: dict[str, Synchronous] = {"normal": "normal", "full": "full", "extra": "extra"}
 
 
+def _carried_out(
+    method: Callable[Concatenate[Engine, P], T], *, late: type[StoreUnavailable] = StoreUnavailable
+) -> Callable[Concatenate[SqliteStore, P], Coroutine[Any, Any, T]]:
+    """Return the same method of a store: the engine carries it out on the store's thread. It raises as `_run`."""
+
+    @wraps(method)
+    def call(self: SqliteStore, /, *args: P.args, **fields: P.kwargs) -> Coroutine[Any, Any, T]:
+        return self._run(lambda engine: method(engine, *args, **fields), late=late)
+
+    return call
+
+
 class SqliteStore:
     """A store in the SQLite file at `path`, created if it is missing, with `-wal`, `-shm` and `.lock` files beside it.
 
@@ -235,6 +241,19 @@ class SqliteStore:
 
     name = "sqlite"
     is_exclusive = True
+
+    commit = _carried_out(Engine.commit, late=CommitUnknown)
+    heads = _carried_out(Engine.heads)
+    changes = _carried_out(Engine.changes)
+    entries = _carried_out(Engine.entries)
+    messages = _carried_out(Engine.messages)
+    page = _carried_out(Engine.page)
+    open_channels = _carried_out(Engine.open_channels)
+    open_documents = _carried_out(Engine.open_documents)
+    delete_channel = _carried_out(Engine.delete_channel, late=CommitUnknown)
+    notes = _carried_out(Engine.notes)
+    tidy = _carried_out(Engine.tidy)
+    wipe = _carried_out(Engine.wipe)
 
     def __init__(
         self,
@@ -296,48 +315,6 @@ class SqliteStore:
                 f"store file {self.path} could not be closed in {TIMEOUT_S:.0f} s; check the disk"
             ) from None
 
-    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
-        """Store the writes that do not conflict (`Store.commit`)."""
-        return await self._run(lambda engine: engine.commit(writes), late=CommitUnknown)
-
-    async def heads(self, channels: Sequence[str]) -> list[Head]:
-        """Return the heads of `channels` (`Store.heads`)."""
-        return await self._run(lambda engine: engine.heads(channels))
-
-    async def changes(self, channel: str, *, after: int, limit: int) -> Changes:
-        """Return the messages that changed after a serial (`Store.changes`)."""
-        return await self._run(lambda engine: engine.changes(channel, after, limit))
-
-    async def entries(self, channel: str, *, after: int, limit_bytes: int) -> Tail:
-        """Return the entries after a serial (`Store.entries`)."""
-        return await self._run(lambda engine: engine.entries(channel, after, limit_bytes))
-
-    async def messages(self, channel: str, ids: Sequence[str]) -> tuple[Head, dict[str, Stored]]:
-        """Return messages and commands by their ids (`Store.messages`)."""
-        return await self._run(lambda engine: engine.messages(channel, ids))
-
-    async def page(
-        self, channel: str, *, before: int | None, after: int | None = None, limit: int, limit_bytes: int
-    ) -> StoredPage:
-        """Return a page of messages (`Store.page`)."""
-        return await self._run(lambda engine: engine.page(channel, before, after, limit, limit_bytes))
-
-    async def open_channels(self) -> list[str]:
-        """Return the channels with open messages or commands (`Store.open_channels`)."""
-        return await self._run(lambda engine: engine.open_channels())
-
-    async def open_documents(self, channel: str) -> list[Stored]:
-        """Return the open documents of `channel` (`Store.open_documents`)."""
-        return await self._run(lambda engine: engine.open_documents(channel))
-
-    async def delete_channel(
-        self, channel: str, *, expected: Head, used_up: Sequence[str], until_ms: int
-    ) -> Head | Conflict:
-        """Empty `channel` (`Store.delete_channel`)."""
-        return await self._run(
-            lambda engine: engine.delete_channel(channel, expected, used_up, until_ms), late=CommitUnknown
-        )
-
     async def channels(self, *, after: str | None, limit: int) -> list[str]:
         """Return the names of channels that are not empty (`Store.channels`)."""
         return await self._run(lambda engine: engine.channels.names(after, limit))
@@ -362,24 +339,12 @@ class SqliteStore:
         """Return the ids of commands (`Store.commands`)."""
         return await self._run(lambda engine: engine.channels.commands(channel, after, limit))
 
-    async def notes(self, prefix: str) -> dict[str, bytes]:
-        """Return the hub's notes under a prefix (`Store.notes`)."""
-        return await self._run(lambda engine: engine.notes(prefix))
-
     async def note(
         self, values: Mapping[str, bytes | None], *, expected: Mapping[str, bytes | None] | None = None
     ) -> bool:
         """Keep or delete notes of the hub (`Store.note`)."""
         kept, known = dict(values), dict(expected or {})
         return await self._run(lambda engine: engine.note(kept, known), late=CommitUnknown)
-
-    async def tidy(self, now_ms: int) -> list[tuple[str, str]]:
-        """Do a round of housekeeping (`Store.tidy`)."""
-        return await self._run(lambda engine: engine.tidy(now_ms))
-
-    async def wipe(self) -> bool:
-        """Go on with the removal of deleted text from the files (`Store.wipe`)."""
-        return await self._run(lambda engine: engine.wipe())
 
     async def backup(self, target: Path, *, mb_per_s: float) -> None:
         """Write a backup of the open store into the new file `target`, at most `mb_per_s` MB in a second.
