@@ -26,7 +26,7 @@ from tenuto import Hub, Turn
 from tenuto.server import serving
 
 PACKAGE = str(Path(serving.__file__).parents[1]) + os.sep
-PERIODIC = ("Heartbeats.", "Connections.", "NodeLease.", "keep_house", "free_memory", "_tidy_store")
+PERIODIC = ("Heartbeats.", "Connections.", "NodeLease.", "keep_house", "free_memory")
 PATIENCE_S = 60.0
 
 

@@ -3,8 +3,7 @@
 Layer: hub.
 """
 
-from tenuto.hub.feed import Subscription
-from tenuto.hub.hub import HubCore
+from tenuto.hub.hub import HubCore, Subscription
 from tenuto.hub.pending import ChannelInfo
 from tenuto.hub.writer import MessageWriter
 

@@ -1,7 +1,7 @@
-"""Checks of the settings of a hub, of the arguments of its calls and of its process; and the owner of a store.
+"""Checks of the settings of a hub, of the arguments of its calls and of its process.
 
-Layer: hub. A mistake is reported where it was made. A new setting gets its check here. `StoreOwner` closes a finished
-hub that still has the file of a new one; `names_of_cell` and `is_named` show whether a notebook still refers to a hub.
+Layer: hub. A mistake is reported where it was made. A new setting gets its check here. `names_of_cell` and
+`is_named` show whether a notebook still refers to a hub.
 
 A store for one process does not fit a server with several workers: each worker has a memory of its own, and an SQLite
 file has one hub. A memory store cannot tell, and a file only refuses the second worker. So the server's own settings
@@ -11,15 +11,12 @@ not known, nor processes that a supervisor starts, such as several containers.
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import logging
 import math
-import os
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from os import PathLike, fspath
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -72,15 +69,10 @@ def check_settings(
         )
     if not isinstance(flush_ms, int) or isinstance(flush_ms, bool) or flush_ms < 0:
         raise LocalError(f"flush_ms must be a whole number of milliseconds, 0 or more, got {shown(flush_ms)}")
-    check_seconds(drain_s, "drain_s")
+    if not isinstance(drain_s, int | float) or isinstance(drain_s, bool) or not 0 <= drain_s < math.inf:
+        raise LocalError(f"drain_s must be a number of seconds, 0 or more, got {shown(drain_s)}")
     if debug is not None and not isinstance(debug, bool):
         raise LocalError(f"debug must be True, False or None, got {shown(debug)}")
-
-
-def check_seconds(value: object, name: str) -> None:
-    """Raise LocalError unless `value` is a number of seconds."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
-        raise LocalError(f"{name} must be a number of seconds, 0 or more, got {shown(value)}")
 
 
 def check_authenticate(authenticate: object) -> None:
@@ -188,59 +180,6 @@ def count_workers() -> int:
     return 1
 
 
-_owners: dict[str, StoreOwner] = {}  # owners by the path of the file, until their store is closed
-
-
-class StoreOwner:
-    """A hub as the owner of its store."""
-
-    def __init__(
-        self,
-        store: Store,
-        close: Callable[[], Awaitable[None]],
-        release_loop: Callable[[asyncio.AbstractEventLoop], Awaitable[bool]],
-        is_out_of_reach: Callable[[], bool],
-    ) -> None:
-        """Own `store`. `close` closes the hub, and `release_loop` does so if its loop is the one of its `sync` calls.
-
-        `is_out_of_reach` returns whether it is safe to close the hub.
-        """
-        self._store = store
-        self._close = close
-        self._release_loop = release_loop
-        self._is_out_of_reach = is_out_of_reach
-        self._loop: asyncio.AbstractEventLoop | None = None  # the event loop on which the store was opened last
-
-    async def open_store(self) -> None:
-        """Open the store, after closing a finished hub on the same file. Raises as `Store.open`."""
-        path = _path_of(self._store)
-        before = _owners.get(path) if path is not None else None
-        if before is not None and before._store is not self._store:
-            await before._close_if_finished()
-        await self._store.open()
-        self._loop = asyncio.get_running_loop()
-        if path is not None:
-            _owners[path] = self
-
-    async def close_store(self) -> None:
-        """Close the store."""
-        await self._store.close()
-        path = _path_of(self._store)
-        if path is not None and (known := _owners.get(path)) is not None and known._store is self._store:
-            del _owners[path]
-
-    async def _close_if_finished(self) -> None:
-        if self._loop is not None and self._loop.is_closed():
-            logger.info("a hub whose event loop is closed had the store open; it is closed for another hub")
-            await self.close_store()
-        elif self._loop is not None and self._is_out_of_reach():
-            if self._loop is asyncio.get_running_loop():
-                await self._close()
-            elif not await self._release_loop(self._loop):
-                return
-            logger.info("a hub of an earlier cell had the store open; it was closed for another hub")
-
-
 def names_of_cell() -> dict[str, Any] | None:
     """Return the namespace of the notebook cell, or of the interactive interpreter, that is making a hub; else None."""
     frame = sys._getframe(1)
@@ -257,11 +196,6 @@ def is_named(names: dict[str, Any], *objects: object) -> bool:
     """Return whether a variable of a cell refers to one of `objects`, other than a value that IPython shows."""
     found = (name for name, value in list(names.items()) if any(value is one for one in objects))
     return any(name.strip("_0123456789") for name in found)
-
-
-def _path_of(store: Store) -> str | None:
-    path = getattr(store, "path", None)
-    return os.path.realpath(path) if isinstance(path, Path) and store.is_exclusive else None
 
 
 _HANDLER = "django.core.handlers.wsgi"

@@ -172,7 +172,10 @@ class Deadlines:
         self._timer = None
         now_s = self._loop.time()
         if self._heap and now_s - self._heap[0][0] > AWAY_S:
-            self._extend_overdue(now_s)
+            # the process was suspended, and requests that renew the overdue deadlines may wait to be read
+            for key, (due_s, action) in self._due.items():
+                if due_s <= now_s:
+                    self._due[key] = (now_s + AWAY_S, action)
         while self._heap and self._heap[0][0] <= now_s:
             _, _, key = heapq.heappop(self._heap)
             known = self._due.get(key)
@@ -188,12 +191,6 @@ class Deadlines:
             except Exception:  # a failed action must not hold up other deadlines
                 logger.exception("a deadline's action failed")
         self._arm()
-
-    def _extend_overdue(self, now_s: float) -> None:
-        """Extend the overdue deadlines: the process was suspended, and requests that renew them may wait to be read."""
-        for key, (due_s, action) in self._due.items():
-            if due_s <= now_s:
-                self._due[key] = (now_s + AWAY_S, action)
 
     def _next(self) -> int:
         self._count += 1

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from tenuto.core.document import restore
 from tenuto.core.errors import LocalError, StoreUnavailable, shown
-from tenuto.core.events import Cursor, Page, Presence
+from tenuto.core.events import Batch, Cursor, Page, Presence, ServerEvent, parse_cursor
 from tenuto.core.limits import Limits
 from tenuto.core.model import Command, Json, Message, Part
 from tenuto.core.names import check_channel, check_id, check_key, check_pattern, command_key
@@ -45,7 +45,7 @@ from tenuto.hub.channel import Channel, until_settled
 from tenuto.hub.checks import check_bus, check_job, check_settings, check_store, is_named, names_of_cell, warn_of_wsgi
 from tenuto.hub.clock import Clock, StoreClock
 from tenuto.hub.committer import Capacity
-from tenuto.hub.feed import Feed, Subscription
+from tenuto.hub.feed import Feed, take
 from tenuto.hub.hooks import Hook, HookHandler, HookKind
 from tenuto.hub.keep.archive import Archive
 from tenuto.hub.keep.retention import Retainer, Rules
@@ -527,6 +527,53 @@ class HubCore:
     def reason_of(self, error: BaseException) -> str | None:
         """Return the reason for a message that `error` ended: in development the exception's name, else None."""
         return failure_reason(error, debug=self.debug, is_development=self.authenticate is None)
+
+
+class Subscription:
+    """The events of a channel, from a cursor on. It raises Draining when the hub shuts down."""
+
+    def __init__(
+        self, hub: HubCore, channel: str, since: str | None, history: int | None, flush_ms: int | None
+    ) -> None:
+        self.channel = channel
+        # cursor of the last complete batch that was yielded; a later subscription resumes from it
+        self.cursor: str | None = since
+        self._hub = hub
+        self._history = history
+        self._flush_ms = flush_ms
+        self._woken = asyncio.Event()
+
+    async def __aiter__(self) -> AsyncIterator[ServerEvent]:
+        async for batch in self.batches():
+            for event in batch.events:
+                yield event
+
+    async def batches(self) -> AsyncGenerator[Batch, None]:
+        """Yield the events in batches, each with its cursor, in the form that `core.view.View` accepts."""
+        feed = await self._hub.attach(
+            self.channel,
+            parse_cursor(self.cursor),
+            history=self._history,
+            flush_ms=self._flush_ms,
+            wake=self._woken.set,
+            has_ephemeral=True,
+        )
+        node = self._hub.node
+        try:
+            while True:
+                self._woken.clear()
+                self._hub.viewing.check(has_ended=self._hub.node != node)
+                batch = await take(feed, self._hub.viewing.reading)
+                if batch is None:
+                    await self._woken.wait()
+                    continue
+                yield batch
+                self.cursor = batch.cursor or self.cursor
+                feed.done()
+                if not self._woken.is_set():
+                    await self._woken.wait()
+        finally:
+            feed.close()
 
 
 T = TypeVar("T")

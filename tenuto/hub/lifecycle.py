@@ -17,11 +17,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -29,7 +31,7 @@ from tenuto.core.errors import Busy, Draining, LocalError, StoreUnavailable, Ten
 from tenuto.core.limits import Limits
 from tenuto.hub.access.rates import Questions
 from tenuto.hub.access.tickets import Keyed, share_key
-from tenuto.hub.checks import StoreOwner, check_not_wsgi, warn_of_several_workers
+from tenuto.hub.checks import check_not_wsgi, warn_of_several_workers
 from tenuto.hub.clock import Clock
 from tenuto.hub.committer import Capacity
 from tenuto.hub.hooks import Hook, register
@@ -116,7 +118,10 @@ async def keep_house(runtime: Runtime, forget: Callable[[], None]) -> None:
         forget()
         runtime.scheduler.workers.tidy()
         try:
-            await _tidy_store(runtime)
+            # let the store compact itself, and write the documents that let it release old entries
+            for channel, message_id in await runtime.store.tidy(runtime.clock.now_ms()):
+                runtime.committer.submit(DocumentDue(channel, message_id))
+            runtime.capacity.watch()
         except TenutoError as error:
             logger.warning("housekeeping will try again: %s", error)
         except Exception:
@@ -139,13 +144,6 @@ def free_memory(runtime: Runtime) -> None:
         if cost > limits.channel_bytes:
             channel.trim(limits.channel_bytes)
         total += min(cost, limits.channel_bytes)
-
-
-async def _tidy_store(runtime: Runtime) -> None:
-    """Let the store compact itself, and write the documents that let it release old entries."""
-    for channel, message_id in await runtime.store.tidy(runtime.clock.now_ms()):
-        runtime.committer.submit(DocumentDue(channel, message_id))
-    runtime.capacity.watch()
 
 
 CUT_OFF_S = TERM_MS / 1000  # without a response for this long the hub is cut off
@@ -316,8 +314,16 @@ class Run:
         self.main: asyncio.Task[None] = loop.create_task(serve(self), name="tenuto-hub")
 
 
+_owners: dict[str, Lifecycle] = {}  # the lifecycles by the paths of the files that their hubs have open
+
+
+def _path_of(store: Store) -> str | None:
+    path = getattr(store, "path", None)
+    return os.path.realpath(path) if isinstance(path, Path) and store.is_exclusive else None
+
+
 class Lifecycle:
-    """Starts, drains and closes a hub."""
+    """Starts, drains and closes a hub. It closes a finished hub that still has the file of this one."""
 
     def __init__(
         self,
@@ -354,7 +360,7 @@ class Lifecycle:
         self.drain_callbacks: dict[Callable[[], None], None] = {}
         self._store = store
         self._bus = bus
-        self._owner = StoreOwner(store, close, release_loop, self._is_out_of_reach)
+        self._close = close
         self._is_named = is_named
         self._limits = limits
         self._clock = clock
@@ -417,7 +423,7 @@ class Lifecycle:
         while (run := self._run) is not None and run.loop is not loop:
             if not await self._release_loop(run.loop) and run.loop.is_running():
                 raise LocalError("hub runs on the event loop of another thread; use hub.sync, or create another hub")
-            await self._owner.close_store()  # needed if the event loop of the last run ended without `close`
+            await self._close_store()  # needed if the event loop of the last run ended without `close`
             if self._run is run:
                 self._run = None
                 self._runtime = None
@@ -491,7 +497,7 @@ class Lifecycle:
         """Run the hub on this event loop until `run.stop` is set."""
         runtime: Runtime | None = None
         try:
-            await self._owner.open_store()
+            await self._open_store()
             if self._bus is not None:
                 await self._bus.open(getattr(self._store, "notices_name", ""))
             async with asyncio.TaskGroup() as group:
@@ -524,7 +530,7 @@ class Lifecycle:
                 if self._bus is not None:
                     await self._bus.close()
             finally:
-                await self._owner.close_store()
+                await self._close_store()
 
     async def _serve_open(self, run: Run, runtime: Runtime, group: asyncio.TaskGroup) -> None:
         """Recover and serve, after the store was opened and the services were built."""
@@ -614,6 +620,34 @@ class Lifecycle:
         for callback in list(self.drain_callbacks):
             callback()
         runtime.wake_feeds()
+
+    async def _open_store(self) -> None:
+        """Open the store, after closing a finished hub on the same file. Raises as `Store.open`."""
+        path = _path_of(self._store)
+        before = _owners.get(path) if path is not None else None
+        if before is not None and before._store is not self._store:
+            await before._close_if_finished()
+        await self._store.open()
+        if path is not None:
+            _owners[path] = self
+
+    async def _close_store(self) -> None:
+        await self._store.close()
+        path = _path_of(self._store)
+        if path is not None and (known := _owners.get(path)) is not None and known._store is self._store:
+            del _owners[path]
+
+    async def _close_if_finished(self) -> None:
+        loop = self._run.loop if self._run is not None else None
+        if loop is not None and loop.is_closed():
+            logger.info("a hub whose event loop is closed had the store open; it is closed for another hub")
+            await self._close_store()
+        elif loop is not None and self._is_out_of_reach():
+            if loop is asyncio.get_running_loop():
+                await self._close()
+            elif not await self._release_loop(loop):
+                return
+            logger.info("a hub of an earlier cell had the store open; it was closed for another hub")
 
     def _is_out_of_reach(self) -> bool:
         """Return whether a later cell of a notebook may take the store: no name leads to this hub, and it is idle."""

@@ -893,7 +893,8 @@ class SharedTurns:
         while True:
             self._due.clear()
             with logs_errors("the turns of other nodes were not read; the hub tries again"):
-                await self._share()
+                if (values := self._values()) != self._shown:
+                    await self._show(values)
                 await self.follow()
             await asyncio.sleep(REST_S)
             try:
@@ -901,11 +902,6 @@ class SharedTurns:
                     await self._due.wait()
             except TimeoutError:
                 pass
-
-    async def _share(self) -> None:
-        values = self._values()
-        if values != self._shown:
-            await self._show(values)
 
     async def _show(self, values: Mapping[str, bytes]) -> None:
         patterns = self._scheduler.workers.served()

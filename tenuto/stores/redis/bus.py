@@ -14,9 +14,8 @@ import asyncio
 import logging
 import secrets
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
-from itertools import islice
 from typing import Any
 
 import redis.asyncio
@@ -309,7 +308,8 @@ class _BusLink:
 
     async def change(self, command: str, names: Sequence[bytes]) -> None:
         """Send SUBSCRIBE or UNSUBSCRIBE, and wait until the server has confirmed it."""
-        for some in _pieces(names, NAMES_AT_ONCE):
+        for start in range(0, len(names), NAMES_AT_ONCE):
+            some = names[start : start + NAMES_AT_ONCE]
             self._unconfirmed = len(some)
             self._is_confirmed.clear()
             async with _responding():
@@ -435,12 +435,6 @@ def _connection(address: tuple[str, int], server: BusServer, *, is_sentinel: boo
 async def _ask(connection: Any, *words: str | bytes) -> Any:
     await connection.send_command(*words, check_health=False)
     return await connection.read_response()
-
-
-def _pieces(names: Sequence[bytes], size: int) -> Iterator[list[bytes]]:
-    rest = iter(names)
-    while piece := list(islice(rest, size)):
-        yield piece
 
 
 def _first(error: BaseException) -> BaseException:

@@ -31,7 +31,7 @@ from tenuto.core.errors import LocalError, StoreUnavailable, StoreUnusable, show
 from tenuto.stores.sqlite.file import BACKUP, has_foreign_wal, read_file_state, reading, set_aside, sync, wal_of
 from tenuto.stores.sqlite.lock import FILE_MODE, FileLock, locked
 from tenuto.stores.sqlite.slots import tolerant_text
-from tenuto.stores.sqlite.verify import check, check_header
+from tenuto.stores.sqlite.verify import check, check_header, damage_in
 
 STEP_PAGES = 64
 # Time between two syncs of a growing copy. Without them, its one large sync at the end holds up the commits. With 2,500
@@ -189,7 +189,9 @@ def restore(backup: Path, store: Path) -> Restored:
                 with reading(backup, is_immutable=has_foreign_wal(backup)) as db:
                     check_header(db, backup)
                     copy(db, partial, bytes_per_s=float("inf"), pause=lambda _: True)
-                damage = _check_copy(partial, backup)
+                with reading(partial, is_immutable=True) as db:
+                    check(db, backup)
+                    damage = list(damage_in(db))
             except sqlite3.DatabaseError as error:
                 raise StoreUnusable(f"backup {backup} cannot be read: {error}; use an earlier one") from error
             except DAMAGE as error:
@@ -211,15 +213,6 @@ def restore(backup: Path, store: Path) -> Restored:
         return Restored(kept, damage)
     finally:
         lock.release()
-
-
-def _check_copy(partial: Path, backup: Path) -> list[str]:
-    """Return a line for each damaged message in the copy of a backup. Raises StoreUnusable if its structure is."""
-    from tenuto.stores.sqlite.verify import damage_in  # it is also a program, which must not be imported before
-
-    with reading(partial, is_immutable=True) as db:
-        check(db, backup)
-        return list(damage_in(db))
 
 
 def give_owner_of(place: Path, new: Path) -> None:

@@ -63,7 +63,8 @@ def compact(path: Path) -> Sizes:
             try:
                 nonce = _fill(copy, place)
             except sqlite3.DatabaseError as error:
-                raise _refusal(path, error) from error
+                file = SqliteFile(path, synchronous="full", busy_s=BUSY_S, lock_wait_s=0)
+                raise file.refusal(error) from error
             give_owner_of(place, copy)
             sync(copy)
             _swap(copy, place, lock, nonce)
@@ -217,7 +218,3 @@ def _swap(copy: Path, place: Path, lock: FileLock, nonce: str) -> None:
     copy.replace(place)
     sync(place.parent)
     lock.keep_nonces(nonce)
-
-
-def _refusal(path: Path, error: sqlite3.DatabaseError) -> StoreUnavailable | StoreUnusable:
-    return SqliteFile(path, synchronous="full", busy_s=BUSY_S, lock_wait_s=0).refusal(error)
