@@ -48,6 +48,9 @@ MAX_CACHED_BATCHES = 64
 MAX_CACHED_BYTES = 2 * 1024 * 1024
 
 
+T = TypeVar("T")
+
+
 class Behind(Exception):
     """Raised by `Feed.take`, because the feed's cursor is older than the events in memory.
 
@@ -180,16 +183,10 @@ class BatchCache:
         # why no further batch can be made: the store cannot return the entries after the state in memory
         self.unreadable: StoreUnusable | None = None
 
-    def keep_live(self, since: int, batch: EncodedBatch) -> EncodedBatch:
-        """Keep and return the batch that follows serial `since`."""
+    def keep(self, kept: dict[T, EncodedBatch], key: T, batch: EncodedBatch) -> EncodedBatch:
+        """Keep `batch` in `kept`, which is `live` or `first`, and return it."""
         self._make_room(batch)
-        self.live[since] = batch
-        return batch
-
-    def keep_first(self, key: tuple[str, int], batch: EncodedBatch) -> EncodedBatch:
-        """Keep and return a batch that begins with `channel.attached`."""
-        self._make_room(batch)
-        self.first[key] = batch
+        kept[key] = batch
         return batch
 
     def keep_ephemeral(self, position: int, batch: EncodedBatch) -> EncodedBatch:
@@ -223,7 +220,6 @@ logger = logging.getLogger("tenuto.hub")
 
 # Called with the ids of the changed messages and commands; None means that they are unknown.
 Observe = Callable[["Channel", "Iterable[str] | None"], None]
-T = TypeVar("T")
 MAX_CONFLICTS = 100  # conflicts in a row after which a request fails
 FOLLOW_BYTES = 256 * 1024  # limit of the entries of other hubs that are read one by one
 KEPT_ABSENT = 10_000  # ids that the store is known not to have, so that a new message looks its id up at most once
@@ -492,10 +488,6 @@ class Channel:
         has_part = self._prepare is not None and self._prepare is not _keep
         return not (self._loaders or self.commit_over or self.is_stale or has_part or is_wanted)
 
-    def close(self) -> None:
-        """Break reference cycles so that the channel is freed at once, without waiting for the garbage collector."""
-        self.presence_state.close()
-
     def windows_end_s(self) -> tuple[float, float]:
         """Return when the first and when the last flush window of the viewers ends, in the loop's time."""
         ends_s = [group.over_s for group in self._groups.values() if group.feeds] or [0.0]
@@ -543,7 +535,7 @@ class Channel:
             return None
         if attach:
             return self._first_batch(("resume", since), resumed(self.state), events)
-        return self.batches.keep_live(since, EncodedBatch(self.name, self.state.cursor, events))
+        return self.batches.keep(self.batches.live, since, EncodedBatch(self.name, self.state.cursor, events))
 
     def append_since(self, since: int) -> EncodedBatch | None:
         """Return the events after serial `since` if they are the single append of the last commit, else None.
@@ -560,7 +552,7 @@ class Channel:
         if serial != since + 1 or serial != state.serial or epoch != state.epoch:
             return None
         batch = EncodedBatch(self.name, f"{epoch}:{serial}", (event,))
-        return self.batches.keep_live(since, batch) if self.watchers > 1 else batch
+        return self.batches.keep(self.batches.live, since, batch) if self.watchers > 1 else batch
 
     def new_start(self, history: int) -> EncodedBatch:
         """Return a new start: the newest `history` messages and all streaming ones. Raises Behind as `batch_since`."""
@@ -578,7 +570,8 @@ class Channel:
     ) -> EncodedBatch:
         if len(self.presence_state):
             attached = replace(attached, presence=self.presence_state.presence())
-        return self.batches.keep_first(key, EncodedBatch(self.name, self.state.cursor, [attached, *rest]))
+        batch = EncodedBatch(self.name, self.state.cursor, [attached, *rest])
+        return self.batches.keep(self.batches.first, key, batch)
 
     # -- reading the store -------------------------------------------------------------------------------------
 

@@ -382,9 +382,13 @@ class Lifecycle:
 
         Raises Busy while the store opens, Draining after the end, LocalError before the first start.
         """
-        if self._runtime is None:
-            raise self._no_runtime()
-        return self._runtime
+        if self._runtime is not None:
+            return self._runtime
+        if self._run is not None and not self._run.is_over:
+            raise Busy("hub is starting; retry")  # a socket may outlive a hub that was closed and is starting again
+        if self._run is not None and self.viewing.is_draining:
+            raise Draining("hub is closed; start it again, or reconnect to another one")
+        raise LocalError("hub is not running; await hub.start() first")
 
     @property
     def is_running(self) -> bool:
@@ -541,13 +545,12 @@ class Lifecycle:
         shared_turns = SharedTurns(
             runtime.shared_store, runtime.nodes, runtime.scheduler, runtime.channels, runtime.fresh, runtime.follower
         )
-        if not self._store.is_exclusive:
+        if (members := runtime.presence.shared) is not None:  # the store is shared
             (self._bus or runtime.shared_store).listen(runtime.follower.receive)
-            workers.append(group.create_task(runtime.follower.notifier.run()))
-            workers.append(group.create_task(runtime.nodes.keep(recover, runtime.tasks.start_background)))
-            if runtime.presence.shared is not None:
-                workers.append(group.create_task(runtime.presence.shared.publish()))
-                workers.append(group.create_task(runtime.presence.shared.follow()))
+            keeping = runtime.nodes.keep(recover, runtime.tasks.start_background)
+            workers += map(
+                group.create_task, (runtime.follower.notifier.run(), keeping, members.publish(), members.follow())
+            )
             await shared_turns.read()  # before a message is refused an agent of another node
         for one in self._keyed:
             await share_key(self._store, one)
@@ -656,11 +659,3 @@ class Lifecycle:
             return False
         is_watched = any(channel.watchers for channel in list(runtime.channels.values()))  # another thread may ask
         return not (is_watched or runtime.tasks.jobs or runtime.writers)
-
-    def _no_runtime(self) -> TenutoError:
-        """Return the error that says why there are no services now."""
-        if self._run is not None and not self._run.is_over:
-            return Busy("hub is starting; retry")  # a socket may outlive a hub that was closed and is starting again
-        if self._run is not None and self.viewing.is_draining:
-            return Draining("hub is closed; start it again, or reconnect to another one")
-        return LocalError("hub is not running; await hub.start() first")

@@ -138,7 +138,7 @@ class Runtime:
 
     def forget(self, name: str) -> None:
         """Drop the idle channel `name` from memory."""
-        self.channels.pop(name).close()
+        self.channels.pop(name).presence_state.close()
         self.scheduler.forget(name)
         if self.follower.bus is not None:
             self.follower.bus.unfollow(name)

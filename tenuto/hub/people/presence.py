@@ -157,7 +157,7 @@ class SharedPresence:
         """Share the members of `channels`, those in memory. `agents` returns the agents here with their patterns."""
         self._store = store
         self._node = nodes.node
-        self._lease = nodes
+        self.lease = nodes
         self._notifier = notifier
         self._channels = channels
         self._agents = agents
@@ -177,11 +177,6 @@ class SharedPresence:
         self.on_withdrawn: Callable[[str, str, int], None] | None = None
         nodes.holds.about_node = self._about_node
 
-    @property
-    def now_ms(self) -> int:
-        """Return the time by the store's clock, as far as it is known."""
-        return self._lease.now_ms
-
     def loaded(self, channel: Channel) -> None:
         """Show the members that enter `channel` here, from now on."""
         channel.presence_state.on_own = partial(self._own_changed, channel.name)
@@ -189,7 +184,7 @@ class SharedPresence:
     def _own_changed(self, channel: str) -> int:
         """Show the members of `channel` to other nodes soon; return the time by the store's clock, in ms."""
         self._changed.add(channel)
-        return self.now_ms
+        return self.lease.now_ms
 
     def _pause_s(self, channel: str) -> float:
         live = self._channels.get(channel)
@@ -200,7 +195,7 @@ class SharedPresence:
     def _about_node(self) -> dict[str, bytes]:
         """Return the hold about this node."""
         agents = sorted(self._agents().items())[:AGENTS]
-        shown = _ShownNode(self._revision, self._recent, agents, self._lease.holds.losses)
+        shown = _ShownNode(self._revision, self._recent, agents, self.lease.holds.losses)
         return {NODES + self._node: _encode(shown)}
 
     def _show_own(self, channel: str) -> None:
@@ -211,7 +206,7 @@ class SharedPresence:
         if live is not None and has_people and not self._known(live).applied:  # limits count those of other nodes
             self._due.add(channel)
         if own or channel in self._shown:
-            self._lease.holds.show(f"{MEMBERS}{channel}/{self._node}", _encode_members(own) if own else None)
+            self.lease.holds.show(f"{MEMBERS}{channel}/{self._node}", _encode_members(own) if own else None)
         (self._shown.add if own else self._shown.discard)(channel)
 
     async def publish(self) -> None:
@@ -225,7 +220,7 @@ class SharedPresence:
             self._revision += len(channels)
             self._recent = (self._recent + channels)[-RECENT:]
             try:
-                await self._lease.put()
+                await self.lease.put()
             except TenutoError as error:  # the next renewal puts them
                 logger.debug("members of %d channels are shown to other nodes later: %s", len(channels), error)
             except Exception:  # an error of a third-party store must not end the hub
@@ -378,13 +373,13 @@ class SharedPresence:
     def send_withdrawn(self, channel: str, member_id: str) -> None:
         """Let the other nodes end the lease of a member."""
         self._notifier.send(
-            Notice("here", channel, _encode(_MembersMoved(self._node, member_id, self._lease.latest_ms)))
+            Notice("here", channel, _encode(_MembersMoved(self._node, member_id, self.lease.latest_ms)))
         )
 
     def send_signal(self, channel: str, signal: Signal) -> None:
         """Send a signal to the viewers at other nodes."""
         self._signals += 1
-        body = _encode(_Sent(self._node, self._signals, signal.name, signal.data, signal.from_, self.now_ms))
+        body = _encode(_Sent(self._node, self._signals, signal.name, signal.data, signal.from_, self.lease.now_ms))
         if len(body) <= SIGNAL_BYTES:
             self._notifier.send(Notice("signal", channel, body))
 
@@ -396,7 +391,7 @@ class SharedPresence:
         self._seen[sent.node, sent.number] = None
         if len(self._seen) > SEEN:
             del self._seen[next(iter(self._seen))]
-        age_s = (self._lease.latest_ms - sent.at_ms) / 1000 if sent.at_ms else 0.0
+        age_s = (self.lease.latest_ms - sent.at_ms) / 1000 if sent.at_ms else 0.0
         sent_s = asyncio.get_running_loop().time() - max(0.0, age_s)
         live.presence_state.signal(Signal(name=sent.name, data=sent.data, from_=sent.by), sent_s)
 
@@ -505,7 +500,8 @@ class PresenceTracker:
                 limit=limit,
             )
         self.enter(channel, member_id, "lease", data)
-        self._leases[client_of(member_id)][channel, member_id] = self.shared.now_ms if self.shared is not None else 0
+        now_ms = self.shared.lease.now_ms if self.shared is not None else 0
+        self._leases[client_of(member_id)][channel, member_id] = now_ms
         self._deadlines.set(
             ("here", channel, member_id), self._loop.time() + lease_s, partial(self.end_lease, channel, member_id)
         )

@@ -138,7 +138,7 @@ class PresenceState:
         return len(self._members)
 
     def close(self) -> None:
-        """Stop notifying and drop the callback reference."""
+        """Stop notifying. This breaks reference cycles, so that the channel is freed without the garbage collector."""
         self._changed, self.on_own = lambda: None, lambda: 0
 
     @property

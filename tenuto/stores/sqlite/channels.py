@@ -194,14 +194,14 @@ class Channels:
         (newest_ms,) = self._db.execute("SELECT max(updated_ms) FROM channels WHERE name IS NOT NULL").fetchone()
         return newest_ms or 0
 
-    def names(self, after: str | None, limit: int) -> list[str]:
+    def names(self, *, after: str | None, limit: int) -> list[str]:
         """Return the names of channels that are not empty (`Store.channels`)."""
         rows = self._db.execute("SELECT name FROM channels WHERE name > ? ORDER BY name LIMIT ?", (after or "", limit))
         names = [name for (name,) in rows]
         check_above(names, after or "")
         return names
 
-    def commands(self, name: str, after: str | None, limit: int) -> list[str]:
+    def commands(self, name: str, *, after: str | None, limit: int) -> list[str]:
         """Return the ids of commands of a channel (`Store.commands`)."""
         rows = self._db.execute(
             "SELECT message FROM documents WHERE channel = (SELECT id FROM channels WHERE name = ?)"
@@ -212,7 +212,7 @@ class Channels:
         check_above(found, after or COMMAND_MARK)
         return found
 
-    def summaries(self, within: Sequence[str], after: str | None, limit: int) -> list[ChannelSummary]:
+    def summaries(self, within: Sequence[str], *, after: str | None, limit: int) -> list[ChannelSummary]:
         """Return a list of channels (`Store.summaries`)."""
         found: list[ChannelSummary] = []
         for one in sorted(within):

@@ -57,7 +57,7 @@ class Pruning:
         self._find = find
         self._deleted = deleted
 
-    def facts(self, name: str, after: int, limit: int) -> Facts:
+    def facts(self, name: str, *, after: int, limit: int) -> Facts:
         """Return facts for retention (`Store.facts`)."""
         channel = self._find(name)
         if channel is None:
@@ -67,7 +67,7 @@ class Pruning:
         pinned = {message_id for message_id, tracked in channel.tracked.items() if tracked.slots}
         return Facts(channel.head, [one._replace(is_busy=one.is_busy or one.id in pinned) for one in facts])
 
-    def prune(self, name: str, epoch: str, versions: Mapping[str, int]) -> Pruned:
+    def prune(self, name: str, *, epoch: str, versions: Mapping[str, int]) -> Pruned:
         """Remove messages and commands (`Store.prune`)."""
         channel = self._find(name)
         if channel is None or channel.epoch != epoch:

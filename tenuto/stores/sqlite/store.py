@@ -25,20 +25,19 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from functools import wraps
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar
 
 from tenuto.core.errors import LocalError, StoreInUse, StoreUnavailable, shown
-from tenuto.core.model import ChannelSummary
 from tenuto.stores.base import (
     CommitUnknown,
-    Facts,
-    Pruned,
 )
 from tenuto.stores.sqlite.backup import Stopped, check_target, copy, finish, keep_synced, partial_file
-from tenuto.stores.sqlite.engine import Engine
+from tenuto.stores.sqlite.channels import Channels
+from tenuto.stores.sqlite.engine import Engine, Pruning
 from tenuto.stores.sqlite.file import SqliteFile, Synchronous
 from tenuto.stores.sqlite.slots import damaged
 from tenuto.watchdog import Watch, Watchdog
@@ -219,15 +218,21 @@ _SYNCHRONOUS: dict[str, Synchronous] = {"normal": "normal", "full": "full", "ext
 
 
 def _carried_out(
-    method: Callable[Concatenate[Engine, P], T], *, late: type[StoreUnavailable] = StoreUnavailable
+    method: Callable[Concatenate[Any, P], T],  # a method of the engine, or of the part of it that `of` returns
+    of: Callable[[Engine], object] = lambda engine: engine,
+    *,
+    late: type[StoreUnavailable] = StoreUnavailable,
 ) -> Callable[Concatenate[SqliteStore, P], Coroutine[Any, Any, T]]:
     """Return the same method of a store: the engine carries it out on the store's thread. It raises as `_run`."""
 
     @wraps(method)
     def call(self: SqliteStore, /, *args: P.args, **fields: P.kwargs) -> Coroutine[Any, Any, T]:
-        return self._run(lambda engine: method(engine, *args, **fields), late=late)
+        return self._run(lambda engine: method(of(engine), *args, **fields), late=late)
 
     return call
+
+
+_channels, _pruning = attrgetter("channels"), attrgetter("pruning")
 
 
 class SqliteStore:
@@ -251,6 +256,12 @@ class SqliteStore:
     open_channels = _carried_out(Engine.open_channels)
     open_documents = _carried_out(Engine.open_documents)
     delete_channel = _carried_out(Engine.delete_channel, late=CommitUnknown)
+    channels = _carried_out(Channels.names, _channels)
+    summaries = _carried_out(Channels.summaries, _channels)
+    newest_ms = _carried_out(Channels.newest_ms, _channels)
+    commands = _carried_out(Channels.commands, _channels)
+    facts = _carried_out(Pruning.facts, _pruning)
+    prune = _carried_out(Pruning.prune, _pruning, late=CommitUnknown)
     notes = _carried_out(Engine.notes)
     tidy = _carried_out(Engine.tidy)
     wipe = _carried_out(Engine.wipe)
@@ -314,30 +325,6 @@ class SqliteStore:
             raise StoreUnavailable(
                 f"store file {self.path} could not be closed in {TIMEOUT_S:.0f} s; check the disk"
             ) from None
-
-    async def channels(self, *, after: str | None, limit: int) -> list[str]:
-        """Return the names of channels that are not empty (`Store.channels`)."""
-        return await self._run(lambda engine: engine.channels.names(after, limit))
-
-    async def summaries(self, within: Sequence[str], *, after: str | None, limit: int) -> list[ChannelSummary]:
-        """Return a list of channels (`Store.summaries`)."""
-        return await self._run(lambda engine: engine.channels.summaries(within, after, limit))
-
-    async def newest_ms(self) -> int:
-        """Return the time of the latest change (`Store.newest_ms`)."""
-        return await self._run(lambda engine: engine.channels.newest_ms())
-
-    async def facts(self, channel: str, *, after: int, limit: int) -> Facts:
-        """Return facts for retention (`Store.facts`)."""
-        return await self._run(lambda engine: engine.pruning.facts(channel, after, limit))
-
-    async def prune(self, channel: str, *, epoch: str, versions: Mapping[str, int]) -> Pruned:
-        """Remove messages and commands (`Store.prune`)."""
-        return await self._run(lambda engine: engine.pruning.prune(channel, epoch, versions), late=CommitUnknown)
-
-    async def commands(self, channel: str, *, after: str | None, limit: int) -> list[str]:
-        """Return the ids of commands (`Store.commands`)."""
-        return await self._run(lambda engine: engine.channels.commands(channel, after, limit))
 
     async def note(
         self, values: Mapping[str, bytes | None], *, expected: Mapping[str, bytes | None] | None = None

@@ -94,7 +94,7 @@ class FileReader:
 
     async def summaries(self, within: Sequence[str], *, after: str | None, limit: int) -> list[ChannelSummary]:
         with reading_store(self._path) as db:
-            return Channels(db, Documents(db)).summaries(within, after, limit)
+            return Channels(db, Documents(db)).summaries(within, after=after, limit=limit)
 
     async def open_documents(self, channel: str) -> Collection[object]:
         with reading_store(self._path) as db:
