@@ -231,7 +231,7 @@ class StreamResponse(Response):
         self.raw_headers += [one for one in cookie if one not in self.raw_headers]
         if scope.get("method") == "HEAD":  # also of a link checker or a preview: it begins and finds no answer
             self._unname()
-            await self._send_empty(send, 200)
+            await self._send(send, is_whole=True)
             return
         if not self._is_repeatable and sent_by(since).is_finished:
             await self._send_nothing(send)  # the EventSource would repeat the request otherwise
@@ -239,7 +239,7 @@ class StreamResponse(Response):
         # an id before the first text: an EventSource that reconnects then asks for this answer, not for another
         first, answering, stream, is_started = b"", None, None, False
         try:
-            await check_serving(hub)
+            await check_serving(hub)  # before an answer begins
             opened = await self._open(since, scope)
             if opened is None:
                 await self._send_nothing(send)
@@ -276,14 +276,14 @@ class StreamResponse(Response):
             await stream.attach(self._channel, message, cursor)
             del message  # a stream lasts long, so it does not keep the text of its beginning
             is_started = True
-            await self._begin(send, first)
+            await self._send(send, first)
             await stream.run(receive)
         except TenutoError as error:
             may_reconnect = scope.get("method") == "GET" and self._is_for_event_source(requested)
             if not is_started and may_reconnect and error.retry and error.status == 503:
                 # another status would stop an EventSource for good, and a response that looks complete other readers
                 self._unname()
-                await self._begin(send, reconnect_delay(error) + first)
+                await self._send(send, reconnect_delay(error) + first)
                 break_off(receive)
             elif not is_started and isinstance(error, TooMany | Forbidden):  # of a visitor
                 response = problem_response(error)
@@ -297,19 +297,14 @@ class StreamResponse(Response):
             if stream is not None:
                 stream.close()
 
-    async def _begin(self, send: Send, body: bytes) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        if body:
-            await send({"type": "http.response.body", "body": body, "more_body": True})
-
     async def _send_nothing(self, send: Send) -> None:
         """Send status 204, which stops an EventSource; with the headers that the app has set, such as cookies."""
         del self.headers["content-type"]
-        await self._send_empty(send, 204)
+        await self._send(send, status=204, is_whole=True)
 
-    async def _send_empty(self, send: Send, status: int) -> None:
+    async def _send(self, send: Send, body: bytes = b"", *, status: int = 200, is_whole: bool = False) -> None:
         await send({"type": "http.response.start", "status": status, "headers": self.raw_headers})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await send({"type": "http.response.body", "body": body, "more_body": not is_whole})
 
     def _is_for_event_source(self, requested: Headers) -> bool:
         """Return whether an EventSource reads this response: it resumes from ids, and ignores comments."""

@@ -559,7 +559,7 @@ async def test_keys_of_an_unreachable_issuer_are_used_for_an_hour(
     time.now_s += 3599
     assert (await fetching.verify_token(signed_by("one"))).client_id == "ada"
     await settled(fetching)
-    assert "has status 500" in caplog.text
+    assert "responded with status 500" in caplog.text
     time.now_s += 32
     with pytest.raises(Busy):
         await fetching.verify_token(signed_by("one"))
@@ -588,7 +588,7 @@ async def test_verifier_without_keys_refuses_as_busy_until_a_fetch_succeeds(
         (b"<html>", "did not respond with JSON"),
         (b"[" * 100_000, "did not respond with JSON"),
         (b'{"keys": [' + b"{}," * 100 + b"{}]}", "at most 100 keys"),
-        (b'{"keys": []' + b" " * 2**20 + b"}", "sent more than 1048576 bytes; check jwks_url"),
+        (b'{"keys": []' + b" " * 2**20 + b"}", "responded with more than 1048576 bytes; check jwks_url"),
     ],
 )
 def test_response_other_than_a_jwk_set_is_refused(issuer: Issuer, body: bytes, expected: str) -> None:
@@ -599,7 +599,7 @@ def test_response_other_than_a_jwk_set_is_refused(issuer: Issuer, body: bytes, e
 
 def test_a_redirect_is_not_followed(issuer: Issuer) -> None:
     issuer.status, issuer.location = 302, "/moved"
-    with pytest.raises(LocalError, match="has status 302; check jwks_url"):
+    with pytest.raises(LocalError, match="responded with status 302; check jwks_url"):
         fetch_set(issuer.url)
     assert issuer.requested == ["/keys"]
 

@@ -240,11 +240,10 @@ def fetch_set(url: str) -> list[Key]:
     for handler in (urllib.request.ProxyHandler(), urllib.request.HTTPHandler(), urllib.request.HTTPSHandler()):
         opener.add_handler(handler)
     with opener.open(url, timeout=FETCH_TIMEOUT_S) as response:
-        if response.status != 200:
-            raise LocalError(f"JWKS endpoint {shown_url(url)} has status {response.status}; check jwks_url")
-        text = response.read(MAX_SET_BYTES + 1)
-    if len(text) > MAX_SET_BYTES:
-        raise LocalError(f"JWKS endpoint {shown_url(url)} sent more than {MAX_SET_BYTES} bytes; check jwks_url")
+        text, status = response.read(MAX_SET_BYTES + 1), response.status
+    if status != 200 or len(text) > MAX_SET_BYTES:
+        found = f"status {status}" if status != 200 else f"more than {MAX_SET_BYTES} bytes"
+        raise LocalError(f"JWKS endpoint {shown_url(url)} responded with {found}; check jwks_url")
     try:
         return keys_of_set(json.loads(text))
     except (ValueError, RecursionError):
