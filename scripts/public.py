@@ -83,6 +83,7 @@ def names() -> list[Name]:
     listed: list[Name] = []
     for module in (*WHOLE, *NAMED):
         home = get(module)
+        assert home is not None, f"there is no module {module}"
         chosen = home.exports if module in WHOLE else NAMED[module] or [one for one in home.classes if one[0] != "_"]
         listed += [_named(module, name, target(home[name])) for name in sorted(map(str, chosen or ()))]
     known = {one.found.path for one in listed if one.found}
@@ -94,7 +95,9 @@ def names() -> list[Name]:
                 continue
             known.add(found.path)
             ahead.append(_named(TYPES, found.name, found))
-            types.setdefault(f"{found.name} = {found.value}" if found.is_attribute else found.path, ahead[-1])
+            # equal aliases are there once
+            key = f"{found.name} = {found.value}" if isinstance(found, griffe.Attribute) else found.path
+            types.setdefault(key, ahead[-1])
     return listed + sorted(types.values(), key=lambda one: one.name)
 
 
