@@ -28,6 +28,7 @@ Shape = Literal["text", "openai", "responses", "anthropic"]
 # conversation who has written the parts after it, or null
 OUTPUT = "function_call_output"
 PARTICIPANT = "participant"
+_CUSTOM = "_custom"  # field of a call of a custom tool, in a history alone
 _ANTHROPIC_IMAGES = ("image/jpeg", "image/png", "image/gif", "image/webp")
 _PARTICIPANT = re.compile(r"[^\s<|\\/>]{1,64}\Z")  # other names are refused by OpenAI's API
 
@@ -88,11 +89,14 @@ def _newest_answer(question: Message, newest_first: Sequence[Message]) -> list[M
     return []
 
 
-def as_turns(messages: Sequence[Message], shape: Shape) -> list[dict[str, Json]]:
-    """Return `messages` in the form that a provider's API accepts. Raises LocalError for an unknown form."""
+def as_turns(messages: Sequence[Message], shape: Shape, custom: Sequence[Json] = ()) -> list[dict[str, Json]]:
+    """Return `messages` in the form that a provider's API accepts. Raises LocalError for an unknown form.
+
+    `custom` has the names of the tools that take a text in place of arguments, OpenAI's custom tools.
+    """
     if shape not in get_args(Shape):
         raise LocalError(f"shape must be one of {', '.join(get_args(Shape))}, got {shape!r}")
-    messages = _joined(messages, with_calls=shape != "text")
+    messages = _joined(messages, custom, with_calls=shape != "text")
     match shape:
         case "text":
             return [turn for one in messages for turn in _text(one)]
@@ -109,7 +113,7 @@ def system_texts(messages: Iterable[Message]) -> list[str]:
     return [turn["content"] for one in messages if one.role == "system" for turn in _text(one)]
 
 
-def _joined(messages: Sequence[Message], *, with_calls: bool) -> list[Message]:
+def _joined(messages: Sequence[Message], custom: Sequence[Json], *, with_calls: bool) -> list[Message]:
     """Return `messages` with each result that a client has sent at its call, whose answer had ended without it.
 
     An id may repeat: its call is the latest one before the result that has none. If another answer is between, both
@@ -128,6 +132,7 @@ def _joined(messages: Sequence[Message], *, with_calls: bool) -> list[Message]:
         for part in one.parts:
             data = part.get("data") if part["type"] == "data" and part["name"] == OUTPUT else None
             if part["type"] == "tool":
+                part = {**part, _CUSTOM: True} if part["name"] in custom else part
                 called[part["call"]] = part
                 if "output" not in part:
                     open_calls.setdefault(part["call"], []).append((parts, len(parts)))
@@ -323,6 +328,8 @@ def _detail(part: Part) -> dict[str, Json]:
 
 
 def _tool_call(part: Part) -> dict[str, Json]:
+    if _CUSTOM in part:
+        return {"id": part["call"], "type": "custom", "custom": {"name": part["name"], "input": part["input"]}}
     function = {"name": part["name"], "arguments": part["input"] or "{}"}
     return {"id": part["call"], "type": "function", "function": function}
 
@@ -335,10 +342,11 @@ def _responses(message: Message) -> Iterator[dict[str, Json]]:
         else:
             yield {"role": message.role, "content": [_responses_content(one) for one in content]}
         for part in calls:
-            call = {"call_id": part["call"], "name": part["name"], "arguments": part["input"] or "{}"}
-            yield {"type": "function_call", **call}
-            output = _output(part, _responses_content)
-            yield {"type": "function_call_output", "call_id": part["call"], "output": output}
+            kind, given = "function_call", {"arguments": part["input"] or "{}"}
+            if _CUSTOM in part:
+                kind, given = "custom_tool_call", {"input": part["input"]}
+            yield {"type": kind, "call_id": part["call"], "name": part["name"], **given}
+            yield {"type": f"{kind}_output", "call_id": part["call"], "output": _output(part, _responses_content)}
 
 
 def _responses_content(one: str | Part) -> dict[str, Json]:
@@ -409,7 +417,7 @@ def _anthropic_id(call: Part) -> str:
 
 def _tool_use(part: Part) -> dict[str, Json]:
     try:
-        arguments = json.loads(part["input"] or "{}")
+        arguments = {"input": part["input"]} if _CUSTOM in part else json.loads(part["input"] or "{}")
     except (ValueError, RecursionError):
         arguments = {}
     arguments = arguments if isinstance(arguments, dict) else {}

@@ -134,9 +134,10 @@ def with_options(question: Message, options: Json) -> Message:
     return replace(question, meta={**question.meta, REQUEST: options})
 
 
-def own_tools(question: Message) -> frozenset[str]:
-    """Return the names of the tools that the caller runs."""
-    return frozenset(one["name"] for one in tools_in(requested_in(question)) if isinstance(one.get("name"), str))
+def own_tools(question: Message) -> dict[str, object]:
+    """Return the names of the tools that the caller runs, and their types."""
+    tools = tools_in(requested_in(question))
+    return {one["name"]: one.get("type") for one in tools if isinstance(one.get("name"), str)}
 
 
 def tools_in(requested: Json) -> list[Json]:

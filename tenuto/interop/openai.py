@@ -46,6 +46,7 @@ from tenuto.interop.adapter import (
 from tenuto.interop.fold import Json, Place, call_of, encode, has_result
 from tenuto.interop.openai_socket import ResponsesSockets
 from tenuto.interop.openai_stream import (
+    CALLS,
     CONVERSATION,
     ITEMS,
     AskedTurn,
@@ -555,7 +556,7 @@ Role = Literal["user", "assistant", "system", "tool"]
 _ROLES: dict[str, Role] = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
 # Items of earlier responses that a client may send again and that no history has. The store has the calls of a response
 # that the request continues.
-_RESENT = ("reasoning", "function_call", "mcp_call", "mcp_list_tools", "mcp_approval_request")
+_RESENT = ("reasoning", *CALLS, "mcp_call", "mcp_list_tools", "mcp_approval_request")
 _BLANK = {"type": "text", "text": "\n\n"}  # between two messages of the user that steer a response as one
 MAX_EARLIER = 200  # messages before the question
 
@@ -590,7 +591,8 @@ class GivenInput:
 
     def add_call(self, item: Json, call: str, **result: object) -> None:
         """Add a call: to the answer before, if no message of the user or output is between."""
-        part = {"type": "tool", "call": call, "name": _text(item, "name"), "input": _text(item, "arguments"), **result}
+        given = _text(item, "input" if item["type"] == "custom_tool_call" else "arguments")
+        part = {"type": "tool", "call": call, "name": _text(item, "name"), "input": given, **result}
         self.calls.add(call)
         is_next = bool(self.earlier) and self.earlier[-1][0] == "assistant" and not self.parts and not self.outputs
         if is_next and self.joins_calls:
@@ -625,7 +627,7 @@ def _about(name: str) -> Iterator[None]:
 def given_in_responses(items: Any, *, is_first: bool) -> GivenInput:
     """Return the input of `POST /responses`, which begins a channel if `is_first`. Raises InvalidRequest."""
     items = [{"role": "user", "content": items}] if isinstance(items, str) else items
-    return _checked(_given(items, is_first=is_first, has_all_calls=is_first))
+    return _checked(_given(items, is_first=is_first, is_whole=is_first))
 
 
 def further_input(items: object) -> list[Json]:
@@ -639,7 +641,7 @@ def further_input(items: object) -> list[Json]:
 @_about("items")
 def given_in_items(items: Any, *, is_new: bool) -> list[tuple[Role, list[Json]]]:
     """Return the items of a conversation, which begins with them if it `is_new`, as messages. Raises InvalidRequest."""
-    given = _given(items, joins_calls=False, has_all_calls=is_new)
+    given = _given(items, joins_calls=False, is_whole=is_new)
     if given.approvals:
         raise InvalidRequest("an approval is no item of a conversation; send it as the input of a response")
     given.add("assistant", [])  # the end, so that messages of the user and outputs are earlier ones
@@ -671,10 +673,12 @@ def _item_of_call(call: Json) -> Json:
     match call:
         case {"id": id, "function": dict(function)}:
             return {**function, "type": "function_call", "call_id": id}
+        case {"id": id, "custom": dict(custom)}:
+            return {**custom, "type": "custom_tool_call", "call_id": id}
     raise InvalidRequest(f"a tool call must have an id and a function with name and arguments, got {call!r:.80}")
 
 
-def _given(items: Any, *, is_first: bool = True, joins_calls: bool = True, has_all_calls: bool = True) -> GivenInput:
+def _given(items: Any, *, is_first: bool = True, joins_calls: bool = True, is_whole: bool = True) -> GivenInput:
     given = GivenInput(joins_calls=joins_calls)
     messages = [one for one in _objects(items, "input must be a text or") if one.get("type", "message") == "message"]
     is_named = any(_text(one, "name") for one in messages if one.get("name") is not None)
@@ -685,7 +689,7 @@ def _given(items: Any, *, is_first: bool = True, joins_calls: bool = True, has_a
                 if is_named and (parts or item.get("role") == "assistant"):  # calls may follow
                     parts.insert(0, {"type": "data", "name": PARTICIPANT, "data": item.get("name")})
                 given.add(_role(item.get("role")), parts)
-            case "function_call_output":
+            case "function_call_output" | "custom_tool_call_output":
                 output, call = item.get("output"), _text(item, "call_id")
                 if output is None or isinstance(output, list):
                     output = stored_parts(output or [], is_strict=True) or ""
@@ -699,7 +703,7 @@ def _given(items: Any, *, is_first: bool = True, joins_calls: bool = True, has_a
                 approved = approve, reason if isinstance(reason, str) else None
                 given.approvals[id := _text(item, "approval_request_id")] = approved
                 given.unknown.append(id)
-            case "function_call" if is_first:
+            case "function_call" | "custom_tool_call" if is_first:
                 given.add_call(item, _text(item, "call_id"), state="called")
             case "mcp_call" if is_first:
                 given.add_result(item)
@@ -710,7 +714,7 @@ def _given(items: Any, *, is_first: bool = True, joins_calls: bool = True, has_a
                 raise InvalidRequest(
                     f"an item of input has the type {kind!r:.80}; send messages, function_call_outputs and approvals"
                 )
-    if has_all_calls and given.unknown:
+    if is_whole and given.unknown:
         detail = f"the input replies to {given.unknown[0][:64]!r}, but no call before it has this id"
         raise InvalidRequest(f"{detail}; send the call too, or the previous_response_id of the response that has it")
     return given

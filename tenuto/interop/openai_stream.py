@@ -47,11 +47,12 @@ CONVERSATION = "conversation"  # field of a question's `meta`: True if its reque
 STEERS = "steers"  # field of a question's `meta` if it is further input: the id of the question with the first response
 _ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
-_ID = re.compile(r"(resp_|chatcmpl-|conv_|msg_|rs_|fc_|mcp_|in_)([A-Za-z0-9_-]{1,600})\Z")
-ITEMS = ("msg_", "rs_", "fc_", "mcp_", "in_")  # prefixes of ids of items; those of input begin with `in_`
+_ID = re.compile(r"(resp_|chatcmpl-|conv_|msg_|rs_|fc_|ctc_|mcp_|in_)([A-Za-z0-9_-]{1,600})\Z")
+ITEMS = ("msg_", "rs_", "fc_", "ctc_", "mcp_", "in_")  # prefixes of ids of items; those of input begin with `in_`
 _RESPONSES = ("resp_", "chatcmpl-")
 SERVER = "tenuto"  # `server_label` of tools that the server runs
-_PREFIXES = {"message": "msg_", "reasoning": "rs_", "function_call": "fc_", "mcp_call": "mcp_"}
+CALLS = ("function_call", "custom_tool_call")  # of tools that the caller runs
+_PREFIXES = dict(zip(("message", "reasoning", *CALLS, "mcp_call"), ITEMS, strict=False))
 
 
 class Reference(NamedTuple):
@@ -140,10 +141,12 @@ def _blocks(parts: list[Json], *, is_answer: bool = False) -> list[Json]:
     return content
 
 
-def kind_of(part: Json, own_tools: Collection[str]) -> str:
+def kind_of(part: Json, own_tools: Mapping[str, object]) -> str:
     """Return the type of the output item of a part; empty for a part that has none."""
     if part["type"] == "tool":
-        return "function_call" if part["name"] in own_tools else "mcp_call"
+        if part["name"] not in own_tools:
+            return "mcp_call"
+        return "custom_tool_call" if own_tools[part["name"]] == "custom" else "function_call"
     return {"text": "message", "reasoning": "reasoning"}.get(part["type"], "")
 
 
@@ -157,8 +160,8 @@ def item_of(kind: str, part: Json, text: str, of: Reference, *, state: str = "co
             return {**head, "role": "assistant", "content": content, "status": status}
         case "reasoning":
             return {**head, "summary": [] if state == "empty" else [text_block(kind, text)], "status": status}
-        case "function_call":
-            return {**head, "call_id": part["call"], "name": part["name"], "arguments": text, "status": status}
+        case "function_call" | "custom_tool_call":
+            return {**head, "call_id": part["call"], "name": part["name"], _EVENTS[kind][1]: text, "status": status}
     call: Json = {"server_label": SERVER, "name": part["name"], "arguments": text, "output": None, "error": None}
     if state != "empty" and has_result(part):
         output = part.get("output")
@@ -198,9 +201,8 @@ STEERED = 2 * ASKING  # a response that further input ends has this and the numb
 ATTEMPT_ROOM = 2**28  # more than a message has characters
 ENDS_ROOM = 2**20  # more than a turn has items
 _REPEATED: Json = {  # fields of a request that its response repeats as they are, and their defaults
-    **dict.fromkeys(("max_output_tokens", "reasoning", "instructions", "previous_response_id")),
-    **dict.fromkeys(("max_tool_calls", "prompt", "prompt_cache_key", "prompt_cache_retention")),
-    **dict.fromkeys(("safety_identifier", "user")),
+    **dict.fromkeys(("max_output_tokens", "max_tool_calls", "reasoning", "instructions", "previous_response_id")),
+    **dict.fromkeys(("prompt", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "user")),
     **dict.fromkeys(("frequency_penalty", "presence_penalty", "top_logprobs"), 0),
     **dict.fromkeys(("temperature", "top_p"), 1),
     "background": False,
@@ -234,10 +236,13 @@ def _server_error(code: str, message: str) -> Json:
     return {"type": "server_error", "code": code, "message": message, "param": None}
 
 
-# for each kind of item that has a text: its events, and those of its content with their fields
-_TEXTS: dict[str, tuple[str, str, Json, Json]] = {
-    "message": ("output_text", "content_part", {"content_index": 0}, {"logprobs": []}),
-    "reasoning": ("reasoning_summary_text", "reasoning_summary_part", {"summary_index": 0}, {}),
+# for each kind of item: the events of its text, the field that has the whole, and the events of its content with fields
+_EVENTS: dict[str, tuple[str, str, str, Json, Json]] = {
+    "message": ("output_text", "text", "content_part", {"content_index": 0}, {"logprobs": []}),
+    "reasoning": ("reasoning_summary_text", "text", "reasoning_summary_part", {"summary_index": 0}, {}),
+    "function_call": ("function_call_arguments", "arguments", "", {}, {}),
+    "custom_tool_call": ("custom_tool_call_input", "input", "", {}, {}),
+    "mcp_call": ("mcp_call_arguments", "arguments", "", {}, {}),
 }
 
 
@@ -339,8 +344,8 @@ class TurnEvents(EventStream):
             del self._indexes[part]
             kind, text = kind_of(part.value, self._own_tools), part.text()
             item = {**item_of(kind, part.value, "", self._reference(part), state="empty"), "status": "incomplete"}
-            if kind == "function_call":  # an empty text would be a call to some clients
-                item["arguments"] = text
+            if kind in CALLS:  # an empty text would be a call to some clients
+                item[_EVENTS[kind][1]] = text
             self.position = self._turn.attempts_before(part.place[0] + 1) * ATTEMPT_ROOM - 1 - index
             self._put("response.output_item.done", output_index=index, item=item)
 
@@ -366,7 +371,7 @@ class TurnEvents(EventStream):
         repeated = {**_REPEATED, **(extra if isinstance(extra, dict) else {}), **requested}
         is_named = self._question.meta.get(CONVERSATION)
         conversation = {"conversation": {"id": conversation_id(self._of.channel)}} if is_named else {}
-        verbosity = {"verbosity": requested["verbosity"]} if "verbosity" in requested else {}
+        form = requested.get("response_format") or {"type": "text"}
         ended_at = max([self._question.created_at, *(one.ended_at for one in answers)])
         author = next((one.meta["model"] for one in answers if "model" in one.meta), None)
         return {
@@ -375,7 +380,7 @@ class TurnEvents(EventStream):
             "created_at": self._question.created_at // 1000,
             "completed_at": ended_at // 1000 if status == "completed" and self._turn.is_over else None,
             "status": status,
-            "text": {"format": requested.get("response_format") or {"type": "text"}, **verbosity},
+            "text": {"format": form, "verbosity": requested.get("verbosity") or "medium"},
             "error": error,
             "incomplete_details": {"reason": "steered"} if self.rest is not None else None,
             "metadata": requested.get("metadata") or {},
@@ -447,8 +452,8 @@ class TurnEvents(EventStream):
         if self.position <= self._after or not self._is_lost(part):
             self._indexes[part] = self._items
         self._put("response.output_item.added", output_index=self._items, item=item)
-        if kind in _TEXTS:
-            _, content, place, _ = _TEXTS[kind]
+        _, _, content, place, _ = _EVENTS[kind]
+        if content:
             self._put(f"response.{content}.added", **self._where(), **place, part=text_block(kind, ""))
 
     def _has(self, part: Part) -> bool:
@@ -468,30 +473,25 @@ class TurnEvents(EventStream):
         begins, self.position = self.position, self.position + len(text)
         missing = text[max(0, self._after + 1 - begins) :]
         if missing and not self._is_lost(part):
-            name, place = f"{self._kind}_arguments", Json()
-            if self._kind in _TEXTS:
-                name, _, index, more = _TEXTS[self._kind]
-                place = {**index, **more}
+            name, _, _, place, more = _EVENTS[self._kind]
             event = {"type": f"response.{name}.delta", "sequence_number": self.position - 1, **self._where()}
-            self._events.append({**event, **place, "delta": missing})
+            self._events.append({**event, **place, **more, "delta": missing})
 
     def _close(self, part: Part) -> None:
         text, where = part.text(), self._where()
+        name, field, content, place, more = _EVENTS[self._kind]
         # a text that was replaced counts as it is stored
-        opening = 2 if self._kind in _TEXTS else 1
+        opening = 2 if content else 1
         self.position = max(self.position, self._begins + opening + part.sent.length)
-        if self._kind in _TEXTS:
-            name, content, place, more = _TEXTS[self._kind]
-            self._put(f"response.{name}.done", **where, **place, text=text, **more)
+        named = {"name": part.value["name"]} if self._kind == "function_call" else {}
+        self._put(f"response.{name}.done", **where, **place, **named, **{field: text}, **more)
+        if content:
             self._put(f"response.{content}.done", **where, **place, part=text_block(self._kind, text))
-        else:
-            named = {"name": part.value["name"]} if self._kind == "function_call" else {}
-            self._put(f"response.{self._kind}_arguments.done", **where, **named, arguments=text)
         state = "incomplete" if self._open_calls().get(part) else self._item_state(part)
         state = state if state != "in_progress" else "completed"
         item = item_of(self._kind, part.value, text, self._reference(part), state=state)
         # a second end would run a call again in some clients, and makes the AI SDK raise for a reasoning
-        if self._kind in ("function_call", "reasoning") and (self.position <= self._after or not self._is_lost(part)):
+        if self._kind in (*CALLS, "reasoning") and (self.position <= self._after or not self._is_lost(part)):
             del self._indexes[part]
         self._put("response.output_item.done", output_index=self._items, item=item)
         self._part = None
@@ -521,12 +521,12 @@ class TurnEvents(EventStream):
 
     def required_input(self) -> list[Json]:
         """Return what the turn waits for from the caller, as input without its results."""
-        return [
-            {"type": "mcp_approval_response", "approval_request_id": self._approval(part, id)["id"]}
-            if id
-            else {"type": "function_call_output", "call_id": part.value["call"], "name": part.value["name"]}
-            for part, id in self._open_calls().items()
-        ]
+        required: list[Json] = []
+        for part, id in self._open_calls().items():
+            approval = {"type": "mcp_approval_response", "approval_request_id": self._approval(part, id)["id"]}
+            output = {"type": f"{kind_of(part.value, self._own_tools)}_output", "call_id": part.value["call"]}
+            required.append(approval if id else {**output, "name": part.value["name"]})
+        return required
 
     def _approval(self, part: Part, id: str) -> Json:
         a, index = part.place
@@ -674,14 +674,13 @@ class ChatStream(TurnEvents):
                 yield self._chunk({"content": event["delta"]})
             case "response.reasoning_summary_text.delta":
                 yield self._chunk({"reasoning_content": event["delta"]})
-            case "response.output_item.added" if event["item"]["type"] == "function_call":
-                item = event["item"]
-                call = {"id": item["call_id"], "type": "function", "function": {"name": item["name"], "arguments": ""}}
+            case "response.output_item.added" if event["item"]["type"] in CALLS:
                 self._calls += 1
-                yield self._chunk({"tool_calls": [{"index": self._calls - 1, **call}]})
+                yield self._more(_chat_call(event["item"]))
             case "response.function_call_arguments.delta":
-                call = {"index": self._calls - 1, "function": {"arguments": event["delta"]}}
-                yield self._chunk({"tool_calls": [call]})
+                yield self._more({"function": {"arguments": event["delta"]}})
+            case "response.custom_tool_call_input.delta":
+                yield self._more({"custom": {"input": event["delta"]}})
             case "response.completed" | "response.incomplete":
                 whole = event["response"]
                 if _asks_approval(whole):
@@ -697,6 +696,10 @@ class ChatStream(TurnEvents):
             case "error":
                 yield {"error": event["error"]}
 
+    def _more(self, call: Json) -> Json:
+        """Return the chunk with more of the last call."""
+        return self._chunk({"tool_calls": [{"index": self._calls - 1, **call}]})
+
     def _chunk(self, delta: Json, *, finish_reason: str | None = None) -> Json:
         choice: Json = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
         return {**self._head, "choices": [choice]}
@@ -707,11 +710,7 @@ def completion(response: Json) -> tuple[int, Json]:
     if response["error"] is not None or _asks_approval(response):
         return 500, {"error": response["error"] or _APPROVAL}
     output = response["output"]
-    calls = [
-        {"id": one["call_id"], "type": "function", "function": {"name": one["name"], "arguments": one["arguments"]}}
-        for one in output
-        if one["type"] == "function_call"
-    ]
+    calls = [_chat_call(one) for one in output if one["type"] in CALLS]
     message: Json = {"role": "assistant", "content": _text_of(response) or (None if calls else ""), "refusal": None}
     message |= {"annotations": []} | ({"tool_calls": calls} if calls else {})
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _finish_reason(response)}
@@ -725,6 +724,12 @@ def completion(response: Json) -> tuple[int, Json]:
     }
 
 
+def _chat_call(item: Json) -> Json:
+    """Return a call of a response as a chat completion has it."""
+    kind, field = ("function", "arguments") if item["type"] == "function_call" else ("custom", "input")
+    return {"id": item["call_id"], "type": kind, kind: {"name": item["name"], field: item[field]}}
+
+
 def _text_of(response: Json) -> str:
     output = response["output"]
     return "".join(content["text"] for one in output if one["type"] == "message" for content in one["content"])
@@ -736,7 +741,7 @@ def _asks_approval(response: Json) -> bool:
 
 def _finish_reason(response: Json) -> str:
     output = response["output"]
-    return "tool_calls" if output and output[-1]["type"] == "function_call" else "stop"
+    return "tool_calls" if output and output[-1]["type"] in CALLS else "stop"
 
 
 def _usage(response: Json) -> Json | None:

@@ -857,32 +857,62 @@ async def test_tools_that_a_choice_allows_have_the_form_of_each_api(stub: Stub, 
         assert [tool["name"] for tool in one["options"]["anthropic"]["tools"]] == ["weather"]
 
 
-async def test_custom_tool_is_called_as_a_function_with_the_text(stub: Stub, client: openai.AsyncOpenAI) -> None:
+async def test_custom_tool_is_called_with_a_text_in_the_form_of_each_api(
+    stub: Stub, client: openai.AsyncOpenAI
+) -> None:
     grammar = {"syntax": "regex", "definition": "[A-Z].*"}
     custom: Any = {"type": "custom", "name": "weather", "format": {"type": "grammar", **grammar}}
     form = {"type": "grammar", "grammar": grammar}
     nested: Any = {"type": "custom", "custom": {"name": "weather", "format": form}}
+    text = '{"city": "Ulm"}'
     first = await client.responses.create(model="bot", input="q", tools=[custom])
-    assert stub.received[0]["options"]["responses"]["tools"] == [custom]
-    assert stub.received[0]["options"]["openai"]["tools"] == [nested]
     (call,) = first.output
-    assert (call.type, getattr(call, "arguments", None)) == ("function_call", '{"city": "Ulm"}')
-    output: Any = {"type": "function_call_output", "call_id": "c1", "output": "7 degrees"}
-    given: Any = {"model": "bot", "previous_response_id": first.id, "tools": [custom]}
-    with pytest.raises(openai.BadRequestError, match="'custom_tool_call_output'; send messages, function_call_outputs"):
-        await client.responses.create(input=[{**output, "type": "custom_tool_call_output"}], **given)
-    assert (await client.responses.create(input=[output], **given)).output_text == "It is 7 degrees."
-    calls: Any = [{"id": "c1", "type": "custom", "custom": {"name": "weather", "input": "Ulm"}}]
-    told: Any = [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": calls}]
-    with pytest.raises(openai.BadRequestError, match="a tool call must have an id and a function"):
-        await client.chat.completions.create(
-            model="bot", messages=[*told, {"role": "tool", "tool_call_id": "c1", "content": "7"}]
-        )
+    assert call.type == "custom_tool_call"
+    assert (call.name, call.call_id, call.input) == ("weather", "c1", text)
+    output: Any = {"type": "custom_tool_call_output", "call_id": "c1", "output": "7 degrees"}
+    whole: Any = [{"role": "user", "content": "q"}, call.to_dict(), output]
+    for given in ({"input": [output], "previous_response_id": first.id}, {"input": whole}):
+        answer = await client.responses.create(model="bot", tools=[custom], **given)  # type: ignore[call-overload]
+        assert answer.output_text == "It is 7 degrees."
     asked: Any = [{"role": "user", "content": "q"}]
     completion = await client.chat.completions.create(model="bot", messages=asked, tools=[nested])
-    assert [one.type for one in completion.choices[0].message.tool_calls or ()] == ["function"]
-    assert stub.received[-1]["options"]["responses"]["tools"] == [custom]
-    assert stub.received[-1]["options"]["openai"]["tools"] == [nested]
+    message = completion.choices[0].message
+    (chat_call,) = message.tool_calls or ()
+    assert chat_call.type == "custom"
+    assert (completion.choices[0].finish_reason, chat_call.custom.input) == ("tool_calls", text)
+    result: Any = {"role": "tool", "tool_call_id": chat_call.id, "content": "7 degrees"}
+    told: Any = [*asked, message.to_dict(), result]
+    await client.chat.completions.create(model="bot", messages=told, tools=[nested])
+    for one in stub.received:
+        assert one["options"]["responses"]["tools"] == [custom]
+        assert one["options"]["openai"]["tools"] == [nested]
+    for one, id in zip((stub.received[number] for number in (1, 2, 4)), ("c1", "c1", "c4"), strict=True):
+        called = {"id": id, "type": "custom", "custom": {"name": "weather", "input": text}}
+        assert one["openai"][1] == {"role": "assistant", "content": None, "tool_calls": [called]}
+        assert one["responses"][1:] == [
+            {"type": "custom_tool_call", "call_id": id, "name": "weather", "input": text},
+            {"type": "custom_tool_call_output", "call_id": id, "output": "7 degrees"},
+        ]
+        assert one["anthropic"][1]["content"][0]["input"] == {"input": text}
+
+
+async def test_call_of_a_custom_tool_is_streamed(stub: Stub, client: openai.AsyncOpenAI) -> None:
+    text, custom = '{"city": "Ulm"}', {"type": "custom", "name": "weather"}
+    tools: Any = [custom]
+    async with client.responses.stream(model="bot", input="q", tools=tools) as stream:
+        events: list[Any] = [event async for event in stream]
+    deltas = [one for one in events if one.type == "response.custom_tool_call_input.delta"]
+    assert "".join(one.delta for one in deltas) == text
+    (done,) = (one for one in events if one.type == "response.custom_tool_call_input.done")
+    assert done.input == events[-1].response.output[0].input == text
+    assert [one.to_dict() for one in events[-1].response.output] == [events[-2].item.to_dict()]
+    nested: Any = [{"type": "custom", "custom": {"name": "weather"}}]
+    asked: Any = [{"role": "user", "content": "q"}]
+    found = ""
+    async for chunk in await client.chat.completions.create(model="bot", messages=asked, tools=nested, stream=True):
+        for call in chunk.choices[0].delta.tool_calls or ():
+            found += call.to_dict()["custom"]["input"]  # type: ignore[index]
+    assert found == text
 
 
 async def test_refusal_that_a_client_sends_again_is_a_text(stub: Stub, client: openai.AsyncOpenAI) -> None:
