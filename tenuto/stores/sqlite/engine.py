@@ -203,7 +203,7 @@ class WholeMessages:
     def __init__(self, path: Path, documents: Documents, channels: Channels) -> None:
         self.messages: set[int] = set()  # keys of the damaged messages that were found
         self.renamed: set[int] = set()  # those of them that have another id than the index of ids
-        self._names: set[str] = set()  # damaged channels that were found
+        self.names: set[str] = set()  # damaged channels that were found
         self._path = path
         self._documents = documents
         self._channels = channels
@@ -254,14 +254,10 @@ class WholeMessages:
             reason = "its row is not in the index"
         except StoreUnusable as error:
             reason = str(error)
-        if name not in self._names:
-            self._names.add(name)
+        if name not in self.names:
+            self.names.add(name)
             logger.error("store file %s: channel %r cannot be read: %s", self._path, name, reason)
         return None
-
-    def is_readable(self, tracked: Tracked) -> bool:
-        """Return whether no damage of this message or its channel is known."""
-        return tracked.key not in self.messages and tracked.channel not in self._names
 
     def load_log(self, file: SqliteFile) -> tuple[CommitLog, int]:
         """Return the log, and the highest key in its rows. Go on without its damaged rows.
@@ -708,7 +704,10 @@ class Engine:
             self._note_pages(COMMIT_PAGES + outdated * DOCUMENT_PAGES)
         self.wipe()
         self._space.measure(self._log)
-        return [(tracked.channel, tracked.id) for tracked in due if self._whole.is_readable(tracked)]
+        known = self._whole  # a message that is known to be damaged, or whose channel is, gets no document
+        return [
+            (one.channel, one.id) for one in due if one.key not in known.messages and one.channel not in known.names
+        ]
 
     def wipe(self, limit_s: float = TIDY_S) -> bool:
         """Go on with the pending housekeeping for `limit_s` (`Store.wipe`)."""
@@ -761,7 +760,7 @@ class Engine:
                 db.execute("DELETE FROM log")
             self._log = CommitLog(log.now_ms)
             self._note_pages(log.slot_bytes // 4096)
-        elif self._is_wiping and log.can_wipe:
+        elif self._is_wiping and log.to_wipe:
             with self._file.transaction() as db:
                 wiped = log.wipe(db, STEP_SLOTS)
             wiped()

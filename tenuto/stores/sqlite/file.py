@@ -249,7 +249,7 @@ class SqliteFile:
         try:
             if self.path.exists() and not self.path.is_file():
                 raise StoreUnavailable(f"store file {self.path} is a directory or a device; name a file")
-            if not self._lock.is_known:
+            if not self._lock.path.exists():  # no store was opened here before
                 self._check_before_lock()
             self._lock.take(self.path, wait_s=self._lock_wait_s)
             with contextlib.suppress(OSError):  # an unfinished copy holds text that may be deleted later

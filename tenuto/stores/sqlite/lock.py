@@ -37,14 +37,9 @@ class FileLock:
     def __init__(self, path: Path) -> None:
         self.nonces: tuple[str, ...] = (NO_NONCE,)
         self.former: tuple[str, ...] = ()
-        self._path = path
+        self.path = path
         self._handle: int | None = None
         self.give_up = threading.Event()
-
-    @property
-    def is_known(self) -> bool:
-        """Return whether the lock file exists, which means that a store was opened here before."""
-        return self._path.exists()
 
     @property
     def is_blank(self) -> bool:
@@ -57,7 +52,7 @@ class FileLock:
         handle = self._open(what)
         try:
             while not locked(handle):
-                holder = holder_of(self._path)
+                holder = holder_of(self.path)
                 if holder.is_sibling or time.monotonic() >= deadline_s or self.give_up.wait(LOCK_POLL_S):
                     detail = f"store file {what} is in use by {holder.name}: {holder.remedy()}"
                     raise StoreInUse(detail, holder=holder.name, remedy=holder.remedy())
@@ -71,7 +66,7 @@ class FileLock:
             raise
         self._handle = handle
         with _guard:
-            _here.add(str(self._path))
+            _here.add(str(self.path))
 
     def keep_nonces(self, *nonces: str, former: tuple[str, ...] = ()) -> None:
         """Replace the nonces in the file; they are synced to disk when this returns. Raises StoreUnavailable."""
@@ -87,7 +82,7 @@ class FileLock:
         """Read the nonces without the lock, which another process may hold; none if the file cannot be read."""
         self.nonces, self.former = (NO_NONCE,), ()
         with contextlib.suppress(OSError):
-            handle = os.open(self._path, os.O_RDONLY)
+            handle = os.open(self.path, os.O_RDONLY)
             try:
                 self._read(handle)
             finally:
@@ -97,7 +92,7 @@ class FileLock:
         """Release the lock. A second call does nothing."""
         if self._handle is not None:
             with _guard:
-                _here.discard(str(self._path))
+                _here.discard(str(self.path))
             os.close(self._handle)
             self._handle = None
 
@@ -107,10 +102,10 @@ class FileLock:
 
     def _open(self, what: Path) -> int:
         try:
-            return os.open(self._path, os.O_RDWR | os.O_CREAT, FILE_MODE)
+            return os.open(self.path, os.O_RDWR | os.O_CREAT, FILE_MODE)
         except FileNotFoundError as error:
             raise StoreUnavailable(
-                f"store file {what} cannot be created: there is no directory {self._path.parent}; create it"
+                f"store file {what} cannot be created: there is no directory {self.path.parent}; create it"
             ) from error
         except OSError as error:
             raise self._unwritable(error) from error
@@ -118,7 +113,7 @@ class FileLock:
     def _unwritable(self, error: OSError) -> StoreUnavailable:
         is_of_disk = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
         advice = "check the disk" if is_of_disk else "the directory and the files in it must be writable for this user"
-        return StoreUnavailable(f"lock file {self._path} cannot be written ({error.strerror}); {advice}")
+        return StoreUnavailable(f"lock file {self.path} cannot be written ({error.strerror}); {advice}")
 
     def _write(self, handle: int) -> None:
         # Overwrite first and truncate afterwards, so that the file contains nonces at every moment.

@@ -94,7 +94,7 @@ class CommitLog:
         self._free: dict[int, list[int]] = {}  # free slots, by their size
         # Wiping: slots that were written up to this commit are overwritten as soon as they are free.
         self._wipe_stamp = 0
-        self._wipe_list: list[int] = []
+        self.to_wipe: list[int] = []
         self._wipe_waits = 0  # number of slots to wipe that are still pinned
         self.damaged: list[int] = []  # slots whose rows were found damaged by `load`
         # True if `load` found that the rows do not have the numbers 1, 2, 3 and so on, or that one is no row of the log
@@ -262,27 +262,23 @@ class CommitLog:
         """Schedule all present rows for overwriting as soon as they are not needed: each may hold deleted text."""
         self._wipe_stamp = self._stamp
         dirty = [slot for slot in range(1, len(self._rooms)) if self._stamps[slot]]
-        self._wipe_list = [slot for slot in dirty if not self._pins[slot]]
-        self._wipe_waits = len(dirty) - len(self._wipe_list)
+        self.to_wipe = [slot for slot in dirty if not self._pins[slot]]
+        self._wipe_waits = len(dirty) - len(self.to_wipe)
 
     @property
     def is_wiped(self) -> bool:
         """Return whether all rows that were in the log at `start_wipe` are overwritten."""
-        return not self._wipe_list and not self._wipe_waits
-
-    @property
-    def can_wipe(self) -> bool:
-        return bool(self._wipe_list)
+        return not self.to_wipe and not self._wipe_waits
 
     def wipe(self, db: sqlite3.Connection, limit: int) -> Callable[[], None]:
         """Overwrite up to `limit` slots with zeros. The caller must call the returned function after the commit."""
-        taken = self._wipe_list[-limit:]
+        taken = self.to_wipe[-limit:]
         dirty = [slot for slot in taken if not self._pins[slot] and 0 < self._stamps[slot] <= self._wipe_stamp]
         empty = [(sealed(slot, bytes(self._rooms[slot])), slot) for slot in dirty]
         db.executemany("UPDATE log SET body = ? WHERE id = ?", empty)
 
         def wiped() -> None:
-            del self._wipe_list[-len(taken) :]
+            del self.to_wipe[-len(taken) :]
             for slot in dirty:
                 self._stamps[slot] = 0
 
@@ -349,7 +345,7 @@ class CommitLog:
         self.live_bytes -= room
         if 0 < self._stamps[slot] <= self._wipe_stamp:
             self._wipe_waits -= 1
-            self._wipe_list.append(slot)
+            self.to_wipe.append(slot)
 
 
 def _check_removed(db: sqlite3.Connection, keys: set[int]) -> None:
