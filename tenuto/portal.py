@@ -16,7 +16,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar
 
 from tenuto.core.errors import LocalError
 from tenuto.core.model import Json, Part
-from tenuto.core.outgoing import Outgoing
+from tenuto.core.outgoing import Outgoing, Owner, live
 
 T = TypeVar("T")
 
@@ -145,55 +145,75 @@ class Try:
     """A block for one try. What begins in it, also in tasks of its own, finds it in `current_try`."""
 
     waits = 0  # number of questions and sleeps of a turn that are open in it
+    outgoing: Outgoing | None = None  # the message that it writes, with what owns its parts
+    owner: Owner | None = None
     _failed = False
-    _outer: Try | None = None
+    outer: Try | None = None
 
     @property
     def has_failed(self) -> bool:
         """Return whether the block, or one around it, has raised."""
-        return self._failed or (self._outer is not None and self._outer.has_failed)
+        return self._failed or (self.outer is not None and self.outer.has_failed)
 
     def wait(self, change: int) -> None:
         """Count a question or sleep that begins (1) or ends (-1), also in the blocks around this one."""
         self.waits += change
-        if self._outer is not None:
-            self._outer.wait(change)
+        if self.outer is not None:
+            self.outer.wait(change)
 
     def __enter__(self) -> None:
-        self._outer = current_try.get()
+        self.outer = current_try.get()
         current_try.set(self)
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        current_try.set(self._outer)
+        current_try.set(self.outer)
         self._failed = isinstance(error, Exception)  # a cancellation is no Exception, and no failure
 
 
 current_try: ContextVar[Try | None] = ContextVar("tenuto_try", default=None)
 
 
+def owner_in(outgoing: Outgoing) -> Owner | None:
+    """Return the owner of parts of the message that are opened here: the innermost attempt to write it, or None."""
+    one = current_try.get()
+    while one is not None and one.outgoing is not outgoing:
+        one = one.outer
+    return live(one.owner) if one is not None else None
+
+
 class Attempt:
-    """One try to write something: if its block raises, the next content supersedes what it wrote."""
+    """One try to write something: if its block raises, the next part supersedes those that it opened."""
 
     def __init__(self, outgoing: Outgoing) -> None:
         self._outgoing = outgoing
-        self._since = 0
-        self._try = Try()
+        self._owner = Owner()
+        self.inside = Try()  # the block in which the attempt is written
 
     def supersede(self) -> None:
-        """Let the next content supersede what the block has written so far."""
-        self._outgoing.fail_attempt(self._since)
+        """Let the next part supersede those that the block has opened so far."""
+        self._outgoing.fail_attempt(self._owner)
+
+    def take_left(self) -> dict[int, Part]:
+        """Return what an earlier writer left to be continued (`Outgoing.take_left`)."""
+        return self._outgoing.take_left(self._owner)
+
+    def reopen_left(self, after: int | None, until: int | None) -> tuple[int, dict[int, Part]]:
+        """Return the place of a response, and what an earlier writer left of it (`Outgoing.reopen_left`)."""
+        return self._outgoing.reopen_left(after, until, self._owner)
 
     async def __aenter__(self) -> Self:
-        self._since = self._outgoing.begin_attempt()
-        self._try.__enter__()
+        self._owner = self._outgoing.begin_attempt(owner_in(self._outgoing))
+        self.inside.outgoing, self.inside.owner = self._outgoing, self._owner
+        self.inside.__enter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._try.__exit__(kind, error, trace)
+        self.inside.__exit__(kind, error, trace)
         if isinstance(error, Exception):
             self.supersede()
+        self._outgoing.end_attempt(self._owner)
 
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
@@ -245,7 +265,8 @@ class SyncWriter:
         attempt = self._target.attempt()
         self._run(attempt.__aenter__())
         try:
-            yield
+            with attempt.inside:  # `__aenter__` ran in another task
+                yield
         except BaseException as error:
             self._run(attempt.__aexit__(type(error), error, error.__traceback__))
             raise

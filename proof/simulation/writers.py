@@ -643,7 +643,7 @@ class _Tries:
 
     def __init__(self, message: MessageWriter, parts: list[Part]) -> None:
         self.text_from = 0  # text without an index goes to no part before this one
-        self._attempt = message.attempt()
+        self._message, self._attempt = message, message.attempt()
         self._since: int | None = None
         self._failed_from: int | None = None
         self._parts = parts
@@ -655,6 +655,9 @@ class _Tries:
 
     async def begin(self) -> None:
         """Begin an attempt; the one before has succeeded."""
+        if self._since is not None:
+            await self._attempt.__aexit__(None, None, None)
+        self._attempt = self._message.attempt()
         await self._attempt.__aenter__()
         self._since, self.text_from = self.count, len(self._parts)
 

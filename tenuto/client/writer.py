@@ -48,7 +48,7 @@ from tenuto.core.outgoing import (
 )
 from tenuto.core.outgoing_remote import RemoteOutgoing
 from tenuto.core.requests import AppendText, FinishMessage, PutPart, UpdateMessage
-from tenuto.portal import Attempt, retrieve_exception
+from tenuto.portal import Attempt, owner_in, retrieve_exception
 
 if TYPE_CHECKING:
     from tenuto.sources import OnBreak, Piping
@@ -223,13 +223,13 @@ class RemoteWriter(OutgoingProperties):
 
     async def _append(self, text: str, part: int | None) -> None:
         self._appends -= 1
-        self._outgoing.accept_text(text, part)
+        self._outgoing.accept_text(text, part, owner_in(self._outgoing))
         await self._accepted()
 
     @needs_await("part(part)")
     async def part(self, part: Part, *, index: int | None = None) -> int:
         """Open a part (without `index`) or replace one. Return its index. It is accepted as `append` is."""
-        position = self._outgoing.accept_part(part, index)
+        position = self._outgoing.accept_part(part, index, owner_in(self._outgoing))
         await self._accepted()
         return position
 
@@ -605,7 +605,8 @@ def _frame_of(request: WriterRequest) -> tuple[str, dict[str, Any]]:
         case UpdateMessage(supersede=None):
             return "update", {"meta": request.meta, "request": request.request}
         case UpdateMessage():
-            return "update", {"supersede": request.supersede, "parts": request.parts, "request": request.request}
+            superseding = {"supersede": request.supersede, "beside": request.beside, "parts": request.parts}
+            return "update", {**superseding, "request": request.request}
         case FinishMessage():
             fields: dict[str, Any] = {"status": request.status, "request": request.request}
             if request.reason is not None:

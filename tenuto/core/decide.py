@@ -411,7 +411,7 @@ def _update(message: MessageState, request: UpdateMessage, caller: Caller, limit
     parts = _parts(request.text, request.parts, limits, attempts)
     if request.supersede is not None:
         check_streaming(message)  # an answer that was stopped meanwhile stays as it is
-        parts = _superseded(message, request.supersede, parts or [], limits)
+        parts = _superseded(message, request.supersede, request.beside, parts or [], limits)
         if parts is None and not request.meta and request.request is None:
             return Decision(serial=message.version)
     elif parts is not None:
@@ -422,10 +422,13 @@ def _update(message: MessageState, request: UpdateMessage, caller: Caller, limit
     return Decision(ops=(op,))
 
 
-def _superseded(message: MessageState, since: int, new: list[Part], limits: Limits) -> list[Part] | None:
+def _superseded(
+    message: MessageState, since: int, beside: list[int], new: list[Part], limits: Limits
+) -> list[Part] | None:
     """Return the parts of `message` with those from `since` on in one part of type `attempt`, followed by `new`.
 
-    Attempts among them stay as they are, before it. Return None if there is nothing to change. Raises NoPart, TooLarge.
+    Attempts among them stay as they are, before it, and those with the indexes `beside` after it. Return None if there
+    is nothing to change. Raises NoPart, InvalidRequest, TooLarge.
     """
     _check_count(since, "supersede")
     known = [one.value() for one in message.parts]
@@ -434,15 +437,22 @@ def _superseded(message: MessageState, since: int, new: list[Part], limits: Limi
             f"message {message.id!r} has {len(known)} parts, supersede was {since}; use 0 to {len(known)}",
             parts=len(known),
         )
-    taken = [one for one in known[since:] if one["type"] != ATTEMPT]
+    counted = [index for index, one in enumerate(known) if index >= since and one["type"] != ATTEMPT]
+    if beside != [index for index in counted if index in beside]:
+        raise InvalidRequest(f"beside must be indexes of parts that count, from {since} on and rising, got {beside}")
+    taken = [index for index in counted if index not in beside]
     if not (taken or new):
         return None
-    parts = known[:since] + [one for one in known[since:] if one["type"] == ATTEMPT]
+    parts = known
     if taken:
-        characters = sum(len(one["text"]) for one in taken if one["type"] == "text")
-        indexes = [index for index, one in enumerate(known) if index >= since and one["type"] != ATTEMPT]
-        moved = {"indexes": indexes} if indexes[0] < len(parts) else {}
-        parts.append({"type": ATTEMPT, "parts": taken, "characters": characters, **moved})
+        since, beside = taken[0], [index for index in beside if index > taken[0]]
+        parts = known[:since] + [one for one in known[since:] if one["type"] == ATTEMPT]
+        texts = [known[index] for index in taken]
+        characters = sum(len(one["text"]) for one in texts if one["type"] == "text")
+        moved: Part = {"indexes": taken} if beside or since < len(parts) else {}
+        moved |= {"beside": beside} if beside else {}
+        parts.append({"type": ATTEMPT, "parts": texts, "characters": characters, **moved})
+        parts += [known[index] for index in beside]
     parts = _without_old_attempts(parts, limits.message_bytes // ATTEMPTS_SHARE) + new
     _check_part_count(len(parts), limits)
     _check_size(message, sum(map(part_bytes, parts)) - message.size_bytes, limits)

@@ -12,15 +12,15 @@ each event and then takes the requests that can be sent. `OutgoingProperties` is
 
 After `close` it accepts no more content, in whatever state it was, and keeps its error.
 
-An attempt that failed stays in view until the next content: its parts are superseded by the request that brings this
-content, so that viewers never see both texts, nor none.
+An attempt owns the parts that it opens, until it ends. If it failed they stay in view until another part opens: they
+are superseded by the request that brings it, so that viewers never see both texts, nor none. Parts of others stay.
 """
 
 from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, ParamSpec, TypeVar
 
@@ -60,16 +60,42 @@ class OutgoingRequest(Struct, eq=False, gc=False):
     is_replacing: bool = False  # the request replaces an existing part
 
 
+class Owner:
+    """An attempt, which owns the parts that it opens. When it ends, they belong to the attempt around it, `outer`."""
+
+    __slots__ = ("is_over", "outer")
+
+    def __init__(self, outer: Owner | None = None) -> None:
+        self.outer = outer
+        self.is_over = False
+
+    def is_within(self, other: Owner) -> bool:
+        """Return whether it is `other`, or inside of it."""
+        return self is other or (self.outer is not None and self.outer.is_within(other))
+
+
+LEFT, FAILED = Owner(), Owner()  # of parts that an earlier writer left, and of those that the next part supersedes
+
+
+def live(owner: Owner | None) -> Owner | None:
+    """Return the attempt that `owner` belongs to now; None: the message itself."""
+    while owner is not None and owner.is_over:
+        owner = owner.outer
+    return owner
+
+
 class OutgoingPart(Struct):
     """A part of the message as it will be once all requests are stored."""
 
     type: str
     length: int  # length in code points of the text that is in requests; gathered text is not
     is_open: bool = True  # False: the part is only reserved, and its first text opens it
+    owner: Owner | None = None  # the attempt that opened it
+    is_closed: bool = False  # True: text without an index goes to another part, because an attempt has failed since
 
 
 class PartIndex(int):
-    """The index of a part, which knows whether the part was superseded since."""
+    """The index of a part, by which it is found although it was moved since."""
 
     times: int  # number of times that parts had been superseded before
 
@@ -89,16 +115,15 @@ class Outgoing:
 
     __slots__ = (
         "_again",
-        "_failed_from",
         "_halves",
+        "_has_failed",
         "_numbers",
-        "_own",
         "_parts",
         "_piece",
         "_queue",
-        "_reopened",
+        "_repeated",
         "_superseded",
-        "_text_from",
+        "_text_owner",
         "_text_part",
         "_texts",
         "_texts_part",
@@ -129,16 +154,17 @@ class Outgoing:
         self.in_flight: list[OutgoingRequest] = []
         self.unstored_bytes = 0  # size of all accepted requests that are not stored, including gathered text
         self._numbers = 0
-        self._own = 0  # number of the first parts of an earlier writer that this one has put again
         # characters in one append at most: a character has up to four bytes
         self._piece = max(1, limits.append_bytes // 4)
         self._parts: list[OutgoingPart] = []
-        self._text_part = -1  # index of the part that receives text without an index; -1: there is no text part
+        # index of the part that receives text of `_text_owner` without an index; -1: there is no text part
+        self._text_part = -1
+        self._text_owner: Owner | None = None
         self._again: tuple[dict[str, Json], bool] | None = None  # how to continue a stored message once it is open
-        self._text_from = 0  # text without an index goes to no part before this one, where the last attempt began
-        self._superseded: list[int] = []  # for each time that parts were superseded, the index from which
-        self._failed_from = -1  # index from which the next content supersedes all parts; -1: no attempt has failed
-        self._reopened = -1  # index of the first part that `reopen_left` has returned, where the next attempt begins
+        # for each time that parts were superseded: the index from which, and the new indexes of those that stayed
+        self._superseded: list[tuple[int, dict[int, int]]] = []
+        self._has_failed = False  # True: the next part supersedes those of failed attempts
+        self._repeated: list[str] = []  # text without an index that this writer added to text in `left`
         self._queue: deque[OutgoingRequest] = deque()  # accepted requests that are not in flight
         self._texts: list[str] = []  # text that gathers for the next append
         self._texts_part = 0  # index of the part that the gathered text belongs to
@@ -175,8 +201,8 @@ class Outgoing:
         self.left = [plain(part) for part in message.parts] if generation > 1 else []
         self.meta = plain(message.meta)
         for index, part in enumerate(message.parts):
-            self._set_part(index, plain(part))
-        self._find_text_part()
+            self._set_part(index, plain(part), LEFT if generation > 1 else None)
+        self._find_text_part(None)
 
     def begin_again(self, meta: dict[str, Json], *, supersedes: bool) -> None:
         """Once open, merge `meta`; with `supersedes` the next content supersedes all that the message holds."""
@@ -194,7 +220,7 @@ class Outgoing:
         if changed:
             self.accept_update(changed)
         if supersedes:
-            self.fail_attempt(self._own)
+            self.fail_attempt(LEFT)
 
     def close(self) -> None:
         """Accept no more content."""
@@ -216,8 +242,8 @@ class Outgoing:
 
     # -- content -----------------------------------------------------------------------------------------------
 
-    def accept_text(self, text: str, part: int | None = None) -> None:
-        """Add `text` to the last text part, or to part `part`; without a text part it opens one.
+    def accept_text(self, text: str, part: int | None = None, owner: Owner | None = None) -> None:
+        """Add `text` to the last text part of `owner`, or to part `part`; without a text part it opens one.
 
         Half a surrogate pair at the end of `text` is held back until the next text of its part, or the end.
         """
@@ -225,15 +251,20 @@ class Outgoing:
             self.check_open()
         if not isinstance(text, str):
             raise InvalidRequest(f"text must be a str, got {type(text).__name__}")
+        if part is None and owner is not self._text_owner:
+            self._find_text_part(owner)
         index = self._text_part if part is None else self._checked_index(part)
         if not text:
             return
         if index < 0:
-            if self._failed_from >= 0:
-                text = self._supersede_by_text(text)
+            self._open_reserved()
+            if self._has_failed:
+                text = self._supersede_by_text(text, owner)
                 if not text:
                     return
-            index = self._text_part if self._text_part >= 0 else self._reserve_text_part()
+            index = self._text_part if self._text_part >= 0 else self._reserve_text_part(owner)
+        elif part is None and self._parts[index].owner is LEFT:
+            self._repeated.append(text)
         if text.isascii() and not self._halves:  # the common case, without a call
             size = len(text)
         else:
@@ -247,18 +278,17 @@ class Outgoing:
         self._texts.append(text)
         self.unstored_bytes += size
 
-    def accept_part(self, part: Part, index: int | None = None) -> int:
-        """Open a part (without `index`) or replace one. Return its index.
+    def accept_part(self, part: Part, index: int | None = None, owner: Owner | None = None) -> int:
+        """Open a part of `owner` (without `index`) or replace one. Return its index.
 
         A part that was superseded after its index was returned is written as a new one.
         """
         self.check_open()
         part = check_part(part, self.limits)
-        index = None if self._is_superseded(index) else index
-        count = self._count
-        position = count if index is None else int(index)
-        if 0 <= position == self._failed_from:
-            self._supersede(part)
+        count = len(self._parts)
+        position = count if index is None or self._is_superseded(index) else self._found(index)
+        if position == count and self._has_failed:
+            self._supersede(part, owner)
             return PartIndex(len(self._parts) - 1, len(self._superseded))
         if 0 <= position < count and self._parts[position].type == ATTEMPT:
             raise LocalError(
@@ -268,87 +298,122 @@ class Outgoing:
             raise LocalError(
                 f"message {self.id!r} has {count} parts, so the index must be from 0 to {count}, got {position}"
             )
+        known = self._parts[position] if position < count else None
+        if known is not None and known.owner is not LEFT:
+            owner = known.owner
         if position < len(self.left):
-            self._own = max(self._own, position + 1)
+            self.left[position] = part
         if position >= count - 1:  # all parts after it are reserved, so it is the last part that exists
             self._open_reserved()
         self._gather()
         self._halves.pop(position, None)
-        self._set_part(position, part)
-        self._find_text_part()
+        self._set_part(position, part, owner)
+        self._parts[position].is_closed = known is not None and known.is_closed
+        self._find_text_part(self._text_owner)
         size = part_bytes(part)
         self.unstored_bytes += size
         self._put_part(position, part, size, is_replacing=position < count)
         return PartIndex(position, len(self._superseded))
 
-    def _is_superseded(self, index: int | None) -> bool:
-        """Return whether the part with this index failed, or was superseded, since `accept_part` returned the index."""
-        if not isinstance(index, PartIndex):
-            return False
-        return 0 <= self._failed_from <= index or any(one <= index for one in self._superseded[index.times :])
+    def _found(self, index: int) -> int:
+        """Return the index that a part has now; -1: it was superseded since `accept_part` returned its index."""
+        position = int(index)
+        if isinstance(index, PartIndex):
+            for since, moved in self._superseded[index.times :]:
+                position = position if position < since else moved.get(position, -1)
+        return position
 
-    def take_left(self) -> list[Part]:
-        """Return the parts that an earlier writer left to be continued; a second call none.
+    def _is_superseded(self, index: int) -> bool:
+        """Return whether the part with this index was superseded, or the next part will supersede it."""
+        position = self._found(index)
+        is_known = 0 <= position < len(self._parts)
+        return self._parts[position].owner is FAILED if is_known else isinstance(index, PartIndex)
 
-        Parts that this writer has put again are its own. Content that it has added behind the others is taken for that
-        which stands before them: then they cannot be continued, and the next content supersedes them.
+    def _indexed(self, indexes: list[int]) -> dict[int, Part]:
+        return {PartIndex(index, len(self._superseded)): self.left[index] for index in indexes}
+
+    def take_left(self, owner: Owner) -> dict[int, Part]:
+        """Return the parts that an earlier writer left to be continued, which are of `owner` now; a second call none.
+
+        If this writer has added content, that is taken for what stands before them: then they cannot be continued, and
+        the next part supersedes them. Parts that it has put again are its own.
         """
-        left, self.left = self.left, []
-        if 0 <= self._failed_from < len(left):
-            return []
-        lengths = [len(part.get(APPENDABLE.get(part["type"], ""), "")) for part in left]
-        added = len(self._parts) - len(left)
-        added += bool(self._texts) or lengths != [part.length for part in self._parts[: len(left)]]
-        if added:
-            counted = [index for index, part in enumerate(left) if part["type"] != ATTEMPT]
-            self._own = max(self._own, next(iter(counted[added:]), len(left)))
-            if self._own < len(left):
-                self.fail_attempt(self._own)
-        return left if self._own < len(left) and not added else []
+        theirs = [index for index, part in enumerate(self._parts) if part.owner is LEFT and part.type != ATTEMPT]
+        if not theirs:
+            return {}
+        if self._repeated or len(self._parts) != len(self.left):
+            self._supersede_left(theirs, owner)
+            return {}
+        left = [index for index in range(theirs[-1] + 1) if self._parts[index].type != ATTEMPT]
+        for index in theirs:
+            self._parts[index].owner = owner
+        return self._indexed(left)
 
-    def reopen_left(self, after: int | None, until: int | None) -> tuple[int, dict[int, Part]]:
+    def _supersede_left(self, left: list[int], owner: Owner) -> None:
+        """Let the parts at `left` be superseded, and write anew what this writer has added to their text.
+
+        The rest of the only text that there is stays, if it does not begin as that text does.
+        """
+        added, self._repeated = self._repeated, []
+        if added and len(left) == len(self._parts) == 1:
+            begun = self.left[0]["text"]
+            if not (begun.startswith(added[0]) or added[0].startswith(begun)):
+                self._parts[0].owner = None
+                return
+        self.fail_attempt(LEFT)
+        self.accept_text("".join(added), owner=live(owner.outer))
+
+    def reopen_left(self, after: int | None, until: int | None, owner: Owner) -> tuple[int, dict[int, Part]]:
         """Return the place of a response among the parts that count, and the parts that an earlier writer left of it.
 
-        These follow the first `after` parts, up to `until`, and count again, in the next attempt. There are none if
-        `after` is None, or this writer has added content: then the next content supersedes what is left.
+        These follow the first `after` parts, up to `until`; they count again, and are of `owner`. There are none if
+        `after` is None, or this writer has added content: then the next part supersedes what is left.
         """
         self._gather()
         if after is None:
-            return sum(part.type != ATTEMPT for part in self._parts[: self._count]), {}
+            return sum(part.type != ATTEMPT and part.owner is not FAILED for part in self._parts), {}
         counted = [index for index, part in enumerate(self.left) if part["type"] != ATTEMPT]
-        before, ours = [-1, *counted[:after]], counted[after:until]
-        if not ours or (self._failed_from >= 0 and not before[-1] < self._failed_from <= ours[0]):
+        before, ours = counted[:after], counted[after:until]
+        if not ours or any(self._parts[index].owner is FAILED for index in before):
             return after, {}
-        left = {index: self.left[index] for index in ours}
-        lengths = [len(part.get(APPENDABLE.get(part["type"], ""), "")) for part in left.values()]
+        lengths = [len(_text_of(self.left[index])) for index in ours]
         if len(self._parts) != len(self.left) or lengths != [self._parts[index].length for index in ours]:
-            self.fail_attempt(ours[0])
+            self._supersede_left([index for index in counted if self._parts[index].owner is LEFT], owner)
             return after, {}
-        if self._failed_from >= 0:
-            self._failed_from = next(iter(counted[after + len(ours) :]), -1)
-        self._reopened, self._own = ours[0], max(self._own, ours[-1] + 1)
-        return after, left
+        for index in (*before, *ours):
+            if self._parts[index].owner in (LEFT, FAILED):
+                self._parts[index].owner = owner if index in ours else None
+        self._has_failed = any(part.owner is FAILED for part in self._parts)
+        return after, self._indexed(ours)
 
-    def begin_attempt(self) -> int:
-        """Return the index at which an attempt begins; its text goes to parts of its own."""
+    def begin_attempt(self, outer: Owner | None = None) -> Owner:
+        """Return a new owner of parts, inside of `outer`."""
         self.check_open()
-        self._open_reserved()
-        since = self._failed_from if self._failed_from >= 0 else len(self._parts)
-        if self._reopened >= 0:
-            since, self._reopened = self._reopened, -1
-        self._text_from, self._text_part = len(self._parts), -1
-        return since
+        return Owner(outer)
 
-    def fail_attempt(self, since: int) -> None:
-        """Let the next content supersede all that was written from index `since` on."""
+    def end_attempt(self, owner: Owner) -> None:
+        """Let what `owner` has written belong to the attempt around it."""
+        owner.is_over = True
+        self._find_text_part(live(owner))
+
+    def fail_attempt(self, owner: Owner) -> None:
+        """Let the next part supersede those of `owner`, and of the attempts inside of it.
+
+        With parts that an earlier writer left go those that it left behind them.
+        """
         self._gather()
-        for index in [one for one in self._halves if one >= since]:
-            del self._halves[index]
-        if self._parts and not self._parts[-1].is_open:
-            self._cut(len(self._parts) - 1)
-        self._text_from, self._text_part = len(self._parts), -1
-        if any(part.type != ATTEMPT for part in self._parts[since:]):
-            self._failed_from = since if self._failed_from < 0 else min(since, self._failed_from)
+        around, has_failed = live(owner.outer), False
+        for index, part in enumerate(self._parts):
+            is_behind = has_failed and part.owner is LEFT
+            if part.type != ATTEMPT and part.owner is not None and (is_behind or part.owner.is_within(owner)):
+                part.owner, self._has_failed, has_failed = FAILED, True, True
+                self._halves.pop(index, None)
+            elif live(part.owner) in (around, LEFT):
+                part.is_closed = True
+        if self._parts and self._parts[-1].owner is FAILED and not self._parts[-1].is_open:
+            self._keep(range(len(self._parts) - 1))
+            self._has_failed = any(part.owner is FAILED for part in self._parts)
+        self._find_text_part(self._text_owner)
 
     def accept_update(self, meta: dict[str, Json]) -> None:
         """Merge `meta` into the message's meta; None removes a key."""
@@ -384,7 +449,7 @@ class Outgoing:
             )
         end = FinishMessage(status=status, reason=reason, meta=meta or {}, generation=self.generation)  # type: ignore[arg-type]
         check_finish(end, self.limits)
-        if status == "complete" and self._failed_from >= 0:
+        if status == "complete" and self._has_failed:
             self._supersede(None)
         if status != "interrupted" and RESPONSES in self.meta:
             end = replace(end, meta={**end.meta, RESPONSES: None})  # no later attempt attaches to them
@@ -464,30 +529,29 @@ class Outgoing:
 
     # -- parts -------------------------------------------------------------------------------------------------
 
-    @property
-    def _count(self) -> int:
-        """Return the number of parts that may be written: those of a failed attempt may not."""
-        return len(self._parts) if self._failed_from < 0 else self._failed_from
+    def _set_part(self, index: int, part: Part, owner: Owner | None = None, *, is_open: bool = True) -> None:
+        """Record `part` of `owner` at `index`, in place of an earlier one."""
+        self._parts[index : index + 1] = [OutgoingPart(part["type"], len(_text_of(part)), is_open, owner)]
 
-    def _set_part(self, index: int, part: Part, *, is_open: bool = True) -> None:
-        """Record `part` at `index`, in place of an earlier one."""
-        key = APPENDABLE.get(part["type"])
-        text = part.get(key, "") if key is not None else ""
-        self._parts[index : index + 1] = [OutgoingPart(part["type"], len(text), is_open)]
+    def _keep(self, order: Sequence[int]) -> None:
+        """Keep the parts at these indexes, in this order."""
+        self._parts = [self._parts[index] for index in order]
 
-    def _cut(self, count: int) -> None:
-        """Forget the parts after the first `count`."""
-        del self._parts[count:]
-
-    def _find_text_part(self) -> None:
-        texts = [index for index, part in enumerate(self._parts) if part.type == "text"]
-        self._text_part = texts[-1] if texts and texts[-1] >= self._text_from else -1
+    def _find_text_part(self, owner: Owner | None) -> None:
+        """Find the part to which text of `owner` without an index goes: its last one since an attempt has failed."""
+        owners = (owner,) if owner is not None else (None, LEFT)
+        texts = [
+            index
+            for index, part in enumerate(self._parts)
+            if part.type == "text" and not part.is_closed and live(part.owner) in owners
+        ]
+        self._text_owner, self._text_part = owner, texts[-1] if texts else -1
 
     def _checked_index(self, index: int) -> int:
         """Return `index` if the message has this part and the part accepts text."""
         if self._is_superseded(index):
             raise LocalError(f"part {index} of message {self.id!r} was superseded; write it again, with part()")
-        count = self._count
+        index, count = self._found(index), len(self._parts)
         if not 0 <= index < count:
             raise LocalError(f"message {self.id!r} has {count} parts, got the index {index}; open that part first")
         if self._parts[index].type not in APPENDABLE:
@@ -495,12 +559,12 @@ class Outgoing:
                 f"part {index} of message {self.id!r} is of type {shown(self._parts[index].type)}, "
                 "text can be appended to 'text', 'reasoning' and 'tool' only; open such a part"
             )
-        return int(index)
+        return index
 
-    def _reserve_text_part(self) -> int:
+    def _reserve_text_part(self, owner: Owner | None) -> int:
         """Return the index of a new text part. Its first whole character opens it."""
         self._text_part = len(self._parts)
-        self._set_part(self._text_part, {"type": "text", "text": ""}, is_open=False)
+        self._set_part(self._text_part, {"type": "text", "text": ""}, owner, is_open=False)
         return self._text_part
 
     def _open_reserved(self) -> None:
@@ -511,28 +575,33 @@ class Outgoing:
 
     # -- attempts ----------------------------------------------------------------------------------------------
 
-    def _supersede_by_text(self, text: str) -> str:
+    def _supersede_by_text(self, text: str, owner: Owner | None) -> str:
         """Supersede the failed attempt by a new text part, and return the rest of `text`, which goes to this part."""
         joiner = SurrogateJoiner()
         whole = joiner.write(text)
         first = whole[: self._piece]
-        self._supersede({"type": "text", "text": first} if first else None)
+        self._supersede({"type": "text", "text": first} if first else None, owner)
         return whole[len(first) :] + joiner.held
 
-    def _supersede(self, first: Part | None) -> None:
-        """Queue the request that supersedes the failed attempt; the part `first` follows in the same entry."""
+    def _supersede(self, first: Part | None, owner: Owner | None = None) -> None:
+        """Queue the request that supersedes the failed attempts; `first` of `owner` follows in the same entry."""
+        self._open_reserved()
         self._gather()
-        since, self._failed_from, self.left = self._failed_from, -1, []
-        self._superseded.append(since)
-        attempts = 1 + sum(part.type == ATTEMPT for part in self._parts[since:])
-        self._cut(since)
-        for _ in range(attempts):
-            self._set_part(len(self._parts), {"type": ATTEMPT, "parts": []})
-        self._text_from = len(self._parts)
+        self._has_failed, self.left = False, []
+        since = next(index for index, part in enumerate(self._parts) if part.owner is FAILED)
+        after = range(since, len(self._parts))
+        attempts = [index for index in after if self._parts[index].type == ATTEMPT]
+        beside = [index for index in after if index not in attempts and self._parts[index].owner is not FAILED]
+        order = [*range(since), *attempts, since, *beside]
+        moved = {before: index for index, before in enumerate(order) if before != since}
+        self._superseded.append((since, moved))
+        self._halves = {moved[index]: half for index, half in self._halves.items()}
+        self._keep(order)
+        self._set_part(since + len(attempts), {"type": ATTEMPT, "parts": []})
         if first is not None:
-            self._set_part(len(self._parts), first)
-        self._find_text_part()
-        self.unstored_bytes += self._put_supersede(since, first)
+            self._set_part(len(self._parts), first, owner)
+        self._find_text_part(owner)
+        self.unstored_bytes += self._put_supersede(since, beside, first)
 
     # -- text --------------------------------------------------------------------------------------------------
 
@@ -611,20 +680,26 @@ class Outgoing:
         request = UpdateMessage(meta=meta, generation=self.generation, request=self._new_request())
         self._queue.append(OutgoingRequest(request, size))
 
-    def _put_supersede(self, since: int, first: Part | None) -> int:
-        """Queue a request that supersedes the parts from `since` on. Return its size in bytes."""
+    def _put_supersede(self, since: int, beside: list[int], first: Part | None) -> int:
+        """Queue a request that supersedes the parts from `since` on, but for `beside`. Return its size in bytes."""
         size = 1 if first is None else part_bytes(first)
         request = UpdateMessage(
             parts=None if first is None else [first],
             generation=self.generation,
             request=self._new_request(),
             supersede=since,
+            beside=beside,
         )
         self._queue.append(OutgoingRequest(request, size))
         return size
 
     def _merge(self, meta: dict[str, Json]) -> None:
         self.meta = {key: value for key, value in {**self.meta, **meta}.items() if value is not None}
+
+
+def _text_of(part: Part) -> str:
+    """Return the text or the input of a part."""
+    return str(part.get(APPENDABLE.get(part["type"], ""), ""))
 
 
 def part_of(request: WriterRequest) -> int | None:
@@ -688,14 +763,6 @@ class OutgoingProperties:
     def unstored_bytes(self) -> int:
         """Return the size of the accepted content that is not stored."""
         return self._outgoing.unstored_bytes
-
-    def take_left(self) -> list[Part]:
-        """Return the parts that an earlier writer left to be continued, until this one has accepted content."""
-        return self._outgoing.take_left()
-
-    def reopen_left(self, after: int | None, until: int | None) -> tuple[int, dict[int, Part]]:
-        """Return the place of a response, and what an earlier writer left of it (`Outgoing.reopen_left`)."""
-        return self._outgoing.reopen_left(after, until)
 
     def begin_again(self, meta: dict[str, Json], *, supersedes: bool) -> None:
         """Continue a message that was taken over: once it is open, as `Outgoing.begin_again` says."""

@@ -15,11 +15,13 @@ Three rules make it safe to lose a connection, a response, or the log on the ser
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tenuto.core.errors import Finished, Gap, Mismatch, NoPart, NotFound, TenutoError
 from tenuto.core.limits import Limits
 from tenuto.core.message_state import part_bytes
 from tenuto.core.model import APPENDABLE, ATTEMPT, Json, Message, Part, check_json
-from tenuto.core.outgoing import Outgoing, OutgoingRequest, part_of
+from tenuto.core.outgoing import Outgoing, OutgoingRequest, Owner, part_of
 from tenuto.core.requests import FinishMessage, UpdateMessage
 from tenuto.core.text import Text
 
@@ -84,12 +86,12 @@ class RemoteOutgoing(Outgoing):
         """Return whether the server lost acknowledged content; the writer must then read the message and refill it."""
         return isinstance(self.trouble, LOST)
 
-    def accept_part(self, part: Part, index: int | None = None) -> int:
+    def accept_part(self, part: Part, index: int | None = None, owner: Owner | None = None) -> int:
         """Open a part (without `index`) or replace one. Return its index. It must fit into one request."""
         self.check_open()
         limits = self.limits
         check_json(part, limits.request_bytes - FRAME_BYTES, "part", depth=limits.depth)
-        return super().accept_part(part, index)
+        return super().accept_part(part, index, owner)
 
     # -- responses ---------------------------------------------------------------------------------------------
 
@@ -188,7 +190,7 @@ class RemoteOutgoing(Outgoing):
         """Queue requests for failed attempts that `stored`, the server's parts, still shows. Return the parts after."""
         for index, part in enumerate(self._parts):
             if part.type == ATTEMPT and index < len(stored) and stored[index]["type"] != ATTEMPT:
-                self._put_supersede(index, None)
+                self._put_supersede(index, [], None)
                 attempts = [one for one in stored[index:] if one["type"] == ATTEMPT]
                 stored[index:] = [*attempts, {"type": ATTEMPT, "parts": []}]
         return stored
@@ -206,13 +208,13 @@ class RemoteOutgoing(Outgoing):
         part.length = length
         self._queue_text(index, kept.text.slice(length))
 
-    def _set_part(self, index: int, part: Part, *, is_open: bool = True) -> None:
-        super()._set_part(index, part, is_open=is_open)
+    def _set_part(self, index: int, part: Part, owner: Owner | None = None, *, is_open: bool = True) -> None:
+        super()._set_part(index, part, owner, is_open=is_open)
         self._kept[index : index + 1] = [KeptPart(part)]
 
-    def _cut(self, count: int) -> None:
-        super()._cut(count)
-        del self._kept[count:]
+    def _keep(self, order: Sequence[int]) -> None:
+        super()._keep(order)
+        self._kept = [self._kept[index] for index in order]
 
     def _gather(self) -> None:
         if self._texts:

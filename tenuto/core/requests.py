@@ -67,8 +67,8 @@ class PutPart(Struct, frozen=True, kw_only=True):
 class UpdateMessage(Struct, frozen=True, kw_only=True):
     """`PATCH …/messages/{id}`: merges `meta` at the top level, null removes a key.
 
-    With `supersede` the parts from that index on become one part of type `attempt`, and count no longer; `text` or
-    `parts` follow it, in the same entry.
+    With `supersede` the parts from that index on become one part of type `attempt`, and count no longer, but for those
+    with the indexes `beside`, which follow it; `text` or `parts` follow them, in the same entry.
     """
 
     text: str | None = None
@@ -78,6 +78,7 @@ class UpdateMessage(Struct, frozen=True, kw_only=True):
     if_version: Count | None = None
     request: str | None = None
     supersede: Count | None = None
+    beside: list[Count] = []
 
 
 class FinishMessage(Struct, frozen=True, kw_only=True):

@@ -56,7 +56,7 @@ from tenuto.hub.nodes.nodes import IsMine
 from tenuto.hub.pending import Ask, Decided, Result, own_copy, result_later
 from tenuto.hub.runtime import Runtime
 from tenuto.hub.turns.scheduler import lose_turns
-from tenuto.portal import Attempt, retrieve_exception
+from tenuto.portal import Attempt, owner_in, retrieve_exception
 from tenuto.sources import OnBreak, Piping, pipe
 from tenuto.stores.base import Store
 
@@ -149,7 +149,7 @@ class MessageWriter(OutgoingProperties):
     async def _append(self, text: str, part: int | None) -> None:
         self._appends -= 1
         outgoing = self._outgoing
-        outgoing.accept_text(text, part)
+        outgoing.accept_text(text, part, owner_in(outgoing))
         if self._has_gap is None:
             self._schedule_submit()
         if outgoing.unstored_bytes > self._max_bytes:
@@ -184,7 +184,7 @@ class MessageWriter(OutgoingProperties):
     @needs_await("part(part)")
     async def part(self, part: Part, *, index: int | None = None) -> int:
         """Open a part (without `index`) or replace one. Return its index. It is accepted as `append` is."""
-        position = self._outgoing.accept_part(part, index)
+        position = self._outgoing.accept_part(part, index, owner_in(self._outgoing))
         self._submit()
         await self._not_too_far_ahead()
         return position
@@ -199,9 +199,10 @@ class MessageWriter(OutgoingProperties):
     def attempt(self) -> Attempt:
         """Return a block for one try: `async with message.attempt(): …`. It writes into parts of its own.
 
-        If the block raises, the next content supersedes what it wrote: those parts become one part of type `attempt`,
-        which counts no longer, and until then they stay in view. If the message ends as `failed` or `cancelled` first,
-        they stay; a cancelled block has not failed. Raises LocalError at the beginning unless the message is open.
+        If the block raises, the next part supersedes those that it opened: they become one part of type `attempt`,
+        which counts no longer, and until then they stay in view. Parts of other tasks stay. If the message ends as
+        `failed` or `cancelled` first, all stay; a cancelled block has not failed. Raises LocalError at the beginning
+        unless the message is open.
         """
         return Attempt(self._outgoing)
 

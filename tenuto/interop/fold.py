@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 from zlib import crc32
 
@@ -170,10 +171,11 @@ def earlier_parts(parts: list[Json]) -> list[tuple[int, list[Json]]]:
     """
     found: list[tuple[int, list[Json]]] = []
     while places := [index for index, one in enumerate(parts) if one["type"] == ATTEMPT]:
-        attempt, parts = parts[places[-1]], parts[: places[-1]]
+        attempt, after, parts = parts[places[-1]], parts[places[-1] + 1 :], parts[: places[-1]]
         indexes = attempt.get("indexes") or [len(parts) + number for number in range(len(attempt["parts"]))]
         found.append((indexes[0] if indexes else len(parts), parts))
-        for index, one in zip(indexes, attempt["parts"], strict=False):
+        beside = zip(attempt.get("beside", ()), after, strict=False)
+        for index, one in sorted([*zip(indexes, attempt["parts"], strict=False), *beside], key=itemgetter(0)):
             parts.insert(index, one)
     return found[::-1]
 

@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 import msgspec
 
 from tenuto.core.errors import Deleted, Finished, LocalError, shown
-from tenuto.core.model import RESPONSES
+from tenuto.core.model import RESPONSES, Part
 from tenuto.sources.google_genai import events_of_interaction
 from tenuto.sources.openai import events_of
 from tenuto.sources.reading import UpstreamEnded, UpstreamError, causes_of, get
@@ -71,20 +71,24 @@ class Attaching:
         _numbers[writer] = self._number + 1
         notes = _notes(writer)[self._number :]
         self.found = next(iter(notes), None)
-        _, self._left = writer.reopen_left(*([one.after for one in notes[:2]] + [None, None])[:2])
+        self._places = ([one.after for one in notes[:2]] + [None, None])[:2]  # where its parts begin and end
+        self._tries = tries
 
     async def write(self, make: Make, writing: Writing) -> Piped:
         """Write one response to its end. Raises UpstreamEnded if it is lost, and its error if it has failed."""
         writing.note = self._note
         self._may_stream = True
-        kept = writing.kept
-        self._after = self._writer.reopen_left(None, None)[0] - (len(kept.parts) if kept is not None else 0)
+        kept, attempt = writing.kept, self._tries.attempt
+        assert attempt is not None
+        self._after = attempt.reopen_left(None, None)[0] - (len(kept.parts) if kept is not None else 0)
         try:
             if self.found is not None:
                 note, self.found = self.found, None
                 writing.response_id, writing.usage_before, self._after = note.id, note.usage, note.after
-                kept = self._kept(*note.kept) if note.kept is not None else None
-                writing.replay(self._left, kept, marks=True)
+                left = [*attempt.reopen_left(*self._places)[1].items()]
+                number, length = note.kept or (0, 0)  # of the parts that it continues, and of the text of the last one
+                kept = _kept(left[:number], number, length, is_exact=self._is_exact) if number else None
+                writing.replay(left[number:], kept, marks=True)
                 self._go_on(is_attached=True)
                 make = await self._next(writing, None, has_moved=True)
             while True:
@@ -171,16 +175,6 @@ class Attaching:
                 async with asyncio.timeout(CANCEL_S):
                     await called(partial(self._attach.cancel, id))
 
-    def _kept(self, number: int, length: int) -> Kept:
-        """Return the text that the response found continues. Raises Differs if the message does not hold it."""
-        indexes = sorted(self._left)[:number]
-        parts = [self._left[index] for index in indexes]
-        if len(parts) == number and parts[-1]["type"] == "text":
-            kept = Kept(indexes[-1], parts[-1], parts, self._is_exact, length)
-            if len(kept.text) == length and (not kept.is_continued or length in kept.part.get("joins", [])):
-                return kept
-        raise Differs("the message does not hold the text that the model's response continues")
-
     async def _note(self, id: str, kept: Kept | None) -> None:
         """Store the id of the response, ahead of its text."""
         notes = _notes(self._writer)[: self._number]
@@ -194,6 +188,15 @@ class Attaching:
         """Report whether the next process could read the response on."""
         if self._writer.on_attach is not None:
             self._writer.on_attach(is_attached)
+
+
+def _kept(left: list[tuple[int, Part]], number: int, length: int, *, is_exact: bool) -> Kept:
+    """Return the text that a response continues, the last of `left`. Raises Differs if the message does not hold it."""
+    if len(left) == number and left[-1][1]["type"] == "text":
+        kept = Kept(*left[-1], [part for _, part in left], is_exact, length)
+        if len(kept.text) == length and (not kept.is_continued or length in kept.part.get("joins", [])):
+            return kept
+    raise Differs("the message does not hold the text that the model's response continues")
 
 
 def _notes(writer: Writer) -> list[_Note]:

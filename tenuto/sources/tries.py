@@ -23,7 +23,8 @@ from email.utils import parsedate_to_datetime
 from typing import get_args
 
 from tenuto.core.errors import LocalError, TenutoError, shown
-from tenuto.core.model import ATTEMPT, Part
+from tenuto.core.model import Part
+from tenuto.portal import Attempt
 from tenuto.sources.reading import (
     CALLED,
     INPUT,
@@ -115,6 +116,7 @@ class Tries:
         self._make = make
         self.write = write
         self.takes_left = True  # False: `write` takes up what an earlier process left in the message
+        self.attempt: Attempt | None = None  # the one that `write` is in
         self._on_break = on_break
         self.is_exact = on_break == "prefix"
         self._takes_so_far = _takes_so_far(make)
@@ -129,17 +131,15 @@ class Tries:
 
     async def run(self) -> Piped:
         """Return the summary of the first try that succeeds. Raises the error of the last one."""
-        if self.takes_left:
-            self._take_left()
         while True:
             last: Exception | None = None
             with suppress(_Restart):
                 async with self._writer.attempt() as attempt:
-                    # with the text of an earlier process goes what was joined to it
-                    supersede_left = functools.partial(self._writer.begin_again, {}, supersedes=True)
-                    supersede = supersede_left if self._kept else attempt.supersede
+                    self.attempt = attempt
+                    if self.takes_left:
+                        self._take_left(attempt)
                     try:
-                        return await self._within_attempt(supersede)
+                        return await self._within_attempt(attempt.supersede)
                     except Exception as error:
                         if isinstance(error, _Restart) or self._on_break == "restart":
                             raise
@@ -148,15 +148,15 @@ class Tries:
                 raise last
             await wait_to_retry(self._writer, self._wait_s)
 
-    def _take_left(self) -> None:
+    def _take_left(self, attempt: Attempt) -> None:
         """Continue the text that an earlier process left in the message, or supersede it if it cannot be continued."""
-        parts = self._writer.take_left()
-        counted = [part for part in parts if part["type"] != ATTEMPT]
-        if not counted:
+        left = attempt.take_left()
+        if not left:
             return
-        self._kept = continuable(counted, len(parts) - 1, is_exact=self.is_exact) if self._takes_so_far else None
+        if self._takes_so_far:
+            self._kept = continuable([*left.values()], [*left][-1], is_exact=self.is_exact)
         if self._kept is None:
-            self._writer.begin_again({}, supersedes=True)
+            attempt.supersede()
 
     async def _within_attempt(self, supersede: Callable[[], None]) -> Piped:
         """Try until a try succeeds, as long as the text stays. Raises _Restart if it cannot be continued."""

@@ -59,10 +59,6 @@ class Writer(AsyncWriter, Protocol):
         attach: object = None,
     ) -> Piping: ...
 
-    def take_left(self) -> list[Part]: ...
-
-    def reopen_left(self, after: int | None, until: int | None) -> tuple[int, dict[int, Part]]: ...
-
     def begin_again(self, meta: dict[str, Json], *, supersedes: bool) -> None: ...
 
     async def __aenter__(self) -> Self: ...
@@ -251,7 +247,7 @@ class Writing:
         self.behind = frozenset[int | str | None]()  # places of the events that came before this stream
         # stores the id of a response to attach to, and what it continues
         self.note: Callable[[str, Kept | None], Awaitable[None]] | None = None
-        self.replay({}, kept, marks=False)
+        self.replay([], kept, marks=False)
 
     def move(self, cursor: int | str | None) -> None:
         """Keep the place of the event that was written."""
@@ -265,14 +261,13 @@ class Writing:
             self.rewind()
         self.behind = frozenset(self._passed)
 
-    def replay(self, left: dict[int, Part], kept: Kept | None, *, marks: bool) -> None:
-        """Expect the response from its beginning: what `kept` and the parts `left` hold of it is not written again."""
+    def replay(self, left: list[tuple[int, Part]], kept: Kept | None, *, marks: bool) -> None:
+        """Expect the response from its beginning: what `kept`, and then `left`, hold of it is not written again."""
         self.kept = kept
         self._join = Join(kept) if kept is not None else None
         self._join_key: Hashable = None
         self.source: Source | None = None  # translates the events of the response
-        behind = sorted((index, part) for index, part in left.items() if kept is None or index > kept.index)
-        self._left = deque(behind)  # parts of it that the message holds, until they are repeated
+        self._left = deque(left)  # parts of it that the message holds, with their indexes, until they are repeated
         self._marks = marks  # True: the text that follows the left parts begins at a mark
         self._slots: dict[Hashable, _Slot] = {}
         self._halves: defaultdict[Hashable, SurrogateJoiner] = defaultdict(SurrogateJoiner)  # half characters
@@ -282,7 +277,8 @@ class Writing:
         """Expect the response from its beginning."""
         parts, kept = self._parts(), self.kept
         if kept is not None:
-            kept = replace(kept, part=parts[kept.index], length=len(kept.text))
+            (_, part), *parts = parts
+            kept = replace(kept, part=part, length=len(kept.text))
         self.replay(parts, kept, marks=self._marks)
 
     async def write(self, edit: Edit) -> None:
@@ -336,15 +332,17 @@ class Writing:
         """Return whether the stream has written anything."""
         return bool(self._slots or self._left) or (self.kept is not None and self.kept.is_continued)
 
-    def _parts(self) -> dict[int, Part]:
-        """Return the parts that this stream has written or continues, by their indexes."""
-        kept = {self.kept.index: self.kept.part} if self.kept is not None else {}
-        return {**kept, **dict(self._left), **{slot.index: slot.value() for slot in self._slots.values()}}
+    def _parts(self) -> list[tuple[int, Part]]:
+        """Return the parts that this stream has written or continues, in order, with the indexes that they had."""
+        slots, kept = dict(self._slots), self.kept
+        joined = slots.pop(self._join_key, None) if kept is not None else None
+        begun = [(kept.index, joined.value() if joined is not None else kept.part)] if kept is not None else []
+        return [*begun, *((slot.index, slot.value()) for slot in slots.values()), *self._left]
 
     def written(self) -> tuple[list[Part], int]:
         """Return the parts that this stream has written or continued, in order, and the index of the last one."""
         parts, before = self._parts(), self.kept.parts[:-1] if self.kept is not None else []
-        return [*before, *(parts[index] for index in sorted(parts))], max(parts, default=-1)
+        return [*before, *(part for _, part in parts)], parts[-1][0] if parts else -1
 
     async def end(self, *, is_broken: bool = False) -> None:
         """Write the text that was held back; of a stream that broke off, not what may repeat the text before it."""

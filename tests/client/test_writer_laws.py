@@ -19,7 +19,7 @@ from tenuto import Hub
 from tenuto.client import RemoteWriter
 from tenuto.portal import Attempt
 from tests.client.wire import PATIENCE_S, Wire, client_of, memory_hub
-from tests.core.writing import Action, Expected, contents
+from tests.core.writing import Action, Expected, Made, contents
 from tests.virtual import virtually
 
 REFUSALS = ["busy", "store_unavailable", "too_many"]
@@ -37,16 +37,21 @@ async def write(writer: RemoteWriter, attempt: Attempt, expected: Expected, todo
         elif action[0] == "yield":
             await asyncio.sleep(0)
         else:
-            for method, arguments in expected.accept(action):
+            for method, given, made in expected.accept(action):
+                arguments = [one.index if isinstance(one, Made) else one for one in given]
                 match method:
                     case "append":
                         await writer.append(arguments[0], part=arguments[1])
                     case "part":
-                        await writer.part(arguments[0], index=arguments[1])
+                        index = await writer.part(arguments[0], index=arguments[1])
+                        if made is not None:
+                            made.index = index
                     case "update":
                         await writer.update(meta=arguments[0])
                     case "begin":
                         await attempt.__aenter__()
+                    case "end":
+                        await attempt.__aexit__(None, None, None)
                     case "fail":
                         await attempt.__aexit__(ValueError, ValueError("the model broke"), None)
 

@@ -16,6 +16,7 @@ from tenuto.core.events import MessageUpdate
 from tenuto.core.limits import Limits
 from tenuto.core.model import Message, Part
 from tenuto.core.requests import CreateMessage, FinishMessage, PutPart, UpdateMessage
+from tenuto.interop.fold import earlier_parts
 from tests.core.harness import ANN, LogHarness, text_part, tool_part
 
 
@@ -48,6 +49,29 @@ def test_request_that_superseded_nothing_supersedes_nothing_when_it_is_repeated(
     harness.ask("m", PutPart(index=1, part=text_part("two")))
     supersede(harness, 1, request="r1")
     assert harness.message("m").parts == [text_part("one"), text_part("two")]
+
+
+def test_parts_of_others_stay_beside_an_attempt() -> None:
+    parts = [text_part(one) for one in "abcde"]
+    harness = begun(*parts)
+    supersede(harness, 2, beside=[3], text="f")
+    first = {**attempt(parts[2], parts[4], characters=2), "indexes": [2, 4], "beside": [3]}
+    assert harness.message("m").parts == [*parts[:2], first, parts[3], text_part("f")]
+    supersede(harness, 0, beside=[0, 3], text="g")
+    second = {**attempt(parts[1], text_part("f"), characters=2), "indexes": [1, 4], "beside": [3]}
+    assert harness.message("m").parts == [parts[0], first, second, parts[3], text_part("g")]
+    assert earlier_parts(harness.message("m").parts) == [
+        (2, parts),
+        (1, [*parts[:2], first, parts[3], text_part("f")]),
+    ]
+    assert supersede(harness, 0, beside=[0, 3, 4]).ops == ()
+
+
+@pytest.mark.parametrize("beside", [[0], [3], [2, 1], [1, 1]])
+def test_part_that_cannot_stay_beside_an_attempt_is_refused(beside: list[int]) -> None:
+    harness = begun(text_part("one"), text_part("two"), text_part("three"))
+    with pytest.raises(InvalidRequest, match="beside must be indexes of parts that count, from 1 on and rising"):
+        supersede(harness, 1, beside=beside)
 
 
 def test_index_beyond_the_end_is_refused() -> None:

@@ -30,14 +30,14 @@ from tenuto.core.errors import (
     TooLarge,
 )
 from tenuto.core.limits import Limits
-from tenuto.core.outgoing import Outgoing, OutgoingRequest, OutgoingState
+from tenuto.core.outgoing import Outgoing, OutgoingRequest, OutgoingState, Owner
 from tenuto.core.outgoing_remote import MAX_REFILLS, KeptPart, RemoteOutgoing
 from tenuto.core.requests import AppendText, FinishMessage, PutPart
 from tests.core.harness import APP, LogHarness
-from tests.core.writing import Action, Expected, contents, tried
+from tests.core.writing import Action, Expected, Made, contents, lanes, tried
 
 LIMITS = Limits(append_bytes=400)  # pieces of 100 characters, so that some text needs several
-VERBS = {"append": "accept_text", "part": "accept_part", "update": "accept_update", "fail": "fail_attempt"}
+VERBS = {"append": "accept_text", "part": "accept_part", "update": "accept_update"}
 
 
 def new_log(**meta: Any) -> LogHarness:
@@ -63,12 +63,21 @@ def opened_remote(harness: LogHarness | None = None) -> RemoteOutgoing:
     return outgoing
 
 
-def accept(outgoing: Outgoing, expected: Expected, action: Action) -> None:
-    for name, arguments in expected.accept(action):
+def accept(outgoing: Outgoing, expected: Expected, action: Action, owners: dict[int, Owner]) -> None:
+    for name, arguments, made in expected.accept(action):
         if name == "begin":
-            assert outgoing.begin_attempt() == arguments[0]
+            owners[expected.lane] = outgoing.begin_attempt()
+        elif name in ("end", "fail"):
+            owner = owners.pop(expected.lane)
+            if name == "fail":
+                outgoing.fail_attempt(owner)
+            outgoing.end_attempt(owner)
         else:
-            getattr(outgoing, VERBS[name])(*arguments)
+            arguments = tuple(one.index if isinstance(one, Made) else one for one in arguments)
+            owner_or_none = [owners.get(expected.lane)] if name != "update" else []
+            index = getattr(outgoing, VERBS[name])(*arguments, *owner_or_none)
+            if made is not None:
+                made.index = index
 
 
 def requests(outgoing: Outgoing, max_bytes: int = 10_000) -> list[Any]:
@@ -124,19 +133,19 @@ outcomes = st.sampled_from([("commit", outcome) for outcome in ("stored", "faile
     ],
     10_000,
 )
-@given(st.lists(tried | outcomes, min_size=5, max_size=25), st.sampled_from([1, 10_000]))
+@given(st.lists(tried | outcomes | lanes, min_size=5, max_size=30), st.sampled_from([1, 10_000]))
 def test_failed_attempts_are_superseded_after_failed_commits(todo: list[Action], max_bytes: int) -> None:
     write_with_failed_commits(todo, max_bytes)
 
 
 def write_with_failed_commits(todo: list[Action], max_bytes: int) -> None:
-    harness, expected = new_log(), Expected()
+    harness, expected, owners = new_log(), Expected(), dict[int, Owner]()
     outgoing = opened(Outgoing, harness)
     for action in todo:
         if action[0] == "commit":
             commit(outgoing, harness, action[1], max_bytes)
         else:
-            accept(outgoing, expected, action)
+            accept(outgoing, expected, action, owners)
     outgoing.accept_end(meta={"end": 1})
     expected.meta["end"] = 1
     assert outgoing.meta == expected.meta
@@ -250,7 +259,7 @@ troubles = st.sampled_from(
 )
 
 
-@given(st.lists(tried | troubles, min_size=5, max_size=30), st.lists(troubles, max_size=10))
+@given(st.lists(tried | troubles | lanes, min_size=5, max_size=30), st.lists(troubles, max_size=10))
 def test_failed_attempts_are_superseded_after_cuts_refusals_and_losses(
     todo: list[Action], at_the_end: list[Action]
 ) -> None:
@@ -258,15 +267,15 @@ def test_failed_attempts_are_superseded_after_cuts_refusals_and_losses(
 
 
 def write_over_a_network(todo: list[Action], at_the_end: list[Action]) -> None:
-    network, expected = Network(), Expected({"kept": 1})
+    network, expected, owners = Network(), Expected({"kept": 1}), dict[int, Owner]()
     outgoing = network.outgoing
     for action in todo:
         if action[0] in ("respond", "cut", "lose"):
             network.step(*action)
         else:
-            accept(outgoing, expected, action)
+            accept(outgoing, expected, action, owners)
             network.send()
-    text = outgoing.text if expected.failed is None else ""
+    text = outgoing.text if not expected.has_failed else ""
     outgoing.accept_end()
     for kind, value in at_the_end + [("respond", "stored")] * 1_000:
         network.step(kind, value)
@@ -307,9 +316,10 @@ def test_part_that_is_written_again_waits_for_its_replacement() -> None:
 def test_attempt_that_a_restored_server_still_shows_is_superseded_again() -> None:
     harness = new_log()
     outgoing = opened_remote(harness)
-    outgoing.accept_text("old")
-    outgoing.accept_part({"type": "data", "name": "bar", "data": 1})
-    outgoing.fail_attempt(0)
+    trying = outgoing.begin_attempt()
+    outgoing.accept_text("old", owner=trying)
+    outgoing.accept_part({"type": "data", "name": "bar", "data": 1}, owner=trying)
+    outgoing.fail_attempt(trying)
     outgoing.accept_text("new")
     harness.part("m", 0, {"type": "text", "text": "old"}, caller=APP)
     harness.part("m", 1, {"type": "data", "name": "bar", "data": 1}, caller=APP)
@@ -491,12 +501,16 @@ def test_part_larger_than_a_request_is_refused_over_a_network() -> None:
 def test_index_from_before_a_supersede_names_no_later_part() -> None:
     outgoing = opened()
     kept = outgoing.accept_part({"type": "data", "name": "n", "data": 0})
-    old = outgoing.accept_part({"type": "text", "text": "old"})
-    outgoing.fail_attempt(old)
+    trying = outgoing.begin_attempt()
+    old = outgoing.accept_part({"type": "text", "text": "old"}, owner=trying)
+    beside = outgoing.accept_part({"type": "data", "name": "n", "data": 5})
+    outgoing.fail_attempt(trying)
+    outgoing.end_attempt(trying)
     new = outgoing.accept_part({"type": "data", "name": "n", "data": 1})
     outgoing.accept_text("new")
+    assert outgoing.accept_part({"type": "data", "name": "n", "data": 6}, beside) == 2
     with pytest.raises(LocalError, match="part 1 of message 'm' was superseded; write it again, with part"):
         outgoing.accept_text("more", old)
-    assert outgoing.accept_part({"type": "data", "name": "n", "data": 2}, old) == 4
+    assert outgoing.accept_part({"type": "data", "name": "n", "data": 2}, old) == 5
     assert outgoing.accept_part({"type": "data", "name": "n", "data": 3}, kept) == 0
-    assert outgoing.accept_part({"type": "data", "name": "n", "data": 4}, new) == 2
+    assert outgoing.accept_part({"type": "data", "name": "n", "data": 4}, new) == 3

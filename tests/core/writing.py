@@ -7,6 +7,7 @@ The laws of `core.outgoing` and of the client's writer use both.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from hypothesis import strategies as st
@@ -16,8 +17,9 @@ from tenuto.core.model import Message
 PIECES = ["", "the ", "🙂", "e\u0301", "中文", "\n", "\ud83d", "\ude00", "x" * 300]
 
 Action = tuple[str, Any]
-# a method of a writer (`append`, `part` or `update`) and its arguments; `begin` and `fail` are about an attempt
-Call = tuple[str, tuple[Any, ...]]
+# a method of a writer (`append`, `part` or `update`), its arguments without an owner, and the part that it opens or
+# replaces; `begin`, `end` and `fail` are about an attempt
+Call = tuple[str, tuple[Any, ...], "Made | None"]
 
 appends = st.tuples(st.just("append"), st.sampled_from(PIECES))
 thoughts = st.tuples(st.just("think"), st.sampled_from(PIECES[1:6]))
@@ -38,97 +40,152 @@ tried = st.sampled_from(
 )
 
 
+# two tasks, and a third one without an attempt, write at once
+lanes = st.tuples(st.just("lane"), st.integers(0, 2))
+
+
+@dataclass(eq=False)
+class Made:
+    """A part, whole, halves of pairs included."""
+
+    kind: str
+    content: Any
+    owner: int | None  # the attempt that it belongs to; FAILED: the next part supersedes it
+    is_reserved: bool = False  # it has only half a character so far, and no other content
+    is_closed: bool = False  # an attempt around which it stands has failed since
+    index: Any = None  # as the writer has returned it
+
+
+FAILED = -1
+
+
 class Expected:
-    """The message that accepted content makes, kept in the simplest way: each part whole, halves of pairs included."""
+    """The message that accepted content makes, kept in the simplest way."""
 
     def __init__(self, meta: dict[str, Any] | None = None) -> None:
-        self.parts: list[list[Any]] = []  # type and content
+        self.parts: list[Made] = []
         self.meta: dict[str, Any] = meta or {}
-        self.failed: int | None = None  # the index from which the next content supersedes all parts
-        self._indexes: dict[str, int] = {}
-        self._since: int | None = None  # the index at which the attempt began
+        self.lane = 0  # the task that writes
+        self._tries: dict[int, int] = {}  # the attempt of each task that is in one
+        self._others: dict[tuple[int | None, str], Made] = {}  # parts that are not text, by their owners and types
+        self._numbers = 0
+
+    @property
+    def owner(self) -> int | None:
+        """Return the attempt of the task that writes."""
+        return self._tries.get(self.lane)
+
+    @property
+    def has_failed(self) -> bool:
+        """Return whether the next part supersedes others."""
+        return any(one.owner == FAILED for one in self.parts)
 
     def accept(self, action: Action) -> list[Call]:
         """Note the content of `action`, and return the calls that write it."""
         kind, value = action
         match kind:
+            case "lane":
+                self.lane = value
+                return []
             case "begin":
-                self._end_half()
-                self._since = len(self.parts) if self.failed is None else self.failed
-                self._indexes.pop("text", None)
-                return [("begin", (self._since,))]
+                calls = self._end()
+                self._numbers += 1
+                self._tries[self.lane] = self._numbers
+                return [*calls, ("begin", (), None)]
             case "fail":
-                if self._since is None:
+                if self.owner is None:
                     return []
-                since, self._since = self._since, None
-                self._fail(since)
-                return [("fail", (since,))]
+                self._fail(self._tries.pop(self.lane))
+                return [("fail", (), None)]
             case "append":
                 if value:
-                    self._part("text", "")[1] += value
-                return [("append", (value, None))]
+                    self._grow(self._text() or self._open("text", ""), value)
+                return [("append", (value, None), None)]
             case "think":
-                is_new = "reasoning" not in self._indexes
-                self._part("reasoning", "")[1] += value
-                opening: list[Call] = [("part", ({"type": "reasoning", "text": ""}, None))] if is_new else []
-                return [*opening, ("append", (value, self._indexes["reasoning"]))]
+                known = self._others.get((self.owner, "reasoning"))
+                part = known or self._open("reasoning", "")
+                opening: list[Call] = [("part", ({"type": "reasoning", "text": ""}, None), part)] if not known else []
+                self._grow(part, value)
+                return [*opening, ("append", (value, part), None)]
             case "rewrite":
-                if "text" not in self._indexes:
+                if (text := self._text()) is None:
                     return []
-                self._part("text", "")[1] = value
-                return [("part", ({"type": "text", "text": value}, self._indexes["text"]))]
+                text.content, text.is_reserved = value, False
+                return [("part", ({"type": "text", "text": value}, self.parts.index(text)), text)]
             case "bar":
-                index = self._indexes.get("data")
-                self._part("data", None)[1] = value
-                return [("part", ({"type": "data", "name": "bar", "data": value}, index))]
+                known = self._others.get((self.owner, "data"))
+                part = known or self._open("data", None)
+                part.content = value
+                return [("part", ({"type": "data", "name": "bar", "data": value}, known), part)]
             case _:
                 self.meta = {k: v for k, v in {**self.meta, **value}.items() if v is not None}
-                return [("update", (value,))]
+                return [("update", (value,), None)]
 
-    def _part(self, kind: str, empty: Any) -> list[Any]:
-        """Return the part of type `kind`; if there is none, add one as the last part."""
-        if kind not in self._indexes:
-            self._end_half()
-            self.supersede()
-            self._indexes[kind] = len(self.parts)
-            self.parts.append([kind, empty])
-        return self.parts[self._indexes[kind]]
+    def _text(self) -> Made | None:
+        """Return the part that text without an index goes to."""
+        texts = [one for one in self.parts if one.kind == "text" and one.owner == self.owner and not one.is_closed]
+        return texts[-1] if texts else None
+
+    def _open(self, kind: str, empty: Any) -> Made:
+        self._end_half()
+        self.supersede()
+        made = Made(kind, empty, self.owner, is_reserved=kind == "text")
+        if kind != "text":
+            self._others[self.owner, kind] = made
+        self.parts.append(made)
+        return made
+
+    def _grow(self, part: Made, text: str) -> None:
+        part.content += text
+        part.is_reserved = part.is_reserved and part.content == "\ud83d"
 
     def _end_half(self) -> None:
-        """Replace half a character that was to open the text part, because another part opens after it."""
-        if self.parts and self.parts[-1] == ["text", "\ud83d"]:
-            self.parts[-1][1] = "\ufffd"
+        """Replace half a character that was to open a text part, because another part opens after it."""
+        if self.parts and self.parts[-1].is_reserved:
+            self.parts[-1].content, self.parts[-1].is_reserved = "\ufffd", False
 
-    def _fail(self, since: int) -> None:
-        self._indexes = {kind: index for kind, index in self._indexes.items() if kind != "text" and index < since}
-        if self.parts and self.parts[-1] == ["text", "\ud83d"]:
+    def _end(self) -> list[Call]:
+        """End the attempt of this task, if it is in one."""
+        if self.owner is None:
+            return []
+        number = self._tries.pop(self.lane)
+        for one in self.parts:
+            one.owner = None if one.owner == number else one.owner
+        return [("end", (), None)]
+
+    def _fail(self, number: int) -> None:
+        for one in self.parts:
+            one.is_closed = one.is_closed or one.owner is None
+            if one.owner == number:
+                one.owner = FAILED
+                if one.kind in ("text", "reasoning"):
+                    one.content = one.content.removesuffix("\ud83d")
+        if self.parts and self.parts[-1].is_reserved and self.parts[-1].owner == FAILED:
             self.parts.pop()
-        for part in self.parts[since:]:
-            if part[0] in ("text", "reasoning"):
-                part[1] = part[1].removesuffix("\ud83d")
-        if any(kind != "attempt" for kind, _ in self.parts[since:]):
-            self.failed = since if self.failed is None else min(since, self.failed)
 
     def supersede(self) -> None:
-        """Put the parts of the failed attempt into one part, as the next content does, and the end of the message."""
-        if self.failed is None:
+        """Put the parts of failed attempts into one part, as the next part does, and the end of the message."""
+        taken = [one for one in self.parts if one.owner == FAILED]
+        if not taken:
             return
-        taken = self.parts[self.failed :]
-        kept = [part for part in taken if part[0] == "attempt"]
-        attempt = [part for part in taken if part[0] != "attempt"]
-        self.parts[self.failed :] = [*kept, ["attempt", attempt]]
-        self.failed = None
+        since = self.parts.index(taken[0])
+        before, after = self.parts[:since], [one for one in self.parts[since:] if one not in taken]
+        before += [one for one in after if one.kind == "attempt"]
+        beside = [one for one in after if one.kind != "attempt"]
+        self.parts = [*before, Made("attempt", [[one.kind, one.content] for one in taken], 0), *beside]
 
     def check(self, message: Message, status: str = "complete", *, may_lose: bool = False) -> None:
         """Assert that `message` is the accepted content; a server that lost its log may lack superseded parts."""
         if status == "complete":
             self.supersede()
         assert len(message.parts) == len(self.parts)
-        for part, (kind, content) in zip(message.parts, self.parts, strict=True):
+        for part, one in zip(message.parts, self.parts, strict=True):
             # a new server is not sent what is superseded: an empty text stands in its place
-            is_lost = kind == "attempt" and may_lose and part == {"type": "text", "text": ""}
-            assert is_lost or _shown(part) == [kind, _whole(content)]
-        counted = "".join(_whole(content) for kind, content in self.parts if kind == "text")
+            is_lost = one.kind == "attempt" and may_lose and part == {"type": "text", "text": ""}
+            # one that was restored has superseded what stood beside, too; it is written again behind
+            may_differ = one.kind == "attempt" and may_lose and part["type"] == "attempt"
+            assert is_lost or may_differ or _shown(part) == [one.kind, _whole(one.content)]
+        counted = "".join(_whole(one.content) for one in self.parts if one.kind == "text")
         assert message.text == counted
         assert message.meta == self.meta
         assert message.status == status

@@ -5,7 +5,7 @@ Layer: tests. The parts of each answer are those that the core decides.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -25,8 +25,9 @@ QUESTION = with_options(
     Message(id="u", role="user", status="complete", **KNOWN), {"tools": [{"type": "function", "name": "own"}]}
 )
 OF = Reference("chat:1", "u")
-# A part is put at an index; with a list the parts from the index on are superseded, and the list follows them.
-Steps = list[tuple[int, Part | list[Part]]]
+# A part is put at an index; with a list the parts from the index on are superseded, and the list follows them. Behind
+# the list are the indexes of the parts that stay beside it.
+Steps = Sequence[tuple[Any, ...]]
 
 
 def text(value: str) -> Part:
@@ -70,6 +71,21 @@ SCENES: dict[str, Steps] = {
         (6, FOUND),
         (7, text("1t4")),
     ],
+    "attempts beside one another": [
+        (0, text("0x ")),
+        (0, text("0x 1x ")),
+        (1, text("0y ")),
+        (1, text("0y 1y ")),
+        (2, call("c")),
+        (0, [text("0X ")], 1, 2),
+        (2, FOUND),
+        (3, text("0X 1X ")),
+        (4, text("2y")),
+        (1, [text("0Y ")], 2, 3),
+        (4, text("0Y 1Y ")),
+        (3, [text("0Z ")], 4),
+        (5, text("0Z 1Z")),
+    ],
     "attempts without parts, and calls of the caller": [
         (0, text("A")),
         (1, call("one", "own")),
@@ -89,11 +105,11 @@ def states_of(steps: Steps) -> list[Message]:
     harness = LogHarness()
     harness.stream("m", parts=[])
     states = [harness.message("m")]
-    for index, given in steps:
+    for index, given, *beside in steps:
         request: Any = (
             PutPart(index=index, part=given, generation=1)
             if isinstance(given, dict)
-            else UpdateMessage(supersede=index, parts=given, generation=1)
+            else UpdateMessage(supersede=index, beside=beside, parts=given, generation=1)
         )
         harness.ask("m", request)
         states.append(harness.message("m"))

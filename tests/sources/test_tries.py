@@ -36,6 +36,7 @@ from tenuto.core.view import View
 from tenuto.sources import OnBreak, Piped, SoFar, ToolCall, UpstreamEnded, UpstreamError, pipe, tries
 from tenuto.sources.writing import SHORTEST_OVERLAP, Join, Kept, Repeated
 from tenuto.stores.memory import MemoryStore
+from tests.client.wire import Wire, client_of, memory_hub
 from tests.sources.wires import Responses, chat, chat_end, claude, claude_begin, claude_end, claude_said, sse
 from tests.virtual import closed_later, virtual_clock, virtually
 
@@ -827,5 +828,98 @@ async def test_shown_step_beside_a_try_that_fails_writes_over_no_later_text() ->
     answer = (await hub.history("chat:1")).messages[0]
     assert answer.text == "A text of a model and its end."
     assert [(part["type"], part.get("state")) for part in answer.parts] == [
-        ("attempt", None), ("text", None), ("tool", "done"),
+        ("attempt", None), ("tool", "done"), ("text", None),
     ]  # fmt: skip
+
+
+async def second_model(turn: Turn) -> None:
+    async def stream() -> AsyncIterator[str]:
+        for word in ("A second model ", "is slow", "."):
+            yield word
+            await asyncio.sleep(1)
+
+    await turn.begun[0].pipe(stream, source="text")
+
+
+async def second_attempt(turn: Turn) -> None:
+    message = turn.begun[0]
+    for number in range(2):
+        with contextlib.suppress(ValueError):
+            async with message.attempt():
+                await message.append(f"note {number}, ")
+                await asyncio.sleep(1.5)
+                await message.append(f"end {number}. ")
+                if number == 0:
+                    raise ValueError
+
+
+async def own_parts(turn: Turn) -> None:
+    await asyncio.sleep(0.5)
+    await turn.begun[0].append("own ")
+    await turn.begun[0].part({"type": "source", "url": "https://example.com"})
+    assert await called(turn) == 1
+    await asyncio.sleep(2.5)
+    await turn.begun[0].append("text. ")
+
+
+async def called(turn: Turn) -> Any:
+    part = await turn.begun[0].part({"type": "tool", "call": "c", "name": "f", "input": "", "state": "called"})
+
+    async def tool() -> int:
+        await asyncio.sleep(5)
+        return 1
+
+    return (await turn.run_tools(Piped("", tool_calls=[ToolCall("c", "f", "", part)]), {"f": tool}))["c"]
+
+
+async def step_beside(turn: Turn) -> None:
+    await turn.step("slow", asyncio.sleep, 1, show=True)
+
+
+@pytest.mark.parametrize("is_remote", [False, True])
+@pytest.mark.parametrize(
+    ("beside", "expected", "failed"),
+    [
+        (second_model, "A second model is slow.", 1),
+        (second_attempt, "note 1, end 1. ", 2),
+        (own_parts, "own text. ", 1),
+        (step_beside, "", 1),
+    ],
+)
+@virtually
+async def test_try_that_fails_supersedes_nothing_that_others_have_written(
+    beside: Callable[[Turn], Awaitable[None]], expected: str, failed: int, is_remote: bool
+) -> None:
+    hub, tried = memory_hub(drain_s=0.2), [0]
+    await hub.start()
+
+    async def model() -> AsyncIterator[str]:
+        tried[0] += 1
+        yield "A text of a model "
+        await asyncio.sleep(2)
+        if tried[0] == 1:
+            raise ConnectionError
+        yield "and its end. "
+
+    async def agent(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await asyncio.gather(message.pipe(model, retries=2, source="text"), beside(turn))
+
+    client = client_of(Wire(hub), client_id="bot")
+    (client if is_remote else hub).agent("chat:*")(agent)
+    running = asyncio.ensure_future(client.run()) if is_remote else None
+    await asyncio.sleep(1)
+    await hub.create("chat:1", id="q", text="?")
+    await asyncio.sleep(60)
+    answer = (await hub.history("chat:1")).messages[0]
+    if running is not None:
+        running.cancel()
+        await asyncio.wait([running])
+    assert answer.status == "complete"
+    assert answer.text.replace("A text of a model and its end. ", "") == expected
+    assert answer.text.count("A text of a model and its end. ") == 1
+    taken = [[one["text"] for one in part["parts"]] for part in answer.parts if part["type"] == "attempt"]
+    assert sorted(taken)[0] == ["A text of a model "]
+    assert len(taken) == failed
+    assert all(part["state"] == "done" for part in answer.parts if part["type"] == "tool")
+    await hub.close()
