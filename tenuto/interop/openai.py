@@ -362,8 +362,9 @@ class OpenAI:
         if id not in ids:
             raise unknown("item", id)
         if len(ids) > 1:
-            detail = f"item {id[:64]!r} is one of {len(ids)} of a response or a message, which go together"
-            raise InvalidRequest(f"{detail}; delete the response, or the conversation")
+            raise InvalidRequest(
+                f"item {id[:64]!r} goes with {len(ids) - 1} others; delete the response or conversation"
+            )
         await access.delete_turn(channel, of.message_id)
         return await self._conversation(request)
 
@@ -653,7 +654,8 @@ def given_in_chat(body: Json) -> GivenInput:
     """Return the messages of `POST /chat/completions`. Raises InvalidRequest."""
     items: list[Json] = []
     for message in _objects(body.get("messages"), "messages must be"):
-        role, content, calls = message.get("role"), message.get("content"), message.get("tool_calls")
+        role, content = message.get("role"), message.get("content")
+        calls = message.get("tool_calls") if role == "assistant" else None
         if role == "tool":
             call = _text(message, "tool_call_id")
             items.append({"type": "function_call_output", "call_id": call, "output": content})
@@ -661,11 +663,9 @@ def given_in_chat(body: Json) -> GivenInput:
         if role == "assistant" and (refusal := message.get("refusal")):  # as the SDKs return one
             content = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
             content = [*content, {"refusal": refusal}]
-        if role == "assistant" and calls:
-            content = content or []
+        content = content or [] if calls else content
         items.append({"type": "message", "role": role, "content": content, "name": message.get("name")})
-        if role == "assistant" and calls:
-            items += [_item_of_call(one) for one in _objects(calls, "tool_calls must be")]
+        items += [_item_of_call(one) for one in _objects(calls, "tool_calls must be")] if calls else []
     return _checked(_given(items))
 
 
