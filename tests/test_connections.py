@@ -12,7 +12,7 @@ import pytest
 from tenuto import allow_everyone
 from tenuto.core.errors import LocalError
 from tenuto.hub.access.hosts import address_group
-from tenuto.server import serving
+from tenuto.server import connections, serving
 from tenuto.server.connections import (
     CHANCE_S,
     MAX_BURST,
@@ -62,7 +62,7 @@ async def test_clients_that_reconnect_in_one_moment_are_not_ended_for_their_numb
 
 @virtually
 async def test_end_of_a_burst_bounds_each_address() -> None:
-    book = Connections(max_open=5_000, max_waiting=144, max_waiting_of_address=96)
+    book = Connections(max_open=5_000)
     peers = waiting(book, *["192.0.2.2"] * 120)  # fewer than may wait in total
     await asyncio.sleep(CHANCE_S + 2 * SWEEP_S)
     assert [peer.is_evicted for peer in peers] == [True] * 24 + [False] * 96
@@ -128,12 +128,13 @@ async def test_iteration_of_the_loop_accepts_no_more_connections_of_a_storm_than
 
 
 @pytest.mark.parametrize(
-    ("limits", "later"), [({"max_waiting": 3}, "192.0.2.3"), ({"max_waiting_of_address": 2}, "192.0.2.2")]
+    ("limit", "most", "later"), [("MAX_WAITING", 3, "192.0.2.3"), ("MAX_WAITING_OF_ADDRESS", 2, "192.0.2.2")]
 )
 async def test_full_book_evicts_the_oldest_connection_of_the_fullest_address(
-    limits: dict[str, int], later: str
+    limit: str, most: int, later: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    book = Connections(max_open=1_000, **limits)
+    monkeypatch.setattr(connections, limit, most)
+    book = Connections(max_open=1_000)
     one, first, second = waiting(book, "192.0.2.1", "192.0.2.2", "192.0.2.2")
     for peer in (one, first, second):
         peer.connection.since_s -= 5

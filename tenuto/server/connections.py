@@ -195,18 +195,11 @@ class Connection:
 class Connections:
     """All connections of one server. `input_view` is the buffer into which all of them read, one at a time."""
 
-    def __init__(
-        self,
-        *,
-        max_open: int,
-        max_waiting: int = MAX_WAITING,
-        max_waiting_of_address: int = MAX_WAITING_OF_ADDRESS,
-        proxies: TrustedProxies | None = None,
-    ) -> None:
+    def __init__(self, *, max_open: int, proxies: TrustedProxies | None = None) -> None:
         self.max_open = max_open
         # At most a quarter of the descriptors: the others are reserved for known clients.
-        self.max_waiting = max(1, min(max_waiting, max_open // 4))
-        self.max_waiting_of_address = max(1, min(max_waiting_of_address, self.max_waiting))
+        self.max_waiting = max(1, min(MAX_WAITING, max_open // 4))
+        self.max_waiting_of_address = max(1, min(MAX_WAITING_OF_ADDRESS, self.max_waiting))
         self.proxies = proxies or TrustedProxies(())
         self.input_view = memoryview(bytearray(READ_BYTES))
         self.parsing = ParseQueue()
