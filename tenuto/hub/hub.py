@@ -20,7 +20,7 @@ from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from tenuto.core.document import restore
-from tenuto.core.errors import LocalError, StoreUnavailable, shown
+from tenuto.core.errors import LocalError, StoreUnavailable
 from tenuto.core.events import Batch, Cursor, Page, Presence, ServerEvent, parse_cursor
 from tenuto.core.limits import Limits
 from tenuto.core.model import Command, Json, Message, Part
@@ -251,8 +251,6 @@ class HubCore:
         It is one file with mode 0600. The name `path` appears when it is whole and checked. A start from it begins new
         epochs.
         """
-        if not isinstance(mb_per_s, int | float) or not 0 < mb_per_s <= 100_000:
-            raise LocalError(f"mb_per_s must be a number above 0, at most 100000, got {shown(mb_per_s)}")
         await self.start()
         if not isinstance(self.store, SqliteStore):
             raise LocalError(f"a {self.store.name} store has no backup; use a store in a file, sqlite:///chat.db")

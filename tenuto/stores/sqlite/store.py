@@ -338,6 +338,8 @@ class SqliteStore:
 
         Commits and reads go on meanwhile. Raises LocalError, StoreUnavailable or StoreUnusable.
         """
+        if not isinstance(mb_per_s, int | float) or not 0 < mb_per_s <= 100_000:
+            raise LocalError(f"mb_per_s must be a number above 0, at most 100000, got {shown(mb_per_s)}")
         opened = self._opened()
         check_target(target, self.path)
         gone = threading.Event()
