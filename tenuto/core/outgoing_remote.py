@@ -201,6 +201,7 @@ class RemoteOutgoing(Outgoing):
         if length is None and part.type == ATTEMPT:  # only the server makes such a part; the others keep their indexes
             self._set_part(index, {"type": "text", "text": ""})
             part, kept = self._parts[index], self._kept[index]
+            part.is_closed = True
         if length is None:
             length = min(kept.text.length, self._piece)
             value = kept.value(length)

@@ -105,6 +105,10 @@ def test_accepted_content_is_stored_after_cuts_and_refusals(
 
 # All accepted content may be there already, with no request left.
 @example([], [("meta", {"a": None}), ("flush", None)], [])
+# No text goes to the part that stands for an attempt of the lost log.
+@example(
+    [("begin", None), ("bar", 0), ("fail", None), ("think", "the ")], [("flush", None), ("append", "x"), ("bar", 1)], []
+)
 @given(actions, actions, lives)
 def test_lost_log_is_written_again(before: list[Action], after: list[Action], cuts: list[int]) -> None:
     @virtually

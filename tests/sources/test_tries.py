@@ -923,3 +923,71 @@ async def test_try_that_fails_supersedes_nothing_that_others_have_written(
     assert len(taken) == failed
     assert all(part["state"] == "done" for part in answer.parts if part["type"] == "tool")
     await hub.close()
+
+
+WORDS = (LONG, "It goes ", "on and on ", "to its end.")
+writes = st.lists(st.sampled_from(["step", "text", "source"]), max_size=5)
+
+
+# The text of the handler stands behind the part of a step that the next process puts again.
+@example(["step", "text"], [4], None)
+# Two processes in a row die in a step behind that text.
+@example(["text", "step"], [2, 2], None)
+# Another task puts its part behind the text that is continued.
+@example([], [3], 1)
+@given(writes, st.lists(st.integers(1, 12), max_size=3), st.none() | st.integers(0, 3))
+def test_a_continued_answer_has_each_text_once_wherever_its_processes_die(
+    before: list[str], lives_s: list[int], beside: int | None
+) -> None:
+    @virtually
+    async def run() -> None:
+        store, made = MemoryStore(), list[str]()
+
+        async def model(so_far: SoFar) -> AsyncIterator[str]:
+            made.append(so_far.text)
+            rest = "".join(WORDS)[len(so_far.text) :]
+            for word in WORDS if rest == "".join(WORDS) else (rest,) if rest else ():
+                await asyncio.sleep(1)
+                yield word
+            await asyncio.sleep(1)
+
+        async def write(turn: Turn, number: int, kind: str) -> None:
+            if kind == "step":
+                await turn.step(f"step {number}", asyncio.sleep, 1, show=True)
+            elif kind == "text":
+                await turn.begun[0].append(f"Text {number}. ")
+            else:
+                await turn.begun[0].part({"type": "source", "url": f"https://example.com/{number}"})
+            await asyncio.sleep(0.5)
+
+        async def step_beside(turn: Turn) -> None:
+            if beside is not None:
+                await asyncio.sleep(beside)
+                await turn.step("beside", asyncio.sleep, 1, show=True)
+
+        async def agent(turn: Turn) -> None:
+            async with turn.reply() as message:
+                for number, kind in enumerate(before):
+                    await write(turn, number, kind)
+                piping = message.pipe(lambda so_far: model(so_far), source="text", on_break="continue")
+                await asyncio.gather(piping, step_beside(turn))
+
+        for number, life_s in enumerate([*lives_s, 60]):
+            hub = new_hub(store, drain_s=0.01)
+            hub.agent("chat:*", name="bot", on_crash="continue")(agent)
+            await hub.start()
+            if number == 0:
+                await hub.create("chat:1", id="q", text="?")
+            await asyncio.sleep(life_s)
+            answer = (await hub.history("chat:1")).messages[0]
+            await hub.close()
+        own = "".join(f"Text {number}. " for number, kind in enumerate(before) if kind == "text")
+        assert (answer.status, answer.text) == ("complete", own + "".join(WORDS))
+        assert all("".join(WORDS).startswith(text) for text in made)
+        counted = [part for part in answer.parts if part["type"] != "attempt"]
+        assert [part["state"] for part in counted if part["type"] == "tool"] == ["done"] * (
+            before.count("step") + (beside is not None)
+        )
+        assert len([part for part in counted if part["type"] == "source"]) == before.count("source")
+
+    run()
