@@ -44,7 +44,7 @@ from tenuto.core.limits import Limits
 from tenuto.core.message_state import MessageState
 from tenuto.core.model import Message, Part
 from tenuto.core.ops import Append, Entry, Op, Reply, SetPart
-from tenuto.core.outgoing import Outgoing
+from tenuto.core.outgoing import FAILED, Outgoing, Owner
 from tenuto.core.requests import AppendText
 from tenuto.core.state import ChannelState, PartTail
 from tenuto.core.text import Text
@@ -590,10 +590,10 @@ def an_attempt_is_superseded_twice(patch: pytest.MonkeyPatch) -> None:
     """Content follows a failed attempt, so what is there has failed."""
     supersede = Outgoing._supersede
 
-    def again(self: Outgoing, first: Part | None) -> None:
-        since = self._failed_from
-        supersede(self, first)
-        self._failed_from = since if first is not None else -1
+    def again(self: Outgoing, first: Part | None, owner: Owner | None = None) -> None:
+        supersede(self, first, owner)
+        if first is not None:
+            self._parts[-1].owner, self._has_failed = FAILED, True
 
     patch.setattr(Outgoing, "_supersede", again)
 
