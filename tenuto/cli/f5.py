@@ -235,11 +235,12 @@ async def _answer(page: Page, chat: Chat, screenshot: Path) -> tuple[list[str], 
         await page.locator(selector or FIELDS).count()
     frame, field = await _field(page, chat, screenshot)
     is_framed, growth = frame != page.main_frame, Growth()
-    asked_s, deadline_s = float("-inf"), time.monotonic() + chat.patience_s
+    before, asked_s, deadline_s = -1, float("-inf"), time.monotonic() + chat.patience_s
     while (now_s := time.monotonic()) < deadline_s:
-        is_asked = growth.times or chat.question in " ".join(await _lines(page, None, is_framed))
-        if now_s > asked_s + READY_S and not is_asked:
-            asked_s = now_s  # or again: the page has ignored the question, or its button waits
+        if now_s > asked_s + READY_S and not growth.times:
+            count = " ".join(await _lines(page, None, is_framed)).count(chat.question)  # also by earlier trials
+            before, asked_s = count, now_s if before in (-1, count) else float("inf")
+        if asked_s == now_s:  # or again: the page has ignored the question, or its button waits
             with suppress(Error):
                 await field.fill(chat.question)
                 await field.press("End")  # a page may wait for keys
