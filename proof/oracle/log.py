@@ -446,10 +446,15 @@ def _attempts(parts: list[Part]) -> list[Part]:
 def _wrong_attempt(before: list[Part], after: list[Part]) -> str | None:
     """Return the fault in the parts `after` a new attempt: it must hold parts of `before`, and the rest stays."""
     place = after.index(_attempts(after)[len(_attempts(before))])
-    taken = after[place]["parts"]
+    taken, beside = after[place]["parts"], after[place].get("beside", [])
+    stays = after[place + 1 : place + 1 + len(beside)] == [before[index] for index in beside]
     for since in range(len(before)):
-        rest = [part for part in before[since:] if part["type"] != "attempt"]
-        if (rest, [*before[:since], *_attempts(before[since:])]) == (taken, after[:place]) and taken:
+        rest = [
+            part
+            for index, part in enumerate(before)
+            if index >= since and index not in beside and part["type"] != "attempt"
+        ]
+        if (rest, [*before[:since], *_attempts(before[since:])]) == (taken, after[:place]) and taken and stays:
             return None
     return f"the parts before were {before}"
 
