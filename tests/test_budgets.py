@@ -21,13 +21,13 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 55_213,
-    "lines of its kernel": 34_298,
-    "modules of tenuto/": 163,
+    "lines of tenuto/": 54_742,
+    "lines of its kernel": 34_069,
+    "modules of tenuto/": 162,
     "files in a folder of tenuto/": 25,
-    "lines of interop/": 3_857,
-    "lines of tests/": 61_591,
-    "lines of proof/ and bench/": 19_983,
+    "lines of interop/": 3_868,
+    "lines of tests/": 62_316,
+    "lines of proof/ and bench/": 20_058,
     "words of docs without decisions": 50_000,
     "words of decisions": 12_000,
     "words of the changelog": 1_500,
