@@ -125,9 +125,9 @@ def _joined(messages: Sequence[Message], custom: Sequence[Json], *, with_calls: 
     called: dict[str, Part] = {}  # the last call of each id
     open_calls: dict[str, list[tuple[list[Part], int]]] = {}  # their places, by id
     for one in messages:
-        # calls behind an answer may be messages of their own
-        first, before = one.parts[0]["type"] if one.parts else "", found[-1].role if found else ""
-        is_more = first == "tool" and one.role == before == "assistant"
+        # calls behind an answer may be messages of their own, as items of a conversation are
+        before = found[-1].role if found else ""
+        is_more = one.role == before == "assistant" and {part["type"] for part in one.parts} == {"tool"}
         parts, late = answer if is_more else list[Part](), list[Part]()
         for part in one.parts:
             data = part.get("data") if part["type"] == "data" and part["name"] == OUTPUT else None

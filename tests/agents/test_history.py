@@ -167,6 +167,16 @@ def file(url: str, **fields: Any) -> Part:
     return {"type": "file", "url": url, **fields}
 
 
+def test_calls_alone_belong_to_the_answer_before_and_an_answer_with_a_text_stays_its_own() -> None:
+    first, calls, second = (
+        message("assistant", *one) for one in ([text("One.")], [call("a")], [call("b"), text("Two.")])
+    )
+    assert [one.get("content") for one in as_turns([ASKED, first, second], "text")] == ["Why?", "One.", "Two."]
+    assert as_turns([ASKED, first, calls], "openai") == as_turns(
+        [ASKED, message("assistant", text("One."), call("a"))], "openai"
+    )
+
+
 def test_result_that_the_client_sends_later_is_joined_to_its_call_in_each_shape() -> None:
     open_call = call("c1", state="called")
     del open_call["output"]

@@ -576,12 +576,12 @@ def a_superseded_part_counts_in_a_history(patch: pytest.MonkeyPatch) -> None:
     """The model should know all that the answer has said."""
     as_turns = history.as_turns
 
-    def with_attempts(messages: Sequence[Message], shape: Any) -> list[dict[str, Any]]:
+    def with_attempts(messages: Sequence[Message], *rest: Any) -> list[dict[str, Any]]:
         whole = []
         for one in messages:
             inner = [part["parts"] if part["type"] == "attempt" else [part] for part in one.parts]
             whole.append(replace(one, parts=[part for parts in inner for part in parts]))
-        return as_turns(whole, shape)
+        return as_turns(whole, *rest)
 
     patch.setattr(turns, "as_turns", with_attempts)
 
