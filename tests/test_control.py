@@ -59,9 +59,6 @@ def post(path: str, body: object) -> bytes:
     return head("POST", path, len(data)) + data
 
 
-OK = b"HTTP/1.1 200 OK\r\n\r\n"
-
-
 @contextlib.asynccontextmanager
 async def another_program(store: Path, response: bytes | None) -> AsyncIterator[None]:
     """Respond on the control socket in place of a hub; with None, wait until the client has gone."""
@@ -127,12 +124,16 @@ async def test_a_backup_that_the_server_wrote_elsewhere_is_not_taken_for_a_file_
     hub = new_hub(place)
     await hub.create("c", text="kept")
     await hub.close()
-    async with another_program(place, OK + b'{}\n{"type":"end"}\n'):
+    receipt = json.dumps({"type": "end", "size_bytes": place.stat().st_size, "mark": "0123456789abcdef"}).encode()
+    async with another_program(place, b"HTTP/1.1 200 OK\r\n\r\n{}\n" + receipt + b"\n"):
         gone = await asyncio.to_thread(run, "backup", str(target), store=place)
         assert (gone.exit_code, "and is not here: that process has other disks" in gone.stderr) == (1, True), gone
         await asyncio.to_thread(target.write_bytes, place.read_bytes())
         again = await asyncio.to_thread(run, "backup", str(target), store=place)
         assert (again.exit_code, "exists already; name a new file" in again.stderr) == (1, True)
+
+
+OK = b"HTTP/1.1 200 OK\r\n\r\n"
 
 
 @pytest.mark.parametrize(

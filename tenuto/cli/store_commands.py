@@ -25,17 +25,19 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from http import HTTPStatus
-from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from http.client import HTTPConnection, HTTPException, HTTPResponse
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, NoReturn, TypeVar
+from urllib import error as failed
+from urllib import request
 from urllib.parse import quote, urlencode
 
 import click
 import msgspec
 from click.core import ParameterSource
 
-from tenuto.core.errors import InvalidRequest, LocalError, StoreInUse, StoreUnusable, shown, shown_url
+from tenuto.core.errors import InvalidName, InvalidRequest, LocalError, StoreInUse, StoreUnusable, shown, shown_url
 from tenuto.core.limits import Limits
 from tenuto.core.model import ChannelSummary
 from tenuto.core.names import check_channel, check_id, check_prefix
@@ -46,7 +48,7 @@ from tenuto.hub.keep.archive import MAX_LISTED, ChannelPage
 from tenuto.hub.keep.exports import NOTE as IMPORT
 from tenuto.hub.keep.exports import Imported, check_file, export_lines, undo_imports, write_file
 from tenuto.hub.keep.forgetting import Forgetting, Forgotten
-from tenuto.server.serving import hubs_in, load_app
+from tenuto.server.serving import hubs_in, is_local, load_app
 from tenuto.stores import open_url
 from tenuto.stores.base import Store
 from tenuto.stores.sqlite.file import control_of
@@ -82,37 +84,52 @@ def at_url(url: str, token: str | None) -> Server:
             "a line end"
         )
     headers = {"authorization": f"Bearer {token}"} if token is not None else {}
-    kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-    connect = partial(kind, parts.hostname or "", parts.port, timeout=READ_TIMEOUT_S)
-    remedy = "check that --url names a server of Tenuto"
-    return Server(shown_url(url), connect, parts.path.rstrip("/"), headers, remedy)
+    proxies = [request.ProxyHandler({})] if is_local(parts.hostname or "") else []  # http_proxy is for other machines
+    opener = request.build_opener(_NoRedirect, *proxies)
+    return Server(shown_url(url), url.rstrip("/"), headers, opener, "check that --url names a server of Tenuto")
 
 
 def beside(store: Path) -> Server | None:
     """Return the server of the file `store`; None if no process listens on its control socket. Raises LocalError."""
     path = control_of(store)
-    try:
-        with contextlib.closing(_SocketConnection(path)) as probe:
-            probe.connect()
-    except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
-        return None
-    except OSError as error:
-        if not path.exists():  # for example: the path is too long for a socket
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(READ_TIMEOUT_S)
+        try:
+            probe.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
             return None
-        reason = error.strerror or error
-        raise LocalError(
-            f"control socket {path} cannot be used ({reason}); run the command as the user of the server"
-        ) from None
-    return Server(
-        f"control socket {path}", partial(_SocketConnection, path), "", {}, "check which program listens there"
-    )
+        except OSError as error:
+            if not path.exists():  # for example: the path is too long for a socket
+                return None
+            reason = error.strerror or error
+            raise LocalError(
+                f"control socket {path} cannot be used ({reason}); run the command as the user of the server"
+            ) from None
+    opener = request.build_opener(_NoRedirect, request.ProxyHandler({}), _OnSocket(path))
+    return Server(f"control socket {path}", "http://localhost", {}, opener, "check which program listens there")
+
+
+class _NoRedirect(request.HTTPRedirectHandler):
+    """Follows no redirect, because the token is for the named server only."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> NoReturn:
+        raise failed.HTTPError(req.full_url, code, f"redirect to {shown_url(newurl)}", headers, fp)
+
+
+class _OnSocket(request.HTTPHandler):
+    """Sends requests on the Unix socket at `path`."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+
+    def http_open(self, req: request.Request) -> HTTPResponse:
+        return self.do_open(partial(_SocketConnection, self._path), req)
 
 
 class _SocketConnection(HTTPConnection):
-    """Carries a request on the Unix socket at `path`."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=READ_TIMEOUT_S)
+    def __init__(self, path: Path, host: str, **options: Any) -> None:
+        super().__init__(host, **options)
         self._path = path
 
     def connect(self) -> None:
@@ -130,20 +147,27 @@ class Server:
     """A hub that serves, and the operations that it carries out for a command."""
 
     name: str  # in messages
-    connect: Callable[[], HTTPConnection]
-    path: str  # where the hub is mounted
+    address: str
     headers: dict[str, str]
+    opener: request.OpenerDirector
     remedy: str  # for a response that is not that of a hub
 
     def channels(self, prefix: str) -> Iterator[ChannelSummary]:
         """Yield the channels whose names begin with `prefix`, in order."""
-        query = {"prefix": prefix, "limit": str(MAX_LISTED)}
+        what, query = "list of channels", {"prefix": prefix, "limit": str(MAX_LISTED)}
         while True:
-            page = self._get("list of channels", f"/v1/channels?{urlencode(query)}", ChannelPage)
+            page = self._get(what, f"/v1/channels?{urlencode(query)}", ChannelPage)
+            for one in page.channels:
+                try:
+                    is_next = check_channel(one.channel) > query.get("after", "")
+                except InvalidName as error:
+                    raise self._invalid(what, error) from None
+                if not is_next:
+                    raise self._invalid(what, f"channel {one.channel!r} is not in order")
+                query["after"] = one.channel
             yield from page.channels
             if not page.more or not page.channels:
                 return
-            query["after"] = page.channels[-1].channel
 
     def export(self, channel: str, out: BinaryIO) -> int:
         """Write the export of a channel into `out`, and return how many of its messages are damaged.
@@ -226,30 +250,26 @@ class Server:
         headers, data = self.headers, None
         if wanted is not None:
             headers, data = {**headers, "content-type": "application/json"}, msgspec.json.encode(wanted)
-        with contextlib.closing(self.connect()) as connection:
-            try:
-                connection.request("GET" if data is None else "POST", self.path + path, data, headers)
-                response = connection.getresponse()
-            except (OSError, HTTPException) as error:
-                raise self._broken(what, error) from None
-            try:
-                with response:
-                    if response.status != HTTPStatus.OK:
-                        raise LocalError(f"{self.name} refused the {what}: {_problem(response)}")
-                    yield response
-            except BrokenPipeError:  # no program reads the output of the block
-                raise
-            except (HTTPException, TimeoutError, ConnectionError) as error:
-                raise self._broken(what, error) from None
+        asked = request.Request(self.address + path, data, headers)
+        try:
+            with self.opener.open(asked, timeout=READ_TIMEOUT_S) as response:
+                yield response
+        except failed.HTTPError as error:
+            with error:
+                raise LocalError(f"{self.name} refused the {what}: {_problem(error)}") from None
+        except BrokenPipeError:  # no program reads the output of the block
+            raise
+        except (failed.URLError, HTTPException, TimeoutError, ConnectionError) as error:
+            reason = error.reason if isinstance(error, failed.URLError) else error
+            raise LocalError(
+                f"{self.name} did not send the whole {what}: {_printable(reason)}; repeat the command"
+            ) from None
 
     def _decoded(self, what: str, data: bytes, kind: type[T]) -> T:
         try:
             return msgspec.json.decode(data, type=kind)
         except _INVALID as error:
             raise self._invalid(what, error) from None
-
-    def _broken(self, what: str, error: Exception) -> LocalError:
-        return LocalError(f"{self.name} did not send the whole {what}: {_printable(error)}; repeat the command")
 
     def _ended(self, what: str, line: dict[str, Any]) -> LocalError:
         reason = _detail(line.get("error")) or "it sent no reason; see its log"
@@ -259,12 +279,12 @@ class Server:
         return LocalError(f"{self.name} sent no valid {what} ({reason}); {self.remedy}")
 
 
-def _problem(response: HTTPResponse) -> str:
+def _problem(error: failed.HTTPError) -> str:
     try:
-        problem = msgspec.json.decode(response.read(PROBLEM_BYTES))
-    except _INVALID:
+        problem = msgspec.json.decode(error.read(PROBLEM_BYTES))
+    except (*_INVALID, OSError, HTTPException):
         problem = None
-    return _detail(problem) or f"status {response.status} {_printable(response.reason)}"
+    return _detail(problem) or f"status {error.code} {_printable(error.reason)}"
 
 
 def _detail(problem: object) -> str:
@@ -283,23 +303,9 @@ _ASK = "for another store ask its server with --url http://host:8000"
 
 
 def server_of(store: str, url: str | None = None, token: str | None = None) -> Server | None:
-    """Return the server that carries out a command: that at `url`, or else of the file `store`, if a hub serves it.
-
-    Raises LocalError for a command line that names two places, or a token without `--url`.
-    """
-    source_of = click.get_current_context().get_parameter_source
+    """Return the server that carries out a command: that at `url`, or else of the file `store`, if a hub serves it."""
     if url is not None:
-        if source_of("store") is ParameterSource.COMMANDLINE:
-            raise LocalError(
-                f"command names two places, --url {shown_url(url)} and --store {shown_url(store)}; give --url for a "
-                "hub that a server serves, or --store for a file"
-            )
         return at_url(url, token)
-    if source_of("token") is ParameterSource.COMMANDLINE:
-        raise LocalError(
-            "--token has no effect without --url; give --url for a hub that a server serves, or leave the token out: a "
-            "command beside the file needs none"
-        )
     known = open_url(store)
     return beside(known.path) if isinstance(known, SqliteStore) else None
 
@@ -361,14 +367,38 @@ async def back_up(url: str, file: Path, mb_per_s: float) -> None:
         await store.backup(file, mb_per_s=mb_per_s)
 
 
+def _one_place(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """Return the value of --url or --store. Raises LocalError if a command has both: it works in one place.
+
+    Also for --token without --url. Click calls this for an option that is not given after those that are.
+    """
+    url, store, token = (
+        context.get_parameter_source(one) is ParameterSource.COMMANDLINE for one in ("url", "store", "token")
+    )
+    if token and option.name == "url" and not url:
+        raise LocalError(
+            "--token has no effect without --url; give --url for a hub that a server serves, or leave the token out: a "
+            "command beside the file needs none"
+        )
+    if url and store:
+        given = {**context.params, option.name: value}
+        raise LocalError(
+            f"command names two places, --url {shown_url(given['url'])} and --store {shown_url(given['store'])}; give "
+            "--url for a hub that a server serves, or --store for a file"
+        )
+    return value
+
+
 STORE = click.option(
     "--store",
     default="sqlite:///tenuto.db",
-    envvar="TENUTO_STORE",
     show_default=True,
+    callback=_one_place,
     help="The store, sqlite:///path.",
 )
-URL = click.option("--url", default=None, help="Where the hub is served: its server is asked over HTTP.")
+URL = click.option(
+    "--url", default=None, callback=_one_place, help="Where the hub is served: its server is asked over HTTP."
+)
 TOKEN = click.option("--token", default=None, envvar="TENUTO_TOKEN", help="With --url: the token, or $TENUTO_TOKEN.")
 
 
@@ -443,7 +473,7 @@ def _print_json(value: object) -> None:
 )
 def backup(file: Path, store: str, mb_per_s: float | None) -> None:
     """Write a backup of a store into FILE, also while it is served."""
-    from tenuto.stores.sqlite.backup import check_target
+    from tenuto.stores.sqlite.backup import check_target, receipt_of
 
     path = sqlite_store(store).path
     check_target(file, path)
@@ -452,8 +482,8 @@ def backup(file: Path, store: str, mb_per_s: float | None) -> None:
         asyncio.run(back_up(store, file, mb_per_s or 100_000))
     else:
         wanted = {"path": os.path.abspath(file), "mb_per_s": mb_per_s or 50}
-        server.result("backup", "/v1/backup", wanted, dict[str, Any])
-        if not file.exists():
+        written = server.result("backup", "/v1/backup", wanted, dict[str, Any])
+        if not file.exists() or any(written.get(name) != value for name, value in receipt_of(file).items()):
             raise LocalError(
                 f"backup {os.path.abspath(file)} was written by the process that serves {path}, and is not "
                 "here: that process has other disks, as in a container; name a folder that both have"
@@ -522,8 +552,8 @@ def verify(store: str, url: str | None, token: str | None) -> None:
     """Check each message of a store, also while it is served; the exit status is 1 if one is damaged."""
     from tenuto.stores.sqlite import verify as sqlite_verify
 
-    server = server_of(store, url, token)
-    if url is not None and server is not None:
+    if url is not None:
+        server = at_url(url, token)
         found = _print_damage(server.name, server.damage())
     else:
         path = sqlite_store(store, remedy=_ASK).path
@@ -555,16 +585,14 @@ def channels(prefix: str, store: str, url: str | None, token: str | None, is_jso
     """List the channels of a store whose names begin with PREFIX, also while it is served."""
     check_prefix(prefix)
     server = server_of(store, url, token)
-    if server is not None:
-        found = list(server.channels(prefix))
-    else:
-        found = asyncio.run(_read(store, lambda reads: _listed(reads, [f"{prefix}*"])))
+    found = server.channels(prefix) if server else _found(store, lambda reads: _listed(reads, [f"{prefix}*"]))
     if is_json:
         for one in found:  # in ASCII, because a terminal obeys some characters
             click.echo(json.dumps(msgspec.to_builtins(one), separators=(",", ":")))
         return
+    first = list(islice(found, 1))  # an error of the first page comes before the table
     click.echo(f"{'messages':>10} {'bytes':>14}  {'updated (UTC)':<19}  channel")
-    for one in found:
+    for one in chain(first, found):
         name = one.channel if one.channel.isprintable() else shown(one.channel)
         click.echo(f"{one.messages:>10,} {one.size_bytes:>14,}  {_utc(one.updated_ms):<19}  {name}")
 
@@ -593,7 +621,7 @@ def retention(store: str, dry_run: bool, target: str | None, ages: tuple[str, ..
     policies = [one.retainer.policies for one in hubs] or [Policies(rules)]
     total = size_bytes = damaged = 0
     for policy in policies:
-        for due in asyncio.run(_read(store, partial(due_in, policies=policy, now_ms=time.time_ns() // 1_000_000))):
+        for due in _found(store, partial(due_in, policies=policy, now_ms=time.time_ns() // 1_000_000)):
             if due.damage is not None:
                 click.echo(f"retention leaves out a channel that cannot be read: {due.damage}", err=True)
                 damaged += 1
@@ -606,12 +634,26 @@ def retention(store: str, dry_run: bool, target: str | None, ages: tuple[str, ..
         sys.exit(1)
 
 
-async def _read(url: str, read: Callable[[Store | FileReader], AsyncIterator[T]]) -> list[T]:
-    """Return what `read` yields of a file, which may be served meanwhile, or of a database."""
-    if open_url(url).is_exclusive:
-        return [one async for one in read(FileReader(sqlite_store(url).path))]
-    async with opened(url) as store:
-        return [one async for one in read(store)]
+def _found(url: str, read: Callable[[Store | FileReader], AsyncIterator[T]]) -> Iterator[T]:
+    """Yield what `read` finds in a file, which may be served meanwhile, or in a database."""
+
+    async def values() -> AsyncIterator[T]:
+        if open_url(url).is_exclusive:
+            async for one in read(FileReader(sqlite_store(url).path)):
+                yield one
+        else:
+            async with opened(url) as store:
+                async for one in read(store):
+                    yield one
+
+    found = values()
+
+    async def following() -> T | None:
+        return await anext(found, None)
+
+    with asyncio.Runner() as runner:
+        while (one := runner.run(following())) is not None:
+            yield one
 
 
 async def _listed(store: Store | FileReader, within: Sequence[str]) -> AsyncIterator[ChannelSummary]:

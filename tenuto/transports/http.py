@@ -64,6 +64,7 @@ from tenuto.hub.hub import HubCore
 from tenuto.hub.keep.archive import DEFAULT_LISTED, MAX_LISTED, read_conversations
 from tenuto.hub.lifecycle import Viewing
 from tenuto.hub.pending import Result
+from tenuto.stores.sqlite.backup import receipt_of
 from tenuto.transports.access import (
     EXPECTED_BYTES,
     caller_of,
@@ -255,9 +256,10 @@ async def _damage(hub: HubCore, _: NoFields) -> AsyncGenerator[object]:
 
 
 async def _backed_up(hub: HubCore, wanted: BackupFile) -> AsyncGenerator[object]:
-    """Write a backup."""
-    await hub.backup(_absolute(wanted.path), mb_per_s=wanted.mb_per_s)
-    yield {"type": "end"}
+    """Write a backup; the last line has its size and its mark."""
+    target = _absolute(wanted.path)
+    await hub.backup(target, mb_per_s=wanted.mb_per_s)
+    yield {"type": "end", **await asyncio.to_thread(receipt_of, target)}
 
 
 async def _imported(hub: HubCore, wanted: ImportFile) -> AsyncGenerator[object]:

@@ -289,6 +289,12 @@ async def responding(*body: bytes) -> tuple[asyncio.Server, str]:
     return server, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
+def listing(*names: str, more: bool = False) -> bytes:
+    """Return a page of a list of channels."""
+    counts = {"created_ms": 1, "updated_ms": 1, "messages": 1, "size_bytes": 1}
+    return json.dumps({"channels": [{"channel": name, **counts} for name in names], "more": more}).encode()
+
+
 @pytest.mark.parametrize(
     ("command", "body", "expected"),
     [
@@ -300,6 +306,9 @@ async def responding(*body: bytes) -> tuple[asyncio.Server, str]:
         (("inspect",), b'{"a":' * 100_000, "check that --url names a server of Tenuto"),
         (("verify",), b'{"type": "error", "error": {"detail": "", "title": "Busy"}}\n', "did not end the check: Busy"),
         (("verify",), b'{"type": "error", "error": {}}\n', "did not end the check: it sent no reason"),
+        (("channels",), listing("a\x1b[2Jb"), "no valid list of channels (channel name must be 1-200 characters"),
+        (("channels",), listing("b", "a"), "no valid list of channels (channel 'a' is not in order); check that --url"),
+        (("channels",), listing("a", more=True), "no valid list of channels (channel 'a' is not in order)"),
     ],
 )
 async def test_a_response_that_breaks_off_is_named(command: tuple[str, ...], body: bytes, expected: str) -> None:

@@ -161,6 +161,11 @@ def finish(partial: Path, target: Path, *, is_new: bool = True) -> None:
         raise StoreUnavailable(f"backup {target} failed: {error}; check the disk and its free space") from error
 
 
+def receipt_of(target: Path) -> dict[str, object]:
+    """Return what tells the backup `target` from all others: its size and its mark. Raises OSError."""
+    return {"size_bytes": target.stat().st_size, "mark": read_file_state(target).nonce}
+
+
 class Restored(NamedTuple):
     """What a restore did: the new name of the replaced file, if there was one, and a line for each damaged message."""
 
