@@ -125,8 +125,8 @@ def _joined(messages: Sequence[Message], custom: Sequence[Json], *, with_calls: 
     called: dict[str, Part] = {}  # the last call of each id
     open_calls: dict[str, list[tuple[list[Part], int]]] = {}  # their places, by id
     for one in messages:
-        # calls behind an answer may be messages of their own, as items of a conversation are
-        before = found[-1].role if found else ""
+        # calls behind an answer may be messages of their own, as items of a conversation are; no agent has written them
+        before = found[-1].role if found and one.reply_to is None else ""
         is_more = one.role == before == "assistant" and {part["type"] for part in one.parts} == {"tool"}
         parts, late = answer if is_more else list[Part](), list[Part]()
         for part in one.parts:

@@ -392,6 +392,7 @@ def _one_place(context: click.Context, option: click.Parameter, value: str | Non
 STORE = click.option(
     "--store",
     default="sqlite:///tenuto.db",
+    envvar="TENUTO_STORE",
     show_default=True,
     callback=_one_place,
     help="The store, sqlite:///path.",

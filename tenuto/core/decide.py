@@ -438,9 +438,11 @@ def _superseded(
             parts=len(known),
         )
     counted = [index for index, one in enumerate(known) if index >= since and one["type"] != ATTEMPT]
-    if beside != [index for index in counted if index in beside]:
-        raise InvalidRequest(f"beside must be indexes of parts that count, from {since} on and rising, got {beside}")
-    taken = [index for index in counted if index not in beside]
+    stays = set(beside)
+    if beside != [index for index in counted if index in stays]:
+        detail = f"beside must be indexes of parts that count, from {since} on and rising, got {shown(beside)}"
+        raise InvalidRequest(detail)
+    taken = [index for index in counted if index not in stays]
     if not (taken or new):
         return None
     parts = known

@@ -342,26 +342,27 @@ class Outgoing:
         if not theirs:
             return {}
         if self._repeated or len(self._parts) != len(self.left):
-            self._supersede_left(theirs, owner)
+            self._supersede_left(is_alone=len(theirs) == len(self._parts) == 1)
             return {}
         left = [index for index in range(theirs[-1] + 1) if self._parts[index].type != ATTEMPT]
         for index in theirs:
             self._parts[index].owner = owner
+        self._find_text_part(self._text_owner)
         return self._indexed(left)
 
-    def _supersede_left(self, left: list[int], owner: Owner) -> None:
-        """Let the parts at `left` be superseded, and write anew what this writer has added to their text.
+    def _supersede_left(self, *, is_alone: bool = False) -> None:
+        """Let the parts that an earlier writer left be superseded, and write anew what was added to their text.
 
-        The rest of the only text that there is stays, if it does not begin as that text does.
+        What was added to a text that `is_alone` stays behind it, if it does not begin as that text does.
         """
         added, self._repeated = self._repeated, []
-        if added and len(left) == len(self._parts) == 1:
+        if added and is_alone:
             begun = self.left[0]["text"]
             if not (begun.startswith(added[0]) or added[0].startswith(begun)):
                 self._parts[0].owner = None
                 return
         self.fail_attempt(LEFT)
-        self.accept_text("".join(added), owner=live(owner.outer))
+        self.accept_text("".join(added))  # an attempt adds nothing to text of others
 
     def reopen_left(self, after: int | None, until: int | None, owner: Owner) -> tuple[int, dict[int, Part]]:
         """Return the place of a response among the parts that count, and the parts that an earlier writer left of it.
@@ -378,12 +379,13 @@ class Outgoing:
             return after, {}
         lengths = [len(_text_of(self.left[index])) for index in ours]
         if len(self._parts) != len(self.left) or lengths != [self._parts[index].length for index in ours]:
-            self._supersede_left([index for index in counted if self._parts[index].owner is LEFT], owner)
+            self._supersede_left()
             return after, {}
         for index in (*before, *ours):
             if self._parts[index].owner in (LEFT, FAILED):
                 self._parts[index].owner = owner if index in ours else None
         self._has_failed = any(part.owner is FAILED for part in self._parts)
+        self._find_text_part(self._text_owner)
         return after, self._indexed(ours)
 
     def begin_attempt(self, outer: Owner | None = None) -> Owner:

@@ -161,12 +161,17 @@ def malformed(what: str) -> UpstreamError:
     return UpstreamError(f"the model's provider sent malformed data: {what}")
 
 
+# codes of failures that no later try passes
+LASTING_CODES = frozenset(("insufficient_quota", "billing_hard_limit_reached", "billing_not_active"))
+
+
 def reported(*codes: object) -> UpstreamError:
     """Return the error for a failure that the provider reported.
 
-    It names the first of `codes` that has the form of a code.
+    It names one of `codes` that has the form of a code: one that lasts, else the first.
     """
-    for code in filter(None, map(code_of, codes)):
+    found = list(filter(None, map(code_of, codes)))
+    for code in (*filter(LASTING_CODES.__contains__, found), *found):
         return UpstreamError(f"the model's provider reported an error: {code}", reason=code)
     return UpstreamError("the model's provider reported an error; the log has its message")
 
@@ -229,7 +234,8 @@ def codes_of(report: object) -> Iterator[object]:
     body, error = get(report, "body") or get(report, "details"), get(report, "error")
     for fields in (get(body, "error"), body, error, report):
         yield from (get(fields, name) for name in ("status", "code", "type"))
-    yield from (body, error)
+    if not isinstance(report, Exception) or is_from_sdk(report):
+        yield from (body, error)
 
 
 WORD_CHARACTERS = 512  # limit of a name, id, model or reason; URLs and titles may be longer

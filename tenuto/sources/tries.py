@@ -28,6 +28,7 @@ from tenuto.portal import Attempt
 from tenuto.sources.reading import (
     CALLED,
     INPUT,
+    LASTING_CODES,
     LOST,
     UpstreamEnded,
     UpstreamError,
@@ -59,12 +60,7 @@ _PASSING = frozenset(
         *("408", "409", "425", "429"),
     )
 )
-_LASTING = frozenset(
-    (
-        *("LocalProtocolError", "UnsupportedProtocol", "InvalidURL"),
-        *("insufficient_quota", "billing_hard_limit_reached", "billing_not_active"),
-    )
-)
+_LASTING = LASTING_CODES | {"LocalProtocolError", "UnsupportedProtocol", "InvalidURL"}
 
 # Text that is structured output: JSON, bare or in a code fence, or a fence that is named for it.
 _STRUCTURED = re.compile(r"(?:[`~]{3,}[^\S\n]*\n\s*)?[{\[]|[`~]{3,}[^\S\n]*json", re.IGNORECASE)
@@ -273,8 +269,10 @@ def may_pass(error: BaseException) -> bool:
 
 def _passes(error: BaseException) -> bool | None:
     """Return whether `error` passes, as far as it shows by itself; None: it does not show."""
+    is_known = isinstance(error, TenutoError) or is_from_sdk(error)
     reported = [error.details.get("reason")] if isinstance(error, TenutoError) else codes_of(error)
-    codes = [code_of(code) for code in reported]
+    # a status of the app's own exceptions is a number
+    codes = [code_of(code) for code in reported if is_known or isinstance(code, int) or not str(code).isdecimal()]
     names = {*codes, *(kind.__name__ for kind in type(error).__mro__)}
     if names & _LASTING or _headers(error).get("x-should-retry") == "false":
         return False

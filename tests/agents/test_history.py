@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from tenuto.agents.history import as_turns, path_to
 from tenuto.core.model import Message, Part
@@ -167,11 +168,13 @@ def file(url: str, **fields: Any) -> Part:
     return {"type": "file", "url": url, **fields}
 
 
-def test_calls_alone_belong_to_the_answer_before_and_an_answer_with_a_text_stays_its_own() -> None:
+def test_calls_alone_belong_to_the_answer_before_and_each_answer_of_an_agent_stays_its_own() -> None:
     first, calls, second = (
         message("assistant", *one) for one in ([text("One.")], [call("a")], [call("b"), text("Two.")])
     )
     assert [one.get("content") for one in as_turns([ASKED, first, second], "text")] == ["Why?", "One.", "Two."]
+    rounds = as_turns([ASKED, *[replace(calls, reply_to="q")] * 2], "openai")
+    assert [len(one.get("tool_calls", ())) for one in rounds] == [0, 1, 0, 1, 0]
     assert as_turns([ASKED, first, calls], "openai") == as_turns(
         [ASKED, message("assistant", text("One."), call("a"))], "openai"
     )
