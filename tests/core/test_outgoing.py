@@ -514,3 +514,49 @@ def test_index_from_before_a_supersede_names_no_later_part() -> None:
     assert outgoing.accept_part({"type": "data", "name": "n", "data": 2}, old) == 5
     assert outgoing.accept_part({"type": "data", "name": "n", "data": 3}, kept) == 0
     assert outgoing.accept_part({"type": "data", "name": "n", "data": 4}, new) == 3
+
+
+def taken_over() -> tuple[LogHarness, Outgoing]:
+    """Return a later writer of message `m`, to which an earlier one has written a text."""
+    harness = new_log()
+    first = opened(harness=harness)
+    first.accept_text("left ")
+    commit(first, harness, "stored")
+    then = Outgoing("m", LIMITS, "o")
+    then.load(harness.message("m"), 2)
+    then.generation = 1  # no other writer has taken it over
+    then.open()
+    return harness, then
+
+
+def counted(harness: LogHarness, outgoing: Outgoing) -> list[str]:
+    """Return the texts of message `m` that count, once all requests are stored."""
+    while outgoing.unstored_bytes:
+        commit(outgoing, harness, "stored")
+    return [part["text"] for part in harness.message("m").parts if part["type"] == "text"]
+
+
+@pytest.mark.parametrize("is_attached", [False, True], ids=["continued", "attached"])
+def test_text_of_another_task_stands_behind_the_text_that_an_attempt_takes_up(is_attached: bool) -> None:
+    harness, then = taken_over()
+    trying = then.begin_attempt()
+    (index,) = then.reopen_left(0, None, trying)[1] if is_attached else then.take_left(trying)
+    then.accept_text("of a task")
+    then.accept_text("on", index, trying)
+    then.accept_part({"type": "text", "text": "left on", "joins": [5]}, index, trying)
+    assert counted(harness, then) == ["left on", "of a task"]
+
+
+@pytest.mark.parametrize("is_attached", [False, True], ids=["continued", "attached"])
+def test_text_added_before_an_attempt_outlives_it_and_an_attached_response_follows_it(is_attached: bool) -> None:
+    harness, then = taken_over()
+    then.accept_text("note " if is_attached else "left ")
+    around = then.begin_attempt()
+    trying = then.begin_attempt(around)
+    assert (then.reopen_left(0, None, trying)[1] if is_attached else then.take_left(trying)) == {}
+    then.accept_text("tried", owner=trying)
+    then.end_attempt(trying)
+    then.fail_attempt(around)
+    then.end_attempt(around)
+    then.accept_part({"type": "text", "text": "end"})
+    assert counted(harness, then) == ["note " if is_attached else "left ", "end"]
