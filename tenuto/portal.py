@@ -197,8 +197,13 @@ class Attempt:
         """Return what an earlier writer left to be continued (`Outgoing.take_left`)."""
         return self._outgoing.take_left(self._owner)
 
-    def reopen_left(self, after: int | None, until: int | None) -> tuple[int, dict[int, Part]]:
-        """Return the place of a response, and what an earlier writer left of it (`Outgoing.reopen_left`)."""
+    @property
+    def count(self) -> int:
+        """Return the number of parts of the message that count."""
+        return self._outgoing.count
+
+    def reopen_left(self, after: int, until: int | None) -> dict[int, Part]:
+        """Return what an earlier writer left of a response (`Outgoing.reopen_left`)."""
         return self._outgoing.reopen_left(after, until, self._owner)
 
     async def __aenter__(self) -> Self:

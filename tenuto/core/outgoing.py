@@ -116,7 +116,6 @@ class Outgoing:
     __slots__ = (
         "_again",
         "_halves",
-        "_has_failed",
         "_numbers",
         "_parts",
         "_piece",
@@ -163,7 +162,6 @@ class Outgoing:
         self._again: tuple[dict[str, Json], bool] | None = None  # how to continue a stored message once it is open
         # for each time that parts were superseded: the index from which, and the new indexes of those that stayed
         self._superseded: list[tuple[int, dict[int, int]]] = []
-        self._has_failed = False  # True: the next part supersedes those of failed attempts
         self._repeated: list[str] = []  # text without an index that this writer added to text in `left`
         self._queue: deque[OutgoingRequest] = deque()  # accepted requests that are not in flight
         self._texts: list[str] = []  # text that gathers for the next append
@@ -345,9 +343,7 @@ class Outgoing:
             self._supersede_left(is_alone=len(theirs) == len(self._parts) == 1)
             return {}
         left = [index for index in range(theirs[-1] + 1) if self._parts[index].type != ATTEMPT]
-        for index in theirs:
-            self._parts[index].owner = owner
-        self._find_text_part(self._text_owner)
+        self._give(theirs, owner)
         return self._indexed(left)
 
     def _supersede_left(self, *, is_alone: bool = False) -> None:
@@ -364,29 +360,41 @@ class Outgoing:
         self.fail_attempt(LEFT)
         self.accept_text("".join(added))  # an attempt adds nothing to text of others
 
-    def reopen_left(self, after: int | None, until: int | None, owner: Owner) -> tuple[int, dict[int, Part]]:
-        """Return the place of a response among the parts that count, and the parts that an earlier writer left of it.
+    def reopen_left(self, after: int, until: int | None, owner: Owner) -> dict[int, Part]:
+        """Return the parts that an earlier writer left of a response.
 
-        These follow the first `after` parts, up to `until`; they count again, and are of `owner`. There are none if
-        `after` is None, or this writer has added content: then the next part supersedes what is left.
+        Of the parts that count they follow the first `after`, up to `until`; they count again, and are of `owner`.
+        There are none if this writer has added content: then the next part supersedes what is left.
         """
         self._gather()
-        if after is None:
-            return sum(part.type != ATTEMPT and part.owner is not FAILED for part in self._parts), {}
         counted = [index for index, part in enumerate(self.left) if part["type"] != ATTEMPT]
         before, ours = counted[:after], counted[after:until]
         if not ours or any(self._parts[index].owner is FAILED for index in before):
-            return after, {}
+            return {}
         lengths = [len(_text_of(self.left[index])) for index in ours]
         if len(self._parts) != len(self.left) or lengths != [self._parts[index].length for index in ours]:
             self._supersede_left()
-            return after, {}
-        for index in (*before, *ours):
-            if self._parts[index].owner in (LEFT, FAILED):
-                self._parts[index].owner = owner if index in ours else None
-        self._has_failed = any(part.owner is FAILED for part in self._parts)
+            return {}
+        self._give(before, None)
+        self._give(ours, owner)
+        return self._indexed(ours)
+
+    def _give(self, indexes: list[int], owner: Owner | None) -> None:
+        """Let parts that an earlier writer left belong to `owner`, also failed ones."""
+        for part in (self._parts[index] for index in indexes):
+            if part.owner in (LEFT, FAILED):
+                part.owner = owner
         self._find_text_part(self._text_owner)
-        return after, self._indexed(ours)
+
+    @property
+    def _has_failed(self) -> bool:
+        """Return whether the next part supersedes those of failed attempts."""
+        return any(part.owner is FAILED for part in self._parts)
+
+    @property
+    def count(self) -> int:
+        """Return the number of parts that count."""
+        return sum(part.type != ATTEMPT and part.owner is not FAILED for part in self._parts)
 
     def begin_attempt(self, outer: Owner | None = None) -> Owner:
         """Return a new owner of parts, inside of `outer`."""
@@ -408,13 +416,12 @@ class Outgoing:
         for index, part in enumerate(self._parts):
             is_behind = has_failed and part.owner is LEFT
             if part.type != ATTEMPT and part.owner is not None and (is_behind or part.owner.is_within(owner)):
-                part.owner, self._has_failed, has_failed = FAILED, True, True
+                part.owner, has_failed = FAILED, True
                 self._halves.pop(index, None)
             elif live(part.owner) in (around, LEFT):
                 part.is_closed = True
         if self._parts and self._parts[-1].owner is FAILED and not self._parts[-1].is_open:
             self._keep(range(len(self._parts) - 1))
-            self._has_failed = any(part.owner is FAILED for part in self._parts)
         self._find_text_part(self._text_owner)
 
     def accept_update(self, meta: dict[str, Json]) -> None:
@@ -589,7 +596,7 @@ class Outgoing:
         """Queue the request that supersedes the failed attempts; `first` of `owner` follows in the same entry."""
         self._open_reserved()
         self._gather()
-        self._has_failed, self.left = False, []
+        self.left = []
         since = next(index for index, part in enumerate(self._parts) if part.owner is FAILED)
         after = range(since, len(self._parts))
         attempts = [index for index in after if self._parts[index].type == ATTEMPT]

@@ -71,21 +71,20 @@ class Attaching:
         _numbers[writer] = self._number + 1
         notes = _notes(writer)[self._number :]
         self.found = next(iter(notes), None)
-        self._places = ([one.after for one in notes[:2]] + [None, None])[:2]  # where its parts begin and end
-        self._tries = tries
+        self._until = notes[1].after if len(notes) > 1 else None  # where its parts end
 
     async def write(self, make: Make, writing: Writing) -> Piped:
         """Write one response to its end. Raises UpstreamEnded if it is lost, and its error if it has failed."""
         writing.note = self._note
         self._may_stream = True
-        kept, attempt = writing.kept, self._tries.attempt
+        kept, attempt = writing.kept, writing.attempt
         assert attempt is not None
-        self._after = attempt.reopen_left(None, None)[0] - (len(kept.parts) if kept is not None else 0)
+        self._after = attempt.count - (len(kept.parts) if kept is not None else 0)
         try:
             if self.found is not None:
                 note, self.found = self.found, None
                 writing.response_id, writing.usage_before, self._after = note.id, note.usage, note.after
-                left = [*attempt.reopen_left(*self._places)[1].items()]
+                left = [*attempt.reopen_left(note.after, self._until).items()]
                 number, length = note.kept or (0, 0)  # of the parts that it continues, and of the text of the last one
                 kept = _kept(left[:number], number, length, is_exact=self._is_exact) if number else None
                 writing.replay(left[number:], kept, marks=True)

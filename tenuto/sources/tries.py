@@ -112,7 +112,6 @@ class Tries:
         self._make = make
         self.write = write
         self.takes_left = True  # False: `write` takes up what an earlier process left in the message
-        self.attempt: Attempt | None = None  # the one that `write` is in
         self._on_break = on_break
         self.is_exact = on_break == "prefix"
         self._takes_so_far = _takes_so_far(make)
@@ -131,11 +130,10 @@ class Tries:
             last: Exception | None = None
             with suppress(_Restart):
                 async with self._writer.attempt() as attempt:
-                    self.attempt = attempt
                     if self.takes_left:
                         self._take_left(attempt)
                     try:
-                        return await self._within_attempt(attempt.supersede)
+                        return await self._within_attempt(attempt)
                     except Exception as error:
                         if isinstance(error, _Restart) or self._on_break == "restart":
                             raise
@@ -154,11 +152,11 @@ class Tries:
         if self._kept is None:
             attempt.supersede()
 
-    async def _within_attempt(self, supersede: Callable[[], None]) -> Piped:
+    async def _within_attempt(self, attempt: Attempt) -> Piped:
         """Try until a try succeeds, as long as the text stays. Raises _Restart if it cannot be continued."""
         while True:
             self._number += 1
-            writing = Writing(self._writer, self._kept, supersede)
+            writing = Writing(self._writer, self._kept, attempt)
             try:
                 return await self.write(self._made, writing)
             except Exception as error:
@@ -178,7 +176,7 @@ class Tries:
                     is_continued = self._on_break in ("continue", "prefix")
                     self._kept = continuable(*writing.written(), is_exact=self.is_exact) if is_continued else None
                     if self._kept is None:
-                        supersede()
+                        attempt.supersede()
                         raise _Restart from error
             await wait_to_retry(self._writer, self._wait_s)
 

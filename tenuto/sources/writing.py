@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 from tenuto.core.errors import InvalidRequest, InvalidText, LocalError
 from tenuto.core.model import APPENDABLE, Json, Part
 from tenuto.core.text import SurrogateJoiner
-from tenuto.portal import AsyncWriter, Try
+from tenuto.portal import AsyncWriter, Attempt, Try
 from tenuto.sources.reading import CALLED, Add, Drop, Edit, Meta, Open, Set, Source, UpstreamEnded, malformed
 
 OnBreak = Literal["restart", "continue", "prefix", "fail"]
@@ -233,10 +233,10 @@ class Differs(UpstreamEnded):
 class Writing:
     """The writing of one stream into one message, and the stream's summary so far."""
 
-    def __init__(self, writer: Writer, kept: Kept | None = None, supersede: Callable[[], None] = lambda: None) -> None:
-        """Write into `writer`, from the end of the text `kept` on. `supersede` takes that text back."""
+    def __init__(self, writer: Writer, kept: Kept | None = None, attempt: Attempt | None = None) -> None:
+        """Write into `writer`, from the end of the text `kept` on, within `attempt`, which can supersede that text."""
         self.response_id: str | None = None
-        self._supersede = supersede
+        self.attempt = attempt
         self._writer = writer
         self.rested_s = writer.rested_s or (lambda: 0.0)
         self._model: str | None = None
@@ -422,7 +422,8 @@ class Writing:
         """Supersede what the message holds by what the stream has brought so far. Raises Differs for a continuation."""
         if self.kept is not None:
             raise Differs("the model's response differs from the text that it has continued")
-        self._supersede()
+        if self.attempt is not None:
+            self.attempt.supersede()
         self._left.clear()
         for slot in self._slots.values():
             slot.left = None

@@ -540,7 +540,7 @@ def counted(harness: LogHarness, outgoing: Outgoing) -> list[str]:
 def test_text_of_another_task_stands_behind_the_text_that_an_attempt_takes_up(is_attached: bool) -> None:
     harness, then = taken_over()
     trying = then.begin_attempt()
-    (index,) = then.reopen_left(0, None, trying)[1] if is_attached else then.take_left(trying)
+    (index,) = then.reopen_left(0, None, trying) if is_attached else then.take_left(trying)
     then.accept_text("of a task")
     then.accept_text("on", index, trying)
     then.accept_part({"type": "text", "text": "left on", "joins": [5]}, index, trying)
@@ -553,7 +553,7 @@ def test_text_added_before_an_attempt_outlives_it_and_an_attached_response_follo
     then.accept_text("note " if is_attached else "left ")
     around = then.begin_attempt()
     trying = then.begin_attempt(around)
-    assert (then.reopen_left(0, None, trying)[1] if is_attached else then.take_left(trying)) == {}
+    assert (then.reopen_left(0, None, trying) if is_attached else then.take_left(trying)) == {}
     then.accept_text("tried", owner=trying)
     then.end_attempt(trying)
     then.fail_attempt(around)
