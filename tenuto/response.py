@@ -13,6 +13,7 @@ import inspect
 import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import ExitStack
 from importlib import import_module
 from typing import Literal, NamedTuple
 from urllib.parse import quote
@@ -189,6 +190,8 @@ class StreamResponse(Response):
         self._style = style
         self._path = path
         self._turn_format: TurnFormat | None = None  # of this one response, if the style names one
+        # an id before the first text: an EventSource that reconnects then asks for this answer, not for another
+        self._first = b""
         self._own_headers = {name.lower() for name in headers or ()}
         del self.headers["content-length"]
         known = {
@@ -225,8 +228,7 @@ class StreamResponse(Response):
         # the path of a proxy, which the server knows as its root path; below a mount, Starlette keeps it apart
         self._path = scope.get("app_root_path", scope.get("root_path", "")).rstrip("/") + self._path
         # a format of another client begins with the first character, because its chunks have no ids
-        has_ids = self._style not in FORMATS
-        since = parse_cursor(requested.get("last-event-id", "")) if has_ids else None
+        since = parse_cursor(requested.get("last-event-id", "")) if self._style not in FORMATS else None
         cookie = visit_in(scope).headers if isinstance(hub.authenticate, VisitorVerifier) else []
         self.raw_headers += [one for one in cookie if one not in self.raw_headers]
         if scope.get("method") == "HEAD":  # also of a link checker or a preview: it begins and finds no answer
@@ -236,74 +238,79 @@ class StreamResponse(Response):
         if not self._is_repeatable and sent_by(since).is_finished:
             await self._send_nothing(send)  # the EventSource would repeat the request otherwise
             return
-        # an id before the first text: an EventSource that reconnects then asks for this answer, not for another
-        first, answering, stream, is_started = b"", None, None, False
-        try:
-            await check_serving(hub)  # before an answer begins
-            opened = await self._open(since, scope)
-            if opened is None:
+        with ExitStack() as closing:
+            try:
+                await check_serving(hub)  # before an answer begins
+                stream = await self._attach(scope, requested, since, send, closing)
+            except TenutoError as error:
+                may_reconnect = scope.get("method") == "GET" and self._is_for_event_source(requested)
+                if may_reconnect and error.retry and error.status == 503:
+                    # another status stops an EventSource for good, and a response that looks complete other readers
+                    self._unname()
+                    await self._send(send, reconnect_delay(error) + self._first)
+                    break_off(receive)
+                elif isinstance(error, TooMany | Forbidden):  # of a visitor
+                    response = problem_response(error)
+                    response.raw_headers += cookie
+                    await response(scope, receive, send)
+                else:
+                    raise  # to the app
+                return
+            if stream is None:
                 await self._send_nothing(send)
                 return
-            message_id, answering = opened
-            if answering is not None:
-                answering.reader_came()
-            self._name(message_id)
-            message, cursor = await hub.read(self._channel, message_id)
-            # no reader has received any text of a new answer
-            sent = resume_point(since if answering is None else None, cursor)
-            if sent.is_finished and message.status != "streaming":
-                await self._send_nothing(send)
-                return
-            name = "" if self._is_repeatable else hub.tickets.name(self._channel, message_id)
-            if name and has_ids and since is None and self._is_for_event_source(requested):
-                first = f"id: {Position(cursor, name, sent).id(is_finished=False)}\n\n".encode()
-            # The app has authenticated the caller. The stream sends no farewell, because its bytes are those of the
-            # answer only.
-            stream = MessageStream(
-                self._app,
-                send,
-                Credentials(hub, dict(scope), None),
-                message_id,
-                sent,
-                self._framer(requested, message_id),
-                is_own_client=True,
-                # not a `DirectSender`, which sends outside of a task: middleware of the app may need a current task
-                sender_class=TaskSender,
-                name=name,
-                # a page's own parser may know no comments: it gets what the app's endpoint sent before
-                has_heartbeat=self._style in ("events", *FORMATS) or self._is_for_event_source(requested),
-            )
-            await stream.attach(self._channel, message, cursor)
-            del message  # a stream lasts long, so it does not keep the text of its beginning
-            is_started = True
-            await self._send(send, first)
+            await self._send(send, self._first)
             await stream.run(receive)
-        except TenutoError as error:
-            may_reconnect = scope.get("method") == "GET" and self._is_for_event_source(requested)
-            if not is_started and may_reconnect and error.retry and error.status == 503:
-                # another status would stop an EventSource for good, and a response that looks complete other readers
-                self._unname()
-                await self._send(send, reconnect_delay(error) + first)
-                break_off(receive)
-            elif not is_started and isinstance(error, TooMany | Forbidden):  # of a visitor
-                response = problem_response(error)
-                response.raw_headers += cookie
-                await response(scope, receive, send)
-            else:
-                raise  # to the app
-        finally:
-            if answering is not None:
-                answering.reader_left()
-            if stream is not None:
-                stream.close()
+
+    async def _attach(
+        self, scope: Scope, requested: Headers, since: Cursor | None, send: Send, closing: ExitStack
+    ) -> MessageStream | None:
+        """Begin or find the answer, and attach to it; None if a reader has all of it. `closing` undoes this."""
+        hub = self._app.hub
+        opened = await self._open(since, scope)
+        if opened is None:
+            return None
+        message_id, answering = opened
+        if answering is not None:
+            answering.reader_came()
+            closing.callback(answering.reader_left)
+        self._name(message_id)
+        message, cursor = await hub.read(self._channel, message_id)
+        # no reader has received any text of a new answer
+        sent = resume_point(since if answering is None else None, cursor)
+        if sent.is_finished and message.status != "streaming":
+            return None
+        name = "" if self._is_repeatable else hub.tickets.name(self._channel, message_id)
+        if name and self._style not in FORMATS and since is None and self._is_for_event_source(requested):
+            self._first = f"id: {Position(cursor, name, sent).id(is_finished=False)}\n\n".encode()
+        # The app has authenticated the caller. The stream sends no farewell, because its bytes are those of the answer
+        # only.
+        stream = MessageStream(
+            self._app,
+            send,
+            Credentials(hub, dict(scope), None),
+            message_id,
+            sent,
+            self._framer(requested, message_id),
+            is_own_client=True,
+            # not a `DirectSender`, which sends outside of a task: middleware of the app may need a current task
+            sender_class=TaskSender,
+            name=name,
+            # a page's own parser may know no comments: it gets what the app's endpoint sent before
+            has_heartbeat=self._style in ("events", *FORMATS) or self._is_for_event_source(requested),
+        )
+        closing.callback(stream.close)
+        await stream.attach(self._channel, message, cursor)
+        return stream
 
     async def _send_nothing(self, send: Send) -> None:
         """Send status 204, which stops an EventSource; with the headers that the app has set, such as cookies."""
         del self.headers["content-type"]
-        await self._send(send, status=204, is_whole=True)
+        self.status_code = 204
+        await self._send(send, is_whole=True)
 
-    async def _send(self, send: Send, body: bytes = b"", *, status: int = 200, is_whole: bool = False) -> None:
-        await send({"type": "http.response.start", "status": status, "headers": self.raw_headers})
+    async def _send(self, send: Send, body: bytes = b"", *, is_whole: bool = False) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await send({"type": "http.response.body", "body": body, "more_body": not is_whole})
 
     def _is_for_event_source(self, requested: Headers) -> bool:
