@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import time
 from collections.abc import AsyncIterator
@@ -132,6 +133,8 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 async def survey(chat: Chat, screenshots: Path) -> list[Result]:
     """Return what survives each fault. Raises LocalError for a page that cannot be tested, with the remedy."""
+    if not re.match(r"https?://[^/]", chat.url):
+        raise LocalError(f"URL must be a page's, such as http://127.0.0.1:8000, got {shown_url(chat.url)}")
     network = Network()
     chromium = os.environ.get("TENUTO_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
     async with network.served() as proxy, async_playwright() as playwright:
@@ -172,7 +175,8 @@ async def _trial(browser: Browser, network: Network, chat: Chat, fault: str, scr
     kept, goes_on, after, again, is_past = 0.0, "no", Growth(), set[str](), False
     deadline_s = time.monotonic() + chat.patience_s
     while time.monotonic() < deadline_s and goes_on == "no":
-        grown = after.take(lines := await _lines(page, chat.answer, is_framed))
+        lines = await _lines(page, chat.answer, is_framed)
+        grown = after.take(lines)
         kept = max(kept, _share(answer, "\n".join(lines)))
         is_past = is_past or any(line.startswith(answer[-1]) for line in grown)
         if not is_past:  # later, a line may begin like one before it

@@ -179,9 +179,11 @@ class Server:
         with self._response("export", path) as response:
             line = response.readline(HEADER_BYTES)
             try:
-                decode_header(line)
+                header = decode_header(line)
             except InvalidRequest as error:
                 raise self._invalid("export", error) from None
+            if header.channel != channel or not line.endswith(b"\n"):
+                raise self._invalid("export", f"channel {shown(header.channel)} instead of {channel!r}")
             digest, kind = hashlib.sha256(), None
             while kind is None:
                 digest.update(line)

@@ -343,6 +343,7 @@ def end(*lines: bytes, damaged: int = 0) -> bytes:
             0,
             "the file has format 2, this version reads format 1",
         ),
+        ([HEADER.replace(b'"c"', b'"d"')], 0, "channel 'd' instead of 'c'"),
         ([HEADER, LINE], 2, "did not send the whole export: its response has no end"),
         ([HEADER, LINE, end(HEADER, LINE)[:-1]], 2, "another checksum than the rest"),
         ([HEADER, LINE, end(HEADER, LINE), b"\n"], 2, "another checksum than the rest"),

@@ -159,7 +159,7 @@ async def test_a_login_of_http_is_given_in_the_address(login: str, problem: str,
     [
         ("http://127.0.0.1:9", None, r"'http://127\.0\.0\.1:9' cannot be tested: .+; check the address"),
         ("http://127.0.0.1:9", "/none", "for a browser, run playwright install chromium"),
-        ("foo", None, "'foo' cannot be tested: Page.goto: .*invalid URL; check the address"),
+        ("foo", "/none", "URL must be a page's, such as http://127.0.0.1:8000, got 'foo'"),
     ],
 )
 async def test_a_missing_page_or_browser_is_named(
