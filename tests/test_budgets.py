@@ -21,12 +21,12 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 54_800,
-    "lines of its kernel": 34_080,
+    "lines of tenuto/": 54_852,
+    "lines of its kernel": 34_099,
     "modules of tenuto/": 162,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_868,
-    "lines of tests/": 62_385,
+    "lines of tests/": 62_398,
     "lines of proof/ and bench/": 20_058,
     "words of docs without decisions": 50_000,
     "words of decisions": 12_000,

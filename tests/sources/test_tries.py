@@ -211,6 +211,7 @@ async def test_claude_that_is_overloaded_in_its_stream_is_asked_again() -> None:
         ({"message": "", "code": "429"}, True),
         ({"message": "", "type": "InternalServerError"}, True),
         ({"message": "", "type": "invalid_request_error", "code": "content_filter"}, False),
+        ({"message": "", "type": "insufficient_quota", "code": 429}, False),
         ("overloaded", True),
     ],
 )
@@ -410,14 +411,23 @@ async def test_error_that_lasts_is_raised_at_once(refusal: tuple[int, dict[str, 
 class Bug(Exception):
     """An error of the app, with a code and a cause that mean nothing here."""
 
-    code = 4001
+    code: int | str = 4001
     __cause__ = ConnectionError()
+
+
+def bug(name: str, value: str) -> Bug:
+    """Return an error of the app with a field that only means something in an error of an SDK."""
+    one = Bug()
+    setattr(one, name, value)
+    return one
 
 
 @pytest.mark.parametrize(
     ("error", "passes"),
     [
         (Bug("charged, but not saved"), False),
+        *((bug(name, "timeout"), False) for name in ("error", "body", "details")),
+        (bug("code", "503"), False),
         *((error("broke"), True) for error in (httpx.ReadError, httpx2.ReadTimeout, httpx2.RemoteProtocolError)),
         *((error("wrong"), False) for error in (httpx2.LocalProtocolError, httpx2.UnsupportedProtocol, KeyError)),
         *((error(429, {"error": {"code": 429}}), True) for error in (ClientError, ServerError)),
@@ -802,17 +812,24 @@ async def test_what_a_handler_writes_before_its_stream_stands_once_after_a_crash
     assert [part["type"] for part in stored.parts if part["type"] != "attempt"] == [first["type"], "text"]
 
 
-@virtually
-async def test_shown_step_beside_a_try_that_fails_writes_over_no_later_text() -> None:
-    hub, tried = new_hub(), [0]
+def breaking_once() -> Callable[[], AsyncIterator[str]]:
+    """Return a model whose first stream breaks off in the middle, after two seconds."""
+    tries = iter([True])
 
     async def model() -> AsyncIterator[str]:
-        tried[0] += 1
+        breaks = next(tries, False)
         yield "A text of a model "
         await asyncio.sleep(2)
-        if tried[0] == 1:
+        if breaks:
             raise ConnectionError
-        yield "and its end."
+        yield "and its end. "
+
+    return model
+
+
+@virtually
+async def test_shown_step_beside_a_try_that_fails_writes_over_no_later_text() -> None:
+    hub, model = new_hub(), breaking_once()
 
     async def later(turn: Turn) -> None:
         await asyncio.sleep(1)
@@ -826,7 +843,7 @@ async def test_shown_step_beside_a_try_that_fails_writes_over_no_later_text() ->
     await hub.create("chat:1", id="q", text="?")
     await asyncio.sleep(60)
     answer = (await hub.history("chat:1")).messages[0]
-    assert answer.text == "A text of a model and its end."
+    assert answer.text == "A text of a model and its end. "
     assert [(part["type"], part.get("state")) for part in answer.parts] == [
         ("attempt", None), ("tool", "done"), ("text", None),
     ]  # fmt: skip
@@ -890,16 +907,8 @@ async def step_beside(turn: Turn) -> None:
 async def test_try_that_fails_supersedes_nothing_that_others_have_written(
     beside: Callable[[Turn], Awaitable[None]], expected: str, failed: int, is_remote: bool
 ) -> None:
-    hub, tried = memory_hub(drain_s=0.2), [0]
+    hub, model = memory_hub(drain_s=0.2), breaking_once()
     await hub.start()
-
-    async def model() -> AsyncIterator[str]:
-        tried[0] += 1
-        yield "A text of a model "
-        await asyncio.sleep(2)
-        if tried[0] == 1:
-            raise ConnectionError
-        yield "and its end. "
 
     async def agent(turn: Turn) -> None:
         async with turn.reply() as message:
