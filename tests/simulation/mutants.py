@@ -593,7 +593,7 @@ def an_attempt_is_superseded_twice(patch: pytest.MonkeyPatch) -> None:
     def again(self: Outgoing, first: Part | None, owner: Owner | None = None) -> None:
         supersede(self, first, owner)
         if first is not None:
-            self._parts[-1].owner, self._has_failed = FAILED, True
+            self._parts[-1].owner = FAILED
 
     patch.setattr(Outgoing, "_supersede", again)
 
