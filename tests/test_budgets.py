@@ -26,7 +26,7 @@ BUDGETS = {
     "modules of tenuto/": 162,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_868,
-    "lines of tests/": 62_398,
+    "lines of tests/": 62_400,
     "lines of proof/ and bench/": 20_058,
     "words of docs without decisions": 50_000,
     "words of decisions": 12_000,
