@@ -386,7 +386,7 @@ class Viewer:
     def new_session(self, host: str, prefix: str) -> Session:
         """Return the session for the next connection."""
         if self._text is not None:
-            return cast("Session", KINDS[self.kind](self._text, host=host, resume=self._text.position))
+            return KINDS[self.kind](self._text, host=host, resume=self._text.position)
         since, observe = self.checker.cursor, self.latencies.observe
         if self.kind == "sse":
             return LoadSseSession(self.checker, since=since, host=host, prefix=prefix, observe=observe)

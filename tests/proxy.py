@@ -298,7 +298,7 @@ async def _pump(source: socket.socket, target: socket.socket, way: _Way, back: _
     free_at_s = loop.time()
     while True:
         # Check the switch again after each wait, because it may have changed meanwhile.
-        await _readable(source)
+        await readable(source)
         if not way.open.is_set():
             await way.open.wait()
             continue
@@ -339,7 +339,8 @@ async def _swallow(source: socket.socket) -> None:
             pass
 
 
-async def _readable(sock: socket.socket) -> None:
+async def readable(sock: socket.socket) -> None:
+    """Wait until the socket is readable, without reading."""
     loop = asyncio.get_running_loop()
     ready = loop.create_future()
     loop.add_reader(sock, _wake, ready)

@@ -11,7 +11,7 @@ then voids the run. Tokens also carry their send time, so they give the latency.
 import base64
 import os
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import ClassVar
 from urllib.parse import quote
 
@@ -20,9 +20,7 @@ from wsproto.events import CloseConnection, Ping, TextMessage
 
 from bench import tokens
 from bench.reader import LoadFrames, LoadResponse
-from proof.wirecheck import Json, SseEvent, SseParser, Violation, WireError, get_request
-
-_BROKEN = (WireError, UnicodeDecodeError, msgspec.DecodeError, KeyError, IndexError, TypeError, ValueError)
+from proof.wirecheck import Json, Session, SseEvent, SseParser, Violation, get_request, upgrade_headers
 
 
 class TextChecker:
@@ -52,6 +50,9 @@ class TextChecker:
     def differences(self, _message: Json) -> list[str]:
         return []
 
+    def end(self) -> None:
+        """Nothing of a peer is left over at the end of a connection."""
+
     def violate(self, kind: str, detail: str) -> None:
         self.violations.append(Violation(kind, detail))
 
@@ -67,46 +68,34 @@ class TextChecker:
             self._latencies.extend(tokens.latencies_ms(text, 0, 0, now_s))
 
 
-class TextSession:
+class TextSession(Session):
     """One connection without its socket: the common part of all formats. `resume` is the position to continue from."""
 
+    new_response = LoadResponse
+
     def __init__(self, checker: TextChecker, request: bytes) -> None:
+        super().__init__()
         self.checker = checker
-        self.response = LoadResponse()
-        self.body = b""  # the body of a response that is not a stream
-        self.is_over = False
-        self.has_attached = False
         self._to_send = request
 
-    def bytes_to_send(self) -> bytes:
-        data, self._to_send = self._to_send, b""
-        return data
+    @property
+    def has_attached(self) -> bool:
+        return bool(self.response.status == self.status)
 
-    def receive(self, data: bytes, *, now_s: float) -> None:
-        """Take bytes that were read at `now_s`."""
-        if self.is_over:
-            return
-        try:
-            self._receive(self.response.receive(data) if self.response.status != 101 else data, now_s)
-        except _BROKEN as error:
-            self.checker.violate("protocol", repr(error))
-            self.is_over = True
-
-    def receive_end(self) -> None:
-        """Note that the connection was closed or cut."""
-        self.is_over = True
+    def _checkers(self) -> Iterable[TextChecker]:
+        return (self.checker,)
 
     def _receive(self, data: bytes, now_s: float) -> None:
-        raise NotImplementedError
-
-    def _refused(self, data: bytes, expected: int) -> bool:
-        """Return whether the response is not a stream (yet). A refusal becomes a violation that contains the body."""
-        if self.response.status and self.response.status != expected:
-            self.body += data
+        payload = data if self.response.status == 101 else self.response.receive(data)
+        if self.has_attached:
+            self._take_payload(payload, now_s)
+        elif self.response.status:
+            self.body += payload
             if not self.checker.violations:
-                self.checker.violate("refused", f"{self.response.status}: {self.body[:300]!r}")
-            return True
-        return not self.response.status
+                self.violate("refused", f"{self.response.status}: {self.body[:300]!r}")
+
+    def _take_payload(self, payload: bytes, now_s: float) -> None:
+        raise NotImplementedError
 
 
 class NchanSse(TextSession):
@@ -123,12 +112,9 @@ class NchanSse(TextSession):
         super().__init__(checker, get_request(path, headers))
         self._parser = SseParser()
 
-    def _receive(self, data: bytes, now_s: float) -> None:
-        if self._refused(data, 200):
-            return
-        self.has_attached = True
-        self.checker.payload_bytes += len(data)
-        for event in self._parser.receive(data):
+    def _take_payload(self, payload: bytes, now_s: float) -> None:
+        self.checker.payload_bytes += len(payload)
+        for event in self._parser.receive(payload):
             self._take(event, now_s)
         if self.response.is_complete and not self.checker.is_done:
             self.checker.violate("ended", "the stream ended before the answer was complete")
@@ -167,28 +153,21 @@ class AiSdkSse(NchanSse):
 class NchanWs(TextSession):
     """A WebSocket location of nchan: a frame is a token. It has no position, so it cannot resume."""
 
+    status = 101
+
     def __init__(self, checker: TextChecker, *, host: str, resume: str | None = None) -> None:
         assert resume is None
-        headers = {
-            "Host": host,
-            "Connection": "Upgrade",
-            "Upgrade": "websocket",
-            "Sec-WebSocket-Version": "13",
-            "Sec-WebSocket-Key": base64.b64encode(os.urandom(16)).decode(),
-        }
+        headers = upgrade_headers(host, base64.b64encode(os.urandom(16)))
         super().__init__(checker, get_request(f"/subscribe/{quote(checker.channel)}", headers))
         self._frames = LoadFrames()
 
-    def _receive(self, data: bytes, now_s: float) -> None:
-        if self._refused(data, 101):
-            return
-        self.has_attached = True
-        for event in self._frames.receive(data):
+    def _take_payload(self, payload: bytes, now_s: float) -> None:
+        for event in self._frames.receive(payload):
             if isinstance(event, Ping):
                 self._to_send += self._frames.encode(event.response())
             elif isinstance(event, CloseConnection):
                 self.checker.violate("ended", f"closed by the server: {event.code} {event.reason!r}")
-                self.is_over = True
+                self.receive_end()
             elif isinstance(event, TextMessage):
                 self.checker.payload_bytes += len(event.data.encode())
                 self.checker.take(event.data, None, now_s)

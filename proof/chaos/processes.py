@@ -109,13 +109,11 @@ class Child:
         self._report = report
         self._takes_input = takes_input
         self.environment: dict[str, str] = {}  # variables that are added to the environment of this process
-        self.spawned_s = 0.0
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
 
     async def spawn(self) -> None:
         """Start the process, and return before it is ready."""
-        self.spawned_s = time.monotonic()
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 self._program,

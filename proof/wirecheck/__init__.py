@@ -12,7 +12,7 @@ SDK and no part of the product. Three layers, each usable by itself:
 
 from proof.wirecheck.checker import Checker, Json, Notices, SeenMessage, SeenPart, Violation
 from proof.wirecheck.parsers import Frames, Response, SseEvent, SseParser, WireError, encode_frame, get_request
-from proof.wirecheck.sessions import Received, Session, SseSession, SseViewer, WsSession, WsViewer
+from proof.wirecheck.sessions import Received, Session, SseSession, SseViewer, WsSession, WsViewer, upgrade_headers
 
 __all__ = [
     "Checker",
@@ -34,4 +34,5 @@ __all__ = [
     "WsViewer",
     "encode_frame",
     "get_request",
+    "upgrade_headers",
 ]

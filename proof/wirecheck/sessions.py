@@ -12,7 +12,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
 from urllib.parse import quote, urlencode
@@ -23,30 +23,83 @@ from wsproto.utilities import generate_accept_token
 
 from proof.wirecheck.checker import Checker, Json, shorten
 from proof.wirecheck.parsers import Frames, Response, SseEvent, SseParser, WireError, get_request
+from tests.proxy import readable
 
 Observe = Callable[[str, Json, float], None]
 """Called with channel, event and the time at which its bytes were read, before the checker takes the event."""
 
 _SUBPROTOCOL = "tenuto.v1"
-_BROKEN = (WireError, UnicodeDecodeError, msgspec.DecodeError, KeyError, TypeError)
+_BROKEN = (WireError, ValueError, LookupError, TypeError)
 
 
-class Session(Protocol):
+class Checked(Protocol):
+    """What a session asks of its checker; the peers of `bench` have one of their own."""
+
+    def end(self) -> None: ...
+    def violate(self, kind: str, detail: str) -> None: ...
+
+
+class Session:
     """One connection without its socket. Call `bytes_to_send` first and after each `receive`, and send its result."""
 
-    def bytes_to_send(self) -> bytes: ...
-    def receive(self, data: bytes, *, now_s: float) -> None: ...
-    def receive_end(self) -> None: ...
-    @property
-    def has_attached(self) -> bool: ...
-    @property
-    def is_over(self) -> bool: ...
-
-
-class SseSession:
-    """One GET of a channel's event stream."""
-
     new_response: ClassVar[type[Any]] = Response  # Any: `bench` supplies a faster parser
+    status: ClassVar[int] = 200  # of the response that carries the events
+
+    def __init__(self) -> None:
+        self.response = self.new_response(is_upgrade=self.status == 101)
+        self.body = b""  # the body of any other response
+        self.is_over = False
+        self._to_send = b""
+
+    @property
+    def has_attached(self) -> bool:
+        raise NotImplementedError
+
+    def bytes_to_send(self) -> bytes:
+        data, self._to_send = self._to_send, b""
+        return data
+
+    def receive(self, data: bytes, *, now_s: float) -> None:
+        """Take bytes that were read at `now_s`. Bytes after `is_over` are ignored."""
+        if self.is_over:
+            return
+        try:
+            self._receive(data, now_s)
+        except _BROKEN as error:
+            self.violate("protocol", repr(error))
+            self.receive_end()
+
+    def receive_end(self) -> None:
+        """Note that the connection was closed or cut."""
+        if not self.is_over:
+            self.is_over = True
+            for checker in self._checkers():
+                checker.end()
+
+    def violate(self, kind: str, detail: str) -> None:
+        for checker in self._checkers():
+            checker.violate(kind, detail)
+
+    def _receive(self, data: bytes, now_s: float) -> None:
+        raise NotImplementedError
+
+    def _checkers(self) -> Iterable[Checked]:
+        raise NotImplementedError
+
+
+def upgrade_headers(host: str, key: bytes) -> dict[str, str]:
+    """Return the headers of a request that asks for a WebSocket."""
+    return {
+        "Host": host,
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": key.decode(),
+    }
+
+
+class SseSession(Session):
+    """One GET of a channel's event stream."""
 
     def __init__(
         self,
@@ -60,14 +113,11 @@ class SseSession:
         prefix: str = "",
         observe: Observe | None = None,
     ) -> None:
+        super().__init__()
         self.checker = checker
-        self.response = self.new_response()
         self.parser = SseParser()
-        self.pings = 0
         self.bye: Any = None
         self.you: Any = None  # the description of the caller, for a client that identifies itself
-        self.body = b""  # the body of a response that is not a stream
-        self.is_over = False
         self._has_events = False
         self._observe = observe
         self._is_own_client = "tenuto-client" in {name.lower() for name in headers or {}} or "sdk" in (query or {})
@@ -84,42 +134,24 @@ class SseSession:
     def has_attached(self) -> bool:
         return self.checker.has_attached
 
-    def bytes_to_send(self) -> bytes:
-        data, self._to_send = self._to_send, b""
-        return data
+    def _checkers(self) -> Iterable[Checker]:
+        return (self.checker,)
 
-    def receive(self, data: bytes, *, now_s: float) -> None:
-        """Take bytes that were read at `now_s`. Bytes after `is_over` are ignored."""
-        if self.is_over:
-            return
+    def _receive(self, data: bytes, now_s: float) -> None:
         is_first = not self.response.status
-        try:
-            payload = self.response.receive(data)
-            if is_first and self.response.status:
-                self._check_head()
-            if self.response.status != 200:
-                self.body += payload
-            else:
-                self.checker.payload_bytes += len(payload)
-                for event in self.parser.receive(payload):
-                    self._take(event, now_s)
-        except _BROKEN as error:
-            self.checker.violate("protocol", repr(error))
-            self._end()
-            return
+        payload = self.response.receive(data)
+        if is_first and self.response.status:
+            self._check_head()
+        if self.response.status != 200:
+            self.body += payload
+        else:
+            self.checker.payload_bytes += len(payload)
+            for event in self.parser.receive(payload):
+                self._take(event, now_s)
         if self.response.is_complete:
             if self.response.status == 200 and self.bye is None:
                 self.checker.violate("ended", "the body ended with a last chunk, but without a bye")
-            self._end()
-
-    def receive_end(self) -> None:
-        """Note that the connection was closed or cut."""
-        if not self.is_over:
-            self._end()
-
-    def _end(self) -> None:
-        self.is_over = True
-        self.checker.end()
+            self.receive_end()
 
     def _check_head(self) -> None:
         headers = self.response.headers
@@ -146,9 +178,7 @@ class SseSession:
             self.checker.violate("protocol", "an event without data: browsers drop it")
             self.parser.without_data = 0
         decoded = msgspec.json.decode(event.data)
-        if event.event == "ping":
-            self.pings += 1
-        elif event.event == "bye":
+        if event.event == "bye":
             self.bye = decoded
         elif event.event == "you":
             if self.you is not None or self.has_attached or not self._is_own_client:
@@ -156,7 +186,7 @@ class SseSession:
                     "protocol", "`you` comes once, before the first batch, to clients that identify themselves"
                 )
             self.you = decoded
-        else:
+        elif event.event != "ping":
             if decoded["type"] != event.event:
                 self.checker.violate("protocol", f"event {event.event!r} contains the type {decoded['type']!r}")
             if self._observe is not None:
@@ -167,10 +197,10 @@ class SseSession:
             self.checker.violate("cursor", f"an id on {event.event}")
 
 
-class WsSession:
+class WsSession(Session):
     """One WebSocket with any number of channels, each with its own checker."""
 
-    new_response: ClassVar[type[Any]] = Response
+    status = 101
     new_frames: ClassVar[type[Any]] = Frames
 
     def __init__(
@@ -182,26 +212,17 @@ class WsSession:
         headers: dict[str, str] | None = None,
         observe: Observe | None = None,
     ) -> None:
+        super().__init__()
         self.checkers: dict[str, Checker] = {}
-        self.response = self.new_response(is_upgrade=True)
         self.replies: list[Json] = []  # `ok` and `error`, in the order of arrival
         self.bye: Json | None = None
         self.close_code: int | None = None
-        self.body = b""  # the body of a response that is not an upgrade
-        self.is_over = False
         self._frames = self.new_frames()
         self._observe = observe
         self._key = base64.b64encode(os.urandom(16))
         self._refs = 0
         self._queued: list[Json] = []  # frames to send after the handshake
-        upgrade = {
-            "Host": host,
-            "Connection": "Upgrade",
-            "Upgrade": "websocket",
-            "Sec-WebSocket-Version": "13",
-            "Sec-WebSocket-Key": self._key.decode(),
-            "Sec-WebSocket-Protocol": _SUBPROTOCOL,
-        }
+        upgrade = upgrade_headers(host, self._key) | {"Sec-WebSocket-Protocol": _SUBPROTOCOL}
         path = f"{prefix}/v1/ws" + ("?" + urlencode(query) if query else "")
         self._to_send = get_request(path, upgrade | (headers or {}))
 
@@ -227,25 +248,8 @@ class WsSession:
             self._queued.append(frame)
         return self._refs
 
-    def bytes_to_send(self) -> bytes:
-        data, self._to_send = self._to_send, b""
-        return data
-
-    def receive(self, data: bytes, *, now_s: float) -> None:
-        """Take bytes that were read at `now_s`. Bytes after `is_over` are ignored."""
-        if self.is_over:
-            return
-        try:
-            self._receive(data, now_s)
-        except _BROKEN as error:
-            self._violate("protocol", repr(error))
-            self.receive_end()
-
-    def receive_end(self) -> None:
-        """Note that the connection was closed or cut."""
-        self.is_over = True
-        for checker in self.checkers.values():
-            checker.end()
+    def _checkers(self) -> Iterable[Checker]:
+        return self.checkers.values()
 
     def _receive(self, data: bytes, now_s: float) -> None:
         if self.response.status != 101:
@@ -254,7 +258,8 @@ class WsSession:
                 return
             if self.response.status != 101:
                 self.body += data
-                self.is_over = self.response.is_complete
+                if self.response.is_complete:
+                    self.receive_end()
                 return
             self._check_handshake()
             for frame in self._queued:
@@ -297,7 +302,7 @@ class WsSession:
     def _take_batch(self, frame: Json, size: int, now_s: float) -> None:
         checker = self.checkers.get(frame["channel"])
         if checker is None:
-            return self._violate("channel", f"events of {frame['channel']!r}, to which this connection is not attached")
+            return self.violate("channel", f"events of {frame['channel']!r}, to which this connection is not attached")
         checker.payload_bytes += size
         if self._observe is not None:
             for event in frame["events"]:
@@ -307,10 +312,6 @@ class WsSession:
 
     def _send(self, frame: Json) -> None:
         self._to_send += self._frames.encode(TextMessage(data=msgspec.json.encode(frame).decode()))
-
-    def _violate(self, kind: str, detail: str) -> None:
-        for checker in self.checkers.values():
-            checker.violate(kind, detail)
 
 
 PATIENCE_S = 60.0  # a machine with other work may delay a process by many seconds
@@ -455,7 +456,7 @@ class _Viewer:
         try:
             while not session.is_over:
                 await self.flush()
-                await _readable(sock)
+                await readable(sock)  # without reading: the viewer may be stalled meanwhile
                 if not self._may_read.is_set():
                     await self._may_read.wait()
                     continue
@@ -478,22 +479,6 @@ class _Viewer:
 
     def _note(self, channel: str, event: Json, at_s: float) -> None:
         self.events.append(Received(event, at_s))
-
-
-async def _readable(sock: socket.socket) -> None:
-    """Wait until the socket is readable, without reading: the viewer may be stalled meanwhile."""
-    loop = asyncio.get_running_loop()
-    ready = loop.create_future()
-    loop.add_reader(sock, _wake, ready)
-    try:
-        await ready
-    finally:
-        loop.remove_reader(sock)
-
-
-def _wake(ready: "asyncio.Future[None]") -> None:
-    if not ready.done():
-        ready.set_result(None)
 
 
 class SseViewer(_Viewer):
