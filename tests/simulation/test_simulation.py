@@ -71,6 +71,7 @@ CORRECTED_AS_DRAWN = (
     772000257,  # a viewer behind a slow network read the response to its attach, and a leave after it, seconds late
     77072,  # a cancelled caller did not read the error of its request, which asyncio reported
     351127630,  # an agent read the history of a channel that another node had just deleted
+    350262,  # a node that read the second attempt at a turn late gave its agent the whole lease from then on
     9160081,  # text read after a commit with an unknown outcome prolonged the lease of a broken connection
 )
 

@@ -543,8 +543,7 @@ class TurnScheduler:
             case Phase.DELAYED:
                 self._deadlines.set(key, now_s + RETRY_S, partial(self._try_again, channel, turn))
             case Phase.RUNNING if turn.claim is not None and turn.claim.lease_ms:
-                alive_ms = turn.alive_at if left is Phase.NEW else 0  # of a claim that this hub has read late
-                self._lapse_in(channel, turn, self._nodes.left_s(turn.claim.lease_ms / 1000, alive_ms))
+                self._lapse_in(channel, turn, self._nodes.left_s(turn.claim.lease_ms / 1000, turn.alive_at))
             case Phase.HELD:  # checked later, after all changed messages were inspected
                 self._deadlines.set(key, now_s, partial(self._check_held, channel, turn))
             case Phase.WAITING | Phase.ENDING if turn.handler is not None and not turn.handler.is_local:
