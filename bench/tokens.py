@@ -60,10 +60,6 @@ def _digits(number: int) -> str:
 
 
 @functools.cache
-def _known_tokens() -> list[str]:
-    return [known_token(0, n) for n in range(_KNOWN)]
-
-
 class Sent:
     """The tokens that one producer has sent.
 
@@ -73,7 +69,7 @@ class Sent:
     def __init__(self, producer: int) -> None:
         self.tokens = 0
         self._first = producer * _STEP
-        self._known = _known_tokens()
+        self._known = [known_token(0, n) for n in range(_KNOWN)]
 
     def next(self) -> str:
         """Return the next token and count it as sent."""

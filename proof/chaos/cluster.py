@@ -29,7 +29,7 @@ from proof.chaos.conversation import PATTERN, Conversation
 from proof.chaos.engines import PostgresPair, Redis, check_programs, configuration
 from proof.chaos.processes import Failure, Server, ask
 from proof.chaos.proxies import Proxy
-from proof.chaos.viewer import TRANSPORTS, Viewer
+from proof.chaos.viewer import TRANSPORTS
 from proof.chaos.world import Scale, World
 from proof.oracle.plans import AcknowledgedMessage, Piece
 from proof.oracle.questions import Question
@@ -249,7 +249,7 @@ class Stage:
                     raise Failure(f"{channel} has the epoch {now[channel]}, and {found} at {node.name}")
 
         def late() -> list[str]:
-            return [one.name for one in self.world.viewers if self._is_before(one, before)]
+            return [one.name for one in self.world.viewers if one.epoch in (NO_EPOCH, before.get(one.watching.channel))]
 
         try:
             await self.world.until(lambda: not late(), "viewers to begin the new epochs", ANEW_S)
@@ -257,10 +257,6 @@ class Stage:
             raise Failure(f"{failure}: {late()[:9]}") if late() else failure from None
         for viewer in self.world.viewers:
             viewer.may_begin_anew = viewer.may_lose = False
-
-    @staticmethod
-    def _is_before(viewer: Viewer, before: dict[str, str]) -> bool:
-        return viewer.epoch in (NO_EPOCH, before.get(viewer.watching.channel))
 
     @staticmethod
     async def _epoch(node: Node, channel: str) -> str | None:

@@ -177,7 +177,11 @@ class Conversation:
                 script = Script(self.world.seed, message.fields["id"], steps=self.world.scale.steps)
                 if pieces := script.pieces(message.text):
                     id = script.id
-                    found[id] = max(found.get(id, (question, id, pieces[-1])), (question, id, pieces[-1]), key=_place)
+                    found[id] = max(
+                        found.get(id, (question, id, pieces[-1])),
+                        (question, id, pieces[-1]),
+                        key=lambda one: one[2].number,
+                    )
         return list(found.values())
 
     async def until_writing(self) -> tuple[Question, str, Piece]:
@@ -232,9 +236,6 @@ class Conversation:
     def _shown_members(self) -> dict[str, list[str]]:
         return {one.name: sorted(one.notices.members) for one in self._viewers}
 
-    def _viewers_of(self, channel: str) -> list[Viewer]:
-        return [one for one in self._viewers if one.watching.channel == channel]
-
     async def _until(self, predicate: Callable[[], bool], what: Callable[[], str], timeout_s: float) -> None:
         """Wait as `World.until` does; a failure describes the awaited state at its end."""
         try:
@@ -259,7 +260,7 @@ class Conversation:
     def _unsettled_on_screens(self) -> list[str]:
         found = []
         for question in self.questions.open:
-            for viewer in self._viewers_of(question.channel):
+            for viewer in [one for one in self._viewers if one.watching.channel == question.channel]:
                 messages = {id: one.fields | {"id": id} for id, one in viewer.messages.items()}
                 if (missing := self.questions.unsettled(question, messages)) is not None:
                     found.append(f"{viewer.name}: {missing}")
@@ -313,7 +314,3 @@ class Conversation:
             lambda: str({one.name: found for one in self._viewers if (found := differences(one))}),
             within_s,
         )
-
-
-def _place(found: tuple[Question, str, Piece]) -> int:
-    return found[2].number

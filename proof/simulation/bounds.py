@@ -30,7 +30,6 @@ from tenuto.hub.hub import HubCore
 from tenuto.hub.people import presence_state as presence_limits
 from tenuto.hub.runtime import Runtime
 from tenuto.transports.app import App
-from tenuto.transports.session import Session
 
 EVERY = 16  # number of steps between two checks of all parts
 SPARE = 200  # limit of items in a container; runs had at most 71
@@ -179,7 +178,8 @@ class Bounds:
             yield socket, HELD, {"_tasks": session._pending + len(session._attachments) + HELD}
             yield session, HELD, {"_replies": pending}
             yield socket.sender, HELD, {}
-            yield session._attachments, HELD, self._bounds_of_attachments(session)
+            bounds = {"_by_channel": self._hub.limits.socket_channels, "ready": len(session._attachments)}
+            yield session._attachments, HELD, bounds
             for attachment in session._attachments:
                 yield attachment, HELD, {}
             if session._holdings is not None:
@@ -191,9 +191,6 @@ class Bounds:
                 yield member, HELD, {}
                 if (sender := getattr(member, "sender", None)) is not None:
                     yield sender, HELD, {}
-
-    def _bounds_of_attachments(self, session: Session) -> dict[str, int]:
-        return {"_by_channel": self._hub.limits.socket_channels, "ready": len(session._attachments)}
 
     def _at_most(self, what: str, count: int, limit: int) -> None:
         if count > limit:

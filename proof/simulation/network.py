@@ -451,10 +451,6 @@ def request_frame(method: str, path: str, body: object) -> Frame | None:
     return None
 
 
-def _ignore(frame: Frame, stamp: int) -> None:
-    pass
-
-
 class ClientSocket:
     """One socket. `on_frame` receives all frames but responses, with the stamp of the log when it was sent."""
 
@@ -470,7 +466,9 @@ class ClientSocket:
         self._reading = actor.world.start(self._read())
 
     @classmethod
-    async def open(cls, actor: Actor, node: Node, on_frame: OnFrame = _ignore, *, client: str = "") -> ClientSocket:
+    async def open(
+        cls, actor: Actor, node: Node, on_frame: OnFrame = lambda frame, stamp: None, *, client: str = ""
+    ) -> ClientSocket:
         """Open a socket of `actor` to `node`, with the client id `client` if given. Raises ConnectionLost."""
         name = client or actor.name
         stream = await actor.http.socket(node.process, node.hub, client=name, patience_s=RESPONSE_S)

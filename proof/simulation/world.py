@@ -34,7 +34,7 @@ from proof.simulation.plan import SIZES, Plan
 from proof.simulation.store import SimStore, StoreClient
 from proof.simulation.viewers import MessageReader, SocketViewer, StreamViewer, Viewer
 from proof.simulation.watchdog import Hung, watching
-from proof.simulation.writers import Author, LongWriter, StrandedWriter
+from proof.simulation.writers import LongWriter, StrandedWriter
 from tenuto.app import Hub
 from tenuto.core.errors import TenutoError
 from tenuto.core.events import Cursor
@@ -340,7 +340,8 @@ class World:
         self.trace.add(f"seed {self.plan.seed}: {self.plan.hubs} hubs{', a weak store' if self.plan.is_weak else ''}")
         for node in self.nodes:
             node.boot()
-        authors = [self.start(author.run()) for author in self._authors()]
+        drawn = enumerate(self.plan.authors)
+        authors = [self.start(kind(self, f"{kind.label}{place}").run()) for place, kind in drawn]
         viewers = self._viewers()
         members = [Member(self, f"member{place}") for place in range(self.plan.members)]
         workers = [Worker(self, f"worker{place}") for place in range(self.plan.workers)]
@@ -365,9 +366,6 @@ class World:
             task.cancel()
         await self._check_end()
         checking.cancel()
-
-    def _authors(self) -> list[Author]:
-        return [kind(self, f"{kind.label}{place}") for place, kind in enumerate(self.plan.authors)]
 
     def _viewers(self) -> list[Actor]:
         viewers: list[Actor] = []
@@ -530,7 +528,7 @@ class World:
         log = self.stored.head(channel)
         with contextlib.suppress(TenutoError):
             for serial in range(0, log.serial, 1 + log.serial // 100):
-                feed = await hub.attach(channel, Cursor(log.epoch, serial), history=serial, wake=_nothing)
+                feed = await hub.attach(channel, Cursor(log.epoch, serial), history=serial, wake=lambda: None)
                 try:
                     await take(feed)
                 finally:
@@ -709,10 +707,6 @@ def _free_memory(node: Node) -> None:
         with contextlib.suppress(TenutoError):
             free_memory(node.hub.runtime)
             node.bounds.trimmed()
-
-
-def _nothing() -> None:
-    pass
 
 
 def _truncate_tails(hub: Hub) -> None:
