@@ -118,7 +118,8 @@ def _joined(messages: Sequence[Message], custom: Sequence[Json], *, with_calls: 
 
     An id may repeat: its call is the latest one before the result that has none. If another answer is between, both
     stand where the result came, as a conversation must not end with an answer. A result without such a call becomes a
-    text. Without `with_calls`, for a shape without calls, each one does.
+    text. Without `with_calls`, for a shape without calls, each one does. Of the calls with one id, the later ones get
+    others, as the APIs refuse two with the same id.
     """
     found: list[Message] = []
     answer: list[Part] = []  # parts of the last answer
@@ -152,6 +153,15 @@ def _joined(messages: Sequence[Message], custom: Sequence[Json], *, with_calls: 
         if not is_more:
             found.append(replace(one, parts=parts))
         answer = parts if one.role == "assistant" else answer
+    ids: set[str] = set()
+    for parts in (one.parts for one in found):
+        for number, part in enumerate(parts):
+            if part["type"] == "tool" and "output" in part:
+                id = part["call"]
+                while id in ids:
+                    id += "_"
+                ids.add(id)
+                parts[number] = {**part, "call": id}
     return found
 
 

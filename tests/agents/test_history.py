@@ -240,6 +240,20 @@ def test_result_of_an_id_that_repeats_is_at_the_latest_earlier_call_without_one(
     assert turns[-1] == {"role": "user", "content": "[result of do({}): 3]"}
 
 
+@pytest.mark.parametrize("between", [[], [text("Again.")]], ids=["one round", "two rounds"])
+def test_calls_of_one_answer_with_the_same_id_get_two_in_each_shape(between: list[Part]) -> None:
+    told = [ASKED, message("assistant", call("c", "1"), *between, call("c", "2"), call("c_", "3"))]
+    pairs = [("c", "1"), ("c_", "2"), ("c__", "3")]
+    turns = as_turns(told, "openai")
+    assert [call["id"] for one in turns for call in one.get("tool_calls", ())] == ["c", "c_", "c__"]
+    assert [(one["tool_call_id"], one["content"]) for one in turns if one["role"] == "tool"] == pairs
+    items = as_turns(told, "responses")
+    assert [(one["call_id"], one["output"]) for one in items if "output" in one] == pairs
+    blocks = [block for one in as_turns(told, "anthropic") for block in one["content"]]
+    assert [block["id"] for block in blocks if block["type"] == "tool_use"] == ["c", "c_", "c__"]
+    assert [(one["tool_use_id"], one["content"]) for one in blocks if one["type"] == "tool_result"] == pairs
+
+
 def test_file_of_an_answer_and_plain_text_are_shown_as_the_apis_take_them() -> None:
     drawn = [message("user", text("draw")), message("assistant", text("Here: "), file(PNG, filename="cat.png"))]
     assert as_turns(drawn, "openai")[1] == {"role": "assistant", "content": "Here: [image: cat.png]"}
