@@ -587,8 +587,7 @@ class GivenInput:
         if role == "assistant":
             self.earlier += [("user", [output_part(*one)]) for one in self.outputs.items()]
             self.outputs.clear()
-        if parts:
-            self.earlier.append((role, parts))
+        self.earlier.append((role, parts))  # without parts it may get calls
 
     def add_call(self, item: Json, call: str, **result: object) -> None:
         """Add a call: to the answer before, if no message of the user or output is between."""
@@ -645,7 +644,6 @@ def given_in_items(items: Any, *, is_new: bool) -> list[tuple[Role, list[Json]]]
     given = _given(items, joins_calls=False, is_whole=is_new)
     if given.approvals:
         raise InvalidRequest("an approval is no item of a conversation; send it as the input of a response")
-    given.add("assistant", [])  # the end, so that messages of the user and outputs are earlier ones
     return given.earlier
 
 
@@ -714,6 +712,9 @@ def _given(items: Any, *, is_first: bool = True, joins_calls: bool = True, is_wh
                 raise InvalidRequest(
                     f"an item of input has the type {kind!r:.80}; send messages, function_call_outputs and approvals"
                 )
+    if not joins_calls:
+        given.add("assistant", [])  # the end, so that messages of the user and outputs are earlier ones
+    given.earlier = [(role, parts) for role, parts in given.earlier if parts]
     if is_whole and given.unknown:
         detail = f"the input replies to {given.unknown[0][:64]!r}, but no call before it has this id"
         raise InvalidRequest(f"{detail}; send the call too, or the previous_response_id of the response that has it")

@@ -213,14 +213,32 @@ async def test_calls_of_one_message_with_the_same_id_are_refused(stub: Stub, cli
 
     asked: Any = {"role": "user", "content": "q"}
     first, second = ({"role": "assistant", "content": None, "tool_calls": [call(name)]} for name in ("a", "b"))
-    told: Any = [asked, first, result("1"), second, result("2"), asked]  # ids of two rounds may be the same
-    await client.chat.completions.create(model="bot", messages=told)
-    assert stub.received[-1]["openai"] == told
     both: Any = {"role": "assistant", "content": None, "tool_calls": [call("a"), call("b")]}
-    for wrong in ([asked, both, result("1"), result("2"), asked], [asked, first, result("1"), result("2"), asked]):
+    results = [result("1"), result("2")]
+    for wrong in ([both, *results], [first, *results], [first, second, *results]):
         with pytest.raises(openai.BadRequestError, match="have the id 'c'; give each call an id of its own"):
-            await client.chat.completions.create(model="bot", messages=wrong)
-    assert len(stub.received) == 1
+            await client.chat.completions.create(model="bot", messages=[asked, *wrong, asked])
+    assert stub.received == []
+
+
+async def test_calls_of_two_messages_may_have_one_id_and_reach_each_model_with_two(
+    stub: Stub, client: openai.AsyncOpenAI
+) -> None:
+    def rounds(*ids: str) -> list[Any]:
+        functions = [{"name": name, "arguments": "{}"} for name in ("a", "b")]
+        calls = [[{"id": id, "type": "function", "function": one}] for id, one in zip(ids, functions, strict=True)]
+        first, second = ({"role": "assistant", "content": None, "tool_calls": one} for one in calls)
+        results = ({"role": "tool", "tool_call_id": id, "content": f"{number}"} for number, id in enumerate(ids))
+        return [asked, first, next(results), second, next(results), asked]
+
+    asked: Any = {"role": "user", "content": "q"}
+    await client.chat.completions.create(model="bot", messages=rounds("c", "c"))
+    assert stub.received[-1]["openai"] == rounds("c", "c_")
+    assert [one["call_id"] for one in stub.received[-1]["responses"] if "call_id" in one] == ["c", "c", "c_", "c_"]
+    assert stub.received[-1]["anthropic"][3]["content"][0]["id"] == "c_"
+    # a call without a result, as after a cancel
+    await client.chat.completions.create(model="bot", messages=[*rounds("c", "c")[:2], *rounds("c", "c")[3:]])
+    assert stub.received[-1]["openai"] == [asked, rounds("c", "c")[3], rounds("c", "c")[4], asked]
 
 
 async def test_requests_of_open_webui_reach_the_agent_with_all_tools_and_a_result(stub: Stub) -> None:
