@@ -581,13 +581,13 @@ class GivenInput:
         if self.parts:
             self.earlier.append(("user", self.parts))
             self.parts = []
-        if role == "user":
-            self.parts = parts
-            return
-        if role == "assistant":
+        if role == "assistant" or not self.joins_calls:
             self.earlier += [("user", [output_part(*one)]) for one in self.outputs.items()]
             self.outputs.clear()
-        self.earlier.append((role, parts))  # without parts it may get calls
+        if role == "user":
+            self.parts = parts
+        else:
+            self.earlier.append((role, parts))  # without parts it may get calls
 
     def add_call(self, item: Json, call: str, **result: object) -> None:
         """Add a call: to the answer before, if no message of the user or output is between."""

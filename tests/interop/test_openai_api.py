@@ -239,6 +239,20 @@ async def test_items_of_one_message_are_in_the_order_of_the_input(scene: ClientS
     assert newest == items[::-1]
 
 
+async def test_items_of_a_conversation_are_in_the_order_in_which_they_came(scene: ClientScene) -> None:
+    call: Any = {"type": "function_call", "call_id": "c", "name": "weather", "arguments": "{}"}
+    result: Any = {"type": "function_call_output", "call_id": "c", "output": "7"}
+    given: Any = [call, result, *({"role": role, "content": role} for role in ("user", "system", "user"))]
+    given += [{**call, "call_id": "d"}, {"role": "user", "content": "user"}, {**result, "call_id": "d"}, given[2]]
+    kinds = [one.get("role") or one["type"] for one in given]
+    client = scene.client.conversations
+    made = await client.create(items=given)
+    added: Any = await client.items.create(made.id, items=given)
+    listed: Any = [one async for one in client.items.list(made.id, order="asc")]
+    for items in (added.data, listed[: len(given)], listed[len(given) :]):
+        assert [getattr(one, "role", one.type) for one in items] == kinds
+
+
 async def test_conversation_does_not_begin_with_the_output_of_an_unknown_call(scene: ClientScene) -> None:
     result: Any = {"type": "function_call_output", "call_id": "c9", "output": "7"}
     with pytest.raises(openai.BadRequestError, match="replies to 'c9', but no call before it has this id") as raised:
