@@ -120,6 +120,8 @@ __all__ = [
 
 logger = logging.getLogger("tenuto.transports")
 _JSON_OBJECT = msgspec.json.Decoder(dict[str, Any])
+# Field of the `meta` of messages that `Access.remember` has stored. No agent has written them, whatever their role.
+BROUGHT = "brought"
 LARGE_BODY_BYTES = 256 * 1024  # size from which bodies are decoded one at a time
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -200,24 +202,27 @@ class Access:
                 kept.append((await self._hub.read(channel, id))[0])
         return whole(message.meta, kept)
 
-    async def remember(self, channel: str, *, id: str, role: Role, parts: list[Part]) -> Message:
+    async def remember(
+        self, channel: str, *, id: str, role: Role, parts: list[Part], meta: dict[str, Json] | None = None
+    ) -> Message:
         """Store a message of a conversation that the caller brings, and return it. It starts no turn.
 
         The caller says what its role is, so use it only for a channel that the request begins. Safe to repeat. Raises
         IdConflict, Deleted.
         """
         self.check(channel, "publish")
-        request = CreateMessage(role=role, parts=parts)
+        request = CreateMessage(role=role, parts=parts, meta={**(meta or {}), BROUGHT: True})
         return message_of(await self._ask(channel, check_id(id), request, starts_turn=False), id)
 
     async def delete_turn(self, channel: str, message_id: str) -> None:
-        """Delete a user message of the caller, and its answers, which need no further capability.
+        """Delete a user message of the caller, or one that it has brought, and its answers, without further capability.
 
         A running turn is cancelled. Raises NotFound, Deleted, Forbidden if another author wrote the message.
         """
         status = await self.turn(channel, message_id)
         self.check(channel, "publish")
-        await self._ask(channel, message_id, DeleteMessage())
+        is_brought = status.message is not None and BROUGHT in status.message.meta
+        await self._ask(channel, message_id, DeleteMessage(), is_brought=is_brought)
         for answer in status.answers:
             with suppress(NotFound):
                 await self._hub.delete(channel, answer.id)
@@ -358,13 +363,15 @@ class Access:
         if not is_complete:
             raise Draining("the hub broke the stream off; the turn goes on, so read it later, or after the last event")
 
-    async def _ask(self, channel: str, key: str, request: HubRequest, *, starts_turn: bool = True) -> Result:
+    async def _ask(
+        self, channel: str, key: str, request: HubRequest, *, starts_turn: bool = True, is_brought: bool = False
+    ) -> Result:
         hub = self._hub
         if (refusal := refusal_of_get(hub, self._scope)) is not None:
             raise refusal
         peer = peer_of(self._scope)
         caller = caller_of(hub, self.identity, channel, peer)
-        caller = replace(caller, brings_answer=not starts_turn)
+        caller = replace(caller, brings_answer=not starts_turn, may_write=caller.may_write or is_brought)
         result = await hub.ask(channel, key, request, caller)
         count_new_channel(hub, self.identity, peer, result)
         if result.created and hub.channel(channel).watchers:

@@ -326,12 +326,22 @@ class OpenAI:
         return json_response(_conversation_of(channel, (await access.history(channel, after=0, limit=1)).messages))
 
     async def _delete_conversation(self, request: Request) -> Response:
-        """Delete the messages of the caller, with their answers, up to the first one of another person (Forbidden)."""
+        """Delete the messages of the caller, with their answers. Raises Forbidden if those of others are left."""
         access, channel = await self._in_conversation(request, "publish")
-        while turns := await access.conversation(channel):
-            for turn in turns:
-                with suppress(NotFound, Deleted):  # another request has deleted it
-                    await access.delete_turn(channel, (turn.message or turn.answers[0]).id)
+        after, is_whole, has_others = 0, False, False
+        while not is_whole:
+            page = await access.history(channel, after=after, limit=200)
+            for message in page.messages:
+                after = message.created
+                try:
+                    await access.delete_turn(channel, message.id)
+                except Forbidden:
+                    has_others = True
+                except (NotFound, Deleted):
+                    pass  # an answer that went with its question, or another request has deleted it
+            is_whole = not page.more
+        if has_others:
+            raise Forbidden("the messages of others are left, and to delete them needs the capability 'admin'")
         return json_response({"id": conversation_id(channel), "object": "conversation.deleted", "deleted": True})
 
     async def _list_items(self, request: Request) -> Response:

@@ -155,7 +155,7 @@ async def test_item_that_goes_with_others_cannot_be_deleted_alone(scene: ClientS
     assert len((await client.conversations.items.list(made.id)).data) == 5
 
 
-async def test_deleted_conversation_has_the_messages_of_others() -> None:
+async def test_delete_of_a_conversation_leaves_only_what_others_have_written() -> None:
     async def verify(scope: dict[str, Any]) -> Identity:
         name = dict(scope["headers"])[b"authorization"].decode().removeprefix("Bearer ")
         return Identity(client_id=name, capabilities=FULL)
@@ -163,18 +163,40 @@ async def test_deleted_conversation_has_the_messages_of_others() -> None:
     async with scene_of(authenticate=verify) as scene:
         scene.gate.set()
         client = scene.client
-        ann, ben = ({"extra_headers": {"Authorization": f"Bearer {name}"}} for name in ("ann", "ben"))
-        made = await client.conversations.create(**ann)
-        for caller in (ann, ben):
+        ann, ben, bot = ({"extra_headers": {"Authorization": f"Bearer {name}"}} for name in ("ann", "ben", "bot"))
+        items: Any = [{"role": role, "content": "Hm."} for role in ("system", "assistant", "user")]
+        made = await client.conversations.create(items=items, **ann)
+        system: Any = (await client.conversations.items.list(made.id, **ben)).data[-1]
+        for other in (ben, bot):
+            with pytest.raises(openai.PermissionDeniedError, match="another author"):
+                await client.conversations.items.delete(system.id, conversation_id=made.id, **other)
+        await client.conversations.items.delete(system.id, conversation_id=made.id, **ann)
+        for caller in (ben, ann):
             given: Any = {"model": "bot", "input": "you", "conversation": made.id, **caller}
             await client.responses.create(**given)
-        with pytest.raises(openai.PermissionDeniedError):
-            await client.conversations.delete(made.id, **ann)
+        for caller in (bot, ann):  # an agent's answers are not those of a person with its name
+            with pytest.raises(openai.PermissionDeniedError, match="the messages of others are left"):
+                await client.conversations.delete(made.id, **caller)
         left = (await scene.hub.history(scene.turns[0].channel)).messages
         assert [(one.role, one.author) for one in left] == [("assistant", "bot"), ("user", "ben")]
         deleted = await client.conversations.delete(made.id, **ben)
         assert (deleted.id, deleted.deleted, deleted.object) == (made.id, True, "conversation.deleted")
         assert (await scene.hub.history(scene.turns[0].channel)).messages == []
+
+
+async def test_messages_that_a_request_brought_are_deleted_by_their_maker_alone() -> None:
+    async def verify(scope: dict[str, Any]) -> Identity:
+        return Identity(client_id="bot", capabilities=FULL)
+
+    async with scene_of(authenticate=verify) as scene:
+        scene.gate.set()
+        given: Any = [{"role": "assistant", "content": "Yes."}, {"role": "user", "content": "you"}]
+        response = await scene.client.responses.create(model="bot", input=given)
+        channel = channel_of(response.id)
+        await scene.hub.create(channel, role="assistant", text="Welcome.", author="bot")  # the app's
+        with pytest.raises(openai.PermissionDeniedError):
+            await scene.client.conversations.delete(conversation_id(channel))
+        assert [one.text for one in (await scene.hub.history(channel)).messages] == ["Welcome."]
 
 
 @pytest.mark.parametrize("kind", ["previous_response_id", "conversation"])
