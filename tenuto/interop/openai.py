@@ -48,6 +48,7 @@ from tenuto.interop.openai_socket import ResponsesSockets
 from tenuto.interop.openai_stream import (
     CALLS,
     CONVERSATION,
+    CUSTOM,
     ITEMS,
     AskedTurn,
     ChatStream,
@@ -186,7 +187,7 @@ class OpenAI:
                     return turn.question, into._replace(start=start, attempt=attempt)
             if not is_response or body.get("model") is not None:
                 self._agent(access, body.get("model"))
-        parts = [*(output_part(*one) for one in given.outputs.items()), *given.parts]
+        parts = [*given.outputs.values(), *given.parts]
         if not parts:
             raise NotFound("the input replies to a question that has a reply; send a message")
         await self._remember(access, channel, id, given)
@@ -210,8 +211,7 @@ class OpenAI:
         with suppress(NotFound):
             await access.turn(channel, id)
             return
-        for number, (role, parts) in enumerate(given.earlier):
-            await access.remember(channel, id=f"{id}.{number}", role=role, parts=parts)
+        await _store_earlier(access, channel, id, given)
 
     def _new_channel(self, access: Access, model: object, id: str) -> str:
         agent, pattern = self._agent(access, model)
@@ -245,12 +245,12 @@ class OpenAI:
             with suppress(AlreadyAnswered):  # another client may have been faster: the response has the outcome
                 await access.reply(of.channel, command, ok=approved, data={"reason": reason} if reason else None)
             places.append(place)
-        for call, output in list(given.outputs.items()):
+        for call, one in list(given.outputs.items()):
             place, part = calls.pop(call)
             if call in open_calls:
                 access.check(of.channel, "command")
                 with suppress(AlreadyAnswered):
-                    await access.reply(of.channel, open_calls[call], data=output)
+                    await access.reply(of.channel, open_calls[call], data=one["data"]["output"])
             elif turn.status.state == "over" and not has_result(part):
                 continue  # the agent has ended its turn, so the output begins a new one
             del given.outputs[call]
@@ -396,13 +396,10 @@ class OpenAI:
         if not isinstance(given, list) or len(given) > _MAX_NEW or (not given and not is_new):
             raise InvalidRequest(f"items must be a list of 1 to {_MAX_NEW} items, got {given!r:.80}", param="items")
         given = await with_references(access, given, channel, "items")
-        messages = given_in_items(given, is_new=is_new) if given else []
-        access.check(channel, *{"publish" if is_new or role == "user" else "append" for role, _ in messages})
-        items: list[Json] = []
-        for role, parts in messages:
-            id = secrets.token_hex(16)
-            items += input_items(channel, await access.remember(channel, id=id, role=role, parts=parts))
-        return items
+        found = given_in_items(given, is_new=is_new) if given else GivenInput()
+        access.check(channel, *{"publish" if is_new or role == "user" else "append" for role, _ in found.earlier})
+        stored = await _store_earlier(access, channel, secrets.token_hex(16), found)
+        return [item for one in stored for item in input_items(channel, one)]
 
     # -- models ---------------------------------------------------------------------------------------------------
 
@@ -427,6 +424,16 @@ class OpenAI:
             detail = f"model {model[:64]!r} does not exist; use the name of an agent, which GET /models lists"
             raise NotFound(detail, param="model")
         return name, agents[name]
+
+
+async def _store_earlier(access: Access, channel: str, id: str, given: GivenInput) -> list[Message]:
+    """Store the earlier messages, whose ids begin with `id`, and return them."""
+    stored: list[Message] = []
+    for number, (role, parts) in enumerate(given.earlier):
+        custom = sorted(given.custom & {one.get("name") for one in parts if one["type"] == "tool"})
+        meta: Json = {CUSTOM: custom} if custom else {}
+        stored.append(await access.remember(channel, id=f"{id}.{number}", role=role, parts=parts, meta=meta))
+    return stored
 
 
 def _conversation_of(channel: str, first: list[Message]) -> Json:
@@ -578,9 +585,10 @@ class GivenInput:
 
     earlier: list[tuple[Role, list[Json]]] = field(default_factory=list)  # role and parts
     parts: list[Json] = field(default_factory=list)  # of the question
-    outputs: dict[str, Any] = field(default_factory=dict)  # outputs of the caller's tools, by call
+    outputs: dict[str, Json] = field(default_factory=dict)  # parts with outputs of the caller's tools, by call
     approvals: dict[str, tuple[bool, str | None]] = field(default_factory=dict)  # by request id: approved?, reason
     calls: set[str] = field(default_factory=set)  # calls that the request brings
+    custom: set[str] = field(default_factory=set)  # names of the custom tools of these calls
     unknown: list[str] = field(default_factory=list)  # outputs and approvals of other calls
     joins_calls: bool = True  # False: each item is a message of its own, so that it can be deleted
 
@@ -592,7 +600,7 @@ class GivenInput:
             self.earlier.append(("user", self.parts))
             self.parts = []
         if role == "assistant" or not self.joins_calls:
-            self.earlier += [("user", [output_part(*one)]) for one in self.outputs.items()]
+            self.earlier += [("user", [one]) for one in self.outputs.values()]
             self.outputs.clear()
         if role == "user":
             self.parts = parts
@@ -601,8 +609,10 @@ class GivenInput:
 
     def add_call(self, item: Json, call: str, **result: object) -> None:
         """Add a call: to the answer before, if no message of the user or output is between."""
-        given = _text(item, "input" if item["type"] == "custom_tool_call" else "arguments")
-        part = {"type": "tool", "call": call, "name": _text(item, "name"), "input": given, **result}
+        name, is_custom = _text(item, "name"), item["type"] == "custom_tool_call"
+        given = _text(item, "input" if is_custom else "arguments")
+        part = {"type": "tool", "call": call, "name": name, "input": given, **result}
+        self.custom |= {name} if is_custom else set()
         self.calls.add(call)
         is_next = bool(self.earlier) and self.earlier[-1][0] == "assistant" and not self.parts and not self.outputs
         if is_next and self.joins_calls:
@@ -649,12 +659,12 @@ def further_input(items: object) -> list[Json]:
 
 
 @_about("items")
-def given_in_items(items: Any, *, is_new: bool) -> list[tuple[Role, list[Json]]]:
-    """Return the items of a conversation, which begins with them if it `is_new`, as messages. Raises InvalidRequest."""
+def given_in_items(items: Any, *, is_new: bool) -> GivenInput:
+    """Return the items of a conversation, which begins with them if it `is_new`, as earlier messages."""
     given = _given(items, joins_calls=False, is_whole=is_new)
     if given.approvals:
         raise InvalidRequest("an approval is no item of a conversation; send it as the input of a response")
-    return given.earlier
+    return given
 
 
 @_about("messages")
@@ -697,12 +707,13 @@ def _given(items: Any, *, is_first: bool = True, joins_calls: bool = True, is_wh
                 if is_named and (parts or item.get("role") == "assistant"):  # calls may follow
                     parts.insert(0, {"type": "data", "name": PARTICIPANT, "data": item.get("name")})
                 given.add(_role(item.get("role")), parts)
-            case "function_call_output" | "custom_tool_call_output":
+            case "function_call_output" | "custom_tool_call_output" as kind:
                 output, call = item.get("output"), _text(item, "call_id")
                 if output is None or isinstance(output, list):
                     output = stored_parts(output or [], is_strict=True) or ""
                 _check_single(call, given.outputs)
-                given.outputs[call] = output
+                given.outputs[call] = output_part(call, output)
+                given.outputs[call]["data"] |= {CUSTOM: True} if kind == "custom_tool_call_output" else {}
                 given.unknown += [call] if call not in given.calls else []
             case "mcp_approval_response":
                 approve, reason = item.get("approve"), item.get("reason")

@@ -44,6 +44,8 @@ from tenuto.interop.fold import (
 from tenuto.routes import ATTEMPT, OUTPUT, Access, InAnswer, MessageReplaced, TurnDelta, TurnStatus, deltas_of
 
 CONVERSATION = "conversation"  # field of a question's `meta`: True if its request names a conversation
+# field of a message's `meta` with the names of the custom tools that it calls; of the data of an output of one: True
+CUSTOM = "custom"
 STEERS = "steers"  # field of a question's `meta` if it is further input: the id of the question with the first response
 _ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
@@ -109,14 +111,17 @@ def unknown(kind: str, id: object, param: str | None = None) -> NotFound:
 def input_items(channel: str, message: Message) -> list[Json]:
     """Return a message of a client, such as the question of a turn, as items."""
     items: list[Json] = []
+    names = message.meta.get(CUSTOM)
+    custom = names if isinstance(names, list) else []
     for part in message.parts:
         match part:
-            case {"type": "data", "name": name, "data": {"call_id": call, "output": output}} if name == OUTPUT:
+            case {"type": "data", "name": name, "data": {"call_id": call, "output": output, **about}} if name == OUTPUT:
+                kind = CALLS[1 if about.get(CUSTOM) else 0]
                 blocks = _blocks(output) if isinstance(output, list) else []
                 shown = output if isinstance(output, str) else blocks or json.dumps(output, ensure_ascii=False)
-                items.append({"type": "function_call_output", "call_id": call, "output": shown})
+                items.append({"type": f"{kind}_output", "call_id": call, "output": shown})
             case {"type": "tool"}:
-                kind = "mcp_call" if has_result(part) else "function_call"
+                kind = "mcp_call" if has_result(part) else CALLS[1 if part["name"] in custom else 0]
                 items.append(item_of(kind, part, text_of(part), Reference(channel, message.id)))
             case _ if blocks := _blocks([part], is_answer=message.role == "assistant"):
                 if not items or items[-1]["type"] != "message":

@@ -914,6 +914,26 @@ async def test_custom_tool_is_called_with_a_text_in_the_form_of_each_api(
         assert one["anthropic"][1]["content"][0]["input"] == {"input": text}
 
 
+async def test_custom_calls_are_listed_as_they_were_sent(stub: Stub, client: openai.AsyncOpenAI) -> None:
+    call: Any = {"type": "custom_tool_call", "call_id": "c", "name": "weather", "input": "Ulm"}
+    plain: Any = {"type": "function_call", "call_id": "f", "name": "place", "arguments": "{}"}
+    results: Any = [
+        {"type": f"{one['type']}_output", "call_id": one["call_id"], "output": "7"} for one in (call, plain)
+    ]
+    given: Any = [{"role": "user", "content": "q"}, call, plain, *results]
+    stub.text, custom = "Yes.", {"type": "custom", "name": "weather"}
+    first = await client.responses.create(model="bot", input=given, tools=[custom])
+    made = await client.conversations.create(items=given, extra_body={"model": "bot"})
+    copied = await client.conversations.create(extra_body={"model": "bot"})
+    listed: Any = [one async for one in client.responses.input_items.list(first.id, order="asc")]
+    references: Any = [{"type": "item_reference", "id": one.id} for one in listed]
+    await client.conversations.items.create(copied.id, items=references)
+    stored = [[one async for one in client.conversations.items.list(one.id, order="asc")] for one in (made, copied)]
+    for items in (listed, *stored):
+        shown = [one.to_dict() for one in items[1:]]
+        assert [{**one, "id": "", "status": "completed"} for one in given[1:]] == [{**one, "id": ""} for one in shown]
+
+
 async def test_call_of_a_custom_tool_is_streamed(stub: Stub, client: openai.AsyncOpenAI) -> None:
     text, custom = '{"city": "Ulm"}', {"type": "custom", "name": "weather"}
     tools: Any = [custom]
