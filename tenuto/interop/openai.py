@@ -49,7 +49,6 @@ from tenuto.interop.openai_stream import (
     CALLS,
     CONVERSATION,
     CUSTOM,
-    ITEMS,
     AskedTurn,
     ChatStream,
     Reference,
@@ -147,7 +146,7 @@ class OpenAI:
         into: Reference | None = None
         if conversation is not None:
             id = conversation.get("id") if isinstance(conversation, dict) else conversation
-            into = reference(id, "conversation", prefixes=("conv_",), kind="conversation")
+            into = reference(id, "conversation", kind="conversation")
         elif previous is not None:
             into = reference(previous, "previous_response_id")
         items = await with_references(access, body.get("input"), into.channel if into else None, "input")
@@ -367,7 +366,7 @@ class OpenAI:
     async def _delete_item(self, request: Request) -> Response:
         """Delete the message of an item that is the only one of its message or turn, and return the conversation."""
         access, channel = await self._in_conversation(request, "publish")
-        of = reference(id := request.path_params["item"], prefixes=ITEMS, kind="item")
+        of = reference(id := request.path_params["item"], kind="item")
         ids = [one["id"] for one in await _items_of(access, of.at())] if of.channel == channel else []
         if id not in ids:
             raise unknown("item", id)
@@ -379,7 +378,7 @@ class OpenAI:
         return await self._conversation(request)
 
     async def _in_conversation(self, request: Request, *needs: str) -> tuple[Access, str]:
-        of = reference(request.path_params["id"], prefixes=("conv_",), kind="conversation")
+        of = reference(request.path_params["id"], kind="conversation")
         return await self._hub.authorize(request.scope, of.channel, ["history", *needs]), of.channel
 
     async def _items(self, access: Access, channel: str) -> list[Json]:
@@ -478,7 +477,7 @@ async def with_references(access: Access, items: object, channel: str | None, pa
             continue
         if isinstance(id := one.get("id"), str) and id in approvals:
             continue
-        of = reference(id, param, prefixes=ITEMS, kind="item")
+        of = reference(id, param, kind="item")
         if (turn := of.at()) not in turns:
             turns.add(turn)
             if len(turns) > MAX_EARLIER:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -50,11 +50,11 @@ STEERS = "steers"  # field of a question's `meta` if it is further input: the id
 _ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 _ID = re.compile(r"(resp_|chatcmpl-|conv_|msg_|rs_|fc_|ctc_|mcp_|in_)([A-Za-z0-9_-]{1,600})\Z")
-ITEMS = ("msg_", "rs_", "fc_", "ctc_", "mcp_", "in_")  # prefixes of ids of items; those of input begin with `in_`
-_RESPONSES = ("resp_", "chatcmpl-")
+_ITEMS = ("msg_", "rs_", "fc_", "ctc_", "mcp_", "in_")  # prefixes of ids of items; those of input begin with `in_`
+_KINDS = {"response": ("resp_", "chatcmpl-"), "conversation": ("conv_",), "item": _ITEMS}
 SERVER = "tenuto"  # `server_label` of tools that the server runs
 CALLS = ("function_call", "custom_tool_call")  # of tools that the caller runs
-_PREFIXES = dict(zip(("message", "reasoning", *CALLS, "mcp_call"), ITEMS, strict=False))
+_PREFIXES = dict(zip(("message", "reasoning", *CALLS, "mcp_call"), _ITEMS, strict=False))
 
 
 class Reference(NamedTuple):
@@ -87,12 +87,10 @@ def conversation_id(channel: str) -> str:
     return Reference(channel, "").id("conv_")
 
 
-def reference(
-    id: object, param: str | None = None, *, prefixes: Collection[str] = _RESPONSES, kind: str = "response"
-) -> Reference:
+def reference(id: object, param: str | None = None, *, kind: str = "response") -> Reference:
     """Return the meaning of an id, from the field `param` of a body. Raises NotFound, also for other texts."""
     found, of = _ID.match(id) if isinstance(id, str) else None, None
-    if found is not None and found[1] in prefixes:
+    if found is not None and found[1] in _KINDS[kind]:
         with suppress(ValueError):
             channel, message_id, *rest = unpacked(found[2])
             answer, index, *more = map(int, rest[0].split(".") if rest else (0, 0))
@@ -284,7 +282,7 @@ class TurnEvents(EventStream):
         self._turn.place = of.start[0], 0
         self._events: list[Json] = []
         self._part: Part | None = None  # the part whose item is open
-        self._item = Json()  # this item, without its content
+        self._where = Json()  # fields of the events of this item
         self._kind = ""
         self._begins = 0  # number of the event that opened the item
         self._items = 0  # number of items before the next one, also of those that the reader does not get
@@ -358,15 +356,11 @@ class TurnEvents(EventStream):
         """Return the `Response` as it is now."""
         status, error = self._outcome()
         output: list[Json] = []
-        open_calls = self._open_calls()
         for part in (part for answer in self._turn.left() for part in answer.parts):
             kind = kind_of(part.value, self._own_tools)
             if kind and self._has(part) and (self.rest is None or part.place < self.rest.start):
-                state = "incomplete" if open_calls.get(part) else self._item_state(part)
-                is_whole = state == "in_progress" and status == "completed"
-                state = "completed" if is_whole else state
-                output.append(item_of(kind, part.value, part.text(), self._reference(part), state=state))
-        output += [self._approval(part, id) for part, id in open_calls.items() if id]
+                output.append(self._whole_item(kind, part, is_ended=status == "completed"))
+        output += [self._approval(part, id) for part, id in self._open_calls().items() if id]
         return self._response(status, output, error)
 
     def _response(self, status: str, output: list[Json], error: Json | None = None) -> Json:
@@ -453,13 +447,14 @@ class TurnEvents(EventStream):
 
     def _open(self, kind: str, part: Part) -> None:
         item = item_of(kind, part.value, "", self._reference(part), state="empty")
-        self._part, self._item, self._kind, self._begins = part, item, kind, self.position
+        self._part, self._kind, self._begins = part, kind, self.position
+        self._where = {"item_id": item["id"], "output_index": self._items}
         if self.position <= self._after or not self._is_lost(part):
             self._indexes[part] = self._items
         self._put("response.output_item.added", output_index=self._items, item=item)
         _, _, content, place, _ = _EVENTS[kind]
         if content:
-            self._put(f"response.{content}.added", **self._where(), **place, part=text_block(kind, ""))
+            self._put(f"response.{content}.added", **self._where, **place, part=text_block(kind, ""))
 
     def _has(self, part: Part) -> bool:
         """Return whether a part belongs to the response, or to a later attempt than the place where it begins."""
@@ -467,9 +462,6 @@ class TurnEvents(EventStream):
 
     def _reference(self, part: Part) -> Reference:
         return self._of.at(part.place, part.attempt)
-
-    def _where(self) -> Json:
-        return {"item_id": self._item["id"], "output_index": self._items}
 
     def _grow(self, part: Part) -> None:
         text = part.take()
@@ -479,22 +471,20 @@ class TurnEvents(EventStream):
         missing = text[max(0, self._after + 1 - begins) :]
         if missing and not self._is_lost(part):
             name, _, _, place, more = _EVENTS[self._kind]
-            event = {"type": f"response.{name}.delta", "sequence_number": self.position - 1, **self._where()}
+            event = {"type": f"response.{name}.delta", "sequence_number": self.position - 1, **self._where}
             self._events.append({**event, **place, **more, "delta": missing})
 
     def _close(self, part: Part) -> None:
-        text, where = part.text(), self._where()
+        text = part.text()
         name, field, content, place, more = _EVENTS[self._kind]
         # a text that was replaced counts as it is stored
         opening = 2 if content else 1
         self.position = max(self.position, self._begins + opening + part.sent.length)
         named = {"name": part.value["name"]} if self._kind == "function_call" else {}
-        self._put(f"response.{name}.done", **where, **place, **named, **{field: text}, **more)
+        self._put(f"response.{name}.done", **self._where, **place, **named, **{field: text}, **more)
         if content:
-            self._put(f"response.{content}.done", **where, **place, part=text_block(self._kind, text))
-        state = "incomplete" if self._open_calls().get(part) else self._item_state(part)
-        state = state if state != "in_progress" else "completed"
-        item = item_of(self._kind, part.value, text, self._reference(part), state=state)
+            self._put(f"response.{content}.done", **self._where, **place, part=text_block(self._kind, text))
+        item = self._whole_item(self._kind, part, is_ended=True)
         # a second end would run a call again in some clients, and makes the AI SDK raise for a reasoning
         if self._kind in (*CALLS, "reasoning") and (self.position <= self._after or not self._is_lost(part)):
             del self._indexes[part]
@@ -502,10 +492,11 @@ class TurnEvents(EventStream):
         self._part = None
         self._items += 1
 
-    def _item_state(self, part: Part) -> str:
-        if part.answer.status not in ("streaming", "complete") and part is part.answer.parts[-1]:
-            return "incomplete"
-        return "completed" if self._has_ended(part) else "in_progress"
+    def _whole_item(self, kind: str, part: Part, *, is_ended: bool) -> Json:
+        is_cut = part.answer.status not in ("streaming", "complete") and part is part.answer.parts[-1]
+        state = "completed" if is_ended or self._has_ended(part) else "in_progress"
+        state = "incomplete" if is_cut or self._open_calls().get(part) else state
+        return item_of(kind, part.value, part.text(), self._reference(part), state=state)
 
     # -- questions for the caller --------------------------------------------------------------------------------
 
