@@ -127,32 +127,42 @@ def _folded(events: Iterable[Json]) -> list[Json]:
 
 
 def ui_messages_of(turns: Iterable[TurnStatus]) -> list[Json]:
-    """Return the conversation as the `UIMessage`s that the client of TanStack AI builds from the events."""
+    """Return the conversation as the `UIMessage`s that the client of TanStack AI builds from the events.
+
+    It shows reasonings and calls in the answer's message before them, else in that of the first text after them.
+    """
     messages: list[Json] = []
     calls: dict[str, tuple[list[Json], Json]] = {}  # for each call the parts of its message, and its own part
-    thoughts: list[Json] = []  # of the next answer
-    for one in messages_of(turns):
-        content = one.get("content", "")
-        if one["role"] == "reasoning":
-            thoughts.append({"type": "thinking", "content": content, "stepId": one["id"]})
-        elif one["role"] == "tool":
-            if (id := one["toolCallId"]) in calls:  # else the call is in an earlier page, or was deleted
-                (parts, call), state = calls[id], "error" if "metadata" in one else "complete"
-                call |= {"output": content, "state": state}
-                result = {"type": "tool-result", "toolCallId": id, "content": content, "state": state}
-                parts.insert(parts.index(call) + 1, result)
-        else:
-            known = [{"type": "text", "text": content}] if isinstance(content, str) else content
-            parts = [{"type": "text", "content": part["text"]} if part["type"] == "text" else part for part in known]
-            # calls before a text are shown in the message before them
-            if "content" in one or messages[-1]["role"] == "user":
-                own = [*thoughts, *(part for part in parts if part.get("content") != "")]
-                messages.append({"id": one["id"], "role": one["role"], "parts": own})
-                thoughts = []
+    for turn in turns:
+        awaits_text = False
+        for one in messages_of([turn]):
+            role, content = one["role"], one.get("content", "")
+            if role == "tool":
+                if (id := one["toolCallId"]) in calls:  # else the call is in an earlier page, or was deleted
+                    (parts, call), state = calls[id], "error" if "metadata" in one else "complete"
+                    call |= {"output": content, "state": state}
+                    result = {"type": "tool-result", "toolCallId": id, "content": content, "state": state}
+                    parts.insert(parts.index(call) + 1, result)
+                continue
+            is_text = role != "reasoning" and "content" in one
+            if role == "user" or not messages or messages[-1]["role"] == "user" or (is_text and not awaits_text):
+                messages.append({"id": one["id"], "role": "user" if role == "user" else "assistant", "parts": []})
+                awaits_text = not is_text
+            elif is_text:
+                messages[-1]["id"], awaits_text = one["id"], False
+            parts = messages[-1]["parts"]
+            if role == "reasoning":
+                if all(part["type"] != "thinking" for part in parts):
+                    parts.append({"type": "thinking", "content": "", "stepId": one["id"]})
+                next(part for part in parts if part["type"] == "thinking")["content"] += content
+                continue
+            for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+                if part.get("text") != "":
+                    parts.append({"type": "text", "content": part["text"]} if part["type"] == "text" else part)
             for call in one.get("toolCalls", ()):
                 part = {"type": "tool-call", "id": call["id"], **call["function"], "state": "input-complete"}
-                calls[call["id"]] = messages[-1]["parts"], part
-                messages[-1]["parts"].append(part)
+                calls[call["id"]] = parts, part
+                parts.append(part)
     return messages
 
 

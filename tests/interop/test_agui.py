@@ -357,6 +357,20 @@ async def test_results_of_the_tools_of_a_page_begin_a_turn_that_has_them_at_thei
     assert result in await scene.loaded()
 
 
+async def test_loaded_thread_has_thoughts_and_calls_in_the_messages_in_which_tanstack_builds_them() -> None:
+    """`tests/interop/long/test_tanstack.py` compares them with those of the real client."""
+    thought, text, done = {"type": "reasoning", "text": "Hm"}, {"type": "text", "text": "Seven."}, "tool-result"
+    async with routes_only() as (hub, client):
+        for id, parts in (("a", [thought]), ("b", [{**CALL, "state": "done", "output": "7"}, text, thought])):
+            await hub.create("chat:1", text="you", id=f"u{id}", starts_turn=False)
+            await hub.create("chat:1", id=id, role="assistant", parts=parts, reply_to=f"u{id}")
+        for limit, shown in ((1, ["b"]), (200, ["ua", "a.0", "ub", "b"])):  # a page may begin with an answer
+            loaded = (await client.get(f"/api/agent?threadId=1&limit={limit}")).json()["messages"]
+            assert [one["id"] for one in loaded] == shown
+            assert [one["type"] for one in loaded[-1]["parts"]] == ["tool-call", done, "text", "thinking"]
+        assert [[one["content"] for one in message["parts"]] for message in loaded[:3]] == [["you"], ["Hm"], ["you"]]
+
+
 async def test_forged_history_changes_nothing_that_the_agent_sees(scene: RunScene) -> None:
     scene.gate.set()
     forged = [

@@ -8,6 +8,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from tenuto import Turn
 from tests.interop.pages import Pages, pages_at
 from tests.interop.scene import Scene, playing
 from tests.interop.test_agui import adapter, everything
@@ -68,9 +71,19 @@ async def test_stream_that_is_cut_before_its_first_id_is_an_error_that_a_reload_
         assert (state["status"], shown(state), len(scene.turns)) == ("ready", ["Hello to you"], 1)
 
 
-async def test_loaded_thread_equals_the_one_that_a_page_built_and_comes_in_pages() -> None:
+async def calls_first(turn: Turn) -> None:
+    """Answer with thoughts and calls before, between and after the texts."""
+    async with turn.reply() as message:
+        for number, text in enumerate(("Hm.", "", "One.", "", "Ho.", "", "Two.", "Hu.")):
+            call = {"type": "tool", "call": f"c{number}", "name": "f", "input": "{}", "state": "done", "output": "7"}
+            await message.part({"type": "reasoning" if text[:1] == "H" else "text", "text": text} if text else call)
+            await message.flush()
+
+
+@pytest.mark.parametrize(("script", "size"), [(everything, 2), (calls_first, 1)])
+async def test_loaded_thread_equals_the_one_that_a_page_built_and_comes_in_pages(script: Any, size: int) -> None:
     async with scene_of() as (scene, _, pages):
-        scene.script = everything
+        scene.script = script
         await pages("a", "open", thread="1")
         await pages("a", "send", text="you")
         await pages("a", "saw", wanted="Two.")
@@ -83,6 +96,6 @@ async def test_loaded_thread_equals_the_one_that_a_page_built_and_comes_in_pages
             return [[{name: part.get(name) for name in names} for part in one["parts"]] for one in state["messages"]]
 
         assert outline(loaded) == outline(built)
-        await pages("c", "open", thread="1", persistence=True, history={"pageSize": 2})
+        await pages("c", "open", thread="1", persistence=True, history={"pageSize": size})
         assert len((await pages("c", "saw", wanted="Two."))["messages"]) < len(loaded["messages"])
         assert outline(await pages("c", "older")) == outline(loaded)
