@@ -442,13 +442,14 @@ class AGUIStream(EventStream):
         growing = self._growing
         if growing is not None and (found := self._turn.sole_text(deltas)) is not None and found[0] is growing[0]:
             return [self._appended(found[1], *growing)]
-        asked, was_open = len(self._turn.questions), list(self._turn.open)
-        changed = {part for delta in deltas for part in self._turn.receive(delta)}
+        changed, questions = self._turn.receive_all(deltas)
         is_first, attempts = not self._at.units, self._turn.attempts
         if is_first:
             self._begin_run(attempts)
         if attempts > self._attempts or (is_first and self.known and self.snapshot is None):
             return self._take_back(growing)
+        if self._turn.is_rewritten:
+            self.ended = self.REPLACED
         places = sorted(changed, key=lambda one: one.place)
         for part in places:
             if not part.is_superseded:
@@ -464,7 +465,7 @@ class AGUIStream(EventStream):
         for part in places if self.ended is None else ():
             if part in self._parts:
                 self._result(part)
-        for id in [*list(self._turn.questions)[asked:], *(one for one in was_open if one not in self._turn.open)]:
+        for id in questions:
             self._custom("tenuto.question", id, {"id": id, **self._turn.question(id)})
         if not self.is_over and (self._turn.is_over or self.ended or self._turn.is_gone()):
             self._finish()
@@ -571,7 +572,7 @@ class AGUIStream(EventStream):
     def _check(self, part: Part) -> None:
         """End the stream if it cannot show what a part is now: text that was sent is gone, or text came too late."""
         is_late = part.place < self._turn.place and bool(part.new)
-        if part.is_replaced or part.answer.is_rewritten or is_late:
+        if part.is_replaced or is_late:
             self.ended = self.REPLACED
 
     def _result(self, part: Part) -> None:

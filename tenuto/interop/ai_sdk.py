@@ -273,8 +273,6 @@ class PageCall:
     name: str
     is_own: bool  # the page runs it
     stage: int = 0
-    step: int = 0  # the step of the page that has the call
-    has_deltas: bool = True  # False: the page has the beginning of the input from an earlier response
     is_approved: bool = False  # the page has the reply to an approval from this stream
     question: str = ""  # id of the open question about it: the next request of the page has the reply
     held: str | None = None  # input of a call of the page's, which runs it only when a question about it is open
@@ -306,12 +304,14 @@ class UIStream(EventStream):
         self.headers["x-vercel-ai-ui-message-stream"] = "v1"
         self._release = release
         self._message_id = message_id
-        self._page = PageParts(page, is_late=is_late)
+        self._page = PageParts(page)
+        self._is_late = is_late
         self._chunks: list[Json] = []
         self._is_first = True  # no deltas were received
         self._begun_id = ""  # id of the page's message after its beginning
+        self._answer = 0  # number of the last answer of which the page has parts
         self._step = 0
-        self._steps: dict[Part, int] = {}  # the step in which each part began
+        self._steps: dict[Part, int] = {}  # the step in which each part began; none for those that the page had
         self._is_spread = False  # a text goes on in another step than that in which it began
         self._step_due = ""  # why the next part needs a new step, or ""
         self._is_step_empty = True
@@ -335,29 +335,17 @@ class UIStream(EventStream):
         """Return the chunks for `deltas`."""
         # first comes the turn as it is, whose calls may have their replies already
         is_first, self._is_first = self._is_first, False
-        known = self._turn.answers or TurnFold(deltas).answers
-        replaced = {one.id for one in known if one.is_replaced}
-        if self._page.id is not None:
-            self._begin(self._page.id)
-        for delta in deltas:
-            attempts, answers, was_open = self._turn.attempts, len(self._turn.answers), list(self._turn.open)
-            changed = self._turn.receive(delta)
-            if self._turn.attempts > attempts:
-                self._take_back()
-                if self.ended is not None:
-                    break  # a page shows no mixture of two attempts
-            for opened in self._turn.answers[answers:]:
-                self._step_due = ALWAYS if self._begun_id else self._step_due
-                self._begin(opened.id)
-            for part in changed:
-                if part.answer.id not in replaced and not part.is_superseded:
-                    self._change(part, is_first=is_first)
-            for id in (one for one in self._turn.open if one not in was_open):
-                self._ask(id)
-            for id in (one for one in was_open if one not in self._turn.open):
-                self._reply(id)
-            if self.ended is not None:
-                break
+        parts, questions = self._turn.receive_all(deltas)
+        for id in filter(None, [self._page.id, *(one.id for one in self._turn.answers[:1])]):
+            self._begin(id)
+        self._take_back()
+        if self._turn.is_rewritten:
+            self.ended = self.REPLACED
+        for part in parts:
+            if self.ended is None and not part.is_superseded:
+                self._change(part, is_first=is_first)
+        for id in questions if self.ended is None else ():
+            self._question(id)
         if self._turn.is_gone():
             self.ended = self._turn.end()
         if is_first and self._page.has_other_text():
@@ -421,9 +409,8 @@ class UIStream(EventStream):
 
     def _calls_of_step(self) -> list[PageCall]:
         """Return the calls of the last step that may get more input or a result."""
-        return [
-            tool for part, tool in self._tools.items() if tool.step == self._step and part.answer.status == "streaming"
-        ]
+        last = [one for one in self._tools if self._steps.get(one, 0) == self._step]
+        return [self._tools[one] for one in last if one.answer.status == "streaming"]
 
     def _begin_step(self) -> None:
         self._close()
@@ -439,12 +426,14 @@ class UIStream(EventStream):
 
     def _change(self, part: Part, *, is_first: bool) -> None:
         """Send what has changed in a part: its text alone, or its value."""
+        if part.place[0] > self._answer:
+            self._answer, self._step_due = part.place[0], ALWAYS
         match part.value["type"]:
             case "text" | "reasoning" if part.is_replaced:
                 self.ended = self.REPLACED
             case "text" | "reasoning" as kind:
                 self._grow(part, kind)
-            case "tool" if part.has_grown:
+            case "tool" if not part.is_put:
                 self._grow_input(part, self._tools[part])
             case "tool":
                 self._tool(part, is_first=is_first)
@@ -472,7 +461,7 @@ class UIStream(EventStream):
 
     def _grow_input(self, part: Part, tool: PageCall) -> None:
         text = part.take()
-        if text and tool.stage == STARTED and tool.has_deltas:
+        if text and tool.stage == STARTED and part in self._steps:
             self._put(type="tool-input-delta", toolCallId=tool.call, inputTextDelta=text)
 
     def _tool(self, part: Part, *, is_first: bool) -> None:
@@ -481,13 +470,11 @@ class UIStream(EventStream):
         if tool is None:
             stage = _STAGES.get(self._page.tools.get(value["call"], ""), 0)
             is_own = value["name"] in self._release.browser_tools
-            tool = self._tools[part] = PageCall(value["call"], value["name"], is_own, stage, has_deltas=not stage)
-            if stage:
-                part.take()
+            tool = self._tools[part] = PageCall(value["call"], value["name"], is_own, stage)
         is_new = tool.stage == 0
         if is_new:
             self._content(part, tool)
-            tool.stage, tool.step = STARTED, self._step
+            tool.stage = STARTED
             self._put(type="tool-input-start", toolCallId=tool.call, toolName=tool.name, **self._executed(tool))
         self._grow_input(part, tool)
         is_over = has_result(value)
@@ -500,7 +487,7 @@ class UIStream(EventStream):
             self._approve(tool, value)
             for id in self._turn.open if not (tool.question or is_over) else ():
                 if call_of(self._turn.questions[id].command.data) == tool.call and id not in self._shown_questions:
-                    self._ask(id)  # an earlier attempt has asked, and the question stays open
+                    self._question(id)  # an earlier attempt has asked, and the question stays open
         if is_over and tool.stage < OVER:
             tool.stage = OVER
             is_certain = tool.is_own or approval_of(value, self._release) is not None or self._step_due == ALWAYS
@@ -536,26 +523,24 @@ class UIStream(EventStream):
     def _executed(self, tool: PageCall, *, is_output: bool = False) -> Json:
         return {"providerExecuted": True} if not tool.is_own and (is_output or not self._release.strict) else {}
 
-    def _ask(self, id: str) -> None:
+    def _question(self, id: str) -> None:
+        """Send a question or its reply: as data, if the page has no call for it."""
         question = self._turn.questions[id].command
         call, is_approval = call_of(question.data), question.name == "approve" and self._release.version >= 6
         tool = next((one for one in self._tools.values() if one.call == call), None)
-        if tool is None or not (is_approval or tool.is_own):
-            self._shown_questions.add(id)
-            self._begin(silent_id(self._message_id))
-            self._content()
+        if id in self._shown_questions or tool is None or not (is_approval or tool.is_own):
+            if id not in self._shown_questions:
+                self._shown_questions.add(id)
+                self._begin(silent_id(self._message_id))
+                self._content()
             self._put(type="data-question", id=id, data=self._turn.question(id))
-            return
-        tool.question = id
-        self._make_available(tool, tool.held or "")
-        if is_approval and self._page.tools.get(tool.call) != "approval-requested":
-            self._put(type="tool-approval-request", approvalId=id, toolCallId=tool.call)
-
-    def _reply(self, id: str) -> None:
-        for tool in self._tools.values():
-            tool.question = "" if tool.question == id else tool.question
-        if id in self._shown_questions:
-            self._put(type="data-question", id=id, data=self._turn.question(id))
+        elif id in self._turn.open:
+            tool.question = id
+            self._make_available(tool, tool.held or "")
+            if is_approval and self._page.tools.get(tool.call) != "approval-requested":
+                self._put(type="tool-approval-request", approvalId=id, toolCallId=tool.call)
+        elif tool.question == id:
+            tool.question = ""
 
     def _has_running_call(self) -> bool:
         """Return whether a call without a question runs in the last step: before its end the page sends no reply."""
@@ -567,7 +552,7 @@ class UIStream(EventStream):
 
     def _end_with_question(self) -> None:
         """End the response, as a page can reply only then. A page that repeats a reply would repeat it for ever."""
-        if self._page.is_late and self._is_silent and self._replied():
+        if self._is_late and self._is_silent and self._replied():
             self._put(type="error", errorText=LATE)
         else:
             self._close()
@@ -591,7 +576,7 @@ class UIStream(EventStream):
         meta = self._turn.meta()
         status, reason = self.ended or self._turn.end()
         is_clean = status in ("complete", "cancelled")
-        if self._page.is_late and is_clean and not all(self._page.is_outcome(part.value) for part in self._replied()):
+        if self._is_late and is_clean and not all(self._page.is_outcome(part.value) for part in self._replied()):
             status, reason = "late", LATE
         if status in ("complete", "cancelled"):
             self._put(type="finish-step")
@@ -616,13 +601,9 @@ _shared_frame = lru_cache(maxsize=1)(_frame)  # the viewers of a turn get the sa
 
 
 class PageParts:
-    """The parts of the message that a page has and continues; none without `page`.
+    """The parts of the message that a page has and continues; none without `page`."""
 
-    `is_late`: the page's replies had no effect.
-    """
-
-    def __init__(self, page: Json | None, *, is_late: bool = False) -> None:
-        self.is_late = is_late
+    def __init__(self, page: Json | None) -> None:
         parts = page["parts"] if page is not None else []
         self.id: str | None = page["id"] if page is not None else None
         calls = {one["toolCallId"]: one for one in parts if is_tool(one)}

@@ -81,7 +81,7 @@ class Part:
     attempt: int = 0  # number of superseded attempts before it in its answer
     sent: SentText = field(default_factory=SentText)  # the text that was taken
     is_replaced: bool = False  # the stored text did not begin with the text that was taken
-    has_grown: bool = False  # the last change was more text
+    is_put: bool = True  # a value was stored since the text was taken last; False: no more than text was added
 
     @property
     def name(self) -> str:
@@ -96,7 +96,7 @@ class Part:
 
     def take(self) -> str:
         """Return the text that was not taken yet, and take it."""
-        text, self.new = "".join(self.new), []
+        text, self.new, self.is_put = "".join(self.new), [], False
         self.sent.add(text)
         if self.kept is not None:
             self.kept.append(text)
@@ -112,11 +112,11 @@ class Part:
 
     def restart(self) -> None:
         """Hand out the text from its beginning."""
-        self.sent, self.new = SentText(), [text_of(self.value)]
+        self.sent, self.new = SentText(), [text_of(self.value)[: self.sent.length], *self.new]
 
     def put(self, value: Json) -> None:
         """Take a new value. Text that was taken cannot be withdrawn: of another text nothing is new."""
-        self.value, self.has_grown, text = value, False, text_of(value)
+        self.value, self.is_put, text = value, True, text_of(value)
         if self.sent.begins(text):
             self.new = [text[self.sent.length :]] if len(text) > self.sent.length else []
         else:
@@ -220,6 +220,11 @@ class TurnFold:
         return self.state in ("over", "none")
 
     @property
+    def is_rewritten(self) -> bool:
+        """Return whether a part of an answer that counts was removed, or got another type."""
+        return any(one.is_rewritten for one in self.left())
+
+    @property
     def attempts(self) -> int:
         """Return the number of superseded attempts. It rises whenever text that a reader may have counts no longer."""
         return self.attempts_before(len(self.answers))
@@ -294,6 +299,15 @@ class TurnFold:
         answer = self._by_id.get(only.message_id)
         return (answer.parts[added.index], added.text) if answer and added.index < len(answer.parts) else None
 
+    def receive_all(self, deltas: Iterable[TurnDelta]) -> tuple[list[Part], list[str]]:
+        """Apply `deltas`, and return the parts, and the ids of the questions, that they have changed, each once."""
+        parts, ids = dict[Part, None](), dict[str, None]()
+        for delta in deltas:
+            parts |= dict.fromkeys(self.receive(delta))
+            if isinstance(delta, QuestionAsked | QuestionReplied):
+                ids[delta.command.id if isinstance(delta, QuestionAsked) else delta.id] = None
+        return list(parts), list(ids)
+
     def receive(self, delta: TurnDelta) -> list[Part]:
         """Apply a delta of the turn, and return the parts that it has changed."""
         match delta:
@@ -327,7 +341,6 @@ class TurnFold:
         match delta:
             case TextAdded(index, _, _, text) if index < len(answer.parts):
                 part = answer.parts[index]
-                part.has_grown = True
                 part.new.append(text)
                 return [part]
             case PartOpened(index, value) | PartReplaced(index, value):

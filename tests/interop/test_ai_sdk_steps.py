@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse
 
 from tenuto.core.deltas import MessageProgress, TurnProgress
 from tenuto.core.model import Command, Message
+from tenuto.interop.agui import AGUIStream
 from tenuto.interop.ai_sdk import PageParts, Release, UIStream, ui_messages
 from tenuto.routes import (
     InAnswer,
@@ -153,13 +154,13 @@ def moments(events: list[tuple[int, Any]]) -> list[tuple[list[Any], TurnDelta]]:
     return [*found, ([dict(part) for part in parts], InAnswer("a", MessageFinished("complete", None, {})))]
 
 
-def page_from(start: int, events: list[tuple[int, Any]]) -> FoldedPage:
-    """Return the page that begins to follow the turn before the event `start`, and follows it to its end."""
+def page_from(start: int, events: list[tuple[int, Any]], size: int = 1) -> FoldedPage:
+    """Return the page that follows the turn from before the event `start` to its end, `size` events at once."""
     page, stream, steps = FoldedPage(), UIStream("u", RELEASE), moments(events)
     begun = MessageProgress("a").begin(answer(steps[start][0]))
     page.take(stream.frame([InAnswer("a", delta) for delta in begun]))
-    for _, delta in steps[start:]:
-        page.take(stream.frame([delta]))
+    for at in range(start, len(steps), size):
+        page.take(stream.frame([delta for _, delta in steps[at : at + size]]))
     page.take(stream.frame([TurnChanged("over")]))
     assert page.ending == "finish"
     assert not page.posts_again()
@@ -185,7 +186,8 @@ PARALLEL_CALLS = [
 def test_page_that_follows_a_turn_from_any_moment_equals_the_loaded_messages(events: list[tuple[int, Any]]) -> None:
     parts = moments(events)[-1][0]
     for start in range(len(events) + 1):
-        assert (start, page_from(start, events).parts) == (start, loaded(parts))
+        for size in (1, 2, 3, len(events)):
+            assert (start, size, page_from(start, events, size).parts) == (start, size, loaded(parts))
 
 
 @pytest.mark.parametrize("between", [TEXT, SOURCE, call("c2", "called", name="place")], ids=["text", "source", "call"])
@@ -378,6 +380,14 @@ def test_each_piece_of_a_crafted_page_is_compared_once() -> None:
     assert parts.length_of("text", stored) == 30_000
     assert stored.compared == 30_000 + 15 * 40_001
     assert parts.has_other_text()
+
+
+@pytest.mark.parametrize("parts", [[TEXT], [TEXT, call("c1", "done")], []], ids=["removed", "another type", "all"])
+def test_part_that_is_removed_or_gets_another_type_ends_the_stream_with_an_error(parts: list[Any]) -> None:
+    for stream in (UIStream("u", RELEASE), AGUIStream("1", "r", "u")):
+        stream.frame([InAnswer("a", one) for one in MessageProgress("a").begin(answer([TEXT, TEXT]))])
+        end = stream.frame([InAnswer("a", MessageReplaced(answer(parts), ()))])
+        assert (b"load the messages again" in end, stream.is_over) == (True, True)
 
 
 @pytest.mark.parametrize("version", [6, 7])
