@@ -73,10 +73,8 @@ class AISDK(ChatRoutes):
         needs = ["command"] if last["role"] == "assistant" else ["publish", "command"] if is_again else ["publish"]
         access.check(channel, "subscribe", "history", *needs)
         if last["role"] == "assistant":
-            turn, has_replied = await self._answer(access, channel, last)
-            message_id = turn.message.id if turn.message is not None else ""
-            stream = UIStream(message_id, self._release, last, is_late=not has_replied)
-            return access.stream(channel, message_id, stream)
+            question, has_replied = await self._answer(access, channel, last)
+            return access.stream(channel, question, UIStream(question, self._release, last, is_late=not has_replied))
         options, is_edit = options_in(body, is_strict=False), body.get("messageId") is not None
         question = await self._question(access, channel, earlier, last, options, is_edit=is_edit)
         if is_again:
@@ -86,34 +84,28 @@ class AISDK(ChatRoutes):
     async def _question(
         self, access: Access, channel: str, earlier: list[Json], last: Json, options: Json, *, is_edit: bool
     ) -> str:
-        """Return the id of the page's last message, which is stored if it is new or an edit."""
+        """Return the id of the page's last message, or of its version with this content, either stored if it is new."""
+        parts = stored_parts(last["parts"], has_data=True)
         meta = last["metadata"] if isinstance(last.get("metadata"), dict) else None
-        content: Json = {"parts": stored_parts(last["parts"], has_data=True), "meta": meta, "options": options}
+        content: Json = {"parts": parts, "meta": meta, "options": options}
         given = stored_id(last["id"])
-        with suppress(NotFound):
-            return await self._version(access, channel, given, content, is_edit=is_edit)
-        parent = _parent(earlier, await access.conversation(channel, limit=NEWEST))
         try:
-            created = await access.create(channel, id=given, **content, parent=UNSET if parent is None else parent)
-            return created.id
-        except IdConflict:  # a repeat of this request has created the same message at the same moment
-            return await self._version(access, channel, given, content, is_edit=is_edit)
-
-    async def _version(self, access: Access, channel: str, given: str, content: Json, *, is_edit: bool) -> str:
-        """Return the id of the version with these parts of a known question. A new version is stored."""
-        parts = content["parts"]
-        known = (await access.turn(channel, given)).message
+            known = (await access.turn(channel, given)).message
+        except NotFound:
+            parent = _parent(earlier, await access.conversation(channel, limit=NEWEST))
+            with suppress(IdConflict):  # a repeat of this request has created the same message at the same moment
+                return (await access.create(channel, id=given, **content, parent=parent or UNSET)).id
+            known = (await access.turn(channel, given)).message
         if known is None or known.role != "user":
             raise IdConflict(f"message {given!r} is an answer; send a question with another id")
-        newest: Message | None = None
+        newest = ""
         async for version in _versions(access, channel, known):
             if version.parts == parts:
                 return version.id
-            newest = newest or version
+            newest = newest or version.id
             if is_edit:
                 break  # an edit back to an earlier content is another version
-        assert newest is not None
-        id = hashed(newest.id, json.dumps(parts))
+        id = hashed(newest, json.dumps(parts))
         return (await access.create(channel, id=id, **content, parent=known.parent)).id
 
     async def _regenerate(self, access: Access, channel: str, question: str) -> None:
@@ -124,37 +116,38 @@ class AISDK(ChatRoutes):
         with suppress(StillStreaming):
             await access.command(channel, "regenerate", target=question, id=hashed("regenerate", question, newest))
 
-    async def _answer(self, access: Access, channel: str, last: Json) -> tuple[TurnStatus, bool]:
-        """Reply to the questions that the page's last message answers.
+    async def _answer(self, access: Access, channel: str, last: Json) -> tuple[str, bool]:
+        """Reply to the agent's questions that the page's last message answers.
 
-        Return its turn, and whether a question got a reply.
+        Return the id of the message that its turn is about, and whether a question got a reply.
         """
-        turns = await access.conversation(channel)
-        turn = next((one for one in turns if one.message is not None and last["id"] in _ids_of(one)), None)
-        if turn is None:
+        asked_in = {one.message.id: one for one in await access.conversation(channel) if one.message is not None}
+        question = next((id for id, one in asked_in.items() if last["id"] in _ids_of(one)), None)
+        if question is None:
             raise NotFound(f"message {last['id'][:64]!r} is no answer in channel {channel!r}; load the messages again")
+        turn = asked_in[question]
         open_ids = {one.id for one in turn.questions}
         calls = {call: one.id for one in turn.questions if (call := call_of(one.data))}
-        replies: list[dict[str, Any]] = []  # arguments of `Access.reply`
-        for part in filter(is_tool, last["parts"]):
-            state, approval = part.get("state"), part.get("approval")
-            if state == "approval-responded" and isinstance(approval, dict) and str(approval.get("id")) in open_ids:
-                reason = {"reason": approval["reason"]} if isinstance(approval.get("reason"), str) else None
-                replies.append({"command_id": approval["id"], "ok": approval.get("approved") is True, "data": reason})
-            elif part["toolCallId"] in calls and part["type"].removeprefix("tool-") in self._release.browser_tools:
-                id = calls[part["toolCallId"]]
-                if state == "output-available":
-                    replies.append({"command_id": id, "data": part.get("output")})
-                elif state == "output-error":
-                    error = {"code": "tool_failed", "detail": str(part.get("errorText"))}
-                    replies.append({"command_id": id, "ok": False, "error": error})
         has_replied = False
-        for reply in replies:
+        for part in filter(is_tool, last["parts"]):
+            is_own = part["type"].removeprefix("tool-") in self._release.browser_tools
+            asked = calls.get(part["toolCallId"]) if is_own else None
+            match part:
+                case {"state": "approval-responded", "approval": {"id": str(id), **given}} if id in open_ids:
+                    reason = {"reason": given["reason"]} if isinstance(given.get("reason"), str) else None
+                    reply: Json = {"command_id": id, "ok": given.get("approved") is True, "data": reason}
+                case {"state": "output-available"} if asked:
+                    reply = {"command_id": asked, "data": part.get("output")}
+                case {"state": "output-error"} if asked:
+                    error = {"code": "tool_failed", "detail": str(part.get("errorText"))}
+                    reply = {"command_id": asked, "ok": False, "error": error}
+                case _:
+                    continue
             # another tab may have been faster, or the question may have expired meanwhile
             with suppress(AlreadyAnswered, NotFound):
                 await access.reply(channel, **reply)
                 has_replied = True
-        return turn, has_replied
+        return question, has_replied
 
     async def _resume(self, request: Request) -> Response:
         """Replay the running turn, or one that has just ended: the page may lack its answer. 204 if there is none.
@@ -168,10 +161,10 @@ class AISDK(ChatRoutes):
         if not turns and (last is not None or not self._release.strict):
             newest = (await access.conversation(channel, limit=LATEST_TURN))[-1:]
             turns = [one for one in newest if last not in _ids_of(one) and self._has_just_ended(one)]
-        for turn in reversed(turns):
-            if turn.message is not None:
-                return access.stream(channel, turn.message.id, UIStream(turn.message.id, self._release))
-        return Response(status_code=204)
+        questions = [one.message.id for one in turns if one.message is not None]
+        if not questions:
+            return Response(status_code=204)
+        return access.stream(channel, questions[-1], UIStream(questions[-1], self._release))
 
     def _has_just_ended(self, turn: TurnStatus) -> bool:
         """Return whether an answer ended just now, and each call of the page's has its result.
