@@ -68,8 +68,10 @@ def _asked(question: Message) -> list[Json]:
     outputs, parts = outputs_in(question), [part for part in question.parts if part["type"] != "data"]
     messages: list[Json] = []
     for number, (call, output) in enumerate(outputs.items(), 1):
-        content: Any = _content(output) if isinstance(output, list) and all(map(_is_part, output)) else output
-        if content is output and not isinstance(output, str):
+        content: Any = output
+        if isinstance(output, list) and all(map(_block, output)):
+            content = _content(output)
+        elif not isinstance(output, str):
             content = json.dumps(output, ensure_ascii=False, separators=(",", ":"))
         id = question.id if number == len(outputs) and not parts else f"{question.id}.{number}"
         messages.append({"id": id, "role": "tool", "toolCallId": call, "content": content})
@@ -78,30 +80,26 @@ def _asked(question: Message) -> list[Json]:
     return messages
 
 
-def _is_part(value: object) -> bool:
-    match value:
-        case {"type": "text", "text": str()} | {"type": "file", "url": str()}:
-            return True
-    return False
-
-
-def _content(parts: Sequence[Json]) -> str | list[Json]:
+def _content(parts: Sequence[object]) -> str | list[Json]:
     """Return the texts and files of a message in the client."""
-    if all(one["type"] == "text" for one in parts):
-        return "\n".join(one["text"] for one in parts)
-    content: list[Json] = []
-    for part in parts:
-        match part:
-            case {"type": "text", "text": text}:
-                content.append({"type": "text", "text": text})
-            case {"type": "file", "url": str(url)}:
-                media_type = str(part.get("mediaType", ""))
-                kind, _, subtype = media_type.partition("/")
-                known = {"mimeType": media_type} if subtype not in ("", "*") else {}
-                named = {name: part[name] for name in ("filename", "detail") if name in part}
-                file = {"source": {"type": "url", "value": url, **known}, **({"metadata": named} if named else {})}
-                content.append({"type": kind if kind in ("image", "audio", "video") else "document", **file})
-    return content
+    blocks = list(filter(None, map(_block, parts)))
+    if all(one["type"] == "text" for one in blocks):
+        return "\n".join(one["text"] for one in blocks)
+    return blocks
+
+
+def _block(part: object) -> Json | None:
+    match part:
+        case {"type": "text", "text": str(text)}:
+            return {"type": "text", "text": text}
+        case {"type": "file", "url": str(url), **about}:
+            media_type = str(about.get("mediaType", ""))
+            kind, _, subtype = media_type.partition("/")
+            known = {"mimeType": media_type} if subtype not in ("", "*") else {}
+            named = {name: about[name] for name in ("filename", "detail") if name in about}
+            file = {"source": {"type": "url", "value": url, **known}, **({"metadata": named} if named else {})}
+            return {"type": kind if kind in ("image", "audio", "video") else "document", **file}
+    return None
 
 
 def _folded(events: Iterable[Json]) -> list[Json]:
@@ -307,9 +305,8 @@ async def _question(access: Access, channel: str, last: Json, before: list[Json]
         if known is not None and known.role == "user" and known.parts[len(outputs_in(known)) :] == parts:
             return id
         raise IdConflict(f"message {last['id'][:64]!r} exists with other content; send changed content with a new id")
-    given = {str(one.get("toolCallId")): one for one in before}
-    outputs = await _outputs(access, channel, given, await _turns(access, channel)) if given else {}
-    return (await access.create(channel, id=id, parts=[*outputs.values(), *parts], options=options)).id
+    outputs = await _outputs(access, channel, before, await _turns(access, channel)) if before else []
+    return (await access.create(channel, id=id, parts=[*(part for _, part in outputs), *parts], options=options)).id
 
 
 async def _turns(access: Access, channel: str) -> list[tuple[TurnStatus, Message]]:
@@ -331,25 +328,26 @@ async def _with_results(
         if later[at]["role"] == "tool" and stored_id(later[at]["id"]) in asked:
             question, later = stored_id(later[at]["id"]), later[at + 1 :]
             break
-    given = {str(one.get("toolCallId")): one for one in later if one["role"] == "tool"}
-    outputs = await _outputs(access, channel, given, turns)
-    if not outputs:
-        return question, later, []
-    return stored_id(given[list(outputs)[-1]]["id"]), [], list(outputs.values())
+    outputs = await _outputs(access, channel, [one for one in later if one["role"] == "tool"], turns)
+    return (outputs[-1][0], [], [part for _, part in outputs]) if outputs else (question, later, [])
 
 
 async def _outputs(
-    access: Access, channel: str, given: dict[str, Json], turns: list[tuple[TurnStatus, Message]]
-) -> dict[str, Json]:
-    """Return the parts of the `given` results that belong to open calls to the client's own tools, by call."""
-    answered = {call for _, message in turns for call in outputs_in(message)}
+    access: Access, channel: str, results: list[Json], turns: list[tuple[TurnStatus, Message]]
+) -> list[tuple[str, Json]]:
+    """Return ids, and parts, of the `results` that belong to open calls to the client's own tools."""
+    given = {str(one.get("toolCallId")): one for one in results}
     open_calls = set[str]()
     for turn, message in turns:
         parts = [part for one in turn.answers for part in one.parts if part["type"] == "tool" and not has_result(part)]
         if turn.state == "over" and given.keys() & {part["call"] for part in parts}:
             tools = own_tools(with_options(message, await access.options(channel, message)))
             open_calls |= {part["call"] for part in parts if part["name"] in tools}
-    return {call: output_part(call, _output(one)) for call, one in given.items() if call in open_calls - answered}
+    for _, message in turns:
+        open_calls -= outputs_in(message).keys()
+    return [
+        (stored_id(one["id"]), output_part(call, _output(one))) for call, one in given.items() if call in open_calls
+    ]
 
 
 def _output(result: Json) -> object:
@@ -425,10 +423,11 @@ class AGUIStream(EventStream):
         self._at = TurnPosition(question)  # of the walk
         self._after = self._last = after or self._at  # of the events that the reader has
         self._events: list[tuple[str, Json]] = []
-        self._parts: dict[Part, tuple[Json, int]] = {}  # the field with its id in the client, and the number of a call
-        self._values: dict[Part, Json] = {}  # last values of other parts
-        self._growing: tuple[Part, Json] | None = None  # the open part at the end of the walk, and its event
-        self._calls = self._customs = 0
+        self._parts: dict[Part, Json] = {}  # of each part that grows the field with its id in the client
+        self._calls: dict[Part, int] = {}  # their numbers in the turn
+        self._values: dict[str, tuple[str, Any]] = {}  # last names and values of other parts and questions, by id
+        self._growing: Part | None = None  # the open part at the end of the walk
+        self._customs = 0
         self._parents: dict[str, str] = {}  # for each answer the message in the client that its next call belongs to
         self._token = secrets.token_hex(4)
 
@@ -439,40 +438,44 @@ class AGUIStream(EventStream):
 
     def receive(self, deltas: Sequence[TurnDelta]) -> list[tuple[str, Json]]:
         """Return the events for `deltas`, each with its id."""
-        growing = self._growing
-        if growing is not None and (found := self._turn.sole_text(deltas)) is not None and found[0] is growing[0]:
-            return [self._appended(found[1], *growing)]
+        if (found := self._turn.sole_text(deltas)) is not None and found[0] is self._growing:
+            part, text = found
+            part.sent.add(text)
+            self._advance(len(text), text)
+            self._put(_EVENTS[part.value["type"]][1], **self._parts[part], delta=text)
+            return self._taken()
         changed, questions = self._turn.receive_all(deltas)
         is_first, attempts = not self._at.units, self._turn.attempts
         if is_first:
             self._begin_run(attempts)
         if attempts > self._attempts or (is_first and self.known and self.snapshot is None):
-            return self._take_back(growing)
+            return self._take_back()
+        changed.sort(key=lambda one: one.place)
+        for part in changed:
+            is_late = part.place < self._turn.place and bool(part.new)
+            if not part.is_superseded and (part.is_replaced or is_late):
+                self.ended = self.REPLACED  # text that was sent is gone, or text came too late
+            if part.name in self._values:
+                self._value(part)
         if self._turn.is_rewritten:
             self.ended = self.REPLACED
-        places = sorted(changed, key=lambda one: one.place)
-        for part in places:
-            if not part.is_superseded:
-                self._check(part)
-            if part in self._values:
-                self._value(part)
         self._walk()
         ahead = self._after.units - self._at.units
         if is_first and ahead > 0 and not (self._turn.is_over and ahead == 1 and self._after.sum == self._at.sum):
             self.ended = LOST  # it is not the last event either, which may come again
-        if is_first and attempts and self.ended is LOST:
-            return self._take_back()  # the position is one of an earlier attempt
-        for part in places if self.ended is None else ():
-            if part in self._parts:
-                self._result(part)
+        if is_first and attempts and self.ended is LOST:  # the position is one of an earlier attempt
+            self._growing = None
+            return self._take_back()
+        for part in changed if self.ended is None else ():
+            self._result(part)
         for id in questions:
             self._custom("tenuto.question", id, {"id": id, **self._turn.question(id)})
         if not self.is_over and (self._turn.is_over or self.ended or self._turn.is_gone()):
             self._finish()
+        return self._taken()
+
+    def _taken(self) -> list[tuple[str, Json]]:
         events, self._events = self._events, []
-        last, self._growing = next(self._turn.walk(), None), None
-        if last in self._parts and not self.is_over and self._at.units >= self._after.units:
-            self._growing = last, {"type": _EVENTS[last.value["type"]][1], **self._parts[last][0]}
         return events
 
     def _begin_run(self, attempts: int) -> None:
@@ -493,16 +496,14 @@ class AGUIStream(EventStream):
         self._last = self._at
         self._unplaced("MESSAGES_SNAPSHOT", messages=self.snapshot)
 
-    def _take_back(self, growing: tuple[Part, Json] | None = None) -> list[tuple[str, Json]]:
+    def _take_back(self) -> list[tuple[str, Json]]:
         """End the open message or call, and let `following` go on with a snapshot."""
         self._events = [one for one in self._events if one[1]["type"] == "RUN_STARTED"]
-        if growing is not None:
-            _, _, ends, name = _EVENTS[growing[0].value["type"]]
-            for type in ends:
-                self._unplaced(type, **{name: growing[1][name]})
-        self.following, self.is_over, self._growing = self._begun_anew, True, None
-        events, self._events = self._events, []
-        return events
+        if self._growing is not None:
+            for type in _EVENTS[self._growing.value["type"]][2]:
+                self._unplaced(type, **self._parts[self._growing])
+        self.following, self.is_over = self._begun_anew, True
+        return self._taken()
 
     async def _begun_anew(self) -> AGUIStream:
         """Return the stream that goes on with a snapshot. Without one the run ends with an error."""
@@ -510,22 +511,15 @@ class AGUIStream(EventStream):
         snapshot = await self.read_snapshot() if self.read_snapshot is not None else None
         stream.read_snapshot, stream.snapshot = self.read_snapshot, snapshot or []
         stream.ended = self.REPLACED if snapshot is None else None
-        begun = [ids["messageId"] for part, (ids, _) in self._parts.items() if part.value["type"] == "reasoning"]
+        begun = [one["messageId"] for part, one in self._parts.items() if part.value["type"] == "reasoning"]
         stream.known = self.known | dict.fromkeys(begun, "reasoning")
         return stream
-
-    def _appended(self, text: str, part: Part, head: Json) -> tuple[str, Json]:
-        """Return the event for text at the end of the part where the walk is. Hot path: `receive` without the rest."""
-        part.sent.add(text)
-        at = self._at
-        at = TurnPosition(at.question, at.units + len(text), at.results, crc32(text.encode(), at.sum))
-        self._at = self._last = at
-        return at.text(), {**head, "delta": text}
 
     # -- the walk over the parts ---------------------------------------------------------------------------------
 
     def _walk(self) -> None:
         """Send all parts as far as they are known."""
+        self._growing = None
         for part in self._turn.walk():
             if self.ended is not None:
                 return
@@ -533,52 +527,47 @@ class AGUIStream(EventStream):
                 self._parents.pop(part.answer.id, None)
                 self._value(part)
                 continue
-            ids, _ = self._parts.get(part) or self._begin(part)
+            if part not in self._parts:
+                self._begin(part)
+            id = self._parts[part]
             text, has = part.take(), max(self._after.units - self._at.units, 0)
             self._advance(len(text), text)
             if text[has:]:
-                self._put(_EVENTS[part.value["type"]][1], **ids, delta=text[has:])
+                self._put(_EVENTS[part.value["type"]][1], **id, delta=text[has:])
             is_whole = part.value.get("state") == "called" or has_result(part.value)
             if not self._turn.has_ended(part, is_whole=is_whole) or self.ended is not None:
+                self._growing = part
                 return
             for type in _EVENTS[part.value["type"]][2]:
                 self._advance(1)
-                self._put(type, **ids)
+                self._put(type, **id)
             if self._at.units >= self._after.units:  # else after the walk, so that the position does not fall
                 self._result(part)
 
-    def _begin(self, part: Part) -> tuple[Json, int]:
-        value, answer, call = part.value, part.answer.id, -1
+    def _begin(self, part: Part) -> None:
+        value, answer, start = part.value, part.answer.id, Json()
         types, _, _, field = _EVENTS[value["type"]]
         if value["type"] == "tool":
-            id, call = value["call"], self._calls
-            self._calls += 1
-            parent = self._parents.setdefault(answer, part.name)
+            id, parent = value["call"], self._parents.setdefault(answer, part.name)
             start = {"toolCallName": value["name"], "parentMessageId": parent}
+            self._calls[part] = call = len(self._calls)
             self._at = replace(self._at, results=self._at.results | self._after.results & 1 << call)
+        elif value["type"] == "text":
+            id = part.name if {field: answer} in self._parts.values() else answer
+            self._parents[answer] = id
         else:
-            is_first = all(answer not in ids.values() for ids, _ in self._parts.values())
-            id, start = answer if value["type"] == "text" and is_first else part.name, Json()
+            id = part.name
             self._parents.pop(answer, None)
-            if value["type"] == "text":
-                self._parents[answer] = id
         self._at = replace(self._at, sum=crc32(part.name.encode(), self._at.sum))
-        self._parts[part] = {field: id}, call
+        self._parts[part] = {field: id}
         for type in types:
             self._advance(1)
             self._put(type, **{field: id}, **start, **({"role": _ROLES[type]} if type in _ROLES else {}))
-        return self._parts[part]
-
-    def _check(self, part: Part) -> None:
-        """End the stream if it cannot show what a part is now: text that was sent is gone, or text came too late."""
-        is_late = part.place < self._turn.place and bool(part.new)
-        if part.is_replaced or is_late:
-            self.ended = self.REPLACED
 
     def _result(self, part: Part) -> None:
         """Send the result of a call, if it is there and the reader lacks it."""
-        ids, call = self._parts[part]
-        if call < 0 or self._at.results >> call & 1 or not has_result(part.value):
+        call = self._calls.get(part)
+        if call is None or self._at.results >> call & 1 or not has_result(part.value):
             return
         self._at = replace(self._at, results=self._at.results | 1 << call)
         failed: Json = {}
@@ -586,15 +575,15 @@ class AGUIStream(EventStream):
             failed = {"metadata": {"state": state, "tanstack": {"state": "output-error"}}}
         output = part.value.get("output", state)
         text = output if isinstance(output, str) else json.dumps(output, ensure_ascii=False)
-        fields = {"messageId": f"{part.name}.result", **ids, "content": text}
+        fields = {"messageId": f"{part.name}.result", **self._parts[part], "content": text}
         self._emit("TOOL_CALL_RESULT", **fields, role="tool", **failed)
 
     def _value(self, part: Part) -> None:
-        value = part.value
-        if self._values.get(part) != value:
-            self._values[part], kind = value, value["type"]
-            fields = value.get("data") if kind == "data" else {name: value[name] for name in value if name != "type"}
-            self._custom(value["name"] if kind == "data" else f"tenuto.{kind}", part.name, fields)
+        kind, fields = part.value["type"], {name: value for name, value in part.value.items() if name != "type"}
+        if kind == "data":
+            self._custom(fields["name"], part.name, fields.get("data"))
+        else:
+            self._custom(f"tenuto.{kind}", part.name, fields)
 
     # -- the events and their positions --------------------------------------------------------------------------
 
@@ -615,8 +604,10 @@ class AGUIStream(EventStream):
         self._events.append((self._at.text(), {"type": type, **fields}))
 
     def _custom(self, name: str, id: str, value: Any) -> None:
-        """Send a value. Each run sends it again."""
-        self._unplaced("CUSTOM", name=name, value=value, metadata={"id": id})
+        """Send a value, unless it was sent last. Each run sends it again."""
+        if self._values.get(id) != (name, value):
+            self._values[id] = name, value
+            self._unplaced("CUSTOM", name=name, value=value, metadata={"id": id})
 
     def _unplaced(self, type: str, **fields: Any) -> None:
         """Send an event that does not move the position."""
