@@ -147,13 +147,13 @@ class Try:
     waits = 0  # number of questions and sleeps of a turn that are open in it
     outgoing: Outgoing | None = None  # the message that it writes, with what owns its parts
     owner: Owner | None = None
-    _failed = False
+    failed = False
     outer: Try | None = None
 
     @property
     def has_failed(self) -> bool:
         """Return whether the block, or one around it, has raised."""
-        return self._failed or (self.outer is not None and self.outer.has_failed)
+        return self.failed or (self.outer is not None and self.outer.has_failed)
 
     def wait(self, change: int) -> None:
         """Count a question or sleep that begins (1) or ends (-1), also in the blocks around this one."""
@@ -167,18 +167,28 @@ class Try:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         current_try.set(self.outer)
-        self._failed = isinstance(error, Exception)  # a cancellation is no Exception, and no failure
+        self.failed = isinstance(error, Exception)  # a cancellation is no Exception, and no failure
 
 
 current_try: ContextVar[Try | None] = ContextVar("tenuto_try", default=None)
 
 
 def owner_in(outgoing: Outgoing) -> Owner | None:
-    """Return the owner of parts of the message that are opened here: the innermost attempt to write it, or None."""
-    one = current_try.get()
-    while one is not None and one.outgoing is not outgoing:
+    """Return the owner of parts of the message that are opened here: the innermost attempt to write it, or None.
+
+    Raises LocalError in a task that has outlived such an attempt, if that has failed.
+    """
+    one, owner = current_try.get(), None
+    while one is not None:
+        if one.outgoing is outgoing:
+            if one.failed:
+                raise LocalError(
+                    f"this task began in an attempt at message {outgoing.id!r} that has failed, so it writes no more; "
+                    "wait for the task in the block of the attempt, or begin it before"
+                )
+            owner = owner or live(one.owner)
         one = one.outer
-    return live(one.owner) if one is not None else None
+    return owner
 
 
 class Attempt:

@@ -202,7 +202,7 @@ class MessageWriter(OutgoingProperties):
         If the block raises, the next part supersedes those that it opened: they become one part of type `attempt`,
         which counts no longer, and until then they stay in view. Parts of other tasks stay. If the message ends as
         `failed` or `cancelled` first, all stay; a cancelled block has not failed. Raises LocalError at the beginning
-        unless the message is open.
+        unless the message is open; so does what a task of a failed block writes later.
         """
         return Attempt(self._outgoing)
 

@@ -934,6 +934,68 @@ async def test_try_that_fails_supersedes_nothing_that_others_have_written(
     await hub.close()
 
 
+@pytest.mark.parametrize("is_remote", [False, True])
+@virtually
+async def test_task_that_outlives_a_failed_attempt_writes_no_more(is_remote: bool) -> None:
+    hub = memory_hub(drain_s=0.2)
+    await hub.start()
+
+    async def late(message: Any) -> None:
+        await message.append("begun ")
+        await asyncio.sleep(5)
+        await message.append("late")
+
+    async def late_pipe(message: Any) -> None:
+        async def stream() -> AsyncIterator[str]:
+            for word in ("piped ", "late"):
+                yield word
+                await asyncio.sleep(5)
+
+        await message.pipe(lambda: stream(), source="text")
+
+    async with client_of(Wire(hub)) as client, (client if is_remote else hub).message("chat:1", id="m") as message:
+        await message.append("before ")
+        with contextlib.suppress(ConnectionError):
+            async with message.attempt():
+                tasks = [asyncio.ensure_future(one(message)) for one in (late, late_pipe)]
+                await asyncio.sleep(1)
+                raise ConnectionError
+        errors = await asyncio.gather(*tasks, return_exceptions=True)
+        await message.append("after")
+    assert [getattr(error, "code", None) for error in errors] == ["misuse", "misuse"]
+    assert "an attempt at message 'm' that has failed" in str(errors[0])
+    stored, _ = await hub.read("chat:1", "m")
+    assert (stored.text, stored.status) == ("before after", "complete")
+    await hub.close()
+
+
+@virtually
+async def test_shown_step_that_a_failed_try_has_left_running_is_one_part() -> None:
+    hub, made = new_hub(), list[int]()
+
+    async def model(turn: Turn) -> AsyncIterator[str]:
+        made.append(1)
+        other = turn.step("other", lambda: 1 if len(made) > 1 else 1 / 0)
+        try:
+            await asyncio.gather(turn.step("slow", asyncio.sleep, 10, show=True), other)
+        except ZeroDivisionError:
+            raise ConnectionError from None
+        yield "done"
+
+    @hub.agent("chat:*")
+    async def agent(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.pipe(lambda: model(turn), source="text")
+
+    await hub.create("chat:1", id="q", text="?")
+    await asyncio.sleep(60)
+    answer = (await hub.history("chat:1")).messages[0]
+    assert (len(made), answer.status, answer.text) == (2, "complete", "done")
+    assert [(part["type"], part.get("state")) for part in answer.parts if part["type"] != "attempt"] == [
+        ("tool", "done"), ("text", None),
+    ]  # fmt: skip
+
+
 WORDS = (LONG, "It goes ", "on and on ", "to its end.")
 writes = st.lists(st.sampled_from(["step", "text", "source"]), max_size=5)
 
