@@ -340,23 +340,15 @@ class Outgoing:
         if not theirs:
             return {}
         if self._repeated or len(self._parts) != len(self.left):
-            self._supersede_left(is_alone=len(theirs) == len(self._parts) == 1)
+            self._supersede_left()
             return {}
         left = [index for index in range(theirs[-1] + 1) if self._parts[index].type != ATTEMPT]
         self._give(theirs, owner)
         return self._indexed(left)
 
-    def _supersede_left(self, *, is_alone: bool = False) -> None:
-        """Let the parts that an earlier writer left be superseded, and write anew what was added to their text.
-
-        What was added to a text that `is_alone` stays behind it, if it does not begin as that text does.
-        """
+    def _supersede_left(self) -> None:
+        """Let the parts that an earlier writer left be superseded, and write anew what was added to their text."""
         added, self._repeated = self._repeated, []
-        if added and is_alone:
-            begun = self.left[0]["text"]
-            if not (begun.startswith(added[0]) or added[0].startswith(begun)):
-                self._parts[0].owner = None
-                return
         self.fail_attempt(LEFT)
         self.accept_text("".join(added))  # an attempt adds nothing to text of others
 

@@ -780,7 +780,7 @@ async def test_model_is_not_called_again_for_a_message_that_was_stopped() -> Non
 
 
 @pytest.mark.parametrize("left", [LONG, "short"])
-@pytest.mark.parametrize("kind", ["text", "source", "shown step", "rest of the text"])
+@pytest.mark.parametrize("kind", ["text", "source", "shown step", "other text", "text of the later one"])
 @virtually
 async def test_what_a_handler_writes_before_its_stream_stands_once_after_a_crash(kind: str, left: str) -> None:
     hub, model = new_hub(), Model([*said("It goes on."), *chat_end()])
@@ -793,15 +793,17 @@ async def test_what_a_handler_writes_before_its_stream_stands_once_after_a_crash
     with contextlib.suppress(asyncio.CancelledError):
         async with hub.message("chat:1", id="m") as message:
             message.cancelled_as = ("interrupted", None)
-            if kind == "rest of the text":  # the process died before its stream began
-                await message.append("Int")
+            if kind == "other text":  # the process died before its stream began
+                await message.append(f"Note of the first process, {left}")
+            elif kind == "text of the later one":
+                await message.part({"type": "text", "text": left})
             else:
                 await message.part(first)
                 await message.part({"type": "text", "text": left})
             raise asyncio.CancelledError
     async with await hub.take_over("chat:1", "m") as message:
-        if kind in ("text", "rest of the text"):
-            await message.append("Intro. " if kind == "text" else "ro. ")
+        if first["type"] == "text":
+            await message.append("Intro. ")
         else:
             await message.part(first, index=0 if kind == "shown step" else None)
         await pipe(message, lambda so_far: ask())
