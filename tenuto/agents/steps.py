@@ -24,7 +24,7 @@ import msgspec
 
 from tenuto.agents.backend import Backend, Sent, patiently
 from tenuto.core.errors import AlreadyAnswered, InvalidRequest, InvalidText, LocalError, TooLarge, TooMany, shown
-from tenuto.core.model import STEP_NAME, Json, check_json, check_text
+from tenuto.core.model import STEP_NAME, Json, Part, check_json, check_text
 from tenuto.core.turns import STEP_MARK, attempt_of, step_id
 from tenuto.portal import Try, current_try
 
@@ -110,6 +110,11 @@ class Steps:
     def key(self, name: str) -> str:
         """Return the key of the step `name`, which is the same in all attempts. Raises LocalError."""
         return self._id(name).removeprefix(STEP_MARK)
+
+    def is_shown_as(self, part: Part) -> bool:
+        """Return whether the part shows a step of this turn."""
+        shown = step_id(self._channel, self._message_id, self._generation, str(part.get("name")))
+        return STEP_MARK + str(part.get("call")) == shown
 
     def was_interrupted(self, name: str) -> bool:
         """Return whether an earlier attempt has begun the step `name` without storing its result."""

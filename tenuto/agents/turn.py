@@ -164,7 +164,8 @@ class Turn:
         left = self._taken_up.pop(len(self.replies), None)
         if left is not None:
             writer = left.writer
-            writer.begin_again(meta or {}, supersedes=self._supersedes)
+            steps = [part.get("call") for part in left.answer.parts if self.steps.is_shown_as(part)]
+            writer.begin_again(meta or {}, supersedes=self._supersedes, steps=steps)
         else:
             message_id = reply_id(self.message.id, self.generation, len(self.replies))
             writer = self._backend.write(

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Container, Coroutine, Sequence
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, ParamSpec, TypeVar
 
@@ -75,6 +75,7 @@ class Owner:
 
 
 LEFT, FAILED = Owner(), Owner()  # of parts that an earlier writer left, and of those that the next part supersedes
+SHOWN = Owner(LEFT)  # of the steps among the parts that an earlier writer left: they belong to no response of a model
 
 
 def live(owner: Owner | None) -> Owner | None:
@@ -159,7 +160,8 @@ class Outgoing:
         # index of the part that receives text of `_text_owner` without an index; -1: there is no text part
         self._text_part = -1
         self._text_owner: Owner | None = None
-        self._again: tuple[dict[str, Json], bool] | None = None  # how to continue a stored message once it is open
+        # how to continue a stored message once it is open
+        self._again: tuple[dict[str, Json], bool, Container[Json]] | None = None
         # for each time that parts were superseded: the index from which, and the new indexes of those that stayed
         self._superseded: list[tuple[int, dict[int, int]]] = []
         self._repeated: list[str] = []  # text without an index that this writer added to text in `left`
@@ -202,9 +204,9 @@ class Outgoing:
             self._set_part(index, plain(part), LEFT if generation > 1 else None)
         self._find_text_part(None)
 
-    def begin_again(self, meta: dict[str, Json], *, supersedes: bool) -> None:
-        """Once open, merge `meta`; with `supersedes` the next content supersedes all that the message holds."""
-        self._again = (meta, supersedes)
+    def begin_again(self, meta: dict[str, Json], *, supersedes: bool, steps: Container[Json] = ()) -> None:
+        """Once open, merge `meta`; with `supersedes` the next content supersedes all. `steps`: calls of shown steps."""
+        self._again = (meta, supersedes, steps)
         if self.state is OPEN:
             self.open()
 
@@ -213,7 +215,10 @@ class Outgoing:
         self.state = OPEN
         if self._again is None:
             return
-        (meta, supersedes), self._again = self._again, None
+        (meta, supersedes, steps), self._again = self._again, None
+        for part, left in zip(self._parts, self.left, strict=False):
+            if left.get("call") in steps:
+                part.owner = SHOWN
         changed = {key: value for key, value in meta.items() if self.meta.get(key) != value}
         if changed:
             self.accept_update(changed)
@@ -297,7 +302,7 @@ class Outgoing:
                 f"message {self.id!r} has {count} parts, so the index must be from 0 to {count}, got {position}"
             )
         known = self._parts[position] if position < count else None
-        if known is not None and known.owner is not LEFT:
+        if known is not None and known.owner not in (LEFT, SHOWN):
             owner = known.owner
         if position < len(self.left):
             self.left[position] = part
@@ -334,7 +339,7 @@ class Outgoing:
         """Return the parts that an earlier writer left to be continued, which are of `owner` now; a second call none.
 
         If this writer has added content, that is taken for what stands before them: then they cannot be continued, and
-        the next part supersedes them. Parts that it has put again are its own.
+        the next part supersedes them. Steps, and parts that it has put again, are not among them.
         """
         theirs = [index for index, part in enumerate(self._parts) if part.owner is LEFT and part.type != ATTEMPT]
         if not theirs:
@@ -342,9 +347,8 @@ class Outgoing:
         if self._repeated or len(self._parts) != len(self.left):
             self._supersede_left()
             return {}
-        left = [index for index in range(theirs[-1] + 1) if self._parts[index].type != ATTEMPT]
         self._give(theirs, owner)
-        return self._indexed(left)
+        return self._indexed(theirs)
 
     def _supersede_left(self) -> None:
         """Let the parts that an earlier writer left be superseded, and write anew what was added to their text."""
@@ -360,7 +364,8 @@ class Outgoing:
         """
         self._gather()
         counted = [index for index, part in enumerate(self.left) if part["type"] != ATTEMPT]
-        before, ours = counted[:after], counted[after:until]
+        before = counted[:after]
+        ours = [index for index in counted[after:until] if self._parts[index].owner in (LEFT, FAILED)]
         if not ours or any(self._parts[index].owner is FAILED for index in before):
             return {}
         lengths = [len(_text_of(self.left[index])) for index in ours]
@@ -406,7 +411,7 @@ class Outgoing:
         self._gather()
         around, has_failed = live(owner.outer), False
         for index, part in enumerate(self._parts):
-            is_behind = has_failed and part.owner is LEFT
+            is_behind = has_failed and part.owner in (LEFT, SHOWN)
             if part.type != ATTEMPT and part.owner is not None and (is_behind or part.owner.is_within(owner)):
                 part.owner, has_failed = FAILED, True
                 self._halves.pop(index, None)
@@ -765,9 +770,9 @@ class OutgoingProperties:
         """Return the size of the accepted content that is not stored."""
         return self._outgoing.unstored_bytes
 
-    def begin_again(self, meta: dict[str, Json], *, supersedes: bool) -> None:
+    def begin_again(self, meta: dict[str, Json], *, supersedes: bool, steps: Container[Json] = ()) -> None:
         """Continue a message that was taken over: once it is open, as `Outgoing.begin_again` says."""
-        self._outgoing.begin_again(meta, supersedes=supersedes)
+        self._outgoing.begin_again(meta, supersedes=supersedes, steps=steps)
 
     if not TYPE_CHECKING:  # hidden from type checkers, which report missing methods by themselves
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict, deque
-from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterator
+from collections.abc import Awaitable, Callable, Container, Coroutine, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, Self
@@ -59,7 +59,7 @@ class Writer(AsyncWriter, Protocol):
         attach: object = None,
     ) -> Piping: ...
 
-    def begin_again(self, meta: dict[str, Json], *, supersedes: bool) -> None: ...
+    def begin_again(self, meta: dict[str, Json], *, supersedes: bool, steps: Container[Json] = ()) -> None: ...
 
     async def __aenter__(self) -> Self: ...
 
