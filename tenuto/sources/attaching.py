@@ -20,6 +20,7 @@ import msgspec
 
 from tenuto.core.errors import Deleted, Finished, LocalError, shown
 from tenuto.core.model import RESPONSES, Part
+from tenuto.portal import Attempt
 from tenuto.sources.google_genai import events_of_interaction
 from tenuto.sources.openai import events_of
 from tenuto.sources.reading import UpstreamEnded, UpstreamError, causes_of, get
@@ -86,7 +87,7 @@ class Attaching:
                 writing.response_id, writing.usage_before, self._after = note.id, note.usage, note.after
                 left = [*attempt.reopen_left(note.after, self._until).items()]
                 number, length = note.kept or (0, 0)  # of the parts that it continues, and of the text of the last one
-                kept = _kept(left[:number], number, length, is_exact=self._is_exact) if number else None
+                kept = _kept(attempt, left[:number], number, length, is_exact=self._is_exact) if number else None
                 writing.replay(left[number:], kept, marks=True)
                 self._go_on(is_attached=True)
                 make = await self._next(writing, None, has_moved=True)
@@ -189,12 +190,13 @@ class Attaching:
             self._writer.on_attach(is_attached)
 
 
-def _kept(left: list[tuple[int, Part]], number: int, length: int, *, is_exact: bool) -> Kept:
+def _kept(attempt: Attempt, left: list[tuple[int, Part]], number: int, length: int, *, is_exact: bool) -> Kept:
     """Return the text that a response continues, the last of `left`. Raises Differs if the message does not hold it."""
     if len(left) == number and left[-1][1]["type"] == "text":
         kept = Kept(*left[-1], [part for _, part in left], is_exact, length)
         if len(kept.text) == length and (not kept.is_continued or length in kept.part.get("joins", [])):
             return kept
+    attempt.take_left()  # all that was left is superseded with it
     raise Differs("the message does not hold the text that the model's response continues")
 
 

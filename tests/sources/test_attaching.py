@@ -283,6 +283,48 @@ async def test_next_process_keeps_a_response_that_had_ended(on_crash: Any) -> No
     assert model.asked == ["POST", after(0), "POST"]
 
 
+@pytest.mark.parametrize("takes_s", [1, 60])
+@pytest.mark.parametrize("order", [1, -1])
+@virtually
+async def test_next_process_goes_on_with_a_response_beside_which_a_step_is_shown(order: int, takes_s: float) -> None:
+    events = long_events("One. ", "Two.")
+    model = Model([*events[:5], HOLD], events)
+    client = model.openai()
+
+    async def respond(turn: Turn) -> None:
+        async with turn.reply() as message:
+            both = [
+                message.pipe(ask(client), attach=client.responses),
+                turn.step("beside", asyncio.sleep, takes_s if turn.attempt == 1 else 1, show=True),
+            ]
+            await asyncio.gather(*both[::order])
+
+    (answer,) = await answers_over_a_crash(respond, "continue")
+    assert (answer.status, answer.text, sorted(counted(answer))) == ("complete", "One. Two.", ["text", "tool"])
+    assert [part["state"] for part in answer.parts if part["type"] == "tool"] == ["done"]
+    assert model.asked.count("POST") == 1
+
+
+@virtually
+async def test_text_that_a_response_has_continued_before_a_shown_step_stands_once() -> None:
+    first, second = long_events(LONG, "It goes on."), long_events("x" * 250, "y", response="resp_2")
+    model = Model([*first[:5], CUT], UNKNOWN, [*second[:5], HOLD], second)
+    client = model.openai()
+
+    async def step(turn: Turn) -> None:
+        await asyncio.sleep(1.5)  # the first response has broken off, the second one has not begun
+        await turn.step("beside", asyncio.sleep, 1, show=True)
+
+    async def respond(turn: Turn) -> None:
+        async with turn.reply() as message:
+            piping = message.pipe(lambda so_far: ask(client)(), attach=client.responses, on_break="continue")
+            await asyncio.gather(piping, step(turn))
+
+    (answer,) = await answers_over_a_crash(respond, "continue")
+    assert (answer.status, answer.text) == ("complete", "x" * 250 + "y")
+    assert counted(answer) == ["attempt", "text", "tool"]
+
+
 @pytest.mark.parametrize("on_crash", ["restart", "continue"])
 @virtually
 async def test_drain_hands_on_at_once_a_turn_that_reads_a_response(on_crash: Any) -> None:
