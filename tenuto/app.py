@@ -332,6 +332,7 @@ class Hub(HubCore):
 
         @asynccontextmanager
         async def lifespan(host: Any) -> AsyncIterator[Any]:
+            respond_to_refusals(app)  # again, for apps mounted since
             await self.start()
             try:
                 async with before(host) as state:

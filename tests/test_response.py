@@ -11,6 +11,8 @@ import httpx2
 import pytest
 from fastapi import Depends, FastAPI
 from fastapi.responses import StreamingResponse
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from tenuto import Hub
 from tenuto.core.errors import IdConflict, LocalError
@@ -126,6 +128,21 @@ async def test_head_request_begins_no_answer() -> None:
         assert "hello" in answer.text
         assert answer.headers.get_list("cross-origin-resource-policy") == ["cross-origin"]
         assert called == 1
+
+
+async def test_refusal_in_a_mounted_app_has_the_status_of_the_refusal() -> None:
+    hub, app, inner = new_hub(), FastAPI(), FastAPI()
+    hub.install(app, "/tenuto")
+    app.mount("/outer", Starlette(routes=[Mount("/inner", inner)]))
+
+    @inner.get("/chat")
+    async def chat() -> Any:
+        return hub.stream_response("chat:1", ["no"], prompt="Why?")
+
+    async with serving(hub, app) as served:
+        await hub.drain()
+        response = await served.http.get("/outer/inner/chat")
+        assert (response.status_code, response.json()["code"]) == (503, "draining")
 
 
 async def test_disconnected_caller_does_not_stop_the_answer() -> None:

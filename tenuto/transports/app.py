@@ -392,7 +392,8 @@ def mount(app: Any, path: str, hub: Any) -> None:
 def respond_to_refusals(app: Any) -> None:
     """Let a Starlette or FastAPI app respond to a refusal by the hub in a route as the hub does, such as by 429.
 
-    Handlers of the app for such errors come first. Mistakes and bugs stay exceptions.
+    So do the apps that are mounted in it. Handlers of an app for such errors come first. Mistakes and bugs stay
+    exceptions.
     """
 
     async def respond(request: Request, error: TenutoError) -> Response:
@@ -402,7 +403,10 @@ def respond_to_refusals(app: Any) -> None:
         response.raw_headers += visit_in(request.scope).headers
         return response
 
-    app.exception_handlers.setdefault(TenutoError, respond)
+    if hasattr(app, "exception_handlers"):
+        app.exception_handlers.setdefault(TenutoError, respond)
+    for route in getattr(app, "routes", ()):
+        respond_to_refusals(getattr(route, "app", None))
 
 
 def check_asgi(app: object) -> None:
