@@ -10,6 +10,7 @@ import logging
 import threading
 import traceback
 from collections.abc import Iterator
+from http.client import HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -602,6 +603,23 @@ def test_a_redirect_is_not_followed(issuer: Issuer) -> None:
     with pytest.raises(LocalError, match="responded with status 302; check jwks_url"):
         fetch_set(issuer.url)
     assert issuer.requested == ["/keys"]
+
+
+@pytest.mark.parametrize(("response", "error"), [(b"", OSError), (b"garbage\r\n\r\n", HTTPException)])
+async def test_server_that_speaks_no_http_makes_the_keys_unavailable(
+    response: bytes, error: type[Exception], time: Time
+) -> None:
+    async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(response)
+        writer.close()
+
+    async with await asyncio.start_server(respond, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/keys"
+        with pytest.raises(error):
+            await asyncio.to_thread(fetch_set, url)
+        with pytest.raises(Busy, match="cannot be fetched at present"):
+            await KeySet(url, monotonic_s=time).keys("one")
 
 
 async def test_fetch_from_a_slow_issuer_times_out(
