@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from tenuto.core.errors import LocalError, shown, shown_url
 
@@ -158,11 +158,16 @@ async def _trial(browser: Browser, network: Network, chat: Chat, fault: str, scr
         await context.add_cookies([{"name": name, "value": value, "url": url}])
     page, file = await context.new_page(), fault.replace(" ", "-")
     page.set_default_timeout(chat.patience_s * 1000)
+    sent = bytearray()
+    page.on(
+        "request", lambda one: sent.extend(unquote_to_bytes(one.url) + unquote_to_bytes(one.post_data_buffer or b""))
+    )
+    page.on("websocket", lambda one: one.on("framesent", lambda data: sent.extend(unquote_to_bytes(data))))
     response = await page.goto(url, wait_until="domcontentloaded")
     if response is not None and (status := response.status) >= 400:
         text = f"asks for a sign-in; {LOGIN}" if status == 401 else f"has status {status}; check the address"
         raise await _problem(page, text, screenshots / f"{status}.png")
-    answer, is_framed = await _answer(page, chat, screenshots / f"{file}-before.png")
+    answer, is_framed = await _answer(page, chat, sent, screenshots / f"{file}-before.png")
     if fault == "reload":
         await page.reload(wait_until="domcontentloaded")
     elif fault == "no network":
@@ -229,7 +234,7 @@ def _lacks(line: str, whole: str) -> bool:
     return len(rest) >= EDGE and rest in whole[same:]
 
 
-async def _answer(page: Page, chat: Chat, screenshot: Path) -> tuple[list[str], bool]:
+async def _answer(page: Page, chat: Chat, sent: bytearray, screenshot: Path) -> tuple[list[str], bool]:
     """Ask; return the lines of the answer under way, and whether a frame has it. Raises LocalError if none comes."""
     with suppress(Error):  # a page with a stream never stops
         await page.wait_for_load_state("networkidle", timeout=READY_S * 1000)
@@ -243,11 +248,13 @@ async def _answer(page: Page, chat: Chat, screenshot: Path) -> tuple[list[str], 
     while (now_s := time.monotonic()) < deadline_s:
         if now_s > asked_s + READY_S and not growth.times:
             count = " ".join(await _lines(page, None, is_framed)).count(chat.question)  # also by earlier trials
-            before, asked_s = count, now_s if before in (-1, count) else float("inf")
+            is_sent = before >= 0 and all(word.encode() in sent for word in re.findall(r"\w+", chat.question))
+            before, asked_s = count, now_s if before in (-1, count) and not is_sent else float("inf")
         if asked_s == now_s:  # or again: the page has ignored the question, or its button waits
             with suppress(Error):
                 await field.fill(chat.question)
                 await field.press("End")  # a page may wait for keys
+                sent.clear()
                 await (field.press("Enter") if chat.send is None else frame.click(chat.send, timeout=READY_S * 1000))
         await page.wait_for_timeout(POLL_MS)
         growth.take(await _lines(page, chat.answer, is_framed))

@@ -16,7 +16,8 @@ import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket
 
 from tenuto.cli import f5
 from tenuto.cli.main import write_app
@@ -27,7 +28,9 @@ from tests.examples.programs import served_app
 from tests.processes import serving
 
 ANN = f"Basic {b64encode(b'ann:pass word').decode()}"
-ASKS, DEAF, LATE = (Path(__file__).with_name(f"{name}.html").read_text() for name in ("asks", "deaf", "late"))
+ASKS, DEAF, LATE, WAITS = (
+    Path(__file__).with_name(f"{name}.html").read_text() for name in ("asks", "deaf", "late", "waits")
+)
 QUESTION = "What survives when the server is killed?"
 LOST, KEPT = ["no", "no", "no"], ["yes", "yes", "yes"]
 
@@ -82,6 +85,7 @@ async def page(request: Request) -> Response:
         "silent": "<textarea></textarea>",
         "deaf": DEAF,
         "late": LATE,
+        "waits": WAITS,
         "anew": ASKS,
         "replay": ASKS,
         "framed": f"<p>Shop</p><iframe src=http://localhost:{request.url.port}/replay>",
@@ -111,7 +115,17 @@ async def pages() -> AsyncIterator[str]:
     async def saved(request: Request) -> Response:
         return Response()
 
-    routes = [Route("/saved", saved, methods=["POST"]), Route("/{name}", page), Route("/{name}/answer", answer)]
+    async def socket(socket: WebSocket) -> None:
+        await socket.accept()
+        async for _ in socket.iter_text():
+            pass
+
+    routes = [
+        Route("/saved", saved, methods=["GET", "POST"]),
+        Route("/{name}", page),
+        Route("/{name}/answer", answer),
+        WebSocketRoute("/socket", socket),
+    ]
     async with served_app(Starlette(routes=routes)) as address:
         yield address
 
@@ -185,6 +199,15 @@ async def test_a_page_is_asked_again_and_a_gap_of_its_answer_is_found(
     monkeypatch.setattr(f5, "READY_S", 1.0)
     results = await f5.survey(chat(f"{pages}/deaf"), tmp_path)
     assert [one.goes_on for one in results] == ["yes", "with a gap", "yes"]
+
+
+@pytest.mark.parametrize("name", ["waits", "waits?socket"])
+async def test_a_page_that_has_sent_the_question_is_not_asked_again_while_it_shows_a_sign(
+    name: str, pages: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f5, "READY_S", 1.0)
+    monkeypatch.setattr(f5, "FAULTS", ("reload",))
+    assert await survey(chat(f"{pages}/{name}", patience_s=10), tmp_path) == ["yes"]
 
 
 @pytest.mark.parametrize("send", [None, "#send"])
