@@ -89,7 +89,7 @@ def secret(folder: Path) -> Path:
 def test_commands_reach_a_served_hub_without_a_token(server: Server, tmp_path: Path) -> None:
     made = run("backup", str(tmp_path / "one.db"), store=server.store)
     assert made.stdout.startswith(f"{tmp_path / 'one.db'} is a backup of {server.store}"), made
-    assert run_from_outside(tmp_path / "one.db", "SELECT inode LIKE 'backup %' FROM life") == [(1,)]
+    assert run_from_outside(tmp_path / "one.db", "SELECT mark LIKE 'backup-%' FROM life") == [(1,)]
     again = run("backup", str(tmp_path / "one.db"), store=server.store)
     assert (again.exit_code, "exists already; name a new file" in again.stderr) == (1, True)
     inspected = json.loads(run("inspect", store=server.store).stdout)

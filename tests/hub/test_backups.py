@@ -91,7 +91,7 @@ async def test_schedule_keeps_the_newest_backups_although_the_clock_is_set_back(
         assert await clock.wait_of_schedule(after_s=HOUR_S) == HOUR_S
         made = sorted(set(names(folder)) - {*others, "chat-000009-20261122T024000Z.db", "chat-backups.lock"})
         assert [name[:12] for name in made] == [f"chat-{number - 1:06d}-", f"chat-{number:06d}-"]
-    assert run_from_outside(folder / made[-1], "SELECT inode LIKE 'backup %' FROM life") == [(1,)]
+    assert run_from_outside(folder / made[-1], "SELECT mark LIKE 'backup-%' FROM life") == [(1,)]
     assert set(others) < set(names(folder))
     assert hub.stats()["store_failed_backups"] == 0
     assert hub.stats()["store_backup_age_s"] < PATIENCE_S

@@ -1,6 +1,6 @@
 """A process that opens a store, writes one entry and closes it, but kills itself at one point of it.
 
-`python -m tests.stores.dying FILE WRITE MOMENT`: it dies before or after (MOMENT) the lock file gets nonces for the
+`python -m tests.stores.dying FILE WRITE MOMENT`: it dies before or after (MOMENT) the lock file gets marks for the
 WRITE-th time. The first and second time it is opening the store, the third and fourth it is closing it. It prints
 "stored" once its entry is stored.
 """
@@ -18,18 +18,18 @@ from tests.stores.contract import Chat, create
 
 
 def die_at(write: int, moment: str) -> None:
-    keep_nonces, written = FileLock.keep_nonces, 0
+    keep, written = FileLock.keep, 0
 
-    def keep_nonces_or_die(lock: FileLock, *nonces: str, former: tuple[str, ...] = ()) -> None:
+    def keep_or_die(lock: FileLock, *placed: str, marks: tuple[str, ...]) -> None:
         nonlocal written
         written += 1
         if (written, moment) == (write, "before"):
             os.kill(os.getpid(), signal.SIGKILL)
-        keep_nonces(lock, *nonces, former=former)
+        keep(lock, *placed, marks=marks)
         if (written, moment) == (write, "after"):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    FileLock.keep_nonces = keep_nonces_or_die  # type: ignore[assignment, method-assign]
+    FileLock.keep = keep_or_die  # type: ignore[method-assign]
 
 
 async def main(path: Path) -> None:

@@ -85,7 +85,7 @@ def test_process_that_does_not_close_ends_with_a_clean_file(path: Path) -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert not wal(path).exists()
-    assert run_from_outside(path, "SELECT clean FROM life") == [(1,)]
+    assert run_from_outside(path, "SELECT mark LIKE 'closed-%' FROM life") == [(1,)]
 
 
 async def test_store_that_is_not_open_raises_misuse(path: Path) -> None:

@@ -17,7 +17,7 @@ from tenuto.stores.sqlite import file as sqlite_file
 from tenuto.stores.sqlite.backup import keep_wal
 from tenuto.stores.sqlite.store import SqliteStore
 from tests.stores.contract import Chat, append, create, texts
-from tests.stores.files import PATIENCE_S, lock, opened, read, run_from_outside, wal, write
+from tests.stores.files import PATIENCE_S, lock, opened, read, wal, write
 from tests.stores.writing import MESSAGES
 
 
@@ -134,12 +134,13 @@ def put_back(path: Path, backup: bytes) -> None:
 def put_back_anew(path: Path, backup: bytes) -> None:
     """Remove the file and write `backup` under its name, with the inode of the file that was removed.
 
-    A file system may reuse the inode, but need not; so the number in the database is set to the new one.
+    A file system may reuse the inode, but need not; so the number in the lock file is set to the new one.
     """
+    before = path.stat().st_ino
     path.unlink()
     wal(path).unlink(missing_ok=True)
     write(path, backup)
-    run_from_outside(path, "UPDATE life SET inode = ? || substr(inode, instr(inode, ' '))", str(path.stat().st_ino))
+    write(lock(path), read(lock(path)).replace(b":%d" % before, b":%d" % path.stat().st_ino))
 
 
 async def epoch(path: Path) -> str:

@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 from tenuto.core.document import DAMAGE
 from tenuto.core.errors import LocalError, StoreUnavailable, StoreUnusable, shown
-from tenuto.stores.sqlite.file import BACKUP, has_foreign_wal, read_file_state, reading, set_aside, sync, wal_of
+from tenuto.stores.sqlite.file import BACKUP, has_foreign_wal, new_mark, read_mark, reading, set_aside, sync, wal_of
 from tenuto.stores.sqlite.lock import FILE_MODE, FileLock, locked
 from tenuto.stores.sqlite.slots import tolerant_text
 from tenuto.stores.sqlite.verify import check, check_header, damage_in
@@ -149,7 +149,7 @@ def finish(partial: Path, target: Path, *, is_new: bool = True) -> None:
         with contextlib.closing(sqlite3.connect(partial, isolation_level=None)) as db:
             db.text_factory = tolerant_text
             db.execute("PRAGMA journal_mode = DELETE")  # a backup has no -wal
-            db.execute("UPDATE life SET inode = ?", (f"{BACKUP} {secrets.token_hex(8)}",))
+            db.execute("UPDATE life SET mark = ?", (new_mark(BACKUP),))
             if is_new:
                 check(db, partial, remedy="check the store with `tenuto verify`")
         sync(partial)
@@ -163,7 +163,7 @@ def finish(partial: Path, target: Path, *, is_new: bool = True) -> None:
 
 def receipt_of(target: Path) -> dict[str, object]:
     """Return what tells the backup `target` from all others: its size and its mark. Raises OSError."""
-    return {"size_bytes": target.stat().st_size, "mark": read_file_state(target).nonce}
+    return {"size_bytes": target.stat().st_size, "mark": read_mark(target)}
 
 
 class Restored(NamedTuple):
@@ -207,14 +207,14 @@ def restore(backup: Path, store: Path) -> Restored:
             finish(partial, new, is_new=False)
         give_owner_of(place, new)
         kept = _keep(place)
-        # Until the replace, the lock file must name the nonce of the old file: its -wal is its own. The new file has
+        # Until the replace, the lock file must name the mark of the old file: its -wal is its own. The new file has
         # the mark of a backup, so a start sets aside a -wal that is left beside it.
         new.replace(place)
         sync(place.parent)
         for end in ("-journal", "-wal", "-shm"):
             Path(f"{place}{end}").unlink(missing_ok=True)
         sync(place.parent)
-        lock.keep_nonces(secrets.token_hex(8))
+        lock.keep(marks=(new_mark(BACKUP),))
         return Restored(kept, damage)
     finally:
         lock.release()
@@ -259,6 +259,6 @@ def keep_wal(store: Path) -> None:
     lock = FileLock(Path(f"{place}.lock"))
     lock.take(place, wait_s=0)
     try:
-        lock.keep_nonces(secrets.token_hex(8), former=(read_file_state(place).nonce,))
+        lock.keep(marks=(read_mark(place),))
     finally:
         lock.release()

@@ -5,7 +5,7 @@ Layer: stores.
 A file never shrinks by itself, since free slots are rows (`file`). First the file is opened and closed as by a
 server, so that it is whole without its `-wal`. Then the rows that are needed go into `PATH.compact.partial`. The copy
 is compared with the file row by row. Then wrong counts of channels are put right, and the copy is synced and renamed to
-the file. The lock file first gets the nonces of both, so epochs stay, whichever of the two a kill leaves. The next
+the file. The lock file first gets the marks of both, so epochs stay, whichever of the two a kill leaves. The next
 start removes a copy that was left unfinished.
 """
 
@@ -26,7 +26,18 @@ from tenuto.stores.sqlite.backup import PAGE_BYTES, give_owner_of, partial_file
 from tenuto.stores.sqlite.channels import COUNTS, MISCOUNTED, Channels
 from tenuto.stores.sqlite.documents import Documents
 from tenuto.stores.sqlite.engine import Engine
-from tenuto.stores.sqlite.file import COPY, SET_ASIDE, SqliteFile, new_nonce, read_file_state, reading, sync, wal_of
+from tenuto.stores.sqlite.file import (
+    CLOSED,
+    COPY,
+    SET_ASIDE,
+    SqliteFile,
+    at_place,
+    new_mark,
+    read_mark,
+    reading,
+    sync,
+    wal_of,
+)
 from tenuto.stores.sqlite.lock import FileLock
 from tenuto.stores.sqlite.log import CommitLog
 from tenuto.stores.sqlite.slots import opened, sealed, tolerant_text
@@ -61,13 +72,13 @@ def compact(path: Path) -> Sizes:
         before = place.stat().st_size
         with partial_file(place.with_name(f"{place.name}{COPY}")) as copy:
             try:
-                nonce = _fill(copy, place)
+                mark = _fill(copy, place)
             except sqlite3.DatabaseError as error:
                 file = SqliteFile(path, synchronous="full", busy_s=BUSY_S, lock_wait_s=0)
                 raise file.refusal(error) from error
             give_owner_of(place, copy)
             sync(copy)
-            _swap(copy, place, lock, nonce)
+            _swap(copy, place, lock, mark)
         return Sizes(before, place.stat().st_size)
     except OSError as error:
         raise StoreUnavailable(
@@ -92,8 +103,8 @@ def _settle(path: Path) -> None:
 def _check_settled(path: Path, lock: FileLock) -> None:
     """Raise StoreUnavailable unless the file is as `_settle` leaves it, or if its disk is too full."""
     wal = wal_of(path)
-    state = read_file_state(path)
-    if (wal.exists() and wal.stat().st_size) or state.nonce not in lock.nonces or not state.was_clean:
+    mark = read_mark(path)
+    if (wal.exists() and wal.stat().st_size) or mark not in lock.marks or not mark.startswith(CLOSED):
         raise StoreUnavailable(
             f"store file {path} cannot be compacted: another process reads or has just used it; end that process, and "
             "run the command again"
@@ -107,7 +118,7 @@ def _check_settled(path: Path, lock: FileLock) -> None:
 
 
 def _fill(copy: Path, place: Path) -> str:
-    """Copy the needed rows of the file `place` into `copy`, and check the copy. Returns its nonce."""
+    """Copy the needed rows of the file `place` into `copy`, and check the copy. Returns its mark."""
     with contextlib.closing(sqlite3.connect(copy, isolation_level=None, uri=True)) as db:
         db.text_factory = tolerant_text
         db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
@@ -136,8 +147,8 @@ def _fill(copy: Path, place: Path) -> str:
         for pragma in ("application_id", "user_version"):
             (value,) = db.execute(f"PRAGMA old.{pragma}").fetchone()
             db.execute(f"PRAGMA main.{pragma} = {value}")
-        nonce = new_nonce()
-        db.execute("UPDATE main.life SET inode = ?", (f"{copy.stat().st_ino} {nonce}",))
+        mark = new_mark(CLOSED)
+        db.execute("UPDATE main.life SET mark = ?", (mark,))
         db.execute("COMMIT")
         db.text_factory = bytes  # an exact comparison, also of text that is no UTF-8
         _compare(db, [name for is_later, name, _ in made if not is_later], slots)
@@ -147,7 +158,7 @@ def _fill(copy: Path, place: Path) -> str:
         (found,) = db.execute("PRAGMA main.integrity_check(1)").fetchone()
         if found != "ok":
             raise StoreUnavailable(f"compacted copy is damaged ({found}); check the disk")
-    return nonce
+    return mark
 
 
 def _count_anew(db: sqlite3.Connection, place: Path, number: int, name: str) -> None:
@@ -209,12 +220,13 @@ def _compare(db: sqlite3.Connection, tables: list[str], slots: list[int]) -> Non
             raise StoreUnavailable(f"compacted copy has other rows in its table {name} than the file; check the disk")
 
 
-def _swap(copy: Path, place: Path, lock: FileLock, nonce: str) -> None:
+def _swap(copy: Path, place: Path, lock: FileLock, mark: str) -> None:
     """Put the copy in the place of the file. At each moment the one or the other is whole, and is known to the lock."""
-    lock.keep_nonces(*lock.nonces, nonce, former=lock.former)
+    placed = at_place(mark, copy.stat().st_ino)
+    lock.keep(*lock.placed, placed, marks=(*lock.marks, mark))
     for end in ("-wal", "-shm"):
         Path(f"{place}{end}").unlink(missing_ok=True)
     sync(place.parent)
     copy.replace(place)
     sync(place.parent)
-    lock.keep_nonces(nonce)
+    lock.keep(placed, marks=(mark,))

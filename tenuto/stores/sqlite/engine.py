@@ -787,7 +787,7 @@ class Engine:
         self._is_wal_empty = is_done and mode == "TRUNCATE"
         self._checkpoints += 1
         if is_done:
-            self._file.drop_former_nonces()
+            self._file.drop_former_marks()
         return is_done
 
     def _note_pages(self, pages: int) -> None:

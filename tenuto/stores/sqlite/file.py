@@ -3,22 +3,22 @@
 Layer: stores. This code runs on the store's thread.
 
 This module decides whether a file may be opened, and whether the serials of its channels still have their old meaning
-(epochs). Pragmas may be tuned; the tables may only be changed together with `SCHEMA` and a migration (`_start`), and a
-file with another number is refused.
+(epochs). Pragmas may be tuned; the tables may only be changed together with `SCHEMA`, and a file with another number
+is refused.
 
-A restored backup may have the inode of the file that it replaces. So each opening and each clean close writes a new
-nonce both into the database and into the lock file, which a backup of the database does not contain. A
-database whose nonce the lock file does not name is not the last one used here, and its channels begin new epochs.
-The lock file first gets both nonces, then the database takes the new one, then the lock file drops the old one; each
-step is on the disk before the next. So after a crash at any point the lock file names the database's nonce; and no
-entry is stored before the old nonce is dropped. A removed or emptied lock file names no nonce: a database with a nonce
-then begins new epochs, whose only cost is that viewers start anew. A backup by `backup` carries a mark in
-place of a nonce, so each start from it begins new epochs. Two cases go unnoticed: a copy of the running database that
+Each opening, each clean close and each backup writes a new **mark** into the database, a random number that begins with
+OPEN, CLOSED or BACKUP. The lock file, which a backup does not contain, names the mark together with its place: the
+inode of the file and, while it is open with synchronous=normal, the boot of the machine. If the lock file does not name
+mark and place, the database is not the last one used here, or may have lost entries, and its channels begin new epochs.
+The lock file first gets both marks, then the database takes the new one, then the lock file drops the old one; each
+step is on the disk before the next. So after a crash at any point the lock file names the database's mark; and no
+entry is stored before the old mark is dropped. A removed or emptied lock file names no mark: all channels then begin
+new epochs, whose only cost is that viewers start anew. Two cases go unnoticed: a copy of the running database that
 another program made, restored after that very process was killed, and a backup restored together with its lock file.
 
 SQLite would apply a foreign `-wal` to the file, and destroy it. So the file is first read without its `-wal`. If the
-lock file names its nonce, the `-wal` is its own. If the header of the file has no WAL, as in each backup, the `-wal` is
-foreign: it gets another name; also if the lock file names other nonces, and the file is a backup or was closed cleanly
+lock file names its mark, the `-wal` is its own. If the header of the file has no WAL, as in each backup, the `-wal` is
+foreign: it gets another name; also if the lock file names other marks, and the file is a backup or was closed cleanly
 elsewhere. In all other cases the store does not guess and refuses to start, also if it cannot read the file: a crash
 within a checkpoint may have torn it, which its `-wal` repairs, or it is an incomplete copy.
 
@@ -39,34 +39,29 @@ import sqlite3
 from collections.abc import Collection, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from tenuto.core.document import DAMAGE
 from tenuto.core.errors import StoreUnavailable, StoreUnusable
 from tenuto.stores.base import CommitUnknown
 from tenuto.stores.sqlite.channels import begin_epochs
-from tenuto.stores.sqlite.lock import FILE_MODE, NO_NONCE, FileLock
+from tenuto.stores.sqlite.lock import FILE_MODE, NO_MARK, FileLock
 from tenuto.stores.sqlite.slots import damaged, error_code, is_damage, tolerant_text
 
 logger = logging.getLogger("tenuto.stores")
 
-UNREADABLE = "?"  # stands for the nonce of a file that cannot be read
-BACKUP = "backup"  # stands for the inode number in a backup; a start replaces it
+UNREADABLE = "?"  # stands for the mark of a file that cannot be read
+OPEN, CLOSED, BACKUP = "open-", "closed-", "backup-"  # the begins of marks
 _WAL_MODE = b"\x02\x02"  # bytes 18 and 19 of each file that has a WAL
 
 
-class FileState(NamedTuple):
-    """The state in which a process left a file, read without its `-wal`."""
-
-    inode: str
-    nonce: str
-    was_clean: bool
+def new_mark(begin: str) -> str:
+    return begin + secrets.token_hex(8)
 
 
-def inode_and_nonce(file: str) -> tuple[str, str]:
-    """Return the inode number and the nonce in a row of `life`."""
-    inode, _, nonce = file.partition(" ")
-    return inode, nonce or NO_NONCE
+def at_place(mark: str, inode: int, boot: str = "") -> str:
+    """Return a mark with its place, as the lock file names it."""
+    return f"{mark}:{inode}{boot}"
 
 
 @contextlib.contextmanager
@@ -78,17 +73,17 @@ def reading(path: Path, *, is_immutable: bool = False) -> Iterator[sqlite3.Conne
         yield db
 
 
-def read_file_state(path: Path) -> FileState:
-    """Return the state of the file itself, without its `-wal`; one with the nonce UNREADABLE if it cannot be read."""
+def read_mark(path: Path) -> str:
+    """Return the mark of the file itself, without its `-wal`; UNREADABLE if it cannot be read."""
     try:
         with reading(path, is_immutable=True) as db:
             db.execute("PRAGMA writable_schema = 1")  # so that SQLite reads a file that was cut, too
             if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'life'").fetchone() is None:
-                return FileState("", NO_NONCE, False)
-            row = db.execute("SELECT inode, clean FROM life").fetchone()
+                return NO_MARK
+            row = db.execute("SELECT mark FROM life").fetchone()
     except (sqlite3.Error, *DAMAGE):
-        return FileState("", UNREADABLE, False)
-    return FileState(*inode_and_nonce(row[0]), bool(row[1])) if row is not None else FileState("", NO_NONCE, False)
+        return UNREADABLE
+    return str(row[0]) if row is not None else NO_MARK
 
 
 def check_wal(path: Path, lock: FileLock) -> None:
@@ -97,16 +92,16 @@ def check_wal(path: Path, lock: FileLock) -> None:
     if not wal.exists() or not wal.stat().st_size:
         return
     is_empty = not path.exists() or not path.stat().st_size
-    state = FileState(BACKUP, "", True) if is_empty else read_file_state(path)
-    if state.nonce in (*lock.nonces, *lock.former):
+    mark = BACKUP if is_empty else read_mark(path)
+    if mark in lock.marks:
         return
-    if _is_foreign(path, state, lock):
+    if _is_foreign(path, mark, lock):
         aside = set_aside(path)
         logger.warning(
             "store file %s is a backup, and %s belongs to the file that it replaced; it is now %s", path, wal, aside
         )
         return
-    if state.nonce == UNREADABLE:
+    if mark == UNREADABLE:
         why = "the file itself cannot be read"
     elif lock.is_blank:
         why = "its lock file is missing"
@@ -132,16 +127,16 @@ def set_aside(path: Path) -> Path:
 def has_foreign_wal(path: Path) -> bool:
     """Return whether a start would set the `-wal` aside (`check_wal`); a server may have the file open."""
     lock = FileLock(Path(f"{os.path.realpath(path)}.lock"))
-    lock.look()  # before the file: a start or a close names its new nonce here first
-    state, wal = read_file_state(path), wal_of(path)
-    return _is_foreign(path, state, lock) and wal.exists() and wal.stat().st_size > 0
+    lock.look()  # before the file: a start or a close names its new mark here first
+    mark, wal = read_mark(path), wal_of(path)
+    return _is_foreign(path, mark, lock) and wal.exists() and wal.stat().st_size > 0
 
 
-def _is_foreign(path: Path, state: FileState, lock: FileLock) -> bool:
-    if state.nonce in (UNREADABLE, *lock.nonces, *lock.former):
+def _is_foreign(path: Path, mark: str, lock: FileLock) -> bool:
+    if mark in (UNREADABLE, *lock.marks):
         return False
-    # A start puts a WAL into the header. While a reader blocks checkpoints, the file keeps its mark or clean end.
-    return _header(path) != _WAL_MODE or (not lock.is_blank and (state.inode == BACKUP or state.was_clean))
+    # A start puts a WAL into the header. While a reader blocks checkpoints, the file keeps its former mark.
+    return _header(path) != _WAL_MODE or (not lock.is_blank and mark.startswith((BACKUP, CLOSED)))
 
 
 def wal_of(path: Path) -> Path:
@@ -188,12 +183,9 @@ SET_ASIDE = "damaged_free_"  # a table of free slots that was damaged gets this 
 _LOG = "CREATE TABLE log (id INTEGER PRIMARY KEY, body BLOB NOT NULL)"
 
 _TABLES = (
-    # One row about the state in which a process left the file, for the checks of the next process. `inode` is the
-    # file's inode number and, after a space, the nonce. The nonce is here and not in a note: no other data is on this
-    # page, so a `-wal` that was left beside a restored backup does not give it the nonce of the file that it replaced.
-    """CREATE TABLE life (
-        one INTEGER PRIMARY KEY, boot TEXT NOT NULL, inode TEXT NOT NULL, synchronous TEXT NOT NULL,
-        clean INTEGER NOT NULL)""",
+    # One row with the mark. It is here and not in a note: no other data is on this page, so a `-wal` that was left
+    # beside a restored backup does not give it the mark of the file that it replaced.
+    "CREATE TABLE life (one INTEGER PRIMARY KEY, mark TEXT NOT NULL)",
     # A deleted channel has no name. Its row stays until its documents are removed.
     """CREATE TABLE channels (
         id INTEGER PRIMARY KEY, name TEXT UNIQUE, epoch TEXT NOT NULL, floor INTEGER NOT NULL, crc INTEGER,
@@ -279,8 +271,8 @@ class SqliteFile:
         """Close the file cleanly, and record in it that it was closed."""
         try:
             if hasattr(self, "db"):
-                before, nonce = self._record_end()
-                self._keep_after_checkpoint(before, nonce)
+                self._record_end()
+                self._keep_after_checkpoint()
         except (sqlite3.Error, StoreUnavailable) as error:
             logger.warning(
                 "store file %s could not be closed cleanly; the next start will repair it: %s", self.path, error
@@ -329,10 +321,10 @@ class SqliteFile:
             self.db.execute(f"PRAGMA busy_timeout = {self._busy_ms}")
         return not busy and bool(frames == moved)
 
-    def drop_former_nonces(self) -> None:
-        """Drop former nonces from the lock file, once a checkpoint has moved the last one into the file."""
-        if self._lock.former:
-            self._lock.keep_nonces(*self._lock.nonces)
+    def drop_former_marks(self) -> None:
+        """Drop former marks from the lock file, once a checkpoint has moved the last one into the file."""
+        if len(self._lock.marks) > 1:
+            self._lock.keep(*self._lock.placed, marks=self._lock.marks[-1:])
 
     def refusal(self, error: sqlite3.Error) -> StoreUnusable | StoreUnavailable:
         """Return the Tenuto error for a file that could not be opened."""
@@ -368,27 +360,26 @@ class SqliteFile:
         db.execute("PRAGMA secure_delete = ON")
         db.execute("PRAGMA temp_store = MEMORY")
         db.execute("PRAGMA cache_size = -16000")
-        before, nonce = self._start(is_new=is_new)
-        self._keep_after_checkpoint(before, nonce)
+        self._start(is_new=is_new)
+        self._keep_after_checkpoint()
         db.execute(f"PRAGMA synchronous = {self._synchronous}")
 
-    def _start(self, *, is_new: bool) -> tuple[str, str]:
-        """Make the tables of a new file, and record the start. Returns the old nonce and the new one."""
+    def _start(self, *, is_new: bool) -> None:
+        """Make the tables of a new file, and record the start."""
         with self.transaction() as db:
-            # a migration from an earlier SCHEMA goes here, in the same transaction
             for statement in _TABLES if is_new else ():
                 db.execute(statement)
             check_tables(db, f"store file {self.path}")
-            return self._record_start()
+            self._record_start()
 
-    def _keep_after_checkpoint(self, before: str, nonce: str) -> None:
-        """Move the WAL with the new nonce into the file; from then on the lock file names only that nonce.
+    def _keep_after_checkpoint(self) -> None:
+        """Move the WAL with the new mark into the file; from then on the lock file names only that mark.
 
-        While a reader blocks this move, the file itself still has an earlier nonce. The lock file then keeps the
-        earlier nonces, so that `check_wal` recognises the WAL as the file's own.
+        While a reader blocks this move, the file itself still has an earlier mark. The lock file then keeps the
+        earlier marks, so that `check_wal` recognises the WAL as the file's own.
         """
-        former = () if self.checkpoint("TRUNCATE") else tuple(dict.fromkeys((*self._lock.former, before)))
-        self._lock.keep_nonces(nonce, former=former)
+        lock = self._lock
+        lock.keep(lock.placed[-1], marks=lock.marks[-1:] if self.checkpoint("TRUNCATE") else lock.marks)
 
     def _check_before_lock(self) -> None:
         """Raise StoreUnusable for a file that Tenuto cannot use, before a lock file is made beside it.
@@ -422,52 +413,39 @@ class SqliteFile:
             )
         return bool(application != APPLICATION_ID)
 
-    def _record_start(self) -> tuple[str, str]:
-        """Begin new epochs if the history behind a serial may have changed. Returns the old nonce and the new one.
+    def _record_start(self) -> None:
+        """Begin new epochs if the history behind a serial may have changed, and write a new mark.
 
-        The caller is in a transaction; once that is committed, it makes the lock file keep this nonce alone.
+        The caller is in a transaction; once that is committed, it makes the lock file keep this mark alone.
         """
-        boot, inode, nonce = _boot_id(), str(os.stat(self.path).st_ino), new_nonce()
-        nonce_before = NO_NONCE
-        known = [nonce]
-        before = self.db.execute("SELECT boot, inode, synchronous, clean FROM life").fetchone()
-        if before is not None:
-            boot_before, file_before, synchronous_before, was_clean = before
-            inode_before, nonce_before = inode_and_nonce(file_before)
-            reason = None
-            if inode_before != inode:
-                reason = "the file is a copy"
-            elif nonce_before not in self._lock.nonces:
-                reason = "the file is a restored backup, or its lock file was removed"
-            elif synchronous_before == "normal" and not was_clean and (boot_before != boot or not boot):
-                reason = "the machine went down while the file was open with synchronous=normal"
-            if reason is not None:
-                logger.warning("store file %s begins new epochs for all channels: %s", self.path, reason)
-                begin_epochs(self.db)
-            # without this, a crash before the commit would leave a nonce of the old history valid
-            if nonce_before in self._lock.nonces:
-                known = [nonce_before, nonce]
+        boot, lock, mark = _boot(), self._lock, new_mark(OPEN)
+        self._inode = self.path.stat().st_ino
+        row = self.db.execute("SELECT mark FROM life").fetchone()
+        before = str(row[0]) if row is not None else NO_MARK
+        known = {at_place(before, self._inode), at_place(before, self._inode, boot)}.intersection(lock.placed)
+        if row is not None and not known:
+            logger.warning(
+                "store file %s begins new epochs for all channels: the file is a restored backup or a copy, its lock "
+                "file was removed, or the machine went down while the file was open with synchronous=normal",
+                self.path,
+            )
+            begin_epochs(self.db)
         if self._synchronous == "normal":
             logger.warning(
                 "store file %s is open with synchronous=normal: a power cut may lose the last moments", self.path
             )
-        self._lock.keep_nonces(*known, former=(*self._lock.former, nonce_before))
-        self.db.execute("REPLACE INTO life VALUES (1, ?, ?, ?, 0)", (boot, f"{inode} {nonce}", self._synchronous))
-        return nonce_before, nonce
+        placed = at_place(mark, self._inode, boot if self._synchronous == "normal" else "")
+        # an unknown mark is not named with its place: a crash before the commit must not leave the old history valid
+        lock.keep(*known, placed, marks=(*dict.fromkeys((*lock.marks, before)), mark))
+        self.db.execute("REPLACE INTO life VALUES (1, ?)", (mark,))
 
-    def _record_end(self) -> tuple[str, str]:
-        """Record a clean close, under a new nonce, so that a backup of the open file has an outdated one.
-
-        Returns the old nonce and the new one.
-        """
-        nonce = new_nonce()
+    def _record_end(self) -> None:
+        """Record a clean close, under a new mark, so that a backup of the open file has an outdated one."""
+        lock, mark = self._lock, new_mark(CLOSED)
         self.db.execute("PRAGMA synchronous = FULL")
         with self.transaction() as db:
-            (file,) = db.execute("SELECT inode FROM life").fetchone()
-            inode, nonce_before = inode_and_nonce(file)
-            self._lock.keep_nonces(nonce_before, nonce, former=self._lock.former)
-            db.execute("UPDATE life SET inode = ?, clean = 1", (f"{inode} {nonce}",))
-        return nonce_before, nonce
+            lock.keep(*lock.placed, at_place(mark, self._inode), marks=(*lock.marks, mark))
+            db.execute("UPDATE life SET mark = ?", (mark,))
 
     def _roll_back(self) -> None:
         self.rollbacks += 1
@@ -529,16 +507,12 @@ def _described(db: sqlite3.Connection, names: Collection[str]) -> dict[str, list
     return found
 
 
-def new_nonce() -> str:
-    return secrets.token_hex(8)
-
-
-def _boot_id() -> str:
-    """Return an id that changes when the machine reboots; "" if the system does not provide one."""
+def _boot() -> str:
+    """Return a text that changes when the machine reboots; a new one if the system does not provide it."""
     try:
-        return BOOT_ID.read_text().strip()
+        return f":{BOOT_ID.read_text().strip() or secrets.token_hex(8)}"
     except OSError:
-        return ""
+        return f":{secrets.token_hex(8)}"
 
 
 _ADVICE = {

@@ -1,4 +1,4 @@
-"""The lock file beside a SQLite file: one process at a time, its holder, and the nonces of the database (`file`).
+"""The lock file beside a SQLite file: one process at a time, its holder, and the marks of the database (`file`).
 
 Layer: stores.
 
@@ -23,28 +23,28 @@ from tenuto.core.errors import StoreInUse, StoreUnavailable
 FILE_MODE = 0o600  # mode of new files: only the user who runs the server may read conversations
 LOCK_POLL_S = 0.05
 LOCK_BYTES = 64 * 1024  # limit when reading a lock file, which is always shorter
-NO_NONCE = "-"  # stands for a missing nonce in a database or lock file
+NO_MARK = "-"  # stands for a missing mark in a database or lock file
 
 
 class FileLock:
     """An exclusive lock for the life of a process, in a file that is never deleted.
 
-    The file's first line names the process that holds or last held the lock; the second lists the nonces that the
-    database may have. A third one lists further nonces that its file may have as long as the last ones are only in
-    the `-wal`, because a checkpoint was blocked.
+    The file's first line names the process that holds or last held the lock. The second lists the marks under which
+    epochs go on, each with its place. The third lists all marks that the file may have without its `-wal`: the last
+    ones are in the `-wal` alone while a checkpoint is blocked.
     """
 
     def __init__(self, path: Path) -> None:
-        self.nonces: tuple[str, ...] = (NO_NONCE,)
-        self.former: tuple[str, ...] = ()
+        self.placed: tuple[str, ...] = ()
+        self.marks: tuple[str, ...] = (NO_MARK,)
         self.path = path
         self._handle: int | None = None
         self.give_up = threading.Event()
 
     @property
     def is_blank(self) -> bool:
-        """Return whether the lock file names no nonce: it was missing."""
-        return self.nonces == (NO_NONCE,) and not self.former
+        """Return whether the lock file names no mark: it was missing."""
+        return self.marks == (NO_MARK,)
 
     def take(self, what: Path, *, wait_s: float) -> None:
         """Wait up to `wait_s` seconds for the lock on `what`. Raises StoreInUse or StoreUnavailable."""
@@ -68,10 +68,10 @@ class FileLock:
         with _guard:
             _here.add(str(self.path))
 
-    def keep_nonces(self, *nonces: str, former: tuple[str, ...] = ()) -> None:
-        """Replace the nonces in the file; they are synced to disk when this returns. Raises StoreUnavailable."""
+    def keep(self, *placed: str, marks: tuple[str, ...]) -> None:
+        """Replace the marks in the file; they are synced to disk when this returns. Raises StoreUnavailable."""
         assert self._handle is not None
-        self.nonces, self.former = nonces, former
+        self.placed, self.marks = placed, marks
         try:
             self._write(self._handle)
             os.fsync(self._handle)
@@ -79,8 +79,8 @@ class FileLock:
             raise self._unwritable(error) from error
 
     def look(self) -> None:
-        """Read the nonces without the lock, which another process may hold; none if the file cannot be read."""
-        self.nonces, self.former = (NO_NONCE,), ()
+        """Read the marks without the lock, which another process may hold; none if the file cannot be read."""
+        self.placed, self.marks = (), (NO_MARK,)
         with contextlib.suppress(OSError):
             handle = os.open(self.path, os.O_RDONLY)
             try:
@@ -97,8 +97,8 @@ class FileLock:
             self._handle = None
 
     def _read(self, handle: int) -> None:
-        self.nonces = _read_line(handle, _NONCES) or (NO_NONCE,)
-        self.former = _read_line(handle, _FORMER)
+        self.placed = _read_line(handle, _PLACED)
+        self.marks = _read_line(handle, _MARKS) or (NO_MARK,)
 
     def _open(self, what: Path) -> int:
         try:
@@ -116,19 +116,19 @@ class FileLock:
         return StoreUnavailable(f"lock file {self.path} cannot be written ({error.strerror}); {advice}")
 
     def _write(self, handle: int) -> None:
-        # Overwrite first and truncate afterwards, so that the file contains nonces at every moment.
+        # Overwrite first and truncate afterwards, so that the file contains marks at every moment.
         lines = (
             f"process {os.getpid()} ({_command()})",
-            _NONCES + " ".join(self.nonces),
-            _FORMER + " ".join(self.former),
+            _PLACED + " ".join(self.placed),
+            _MARKS + " ".join(self.marks),
         )
         content = "\n".join([*lines, ""]).encode()
         os.pwrite(handle, content, 0)
         os.ftruncate(handle, len(content))
 
 
-_NONCES = "nonces "
-_FORMER = "former "
+_PLACED = "placed "
+_MARKS = "marks "
 
 
 def _read_line(handle: int, begin: str) -> tuple[str, ...]:
