@@ -92,7 +92,7 @@ def test_copy_that_differs_from_the_file_does_not_replace_it(path: Path, monkeyp
     asyncio.run(fill(path))
     inode, seal, calls = path.stat().st_ino, sqlite_compact.sealed, iter(range(1_000))
     monkeypatch.setattr(
-        sqlite_compact, "sealed", lambda slot, body: seal(slot, body[::-1] if next(calls) == 0 else body)
+        sqlite_compact, "sealed", lambda place, data, room: seal(place, data[::-1] if next(calls) == 0 else data, room)
     )
     with pytest.raises(StoreUnavailable, match="other rows in its table log"):
         compact(path)

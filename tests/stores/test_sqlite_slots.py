@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tenuto.stores.sqlite.slots import LENGTH_BYTES, MAX_DATA, MAX_ROOM, larger_rooms, pack, room_for, unpack
+from tenuto.stores.sqlite.slots import MAX_DATA, MAX_ROOM, SLOT_BYTES, larger_rooms, opened, room_for, sealed
 
 CLASSES = sorted({room_for(size) for size in range(1, MAX_ROOM + 1)})
 sizes = st.integers(1, MAX_ROOM)
@@ -22,8 +22,9 @@ def test_larger_rooms_are_the_next_classes(size: int) -> None:
 
 
 @given(st.binary(max_size=MAX_DATA), st.integers(0, 100))
-def test_packed_data_is_unpacked(data: bytes, spare: int) -> None:
-    room = min(MAX_ROOM, room_for(LENGTH_BYTES + len(data)) + spare)
-    body = pack(data, room)
+def test_sealed_data_is_read_at_its_place_alone(data: bytes, spare: int) -> None:
+    room = min(MAX_ROOM, room_for(SLOT_BYTES + len(data)) + spare)
+    body = sealed((7, 1, 0), data, room)
     assert len(body) == room
-    assert unpack(body) == data
+    assert opened((7, 1, 0), body) == data
+    assert opened((8, 1, 0), body) != data

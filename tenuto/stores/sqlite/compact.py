@@ -199,9 +199,9 @@ def _log_rows(db: sqlite3.Connection, slots: list[int]) -> Iterator[tuple[int, b
     """Yield the rows of the log in `slots` of the old file, with new numbers: those of a log have no gap."""
     for number, slot in enumerate(slots, 1):
         (row,) = db.execute("SELECT body FROM old.log WHERE id = ?", (slot,)).fetchone()
-        body = opened(slot, row)
-        assert body is not None  # `_needed_log` refuses damaged rows
-        yield number, sealed(number, body)
+        data = opened((slot,), row, mends=True)
+        assert data is not None  # `_needed_log` refuses damaged rows
+        yield number, sealed((number,), data, len(row))
 
 
 def _compare(db: sqlite3.Connection, tables: list[str], slots: list[int]) -> None:

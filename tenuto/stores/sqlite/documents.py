@@ -6,9 +6,9 @@ A row in `documents` holds the indexed fields; a document's bytes are blobs, cut
 Blob 0 is the head, which each write replaces; each later blob holds the segments of one write, and a fresh document
 begins again with blob 1. A blob is replaced in the same slot if it fits. Freed slots are filled with zeros at once.
 
-Each read checks the checksums (`slots`): that of each piece of segments is in `pieces`, that of the head in
-`documents`. The latter covers the row's other fields, and the number of the last blob, so that a missing blob is
-noticed. A row without a checksum is damaged: entries of its message were lost (`CommitLog`).
+Each read checks the checksums (`slots`): that of each slot, and that in `documents`. The latter covers the row's other
+fields, the head, and the number of the last blob, so that a missing blob is noticed. A row without a checksum is
+damaged: entries of its message were lost (`CommitLog`).
 """
 
 from __future__ import annotations
@@ -17,24 +17,14 @@ import contextlib
 import json
 import sqlite3
 from collections.abc import Collection, Generator, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from tenuto.core.document import DAMAGE, Document, Segment, times_in
 from tenuto.core.errors import StoreUnusable
 from tenuto.core.retention import Fact
-from tenuto.stores.sqlite.slots import (
-    LENGTH_BYTES,
-    MAX_DATA,
-    MAX_ROOM,
-    head_sum,
-    larger_rooms,
-    pack,
-    piece_sum,
-    room_for,
-    unpack,
-)
+from tenuto.stores.sqlite.slots import MAX_DATA, MAX_ROOM, SLOT_BYTES, head_sum, larger_rooms, opened, room_for, sealed
 
 HEAD = 0  # number of the blob that holds a document's head
 LARGE_BLOB_BYTES = 64 * 1024  # size from which the chunks of a blob are written together
@@ -286,23 +276,10 @@ class Documents:
         self, key: int, message_id: str, version: int, is_counted: int, size: int, is_busy: int
     ) -> tuple[int, Fact]:
         try:
-            at_ms = times_in(message_id, self._whole_head(key))[1]
+            at_ms = times_in(message_id, self._head(key, self._blobs(key, upto=HEAD))[1])[1]
         except (*DAMAGE, sqlite3.DatabaseError):
             at_ms = None
         return key, Fact(message_id, version, bool(is_counted), size, at_ms, bool(is_busy))
-
-    def _whole_head(self, key: int) -> bytes:
-        """Return the head of a document. Raises WrongChecksum."""
-        *fields, checksum = self._db.execute(_ROW, (key,)).fetchone()
-        (last,) = self._db.execute("SELECT max(blob) FROM pieces WHERE document = ?", (key,)).fetchone()
-        chunks = self._db.execute(
-            "SELECT body FROM pieces JOIN texts ON texts.id = slot WHERE document = ? AND blob = ? ORDER BY chunk",
-            (key, HEAD),
-        )
-        head = b"".join(unpack(body) for (body,) in chunks)
-        if checksum != head_sum((*fields, last), head):
-            raise WrongChecksum("its head")
-        return head
 
     def top(self, channel: int) -> int:
         """Return the highest version of the channel's documents."""
@@ -330,31 +307,37 @@ class Documents:
         With `channel` it is also damaged if it belongs to another channel: a damaged index may list it for this one.
         """
         try:
-            row = self._db.execute(_ROW, (key,)).fetchone()
             blobs = self._blobs(key)
-            last = max(blobs, default=HEAD)
-            head = blobs.pop(HEAD, b"")
-            if row is None or not head or row[1] != message_id or row[-1] != head_sum((*row[:-1], last), head):
+            row, head = self._head(key, blobs)
+            if row[1] != message_id:
                 raise WrongChecksum("its head")
             if channel not in (None, row[0]):
                 raise WrongChecksum("an index of its channel")
-            return head, [segment for data in blobs.values() for segment in _decode_segments(data)]
+            return head, [segment for blob, data in blobs.items() if blob for segment in _decode_segments(data)]
         except DAMAGE as error:
             reason = str(error) if isinstance(error, WrongChecksum) else type(error).__name__
             raise StoreUnusable(f"message {message_id!r} is damaged ({reason}); restore a backup") from error
 
-    def _blobs(self, key: int) -> dict[int, bytes]:
-        """Return the blobs of a document, by their numbers. Raises WrongChecksum."""
+    def _head(self, key: int, blobs: dict[int, bytes]) -> tuple[tuple[Any, ...], bytes]:
+        """Return the fields of a document's row (`_ROW`), and its head. Raises WrongChecksum."""
+        row = self._db.execute(_ROW, (key,)).fetchone()
+        head = blobs.get(HEAD)
+        if row is None or not head or row[-1] != head_sum((*row[:-1], max(blobs)), head):
+            raise WrongChecksum("its head")
+        return row, head
+
+    def _blobs(self, key: int, upto: int = _MOST) -> dict[int, bytes]:
+        """Return the blobs of a document, by their numbers, those above `upto` without bytes. Raises WrongChecksum."""
         rows = self._db.execute(
             # LEFT JOIN, so that a missing slot is found as damage instead of shortening the document.
-            "SELECT blob, chunk, body, crc FROM pieces LEFT JOIN texts ON texts.id = slot WHERE document = ?"
+            "SELECT blob, chunk, body FROM pieces LEFT JOIN texts ON texts.id = slot AND blob <= ? WHERE document = ?"
             " ORDER BY blob, chunk",
-            (key,),
+            (upto, key),
         )
         chunks: dict[int, list[bytes]] = {}
-        for blob, chunk, body, checksum in rows.fetchall():
-            data = unpack(body)
-            if blob != HEAD and checksum != piece_sum(key, blob, chunk, data):
+        for blob, chunk, body in rows.fetchall():
+            data = opened((key, blob, chunk), body) if blob <= upto else b""
+            if data is None:
                 raise WrongChecksum(f"piece {chunk} of text {blob}")
             chunks.setdefault(blob, []).append(data)
         return {blob: b"".join(pieces) for blob, pieces in chunks.items()}
@@ -367,13 +350,10 @@ class Documents:
             "SELECT slot, length(body) FROM pieces CROSS JOIN texts ON texts.id = slot WHERE document = ? AND blob = ?",
             (key, blob),
         ).fetchall()
-        needed = len(data) + LENGTH_BYTES
+        needed = len(data) + SLOT_BYTES
         if len(slots) == 1 and needed <= slots[0][1] <= 2 * needed + 64:
             slot, room = slots[0]
-            self._db.execute("UPDATE texts SET body = ? WHERE id = ?", (pack(data, room), slot))
-            if blob != HEAD:
-                which = "document = ? AND blob = ?"
-                self._db.execute(f"UPDATE pieces SET crc = ? WHERE {which}", (piece_sum(key, blob, 0, data), key, blob))
+            self._db.execute("UPDATE texts SET body = ? WHERE id = ?", (sealed((key, blob, 0), data, room), slot))
             self.row_bytes += room + INTEGER_BYTES
             return
         self._free(key, from_blob=blob, to_blob=blob)
@@ -390,10 +370,9 @@ class Documents:
         first = self._put_new(key, blob, data) if len(data) >= LARGE_BLOB_BYTES else 0
         for chunk, start in enumerate(range(first * MAX_DATA, len(data), MAX_DATA), first):
             piece = data[start : start + MAX_DATA]
-            slot = self._write(piece, room_for(LENGTH_BYTES + max(len(piece), room_bytes - start)))
-            checksum = piece_sum(key, blob, chunk, piece) if blob != HEAD else None
-            self._db.execute("INSERT INTO pieces VALUES (?, ?, ?, ?, ?)", (key, blob, chunk, slot, checksum))
-            self.row_bytes += 5 * INTEGER_BYTES
+            slot = self._write((key, blob, chunk), piece, room_for(SLOT_BYTES + max(len(piece), room_bytes - start)))
+            self._db.execute("INSERT INTO pieces VALUES (?, ?, ?, ?)", (key, blob, chunk, slot))
+            self.row_bytes += 4 * INTEGER_BYTES
 
     def _put_new(self, key: int, blob: int, data: bytes) -> int:
         """Write the full chunks of `data` into new slots, and return their number; 0 if slots of this size are free.
@@ -403,21 +382,19 @@ class Documents:
         if self._db.execute("SELECT 1 FROM free WHERE room = ?", (MAX_ROOM,)).fetchone() is not None:
             return 0
         pieces = [data[start : start + MAX_DATA] for start in range(0, len(data) - MAX_DATA + 1, MAX_DATA)]
-        sums = json.dumps([piece_sum(key, blob, chunk, piece) for chunk, piece in enumerate(pieces)])
-        bodies = b"".join([pack(piece, MAX_ROOM) for piece in pieces])
+        bodies = b"".join([sealed((key, blob, chunk), piece, MAX_ROOM) for chunk, piece in enumerate(pieces)])
         slot, count = self._next_slot, len(pieces)
+        chunks = json.dumps([*range(count)])
         self._db.execute(
             "INSERT INTO texts SELECT ? + key, substr(?, key * ? + 1, ?) FROM json_each(?)",
-            (slot, bodies, MAX_ROOM, MAX_ROOM, sums),
+            (slot, bodies, MAX_ROOM, MAX_ROOM, chunks),
         )
-        self._db.execute(
-            "INSERT INTO pieces SELECT ?, ?, key, ? + key, value FROM json_each(?)", (key, blob, slot, sums)
-        )
+        self._db.execute("INSERT INTO pieces SELECT ?, ?, key, ? + key FROM json_each(?)", (key, blob, slot, chunks))
         self._next_slot += count
-        self.row_bytes += count * (MAX_ROOM + 6 * INTEGER_BYTES)
+        self.row_bytes += count * (MAX_ROOM + 5 * INTEGER_BYTES)
         return count
 
-    def _write(self, data: bytes, wanted: int) -> int:
+    def _write(self, place: tuple[int, int, int], data: bytes, wanted: int) -> int:
         free = self._db.execute(
             "SELECT room, slot FROM free WHERE room BETWEEN ? AND ? ORDER BY room LIMIT 1",
             (wanted, larger_rooms(wanted)[-1]),
@@ -428,12 +405,12 @@ class Documents:
             self.free_bytes -= room
             # a damaged row of `free` may name a slot in use, whose text must stay
             is_free = "UPDATE texts SET body = ? WHERE id = ? AND body = zeroblob(?)"
-            if not self._db.execute(is_free, (pack(data, room), slot, room)).rowcount:
+            if not self._db.execute(is_free, (sealed(place, data, room), slot, room)).rowcount:
                 free = None
         if free is None:
             room, slot = wanted, self._next_slot
             self._next_slot += 1
-            self._db.execute("INSERT INTO texts VALUES (?, ?)", (slot, pack(data, room)))
+            self._db.execute("INSERT INTO texts VALUES (?, ?)", (slot, sealed(place, data, room)))
         self.row_bytes += room + INTEGER_BYTES
         return int(slot)
 
@@ -441,13 +418,12 @@ class Documents:
         """Free the segments of a document, and note in its checksum that it has none."""
         try:
             blobs = self._blobs(key)
-            *fields, checksum = self._db.execute(_ROW, (key,)).fetchone()
-            is_whole = checksum == head_sum((*fields, max(blobs)), blobs[HEAD])
+            row, head = self._head(key, blobs)
         except DAMAGE:
-            is_whole = False
+            row, head = (), b""
         self._free(key, from_blob=HEAD + 1)
-        if is_whole:  # otherwise the document stays damaged
-            checksum = head_sum((*fields, HEAD), blobs[HEAD])
+        if head:  # otherwise the document stays damaged
+            checksum = head_sum((*row[:-1], HEAD), head)
             self._db.execute("UPDATE documents SET crc = ? WHERE id = ?", (checksum, key))
 
     def _free(self, key: int, *, from_blob: int, to_blob: int = 2**62) -> None:

@@ -31,7 +31,7 @@ from tenuto.stores.sqlite.channels import ChannelRow, Channels, Plan, begin_epoc
 from tenuto.stores.sqlite.documents import INTEGER_BYTES, Documents
 from tenuto.stores.sqlite.file import FREE, SET_ASIDE, SqliteFile
 from tenuto.stores.sqlite.log import CommitLog, LogEntry, Tracked
-from tenuto.stores.sqlite.slots import check_above, damaged, is_damage, opened, sealed
+from tenuto.stores.sqlite.slots import SLOT_BYTES, check_above, damaged, is_damage, opened, room_for, sealed
 
 logger = logging.getLogger("tenuto.stores")
 
@@ -318,15 +318,16 @@ def _put_in_order(db: sqlite3.Connection, rows: list[tuple[int, bytes | None]]) 
     number = 0
     for (slot, row), (following, _) in zip_longest(rows, rows[1:], fillvalue=(0, None)):
         number += 1
-        body = opened(number, row) or b""
-        if slot > number and following != number + 1 and not any(body) and opened(slot, row):
-            body, number = opened(slot, row) or b"", slot  # the rows before it are missing
+        data = opened((number,), row, mends=True)
+        if slot > number and following != number + 1 and not data and opened((slot,), row, mends=True) is not None:
+            data, number = opened((slot,), row, mends=True), slot  # the rows before it are missing
             lost += 1
-        lost += not body
-        if any(body):
-            whole.append(body)
+        lost += data is None
+        if data:
+            whole.append(data)
     db.execute("DELETE FROM log")  # all rows at once: neither their numbers nor their lengths matter to it
-    db.executemany("INSERT INTO log VALUES (?, ?)", [(slot, sealed(slot, body)) for slot, body in enumerate(whole, 1)])
+    rows_anew = [(slot, sealed((slot,), data, room_for(SLOT_BYTES + len(data)))) for slot, data in enumerate(whole, 1)]
+    db.executemany("INSERT INTO log VALUES (?, ?)", rows_anew)
     return lost
 
 

@@ -202,7 +202,7 @@ _TABLES = (
     *_INDEXES_OF_DATA,
     # The slots of a document: blob 0 is its head, each later blob holds the segments of one write.
     """CREATE TABLE pieces (
-        document INTEGER NOT NULL, blob INTEGER NOT NULL, chunk INTEGER NOT NULL, slot INTEGER NOT NULL, crc INTEGER,
+        document INTEGER NOT NULL, blob INTEGER NOT NULL, chunk INTEGER NOT NULL, slot INTEGER NOT NULL,
         PRIMARY KEY (document, blob, chunk)) WITHOUT ROWID""",
     "CREATE TABLE texts (id INTEGER PRIMARY KEY, body BLOB NOT NULL)",
     FREE,

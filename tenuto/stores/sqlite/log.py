@@ -3,11 +3,10 @@
 Layer: stores. This code runs on the store's thread.
 
 One row per entry wrote 850 bytes to disk per streamed byte at 500 busy conversations, one row per commit 72, and
-overwriting rows that are no longer needed is less again. A row is a slot (`file`) with a list of items in MessagePack:
+overwriting rows that are no longer needed is less again. A row is a slot (`slots`) with a list of items in MessagePack:
 `[document, serial, at, text]` for an append to part 0, `[document, serial, part, at, text]` to another one, `[document,
 serial, n, bytes]` for the n-th piece of another operation. A commit that does not fit into one slot uses more, and a
-long append becomes several items with one serial. One filler element, which is not an item, fills the rest of a slot. A
-checksum precedes the list (`slots`). An empty slot has zeros in its place; zeros without a checksum are damage.
+long append becomes several items with one serial. An empty slot has no data; zeros without a checksum are damage.
 
 Only memory knows which slots are needed: each message pins the slots that hold entries above its
 document's version. A slot without pins is free to be overwritten; its old items have no effect, since their documents
@@ -29,10 +28,10 @@ from msgspec.structs import replace
 from tenuto.core.document import DAMAGE
 from tenuto.core.errors import StoreUnusable
 from tenuto.core.ops import Append, Delete, Entry, Op, decode_op, encode_op
-from tenuto.stores.sqlite.slots import MAX_ROOM, SUM_BYTES, larger_rooms, opened, room_for, sealed
+from tenuto.stores.sqlite.slots import MAX_DATA, SLOT_BYTES, larger_rooms, opened, room_for, sealed
 
-SHORT_LIST = 14  # items in a list whose head takes one byte, less the element that fills the slot
-MAX_ITEM_BYTES = MAX_ROOM - 3  # largest item: a slot without the head of a long list
+SHORT_LIST = 15  # items in a list whose head takes one byte
+MAX_ITEM_BYTES = MAX_DATA - 3  # largest item: a slot without the head of a long list
 # length of the pieces of an append that does not fit into a slot; each has at most 4,000 bytes
 PIECE_CHARACTERS = 1_000
 PIECE_BYTES = 4_000
@@ -70,10 +69,10 @@ LogEntry = tuple[Tracked, int, Op]  # an entry to store in the log: its message,
 
 
 class Row(NamedTuple):
-    """One row to write: its items in MessagePack, their size in bytes, and for each item the entry that it stores."""
+    """One row to write: its items in MessagePack, the size of a new slot for them, and the entry of each item."""
 
-    items: list[bytes]
-    size: int
+    data: bytes
+    room: int
     entries: list[LogEntry]
 
 
@@ -138,14 +137,13 @@ class CommitLog:
         new = len(self._rooms)
         handed = 0
         for row in rows:
-            wanted = room_for(row.size)
-            slot = self._find_free(wanted, taken)
+            slot = self._find_free(row.room, taken)
             if slot is None:
                 slot, new = new, new + 1
-                body = sealed(slot, _body(row, wanted))
+                body = sealed((slot,), row.data, row.room)
                 db.execute("INSERT INTO log VALUES (?, ?)", (slot, body))
             else:
-                body = sealed(slot, _body(row, self._rooms[slot]))
+                body = sealed((slot,), row.data, self._rooms[slot])
                 db.execute("UPDATE log SET body = ? WHERE id = ?", (body, slot))
             slots.append(slot)
             handed += len(body) + 8
@@ -156,7 +154,7 @@ class CommitLog:
         self._stamp += 1
         for row, slot in zip(rows, slots, strict=True):
             if slot == len(self._rooms):
-                self._add_slot(room_for(row.size))
+                self._add_slot(row.room)
             else:
                 last_free = self._free[self._rooms[slot]].pop()
                 assert last_free == slot
@@ -190,12 +188,12 @@ class CommitLog:
         damaged: dict[int, str] = {}
         for slot in sorted({slot for tracked in wanted.values() for slot in tracked.slots}):
             row = db.execute("SELECT body FROM log WHERE id = ?", (slot,)).fetchone()
-            body = opened(slot, row[0]) if row is not None else None
-            if not body or not body[0]:  # damaged, missing, or zeros, which no pinned slot has
+            data = opened((slot,), row[0], mends=True) if row is not None else None
+            if not data:  # damaged, missing, or empty, which no pinned slot is
                 reason = f"row {slot} of the log is damaged"
                 damaged |= {key: reason for key, tracked in wanted.items() if slot in tracked.slots}
                 continue
-            for item in _read_items(body, slot):
+            for item in _read_items(data, slot):
                 of_message = found.get(item[0])
                 if of_message is not None:
                     of_message.append(item)
@@ -223,18 +221,18 @@ class CommitLog:
         pins: list[tuple[int, int, Tracked]] = []
         operations: dict[tuple[int, int], list[Item]] = {}
         for slot, row in db.execute("SELECT id, body FROM log ORDER BY id"):
-            if slot != len(self._rooms) or type(row) is not bytes or len(row) <= SUM_BYTES:
+            if slot != len(self._rooms) or type(row) is not bytes or len(row) < SLOT_BYTES:
                 self.is_disordered = True
                 raise StoreUnusable(
                     f"the log is damaged: its row {len(self._rooms)} is missing or has another number; "
                     "the next start puts it in order"
                 )
-            self._add_slot(len(row) - SUM_BYTES)
-            body = opened(slot, row)
-            if body is None:
+            self._add_slot(len(row))
+            data = opened((slot,), row, mends=True)
+            if data is None:
                 self.damaged.append(slot)
                 continue
-            for item in _read_items(body, slot):
+            for item in _read_items(data, slot):
                 self._stamps[slot] = 1
                 key, serial = item[0], item[1]
                 if key not in known:
@@ -274,7 +272,7 @@ class CommitLog:
         """Overwrite up to `limit` slots with zeros. The caller must call the returned function after the commit."""
         taken = self.to_wipe[-limit:]
         dirty = [slot for slot in taken if not self._pins[slot] and 0 < self._stamps[slot] <= self._wipe_stamp]
-        empty = [(sealed(slot, bytes(self._rooms[slot])), slot) for slot in dirty]
+        empty = [(sealed((slot,), b"", self._rooms[slot]), slot) for slot in dirty]
         db.executemany("UPDATE log SET body = ? WHERE id = ?", empty)
 
         def wiped() -> None:
@@ -379,36 +377,17 @@ def _items(tracked: Tracked, serial: int, op: Op) -> Iterable[bytes]:
 
 
 def _row(items: list[bytes], entries: list[LogEntry]) -> Row:
-    return Row(items, sum(map(len, items)) + (1 if len(items) <= SHORT_LIST else 3), entries)
+    count = len(items)
+    head = bytes((0x90 | count,)) if count <= SHORT_LIST else b"\xdc" + count.to_bytes(2)
+    data = b"".join([head, *items])
+    return Row(data, room_for(SLOT_BYTES + len(data)), entries)
 
 
-def _body(row: Row, room: int) -> bytes:
-    """Return the body of a row: the list of its items, filled up to `room` bytes."""
-    spare = room - row.size
-    count = len(row.items) + (spare > 0)
-    head = bytes((0x90 | count,)) if len(row.items) <= SHORT_LIST else b"\xdc" + count.to_bytes(2)
-    return b"".join([head, *row.items, _filler(spare)])
-
-
-def _filler(size: int) -> bytes:
-    """Return a MessagePack element of exactly `size` bytes."""
-    if size < 2:
-        return bytes(size)  # in MessagePack, a zero byte is the number 0
-    if size < 258:
-        return b"\xc4" + (size - 2).to_bytes() + bytes(size - 2)
-    return b"\xc5" + (size - 3).to_bytes(2) + bytes(size - 3)
-
-
-def _read_items(body: bytes, slot: int) -> list[Item]:
-    if not body[0]:
-        return []
+def _read_items(data: bytes, slot: int) -> list[Item]:
     try:
-        items = _decode_items(body)
+        return _decode_items(data) if data else []
     except msgspec.DecodeError as error:
         raise StoreUnusable(f"the log is damaged: slot {slot} cannot be read ({error}); restore a backup") from error
-    if type(items[-1]) is not list:
-        items.pop()
-    return items
 
 
 def _damaged(error: Exception) -> StoreUnusable:

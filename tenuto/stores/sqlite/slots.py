@@ -2,18 +2,17 @@
 
 Layer: stores.
 
-The sizes may be changed freely, the layout may not: two bytes with the length of the data, the data, and zeros up to
-the end. (The slots of the log have another layout.)
+The sizes may be changed freely, the layout may not: a checksum of four bytes, two bytes with the length of the data,
+the data, and zeros up to the end. A free slot of a document has zeros only.
 
-A checksum is the CRC-32 of a piece of text, a head, a row of the log or a channel. SQLite notices damage to its own
-structure, but not a changed byte in a row. A checksum also covers the place of the data (its message, its channel, its
-slot), so that intact data in the wrong place is noticed too. The formulas may not be changed without a new schema.
+A checksum is the CRC-32 of a slot, a head or a channel. SQLite notices damage to its own structure, but not a changed
+byte in a row. A checksum also covers the place of the data (its message, its channel, its slot), so that intact data in
+the wrong place is noticed too. The formulas may not be changed without a new schema.
 """
 
 from __future__ import annotations
 
 import sqlite3
-import struct
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -25,14 +24,16 @@ import msgspec
 from tenuto.core.errors import StoreUnusable
 
 # Largest size of a slot: SQLite keeps a row of 4,057 bytes whole in a leaf of 4,096 bytes, so that no slot spans two
-# pages. A slot of the log has a checksum of four bytes besides.
-MAX_ROOM = 4_048
+# pages.
+MAX_ROOM = 4_052
+SUM_BYTES = 4
 LENGTH_BYTES = 2
-MAX_DATA = MAX_ROOM - LENGTH_BYTES
+SLOT_BYTES = SUM_BYTES + LENGTH_BYTES  # what a slot has besides its data
+MAX_DATA = MAX_ROOM - SLOT_BYTES
 
 
 def room_for(size: int) -> int:
-    """Return the size of a new slot for `size` bytes: at most a sixteenth larger, and of few sizes, to ease reuse."""
+    """Return the size of a new slot of `size` bytes: at most a sixteenth larger, and of few sizes, to ease reuse."""
     step = 1 << max(0, size.bit_length() - 5)
     return min(MAX_ROOM, -(-size // step) * step)
 
@@ -43,17 +44,6 @@ def larger_rooms(room: int) -> tuple[int, int]:
     return next_room, room_for(next_room + 1)
 
 
-def pack(data: bytes, room: int) -> bytes:
-    """Return `data` as the body of a slot with `room` bytes."""
-    return (len(data).to_bytes(LENGTH_BYTES) + data).ljust(room, b"\0")
-
-
-def unpack(body: bytes) -> bytes:
-    """Return the data in `body`: the inverse of `pack`."""
-    return body[LENGTH_BYTES : LENGTH_BYTES + int.from_bytes(body[:LENGTH_BYTES])]
-
-
-SUM_BYTES = 4  # length of the checksum in front of a row of the log
 _POLYNOMIAL = 0xEDB88320  # the polynomial of CRC-32, with its bits reversed
 _LAST_BIT = crc32(b"\x80") ^ crc32(b"\x00")  # change of a checksum when the last bit of the data changes
 
@@ -61,13 +51,7 @@ _LAST_BIT = crc32(b"\x80") ^ crc32(b"\x00")  # change of a checksum when the las
 # rows, and would leave the statement open, so that the WAL could not be emptied. A checksum finds the damage.
 tolerant_text = partial(str, encoding="utf-8", errors="replace")
 
-_slot = struct.Struct("<q").pack  # signed: a damaged row may have a number below 0
 _encode = msgspec.msgpack.Encoder().encode
-
-
-def piece_sum(document: int, blob: int, chunk: int, data: bytes) -> int:
-    """Return the checksum of one piece of a document."""
-    return _stored(crc32(data, crc32(_encode((document, blob, chunk)))))
 
 
 def head_sum(fields: tuple[Any, ...], head: bytes) -> int:
@@ -80,30 +64,33 @@ def channel_sum(number: int, name: str, epoch: str, floor: int) -> int:
     return _stored(crc32(_encode((number, name, epoch, floor))))
 
 
-def sealed(slot: int, body: bytes) -> bytes:
-    """Return the row of the log in `slot`: its checksum, and `body`."""
-    return crc32(body, crc32(_slot(slot))).to_bytes(SUM_BYTES, "little") + body
+def sealed(place: tuple[int, ...], data: bytes, room: int) -> bytes:
+    """Return `data` as the body of a slot with `room` bytes.
 
-
-def opened(slot: int, row: object) -> bytes | None:
-    """Return the body of a row of the log, without its checksum; None if the row is damaged.
-
-    A single bit that changed is put right: the difference of the checksums shows which one it is.
+    The place is the number of a slot of the log, or document, blob and chunk.
     """
-    if type(row) is not bytes:
+    rest = (len(data).to_bytes(LENGTH_BYTES) + data).ljust(room - SUM_BYTES, b"\0")
+    return crc32(rest, crc32(_encode(place))).to_bytes(SUM_BYTES, "little") + rest
+
+
+def opened(place: tuple[int, ...], body: object, *, mends: bool = False) -> bytes | None:
+    """Return the data in the body of a slot, which has this place; None if it is damaged.
+
+    With `mends`, a single bit that changed is put right: the difference of the checksums shows which one it is. In one
+    of 100,000 other damages it shows one, too, so only the log does so, whose damage touches all open messages.
+    """
+    if type(body) is not bytes or len(body) < SLOT_BYTES:
         return None
-    body = row[SUM_BYTES:]
-    difference = crc32(body, crc32(_slot(slot))) ^ int.from_bytes(row[:SUM_BYTES], "little")
-    if not difference:
-        return body
-    if difference.bit_count() == 1:  # a bit of the checksum itself changed
-        return body
-    bit = _changed_bit(difference, 8 * len(body))
-    if bit is None:
-        return None
-    right = bytearray(body)
-    right[bit // 8] ^= 1 << bit % 8
-    return bytes(right)
+    rest = body[SUM_BYTES:]
+    difference = crc32(rest, crc32(_encode(place))) ^ int.from_bytes(body[:SUM_BYTES], "little")
+    if difference and not (mends and difference.bit_count() == 1):  # a bit of the checksum itself
+        bit = _changed_bit(difference, 8 * len(rest)) if mends else None
+        if bit is None:
+            return None
+        right = bytearray(rest)
+        right[bit // 8] ^= 1 << bit % 8
+        rest = bytes(right)
+    return rest[LENGTH_BYTES : LENGTH_BYTES + int.from_bytes(rest[:LENGTH_BYTES])]
 
 
 def damaged(path: Path, error: Exception) -> StoreUnusable:
