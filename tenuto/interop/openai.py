@@ -174,7 +174,9 @@ class OpenAI:
             channel, is_response = into.channel, bool(into.message_id)
             reply = ["command"] if given.approvals else ["publish"] if not given.outputs else []
             access.check(channel, "subscribe", "history", *reply)
-            _check_earlier(access, channel, given)
+            if any(role != "user" for role, _ in given.earlier) and not access.identity.has("append", channel):
+                detail = f"a message of another role than user needs the capability 'append' on channel {channel!r}"
+                raise Forbidden(f"{detail} in a stored conversation; send what the agent is to do as instructions")
             if not is_response:
                 meta = {CONVERSATION: True}
                 into = await self._newest_turn(access, channel, given)
@@ -313,16 +315,13 @@ class OpenAI:
         channel = self._new_channel(access, model, id)
         access.check(channel, "history", "publish")
         if body.get("items") and id not in channel:
-            raise InvalidRequest(
-                f"all requests share channel {channel!r}, so it gets no items; send none", param="items"
-            )
+            detail = f"all requests share channel {channel!r}, so it gets no items; send none"
+            raise InvalidRequest(detail, param="items")
         await self._store_items(access, channel, body)
-        return json_response(_conversation_of(channel, []))
+        return await _conversation_in(access, channel)
 
     async def _conversation(self, request: Request) -> Response:
-        """Return a conversation."""
-        access, channel = await self._in_conversation(request)
-        return json_response(_conversation_of(channel, (await access.history(channel, after=0, limit=1)).messages))
+        return await _conversation_in(*await self._in_conversation(request))
 
     async def _delete_conversation(self, request: Request) -> Response:
         """Delete the messages of the caller, with their answers. Raises Forbidden if those of others are left."""
@@ -344,18 +343,13 @@ class OpenAI:
         return json_response({"id": conversation_id(channel), "object": "conversation.deleted", "deleted": True})
 
     async def _list_items(self, request: Request) -> Response:
-        """Return a page of the items."""
-        access, channel = await self._in_conversation(request)
-        return page_of(await self._items(access, channel), request)
+        return page_of(await self._items(request), request)
 
     async def _item(self, request: Request) -> Response:
-        """Return one item."""
-        access, channel = await self._in_conversation(request)
-        id = request.path_params["item"]
-        for one in await self._items(access, channel):
-            if one["id"] == id:
+        for one in await self._items(request):
+            if one["id"] == request.path_params["item"]:
                 return json_response(one)
-        raise unknown("item", id)
+        raise unknown("item", request.path_params["item"])
 
     async def _add_items(self, request: Request) -> Response:
         """Store messages, and return them as items. Messages of other roles than `user` need `append`."""
@@ -371,17 +365,17 @@ class OpenAI:
         if id not in ids:
             raise unknown("item", id)
         if len(ids) > 1:
-            raise InvalidRequest(
-                f"item {id[:64]!r} goes with {len(ids) - 1} others; delete the response or conversation"
-            )
+            detail = f"item {id[:64]!r} goes with {len(ids) - 1} others"
+            raise InvalidRequest(f"{detail}; delete the response or conversation")
         await access.delete_turn(channel, of.message_id)
-        return await self._conversation(request)
+        return await _conversation_in(access, channel)
 
     async def _in_conversation(self, request: Request, *needs: str) -> tuple[Access, str]:
         of = reference(request.path_params["id"], kind="conversation")
         return await self._hub.authorize(request.scope, of.channel, ["history", *needs]), of.channel
 
-    async def _items(self, access: Access, channel: str) -> list[Json]:
+    async def _items(self, request: Request) -> list[Json]:
+        access, channel = await self._in_conversation(request)
         items: list[Json] = []
         for status in await access.conversation(channel):
             items += input_items(channel, status.message or status.answers[0])
@@ -435,24 +429,17 @@ async def _store_earlier(access: Access, channel: str, id: str, given: GivenInpu
     return stored
 
 
-def _conversation_of(channel: str, first: list[Message]) -> Json:
+async def _conversation_in(access: Access, channel: str) -> Response:
+    first = (await access.history(channel, after=0, limit=1)).messages
     created_at = first[0].created_at // 1000 if first else int(time.time())  # it begins with its first message
-    return {"id": conversation_id(channel), "object": "conversation", "created_at": created_at, "metadata": {}}
+    shown = {"id": conversation_id(channel), "object": "conversation", "created_at": created_at, "metadata": {}}
+    return json_response(shown)
 
 
 def _no_call(id: str) -> NotFound:
     """Return the error about an output or an approval of a call that the response or the conversation does not have."""
     detail = f"the response has no call {id[:64]!r}; send the call_id of its function_call"
     return NotFound(f"{detail}, or the id of its mcp_approval_request", param="input")
-
-
-def _check_earlier(access: Access, channel: str, given: GivenInput) -> None:
-    """Raise Forbidden unless the caller may bring the earlier messages to a conversation that others may be in."""
-    if any(role != "user" for role, _ in given.earlier) and not access.identity.has("append", channel):
-        raise Forbidden(
-            "the input has a message of another role than user, and to bring one to a stored conversation needs the "
-            f"capability 'append' on channel {channel!r}; send what the agent is to do as instructions"
-        )
 
 
 async def with_references(access: Access, items: object, channel: str | None, param: str) -> object:
@@ -646,7 +633,7 @@ def _about(name: str) -> Iterator[None]:
 def given_in_responses(items: Any, *, is_first: bool) -> GivenInput:
     """Return the input of `POST /responses`, which begins a channel if `is_first`. Raises InvalidRequest."""
     items = [{"role": "user", "content": items}] if isinstance(items, str) else items
-    return _checked(_given(items, is_first=is_first, is_whole=is_first))
+    return _given(items, is_first=is_first, is_whole=is_first)
 
 
 def further_input(items: object) -> list[Json]:
@@ -683,7 +670,7 @@ def given_in_chat(body: Json) -> GivenInput:
         content = content or [] if calls else content
         items.append({"type": "message", "role": role, "content": content, "name": message.get("name")})
         items += [_item_of_call(one) for one in _objects(calls, "tool_calls must be")] if calls else []
-    return _checked(_given(items))
+    return _given(items)
 
 
 def _item_of_call(call: Json) -> Json:
@@ -732,18 +719,14 @@ def _given(items: Any, *, is_first: bool = True, joins_calls: bool = True, is_wh
                 raise InvalidRequest(
                     f"an item of input has the type {kind!r:.80}; send messages, function_call_outputs and approvals"
                 )
-    if not joins_calls:
-        given.add("assistant", [])  # the end, so that messages of the user and outputs are earlier ones
-    given.earlier = [(role, parts) for role, parts in given.earlier if parts]
     if is_whole and given.unknown:
         detail = f"the input replies to {given.unknown[0][:64]!r}, but no call before it has this id"
         raise InvalidRequest(f"{detail}; send the call too, or the previous_response_id of the response that has it")
-    return given
-
-
-def _checked(given: GivenInput) -> GivenInput:
-    if not (given.parts or given.outputs or given.approvals):
+    if not joins_calls:
+        given.add("assistant", [])  # the end, so that messages of the user and outputs are earlier ones
+    elif not (given.parts or given.outputs or given.approvals):
         raise InvalidRequest("the input must end with a text or a file of the user, or with an output; add one")
+    given.earlier = [(role, parts) for role, parts in given.earlier if parts]
     if len(given.earlier) > MAX_EARLIER:
         raise InvalidRequest(f"the input has {len(given.earlier)} earlier messages; send at most {MAX_EARLIER}")
     return given

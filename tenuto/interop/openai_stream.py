@@ -197,7 +197,6 @@ def error_of(problem: Json) -> Json:
 
 # -- the events -----------------------------------------------------------------------------------------------------
 
-_NUMBER = re.compile(r"[0-9]{1,16}\Z", re.ASCII)
 # Numbers from here on are those of last events that exist only while the caller has a question to answer.
 ASKING = 2**40
 STEERED = 2 * ASKING  # a response that further input ends has this and the number of its next item as its last number
@@ -300,21 +299,13 @@ class TurnEvents(EventStream):
         if (found := self._turn.sole_text(deltas)) is not None and found[0] is self._part:  # hot path: more text
             found[0].new.append(found[1])
             self._grow(found[0])
-            events, self._events = self._events, []
-            return events
-        is_first = not self.position
-        for name in ("created", "in_progress") if is_first else ():
-            self._put(f"response.{name}", response=self._response("in_progress", []))
-        self._fold(deltas)
-        if not self.is_over:
-            self._walk(steers=steers)
-            if self.rest is not None:
-                self.position += STEERED
-                self._finish()
-            elif self._turn.is_over:
+        else:
+            for name in () if self.position else ("created", "in_progress"):
+                self._put(f"response.{name}", response=self._response("in_progress", []))
+            self._fold(deltas)
+            if not self.is_over:
+                self._walk(steers=steers)
                 self._end()
-            elif self._ends_at_question and self._open_calls():
-                self._ask()
         events, self._events = self._events, []
         return events
 
@@ -529,32 +520,30 @@ class TurnEvents(EventStream):
         item = {"id": f"mcpr_{a}_{index}_{id}", "type": "mcp_approval_request", "arguments": part.text()}
         return {**item, "name": part.value["name"], "server_label": SERVER}
 
-    def _ask(self) -> None:
-        """End the response, because the turn waits for the caller's next request."""
-        self.position = max(self.position, ASKING)
-        self._walk(is_last=True)
-        for part, id in self._open_calls().items():
-            if id:
-                item = self._approval(part, id)
+    def _end(self) -> None:
+        """End the response if its turn has ended, waits for the caller's next request, or goes on in another response.
+
+        The last event is above the number that the reader has, so that it gets it also if text was removed.
+        """
+        asked = self._open_calls() if self._ends_at_question and not self._turn.is_over else {}
+        if self.rest is not None:
+            self.position += STEERED
+        elif self._turn.is_over or asked:
+            self.position = max(self.position, ASKING) if asked else self.position
+            self._walk(is_last=True)
+            for item in (self._approval(part, id) for part, id in asked.items() if id):
                 self._put("response.output_item.added", output_index=self._items, item=item)
                 self._put("response.output_item.done", output_index=self._items, item=item)
                 self._items += 1
-        self._finish()
-
-    def _end(self) -> None:
-        self._walk(is_last=True)
-        error = self._finish()["error"]
-        if error is not None:
-            self._put("error", code=error["code"], message=error["message"], param=None, error=error)
-
-    def _finish(self) -> Json:
-        """Send the last event above the number that the reader has, so that it gets it also if text was removed."""
+        else:
+            return
         self.is_repeated = self.position <= self._after
         self.position = max(self.position, self._after + 1)
         whole, self.is_over = self.response(), True
         name = "incomplete" if whole["status"] == "cancelled" else whole["status"]
         self._put(f"response.{name}", response=whole)
-        return whole
+        if (error := whole["error"]) is not None:
+            self._put("error", code=error["code"], message=error["message"], param=None, error=error)
 
     def _put(self, event_type: str, **fields: Any) -> None:
         number, self.position = self.position, self.position + 1
@@ -567,7 +556,7 @@ def after_of(given: Mapping[str, Any]) -> int:
     value = given.get("starting_after")
     if value is None:
         return -1
-    after = int(value) if _NUMBER.match(str(value)) else -1
+    after = int(value) if re.fullmatch("[0-9]{1,16}", str(value)) else -1
     if not 0 <= after < 2 * STEERED:
         detail = f"starting_after must be the sequence_number of an event of this response, got {value!r:.80}"
         raise InvalidRequest(detail, param="starting_after")
@@ -678,17 +667,12 @@ class ChatStream(TurnEvents):
             case "response.custom_tool_call_input.delta":
                 yield self._more({"custom": {"input": event["delta"]}})
             case "response.completed" | "response.incomplete":
-                whole = event["response"]
-                if _asks_approval(whole):
-                    yield {"error": _APPROVAL}
-                    return
-                text = _text_of(whole)
-                if len(text) != self._sent_text.length or not self._sent_text.begins(text):
-                    yield {"error": _REPLACED}
-                    return
-                yield self._chunk({}, finish_reason=_finish_reason(whole))
-                if self._has_usage:
-                    yield {**self._head, "choices": [], "usage": _usage(whole)}
+                error, text, reason = _end_of(event["response"])
+                if error is None and (len(text) != self._sent_text.length or not self._sent_text.begins(text)):
+                    error = _REPLACED
+                yield {"error": error} if error is not None else self._chunk({}, finish_reason=reason)
+                if self._has_usage and error is None:
+                    yield {**self._head, "choices": [], "usage": _usage(event["response"])}
             case "error":
                 yield {"error": event["error"]}
 
@@ -703,13 +687,13 @@ class ChatStream(TurnEvents):
 
 def completion(response: Json) -> tuple[int, Json]:
     """Return the status and the body of a chat completion in one piece."""
-    if response["error"] is not None or _asks_approval(response):
-        return 500, {"error": response["error"] or _APPROVAL}
-    output = response["output"]
-    calls = [_chat_call(one) for one in output if one["type"] in CALLS]
-    message: Json = {"role": "assistant", "content": _text_of(response) or (None if calls else ""), "refusal": None}
+    error, text, reason = _end_of(response)
+    if error is not None:
+        return 500, {"error": error}
+    calls = [_chat_call(one) for one in response["output"] if one["type"] in CALLS]
+    message: Json = {"role": "assistant", "content": text or (None if calls else ""), "refusal": None}
     message |= {"annotations": []} | ({"tool_calls": calls} if calls else {})
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _finish_reason(response)}
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
     return 200, {
         "id": CHAT_ID + response["id"].removeprefix("resp_"),
         "object": "chat.completion",
@@ -726,18 +710,13 @@ def _chat_call(item: Json) -> Json:
     return {"id": item["call_id"], "type": kind, kind: {"name": item["name"], field: item[field]}}
 
 
-def _text_of(response: Json) -> str:
+def _end_of(response: Json) -> tuple[Json | None, str, str]:
+    """Return the error, the text and the reason of the end of a chat completion."""
     output = response["output"]
-    return "".join(content["text"] for one in output if one["type"] == "message" for content in one["content"])
-
-
-def _asks_approval(response: Json) -> bool:
-    return any(one["type"] == "mcp_approval_request" for one in response["output"])
-
-
-def _finish_reason(response: Json) -> str:
-    output = response["output"]
-    return "tool_calls" if output and output[-1]["type"] in CALLS else "stop"
+    asks = any(one["type"] == "mcp_approval_request" for one in output)
+    error = response["error"] or (_APPROVAL if asks else None)
+    text = "".join(content["text"] for one in output if one["type"] == "message" for content in one["content"])
+    return error, text, "tool_calls" if output and output[-1]["type"] in CALLS else "stop"
 
 
 def _usage(response: Json) -> Json | None:
