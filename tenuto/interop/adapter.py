@@ -152,14 +152,6 @@ def requested_in(question: Message) -> Json:
     return requested if isinstance(requested, dict) else {}
 
 
-def file_part(url: str, media_type: object = None, **fields: object) -> Json:
-    """Return the part of a file, with its fields that are texts. If its type is unknown, the URL of data names it."""
-    is_known = isinstance(media_type, str) and not media_type.endswith("/*")
-    found = None if is_known else _DATA_TYPE.match(url)
-    named = {"mediaType": found[1].lower() if found else media_type, **fields}
-    return {"type": "file", "url": url, **{name: value for name, value in named.items() if isinstance(value, str)}}
-
-
 def messages_in(messages: object, form: str, is_right: Callable[[Json], bool]) -> list[Json]:
     """Return `messages`, each with an id and a role, and `is_right`. Raises InvalidRequest with their `form`."""
 
@@ -199,36 +191,40 @@ def _stored_part(given: Any, *, has_data: bool) -> Json | None:
         case {"type": "text" | "input_text" | "output_text", "text": str(text)} | {"refusal": str(text)}:
             return {"type": "text", "text": text}
         case {"type": "file", "url": str(url), **more}:
-            return file_part(url, more.get("mediaType"), filename=more.get("filename"))
+            return _file(url, more.get("mediaType"), more)
         case {"image_url": {"url": str(url), **more}} | {"type": "input_image", "image_url": str(url), **more}:
-            return file_part(url, "image/*", detail=more.get("detail"))
+            return _file(url, "image/*", more)
         case {"type": "input_file"} | {"type": "file", "file": {}}:
             about = given["file"] if given["type"] == "file" else given
             file = about.get("file_data") or about.get("file_url")
             if not isinstance(file, str):
                 detail = "a file needs file_data or file_url, because the server has no files"
                 raise InvalidRequest(f"{detail}, got {given!r:.80}")
-            name = about.get("filename")
             if file is about.get("file_data") and file[:5].lower() != "data:":
-                file = f"data:{guess_type(str(name))[0] or 'application/octet-stream'};base64,{file}"
-            return file_part(file, filename=name, detail=about.get("detail"))
+                media_type = guess_type(str(about.get("filename")))[0] or "application/octet-stream"
+                file = f"data:{media_type};base64,{file}"
+            return _file(file, None, about)
         case {"type": "input_audio", "input_audio": {"data": str(data), "format": str(kind)}}:
-            return file_part(f"data:audio/{'mpeg' if kind == 'mp3' else kind};base64,{data}")
+            return _file(f"data:audio/{'mpeg' if kind == 'mp3' else kind};base64,{data}", None, {})
         case {"type": str(kind), "source": {"type": "url", "value": str(url), **more}}:
             known = f"{kind}/*" if kind in ("image", "audio", "video") else None
-            return file_part(url, more.get("mimeType") or known, **_named(given))
+            return _file(url, more.get("mimeType") or known, given)
         case {"type": "binary", "mimeType": str(kind), "url": str(url)}:
-            return file_part(url, kind, **_named(given))
+            return _file(url, kind, given)
         case {"type": "binary", "mimeType": str(kind), "data": str(data)} | {
             "source": {"type": "data", "value": str(data), "mimeType": str(kind)}
         }:
-            return file_part(f"data:{kind};base64,{data}", **_named(given))
+            return _file(f"data:{kind};base64,{data}", None, given)
         case {"type": str(kind), **more} if has_data and kind.startswith("data-"):
             return {"type": "data", "name": kind.removeprefix("data-"), "data": more.get("data")}
     return None
 
 
-def _named(given: Json) -> Json:
-    """Return what AG-UI says about a file: fields of a `binary` part, or `metadata` of the others."""
-    about = given["metadata"] if isinstance(given.get("metadata"), dict) else given
-    return {name: about.get(name) for name in ("filename", "detail")}
+def _file(url: str, media_type: object, about: dict[Any, Any]) -> Json:
+    """Return the part of a file with the texts `about` it. If its type is unknown, the URL of data names it."""
+    is_known = isinstance(media_type, str) and not media_type.endswith("/*")
+    found = None if is_known else _DATA_TYPE.match(url)
+    about = about["metadata"] if isinstance(about.get("metadata"), dict) else about  # AG-UI
+    named = {"mediaType": found[1].lower() if found else media_type}
+    named |= {name: about.get(name) for name in ("filename", "detail")}
+    return {"type": "file", "url": url, **{name: value for name, value in named.items() if isinstance(value, str)}}

@@ -75,7 +75,8 @@ class AISDK(ChatRoutes):
         if last["role"] == "assistant":
             question, has_replied = await self._answer(access, channel, last)
             return access.stream(channel, question, UIStream(question, self._release, last, is_late=not has_replied))
-        options, is_edit = options_in(body, is_strict=False), body.get("messageId") is not None
+        options = options_in(body, is_strict=False)
+        is_edit = body.get("messageId") is not None and not is_again  # else it names the answer
         question = await self._question(access, channel, earlier, last, options, is_edit=is_edit)
         if is_again:
             await self._regenerate(access, channel, question)

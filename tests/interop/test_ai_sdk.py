@@ -207,6 +207,10 @@ async def test_edit_of_an_old_question_that_is_sent_again_joins_its_version() ->
         for edit in ({"messageId": "u"}, {}):
             await ask("two", **edit)
         assert sorted(await versions()) == ["one", "two"]
+        # another tab shows the first version; `messageId` is its answer
+        again = {"trigger": "regenerate-message", "messageId": "a0"}
+        await client.post("/api/chat", json={"id": "1", "message": user("one"), **again})
+        assert sorted(await versions()) == ["one", "two"]
         await ask("one", messageId="u")  # an edit back is another version
         await ask("one", messageId="u")
         assert sorted(await versions()) == ["one", "one", "two"]
