@@ -636,10 +636,8 @@ class PageParts:
 
     def is_outcome(self, part: Json) -> bool:
         """Return whether a stored call has an outcome for the page's reply: its result, or the page's own approval."""
-        if has_result(part):
-            return True
         approval = approval_of(part, DEFAULT)
-        return approval is not None and self.has_approval(part["call"], approval)
+        return has_result(part) or (approval is not None and self.has_approval(part["call"], approval))
 
     def has(self, chunk: Json) -> bool:
         """Return whether the page has the part of `chunk`, with this value."""

@@ -299,14 +299,12 @@ class TurnFold:
         answer = self._by_id.get(only.message_id)
         return (answer.parts[added.index], added.text) if answer and added.index < len(answer.parts) else None
 
-    def receive_all(self, deltas: Iterable[TurnDelta]) -> tuple[list[Part], list[str]]:
+    def receive_all(self, deltas: Sequence[TurnDelta]) -> tuple[list[Part], list[str]]:
         """Apply `deltas`, and return the parts, and the ids of the questions, that they have changed, each once."""
-        parts, ids = dict[Part, None](), dict[str, None]()
-        for delta in deltas:
-            parts |= dict.fromkeys(self.receive(delta))
-            if isinstance(delta, QuestionAsked | QuestionReplied):
-                ids[delta.command.id if isinstance(delta, QuestionAsked) else delta.id] = None
-        return list(parts), list(ids)
+        parts = dict.fromkeys(part for delta in deltas for part in self.receive(delta))
+        asked = [one.command.id for one in deltas if isinstance(one, QuestionAsked)]
+        replied = [one.id for one in deltas if isinstance(one, QuestionReplied)]
+        return list(parts), list(dict.fromkeys([*asked, *replied]))
 
     def receive(self, delta: TurnDelta) -> list[Part]:
         """Apply a delta of the turn, and return the parts that it has changed."""
@@ -365,12 +363,12 @@ class TurnFold:
 
         Then the known parts from there on count no longer.
         """
-        known = answer.parts[index] if index < len(answer.parts) else None
+        number, known = self.answers.index(answer), answer.parts[index] if index < len(answer.parts) else None
         attempt, is_attempt = answer.attempts_in(index), value["type"] == ATTEMPT
         if is_whole and known is not None and (known.attempt, known.value["type"] == ATTEMPT) != (attempt, is_attempt):
             del answer.parts[index:]
-            known, place = None, (self.answers.index(answer), index)
-            self.place = place if self.place[0] == place[0] and self.place > place else self.place
+            known = None
+            self.place = min(self.place, (number, index)) if self.place[0] == number else self.place
         value = {"type": ATTEMPT} if is_attempt else value  # a stream does not keep what counts no longer
         if known is not None:
             if known.value["type"] == value["type"]:
@@ -379,11 +377,10 @@ class TurnFold:
             answer.is_rewritten = True
             if self._keeps_text:  # the last event has all parts, with the types under which they were sent
                 return known
-        text = text_of(value)
-        place = self.answers.index(answer), min(index, len(answer.parts))
+        text, index = text_of(value), min(index, len(answer.parts))
         kept: list[str] | None = [] if self._keeps_text else None
-        part = Part(answer, place, value, [text] if text else [], kept, attempt)
-        answer.parts[place[1] : place[1] + 1] = [part]
+        part = Part(answer, (number, index), value, [text] if text else [], kept, attempt)
+        answer.parts[index : index + 1] = [part]
         return part
 
 
