@@ -422,7 +422,6 @@ class AGUIStream(EventStream):
         self.known: dict[str, str] = {}  # roles of the messages of the turn that the client shows, by id
         self._at = TurnPosition(question)  # of the walk
         self._after = self._last = after or self._at  # of the events that the reader has
-        self._events: list[tuple[str, Json]] = []
         self._parts: dict[Part, Json] = {}  # of each part that grows the field with its id in the client
         self._calls: dict[Part, int] = {}  # their numbers in the turn
         self._values: dict[str, tuple[str, Any]] = {}  # last names and values of other parts and questions, by id
@@ -473,10 +472,6 @@ class AGUIStream(EventStream):
         if not self.is_over and (self._turn.is_over or self.ended or self._turn.is_gone()):
             self._finish()
         return self._taken()
-
-    def _taken(self) -> list[tuple[str, Json]]:
-        events, self._events = self._events, []
-        return events
 
     def _begin_run(self, attempts: int) -> None:
         self._attempts, self._at = attempts, replace(self._at, sum=attempts)

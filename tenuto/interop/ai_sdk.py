@@ -300,7 +300,6 @@ class UIStream(EventStream):
         self._message_id = message_id
         self._page = PageParts(page)
         self._is_late = is_late
-        self._chunks: list[Json] = []
         self._is_first = True  # no deltas were received
         self._begun_id = ""  # id of the page's message after its beginning
         self._answer = 0  # number of the last answer of which the page has parts
@@ -345,7 +344,7 @@ class UIStream(EventStream):
         if is_first and self._page.has_other_text():
             self.ended, self._step_due = self.REPLACED, ALWAYS if self._replied() else ""
             self._open.clear()
-            del self._chunks[1:]  # behind `start`: a page shows no mixture of two texts
+            del self._events[1:]  # behind `start`: a page shows no mixture of two texts
         if self.ended is not None or self._turn.is_over:
             self._finish()
         elif any(one.question for one in self._tools.values()):
@@ -354,12 +353,11 @@ class UIStream(EventStream):
                     self._make_available(tool, tool.held)
             if not self._has_running_call():
                 self._end_with_question()
-        chunks, self._chunks = self._chunks, []
-        return chunks
+        return self._taken()
 
     def _put(self, **chunk: Any) -> None:
         self._is_silent = self._is_silent and chunk["type"] == "start"
-        self._chunks.append(chunk)
+        self._events.append(chunk)
 
     def _begin(self, message_id: str) -> None:
         if not self._begun_id:

@@ -397,3 +397,8 @@ class EventStream:
         self.is_over = False  # the stream is complete, although the turn may go on
         self.ended: End | None = None  # the stream ends at once, whatever the turn does
         self._turn = TurnFold(keeps_text=keeps_text)
+        self._events: list[Any] = []  # events of the format that were not taken yet
+
+    def _taken(self) -> list[Any]:
+        events, self._events = self._events, []
+        return events

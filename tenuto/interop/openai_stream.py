@@ -279,7 +279,6 @@ class TurnEvents(EventStream):
         self._seen = after if after < STEERED else after - STEERED - 1  # the last number before another response
         self._own_tools = own_tools(question)
         self._turn.place = of.start[0], 0
-        self._events: list[Json] = []
         self._part: Part | None = None  # the part whose item is open
         self._where = Json()  # fields of the events of this item
         self._kind = ""
@@ -306,8 +305,7 @@ class TurnEvents(EventStream):
             if not self.is_over:
                 self._walk(steers=steers)
                 self._end()
-        events, self._events = self._events, []
-        return events
+        return self._taken()
 
     def _fold(self, deltas: Sequence[TurnDelta]) -> None:
         """Apply `deltas`. The items of each attempt that they supersede are counted, and then taken back."""
