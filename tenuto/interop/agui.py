@@ -305,13 +305,9 @@ async def _question(access: Access, channel: str, last: Json, before: list[Json]
         if known is not None and known.role == "user" and known.parts[len(outputs_in(known)) :] == parts:
             return id
         raise IdConflict(f"message {last['id'][:64]!r} exists with other content; send changed content with a new id")
-    outputs = await _outputs(access, channel, before, await _turns(access, channel)) if before else []
+    turns = await access.conversation(channel, limit=NEWEST) if before else []
+    outputs = await _outputs(access, channel, before, turns)
     return (await access.create(channel, id=id, parts=[*(part for _, part in outputs), *parts], options=options)).id
-
-
-async def _turns(access: Access, channel: str) -> list[tuple[TurnStatus, Message]]:
-    """Return the newest turns of a thread, each with its question."""
-    return [(one, one.message) for one in await access.conversation(channel, limit=NEWEST) if one.message is not None]
 
 
 async def _with_results(
@@ -322,8 +318,8 @@ async def _with_results(
     Results of calls to the client's own tools, whose turns have ended without them, are a new question with the id of
     the last one. Other results are ignored, because the store has them.
     """
-    turns = await _turns(access, channel)
-    asked = {message.id for _, message in turns}
+    turns = await access.conversation(channel, limit=NEWEST)
+    asked = {turn.message.id for turn in turns if turn.message is not None}
     for at in reversed(range(len(later))):
         if later[at]["role"] == "tool" and stored_id(later[at]["id"]) in asked:
             question, later = stored_id(later[at]["id"]), later[at + 1 :]
@@ -333,21 +329,21 @@ async def _with_results(
 
 
 async def _outputs(
-    access: Access, channel: str, results: list[Json], turns: list[tuple[TurnStatus, Message]]
+    access: Access, channel: str, results: list[Json], turns: list[TurnStatus]
 ) -> list[tuple[str, Json]]:
     """Return ids, and parts, of the `results` that belong to open calls to the client's own tools."""
     given = {str(one.get("toolCallId")): one for one in results}
     open_calls = set[str]()
-    for turn, message in turns:
+    for turn in turns:
+        if turn.message is None:
+            continue
+        open_calls -= outputs_in(turn.message).keys()  # later calls may have their ids again
         parts = [part for one in turn.answers for part in one.parts if part["type"] == "tool" and not has_result(part)]
         if turn.state == "over" and given.keys() & {part["call"] for part in parts}:
-            tools = own_tools(with_options(message, await access.options(channel, message)))
+            tools = own_tools(with_options(turn.message, await access.options(channel, turn.message)))
             open_calls |= {part["call"] for part in parts if part["name"] in tools}
-    for _, message in turns:
-        open_calls -= outputs_in(message).keys()
-    return [
-        (stored_id(one["id"]), output_part(call, _output(one))) for call, one in given.items() if call in open_calls
-    ]
+    found = {call: one for call, one in given.items() if call in open_calls}
+    return [(stored_id(one["id"]), output_part(call, _output(one))) for call, one in found.items()]
 
 
 def _output(result: Json) -> object:

@@ -357,6 +357,19 @@ async def test_results_of_the_tools_of_a_page_begin_a_turn_that_has_them_at_thei
     assert result in await scene.loaded()
 
 
+async def test_result_of_a_call_whose_id_an_earlier_call_had_begins_a_turn_too(scene: RunScene) -> None:
+    async def script(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.part({**CALL, "call": "call_0", "name": "ask", "state": "called"})
+
+    scene.script = script
+    results = [{"id": f"t{number}", "role": "tool", "toolCallId": "call_0", "content": number} for number in "12"]
+    for number in range(3):
+        body = run_of([user(), *results[:number]], tools=[{"name": "ask"}])
+        assert "RUN_FINISHED" in (await scene.http.post("/api/agent", json=body)).text
+    assert [turn.message.id for turn in scene.turns] == ["u", "t1", "t2"]
+
+
 async def test_loaded_thread_has_thoughts_and_calls_in_the_messages_in_which_tanstack_builds_them() -> None:
     """`tests/interop/long/test_tanstack.py` compares them with those of the real client."""
     thought, text, done = {"type": "reasoning", "text": "Hm"}, {"type": "text", "text": "Seven."}, "tool-result"
