@@ -99,6 +99,26 @@ async def test_message_that_is_taken_in_while_a_dead_agent_may_still_work_on_it_
         assert await claim_of(hub, "m1") == ("taken", 130)
 
 
+@pytest.mark.parametrize(("broken_s", "waits_s"), [(1, 4), (5, 8)])
+@virtually
+async def test_answer_is_made_again_soon_after_the_death_of_the_agent_whose_turn_was_cancelled(
+    broken_s: float, waits_s: float
+) -> None:
+    """The turn ends two seconds after the `cancel`, before or after the connection of the agent has broken."""
+    hub, worker, other = new_hub(), Worker(), Worker("other")
+    await start_with_messages(hub, worker, "m1")
+    await hub.command(CHANNEL, "cancel", target="m1")
+    await asyncio.sleep(broken_s)
+    hub.runtime.scheduler.unregister(worker, is_broken=True)
+    hub.runtime.scheduler.register(other)
+    await asyncio.sleep(2)
+    await hub.command(CHANNEL, "regenerate", target="m1")
+    await asyncio.sleep(waits_s - broken_s - 2.1)
+    assert await claim_of(hub, "m1") == ("pending", 128)
+    await asyncio.sleep(0.2)
+    assert (await claim_of(hub, "m1"), len(other.begun)) == (("taken", 129), 1)
+
+
 @virtually
 async def test_message_created_again_after_its_channel_was_deleted_waits_for_the_old_handler() -> None:
     hub = new_hub()

@@ -384,9 +384,11 @@ class TurnScheduler:
             return
         self.workers.hide(worker, is_broken=is_broken)
         if is_broken:  # a worker that stops taking turns keeps those that it has
-            for channel, turn in self.where(lambda turn: turn.worker is worker):
+            for channel, turn in self.where(
+                lambda turn: worker is (turn.handler if turn.phase is Phase.ENDING else turn.worker)
+            ):
                 turn.worker = None
-                if turn.phase is Phase.RUNNING and not (worker.is_local or keeps_leases):
+                if not (worker.is_local or keeps_leases):
                     self._deadlines.hasten(("turn", channel, turn.message_id), self._loop.time() + BROKEN_S)
 
     def abandon(self, name: str) -> list[AssignedTurn]:
@@ -428,12 +430,6 @@ class TurnScheduler:
         if turn.handler is not None:
             self._moved(channel, turn, turn.handler_ended())
             self.offer(channel)
-
-    def _handler_lapsed(self, channel: str, turn: OpenTurn) -> None:
-        """Stop waiting for the handler of a deleted message."""
-        if turn.handler is not None:
-            self.unended.note(channel, turn.message_id, turn.attempt)
-            self._handler_ended(channel, turn)
 
     def set_state(self, channel: str, worker_name: str, data: dict[str, object]) -> None:
         """Set the state that an agent shows to people in `channel`."""
@@ -547,8 +543,7 @@ class TurnScheduler:
             case Phase.HELD:  # checked later, after all changed messages were inspected
                 self._deadlines.set(key, now_s, partial(self._check_held, channel, turn))
             case Phase.WAITING | Phase.ENDING if turn.handler is not None and not turn.handler.is_local:
-                # A handler in another process ends at the latest when its lease ends.
-                self._deadlines.set(key, now_s + LEASE_S, partial(self._handler_lapsed, channel, turn))
+                pass  # a handler in another process ends at the latest when its lease ends
             case _:
                 self._deadlines.drop(key)
 
@@ -810,7 +805,10 @@ class TurnScheduler:
         attempt = turn.attempt
 
         def lapse() -> None:
-            if turn.phase is Phase.RUNNING and turn.attempt == attempt:
+            if turn.phase is not Phase.RUNNING and turn.handler is not None:
+                self.unended.note(channel, turn.message_id, turn.attempt)
+                self._handler_ended(channel, turn)
+            elif turn.phase is Phase.RUNNING and turn.attempt == attempt:
                 self.lose(channel, turn)
 
         self._deadlines.set(("turn", channel, turn.message_id), self._loop.time() + term_s, lapse)
