@@ -48,7 +48,6 @@ from tenuto.server.workers import beat, check_shared, inherited_socket, run_work
 
 DEFAULT_PORT = 8000
 _OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-QUESTION = "Explain in ten short paragraphs why the sky is blue."
 LOG_LEVELS = ("critical", "error", "warning", "info", "debug")
 
 
@@ -330,35 +329,39 @@ def demo(host: str | None, port: int, store: str, is_lan: bool) -> None:
 @click.argument("name", type=click.Path(path_type=Path))
 def new(name: Path) -> None:
     """Write a small app with a chat into the new folder NAME: a FastAPI app, its page, a test and a Dockerfile."""
-    click.echo(f"{name} has {', '.join(write_app(name))}. Run it:\n")
-    click.echo(f"  cd {shlex.quote(str(name))}\n  python3 -m venv .venv\n  .venv/bin/pip install -r requirements.txt")
-    click.echo("  .venv/bin/uvicorn main:app --reload\n\nOpen http://127.0.0.1:8000, ask, and press F5 in mid-answer.")
-    click.echo("Tenuto is not published yet: first name your clone in requirements.txt, as README.md shows.")
+    title = name.resolve().name
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,62}", title):  # it also names the image
+        raise LocalError(f"NAME must be made of lower-case letters, digits, - and _, got {shown(title)}; try my-chat")
+    name.mkdir(parents=True, exist_ok=True)
+    if any(name.iterdir()):
+        raise LocalError(f"folder {name} is not empty; give the name of a new one")
+    for path in Path(__file__).with_name("starter").iterdir():
+        text = path.read_text(encoding="utf-8").replace("{name}", title)
+        (name / path.stem.replace("dot-", ".")).write_text(text, encoding="utf-8")
+    click.echo(f"cd {shlex.quote(str(name))}\n\n{(name / 'README.md').read_text(encoding='utf-8')}")
 
 
 @main.command()
 @click.argument("url")
-@click.option("--question", default=QUESTION, help="What to ask; its answer should take ten seconds or more.")
+@click.option("--question", default="Explain in ten short paragraphs why the sky is blue.", help="What to ask.")
 @click.option("--input", "field", default=None, metavar="SELECTOR", help="The field for the question.")
 @click.option("--send", default=None, metavar="SELECTOR", help="The button that sends it, if Enter does not.")
 @click.option("--answer", default=None, metavar="SELECTOR", help="The element with the answers.")
 @click.option("--cookie", "cookies", multiple=True, metavar="NAME=VALUE", help="A cookie of a sign-in; repeatable.")
-@click.option(
-    "--patience-s", default=30.0, show_default=True, type=click.FloatRange(0.1), help="Longest wait for text."
-)
+@click.option("--patience-s", default=30.0, show_default=True, type=click.FloatRange(0.1), help="Longest wait.")
 @click.option("--screenshots", default="f5", show_default=True, type=click.Path(path_type=Path), help="Their folder.")
-def f5(url: str, screenshots: Path, **options: Any) -> None:
+def f5(**options: Any) -> None:
     """Ask the chat page of any program, and print what survives a reload, a lost network and a second window.
 
     The exit status is 1 if anything was lost.
     """
     from tenuto.cli.f5 import Chat, survey
 
-    results = asyncio.run(survey(Chat(url, **options), screenshots))
+    results = asyncio.run(survey(Chat(**options)))
     click.echo("               question  text so far  goes on")
     for one in results:
         click.echo(f"{one.fault:<15}{'yes' if one.has_question else 'no':<10}{one.kept:<13.0%}{one.goes_on}")
-    click.echo(f"Screenshots are in {screenshots}.")
+    click.echo(f"Screenshots are in {options['screenshots']}.")
     sys.exit(not all(one.has_question and one.goes_on == "yes" for one in results))
 
 
@@ -458,23 +461,3 @@ def _listen(host: str, port: int, *, tries: int = 1) -> Any:
         return listen(host, port, tries=tries)
     except OSError as error:
         raise LocalError(f"server cannot listen on {host} port {port}: {error.strerror}; try another --port") from None
-
-
-STARTER = Path(__file__).with_name("starter")
-
-
-def write_app(folder: Path) -> list[str]:
-    """Write the app into `folder`, which is made if it does not exist, and return the names of its files.
-
-    Raises LocalError for a folder that is not empty, and for a name that cannot be the app's.
-    """
-    name = folder.resolve().name
-    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,62}", name):  # it also names the image
-        raise LocalError(f"NAME must be made of lower-case letters, digits, - and _, got {shown(name)}; try my-chat")
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.iterdir()):
-        raise LocalError(f"folder {folder} is not empty; give the name of a new one")
-    files = {path.stem.replace("dot-", "."): path.read_text(encoding="utf-8") for path in sorted(STARTER.iterdir())}
-    for file, text in files.items():
-        (folder / file).write_text(text.replace("{name}", name), encoding="utf-8")
-    return list(files)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response, StreamingResponse
@@ -20,7 +21,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from tenuto.cli import f5
-from tenuto.cli.main import write_app
+from tenuto.cli.main import main
 from tenuto.core.errors import LocalError
 from tests.browser.tab import chromium_path
 from tests.examples.nodes import Node
@@ -36,40 +37,45 @@ LOST, KEPT = ["no", "no", "no"], ["yes", "yes", "yes"]
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(f5, "OFFLINE_S", 1.0)
     monkeypatch.setenv("TENUTO_CHROMIUM", chromium_path())
 
 
 def chat(url: str, *, answer: str | None = None, patience_s: float = 30.0, **options: Any) -> f5.Chat:
     return f5.Chat(
-        url, QUESTION, **{"field": None, "send": None, "cookies": (), **options}, answer=answer, patience_s=patience_s
+        url,
+        QUESTION,
+        **{"field": None, "send": None, "cookies": (), **options},
+        answer=answer,
+        patience_s=patience_s,
+        screenshots=Path("f5"),
     )
 
 
-async def survey(page: f5.Chat, folder: Path) -> list[str]:
+async def survey(page: f5.Chat) -> list[str]:
     """Return for each fault whether the answer went on, once all of them have two screenshots."""
-    results = await f5.survey(page, folder / "f5")
-    assert len([*(folder / "f5").glob("*.png")]) == 2 * len(f5.FAULTS)
+    results = await f5.survey(page)
+    assert len([*page.screenshots.glob("*.png")]) == 2 * len(f5.FAULTS)
     assert all(one.has_question for one in results)
     assert all(one.kept >= f5.KEPT for one in results if one.goes_on != "no")
     return [one.goes_on for one in results]
 
 
-async def test_the_chat_of_a_new_app_survives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_app(tmp_path / "my-chat")
-    monkeypatch.chdir(tmp_path)
+async def test_the_chat_of_a_new_app_survives(tmp_path: Path) -> None:
+    assert CliRunner().invoke(main, ["new", "my-chat"]).exit_code == 0
     server = Node(["uvicorn", "--app-dir", str(tmp_path / "my-chat"), "main:app"], "", tmp_path / "server.log")
     with server:
         await asyncio.to_thread(server.until, server.is_listening)
-        assert await survey(chat(server.url), tmp_path) == KEPT
+        assert await survey(chat(server.url)) == KEPT
 
 
 async def test_the_demo_keeps_one_answer_and_loses_that_of_its_plain_stream(tmp_path: Path) -> None:
     with serving("demo", tmp_path) as demo:
         url = f"http://127.0.0.1:{demo.port}/"
-        assert await survey(chat(url, answer="#chat"), tmp_path) == KEPT
-        assert await survey(chat(url, answer="#plain-text", patience_s=8), tmp_path) == LOST
+        assert await survey(chat(url, answer="#chat")) == KEPT
+        assert await survey(chat(url, answer="#plain-text", patience_s=8)) == LOST
 
 
 async def page(request: Request) -> Response:
@@ -153,18 +159,16 @@ NO_LOGIN = "cannot be tested: Page.goto: net::ERR_INVALID_AUTH_CREDENTIALS; give
         ("silent", {"send": "#none"}, SILENT),
     ],
 )
-async def test_a_page_without_an_answer_is_named(
-    name: str, options: dict[str, Any], problem: str, pages: str, tmp_path: Path
-) -> None:
+async def test_a_page_without_an_answer_is_named(name: str, options: dict[str, Any], problem: str, pages: str) -> None:
     with pytest.raises(LocalError, match=problem):
-        await f5.survey(chat(f"{pages}/{name}", patience_s=1, **options), tmp_path)
+        await f5.survey(chat(f"{pages}/{name}", patience_s=1, **options))
 
 
 @pytest.mark.parametrize(("login", "problem"), [("ann:pass%20word@", SILENT), ("ann:wrong@", SIGN_IN)])
-async def test_a_login_of_http_is_given_in_the_address(login: str, problem: str, pages: str, tmp_path: Path) -> None:
+async def test_a_login_of_http_is_given_in_the_address(login: str, problem: str, pages: str) -> None:
     url = f"{pages}/basic".replace("://", f"://{login}")
     with pytest.raises(LocalError, match=problem) as raised:
-        await f5.survey(chat(url, patience_s=1), tmp_path)
+        await f5.survey(chat(url, patience_s=1))
     assert "ann" not in str(raised.value)
 
 
@@ -173,49 +177,51 @@ async def test_a_login_of_http_is_given_in_the_address(login: str, problem: str,
     [
         ("http://127.0.0.1:9", None, r"'http://127\.0\.0\.1:9' cannot be tested: .+; check the address"),
         ("http://127.0.0.1:9", "/none", "for a browser, run playwright install chromium"),
-        ("foo", "/none", "URL must be a page's, such as http://127.0.0.1:8000, got 'foo'"),
+        ("http://127.0.0.1:8", None, "ERR_SOCKS_CONNECTION_FAILED; check the address, its server and --patience-s"),
+        ("file:///page.html", "/none", "URL must be like http://127.0.0.1:8000, got 'file:///page.html'"),
+        ("http://[::1", "/none", r"URL must be like http://127.0.0.1:8000, got 'http://\[::1'"),
     ],
 )
 async def test_a_missing_page_or_browser_is_named(
-    url: str, chromium: str | None, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    url: str, chromium: str | None, problem: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TENUTO_CHROMIUM", chromium or chromium_path())
     with pytest.raises(LocalError, match=problem):
-        await f5.survey(chat(url, patience_s=1), tmp_path)
+        await f5.survey(chat(url, patience_s=1))
 
 
 @pytest.mark.parametrize(
     ("name", "goes_on"), [("anew", ["asked again"] * 3), ("replay", KEPT), ("framed", KEPT)], ids=str
 )
 async def test_an_answer_that_is_replayed_survives_and_one_that_is_asked_again_does_not(
-    name: str, goes_on: list[str], pages: str, tmp_path: Path
+    name: str, goes_on: list[str], pages: str
 ) -> None:
-    assert await survey(chat(f"{pages}/{name}"), tmp_path) == goes_on
+    assert await survey(chat(f"{pages}/{name}")) == goes_on
 
 
 async def test_a_page_is_asked_again_and_a_gap_of_its_answer_is_found(
-    pages: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pages: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(f5, "READY_S", 1.0)
-    results = await f5.survey(chat(f"{pages}/deaf"), tmp_path)
+    results = await f5.survey(chat(f"{pages}/deaf"))
     assert [one.goes_on for one in results] == ["yes", "with a gap", "yes"]
 
 
 @pytest.mark.parametrize("name", ["waits", "waits?socket"])
 async def test_a_page_that_has_sent_the_question_is_not_asked_again_while_it_shows_a_sign(
-    name: str, pages: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, pages: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(f5, "READY_S", 1.0)
     monkeypatch.setattr(f5, "FAULTS", ("reload",))
-    assert await survey(chat(f"{pages}/{name}", patience_s=10), tmp_path) == ["yes"]
+    assert await survey(chat(f"{pages}/{name}", patience_s=10)) == ["yes"]
 
 
 @pytest.mark.parametrize("send", [None, "#send"])
 async def test_a_page_whose_button_waits_for_keys_and_for_the_end_of_its_start_is_asked(
-    send: str | None, pages: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    send: str | None, pages: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(f5, "READY_S", 1.0)
-    assert await survey(chat(f"{pages}/late", send=send), tmp_path) == KEPT
+    assert await survey(chat(f"{pages}/late", send=send)) == KEPT
 
 
 def test_an_answer_is_what_grows_in_place() -> None:
@@ -228,4 +234,4 @@ def test_an_answer_is_what_grows_in_place() -> None:
     ):
         growth.take(lines)
     assert (growth.lines, growth.times) == (["The sky is blue"], 2)
-    assert f5._share(["The sky is blue", "and"], "The sky is red\nand more") == pytest.approx(14 / 18)
+    assert f5._kept("The sky is blue", "The sky is red") == 11
