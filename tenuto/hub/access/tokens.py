@@ -235,10 +235,7 @@ class KeySet:
 
 
 def fetch_set(url: str) -> list[Key]:
-    """Fetch a JWK set, without redirects; blocks. Raises LocalError for another response.
-
-    Raises OSError if none comes, and HTTPException if the server speaks no HTTP.
-    """
+    """Fetch a JWK set, without redirects; blocks. Raises OSError or HTTPException, or LocalError for what is no set."""
     opener = urllib.request.OpenerDirector()
     for handler in (urllib.request.ProxyHandler(), urllib.request.HTTPHandler(), urllib.request.HTTPSHandler()):
         opener.add_handler(handler)
