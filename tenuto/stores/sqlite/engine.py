@@ -270,8 +270,8 @@ class WholeMessages:
             highest = log.load(file.db, self._channels.tracked)
             if not log.damaged:
                 return log, highest
-        except (StoreUnusable, sqlite3.DatabaseError) as error:
-            if not (log.is_disordered or (isinstance(error, sqlite3.DatabaseError) and is_damage(error))):
+        except sqlite3.DatabaseError as error:
+            if not is_damage(error):
                 raise
             logger.error("store file %s: %s", self._path, error)
         rows = _log_rows(file.db)  # outside of the transaction: SQLite refuses writes after a damaged page was read

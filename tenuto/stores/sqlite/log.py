@@ -88,16 +88,11 @@ class CommitLog:
         # These arrays are indexed by slot number, which begins at 1:
         self._rooms = array("H", [0])
         self._pins = array("L", [0])
-        self._stamps = array("Q", [0])  # number of the commit that wrote the slot; 0: the slot is empty
-        self._stamp = 0
+        self._written = bytearray(1)  # 0: the slot is empty
         self._free: dict[int, list[int]] = {}  # free slots, by their size
-        # Wiping: slots that were written up to this commit are overwritten as soon as they are free.
-        self._wipe_stamp = 0
-        self.to_wipe: list[int] = []
-        self._wipe_waits = 0  # number of slots to wipe that are still pinned
+        self.to_wipe: list[int] = []  # slots that are to be overwritten with zeros
+        self._wiped_later: set[int] = set()  # those that are still pinned
         self.damaged: list[int] = []  # slots whose rows were found damaged by `load`
-        # True if `load` found that the rows do not have the numbers 1, 2, 3 and so on, or that one is no row of the log
-        self.is_disordered = False
 
     @property
     def slots(self) -> int:
@@ -151,14 +146,13 @@ class CommitLog:
 
     def written(self, rows: Sequence[Row], slots: Sequence[int]) -> None:
         """Note that `rows` are committed in `slots`. Call this directly after the commit, before any `release`."""
-        self._stamp += 1
         for row, slot in zip(rows, slots, strict=True):
             if slot == len(self._rooms):
                 self._add_slot(row.room)
             else:
                 last_free = self._free[self._rooms[slot]].pop()
                 assert last_free == slot
-            self._stamps[slot] = self._stamp
+            self._written[slot] = 1
             for tracked, serial, op in row.entries:
                 self._pin(tracked, serial, slot)
                 if type(op) is Delete:
@@ -208,32 +202,24 @@ class CommitLog:
     def load(self, db: sqlite3.Connection, find: Callable[[int], Tracked | None]) -> int:
         """Compute from the rows which slots are pinned; `find` returns the tracked state of the document with a key.
 
-        Returns the highest key in the rows. Raises StoreUnusable if they cannot be read. `damaged` are
-        the slots whose rows have a wrong checksum; a caller that writes begins a log without them (`WholeMessages`).
+        Returns the highest key in the rows. Raises StoreUnusable or one of DAMAGE if they cannot be read. `damaged` are
+        the slots whose rows have a wrong checksum, and a last one if the rows from there on do not have the numbers
+        1, 2, 3 and so on; a caller that writes begins a log without them (`WholeMessages`).
         """
-        try:
-            return self._load(db, find)
-        except DAMAGE as error:
-            raise _damaged(error) from error
-
-    def _load(self, db: sqlite3.Connection, find: Callable[[int], Tracked | None]) -> int:
         known: dict[int, Tracked | None] = {}
         pins: list[tuple[int, int, Tracked]] = []
         operations: dict[tuple[int, int], list[Item]] = {}
         for slot, row in db.execute("SELECT id, body FROM log ORDER BY id"):
             if slot != len(self._rooms) or type(row) is not bytes or len(row) < SLOT_BYTES:
-                self.is_disordered = True
-                raise StoreUnusable(
-                    f"the log is damaged: its row {len(self._rooms)} is missing or has another number; "
-                    "the next start puts it in order"
-                )
+                self.damaged.append(len(self._rooms))
+                return 0
             self._add_slot(len(row))
             data = opened((slot,), row, mends=True)
             if data is None:
                 self.damaged.append(slot)
                 continue
             for item in _read_items(data, slot):
-                self._stamps[slot] = 1
+                self._written[slot] = 1
                 key, serial = item[0], item[1]
                 if key not in known:
                     known[key] = find(key)
@@ -248,7 +234,6 @@ class CommitLog:
         for (key, _), items in operations.items():
             self.pinned[key].is_deleted |= isinstance(_operation("", items), Delete)
         _check_removed(db, {key for key, tracked in known.items() if tracked is None})
-        self._stamp = 1
         for slot in range(1, len(self._rooms)):
             if not self._pins[slot]:
                 self._free.setdefault(self._rooms[slot], []).append(slot)
@@ -258,27 +243,26 @@ class CommitLog:
 
     def start_wipe(self) -> None:
         """Schedule all present rows for overwriting as soon as they are not needed: each may hold deleted text."""
-        self._wipe_stamp = self._stamp
-        dirty = [slot for slot in range(1, len(self._rooms)) if self._stamps[slot]]
-        self.to_wipe = [slot for slot in dirty if not self._pins[slot]]
-        self._wipe_waits = len(dirty) - len(self.to_wipe)
+        written = [slot for slot in range(1, len(self._rooms)) if self._written[slot]]
+        self.to_wipe = [slot for slot in written if not self._pins[slot]]
+        self._wiped_later = {slot for slot in written if self._pins[slot]}
 
     @property
     def is_wiped(self) -> bool:
         """Return whether all rows that were in the log at `start_wipe` are overwritten."""
-        return not self.to_wipe and not self._wipe_waits
+        return not self.to_wipe and not self._wiped_later
 
     def wipe(self, db: sqlite3.Connection, limit: int) -> Callable[[], None]:
         """Overwrite up to `limit` slots with zeros. The caller must call the returned function after the commit."""
         taken = self.to_wipe[-limit:]
-        dirty = [slot for slot in taken if not self._pins[slot] and 0 < self._stamps[slot] <= self._wipe_stamp]
-        empty = [(sealed((slot,), b"", self._rooms[slot]), slot) for slot in dirty]
+        free = [slot for slot in taken if not self._pins[slot]]  # one that is pinned has been overwritten
+        empty = [(sealed((slot,), b"", self._rooms[slot]), slot) for slot in free]
         db.executemany("UPDATE log SET body = ? WHERE id = ?", empty)
 
         def wiped() -> None:
             del self.to_wipe[-len(taken) :]
-            for slot in dirty:
-                self._stamps[slot] = 0
+            for slot in free:
+                self._written[slot] = 0
 
         return wiped
 
@@ -309,7 +293,7 @@ class CommitLog:
     def _add_slot(self, room: int) -> None:
         self._rooms.append(room)
         self._pins.append(0)
-        self._stamps.append(0)
+        self._written.append(0)
         self.slot_bytes += room
 
     def _find_free(self, wanted: int, taken: dict[int, int]) -> int | None:
@@ -341,8 +325,8 @@ class CommitLog:
         self._free.setdefault(room, []).append(slot)
         self.live_rows -= 1
         self.live_bytes -= room
-        if 0 < self._stamps[slot] <= self._wipe_stamp:
-            self._wipe_waits -= 1
+        if slot in self._wiped_later:
+            self._wiped_later.remove(slot)
             self.to_wipe.append(slot)
 
 
@@ -390,10 +374,6 @@ def _read_items(data: bytes, slot: int) -> list[Item]:
         raise StoreUnusable(f"the log is damaged: slot {slot} cannot be read ({error}); restore a backup") from error
 
 
-def _damaged(error: Exception) -> StoreUnusable:
-    return StoreUnusable(f"the log is damaged ({type(error).__name__}: {error}); restore a backup")
-
-
 def _entries(tracked: Tracked, items: list[Item]) -> list[Entry]:
     """Return the entries that follow the document of `tracked`, in order."""
     items.sort(key=_SERIAL)  # slots are not in the order of serials
@@ -429,7 +409,7 @@ def _operation(message_id: str, items: list[Item]) -> Op:
         op = decode_op(b"".join([item[-1] for item in items]))
     except msgspec.DecodeError as error:
         if not isinstance(error, msgspec.ValidationError):  # a piece was cut off at the end, or is damaged
-            raise _damaged(error) from error
+            raise StoreUnusable(f"the log is damaged ({error}); restore a backup") from error
         raise StoreUnusable(
             f"the log holds an operation that this Tenuto does not know ({error}), written by a newer one; "
             "upgrade Tenuto"

@@ -194,7 +194,7 @@ def _damage_of_log(
         log.load(db, channels.tracked)
         entries, damaged = log.entries(db, log.pinned)
     except StoreUnusable as error:
-        return [str(error), *(_maybe_lost(db, {}, names) if log.is_disordered else [])]
+        return [str(error)]
     except (sqlite3.DatabaseError, *DAMAGE) as error:
         line = f"the log cannot be read ({type(error).__name__}: {error}); restore a backup"
         return [line, *_maybe_lost(db, {}, names)]
