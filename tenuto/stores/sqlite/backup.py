@@ -28,10 +28,20 @@ from typing import NamedTuple
 
 from tenuto.core.document import DAMAGE
 from tenuto.core.errors import LocalError, StoreUnavailable, StoreUnusable, shown
-from tenuto.stores.sqlite.file import BACKUP, has_foreign_wal, new_mark, read_mark, reading, set_aside, sync, wal_of
+from tenuto.stores.sqlite.file import (
+    BACKUP,
+    check_header,
+    has_foreign_wal,
+    new_mark,
+    read_mark,
+    reading,
+    set_aside,
+    sync,
+    wal_of,
+)
 from tenuto.stores.sqlite.lock import FILE_MODE, FileLock, locked
 from tenuto.stores.sqlite.slots import tolerant_text
-from tenuto.stores.sqlite.verify import check, check_header, damage_in
+from tenuto.stores.sqlite.verify import check, damage_in
 
 STEP_PAGES = 64
 # Time between two syncs of a growing copy. Without them, its one large sync at the end holds up the commits. With 2,500
@@ -192,7 +202,7 @@ def restore(backup: Path, store: Path) -> Restored:
         with partial_file(new) as partial:
             try:
                 with reading(backup, is_immutable=has_foreign_wal(backup)) as db:
-                    check_header(db, backup)
+                    check_header(db, f"backup {backup}", advice="name the file that `tenuto backup` wrote")
                     copy(db, partial, bytes_per_s=float("inf"), pause=lambda _: True)
                 with reading(partial, is_immutable=True) as db:
                     check(db, backup)

@@ -360,21 +360,7 @@ class Engine:
 
     def open(self) -> None:
         """Open the file and read its state. Raises StoreInUse, StoreUnusable or StoreUnavailable."""
-        self._file.open()
-        try:
-            self._load()
-        except sqlite3.Error as error:
-            self._file.abandon()
-            raise self._file.refusal(error) from error
-        except DAMAGE as error:
-            self._file.abandon()
-            raise damaged(self._file.path, error) from error
-        except StoreUnusable as error:
-            self._file.abandon()
-            raise StoreUnusable(f"store file {self._file.path} cannot be used: {error}") from error
-        except BaseException:
-            self._file.abandon()
-            raise
+        self._file.open(self._load)
         self._is_open = True
 
     @contextlib.contextmanager
@@ -399,7 +385,10 @@ class Engine:
         self.channels = Channels(db, self._documents)
         self._whole = WholeMessages(self._file.path, self._documents, self.channels)
         self.pruning = Pruning(self._file, self.channels, self._documents, self._channel, self._note_deleted)
-        self._log, highest = self._whole.load_log(self._file)
+        try:
+            self._log, highest = self._whole.load_log(self._file)
+        except StoreUnusable as error:
+            raise StoreUnusable(f"store file {self._file.path} cannot be used: {error}") from error
         self._documents.skip_keys(highest)
         for tracked in self._log.pinned.values():
             channel = self._whole.channel(tracked.channel, at=0)

@@ -36,7 +36,7 @@ import logging
 import os
 import secrets
 import sqlite3
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -236,8 +236,15 @@ class SqliteFile:
         self._lock_wait_s = lock_wait_s
         self._lock = FileLock(Path(f"{os.path.realpath(path)}.lock"))
 
-    def open(self) -> None:
-        """Take the lock and open the file. Raises StoreInUse, StoreUnusable or StoreUnavailable."""
+    def open(self, load: Callable[[], None]) -> None:
+        """Take the lock, open the file and call `load`. Raises StoreInUse, StoreUnusable or StoreUnavailable."""
+        try:
+            self._open(load)
+        except BaseException:
+            self.abandon()
+            raise
+
+    def _open(self, load: Callable[[], None]) -> None:
         try:
             if self.path.exists() and not self.path.is_file():
                 raise StoreUnavailable(f"store file {self.path} is a directory or a device; name a file")
@@ -248,20 +255,15 @@ class SqliteFile:
                 Path(f"{os.path.realpath(self.path)}{COPY}.partial").unlink(missing_ok=True)
             check_wal(self.path, self._lock)
             self._connect()
+            load()
         except sqlite3.Error as error:
-            self.abandon()
             raise self.refusal(error) from error
         except DAMAGE as error:  # also an error of SQLite that names a damaged table or index
-            self.abandon()
             raise damaged(self.path, error) from error
         except PermissionError as error:
-            self.abandon()
             raise StoreUnavailable(
                 f"store file {self.path} cannot be used ({error.strerror}); run as its owner"
             ) from None
-        except BaseException:
-            self.abandon()
-            raise
 
     def give_up(self) -> None:
         """Stop waiting for the lock. May be called from any thread."""
@@ -401,17 +403,11 @@ class SqliteFile:
 
     def _is_empty(self, db: sqlite3.Connection) -> bool:
         """Return whether the file is empty. Raises StoreUnusable for one of another program or of another schema."""
-        (application,) = db.execute("PRAGMA application_id").fetchone()
-        (schema,) = db.execute("PRAGMA user_version").fetchone()
-        (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if application == APPLICATION_ID and schema != SCHEMA:
-            raise StoreUnusable(wrong_schema(f"store file {self.path}", schema))
-        if application != APPLICATION_ID and (application or schema or tables):
-            raise StoreUnusable(
-                f"store file {self.path} is a database of another program (application id {application}); "
-                "give Tenuto a file of its own"
-            )
-        return bool(application != APPLICATION_ID)
+        queries = ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_master")
+        is_empty = not any(db.execute(query).fetchone()[0] for query in queries)
+        if not is_empty:
+            check_header(db, f"store file {self.path}", advice="give Tenuto a file of its own")
+        return is_empty
 
     def _record_start(self) -> None:
         """Begin new epochs if the history behind a serial may have changed, and write a new mark.
@@ -454,12 +450,17 @@ class SqliteFile:
                 self.db.execute("ROLLBACK")
 
 
-def wrong_schema(what: str, schema: int) -> str:
-    """Return the error for the file `what`, whose schema this version does not know."""
-    return (
-        f"{what} was written by another version of Tenuto: it has schema {schema}, and this one knows {SCHEMA}; use "
-        "that version, or name another file"
-    )
+def check_header(db: sqlite3.Connection, what: str, *, advice: str) -> None:
+    """Raise StoreUnusable for a database of another program, with the `advice`, or of another schema."""
+    (application,) = db.execute("PRAGMA application_id").fetchone()
+    (schema,) = db.execute("PRAGMA user_version").fetchone()
+    if application != APPLICATION_ID:
+        raise StoreUnusable(f"{what} is a database of another program (application id {application}); {advice}")
+    if schema != SCHEMA:
+        raise StoreUnusable(
+            f"{what} was written by another version of Tenuto: it has schema {schema}, and this one knows {SCHEMA}; "
+            "use that version, or name another file"
+        )
 
 
 def check_tables(db: sqlite3.Connection, what: str, *, remedy: str = "restore a backup") -> None:

@@ -26,7 +26,7 @@ from tenuto.stores.base import NOTHING, Facts
 from tenuto.stores.sqlite.channels import MISCOUNTED, Channels, damaged_channel, sum_or_none
 from tenuto.stores.sqlite.documents import Documents
 from tenuto.stores.sqlite.engine import space_in
-from tenuto.stores.sqlite.file import APPLICATION_ID, SCHEMA, check_tables, has_foreign_wal, reading, wrong_schema
+from tenuto.stores.sqlite.file import check_header, check_tables, has_foreign_wal, reading
 from tenuto.stores.sqlite.log import CommitLog
 from tenuto.stores.sqlite.slots import check_above, damaged, is_damage
 
@@ -41,7 +41,7 @@ def reading_store(path: Path) -> Iterator[sqlite3.Connection]:
         raise LocalError(f"store file {path} does not exist; name the store with --store")
     try:
         with reading(path, is_immutable=has_foreign_wal(path)) as db:
-            check_header(db, path, kind="store file")
+            check_header(db, f"store file {path}", advice="name the store with --store")
             check_tables(db, f"store file {path}")
             yield db
     except sqlite3.DatabaseError as error:
@@ -51,12 +51,11 @@ def reading_store(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def check(db: sqlite3.Connection, path: Path, *, kind: str = "backup", remedy: str = "use an earlier one") -> None:
-    """Raise StoreUnusable for a database that Tenuto cannot open, or whose structure is damaged.
+    """Raise StoreUnusable for a database whose structure is damaged; the caller knows its header.
 
     The error calls the database a `kind`, and names the `remedy` for damage.
     """
     try:
-        check_header(db, path, kind=kind)
         check_tables(db, f"{kind} {path}", remedy=remedy)
         (found,) = db.execute("PRAGMA integrity_check(1)").fetchone()
     except sqlite3.DatabaseError as error:
@@ -69,17 +68,6 @@ def check(db: sqlite3.Connection, path: Path, *, kind: str = "backup", remedy: s
         ) from error
     if found != "ok":
         raise StoreUnusable(f"{kind} {path} is damaged ({' '.join(found.split())}); {remedy}")
-
-
-def check_header(db: sqlite3.Connection, path: Path, *, kind: str = "backup") -> None:
-    """Raise StoreUnusable for a database of another program, or of another schema."""
-    (application,) = db.execute("PRAGMA application_id").fetchone()
-    (schema,) = db.execute("PRAGMA user_version").fetchone()
-    if application != APPLICATION_ID:
-        advice = "name the file that `tenuto backup` wrote" if kind == "backup" else "name the store with --store"
-        raise StoreUnusable(f"{kind} {path} is a database of another program (application id {application}); {advice}")
-    if schema != SCHEMA:
-        raise StoreUnusable(wrong_schema(f"{kind} {path}", schema))
 
 
 class FileReader:
