@@ -16,7 +16,7 @@ import logging
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,7 +46,6 @@ logger = logging.getLogger("tenuto.stores")
 
 BUSY_S = 5.0
 _NEEDED_TEXTS = "SELECT id, body FROM old.texts WHERE id IN (SELECT slot FROM old.pieces) ORDER BY id"
-_ALL = "SELECT id, body FROM main.{} ORDER BY id"
 
 
 class Sizes(NamedTuple):
@@ -207,16 +206,13 @@ def _log_rows(db: sqlite3.Connection, slots: list[int]) -> Iterator[tuple[int, b
 def _compare(db: sqlite3.Connection, tables: list[str], slots: list[int]) -> None:
     """Raise StoreUnavailable unless the copy has each needed row of the old file, and no other one."""
     for name in tables:
-        pairs: Iterator[tuple[Any, Any]]
+        new, old = (f"SELECT * FROM {one}.{_quoted(name)}" for one in ("main", "old"))
+        needed: Iterable[Any] = ()
         if name == "log":
-            pairs = zip_longest(db.execute(_ALL.format(name)), _log_rows(db, slots))
-        elif name == "texts":
-            pairs = zip_longest(db.execute(_ALL.format(name)), db.execute(_NEEDED_TEXTS))
-        elif name in ("free", "life"):
-            continue
-        else:
-            pairs = zip_longest(*(db.execute(f"SELECT * FROM {one}.{_quoted(name)}") for one in ("main", "old")))
-        if any(new != old for new, old in pairs):
+            needed = _log_rows(db, slots)
+        elif name not in ("free", "life"):
+            needed = db.execute(_NEEDED_TEXTS if name == "texts" else old)
+        if name != "life" and any(one != other for one, other in zip_longest(db.execute(new), needed)):
             raise StoreUnavailable(f"compacted copy has other rows in its table {name} than the file; check the disk")
 
 
