@@ -9,7 +9,7 @@ A damaged message is returned as a failed one without text (`damaged_head`), so 
 stay readable. One whose id has changed is left out, because no read finds it under that id. A channel whose row is
 damaged cannot be read at all.
 
-`Space` measures the file and its free space, and `Pruning` removes data whose time is over.
+`Space` measures the file and its free space.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import contextlib
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
@@ -34,92 +34,6 @@ from tenuto.stores.sqlite.log import CommitLog, LogEntry, Tracked
 from tenuto.stores.sqlite.slots import SLOT_BYTES, check_above, damaged, is_damage, opened, room_for, sealed
 
 logger = logging.getLogger("tenuto.stores")
-
-
-class Pruning:
-    """Removes documents one by one, each call in one transaction. The caller bounds their number."""
-
-    def __init__(
-        self,
-        file: SqliteFile,
-        channels: Channels,
-        documents: Documents,
-        find: Callable[[str], ChannelRow | None],
-        deleted: Callable[[int, int], int],
-    ) -> None:
-        """`find` returns a channel by its name.
-
-        `deleted` notes a commit that removed text, by its bytes and documents, and returns its number.
-        """
-        self._file = file
-        self._channels = channels
-        self._documents = documents
-        self._find = find
-        self._deleted = deleted
-
-    def facts(self, name: str, *, after: int, limit: int) -> Facts:
-        """Return facts for retention (`Store.facts`)."""
-        channel = self._find(name)
-        if channel is None:
-            return Facts(self._channels.empty(name), [])
-        facts = [fact for _, fact in self._documents.facts(channel.id, after, limit)]
-        check_above([one.version for one in facts], after)
-        pinned = {message_id for message_id, tracked in channel.tracked.items() if tracked.slots}
-        return Facts(channel.head, [one._replace(is_busy=one.is_busy or one.id in pinned) for one in facts])
-
-    def prune(self, name: str, *, epoch: str, versions: Mapping[str, int]) -> Pruned:
-        """Remove messages and commands (`Store.prune`)."""
-        channel = self._find(name)
-        if channel is None or channel.epoch != epoch:
-            return Pruned(channel.head if channel is not None else self._channels.empty(name), [])
-        gone = []
-        for message_id, version in versions.items():
-            found = self._documents.fact(channel.id, message_id)
-            tracked = channel.tracked.get(message_id)
-            is_pinned = tracked is not None and bool(tracked.slots)
-            if found is not None and found[1].version == version and not (found[1].is_busy or is_pinned):
-                gone.append(found)
-        if gone:
-            floor = max(channel.floor, *(fact.version for _, fact in gone))
-            counted = [fact.size_bytes for _, fact in gone if fact.is_counted]
-            with self._file.transaction():
-                self._documents.remove_keys([key for key, _ in gone])
-                self._channels.prune(channel, floor, len(counted), sum(counted))
-            channel.floor = floor
-            for _, fact in gone:
-                channel.tracked.pop(fact.id, None)
-            channel.used = self._deleted(5 * INTEGER_BYTES, len(gone))
-        return Pruned(channel.head, [fact.id for _, fact in gone])
-
-    def sweep(self, channel: int, limit: int) -> bool:
-        """Remove up to `limit` remaining documents of a deleted channel; returns whether no more can be removed."""
-        with self._file.transaction() as db:
-            rows = db.execute("SELECT id FROM documents WHERE channel = ? LIMIT ?", (channel, limit)).fetchall()
-            removed = self._documents.remove_keys([key for (key,) in rows])
-            if not rows:
-                db.execute("DELETE FROM channels WHERE id = ?", (channel,))
-        if rows and not removed:
-            logger.error(
-                "store file %s: the rows of %d documents of a deleted channel cannot be found by their keys, so they "
-                "stay, without their text; restore a backup",
-                self._file.path,
-                len(rows),
-            )
-        return not (rows and removed)
-
-    def drop_outdated(self, now_ms: int, limit: int) -> int | None:
-        """Remove used-up ids and the data of up to `limit` commands whose time is over.
-
-        Return the number of these commands; None if there was no data to remove.
-        """
-        commands = self._documents.outdated(now_ms, limit)
-        over = self._file.db.execute("SELECT 1 FROM graves WHERE until_ms <= ? LIMIT 1", (now_ms,)).fetchone()
-        if not commands and over is None:
-            return None
-        with self._file.transaction() as db:
-            db.execute("DELETE FROM graves WHERE until_ms <= ?", (now_ms,))
-            self._documents.drop_data(commands)
-        return len(commands)
 
 
 MEASURED_BYTES = 256 * 1024  # the file is measured again after writes of so many bytes
@@ -384,7 +298,6 @@ class Engine:
         self._documents = Documents(db)
         self.channels = Channels(db, self._documents)
         self._whole = WholeMessages(self._file.path, self._documents, self.channels)
-        self.pruning = Pruning(self._file, self.channels, self._documents, self._channel, self._note_deleted)
         try:
             self._log, highest = self._whole.load_log(self._file)
         except StoreUnusable as error:
@@ -549,12 +462,6 @@ class Engine:
         self._space.wrote(row_bytes, self._log)
         self._note_pages(COMMIT_PAGES + row_bytes // 4096 + DOCUMENT_PAGES * documents)
 
-    def _note_deleted(self, row_bytes: int, documents: int) -> int:
-        """Note a commit that removed documents with their text; returns its number."""
-        self._note_written(row_bytes, documents=documents)
-        self._is_wipe_due = True
-        return self._commits
-
     def delete_channel(self, name: str, *, expected: Head, used_up: Sequence[str], until_ms: int) -> Head | Conflict:
         """Empty `channel` (`Store.delete_channel`)."""
         channel, head = self._channel(name), self._head(name)
@@ -683,13 +590,81 @@ class Engine:
     def _head(self, name: str) -> Head:
         return self.channels.head(name, at=self._commits)
 
+    # -- removal of data whose time is over, one by one, each call in one transaction ----------------------------
+
+    def facts(self, name: str, *, after: int, limit: int) -> Facts:
+        """Return facts for retention (`Store.facts`)."""
+        channel = self._channel(name)
+        if channel is None:
+            return Facts(self._head(name), [])
+        facts = [fact for _, fact in self._documents.facts(channel.id, after, limit)]
+        check_above([one.version for one in facts], after)
+        pinned = {message_id for message_id, tracked in channel.tracked.items() if tracked.slots}
+        return Facts(channel.head, [one._replace(is_busy=one.is_busy or one.id in pinned) for one in facts])
+
+    def prune(self, name: str, *, epoch: str, versions: Mapping[str, int]) -> Pruned:
+        """Remove messages and commands (`Store.prune`)."""
+        channel = self._channel(name)
+        if channel is None or channel.epoch != epoch:
+            return Pruned(self._head(name), [])
+        gone = []
+        for message_id, version in versions.items():
+            found = self._documents.fact(channel.id, message_id)
+            tracked = channel.tracked.get(message_id)
+            is_pinned = tracked is not None and bool(tracked.slots)
+            if found is not None and found[1].version == version and not (found[1].is_busy or is_pinned):
+                gone.append(found)
+        if gone:
+            floor = max(channel.floor, *(fact.version for _, fact in gone))
+            counted = [fact.size_bytes for _, fact in gone if fact.is_counted]
+            with self._file.transaction():
+                self._documents.remove_keys([key for key, _ in gone])
+                self.channels.prune(channel, floor, len(counted), sum(counted))
+            channel.floor = floor
+            for _, fact in gone:
+                channel.tracked.pop(fact.id, None)
+            self._note_written(5 * INTEGER_BYTES, documents=len(gone))
+            self._is_wipe_due = True
+            channel.used = self._commits
+        return Pruned(channel.head, [fact.id for _, fact in gone])
+
+    def _sweep(self, channel: int, limit: int) -> bool:
+        """Remove up to `limit` remaining documents of a deleted channel; returns whether no more can be removed."""
+        with self._file.transaction() as db:
+            rows = db.execute("SELECT id FROM documents WHERE channel = ? LIMIT ?", (channel, limit)).fetchall()
+            removed = self._documents.remove_keys([key for (key,) in rows])
+            if not rows:
+                db.execute("DELETE FROM channels WHERE id = ?", (channel,))
+        if rows and not removed:
+            logger.error(
+                "store file %s: the rows of %d documents of a deleted channel cannot be found by their keys, so they "
+                "stay, without their text; restore a backup",
+                self._file.path,
+                len(rows),
+            )
+        return not (rows and removed)
+
+    def _drop_outdated(self, now_ms: int, limit: int) -> int | None:
+        """Remove used-up ids and the data of up to `limit` commands whose time is over.
+
+        Return the number of these commands; None if there was no data to remove.
+        """
+        commands = self._documents.outdated(now_ms, limit)
+        over = self._file.db.execute("SELECT 1 FROM graves WHERE until_ms <= ? LIMIT 1", (now_ms,)).fetchone()
+        if not commands and over is None:
+            return None
+        with self._file.transaction() as db:
+            db.execute("DELETE FROM graves WHERE until_ms <= ?", (now_ms,))
+            self._documents.drop_data(commands)
+        return len(commands)
+
     # -- housekeeping ------------------------------------------------------------------------------------------
 
     def tidy(self, now_ms: int) -> list[tuple[str, str]]:
         """Do a round of housekeeping (`Store.tidy`)."""
         self._space.count_free()  # first, because the rest fails if the list of free slots is damaged
         due = list(self._log.due(now_ms, old_ms=OLD_MS, limit_bytes=MAX_LOG_BYTES))
-        outdated = self.pruning.drop_outdated(now_ms, STEP_DOCUMENTS)
+        outdated = self._drop_outdated(now_ms, STEP_DOCUMENTS)
         if outdated is not None:
             self._note_pages(COMMIT_PAGES + outdated * DOCUMENT_PAGES)
         self.wipe()
@@ -741,7 +716,7 @@ class Engine:
         """Do one step of the pending housekeeping; returns False if none is pending."""
         log = self._log
         if self._deleted:
-            if self.pruning.sweep(self._deleted[-1], STEP_DOCUMENTS):
+            if self._sweep(self._deleted[-1], STEP_DOCUMENTS):
                 self._deleted.pop()
             self._note_pages(STEP_DOCUMENTS * DOCUMENT_PAGES)
         elif not log.live_rows and log.slot_bytes > IDLE_LOG_BYTES:

@@ -37,7 +37,7 @@ from tenuto.stores.base import (
 )
 from tenuto.stores.sqlite.backup import Stopped, check_target, copy, finish, keep_synced, partial_file
 from tenuto.stores.sqlite.channels import Channels
-from tenuto.stores.sqlite.engine import Engine, Pruning
+from tenuto.stores.sqlite.engine import Engine
 from tenuto.stores.sqlite.file import SqliteFile, Synchronous
 from tenuto.stores.sqlite.slots import damaged
 from tenuto.watchdog import Watch, Watchdog
@@ -232,7 +232,7 @@ def _carried_out(
     return call
 
 
-_channels, _pruning = attrgetter("channels"), attrgetter("pruning")
+_channels = attrgetter("channels")
 
 
 class SqliteStore:
@@ -260,8 +260,8 @@ class SqliteStore:
     summaries = _carried_out(Channels.summaries, _channels)
     newest_ms = _carried_out(Channels.newest_ms, _channels)
     commands = _carried_out(Channels.commands, _channels)
-    facts = _carried_out(Pruning.facts, _pruning)
-    prune = _carried_out(Pruning.prune, _pruning, late=CommitUnknown)
+    facts = _carried_out(Engine.facts)
+    prune = _carried_out(Engine.prune, late=CommitUnknown)
     notes = _carried_out(Engine.notes)
     tidy = _carried_out(Engine.tidy)
     wipe = _carried_out(Engine.wipe)
