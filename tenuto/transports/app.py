@@ -390,10 +390,9 @@ def mount(app: Any, path: str, hub: Any) -> None:
 
 
 def respond_to_refusals(app: Any) -> None:
-    """Let a Starlette or FastAPI app respond to a refusal by the hub in a route as the hub does, such as by 429.
+    """Let a Starlette or FastAPI app, and apps mounted in it, respond to a refusal by the hub as the hub does.
 
-    So do the apps that are mounted in it. Handlers of an app for such errors come first. Mistakes and bugs stay
-    exceptions.
+    Handlers of an app for such errors come first. Mistakes and bugs stay exceptions.
     """
 
     async def respond(request: Request, error: TenutoError) -> Response:

@@ -213,7 +213,7 @@ async def test_a_page_that_has_sent_the_question_is_not_asked_again_while_it_sho
 ) -> None:
     monkeypatch.setattr(f5, "READY_S", 1.0)
     monkeypatch.setattr(f5, "FAULTS", ("reload",))
-    assert await survey(chat(f"{pages}/{name}", patience_s=10)) == ["yes"]
+    assert await survey(chat(f"{pages}/{name}")) == ["yes"]
 
 
 @pytest.mark.parametrize("send", [None, "#send"])
