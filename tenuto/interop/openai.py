@@ -199,7 +199,8 @@ class OpenAI:
         parts = [*given.outputs.values(), *given.parts]
         if not parts:
             raise NotFound("the input replies to a question that has a reply; send a message")
-        await self._remember(access, channel, id, given)
+        if given.earlier:
+            await _store_earlier(access, channel, id, given)
         question = await access.create(channel, id=id, parts=parts, meta=meta, options=options)
         return with_options(question, options), Reference(channel, question.id)
 
@@ -212,15 +213,6 @@ class OpenAI:
         if not asked_last:
             raise _no_call(replies[0])
         return Reference(channel, asked_last[-1])
-
-    async def _remember(self, access: Access, channel: str, id: str, given: GivenInput) -> None:
-        """Store the messages before the question. A request that is repeated stores none behind it."""
-        if not given.earlier:
-            return
-        with suppress(NotFound):
-            await access.turn(channel, id)
-            return
-        await _store_earlier(access, channel, id, given)
 
     def _new_channel(self, access: Access, model: object, id: str) -> str:
         agent, pattern = self._agent(access, model)
@@ -245,9 +237,8 @@ class OpenAI:
             for index, part in enumerate(answer.parts)
             if part["type"] == "tool" and part["name"] in own
         }
-        for call in given.outputs:
-            if call not in calls:
-                raise _no_call(call)
+        if strange := [call for call in given.outputs if call not in calls]:
+            raise _no_call(strange[0])
         places: list[Place] = []
         for id, (approved, reason) in given.approvals.items():
             place, command = asked_about[id]
@@ -428,10 +419,13 @@ class OpenAI:
 
 
 async def _store_earlier(access: Access, channel: str, id: str, given: GivenInput) -> list[Message]:
-    """Store the earlier messages, whose ids begin with `id`, and return them."""
+    """Store the messages before question `id`, and return them. A request that is repeated stores none behind it."""
     stored: list[Message] = []
+    with suppress(NotFound):
+        await access.turn(channel, id)
+        return stored
     for number, (role, parts) in enumerate(given.earlier):
-        custom = sorted(given.custom & {one.get("name") for one in parts if one["type"] == "tool"})
+        custom = sorted({one["name"] for one in parts if one.get(CUSTOM)})
         meta: Json = {CUSTOM: custom} if custom else {}
         stored.append(await access.remember(channel, id=f"{id}.{number}", role=role, parts=parts, meta=meta))
     return stored
@@ -510,10 +504,10 @@ def page_of(items: list[Json], request: Request) -> Response:
         raise InvalidRequest(f"limit must be from 1 to {_LARGEST_PAGE}, got {limit!r:.80}", param="limit")
     ordered = items if order == "asc" else items[::-1]
     if (after := query.get("after")) is not None:
-        place = next((number for number, one in enumerate(ordered) if one["id"] == after), None)
-        if place is None:
+        ids = [one["id"] for one in ordered]
+        if after not in ids:
             raise unknown("item", after, "after")
-        ordered = ordered[place + 1 :]
+        ordered = ordered[ids.index(after) + 1 :]
     return json_response(list_of(ordered[: int(limit)], has_more=len(ordered) > int(limit)))
 
 
@@ -582,7 +576,6 @@ class GivenInput:
     outputs: dict[str, Json] = field(default_factory=dict)  # parts with outputs of the caller's tools, by call
     approvals: dict[str, tuple[bool, str | None]] = field(default_factory=dict)  # by request id: approved?, reason
     calls: set[str] = field(default_factory=set)  # calls that the request brings
-    custom: set[str] = field(default_factory=set)  # names of the custom tools of these calls
     unknown: list[str] = field(default_factory=list)  # outputs and approvals of other calls
     joins_calls: bool = True  # False: each item is a message of its own, so that it can be deleted
 
@@ -605,8 +598,7 @@ class GivenInput:
         """Add a call: to the answer before, if no message of the user or output is between."""
         name, is_custom = _text(item, "name"), item["type"] == "custom_tool_call"
         given = _text(item, "input" if is_custom else "arguments")
-        part = {"type": "tool", "call": call, "name": name, "input": given, **result}
-        self.custom |= {name} if is_custom else set()
+        part = {"type": "tool", "call": call, "name": name, "input": given, CUSTOM: is_custom, **result}
         self.calls.add(call)
         is_next = bool(self.earlier) and self.earlier[-1][0] == "assistant" and not self.parts and not self.outputs
         if is_next and self.joins_calls:
@@ -800,6 +792,10 @@ class _Lane:
     events: TurnEvents | None = None
     steers: list[_Steer] = field(default_factory=list)  # for the response
 
+    def frame(self, event: Json) -> bytes:
+        """Return an event as a frame, with the `stream_id`."""
+        return encode(event if self.stream_id is None else {**event, "stream_id": self.stream_id})
+
 
 class _Frames(TurnEvents):
     """The events of a response, one in a line (`TurnFormat`)."""
@@ -820,7 +816,7 @@ class _Frames(TurnEvents):
             is_end = event["type"] == "response.incomplete"
             if is_end and self._lane.steers and self._access.is_interrupted(self._of.channel, self._of.message_id):
                 event["response"] |= {"status": "incomplete", "incomplete_details": {"reason": "steered"}}
-        frames = b"".join([encode(_marked(self._lane, event)) + b"\n" for event in events])
+        frames = b"".join([self._lane.frame(event) + b"\n" for event in events])
         self.late = frames if self.is_repeated else b""
         return b"" if self.is_repeated else frames
 
@@ -940,8 +936,7 @@ class _Socket:
             if events.rest is not None:
                 lane.previous, of = of, events.rest
                 continue
-            steers = [] if is_new else await self._read_steers(lane, of)
-            if not steers:
+            if not (steers := [] if is_new else await self._read_steers(lane, of)):
                 for frame in events.late.splitlines():
                     await self._socket.send(frame)
                 return
@@ -1015,7 +1010,7 @@ class _Socket:
         named |= {"input": steer.input} if name == "failed" else {}
         last = max(0, lane.events.position - 1) if lane.events is not None else 0  # after it the client may resume
         event = {"type": f"response.steer.{name}", "sequence_number": last, "steer": named, **about}
-        await self._socket.send(encode(_marked(lane, event)))
+        await self._socket.send(lane.frame(event))
 
     async def _refuse(self, lane: _Lane, steer: _Steer, code: str, detail: str) -> None:
         """Return input that has no successor response to the client."""
@@ -1024,8 +1019,4 @@ class _Socket:
 
     async def _fail(self, lane: _Lane, problem: Json) -> None:
         event = {"type": "error", "status": problem["status"], "error": error_of(problem)}
-        await self._socket.send(encode(_marked(lane, event)))
-
-
-def _marked(lane: _Lane, event: Json) -> Json:
-    return event if lane.stream_id is None else {**event, "stream_id": lane.stream_id}
+        await self._socket.send(lane.frame(event))
