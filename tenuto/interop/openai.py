@@ -127,11 +127,12 @@ class OpenAI:
         access = await self._hub.authorize(request.scope)
         body = await body_of(access, request, SHORTER)
         question, of = await self._begin_response(access, body, request.headers.get("idempotency-key"))
+        events = TurnEvents(question, of)
         if body.get("stream") is True:
-            return access.stream(of.channel, of.message_id, TurnEvents(question, of))
+            return access.stream(of.channel, of.message_id, events)
         if body.get("background") is True:
             return json_response(events_of(await turn_of(access, of), of).response())
-        return await whole_response(access, request, question, of)
+        return await whole_response(access, request, events)
 
     async def _complete(self, request: Request) -> Response:
         """Begin a channel with the messages, and respond with the completion."""
@@ -144,7 +145,7 @@ class OpenAI:
             options = body.get("stream_options")
             has_usage = isinstance(options, dict) and options.get("include_usage") is True
             return access.stream(of.channel, of.message_id, ChatStream(question, of, has_usage=has_usage))
-        return await whole_response(access, request, question, of, completion)
+        return await whole_response(access, request, TurnEvents(question, of), completion)
 
     async def _begin_response(self, access: Access, body: Json, key: str | None = None) -> tuple[Message, Reference]:
         """Begin the response that a request asks for (`_begin`)."""
@@ -171,13 +172,8 @@ class OpenAI:
         id = hashed(access.identity.client_id or "", key) if key else secrets.token_hex(16)
         options, meta = options_in(body), None
         if into is None:
-            channel = self._new_channel(access, body.get("model"), id)
-            access.check(channel, "subscribe", "history", "publish")
-            if given.earlier and id not in channel:
-                raise InvalidRequest(
-                    f"the agent answers all requests in channel {channel!r}, so a request may not bring "
-                    f"{len(given.earlier)} earlier messages; send the question alone, or a previous_response_id"
-                )
+            needs = ("subscribe", "history", "publish")
+            channel = self._new_channel(access, body.get("model"), id, needs, is_empty=not given.earlier)
         else:
             channel, is_response = into.channel, bool(into.message_id)
             reply = ["command"] if given.approvals else ["publish"] if not given.outputs else []
@@ -214,12 +210,19 @@ class OpenAI:
             raise _no_call(replies[0])
         return Reference(channel, asked_last[-1])
 
-    def _new_channel(self, access: Access, model: object, id: str) -> str:
+    def _new_channel(self, access: Access, model: object, id: str, needs: tuple[str, ...], *, is_empty: bool) -> str:
+        """Return the channel that a request begins, with messages before its question unless it `is_empty`."""
         agent, pattern = self._agent(access, model)
-        if self._channel is None:
-            return pattern.replace("*", id)
         names = {"model": agent, "client": access.identity.client_id or "anonymous", "id": id}
-        return re.sub(r"\{(model|client|id)\}", lambda found: names[found[1]], self._channel)
+        template = self._channel or pattern.replace("*", "{id}")
+        channel = re.sub(r"\{(model|client|id)\}", lambda found: names[found[1]], template)
+        access.check(channel, *needs)
+        if not is_empty and id not in channel:
+            detail = (
+                f"the agent answers all requests in channel {channel!r}, so a request may bring no earlier messages"
+            )
+            raise InvalidRequest(f"{detail}; send the question alone, or a previous_response_id")
+        return channel
 
     async def _reply(self, access: Access, of: Reference, turn: AskedTurn, given: GivenInput) -> Place | None:
         """Send the replies that a request has, and return where its response begins; None for a new turn."""
@@ -292,7 +295,9 @@ class OpenAI:
         if status.state in ("waiting", "running"):
             with suppress(Finished):
                 await access.command(of.channel, "cancel", target=of.message_id)
-        return await whole_response(access, request, question, of, is_cancelled=True)
+        events = TurnEvents(question, of)
+        events.is_cancelled = True
+        return await whole_response(access, request, events)
 
     async def _response_in(self, request: Request, *needs: str) -> tuple[Access, Reference, AskedTurn]:
         """Return the access of the caller, and the response that the path names, with its turn."""
@@ -311,11 +316,7 @@ class OpenAI:
         id, model, agents = secrets.token_hex(16), body.get("model"), access.agents()
         if model is None and (len(agents) == 1 or "{model}" not in (self._channel or "{model}")):
             model = next(iter(agents), None)  # the channel is clear without one
-        channel = self._new_channel(access, model, id)
-        access.check(channel, "history", "publish")
-        if body.get("items") and id not in channel:
-            detail = f"all requests share channel {channel!r}, so it gets no items; send none"
-            raise InvalidRequest(detail, param="items")
+        channel = self._new_channel(access, model, id, ("history", "publish"), is_empty=not body.get("items"))
         await self._store_items(access, channel, body)
         return await _conversation_in(access, channel)
 
@@ -805,7 +806,7 @@ class _Frames(TurnEvents):
 
     def __init__(self, access: Access, lane: _Lane, of: Reference, after: int) -> None:
         assert lane.question is not None
-        super().__init__(lane.question, of, after, previous=lane.previous)
+        super().__init__(lane.question, of, after, lane.previous)
         self._access = access
         self._lane = lane
 
@@ -814,7 +815,7 @@ class _Frames(TurnEvents):
         events = self.receive(deltas)
         for event in events:
             is_end = event["type"] == "response.incomplete"
-            if is_end and self._lane.steers and self._access.is_interrupted(self._of.channel, self._of.message_id):
+            if is_end and self._lane.steers and self._access.is_interrupted(self.of.channel, self.of.message_id):
                 event["response"] |= {"status": "incomplete", "incomplete_details": {"reason": "steered"}}
         frames = b"".join([self._lane.frame(event) + b"\n" for event in events])
         self.late = frames if self.is_repeated else b""
@@ -822,9 +823,9 @@ class _Frames(TurnEvents):
 
     def _steers(self) -> int:
         for one in self._lane.steers:
-            one.is_taken = one.is_taken or self._access.taken_by(self._of.channel, one.id) == self._of.message_id
+            one.is_taken = one.is_taken or self._access.taken_by(self.of.channel, one.id) == self.of.message_id
         count = sum(one.is_taken for one in self._lane.steers)
-        return self._of.steers + count if count else 0
+        return self.of.steers + count if count else 0
 
 
 @dataclass

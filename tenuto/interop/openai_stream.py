@@ -251,31 +251,25 @@ _EVENTS: dict[str, tuple[str, str, str, Json, Json]] = {
 class TurnEvents(EventStream):
     """The events of one turn for one reader (`TurnFormat`). The reader has the events with numbers up to `after`.
 
-    They end when the turn waits for the caller, unless `is_cancelled`: the caller has cancelled the turn. They also end
-    before an item that would be the second or a later one once `_steers` returns a number; then `rest` is its place.
+    They end when the turn waits for the caller, unless `is_cancelled`. They also end before an item that would be the
+    second or a later one once `_steers` returns a number; then `rest` is its place.
     """
 
-    def __init__(
-        self,
-        question: Message,
-        of: Reference,
-        after: int = -1,
-        *,
-        is_cancelled: bool = False,
-        previous: Reference | None = None,
-    ) -> None:
+    def __init__(self, question: Message, of: Reference, after: int = -1, previous: Reference | None = None) -> None:
         """`previous` is the response that this one continues within its turn; by default the first of the turn."""
         super().__init__(keeps_text=True)
+        self.of = of
         self.rest: Reference | None = None
+        self.is_cancelled = (
+            False  # the caller has just cancelled the turn: its end counts, also while a question is open
+        )
         self.is_repeated = False  # the reader has the last event, which was sent again
-        self._ends_at_question = not is_cancelled
         self.position = 0  # number of the next event
         if any(of.start) and not question.meta.get(CONVERSATION):  # one in a conversation names no other response
             before = {"previous_response_id": (previous or of.at()).id()}
             question = with_options(question, {**requested_in(question), **before})
         self._question = question
-        self._of = of
-        self._after = after
+        self.after = after
         self._seen = after if after < STEERED else after - STEERED - 1  # the last number before another response
         self._own_tools = own_tools(question)
         self._turn.place = of.start[0], 0
@@ -358,12 +352,12 @@ class TurnEvents(EventStream):
         extra = requested.get("extra")
         repeated = {**_REPEATED, **(extra if isinstance(extra, dict) else {}), **requested}
         is_named = self._question.meta.get(CONVERSATION)
-        conversation = {"conversation": {"id": conversation_id(self._of.channel)}} if is_named else {}
+        conversation = {"conversation": {"id": conversation_id(self.of.channel)}} if is_named else {}
         form = requested.get("response_format") or {"type": "text"}
         ended_at = max([self._question.created_at, *(one.ended_at for one in answers)])
         author = next((one.meta["model"] for one in answers if "model" in one.meta), None)
         return {
-            "id": self._of.id(),
+            "id": self.of.id(),
             "object": "response",
             "created_at": self._question.created_at // 1000,
             "completed_at": ended_at // 1000 if status == "completed" and self._turn.is_over else None,
@@ -438,7 +432,7 @@ class TurnEvents(EventStream):
         item = item_of(kind, part.value, "", self._reference(part), state="empty")
         self._part, self._kind, self._begins = part, kind, self.position
         self._where = {"item_id": item["id"], "output_index": self._items}
-        if self.position <= self._after or not self._is_lost(part):
+        if self.position <= self.after or not self._is_lost(part):
             self._indexes[part] = self._items
         self._put("response.output_item.added", output_index=self._items, item=item)
         _, _, content, place, _ = _EVENTS[kind]
@@ -447,17 +441,17 @@ class TurnEvents(EventStream):
 
     def _has(self, part: Part) -> bool:
         """Return whether a part belongs to the response, or to a later attempt than the place where it begins."""
-        return part.place >= self._of.start or (part.place[0] == self._of.start[0] and part.attempt > self._of.attempt)
+        return part.place >= self.of.start or (part.place[0] == self.of.start[0] and part.attempt > self.of.attempt)
 
     def _reference(self, part: Part) -> Reference:
-        return self._of.at(part.place, part.attempt)
+        return self.of.at(part.place, part.attempt)
 
     def _grow(self, part: Part) -> None:
         text = part.take()
         if not text:
             return
         begins, self.position = self.position, self.position + len(text)
-        missing = text[max(0, self._after + 1 - begins) :]
+        missing = text[max(0, self.after + 1 - begins) :]
         if missing and not self._is_lost(part):
             name, _, _, place, more = _EVENTS[self._kind]
             event = {"type": f"response.{name}.delta", "sequence_number": self.position - 1, **self._where}
@@ -475,7 +469,7 @@ class TurnEvents(EventStream):
             self._put(f"response.{content}.done", **self._where, **place, part=text_block(self._kind, text))
         item = self._whole_item(self._kind, part, is_ended=True)
         # a second end would run a call again in some clients, and makes the AI SDK raise for a reasoning
-        if self._kind in (*CALLS, "reasoning") and (self.position <= self._after or not self._is_lost(part)):
+        if self._kind in (*CALLS, "reasoning") and (self.position <= self.after or not self._is_lost(part)):
             del self._indexes[part]
         self._put("response.output_item.done", output_index=self._items, item=item)
         self._part = None
@@ -523,7 +517,7 @@ class TurnEvents(EventStream):
 
         The last event is above the number that the reader has, so that it gets it also if text was removed.
         """
-        asked = self._open_calls() if self._ends_at_question and not self._turn.is_over else {}
+        asked = self._open_calls() if not (self.is_cancelled or self._turn.is_over) else {}
         if self.rest is not None:
             self.position += STEERED
         elif self._turn.is_over or asked:
@@ -535,8 +529,8 @@ class TurnEvents(EventStream):
                 self._items += 1
         else:
             return
-        self.is_repeated = self.position <= self._after
-        self.position = max(self.position, self._after + 1)
+        self.is_repeated = self.position <= self.after
+        self.position = max(self.position, self.after + 1)
         whole, self.is_over = self.response(), True
         name = "incomplete" if whole["status"] == "cancelled" else whole["status"]
         self._put(f"response.{name}", response=whole)
@@ -545,7 +539,7 @@ class TurnEvents(EventStream):
 
     def _put(self, event_type: str, **fields: Any) -> None:
         number, self.position = self.position, self.position + 1
-        if number > self._after and not (self._part is not None and self._is_lost(self._part)):
+        if number > self.after and not (self._part is not None and self._is_lost(self._part)):
             self._events.append({"type": event_type, "sequence_number": number, **fields})
 
 
@@ -596,25 +590,16 @@ async def turn_of(access: Access, of: Reference, kind: str = "response", param: 
 
 
 async def whole_response(
-    access: Access,
-    request: Request,
-    question: Message,
-    of: Reference,
-    shape: Callable[[Json], tuple[int, Json]] = lambda response: (200, response),
-    *,
-    is_cancelled: bool = False,
+    access: Access, request: Request, events: TurnEvents, shape: Callable[[Json], tuple[int, Json]] | None = None
 ) -> Response:
-    """Return the response for the turn of `question` at its end; `shape` gives its status and body for a `Response`.
-
-    If the caller has just cancelled the turn (`is_cancelled`), its end counts, also while a question is open.
-    """
-    events = TurnEvents(question, of, 2 * ASKING, is_cancelled=is_cancelled)  # it sends none of its events
+    """Return the response that the last of `events` has; `shape` gives its status and body in another form."""
+    events.after = 2 * ASKING  # the other events are not made
     headers = {"cache-control": "no-cache, no-transform", "x-should-retry": "false"}  # else it sends the question again
     try:
-        await access.follow(of.channel, of.message_id, events, request.receive)
+        await access.follow(events.of.channel, events.of.message_id, events, request.receive)
     except Draining as error:
         return JSONResponse({"error": error_of(error.problem())}, 503, headers)
-    status, body = shape(events.response())
+    status, body = shape(events.response()) if shape is not None else (200, events.response())
     return Response(encode(body), status, headers, "application/json")
 
 
