@@ -409,6 +409,17 @@ def test_attempt_that_is_superseded_leaves_the_page_with_what_counts(version: in
     assert [one.get("text") for one in page.parts] == [None, "One.", "Two. Three."]
 
 
+def test_text_that_comes_at_once_with_the_next_attempt_is_on_the_page() -> None:
+    page, stream = FoldedPage(), UIStream("u", RELEASE)
+    lost, last = {"type": "text", "text": "Lost"}, {"type": "text", "text": "Two."}
+    page.take(stream.frame([InAnswer("a", delta) for delta in MessageProgress("a").begin(answer([TEXT, lost]))]))
+    whole = answer([TEXT, {"type": "attempt", "parts": [lost], "characters": 4}, last])
+    added = TextAdded(0, "text", 4, " More."), TextAdded(2, "text", 4, " Three.")
+    deltas = (MessageReplaced(whole, (), is_superseded=True), *added)
+    page.take(stream.frame([InAnswer("a", delta) for delta in deltas]))
+    assert [one.get("text") for one in page.parts] == [None, "One. More.", "Two. Three."]
+
+
 def test_attempt_of_two_steps_cannot_be_taken_back_by_a_stream() -> None:
     page, stream = FoldedPage(), UIStream("u", RELEASE)
     lost = [call("c1", "done"), TEXT]
