@@ -130,7 +130,7 @@ class AISDK(ChatRoutes):
         open_ids = {one.id for one in turn.questions}
         calls = {call: one.id for one in turn.questions if (call := call_of(one.data))}
         has_replied = False
-        for part in filter(is_tool, last["parts"]):
+        for part in {one["toolCallId"]: one for one in last["parts"] if is_tool(one)}.values():
             is_own = part["type"].removeprefix("tool-") in self._release.browser_tools
             asked = calls.get(part["toolCallId"]) if is_own else None
             match part:
@@ -252,7 +252,6 @@ STARTED, AVAILABLE, OVER = 1, 2, 3  # stages of a tool call on the page
 IN_STEP, ALWAYS = "result", "always"
 LATE = "the question has expired or was answered; the reply had no effect"
 SHARED_CHARS = 16_384  # maximal length of a text whose frame is kept for the next viewer
-_REPLIED = ("approval-responded", "output-available", "output-error")  # states of calls to which a page has replied
 _STAGES = dict.fromkeys(("input-available", "approval-requested", "approval-responded"), AVAILABLE)
 _STAGES |= dict.fromkeys(("output-available", "output-error", "output-denied"), OVER) | {"input-streaming": STARTED}
 SKIPPED = 100  # pieces of other texts among which the rest of a text is looked for on a page
@@ -266,10 +265,21 @@ class PageCall:
     call: str
     name: str
     is_own: bool  # the page runs it
+    shown: Json  # the page's part of it from earlier responses; empty without one
     stage: int = 0
     is_approved: bool = False  # the page has the reply to an approval from this stream
     question: str = ""  # id of the open question about it: the next request of the page has the reply
     held: str | None = None  # input of a call of the page's, which runs it only when a question about it is open
+
+    @property
+    def has_reply(self) -> bool:
+        """Return whether the page has replied to it."""
+        return self.shown.get("state") in ("approval-responded", "output-available", "output-error")
+
+    def has_approval(self, approval: Json) -> bool:
+        """Return whether the page's part has this reply to the approval."""
+        shown = self.shown.get("approval")
+        return isinstance(shown, dict) and all(shown.get(key) == approval[key] for key in ("id", "approved"))
 
 
 @dataclass(frozen=True)
@@ -342,7 +352,7 @@ class UIStream(EventStream):
         if self._turn.is_gone():
             self.ended = self._turn.end()
         if is_first and self._page.has_other_text():
-            self.ended, self._step_due = self.REPLACED, ALWAYS if self._replied() else ""
+            self.ended, self._step_due = self.REPLACED, ALWAYS if self._has_replied() else ""
             self._open.clear()
             del self._events[1:]  # behind `start`: a page shows no mixture of two texts
         if self.ended is not None or self._turn.is_over:
@@ -460,9 +470,9 @@ class UIStream(EventStream):
         value, tool = part.value, self._tools.get(part)
         text, state = text_of(value), value.get("state")
         if tool is None:
-            stage = _STAGES.get(self._page.tools.get(value["call"], ""), 0)
-            is_own = value["name"] in self._release.browser_tools
-            tool = self._tools[part] = PageCall(value["call"], value["name"], is_own, stage)
+            shown, is_own = self._page.call(value["call"]), value["name"] in self._release.browser_tools
+            stage = _STAGES.get(shown.get("state", ""), 0)
+            tool = self._tools[part] = PageCall(value["call"], value["name"], is_own, shown, stage)
         is_new = tool.stage == 0
         if is_new:
             self._content(part, tool)
@@ -491,12 +501,12 @@ class UIStream(EventStream):
     def _approve(self, tool: PageCall, part: Json) -> None:
         """Give the page the reply to an approval, which it lacks if it loads or resumes after the reply."""
         approval = approval_of(part, self._release)
-        if approval is None or tool.stage == OVER or self._page.has_approval(tool.call, approval):
+        if approval is None or tool.stage == OVER or tool.has_approval(approval):
             return
         knows_replies = self._release.version >= 7 and not self._release.strict
         if (knows_replies or part.get("state") == "denied") and not tool.is_approved:
             tool.is_approved = True
-            if tool.call not in self._page.approvals:
+            if "approval" not in tool.shown:
                 self._put(type="tool-approval-request", approvalId=approval["id"], toolCallId=tool.call)
             if knows_replies:
                 reply = {name: value for name, value in approval.items() if name != "id"}
@@ -519,7 +529,7 @@ class UIStream(EventStream):
         """Send a question or its reply: as data, if the page has no call for it."""
         question = self._turn.questions[id].command
         call, is_approval = call_of(question.data), question.name == "approve" and self._release.version >= 6
-        tool = next((one for one in self._tools.values() if one.call == call), None)
+        tool = next((one for one in reversed(self._tools.values()) if one.call == call), None)
         if id in self._shown_questions or tool is None or not (is_approval or tool.is_own):
             if id not in self._shown_questions:
                 self._shown_questions.add(id)
@@ -529,7 +539,7 @@ class UIStream(EventStream):
         elif id in self._turn.open:
             tool.question = id
             self._make_available(tool, tool.held or "")
-            if is_approval and self._page.tools.get(tool.call) != "approval-requested":
+            if is_approval and tool.shown.get("state") != "approval-requested":
                 self._put(type="tool-approval-request", approvalId=id, toolCallId=tool.call)
         elif tool.question == id:
             tool.question = ""
@@ -537,14 +547,14 @@ class UIStream(EventStream):
     def _has_running_call(self) -> bool:
         """Return whether a call without a question runs in the last step: before its end the page sends no reply."""
         for one in self._calls_of_step():
-            is_settled = one.is_own or one.is_approved or self._page.tools.get(one.call) in _REPLIED
+            is_settled = one.is_own or one.is_approved or one.has_reply
             if not one.question and (one.stage == STARTED or (one.stage == AVAILABLE and not is_settled)):
                 return True
         return False
 
     def _end_with_question(self) -> None:
         """End the response, as a page can reply only then. A page that repeats a reply would repeat it for ever."""
-        if self._is_late and self._is_silent and self._replied():
+        if self._is_late and self._is_silent and self._has_replied():
             self._put(type="error", errorText=LATE)
         else:
             self._close()
@@ -552,9 +562,13 @@ class UIStream(EventStream):
             self._put(type="finish", **self._reason("tool-calls"))
         self.is_over = True
 
-    def _replied(self) -> list[Part]:
-        """Return the calls to which the page has replied."""
-        return [part for part, tool in self._tools.items() if self._page.tools.get(tool.call) in _REPLIED]
+    def _has_replied(self) -> bool:
+        return any(tool.has_reply for tool in self._tools.values())
+
+    def _has_outcome(self, part: Part, tool: PageCall) -> bool:
+        """Return whether a call has an outcome for the page's reply: its result, or the page's own approval."""
+        approval = approval_of(part.value, DEFAULT)
+        return has_result(part.value) or (approval is not None and tool.has_approval(approval))
 
     def _reason(self, reason: str) -> Json:
         return {} if self._release.strict and self._release.version < 6 else {"finishReason": reason}
@@ -568,7 +582,8 @@ class UIStream(EventStream):
         meta = self._turn.meta()
         status, reason = self.ended or self._turn.end()
         is_clean = status in ("complete", "cancelled")
-        if self._is_late and is_clean and not all(self._page.is_outcome(part.value) for part in self._replied()):
+        lacks = [part for part, tool in self._tools.items() if tool.has_reply and not self._has_outcome(part, tool)]
+        if self._is_late and is_clean and lacks:
             status, reason = "late", LATE
         if status in ("complete", "cancelled"):
             self._put(type="finish-step")
@@ -598,9 +613,9 @@ class PageParts:
     def __init__(self, page: Json | None) -> None:
         parts = page["parts"] if page is not None else []
         self.id: str | None = page["id"] if page is not None else None
-        calls = {one["toolCallId"]: one for one in parts if is_tool(one)}
-        self.tools = {id: one["state"] for id, one in calls.items()}  # states by the ids of the calls
-        self.approvals = {id: one["approval"] for id, one in calls.items() if isinstance(one.get("approval"), dict)}
+        self._calls: dict[str, deque[Json]] = {}  # by id, which later calls may have again
+        for one in filter(is_tool, parts):
+            self._calls.setdefault(one["toolCallId"], deque()).append(one)
         self._texts = {
             kind: deque(one["text"] for one in parts if one["type"] == kind and one["text"])
             for kind in ("text", "reasoning")
@@ -627,15 +642,10 @@ class PageParts:
         """Return whether the page has a text that none of the stored texts has had (`length_of`)."""
         return any(self._texts.values())
 
-    def has_approval(self, call: str, approval: Json) -> bool:
-        """Return whether the page has this reply to the approval of a call."""
-        shown = self.approvals.get(call, {})
-        return all(shown.get(key) == approval[key] for key in ("id", "approved"))
-
-    def is_outcome(self, part: Json) -> bool:
-        """Return whether a stored call has an outcome for the page's reply: its result, or the page's own approval."""
-        approval = approval_of(part, DEFAULT)
-        return has_result(part) or (approval is not None and self.has_approval(part["call"], approval))
+    def call(self, id: str) -> Json:
+        """Return the page's part of the next call with this id, once; an empty one without it."""
+        known = self._calls.get(id)
+        return known.popleft() if known else {}
 
     def has(self, chunk: Json) -> bool:
         """Return whether the page has the part of `chunk`, with this value."""

@@ -564,6 +564,29 @@ async def test_repeated_approval_ends_with_an_error_only_if_it_had_no_effect(sce
     assert endings[2] == late
 
 
+async def test_page_runs_two_calls_with_the_same_id_one_after_the_other(scene: PageScene) -> None:
+    outputs: list[Any] = []
+
+    async def asks(turn: Turn) -> None:
+        async with turn.reply() as message:
+            for _ in range(2):
+                call = {**CALL, "call": "call_0", "name": "place"}
+                index = await message.part({**call, "state": "called"})
+                outputs.append((await turn.ask("place", {"call": "call_0"})).data)
+                await message.part({**call, "state": "done", "output": outputs[-1]}, index=index)
+
+    scene.script = asks
+    parts: list[Any] = []
+    last: Any = user()
+    for number in range(3):
+        text = (await scene.served.http.post("/api/chat", json={"id": "1", "message": last})).text
+        assert text.count('"tool-input-available"') == (number < 2)
+        assert chunks_of(text)[-1]["type"] == "finish"
+        parts.append({"type": "tool-place", "toolCallId": "call_0", "state": "output-available", "output": number})
+        last = {"id": (await scene.hub.turn("chat:1", "u")).answers[0].id, "role": "assistant", "parts": parts}
+    assert outputs == [0, 1]
+
+
 def chunks_of(body: str) -> list[Any]:
     """Return the chunks of a response that ended."""
     *frames, done, _ = body.split("\n\n")
