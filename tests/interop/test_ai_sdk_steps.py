@@ -397,26 +397,17 @@ def test_attempt_that_is_superseded_leaves_the_page_with_what_counts(version: in
     first, lost, last = TEXT, {"type": "text", "text": "Lost"}, {"type": "text", "text": "Two."}
     page.take(stream.frame([InAnswer("a", delta) for delta in MessageProgress("a").begin(answer([first, lost]))]))
     attempt = {"type": "attempt", "parts": [lost], "characters": 4}
-    whole = answer([first, attempt, last])
-    page.take(stream.frame([InAnswer("a", MessageReplaced(whole, (), is_superseded=True))]))
+    more = TextAdded(0, "text", 4, " More."), TextAdded(2, "text", 4, " Th")  # at once with the attempt
+    deltas = MessageReplaced(answer([first, attempt, last]), (), is_superseded=True), *more
+    page.take(stream.frame([InAnswer("a", delta) for delta in deltas]))
     if version < 7:  # the page resumes, and builds the message anew
         assert (page.ending, stream.is_over) == ("error", True)
         assert "Two." not in str(page.parts)
         page, stream = FoldedPage(), UIStream("u", release)
+        whole = answer([{**first, "text": "One. More."}, attempt, {**last, "text": "Two. Th"}])
         page.take(stream.frame([InAnswer("a", delta) for delta in MessageProgress("a").begin(whole)]))
-    page.take(stream.frame([InAnswer("a", TextAdded(2, "text", 4, " Three."))]))
+    page.take(stream.frame([InAnswer("a", TextAdded(2, "text", 7, "ree."))]))
     page.take(stream.frame([InAnswer("a", MessageFinished("complete", None, {})), TurnChanged("over")]))
-    assert [one.get("text") for one in page.parts] == [None, "One.", "Two. Three."]
-
-
-def test_text_that_comes_at_once_with_the_next_attempt_is_on_the_page() -> None:
-    page, stream = FoldedPage(), UIStream("u", RELEASE)
-    lost, last = {"type": "text", "text": "Lost"}, {"type": "text", "text": "Two."}
-    page.take(stream.frame([InAnswer("a", delta) for delta in MessageProgress("a").begin(answer([TEXT, lost]))]))
-    whole = answer([TEXT, {"type": "attempt", "parts": [lost], "characters": 4}, last])
-    added = TextAdded(0, "text", 4, " More."), TextAdded(2, "text", 4, " Three.")
-    deltas = (MessageReplaced(whole, (), is_superseded=True), *added)
-    page.take(stream.frame([InAnswer("a", delta) for delta in deltas]))
     assert [one.get("text") for one in page.parts] == [None, "One. More.", "Two. Three."]
 
 
