@@ -342,19 +342,24 @@ class Outgoing:
         the next part supersedes them. Steps, and parts that it has put again, are not among them.
         """
         theirs = [index for index, part in enumerate(self._parts) if part.owner is LEFT and part.type != ATTEMPT]
-        if not theirs:
-            return {}
-        if self._repeated or len(self._parts) != len(self.left):
-            self._supersede_left()
+        if not theirs or self._has_added_to(theirs):
             return {}
         self._give(theirs, owner)
         return self._indexed(theirs)
 
-    def _supersede_left(self) -> None:
-        """Let the parts that an earlier writer left be superseded, and write anew what was added to their text."""
+    def _has_added_to(self, left: list[int]) -> bool:
+        """Return whether this writer has added content to text that was left, or behind the parts `left`.
+
+        Then the next part supersedes all that was left, and what was added to its text is written anew.
+        """
+        self._gather()
         added, self._repeated = self._repeated, []
+        has_more = bool(added) or (bool(left) and len(self._parts) != len(self.left))
+        if not has_more and all(self._parts[index].length == len(_text_of(self.left[index])) for index in left):
+            return False
         self.fail_attempt(LEFT)
         self.accept_text("".join(added))  # an attempt adds nothing to text of others
+        return True
 
     def reopen_left(self, after: int, until: int | None, owner: Owner) -> dict[int, Part]:
         """Return the parts that an earlier writer left of a response.
@@ -362,15 +367,10 @@ class Outgoing:
         Of the parts that count they follow the first `after`, up to `until`; they count again, and are of `owner`.
         There are none if this writer has added content: then the next part supersedes what is left.
         """
-        self._gather()
         counted = [index for index, part in enumerate(self.left) if part["type"] != ATTEMPT]
         before = counted[:after]
         ours = [index for index in counted[after:until] if self._parts[index].owner in (LEFT, FAILED)]
-        if not ours or any(self._parts[index].owner is FAILED for index in before):
-            return {}
-        lengths = [len(_text_of(self.left[index])) for index in ours]
-        if len(self._parts) != len(self.left) or lengths != [self._parts[index].length for index in ours]:
-            self._supersede_left()
+        if self._has_added_to(ours) or not ours or any(self._parts[index].owner is FAILED for index in before):
             return {}
         self._give(before, None)
         self._give(ours, owner)
