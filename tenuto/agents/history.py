@@ -147,7 +147,9 @@ def _joined(messages: Sequence[Message], custom: Sequence[Json], *, with_calls: 
                 else:
                     late.append(joined)
             else:
-                parts.append({"type": "text", "text": _result_as_text(called.get(str(data.get("call_id"))), data)})
+                known = called.get(call := str(data.get("call_id")))
+                name = f"{known['name']}({known['input'] or '{}'})" if known is not None else f"call {call}"
+                parts.append({"type": "text", "text": f"[result of {name}: {_output(data)}]"})
         if late:
             found.append(replace(one, role="assistant", parts=late))
         if not is_more:
@@ -163,11 +165,6 @@ def _joined(messages: Sequence[Message], custom: Sequence[Json], *, with_calls: 
                 ids.add(id)
                 parts[number] = {**part, "call": id}
     return found
-
-
-def _result_as_text(call: Part | None, data: dict[str, Json]) -> str:
-    name = f"{call['name']}({call['input'] or '{}'})" if call is not None else f"call {data.get('call_id')}"
-    return f"[result of {name}: {_output(data)}]"
 
 
 class _ModelStep(NamedTuple):
@@ -381,15 +378,7 @@ def _anthropic(message: Message) -> Iterator[dict[str, Json]]:
             yield {"role": message.role, "content": shown}
         if calls:
             yield {"role": "assistant", "content": [_tool_use(part) for part in calls]}
-            results = [
-                {
-                    "type": "tool_result",
-                    "tool_use_id": _anthropic_id(part),
-                    "content": _output(part, _anthropic_content),
-                }
-                for part in calls
-            ]
-            yield {"role": "user", "content": results}
+            yield {"role": "user", "content": [_tool_result(part) for part in calls]}
 
 
 def _anthropic_content(one: str | Part) -> dict[str, Json] | None:
@@ -432,6 +421,11 @@ def _tool_use(part: Part) -> dict[str, Json]:
         arguments = {}
     arguments = arguments if isinstance(arguments, dict) else {}
     return {"type": "tool_use", "id": _anthropic_id(part), "name": part["name"], "input": arguments}
+
+
+def _tool_result(part: Part) -> dict[str, Json]:
+    content = _output(part, _anthropic_content)
+    return {"type": "tool_result", "tool_use_id": _anthropic_id(part), "content": content}
 
 
 def _alternating(turns: list[dict[str, Json]]) -> list[dict[str, Json]]:

@@ -40,9 +40,8 @@ class TurnRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
     model: str | None = None
     instructions: str | None = None
     system: list[str] = []  # texts of the system messages in the last result of `turn.history`
-    tools: list[
-        dict[str, Json]
-    ] = []  # `{"type": "function", "name", "description", "parameters", "strict"}`, or others
+    # `{"type": "function", "name", "description", "parameters", "strict"}`, or others
+    tools: list[dict[str, Json]] = []
     tool_choice: str | dict[str, Json] | None = None  # auto, none, required, or `{"type": "function", "name"}`
     parallel_tool_calls: bool | None = None
     response_format: dict[str, Json] | None = None  # `{"type": "json_schema", "name", "schema", "strict"}`, or others
@@ -165,10 +164,8 @@ def turn_request(stored: Mapping[str, Json]) -> TurnRequest:
     known: dict[str, Any] = {}
     for field in msgspec.structs.fields(TurnRequest):
         if field.name in stored and field.name != "system":
-            try:
+            with suppress(msgspec.ValidationError):
                 known[field.name] = msgspec.convert(stored[field.name], field.type)
-            except msgspec.ValidationError:
-                continue
     return TurnRequest(**known)
 
 
@@ -188,7 +185,7 @@ def options_in(body: Mapping[str, Json], *, is_strict: bool = True) -> dict[str,
             value = _inside(body, given)
             if value in (None, [], {}):
                 continue
-            value = _READERS.get(name, _same)(value)
+            value = _READERS[name](value) if name in _READERS else value
             with suppress(*left_out):
                 _check(value, _TYPES[name], given, expected)
                 found[name] = value
@@ -248,10 +245,6 @@ def _choice(value: Json) -> Json:
 def _form(value: Json) -> Json:
     nested = value.get("json_schema") if isinstance(value, dict) else None
     return {"type": "json_schema", **nested} if isinstance(nested, dict) else value
-
-
-def _same(value: Json) -> Json:
-    return value
 
 
 _SECRETS = ("authorization", "headers")

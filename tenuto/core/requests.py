@@ -148,11 +148,9 @@ class ClaimTurn(Struct, frozen=True, kw_only=True):
     confirms: bool = False
     renews: bool = False  # True: renew the lease of attempt `generation`, which a remote worker has begun
     gives_back: bool = False  # with `renews`, True: that worker has lost the attempt, so the lease ends at once
-    above: int = (
-        # the new attempt gets a number in a later round than this one, the highest that a worker of a deleted message
-        # with the same id may still use
-        0
-    )
+    # the new attempt gets a number in a later round than this one, the highest that a worker of a deleted message with
+    # the same id may still use
+    above: int = 0
     lease_s: float = 0.0
     within: str | None = None  # id of the message whose running turn takes this message in
     within_generation: int = 0  # the attempt of the turn that takes this message in
@@ -290,23 +288,20 @@ def split(
     for one in _kept(options, by):
         del inline[one.name]
         inline.setdefault(KEPT, {})[one.name] = one.id
-        creates.append(_create(one, by, now_ms))
+        create = Create(
+            id=one.id,
+            role=OPTIONS,
+            author=by,
+            status="complete",
+            parts=[plain({"type": "data", "name": one.name, "data": one.value})],
+            meta={},
+            parent=None,
+            reply_to=None,
+            at_ms=now_ms,
+            digest=b"",
+        )
+        creates.append(create)
     return plain(inline), creates
-
-
-def _create(one: Kept, by: str | None, now_ms: int) -> Create:
-    return Create(
-        id=one.id,
-        role=OPTIONS,
-        author=by,
-        status="complete",
-        parts=[plain({"type": "data", "name": one.name, "data": one.value})],
-        meta={},
-        parent=None,
-        reply_to=None,
-        at_ms=now_ms,
-        digest=b"",
-    )
 
 
 def _kept(options: Mapping[str, Json], by: str | None) -> Iterator[Kept]:
