@@ -581,12 +581,12 @@ class UIStream(EventStream):
             self._put(type="start", messageId=self._begun_id)  # a page stores an empty step only with a later chunk
         meta = self._turn.meta()
         status, reason = self.ended or self._turn.end()
-        is_clean = status in ("complete", "cancelled")
-        lacks = [part for part, tool in self._tools.items() if tool.has_reply and not self._has_outcome(part, tool)]
-        if self._is_late and is_clean and lacks:
-            status, reason = "late", LATE
         if status in ("complete", "cancelled"):
-            self._put(type="finish-step")
+            has_all = all(self._has_outcome(part, tool) for part, tool in self._tools.items() if tool.has_reply)
+            if self._is_late and not has_all:
+                status, reason = "late", LATE
+            else:
+                self._put(type="finish-step")
         if status == "complete":
             finish: Json = {"messageMetadata": meta} if meta else {}
             if self._turn.left():
@@ -700,19 +700,19 @@ def result_of(part: Json, release: Release) -> Json:
 
 def ui_part(id: str, part: Json) -> Json | None:
     """Return a source, file or data part, which is the same as a chunk and in a message; None for other parts."""
+    media_type = part.get("mediaType") or part.get("media_type")
     match part:
         case {"type": "data", "name": str(name)}:
             return {"type": f"data-{name}", "id": id, "data": part.get("data")}
         case {"type": "file", "url": str(url)}:
-            media_type = part.get("mediaType") or part.get("media_type") or "application/octet-stream"
-            return {"type": "file", "url": url, "mediaType": media_type}
+            return {"type": "file", "url": url, "mediaType": str(media_type or "application/octet-stream")}
         case {"type": "source", "url": str(url)}:
             title = {"title": part["title"]} if isinstance(part.get("title"), str) else {}
             return {"type": "source-url", "sourceId": id, "url": url, **title}
         case {"type": "source"}:
             name = str(part.get("title") or part.get("filename") or "source")
-            media_type = str(part.get("mediaType") or part.get("media_type") or "text/plain")
-            return {"type": "source-document", "sourceId": id, "mediaType": media_type, "title": name}
+            media = {"mediaType": str(media_type or "text/plain")}
+            return {"type": "source-document", "sourceId": id, **media, "title": name}
     return None
 
 
