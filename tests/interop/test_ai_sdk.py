@@ -348,13 +348,13 @@ async def test_loaded_messages_equal_those_of_a_page_with_each_kind_of_part(
             await message.update(meta={"responses": [["resp_1", 0, {}]]})  # a later attempt could attach to it
             await message.append("First. ")
             await message.part({"type": "reasoning", "text": "Hm."})
+            await message.append("Still the first.")  # in the same step: in a later one it is a text of its own there
             calls = [await message.part({**CALL, "call": f"parallel{one}", "state": "called"}) for one in range(2)]
             for one, index in enumerate(calls):
                 await message.flush()
                 ended = {"state": "error", "output": "no"} if one else {"state": "done", "output": 6}
                 await message.part({**CALL, "call": f"parallel{one}", **ended}, index=index)
             await message.part({"type": "source", "url": "https://example.com/"})
-            await message.append("Still the first.")
             await message.part({"type": "text", "text": "May I?"})
             index = await message.part({**CALL, "state": "called"})
             is_ok = (await turn.ask("approve", {"call": "c1"})).ok
