@@ -8,7 +8,6 @@ Pure functions. The shapes are those of the providers' documentation; `docs/agen
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import json
 import re
@@ -211,7 +210,7 @@ def _steps(message: Message) -> Iterator[_ModelStep]:
 class _File(NamedTuple):
     """A file part as the APIs need it."""
 
-    url: str
+    url: str  # empty if it is malformed
     media_type: str  # empty if it is unknown
     name: str
     data: str | None  # content in base64; None if `url` is an address
@@ -225,16 +224,23 @@ def _file(part: Part) -> _File:
     """Return the file of a part, whose fields are an app's or a client's own."""
     url = part["url"] if isinstance(part.get("url"), str) else ""
     given = part.get("mediaType") or part.get("media_type")
-    media_type, data = str(given or ""), None
+    media_type, data, path = str(given or ""), None, ""
     if url[:5].lower() == "data:":
         about, _, data = url[5:].partition(",")
         media_type = about.split(";")[0] or media_type or "text/plain"
         if not about.lower().endswith(";base64"):
             data = base64.b64encode(unquote_to_bytes(data)).decode()
             url = f"data:{media_type};base64,{data}"
+        if not data or not data.isascii():
+            url, data = "", None
+    else:
+        try:
+            path = urlsplit(url).path
+        except ValueError:
+            url = ""
     name = part.get("filename") or part.get("name")
     if not isinstance(name, str):
-        name = "" if data is not None else unquote(urlsplit(url).path.rsplit("/", 1)[-1])
+        name = unquote(path.rsplit("/", 1)[-1])
     media_type = media_type or guess_type(name)[0] or ""
     return _File(url, media_type.lower(), name, data)
 
@@ -393,10 +399,9 @@ def _anthropic_content(one: str | Part) -> dict[str, Json] | None:
     if file.url and (kind in _ANTHROPIC_IMAGES or (kind == "image/*" and file.data is None)):
         return {"type": "image", "source": source}
     title = {"title": file.name} if file.name else {}
-    if file.media_type == "application/pdf":
+    if file.url and file.media_type == "application/pdf":
         return {"type": "document", "source": source, **title}
-    if file.media_type == "text/plain" and file.data is not None:
-        text = _decoded(file.data)
+    if file.media_type == "text/plain" and file.data is not None and (text := _decoded(file.data)):
         return {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": text}, **title}
     return {"type": "text", "text": _placeholder(one)}
 
@@ -404,7 +409,7 @@ def _anthropic_content(one: str | Part) -> dict[str, Json] | None:
 def _decoded(data: str) -> str:
     try:
         return base64.b64decode(data + "=" * (-len(data) % 4)).decode("utf-8", "replace")
-    except binascii.Error:
+    except ValueError:
         return ""
 
 

@@ -266,6 +266,26 @@ def test_file_of_an_answer_and_plain_text_are_shown_as_the_apis_take_them() -> N
     assert as_turns(asked, "text") == [{"role": "user", "content": "[image: image/png]"}]
 
 
+@pytest.mark.parametrize("shape", ["text", "openai", "responses", "anthropic"])
+@pytest.mark.parametrize(
+    ("url", "media_type"),
+    [
+        ("http://[x", "image/png"),
+        ("//[x", "application/pdf"),
+        ("http://\u2100/a", "text/plain"),
+        ("data:text/plain;base64,\u00e9", "text/plain"),
+        ("data:application/pdf;base64,", "application/pdf"),
+        ("", "application/pdf"),
+    ],
+)
+def test_file_with_a_malformed_address_is_a_placeholder(shape: Any, url: str, media_type: str) -> None:
+    kind = "image" if media_type == "image/png" else "file"
+    for named, shown in (({}, media_type), ({"filename": "a.b"}, "a.b")):
+        (turn,) = as_turns([message("user", text("see"), file(url, mediaType=media_type, **named))], shape)
+        assert f"[{kind}: {shown}]" in str(turn["content"])
+        assert url == "" or url not in str(turn["content"])
+
+
 def test_ids_images_and_blank_texts_that_anthropic_refuses_have_others_in_their_place() -> None:
     svg, photo = "data:image/svg+xml;base64,PHN2Zy8+", PNG.replace("png", "jpg")
     files = [file(svg, filename="a.svg"), file(photo), file("https://e.x/b", mediaType="image/*")]
