@@ -63,6 +63,7 @@ from tenuto.core.message_state import MessageState, PartState, part_bytes, utf8_
 from tenuto.core.model import (
     ATTEMPT,
     OPTIONS,
+    OPTIONS_KEY,
     ROLES,
     STATUSES,
     Json,
@@ -214,7 +215,7 @@ def _create(
         author=caller.id,
         status=request.status,
         parts=parts,
-        meta=_merged({}, {**request.meta, OPTIONS: options} if options else request.meta, limits),
+        meta=_merged({}, request.meta, limits, options),
         parent=_parent(state, request),
         reply_to=check_id(request.reply_to, "reply_to") if request.reply_to is not None else None,
         at_ms=now_ms,
@@ -586,12 +587,15 @@ def _parts(
     return checked
 
 
-def _merged(old: dict[str, Json], new: dict[str, Json], limits: Limits) -> dict[str, Json]:
-    """Return `new` merged into `old` at the top level; null removes a key."""
+def _merged(
+    old: dict[str, Json], new: dict[str, Json], limits: Limits, options: dict[str, Json] | None = None
+) -> dict[str, Json]:
+    """Return `new` merged into `old` at the top level; null removes a key. Only `options` sets the server's own key."""
     if not isinstance(new, dict):
         raise InvalidRequest(f"meta must be an object, got {shown(new)}")
-    if not new:
+    if not new and not options:
         return old
-    merged = {name: value for name, value in {**old, **new}.items() if value is not None}
+    own = {OPTIONS_KEY: options or old.get(OPTIONS_KEY)}
+    merged = {name: value for name, value in {**old, **new, **own}.items() if value is not None}
     check_json(merged, limits.meta_bytes, "meta", depth=limits.depth)
     return plain(merged)

@@ -17,7 +17,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from tenuto.core.errors import InvalidRequest, TenutoError, TooLarge
 from tenuto.core.limits import Limits
-from tenuto.core.model import OPTIONS, Json, Message, Part, Role, Status, check_json, plain
+from tenuto.core.model import OPTIONS, OPTIONS_KEY, Json, Message, Part, Role, Status, check_json, plain
 from tenuto.core.names import is_id
 from tenuto.core.ops import Create, WriterIdentity
 
@@ -271,7 +271,7 @@ def kept_ids(options: Mapping[str, Json], by: str | None) -> tuple[str, ...]:
 def split(
     options: Mapping[str, Json], by: str | None, now_ms: int, limits: Limits
 ) -> tuple[dict[str, Json], list[Create]]:
-    """Return the value of `meta.options`, and the messages of the large values. Raises InvalidRequest, TooLarge."""
+    """Return the value of `OPTIONS_KEY`, and the messages of the large values. Raises InvalidRequest, TooLarge."""
     limit = limits.options_bytes
     try:
         check_json(options, limit, "options", depth=limits.depth)
@@ -313,16 +313,16 @@ def _kept(options: Mapping[str, Json], by: str | None) -> Iterator[Kept]:
 
 
 def references(meta: Mapping[str, Json]) -> dict[str, str]:
-    """Return the ids in `meta.options.kept` by the names of the values; none if a client sent it in another form."""
-    options = meta.get(OPTIONS)
+    """Return the ids of the large values beside `meta` by their names; damaged ones are left out."""
+    options = meta.get(OPTIONS_KEY)
     kept = options.get(KEPT) if isinstance(options, dict) else None
     found = list(kept.items())[:MOST_KEPT] if isinstance(kept, dict) else ()
-    return {name: id for name, id in found if isinstance(id, str)}
+    return {name: id for name, id in found if isinstance(id, str) and is_id(id)}
 
 
 def whole(meta: Mapping[str, Json], kept: Iterable[Message]) -> dict[str, Json]:
     """Return the wishes beside a message: the small values in its `meta`, and those in the messages `kept`."""
-    options = meta.get(OPTIONS)
+    options = meta.get(OPTIONS_KEY)
     found = {name: value for name, value in options.items() if name != KEPT} if isinstance(options, dict) else {}
     by_id = {one.id: one for one in kept if one.role == OPTIONS and one.parts}
     for name, id in references(meta).items():

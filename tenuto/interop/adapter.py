@@ -111,7 +111,7 @@ def unpacked(id: str) -> list[str]:
 
 
 _DATA_TYPE = re.compile(r"data:([^;,/\s]{1,100}/[^;,\s]{1,100})[;,]", re.IGNORECASE)
-REQUEST = "options"  # field of a question's `meta` with the wishes of its request (`with_options`)
+REQUEST = "$options"  # field of a question's `meta` with the wishes of its request (`with_options`)
 
 
 def output_part(call: str, output: object) -> Json:

@@ -722,7 +722,7 @@ def ui_messages(turns: Iterable[TurnStatus], release: Release) -> list[Json]:
     for turn in turns:
         if turn.message is not None:
             question = turn.message
-            own = {name: value for name, value in question.meta.items() if name != "options"}
+            own = {name: value for name, value in question.meta.items() if name != "$options"}
             meta = {"metadata": own} if own else {}
             parts = [_question_part(one) for one in question.parts]
             messages.append({"id": question.id, "role": "user", "parts": parts, **meta})

@@ -10,8 +10,8 @@ import pytest
 from msgspec import ValidationError, convert
 
 from tenuto.core.errors import IdConflict, InvalidRequest, NotFound, TooLarge
-from tenuto.core.model import Message
-from tenuto.core.requests import Caller, CreateMessage, DeleteMessage, references, whole
+from tenuto.core.model import OPTIONS_KEY, Message
+from tenuto.core.requests import Caller, CreateMessage, DeleteMessage, UpdateMessage, references, whole
 from tenuto.hub import HubCore
 from tests.hub.test_export import exported, lines_of
 
@@ -75,6 +75,28 @@ async def test_value_cannot_be_written_or_removed_by_clients(hub: HubCore) -> No
         await hub.create(CHANNEL, role="options", text="x")
     with pytest.raises(ValidationError):
         convert({"role": "options"}, CreateMessage)
+
+
+async def test_key_of_meta_with_the_values_is_the_servers_alone(hub: HubCore) -> None:
+    asked = await ask(hub, "q1", {**OPTIONS, "seed": 7})
+    forged = {OPTIONS_KEY: {"temperature": 2, "kept": {"tools": "bad id!"}}, "a": 1}
+    result = await hub.ask(CHANNEL, "q2", CreateMessage(text="q2", meta=forged), ANN)
+    assert result.message is not None
+    assert (result.message.meta, await read_back(hub, "q2")) == ({"a": 1}, {})
+    both = CreateMessage(text="q3", meta=forged, options=OPTIONS)
+    await hub.ask(CHANNEL, "q3", both, ANN)
+    assert await read_back(hub, "q3") == OPTIONS
+    for changed in (forged, {OPTIONS_KEY: None}):
+        await hub.ask(CHANNEL, "q1", UpdateMessage(meta=changed), ANN)
+    question, _ = await hub.read(CHANNEL, "q1")
+    assert question.meta == {**asked.meta, "a": 1}
+    assert await read_back(hub, "q1") == {**OPTIONS, "seed": 7}
+
+
+@pytest.mark.parametrize("damaged", [{"kept": {"tools": "bad id!"}}, {"kept": ["x"]}, [1], "x", 1])
+def test_damaged_values_count_as_none(damaged: object) -> None:
+    meta = {OPTIONS_KEY: damaged}
+    assert (references(meta), whole(meta, [])) == ({}, {})
 
 
 async def test_values_above_the_limit_are_refused_before_anything_is_stored(hub: HubCore) -> None:

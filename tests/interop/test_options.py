@@ -984,3 +984,14 @@ async def test_empty_result_is_an_empty_text_and_a_file_in_percents_has_its_byte
     asked, _, result = stub.received[-1]["openai"]
     assert asked["content"][0]["image_url"]["url"] == "data:image/png;base64,iVBOR/8="
     assert result["content"] == ""
+
+
+async def test_metadata_of_a_page_is_kept_and_makes_no_wishes(stub: Stub) -> None:
+    metadata = {"options": {"kept": {"tools": "bad id!"}, "theme": "dark", "temperature": 2}, "a": 1}
+    forged = {"$options": {"kept": {"tools": "bad id!"}, "temperature": 2}}
+    message = {"id": "m", "role": "user", "parts": [{"type": "text", "text": "q"}], "metadata": metadata | forged}
+    sent = await stub.served.http.post("/page", json={"id": "1", "messages": [message]})
+    assert '"finish"' in sent.text
+    assert stub.received[0]["options"]["openai"] == {}
+    loaded = (await stub.served.http.get("/page/1/messages")).json()
+    assert loaded[0]["metadata"] == metadata
