@@ -26,7 +26,7 @@ ELSEWHERE = {
     "uvicorn main:app": "tests/examples/test_tutorial.py",
     "pytest -q": "tests/examples/test_tutorial.py",
     'install fastapi "tenuto[serve]"': "tests/examples/test_readme.py runs the program, without pip",
-    'install "tenuto[client]"': "pip, and nothing is published yet",
+    'install "tenuto[client]"': "pip alone",
     "curl -N": "a server and an answer; tests/transports/test_message_stream.py reads the same stream",
     "chat.dump": "tests/stores/test_postgres.py",
     "psql chat": "tests/stores/test_postgres.py",
