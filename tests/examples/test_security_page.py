@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from fastapi import Depends, FastAPI, HTTPException
+from playwright.async_api import Browser, expect
 from starlette.applications import Starlette
 from starlette.exceptions import WebSocketException
 from starlette.middleware.base import BaseHTTPMiddleware
@@ -21,7 +22,8 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from tenuto import Hub, allow_everyone
-from tests.examples.programs import client_of
+from tests.examples.programs import client_of, served_app
+from tests.examples.test_pages import opened
 
 PAGE = (Path(__file__).parents[2] / "docs" / "sign-in.md").read_text()
 PROGRAM = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)[0]
@@ -111,7 +113,34 @@ def test_one_function_guards_the_endpoints_and_the_hub(tmp_path: Path, monkeypat
     with client_of(program["app"]) as client:
         for path in ("/mine", CHANNEL):
             assert client.get(path).status_code == 401
-        client.cookies.set("session", "a-secret-session-id")
+        client.cookies.set("session", "secret-1")
         for path in ("/mine", CHANNEL):
             assert client.get(path).status_code == 200
         assert client.get(CHANNEL.replace("ann:", "bob:")).status_code == 403
+
+
+async def test_each_user_of_the_page_has_a_chat_of_their_own_that_survives_a_reload(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, browser: Browser
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    program: dict[str, Any] = {"__name__": "page"}
+    exec(compile(PROGRAM, "sign-in.md", "exec"), program)
+    async with (
+        served_app(program["app"]) as address,
+        opened(browser, address) as ann,
+        opened(browser, address) as bob,
+    ):
+        for page, session in ((ann, "secret-1"), (bob, "secret-2")):
+            await page.evaluate(f'document.cookie = "session={session}"')  # as the page says
+            await page.reload()
+        await ann.fill("textarea", "Why?")
+        await ann.press("textarea", "Enter")
+        await expect(ann.locator("article").last).to_contain_text("You asked: Why? This")
+        await ann.reload()
+        await bob.fill("textarea", "How?")
+        await bob.press("textarea", "Enter")
+        for page, asked in ((ann, "Why?"), (bob, "How?")):
+            await expect(page.locator("article").last).to_contain_text(
+                f"You asked: {asked} This is a long answer. This"
+            )
+            await expect(page.locator("article")).to_have_count(2)
