@@ -7,6 +7,7 @@ The project is one file, as small as Django permits, and runs in a process of it
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import subprocess
@@ -16,8 +17,10 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from playwright.async_api import Browser, expect
 
 from proof.chaos.processes import free_port
+from tests.examples.test_pages import opened
 from tests.processes import Process, request
 
 PROJECT = """\
@@ -205,10 +208,36 @@ asyncio.run(main())
 """
 
 
+CHAT, URLS, ASGI, VERIFIER, REFUSALS = re.findall(
+    r"^```python\n(.*?)^```$", (Path(__file__).parents[2] / "docs" / "django.md").read_text(), re.MULTILINE | re.DOTALL
+)
+
+
+async def test_the_project_of_the_page_keeps_its_chat_and_its_views_write(project: Path, browser: Browser) -> None:
+    (project / "mysite.py").unlink()
+    start = [sys.executable, "-m", "django", "startproject", "mysite", "."]
+    await asyncio.to_thread(subprocess.run, start, check=True)
+    for name, source in {"chat": CHAT, "urls": URLS, "asgi": ASGI}.items():
+        (project / "mysite" / f"{name}.py").write_text(source)
+    port = free_port()
+    arguments = ["-m", "uvicorn", "mysite.asgi:application", "--port", str(port)]
+    with running(project, *arguments, port=port) as process:
+        async with opened(browser, f"http://127.0.0.1:{port}") as page:
+            await page.fill("textarea", "Why?")
+            await page.press("textarea", "Enter")
+            articles = page.locator("article")
+            await expect(articles.last).to_contain_text("You asked: Why? This")
+            await page.reload()
+            await expect(articles.last).to_contain_text("You asked: Why? This is a long answer. This")
+            await page.fill("input[name=text]", "A remark")
+            await page.get_by_role("button", name="Remark").click()
+            await expect(articles.last).to_contain_text("A remark")
+            await expect(articles).to_have_count(3)
+        assert "Traceback" not in process.output
+
+
 def test_the_verifier_of_the_page_reads_djangos_session(project: Path) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "django.md").read_text()
-    (verifier,) = re.findall(r"^```python\n(from django.conf.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    (project / "page.py").write_text(verifier)
+    (project / "page.py").write_text(VERIFIER)
     (project / "login.py").write_text(LOGIN)
     ran = subprocess.run([sys.executable, "login.py"], capture_output=True, text=True, timeout=60)
     assert ran.stdout.split() == ["200", "403", "401", "401"], ran.stderr
@@ -259,9 +288,7 @@ application = hub.wrap(get_asgi_application(), "/tenuto")
 
 
 def test_views_of_django_know_their_visitors_and_refuse_a_question_too_many(project: Path) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "django.md").read_text()
-    (middleware,) = re.findall(r"^```python\n(from django.http.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    (project / "page.py").write_text(middleware)
+    (project / "page.py").write_text(REFUSALS)
     (project / "visited.py").write_text(VISITED)
     port = free_port()
     server = running(project, "-m", "uvicorn", "visited:application", "--port", str(port), port=port)
