@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 import msgspec
 from msgspec import Struct
@@ -28,6 +28,13 @@ _EXTRA = (
     *("function_call", "service_tier", "store", "user", "safety_identifier", "prompt_cache_key", "prompt"),
     *("prompt_cache_retention", "include", "truncation", "max_tool_calls", "web_search_options"),
 )
+
+
+class _Choice(TypedDict, total=False):
+    """The checked fields of a `tool_choice`, and of the tools in it."""
+
+    type: str
+    tools: list[_Choice]
 
 
 class TurnRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -165,6 +172,7 @@ def turn_request(stored: Mapping[str, Json]) -> TurnRequest:
     for field in msgspec.structs.fields(TurnRequest):
         if field.name in stored and field.name != "system":
             with suppress(msgspec.ValidationError):
+                msgspec.convert(stored[field.name], _TYPES[field.name])
                 known[field.name] = msgspec.convert(stored[field.name], field.type)
     return TurnRequest(**known)
 
@@ -249,7 +257,7 @@ def _form(value: Json) -> Json:
 
 _SECRETS = ("authorization", "headers")
 _ALLOWED = "allowed_tools"  # type of a `tool_choice` with a mode and the tools that the model may call
-_TYPES = {one.name: one.type for one in msgspec.structs.fields(TurnRequest)}
+_TYPES = {one.name: one.type for one in msgspec.structs.fields(TurnRequest)} | {"tool_choice": str | _Choice | None}
 # By type: other fields of OpenAI's requests, of which a wrong type is refused.
 _CHECKED: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
     (bool, "true or false", ("stream", "store", "logprobs")),
@@ -267,7 +275,7 @@ _NAMES: dict[str, tuple[str, tuple[str, ...]]] = {
     "model": ("a text", ("model",)),
     "instructions": ("a text", ("instructions", "system")),
     "tools": ("a list of objects", ("tools",)),
-    "tool_choice": ("a text or an object", ("tool_choice", "toolChoice")),
+    "tool_choice": ("a text or an object with a type", ("tool_choice", "toolChoice")),
     "parallel_tool_calls": ("true or false", ("parallel_tool_calls",)),
     "response_format": ("an object", ("text.format", "response_format", "responseFormat")),
     "verbosity": ("a text", ("text.verbosity", "verbosity")),

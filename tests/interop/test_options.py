@@ -23,7 +23,7 @@ from langchain_openai import ChatOpenAI
 from openai.lib._pydantic import to_strict_json_schema
 
 from tenuto import Hub, Turn
-from tenuto.agents.request import _EXTRA, _NAMES, TurnRequest
+from tenuto.agents.request import _EXTRA, _NAMES, TurnRequest, turn_request
 from tenuto.interop import AGUI, AISDK, OpenAI
 from tenuto.interop.openai_stream import Reference
 from tests.interop.pages import ROOT, pages_at
@@ -995,3 +995,28 @@ async def test_metadata_of_a_page_is_kept_and_makes_no_wishes(stub: Stub) -> Non
     assert stub.received[0]["options"]["openai"] == {}
     loaded = (await stub.served.http.get("/page/1/messages")).json()
     assert loaded[0]["metadata"] == metadata
+
+
+NO_CHOICES: Any = [
+    {"type": ["x"], "name": "f"},
+    {"type": None, "name": "f"},
+    {"type": "allowed_tools", "mode": "auto", "tools": [{"type": ["x"]}]},
+    {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [{"type": ["x"]}]}},
+    {"type": "allowed_tools", "tools": 1},
+    {"type": "function", "function": {"type": ["x"], "name": "f"}},
+]
+
+
+@pytest.mark.parametrize("choice", NO_CHOICES)
+async def test_malformed_choice_of_a_tool_is_refused_by_name_or_left_out(stub: Stub, choice: Any) -> None:
+    chat = {"model": "bot", "messages": [{"role": "user", "content": "q"}], "tools": [CHAT_TOOL]}
+    response = {"model": "bot", "input": "q", "tools": [TOOL]}
+    for path, body in (("/v1/chat/completions", chat), ("/v1/responses", response)):
+        refused = await stub.served.http.post(path, json={**body, "tool_choice": choice})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tool_choice")
+    message = {"id": "m", "role": "user", "parts": [{"type": "text", "text": "q"}]}
+    page = {"id": "1", "messages": [message], "tools": [TOOL], "toolChoice": choice}
+    assert '"finish"' in (await stub.served.http.post("/page", json=page)).text
+    assert [one["options"]["openai"] for one in stub.received] == [{"tools": [CHAT_TOOL]}]
+    stored = turn_request({"tools": [TOOL], "tool_choice": choice})  # by a client of the hub itself
+    assert stored.options("openai")["tools"] == [CHAT_TOOL]
