@@ -959,7 +959,7 @@ class _Socket:
             later += page.messages
             if not page.more:
                 break
-        root = question.meta.get(STEERS, question.id)
+        root = _root(question)
         own = [one for one in later if one.meta.get(STEERS) == root and one.author == access.identity.client_id]
         found, taken, hosts = list[_Steer](), 0, {root, *(one.id for one in own)}
         for id in (one.id for one in own):
@@ -996,7 +996,7 @@ class _Socket:
             if len(lane.steers) >= _MAX_WAITING:
                 raise TooMany(f"{_MAX_WAITING} inputs wait for this response already; send them later")
             lane.steers.append(steer)
-            meta = {STEERS: found.question.meta.get(STEERS, found.question.id)}
+            meta = {STEERS: _root(found.question)}
             steer.message = await access.create(of.channel, id=steer.id, parts=parts, meta=meta, options=options)
             await self._report(lane, "accepted", steer)
         except TenutoError as error:
@@ -1021,3 +1021,8 @@ class _Socket:
     async def _fail(self, lane: _Lane, problem: Json) -> None:
         event = {"type": "error", "status": problem["status"], "error": error_of(problem)}
         await self._socket.send(lane.frame(event))
+
+
+def _root(question: Message) -> str:
+    root = question.meta.get(STEERS)  # a client may have written another value
+    return root if isinstance(root, str) else question.id

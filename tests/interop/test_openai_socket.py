@@ -388,6 +388,18 @@ async def test_input_of_another_person_is_no_successor_of_a_resumed_response() -
     assert found == [ANSWER + ANSWER.replace("you", name) for name in ("ann", "ben")]
 
 
+@pytest.mark.parametrize("forged", [["x"], {}, "x"])
+async def test_retrieved_question_with_other_meta_of_a_client_has_its_answer(
+    scene: ClientScene, forged: object
+) -> None:
+    scene.gate.set()
+    await scene.hub.create("chat:1", id="q", text="you", meta={"steers": forged})
+    async with scene.client.responses.connect() as socket:
+        for _ in range(2):
+            await socket.send({"type": "response.retrieve", "response_id": Reference("chat:1", "q").id()})  # type: ignore[arg-type]
+            assert text_of(await until(socket, lambda event: event.type in (*LAST, "error"))) == ANSWER
+
+
 @pytest.mark.parametrize("when_busy", ["queue", "interrupt"])
 async def test_response_that_ended_while_no_socket_was_open_has_its_successor(when_busy: str) -> None:
     async with scene_of(when_busy=when_busy) as scene:
