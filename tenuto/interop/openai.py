@@ -454,7 +454,7 @@ async def with_references(access: Access, items: object, channel: str | None, pa
     if not isinstance(items, list):
         return items
     approvals = [one.get("approval_request_id") for one in items if isinstance(one, dict)]
-    wanted = [str(one.get("id")) for one in items if isinstance(one, dict) and one.get("type") == "item_reference"]
+    wanted = [str(one.get("id")) for one in items if _is_reference(one)]
     if len(set(wanted)) < len(wanted):  # each copy would be stored
         raise InvalidRequest(f"{param} refers to an item twice; send each item_reference once", param=param)
     found: dict[object, Json] = {}
@@ -462,7 +462,7 @@ async def with_references(access: Access, items: object, channel: str | None, pa
     turns: set[Reference] = set()
     told: list[object] = []
     for one in items:
-        if not isinstance(one, dict) or one.get("type") != "item_reference":
+        if not _is_reference(one):
             told.append(one)
             continue
         if isinstance(id := one.get("id"), str) and id in approvals:
@@ -487,6 +487,12 @@ async def with_references(access: Access, items: object, channel: str | None, pa
                 detail = f"the items that {param} refers to have more than {limit} bytes (Limits.message_bytes)"
                 raise TooLarge(f"{detail}; {SHORTER}", limit=limit)
     return told
+
+
+def _is_reference(item: Any) -> bool:
+    return isinstance(item, dict) and (
+        item.get("type") == "item_reference" or (item.get("type") is None and item.keys() - {"type"} == {"id"})
+    )
 
 
 async def _items_of(access: Access, of: Reference, param: str | None = None) -> list[Json]:

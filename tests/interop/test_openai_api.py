@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import AsyncIterator
+from itertools import cycle
 from typing import Any
 
 import openai
@@ -355,7 +356,8 @@ async def test_calls_of_the_server_reach_the_agent_when_a_client_sends_them_agai
     first = await client.responses.create(model="bot", input="you")
     sent: Any = [{"role": "user", "content": "you"}, *(one.to_dict() for one in first.output)]
     if kind == "references":
-        sent[1:] = [{"type": "item_reference", "id": one.id} for one in first.output]
+        forms: list[dict[str, str | None]] = [{"type": "item_reference"}, {"type": None}, {}]
+        sent[1:] = [{**form, "id": one.id} for one, form in zip(first.output, cycle(forms), strict=False)]
     into: Any = {"conversation": (await client.conversations.create(items=sent)).id} if kind == "conversation" else {}
     given = [{"role": "user", "content": "me"}]
     await client.responses.create(model="bot", input=given if into else sent + given, **into)
