@@ -246,6 +246,7 @@ class Turn:
         self.open_questions.add(id)  # before it is sent: a stop may end this call while the question is being stored
         try:
             if begun:
+                begun[-1].close_text()
                 await begun[-1].flush()  # store the text first, so that people see it above the question
             stored = plain({"data": data})["data"]  # a later attempt finds the question by it
             command, reply = await self._backend.command(

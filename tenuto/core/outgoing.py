@@ -92,7 +92,7 @@ class OutgoingPart(Struct):
     length: int  # length in code points of the text that is in requests; gathered text is not
     is_open: bool = True  # False: the part is only reserved, and its first text opens it
     owner: Owner | None = None  # the attempt that opened it
-    is_closed: bool = False  # True: text without an index goes to another part, because an attempt has failed since
+    is_closed: bool = False  # True: text without an index goes to another part (`fail_attempt`, `close_text`)
 
 
 class PartIndex(int):
@@ -419,6 +419,12 @@ class Outgoing:
                 part.is_closed = True
         if self._parts and self._parts[-1].owner is FAILED and not self._parts[-1].is_open:
             self._keep(range(len(self._parts) - 1))
+        self._find_text_part(self._text_owner)
+
+    def close_text(self) -> None:
+        """Let further text without an index stand behind the last part: a client may have the parts as a response."""
+        for part in self._parts[:-1]:
+            part.is_closed = True
         self._find_text_part(self._text_owner)
 
     def accept_update(self, meta: dict[str, Json]) -> None:
@@ -773,6 +779,10 @@ class OutgoingProperties:
     def begin_again(self, meta: dict[str, Json], *, supersedes: bool, steps: Container[Json] = ()) -> None:
         """Continue a message that was taken over: once it is open, as `Outgoing.begin_again` says."""
         self._outgoing.begin_again(meta, supersedes=supersedes, steps=steps)
+
+    def close_text(self) -> None:
+        """Let further text stand behind the last part (`Outgoing.close_text`)."""
+        self._outgoing.close_text()
 
     if not TYPE_CHECKING:  # hidden from type checkers, which report missing methods by themselves
 

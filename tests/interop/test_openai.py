@@ -517,7 +517,7 @@ async def test_function_of_the_caller_ends_the_response_and_its_output_continues
             index = await message.part({**CALL, "name": "place", "state": "called"})
             reply = await turn.ask("where", {"call": "c1"})
             await message.part({**CALL, "name": "place", "state": "done", "output": reply.data}, index=index)
-            await message.part({"type": "text", "text": f"Here: {json.loads(reply.data)['here']}."})
+            await message.append(f"Here: {json.loads(reply.data)['here']}.")
 
     scene.script = asks
     stream = await scene.client.responses.create(model="bot", input="you", tools=[PLACE], stream=True)
@@ -576,7 +576,7 @@ async def test_approval_ends_the_response_and_the_next_request_continues_the_tur
             reply = await turn.ask("approve", {"call": "c1"})
             if reply.ok:
                 await message.part({**CALL, "state": "done", "output": 7}, index=index)
-            await message.part({"type": "text", "text": "Seven." if reply.ok else f"No: {reply.data['reason']}."})
+            await message.append("Seven." if reply.ok else f"No: {reply.data['reason']}.")
 
     scene.script = asks
     first = await scene.client.responses.create(model="bot", input="you")
