@@ -489,6 +489,7 @@ class RouteSocket:
                 yield error
                 if isinstance(error, TooMany):
                     await asyncio.sleep(REFUSED_PAUSE_S)
+            del message, text, data  # the next one may come late
 
     async def send(self, frame: bytes) -> None:
         """Send a frame. Calls of several tasks wait for each other. Raises OSError for a peer that does not read."""

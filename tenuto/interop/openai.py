@@ -132,6 +132,7 @@ class OpenAI:
             return access.stream(of.channel, of.message_id, events)
         if body.get("background") is True:
             return json_response(events_of(await turn_of(access, of), of).response())
+        del body  # it may be large, and the turn may take long
         return await whole_response(access, request, events)
 
     async def _complete(self, request: Request) -> Response:
@@ -145,6 +146,7 @@ class OpenAI:
             options = body.get("stream_options")
             has_usage = isinstance(options, dict) and options.get("include_usage") is True
             return access.stream(of.channel, of.message_id, ChatStream(question, of, has_usage=has_usage))
+        del body, given
         return await whole_response(access, request, TurnEvents(question, of), completion)
 
     async def _begin_response(self, access: Access, body: Json, key: str | None = None) -> tuple[Message, Reference]:
@@ -868,13 +870,14 @@ class _Socket:
                             await self._steer(event)
                         continue
                     lane = self._lane_for(event)
+                    lane.waiting.append((event, self._socket.frame_bytes))
+                    if lane.stream_id not in self._lanes:
+                        self._lanes[lane.stream_id] = lane
+                        lane.task = tasks.create_task(self._work(lane))
                 except TenutoError as error:
                     await self._fail(_Lane(stream_id if isinstance(stream_id, str) else None), error.problem())
-                    continue
-                lane.waiting.append((event, self._socket.frame_bytes))
-                if lane.stream_id not in self._lanes:
-                    self._lanes[lane.stream_id] = lane
-                    lane.task = tasks.create_task(self._work(lane))
+                finally:
+                    del event  # it may be large, and the next one may come late
             for lane in self._lanes.values():
                 lane.task.cancel()
 
@@ -908,6 +911,7 @@ class _Socket:
                         of, after = reference(event.get("response_id"), "response_id"), after_of(event)
                         access.check(of.channel, "subscribe", "history")
                         lane.question = (await turn_of(access, of)).question
+                    del event
                     await self._respond(lane, of, after, is_new=is_new and not any(of.start))
                 except TenutoError as error:
                     await self._fail(lane, error.problem())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import weakref
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
@@ -15,6 +17,7 @@ import websockets
 from tenuto import Identity, Turn
 from tenuto.hub.access.rates import ClientLimits, Rates
 from tenuto.interop.openai_stream import Reference
+from tenuto.transports.codec import decode
 from tests.interop.test_openai import ANSWER, CALL, PLACE, ClientScene, channel_of, scene_of, units
 from tests.interop.test_openai_api import FULL
 
@@ -51,6 +54,37 @@ async def test_socket_has_the_events_of_a_stream_for_one_response_after_the_othe
         assert channel_of(third[0].response.id) == channel_of(second[0].response.id)
         streamed = await scene.events(first[0].response.id)
         assert [one[:2] for one in units(streamed)] == [one[:2] for one in units(first)]
+
+
+@pytest.mark.parametrize("route", ["responses", "chat/completions", "socket"])
+async def test_body_leaves_memory_while_its_turn_runs(
+    scene: ClientScene, route: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Body(dict[str, Any]):
+        """A body that can be watched."""
+
+    bodies: list[weakref.ref[Body]] = []
+
+    def watched(data: bytes, decoder: Any) -> Body:
+        body = Body(decode(data, decoder))
+        bodies.append(weakref.ref(body))
+        return body
+
+    async def ask() -> None:
+        body = {"model": "bot", "input": "you", "messages": [{"role": "user", "content": "you"}], "junk": [[]]}
+        if route == "socket":
+            async with scene.client.responses.connect() as socket:
+                await socket.send_raw(json.dumps({"type": "response.create", **body}))
+                await until(socket)
+        else:
+            await scene.http.post(f"/v1/{route}", json=body, headers={"authorization": "Bearer key"})
+
+    monkeypatch.setattr("tenuto.routes.decode", watched)
+    asking = asyncio.ensure_future(ask())
+    await scene.served.until(lambda: scene.turns and scene.turns[0].replies)
+    await scene.served.until(lambda: [one() for one in bodies] == [None])
+    scene.gate.set()
+    await asking
 
 
 async def test_lanes_run_at_the_same_time(scene: ClientScene) -> None:
