@@ -1,7 +1,6 @@
 """`tenuto f5`: ask a chat page in a real browser, break the answer in the middle, and look what is left of it.
 
-Layer: cli. The page may be of any program, so its answer is found by what it does: it grows (`Growth`). Each trial asks
-anew, in a browser profile of its own.
+Layer: cli. The page may be of any program: its answer is what grows. Each trial has a browser profile of its own.
 """
 
 from __future__ import annotations
@@ -27,12 +26,13 @@ except ImportError:
 FIELDS = "textarea, [contenteditable=true], [role=textbox], input[type=text], input:not([type])"
 FAULTS = ("reload", "no network", "second window")
 OFFLINE_S = 5.0
-QUIET_S, READY_S = 2.0, 5.0  # until an answer has ended; longest wait for a page, which may ignore earlier questions
+QUIET_S, READY_S = 2.0, 5.0  # of a text that has ended; longest wait for a page, which may ignore earlier questions
 LETTERS, GROWTHS = 40, 12  # by which a text is an answer that streams
 KEPT, EDGE = 0.95, 12  # of the letters
 POLL_MS, FIELD_MS = 100, 1000  # between two looks; for a field in one frame
 LOGIN = "give its cookie as --cookie NAME=VALUE, or a login of HTTP as https://USER:PASSWORD@HOST"
 SIGN_IN = f"asks for a sign-in; {LOGIN}"
+LONGER = "give --input, --send and --answer, a --question with a longer answer, or a longer --patience-s"
 PASSWORDS = "input[type=password]:visible"
 REMEDIES = {  # by a part of the browser's message
     "selector": "--input, --send and --answer need selectors of CSS, such as '#question'",
@@ -68,17 +68,17 @@ class Result(NamedTuple):
 
 
 class Growth:
-    """The lines of a page that have grown in place, as an answer does; names of buttons and states change at once."""
+    """The lines of a page that have grown in place, as an answer does, without `others`, which grew before it."""
 
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.times = 0
-        self._last: list[str] = []
+    def __init__(self, others: list[str]) -> None:
+        self.others, self.times = tuple(others), 0
+        self.lines, self._last = list[str](), list[str]()
 
     def take(self, lines: list[str]) -> list[str]:
         """Return those lines of the page that have grown since the last call."""
         gone = tuple(old for old in self._last if old not in lines)
         grown = [line for line in lines if line not in self._last and line.startswith(gone)]
+        grown = [line for line in grown if not line.startswith(self.others)]
         self.lines = [one for one in self.lines if not any(line.startswith(one) for line in grown)] + grown
         self.times += bool(grown)
         self._last = lines
@@ -88,6 +88,8 @@ class Growth:
 async def survey(chat: Chat) -> list[Result]:
     """Return what survives each fault. Raises LocalError for a page that cannot be tested, with the remedy."""
     check_address(chat.url, name="URL", example="http://127.0.0.1:8000")
+    if not re.search(r"\w", chat.question):  # the question is found by its words
+        raise LocalError(f"--question must have a word, got {shown(chat.question)}")
     cut = asyncio.Event()
     chromium = os.environ.get("TENUTO_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
     proxy = await asyncio.start_server(lambda *ends: _proxied(cut, *ends), "127.0.0.1", 0)
@@ -138,7 +140,7 @@ async def _trial(browser: Browser, cut: asyncio.Event, chat: Chat, fault: str) -
     response = await page.goto(url, wait_until="domcontentloaded")
     if response is not None and (status := response.status) >= 400:
         raise await _problem(page, chat, SIGN_IN if status == 401 else f"has status {status}; check the address")
-    answer, is_framed = await _answer(page, chat, sent, f"{pictures}-before.png")
+    growth, is_framed = await _answer(page, chat, sent, f"{pictures}-before.png")
     if fault == "reload":
         await page.reload(wait_until="domcontentloaded")
     elif fault == "no network":
@@ -148,7 +150,7 @@ async def _trial(browser: Browser, cut: asyncio.Event, chat: Chat, fault: str) -
     else:
         url, page = page.url, await context.new_page()
         await page.goto(url, wait_until="domcontentloaded")
-    kept, goes_on, after, again = 0.0, "no", Growth(), set[str]()
+    answer, kept, goes_on, after, again = growth.lines, 0.0, "no", Growth([*growth.others]), set[str]()
     deadline_s = time.monotonic() + chat.patience_s
     while time.monotonic() < deadline_s and goes_on == "no":
         lines = await _lines(page, chat.answer, is_framed)
@@ -202,16 +204,18 @@ def _lacks(line: str, whole: str) -> bool:
     return len(rest) >= EDGE and rest in whole[same:]
 
 
-async def _answer(page: Page, chat: Chat, sent: list[str | bytes], picture: str) -> tuple[list[str], bool]:
-    """Ask; return the lines of the answer under way, and whether a frame has it. Raises LocalError if none comes."""
+async def _answer(page: Page, chat: Chat, sent: list[str | bytes], picture: str) -> tuple[Growth, bool]:
+    """Ask; return the growth of the answer under way, and whether a frame has it. Raises LocalError if none comes."""
     with suppress(Error):  # a page with a stream never stops
         await page.wait_for_load_state("networkidle", timeout=READY_S * 1000)
     await page.keyboard.press("Escape")  # closes a welcome
     await page.evaluate(TEXT, chat.answer)  # raises for a wrong selector, as the next line does
     await page.locator(chat.field or FIELDS).or_(page.locator(chat.send or FIELDS)).count()
     frame, field = await _field(page, chat)
-    is_framed, growth, words = frame != page.main_frame, Growth(), re.findall(r"\w+", chat.question)
-    before, asked_s, deadline_s = -1, float("-inf"), time.monotonic() + chat.patience_s
+    is_framed, idle, words = frame != page.main_frame, Growth([]), re.findall(r"\w+", chat.question)
+    for _ in range(int(QUIET_S * 1000 / POLL_MS)):
+        idle.take(await _lines(page, chat.answer, is_framed))
+    growth, before, asked_s, deadline_s = Growth(idle.lines), -1, float("-inf"), time.monotonic() + chat.patience_s
     while (now_s := time.monotonic()) < deadline_s:
         if now_s > asked_s + READY_S and not growth.times:
             seen = map(unquote, [*await _lines(page, None, is_framed), *sent])  # also by earlier trials
@@ -226,13 +230,9 @@ async def _answer(page: Page, chat: Chat, sent: list[str | bytes], picture: str)
         if growth.times >= GROWTHS and len("".join(growth.lines)) >= LETTERS:
             await page.screenshot(path=picture)
             growth.take(await _lines(page, chat.answer, is_framed))
-            return growth.lines, is_framed
-    raise await _problem(
-        page,
-        chat,
-        f"showed too little text that grows within {chat.patience_s:g} s after the question; name field, button and "
-        "answers by --input, --send and --answer, ask for a longer answer with --question, or set --patience-s",
-    )
+            return growth, is_framed
+    text = f"showed too little text that grows within {chat.patience_s:g} s after the question; {LONGER}"
+    raise await _problem(page, chat, text)
 
 
 async def _field(page: Page, chat: Chat) -> tuple[Frame, Locator]:

@@ -6,6 +6,7 @@ Layer: tests.
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from base64 import b64encode
 from collections.abc import AsyncIterator
@@ -29,8 +30,8 @@ from tests.examples.programs import served_app
 from tests.processes import serving
 
 ANN = f"Basic {b64encode(b'ann:pass word').decode()}"
-ASKS, DEAF, LATE, WAITS = (
-    Path(__file__).with_name(f"{name}.html").read_text() for name in ("asks", "deaf", "late", "waits")
+ASKS, DEAF, LATE, LOG, WAITS = (
+    Path(__file__).with_name(f"{name}.html").read_text() for name in ("asks", "deaf", "late", "log", "waits")
 )
 QUESTION = "What survives when the server is killed?"
 LOST, KEPT = ["no", "no", "no"], ["yes", "yes", "yes"]
@@ -40,6 +41,7 @@ LOST, KEPT = ["no", "no", "no"], ["yes", "yes", "yes"]
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(f5, "OFFLINE_S", 1.0)
+    monkeypatch.setattr(f5, "QUIET_S", 1.0)
     monkeypatch.setenv("TENUTO_CHROMIUM", chromium_path())
 
 
@@ -91,6 +93,7 @@ async def page(request: Request) -> Response:
         "silent": "<textarea></textarea>",
         "deaf": DEAF,
         "late": LATE,
+        "log": LOG,
         "waits": WAITS,
         "anew": ASKS,
         "replay": ASKS,
@@ -157,11 +160,18 @@ NO_LOGIN = "cannot be tested: Page.goto: net::ERR_INVALID_AUTH_CREDENTIALS; give
         ("silent", {"send": "a[", "field": "textarea"}, rf'css selector "a\[".*; {SELECTORS}'),
         ("silent", {"answer": "text=Why"}, f"'text=Why' is not a valid selector.; {SELECTORS}"),
         ("silent", {"send": "#none"}, SILENT),
+        ("log", {}, SILENT.replace("1 s", "4 s")),
     ],
 )
 async def test_a_page_without_an_answer_is_named(name: str, options: dict[str, Any], problem: str, pages: str) -> None:
     with pytest.raises(LocalError, match=problem):
-        await f5.survey(chat(f"{pages}/{name}", patience_s=1, **options))
+        await f5.survey(chat(f"{pages}/{name}", patience_s=4 if name == "log" else 1, **options))
+
+
+@pytest.mark.parametrize("question", ["", " ?"])
+async def test_a_question_without_a_word_is_refused(question: str) -> None:
+    with pytest.raises(LocalError, match=f"--question must have a word, got {re.escape(repr(question))}"):
+        await f5.survey(chat("http://127.0.0.1:9")._replace(question=question))
 
 
 @pytest.mark.parametrize(("login", "problem"), [("ann:pass%20word@", SILENT), ("ann:wrong@", SIGN_IN)])
@@ -216,6 +226,13 @@ async def test_a_page_that_has_sent_the_question_is_not_asked_again_while_it_sho
     assert await survey(chat(f"{pages}/{name}")) == ["yes"]
 
 
+async def test_text_that_grew_before_the_question_is_not_the_rest_of_an_answer(
+    pages: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f5, "FAULTS", ("no network",))
+    assert await survey(chat(f"{pages}/log?asks", patience_s=8)) == ["no"]
+
+
 @pytest.mark.parametrize("send", [None, "#send"])
 async def test_a_page_whose_button_waits_for_keys_and_for_the_end_of_its_start_is_asked(
     send: str | None, pages: str, monkeypatch: pytest.MonkeyPatch
@@ -225,12 +242,12 @@ async def test_a_page_whose_button_waits_for_keys_and_for_the_end_of_its_start_i
 
 
 def test_an_answer_is_what_grows_in_place() -> None:
-    growth = f5.Growth()
+    growth = f5.Growth(["10:00 Started"])
     for lines in (
-        ["Menu", "Copy"],
-        ["Menu", "Copy", "The sky"],
-        ["Menu", "Edit", "The sky is"],
-        ["Menu", "The sky is blue"],
+        ["Menu", "10:00 Started", "Copy"],
+        ["Menu", "10:00 Started 10:01 Ready", "Copy", "The sky"],
+        ["Menu", "10:00 Started 10:01 Ready", "Edit", "The sky is"],
+        ["Menu", "10:00 Started 10:01 Ready", "The sky is blue"],
     ):
         growth.take(lines)
     assert (growth.lines, growth.times) == (["The sky is blue"], 2)
