@@ -27,9 +27,12 @@ ELSEWHERE = {
     "pytest -q": "tests/examples/test_tutorial.py",
     'install fastapi "tenuto[serve]"': "tests/examples/test_readme.py runs the program, without pip",
     'install "tenuto[client]"': "pip alone",
-    "curl -N": "a server and an answer; tests/transports/test_message_stream.py reads the same stream",
     "chat.dump": "tests/stores/test_postgres.py",
     "psql chat": "tests/stores/test_postgres.py",
+    "docker build": "a daemon; scripts/test_image builds the image without one",
+    "docker compose": "a daemon; the file's head has the same lines",
+    "systemctl": "root; tests/test_deploy.py has the unit checked by systemd",
+    "kubectl": "a cluster; the file's head has the same lines",
     "tenuto serve": "a server, with secrets, a proxy or PostgreSQL of yours; the options are checked below",
 }
 
