@@ -10,13 +10,17 @@ import hashlib
 import json
 import re
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import ModuleType
 from zipfile import ZipFile
 
 import pytest
+from fastapi import FastAPI, Request
 from starlette.testclient import TestClient
 
+from tenuto import Hub, visitors
+from tenuto.testing import ScriptedModel
 from tests.test_docs import anchors, script_of_the_site
 
 ROOT = Path(__file__).parents[1]
@@ -66,11 +70,29 @@ def test_the_site_serves_the_skill_of_the_packages_by_its_index(
     assert all((folder / SKILL.name / page.relative_to(SKILL)).read_bytes() == page.read_bytes() for page in PAGES)
 
 
-def test_all_programs_of_the_skill_compile_and_name_what_exists() -> None:
+def test_all_programs_of_the_skill_compile() -> None:
     programs = [block for page in PAGES for block in blocks(page)]
     assert len(programs) == 6
     for program in programs:
         compile(program, "skill", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+
+async def frames(question: str) -> AsyncIterator[str]:
+    yield f"data: {json.dumps({'token': f'You asked: {question}'})}\n\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(1, "You asked: Why?"), (2, '{"token": "You asked: Why?"}')], ids=["text", "frames"]
+)
+def test_an_endpoint_of_the_skill_streams_its_answer_and_again_without_a_question(number: int, text: str) -> None:
+    app, guests = FastAPI(), visitors()
+    hub = Hub("memory://", authenticate=guests)
+    hub.install(app, "/tenuto")
+    known = {"app": app, "guests": guests, "hub": hub, "Request": Request, "json": json}
+    exec(blocks(PAGES[0])[number], {**known, "model": ScriptedModel(["You asked: Why?"]), "events": frames})
+    with TestClient(app) as client:
+        for query in ("?question=Why?", ""):
+            assert client.get(f"/chat{query}").text == f"data: {text}\n\ndata: [DONE]\n\n"
 
 
 def test_the_chat_of_the_skill_answers_as_its_test_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
