@@ -224,7 +224,7 @@ def _file(part: Part) -> _File:
     """Return the file of a part, whose fields are an app's or a client's own."""
     url = part["url"] if isinstance(part.get("url"), str) else ""
     given = part.get("mediaType") or part.get("media_type")
-    media_type, data, path = str(given or ""), None, ""
+    media_type, data = str(given or ""), None
     if url[:5].lower() == "data:":
         about, _, data = url[5:].partition(",")
         media_type = about.split(";")[0] or media_type or "text/plain"
@@ -233,11 +233,10 @@ def _file(part: Part) -> _File:
             url = f"data:{media_type};base64,{data}"
         if not data or not data.isascii():
             url, data = "", None
-    else:
-        try:
-            path = urlsplit(url).path
-        except ValueError:
-            url = ""
+    try:
+        path = urlsplit(url).path if data is None else ""
+    except ValueError:
+        url = path = ""
     name = part.get("filename") or part.get("name")
     if not isinstance(name, str):
         name = unquote(path.rsplit("/", 1)[-1])

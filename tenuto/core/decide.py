@@ -587,9 +587,7 @@ def _parts(
     return checked
 
 
-def _merged(
-    old: dict[str, Json], new: dict[str, Json], limits: Limits, options: dict[str, Json] | None = None
-) -> dict[str, Json]:
+def _merged(old: dict[str, Json], new: dict[str, Json], limits: Limits, options: Json = None) -> dict[str, Json]:
     """Return `new` merged into `old` at the top level; null removes a key. Only `options` sets the server's own key."""
     if not isinstance(new, dict):
         raise InvalidRequest(f"meta must be an object, got {shown(new)}")
