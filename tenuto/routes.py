@@ -159,7 +159,7 @@ class Access:
             declared = 0
             raise
         finally:
-            self._charge(max(declared, count.size))
+            self.charge(max(declared, count.size))
         if len(data) < LARGE_BODY_BYTES:
             return decode(data, _JSON_OBJECT)
         async with self._hub.runtime.large_bodies:
@@ -287,7 +287,7 @@ class Access:
         Their channels begin with `prefix`. Of more than 2,000 channels only the first in the order of names count.
         """
         within = narrowed(check_prefix(prefix), "", self.identity.patterns("history"))
-        self._charge(EXPECTED_BYTES // 4)  # it reads the beginnings of many channels
+        self.charge(EXPECTED_BYTES // 4)  # it reads the beginnings of many channels
         async with self._hub.viewing.reading():
             return await read_conversations(
                 self._hub.store, self.identity, within, limit=max(1, min(limit, MAX_CONVERSATIONS))
@@ -307,7 +307,7 @@ class Access:
         self.check(channel, "history")
         async with self._hub.viewing.reading():
             commands = await read_pending(self._hub.runtime, channel)
-        self._charge(len(msgspec.json.encode(commands)))
+        self.charge(len(msgspec.json.encode(commands)))
         return commands
 
     async def history(
@@ -317,7 +317,7 @@ class Access:
         self.check(channel, "history")
         async with self._hub.viewing.reading():
             page = await self._hub.history(channel, before=before, after=after, limit=limit)
-        self._charge(message_bytes(page.messages))
+        self.charge(message_bytes(page.messages))
         return page
 
     def stream(
@@ -375,15 +375,16 @@ class Access:
         result = await hub.ask(channel, key, request, caller)
         count_new_channel(hub, self.identity, peer, result)
         if result.created and hub.channel(channel).watchers:
-            self._charge(event_bytes(hub, channel, result, len(msgspec.json.encode(request))))
+            self.charge(event_bytes(hub, channel, result, len(msgspec.json.encode(request))))
         return result
 
     def _charged(self, turns: list[TurnStatus]) -> list[TurnStatus]:
         """Count the bytes of `turns`, which a response will have, and return them."""
-        self._charge(turn_bytes(turns))
+        self.charge(turn_bytes(turns))
         return turns
 
-    def _charge(self, size: int) -> None:
+    def charge(self, size: int) -> None:
+        """Count bytes that a response has beside the read turns and messages. Later requests may be refused for it."""
         charge(self._hub, self.identity, self._scope, size)
 
 

@@ -68,6 +68,7 @@ from tenuto.interop.openai_stream import (
     events_of,
     input_items,
     reference,
+    response_now,
     turn_of,
     unknown,
     whole_response,
@@ -131,7 +132,7 @@ class OpenAI:
         if body.get("stream") is True:
             return access.stream(of.channel, of.message_id, events)
         if body.get("background") is True:
-            return json_response(events_of(await turn_of(access, of), of).response())
+            return response_now(access, await turn_of(access, of), of)
         del body  # it may be large, and the turn may take long
         return await whole_response(access, request, events)
 
@@ -271,8 +272,8 @@ class OpenAI:
         if stream.lower() not in ("true", "1", "false", "0"):
             raise InvalidRequest(f"stream must be true or false, got {stream!r:.80}", param="stream")
         if stream.lower() in ("false", "0"):
-            _, of, turn = await self._response_in(request, "history")
-            return json_response(events_of(turn, of).response())
+            access, of, turn = await self._response_in(request, "history")
+            return response_now(access, turn, of)
         access, of, turn = await self._response_in(request, "subscribe", "history")
         after = after_of(request.query_params)
         return access.stream(of.channel, of.message_id, TurnEvents(turn.question, of, after))

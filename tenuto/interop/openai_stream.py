@@ -26,7 +26,7 @@ from starlette.responses import JSONResponse, Response
 
 from tenuto import Message
 from tenuto.core.errors import Deleted, Draining, InvalidRequest, NotFound
-from tenuto.interop.adapter import own_tools, packed, requested_in, tools_in, unpacked, with_options
+from tenuto.interop.adapter import json_response, own_tools, packed, requested_in, tools_in, unpacked, with_options
 from tenuto.interop.fold import (
     Answer,
     EventStream,
@@ -587,6 +587,12 @@ async def turn_of(access: Access, of: Reference, kind: str = "response", param: 
     if status.message is None or (kind == "response" and not (status.message.role == "user" and has_place)):
         raise unknown(kind, of.id(), param)
     return await asked(access, of.channel, status)
+
+
+def response_now(access: Access, turn: AskedTurn, of: Reference) -> Response:
+    """Return the response as it is now."""
+    access.charge(len(encode(requested_in(turn.question))))  # which it repeats
+    return json_response(events_of(turn, of).response())
 
 
 async def whole_response(

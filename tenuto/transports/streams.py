@@ -470,7 +470,7 @@ class TurnFormat(Protocol):
 class TurnStream(DeltaStream):
     """One reader's stream of one turn. `attach` comes before `run`."""
 
-    __slots__ = ("_channel", "_first", "_format", "_message_id", "_progress")
+    __slots__ = ("_channel", "_charged", "_first", "_format", "_message_id", "_progress")
 
     def __init__(
         self,
@@ -489,10 +489,12 @@ class TurnStream(DeltaStream):
         self._format = turn_format
         self._progress = TurnProgress(message_id, sent)
         self._first: list[TurnDelta] = []
+        self._charged = 0  # bytes of the turn that were counted at `attach`
 
     async def attach(self, channel: str, status: TurnStatus) -> None:
         """Prepare to send the turn as it is in `status`, and follow it from there unless it is over."""
-        self.credentials.charge(turn_bytes([status]))
+        self._charged = turn_bytes([status])
+        self.credentials.charge(self._charged)
         self._channel, self._first = channel, self._progress.begin(status)
         if not self._progress.is_over:
             await self.follow(channel, status.cursor)
@@ -500,7 +502,7 @@ class TurnStream(DeltaStream):
     def send_first(self) -> None:
         """Send the turn as it was at `attach`."""
         first, self._first = self._first, []
-        self._send_deltas(first)
+        self.credentials.charge(max(0, self._send_deltas(first) - self._charged))  # a format may repeat the request
 
     def freed(self) -> None:
         """Go on with the turn as it is, if it begins anew; else as each stream."""
@@ -530,18 +532,20 @@ class TurnStream(DeltaStream):
         known = self.feed.channel.state.messages.get(self._message_id)
         return known if known is not None and not known.deleted else None
 
-    def _send_deltas(self, deltas: Sequence[TurnDelta]) -> None:
+    def _send_deltas(self, deltas: Sequence[TurnDelta]) -> int:
+        """Send what the format makes of `deltas`, and return its size in bytes."""
         if self._progress.is_broken:
             self.sender.end()
-            return
+            return 0
         if not deltas:
-            return
+            return 0
         body = self._format.frame(deltas)
         following = getattr(self._format, "following", None)  # the formats of apps need not have it
         is_over = self._format.is_over or self._progress.is_over
         self.write(body, is_last=is_over and following is None)
         if following is not None:
             self._catching_up = asyncio.get_running_loop().create_task(self._begin_anew(following))
+        return len(body)
 
     async def _begin_anew(self, following: Callable[[], Awaitable[TurnFormat]]) -> None:
         hub = self._app.hub

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+<<<<<<< HEAD
 from collections.abc import AsyncIterator
 from itertools import cycle
+=======
+from collections.abc import AsyncIterator, Awaitable
+>>>>>>> 5300afba (The settings that a response repeats count for its reader, and so do all bytes with which a stream of a turn begins)
 from typing import Any
 
 import openai
@@ -13,6 +17,7 @@ import pytest
 
 from tenuto import Identity, Turn
 from tenuto.core.requests import SERVER, CreateMessage, FinishMessage
+from tenuto.hub.access.rates import Rates
 from tenuto.interop.openai_stream import ATTEMPT_ROOM, Reference, conversation_id
 from tests.interop.test_openai import ANSWER, CALL, PLACE, ClientScene, channel_of, scene_of
 
@@ -35,6 +40,33 @@ async def test_fixed_name_of_a_model_is_an_agent(scene: ClientScene) -> None:
             await client.models.retrieve(name)
     response = await client.responses.create(model="gpt-4o", input="you")
     assert (response.model, response.output_text) == ("gpt-4o", ANSWER)
+
+
+async def test_repeated_settings_of_a_response_count_as_traffic_each_time_they_are_sent() -> None:
+    async def verify(_: object) -> Identity:
+        return Identity(client_id="ann", grants={"chat:*": FULL})
+
+    async with scene_of(authenticate=verify) as scene:
+        scene.hub.rates = Rates(now_s=lambda: 0.0)
+        scene.gate.set()
+        most, size = scene.hub.rates.limits.client_bytes, 40_000
+
+        def charged() -> float:
+            return most - scene.hub.rates._clients["ann"].bytes.level
+
+        async def costs(asked: Awaitable[Any]) -> float:
+            before = charged()
+            await asked
+            return (charged() - before) / size
+
+        client = scene.client.responses
+        first = await client.create(model="bot", input="you", instructions="i" * size)
+        assert await costs(client.retrieve(first.id)) == pytest.approx(1, abs=0.1)
+        assert await costs(client.cancel(first.id)) == pytest.approx(1, abs=0.1)
+        assert await costs(scene.events(first.id)) == pytest.approx(3, abs=0.5)
+        assert await costs(client.input_items.list(first.id)) < 0.1
+        background = client.create(model="bot", input="you", instructions="i" * size, background=True)
+        assert await costs(background) == pytest.approx(2, abs=0.1)
 
 
 async def test_error_of_a_failed_response_has_a_type(scene: ClientScene) -> None:
