@@ -11,8 +11,11 @@ import ast
 import asyncio
 import inspect
 import re
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from textwrap import indent
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,27 +30,38 @@ from tenuto.testing import wait_for_answer
 from tests.examples.programs import served_app
 
 DOCS = Path(__file__).parents[2] / "docs"
+# Pages of which a test names or compares each block.
 ELSEWHERE = {
     "bridges.md": "tests/interop/long/test_bridges.py",
     "django.md": "tests/examples/test_django.py",
-    "agui.md": "tests/interop/long/test_agui_page.py",
-    "ai-sdk.md": "tests/interop/long/test_react.py",
-    "openai.md": "tests/interop/test_openai.py",
-    "sign-in.md": "tests/examples/test_security_page.py, tests/test_docs.py",
     "tutorial.md": "tests/examples/test_tutorial.py",
+}
+# A text of the blocks whose names are checked by the types of the real packages, and what their pages take for granted.
+TYPED = {
+    ("agents.md", 'turn.history("responses")'): "hub: Hub, openai: AsyncOpenAI",  # these need a model with a key
+    ("agents.md", 'turn.history("anthropic")'): "hub: Hub, anthropic: AsyncAnthropic",
+    ("retries.md", "responses.create"): "message: MessageWriter, client: AsyncOpenAI, turn: Turn, prompt: Any",
+    ("sources.md", "responses.create"): "hub: Hub, openai: AsyncOpenAI, question: str",
+    ("sources.md", "piped.tool_calls"): "message: MessageWriter, piped: Piped, run_tool: Any",
+    ("openai.md", "responses.connect"): "client: AsyncOpenAI",
+    ("ai-sdk.md", "AISDK("): "",  # tests/interop/long/test_react.py runs it
+    ("ai-sdk.md", 'style="ai-sdk"'): "hub: Hub, chat: str, answer: Any, prompt: str, reply_id: str",
+    ("ai-sdk.md", "look_up"): "run: Any",
+    ("agui.md", "AGUI("): "",  # tests/interop/long/test_agui_page.py runs it
+    ("sign-in.md", "jwt_verifier("): "",
 }
 # A text of the blocks that do not run here, and the reason.
 NOT_RUN = {
-    ("agents.md", 'turn.history("responses")'): "a model with a key; tests/interop/test_options.py has the same calls",
-    ("agents.md", 'turn.history("anthropic")'): "a model with a key; tests/interop/test_options.py has the same calls",
     ("client.md", "https://chat.example"): "the address of a server of yours; the next block runs against a served hub",
     ("processes.md", "bus="): "PostgreSQL and Redis of yours; tests/stores opens both",
     ("python.md", "get_asgi_application"): "three apps in one block; tests/transports/test_mounting.py has each",
     ("python.md", "class Lines"): "tests/interop/test_routes.py runs it",
     ("python.md", "exception_handler"): "tests/transports/test_visitors.py has such a handler",
-    ("retries.md", "responses.create"): "a model with a key; tests/sources runs the SDK against its wire format",
-    ("sources.md", "responses.create"): "a model with a key; tests/sources runs the SDK against its wire format",
-    ("sources.md", "piped.tool_calls"): "a model with a key; tests/sources runs the SDK against its wire format",
+    ("openai.md", "OpenAI(hub)"): "tests/interop/test_openai.py runs it",
+    ("openai.md", "responses.retrieve"): "tests/interop/test_openai.py runs it",
+    ("openai.md", "chat.completions"): "tests/interop/test_openai.py runs it",
+    ("sign-in.md", "SESSIONS"): "tests/examples/test_security_page.py runs it",
+    ("sign-in.md", "/tenuto-token"): "tests/test_docs.py runs it",
 }
 
 
@@ -102,6 +116,26 @@ def test_each_block_of_python_runs_in_a_test_or_has_a_reason() -> None:
         if page.name not in ELSEWHERE and source not in set().union(*known.values())
     ]
     assert left == []
+
+
+HEAD = """from typing import Any
+from anthropic import AsyncAnthropic
+from openai import AsyncOpenAI
+from tenuto import Hub, MessageWriter, Turn
+from tenuto.sources import Piped
+async def block({}) -> Any:
+{}"""
+
+
+def test_blocks_that_need_others_name_what_their_packages_have(tmp_path: Path) -> None:
+    for number, ((page, text), known) in enumerate(TYPED.items()):
+        for further, source in enumerate(one for one in blocks(page) if text in one):
+            typed = re.sub(r"(?<=def )(\w+)\(turn\b", r"\1(turn: Turn", source)
+            (tmp_path / f"{page[:-3]}_{number}_{further}.py").write_text(HEAD.format(known, indent(typed, "    ")))
+    options = ["--config-file=", "--check-untyped-defs", f"--cache-dir={DOCS.parent / 'build' / 'mypy'}"]
+    command = [sys.executable, "-m", "mypy", *options, *tmp_path.glob("*.py")]
+    checked = subprocess.run(command, cwd=DOCS.parent, capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 async def test_agents_answer_also_by_steps_and_attempts(hub: Hub) -> None:
