@@ -125,22 +125,16 @@ async def test_each_user_of_the_page_has_a_chat_of_their_own_that_survives_a_rel
     monkeypatch.chdir(tmp_path)
     program: dict[str, Any] = {"__name__": "page"}
     exec(compile(PROGRAM, "sign-in.md", "exec"), program)
-    async with (
-        served_app(program["app"]) as address,
-        opened(browser, address) as ann,
-        opened(browser, address) as bob,
-    ):
-        for page, session in ((ann, "secret-1"), (bob, "secret-2")):
+    async with served_app(program["app"]) as address, opened(browser, address) as ann, opened(browser, address) as bob:
+        for page, session, question in ((ann, "secret-1", "Why?"), (bob, "secret-2", "How?")):
             await page.evaluate(f'document.cookie = "session={session}"')  # as the page says
             await page.reload()
-        await ann.fill("textarea", "Why?")
-        await ann.press("textarea", "Enter")
-        await expect(ann.locator("article").last).to_contain_text("You asked: Why? This")
-        await ann.reload()
-        await bob.fill("textarea", "How?")
-        await bob.press("textarea", "Enter")
-        for page, asked in ((ann, "Why?"), (bob, "How?")):
+            await page.fill("textarea", question)
+            await page.press("textarea", "Enter")
+            await expect(page.locator("article").last).to_contain_text(f"You asked: {question} This")
+            await page.reload()
+        for page, question in ((ann, "Why?"), (bob, "How?")):
             await expect(page.locator("article").last).to_contain_text(
-                f"You asked: {asked} This is a long answer. This"
+                f"You asked: {question} This is a long answer. This"
             )
             await expect(page.locator("article")).to_have_count(2)
