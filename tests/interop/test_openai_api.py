@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-<<<<<<< HEAD
-from collections.abc import AsyncIterator
-from itertools import cycle
-=======
 from collections.abc import AsyncIterator, Awaitable
->>>>>>> 5300afba (The settings that a response repeats count for its reader, and so do all bytes with which a stream of a turn begins)
+from itertools import cycle
 from typing import Any
 
 import openai
