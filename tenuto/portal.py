@@ -162,7 +162,7 @@ class Try:
             self.outer.wait(change)
 
     def __enter__(self) -> None:
-        self.outer = current_try.get()
+        self.outer, self.failed = current_try.get(), False
         current_try.set(self)
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:

@@ -105,6 +105,8 @@ def test_accepted_content_is_stored_after_cuts_and_refusals(
 
 # All accepted content may be there already, with no request left.
 @example([], [("meta", {"a": None}), ("flush", None)], [])
+# An attempt that failed begins once more.
+@example([("begin", None), ("fail", None), ("begin", None), ("append", "")], [], [])
 # No text goes to the part that stands for an attempt of the lost log.
 @example(
     [("begin", None), ("bar", 0), ("fail", None), ("think", "the ")], [("flush", None), ("append", "x"), ("bar", 1)], []
