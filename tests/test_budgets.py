@@ -26,7 +26,7 @@ BUDGETS = {
     "modules of tenuto/": 161,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_806,
-    "lines of tests/": 63_160,
+    "lines of tests/": 63_162,
     "lines of proof/ and bench/": 19_995,
     "words of docs without decisions": 50_000,
     "words of decisions": 12_000,
