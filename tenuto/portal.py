@@ -162,7 +162,12 @@ class Try:
             self.outer.wait(change)
 
     def __enter__(self) -> None:
-        self.outer, self.failed = current_try.get(), False
+        outer = one = current_try.get()
+        while one is not None:
+            if one is self:
+                raise LocalError("this attempt is open already; begin another one inside of it")
+            one = one.outer
+        self.outer, self.failed = outer, False
         current_try.set(self)
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:

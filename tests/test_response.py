@@ -5,6 +5,7 @@ import contextvars
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 import httpx2
@@ -134,6 +135,8 @@ async def test_refusal_in_a_mounted_app_has_the_status_of_the_refusal() -> None:
     hub, app, inner = new_hub(), FastAPI(), FastAPI()
     hub.install(app, "/tenuto")
     app.mount("/outer", Starlette(routes=[Mount("/inner", inner)]))
+    foreign: Any = SimpleNamespace(routes=len, exception_handlers=None)
+    app.mount("/foreign", foreign)
 
     @inner.get("/chat")
     async def chat() -> Any:

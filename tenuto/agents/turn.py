@@ -337,7 +337,8 @@ class Turn:
             output = await run()
         except (Exception, asyncio.CancelledError) as error:
             if isinstance(error, Exception) or not self._is_ending:
-                await message.part({**part, "state": ERROR}, index=index)
+                with contextlib.suppress(LocalError):  # the step has outlived the attempt that shows it
+                    await message.part({**part, "state": ERROR}, index=index)
             raise
         finally:
             self._shown_names.remove(name)

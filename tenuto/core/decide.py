@@ -77,6 +77,7 @@ from tenuto.core.model import (
 from tenuto.core.names import check_id
 from tenuto.core.ops import Append, Create, Delete, Finish, SetPart, Takeover, Update, WriterIdentity, digest
 from tenuto.core.requests import (
+    KEPT,
     AboutMessages,
     AppendText,
     Caller,
@@ -94,6 +95,7 @@ from tenuto.core.requests import (
     SettleCommand,
     TakeOver,
     UpdateMessage,
+    references,
     split,
 )
 from tenuto.core.state import ChannelState
@@ -208,7 +210,9 @@ def _create(
     is_pending = is_served and request.role == "user" and request.status == "complete" and not caller.brings_answer
     if is_pending:
         check_room_for_pending(state, limits)
-    options, kept = split(request.options, caller.id, now_ms, limits) if request.options else ({}, [])
+    options, kept = _repeated_options(state, request.meta, caller.id), list[Create]()
+    if request.options:
+        options, kept = split(request.options, caller.id, now_ms, limits)
     op = Create(
         id=message_id,
         role=request.role,
@@ -224,6 +228,17 @@ def _create(
         is_pending=is_pending,
     )
     return Decision(ops=(*(one for one in kept if not _is_kept(state, one.id)), op), generation=1)
+
+
+def _repeated_options(state: Decidable, meta: Json, by: str | None) -> dict[str, Json]:
+    """Return the options in a `meta` that repeats that of an earlier message, as an edit does; none if not its own."""
+    options = meta.get(OPTIONS_KEY) if isinstance(meta, dict) else None
+    if not isinstance(options, dict):
+        return {}
+    found = references(meta)
+    kept = [state.message(one) for one in found.values()]
+    is_own = all(one is not None and one.role == OPTIONS and one.author == by for one in kept)
+    return options if is_own and options.get(KEPT, {}) == found else {}
 
 
 def _is_kept(state: Decidable, message_id: str) -> bool:

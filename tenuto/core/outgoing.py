@@ -164,7 +164,7 @@ class Outgoing:
         self._again: tuple[dict[str, Json], bool, Container[Json]] | None = None
         # for each time that parts were superseded: the index from which, and the new indexes of those that stayed
         self._superseded: list[tuple[int, dict[int, int]]] = []
-        self._repeated: list[str] = []  # text without an index that this writer added to text in `left`
+        self._repeated: list[str] = []  # text that this writer added to texts in `left`
         self._queue: deque[OutgoingRequest] = deque()  # accepted requests that are not in flight
         self._texts: list[str] = []  # text that gathers for the next append
         self._texts_part = 0  # index of the part that the gathered text belongs to
@@ -266,7 +266,7 @@ class Outgoing:
                 if not text:
                     return
             index = self._text_part if self._text_part >= 0 else self._reserve_text_part(owner)
-        elif part is None and self._parts[index].owner is LEFT:
+        elif self._parts[index].owner is LEFT and self._parts[index].type == "text":
             self._repeated.append(text)
         if text.isascii() and not self._halves:  # the common case, without a call
             size = len(text)
@@ -423,8 +423,8 @@ class Outgoing:
 
     def close_text(self) -> None:
         """Let further text without an index stand behind the last part: a client may have the parts as a response."""
-        for part in self._parts[:-1]:
-            part.is_closed = True
+        for index, part in enumerate(self._parts[:-1]):
+            part.is_closed = part.is_closed or index not in self._halves  # the other half goes to the same part
         self._find_text_part(self._text_owner)
 
     def accept_update(self, meta: dict[str, Json]) -> None:

@@ -30,7 +30,16 @@ from starlette.responses import Response
 
 from tenuto import Hub, Message
 from tenuto.core.errors import AlreadyAnswered, IdConflict, InvalidRequest, LocalError, NotFound, StillStreaming
-from tenuto.interop.adapter import ChatRoutes, body_of, hashed, json_response, messages_in, stored_id, stored_parts
+from tenuto.interop.adapter import (
+    REQUEST,
+    ChatRoutes,
+    body_of,
+    hashed,
+    json_response,
+    messages_in,
+    stored_id,
+    stored_parts,
+)
 from tenuto.interop.fold import EventStream, Json, Part, TurnFold, call_of, encode, has_result, text_of
 from tenuto.routes import Access, TurnDelta, TurnStatus, deltas_of, options_in, versions_of
 
@@ -87,7 +96,8 @@ class AISDK(ChatRoutes):
     ) -> str:
         """Return the id of the page's last message, or of its version with this content, either stored if it is new."""
         parts = stored_parts(last["parts"], has_data=True)
-        meta = last["metadata"] if isinstance(last.get("metadata"), dict) else None
+        known = last["metadata"] if isinstance(last.get("metadata"), dict) else {}
+        meta = {name: value for name, value in known.items() if name != REQUEST}
         content: Json = {"parts": parts, "meta": meta, "options": options}
         given = stored_id(last["id"])
         try:
@@ -722,7 +732,7 @@ def ui_messages(turns: Iterable[TurnStatus], release: Release) -> list[Json]:
     for turn in turns:
         if turn.message is not None:
             question = turn.message
-            own = {name: value for name, value in question.meta.items() if name != "$options"}
+            own = {name: value for name, value in question.meta.items() if name != REQUEST}
             meta = {"metadata": own} if own else {}
             parts = [_question_part(one) for one in question.parts]
             messages.append({"id": question.id, "role": "user", "parts": parts, **meta})

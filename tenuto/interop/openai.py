@@ -329,19 +329,17 @@ class OpenAI:
     async def _delete_conversation(self, request: Request) -> Response:
         """Delete the messages of the caller, with their answers. Raises Forbidden if those of others are left."""
         access, channel = await self._in_conversation(request, "publish")
-        after, is_whole, has_others = 0, False, False
+        after, is_whole = 0, False
         while not is_whole:
             page = await access.history(channel, after=after, limit=200)
             for message in page.messages:
                 after = message.created
-                try:
-                    await access.delete_turn(channel, message.id)
-                except Forbidden:
-                    has_others = True
-                except (NotFound, Deleted):
-                    pass  # an answer that went with its question, or another request has deleted it
+                if message.author == access.identity.client_id:
+                    # it may be an answer of an agent with this name, or another request has deleted it
+                    with suppress(Forbidden, NotFound, Deleted):
+                        await access.delete_turn(channel, message.id)
             is_whole = not page.more
-        if has_others:
+        if (await access.history(channel, after=0, limit=1)).messages:
             raise Forbidden("the messages of others are left, and to delete them needs the capability 'admin'")
         return json_response({"id": conversation_id(channel), "object": "conversation.deleted", "deleted": True})
 

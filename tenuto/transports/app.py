@@ -402,10 +402,12 @@ def respond_to_refusals(app: Any) -> None:
         response.raw_headers += visit_in(request.scope).headers
         return response
 
-    if hasattr(app, "exception_handlers"):
-        app.exception_handlers.setdefault(TenutoError, respond)
-    for route in getattr(app, "routes", ()):
-        respond_to_refusals(getattr(route, "app", None))
+    handlers, routes = getattr(app, "exception_handlers", None), getattr(app, "routes", None)
+    if isinstance(handlers, dict) and TenutoError not in handlers:
+        handlers[TenutoError] = respond
+    for route in routes if isinstance(routes, list) else ():
+        if isinstance(route, Mount) and route.app is not app:
+            respond_to_refusals(route.app)
 
 
 def check_asgi(app: object) -> None:

@@ -560,3 +560,22 @@ def test_text_added_before_an_attempt_outlives_it_and_an_attached_response_follo
     then.end_attempt(around)
     then.accept_part({"type": "text", "text": "end"})
     assert counted(harness, then) == ["note " if is_attached else "left ", "end"]
+
+
+def test_text_added_by_index_before_an_attempt_outlives_what_was_left() -> None:
+    harness, then = taken_over()
+    then.accept_text("note ", 0)
+    trying = then.begin_attempt()
+    assert then.take_left(trying) == {}
+    then.accept_text("tried", owner=trying)
+    assert counted(harness, then) == ["note ", "tried"]
+
+
+def test_text_of_a_half_character_gets_the_other_half_after_a_question() -> None:
+    harness = new_log()
+    outgoing = opened(harness=harness)
+    outgoing.accept_text("Look \ud83d")
+    outgoing.accept_part({"type": "data", "name": "call", "data": 1})
+    outgoing.close_text()
+    outgoing.accept_text("\ude00")
+    assert counted(harness, outgoing) == ["Look 😀"]

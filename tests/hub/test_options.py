@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from msgspec import ValidationError, convert
+from msgspec.structs import replace
 
 from tenuto.core.errors import IdConflict, InvalidRequest, NotFound, TooLarge
 from tenuto.core.model import OPTIONS_KEY, Message
@@ -91,6 +92,13 @@ async def test_key_of_meta_with_the_values_is_the_servers_alone(hub: HubCore) ->
     question, _ = await hub.read(CHANNEL, "q1")
     assert question.meta == {**asked.meta, "a": 1}
     assert await read_back(hub, "q1") == {**OPTIONS, "seed": 7}
+
+
+async def test_edit_repeats_the_values_of_its_author_alone(hub: HubCore) -> None:
+    asked = await ask(hub, "q1", OPTIONS)
+    for id, caller, found in (("q2", ANN, OPTIONS), ("q3", replace(ANN, id="bob"), {})):
+        await hub.ask(CHANNEL, id, CreateMessage(text=id, meta=asked.meta, parent=asked.parent), caller)
+        assert await read_back(hub, id) == found
 
 
 @pytest.mark.parametrize("damaged", [{"kept": {"tools": "bad id!"}}, {"kept": ["x"]}, [1], "x", 1])

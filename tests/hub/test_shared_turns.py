@@ -16,7 +16,7 @@ from tenuto.app import Hub
 from tenuto.core.errors import StoreUnusable
 from tenuto.core.ops import Create
 from tenuto.hub.turns import scheduler as shared_turns
-from tenuto.hub.turns.scheduler import AssignedTurn, WhenBusy
+from tenuto.hub.turns.scheduler import LEASE_S, AssignedTurn, WhenBusy
 from tenuto.sources.writing import Writer
 from tenuto.stores.base import Changes, Committed, Conflict, Hold, Renewal, StoreReplaced, Write
 from tests.hub.hubs import new_hub
@@ -229,3 +229,26 @@ async def test_waiting_turns_that_no_agent_can_take_hide_no_other_from_the_other
         await say(here, f"old:{number}", "q")
     await say(here, "new", "q")
     assert await answered(here, "new", "q", 2.5) == ["complete"]
+
+
+@virtually
+async def test_turn_of_a_worker_that_no_node_hears_of_is_over_when_another_agent_has_ended_it() -> None:
+    store, worker = Shared(), Remote()
+    here, there = new_hub(store, 1), new_hub(store, 2)
+    await started(here, there)
+    here.runtime.scheduler.register(worker)
+    await say(here, "chat:1", "q")
+    await asyncio.sleep(1)
+    there.agent("chat:*", name="other")(answer)
+    for _ in range(20):  # the renewals reach this node's memory alone
+        await asyncio.sleep(1)
+        here.runtime.scheduler.renew(worker, AssignedTurn("chat:1", "q", 1, LEASE_S))
+    assert await answered(there, "chat:1", "q", 1) == ["complete"]
+    here.runtime.scheduler.unregister(worker, is_broken=True)
+    await there.close()
+    await asyncio.sleep(LEASE_S)
+    here.runtime.scheduler.register(again := Remote())
+    await here.command("chat:1", "regenerate", target="q")
+    await asyncio.sleep(1)
+    assert again.begun == ["q"]
+    await here.close()

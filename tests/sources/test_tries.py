@@ -972,6 +972,34 @@ async def test_task_that_outlives_a_failed_attempt_writes_no_more(is_remote: boo
 
 
 @virtually
+async def test_shown_step_of_a_failed_attempt_is_cancelled_and_an_open_attempt_does_not_begin_again() -> None:
+    hub = new_hub()
+
+    @hub.agent("chat:*")
+    async def agent(turn: Turn) -> None:
+        async with turn.reply() as message:
+            with contextlib.suppress(ConnectionError):
+                async with message.attempt():
+                    task = asyncio.ensure_future(turn.step("slow", asyncio.sleep, 100, show=True))
+                    await asyncio.sleep(1)
+                    raise ConnectionError
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+            attempt = message.attempt()
+            async with attempt:
+                with pytest.raises(LocalError, match="open already"):
+                    await attempt.__aenter__()
+                await message.append("done")
+
+    await hub.create("chat:1", id="q", text="?")
+    await asyncio.sleep(5)
+    answer = (await hub.history("chat:1")).messages[0]
+    assert (answer.text, answer.status) == ("done", "complete")
+    await hub.close()
+
+
+@virtually
 async def test_shown_step_that_a_failed_try_has_left_running_is_one_part() -> None:
     hub, made = new_hub(), list[int]()
 

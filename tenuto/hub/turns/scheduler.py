@@ -543,7 +543,8 @@ class TurnScheduler:
             case Phase.HELD:  # checked later, after all changed messages were inspected
                 self._deadlines.set(key, now_s, partial(self._check_held, channel, turn))
             case Phase.WAITING | Phase.ENDING if turn.handler is not None and not turn.handler.is_local:
-                pass  # a handler in another process ends at the latest when its lease ends
+                if key not in self._deadlines:  # a handler in another process ends at the latest when its lease ends
+                    self._lapse_in(channel, turn, LEASE_S)
             case _:
                 self._deadlines.drop(key)
 

@@ -329,9 +329,10 @@ class Documents:
     def _blobs(self, key: int, upto: int = _MOST) -> dict[int, bytes]:
         """Return the blobs of a document, by their numbers, those above `upto` without bytes. Raises WrongChecksum."""
         rows = self._db.execute(
-            # LEFT JOIN, so that a missing slot is found as damage instead of shortening the document.
-            "SELECT blob, chunk, body FROM pieces LEFT JOIN texts ON texts.id = slot AND blob <= ? WHERE document = ?"
-            " ORDER BY blob, chunk",
+            # LEFT JOIN, so that a missing slot is found as damage instead of shortening the document. CASE, so that no
+            # page of a further blob is read: SQLite tests a plain condition after it has.
+            "SELECT blob, chunk, body FROM pieces LEFT JOIN texts ON texts.id = CASE WHEN blob <= ? THEN slot END"
+            " WHERE document = ? ORDER BY blob, chunk",
             (upto, key),
         )
         chunks: dict[int, list[bytes]] = {}

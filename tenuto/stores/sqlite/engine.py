@@ -193,7 +193,9 @@ class WholeMessages:
             lost = _put_in_order(db, rows)
             log = CommitLog()
             highest = log.load(db, self._channels.tracked)
-            if lost:
+            if not lost:
+                logger.error("store file %s: the rows of its log had other numbers; nothing is lost", self._path)
+            else:
                 logger.error(
                     "store file %s: %d rows of the log are damaged; the messages that were open when the last process "
                     "ended are damaged too, and all channels begin new epochs; restore a backup",

@@ -3,8 +3,8 @@
 Layer: stores. This code runs on the store's thread.
 
 This module decides whether a file may be opened, and whether the serials of its channels still have their old meaning
-(epochs). Pragmas may be tuned; the tables may only be changed together with `SCHEMA`, and a file with another number
-is refused.
+(epochs). Pragmas may be tuned; from the first release on the tables may only be changed together with `SCHEMA`, and a
+file with another number is refused.
 
 Each opening, each clean close and each backup writes a new **mark** into the database, a random number that begins with
 OPEN, CLOSED or BACKUP. The lock file, which a backup does not contain, names the mark together with its place: the
