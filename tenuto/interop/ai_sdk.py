@@ -546,13 +546,13 @@ class UIStream(EventStream):
                 self._begin(silent_id(self._message_id))
                 self._content()
             self._put(type="data-question", id=id, data=self._turn.question(id))
-        elif id in self._turn.open:
+        elif id not in self._turn.open:
+            tool.question = "" if tool.question == id else tool.question
+        elif tool.question != id:
             tool.question = id
             self._make_available(tool, tool.held or "")
             if is_approval and tool.shown.get("state") != "approval-requested":
                 self._put(type="tool-approval-request", approvalId=id, toolCallId=tool.call)
-        elif tool.question == id:
-            tool.question = ""
 
     def _has_running_call(self) -> bool:
         """Return whether a call without a question runs in the last step: before its end the page sends no reply."""

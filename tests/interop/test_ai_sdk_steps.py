@@ -103,6 +103,7 @@ class FoldedPage:
                 if "providerExecuted" not in chunk:
                     self.calls.append(id)
             case {"type": "tool-approval-request", "toolCallId": id, "approvalId": approval}:
+                assert self._call(id).get("approval") != {"id": approval}, f"the approval {approval} is requested again"
                 self._call(id).update(state="approval-requested", approval={"id": approval})
             case {"type": "tool-approval-response", "approvalId": approval}:
                 (part,) = (one for one in self.parts if one.get("approval", {}).get("id") == approval)
