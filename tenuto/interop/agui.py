@@ -445,7 +445,6 @@ class AGUIStream(EventStream):
             self._begin_run(attempts)
         if attempts > self._attempts or (is_first and self.known and self.snapshot is None):
             return self._take_back()
-        changed.sort(key=lambda one: one.place)
         for part in changed:
             is_late = part.place < self._turn.place and bool(part.new)
             if not part.is_superseded and (part.is_replaced or is_late):

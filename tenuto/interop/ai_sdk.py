@@ -40,7 +40,7 @@ from tenuto.interop.adapter import (
     stored_id,
     stored_parts,
 )
-from tenuto.interop.fold import EventStream, Json, Part, TurnFold, call_of, encode, has_result, text_of
+from tenuto.interop.fold import Answer, EventStream, Json, Part, TurnFold, call_of, encode, has_result, text_of
 from tenuto.routes import Access, TurnDelta, TurnStatus, deltas_of, options_in, versions_of
 
 VERSION_PAGES = 10  # pages of 200 messages among which the versions of an edited question are looked for
@@ -323,6 +323,7 @@ class UIStream(EventStream):
         self._is_first = True  # no deltas were received
         self._begun_id = ""  # id of the page's message after its beginning
         self._answer = 0  # number of the last answer of which the page has parts
+        self._ended_answers: list[Answer] = []  # before the batch
         self._step = 0
         self._steps: dict[Part, int] = {}  # the step in which each part began; none for those that the page had
         self._is_spread = False  # a text goes on in another step than that in which it began
@@ -359,6 +360,7 @@ class UIStream(EventStream):
                 self._change(part, is_first=is_first)
         for id in questions if self.ended is None else ():
             self._question(id)
+        self._ended_answers = [one for one in self._turn.answers if one.status != "streaming"]
         if self._turn.is_gone():
             self.ended = self._turn.end()
         if is_first and self._page.has_other_text():
@@ -420,9 +422,10 @@ class UIStream(EventStream):
             self._is_spread = self._is_spread or self._steps.setdefault(part, self._step) != self._step
 
     def _calls_of_step(self) -> list[PageCall]:
-        """Return the calls of the last step that may get more input or a result."""
+        """Return the calls of the last step that may get more input or a result, also with the end of their answer."""
         last = [one for one in self._tools if self._steps.get(one, 0) == self._step]
-        return [self._tools[one] for one in last if one.answer.status == "streaming"]
+        ended = [*self._ended_answers, *self._turn.answers[: self._answer]]
+        return [self._tools[one] for one in last if one.answer.status == "streaming" or one.answer not in ended]
 
     def _begin_step(self) -> None:
         self._close()

@@ -300,11 +300,11 @@ class TurnFold:
         return (answer.parts[added.index], added.text) if answer and added.index < len(answer.parts) else None
 
     def receive_all(self, deltas: Sequence[TurnDelta]) -> tuple[list[Part], list[str]]:
-        """Apply `deltas`, and return the parts, and the ids of the questions, that they have changed, each once."""
+        """Apply `deltas`, and return the parts, in order, and the ids of the questions that they have changed."""
         parts = dict.fromkeys(part for delta in deltas for part in self.receive(delta))
         asked = [one.command.id for one in deltas if isinstance(one, QuestionAsked)]
         replied = [one.id for one in deltas if isinstance(one, QuestionReplied)]
-        return list(parts), list(dict.fromkeys([*asked, *replied]))
+        return sorted(parts, key=lambda one: one.place), list(dict.fromkeys([*asked, *replied]))
 
     def receive(self, delta: TurnDelta) -> list[Part]:
         """Apply a delta of the turn, and return the parts that it has changed."""

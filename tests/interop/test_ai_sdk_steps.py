@@ -201,6 +201,40 @@ def test_input_of_a_call_that_arrives_after_the_result_of_another_one_makes_no_s
         assert (start, calls) == (start, ["output-available"] * 2)
 
 
+@pytest.mark.parametrize("end", ["done", "called"])
+def test_batch_with_the_end_of_the_answer_makes_no_second_part_of_a_call(end: str) -> None:
+    begun = [(index, {**call(f"c{index}", "input"), "input": ""}) for index in range(2)]
+    events = [*begun, (1, call("c1", "done")), (2, TEXT), (0, call("c0", end)), (3, call("c3", "done"))]
+    for start, size in ((start, size) for start in range(len(events) + 1) for size in (1, 2, 3, 9)):
+        page = page_from(start, events, size)
+        states = [one["state"] for one in page.parts if one.get("toolCallId") in ("c0", "c1")]
+        shown = "output-available" if end == "done" else "input-available"
+        assert (start, size, states) == (start, size, [shown, "output-available"])
+
+
+def test_call_without_a_result_makes_the_same_steps_live_and_loaded() -> None:
+    events = [(0, call("c0", "called")), (1, call("c1", "done")), (2, TEXT)]
+    for start, size in ((start, size) for start in range(4) for size in (1, 2, 4)):
+        assert page_from(start, events, size).parts[:4] == loaded([part for _, part in events])[:4]
+
+
+def test_end_of_an_answer_in_the_batch_of_another_one_makes_no_second_part_of_its_call() -> None:
+    page, stream, cut = FoldedPage(), UIStream("u", RELEASE), {**call("c0", "input"), "input": ""}
+    second = InAnswer("b", MessageOpened(msgspec.structs.replace(answer([]), id="b")))
+    page.take(stream.frame([InAnswer("a", MessageOpened(answer([]))), InAnswer("a", PartOpened(0, cut)), second]))
+    ends = PartReplaced(0, call("c0", "done"), 0), MessageFinished("complete", None, {})
+    page.take(stream.frame([InAnswer("b", PartOpened(0, TEXT)), *(InAnswer("a", one) for one in ends)]))
+    assert [one["type"] for one in page.parts] == ["step-start", "tool-weather", "step-start", "text"]
+
+
+def test_response_ends_with_a_question_in_the_batch_of_the_end_of_the_answer() -> None:
+    page, stream = FoldedPage(), UIStream("u", RELEASE)
+    begun = MessageProgress("a").begin(answer([call(f"c{index}", "called") for index in range(2)]))
+    ends = InAnswer("a", MessageFinished("failed", None, {}))
+    page.take(stream.frame([*(InAnswer("a", delta) for delta in begun), ends, asked("q", "c1")]))
+    assert (stream.is_over, page.ending) == (True, "finish")
+
+
 @pytest.mark.parametrize("status", ["failed", "interrupted"])
 def test_answer_after_a_call_whose_input_was_cut_off_is_in_a_step_of_its_own(status: Any) -> None:
     cut, place = {**call("c1", "input", name="place"), "input": ""}, call("c2", "called", name="place")
