@@ -445,14 +445,14 @@ class AGUIStream(EventStream):
             self._begin_run(attempts)
         if attempts > self._attempts or (is_first and self.known and self.snapshot is None):
             return self._take_back()
+        if self._turn.is_rewritten:
+            self.ended = self.REPLACED
         for part in changed:
             is_late = part.place < self._turn.place and bool(part.new)
             if not part.is_superseded and (part.is_replaced or is_late):
                 self.ended = self.REPLACED  # text that was sent is gone, or text came too late
-            if part.name in self._values:
+            elif part.name in self._values and self.ended is None:
                 self._value(part)
-        if self._turn.is_rewritten:
-            self.ended = self.REPLACED
         self._walk()
         ahead = self._after.units - self._at.units
         if is_first and ahead > 0 and not (self._turn.is_over and ahead == 1 and self._after.sum == self._at.sum):

@@ -425,6 +425,13 @@ def test_part_that_is_removed_or_gets_another_type_ends_the_stream_with_an_error
         assert (b"load the messages again" in end, stream.is_over) == (True, True)
 
 
+def test_run_that_cannot_go_on_sends_no_text_as_a_value_of_another_part() -> None:
+    stream, data = AGUIStream("1", "r", "u"), {"type": "data", "name": "status", "data": "searching"}
+    stream.frame([InAnswer("a", one) for one in MessageProgress("a").begin(answer([data]))])
+    ((_, event),) = stream.receive([InAnswer("a", PartReplaced(0, TEXT, 0))])
+    assert (event["type"], event["code"]) == ("RUN_ERROR", "replaced")
+
+
 @pytest.mark.parametrize("version", [6, 7])
 def test_attempt_that_is_superseded_leaves_the_page_with_what_counts(version: int) -> None:
     release = Release(version=version)
