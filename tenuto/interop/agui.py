@@ -448,7 +448,8 @@ class AGUIStream(EventStream):
         if self._turn.is_rewritten:
             self.ended = self.REPLACED
         for part in changed:
-            is_late = part.place < self._turn.place and bool(part.new)
+            is_begun = part.value["type"] not in _EVENTS or part in self._parts
+            is_late = part.place < self._turn.place and (bool(part.new) or not is_begun)
             if not part.is_superseded and (part.is_replaced or is_late):
                 self.ended = self.REPLACED  # text that was sent is gone, or text came too late
             elif part.name in self._values and self.ended is None:

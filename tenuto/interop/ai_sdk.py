@@ -419,7 +419,8 @@ class UIStream(EventStream):
             self._step_due = ""
         self._is_step_empty = False
         if part is not None:
-            self._is_spread = self._is_spread or self._steps.setdefault(part, self._step) != self._step
+            self._is_spread = self._is_spread or self._steps.get(part, self._step) != self._step
+            self._steps[part] = self._step
 
     def _calls_of_step(self) -> list[PageCall]:
         """Return the calls of the last step that may get more input or a result, also with the end of their answer."""
@@ -453,9 +454,9 @@ class UIStream(EventStream):
             case "tool":
                 self._tool(part, is_first=is_first)
             case _:
-                chunk = ui_part(part.name, part.value)
-                if chunk is not None and self._values.get(part) != chunk and not self._page.has(chunk):
-                    if not chunk["type"].startswith("data-") or part not in self._values:
+                chunk, known = ui_part(part.name, part.value), self._values.get(part) or {}
+                if chunk is not None and known != chunk and not self._page.has(chunk):
+                    if not chunk["type"].startswith("data-") or known.get("type") != chunk["type"]:
                         self._content(part)
                     self._put(**chunk)
                 self._values[part] = chunk

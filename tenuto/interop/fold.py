@@ -81,6 +81,7 @@ class Part:
     attempt: int = 0  # number of superseded attempts before it in its answer
     sent: SentText = field(default_factory=SentText)  # the text that was taken
     is_replaced: bool = False  # the stored text did not begin with the text that was taken
+    is_taken: bool = False  # a reader may have it
     is_put: bool = True  # a value was stored since the text was taken last; False: no more than text was added
 
     @property
@@ -96,7 +97,7 @@ class Part:
 
     def take(self) -> str:
         """Return the text that was not taken yet, and take it."""
-        text, self.new, self.is_put = "".join(self.new), [], False
+        text, self.new, self.is_put, self.is_taken = "".join(self.new), [], False, True
         self.sent.add(text)
         if self.kept is not None:
             self.kept.append(text)
@@ -135,7 +136,7 @@ class Answer:
     meta: Json = field(default_factory=dict)
     ended_at: int = 0  # time of its last end, in ms
     is_replaced: bool = False  # the next attempt could not take it over, and has another answer in its place
-    is_rewritten: bool = False  # a part was removed, or got another type
+    is_rewritten: bool = False  # a part that grows was removed, or got another type after a reader had it
 
     @property
     def id(self) -> str:
@@ -221,7 +222,7 @@ class TurnFold:
 
     @property
     def is_rewritten(self) -> bool:
-        """Return whether a part of an answer that counts was removed, or got another type."""
+        """Return whether an answer that counts has lost a part that a reader may have (`Answer.is_rewritten`)."""
         return any(one.is_rewritten for one in self.left())
 
     @property
@@ -346,7 +347,8 @@ class TurnFold:
             case MessageReplaced(message):
                 answer.meta = message.meta
                 changed = [self._put(answer, index, value, is_whole=True) for index, value in enumerate(message.parts)]
-                answer.is_rewritten = answer.is_rewritten or len(message.parts) < len(answer.parts)
+                gone = answer.parts[len(message.parts) :]
+                answer.is_rewritten = answer.is_rewritten or any(one.value["type"] in _TEXT_FIELDS for one in gone)
                 return changed
             case MessageFinished(status, reason, meta, at_ms):
                 answer.status, answer.reason, answer.meta = status, reason, {**answer.meta, **meta}
@@ -371,12 +373,11 @@ class TurnFold:
             self.place = min(self.place, (number, index)) if self.place[0] == number else self.place
         value = {"type": ATTEMPT} if is_attempt else value  # a stream does not keep what counts no longer
         if known is not None:
-            if known.value["type"] == value["type"]:
+            is_same = known.value["type"] == value["type"]
+            answer.is_rewritten = answer.is_rewritten or (known.is_taken and not is_same)
+            if is_same or not self._keeps_text:  # its last event has all parts, with the types that were sent
                 known.put(value)
-                return known
-            answer.is_rewritten = True
-            if self._keeps_text:  # the last event has all parts, with the types under which they were sent
-                return known
+            return known
         text, index = text_of(value), min(index, len(answer.parts))
         kept: list[str] | None = [] if self._keeps_text else None
         part = Part(answer, (number, index), value, [text] if text else [], kept, attempt)

@@ -113,7 +113,7 @@ class FoldedPage:
                 self._call(id).update(state="output-available", output=output)
             case {"type": "tool-output-denied", "toolCallId": id}:
                 self._call(id).update(state="output-denied")
-            case {"type": "source-url" | "file"}:
+            case {"type": "source-url" | "file" | "data-status"}:
                 self.parts.append(chunk)
             case _:
                 assert chunk["type"] in ("start", "finish", "abort", "error"), chunk
@@ -430,6 +430,32 @@ def test_run_that_cannot_go_on_sends_no_text_as_a_value_of_another_part() -> Non
     stream.frame([InAnswer("a", one) for one in MessageProgress("a").begin(answer([data]))])
     ((_, event),) = stream.receive([InAnswer("a", PartReplaced(0, TEXT, 0))])
     assert (event["type"], event["code"]) == ("RUN_ERROR", "replaced")
+
+
+@pytest.mark.parametrize("release", [RELEASE, Release()], ids=["version 7", "default"])
+@pytest.mark.parametrize("part", [SOURCE, TEXT, call("c1", "input", input="")], ids=["source", "text", "call"])
+def test_placeholder_that_becomes_another_part_is_followed_by_it(part: Any, release: Release) -> None:
+    data = {"type": "data", "name": "status", "data": "searching"}
+    begun = [InAnswer("a", one) for one in MessageProgress("a").begin(answer([call("c0", "done"), data]))]
+    becomes, shown = InAnswer("a", PartReplaced(1, part, 0)), loaded([part], release)[1]["type"]
+    for batches in ([begun, [becomes]], [[*begun, becomes]]):
+        page, stream, agui = FoldedPage(), UIStream("u", release), AGUIStream("1", "r", "u")
+        for batch in batches:
+            page.take(stream.frame(batch))
+        assert (page.parts[-1]["type"], stream.is_over) == (shown, False)
+        for batch in batches:
+            agui.frame(batch)
+        # a placeholder that was sent has no place in the run for events of a text or a call
+        assert agui.is_over == (len(batches) > 1 and part is not SOURCE)
+
+
+@pytest.mark.parametrize("kind", ["text", "tool"])
+def test_part_that_no_reader_has_may_become_another_one(kind: str) -> None:
+    opened = PartOpened(0, TEXT if kind == "text" else call("c1", "input"))
+    for stream in (UIStream("u", RELEASE), AGUIStream("1", "r", "u")):
+        batch = MessageOpened(answer([])), opened, PartReplaced(0, SOURCE, 0)
+        assert b"example.com" in stream.frame([InAnswer("a", one) for one in batch])
+        assert not stream.is_over
 
 
 @pytest.mark.parametrize("version", [6, 7])
