@@ -21,12 +21,12 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 54_700,
+    "lines of tenuto/": 54_710,
     "lines of its kernel": 34_041,
     "modules of tenuto/": 161,
     "files in a folder of tenuto/": 25,
-    "lines of interop/": 3_819,
-    "lines of tests/": 63_311,
+    "lines of interop/": 3_829,
+    "lines of tests/": 63_314,
     "lines of proof/ and bench/": 19_995,
     "words of docs without decisions": 50_000,
     "words of decisions": 12_000,

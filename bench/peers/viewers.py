@@ -51,7 +51,7 @@ class TextChecker:
         return []
 
     def end(self) -> None:
-        """Nothing of a peer is left over at the end of a connection."""
+        """End a connection, of which this checker keeps no state."""
 
     def violate(self, kind: str, detail: str) -> None:
         self.violations.append(Violation(kind, detail))

@@ -199,7 +199,10 @@ class OpenAI:
         if not parts:
             raise NotFound("the input replies to a question that has a reply; send a message")
         if given.earlier:
-            await _store_earlier(access, channel, id, given)
+            try:
+                await access.turn(channel, id)  # a request that is repeated stores none behind its question
+            except NotFound:
+                await _store_earlier(access, channel, id, given)
         question = await access.create(channel, id=id, parts=parts, meta=meta, options=options)
         return with_options(question, options), Reference(channel, question.id)
 
@@ -213,7 +216,16 @@ class OpenAI:
             raise _no_call(replies[0])
         return Reference(channel, asked_last[-1])
 
-    def _new_channel(self, access: Access, model: object, id: str, needs: tuple[str, ...], *, is_empty: bool) -> str:
+    def _new_channel(
+        self,
+        access: Access,
+        model: object,
+        id: str,
+        needs: tuple[str, ...],
+        *,
+        is_empty: bool,
+        param: str | None = None,
+    ) -> str:
         """Return the channel that a request begins, with messages before its question unless it `is_empty`."""
         agent, pattern = self._agent(access, model)
         names = {"model": agent, "client": access.identity.client_id or "anonymous", "id": id}
@@ -224,7 +236,7 @@ class OpenAI:
             detail = (
                 f"the agent answers all requests in channel {channel!r}, so a request may bring no earlier messages"
             )
-            raise InvalidRequest(f"{detail}; send the question alone, or a previous_response_id")
+            raise InvalidRequest(f"{detail}; send the question alone, or a previous_response_id", param=param)
         return channel
 
     async def _reply(self, access: Access, of: Reference, turn: AskedTurn, given: GivenInput) -> Place | None:
@@ -319,7 +331,8 @@ class OpenAI:
         id, model, agents = secrets.token_hex(16), body.get("model"), access.agents()
         if model is None and (len(agents) == 1 or "{model}" not in (self._channel or "{model}")):
             model = next(iter(agents), None)  # the channel is clear without one
-        channel = self._new_channel(access, model, id, ("history", "publish"), is_empty=not body.get("items"))
+        needs, is_empty = ("history", "publish"), not body.get("items")
+        channel = self._new_channel(access, model, id, needs, is_empty=is_empty, param="items")
         await self._store_items(access, channel, body)
         return await _conversation_in(access, channel)
 
@@ -421,11 +434,8 @@ class OpenAI:
 
 
 async def _store_earlier(access: Access, channel: str, id: str, given: GivenInput) -> list[Message]:
-    """Store the messages before question `id`, and return them. A request that is repeated stores none behind it."""
+    """Store the earlier messages, whose ids begin with `id`, and return them."""
     stored: list[Message] = []
-    with suppress(NotFound):
-        await access.turn(channel, id)
-        return stored
     for number, (role, parts) in enumerate(given.earlier):
         custom = sorted({one["name"] for one in parts if one.get(CUSTOM)})
         meta: Json = {CUSTOM: custom} if custom else {}

@@ -194,7 +194,7 @@ class WholeMessages:
             log = CommitLog()
             highest = log.load(db, self._channels.tracked)
             if not lost:
-                logger.error("store file %s: the rows of its log had other numbers; nothing is lost", self._path)
+                logger.error("store file %s: its log was put in order, and has all entries", self._path)
             else:
                 logger.error(
                     "store file %s: %d rows of the log are damaged; the messages that were open when the last process "
