@@ -28,7 +28,7 @@ from tenuto.sources.writing import Writer
 
 TRIES = 30
 PAUSE_S = 0.01  # before the first further try
-SILENCE_S = 0.5  # without an event for this time, a model counts as broken
+SILENCE_S = 2.0  # without an event for this time, a model counts as broken; a loaded machine stays below it
 
 
 OnBreak = Literal["restart", "continue", "attach"]  # "attach": the response of the model runs in the background
