@@ -167,6 +167,7 @@ settings.configure(
     ROOT_URLCONF=__name__,
     ALLOWED_HOSTS=["*"],
     SECRET_KEY="x",
+    SESSION_ENGINE=f"django.contrib.sessions.backends.{sys.argv[1]}",
     INSTALLED_APPS=["django.contrib.contenttypes", "django.contrib.auth", "django.contrib.sessions"],
     DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "django.db"}},
 )
@@ -236,10 +237,11 @@ async def test_the_project_of_the_page_keeps_its_chat_and_its_views_write(projec
         assert "Traceback" not in process.output
 
 
-def test_the_verifier_of_the_page_reads_djangos_session(project: Path) -> None:
+@pytest.mark.parametrize("engine", ["db", "signed_cookies"])
+def test_the_verifier_of_the_page_reads_djangos_session(project: Path, engine: str) -> None:
     (project / "page.py").write_text(VERIFIER)
     (project / "login.py").write_text(LOGIN)
-    ran = subprocess.run([sys.executable, "login.py"], capture_output=True, text=True, timeout=60)
+    ran = subprocess.run([sys.executable, "login.py", engine], capture_output=True, text=True, timeout=60)
     assert ran.stdout.split() == ["200", "403", "401", "401"], ran.stderr
 
 
