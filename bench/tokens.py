@@ -53,13 +53,17 @@ def latencies_ms(text: str, at: int, known: int, arrived_s: float, piece: int = 
     ]
 
 
+@functools.cache
+def _known_tokens() -> list[str]:
+    return [known_token(0, n) for n in range(_KNOWN)]
+
+
 def _digits(number: int) -> str:
     rest, low = divmod(number % _CYCLE, 36 * 36)
     high, middle = divmod(rest, 36 * 36)
     return _DIGITS[high] + _PAIRS[middle] + _PAIRS[low]
 
 
-@functools.cache
 class Sent:
     """The tokens that one producer has sent.
 
@@ -69,7 +73,7 @@ class Sent:
     def __init__(self, producer: int) -> None:
         self.tokens = 0
         self._first = producer * _STEP
-        self._known = [known_token(0, n) for n in range(_KNOWN)]
+        self._known = _known_tokens()
 
     def next(self) -> str:
         """Return the next token and count it as sent."""
