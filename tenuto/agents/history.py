@@ -339,10 +339,15 @@ def _detail(part: Part) -> dict[str, Json]:
     return {"detail": part["detail"]} if isinstance(part.get("detail"), str) else {}
 
 
+def _name(part: Part) -> str:
+    """Return the name of a tool in the form that the APIs accept: a shown step may have any name."""
+    return re.sub("[^a-zA-Z0-9_-]", "_", part["name"])[:64]
+
+
 def _tool_call(part: Part) -> dict[str, Json]:
     if _CUSTOM in part:
-        return {"id": part["call"], "type": "custom", "custom": {"name": part["name"], "input": part["input"]}}
-    function = {"name": part["name"], "arguments": part["input"] or "{}"}
+        return {"id": part["call"], "type": "custom", "custom": {"name": _name(part), "input": part["input"]}}
+    function = {"name": _name(part), "arguments": part["input"] or "{}"}
     return {"id": part["call"], "type": "function", "function": function}
 
 
@@ -357,7 +362,7 @@ def _responses(message: Message) -> Iterator[dict[str, Json]]:
             kind, given = "function_call", {"arguments": part["input"] or "{}"}
             if _CUSTOM in part:
                 kind, given = "custom_tool_call", {"input": part["input"]}
-            yield {"type": kind, "call_id": part["call"], "name": part["name"], **given}
+            yield {"type": kind, "call_id": part["call"], "name": _name(part), **given}
             yield {"type": f"{kind}_output", "call_id": part["call"], "output": _output(part, _responses_content)}
 
 
@@ -424,7 +429,7 @@ def _tool_use(part: Part) -> dict[str, Json]:
     except (ValueError, RecursionError):
         arguments = {}
     arguments = arguments if isinstance(arguments, dict) else {}
-    return {"type": "tool_use", "id": _anthropic_id(part), "name": part["name"], "input": arguments}
+    return {"type": "tool_use", "id": _anthropic_id(part), "name": _name(part), "input": arguments}
 
 
 def _tool_result(part: Part) -> dict[str, Json]:

@@ -33,7 +33,7 @@ STEP_NAME = "turn.step"
 # Type of a part with the parts that an earlier attempt at the answer wrote; only `supersede` makes one.
 ATTEMPT = "attempt"
 # Key of `meta` for the provider's responses that a later attempt can attach to; the end of the message removes it.
-RESPONSES = "responses"
+RESPONSES = "$responses"
 
 # The key that appended text goes to, by part type; other types accept no appended text.
 APPENDABLE = {"text": "text", "reasoning": "text", "tool": "input"}

@@ -276,14 +276,6 @@ _INSTRUCTIONS = "You are the guide in a small demo chat with several people. Ans
 _CLAUDE, _MAX_TOKENS = "claude-haiku-4-5", 2_000
 
 
-class ModelFailed(Exception):
-    """The provider refused the request or sent no answer. People see `public_reason`."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(str(error))
-        self.public_reason = type(error).__name__
-
-
 class Model:
     """A model that writes answers: of Anthropic, or of a server that speaks Chat Completions (`package` openai)."""
 
@@ -296,7 +288,7 @@ class Model:
         self.name = name
         self.shape: Shape = "text" if package == "openai" else "anthropic"
         self._package = package
-        self._options: dict[str, Any] = {"api_key": key, "base_url": base_url}
+        self._options: dict[str, Any] = {"api_key": key, "base_url": base_url, "max_retries": 0}  # `pipe` retries
 
     @functools.cached_property
     def client(self) -> Any:
@@ -313,7 +305,7 @@ class Model:
         if not self.name:
             listed = await self.client.models.list()
             if not listed.data:
-                raise ModelFailed(LookupError("the server at OPENAI_BASE_URL lists no model; set OPENAI_MODEL to one"))
+                raise LocalError("the server at OPENAI_BASE_URL lists no model; set OPENAI_MODEL to one")
             self.name = listed.data[0].id
         messages = [{"role": "system", "content": _INSTRUCTIONS}, *conversation]
         return await self.client.chat.completions.create(
@@ -355,13 +347,7 @@ async def talk(turn: Turn, model: Model) -> None:
     conversation = await turn.history(model.shape)
     while True:
         async with turn.reply(meta={"model": model.name or None, "agent": turn.name}) as message:
-            try:
-                stream = await model.stream(conversation)
-            except TenutoError:
-                raise
-            except Exception as error:
-                raise ModelFailed(error) from error
-            piped = await message.pipe(stream)
+            piped = await message.pipe(functools.partial(model.stream, conversation))
         if not (steered := await turn.steered(messages=False)):
             return
         conversation.append({"role": "assistant", "content": piped.text or "…"})

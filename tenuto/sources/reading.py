@@ -129,7 +129,10 @@ SDKS = (
 )
 # Names of the exceptions of SDKs and HTTP clients for a broken connection. TransportError is the base class in httpx
 # and httpx2.
-LOST = ("APIConnectionError", "TransportError", "ClientConnectionError", "ClientPayloadError", "ProtocolError")
+LOST = (
+    *("APIConnectionError", "TransportError", "ClientConnectionError", "ClientPayloadError", "ProtocolError"),
+    *("ConnectionError", "ChunkedEncodingError", "Timeout"),  # of requests
+)
 
 
 class UpstreamError(TenutoError):
@@ -224,8 +227,8 @@ def _is_raised_by_sdk(error: BaseException) -> bool:
 
 def code_of(value: object) -> str:
     """Return `value` as text if it has the form of a code or status; else an empty text."""
-    if type(value) is int and value < 1000:
-        value = str(value)
+    if isinstance(value, int) and value < 1000:
+        value = str(int(value))
     return value if isinstance(value, str) and len(value) <= _CODE_CHARACTERS and _CODE.fullmatch(value) else ""
 
 

@@ -120,6 +120,7 @@ class Tries:
                 f'on_break="{on_break}" needs a function with the parameter `so_far`, to show its text to the model'
             )
         self._number = 0
+        self._last: object = None  # what `make` returned
         self._kept: Kept | None = None
         self._response_id: str | None = None
         self._wait_s = 0.0
@@ -181,10 +182,14 @@ class Tries:
             await wait_to_retry(self._writer, self._wait_s)
 
     def _made(self) -> object:
-        if not self._takes_so_far:
-            return self._make()
-        text, parts = (self._kept.text, list(self._kept.parts)) if self._kept is not None else ("", [])
-        return self._make(SoFar(text, parts, response_id=self._response_id, attempt=self._number))
+        given: list[SoFar] = []
+        if self._takes_so_far:
+            text, parts = (self._kept.text, list(self._kept.parts)) if self._kept is not None else ("", [])
+            given = [SoFar(text, parts, response_id=self._response_id, attempt=self._number)]
+        last, self._last = self._last, self._make(*given)
+        if self._last is last and (hasattr(last, "__anext__") or hasattr(last, "__next__")):
+            raise LocalError("the function given to pipe returned the stream of an earlier try; begin a new one in it")
+        return self._last
 
     def _wait_after(self, error: Exception, *, is_broken: bool) -> float:
         """Return the time to wait after `error`. Raises it if no other try may succeed, or none is left."""

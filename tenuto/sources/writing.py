@@ -184,16 +184,25 @@ class Join:
 
     def __init__(self, kept: Kept) -> None:
         self._kept = kept
-        self.held = ""
+        self._pieces: list[str] = []
+        self._bare = 0  # number of characters in them, without white space at their beginning
+        # where the text has them; -1: nowhere
+        self._at = len(kept.text) - len(kept.text.lstrip()) if kept.is_exact else 0
+
+    @property
+    def held(self) -> str:
+        return "".join(self._pieces)
 
     def take(self, new: str) -> str | None:
         """Return the text to add, once that is known. Raises Repeated if the model began anew."""
-        self.held += new
-        text, bare = self._kept.text, self.held.lstrip()
-        is_short = not self._kept.is_exact and len(self.held) < HELD_CHARACTERS
-        # an overlap may be longer than `held`
-        is_inside = text.lstrip().startswith(bare) if self._kept.is_exact else bare in text
-        return None if is_short or is_inside else self.end()
+        self._pieces.append(new)
+        bare, text = new if self._bare else new.lstrip(), self._kept.text
+        # an overlap may be longer than `held`; only the new piece is compared, since a repetition may be long
+        if self._at >= 0 and not text.startswith(bare, self._at + self._bare):
+            self._at = -1 if self._kept.is_exact else text.find(self.held.lstrip(), self._at)
+        self._bare += len(bare)
+        is_short = not self._kept.is_exact and self._bare < HELD_CHARACTERS and len(self.held) < HELD_CHARACTERS
+        return None if is_short or self._at >= 0 else self.end()
 
     def end(self, *, is_broken: bool = False) -> str | None:
         """Return the text to add: what was held back, without the overlap. Raises Repeated if the model began anew.

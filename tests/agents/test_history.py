@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from msgspec.structs import replace
 
-from tenuto.agents.history import as_turns, path_to
+from tenuto.agents.history import Shape, as_turns, path_to
 from tenuto.core.model import Message, Part
 from tenuto.core.turns import reply_id
 from tests.agents.test_turns import new_hub
@@ -284,6 +284,12 @@ def test_file_with_a_malformed_address_is_a_placeholder(shape: Any, url: str, me
         (turn,) = as_turns([message("user", text("see"), file(url, mediaType=media_type, **named))], shape)
         assert f"[{kind}: {shown}]" in str(turn["content"])
         assert url == "" or url not in str(turn["content"])
+
+
+def test_shown_step_with_any_name_has_one_that_the_apis_accept() -> None:
+    told = [message("user", text("Why?")), message("assistant", {**call("c"), "name": "page:1 of the web"})]
+    shown = [str(as_turns(told, shape)) for shape in get_args(Shape) if shape != "text"]
+    assert all("page_1_of_the_web" in one and "page:1" not in one for one in shown)
 
 
 def test_ids_images_and_blank_texts_that_anthropic_refuses_have_others_in_their_place() -> None:

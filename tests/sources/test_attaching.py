@@ -390,7 +390,7 @@ async def test_id_is_stored_before_the_first_text_and_removed_with_the_end() -> 
     async def watch() -> None:
         async for batch in hub.subscribe("chat:1").batches():
             if any(type(event).__name__ == "MessagePart" for event in batch.events):
-                kept.append((await hub.read("chat:1", "m"))[0].meta.get("responses"))
+                kept.append((await hub.read("chat:1", "m"))[0].meta.get("$responses"))
 
     watching = asyncio.create_task(watch())
     async with hub.message("chat:1", id="m") as message:
@@ -399,7 +399,7 @@ async def test_id_is_stored_before_the_first_text_and_removed_with_the_end() -> 
     watching.cancel()
     await asyncio.wait([watching])
     assert kept == [[["resp_1", 0, {}]]] * 3
-    assert "responses" not in (await hub.read("chat:1", "m"))[0].meta
+    assert "$responses" not in (await hub.read("chat:1", "m"))[0].meta
 
 
 # -- when the response cannot be streamed, or is lost ------------------------------------------------------------------
@@ -564,7 +564,7 @@ async def test_response_that_continues_a_lost_one_is_attached_after_each_death(s
         lambda text: [second],
         supersedes=supersedes,
     )
-    assert messages[1].meta["responses"] == [["resp_2", 0, {}, [2, len(LONG)]]]
+    assert messages[1].meta["$responses"] == [["resp_2", 0, {}, [2, len(LONG)]]]
     assert unmarked(messages[-1])[1] == {"type": "text", "text": LONG + "".join(BEGUN)}
     assert counted(messages[-1]) == ["reasoning", "text", "reasoning"]
     assert messages[-1].parts[1]["joins"] == [len(LONG), len(LONG) + 250, len(LONG) + 300]
@@ -637,7 +637,7 @@ async def test_only_a_stop_cancels_the_response(ends_as: tuple[str, str | None],
     model = Model([*EVENTS[:12], HOLD], state("cancelled"))
     client = model.openai()
     stored = await stopped(new_hub(), ask(client), ends_as=ends_as, attach=client.responses)
-    assert (stored.status, "responses" in stored.meta) == (ends_as[0], ends_as[0] == "interrupted")
+    assert (stored.status, "$responses" in stored.meta) == (ends_as[0], ends_as[0] == "interrupted")
     assert model.asked == ["POST", *(["POST /resp_1/cancel"] if is_cancelled else [])]
 
 

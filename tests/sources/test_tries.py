@@ -15,11 +15,13 @@ import json
 import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from http import HTTPStatus
 from typing import Any
 
 import httpx
 import httpx2
 import pytest
+import requests  # type: ignore[import-untyped]
 from anthropic import AsyncAnthropic
 from google import genai
 from google.genai import types
@@ -435,6 +437,11 @@ def bug(name: str, value: str) -> Bug:
         *((ModelHTTPError(status, "gpt-test"), status == 503) for status in (400, 503)),
         *((refused(status), status == 503) for status in (404, 503)),
         *((error(), True) for error in (ConnectionError, ConnectionResetError, TimeoutError)),
+        *(
+            (getattr(requests.exceptions, name)(), True)
+            for name in ("ConnectionError", "ReadTimeout", "ChunkedEncodingError")
+        ),
+        (ModelHTTPError(HTTPStatus.SERVICE_UNAVAILABLE, "gpt-test"), True),
     ],
     ids=repr,
 )
@@ -455,6 +462,20 @@ async def test_error_of_the_app_is_raised_unchanged_and_at_once() -> None:
         async with hub.message("chat:1") as message:
             await pipe(message, make)
     assert asked == [1]
+
+
+@virtually
+async def test_function_that_returns_the_stream_of_an_earlier_try_is_an_error() -> None:
+    async def words() -> AsyncIterator[str]:
+        yield "Hello "
+        raise ConnectionError
+
+    stream = words()
+    hub = new_hub()
+    with pytest.raises(LocalError, match="returned the stream of an earlier try"):
+        async with hub.message("chat:1", id="m") as message:
+            await pipe(message, lambda: stream, source="text")
+    assert (await hub.read("chat:1", "m"))[0].status == "failed"
 
 
 @virtually
