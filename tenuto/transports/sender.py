@@ -22,7 +22,7 @@ import asyncio
 import logging
 import sys
 import types
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Awaitable, Coroutine, Generator
 from typing import Any, Protocol
 
 from starlette.types import Message, Receive, Send
@@ -268,13 +268,27 @@ class SenderOwner(Protocol):
 class Sender:
     """The common part of both senders. The ASGI call waits in `carry` until either side has ended."""
 
-    __slots__ = ("_cycle", "_owner", "_send", "_watchdog", "error", "is_busy", "is_over")
+    __slots__ = (
+        "_call",
+        "_cycle",
+        "_finishing",
+        "_is_aborted",
+        "_owner",
+        "_send",
+        "_watchdog",
+        "error",
+        "is_busy",
+        "is_over",
+    )
 
     def __init__(self, send: Send, owner: SenderOwner, heartbeats: Heartbeats) -> None:
         self._watchdog = heartbeats.watchdog(SEND_TIMEOUT_S)
         self._send = send
         self._owner = owner
         self._cycle = cycle_of(send)
+        self._call: asyncio.Task[Any] | None = None  # task of the ASGI call, while it waits in `carry`
+        self._finishing: asyncio.Task[None] | None = None  # sends what is not sent at once
+        self._is_aborted = False  # True: `carry` must return although a write is still blocked
         self.is_busy = False  # while True, no message may be written
         self.is_over = False  # once True, no message will be written any more
         self.error: BaseException | None = None  # exception that the server or a middleware raised at a write
@@ -296,25 +310,78 @@ class Sender:
 
         With `last` the sender must not be busy. A second call has no effect.
         """
-        raise NotImplementedError
+        if self.is_over:
+            return
+        if last is not None:
+            self.write(last)
+        self.is_over = True
+        if not self.is_busy:
+            self._abort()
+        elif patience_s < self._watchdog.limit_s:
+            asyncio.get_running_loop().call_later(patience_s, self._abort)
 
     async def carry(self, receive: Receive) -> None:
-        """Hold the connection until the peer disconnects or `end` is called.
+        """Pass the peer's messages to the owner until the peer disconnects or `end` is called.
 
-        Raises the exception that sending raised.
+        Raises the exception that sending or receiving raised.
         """
-        raise NotImplementedError
+        call = self._call = asyncio.current_task()
+        assert call is not None
+        owner = self._owner
+        try:
+            while not self._is_aborted and owner.received(await receive()):
+                await owner.until_room()
+        except asyncio.CancelledError:
+            # The cancellation is ours if `_abort` requested it and no other code did; `asyncio.timeout` decides in the
+            # same way.
+            if not self._is_aborted or call.uncancel():
+                raise
+        except Exception as error:
+            self._fail(error)
+        finally:
+            self.is_over = True
+            self._call = None
+            if self._finishing is not None:
+                self._finishing.cancel()
+                await asyncio.wait([self._finishing])
+        if self.error is not None:
+            raise self.error
 
-    def _is_lost(self) -> bool:
-        """Return whether the connection of uvicorn's response cycle has ended without a message to this ASGI call.
+    def _has_lost_peer(self) -> bool:
+        """Return whether uvicorn's connection has ended without a message to this ASGI call, and end if so.
 
         uvicorn notifies only the request that it has read last, so a stream with another request behind it would stay
         for ever.
         """
-        return bool(self._cycle.transport.is_closing())
+        assert not self.is_busy
+        is_lost = self._cycle is not None and bool(self._cycle.transport.is_closing())
+        if is_lost:
+            self._abort()
+        return is_lost
+
+    async def _finish(self, sending: Awaitable[None]) -> None:
+        """Await the write in progress, and let the owner write again."""
+        try:
+            with Watch(self._watchdog):
+                await sending
+            self.is_busy = False
+            if self.is_over:
+                self._abort()
+            else:
+                self._owner.freed()
+        except Exception as error:
+            self._fail(error)
+            self._abort()
+
+    def _abort(self) -> None:
+        self.is_over = True
+        if not self._is_aborted:
+            self._is_aborted = True
+            if self._call is not None:
+                self._call.cancel()
 
     def _fail(self, error: Exception) -> None:
-        """Record why sending failed, so that `carry` raises it again.
+        """Record why the connection failed, so that `carry` raises it.
 
         An OSError is not recorded: servers raise it when the peer has disconnected. uvicorn raises RuntimeError instead
         after it has closed a socket by itself because of a protocol error.
@@ -323,119 +390,53 @@ class Sender:
         if not (is_closed or isinstance(error, OSError | TimeoutError)):
             self.error = error
 
-    def _check(self) -> None:
-        if self.error is not None:
-            raise self.error
-
 
 class TaskSender(Sender):
-    """Sends from the ASGI call itself; a second task receives the peer's messages."""
+    """Sends from one ordinary task."""
 
-    __slots__ = ("_changed", "_message", "_patience_s", "_watch")
+    __slots__ = ("_changed", "_message")
 
     def __init__(self, send: Send, owner: SenderOwner, heartbeats: Heartbeats) -> None:
         super().__init__(send, owner, heartbeats)
         self._message: Message | None = None
-        self._changed: asyncio.Future[None] | None = None
-        self._watch: Watch | None = None  # watch over the write in progress
-        self._patience_s: float | None = None  # limit of the last write, if it has not begun yet
+        self._changed: asyncio.Future[None] | None = None  # while the task waits for a message
 
     def write(self, message: Message) -> None:
-        assert not self.is_busy
-        if self._cycle is not None and self._is_lost():
-            self.end()
+        if self._has_lost_peer():
             return
         self.is_busy = True
         self._message = message
-        self._notify()
-
-    def end(self, last: Message | None = None, *, patience_s: float = FAREWELL_S) -> None:
-        if self.is_over:
-            return
-        if last is not None:
-            self.write(last)
-        self.is_over = True
-        self._patience_s = patience_s
-        self._notify()
-        if self._watch is not None:
-            self._limit(self._watch, patience_s)
+        if self._changed is not None:
+            self._changed.set_result(None)
+            self._changed = None
 
     async def carry(self, receive: Receive) -> None:
-        loop = asyncio.get_running_loop()
-        watching = loop.create_task(self._receive_all(receive))
-        try:
-            while True:
-                message = self._message
-                if message is None:
-                    if self.is_over:
-                        break
-                    self._changed = loop.create_future()
-                    await self._changed
-                    continue
-                self._message = None
-                if not await self._is_sent(message):
-                    break
-                self.is_busy = False
-                if not self.is_over:
-                    self._owner.freed()
-        finally:
-            self.is_over = True
-            watching.cancel()
-            await asyncio.wait([watching])
-        self._check()
+        self._finishing = asyncio.get_running_loop().create_task(self._send_all())
+        await super().carry(receive)
 
-    async def _is_sent(self, message: Message) -> bool:
-        """Send `message`; return False if the connection is over."""
-        try:
-            with Watch(self._watchdog) as self._watch:
-                if self._patience_s is not None:
-                    self._limit(self._watch, self._patience_s)
-                await self._send(message)
-        except Exception as error:
-            self._fail(error)
-            return False
-        finally:
-            self._watch = None
-        return True
-
-    def _limit(self, watch: Watch, patience_s: float) -> None:
-        """End the last write after `patience_s`, if that is before the limit of every write."""
-        if patience_s < self._watchdog.limit_s:
-            asyncio.get_running_loop().call_later(patience_s, watch.expire)
-
-    async def _receive_all(self, receive: Receive) -> None:
-        owner = self._owner
-        try:
-            while owner.received(await receive()):
-                await owner.until_room()
-        except Exception as error:
-            self._fail(error)
-        self.end()
-
-    def _notify(self) -> None:
-        if self._changed is not None and not self._changed.done():
-            self._changed.set_result(None)
+    async def _send_all(self) -> None:
+        while not self._is_aborted:
+            if self._message is None:
+                self._changed = asyncio.get_running_loop().create_future()
+                await self._changed
+            else:
+                message, self._message = self._message, None
+                await self._finish(self._send(message))
 
 
 class DirectSender(Sender):
-    """Drives `send` by hand; the ASGI call itself receives the peer's messages."""
+    """Drives `send` by hand, and lets a task finish it only when it blocks."""
 
-    __slots__ = ("_call", "_finishing", "_is_aborted", "_socket")
+    __slots__ = ("_socket",)
 
     def __init__(self, send: Send, owner: SenderOwner, heartbeats: Heartbeats) -> None:
         super().__init__(send, owner, heartbeats)
-        self._send: Callable[[Message], Coroutine[Any, None, None]] = send  # type: ignore[assignment]  # uvicorn's is
-        self._call: asyncio.Task[Any] | None = None  # task of the ASGI call, while it waits in `carry`
-        self._finishing: asyncio.Task[None] | None = None
-        self._is_aborted = False  # True: `carry` must return although a write is still blocked
         self._socket = socket_of(send)
 
     def write(self, message: Message) -> None:
-        assert not self.is_busy
-        if self._cycle is not None and self._is_lost():
-            self._abort()
+        if self._has_lost_peer():
             return
-        sending = self._send(message)
+        sending: Any = self._send(message)  # a coroutine, as uvicorn's is
         try:
             blocked = sending.send(None)
         except StopIteration:
@@ -445,7 +446,7 @@ class DirectSender(Sender):
             self._abort()
             return
         self.is_busy = True
-        self._finishing = asyncio.get_running_loop().create_task(self._finish(sending, blocked))
+        self._finishing = asyncio.get_running_loop().create_task(self._finish(_drive(sending, blocked)))
 
     def write_batch(self, batch: EncodedBatch, chunks: Chunks) -> None:
         cycle = self._cycle
@@ -462,60 +463,6 @@ class DirectSender(Sender):
             super().write_frame(text, frames)
         else:
             socket.transport.write(frame)
-
-    def end(self, last: Message | None = None, *, patience_s: float = FAREWELL_S) -> None:
-        if self.is_over:
-            return
-        if last is not None:
-            self.write(last)
-        self.is_over = True
-        if self.is_busy and last is not None:
-            asyncio.get_running_loop().call_later(patience_s, self._abort)
-        else:
-            self._abort()
-
-    async def carry(self, receive: Receive) -> None:
-        call = self._call = asyncio.current_task()
-        assert call is not None
-        owner = self._owner
-        try:
-            while not self._is_aborted and owner.received(await receive()):
-                await owner.until_room()
-        except asyncio.CancelledError:
-            # The cancellation is ours if `_abort` requested it and no other code did; `asyncio.timeout` decides in the
-            # same way.
-            if not self._is_aborted or call.uncancel():
-                raise
-        finally:
-            self.is_over = True
-            self._call = None
-            if self._finishing is not None:
-                self._finishing.cancel()
-                await asyncio.wait([self._finishing])
-        self._check()
-
-    def _abort(self) -> None:
-        self.is_over = True
-        if not self._is_aborted:
-            self._is_aborted = True
-            if self._call is not None:
-                self._call.cancel()
-
-    async def _finish(self, sending: Coroutine[Any, None, None], blocked: Any) -> None:
-        try:
-            with Watch(self._watchdog):
-                await _drive(sending, blocked)
-        except Exception as error:
-            self._fail(error)
-            self._abort()
-            return
-        finally:
-            self._finishing = None
-        self.is_busy = False
-        if self.is_over:
-            self._abort()
-        else:
-            self._owner.freed()
 
 
 def abort_if_unread(receive: Any, *, is_draining: bool) -> None:
