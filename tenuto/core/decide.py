@@ -39,7 +39,7 @@ from tenuto.core.decide_owners import (
     name_of,
     renew_lease,
 )
-from tenuto.core.draft import Decidable, Decision
+from tenuto.core.draft import Decision, Draft
 from tenuto.core.errors import (
     Deleted,
     Finished,
@@ -105,7 +105,7 @@ ATTEMPTS_SHARE = 8
 
 
 def decide(
-    state: Decidable,
+    state: Draft,
     key: str,
     request: Request,
     *,
@@ -138,7 +138,7 @@ def decide(
 
 
 def _decide_existing(
-    state: Decidable, message: MessageState, request: AboutMessages, caller: Caller, now_ms: int, limits: Limits
+    state: Draft, message: MessageState, request: AboutMessages, caller: Caller, now_ms: int, limits: Limits
 ) -> Decision:
     """Decide `request` about an existing message."""
     match request:
@@ -177,7 +177,7 @@ def _decide_existing(
 
 
 def _create(
-    state: Decidable,
+    state: Draft,
     message_id: str,
     request: CreateMessage,
     caller: Caller,
@@ -230,7 +230,7 @@ def _create(
     return Decision(ops=(*(one for one in kept if not _is_kept(state, one.id)), op), generation=1)
 
 
-def _repeated_options(state: Decidable, meta: Json, by: str | None) -> dict[str, Json]:
+def _repeated_options(state: Draft, meta: Json, by: str | None) -> dict[str, Json]:
     """Return the options in a `meta` that repeats that of an earlier message, as an edit does; none if not its own."""
     options = meta.get(OPTIONS_KEY) if isinstance(meta, dict) else None
     if not isinstance(options, dict):
@@ -241,7 +241,7 @@ def _repeated_options(state: Decidable, meta: Json, by: str | None) -> dict[str,
     return options if is_own and options.get(KEPT, {}) == found else {}
 
 
-def _is_kept(state: Decidable, message_id: str) -> bool:
+def _is_kept(state: Draft, message_id: str) -> bool:
     """Return whether the channel has a value beside `meta`. Raises IdConflict if another message has its id."""
     known = state.message(message_id)
     if known is not None and known.role != OPTIONS:
@@ -269,7 +269,7 @@ def _fingerprint(request: CreateMessage, caller: Caller) -> bytes:
         raise InvalidRequest(f"the new message cannot be stored as JSON ({error}); send JSON values only") from None
 
 
-def _parent(state: Decidable, request: CreateMessage) -> str | None:
+def _parent(state: Draft, request: CreateMessage) -> str | None:
     if request.parent is UNSET:
         return request.reply_to or state.newest
     return check_id(request.parent, "parent") if request.parent is not None else None

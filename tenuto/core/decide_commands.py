@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from tenuto.core.draft import Decidable, Decision
+from tenuto.core.draft import Decision, Draft
 from tenuto.core.errors import (
     AlreadyAnswered,
     Deleted,
@@ -40,7 +40,7 @@ DENIED = "denied"  # state of a tool part whose call a person has not approved
 
 
 def send_command(
-    state: Decidable, key: str, request: SendCommand, caller: Caller, now_ms: int, limits: Limits, is_served: bool
+    state: Draft, key: str, request: SendCommand, caller: Caller, now_ms: int, limits: Limits, is_served: bool
 ) -> Decision:
     """Store a command. A `regenerate`, and a `cancel` of a turn that waits, are carried out in the same batch."""
     assert key.startswith(COMMAND_MARK)  # without its prefix the stored command would be read as a message
@@ -91,9 +91,7 @@ def send_command(
     return Decision(ops=(command,))
 
 
-def _restarted(
-    state: Decidable, target: MessageState, is_served: bool, now_ms: int, limits: Limits
-) -> tuple[Claim, ...]:
+def _restarted(state: Draft, target: MessageState, is_served: bool, now_ms: int, limits: Limits) -> tuple[Claim, ...]:
     """Return the operation by which `target` waits for an agent again; none if it waits already.
 
     The next attempts are numbered in a new round. Their answers therefore get new ids, and earlier crashes do not count
@@ -115,7 +113,7 @@ def _restarted(
     return (Claim(id=target.id, state="pending", generation=generation, at_ms=now_ms),)
 
 
-def check_room_for_pending(state: Decidable, limits: Limits) -> None:
+def check_room_for_pending(state: Draft, limits: Limits) -> None:
     """Raise TooMany if too many messages wait for an agent: such messages stay in memory until an agent takes them."""
     pending = state.pending()
     if len(pending) >= (limit := limits.pending_messages):
@@ -131,7 +129,7 @@ def check_room_for_pending(state: Decidable, limits: Limits) -> None:
         )
 
 
-def check_may_begin(state: Decidable, caller: Caller) -> None:
+def check_may_begin(state: Draft, caller: Caller) -> None:
     """Raise the refusal of `caller`, if it has one, or TooMany if it has created too many channels in this hour."""
     if caller.refusal is not None:
         raise caller.refusal
@@ -143,7 +141,7 @@ def check_may_begin(state: Decidable, caller: Caller) -> None:
         )
 
 
-def _check_room(state: Decidable, request: SendCommand, caller: Caller, limits: Limits) -> None:
+def _check_room(state: Draft, request: SendCommand, caller: Caller, limits: Limits) -> None:
     """Raise TooMany if too many commands wait for a reply.
 
     `cancel` commands are counted separately, so that people can stop an answer while many other commands wait. They
@@ -168,7 +166,7 @@ def _check_count(count: int, limit: int, what: str) -> None:
 
 
 def reply_command(
-    state: Decidable, key: str, request: ReplyCommand, caller: Caller, now_ms: int, limits: Limits
+    state: Draft, key: str, request: ReplyCommand, caller: Caller, now_ms: int, limits: Limits
 ) -> Decision:
     """Store the reply to a command. The first reply counts; a later one is refused."""
     command = _command(state, key)
@@ -197,7 +195,7 @@ def reply_command(
     return Decision(ops=(reply, *_noted(state, command, request, now_ms)), result_op=0)
 
 
-def _noted(state: Decidable, command: CommandState, request: ReplyCommand, now_ms: int) -> tuple[SetPart, ...]:
+def _noted(state: Draft, command: CommandState, request: ReplyCommand, now_ms: int) -> tuple[SetPart, ...]:
     """Return the operation that notes the reply at the tool call which an `approve` names in `data.call`, if it waits.
 
     A reply with an error, such as that of an agent that withdraws its question, is not noted.
@@ -254,7 +252,7 @@ def _check_may_reply(command: CommandState, caller: Caller) -> None:
         raise Forbidden(f"a reply to command {command.name!r} without a target needs the capability 'append'")
 
 
-def _is_at_work_on(state: Decidable, target_id: str | None, caller: Caller) -> bool:
+def _is_at_work_on(state: Draft, target_id: str | None, caller: Caller) -> bool:
     """Return whether `caller`, in another process, writes the message, has its turn, or writes all answers to it.
 
     It must write all answers, and no worker may have the turn: otherwise a client that starts an answer itself could
@@ -278,7 +276,7 @@ def _is_written_by(message: MessageState, caller: Caller) -> bool:
 
 
 def _check_has_turn(
-    state: Decidable, target_id: str | None, generation: int | None, caller: Caller, key: str | None = None
+    state: Draft, target_id: str | None, generation: int | None, caller: Caller, key: str | None = None
 ) -> None:
     """Raise Fenced unless attempt `generation` of `caller` has the turn of the target, or of the message it answers.
 
@@ -302,7 +300,7 @@ def _has_turn(message: MessageState, caller: Caller) -> bool:
     return claim is not None and claim.state == "taken" and claim.node is None and is_own_name(claim.by, caller.id)
 
 
-def settle_command(state: Decidable, key: str, request: SettleCommand, now_ms: int) -> Decision:
+def settle_command(state: Draft, key: str, request: SettleCommand, now_ms: int) -> Decision:
     """Give the server's reply to a command without one: carry out a `cancel`, and expire a command that is too old."""
     command = _command(state, key)
     if command.reply is not None:
@@ -332,7 +330,7 @@ def settle_command(state: Decidable, key: str, request: SettleCommand, now_ms: i
     return Decision(serial=command.created)
 
 
-def _carry_out(state: Decidable, target: str, now_ms: int) -> list[Op]:
+def _carry_out(state: Draft, target: str, now_ms: int) -> list[Op]:
     """Return the operations that end the turn and one answer, or all answers to a user message."""
     ops: list[Op] = []
     turns = {target}
@@ -353,7 +351,7 @@ def _carry_out(state: Decidable, target: str, now_ms: int) -> list[Op]:
     return ops
 
 
-def _target(state: Decidable, request: SendCommand, caller: Caller) -> MessageState | None:
+def _target(state: Draft, request: SendCommand, caller: Caller) -> MessageState | None:
     """Return the message that a command names. Raise NotFound, Deleted, or Finished if no answer to it is running."""
     if request.target is None:
         if rules_of(request.name).needs_target:
@@ -380,20 +378,20 @@ def _is_of(message: MessageState, caller: Caller) -> bool:
     return caller.id is not None and (message.author == caller.id or (writer is not None and writer.by == caller.id))
 
 
-def _is_at_work(state: Decidable, target: MessageState) -> bool:
+def _is_at_work(state: Draft, target: MessageState) -> bool:
     return target.is_open or _has_answers(state, target)
 
 
-def _is_only_waiting(state: Decidable, target: MessageState) -> bool:
+def _is_only_waiting(state: Draft, target: MessageState) -> bool:
     """Return whether the turn waits for a worker and has no answer, so that no process has to stop first."""
     return target.is_pending and not _has_answers(state, target)
 
 
-def _has_answers(state: Decidable, target: MessageState) -> bool:
+def _has_answers(state: Draft, target: MessageState) -> bool:
     return any(message.reply_to == target.id for message in state.streaming())
 
 
-def _command(state: Decidable, key: str) -> CommandState:
+def _command(state: Draft, key: str) -> CommandState:
     command = state.command(key)
     if command is None:
         raise _unknown(key)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from tenuto.core.draft import Decidable, Decision
+from tenuto.core.draft import Decision, Draft
 from tenuto.core.errors import Damaged, Deleted, Fenced, Finished, Forbidden, NotWriter, StillStreaming, shown
 from tenuto.core.message_state import ClaimState, MessageState
 from tenuto.core.names import check_id, is_own_name
@@ -146,7 +146,7 @@ GIVEN_BACK_MS = 1  # length of the lease of an attempt that its worker has given
 CRASHED = "crashed"  # reason that a failed answer shows if each attempt of its turn ended without an answer
 
 
-def claim_turn(state: Decidable, message: MessageState, request: ClaimTurn, caller: Caller, now_ms: int) -> Decision:
+def claim_turn(state: Draft, message: MessageState, request: ClaimTurn, caller: Caller, now_ms: int) -> Decision:
     """Claim the turn of `message` as the attempt after `request.generation`, unless it has to wait for another turn.
 
     A claim that `confirms` an attempt keeps its number, because an attempt without a handler does not count. The claim
@@ -199,7 +199,7 @@ def _taken(message: MessageState, claim: ClaimState, now_ms: int) -> Decision:
     return Decision(ops=(op,), generation=claim.generation)
 
 
-def _check_alone(state: Decidable, message: MessageState, lost: tuple[tuple[str, int, int], ...]) -> None:
+def _check_alone(state: Draft, message: MessageState, lost: tuple[tuple[str, int, int], ...]) -> None:
     """Raise StillStreaming if another turn runs in the channel: another hub may have claimed it just now."""
     for other in state.running():
         assert other.claim is not None
@@ -207,7 +207,7 @@ def _check_alone(state: Decidable, message: MessageState, lost: tuple[tuple[str,
             raise StillStreaming(f"message {other.id!r} is being answered: wait for the end of its turn")
 
 
-def check_attempt(state: Decidable, message_id: str, answer_id: str, attempt: int | None) -> None:
+def check_attempt(state: Draft, message_id: str, answer_id: str, attempt: int | None) -> None:
     """Raise Fenced if the turn of a message has another attempt by now, or waits for one after a `regenerate`.
 
     The agent of this attempt may not know that yet, for example after its node was cut off from the store. A further
@@ -233,7 +233,7 @@ def check_attempt(state: Decidable, message_id: str, answer_id: str, attempt: in
     )
 
 
-def end_turn(state: Decidable, message: MessageState, request: EndTurn, caller: Caller, now_ms: int) -> Decision:
+def end_turn(state: Draft, message: MessageState, request: EndTurn, caller: Caller, now_ms: int) -> Decision:
     """End the turn of `message`, or hand it over. Only the running attempt may do this.
 
     A node that gives the turn up names the confirmations, too, and is refused if the attempt was confirmed since.
@@ -262,7 +262,7 @@ def end_turn(state: Decidable, message: MessageState, request: EndTurn, caller: 
     return Decision(ops=(*failed, op), generation=claim.generation)
 
 
-def _handed_over(state: Decidable, message: MessageState, claim: ClaimState, now_ms: int) -> Decision:
+def _handed_over(state: Draft, message: MessageState, claim: ClaimState, now_ms: int) -> Decision:
     """Return the decision that the turn waits for its next attempt, and that the answers of this one are interrupted.
 
     The turns that it has taken in wait again, too, and theirs does not count either.

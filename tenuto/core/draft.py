@@ -10,7 +10,6 @@ again after it changed, so a batch of one append copies none. Dropping a draft u
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -18,30 +17,6 @@ from msgspec.structs import replace
 from tenuto.core.message_state import ClaimState, CommandState, MessageState
 from tenuto.core.ops import Append, Claim, Command, Create, Entry, Lease, Op, Reply, SetPart
 from tenuto.core.state import ChannelState, apply_to_command, change
-
-
-class Decidable(Protocol):
-    """The part of a draft, on top of a channel's state, that a decision may read."""
-
-    @property
-    def newest(self) -> str | None: ...
-
-    @property
-    def is_empty(self) -> bool: ...
-
-    def message(self, message_id: str) -> MessageState | None: ...
-
-    def command(self, key: str) -> CommandState | None: ...
-
-    def streaming(self) -> Iterator[MessageState]: ...
-
-    def open_commands(self) -> list[CommandState]: ...
-
-    def pending(self) -> list[MessageState]: ...
-
-    def running(self) -> Iterator[MessageState]: ...
-
-    def held_by(self, message_id: str) -> Iterator[tuple[MessageState, ClaimState]]: ...
 
 
 class Decision(Struct, frozen=True, kw_only=True):
