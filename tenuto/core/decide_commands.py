@@ -403,7 +403,7 @@ def _unknown(key: str) -> NotFound:
 
 
 def _reply(key: str, now_ms: int, *, ok: bool, error: Json = None) -> Reply:
-    return Reply(id=key, ok=ok, data=None, error=error, by=None, at_ms=now_ms)
+    return Reply(id=key, ok=ok, error=error, at_ms=now_ms)
 
 
 def _error(error: TenutoError) -> Json:

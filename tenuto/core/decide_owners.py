@@ -183,19 +183,9 @@ def _renew_turn(message: MessageState, claim: ClaimState, request: ClaimTurn, ca
 
 def _taken(message: MessageState, claim: ClaimState, now_ms: int) -> Decision:
     """Return the decision that the turn of `message` is taken by `claim`."""
-    op = Claim(
-        id=message.id,
-        state="taken",
-        generation=claim.generation,
-        by=claim.by,
-        node=claim.node,
-        lease_ms=claim.lease_ms,
-        at_ms=now_ms,
-        within=claim.within,
-        within_generation=claim.within_generation,
-        confirmed=claim.confirmed,
-        spared=claim.spared,
-    )
+    fields = claim._asdict()
+    del fields["round_from"]  # the state of the message keeps it
+    op = Claim(id=message.id, at_ms=now_ms, **fields)
     return Decision(ops=(op,), generation=claim.generation)
 
 
@@ -291,8 +281,6 @@ def _failed(message: MessageState, claim: ClaimState, answer_id: str, now_ms: in
         role="assistant",
         author=claim.by,
         status="streaming",
-        parts=[],
-        meta={},
         parent=message.id,
         reply_to=message.id,
         at_ms=now_ms,

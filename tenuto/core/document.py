@@ -14,12 +14,11 @@ rest: an id stays used up, and a repeated command is recognised.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable
 
 import msgspec
 from msgspec import Struct
-from msgspec.structs import astuple, replace
+from msgspec.structs import replace
 
 from tenuto.core.errors import StoreUnusable
 from tenuto.core.message_state import DAMAGED, ClaimState, CommandState, MessageState, PartState, part_bytes, utf8_len
@@ -50,19 +49,6 @@ class PartHead(Struct, frozen=True, array_like=True):
     changed: int
 
 
-class ClaimHead(Struct, frozen=True, array_like=True):
-    """The stored state of a turn."""
-
-    state: str
-    generation: int
-    by: str | None
-    node: str | None
-    lease_ms: int
-    within: str | None
-    within_generation: int
-    round_from: int
-
-
 class MessageHead(Struct, frozen=True, array_like=True, kw_only=True):
     """The stored fields of a message, without its growing text."""
 
@@ -89,10 +75,8 @@ class MessageHead(Struct, frozen=True, array_like=True, kw_only=True):
     requests: list[tuple[str, int, int]]
     parts: list[PartHead]
     last: int
-    claim: ClaimHead | None
-    confirmed: int  # of the claim
+    claim: ClaimState | None
     alive_at: int  # of an open message
-    spared: int = 0  # of the claim
 
 
 class CommandHead(Struct, frozen=True, array_like=True, kw_only=True):
@@ -190,7 +174,6 @@ def _command_document(command: CommandState) -> Document:
                 id=command.id,
                 name=command.name,
                 target=command.target,
-                data=None,
                 by=command.by,
                 at_ms=command.created_at,
                 expires_ms=command.expires_ms,
@@ -325,39 +308,22 @@ def _command_in(head: CommandHead) -> CommandState:
 
 def used_up_head(message_id: str) -> bytes:
     """Return the head of a message that was deleted with its channel: only its id is known, and stays used up."""
-    return _encode_head(_head(_used_up_message(message_id)))
-
-
-def _used_up_message(message_id: str) -> MessageState:
-    message = MessageState(
-        Create(
-            id=message_id,
-            role="assistant",
-            author=None,
-            status="interrupted",
-            parts=[],
-            meta={},
-            parent=None,
-            reply_to=None,
-            at_ms=0,
-            digest=b"",
-        ),
-        0,
-    )
+    message = _empty_message(message_id)
     message.deleted = True
-    return message
+    return _encode_head(_head(message))
+
+
+def _empty_message(message_id: str) -> MessageState:
+    return MessageState(Create(id=message_id, role="assistant", status="interrupted", at_ms=0), 0)
 
 
 def damaged_head(message_id: str, created: int, version: int) -> bytes:
     """Return the head of a damaged message, which has failed and has no text, or of a damaged command."""
     if message_id.startswith(COMMAND_MARK):
-        command = Command(
-            id=message_id, name=DAMAGED, target=None, data=None, by=None, at_ms=0, expires_ms=0, digest=b""
-        )
-        reply = Reply(id=message_id, ok=False, data=None, error={"code": DAMAGED}, by=None)
+        command = Command(id=message_id, name=DAMAGED, at_ms=0, expires_ms=0, digest=b"")
+        reply = Reply(id=message_id, ok=False, error={"code": DAMAGED})
         return _encode_head(CommandHead(command=command, created=version, reply=reply, reply_serial=version))
-    message = _used_up_message(message_id)
-    message.deleted = False
+    message = _empty_message(message_id)
     message.status, message.reason = "failed", DAMAGED
     message.created, message.version, message.last = created, version, version
     message.edited = message.shaped = message.finished = version  # so a viewer gets the message whole
@@ -399,36 +365,16 @@ def _extend(text: Text, segment: Segment) -> str:
     return new
 
 
+# fields of a head that are attributes of the message with the same names
+_SAME = tuple(name for name in MessageHead.__struct_fields__ if name not in ("requests", "parts", "alive_at"))
+
+
 def _head(message: MessageState) -> MessageHead:
-    claim = message.claim
     return MessageHead(
-        role=message.role,
-        author=message.author,
-        status=message.status,
-        reason=message.reason,
-        meta=message.meta,
-        parent=message.parent,
-        reply_to=message.reply_to,
-        created=message.created,
-        version=message.version,
-        created_at=message.created_at,
-        updated_at=message.updated_at,
-        digest=message.digest,
-        writer=message.writer,
-        generation=message.generation,
-        deleted=message.deleted,
-        edited=message.edited,
-        shaped=message.shaped,
-        finished=message.finished,
-        finished_as=message.finished_as,
-        taken_over=message.taken_over,
+        **{name: getattr(message, name) for name in _SAME},
         requests=list(message.requests),
         parts=[_part_head(part) for part in message.parts],
-        last=message.last,
-        claim=ClaimHead(*claim[:-2]) if claim is not None else None,
-        confirmed=claim.confirmed if claim is not None else 0,
         alive_at=message.alive_at if message.is_open else 0,
-        spared=claim.spared if claim is not None else 0,
     )
 
 
@@ -442,41 +388,14 @@ def _long_fields(part: PartState) -> dict[str, str]:
 
 
 def _from_head(message_id: str, head: MessageHead) -> MessageState:
-    message = MessageState(
-        Create(
-            id=message_id,
-            role=head.role,
-            author=head.author,
-            status=head.status,
-            parts=[],
-            meta=head.meta,
-            parent=head.parent,
-            reply_to=head.reply_to,
-            at_ms=head.created_at,
-            digest=head.digest,
-            writer=head.writer,
-        ),
-        head.created,
-    )
-    message.reason = head.reason
-    message.version = head.version
-    message.last = head.last
-    if head.claim is not None:
-        message.claim = ClaimState._make((*astuple(head.claim), head.confirmed, head.spared))
-    message.updated_at, message.alive_at = head.updated_at, head.alive_at
-    message.generation = head.generation
-    message.deleted = head.deleted
-    message.edited, message.shaped = head.edited, head.shaped
-    message.finished, message.finished_as = head.finished, head.finished_as
-    message.taken_over = head.taken_over
-    message.requests = deque(head.requests, maxlen=message.requests.maxlen)
-    message.parts = [_part_from(part) for part in head.parts]
+    message = _empty_message(message_id)
+    for name in _SAME:
+        setattr(message, name, getattr(head, name))
+    message.alive_at = head.alive_at
+    message.requests.extend(head.requests)
+    message.parts = [PartState(part.fields, part.opened, part.changed) for part in head.parts]
     message.size_bytes = sum(part_bytes(part.fields) for part in head.parts)
     return message
-
-
-def _part_from(head: PartHead) -> PartState:
-    return PartState(head.fields, head.opened, head.changed)
 
 
 def restored(stored: Iterable[Stored]) -> list[MessageState | CommandState]:

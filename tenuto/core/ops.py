@@ -39,14 +39,14 @@ class Create(BaseOp, frozen=True, kw_only=True, array_like=True, tag=1):
     """A new message. `digest` is a hash of the fields as sent; it distinguishes a repeated request from a conflict."""
 
     role: str
-    author: str | None
+    author: str | None = None
     status: str
-    parts: list[Part]
-    meta: dict[str, Json]
-    parent: str | None
-    reply_to: str | None
+    parts: list[Part] = []
+    meta: dict[str, Json] = {}
+    parent: str | None = None
+    reply_to: str | None = None
     at_ms: int
-    digest: bytes
+    digest: bytes = b""
     writer: WriterIdentity | None = None
     is_pending: bool = False  # the message waits for an agent
 
@@ -127,9 +127,9 @@ class Command(BaseOp, frozen=True, kw_only=True, array_like=True, tag=9):
     """A request to the workers and writers of the channel; its `id` has the prefix `!`."""
 
     name: str
-    target: str | None
-    data: Json
-    by: str | None
+    target: str | None = None
+    data: Json = None
+    by: str | None = None
     at_ms: int
     expires_ms: int
     digest: bytes
@@ -139,9 +139,9 @@ class Reply(BaseOp, frozen=True, kw_only=True, array_like=True, tag=10):
     """The reply to a command; its `id` is that of the command, with the prefix `!`."""
 
     ok: bool
-    data: Json
-    error: Json
-    by: str | None
+    data: Json = None
+    error: Json = None
+    by: str | None = None
     request: str | None = None
     at_ms: int = 0
 

@@ -128,20 +128,11 @@ def encode_line(line: Header | Record | End) -> bytes:
 
 def message_record(message: MessageState) -> MessageRecord:
     """Return the line of `message`. A message that streams is exported as interrupted."""
-    shape = message.message()
-    return MessageRecord(
-        id=shape.id,
-        role=shape.role,
-        author=shape.author,
-        status="interrupted" if shape.status == "streaming" else shape.status,
-        reason=shape.reason,
-        parts=shape.parts,
-        meta=shape.meta,
-        parent=shape.parent,
-        reply_to=shape.reply_to,
-        created_at=shape.created_at,
-        updated_at=shape.updated_at,
-    )
+    fields = msgspec.structs.asdict(message.message())
+    del fields["created"], fields["version"]
+    if message.status == "streaming":
+        fields["status"] = "interrupted"
+    return MessageRecord(**fields)
 
 
 def command_record(command: CommandState) -> CommandRecord:

@@ -294,11 +294,7 @@ def split(
             author=by,
             status="complete",
             parts=[plain({"type": "data", "name": one.name, "data": one.value})],
-            meta={},
-            parent=None,
-            reply_to=None,
             at_ms=now_ms,
-            digest=b"",
         )
         creates.append(create)
     return plain(inline), creates

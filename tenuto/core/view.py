@@ -38,8 +38,8 @@ from tenuto.core.events import (
     Signal,
     StoredEvent,
 )
-from tenuto.core.model import APPENDABLE, Command, Member, Message, Part
-from tenuto.core.text import Text
+from tenuto.core.message_state import PartState
+from tenuto.core.model import Command, Member, Message
 
 _Known = TypeVar("_Known", bound=int)
 
@@ -56,19 +56,6 @@ class ViewGap(Exception):
     """
 
 
-class _Part:
-    __slots__ = ("fields", "key", "serial", "text")
-
-    def __init__(self, part: Part, serial: int) -> None:
-        self.serial = serial  # serial of the command's last change
-        self.key = APPENDABLE.get(part["type"], "")
-        self.fields = part
-        self.text = Text(part.get(self.key, "")) if self.key else None
-
-    def value(self) -> Part:
-        return {**self.fields, self.key: str(self.text)} if self.text is not None else self.fields
-
-
 class _Shown:
     """A message that the view shows."""
 
@@ -78,7 +65,7 @@ class _Shown:
         self.head = message
         self.version = serial
         self.base = serial  # serial of the last create or update; an event with a higher serial may open parts
-        self.parts = [_Part(part, serial) for part in message.parts]
+        self.parts = [PartState(part, serial, serial) for part in message.parts]  # here an append counts as a change
 
     def message(self) -> Message:
         return replace(self.head, parts=[part.value() for part in self.parts], version=self.version)
@@ -316,7 +303,7 @@ class View:
                 f"message {event.id!r} has {len(shown.parts)} parts, an append came for part {event.part}; attach anew"
             )
         part = shown.parts[event.part]
-        if event.serial <= part.serial or part.text is None:
+        if event.serial <= part.changed or part.text is None:
             return
         if event.at > part.text.length:
             raise ViewGap(
@@ -324,7 +311,7 @@ class View:
                 f"an append came for offset {event.at}; attach anew"
             )
         part.text.append(event.text[part.text.length - event.at :], event.serial)
-        part.serial = event.serial
+        part.changed = event.serial
         shown.version = max(shown.version, event.serial)
 
     def _set_part(self, event: MessagePart) -> None:
@@ -333,12 +320,12 @@ class View:
             _remember(self._seen, event.id, event.serial)
             return
         count = len(shown.parts)
-        serial = shown.parts[event.index].serial if event.index < count else shown.base
+        serial = shown.parts[event.index].changed if event.index < count else shown.base
         if event.serial <= serial:
             return
         if event.index > count:
             raise ViewGap(f"message {event.id!r} has {count} parts, part {event.index} came; attach anew")
-        shown.parts[event.index : event.index + 1] = [_Part(event.part, event.serial)]
+        shown.parts[event.index : event.index + 1] = [PartState(event.part, event.serial, event.serial)]
         shown.version = max(shown.version, event.serial)
         shown.head = replace(shown.head, updated_at=event.updated_at)
 
