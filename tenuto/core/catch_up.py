@@ -26,12 +26,12 @@ from tenuto.core.events import (
     StoredEvent,
 )
 from tenuto.core.limits import Limits
-from tenuto.core.message_state import CommandState, MessageState, PartState
+from tenuto.core.message_state import CommandState, MessageState
 from tenuto.core.model import OPTIONS
 from tenuto.core.names import command_id
 from tenuto.core.ops import Append, Entry, SetPart
 from tenuto.core.state import ChannelState, PartTail
-from tenuto.core.text import Text
+from tenuto.core.text import PartState, Text
 
 
 def events_since(state: ChannelState, since: int, *, limit: int) -> list[StoredEvent] | None:

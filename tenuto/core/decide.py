@@ -59,7 +59,7 @@ from tenuto.core.errors import (
     shown,
 )
 from tenuto.core.limits import Limits
-from tenuto.core.message_state import MessageState, PartState, part_bytes, utf8_len
+from tenuto.core.message_state import MessageState, part_bytes, utf8_len
 from tenuto.core.model import (
     ATTEMPT,
     OPTIONS,
@@ -99,6 +99,7 @@ from tenuto.core.requests import (
     split,
 )
 from tenuto.core.state import ChannelState
+from tenuto.core.text import PartState
 
 # the contents of superseded attempts may have this share of `Limits.message_bytes`, because documents repeat them
 ATTEMPTS_SHARE = 8

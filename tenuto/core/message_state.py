@@ -1,4 +1,4 @@
-"""The state of one message, of its parts and its turn, and of one command.
+"""The state of one message, of its turn, and of one command.
 
 Layer: core. `state` folds entries into these records; they change nothing themselves.
 """
@@ -10,56 +10,21 @@ from typing import NamedTuple
 
 import msgspec
 
-from tenuto.core import model
 from tenuto.core.model import APPENDABLE, STEP_NAME, Message, Part
+from tenuto.core.model import Command as SentCommand
 from tenuto.core.names import command_id
 from tenuto.core.ops import (
     Command,
     Create,
     Reply,
 )
-from tenuto.core.text import Text, TextFork
+from tenuto.core.text import PartState, Text
 
 # requests remembered per message, so that a repeated request with an id is recognised (`docs/protocol.md`, 8.2)
 KEPT_REQUESTS = 16
 
 
 DAMAGED = "damaged"  # reason of a message that a store can no longer read; a command has it as its error's code
-
-
-class PartState:
-    """The state of one part: its fields, and its growing text if its type has one."""
-
-    __slots__ = ("changed", "fields", "key", "opened", "text")
-
-    def __init__(self, part: Part, opened: int, changed: int) -> None:
-        self.key = APPENDABLE.get(part["type"], "")
-        self.opened = opened  # serial of the entry that opened the part
-        self.changed = changed  # serial of the last entry that replaced the part; appends do not count
-        self.fields = part
-        self.text: Text | TextFork | None = None
-        if self.key:
-            self.fields = {name: value for name, value in part.items() if name != self.key}
-            self.text = Text(part.get(self.key, ""), changed)
-
-    def fork(self) -> PartState:
-        """Return a copy; changes to it leave this part as it is."""
-        copy = PartState.__new__(PartState)
-        copy.key, copy.opened, copy.changed, copy.fields = self.key, self.opened, self.changed, self.fields
-        copy.text = TextFork(self.text) if self.text is not None else None
-        return copy
-
-    @property
-    def length(self) -> int:
-        """Return the length of the growing text in code points; 0 for a part without one."""
-        return self.text.length if self.text is not None else 0
-
-    def value(self, until: int | None = None) -> Part:
-        """Return the part as clients see it; with `until`, only that many code points of its text."""
-        if self.text is None:
-            return self.fields
-        text = str(self.text) if until is None else self.text.slice(0, until)
-        return {**self.fields, self.key: text}
 
 
 class ClaimState(NamedTuple):
@@ -291,9 +256,9 @@ class CommandState:
         """Return whether the command still waits for its reply; a step waits for none, since its turn is open."""
         return self.reply is None and not self.is_step
 
-    def command(self) -> model.Command:
+    def command(self) -> SentCommand:
         """Return the command in the form that clients see."""
-        return model.Command(
+        return SentCommand(
             id=command_id(self.id),
             name=self.name,
             target=self.target,

@@ -20,7 +20,6 @@ from tenuto.core.message_state import (
     ClaimState,
     CommandState,
     MessageState,
-    PartState,
     part_bytes,
     set_parts,
     utf8_len,
@@ -40,6 +39,7 @@ from tenuto.core.ops import (
     Takeover,
     Update,
 )
+from tenuto.core.text import PartState
 
 TAIL_ENTRIES = 1_000
 TAIL_BYTES = 1024 * 1024

@@ -1,4 +1,4 @@
-"""Growing text: pieces, with the serial of the entry that added each, joined on demand.
+"""Growing text: pieces, with the serial of the entry that added each, joined on demand; and the part that has it.
 
 Layer: core.
 
@@ -12,6 +12,8 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
+
+from tenuto.core.model import APPENDABLE, Part
 
 # This many small pieces are joined into one. Joining copies each character once more, but then a piece is larger than
 # the memory that Python needs to keep it.
@@ -145,6 +147,41 @@ class TextFork:
 
     def __str__(self) -> str:
         return self.slice(0)
+
+
+class PartState:
+    """The state of one part: its fields, and its growing text if its type has one."""
+
+    __slots__ = ("changed", "fields", "key", "opened", "text")
+
+    def __init__(self, part: Part, opened: int, changed: int) -> None:
+        self.key = APPENDABLE.get(part["type"], "")
+        self.opened = opened  # serial of the entry that opened the part
+        self.changed = changed  # serial of the last entry that replaced the part; appends do not count
+        self.fields = part
+        self.text: Text | TextFork | None = None
+        if self.key:
+            self.fields = {name: value for name, value in part.items() if name != self.key}
+            self.text = Text(part.get(self.key, ""), changed)
+
+    def fork(self) -> PartState:
+        """Return a copy; changes to it leave this part as it is."""
+        copy = PartState.__new__(PartState)
+        copy.key, copy.opened, copy.changed, copy.fields = self.key, self.opened, self.changed, self.fields
+        copy.text = TextFork(self.text) if self.text is not None else None
+        return copy
+
+    @property
+    def length(self) -> int:
+        """Return the length of the growing text in code points; 0 for a part without one."""
+        return self.text.length if self.text is not None else 0
+
+    def value(self, until: int | None = None) -> Part:
+        """Return the part as clients see it; with `until`, only that many code points of its text."""
+        if self.text is None:
+            return self.fields
+        text = str(self.text) if until is None else self.text.slice(0, until)
+        return {**self.fields, self.key: text}
 
 
 class SurrogateJoiner:

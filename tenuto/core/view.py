@@ -38,8 +38,8 @@ from tenuto.core.events import (
     Signal,
     StoredEvent,
 )
-from tenuto.core.message_state import PartState
 from tenuto.core.model import Command, Member, Message
+from tenuto.core.text import PartState
 
 _Known = TypeVar("_Known", bound=int)
 
