@@ -170,10 +170,6 @@ class SocketWorker:
             done(error if error.retry else _not_its_turn())
         self._free(turn)
 
-    def works_in(self, channel: str) -> bool:
-        """Return whether this worker has a turn in `channel`."""
-        return any(turn.channel == channel for turn in self.turns)
-
     def turn_of(self, frame: TurnRenewFrame | TurnDoneFrame) -> AssignedTurn:
         """Return the turn that `frame` names. Raises InvalidName."""
         return AssignedTurn(check_channel(frame.channel), check_id(frame.message), frame.generation, LEASE_S)
@@ -183,7 +179,7 @@ class SocketWorker:
         if known is not None:
             self.turns.discard(known)
             self._hub.runtime.scheduler.freed(self)
-            if not any(one.channel == turn.channel for one in self.turns):
+            if not self.has(turn.channel, None):
                 self._hub.runtime.scheduler.set_state(turn.channel, self.name, {"state": "listening"})
 
 
@@ -205,17 +201,14 @@ class SocketWorkers:
         self._hub = hub
         self._give = give
         self._start_task = start_task
-        self._keeps_leases = False
-        # made on first use, because most sockets have no worker
-        self._workers: dict[tuple[str, str], SocketWorker] | None = None
+        self._keeps_leases: bool | None = None  # that of `release`; None while the socket is open
+        self._workers: dict[tuple[str, str], SocketWorker] = {}
 
     def __bool__(self) -> bool:
-        return any(one.is_listed or one.turns for one in (self._workers or {}).values())
+        return any(one.is_listed or one.turns for one in self._workers.values())
 
     def work(self, frame: WorkFrame, identity: Identity) -> None:
         """Register a worker, replace it or, with `slots=0`, end it. Raises Forbidden, InvalidRequest, TooMany."""
-        if self._workers is None:
-            self._workers = {}
         name, pattern = member_of(identity, frame.name), frame.pattern
         known = self._workers.get((pattern, name))
         if known is not None:
@@ -245,16 +238,12 @@ class SocketWorkers:
 
     async def _register(self, worker: SocketWorker) -> None:
         """Register in a separate task, so that the response is sent before the first turn."""
-        if (
-            self._workers is not None
-            and self._workers.get((worker.pattern, worker.name)) is worker
-            and worker.is_listed
-        ):
+        if self._workers.get((worker.pattern, worker.name)) is worker and worker.is_listed:
             self._hub.runtime.scheduler.register(worker)
 
     def find(self, frame: TurnRenewFrame | TurnTakeFrame | TurnDoneFrame) -> SocketWorker:
         """Return the worker that a frame about a turn is meant for. Raises InvalidRequest if no worker fits."""
-        fitting = [one for one in (self._workers or {}).values() if matches(one.pattern, frame.channel)]
+        fitting = [one for one in self._workers.values() if matches(one.pattern, frame.channel)]
         for worker in fitting:
             if worker.has(frame.channel, None if isinstance(frame, TurnTakeFrame) else frame.message):
                 return worker
@@ -276,9 +265,9 @@ class SocketWorkers:
                     return
                 if error is not None:
                     raise error if error.retry else _not_its_turn()
-                if self._workers is None:  # the socket has closed meanwhile, as in `release`
+                if (keeps_leases := self._keeps_leases) is not None:  # the socket has closed meanwhile, as in `release`
                     self._hub.runtime.scheduler.renew(worker, turn)
-                    self._hub.runtime.scheduler.unregister(worker, is_broken=True, keeps_leases=self._keeps_leases)
+                    self._hub.runtime.scheduler.unregister(worker, is_broken=True, keeps_leases=keeps_leases)
                 else:
                     self.find(frame).renew(frame)  # a worker that has replaced the other one
             except TenutoError as refusal:
@@ -296,7 +285,7 @@ class SocketWorkers:
 
         def stored(error: TenutoError | None) -> None:
             # a `work` frame may have replaced the worker meanwhile
-            holder = (self._workers or {}).get((worker.pattern, worker.name), worker)
+            holder = self._workers.get((worker.pattern, worker.name), worker)
             holder.given_back(turn, error, done)
 
         if frame.state == "lost":
@@ -310,12 +299,12 @@ class SocketWorkers:
         worker = self.find(frame)
         channel, message_id = check_channel(frame.channel), check_id(frame.message)
         turn = check_id(frame.turn) if frame.turn is not None else None
-        return worker.works_in(channel) and await self._hub.take_waiting(channel, message_id, worker.name, turn=turn)
+        return worker.has(channel, None) and await self._hub.take_waiting(channel, message_id, worker.name, turn=turn)
 
     def release(self, *, keeps_leases: bool) -> None:
         """Unregister all workers, because the socket has closed; their turns end as `Holdings.release` ends leases."""
         self._keeps_leases = keeps_leases
-        workers, self._workers = self._workers or {}, None
+        workers, self._workers = self._workers, {}
         if self._hub.is_running:
             for worker in workers.values():
                 self._hub.runtime.scheduler.unregister(worker, is_broken=True, keeps_leases=keeps_leases)
@@ -337,7 +326,7 @@ class Holdings:
         self._hub = hub
         self._socket = socket
         self._keeps_leases = keeps_leases
-        self._present: set[tuple[str, str]] | None = None  # channel and id of each member; most sockets have none
+        self._present: set[tuple[str, str]] = set()  # channel and id of each member
 
     def __bool__(self) -> bool:
         return bool(self._present) or (self._hub.is_running and self._hub.runtime.leases.is_holder(self._socket))
@@ -345,8 +334,6 @@ class Holdings:
     def enter(self, channel: str, member: str, data: dict[str, Json] | None) -> None:
         """Make `member` present through this socket. Raises TooMany and the errors of `PresenceTracker.enter`."""
         key = (channel, member)
-        if self._present is None:
-            self._present = set()
         limit = self._hub.limits.socket_channels
         if key not in self._present and len(self._present) >= limit:
             raise TooMany(
@@ -359,7 +346,7 @@ class Holdings:
 
     def leave(self, channel: str, member: str) -> None:
         """End the presence of `member` through this socket immediately, without the grace period."""
-        if self._present is not None and (channel, member) in self._present:
+        if (channel, member) in self._present:
             self._present.discard((channel, member))
             self._hub.runtime.presence.leave(channel, member, self._socket, is_final=True)
 
@@ -376,7 +363,7 @@ class Holdings:
     def release(self, *, keeps_leases: bool) -> None:
         """Give up all presence, because the connection has ended. Its leases end soon, unless it `keeps_leases`."""
         self._keeps_leases = keeps_leases
-        present, self._present = self._present or (), None
+        present, self._present = self._present, set()
         if not self._hub.is_running:
             return
         for channel, member in present:
@@ -388,7 +375,7 @@ class Holdings:
 class Attachment:
     """A channel that a socket is attached to, or is attaching to."""
 
-    __slots__ = ("_responded", "channel", "feed", "has_response", "is_catching_up", "resume_limits")
+    __slots__ = ("channel", "feed", "is_catching_up", "resume_limits")
 
     def __init__(self, channel: str) -> None:
         self.channel = channel
@@ -396,23 +383,6 @@ class Attachment:
         self.is_catching_up = False
         # resume limits of a viewer without the capability `history`; else None
         self.resume_limits: ResumeLimits | None = None
-        self.has_response = False  # True: the `attach` frame has its response
-        self._responded: asyncio.Future[None] | None = None
-
-    async def wait_for_response(self) -> None:
-        """Wait until the `attach` frame has its response.
-
-        Only the channel's next `attach` waits.
-        """
-        if not self.has_response:
-            self._responded = asyncio.get_running_loop().create_future()
-            await self._responded
-
-    def responded(self) -> None:
-        """Note that the `attach` frame has its response."""
-        self.has_response = True
-        if self._responded is not None and not self._responded.done():
-            self._responded.set_result(None)
 
     def close(self) -> None:
         """Detach from the channel."""
@@ -434,7 +404,8 @@ class Attachments:
         self._hub = hub
         self._session = session
         self._by_channel: dict[str, Attachment] = {}
-        self._attaching: dict[str, Attachment] = {}  # for each channel the newest `attach` that has no response yet
+        # for each channel the task of the newest `attach` that has no response yet
+        self._attaching: dict[str, asyncio.Task[Any] | None] = {}
         # attachments with missed events, in the order in which they were woken (a dict as an ordered set)
         self.ready: dict[Attachment, None] = {}
         # an attachment and the remaining frames of its batch, if a batch takes several frames
@@ -466,15 +437,14 @@ class Attachments:
 
     async def attach(self, frame: AttachFrame, attachment: Attachment) -> None:
         """Attach to the hub's channel and send the response, after those to earlier `attach` frames of the channel."""
-        channel = attachment.channel
-        earlier, self._attaching[channel] = self._attaching.get(channel), attachment
+        channel, task = attachment.channel, asyncio.current_task()
+        earlier, self._attaching[channel] = self._attaching.get(channel), task
         try:
             if earlier is not None:
-                await earlier.wait_for_response()
+                await asyncio.wait([earlier])
             await self._attach(frame, attachment)
         finally:
-            attachment.responded()
-            if self._attaching.get(channel) is attachment:
+            if self._attaching.get(channel) is task:
                 del self._attaching[channel]
 
     async def _attach(self, frame: AttachFrame, attachment: Attachment) -> None:
