@@ -530,7 +530,7 @@ class World:
             for serial in range(0, log.serial, 1 + log.serial // 100):
                 feed = await hub.attach(channel, Cursor(log.epoch, serial), history=serial, wake=lambda: None)
                 try:
-                    await take(feed)
+                    await take(feed, contextlib.nullcontext)
                 finally:
                     feed.close()
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager
 
-from tenuto.core.events import EMPTY, NO_EPOCH, Batch, Cursor
+from tenuto.core.events import EMPTY, NO_EPOCH, Cursor
 from tenuto.hub.channel import Behind, Channel, EncodedBatch
 
 
@@ -169,13 +169,11 @@ class Feed:
         return self._epoch == state.epoch and state.floor <= self._serial <= state.serial
 
 
-async def take(feed: Feed, reading: Callable[[], AbstractAsyncContextManager[None]] = nullcontext) -> Batch | None:
+async def take(feed: Feed, reading: Callable[[], AbstractAsyncContextManager[None]]) -> EncodedBatch | None:
     """Take the missed events of `feed`; reads the store if needed, in the context `reading`."""
     while True:
         try:
-            batch = feed.take()
+            return feed.take()
         except Behind:
             async with reading():
                 await feed.catch_up()
-            continue
-        return Batch(events=list(batch.events), cursor=batch.cursor or None) if batch is not None else None

@@ -565,7 +565,7 @@ class Subscription:
                 if batch is None:
                     await self._woken.wait()
                     continue
-                yield batch
+                yield Batch(events=list(batch.events), cursor=batch.cursor or None)
                 self.cursor = batch.cursor or self.cursor
                 feed.done()
                 if not self._woken.is_set():

@@ -254,10 +254,8 @@ def check_work(identity: Identity, pattern: str) -> None:
 
 async def check_metrics(hub: HubCore, scope: Scope) -> None:
     """Raise Forbidden unless the caller is `admin` of all channels or the hub has no verifier."""
-    if hub.authenticate is not None and not all(
-        map((await identify(hub, scope)).has_everywhere, BY_NAME["metrics"].needs)
-    ):
-        raise Forbidden("/metrics needs the capability 'admin' on all channels where the hub has a verifier")
+    if hub.authenticate is not None:
+        check_operation(await identify(hub, scope), BY_NAME["metrics"], "")
 
 
 def member_of(identity: Identity, member: str | None) -> str:
@@ -320,14 +318,15 @@ async def check_serving(hub: HubCore) -> None:
 
 
 async def admit_stream(
-    hub: HubCore, scope: Scope, query: Query, channel: str, operation: Operation
+    hub: HubCore, scope: Scope, query: Query | None, channel: str, operation: Operation
 ) -> tuple[Identity, Ticket | None]:
     """Return the identity for a stream of `channel`: from a ticket, which is returned too, or as for any request.
 
+    Without `query` a ticket does not count: a client that polls can send a header.
     Raises Draining, StoreUnavailable, InvalidName, Unauthenticated, Expired, Forbidden and the errors of `identify`.
     """
     await check_serving(hub)
-    text = query.text("ticket")
+    text = query.text("ticket") if query is not None else None
     ticket: Ticket | None = None
     if text is None:
         identity = await identify(hub, scope)
@@ -343,17 +342,6 @@ async def admit_stream(
         mark_known(scope)
     check_operation(identity, operation, channel)
     return identity, ticket
-
-
-async def admit_poll(hub: HubCore, scope: Scope, channel: str) -> Identity:
-    """Return the identity for a long poll of `channel`.
-
-    Tickets do not count here, because a client that polls can send a header.
-    """
-    await check_serving(hub)
-    identity = await identify(hub, scope)
-    check_operation(identity, BY_NAME["poll"], check_channel(channel))
-    return identity
 
 
 def allowed_history(identity: Identity, channel: str, requested: int | None) -> int | None:

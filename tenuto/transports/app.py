@@ -22,7 +22,6 @@ from typing import Any, NamedTuple, cast
 from urllib.parse import unquote_to_bytes
 
 from starlette.datastructures import Headers as RequestHeaders
-from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
@@ -33,7 +32,7 @@ from tenuto.core.errors import LocalError, TenutoError, shown
 from tenuto.hub.access.identity import Scope
 from tenuto.hub.access.visitors import VisitorVerifier, visit_in
 from tenuto.hub.hub import HubCore
-from tenuto.transports.codec import GUARDS, MISUSED, Headers, problem_messages, unexpected
+from tenuto.transports.codec import GUARDS, MISUSED, Headers, unexpected
 from tenuto.transports.headers import header
 from tenuto.transports.http import no_such_method, no_such_path, problem_response, routes
 from tenuto.transports.operations import BY_NAME, OPERATIONS, SOCKET_PATH
@@ -139,14 +138,14 @@ class App:
             _, *names = [group for group in stream.groups() if group is not None]
             await _ENDPOINTS[stream.lastgroup](self, scope, receive, send, *names)
         except TenutoError as error:
-            await _send_problem(error, self.added_headers(scope), send)
+            await self._send_problem(error, scope, receive, send)
         except Exception as error:
             if isinstance(error, OSError) and not isinstance(error, TimeoutError):
                 return  # ASGI 2.4 servers raise OSError when the peer has disconnected
             if is_started(scope):
                 raise  # the server ends the stream and logs the error
             logger.exception("an HTTP request failed")
-            await _send_problem(unexpected(), self.added_headers(scope), send)
+            await self._send_problem(unexpected(), scope, receive, send)
 
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response to a plain request. Raises Draining if the hub has drained, and its store is silent."""
@@ -154,11 +153,19 @@ class App:
 
             async def send_begun(message: MutableMapping[str, Any]) -> None:
                 begin()
-                if message["type"] == "http.response.start" and (cookie := self._cookie(scope)):
-                    message = {**message, "headers": [*message.get("headers", ()), *cookie]}
+                if message["type"] == "http.response.start":
+                    headers = [*message.get("headers", ()), *self._cookie(scope)]
+                    known = {name for name, _ in headers}
+                    message = {**message, "headers": headers + [one for one in GUARDS if one[0] not in known]}
                 await send(message)
 
             await self._plain(scope, receive, send_begun)
+
+    async def _send_problem(self, error: TenutoError, scope: Scope, receive: Receive, send: Send) -> None:
+        response = problem_response(error)
+        response.raw_headers += self.added_headers(scope)
+        with suppress(OSError):  # the peer has disconnected
+            await response(scope, receive, send)
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()  # the first ASGI message: websocket.connect
@@ -219,10 +226,10 @@ def _plain_app(hub: HubCore) -> ASGIApp:
     known: list[BaseRoute] = [*routes(hub)]
     if WEB.is_dir():
         known.append(Mount("/web", Web(WEB)))
-    app: ASGIApp = _problems(Router(known, redirect_slashes=False, default=_not_found))
+    app: ASGIApp = Router(known, redirect_slashes=False, default=_not_found)
     origins = hub.allowed_origins
     if origins:
-        app = CORSMiddleware(
+        return CORSMiddleware(
             app,
             allow_origins=origins,
             allow_methods=_METHODS,
@@ -230,57 +237,17 @@ def _plain_app(hub: HubCore) -> ASGIApp:
             allow_credentials="*" not in origins,
             expose_headers=("Retry-After",),
         )
-    return _guarded(app)
-
-
-def _guarded(app: ASGIApp) -> ASGIApp:
-    """Return `app` with the headers `GUARDS` on each of its responses that has no other value of them."""
-
-    async def wrapped(scope: Any, receive: Any, send: Any) -> None:
-        async def send_marked(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                headers = [*message.get("headers", ())]
-                known = {name for name, _ in headers}
-                message = {**message, "headers": headers + [one for one in GUARDS if one[0] not in known]}
-            await send(message)
-
-        await app(scope, receive, send_marked)
-
-    return wrapped
+    return app
 
 
 async def _not_found(scope: Any, receive: Any, send: Any) -> None:
-    await problem_response(no_such_path(scope["path"]))(scope, receive, send)
-
-
-def _problems(app: ASGIApp) -> ASGIApp:
-    """Return `app` with the exceptions of static files turned into problem responses."""
-
-    async def wrapped(scope: Any, receive: Any, send: Any) -> None:
-        try:
-            await app(scope, receive, send)
-        except HTTPException as error:
-            known: TenutoError = no_such_path(scope["path"])
-            if error.status_code == 405:
-                known = no_such_method(scope["method"], ["GET", "HEAD"])
-            elif error.status_code != 404:
-                logger.warning("a file could not be served: %s", error)
-            await problem_response(known)(scope, receive, send)
-
-    return wrapped
-
-
-async def _send_problem(error: TenutoError, headers: Headers, send: Send) -> None:
-    with suppress(OSError):  # the peer has disconnected
-        for message in problem_messages(error, headers):
-            await send(message)
+    raise no_such_path(scope["path"])
 
 
 async def refuse_socket(scope: Scope, error: TenutoError, receive: Receive, send: Send) -> None:
     """Refuse a socket before it is accepted, with a problem response or, if the server has none, a plain 403."""
     if "websocket.http.response" in (scope.get("extensions") or {}):
-        for message in problem_messages(error, prefix="websocket.http.response"):
-            await send(message)
+        await problem_response(error)(scope, receive, send)
         end_refusal(receive)
     else:
         await send({"type": "websocket.close", "code": MISUSED, "reason": error.code})
@@ -313,16 +280,16 @@ class Web:
         self._modules: dict[str, _Module] = {}
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        """Serve one request. Raises HTTPException for methods other than GET and HEAD, and for a missing file."""
+        """Serve one request. Raises MethodNotAllowed, and NotFound for a missing file."""
         if scope["method"] not in ("GET", "HEAD"):
-            raise HTTPException(405)
+            raise no_such_method(scope["method"], ["GET", "HEAD"])
         await self._response(scope)(scope, receive, send)
 
     def _response(self, scope: MutableMapping[str, Any]) -> Response:
         name = _NAME.fullmatch(scope["path"].removeprefix(scope.get("root_path", "")))
         module = self._module(name[1]) if name else None
         if name is None or module is None:
-            raise HTTPException(404)
+            raise no_such_path(scope["path"])
         request_headers = RequestHeaders(scope=scope)
         is_zipped = _accepts_gzip(request_headers.get("accept-encoding", ""))
         body, form = (module.zipped, "-gzip") if is_zipped else (module.plain, "")

@@ -23,7 +23,6 @@ from typing import Annotated, Any, Literal, NoReturn, TypeVar
 import msgspec
 from msgspec import UNSET, Meta, Struct
 from msgspec.structs import replace
-from starlette.types import Message as Event
 
 from tenuto.core.errors import (
     Deleted,
@@ -517,20 +516,3 @@ def problem_headers(error: TenutoError) -> dict[str, str]:
 def problem_body(error: TenutoError) -> bytes:
     """Return the problem object of `error` as JSON."""
     return msgspec.json.encode(error.problem())
-
-
-def problem_messages(
-    error: TenutoError, more: Headers | None = None, *, prefix: str = "http.response"
-) -> tuple[Event, Event]:
-    """Return the two ASGI messages of a response with `error`.
-
-    `prefix` is for a refused WebSocket, whose messages have other names.
-    """
-    error = for_peers(error)
-    body = problem_body(error)
-    headers = [(name.encode(), value.encode()) for name, value in problem_headers(error).items()]
-    headers += [(b"content-length", str(len(body)).encode()), *(more or ())]
-    return (
-        {"type": f"{prefix}.start", "status": error.status, "headers": headers},
-        {"type": f"{prefix}.body", "body": body, "more_body": False},
-    )

@@ -25,13 +25,12 @@ from tenuto.core.errors import Draining, TenutoError, TooMany
 from tenuto.core.events import ChannelAttached, Cursor, PresenceSync, Signal, encode_json, parse_cursor
 from tenuto.hub.access.identity import Expired, Scope
 from tenuto.hub.channel import Behind, EncodedBatch
-from tenuto.hub.feed import Feed
+from tenuto.hub.feed import Feed, take
 from tenuto.hub.hub import HubCore
 from tenuto.transports.access import (
     OPERATOR,
     Credentials,
     ResumeLimits,
-    admit_poll,
     admit_stream,
     allowed_history,
     describe_caller,
@@ -300,15 +299,20 @@ def sealed(batch: EncodedBatch, extra: str) -> bytes:
     return b"%b:%b\n\n" % (batch.sse.removesuffix(b"\n\n"), extra.encode())
 
 
+_STREAM_HEADERS: Headers = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache, no-transform"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
 async def start_stream(app: StreamApp, scope: Scope, send: Send, first: bytes = b"") -> None:
     """Send the head of a stream, and the reconnect delay of an EventSource in the block of `first` or the next event.
 
     Some readers yield an empty event for a block of its own.
     """
     scope[_STARTED] = True
-    await send(
-        {"type": "http.response.start", "status": 200, "headers": [*_stream_headers(), *app.added_headers(scope)]}
-    )
+    await send_head(app, scope, send, 200, _STREAM_HEADERS)
     await send({"type": "http.response.body", "body": _retry(RETRY_MS) + first, "more_body": True})
 
 
@@ -322,10 +326,14 @@ async def send_empty_stream(app: StreamApp, scope: Scope, send: Send, body: byte
 
     Its status is 200, because any other status stops an EventSource for good.
     """
-    await send(
-        {"type": "http.response.start", "status": 200, "headers": [*_stream_headers(), *app.added_headers(scope)]}
-    )
+    await send_head(app, scope, send, 200, _STREAM_HEADERS)
     await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+async def send_head(app: StreamApp, scope: Scope, send: Send, status: int, headers: Headers) -> None:
+    """Send the head of a response that bypasses the middleware."""
+    headers = [*headers, *GUARDS, *app.added_headers(scope)]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
 
 
 def farewell(error: TenutoError) -> bytes:
@@ -358,15 +366,6 @@ def _retry(between_ms: tuple[int, int]) -> bytes:
     return f"retry: {random.randint(*between_ms)}\n".encode()
 
 
-def _stream_headers() -> Headers:
-    return [
-        (b"content-type", b"text/event-stream; charset=utf-8"),
-        (b"cache-control", b"no-cache, no-transform"),
-        *GUARDS,
-        (b"x-accel-buffering", b"no"),
-    ]
-
-
 MAX_WAIT_S = 60  # longest wait of a poll; many networks cut connections that are silent for longer
 DEFAULT_WAIT_S = 25
 
@@ -375,7 +374,7 @@ async def poll(app: StreamApp, scope: Scope, receive: Receive, send: Send, chann
     """Serve `GET /v1/channels/{channel}/poll`. Raises the error of the response, before the response has started."""
     hub = app.hub
     query = Query(scope)
-    identity = await admit_poll(hub, scope, channel)
+    identity, _ = await admit_stream(hub, scope, None, channel, BY_NAME["poll"])
     credentials = Credentials(hub, scope, identity)
     credentials.take_slot()
     try:
@@ -418,7 +417,7 @@ class _Poll:
 
     async def begin(self) -> list[bytes]:
         """Return the events since the last poll as JSON. Raises StoreUnavailable."""
-        batch = await self._take()
+        batch = await take(self.feed, self.hub.viewing.reading)
         assert batch is not None
         attached, since = batch.events[0], self._since
         assert isinstance(attached, ChannelAttached)
@@ -430,7 +429,9 @@ class _Poll:
     async def more(self) -> list[bytes]:
         """Return the events since the last call. Raises StoreUnavailable."""
         events: list[bytes] = []
-        while (batch := await self._take()) is not None:  # first the events of the log, then the ephemeral ones
+        while (
+            batch := await take(self.feed, self.hub.viewing.reading)
+        ) is not None:  # first the events of the log, then the ephemeral ones
             events += batch.raw
         return events
 
@@ -448,15 +449,6 @@ class _Poll:
             # attached.
             presence = presence._replace(extra=self._resume_limits.mark(str(presence)))
         return str(cursor.with_presence(presence))
-
-    async def _take(self) -> EncodedBatch | None:
-        """Return the feed's next batch; reads the store if the feed is behind."""
-        while True:
-            try:
-                return self.feed.take()
-            except Behind:
-                async with self.hub.viewing.reading():
-                    await self.feed.catch_up()
 
     def _missed_presence(self) -> list[bytes]:
         """Return the presence events between two polls; all present members if the client's position is not known.
@@ -529,9 +521,7 @@ async def _send_response(
     headers = [
         (b"content-type", b"application/json"),
         (b"cache-control", b"no-store"),
-        *GUARDS,
         (b"content-length", str(len(body)).encode()),
-        *app.added_headers(scope),
     ]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send_head(app, scope, send, 200, headers)
     await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -47,7 +47,6 @@ from tenuto.hub.channel import EncodedBatch
 from tenuto.hub.feed import Feed
 from tenuto.hub.turns.status import read_turn
 from tenuto.transports.access import Credentials, admit_stream, message_bytes, turn_bytes
-from tenuto.transports.codec import GUARDS, Headers
 from tenuto.transports.headers import Query
 from tenuto.transports.operations import BY_NAME
 from tenuto.transports.sender import SEND_TIMEOUT_S, Sender, TaskSender
@@ -57,6 +56,7 @@ from tenuto.transports.sse import (
     StreamApp,
     is_own_client,
     send_empty_stream,
+    send_head,
     send_refusal,
     since_of,
     start_stream,
@@ -448,8 +448,7 @@ async def _message_stream(
 
 async def send_no_content(app: StreamApp, scope: Scope, send: Send) -> None:
     """Send status 204, which stops an EventSource that reconnects after `done` for good."""
-    headers: Headers = [(b"cache-control", b"no-store"), *GUARDS, *app.added_headers(scope)]
-    await send({"type": "http.response.start", "status": 204, "headers": headers})
+    await send_head(app, scope, send, 204, [(b"cache-control", b"no-store")])
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

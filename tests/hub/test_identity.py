@@ -32,8 +32,8 @@ def test_grants_of_several_matching_patterns_add_up() -> None:
         False,
     ]
     assert [identity.has(one, "chat:2") for one in ("history", "publish", "append")] == [True, True, False]
-    assert identity.has_everywhere("history")
-    assert not identity.has_everywhere("publish")
+    assert identity.has_pattern("history", "*")
+    assert not identity.has_pattern("publish", "*")
 
 
 @pytest.mark.parametrize("client_id", [None, "", "a b", "a/b", "a*", "{sub}", "é", "a" * 65, "..", "a\n"])

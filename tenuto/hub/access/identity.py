@@ -73,10 +73,6 @@ class Identity(Struct, frozen=True, kw_only=True):
             return False
         return any(capability in granted and matches(pattern, channel) for pattern, granted in grants.items())
 
-    def has_everywhere(self, capability: str) -> bool:
-        """Return whether `capability` is granted on all channels."""
-        return capability in self.capabilities
-
     def capabilities_on(self, channel: str) -> list[str]:
         """Return the capabilities that are granted on `channel`, in alphabetical order."""
         granted = self._granted_on(channel)
