@@ -2,8 +2,8 @@
 
 Layer: simulation.
 
-The loop calls `Bounds` after each step of a hub's process. After each step it checks the waiting requests and the
-deadlines; after one step in `EVERY` all parts of the hub, and all that it holds for viewers. A container without a
+The loop calls `Bounds` after each step of a hub's process. After each step it checks the waiting requests;
+after one step in `EVERY` all parts of the hub, and all that it holds for viewers. A container without a
 bound does not shrink by itself, so a violation shows a few steps later. The checks take a quarter more processor time
 (93 ms per seed instead of 73); all checks after each step would take three and a half times as much as a run (330 ms).
 
@@ -35,7 +35,6 @@ EVERY = 16  # number of steps between two checks of all parts
 SPARE = 200  # limit of items in a container; runs had at most 71
 HELD = 16  # limit of items that belong to one viewer; a batch in transit counts as one
 HELD_CHARACTERS = 1_000  # limit of the length of one text that belongs to a viewer
-DROPPED = 1_000  # limit of dropped deadlines in the heap, besides one for each live deadline
 PATIENCE_S = 30.0  # time for housekeeping, without faults
 
 Part = tuple[
@@ -65,8 +64,6 @@ class Bounds:
             self._at_most("requests wait", committer.waiting, limits.waiting_requests + len(runtime.writers))
         if committer._waiting_bytes > limits.waiting_bytes:
             self._at_most("bytes wait", committer._waiting_bytes, limits.waiting_bytes)
-        if len(runtime.deadlines._heap) > 2 * len(runtime.deadlines) + DROPPED + 1:
-            self._at_most("deadlines are in the heap", len(runtime.deadlines._heap), 2 * len(runtime.deadlines))
         self._left -= 1
         if self._left == 0:
             self._left = EVERY
@@ -130,7 +127,7 @@ class Bounds:
         yield committer._loader, SPARE, {}
         for parked in committer._loader.parked.values():
             self._at_most("requests are parked", len(parked), waiting)
-        yield runtime.deadlines, SPARE, {"_heap": 2 * len(runtime.deadlines) + DROPPED + 1}
+        yield runtime.deadlines, SPARE, {}
         yield runtime.ticks, SPARE, {}
         yield leases, SPARE, {"_connections": len(leases._leases), "_held": len(leases._connections)}
         yield scheduler, SPARE, {}

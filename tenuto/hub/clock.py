@@ -2,17 +2,18 @@
 
 Layer: hub.
 
-asyncio provides waiting (a virtual loop has virtual time). `Deadlines` waits for the earliest one of many.
+asyncio provides waiting (a virtual loop has virtual time). `Deadlines` adds keys, and forgives a suspended process.
 """
 
 from __future__ import annotations
 
 import asyncio
-import heapq
 import logging
 import secrets
 import time
 from collections.abc import Callable, Hashable
+
+from msgspec import Struct
 
 from tenuto.core.names import base32, check_id
 
@@ -106,8 +107,13 @@ class StoreClock(Clock):
             )
 
 
-KEPT_DROPPED = 1_000  # number of dropped entries that the heap may hold, in addition to one per live deadline
 AWAY_S = 3.0  # a timer that fires this late means that the process was suspended, so all deadlines are extended
+
+
+class _Deadline(Struct):
+    due_s: float
+    action: Callable[[], None]
+    timer: asyncio.TimerHandle | None = None  # fires when the deadline is due, or earlier
 
 
 class Deadlines:
@@ -115,10 +121,8 @@ class Deadlines:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._due: dict[Hashable, tuple[float, Callable[[], None]]] = {}
-        self._heap: list[tuple[float, int, Hashable]] = []
-        self._count = 0
-        self._timer: asyncio.TimerHandle | None = None
+        self._due: dict[Hashable, _Deadline] = {}
+        self._away_s = -AWAY_S  # when the process was last found to have been suspended
         self._is_over = False
 
     def __contains__(self, key: Hashable) -> bool:
@@ -130,68 +134,44 @@ class Deadlines:
     def set(self, key: Hashable, due_s: float, action: Callable[[], None]) -> None:
         """Call `action` at `due_s`; replaces the deadline of `key`."""
         known = self._due.get(key)
-        self._due[key] = (due_s, action)
-        if known is None or due_s < known[0]:  # a later deadline enters the heap only when the old one is due
-            self._push(due_s, key)
+        if known is not None and known.due_s <= due_s:  # its timer is set anew when it fires
+            known.due_s, known.action = due_s, action
+            return
+        self.drop(key)
+        if not self._is_over:
+            new = self._due[key] = _Deadline(due_s, action)
+            new.timer = self._loop.call_at(due_s, self._run, key, new)
 
     def hasten(self, key: Hashable, due_s: float) -> None:
         """Move the deadline of `key` to `due_s`, if there is one, and it is later."""
         known = self._due.get(key)
-        if known is not None and due_s < known[0]:
-            self.set(key, due_s, known[1])
+        if known is not None and due_s < known.due_s:
+            self.set(key, due_s, known.action)
 
     def drop(self, key: Hashable) -> None:
         """Drop the deadline of `key`, if there is one."""
-        self._due.pop(key, None)
+        known = self._due.pop(key, None)
+        if known is not None and known.timer is not None:
+            known.timer.cancel()
 
     def close(self) -> None:
-        """Drop all deadlines and stop the timer."""
+        """Drop all deadlines and stop the timers."""
         self._is_over = True
-        self._due.clear()
-        if self._timer is not None:
-            self._timer.cancel()
+        for key in tuple(self._due):
+            self.drop(key)
 
-    def _push(self, due_s: float, key: Hashable) -> None:
-        # more than half of the entries were dropped: rebuild the heap
-        if len(self._heap) > 2 * len(self._due) + KEPT_DROPPED:
-            self._heap = [(due, self._next(), known) for known, (due, _) in self._due.items() if known != key]
-            heapq.heapify(self._heap)
-        number = self._next()
-        heapq.heappush(self._heap, (due_s, number, key))
-        if self._heap[0][1] == number:
-            self._arm()
-
-    def _arm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._heap and not self._is_over:
-            self._timer = self._loop.call_at(self._heap[0][0], self._run)
-
-    def _run(self) -> None:
-        self._timer = None
-        now_s = self._loop.time()
-        if self._heap and now_s - self._heap[0][0] > AWAY_S:
-            # the process was suspended, and requests that renew the overdue deadlines may wait to be read
-            for key, (due_s, action) in self._due.items():
-                if due_s <= now_s:
-                    self._due[key] = (now_s + AWAY_S, action)
-        while self._heap and self._heap[0][0] <= now_s:
-            _, _, key = heapq.heappop(self._heap)
-            known = self._due.get(key)
-            if known is None:
-                continue
-            due_s, action = known
-            if due_s > now_s:
-                heapq.heappush(self._heap, (due_s, self._next(), key))
-                continue
-            del self._due[key]
-            try:
-                action()
-            except Exception:  # a failed action must not hold up other deadlines
-                logger.exception("a deadline's action failed")
-        self._arm()
-
-    def _next(self) -> int:
-        self._count += 1
-        return self._count
+    def _run(self, key: Hashable, known: _Deadline) -> None:
+        assert known.timer is not None
+        now_s, fired_s = self._loop.time(), known.timer.when()
+        if now_s - fired_s > AWAY_S:
+            self._away_s = now_s
+        if fired_s <= self._away_s:  # requests that renew the overdue deadlines may wait to be read
+            known.due_s = max(known.due_s, self._away_s + AWAY_S)
+        if known.due_s > now_s:
+            known.timer = self._loop.call_at(known.due_s, self._run, key, known)
+            return
+        del self._due[key]
+        try:
+            known.action()
+        except Exception:  # a failed action must not hold up other deadlines
+            logger.exception("a deadline's action failed")

@@ -13,7 +13,6 @@ from proof.oracle import Violation
 from proof.simulation.bounds import HELD, SPARE, Bounds
 from proof.simulation.hooks import is_expected
 from tenuto.app import Hub
-from tenuto.hub.clock import Deadlines
 
 
 @pytest.fixture
@@ -39,26 +38,6 @@ async def test_idle_hub_is_within_its_bounds(hub: Hub, bounds: Bounds) -> None:
     async with hub.message("c") as message:
         await message.append("text")
         check_all(bounds)
-
-
-async def test_dropped_deadlines_leave_the_heap(hub: Hub, bounds: Bounds, monkeypatch: pytest.MonkeyPatch) -> None:
-    deadlines = hub.runtime.deadlines
-
-    def set_and_drop() -> None:
-        for number in range(3_000):
-            deadlines.set(number, hub.clock.now_ms() + number, lambda: None)
-            deadlines.drop(number)
-
-    set_and_drop()
-    check_all(bounds)
-    monkeypatch.setattr(Deadlines, "_push", keep_in_the_heap)
-    set_and_drop()
-    with pytest.raises(Violation, match="deadlines are in the heap"):
-        bounds.stepped()
-
-
-def keep_in_the_heap(self: Deadlines, due_s: float, key: Any) -> None:
-    self._heap.append((due_s, self._next(), key))
 
 
 async def test_container_without_a_bound_of_its_own_is_bounded(hub: Hub, bounds: Bounds) -> None:
