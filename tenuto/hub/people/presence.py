@@ -63,13 +63,6 @@ class _ShownMembers(Struct, frozen=True, array_like=True):
     unnamed: int = 0
 
 
-class _EncodedMembers(Struct, frozen=True, array_like=True):
-    """The hold of a channel at a node, with each of its members as it is stored."""
-
-    members: list[msgspec.Raw] = []
-    unnamed: int = 0
-
-
 class _ShownNode(Struct, frozen=True, array_like=True):
     """The hold of a node."""
 
@@ -322,7 +315,7 @@ class SharedPresence:
         for name, (node, hold) in held.items():
             channel = name.removeprefix(MEMBERS).removesuffix(f"/{node}")
             if node != self._node and channel in found:
-                found[channel][node] = _members_in(hold.value)
+                found[channel][node] = _decode(hold.value, _ShownMembers) or _ShownMembers()
         if any(
             found[one].keys() - self._nodes.keys() or known.members.keys() - found[one].keys()
             for one, known in followed.items()
@@ -415,15 +408,6 @@ def _encode_members(own: list[tuple[str, NodeMember]]) -> bytes:
         members.append(msgspec.Raw(encoded))
         size += len(encoded)
     return _encode((members, len(own) - len(members)))
-
-
-def _members_in(value: bytes) -> _ShownMembers:
-    """Return the members in a hold, without those that only another version of the hub can read."""
-    shown = _decode(value, _ShownMembers)
-    if shown is None and (encoded := _decode(value, _EncodedMembers)) is not None:
-        members = [one for raw in encoded.members if (one := _decode(raw, tuple[str, NodeMember])) is not None]
-        return _ShownMembers(members, encoded.unnamed)
-    return shown or _ShownMembers()
 
 
 def _listening(channel: str, agents: Iterable[tuple[str, str]]) -> dict[str, NodeMember]:
