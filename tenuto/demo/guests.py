@@ -24,8 +24,7 @@ from msgspec.structs import replace
 
 from tenuto.core.errors import TenutoError, TooMany, Unauthenticated
 from tenuto.demo.guide import CHANNELS
-from tenuto.hub.access.identity import Identity, Scope
-from tenuto.transports.headers import header
+from tenuto.hub.access.identity import Identity, Scope, header
 
 INVITE_S, STAY_S = 600.0, 12 * 3600.0
 MOST_INVITES = 20  # limit of open invitations; beyond it the oldest one ends

@@ -48,7 +48,7 @@ from tenuto.core.message_state import part_bytes
 from tenuto.core.model import Message, Part
 from tenuto.core.names import check_channel, check_id
 from tenuto.core.requests import Caller, CreateMessage, UpdateMessage
-from tenuto.hub.access.identity import EVERYWHERE, Expired, Identity, Scope, claimed_identity
+from tenuto.hub.access.identity import EVERYWHERE, Expired, Identity, Scope, claimed_identity, header
 from tenuto.hub.access.rates import FREE_BYTES, OPEN_BODIES, UNCOUNTED, ConnectionSlot, OpenBody
 from tenuto.hub.access.tickets import Ticket, Tickets
 from tenuto.hub.access.visitors import VisitorVerifier, check_person, visit_in
@@ -56,7 +56,7 @@ from tenuto.hub.hub import HubCore
 from tenuto.hub.pending import Result
 from tenuto.hub.people.presence import check_member, check_signal
 from tenuto.transports.codec import refusals, unexpected
-from tenuto.transports.headers import Query, header, is_operator, peer_of
+from tenuto.transports.headers import Query, is_operator, peer_of
 from tenuto.transports.operations import BY_NAME, Operation
 from tenuto.transports.origin import check_origin, connection_of, mark_known
 

@@ -29,11 +29,10 @@ from starlette.routing import BaseRoute, Match, Mount, Router
 from starlette.types import ASGIApp, Receive, Send
 
 from tenuto.core.errors import LocalError, TenutoError, shown
-from tenuto.hub.access.identity import Scope
+from tenuto.hub.access.identity import Scope, header
 from tenuto.hub.access.visitors import VisitorVerifier, visit_in
 from tenuto.hub.hub import HubCore
 from tenuto.transports.codec import GUARDS, MISUSED, Headers, unexpected
-from tenuto.transports.headers import header
 from tenuto.transports.http import no_such_method, no_such_path, problem_response, routes
 from tenuto.transports.operations import BY_NAME, OPERATIONS, SOCKET_PATH
 from tenuto.transports.origin import check_peer

@@ -26,20 +26,6 @@ def peer_of(scope: Scope) -> str:
     return str(client[0]) if client else ""
 
 
-def header(scope: Scope, name: bytes) -> str | None:
-    """Return the first header `name` (lower case), or None."""
-    for known, value in scope["headers"]:
-        if known.lower() == name:
-            text: str = value.decode("latin-1")
-            return text
-    return None
-
-
-def headers_of(scope: Scope, name: bytes) -> list[str]:
-    """Return the values of all headers `name` (lower case)."""
-    return [value.decode("latin-1") for known, value in scope["headers"] if known.lower() == name]
-
-
 _WHOLE = re.compile(r"[0-9]{1,16}\Z")
 _MAX_FIELDS = 50  # limit of query parameters; the protocol defines seven
 

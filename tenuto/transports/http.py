@@ -55,7 +55,7 @@ from tenuto.core.requests import (
 )
 from tenuto.core.requests import Request as HubRequest
 from tenuto.core.visitor_ids import STEM, is_visitor
-from tenuto.hub.access.identity import Identity
+from tenuto.hub.access.identity import Identity, headers_of
 from tenuto.hub.access.identity import Scope as HubScope
 from tenuto.hub.access.rates import UNCOUNTED
 from tenuto.hub.access.tickets import START_S
@@ -86,7 +86,7 @@ from tenuto.transports.access import (
     start_hub,
 )
 from tenuto.transports.codec import decode, for_peers, problem_body, problem_headers, result_fields, unexpected
-from tenuto.transports.headers import Query, headers_of, is_operator, peer_of, whole
+from tenuto.transports.headers import Query, is_operator, peer_of, whole
 from tenuto.transports.operations import BY_NAME, OF_FILES, OPERATIONS, Operation
 from tenuto.transports.origin import check_peer, is_own_origin
 from tenuto.transports.sender import SEND_TIMEOUT_S, abort_if_unread, break_off

@@ -23,7 +23,7 @@ from starlette.types import Message, Receive, Send
 
 from tenuto.core.errors import Draining, TenutoError, TooMany
 from tenuto.core.events import ChannelAttached, Cursor, PresenceSync, Signal, encode_json, parse_cursor
-from tenuto.hub.access.identity import Expired, Scope
+from tenuto.hub.access.identity import Expired, Scope, header
 from tenuto.hub.channel import Behind, EncodedBatch
 from tenuto.hub.feed import Feed, take
 from tenuto.hub.hub import HubCore
@@ -38,7 +38,7 @@ from tenuto.transports.access import (
     resume_limits_of,
 )
 from tenuto.transports.codec import GUARDS, Headers, unexpected
-from tenuto.transports.headers import Query, header
+from tenuto.transports.headers import Query
 from tenuto.transports.operations import BY_NAME
 from tenuto.transports.sender import Chunks, DirectSender, Heartbeats, Sender, TaskSender, abort_if_unread, break_off
 

@@ -21,7 +21,7 @@ from starlette.types import Message, Receive, Send
 
 from tenuto.core.errors import Busy, InvalidRequest, TenutoError, TooMany, Unauthenticated
 from tenuto.core.events import encode_json
-from tenuto.hub.access.identity import Scope
+from tenuto.hub.access.identity import Scope, header
 from tenuto.hub.access.visitors import VisitorVerifier, visit_in
 from tenuto.hub.hub import HubCore
 from tenuto.transports.access import Credentials, check_serving, known_identity, logged_refusals, not_authenticated
@@ -38,7 +38,6 @@ from tenuto.transports.codec import (
     for_peers,
     ref_in,
 )
-from tenuto.transports.headers import header
 from tenuto.transports.origin import expect_introduction
 from tenuto.transports.sender import FAREWELL_S, DirectSender, Frames, Heartbeats, Sender, TaskSender
 from tenuto.transports.session import PING_S, Session

@@ -6,8 +6,7 @@ import asyncio
 from typing import Any
 
 from tenuto.core.events import Cursor, parse_cursor
-from tenuto.hub.access.identity import Identity, Scope
-from tenuto.transports.headers import header
+from tenuto.hub.access.identity import Identity, Scope, header
 from tests.transports.conftest import PATIENCE_S, Served
 
 POLL = "/v1/channels/c/poll"

@@ -178,13 +178,26 @@ def fill_pattern(pattern: str, client_id: str | None) -> str:
     return pattern.replace(_SUB, check_id(client_id, "a client id"))
 
 
+def header(scope: Scope, name: bytes) -> str | None:
+    """Return the first header `name` (lower case), or None."""
+    for known, value in scope["headers"]:
+        if known.lower() == name:
+            text: str = value.decode("latin-1")
+            return text
+    return None
+
+
+def headers_of(scope: Scope, name: bytes) -> list[str]:
+    """Return the values of all headers `name` (lower case)."""
+    return [value.decode("latin-1") for known, value in scope["headers"] if known.lower() == name]
+
+
 def cookies_of(scope: Scope) -> list[tuple[str, str]]:
     """Return the names and values of all cookies of a request."""
     pairs = [
         pair.strip(" \t").partition("=")  # other white space is part of a name, which a neighbouring host could set
-        for header, value in scope["headers"]
-        if header.lower() == b"cookie"
-        for pair in value.decode("latin-1").split(";")
+        for value in headers_of(scope, b"cookie")
+        for pair in value.split(";")
     ]
     return [(name, value) for name, _, value in pairs]
 

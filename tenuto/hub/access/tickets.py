@@ -19,7 +19,7 @@ import hmac
 import secrets
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from msgspec import DecodeError, Struct
 from msgspec.json import Decoder
@@ -31,16 +31,28 @@ from tenuto.hub.clock import Clock
 from tenuto.hub.committer import in_time
 from tenuto.stores.base import Store
 
+MIN_KEY_BYTES = 32
 
-class Keyed(Protocol):
-    """A component that signs with a key."""
 
-    key_note: str  # name of the note that keeps its key
-    keeps_key_always: bool  # True: an exclusive store keeps the key, too
-    generated: bytes | None  # the key of this process; None if the app has given keys
+class Keyed:
+    """A component that signs with the first of its keys, and verifies with all of them."""
+
+    key_note: ClassVar[str]  # name of the note that keeps its key
+    keeps_key_always: ClassVar[bool] = False  # True: an exclusive store keeps the key, too
+
+    def __init__(self, keys: Sequence[bytes], what: str) -> None:
+        """Raise LocalError for a key that is too short; `what` names it. Without keys one is generated."""
+        if any(len(key) < MIN_KEY_BYTES for key in keys):
+            raise LocalError(
+                f"{what} has {min(map(len, keys))} bytes, expected at least {MIN_KEY_BYTES} bytes; make one with: "
+                "openssl rand -base64 48"
+            )
+        self.generated = None if keys else secrets.token_bytes(MIN_KEY_BYTES)  # the key, if the app has given none
+        self._keys = list(keys) if self.generated is None else [self.generated]
 
     def use(self, key: bytes) -> None:
         """Sign and verify with `key`, which the store keeps."""
+        self._keys = [key]
 
 
 async def share_key(store: Store, keyed: Keyed) -> None:
@@ -59,7 +71,6 @@ START_S = 60  # seconds in which the stream must be opened
 MAX_LIFE_S = 12 * 3600
 READING = ("subscribe", "history")  # the only capabilities that a ticket may carry
 MAX_CHARACTERS = 1024
-MIN_KEY_BYTES = 32
 _MAC_BYTES = 16
 _SEAL = "k"  # first letter of a seal in a cursor's extra field; other fields begin with other letters
 _SEAL_CHARACTERS = 23
@@ -99,33 +110,22 @@ class Replaceable(Protocol):
         """End this stream, because the client has opened the same stream again."""
 
 
-class Tickets:
+class Tickets(Keyed):
     """Issues and verifies tickets. The first of `keys` signs; all of them verify.
 
     Without keys it generates one for this process; after a restart, pages have to request new tickets. Hubs that share
     a store keep it there (`share_key`).
     """
 
-    key_note = "ticket-key/0"
-    keeps_key_always = False  # tickets live for hours, so an exclusive store keeps no key of them
+    key_note = "ticket-key/0"  # tickets live for hours, so an exclusive store keeps no key of them
 
     def __init__(self, keys: Sequence[bytes] = (), *, now_ms: Callable[[], int] | None = None) -> None:
-        if any(len(key) < MIN_KEY_BYTES for key in keys):
-            raise LocalError(
-                f"ticket key has {min(map(len, keys))} bytes, expected at least {MIN_KEY_BYTES} bytes; make one with: "
-                "openssl rand -base64 48"
-            )
-        self.generated = None if keys else secrets.token_bytes(MIN_KEY_BYTES)  # the key, if the app has given none
-        self._keys = list(keys) if self.generated is None else [self.generated]
+        super().__init__(keys, "ticket key")
         self._now_ms = now_ms or Clock().now_ms
         self._open: dict[str, Replaceable] = {}
 
     def __repr__(self) -> str:
         return f"Tickets({len(self._keys)} keys, {len(self._open)} open)"
-
-    def use(self, key: bytes) -> None:
-        """Sign and verify with `key`, which the hubs of a shared store keep there."""
-        self._keys = [key]
 
     def issue(self, identity: Identity, channel: str) -> str:
         """Return a ticket for one stream of `channel`. Raises Forbidden unless `identity` may subscribe to it."""

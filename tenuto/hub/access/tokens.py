@@ -29,7 +29,7 @@ from jwt.algorithms import HMACAlgorithm, get_default_algorithms
 
 from tenuto.core.errors import Busy, LocalError, TenutoError, Unauthenticated, shown, shown_url
 from tenuto.core.names import check_id
-from tenuto.hub.access.identity import Expired, Identity, Scope, cookies_of
+from tenuto.hub.access.identity import Expired, Identity, Scope, cookies_of, headers_of
 
 logger = logging.getLogger("tenuto.hub")
 
@@ -380,9 +380,7 @@ class JwtVerifier:
         return self._identity_of(await self._verified_claims(token))
 
     def _token_of(self, scope: Scope) -> str | None:
-        values: list[str] = [
-            value.decode("latin-1") for name, value in scope["headers"] if name.lower() == b"authorization"
-        ]
+        values = headers_of(scope, b"authorization")
         if len(values) > 1:
             raise Unauthenticated(f"request has {len(values)} Authorization headers; send exactly one")
         if values:

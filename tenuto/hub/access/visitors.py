@@ -17,9 +17,9 @@ from typing import Any, Protocol
 from tenuto.core.errors import InvalidName, LocalError, TenutoError, shown
 from tenuto.core.retention import DAY_MS
 from tenuto.core.visitor_ids import RANDOM_BYTES, STEM, is_visitor, new_visitor_id
-from tenuto.hub.access.identity import Authenticate, Identity, Scope, cookies_of
+from tenuto.hub.access.identity import Authenticate, Identity, Scope, cookies_of, header
 from tenuto.hub.access.rates import QuestionLimits, Route, enter_route
-from tenuto.hub.access.tickets import MIN_KEY_BYTES, has_signature, signature
+from tenuto.hub.access.tickets import Keyed, has_signature, signature
 from tenuto.hub.clock import Clock
 
 # A cookie holds for all ports and paths of its host, so its name ends in a digest of the key: hubs with different keys
@@ -84,7 +84,7 @@ class Served(Protocol):
     public_origin: str | None
 
 
-class VisitorVerifier:
+class VisitorVerifier(Keyed):
     """An `authenticate` that makes each browser without another identity a visitor (`tenuto.app.visitors`)."""
 
     reads_cookies = True
@@ -99,17 +99,11 @@ class VisitorVerifier:
         limits: QuestionLimits,
         keep_days: int | None,
     ) -> None:
-        if any(len(key) < MIN_KEY_BYTES for key in keys):
-            raise LocalError(
-                f"key of visitors has {min(map(len, keys))} bytes, expected at least {MIN_KEY_BYTES} bytes; make "
-                "one with: openssl rand -base64 48"
-            )
+        super().__init__(keys, "key of visitors")
         self.verify = verify
         self.limits = limits
         self.keep_days = keep_days
         self.ticket_keys: Sequence[bytes] = getattr(verify, "ticket_keys", ())
-        self.generated = None if keys else secrets.token_bytes(MIN_KEY_BYTES)  # the key, if the app has given none
-        self._keys = list(keys) if self.generated is None else [self.generated]
         self._hub: Served | None = None
 
     def __repr__(self) -> str:
@@ -127,10 +121,6 @@ class VisitorVerifier:
         if self._hub is not None:
             raise LocalError("verifier visitors() belongs to another hub already; call visitors() once for each hub")
         self._hub = hub
-
-    def use(self, key: bytes) -> None:
-        """Sign and verify with `key`, which the store keeps."""
-        self._keys = [key]
 
     async def __call__(self, scope: Scope) -> Identity | None:
         """Return the identity of a person, else of a visitor, who gets an id if the request proves none.
@@ -216,11 +206,8 @@ def _identity(visitor: str) -> Identity:
 
 def _bearer(scope: Scope) -> str | None:
     """Return the token of the header `Authorization`; None without one, or with another scheme."""
-    for name, value in scope["headers"]:
-        if name.lower() == b"authorization":
-            scheme, _, token = value.decode("latin-1").strip().partition(" ")
-            return token.strip() if scheme.lower() == "bearer" else None
-    return None
+    scheme, _, token = (header(scope, b"authorization") or "").strip().partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else None
 
 
 def _is_embedded(scope: Scope) -> bool:
@@ -228,5 +215,4 @@ def _is_embedded(scope: Scope) -> bool:
 
     The browser sends no cookie of ours with it, so a new one could only replace that of a visitor.
     """
-    shown = {name.lower(): value for name, value in scope["headers"]}
-    return shown.get(b"sec-fetch-site") == b"cross-site" and shown.get(b"sec-fetch-dest") != b"document"
+    return header(scope, b"sec-fetch-site") == "cross-site" and header(scope, b"sec-fetch-dest") != "document"
