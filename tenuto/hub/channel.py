@@ -42,8 +42,10 @@ from tenuto.hub.people.presence_state import PresenceState
 from tenuto.stores.base import Conflict, Head, Store, head_of
 
 FRAME_BYTES = 256 * 1024  # size of a WebSocket frame at most, unless a single event is larger
+# Larger batches are rare, and to keep another form of them would cost more than to make it again.
+MAX_CHUNK_BYTES = 64 * 1024
 # Limit per channel for the text of batches that are kept for other feeds at the same cursor. A batch exists in up to
-# three forms.
+# four forms.
 MAX_CACHED_BATCHES = 64
 MAX_CACHED_BYTES = 2 * 1024 * 1024
 
@@ -61,7 +63,7 @@ class Behind(Exception):
 class EncodedBatch:
     """The events of one batch, in the forms that transports send. Each form is made once, on first use."""
 
-    __slots__ = ("_body", "_frames", "_raw", "_sse", "channel", "cursor", "events")
+    __slots__ = ("_body", "_chunk", "_frames", "_raw", "_sse", "channel", "cursor", "events")
 
     def __init__(self, channel: str, cursor: str, events: Sequence[ServerEvent]) -> None:
         """Wrap `events`; `cursor` is empty for ephemeral events."""
@@ -71,6 +73,7 @@ class EncodedBatch:
         self._raw: list[bytes] | None = None
         self._sse: bytes | None = None
         self._body: dict[str, Any] | None = None
+        self._chunk: bytes | None = None
         self._frames: tuple[bytes, ...] | None = None
 
     @property
@@ -120,6 +123,13 @@ class EncodedBatch:
         if self._body is None:
             self._body = {"type": "http.response.body", "body": self.sse, "more_body": True}
         return self._body
+
+    @property
+    def chunk(self) -> bytes | None:
+        """Return `sse` as an HTTP/1.1 chunk; None if it is too large to keep it in this form, too."""
+        if self._chunk is None and len(body := self.sse) <= MAX_CHUNK_BYTES:
+            self._chunk = b"%x\r\n%b\r\n" % (len(body), body)
+        return self._chunk
 
     @property
     def frames(self) -> tuple[bytes, ...]:

@@ -36,7 +36,7 @@ from tenuto.transports.codec import GUARDS, MISUSED, Headers, unexpected
 from tenuto.transports.http import no_such_method, no_such_path, problem_response, routes
 from tenuto.transports.operations import BY_NAME, OPERATIONS, SOCKET_PATH
 from tenuto.transports.origin import check_peer
-from tenuto.transports.sender import Chunks, Heartbeats, abort_if_unread, end_refusal
+from tenuto.transports.sender import Heartbeats, abort_if_unread, end_refusal
 from tenuto.transports.sse import channel_events, is_started, poll
 from tenuto.transports.streams import message_events
 from tenuto.transports.websocket import Sockets
@@ -73,7 +73,6 @@ class App:
     def __init__(self, hub: HubCore) -> None:
         self.hub = hub
         self.heartbeats = Heartbeats()
-        self.chunks = Chunks()
         self._sockets = Sockets(hub, self.heartbeats)
         self._plain = _plain_app(hub)
         hub.on_drain(self._drain)

@@ -10,7 +10,7 @@ are two kinds of senders, with the same interface for owners:
 - `DirectSender`, under our own `serve`: the coroutine `send(message)` is driven by hand, and a task finishes it only
   when it blocks. That saves 2 µs a delivery and a task a viewer (measured on the prototype).
 
-`Chunks` frames a streamed body below uvicorn's own code where that is possible, and one `Heartbeats` serves all idle
+A streamed body is framed below uvicorn's own code where that is possible, and one `Heartbeats` serves all idle
 streams of an app.
 
 Safe to change: how a sender waits. Not safe: calling `send` while another call of it is blocked.
@@ -27,34 +27,12 @@ from typing import Any, Protocol
 
 from starlette.types import Message, Receive, Send
 
-from tenuto.hub.channel import EncodedBatch
+from tenuto.hub.channel import MAX_CHUNK_BYTES, EncodedBatch
 from tenuto.watchdog import Watch, Watchdog
 
 logger = logging.getLogger("tenuto.transports")
 
-# Limit of a batch to cache. Larger batches are rare, and to keep the last one would cost more than framing it again.
-MAX_BYTES = 64 * 1024
 OPEN = 1  # the state of an open WebSocket in the package `websockets`
-
-
-class Chunks:
-    """Caches the HTTP chunk of the last batch, since the viewers of a channel take the same batch in a row."""
-
-    __slots__ = ("_batch", "_chunk")
-
-    def __init__(self) -> None:
-        self._batch: EncodedBatch | None = None
-        self._chunk = b""
-
-    def of(self, batch: EncodedBatch) -> bytes | None:
-        """Return the batch as an HTTP/1.1 chunk; None if it is too large to cache."""
-        if batch is not self._batch:
-            body = batch.sse
-            if len(body) > MAX_BYTES:
-                return None
-            self._batch = batch
-            self._chunk = b"%x\r\n%b\r\n" % (len(body), body)
-        return self._chunk
 
 
 def cycle_of(send: Send) -> Any:
@@ -109,7 +87,7 @@ def end_refusal(receive: Receive) -> None:
 
 
 class Frames:
-    """Caches the WebSocket frame of the last text, as `Chunks` does for batches."""
+    """Caches the WebSocket frame of the last text, since the viewers of a channel take the same batch in a row."""
 
     __slots__ = ("_frame", "_text")
 
@@ -121,7 +99,7 @@ class Frames:
         """Return `text` as one unmasked frame; None if it is too large to cache."""
         if text is not self._text:
             size = len(text)
-            if size > MAX_BYTES:
+            if size > MAX_CHUNK_BYTES:
                 return None
             if size < 126:
                 opening = bytes((0x81, size))
@@ -297,7 +275,7 @@ class Sender:
         """Send `message`. The sender must be neither busy nor over, and may be busy afterwards."""
         raise NotImplementedError
 
-    def write_batch(self, batch: EncodedBatch, chunks: Chunks) -> None:
+    def write_batch(self, batch: EncodedBatch) -> None:
         """Send a batch as Server-Sent Events, as `write` would."""
         self.write(batch.body)
 
@@ -448,9 +426,9 @@ class DirectSender(Sender):
         self.is_busy = True
         self._finishing = asyncio.get_running_loop().create_task(self._finish(_drive(sending, blocked)))
 
-    def write_batch(self, batch: EncodedBatch, chunks: Chunks) -> None:
+    def write_batch(self, batch: EncodedBatch) -> None:
         cycle = self._cycle
-        chunk = chunks.of(batch) if cycle is not None and can_write(cycle) else None
+        chunk = batch.chunk if cycle is not None and can_write(cycle) else None
         if chunk is None:
             self.write(batch.body)
         else:

@@ -40,7 +40,7 @@ from tenuto.transports.access import (
 from tenuto.transports.codec import GUARDS, Headers, unexpected
 from tenuto.transports.headers import Query
 from tenuto.transports.operations import BY_NAME
-from tenuto.transports.sender import Chunks, DirectSender, Heartbeats, Sender, TaskSender, abort_if_unread, break_off
+from tenuto.transports.sender import DirectSender, Heartbeats, Sender, TaskSender, abort_if_unread, break_off
 
 logger = logging.getLogger("tenuto.transports")
 
@@ -59,7 +59,6 @@ class StreamApp(Protocol):
 
     hub: HubCore
     heartbeats: Heartbeats
-    chunks: Chunks
 
     def added_headers(self, scope: Scope) -> Headers:
         """Return the headers for CORS, and for the cookie of a visitor, of the response to this request."""
@@ -191,7 +190,7 @@ class EventStream:
             extra = self._seal if self.resume_limits is None else self._seal + self.resume_limits.mark(batch.cursor)
             self.sender.write({"type": "http.response.body", "body": sealed(batch, extra), "more_body": True})
         else:
-            self.sender.write_batch(batch, self._app.chunks)
+            self.sender.write_batch(batch)
 
     async def _catch_up(self, feed: Feed) -> None:
         try:

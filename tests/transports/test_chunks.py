@@ -14,7 +14,8 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from websockets.frames import Frame, Opcode
 
 from proof.wirecheck import SseViewer
-from tenuto.transports.sender import MAX_BYTES, Frames
+from tenuto.hub.channel import MAX_CHUNK_BYTES
+from tenuto.transports.sender import Frames
 from tests.transports.conftest import Served, new_hub, serving
 from tests.transports.watching import write
 
@@ -77,8 +78,8 @@ async def test_middleware_that_wraps_send_is_not_bypassed(sent: list[bytes]) -> 
 # The same tests for WebSocket
 
 
-@pytest.mark.parametrize("length", [0, 1, 125, 126, 1_000, MAX_BYTES])
+@pytest.mark.parametrize("length", [0, 1, 125, 126, 1_000, MAX_CHUNK_BYTES])
 @pytest.mark.parametrize("letter", ["a", "é", "日"])
 def test_frame_equals_the_servers_own_frame(letter: str, length: int) -> None:
-    text = (letter * length).encode()[:MAX_BYTES]
+    text = (letter * length).encode()[:MAX_CHUNK_BYTES]
     assert Frames().of(text) == Frame(Opcode.TEXT, text).serialize(mask=False)

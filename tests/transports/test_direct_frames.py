@@ -22,10 +22,10 @@ from uvicorn.server import ServerState
 
 from proof.wirecheck import encode_frame
 from tenuto import Hub, allow_everyone
+from tenuto.hub.channel import MAX_CHUNK_BYTES
 from tenuto.server.bounded_websocket import BoundedWebSocketProtocol
 from tenuto.server.connections import Connections
 from tenuto.transports import sender
-from tenuto.transports.sender import MAX_BYTES
 from tests.test_bounded_websocket import HANDSHAKE, Owner, SocketTransport
 from tests.transports.conftest import new_hub
 from tests.virtual import virtually
@@ -157,7 +157,7 @@ async def check_bytes(plan: list[str], flush_ms: int) -> None:
                     case "other":
                         await second.append("c")
                     case "large":
-                        await one.append("x" * (MAX_BYTES + 1))
+                        await one.append("x" * (MAX_CHUNK_BYTES + 1))
                     case "signal":
                         hub.runtime.presence.signal("c:1", "s", {"n": number}, "someone")
                     case "ask":
