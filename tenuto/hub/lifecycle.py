@@ -31,7 +31,7 @@ from tenuto.core.errors import Busy, Draining, LocalError, StoreUnavailable, Ten
 from tenuto.core.limits import Limits
 from tenuto.hub.access.rates import Questions
 from tenuto.hub.access.tickets import Keyed, share_key
-from tenuto.hub.checks import check_not_wsgi, warn_of_several_workers
+from tenuto.hub.checks import check_not_wsgi
 from tenuto.hub.clock import Clock
 from tenuto.hub.committer import Capacity
 from tenuto.hub.hooks import Hook, register
@@ -436,8 +436,6 @@ class Lifecycle:
             run = self._run
         if run is None or run.is_over:
             check_not_wsgi(is_exclusive=self._store.is_exclusive)
-            if self._store.is_exclusive:
-                warn_of_several_workers(self._store.name)
             self.node = self._clock.new_id()
             self.viewing.is_draining = self.viewing.has_drained = False
             run = self._run = Run(loop, self._serve, {} if run is None else run.served)
