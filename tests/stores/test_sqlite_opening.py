@@ -1,7 +1,6 @@
 """The files that the SQLite store opens, and its errors for those that it refuses."""
 
 import asyncio
-import multiprocessing.process
 import os
 import re
 import subprocess
@@ -67,16 +66,6 @@ async def test_a_store_waits_for_the_holder_once(holder: subprocess.Popen[str], 
     holder.communicate()  # the other process ends
     await store.open()
     await store.close()
-
-
-async def test_another_worker_of_the_same_server_is_refused_at_once(
-    holder: subprocess.Popen[str], path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(multiprocessing.process, "parent_process", lambda: "a server")
-    monkeypatch.setattr(os, "getppid", os.getpid)  # so that the holder is another child of that server
-    async with asyncio.timeout(PATIENCE_S):
-        with pytest.raises(StoreInUse, match=r"it is another worker of this server: run one worker .--workers 1."):
-            await SqliteStore(path, lock_wait_s=600).open()
 
 
 async def test_second_store_waits_for_the_first_to_close(path: Path) -> None:
