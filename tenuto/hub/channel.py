@@ -36,8 +36,10 @@ from tenuto.core.events import (
 )
 from tenuto.core.limits import Limits
 from tenuto.core.message_state import CommandState, MessageState, part_bytes
+from tenuto.core.names import command_key
 from tenuto.core.ops import Append, Command, Create, Entry
 from tenuto.core.state import ChannelState, apply_entry
+from tenuto.core.turns import STEP_MARK
 from tenuto.hub.people.presence_state import PresenceState
 from tenuto.stores.base import Conflict, Head, Store, head_of
 
@@ -232,6 +234,7 @@ logger = logging.getLogger("tenuto.hub")
 Observe = Callable[["Channel", "Iterable[str] | None"], None]
 MAX_CONFLICTS = 100  # conflicts in a row after which a request fails
 FOLLOW_BYTES = 256 * 1024  # limit of the entries of other hubs that are read one by one
+_STEP_KEY = command_key(STEP_MARK)  # begins the keys of steps
 KEPT_ABSENT = 10_000  # ids that the store is known not to have, so that a new message looks its id up at most once
 
 
@@ -376,7 +379,7 @@ class Channel:
         self.conflicts = 0  # number of commits in a row that failed because the store's data differed from this state
         self.used_s = now_s
         self.presence_state = PresenceState(limits, self._ephemeral_moved)
-        # functions to call after entries other than appends (a dict keeps their order)
+        # functions to call after entries other than appends and steps (a dict keeps their order)
         self.listeners: dict[Callable[[], None], None] = {}
         self._observe = observe
         self._store = store
@@ -454,7 +457,8 @@ class Channel:
             apply_entry(state, entry)
             if type(entry.op) is not Append:
                 self._absent.discard(entry.op.id)
-                shaped[entry.op.id] = None
+                if not entry.op.id.startswith(_STEP_KEY):
+                    shaped[entry.op.id] = None
         for document in documents:
             message = state.messages.get(document.id)
             if message is not None:
@@ -465,7 +469,7 @@ class Channel:
             self._changed(shaped)
 
     def _changed(self, keys: Iterable[str] | None) -> None:
-        """Notify listeners of changes other than appends. `keys` are the affected ids; None means unknown."""
+        """Notify listeners of changes other than appends and steps. `keys` are the affected ids; None means unknown."""
         self._observe(self, keys)
         for listener in tuple(self.listeners):
             listener()

@@ -144,6 +144,29 @@ async def test_only_a_later_attempt_looks_for_its_steps_in_the_store() -> None:
     assert reads == [0, 2]
 
 
+@virtually
+async def test_a_step_wakes_no_listener_of_its_channel() -> None:
+    woken: list[int] = []
+
+    async def script(turn: Turn) -> None:
+        calls = 0
+
+        def wake() -> None:
+            nonlocal calls
+            calls += 1
+
+        channel = turn._backend._hub.channel(turn.channel)  # type: ignore[attr-defined]
+        channel.listeners[wake] = None
+        await turn.step("a", int)
+        woken.append(calls)
+        async with turn.reply() as message:
+            await message.append("Hi")
+        woken.append(calls)
+
+    assert await attempts(script) == [None]
+    assert woken == [0, 2]  # the answer begins and ends
+
+
 @pytest.mark.parametrize("fails", [["no"], ["lost"], ["kept"], ["ok", "lost"], ["ok", "kept"], ["kept", "no", "kept"]])
 @virtually
 async def test_a_step_runs_once_though_the_outcome_of_its_commits_is_unknown(fails: list[str]) -> None:
