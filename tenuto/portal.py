@@ -212,10 +212,9 @@ class Attempt:
         """Return what an earlier writer left to be continued (`Outgoing.take_left`)."""
         return self._outgoing.take_left(self._owner)
 
-    @property
-    def count(self) -> int:
-        """Return the number of parts of the message that count."""
-        return self._outgoing.count
+    def count(self, before: int | None = None) -> int:
+        """Return the number of parts of the message that count (`Outgoing.count`)."""
+        return self._outgoing.count(before)
 
     def reopen_left(self, after: int, until: int | None) -> dict[int, Part]:
         """Return what an earlier writer left of a response (`Outgoing.reopen_left`)."""

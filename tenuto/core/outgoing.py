@@ -388,10 +388,10 @@ class Outgoing:
         """Return whether the next part supersedes those of failed attempts."""
         return any(part.owner is FAILED for part in self._parts)
 
-    @property
-    def count(self) -> int:
-        """Return the number of parts that count."""
-        return sum(part.type != ATTEMPT and part.owner is not FAILED for part in self._parts)
+    def count(self, before: int | None = None) -> int:
+        """Return the number of parts that count; with `before` only of those before the part with this index."""
+        parts = self._parts if before is None else self._parts[: self._found(before)]
+        return sum(part.type != ATTEMPT and part.owner is not FAILED for part in parts)
 
     def begin_attempt(self, outer: Owner | None = None) -> Owner:
         """Return a new owner of parts, inside of `outer`."""

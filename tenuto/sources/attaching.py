@@ -80,7 +80,8 @@ class Attaching:
         self._may_stream = True
         kept, attempt = writing.kept, writing.attempt
         assert attempt is not None
-        self._after = attempt.count - (len(kept.parts) if kept is not None else 0)
+        # a step may be shown behind the text that is continued
+        self._after = attempt.count() if kept is None else attempt.count(kept.index) + 1 - len(kept.parts)
         try:
             if self.found is not None:
                 note, self.found = self.found, None

@@ -579,3 +579,15 @@ def test_text_of_a_half_character_gets_the_other_half_after_a_question() -> None
     outgoing.close_text()
     outgoing.accept_text("\ude00")
     assert counted(harness, outgoing) == ["Look 😀"]
+
+
+def test_text_that_another_task_adds_after_a_question_stands_behind_it() -> None:
+    """A client has the parts up to the question as a response, which has ended: it would miss what they get later."""
+    harness = new_log()
+    outgoing = opened(harness=harness)
+    beside = outgoing.begin_attempt()
+    outgoing.accept_text("Beside, ", owner=beside)
+    outgoing.accept_part({"type": "data", "name": "call", "data": 1})
+    outgoing.close_text()
+    outgoing.accept_text("more. ", owner=beside)
+    assert counted(harness, outgoing) == ["Beside, ", "more. "]
