@@ -30,7 +30,7 @@ from tenuto.core.events import Cursor
 from tenuto.core.model import Command, Json
 from tenuto.core.names import check_channel, check_pattern
 from tenuto.core.requests import CreateMessage
-from tenuto.core.turns import ATTEMPTS
+from tenuto.core.turns import ATTEMPTS, WhenBusy
 from tenuto.core.turns import reply_id as reply_id_of
 from tenuto.core.visitor_ids import visitor_of
 from tenuto.hub import HubCore
@@ -39,7 +39,6 @@ from tenuto.hub.access.rates import Asked, QuestionLimits, Route, current_route
 from tenuto.hub.access.visitors import Visit, VisitorVerifier, visit_in
 from tenuto.hub.checks import check_authenticate
 from tenuto.hub.keep.control import open_control
-from tenuto.hub.turns.scheduler import WhenBusy
 from tenuto.hub.turns.status import next_status, read_pending, read_turn
 from tenuto.response import Answering, Opened, StreamResponse, Style, check_source, check_style, find_newest
 from tenuto.routes import Access, RouteSocket, authorize, serve_socket

@@ -24,8 +24,7 @@ from proof.simulation.network import ClientSocket, ConnectionLost, Frame
 from tenuto.agents.turn import OnCrash, Turn
 from tenuto.core.errors import TenutoError
 from tenuto.core.ops import Claim
-from tenuto.core.turns import reply_id
-from tenuto.hub.turns.scheduler import WhenBusy
+from tenuto.core.turns import WhenBusy, reply_id
 
 if TYPE_CHECKING:
     from proof.simulation.world import World

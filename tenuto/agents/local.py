@@ -21,8 +21,9 @@ from tenuto.core.limits import Limits
 from tenuto.core.model import Command, Json, Message, check_json, plain
 from tenuto.core.names import command_key
 from tenuto.core.requests import ReplyCommand, SendCommand
+from tenuto.core.turns import WhenBusy
 from tenuto.hub.pending import result_later
-from tenuto.hub.turns.scheduler import AssignedTurn, WhenBusy
+from tenuto.hub.turns.scheduler import AssignedTurn
 from tenuto.sources.writing import Writer
 
 if TYPE_CHECKING:

@@ -395,17 +395,12 @@ class Running:
         for command_id in tuple(questions):
             try:
                 async with asyncio.timeout(SHUTDOWN_S):
-                    await self._withdraw_one(command_id)
+                    reply = partial(self._backend.reply, self.channel, command_id, by=self._agent.name)
+                    await patiently(partial(reply, ok=False, data=None, error=WITHDRAWN))
             except (AlreadyAnswered, NotFound):  # not found: the question was refused
                 pass
             except (TenutoError, TimeoutError) as error:  # no matter: the question expires later
                 logger.warning("a question in %s was not withdrawn: %r", self.channel, error)
-
-    async def _withdraw_one(self, command_id: str) -> None:
-        by = self._agent.name
-        await patiently(
-            lambda: self._backend.reply(self.channel, command_id, ok=False, data=None, error=WITHDRAWN, by=by)
-        )
 
     async def _after_crash(self, watch: Watch) -> _Left:
         """Return the first answer of the previous attempts, and take over all of them unless one has ended the turn."""

@@ -254,7 +254,18 @@ class Steps:
         """Store the beginning of a step, or return the stored one. Raises LocalError if that has another kind."""
         data = {"kind": kind, "name": name, "attempt": self._generation, **fields}
         stored = await self._send(self._id(name), data, is_new=is_new)
-        self._compare(name, stored, data)
+        known = stored.command.data
+        if not isinstance(known, dict):
+            raise _lost(name)
+        if known["kind"] != kind:
+            raise _renamed(name, kind, f"an earlier attempt at this turn stored it for `{known['kind']}`")
+        if known.get("function") != data.get("function"):
+            logger.warning(
+                "step %r of %s called %s in an earlier attempt and calls %s now: a stored result is of the former",
+                *(name, self._channel, known.get("function"), data.get("function")),
+            )
+        if stored.reply is None and known["attempt"] != self._generation:
+            self._interrupted.add(name)
         return stored
 
     async def _send(self, id: str, data: dict[str, Json], *, is_new: bool) -> Sent:
@@ -271,21 +282,6 @@ class Steps:
                 expires_s=1.0,  # has no effect on a step
             )
         )
-
-    def _compare(self, name: str, stored: Sent, data: dict[str, Json]) -> None:
-        """Raise LocalError if an earlier attempt used the name for another kind."""
-        known = stored.command.data
-        if not isinstance(known, dict):
-            raise _lost(name)
-        if known["kind"] != data["kind"]:
-            raise _renamed(name, data["kind"], f"an earlier attempt at this turn stored it for `{known['kind']}`")
-        if known.get("function") != data.get("function"):
-            logger.warning(
-                "step %r of %s called %s in an earlier attempt and calls %s now: a stored result is of the former",
-                *(name, self._channel, known.get("function"), data.get("function")),
-            )
-        if stored.reply is None and known["attempt"] != self._generation:
-            self._interrupted.add(name)
 
     async def _store(self, name: str, stored: Sent, result: object) -> Json:
         """Store `result`, and return it as a later attempt would get it. Raises InvalidRequest, TooLarge."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from tenuto.agents.backend import Sent, Watch
 from tenuto.agents.running import Agent, Handler, Running, check_agent, check_worker_settings
@@ -22,6 +22,7 @@ from tenuto.core.errors import LocalError, TenutoError, shown
 from tenuto.core.events import CommandReply, Page
 from tenuto.core.limits import Limits
 from tenuto.core.model import Command, Json, Message
+from tenuto.core.turns import WhenBusy
 from tenuto.development import failure_reason
 from tenuto.sources.writing import Writer
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("tenuto.client")
 
-WhenBusy = Literal["queue", "interrupt", "parallel"]
 KEPT_REPLIES = 100
 HISTORY = 20  # earlier messages that a turn loads at first; it can request more
 

@@ -45,14 +45,14 @@ from tenuto.core.limits import Limits
 from tenuto.core.model import Command, Json, Member, Message, Part, check_json, check_part, plain
 from tenuto.core.names import check_channel, check_id
 from tenuto.core.text import whole_text
-from tenuto.core.turns import ATTEMPTS
+from tenuto.core.turns import ATTEMPTS, WhenBusy
 
 if TYPE_CHECKING:
     import httpx2
 
     from tenuto.agents.running import Handler
     from tenuto.agents.turn import OnCrash
-    from tenuto.client.agents import Agents, WhenBusy
+    from tenuto.client.agents import Agents
 import contextlib
 from collections.abc import Coroutine, Iterator
 from contextlib import AbstractContextManager, contextmanager

@@ -355,7 +355,7 @@ class Outgoing:
         self._gather()
         added, self._repeated = self._repeated, []
         has_more = bool(added) or (bool(left) and len(self._parts) != len(self.left))
-        if not has_more and all(self._parts[index].length == len(_text_of(self.left[index])) for index in left):
+        if not has_more and all(self._parts[index].length == len(text_of(self.left[index])) for index in left):
             return False
         self.fail_attempt(LEFT)
         self.accept_text("".join(added))  # an attempt adds nothing to text of others
@@ -543,7 +543,7 @@ class Outgoing:
 
     def _set_part(self, index: int, part: Part, owner: Owner | None = None, *, is_open: bool = True) -> None:
         """Record `part` of `owner` at `index`, in place of an earlier one."""
-        self._parts[index : index + 1] = [OutgoingPart(part["type"], len(_text_of(part)), is_open, owner)]
+        self._parts[index : index + 1] = [OutgoingPart(part["type"], len(text_of(part)), is_open, owner)]
 
     def _keep(self, order: Sequence[int]) -> None:
         """Keep the parts at these indexes, in this order."""
@@ -709,7 +709,7 @@ class Outgoing:
         self.meta = {key: value for key, value in {**self.meta, **meta}.items() if value is not None}
 
 
-def _text_of(part: Part) -> str:
+def text_of(part: Part) -> str:
     """Return the text or the input of a part."""
     return str(part.get(APPENDABLE.get(part["type"], ""), ""))
 

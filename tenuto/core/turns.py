@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 from tenuto.core.message_state import ClaimState, MessageState
 from tenuto.core.model import STEP_NAME, Message
@@ -25,6 +25,8 @@ CANCEL_S = 2.0  # time in which the worker or writer can carry out a `cancel` be
 ATTEMPTS = 5
 MOST_SPARED = 100  # attempts of one round that may be handed over without counting
 ROUND = 128  # numbers reserved for one round of attempts: from 1, then from 129 after a `regenerate`, and so on
+
+WhenBusy = Literal["queue", "interrupt", "parallel"]
 
 W = TypeVar("W")  # the type of a worker; the state machine only passes workers on
 

@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 
 from tenuto.core.errors import InvalidRequest, InvalidText, LocalError
 from tenuto.core.model import APPENDABLE, Json, Part
+from tenuto.core.outgoing import text_of
 from tenuto.core.text import SurrogateJoiner
 from tenuto.portal import AsyncWriter, Attempt, Try
 from tenuto.sources.reading import CALLED, Add, Drop, Edit, Meta, Open, Set, Source, UpstreamEnded, malformed
@@ -140,7 +141,7 @@ class _Slot:
     @property
     def unrepeated(self) -> str:
         """Return the rest of the text of `left`."""
-        return _text_of(self.left)[self.length :] if self.left is not None else ""
+        return text_of(self.left)[self.length :] if self.left is not None else ""
 
     def repeats(self, fields: dict[str, Json]) -> bool:
         """Return whether the message holds `fields` already, or what followed the call."""
@@ -416,7 +417,7 @@ class Writing:
 
     async def _repeat(self, slot: _Slot, left: Part, text: str) -> None:
         """Write what `text` adds to the part that the message holds. If it differs from that, begin anew."""
-        same = _text_of(left)[slot.length : slot.length + len(text)]
+        same = text_of(left)[slot.length : slot.length + len(text)]
         if not text.startswith(same):
             await self._begin_anew()
         slot.length += len(same)
@@ -502,11 +503,6 @@ def _added(usages: list[dict[str, int]]) -> dict[str, int]:
 def used(writer: Writer) -> dict[str, int]:
     """Return the token usage of the streams that were written into the message."""
     return _used[writer] if writer in _used else _numbers(writer.meta.get("usage"))
-
-
-def _text_of(part: Part) -> str:
-    """Return the text or input of a part."""
-    return str(part.get(APPENDABLE.get(part["type"], ""), ""))
 
 
 def _numbers(value: Json) -> dict[str, int]:

@@ -58,8 +58,8 @@ from tenuto.core.requests import (
     TakeOver,
     UpdateMessage,
 )
+from tenuto.core.turns import WhenBusy
 from tenuto.hub.pending import Result
-from tenuto.hub.turns.scheduler import WhenBusy
 from tenuto.stores.base import CommitUnknown
 from tenuto.transports.headers import is_operator
 

@@ -33,13 +33,14 @@ from tenuto.core.limits import KIB
 from tenuto.core.model import Json, check_json
 from tenuto.core.names import check_channel, check_id, command_key, invalid_pattern, is_pattern, matches
 from tenuto.core.requests import AppendText, CreateMessage, PutPart, RenewLease, Request, TakeOver
+from tenuto.core.turns import WhenBusy
 from tenuto.development import names_exceptions
 from tenuto.hub.access.identity import Identity
 from tenuto.hub.channel import Behind, EncodedBatch
 from tenuto.hub.feed import Feed
 from tenuto.hub.hub import HubCore
 from tenuto.hub.pending import Result
-from tenuto.hub.turns.scheduler import LEASE_S, AssignedTurn, WhenBusy, store_renewal
+from tenuto.hub.turns.scheduler import LEASE_S, AssignedTurn, store_renewal
 from tenuto.transports.access import (
     EXPECTED_BYTES,
     ResumeLimits,

@@ -15,8 +15,9 @@ from tenuto.agents.turn import Turn
 from tenuto.app import Hub
 from tenuto.core.errors import StoreUnusable
 from tenuto.core.ops import Create
+from tenuto.core.turns import WhenBusy
 from tenuto.hub.turns import scheduler as shared_turns
-from tenuto.hub.turns.scheduler import LEASE_S, AssignedTurn, WhenBusy
+from tenuto.hub.turns.scheduler import LEASE_S, AssignedTurn
 from tenuto.sources.writing import Writer
 from tenuto.stores.base import Changes, Committed, Conflict, Hold, Renewal, StoreReplaced, Write
 from tests.hub.hubs import new_hub

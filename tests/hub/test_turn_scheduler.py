@@ -9,8 +9,8 @@ import pytest
 from tenuto import Hub
 from tenuto.agents.turn import Turn
 from tenuto.core.model import Message
-from tenuto.core.turns import ATTEMPTS
-from tenuto.hub.turns.scheduler import LEASE_S, AssignedTurn, WhenBusy
+from tenuto.core.turns import ATTEMPTS, WhenBusy
+from tenuto.hub.turns.scheduler import LEASE_S, AssignedTurn
 from tests.hub.hubs import new_hub
 from tests.virtual import virtually
 

@@ -57,6 +57,7 @@ from tenuto.core.turns import (
     Phase,
     TurnEvent,
     TurnState,
+    WhenBusy,
     fate_of_held,
 )
 from tenuto.hub.channel import Channel, is_settling
@@ -70,7 +71,6 @@ from tenuto.stores.base import Notice, SharedStore, Store
 
 logger = logging.getLogger("tenuto.hub")
 
-WhenBusy = Literal["queue", "interrupt", "parallel"]
 REMEMBERED_PATTERNS = 1_000
 # messages wait for an agent for this time after the last agent of their pattern was present
 REMEMBERED_MS = 24 * 3600 * 1000
@@ -283,10 +283,7 @@ def store_renewal(
         done(None)
         return
     request = ClaimTurn(generation=turn.generation, renews=True, gives_back=gives_back)
-    try:
-        submit(turn.channel, turn.message_id, request, Caller(id=name), stored)
-    except TenutoError as error:
-        done(error)
+    _send(submit, turn.channel, turn.message_id, request, Caller(id=name), stored)
 
 
 def share_loss(submit: Submit, channel: str, turn: TurnState[Worker]) -> None:
@@ -303,10 +300,15 @@ def share_loss(submit: Submit, channel: str, turn: TurnState[Worker]) -> None:
             logger.debug("the turn of %s in %s was not given back: %s", turn.message_id, channel, result)
 
     request = ClaimTurn(generation=turn.attempt, confirmed=turn.confirmed, renews=True, gives_back=True)
+    _send(submit, channel, turn.message_id, request, Caller(id=claim.by, is_server=True), stored)
+
+
+def _send(submit: Submit, channel: str, key: str, request: Request, caller: Caller, done: Done) -> None:
+    """Submit `request`. `done` is called with the result, or with the refusal."""
     try:
-        submit(channel, turn.message_id, request, Caller(id=claim.by, is_server=True), stored)
+        submit(channel, key, request, caller, done)
     except TenutoError as error:
-        stored(error)
+        done(error)
 
 
 MAX_UNENDED = 10_000  # number of handlers of deleted messages to remember; each takes some 200 bytes
@@ -365,6 +367,7 @@ class TurnScheduler:
         self.workers = workers
         self._nodes, self._node = nodes, nodes.node
         self._submit = submit
+        self._request = partial(_send, submit)
         self._find = find  # returns a channel if it is in memory
         self._turns: dict[str, OpenTurns] = {}
         self.unended = UnendedAttempts()
@@ -481,7 +484,7 @@ class TurnScheduler:
             turn = OpenTurn(key)
             self._turns.setdefault(channel, OpenTurns()).put(turn)
         node = claim.node if claim is not None else None
-        # `tenuto.hub.turns.scheduler` asks the store whether another node lives before its turns wait again
+        # `lose_turns` asks the store whether another node lives before its turns wait again
         is_orphan = node is not None and (node == self._node or self._nodes.is_exclusive)
         confirmed = turn.confirmed
         left = turn.observe(message, is_orphan=is_orphan)
@@ -726,12 +729,6 @@ class TurnScheduler:
         self._loop.call_soon(self.offer, assigned.channel)  # offer messages that waited behind this one
         if is_ours:
             self._lapse_in(assigned.channel, turn, 0.0)
-
-    def _request(self, channel: str, key: str, request: Request, caller: Caller, done: Done) -> None:
-        try:
-            self._submit(channel, key, request, caller, done)
-        except TenutoError as error:
-            done(error)
 
     # -- running turns -----------------------------------------------------------------------------------------
 
