@@ -11,7 +11,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from mimetypes import guess_type
 from typing import Literal, NamedTuple, get_args
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from tenuto.core.errors import LocalError
 from tenuto.core.model import Json, Message, Part
-from tenuto.core.turns import reply_ids
+from tenuto.core.turns import newest_branch, reply_ids, versions_of
 
 Shape = Literal["text", "openai", "responses", "anthropic"]
 # names of data parts: with the result of a call that the client has run, and with the name of a participant in the
@@ -33,41 +33,76 @@ _PARTICIPANT = re.compile(r"[^\s<|\\/>]{1,64}\Z")  # other names are refused by 
 
 
 def path_to(message: Message, older: Iterable[Message]) -> list[Message]:
-    """Return the messages that lead to `message`, oldest first.
+    """Return the messages that lead to `message`, oldest first; each question is followed by its answers.
 
-    The path follows the parents. If the parent of a user message is another user message, the newest answer to that one
-    is included. A parent that is not among `older` (deleted, or too far back) is skipped. If the conversation has
-    branches and it is unknown which of them the missing parent was on, the path begins after it: a missing message does
-    less harm than one from another branch.
+    The path follows the parents (`_followed`). Of several versions of an answer it has the one that the path follows,
+    else the newest one, even if it was written after the next question. A parent that is not among `older` (deleted, or
+    too far back) is skipped. If the conversation has branches and it is unknown which of them the missing parent was
+    on, the path begins after it: a missing message does less harm than one from another branch.
     """
-    everything = sorted(older, key=lambda one: -one.created)
-    newest_first = [one for one in everything if one.created < message.created]
-    known = {one.id: one for one in newest_first}
+    everything = sorted(older, key=lambda one: one.created)
+    earlier = [one for one in everything if one.created < message.created]
+    links: dict[str, Message | None] = {}
+    for index, one in enumerate([*earlier, message]):
+        links[one.id] = _followed(one, earlier[:index], links)
+    chain = {one.id: one for one in _leading_to(message, links)}
+    asked = {one.id for one in chain.values() if one.role == "user"}
     path: list[Message] = []
-    at = message
-    while True:
-        before = _parent(at, known, newest_first)
-        if before is None:
-            return path[::-1]
-        if at.role == "user" and before.role == "user":
-            # include the answer even if it was written after the next question
-            path += _newest_answer(before, everything)
-        path.append(before)
-        at = before
+    for one in reversed(chain.values()):
+        if one.id in asked:
+            replies = [reply for reply in everything if reply.reply_to == one.id and reply.role != "user"]
+            ended = [reply for reply in replies if reply.status != "streaming" or reply.id in chain]
+            path += [one, *newest_branch(ended, chain)]
+        elif one.reply_to not in asked:
+            path.append(one)
+    return path
 
 
-def _parent(message: Message, known: dict[str, Message], newest_first: Sequence[Message]) -> Message | None:
+def _followed(message: Message, before: Sequence[Message], links: Mapping[str, Message | None]) -> Message | None:
+    """Return the message that `message` follows; `before` and `links` have the messages before it, and their own.
+
+    By default a message follows the newest one. If that is the first answer to an older question, the message follows
+    the later messages of its conversation, too.
+    """
+    parent = _parent(message, before)
+    if parent is None or message.reply_to is not None or parent is not before[-1]:
+        return parent
+    while parent.role != "user":
+        asked = next((one for one in before if one.id == parent.reply_to), None)
+        if asked is None:
+            break
+        since = [one for one in reversed(before) if asked.created < one.created < parent.created]
+        answers = [one for one in since if one.reply_to == asked.id and one.status != "interrupted"]
+        if len(versions_of(parent, answers)) > 1:
+            break  # another answer begins a branch
+        others = (one for one in since if one.reply_to != asked.id)
+        later = next((one for one in others if asked in _leading_to(one, links)), None)
+        if later is None:
+            break
+        parent = later
+    return parent
+
+
+def _leading_to(message: Message, links: Mapping[str, Message | None]) -> Iterator[Message]:
+    """Yield the messages that lead to `message`, the newest first."""
+    at = links[message.id]
+    while at is not None:
+        yield at
+        at = links[at.id]
+
+
+def _parent(message: Message, before: Sequence[Message]) -> Message | None:
     if message.parent is None:
         return None
-    parent = known.get(message.parent)
-    if parent is not None and parent.created < message.created:
+    newest_first = before[::-1]
+    parent = next((one for one in newest_first if one.id == message.parent), None)
+    if parent is not None:
         return parent
-    before = [one for one in newest_first if one.created < message.created]
-    questions = (one for one in before if one.role == "user")
+    questions = (one for one in newest_first if one.role == "user")
     answered = next((one for one in questions if message.parent in reply_ids(one.id)), None)
     if answered is not None or _has_branches([message, *before]):
         return answered
-    return next(iter(before), None)
+    return next(iter(newest_first), None)
 
 
 def _has_branches(messages: Iterable[Message]) -> bool:
@@ -79,13 +114,6 @@ def _has_branches(messages: Iterable[Message]) -> bool:
     parents = {one.parent for one in messages}
     followed = [(one.parent, one.role) for one in messages if one.role == "user" or one.id in parents]
     return len(set(followed)) < len(followed)
-
-
-def _newest_answer(question: Message, newest_first: Sequence[Message]) -> list[Message]:
-    for one in newest_first:
-        if one.reply_to == question.id and one.role != "user" and one.status != "streaming":
-            return [one]
-    return []
 
 
 def as_turns(messages: Sequence[Message], shape: Shape, custom: Sequence[Json] = ()) -> list[dict[str, Json]]:

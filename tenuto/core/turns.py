@@ -9,7 +9,7 @@ name their attempt, and alternative answers are branches: both are read here.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from enum import Enum
 from typing import Generic, Literal, NamedTuple, TypeVar
 
@@ -543,8 +543,8 @@ def earlier_attempt(message_id: str, answer_id: str, generation: int) -> int | N
     return None
 
 
-def newest_branch(messages: Iterable[Message]) -> list[Message]:
-    """Return the messages of the branch with the latest message, oldest first.
+def newest_branch(messages: Iterable[Message], selected: Container[str] = ()) -> list[Message]:
+    """Return the messages of the branch with the latest message, or with those whose ids are `selected`, oldest first.
 
     A message whose parent is not among `messages` is part of each branch.
     """
@@ -557,7 +557,10 @@ def newest_branch(messages: Iterable[Message]) -> list[Message]:
     unselected: set[str] = set()
     for alternatives in groups.values():
         # messages after an interrupted answer do not select it: the next attempt takes its place
-        shown = max(alternatives, key=lambda one: one.created if one.status == "interrupted" else ages[one.id])
+        followed = [one for one in alternatives if one.id in selected and one.status != "interrupted"]
+        shown = max(
+            followed or alternatives, key=lambda one: one.created if one.status == "interrupted" else ages[one.id]
+        )
         unselected.update(one.id for one in alternatives if one is not shown)
     branch: list[Message] = []
     ends: set[str] = set()  # ids of messages whose followers belong to another branch

@@ -6,12 +6,15 @@ import re
 from typing import Any, get_args
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tenuto.agents.history import Shape, as_turns, path_to
 from tenuto.core.model import Message, Part
 from tenuto.core.turns import reply_id
 from tests.agents.test_turns import new_hub
+from tests.core.harness import ANN, SERVER, LogHarness
 from tests.virtual import virtually
 
 
@@ -124,6 +127,8 @@ def branched(answer: str) -> list[tuple[str, str | None, str | None]]:
 # Two answers to one question begin no branch, and neither does a question sent while an answer streams.
 STRAIGHT = [*ANSWERED, ("A1b", "Q1", "Q1"), ("Q2", "A1b", None), ("Q3", "Q2", None), ("A2", "Q2", "Q2")]
 STRAIGHT += [("Q4", "A2", None), ("Q5", "Q4", None)]
+# Q2 was sent before the answer to Q1 began, and Q3 after that.
+LATE = [("Q1", None, None), ("Q2", "Q1", None), ("A1", "Q1", "Q1"), ("Q3", "A1", None), ("A2", "Q2", "Q2")]
 
 
 @pytest.mark.parametrize(
@@ -133,8 +138,12 @@ STRAIGHT += [("Q4", "A2", None), ("Q5", "Q4", None)]
         ([ANSWERED[0], ("Q1b", "Q1", "Q1"), ("Q2", "Q1b", None)], None, "Q2", ["Q1", "Q1b"]),
         (branched(TURN), TURN, "Q3", ["Q1", "A1", "Q2b"]),
         (branched("A2b"), "A2b", "Q3", []),
-        (STRAIGHT, "Q4", "Q5", ["Q1", "A1b", "Q2", "A2"]),
+        (STRAIGHT, "Q4", "Q5", ["Q1", "A1b", "Q2", "A2", "Q3"]),
         (STRAIGHT, None, "Q3", ["Q1", "A1b", "Q2", "A2"]),
+        (LATE, None, "Q3", ["Q1", "A1", "Q2", "A2"]),
+        ([*LATE, ("Q4", "A1", None)], None, "Q4", ["Q1", "A1"]),
+        ([*LATE, ("A1b", "Q1", "Q1"), ("Q4", "A1b", None)], None, "Q4", ["Q1", "A1b"]),
+        ([*LATE[:2], ("Q1b", None, None), LATE[2], ("Q4", "A1", None)], None, "Q4", ["Q1", "A1", "Q2"]),
     ],
     ids=[
         "a user message in reply to a question",
@@ -143,6 +152,10 @@ STRAIGHT += [("Q4", "A2", None), ("Q5", "Q4", None)]
         "not from a deleted message into another branch",
         "past a deleted message where nothing branches",
         "with an answer that was written later",
+        "past an answer that came after the next question",
+        "not past it in a branch that names it",
+        "not past another answer to an older question",
+        "not into an edit that was sent before the answer came",
     ],
 )
 @virtually
@@ -159,6 +172,51 @@ async def test_history_is_the_path_to_a_question(
     page = await hub.history("x:1", limit=200)
     asked, _ = await hub.read("x:1", of)
     assert [one.id for one in path_to(asked, page.messages)] == path
+
+
+ACTIONS = ("ask", "ask", "answer", "answer", "go on", "crash", "end", "end", "note", "commit")
+
+
+@given(st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 5)), max_size=24))
+def test_path_without_edits_has_all_earlier_questions_and_answers_that_ended(steps: list[tuple[str, int]]) -> None:
+    log = LogHarness(batches=True)
+    begun: dict[str, list[str]] = {}  # ids of the answers to each question
+    others: list[str] = []  # of the questions and the notes
+    for number, (action, of) in enumerate(steps):
+        id, question = str(number), next(iter([*begun][of:]), "")
+        answers = begun.get(question, [])
+        last = log.draft.message(answers[-1]) if answers else None
+        is_open = last is not None and last.is_streaming
+        if action in ("ask", "note"):
+            log.create(id, role="user" if action == "ask" else "assistant", text=id)
+            others.append(id)
+            if action == "ask":
+                begun[id] = []
+        elif action == "answer" and question and (last is None or last.status == "interrupted"):
+            log.stream(id, id, reply_to=question, parent=answers[-2] if answers[1:] else question)
+            answers[max(0, len(answers) - (last is not None)) :] = [id]  # the next attempt takes the place
+        elif action == "go on" and last is not None and last.status == "complete":
+            log.stream(id, id, reply_to=question, parent=last.id)
+            answers.append(id)
+        elif action in ("crash", "end") and is_open:
+            status = "interrupted" if action == "crash" else "complete"
+            log.finish(answers[-1], status, generation=1, caller=SERVER if action == "crash" else ANN)
+        elif action == "commit":
+            log.commit()
+    log.commit()
+    messages = [one.message() for one in log.state.messages.values()]
+    ended = {one.id for one in messages if one.status == "complete"}
+    for at, question in enumerate(others):
+        if question not in begun:
+            continue
+        path = [one.id for one in path_to(log.message(question), messages)]
+        answers = [id for one in others[:at] for id in begun.get(one, ()) if id in ended]
+        assert not {*others[:at], *answers} - {*path}
+        assert [id for id in path if id in others] == others[:at]
+        assert len(path) == len({*path})
+        for one in others[:at]:  # the answers follow their question, in order
+            kept = [id for id in begun.get(one, ()) if id in path]
+            assert path[path.index(one) + 1 :][: len(kept)] == kept
 
 
 PNG = "data:image/png;base64,iVBORw0KGgo="
