@@ -325,13 +325,13 @@ class UIStream(EventStream):
         self._answer = 0  # number of the last answer of which the page has parts
         self._ended_answers: list[Answer] = []  # before the batch
         self._step = 0
-        self._steps: dict[Part, int] = {}  # the step in which each part began; none for those that the page had
+        self._steps: dict[Part, int] = {}  # the step in which each part began; 0 for those that the page had
         self._is_spread = False  # a text goes on in another step than that in which it began
         self._step_due = ""  # why the next part needs a new step, or ""
         self._is_step_empty = True
         self._is_silent = True  # the page got no more than the beginning
         self._open: dict[Part, tuple[str, str]] = {}  # kinds and ids of the texts that the page waits for
-        self._values: dict[Part, Json | None] = {}  # the last value of each other part
+        self._values: dict[Part, Json] = {}  # the last value of each other part
         self._ended: set[str] = set()  # ids of texts that have ended: the page takes no more text for them
         self._tools: dict[Part, PageCall] = {}
         self._shown_questions: set[str] = set()  # ids of the questions that are sent as `data-question`
@@ -363,8 +363,9 @@ class UIStream(EventStream):
         self._ended_answers = [one for one in self._turn.answers if one.status != "streaming"]
         if self._turn.is_gone():
             self.ended = self._turn.end()
-        if is_first and self._page.has_other_text():
-            self.ended, self._step_due = self.REPLACED, ALWAYS if self._has_replied() else ""
+        has_other_call = is_first and self._page.has_other_call()
+        if is_first and (self._page.has_other_text() or (has_other_call and self._turn.attempts)):
+            self.ended, self._step_due = self.REPLACED, ALWAYS if has_other_call or self._has_replied() else ""
             self._open.clear()
             del self._events[1:]  # behind `start`: a page shows no mixture of two texts
         if self.ended is not None or self._turn.is_over:
@@ -424,7 +425,7 @@ class UIStream(EventStream):
 
     def _calls_of_step(self) -> list[PageCall]:
         """Return the calls of the last step that may get more input or a result, also with the end of their answer."""
-        last = [one for one in self._tools if self._steps.get(one, 0) == self._step]
+        last = [one for one in self._tools if self._steps.get(one) == self._step]
         ended = [*self._ended_answers, *self._turn.answers[: self._answer]]
         return [self._tools[one] for one in last if one.answer.status == "streaming" or one.answer not in ended]
 
@@ -453,16 +454,18 @@ class UIStream(EventStream):
                 self._grow_input(part, self._tools[part])
             case "tool":
                 self._tool(part, is_first=is_first)
-            case _:
-                chunk, known = ui_part(part.name, part.value), self._values.get(part) or {}
-                if chunk is not None and known != chunk and not self._page.has(chunk):
+            case _ if (chunk := ui_part(part.name, part.value)) is not None:
+                known = self._values.get(part) or self._page.known(chunk)
+                if known != chunk:
                     if not chunk["type"].startswith("data-") or known.get("type") != chunk["type"]:
                         self._content(part)
                     self._put(**chunk)
+                self._steps.setdefault(part, 0)
                 self._values[part] = chunk
 
     def _grow(self, part: Part, kind: str) -> None:
-        has = 0 if part.sent.length else self._page.length_of(kind, part.text())
+        if has := 0 if part.sent.length else self._page.length_of(kind, part.text()):
+            self._steps[part] = 0
         text = part.take()[has:]
         if not text:
             return
@@ -477,7 +480,7 @@ class UIStream(EventStream):
 
     def _grow_input(self, part: Part, tool: PageCall) -> None:
         text = part.take()
-        if text and tool.stage == STARTED and part in self._steps:
+        if text and tool.stage == STARTED and not tool.shown:
             self._put(type="tool-input-delta", toolCallId=tool.call, inputTextDelta=text)
 
     def _tool(self, part: Part, *, is_first: bool) -> None:
@@ -486,6 +489,8 @@ class UIStream(EventStream):
         if tool is None:
             shown, is_own = self._page.call(value["call"]), value["name"] in self._release.browser_tools
             stage = _STAGES.get(shown.get("state", ""), 0)
+            if stage:
+                self._steps[part] = 0
             tool = self._tools[part] = PageCall(value["call"], value["name"], is_own, shown, stage)
         is_new = tool.stage == 0
         if is_new:
@@ -656,16 +661,20 @@ class PageParts:
         """Return whether the page has a text that none of the stored texts has had (`length_of`)."""
         return any(self._texts.values())
 
+    def has_other_call(self) -> bool:
+        """Return whether the page has a call that none of the stored calls is (`call`)."""
+        return any(self._calls.values())
+
     def call(self, id: str) -> Json:
         """Return the page's part of the next call with this id, once; an empty one without it."""
         known = self._calls.get(id)
         return known.popleft() if known else {}
 
-    def has(self, chunk: Json) -> bool:
-        """Return whether the page has the part of `chunk`, with this value."""
+    def known(self, chunk: Json) -> Json:
+        """Return `chunk` with the value that the page has of its part; an empty one without it."""
         if chunk["type"].startswith("data-"):
-            return bool(self._data.get(chunk["id"], ...) == chunk["data"])
-        return (chunk.get("sourceId") or chunk.get("url")) in self._others
+            return {**chunk, "data": self._data[chunk["id"]]} if chunk["id"] in self._data else {}
+        return chunk if (chunk.get("sourceId") or chunk.get("url")) in self._others else {}
 
 
 def is_tool(part: Json) -> bool:

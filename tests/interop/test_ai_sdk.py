@@ -6,7 +6,7 @@ import asyncio
 import json
 import random
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import httpx2
@@ -457,6 +457,58 @@ async def test_tool_in_the_page_runs_once_and_the_turn_goes_on(scene: PageScene,
     await pages("c", "open", id="1", load=True, resume=True, sendsOn=True, tool="place")
     assert (await finished(pages, "c"))["calls"] == []
     assert len(scene.turns) == 1
+
+
+@pytest.mark.parametrize("moment", ["before the request", "in its response", "after more text"])
+@pytest.mark.parametrize("name", ["place", *(["weather"] if MAJOR >= 6 else [])])
+async def test_attempt_in_which_a_page_was_asked_is_taken_back_from_the_page_too(
+    scene: PageScene, name: str, moment: str
+) -> None:
+    goes, is_again = asyncio.Event(), asyncio.Event()
+
+    async def fails_once(turn: Turn) -> None:
+        async with turn.reply() as message:
+            with suppress(ZeroDivisionError):
+                async with message.attempt():
+                    await message.part({**CALL, "name": name, "state": "called"})
+                    await turn.ask("approve", {"call": "c1"})
+                    await goes.wait()
+                    if moment == "after more text":
+                        await message.part({"type": "text", "text": "Yes"})
+                        await scene.gate.wait()
+                    raise ZeroDivisionError
+            await message.append("Again.")
+            await message.flush()
+            is_again.set()
+            await scene.gate.wait()
+
+    scene.script = fails_once
+    pages = scene.pages
+    await pages("a", "open", id="1", sendsOn=True)
+    await pages("a", "send", text="you")
+    await pages("a", "shows", wanted="c1")
+    tool = tool_of(await finished(pages, "a"))
+    if moment == "before the request":  # another tab was faster
+        (question,) = await scene.hub.pending_commands("chat:1")
+        await scene.hub.reply("chat:1", question.id)
+        goes.set()
+        await is_again.wait()
+    if name == "place":
+        await pages("a", "output", tool=name, toolCallId="c1", output=7)
+    else:
+        await pages("a", "approve", id=tool["approval"]["id"], approved=True)
+    await pages("a", "asks", requests=2)
+    goes.set()
+    if moment == "after more text":
+        await pages("a", "saw", wanted="Yes")
+        scene.gate.set()
+    state = await pages("a", "is", status="error")
+    assert "load the messages again" in state["error"]
+    assert "Again." not in str(state["messages"])
+    await pages("a", "open", id="1", load=True, resume=True)
+    scene.gate.set()
+    state = await pages("a", "resumed")
+    assert (text_of(state), state["messages"]) == ("Again.", await scene.loaded())
 
 
 async def test_other_questions_are_data_and_the_response_stays_open(scene: PageScene) -> None:
