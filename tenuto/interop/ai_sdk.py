@@ -19,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -279,7 +279,8 @@ class PageCall:
     stage: int = 0
     is_approved: bool = False  # the page has the reply to an approval from this stream
     question: str = ""  # id of the open question about it: the next request of the page has the reply
-    held: str | None = None  # input of a call of the page's, which runs it only when a question about it is open
+    input: list[str] = field(default_factory=list)  # in pieces, until the page has the whole
+    is_held: bool = False  # the page, which runs it, gets the whole input only when a question about it is open
 
     @property
     def has_reply(self) -> bool:
@@ -372,8 +373,8 @@ class UIStream(EventStream):
             self._finish()
         elif any(one.question for one in self._tools.values()):
             for tool in self._calls_of_step():  # the page sends no reply before it has the outputs of these, too
-                if tool.held is not None:
-                    self._make_available(tool, tool.held)
+                if tool.is_held:
+                    self._make_available(tool)
             if not self._has_running_call():
                 self._end_with_question()
         return self._taken()
@@ -480,8 +481,10 @@ class UIStream(EventStream):
 
     def _grow_input(self, part: Part, tool: PageCall) -> None:
         text = part.take()
-        if text and tool.stage == STARTED and not tool.shown:
-            self._put(type="tool-input-delta", toolCallId=tool.call, inputTextDelta=text)
+        if text and tool.stage == STARTED:
+            tool.input.append(text)
+            if not tool.shown:
+                self._put(type="tool-input-delta", toolCallId=tool.call, inputTextDelta=text)
 
     def _tool(self, part: Part, *, is_first: bool) -> None:
         value, tool = part.value, self._tools.get(part)
@@ -498,13 +501,14 @@ class UIStream(EventStream):
             tool.stage = STARTED
             self._put(type="tool-input-start", toolCallId=tool.call, toolName=tool.name, **self._executed(tool))
         self._grow_input(part, tool)
+        if tool.stage == STARTED:
+            tool.input = [text]
         is_over = has_result(value)
         if state == "called" or is_over:
-            if not is_over and (tool.held is not None or (is_first and tool.is_own)):
-                tool.held = text
-            else:
+            tool.is_held = tool.is_held or (is_first and tool.is_own)
+            if is_over or not tool.is_held:
                 # without this chunk the page does not run a finished call again
-                self._make_available(tool, text, is_silent=is_over and (is_new or tool.held is not None))
+                self._make_available(tool, is_silent=is_over and (is_new or tool.is_held))
             self._approve(tool, value)
             for id in self._turn.open if not (tool.question or is_over) else ():
                 if call_of(self._turn.questions[id].command.data) == tool.call and id not in self._shown_questions:
@@ -532,11 +536,11 @@ class UIStream(EventStream):
                 self._put(type="tool-approval-response", approvalId=approval["id"], **reply)
                 self._step_due, self._is_step_empty = ALWAYS, False
 
-    def _make_available(self, tool: PageCall, text: str, *, is_silent: bool = False) -> None:
+    def _make_available(self, tool: PageCall, *, is_silent: bool = False) -> None:
         if tool.stage != STARTED:
             return
-        tool.stage, tool.held = AVAILABLE, None
-        value, is_json = parsed(text)
+        value, is_json = parsed("".join(tool.input))
+        tool.stage, tool.input, tool.is_held = AVAILABLE, [], False
         if not (is_silent and is_json):
             chunk = {"toolCallId": tool.call, "toolName": tool.name, "input": value}
             self._put(type="tool-input-available", **chunk, **self._executed(tool))
@@ -548,8 +552,8 @@ class UIStream(EventStream):
         """Send a question or its reply: as data, if the page has no call for it."""
         question = self._turn.questions[id].command
         call, is_approval = call_of(question.data), question.name == "approve" and self._release.version >= 6
-        tool = next((one for one in reversed(self._tools.values()) if one.call == call), None)
-        if id in self._shown_questions or tool is None or not (is_approval or tool.is_own):
+        part, tool = next((one for one in reversed(self._tools.items()) if one[1].call == call), (None, None))
+        if id in self._shown_questions or part is None or tool is None or not (is_approval or tool.is_own):
             if id not in self._shown_questions:
                 self._shown_questions.add(id)
                 self._begin(silent_id(self._message_id))
@@ -557,11 +561,16 @@ class UIStream(EventStream):
             self._put(type="data-question", id=id, data=self._turn.question(id))
         elif id not in self._turn.open:
             tool.question = "" if tool.question == id else tool.question
-        elif tool.question != id:
+        elif tool.question != id and not self._is_growing(part, tool):  # else `_tool` sends it with the whole input
             tool.question = id
-            self._make_available(tool, tool.held or "")
+            self._make_available(tool)
             if is_approval and tool.shown.get("state") != "approval-requested":
                 self._put(type="tool-approval-request", approvalId=id, toolCallId=tool.call)
+
+    def _is_growing(self, part: Part, tool: PageCall) -> bool:
+        """Return whether the input of a call is not whole, as far as it can be known."""
+        has_more = part.value.get("state") == "input" and part.answer.status == "streaming"
+        return tool.stage == STARTED and has_more and not (any(tool.input) and parsed("".join(tool.input))[1])
 
     def _has_running_call(self) -> bool:
         """Return whether a call without a question runs in the last step: before its end the page sends no reply."""

@@ -276,6 +276,25 @@ def test_two_calls_that_are_approved_one_after_the_other_end_the_response_togeth
     assert (stream.is_over, page.ending) == (True, "finish")
 
 
+@pytest.mark.parametrize("name", ["weather", "place"])
+@pytest.mark.parametrize("known", ["", '{"x"', '{"x": 1}'], ids=["none", "beginning", "whole"])
+def test_question_about_a_call_comes_with_the_whole_input(known: str, name: str) -> None:
+    whole = '{"x": 1}'
+    for size in (1, 2, 3, 4):
+        page, stream = FoldedPage(), UIStream("u", RELEASE)
+        begun = {**call("c1", "input", name=name), "input": known[:2]}
+        batches: list[TurnDelta] = [InAnswer("a", PartOpened(0, begun))]
+        batches += [InAnswer("a", TextAdded(0, "tool", 2, known[2:])), asked("q", "c1")]
+        batches.append(InAnswer("a", TextAdded(0, "tool", len(known), whole[len(known) :])))
+        page.take(stream.frame([InAnswer("a", MessageOpened(answer([])))]))
+        for at in range(0, len(batches), size):
+            page.take(stream.frame(batches[at : at + size]))
+        if not stream.is_over:
+            page.take(stream.frame([InAnswer("a", PartReplaced(0, call("c1", "called", name=name), 0))]))
+        assert (stream.is_over, page.ending, page.parts[1]["input"]) == (True, "finish", {"x": 1})
+        assert (page.parts[1]["state"], page.calls) == ("approval-requested", ["c1"] if name == "place" else [])
+
+
 @pytest.mark.parametrize("state", ["called", "done", "denied"])
 def test_page_of_version_6_resumes_after_an_approval_on_a_server_with_the_default(state: str) -> None:
     reply = {"id": "q1", "approved": state != "denied"}
