@@ -114,19 +114,15 @@ _DATA_TYPE = re.compile(r"data:([^;,/\s]{1,100}/[^;,\s]{1,100})[;,]", re.IGNOREC
 REQUEST = "$options"  # field of a question's `meta` with the wishes of its request (`with_options`)
 
 
-def output_part(call: str, output: object) -> Json:
+def output_part(call: str, output: object, **about: str) -> Json:
     """Return the part of a question with the output of the client's tool, for a turn that has ended without it."""
-    return {"type": "data", "name": OUTPUT, "data": {"call_id": call, "output": output}}
+    return {"type": "data", "name": OUTPUT, "data": {"call_id": call, "output": output, **about}}
 
 
-def outputs_in(question: Message) -> Json:
-    """Return the outputs of the client's tools in a question (`output_part`), by call."""
+def outputs_in(question: Message) -> dict[str, Json]:
+    """Return the outputs of the client's tools in a question, by call, each with its fields (`output_part`)."""
     data = [one.get("data") for one in question.parts if one["type"] == "data" and one["name"] == OUTPUT]
-    return {
-        one["call_id"]: one.get("output")
-        for one in data
-        if isinstance(one, dict) and isinstance(one.get("call_id"), str)
-    }
+    return {one["call_id"]: one for one in data if isinstance(one, dict) and isinstance(one.get("call_id"), str)}
 
 
 def with_options(question: Message, options: Json) -> Message:

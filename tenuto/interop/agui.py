@@ -36,6 +36,7 @@ from tenuto.core.errors import IdConflict, InvalidRequest, NotFound
 from tenuto.interop.adapter import (
     ChatRoutes,
     body_of,
+    hashed,
     json_response,
     messages_in,
     output_part,
@@ -67,13 +68,13 @@ def _asked(question: Message) -> list[Json]:
     """Return the client's messages of a question: the results of its own tools, and what the user wrote."""
     outputs, parts = outputs_in(question), [part for part in question.parts if part["type"] != "data"]
     messages: list[Json] = []
-    for number, (call, output) in enumerate(outputs.items(), 1):
-        content: Any = output
+    for number, (call, data) in enumerate(outputs.items(), 1):
+        output = content = data.get("output")
         if isinstance(output, list) and all(map(_block, output)):
             content = _content(output)
         elif not isinstance(output, str):
             content = json.dumps(output, ensure_ascii=False, separators=(",", ":"))
-        id = question.id if number == len(outputs) and not parts else f"{question.id}.{number}"
+        id = str(data.get("id", f"{question.id}.{number}"))
         messages.append({"id": id, "role": "tool", "toolCallId": call, "content": content})
     if parts or not outputs:
         messages.append({"id": question.id, "role": "user", "content": _content(parts)})
@@ -201,8 +202,9 @@ class AGUI(ChatRoutes):
         if has_results:
             question, later, parts = await _with_results(access, channel, question, later)
             after = _after(request, question)
-            if parts:
-                await access.create(channel, id=question, parts=parts, options=options)
+            with suppress(IdConflict):  # another tab has sent a result of the same call
+                if parts:
+                    await access.create(channel, id=question, parts=parts, options=options)
         if request.headers.get("x-run-id"):  # TanStack AI joins a run by the id that the run has named, and no thread
             run = _run_id(body["threadId"], question)
         stream = AGUIStream(body["threadId"], run, question, after)
@@ -315,35 +317,44 @@ async def _with_results(
 ) -> tuple[str, list[Json], list[Json]]:
     """Return the question of the turn that a run joins, its client's messages of this turn, and the parts to store.
 
-    Results of calls to the client's own tools, whose turns have ended without them, are a new question with the id of
-    the last one. Other results are ignored, because the store has them.
+    Results of calls to the client's own tools, whose turns have ended without them, are a new question, with the same
+    id for each tab. Other results are ignored, because the store has them, perhaps from another tab.
     """
     turns = await access.conversation(channel, limit=NEWEST)
-    asked = {turn.message.id for turn in turns if turn.message is not None}
-    for at in reversed(range(len(later))):
-        if later[at]["role"] == "tool" and stored_id(later[at]["id"]) in asked:
-            question, later = stored_id(later[at]["id"]), later[at + 1 :]
-            break
-    outputs = await _outputs(access, channel, [one for one in later if one["role"] == "tool"], turns)
-    return (outputs[-1][0], [], [part for _, part in outputs]) if outputs else (question, later, [])
+    stored = [(turn.message.id, outputs_in(turn.message)) for turn in turns if turn.message is not None]
+    by_call = {call: id for id, outputs in stored for call in outputs}
+    by_id = {str(data.get("id", "")): id for id, outputs in stored for data in outputs.values()}
+    for name, known in (("id", by_id), ("toolCallId", by_call)):
+        for at in reversed(range(len(later))):
+            if later[at]["role"] == "tool" and (sent := str(later[at].get(name))) in known:
+                question, later = known[sent], later[at + 1 :]
+                break
+        outputs = await _outputs(access, channel, [one for one in later if one["role"] == "tool"], turns)
+        if outputs:
+            return min(id for id, _ in outputs), [], [part for _, part in outputs]
+    return question, later, []
 
 
 async def _outputs(
     access: Access, channel: str, results: list[Json], turns: list[TurnStatus]
 ) -> list[tuple[str, Json]]:
-    """Return ids, and parts, of the `results` that belong to open calls to the client's own tools."""
+    """Return the `results` that belong to open calls to the client's own tools, each with an id of the call."""
     given = {str(one.get("toolCallId")): one for one in results}
-    open_calls = set[str]()
+    open_calls: dict[str, str] = {}  # the answer of each
     for turn in turns:
         if turn.message is None:
             continue
-        open_calls -= outputs_in(turn.message).keys()  # later calls may have their ids again
-        parts = [part for one in turn.answers for part in one.parts if part["type"] == "tool" and not has_result(part)]
-        if turn.state == "over" and given.keys() & {part["call"] for part in parts}:
+        for call in outputs_in(turn.message):  # later calls may have their ids again
+            open_calls.pop(call, None)
+        calls = [(one.id, part) for one in turn.answers for part in one.parts if part["type"] == "tool"]
+        left = {part["call"]: (answer, part["name"]) for answer, part in calls if not has_result(part)}
+        if turn.state == "over" and given.keys() & left:
             tools = own_tools(with_options(turn.message, await access.options(channel, turn.message)))
-            open_calls |= {part["call"] for part in parts if part["name"] in tools}
+            open_calls |= {call: answer for call, (answer, name) in left.items() if name in tools}
     found = {call: one for call, one in given.items() if call in open_calls}
-    return [(stored_id(one["id"]), output_part(call, _output(one))) for call, one in found.items()]
+    return [
+        (hashed(open_calls[call], call), output_part(call, _output(one), id=one["id"])) for call, one in found.items()
+    ]
 
 
 def _output(result: Json) -> object:
