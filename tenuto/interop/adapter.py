@@ -22,7 +22,7 @@ from starlette.routing import Route
 from tenuto import Hub, Message
 from tenuto.core.errors import InvalidRequest, LocalError, TooLarge
 from tenuto.interop.fold import Json
-from tenuto.routes import OUTPUT, Access, guarded, is_id
+from tenuto.routes import OPTIONS_KEY, OUTPUT, Access, guarded, is_id
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -111,7 +111,6 @@ def unpacked(id: str) -> list[str]:
 
 
 _DATA_TYPE = re.compile(r"data:([^;,/\s]{1,100}/[^;,\s]{1,100})[;,]", re.IGNORECASE)
-REQUEST = "$options"  # field of a question's `meta` with the wishes of its request (`with_options`)
 
 
 def output_part(call: str, output: object, **about: str) -> Json:
@@ -127,7 +126,7 @@ def outputs_in(question: Message) -> dict[str, Json]:
 
 def with_options(question: Message, options: Json) -> Message:
     """Return `question` with all that its request asks for in its `meta`, in which the store has the small values."""
-    return replace(question, meta={**question.meta, REQUEST: options})
+    return replace(question, meta={**question.meta, OPTIONS_KEY: options})
 
 
 def own_tools(question: Message) -> dict[str, object]:
@@ -144,7 +143,7 @@ def tools_in(requested: Json) -> list[Json]:
 
 def requested_in(question: Message) -> Json:
     """Return all that the request of `question` asks for (`with_options`)."""
-    requested = question.meta.get(REQUEST)
+    requested = question.meta.get(OPTIONS_KEY)
     return requested if isinstance(requested, dict) else {}
 
 

@@ -31,7 +31,6 @@ from starlette.responses import Response
 from tenuto import Hub, Message
 from tenuto.core.errors import AlreadyAnswered, IdConflict, InvalidRequest, LocalError, NotFound, StillStreaming
 from tenuto.interop.adapter import (
-    REQUEST,
     ChatRoutes,
     body_of,
     hashed,
@@ -41,7 +40,7 @@ from tenuto.interop.adapter import (
     stored_parts,
 )
 from tenuto.interop.fold import Answer, EventStream, Json, Part, TurnFold, call_of, encode, has_result, text_of
-from tenuto.routes import Access, TurnDelta, TurnStatus, deltas_of, options_in, versions_of
+from tenuto.routes import OPTIONS_KEY, Access, TurnDelta, TurnStatus, deltas_of, options_in, versions_of
 
 VERSION_PAGES = 10  # pages of 200 messages among which the versions of an edited question are looked for
 JUST_ENDED_S = 10.0  # a page that resumes loaded its messages at most so long before
@@ -97,7 +96,7 @@ class AISDK(ChatRoutes):
         """Return the id of the page's last message, or of its version with this content, either stored if it is new."""
         parts = stored_parts(last["parts"], has_data=True)
         known = last["metadata"] if isinstance(last.get("metadata"), dict) else {}
-        meta = {name: value for name, value in known.items() if name != REQUEST}
+        meta = {name: value for name, value in known.items() if name != OPTIONS_KEY}
         content: Json = {"parts": parts, "meta": meta, "options": options}
         given = stored_id(last["id"])
         try:
@@ -754,7 +753,7 @@ def ui_messages(turns: Iterable[TurnStatus], release: Release) -> list[Json]:
     for turn in turns:
         if turn.message is not None:
             question = turn.message
-            own = {name: value for name, value in question.meta.items() if name != REQUEST}
+            own = {name: value for name, value in question.meta.items() if name != OPTIONS_KEY}
             meta = {"metadata": own} if own else {}
             parts = [_question_part(one) for one in question.parts]
             messages.append({"id": question.id, "role": "user", "parts": parts, **meta})

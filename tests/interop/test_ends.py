@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from tenuto import Hub, Turn
 from tenuto.core.errors import Deleted
 from tenuto.core.requests import SERVER, AppendText, CreateMessage, FinishMessage, TakeOver
-from tenuto.interop.adapter import REQUEST
+from tenuto.routes import OPTIONS_KEY
 from tests.interop.test_streams import STREAMS as OF_ALL
 from tests.interop.test_streams import install_routes
 from tests.transports.conftest import Served, new_hub, serving
@@ -182,7 +182,7 @@ async def test_turn_that_is_cancelled_before_its_first_text_is_cancelled_for_eac
                 with suppress(asyncio.CancelledError):
                     await gate.wait()
 
-        await hub.create("chat:1", id="u", text="you", meta={REQUEST: {}})
+        await hub.create("chat:1", id="u", text="you", meta={OPTIONS_KEY: {}})
         await begun.wait()
         if is_asking:
             await served.until(
@@ -204,7 +204,7 @@ async def test_turn_whose_question_is_deleted_before_its_first_text_is_cancelled
         async def waits(turn: Turn) -> None:
             await asyncio.Event().wait()
 
-        await hub.create("chat:1", id="u", text="you", meta={REQUEST: {}})
+        await hub.create("chat:1", id="u", text="you", meta={OPTIONS_KEY: {}})
         readers = Readers(served)
         await readers.join(hub)
         await hub.delete("chat:1", "u")
