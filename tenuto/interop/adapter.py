@@ -22,16 +22,18 @@ from starlette.routing import Route
 from tenuto import Hub, Message
 from tenuto.core.errors import InvalidRequest, LocalError, TooLarge
 from tenuto.interop.fold import Json
-from tenuto.routes import OPTIONS_KEY, OUTPUT, Access, guarded, is_id
+from tenuto.routes import OPTIONS_KEY, OUTPUT, Access, TurnStatus, guarded, is_id
 
 Endpoint = Callable[[Request], Awaitable[Response]]
+Shown = Callable[[list[TurnStatus]], list[Json]]  # returns the client's messages of a conversation
 
 
 class ChatRoutes:
     """The routes of an adapter. `{id}` in `channel` is the id of a `chat`, which clients send in `field`."""
 
-    def __init__(self, hub: Hub, channel: str, *, chat: str, field: str) -> None:
+    def __init__(self, hub: Hub, channel: str, *, chat: str, field: str, shown: Shown) -> None:
         self._hub = hub
+        self._shown = shown
         self._channel = check_template(channel, chat)
         self._missing = f"the request needs {field}, the id of the {chat} as text"
 
@@ -45,15 +47,20 @@ class ChatRoutes:
         channel = self._channel_of(id)
         return await self._hub.authorize(request.scope, channel, capabilities), channel
 
-    def _install(self, app: Any, path: str, post: Endpoint, get: Endpoint, others: dict[str, Endpoint]) -> None:
-        """Add the routes at `path` itself, those of a chat by their names, and that of `_stop`, before other routes."""
+    def _install(self, app: Any, path: str, post: Endpoint, get: Endpoint, **others: Endpoint) -> None:
+        """Add the routes at `path` itself, and those of a chat by their names, before other routes."""
         path = path.rstrip("/")
+        others["messages"] = self._messages
         app.router.routes[:0] = [
             Route(path, guarded(post), methods=["POST"]),
             Route(path, guarded(get), methods=["GET"]),
             *(Route(f"{path}/{{id}}/{name}", guarded(one), methods=["GET"]) for name, one in others.items()),
             Route(f"{path}/{{id}}/stop", guarded(self._stop), methods=["POST"]),
         ]
+
+    async def _messages(self, request: Request) -> Response:
+        access, channel = await self._enter(request, request.path_params["id"], "history")
+        return json_response(self._shown(await access.conversation(channel)))
 
     async def _stop(self, request: Request) -> Response:
         """Cancel the running turns, for all clients. Closing a connection cancels nothing."""

@@ -178,11 +178,11 @@ class AGUI(ChatRoutes):
     """
 
     def __init__(self, hub: Hub, *, channel: str) -> None:
-        super().__init__(hub, channel, chat="thread", field="threadId")
+        super().__init__(hub, channel, chat="thread", field="threadId", shown=messages_of)
 
     def install(self, app: Any, path: str) -> None:
         """Add the routes to a Starlette or FastAPI app, before its other routes."""
-        self._install(app, path, self._run, self._hydrate, {"connect": self._connect, "messages": self._messages})
+        self._install(app, path, self._run, self._hydrate, connect=self._follow)
 
     async def _run(self, request: Request) -> Response:
         """Add the last message of the user, or join its turn, and stream what the client lacks of the turn."""
@@ -219,7 +219,7 @@ class AGUI(ChatRoutes):
             run = given["runId"]
             match unpacked(run.removeprefix("run_")):
                 case thread, question if run.startswith("run_") and is_id(question):
-                    return await self._follow(request, thread, question, _after(request, question))
+                    return await self._follow(request, thread, question)
             raise NotFound(f"run {run[:64]!r} does not exist; use an id that this server has returned")
         access, channel = await self._enter(request, given.get("threadId"), "history")
         limit, before = (_whole(given, name) for name in ("limit", "before"))
@@ -238,22 +238,17 @@ class AGUI(ChatRoutes):
             }
         )
 
-    async def _connect(self, request: Request) -> Response:
-        """Stream a turn after `Last-Event-ID` or `cursor`, or the newest one whole; 204 if there is none."""
-        thread, after = request.path_params["id"], _after(request)
-        return await self._follow(request, thread, after.question if after is not None else "", after)
-
-    async def _follow(self, request: Request, thread: str, question: str, after: TurnPosition | None) -> Response:
+    async def _follow(self, request: Request, thread: str = "", question: str = "") -> Response:
+        """Stream a turn after `Last-Event-ID` or `cursor`, by default the newest one whole; 204 if there is none."""
+        thread = thread or request.path_params["id"]
         access, channel = await self._enter(request, thread, "subscribe", "history")
+        after = _after(request, question or None)
+        question = question or (after.question if after is not None else "")
         for turn in await access.conversation(channel, limit=NEWEST) if not question else ():
             question = turn.message.id if turn.message is not None else question
         if not question:
             return Response(status_code=204)
         return _stream(access, channel, AGUIStream(thread, _run_id(thread, question), question, after))
-
-    async def _messages(self, request: Request) -> Response:
-        access, channel = await self._enter(request, request.path_params["id"], "history")
-        return json_response(messages_of(await access.conversation(channel)))
 
 
 def _stream(access: Access, channel: str, stream: AGUIStream) -> Response:
@@ -423,7 +418,7 @@ class AGUIStream(EventStream):
         self.question = question
         self.read_snapshot: Callable[[], Awaitable[list[Json] | None]] | None = None  # returns the thread
         self.following: Callable[[], Awaitable[AGUIStream]] | None = None  # goes on once text must be taken back
-        self._run = {"threadId": thread, "runId": run}
+        self._run: Json = {"threadId": thread, "runId": run}
         self._attempts = 0  # superseded before the reader came
         self.snapshot: list[Json] | None = None  # the thread before the answer; the stream begins with it
         self.known: dict[str, str] = {}  # roles of the messages of the turn that the client shows, by id
@@ -564,7 +559,8 @@ class AGUIStream(EventStream):
         self._parts[part] = {field: id}
         for type in types:
             self._advance(1)
-            self._put(type, **{field: id}, **start, **({"role": _ROLES[type]} if type in _ROLES else {}))
+            role: Json = {"role": _ROLES[type]} if type in _ROLES else {}
+            self._put(type, **self._parts[part], **start, **role)
 
     def _result(self, part: Part) -> None:
         """Send the result of a call, if it is there and the reader lacks it."""
@@ -578,14 +574,12 @@ class AGUIStream(EventStream):
         output = part.value.get("output", state)
         text = output if isinstance(output, str) else json.dumps(output, ensure_ascii=False)
         fields = {"messageId": f"{part.name}.result", **self._parts[part], "content": text}
-        self._emit("TOOL_CALL_RESULT", **fields, role="tool", **failed)
+        self._put("TOOL_CALL_RESULT", is_due=True, **fields, role="tool", **failed)
 
     def _value(self, part: Part) -> None:
         kind, fields = part.value["type"], {name: value for name, value in part.value.items() if name != "type"}
-        if kind == "data":
-            self._custom(fields["name"], part.name, fields.get("data"))
-        else:
-            self._custom(f"tenuto.{kind}", part.name, fields)
+        name, value = (fields["name"], fields.get("data")) if kind == "data" else (f"tenuto.{kind}", fields)
+        self._custom(name, part.name, value)
 
     # -- the events and their positions --------------------------------------------------------------------------
 
@@ -596,14 +590,11 @@ class AGUIStream(EventStream):
             self.ended = LOST
         self._at = replace(self._at, units=self._at.units + units, sum=crc32(text.encode(), self._at.sum))
 
-    def _put(self, type: str, **fields: Any) -> None:
-        """Send an event, unless it is before the reader's position."""
-        if self._at.units > self._after.units and self.ended is None:
-            self._emit(type, **fields)
-
-    def _emit(self, type: str, **fields: Any) -> None:
-        self._last = self._at
-        self._events.append((self._at.text(), {"type": type, **fields}))
+    def _put(self, type: str, *, is_due: bool = False, **fields: Any) -> None:
+        """Send an event, unless it is before the reader's position, which results that are due follow."""
+        if is_due or (self._at.units > self._after.units and self.ended is None):
+            self._last = self._at
+            self._events.append((self._at.text(), {"type": type, **fields}))
 
     def _custom(self, name: str, id: str, value: Any) -> None:
         """Send a value, unless it was sent last. Each run sends it again."""

@@ -30,15 +30,7 @@ from starlette.responses import Response
 
 from tenuto import Hub, Message
 from tenuto.core.errors import AlreadyAnswered, IdConflict, InvalidRequest, LocalError, NotFound, StillStreaming
-from tenuto.interop.adapter import (
-    ChatRoutes,
-    body_of,
-    hashed,
-    json_response,
-    messages_in,
-    stored_id,
-    stored_parts,
-)
+from tenuto.interop.adapter import ChatRoutes, body_of, hashed, json_response, messages_in, stored_id, stored_parts
 from tenuto.interop.fold import Answer, EventStream, Json, Part, TurnFold, call_of, encode, has_result, text_of
 from tenuto.routes import OPTIONS_KEY, Access, TurnDelta, TurnStatus, deltas_of, options_in, versions_of
 
@@ -62,12 +54,12 @@ class AISDK(ChatRoutes):
     ) -> None:
         if version not in (5, 6, 7):
             raise LocalError(f"version must be 5, 6 or 7, the major release of the package ai, got {version!r}")
-        super().__init__(hub, channel, chat="chat", field="id")
         self._release = Release(version, strict, frozenset(browser_tools))
+        super().__init__(hub, channel, chat="chat", field="id", shown=lambda turns: ui_messages(turns, self._release))
 
     def install(self, app: Any, path: str) -> None:
         """Add the routes to a Starlette or FastAPI app, before its other routes."""
-        self._install(app, path, self._post, self._list, {"stream": self._resume, "messages": self._messages})
+        self._install(app, path, self._post, self._list, stream=self._resume)
 
     async def _post(self, request: Request) -> Response:
         """Add the last message of the page, or answer the agent's questions, and stream the turn."""
@@ -86,8 +78,11 @@ class AISDK(ChatRoutes):
         options = options_in(body, is_strict=False)
         is_edit = body.get("messageId") is not None and not is_again  # else it names the answer
         question = await self._question(access, channel, earlier, last, options, is_edit=is_edit)
-        if is_again:
-            await self._regenerate(access, channel, question)
+        turn = await access.turn(channel, question) if is_again else None
+        if turn is not None and turn.state in ("over", "none"):  # else the request is a repeat
+            again = hashed("regenerate", question, turn.answers[-1].id if turn.answers else "")
+            with suppress(StillStreaming):
+                await access.command(channel, "regenerate", target=question, id=again)
         return access.stream(channel, question, UIStream(question, self._release))
 
     async def _question(
@@ -117,14 +112,6 @@ class AISDK(ChatRoutes):
                 break  # an edit back to an earlier content is another version
         id = hashed(newest, json.dumps(parts))
         return (await access.create(channel, id=id, **content, parent=known.parent)).id
-
-    async def _regenerate(self, access: Access, channel: str, question: str) -> None:
-        turn = await access.turn(channel, question)
-        if turn.state not in ("over", "none"):
-            return  # the request is a repeat
-        newest = turn.answers[-1].id if turn.answers else ""
-        with suppress(StillStreaming):
-            await access.command(channel, "regenerate", target=question, id=hashed("regenerate", question, newest))
 
     async def _answer(self, access: Access, channel: str, last: Json) -> tuple[str, bool]:
         """Reply to the agent's questions that the page's last message answers.
@@ -185,10 +172,6 @@ class AISDK(ChatRoutes):
         if any(one["name"] in self._release.browser_tools and not has_result(one) for one in parts):
             return False
         return max((one.updated_at for one in turn.answers), default=0) > (time.time() - JUST_ENDED_S) * 1_000
-
-    async def _messages(self, request: Request) -> Response:
-        access, channel = await self._enter(request, request.path_params["id"], "history")
-        return json_response(ui_messages(await access.conversation(channel), self._release))
 
     async def _list(self, request: Request) -> Response:
         """Return the chats that the caller may read, newest first. `or "-"`: `_channel_of` refuses an empty id."""
@@ -286,10 +269,18 @@ class PageCall:
         """Return whether the page has replied to it."""
         return self.shown.get("state") in ("approval-responded", "output-available", "output-error")
 
-    def has_approval(self, approval: Json) -> bool:
+    @property
+    def is_running(self) -> bool:
+        """Return whether it gets more input, or a result without a reply of the page's."""
+        is_settled = self.is_own or self.is_approved or self.has_reply
+        return not self.question and (self.stage == STARTED or (self.stage == AVAILABLE and not is_settled))
+
+    def has_approval(self, approval: Json | None) -> bool:
         """Return whether the page's part has this reply to the approval."""
         shown = self.shown.get("approval")
-        return isinstance(shown, dict) and all(shown.get(key) == approval[key] for key in ("id", "approved"))
+        if approval is None or not isinstance(shown, dict):
+            return False
+        return all(shown.get(key) == approval[key] for key in ("id", "approved"))
 
 
 @dataclass(frozen=True)
@@ -320,8 +311,8 @@ class UIStream(EventStream):
         self._message_id = message_id
         self._page = PageParts(page)
         self._is_late = is_late
-        self._is_first = True  # no deltas were received
-        self._begun_id = ""  # id of the page's message after its beginning
+        self._is_first = True  # first comes the turn as it is, whose calls may have their replies already
+        self.begun_id = ""  # id of the page's message after its beginning
         self._answer = 0  # number of the last answer of which the page has parts
         self._ended_answers: list[Answer] = []  # before the batch
         self._step = 0
@@ -347,8 +338,6 @@ class UIStream(EventStream):
 
     def receive(self, deltas: Sequence[TurnDelta]) -> list[Json]:
         """Return the chunks for `deltas`."""
-        # first comes the turn as it is, whose calls may have their replies already
-        is_first, self._is_first = self._is_first, False
         parts, questions = self._turn.receive_all(deltas)
         for id in filter(None, [self._page.id, *(one.id for one in self._turn.answers[:1])]):
             self._begin(id)
@@ -357,25 +346,26 @@ class UIStream(EventStream):
             self.ended = self.REPLACED
         for part in parts:
             if self.ended is None and not part.is_superseded:
-                self._change(part, is_first=is_first)
+                self._change(part)
         for id in questions if self.ended is None else ():
             self._question(id)
         self._ended_answers = [one for one in self._turn.answers if one.status != "streaming"]
         if self._turn.is_gone():
             self.ended = self._turn.end()
-        has_other_call = is_first and self._page.has_other_call()
-        if is_first and (self._page.has_other_text() or (has_other_call and self._turn.attempts)):
-            self.ended, self._step_due = self.REPLACED, ALWAYS if has_other_call or self._has_replied() else ""
+        has_text, has_call = self._page.others() if self._is_first else (False, False)
+        if has_text or (has_call and self._turn.attempts):
+            self.ended, self._step_due = self.REPLACED, ALWAYS if has_call or self._has_replied() else ""
             self._open.clear()
             del self._events[1:]  # behind `start`: a page shows no mixture of two texts
+        self._is_first = False
         if self.ended is not None or self._turn.is_over:
             self._finish()
         elif any(one.question for one in self._tools.values()):
             for tool in self._calls_of_step():  # the page sends no reply before it has the outputs of these, too
                 if tool.is_held:
                     self._make_available(tool)
-            if not self._has_running_call():
-                self._end_with_question()
+            if not any(one.is_running for one in self._calls_of_step()):  # before their end the page sends no reply
+                self._wait()
         return self._taken()
 
     def _put(self, **chunk: Any) -> None:
@@ -383,8 +373,8 @@ class UIStream(EventStream):
         self._events.append(chunk)
 
     def _begin(self, message_id: str) -> None:
-        if not self._begun_id:
-            self._begun_id, meta = message_id, self._turn.meta()
+        if not self.begun_id:
+            self.begun_id, meta = message_id, self._turn.meta()
             self._put(type="start", messageId=message_id, **({"messageMetadata": meta} if meta else {}))
             if self._page.id is None:
                 self._put(type="start-step")
@@ -441,7 +431,7 @@ class UIStream(EventStream):
             self._put(type=f"{kind}-end", id=id)
         self._open.clear()
 
-    def _change(self, part: Part, *, is_first: bool) -> None:
+    def _change(self, part: Part) -> None:
         """Send what has changed in a part: its text alone, or its value."""
         if part.place[0] > self._answer:
             self._answer, self._step_due = part.place[0], ALWAYS
@@ -453,7 +443,7 @@ class UIStream(EventStream):
             case "tool" if not part.is_put:
                 self._grow_input(part, self._tools[part])
             case "tool":
-                self._tool(part, is_first=is_first)
+                self._tool(part)
             case _ if (chunk := ui_part(part.name, part.value)) is not None:
                 known = self._values.get(part) or self._page.known(chunk)
                 if known != chunk:
@@ -485,7 +475,7 @@ class UIStream(EventStream):
             if not tool.shown:
                 self._put(type="tool-input-delta", toolCallId=tool.call, inputTextDelta=text)
 
-    def _tool(self, part: Part, *, is_first: bool) -> None:
+    def _tool(self, part: Part) -> None:
         value, tool = part.value, self._tools.get(part)
         text, state = text_of(value), value.get("state")
         if tool is None:
@@ -504,7 +494,7 @@ class UIStream(EventStream):
             tool.input = [text]
         is_over = has_result(value)
         if state == "called" or is_over:
-            tool.is_held = tool.is_held or (is_first and tool.is_own)
+            tool.is_held = tool.is_held or (self._is_first and tool.is_own)
             if is_over or not tool.is_held:
                 # without this chunk the page does not run a finished call again
                 self._make_available(tool, is_silent=is_over and (is_new or tool.is_held))
@@ -571,15 +561,7 @@ class UIStream(EventStream):
         has_more = part.value.get("state") == "input" and part.answer.status == "streaming"
         return tool.stage == STARTED and has_more and not (any(tool.input) and parsed("".join(tool.input))[1])
 
-    def _has_running_call(self) -> bool:
-        """Return whether a call without a question runs in the last step: before its end the page sends no reply."""
-        for one in self._calls_of_step():
-            is_settled = one.is_own or one.is_approved or one.has_reply
-            if not one.question and (one.stage == STARTED or (one.stage == AVAILABLE and not is_settled)):
-                return True
-        return False
-
-    def _end_with_question(self) -> None:
+    def _wait(self) -> None:
         """End the response, as a page can reply only then. A page that repeats a reply would repeat it for ever."""
         if self._is_late and self._is_silent and self._has_replied():
             self._put(type="error", errorText=LATE)
@@ -592,11 +574,6 @@ class UIStream(EventStream):
     def _has_replied(self) -> bool:
         return any(tool.has_reply for tool in self._tools.values())
 
-    def _has_outcome(self, part: Part, tool: PageCall) -> bool:
-        """Return whether a call has an outcome for the page's reply: its result, or the page's own approval."""
-        approval = approval_of(part.value, DEFAULT)
-        return has_result(part.value) or (approval is not None and tool.has_approval(approval))
-
     def _reason(self, reason: str) -> Json:
         return {} if self._release.strict and self._release.version < 6 else {"finishReason": reason}
 
@@ -605,11 +582,12 @@ class UIStream(EventStream):
         self._close()
         if self._step_due and not self._is_step_empty:
             self._begin_step()
-            self._put(type="start", messageId=self._begun_id)  # a page stores an empty step only with a later chunk
+            self._put(type="start", messageId=self.begun_id)  # a page stores an empty step only with a later chunk
         meta = self._turn.meta()
         status, reason = self.ended or self._turn.end()
         if status in ("complete", "cancelled"):
-            has_all = all(self._has_outcome(part, tool) for part, tool in self._tools.items() if tool.has_reply)
+            replied = [(part.value, tool) for part, tool in self._tools.items() if tool.has_reply]
+            has_all = all(has_result(one) or tool.has_approval(approval_of(one, DEFAULT)) for one, tool in replied)
             if self._is_late and not has_all:
                 status, reason = "late", LATE
             else:
@@ -638,8 +616,8 @@ class PageParts:
     """The parts of the message that a page has and continues; none without `page`."""
 
     def __init__(self, page: Json | None) -> None:
-        parts = page["parts"] if page is not None else []
         self.id: str | None = page["id"] if page is not None else None
+        parts = page["parts"] if page is not None else []
         self._calls: dict[str, deque[Json]] = {}  # by id, which later calls may have again
         for one in filter(is_tool, parts):
             self._calls.setdefault(one["toolCallId"], deque()).append(one)
@@ -665,13 +643,9 @@ class PageParts:
         known.extendleft(reversed(others))
         return sent
 
-    def has_other_text(self) -> bool:
-        """Return whether the page has a text that none of the stored texts has had (`length_of`)."""
-        return any(self._texts.values())
-
-    def has_other_call(self) -> bool:
-        """Return whether the page has a call that none of the stored calls is (`call`)."""
-        return any(self._calls.values())
+    def others(self) -> tuple[bool, bool]:
+        """Return whether the page has a text, and a call, that was not asked for (`length_of`, `call`)."""
+        return any(self._texts.values()), any(self._calls.values())
 
     def call(self, id: str) -> Json:
         """Return the page's part of the next call with this id, once; an empty one without it."""
@@ -758,10 +732,7 @@ def ui_messages(turns: Iterable[TurnStatus], release: Release) -> list[Json]:
             parts = [_question_part(one) for one in question.parts]
             messages.append({"id": question.id, "role": "user", "parts": parts, **meta})
         if turn.state == "over":
-            metas = TurnFold(deltas_of(turn)).meta()
-            id = turn.answers[0].id if turn.message is None or turn.answers else silent_id(turn.message.id)
-            message: Json = {"id": id, "role": "assistant", "parts": _parts(turn, release)}
-            messages.append({**message, **({"metadata": metas} if metas else {})})
+            messages.append(_answer(turn, release))
     return messages
 
 
@@ -779,10 +750,11 @@ def _question_part(part: Json) -> Json:
     return part
 
 
-def _parts(turn: TurnStatus, release: Release) -> list[Json]:
-    """Return the parts of a turn's answers as a page builds them that follows the turn from its beginning."""
+def _answer(turn: TurnStatus, release: Release) -> Json:
+    """Return the message with a turn's answers as a page builds it that follows the turn from its beginning."""
     # the chunks of version 7 have the replies to approvals, which pages of 6 have from their users
-    stream = UIStream("", Release(7 if release.version > 5 else 5, browser_tools=release.browser_tools))
+    as_built = Release(7 if release.version > 5 else 5, browser_tools=release.browser_tools)
+    stream = UIStream(turn.message.id if turn.message is not None else "", as_built)
     stream.receive(())
     parts: list[Json] = []
     texts, calls = dict[str, Json](), dict[str, Json]()  # calls also by the ids of their approvals
@@ -813,4 +785,6 @@ def _parts(turn: TurnStatus, release: Release) -> list[Json]:
                 parts.append(chunk)
     for part in filter(is_tool, parts):
         part["input"] = parsed(part["input"])[0]
-    return parts if len(parts) > 1 else []  # the page drops a step without parts
+    message: Json = {"id": stream.begun_id, "role": "assistant"}
+    message["parts"] = parts if len(parts) > 1 else []  # the page drops a step without parts
+    return message | ({"metadata": meta} if (meta := TurnFold(deltas_of(turn)).meta()) else {})
