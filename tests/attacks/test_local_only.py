@@ -149,30 +149,6 @@ def test_every_header_of_a_proxy_is_refused(server: Server, header: str) -> None
         )
 
 
-@pytest.mark.parametrize(
-    "host", ["rebound.example", "localhost.rebound.example", "localhost@rebound.example", "[::1]rebound.example"]
-)
-def test_rebound_name_is_refused(server: Server, host: str) -> None:
-    """A page lets its own name point at 127.0.0.1: the browser then sends that name as Host and as Origin."""
-    for name, data in TRIES.items():
-        origin = f"http://{host}".encode()
-        rebound = data.replace(b"Host: localhost\r\n", b"Host: %b\r\nOrigin: %b\r\n" % (host.encode(), origin))
-        assert rebound != data, name
-        check_refused(send(server.port, rebound), "the Host header is")
-
-
-@pytest.mark.parametrize(
-    "header", ["Sec-Fetch-Site: cross-site", "Sec-Fetch-Site: same-site", "Origin: https://a.test"]
-)
-def test_request_of_a_foreign_page_is_refused(server: Server, header: str) -> None:
-    """A browser names no Origin for images, scripts and links, but names the relation of the two sites."""
-    for data in TRIES.values():
-        response = send(server.port, data.replace(b"\r\n\r\n", f"\r\n{header}\r\n\r\n".encode(), 1))
-        assert b" 403 " in response, response
-        assert b"allowed_origins" in response
-        assert b"secret" not in response
-
-
 # Peers that must stay welcome
 
 

@@ -153,6 +153,7 @@ append_2     not_writer  ok
 append_again deleted    deleted     deleted     deleted    deleted    deleted     not_found  deleted
 delete       ok         ok          ok          ok         ok         ok          not_found  ok
 claim        deleted    deleted     deleted     deleted    deleted    deleted     not_found  deleted
+create       deleted    deleted     deleted     deleted    deleted    deleted     id_conflict deleted
 """,
     ),
     (

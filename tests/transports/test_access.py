@@ -360,18 +360,6 @@ async def test_expired_identity_is_401() -> None:
     assert await with_verifier(over, SOCKET) == (401, "unauthenticated")
 
 
-async def test_metrics_need_admin_where_there_is_a_verifier() -> None:
-    async def person(scope: Any) -> Identity | None:
-        return Identity(client_id="ada", capabilities=frozenset({"history"}))
-
-    async def operator(scope: Any) -> Identity | None:
-        return Identity(client_id="ops", capabilities=frozenset({"admin"}))
-
-    for how in (AWAY, {}):
-        for verify, status in ((person, 403), (nobody, 401), (operator, 200)):
-            assert (await with_verifier(verify, {**how, "path": "/metrics"}))[0] == status
-
-
 async def test_health_needs_no_identity_where_there_is_a_verifier() -> None:
     for path in ("/healthz", "/readyz", "/web/view.js"):
         assert (await with_verifier(nobody, {**AWAY, "path": path}))[0] == 200

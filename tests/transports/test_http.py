@@ -47,12 +47,6 @@ def refused(response: httpx2.Response) -> tuple[int, str]:
 # Create
 
 
-async def test_the_id_of_a_deleted_message_is_gone(http: httpx2.AsyncClient) -> None:
-    await create(http, text="one")
-    await http.delete(M1)
-    assert refused(await http.post(MESSAGES, json={"id": "m1", "text": "one"})) == (410, "deleted")
-
-
 # Names and paths
 
 

@@ -119,22 +119,6 @@ async def test_a_socket_is_refused_with_our_problem(
 # Watching
 
 
-async def test_one_socket_carries_many_channels_and_leaves_them_one_by_one(served: Served) -> None:
-    async with dialled(served) as peer:
-        for channel in ("c", "d"):
-            assert (await peer.ask("attach", channel=channel))["type"] == "ok"
-        assert served.hub.stats()["feeds"] == 2
-        await peer.ask("detach", channel="c")
-        assert served.hub.stats()["feeds"] == 1
-        assert (await peer.ask("detach", channel="never"))["type"] == "ok"
-        await served.hub.create("c", id="m1", text="unseen")
-        await served.hub.create("d", id="m2", text="seen")
-        while not any(event["type"] == "message.create" for event in peer.events("d")):
-            await peer.receive()
-        assert not any(event["type"] == "message.create" for event in peer.events("c"))
-    await served.until(lambda: served.hub.stats()["feeds"] == 0)
-
-
 async def test_a_batch_may_span_frames_and_only_the_last_has_the_cursor(served: Served) -> None:
     for number in range(6):
         await served.hub.create("c", id=f"m{number}", text=str(number) * 150_000)

@@ -116,32 +116,6 @@ async def test_silent_peer_with_a_lease_is_closed_despite_unread_text(holding: s
 # Commands
 
 
-@virtually
-async def test_a_stop_from_a_second_device_while_a_third_comes_back() -> None:
-    hub = new_hub()
-    await hub.start()
-    writer, one, two = Line(hub, "bot"), Line(hub, "ann"), Line(hub, "ann")
-    await one.ask("attach", channel="chat:1")
-    await writer.ask("create", channel="chat:1", id="a", role="assistant", status="streaming")
-    await writer.ask("append", channel="chat:1", id="a", text="some text")
-    sent = await two.ask("command", channel="chat:1", name="cancel", target="a", id="stop")
-    third = Line(hub, "ann")
-    await third.ask("attach", channel="chat:1")
-    attached = await third.until(lambda frame: frame["type"] == "events")
-    assert [command["id"] for command in attached["events"][0]["commands"]] == ["stop"]
-    assert sent["command"]["from"] == "ann"
-    assert (await one.ask("reply", channel="chat:1", id="nothing"))["code"] == "not_found"
-    await asyncio.sleep(3)
-    for line in (one, third):
-        finish = next(event for event in line.events() if event["type"] == "message.finish")
-        assert finish["status"] == "cancelled"
-        assert any(event["type"] == "command.reply" and event["ok"] for event in line.events())
-    assert (await writer.ask("append", channel="chat:1", id="a", text="more"))["code"] == "finished"
-    assert (await two.ask("reply", channel="chat:1", id="stop"))["code"] == "already_answered"
-    for line in (writer, one, two, third):
-        await line.cut()
-
-
 # Turns
 
 
