@@ -183,18 +183,6 @@ def test_known_input_that_costs_too_much_is_a_finding() -> None:
     assert found.text.startswith("slow")
 
 
-def test_new_input_that_costs_too_much_is_a_finding() -> None:
-    class Slow(Picky):
-        cpu_s = 0.0
-
-        def run(self, given: Any) -> None:
-            sum(range(100_000))
-
-    text = check(Slow(), [])
-    assert text is not None
-    assert text.startswith("slow")
-
-
 def test_hub_does_not_grow_over_many_inputs() -> None:
     inputs = [given for given in Requests().seeds() if "setup" in given][:40]
     counts: list[int] = []

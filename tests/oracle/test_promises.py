@@ -8,16 +8,12 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
-import msgspec
 import pytest
 from msgspec.structs import replace
 
 from proof.oracle import Violation
 from proof.oracle.log import StoredLogs
 from proof.oracle.promises import NodeLeases, Promises
-from proof.oracle.views import ViewOracle
-from tenuto.core.events import ChannelAttached, MessageCreate, PresenceLeave
-from tenuto.core.limits import Limits
 from tenuto.core.ops import Claim, Create, Finish, Op, WriterIdentity
 from tenuto.stores.base import Head
 from tests.oracle.entries import create, write
@@ -39,7 +35,6 @@ class Process:
 class Connection:
     process: Process = field(default_factory=Process)
     ended_s: float | None = None
-    sent_s: float = 0.0
 
 
 class Scene:
@@ -53,23 +48,14 @@ class Scene:
         self.promises = Promises(lambda: self.now_s, self.stored, start_ms=START_MS, nodes=nodes, live_node=lambda: "n")
         self.promises.healthy_s = 0.0
 
-    def store(self, *ops: Op, epoch: str = "e1") -> None:
-        one = write(self.stored, *ops, epoch=epoch)
+    def store(self, *ops: Op) -> None:
+        one = write(self.stored, *ops)
         self.stored.apply(one)
         self.promises.apply(one)
-
-    def delete_channel(self) -> None:
-        self.stored.delete_channel("c", [])
-        self.promises.forget(["c"])
 
     def lose_power(self, kept: int) -> None:
         self.stored.lose_power("c", Head("e1", kept), "e2")
         self.promises.lose_power(["c"])
-
-    def view(self) -> ViewOracle:
-        return ViewOracle(
-            "viewer", "c", self.stored, lambda line: None, Limits(), promises=self.promises, now_s=lambda: self.now_s
-        )
 
     def at(self, now_s: float) -> None:
         self.now_s = now_s
@@ -138,46 +124,8 @@ def claim() -> Claim:
     return Claim(id="m", generation=1, state="taken", by="bot", node=None, lease_ms=15_000)
 
 
-def claim_message(scene: Scene, epoch: str) -> None:
-    scene.store(user_message(), claim(), epoch=epoch)
-
-
-def test_attempt_is_offered_once_in_each_epoch(scene: Scene) -> None:
-    connection = Connection(Process())
-    claim_message(scene, "e1")
-    stamp = scene.stored.stamp
-    scene.delete_channel()
-    scene.promises.note_offer(PLACE, 1, stamp, connection)  # a frame that was sent before the deletion
-    claim_message(scene, "e2")
-    scene.promises.note_offer(PLACE, 1, scene.stored.stamp, connection)
-    with pytest.raises(Violation, match="a second time"):
-        scene.promises.note_offer(PLACE, 1, scene.stored.stamp, connection)
-
-
-def receive_a_leave(scene: Scene, *, begun_s: float, back_s: float) -> None:
-    """Let a member be away from 10 s until `back_s`, and a viewer that attached at `begun_s` read the leave at 30 s."""
-    scene.store(message())
-    member, process = ("c", "bob"), Process()
-    first = Connection(process)
-    scene.promises.members.note_entered(member, first)
-    first.ended_s = 10.0
-    view = scene.view()
-    scene.at(begun_s)
-    view.begin(None)
-    scene.at(back_s)
-    scene.promises.members.note_entered(member, Connection(process))
-    scene.at(30.0)
-    attached = ChannelAttached(channel="c", epoch="e1", serial=1, resumed=False, more=False, before=1)
-    stored = scene.stored.head("c").at("m", 1)
-    assert stored is not None
-    start = [attached, MessageCreate(serial=1, message=stored)]
-    view.receive(msgspec.to_builtins(start), "e1:1", scene.stored.stamp)
-    view.receive(msgspec.to_builtins([PresenceLeave(id="bob")]), None, scene.stored.stamp)
-
-
-def test_leave_of_a_member_that_returned_before_the_viewer_attached_is_a_violation(scene: Scene) -> None:
-    with pytest.raises(Violation, match="leave of"):
-        receive_a_leave(scene, begun_s=20.0, back_s=14.0)
+def claim_message(scene: Scene) -> None:
+    scene.store(user_message(), claim())
 
 
 @pytest.mark.parametrize(
@@ -201,7 +149,7 @@ def test_leave_of_a_member_that_returned_to_another_node_is_a_violation(
 
 
 def test_attempt_that_a_hub_counts_as_running_after_its_lease_is_a_violation(scene: Scene) -> None:
-    claim_message(scene, "e1")
+    claim_message(scene)
     connection = Connection(Process())
     scene.at(10.0)
     scene.promises.note_turn_request(PLACE, 1, connection)
@@ -229,32 +177,11 @@ def test_hub_that_reads_a_turn_late_has_no_other_term_unless_it_has_begun_since(
         scene.promises.check_running(PLACE, 1, "late")
 
 
-@pytest.mark.parametrize(
-    ("state", "knows", "is_right"), [("done", True, False), ("done", False, True), ("", True, True)]
-)
-def test_message_that_was_taken_in_and_goes_on_after_the_turn_is_a_violation(
-    scene: Scene, state: str, knows: bool, is_right: bool
-) -> None:
-    """If the turn begins again, or does not know of the message, the message waits for another attempt."""
-    claim_message(scene, "e1")
-    other = Claim(id="n", generation=1, state="taken", by="bot", lease_ms=15_000, within="m", within_generation=1)
-    scene.store(replace(user_message(), id="n"), other)
-    if knows:
-        scene.promises.note_taken_in(("c", "n"), "m", 1)
-    ended = Claim(id="m", generation=1, state=state) if state else Claim(id="m", generation=2, state="taken", by="bot")
-    scene.store(ended)
-    scene.at(1.9)
-    scene.promises.check_due()
-    scene.at(2.1)
-    with nullcontext() if is_right else pytest.raises(Violation, match="which took it in, is over"):
-        scene.promises.check_due()
-
-
 # -- after a power cut -------------------------------------------------------------------------------------------------
 
 
 def test_turn_that_a_power_cut_lost_is_not_due(scene: Scene) -> None:
-    claim_message(scene, "e1")
+    claim_message(scene)
     scene.lose_power(0)
     assert not scene.promises.is_busy
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from proof.oracle import Violation
-from proof.simulation.bounds import HELD, SPARE, Bounds
+from proof.simulation.bounds import SPARE, Bounds
 from proof.simulation.hooks import is_expected
 from tenuto.app import Hub
 
@@ -34,28 +34,12 @@ def check_all(bounds: Bounds) -> None:
         bounds.stepped()
 
 
-async def test_idle_hub_is_within_its_bounds(hub: Hub, bounds: Bounds) -> None:
-    async with hub.message("c") as message:
-        await message.append("text")
-        check_all(bounds)
-
-
 async def test_container_without_a_bound_of_its_own_is_bounded(hub: Hub, bounds: Bounds) -> None:
     hub.__dict__["_new_cache"] = dict.fromkeys(range(SPARE))
     check_all(bounds)
     hub.__dict__["_new_cache"][SPARE] = None
     with pytest.raises(Violation, match=rf"{SPARE + 1} things are in Hub._new_cache, {SPARE} at most"):
         check_all(bounds)
-
-
-async def test_feed_holds_no_queue(hub: Hub, bounds: Bounds, monkeypatch: pytest.MonkeyPatch) -> None:
-    feed = await hub.attach("c", None, wake=lambda: None)
-    check_all(bounds)
-    monkeypatch.setattr(feed, "wake", [1])
-    with pytest.raises(Violation, match=r"1 things are in Feed.wake, 0 at most"):
-        check_all(bounds)
-    assert HELD > 1
-    feed.close()
 
 
 def test_logged_error_of_a_hook_is_expected_only_if_the_simulator_causes_it() -> None:

@@ -43,18 +43,6 @@ def test_wait_for_an_event_that_never_comes_is_reported(loop: VirtualLoop) -> No
         loop.run_until_complete(main())
 
 
-def test_loop_that_never_waits_is_reported(loop: VirtualLoop) -> None:
-    def again() -> None:
-        loop.call_soon(again)
-
-    async def main() -> None:
-        again()
-        await asyncio.sleep(1.0)
-
-    with pytest.raises(Stuck):
-        loop.run_until_complete(main())
-
-
 def test_tasks_of_a_killed_process_do_not_run(loop: VirtualLoop) -> None:
     process = Process("p")
     ran: list[str] = []
