@@ -50,7 +50,6 @@ EVENTS = [
     *(*_wire.begin(), *_wire.thought(), *_wire.said(), *_wire.called()),
     *_wire.completed(output=[_wire.call(INPUT)]),
 ]
-CREATE = "POST"
 ITEM = {"id": "msg_1", "type": "message", "role": "assistant", "status": "completed"}
 OUTPUT: list[dict[str, Any]] = [
     {"id": "rs_1", "type": "reasoning", "summary": [{"type": "summary_text", "text": THOUGHT}]},
@@ -132,12 +131,6 @@ async def test_stream_that_breaks_goes_on_behind_its_last_event(at: int, how: st
     assert (message.status, message.parts) == ("complete", PARTS)
     assert model.asked == ["POST", *(["GET /resp_1"] if looks else []), after(at - 1)]
     assert message.meta == {"model": "gpt-test", "usage": RESPONSES_USAGE, "finish_reason": "tool_calls"}
-
-
-@virtually
-async def test_event_that_the_provider_repeats_is_written_once() -> None:
-    model = Model([*EVENTS[:9], CUT], EVENTS)
-    assert (await answered(model)).parts == PARTS
 
 
 @virtually
@@ -265,24 +258,6 @@ async def test_next_process_goes_on_with_each_response_of_a_tool_loop(on_crash: 
     assert answers[0].meta["usage"]["output_tokens"] == 14
 
 
-@pytest.mark.parametrize("on_crash", ["restart", "continue"])
-@virtually
-async def test_next_process_keeps_a_response_that_had_ended(on_crash: Any) -> None:
-    first = long_events("One. ")
-    model = Model(first, first, long_events("Two.", response="resp_2"))
-    client = model.openai()
-
-    async def respond(turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.pipe(ask(client), attach=client.responses)
-            await asyncio.sleep(1e6 if turn.attempt == 1 else 0)
-            await message.pipe(ask(client), attach=client.responses)
-
-    answers = await answers_over_a_crash(respond, on_crash)
-    assert [one.parts for one in answers] == [[{"type": "text", "text": "One. "}, {"type": "text", "text": "Two."}]]
-    assert model.asked == ["POST", after(0), "POST"]
-
-
 @pytest.mark.parametrize("takes_s", [1, 60])
 @pytest.mark.parametrize("order", [1, -1])
 @virtually
@@ -380,27 +355,6 @@ async def test_next_process_supersedes_what_the_response_does_not_hold() -> None
     model = Model([*EVENTS[:16], HOLD], [*longer.begin(), *longer.thought(), *longer.completed()])
     message = await died_and_answered(model, supersedes=False)
     assert (message.text, counted(message)) == ("", ["attempt", "reasoning"])
-
-
-@virtually
-async def test_id_is_stored_before_the_first_text_and_removed_with_the_end() -> None:
-    hub, model, kept = new_hub(), Model(EVENTS), list[Any]()
-    client = model.openai()
-    await hub.start()
-
-    async def watch() -> None:
-        async for batch in hub.subscribe("chat:1").batches():
-            if any(type(event).__name__ == "MessagePart" for event in batch.events):
-                kept.append((await hub.read("chat:1", "m"))[0].meta.get("$responses"))
-
-    watching = asyncio.create_task(watch())
-    async with hub.message("chat:1", id="m") as message:
-        await pipe(message, ask(client), attach=client.responses)
-    await asyncio.sleep(1)
-    watching.cancel()
-    await asyncio.wait([watching])
-    assert kept == [[["resp_1", 0, {}]]] * 3
-    assert "$responses" not in (await hub.read("chat:1", "m"))[0].meta
 
 
 # -- when the response cannot be streamed, or is lost ------------------------------------------------------------------
