@@ -13,7 +13,6 @@ import pytest
 
 from tenuto.core.catch_up import events_since, new_start, newest_messages, resumed
 from tenuto.core.events import (
-    CommandReply,
     MessageAppend,
     MessagePart,
     MessageUpdate,
@@ -83,21 +82,6 @@ def test_more_changed_messages_than_the_limit_yield_no_catch_up(harness: LogHarn
 
 
 # -- commands --------------------------------------------------------------------------------------------------
-
-
-def test_late_reply_to_an_old_command_precedes_a_newer_pending_command(harness: LogHarness) -> None:
-    for name in ("c1", "c2", "c3"):
-        harness.command(name, "approve")
-    harness.reply("c1")
-    assert [type(event) for event in catch_up_events(harness, 3)] == [CommandReply]
-    assert [event.serial for event in catch_up_events(harness, 1)] == [2, 3, 4]
-
-
-def test_more_commands_than_the_limit_yield_no_catch_up(harness: LogHarness) -> None:
-    for number in range(3):
-        harness.command(f"c{number}", "approve")
-    assert events_since(harness.state, 0, limit=2) is None
-    assert len(events_since(harness.state, 1, limit=2) or ()) == 2
 
 
 def test_reply_to_a_command_outside_memory_marks_the_state_incomplete(harness: LogHarness) -> None:

@@ -172,7 +172,6 @@ class Network:
         self.harness = new_log(kept=1)
         self.outgoing = opened_remote(self.harness)
         self.epoch = "e1"
-        self.refills = 0
         self._pending: deque[OutgoingRequest] = deque()
 
     def step(self, kind: str, value: Any) -> None:
@@ -226,7 +225,7 @@ class Network:
                 self.outgoing.resume()
 
     def _see(self) -> None:
-        self.refills += self.outgoing.seen(self.harness.message("m"), self.epoch)
+        self.outgoing.seen(self.harness.message("m"), self.epoch)
 
 
 # Half a character waits while a part before it is replaced.

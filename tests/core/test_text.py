@@ -134,13 +134,3 @@ def test_cost_of_an_append_is_independent_of_the_text_before_it() -> None:
     few = min(cpu_s(20_000) for _ in range(3))
     many = min(cpu_s(200_000) for _ in range(2))
     assert many < 10 * few * 4  # with quadratic cost it would be a hundred times as much
-
-
-def test_a_slice_of_the_end_does_not_read_the_beginning() -> None:
-    text = Text()
-    for serial in range(1, 20_001):
-        text.append("x" * 50, serial)
-    started_s = time.process_time()
-    for _ in range(2_000):
-        assert text.slice(text.length - 50) == "x" * 50
-    assert time.process_time() - started_s < 1.0  # joining the megabyte for each append would take several seconds
