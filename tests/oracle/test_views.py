@@ -5,7 +5,6 @@ Layer: tests.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -16,7 +15,7 @@ from proof.oracle.log import StoredLogs
 from proof.oracle.plans import Piece, Script
 from proof.oracle.views import PlanOracle, ViewOracle
 from proof.wirecheck import Checker
-from tenuto.core.events import ChannelAttached, MessageAppend, MessageUpdate, ServerEvent
+from tenuto.core.events import ChannelAttached, MessageUpdate, ServerEvent
 from tenuto.core.limits import Limits
 from tenuto.core.ops import Append
 from tests.oracle.entries import create, write
@@ -35,13 +34,13 @@ class Channel:
             self.stored.apply(write(self.stored, Append(id="m", part=0, at=at, text=text)))
         self.oracle = ViewOracle("ann", "c", self.stored, lambda line: None, Limits())
 
-    def receive(self, events: list[ServerEvent], cursor: str | None = None, stamp: int = 3) -> None:
-        self.oracle.receive(msgspec.to_builtins(events), cursor, stamp)
+    def receive(self, events: list[ServerEvent], cursor: str) -> None:
+        self.oracle.receive(msgspec.to_builtins(events), cursor, 3)
 
-    def whole(self, serial: int, label: int | None = None) -> MessageUpdate:
+    def whole(self, serial: int) -> MessageUpdate:
         message = self.stored.head("c").at("m", serial)
         assert message is not None
-        return MessageUpdate(serial=label or serial, message=message)
+        return MessageUpdate(serial=serial, message=message)
 
 
 @pytest.fixture
@@ -51,32 +50,8 @@ def channel() -> Channel:
     return channel
 
 
-def attached(serial: int, *, resumed: bool = False) -> ChannelAttached:
-    more, before = (None, None) if resumed else (False, 1)
-    return ChannelAttached(channel="c", epoch="e1", serial=serial, resumed=resumed, more=more, before=before)
-
-
-def append(serial: int, at: int, text: str) -> MessageAppend:
-    return MessageAppend(serial=serial, id="m", part=0, at=at, text=text)
-
-
-@pytest.mark.parametrize(
-    ("events", "cursor"),
-    [
-        pytest.param(lambda c: [c.whole(1)], "e1:1", id="not attached"),
-        pytest.param(lambda c: [attached(4), c.whole(3)], "e1:4", id="an entry too many"),
-        pytest.param(lambda c: [attached(3), c.whole(3)], "e2:3", id="another epoch"),
-        pytest.param(lambda c: [attached(3), c.whole(2)], "e1:3", id="too little text"),
-        pytest.param(lambda c: [attached(3), c.whole(3, label=2)], "e1:3", id="a wrong label"),
-        pytest.param(lambda c: [attached(3)], "e1:3", id="no message"),
-        pytest.param(lambda c: [attached(3, resumed=True), c.whole(3)], "e1:3", id="resumed without a cursor"),
-    ],
-)
-def test_wrong_first_batch_is_a_violation(
-    channel: Channel, events: Callable[[Channel], list[ServerEvent]], cursor: str
-) -> None:
-    with pytest.raises(Violation):
-        channel.receive(events(channel), cursor)
+def attached(serial: int) -> ChannelAttached:
+    return ChannelAttached(channel="c", epoch="e1", serial=serial, resumed=False, more=False, before=1)
 
 
 def test_new_start_after_few_changes_is_a_violation(channel: Channel) -> None:

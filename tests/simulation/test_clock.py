@@ -14,15 +14,6 @@ from proof.simulation.clock import Process, Stuck, VirtualLoop
 HOUR_S = 3600.0
 
 
-def test_time_jumps_to_the_next_deadline(loop: VirtualLoop) -> None:
-    async def nap() -> float:
-        await asyncio.sleep(HOUR_S)
-        return loop.time()
-
-    assert loop.run_until_complete(nap()) == HOUR_S
-    assert loop.steps < 10
-
-
 def test_timers_of_one_deadline_run_in_the_order_in_which_they_were_made(loop: VirtualLoop) -> None:
     ran: list[int] = []
 
@@ -41,29 +32,6 @@ def test_wait_for_an_event_that_never_comes_is_reported(loop: VirtualLoop) -> No
 
     with pytest.raises(Stuck):
         loop.run_until_complete(main())
-
-
-def test_tasks_of_a_killed_process_do_not_run(loop: VirtualLoop) -> None:
-    process = Process("p")
-    ran: list[str] = []
-
-    async def job() -> None:
-        try:
-            while True:
-                await asyncio.sleep(1.0)
-                ran.append("step")
-        finally:
-            ran.append("finally")
-
-    async def main() -> None:
-        process.start(loop, job())
-        await asyncio.sleep(2.5)
-        process.is_held = True
-        await asyncio.sleep(HOUR_S)
-
-    loop.run_until_complete(main())
-    assert ran == ["step", "step"]
-    assert len(process.held) == 1
 
 
 def test_tasks_and_timers_belong_to_the_process_that_made_them(loop: VirtualLoop) -> None:

@@ -2,29 +2,15 @@
 
 import asyncio
 import contextlib
-import itertools
 import json
 import socket
-import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
-from hypothesis import strategies as st
-from wsproto.events import CloseConnection, TextMessage
 
 from proof.wirecheck import Checker, Frames, Json, Response, SseParser, SseSession, SseViewer, WireError, WsSession
 from tests.test_proxy import at_rest
-
-
-def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
-    """Return `data` split at these positions, which may repeat and may lie beyond its end."""
-    positions = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
-    return [data[start:end] for start, end in itertools.pairwise(positions)]
-
-
-cut_lists = st.lists(st.integers(0, 400), max_size=12)
-
 
 # Chunked bodies and response heads
 
@@ -78,15 +64,6 @@ def test_an_unknown_field_is_an_error(stream: bytes) -> None:
 # WebSocket frames
 
 
-def server_frame(payload: bytes, opcode: int = 1, first: int = 0x80) -> bytes:
-    size = len(payload)
-    if size < 126:
-        return bytes([first | opcode, size]) + payload
-    if size < 1 << 16:
-        return struct.pack("!BBH", first | opcode, 126, size) + payload
-    return struct.pack("!BBQ", first | opcode, 127, size) + payload
-
-
 @pytest.mark.parametrize(
     "data",
     [
@@ -105,34 +82,6 @@ def server_frame(payload: bytes, opcode: int = 1, first: int = 0x80) -> bytes:
 def test_broken_frames_are_an_error(data: bytes) -> None:
     with pytest.raises(WireError):
         Frames().receive(data)
-
-
-def unmask(frame: bytes) -> tuple[int, bytes, int]:
-    """Return opcode, payload and whole length of one masked frame, decoded byte by byte as RFC 6455 describes it."""
-    assert frame[1] & 0x80, "a client must mask"
-    size, start = frame[1] & 0x7F, 2
-    if size == 126:
-        (size,), start = struct.unpack_from("!H", frame, 2), 4
-    elif size == 127:
-        (size,), start = struct.unpack_from("!Q", frame, 2), 10
-    mask, body = frame[start : start + 4], frame[start + 4 : start + 4 + size]
-    return frame[0] & 0x0F, bytes(byte ^ mask[i % 4] for i, byte in enumerate(body)), start + 4 + size
-
-
-def test_no_frame_is_sent_after_the_closing_handshake() -> None:
-    frames = Frames()
-    (close,) = frames.receive(server_frame(struct.pack("!H", 1012), 8))
-    assert isinstance(close, CloseConnection)
-    assert unmask(frames.encode(close.response()))[:2] == (8, struct.pack("!H", 1012))
-    assert frames.encode(TextMessage(data="late")) == b""
-
-
-def test_a_message_is_not_answered_if_the_close_came_with_it() -> None:
-    frames = Frames()
-    message, close = frames.receive(server_frame(b"ping") + server_frame(struct.pack("!H", 1012), 8))
-    assert (isinstance(message, TextMessage), isinstance(close, CloseConnection)) == (True, True)
-    assert frames.encode(TextMessage(data="pong")) == b""
-    assert unmask(frames.encode(close.response()))[0] == 8
 
 
 # The checker: events of a correct server
@@ -277,16 +226,6 @@ def test_cursor_within_the_first_batch_is_a_violation() -> None:
 def test_final_cursor_on_the_first_event_of_a_batch_is_a_violation() -> None:
     checker = checked(START, ([append(4, 3, "lo")], "e:5"), ([finish(5)], "e:5"))
     assert kinds(checker) == ["serial"]
-
-
-def test_differences_are_listed_by_field() -> None:
-    checker = checked(START)
-    assert checker.differences(message("Hel", created=1, version=2)) == []
-    assert checker.differences(message("Help", created=1, version=2, status="failed")) == [
-        "parts: shown [{'type': 'text', 'text': 'Hel'}], stored [{'type': 'text', 'text': 'Help'}]",
-        "status: shown 'streaming', stored 'failed'",
-    ]
-    assert checker.differences(message("", id="other", created=1, version=2)) == ["not in view"]
 
 
 # Sessions without a socket
