@@ -193,16 +193,6 @@ async def test_copy_of_a_running_file_restored_with_its_wal_is_refused_until_the
         assert (await head_of(store, "c")).epoch != "e1"
 
 
-async def test_backup_restored_beside_the_wal_of_a_killed_process_begins_new_epochs(path: Path) -> None:
-    await asyncio.to_thread(write_and_be_killed, path, 5)
-    assert await epoch(path) == "e1"
-    kept = read(path)
-    await asyncio.to_thread(write_and_be_killed, path, 5)
-    assert wal(path).stat().st_size > 0
-    write(path, kept)
-    assert await epoch(path) != "e1"
-
-
 async def test_backup_of_the_last_state_keeps_epochs(path: Path, backup: bytes) -> None:
     put_back(path, backup)
     assert await epoch(path) == "e1"

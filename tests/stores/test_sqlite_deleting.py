@@ -112,14 +112,6 @@ async def test_text_deleted_just_before_a_crash_is_removed_after_it(path: Path, 
         assert b"SECRET" not in on_disk(crashed)
 
 
-async def test_text_replaced_by_an_edit_is_gone_from_the_documents(store: SqliteStore, path: Path) -> None:
-    chat = Chat(store)
-    await chat.do(create("m1", "SECRET" * 1_000))
-    await chat.do(edit("m1", "harmless"), documents=["m1"])
-    await store._run(lambda engine: engine._file.checkpoint("TRUNCATE"))
-    assert b"SECRET" not in on_disk(path)
-
-
 async def test_no_deleted_text_is_left_in_gaps_between_rows(path: Path) -> None:
     """`secure_delete` alone leaves about one text in a thousand when rows move: see `tenuto.stores.sqlite.file`."""
     random.seed(1)

@@ -216,14 +216,6 @@ async def test_missing_index_is_named_with_the_statement_that_creates_it(path: P
         pass
 
 
-async def test_store_without_its_lock_file_is_opened(path: Path) -> None:
-    async with opened(path) as store:
-        await Chat(store).do(create("m1", "a"))
-    path.with_name(f"{path.name}.lock").unlink()
-    async with opened(path) as store:
-        assert (await head_of(store, "c")).serial == 1
-
-
 @pytest.mark.parametrize(("setting", "level"), [("normal", 1), ("full", 2), ("extra", 3)])
 async def test_synchronous_is_set_as_configured(path: Path, setting: str, level: int) -> None:
     async with opened(path, synchronous=setting) as store:
