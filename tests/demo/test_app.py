@@ -22,7 +22,7 @@ from starlette.applications import Starlette
 from tenuto import Hub
 from tenuto.demo.app import Controls, build, qr_rows
 from tenuto.demo.guests import Guests
-from tenuto.demo.guide import AGENTS, OTHER_TEXT, Guide, Settled, Sleep, continued, whole
+from tenuto.demo.guide import AGENTS, OTHER_TEXT, Guide, Settled, Sleep, whole
 
 WEB = Path(__file__).parents[2] / "tenuto" / "web"
 
@@ -133,22 +133,6 @@ def planned(message: dict[str, Any], question: str = QUESTION) -> str:
     return whole(question, msgspec.convert(message["meta"], Settled))
 
 
-async def test_a_message_is_answered_once() -> None:
-    async with demo("memory://") as here:
-        assert [(await here.ask()).status_code for _ in range(3)] == [201, 200, 200]
-        answer = await here.answer()
-        assert (answer["status"], answer["author"], answer["reply_to"]) == ("complete", "guide", "q1")
-        assert text_of(answer) == planned(answer)
-        assert [message["role"] for message in await here.messages()] == ["user", "assistant"]
-
-
-def test_a_crash_is_recorded_with_its_place() -> None:
-    crashed = continued({"agent": "guide~1"}, 60, "guide~2")
-    assert crashed == {"agent": "guide~2", "continued": [{"at": 60, "by": "guide~1", "successor": "guide~2"}]}
-    again = continued(crashed, 90, "guide~1")
-    assert again["continued"] == [*crashed["continued"], {"at": 90, "by": "guide~2", "successor": "guide~1"}]
-
-
 @pytest.mark.parametrize("tokens", [2, 3, 40, 200])
 async def test_an_answer_continues_at_its_offset_after_a_restart(store: str, tokens: int) -> None:
     pace = Pace(tokens)
@@ -214,19 +198,6 @@ async def test_messages_are_deleted_only_after_a_person_agrees(is_allowed: bool)
         assert (f"Bob said {'yes' if is_allowed else 'no'}") in text_of(answer)
         assert len(await here.messages()) == (2 if is_allowed else 4)
         assert (await here.post(f"commands/{approval['id']}/reply", reply)).json()["code"] == "already_answered"
-
-
-async def test_an_approval_stays_open_over_a_restart(store: str) -> None:
-    async with demo(store) as here:
-        await here.ask()
-        await here.answer()
-        await here.ask("q2", "Delete the messages")
-        first = await here.approval()
-    async with demo(store) as here:
-        assert (await here.approval())["id"] == first["id"]
-        await here.post(f"commands/{first['id']}/reply", {"ok": True})
-        assert "@ada said yes. 2 messages deleted" in text_of(await here.answer("q2"))
-        assert len(await here.messages()) == 2
 
 
 PATHS = [

@@ -59,14 +59,6 @@ def with_cookie(value: str) -> Scope:
     return scope(cookie=f"other=1; {COOKIE}={value}")
 
 
-def test_an_invitation_works_once(guests: Guests) -> None:
-    secret = invited(guests)
-    person = guests.join(secret, PEER)
-    assert person.name.istitle()
-    with pytest.raises(NoInvite):
-        guests.join(secret, PEER)
-
-
 @pytest.mark.parametrize(("after_s", "is_open"), [(INVITE_S - 1, True), (INVITE_S, False), (INVITE_S + 1, False)])
 def test_an_invitation_is_open_for_ten_minutes(guests: Guests, clock: Clock, after_s: float, is_open: bool) -> None:
     secret = invited(guests)

@@ -52,7 +52,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
     """The server of the third command, in a folder of its own; a test starts it."""
     assert INSTALL.splitlines()[2] == RUN
     monkeypatch.chdir(tmp_path)
-    server = Node(["uvicorn", "--app-dir", str(tmp_path), "main:app"], "", tmp_path / "server.log")
+    server = Node(["uvicorn", "--app-dir", str(tmp_path), "main:app"], tmp_path / "server.log")
     yield server
     server.clean_up()
 

@@ -67,7 +67,7 @@ async def survey(page: f5.Chat) -> list[str]:
 
 async def test_the_chat_of_a_new_app_survives(tmp_path: Path) -> None:
     assert CliRunner().invoke(main, ["new", "my-chat"]).exit_code == 0
-    server = Node(["uvicorn", "--app-dir", str(tmp_path / "my-chat"), "main:app"], "", tmp_path / "server.log")
+    server = Node(["uvicorn", "--app-dir", str(tmp_path / "my-chat"), "main:app"], tmp_path / "server.log")
     with server:
         await asyncio.to_thread(server.until, server.is_listening)
         assert await survey(chat(server.url)) == KEPT
