@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Callable
 from random import Random
@@ -24,7 +23,7 @@ from tenuto.hub.access.identity import Identity
 from tests.agents.test_endings import Slow
 from tests.client.wire import QUICK, Wire, becomes, client_of
 from tests.processes import python
-from tests.transports.conftest import Served, new_hub, serving
+from tests.transports.conftest import Served
 from tests.virtual import virtual_clock, virtually
 
 
@@ -123,66 +122,6 @@ def agent_process(
     """Run an agent in a process of its own."""
     url = f"http://127.0.0.1:{served.port}"
     return python("-m", "tests.client.agent_process", url, name, on_crash, str(drain_s))
-
-
-async def test_turn_of_a_killed_agent_is_taken_over() -> None:
-    hub = new_hub()
-    async with serving(hub) as served, agent_process(served, "first", "continue") as first:
-        await served.until(lambda: hub.runtime.scheduler.workers.has_agent("chat:1"))
-        asked = await hub.create("chat:1", text="?")
-        assert first.stdout is not None
-        async with asyncio.timeout(60):
-            assert await first.stdout.readline() == b"working\n"
-        async with agent_process(served, "second", "continue"):
-            await served.until(lambda: hub.runtime.scheduler.stats()["agents"] == 2)
-            first.send_signal(signal.SIGKILL)
-            message_id = reply_id(asked.id, 1)
-            async with asyncio.timeout(60):
-                async for event in hub.subscribe("chat:1"):
-                    is_it = event.__struct_config__.tag == "message.finish" and event.id == message_id
-                    if is_it:
-                        break
-            assert event.status == "interrupted"
-            await until_answered(hub, 1)
-            async with asyncio.timeout(60):
-                while (found := await answers(hub))[0].status != "complete":  # noqa: ASYNC110
-                    await asyncio.sleep(0.05)
-            assert [one.text for one in found] == ["half whole"]
-            async with asyncio.timeout(60):
-                while [one.id for one in (await hub.members("chat:1")).members] != ["second"]:  # noqa: ASYNC110
-                    await asyncio.sleep(0.02)  # no event of the channel is sure to come after it
-
-
-async def test_agent_that_does_not_know_yet_that_it_has_lost_its_turn_adds_no_answer(hub: Hub, wire: Wire) -> None:
-    begun, goes_on, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
-    first, second = client_of(wire, client_id="first"), client_of(wire, client_id="second")
-
-    @first.agent("chat:*")
-    async def late(turn: Turn) -> None:
-        begun.set()
-        await goes_on.wait()
-        try:
-            async with turn.reply() as message:
-                await message.append("late")
-        finally:
-            ended.set()
-
-    @second.agent("chat:*")
-    async def other(turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.append("next")
-
-    async with working(first, hub), asyncio.timeout(60):
-        await hub.create("chat:1", text="?")
-        await begun.wait()
-        async with working(second):
-            await becomes(lambda: len(hub.runtime.scheduler.workers) == 2)
-            hub.runtime.scheduler.abandon("first")
-            await until_answered(hub)
-            goes_on.set()
-            await ended.wait()
-            await becomes(lambda: not any(one.get_name().startswith("turn ") for one in asyncio.all_tasks()))
-    assert [(one.text, one.status) for one in await answers(hub)] == [("next", "complete")]
 
 
 @pytest.mark.parametrize("code", ["already_answered", "forbidden"])

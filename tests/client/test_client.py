@@ -7,13 +7,10 @@ Layer: tests.
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 
-from tenuto import Hub
 from tenuto.client import Client
 from tenuto.core.errors import (
     Deleted,
@@ -25,23 +22,6 @@ from tenuto.core.errors import (
     VersionConflict,
 )
 from tests.client.wire import Wire, client_of
-
-
-async def test_created_message_can_be_read(hub: Hub, wire: Wire) -> None:
-    async with client_of(wire, client_id="ada") as client:
-        made = await client.create(
-            "c",
-            id="q",
-            role="user",
-            parts=[{"type": "text", "text": "Hi"}, {"type": "file", "url": "x"}],
-            meta={"n": 1},
-            parent=None,
-            reply_to="before",
-        )
-        assert (made.id, made.author, made.text, made.parent, made.reply_to) == ("q", "ada", "Hi", None, "before")
-        message, cursor = await client.read("c", "q")
-        assert message == made
-        assert (await hub.read("c", "q")) == (made, cursor)
 
 
 async def test_a_message_is_changed_and_deleted(client: Client) -> None:
@@ -100,19 +80,3 @@ async def test_response_of_a_wrong_form_names_the_field() -> None:
     async with client_of(Wire(app)) as client:
         with pytest.raises(TenutoError, match=r"`int`.*\$\.message"):
             await client.read("c", "m")
-
-
-def test_the_client_imports_no_server() -> None:
-    """Besides `core` and `portal` it loads no part of the package."""
-    program = (
-        "import sys, types; package = types.ModuleType('tenuto'); package.__path__ = [sys.argv[1]]; "
-        "sys.modules['tenuto'] = package; import tenuto.client; "
-        "print(sorted({n.split('.')[1] for n in sys.modules if n.startswith('tenuto.')}), "
-        "sorted(n for n in ('starlette', 'uvicorn', 'click', 'httpx2', 'websockets', 'sqlite3') if n in sys.modules))"
-    )
-    import tenuto
-
-    ran = subprocess.run(
-        [sys.executable, "-c", program, tenuto.__path__[0]], capture_output=True, text=True, check=True, timeout=60
-    )
-    assert ran.stdout.strip() == "['client', 'core', 'portal'] []"

@@ -23,7 +23,6 @@ from tenuto.core.errors import (
 )
 from tests.client.script import Script, message_of
 from tests.client.script import client_of as scripted
-from tests.client.test_agents import virtual_hub
 from tests.client.wire import Wire, becomes, client_of, until
 from tests.virtual import virtually
 
@@ -100,17 +99,6 @@ async def test_command_is_visible_and_gets_one_reply(wire: Wire, client: Client)
             await ada.reply("c", command.id)
         with pytest.raises(NotFound):
             await ada.reply("c", "other")
-
-
-@virtually
-async def test_cancel_stops_a_writer_that_does_not_react() -> None:
-    async with virtual_hub() as (_, wire), client_of(wire) as client, client.channel("c") as view:
-        message = await client.message("c").open()
-        await message.append("on and on")
-        await message.flush()
-        await client.command("c", "cancel", target=message.id)
-        await until(view, lambda: view.messages[0].status == "cancelled")
-        assert view.messages[0].text == "on and on"
 
 
 # Turns ------------------------------------------------------------------------------------------------------------

@@ -11,33 +11,14 @@ import pytest
 
 from tenuto.core.errors import (
     Busy,
-    Draining,
     IdConflict,
     LocalError,
-    TooLarge,
 )
 from tenuto.core.limits import Limits
 from tenuto.core.model import Message
 from tenuto.hub import HubCore, MessageWriter
 from tenuto.hub.lifecycle import free_memory
 from tests.hub.watching import PATIENCE_S, Watcher, has_ended
-
-
-async def test_text_over_the_limit_is_refused_and_stored_text_stays(tmp_path: Path) -> None:
-    hub = HubCore("memory://", limits=Limits(message_bytes=100), hooks_signals=False)
-
-    async def write() -> None:
-        async with hub.message("chat:1", id="m") as message:
-            await message.append("x" * 90)
-            await message.flush()
-            await message.append("y" * 90)
-            await message.flush()
-
-    with pytest.raises(TooLarge):
-        await write()
-    stored, _ = await hub.read("chat:1", "m")
-    assert (stored.status, stored.reason, stored.text) == ("failed", "too_large", "x" * 90)
-    await hub.close()
 
 
 async def test_adopter_continues_at_the_stored_length_after_a_restart(tmp_path: Path) -> None:
@@ -63,32 +44,6 @@ async def test_adopter_continues_at_the_stored_length_after_a_restart(tmp_path: 
     assert (shown[0].status, shown[0].text) == ("complete", "so far and on from 6")
     assert back.batches[0].events[0].resumed  # type: ignore[union-attr]
     await hub.close()
-
-
-async def test_drain_ends_viewers_at_once_and_waits_for_running_answers(hub: HubCore) -> None:
-    hub.drain_s = PATIENCE_S
-    may_continue = asyncio.Event()
-    done: list[str] = []
-
-    async def answer() -> None:
-        async with hub.message("chat:1", id="m") as message:
-            await message.append("one ")
-            await may_continue.wait()
-            await message.append("two")
-        done.append(message.id)
-
-    viewer = Watcher(hub, "chat:1")
-    await viewer.take()
-    hub.start_task(answer())
-    await viewer.take()
-    draining = asyncio.create_task(hub.drain())
-    with pytest.raises(Draining):
-        while True:
-            await viewer.take()
-    assert done == []
-    may_continue.set()
-    await draining
-    assert done == ["m"]
 
 
 async def test_attempt_in_a_thread_and_in_an_attempt(hub: HubCore) -> None:

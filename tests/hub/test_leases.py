@@ -14,7 +14,6 @@ from tenuto.core.requests import (
     CreateMessage,
 )
 from tenuto.hub import HubCore
-from tenuto.hub.leases import BROKEN_S
 from tenuto.stores.base import Committed, Conflict, Write
 from tests.hub.hubs import new_hub
 from tests.hub.test_recovery import Shared as SharedClock
@@ -95,32 +94,3 @@ async def test_lease_of_a_drained_hub_ends_after_its_close_and_next_start() -> N
     await hub.start()
     await asyncio.sleep(6.0)
     assert (await status(hub), hub.is_draining) == (INTERRUPTED, False)
-
-
-@virtually
-async def test_broken_socket_cuts_the_lease_to_three_seconds_and_a_reconnect_restores_it() -> None:
-    hub = new_hub()
-    await begin(hub)
-    hub.runtime.leases.held("c", "m", "socket")
-    hub.runtime.leases.broken("socket")
-    await asyncio.sleep(BROKEN_S - 0.1)
-    await hub.ask("c", "m", AppendText(text="back"), ANN)
-    await asyncio.sleep(10)
-    assert await status(hub) == STREAMING
-    hub.runtime.leases.held("c", "m", "new")
-    hub.runtime.leases.broken("socket")  # a late end of the old socket does not affect the new one
-    await asyncio.sleep(4)
-    assert await status(hub) == STREAMING
-    hub.runtime.leases.broken("new")
-    await asyncio.sleep(BROKEN_S + 0.1)
-    assert await status(hub) == INTERRUPTED
-
-
-@virtually
-async def test_lease_of_a_writer_that_is_known_to_be_gone_ends_at_once() -> None:
-    hub = new_hub()
-    await begin(hub)
-    hub.runtime.leases.end("c", "other")  # no effect, because the message has no lease
-    hub.runtime.leases.end("c", "m")
-    await asyncio.sleep(0.1)
-    assert await status(hub) == INTERRUPTED

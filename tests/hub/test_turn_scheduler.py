@@ -7,7 +7,6 @@ import asyncio
 import pytest
 
 from tenuto import Hub
-from tenuto.agents.turn import Turn
 from tenuto.core.model import Message
 from tenuto.core.turns import ATTEMPTS, WhenBusy
 from tenuto.hub.turns.scheduler import LEASE_S, AssignedTurn
@@ -117,33 +116,6 @@ async def test_answer_is_made_again_soon_after_the_death_of_the_agent_whose_turn
     assert await claim_of(hub, "m1") == ("pending", 128)
     await asyncio.sleep(0.2)
     assert (await claim_of(hub, "m1"), len(other.begun)) == (("taken", 129), 1)
-
-
-@virtually
-async def test_message_created_again_after_its_channel_was_deleted_waits_for_the_old_handler() -> None:
-    hub = new_hub()
-    loop, events = asyncio.get_running_loop(), list[tuple[str, str, float]]()
-
-    @hub.agent("chat:*", name="bot", slots=2)
-    async def bot(turn: Turn) -> None:
-        events.append(("begins", turn.text, loop.time()))
-        try:
-            await asyncio.sleep(60 if turn.text == "old" else 1)
-        finally:
-            await asyncio.sleep(3)  # the time in which the cancelled handler cleans up
-            events.append(("ends", turn.text, loop.time()))
-
-    await hub.create(CHANNEL, id="m1", text="old")
-    await asyncio.sleep(1)
-    await hub.delete_channel(CHANNEL)
-    await hub.create(CHANNEL, id="m1", text="new")
-    await hub.create(CHANNEL, id="m2", text="other")  # a further message gets its turn without a wait
-    await asyncio.sleep(20)
-    order = [(event, text) for event, text, _ in events if text != "other"]
-    assert order == [("begins", "old"), ("ends", "old"), ("begins", "new"), ("ends", "new")]
-    assert 2.9 < events[-1][2] - events[0][2] < 20
-    assert (await claim_of(hub, "m1"), await claim_of(hub, "m2")) == (("done", 1), ("done", 1))
-    assert hub.runtime.scheduler.stats() == {"agents": 1, "turns_waiting": 0, "turns_running": 0}
 
 
 @virtually

@@ -34,7 +34,6 @@ from tenuto.server.connections import Connections
 from tenuto.server.serving import check_guarded
 from tenuto.transports import access, websocket
 from tests import processes
-from tests.transports.asgi import ask
 from tests.transports.conftest import PATIENCE_S, WAYS, Served, asking, new_hub, serving
 from tests.transports.test_sse import heartbeats
 from tests.transports.test_websocket import Peer, dialled
@@ -605,17 +604,6 @@ async def test_exception_in_a_verifier_is_not_sent() -> None:
         assert refused["code"] == "internal"
         assert "very-secret" not in json.dumps(refused)
         assert await closed_with(peer) == (4000, "internal")
-
-
-async def test_identity_with_an_invalid_client_id_is_refused() -> None:
-    async def authenticate(scope: Any) -> Identity | None:
-        return Identity(client_id="a b")
-
-    hub = new_hub(authenticate=authenticate)
-    for path, kind in (("/v1/channels/c", "http"), ("/v1/channels/c/events", "http"), ("/v1/ws", "websocket")):
-        extensions: dict[str, Any] | None = {"websocket.http.response": {}} if kind == "websocket" else None
-        assert await ask(hub, path, kind=kind, extensions=extensions) == (400, "invalid_name")
-    await hub.close()
 
 
 # `tenuto serve`
