@@ -1,4 +1,4 @@
-"""A TCP proxy that breaks connections as networks do: it cuts, stalls, throttles, drops and refuses them.
+"""A TCP proxy that breaks connections as networks do: it cuts, stalls, drops and refuses them.
 
 Layer: testing.
 
@@ -30,7 +30,6 @@ _BUFFER_BYTES = 16 * 1024
 _SEGMENT_BYTES = 1400
 _CONNECT_TIMEOUT_S = 5.0
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-_PACES_PER_S = 20  # a throttled direction moves the bytes of a twentieth of a second at once
 
 
 class FaultProxy:
@@ -145,12 +144,6 @@ class FaultProxy:
                 link.cut()
             way.open.set()
 
-    def throttle(self, bytes_per_s: int | None, direction: Direction = "both") -> None:
-        """Limit each connection to `bytes_per_s` in each direction; `None` removes the limit."""
-        assert bytes_per_s is None or bytes_per_s > 0
-        for way in self._ways(direction):
-            way.bytes_per_s = bytes_per_s
-
     def black_hole(self, direction: Direction = "both") -> None:
         """Simulate a vanished route in one direction or both, without a signal to the other side, until `resume()`.
 
@@ -194,16 +187,10 @@ class _Way:
         self.open.set()
         self.is_hole = False
         self.swallowed: set[_Link] = set()  # connections made while it was a black hole
-        self.bytes_per_s: int | None = None
         self.cuts: deque[int] = deque()
         self.mark = b""  # what the cuts count; empty: bytes
         self.end = b""  # of the bytes that passed, which may begin a mark
         self.bytes = 0  # that have passed
-
-    def piece_bytes(self) -> int:
-        if self.bytes_per_s is None:
-            return _PIECE_BYTES
-        return max(1, min(_PIECE_BYTES, self.bytes_per_s // _PACES_PER_S))
 
     def limit(self, data: memoryview) -> int:
         """Return how many bytes of `data` may pass before the next cut, or up to a mark."""
@@ -294,20 +281,15 @@ class _Link:
 
 async def _pump(source: socket.socket, target: socket.socket, way: _Way, back: _Way) -> None:
     """Carry bytes from `source` to `target` until the end, then end that direction too. `back` is the other one."""
-    loop = asyncio.get_running_loop()
-    free_at_s = loop.time()
     while True:
         # Check the switch again after each wait, because it may have changed meanwhile.
         await readable(source)
         if not way.open.is_set():
             await way.open.wait()
             continue
-        data = source.recv(way.piece_bytes())
+        data = source.recv(_PIECE_BYTES)
         if not data:
             break
-        if way.bytes_per_s is not None:
-            free_at_s = max(free_at_s, loop.time()) + len(data) / way.bytes_per_s
-            await asyncio.sleep(free_at_s - loop.time())
         await _send(target, data, way, back)
     target.shutdown(socket.SHUT_WR)
 

@@ -64,19 +64,3 @@ async def test_people_see_each_other_and_each_may_steer_and_stop_the_agent(
         await expect(tab.page.locator(f"{ANSWER} .state")).to_have_text("Stopped")
     assert await ada.text(answer) == await bob.text(answer) == text_of(shared.message(channel, answer))
     assert ada.errors + bob.errors == []
-
-
-async def test_a_member_does_not_flicker_on_refresh(browser: Browser, shared: Server, channel: str) -> None:
-    ada, bob = await two_people(browser, shared, channel, "ws ws")
-    await bob.page.evaluate(script("chat_page", "countAbsences"))
-    for _ in range(5):
-        await ada.reload()
-        await expect(ada.page.locator("#people li")).to_have_count(2)
-    # A signal arrives after all earlier events about Ada.
-    await ada.page.locator("textarea").press_sequentially("Hm")
-    await expect(bob.page.locator(".status")).to_have_text(re.compile("@?ada is typing…", re.IGNORECASE))
-    assert await bob.page.evaluate("window.gone") == 0
-    about_ada = [one["type"] for one in bob.events if one.get("id", one.get("member", {}).get("id")) == "@ada"]
-    assert about_ada.count("presence.leave") == 0
-    assert about_ada.count("presence.enter") <= 1  # the first one, unless the attach included it
-    assert ada.errors + bob.errors == []
