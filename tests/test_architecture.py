@@ -62,10 +62,8 @@ ALLOWED_IN_CORE = {
 WAITING = (ast.AsyncFunctionDef, ast.Await, ast.AsyncFor, ast.AsyncWith)
 IO_CALLS = ("open", "input", "print", "exec", "eval", "__import__", "breakpoint")
 
+
 # Modules of the core that a client needs. They must not import a part of a server.
-CLIENT_SIDE = ("core.view", "core.events", "core.errors", "core.names", "core.requests", "core.text")
-
-
 def name_of(path: Path) -> str:
     """Return the name of a module without `tenuto.`; the package itself is `__init__`."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
@@ -143,15 +141,6 @@ def reachable(name: str, graph: dict[str, set[str]]) -> set[str]:
     return found
 
 
-CLIENT = sorted((PACKAGE / "client").glob("*.py"))
-
-
-def test_client_imports_no_part_of_a_server() -> None:
-    """Only clients with handlers load `agents` (`test_package`)."""
-    allowed = {"core", "portal", "development", "agents", "sources", "client"}
-    assert {top(name) for path in CLIENT for name in own_imports(path)} <= allowed
-
-
 def test_core_imports_no_module_that_waits_or_performs_io() -> None:
     assert {name for path in CORE for name in imports(path) if top(name) != "tenuto"} <= ALLOWED_IN_CORE
 
@@ -162,20 +151,6 @@ def test_core_never_waits_and_performs_no_io() -> None:
         assert not [node.lineno for node in nodes if isinstance(node, (*WAITING, ast.Global))], path
         called = {node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
         assert not called & set(IO_CALLS), path
-
-
-def test_client_modules_of_the_core_import_the_core_alone() -> None:
-    needed: set[str] = set()
-    pending = list(CLIENT_SIDE)
-    while pending:
-        name = pending.pop()
-        if name not in needed:
-            needed.add(name)
-            pending += own_imports(PACKAGE.joinpath(*name.split(".")).with_suffix(".py"))
-    assert {top(name) for name in needed} == {"core"}
-    assert needed.isdisjoint(
-        {"core.decide", "core.draft", "core.catch_up", "core.document", "core.message_state", "core.state"}
-    )
 
 
 def error_classes(base: type[errors.TenutoError] = errors.TenutoError) -> Iterator[type[errors.TenutoError]]:

@@ -60,14 +60,12 @@ def post(path: str, body: object) -> bytes:
 
 
 @contextlib.asynccontextmanager
-async def another_program(store: Path, response: bytes | None) -> AsyncIterator[None]:
-    """Respond on the control socket in place of a hub; with None, wait until the client has gone."""
+async def another_program(store: Path, response: bytes) -> AsyncIterator[None]:
+    """Respond on the control socket in place of a hub."""
 
     async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if await reader.read(65_536) and response is not None:
+        if await reader.read(65_536):
             writer.write(response)
-        elif response is None:
-            await reader.read()
         writer.close()
 
     async with await asyncio.start_unix_server(respond, control_of(store)):
@@ -131,36 +129,6 @@ async def test_a_backup_that_the_server_wrote_elsewhere_is_not_taken_for_a_file_
         await asyncio.to_thread(target.write_bytes, place.read_bytes())
         again = await asyncio.to_thread(run, "backup", str(target), store=place)
         assert (again.exit_code, "exists already; name a new file" in again.stderr) == (1, True)
-
-
-OK = b"HTTP/1.1 200 OK\r\n\r\n"
-
-
-@pytest.mark.parametrize(
-    ("response", "why"),
-    [
-        (b"", "did not send the whole "),
-        (b"hel\x1b[2Jlo\n", "did not send the whole "),
-        (OK + b"[" * 100_000 + b"\n", " sent no valid "),
-        (b"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\n\r\n", " refused the "),
-        (b'HTTP/1.1 503 Busy\r\n\r\n{"detail":"busy\x1b"}', " refused the "),
-        (None, "did not send the whole "),
-    ],
-)
-async def test_response_of_another_program_is_named(
-    response: bytes | None, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tenuto.cli.store_commands.READ_TIMEOUT_S", PATIENCE_S if response is not None else 0.05)
-    place = tmp_path / "test.db"
-    place.touch()
-    commands = (("inspect",), ("channels",), ("export", "c"), ("backup", str(tmp_path / "new.db")))
-    async with another_program(place, response):
-        for arguments in commands:
-            done = await asyncio.to_thread(run, *arguments, store=place)
-            assert (done.exit_code, done.stdout) == (1, ""), (arguments, done)
-            assert done.stderr.startswith("Error: "), done
-            assert f"{place}.ctl" in done.stderr or arguments[0] == "backup"
-            assert (why in done.stderr, "\x1b" in done.stderr) == (True, False), done
 
 
 def test_socket_of_a_killed_process_is_replaced(server: Server, tmp_path: Path) -> None:

@@ -339,17 +339,6 @@ async def test_frames_after_text_fail_with_the_remedy(
     assert (message.text, message.status) == (beginning + frame, "complete")
 
 
-def texts_of(body: str) -> str:
-    return "".join(json.loads(line[6:])["token"] for line in body.splitlines() if line.startswith("data: {"))
-
-
-async def test_style_may_be_a_function_of_the_text() -> None:
-    body, _ = await response_of(framed, style=json_frame, end_frame="data: [DONE]\n\n")
-    assert texts_of(body) == "You asked"
-    assert body.endswith("}\n\ndata: [DONE]\n\n")
-    assert "id:" not in body
-
-
 async def test_style_of_another_format_is_sent_as_it_is() -> None:
     body, _ = await response_of(
         framed,
