@@ -48,13 +48,6 @@ async def test_helper_events_are_not_written_twice(hub: Hub, provider: Provider,
     assert stored.parts == PARTS
 
 
-async def test_the_text_stream_of_the_helper_is_text(hub: Hub, provider: Provider, client: AsyncAnthropic) -> None:
-    provider.will_say([*claude_begin(), *claude_said("Hello ", "world", place=0), *claude_end()])
-    async with client.messages.stream(**ASK) as stream:
-        stored, _ = await pipe_all(hub, stream.text_stream)
-    assert (stored.text, stored.meta) == ("Hello world", {})
-
-
 async def test_a_search_of_the_providers_is_done_with_its_results_and_sources(
     hub: Hub, provider: Provider, client: AsyncAnthropic
 ) -> None:

@@ -49,13 +49,6 @@ async def test_a_response_becomes_parts_in_order(hub: Hub, provider: Provider, c
     assert piped.tool_calls[0].arguments == {"city": "Oslo"}
 
 
-async def test_the_helper_of_responses_is_entered(hub: Hub, provider: Provider, client: AsyncOpenAI) -> None:
-    wire = Responses()
-    provider.will_say([*wire.begin(), *wire.said(0, ("Hello ", "world")), *wire.completed()])
-    stored, piped = await pipe_all(hub, client.responses.stream(**ASK))
-    assert (stored.text, piped.finish_reason) == ("Hello world", "stop")
-
-
 async def test_interleaved_parts_get_their_own_text(hub: Hub, provider: Provider, client: AsyncOpenAI) -> None:
     wire = Responses()
     thought, said, called = wire.thought(), wire.said(1, ("Hello", " world")), wire.called()

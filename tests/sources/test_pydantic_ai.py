@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 from openai import AsyncOpenAI
 from pydantic_ai import Agent, ModelRetry
-from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
+from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.models.test import TestModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
 from tenuto import Hub
 from tests.sources.piping import ended, pipe_all
 from tests.sources.provider import CUT, Provider
-from tests.sources.wires import FIRST, INPUT, PARTS, SECOND, TEXT, Responses, chat, chat_called, chat_end, chat_said
+from tests.sources.wires import INPUT, PARTS, chat, chat_called, chat_end, chat_said
 
 WAYS = ["events", "stream", "iter"]
 ALL_WAYS = pytest.mark.parametrize("way", WAYS)
@@ -65,18 +65,6 @@ async def test_a_run_with_a_tool_becomes_parts_in_order(
     assert (thought, piped.finish_reason, piped.tool_calls) == (PARTS[0], "stop", [])
     assert stored.meta["model"] == "gpt-test"
     assert piped.usage["output_tokens"] == 14
-
-
-async def test_a_run_over_responses(hub: Hub, provider: Provider, openai: OpenAIProvider) -> None:
-    agent = with_weather(Agent(OpenAIResponsesModel("gpt-test", provider=openai)))
-    first, second = Responses(), Responses("resp_2")
-    provider.will_say(
-        [*first.begin(), *first.thought(), *first.called(1), *first.completed(output=[first.call(INPUT)])],
-        [*second.begin(), *second.said(0, (FIRST, SECOND)), *second.completed()],
-    )
-    stored, _ = await pipe_all(hub, run(agent, "events"))
-    thought, tool, text = stored.parts
-    assert (thought, tool["output"], text["text"]) == (PARTS[0], "rain in Oslo", TEXT)
 
 
 async def test_a_tool_that_asks_to_be_called_again_is_in_error(

@@ -995,56 +995,26 @@ async def test_shown_step_that_a_failed_try_has_left_running_is_one_part() -> No
 WORDS = (LONG, "It goes ", "on and on ", "to its end.")
 
 
-@pytest.mark.parametrize(("at_s", "takes_s"), [(0, 1), (0, 20), (0.5, 1), (0.5, 20), (2.5, 0.5), (2.5, 20)])
-@pytest.mark.parametrize("order", [1, -1])
-@virtually
-async def test_next_process_continues_the_text_beside_which_a_step_is_shown(
-    at_s: float, takes_s: float, order: int
-) -> None:
-    store, known = MemoryStore(), list[str]()
-
-    async def model(so_far: SoFar) -> AsyncIterator[str]:
-        known.append(so_far.text)
-        assert [part["type"] for part in so_far.parts] == ["text"] * (len(known) - 1)
-        for word in WORDS[len(known) * 3 - 3 :]:
-            await asyncio.sleep(1)
-            yield word
-
-    async def step(turn: Turn) -> None:
-        await asyncio.sleep(at_s)
-        await turn.step("beside", asyncio.sleep, takes_s, show=True)
-
-    async def agent(turn: Turn) -> None:
-        async with turn.reply() as message:
-            both = [message.pipe(lambda so_far: model(so_far), source="text", on_break="continue"), step(turn)]
-            await asyncio.gather(*both[::order])
-
-    for seconds in (3.2, 60):
-        hub = new_hub(store, drain_s=0.01)
-        hub.agent("chat:*", name="bot", on_crash="continue")(agent)
-        await hub.start()
-        if seconds < 60:
-            await hub.create("chat:1", id="q", text="?")
-        await asyncio.sleep(seconds)
-        answer = (await hub.history("chat:1")).messages[0]
-        await hub.close()
-    assert (answer.status, answer.text, known) == ("complete", "".join(WORDS), ["", LONG + "It goes on and on "])
-    assert sorted(counted(answer)) == ["text", "tool"]
-    assert [part["state"] for part in answer.parts if part["type"] == "tool"] == ["done"]
-
-
 writes = st.lists(st.sampled_from(["step", "text", "source"]), max_size=5)
 
 
 # The text of the handler stands behind the part of a step that the next process puts again.
-@example(["step", "text"], [4], None)
+@example(["step", "text"], [4], None, 1, 1)
 # Two processes in a row die in a step behind that text.
-@example(["text", "step"], [2, 2], None)
+@example(["text", "step"], [2, 2], None, 1, 1)
 # Another task puts its part behind the text that is continued.
-@example([], [3], 1)
-@given(writes, st.lists(st.integers(1, 12), max_size=3), st.none() | st.integers(0, 3))
+@example([], [3], 1, 1, 1)
+# The process dies in a step that its text does not wait for.
+@example([], [3], 0, 20, -1)
+@given(
+    writes,
+    st.lists(st.integers(1, 12), max_size=3),
+    st.none() | st.integers(0, 3),
+    st.sampled_from([1, 20]),
+    st.sampled_from([1, -1]),
+)
 def test_a_continued_answer_has_each_text_once_wherever_its_processes_die(
-    before: list[str], lives_s: list[int], beside: int | None
+    before: list[str], lives_s: list[int], beside: int | None, takes_s: int, order: int
 ) -> None:
     @virtually
     async def run() -> None:
@@ -1070,14 +1040,14 @@ def test_a_continued_answer_has_each_text_once_wherever_its_processes_die(
         async def step_beside(turn: Turn) -> None:
             if beside is not None:
                 await asyncio.sleep(beside)
-                await turn.step("beside", asyncio.sleep, 1, show=True)
+                await turn.step("beside", asyncio.sleep, takes_s, show=True)
 
         async def agent(turn: Turn) -> None:
             async with turn.reply() as message:
                 for number, kind in enumerate(before):
                     await write(turn, number, kind)
                 piping = message.pipe(lambda so_far: model(so_far), source="text", on_break="continue")
-                await asyncio.gather(piping, step_beside(turn))
+                await asyncio.gather(*[piping, step_beside(turn)][::order])
 
         for number, life_s in enumerate([*lives_s, 60]):
             hub = new_hub(store, drain_s=0.01)
