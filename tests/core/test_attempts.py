@@ -9,15 +9,12 @@ from typing import Any
 
 import pytest
 
-from tenuto.agents.history import as_turns
-from tenuto.core.deltas import MessageOpened, MessageProgress, MessageReplaced, PartOpened, Sent
 from tenuto.core.errors import Finished, InvalidRequest, NoPart, TooLarge
-from tenuto.core.events import MessageUpdate
 from tenuto.core.limits import Limits
-from tenuto.core.model import Message, Part
+from tenuto.core.model import Part
 from tenuto.core.requests import CreateMessage, FinishMessage, PutPart, UpdateMessage
 from tenuto.interop.fold import earlier_parts
-from tests.core.harness import ANN, LogHarness, text_part, tool_part
+from tests.core.harness import ANN, LogHarness, text_part
 
 
 def attempt(*parts: Part, characters: int = 0) -> Part:
@@ -33,14 +30,6 @@ def begun(*parts: Part, limits: Limits | None = None) -> LogHarness:
 
 def supersede(harness: LogHarness, since: int, **fields: Any) -> Any:
     return harness.ask("m", UpdateMessage(supersede=since, generation=1, **fields))
-
-
-def test_update_that_supersedes_nothing_stores_nothing() -> None:
-    harness = begun(text_part("one"))
-    assert supersede(harness, 1).ops == ()
-    supersede(harness, 0)
-    assert supersede(harness, 0).ops == ()
-    assert harness.message("m").parts == [attempt(text_part("one"), characters=3)]
 
 
 def test_request_that_superseded_nothing_supersedes_nothing_when_it_is_repeated() -> None:
@@ -119,39 +108,6 @@ def test_contents_of_the_oldest_attempts_leave_room_for_the_answer() -> None:
     assert harness.message("m").parts == [attempt(characters=400), *kept, text_part("d")]
     with pytest.raises(TooLarge, match="limit is 8000"):
         supersede(harness, 0, text="e" * 8_000)
-
-
-def test_attempts_are_in_no_history() -> None:
-    harness = begun(text_part("wrong"), {**tool_part(), "output": 1})
-    supersede(harness, 0, text="right")
-    asked = Message(
-        id="q",
-        role="user",
-        status="complete",
-        parts=[text_part("why?")],
-        **dict.fromkeys(("created", "version", "created_at", "updated_at"), 1),
-    )
-    for shape in ("text", "openai", "responses", "anthropic"):
-        turns = as_turns([asked, harness.message("m")], shape)
-        assert "wrong" not in str(turns)
-        assert [one["role"] for one in turns] == ["user", "assistant"]
-        assert "right" in str(turns[1])
-
-
-def test_reader_of_an_answer_begins_anew_also_after_a_reconnect() -> None:
-    harness = begun(text_part("one"), text_part("ab"))
-    reader = MessageProgress("m")
-    reader.begin(harness.message("m"))
-    assert reader.sent() == Sent([3, 2])
-    resumed = MessageProgress("m", reader.sent())
-    supersede(harness, 0, text="abc")
-    whole = harness.message("m")
-    replaced = MessageReplaced(whole, (), is_superseded=True)
-    assert reader.receive([MessageUpdate(serial=2, message=whole)]) == [replaced]
-    assert resumed.begin(whole) == [replaced]
-    assert reader.sent() == resumed.sent() == Sent([0, 3], attempts=1)
-    assert MessageProgress("m", reader.sent()).begin(whole) != [replaced]
-    assert [type(one) for one in MessageProgress("m").begin(whole)] == [MessageOpened, PartOpened, PartOpened]
 
 
 def test_answer_that_was_stopped_meanwhile_stays_as_it_is() -> None:

@@ -117,25 +117,6 @@ def begin(harness: LogHarness, history: int, limits: Limits = LIMITS) -> tuple[l
     return [update.message.id for update in updates], attached.more, attached.before
 
 
-def conversation(harness: LogHarness) -> None:
-    """Build m1 … m6 at serials 1 … 6: m2 streams, m4 is deleted at 7, m1 edited at 8."""
-    harness.create("m1", text="1")
-    harness.stream("m2", "2")
-    for number in (3, 4, 5, 6):
-        harness.create(f"m{number}", text=f"{number}")
-    harness.delete("m4")
-    harness.update("m1", text="one")
-
-
-def test_a_new_start_shows_the_newest_messages_and_every_streaming_one(harness: LogHarness) -> None:
-    conversation(harness)
-    assert begin(harness, 2) == (["m2", "m5", "m6"], True, 5)
-    assert begin(harness, 3) == (["m2", "m3", "m5", "m6"], True, 3)
-    assert begin(harness, 4) == (["m2", "m3", "m5", "m6"], True, 2)
-    assert begin(harness, 5) == (["m2", "m3", "m5", "m6", "m1"], False, 1)
-    assert begin(harness, 200) == (["m2", "m3", "m5", "m6", "m1"], False, 1)
-
-
 def test_a_new_start_is_bounded_in_bytes_of_finished_messages_but_shows_the_newest(harness: LogHarness) -> None:
     limits = Limits(history_bytes=1_000)
     for number in range(5):
@@ -147,22 +128,6 @@ def test_a_new_start_is_bounded_in_bytes_of_finished_messages_but_shows_the_newe
     assert begin(harness, 50, limits) == (["stream"], True, 7)
     harness.create("small", text="x")
     assert begin(harness, 50, limits) == (["stream", "small"], True, 7)
-
-
-def part_of(harness: LogHarness, *, history_from: int, is_history_cut: bool = False) -> LogHarness:
-    """Return `harness` as if only messages created since `history_from`, and streaming ones, were in memory."""
-    state = harness.state
-    state.history_from, state.has_older, state.is_history_cut = history_from, True, is_history_cut
-    return harness
-
-
-def test_page_outside_memory_requires_a_store_read(harness: LogHarness) -> None:
-    for number in range(6):
-        harness.create(f"m{number}", text="x")
-    del harness.state.messages["m0"], harness.state.messages["m1"]
-    part_of(harness, history_from=3)
-    assert newest_messages(harness.state, 5, LIMITS) is None
-    assert begin(harness, 4) == (["m2", "m3", "m4", "m5"], True, 3)
 
 
 # -- bytes -----------------------------------------------------------------------------------------------------

@@ -12,8 +12,6 @@ from itertools import pairwise
 
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tenuto.core.document import (
     MessageHead,
@@ -24,23 +22,13 @@ from tenuto.core.document import (
     restore,
     restore_command,
 )
-from tenuto.core.draft import Draft
 from tenuto.core.events import encode_json
 from tenuto.core.message_state import MessageState
-from tenuto.core.state import ChannelState, apply_entry
 from tenuto.core.text import MARK_BYTES, Text
 from tests.core.harness import BOB, PERSON, LogHarness, data_part, text_part, tool_part
 from tests.core.worlds import (
-    COMMANDS,
-    IDS,
-    Asked,
-    Shelf,
-    World,
-    batches,
     everything_of_command,
-    is_command,
 )
-from tests.core.worlds import everything as everything_in
 from tests.core.worlds import everything_of_message as everything
 
 
@@ -124,30 +112,6 @@ def test_stored_marks_stand_about_every_256_bytes_of_json(piece: str, bytes_each
     for serial in range(1, 2_002):
         missing = whole[text.length_at(serial) : (serial - 1) * len(piece)]
         assert len(encode_json(missing)) - 2 < MARK_BYTES
-
-
-@given(batches, st.data())
-def test_documents_from_drafts_restore_what_was_stored(world_batches: list[list[Asked]], data: st.DataObject) -> None:
-    """Do as the committer: decide a batch, make documents from its draft, store both, apply."""
-    world, shelf = World(), Shelf()
-    for batch in world_batches:
-        world.now_ms += 1
-        draft = Draft(world.state)
-        for one in batch:
-            world.decide(draft, one)
-        wanted = {**draft.reshaped, **dict.fromkeys(data.draw(st.sets(st.sampled_from(IDS + COMMANDS))))}
-        forks = [draft.thing(key) for key in wanted]
-        documents = [document(fork) for fork in forks if fork is not None]
-        for entry in draft.entries():
-            apply_entry(world.state, entry)
-            shelf.add(entry)
-        for kept in documents:
-            shelf.put(kept)
-            if not is_command(kept.id):
-                mark_documented(world.state.messages[kept.id], kept.version)
-        back = ChannelState("c")
-        back.insert(shelf.restore_all())
-        assert everything_in(back) == everything_in(world.state)
 
 
 # -- turns and commands ----------------------------------------------------------------------------------------
