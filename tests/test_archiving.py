@@ -17,12 +17,10 @@ from pathlib import Path
 import msgspec
 import pytest
 from click.testing import CliRunner, Result
-from msgspec import msgpack
 
 from tenuto.app import Hub
 from tenuto.cli import store_commands
 from tenuto.cli.main import main
-from tenuto.hub.keep.exports import NOTE
 from tenuto.stores.sqlite.store import SqliteStore
 from tests.stores.files import run_from_outside
 from tests.transports.conftest import new_hub, serving
@@ -175,19 +173,6 @@ async def test_a_command_whose_output_cannot_be_written_ends_with_an_error(tmp_p
             await asyncio.to_thread(check, *where)
     if place == "file":
         await asyncio.to_thread(check, "--store", url)
-
-
-async def test_an_export_leaves_the_part_of_an_import_that_has_not_ended(tmp_path: Path) -> None:
-    where = ("--store", f"sqlite:///{tmp_path}/hub.db")
-    async with opened(tmp_path / "hub.db") as hub:
-        await hub.create("chat:1", id="m1", text="one")
-        await hub.store.note({f"{NOTE}chat:1": msgpack.encode([[0, ""], [1, "m1"], "run"])}, expected={})
-    for _ in range(2):
-        refused = await asyncio.to_thread(run, "export", "chat:1", *where)
-        assert (refused.exit_code, refused.stdout) == (1, "")
-        assert "has a part of an import that has not ended" in refused.stderr
-    assert (await asyncio.to_thread(run, "forget", "nobody", *where)).exit_code == 0  # decides on the part first
-    assert (await asyncio.to_thread(run, "export", "chat:1", *where)).exit_code == 0
 
 
 async def test_an_export_names_damage_in_every_way_and_its_import_needs_an_option(tmp_path: Path) -> None:

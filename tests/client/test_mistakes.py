@@ -49,17 +49,6 @@ async def test_append_without_await_fails_the_block(hub: Hub, client: Client, co
     assert (stored.status, stored.reason, stored.text) == ("failed", "misuse", "one ")
 
 
-async def test_pipe_without_await_fails_the_block(hub: Hub, client: Client) -> None:
-    with pytest.raises(LocalError, match=r"the pipe to message 'm' .* once without await"):
-        async with client.message("c", id="m") as message:
-            call = message.pipe(["one"])
-    call.close()
-    assert (await hub.read("c", "m"))[0].status == "failed"
-    async with client.message("c", id="n") as message:
-        await message.pipe(["one"])
-    assert (await hub.read("c", "n"))[0].text == "one"
-
-
 async def test_message_that_was_cancelled_with_a_forgotten_append_fails_its_block(hub: Hub, client: Client) -> None:
     for one in (client.message("c", id="m"), hub.message("c", id="n")):
         with pytest.raises(LocalError, match="without await"):

@@ -322,23 +322,6 @@ async def test_asking_again_sends_the_written_answer_from_its_beginning() -> Non
         assert await plain_of(here, again="1") == (text_of(answer), True)
 
 
-@pytest.mark.parametrize(
-    ("fields", "status", "code"),
-    [
-        ({}, 400, "invalid_name"),
-        ({"channel": "chat:1", "question": "q1"}, 400, "invalid_name"),
-        ({"channel": CHANNEL}, 400, "invalid_name"),
-        ({"channel": CHANNEL, "question": "a/b"}, 400, "invalid_name"),
-        ({"channel": CHANNEL, "question": "gone"}, 404, "not_found"),
-    ],
-)
-async def test_the_plain_stream_needs_a_question(fields: dict[str, str], status: int, code: str) -> None:
-    async with demo("memory://") as here:
-        await here.ask()
-        response = await here.http.get("/demo/plain", params=fields)
-        assert (response.status_code, response.json()["code"]) == (status, code)
-
-
 async def test_the_number_of_plain_streams_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tenuto.demo.app.MOST_PLAIN", 0)
     async with demo("memory://") as here:

@@ -77,19 +77,6 @@ async def test_an_operator_works_over_http_as_on_the_machine(stored: Hub) -> Non
         assert (checked.exit_code, checked.output) == (0, f"'{server[1]}': no damage found\n")
 
 
-async def test_the_owner_of_channels_does_no_work_of_operators(stored: Hub) -> None:
-    await stored.create("chat:1", text="by the owner", author="owner")
-    async with asking(stored) as http:
-        for method, path, body in (
-            ("POST", "/v1/forget", {"client_id": "owner"}),
-            ("POST", "/v1/verify", {}),
-            ("GET", "/v1/inspect", None),
-        ):
-            refused = await http.request(method, path, json=body, headers=as_("owner"))
-            assert (refused.status_code, refused.json()["code"]) == (403, "forbidden"), path
-            assert "'admin' on all channels" in refused.json()["detail"]
-
-
 async def test_damage_is_listed_and_one_check_runs_at_a_time(stored: Hub, tmp_path: Path) -> None:
     before = new_hub(f"sqlite:///{tmp_path}/hub.db")
     for number in range(2):
