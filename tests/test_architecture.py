@@ -63,7 +63,6 @@ WAITING = (ast.AsyncFunctionDef, ast.Await, ast.AsyncFor, ast.AsyncWith)
 IO_CALLS = ("open", "input", "print", "exec", "eval", "__import__", "breakpoint")
 
 
-# Modules of the core that a client needs. They must not import a part of a server.
 def name_of(path: Path) -> str:
     """Return the name of a module without `tenuto.`; the package itself is `__init__`."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts

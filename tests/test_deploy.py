@@ -43,23 +43,6 @@ def lines_of(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
 
 
-def test_each_file_begins_with_its_purpose_what_to_replace_and_its_commands() -> None:
-    for path in [one for one in DEPLOY.rglob("*") if one.is_file() and one.suffix != ".md"]:
-        head = re.split(r"^(?!#)", path.read_text(), maxsplit=1, flags=re.MULTILINE)[0]
-        assert re.search(r"^#   (cp|docker|kubectl|python3) ", head, re.MULTILINE), path
-        assert re.search(r"[Rr]eplace|in place of", head), path
-
-
-def test_the_page_has_the_commands_of_the_files() -> None:
-    page = (DEPLOY.parent / "docs" / "deployment.md").read_text().partition("## `tenuto serve`")[0]
-    shown = "".join(re.findall(r"^```sh\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)).replace("cd deploy\n", "")
-    shown = re.sub(r"deploy/(kubernetes/)?", "", shown).replace('".[serve]"', '"tenuto[serve]"')
-    files = [DEPLOY.parent / "Dockerfile", *(one for one in DEPLOY.rglob("*") if one.is_file())]
-    known = " ".join(path.read_text() for path in files)
-    assert len(shown.splitlines()) == 11
-    assert [line for line in shown.splitlines() if line not in known] == []
-
-
 def test_proxies_have_the_settings_of_the_page() -> None:
     whole, _, _ = nginx_of_the_docs()
     text = (DEPLOY / "nginx.conf").read_text()

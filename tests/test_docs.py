@@ -231,17 +231,6 @@ def test_the_map_of_the_architecture_names_each_folder_and_only_modules_that_exi
     assert missing == []
 
 
-def test_the_docstring_of_a_module_names_only_what_exists() -> None:
-    paths = [path for folder in ("tenuto", "proof", "bench") for path in (ROOT / folder).rglob("*.py")]
-    trees = [ast.parse(path.read_text()) for path in paths]
-    known = {"await", "finally", "secure_delete", "generate_content_stream"}  # of Python, SQLite and an SDK
-    known |= {part for path in paths for part in path.with_suffix("").parts}
-    known |= {*re.findall(r"'(\w+)'", " ".join(map(ast.dump, trees)))}
-    docs = [re.sub(r"\n\|.*", "", ast.get_docstring(tree) or "") for tree in trees]  # without tables of an SDK's events
-    named = {(path, name) for path, text in zip(paths, docs, strict=True) for name in re.findall(r"`([a-z_]+)`", text)}
-    assert [(shown_path(path), name) for path, name in sorted(named) if name not in known] == []
-
-
 def script_of_the_site(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Return what `scripts/docs.py` defines, which finds the modules beside it only as a program."""
     monkeypatch.syspath_prepend(ROOT / "scripts")

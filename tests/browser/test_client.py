@@ -25,7 +25,6 @@ from starlette.responses import HTMLResponse
 from starlette.routing import Mount, Route
 
 from proof.chaos.processes import free_port
-from tenuto.agents.turn import Turn
 from tenuto.app import Hub
 from tenuto.hub.access.tokens import jwt_verifier
 from tenuto.hub.clock import Clock
@@ -155,60 +154,10 @@ async def test_token_that_expires_in_the_middle_of_an_answer_costs_no_text(brows
 # Sending
 
 
-async def test_unsent_messages_are_sent_after_a_reload_in_their_order(browser: Browser) -> None:
-    async with opened(browser) as (hub, window):
-        await follow(window, token=token())
-        await window.wait_for_function("() => window.channel.state === 'live'")
-        async with window.expect_navigation():
-            await window.evaluate(script("follow", "sendAndReload"))
-        await follow(window, token=token())
-        await until_shown(window, "z|a|m")
-        await window.wait_for_function("() => window.channel.getSnapshot().messages.every(({ local }) => !local)")
-        assert [one.text for one in (await hub.history("chat:1")).messages] == ["m", "a", "z"]  # the newest first
-        await window.evaluate("window.client.close()")
-
-
 # Branches
 
 
 _UNTIL_PATH = script("follow", "isPath")
-
-
-async def test_edited_and_regenerated_messages_are_branches_on_every_page(browser: Browser) -> None:
-    hub = new_hub()
-    given: list[str] = []
-
-    @hub.agent("chat:*", name="bot")
-    async def bot(turn: Turn) -> None:
-        given.append(", ".join(one["content"] for one in await turn.history()))
-        async with turn.reply() as message:
-            await message.append(f"answer {len(given)}")
-
-    async with app_with(hub) as port:
-        ada, bob = await page_at(browser, port), await page_at(browser, port)
-        await follow(ada, client="ada")
-        await follow(bob, client="bob", transport="sse")
-        for page, call, path, question in (
-            (ada, "send({ id: 'one', text: 'one' })", "one, answer 1", "one"),
-            (ada, "send({ id: 'two', text: 'two' })", "one, answer 1, two, answer 2", "one, answer 1, two"),
-            (ada, "edit('two', 'three')", "one, answer 1, three, answer 3", "one, answer 1, three"),
-            (ada, "regenerate()", "one, answer 1, three, answer 4", "one, answer 1, three"),
-            (bob, "edit('one', 'four')", "four, answer 5", "four"),
-        ):
-            await page.evaluate(f"void channel.{call}")
-            for window in (ada, bob):
-                await window.wait_for_function(_UNTIL_PATH, arg=path)
-            assert given[-1] == question
-        await ada.evaluate("channel.select('one')")
-        await ada.evaluate("channel.select('two')")
-        await ada.evaluate("void channel.send('five')")  # goes on with the branch that this page shows
-        await ada.wait_for_function(_UNTIL_PATH, arg="one, answer 1, two, answer 2, five, answer 6")
-        assert given[-1] == "one, answer 1, two, answer 2, five"
-        await ada.reload()
-        await follow(ada, client="ada")
-        for window in (ada, bob):
-            await window.wait_for_function(_UNTIL_PATH, arg="one, answer 1, two, answer 2, five, answer 6")
-            await window.evaluate("client.close()")
 
 
 # Errors, each with its name
