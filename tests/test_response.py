@@ -148,23 +148,6 @@ async def test_refusal_in_a_mounted_app_has_the_status_of_the_refusal() -> None:
         assert (response.status_code, response.json()["code"]) == (503, "draining")
 
 
-async def test_disconnected_caller_does_not_stop_the_answer() -> None:
-    source = Source()
-    async with served_app(source) as served:
-        async with served.http.stream("POST", "/chat?prompt=hi") as response:
-            assert b"with session" in await first_bytes(response)
-        await served.until(
-            lambda: source.open_sessions == 1
-        )  # the session of the request is closed, that of the stream is not
-        message, _ = await served.hub.read("chat:1", "r")
-        assert message.status == "streaming"
-        source.gate.set()
-        joined = await served.http.get("/tenuto/v1/channels/chat:1/messages/r/events")
-        assert joined.text.endswith('event: done\ndata: {"status":"complete"}\n' + joined.text.split("\n")[-3] + "\n\n")
-        assert (await served.hub.read("chat:1", "r"))[0].text == "with session: the end"
-        await served.until(lambda: source.open_sessions == 0)
-
-
 async def test_second_request_for_an_answer_joins_its_stream() -> None:
     source = Source()
     async with served_app(source) as served:

@@ -1,5 +1,6 @@
 """The load client's reader finds the same payload as the wire checker's parsers, for every split of the input."""
 
+import itertools
 import struct
 
 import pytest
@@ -9,7 +10,6 @@ from wsproto.events import CloseConnection, Event, Ping, TextMessage
 
 from bench.reader import LoadFrames, LoadResponse
 from proof.wirecheck import Frames, Response, WireError, encode_frame
-from tests.wirecheck.test_wirecheck import cut_lists, pieces
 
 CHUNKED = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -17,6 +17,14 @@ CHUNKED = (
 )
 WITH_LENGTH = b"HTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\ngone"
 WITHOUT_END = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\nuntil the connection ends"
+
+cut_lists = st.lists(st.integers(0, 400), max_size=12)
+
+
+def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
+    """Return `data` split at these positions, which may repeat and may lie beyond its end."""
+    positions = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
+    return [data[start:end] for start, end in itertools.pairwise(positions)]
 
 
 @given(st.sampled_from([CHUNKED, WITH_LENGTH, WITHOUT_END]), cut_lists)

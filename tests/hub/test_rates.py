@@ -13,7 +13,7 @@ from tenuto.core.errors import TooMany
 from tenuto.core.limits import KIB, MIB
 from tenuto.hub.access import rates
 from tenuto.hub.access.identity import Identity
-from tenuto.hub.access.rates import ClientLimits, Rates
+from tenuto.hub.access.rates import Rates
 from tests.virtual import Time
 
 ADA = Identity(client_id="ada", capabilities=frozenset({"subscribe", "history", "publish", "presence", "command"}))
@@ -61,22 +61,6 @@ def test_request_is_refused_for_earlier_traffic_and_not_for_its_own(counted: Rat
     assert refused.value.details == {"limit": 50, "retry_after_s": 1}
     time.now_s += 1
     counted.request(ADA)
-
-
-def test_traffic_of_a_client_is_bounded_in_an_hour(time: Time) -> None:
-    counted = Rates(ClientLimits(client_bytes=36_000), now_s=time)
-    counted.request(ADA, size=1_000)
-    counted.charge(ADA, size=45_000)
-    time.now_s += 10
-    with pytest.raises(TooMany, match=r"'ada' has caused 45900 bytes of traffic, the limit is 36000 in") as refused:
-        counted.request(ADA)
-    assert refused.value.details == {"limit": 36_000, "retry_after_s": 991}
-    counted.request(EVE)
-    time.now_s += 991
-    counted.request(ADA)
-    counted.charge(ADA, size=20)
-    with pytest.raises(TooMany):
-        counted.request(ADA)
 
 
 def test_client_may_cause_traffic_of_a_gibibyte_an_hour(counted: Rates, time: Time) -> None:

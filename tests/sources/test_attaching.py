@@ -483,19 +483,6 @@ async def test_response_that_continues_a_lost_one_is_attached_again(
     assert counted(after) == (["text"] if after.text.startswith(LONG) else ["attempt", "text"])
 
 
-@virtually
-async def test_response_that_continues_a_lost_one_is_polled_in_the_same_process() -> None:
-    first, second = long_events(LONG, "more"), long_events(LONG[-40:] + "x" * 250, "y", response="resp_2")
-    item = {**ITEM, "content": [{"type": "output_text", "text": LONG[-40:] + "x" * 250 + "yz", "annotations": []}]}
-    ended = (200, {}, json.dumps(Responses("resp_2").about("completed", output=[item])))
-    model = Model([*first[:5], CUT], UNKNOWN, [*second[:6], CUT], TOO_OLD, ended)
-    client = model.openai()
-    message, shown = await piped(lambda so_far: ask(client)(), attach=client.responses, on_break="continue")
-    assert message.parts == [{"type": "text", "text": LONG + "x" * 250 + "yz", "joins": [len(LONG)]}]
-    assert all(message.text.startswith(text) for text in shown)
-    assert model.asked.count("POST") == 2
-
-
 def thought_events(*pieces: str, response: str) -> list[bytes]:
     wire = Responses(response)
     return [*wire.begin(), *wire.thought(), *wire.said(1, pieces), *wire.completed()]

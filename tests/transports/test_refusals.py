@@ -5,15 +5,13 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-import jwt
 import pytest
 
 from tenuto.core.errors import Forbidden
 from tenuto.hub.access.identity import Identity
-from tenuto.hub.access.tokens import jwt_verifier
 from tenuto.transports import access, codec
 from tenuto.transports.codec import Refusals
-from tests.transports.asgi import HERE, ask
+from tests.transports.asgi import ask
 from tests.transports.conftest import new_hub
 from tests.virtual import Time
 
@@ -53,34 +51,6 @@ def test_reasons_that_a_peer_varies_fill_neither_the_log_nor_the_memory(caplog: 
 
 class BadToken(Exception):
     pass
-
-
-async def test_refused_tokens_are_logged_with_the_reason_and_few_lines(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(access, "refusals", Refusals(Time()))
-    hub = new_hub(authenticate=jwt_verifier(secret=SECRET, audience="chat"))
-    now_s = 1_700_000_000
-    old = jwt.encode({"sub": "ann", "aud": "chat", "exp": now_s}, SECRET, "HS256")
-    forged = jwt.encode({"sub": "ann", "aud": "chat", "exp": 4 * now_s}, SECRET + "x", "HS256")
-    reasons = {
-        old: "unauthenticated: token has expired; renew it",
-        forged: "unauthenticated: token signature matches no key of this server",
-        "": "unauthenticated: the request carries no credentials that this hub accepts",
-    }
-    for token in reasons:
-        headers = [*HERE, (b"authorization", f"Bearer {token}".encode())] if token else HERE
-        for _ in range(200):
-            assert (await ask(hub, headers=headers, client=("192.0.2.1", 5)))[0] == 401
-    assert (await ask(hub, query=b"ticket=x.y", path="/v1/channels/c/events"))[0] == 401
-    lines = lines_of(caplog)
-    assert len(lines) == 4
-    for line, reason in zip(lines, reasons.values(), strict=False):
-        assert line.startswith(f"refused 192.0.2.1 with {reason}")
-    assert "(199 more requests since the last such line)" in lines[1]
-    assert "ticket was not signed with a key of this server" in lines[3]
-    assert not any(token in line for token in reasons if token for line in lines)
-    await hub.close()
 
 
 async def test_exceptions_of_a_verifier_do_not_fill_the_log(
