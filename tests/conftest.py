@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, settings
 from playwright.async_api import Browser, expect
 
 from tests.browser.tab import chromium
+from tests.postgres import Postgres, running_postgres
 from tests.processes import Server, serving
 from tests.sources.provider import Provider
 
@@ -104,6 +105,13 @@ def demo(tmp_path: Path) -> Iterator[Server]:
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One demo for the tests of a module that do not kill it: each has a conversation of its own."""
     with serving("demo", tmp_path_factory.mktemp("demo")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Postgres]:
+    """A server of PostgreSQL, whose data need not survive the machine."""
+    with running_postgres(fsync="off", full_page_writes="off") as server:
         yield server
 
 

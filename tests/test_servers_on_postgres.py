@@ -10,7 +10,7 @@ import os
 import re
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AsyncExitStack, aclosing
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,7 +24,7 @@ from tenuto.client.feed import is_new_start
 from tenuto.core.model import Message
 from tenuto.core.view import View
 from tests.conftest import IS_LONG, in_long
-from tests.postgres import needs_postgres, running_postgres
+from tests.postgres import Postgres, needs_postgres
 from tests.redis_server import needs_redis, running_redis
 from tests.transports.test_shutdown import START_S, Running, running
 
@@ -89,12 +89,6 @@ ON_SOCKET = (
 MESSAGES = "/tenuto/v1/channels/c/messages"
 
 
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with running_postgres(fsync="off", full_page_writes="off") as server:
-        yield server.url
-
-
 async def processes(server: Running, is_all: Callable[[set[int]], bool]) -> set[int]:
     """Return the processes that respond and have the message `m`, once `is_all` holds for them."""
     found: set[int] = set()
@@ -126,9 +120,11 @@ WORKERS = [
 
 @pytest.mark.parametrize("command", WORKERS if IS_LONG else WORKERS[:1])
 async def test_workers_of_a_server_share_the_store_and_a_dead_one_is_replaced(
-    command: list[str], url: str, tmp_path: Path
+    command: list[str], postgres: Postgres, tmp_path: Path
 ) -> None:
-    (tmp_path / "shared.py").write_text(APP.format(url=f"{url}?schema={'g' if 'gunicorn' in command else 'u'}"))
+    (tmp_path / "shared.py").write_text(
+        APP.format(url=f"{postgres.url}?schema={'g' if 'gunicorn' in command else 'u'}")
+    )
     async with running(tmp_path, command, "shared:app") as server:
         first = await processes(server, lambda found: len(found) == 2)
         killed = first.pop()
@@ -140,11 +136,11 @@ async def test_workers_of_a_server_share_the_store_and_a_dead_one_is_replaced(
 @needs_gunicorn
 @needs_redis
 async def test_workers_that_a_server_forks_after_it_has_made_the_hub_receive_the_notices_of_one_another(
-    url: str, tmp_path: Path
+    postgres: Postgres, tmp_path: Path
 ) -> None:
     received: dict[int, int] = {}
     with running_redis() as redis:
-        app = APP.format(url=f"{url}?schema=forked").replace("drain_s=0.5", f"drain_s=0.5, bus={redis.url!r}")
+        app = APP.format(url=f"{postgres.url}?schema=forked").replace("drain_s=0.5", f"drain_s=0.5, bus={redis.url!r}")
         (tmp_path / "shared.py").write_text(app + VIEWER)
         async with running(tmp_path, [*GUNICORN, "--workers", "2", "--preload"], "shared:app") as server:
             async with asyncio.timeout(3 * START_S):
@@ -152,7 +148,7 @@ async def test_workers_that_a_server_forks_after_it_has_made_the_hub_receive_the
                     pid, count = map(int, (await server.text_at("/received")).split())
                     received[pid] = count
             names = "SELECT DISTINCT application_name FROM pg_stat_activity WHERE application_name LIKE 'tenuto on %'"
-            db = await asyncpg.connect(url)
+            db = await asyncpg.connect(postgres.url)
             shown = {int(name.rpartition(" ")[2]) for (name,) in await db.fetch(names)}
             await db.close()
             assert shown >= set(received)
@@ -168,10 +164,10 @@ SUCCESSIONS = [
 @in_long
 @pytest.mark.parametrize(("kind", "command"), SUCCESSIONS)
 async def test_an_answer_and_its_viewer_continue_in_the_next_process(
-    kind: str, command: list[str], url: str, tmp_path: Path
+    kind: str, command: list[str], postgres: Postgres, tmp_path: Path
 ) -> None:
     app = tmp_path / "shared.py"
-    app.write_text(APP.format(url=f"{url}?schema={kind}") + AGENT)
+    app.write_text(APP.format(url=f"{postgres.url}?schema={kind}") + AGENT)
     async with AsyncExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0))) if kind == "overlap" else None
         server = await stack.enter_async_context(running(tmp_path, command, "shared:app", listener=listener))

@@ -14,7 +14,7 @@ from proof.chaos.processes import free_port
 from proof.wirecheck import Checker, SseViewer, WsViewer
 from tests.caddy import caddy_of_the_docs, needs_caddy
 from tests.nginx import needs_nginx, nginx_of_the_docs
-from tests.postgres import needs_postgres, running_postgres
+from tests.postgres import Postgres, needs_postgres
 from tests.processes import Process, request
 
 pytestmark = needs_postgres
@@ -35,20 +35,14 @@ class Node(Process):
 
 
 @pytest.fixture(scope="module")
-def nodes(url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Node, Node]]:
+def nodes(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Node, Node]]:
     """Run a process with an agent, and one without."""
     folder = tmp_path_factory.mktemp("nodes")
     with ExitStack() as stack:
-        here, there = Node(url, folder / "a.log", "agent"), Node(url, folder / "b.log", "root")
+        here, there = (Node(postgres.url, folder / f"{name}.log", name) for name in ("agent", "root"))
         for node in (here, there):
             stack.enter_context(node).until_ready()  # the second process learns of the agent at its start
         yield here, there
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with running_postgres(fsync="off", full_page_writes="off") as server:
-        yield server.url
 
 
 async def shows(viewer: WsViewer | SseViewer, answer: str) -> None:

@@ -8,10 +8,7 @@ These tests check no figure about speed: the runs are far too short for that.
 from __future__ import annotations
 
 import contextlib
-import copy
-import itertools
 import os
-import resource
 import select
 import signal
 import subprocess
@@ -38,7 +35,7 @@ from bench import (
 )
 from bench.common import Options, Row, Void, attempt, check, load_client, served
 from bench.proc import tree
-from tests.postgres import Postgres, needs_postgres, running_postgres
+from tests.postgres import needs_postgres, running_postgres
 from tests.redis_server import needs_redis
 
 ROOT = Path(__file__).parents[2]
@@ -115,24 +112,6 @@ def test_a_lost_doubled_or_wrong_token_voids_the_run(kind: str, tamper: Callable
 
 
 # Failed measurements ------------------------------------------------------------------------------------------------
-
-
-def run_bench(*arguments: str, files: int | None = None, path: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run `python -m bench` with a limit of open files, and with programs from `path` alone."""
-
-    def limit() -> None:
-        if files is not None:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
-
-    return subprocess.run(
-        [sys.executable, "-m", "bench", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=180,
-        env=os.environ | ({"PATH": path} if path is not None else {}),
-        preexec_fn=limit,
-    )
 
 
 def test_a_server_that_dies_under_its_viewers_voids_the_run(tmp_path: Path) -> None:
@@ -268,6 +247,16 @@ def test_postgres_rows_have_figures() -> None:
     assert all(figure(row) for row in rows)
 
 
+@needs_postgres
+def test_rows_of_a_killed_process_have_figures() -> None:
+    sizes = postgres.Sizes(rounds=1, seconds=0.5, conversations=4, channels=4, viewers=8, before_s=0.3, after_s=3.0)
+    with running_postgres() as server:
+        live, adopted = rows = list(attempt("storm", partial(postgres.storms, server, sizes)))
+    assert None not in verdicts(rows)
+    assert figure(live) < figure(adopted)
+    assert live.note == "4 and 4 viewers"  # half of them at each of the other processes
+
+
 def test_soak_rows_have_figures(options: Options) -> None:
     rows = soak.soak(options, seconds=12.0, live=5, lasts_s=(0.2, 1.0), idle_s=0.5, old=20)
     assert verdicts(rows) == [None, True, True, None, None]
@@ -279,7 +268,8 @@ def test_soak_rows_have_figures(options: Options) -> None:
 def test_figures_are_written_between_the_marks_of_a_page(tmp_path: Path) -> None:
     path = tmp_path / "page.md"
     path.write_text(f"before\n{report.BEGIN}\nan older run\n{report.END}\nafter\n")
-    ran = run_bench("resume", "--quick", "--dir", str(tmp_path), "--markdown", str(path))
+    command = [sys.executable, "-m", "bench", "resume", "--quick", "--dir", str(tmp_path), "--markdown", str(path)]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     text = path.read_text()
     assert text.startswith(f"before\n{report.BEGIN}\n`python -m bench resume --quick`:\n")
@@ -288,44 +278,3 @@ def test_figures_are_written_between_the_marks_of_a_page(tmp_path: Path) -> None
     assert str(tmp_path) not in text
     (row,) = [line for line in text.splitlines() if line.startswith("| resume in mid-stream |")]
     assert row.endswith(", met |")
-
-
-# Several processes on PostgreSQL -------------------------------------------------------------------------------------
-
-
-# in a folder that the account of PostgreSQL can reach
-OPTIONS = Options(is_quick=True, directory=Path(tempfile.gettempdir()))
-SIZES = postgres.Sizes(rounds=1, seconds=0.5, conversations=4, channels=4, viewers=8, before_s=0.3, after_s=3.0)
-
-_numbers = itertools.count()
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Postgres]:
-    with running_postgres() as server:
-        yield server
-
-
-@pytest.fixture
-def database(server: Postgres) -> Postgres:
-    """Return the server with a database of its own."""
-    name = f"bench_{next(_numbers)}"
-    server.sql(f"CREATE DATABASE {name}")
-    own = copy.copy(server)
-    own.url = f"{server.url.rpartition('/')[0]}/{name}"
-    return own
-
-
-def storm_of(database: Postgres) -> list[Row]:
-    return list(attempt("storm", partial(postgres.storms, database, SIZES)))
-
-
-# Figures ------------------------------------------------------------------------------------------------------------
-
-
-@needs_postgres
-def test_rows_of_a_killed_process_have_figures(database: Postgres) -> None:
-    live, adopted = rows = storm_of(database)
-    assert None not in verdicts(rows)
-    assert figure(live) < figure(adopted)
-    assert live.note == "4 and 4 viewers"  # half of them at each of the other processes

@@ -19,29 +19,15 @@ AGENTS = ("guide~1", "guide~2")
 expect.set_options(timeout=TIMEOUT_MS)
 
 
-async def two_people(browser: Browser, shared: Server, channel: str, transports: str = "ws sse") -> tuple[Tab, Tab]:
-    """Return the tabs of Ada and Bob, each present in the other, with both agents."""
-    ada_by, bob_by = transports.split()
-    ada = await Tab.open(browser, shared.port, channel, ada_by, "Ada")
-    bob = await Tab.open(browser, shared.port, channel, bob_by, "Bob")
+async def test_people_see_each_other_and_each_may_steer_and_stop_the_agent(
+    browser: Browser, shared: Server, channel: str
+) -> None:
+    ada = await Tab.open(browser, shared.port, channel, "ws", "Ada")
+    bob = await Tab.open(browser, shared.port, channel, "sse", "Bob")
     await expect(ada.page.locator("#people li")).to_have_text(["A", "B"])
     await expect(bob.page.locator("#people li")).to_have_text(["B", "A"])
     for tab in (ada, bob):
         await tab.page.wait_for_function(_HAS_AGENTS, arg=AGENTS)
-    return ada, bob
-
-
-async def answer_in(tab: Tab, length: int = 20) -> tuple[str, str]:
-    """Wait until an answer has some text; return its id and the text."""
-    answer = await tab.page.get_attribute(ANSWER, "data-message-id")
-    assert answer is not None
-    return answer, await tab.until_length(answer, length)
-
-
-async def test_people_see_each_other_and_each_may_steer_and_stop_the_agent(
-    browser: Browser, shared: Server, channel: str
-) -> None:
-    ada, bob = await two_people(browser, shared, channel)
 
     await bob.page.locator("textarea").press_sequentially("Hm")
     await expect(ada.page.locator(".status")).to_have_text(re.compile("@?bob is typing…", re.IGNORECASE))
@@ -51,7 +37,8 @@ async def test_people_see_each_other_and_each_may_steer_and_stop_the_agent(
 
     await ada.send("What is a cursor?")
     await expect(bob.page.locator(".user .author")).to_have_text(re.compile("@?ada", re.IGNORECASE))
-    answer, _ = await answer_in(bob)
+    answer = await bob.page.get_attribute(ANSWER, "data-message-id") or ""
+    await bob.until_length(answer, 20)
     await bob.page.get_by_role("button", name="Steer this answer").click()
     await bob.send("And what is an epoch?")
     await expect(ada.page.locator(ANSWER)).to_contain_text("says: And what is an epoch?")

@@ -59,14 +59,6 @@ def batch() -> LogHarness:
 # -- create ----------------------------------------------------------------------------------------------------
 
 
-def test_a_create_is_stored_with_its_author_and_time(harness: LogHarness) -> None:
-    harness.create("m", text="hi", meta={"a": 1})
-    message = harness.message("m")
-    assert (message.role, message.author, message.status) == ("user", "ann", "complete")
-    assert (message.parts, message.meta) == ([text_part("hi")], {"a": 1})
-    assert (message.created, message.version, message.created_at, message.updated_at) == (1, 1, 1_000, 1_000)
-
-
 def test_the_same_create_again_is_success_after_edits_and_a_takeover(harness: LogHarness) -> None:
     harness.stream("m")
     harness.append("m", "text")

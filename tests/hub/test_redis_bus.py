@@ -16,7 +16,7 @@ from tenuto.hub.writer import MessageWriter
 from tenuto.stores.base import Head
 from tenuto.stores.postgres.store import PostgresStore
 from tests.hub.watching import PATIENCE_S, Watcher
-from tests.postgres import Postgres, needs_postgres, running_postgres
+from tests.postgres import Postgres, needs_postgres
 from tests.redis_server import RedisServer, needs_redis, running_redis
 
 pytestmark = [needs_postgres, needs_redis]
@@ -24,12 +24,6 @@ pytestmark = [needs_postgres, needs_redis]
 CHANNEL = "chat:1"
 
 _numbers = count(1)
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[Postgres]:
-    with running_postgres(fsync="off", full_page_writes="off") as server:
-        yield server
 
 
 @pytest.fixture

@@ -81,25 +81,17 @@ def test_signal_handlers_are_restored() -> None:
     assert (signal.getsignal(signal.SIGPROF), signal.getsignal(signal.SIGALRM)) == before
 
 
-def test_loop_with_tiny_waits_is_reported() -> None:
+@pytest.mark.parametrize(
+    ("wait_s", "expected", "place"),
+    [(1e-6, "time creeps", "_Timer when="), (0, "time stands still", f"<locals>.poll in {__file__}")],
+)
+def test_loop_whose_time_does_not_pass_is_reported_with_its_place(wait_s: float, expected: str, place: str) -> None:
     async def poll() -> None:
         for _ in itertools.count():
-            await asyncio.sleep(1e-6)
+            await asyncio.sleep(wait_s)
 
     loop = VirtualLoop()
-    with pytest.raises(Stuck, match="time creeps") as stuck:
+    with pytest.raises(Stuck, match=expected) as stuck:
         loop.run_until_complete(poll())
-    assert stuck.value.where
-    loop.close()
-
-
-def test_loop_without_waits_is_reported_with_its_place() -> None:
-    async def poll() -> None:
-        for _ in itertools.count():
-            await asyncio.sleep(0)
-
-    loop = VirtualLoop()
-    with pytest.raises(Stuck, match="time stands still") as stuck:
-        loop.run_until_complete(poll())
-    assert f"{poll.__qualname__} in {__file__}" in stuck.value.where
+    assert place in stuck.value.where
     loop.close()

@@ -5,21 +5,19 @@ Layer: tests.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
 import pytest
 
-from tests.postgres import Postgres, running_postgres
+from tests.postgres import Postgres
 
 _numbers = count(1)
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Postgres]:
-    with running_postgres(fsync="off", full_page_writes="off") as server:
-        yield server
+def server(postgres: Postgres) -> Postgres:
+    return postgres
 
 
 @pytest.fixture

@@ -18,6 +18,8 @@ from tests.certificates import make_certificate
 from tests.proxy import FaultProxy
 from tests.redis_server import RedisServer, needs_redis, needs_valkey, running_redis
 
+pytestmark = needs_redis
+
 PATIENCE_S = 60.0
 
 
@@ -57,7 +59,6 @@ async def listening(url: str, *channels: str, name: str = "store") -> AsyncItera
         await bus.close()
 
 
-@needs_redis
 async def test_notices_of_followed_channels_reach_the_other_nodes(server: RedisServer) -> None:
     url = server.url.replace("//", "//app:secret@")
     async with listening(url, "a") as first, listening(url, "a", "b") as second:
@@ -83,7 +84,6 @@ async def test_notices_of_followed_channels_reach_the_other_nodes(server: RedisS
         }
 
 
-@needs_redis
 async def test_stores_and_prefixes_on_one_server_do_not_see_one_another(server: RedisServer) -> None:
     async with AsyncExitStack() as stack:
         here = await stack.enter_async_context(listening(server.url, "a"))
@@ -95,7 +95,6 @@ async def test_stores_and_prefixes_on_one_server_do_not_see_one_another(server: 
         assert await here.next() == Notice("signal", "a", b"2")
 
 
-@needs_redis
 async def test_close_ends_at_each_moment_of_a_failure() -> None:
     async def close(bus: Bus, turns: int) -> None:
         for _ in range(turns):
@@ -110,7 +109,6 @@ async def test_close_ends_at_each_moment_of_a_failure() -> None:
                 await asyncio.gather(*(close(bus, turns) for turns, bus in enumerate(buses)))
 
 
-@needs_redis
 async def test_many_new_channels_share_the_readings_of_heads(server: RedisServer) -> None:
     async with listening(server.url) as one:
         loop = asyncio.get_running_loop()
@@ -122,7 +120,6 @@ async def test_many_new_channels_share_the_readings_of_heads(server: RedisServer
         assert loop.time() - began_s > 0.3  # two pauses of 0.2 s lie between
 
 
-@needs_redis
 @pytest.mark.parametrize("direction", ["up", "down"])
 async def test_a_server_that_accepts_and_does_not_answer_is_noticed(
     server: RedisServer, direction: str, monkeypatch: pytest.MonkeyPatch
@@ -142,7 +139,6 @@ async def test_a_server_that_accepts_and_does_not_answer_is_noticed(
         assert await first.next() == Notice("moved", "a", b"1")
 
 
-@needs_redis
 async def test_silence_is_noticed_without_a_notice(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tenuto.stores.redis.bus.CHECK_S", 0.05)
     async with FaultProxy("127.0.0.1", server.port) as proxy, listening(f"redis://127.0.0.1:{proxy.port}") as one:
@@ -153,7 +149,6 @@ async def test_silence_is_noticed_without_a_notice(server: RedisServer, monkeypa
                 await asyncio.sleep(0.01)
 
 
-@needs_redis
 async def test_a_bus_that_is_away_delays_no_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tenuto.stores.redis.bus.CONNECT_TIMEOUT_S", 0.2)
     late = asyncio.Event()
@@ -174,7 +169,6 @@ async def test_a_bus_that_is_away_delays_no_start(monkeypatch: pytest.MonkeyPatc
     assert bus.stats()["bus_dropped"] == 1
 
 
-@needs_redis
 @pytest.mark.parametrize(
     ("user", "expected"),
     [
@@ -189,7 +183,6 @@ async def test_refused_users_get_the_remedy(server: RedisServer, user: str, expe
     assert user.rstrip("@") not in str(refused.value)
 
 
-@needs_redis
 async def test_servers_that_cannot_carry_notices_are_refused(
     server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -224,7 +217,6 @@ async def test_servers_that_cannot_carry_notices_are_refused(
         assert "its Sentinel names a replica" in caplog.text
 
 
-@needs_redis
 async def test_bus_follows_its_server_over_a_failover(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tenuto.stores.redis.bus.RETRY_S", (0.1, 0.5))
     with (
@@ -246,7 +238,6 @@ async def test_bus_follows_its_server_over_a_failover(monkeypatch: pytest.Monkey
             assert first.bus.stats()["bus_losses"] == 1
 
 
-@needs_redis
 async def test_nodes_of_a_cluster_pass_notices_on() -> None:
     # By default a node takes the port 10,000 above its own for the other nodes, which a connection may have.
     among = str(free_port()), str(free_port())
@@ -269,7 +260,6 @@ def tls(certificate: Path, port: int, authority: Path) -> list[str]:
     return ["--tls-cert-file", str(certificate), "--tls-key-file", str(key), *peers, "--tls-port", str(port)]
 
 
-@needs_redis
 async def test_tls_needs_the_certificate_of_the_host_and_of_the_client(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -303,7 +293,6 @@ async def test_tls_needs_the_certificate_of_the_host_and_of_the_client(
                 await open_bus(unknown).open("store")
 
 
-@needs_redis
 async def test_sentinels_with_tls_name_a_server_with_tls(tmp_path: Path) -> None:
     certificate = make_certificate(tmp_path, host="IP:127.0.0.1")
     place, at = free_port(), free_port()
@@ -322,7 +311,6 @@ async def test_sentinels_with_tls_name_a_server_with_tls(tmp_path: Path) -> None
             await open_bus(url.partition("?")[0]).open("store")
 
 
-@needs_redis
 @pytest.mark.parametrize("path", ["/nonexistent.pem", "/", "%00", ""])
 async def test_a_file_that_cannot_be_read_is_refused(path: str) -> None:
     with pytest.raises(StoreUnusable, match=r"which cannot be read .*; check ssl_ca_certs in the bus URL"):
@@ -354,7 +342,6 @@ def test_url_without_a_bus_is_refused_with_the_remedy(url: str, expected: str) -
     assert "geheim" not in str(refused.value)
 
 
-@needs_redis
 def test_a_bus_needs_a_store_that_processes_share() -> None:
     with pytest.raises(LocalError, match="a bus needs a store that processes share, and a memory store serves one"):
         Hub("memory://", bus="redis://127.0.0.1")

@@ -108,15 +108,9 @@ async def test_hub_without_verifier_accepts_requests_of_this_machine(
     assert (await ask(mounted, "/tenuto/v1/ws", kind="websocket", **how))[0] == 101
 
 
-async def detail_of(hub: Hub, **how: Any) -> str:
-    """Return the detail of a refusal."""
-    _, body = await exchange(hub, "/", **how)
-    detail: str = json.loads(body["body"])["detail"]
-    return detail
-
-
 async def test_refusal_without_verifier_names_the_setting(closed: Hub) -> None:
-    detail = await detail_of(closed, client=("192.0.2.1", 5))
+    _, body = await exchange(closed, "/", client=("192.0.2.1", 5))
+    detail = json.loads(body["body"])["detail"]
     assert detail.index("authenticate=visitors()") < detail.index("authenticate=allow_everyone")
     assert "'192.0.2.1' is not a loopback address" in detail
 
