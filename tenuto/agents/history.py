@@ -58,6 +58,14 @@ def path_to(message: Message, older: Iterable[Message]) -> list[Message]:
     return path
 
 
+def begin_of(message: Message, older: Iterable[Message]) -> Message:
+    """Return the first message of the path to `message` that is known; its parent is not among `older`."""
+    known = {one.id: one for one in older}
+    while (parent := known.get(message.parent or "")) is not None and parent.created < message.created:
+        message = parent
+    return message
+
+
 def _followed(message: Message, before: Sequence[Message], links: Mapping[str, Message | None]) -> Message | None:
     """Return the message that `message` follows; `before` and `links` have the messages before it, and their own.
 

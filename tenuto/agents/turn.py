@@ -20,8 +20,8 @@ from typing import Any, Literal, NamedTuple
 
 from msgspec.structs import replace
 
-from tenuto.agents.backend import Backend, Watch
-from tenuto.agents.history import Shape, as_turns, path_to, system_texts
+from tenuto.agents.backend import Backend, Watch, find
+from tenuto.agents.history import Shape, as_turns, begin_of, path_to, system_texts
 from tenuto.agents.request import TurnRequest
 from tenuto.agents.steps import UNSTORABLE, Allowance, Steps, check_function, input_of
 from tenuto.core.errors import AlreadyAnswered, LocalError, TenutoError, public_reason, shown
@@ -144,11 +144,17 @@ class Turn:
         messages = list(page.messages)
         # one page has no message beside a large photo
         while page.more:
-            missing -= sum(one.created < created for one in page.messages)
+            before = messages[-1].created
+            first = begin_of(self.message, messages)
+            if first.parent is not None and first.created > before:  # the others are of other branches
+                parent = await find(self._backend, self.channel, first.parent)
+                if parent is not None and parent.created < first.created:
+                    before = min(before, parent.created + 1)
+                    messages = [one for one in messages if one.created >= first.created]
             room -= sum(part_bytes(part) for one in page.messages for part in one.parts)
-            if missing <= 0 or room <= 0:
+            if (left := missing - sum(one.created < created for one in messages)) <= 0 or room <= 0:
                 break
-            page = await self._backend.page(self.channel, before=messages[-1].created, limit=missing)
+            page = await self._backend.page(self.channel, before=before, limit=left)
             messages += page.messages
         messages = [*path_to(self.message, messages), self.message]
         self.request = replace(self.request, system=system_texts(messages))
@@ -195,7 +201,8 @@ class Turn:
         """Return the input that arrived for this turn since the last call. Its messages get no turns of their own.
 
         First come the `steer` commands that name this message or its answer (this call replies to them), then further
-        user messages; both are sorted, oldest first. With `messages=False` further user messages wait for their turns.
+        user messages, except other versions of this one; both are sorted, oldest first. With `messages=False` further
+        user messages wait for their turns.
         """
         arrived: list[Steer] = []
         for command in self._watch.commands():
@@ -203,8 +210,8 @@ class Turn:
             if is_ours and command.id not in self._accepted and await self._accept(command):
                 arrived.append(Steer(_text_in(command.data), command.data, None, command.from_))
         for message in self._watch.waiting() if messages else ():
-            if message.id == self.message.id or message.id in self._others:
-                continue
+            if message.parent == self.message.parent or message.id in self._others:
+                continue  # this message, or another version of it, which is another branch
             self._others.add(message.id)  # try each message once, because in another process a try costs a request
             if await self._backend.take_waiting(self.channel, message.id, by=self.name, turn=self.message.id):
                 arrived.append(Steer(message.text, None, message, message.author))
