@@ -204,7 +204,14 @@ class Access:
         return whole(message.meta, kept)
 
     async def remember(
-        self, channel: str, *, id: str, role: Role, parts: list[Part], meta: dict[str, Json] | None = None
+        self,
+        channel: str,
+        *,
+        id: str,
+        role: Role,
+        parts: list[Part],
+        meta: dict[str, Json] | None = None,
+        parent: str | UnsetType | None = UNSET,
     ) -> Message:
         """Store a message of a conversation that the caller brings, and return it. It starts no turn.
 
@@ -212,7 +219,7 @@ class Access:
         IdConflict, Deleted.
         """
         self.check(channel, "publish")
-        request = CreateMessage(role=role, parts=parts, meta={**(meta or {}), BROUGHT: True})
+        request = CreateMessage(role=role, parts=parts, meta={**(meta or {}), BROUGHT: True}, parent=parent)
         return message_of(await self._ask(channel, check_id(id), request, starts_turn=False), id)
 
     async def delete_turn(self, channel: str, message_id: str) -> None:

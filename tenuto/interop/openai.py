@@ -12,13 +12,15 @@ import asyncio
 import logging
 import re
 import secrets
+import sys
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
@@ -174,6 +176,7 @@ class OpenAI:
         """
         id = hashed(access.identity.client_id or "", key) if key else secrets.token_hex(16)
         options, meta = options_in(body), None
+        parent: str | UnsetType | None = UNSET  # the newest message
         if into is None:
             needs = ("subscribe", "history", "publish")
             channel = self._new_channel(access, body.get("model"), id, needs, is_empty=not given.earlier)
@@ -193,17 +196,20 @@ class OpenAI:
                     parts = turn.status.answers[start[0]].parts[: start[1]] if turn.status.answers else []
                     attempt = sum(part["type"] == ATTEMPT for part in parts)
                     return turn.question, into._replace(start=start, attempt=attempt)
+                parent = (await _last_of(access, channel, turn)).id if is_response else UNSET
             if not is_response or body.get("model") is not None:
                 self._agent(access, body.get("model"))
         parts = [*given.outputs.values(), *given.parts]
         if not parts:
             raise NotFound("the input replies to a question that has a reply; send a message")
-        if given.earlier:
-            try:
-                await access.turn(channel, id)  # a request that is repeated stores none behind its question
-            except NotFound:
-                await _store_earlier(access, channel, id, given)
-        question = await access.create(channel, id=id, parts=parts, meta=meta, options=options)
+        known = [await _found(access, channel, one) for one in ((f"{id}.0", id) if key else ())]
+        if first := next(filter(None, known), None):
+            parent = first.parent if parent is not UNSET else UNSET  # a repeat; meanwhile its branch may be longer
+        if not any(known[1:]):  # a request that is repeated stores none behind its question
+            await _store_earlier(access, channel, id, given, parent)
+        if given.earlier and parent is not UNSET:
+            parent = f"{id}.{len(given.earlier) - 1}"
+        question = await access.create(channel, id=id, parts=parts, meta=meta, parent=parent, options=options)
         return with_options(question, options), Reference(channel, question.id)
 
     async def _newest_turn(self, access: Access, channel: str, given: GivenInput) -> Reference | None:
@@ -299,10 +305,9 @@ class OpenAI:
     async def _input_items(self, request: Request) -> Response:
         """Return the messages that the request of the response brought."""
         access, of, (question, _) = await self._response_in(request, "history")
-        turns = await access.conversation(of.channel, limit=MAX_EARLIER, before=question.created)
-        earlier = [one for turn in turns for one in (turn.message, *turn.answers) if one is not None]
-        brought = [*(one for one in earlier if one.id.startswith(f"{question.id}.")), question]
-        return page_of([item for one in brought for item in input_items(of.channel, one)], request)
+        earlier = _messages(access, of.channel, before=question.created, limit=MAX_EARLIER)
+        brought = [question, *[one async for one in earlier if one.id.startswith(f"{question.id}.")]]
+        return page_of([item for one in brought[::-1] for item in input_items(of.channel, one)], request)
 
     async def _cancel(self, request: Request) -> Response:
         """Cancel the turn for all clients, and respond when it has ended."""
@@ -342,16 +347,11 @@ class OpenAI:
     async def _delete_conversation(self, request: Request) -> Response:
         """Delete the messages of the caller, with their answers. Raises Forbidden if those of others are left."""
         access, channel = await self._in_conversation(request, "publish")
-        after, is_whole = 0, False
-        while not is_whole:
-            page = await access.history(channel, after=after, limit=200)
-            for message in page.messages:
-                after = message.created
-                if message.author == access.identity.client_id:
-                    # it may be an answer of an agent with this name, or another request has deleted it
-                    with suppress(Forbidden, NotFound, Deleted):
-                        await access.delete_turn(channel, message.id)
-            is_whole = not page.more
+        async for message in _messages(access, channel, after=0):
+            if message.author == access.identity.client_id:
+                # it may be an answer of an agent with this name, or another request has deleted it
+                with suppress(Forbidden, NotFound, Deleted):
+                    await access.delete_turn(channel, message.id)
         if (await access.history(channel, after=0, limit=1)).messages:
             raise Forbidden("the messages of others are left, and to delete them needs the capability 'admin'")
         return json_response({"id": conversation_id(channel), "object": "conversation.deleted", "deleted": True})
@@ -433,13 +433,47 @@ class OpenAI:
         return name, agents[name]
 
 
-async def _store_earlier(access: Access, channel: str, id: str, given: GivenInput) -> list[Message]:
-    """Store the earlier messages, whose ids begin with `id`, and return them."""
+async def _messages(
+    access: Access, channel: str, *, before: int | None = None, after: int | None = None, limit: int = sys.maxsize
+) -> AsyncIterator[Message]:
+    """Yield at most `limit` messages: those created before a serial, newest first, or after one, oldest first."""
+    while limit > 0:
+        page = await access.history(channel, before=before, after=after, limit=min(limit, 200))
+        for one in page.messages:
+            yield one
+        if not page.more:
+            return
+        limit, last = limit - len(page.messages), page.messages[-1].created
+        before, after = (last, None) if after is None else (None, last)
+
+
+async def _found(access: Access, channel: str, id: str) -> Message | None:
+    with suppress(NotFound, Deleted):
+        return (await access.turn(channel, id)).message
+    return None
+
+
+async def _last_of(access: Access, channel: str, turn: AskedTurn) -> Message:
+    """Return the last message of a turn: an answer, or input behind it that the agent has taken in, or the question."""
+    last = max([turn.question, *turn.status.answers], key=lambda one: one.created)
+    for one in (await access.history(channel, after=last.created, limit=_NEWEST)).messages:
+        if one.role == "user" and one.parent == last.id:
+            await _found(access, channel, one.id)  # which loads it
+            last = one if access.taken_by(channel, one.id) == turn.question.id else last
+    return last
+
+
+async def _store_earlier(
+    access: Access, channel: str, id: str, given: GivenInput, parent: str | UnsetType | None = UNSET
+) -> list[Message]:
+    """Store the earlier messages, whose ids begin with `id`, one behind the other, and return them."""
     stored: list[Message] = []
     for number, (role, parts) in enumerate(given.earlier):
         custom = sorted({one["name"] for one in parts if one.get(CUSTOM)})
         meta: Json = {CUSTOM: custom} if custom else {}
-        stored.append(await access.remember(channel, id=f"{id}.{number}", role=role, parts=parts, meta=meta))
+        about: Any = {"role": role, "parts": parts, "meta": meta, "parent": parent}
+        stored.append(await access.remember(channel, id=f"{id}.{number}", **about))
+        parent = stored[-1].id if parent is not UNSET else UNSET
     return stored
 
 
@@ -782,7 +816,7 @@ def _text(item: Json, name: str) -> str:
 # in (`Turn.steered`), or it gets a turn of its own. In both cases a successor response follows.
 
 _MAX_LANES = 8
-_PAGES = 5  # of the messages after a question among which its further input is looked for
+_MAX_LATER = 1000  # messages after a question among which its further input is looked for
 _MAX_WAITING = 16  # requests that wait on one socket, and inputs that wait for one turn
 
 
@@ -972,14 +1006,10 @@ class _Socket:
     async def _read_steers(self, lane: _Lane, of: Reference) -> list[_Steer]:
         """Return the stored inputs of this person that a response or its successor is for."""
         assert lane.question is not None
-        question, access, later, before = lane.question, self._socket.access, list[Message](), lane.previous
-        for _ in range(_PAGES):
-            page = await access.history(of.channel, after=(later or [question])[-1].created, limit=200)
-            later += page.messages
-            if not page.more:
-                break
-        root = _root(question)
-        own = [one for one in later if one.meta.get(STEERS) == root and one.author == access.identity.client_id]
+        question, access, before = lane.question, self._socket.access, lane.previous
+        later = _messages(access, of.channel, after=question.created, limit=_MAX_LATER)
+        root, author = _root(question), access.identity.client_id
+        own = [one async for one in later if one.meta.get(STEERS) == root and one.author == author]
         found, taken, hosts = list[_Steer](), 0, {root, *(one.id for one in own)}
         for id in (one.id for one in own):
             with suppress(NotFound):
@@ -1003,10 +1033,10 @@ class _Socket:
         try:
             of = reference(event.get("previous_response_id"))
             access.check(of.channel, "history", "publish")
-            status = (await turn_of(access, of)).status
+            turn = await turn_of(access, of)
             found = next((one for one in self._lanes.values() if one.of == of), None)
             if found is None or found.question is None:
-                code = "response_already_completed" if status.state == "over" else "response_not_active"
+                code = "response_already_completed" if turn.status.state == "over" else "response_not_active"
                 await self._refuse(lane, steer, code, f"response {of.id()[:64]!r} does not run on this socket")
                 return
             lane = found
@@ -1015,8 +1045,10 @@ class _Socket:
             if len(lane.steers) >= _MAX_WAITING:
                 raise TooMany(f"{_MAX_WAITING} inputs wait for this response already; send them later")
             lane.steers.append(steer)
-            meta = {STEERS: _root(found.question)}
-            steer.message = await access.create(of.channel, id=steer.id, parts=parts, meta=meta, options=options)
+            stored = [one.message for one in lane.steers if one.message is not None]
+            last = max([await _last_of(access, of.channel, turn), *stored], key=lambda one: one.created)
+            about: Any = {"meta": {STEERS: _root(found.question)}, "parent": last.id, "options": options}
+            steer.message = await access.create(of.channel, id=steer.id, parts=parts, **about)
             await self._report(lane, "accepted", steer)
         except TenutoError as error:
             with suppress(ValueError):

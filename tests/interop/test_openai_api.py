@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Awaitable
@@ -15,6 +16,7 @@ from tenuto import Identity, Turn
 from tenuto.core.requests import SERVER, CreateMessage, FinishMessage
 from tenuto.hub.access.rates import Rates
 from tenuto.interop.openai_stream import ATTEMPT_ROOM, Reference, conversation_id
+from tests.interop.scene import fails
 from tests.interop.test_openai import ANSWER, CALL, PLACE, ClientScene, channel_of, scene_of
 
 FULL = frozenset({"subscribe", "history", "publish", "command"})
@@ -258,6 +260,132 @@ async def test_caller_that_may_only_ask_brings_no_message_of_another_role() -> N
         assert len((await scene.hub.history(scene.turns[0].channel)).messages) == 2
 
 
+async def paths_of(scene: ClientScene) -> dict[str, list[str]]:
+    """Return for the text of each question those of the messages before it in the agent's history."""
+    histories = [await turn.history() for turn in scene.turns]
+    return {turns[-1]["content"]: [one["content"] for one in turns[:-1]] for turns in histories}
+
+
+async def test_requests_that_continue_one_response_are_branches(scene: ClientScene) -> None:
+    client = scene.client.responses
+    first = await client.create(model="bot", input="you")
+    both = await asyncio.gather(
+        *(client.create(model="bot", input=text, previous_response_id=first.id) for text in ("a", "b"))
+    )
+    late: Any = [{"role": "developer", "content": "S"}, {"role": "user", "content": "c"}]
+    third = await client.create(model="bot", input=late, previous_response_id=first.id)
+    for response, text in ((both[1], "d"), (third, "e")):
+        await client.create(model="bot", input=text, previous_response_id=response.id)
+    begin, answers = ["you", ANSWER], {text: ANSWER.replace("you", text) for text in "abc"}
+    assert await paths_of(scene) == {
+        "you": [],
+        "a": begin,
+        "b": begin,
+        "c": [*begin, "S"],
+        "d": [*begin, "b", answers["b"]],
+        "e": [*begin, "S", "c", answers["c"]],
+    }
+    items: Any = [one async for one in client.input_items.list(third.id, order="asc")]
+    assert [one.role for one in items] == ["system", "user"]
+
+
+async def test_request_that_continues_the_last_response_follows_its_last_answer(scene: ClientScene) -> None:
+    async def answers_twice(turn: Turn) -> None:
+        for text in ("One.", "Two."):
+            async with turn.reply() as message:
+                await message.append(text)
+
+    scene.script = answers_twice
+    first = await scene.client.responses.create(model="bot", input="you")
+    await scene.client.responses.create(model="bot", input="me", previous_response_id=first.id)
+    messages = sorted((await scene.hub.history(channel_of(first.id))).messages, key=lambda one: one.created)
+    before: list[str | None] = [None, *(one.id for one in messages)]
+    assert [one.parent for one in messages] == [*before[:3], before[3], before[4], before[5]]
+    await scene.hub.delete(channel_of(first.id), messages[2].id)
+    await scene.client.responses.create(model="bot", input="us", previous_response_id=first.id)
+    assert (await paths_of(scene))["us"] == ["you", "One."]
+
+
+async def test_request_continues_a_response_that_runs_or_has_failed(scene: ClientScene) -> None:
+    scene.gate.clear()
+    running = await scene.begin()
+    options: Any = {"model": "bot", "background": True}
+    for text in ("a", "b"):
+        await scene.client.responses.create(input=text, previous_response_id=running, **options)
+    scene.gate.set()
+    await scene.served.until(lambda: len(scene.turns) == 3)
+    scene.script = fails  # type: ignore[method-assign]
+    failed = await scene.client.responses.create(model="bot", input="me", previous_response_id=running)
+    for text in ("c", "d"):
+        await scene.client.responses.create(input=text, previous_response_id=failed.id, **options)
+    await scene.served.until(lambda: len(scene.turns) == 6)
+    begin = ["you", ANSWER]
+    paths = await paths_of(scene)
+    assert [paths[text] for text in "abcd"] == [begin, begin, [*begin, "me", "One."], [*begin, "me", "One."]]
+
+
+async def test_branch_that_begins_long_before_the_newest_messages_has_only_its_own(scene: ClientScene) -> None:
+    async def says_yes(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("Yes.")
+
+    client, last = scene.client.responses, await scene.client.responses.create(model="bot", input="you")
+    first, channel = last, channel_of(last.id)
+    for branch in range(2):
+        (newest,) = (await scene.hub.history(channel, limit=1)).messages
+        parent = newest.id
+        for number in range(230):
+            parent = (await scene.hub.create(channel, role="system", text=f"{branch}.{number}", parent=parent)).id
+        other = await client.create(model="bot", input=f"late {branch}", previous_response_id=first.id)
+        last = await client.create(model="bot", input=f"later {branch}", previous_response_id=other.id)
+    paths = await paths_of(scene)
+    assert paths["late 0"] == paths["late 1"] == ["you", ANSWER]
+    assert paths["later 1"] == ["you", ANSWER, "late 1", ANSWER.replace("you", "late 1")]
+    for number in range(110):  # further answers of its own than a history has
+        await scene.hub.create(channel, id=f"x{number}", text=f"x{number}", starts_turn=False)
+    await client.create(model="bot", input="end", previous_response_id=last.id)
+    assert (await paths_of(scene))["end"] == [*paths["later 1"], "later 1", ANSWER.replace("you", "later 1")]
+
+
+async def test_turn_takes_in_no_question_of_another_branch(scene: ClientScene) -> None:
+    first = await scene.client.responses.create(model="bot", input="you")
+    begun = asyncio.Event()
+
+    async def listens(turn: Turn) -> None:
+        async with turn.reply() as message:
+            begun.set()
+            await scene.gate.wait()
+            await message.append(", ".join([turn.text, *(one.text for one in await turn.steered())]))
+
+    scene.gate.clear()
+    scene.script = listens  # type: ignore[method-assign]
+    options: Any = {"model": "bot", "previous_response_id": first.id}
+    one = asyncio.ensure_future(scene.client.responses.create(input="a", **options))
+    await begun.wait()
+    other = await scene.client.responses.create(input="b", background=True, **options)
+    scene.gate.set()
+    assert (await one).output_text == "a"
+    assert (await scene.events(other.id))[-1].response.output_text == "b"
+
+
+async def test_repeated_request_is_the_same_branch_although_the_response_before_it_has_grown(
+    scene: ClientScene,
+) -> None:
+    client = scene.client.responses
+    first = await client.create(model="bot", input="you")
+    sent: Any = {"model": "bot", "previous_response_id": first.id}
+    given: list[Any] = ["me", [{"role": "user", "content": text} for text in ("a", "b")]]
+    asked = [{**sent, "input": one, "extra_headers": {"Idempotency-Key": str(one)}} for one in given]
+    stored = [await client.create(**one) for one in asked]
+    channel, question = channel_of(first.id), scene.turns[0].message.id
+    await scene.hub.command(channel, "regenerate", target=question)
+    await scene.served.until(lambda: len(scene.turns) == 4)
+    assert [one.id for one in stored] == [(await client.create(**one)).id for one in asked]
+    with pytest.raises(openai.ConflictError):
+        await client.create(**{**asked[0], "input": "other"})
+    assert len(scene.turns) == 4
+
+
 async def test_input_items_are_what_the_request_brought(scene: ClientScene) -> None:
     photo = {"type": "input_image", "image_url": "https://example.com/a.png", "detail": "low"}
     given: Any = [
@@ -277,6 +405,14 @@ async def test_input_items_are_what_the_request_brought(scene: ClientScene) -> N
             await scene.client.responses.input_items.list(response.id, **options)
     with pytest.raises(openai.NotFoundError):
         await scene.client.responses.input_items.list(response.id, after="in_x")
+
+
+async def test_input_items_are_known_although_another_branch_began_between_them(scene: ClientScene) -> None:
+    hub = scene.hub
+    for id, parent in (("p", None), ("q.0", "p"), ("other", "p"), ("q", "q.0")):
+        await hub.create("chat:1", id=id, text=id, parent=parent, starts_turn=False)
+    found: Any = [one async for one in scene.client.responses.input_items.list(Reference("chat:1", "q").id())]
+    assert [one.content[0].text for one in found] == ["q", "q.0"]
 
 
 async def test_items_of_one_message_are_in_the_order_of_the_input(scene: ClientScene) -> None:

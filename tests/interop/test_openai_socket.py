@@ -204,6 +204,50 @@ async def test_input_that_the_agent_leaves_has_an_answer_that_continues_the_resp
     assert [turn.request.previous_response_id for turn in scene.turns] == [None, response_id]
 
 
+async def test_input_for_one_of_two_branches_follows_it() -> None:
+    async with scene_of(when_busy="parallel") as scene, scene.client.responses.connect() as socket:
+        scene.gate.set()
+        first = await scene.client.responses.create(model="bot", input="you")
+        scene.gate.clear()
+        ids: dict[str, str] = {}
+        for lane in ("a", "b"):
+            await socket.response.create(model="bot", input=lane, previous_response_id=first.id, stream_id=lane)
+            ids[lane] = (await until(socket, is_text))[0].response.id
+        for text in ("x", "y"):
+            await socket.response.steer(previous_response_id=ids["a"], input=text)
+            await until(socket, is_accepted)
+        scene.gate.set()
+        for _ in range(4):
+            await until(socket)
+        paths = {turn.text: [one["content"] for one in await turn.history()] for turn in scene.turns}
+    begin = ["you", ANSWER]
+    assert paths["b"] == [*begin, "b"]
+    assert paths["x"] == [*begin, "a", ANSWER.replace("you", "a"), "x"]
+    assert paths["y"] == [*paths["x"], ANSWER.replace("you", "x"), "y"]
+
+
+async def test_input_that_the_agent_has_taken_in_is_in_the_history_of_the_next_request(scene: ClientScene) -> None:
+    async def listens(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("Begun. ")
+            await message.flush()
+            await scene.gate.wait()
+            for steer in await turn.steered():
+                await message.append(f"{steer.text}.")
+
+    scene.script = listens
+    async with scene.client.responses.connect() as socket:
+        await socket.response.create(model="bot", input="you")
+        id = (await until(socket, is_text))[0].response.id
+        await socket.response.steer(previous_response_id=id, input="shorter")
+        await until(socket, is_accepted)
+        scene.gate.set()
+        await until(socket)
+    await scene.client.responses.create(model="bot", input="me", previous_response_id=id)
+    history = [one["content"] for one in await scene.turns[-1].history()]
+    assert history == ["you", "Begun. shorter.", "shorter", "me"]
+
+
 @pytest.mark.parametrize("is_interrupted", [False, True], ids=["cancelled", "interrupted"])
 async def test_response_that_is_cancelled_while_input_waits_is_not_steered(is_interrupted: bool) -> None:
     when_busy = "interrupt" if is_interrupted else "queue"
