@@ -227,8 +227,9 @@ class Access:
 
         A running turn is cancelled. Raises NotFound, Deleted, Forbidden if another author wrote the message.
         """
-        status = await self.turn(channel, message_id)
-        self.check(channel, "publish")
+        self.check(channel, "history", "publish")
+        async with self._hub.viewing.reading():
+            status = await read_turn(self._hub.runtime, channel, check_id(message_id), has_all_rounds=True)
         is_brought = status.message is not None and BROUGHT in status.message.meta
         await self._ask(channel, message_id, DeleteMessage(), is_brought=is_brought)
         for answer in status.answers:

@@ -215,6 +215,27 @@ async def test_delete_of_a_conversation_leaves_only_what_others_have_written() -
         assert (await scene.hub.history(scene.turns[0].channel)).messages == []
 
 
+@pytest.mark.parametrize("kind", ["conversation", "response"])
+async def test_delete_has_also_the_answers_before_a_regenerate(kind: str) -> None:
+    async def verify(scope: dict[str, Any]) -> Identity:
+        return Identity(client_id="ann", capabilities=FULL)
+
+    async with scene_of(authenticate=verify) as scene:
+        scene.gate.set()
+        response = await scene.client.responses.create(model="bot", input="you")
+        channel = channel_of(response.id)
+        for number in (2, 3):
+            await scene.hub.command(channel, "regenerate", target=scene.turns[0].message.id)
+            await scene.served.until(lambda number=number: len(scene.turns) == number)
+            await scene.events(response.id)
+        assert len((await scene.hub.history(channel)).messages) == 4
+        if kind == "conversation":
+            await scene.client.conversations.delete(conversation_id(channel))
+        else:
+            await scene.client.responses.delete(response.id)
+        assert (await scene.hub.history(channel)).messages == []
+
+
 async def test_messages_that_a_request_brought_are_deleted_by_their_maker_alone() -> None:
     async def verify(scope: dict[str, Any]) -> Identity:
         return Identity(client_id="bot", capabilities=FULL)

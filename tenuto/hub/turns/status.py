@@ -63,19 +63,21 @@ PAGES = (20, 200)  # newest messages to load until the answers of a turn are in 
 MAX_PAGES = 10  # pages of the store to read for one turn, since a peer may name the oldest message of a long channel
 
 
-async def read_turn(runtime: Runtime, channel: str, message_id: str) -> TurnStatus:
+async def read_turn(runtime: Runtime, channel: str, message_id: str, *, has_all_rounds: bool = False) -> TurnStatus:
     """Return the turn of a user message, with its answers among the newest 2,000 messages (`MAX_PAGES`).
 
-    Raises NotFound, Deleted, StoreUnavailable.
+    The answers are those of the last round, unless it `has_all_rounds`. Raises NotFound, Deleted, StoreUnavailable.
     """
     known = await runtime.message(channel, message_id)
     live = await runtime.fresh(channel)
-    older = await _answers_outside_memory(live, runtime, known)
-    if not older and not _answers_in_memory(live, known):
+    claim = None if has_all_rounds else known.claim
+    older = await _answers_outside_memory(live, runtime, known, claim)
+    if not older and not _answers_in_memory(live, known, claim):
         await live.load_since(known.created)  # also deleted answers, unless too many messages have changed since
     # No wait from here on, so that the parts of the status belong to one moment.
     known = live.state.messages.get(message_id) or known
-    answers = {one.id: one for one in (*older, *_answers_in_memory(live, known))}
+    claim = None if has_all_rounds else known.claim
+    answers = {one.id: one for one in (*older, *_answers_in_memory(live, known, claim))}
     return _status(live, _pending(live), known.message(), known.claim, answers.values())
 
 
@@ -181,12 +183,13 @@ def _pending(live: Channel) -> list[Command]:
     return [one.command() for one in live.state.pending_commands()]
 
 
-def _answers_in_memory(live: Channel, message: MessageState) -> list[MessageState]:
-    return [one for one in live.state.messages.values() if is_answer_of(one, message.id, message.claim)]
+def _answers_in_memory(live: Channel, message: MessageState, claim: ClaimState | None) -> list[MessageState]:
+    return [one for one in live.state.messages.values() if is_answer_of(one, message.id, claim)]
 
 
-async def _answers_outside_memory(live: Channel, runtime: Runtime, message: MessageState) -> list[MessageState]:
-    claim = message.claim
+async def _answers_outside_memory(
+    live: Channel, runtime: Runtime, message: MessageState, claim: ClaimState | None
+) -> list[MessageState]:
     # serial of the first entry that can be an answer of the last round (`is_answer_of`)
     first = 1 + max(message.created, claim.round_from if claim is not None else 0)
     for wanted in PAGES:
