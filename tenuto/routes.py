@@ -121,7 +121,7 @@ __all__ = [
 
 logger = logging.getLogger("tenuto.transports")
 _JSON_OBJECT = msgspec.json.Decoder(dict[str, Any])
-# Field of the `meta` of messages that `Access.remember` has stored. No agent has written them, whatever their role.
+# Option of messages that `Access.remember` has stored. No agent has written them, whatever their role.
 BROUGHT = "brought"
 LARGE_BODY_BYTES = 256 * 1024  # size from which bodies are decoded one at a time
 
@@ -210,8 +210,8 @@ class Access:
         id: str,
         role: Role,
         parts: list[Part],
-        meta: dict[str, Json] | None = None,
         parent: str | UnsetType | None = UNSET,
+        options: Mapping[str, Json] | None = None,
     ) -> Message:
         """Store a message of a conversation that the caller brings, and return it. It starts no turn.
 
@@ -219,7 +219,8 @@ class Access:
         IdConflict, Deleted.
         """
         self.check(channel, "publish")
-        request = CreateMessage(role=role, parts=parts, meta={**(meta or {}), BROUGHT: True}, parent=parent)
+        options = {**(options or {}), BROUGHT: True}
+        request = CreateMessage(role=role, parts=parts, parent=parent, options=options)
         return message_of(await self._ask(channel, check_id(id), request, starts_turn=False), id)
 
     async def delete_turn(self, channel: str, message_id: str) -> None:
@@ -230,7 +231,7 @@ class Access:
         self.check(channel, "history", "publish")
         async with self._hub.viewing.reading():
             status = await read_turn(self._hub.runtime, channel, check_id(message_id), has_all_rounds=True)
-        is_brought = status.message is not None and BROUGHT in status.message.meta
+        is_brought = status.message is not None and BROUGHT in status.message.meta.get(OPTIONS_KEY, {})
         await self._ask(channel, message_id, DeleteMessage(), is_brought=is_brought)
         for answer in status.answers:
             with suppress(NotFound):

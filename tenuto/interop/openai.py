@@ -175,7 +175,7 @@ class OpenAI:
         `key` is the same for a repeated request. `into` is the response or the conversation that it continues.
         """
         id = hashed(access.identity.client_id or "", key) if key else secrets.token_hex(16)
-        options, meta = options_in(body), None
+        options = options_in(body)
         parent: str | UnsetType | None = UNSET  # the newest message
         if into is None:
             needs = ("subscribe", "history", "publish")
@@ -188,7 +188,7 @@ class OpenAI:
                 detail = f"a message of another role than user needs the capability 'append' on channel {channel!r}"
                 raise Forbidden(f"{detail} in a stored conversation; send what the agent is to do as instructions")
             if not is_response:
-                meta = {CONVERSATION: True}
+                options[CONVERSATION] = True
                 into = await self._newest_turn(access, channel, given)
             if into is not None:
                 turn = await turn_of(access, into, param="previous_response_id")
@@ -209,7 +209,7 @@ class OpenAI:
             await _store_earlier(access, channel, id, given, parent)
         if given.earlier and parent is not UNSET:
             parent = f"{id}.{len(given.earlier) - 1}"
-        question = await access.create(channel, id=id, parts=parts, meta=meta, parent=parent, options=options)
+        question = await access.create(channel, id=id, parts=parts, parent=parent, options=options)
         return with_options(question, options), Reference(channel, question.id)
 
     async def _newest_turn(self, access: Access, channel: str, given: GivenInput) -> Reference | None:
@@ -470,8 +470,7 @@ async def _store_earlier(
     stored: list[Message] = []
     for number, (role, parts) in enumerate(given.earlier):
         custom = sorted({one["name"] for one in parts if one.get(CUSTOM)})
-        meta: Json = {CUSTOM: custom} if custom else {}
-        about: Any = {"role": role, "parts": parts, "meta": meta, "parent": parent}
+        about: Any = {"role": role, "parts": parts, "parent": parent, "options": {CUSTOM: custom} if custom else {}}
         stored.append(await access.remember(channel, id=f"{id}.{number}", **about))
         parent = stored[-1].id if parent is not UNSET else UNSET
     return stored
@@ -1009,7 +1008,7 @@ class _Socket:
         question, access, before = lane.question, self._socket.access, lane.previous
         later = _messages(access, of.channel, after=question.created, limit=_MAX_LATER)
         root, author = _root(question), access.identity.client_id
-        own = [one async for one in later if one.meta.get(STEERS) == root and one.author == author]
+        own = [one async for one in later if requested_in(one).get(STEERS) == root and one.author == author]
         found, taken, hosts = list[_Steer](), 0, {root, *(one.id for one in own)}
         for id in (one.id for one in own):
             with suppress(NotFound):
@@ -1040,15 +1039,15 @@ class _Socket:
                 await self._refuse(lane, steer, code, f"response {of.id()[:64]!r} does not run on this socket")
                 return
             lane = found
-            options = {**requested_in(found.question), "previous_response_id": of.id()}
+            options = {**requested_in(found.question), "previous_response_id": of.id(), STEERS: _root(found.question)}
             parts = further_input(steer.input)
             if len(lane.steers) >= _MAX_WAITING:
                 raise TooMany(f"{_MAX_WAITING} inputs wait for this response already; send them later")
             lane.steers.append(steer)
             stored = [one.message for one in lane.steers if one.message is not None]
             last = max([await _last_of(access, of.channel, turn), *stored], key=lambda one: one.created)
-            about: Any = {"meta": {STEERS: _root(found.question)}, "parent": last.id, "options": options}
-            steer.message = await access.create(of.channel, id=steer.id, parts=parts, **about)
+            about: Any = {"parts": parts, "parent": last.id, "options": options}
+            steer.message = await access.create(of.channel, id=steer.id, **about)
             await self._report(lane, "accepted", steer)
         except TenutoError as error:
             with suppress(ValueError):
@@ -1075,5 +1074,5 @@ class _Socket:
 
 
 def _root(question: Message) -> str:
-    root = question.meta.get(STEERS)  # a client may have written another value
+    root = requested_in(question).get(STEERS)  # a client may have written another value
     return root if isinstance(root, str) else question.id

@@ -43,10 +43,10 @@ from tenuto.interop.fold import (
 )
 from tenuto.routes import ATTEMPT, OUTPUT, Access, InAnswer, MessageReplaced, TurnDelta, TurnStatus, deltas_of
 
-CONVERSATION = "conversation"  # field of a question's `meta`: True if its request names a conversation
-# field of a message's `meta` with the names of the custom tools that it calls; of the data of an output of one: True
-CUSTOM = "custom"
-STEERS = "steers"  # field of a question's `meta` if it is further input: the id of the question with the first response
+# options of messages beside those of their requests (`requested_in`)
+CONVERSATION = "conversation"  # True if the request of this question names a conversation
+CUSTOM = "custom"  # the names of the custom tools that the message calls; in the data of an output of one: True
+STEERS = "steers"  # of further input: the id of the question with the first response
 _ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 _ID = re.compile(r"(resp_|chatcmpl-|conv_|msg_|rs_|fc_|ctc_|mcp_|in_)([A-Za-z0-9_-]{1,600})\Z")
@@ -109,7 +109,7 @@ def unknown(kind: str, id: object, param: str | None = None) -> NotFound:
 def input_items(channel: str, message: Message) -> list[Json]:
     """Return a message of a client, such as the question of a turn, as items."""
     items: list[Json] = []
-    names = message.meta.get(CUSTOM)
+    names = requested_in(message).get(CUSTOM)
     custom = names if isinstance(names, list) else []
     for part in message.parts:
         match part:
@@ -265,7 +265,9 @@ class TurnEvents(EventStream):
         )
         self.is_repeated = False  # the reader has the last event, which was sent again
         self.position = 0  # number of the next event
-        if any(of.start) and not question.meta.get(CONVERSATION):  # one in a conversation names no other response
+        if any(of.start) and not requested_in(question).get(
+            CONVERSATION
+        ):  # one in a conversation names no other response
             before = {"previous_response_id": (previous or of.at()).id()}
             question = with_options(question, {**requested_in(question), **before})
         self._question = question
@@ -351,7 +353,7 @@ class TurnEvents(EventStream):
         requested, answers = requested_in(self._question), self._turn.answers
         extra = requested.get("extra")
         repeated = {**_REPEATED, **(extra if isinstance(extra, dict) else {}), **requested}
-        is_named = self._question.meta.get(CONVERSATION)
+        is_named = requested.get(CONVERSATION)
         conversation = {"conversation": {"id": conversation_id(self.of.channel)}} if is_named else {}
         form = requested.get("response_format") or {"type": "text"}
         ended_at = max([self._question.created_at, *(one.ended_at for one in answers)])

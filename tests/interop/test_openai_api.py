@@ -245,7 +245,8 @@ async def test_messages_that_a_request_brought_are_deleted_by_their_maker_alone(
         given: Any = [{"role": "assistant", "content": "Yes."}, {"role": "user", "content": "you"}]
         response = await scene.client.responses.create(model="bot", input=given)
         channel = channel_of(response.id)
-        await scene.hub.create(channel, role="assistant", text="Welcome.", author="bot")  # the app's
+        # the app's, whose fields have names of their own
+        await scene.hub.create(channel, role="assistant", text="Welcome.", author="bot", meta={"brought": True})
         with pytest.raises(openai.PermissionDeniedError):
             await scene.client.conversations.delete(conversation_id(channel))
         assert [one.text for one in (await scene.hub.history(channel)).messages] == ["Welcome."]

@@ -15,6 +15,7 @@ import pytest
 import websockets
 
 from tenuto import Identity, Turn
+from tenuto.core.requests import CreateMessage
 from tenuto.hub.access.rates import ClientLimits, Rates
 from tenuto.interop.openai_stream import Reference
 from tenuto.transports.codec import decode
@@ -467,11 +468,12 @@ async def test_input_of_another_person_is_no_successor_of_a_resumed_response() -
 
 
 @pytest.mark.parametrize("forged", [["x"], {}, "x"])
-async def test_retrieved_question_with_other_meta_of_a_client_has_its_answer(
+async def test_retrieved_question_with_other_options_of_a_client_has_its_answer(
     scene: ClientScene, forged: object
 ) -> None:
     scene.gate.set()
-    await scene.hub.create("chat:1", id="q", text="you", meta={"steers": forged})
+    request = CreateMessage(text="you", options={"steers": forged})
+    await scene.hub.ask("chat:1", "q", request, scene.hub.caller("ann"))
     async with scene.client.responses.connect() as socket:
         for _ in range(2):
             await socket.send({"type": "response.retrieve", "response_id": Reference("chat:1", "q").id()})  # type: ignore[arg-type]
