@@ -18,11 +18,11 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from msgspec import UNSET, UnsetType
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
@@ -30,6 +30,7 @@ from tenuto import Hub, Message
 from tenuto.core.errors import (
     AlreadyAnswered,
     Deleted,
+    Draining,
     Finished,
     Forbidden,
     InvalidName,
@@ -54,28 +55,33 @@ from tenuto.interop.adapter import (
 )
 from tenuto.interop.fold import Json, Place, call_of, encode, has_result
 from tenuto.interop.openai_stream import (
+    ASKING,
     CALLS,
     CONVERSATION,
     CUSTOM,
     STEERS,
-    AskedTurn,
     ChatStream,
     Reference,
     TurnEvents,
     after_of,
-    asked,
     completion,
     conversation_id,
     error_of,
-    events_of,
     input_items,
     reference,
-    response_now,
-    turn_of,
     unknown,
-    whole_response,
 )
-from tenuto.routes import ATTEMPT, PARTICIPANT, Access, RouteSocket, TurnDelta, guarded, options_in
+from tenuto.routes import (
+    ATTEMPT,
+    PARTICIPANT,
+    Access,
+    RouteSocket,
+    TurnDelta,
+    TurnStatus,
+    deltas_of,
+    guarded,
+    options_in,
+)
 
 logger = logging.getLogger("tenuto.transports")
 _Begin = Callable[[Access, Json], Awaitable[tuple[Message, Reference]]]
@@ -188,8 +194,13 @@ class OpenAI:
                 detail = f"a message of another role than user needs the capability 'append' on channel {channel!r}"
                 raise Forbidden(f"{detail} in a stored conversation; send what the agent is to do as instructions")
             if not is_response:
-                options[CONVERSATION] = True
-                into = await self._newest_turn(access, channel, given)
+                options[CONVERSATION], into = True, None
+                if replies := [*given.approvals, *given.outputs]:  # to its newest turn
+                    turns = await access.conversation(channel, limit=_NEWEST)
+                    asked_last = [one.message.id for one in turns if one.message is not None]
+                    if not asked_last:
+                        raise _no_call(replies[0])
+                    into = Reference(channel, asked_last[-1])
             if into is not None:
                 turn = await turn_of(access, into, param="previous_response_id")
                 if (start := await self._reply(access, into, turn, given)) is not None:
@@ -212,26 +223,7 @@ class OpenAI:
         question = await access.create(channel, id=id, parts=parts, parent=parent, options=options)
         return with_options(question, options), Reference(channel, question.id)
 
-    async def _newest_turn(self, access: Access, channel: str, given: GivenInput) -> Reference | None:
-        """Return the newest turn of a conversation if the input replies to it. Raises NotFound if there is none."""
-        if not (replies := [*given.approvals, *given.outputs]):
-            return None
-        turns = await access.conversation(channel, limit=_NEWEST)
-        asked_last = [one.message.id for one in turns if one.message is not None]
-        if not asked_last:
-            raise _no_call(replies[0])
-        return Reference(channel, asked_last[-1])
-
-    def _new_channel(
-        self,
-        access: Access,
-        model: object,
-        id: str,
-        needs: tuple[str, ...],
-        *,
-        is_empty: bool,
-        param: str | None = None,
-    ) -> str:
+    def _new_channel(self, access: Access, model: object, id: str, needs: Sequence[str], *, is_empty: bool) -> str:
         """Return the channel that a request begins, with messages before its question unless it `is_empty`."""
         agent, pattern = self._agent(access, model)
         names = {"model": agent, "client": access.identity.client_id or "anonymous", "id": id}
@@ -240,9 +232,9 @@ class OpenAI:
         access.check(channel, *needs)
         if not is_empty and id not in channel:
             detail = (
-                f"the agent answers all requests in channel {channel!r}, so a request may bring no earlier messages"
+                f"the agent answers all requests in channel {channel!r}: send the question without earlier messages"
             )
-            raise InvalidRequest(f"{detail}; send the question alone, or a previous_response_id", param=param)
+            raise InvalidRequest(f"{detail}, or a previous_response_id")
         return channel
 
     async def _reply(self, access: Access, of: Reference, turn: AskedTurn, given: GivenInput) -> Place | None:
@@ -337,7 +329,8 @@ class OpenAI:
         if model is None and (len(agents) == 1 or "{model}" not in (self._channel or "{model}")):
             model = next(iter(agents), None)  # the channel is clear without one
         needs, is_empty = ("history", "publish"), not body.get("items")
-        channel = self._new_channel(access, model, id, needs, is_empty=is_empty, param="items")
+        with _about("items"):
+            channel = self._new_channel(access, model, id, needs, is_empty=is_empty)
         await self._store_items(access, channel, body)
         return await _conversation_in(access, channel)
 
@@ -433,6 +426,60 @@ class OpenAI:
         return name, agents[name]
 
 
+def events_of(turn: AskedTurn, of: Reference) -> TurnEvents:
+    """Return the events of a turn as it is, all of them sent."""
+    events = TurnEvents(turn.question, of)
+    events.receive(deltas_of(turn.status))
+    return events
+
+
+class AskedTurn(NamedTuple):
+    """A turn, and its question with all that its request asks for."""
+
+    question: Message
+    status: TurnStatus
+
+
+async def asked(access: Access, channel: str, status: TurnStatus) -> AskedTurn:
+    """Return a turn that has a question."""
+    assert status.message is not None
+    return AskedTurn(with_options(status.message, await access.options(channel, status.message)), status)
+
+
+async def turn_of(access: Access, of: Reference, kind: str = "response", param: str | None = None) -> AskedTurn:
+    """Return the turn of a response or an item. Raises NotFound, also for a place that the turn does not have."""
+    try:
+        status = await access.turn(of.channel, of.message_id)
+    except (NotFound, Deleted):
+        raise unknown(kind, of.id(), param) from None
+    a, index = of.start
+    has_place = not any(of.start) or (a < len(status.answers) and index <= len(status.answers[a].parts))
+    has_place = has_place or any(part["type"] == ATTEMPT for one in status.answers[a : a + 1] for part in one.parts)
+    if status.message is None or (kind == "response" and not (status.message.role == "user" and has_place)):
+        raise unknown(kind, of.id(), param)
+    return await asked(access, of.channel, status)
+
+
+def response_now(access: Access, turn: AskedTurn, of: Reference) -> Response:
+    """Return the response as it is now."""
+    access.charge(len(encode(requested_in(turn.question))))  # which it repeats
+    return json_response(events_of(turn, of).response())
+
+
+async def whole_response(
+    access: Access, request: Request, events: TurnEvents, shape: Callable[[Json], tuple[int, Json]] | None = None
+) -> Response:
+    """Return the response that the last of `events` has; `shape` gives its status and body in another form."""
+    events.after = 2 * ASKING  # the other events are not made
+    headers = {"cache-control": "no-cache, no-transform", "x-should-retry": "false"}  # else it sends the question again
+    try:
+        await access.follow(events.of.channel, events.of.message_id, events, request.receive)
+    except Draining as error:
+        return JSONResponse({"error": error_of(error.problem())}, 503, headers)
+    status, body = shape(events.response()) if shape is not None else (200, events.response())
+    return Response(encode(body), status, headers, "application/json")
+
+
 async def _messages(
     access: Access, channel: str, *, before: int | None = None, after: int | None = None, limit: int = sys.maxsize
 ) -> AsyncIterator[Message]:
@@ -502,9 +549,7 @@ async def with_references(access: Access, items: object, channel: str | None, pa
     if len(set(wanted)) < len(wanted):  # each copy would be stored
         raise InvalidRequest(f"{param} refers to an item twice; send each item_reference once", param=param)
     found: dict[object, Json] = {}
-    size = 0
-    turns: set[Reference] = set()
-    told: list[object] = []
+    told, turns, size = list[object](), set[Reference](), 0
     for one in items:
         if not _is_reference(one):
             told.append(one)
@@ -720,17 +765,16 @@ def given_in_chat(body: Json) -> GivenInput:
             content = [*content, {"refusal": refusal}]
         content = content or [] if calls else content
         items.append({"type": "message", "role": role, "content": content, "name": message.get("name")})
-        items += [_item_of_call(one) for one in _objects(calls, "tool_calls must be")] if calls else []
+        for one in _objects(calls, "tool_calls must be") if calls else ():
+            match one:
+                case {"id": id, "function": dict(called)}:
+                    items.append({**called, "type": "function_call", "call_id": id})
+                case {"id": id, "custom": dict(called)}:
+                    items.append({**called, "type": "custom_tool_call", "call_id": id})
+                case _:
+                    detail = "a tool call must have an id and a function with name and arguments"
+                    raise InvalidRequest(f"{detail}, got {one!r:.80}")
     return _given(items)
-
-
-def _item_of_call(call: Json) -> Json:
-    match call:
-        case {"id": id, "function": dict(function)}:
-            return {**function, "type": "function_call", "call_id": id}
-        case {"id": id, "custom": dict(custom)}:
-            return {**custom, "type": "custom_tool_call", "call_id": id}
-    raise InvalidRequest(f"a tool call must have an id and a function with name and arguments, got {call!r:.80}")
 
 
 def _given(items: Any, *, is_first: bool = True, joins_calls: bool = True, is_whole: bool = True) -> GivenInput:

@@ -16,17 +16,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
 from msgspec.structs import replace
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
 
 from tenuto import Message
-from tenuto.core.errors import Deleted, Draining, InvalidRequest, NotFound
-from tenuto.interop.adapter import json_response, own_tools, packed, requested_in, tools_in, unpacked, with_options
+from tenuto.core.errors import InvalidRequest, NotFound
+from tenuto.interop.adapter import own_tools, packed, requested_in, tools_in, unpacked, with_options
 from tenuto.interop.fold import (
     Answer,
     EventStream,
@@ -41,7 +39,7 @@ from tenuto.interop.fold import (
     text_of,
     with_whole_attempts,
 )
-from tenuto.routes import ATTEMPT, OUTPUT, Access, InAnswer, MessageReplaced, TurnDelta, TurnStatus, deltas_of
+from tenuto.routes import OUTPUT, InAnswer, MessageReplaced, TurnDelta
 
 # options of messages beside those of their requests (`requested_in`)
 CONVERSATION = "conversation"  # True if the request of this question names a conversation
@@ -260,9 +258,8 @@ class TurnEvents(EventStream):
         super().__init__(keeps_text=True)
         self.of = of
         self.rest: Reference | None = None
-        self.is_cancelled = (
-            False  # the caller has just cancelled the turn: its end counts, also while a question is open
-        )
+        # the caller has just cancelled the turn: its end counts, also while a question is open
+        self.is_cancelled = False
         self.is_repeated = False  # the reader has the last event, which was sent again
         self.position = 0  # number of the next event
         if any(of.start) and not requested_in(question).get(
@@ -555,60 +552,6 @@ def after_of(given: Mapping[str, Any]) -> int:
         detail = f"starting_after must be the sequence_number of an event of this response, got {value!r:.80}"
         raise InvalidRequest(detail, param="starting_after")
     return after
-
-
-def events_of(turn: AskedTurn, of: Reference) -> TurnEvents:
-    """Return the events of a turn as it is, all of them sent."""
-    events = TurnEvents(turn.question, of)
-    events.receive(deltas_of(turn.status))
-    return events
-
-
-class AskedTurn(NamedTuple):
-    """A turn, and its question with all that its request asks for."""
-
-    question: Message
-    status: TurnStatus
-
-
-async def asked(access: Access, channel: str, status: TurnStatus) -> AskedTurn:
-    """Return a turn that has a question."""
-    assert status.message is not None
-    return AskedTurn(with_options(status.message, await access.options(channel, status.message)), status)
-
-
-async def turn_of(access: Access, of: Reference, kind: str = "response", param: str | None = None) -> AskedTurn:
-    """Return the turn of a response or an item. Raises NotFound, also for a place that the turn does not have."""
-    try:
-        status = await access.turn(of.channel, of.message_id)
-    except (NotFound, Deleted):
-        raise unknown(kind, of.id(), param) from None
-    a, index = of.start
-    has_place = not any(of.start) or (a < len(status.answers) and index <= len(status.answers[a].parts))
-    has_place = has_place or any(part["type"] == ATTEMPT for one in status.answers[a : a + 1] for part in one.parts)
-    if status.message is None or (kind == "response" and not (status.message.role == "user" and has_place)):
-        raise unknown(kind, of.id(), param)
-    return await asked(access, of.channel, status)
-
-
-def response_now(access: Access, turn: AskedTurn, of: Reference) -> Response:
-    """Return the response as it is now."""
-    access.charge(len(encode(requested_in(turn.question))))  # which it repeats
-    return json_response(events_of(turn, of).response())
-
-
-async def whole_response(
-    access: Access, request: Request, events: TurnEvents, shape: Callable[[Json], tuple[int, Json]] | None = None
-) -> Response:
-    """Return the response that the last of `events` has; `shape` gives its status and body in another form."""
-    events.after = 2 * ASKING  # the other events are not made
-    headers = {"cache-control": "no-cache, no-transform", "x-should-retry": "false"}  # else it sends the question again
-    try:
-        await access.follow(events.of.channel, events.of.message_id, events, request.receive)
-    except Draining as error:
-        return JSONResponse({"error": error_of(error.problem())}, 503, headers)
-    status, body = shape(events.response()) if shape is not None else (200, events.response())
-    return Response(encode(body), status, headers, "application/json")
 
 
 CHAT_ID = "chatcmpl-"  # prefix of a chat completion's id; the rest is that of the response's id
