@@ -88,6 +88,7 @@ _Begin = Callable[[Access, Json], Awaitable[tuple[Message, Reference]]]
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _MAX_NEW = 20  # items of one request, as in OpenAI's API
 _LARGEST_PAGE = 100
+_MAX_READ = 1000  # messages among which the further input of a question, or the way to one, is looked for
 _NEWEST = 20  # newest messages of a conversation among which the turn to reply to is looked for
 _APPROVAL = re.compile(r"mcpr_([0-9]{1,4})_([0-9]{1,4})_(.{1,64})\Z")  # an id, which `TurnEvents` makes
 SHORTER = "send only what is new, with previous_response_id"
@@ -169,7 +170,7 @@ class OpenAI:
             into = reference(id, "conversation", kind="conversation")
         elif previous is not None:
             into = reference(previous, "previous_response_id")
-        items = await with_references(access, body.get("input"), into.channel if into else None, "input")
+        items = await with_references(access, body.get("input"), into, "input")
         given = given_in_responses(items, is_first=into is None)
         return await self._begin(access, body, given, key, into)
 
@@ -395,7 +396,7 @@ class OpenAI:
         given = body.get("items") or []
         if not isinstance(given, list) or len(given) > _MAX_NEW or (not given and not is_new):
             raise InvalidRequest(f"items must be a list of 1 to {_MAX_NEW} items, got {given!r:.80}", param="items")
-        given = await with_references(access, given, channel, "items")
+        given = await with_references(access, given, Reference(channel, ""), "items")
         found = given_in_items(given, is_new=is_new) if given else GivenInput()
         access.check(channel, *{"publish" if is_new or role == "user" else "append" for role, _ in found.earlier})
         stored = await _store_earlier(access, channel, secrets.token_hex(16), found)
@@ -536,11 +537,12 @@ def _no_call(id: str) -> NotFound:
     return NotFound(f"{detail}, or the id of its mcp_approval_request", param="input")
 
 
-async def with_references(access: Access, items: object, channel: str | None, param: str) -> object:
+async def with_references(access: Access, items: object, into: Reference | None, param: str) -> object:
     """Return the items of a request, from its field `param`, with stored items in place of the references to them.
 
-    Those of `channel`, the conversation that the request continues, are left out, as the store has them; so is the
-    approval request before its reply. Raises NotFound for an item that does not exist, or that the caller may not read.
+    Those of `into`, the conversation or the branch that the request continues, are left out, as the store has them; so
+    is the approval request before its reply. Raises NotFound for an item that does not exist, or that the caller may
+    not read.
     """
     if not isinstance(items, list):
         return items
@@ -550,6 +552,7 @@ async def with_references(access: Access, items: object, channel: str | None, pa
         raise InvalidRequest(f"{param} refers to an item twice; send each item_reference once", param=param)
     found: dict[object, Json] = {}
     told, turns, size = list[object](), set[Reference](), 0
+    path = set[str]()
     for one in items:
         if not _is_reference(one):
             told.append(one)
@@ -568,7 +571,11 @@ async def with_references(access: Access, items: object, channel: str | None, pa
                 found |= {item["id"]: item for item in items_in if item["id"] in wanted}
         if id not in found:
             raise unknown("item", id, param)
-        if of.channel != channel:
+        is_known = into is not None and of.channel == into.channel
+        if into is not None and is_known and into.message_id:
+            path = path or await _path_to(access, into)
+            is_known = of.message_id in path
+        if not is_known:
             told.append(found[id])
             # a reference is short, but its item is stored once more
             size += len(encode(found[id]))
@@ -576,6 +583,20 @@ async def with_references(access: Access, items: object, channel: str | None, pa
                 detail = f"the items that {param} refers to have more than {limit} bytes (Limits.message_bytes)"
                 raise TooLarge(f"{detail}; {SHORTER}", limit=limit)
     return told
+
+
+async def _path_to(access: Access, of: Reference) -> set[str]:
+    """Return the ids of the messages that lead to a response, and of those of its turn."""
+    last = await _last_of(access, of.channel, await turn_of(access, of, param="previous_response_id"))
+    path = {of.message_id}
+    wanted: str | None = last.id
+    async for one in _messages(access, of.channel, before=last.created + 1, limit=_MAX_READ):
+        if one.id == wanted:
+            path.add(one.id)
+            wanted = one.parent
+        if wanted is None:
+            break
+    return path
 
 
 def _is_reference(item: Any) -> bool:
@@ -859,7 +880,6 @@ def _text(item: Json, name: str) -> str:
 # in (`Turn.steered`), or it gets a turn of its own. In both cases a successor response follows.
 
 _MAX_LANES = 8
-_MAX_LATER = 1000  # messages after a question among which its further input is looked for
 _MAX_WAITING = 16  # requests that wait on one socket, and inputs that wait for one turn
 
 
@@ -1050,7 +1070,7 @@ class _Socket:
         """Return the stored inputs of this person that a response or its successor is for."""
         assert lane.question is not None
         question, access, before = lane.question, self._socket.access, lane.previous
-        later = _messages(access, of.channel, after=question.created, limit=_MAX_LATER)
+        later = _messages(access, of.channel, after=question.created, limit=_MAX_READ)
         root, author = _root(question), access.identity.client_id
         own = [one async for one in later if requested_in(one).get(STEERS) == root and one.author == author]
         found, taken, hosts = list[_Steer](), 0, {root, *(one.id for one in own)}

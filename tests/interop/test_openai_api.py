@@ -369,6 +369,24 @@ async def test_branch_that_begins_long_before_the_newest_messages_has_only_its_o
     assert (await paths_of(scene))["end"] == [*paths["later 1"], "later 1", ANSWER.replace("you", "later 1")]
 
 
+async def test_reference_to_an_item_of_another_branch_is_the_item(scene: ClientScene) -> None:
+    client = scene.client.responses
+    first = await client.create(model="bot", input="you")
+    other = await client.create(model="bot", input="a", previous_response_id=first.id)
+    refs: Any = [{"type": "item_reference", "id": one.output[1].id} for one in (first, other)]
+    given = [*refs, {"role": "user", "content": "b"}]
+    await client.create(model="bot", input=given, previous_response_id=first.id)
+    await client.create(model="bot", input=[*refs[:1], refs[1], given[-1]], previous_response_id=other.id)
+    begin = ["you", ANSWER]
+    assert [one["content"] for one in await scene.turns[2].history()] == [*begin, "Hello to a 😀, ", "b"]
+    assert [one["content"] for one in await scene.turns[3].history()] == [
+        *begin,
+        "a",
+        ANSWER.replace("you", "a"),
+        "b",
+    ]
+
+
 async def test_turn_takes_in_no_question_of_another_branch(scene: ClientScene) -> None:
     first = await scene.client.responses.create(model="bot", input="you")
     begun = asyncio.Event()
