@@ -172,7 +172,7 @@ class Try:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         current_try.set(self.outer)
-        self.failed = isinstance(error, Exception)  # a cancellation is no Exception, and no failure
+        self.failed = isinstance(error, Exception | asyncio.CancelledError)
 
 
 current_try: ContextVar[Try | None] = ContextVar("tenuto_try", default=None)
@@ -199,8 +199,9 @@ def owner_in(outgoing: Outgoing) -> Owner | None:
 class Attempt:
     """One try to write something: if its block raises, the next part supersedes those that it opened."""
 
-    def __init__(self, outgoing: Outgoing) -> None:
+    def __init__(self, outgoing: Outgoing, is_stopped: Callable[[], bool]) -> None:
         self._outgoing = outgoing
+        self._is_stopped = is_stopped  # then a cancellation is no failure
         self._owner = Owner()
         self.inside = Try()  # the block in which the attempt is written
 
@@ -230,7 +231,7 @@ class Attempt:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.inside.__exit__(kind, error, trace)
-        if isinstance(error, Exception):
+        if isinstance(error, Exception) or (isinstance(error, asyncio.CancelledError) and not self._is_stopped()):
             self.supersede()
         self._outgoing.end_attempt(self._owner)
 

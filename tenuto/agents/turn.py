@@ -38,6 +38,7 @@ from tenuto.sources.writing import Piped, ToolCall, Writer
 
 logger = logging.getLogger("tenuto.agents")
 
+CANCELLED_BY_HANDLER = ("failed", "error")  # how an answer ends whose block its handler has cancelled
 GRACE_S = 5.0  # time to wait, beyond that of the question, for the server's report that it has expired
 
 OnCrash = Literal["interrupt", "restart", "continue"]
@@ -185,10 +186,11 @@ class Turn:
             writer.spare_id = _spare_id
         # if no client stopped the turn, a cancellation of the block comes from the handler itself
         if not self.is_cancelled:
-            writer.cancelled_as = ("failed", "error")
+            writer.cancelled_as = CANCELLED_BY_HANDLER
         writer.on_retry = lambda waits: self.progress("trying again" if waits else "answering")
         writer.on_attach = partial(self._attach, writer)
         writer.rested_s = lambda: max(self.steps.ran_s, self.allowance.rested_s if self.allowance is not None else 0.0)
+        writer.is_stopped = lambda: writer.cancelled_as != CANCELLED_BY_HANDLER
         self.replies.append(writer)
         self.progress("answering")
         return writer

@@ -176,6 +176,9 @@ class RemoteWriter(OutgoingProperties):
         self.on_retry: Callable[[bool], None] | None = None  # called around the wait after a failed try of `pipe`
         self.on_attach: Callable[[bool], None] | None = None  # called around the reading of a background response
         self.rested_s: Callable[[], float] | None = None  # returns the time until which its turn waited, or a step ran
+        self.is_stopped: Callable[[], bool] = lambda: (
+            False
+        )  # returns whether a cancellation is no failure of an attempt
         # Returns the reason to store for a message whose block an exception ended.
         self.reason_of: Callable[[BaseException], str | None] | None = None
         self._link = link
@@ -269,7 +272,7 @@ class RemoteWriter(OutgoingProperties):
 
     def attempt(self) -> Attempt:
         """Return a block for one try, as `MessageWriter.attempt` does: `async with message.attempt(): …`."""
-        return Attempt(self._outgoing)
+        return Attempt(self._outgoing, self.is_stopped)
 
     async def flush(self) -> None:
         """Wait until all accepted content is stored. Raises as `append`."""

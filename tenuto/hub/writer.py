@@ -90,6 +90,7 @@ class MessageWriter(OutgoingProperties):
         "channel",
         "ids",
         "is_begun",
+        "is_stopped",
         "on_attach",
         "on_retry",
         "rested_s",
@@ -116,6 +117,7 @@ class MessageWriter(OutgoingProperties):
         self.on_retry: Callable[[bool], None] | None = None
         self.on_attach: Callable[[bool], None] | None = None
         self.rested_s: Callable[[], float] | None = None
+        self.is_stopped: Callable[[], bool] = lambda: False
         self._hub = hub
         self._create = create
         self._caller: Caller = hub.caller(author)
@@ -201,10 +203,10 @@ class MessageWriter(OutgoingProperties):
 
         If the block raises, the next part supersedes those that it opened: they become one part of type `attempt`,
         which counts no longer, and until then they stay in view. Parts of other tasks stay. If the message ends as
-        `failed` or `cancelled` first, all stay; a cancelled block has not failed. Raises LocalError at the beginning
-        unless the message is open; so does what a task of a failed block writes later.
+        `failed` or `cancelled` first, all stay. Raises LocalError at the beginning unless the message is open; so does
+        what a task of a failed block writes later.
         """
-        return Attempt(self._outgoing)
+        return Attempt(self._outgoing, self.is_stopped)
 
     async def flush(self) -> None:
         """Wait until all accepted requests are stored. Raises as `append`."""

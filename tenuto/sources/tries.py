@@ -128,14 +128,14 @@ class Tries:
     async def run(self) -> Piped:
         """Return the summary of the first try that succeeds. Raises the error of the last one."""
         while True:
-            last: Exception | None = None
+            last: BaseException | None = None
             with suppress(_Restart):
                 async with self._writer.attempt() as attempt:
                     if self.takes_left:
                         self._take_left(attempt)
                     try:
                         return await self._within_attempt(attempt)
-                    except Exception as error:
+                    except (Exception, asyncio.CancelledError) as error:
                         if isinstance(error, _Restart) or self._on_break == "restart":
                             raise
                         last = error  # the text stays, also if the handler goes on

@@ -38,6 +38,7 @@ class Writer(AsyncWriter, Protocol):
     # called with True when the model's response goes on without its reader, and with False when it is not read any more
     on_attach: Callable[[bool], None] | None
     rested_s: Callable[[], float] | None  # returns the time until which the turn has waited, or one of its steps ran
+    is_stopped: Callable[[], bool]  # returns whether a cancellation is that of the turn, not the handler's own
 
     @property
     def is_begun(self) -> bool: ...

@@ -898,6 +898,83 @@ async def test_try_that_fails_supersedes_nothing_that_others_have_written(
 
 
 @pytest.mark.parametrize("is_remote", [False, True])
+@pytest.mark.parametrize("is_piped", [False, True])
+@virtually
+async def test_try_that_a_time_limit_of_the_handler_ends_is_superseded(is_piped: bool, is_remote: bool) -> None:
+    hub, begun, steps = memory_hub(drain_s=0.2), list[int](), list[int]()
+    await hub.start()
+
+    async def model() -> AsyncIterator[str]:
+        begun.append(1)
+        yield "Hello "
+        if len(begun) == 1:
+            await asyncio.sleep(100)
+        yield "world"
+
+    async def one_try(turn: Turn, message: Any) -> None:
+        if is_piped:
+            await message.pipe(lambda: model(), retries=3)
+            return
+        async with message.attempt():
+            await turn.step("once", lambda: steps.append(1))
+            await message.pipe(model())
+
+    async def agent(turn: Turn) -> None:
+        async with turn.reply() as message:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(one_try(turn, message), 5)
+            await one_try(turn, message)
+
+    client = client_of(Wire(hub), client_id="bot")
+    (client if is_remote else hub).agent("chat:*")(agent)
+    running = asyncio.ensure_future(client.run()) if is_remote else None
+    await asyncio.sleep(1)
+    await hub.create("chat:1", id="q", text="?")
+    await asyncio.sleep(60)
+    answer = (await hub.history("chat:1")).messages[0]
+    if running is not None:
+        running.cancel()
+        await asyncio.wait([running])
+    assert (answer.status, answer.text) == ("complete", "Hello world")
+    assert [part["type"] for part in answer.parts] == ["attempt", "text"]
+    assert len(steps) == (not is_piped)
+    await hub.close()
+
+
+@pytest.mark.parametrize("ended_by", ["stop", "limit", "shutdown"])
+@virtually
+async def test_try_that_ends_with_its_turn_is_not_superseded(ended_by: str) -> None:
+    store = MemoryStore()
+    for number in range(2):
+        hub = new_hub(store)
+
+        @hub.agent("chat:*", name="bot", on_crash="continue", timeout_s=5)
+        async def bot(turn: Turn, number: int = number) -> None:
+            async with turn.reply() as message:
+                if number:
+                    await message.append(" And on.")
+                    return
+                try:
+                    async with message.attempt():
+                        await message.append("The text.")
+                        await asyncio.sleep(100)
+                finally:
+                    await message.append(" The end.")
+
+        await hub.start()
+        if not number:
+            await hub.create("chat:1", id="m1", text="Hi")
+        await asyncio.sleep(2)
+        if not number and ended_by == "stop":
+            await hub.command("chat:1", "cancel", target="m1")
+        await asyncio.sleep(5 if ended_by == "limit" else 0.1)
+        answer = (await hub.history("chat:1")).messages[0]
+        await hub.close()
+    on = " And on." if ended_by == "shutdown" else ""
+    assert answer.text == "The text. The end." + on
+
+
+@pytest.mark.parametrize("is_remote", [False, True])
 @virtually
 async def test_task_that_outlives_a_failed_attempt_writes_no_more(is_remote: bool) -> None:
     hub = memory_hub(drain_s=0.2)
