@@ -58,7 +58,9 @@ def send_command(
         is_same = (known.name, known.data) == (request.name, request.data) and request.generation is not None
         if known.digest != fingerprint and not (is_step or is_same):
             raise IdConflict(f"command id {command_id(key)!r} was used before with other content; use a new id")
-        return Decision(serial=known.created)
+        # the reply came while no attempt wrote, or to one that was superseded: it is noted at the part of this one
+        noted = () if known.reply is None else _noted(state, known, request, known.reply, now_ms)
+        return Decision(ops=noted, serial=known.created)
     if command_id(key).startswith(QUESTION_MARK) and request.generation is None:
         raise InvalidName(f"ids that begin with {QUESTION_MARK!r} are those of a turn's questions; choose another id")
     check_may_begin(state, caller)
@@ -192,34 +194,39 @@ def reply_command(
         request=check_id(request.request, "request") if request.request is not None else None,
         at_ms=now_ms,
     )
-    return Decision(ops=(reply, *_noted(state, command, request, now_ms)), result_op=0)
+    return Decision(ops=(reply, *_noted(state, command, command, request, now_ms)), result_op=0)
 
 
-def _noted(state: Draft, command: CommandState, request: ReplyCommand, now_ms: int) -> tuple[SetPart, ...]:
+def _noted(
+    state: Draft, command: CommandState, asked: CommandState | SendCommand, reply: ReplyCommand | Reply, now_ms: int
+) -> tuple[SetPart, ...]:
     """Return the operation that notes the reply at the tool call which an `approve` names in `data.call`, if it waits.
 
-    A reply with an error, such as that of an agent that withdraws its question, is not noted.
+    `asked` has the target and data of the question. A reply with an error, such as that of an agent that withdraws its
+    question, is not noted.
     """
-    call = command.data.get("call") if isinstance(command.data, dict) else None
-    target = state.message(command.target) if command.target is not None else None
-    is_judgement = command.name == APPROVE.name and request.error is None
+    call = asked.data.get("call") if isinstance(asked.data, dict) else None
+    target = state.message(asked.target) if asked.target is not None else None
+    is_judgement = command.name == APPROVE.name and reply.error is None
     if not is_judgement or target is None or not target.is_streaming:
         return ()
     for index, part in enumerate(target.parts):
         fields = part.fields
         if fields["type"] == "tool" and fields["call"] == call and "output" not in fields:
-            denied = {} if request.ok else {"state": DENIED}
-            noted = {**part.value(), **denied, "approval": _approval(command, request)}
+            denied = {} if reply.ok else {"state": DENIED}
+            noted = {**part.value(), **denied, "approval": _approval(command, reply)}
+            if noted == part.value():
+                return ()
             return (SetPart(id=target.id, index=index, part=noted, at_ms=now_ms),)
     return ()
 
 
-def _approval(command: CommandState, request: ReplyCommand) -> dict[str, Json]:
+def _approval(command: CommandState, reply: ReplyCommand | Reply) -> dict[str, Json]:
     """Return the field `approval` of a tool part: the reply, without its author."""
-    reason = request.data.get("reason") if isinstance(request.data, dict) else None
+    reason = reply.data.get("reason") if isinstance(reply.data, dict) else None
     short = reason[:REASON_CHARS] if isinstance(reason, str) else None
     approval: dict[str, Json] = msgspec.to_builtins(
-        Approval(id=command_id(command.id), approved=request.ok, reason=short)
+        Approval(id=command_id(command.id), approved=reply.ok, reason=short)
     )
     return approval
 

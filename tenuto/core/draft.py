@@ -24,7 +24,7 @@ class Decision(Struct, frozen=True, kw_only=True):
 
     ops: tuple[Op, ...] = ()
     result_op: int = -1  # index in `ops`; the result of the request carries the serial of this operation
-    serial: int = 0  # only if the request has no effect (`ops` is empty): serial of the earlier entry that it repeats
+    serial: int = 0  # only of a repeat: serial of the earlier entry, which the result carries
     generation: int | None = None
     part: int | None = None
     length: int | None = None

@@ -555,6 +555,54 @@ async def test_a_question_stays_open_while_its_process_is_gone(replied: str) -> 
 
 
 @virtually
+@pytest.mark.parametrize("is_approved", [True, False])
+@pytest.mark.parametrize("on_crash", ["restart", "continue"])
+@pytest.mark.parametrize("replied", ["in the first attempt", "between attempts", "in a try that failed"])
+async def test_a_reply_is_noted_at_the_call_of_whichever_attempt_asks(
+    replied: str, on_crash: Any, is_approved: bool
+) -> None:
+    store, parts = MemoryStore(), list[Any]()
+    call = {"type": "tool", "call": "c1", "name": "pay", "input": "{}"}
+
+    async def bot(turn: Turn) -> None:
+        async with turn.reply() as message:
+            for fails in (True, False) if replied == "in a try that failed" else (False,):
+                with contextlib.suppress(ConnectionError):
+                    async with message.attempt():
+                        is_continued = on_crash == "continue" and turn.previous is not None
+                        index = 0 if is_continued else await message.part({**call, "state": "called"})
+                        if (await turn.ask("approve", {"call": "c1"}, timeout_s=900)).ok:
+                            await message.part({**call, "state": "done", "output": "paid"}, index=index)
+                        if fails:
+                            raise ConnectionError
+                        if replied == "in the first attempt" and turn.attempt == 1:
+                            await asyncio.sleep(1000)
+
+    for number in range(1 if replied == "in a try that failed" else 2):
+        hub = new_hub(store)
+        hub.agent("chat:*", name="bot", on_crash=on_crash)(bot)
+        await hub.start()
+        if not number:
+            await hub.create("chat:1", id="m1", text="?")
+        await asyncio.sleep(1)
+        if not number and replied != "between attempts":
+            (question,) = await hub.pending_commands("chat:1")
+            await hub.reply("chat:1", question.id, ok=is_approved, by="ann")
+            await asyncio.sleep(1)
+        parts = (await hub.history("chat:1")).messages[0].parts
+        await hub.close()
+        if not number and replied == "between attempts":
+            hub = new_hub(store)  # has no agent
+            await hub.start()
+            (question,) = await hub.pending_commands("chat:1")
+            await hub.reply("chat:1", question.id, ok=is_approved, by="ann")
+            await hub.close()
+    (noted,) = [part for part in parts if part["type"] == "tool"]
+    assert noted["approval"] == {"id": question.id, "approved": is_approved}
+    assert noted["state"] == ("done" if is_approved else "denied")
+
+
+@virtually
 async def test_questions_asked_in_another_order_keep_their_replies() -> None:
     store = MemoryStore()
     found: list[Any] = []
