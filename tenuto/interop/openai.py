@@ -195,13 +195,8 @@ class OpenAI:
                 detail = f"a message of another role than user needs the capability 'append' on channel {channel!r}"
                 raise Forbidden(f"{detail} in a stored conversation; send what the agent is to do as instructions")
             if not is_response:
-                options[CONVERSATION], into = True, None
-                if replies := [*given.approvals, *given.outputs]:  # to its newest turn
-                    turns = await access.conversation(channel, limit=_NEWEST)
-                    asked_last = [one.message.id for one in turns if one.message is not None]
-                    if not asked_last:
-                        raise _no_call(replies[0])
-                    into = Reference(channel, asked_last[-1])
+                options[CONVERSATION] = True
+                into = await self._turn_in(access, channel, given)
             if into is not None:
                 turn = await turn_of(access, into, param="previous_response_id")
                 if (start := await self._reply(access, into, turn, given)) is not None:
@@ -223,6 +218,25 @@ class OpenAI:
             parent = f"{id}.{len(given.earlier) - 1}"
         question = await access.create(channel, id=id, parts=parts, parent=parent, options=options)
         return with_options(question, options), Reference(channel, question.id)
+
+    async def _turn_in(self, access: Access, channel: str, given: GivenInput) -> Reference | None:
+        """Return the turn of a conversation to which the input replies, else one that asks. Raises NotFound."""
+        replies = [*given.approvals, *given.outputs]
+        turns = await access.conversation(channel, limit=_NEWEST) if replies else await access.open_turns(channel)
+        for status in reversed(turns):
+            if status.message is None:
+                continue
+            of = Reference(channel, status.message.id)
+            calls = {part["call"] for one in status.answers for part in one.parts if part["type"] == "tool"}
+            if calls & given.outputs.keys() or (not replies and status.questions):
+                return of
+            for id in given.approvals:
+                with suppress(NotFound):
+                    await _approved(access, of, await asked(access, channel, status), id)
+                    return of
+        if replies:
+            raise _no_call(replies[0])
+        return None
 
     def _new_channel(self, access: Access, model: object, id: str, needs: Sequence[str], *, is_empty: bool) -> str:
         """Return the channel that a request begins, with messages before its question unless it `is_empty`."""

@@ -170,6 +170,31 @@ async def test_output_for_a_conversation_continues_its_newest_turn(scene: Client
             await scene.client.responses.create(input=unknown, model="bot", conversation=conversation)
 
 
+async def test_output_for_a_conversation_finds_its_turn_behind_newer_messages(scene: ClientScene) -> None:
+    async def asks(turn: Turn) -> None:
+        async with turn.reply() as message:
+            kind = {"weather": "approve", "place": "where"}.get(turn.text)
+            if kind is not None:
+                await message.part({**CALL, "name": turn.text, "state": "called"})
+                await message.append(f"{(await turn.ask(kind, {'call': 'c1'})).data}!")
+
+    scene.script = asks
+    client, note = scene.client, {"role": "user", "content": "note"}
+    made = await client.conversations.create()
+    options: Any = {"model": "bot", "conversation": made.id, "tools": [PLACE]}
+    for name in ("place", "weather"):
+        asked = await client.responses.create(input=name, **options)
+        await client.conversations.items.create(made.id, items=[note])  # type: ignore[list-item]
+        id = asked.output[-1].id
+        kind = "function_call_output" if name == "place" else "mcp_approval_response"
+        reply: Any = {"type": kind, "call_id": "c1", "output": "Ulm", "approval_request_id": id, "approve": True}
+        with pytest.raises(openai.NotFoundError):
+            wrong: Any = [{**reply, "call_id": "c9", "approval_request_id": "mcpr_0_0_x9"}]
+            await client.responses.create(input=wrong, **options)
+        answered = await client.responses.create(input=[reply], **options)
+        assert answered.output_text == ("Ulm!" if name == "place" else "None!")
+
+
 async def test_item_that_goes_with_others_cannot_be_deleted_alone(scene: ClientScene) -> None:
     client = scene.client
     made = await client.conversations.create(items=[{"role": "user", "content": "note"}])
