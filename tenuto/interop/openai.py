@@ -258,7 +258,8 @@ class OpenAI:
         asked_about = {id: await _approved(access, of, turn, id) for id in given.approvals}
         approved_ids = {command for _, command in asked_about.values()}
         waiting = approved_ids & {one.id for one in turn.status.questions} or open_calls.keys() & given.outputs.keys()
-        if waiting and (given.parts or given.earlier):
+        is_message = bool(given.parts or given.earlier)
+        if waiting and is_message:
             detail = "the input has a reply to a call that waits for it, and a message"
             raise InvalidRequest(f"{detail}; send the message when the response to the reply has ended", param="input")
         own = own_tools(turn.question)
@@ -270,6 +271,12 @@ class OpenAI:
         }
         if strange := [call for call in given.outputs if call not in calls]:
             raise _no_call(strange[0])
+        left = {call: calls[call][0] for call in sorted(calls.keys() & open_calls.keys() - given.outputs.keys())}
+        is_asker = turn.question.author == access.identity.client_id  # a message of another person may wait
+        # calls that the request leaves open are in the new response again, which needs an id of its own
+        if missing := [call for call, place in left.items() if (is_asker if is_message else place <= of.start)]:
+            detail = f"No tool output found for function call {', '.join(missing)[:200]}"
+            raise InvalidRequest(f"{detail}; send the outputs of all calls, or cancel the response", param="input")
         places: list[Place] = []
         for id, (approved, reason) in given.approvals.items():
             place, command = asked_about[id]
@@ -277,7 +284,7 @@ class OpenAI:
                 await access.reply(of.channel, command, ok=approved, data={"reason": reason} if reason else None)
             places.append(place)
         for call, one in list(given.outputs.items()):
-            place, part = calls.pop(call)
+            place, part = calls[call]
             if call in open_calls:
                 access.check(of.channel, "command")
                 with suppress(AlreadyAnswered):
@@ -286,11 +293,9 @@ class OpenAI:
                 continue  # the agent has ended its turn, so the output begins a new one
             del given.outputs[call]
             places.append((place[0], place[1] + 1))
-        if not places or given.parts or given.earlier:
+        if not places or is_message:
             return None
-        # calls that the request leaves open are in the new response again
-        left = [place for place, part in calls.values() if part["call"] in open_calls and place > of.start]
-        return min([max(places) if not given.approvals else min(places), *left])
+        return min([max(places) if not given.approvals else min(places), *left.values()])
 
     async def _retrieve(self, request: Request) -> Response:
         stream = request.query_params.get("stream", "false")

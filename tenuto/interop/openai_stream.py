@@ -342,8 +342,7 @@ class TurnEvents(EventStream):
             kind = kind_of(part.value, self._own_tools)
             if kind and self._has(part) and (self.rest is None or part.place < self.rest.start):
                 output.append(self._whole_item(kind, part, is_ended=status == "completed"))
-        output += [self._approval(part, id) for part, id in self._open_calls().items() if id]
-        return self._response(status, output, error)
+        return self._response(status, output + self._asked_items(), error)
 
     def _response(self, status: str, output: list[Json], error: Json | None = None) -> Json:
         """Return a `Response` with these fields. A setting that the client left to the model has OpenAI's default."""
@@ -488,7 +487,7 @@ class TurnEvents(EventStream):
             return {}
         found: dict[Part, str] = {}
         parts = [part for answer in self._turn.left() for part in answer.parts if part.value["type"] == "tool"]
-        calls = {part.value["call"]: part for part in parts if self._has(part)}
+        calls = {part.value["call"]: part for part in parts}
         for id in self._turn.open:
             question = self._turn.questions[id].command
             part = calls.get(call_of(question.data))
@@ -506,6 +505,16 @@ class TurnEvents(EventStream):
             required.append(approval if id else {**output, "name": part.value["name"]})
         return required
 
+    def _asked_items(self) -> list[Json]:
+        """Return the approvals that the turn waits for, and the calls before the response that it asks about late."""
+        return [
+            self._approval(part, id)
+            if id
+            else self._whole_item(kind_of(part.value, self._own_tools), part, is_ended=True)
+            for part, id in self._open_calls().items()
+            if id or not self._has(part)
+        ]
+
     def _approval(self, part: Part, id: str) -> Json:
         a, index = part.place
         item = {"id": f"mcpr_{a}_{index}_{id}", "type": "mcp_approval_request", "arguments": part.text()}
@@ -522,7 +531,7 @@ class TurnEvents(EventStream):
         elif self._turn.is_over or asked:
             self.position = max(self.position, ASKING) if asked else self.position
             self._walk(is_last=True)
-            for item in (self._approval(part, id) for part, id in asked.items() if id):
+            for item in self._asked_items() if asked else ():
                 self._put("response.output_item.added", output_index=self._items, item=item)
                 self._put("response.output_item.done", output_index=self._items, item=item)
                 self._items += 1

@@ -265,6 +265,7 @@ async def test_chat_completion_whose_text_changes_behind_its_reader_raises(scene
 
 
 USER = {"role": "user", "content": "you"}
+BEN = {"authorization": "Bearer ben"}
 APPROVAL = {"type": "mcp_approval_response", "approval_request_id": "mcpr_0_0_x", "approve": True}
 OUTPUT = {"type": "function_call_output", "call_id": "c0", "output": "far"}
 
@@ -747,3 +748,102 @@ def test_chat_completion_cannot_take_an_attempt_back_and_a_later_one_has_none_of
     first = late.frame([InAnswer("a", delta) for delta in MessageProgress("a").begin(whole)])
     last = late.frame([InAnswer("a", MessageFinished("complete", None, {})), TurnChanged("over")])
     assert (b"Lost" in first, b"Kept" in first, b'"finish_reason":"stop"' in last) == (False, True, True)
+
+
+async def asks_about_calls(turn: Turn) -> None:
+    """Ask about so many calls of the caller, or about one and an approval: at the same time, unless `later`."""
+    names = ["place", "weather"] if turn.text == "approve" else ["place"] * int(turn.text[-1])
+    async with turn.reply() as message:
+        calls: list[Any] = [{**CALL, "call": f"c{n}", "name": name} for n, name in enumerate(names)]
+        for call in calls:
+            await message.part({**call, "state": "called"})
+
+        async def ask(index: int) -> str:
+            reply = await turn.ask("approve" if names[index] == "weather" else "where", {"call": f"c{index}"})
+            await message.part({**calls[index], "state": "done", "output": reply.data or "ok"}, index=index)
+            return str(reply.data or "ok")
+
+        if turn.text[:5] == "later":
+            found = [await ask(index) for index in range(len(names))]
+        else:
+            found = await asyncio.gather(*(ask(index) for index in range(len(names))))
+        await message.append(f"got {found}")
+
+
+def output_of(call: str) -> Any:
+    return {"type": "function_call_output", "call_id": call, "output": f"out {call}"}
+
+
+async def test_output_that_leaves_an_earlier_call_open_is_refused_and_not_lost(scene: ClientScene) -> None:
+    scene.script = asks_about_calls
+    create, options = scene.client.responses.create, {"model": "bot", "tools": [PLACE]}
+    for text, sent, left in (("2", "c1", "c0"), ("3", "c2", "c0")):
+        first = await create(input=text, **options)
+        with pytest.raises(openai.BadRequestError, match=f"No tool output found for function call {left}") as raised:
+            await create(input=[output_of(sent)], previous_response_id=first.id, **options)
+        assert raised.value.param == "input"
+        assert len(scene.turns[-1].open_questions) == int(text)
+        calls = [f"c{n}" for n in range(int(text))]
+        whole = await create(input=[output_of(one) for one in calls[::-1]], previous_response_id=first.id, **options)
+        assert whole.output_text == f"got {[f'out {one}' for one in calls]}"
+
+
+async def test_calls_that_are_left_open_are_in_the_next_response(scene: ClientScene) -> None:
+    scene.script = asks_about_calls
+    create, options = scene.client.responses.create, {"model": "bot", "tools": [PLACE]}
+    response = await create(input="3", **options)
+    response = await create(input=[output_of("c0")], previous_response_id=response.id, **options)
+    assert [one.call_id for one in response.output] == ["c1", "c2"]
+    with pytest.raises(openai.BadRequestError, match="No tool output found for function call c1"):
+        await create(input=[output_of("c2")], previous_response_id=response.id, **options)
+    response = await create(input=[output_of("c1")], previous_response_id=response.id, **options)
+    response = await create(input=[output_of("c2")], previous_response_id=response.id, **options)
+    assert response.output_text == "got ['out c0', 'out c1', 'out c2']"
+
+
+async def test_approval_alone_is_refused_while_an_earlier_call_of_the_caller_is_open(scene: ClientScene) -> None:
+    scene.script = asks_about_calls
+    create, options = scene.client.responses.create, {"model": "bot", "tools": [PLACE]}
+    first = await create(input="approve", **options)
+    approval: Any = {"type": "mcp_approval_response", "approval_request_id": first.output[-1].id, "approve": True}
+    with pytest.raises(openai.BadRequestError, match="No tool output found for function call c0"):
+        await create(input=[approval], previous_response_id=first.id, **options)
+    assert len(scene.turns[0].open_questions) == 2
+    second = await create(input=[output_of("c0")], previous_response_id=first.id, **options)
+    assert [one.type for one in second.output] == ["mcp_call", "mcp_approval_request"]
+    third = await create(input=[approval], previous_response_id=second.id, **options)
+    assert third.output_text == "got ['out c0', 'ok']"
+
+
+async def test_call_that_the_agent_asks_about_late_ends_the_response_again(scene: ClientScene) -> None:
+    scene.script = asks_about_calls
+    create, options = scene.client.responses.create, {"model": "bot", "tools": [PLACE]}
+    first = await create(input="later 2", **options)
+    assert [one.call_id for one in first.output] == ["c0", "c1"]
+    stream = await create(
+        input=[output_of("c0"), output_of("c1")], previous_response_id=first.id, stream=True, **options
+    )
+    second = [one async for one in stream][-1].response
+    assert [(one.type, one.call_id) for one in second.output] == [("function_call", "c1")]
+    third = await create(input=[output_of("c1")], previous_response_id=second.id, **options)
+    assert third.output_text == "got ['out c0', 'out c1']"
+
+
+async def test_message_alone_is_refused_while_a_call_of_its_author_is_open() -> None:
+    async def verify(scope: Any) -> Identity:
+        return Identity(client_id=dict(scope["headers"])[b"authorization"].decode()[7:])
+
+    async with scene_of(authenticate=verify) as scene:
+        scene.script = asks_about_calls
+        create, options = scene.client.responses.create, {"model": "bot", "tools": [PLACE]}
+        made = await scene.client.conversations.create()
+        for of in ({}, {"conversation": made.id}):
+            first = await create(input="1", **options, **of)
+            behind: Any = of or {"previous_response_id": first.id}
+            with pytest.raises(openai.BadRequestError, match="No tool output found for function call c0"):
+                await create(input="never mind", **options, **behind)
+            other = await create(input="0", **options, **behind, background=True, extra_headers=BEN)
+            assert other.status == "queued"
+            answered = await create(input=[output_of("c0")], **options, **behind)
+            assert answered.output_text == "got ['out c0']"
+            await scene.events(other.id)
