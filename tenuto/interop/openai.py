@@ -487,7 +487,7 @@ def response_now(access: Access, turn: AskedTurn, of: Reference) -> Response:
 
 
 async def whole_response(
-    access: Access, request: Request, events: TurnEvents, shape: Callable[[Json], tuple[int, Json]] | None = None
+    access: Access, request: Request, events: TurnEvents, shape: Callable[[TurnEvents], tuple[int, Json]] | None = None
 ) -> Response:
     """Return the response that the last of `events` has; `shape` gives its status and body in another form."""
     events.after = 2 * ASKING  # the other events are not made
@@ -496,7 +496,7 @@ async def whole_response(
         await access.follow(events.of.channel, events.of.message_id, events, request.receive)
     except Draining as error:
         return JSONResponse({"error": error_of(error.problem())}, 503, headers)
-    status, body = shape(events.response()) if shape is not None else (200, events.response())
+    status, body = shape(events) if shape is not None else (200, events.response())
     return Response(encode(body), status, headers, "application/json")
 
 

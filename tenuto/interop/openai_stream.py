@@ -210,6 +210,7 @@ _REPEATED: Json = {  # fields of a request that its response repeats as they are
     "service_tier": "default",
     "truncation": "disabled",
 }
+_CUTS = {"length": "max_output_tokens", "content_filter": "content_filter"}  # reasons by `meta.finish_reason`
 _FUNCTION: Json = dict.fromkeys(("description", "parameters", "strict"))  # optional fields of the caller's tool
 
 
@@ -362,7 +363,9 @@ class TurnEvents(EventStream):
             "status": status,
             "text": {"format": form, "verbosity": requested.get("verbosity") or "medium"},
             "error": error,
-            "incomplete_details": {"reason": "steered"} if self.rest is not None else None,
+            "incomplete_details": {"reason": _CUTS.get(self.finish_reason(), "steered")}
+            if status == "incomplete"
+            else None,
             "metadata": requested.get("metadata") or {},
             "model": requested.get("model") or (author if isinstance(author, str) else ""),
             "output": output,
@@ -381,8 +384,19 @@ class TurnEvents(EventStream):
             return ("completed" if self._open_calls() else "in_progress" if self._turn.answers else "queued"), None
         ended, reason = self._turn.end()
         if ended in ("complete", "cancelled"):
-            return ("cancelled" if ended == "cancelled" else "completed"), None
+            return (
+                "cancelled" if ended == "cancelled" else "incomplete" if self.finish_reason() in _CUTS else "completed"
+            ), None
         return "failed", _server_error("server_error", reason or ended)
+
+    def finish_reason(self) -> str:
+        """Return why the response ends, in the words of chat completions."""
+        metas = [one.meta for one in self._turn.left()] if self._turn.is_over and self.rest is None else []
+        if metas and (reason := str(metas[-1].get("finish_reason"))) in _CUTS:
+            return reason
+        parts = (part.value for answer in self._turn.left() for part in answer.parts)
+        is_asking = any(kind_of(one, self._own_tools) in CALLS and not has_result(one) for one in parts)
+        return "tool_calls" if is_asking else "stop"
 
     def _steers(self) -> int:
         """Return the number of inputs that the agent has taken in, if the rest of the turn is another response.
@@ -567,6 +581,9 @@ CHAT_ID = "chatcmpl-"  # prefix of a chat completion's id; the rest is that of t
 _APPROVAL = _server_error(
     "approval_required", "the agent asks for an approval, which a chat completion cannot give; use the responses API"
 )
+_CANCELLED = _server_error(
+    "cancelled", "the answer was cancelled; retrieve the id of the completion as a response, which has its text"
+)
 _REPLACED = _server_error(
     "replaced", "the answer was changed behind the text that was sent; retrieve the id of the completion as a response"
 )
@@ -610,10 +627,10 @@ class ChatStream(TurnEvents):
             case "response.custom_tool_call_input.delta":
                 yield self._more({"custom": {"input": event["delta"]}})
             case "response.completed" | "response.incomplete":
-                error, text, reason = _end_of(event["response"])
+                error, text = _end_of(event["response"])
                 if error is None and (len(text) != self._sent_text.length or not self._sent_text.begins(text)):
                     error = _REPLACED
-                yield {"error": error} if error is not None else self._chunk({}, finish_reason=reason)
+                yield {"error": error} if error is not None else self._chunk({}, finish_reason=self.finish_reason())
                 if self._has_usage and error is None:
                     yield {**self._head, "choices": [], "usage": _usage(event["response"])}
             case "error":
@@ -628,15 +645,16 @@ class ChatStream(TurnEvents):
         return {**self._head, "choices": [choice]}
 
 
-def completion(response: Json) -> tuple[int, Json]:
+def completion(events: TurnEvents) -> tuple[int, Json]:
     """Return the status and the body of a chat completion in one piece."""
-    error, text, reason = _end_of(response)
+    response = events.response()
+    error, text = _end_of(response)
     if error is not None:
         return 500, {"error": error}
     calls = [_chat_call(one) for one in response["output"] if one["type"] in CALLS]
     message: Json = {"role": "assistant", "content": text or (None if calls else ""), "refusal": None}
     message |= {"annotations": []} | ({"tool_calls": calls} if calls else {})
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": events.finish_reason()}
     return 200, {
         "id": CHAT_ID + response["id"].removeprefix("resp_"),
         "object": "chat.completion",
@@ -653,13 +671,12 @@ def _chat_call(item: Json) -> Json:
     return {"id": item["call_id"], "type": kind, kind: {"name": item["name"], field: item[field]}}
 
 
-def _end_of(response: Json) -> tuple[Json | None, str, str]:
-    """Return the error, the text and the reason of the end of a chat completion."""
+def _end_of(response: Json) -> tuple[Json | None, str]:
+    """Return the error and the text of the end of a chat completion."""
     output = response["output"]
     asks = any(one["type"] == "mcp_approval_request" for one in output)
-    error = response["error"] or (_APPROVAL if asks else None)
-    text = "".join(content["text"] for one in output if one["type"] == "message" for content in one["content"])
-    return error, text, "tool_calls" if output and output[-1]["type"] in CALLS else "stop"
+    error = response["error"] or (_CANCELLED if response["status"] == "cancelled" else _APPROVAL if asks else None)
+    return error, "".join(content["text"] for one in output if one["type"] == "message" for content in one["content"])
 
 
 def _usage(response: Json) -> Json | None:

@@ -14,6 +14,8 @@ from typing import Any
 import openai
 import pytest
 from msgspec.structs import replace
+from openai.types.chat import ChatCompletionChunk
+from pydantic import BaseModel
 
 from tenuto import Hub, Identity, Message, Turn
 from tenuto.core.deltas import MessageProgress
@@ -847,3 +849,69 @@ async def test_message_alone_is_refused_while_a_call_of_its_author_is_open() -> 
             answered = await create(input=[output_of("c0")], **options, **behind)
             assert answered.output_text == "got ['out c0']"
             await scene.events(other.id)
+
+
+class City(BaseModel):
+    city: str
+
+
+@pytest.mark.parametrize("reason", ["length", "content_filter"])
+async def test_answer_that_its_model_cuts_is_incomplete(scene: ClientScene, reason: str) -> None:
+    async def pipes(turn: Turn) -> None:
+        async def chunks() -> AsyncIterator[ChatCompletionChunk]:
+            for delta, end in (({"role": "assistant", "content": '{"city": "Ul'}, None), ({}, reason)):
+                choice: Any = {"index": 0, "delta": delta, "finish_reason": end}
+                head: Any = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": "gpt"}
+                yield ChatCompletionChunk(**head, choices=[choice])
+
+        async with turn.reply() as message:
+            await message.pipe(chunks())
+
+    scene.script = pipes
+    asked: Any = {"model": "bot", "messages": [{"role": "user", "content": "you"}]}
+    whole = await scene.client.chat.completions.create(**asked)
+    assert (whole.choices[0].finish_reason, whole.choices[0].message.content) == (reason, '{"city": "Ul')
+    stream = await scene.client.chat.completions.create(**asked, stream=True)
+    assert [one.choices[0].finish_reason async for one in stream][-1] == reason
+    error = openai.LengthFinishReasonError if reason == "length" else openai.ContentFilterFinishReasonError
+    with pytest.raises(error):
+        await scene.client.chat.completions.parse(**asked, response_format=City)
+    response = await scene.client.responses.create(model="bot", input="you")
+    assert (response.status, response.completed_at, response.output_text) == ("incomplete", None, '{"city": "Ul')
+    assert response.incomplete_details is not None
+    assert response.incomplete_details.reason == ("max_output_tokens" if reason == "length" else reason)
+    assert (await scene.events(response.id))[-1].type == "response.incomplete"
+
+
+@pytest.mark.parametrize("is_answered", [False, True])
+async def test_completion_ends_for_calls_of_the_caller_without_a_result(scene: ClientScene, is_answered: bool) -> None:
+    async def calls(turn: Turn) -> None:
+        async with turn.reply() as message:
+            result: Any = {"state": "done", "output": 7} if is_answered else {"state": "called"}
+            await message.part({**CALL, "name": "place", **result})
+            await message.part({**CALL, "call": "c2", "state": "done", "output": 7})
+            await message.append("I have asked.")
+
+    scene.script = calls
+    tools: Any = [{"type": "function", "function": {"name": "place", "parameters": {"type": "object"}}}]
+    asked: Any = {"model": "bot", "messages": [{"role": "user", "content": "you"}], "tools": tools}
+    expected = "stop" if is_answered else "tool_calls"
+    assert (await scene.client.chat.completions.create(**asked)).choices[0].finish_reason == expected
+    stream = await scene.client.chat.completions.create(**asked, stream=True)
+    assert [one.choices[0].finish_reason async for one in stream][-1] == expected
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_chat_completion_that_is_cancelled_raises(scene: ClientScene, is_stream: bool) -> None:
+    async def asks() -> None:
+        messages: Any = [{"role": "user", "content": "you"}]
+        found: Any = await scene.client.chat.completions.create(model="bot", messages=messages, stream=is_stream)
+        [one async for one in found]
+
+    asking = asyncio.ensure_future(asks())
+    await scene.served.until(lambda: scene.turns and scene.turns[-1].replies and scene.turns[-1].replies[0].length > 5)
+    turn = scene.turns[0]
+    await scene.client.responses.cancel(Reference(turn.channel, turn.message.id).id())
+    with pytest.raises(openai.APIError) as raised:
+        await asking
+    assert raised.value.code == "cancelled"
