@@ -168,6 +168,7 @@ def ui_messages_of(turns: Iterable[TurnStatus]) -> list[Json]:
 ROLES = ("developer", "system", "assistant", "user", "tool", "activity", "reasoning")
 SHORTER = "send the messages from the last one of the user on: requestInit of a class of your own leaves out the others"
 NEWEST = 20  # newest messages of a thread among which the turn to connect to is looked for
+SERVER_RESULT = ".result"  # end of the ids of the results that the client has from the server
 RUN_CHARS = 256  # maximal length of a run's id, which each response repeats
 
 
@@ -196,9 +197,9 @@ class AGUI(ChatRoutes):
         access.check(channel, "subscribe", "history", "publish")
         forwarded = body.get("forwardedProps")
         options = options_in({**(forwarded if isinstance(forwarded, dict) else {}), **body}, is_strict=False)
-        has_results = any(one["role"] == "tool" for one in later)
-        after = None if has_results else _after(request, stored_id(last["id"]))
-        question = await _question(access, channel, last, before, options)
+        question, has_results = stored_id(last["id"]), any(one["role"] == "tool" for one in later)
+        after = None if has_results else _after(request, question)
+        await _ask(access, channel, last, before, options)
         if has_results:
             question, later, parts = await _with_results(access, channel, question, later)
             after = _after(request, question)
@@ -291,20 +292,17 @@ def _whole(given: Mapping[str, str], name: str) -> int | None:
     raise InvalidRequest(f"{name} must be a whole number above 0, got {value!r:.80}")
 
 
-async def _question(access: Access, channel: str, last: Json, before: list[Json], options: Json) -> str:
-    """Return the id of the user's message, which is stored if it is new. Raises IdConflict for other content.
-
-    With it come the results that the user has sent just before it.
-    """
+async def _ask(access: Access, channel: str, last: Json, before: list[Json], options: Json) -> None:
+    """Store the user's message, with the results just before it, if it is new. Raises IdConflict for other content."""
     id, parts = stored_id(last["id"]), stored_parts(last.get("content"))
     with suppress(NotFound):
         known = (await access.turn(channel, id)).message
         if known is not None and known.role == "user" and known.parts[len(outputs_in(known)) :] == parts:
-            return id
+            return
         raise IdConflict(f"message {last['id'][:64]!r} exists with other content; send changed content with a new id")
     turns = await access.conversation(channel, limit=NEWEST) if before else []
     outputs = await _outputs(access, channel, before, turns)
-    return (await access.create(channel, id=id, parts=[*(part for _, part in outputs), *parts], options=options)).id
+    await access.create(channel, id=id, parts=[*(part for _, part in outputs), *parts], options=options)
 
 
 async def _with_results(
@@ -317,11 +315,13 @@ async def _with_results(
     """
     turns = await access.conversation(channel, limit=NEWEST)
     stored = [(turn.message.id, outputs_in(turn.message)) for turn in turns if turn.message is not None]
+    stored = stored[next((at for at, (id, _) in enumerate(stored) if id == question), 0) :]
     by_call = {call: id for id, outputs in stored for call in outputs}
     by_id = {str(data.get("id", "")): id for id, outputs in stored for data in outputs.values()}
     for name, known in (("id", by_id), ("toolCallId", by_call)):
         for at in reversed(range(len(later))):
-            if later[at]["role"] == "tool" and (sent := str(later[at].get(name))) in known:
+            is_own = later[at]["role"] == "tool" and not later[at]["id"].endswith(SERVER_RESULT)
+            if is_own and (sent := str(later[at].get(name))) in known:
                 question, later = known[sent], later[at + 1 :]
                 break
         outputs = await _outputs(access, channel, [one for one in later if one["role"] == "tool"], turns)
@@ -573,7 +573,7 @@ class AGUIStream(EventStream):
             failed = {"metadata": {"state": state, "tanstack": {"state": "output-error"}}}
         output = part.value.get("output", state)
         text = output if isinstance(output, str) else json.dumps(output, ensure_ascii=False)
-        fields = {"messageId": f"{part.name}.result", **self._parts[part], "content": text}
+        fields = {"messageId": f"{part.name}{SERVER_RESULT}", **self._parts[part], "content": text}
         self._put("TOOL_CALL_RESULT", is_due=True, **fields, role="tool", **failed)
 
     def _value(self, part: Part) -> None:

@@ -118,11 +118,9 @@ class AISDK(ChatRoutes):
 
         Return the id of the message that its turn is about, and whether a question got a reply.
         """
-        asked_in = {one.message.id: one for one in await access.conversation(channel) if one.message is not None}
-        question = next((id for id, one in asked_in.items() if last["id"] in _ids_of(one)), None)
-        if question is None:
+        turn = next((one for one in await access.conversation(channel) if last["id"] in _ids_of(one)), None)
+        if turn is None or turn.message is None:
             raise NotFound(f"message {last['id'][:64]!r} is no answer in channel {channel!r}; load the messages again")
-        turn = asked_in[question]
         open_ids = {one.id for one in turn.questions}
         calls = {call: one.id for one in turn.questions if (call := call_of(one.data))}
         has_replied = False
@@ -144,7 +142,7 @@ class AISDK(ChatRoutes):
             with suppress(AlreadyAnswered, NotFound):
                 await access.reply(channel, **reply)
                 has_replied = True
-        return question, has_replied
+        return turn.message.id, has_replied
 
     async def _resume(self, request: Request) -> Response:
         """Replay the running turn, or one that has just ended: the page may lack its answer. 204 if there is none.
