@@ -783,9 +783,6 @@ class Session:
 
     # Requests with an immediate response
 
-    def _receive_pong(self, frame: PongFrame) -> None:
-        """Accept the response to a ping; only its arrival matters."""
-
     def _presence(self, frame: PresenceFrame) -> dict[str, Json]:
         channel = check_channel(frame.channel)
         check_operation(self.identity, BY_FRAME[PresenceFrame], channel)
@@ -835,10 +832,7 @@ class Session:
             self._pending -= 1
             self.respond_error(frame.ref, error)
 
-    def _take_turn(self, frame: TurnTakeFrame) -> None:
-        self._begin(frame.ref, partial(self._take_waiting, frame), 0)
-
-    async def _take_waiting(self, frame: TurnTakeFrame) -> None:
+    async def _take_turn(self, frame: TurnTakeFrame) -> None:
         is_taken = await self._agents().take(frame)
         self.respond({"type": "ok", "ref": frame.ref, "taken": is_taken})
 
@@ -852,9 +846,6 @@ class Session:
 
     def _detach(self, frame: DetachFrame) -> None:
         self._attachments.detach(frame)
-
-    def _read_history(self, frame: HistoryFrame) -> None:
-        self._begin(frame.ref, partial(self._history, frame), self._hub.limits.history_bytes)
 
     async def _history(self, frame: HistoryFrame) -> None:
         limits = self._hub.limits
@@ -955,11 +946,13 @@ def _at_once(handle: Callable[[Session, Any], dict[str, Json]]) -> Callable[[Ses
 # All other frames are requests to store (`RequestFrame`). Methods are looked up by name, so that tests may replace
 # them.
 _HANDLERS: dict[type, Callable[[Session, Any], None]] = {
-    PongFrame: lambda session, frame: session._receive_pong(frame),
+    PongFrame: lambda session, frame: None,  # only its arrival matters
     AttachFrame: lambda session, frame: session._attach(frame),
     DetachFrame: lambda session, frame: session._detach(frame),
-    HistoryFrame: lambda session, frame: session._read_history(frame),
-    TurnTakeFrame: lambda session, frame: session._take_turn(frame),
+    HistoryFrame: lambda session, frame: session._begin(
+        frame.ref, partial(session._history, frame), session._hub.limits.history_bytes
+    ),
+    TurnTakeFrame: lambda session, frame: session._begin(frame.ref, partial(session._take_turn, frame), 0),
     TurnDoneFrame: lambda session, frame: session._renew_or_end_turn(frame),
     TurnRenewFrame: lambda session, frame: session._renew_or_end_turn(frame),
     PresenceFrame: _at_once(lambda session, frame: session._presence(frame)),
