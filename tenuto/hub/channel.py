@@ -524,11 +524,8 @@ class Channel:
         for group in self._groups.values():
             group.ephemeral_moved()
 
-    def ephemeral_since(self, position: int, attached_s: float) -> EncodedBatch:
+    def ephemeral_since(self, position: int) -> EncodedBatch:
         """Return the presence changes and signals since `position`, encoded once for all subscribers at it."""
-        # A subscriber may have been at the node of a signal that was sent before it attached here.
-        if self.presence_state.has_late_signals(position, attached_s):
-            return EncodedBatch(self.name, "", self.presence_state.since(position, attached_s))
         known = self.batches.ephemeral.get(position)
         if known is not None:
             return known

@@ -21,7 +21,6 @@ class Feed:
 
     __slots__ = (
         "_attached",
-        "_attached_s",
         "_epoch",
         "_group",
         "_history",
@@ -52,7 +51,6 @@ class Feed:
         self.on_first: Callable[[EncodedBatch], None] | None = None
         self._history = history
         self._attached = False  # `channel.attached` has been taken
-        self._attached_s = asyncio.get_running_loop().time()
         # epoch of the cursor; None: the next batch is a new start
         self._epoch: str | None = since.epoch if since is not None else None
         self._serial = since.serial if since is not None else 0
@@ -116,7 +114,7 @@ class Feed:
         presence_state = self.channel.presence_state
         if self.ephemeral_position is None or self.ephemeral_position == presence_state.position:
             return None
-        batch = self.channel.ephemeral_since(self.ephemeral_position, self._attached_s)
+        batch = self.channel.ephemeral_since(self.ephemeral_position)
         self.ephemeral_position = presence_state.position
         return batch if batch.events else None
 

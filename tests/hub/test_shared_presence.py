@@ -205,26 +205,6 @@ async def test_limits_of_members_and_of_their_connections_count_all_nodes() -> N
 
 
 @virtually
-async def test_late_signal_is_not_shown_again_to_a_viewer_that_has_moved_to_another_node() -> None:
-    store = Notifying()
-    async with pair(store) as (here, there, viewer):
-        moving = Watcher(here, "c")
-        await moving.take()
-        store.notice_s = 1.0
-        await here.signal("c", "typing", 1, by="ann")
-        await moving.take()
-        await moving.leave()
-        moved = Watcher(there, "c")
-        await moved.take()
-        await asyncio.sleep(2)
-        store.notice_s = 0.0
-        await here.signal("c", "typing", 2, by="ann")
-        await asyncio.sleep(SOON_S)
-        assert [await signals(one) for one in (moving, moved, viewer)] == [[1], [2], [1, 2]]
-        await moved.leave()
-
-
-@virtually
 async def test_flood_of_signals_waits_in_bounded_memory() -> None:
     store = Notifying()
     async with pair(store) as (here, _, _viewer):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
@@ -654,8 +653,8 @@ def a_member_that_moved_to_another_node_leaves(patch: pytest.MonkeyPatch) -> Non
 def presence_carries_a_cursor(patch: pytest.MonkeyPatch) -> None:
     """The cursor of each batch is that of the channel."""
 
-    def ephemeral_since(self: Channel, position: int, attached_s: float) -> EncodedBatch:
-        return EncodedBatch(self.name, self.state.cursor, self.presence_state.since(position, attached_s))
+    def ephemeral_since(self: Channel, position: int) -> EncodedBatch:
+        return EncodedBatch(self.name, self.state.cursor, self.presence_state.since(position))
 
     patch.setattr(Channel, "ephemeral_since", ephemeral_since)
 
@@ -943,9 +942,9 @@ def a_kept_append_outlives_its_state(patch: pytest.MonkeyPatch) -> None:
 def signals_pile_up(patch: pytest.MonkeyPatch) -> None:
     """Each signal is small."""
 
-    def signal(self: PresenceState, signal: Signal, sent_s: float = math.inf) -> None:
+    def signal(self: PresenceState, signal: Signal) -> None:
         self.position += 1
-        self._signals.append((self.position, signal, 0, sent_s))
+        self._signals.append((self.position, signal, 0))
         self._changed()
 
     patch.setattr(PresenceState, "signal", signal)

@@ -73,14 +73,13 @@ class _ShownNode(Struct, frozen=True, array_like=True):
 
 
 class _Sent(Struct, frozen=True, array_like=True):
-    """The body of a `signal` notice. `number` counts the signals of the node; `at_ms` is by the store's clock."""
+    """The body of a `signal` notice. `number` counts the signals of the node."""
 
     node: str
     number: int
     name: str
     data: Json = None
     by: str | None = None
-    at_ms: int = 0  # 0: not known
 
 
 class _MembersMoved(Struct, frozen=True, array_like=True):
@@ -372,7 +371,7 @@ class SharedPresence:
     def send_signal(self, channel: str, signal: Signal) -> None:
         """Send a signal to the viewers at other nodes."""
         self._signals += 1
-        body = _encode(_Sent(self._node, self._signals, signal.name, signal.data, signal.from_, self.lease.now_ms))
+        body = _encode(_Sent(self._node, self._signals, signal.name, signal.data, signal.from_))
         if len(body) <= SIGNAL_BYTES:
             self._notifier.send(Notice("signal", channel, body))
 
@@ -384,9 +383,7 @@ class SharedPresence:
         self._seen[sent.node, sent.number] = None
         if len(self._seen) > SEEN:
             del self._seen[next(iter(self._seen))]
-        age_s = (self.lease.latest_ms - sent.at_ms) / 1000 if sent.at_ms else 0.0
-        sent_s = asyncio.get_running_loop().time() - max(0.0, age_s)
-        live.presence_state.signal(Signal(name=sent.name, data=sent.data, from_=sent.by), sent_s)
+        live.presence_state.signal(Signal(name=sent.name, data=sent.data, from_=sent.by))
 
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -18,7 +18,6 @@ has the newer data, and the connections of both.
 from __future__ import annotations
 
 import asyncio
-import math
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Container, Hashable, Mapping
 from typing import Literal
@@ -127,7 +126,7 @@ class PresenceState:
         # The departed members, in order of leaving. As the signals, a short list: an empty deque takes 760 B a channel.
         self._left: list[str] = []
         self._floor = 0  # a feed at a lower position gets all members at once
-        self._signals: list[tuple[int, Signal, int, float]] = []
+        self._signals: list[tuple[int, Signal, int]] = []
         self._signal_bytes = 0
         # called with each change of the members of this node; returns the time in ms, by which all nodes order changes
         self.on_own: Callable[[], int] = lambda: 0
@@ -309,11 +308,11 @@ class PresenceState:
         if here.shown() != before:
             self._note(member_id, here.kind)
 
-    def signal(self, signal: Signal, sent_s: float = math.inf) -> None:
-        """Send a signal to the current feeds: to those that were attached at loop time `sent_s`, if it is late."""
+    def signal(self, signal: Signal) -> None:
+        """Send a signal to the current feeds."""
         size = len(encode_json(signal))
         self.position += 1
-        self._signals.append((self.position, signal, size, sent_s))
+        self._signals.append((self.position, signal, size))
         self._signal_bytes += size
         while len(self._signals) > KEPT_SIGNALS or self._signal_bytes > KEPT_SIGNAL_BYTES:
             self._signal_bytes -= self._signals.pop(0)[2]
@@ -335,17 +334,8 @@ class PresenceState:
             members=[one for one in named if one is not None], count=len(self._members) + sum(self._unnamed.values())
         )
 
-    def has_late_signals(self, position: int, attached_s: float) -> bool:
-        """Return whether a signal after `position` was sent before `attached_s`, or at that time."""
-        for at, _, _, sent_s in reversed(self._signals):
-            if at <= position:
-                break
-            if sent_s <= attached_s:
-                return True
-        return False
-
-    def since(self, position: int, attached_s: float = 0.0) -> list[EphemeralEvent]:
-        """Return the changes since `position`, joined, and the signals that were sent after `attached_s`."""
+    def since(self, position: int) -> list[EphemeralEvent]:
+        """Return the changes since `position`, joined, and the signals."""
         events: list[EphemeralEvent] = []
         if position < self._floor:
             now = self.presence()
@@ -358,7 +348,7 @@ class PresenceState:
                 if event is not None:
                     events.append(event)
             events.reverse()
-        events += [signal for at, signal, _, sent_s in self._signals if at > position and sent_s > attached_s]
+        events += [signal for at, signal, _ in self._signals if at > position]
         return events
 
     def _event(self, member_id: str, position: int) -> EphemeralEvent | None:
