@@ -19,10 +19,7 @@ from tenuto.core.errors import LocalError, shown
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 MAX_CHARACTERS = 300  # longer text is refused before it is parsed; a host name has at most 253 characters
 _PORTS = {"http": 80, "https": 443}
-_PAGES = {
-    "ws": "http",
-    "wss": "https",
-}  # the schemes of pages, by those of their WebSockets
+_SOCKETS = ("ws", "wss")  # the origin of a page's WebSocket is the page's own
 _HOST = re.compile(r"(?:\[([0-9a-f:.]{2,45})\]|([a-z0-9_][a-z0-9_.-]*))(?::([0-9]{1,5}))?", re.IGNORECASE)
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 _EXAMPLE = '"https://app.example"'
@@ -127,25 +124,9 @@ def check_public_origin(given: str | None) -> str | None:
 
 def _check_origin(given: object, what: str, *, example: str) -> Origin:
     origin = parse_origin(given) if isinstance(given, str) else None
-    if origin is None or given != _normal(origin) or origin.scheme in _PAGES:
-        raise LocalError(f"{what} {example}, got {shown(given)}{_advice(given)}")
+    if origin is None or given != _normal(origin) or origin.scheme in _SOCKETS:
+        raise LocalError(f"{what} {example}, got {shown(given)}")
     return origin
-
-
-def _advice(given: object) -> str:
-    """Return advice for the error message: the origin that `given` probably means, or an empty text."""
-    if not isinstance(given, str):
-        return ""
-    scheme, separator, rest = given.rpartition("://")
-    host = parse_host(rest.partition("/")[0])
-    if host is None or host.name == "null":
-        return ""
-    if not separator:
-        scheme = "http" if host.is_local else "https"
-    scheme = scheme.lower()
-    why = ": the origin of a page's WebSocket is the page's own" if scheme in _PAGES else ""
-    meant = parse_origin(_normal(Origin(_PAGES.get(scheme, scheme), host.name, host.port)))
-    return f"; write {shown(_normal(meant))}{why}" if meant is not None else ""
 
 
 def _normal(origin: Origin) -> str:
