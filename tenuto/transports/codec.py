@@ -406,7 +406,7 @@ def _fields(request: Request, result: Result) -> dict[str, Any]:
             return {"serial": result.serial, "part": result.part, "length": result.length}
         case UpdateMessage():
             return {"message": _message(result), "serial": result.serial}
-        case PutPart() | FinishMessage() | ExpireLease():
+        case PutPart() | FinishMessage() | ExpireLease() | ReplyCommand() | SettleCommand() | ClaimTurn() | EndTurn():
             return {"serial": result.serial}
         case TakeOver():
             return {"serial": result.serial, "generation": result.generation, "lengths": result.lengths}
@@ -415,10 +415,6 @@ def _fields(request: Request, result: Result) -> dict[str, Any]:
         case SendCommand():
             reply = {"reply": result.reply} if result.reply is not None else {}
             return {"command": result.command, "serial": result.serial, **reply}
-        case ReplyCommand() | SettleCommand():
-            return {"serial": result.serial}
-        case ClaimTurn() | EndTurn():
-            return {"serial": result.serial, "generation": result.generation}
         case DeleteMessage():
             return {}
 

@@ -93,7 +93,8 @@ class EventStream:
         self._app = app
         self.is_own_client = is_own_client
         self.credentials = credentials
-        self._seal = seal_of(app.hub, credentials)
+        # with which a stream that a ticket opened can resume
+        self._seal = app.hub.tickets.seal(credentials.ticket) if credentials.ticket is not None else ""
         self._ping: Message | None = _COMMENT if ping_s is None else _PING  # None: the reader gets no heartbeat
         self._catching_up: asyncio.Task[None] | None = None
         self.ping_s = ping_s or HEARTBEAT_S
@@ -283,11 +284,6 @@ async def send_refusal(app: StreamApp, scope: Scope, send: Send, error: BaseExce
         await send_empty_stream(app, scope, send, farewell(error))
     else:
         raise error
-
-
-def seal_of(hub: HubCore, credentials: Credentials) -> str:
-    """Return the seal with which a stream that a ticket opened can resume; empty for other streams."""
-    return hub.tickets.seal(credentials.ticket) if credentials.ticket is not None else ""
 
 
 def sealed(batch: EncodedBatch, extra: str) -> bytes:

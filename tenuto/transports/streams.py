@@ -113,35 +113,6 @@ class NamedEvents:
         return b"\n\n".join(events) + b"\nid: " + id.encode() + b"\n\n"
 
 
-class PlainData:
-    """The format of unnamed Server-Sent Events with the text of the answer, and `[DONE]` at the end."""
-
-    def __init__(self, *, has_ids: bool) -> None:
-        self._has_ids = has_ids  # False: leave out the ids, which only an EventSource uses
-
-    def frame(self, deltas: Sequence[Delta], status: str | None, position: Position) -> bytes:
-        """Return the bytes for `deltas` (`Framer.frame`).
-
-        The text and the end have separate ids, because the connection may break between them.
-        """
-        events: list[str] = []
-        left = texts_left(deltas)
-        text = "".join(text for kind, text in added_texts(deltas) if kind == "text")
-        if left is not None:
-            events.append(f"event: reset\n{_data(left['text'])}{self._id(position, is_finished=False)}")
-        elif text:
-            events.append(_data(text) + self._id(position, is_finished=False))
-        if status not in ("complete", None):
-            # An extra event for clients that listen for it; to other clients it is an empty piece of text.
-            events.append(f"event: {status}\ndata: \n")
-        if status is not None:
-            events.append("data: [DONE]\n" + self._id(position, is_finished=True))
-        return "".join(f"{event}\n" for event in events).encode()
-
-    def _id(self, position: Position, *, is_finished: bool) -> str:
-        return f"id: {position.id(is_finished=is_finished)}\n" if self._has_ids else ""
-
-
 class OwnFrames:
     """The format of an app's existing endpoint: `make_frame(text)` for the answer's text, `end_frame` at its end."""
 
@@ -180,6 +151,19 @@ class OwnFrames:
         if not self._has_ids or not (frame.endswith(b"\n\n") or (is_finished and not frame)):
             return frame
         return frame.removesuffix(b"\n") + b"id: " + position.id(is_finished=is_finished).encode() + b"\n\n"
+
+
+class PlainData(OwnFrames):
+    """The format of unnamed Server-Sent Events with the text of the answer, and `[DONE]` at the end."""
+
+    def __init__(self, *, has_ids: bool) -> None:
+        super().__init__(lambda text: f"{_data(text)}\n", _done, has_ids=has_ids)
+
+
+def _done(status: str) -> str:
+    # An extra event for clients that listen for it; to other clients it is an empty piece of text.
+    other = "" if status == "complete" else f"event: {status}\ndata: \n\n"
+    return f"{other}data: [DONE]\n\n"
 
 
 EndFrame = str | bytes | Callable[[str], str | bytes]
