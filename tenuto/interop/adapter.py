@@ -136,10 +136,15 @@ def with_options(question: Message, options: Json) -> Message:
     return replace(question, meta={**question.meta, OPTIONS_KEY: options})
 
 
-def own_tools(question: Message) -> dict[str, object]:
-    """Return the names of the tools that the caller runs, and their types."""
-    tools = tools_in(requested_in(question))
-    return {one["name"]: one.get("type") for one in tools if isinstance(one.get("name"), str)}
+def own_tools(question: Message) -> dict[str, Json]:
+    """Return the type and the namespace of each tool that the caller runs. A name in two namespaces has none."""
+    found: dict[str, Json] = {}
+    for one in tools_in(requested_in(question)):
+        group = one.get("name") if one.get("type") == "namespace" else None
+        for tool in tools_in(one) if group is not None else [one]:
+            if isinstance(name := tool.get("name"), str):
+                found[name] = {"type": tool.get("type"), "namespace": None if name in found else group}
+    return found
 
 
 def tools_in(requested: Json) -> list[Json]:

@@ -142,12 +142,12 @@ def _blocks(parts: list[Json], *, is_answer: bool = False) -> list[Json]:
     return content
 
 
-def kind_of(part: Json, own_tools: Mapping[str, object]) -> str:
+def kind_of(part: Json, own_tools: Mapping[str, Json]) -> str:
     """Return the type of the output item of a part; empty for a part that has none."""
     if part["type"] == "tool":
         if part["name"] not in own_tools:
             return "mcp_call"
-        return "custom_tool_call" if own_tools[part["name"]] == "custom" else "function_call"
+        return "custom_tool_call" if own_tools[part["name"]]["type"] == "custom" else "function_call"
     return {"text": "message", "reasoning": "reasoning"}.get(part["type"], "")
 
 
@@ -329,7 +329,7 @@ class TurnEvents(EventStream):
         for part, index in [one for one in reversed(self._indexes.items()) if one[0].is_superseded]:
             del self._indexes[part]
             kind, text = kind_of(part.value, self._own_tools), part.text()
-            item = {**item_of(kind, part.value, "", self._reference(part), state="empty"), "status": "incomplete"}
+            item = {**self._item(kind, part, "", "empty"), "status": "incomplete"}
             if kind in CALLS:  # an empty text would be a call to some clients
                 item[_EVENTS[kind][1]] = text
             self.position = self._turn.attempts_before(part.place[0] + 1) * ATTEMPT_ROOM - 1 - index
@@ -441,7 +441,7 @@ class TurnEvents(EventStream):
         return self._turn.has_ended(part, is_whole=is_whole)
 
     def _open(self, kind: str, part: Part) -> None:
-        item = item_of(kind, part.value, "", self._reference(part), state="empty")
+        item = self._item(kind, part, "", "empty")
         self._part, self._kind, self._begins = part, kind, self.position
         self._where = {"item_id": item["id"], "output_index": self._items}
         if self.position <= self.after or not self._is_lost(part):
@@ -454,6 +454,11 @@ class TurnEvents(EventStream):
     def _has(self, part: Part) -> bool:
         """Return whether a part belongs to the response, or to a later attempt than the place where it begins."""
         return part.place >= self.of.start or (part.place[0] == self.of.start[0] and part.attempt > self.of.attempt)
+
+    def _item(self, kind: str, part: Part, text: str, state: str) -> Json:
+        item = item_of(kind, part.value, text, self._reference(part), state=state)
+        group = self._own_tools[part.value["name"]]["namespace"] if kind in CALLS else None
+        return item if group is None else {**item, "namespace": group}
 
     def _reference(self, part: Part) -> Reference:
         return self.of.at(part.place, part.attempt)
@@ -491,7 +496,7 @@ class TurnEvents(EventStream):
         is_cut = part.answer.status not in ("streaming", "complete") and part is part.answer.parts[-1]
         state = "completed" if is_ended or self._has_ended(part) else "in_progress"
         state = "incomplete" if is_cut or self._open_calls().get(part) else state
-        return item_of(kind, part.value, part.text(), self._reference(part), state=state)
+        return self._item(kind, part, part.text(), state)
 
     # -- questions for the caller --------------------------------------------------------------------------------
 

@@ -57,7 +57,8 @@ class Stub:
         async with turn.reply() as message:
             if turn.request.tools and last["role"] != "tool":
                 call = f"c{len(self.received)}"
-                name = str(turn.request.tools[0]["name"])
+                tool: Any = turn.request.tools[0]
+                name = str(tool.get("tools", [tool])[0]["name"])  # a namespace has its tools in a list
                 await message.part({"type": "tool", "call": call, "name": name, "input": "{}", "state": "input"})
                 await message.part(
                     {"type": "tool", "call": call, "name": name, "input": '{"city": "Ulm"}', "state": "called"}, index=0
@@ -102,7 +103,7 @@ async def client(stub: Stub) -> AsyncIterator[openai.AsyncOpenAI]:
 # -- tools of the client ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("api", ["responses", "chat"])
+@pytest.mark.parametrize("api", ["responses", "namespace", "chat"])
 async def test_agents_sdk_runs_its_function_tool_and_gets_an_answer(
     stub: Stub, client: openai.AsyncOpenAI, api: str
 ) -> None:
@@ -112,10 +113,11 @@ async def test_agents_sdk_runs_its_function_tool_and_gets_an_answer(
         return f"7 degrees in {city}"
 
     agents.set_tracing_disabled(True)
-    kind = agents.OpenAIResponsesModel if api == "responses" else agents.OpenAIChatCompletionsModel
-    agent = agents.Agent(
-        name="a", instructions="Be kind.", tools=[weather], model=kind(model="bot", openai_client=client)
-    )
+    kind = agents.OpenAIChatCompletionsModel if api == "chat" else agents.OpenAIResponsesModel
+    tools: Any = [weather]
+    if api == "namespace":
+        tools = agents.tool_namespace(name="crm", description="About customers.", tools=tools)
+    agent = agents.Agent(name="a", instructions="Be kind.", tools=tools, model=kind(model="bot", openai_client=client))
     result = await agents.Runner.run(agent, "How is Ulm?", max_turns=3)
     assert result.final_output == "It is 7 degrees in Ulm."
     assert [one["role"] for one in stub.received[1]["openai"]][-3:] == ["user", "assistant", "tool"]
