@@ -316,24 +316,11 @@ def settle_command(state: Draft, key: str, request: SettleCommand, now_ms: int) 
         return Decision(serial=command.created)
     if rules_of(command.name).stops and command.target is not None:
         ops = _carry_out(state, command.target, now_ms)
-        if ops:
-            return Decision(ops=(*ops, _reply(key, now_ms, ok=True)))
-        return Decision(
-            ops=(
-                _reply(
-                    key,
-                    now_ms,
-                    ok=False,
-                    error=_error(
-                        Finished("the answer ended before the cancel was carried out; no other cancel is needed")
-                    ),
-                ),
-            )
-        )
+        late = Finished("the answer ended before the cancel was carried out; no other cancel is needed")
+        return Decision(ops=(*ops, _reply(key, now_ms, ok=bool(ops), error=None if ops else _error(late))))
     if request.is_expired:
-        return Decision(
-            ops=(_reply(key, now_ms, ok=False, error={"code": "expired", "detail": "no reply arrived in time"}),)
-        )
+        expired: Json = {"code": "expired", "detail": "no reply arrived in time"}
+        return Decision(ops=(_reply(key, now_ms, ok=False, error=expired),))
     return Decision(serial=command.created)
 
 
@@ -347,14 +334,9 @@ def _carry_out(state: Draft, target: str, now_ms: int) -> list[Op]:
             if message.reply_to is not None:
                 turns.add(message.reply_to)
     for message_id in sorted(turns):
-        user_message = state.message(message_id)
-        if (
-            user_message is not None
-            and not user_message.deleted
-            and user_message.claim is not None
-            and user_message.claim.is_open
-        ):
-            ops.append(_cancelled(user_message, user_message.claim, now_ms))
+        asked = state.message(message_id)
+        if asked is not None and not asked.deleted and asked.claim is not None and asked.claim.is_open:
+            ops.append(_cancelled(asked, asked.claim, now_ms))
     return ops
 
 

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from tenuto.core.draft import Decision, Draft
 from tenuto.core.errors import Damaged, Deleted, Fenced, Finished, Forbidden, NotWriter, StillStreaming, shown
-from tenuto.core.message_state import ClaimState, MessageState
+from tenuto.core.message_state import CLAIMED, ClaimState, MessageState
 from tenuto.core.names import check_id, is_own_name
 from tenuto.core.ops import Claim, Create, Finish, Lease, Op, WriterIdentity, digest
 from tenuto.core.requests import Caller, ClaimTurn, DeleteMessage, EndTurn, ExpireLease, RenewLease, Request
@@ -183,9 +183,7 @@ def _renew_turn(message: MessageState, claim: ClaimState, request: ClaimTurn, ca
 
 def _taken(message: MessageState, claim: ClaimState, now_ms: int) -> Decision:
     """Return the decision that the turn of `message` is taken by `claim`."""
-    fields = claim._asdict()
-    del fields["round_from"]  # the state of the message keeps it
-    op = Claim(id=message.id, at_ms=now_ms, **fields)
+    op = Claim(id=message.id, at_ms=now_ms, **{name: getattr(claim, name) for name in CLAIMED})
     return Decision(ops=(op,), generation=claim.generation)
 
 

@@ -48,6 +48,9 @@ class ClaimState(NamedTuple):
         return self.state in ("pending", "taken")
 
 
+CLAIMED = tuple(name for name in ClaimState._fields if name != "round_from")  # the fields that a `Claim` has, too
+
+
 class MessageState:
     """The state of one message: the fold of its entries."""
 

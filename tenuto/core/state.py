@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from tenuto.core.events import NO_EPOCH
 from tenuto.core.message_state import (
+    CLAIMED,
     ClaimState,
     CommandState,
     MessageState,
@@ -241,18 +242,7 @@ def change(message: MessageState, op: Op, serial: int) -> None:
         before = message.claim.round_from if message.claim is not None else 0
         is_restart = op.state == "pending" and not op.spared  # otherwise the last attempt was handed over
         round_from = serial if is_restart else before
-        message.claim = ClaimState(
-            op.state,
-            op.generation,
-            op.by,
-            op.node,
-            op.lease_ms,
-            op.within,
-            op.within_generation,
-            round_from,
-            op.confirmed,
-            op.spared,
-        )
+        message.claim = ClaimState(**{name: getattr(op, name) for name in CLAIMED}, round_from=round_from)
         message.moved_at = max(message.moved_at, op.at_ms)
         message.alive_at = op.at_ms
         return
