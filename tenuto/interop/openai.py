@@ -305,8 +305,7 @@ class OpenAI:
             access, of, turn = await self._response_in(request, "history")
             return response_now(access, turn, of)
         access, of, turn = await self._response_in(request, "subscribe", "history")
-        after = after_of(request.query_params)
-        return access.stream(of.channel, of.message_id, TurnEvents(turn.question, of, after))
+        return access.stream(of.channel, of.message_id, TurnEvents(turn.question, of, after_of(request.query_params)))
 
     async def _delete(self, request: Request) -> Response:
         """Delete the question of the caller, and its answers."""
@@ -370,13 +369,18 @@ class OpenAI:
         return json_response({"id": conversation_id(channel), "object": "conversation.deleted", "deleted": True})
 
     async def _list_items(self, request: Request) -> Response:
-        return page_of(await self._items(request), request)
+        access, channel = await self._in_conversation(request)
+        items: list[Json] = []
+        for status in await access.conversation(channel):
+            items += input_items(channel, status.message or status.answers[0])
+            if status.message is not None:
+                of = Reference(channel, status.message.id)
+                items += events_of(await asked(access, channel, status), of).response()["output"]
+        return page_of(items, request)
 
     async def _item(self, request: Request) -> Response:
-        for one in await self._items(request):
-            if one["id"] == request.path_params["item"]:
-                return json_response(one)
-        raise unknown("item", request.path_params["item"])
+        _, _, items = await self._item_in(request)
+        return json_response(next(one for one in items if one["id"] == request.path_params["item"]))
 
     async def _add_items(self, request: Request) -> Response:
         """Store messages, and return them as items. Messages of other roles than `user` need `append`."""
@@ -386,37 +390,35 @@ class OpenAI:
 
     async def _delete_item(self, request: Request) -> Response:
         """Delete the message of an item that is the only one of its message or turn, and return the conversation."""
-        access, channel = await self._in_conversation(request, "publish")
-        of = reference(id := request.path_params["item"], kind="item")
-        ids = [one["id"] for one in await _items_of(access, of.at())] if of.channel == channel else []
-        if id not in ids:
-            raise unknown("item", id)
-        if len(ids) > 1:
-            detail = f"item {id[:64]!r} goes with {len(ids) - 1} others"
+        access, of, items = await self._item_in(request, "publish")
+        if len(items) > 1:
+            detail = f"item {request.path_params['item'][:64]!r} goes with {len(items) - 1} others"
             raise InvalidRequest(f"{detail}; delete the response or conversation")
-        await access.delete_turn(channel, of.message_id)
-        return await _conversation_in(access, channel)
+        await access.delete_turn(of.channel, of.message_id)
+        return await _conversation_in(access, of.channel)
+
+    async def _item_in(self, request: Request, *needs: str) -> tuple[Access, Reference, list[Json]]:
+        """Return the access of the caller, the item that the path names, and the items of its message or turn."""
+        access, channel = await self._in_conversation(request, *needs)
+        of = reference(id := request.path_params["item"], kind="item")
+        items = await _items_of(access, of.at()) if of.channel == channel else []
+        if all(one["id"] != id for one in items):
+            raise unknown("item", id)
+        return access, of, items
 
     async def _in_conversation(self, request: Request, *needs: str) -> tuple[Access, str]:
         of = reference(request.path_params["id"], kind="conversation")
         return await self._hub.authorize(request.scope, of.channel, ["history", *needs]), of.channel
-
-    async def _items(self, request: Request) -> list[Json]:
-        access, channel = await self._in_conversation(request)
-        items: list[Json] = []
-        for status in await access.conversation(channel):
-            items += input_items(channel, status.message or status.answers[0])
-            if status.message is not None:
-                of = Reference(channel, status.message.id)
-                items += events_of(await asked(access, channel, status), of).response()["output"]
-        return items
 
     async def _store_items(self, access: Access, channel: str, body: Json, *, is_new: bool = True) -> list[Json]:
         given = body.get("items") or []
         if not isinstance(given, list) or len(given) > _MAX_NEW or (not given and not is_new):
             raise InvalidRequest(f"items must be a list of 1 to {_MAX_NEW} items, got {given!r:.80}", param="items")
         given = await with_references(access, given, Reference(channel, ""), "items")
-        found = given_in_items(given, is_new=is_new) if given else GivenInput()
+        with _about("items"):
+            found = _given(given, joins_calls=False, is_whole=is_new) if given else GivenInput()
+            if found.approvals:
+                raise InvalidRequest("an approval is no item of a conversation; send it as the input of a response")
         access.check(channel, *{"publish" if is_new or role == "user" else "append" for role, _ in found.earlier})
         stored = await _store_earlier(access, channel, secrets.token_hex(16), found)
         return [item for one in stored for item in input_items(channel, one)]
@@ -778,15 +780,6 @@ def further_input(items: object) -> list[Json]:
     if given.outputs or given.approvals or any(role != "user" for role, _ in given.earlier):
         raise InvalidRequest("the input of response.steer must be messages of the user; leave out other items")
     return [one for _, parts in given.earlier for one in (*parts, _BLANK)] + given.parts
-
-
-@_about("items")
-def given_in_items(items: Any, *, is_new: bool) -> GivenInput:
-    """Return the items of a conversation, which begins with them if it `is_new`, as earlier messages."""
-    given = _given(items, joins_calls=False, is_whole=is_new)
-    if given.approvals:
-        raise InvalidRequest("an approval is no item of a conversation; send it as the input of a response")
-    return given
 
 
 @_about("messages")
