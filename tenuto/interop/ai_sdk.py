@@ -24,7 +24,6 @@ from functools import lru_cache
 from typing import Any
 
 import msgspec
-from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -38,7 +37,6 @@ VERSION_PAGES = 10  # pages of 200 messages among which the versions of an edite
 JUST_ENDED_S = 10.0  # a page that resumes loaded its messages at most so long before
 LATEST_TURN = 20  # newest messages of a channel among which the turn that has just ended is looked for
 SHORTER = "send the last message alone: let prepareSendMessagesRequest return id, trigger, messageId and message"
-NEWEST = 50  # newest messages of a channel among which the parent of a new one is looked for
 
 
 class AISDK(ChatRoutes):
@@ -66,7 +64,7 @@ class AISDK(ChatRoutes):
         access = await self._hub.authorize(request.scope)
         body = await body_of(access, request, SHORTER)
         channel = self._channel_of(body.get("id"))
-        earlier, last = _messages_in(body)
+        last = _last_in(body)
         is_again = body.get("trigger") == "regenerate-message"
         if is_again and last["role"] == "assistant":
             raise InvalidRequest("regenerate-message needs a list that ends with a message of role user, got assistant")
@@ -77,7 +75,7 @@ class AISDK(ChatRoutes):
             return access.stream(channel, question, UIStream(question, self._release, last, is_late=not has_replied))
         options = options_in(body, is_strict=False)
         is_edit = body.get("messageId") is not None and not is_again  # else it names the answer
-        question = await self._question(access, channel, earlier, last, options, is_edit=is_edit)
+        question = await self._question(access, channel, last, options, is_edit=is_edit)
         turn = await access.turn(channel, question) if is_again else None
         if turn is not None and turn.state in ("over", "none"):  # else the request is a repeat
             again = hashed("regenerate", question, turn.answers[-1].id if turn.answers else "")
@@ -85,9 +83,7 @@ class AISDK(ChatRoutes):
                 await access.command(channel, "regenerate", target=question, id=again)
         return access.stream(channel, question, UIStream(question, self._release))
 
-    async def _question(
-        self, access: Access, channel: str, earlier: list[Json], last: Json, options: Json, *, is_edit: bool
-    ) -> str:
+    async def _question(self, access: Access, channel: str, last: Json, options: Json, *, is_edit: bool) -> str:
         """Return the id of the page's last message, or of its version with this content, either stored if it is new."""
         parts = stored_parts(last["parts"], has_data=True)
         known = last["metadata"] if isinstance(last.get("metadata"), dict) else {}
@@ -97,9 +93,8 @@ class AISDK(ChatRoutes):
         try:
             known = (await access.turn(channel, given)).message
         except NotFound:
-            parent = _parent(earlier, await access.conversation(channel, limit=NEWEST))
             with suppress(IdConflict):  # a repeat of this request has created the same message at the same moment
-                return (await access.create(channel, id=given, **content, parent=parent or UNSET)).id
+                return (await access.create(channel, id=given, **content)).id
             known = (await access.turn(channel, given)).message
         if known is None or known.role != "user":
             raise IdConflict(f"message {given!r} is an answer; send a question with another id")
@@ -197,16 +192,15 @@ async def _versions(access: Access, channel: str, known: Message) -> AsyncIterat
     yield known
 
 
-def _messages_in(body: Json) -> tuple[list[Json], Json]:
-    """Return the page's messages before the last, and the last one, in the form that is relied on."""
+def _last_in(body: Json) -> Json:
+    """Return the page's last message, in the form that is relied on."""
     given = body["messages"] if "messages" in body else [body.get("message")]
-    messages = messages_in(given, "id, role and parts", _has_parts)
-    last = messages[-1]
+    last = messages_in(given, "id, role and parts", _has_parts)[-1]
     if body.get("trigger", "submit-message") not in ("submit-message", "regenerate-message"):
         raise InvalidRequest(f"trigger must be submit-message or regenerate-message, got {body['trigger']!r:.80}")
     if last["role"] not in ("user", "assistant"):
         raise InvalidRequest(f"the last message must be of role user or assistant, got {last['role']!r:.80}")
-    return messages[:-1], last
+    return last
 
 
 def _has_parts(message: Json) -> bool:
@@ -218,14 +212,6 @@ def _has_parts(message: Json) -> bool:
         and (not part["type"].startswith("tool-") or isinstance(part.get("state"), str))
         for part in parts
     )
-
-
-def _parent(earlier: list[Json], turns: list[TurnStatus]) -> str | None:
-    """Return the message that the page's new message follows; None if the page names none that exists."""
-    kept = [(turn, one) for turn in turns for one in (turn.message, *turn.answers) if one is not None]
-    followed = {id: one.id for turn, one in kept for id in _ids_of(turn)}  # the last one of a turn
-    shown = (one["id"] for one in reversed(earlier) if one["role"] == "assistant")
-    return next((followed[id] for id in shown if id in followed), None)
 
 
 def _ids_of(turn: TurnStatus) -> set[str]:

@@ -182,6 +182,36 @@ async def test_regenerate_and_edit_branch_and_the_next_turn_follows_them(scene: 
     assert len(scene.turns) == 5
 
 
+async def test_question_follows_the_newest_message_whatever_the_page_lacks(scene: PageScene) -> None:
+    async def late(turn: Turn) -> None:
+        await scene.gate.wait()
+        await PageScene.script(scene, turn)
+
+    pages = scene.pages
+    scene.script = late  # type: ignore[method-assign]
+    scene.gate.set()
+    await ask(pages, "to you")
+    await finished(pages, "a")
+    await pages("b", "open", id="1", load=True)
+    scene.gate.clear()
+    await pages("a", "send", text="two")
+    await scene.served.until(lambda: len(scene.turns) == 2)
+    await pages("a", "leave")  # before the first chunk
+    await finished(pages, "a")
+    await pages("a", "send", text="three")
+    while (await scene.hub.history("chat:1", limit=1)).messages[0].text != "three":  # noqa: ASYNC110 - at once
+        await asyncio.sleep(0)
+    scene.gate.set()
+    await pages("a", "saw", wanted="to three")
+    await finished(pages, "a")
+    await pages("b", "send", text="four")  # this page has the first turn alone
+    await pages("b", "saw", wanted="to four")
+    await finished(pages, "b")
+    told = [text for name in ("you", "two", "three", "four") for text in (name, f"Hello to {name}")]
+    assert [one["content"] for one in await scene.turns[-1].history()] == told[:-1]
+    assert [one["parts"][-1]["text"] for one in await scene.loaded()] == told
+
+
 async def test_edit_of_an_old_question_that_is_sent_again_joins_its_version() -> None:
     async with routes_only() as (hub, client):
 
