@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from itertools import takewhile
 from mimetypes import guess_type
 from typing import Any
 
@@ -20,12 +21,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from tenuto import Hub, Message
-from tenuto.core.errors import InvalidRequest, LocalError, TooLarge
+from tenuto.core.errors import Deleted, IdConflict, InvalidRequest, LocalError, TooLarge
 from tenuto.interop.fold import Json
 from tenuto.routes import OPTIONS_KEY, OUTPUT, Access, TurnStatus, guarded, is_id
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 Shown = Callable[[list[TurnStatus]], list[Json]]  # returns the client's messages of a conversation
+MOST_UNSENT = 20  # earlier messages of the user that a request stores
 
 
 class ChatRoutes:
@@ -169,6 +171,18 @@ def messages_in(messages: object, form: str, is_right: Callable[[Json], bool]) -
     if not isinstance(messages, list) or not messages or not all(is_message(one) and is_right(one) for one in messages):
         raise InvalidRequest(f"messages must be a list of at least one message, each with {form}, got {messages!r:.80}")
     return messages
+
+
+async def store_unsent(access: Access, channel: str, earlier: list[Json], content: str, **options: bool) -> None:
+    """Store the user's messages at the end of `earlier`, unless they are stored. They start no turn.
+
+    A client goes on after a request that never arrived. `content` is the field with the parts (`stored_parts`).
+    """
+    unsent = list(takewhile(lambda one: one["role"] == "user", reversed(earlier)))[:MOST_UNSENT]
+    for one in reversed(unsent):
+        with suppress(IdConflict, Deleted, InvalidRequest):  # it is stored, perhaps with other content, or has none
+            parts = stored_parts(one.get(content), **options)
+            await access.remember(channel, id=stored_id(one["id"]), role="user", parts=parts)
 
 
 def stored_parts(content: object, *, is_strict: bool = False, has_data: bool = False) -> list[Json]:

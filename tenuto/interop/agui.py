@@ -43,6 +43,7 @@ from tenuto.interop.adapter import (
     outputs_in,
     own_tools,
     packed,
+    store_unsent,
     stored_id,
     stored_parts,
     unpacked,
@@ -193,13 +194,13 @@ class AGUI(ChatRoutes):
         run = body.get("runId")
         if not isinstance(run, str) or not 0 < len(run) <= RUN_CHARS:
             raise InvalidRequest(f"runId must be a text of 1 to {RUN_CHARS} characters, got {run!r:.80}")
-        last, later, before = _messages_in(body)
+        last, later, before, earlier = _messages_in(body)
         access.check(channel, "subscribe", "history", "publish")
         forwarded = body.get("forwardedProps")
         options = options_in({**(forwarded if isinstance(forwarded, dict) else {}), **body}, is_strict=False)
         question, has_results = stored_id(last["id"]), any(one["role"] == "tool" for one in later)
         after = None if has_results else _after(request, question)
-        await _ask(access, channel, last, before, options)
+        await _ask(access, channel, last, before, earlier, options)
         if has_results:
             question, later, parts = await _with_results(access, channel, question, later)
             after = _after(request, question)
@@ -292,8 +293,13 @@ def _whole(given: Mapping[str, str], name: str) -> int | None:
     raise InvalidRequest(f"{name} must be a whole number above 0, got {value!r:.80}")
 
 
-async def _ask(access: Access, channel: str, last: Json, before: list[Json], options: Json) -> None:
-    """Store the user's message, with the results just before it, if it is new. Raises IdConflict for other content."""
+async def _ask(
+    access: Access, channel: str, last: Json, before: list[Json], earlier: list[Json], options: Json
+) -> None:
+    """Store the user's message if it is new. Raises IdConflict for other content.
+
+    With it come the results that the user has sent just before it, and messages that never arrived.
+    """
     id, parts = stored_id(last["id"]), stored_parts(last.get("content"))
     with suppress(NotFound):
         known = (await access.turn(channel, id)).message
@@ -302,6 +308,7 @@ async def _ask(access: Access, channel: str, last: Json, before: list[Json], opt
         raise IdConflict(f"message {last['id'][:64]!r} exists with other content; send changed content with a new id")
     turns = await access.conversation(channel, limit=NEWEST) if before else []
     outputs = await _outputs(access, channel, before, turns)
+    await store_unsent(access, channel, earlier, "content")
     await access.create(channel, id=id, parts=[*(part for _, part in outputs), *parts], options=options)
 
 
@@ -358,14 +365,14 @@ def _output(result: Json) -> object:
     return stored_parts(content) if content and isinstance(content, list) else content or result.get("error", content)
 
 
-def _messages_in(body: Json) -> tuple[Json, list[Json], list[Json]]:
-    """Return the last message of the user, the messages after it, and the results of tools just before it."""
+def _messages_in(body: Json) -> tuple[Json, list[Json], list[Json], list[Json]]:
+    """Return the last message of the user, those after it, the results just before it, and those before these."""
     form = f"id and a role of {', '.join(ROLES)}"
     messages = messages_in(body.get("messages"), form, lambda one: one["role"] in ROLES)
     for index in reversed(range(len(messages))):
         if messages[index]["role"] == "user":
             before = list(takewhile(lambda one: one["role"] == "tool", reversed(messages[:index])))
-            return messages[index], messages[index + 1 :], before[::-1]
+            return messages[index], messages[index + 1 :], before[::-1], messages[: index - len(before)]
     raise InvalidRequest("messages has no message of role user; add the one that the agent shall answer")
 
 

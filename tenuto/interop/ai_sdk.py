@@ -29,7 +29,16 @@ from starlette.responses import Response
 
 from tenuto import Hub, Message
 from tenuto.core.errors import AlreadyAnswered, IdConflict, InvalidRequest, LocalError, NotFound, StillStreaming
-from tenuto.interop.adapter import ChatRoutes, body_of, hashed, json_response, messages_in, stored_id, stored_parts
+from tenuto.interop.adapter import (
+    ChatRoutes,
+    body_of,
+    hashed,
+    json_response,
+    messages_in,
+    store_unsent,
+    stored_id,
+    stored_parts,
+)
 from tenuto.interop.fold import Answer, EventStream, Json, Part, TurnFold, call_of, encode, has_result, text_of
 from tenuto.routes import OPTIONS_KEY, Access, TurnDelta, TurnStatus, deltas_of, options_in, versions_of
 
@@ -64,7 +73,7 @@ class AISDK(ChatRoutes):
         access = await self._hub.authorize(request.scope)
         body = await body_of(access, request, SHORTER)
         channel = self._channel_of(body.get("id"))
-        last = _last_in(body)
+        *earlier, last = _messages_in(body)
         is_again = body.get("trigger") == "regenerate-message"
         if is_again and last["role"] == "assistant":
             raise InvalidRequest("regenerate-message needs a list that ends with a message of role user, got assistant")
@@ -75,7 +84,7 @@ class AISDK(ChatRoutes):
             return access.stream(channel, question, UIStream(question, self._release, last, is_late=not has_replied))
         options = options_in(body, is_strict=False)
         is_edit = body.get("messageId") is not None and not is_again  # else it names the answer
-        question = await self._question(access, channel, last, options, is_edit=is_edit)
+        question = await self._question(access, channel, earlier, last, options, is_edit=is_edit)
         turn = await access.turn(channel, question) if is_again else None
         if turn is not None and turn.state in ("over", "none"):  # else the request is a repeat
             again = hashed("regenerate", question, turn.answers[-1].id if turn.answers else "")
@@ -83,7 +92,9 @@ class AISDK(ChatRoutes):
                 await access.command(channel, "regenerate", target=question, id=again)
         return access.stream(channel, question, UIStream(question, self._release))
 
-    async def _question(self, access: Access, channel: str, last: Json, options: Json, *, is_edit: bool) -> str:
+    async def _question(
+        self, access: Access, channel: str, earlier: list[Json], last: Json, options: Json, *, is_edit: bool
+    ) -> str:
         """Return the id of the page's last message, or of its version with this content, either stored if it is new."""
         parts = stored_parts(last["parts"], has_data=True)
         known = last["metadata"] if isinstance(last.get("metadata"), dict) else {}
@@ -93,6 +104,7 @@ class AISDK(ChatRoutes):
         try:
             known = (await access.turn(channel, given)).message
         except NotFound:
+            await store_unsent(access, channel, earlier, "parts", has_data=True)
             with suppress(IdConflict):  # a repeat of this request has created the same message at the same moment
                 return (await access.create(channel, id=given, **content)).id
             known = (await access.turn(channel, given)).message
@@ -192,15 +204,16 @@ async def _versions(access: Access, channel: str, known: Message) -> AsyncIterat
     yield known
 
 
-def _last_in(body: Json) -> Json:
-    """Return the page's last message, in the form that is relied on."""
+def _messages_in(body: Json) -> list[Json]:
+    """Return the page's messages, in the form that is relied on."""
     given = body["messages"] if "messages" in body else [body.get("message")]
-    last = messages_in(given, "id, role and parts", _has_parts)[-1]
+    messages = messages_in(given, "id, role and parts", _has_parts)
+    last = messages[-1]
     if body.get("trigger", "submit-message") not in ("submit-message", "regenerate-message"):
         raise InvalidRequest(f"trigger must be submit-message or regenerate-message, got {body['trigger']!r:.80}")
     if last["role"] not in ("user", "assistant"):
         raise InvalidRequest(f"the last message must be of role user or assistant, got {last['role']!r:.80}")
-    return last
+    return messages
 
 
 def _has_parts(message: Json) -> bool:

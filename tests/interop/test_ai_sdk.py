@@ -212,6 +212,23 @@ async def test_question_follows_the_newest_message_whatever_the_page_lacks(scene
     assert [one["parts"][-1]["text"] for one in await scene.loaded()] == told
 
 
+@pytest.mark.parametrize("is_agui", [False, True], ids=["AI SDK", "AG-UI"])
+async def test_questions_whose_requests_never_arrived_come_with_the_next_one(is_agui: bool) -> None:
+    def told(*texts: str) -> dict[str, Any]:
+        contents = [{"content": one} if is_agui else {"parts": [{"type": "text", "text": one}]} for one in texts]
+        messages = [{"id": f"id-{text}", "role": "user", **one} for text, one in zip(texts, contents, strict=True)]
+        return {"id": "1", "threadId": "1", "runId": "r", "messages": messages}
+
+    kind: Any = AGUI if is_agui else AISDK
+    async with playing(Scene, lambda hub: kind(hub, channel="chat:{id}"), "/api/chat") as scene:
+        scene.gate.set()
+        for texts in (["one", "two"], ["zero", "one", "two"], ["one", "two", "three", "four"]):
+            assert (await scene.http.post("/api/chat", json=told(*texts))).status_code == 200
+        histories = [[one["content"] for one in await turn.history()] for turn in scene.turns]
+        known = ["one", "two", "Hello to two"]
+        assert histories == [["one", "two"], [*known, "three", "four"]]
+
+
 async def test_edit_of_an_old_question_that_is_sent_again_joins_its_version() -> None:
     async with routes_only() as (hub, client):
 
