@@ -74,7 +74,10 @@ export class Conversation {
 
   /** The parent of the next message; undefined if it follows the newest message of all, as the server assumes. */
   get end() {
-    return this.#hidden.has(this.#stored.at(-1)?.id) ? this.messages.at(-1)?.id : undefined
+    if (!this.#hidden.has(this.#stored.at(-1)?.id)) return undefined
+    const asked = this.messages.findLast(({ role }) => role === "user")?.id
+    // a late answer to an earlier question is not the end
+    return this.messages.findLast(({ id, reply_to }) => !reply_to || id === asked || reply_to === asked)?.id
   }
 
   /** The message to stop: the newest answer that is being written, or the newest question. */

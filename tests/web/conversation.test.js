@@ -133,6 +133,15 @@ describe("a verb", () => {
     assert.equal(path(), "q a p b")
   })
 
+  test("send in an older branch follows the newest question, not a late answer to an earlier one", async (t) => {
+    const { w, channel, path } = live(t, question("q", 1), question("p", 2, "q"), answer("a", 3, "q"), question("r", 4))
+    channel.select("q")
+    assert.equal(path(), "q p a")
+    channel.send({ id: "s", text: "s" }).catch(() => {})
+    await settled()
+    assert.equal(w.socket.sentOf("create")[0].parent, "p")
+  })
+
   test("edit of the first question has no parent", async (t) => {
     const { w, channel, path } = live(t, question("q", 1), answer("a", 2, "q"))
     channel.edit("q", { id: "r", text: "r" }).catch(() => {})
