@@ -308,17 +308,21 @@ class OpenAI:
         return access.stream(of.channel, of.message_id, TurnEvents(turn.question, of, after_of(request.query_params)))
 
     async def _delete(self, request: Request) -> Response:
-        """Delete the question of the caller, and its answers."""
-        access, of, _ = await self._response_in(request, "history", "publish")
-        await access.delete_turn(of.channel, of.message_id)
+        """Delete what the request of the caller brought, and the answers."""
+        access, of, (question, _) = await self._response_in(request, "history", "publish")
+        if any(of.start):
+            first = of.at().id()[:64]
+            raise InvalidRequest(f"the response is the rest of a turn; delete the response that began it, {first!r}")
+        for one in await _brought(access, of.channel, question):
+            with suppress(NotFound, Deleted):  # another request has deleted it
+                await access.delete_turn(of.channel, one.id)
         return json_response({"id": of.id(), "object": "response", "deleted": True})
 
     async def _input_items(self, request: Request) -> Response:
-        """Return the messages that the request of the response brought."""
+        """Return the messages that the request of the response brought; of replies nothing is kept."""
         access, of, (question, _) = await self._response_in(request, "history")
-        earlier = _messages(access, of.channel, before=question.created, limit=MAX_EARLIER)
-        brought = [question, *[one async for one in earlier if one.id.startswith(f"{question.id}.")]]
-        return page_of([item for one in brought[::-1] for item in input_items(of.channel, one)], request)
+        brought = [] if any(of.start) else await _brought(access, of.channel, question)
+        return page_of([item for one in brought for item in input_items(of.channel, one)], request)
 
     async def _cancel(self, request: Request) -> Response:
         """Cancel the turn for all clients, and respond when it has ended."""
@@ -530,6 +534,12 @@ async def _last_of(access: Access, channel: str, turn: AskedTurn) -> Message:
             await _found(access, channel, one.id)  # which loads it
             last = one if access.taken_by(channel, one.id) == turn.question.id else last
     return last
+
+
+async def _brought(access: Access, channel: str, question: Message) -> list[Message]:
+    """Return the messages that the request of a question brought, which is the last one."""
+    earlier = _messages(access, channel, before=question.created, limit=MAX_EARLIER)
+    return [*[one async for one in earlier if one.id.startswith(f"{question.id}.")][::-1], question]
 
 
 async def _store_earlier(

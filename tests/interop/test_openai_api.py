@@ -523,7 +523,8 @@ async def test_response_repeats_the_settings_of_its_request(scene: ClientScene) 
 
 
 async def test_deleted_response_is_gone_with_its_text(scene: ClientScene) -> None:
-    response = await scene.client.responses.create(model="bot", input="you")
+    given: Any = [{"role": role, "content": "you"} for role in ("user", "assistant", "system", "user")]
+    response = await scene.client.responses.create(model="bot", input=given)
     await scene.client.responses.delete(response.id)
     for call in (scene.client.responses.retrieve, scene.client.responses.delete, scene.client.responses.cancel):
         with pytest.raises(openai.NotFoundError):
