@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route, WebSocketRoute
+from starlette.routing import Match, Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
 from tenuto import Hub, Message
@@ -124,13 +124,19 @@ class OpenAI:
             f"{path}/chat/completions": {"POST": self._complete},
             f"{path}/models": {"GET": self._list_models},
             f"{path}/models/{{id:path}}": {"GET": self._model},
-            f"{path}/responses/{{rest:path}}": {},
-            f"{path}/conversations/{{rest:path}}": {},
         }
         app.router.routes[:0] = [
             Route(path, _by_method(endpoints), methods=_METHODS) for path, endpoints in routes.items()
         ]
         app.router.routes.insert(0, WebSocketRoute(f"{path}/responses", _Sockets(self._hub, self._begin_response)))
+        others, no_route = app.router.default, Route(f"{path}/{{rest:path}}", _by_method({}), methods=_METHODS)
+
+        async def last(scope: Scope, receive: Receive, send: Send) -> None:
+            """Answer where the app has no route, so that those that it adds later are not hidden."""
+            is_own = scope["type"] == "http" and no_route.matches(scope)[0] is Match.FULL
+            await (no_route.app if is_own else others)(scope, receive, send)
+
+        app.router.default = last
 
     async def _create(self, request: Request) -> Response:
         """Store the question, or answer the agent, and respond as `stream` and `background` say."""

@@ -360,6 +360,8 @@ async def test_other_path_or_method_gets_an_error_of_openai(scene: ClientScene) 
         ("GET", "/responses/x/y", None),
         ("GET", "/conversations/a/b", None),
         ("GET", "/conversations/a%2Fb", None),
+        ("POST", "/embeddings", None),
+        ("GET", "/files", None),
     ):
         response = await scene.served.http.request(method, f"/v1{path}")
         status, code = (405, "method_not_allowed") if allowed else (404, "not_found")
