@@ -325,6 +325,9 @@ BAD: list[tuple[int, str | None, bytes | dict[str, Any]]] = [
     (400, "messages", {"messages": [USER, {"role": "tool", "tool_call_id": "c1", "content": "7"}]}),
     (400, "messages", {"messages": [{"role": "assistant", "tool_calls": [{}]}]}),
     (400, "messages", {"messages": [{"role": "assistant", "content": "", "tool_calls": "x"}, USER]}),
+    (400, "messages", {"messages": [USER, {"role": "function", "name": "f", "content": "7"}]}),
+    (400, "messages", {"messages": [{"role": "assistant", "content": None, "function_call": {"name": "f"}}, USER]}),
+    (400, "functions", {"messages": [USER], "functions": [{"name": "f"}]}),
     (404, "model", {"messages": [USER], "model": "other"}),
     (400, "stream_options", {"messages": [USER], "stream_options": "usage"}),
     (400, "temperature", {"messages": [USER], "temperature": "hot"}),
@@ -549,6 +552,10 @@ async def test_function_of_the_caller_ends_the_response_and_its_output_continues
     assert (await scene.client.responses.create(**answered)).model_dump() == second.model_dump()
     assert (await scene.events(second.id, 9))[0].delta == "True."
     assert (await scene.client.responses.retrieve(first.id)).output_text == "Where? Here: True."
+    brought = [(await scene.client.responses.input_items.list(one.id)).data for one in (first, second)]
+    assert [len(one) for one in brought] == [1, 0]
+    with pytest.raises(openai.BadRequestError, match=re.escape(first.id[:64])):
+        await scene.client.responses.delete(second.id)
     assert len(scene.turns) == 1
     with pytest.raises(openai.NotFoundError):
         await scene.client.responses.create(**{**answered, "input": [{**output[0], "call_id": "c2"}]})
