@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 from tenuto.agents.backend import Backend, Watch, find, patiently
 from tenuto.agents.request import TurnRequest, turn_request
 from tenuto.agents.steps import Allowance
-from tenuto.agents.turn import LeftAnswer, OnCrash, TakenUp, Turn
+from tenuto.agents.turn import WITHDRAWN, LeftAnswer, OnCrash, TakenUp, Turn
 from tenuto.core.decide_owners import CRASHED
 from tenuto.core.errors import (
     AlreadyAnswered,
@@ -34,7 +34,7 @@ from tenuto.core.errors import (
     TenutoError,
     public_reason,
 )
-from tenuto.core.model import Command, Json, Message
+from tenuto.core.model import Command, Message
 from tenuto.core.names import check_id
 from tenuto.core.requests import references, whole
 from tenuto.core.turns import ANSWERS, ATTEMPTS, Replier, attempt_of, reply_id, reply_ids, rules_of
@@ -68,8 +68,6 @@ async def reply_to_stops(watch: Watch, targets: Targets, reply: Callable[[str], 
 # longest wait for the end of an earlier attempt's lease, after which this attempt continues its answer
 PATIENCE_S = 30.0
 SHUTDOWN_S = 10.0  # time that a cancelled handler has to clean up
-
-WITHDRAWN: Json = {"code": "withdrawn", "detail": "the agent no longer waits for the reply"}
 
 State = Literal["done", "cancelled"]  # how a turn ends
 Handler = Callable[[Turn], Awaitable[None]]

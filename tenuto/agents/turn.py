@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import json
 import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -20,11 +21,11 @@ from typing import Any, Literal, NamedTuple
 
 from msgspec.structs import replace
 
-from tenuto.agents.backend import Backend, Watch, find
+from tenuto.agents.backend import Backend, Sent, Watch, find, patiently
 from tenuto.agents.history import Shape, as_turns, begin_of, path_to, system_texts
 from tenuto.agents.request import TurnRequest
 from tenuto.agents.steps import UNSTORABLE, Allowance, Steps, check_function, input_of
-from tenuto.core.errors import AlreadyAnswered, LocalError, TenutoError, public_reason, shown
+from tenuto.core.errors import AlreadyAnswered, Forbidden, LocalError, TenutoError, public_reason, shown
 from tenuto.core.events import CommandReply
 from tenuto.core.message_state import part_bytes
 from tenuto.core.model import Command, Json, Message, check_json, plain
@@ -40,6 +41,8 @@ logger = logging.getLogger("tenuto.agents")
 
 CANCELLED_BY_HANDLER = ("failed", "error")  # how an answer ends whose block its handler has cancelled
 GRACE_S = 5.0  # time to wait, beyond that of the question, for the server's report that it has expired
+
+WITHDRAWN: dict[str, Json] = {"code": "withdrawn", "detail": "the agent no longer waits for the reply"}
 
 OnCrash = Literal["interrupt", "restart", "continue"]
 
@@ -249,18 +252,15 @@ class Turn:
         begun = self.begun
         target = begun[-1].id if begun else self.message.id
         await self.steps.ask(name)
-        content = f"{name}\n{key}\n{digest(data).hex()}"
+        if begun:
+            begun[-1].close_text()
+            await begun[-1].flush()  # store the text first, so that people see it above the question
+        stored = plain({"data": data})["data"]  # a later attempt finds the question by it
+        content = f"{name}\n{key}\n{await self._meaning_of(stored, target)}"
         now_s = asyncio.get_running_loop().time()
-        id = self._question(content, key, now_s)
-        self.open_questions.add(id)  # before it is sent: a stop may end this call while the question is being stored
+        id, content = self._question(content, key, now_s)
         try:
-            if begun:
-                begun[-1].close_text()
-                await begun[-1].flush()  # store the text first, so that people see it above the question
-            stored = plain({"data": data})["data"]  # a later attempt finds the question by it
-            command, reply = await self._backend.command(
-                self.channel, name, id=id, target=target, data=stored, by=self.name, expires_s=timeout_s
-            )
+            command, reply = await self._send_question(content, name, target, stored, timeout_s)
             if reply is None:
                 self.progress("waiting", command=command.id)
                 async with self._standing_still():
@@ -293,20 +293,56 @@ class Turn:
         if is_resumed and self.has_budget:
             await self.steps.time_used_ms()
 
-    def _question(self, content: str, key: str | None, now_s: float) -> str:
-        """Return the id of a question, which follows from its content, so that no other content gets its reply: that of
-        an equal one whose `ask` was cancelled, while it is open, or whose try has failed.
+    async def _meaning_of(self, data: Json, target: str) -> str:
+        """Return a hash of the data of a question, with a call of the answer as its tool and arguments: a later attempt
+        that asks the model again gets the same call under another id.
+        """
+        if isinstance(data, dict) and "call" in data:
+            answer = None
+            with contextlib.suppress(Forbidden):
+                answer = await patiently(partial(find, self._backend, self.channel, target))
+            for part in answer.parts if answer is not None else ():
+                if part["type"] == "tool" and part["call"] == data["call"]:
+                    with contextlib.suppress(ValueError, OverflowError, RecursionError):
+                        return digest({**data, "call": [part["name"], json.loads(part["input"] or "{}")]}).hex()
+        return digest(data).hex()
+
+    async def _send_question(self, content: str, name: str, target: str, data: Json, timeout_s: float) -> Sent:
+        """Send a question, or return it as an earlier attempt has sent it, with its reply.
+
+        One that is open and names a call that was superseded is replaced: people would reply to it where no call waits.
+        """
+        while True:
+            id = question_id(self.channel, self.message.id, self.generation, content)
+            self.open_questions.add(id)  # before it is sent: a stop may end this while the question is being stored
+            sent = await self._backend.command(
+                self.channel, name, id=id, target=target, data=data, by=self.name, expires_s=timeout_s
+            )
+            if sent.reply is not None and sent.reply.error == WITHDRAWN:
+                self.open_questions.discard(id)
+                content += "\nreplaced"
+            elif sent.reply is not None or sent.command.data == data:
+                return sent
+            else:
+                timeout_s = min(timeout_s, max(1.0, sent.command.expires_at / 1000 - self._backend.now_ms() / 1000))
+                with contextlib.suppress(AlreadyAnswered):
+                    await self._backend.reply(self.channel, id, ok=False, data=None, error=WITHDRAWN, by=self.name)
+
+    def _question(self, content: str, key: str | None, now_s: float) -> tuple[str, str]:
+        """Return the id of a question and the numbered content that it follows from, so that no other content gets its
+        reply: that of an equal one whose `ask` was cancelled, while it is open, or whose try has failed.
         """
         for number in count(1):
             if key is not None and number > 1:
                 raise LocalError(
                     f"key {key!r} was used before for the same question; give each question a key of its own"
                 )
-            id = question_id(self.channel, self.message.id, self.generation, f"{content}\n{number}")
+            numbered = f"{content}\n{number}"
+            id = question_id(self.channel, self.message.id, self.generation, numbered)
             if self.steps.is_free(id) and self._ends_s.get(id, now_s + 1) > now_s:
                 break
         self.steps.use(id)
-        return id
+        return id, numbered
 
     async def step(
         self,

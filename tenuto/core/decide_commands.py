@@ -55,7 +55,8 @@ def send_command(
     known = state.command(key)
     if known is not None:
         # another attempt at the turn, maybe of another agent and about another answer, goes on with a step or question
-        is_same = (known.name, known.data) == (request.name, request.data) and request.generation is not None
+        is_same = known.name == request.name and _is_same_question(known.data, request.data)
+        is_same = is_same and request.generation is not None
         if known.digest != fingerprint and not (is_step or is_same):
             raise IdConflict(f"command id {command_id(key)!r} was used before with other content; use a new id")
         # the reply came while no attempt wrote, or to one that was superseded: it is noted at the part of this one
@@ -91,6 +92,13 @@ def send_command(
     if not (is_step or caller.is_server or caller.is_app):
         _check_room(state, request, caller, limits)
     return Decision(ops=(command,))
+
+
+def _is_same_question(known: Json, data: Json) -> bool:
+    """Return whether both are the data of one question: a model that is asked again gives its call another id."""
+    return known == data or (
+        isinstance(known, dict) and isinstance(data, dict) and {**known, "call": None} == {**data, "call": None}
+    )
 
 
 def _restarted(state: Draft, target: MessageState, is_served: bool, now_ms: int, limits: Limits) -> tuple[Claim, ...]:

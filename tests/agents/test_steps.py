@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tenuto import Hub
 from tenuto.agents.turn import Turn
 from tenuto.core.errors import (
     Fenced,
@@ -600,6 +601,52 @@ async def test_a_reply_is_noted_at_the_call_of_whichever_attempt_asks(
     (noted,) = [part for part in parts if part["type"] == "tool"]
     assert noted["approval"] == {"id": question.id, "approved": is_approved}
     assert noted["state"] == ("done" if is_approved else "denied")
+
+
+@virtually
+@pytest.mark.parametrize("replied", ["in the first attempt", "between attempts", "in the second attempt"])
+async def test_a_call_is_approved_once_though_the_model_asks_again_under_another_id(replied: str) -> None:
+    store, found, questions = MemoryStore(), list[Any](), list[Any]()
+
+    async def bot(turn: Turn) -> None:
+        arguments = ['{"eur": 5}', '{ "eur":5 }', '{"eur": 6}']
+        async with turn.reply() as message:
+            for number, text in enumerate(arguments):
+                call = {"type": "tool", "call": f"{turn.attempt}-{number}", "name": "pay", "input": text}
+                await message.part({**call, "state": "called"})
+            asked = ({"call": f"{turn.attempt}-{number}", "why": "rent"} for number in range(3))
+            replies = await asyncio.gather(*(turn.ask("approve", one, timeout_s=900) for one in asked))
+            found.append([one.data for one in replies])
+            await asyncio.sleep(1000)
+
+    async def reply(hub: Hub) -> None:
+        questions.extend(sorted(await hub.pending_commands("chat:1"), key=lambda one: one.data["call"]))
+        for number, question in enumerate(questions):
+            await hub.reply("chat:1", question.id, data=number, by="ann")
+        await asyncio.sleep(1)
+
+    for number in range(3):
+        hub = new_hub(store)
+        hub.agent("chat:*", name="bot")(bot)
+        await hub.start()
+        if not number:
+            await hub.create("chat:1", id="m1", text="?")
+        await asyncio.sleep(1)
+        assert len(await hub.pending_commands("chat:1")) == (0 if questions else 3)
+        if replied == ("in the first attempt", "in the second attempt", "")[number]:
+            await reply(hub)
+        answer = (await hub.history("chat:1")).messages[0]
+        await hub.close()
+        if not number and replied == "between attempts":
+            hub = new_hub(store)  # has no agent
+            await hub.start()
+            await reply(hub)
+            await hub.close()
+    asked_in = 2 if replied == "in the second attempt" else 1
+    assert [one.data["call"] for one in questions] == [f"{asked_in}-{number}" for number in range(3)]
+    assert found
+    assert all(one == [0, 1, 2] for one in found)
+    assert [part["approval"]["id"] for part in answer.parts if part["type"] == "tool"] == [one.id for one in questions]
 
 
 @virtually
