@@ -257,7 +257,8 @@ class Running:
             listening.cancel()
             ending.cancel()
             await asyncio.wait([listening, ending])
-        if self._is_lost or (backend.is_shutting_down and self._work.cancelled()):
+        is_left = backend.is_shutting_down and self._work.cancelled() and not self._is_stopped
+        if self._is_lost or is_left:
             if self._is_lost:
                 await self._give_back(turn)
             return None  # another worker has the turn or will get it

@@ -489,7 +489,8 @@ class MessageWriter(OutgoingProperties):
     async def _finish_early(self, error: BaseException) -> None:
         """Store the accepted requests and finish the message, because `error` ended its block early.
 
-        A draining hub leaves the message open: the next start adopts or interrupts it.
+        A draining hub leaves the message open, unless a client has stopped its turn: the next start adopts or
+        interrupts it.
         """
         if isinstance(error, asyncio.CancelledError | GeneratorExit):
             status, reason = self.cancelled_as
@@ -497,7 +498,7 @@ class MessageWriter(OutgoingProperties):
             status, reason = end_for(error)
             reason = reason or self._hub.reason_of(error)
         try:
-            if not self._hub.lifecycle.viewing.is_draining:
+            if not self._hub.lifecycle.viewing.is_draining or (status == "cancelled" and self.is_stopped()):
                 self._outgoing.accept_end(status, reason=reason, is_server=True)
                 self._submit()
             ending = asyncio.ensure_future(self.flush())

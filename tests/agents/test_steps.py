@@ -763,6 +763,33 @@ async def test_a_turn_in_which_a_stream_is_read_does_not_only_wait(
     assert answer.text == text
 
 
+@pytest.mark.parametrize("on_crash", ["restart", "continue", "interrupt"])
+@virtually
+async def test_a_turn_that_is_stopped_during_a_drain_ends(on_crash: Any) -> None:
+    store, begun = MemoryStore(), list[int]()
+    for number in range(2):
+        hub = new_hub(store, drain_s=10)
+
+        @hub.agent("chat:*", name="bot", on_crash=on_crash)
+        async def bot(turn: Turn) -> None:
+            begun.append(turn.attempt)
+            async with turn.reply() as message:
+                await message.append("The text.")
+                await turn.step("slow", lambda: asyncio.sleep(100))
+
+        await hub.start()
+        if not number:
+            await hub.create("chat:1", id="m1", text="?")
+            await asyncio.sleep(1)
+            closing = asyncio.ensure_future(hub.close())
+            await asyncio.sleep(1)
+            await hub.command("chat:1", "cancel", target="m1")
+            await closing
+    await asyncio.sleep(1)
+    (answer, question) = (await hub.history("chat:1")).messages
+    assert (begun, answer.status, answer.text, question.id) == ([1], "cancelled", "The text.", "m1")
+
+
 @virtually
 async def test_a_turn_that_begins_to_wait_during_a_drain_is_handed_over_then() -> None:
     hub, now_s = new_hub(drain_s=60.0), asyncio.get_running_loop().time
