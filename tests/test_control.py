@@ -131,6 +131,22 @@ async def test_a_backup_that_the_server_wrote_elsewhere_is_not_taken_for_a_file_
         assert (again.exit_code, "exists already; name a new file" in again.stderr) == (1, True)
 
 
+@pytest.mark.parametrize(
+    "response",
+    [
+        b"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\n\r\n",
+        b'HTTP/1.1 503 Busy\r\n\r\n{"detail":"busy\x1b"}',
+    ],
+)
+async def test_refusal_of_another_program_is_named(response: bytes, tmp_path: Path) -> None:
+    place = tmp_path / "test.db"
+    place.touch()
+    async with another_program(place, response):
+        done = await asyncio.to_thread(run, "inspect", store=place)
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert (" refused the " in done.stderr, "\x1b" in done.stderr) == (True, False)
+
+
 def test_socket_of_a_killed_process_is_replaced(server: Server, tmp_path: Path) -> None:
     server.end(9)
     assert control_of(server.store).is_socket()

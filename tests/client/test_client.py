@@ -21,7 +21,7 @@ from tests.client.wire import Wire, client_of
 
 
 async def test_a_message_is_changed_and_deleted(client: Client) -> None:
-    made = await client.create("c", text="Hi", meta={"a": 1, "b": 2})
+    made = await client.create("c", parts=[{"type": "text", "text": "Hi"}], meta={"a": 1, "b": 2})
     changed = await client.update("c", made.id, text="Ho", meta={"a": None}, if_version=made.version)
     assert (changed.text, changed.meta) == ("Ho", {"b": 2})
     with pytest.raises(VersionConflict) as conflict:

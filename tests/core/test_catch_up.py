@@ -84,6 +84,13 @@ def test_more_changed_messages_than_the_limit_yield_no_catch_up(harness: LogHarn
 # -- commands --------------------------------------------------------------------------------------------------
 
 
+def test_more_commands_than_the_limit_yield_no_catch_up(harness: LogHarness) -> None:
+    for number in range(3):
+        harness.command(f"c{number}", "approve")
+    assert events_since(harness.state, 0, limit=2) is None
+    assert len(events_since(harness.state, 1, limit=2) or ()) == 2
+
+
 def test_reply_to_a_command_outside_memory_marks_the_state_incomplete(harness: LogHarness) -> None:
     harness.command("c", "approve")
     harness.reply("c")
