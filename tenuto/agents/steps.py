@@ -202,21 +202,18 @@ class Steps:
                 if since_ms is not None:
                     used_ms += min(max(0, now_ms - since_ms), most_ms)
                 name = f"{self._notes:>{NAME_CHARS + 1}}"  # no other step has it, for none may be so long
-                note = await self._send(
-                    step_id(self._channel, self._message_id, self._generation, name),
-                    {
-                        "kind": "time",
-                        "attempt": self._generation,
-                        "used_ms": used_ms,
-                        "since_ms": now_ms if now_is_used else None,
-                    },
-                    is_new=True,
-                )
+                data = {
+                    "kind": "time",
+                    "attempt": self._generation,
+                    "used_ms": used_ms,
+                    "since_ms": now_ms if now_is_used else None,
+                }
+                id = step_id(self._channel, self._message_id, self._generation, name)
+                known = (await self._send(id, data, is_new=True)).command.data
                 self._notes += 1
-                known = note.command.data
                 is_ours = known["attempt"] == self._generation
                 self._used = known["used_ms"], known["since_ms"], now_ms if is_ours else _interval_ms(known["used_ms"])
-                if is_ours:
+                if known == data:  # else that of another attempt, or one whose sending was cancelled
                     return used_ms
 
     def is_free(self, name: str) -> bool:

@@ -289,9 +289,11 @@ class Turn:
             yield
         finally:
             here.wait(-1)
-            is_resumed = allowance.resume()
-        if is_resumed and self.has_budget:
-            await self.steps.time_used_ms()
+            noting = None
+            if allowance.resume() and self.has_budget:  # stored also if this wait was cancelled
+                noting = asyncio.gather(self.steps.time_used_ms(), return_exceptions=True)
+        if noting is not None:
+            await asyncio.shield(noting)
 
     async def _meaning_of(self, data: Json, target: str) -> str:
         """Return a hash of the data of a question, with a call of the answer as its tool and arguments: a later attempt

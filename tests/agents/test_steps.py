@@ -880,6 +880,31 @@ async def test_a_budget_is_for_all_attempts_and_stands_still_while_a_person_deci
     assert (answer.status, answer.reason) == ("failed", "timeout")
 
 
+@pytest.mark.parametrize("wait", [lambda turn: turn.ask("approve"), lambda turn: turn.sleep("nap", 900)])
+@virtually
+async def test_a_budget_goes_on_after_a_wait_that_the_handler_cancelled(wait: Any) -> None:
+    store, worked = MemoryStore(), list[float]()
+
+    async def script(turn: Turn) -> None:
+        began_s = asyncio.get_running_loop().time()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(wait(turn), 1)
+        try:
+            await asyncio.sleep(10_000)
+        finally:
+            worked.append(asyncio.get_running_loop().time() - began_s)
+
+    for number in range(3):
+        hub = new_hub(store)
+        hub.agent("chat:*", name="bot", budget_s=100)(script)
+        await hub.start()
+        if not number:
+            await hub.create("chat:1", id="m1", text="?")
+        await asyncio.sleep(90)
+        await hub.close()
+    assert sum(worked) == pytest.approx(100, abs=3)
+
+
 @virtually
 async def test_a_turn_fails_after_its_most_tries() -> None:
     store = Failing()
