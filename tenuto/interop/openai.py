@@ -534,11 +534,15 @@ async def _found(access: Access, channel: str, id: str) -> Message | None:
 
 async def _last_of(access: Access, channel: str, turn: AskedTurn) -> Message:
     """Return the last message of a turn: an answer, or input behind it that the agent has taken in, or the question."""
-    last = max([turn.question, *turn.status.answers], key=lambda one: one.created)
-    for one in (await access.history(channel, after=last.created, limit=_NEWEST)).messages:
-        if one.role == "user" and one.parent == last.id:
+    question = turn.question
+    last = max([question, *turn.status.answers], key=lambda one: one.created)
+    for one in (await access.history(channel, after=question.created, limit=_NEWEST)).messages:
+        if one.role == "user" and one.parent in (question.id, last.id):
             await _found(access, channel, one.id)  # which loads it
-            last = one if access.taken_by(channel, one.id) == turn.question.id else last
+            is_taken = access.taken_by(channel, one.id) == question.id
+            if not is_taken and one.parent == question.id:
+                return question  # another branch, from before the answer; a history has the answer to a question, too
+            last = one if is_taken and one.created > last.created else last
     return last
 
 

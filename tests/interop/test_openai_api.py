@@ -412,6 +412,27 @@ async def test_reference_to_an_item_of_another_branch_is_the_item(scene: ClientS
     ]
 
 
+async def test_branch_has_no_question_that_came_before_the_answer_where_it_begins(scene: ClientScene) -> None:
+    gates = {text: asyncio.Event() for text in ("you", "a", "b")}
+
+    async def waits(turn: Turn) -> None:
+        await gates[turn.text].wait()
+        async with turn.reply() as message:
+            await message.append("One.")
+
+    scene.script = waits
+    first = (await scene.client.responses.create(model="bot", input="you", background=True)).id
+    options: Any = {"model": "bot", "background": True, "previous_response_id": first}
+    await scene.client.responses.create(input="a", **options)
+    gates["you"].set()
+    await scene.events(first)
+    await scene.client.responses.create(input="b", **options)
+    gates["a"].set()
+    gates["b"].set()
+    await scene.served.until(lambda: len(scene.turns) == 3)
+    assert (await paths_of(scene))["b"] == ["you", "One."]
+
+
 async def test_turn_takes_in_no_question_of_another_branch(scene: ClientScene) -> None:
     first = await scene.client.responses.create(model="bot", input="you")
     begun = asyncio.Event()
