@@ -168,11 +168,10 @@ class Running:
         if not self._backend.is_shutting_down or self._agent.on_crash == "interrupt" or turn is None or task is None:
             return
         waits = turn.allowance is not None and turn.allowance.waits > 0
-        if waits:  # then a stream that is read elsewhere in the turn would be cut
-            writing = {reply for reply in turn.replies if is_streaming(reply)}
-        else:
-            writing = {reply for reply in turn.begun if not reply.is_over}
-        if not turn.steps.is_running and (waits or writing) and writing <= turn.attached:
+        writing = [reply for reply in turn.begun if not reply.is_over]
+        is_at_rest = waits or (writing and all(turn.attached[reply] for reply in writing))
+        # a stream that is read elsewhere in the turn would be cut
+        if is_at_rest and not turn.steps.is_running and not any(map(is_streaming, turn.replies)):
             task.cancel()
 
     async def run(self) -> State | None:

@@ -14,6 +14,7 @@ import inspect
 import json
 import logging
 import secrets
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from itertools import count
@@ -120,7 +121,7 @@ class Turn:
         self._others: set[str] = set()  # ids of messages that this turn has tried to take in
         self.replies: list[Writer] = []
         self._rests = rests  # called when the turn may be at rest
-        self.attached: set[Writer] = set()  # answers that read a response of a model in the background
+        self.attached = Counter[Writer]()  # answers, with the responses in the background that they read
         self._ends_s: dict[str, float] = {}  # of the questions whose `ask` was cancelled, by their ids
         # ids of questions that have no reply yet, also of earlier attempts: this one may ask them again
         self.open_questions: set[str] = set()
@@ -492,7 +493,7 @@ class Turn:
             await self.steps.sleep(name, seconds)
 
     def _attach(self, answer: Writer, is_attached: bool) -> None:
-        (self.attached.add if is_attached else self.attached.discard)(answer)
+        self.attached[answer] += 1 if is_attached else -1
         self._rests()
 
     def take_unused(self) -> list[Writer]:

@@ -82,7 +82,7 @@ async def pipe(
 
         async def write(made: Callable[[], object], writing: Writing) -> Piped:
             again = writing.source or named_source(source, text_field, option=option)
-            with reading(writer):
+            with reading(writer, writing):
                 return await _pipe_one(writing, made(), again, silent_s, option)
 
         tries = Tries(writer, make, write, retries=retries, retry_s=retry_s, on_break=on_break)
@@ -94,8 +94,9 @@ async def pipe(
         raise LocalError(
             "retries, retry_s, on_break and attach need a function that makes the stream; pass a lambda around the call"
         )
-    with reading(writer):
-        return await _pipe_one(Writing(writer), stream, named, silent_s, option)
+    writing = Writing(writer)
+    with reading(writer, writing):
+        return await _pipe_one(writing, stream, named, silent_s, option)
 
 
 async def _pipe_one(writing: Writing, stream: object, chosen: Source | None, stall_s: float, option: str) -> Piped:

@@ -72,11 +72,12 @@ class Attaching:
         _numbers[writer] = self._number + 1
         notes = _notes(writer)[self._number :]
         self.found = next(iter(notes), None)
-        self._until = notes[1].after if len(notes) > 1 else None  # where its parts end
+        self._until = next((one.after for one in notes[1:] if one is not None), None)  # where its parts end
+        self._writing: Writing | None = None  # the response that is read
 
     async def write(self, make: Make, writing: Writing) -> Piped:
         """Write one response to its end. Raises UpstreamEnded if it is lost, and its error if it has failed."""
-        writing.note = self._note
+        writing.note, self._writing = self._note, writing
         self._may_stream = True
         kept, attempt = writing.kept, writing.attempt
         assert attempt is not None
@@ -178,17 +179,22 @@ class Attaching:
 
     async def _note(self, id: str, kept: Kept | None) -> None:
         """Store the id of the response, ahead of its text."""
-        notes = _notes(self._writer)[: self._number]
-        if len(notes) == self._number < NOTES:
+        notes = _notes(self._writer)[: _numbers[self._writer]]  # later calls follow from another response now
+        if self._number < NOTES:
             place = [len(kept.parts), len(kept.text)] if kept is not None else None
-            notes.append(_Note(id, self._after, used(self._writer), place))
-            await self._writer.update(meta={RESPONSES: [[one for one in note if one is not None] for note in notes]})
+            notes += [None] * (self._number + 1 - len(notes))
+            notes[self._number] = _Note(id, self._after, used(self._writer), place)
+            stored = [note and [one for one in note if one is not None] for note in notes]
+            await self._writer.update(meta={RESPONSES: stored})
             self._go_on(is_attached=True)
 
     def _go_on(self, *, is_attached: bool) -> None:
         """Report whether the next process could read the response on."""
-        if self._writer.on_attach is not None:
-            self._writer.on_attach(is_attached)
+        assert self._writing is not None
+        if self._writing.is_attached != is_attached:
+            self._writing.is_attached = is_attached
+            if self._writer.on_attach is not None:
+                self._writer.on_attach(is_attached)
 
 
 def _kept(attempt: Attempt, left: list[tuple[int, Part]], number: int, length: int, *, is_exact: bool) -> Kept:
@@ -201,8 +207,8 @@ def _kept(attempt: Attempt, left: list[tuple[int, Part]], number: int, length: i
     raise Differs("the message does not hold the text that the model's response continues")
 
 
-def _notes(writer: Writer) -> list[_Note]:
-    """Return what the message keeps of its responses."""
+def _notes(writer: Writer) -> list[_Note | None]:
+    """Return what the message keeps of its responses, by the numbers of the calls of `pipe`; None: it has none."""
     with suppress(msgspec.ValidationError):
-        return msgspec.convert(writer.meta.get(RESPONSES, []), list[_Note])
+        return msgspec.convert(writer.meta.get(RESPONSES, []), list[_Note | None])
     return []

@@ -68,24 +68,25 @@ class Writer(AsyncWriter, Protocol):
     async def __aenter__(self) -> Self: ...
 
 
-_streams: WeakKeyDictionary[Writer, set[Try]] = WeakKeyDictionary()  # those that are read, of each message
+# those that are read, of each message, with their blocks
+_streams: WeakKeyDictionary[Writer, dict[Try, Writing]] = WeakKeyDictionary()
 
 
 @contextmanager
-def reading(writer: Writer) -> Iterator[None]:
+def reading(writer: Writer, writing: Writing) -> Iterator[None]:
     """Return a block that reads a stream into the message, as a try."""
     stream = Try()
-    _streams.setdefault(writer, set()).add(stream)
+    _streams.setdefault(writer, {})[stream] = writing
     try:
         with stream:
             yield
     finally:
-        _streams[writer].discard(stream)
+        _streams[writer].pop(stream)
 
 
 def is_streaming(writer: Writer) -> bool:
-    """Return whether a stream of the message is read that waits for no question or sleep in it."""
-    return any(not stream.waits for stream in _streams.get(writer, ()))
+    """Return whether a stream of the message is read that waits for no question or sleep, and ends with its reader."""
+    return any(not (stream.waits or writing.is_attached) for stream, writing in _streams.get(writer, {}).items())
 
 
 # Token usage of the earlier streams of each message: a handler that continues after tool calls pipes several streams
@@ -249,6 +250,7 @@ class Writing:
     def __init__(self, writer: Writer, kept: Kept | None = None, attempt: Attempt | None = None) -> None:
         """Write into `writer`, from the end of the text `kept` on, within `attempt`, which can supersede that text."""
         self.response_id: str | None = None
+        self.is_attached = False  # True: the model's response goes on without its reader
         self.attempt = attempt
         self._writer = writer
         self.rested_s = writer.rested_s or (lambda: 0.0)

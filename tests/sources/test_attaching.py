@@ -773,3 +773,94 @@ async def test_numbers_that_do_not_rise_lose_no_text() -> None:
     """Only behind the place at which a stream was attached is an event a repetition."""
     events = [re.sub(rb'"sequence_number": \d+', b'"sequence_number": 0', one) for one in EVENTS]
     assert (await answered(Model(events))).parts == PARTS
+
+
+def said_by(id: str) -> list[dict[str, Any]]:
+    """Return the events of the response `id`, whose text names it."""
+    wire = Responses(id)
+    steps = [*wire.begin(), *wire.said(0, (f"The text of {id} ", "and its end. ")), *wire.completed()]
+    return [json.loads(step.split(b"data: ")[1]) for step in steps]
+
+
+@pytest.mark.parametrize("first", ["is refused", "is slow", "is attached"])
+@virtually
+async def test_next_process_finds_the_responses_by_the_numbers_of_their_calls(first: str) -> None:
+    store, made, attached = MemoryStore(), list[str](), list[str]()
+
+    def maker(id: str, wait_s: float, fails: bool) -> Callable[[], Any]:
+        async def make() -> AsyncIterator[dict[str, Any]]:
+            made.append(id)
+            await asyncio.sleep(wait_s)
+            if fails:
+                raise ValueError("refused")
+            for number, event in enumerate(said_by(id)):
+                if number == 5 and made.count(id) == 1:
+                    await asyncio.sleep(1e5)
+                yield event
+
+        return lambda: make()
+
+    async def attach(id: str, cursor: int | None) -> AsyncIterator[dict[str, Any]]:
+        attached.append(id)
+        for event in said_by(id):
+            yield event
+
+    async def bot(turn: Turn) -> None:
+        calls = [maker("r0", 1.0 * (first == "is slow"), first == "is refused"), maker("r1", 0.0, False)]
+        async with turn.reply() as message:
+            await asyncio.gather(
+                *(message.pipe(make, source="openai-responses", attach=attach) for make in calls),
+                return_exceptions=True,
+            )
+
+    for number in range(2):
+        hub = new_hub(store)
+        hub.agent("chat:*", name="bot")(bot)
+        await hub.start()
+        if not number:
+            await hub.create("chat:1", id="m1", text="?")
+        await asyncio.sleep(5)
+        answer = (await hub.history("chat:1")).messages[0]
+        await hub.close()
+    ids = ["r1"] if first == "is refused" else ["r0", "r1"]
+    assert sorted(attached) == ids
+    assert made.count("r1") == 1
+    assert answer.status == "complete"
+    assert [answer.text.count(f"The text of {id} and its end. ") for id in ids] == [1] * len(ids)
+
+
+@virtually
+async def test_drain_waits_for_a_stream_beside_a_response_in_the_background() -> None:
+    store, calls = MemoryStore(), list[int]()
+
+    async def slow() -> AsyncIterator[dict[str, Any]]:
+        for event in said_by("r0"):
+            yield event
+            await asyncio.sleep(20)
+
+    async def attach(id: str, cursor: int | None) -> AsyncIterator[dict[str, Any]]:
+        for event in said_by(id):
+            yield event
+
+    async def plain() -> AsyncIterator[str]:
+        calls.append(1)
+        for number in range(8):
+            yield f"{number} "
+            await asyncio.sleep(1)
+
+    hub = new_hub(store, drain_s=30)
+
+    @hub.agent("chat:*", name="bot")
+    async def bot(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await asyncio.gather(
+                message.pipe(lambda: slow(), source="openai-responses", attach=attach),
+                message.pipe(lambda: plain(), source="text"),
+            )
+
+    await hub.start()
+    await hub.create("chat:1", id="m1", text="?")
+    await asyncio.sleep(2)
+    await hub.close()
+    answer = (await new_hub(store).history("chat:1")).messages[0]
+    assert "0 1 2 3 4 5 6 7 " in answer.text
