@@ -805,8 +805,6 @@ def further_input(items: object) -> list[Json]:
 @_about("messages")
 def given_in_chat(body: Json) -> GivenInput:
     """Return the messages of `POST /chat/completions`. Raises InvalidRequest."""
-    if legacy := [name for name in ("functions", "function_call") if body.get(name) is not None]:
-        raise InvalidRequest(f"{legacy[0]} is not supported; send tools and tool_choice", param=legacy[0])
     items: list[Json] = []
     for message in _objects(body.get("messages"), "messages must be"):
         role, content = message.get("role"), message.get("content")

@@ -327,7 +327,6 @@ BAD: list[tuple[int, str | None, bytes | dict[str, Any]]] = [
     (400, "messages", {"messages": [{"role": "assistant", "content": "", "tool_calls": "x"}, USER]}),
     (400, "messages", {"messages": [USER, {"role": "function", "name": "f", "content": "7"}]}),
     (400, "messages", {"messages": [{"role": "assistant", "content": None, "function_call": {"name": "f"}}, USER]}),
-    (400, "functions", {"messages": [USER], "functions": [{"name": "f"}]}),
     (404, "model", {"messages": [USER], "model": "other"}),
     (400, "stream_options", {"messages": [USER], "stream_options": "usage"}),
     (400, "temperature", {"messages": [USER], "temperature": "hot"}),
