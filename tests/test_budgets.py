@@ -21,12 +21,12 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 54_710,
-    "lines of its kernel": 34_041,
+    "lines of tenuto/": 54_399,
+    "lines of its kernel": 33_593,
     "modules of tenuto/": 161,
     "files in a folder of tenuto/": 25,
-    "lines of interop/": 3_829,
-    "lines of tests/": 63_314,
+    "lines of interop/": 3_954,  # grew by branches, ends that a model cuts, namespaces, messages that never arrived
+    "lines of tests/": 61_859,
     "lines of proof/ and bench/": 19_995,
     "words of docs without decisions": 50_000,
     "words of decisions": 12_000,
@@ -34,11 +34,11 @@ BUDGETS = {
     "words of the README": 1_000,
     "terms of the glossary": 55,
     # walks differ a little from run to run, so these have room for some 15 % more
-    "calls of an append to a WebSocket": 100,
-    "modules of an append": 20,
+    "calls of an append to a WebSocket": 92,
+    "modules of an append": 19,
     "calls of an attach with catch-up": 150,
     "modules of an attach": 23,
-    "calls of a turn with one token": 1_480,
+    "calls of a turn with one token": 1_410,
     "modules of a turn": 50,
 }
 

@@ -151,6 +151,20 @@ async def test_token_that_expires_in_the_middle_of_an_answer_costs_no_text(brows
         await window.evaluate("window.client.close()")
 
 
+@pytest.mark.parametrize("transport", transports("websocket"))
+async def test_message_that_is_sent_in_the_task_of_a_reload_is_stored_once(browser: Browser, transport: str) -> None:
+    async with opened(browser) as (hub, window):
+        await follow(window, token=token(), transport=transport)
+        await window.wait_for_function("() => window.channel.state === 'live'")
+        async with window.expect_navigation():
+            await window.evaluate("void window.channel.send('hello').catch(() => {}); location.reload()")
+        await follow(window, token=token(), transport=transport)
+        await until_shown(window, "hello")
+        await window.wait_for_function("() => window.channel.getSnapshot().messages.every(({ local }) => !local)")
+        page = await hub.history("chat:1")
+        assert [one.text for one in page.messages] == ["hello"]
+
+
 # Sending
 
 
