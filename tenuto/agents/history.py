@@ -335,10 +335,10 @@ def _by_participant(message: Message) -> list[tuple[dict[str, Json], Message]]:
 
 def _openai(message: Message) -> Iterator[dict[str, Json]]:
     for named, one in _by_participant(message):
-        yield from ({**turn, **named} if turn["role"] != "tool" else turn for turn in _openai_turns(one))
+        yield from ({**turn, **named} if turn["role"] != "tool" else turn for turn in _openai_messages(one))
 
 
-def _openai_turns(message: Message) -> Iterator[dict[str, Json]]:
+def _openai_messages(message: Message) -> Iterator[dict[str, Json]]:
     for content, calls in _steps(message):
         is_one = bool(calls) and message.role == "assistant"
         is_text = all(isinstance(one, str) for one in content)

@@ -295,7 +295,10 @@ class Ticks:
         return True
 
     def call_after(self, time_s: float, callback: Callable[[], None]) -> bool:
-        """Call `callback` at the first point of the grid after `time_s`. Return False if that point has passed."""
+        """Call `callback` at the first point of the grid after `time_s` of the loop's clock.
+
+        Return False, and do not call it, if that point has passed.
+        """
         point = floor(time_s / self.GRID_S + self._EXACT) + 1
         if point * self.GRID_S <= asyncio.get_running_loop().time():
             return False

@@ -591,7 +591,7 @@ class UIStream(EventStream):
                 self._put(type="finish-step")
         if status == "complete":
             finish: Json = {"messageMetadata": meta} if meta else {}
-            if self._turn.left():
+            if self._turn.counted():
                 known = str(meta.get("finish_reason", "stop"))  # of any JSON type
                 finish |= self._reason(FINISH_REASONS.get(known, "other"))
             self._put(type="finish", **finish)

@@ -223,7 +223,7 @@ class TurnFold:
     @property
     def is_rewritten(self) -> bool:
         """Return whether an answer that counts has lost a part that a reader may have (`Answer.is_rewritten`)."""
-        return any(one.is_rewritten for one in self.left())
+        return any(one.is_rewritten for one in self.counted())
 
     @property
     def attempts(self) -> int:
@@ -234,17 +234,17 @@ class TurnFold:
         """Return the number of superseded attempts before answer `number`."""
         return sum(one.attempts_in(len(one.parts)) + one.is_replaced for one in self.answers[:number])
 
-    def left(self) -> list[Answer]:
+    def counted(self) -> list[Answer]:
         """Return the answers that count: those that were neither deleted nor replaced by a later attempt."""
         return [one for one in self.answers if one.status != "deleted" and not one.is_replaced]
 
     def is_gone(self) -> bool:
         """Return whether the turn had answers, and each was deleted."""
-        return bool(self.answers) and not self.left()
+        return bool(self.answers) and not self.counted()
 
     def end(self) -> End:
         """Return the end of a turn that is over."""
-        left = self.left()
+        left = self.counted()
         if left:
             return left[-1].status, left[-1].reason
         if self.is_deleted or self.answers:
@@ -255,7 +255,7 @@ class TurnFold:
 
     def meta(self) -> Json:
         """Return the `meta` of all answers that count."""
-        return {name: value for one in self.left() for name, value in one.meta.items() if name != RESPONSES}
+        return {name: value for one in self.counted() for name, value in one.meta.items() if name != RESPONSES}
 
     def question(self, id: str) -> Json:
         """Return a question, and its reply, for a client that has no form of its own for it."""

@@ -339,7 +339,7 @@ class TurnEvents(EventStream):
         """Return the `Response` as it is now."""
         status, error = self._outcome()
         output: list[Json] = []
-        for part in (part for answer in self._turn.left() for part in answer.parts):
+        for part in (part for answer in self._turn.counted() for part in answer.parts):
             kind = kind_of(part.value, self._own_tools)
             if kind and self._has(part) and (self.rest is None or part.place < self.rest.start):
                 output.append(self._whole_item(kind, part, is_ended=status == "completed"))
@@ -391,10 +391,10 @@ class TurnEvents(EventStream):
 
     def finish_reason(self) -> str:
         """Return why the response ends, in the words of chat completions."""
-        metas = [one.meta for one in self._turn.left()] if self._turn.is_over and self.rest is None else []
+        metas = [one.meta for one in self._turn.counted()] if self._turn.is_over and self.rest is None else []
         if metas and (reason := str(metas[-1].get("finish_reason"))) in _CUTS:
             return reason
-        parts = (part.value for answer in self._turn.left() for part in answer.parts)
+        parts = (part.value for answer in self._turn.counted() for part in answer.parts)
         is_asking = any(kind_of(one, self._own_tools) in CALLS and not has_result(one) for one in parts)
         return "tool_calls" if is_asking else "stop"
 
@@ -501,11 +501,11 @@ class TurnEvents(EventStream):
     # -- questions for the caller --------------------------------------------------------------------------------
 
     def _open_calls(self) -> dict[Part, str]:
-        """Return the calls that wait for the caller: with the id of an approval, or no text for a function."""
+        """Return the calls that wait for the caller: each with the id of its approval, or "" if the caller runs it."""
         if not self._turn.open or self._turn.state == "over":
             return {}
         found: dict[Part, str] = {}
-        parts = [part for answer in self._turn.left() for part in answer.parts if part.value["type"] == "tool"]
+        parts = [part for answer in self._turn.counted() for part in answer.parts if part.value["type"] == "tool"]
         calls = {part.value["call"]: part for part in parts}
         for id in self._turn.open:
             question = self._turn.questions[id].command
