@@ -259,7 +259,8 @@ class Turn:
         stored = plain({"data": data})["data"]  # a later attempt finds the question by it
         content = f"{name}\n{key}\n{await self._meaning_of(stored, target)}"
         now_s = asyncio.get_running_loop().time()
-        id, content = self._question(content, key, now_s)
+        has_call = isinstance(stored, dict) and "call" in stored  # equal calls have a question each
+        id, content = self._question(content, None if has_call else key, now_s)
         try:
             command, reply = await self._send_question(content, name, target, stored, timeout_s)
             if reply is None:

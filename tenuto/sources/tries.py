@@ -60,6 +60,7 @@ _PASSING = frozenset(
         *("408", "409", "425", "429"),
     )
 )
+_COMMON = {"ConnectionError", "Timeout"}  # names that an app's own exceptions may have, too
 _LASTING = LASTING_CODES | {"LocalProtocolError", "UnsupportedProtocol", "InvalidURL"}
 
 # Text that is structured output: JSON, bare or in a code fence, or a fence that is named for it.
@@ -276,7 +277,8 @@ def _passes(error: BaseException) -> bool | None:
     reported = [error.details.get("reason")] if isinstance(error, TenutoError) else codes_of(error)
     # a status of the app's own exceptions is a number
     codes = [code_of(code) for code in reported if is_known or isinstance(code, int) or not str(code).isdecimal()]
-    names = {*codes, *(kind.__name__ for kind in type(error).__mro__)}
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    names = {*codes, *(kinds if is_known else kinds - _COMMON)}
     if names & _LASTING or _headers(error).get("x-should-retry") == "false":
         return False
     # the last one is that of `raise_for_status` of httpx

@@ -691,6 +691,28 @@ async def test_a_question_that_was_cancelled_goes_on_when_it_is_asked_again(key:
 
 
 @virtually
+async def test_equal_calls_have_a_question_each_although_the_key_is_one() -> None:
+    hub = new_hub()
+    found: list[bool] = []
+
+    @hub.agent("chat:*", name="bot")
+    async def bot(turn: Turn) -> None:
+        async with turn.reply() as message:
+            for call in ("a", "b"):
+                await message.part({"type": "tool", "call": call, "name": "pay", "input": "{}", "state": "called"})
+                found.append((await turn.ask("approve", {"call": call}, key="pay")).ok)
+
+    await hub.create("chat:1", id="m1", text="?")
+    for call in ("a", "b"):
+        await asyncio.sleep(1)
+        (question,) = await hub.pending_commands("chat:1")
+        assert question.data == {"call": call}
+        await hub.reply("chat:1", question.id)
+    await asyncio.sleep(1)
+    assert found == [True, True]
+
+
+@virtually
 @pytest.mark.parametrize(
     ("wait", "drain_s"),
     [

@@ -421,6 +421,7 @@ def bug(name: str, value: str) -> Bug:
         (Bug("charged, but not saved"), False),
         *((bug(name, "timeout"), False) for name in ("error", "body", "details")),
         (bug("code", "503"), False),
+        (type("Timeout", (Exception,), {})(), False),
         *((error("broke"), True) for error in (httpx.ReadError, httpx2.ReadTimeout, httpx2.RemoteProtocolError)),
         *((error("wrong"), False) for error in (httpx2.LocalProtocolError, httpx2.UnsupportedProtocol, KeyError)),
         *((error(429, {"error": {"code": 429}}), True) for error in (ClientError, ServerError)),
