@@ -160,7 +160,7 @@ async def test_commit_waits_for_a_foreign_writer_and_then_reports_it(store: Sqli
     assert await chat.do(create("m1", "a")) == Committed(1)
 
 
-async def test_a_note_that_takes_too_long_is_unknown_and_may_still_be_kept(
+async def test_a_commit_that_takes_too_long_is_unknown_and_may_still_happen(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, transaction = threading.Event(), SqliteFile.transaction
@@ -170,20 +170,21 @@ async def test_a_note_that_takes_too_long_is_unknown_and_may_still_be_kept(
         return transaction(file)
 
     async with opened(path, busy_s=PATIENCE_S) as store:
+        chat = Chat(store)
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             with monkeypatch.context() as patched:
                 patched.setattr(sqlite, "TIMEOUT_S", 0.01)
                 patched.setattr(SqliteFile, "transaction", noted)
-                noting = asyncio.create_task(store.note({"n": b"1"}))
+                committing = asyncio.create_task(chat.do(create("m1", "a")))
                 await asyncio.sleep(0)
                 assert begun.wait(PATIENCE_S)  # the event loop stands still, so the limit is noticed only now
                 with pytest.raises(CommitUnknown, match="did not respond"):
-                    await noting
+                    await committing
                 with pytest.raises(StoreUnavailable, match="did not respond"):
                     await head_of(store, "c")
             other.execute("ROLLBACK")
-        assert await store.notes("n") == {"n": b"1"}
+        assert await head_of(store, "c") == Head("e1", 1)
 
 
 async def test_an_idle_store_empties_its_wal(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,7 @@ from tenuto.stores.sqlite.channels import Channels
 from tenuto.stores.sqlite.engine import Engine
 from tenuto.stores.sqlite.file import SqliteFile, Synchronous
 from tenuto.stores.sqlite.slots import damaged
+from tenuto.watchdog import Watch, Watchdog
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -69,6 +70,7 @@ class StoreThread:
         self._queue: queue.SimpleQueue[_Work[Any] | None] = queue.SimpleQueue()
         self._left: deque[_Work[Any] | None] = deque()  # taken from the queue by `serve`, and not run
         self._is_stopping = False
+        self._watchdog: Watchdog | None = None  # of the calls of `run` that have a time limit, which is mostly the same
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
         self._thread.start()
 
@@ -86,7 +88,8 @@ class StoreThread:
         try:
             if timeout_s is None:
                 return await result
-            async with asyncio.timeout(timeout_s):
+            self._watchdog = Watchdog.kept(self._watchdog, timeout_s)
+            with Watch(self._watchdog):
                 return await result
         except TimeoutError:
             work.is_dropped = True
@@ -218,7 +221,7 @@ def _carried_out(
     method: Callable[Concatenate[Any, P], T],  # a method of the engine, or of the part of it that `of` returns
     of: Callable[[Engine], object] = lambda engine: engine,
     *,
-    late: type[StoreUnavailable] | None = StoreUnavailable,
+    late: type[StoreUnavailable] = StoreUnavailable,
 ) -> Callable[Concatenate[SqliteStore, P], Coroutine[Any, Any, T]]:
     """Return the same method of a store: the engine carries it out on the store's thread. It raises as `_run`."""
 
@@ -244,7 +247,7 @@ class SqliteStore:
     name = "sqlite"
     is_exclusive = True
 
-    commit = _carried_out(Engine.commit, late=None)  # the committer limits its time
+    commit = _carried_out(Engine.commit, late=CommitUnknown)
     heads = _carried_out(Engine.heads)
     changes = _carried_out(Engine.changes)
     entries = _carried_out(Engine.entries)
@@ -387,8 +390,8 @@ class SqliteStore:
             backups["disk_free_bytes"] = shutil.disk_usage(self.path.parent).free
         return self._stats | backups
 
-    async def _run(self, call: Callable[[Engine], T], *, late: type[StoreUnavailable] | None = StoreUnavailable) -> T:
-        """Run `call` on the store's thread. Raises `late` if the call began and did not end in time; None: no limit."""
+    async def _run(self, call: Callable[[Engine], T], *, late: type[StoreUnavailable] = StoreUnavailable) -> T:
+        """Run `call` on the store's thread. Raises `late` if the call began and did not end in time."""
         opened = self._opened()
 
         def translated() -> T:
@@ -400,9 +403,9 @@ class SqliteStore:
                 raise damaged(self.path, error) from error
 
         try:
-            return await opened.thread.run(translated, timeout_s=TIMEOUT_S if late is not None else None)
+            return await opened.thread.run(translated, timeout_s=TIMEOUT_S)
         except Late as error:
-            kind = late if late is not None and error.is_begun else StoreUnavailable
+            kind = late if error.is_begun else StoreUnavailable
             raise kind(f"store file {self.path} did not respond within {TIMEOUT_S:.0f} s; check the disk") from None
 
     def _opened(self) -> _Open:
