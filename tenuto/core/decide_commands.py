@@ -60,7 +60,8 @@ def send_command(
         if known.digest != fingerprint and not (is_step or is_same):
             raise IdConflict(f"command id {command_id(key)!r} was used before with other content; use a new id")
         # the reply came while no attempt wrote, or to one that was superseded: it is noted at the part of this one
-        noted = () if known.reply is None else _noted(state, known, request, known.reply, now_ms)
+        is_asked_again = known.reply is not None and request.generation is not None
+        noted = _noted(state, known, request, known.reply, now_ms) if is_asked_again else ()
         return Decision(ops=noted, serial=known.created)
     if command_id(key).startswith(QUESTION_MARK) and request.generation is None:
         raise InvalidName(f"ids that begin with {QUESTION_MARK!r} are those of a turn's questions; choose another id")
@@ -220,7 +221,8 @@ def _noted(
         return ()
     for index, part in enumerate(target.parts):
         fields = part.fields
-        if fields["type"] == "tool" and fields["call"] == call and "output" not in fields:
+        is_noted = isinstance(asked, SendCommand) and "approval" in fields  # maybe of a newer question
+        if fields["type"] == "tool" and fields["call"] == call and "output" not in fields and not is_noted:
             denied = {} if reply.ok else {"state": DENIED}
             noted = {**part.value(), **denied, "approval": _approval(command, reply)}
             if noted == part.value():

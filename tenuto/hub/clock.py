@@ -113,7 +113,8 @@ AWAY_S = 3.0  # a timer that fires this late means that the process was suspende
 class _Deadline(Struct):
     due_s: float
     action: Callable[[], None]
-    timer: asyncio.TimerHandle | None = None  # fires when the deadline is due, or earlier
+    fires_s: float  # when `timer` fires: when the deadline is due, or earlier
+    timer: asyncio.Handle | None = None  # uvloop's handles do not know their time
 
 
 class Deadlines:
@@ -139,7 +140,7 @@ class Deadlines:
             return
         self.drop(key)
         if not self._is_over:
-            new = self._due[key] = _Deadline(due_s, action)
+            new = self._due[key] = _Deadline(due_s, action, due_s)
             new.timer = self._loop.call_at(due_s, self._run, key, new)
 
     def hasten(self, key: Hashable, due_s: float) -> None:
@@ -161,13 +162,13 @@ class Deadlines:
             self.drop(key)
 
     def _run(self, key: Hashable, known: _Deadline) -> None:
-        assert known.timer is not None
-        now_s, fired_s = self._loop.time(), known.timer.when()
+        now_s, fired_s = self._loop.time(), known.fires_s
         if now_s - fired_s > AWAY_S:
             self._away_s = now_s
         if fired_s <= self._away_s:  # requests that renew the overdue deadlines may wait to be read
             known.due_s = max(known.due_s, self._away_s + AWAY_S)
         if known.due_s > now_s:
+            known.fires_s = known.due_s
             known.timer = self._loop.call_at(known.due_s, self._run, key, known)
             return
         del self._due[key]

@@ -585,7 +585,7 @@ class Committer:
             logger.exception("a request about %r could not be decided", ask.key)
             return TenutoError("the request could not be decided because of a bug; the hub's log has the reason")
         serials = [draft.add(op) for op in decision.ops]
-        serial = decision.serial or serials[decision.result_op]
+        serial = decision.serial or (serials[decision.result_op] if serials else 0)
         if not serials and not self._store.is_exclusive and _renews_lease(ask.caller):
             for op in stored_renewal(draft.message(ask.key), now_ms):
                 draft.add(op)

@@ -207,7 +207,7 @@ class Decided(Struct):
 
 def _result(channel: Channel, ask: Ask, decision: Decision, serial: int) -> Result:
     message, command, reply = None, None, None
-    is_new = not decision.serial
+    is_new = bool(decision.ops) and not decision.serial
     if isinstance(ask.request, SendCommand):
         sent = channel.state.commands.get(ask.key)
         command = sent.command() if sent is not None else None

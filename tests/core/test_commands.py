@@ -422,6 +422,8 @@ def test_approval_or_denial_is_noted_at_its_tool_call(harness: LogHarness) -> No
     result = harness.reply("no", ok=False, caller=BOB)
     denied = {**call, "state": "denied", "approval": {"id": "no", "approved": False}}
     assert harness.message("m").parts == [denied]
+    harness.command("yes", "approve", target="m", data={"call": "c1"})  # a repeat of its sender
+    assert harness.message("m").parts == [denied]
     for rest in ([{"type": "file", "call": ["c1"]}], []):
         harness.update("m", generation=1, parts=[{**call, "input": "redacted"}, *rest])
         redacted = {**call, "input": "redacted", "approval": denied["approval"]}

@@ -35,6 +35,19 @@ async def test_timers_do_not_grow_with_the_number_of_renewals() -> None:
 
 
 @virtually
+async def test_handles_that_do_not_know_their_time_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`call_at` of uvloop returns such a handle for a time that has come."""
+    known, called = new()
+    loop = asyncio.get_running_loop()
+    monkeypatch.delattr(asyncio.TimerHandle, "when")
+    known.set("now", loop.time(), lambda: called.append("now"))
+    known.set("later", loop.time() + 1, lambda: called.append("later"))
+    known.set("later", loop.time() + 2, lambda: called.append("moved"))
+    await asyncio.sleep(3)
+    assert called == ["now", "moved"]
+
+
+@virtually
 async def test_failing_action_does_not_prevent_the_next(caplog: pytest.LogCaptureFixture) -> None:
     known, called = new()
 

@@ -11,6 +11,7 @@ import pytest
 
 from tenuto.core.errors import (
     Busy,
+    Deleted,
     IdConflict,
     LocalError,
 )
@@ -140,6 +141,16 @@ async def test_messages_given_to_the_app_are_copies(hub: HubCore) -> None:
     message.parts[0]["text"] = "changed"
     again, _ = await hub.read("chat:1", "u")
     assert (again.meta, again.text) == ({"tags": ["a"]}, "hi")
+
+
+async def test_message_that_streamed_in_a_deleted_channel_can_be_deleted_again(hub: HubCore) -> None:
+    with contextlib.suppress(Deleted):
+        async with hub.message("chat:1", id="m") as message:
+            await message.append("text")
+            await hub.delete_channel("chat:1")
+            for _ in range(2):
+                await hub.delete("chat:1", "m")
+    assert (await hub.create("chat:1", text="next")).text == "next"
 
 
 async def test_message_that_could_not_be_opened_can_be_opened_later(hub: HubCore) -> None:
