@@ -60,8 +60,9 @@ def send_command(
         if known.digest != fingerprint and not (is_step or is_same):
             raise IdConflict(f"command id {command_id(key)!r} was used before with other content; use a new id")
         # the reply came while no attempt wrote, or to one that was superseded: it is noted at the part of this one
-        is_asked_again = known.reply is not None and request.generation is not None
-        noted = _noted(state, known, request, known.reply, now_ms) if is_asked_again else ()
+        noted: tuple[SetPart, ...] = ()
+        if known.reply is not None and request.generation is not None:
+            noted = _noted(state, known, request, known.reply, now_ms)
         return Decision(ops=noted, serial=known.created)
     if command_id(key).startswith(QUESTION_MARK) and request.generation is None:
         raise InvalidName(f"ids that begin with {QUESTION_MARK!r} are those of a turn's questions; choose another id")

@@ -15,8 +15,11 @@ from tenuto.stores.sqlite.verify import verify
 from tests.stores.files import opened, run_from_outside, write
 
 WHOLE = gzip.decompress((Path(__file__).parent / "files" / f"schema-{SCHEMA}.db.gz").read_bytes())
-NAME_OF_AN_INDEX = (1839, 7)  # no longer UTF-8, and SQLite quotes it in its error
-COLUMN_OF_THE_LOG = (2061, 2)  # its numbers are no longer those of the slots
+NAME_OF_AN_INDEX = (WHOLE.index(b"tablegravesgraves") + 6, 7)  # no longer UTF-8, and SQLite quotes it in its error
+COLUMN_OF_THE_LOG = (
+    WHOLE.index(b"log (id INTEGER PRIMARY KEY") + 20,
+    2,
+)  # its numbers are no longer those of the slots
 CONDITION_OF_AN_INDEX = (WHOLE.index(b"WHERE open = 1") + 13, 1)  # it would list other messages as open
 DAMAGE = pytest.mark.parametrize("flip", [NAME_OF_AN_INDEX, COLUMN_OF_THE_LOG, CONDITION_OF_AN_INDEX], ids=str)
 COMMANDS = (
