@@ -11,7 +11,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from mimetypes import guess_type
 from typing import Literal, NamedTuple, get_args
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
@@ -42,13 +42,11 @@ def path_to(message: Message, older: Iterable[Message]) -> list[Message]:
     """
     everything = sorted(older, key=lambda one: one.created)
     earlier = [one for one in everything if one.created < message.created]
-    links: dict[str, Message | None] = {}
-    for index, one in enumerate([*earlier, message]):
-        links[one.id] = _followed(one, earlier[:index], links)
-    chain = {one.id: one for one in _leading_to(message, links)}
+    leading = _leading_to([*earlier, message])
+    chain = {one.id: one for one in earlier if one.id in leading}
     asked = {one.id for one in chain.values() if one.role == "user"}
     path: list[Message] = []
-    for one in reversed(chain.values()):
+    for one in chain.values():
         if one.id in asked:
             replies = [reply for reply in everything if reply.reply_to == one.id and reply.role != "user"]
             ended = [reply for reply in replies if reply.status != "streaming" or reply.id in chain]
@@ -66,15 +64,22 @@ def begin_of(message: Message, older: Iterable[Message]) -> Message:
     return message
 
 
-def _followed(message: Message, before: Sequence[Message], links: Mapping[str, Message | None]) -> Message | None:
-    """Return the message that `message` follows; `before` and `links` have the messages before it, and their own.
+def _leading_to(messages: Sequence[Message]) -> Set[str]:
+    """Return the ids of the messages that lead to the last one of `messages`, which are sorted by their age."""
+    leading: dict[str, Set[str]] = {}  # by the id of the message that they lead to
+    for number, (one, parent) in enumerate(zip(messages, _parents(messages), strict=True)):
+        if parent is not None and one.reply_to is None and parent is messages[number - 1]:
+            parent = _followed(parent, messages[:number], leading)
+        leading[one.id] = frozenset() if parent is None else {parent.id, *leading[parent.id]}
+    return leading[messages[-1].id]
+
+
+def _followed(parent: Message, before: Sequence[Message], leading: Mapping[str, Set[str]]) -> Message:
+    """Return the message that the next one after `before` follows, whose parent is the newest of them.
 
     By default a message follows the newest one. If that is the first answer to an older question, the message follows
     the later messages of its conversation, too.
     """
-    parent = _parent(message, before)
-    if parent is None or message.reply_to is not None or parent is not before[-1]:
-        return parent
     while parent.role != "user":
         asked = next((one for one in before if one.id == parent.reply_to), None)
         if asked is None:
@@ -83,42 +88,39 @@ def _followed(message: Message, before: Sequence[Message], links: Mapping[str, M
         answers = [one for one in since if one.reply_to == asked.id and one.status != "interrupted"]
         if len(versions_of(parent, answers)) > 1:
             break  # another answer begins a branch
-        others = (one for one in since if one.reply_to != asked.id)
-        later = next((one for one in others if asked in _leading_to(one, links)), None)
+        later = next((one for one in since if one.reply_to != asked.id and asked.id in leading[one.id]), None)
         if later is None:
             break
         parent = later
     return parent
 
 
-def _leading_to(message: Message, links: Mapping[str, Message | None]) -> Iterator[Message]:
-    """Yield the messages that lead to `message`, the newest first."""
-    at = links[message.id]
-    while at is not None:
-        yield at
-        at = links[at.id]
+def _parents(messages: Sequence[Message]) -> Iterator[Message | None]:
+    """Yield the parent of each message, which is one of those before it."""
+    known: dict[str, Message] = {}
+    answered: dict[str, Message] = {}  # questions by the ids of their answers, which cost time and are rarely needed
+    unhashed: list[Message] = []  # questions that are not among them yet
+    has_branches = False
+    for number, one in enumerate(messages):
+        parent = known.get(one.parent or "")
+        if number and parent is None and one.parent is not None:
+            answered.update((id, question) for question in unhashed for id in reply_ids(question.id))
+            unhashed.clear()
+            parent = answered.get(one.parent)
+            has_branches = has_branches or _has_branches(messages[: number + 1])
+            if parent is None and not has_branches:
+                parent = messages[number - 1]
+        yield parent
+        known[one.id] = one
+        if one.role == "user":
+            unhashed.append(one)
 
 
-def _parent(message: Message, before: Sequence[Message]) -> Message | None:
-    if message.parent is None:
-        return None
-    newest_first = before[::-1]
-    parent = next((one for one in newest_first if one.id == message.parent), None)
-    if parent is not None:
-        return parent
-    questions = (one for one in newest_first if one.role == "user")
-    answered = next((one for one in questions if message.parent in reply_ids(one.id)), None)
-    if answered is not None or _has_branches([message, *before]):
-        return answered
-    return next(iter(newest_first), None)
-
-
-def _has_branches(messages: Iterable[Message]) -> bool:
+def _has_branches(messages: Sequence[Message]) -> bool:
     """Return whether a question was asked twice, or two answers were continued.
 
     Several answers to the last question do not count.
     """
-    messages = list(messages)
     parents = {one.parent for one in messages}
     followed = [(one.parent, one.role) for one in messages if one.role == "user" or one.id in parents]
     return len(set(followed)) < len(followed)

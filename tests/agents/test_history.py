@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any, get_args
 
 import pytest
@@ -10,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from tenuto.agents import history
 from tenuto.agents.history import Shape, as_turns, path_to
 from tenuto.core.model import Message, Part
-from tenuto.core.turns import reply_id
+from tenuto.core.turns import reply_id, reply_ids
 from tests.agents.test_turns import new_hub
 from tests.core.harness import ANN, SERVER, LogHarness
 from tests.virtual import virtually
@@ -172,6 +174,23 @@ async def test_history_is_the_path_to_a_question(
     page = await hub.history("x:1", limit=200)
     asked, _ = await hub.read("x:1", of)
     assert [one.id for one in path_to(asked, page.messages)] == path
+
+
+def test_path_beside_messages_with_unknown_parents_hashes_each_question_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+
+    def counted(message_id: str) -> Iterator[str]:
+        hashed.append(message_id)
+        return reply_ids(message_id)
+
+    monkeypatch.setattr(history, "reply_ids", counted)
+    older: list[Message] = []
+    for number in range(40):
+        for id, parent in ((f"own-{number}", f"own-{number - 1}"), (f"other-{number}", "unknown")):
+            older.append(replace(ASKED, id=id, parent=parent, created=len(older) + 1))
+    last = replace(ASKED, id="last", parent="own-39", created=len(older) + 1)
+    assert [one.id for one in path_to(last, older)] == [f"own-{number}" for number in range(40)]
+    assert len(hashed) == len({*hashed}) <= len(older)
 
 
 ACTIONS = ("ask", "ask", "answer", "answer", "go on", "crash", "end", "end", "note", "commit")
