@@ -627,17 +627,25 @@ async def with_references(access: Access, items: object, into: Reference | None,
 
 
 async def _path_to(access: Access, of: Reference) -> set[str]:
-    """Return the ids of the messages that lead to a response, and of those of its turn."""
+    """Return the ids of the messages that lead to a response, and of those of its turn, as an agent's history has them.
+
+    Behind a parent that is gone (deleted) it goes on with the messages before, unless these have branches.
+    """
     last = await _last_of(access, of.channel, await turn_of(access, of, param="previous_response_id"))
     path = {of.message_id}
     wanted: str | None = last.id
+    rest: list[tuple[str, str | None, str]] = []  # the newest message with an unknown parent, and those before it
     async for one in _messages(access, of.channel, before=last.created + 1, limit=_MAX_READ):
         if one.id == wanted:
             path.add(one.id)
             wanted = one.parent
+            rest.clear()
         if wanted is None:
-            break
-    return path
+            return path
+        rest.append((one.id, one.parent, one.role))
+    parents = {parent for _, parent, _ in rest}
+    links = [(parent, role) for id, parent, role in rest if role == "user" or id in parents]
+    return path if len(set(links)) < len(links) else path.union(id for id, _, _ in rest)
 
 
 def _is_reference(item: Any) -> bool:

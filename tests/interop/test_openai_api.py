@@ -412,6 +412,21 @@ async def test_reference_to_an_item_of_another_branch_is_the_item(scene: ClientS
     ]
 
 
+@pytest.mark.parametrize("has_branches", [False, True])
+async def test_item_before_a_deleted_response_is_in_the_history_once(scene: ClientScene, has_branches: bool) -> None:
+    client = scene.client.responses
+    first = await client.create(model="bot", input="you")
+    for text in ("c", "d") if has_branches else ():
+        await client.create(model="bot", input=text, previous_response_id=first.id)
+    gone = await client.create(model="bot", input="gone", previous_response_id=first.id)
+    last = await client.create(model="bot", input="a", previous_response_id=gone.id)
+    await client.delete(gone.id)
+    given: Any = [{"type": "item_reference", "id": first.output[-1].id}, {"role": "user", "content": "b"}]
+    await client.create(model="bot", input=given, previous_response_id=last.id)
+    own = ["a", ANSWER.replace("you", "a")]
+    assert (await paths_of(scene))["b"] == ([*own, "in Ulm."] if has_branches else ["you", ANSWER, *own])
+
+
 async def test_branch_has_no_question_that_came_before_the_answer_where_it_begins(scene: ClientScene) -> None:
     gates = {text: asyncio.Event() for text in ("you", "a", "b")}
 
