@@ -548,8 +548,9 @@ async def _last_of(access: Access, channel: str, turn: AskedTurn) -> Message:
 
 async def _brought(access: Access, channel: str, question: Message) -> list[Message]:
     """Return the messages that the request of a question brought, which is the last one."""
+    ids = {f"{question.id}.{number}" for number in range(MAX_EARLIER)}  # another person may have taken one
     earlier = _messages(access, channel, before=question.created, limit=MAX_EARLIER)
-    return [*[one async for one in earlier if one.id.startswith(f"{question.id}.")][::-1], question]
+    return [*[one async for one in earlier if one.id in ids and one.author == question.author][::-1], question]
 
 
 async def _store_earlier(

@@ -508,6 +508,20 @@ async def test_input_items_are_what_the_request_brought(scene: ClientScene) -> N
         await scene.client.responses.input_items.list(response.id, after="in_x")
 
 
+async def test_message_of_another_person_or_name_is_no_input_of_a_response() -> None:
+    async def verify(scope: dict[str, Any]) -> Identity:
+        return Identity(client_id="ann", grants={"chat:*": FULL})
+
+    async with scene_of(authenticate=verify) as scene:
+        for id, author in (("q.0", "ben"), ("q.x", "ann"), ("q.1", "ann"), ("q", "ann")):
+            await scene.hub.create("chat:1", id=id, text=id, author=author, starts_turn=False)
+        id = Reference("chat:1", "q").id()
+        found: Any = [one async for one in scene.client.responses.input_items.list(id)]
+        assert [one.content[0].text for one in found] == ["q", "q.1"]
+        await scene.client.responses.delete(id)
+        assert [one.id for one in (await scene.hub.history("chat:1")).messages] == ["q.x", "q.0"]
+
+
 async def test_input_items_are_known_although_another_branch_began_between_them(scene: ClientScene) -> None:
     hub = scene.hub
     for id, parent in (("p", None), ("q.0", "p"), ("other", "p"), ("q", "q.0")):
