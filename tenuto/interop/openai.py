@@ -817,10 +817,8 @@ def given_in_chat(body: Json) -> GivenInput:
     items: list[Json] = []
     for message in _objects(body.get("messages"), "messages must be"):
         role, content = message.get("role"), message.get("content")
-        if role == "function" or message.get("function_call") is not None:
-            raise InvalidRequest(
-                "function_call and the role function are not supported; send tool_calls, and role tool"
-            )
+        if role == "function" or message.get("function_call"):
+            raise InvalidRequest("role function and function_call are not supported; send role tool and tool_calls")
         calls = message.get("tool_calls") if role == "assistant" else None
         if role == "tool":
             call = _text(message, "tool_call_id")

@@ -689,7 +689,7 @@ async def test_chat_completion_has_the_answer_and_can_be_joined_as_a_response(sc
     messages: Any = [
         {"role": "system", "content": "Obey."},
         {"role": "user", "content": "a"},
-        {"role": "assistant", "content": "b"},
+        {"role": "assistant", "content": "b", "function_call": {}},
         {"role": "user", "content": [{"type": "text", "text": "you"}]},
     ]
     whole = await scene.client.chat.completions.create(model="bot", messages=messages)
