@@ -133,7 +133,7 @@ class OpenAI:
 
         async def last(scope: Scope, receive: Receive, send: Send) -> None:
             """Answer where the app has no route, so that those that it adds later are not hidden."""
-            is_own = scope["type"] == "http" and no_route.matches(scope)[0] is Match.FULL
+            is_own = bool(path) and scope["type"] == "http" and no_route.matches(scope)[0] is Match.FULL
             await (no_route.app if is_own else others)(scope, receive, send)
 
         app.router.default = last

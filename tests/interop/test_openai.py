@@ -372,6 +372,9 @@ async def test_other_path_or_method_gets_an_error_of_openai(scene: ClientScene) 
         assert (error["type"], error["code"], error["param"]) == ("invalid_request_error", code, None)
     assert (await scene.served.http.head("/v1/models")).status_code == 200
     assert (await scene.served.http.get("/other")).json() == {"detail": "Not Found"}
+    async with playing(Scene, OpenAI, "/") as own:
+        assert (await own.served.http.get("/other")).json() == {"detail": "Not Found"}
+        assert (await own.served.http.get("/models")).json()["object"] == "list"
 
 
 @pytest.mark.parametrize("value", ["yes", "", "2"])
