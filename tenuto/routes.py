@@ -210,6 +210,7 @@ class Access:
         id: str,
         role: Role,
         parts: list[Part],
+        meta: dict[str, Json] | None = None,
         parent: str | UnsetType | None = UNSET,
         options: Mapping[str, Json] | None = None,
     ) -> Message:
@@ -220,7 +221,7 @@ class Access:
         """
         self.check(channel, "publish")
         options = {**(options or {}), BROUGHT: True}
-        request = CreateMessage(role=role, parts=parts, parent=parent, options=options)
+        request = CreateMessage(role=role, parts=parts, meta=meta or {}, parent=parent, options=options)
         return message_of(await self._ask(channel, check_id(id), request, starts_turn=False), id)
 
     async def delete_turn(self, channel: str, message_id: str) -> None:

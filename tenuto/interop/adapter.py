@@ -21,7 +21,16 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from tenuto import Hub, Message
-from tenuto.core.errors import Deleted, IdConflict, InvalidRequest, LocalError, TooLarge
+from tenuto.core.errors import (
+    Deleted,
+    Finished,
+    IdConflict,
+    InvalidRequest,
+    InvalidText,
+    LocalError,
+    StillStreaming,
+    TooLarge,
+)
 from tenuto.interop.fold import Json
 from tenuto.routes import OPTIONS_KEY, OUTPUT, Access, TurnStatus, guarded, is_id
 
@@ -173,16 +182,26 @@ def messages_in(messages: object, form: str, is_right: Callable[[Json], bool]) -
     return messages
 
 
-async def store_unsent(access: Access, channel: str, earlier: list[Json], content: str, **options: bool) -> None:
+async def store_unsent(
+    access: Access, channel: str, earlier: list[Json], options: Json, content_of: Callable[[Json], Json]
+) -> None:
     """Store the user's messages at the end of `earlier`, unless they are stored. They start no turn.
 
-    A client goes on after a request that never arrived. `content` is the field with the parts (`stored_parts`).
+    A client goes on after a request that never arrived. `content_of` returns the parts of a message, and its meta.
     """
     unsent = list(takewhile(lambda one: one["role"] == "user", reversed(earlier)))[:MOST_UNSENT]
     for one in reversed(unsent):
-        with suppress(IdConflict, Deleted, InvalidRequest):  # it is stored, perhaps with other content, or has none
-            parts = stored_parts(one.get(content), **options)
-            await access.remember(channel, id=stored_id(one["id"]), role="user", parts=parts)
+        # it is stored, perhaps with other content, or its own request was refused
+        with suppress(IdConflict, Deleted, InvalidRequest, InvalidText, TooLarge):
+            await access.remember(channel, id=stored_id(one["id"]), role="user", options=options, **content_of(one))
+
+
+async def begin_unsent(access: Access, channel: str, turn: TurnStatus) -> None:
+    """Begin the turn of a message that has none: its request arrives after one that has stored it (`store_unsent`)."""
+    if turn.state == "none" and turn.message is not None:
+        id = turn.message.id
+        with suppress(Finished, StillStreaming):  # no agent serves the channel, or the app has begun an answer
+            await access.command(channel, "regenerate", target=id, id=hashed("regenerate", id, ""))
 
 
 def stored_parts(content: object, *, is_strict: bool = False, has_data: bool = False) -> list[Json]:

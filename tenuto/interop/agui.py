@@ -35,6 +35,7 @@ from tenuto import Hub, Message
 from tenuto.core.errors import IdConflict, InvalidRequest, NotFound
 from tenuto.interop.adapter import (
     ChatRoutes,
+    begin_unsent,
     body_of,
     hashed,
     json_response,
@@ -301,15 +302,20 @@ async def _ask(
     With it come the results that the user has sent just before it, and messages that never arrived.
     """
     id, parts = stored_id(last["id"]), stored_parts(last.get("content"))
-    with suppress(NotFound):
-        known = (await access.turn(channel, id)).message
-        if known is not None and known.role == "user" and known.parts[len(outputs_in(known)) :] == parts:
+    try:
+        turn = await access.turn(channel, id)
+    except NotFound:
+        turns = await access.conversation(channel, limit=NEWEST) if before else []
+        outputs = await _outputs(access, channel, before, turns)
+        await store_unsent(access, channel, earlier, options, lambda one: {"parts": stored_parts(one.get("content"))})
+        with suppress(IdConflict):  # another request has stored it at the same moment
+            await access.create(channel, id=id, parts=[*(part for _, part in outputs), *parts], options=options)
             return
+        turn = await access.turn(channel, id)
+    known = turn.message
+    if known is None or known.role != "user" or known.parts[len(outputs_in(known)) :] != parts:
         raise IdConflict(f"message {last['id'][:64]!r} exists with other content; send changed content with a new id")
-    turns = await access.conversation(channel, limit=NEWEST) if before else []
-    outputs = await _outputs(access, channel, before, turns)
-    await store_unsent(access, channel, earlier, "content")
-    await access.create(channel, id=id, parts=[*(part for _, part in outputs), *parts], options=options)
+    await begin_unsent(access, channel, turn)
 
 
 async def _with_results(

@@ -31,6 +31,7 @@ from tenuto import Hub, Message
 from tenuto.core.errors import AlreadyAnswered, IdConflict, InvalidRequest, LocalError, NotFound, StillStreaming
 from tenuto.interop.adapter import (
     ChatRoutes,
+    begin_unsent,
     body_of,
     hashed,
     json_response,
@@ -96,28 +97,27 @@ class AISDK(ChatRoutes):
         self, access: Access, channel: str, earlier: list[Json], last: Json, options: Json, *, is_edit: bool
     ) -> str:
         """Return the id of the page's last message, or of its version with this content, either stored if it is new."""
-        parts = stored_parts(last["parts"], has_data=True)
-        known = last["metadata"] if isinstance(last.get("metadata"), dict) else {}
-        meta = {name: value for name, value in known.items() if name != OPTIONS_KEY}
-        content: Json = {"parts": parts, "meta": meta, "options": options}
-        given = stored_id(last["id"])
+        content, given = {**_content_of(last), "options": options}, stored_id(last["id"])
         try:
-            known = (await access.turn(channel, given)).message
+            turn = await access.turn(channel, given)
         except NotFound:
-            await store_unsent(access, channel, earlier, "parts", has_data=True)
-            with suppress(IdConflict):  # a repeat of this request has created the same message at the same moment
+            await store_unsent(access, channel, earlier, options, _content_of)
+            with suppress(IdConflict):  # another request has stored the same message at the same moment
                 return (await access.create(channel, id=given, **content)).id
-            known = (await access.turn(channel, given)).message
+            turn = await access.turn(channel, given)
+        known = turn.message
         if known is None or known.role != "user":
             raise IdConflict(f"message {given!r} is an answer; send a question with another id")
         newest = ""
         async for version in _versions(access, channel, known):
-            if version.parts == parts:
+            if version.parts == content["parts"]:
+                if version is known:
+                    await begin_unsent(access, channel, turn)
                 return version.id
             newest = newest or version.id
             if is_edit:
                 break  # an edit back to an earlier content is another version
-        id = hashed(newest, json.dumps(parts))
+        id = hashed(newest, json.dumps(content["parts"]))
         return (await access.create(channel, id=id, **content, parent=known.parent)).id
 
     async def _answer(self, access: Access, channel: str, last: Json) -> tuple[str, bool]:
@@ -188,6 +188,13 @@ class AISDK(ChatRoutes):
             if self._channel_of(id := one.channel.removeprefix(before).removesuffix(after) or "-") == one.channel
         ]
         return json_response(chats)
+
+
+def _content_of(message: Json) -> Json:
+    """Return the parts and the meta of a page's message as they are stored. Raises InvalidRequest."""
+    known = message["metadata"] if isinstance(message.get("metadata"), dict) else {}
+    meta = {name: value for name, value in known.items() if name != OPTIONS_KEY}
+    return {"parts": stored_parts(message["parts"], has_data=True), "meta": meta}
 
 
 async def _versions(access: Access, channel: str, known: Message) -> AsyncIterator[Message]:

@@ -18,6 +18,7 @@ from tenuto import Hub, Identity, Turn
 from tenuto.core.model import Message
 from tenuto.core.requests import SERVER, CreateMessage
 from tenuto.interop import AGUI, AISDK
+from tenuto.routes import Access
 from tests.interop.pages import IS_STRICT, MAJOR, Pages, pages_at, text_of
 from tests.interop.scene import Scene, chooses, playing
 from tests.transports.conftest import Served, new_hub, serving
@@ -212,14 +213,21 @@ async def test_question_follows_the_newest_message_whatever_the_page_lacks(scene
     assert [one["parts"][-1]["text"] for one in await scene.loaded()] == told
 
 
-@pytest.mark.parametrize("is_agui", [False, True], ids=["AI SDK", "AG-UI"])
-async def test_questions_whose_requests_never_arrived_come_with_the_next_one(is_agui: bool) -> None:
-    def told(*texts: str) -> dict[str, Any]:
-        contents = [{"content": one} if is_agui else {"parts": [{"type": "text", "text": one}]} for one in texts]
-        messages = [{"id": f"id-{text}", "role": "user", **one} for text, one in zip(texts, contents, strict=True)]
-        return {"id": "1", "threadId": "1", "runId": "r", "messages": messages}
+def told(*texts: str) -> dict[str, Any]:
+    """Return a body with these messages of the user, for both adapters. `huge` has too many parts."""
+    messages = []
+    for text in texts:
+        parts = [{"type": "text", "text": text}] * (300 if text == "huge" else 1)
+        about = {"metadata": {"of": text}, "parts": parts, "content": parts}
+        messages.append({"id": f"id-{text}", "role": "user", **about})
+    return {"id": "1", "threadId": "1", "runId": "r", "messages": messages}
 
-    kind: Any = AGUI if is_agui else AISDK
+
+both = pytest.mark.parametrize("kind", [AISDK, AGUI])
+
+
+@both
+async def test_questions_whose_requests_never_arrived_come_with_the_next_one(kind: Any) -> None:
     async with playing(Scene, lambda hub: kind(hub, channel="chat:{id}"), "/api/chat") as scene:
         scene.gate.set()
         for texts in (["one", "two"], ["zero", "one", "two"], ["one", "two", "three", "four"]):
@@ -227,6 +235,41 @@ async def test_questions_whose_requests_never_arrived_come_with_the_next_one(is_
         histories = [[one["content"] for one in await turn.history()] for turn in scene.turns]
         known = ["one", "two", "Hello to two"]
         assert histories == [["one", "two"], [*known, "three", "four"]]
+        if kind is AISDK:
+            asked = [one for one in (await scene.hub.history("chat:1")).messages if one.role == "user"]
+            assert [one.meta["of"] for one in asked] == [one.text for one in asked]
+
+
+@both
+async def test_question_that_was_refused_does_not_hold_up_the_next_one(kind: Any) -> None:
+    async with playing(Scene, lambda hub: kind(hub, channel="chat:{id}"), "/api/chat") as scene:
+        scene.gate.set()
+        for texts, status in ((["huge"], 413), (["huge", "one", "two"], 200)):
+            assert (await scene.http.post("/api/chat", json=told(*texts))).status_code == status
+        assert [one["content"] for one in await scene.turns[0].history()] == ["one", "two"]
+
+
+@both
+@pytest.mark.parametrize("is_race", [False, True], ids=["late", "at once"])
+async def test_question_that_a_later_request_has_stored_is_answered(
+    kind: Any, is_race: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with playing(Scene, lambda hub: kind(hub, channel="chat:{id}"), "/api/chat") as scene:
+        scene.gate.set()
+        create = Access.create
+
+        async def create_late(access: Access, channel: str, **fields: Any) -> Message:
+            if fields["id"] == "id-one":
+                await scene.http.post("/api/chat", json=told("one", "two"))
+            return await create(access, channel, **fields)
+
+        if is_race:
+            monkeypatch.setattr(Access, "create", create_late)
+        else:
+            await scene.http.post("/api/chat", json=told("one", "two"))
+        for _ in range(2):
+            assert "to one" in (await scene.http.post("/api/chat", json=told("one"))).text
+        assert [turn.text for turn in scene.turns] == ["two", "one"]
 
 
 async def test_edit_of_an_old_question_that_is_sent_again_joins_its_version() -> None:
