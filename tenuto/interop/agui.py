@@ -205,9 +205,13 @@ class AGUI(ChatRoutes):
         if has_results:
             question, later, parts = await _with_results(access, channel, question, later)
             after = _after(request, question)
-            with suppress(IdConflict):  # another tab has sent a result of the same call
+            try:
                 if parts:
                     await access.create(channel, id=question, parts=parts, options=options)
+            except IdConflict:  # another tab has sent results of the same calls
+                known = (await access.turn(channel, question)).message
+                if known is None or any(one["data"]["call_id"] not in outputs_in(known) for one in parts):
+                    raise
         if request.headers.get("x-run-id"):  # TanStack AI joins a run by the id that the run has named, and no thread
             run = _run_id(body["threadId"], question)
         stream = AGUIStream(body["threadId"], run, question, after)

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from tenuto import Hub, Message, Turn
 from tenuto.interop import AGUI
+from tenuto.interop.adapter import hashed
 from tenuto.interop.agui import AGUIStream, TurnPosition, position_of
 from tenuto.interop.fold import TurnFold
 from tenuto.routes import (
@@ -400,6 +401,21 @@ async def test_result_that_two_tabs_send_under_ids_of_their_own_begins_one_turn(
     assert loaded in [client.messages for client in clients]
     assert (await scene.run(clients[1].messages)).messages == loaded
     assert len(scene.turns) == 2
+
+
+async def test_result_whose_id_another_message_has_is_refused(scene: RunScene) -> None:
+    async def script(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.part({**CALL, "name": "ask", "state": "called"})
+
+    scene.script = script
+    body = run_of([user()], tools=[{"name": "ask"}])
+    await scene.http.post("/api/agent", json=body)
+    (answer,) = (await scene.hub.turn("chat:1", "u")).answers
+    await scene.hub.create("chat:1", id=hashed(answer.id, "c1"), text="of another person", starts_turn=False)
+    body["messages"].append({"id": "t", "role": "tool", "toolCallId": "c1", "content": "7"})
+    refused = await scene.http.post("/api/agent", json=body)
+    assert (refused.status_code, refused.json()["code"]) == (409, "id_conflict")
 
 
 async def test_result_of_a_call_whose_id_an_earlier_call_had_begins_a_turn_too(scene: RunScene) -> None:
