@@ -561,9 +561,9 @@ class UIStream(EventStream):
                 self._put(type="tool-approval-request", approvalId=id, toolCallId=tool.call)
 
     def _is_growing(self, part: Part, tool: PageCall) -> bool:
-        """Return whether the input of a call is not whole, as far as it can be known."""
+        """Return whether the input of a call is not whole, as far as it can be known. An empty one is."""
         has_more = part.value.get("state") == "input" and part.answer.status == "streaming"
-        return tool.stage == STARTED and has_more and not (any(tool.input) and parsed("".join(tool.input))[1])
+        return tool.stage == STARTED and has_more and not parsed("".join(tool.input))[1]
 
     def _wait(self) -> None:
         """End the response, as a page can reply only then. A page that repeats a reply would repeat it for ever."""
