@@ -42,7 +42,7 @@ def path_to(message: Message, older: Iterable[Message]) -> list[Message]:
     """
     everything = sorted(older, key=lambda one: one.created)
     earlier = [one for one in everything if one.created < message.created]
-    leading = _leading_to([*earlier, message])
+    leading = leading_to([*earlier, message])[message.id]
     chain = {one.id: one for one in earlier if one.id in leading}
     asked = {one.id for one in chain.values() if one.role == "user"}
     path: list[Message] = []
@@ -64,14 +64,15 @@ def begin_of(message: Message, older: Iterable[Message]) -> Message:
     return message
 
 
-def _leading_to(messages: Sequence[Message]) -> Set[str]:
-    """Return the ids of the messages that lead to the last one of `messages`, which are sorted by their age."""
-    leading: dict[str, Set[str]] = {}  # by the id of the message that they lead to
-    for number, (one, parent) in enumerate(zip(messages, _parents(messages), strict=True)):
-        if parent is not None and one.reply_to is None and parent is messages[number - 1]:
-            parent = _followed(parent, messages[:number], leading)
+def leading_to(messages: Iterable[Message]) -> dict[str, Set[str]]:
+    """Return the ids of the messages that lead to each one of `messages`, by its id."""
+    ordered = sorted(messages, key=lambda one: one.created)
+    leading: dict[str, Set[str]] = {}
+    for number, (one, parent) in enumerate(zip(ordered, _parents(ordered), strict=True)):
+        if parent is not None and one.reply_to is None and parent is ordered[number - 1]:
+            parent = _followed(parent, ordered[:number], leading)
         leading[one.id] = frozenset() if parent is None else {parent.id, *leading[parent.id]}
-    return leading[messages[-1].id]
+    return leading
 
 
 def _followed(parent: Message, before: Sequence[Message], leading: Mapping[str, Set[str]]) -> Message:
@@ -96,7 +97,7 @@ def _followed(parent: Message, before: Sequence[Message], leading: Mapping[str, 
 
 
 def _parents(messages: Sequence[Message]) -> Iterator[Message | None]:
-    """Yield the parent of each message, which is one of those before it."""
+    """Yield the parent of each of `messages`, oldest first; it is one of those before it."""
     known: dict[str, Message] = {}
     answered: dict[str, Message] = {}  # questions by the ids of their answers, which cost time and are rarely needed
     unhashed: list[Message] = []  # questions that are not among them yet

@@ -15,7 +15,7 @@ import json
 import logging
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Set
 from functools import partial
 from itertools import count
 from typing import Any, Literal, NamedTuple
@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 from msgspec.structs import replace
 
 from tenuto.agents.backend import Backend, Sent, Watch, find, patiently
-from tenuto.agents.history import Shape, as_turns, begin_of, path_to, system_texts
+from tenuto.agents.history import Shape, as_turns, begin_of, leading_to, path_to, system_texts
 from tenuto.agents.request import TurnRequest
 from tenuto.agents.steps import UNSTORABLE, Allowance, Steps, check_function, input_of
 from tenuto.core.errors import AlreadyAnswered, Forbidden, LocalError, TenutoError, public_reason, shown
@@ -118,7 +118,8 @@ class Turn:
         self.allowance: Allowance | None = None  # the time that this attempt may take; None before its handler begins
         self.has_budget = False  # True: the agent has a `budget_s`
         self._accepted: set[str] = set()  # ids of `steer` commands that `steered` has returned
-        self._others: set[str] = set()  # ids of messages that this turn has tried to take in
+        self._others: set[str] = set()  # ids of messages that this turn was to take in
+        self._conversation: set[str] = set()  # ids of its own messages, and of those that follow them
         self.replies: list[Writer] = []
         self._rests = rests  # called when the turn may be at rest
         self.attached = Counter[Writer]()  # answers, with the responses in the background that they read
@@ -207,18 +208,26 @@ class Turn:
         """Return the input that arrived for this turn since the last call. Its messages get no turns of their own.
 
         First come the `steer` commands that name this message or its answer (this call replies to them), then further
-        user messages, except other versions of this one; both are sorted, oldest first. With `messages=False` further
-        user messages wait for their turns.
+        user messages whose conversation has led through this one; both are sorted, oldest first. With `messages=False`
+        further user messages wait for their turns.
         """
         arrived: list[Steer] = []
+        waiting = [one for one in self._watch.waiting() if one.id not in self._others] if messages else []
+        self._conversation |= self.targets
+        paths: Mapping[str, Set[str]] = {}
+        if not {one.parent for one in waiting} <= {*self._conversation, *(one.id for one in waiting)}:
+            with contextlib.suppress(Forbidden):
+                page = await self._backend.page(self.channel, before=None, limit=200)
+                paths = leading_to(page.messages)
         for command in self._watch.commands():
             is_ours = command.name == STEER.name and command.target in self.targets
             if is_ours and command.id not in self._accepted and await self._accept(command):
                 arrived.append(Steer(_text_in(command.data), command.data, None, command.from_))
-        for message in self._watch.waiting() if messages else ():
-            if message.parent == self.message.parent or message.id in self._others:
-                continue  # this message, or another version of it, which is another branch
+        for message in waiting:
             self._others.add(message.id)  # try each message once, because in another process a try costs a request
+            if self._conversation.isdisjoint([message.parent, *paths.get(message.id, ())]):
+                continue  # of another branch
+            self._conversation.add(message.id)
             if await self._backend.take_waiting(self.channel, message.id, by=self.name, turn=self.message.id):
                 arrived.append(Steer(message.text, None, message, message.author))
         return arrived

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterator
 from typing import Any, get_args
@@ -9,10 +10,12 @@ from typing import Any, get_args
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from tenuto.agents import history
 from tenuto.agents.history import Shape, as_turns, path_to
+from tenuto.agents.turn import Turn
 from tenuto.core.model import Message, Part
 from tenuto.core.turns import reply_id, reply_ids
 from tests.agents.test_turns import new_hub
@@ -174,6 +177,45 @@ async def test_history_is_the_path_to_a_question(
     page = await hub.history("x:1", limit=200)
     asked, _ = await hub.read("x:1", of)
     assert [one.id for one in path_to(asked, page.messages)] == path
+
+
+@pytest.mark.parametrize(
+    ("messages", "taken"),
+    [
+        ([("b1", "Q1", None), ("b2", "b1", None), ("b3", "", None)], []),
+        ([("b1", "Q1", None), ("c1", "Q2", None), ("c2", "", None)], ["c1", "c2"]),
+        ([("note", "", None), ("c1", "", None), ("b1", None, None)], ["c1"]),
+        ([("A1", "Q1", "Q1"), ("c1", "", None), ("c2", "", None)], ["c1", "c2"]),
+    ],
+    ids=["another branch", "beside another branch", "past a note", "past an answer that came late"],
+)
+@virtually
+async def test_turn_takes_in_the_messages_that_follow_its_own(
+    messages: list[tuple[str, str | None, str | None]], taken: list[str]
+) -> None:
+    """A message has its id, its parent (empty: the newest message) and the message that it replies to."""
+    hub = new_hub()
+    got: list[str] = []
+    begun, arrived = asyncio.Event(), asyncio.Event()
+
+    @hub.agent("x:*")
+    async def bot(turn: Turn) -> None:
+        begun.set()
+        await arrived.wait()
+        if turn.message.id == "Q2":
+            got.extend(one.text for one in await turn.steered())
+            assert await turn.steered() == []
+
+    await hub.create("x:1", id="Q1", text="Q1", starts_turn=False)
+    await hub.create("x:1", id="Q2", text="Q2")
+    await begun.wait()
+    for id, parent, reply_to in messages:
+        role: Any = "assistant" if id in ("A1", "note") else "user"
+        given = UNSET if parent == "" else parent
+        await hub.create("x:1", id=id, role=role, text=id, parent=given, reply_to=reply_to)
+    arrived.set()
+    await asyncio.sleep(60)
+    assert got == taken
 
 
 def test_path_beside_messages_with_unknown_parents_hashes_each_question_once(monkeypatch: pytest.MonkeyPatch) -> None:
