@@ -11,7 +11,7 @@ import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -20,8 +20,8 @@ from starlette.staticfiles import StaticFiles
 
 from tenuto import Hub, visitors
 from tests.browser.tab import chromium, picture
-from tests.examples.nodes import two_nodes
-from tests.examples.programs import served_app
+from tests.examples.nodes import Node
+from tests.examples.programs import FOLDER, served_app
 from tests.postgres import running_postgres
 from tests.proxy import FaultProxy
 
@@ -163,6 +163,25 @@ async def check_widgets(browser: Browser, built: Path) -> None:
             await chat.evaluate("(chat) => chat.hide()")
         assert errors == []
         await page.goto("about:blank")
+
+
+@asynccontextmanager
+async def two_nodes(example: str, url: str, folder: Path) -> AsyncIterator[list[Node]]:
+    """Run two processes of `example` on the store `url`; its address is the one line that differs."""
+    copy = folder / f"{example}.py"
+    copy.parent.mkdir(parents=True)
+    text = (FOLDER / f"{example}.py").read_text()
+    copy.write_text(text.replace("sqlite:///react-example.db", url))
+    assert url in copy.read_text()
+    command = ["uvicorn", "--app-dir", str(copy.parent), f"{copy.stem}:app"]
+    nodes = [Node(command, folder / f"{number}.log") for number in range(2)]
+    async with AsyncExitStack() as stack:
+        for node in nodes:
+            stack.callback(node.clean_up)
+            node.start()
+        for node in nodes:
+            await asyncio.to_thread(node.until, node.is_listening, patience_s=START_S)
+        yield nodes
 
 
 async def main(folder: Path, server_port: int, page_port: int) -> None:
