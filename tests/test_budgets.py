@@ -26,7 +26,7 @@ BUDGETS = {
     "modules of tenuto/": 161,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_997,  # grew by branches, ends that a model cuts, namespaces, messages that never arrived
-    "lines of tests/": 62_086,
+    "lines of tests/": 62_087,
     "lines of proof/ and bench/": 19_995,
     "words of docs without decisions": 50_000,
     "words of decisions": 12_000,

@@ -206,6 +206,7 @@ async def receive_at_once(browser: Browser) -> Whole:
             await here.page.evaluate(_ENCODE)
             await start_tasks(browser, here.page)
             await here.page.evaluate(_PARSE)
+            await here.page.evaluate("0")  # the task of the mark is over
             parsing_ms, _ = await stop_tasks_at(browser, "parsed")
             await start_tasks(browser, here.page)
             for n in range(GROWTH):
