@@ -21,12 +21,12 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 54_468,
-    "lines of its kernel": 33_617,
+    "lines of tenuto/": 54_474,
+    "lines of its kernel": 33_618,
     "modules of tenuto/": 161,
     "files in a folder of tenuto/": 25,
-    "lines of interop/": 3_997,  # grew by branches, ends that a model cuts, namespaces, messages that never arrived
-    "lines of tests/": 62_087,
+    "lines of interop/": 4_004,  # grew by branches, ends that a model cuts, namespaces, messages that never arrived
+    "lines of tests/": 62_084,
     "lines of proof/ and bench/": 19_995,
     "words of docs without decisions": 50_000,
     "words of decisions": 12_000,

@@ -101,15 +101,15 @@ def _parents(messages: Sequence[Message]) -> Iterator[Message | None]:
     known: dict[str, Message] = {}
     answered: dict[str, Message] = {}  # questions by the ids of their answers, which cost time and are rarely needed
     unhashed: list[Message] = []  # questions that are not among them yet
-    has_branches = False
+    is_split = False
     for number, one in enumerate(messages):
         parent = known.get(one.parent or "")
         if number and parent is None and one.parent is not None:
             answered.update((id, question) for question in unhashed for id in reply_ids(question.id))
             unhashed.clear()
             parent = answered.get(one.parent)
-            has_branches = has_branches or _has_branches(messages[: number + 1])
-            if parent is None and not has_branches:
+            is_split = is_split or has_branches(messages[: number + 1])
+            if parent is None and not is_split:
                 parent = messages[number - 1]
         yield parent
         known[one.id] = one
@@ -117,7 +117,7 @@ def _parents(messages: Sequence[Message]) -> Iterator[Message | None]:
             unhashed.append(one)
 
 
-def _has_branches(messages: Sequence[Message]) -> bool:
+def has_branches(messages: Sequence[Message]) -> bool:
     """Return whether a question was asked twice, or two answers were continued.
 
     Several answers to the last question do not count.

@@ -198,10 +198,18 @@ async def store_unsent(
 
 async def begin_unsent(access: Access, channel: str, turn: TurnStatus) -> None:
     """Begin the turn of a message that has none: its request arrives after one that has stored it (`store_unsent`)."""
-    if turn.state == "none" and turn.message is not None:
-        id = turn.message.id
-        with suppress(Finished, StillStreaming):  # no agent serves the channel, or the app has begun an answer
-            await access.command(channel, "regenerate", target=id, id=hashed("regenerate", id, ""))
+    if turn.state == "none":
+        with suppress(Finished):  # no agent serves the channel
+            await regenerate(access, channel, turn)
+
+
+async def regenerate(access: Access, channel: str, turn: TurnStatus) -> None:
+    """Ask for an answer to the message of a turn that is over or has not begun, unless an answer streams."""
+    assert turn.message is not None
+    id = turn.message.id
+    again = hashed("regenerate", id, turn.answers[-1].id if turn.answers else "")  # a repeat is the same command
+    with suppress(StillStreaming):
+        await access.command(channel, "regenerate", target=id, id=again)
 
 
 def stored_parts(content: object, *, is_strict: bool = False, has_data: bool = False) -> list[Json]:

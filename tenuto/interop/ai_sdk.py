@@ -28,7 +28,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tenuto import Hub, Message
-from tenuto.core.errors import AlreadyAnswered, IdConflict, InvalidRequest, LocalError, NotFound, StillStreaming
+from tenuto.core.errors import AlreadyAnswered, IdConflict, InvalidRequest, LocalError, NotFound
 from tenuto.interop.adapter import (
     ChatRoutes,
     begin_unsent,
@@ -36,6 +36,7 @@ from tenuto.interop.adapter import (
     hashed,
     json_response,
     messages_in,
+    regenerate,
     store_unsent,
     stored_id,
     stored_parts,
@@ -88,9 +89,7 @@ class AISDK(ChatRoutes):
         question = await self._question(access, channel, earlier, last, options, is_edit=is_edit)
         turn = await access.turn(channel, question) if is_again else None
         if turn is not None and turn.state in ("over", "none"):  # else the request is a repeat
-            again = hashed("regenerate", question, turn.answers[-1].id if turn.answers else "")
-            with suppress(StillStreaming):
-                await access.command(channel, "regenerate", target=question, id=again)
+            await regenerate(access, channel, turn)
         return access.stream(channel, question, UIStream(question, self._release))
 
     async def _question(

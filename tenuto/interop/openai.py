@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from msgspec import UNSET, UnsetType
+from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match, Route, WebSocketRoute
@@ -80,6 +81,7 @@ from tenuto.routes import (
     TurnStatus,
     deltas_of,
     guarded,
+    has_branches,
     options_in,
 )
 
@@ -635,7 +637,7 @@ async def _path_to(access: Access, of: Reference) -> set[str]:
     last = await _last_of(access, of.channel, await turn_of(access, of, param="previous_response_id"))
     path = {of.message_id}
     wanted: str | None = last.id
-    rest: list[tuple[str, str | None, str]] = []  # the newest message with an unknown parent, and those before it
+    rest: list[Message] = []  # the newest message with an unknown parent, and those before it, without their parts
     async for one in _messages(access, of.channel, before=last.created + 1, limit=_MAX_READ):
         if one.id == wanted:
             path.add(one.id)
@@ -643,10 +645,8 @@ async def _path_to(access: Access, of: Reference) -> set[str]:
             rest.clear()
         if wanted is None:
             return path
-        rest.append((one.id, one.parent, one.role))
-    parents = {parent for _, parent, _ in rest}
-    links = [(parent, role) for id, parent, role in rest if role == "user" or id in parents]
-    return path if len(set(links)) < len(links) else path.union(id for id, _, _ in rest)
+        rest.append(replace(one, parts=[]))
+    return path if has_branches(rest) else path.union(one.id for one in rest)
 
 
 def _is_reference(item: Any) -> bool:

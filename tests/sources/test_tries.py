@@ -857,6 +857,21 @@ async def step_beside(turn: Turn) -> None:
     await turn.step("slow", asyncio.sleep, 10, show=True)  # it ends after the later text
 
 
+async def answer_of(hub: Any, agent: Callable[[Turn], Awaitable[None]], *, is_remote: bool) -> Message:
+    """Return the answer of `agent`, in the process of the hub or behind a socket, a minute after its question."""
+    client = client_of(Wire(hub), client_id="bot")
+    (client if is_remote else hub).agent("chat:*")(agent)
+    running = asyncio.ensure_future(client.run()) if is_remote else None
+    await asyncio.sleep(1)
+    await hub.create("chat:1", id="q", text="?")
+    await asyncio.sleep(60)
+    answer: Message = (await hub.history("chat:1")).messages[0]
+    if running is not None:
+        running.cancel()
+        await asyncio.wait([running])
+    return answer
+
+
 @pytest.mark.parametrize("is_remote", [False, True])
 @pytest.mark.parametrize(
     ("beside", "expected", "failed"),
@@ -878,16 +893,7 @@ async def test_try_that_fails_supersedes_nothing_that_others_have_written(
         async with turn.reply() as message:
             await asyncio.gather(message.pipe(model, retries=2, source="text"), beside(turn))
 
-    client = client_of(Wire(hub), client_id="bot")
-    (client if is_remote else hub).agent("chat:*")(agent)
-    running = asyncio.ensure_future(client.run()) if is_remote else None
-    await asyncio.sleep(1)
-    await hub.create("chat:1", id="q", text="?")
-    await asyncio.sleep(60)
-    answer = (await hub.history("chat:1")).messages[0]
-    if running is not None:
-        running.cancel()
-        await asyncio.wait([running])
+    answer = await answer_of(hub, agent, is_remote=is_remote)
     assert answer.status == "complete"
     assert answer.text.replace("A text of a model and its end. ", "") == expected
     assert answer.text.count("A text of a model and its end. ") == 1
@@ -926,16 +932,7 @@ async def test_try_that_a_time_limit_of_the_handler_ends_is_superseded(is_piped:
                 await asyncio.wait_for(one_try(turn, message), 5)
             await one_try(turn, message)
 
-    client = client_of(Wire(hub), client_id="bot")
-    (client if is_remote else hub).agent("chat:*")(agent)
-    running = asyncio.ensure_future(client.run()) if is_remote else None
-    await asyncio.sleep(1)
-    await hub.create("chat:1", id="q", text="?")
-    await asyncio.sleep(60)
-    answer = (await hub.history("chat:1")).messages[0]
-    if running is not None:
-        running.cancel()
-        await asyncio.wait([running])
+    answer = await answer_of(hub, agent, is_remote=is_remote)
     assert (answer.status, answer.text) == ("complete", "Hello world")
     assert [part["type"] for part in answer.parts] == ["attempt", "text"]
     assert len(steps) == (not is_piped)
