@@ -169,11 +169,11 @@ def _for_anthropic(one: TurnRequest) -> dict[str, Json]:
 def turn_request(stored: Mapping[str, Json]) -> TurnRequest:
     """Return the view of stored fields. A field of another type is left out: a client may have stored it itself."""
     known: dict[str, Any] = {}
-    for field in msgspec.structs.fields(TurnRequest):
-        if field.name in stored and field.name != "system":
+    for name, kind in _FIELDS.items():
+        if name in stored and name != "system":
             with suppress(msgspec.ValidationError):
-                msgspec.convert(stored[field.name], _TYPES[field.name])
-                known[field.name] = msgspec.convert(stored[field.name], field.type)
+                msgspec.convert(stored[name], _TYPES[name])
+                known[name] = msgspec.convert(stored[name], kind)
     return TurnRequest(**known)
 
 
@@ -257,7 +257,8 @@ def _form(value: Json) -> Json:
 
 _SECRETS = ("authorization", "headers")
 _ALLOWED = "allowed_tools"  # type of a `tool_choice` with a mode and the tools that the model may call
-_TYPES = {one.name: one.type for one in msgspec.structs.fields(TurnRequest)} | {"tool_choice": str | _Choice | None}
+_FIELDS = {one.name: one.type for one in msgspec.structs.fields(TurnRequest)}
+_TYPES = _FIELDS | {"tool_choice": str | _Choice | None}
 # By type: other fields of OpenAI's requests, of which a wrong type is refused.
 _CHECKED: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
     (bool, "true or false", ("stream", "store", "logprobs")),
