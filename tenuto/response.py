@@ -14,6 +14,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from importlib import import_module
 from typing import Literal, NamedTuple
 from urllib.parse import quote
@@ -23,7 +24,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from tenuto.agents.local import LocalWatch
-from tenuto.agents.running import reply_to_stops, until_stopped
+from tenuto.agents.running import reply_to_stops, stops
 from tenuto.core.deltas import Delta, InAnswer, TurnChanged
 from tenuto.core.errors import Forbidden, LocalError, TenutoError, TooMany, shown
 from tenuto.core.events import Cursor, parse_cursor
@@ -106,7 +107,8 @@ class Answering:
 
     async def _write_until_stopped(self, watch: LocalWatch) -> None:
         writing = asyncio.ensure_future(self._write())
-        watching = [asyncio.ensure_future(self._cancel_at_stop(watch, writing))]
+        watch.follow(partial(self._stop_if_asked, watch, writing))
+        watching = []
         if self._cancel_after_s is not None:
             watching.append(asyncio.ensure_future(self._cancel_without_viewers(writing, self._cancel_after_s)))
         try:
@@ -136,9 +138,9 @@ class Answering:
         # an endpoint's own stream may be silent for long: it has no setting for that
         await pipe(message, stream, source=kind, text_field=field, stall_s=math.inf, option="source_kind")
 
-    async def _cancel_at_stop(self, watch: LocalWatch, writing: asyncio.Future[None]) -> None:
-        await until_stopped(watch, lambda: self._targets)
-        writing.cancel()
+    def _stop_if_asked(self, watch: LocalWatch, writing: asyncio.Task[None]) -> None:
+        if not writing.cancelling() and stops(watch, lambda: self._targets):
+            writing.cancel()
 
     async def _reply_to_stop(self, command_id: str) -> None:
         await self._hub.reply(self._writer.channel, command_id, by=None)

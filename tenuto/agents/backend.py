@@ -40,6 +40,9 @@ class Watch(Protocol):
     async def changed(self) -> None:
         """Wait until the channel may have changed since the last call."""
 
+    def follow(self, on_change: Callable[[], None]) -> None:
+        """Call `on_change` now, and whenever the channel may have changed, until `close`. A watch has one follower."""
+
     def close(self) -> None:
         """Stop following the channel."""
 

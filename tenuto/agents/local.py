@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 from tenuto.agents.backend import Sent, Watch, find, patiently
@@ -48,7 +49,7 @@ class LocalAgent:
         self.free = slots
         self._hub = hub
         self._agent = agent
-        self._running: dict[tuple[str, str], Running] = {}
+        self._running: dict[str, dict[str, Running]] = {}  # by channels and messages
 
     def start(self) -> None:
         """Take turns from now on, because the hub has started."""
@@ -59,8 +60,9 @@ class LocalAgent:
 
     def _leave(self) -> None:
         """Hand over at once the turns that lose nothing by it; the others have `drain_s`."""
-        for running in self._running.values():
-            running.leave_at_rest()
+        for turns in self._running.values():
+            for running in turns.values():
+                running.leave_at_rest()
 
     def begin(self, turn: AssignedTurn) -> None:
         """Begin the turn (`Worker.begin`)."""
@@ -68,31 +70,33 @@ class LocalAgent:
 
     def ended(self, turn: AssignedTurn, state: str) -> None:
         """Stop the handler of a turn that ended elsewhere (`Worker.ended`)."""
-        running = self._running.get((turn.channel, turn.message_id))
+        running = self._running.get(turn.channel, {}).get(turn.message_id)
         if running is not None and running.generation == turn.generation:
             running.stop(is_lost=state == "lost")
 
     async def _run(self, turn: AssignedTurn, claimed_s: float) -> None:
         backend = LocalBackend(self._hub, turn.generation, claimed_s)
-        key = (turn.channel, turn.message_id)
         running = None
         try:
             message = await patiently(lambda: find(backend, turn.channel, turn.message_id))
             if message is None:
                 return
-            running = self._running[key] = Running(
-                self._agent, backend, turn.channel, message, turn.generation, tries=turn.tries
-            )
+            running = Running(self._agent, backend, turn.channel, message, turn.generation, tries=turn.tries)
+            self._running.setdefault(turn.channel, {})[turn.message_id] = running
             state = await running.run()
             if state is not None:
                 await self._end(turn, state)
         finally:
             if self._hub.is_draining and (running is None or running.may_be_handed_over):
                 await self._hand_over(turn)
-            self._running.pop(key, None)
+            turns = self._running.get(turn.channel, {})
+            if turns.get(turn.message_id) is running:
+                turns.pop(turn.message_id, None)
+            if not turns:
+                self._running.pop(turn.channel, None)
             if not self._hub.is_draining and self._hub.is_running:
                 scheduler = self._hub.runtime.scheduler
-                if not any(channel == turn.channel for channel, _ in self._running):
+                if not turns:
                     scheduler.set_state(turn.channel, self.name, {"state": "listening"})
                 has_begun = running is None or not running.came_too_late
                 scheduler.left(self, turn, has_begun=has_begun)
@@ -223,6 +227,7 @@ class LocalWatch:
         self._channel = hub.channel(channel)
         self._woken = asyncio.Event()
         self._channel.listeners[self._woken.set] = None
+        self._on_change: Callable[[], None] = self._woken.set
 
     def commands(self) -> list[Command]:
         """Return the commands without a reply (`Watch.commands`)."""
@@ -250,6 +255,13 @@ class LocalWatch:
         await self._woken.wait()
         self._woken.clear()
 
+    def follow(self, on_change: Callable[[], None]) -> None:
+        """Call `on_change` now, and at each change of the channel (`Watch.follow`)."""
+        self._on_change = on_change
+        self._channel.listeners[on_change] = None
+        on_change()
+
     def close(self) -> None:
         """Stop following the channel (`Watch.close`)."""
-        self._channel.listeners.pop(self._woken.set, None)
+        for listener in (self._woken.set, self._on_change):
+            self._channel.listeners.pop(listener, None)

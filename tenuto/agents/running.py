@@ -52,12 +52,6 @@ def stops(watch: Watch, targets: Targets) -> list[Command]:
     return [one for one in watch.commands() if rules_of(one.name).stops and one.target in targets()]
 
 
-async def until_stopped(watch: Watch, targets: Targets) -> None:
-    """Wait until a client has sent a command that stops one of `targets`."""
-    while not stops(watch, targets):
-        await watch.changed()
-
-
 async def reply_to_stops(watch: Watch, targets: Targets, reply: Callable[[str], Awaitable[None]]) -> None:
     """Call `reply` with the id of each command that waits for a reply."""
     for command in stops(watch, targets):
@@ -139,7 +133,7 @@ class Running:
         self._is_late = False
         self._is_shutting_down = False
         self._failure: str | None = None  # public reason of the handler's failure
-        self._ending = asyncio.Event()  # set when the handler must end
+        self._ending = asyncio.get_running_loop().create_future()  # done when the handler must end
         self._turn: Turn | None = None
         self._taken_up: TakenUp = {}
 
@@ -152,11 +146,15 @@ class Running:
         """End the handler, because the turn was cancelled or, with `is_lost`, because another worker has it now."""
         self._is_stopped = True
         self._is_lost = self._is_lost or is_lost
-        self._ending.set()
         if self._turn is not None:
             self._turn.is_cancelled = True
             for reply in self._turn.replies:  # no person has stopped the answer of an attempt that is lost
                 reply.cancelled_as = ("interrupted" if self._is_lost else "cancelled", None)
+        self._end_handler()
+
+    def _end_handler(self) -> None:
+        if not self._ending.done():
+            self._ending.set_result(None)
         if self._work is not None:
             self._work.cancel()
 
@@ -237,12 +235,11 @@ class Running:
         backend = self._backend
         turn.progress("thinking")
         self._work = asyncio.ensure_future(self._handle(turn))
-        listening = asyncio.ensure_future(self._listen(watch, turn))
-        ending = asyncio.ensure_future(self._ending.wait())
+        watch.follow(partial(self._stop_if_asked, watch, turn))
         try:
             if self._is_stopped:
                 self._work.cancel()
-            await asyncio.wait([self._work, ending], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([self._work, self._ending], return_when=asyncio.FIRST_COMPLETED)
             if not self._work.done():  # wait a limited time for a handler that ignores its cancellation
                 await asyncio.wait([self._work], timeout=SHUTDOWN_S)
         except asyncio.CancelledError:  # the process shuts down, so the answer is interrupted instead of cancelled
@@ -252,10 +249,6 @@ class Running:
             self._work.cancel()
             await asyncio.wait([self._work], timeout=SHUTDOWN_S)
             raise
-        finally:
-            listening.cancel()
-            ending.cancel()
-            await asyncio.wait([listening, ending])
         is_left = backend.is_shutting_down and self._work.cancelled() and not self._is_stopped
         if self._is_lost or is_left:
             if self._is_lost:
@@ -326,11 +319,9 @@ class Running:
 
     def _time_out(self, turn: Turn) -> None:
         self._is_late = True
-        self._ending.set()
         for reply in turn.replies:
             reply.cancelled_as = ("failed", "timeout")
-        if self._work is not None:
-            self._work.cancel()
+        self._end_handler()
 
     async def _store_failed_answer(self, turn: Turn, reason: str) -> None:
         """Store a failed answer, so that people see the failure, unless the handler has begun an answer itself."""
@@ -369,10 +360,10 @@ class Running:
                 async with taken_up:
                     raise GeneratorExit  # ends the answer as `cancelled_as` says
 
-    async def _listen(self, watch: Watch, turn: Turn) -> None:
-        """Stop the handler when a client cancels the turn."""
-        await until_stopped(watch, lambda: turn.targets)
-        self.stop()
+    def _stop_if_asked(self, watch: Watch, turn: Turn) -> None:
+        """Stop the handler if a client has cancelled the turn."""
+        if not self._is_stopped and stops(watch, lambda: turn.targets):
+            self.stop()
 
     async def _reply_to_stop(self, command_id: str) -> None:
         by = self._agent.name

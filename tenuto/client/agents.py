@@ -262,6 +262,7 @@ class RemoteWatch:
         self._replies: dict[str, CommandReply] = {}
         self._starts = 0  # number of new starts that the view had when this watch began
         self._woken = asyncio.Event()
+        self._on_change: Callable[[], None] = self._woken.set
         self._reading: asyncio.Task[None] | None = None
 
     async def begin(self) -> None:
@@ -314,6 +315,11 @@ class RemoteWatch:
         await self._woken.wait()
         self._woken.clear()
 
+    def follow(self, on_change: Callable[[], None]) -> None:
+        """Call `on_change` now, and at each change of the view (`Watch.follow`)."""
+        self._on_change = on_change
+        on_change()
+
     def close(self) -> None:
         """Stop using the view (`Watch.close`)."""
         if self._reading is not None:
@@ -329,5 +335,6 @@ class RemoteWatch:
                     if len(self._replies) > KEPT_REPLIES:
                         del self._replies[next(iter(self._replies))]
                 self._woken.set()
+                self._on_change()
         except TenutoError:
             self._woken.set()  # no need to raise the error here: the turn's own requests raise it
