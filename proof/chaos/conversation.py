@@ -29,7 +29,7 @@ CHANNELS = ("talk:one", "talk:two")
 PATTERN = "talk:*"
 
 GONE_S = 6.0  # time in which viewers must see that a killed agent is gone and its answer is interrupted
-VANISHED_S = 20.0  # time in which viewers must see the same of an agent that falls silent
+VANISHED_S = 40.0  # time in which viewers must see the same of an agent that falls silent
 BACK_S = 15.0  # longest pause between two tries of a client to connect
 SETTLED_S = 45.0  # two leases of a turn whose agent never received it, and the answer
 REST_S = 30.0  # time in which all turns must end, although the request that ends one may have been lost

@@ -148,7 +148,7 @@ async def _agent_stopped(world: World, conversation: Conversation) -> None:
 async def _silence(world: World, conversation: Conversation, id: str, piece: Piece) -> None:
     """Wait for the time of the fault, in which the server receives no request of an agent; a short one has no
     effect."""
-    if world.scale.silent_s <= VANISHED_S:
+    if world.scale.is_small:
         await asyncio.sleep(world.scale.silent_s)  # the fault itself
         return
     conversation.expect_attempts(conversation.questions.open)
