@@ -284,7 +284,8 @@ class EpochLog:
         is_same_round = op.state == "taken" and op.generation // ROUND == generation // ROUND
         if op.spared != (self.spared.get(op.id, 0) if is_same_round else 0):
             return f"{self.spared.get(op.id, 0)} attempts were handed over, not {op.spared}"
-        is_next = op.generation == (generation + 1 if op.state == "taken" else generation)
+        is_given_up = op.state == "done" and op.generation == generation + 1  # fences off its last attempt
+        is_next = op.generation == (generation + 1 if op.state == "taken" else generation) or is_given_up
         # The first attempt of a later round: a handler of a deleted message with this id may still end a lower one.
         is_of_new_round = op.state == "taken" and op.generation > generation and op.generation % ROUND == 1
         return None if is_next or is_of_new_round else f"its turn is in attempt {generation}"

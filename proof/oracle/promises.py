@@ -607,7 +607,7 @@ class Promises:
             return  # the renewal of a remote agent
         self._turns.pop(place, None)
         if op.state != "taken":
-            self._end_held(place, op.generation)
+            self._end_held(place, before.generation if before is not None else op.generation)
             return
         if before is not None and before.is_given and op.confirmed:
             raise Violation(f"{place} was claimed again by {op.node}, though {before.by} has begun this attempt")

@@ -201,14 +201,12 @@ class Running:
         if left.is_over:
             await self._withdraw(turn.open_questions)
             return "cancelled" if left.answer is not None and left.answer.status == "cancelled" else "done"
-        if self.attempt > 1 and self._agent.on_crash == "interrupt":
+        is_left = self.attempt > 1 and self._agent.on_crash == "interrupt"
+        if is_left or self.tries > self._agent.max_tries:
             await self._withdraw(turn.open_questions)
             if left.answer is None:
                 await self._store_failed_answer(turn, CRASHED)
-            return "done"
-        if self.tries > self._agent.max_tries:
-            await self._withdraw(turn.open_questions)
-            await self._store_failed_answer(turn, CRASHED)
+            await self._end_what_is_open(turn, CRASHED)
             return "done"
         return await self._work_on(watch, turn)
 
@@ -338,12 +336,12 @@ class Running:
         except TenutoError as error:
             logger.warning("the failure of a turn was not stored: %s", error)
 
-    async def _end_what_is_open(self, turn: Turn) -> None:
+    async def _end_what_is_open(self, turn: Turn, reason: str | None = None) -> None:
         """Finish the answers that the handler has left open, and earlier answers that it did not continue."""
         for taken_up in turn.take_unused():
             with contextlib.suppress(TenutoError):
                 async with taken_up:
-                    await taken_up.finish("cancelled" if self._is_stopped else "failed", reason=None)
+                    await taken_up.finish("cancelled" if self._is_stopped else "failed", reason=reason)
         for reply in turn.begun:
             with contextlib.suppress(TenutoError):
                 if reply.is_over:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
+from tenuto.core.deltas import is_answer_of
 from tenuto.core.draft import Decision, Draft
 from tenuto.core.errors import Damaged, Deleted, Fenced, Finished, Forbidden, NotWriter, StillStreaming, shown
 from tenuto.core.message_state import CLAIMED, ClaimState, MessageState
 from tenuto.core.names import check_id, is_own_name
-from tenuto.core.ops import Claim, Create, Finish, Lease, Op, WriterIdentity, digest
+from tenuto.core.ops import Claim, Create, Finish, Lease, Op, Takeover, WriterIdentity, digest
 from tenuto.core.requests import Caller, ClaimTurn, DeleteMessage, EndTurn, ExpireLease, RenewLease, Request
-from tenuto.core.turns import MOST_SPARED, earlier_attempt, next_round
+from tenuto.core.turns import MOST_SPARED, earlier_attempt, newest_branch, next_round, round_ids
 
 
 def check_writer(message: MessageState, caller: Caller, generation: int | None) -> None:
@@ -237,11 +238,11 @@ def end_turn(state: Draft, message: MessageState, request: EndTurn, caller: Call
         raise NotWriter(f"another worker has the turn of message {message.id!r}; stop working on it")
     if request.state == "pending":
         return _handed_over(state, message, claim, now_ms)
-    failed = _failed(message, claim, request.failure, now_ms) if request.failure is not None else ()
+    failed = _failed(state, message, claim, request.failure, now_ms) if request.failure is not None else ()
     op = Claim(
         id=message.id,
         state=request.state,
-        generation=claim.generation,
+        generation=claim.generation + (request.failure is not None),  # the last attempt begins no other answer
         by=claim.by,
         at_ms=now_ms,
         within=claim.within,
@@ -272,8 +273,22 @@ def _handed_over(state: Draft, message: MessageState, claim: ClaimState, now_ms:
     return Decision(ops=(*ends, *held, op), generation=claim.generation)
 
 
-def _failed(message: MessageState, claim: ClaimState, answer_id: str, now_ms: int) -> tuple[Op, ...]:
-    """Return the operations of an empty, failed answer. Answers that the attempts had started end as `interrupted`."""
+def _failed(state: Draft, message: MessageState, claim: ClaimState, answer_id: str, now_ms: int) -> list[Op]:
+    """Return the operations by which the answer of a turn fails, whose last attempt may still write it.
+
+    That is the answer that people see. If the attempts have begun none, it is an empty one, with the id `answer_id`.
+    """
+    answers = [one for one in state.messages() if is_answer_of(one, message.id, claim) and not one.deleted]
+    seen = {one.id for one in newest_branch([one.message() for one in answers])}
+    writer = WriterIdentity(by=claim.by)
+    ops: list[Op] = []
+    for one in answers:
+        if one.status == "streaming" or (one.status == "interrupted" and one.id in seen):
+            status, reason = ("failed", CRASHED) if one.id in seen else ("interrupted", None)
+            ops.append(Takeover(id=one.id, generation=one.generation + 1, writer=writer, at_ms=now_ms))
+            ops.append(Finish(id=one.id, status=status, reason=reason, meta=one.meta, at_ms=now_ms))
+    if ops or not {one.id for one in answers}.isdisjoint(round_ids(message.id, claim.generation)):
+        return ops
     answer = Create(
         id=check_id(answer_id),
         role="assistant",
@@ -283,9 +298,9 @@ def _failed(message: MessageState, claim: ClaimState, answer_id: str, now_ms: in
         reply_to=message.id,
         at_ms=now_ms,
         digest=digest(answer_id),
-        writer=WriterIdentity(by=claim.by),
+        writer=writer,
     )
-    return answer, Finish(id=answer_id, status="failed", reason=CRASHED, meta={}, at_ms=now_ms)
+    return [answer, Finish(id=answer_id, status="failed", reason=CRASHED, meta={}, at_ms=now_ms)]
 
 
 def _claim_of(caller: Caller, request: ClaimTurn, known: ClaimState) -> ClaimState:

@@ -77,13 +77,16 @@ class Draft:
         """Return the command as it will be after the batch so far."""
         return self._commands.get(key) or self.base.commands.get(key)
 
-    def streaming(self) -> Iterator[MessageState]:
-        """Yield the messages that will stream after the batch so far."""
+    def messages(self) -> Iterator[MessageState]:
+        """Yield the messages in memory as they will be after the batch so far."""
         # The loop goes over a copy of the ids, because it calls `message`, which changes `_unapplied`.
         for message_id in {**self.base.messages, **self._forks, **self._unapplied}:
-            message = self.message(message_id)
-            if message is not None and message.is_streaming:
+            if (message := self.message(message_id)) is not None:
                 yield message
+
+    def streaming(self) -> Iterator[MessageState]:
+        """Yield the messages that will stream after the batch so far."""
+        return (message for message in self.messages() if message.is_streaming)
 
     def running(self) -> Iterator[MessageState]:
         """Yield the user messages whose own turns an attempt will have after the batch so far."""
@@ -94,10 +97,9 @@ class Draft:
 
     def held_by(self, message_id: str) -> Iterator[tuple[MessageState, ClaimState]]:
         """Yield the messages that the turn of `message_id` has taken in, after the batch so far, with their claims."""
-        for one in {**self.base.messages, **self._forks, **self._unapplied}:
-            message = self.message(one)
-            claim = message.claim if message is not None else None
-            if message is not None and claim is not None and (claim.state, claim.within) == ("taken", message_id):
+        for message in self.messages():
+            claim = message.claim
+            if claim is not None and (claim.state, claim.within) == ("taken", message_id):
                 yield message, claim
 
     def open_commands(self) -> list[CommandState]:

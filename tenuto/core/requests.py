@@ -20,6 +20,7 @@ from tenuto.core.limits import Limits
 from tenuto.core.model import OPTIONS, OPTIONS_KEY, Json, Message, Part, Role, Status, check_json, plain
 from tenuto.core.names import is_id
 from tenuto.core.ops import Create, WriterIdentity
+from tenuto.core.turns import round_ids
 
 # Browsers keep numbers as doubles: an integer above 2**53 did not arrive as it was sent.
 Count = Annotated[int, Meta(ge=0, le=2**53)]
@@ -162,13 +163,13 @@ class ClaimTurn(Struct, frozen=True, kw_only=True):
 class EndTurn(Struct, frozen=True, kw_only=True):
     """End a turn, or with `pending` its attempt: it is handed over to another one, and costs none.
 
-    With `failure`, because no attempt completed, also create a failed answer. Sent by the server.
+    With `failure`, because no attempt completed, its answer fails, too. Sent by the server.
     """
 
     generation: Generation
     confirmed: int | None = None  # the confirmations of the attempt that the server knows; None: it has begun
     state: Literal["done", "cancelled", "pending"] = "done"
-    failure: str | None = None  # id of the failed answer; no other message has this id
+    failure: str | None = None  # id of the failed answer if no attempt has begun one; no other message has this id
 
 
 class SettleCommand(Struct, frozen=True, kw_only=True):
@@ -238,6 +239,8 @@ def needs(key: str, request: Request, caller: Caller) -> tuple[str, ...]:
     if isinstance(request, CreateMessage):  # the answer of an earlier attempt at that message is refused
         target = request.reply_to
         kept = kept_ids(request.options, caller.id)
+    elif isinstance(request, EndTurn) and request.failure is not None:  # the answers that have no end yet
+        kept = tuple(round_ids(key, request.generation))
     # `decide` refuses an invalid id later
     return (key, target, *kept) if target is not None and is_id(target) else (key, *kept)
 

@@ -527,6 +527,13 @@ def reply_ids(message_id: str, attempts: int = ATTEMPTS) -> Iterator[str]:
             yield reply_id(message_id, attempt, number)
 
 
+def round_ids(message_id: str, generation: int) -> Iterator[str]:
+    """Yield the ids of the answers of the attempts of one round, up to `generation`."""
+    for attempt in range(generation - attempt_of(generation) + 1, generation + 1):
+        for number in range(ANSWERS):
+            yield reply_id(message_id, attempt, number)
+
+
 def earlier_attempt(message_id: str, answer_id: str, generation: int) -> int | None:
     """Return the attempt before `generation`, of the last two rounds, that gives its answers the id `answer_id`.
 

@@ -13,12 +13,12 @@ from tenuto.agents.turn import Turn
 from tenuto.core.errors import InvalidRequest, InvalidText, StoreUnavailable, TenutoError, TooLarge
 from tenuto.core.limits import Limits
 from tenuto.core.ops import Claim, Create
-from tenuto.core.turns import reply_id
+from tenuto.core.turns import ATTEMPTS, reply_id
 from tenuto.hub.lifecycle import free_memory
 from tenuto.stores.base import Committed, Conflict, Write
 from tenuto.stores.memory import MemoryStore
 from tests.agents.test_endings import endings
-from tests.agents.test_turns import new_hub, until_over
+from tests.agents.test_turns import Failing, messages, new_hub, until_over
 from tests.virtual import virtual_clock, virtually
 
 
@@ -306,3 +306,40 @@ async def test_reply_that_has_left_memory_reaches_the_agent() -> None:
     await asyncio.gather(replying, hub.create("c", text="somebody else writes"))
     await asyncio.sleep(5)
     assert replies[:1] == [True]
+
+
+@pytest.mark.parametrize("on_crash", ["restart", "continue"])
+@pytest.mark.parametrize("max_tries", [2, ATTEMPTS])
+@pytest.mark.parametrize("numbers", [0, 1, 2])
+@virtually
+async def test_answers_of_a_turn_whose_processes_died_too_often_are_failed(
+    on_crash: Any, max_tries: int, numbers: int
+) -> None:
+    """The last process finds an answer that the one before it has ended as interrupted."""
+    store = Failing()
+    seen: list[int] = []
+    for number in range(ATTEMPTS + 2):
+        hub = new_hub(store)
+
+        async def bot(turn: Turn) -> None:
+            seen.append(turn.attempt)
+            for _ in range(numbers):
+                await (await turn.reply().open()).append("half ")
+            await asyncio.sleep(10_000)
+
+        if number not in (0, ATTEMPTS):
+            hub.agent("chat:*", name="bot", on_crash=on_crash, max_tries=max_tries)(bot)
+        await hub.start()
+        if not number:
+            hub.agent("chat:*", name="bot", on_crash=on_crash, max_tries=max_tries)(bot)
+            await hub.create("chat:1", id="m1", text="?")
+        await asyncio.sleep(1)
+        store.is_down = number < ATTEMPTS
+        await hub.close()
+        store.is_down = False
+    hub = new_hub(store)
+    await hub.start()
+    assert seen == list(range(1, max_tries + 1))
+    text = "half " * (max_tries if on_crash == "continue" else 1)
+    found = [(one.text, one.status, one.reason) for one in await messages(hub) if one.role == "assistant"]
+    assert found == [(text if numbers else "", "failed", "crashed")] * max(1, numbers)

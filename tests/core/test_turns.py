@@ -15,9 +15,9 @@ from tenuto.core.errors import Fenced, Finished, NotWriter, TooMany
 from tenuto.core.limits import Limits
 from tenuto.core.message_state import ClaimState
 from tenuto.core.ops import WriterIdentity
-from tenuto.core.requests import Caller, ClaimTurn, CreateMessage, FinishMessage, needs
+from tenuto.core.requests import AppendText, Caller, ClaimTurn, CreateMessage, EndTurn, FinishMessage, needs
 from tenuto.core.turns import reply_id
-from tests.core.harness import AGENT, ANN, LogHarness
+from tests.core.harness import AGENT, ANN, SERVER, LogHarness
 
 REMOTE = Caller(id="agent", is_server=True)  # the hub acts for a worker in another process
 OTHER_NODE = replace(AGENT, writer=WriterIdentity(by="agent", node="there"))
@@ -122,3 +122,109 @@ def test_answer_of_a_remote_agent_shows_its_attempt_by_its_id(served: LogHarness
         assert served.ask(late, answer, owner).ops
     assert served.ask(reply_id("q", 2 + 128 * rounds), answer, owner).ops
     assert served.ask("of-a-person", answer, ANN).ops
+
+
+# -- turns that are given up -----------------------------------------------------------------------------------
+
+
+def give_up(harness: LogHarness, generation: int) -> None:
+    """End the turn of `q` after its last attempt, as the hub does."""
+    harness.ask("q", EndTurn(generation=generation, confirmed=0, failure="failure"), SERVER)
+
+
+def answers_of(harness: LogHarness) -> list[tuple[str, str, str | None, str]]:
+    """Return the answers, oldest first: id, status, reason and text."""
+    known = sorted(harness.state.messages.values(), key=lambda one: one.created)
+    answers = [one.message() for one in known if one.reply_to == "q"]
+    return [(one.id, one.status, one.reason, one.text) for one in answers]
+
+
+def begin_answer(harness: LogHarness, attempt: int, text: str, *, number: int = 0, parent: str | None = None) -> str:
+    """Begin an answer as attempt `attempt` does; return its id."""
+    id = reply_id("q", attempt, number)
+    harness.stream(id, text, reply_to="q", parent=parent or "q", caller=replace(AGENT, attempt=attempt))
+    return id
+
+
+def test_turn_without_an_answer_that_is_given_up_has_an_empty_failed_one(served: LogHarness) -> None:
+    served.claim("q")
+    give_up(served, 1)
+    assert answers_of(served) == [("failure", "failed", "crashed", "")]
+    assert not claim_of(served).is_open
+
+
+@pytest.mark.parametrize("status", ["streaming", "interrupted"])
+def test_answer_of_a_turn_that_is_given_up_fails_and_its_last_attempt_writes_no_more(
+    served: LogHarness, status: str
+) -> None:
+    served.claim("q")
+    id = begin_answer(served, 1, "half")
+    if status == "interrupted":
+        served.interrupt(id)
+    give_up(served, 1)
+    assert answers_of(served) == [(id, "failed", "crashed", "half")]
+    late = replace(AGENT, attempt=1)
+    for request in (AppendText(text="late"), FinishMessage(status="complete"), FinishMessage(status="failed")):
+        with pytest.raises(Fenced):
+            served.ask(id, replace(request, generation=1), late)
+    with pytest.raises(Fenced):
+        begin_answer(served, 1, "late", number=1)
+    with pytest.raises(Fenced):  # an agent in another process names no attempt
+        served.stream(reply_id("q", 1, 1), reply_to="q", caller=Caller(id="agent"))
+    assert answers_of(served) == [(id, "failed", "crashed", "half")]
+    served.command("again", "regenerate", target="q")
+    assert (claim_of(served).state, claim_of(served).generation) == ("pending", 128)
+
+
+def test_each_answer_that_a_given_up_turn_has_left_fails_and_complete_ones_stay(served: LogHarness) -> None:
+    served.claim("q")
+    first = begin_answer(served, 1, "whole")
+    served.finish(first, caller=AGENT, generation=1)
+    second = begin_answer(served, 1, "half", number=1, parent=first)
+    third = begin_answer(served, 1, "begun", number=2, parent=second)
+    served.interrupt(second)
+    give_up(served, 1)
+    assert answers_of(served) == [
+        (first, "complete", None, "whole"),
+        (second, "failed", "crashed", "half"),
+        (third, "failed", "crashed", "begun"),
+    ]
+
+
+def test_turn_with_a_complete_answer_is_given_up_without_a_failed_one(served: LogHarness) -> None:
+    served.claim("q")
+    id = begin_answer(served, 1, "whole")
+    served.finish(id, caller=AGENT, generation=1)
+    served.claim("q", 1)
+    give_up(served, 2)
+    assert answers_of(served) == [(id, "complete", None, "whole")]
+
+
+def test_of_the_answers_of_several_attempts_the_newest_fails(served: LogHarness) -> None:
+    """An agent that may not read what earlier attempts wrote begins an answer in each."""
+    served.claim("q")
+    first = begin_answer(served, 1, "one")
+    served.claim("q", 1)
+    second = begin_answer(served, 2, "two")
+    served.interrupt(second)
+    give_up(served, 2)
+    assert answers_of(served) == [(first, "interrupted", None, "one"), (second, "failed", "crashed", "two")]
+    with pytest.raises(Fenced):
+        served.append(first, "late", caller=AGENT, generation=1)
+
+
+def test_answer_of_an_earlier_round_and_a_deleted_one_do_not_fail(served: LogHarness) -> None:
+    served.claim("q")
+    first = begin_answer(served, 1, "one")
+    served.interrupt(first)
+    served.end("q")
+    served.command("again", "regenerate", target="q")
+    served.claim("q", 128)
+    second = begin_answer(served, 129, "two")
+    served.delete(second, caller=AGENT)
+    give_up(served, 129)
+    assert answers_of(served) == [
+        (first, "interrupted", None, "one"),
+        (second, "streaming", None, ""),
+        ("failure", "failed", "crashed", ""),
+    ]

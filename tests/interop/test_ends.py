@@ -13,8 +13,9 @@ from fastapi import FastAPI
 
 from tenuto import Hub, Turn
 from tenuto.core.errors import Deleted
-from tenuto.core.requests import SERVER, AppendText, CreateMessage, FinishMessage, TakeOver
+from tenuto.core.requests import SERVER, AppendText, CreateMessage, EndTurn, FinishMessage, TakeOver
 from tenuto.routes import OPTIONS_KEY
+from tests.hub.test_shared_turns import Remote
 from tests.interop.test_streams import STREAMS as OF_ALL
 from tests.interop.test_streams import install_routes
 from tests.transports.conftest import Served, new_hub, serving
@@ -50,17 +51,18 @@ class Readers:
     async def _read(self, method: str, path: str, body: Any) -> str:
         return (await self._served.http.request(method, path, json=body)).text
 
-    async def check(self, ends: list[str]) -> None:
-        """Check that each stream, and one of each adapter that opens now, has the text of `ends`."""
+    async def check(self, ends: list[str]) -> list[str]:
+        """Check that each stream, and one of each adapter that opens now, has the text of `ends`. Return them."""
         self._texts += [asyncio.ensure_future(self._read(*one)) for one in STREAMS]
-        await self.check_joined(ends)
+        return await self.check_joined(ends)
 
-    async def check_joined(self, ends: list[str]) -> None:
+    async def check_joined(self, ends: list[str]) -> list[str]:
         """Check it for the streams that were opened before."""
         async with asyncio.timeout(60):
             texts = await asyncio.gather(*self._texts)
         for number, text in enumerate(texts):
             assert ends[number % 3] in text, text
+        return texts
 
 
 @pytest.mark.parametrize("change", ["deleted", "edited", "continued"])
@@ -213,3 +215,28 @@ async def test_turn_whose_question_is_deleted_before_its_first_text_is_cancelled
             response = await served.http.request(method, path, json=body)
             is_openai = path.startswith("/v1/")  # whose API has 404 for a response that was deleted
             assert (response.status_code, "deleted" in response.text) == ((404, False) if is_openai else (410, True))
+
+
+@pytest.mark.parametrize("left", [None, "streaming", "interrupted"])
+async def test_answer_of_a_turn_that_is_given_up_fails_once_for_each_reader(left: str | None) -> None:
+    async with adapters() as (hub, served):
+        await hub.start()
+        hub.runtime.scheduler.register(Remote())
+        await hub.create("chat:1", id="u", text="you", meta={OPTIONS_KEY: {}})
+        await served.until(lambda: hub.channel("chat:1").state.taken)
+        readers = Readers(served)
+        if left is not None:
+            answer = CreateMessage(role="assistant", status="streaming", text="Hello", reply_to="u")
+            await hub.ask("chat:1", "a", answer, SERVER)
+        if left == "interrupted":
+            await hub.ask("chat:1", "a", FinishMessage(status="interrupted"), SERVER)
+        await readers.join(hub)
+        await hub.ask("chat:1", "u", EndTurn(generation=1, confirmed=0, failure="f"), SERVER)
+        texts = await readers.check(
+            ['{"type":"error","errorText":"crashed"}', '"message":"crashed"', "response.failed"]
+        )
+        for text in texts:
+            assert sum(text.count(end) for end in ("errorText", "RUN_ERROR", "event: response.failed")) == 1, text
+            assert text.count('"delta":"Hello"') == (left is not None)
+        response = (await served.http.get(RESPONSE)).json()
+        assert (response["status"], len(response["output"])) == ("failed", left is not None)
