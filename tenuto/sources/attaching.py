@@ -81,8 +81,8 @@ class Attaching:
         self._may_stream = True
         kept, attempt = writing.kept, writing.attempt
         assert attempt is not None
-        # a step may be shown behind the text that is continued
-        self._after = attempt.count() if kept is None else attempt.count(kept.index) + 1 - len(kept.parts)
+        # a step may be shown behind the text that is continued, and between it and the parts before it
+        self._after = attempt.count(None if kept is None else kept.parts[0][0])
         try:
             if self.found is not None:
                 note, self.found = self.found, None
@@ -200,7 +200,7 @@ class Attaching:
 def _kept(attempt: Attempt, left: list[tuple[int, Part]], number: int, length: int, *, is_exact: bool) -> Kept:
     """Return the text that a response continues, the last of `left`. Raises Differs if the message does not hold it."""
     if len(left) == number and left[-1][1]["type"] == "text":
-        kept = Kept(*left[-1], [part for _, part in left], is_exact, length)
+        kept = Kept(left, is_exact, length)
         if len(kept.text) == length and (not kept.is_continued or length in kept.part.get("joins", [])):
             return kept
     attempt.take_left()  # all that was left is superseded with it

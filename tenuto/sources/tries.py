@@ -150,7 +150,7 @@ class Tries:
         if not left:
             return
         if self._takes_so_far:
-            self._kept = continuable([*left.values()], [*left][-1], is_exact=self.is_exact)
+            self._kept = continuable([*left.items()], is_exact=self.is_exact)
         if self._kept is None:
             attempt.supersede()
 
@@ -176,7 +176,7 @@ class Tries:
                 )
                 if has_content or self._kept is None:
                     is_continued = self._on_break in ("continue", "prefix")
-                    self._kept = continuable(*writing.written(), is_exact=self.is_exact) if is_continued else None
+                    self._kept = continuable(writing.written(), is_exact=self.is_exact) if is_continued else None
                     if self._kept is None:
                         attempt.supersede()
                         raise _Restart from error
@@ -185,8 +185,8 @@ class Tries:
     def _made(self) -> object:
         given: list[SoFar] = []
         if self._takes_so_far:
-            text, parts = (self._kept.text, list(self._kept.parts)) if self._kept is not None else ("", [])
-            given = [SoFar(text, parts, response_id=self._response_id, attempt=self._number)]
+            text, parts = (self._kept.text, self._kept.parts) if self._kept is not None else ("", [])
+            given = [SoFar(text, [one for _, one in parts], response_id=self._response_id, attempt=self._number)]
         last, self._last = self._last, self._make(*given)
         if self._last is last and (hasattr(last, "__anext__") or hasattr(last, "__next__")):
             raise LocalError("the function given to pipe returned the stream of an earlier try; begin a new one in it")
@@ -228,19 +228,20 @@ class _Restart(Exception):
     """A try failed, and the next one is another attempt."""
 
 
-def continuable(parts: list[Part], index: int, *, is_exact: bool = False) -> Kept | None:
-    """Return the text to continue, the last of `parts` at `index`; None if a continuation could not join it.
+def continuable(parts: list[tuple[int, Part]], *, is_exact: bool = False) -> Kept | None:
+    """Return the text to continue, the last of `parts`; None if a continuation could not join it.
 
     A tool call that broke off or has no output, hidden reasoning and structured output cannot be continued, nor can a
     short text, in which no repetition would show.
     """
-    last = parts[-1] if parts else {"type": ""}
-    if last["type"] != "text" or any(part["type"] == "tool" and part.get("state") in (INPUT, CALLED) for part in parts):
+    last = parts[-1][1] if parts else {"type": ""}
+    is_calling = any(part["type"] == "tool" and part.get("state") in (INPUT, CALLED) for _, part in parts)
+    if last["type"] != "text" or is_calling:
         return None
     text = last["text"].lstrip()
     if len(text) < SHORTEST_OVERLAP or _STRUCTURED.match(text):
         return None
-    return Kept(index=index, part=last, parts=parts, is_exact=is_exact)
+    return Kept(parts, is_exact)
 
 
 def _takes_so_far(make: Callable[..., object]) -> bool:

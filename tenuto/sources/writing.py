@@ -163,13 +163,21 @@ class _Slot:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A text that broke off, and that a stream continues: the part at `index`, the last one of `parts`."""
+    """A text that broke off, and that a stream continues: the last one of `parts`, which have their indexes."""
 
-    index: int
-    part: Part
-    parts: list[Part]
+    parts: list[tuple[int, Part]]
     is_exact: bool = False  # True: the model goes on at the last character, and repeats nothing, or the whole text
     length: int | None = None  # of the text, where an earlier process has begun to continue it; None: nothing follows
+
+    @property
+    def index(self) -> int:
+        """Return the index of its part."""
+        return self.parts[-1][0]
+
+    @property
+    def part(self) -> Part:
+        """Return its part."""
+        return self.parts[-1][1]
 
     @property
     def text(self) -> str:
@@ -293,7 +301,7 @@ class Writing:
         parts, kept = self._parts(), self.kept
         if kept is not None:
             (_, part), *parts = parts
-            kept = replace(kept, part=part, length=len(kept.text))
+            kept = replace(kept, parts=[*kept.parts[:-1], (kept.index, part)], length=len(kept.text))
         self.replay(parts, kept, marks=self._marks)
 
     async def write(self, edit: Edit) -> None:
@@ -329,9 +337,8 @@ class Writing:
     def piped(self) -> Piped:
         """Return the summary of the stream so far."""
         slots = self._slots.values()
-        parts, _ = self.written()
         return Piped(
-            text="".join(part["text"] for part in parts if part["type"] == "text"),
+            text="".join(part["text"] for _, part in self.written() if part["type"] == "text"),
             finish_reason=self._finish_reason,
             usage=self._total(),
             tool_calls=[
@@ -354,10 +361,9 @@ class Writing:
         begun = [(kept.index, joined.value() if joined is not None else kept.part)] if kept is not None else []
         return [*begun, *((slot.index, slot.value()) for slot in slots.values()), *self._left]
 
-    def written(self) -> tuple[list[Part], int]:
-        """Return the parts that this stream has written or continued, in order, and the index of the last one."""
-        parts, before = self._parts(), self.kept.parts[:-1] if self.kept is not None else []
-        return [*before, *(part for _, part in parts)], parts[-1][0] if parts else -1
+    def written(self) -> list[tuple[int, Part]]:
+        """Return the parts that this stream has written or continued, in order, with their indexes."""
+        return [*(self.kept.parts[:-1] if self.kept is not None else ()), *self._parts()]
 
     async def end(self, *, is_broken: bool = False) -> None:
         """Write the text that was held back; of a stream that broke off, not what may repeat the text before it."""

@@ -301,6 +301,28 @@ async def test_text_that_a_response_has_continued_before_a_shown_step_stands_onc
     assert model.asked.count("POST") == 2
 
 
+@virtually
+async def test_next_process_goes_on_with_a_response_that_continues_text_behind_reasoning_and_a_shown_step() -> None:
+    wire, second = Responses(), long_events("x" * 250, "y", response="resp_2")
+    thought, text = [*wire.begin(), *wire.thought()], wire.said(pieces=(LONG, "It goes on."))
+    model = Model([*thought, CUT], [*text[:3], CUT], UNKNOWN, [*second[:5], HOLD], second)
+    client = model.openai()
+
+    async def step(turn: Turn) -> None:
+        await asyncio.sleep(0.5)  # the reasoning has come, and no text
+        await turn.step("beside", lambda: "done", show=True)
+
+    async def respond(turn: Turn) -> None:
+        async with turn.reply() as message:
+            piping = message.pipe(lambda so_far: ask(client)(), attach=client.responses, on_break="continue")
+            await asyncio.gather(piping, step(turn))
+
+    (answer,) = await answers_over_a_crash(respond, "continue")
+    assert counted(answer) == ["reasoning", "tool", "text"]
+    assert (answer.status, answer.text) == ("complete", LONG + "x" * 250 + "y")
+    assert model.asked.count("POST") == 2
+
+
 @pytest.mark.parametrize("on_crash", ["restart", "continue"])
 @pytest.mark.parametrize("at", [1, 6])
 @virtually

@@ -581,7 +581,7 @@ def test_json_is_not_continued_in_whatever_fence_but_code_is(
     opened = f"{fence}{gap}{name}\n" if fence else ""
     is_json = name.startswith(("json", "JSON")) if fence and name else begin in ("{", "[")
     text = {"type": "text", "text": f"{space}{opened}{inner}{begin}{'x' * 40}"}
-    assert (tries.continuable([text], 0) is None) == is_json
+    assert (tries.continuable([(0, text)]) is None) == is_json
 
 
 WORDS = "".join(f"{number} word " for number in range(150))
@@ -678,7 +678,7 @@ def test_what_is_added_is_the_continuation_without_its_longest_overlap(
         expected = bare[overlap:] if overlap else new[overlap_of(text, new) :]
         if expected == new and len(bare) >= SHORTEST_OVERLAP and start.startswith(bare[:SHORTEST_OVERLAP]):
             expected = f"another answer: {new}"
-    join, found, rest = Join(Kept(0, {"type": "text", "text": text}, [], is_exact)), None, new
+    join, found, rest = Join(Kept([(0, {"type": "text", "text": text})], is_exact)), None, new
     try:
         for cut in [*cuts, len(new)]:
             piece, rest = rest[:cut], rest[cut:]
@@ -741,7 +741,7 @@ async def test_text_of_a_continued_stream_is_that_of_its_message() -> None:
         summary = await writer.pipe(lambda so_far: ask(), on_break="continue")
     assert (summary.text, [one.part for one in summary.tool_calls]) == (LONG, [1])
     asked = {"type": "tool", "call": "c1", "name": "f", "state": "called"}  # its output is the handler's to write
-    assert tries.continuable([asked, {"type": "text", "text": LONG}], 1) is None
+    assert tries.continuable([(0, asked), (1, {"type": "text", "text": LONG})]) is None
 
 
 @virtually
