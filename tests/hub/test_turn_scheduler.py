@@ -8,9 +8,10 @@ import pytest
 
 from tenuto import Hub
 from tenuto.core.model import Message
-from tenuto.core.turns import ATTEMPTS, WhenBusy
+from tenuto.core.turns import ATTEMPTS, WhenBusy, reply_id
 from tenuto.hub.turns.scheduler import LEASE_S, AssignedTurn
 from tests.hub.hubs import new_hub
+from tests.hub.test_commit_outcomes import ScriptedStore
 from tests.virtual import virtually
 
 CHANNEL = "chat:1"
@@ -131,3 +132,19 @@ async def test_message_behind_one_that_is_given_up_is_next() -> None:
         *(("poison", attempt) for attempt in range(1, ATTEMPTS + 1)),
         ("next", 1),
     ]
+
+
+@pytest.mark.parametrize("outcome", ["ok", "no", "lost", "kept"])
+@virtually
+async def test_turn_that_is_given_up_has_one_answer_whatever_the_commit(outcome: str) -> None:
+    store, worker = ScriptedStore(), Worker()
+    hub = new_hub(store)
+    await start_with_messages(hub, worker, "poison", "next")
+    poison = await hub.message(CHANNEL, id=reply_id("poison", 1), author="far", reply_to="poison").open()
+    await poison.append("half")
+    await asyncio.sleep(ATTEMPTS * LEASE_S - 1)
+    store.script = [outcome]
+    await asyncio.sleep(10)
+    assert [(one.text, one.status, one.reason) for one in await answers(hub)] == [("half", "failed", "crashed")]
+    assert await claim_of(hub, "poison") == ("done", ATTEMPTS + 1)
+    assert await claim_of(hub, "next") == ("taken", 1)
