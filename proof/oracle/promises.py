@@ -612,10 +612,16 @@ class Promises:
         if before is not None and before.is_given and op.confirmed:
             raise Violation(f"{place} was claimed again by {op.node}, though {before.by} has begun this attempt")
         if before is not None and before.node is None:
-            self._check_not_early(place, before)
+            if not self._has_lost_host(place, before):
+                self._check_not_early(place, before)
         elif before is not None and self._nodes is None and before.is_given and before.node == self._live_node():
             raise Violation(f"{place} was claimed by {op.by}, though {before.by} works on it in a living process")
         self._begin_turn(place, op)
+
+    def _has_lost_host(self, place: Place, held: Held) -> bool:
+        """Return whether the attempt that has taken the message in is lost, so that the message waits again."""
+        is_over = held.host_over_s < float("inf")
+        return held.host is not None and not is_over and self._turn((place[0], held.host[0]), held.host[1]) is None
 
     def _end_held(self, place: Place, generation: int) -> None:
         """Note the end of a turn, with which the turns end that its attempt has taken in."""

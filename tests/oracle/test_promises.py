@@ -128,6 +128,19 @@ def claim_message(scene: Scene) -> None:
     scene.store(user_message(), claim())
 
 
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_message_that_a_turn_took_in_is_claimed_early_once_that_attempt_is_lost(scene: Scene, is_lost: bool) -> None:
+    host = replace(claim(), id="host")
+    scene.store(user_message(), replace(user_message(), id="host"), host)
+    scene.store(replace(claim(), within="host", within_generation=1))
+    scene.promises.note_taken_in(PLACE, "host", 1)
+    scene.at(5.0)
+    if is_lost:
+        scene.store(replace(host, generation=2))
+    with nullcontext() if is_lost else pytest.raises(Violation, match="sign of life"):
+        scene.store(replace(claim(), generation=2))
+
+
 @pytest.mark.parametrize(
     ("back_s", "stopped_s", "is_right"), [(12.9, 0.0, True), (11.0, 0.0, False), (11.0, 4.0, True)]
 )
