@@ -14,7 +14,7 @@ from tenuto.core.message_state import CLAIMED, ClaimState, MessageState
 from tenuto.core.names import check_id, is_own_name
 from tenuto.core.ops import Claim, Create, Finish, Lease, Op, Takeover, WriterIdentity, digest
 from tenuto.core.requests import Caller, ClaimTurn, DeleteMessage, EndTurn, ExpireLease, RenewLease, Request
-from tenuto.core.turns import MOST_SPARED, earlier_attempt, newest_branch, next_round, round_ids
+from tenuto.core.turns import MOST_SPARED, earlier_attempt, newest_branch, next_round, reply_ids
 
 
 def check_writer(message: MessageState, caller: Caller, generation: int | None) -> None:
@@ -287,7 +287,7 @@ def _failed(state: Draft, message: MessageState, claim: ClaimState, answer_id: s
             status, reason = ("failed", CRASHED) if one.id in seen else ("interrupted", None)
             ops.append(Takeover(id=one.id, generation=one.generation + 1, writer=writer, at_ms=now_ms))
             ops.append(Finish(id=one.id, status=status, reason=reason, meta=one.meta, at_ms=now_ms))
-    if ops or not {one.id for one in answers}.isdisjoint(round_ids(message.id, claim.generation)):
+    if ops or not {one.id for one in answers}.isdisjoint(reply_ids(message.id, claim.generation)):
         return ops
     answer = Create(
         id=check_id(answer_id),

@@ -20,7 +20,7 @@ from tenuto.core.limits import Limits
 from tenuto.core.model import OPTIONS, OPTIONS_KEY, Json, Message, Part, Role, Status, check_json, plain
 from tenuto.core.names import is_id
 from tenuto.core.ops import Create, WriterIdentity
-from tenuto.core.turns import round_ids
+from tenuto.core.turns import reply_ids
 
 # Browsers keep numbers as doubles: an integer above 2**53 did not arrive as it was sent.
 Count = Annotated[int, Meta(ge=0, le=2**53)]
@@ -240,7 +240,7 @@ def needs(key: str, request: Request, caller: Caller) -> tuple[str, ...]:
         target = request.reply_to
         kept = kept_ids(request.options, caller.id)
     elif isinstance(request, EndTurn) and request.failure is not None:  # the answers that have no end yet
-        kept = tuple(round_ids(key, request.generation))
+        kept = tuple(reply_ids(key, request.generation))
     # `decide` refuses an invalid id later
     return (key, target, *kept) if target is not None and is_id(target) else (key, *kept)
 

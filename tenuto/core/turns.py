@@ -520,14 +520,7 @@ def reply_id(message_id: str, attempt: int, number: int = 0) -> str:
     return _computed_id(message_id, attempt, number)
 
 
-def reply_ids(message_id: str, attempts: int = ATTEMPTS) -> Iterator[str]:
-    """Yield the ids of the answers of the first `attempts` at a message."""
-    for attempt in range(1, attempts + 1):
-        for number in range(ANSWERS):
-            yield reply_id(message_id, attempt, number)
-
-
-def round_ids(message_id: str, generation: int) -> Iterator[str]:
+def reply_ids(message_id: str, generation: int = ATTEMPTS) -> Iterator[str]:
     """Yield the ids of the answers of the attempts of one round, up to `generation`."""
     for attempt in range(generation - attempt_of(generation) + 1, generation + 1):
         for number in range(ANSWERS):
