@@ -22,7 +22,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from tenuto.agents.history import OUTPUT, PARTICIPANT, has_branches
+from tenuto.agents.history import OUTPUT, PARTICIPANT, leading_to
 from tenuto.agents.request import options_in
 from tenuto.core.deltas import (
     Delta,
@@ -113,8 +113,8 @@ __all__ = [
     "TurnStatus",
     "deltas_of",
     "guarded",
-    "has_branches",
     "is_id",
+    "leading_to",
     "newest_branch",
     "options_in",
     "versions_of",

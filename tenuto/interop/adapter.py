@@ -9,7 +9,8 @@ import base64
 import binascii
 import hashlib
 import re
-from collections.abc import Awaitable, Callable
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from itertools import takewhile
 from mimetypes import guess_type
@@ -168,6 +169,20 @@ def requested_in(question: Message) -> Json:
     """Return all that the request of `question` asks for (`with_options`)."""
     requested = question.meta.get(OPTIONS_KEY)
     return requested if isinstance(requested, dict) else {}
+
+
+async def read_messages(
+    access: Access, channel: str, *, before: int | None = None, after: int | None = None, limit: int = sys.maxsize
+) -> AsyncIterator[Message]:
+    """Yield at most `limit` messages: those created before a serial, newest first, or after one, oldest first."""
+    while limit > 0:
+        page = await access.history(channel, before=before, after=after, limit=min(limit, 200))
+        for one in page.messages:
+            yield one
+        if not page.more:
+            return
+        limit, last = limit - len(page.messages), page.messages[-1].created
+        before, after = (last, None) if after is None else (None, last)
 
 
 def messages_in(messages: object, form: str, is_right: Callable[[Json], bool]) -> list[Json]:

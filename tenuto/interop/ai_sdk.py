@@ -36,6 +36,7 @@ from tenuto.interop.adapter import (
     hashed,
     json_response,
     messages_in,
+    read_messages,
     regenerate,
     store_unsent,
     stored_id,
@@ -44,7 +45,7 @@ from tenuto.interop.adapter import (
 from tenuto.interop.fold import Answer, EventStream, Json, Part, TurnFold, call_of, encode, has_result, text_of
 from tenuto.routes import OPTIONS_KEY, Access, TurnDelta, TurnStatus, deltas_of, options_in, versions_of
 
-VERSION_PAGES = 10  # pages of 200 messages among which the versions of an edited question are looked for
+VERSION_MESSAGES = 2_000  # newest messages among which the versions of an edited question are looked for
 JUST_ENDED_S = 10.0  # a page that resumes loaded its messages at most so long before
 LATEST_TURN = 20  # newest messages of a channel among which the turn that has just ended is looked for
 SHORTER = "send the last message alone: let prepareSendMessagesRequest return id, trigger, messageId and message"
@@ -198,15 +199,11 @@ def _content_of(message: Json) -> Json:
 
 async def _versions(access: Access, channel: str, known: Message) -> AsyncIterator[Message]:
     """Yield the versions of a question, the newest first and `known` last, of the newest 2,000 messages."""
-    before = None
-    for _ in range(VERSION_PAGES):
-        page = await access.history(channel, before=before, limit=200)
-        for version in reversed(versions_of(known, page.messages)):
-            if version.created > known.created:
-                yield version
-        if not page.messages or not page.more or page.messages[-1].created <= known.created:
+    async for one in read_messages(access, channel, limit=VERSION_MESSAGES):
+        if one.created <= known.created:
             break
-        before = page.messages[-1].created
+        if len(versions_of(known, [one])) > 1:
+            yield one
     yield known
 
 

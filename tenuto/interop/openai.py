@@ -12,10 +12,9 @@ import asyncio
 import logging
 import re
 import secrets
-import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -50,6 +49,7 @@ from tenuto.interop.adapter import (
     json_response,
     output_part,
     own_tools,
+    read_messages,
     requested_in,
     stored_parts,
     with_options,
@@ -81,7 +81,7 @@ from tenuto.routes import (
     TurnStatus,
     deltas_of,
     guarded,
-    has_branches,
+    leading_to,
     options_in,
 )
 
@@ -371,7 +371,7 @@ class OpenAI:
     async def _delete_conversation(self, request: Request) -> Response:
         """Delete the messages of the caller, with their answers. Raises Forbidden if those of others are left."""
         access, channel = await self._in_conversation(request, "publish")
-        async for message in _messages(access, channel, after=0):
+        async for message in read_messages(access, channel, after=0):
             if message.author == access.identity.client_id:
                 # it may be an answer of an agent with this name, or another request has deleted it
                 with suppress(Forbidden, NotFound, Deleted):
@@ -514,20 +514,6 @@ async def whole_response(
     return Response(encode(body), status, headers, "application/json")
 
 
-async def _messages(
-    access: Access, channel: str, *, before: int | None = None, after: int | None = None, limit: int = sys.maxsize
-) -> AsyncIterator[Message]:
-    """Yield at most `limit` messages: those created before a serial, newest first, or after one, oldest first."""
-    while limit > 0:
-        page = await access.history(channel, before=before, after=after, limit=min(limit, 200))
-        for one in page.messages:
-            yield one
-        if not page.more:
-            return
-        limit, last = limit - len(page.messages), page.messages[-1].created
-        before, after = (last, None) if after is None else (None, last)
-
-
 async def _found(access: Access, channel: str, id: str) -> Message | None:
     with suppress(NotFound, Deleted):
         return (await access.turn(channel, id)).message
@@ -551,7 +537,7 @@ async def _last_of(access: Access, channel: str, turn: AskedTurn) -> Message:
 async def _brought(access: Access, channel: str, question: Message) -> list[Message]:
     """Return the messages that the request of a question brought, which is the last one."""
     ids = {f"{question.id}.{number}" for number in range(MAX_EARLIER)}  # another person may have taken one
-    earlier = _messages(access, channel, before=question.created, limit=MAX_EARLIER)
+    earlier = read_messages(access, channel, before=question.created, limit=MAX_EARLIER)
     return [*[one async for one in earlier if one.id in ids and one.author == question.author][::-1], question]
 
 
@@ -596,7 +582,7 @@ async def with_references(access: Access, items: object, into: Reference | None,
         raise InvalidRequest(f"{param} refers to an item twice; send each item_reference once", param=param)
     found: dict[object, Json] = {}
     told, turns, size = list[object](), set[Reference](), 0
-    path = set[str]()
+    path: Set[str] = frozenset()
     for one in items:
         if not _is_reference(one):
             told.append(one)
@@ -629,24 +615,12 @@ async def with_references(access: Access, items: object, into: Reference | None,
     return told
 
 
-async def _path_to(access: Access, of: Reference) -> set[str]:
-    """Return the ids of the messages that lead to a response, and of those of its turn, as an agent's history has them.
-
-    Behind a parent that is gone (deleted) it goes on with the messages before, unless these have branches.
-    """
+async def _path_to(access: Access, of: Reference) -> Set[str]:
+    """Return the ids of the messages of a response and of those that lead to it, as an agent's history has them."""
     last = await _last_of(access, of.channel, await turn_of(access, of, param="previous_response_id"))
-    path = {of.message_id}
-    wanted: str | None = last.id
-    rest: list[Message] = []  # the newest message with an unknown parent, and those before it, without their parts
-    async for one in _messages(access, of.channel, before=last.created + 1, limit=_MAX_READ):
-        if one.id == wanted:
-            path.add(one.id)
-            wanted = one.parent
-            rest.clear()
-        if wanted is None:
-            return path
-        rest.append(replace(one, parts=[]))
-    return path if has_branches(rest) else path.union(one.id for one in rest)
+    older = read_messages(access, of.channel, before=last.created + 1, limit=_MAX_READ)
+    messages = [replace(one, parts=[]) async for one in older]
+    return leading_to(messages)[last.id] | {of.message_id, last.id}
 
 
 def _is_reference(item: Any) -> bool:
@@ -1113,7 +1087,7 @@ class _Socket:
         """Return the stored inputs of this person that a response or its successor is for."""
         assert lane.question is not None
         question, access, before = lane.question, self._socket.access, lane.previous
-        later = _messages(access, of.channel, after=question.created, limit=_MAX_READ)
+        later = read_messages(access, of.channel, after=question.created, limit=_MAX_READ)
         root, author = _root(question), access.identity.client_id
         own = [one async for one in later if requested_in(one).get(STEERS) == root and one.author == author]
         found, taken, hosts = list[_Steer](), 0, {root, *(one.id for one in own)}
