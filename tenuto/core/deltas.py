@@ -160,6 +160,8 @@ class MessageProgress:
             if not known:
                 deltas.append(MessageOpened(replace(message, parts=[])))
             self._attempts = _attempts_in(message)
+            if self._attempts and not known:  # whole, as to a reader that was there when an attempt was superseded
+                return [*deltas, self._replace(message), *self._change_status(message, was_finished=before)]
             for index, part in enumerate(message.parts):
                 deltas += self._continue(index, part) if index < known else self._open(index, part)
         return deltas + self._change_status(message, was_finished=before)

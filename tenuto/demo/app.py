@@ -25,7 +25,7 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from tenuto.app import Hub, visitors
-from tenuto.core.deltas import MessageProgress, PartOpened, TextAdded
+from tenuto.core.deltas import MessageProgress
 from tenuto.core.errors import InvalidName, TooMany, shown
 from tenuto.core.model import Message
 from tenuto.core.names import check_channel, check_id, matches
@@ -50,6 +50,7 @@ from tenuto.transports.codec import decode
 from tenuto.transports.headers import Query, peer_of
 from tenuto.transports.http import Endpoint, read_body
 from tenuto.transports.origin import check_peer
+from tenuto.transports.streams import added_texts
 
 MOST_PLAIN, WAIT_S = 50, 300.0  # limits of the plain streams at a time, and of the wait of one for its next token
 CLAIM_TRIES, CLAIM_S = 20, 0.05  # looks for the agent of a question, and the time between two of them
@@ -206,11 +207,9 @@ class _Routes:
         deltas = progress.begin(answer)
         async with aclosing(self._hub.subscribe(channel, since=cursor).batches()) as batches:
             while True:
-                for delta in deltas:
-                    if isinstance(delta, TextAdded) and delta.kind == "text":
-                        yield delta.text
-                    elif isinstance(delta, PartOpened) and delta.part["type"] == "text":
-                        yield delta.part["text"]
+                for kind, text in added_texts(deltas):
+                    if kind == "text":
+                        yield text
                 if progress.status in ("complete", "cancelled"):
                     return
                 if progress.status is not None or self._agent_of(channel, question) != agent:

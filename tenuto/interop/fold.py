@@ -181,24 +181,6 @@ def earlier_parts(parts: list[Json]) -> list[tuple[int, list[Json]]]:
     return found[::-1]
 
 
-def with_whole_attempts(deltas: Sequence[TurnDelta]) -> Iterator[TurnDelta]:
-    """Yield `deltas`. A message that is opened with attempts among its parts gets its parts as a whole."""
-    whole: set[str] = set()
-    for delta in deltas:
-        match delta:
-            case InAnswer(id, MessageOpened(message)):
-                given = [one.delta for one in deltas if isinstance(one, InAnswer) and one.message_id == id]
-                parts = [one.part for one in given if isinstance(one, PartOpened)]
-                yield delta
-                if any(one["type"] == ATTEMPT for one in parts):
-                    whole.add(id)
-                    yield InAnswer(id, MessageReplaced(replace(message, parts=parts), ()))
-            case InAnswer(id, PartOpened()) if id in whole:
-                pass
-            case _:
-                yield delta
-
-
 class TurnFold:
     """The turn as it is. With `keeps_text` its parts keep the text that was taken."""
 

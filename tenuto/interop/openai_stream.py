@@ -37,7 +37,6 @@ from tenuto.interop.fold import (
     encode,
     has_result,
     text_of,
-    with_whole_attempts,
 )
 from tenuto.routes import OUTPUT, InAnswer, MessageReplaced, TurnDelta
 
@@ -303,7 +302,7 @@ class TurnEvents(EventStream):
 
     def _fold(self, deltas: Sequence[TurnDelta]) -> None:
         """Apply `deltas`. The items of each attempt that they supersede are counted, and then taken back."""
-        for delta in with_whole_attempts(deltas):
+        for delta in deltas:
             if isinstance(delta, InAnswer) and isinstance(whole := delta.delta, MessageReplaced):
                 a = next(a for a, one in enumerate(self._turn.answers) if one.id == delta.message_id)
                 answer = self._turn.answers[a]
