@@ -14,7 +14,7 @@ import re
 import secrets
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -321,7 +321,7 @@ class OpenAI:
         if any(of.start):
             first = of.at().id()[:64]
             raise InvalidRequest(f"the response is the rest of a turn; delete the response that began it, {first!r}")
-        for one in await _brought(access, of.channel, question):
+        async for one in _brought(access, of.channel, question):
             with suppress(NotFound, Deleted):  # another request has deleted it
                 await access.delete_turn(of.channel, one.id)
         return json_response({"id": of.id(), "object": "response", "deleted": True})
@@ -329,8 +329,9 @@ class OpenAI:
     async def _input_items(self, request: Request) -> Response:
         """Return the messages that the request of the response brought; of replies nothing is kept."""
         access, of, (question, _) = await self._response_in(request, "history")
-        brought = [] if any(of.start) else await _brought(access, of.channel, question)
-        return page_of([item for one in brought for item in input_items(of.channel, one)], request)
+        brought = _brought(access, of.channel, question)
+        items = (item async for one in brought for item in input_items(of.channel, one)[::-1] if not any(of.start))
+        return await page_of(items, request)
 
     async def _cancel(self, request: Request) -> Response:
         """Cancel the turn for all clients, and respond when it has ended."""
@@ -382,13 +383,7 @@ class OpenAI:
 
     async def _list_items(self, request: Request) -> Response:
         access, channel = await self._in_conversation(request)
-        items: list[Json] = []
-        for status in await access.conversation(channel):
-            items += input_items(channel, status.message or status.answers[0])
-            if status.message is not None:
-                of = Reference(channel, status.message.id)
-                items += events_of(await asked(access, channel, status), of).response()["output"]
-        return page_of(items, request)
+        return await page_of(_items_in(access, channel), request)
 
     async def _item(self, request: Request) -> Response:
         _, _, items = await self._item_in(request)
@@ -534,11 +529,13 @@ async def _last_of(access: Access, channel: str, turn: AskedTurn) -> Message:
     return last
 
 
-async def _brought(access: Access, channel: str, question: Message) -> list[Message]:
-    """Return the messages that the request of a question brought, which is the last one."""
+async def _brought(access: Access, channel: str, question: Message) -> AsyncIterator[Message]:
+    """Yield the messages that the request of a question brought, newest first: the question, and those before it."""
+    yield question
     ids = {f"{question.id}.{number}" for number in range(MAX_EARLIER)}  # another person may have taken one
-    earlier = read_messages(access, channel, before=question.created, limit=MAX_EARLIER)
-    return [*[one async for one in earlier if one.id in ids and one.author == question.author][::-1], question]
+    async for one in read_messages(access, channel, before=question.created, limit=MAX_EARLIER):
+        if one.id in ids and one.author == question.author:
+            yield one
 
 
 async def _store_earlier(
@@ -635,21 +632,49 @@ async def _items_of(access: Access, of: Reference, param: str | None = None) -> 
     return [*input_items(of.channel, turn.question), *events_of(turn, of).response()["output"]]
 
 
-def page_of(items: list[Json], request: Request) -> Response:
-    """Return the page of `items`, oldest first, for which a request asks with `order`, `after` and `limit`."""
+async def _items_in(access: Access, channel: str) -> AsyncIterator[Json]:
+    """Yield the items of a conversation, newest first."""
+    before: int | None = None
+    late: list[Message] = []  # answers to questions that were not read yet
+    while turns := await access.conversation(channel, before=before):
+        for status in reversed(turns):
+            first = status.message or status.answers[0]
+            before, items = first.created, input_items(channel, first)
+            if status.message is not None:
+                answers = [*status.answers, *(one for one in reversed(late) if one.reply_to == first.id)]
+                turn = await asked(access, channel, replace(status, answers=answers))
+                items += events_of(turn, Reference(channel, first.id)).response()["output"]
+            elif first.reply_to is not None and await _found(access, channel, first.reply_to) is not None:
+                late.append(first)
+                continue
+            for item in reversed(items):
+                yield item
+
+
+async def page_of(items: AsyncIterator[Json], request: Request) -> Response:
+    """Return the page of `items`, newest first, for which a request asks with `order`, `after` and `limit`."""
     query = request.query_params
     order, limit = query.get("order", "desc"), query.get("limit", "20")
     if order not in ("asc", "desc"):
         raise InvalidRequest(f"order must be asc or desc, got {order!r:.80}", param="order")
     if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:4]) <= _LARGEST_PAGE):
         raise InvalidRequest(f"limit must be from 1 to {_LARGEST_PAGE}, got {limit!r:.80}", param="limit")
-    ordered = items if order == "asc" else items[::-1]
-    if (after := query.get("after")) is not None:
-        ids = [one["id"] for one in ordered]
-        if after not in ids:
-            raise unknown("item", after, "after")
-        ordered = ordered[ids.index(after) + 1 :]
-    return json_response(list_of(ordered[: int(limit)], has_more=len(ordered) > int(limit)))
+    is_asc, after = order == "asc", query.get("after")
+    is_known = after is None
+    found = deque[Json](maxlen=int(limit) + 1)  # of the items between `after` and one end, those beside it
+    async for item in items:
+        if item["id"] == after:
+            is_known = True
+            if is_asc:
+                break
+        elif is_asc or is_known:
+            found.append(item)
+            if not is_asc and len(found) == found.maxlen:
+                break
+    if not is_known:
+        raise unknown("item", after, "after")
+    page = [*reversed(found)] if is_asc else [*found]
+    return json_response(list_of(page[: int(limit)], has_more=len(page) > int(limit)))
 
 
 def list_of(items: list[Json], *, has_more: bool = False) -> Json:

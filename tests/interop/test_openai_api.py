@@ -555,6 +555,24 @@ async def test_items_of_a_conversation_are_in_the_order_in_which_they_came(scene
         assert [getattr(one, "role", one.type) for one in items] == kinds
 
 
+@pytest.mark.parametrize("order", ["asc", "desc"])
+async def test_pages_have_all_items_of_a_long_conversation(scene: ClientScene, order: Any) -> None:
+    texts = [f"{number}" for number in range(205)]
+    for text in texts[:4]:
+        await scene.hub.create("chat:1", id=text, text=text, starts_turn=False)
+    async with scene.hub.message("chat:1", reply_to="3") as message:
+        await message.append("answer")
+    for text in texts[4:]:
+        await scene.hub.create("chat:1", id=text, text=text, starts_turn=False)
+    client, id = scene.client.conversations.items, conversation_id("chat:1")
+    items: Any = [one async for one in client.list(id, order=order, limit=100)]
+    shown = [one.content[0].text for one in items]
+    assert shown[:: 1 if order == "asc" else -1] == [*texts[:4], "answer", *texts[4:]]
+    assert items[40] in (await client.list(id, order=order, after=items[38].id, limit=2)).data
+    with pytest.raises(openai.NotFoundError):
+        await client.list(id, order=order, after="in_x")
+
+
 async def test_conversation_does_not_begin_with_the_output_of_an_unknown_call(scene: ClientScene) -> None:
     result: Any = {"type": "function_call_output", "call_id": "c9", "output": "7"}
     with pytest.raises(openai.BadRequestError, match="replies to 'c9', but no call before it has this id") as raised:
