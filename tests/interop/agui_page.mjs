@@ -72,6 +72,7 @@ const actions = {
     await until(() => pages.get(name).status !== "running")
   },
   saw: (name, { wanted }) => until(() => text(pages.get(name).agent.messages).includes(wanted)),
+  asked: (name) => until(() => pages.get(name).customs.length),
   ended: (name) => until(() => pages.get(name).status !== "running"),
   state: () => {},
 }

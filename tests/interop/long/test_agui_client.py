@@ -104,6 +104,23 @@ async def test_parts_of_all_types_are_accepted_live_on_a_reload_and_again(scene:
         assert [plain(one) for one in state["messages"]] == [plain(one) for one in loaded]
 
 
+async def test_approval_is_an_event_and_the_run_goes_on_after_the_reply_at_the_hub(scene: ClientScene) -> None:
+    async def asks(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.part({"type": "tool", "call": "c1", "name": "buy", "input": "{}", "state": "called"})
+            await message.append("May I? ")
+            await message.append("Bought." if (await turn.ask("approve", {"call": "c1"})).ok else "Left.")
+
+    scene.script = asks
+    await scene.pages("a", "open", thread="1")
+    await scene.pages("a", "send", text="you", id="u")
+    ((name, asked),) = [one.values() for one in (await scene.pages("a", "asked"))["customs"]]
+    assert (name, asked["name"], asked["data"], asked["open"]) == ("tenuto.question", "approve", {"call": "c1"}, True)
+    await scene.http.post(f"/tenuto/v1/channels/chat:1/commands/{asked['id']}/reply", json={"ok": True})
+    state = await scene.ended("a")
+    assert (texts(state), state["customs"][-1]["value"]["ok"]) == (["May I? Bought."], True)
+
+
 def plain(message: Any) -> Any:
     """Return a message without an empty text, which the client keeps in some orders of events."""
     return {name: value for name, value in message.items() if value != ""}

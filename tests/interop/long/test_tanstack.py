@@ -80,8 +80,13 @@ async def calls_first(turn: Turn) -> None:
             await message.flush()
 
 
-@pytest.mark.parametrize(("script", "size"), [(everything, 2), (calls_first, 1)])
-async def test_loaded_thread_equals_the_one_that_a_page_built_and_comes_in_pages(script: Any, size: int) -> None:
+def outline(state: Any) -> Any:
+    names = ("type", "content", "name", "arguments", "state", "toolCallId")
+    return [[{name: part.get(name) for name in names} for part in one["parts"]] for one in state["messages"]]
+
+
+@pytest.mark.parametrize("script", [everything, calls_first])
+async def test_loaded_thread_equals_the_one_that_a_page_built(script: Any) -> None:
     async with scene_of() as (scene, _, pages):
         scene.script = script
         await pages("a", "open", thread="1")
@@ -89,13 +94,17 @@ async def test_loaded_thread_equals_the_one_that_a_page_built_and_comes_in_pages
         await pages("a", "saw", wanted="Two.")
         built = await pages("a", "ended")
         await pages("b", "open", thread="1", persistence=True)
-        loaded = await pages("b", "saw", wanted="Two.")
+        assert outline(await pages("b", "saw", wanted="Two.")) == outline(built)
 
-        def outline(state: Any) -> Any:
-            names = ("type", "content", "name", "arguments", "state", "toolCallId")
-            return [[{name: part.get(name) for name in names} for part in one["parts"]] for one in state["messages"]]
 
-        assert outline(loaded) == outline(built)
+@pytest.mark.parametrize(("script", "size"), [(everything, 2), (calls_first, 1)])
+async def test_thread_in_pages_equals_the_whole_one(script: Any, size: int) -> None:
+    async with scene_of() as (scene, _, pages):
+        scene.script = script
+        await pages("a", "open", thread="1")
+        await pages("a", "send", text="you")
+        await pages("a", "saw", wanted="Two.")
+        built = await pages("a", "ended")
         await pages("c", "open", thread="1", persistence=True, history={"pageSize": size})
-        assert len((await pages("c", "saw", wanted="Two."))["messages"]) < len(loaded["messages"])
-        assert outline(await pages("c", "older")) == outline(loaded)
+        assert len((await pages("c", "saw", wanted="Two."))["messages"]) < len(built["messages"])
+        assert outline(await pages("c", "older")) == outline(built)
