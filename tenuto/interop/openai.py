@@ -321,7 +321,8 @@ class OpenAI:
         if any(of.start):
             first = of.at().id()[:64]
             raise InvalidRequest(f"the response is the rest of a turn; delete the response that began it, {first!r}")
-        async for one in _brought(access, of.channel, question):
+        brought = [one async for one in _brought(access, of.channel, question)]
+        for one in reversed(brought):  # the question last: until then a repeated request finds the others
             with suppress(NotFound, Deleted):  # another request has deleted it
                 await access.delete_turn(of.channel, one.id)
         return json_response({"id": of.id(), "object": "response", "deleted": True})
@@ -533,9 +534,13 @@ async def _brought(access: Access, channel: str, question: Message) -> AsyncIter
     """Yield the messages that the request of a question brought, newest first: the question, and those before it."""
     yield question
     ids = {f"{question.id}.{number}" for number in range(MAX_EARLIER)}  # another person may have taken one
-    async for one in read_messages(access, channel, before=question.created, limit=MAX_EARLIER):
+    first = await _found(access, channel, f"{question.id}.0")
+    limit = MAX_EARLIER if first is None else question.created  # others may have written at the same time
+    async for one in read_messages(access, channel, before=question.created, limit=limit):
         if one.id in ids and one.author == question.author:
             yield one
+        if first is not None and one.created <= first.created:
+            break
 
 
 async def _store_earlier(

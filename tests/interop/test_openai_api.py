@@ -522,6 +522,23 @@ async def test_message_of_another_person_or_name_is_no_input_of_a_response() -> 
         assert [one.id for one in (await scene.hub.history("chat:1")).messages] == ["q.x", "q.0"]
 
 
+async def test_input_of_a_response_is_found_behind_many_messages_of_others() -> None:
+    async def verify(scope: dict[str, Any]) -> Identity:
+        return Identity(client_id="ann", grants={"chat:*": FULL})
+
+    async with scene_of(authenticate=verify) as scene:
+        others = [f"{number}" for number in range(201)]
+        for id in ("q.0", *others, "q"):
+            author = "ben" if id in others else "ann"
+            await scene.hub.create("chat:1", id=id, text=id, author=author, starts_turn=False)
+        id = Reference("chat:1", "q").id()
+        found: Any = [one async for one in scene.client.responses.input_items.list(id)]
+        assert [one.content[0].text for one in found] == ["q", "q.0"]
+        await scene.client.responses.delete(id)
+        messages = (await scene.hub.history("chat:1", after=0, limit=2)).messages
+        assert [one.id for one in messages] == ["0", "1"]
+
+
 async def test_input_items_are_known_although_another_branch_began_between_them(scene: ClientScene) -> None:
     hub = scene.hub
     for id, parent in (("p", None), ("q.0", "p"), ("other", "p"), ("q", "q.0")):
