@@ -475,39 +475,29 @@ async def _heads(store: Store, channels: list[str]) -> list[Head]:
     return await sent_again(lambda: store.heads(channels), store.name, after_s=HEADS_S)
 
 
-class _HeadQuery:
-    """One query for the heads of `channels`. `outcome` is None until it has ended."""
-
-    def __init__(self) -> None:
-        self.channels: dict[str, None] = {}
-        self.outcome: dict[str, Head] | TenutoError | None = None
-
-
 class HeadReads:
     """Reads the heads of channels at attaches: those that are wanted while a query runs share the next one."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._next = _HeadQuery()
+        self._wanted: dict[str, None] = {}  # the channels of the next query
+        self._next: asyncio.Task[dict[str, Head]] | None = None
         self._turn = asyncio.Lock()  # held by the query that runs
 
     async def read(self, channel: str) -> Head:
         """Return the head that `channel` has now or later. Raises StoreUnavailable."""
-        query = self._next
-        query.channels[channel] = None
+        self._wanted[channel] = None
+        if self._next is None:
+            self._next = asyncio.get_running_loop().create_task(self._ask())
+        try:
+            return (await asyncio.shield(self._next))[channel]
+        except TenutoError as error:
+            raise error.with_traceback(None) from None  # it is raised for each of the callers
+
+    async def _ask(self) -> dict[str, Head]:
         async with self._turn:
-            if query.outcome is None:  # the first of its callers asks for all; another one if that was cancelled
-                if self._next is query:
-                    self._next = _HeadQuery()
-                names = list(query.channels)
-                try:
-                    query.outcome = dict(zip(names, await _heads(self._store, names), strict=True))
-                except TenutoError as error:
-                    query.outcome = error
-        assert query.outcome is not None
-        if isinstance(query.outcome, TenutoError):
-            raise query.outcome.with_traceback(None)
-        return query.outcome[channel]
+            names, self._wanted, self._next = list(self._wanted), {}, None
+            return dict(zip(names, await _heads(self._store, names), strict=True))
 
 
 class Follower:
