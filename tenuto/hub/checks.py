@@ -6,7 +6,6 @@ Layer: hub. A mistake is reported where it was made. A new setting gets its chec
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
 import sys
@@ -71,70 +70,20 @@ def check_settings(
 
 
 def check_authenticate(authenticate: object) -> None:
-    """Raise LocalError unless `authenticate` is None, or takes a scope and may return an awaitable.
-
-    The hub learns only from a request whether a lambda, or a function of unknown signature, returns an awaitable.
-    """
-    if authenticate is None:
-        return
-    if _may_be_async(authenticate):
-        _check_takes_scope(authenticate)
-        return
-    if isinstance(authenticate, type) or not callable(authenticate):
+    """Raise LocalError unless `authenticate` is None or may be called. A call shows whether it is async."""
+    if authenticate is not None and (isinstance(authenticate, type) or not callable(authenticate)):
         raise LocalError(
             "authenticate must be an async function of the scope, allow_everyone, or a verifier such as "
             f"jwt_verifier(...), got {shown(authenticate)}"
         )
-    name = getattr(authenticate, "__name__", "authenticate")
-    raise LocalError(
-        f"authenticate must be an async function, got the ordinary function {shown(name)}; "
-        f"write `async def {name}(scope)`"
-    )
 
 
 def check_job(job: object) -> None:
     """Raise LocalError unless `job` is a coroutine."""
-    if isinstance(job, Coroutine):
-        return
-    name = getattr(job, "__name__", "answer")
-    if inspect.isasyncgen(job) or inspect.isgenerator(job):
+    if not isinstance(job, Coroutine):
         raise LocalError(
-            f"start_task takes a coroutine, got the generator {shown(name)}; iterate it in an `async def` function, "
-            "for example with `await message.pipe(generator)`"
+            f"start_task takes a coroutine, the result of a call of an `async def` function, got {shown(job)}"
         )
-    if callable(job):
-        raise LocalError(
-            f"start_task takes a coroutine, got the function {shown(name)}; call it: start_task({name}(...))"
-        )
-    raise LocalError(f"start_task takes a coroutine, the result of an `async def` function, got {shown(job)}")
-
-
-def _check_takes_scope(authenticate: object) -> None:
-    """Raise LocalError if `authenticate` cannot be called with a scope alone."""
-    try:
-        signature = inspect.signature(authenticate)  # type: ignore[arg-type]  # is a callable
-    except (TypeError, ValueError):  # some callables of C have no signature
-        return
-    try:
-        signature.bind({})
-    except TypeError as error:
-        raise LocalError(
-            f"authenticate must take one argument, the ASGI scope, got {shown(authenticate)} with the parameters "
-            f"{signature} ({error}); write `async def authenticate(scope)`"
-        ) from None
-
-
-def _may_be_async(function: object) -> bool:
-    """Return whether `function` may return an awaitable: it is async, or a callable whose kind does not show it."""
-    if isinstance(function, type) or not callable(function):
-        return False
-    call = inspect.unwrap(function)
-    if not inspect.isroutine(call) and inspect.isfunction(type(call).__call__):
-        call = type(call).__call__
-    if inspect.iscoroutinefunction(call) or not (inspect.isfunction(call) or inspect.ismethod(call)):
-        return True
-    returned = str(getattr(call, "__annotations__", {}).get("return", ""))
-    return call.__name__ == "<lambda>" or "Awaitable" in returned or "Coroutine" in returned
 
 
 logger = logging.getLogger("tenuto.hub")
