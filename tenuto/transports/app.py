@@ -17,8 +17,9 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 from urllib.parse import unquote_to_bytes
 
 from starlette.datastructures import Headers as RequestHeaders
@@ -26,6 +27,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Mount, Router
+from starlette.staticfiles import NotModifiedResponse
 from starlette.types import ASGIApp, Receive, Send
 
 from tenuto.core.errors import LocalError, TenutoError, shown
@@ -37,7 +39,7 @@ from tenuto.transports.http import no_such_method, no_such_path, problem_respons
 from tenuto.transports.operations import BY_NAME, OPERATIONS, SOCKET_PATH
 from tenuto.transports.origin import check_peer
 from tenuto.transports.sender import Heartbeats, abort_if_unread, end_refusal
-from tenuto.transports.sse import channel_events, is_started, poll
+from tenuto.transports.sse import channel_events, is_started, poll, send_refusal
 from tenuto.transports.streams import message_events
 from tenuto.transports.websocket import Sockets
 
@@ -134,7 +136,12 @@ class App:
                 return
             assert stream.lastgroup is not None
             _, *names = [group for group in stream.groups() if group is not None]
-            await _ENDPOINTS[stream.lastgroup](self, scope, receive, send, *names)
+            try:
+                await _ENDPOINTS[stream.lastgroup](self, scope, receive, send, *names)
+            except TenutoError as error:
+                if stream.lastgroup == "poll":
+                    raise
+                await send_refusal(self, scope, send, error)
         except TenutoError as error:
             await self._send_problem(error, scope, receive, send)
         except Exception as error:
@@ -252,19 +259,6 @@ async def refuse_socket(scope: Scope, error: TenutoError, receive: Receive, send
 
 
 _NAME = re.compile(r"/((?:vendor/)?[\w-]+(?:\.[\w-]+)*\.js(\.map)?)", re.ASCII)
-_NO_GZIP = re.compile(r"0(\.0*)?")
-
-
-class _Module(NamedTuple):
-    """The content of a file, plain and compressed.
-
-    It is valid while the file has the same `stamp` (change time and size).
-    """
-
-    stamp: tuple[int, int]
-    plain: bytes
-    zipped: bytes
-    digest: str
 
 
 class Web:
@@ -275,54 +269,35 @@ class Web:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._modules: dict[str, _Module] = {}
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Serve one request. Raises MethodNotAllowed, and NotFound for a missing file."""
         if scope["method"] not in ("GET", "HEAD"):
             raise no_such_method(scope["method"], ["GET", "HEAD"])
-        await self._response(scope)(scope, receive, send)
-
-    def _response(self, scope: MutableMapping[str, Any]) -> Response:
         name = _NAME.fullmatch(scope["path"].removeprefix(scope.get("root_path", "")))
-        module = self._module(name[1]) if name else None
-        if name is None or module is None:
+        if name is None:
             raise no_such_path(scope["path"])
-        request_headers = RequestHeaders(scope=scope)
-        is_zipped = _accepts_gzip(request_headers.get("accept-encoding", ""))
-        body, form = (module.zipped, "-gzip") if is_zipped else (module.plain, "")
-        headers = {"cache-control": "no-cache", "etag": f'"{module.digest}{form}"', "vary": "Accept-Encoding"}
-        known = [one.strip().removeprefix("W/") for one in request_headers.get("if-none-match", "").split(",")]
-        if headers["etag"] in known:
-            return Response(status_code=304, headers=headers)
-        headers["content-length"] = str(len(body))
-        if is_zipped:
-            headers["content-encoding"] = "gzip"
-        media_type = "application/json" if name[2] else "text/javascript"
-        return Response(b"" if scope["method"] == "HEAD" else body, headers=headers, media_type=media_type)
-
-    def _module(self, name: str) -> _Module | None:
-        path = self._folder / name
         try:
-            found = path.stat()
-            stamp = (found.st_mtime_ns, found.st_size)
-            module = self._modules.get(name)
-            if module is None or module.stamp != stamp:
-                plain = path.read_bytes()
-                digest = hashlib.blake2b(plain, digest_size=12).hexdigest()
-                module = self._modules[name] = _Module(stamp, plain, gzip.compress(plain, 9, mtime=0), digest)
+            path = self._folder / name[1]
+            body, zipped, digest = _module(path, path.stat().st_mtime_ns)
         except OSError:
-            return None
-        return module
+            raise no_such_path(scope["path"]) from None
+        asked = RequestHeaders(scope=scope)
+        headers = {"cache-control": "no-cache", "etag": f'"{digest}"', "vary": "Accept-Encoding"}
+        if "gzip" in asked.get("accept-encoding", "").lower():
+            body = zipped
+            headers |= {"content-encoding": "gzip", "etag": f'"{digest}-gzip"'}
+        response = Response(body, headers=headers, media_type="application/json" if name[2] else "text/javascript")
+        if headers["etag"] in asked.get("if-none-match", ""):
+            response = NotModifiedResponse(response.headers)
+        await response(scope, receive, send)
 
 
-def _accepts_gzip(accepted: str) -> bool:
-    """Return whether an `Accept-Encoding` header names gzip, or `*`, with a weight above 0."""
-    for one in accepted.lower().split(","):
-        coding, _, weight = one.partition(";")
-        if coding.strip() in ("gzip", "*"):
-            return _NO_GZIP.fullmatch(weight.strip().removeprefix("q=").strip() or "1") is None
-    return False
+@lru_cache
+def _module(path: Path, changed_ns: int) -> tuple[bytes, bytes, str]:
+    """Return the content of a file that was last changed at `changed_ns`, plain and compressed, and its digest."""
+    plain = path.read_bytes()
+    return plain, gzip.compress(plain, 9, mtime=0), hashlib.blake2b(plain, digest_size=12).hexdigest()
 
 
 def check_path(path: object) -> str:

@@ -246,41 +246,37 @@ async def _channel_stream(app: StreamApp, scope: Scope, send: Send, channel: str
     """Return a stream with its feed; None if the response has been sent already."""
     hub = app.hub
     query = Query(scope)
-    is_own = is_own_client(scope, query)
-    credentials: Credentials | None = None
+    identity, ticket = await admit_stream(hub, scope, query, channel, BY_NAME["events"])
+    resume_limits = resume_limits_of(hub, identity, channel)
+    since = known_since(resume_limits, since_of(scope, query))
+    history = allowed_history(identity, channel, query.whole("history", 0, hub.limits.history))
+    flush_ms = query.whole("flush_ms", 0, 1000)
+    ping_s = query.whole("ping_s", 2, HEARTBEAT_S)
+    if scope["method"] == "HEAD":
+        await send_empty_stream(app, scope, send)
+        return None
+    credentials = Credentials(hub, scope, identity, ticket=ticket)
+    credentials.take_slot()
+    stream = EventStream(app, send, credentials, is_own_client=is_own_client(scope, query), ping_s=ping_s)
+    stream.resume_limits = resume_limits
     try:
-        identity, ticket = await admit_stream(hub, scope, query, channel, BY_NAME["events"])
-        credentials = Credentials(hub, scope, identity, ticket=ticket)
-        resume_limits = resume_limits_of(hub, identity, channel)
-        since = known_since(resume_limits, since_of(scope, query))
-        history = allowed_history(identity, channel, query.whole("history", 0, hub.limits.history))
-        flush_ms = query.whole("flush_ms", 0, 1000)
-        ping_s = query.whole("ping_s", 2, HEARTBEAT_S)
-        if scope["method"] == "HEAD":
-            await send_empty_stream(app, scope, send)
-            return None
-        credentials.take_slot()
-        stream = EventStream(app, send, credentials, is_own_client=is_own, ping_s=ping_s)
-        stream.resume_limits = resume_limits
         stream.feed = await hub.attach(
             channel, since, history=history, flush_ms=flush_ms, wake=stream.wake, has_ephemeral=True
         )
-        if credentials.is_counted:
-            stream.feed.on_first = lambda batch: credentials.charge(batch.encoded_bytes)
-    except BaseException as error:
-        if credentials is not None:
-            credentials.leave()
-        await send_refusal(app, scope, send, error, is_own_client=is_own)
-        return None
+    except BaseException:
+        stream.close()
+        raise
+    if credentials.is_counted:
+        stream.feed.on_first = lambda batch: credentials.charge(batch.encoded_bytes)
     return stream
 
 
-async def send_refusal(app: StreamApp, scope: Scope, send: Send, error: BaseException, *, is_own_client: bool) -> None:
+async def send_refusal(app: StreamApp, scope: Scope, send: Send, error: TenutoError) -> None:
     """Send an EventSource that should try again a stream that ends; a status other than 200 would stop it for good.
 
     For every other error and client, raise `error`.
     """
-    if not is_own_client and isinstance(error, TenutoError) and (error.retry or isinstance(error, Expired)):
+    if (error.retry or isinstance(error, Expired)) and not is_own_client(scope, Query(scope)):
         await send_empty_stream(app, scope, send, farewell(error))
     else:
         raise error

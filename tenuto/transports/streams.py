@@ -57,7 +57,6 @@ from tenuto.transports.sse import (
     is_own_client,
     send_empty_stream,
     send_head,
-    send_refusal,
     since_of,
     start_stream,
 )
@@ -399,34 +398,29 @@ async def _message_stream(
     """Return an attached stream; None if the response has been sent already."""
     hub = app.hub
     query = Query(scope)
-    is_own = is_own_client(scope, query)
-    credentials: Credentials | None = None
-    try:
-        identity, ticket = await admit_stream(hub, scope, query, channel, BY_NAME["message_events"])
-        credentials = Credentials(hub, scope, identity, ticket=ticket)
-        flush_ms = query.whole("flush_ms", 0, 1000)
-        ping_s = query.whole("ping_s", 2, HEARTBEAT_S)
-        since = since_of(scope, query)
-        async with hub.viewing.reading():
-            message, cursor = await hub.read(channel, check_id(message_id))
-        credentials.charge(message_bytes([message]))
-        sent = resume_point(since, cursor)
-        if sent.is_finished and message.status != "streaming":
-            await send_no_content(app, scope, send)
-            return None
-        if scope["method"] == "HEAD":
-            await send_empty_stream(app, scope, send)
-            return None
-        credentials.take_slot()
-        stream = MessageStream(
-            app, send, credentials, message_id, sent, NamedEvents(), is_own_client=is_own, ping_s=ping_s
-        )
-        await stream.attach(channel, message, cursor, flush_ms=flush_ms)
-    except BaseException as error:
-        if credentials is not None:
-            credentials.leave()
-        await send_refusal(app, scope, send, error, is_own_client=is_own)
+    identity, ticket = await admit_stream(hub, scope, query, channel, BY_NAME["message_events"])
+    credentials = Credentials(hub, scope, identity, ticket=ticket)
+    flush_ms = query.whole("flush_ms", 0, 1000)
+    ping_s = query.whole("ping_s", 2, HEARTBEAT_S)
+    since = since_of(scope, query)
+    async with hub.viewing.reading():
+        message, cursor = await hub.read(channel, check_id(message_id))
+    credentials.charge(message_bytes([message]))
+    sent = resume_point(since, cursor)
+    if sent.is_finished and message.status != "streaming":
+        await send_no_content(app, scope, send)
         return None
+    if scope["method"] == "HEAD":
+        await send_empty_stream(app, scope, send)
+        return None
+    credentials.take_slot()
+    is_own = is_own_client(scope, query)
+    stream = MessageStream(app, send, credentials, message_id, sent, NamedEvents(), is_own_client=is_own, ping_s=ping_s)
+    try:
+        await stream.attach(channel, message, cursor, flush_ms=flush_ms)
+    except BaseException:
+        stream.close()
+        raise
     return stream
 
 
