@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakValueDictionary
 
 from msgspec.structs import replace
@@ -43,7 +43,7 @@ from tenuto.hub.turns.status import next_status, read_pending, read_turn
 from tenuto.response import Answering, Opened, StreamResponse, Style, check_source, check_style, find_newest
 from tenuto.routes import Access, RouteSocket, authorize, serve_socket
 from tenuto.transports.access import identify
-from tenuto.transports.app import App, asgi, check_asgi, check_path, mount, respond_to_refusals
+from tenuto.transports.app import App, check_asgi, check_path, mount, respond_to_refusals
 from tenuto.transports.codec import problem_headers
 from tenuto.transports.headers import peer_of
 from tenuto.transports.origin import check_peer, refusal_of_get, refusal_of_page
@@ -53,13 +53,6 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-
-def _refuse_block(hub: HubCore) -> None:
-    raise LocalError(
-        "a Hub is no context manager, because it starts by itself on first use; write hub = Hub(...), and at the end "
-        "of a script `await hub.close()`, or hub.sync.close() without async"
-    )
 
 
 class Hub(HubCore):
@@ -304,15 +297,12 @@ class Hub(HubCore):
         await self.start()
         return await read_pending(self.runtime, check_channel(channel))
 
-    if not TYPE_CHECKING:  # hidden from type checkers, which report missing methods by themselves
-        __aenter__ = __aexit__ = __enter__ = __exit__ = _refuse_block
-
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._asgi(scope, receive, send)
 
     @cached_property
     def _asgi(self) -> App:
-        return asgi(self)
+        return App(self)
 
     def _open_control(self) -> None:
         open_control(self, self)

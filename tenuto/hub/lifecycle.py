@@ -38,6 +38,7 @@ from tenuto.hub.hooks import Hook, register
 from tenuto.hub.nodes.nodes import TERM_MS, IsMine, every_channel
 from tenuto.hub.pending import DocumentDue
 from tenuto.hub.runtime import Runtime
+from tenuto.hub.tasks import logs_errors
 from tenuto.hub.turns.scheduler import SharedTurns
 from tenuto.stores.base import Bus, Store
 
@@ -117,16 +118,11 @@ async def keep_house(runtime: Runtime, forget: Callable[[], None]) -> None:
         free_memory(runtime)
         forget()
         runtime.scheduler.workers.tidy()
-        try:
+        with logs_errors("housekeeping failed, and will try again"):
             # let the store compact itself, and write the documents that let it release old entries
             for channel, message_id in await runtime.store.tidy(runtime.clock.now_ms()):
                 runtime.committer.submit(DocumentDue(channel, message_id))
             runtime.capacity.watch()
-        except TenutoError as error:
-            logger.warning("housekeeping will try again: %s", error)
-        except Exception:
-            # an error of housekeeping, for example in a third-party store, must not affect running messages
-            logger.exception("housekeeping failed, and will try again")
 
 
 def free_memory(runtime: Runtime) -> None:

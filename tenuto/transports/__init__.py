@@ -3,7 +3,3 @@
 Layer: transports, the shell around the hub. Code here may wait, but it decides on no message: it checks access, passes
 requests to the hub, and encodes results and events in the form of `docs/protocol.md`.
 """
-
-from tenuto.transports.app import asgi
-
-__all__ = ["asgi"]

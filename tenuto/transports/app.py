@@ -64,13 +64,8 @@ _STREAM = re.compile(
 )
 
 
-def asgi(hub: HubCore) -> App:
-    """Return the ASGI app of `hub`. A hub has one app, which holds the timers of its viewers."""
-    return App(hub)
-
-
 class App:
-    """The hub as an ASGI app: all requests, streams and sockets of one hub."""
+    """The hub as an ASGI app: all requests, streams and sockets of one hub, with the timers of its viewers."""
 
     def __init__(self, hub: HubCore) -> None:
         self.hub = hub

@@ -77,22 +77,24 @@ FRAME_TOO_LARGE = 4301
 Ref = Annotated[str, Meta(max_length=64)] | Annotated[int, Meta(ge=-(2**53), le=2**53)]
 
 
-class AttachFrame(Struct, frozen=True, kw_only=True, tag_field="type", tag="attach"):
+class _Frame(Struct, frozen=True, kw_only=True, tag_field="type"):
+    """The fields that nearly all frames have."""
+
     ref: Ref
     channel: str
+
+
+class AttachFrame(_Frame, frozen=True, kw_only=True, tag="attach"):
     since: Json = None  # a cursor; an invalid one is treated as no cursor
     history: Annotated[int, Meta(ge=0, le=2**53)] | None = None
     flush_ms: Annotated[int, Meta(ge=0, le=1000)] | None = None
 
 
-class DetachFrame(Struct, frozen=True, kw_only=True, tag_field="type", tag="detach"):
-    ref: Ref
-    channel: str
+class DetachFrame(_Frame, frozen=True, kw_only=True, tag="detach"):
+    """The end of an attachment."""
 
 
-class HistoryFrame(Struct, frozen=True, kw_only=True, tag_field="type", tag="history"):
-    ref: Ref
-    channel: str
+class HistoryFrame(_Frame, frozen=True, kw_only=True, tag="history"):
     before: Count | None = None
     limit: Annotated[int, Meta(ge=1, le=2**53)] | None = None
 
@@ -112,9 +114,7 @@ class AppendFrame(AppendText, frozen=True, kw_only=True, tag_field="type", tag="
     id: str
 
 
-class PartFrame(Struct, frozen=True, kw_only=True, tag_field="type", tag="part"):
-    ref: Ref
-    channel: str
+class PartFrame(_Frame, frozen=True, kw_only=True, tag="part"):
     id: str
     part: Count
     value: Part
@@ -163,9 +163,7 @@ class ReplyFrame(ReplyCommand, frozen=True, kw_only=True, tag_field="type", tag=
     id: str
 
 
-class PresenceFrame(Struct, frozen=True, kw_only=True, tag_field="type", tag="presence"):
-    ref: Ref
-    channel: str
+class PresenceFrame(_Frame, frozen=True, kw_only=True, tag="presence"):
     member: str | None = None  # id of the member; by default the client's id
     data: dict[str, Json] | None = None
     leave: bool = False
@@ -185,24 +183,18 @@ class WorkFrame(Struct, frozen=True, kw_only=True, tag_field="type", tag="work")
     name: str | None = None  # name of the agent as a member: the client's id, alone or with `~` and a suffix
 
 
-class TurnRenewFrame(Struct, frozen=True, kw_only=True, tag_field="type", tag="turn.renew"):
-    ref: Ref
-    channel: str
+class TurnRenewFrame(_Frame, frozen=True, kw_only=True, tag="turn.renew"):
     message: str
     generation: Generation
     state: dict[str, Json] | None = None  # state that the agent shows to viewers
 
 
-class TurnTakeFrame(Struct, frozen=True, kw_only=True, tag_field="type", tag="turn.take"):
-    ref: Ref
-    channel: str
+class TurnTakeFrame(_Frame, frozen=True, kw_only=True, tag="turn.take"):
     message: str
     turn: str | None = None  # id of the message whose turn takes this message in; lets the server recognise a repeat
 
 
-class TurnDoneFrame(Struct, frozen=True, kw_only=True, tag_field="type", tag="turn.done"):
-    ref: Ref
-    channel: str
+class TurnDoneFrame(_Frame, frozen=True, kw_only=True, tag="turn.done"):
     message: str
     generation: Generation
     state: Literal["done", "cancelled", "lost", "handed_over"] = "done"
@@ -488,11 +480,6 @@ Headers = list[tuple[bytes, bytes]]
 GUARDS: Headers = [(b"x-content-type-options", b"nosniff"), (b"cross-origin-resource-policy", b"same-origin")]
 
 
-def random_retry_s() -> int:
-    """Return a random delay in seconds, so that clients that were refused together do not all return together."""
-    return random.randint(1, 3)
-
-
 def problem_headers(error: TenutoError) -> dict[str, str]:
     """Return the headers of a response that carries `error`."""
     headers = {
@@ -501,7 +488,8 @@ def problem_headers(error: TenutoError) -> dict[str, str]:
         **{name.decode(): value.decode() for name, value in GUARDS},
     }
     if error.status in (429, 503):
-        headers["retry-after"] = str(error.details.get("retry_after_s", 1) - 1 + random_retry_s())
+        # random, so that clients that were refused together do not all return together
+        headers["retry-after"] = str(error.details.get("retry_after_s", 1) + random.randint(0, 2))
     if isinstance(error, Unauthenticated):
         headers["www-authenticate"] = "Bearer"
     if isinstance(error, MethodNotAllowed) and "allow" in error.details:

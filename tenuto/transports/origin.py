@@ -19,6 +19,7 @@ import socket
 import struct
 import sys
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakSet
@@ -387,8 +388,6 @@ def foreign_owner(scope: Scope) -> str | None:
 
 # Connections to whose peers there is no objection; only if the server shows which request came over which connection.
 _owned: WeakSet[Any] = WeakSet()
-# Whether netlink knows a socket of this process; None until it is asked.
-_is_known: bool | None = None
 
 
 def _look_up(scope: Scope) -> str | None:
@@ -440,21 +439,19 @@ def _name(uid: int) -> str:
         return str(uid)
 
 
+@lru_cache
 def _knows_owners() -> bool:
     """Return whether netlink knows a socket of this process. Raises OSError for a shortage."""
-    global _is_known
-    if _is_known is None:
-        try:
-            with socket.socket() as own:
-                own.bind(("127.0.0.1", 0))
-                own.listen(1)
-                owner = owner_of(Pair(IPv4Address("127.0.0.1"), own.getsockname()[1], IPv4Address(0), 0))
-        except OSError as error:
-            if error.errno in _SHORTAGES:
-                raise
-            owner = None
-        _is_known = owner is not None and owner.uid == os.geteuid() and owner.inode != 0
-    return _is_known
+    try:
+        with socket.socket() as own:
+            own.bind(("127.0.0.1", 0))
+            own.listen(1)
+            owner = owner_of(Pair(IPv4Address("127.0.0.1"), own.getsockname()[1], IPv4Address(0), 0))
+    except OSError as error:
+        if error.errno in _SHORTAGES:
+            raise
+        return False
+    return owner is not None and owner.uid == os.geteuid() and owner.inode != 0
 
 
 def owner_of(pair: Pair) -> SocketOwner | None:

@@ -44,7 +44,6 @@ from tenuto.core.names import check_id
 from tenuto.hub.access.identity import Scope
 from tenuto.hub.access.tickets import split_seal
 from tenuto.hub.channel import EncodedBatch
-from tenuto.hub.feed import Feed
 from tenuto.hub.turns.status import read_turn
 from tenuto.transports.access import Credentials, admit_stream, message_bytes, turn_bytes
 from tenuto.transports.headers import Query
@@ -258,20 +257,7 @@ def sent_by(cursor: Cursor | None) -> Sent:
 class DeltaStream(EventStream):
     """One reader's stream of deltas: first what it reads now, then the changes of the channel from there."""
 
-    __slots__ = ("_later_feed",)
-
-    def __init__(
-        self,
-        app: StreamApp,
-        send: Send,
-        credentials: Credentials,
-        *,
-        is_own_client: bool,
-        ping_s: int | None,
-        sender_class: type[Sender] | None = None,
-    ) -> None:
-        super().__init__(app, send, credentials, is_own_client=is_own_client, ping_s=ping_s, sender_class=sender_class)
-        self._later_feed: Feed | None = None  # None until `follow`, and again from `run` on
+    __slots__ = ()
 
     async def follow(self, channel: str, cursor: str, *, flush_ms: int | None = None) -> None:
         """Attach to the channel at `cursor`. The changes from there are sent after the first deltas."""

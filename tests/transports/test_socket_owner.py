@@ -161,17 +161,18 @@ def test_addresses_are_understood_in_every_form(client: str, server: str) -> Non
 
 
 def test_without_netlink_the_other_rules_stand_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(origin, "_is_known", None)
+    origin._knows_owners.cache_clear()
     monkeypatch.setattr(origin, "_SOCK_DIAG", 31)  # a netlink family that does not exist
     with connected() as (peer, server):
         scope = {"client": server.getpeername(), "server": server.getsockname()}
         peer.close()
         assert foreign_owner(scope) is None
-    assert origin._is_known is False
+    assert not origin._knows_owners()
+    origin._knows_owners.cache_clear()
 
 
 def test_shortage_of_descriptors_lets_no_stranger_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(origin, "_is_known", None)
+    origin._knows_owners.cache_clear()
     with connected() as (_, server):
         scope = {"client": server.getpeername(), "server": server.getsockname()}
         real = socket.socket

@@ -22,6 +22,7 @@ from tenuto.core.retention import DAY_MS, ClockTrust, Fact, Policies, Policy, Re
 from tenuto.hub.keep.exports import is_importing
 from tenuto.hub.lifecycle import Lifecycle
 from tenuto.hub.runtime import Runtime
+from tenuto.hub.tasks import logs_errors
 from tenuto.stores.base import Head, head_of
 
 logger = logging.getLogger("tenuto.hub")
@@ -79,12 +80,8 @@ class Retainer:
             await self._stored_before(runtime)
         while True:
             await asyncio.sleep(ROUND_S)
-            try:
+            with logs_errors(f"retention failed, and will try again in {ROUND_S:.0f} s"):
                 await self._round(runtime)
-            except TenutoError as error:
-                logger.warning("retention will try again in %.0f s: %s", ROUND_S, error)
-            except Exception:
-                logger.exception("retention failed, and will try again in %.0f s", ROUND_S)
 
     async def _round(self, runtime: Runtime) -> None:
         now_ms = runtime.clock.now_ms()  # of the whole round: the clock may jump meanwhile
