@@ -63,7 +63,7 @@ class Sockets:
         self._heartbeats = heartbeats
         self._frames = Frames()
         self._open: set[Socket] = set()
-        self._unauthenticated: set[Authentication] = set()
+        self._unauthenticated: set[asyncio.Timeout] = set()  # the waits for their `auth` frames
 
     def __len__(self) -> int:
         return len(self._open)
@@ -120,12 +120,22 @@ class Sockets:
             credentials.leave()
 
     async def _is_authenticated(self, credentials: Credentials, receive: Receive, send: Send) -> bool:
-        authentication = Authentication(self._hub, credentials, receive, send)
-        self._unauthenticated.add(authentication)
+        """Wait for the first frame, `auth`, and return whether it was accepted; if not, close the socket."""
+        limit = asyncio.timeout(AUTH_TIMEOUT_S)
+        self._unauthenticated.add(limit)
         try:
-            return await authentication.has_succeeded()
+            with contextlib.suppress(OSError):  # the peer has disconnected
+                try:
+                    async with limit:
+                        message = await receive()
+                except TimeoutError:
+                    await _close(send, DRAINED if self._hub.viewing.is_over else UNAUTHENTICATED)
+                    return False
+                text = message.get("text")
+                return message["type"] == "websocket.receive" and await _is_accepted(credentials, text, send)
+            return False
         finally:
-            self._unauthenticated.discard(authentication)
+            self._unauthenticated.discard(limit)
 
     def drain(self) -> None:
         """Close all sockets because the hub drains, or is cut off from its store.
@@ -134,67 +144,39 @@ class Sockets:
         """
         for socket in tuple(self._open):
             socket.session.drain()
-        for authentication in tuple(self._unauthenticated):
-            authentication.give_up()
+        for limit in tuple(self._unauthenticated):
+            with contextlib.suppress(RuntimeError):  # its frame has arrived
+                limit.reschedule(asyncio.get_running_loop().time())
 
 
-class Authentication:
-    """The wait of an accepted socket for its first frame, `auth`."""
-
-    def __init__(self, hub: HubCore, credentials: Credentials, receive: Receive, send: Send) -> None:
-        self._hub = hub
-        self._credentials = credentials
-        self._receive = receive
-        self._send = send
-        self._timeout: asyncio.Timeout | None = None
-
-    async def has_succeeded(self) -> bool:
-        """Wait for `auth` and return whether it was accepted; if not, close the socket."""
-        with contextlib.suppress(OSError):  # the peer has disconnected
-            try:
-                async with asyncio.timeout(AUTH_TIMEOUT_S) as self._timeout:
-                    message = await self._receive()
-            except TimeoutError:
-                await self._close(DRAINED if self._hub.viewing.is_over else UNAUTHENTICATED)
-                return False
-            finally:
-                self._timeout = None
-            return message["type"] == "websocket.receive" and await self._is_accepted(message.get("text"))
+async def _is_accepted(credentials: Credentials, text: str | None, send: Send) -> bool:
+    """Return whether the first frame, `text`, has authenticated the socket; if not, close it."""
+    if text is None or len(text) > AUTH_BYTES:
+        await _close(send, MISUSED if text is None else FRAME_TOO_LARGE)
         return False
+    auth = _auth_in(text)
+    try:
+        if auth is None:
+            raise not_authenticated()
+        await credentials.renew(auth.token)
+    except TenutoError as error:
+        refusal = {**for_peers(error).problem(), "type": "error", "ref": ref_in(text.encode(errors="replace"))}
+        await _send_frame(send, refusal)
+        await _close(send, _CODES.get(type(error), UNAUTHENTICATED), error.code)
+        return False
+    await _send_frame(send, {"type": "ok", "ref": auth.ref, "you": credentials.describe()})
+    return True
 
-    def give_up(self) -> None:
-        """Stop waiting, because viewers must leave."""
-        if self._timeout is not None and not self._timeout.expired():
-            self._timeout.reschedule(asyncio.get_running_loop().time())
 
-    async def _is_accepted(self, text: str | None) -> bool:
-        if text is None:
-            await self._close(MISUSED)
-            return False
-        if len(text) > AUTH_BYTES:
-            await self._close(FRAME_TOO_LARGE)
-            return False
-        auth = _auth_in(text)
-        try:
-            if auth is None:
-                raise not_authenticated()
-            await self._credentials.renew(auth.token)
-        except TenutoError as error:
-            refusal = {**for_peers(error).problem(), "type": "error", "ref": ref_in(text.encode(errors="replace"))}
-            await self._send_frame(refusal)
-            await self._close(_CODES.get(type(error), UNAUTHENTICATED), error.code)
-            return False
-        await self._send_frame({"type": "ok", "ref": auth.ref, "you": self._credentials.describe()})
-        return True
+async def _send_frame(send: Send, frame: dict[str, Any]) -> None:
+    await send({"type": "websocket.send", "text": encode_json(frame).decode()})
 
-    async def _send_frame(self, frame: dict[str, Any]) -> None:
-        await self._send({"type": "websocket.send", "text": encode_json(frame).decode()})
 
-    async def _close(self, code: int, reason: str | None = None) -> None:
-        reason = reason or _REASONS[code]
-        retry = {"retry_ms": random.randint(*RETRY_MS)} if code == DRAINED else {}
-        await self._send_frame({"type": "bye", "reason": reason, **retry})
-        await self._send({"type": "websocket.close", "code": code, "reason": reason})
+async def _close(send: Send, code: int, reason: str | None = None) -> None:
+    reason = reason or _REASONS[code]
+    retry = {"retry_ms": random.randint(*RETRY_MS)} if code == DRAINED else {}
+    await _send_frame(send, {"type": "bye", "reason": reason, **retry})
+    await send({"type": "websocket.close", "code": code, "reason": reason})
 
 
 _REASONS = {
