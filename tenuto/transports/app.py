@@ -24,7 +24,7 @@ from urllib.parse import unquote_to_bytes
 
 from starlette.datastructures import Headers as RequestHeaders
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Mount, Router
 from starlette.staticfiles import NotModifiedResponse
@@ -100,12 +100,13 @@ class App:
         if not origins or origin is None:
             return []
         if "*" in origins:
-            return [(b"access-control-allow-origin", b"*")]
+            return [(b"access-control-allow-origin", b"*"), (b"access-control-expose-headers", b"Retry-After")]
         if origin not in origins:
             return [(b"vary", b"Origin")]
         return [
             (b"access-control-allow-origin", origin.encode("latin-1")),
             (b"access-control-allow-credentials", b"true"),
+            (b"access-control-expose-headers", b"Retry-After"),
             (b"vary", b"Origin"),
         ]
 
@@ -139,6 +140,8 @@ class App:
                 await send_refusal(self, scope, send, error)
         except TenutoError as error:
             await self._send_problem(error, scope, receive, send)
+        except ClientDisconnect:
+            return
         except Exception as error:
             if isinstance(error, OSError) and not isinstance(error, TimeoutError):
                 return  # ASGI 2.4 servers raise OSError when the peer has disconnected
@@ -162,7 +165,7 @@ class App:
             await self._plain(scope, receive, send_begun)
 
     async def _send_problem(self, error: TenutoError, scope: Scope, receive: Receive, send: Send) -> None:
-        response = problem_response(error)
+        response = problem_response(error, scope)
         response.raw_headers += self.added_headers(scope)
         with suppress(OSError):  # the peer has disconnected
             await response(scope, receive, send)

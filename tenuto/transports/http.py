@@ -642,7 +642,7 @@ STREAMS = tuple(one.path for one in OPERATIONS if one.kind == "stream")
 
 
 class Endpoint:
-    """One path as an ASGI app: it gets the requests of every method, and turns every error into a problem response.
+    """One path as an ASGI app: it gets the requests of every method. Its errors are those of the app.
 
     With `is_on_socket` the path exists on the control socket only.
     """
@@ -655,16 +655,7 @@ class Endpoint:
         self._respond = respond
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive)
-        try:
-            response = await self._response(request)
-        except ClientDisconnect:
-            return  # the peer has disconnected
-        except TenutoError as error:
-            response = problem_response(error, scope)
-        except Exception:
-            logger.exception("an HTTP request failed")
-            response = problem_response(unexpected())
+        response = await self._response(Request(scope, receive))
         await response(scope, receive, send)
 
     async def _response(self, request: Request) -> Response:
