@@ -110,9 +110,10 @@ def is_named(names: dict[str, Any], *objects: object) -> bool:
 _HANDLER = "django.core.handlers.wsgi"
 _SERVERS = ("django.core.servers.basehttp", "gunicorn.workers.sync", "gunicorn.workers.gthread")
 _ADAPTERS = ("a2wsgi.wsgi", "asgiref.wsgi", "starlette.middleware.wsgi")  # run a WSGI app below an ASGI server
-_REMEDY = (
-    "serve the ASGI app with `uvicorn mysite.asgi:application` or `daphne mysite.asgi:application`; or put 'daphne' "
-    "first in INSTALLED_APPS and set ASGI_APPLICATION, and runserver is an ASGI server (docs/django.md)"
+_PROBLEM = (
+    "no page can reach the hub: this process serves WSGI, and the hub needs ASGI; serve the ASGI app with `uvicorn "
+    "mysite.asgi:application` or `daphne mysite.asgi:application`; or put 'daphne' first in INSTALLED_APPS and set "
+    "ASGI_APPLICATION, and runserver is an ASGI server (docs/django.md)"
 )
 
 
@@ -123,20 +124,15 @@ def check_not_wsgi(*, is_exclusive: bool) -> None:
     """
     if not _serves_wsgi() or any(name.startswith("tenuto.transports.") for name in _modules(sys._getframe())):
         return
-    server = "Django" if _HANDLER in sys.modules else "this process"
     if is_exclusive:
-        raise LocalError(
-            f"hub cannot be reached: {server} serves requests over WSGI, and the hub needs ASGI; {_REMEDY}"
-        )
-    logger.warning("no page can reach the hub in this process, which serves WSGI; the hub needs ASGI; %s", _REMEDY)
+        raise LocalError(_PROBLEM)
+    logger.warning(_PROBLEM)
 
 
 def warn_of_wsgi() -> None:
     """Log a warning if this process is Django's `runserver` over WSGI, or a worker of gunicorn that serves WSGI."""
-    if _is_runserver():
-        logger.warning("no page can reach the hub: Django's runserver serves WSGI, and the hub needs ASGI; %s", _REMEDY)
-    elif _serves_wsgi():
-        logger.warning("no page can reach the hub: this process serves WSGI, and the hub needs ASGI; %s", _REMEDY)
+    if _is_runserver() or _serves_wsgi():
+        logger.warning(_PROBLEM)
 
 
 def _is_runserver() -> bool:
