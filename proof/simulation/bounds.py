@@ -118,7 +118,6 @@ class Bounds:
         committer, leases, scheduler = runtime.committer, runtime.leases, runtime.scheduler
         waiting = committer.waiting
         yield self._hub, SPARE, {}
-        yield self._hub._lifecycle, SPARE, {}
         yield self._hub._writers, SPARE, {}
         yield runtime.tasks, SPARE, {}
         yield runtime, SPARE, {}

@@ -50,6 +50,7 @@ from tenuto.hub.hooks import Hook, HookHandler, HookKind
 from tenuto.hub.keep.archive import Archive
 from tenuto.hub.keep.retention import Retainer, Rules
 from tenuto.hub.lifecycle import Lifecycle, SignalHook
+from tenuto.hub.nodes.nodes import IsMine
 from tenuto.hub.pending import ChannelInfo, Done, Result, info_of, message_of, own_copy
 from tenuto.hub.runtime import Runtime
 from tenuto.hub.turns.status import take_waiting
@@ -61,7 +62,7 @@ from tenuto.stores.sqlite.store import SqliteStore
 USED_UP_MS = 24 * 3600 * 1000  # time for which the ids of messages that streamed in a deleted channel cannot be used
 
 
-class HubCore:
+class HubCore(Lifecycle):
     """Durable channels: create, append, watch. `store` is a URL or an unopened store.
 
     `flush_ms` is the default flush window of viewers, `drain_s` how long running answers may go on when the
@@ -99,7 +100,7 @@ class HubCore:
             debug=debug,
         )
         warn_of_wsgi()
-        self.store: Store = check_store(store)
+        super().__init__(check_store(store))
         self.authenticate = authenticate
         self.allowed_origins = check_allowed_origins(allowed_origins)
         self.public_origin = check_public_origin(public_origin)
@@ -111,7 +112,7 @@ class HubCore:
         if not self.store.is_exclusive:
             self.clock = StoreClock(self.clock)
         guests = authenticate if isinstance(authenticate, VisitorVerifier) else None
-        self.questions = Questions(guests.limits) if guests is not None else None  # counts those of visitors
+        self.questions = Questions(guests.limits) if guests is not None else None
         self.rates = Rates(client_limits, address_factor=guests.limits.address_factor if guests is not None else 0)
         if guests is not None:
             guests.serve(self)
@@ -119,93 +120,44 @@ class HubCore:
         self.requires_own_host = False  # check `Host` even with a verifier; `serve --allow-everyone` sets this
         self.drive_by_hand = False  # streaming responses may call `send` by themselves; `serve` sets this
         self.sync = SyncHub(self)  # blocking versions of the main calls, for threads
-        names, recovery = names_of_cell(), Recovery()
-        self._lifecycle = Lifecycle(
-            self.store,
-            self.limits,
-            self.clock,
-            recover=lambda runtime, mine: recovery.run(runtime, self._lifecycle.adopters, self._writers, mine),
-            release_loop=self.sync.release_loop,
-            close=self.close,
-            is_named=lambda: names is None or is_named(names, self, self.sync),
-            signals=SignalHook(self.drain) if hooks_signals else None,
-            forget=self._forget_gone,
-            capacity=Capacity(max_bytes, self.store),
-            keyed=[self.tickets, *([guests] if guests is not None else [])],
-            questions=self.questions,
-            bus=check_bus(bus, self.store),
-        )
-        self.viewing = self._lifecycle.viewing  # whether viewers may attach and stay
-        self.archive = Archive(self._lifecycle, self.store, self.limits, self.clock)  # lists, exports and imports
+        self._bus = check_bus(bus, self.store)
+        self._capacity = Capacity(max_bytes, self.store)
+        self._keyed = [self.tickets, *([guests] if guests is not None else [])]
+        self._signals = SignalHook(self.drain) if hooks_signals else None
+        self._names = names_of_cell()
+        self._adopters: list[tuple[str, Adopter]] = []  # with patterns of channels
+        self._recovery = Recovery()
+        self.archive = Archive(self)  # lists, exports and imports
         keep_days = guests.keep_days if guests is not None else None
-        self.retainer = Retainer(retention, self._lifecycle, visitors_days=keep_days)
-        self._writers = Writers(self._lifecycle, self.limits, self.reason_of)
+        self.retainer = Retainer(retention, self, visitors_days=keep_days)
+        self._writers = Writers(self, self.reason_of)
         self.on_start(self._open_control)
-
-    def _forget_gone(self) -> None:
-        """Forget clients, visitors and addresses of which nothing is counted any more, some in each round."""
-        self.rates.forget_new()
-        if self.questions is not None:
-            self.questions.forget_full()
 
     # -- lifecycle ---------------------------------------------------------------------------------------------
 
-    async def start(self) -> None:
-        """Open the store and serve, as happens on first use. Raises StoreInUse, StoreUnusable, StoreUnavailable."""
-        await self._lifecycle.start()
+    async def _recover(self, runtime: Runtime, is_mine: IsMine) -> None:
+        await self._recovery.run(runtime, self._adopters, self._writers, is_mine)
 
-    async def drain(self) -> None:
-        """Shut down gracefully: disconnect viewers, give running answers `drain_s` seconds, then cancel the rest.
+    async def _release_loop(self, loop: asyncio.AbstractEventLoop) -> bool:
+        return await self.sync.release_loop(loop)
 
-        Messages whose work was cancelled stay `streaming` in the store; the next start adopts or interrupts them. It
-        follows only after `close`. Until then a hub that has its store for itself ends no leases of remote writers.
-        """
-        await self._lifecycle.drain(self.drain_s)
+    def _is_named(self) -> bool:
+        return self._names is None or is_named(self._names, self, self.sync)
 
-    async def close(self) -> None:
-        """Drain, store all accepted requests, and close the store. A second call has no effect."""
-        await self._lifecycle.close(self.drain_s)
-
-    @property
-    def node(self) -> str:
-        """Return the random name of this run of the hub, by which leases name it; new at each start."""
-        return self._lifecycle.node
-
-    @property
-    def is_running(self) -> bool:
-        """Return whether the hub has started and has not ended."""
-        return self._lifecycle.is_running
+    def _forget_gone(self) -> None:
+        self.rates.forget_new()
+        if self.questions is not None:
+            self.questions.forget_full()
 
     @property
     def is_draining(self) -> bool:
         """Return whether the hub is shutting down or has shut down."""
         return self.viewing.is_draining
 
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop | None:
-        """Return the event loop on which the hub runs; None if it does not run."""
-        return self._lifecycle.loop
-
-    @property
-    def runtime(self) -> Runtime:
-        """Return the services of the running hub. Raises Busy, Draining or LocalError if it does not run."""
-        return self._lifecycle.runtime
-
-    def hook_signals(self) -> None:
-        """Drain at SIGTERM and SIGINT, then call the previous handlers.
-
-        The hub calls this at its start; a server that installs its own handlers later must call it again.
-        """
-        self._lifecycle.hook_signals()
-
     def on_drain(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call `callback` when draining begins. Return a function that removes it."""
-        self._lifecycle.drain_callbacks[callback] = None
-        return lambda: self._lifecycle.drain_callbacks.pop(callback, None)
-
-    def on_start(self, callback: Callable[[], None]) -> None:
-        """Call `callback` at each start, after recovery and before any request is served; at once if the hub serves."""
-        self._lifecycle.on_start(callback)
+        self._drain_callbacks[callback] = None
+        return lambda: self._drain_callbacks.pop(callback, None)
 
     def start_task(self, job: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run `job` as a task of the hub, which may outlive its request; a drain gives it time to finish."""
@@ -227,7 +179,7 @@ class HubCore:
         """
 
         def register(handler: HookHandler) -> HookHandler:
-            self._lifecycle.add_hook(Hook(name, (kinds,) if isinstance(kinds, str) else tuple(kinds), pattern, handler))
+            self._add_hook(Hook(name, (kinds,) if isinstance(kinds, str) else tuple(kinds), pattern, handler))
             return handler
 
         return register
@@ -240,7 +192,7 @@ class HubCore:
         """
 
         def register(adopter: Adopter) -> Adopter:
-            self._lifecycle.adopters.append((check_pattern(pattern), adopter))
+            self._adopters.append((check_pattern(pattern), adopter))
             return adopter
 
         return register
@@ -461,7 +413,7 @@ class HubCore:
         Requests of one channel are decided in the order they were submitted. Raises Busy, InvalidName.
         """
         key = check_key(message_id)
-        self._lifecycle.runtime.submit(check_channel(channel), key, request, caller, done)
+        self.runtime.submit(check_channel(channel), key, request, caller, done)
 
     async def take_waiting(self, channel: str, message_id: str, by: str, *, turn: str | None = None) -> bool:
         """Take a waiting user message into a running turn of agent `by`, so that it gets no turn of its own.
@@ -489,13 +441,13 @@ class HubCore:
         With `has_ephemeral` it also takes presence and signals. With `is_prepared` the messages of its first batch are
         in memory. Raises Draining, StoreUnavailable, StoreUnusable.
         """
-        lifecycle, viewing = self._lifecycle, self.viewing
-        await lifecycle.start()
-        node = lifecycle.node
+        viewing = self.viewing
+        await self.start()
+        node = self.node
         viewing.check()
         async with viewing.reading():
-            live = await lifecycle.runtime.fresh(channel, with_members=has_ephemeral)
-            viewing.check(has_ended=lifecycle.node != node)  # the run of this channel
+            live = await self.runtime.fresh(channel, with_members=has_ephemeral)
+            viewing.check(has_ended=self.node != node)  # the run of this channel
             wanted = self.limits.default_history if history is None else min(history, self.limits.history)
             window_ms = self.flush_ms if flush_ms is None else flush_ms
             feed = Feed(live, since, history=wanted, flush_ms=window_ms, wake=wake, has_ephemeral=has_ephemeral)
@@ -515,7 +467,7 @@ class HubCore:
     def stats(self) -> dict[str, int]:
         """Return the counters of the hub, and those of its store with the prefix `store_`."""
         counts = {f"store_{name}": value for name, value in self.store.stats().items()}
-        counts |= self._lifecycle.capacity.stats()
+        counts |= self._capacity.stats()
         return counts | self.runtime.stats() | self.retainer.stats() if self.is_running else counts
 
     def caller(self, author: str | None) -> Caller:

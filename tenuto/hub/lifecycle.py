@@ -319,62 +319,48 @@ def _path_of(store: Store) -> str | None:
 
 
 class Lifecycle:
-    """Starts, drains and closes a hub. It closes a finished hub that still has the file of this one."""
+    """The part of a hub that starts, drains and closes it. It closes a finished hub that still has this one's file."""
 
-    def __init__(
-        self,
-        store: Store,
-        limits: Limits,
-        clock: Clock,
-        *,
-        recover: Callable[[Runtime, IsMine], Awaitable[None]],
-        release_loop: Callable[[asyncio.AbstractEventLoop], Awaitable[bool]],
-        close: Callable[[], Awaitable[None]],
-        is_named: Callable[[], bool],
-        signals: SignalHook | None,
-        capacity: Capacity,
-        keyed: Sequence[Keyed],
-        questions: Questions | None,
-        forget: Callable[[], None],
-        bus: Bus | None = None,
-    ) -> None:
-        """Run a hub on `store`, with the notices of `bus` if there is one.
+    # what the hub sets
+    limits: Limits
+    clock: Clock
+    drain_s: float
+    questions: Questions | None  # counts those of visitors, if there are any
+    _bus: Bus | None
+    _capacity: Capacity
+    _keyed: Sequence[Keyed]  # they share their keys by the store
+    _signals: SignalHook | None
 
-        `keyed` share their keys by the store. `questions` counts those of visitors, if there are any. `forget`
-        frees counters of clients in each round of housekeeping.
-
-        `recover` handles the messages that ended nodes left open, in the channels of this one.
-
-        `release_loop` ends a run on another loop if that loop belongs to `hub.sync`, and returns whether it does.
-        `close` closes the hub. `is_named` returns whether a name in the app's code still leads to the hub, as far as
-        that is known.
-        """
+    def __init__(self, store: Store) -> None:
+        self.store = store
         self.node = ""  # random name of this run, by which leases name the hub; new at each start
-        self.viewing = Viewing(store.name)
-        self.adopters: list[tuple[str, Callable[..., Coroutine[Any, Any, None]]]] = []  # with patterns of channels
-        self.capacity = capacity
-        self.drain_callbacks: dict[Callable[[], None], None] = {}
-        self._store = store
-        self._bus = bus
-        self._close = close
-        self._is_named = is_named
-        self._limits = limits
-        self._clock = clock
-        self._recover = recover
-        self._release_loop = release_loop
-        self._signals = signals
-        self._keyed = keyed
-        self._questions = questions
-        self._forget = forget
+        self.viewing = Viewing(store.name)  # whether viewers may attach and stay
+        self._drain_callbacks: dict[Callable[[], None], None] = {}
         self._hooks: dict[str, Hook] = {}  # hooks by name
         self._start_callbacks: list[Callable[[], object]] = []
         self._run: Run | None = None  # the current run, or the last one
         self._restarting: asyncio.Task[None] | None = None  # begins a run after the store was replaced
         self._runtime: Runtime | None = None  # the services of the current run, once its store is open
 
+    async def _recover(self, runtime: Runtime, is_mine: IsMine) -> None:
+        """Handle the messages that ended nodes left open, in the channels of this one."""
+        raise NotImplementedError
+
+    async def _release_loop(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """End a run on another loop if that loop belongs to `hub.sync`, and return whether it does."""
+        raise NotImplementedError
+
+    def _is_named(self) -> bool:
+        """Return whether a name in the app's code still leads to the hub, as far as that is known."""
+        raise NotImplementedError
+
+    def _forget_gone(self) -> None:
+        """Free counters of clients in each round of housekeeping."""
+        raise NotImplementedError
+
     @property
     def runtime(self) -> Runtime:
-        """Return the services.
+        """Return the services of the running hub.
 
         Raises Busy while the store opens, Draining after the end, LocalError before the first start.
         """
@@ -404,12 +390,12 @@ class Lifecycle:
         return run.loop if run is not None and not run.is_over and run.loop.is_running() else None
 
     def on_start(self, callback: Callable[[], object]) -> None:
-        """Call `callback` at each start, after recovery; at once if the hub serves."""
+        """Call `callback` at each start, after recovery and before any request is served; at once if the hub serves."""
         self._start_callbacks.append(callback)
         if self.has_recovered:
             callback()
 
-    def add_hook(self, hook: Hook) -> None:
+    def _add_hook(self, hook: Hook) -> None:
         """Register `hook`. Raises LocalError if its name is taken, since two hooks would share one position."""
         if hook.name in self._hooks:
             raise LocalError(f"hook name {hook.name!r} is taken already; give each hook its own name")
@@ -418,7 +404,7 @@ class Lifecycle:
             self.runtime.hooks.begin(hook, self.runtime.channels)
 
     async def start(self) -> None:
-        """Start, unless the hub runs; return when it serves. Raises StoreInUse, StoreUnusable, StoreUnavailable."""
+        """Open the store and serve, as happens on first use. Raises StoreInUse, StoreUnusable, StoreUnavailable."""
         loop = asyncio.get_running_loop()
         while (run := self._run) is not None and run.loop is not loop:
             if not await self._release_loop(run.loop) and run.loop.is_running():
@@ -431,14 +417,21 @@ class Lifecycle:
             await asyncio.wait([run.main])  # which still closes the store
             run = self._run
         if run is None or run.is_over:
-            check_not_wsgi(is_exclusive=self._store.is_exclusive)
-            self.node = self._clock.new_id()
+            check_not_wsgi(is_exclusive=self.store.is_exclusive)
+            self.node = self.clock.new_id()
             self.viewing.is_draining = self.viewing.has_drained = False
             run = self._run = Run(loop, self._serve, {} if run is None else run.served)
         await asyncio.shield(run.ready)
 
-    async def drain(self, drain_s: float) -> None:
-        """Disconnect viewers, give running answers `drain_s` seconds, then cancel the rest."""
+    async def drain(self) -> None:
+        """Shut down gracefully: disconnect viewers, give running answers `drain_s` seconds, then cancel the rest.
+
+        Messages whose work was cancelled stay `streaming` in the store; the next start adopts or interrupts them. It
+        follows only after `close`. Until then a hub that has its store for itself ends no leases of remote writers.
+        """
+        await self._drain_in(self.drain_s)
+
+    async def _drain_in(self, drain_s: float) -> None:
         run = self._run
         if run is None or run.is_over:
             return
@@ -450,7 +443,7 @@ class Lifecycle:
             run.draining = asyncio.get_running_loop().create_task(self._drain(self.runtime, drain_s))
         await asyncio.shield(run.draining)
 
-    async def close(self, drain_s: float) -> None:
+    async def close(self) -> None:
         """Drain, store all accepted requests, and close the store. A second call has no effect."""
         run = self._run
         if run is None or run.loop is not asyncio.get_running_loop():
@@ -463,12 +456,15 @@ class Lifecycle:
         if run is None or run.main.done():
             return
         if not run.is_over:  # a start that has failed is over, and still closes the store
-            await self.drain(drain_s)
+            await self.drain()
             run.stop.set()
         await asyncio.wait([run.main])
 
     def hook_signals(self) -> None:
-        """Install the signal hook, or install it again behind the handlers of a server."""
+        """Drain at SIGTERM and SIGINT, then call the previous handlers.
+
+        The hub calls this at its start; a server that installs its own handlers later must call it again.
+        """
         if self._signals is not None:
             self._signals.install()
 
@@ -479,7 +475,7 @@ class Lifecycle:
             self._restarting = asyncio.get_running_loop().create_task(self._restart(run))
 
     async def _restart(self, run: Run) -> None:
-        await self.drain(0.0)
+        await self._drain_in(0.0)
         run.stop.set()
         await asyncio.wait([run.main])
         while True:
@@ -497,10 +493,10 @@ class Lifecycle:
         try:
             await self._open_store()
             if self._bus is not None:
-                await self._bus.open(getattr(self._store, "notices_name", ""))
+                await self._bus.open(getattr(self.store, "notices_name", ""))
             async with asyncio.TaskGroup() as group:
                 runtime = self._runtime = Runtime(
-                    self._store, self._limits, self._clock, self.node, group, self.capacity, self._bus, self._questions
+                    self.store, self.limits, self.clock, self.node, group, self._capacity, self._bus, self.questions
                 )
                 await self._serve_open(run, runtime, group)
         except BaseException as error:
@@ -547,21 +543,24 @@ class Lifecycle:
             )
             await shared_turns.read()  # before a message is refused an agent of another node
         for one in self._keyed:
-            await share_key(self._store, one)
+            await share_key(self.store, one)
         await runtime.scheduler.workers.recall(run.served)
         run.served = runtime.scheduler.workers.patterns
         committing = group.create_task(runtime.committer.run())
         for hook in list(self._hooks.values()):
-            await register(self._store, hook, {})  # before this node stores entries
-        if self._store.is_exclusive:
+            await register(self.store, hook, {})  # before this node stores entries
+        if self.store.is_exclusive:
             await recover(every_channel)
         for callback in self._start_callbacks:
             callback()
         for hook in self._hooks.values():
             runtime.hooks.begin(hook, runtime.channels)
         run.has_begun = True
-        workers += [group.create_task(keep_house(runtime, self._forget)), group.create_task(runtime.follower.run())]
-        if not self._store.is_exclusive:
+        workers += [
+            group.create_task(keep_house(runtime, self._forget_gone)),
+            group.create_task(runtime.follower.run()),
+        ]
+        if not self.store.is_exclusive:
             # a callback may have blocked the event loop for longer than the lease; `keep` repeats a renewal that fails
             with contextlib.suppress(StoreUnavailable):
                 await shared_turns.begin()
@@ -614,24 +613,24 @@ class Lifecycle:
     def _send_away(self, runtime: Runtime) -> None:
         """Disconnect all viewers; they reconnect to the next run of the hub, or to another hub."""
         self.viewing.drain()
-        for callback in list(self.drain_callbacks):
+        for callback in list(self._drain_callbacks):
             callback()
         runtime.wake_feeds()
 
     async def _open_store(self) -> None:
         """Open the store, after closing a finished hub on the same file. Raises as `Store.open`."""
-        path = _path_of(self._store)
+        path = _path_of(self.store)
         before = _owners.get(path) if path is not None else None
-        if before is not None and before._store is not self._store:
+        if before is not None and before.store is not self.store:
             await before._close_if_finished()
-        await self._store.open()
+        await self.store.open()
         if path is not None:
             _owners[path] = self
 
     async def _close_store(self) -> None:
-        await self._store.close()
-        path = _path_of(self._store)
-        if path is not None and (known := _owners.get(path)) is not None and known._store is self._store:
+        await self.store.close()
+        path = _path_of(self.store)
+        if path is not None and (known := _owners.get(path)) is not None and known.store is self.store:
             del _owners[path]
 
     async def _close_if_finished(self) -> None:
@@ -641,7 +640,7 @@ class Lifecycle:
             await self._close_store()
         elif loop is not None and self._is_out_of_reach():
             if loop is asyncio.get_running_loop():
-                await self._close()
+                await self.close()
             elif not await self._release_loop(loop):
                 return
             logger.info("a hub of an earlier cell had the store open; it was closed for another hub")

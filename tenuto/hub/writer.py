@@ -41,7 +41,6 @@ from tenuto.core.errors import (
     StoreUnusable,
     TenutoError,
 )
-from tenuto.core.limits import Limits
 from tenuto.core.message_state import MessageState
 from tenuto.core.model import Json, Message, Part
 from tenuto.core.names import COMMAND_MARK, check_key, matches
@@ -517,13 +516,8 @@ ABANDONED_S = 1.0  # wait before the check that an abandoned message has ended, 
 class Writers:
     """Makes and registers the writers of a hub. Most methods need a running hub; `start` and `caller` do not."""
 
-    def __init__(
-        self,
-        lifecycle: Lifecycle,
-        limits: Limits,
-        reason_of: Callable[[BaseException], str | None],
-    ) -> None:
-        self.limits = limits
+    def __init__(self, lifecycle: Lifecycle, reason_of: Callable[[BaseException], str | None]) -> None:
+        self.limits = lifecycle.limits
         self.reason_of = reason_of  # returns the reason to store for a message that an exception ended
         self.lifecycle = lifecycle
 

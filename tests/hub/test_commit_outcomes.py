@@ -84,7 +84,7 @@ async def scripted(**limits: int) -> AsyncIterator[tuple[HubCore, ScriptedStore]
 
 async def kill(hub: HubCore) -> None:
     """End the hub's task as `kill -9` would: it finishes and stores no pending work."""
-    run = hub._lifecycle._run
+    run = hub._run
     assert run is not None
     run.main.cancel()
     await asyncio.wait([run.main])

@@ -96,7 +96,7 @@ async def test_running_hubs_learn_the_name_that_the_notices_of_a_restored_store_
     async with two_hubs(postgres, redis) as (first, second):
         assert isinstance(first.store, Blind)
         former = first.store.notices_name
-        runs = [hub._lifecycle._run for hub in (first, second)]
+        runs = [hub._run for hub in (first, second)]
         postgres.sql(f"UPDATE {first.store.schema}.store SET history = 'restored'")
         postgres.disconnect("datname = 'app'")
         async with asyncio.timeout(PATIENCE_S):

@@ -95,7 +95,7 @@ async def test_message_after_a_failover_that_lost_the_note_of_its_pattern_waits_
     await asyncio.sleep(0.1)
     noted = await store.notes("served/")
     assert list(noted) == ["served/chat:*"]
-    run, begun = hub._lifecycle._run, asyncio.Event()
+    run, begun = hub._run, asyncio.Event()
     assert run is not None
     store.is_replaced = True
     await asyncio.wait([run.main])

@@ -21,11 +21,9 @@ from msgspec import Struct
 
 from tenuto.core.document import restore
 from tenuto.core.errors import Busy, InvalidRequest, LocalError, StoreUnusable
-from tenuto.core.limits import Limits
 from tenuto.core.model import ChannelSummary, Message
 from tenuto.core.names import check_channel, check_id, check_prefix
 from tenuto.hub.access.identity import Identity
-from tenuto.hub.clock import Clock
 from tenuto.hub.keep.exports import NOTE as IMPORT
 from tenuto.hub.keep.exports import Imported, check_file, export_lines, mend_import, write_file
 from tenuto.hub.keep.forgetting import Forgetting, Forgotten
@@ -52,11 +50,11 @@ class ChannelPage(Struct, frozen=True, kw_only=True):
 class Archive:
     """The records of a hub: `hub.archive`."""
 
-    def __init__(self, lifecycle: Lifecycle, store: Store, limits: Limits, clock: Clock) -> None:
+    def __init__(self, lifecycle: Lifecycle) -> None:
         self._lifecycle = lifecycle
-        self._store = store
-        self._limits = limits
-        self._clock = clock
+        self._store = lifecycle.store
+        self._limits = lifecycle.limits
+        self._clock = lifecycle.clock
         self._forgetting = asyncio.Lock()
         self._removals = asyncio.Semaphore(MAX_REMOVALS)
         self._is_verifying = False
