@@ -172,14 +172,12 @@ class Bounds:
             # A turn and a bye are sent without a request.
             self._at_most("responses of a socket are due", pending, self._hub.limits.socket_requests + turns + 2)
             yield socket, HELD, {"_tasks": session._pending + len(session._attachments) + HELD}
-            yield session, HELD, {"_replies": pending}
+            yield session, HELD, {"_replies": pending, "_present": self._hub.limits.socket_channels}
             yield socket.sender, HELD, {}
             bounds = {"_by_channel": self._hub.limits.socket_channels, "ready": len(session._attachments)}
             yield session._attachments, HELD, bounds
             for attachment in session._attachments:
                 yield attachment, HELD, {}
-            if session._holdings is not None:
-                yield session._holdings, HELD, {"_present": self._hub.limits.socket_channels}
             if session._workers is not None:
                 yield session._workers, HELD, {}
         for slot in app.heartbeats._slots.values():

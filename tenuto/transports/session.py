@@ -11,8 +11,8 @@ The owner of a connection, a real one (`websocket`) or a simulator's, drives a `
 - it calls `keep_alive(now_s=)` every `PING_S` seconds, also while the peer does not read;
 - it calls `close()` when the connection is gone.
 
-Requests go to the hub in order and get their responses as they commit. `Attachments` has the followed channels,
-`Holdings` the socket's presence and leases. `docs/protocol.md`, 7, is the contract.
+Requests go to the hub in order and get their responses as they commit. `Attachments` has the followed channels.
+`docs/protocol.md`, 7, is the contract.
 
 The agents of a socket (`SocketWorker`) are workers of the turn scheduler. A turn of a socket is leased: its agent
 renews it. When the socket breaks, the scheduler soon gives the turn to another worker.
@@ -23,7 +23,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Coroutine, Hashable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -191,18 +191,11 @@ def _not_its_turn() -> Fenced:
 class SocketWorkers:
     """All workers of one socket, by pattern and name."""
 
-    __slots__ = ("_give", "_hub", "_keeps_leases", "_start_task", "_workers")
+    __slots__ = ("_hub", "_session", "_workers")
 
-    def __init__(
-        self,
-        hub: HubCore,
-        give: Callable[[SocketWorker, AssignedTurn], None],
-        start_task: Callable[[Coroutine[Any, Any, None]], object],
-    ) -> None:
+    def __init__(self, hub: HubCore, session: Session) -> None:
         self._hub = hub
-        self._give = give
-        self._start_task = start_task
-        self._keeps_leases: bool | None = None  # that of `release`; None while the socket is open
+        self._session = session
         self._workers: dict[tuple[str, str], SocketWorker] = {}
 
     def __bool__(self) -> bool:
@@ -230,12 +223,12 @@ class SocketWorkers:
                 f"this socket works on {MAX_PATTERNS} patterns, which is the limit; open another one",
                 limit=MAX_PATTERNS,
             )
-        worker = SocketWorker(self._give, self._hub, name, pattern, frame.slots, frame.when_busy)
+        worker = SocketWorker(self._session.give_turn, self._hub, name, pattern, frame.slots, frame.when_busy)
         if known is not None:
             worker.take_over(known)
             self._hub.runtime.scheduler.hand_over(known, worker)
         self._workers[pattern, name] = worker
-        self._start_task(self._register(worker))
+        self._session.start_task(self._register(worker))
 
     async def _register(self, worker: SocketWorker) -> None:
         """Register in a separate task, so that the response is sent before the first turn."""
@@ -266,7 +259,8 @@ class SocketWorkers:
                     return
                 if error is not None:
                     raise error if error.retry else _not_its_turn()
-                if (keeps_leases := self._keeps_leases) is not None:  # the socket has closed meanwhile, as in `release`
+                keeps_leases = self._session.keeps_leases
+                if keeps_leases is not None:  # the socket has closed meanwhile, as in `release`
                     self._hub.runtime.scheduler.renew(worker, turn)
                     self._hub.runtime.scheduler.unregister(worker, is_broken=True, keeps_leases=keeps_leases)
                 else:
@@ -303,8 +297,7 @@ class SocketWorkers:
         return worker.has(channel, None) and await self._hub.take_waiting(channel, message_id, worker.name, turn=turn)
 
     def release(self, *, keeps_leases: bool) -> None:
-        """Unregister all workers, because the socket has closed; their turns end as `Holdings.release` ends leases."""
-        self._keeps_leases = keeps_leases
+        """Unregister all workers, because the socket has closed; their turns end as `Session.close` ends leases."""
         workers, self._workers = self._workers, {}
         if self._hub.is_running:
             for worker in workers.values():
@@ -312,65 +305,6 @@ class SocketWorkers:
 
 
 logger = logging.getLogger("tenuto.transports")
-
-
-class Holdings:
-    """The members and messages whose presence or lease depends on one socket.
-
-    The lease monitor knows the messages, because it learns of each end of one.
-    """
-
-    __slots__ = ("_hub", "_keeps_leases", "_present", "_socket")
-
-    def __init__(self, hub: HubCore, socket: Hashable, *, keeps_leases: bool | None) -> None:
-        """`socket` identifies the connection to the hub. `keeps_leases` is that of `release` if it has ended."""
-        self._hub = hub
-        self._socket = socket
-        self._keeps_leases = keeps_leases
-        self._present: set[tuple[str, str]] = set()  # channel and id of each member
-
-    def __bool__(self) -> bool:
-        return bool(self._present) or (self._hub.is_running and self._hub.runtime.leases.is_holder(self._socket))
-
-    def enter(self, channel: str, member: str, data: dict[str, Json] | None) -> None:
-        """Make `member` present through this socket. Raises TooMany and the errors of `PresenceTracker.enter`."""
-        key = (channel, member)
-        limit = self._hub.limits.socket_channels
-        if key not in self._present and len(self._present) >= limit:
-            raise TooMany(
-                f"this socket is present as {limit} members, which is the limit (Limits.socket_channels); leave one "
-                "first",
-                limit=limit,
-            )
-        self._hub.runtime.presence.enter(channel, member, self._socket, data)
-        self._present.add(key)
-
-    def leave(self, channel: str, member: str) -> None:
-        """End the presence of `member` through this socket immediately, without the grace period."""
-        if (channel, member) in self._present:
-            self._present.discard((channel, member))
-            self._hub.runtime.presence.leave(channel, member, self._socket, is_final=True)
-
-    def note_request(self, channel: str, message_id: str, request: Request) -> None:
-        """Note a stored request, which shows whether its message's writer depends on this socket from now on."""
-        if isinstance(request, AppendText | PutPart | RenewLease | TakeOver) or (
-            isinstance(request, CreateMessage) and request.status == "streaming"
-        ):
-            leases = self._hub.runtime.leases
-            leases.held(channel, message_id, self._socket)
-            if self._keeps_leases is False:  # the request was still running when the connection broke
-                leases.broken(self._socket)
-
-    def release(self, *, keeps_leases: bool) -> None:
-        """Give up all presence, because the connection has ended. Its leases end soon, unless it `keeps_leases`."""
-        self._keeps_leases = keeps_leases
-        present, self._present = self._present, set()
-        if not self._hub.is_running:
-            return
-        for channel, member in present:
-            self._hub.runtime.presence.leave(channel, member, self._socket)
-        if not keeps_leases:
-            self._hub.runtime.leases.broken(self._socket)
 
 
 class Attachment:
@@ -590,19 +524,19 @@ class Session:
 
     __slots__ = (
         "_attachments",
-        "_holdings",
         "_hub",
-        "_keeps_leases",
         "_last_received_s",
         "_pending",
         "_pending_bytes",
         "_pings",
+        "_present",
         "_replies",
         "_reply_bytes",
         "_workers",
         "charge",
         "closing",
         "identity",
+        "keeps_leases",
         "peer",
         "released",
         "start_task",
@@ -632,13 +566,15 @@ class Session:
         self.released = released
         self.closing: Closing | None = None
         self._attachments = Attachments(hub, self)
-        self._holdings: Holdings | None = None  # these two are made on first use, because most sockets only view
+        # These two are made on first use, because most sockets only view: channel and id of each member that is present
+        # through this socket, and the agents. The lease monitor knows the messages that depend on it.
+        self._present: set[tuple[str, str]] | None = None
         self._workers: SocketWorkers | None = None
         self._replies: list[bytes] = []  # a short list, since an empty deque takes 760 B of an idle socket
         self._reply_bytes = 0
         self._pending = self._pending_bytes = self._pings = 0
         self._last_received_s = now_s
-        self._keeps_leases: bool | None = None  # None while the connection is open
+        self.keeps_leases: bool | None = None  # that of `close`; None while the connection is open
 
     # Received frames
 
@@ -688,12 +624,16 @@ class Session:
         turns last as long as they would have.
         """
         self._attachments.close()
-        if self._keeps_leases is None:
-            self._keeps_leases = keeps_leases or self._hub.viewing.is_over
-        if self._holdings is not None:
-            self._holdings.release(keeps_leases=self._keeps_leases)
+        if self.keeps_leases is None:
+            self.keeps_leases = keeps_leases or self._hub.viewing.is_over
+        present, self._present = self._present or (), None
+        if self._hub.is_running:
+            for channel, member in present:
+                self._hub.runtime.presence.leave(channel, member, self)
+            if not self.keeps_leases:
+                self._hub.runtime.leases.broken(self)
         if self._workers is not None:
-            self._workers.release(keeps_leases=self._keeps_leases)
+            self._workers.release(keeps_leases=self.keeps_leases)
 
     # Frames to send
 
@@ -714,7 +654,7 @@ class Session:
         """Queue a ping, or close the session of a silent peer that holds a lease, presence or a turn."""
         if self.closing is not None:
             return
-        if now_s - self._last_received_s >= SILENCE_S and (self._holdings or self._workers):
+        if now_s - self._last_received_s >= SILENCE_S and (self._is_holder() or self._workers):
             self.end(SILENT, "silent")
         elif not self._replies:  # a waiting response shows life as a ping does
             self._pings += 1
@@ -754,7 +694,7 @@ class Session:
         self._pending -= 1
         self._pending_bytes -= weight
         if isinstance(result, Result):
-            self._held().note_request(*key, request)
+            self._note_request(*key, request)
             count_new_channel(self._hub, self.identity, self.peer, result)
         try:
             if isinstance(result, TenutoError):
@@ -776,21 +716,40 @@ class Session:
         is_whole = isinstance(request, CreateFrame | UpdateFrame)
         return event_bytes(self._hub, channel, result, reply_bytes if is_whole else max(reply_bytes, weight)) - expected
 
-    def _held(self) -> Holdings:
-        if self._holdings is None:
-            self._holdings = Holdings(self._hub, self, keeps_leases=self._keeps_leases)
-        return self._holdings
+    def _note_request(self, channel: str, message_id: str, request: Request) -> None:
+        """Note a stored request, which shows whether its message's writer depends on this socket from now on."""
+        if isinstance(request, AppendText | PutPart | RenewLease | TakeOver) or (
+            isinstance(request, CreateMessage) and request.status == "streaming"
+        ):
+            leases = self._hub.runtime.leases
+            leases.held(channel, message_id, self)
+            if self.keeps_leases is False:  # the request was still running when the connection broke
+                leases.broken(self)
+
+    def _is_holder(self) -> bool:
+        """Return whether a member or the lease of a writer depends on this socket."""
+        return bool(self._present) or (self._hub.is_running and self._hub.runtime.leases.is_holder(self))
 
     # Requests with an immediate response
 
     def _presence(self, frame: PresenceFrame) -> dict[str, Json]:
         channel = check_channel(frame.channel)
         check_operation(self.identity, BY_FRAME[PresenceFrame], channel)
-        member = member_of(self.identity, frame.member)
-        if frame.leave:
-            self._held().leave(channel, member)
-        else:
-            self._held().enter(channel, member, frame.data)
+        member, present = member_of(self.identity, frame.member), self._present or set()
+        if frame.leave and (channel, member) in present:
+            present.discard((channel, member))
+            self._hub.runtime.presence.leave(channel, member, self, is_final=True)
+        elif not frame.leave:
+            limit = self._hub.limits.socket_channels
+            if (channel, member) not in present and len(present) >= limit:
+                raise TooMany(
+                    f"this socket is present as {limit} members, which is the limit (Limits.socket_channels); leave "
+                    "one first",
+                    limit=limit,
+                )
+            self._hub.runtime.presence.enter(channel, member, self, frame.data)
+            present.add((channel, member))
+            self._present = present
         return {}
 
     def _signal(self, frame: SignalFrame) -> dict[str, Json]:
@@ -806,7 +765,7 @@ class Session:
 
     def _agents(self) -> SocketWorkers:
         if self._workers is None:
-            self._workers = SocketWorkers(self._hub, self.give_turn, self.start_task)
+            self._workers = SocketWorkers(self._hub, self)
         return self._workers
 
     # Requests that read the store
