@@ -133,7 +133,7 @@ class Bounds:
         yield scheduler.workers, SPARE, {}
         for turns in scheduler._turns.values():
             yield turns, SPARE, {}
-        for runner in runtime.hooks._runners:
+        for runner in runtime.hooks:
             yield runner, SPARE, {}
         for channel in runtime.channels.values():
             yield from self._parts_of_channel(channel)

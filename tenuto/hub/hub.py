@@ -51,7 +51,7 @@ from tenuto.hub.keep.archive import Archive
 from tenuto.hub.keep.retention import Retainer, Rules
 from tenuto.hub.lifecycle import Lifecycle, SignalHook
 from tenuto.hub.nodes.nodes import IsMine
-from tenuto.hub.pending import ChannelInfo, Done, Result, info_of, message_of, own_copy
+from tenuto.hub.pending import ChannelInfo, Done, info_of, message_of, own_copy
 from tenuto.hub.runtime import Runtime
 from tenuto.hub.turns.status import take_waiting
 from tenuto.hub.writer import Adopter, MessageWriter, Recovery, Writers
@@ -238,7 +238,8 @@ class HubCore(Lifecycle):
             parent=parent,
             reply_to=reply_to,
         )
-        return self._writers.new(check_channel(channel), self.clock.id_or_new(id), author, create)
+        message_id = self.clock.id_or_new(id)
+        return MessageWriter(self._writers, check_channel(channel), message_id, create=create, author=author)
 
     async def create(
         self,
@@ -402,11 +403,6 @@ class HubCore(Lifecycle):
 
     # -- for transports ----------------------------------------------------------------------------------------
 
-    async def ask(self, channel: str, message_id: str, request: Request, caller: Caller) -> Result:
-        """Submit `request` and return its result, which is durable. Raises the refusal."""
-        await self.start()
-        return await self.runtime.ask(check_channel(channel), check_key(message_id), request, caller)
-
     def submit(self, channel: str, message_id: str, request: Request, caller: Caller, done: Done) -> None:
         """Submit `request` and call `done` with the result or the error. The hub must have started.
 
@@ -469,10 +465,6 @@ class HubCore(Lifecycle):
         counts = {f"store_{name}": value for name, value in self.store.stats().items()}
         counts |= self._capacity.stats()
         return counts | self.runtime.stats() | self.retainer.stats() if self.is_running else counts
-
-    def caller(self, author: str | None) -> Caller:
-        """Return the caller for requests of code in this process."""
-        return self._writers.caller(author)
 
     def reason_of(self, error: BaseException) -> str | None:
         """Return the reason for a message that `error` ended: in development the exception's name, else None."""

@@ -29,6 +29,9 @@ from typing import Any
 
 from tenuto.core.errors import Busy, Draining, LocalError, StoreUnavailable, TenutoError
 from tenuto.core.limits import Limits
+from tenuto.core.names import check_channel, check_key
+from tenuto.core.ops import WriterIdentity
+from tenuto.core.requests import Caller, Request
 from tenuto.hub.access.rates import Questions
 from tenuto.hub.access.tickets import Keyed, share_key
 from tenuto.hub.checks import check_not_wsgi
@@ -36,7 +39,7 @@ from tenuto.hub.clock import Clock
 from tenuto.hub.committer import Capacity
 from tenuto.hub.hooks import Hook, register
 from tenuto.hub.nodes.nodes import TERM_MS, IsMine, every_channel
-from tenuto.hub.pending import DocumentDue
+from tenuto.hub.pending import DocumentDue, Result
 from tenuto.hub.runtime import Runtime
 from tenuto.hub.tasks import logs_errors
 from tenuto.hub.turns.scheduler import SharedTurns
@@ -342,6 +345,15 @@ class Lifecycle:
         self._restarting: asyncio.Task[None] | None = None  # begins a run after the store was replaced
         self._runtime: Runtime | None = None  # the services of the current run, once its store is open
 
+    async def ask(self, channel: str, message_id: str, request: Request, caller: Caller) -> Result:
+        """Submit `request` and return its result, which is durable. Raises the refusal."""
+        await self.start()
+        return await self.runtime.ask(check_channel(channel), check_key(message_id), request, caller)
+
+    def caller(self, author: str | None) -> Caller:
+        """Return the caller for requests of code in this process."""
+        return Caller(id=author, writer=WriterIdentity(by=author, node=self.node), is_app=True)
+
     async def _recover(self, runtime: Runtime, is_mine: IsMine) -> None:
         """Handle the messages that ended nodes left open, in the channels of this one."""
         raise NotImplementedError
@@ -401,7 +413,7 @@ class Lifecycle:
             raise LocalError(f"hook name {hook.name!r} is taken already; give each hook its own name")
         self._hooks[hook.name] = hook
         if self.has_recovered:
-            self.runtime.hooks.begin(hook, self.runtime.channels)
+            self.runtime.begin_hook(hook)
 
     async def start(self) -> None:
         """Open the store and serve, as happens on first use. Raises StoreInUse, StoreUnusable, StoreUnavailable."""
@@ -554,7 +566,7 @@ class Lifecycle:
         for callback in self._start_callbacks:
             callback()
         for hook in self._hooks.values():
-            runtime.hooks.begin(hook, runtime.channels)
+            runtime.begin_hook(hook)
         run.has_begun = True
         workers += [
             group.create_task(keep_house(runtime, self._forget_gone)),
@@ -569,7 +581,7 @@ class Lifecycle:
         self.hook_signals()
         run.ready.set_result(None)
         await run.stop.wait()
-        runtime.hooks.stop()
+        runtime.hooks.clear()  # they get pending entries later: a call that began now could not be cancelled
         runtime.follower.stop()
         committing.cancel()  # once: it still stores the accepted requests
         runtime.tasks.cancel()
@@ -604,7 +616,9 @@ class Lifecycle:
                     await writer.flush()
             except (TenutoError, TimeoutError) as error:
                 logger.warning("the last text of message %r was not stored: %r", message_id, error)
-        await runtime.hooks.leave()
+        if not self.store.is_exclusive:  # other nodes may have the hooks, before the lease of this one ends
+            hooks, runtime.hooks = runtime.hooks, []
+            await asyncio.gather(*(hook.stop() for hook in hooks))
         await runtime.nodes.end()
         if self._restarting is None:
             self.viewing.end_drain()

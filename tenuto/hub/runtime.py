@@ -22,7 +22,7 @@ from tenuto.hub.access.rates import Asked, Questions
 from tenuto.hub.channel import Channel, Ticks
 from tenuto.hub.clock import Clock, Deadlines
 from tenuto.hub.committer import Capacity, Committer, in_time
-from tenuto.hub.hooks import Hooks
+from tenuto.hub.hooks import Hook, HookRunner
 from tenuto.hub.leases import LeaseMonitor
 from tenuto.hub.nodes.nodes import Follower, NodeLease, Notifier
 from tenuto.hub.pending import Done, Result, Waiting, result_later
@@ -68,7 +68,7 @@ class Runtime:
         self.deadlines = Deadlines(self.loop)
         self.ticks = Ticks()
         self.large_bodies = asyncio.Lock()  # held while a large body is decoded
-        self.hooks = Hooks(store, self.nodes, self.tasks.start_background)
+        self.hooks: list[HookRunner] = []
         self.leases = LeaseMonitor(
             self.loop,
             clock,
@@ -142,6 +142,14 @@ class Runtime:
         self.scheduler.forget(name)
         if self.follower.bus is not None:
             self.follower.bus.unfollow(name)
+
+    def begin_hook(self, hook: Hook) -> None:
+        """Call `hook` from now on."""
+        # its runner is notified of a channel that is being loaded when its head is known
+        known = {name: one.state for name, one in self.channels.items() if one.is_loaded}
+        runner = HookRunner(self.store, self.nodes, self.tasks.start_background, hook, known)
+        self.hooks.append(runner)
+        runner.begin()
 
     async def fresh(self, name: str, *, with_members: bool = False) -> Channel:
         """Return the channel, loaded; on a shared store, with the entries of other hubs. Raises StoreUnavailable.
@@ -246,4 +254,5 @@ class Runtime:
         """Notify the services of entries other than appends in `channel`."""
         self.leases.inspect(channel, keys)
         self.scheduler.inspect(channel, keys)
-        self.hooks.changed(channel)
+        for hook in self.hooks:
+            hook.changed(channel)

@@ -7,7 +7,7 @@ committer, which collects the requests of a writer for its next commit, and to t
 is stored shortly before their flush, and a failed commit is tried again. Only documented names of `MessageWriter` are
 public.
 
-`Writers` makes the writers of a hub, registers them while they write, and ends a message whose writer has gone without
+`Writers` registers the writers of a hub while they write, and ends a message whose writer has gone without
 storing an end, because no other component would.
 
 A message whose writer ended with its node is continued by an adopter of the app, or becomes `interrupted`. A remote
@@ -46,7 +46,7 @@ from tenuto.core.model import Json, Message, Part
 from tenuto.core.names import COMMAND_MARK, check_key, matches
 from tenuto.core.ops import WriterIdentity
 from tenuto.core.outgoing import NEW, OPEN, Outgoing, OutgoingProperties, WriterRequest, end_for, needs_await
-from tenuto.core.requests import SERVER, Caller, CreateMessage, FinishMessage, Request, TakeOver
+from tenuto.core.requests import SERVER, Caller, CreateMessage, FinishMessage, TakeOver
 from tenuto.hub.channel import Channel
 from tenuto.hub.committer import Begin, in_time, sent_again
 from tenuto.hub.keep.exports import undo_imports
@@ -119,7 +119,7 @@ class MessageWriter(OutgoingProperties):
         self.is_stopped: Callable[[], bool] = lambda: False
         self._hub = hub
         self._create = create
-        self._caller: Caller = hub.caller(author)
+        self._caller: Caller = hub.lifecycle.caller(author)
         self._outgoing = Outgoing(message_id, hub.limits)
         self._outgoing.meta = dict(create.meta) if create is not None else {}
         self._max_bytes = hub.limits.writer_bytes
@@ -259,7 +259,7 @@ class MessageWriter(OutgoingProperties):
     async def _begin(self, create: CreateMessage) -> None:
         """Register this writer, and store the beginning of the message. Raises the refusal."""
         await self._hub.lifecycle.start()
-        self._caller = self._hub.caller(self._caller.id)
+        self._caller = self._hub.lifecycle.caller(self._caller.id)
         self._run = self._hub.register_writer(self)
         try:
             result = await self._created(create)
@@ -284,7 +284,7 @@ class MessageWriter(OutgoingProperties):
                     raise
                 is_repeat = True
                 await asyncio.sleep(RETRY_S)
-                if self._hub.caller(self._caller.id) != self._caller:  # the hub has begun another run
+                if self._hub.lifecycle.caller(self._caller.id) != self._caller:  # the hub has begun another run
                     raise
 
     async def _created_or_ended(self, create: CreateMessage, *, is_repeat: bool) -> Result:
@@ -302,7 +302,7 @@ class MessageWriter(OutgoingProperties):
                 with contextlib.suppress(
                     TenutoError
                 ):  # leave the message open: the hub is shutting down, and its next start recovers the message
-                    await self._hub.ask(self.channel, self.id, end.request, end.caller)
+                    await self._hub.lifecycle.ask(self.channel, self.id, end.request, end.caller)
             raise
 
     async def __aenter__(self) -> Self:
@@ -481,7 +481,7 @@ class MessageWriter(OutgoingProperties):
         end = FinishMessage(status="failed", reason=error.code, generation=self.generation)
         try:
             async with asyncio.timeout(PATIENCE_S):
-                await self._hub.ask(self.channel, self.id, end, self._caller)
+                await self._hub.lifecycle.ask(self.channel, self.id, end, self._caller)
         except (TenutoError, TimeoutError) as trouble:
             logger.warning("message %r of %s could not be ended as failed: %r", self.id, self.channel, trouble)
 
@@ -514,22 +514,18 @@ ABANDONED_S = 1.0  # wait before the check that an abandoned message has ended, 
 
 
 class Writers:
-    """Makes and registers the writers of a hub. Most methods need a running hub; `start` and `caller` do not."""
+    """Registers the writers of a hub, and ends messages whose writers have gone. Most methods need a running hub."""
 
     def __init__(self, lifecycle: Lifecycle, reason_of: Callable[[BaseException], str | None]) -> None:
         self.limits = lifecycle.limits
         self.reason_of = reason_of  # returns the reason to store for a message that an exception ended
         self.lifecycle = lifecycle
 
-    def new(self, channel: str, message_id: str, author: str | None, create: CreateMessage | None) -> MessageWriter:
-        """Return a writer that creates its message by the request `create`; with None it continues a stored message."""
-        return MessageWriter(self, channel, message_id, create=create, author=author)
-
     async def take_over(self, channel: str, message_id: str, author: str | None) -> MessageWriter:
         """Return a writer that continues an interrupted message. Raises the refusal of the takeover."""
         await self.lifecycle.start()
         known = await self.lifecycle.runtime.message(channel, message_id)
-        return await self.continue_after(channel, known, self.caller(author), author)
+        return await self.continue_after(channel, known, self.lifecycle.caller(author), author)
 
     async def continue_after(
         self, channel: str, known: MessageState, caller: Caller, author: str | None
@@ -548,7 +544,7 @@ class Writers:
             # so the server interrupts it later.
             self.interrupt_later(channel, message_id, next_generation)
             raise
-        writer = self.new(channel, message_id, author, None)
+        writer = MessageWriter(self, channel, message_id, create=None, author=author)
         generation = taken.generation or next_generation
         try:
             # read now: the text may have grown before the takeover
@@ -560,15 +556,6 @@ class Writers:
         return writer
 
     # -- for the writers ---------------------------------------------------------------------------------------
-
-    def caller(self, author: str | None) -> Caller:
-        """Return the caller for requests of code in this process."""
-        return Caller(id=author, writer=WriterIdentity(by=author, node=self.lifecycle.node), is_app=True)
-
-    async def ask(self, channel: str, key: str, request: Request, caller: Caller) -> Result:
-        """Submit `request` and return its result. Raises the refusal."""
-        await self.lifecycle.start()
-        return await self.lifecycle.runtime.ask(channel, key, request, caller)
 
     def refusal_in(self, run: Runtime, error: TenutoError) -> TenutoError:
         """Return the refusal of text whose message was opened in `run`, from the committer's `error`."""
