@@ -170,7 +170,7 @@ class Runtime:
 
     async def _has_latest(self, live: Channel) -> bool:
         """Return whether the channel has all entries that the store has at this call. Raises StoreUnavailable."""
-        head = await self.follower.heads.read(live.name)
+        head = await self.follower.head(live.name)
         return live.is_at(head._replace(serial=max(head.serial, live.state.serial)))
 
     async def message(self, channel: str, message_id: str) -> MessageState:

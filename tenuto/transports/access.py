@@ -29,7 +29,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
@@ -349,22 +349,19 @@ def allowed_history(identity: Identity, channel: str, requested: int | None) -> 
     return requested if identity.has("history", channel) else 0
 
 
-class ResumeLimits:
+class ResumeLimits(NamedTuple):
     """Signs and checks the cursors of one client on one channel, if the client lacks the capability `history`.
 
     Such a client may resume only from cursors that the server gave to it.
     """
 
-    __slots__ = ("_channel", "_client_id", "_tickets")
-
-    def __init__(self, tickets: Tickets, client_id: str | None, channel: str) -> None:
-        self._tickets = tickets
-        self._client_id = client_id
-        self._channel = channel
+    tickets: Tickets
+    client_id: str | None
+    channel: str
 
     def known(self, cursor: Cursor | None) -> Cursor | None:
         """Return `cursor` if the server gave it to this client, else None."""
-        if cursor is None or not self._tickets.is_marked(cursor, self._client_id, self._channel):
+        if cursor is None or not self.tickets.is_marked(cursor, self.client_id, self.channel):
             return None
         return cursor
 
@@ -372,7 +369,7 @@ class ResumeLimits:
         """Return the signature to add to the cursor `text` before it is sent to the client."""
         cursor = parse_cursor(text)
         assert cursor is not None  # cannot be None, because the server itself wrote the cursor
-        return self._tickets.mark(cursor, self._client_id, self._channel)
+        return self.tickets.mark(cursor, self.client_id, self.channel)
 
 
 def resume_limits_of(hub: HubCore, identity: Identity, channel: str) -> ResumeLimits | None:

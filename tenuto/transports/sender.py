@@ -23,6 +23,7 @@ import logging
 import sys
 import types
 from collections.abc import Awaitable, Coroutine, Generator
+from functools import lru_cache
 from typing import Any, Protocol
 
 from starlette.types import Message, Receive, Send
@@ -86,29 +87,20 @@ def end_refusal(receive: Receive) -> None:
         protocol.handshake_complete = True
 
 
-class Frames:
-    """Caches the WebSocket frame of the last text, since the viewers of a channel take the same batch in a row."""
+@lru_cache(maxsize=1)
+def framed(text: bytes) -> bytes:
+    """Return `text` as one unmasked WebSocket frame.
 
-    __slots__ = ("_frame", "_text")
-
-    def __init__(self) -> None:
-        self._text = b""
-        self._frame = b"\x81\x00"
-
-    def of(self, text: bytes) -> bytes | None:
-        """Return `text` as one unmasked frame; None if it is too large to cache."""
-        if text is not self._text:
-            size = len(text)
-            if size > MAX_CHUNK_BYTES:
-                return None
-            if size < 126:
-                opening = bytes((0x81, size))
-            elif size < 1 << 16:
-                opening = b"\x81\x7e" + size.to_bytes(2)
-            else:
-                opening = b"\x81\x7f" + size.to_bytes(8)
-            self._text, self._frame = text, opening + text
-        return self._frame
+    The last one is kept, since the viewers of a channel take the same batch in a row.
+    """
+    size = len(text)
+    if size < 126:
+        opening = bytes((0x81, size))
+    elif size < 1 << 16:
+        opening = b"\x81\x7e" + size.to_bytes(2)
+    else:
+        opening = b"\x81\x7f" + size.to_bytes(8)
+    return opening + text
 
 
 def socket_of(send: Send) -> Any:
@@ -279,7 +271,7 @@ class Sender:
         """Send a batch as Server-Sent Events, as `write` would."""
         self.write(batch.body)
 
-    def write_frame(self, text: bytes, frames: Frames) -> None:
+    def write_frame(self, text: bytes) -> None:
         """Send a WebSocket frame, as `write` would."""
         self.write({"type": "websocket.send", "text": text.decode()})
 
@@ -434,13 +426,12 @@ class DirectSender(Sender):
         else:
             cycle.transport.write(chunk)
 
-    def write_frame(self, text: bytes, frames: Frames) -> None:
+    def write_frame(self, text: bytes) -> None:
         socket = self._socket
-        frame = frames.of(text) if socket is not None and can_frame(socket) else None
-        if frame is None:
-            super().write_frame(text, frames)
+        if socket is not None and len(text) <= MAX_CHUNK_BYTES and can_frame(socket):
+            socket.transport.write(framed(text))
         else:
-            socket.transport.write(frame)
+            super().write_frame(text)
 
 
 def abort_if_unread(receive: Any, *, is_draining: bool) -> None:

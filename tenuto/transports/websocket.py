@@ -39,7 +39,7 @@ from tenuto.transports.codec import (
     ref_in,
 )
 from tenuto.transports.origin import expect_introduction
-from tenuto.transports.sender import FAREWELL_S, DirectSender, Frames, Heartbeats, Sender, TaskSender
+from tenuto.transports.sender import FAREWELL_S, DirectSender, Heartbeats, Sender, TaskSender
 from tenuto.transports.session import PING_S, Session
 from tenuto.transports.sse import RETRY_MS
 
@@ -61,7 +61,6 @@ class Sockets:
     def __init__(self, hub: HubCore, heartbeats: Heartbeats) -> None:
         self._hub = hub
         self._heartbeats = heartbeats
-        self._frames = Frames()
         self._open: set[Socket] = set()
         self._unauthenticated: set[asyncio.Timeout] = set()  # the waits for their `auth` frames
 
@@ -105,7 +104,7 @@ class Sockets:
             await send(accepted)
             if not (credentials.is_known or await self._is_authenticated(credentials, receive, send)):
                 return
-            socket = Socket(self._hub, credentials, send, self._frames, self._heartbeats)
+            socket = Socket(self._hub, credentials, send, self._heartbeats)
             self._open.add(socket)
             slot = self._heartbeats.add(socket, int(PING_S))
             try:
@@ -202,7 +201,6 @@ class Socket:
     """One connection: a session, and the sender of its frames."""
 
     __slots__ = (
-        "_frames",
         "_is_closing",
         "_is_due",
         "_is_renewing",
@@ -216,11 +214,8 @@ class Socket:
         "session",
     )
 
-    def __init__(
-        self, hub: HubCore, credentials: Credentials, send: Send, frames: Frames, heartbeats: Heartbeats
-    ) -> None:
+    def __init__(self, hub: HubCore, credentials: Credentials, send: Send, heartbeats: Heartbeats) -> None:
         self.credentials = credentials
-        self._frames = frames
         self._is_renewing = False
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] | None = None
@@ -365,7 +360,7 @@ class Socket:
         while not (sender.is_busy or sender.is_over) and session.has_frames:
             frame = session.frame_to_send()
             if frame is not None:
-                sender.write_frame(frame, self._frames)
+                sender.write_frame(frame)
         if session.closing is not None and not sender.is_over:
             if not sender.is_busy:
                 code, reason = session.closing

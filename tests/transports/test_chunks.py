@@ -15,7 +15,7 @@ from websockets.frames import Frame, Opcode
 
 from proof.wirecheck import SseViewer
 from tenuto.hub.channel import MAX_CHUNK_BYTES
-from tenuto.transports.sender import Frames
+from tenuto.transports.sender import framed
 from tests.transports.conftest import Served, new_hub, serving
 from tests.transports.watching import write
 
@@ -82,4 +82,4 @@ async def test_middleware_that_wraps_send_is_not_bypassed(sent: list[bytes]) -> 
 @pytest.mark.parametrize("letter", ["a", "é", "日"])
 def test_frame_equals_the_servers_own_frame(letter: str, length: int) -> None:
     text = (letter * length).encode()[:MAX_CHUNK_BYTES]
-    assert Frames().of(text) == Frame(Opcode.TEXT, text).serialize(mask=False)
+    assert framed(text) == Frame(Opcode.TEXT, text).serialize(mask=False)

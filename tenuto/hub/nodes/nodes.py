@@ -475,31 +475,6 @@ async def _heads(store: Store, channels: list[str]) -> list[Head]:
     return await sent_again(lambda: store.heads(channels), store.name, after_s=HEADS_S)
 
 
-class HeadReads:
-    """Reads the heads of channels at attaches: those that are wanted while a query runs share the next one."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._wanted: dict[str, None] = {}  # the channels of the next query
-        self._next: asyncio.Task[dict[str, Head]] | None = None
-        self._turn = asyncio.Lock()  # held by the query that runs
-
-    async def read(self, channel: str) -> Head:
-        """Return the head that `channel` has now or later. Raises StoreUnavailable."""
-        self._wanted[channel] = None
-        if self._next is None:
-            self._next = asyncio.get_running_loop().create_task(self._ask())
-        try:
-            return (await asyncio.shield(self._next))[channel]
-        except TenutoError as error:
-            raise error.with_traceback(None) from None  # it is raised for each of the callers
-
-    async def _ask(self) -> dict[str, Head]:
-        async with self._turn:
-            names, self._wanted, self._next = list(self._wanted), {}, None
-            return dict(zip(names, await _heads(self._store, names), strict=True))
-
-
 class Follower:
     """Follows the store for the channels in memory. `notifier` tells other nodes, which follow this one."""
 
@@ -509,7 +484,10 @@ class Follower:
         """Follow `store`. `bus` carries the notices if there is one."""
         self.notifier = notifier
         self.bus = bus
-        self.heads = HeadReads(store)
+        # for attaches: the channels of the next query for heads, and that query; the lock is held by the one that runs
+        self._wanted: dict[str, None] = {}
+        self._next: asyncio.Task[dict[str, Head]] | None = None
+        self._turn = asyncio.Lock()
         self.receivers: list[Callable[[Notice | None], None]] = []  # they get the notices of other kinds, and None
         self.followed: Callable[[Channel], None] = lambda _: None  # called after entries of other hubs were applied
         self._store = store
@@ -570,6 +548,24 @@ class Follower:
                 else:
                     behind = [self._channels[name] for name in sorted(due) if name in self._channels]
                 await self._refresh_all(deque(behind), slow_reads)
+
+    async def head(self, channel: str) -> Head:
+        """Return the head that `channel` has now or later. Raises StoreUnavailable.
+
+        Calls while a query runs share the next one.
+        """
+        self._wanted[channel] = None
+        if self._next is None:
+            self._next = asyncio.get_running_loop().create_task(self._wanted_heads())
+        try:
+            return (await asyncio.shield(self._next))[channel]
+        except TenutoError as error:
+            raise error.with_traceback(None) from None  # it is raised for each of the callers
+
+    async def _wanted_heads(self) -> dict[str, Head]:
+        async with self._turn:
+            names, self._wanted, self._next = list(self._wanted), {}, None
+            return dict(zip(names, await _heads(self._store, names), strict=True))
 
     async def behind(self) -> list[Channel]:
         """Return the channels in memory that are behind the store. Raises StoreUnavailable."""
