@@ -102,7 +102,7 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
-def retrieve_exception(ending: asyncio.Future[None]) -> None:
+def retrieve_exception(ending: asyncio.Future[Any]) -> None:
     """Mark the exception of `ending` as retrieved, so that asyncio does not log it if its waiter gave up."""
     if not ending.cancelled():
         ending.exception()

@@ -44,6 +44,7 @@ from tenuto.hub.channel import Channel, is_settling
 from tenuto.hub.clock import Clock, StoreClock
 from tenuto.hub.committer import in_time, sent_again
 from tenuto.hub.tasks import logs_errors
+from tenuto.portal import retrieve_exception
 from tenuto.stores.base import Bus, Head, Hold, Notice, Notices, Renewal, SharedStore, Store, StoreReplaced, Write
 
 logger = logging.getLogger("tenuto.hub")
@@ -557,6 +558,7 @@ class Follower:
         self._wanted[channel] = None
         if self._next is None:
             self._next = asyncio.get_running_loop().create_task(self._wanted_heads())
+            self._next.add_done_callback(retrieve_exception)
         try:
             return (await asyncio.shield(self._next))[channel]
         except TenutoError as error:
