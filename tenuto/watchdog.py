@@ -1,8 +1,7 @@
 """A watchdog: limits how long operations may take, with one timer for all of them; and `timed`, for code of the app.
 
 Layer: watchdog, directly above `core`. The senders of all connections of a hub use one watchdog
-(`Heartbeats.watchdog`), the commits of a hub another one, and the calls of an SQLite store a third. Handlers and hooks
-run in `timed`.
+(`Heartbeats.watchdog`), the commits of a hub another one. Handlers and hooks run in `timed`.
 
 `asyncio.timeout` makes and cancels a timer for each operation, which costs more than most operations that succeed. The
 limit of a watchdog is the same for all its operations, so they become due in the order in which they began. The one

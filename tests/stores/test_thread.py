@@ -26,8 +26,7 @@ def thread() -> Iterator[StoreThread]:
 
 async def test_call_that_timed_out_in_the_queue_never_runs(thread: StoreThread) -> None:
     held, done = threading.Event(), []
-    holding = asyncio.create_task(thread.run(held.wait, timeout_s=PATIENCE_S))
-    await asyncio.sleep(0)
+    holding = thread.run(held.wait, timeout_s=PATIENCE_S)
     with pytest.raises(Late) as late:
         await thread.run(lambda: done.append(1), timeout_s=0.01)
     assert not late.value.is_begun
@@ -39,7 +38,7 @@ async def test_call_that_timed_out_in_the_queue_never_runs(thread: StoreThread) 
 async def test_last_call_runs_without_a_waiting_caller() -> None:
     thread = StoreThread("test-thread", nothing)
     held, ended = threading.Event(), threading.Event()
-    holding = asyncio.create_task(thread.run(held.wait, timeout_s=PATIENCE_S))
+    holding = thread.run(held.wait, timeout_s=PATIENCE_S)
     finishing = asyncio.create_task(thread.finish(ended.set, timeout_s=PATIENCE_S))
     await asyncio.sleep(0)
     finishing.cancel()

@@ -40,7 +40,6 @@ from tenuto.stores.sqlite.channels import Channels
 from tenuto.stores.sqlite.engine import Engine
 from tenuto.stores.sqlite.file import SqliteFile, Synchronous
 from tenuto.stores.sqlite.slots import damaged
-from tenuto.watchdog import Watch, Watchdog
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -70,44 +69,30 @@ class StoreThread:
         self._queue: queue.SimpleQueue[_Work[Any] | None] = queue.SimpleQueue()
         self._left: deque[_Work[Any] | None] = deque()  # taken from the queue by `serve`, and not run
         self._is_stopping = False
-        self._watchdog: Watchdog | None = None  # of the calls of `run` that have a time limit, which is mostly the same
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
         self._thread.start()
 
-    async def run(self, call: Callable[[], T], *, timeout_s: float | None) -> T:
-        """Run `call` on the thread and return its result, or raise its error; raises Late after `timeout_s`, if given.
+    def run(self, call: Callable[[], T], *, timeout_s: float | None) -> asyncio.Future[T]:
+        """Run `call` on the thread. The future gets its result or its error, or Late after `timeout_s`, if given.
 
         The thread skips a call whose caller has stopped waiting.
         """
         if self._is_stopping:
             raise LocalError(f"store thread {self._thread.name!r} is closed; open the store again to use it")
-        loop = asyncio.get_running_loop()
-        result: asyncio.Future[T] = loop.create_future()
-        work = _Work(call, loop, result)
-        self._queue.put(work)
-        try:
-            if timeout_s is None:
-                return await result
-            self._watchdog = Watchdog.kept(self._watchdog, timeout_s)
-            with Watch(self._watchdog):
-                return await result
-        except TimeoutError:
-            work.is_dropped = True
-            raise Late(is_begun=work.is_begun) from None
-        finally:
-            work.is_dropped = True
+        result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._queue.put(_Work(call, result, timeout_s))
+        return result
 
     async def finish(self, last: Callable[[], object], *, timeout_s: float) -> None:
         """Run the queued calls, then `last`, and end the thread. Raises the error of `last`, or Late.
 
         The thread does so even if the caller stops waiting.
         """
-        loop = asyncio.get_running_loop()
-        result: asyncio.Future[object] = loop.create_future()
-        self._put_last(_Work(last, loop, result))
+        result: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        self._put_last(_Work(last, result))
         try:
             async with asyncio.timeout(timeout_s):
-                await result
+                await asyncio.shield(result)
         except TimeoutError:
             raise Late(is_begun=True) from None
         self._thread.join(END_S)
@@ -134,7 +119,7 @@ class StoreThread:
 
     def stop(self, last: Callable[[], object]) -> None:
         """Finish as `finish` does, but without waiting and from any thread."""
-        self._put_last(_Work(last, None, None))
+        self._put_last(_Work(last))
 
     def join(self, timeout_s: float) -> None:
         """Block until the thread has ended, or for `timeout_s`."""
@@ -171,43 +156,49 @@ class StoreThread:
 class _Work(Generic[T]):
     """A queued call, and the future for its result if a caller waits for it."""
 
-    __slots__ = ("_call", "_loop", "_result", "is_begun", "is_dropped")
+    __slots__ = ("_call", "_is_begun", "_is_late", "_result", "_timer")
 
     def __init__(
-        self, call: Callable[[], T], loop: asyncio.AbstractEventLoop | None, result: asyncio.Future[T] | None
+        self, call: Callable[[], T], result: asyncio.Future[T] | None = None, timeout_s: float | None = None
     ) -> None:
         self._call = call
-        self._loop = loop
         self._result = result
-        self.is_begun = False
-        self.is_dropped = False
+        self._is_begun = False
+        self._is_late = False
+        self._timer: asyncio.TimerHandle | None = None
+        if result is not None and timeout_s is not None:
+            self._timer = result.get_loop().call_later(timeout_s, self._expire)
 
     def run(self) -> None:
-        # This method writes `is_begun` before it reads `is_dropped`; `StoreThread.run` does it the other way round.
-        # So a call that was reported as not begun never runs.
-        self.is_begun = True
-        if self.is_dropped:
-            return
-        result: T | None = None
-        error: BaseException | None = None
-        try:
-            result = self._call()
-        except BaseException as raised:
-            error = raised
-        if self._loop is not None:
+        # This method writes `_is_begun` before it reads `_is_late`; `_expire` does it the other way round. So a call
+        # that was reported as not begun never runs.
+        self._is_begun = True
+        caller, result, error = self._result, None, None
+        if not self._is_late and not (caller is not None and caller.cancelled()):
+            try:
+                result = self._call()
+            except BaseException as raised:
+                error = raised
+        if caller is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed, so no caller waits
-                self._loop.call_soon_threadsafe(self._settle, result, error)
+                caller.get_loop().call_soon_threadsafe(self._settle, caller, result, error)
         elif error is not None:
             logger.error("the last work of a store failed", exc_info=error)
 
-    def _settle(self, result: Any, error: BaseException | None) -> None:
-        assert self._result is not None
-        if self._result.done():
-            return  # the caller has stopped waiting
+    def _expire(self) -> None:
+        self._is_late = True
+        if self._result is not None and not self._result.done():
+            self._result.set_exception(Late(is_begun=self._is_begun))
+
+    def _settle(self, caller: asyncio.Future[T], result: Any, error: BaseException | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if caller.done():
+            return  # it has stopped waiting
         if error is not None:
-            self._result.set_exception(error)
+            caller.set_exception(error)
         else:
-            self._result.set_result(result)
+            caller.set_result(result)
 
 
 OPEN_TIMEOUT_S = 60.0  # opening may take long, since it reads the whole log
