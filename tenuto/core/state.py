@@ -92,6 +92,8 @@ class ChannelState:
         self.lives = 0  # of an empty channel: the number of its life, which each deletion raises (`Head.lives`)
         self.newest: str | None = None  # id of the message that was created last, even if it is deleted
         self.complete_since = serial  # `messages` holds every message that changed after this serial
+        # True: `messages` and `commands` hold all ids that the store has, except those of ended steps
+        self.is_whole = False
         self.history_from = serial + 1  # `messages` holds every message that was created at or after this serial
         self.has_older = serial > 0  # the store may have messages that are older than `history_from`
         # True: older messages were not loaded because the page had reached its limit in bytes
@@ -151,7 +153,7 @@ class ChannelState:
             if not command.is_open:
                 cost -= COMMAND_COST + command.stored_bytes
                 del self.commands[command.id]
-                self.complete_since = max(self.complete_since, command.version)
+                self.complete_since, self.is_whole = max(self.complete_since, command.version), False
         for message in list(self.messages.values()):
             if cost <= keep_bytes:
                 return
@@ -159,7 +161,7 @@ class ChannelState:
                 continue
             cost -= message.cost_bytes()
             del self.messages[message.id]
-            self.complete_since = max(self.complete_since, message.version)
+            self.complete_since, self.is_whole = max(self.complete_since, message.version), False
             self.history_from = max(self.history_from, message.created + 1)
             self.has_older, self.is_history_cut = True, False
 

@@ -196,8 +196,15 @@ class BatchCache:
         self.unreadable: StoreUnusable | None = None
 
     def keep(self, kept: dict[T, EncodedBatch], key: T, batch: EncodedBatch) -> EncodedBatch:
-        """Keep `batch` in `kept`, which is `live` or `first`, and return it."""
-        self._make_room(batch)
+        """Keep `batch` in `kept`, which is `live` or `first`, and return it.
+
+        Beyond the limit drop all others, because each feed may have another cursor.
+        """
+        size = batch.text_bytes
+        is_full = len(self.live) + len(self.first) >= MAX_CACHED_BATCHES
+        if is_full or self.text_bytes + size > MAX_CACHED_BYTES:
+            self.forget()
+        self.text_bytes += size
         kept[key] = batch
         return batch
 
@@ -218,14 +225,6 @@ class BatchCache:
         """Drop the ephemeral batches (presence and signals)."""
         self.first.clear()
         self.ephemeral.clear()
-
-    def _make_room(self, batch: EncodedBatch) -> None:
-        """Count the size of `batch`. Beyond the limit drop all others, because each feed may have another cursor."""
-        size = batch.text_bytes
-        is_full = len(self.live) + len(self.first) >= MAX_CACHED_BATCHES
-        if is_full or self.text_bytes + size > MAX_CACHED_BYTES:
-            self.forget()
-        self.text_bytes += size
 
 
 logger = logging.getLogger("tenuto.hub")
@@ -421,13 +420,14 @@ class Channel:
         messages = self.state.messages
         for one in ids:
             if one not in messages and one not in self.state.commands and one not in self._absent:
-                return False
+                return not self.missing(ids)
         return True
 
     def missing(self, ids: Iterable[str]) -> list[str]:
         """Return the ids among `ids` that must be read from the store before a decision."""
-        messages, commands, absent = self.state.messages, self.state.commands, self._absent
-        return [one for one in ids if one not in messages and one not in commands and one not in absent]
+        state, absent = self.state, self._absent
+        unknown = (one for one in ids if one not in state.messages and one not in state.commands and one not in absent)
+        return [one for one in unknown if not state.is_whole or one.startswith(_STEP_KEY)]
 
     def note_absent(self, key: str) -> None:
         """Note that the store does not have the message or command `key`, so that no decision needs a read."""
@@ -482,7 +482,9 @@ class Channel:
     def add_feed(self, feed: Woken, flush_ms: int) -> Group:
         """Wake `feed` from now on, and return the group of feeds that is woken together with it."""
         window = flush_class(flush_ms)
-        group = self._groups.setdefault(window, Group(self._ticks, window))
+        group = self._groups.get(window)
+        if group is None:
+            group = self._groups[window] = Group(self._ticks, window)
         group.feeds[feed] = None
         self.watchers += 1
         return group
@@ -549,7 +551,8 @@ class Channel:
             return None
         if attach:
             return self._first_batch(("resume", since), resumed(self.state), events)
-        return self.batches.keep(self.batches.live, since, EncodedBatch(self.name, self.state.cursor, events))
+        batch = EncodedBatch(self.name, self.state.cursor, events)
+        return self.batches.keep(self.batches.live, since, batch) if self.watchers > 1 else batch
 
     def append_since(self, since: int) -> EncodedBatch | None:
         """Return the events after serial `since` if they are the single append of the last commit, else None.
@@ -599,15 +602,17 @@ class Channel:
     async def load_messages(self, ids: Sequence[str]) -> None:
         """Load those of the messages `ids` that exist."""
         await self.load()
+        if not self._loaders and not self.missing(ids):
+            return
         async with self._exclusive():
             while wanted := self.missing(ids):
                 head, found = await self._store.messages(self.name, wanted)
-                if not await self._has_passed(head):
-                    continue
-                self._insert(restored(found.values()))
-                if len(self._absent) > KEPT_ABSENT:
-                    self._absent.clear()
-                self._absent.update(one for one in self.missing(wanted) if one not in found)
+                if await self._has_passed(head):
+                    self._insert(restored(found.values()))
+                    if len(self._absent) > KEPT_ABSENT:
+                        self._absent.clear()
+                    self._absent.update(one for one in self.missing(wanted) if one not in found)
+                    return
 
     async def load_since(self, since: int) -> bool:
         """Load every message that changed after `since`.
@@ -663,7 +668,8 @@ class Channel:
             head = await head_of(self._store, self.name)
             self.is_stale = True  # until it is read again: a call that fails may have emptied the channel all the same
             for _ in range(MAX_CONFLICTS):
-                await self._follow(head)
+                if not self.is_at(head):
+                    await self._catch_up()
                 streaming = [message.id for message in self.state.messages.values() if message.is_streaming]
                 result = await self._store.delete_channel(
                     self.name, expected=head, used_up=streaming, until_ms=until_ms
@@ -698,18 +704,15 @@ class Channel:
         Messages of that read that are not in the state are then as they were: a change would have put them there.
         """
         state = self.state
-        await self._follow(head)
+        if self.is_at(head):
+            return True
+        await self._catch_up()
         return self.state is state and head == (state.epoch, min(head.serial, state.serial), state.floor, state.lives)
 
     def is_at(self, head: Head) -> bool:
         """Return whether the state in memory is at `head`."""
         state = self.state
         return head == (state.epoch, state.serial, state.floor, state.lives)
-
-    async def _follow(self, head: Head) -> None:
-        """Bring the state up to the channel's head in the store, unless it is at `head`."""
-        if not self.is_at(head):
-            await self._catch_up()
 
     async def _catch_up(self) -> None:
         """Bring the state up to the channel's head in the store.
@@ -732,6 +735,7 @@ class Channel:
                 state.insert(restored(found))
                 (state.epoch, state.serial, state.floor, state.lives), state.newest = head, newest
                 state.tail.restart(state.serial)
+                state.is_whole = False
                 self.moved()
                 self._changed(None)
                 return
@@ -771,6 +775,7 @@ class Channel:
                 break
         state = ChannelState(self.name, changes.head.epoch, changes.head.serial, changes.head.floor)
         state.lives, state.newest = changes.head.lives, changes.newest
+        state.is_whole = not (state.serial or state.lives)
         # of an empty channel, the open messages may be those of an epoch that came and went between the reads
         state.insert(restored([*(opened if since else ()), *(changes.messages or ())]))
         self.state = state

@@ -207,7 +207,6 @@ class Loader:
         """Load the messages that the parked items need, then queue the items again, first and in order."""
         try:
             async with asyncio.timeout(READ_TIMEOUT_S):
-                await channel.load()
                 is_read = False
                 while not is_read:
                     if channel.is_stale:
@@ -470,7 +469,10 @@ class Committer:
                     # for it.
                     self._since_s = asyncio.get_running_loop().time()
                 self._cut_now = self._assemble()
-                await self._commit(self._cut_now, watchdog)
+                if self._cut_now.decided:
+                    await self._commit(self._cut_now, watchdog)
+                else:
+                    await asyncio.sleep(0)  # all items are parked; let other tasks run
                 self._cut_now = None
         finally:
             self._end()

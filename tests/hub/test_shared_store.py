@@ -17,7 +17,7 @@ from tenuto.core.limits import Limits
 from tenuto.core.names import command_key
 from tenuto.core.requests import Caller, CreateMessage, SendCommand
 from tenuto.hub import HubCore
-from tenuto.stores.base import Conflict, Head, Write
+from tenuto.stores.base import Conflict, Head, Write, head_of
 from tests.stores.contract import Chat, append, create
 
 ANN = Caller(id="ann")
@@ -76,3 +76,23 @@ async def test_message_that_another_hub_begins_during_the_deletion_of_its_channe
     for used_up in ("m1", "m2"):
         with pytest.raises(Deleted):
             await here.ask("c", used_up, CreateMessage(status="streaming"), ANN)
+
+
+async def test_new_channel_needs_no_read_to_know_that_an_id_is_free(
+    here: HubCore, store: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "messages", None)
+    for message_id in ("m1", "m2"):
+        assert (await here.ask("c", message_id, CreateMessage(), ANN)).created
+
+
+async def test_channel_that_was_empty_here_knows_the_ids_that_another_hub_has_used_up(
+    here: HubCore, store: Shared
+) -> None:
+    await here.start()
+    await here.channel("c").load()
+    await Chat(store).do(create("m1", streaming=True))
+    await store.delete_channel("c", expected=await head_of(store, "c"), used_up=["m1"], until_ms=2**50)
+    await Chat(store, lives=2**50).do(create("m2"))
+    with pytest.raises(Deleted):
+        await here.ask("c", "m1", CreateMessage(status="streaming"), ANN)
