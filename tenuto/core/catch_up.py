@@ -197,7 +197,7 @@ def _appends(message_id: str, index: int, text: Text, since: int, ends: list[int
     events: list[MessageAppend] = []
     at = text.length_at(since)
     for until in [*(end - 1 for end in ends), text.mark_serials[-1]]:
-        length, serial = text.length_at(until), text.last_serial(until)
+        serial, length = text.last_mark(until)
         if length > at and serial > since:
             events.append(MessageAppend(serial=serial, id=message_id, part=index, at=at, text=text.slice(at, length)))
             at = length

@@ -144,7 +144,7 @@ def document(message: MessageState | CommandState) -> Document:
     # Deleted text must leave the store too, so the document of a deleted message replaces all segments.
     fresh = message.deleted or message.documented < message.shaped or not message.documented
     since = 0 if fresh else message.documented
-    segments = []
+    segments, is_open = [], message.is_open
     for index, part in enumerate(message.parts):
         if fresh and (long := _long_fields(part)):
             segments.append(Segment(index, FIELDS, msgspec.json.encode(long).decode(), []))
@@ -156,10 +156,10 @@ def document(message: MessageState | CommandState) -> Document:
         id=message.id,
         created=message.created if message.role != OPTIONS else 0,
         version=message.last,
-        is_open=message.is_open,
+        is_open=is_open,
         is_deleted=message.deleted,
         size_bytes=message.size_bytes,
-        head=_encode_head(_head(message)),
+        head=_encode_head(_head(message, alive_at=message.alive_at if is_open else 0)),
         fresh=fresh,
         segments=segments,
         at_ms=max(message.updated_at, message.moved_at),
@@ -369,18 +369,16 @@ def _extend(text: Text, segment: Segment) -> str:
 _SAME = tuple(name for name in MessageHead.__struct_fields__ if name not in ("requests", "parts", "alive_at"))
 
 
-def _head(message: MessageState) -> MessageHead:
+def _head(message: MessageState, *, alive_at: int = 0) -> MessageHead:
     return MessageHead(
         **{name: getattr(message, name) for name in _SAME},
         requests=list(message.requests),
-        parts=[_part_head(part) for part in message.parts],
-        alive_at=message.alive_at if message.is_open else 0,
+        parts=[
+            PartHead({**part.fields, **dict.fromkeys(_long_fields(part))}, part.opened, part.changed)
+            for part in message.parts
+        ],
+        alive_at=alive_at,
     )
-
-
-def _part_head(part: PartState) -> PartHead:
-    long = _long_fields(part)
-    return PartHead({**part.fields, **dict.fromkeys(long)} if long else part.fields, part.opened, part.changed)
 
 
 def _long_fields(part: PartState) -> dict[str, str]:

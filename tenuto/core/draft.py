@@ -45,7 +45,7 @@ class Draft:
         self._forks: dict[str, MessageState] = {}
         self._commands: dict[str, CommandState] = {}
         self._pending: dict[str, None] = {}  # ids of messages that will wait for an agent because of this batch
-        self._taken: dict[str, None] = {}  # ids of messages whose turns this batch claims
+        self._taken: dict[str, None] = {}  # ids of messages whose turns this batch claims or ends
         self._unapplied: dict[str, list[tuple[int, Op]]] = {}
         # message id → part → index in `ops` of the append that the next text of this part can join
         self._joinable: dict[str, dict[int, int]] = {}
@@ -114,21 +114,34 @@ class Draft:
 
     def add(self, op: Op) -> int:
         """Add `op` to the batch; returns the serial of its entry. Neighbouring appends become one."""
+        if isinstance(op, Command | Reply):
+            return self._add_about_command(op)
+        index = len(self.ops)
+        joinable = self._joinable.setdefault(op.id, {})
         if type(op) is Append:
             self.grown[op.id] = self.grown.get(op.id, 0) + len(op.text)
-        elif isinstance(op, Command | Reply):
-            return self._add_about_command(op)
-        index = self._add_or_join(op)
+            index = joinable.setdefault(op.part, index)
+        elif type(op) is SetPart:
+            joinable.pop(op.index, None)  # text must not move across another operation of the same part
+        else:
+            self.reshaped[op.id] = None
+            if type(op) is not Claim and type(op) is not Lease:
+                joinable.clear()  # nor across an update, finish, takeover or delete of the message
+        if index == len(self.ops):
+            self.ops.append(op)
+        else:
+            earlier = self.ops[index]
+            assert type(earlier) is Append
+            assert type(op) is Append
+            self._texts.setdefault(index, [earlier.text]).append(op.text)
         serial = self.base.serial + index + 1
         self._unapplied.setdefault(op.id, []).append((serial, op))
         if type(op) is Create:
             self.newest = op.id
             if op.is_pending:
                 self._pending[op.id] = None
-        elif type(op) is Claim and op.state == "pending":
-            self._pending[op.id] = None
-        elif type(op) is Claim and op.state == "taken":
-            self._taken[op.id] = None
+        elif type(op) is Claim:
+            (self._pending if op.state == "pending" else self._taken)[op.id] = None
         return serial
 
     def thing(self, key: str) -> MessageState | CommandState | None:
@@ -151,24 +164,3 @@ class Draft:
             self._commands[op.id] = changed
         self.reshaped[op.id] = None
         return serial
-
-    def _add_or_join(self, op: Op) -> int:
-        """Append `op` to `ops`, or join its text to an earlier append; returns the index in `ops`."""
-        joinable = self._joinable.setdefault(op.id, {})
-        if type(op) is Append:
-            known = joinable.get(op.part)
-            if known is not None:
-                earlier = self.ops[known]
-                assert type(earlier) is Append
-                self._texts.setdefault(known, [earlier.text]).append(op.text)
-                return known
-            joinable[op.part] = len(self.ops)
-        elif type(op) is SetPart:
-            joinable.pop(op.index, None)  # text must not move across another operation of the same part
-        elif type(op) is Claim or type(op) is Lease:
-            self.reshaped[op.id] = None
-        else:
-            joinable.clear()  # text must not move across an update, finish, takeover or delete of the message either
-            self.reshaped[op.id] = None
-        self.ops.append(op)
-        return len(self.ops) - 1

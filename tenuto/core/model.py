@@ -228,14 +228,14 @@ def _check_shape(value: Json, what: str, depth: int) -> None:
     """Raise InvalidRequest for values that JSON, or a browser, cannot carry: deep nesting, NaN, huge numbers."""
     if depth < 0:
         raise _NestedTooDeep
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            if not isinstance(key, str):
-                raise InvalidRequest(f"{what} has the key {shown(key)}, but keys must be text")
-            _check_shape(inner, what, depth - 1)
-    elif isinstance(value, list | tuple):
+    if isinstance(value, dict | list | tuple):
         for inner in value:
-            _check_shape(inner, what, depth - 1)
+            if isinstance(value, dict):
+                if not isinstance(inner, str):
+                    raise InvalidRequest(f"{what} has the key {shown(inner)}, but keys must be text")
+                inner = value[inner]
+            if type(inner) is not str or not depth:
+                _check_shape(inner, what, depth - 1)
     elif isinstance(value, float):
         if value != value or value in (float("inf"), float("-inf")):
             raise InvalidRequest(f"{what} has the number {value}, but numbers must be finite")

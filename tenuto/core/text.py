@@ -72,10 +72,10 @@ class Text:
         index = bisect_right(self.mark_serials, serial)
         return self.mark_lengths[index - 1] if index else 0
 
-    def last_serial(self, until: int) -> int:
-        """Return the serial of the last mark whose length is at most `until`, or 0."""
+    def last_mark(self, until: int) -> tuple[int, int]:
+        """Return the last mark (serial, text length at it) whose serial is at most `until`; (0, 0) if there is none."""
         index = bisect_right(self.mark_serials, until)
-        return self.mark_serials[index - 1] if index else 0
+        return (self.mark_serials[index - 1], self.mark_lengths[index - 1]) if index else (0, 0)
 
     def slice(self, start: int, end: int | None = None) -> str:
         """Return the text from `start` to `end` (code points). The cost is proportional to the result."""
