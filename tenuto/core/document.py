@@ -229,54 +229,49 @@ def mark_documented(message: MessageState, version: int) -> None:
 def restore(stored: Stored) -> MessageState:
     """Return the message in `stored`. Raises StoreUnusable if it is damaged."""
     try:
-        return _restored_message(stored)
+        head = _decode_head(stored.head)
+        message = _from_head(stored.id, head)
+        for segment in stored.segments:
+            part = message.parts[segment.part] if 0 <= segment.part < len(message.parts) else None
+            if part is not None and segment.at == FIELDS:
+                message.size_bytes -= part_bytes(part.fields)
+                part.fields = {**part.fields, **msgspec.json.decode(segment.text, type=dict[str, str])}
+                message.size_bytes += part_bytes(part.fields)
+                continue
+            if part is None or not isinstance(part.text, Text) or not _joins(part.text, segment):
+                raise ValueError(f"text at offset {segment.at} of part {segment.part} does not fit there")
+            message.size_bytes += utf8_len(_extend(part.text, segment))
+        mark_documented(message, head.last)
+        for entry in stored.entries:
+            if type(entry.op) is Append and not _follows(message, entry.op, entry.serial):
+                raise ValueError(f"entry {entry.serial} does not begin at the end of its part")
+            apply_op(message, entry.op, entry.serial)
     except DAMAGE as error:
-        raise _damaged(stored, f"{type(error).__name__}: {error}") from error
+        raise StoreUnusable(f"message {stored.id!r} is damaged ({str(error)[:200]}); restore a backup") from error
+    return message
 
 
 def restore_command(stored: Stored) -> CommandState:
     """Return the command in `stored`. Raises StoreUnusable if it is damaged."""
     try:
-        return _restored_command(stored)
-    except DAMAGE as error:
-        raise _damaged(stored, f"{type(error).__name__}: {error}") from error
-
-
-def _damaged(stored: Stored, why: str) -> StoreUnusable:
-    what = "command" if stored.id.startswith(COMMAND_MARK) else "message"
-    return StoreUnusable(f"{what} {stored.id!r} is damaged ({why[:200]}); restore a backup")
-
-
-def _restored_message(stored: Stored) -> MessageState:
-    head = _decode_head(stored.head)
-    message = _from_head(stored.id, head)
-    for segment in stored.segments:
-        part = message.parts[segment.part] if 0 <= segment.part < len(message.parts) else None
-        if part is not None and segment.at == FIELDS:
-            message.size_bytes -= part_bytes(part.fields)
-            part.fields = {**part.fields, **msgspec.json.decode(segment.text, type=dict[str, str])}
-            message.size_bytes += part_bytes(part.fields)
-            continue
-        if part is None or not isinstance(part.text, Text) or not _joins(part.text, segment):
-            raise _damaged(stored, f"text at offset {segment.at} of part {segment.part} does not fit there")
-        message.size_bytes += utf8_len(_extend(part.text, segment))
-    mark_documented(message, head.last)
-    for entry in stored.entries:
-        if type(entry.op) is Append and not _follows(message, entry.op, entry.serial):
-            raise _damaged(stored, f"entry {entry.serial} does not begin at the end of its part")
-        apply_op(message, entry.op, entry.serial)
-    return message
+        command = _command_in(_decode_command(stored.head))
+        for segment in stored.segments:
+            command.data, *of_reply = msgspec.json.decode(segment.text, type=list[Json])
+            command.stored_bytes += len(segment.text)
+            if command.reply is not None:
+                data, error = of_reply
+                command.reply = replace(command.reply, data=data, error=error)
+        for entry in stored.entries:
+            apply_to_command(command, entry.op, entry.serial)
+    except DAMAGE as damage:
+        raise StoreUnusable(f"command {stored.id!r} is damaged ({str(damage)[:200]}); restore a backup") from damage
+    return command
 
 
 def _follows(message: MessageState, op: Append, serial: int) -> bool:
-    """Return whether the append `op` fits to the end of its part, as it did when it was stored.
-
-    An append that the document already contains fits, too.
-    """
-    if serial <= message.last:
-        return True
+    """Return whether the append `op` fits to the end of its part, or is in the document already."""
     part = message.parts[op.part] if 0 <= op.part < len(message.parts) else None
-    return part is not None and part.text is not None and op.at == part.text.length
+    return serial <= message.last or (part is not None and part.text is not None and op.at == part.text.length)
 
 
 def _joins(text: Text, segment: Segment) -> bool:
@@ -285,19 +280,6 @@ def _joins(text: Text, segment: Segment) -> bool:
         return False
     overlap = text.length - segment.at
     return not overlap or text.slice(segment.at, segment.at + len(segment.text)) == segment.text[:overlap]
-
-
-def _restored_command(stored: Stored) -> CommandState:
-    command = _command_in(_decode_command(stored.head))
-    for segment in stored.segments:
-        command.data, *of_reply = msgspec.json.decode(segment.text, type=list[Json])
-        command.stored_bytes += len(segment.text)
-        if command.reply is not None:
-            data, error = of_reply
-            command.reply = replace(command.reply, data=data, error=error)
-    for entry in stored.entries:
-        apply_to_command(command, entry.op, entry.serial)
-    return command
 
 
 def _command_in(head: CommandHead) -> CommandState:

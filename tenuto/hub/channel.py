@@ -208,23 +208,12 @@ class BatchCache:
         kept[key] = batch
         return batch
 
-    def keep_ephemeral(self, position: int, batch: EncodedBatch) -> EncodedBatch:
-        """Keep the ephemeral batch that follows `position`, if there is room for it, and return it."""
-        if len(self.ephemeral) < MAX_CACHED_BATCHES:
-            self.ephemeral[position] = batch
-        return batch
-
     def forget(self) -> None:
         """Drop the batches of stored events."""
         self.live.clear()
         self.first.clear()
         self.appended = None
         self.text_bytes = 0
-
-    def forget_presence(self) -> None:
-        """Drop the ephemeral batches (presence and signals)."""
-        self.first.clear()
-        self.ephemeral.clear()
 
 
 logger = logging.getLogger("tenuto.hub")
@@ -244,11 +233,6 @@ FLUSH_CLASSES_MS = (0, 20, 40, 100, 250, 500, 1000)
 # other.
 SLICE_FEEDS = 100
 EPHEMERAL_S = 0.1  # presence changes and signals within this time are sent together
-
-
-def flush_class(flush_ms: int) -> int:
-    """Return the flush class for `flush_ms` milliseconds: the shortest class of at least that length."""
-    return next((known for known in FLUSH_CLASSES_MS if known >= flush_ms), FLUSH_CLASSES_MS[-1])
 
 
 class Woken(Protocol):
@@ -480,8 +464,11 @@ class Channel:
     # -- for feeds ---------------------------------------------------------------------------------------------
 
     def add_feed(self, feed: Woken, flush_ms: int) -> Group:
-        """Wake `feed` from now on, and return the group of feeds that is woken together with it."""
-        window = flush_class(flush_ms)
+        """Wake `feed` from now on, and return the group of feeds that is woken together with it.
+
+        Its window is the shortest one of at least `flush_ms`.
+        """
+        window = next((known for known in FLUSH_CLASSES_MS if known >= flush_ms), FLUSH_CLASSES_MS[-1])
         group = self._groups.get(window)
         if group is None:
             group = self._groups[window] = Group(self._ticks, window)
@@ -525,16 +512,20 @@ class Channel:
             group.moved()
 
     def _ephemeral_moved(self) -> None:
-        self.batches.forget_presence()
+        self.batches.first.clear()
+        self.batches.ephemeral.clear()
         for group in self._groups.values():
             group.ephemeral_moved()
 
     def ephemeral_since(self, position: int) -> EncodedBatch:
         """Return the presence changes and signals since `position`, encoded once for all subscribers at it."""
-        known = self.batches.ephemeral.get(position)
-        if known is not None:
-            return known
-        return self.batches.keep_ephemeral(position, EncodedBatch(self.name, "", self.presence_state.since(position)))
+        kept = self.batches.ephemeral
+        batch = kept.get(position)
+        if batch is None:
+            batch = EncodedBatch(self.name, "", self.presence_state.since(position))
+            if len(kept) < MAX_CACHED_BATCHES:
+                kept[position] = batch
+        return batch
 
     def batch_since(self, since: int, *, attach: bool) -> EncodedBatch | None:
         """Return the events after serial `since`; with `attach`, `channel.attached` first.

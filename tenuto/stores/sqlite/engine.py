@@ -134,10 +134,8 @@ class WholeMessages:
                 if key in damaged:
                     raise StoreUnusable(f"message {message_id!r} is damaged ({damaged[key]}); restore a backup")
                 head, segments = self._documents.read(key, message_id, channel)
-            except StoreUnusable as error:
-                stored += self._damaged(log, channel, key, message_id, error)
-            except sqlite3.DatabaseError as error:
-                if not is_damage(error):
+            except (StoreUnusable, sqlite3.DatabaseError) as error:
+                if isinstance(error, sqlite3.Error) and not is_damage(error):
                     raise
                 stored += self._damaged(log, channel, key, message_id, error)
             else:
@@ -482,11 +480,11 @@ class Engine:
             self._is_wipe_due = True
         return self._head(name)
 
-    def note(self, values: Mapping[str, bytes | None], expected: Mapping[str, bytes | None]) -> bool:
+    def note(self, values: Mapping[str, bytes | None], *, expected: Mapping[str, bytes | None] | None = None) -> bool:
         """Keep or delete notes of the hub (`Store.note`)."""
         gone = [(name,) for name, value in values.items() if value is None]
         kept = [(name, value) for name, value in values.items() if value is not None]
-        if any(self.notes(name).get(name) != value for name, value in expected.items()):
+        if any(self.notes(name).get(name) != value for name, value in (expected or {}).items()):
             return False
         with self._file.transaction() as db:
             db.executemany("DELETE FROM notes WHERE name = ?", gone)

@@ -25,16 +25,14 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from functools import wraps
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar
 
 from tenuto.core.errors import LocalError, StoreInUse, StoreUnavailable, shown
-from tenuto.stores.base import (
-    CommitUnknown,
-)
+from tenuto.stores.base import CommitUnknown
 from tenuto.stores.sqlite.backup import Stopped, check_target, copy, finish, keep_synced, partial_file
 from tenuto.stores.sqlite.channels import Channels
 from tenuto.stores.sqlite.engine import Engine
@@ -53,11 +51,8 @@ END_S = 1.0  # time that the thread has to end after the last result; it takes m
 class Late(Exception):
     """The result did not come in time. If `is_begun`, the call may still finish; otherwise it will never run."""
 
-    def __str__(self) -> str:
-        return f"the call did not end in time and was {'running' if self.is_begun else 'not begun'}"
-
     def __init__(self, *, is_begun: bool) -> None:
-        super().__init__()
+        super().__init__(is_begun)
         self.is_begun = is_begun
 
 
@@ -254,6 +249,7 @@ class SqliteStore:
     facts = _carried_out(Engine.facts)
     prune = _carried_out(Engine.prune, late=CommitUnknown)
     notes = _carried_out(Engine.notes)
+    note = _carried_out(Engine.note, late=CommitUnknown)
     tidy = _carried_out(Engine.tidy)
     wipe = _carried_out(Engine.wipe)
 
@@ -316,13 +312,6 @@ class SqliteStore:
             raise StoreUnavailable(
                 f"store file {self.path} could not be closed in {TIMEOUT_S:.0f} s; check the disk"
             ) from None
-
-    async def note(
-        self, values: Mapping[str, bytes | None], *, expected: Mapping[str, bytes | None] | None = None
-    ) -> bool:
-        """Keep or delete notes of the hub (`Store.note`)."""
-        kept, known = dict(values), dict(expected or {})
-        return await self._run(lambda engine: engine.note(kept, known), late=CommitUnknown)
 
     async def backup(self, target: Path, *, mb_per_s: float) -> None:
         """Write a backup of the open store into the new file `target`, at most `mb_per_s` MB in a second.
