@@ -288,4 +288,5 @@ def part_bytes(part: Part) -> int:
     key = _LONG.get(part["type"], "")
     if not isinstance(text := part.get(key, ""), str):  # a file of another form
         return len(msgspec.json.encode(part))
-    return len(msgspec.json.encode({name: value for name, value in part.items() if name != key})) + utf8_len(text)
+    size = len(msgspec.json.encode({name: value for name, value in part.items() if name != key}))
+    return size + (len(text) if text.isascii() else utf8_len(text))

@@ -257,18 +257,19 @@ def change(message: MessageState, op: Op, serial: int) -> None:
     match op:
         case SetPart():
             _set_part(message, op, serial)
-            _remember_request(message, op.request, serial)
         case Update():
-            _update(message, op, serial)
-            _remember_request(message, op.request, serial)
+            message.meta, message.updated_at = op.meta, op.at_ms
+            message.edited = message.shaped = serial
+            if op.parts is not None:
+                set_parts(message, op.parts, serial)
+                message.undocumented_bytes += message.size_bytes
         case Finish():
-            _finish(message, op, serial)
-            _remember_request(message, op.request, serial)
+            message.status, message.reason, message.meta, message.updated_at = op.status, op.reason, op.meta, op.at_ms
+            message.finished, message.finished_as = serial, (op.status, op.reason)
         case Takeover():
             message.status, message.reason = "streaming", None
             message.generation, message.writer, message.taken_over = op.generation, op.writer, serial
             message.moved_at = max(message.moved_at, op.at_ms)
-            _remember_request(message, op.request, serial)
         case Delete():
             message.deleted = True
             if message.claim is not None and message.claim.is_open:
@@ -280,6 +281,8 @@ def change(message: MessageState, op: Op, serial: int) -> None:
             pass
         case _:
             assert_never(op)
+    if isinstance(op, SetPart | Update | Finish | Takeover) and op.request is not None:
+        message.requests.append((op.request, serial, message.generation))
     if message.status == "streaming":
         message.alive_at = op.at_ms
 
@@ -312,21 +315,3 @@ def _set_part(message: MessageState, op: SetPart, serial: int) -> None:
         message.size_bytes += size
         message.parts.append(PartState(op.part, serial, serial))
     message.shaped = serial
-
-
-def _update(message: MessageState, op: Update, serial: int) -> None:
-    message.meta, message.updated_at = op.meta, op.at_ms
-    message.edited = message.shaped = serial
-    if op.parts is not None:
-        set_parts(message, op.parts, serial)
-        message.undocumented_bytes += message.size_bytes
-
-
-def _finish(message: MessageState, op: Finish, serial: int) -> None:
-    message.status, message.reason, message.meta, message.updated_at = op.status, op.reason, op.meta, op.at_ms
-    message.finished, message.finished_as = serial, (op.status, op.reason)
-
-
-def _remember_request(message: MessageState, request: str | None, serial: int) -> None:
-    if request is not None:
-        message.requests.append((request, serial, message.generation))

@@ -592,9 +592,10 @@ class Writers:
         """Note that the message has no writer here any more, and interrupt it later unless it has an end."""
         if not self.lifecycle.is_running:
             return
-        live = self.lifecycle.runtime.channels.get(channel)
+        runtime = self.lifecycle.runtime
+        live = runtime.channels.get(channel)
         known = live.state.messages.get(message_id) if live is not None else None
-        if known is None or self._is_abandoned(known, channel, generation):
+        if known is None or _is_abandoned(runtime, known, channel, generation):
             self.interrupt_later(channel, message_id, generation)
 
     def interrupt_later(self, channel: str, message_id: str, generation: int) -> None:
@@ -604,13 +605,6 @@ class Writers:
             with contextlib.suppress(RuntimeError):  # RuntimeError: the hub is ending
                 self.lifecycle.runtime.tasks.start_background(self._interrupt(channel, message_id, generation))
 
-    def _is_abandoned(self, message: MessageState, channel: str, generation: int) -> bool:
-        """Return whether the message still streams although its writer in this process has gone."""
-        runtime = self.lifecycle.runtime
-        is_ours = message.writer is not None and message.writer.node == runtime.node
-        is_written = (channel, message.id) in runtime.writers
-        return message.is_streaming and is_ours and message.generation == generation and not is_written
-
     async def _interrupt(self, channel: str, message_id: str, generation: int) -> None:
         """Retry until the abandoned message is stored as interrupted; no other component will finish it."""
         end = FinishMessage(status="interrupted", reason="writer_gone", generation=generation)
@@ -618,7 +612,8 @@ class Writers:
             await asyncio.sleep(ABANDONED_S)
             try:
                 runtime = self.lifecycle.runtime
-                if self._is_abandoned(await runtime.message_in_time(channel, message_id), channel, generation):
+                known = await runtime.message_in_time(channel, message_id)
+                if _is_abandoned(runtime, known, channel, generation):
                     await runtime.ask(channel, message_id, end, SERVER)
                 return
             except TenutoError as error:
@@ -628,6 +623,13 @@ class Writers:
                 logger.exception(
                     "message %r of channel %r could not be interrupted; the hub tries again", message_id, channel
                 )
+
+
+def _is_abandoned(runtime: Runtime, message: MessageState, channel: str, generation: int) -> bool:
+    """Return whether the message still streams although its writer in this process has gone."""
+    is_ours = message.writer is not None and message.writer.node == runtime.node
+    is_written = (channel, message.id) in runtime.writers
+    return message.is_streaming and is_ours and message.generation == generation and not is_written
 
 
 T = TypeVar("T")
