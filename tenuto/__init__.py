@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from tenuto.core.errors import TenutoError
     from tenuto.core.limits import Limits
     from tenuto.core.model import Message
-    from tenuto.core.retention import Retention
     from tenuto.hub import MessageWriter, Subscription
     from tenuto.hub.access.identity import Identity, allow_everyone
     from tenuto.hub.hooks import HookEvent
+    from tenuto.hub.keep.policies import Retention
 
 __all__ = [
     "HookEvent",
@@ -43,7 +43,7 @@ if not TYPE_CHECKING:  # only at run time: a type checker would take every name 
         "Limits": "tenuto.core.limits",
         "Message": "tenuto.core.model",
         "MessageWriter": "tenuto.hub",
-        "Retention": "tenuto.core.retention",
+        "Retention": "tenuto.hub.keep.policies",
         "Subscription": "tenuto.hub",
         "TenutoError": "tenuto.core.errors",
         "Turn": "tenuto.agents.turn",

@@ -26,12 +26,12 @@ import click
 from tenuto._version import __version__
 from tenuto.cli import store_commands
 from tenuto.core.errors import LocalError, TenutoError, shown
-from tenuto.core.retention import rules_of
 from tenuto.hub import HubCore
 from tenuto.hub.access import identity
 from tenuto.hub.access.identity import Authenticate
 from tenuto.hub.channel import FLUSH_CLASSES_MS
 from tenuto.hub.keep.backups import BackupSchedule
+from tenuto.hub.keep.policies import rules_of
 from tenuto.server.serving import (
     PORT_TRIES,
     address_of,

@@ -44,10 +44,10 @@ from tenuto.hub.access.visitors import VisitorVerifier
 from tenuto.hub.channel import Channel, until_settled
 from tenuto.hub.checks import check_bus, check_job, check_settings, check_store, is_named, names_of_cell, warn_of_wsgi
 from tenuto.hub.clock import Clock, StoreClock
-from tenuto.hub.committer import Capacity
 from tenuto.hub.feed import Feed, take
 from tenuto.hub.hooks import Hook, HookHandler, HookKind
 from tenuto.hub.keep.archive import Archive
+from tenuto.hub.keep.policies import Capacity
 from tenuto.hub.keep.retention import Retainer, Rules
 from tenuto.hub.lifecycle import Lifecycle, SignalHook
 from tenuto.hub.nodes.nodes import IsMine

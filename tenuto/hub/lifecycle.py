@@ -36,8 +36,8 @@ from tenuto.hub.access.rates import Questions
 from tenuto.hub.access.tickets import Keyed, share_key
 from tenuto.hub.checks import check_not_wsgi
 from tenuto.hub.clock import Clock
-from tenuto.hub.committer import Capacity
 from tenuto.hub.hooks import Hook, register
+from tenuto.hub.keep.policies import Capacity
 from tenuto.hub.nodes.nodes import TERM_MS, IsMine, every_channel
 from tenuto.hub.pending import DocumentDue, Result
 from tenuto.hub.runtime import Runtime

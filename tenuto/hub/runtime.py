@@ -21,8 +21,9 @@ from tenuto.core.requests import Caller, CreateMessage, Request, SendCommand
 from tenuto.hub.access.rates import Asked, Questions
 from tenuto.hub.channel import Channel, Ticks
 from tenuto.hub.clock import Clock, Deadlines
-from tenuto.hub.committer import Capacity, Committer, in_time
+from tenuto.hub.committer import Committer, in_time
 from tenuto.hub.hooks import Hook, HookRunner
+from tenuto.hub.keep.policies import Capacity
 from tenuto.hub.leases import LeaseMonitor
 from tenuto.hub.nodes.nodes import Follower, NodeLease, Notifier
 from tenuto.hub.pending import Done, Result, Waiting, result_later
@@ -115,7 +116,7 @@ class Runtime:
             self.ticks,
             is_served=workers.serves,
             accepted=lambda channel, key: self.leases.renew(channel.name, key, channel.state.messages.get(key)),
-            check=capacity.check_create,
+            check=capacity.check_create if capacity.is_bounded else None,
             stored=None if store.is_exclusive else self.follower.notifier.stored,
             followed=self.leases.followed,
         )

@@ -25,7 +25,6 @@ from tenuto.core.document import Document, Stored
 from tenuto.core.errors import StoreUnavailable
 from tenuto.core.model import ChannelSummary
 from tenuto.core.ops import Entry, encode_op
-from tenuto.core.retention import Fact
 
 
 class Head(NamedTuple):
@@ -92,6 +91,17 @@ class StoredPage(NamedTuple):
     head: Head
     messages: list[Stored]
     more: bool
+
+
+class Fact(NamedTuple):
+    """What retention knows of one message or command."""
+
+    id: str
+    version: int  # serial of its last change
+    is_counted: bool  # True: a message that is not deleted
+    size_bytes: int
+    at_ms: int | None  # time of its end or of its last edit; None if its document is damaged
+    is_busy: bool  # it streams, waits, is the target of an open command, or has entries that no document contains
 
 
 class Facts(NamedTuple):

@@ -13,12 +13,12 @@ from tenuto.core.document import DAMAGE, Document, Segment, Stored, times_in, us
 from tenuto.core.model import ChannelSummary
 from tenuto.core.names import COMMAND_MARK, matches
 from tenuto.core.ops import Append, Delete, Entry
-from tenuto.core.retention import Fact
 from tenuto.stores.base import (
     NOTHING,
     Changes,
     Committed,
     Conflict,
+    Fact,
     Facts,
     Head,
     Pruned,

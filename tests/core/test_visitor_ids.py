@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tenuto.core.names import is_id
-from tenuto.core.retention import DAY_MS, Policies
 from tenuto.core.visitor_ids import RANDOM_BYTES, is_visitor, new_visitor_id, owner_of
+from tenuto.hub.keep.policies import DAY_MS, Policies
 
 ME = new_visitor_id(bytes(RANDOM_BYTES))
 

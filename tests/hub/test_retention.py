@@ -18,11 +18,11 @@ from tenuto.cli.store_commands import due_in
 from tenuto.core.errors import NotFound
 from tenuto.core.events import ChannelAttached, MessageCreate, MessageUpdate
 from tenuto.core.names import command_key
-from tenuto.core.retention import Policies, Retention
 from tenuto.core.view import View
 from tenuto.hub import HubCore
 from tenuto.hub.clock import Clock
 from tenuto.hub.keep import retention as retention_module
+from tenuto.hub.keep.policies import Policies, Retention
 from tenuto.hub.keep.retention import PAUSE_S, ROUND_S, STEP_BYTES, STEP_MESSAGES
 from tenuto.stores.base import head_of
 from tenuto.stores.memory import MemoryStore

@@ -24,9 +24,9 @@ from starlette.types import Message
 from tenuto.app import Hub
 from tenuto.cli.main import main
 from tenuto.core.errors import Busy, StoreUnusable
-from tenuto.core.records import End, encode_line
 from tenuto.hub.access.identity import CAPABILITIES, Identity
 from tenuto.hub.keep.archive import MAX_REMOVALS
+from tenuto.hub.keep.records import End, encode_line
 from tenuto.hub.lifecycle import Viewing
 from tenuto.stores.base import Pruned
 from tenuto.transports import http

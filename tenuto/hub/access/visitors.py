@@ -15,7 +15,6 @@ from collections.abc import MutableMapping, Sequence
 from typing import Any, Protocol
 
 from tenuto.core.errors import InvalidName, LocalError, TenutoError, shown
-from tenuto.core.retention import DAY_MS
 from tenuto.core.visitor_ids import RANDOM_BYTES, STEM, is_visitor, new_visitor_id
 from tenuto.hub.access.identity import Authenticate, Identity, Scope, cookies_of, header
 from tenuto.hub.access.rates import QuestionLimits, Route, enter_route
@@ -32,6 +31,7 @@ REMOVED_AT_ONCE = 50
 # Under https the name has this prefix: a browser accepts such a cookie from this very host alone, so that no page of a
 # neighbouring subdomain can plant one of its own.
 HOST_PREFIX = "__Host-"
+DAY_MS = 24 * 3_600_000
 MAX_AGE_MS = 400 * DAY_MS  # the longest that browsers keep a cookie (Chromium)
 RENEWED_MS = 7 * DAY_MS  # age from which a cookie or token is issued anew
 MAX_CHARACTERS = 200  # of a cookie or token; ours have 60

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tenuto.core.errors import LocalError, TenutoError, shown
-from tenuto.core.retention import time_ms
 from tenuto.hub.hub import HubCore
+from tenuto.hub.keep.policies import time_ms
 from tenuto.stores.sqlite.lock import FILE_MODE, locked
 from tenuto.stores.sqlite.store import SqliteStore
 

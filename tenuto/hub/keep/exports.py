@@ -1,6 +1,6 @@
 """Exports and imports: a channel as a file of lines, read from the store page by page, and back.
 
-Layer: hub. `core.records` defines the lines.
+Layer: hub. `records` defines the lines.
 
 An import puts the messages of a file into an empty channel, all of them or none. The whole file is checked first, and
 read a second time while its records are written, so memory holds one batch. Each batch is an ordinary commit. A note in
@@ -43,7 +43,9 @@ from tenuto.core.limits import MIB, Limits
 from tenuto.core.model import OPTIONS
 from tenuto.core.names import check_channel, command_key
 from tenuto.core.ops import Entry
-from tenuto.core.records import (
+from tenuto.core.requests import references
+from tenuto.hub.clock import Clock
+from tenuto.hub.keep.records import (
     FORMAT,
     HEADER_BYTES,
     IMPORTED,
@@ -60,8 +62,6 @@ from tenuto.core.records import (
     line_bytes,
     message_record,
 )
-from tenuto.core.requests import references
-from tenuto.hub.clock import Clock
 from tenuto.stores.base import Committed, Conflict, Head, Store, Write, head_of
 
 logger = logging.getLogger("tenuto.hub")

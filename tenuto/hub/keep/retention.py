@@ -2,7 +2,7 @@
 
 Layer: hub.
 
-A round reads the list of channels and sweeps those whose policy may let messages go (`core.retention`). Each step
+A round reads the list of channels and sweeps those whose policy may let messages go (`policies`). Each step
 removes a bounded number of messages in a transaction of its own, and a pause follows, so appends wait for one step at
 most. A viewer gets no event: the floor of the channel rises, and a cursor below it leads to a new start.
 """
@@ -18,12 +18,12 @@ from msgspec.structs import replace
 
 from tenuto.core.errors import StoreUnusable, TenutoError
 from tenuto.core.model import ChannelSummary
-from tenuto.core.retention import DAY_MS, ClockTrust, Fact, Policies, Policy, Retention, Sweep
 from tenuto.hub.keep.exports import is_importing
+from tenuto.hub.keep.policies import DAY_MS, ClockTrust, Policies, Policy, Retention, Sweep
 from tenuto.hub.lifecycle import Lifecycle
 from tenuto.hub.runtime import Runtime
 from tenuto.hub.tasks import logs_errors
-from tenuto.stores.base import Head, head_of
+from tenuto.stores.base import Fact, Head, head_of
 
 logger = logging.getLogger("tenuto.hub")
 

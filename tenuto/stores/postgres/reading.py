@@ -28,8 +28,7 @@ from tenuto.core.errors import StoreUnusable
 from tenuto.core.model import ChannelSummary
 from tenuto.core.names import COMMAND_MARK
 from tenuto.core.ops import Append, Command, Create, Delete, Entry
-from tenuto.core.retention import Fact
-from tenuto.stores.base import NOTHING, Changes, Facts, Head, StoredPage, Tail, Write, tail_of
+from tenuto.stores.base import NOTHING, Changes, Fact, Facts, Head, StoredPage, Tail, Write, tail_of
 from tenuto.stores.postgres.schema import epoch_in
 
 TAIL_BYTES = 400  # a longer tail moves to a row of its own; 200 and 800 cost the same CPU time and WAL

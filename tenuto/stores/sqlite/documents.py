@@ -23,7 +23,7 @@ import msgspec
 
 from tenuto.core.document import DAMAGE, Document, Segment, times_in
 from tenuto.core.errors import StoreUnusable
-from tenuto.core.retention import Fact
+from tenuto.stores.base import Fact
 from tenuto.stores.sqlite.slots import MAX_DATA, MAX_ROOM, SLOT_BYTES, head_sum, larger_rooms, opened, room_for, sealed
 
 HEAD = 0  # number of the blob that holds a document's head

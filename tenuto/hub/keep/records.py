@@ -1,6 +1,6 @@
 """Records: the lines of an export file, and their way into operations and documents.
 
-Layer: core.
+Layer: hub. It waits for nothing.
 
 A file has one JSON object in each line: a header, the messages in the order of their creation, the commands in the
 order of their ids, and an end with counts and a checksum of all lines before it. It holds no serials: an import gives

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tenuto.core.errors import LocalError
 from tenuto.core.model import ChannelSummary
 from tenuto.core.names import matches
-from tenuto.core.retention import (
+from tenuto.hub.keep.policies import (
     DAY_MS,
     LEAST_MS,
     TOMBSTONE_MS,
