@@ -214,8 +214,9 @@ _FUNCTION: Json = dict.fromkeys(("description", "parameters", "strict"))  # opti
 
 
 def usage(answers: list[Answer]) -> Json | None:
-    """Return the tokens that the answers name in `meta.usage`; None if they name none."""
-    found = [one.meta["usage"] for one in answers if isinstance(one.meta.get("usage"), dict)]
+    """Return the tokens that the answers name in `meta.usage` at their ends; None if they name none."""
+    ended = [one.meta.get("usage") for one in answers if one.status != "streaming"]
+    found = [one for one in ended if isinstance(one, dict)]
 
     def total(name: str) -> int:
         return sum(one[name] for one in found if isinstance(one.get(name), int))
@@ -370,7 +371,7 @@ class TurnEvents(EventStream):
             "output": output,
             "tool_choice": requested.get("tool_choice") or "auto",
             "tools": [{**_FUNCTION, **one} if one.get("type") == "function" else one for one in tools_in(requested)],
-            "usage": usage(answers),
+            "usage": usage(answers[self.of.start[0] : None if self.rest is None else self.rest.start[0]]),
             **{name: repeated[name] for name in _REPEATED},
             "store": True,
             **conversation,

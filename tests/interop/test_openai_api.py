@@ -170,6 +170,28 @@ async def test_output_for_a_conversation_continues_its_newest_turn(scene: Client
             await scene.client.responses.create(input=unknown, model="bot", conversation=conversation)
 
 
+async def test_tokens_of_an_answer_count_in_the_response_in_which_it_ends(scene: ClientScene) -> None:
+    async def counts(turn: Turn) -> None:
+        async with turn.reply(meta={"usage": {"input_tokens": 8, "output_tokens": 1}}) as message:
+            await message.part({**CALL, "name": "place", "state": "called"})
+            place = (await turn.ask("where", {"call": "c1"})).data
+            await message.finish(meta={"usage": {"input_tokens": 16, "output_tokens": 2}})
+        async with turn.reply(meta={"usage": {"input_tokens": 32, "output_tokens": 4}}) as message:
+            call = {**CALL, "call": "c2", "name": "place"}
+            await message.part({**call, "state": "called"})
+            await turn.ask("where", {"call": "c2"})
+            await message.part({"type": "text", "text": f"Here: {place}."})
+
+    scene.script = counts
+    totals, request = list[int | None](), dict[str, Any](input="you", tools=[PLACE])
+    for call in ("c1", "c2", "c3"):
+        response = await scene.client.responses.create(model="bot", **request)
+        totals.append(response.usage and response.usage.total_tokens)
+        output = {"type": "function_call_output", "call_id": call, "output": "Ulm"}
+        request = {"input": [output], "previous_response_id": response.id}
+    assert (totals, response.output_text) == ([None, 18, 36], "Here: Ulm.")
+
+
 async def test_output_for_a_conversation_finds_its_turn_behind_newer_messages(scene: ClientScene) -> None:
     async def asks(turn: Turn) -> None:
         async with turn.reply() as message:

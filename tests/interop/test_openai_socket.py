@@ -124,7 +124,7 @@ async def test_input_that_the_agent_takes_in_ends_the_response_at_its_next_item(
     seen = asyncio.Event()
 
     async def listens(turn: Turn) -> None:
-        async with turn.reply() as message:
+        async with turn.reply(meta={"usage": {"input_tokens": 3, "output_tokens": 2}}) as message:
             await message.part({"type": "text", "text": "One. "})
             await message.flush()
             await scene.gate.wait()
@@ -160,6 +160,7 @@ async def test_input_that_the_agent_takes_in_ends_the_response_at_its_next_item(
             response_id
         ] * 3
         assert second[-1].response.output_text == "Now shorter."
+        assert (first[-1].response.usage, second[-1].response.usage.total_tokens) == (None, 5)  # the answer ends there
     assert len(scene.turns) == 1
     # a client that was cut may resume both, each without a character twice
     assert text_of(await scene.events(response_id)) == "One. Rest. Now shorter."
