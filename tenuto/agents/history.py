@@ -11,7 +11,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from mimetypes import guess_type
 from typing import Literal, NamedTuple, get_args
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
@@ -64,18 +64,18 @@ def begin_of(message: Message, older: Iterable[Message]) -> Message:
     return message
 
 
-def leading_to(messages: Iterable[Message]) -> dict[str, Set[str]]:
+def leading_to(messages: Iterable[Message]) -> dict[str, frozenset[str]]:
     """Return the ids of the messages that lead to each one of `messages`, by its id."""
     ordered = sorted(messages, key=lambda one: one.created)
-    leading: dict[str, Set[str]] = {}
+    leading: dict[str, frozenset[str]] = {}
     for number, (one, parent) in enumerate(zip(ordered, _parents(ordered), strict=True)):
         if parent is not None and one.reply_to is None and parent is ordered[number - 1]:
             parent = _followed(parent, ordered[:number], leading)
-        leading[one.id] = frozenset() if parent is None else {parent.id, *leading[parent.id]}
+        leading[one.id] = frozenset() if parent is None else leading[parent.id] | {parent.id}
     return leading
 
 
-def _followed(parent: Message, before: Sequence[Message], leading: Mapping[str, Set[str]]) -> Message:
+def _followed(parent: Message, before: Sequence[Message], leading: Mapping[str, frozenset[str]]) -> Message:
     """Return the message that the next one after `before` follows, whose parent is the newest of them.
 
     By default a message follows the newest one. If that is the first answer to an older question, the message follows

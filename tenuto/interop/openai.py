@@ -14,7 +14,7 @@ import re
 import secrets
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -582,9 +582,9 @@ async def with_references(access: Access, items: object, into: Reference | None,
     wanted = [str(one.get("id")) for one in items if _is_reference(one)]
     if len(set(wanted)) < len(wanted):  # each copy would be stored
         raise InvalidRequest(f"{param} refers to an item twice; send each item_reference once", param=param)
-    found: dict[object, Json] = {}
-    told, turns, size = list[object](), set[Reference](), 0
-    path: Set[str] = frozenset()
+    found: dict[Reference, dict[str, Json]] = {}  # the items of each message, by id
+    told, size = list[object](), 0
+    path = frozenset[str]()
     for one in items:
         if not _is_reference(one):
             told.append(one)
@@ -592,37 +592,35 @@ async def with_references(access: Access, items: object, into: Reference | None,
         if isinstance(id := one.get("id"), str) and id in approvals:
             continue
         of = reference(id, param, kind="item")
-        if (turn := of.at()) not in turns:
-            turns.add(turn)
-            if len(turns) > MAX_EARLIER:
+        if (turn := of.at()) not in found:
+            found[turn] = {}
+            if len(found) > MAX_EARLIER:
                 detail = f"{param} refers to more than {MAX_EARLIER} messages; send fewer"
                 raise InvalidRequest(detail, param=param)
             with suppress(Forbidden, InvalidName, NotFound):  # another person's item is unknown
                 access.check(of.channel, "history")
-                items_in = await _items_of(access, turn, param)
-                found |= {item["id"]: item for item in items_in if item["id"] in wanted}
-        if id not in found:
+                found[turn] = {one["id"]: one for one in await _items_of(access, turn, param) if one["id"] in wanted}
+        if (item := found[turn].get(str(id))) is None:
             raise unknown("item", id, param)
-        is_known = into is not None and of.channel == into.channel
-        if into is not None and is_known and into.message_id:
-            path = path or await _path_to(access, into)
-            is_known = of.message_id in path
-        if not is_known:
-            told.append(found[id])
-            # a reference is short, but its item is stored once more
-            size += len(encode(found[id]))
-            if size > (limit := access.limits.message_bytes):
-                detail = f"the items that {param} refers to have more than {limit} bytes (Limits.message_bytes)"
-                raise TooLarge(f"{detail}; {SHORTER}", limit=limit)
+        if into is not None and of.channel == into.channel:
+            if into.message_id:
+                path = path or await _path_to(access, into)
+            if not into.message_id or of.message_id in path:
+                continue
+        told.append(item)
+        size += len(encode(item))  # a reference is short, but its item is stored once more
+        if size > (limit := access.limits.message_bytes):
+            detail = f"the items that {param} refers to have more than {limit} bytes (Limits.message_bytes)"
+            raise TooLarge(f"{detail}; {SHORTER}", limit=limit)
     return told
 
 
-async def _path_to(access: Access, of: Reference) -> Set[str]:
+async def _path_to(access: Access, of: Reference) -> frozenset[str]:
     """Return the ids of the messages of a response and of those that lead to it, as an agent's history has them."""
     last = await _last_of(access, of.channel, await turn_of(access, of, param="previous_response_id"))
     older = read_messages(access, of.channel, before=last.created + 1, limit=_MAX_READ)
     messages = [replace(one, parts=[]) async for one in older]
-    return leading_to(messages)[last.id] | {of.message_id, last.id}
+    return leading_to(messages).get(last.id, frozenset()) | {of.message_id, last.id}
 
 
 def _is_reference(item: Any) -> bool:
