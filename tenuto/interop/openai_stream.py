@@ -263,11 +263,10 @@ class TurnEvents(EventStream):
         self.is_cancelled = False
         self.is_repeated = False  # the reader has the last event, which was sent again
         self.position = 0  # number of the next event
-        if any(of.start) and not requested_in(question).get(
-            CONVERSATION
-        ):  # one in a conversation names no other response
+        requested = requested_in(question)
+        if any(of.start) and not requested.get(CONVERSATION):  # one in a conversation names no other response
             before = {"previous_response_id": (previous or of.at()).id()}
-            question = with_options(question, {**requested_in(question), **before})
+            question = with_options(question, {**requested, **before})
         self._question = question
         self.after = after
         self._seen = after if after < STEERED else after - STEERED - 1  # the last number before another response
@@ -352,7 +351,7 @@ class TurnEvents(EventStream):
         repeated = {**_REPEATED, **(extra if isinstance(extra, dict) else {}), **requested}
         is_named = requested.get(CONVERSATION)
         conversation = {"conversation": {"id": conversation_id(self.of.channel)}} if is_named else {}
-        form = requested.get("response_format") or {"type": "text"}
+        form, cut = requested.get("response_format") or {"type": "text"}, _CUTS.get(self.finish_reason(), "steered")
         ended_at = max([self._question.created_at, *(one.ended_at for one in answers)])
         author = next((one.meta["model"] for one in answers if "model" in one.meta), None)
         return {
@@ -363,9 +362,7 @@ class TurnEvents(EventStream):
             "status": status,
             "text": {"format": form, "verbosity": requested.get("verbosity") or "medium"},
             "error": error,
-            "incomplete_details": {"reason": _CUTS.get(self.finish_reason(), "steered")}
-            if status == "incomplete"
-            else None,
+            "incomplete_details": {"reason": cut} if status == "incomplete" else None,
             "metadata": requested.get("metadata") or {},
             "model": requested.get("model") or (author if isinstance(author, str) else ""),
             "output": output,
@@ -383,11 +380,9 @@ class TurnEvents(EventStream):
         if not self._turn.is_over:
             return ("completed" if self._open_calls() else "in_progress" if self._turn.answers else "queued"), None
         ended, reason = self._turn.end()
-        if ended in ("complete", "cancelled"):
-            return (
-                "cancelled" if ended == "cancelled" else "incomplete" if self.finish_reason() in _CUTS else "completed"
-            ), None
-        return "failed", _server_error("server_error", reason or ended)
+        if ended == "complete":
+            return "incomplete" if self.finish_reason() in _CUTS else "completed", None
+        return (ended, None) if ended == "cancelled" else ("failed", _server_error("server_error", reason or ended))
 
     def finish_reason(self) -> str:
         """Return why the response ends, in the words of chat completions."""
