@@ -257,6 +257,7 @@ async def refuse_socket(scope: Scope, error: TenutoError, receive: Receive, send
 
 
 _NAME = re.compile(r"/((?:vendor/)?[\w-]+(?:\.[\w-]+)*\.js(\.map)?)", re.ASCII)
+_GZIP = re.compile(r"(gzip|\*)(?!\s*;\s*q=0(\.0*)?\s*(,|$))", re.IGNORECASE)  # in a header: accepted, not with weight 0
 
 
 class Web:
@@ -282,7 +283,7 @@ class Web:
             raise no_such_path(scope["path"]) from None
         asked = RequestHeaders(scope=scope)
         headers = {"cache-control": "no-cache", "etag": f'"{digest}"', "vary": "Accept-Encoding"}
-        if "gzip" in asked.get("accept-encoding", "").lower():
+        if _GZIP.search(asked.get("accept-encoding", "")):
             body = zipped
             headers |= {"content-encoding": "gzip", "etag": f'"{digest}-gzip"'}
         response = Response(body, headers=headers, media_type="application/json" if name[2] else "text/javascript")

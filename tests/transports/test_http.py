@@ -150,7 +150,7 @@ async def test_a_hub_on_a_full_disk_is_not_ready_until_it_can_write(
 
 @pytest.mark.parametrize(
     ("accepted", "coding"),
-    [("gzip, br", "gzip"), ("br;q=1, GZIP;q=0.5", "gzip"), ("br", None), ("", None)],
+    [("gzip, br", "gzip"), ("br;q=1, GZIP;q=0.5", "gzip"), ("*", "gzip"), ("gzip;q=0", None), ("br", None), ("", None)],
 )
 async def test_browser_files_are_compressed_for_clients_that_accept_it(
     plain_http: httpx2.AsyncClient, accepted: str, coding: str | None
