@@ -101,21 +101,13 @@ class SocketWorker:
 
     is_local = False
 
-    def __init__(
-        self,
-        give: Callable[[SocketWorker, AssignedTurn], None],
-        hub: HubCore,
-        name: str,
-        pattern: str,
-        slots: int,
-        when_busy: WhenBusy,
-    ) -> None:
+    def __init__(self, session: Session, name: str, pattern: str, slots: int, when_busy: WhenBusy) -> None:
         self.name = name
         self.pattern = pattern
         self.when_busy = when_busy
         self.free = slots
-        self._give = give
-        self._hub = hub
+        self._session = session
+        self._hub = session._hub
         self.turns: set[AssignedTurn] = set()
         self.is_listed = True  # True: the scheduler may give this worker turns
 
@@ -131,7 +123,7 @@ class SocketWorker:
     def begin(self, turn: AssignedTurn) -> None:
         """Send the turn to the agent (`Worker.begin`)."""
         self.turns.add(turn)
-        self._give(self, turn)
+        self._session.give_turn(self, turn)
 
     def ended(self, turn: AssignedTurn, state: str) -> None:
         """Free the slot of a turn that ended elsewhere (`Worker.ended`)."""
@@ -193,8 +185,8 @@ class SocketWorkers:
 
     __slots__ = ("_hub", "_session", "_workers")
 
-    def __init__(self, hub: HubCore, session: Session) -> None:
-        self._hub = hub
+    def __init__(self, session: Session) -> None:
+        self._hub = session._hub
         self._session = session
         self._workers: dict[tuple[str, str], SocketWorker] = {}
 
@@ -223,7 +215,7 @@ class SocketWorkers:
                 f"this socket works on {MAX_PATTERNS} patterns, which is the limit; open another one",
                 limit=MAX_PATTERNS,
             )
-        worker = SocketWorker(self._session.give_turn, self._hub, name, pattern, frame.slots, frame.when_busy)
+        worker = SocketWorker(self._session, name, pattern, frame.slots, frame.when_busy)
         if known is not None:
             worker.take_over(known)
             self._hub.runtime.scheduler.hand_over(known, worker)
@@ -335,8 +327,8 @@ class Attachments:
 
     __slots__ = ("_attaching", "_by_channel", "_hub", "_session", "ready", "rest")
 
-    def __init__(self, hub: HubCore, session: Session) -> None:
-        self._hub = hub
+    def __init__(self, session: Session) -> None:
+        self._hub = session._hub
         self._session = session
         self._by_channel: dict[str, Attachment] = {}
         # for each channel the task of the newest `attach` that has no response yet
@@ -565,7 +557,7 @@ class Session:
         # called instead of `wake` by a channel's tick, after which no further events follow soon
         self.released = released
         self.closing: Closing | None = None
-        self._attachments = Attachments(hub, self)
+        self._attachments = Attachments(self)
         # These two are made on first use, because most sockets only view: channel and id of each member that is present
         # through this socket, and the agents. The lease monitor knows the messages that depend on it.
         self._present: set[tuple[str, str]] | None = None
@@ -765,7 +757,7 @@ class Session:
 
     def _agents(self) -> SocketWorkers:
         if self._workers is None:
-            self._workers = SocketWorkers(self._hub, self)
+            self._workers = SocketWorkers(self)
         return self._workers
 
     # Requests that read the store
