@@ -38,7 +38,7 @@ async def test_call_that_timed_out_in_the_queue_never_runs(thread: StoreThread) 
 async def test_last_call_runs_without_a_waiting_caller() -> None:
     thread = StoreThread("test-thread", nothing)
     held, ended = threading.Event(), threading.Event()
-    holding = thread.run(held.wait, timeout_s=PATIENCE_S)
+    holding = thread.run(held.wait, timeout_s=None)
     finishing = asyncio.create_task(thread.finish(ended.set, timeout_s=PATIENCE_S))
     await asyncio.sleep(0)
     finishing.cancel()

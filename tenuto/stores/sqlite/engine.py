@@ -20,7 +20,6 @@ import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
 
@@ -188,12 +187,10 @@ class WholeMessages:
             logger.error("store file %s: %s", self._path, error)
         rows = _log_rows(file.db)  # outside of the transaction: SQLite refuses writes after a damaged page was read
         with file.transaction() as db:
-            lost = _put_in_order(db, rows)
+            lost = _keep_whole(db, rows)
             log = CommitLog()
             highest = log.load(db, self._channels.tracked)
-            if not lost:
-                logger.error("store file %s: its log was put in order, and has all entries", self._path)
-            else:
+            if lost:
                 logger.error(
                     "store file %s: %d rows of the log are damaged; the messages that were open when the last process "
                     "ended are damaged too, and all channels begin new epochs; restore a backup",
@@ -221,28 +218,19 @@ def _log_rows(db: sqlite3.Connection) -> list[tuple[int, bytes | None]]:
     return rows
 
 
-def _put_in_order(db: sqlite3.Connection, rows: list[tuple[int, bytes | None]]) -> int:
-    """Write the whole rows of the log anew, in the transaction of the caller. Return how many of them are lost.
+def _keep_whole(db: sqlite3.Connection, rows: list[tuple[int, bytes | None]]) -> int:
+    """Write the whole rows of the log anew, in the transaction of the caller. Return how many are lost.
 
-    The checksum of a row covers its number. So a whole row whose number has changed is found by the number that its
-    place gives.
+    The checksum of a row covers its number, so a row whose number has changed is lost, too.
     """
-    whole: list[bytes] = []
-    lost = 0
-    number = 0
-    for (slot, row), (following, _) in zip_longest(rows, rows[1:], fillvalue=(0, None)):
-        number += 1
-        data = opened((number,), row, mends=True)
-        if slot > number and following != number + 1 and not data and opened((slot,), row, mends=True) is not None:
-            data, number = opened((slot,), row, mends=True), slot  # the rows before it are missing
-            lost += 1
-        lost += data is None
-        if data:
-            whole.append(data)
+    whole = {slot: data for slot, row in rows if (data := opened((slot,), row, mends=True)) is not None}
     db.execute("DELETE FROM log")  # all rows at once: neither their numbers nor their lengths matter to it
-    rows_anew = [(slot, sealed((slot,), data, room_for(SLOT_BYTES + len(data)))) for slot, data in enumerate(whole, 1)]
-    db.executemany("INSERT INTO log VALUES (?, ?)", rows_anew)
-    return lost
+    anew = [
+        (slot, sealed((slot,), data, room_for(SLOT_BYTES + len(data))))
+        for slot, data in enumerate(filter(None, whole.values()), 1)
+    ]
+    db.executemany("INSERT INTO log VALUES (?, ?)", anew)
+    return max([len(rows), *whole]) - len(whole)
 
 
 # Documents are requested before a minute is over. The hub calls `tidy` only every few seconds, and rows that share

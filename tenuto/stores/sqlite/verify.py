@@ -187,8 +187,7 @@ def _damage_of_log(
         line = f"the log cannot be read ({type(error).__name__}: {error}); restore a backup"
         return [line, *_maybe_lost(db, {}, names)]
     lines = [
-        f"row {slot} of the log is damaged, or has another number; the next start puts numbers right, or names what is "
-        "lost in open messages: then restore a backup"
+        f"row {slot} of the log is damaged; the next start names what is lost in open messages; restore a backup"
         for slot in log.damaged
     ]
     for key, tracked in log.pinned.items():
