@@ -123,8 +123,7 @@ class Bounds:
         yield runtime, SPARE, {}
         yield committer, SPARE, {}
         yield committer._queue, SPARE, dict.fromkeys(("_admitted", "_aside", "_behind", "_queue"), waiting)
-        yield committer._loader, SPARE, {}
-        for parked in committer._loader.parked.values():
+        for parked in committer._parked.values():
             self._at_most("requests are parked", len(parked), waiting)
         yield runtime.deadlines, SPARE, {}
         yield runtime.ticks, SPARE, {}
@@ -247,9 +246,9 @@ def check_empty(hub: Hub, who: str) -> None:
     runtime = hub.runtime
     for name in ("channels", "feeds", "writers", "waiting", "members", "turns_running", "turns_waiting"):
         _check_none(who, f"{name} are left", hub.stats()[name])
-    _check_none(who, "channels have parked items", len(runtime.committer._loader.parked))
+    _check_none(who, "channels have parked items", len(runtime.committer._parked))
     _check_none(who, "bytes wait", runtime.committer._waiting_bytes)
-    _check_none(who, "commits are unclear", len(runtime.committer._loader._unclear))
+    _check_none(who, "commits are unclear", len(runtime.committer._in_doubt))
     _check_none(who, "ticks are due", len(runtime.ticks._due))
 
 

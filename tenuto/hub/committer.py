@@ -7,10 +7,9 @@ it in one transaction. So batches grow with the load, and an idle hub adds no la
 result of a batch, also refusals and repeats, after the commit, since a result may depend on entries of that commit. A
 failed batch needs no undo: the committer drops its drafts.
 
-An item whose channel, or a message that its decision needs, is not in memory is parked while the store is read
-(`Loader`). Later items of the same channel are parked behind it; items of other channels proceed. After a commit with
-an unknown outcome the loader reads the channel again, and returns the results of the items that the store turns out to
-hold.
+An item whose channel, or a message that its decision needs, is not in memory is parked while the store is read. Later
+items of the same channel are parked behind it; items of other channels proceed. After a commit with an unknown outcome
+the committer reads the channel again, and returns the results of the items that the store turns out to hold.
 """
 
 from __future__ import annotations
@@ -80,103 +79,6 @@ async def sent_again(read: Callable[[], Awaitable[T]], store: str, *, after_s: f
         async with asyncio.timeout(after_s):
             return await read()
     return await in_time(read(), store)
-
-
-class Loader:
-    """Holds the parked items of all channels, and reads the store for them."""
-
-    def __init__(
-        self,
-        spawn: Callable[[Coroutine[None, None, None]], object],
-        *,
-        queue_first: Callable[[Iterable[Item]], None],
-        stored: Callable[[Decided], None],
-        fail: Callable[[Item, TenutoError], None],
-        followed: Callable[[Channel], None],
-    ) -> None:
-        """Give items back through functions: `queue_first` gets those that can be decided now, in order.
-
-        `stored` gets decisions that turn out to be stored, `fail` the items whose channel could not be read, and
-        `followed` each channel that was read again, perhaps with entries of other hubs.
-        """
-        self._spawn = spawn
-        self._queue_first = queue_first
-        self._stored = stored
-        self._fail = fail
-        self._followed = followed
-        self.parked: dict[Channel, deque[Item]] = {}  # parked items by channel; other components must not change this
-        self._unclear: dict[Channel, Unclear] = {}
-
-    def park(self, channel: Channel, item: Item) -> None:
-        """Park `item`, and later items of its channel, until the store has been read."""
-        parked = self.parked.setdefault(channel, deque())
-        parked.append(item)
-        if len(parked) == 1:
-            self._spawn(self._load(channel))
-
-    def park_again(self, items: Mapping[Channel, Sequence[Item]], unclear: Mapping[Channel, Unclear]) -> None:
-        """Park items of a failed or unknown commit before all others of their channels, which are loaded anew.
-
-        `unclear`: channels whose store may hold the items.
-        """
-        self._unclear.update(unclear)
-        for channel, again in items.items():
-            self.parked.setdefault(channel, deque()).extendleft(reversed(again))
-        for channel in items:
-            self._spawn(self._load(channel))
-
-    def drain(self) -> list[Item]:
-        """Remove and return all parked items."""
-        items = [item for parked in self.parked.values() for item in parked]
-        self.parked.clear()
-        self._unclear.clear()
-        return items
-
-    async def _load(self, channel: Channel) -> None:
-        """Load the messages that the parked items need, then queue the items again, first and in order."""
-        try:
-            async with asyncio.timeout(READ_TIMEOUT_S):
-                is_read = False
-                while not is_read:
-                    if channel.is_stale:
-                        await channel.refresh()
-                        self._followed(channel)
-                    await channel.load_messages(self._ids(channel))
-                    # A commit with an unknown outcome may have parked more items meanwhile; `_resolve_unclear` handles
-                    # those.
-                    is_read = not channel.is_stale and not channel.missing(self._ids(channel))
-                # resolved here, with the messages in memory, because a result may contain one
-                self._resolve_unclear(channel)
-        except Exception as error:  # catch any error: no other component would fail the parked items
-            logger.warning("channel %s could not be read: %r", channel.name, error)
-            refused = (
-                error
-                if isinstance(error, TenutoError)
-                else StoreUnavailable(f"channel {channel.name!r} could not be read from the store; try again")
-            )
-            if self._unclear.pop(channel, None) is not None:
-                refused = CommitUnknown(
-                    "the store did not confirm whether the request was stored; send it again to find out"
-                )
-            for item in self.parked.pop(channel, ()):
-                self._fail(item, refused)
-            return
-        self._queue_first(self.parked.pop(channel, ()))
-
-    def _ids(self, channel: Channel) -> list[str]:
-        """Return the ids that the parked items of `channel` need in memory."""
-        return [one for item in self.parked.get(channel, ()) for one in item.ids]
-
-    def _resolve_unclear(self, channel: Channel) -> None:
-        """If the store, now read again, holds a write with an unknown outcome, return the results of that write."""
-        unclear = self._unclear.pop(channel, None)
-        if unclear is None or (channel.state.epoch, channel.state.serial) != (unclear.epoch, unclear.serial):
-            return
-        parked = self.parked[channel]
-        for decided in unclear.decided:
-            if decided.item in parked:
-                parked.remove(decided.item)
-                self._stored(decided)
 
 
 PATIENCE_S = 0.04  # longest delay of a commit that only viewers wait for; equals the default flush window
@@ -322,9 +224,10 @@ class Committer:
         self._channels = channels
         self._channel = channel
         self.pace = Pace(ticks)
-        self._loader = Loader(
-            spawn, queue_first=self._queue_first, stored=self._return, fail=self._fail, followed=followed
-        )
+        self._spawn = spawn
+        self._followed = followed
+        self._parked: dict[Channel, deque[Item]] = {}
+        self._in_doubt: dict[Channel, Unclear] = {}  # channels whose store may hold parked items
         self._queue = Admission()
         self.waiting = 0  # number of items that are queued or parked
         self._waiting_bytes = 0
@@ -385,7 +288,7 @@ class Committer:
 
     def is_parked(self, channel: Channel) -> bool:
         """Return whether requests of `channel` are parked until the store has been read."""
-        return channel in self._loader.parked
+        return channel in self._parked
 
     async def run(self) -> None:
         """Store queued items until the hub ends and cancels this task; then fail the remaining ones."""
@@ -414,7 +317,9 @@ class Committer:
             for ask in decided.granted:
                 ask.is_unclear = True
         items = [decided.item for decided in in_flight]
-        items += [*self._queue.drain(), *self._loader.drain()]
+        items += [*self._queue.drain(), *(item for parked in self._parked.values() for item in parked)]
+        self._parked.clear()
+        self._in_doubt.clear()
         for item in items:
             item.failed(
                 Draining("the hub stopped while the request was stored, so its outcome is unknown; send it again later")
@@ -427,7 +332,6 @@ class Committer:
         batch = _Batch({}, {}, [], {}, self._since_s)
         rows, limit = 0, UNSEEN_TIMES * MAX_ROWS
         now_s, now_ms = asyncio.get_running_loop().time(), None  # the clock is read if a decision needs it
-        parked = self._loader.parked
         self._queue.begin(now_s)
         while rows < limit and len(batch.decided) < MAX_ITEMS:
             item = self._queue.take()
@@ -438,8 +342,8 @@ class Committer:
             is_first = channel not in batch.drafts and channel not in batch.alone
             if is_first and channel.trim_bytes is not None:
                 channel.trim(channel.trim_bytes)
-            if channel in parked or not channel.is_ready_for(item.ids):
-                self._loader.park(channel, item)
+            if channel in self._parked or not channel.is_ready_for(item.ids):
+                self._park(channel, item)
                 continue
             try:
                 asks = item.asks()
@@ -651,11 +555,13 @@ class Committer:
                 parked[channel].append(decided.item)
             else:
                 self._fail(decided.item, outpaced(channel.name, channel.conflicts))
-        for channel in parked:
+        self._in_doubt.update(unclear)
+        for channel, items in parked.items():
             if channel.conflicts > MAX_CONFLICTS:
                 channel.conflicts = 0
-        if parked:
-            self._loader.park_again(parked, unclear)
+            # before all others of the channel, which is read again
+            self._parked.setdefault(channel, deque()).extendleft(reversed(items))
+            self._spawn(self._load(channel))
 
     def _return(self, decided: Decided) -> None:
         """Return the durable results of one item to it."""
@@ -674,11 +580,62 @@ class Committer:
         self._waiting_bytes -= item.size_bytes
         item.failed(error)
 
-    def _queue_first(self, items: Iterable[Item]) -> None:
-        """Queue `items`, which were parked, before all others."""
-        self._queue.put_first(items)
+    # -- reading the store -------------------------------------------------------------------------------------
+
+    def _park(self, channel: Channel, item: Item) -> None:
+        """Park `item`, and later items of its channel, until the store has been read."""
+        parked = self._parked.setdefault(channel, deque())
+        parked.append(item)
+        if len(parked) == 1:
+            self._spawn(self._load(channel))
+
+    async def _load(self, channel: Channel) -> None:
+        """Load the messages that the parked items need, then queue the items again, first and in order."""
+        try:
+            async with asyncio.timeout(READ_TIMEOUT_S):
+                is_read = False
+                while not is_read:
+                    if channel.is_stale:
+                        await channel.refresh()
+                        self._followed(channel)
+                    await channel.load_messages(self._ids(channel))
+                    # A commit with an unknown outcome may have parked more items meanwhile; `_resolve_unclear` handles
+                    # those.
+                    is_read = not channel.is_stale and not channel.missing(self._ids(channel))
+                # resolved here, with the messages in memory, because a result may contain one
+                self._resolve_unclear(channel)
+        except Exception as error:  # catch any error: no other component would fail the parked items
+            logger.warning("channel %s could not be read: %r", channel.name, error)
+            refused = (
+                error
+                if isinstance(error, TenutoError)
+                else StoreUnavailable(f"channel {channel.name!r} could not be read from the store; try again")
+            )
+            if self._in_doubt.pop(channel, None) is not None:
+                refused = CommitUnknown(
+                    "the store did not confirm whether the request was stored; send it again to find out"
+                )
+            for item in self._parked.pop(channel, ()):
+                self._fail(item, refused)
+            return
+        self._queue.put_first(self._parked.pop(channel, ()))
         self._wake.set()
         self.pace.hurry()
+
+    def _ids(self, channel: Channel) -> list[str]:
+        """Return the ids that the parked items of `channel` need in memory."""
+        return [one for item in self._parked.get(channel, ()) for one in item.ids]
+
+    def _resolve_unclear(self, channel: Channel) -> None:
+        """If the store, now read again, holds a write with an unknown outcome, return the results of that write."""
+        unclear = self._in_doubt.pop(channel, None)
+        if unclear is None or (channel.state.epoch, channel.state.serial) != (unclear.epoch, unclear.serial):
+            return
+        parked = self._parked[channel]
+        for decided in unclear.decided:
+            if decided.item in parked:
+                parked.remove(decided.item)
+                self._return(decided)
 
 
 def _renews_lease(caller: Caller) -> bool:

@@ -52,7 +52,7 @@ from tenuto.hub import committer, hooks, writer
 from tenuto.hub import hub as hubs
 from tenuto.hub.channel import BatchCache, Channel, EncodedBatch, Group
 from tenuto.hub.clock import StoreClock
-from tenuto.hub.committer import Committer, Loader
+from tenuto.hub.committer import Committer
 from tenuto.hub.feed import Feed
 from tenuto.hub.hooks import HookEvent, HookRunner
 from tenuto.hub.hub import HubCore
@@ -964,14 +964,14 @@ def part_operations_pile_up(patch: pytest.MonkeyPatch) -> None:
 
 def block_until_a_load(patch: pytest.MonkeyPatch) -> None:
     """The load takes but a moment."""
-    park = Loader.park
+    park = Committer._park
 
-    def wait(self: Loader, channel: Channel, item: Any) -> None:
+    def wait(self: Committer, channel: Channel, item: Any) -> None:
         park(self, channel, item)
         while not channel.is_ready:
             pass
 
-    patch.setattr(Loader, "park", wait)
+    patch.setattr(Committer, "_park", wait)
     patch.setattr(watchdog, "BUSY_TICK_S", 0.1)  # shortened, because a tick usually takes seconds
 
 
