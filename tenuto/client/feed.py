@@ -22,7 +22,7 @@ from typing import Any, Literal, Protocol
 from msgspec import Struct
 
 from tenuto.client.connection import Unreachable, decode_response
-from tenuto.client.link import Link, Outcome
+from tenuto.client.link import Link, Outcome, ignore
 from tenuto.core.errors import LocalError, TenutoError
 from tenuto.core.events import (
     Batch,
@@ -203,16 +203,12 @@ class Feed:
         self._attaches += 1
         if self._is_requested:
             self._is_attached = self._is_requested = False
-            self.link.begin("detach", {"channel": self.channel}, _take, is_repeatable=False)
+            self.link.begin("detach", {"channel": self.channel}, ignore, is_repeatable=False)
 
     def _cancel_again(self) -> None:
         if self._again is not None:
             self._again.cancel()
             self._again = None
-
-
-def _take(result: Outcome) -> None:
-    """Ignore the response to a detach; if the socket closed instead, that detaches, too."""
 
 
 # Limit, in characters, of unread frames; above it the feed pauses after the current batch.
@@ -311,11 +307,6 @@ class _Inbox:
         self._woken.set()
         if self._size > WAITING and self.feed is not None:
             self.feed.pause()
-
-
-def is_new_start(events: list[ServerEvent]) -> bool:
-    """Return whether `events` begin with a new start, so that they replace the present state."""
-    return any(isinstance(event, ChannelAttached) and not event.resumed for event in events)
 
 
 State = Literal["connecting", "live", "reconnecting", "closed"]
@@ -471,7 +462,7 @@ class ChannelView:
             self._feed.begin_anew()
             if self.state == "live":
                 self._become("reconnecting")
-        self._starting(events)
+        self._is_starting |= any(isinstance(event, ChannelAttached) and not event.resumed for event in events)
         if self._is_starting and cursor is None:
             return  # the change is part of an incomplete new start, so it is not shown yet
         self._notify(self._change(events))
@@ -491,9 +482,6 @@ class ChannelView:
         self._end(error)
 
     # -- inside ------------------------------------------------------------------------------------------------
-
-    def _starting(self, events: list[ServerEvent]) -> None:
-        self._is_starting = self._is_starting or is_new_start(events)
 
     def _change(self, events: list[ServerEvent]) -> Change:
         is_attach = any(isinstance(event, ChannelAttached) for event in events)

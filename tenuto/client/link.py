@@ -50,6 +50,11 @@ logger = logging.getLogger("tenuto.client")
 Outcome = dict[str, Any] | TenutoError
 OnResult = Callable[[Outcome], None]
 
+
+def ignore(result: Outcome) -> None:
+    """Take no notice of a response, after which the caller does nothing; without a socket the server knows as much."""
+
+
 # Below the server's limits (it stops reading at 1,000 requests or 4 MiB); at this size calls wait. One call may exceed
 # it.
 PENDING_REQUESTS = 500

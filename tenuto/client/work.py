@@ -22,7 +22,7 @@ from typing import Any, Literal, Self
 import msgspec
 from msgspec import Struct
 
-from tenuto.client.link import Link, Outcome
+from tenuto.client.link import Link, Outcome, ignore
 from tenuto.core.errors import (
     Deleted,
     Fenced,
@@ -100,7 +100,7 @@ class RemoteWorker:
                 finally:
                     self._link.remove_listener(self)
                     if self._link.is_live and not self._is_draining:
-                        self._link.begin("work", self._frame(0), _take, is_repeatable=False)
+                        self._link.begin("work", self._frame(0), ignore, is_repeatable=False)
         except* TenutoError as group:
             raise group.exceptions[0] from None
 
@@ -282,7 +282,7 @@ class ClaimedTurn:
     def hand_over(self) -> None:
         """Let another worker take the turn at once, because this one ends; without a connection when the lease ends."""
         if self._link.is_live:
-            self._link.begin("turn.done", {**self._claim(), "state": "handed_over"}, _take, is_repeatable=False)
+            self._link.begin("turn.done", {**self._claim(), "state": "handed_over"}, ignore, is_repeatable=False)
 
     async def done(self) -> None:
         """Report the end of the turn, or of this attempt."""
@@ -341,10 +341,6 @@ def check_pattern(pattern: str) -> str:
     if not is_pattern(pattern):
         raise InvalidRequest(invalid_pattern(pattern))
     return pattern
-
-
-def _take(result: Outcome) -> None:
-    """Ignore the response, because the worker has ended."""
 
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)

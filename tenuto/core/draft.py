@@ -78,11 +78,10 @@ class Draft:
         return self._commands.get(key) or self.base.commands.get(key)
 
     def messages(self) -> Iterator[MessageState]:
-        """Yield the messages in memory as they will be after the batch so far."""
-        # The loop goes over a copy of the ids, because it calls `message`, which changes `_unapplied`.
-        for message_id in {**self.base.messages, **self._forks, **self._unapplied}:
-            if (message := self.message(message_id)) is not None:
-                yield message
+        """Return the messages in memory as they will be after the batch so far."""
+        # A copy of the ids, because `message` changes `_unapplied`.
+        found = map(self.message, {**self.base.messages, **self._forks, **self._unapplied})
+        return (one for one in found if one is not None)
 
     def streaming(self) -> Iterator[MessageState]:
         """Yield the messages that will stream after the batch so far."""
@@ -90,17 +89,14 @@ class Draft:
 
     def running(self) -> Iterator[MessageState]:
         """Yield the user messages whose own turns an attempt will have after the batch so far."""
-        for message_id in {**self.base.taken, **self._taken}:
-            message = self.message(message_id)
-            if message is not None and message.is_taken:
-                yield message
+        found = map(self.message, {**self.base.taken, **self._taken})
+        return (one for one in found if one is not None and one.is_taken)
 
     def held_by(self, message_id: str) -> Iterator[tuple[MessageState, ClaimState]]:
         """Yield the messages that the turn of `message_id` has taken in, after the batch so far, with their claims."""
-        for message in self.messages():
-            claim = message.claim
-            if claim is not None and (claim.state, claim.within) == ("taken", message_id):
-                yield message, claim
+        for one in self.messages():
+            if one.claim is not None and (one.claim.state, one.claim.within) == ("taken", message_id):
+                yield one, one.claim
 
     def open_commands(self) -> list[CommandState]:
         """Return the commands that will wait for a reply after the batch so far."""
