@@ -61,17 +61,14 @@ PENDING_REQUESTS = 500
 PENDING_BYTES = 1024 * 1024
 
 
-class Pending:
+class Pending(msgspec.Struct, eq=False):
     """A request without a response."""
 
-    __slots__ = ("is_repeatable", "on_result", "ref", "sent_at_s", "text")
-
-    def __init__(self, ref: int, text: str, on_result: OnResult, is_repeatable: bool) -> None:
-        self.ref = ref
-        self.text = text
-        self.on_result = on_result
-        self.is_repeatable = is_repeatable
-        self.sent_at_s: float | None = None
+    ref: int
+    text: str
+    on_result: OnResult
+    is_repeatable: bool
+    sent_at_s: float | None = None
 
 
 class PendingRequests:

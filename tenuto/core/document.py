@@ -283,7 +283,7 @@ def _joins(text: Text, segment: Segment) -> bool:
 
 
 def _command_in(head: CommandHead) -> CommandState:
-    command = CommandState(head.command, head.created)
+    command = CommandState.begun(head.command, head.created)
     command.reply, command.reply_serial = head.reply, head.reply_serial
     return command
 

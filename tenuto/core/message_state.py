@@ -9,15 +9,12 @@ from collections import deque
 from typing import NamedTuple
 
 import msgspec
+from msgspec import Struct
 
-from tenuto.core.model import APPENDABLE, STEP_NAME, Message, Part
+from tenuto.core.model import APPENDABLE, STEP_NAME, Json, Message, Part
 from tenuto.core.model import Command as SentCommand
 from tenuto.core.names import command_id
-from tenuto.core.ops import (
-    Command,
-    Create,
-    Reply,
-)
+from tenuto.core.ops import Command, Create, Reply
 from tenuto.core.text import PartState, Text
 
 # requests remembered per message, so that a repeated request with an id is recognised (`docs/protocol.md`, 8.2)
@@ -195,44 +192,36 @@ def set_parts(message: MessageState, parts: list[Part], serial: int) -> None:
     message.size_bytes = sum(part_bytes(part) for part in parts)
 
 
-class CommandState:
+class CommandState(Struct, eq=False, kw_only=True):
     """The state of one command: the fold of its entries."""
 
-    __slots__ = (
-        "by",
-        "created",
-        "created_at",
-        "data",
-        "digest",
-        "expires_ms",
-        "id",
-        "name",
-        "reply",
-        "reply_serial",
-        "stored_bytes",
-        "target",
-    )
+    id: str  # with its prefix `!`
+    name: str
+    target: str | None
+    data: Json
+    by: str | None
+    created: int
+    created_at: int
+    expires_ms: int
+    digest: bytes
+    reply: Reply | None = None
+    reply_serial: int = 0  # serial of the reply; 0 while there is none
+    stored_bytes: int = 0  # size of the data that was read from the store: a step's result may be large
 
-    def __init__(self, op: Command, serial: int) -> None:
-        self.id = op.id  # the id of the command, with its prefix `!`
-        self.name = op.name
-        self.target = op.target
-        self.data = op.data
-        self.by = op.by
-        self.created = serial
-        self.created_at = op.at_ms
-        self.expires_ms = op.expires_ms
-        self.digest = op.digest
-        self.reply: Reply | None = None
-        self.reply_serial = 0  # serial of the reply; 0 while there is none
-        self.stored_bytes = 0  # size of the data that was read from the store: a step's result may be large
-
-    def fork(self) -> CommandState:
-        """Return a copy; changes to it leave this command as it is."""
-        copy = CommandState.__new__(CommandState)
-        for name in CommandState.__slots__:
-            setattr(copy, name, getattr(self, name))
-        return copy
+    @classmethod
+    def begun(cls, op: Command, serial: int) -> CommandState:
+        """Return the state after the entry that sent the command."""
+        return cls(
+            id=op.id,
+            name=op.name,
+            target=op.target,
+            data=op.data,
+            by=op.by,
+            created=serial,
+            created_at=op.at_ms,
+            expires_ms=op.expires_ms,
+            digest=op.digest,
+        )
 
     @property
     def is_damaged(self) -> bool:

@@ -273,7 +273,7 @@ def everything_of_message(message: MessageState) -> dict[str, object]:
 def everything_of_command(command: CommandState) -> dict[str, object]:
     """Return all fields of a command."""
     left_out = "stored_bytes"  # of commands read from a store alone
-    return {name: getattr(command, name) for name in CommandState.__slots__ if name != left_out}
+    return {name: getattr(command, name) for name in CommandState.__struct_fields__ if name != left_out}
 
 
 def thing(state: ChannelState, key: str) -> MessageState | CommandState:

@@ -305,7 +305,7 @@ def imported(record: Record, serial: int, now_ms: int) -> ImportedRecord:
             change(thing, entry.op, entry.serial)
     else:
         assert isinstance(first, Command)
-        thing = CommandState(first, serial)
+        thing = CommandState.begun(first, serial)
         for entry in entries[1:]:
             apply_to_command(thing, entry.op, entry.serial)
     stored = document(thing)

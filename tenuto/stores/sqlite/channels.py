@@ -9,6 +9,8 @@ import secrets
 import sqlite3
 from collections.abc import Sequence
 
+from msgspec import Struct
+
 from tenuto.core.document import DAMAGE, Document
 from tenuto.core.errors import StoreUnusable
 from tenuto.core.model import ChannelSummary
@@ -80,16 +82,13 @@ def sum_or_none(number: int, name: str, epoch: str, floor: int) -> int | None:
         return None
 
 
-class Plan:
+class Plan(Struct, eq=False):
     """The documents that one write stores, with the tracked message of each."""
 
-    __slots__ = ("channel", "documents", "is_born", "new")
-
-    def __init__(self, channel: ChannelRow, is_born: bool) -> None:
-        self.channel = channel
-        self.is_born = is_born
-        self.new: dict[str, Tracked] = {}  # messages that have no document yet
-        self.documents: list[tuple[Tracked, Document]] = []
+    channel: ChannelRow
+    is_born: bool
+    new: dict[str, Tracked] = {}  # messages that have no document yet
+    documents: list[tuple[Tracked, Document]] = []
 
 
 class Channels:
