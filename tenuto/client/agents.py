@@ -13,6 +13,8 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
+
 from tenuto.agents.backend import Sent, Watch
 from tenuto.agents.running import Agent, Handler, Running, check_agent, check_worker_settings
 from tenuto.agents.turn import OnCrash
@@ -108,28 +110,17 @@ class Agents:
             view.close()
 
 
-class RemoteAgent:
+class RemoteAgent(Struct, eq=False):
     """An agent that works for a hub in another process."""
 
-    def __init__(
-        self,
-        client: Client,
-        agents: Agents,
-        agent: Agent,
-        pattern: str,
-        name: str | None,
-        when_busy: WhenBusy,
-        slots: int,
-        debug: bool | None,
-    ) -> None:
-        self._client = client
-        self._agents = agents
-        self._agent = agent
-        self._pattern = pattern
-        self._name = name
-        self._when_busy = when_busy
-        self._slots = slots
-        self._debug = debug
+    _client: Client
+    _agents: Agents
+    _agent: Agent
+    _pattern: str
+    _name: str | None
+    _when_busy: WhenBusy
+    _slots: int
+    _debug: bool | None
 
     async def run(self) -> None:
         """Work until cancelled. Raises the server's refusal, such as Forbidden."""

@@ -20,6 +20,7 @@ from contextlib import asynccontextmanager
 from math import ceil, floor
 from typing import Any, Protocol, TypeVar
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from tenuto.core.catch_up import events_since, new_start, newest_messages, resumed, sole_append
@@ -62,21 +63,17 @@ class Behind(Exception):
     """
 
 
-class EncodedBatch:
+class EncodedBatch(Struct, eq=False):
     """The events of one batch, in the forms that transports send. Each form is made once, on first use."""
 
-    __slots__ = ("_body", "_chunk", "_frames", "_raw", "_sse", "channel", "cursor", "events")
-
-    def __init__(self, channel: str, cursor: str, events: Sequence[ServerEvent]) -> None:
-        """Wrap `events`; `cursor` is empty for ephemeral events."""
-        self.channel = channel
-        self.cursor = cursor
-        self.events = events
-        self._raw: list[bytes] | None = None
-        self._sse: bytes | None = None
-        self._body: dict[str, Any] | None = None
-        self._chunk: bytes | None = None
-        self._frames: tuple[bytes, ...] | None = None
+    channel: str
+    cursor: str  # empty for ephemeral events
+    events: Sequence[ServerEvent]
+    _raw: list[bytes] | None = None
+    _sse: bytes | None = None
+    _body: dict[str, Any] | None = None
+    _chunk: bytes | None = None
+    _frames: tuple[bytes, ...] | None = None
 
     @property
     def text_bytes(self) -> int:
