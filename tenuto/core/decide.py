@@ -48,7 +48,6 @@ from tenuto.core.errors import (
     Gap,
     IdConflict,
     InvalidRequest,
-    InvalidText,
     Mismatch,
     NoPart,
     NotFound,
@@ -71,11 +70,10 @@ from tenuto.core.model import (
     check_json,
     check_part,
     check_text,
-    lone_surrogate,
     plain,
 )
 from tenuto.core.names import check_id
-from tenuto.core.ops import Append, Create, Delete, Finish, SetPart, Takeover, Update, WriterIdentity, digest
+from tenuto.core.ops import Append, Create, Delete, Finish, SetPart, Takeover, Update, WriterIdentity, fingerprint
 from tenuto.core.requests import (
     KEPT,
     AboutMessages,
@@ -189,13 +187,24 @@ def _create(
     check_id(message_id)
     if not isinstance(request.options, dict):
         raise InvalidRequest(f"options must be an object, got {shown(request.options)}")
-    fingerprint = _fingerprint(request, caller)
+    sent = fingerprint(
+        "the new message",
+        caller.id,
+        request.role,
+        request.text,
+        request.parts,
+        request.status,
+        request.meta,
+        "default" if request.parent is UNSET else [request.parent],
+        request.reply_to,
+        request.options,
+    )
     known = state.message(message_id)
     if known is not None:
         # A caller without the right to read, which did not write the message either, learns only that the id is taken.
         if known.deleted and (caller.may_read or is_author(known, caller)):
             raise Deleted(f"message {message_id!r} was deleted; its id cannot be used again, choose another one")
-        if known.deleted or known.digest != fingerprint:
+        if known.deleted or known.digest != sent:
             raise IdConflict(f"message {message_id!r} exists and was created with other content; choose another id")
         return Decision(serial=known.created, generation=1)
     check_may_begin(state, caller)
@@ -224,7 +233,7 @@ def _create(
         parent=_parent(state, request),
         reply_to=check_id(request.reply_to, "reply_to") if request.reply_to is not None else None,
         at_ms=now_ms,
-        digest=fingerprint,
+        digest=sent,
         writer=_writer(caller, request.lease_s) if request.status == "streaming" else None,
         is_pending=is_pending,
     )
@@ -248,26 +257,6 @@ def _is_kept(state: Draft, message_id: str) -> bool:
     if known is not None and known.role != OPTIONS:
         raise IdConflict(f"message {message_id!r} has the id of a value that the request must keep; delete it first")
     return known is not None
-
-
-def _fingerprint(request: CreateMessage, caller: Caller) -> bytes:
-    parent = "default" if request.parent is UNSET else [request.parent]
-    try:
-        return digest(
-            caller.id,
-            request.role,
-            request.text,
-            request.parts,
-            request.status,
-            request.meta,
-            parent,
-            request.reply_to,
-            request.options,
-        )
-    except UnicodeEncodeError as error:
-        raise InvalidText(f"a string in the new message holds {lone_surrogate(error)}") from None
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise InvalidRequest(f"the new message cannot be stored as JSON ({error}); send JSON values only") from None
 
 
 def _parent(state: Draft, request: CreateMessage) -> str | None:

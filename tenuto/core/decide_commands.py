@@ -17,7 +17,6 @@ from tenuto.core.errors import (
     IdConflict,
     InvalidName,
     InvalidRequest,
-    InvalidText,
     NotFound,
     StillStreaming,
     TenutoError,
@@ -28,7 +27,7 @@ from tenuto.core.limits import Limits
 from tenuto.core.message_state import ClaimState, CommandState, MessageState
 from tenuto.core.model import Approval, Json, Part, check_json, plain
 from tenuto.core.names import COMMAND_MARK, check_id, command_id, is_own_name
-from tenuto.core.ops import Claim, Command, Finish, Op, Reply, SetPart, digest
+from tenuto.core.ops import Claim, Command, Finish, Op, Reply, SetPart, fingerprint
 from tenuto.core.requests import Caller, ReplyCommand, SendCommand, SettleCommand
 from tenuto.core.turns import APPROVE, QUESTION_MARK, STEP, STEP_MARK, Replier, next_round, rules_of
 
@@ -51,13 +50,13 @@ def send_command(
         _check_has_turn(state, request.target, request.generation, caller)
     if is_step != command_id(key).startswith(STEP_MARK):
         raise InvalidName(f"ids of commands that begin with {STEP_MARK!r} are those of steps; choose another id")
-    fingerprint = _fingerprint(request, caller)
+    sent = fingerprint("the command", caller.id, request.name, request.target, request.data)
     known = state.command(key)
     if known is not None:
         # another attempt at the turn, maybe of another agent and about another answer, goes on with a step or question
         is_same = known.name == request.name and _is_same_question(known.data, request.data)
         is_same = is_same and request.generation is not None
-        if known.digest != fingerprint and not (is_step or is_same):
+        if known.digest != sent and not (is_step or is_same):
             raise IdConflict(f"command id {command_id(key)!r} was used before with other content; use a new id")
         # the reply came while no attempt wrote, or to one that was superseded: it is noted at the part of this one
         noted: tuple[SetPart, ...] = ()
@@ -79,7 +78,7 @@ def send_command(
         by=caller.id,
         at_ms=now_ms,
         expires_ms=now_ms + int((STEP_S if is_step else request.expires_s) * 1000),
-        digest=fingerprint,
+        digest=sent,
     )
     if rules_of(request.name).restarts:
         assert target is not None
@@ -415,15 +414,6 @@ def _data(value: Json, limit_bytes: int, limits: Limits) -> Json:
         return None
     check_json(value, limit_bytes, "data", depth=limits.depth)
     return plain({"data": value})["data"]
-
-
-def _fingerprint(request: SendCommand, caller: Caller) -> bytes:
-    try:
-        return digest(caller.id, request.name, request.target, request.data)
-    except UnicodeEncodeError:
-        raise InvalidText("the command holds a lone surrogate; send whole characters") from None
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise InvalidRequest(f"the command cannot be stored as JSON ({error}); send JSON values only") from None
 
 
 def _cancelled(message: MessageState, claim: ClaimState, now_ms: int) -> Claim:
