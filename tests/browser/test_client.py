@@ -165,15 +165,6 @@ async def test_message_that_is_sent_in_the_task_of_a_reload_is_stored_once(brows
         assert [one.text for one in page.messages] == ["hello"]
 
 
-# Sending
-
-
-# Branches
-
-
-_UNTIL_PATH = script("follow", "isPath")
-
-
 # Errors, each with its name
 
 

@@ -30,7 +30,6 @@ from tenuto.core.ops import Claim, Command, Finish, Reply
 from tenuto.core.requests import Caller
 from tests.core.harness import ADMIN, AGENT, ANN, APP, BOB, NAMELESS, PERSON, SERVER, LogHarness
 
-HALF = "\ud83d"  # half of a surrogate pair
 EVE = Caller(id="eve", may_read=False)
 REMOTE = Caller(id="far", is_server=True)  # the hub acts for an agent in another process, named "far"
 FAR = Caller(id="far")

@@ -60,6 +60,7 @@ REQUESTS: dict[str, Request] = {
     "end": EndTurn(generation=1),
     "claim": ClaimTurn(generation=0),
     "append_2": AppendText(text="!", generation=2),
+    "append_3": AppendText(text="!", generation=3),
     "lease_2": RenewLease(lease_s=60, generation=2),
     "update_2": UpdateMessage(text="other", generation=2),
     "finish_2": FinishMessage(generation=2),
@@ -126,6 +127,7 @@ delete       ok         forbidden   ok          ok         ok         forbidden 
         """
              carol       owner       other       admin
 append_2     ok          not_writer  not_writer  not_writer
+append_3     fenced      fenced      not_writer  not_writer
 lease_2      ok          not_writer  not_writer  not_writer
 update_2     ok          not_writer  forbidden   not_writer
 finish_2     ok          not_writer  not_writer  not_writer
@@ -135,6 +137,7 @@ finish_2     ok          not_writer  not_writer  not_writer
         "taken_over_and_done",
         """
              carol       owner       other
+*write       fenced      fenced      not_writer
 update       ok          ok          forbidden
 """,
     ),
