@@ -11,8 +11,6 @@ import pytest
 
 from proof.simulation.clock import Process, Stuck, VirtualLoop
 
-HOUR_S = 3600.0
-
 
 def test_timers_of_one_deadline_run_in_the_order_in_which_they_were_made(loop: VirtualLoop) -> None:
     ran: list[int] = []

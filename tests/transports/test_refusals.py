@@ -15,8 +15,6 @@ from tests.transports.asgi import ask
 from tests.transports.conftest import new_hub
 from tests.virtual import Time
 
-SECRET = "a secret of at least thirty-two bytes"
-
 
 def lines_of(caplog: pytest.LogCaptureFixture) -> list[str]:
     """Return the lines since the last call."""
