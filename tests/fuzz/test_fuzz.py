@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from collections.abc import Iterator
@@ -16,9 +15,7 @@ import pytest
 from proof.fuzz import mutate
 from proof.fuzz.__main__ import TARGETS, main
 from proof.fuzz.engine import CORPUS, Finding, Target, check, fuzz, read_corpus, shrink, written
-from proof.fuzz.requests import Requests, run_step
 from proof.fuzz.wire import complaint
-from proof.fuzz.world import World, documented_codes
 from tenuto.core.errors import MethodNotAllowed
 from tenuto.transports import session, sse
 
@@ -56,13 +53,6 @@ def test_new_inputs_find_no_bug(targets: dict[str, Target], target: str) -> None
 
 def test_each_folder_of_the_corpus_belongs_to_a_target() -> None:
     assert {path.name for path in CORPUS.iterdir() if path.is_dir()} <= TARGETS.keys()
-
-
-def test_documented_codes_are_those_of_the_protocol() -> None:
-    codes = documented_codes()
-    assert codes[410] == {"deleted"}
-    assert {"gap", "mismatch", "fenced"} <= codes[409]
-    assert {"busy", "draining"} <= codes[503]
 
 
 # Mutants
@@ -154,21 +144,6 @@ def test_printed_command_repeats_the_finding_from_the_corpus_alone(
     assert main(again[1].split()) == 0
 
 
-def test_finding_among_the_known_inputs_is_printed_without_new_ones(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    class Known(Picky):
-        def seeds(self) -> list[Any]:
-            return ["one", "bad", "three"]
-
-    monkeypatch.setitem(TARGETS, "picky", Known)
-    monkeypatch.setattr("proof.fuzz.engine.CORPUS", tmp_path)
-    assert main(["picky", "--runs", "5"]) == 1
-    printed = capsys.readouterr().out
-    assert printed.count("again: python -m proof.fuzz picky --runs 0\n") == 1
-    assert "picky: 3 known inputs and 5 new ones in" in printed
-
-
 def test_known_input_that_costs_too_much_is_a_finding() -> None:
     class Slow(Picky):
         cpu_s = 0.0
@@ -183,31 +158,7 @@ def test_known_input_that_costs_too_much_is_a_finding() -> None:
     assert found.text.startswith("slow")
 
 
-def test_hub_does_not_grow_over_many_inputs() -> None:
-    inputs = [given for given in Requests().seeds() if "setup" in given][:40]
-    counts: list[int] = []
-
-    async def job(world: World) -> None:
-        for _ in range(3):
-            for given in inputs:
-                for step in given["steps"]:
-                    await run_step(world, step)
-            for exchange in world.open:
-                await exchange.leave()
-            world.open.clear()
-            await asyncio.sleep(2 * world.limits.channel_idle_s)
-            counts.append(world.hub.stats()["channels"])
-
-    World().run(job)
-    assert counts == [1, 1, 1]  # the channel with a permanent viewer
-
-
 # The log of a server
-
-
-def test_text_that_is_not_utf_8_before_a_close_frame_is_not_a_finding(targets: dict[str, Target]) -> None:
-    text, close = "\x81\x81\x00\x00\x00\x00\xff", "\x88\x82\x00\x00\x00\x00\x03\xe8"
-    assert check(targets["raw-socket"], {"headers": [], "frames": [{"raw": text + close}]}) is None
 
 
 def test_error_in_a_servers_log_is_a_finding() -> None:

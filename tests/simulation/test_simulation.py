@@ -123,25 +123,6 @@ def test_seed_has_the_same_events_in_every_process() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_failing_seed_fails_again_in_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    deliver_before_the_commit(monkeypatch)
-    first, second = World(1).run(), World(1).run()
-    assert first.violation is not None
-    assert (str(first.violation), first.digest) == (str(second.violation), second.digest)
-
-
-def test_every_seed_has_events() -> None:
-    reports = [World(seed).run() for seed in range(10)]
-    assert min(report.events for report in reports) > 20
-    assert sum(report.events for report in reports) > 1_000
-
-
-def test_command_prints_how_many_seeds_failed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--seeds", "2", "--start", "5"]) == 0
-    assert "2 seeds from 5: 0 failed" in capsys.readouterr().out
-
-
-@pytest.mark.filterwarnings("ignore")
 def test_command_describes_a_failure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     deliver_before_the_commit(monkeypatch)
     assert main(["--seeds", "5", "--start", "1", "--failures", "1"]) == 1
