@@ -24,26 +24,22 @@ def test_a_body_without_its_last_chunk_is_not_complete() -> None:
 
 
 @pytest.mark.parametrize(
-    "body",
+    "data",
     [
-        b"x\r\n",
-        b"-5\r\nhello\r\n",
-        b"\r\n",
-        b"5\nhello\r\n",
-        b"5\r\nhello!\r\n",
-        b"0\r\n\r\n5\r\nhello\r\n",
-        b"1" * 9000,
+        b"ICY 200 OK\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n",
+        HEAD + b"x\r\n",
+        HEAD + b"-5\r\nhello\r\n",
+        HEAD + b"\r\n",
+        HEAD + b"5\nhello\r\n",
+        HEAD + b"5\r\nhello!\r\n",
+        HEAD + b"0\r\n\r\n5\r\nhello\r\n",
+        HEAD + b"1" * 9000,
     ],
 )
-def test_broken_chunked_framing_is_an_error(body: bytes) -> None:
+def test_broken_head_or_chunked_framing_is_an_error(data: bytes) -> None:
     with pytest.raises(WireError):
-        Response().receive(HEAD + body)
-
-
-@pytest.mark.parametrize("head", [b"ICY 200 OK\r\n\r\n", b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n"])
-def test_a_broken_head_is_an_error(head: bytes) -> None:
-    with pytest.raises(WireError):
-        Response().receive(head)
+        Response().receive(data)
 
 
 # Server-sent events
@@ -210,22 +206,18 @@ def test_resume_with_a_hole_is_a_violation_and_drops_the_cursor() -> None:
     assert (kinds(checker), checker.cursor) == (["hole"], None)
 
 
-def test_resume_without_a_cursor_is_a_violation() -> None:
-    assert kinds(checked(([attached(2, resumed=True)], "e:2"))) == ["resumed"]
-
-
-def test_event_before_channel_attached_is_a_violation() -> None:
-    assert "unattached" in kinds(checked(([update(2, "Hel")], "e:2")))
-
-
-def test_cursor_within_the_first_batch_is_a_violation() -> None:
-    checker = checked(([attached(4), update(2, "Hel")], "e:2"), ([update(4, "x", id="n", created=3)], "e:4"))
-    assert kinds(checker) == ["cursor"]
-
-
-def test_final_cursor_on_the_first_event_of_a_batch_is_a_violation() -> None:
-    checker = checked(START, ([append(4, 3, "lo")], "e:5"), ([finish(5)], "e:5"))
-    assert kinds(checker) == ["serial"]
+@pytest.mark.parametrize(
+    ("batches", "kind"),
+    [
+        ([([attached(2, resumed=True)], "e:2")], "resumed"),
+        ([([update(2, "Hel")], "e:2")], "unattached"),
+        ([([attached(4), update(2, "Hel")], "e:2"), ([update(4, "x", id="n", created=3)], "e:4")], "cursor"),
+        ([START, ([append(4, 3, "lo")], "e:5"), ([finish(5)], "e:5")], "serial"),
+    ],
+    ids=["resumed without a cursor", "before channel.attached", "cursor within a start", "cursor within a batch"],
+)
+def test_batches_that_break_a_rule_are_a_violation(batches: list[tuple[list[Json], str]], kind: str) -> None:
+    assert kind in kinds(checked(*batches))
 
 
 # Sessions without a socket
