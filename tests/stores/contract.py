@@ -538,6 +538,9 @@ class StoreContract:
             await chat.do(append("m1", text))
         whole = await store.entries("c", after=1, limit_bytes=1_900)
         assert whole == (chat.head, chat.entries[1:])
+        await store.close()
+        await store.open()
+        assert await store.entries("c", after=1, limit_bytes=1_900) == whole
         for after, limit_bytes in ((1, 1_800), (3, 599), (5, PAGE)):
             assert await store.entries("c", after=after, limit_bytes=limit_bytes) == Tail(chat.head, None)
         await chat.do(documents=["m1"])
