@@ -34,21 +34,6 @@ async def test_writer_in_a_plain_with_is_refused_with_the_remedy(client: Client)
 # `append` without await ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("count", "times"), [(1, "once"), (2, "2 times")])
-async def test_append_without_await_fails_the_block(hub: Hub, client: Client, count: int, times: str) -> None:
-    with pytest.raises(LocalError) as raised:
-        async with client.message("c", id="m") as message:
-            await message.append("one ")
-            for _ in range(count):
-                message.append("two ").close()  # closed, so that Python does not warn of it
-    assert raised.value.detail == (
-        f"the append to message 'm' was called {times} without await, so its text is missing; "
-        "write `await message.append(text)`"
-    )
-    stored, _ = await hub.read("c", "m")
-    assert (stored.status, stored.reason, stored.text) == ("failed", "misuse", "one ")
-
-
 async def test_message_that_was_cancelled_with_a_forgotten_append_fails_its_block(hub: Hub, client: Client) -> None:
     for one in (client.message("c", id="m"), hub.message("c", id="n")):
         with pytest.raises(LocalError, match="without await"):

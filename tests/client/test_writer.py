@@ -157,16 +157,6 @@ async def test_store_that_refuses_for_too_long_raises_and_content_is_kept() -> N
         assert (await stored(hub, message.id)).text == "kept and stored"
 
 
-@pytest.mark.parametrize("code", ["busy", "store_unavailable", "too_many"])
-async def test_message_is_opened_once_the_server_accepts_it(hub: Hub, wire: Wire, client: Client, code: str) -> None:
-    refusals = iter([code] * 5)
-    wire.refuse = lambda frame: next(refusals, None) if frame["type"] == "create" else None
-    async with client.message("c") as message:
-        await message.append("whole")
-    assert (await stored(hub, message.id)).text == "whole"
-    assert next(refusals, None) is None
-
-
 @virtually
 async def test_server_that_is_unreachable_for_too_long_raises() -> None:
     script = Script()

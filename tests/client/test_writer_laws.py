@@ -61,7 +61,7 @@ def refusing(refused: list[bool]) -> Any:
     numbers = iter(range(1_000_000))
 
     def refuse(frame: dict[str, Any]) -> str | None:
-        if frame["type"] in ("pong", "attach", "detach", "create"):
+        if frame["type"] in ("pong", "attach", "detach"):
             return None
         number = next(numbers)
         return REFUSALS[number % 3] if number < len(refused) and refused[number] else None
