@@ -172,18 +172,6 @@ async def test_token_with_one_of_the_audiences_and_of_the_issuers_is_accepted(au
     assert (await one.verify_token(signed(aud=aud, iss="https://new.example"))).client_id == "ada"
 
 
-@pytest.mark.parametrize("aud", ["other", [], ["other"], None, "cha", {"chat": 1}, [["chat"]], 7])
-async def test_token_for_another_audience_is_refused(aud: object) -> None:
-    with pytest.raises(Unauthenticated, match="audience"):
-        await verifier().verify_token(by_hand({**claims(aud=None), **({} if aud is None else {"aud": aud})}))
-
-
-@pytest.mark.parametrize("iss", [None, "https://evil.example", "", ["https://issuer.example"], 5])
-async def test_token_of_another_issuer_is_refused(iss: object) -> None:
-    with pytest.raises(Unauthenticated, match="issuer"):
-        await verifier(issuer="https://issuer.example").verify_token(by_hand({**claims(), "iss": iss}))
-
-
 # Signing keys
 
 
@@ -289,7 +277,10 @@ GARBAGE = [
     by_hand(claims(), {"alg": "HS256", "crit": ["exp"]}),
     by_hand(claims(), {"alg": "HS256", "b64": False, "crit": ["b64"]}),
 ]
+ISSUER = "https://issuer.example"
 WRONG_CLAIMS: list[dict[str, Any]] = [
+    *({"aud": aud} for aud in ("other", [], ["other"], None, "cha", {"chat": 1}, [["chat"]], 7)),
+    *({"iss": iss} for iss in (None, "https://evil.example", "", [ISSUER], 5)),
     {"sub": None},
     {"sub": ""},
     {"sub": 7},
@@ -342,10 +333,11 @@ async def test_critical_extension_is_refused(headers: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("wrong", WRONG_CLAIMS, ids=lambda wrong: str(wrong)[:40])
-async def test_claim_of_a_wrong_type_is_refused(wrong: dict[str, Any]) -> None:
-    good = {name: value for name, value in {**claims(), **wrong}.items() if value is not None}
-    with pytest.raises(Unauthenticated, match="token"):
-        await verifier().verify_token(by_hand(good))
+async def test_claim_that_is_wrong_is_refused(wrong: dict[str, Any]) -> None:
+    payload = {name: value for name, value in {**claims(), "iss": ISSUER, **wrong}.items() if value is not None}
+    reason = {"aud": "audience", "iss": "issuer"}.get(next(iter(wrong)), "token")
+    with pytest.raises(Unauthenticated, match=reason):
+        await verifier(issuer=ISSUER).verify_token(by_hand(payload))
 
 
 # Secrecy
