@@ -29,7 +29,7 @@ from tenuto.core.errors import (
     VersionConflict,
 )
 from tenuto.core.limits import Limits
-from tenuto.core.ops import Append
+from tenuto.core.ops import Append, Takeover, WriterIdentity
 from tenuto.core.requests import (
     AppendText,
     Caller,
@@ -213,6 +213,20 @@ def test_finish_with_a_status_that_is_not_an_end_is_refused(harness: LogHarness,
     harness.stream("m")
     with pytest.raises(InvalidRequest):
         harness.finish("m", status)
+
+
+# -- takeover -------------------------------------------------------------------------------------------------
+
+
+def test_a_takeover_of_an_interrupted_message_streams_again_in_the_next_generation(harness: LogHarness) -> None:
+    harness.stream("m", parts=[text_part("abc"), data_part(), tool_part("é")])
+    harness.interrupt("m")
+    result = harness.take_over("m", lease_s=20)
+    expected = Takeover(id="m", generation=2, writer=WriterIdentity(by="bob", node=None, lease_ms=20_000), at_ms=1_000)
+    assert result.ops == (expected,)
+    assert (result.generation, result.lengths) == (2, [3, 0, 1])
+    message = harness.message("m")
+    assert (message.status, message.reason, message.author) == ("streaming", None, "ann")
 
 
 # -- the order of refusals -------------------------------------------------------------------------------------
