@@ -29,7 +29,7 @@ from tenuto.core.errors import (
     VersionConflict,
 )
 from tenuto.core.limits import Limits
-from tenuto.core.ops import Append, Takeover, WriterIdentity
+from tenuto.core.ops import Append, SetPart, Takeover, WriterIdentity
 from tenuto.core.requests import (
     AppendText,
     Caller,
@@ -153,6 +153,14 @@ def test_new_text_after_the_end_is_refused(harness: LogHarness) -> None:
     for at in (None, 3, 5, 9):
         with pytest.raises(Finished):
             harness.append("m", "lo!", at=at)
+
+
+def test_the_first_append_opens_a_text_part_as_an_entry_of_its_own(harness: LogHarness) -> None:
+    harness.stream("m", parts=[tool_part()])
+    harness.now_ms = 2_000
+    result = harness.append("m", "hi", at=0)
+    assert result.ops == (SetPart(id="m", index=1, part=text_part("hi"), at_ms=2_000),)
+    assert (result.part, result.length) == (1, 2)
 
 
 @pytest.mark.parametrize("request_", [AppendText(text="x", part=2), PutPart(index=3, part=text_part())])
