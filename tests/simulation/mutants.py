@@ -130,21 +130,15 @@ def catch_up_skips_an_entry(patch: pytest.MonkeyPatch) -> None:
 def appends_join_across_an_edit(patch: pytest.MonkeyPatch) -> None:
     """Appends to one part are one text, in spite of the edits between them."""
 
-    def add_or_join(self: Draft, op: Op) -> int:
-        joinable = self._joinable.setdefault(op.id, {})
-        if isinstance(op, Append):
-            known = joinable.setdefault(op.part, len(self.ops))
-            if known < len(self.ops):
-                earlier = self.ops[known]
-                assert isinstance(earlier, Append)
-                self.ops[known] = replace(earlier, text=earlier.text + op.text)
-                return known
-        elif not isinstance(op, SetPart):
-            self.reshaped[op.id] = None
-        self.ops.append(op)
-        return len(self.ops) - 1
+    add = Draft.add
 
-    patch.setattr(Draft, "_add_or_join", add_or_join)
+    def joined(self: Draft, op: Any) -> int:
+        joinable = dict(self._joinable.get(op.id, {}))
+        serial = add(self, op)
+        self._joinable[op.id] = {**joinable, **self._joinable.get(op.id, {})}
+        return serial
+
+    patch.setattr(Draft, "add", joined)
 
 
 def appends_are_acknowledged_before_the_commit(patch: pytest.MonkeyPatch) -> None:
@@ -914,10 +908,12 @@ def finished_messages_stay(patch: pytest.MonkeyPatch) -> None:
 def every_batch_is_kept(patch: pytest.MonkeyPatch) -> None:
     """Another viewer may attach with the same cursor."""
 
-    def make_room(self: BatchCache, batch: EncodedBatch) -> None:
+    def keep(self: BatchCache, kept: Any, key: Any, batch: EncodedBatch) -> EncodedBatch:
         self.text_bytes += batch.text_bytes
+        kept[key] = batch
+        return batch
 
-    patch.setattr(BatchCache, "_make_room", make_room)
+    patch.setattr(BatchCache, "keep", keep)
 
 
 def a_kept_append_outlives_its_state(patch: pytest.MonkeyPatch) -> None:
