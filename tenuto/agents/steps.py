@@ -138,6 +138,11 @@ class Steps:
         return name
 
     @property
+    def open_key(self) -> str:
+        """Return the key of the step whose function runs; an empty text if none does."""
+        return "" if (name := self._outer) is None else self.key(name)
+
+    @property
     def _outer(self) -> str | None:
         """Return the name of the step whose function has led here, and still runs; a task may outlive it."""
         step = _open.get()

@@ -177,6 +177,7 @@ class RemoteWriter(OutgoingProperties):
         self.on_attach: Callable[[bool], None] | None = None  # called around the reading of a background response
         self.rested_s: Callable[[], float] | None = None  # returns the time until which its turn waited, or a step ran
         self.is_stopped: Callable[[], bool] = lambda: False  # returns whether a cancellation fails no attempt
+        self.open_step: Callable[[], str] = lambda: ""  # returns the key of the turn's step that runs here
         # Returns the reason to store for a message whose block an exception ended.
         self.reason_of: Callable[[BaseException], str | None] | None = None
         self._link = link

@@ -92,6 +92,7 @@ class MessageWriter(OutgoingProperties):
         "is_stopped",
         "on_attach",
         "on_retry",
+        "open_step",
         "rested_s",
         "spare_id",
         "turn_attempt",
@@ -117,6 +118,7 @@ class MessageWriter(OutgoingProperties):
         self.on_attach: Callable[[bool], None] | None = None
         self.rested_s: Callable[[], float] | None = None
         self.is_stopped: Callable[[], bool] = lambda: False
+        self.open_step: Callable[[], str] = lambda: ""
         self._hub = hub
         self._create = create
         self._caller: Caller = hub.lifecycle.caller(author)

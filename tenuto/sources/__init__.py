@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import TypeVar, cast
 
 from tenuto.core.errors import LocalError, TenutoError, shown
-from tenuto.sources.attaching import Attaching
+from tenuto.sources.attaching import attaching
 from tenuto.sources.reading import (
     LINE_CHARACTERS,
     Source,
@@ -86,10 +86,8 @@ async def pipe(
                 return await _pipe_one(writing, made(), again, silent_s, option)
 
         tries = Tries(writer, make, write, retries=retries, retry_s=retry_s, on_break=on_break)
-        if attach is not None:
-            attaching = Attaching(writer, tries, attach)
-            tries.write, tries.takes_left = attaching.write, attaching.found is None
-        return await tries.run()
+        with attaching(writer, tries, attach) if attach is not None else nullcontext():
+            return await tries.run()
     if retries or retry_s is not None or on_break != "restart" or attach is not None:
         raise LocalError(
             "retries, retry_s, on_break and attach need a function that makes the stream; pass a lambda around the call"

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
@@ -19,7 +20,7 @@ from weakref import WeakKeyDictionary
 import msgspec
 
 from tenuto.core.errors import Deleted, Finished, LocalError, shown
-from tenuto.core.model import RESPONSES, Part
+from tenuto.core.model import RESPONSES, Json, Part
 from tenuto.portal import Attempt
 from tenuto.sources.google_genai import events_of_interaction
 from tenuto.sources.openai import events_of
@@ -33,18 +34,22 @@ logger = logging.getLogger("tenuto.agents")
 POLL_S, CALL_S, CANCEL_S = 3.0, 30.0, 2.0  # time limits of calls; the end of a stopped answer waits for the cancel
 QUEUED_S = 60.0  # OpenAI never begins some responses whose stream broke at once, so a longer wait is in vain
 SILENT_S = 3600.0  # longest time without an event, which is that of a turn
-NOTES = 32  # ids that a message keeps; they must fit into its `meta`
+NOTES = 32  # responses that a message keeps; they must fit into its `meta`
 NOT_STREAMED, GONE = 400, 404  # OpenAI's statuses for a response that is older than five minutes, and an expired one
 
 Make = Callable[[], object]
 
-# number of calls of `pipe` with `attach` for each message in this process
-_numbers: WeakKeyDictionary[Writer, int] = WeakKeyDictionary()
+# for each message, the number of calls of `pipe` with `attach` in each step in this process, and the steps of those
+# that run
+_numbers: WeakKeyDictionary[Writer, Counter[str]] = WeakKeyDictionary()
+_running: WeakKeyDictionary[Writer, set[str]] = WeakKeyDictionary()
 
 
 class _Note(NamedTuple):
-    """What a message keeps of a response."""
+    """What a message keeps of a response. It is found by its step, because the next process may skip steps."""
 
+    step: str  # key of the step that called `pipe`; "": none did
+    number: int  # of the call in the step, from 0
     id: str
     after: int  # number of parts that count before those of the response
     usage: dict[str, int]  # token usage of the streams before it
@@ -54,7 +59,7 @@ class _Note(NamedTuple):
 class Attaching:
     """The responses that the tries of one call of `pipe` write; each but the first follows one that was lost."""
 
-    def __init__(self, writer: Writer, tries: Tries, attach: object) -> None:
+    def __init__(self, writer: Writer, tries: Tries, attach: object, step: str, number: int) -> None:
         """Take up the response that an earlier process has begun here. Raises LocalError if `attach` is not valid."""
         self._is_openai = hasattr(attach, "retrieve")  # else the methods are Google's
         self._has_methods = hasattr(attach, "cancel") and (self._is_openai or hasattr(attach, "get"))
@@ -68,11 +73,11 @@ class Attaching:
         self._write: Callable[[Make, Writing], Awaitable[Piped]] = tries.write  # writes one stream
         self._now_s = asyncio.get_running_loop().time
         self._failures, self._moved_s = 0, self._now_s()  # failures in a row, and the time of the last event
-        self._number = _numbers.get(writer, 0)  # place of the response among those of the message
-        _numbers[writer] = self._number + 1
-        notes = _notes(writer)[self._number :]
-        self.found = next(iter(notes), None)
-        self._until = next((one.after for one in notes[1:] if one is not None), None)  # where its parts end
+        self._step, self._number, notes = step, number, _notes(writer)
+        self.found = next((one for one in notes if one.step == step and one.number == number), None)
+        after = self.found.after if self.found is not None else 0
+        later = [one.after for one in notes if one.after > after or (one.step == step and one.number > number)]
+        self._until = min(later, default=None)  # where its parts end
         self._writing: Writing | None = None  # the response that is read
 
     async def write(self, make: Make, writing: Writing) -> Piped:
@@ -179,12 +184,12 @@ class Attaching:
 
     async def _note(self, id: str, kept: Kept | None) -> None:
         """Store the id of the response, ahead of its text."""
-        notes = _notes(self._writer)[: _numbers[self._writer]]  # later calls follow from another response now
-        if self._number < NOTES:
+        # later calls follow from another response now
+        notes = [one for one in _notes(self._writer) if one.step != self._step or one.number < self._number]
+        if len(notes) < NOTES:
             place = [len(kept.parts), len(kept.text)] if kept is not None else None
-            notes += [None] * (self._number + 1 - len(notes))
-            notes[self._number] = _Note(id, self._after, used(self._writer), place)
-            stored = [note and [one for one in note if one is not None] for note in notes]
+            notes.append(_Note(self._step, self._number, id, self._after, used(self._writer), place))
+            stored: list[Json] = [[one for one in note if one is not None] for note in notes]
             await self._writer.update(meta={RESPONSES: stored})
             self._go_on(is_attached=True)
 
@@ -207,8 +212,28 @@ def _kept(attempt: Attempt, left: list[tuple[int, Part]], number: int, length: i
     raise Differs("the message does not hold the text that the model's response continues")
 
 
-def _notes(writer: Writer) -> list[_Note | None]:
-    """Return what the message keeps of its responses, by the numbers of the calls of `pipe`; None: it has none."""
+@contextmanager
+def attaching(writer: Writer, tries: Tries, attach: object) -> Iterator[None]:
+    """Let `tries` attach to the response. Raises LocalError if another such block is open in the same step."""
+    step, running = writer.open_step(), _running.setdefault(writer, set())
+    if step in running:
+        raise LocalError(
+            f"message {writer.id!r} has two calls of pipe with attach= at once, and after a crash nobody could tell "
+            "their responses apart; await one after the other, or put each into a step of its own"
+        )
+    numbers = _numbers.setdefault(writer, Counter())
+    one = Attaching(writer, tries, attach, step, numbers[step])
+    tries.write, tries.takes_left = one.write, one.found is None
+    numbers[step] += 1
+    running.add(step)
+    try:
+        yield
+    finally:
+        running.remove(step)
+
+
+def _notes(writer: Writer) -> list[_Note]:
+    """Return what the message keeps of its responses."""
     with suppress(msgspec.ValidationError):
-        return msgspec.convert(writer.meta.get(RESPONSES, []), list[_Note | None])
+        return msgspec.convert(writer.meta.get(RESPONSES, []), list[_Note])
     return []

@@ -39,6 +39,7 @@ class Writer(AsyncWriter, Protocol):
     on_attach: Callable[[bool], None] | None
     rested_s: Callable[[], float] | None  # returns the time until which the turn has waited, or one of its steps ran
     is_stopped: Callable[[], bool]  # returns whether a cancellation is that of the turn, not the handler's own
+    open_step: Callable[[], str]  # returns the key of the turn's step that runs here; an empty text if none does
 
     @property
     def is_begun(self) -> bool: ...

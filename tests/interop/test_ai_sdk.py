@@ -435,7 +435,7 @@ async def test_loaded_messages_equal_those_of_a_page_with_each_kind_of_part(
 ) -> None:
     async def all_kinds(turn: Turn) -> None:
         async with turn.reply(meta={"model": "m"}) as message:
-            await message.update(meta={"$responses": [["resp_1", 0, {}]]})  # a later attempt could attach to it
+            await message.update(meta={"$responses": [["", 0, "resp_1", 0, {}]]})  # a later attempt could attach to it
             await message.append("First. ")
             await message.part({"type": "reasoning", "text": "Hm."})
             await message.append("Still the first.")  # in the same step: in a later one it is a text of its own there

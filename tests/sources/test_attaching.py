@@ -524,7 +524,7 @@ async def test_response_that_continues_a_lost_one_is_attached_after_each_death(s
         lambda text: [second],
         supersedes=supersedes,
     )
-    assert messages[1].meta["$responses"] == [["resp_2", 0, {}, [2, len(LONG)]]]
+    assert messages[1].meta["$responses"] == [["", 0, "resp_2", 0, {}, [2, len(LONG)]]]
     assert unmarked(messages[-1])[1] == {"type": "text", "text": LONG + "".join(BEGUN)}
     assert counted(messages[-1]) == ["reasoning", "text", "reasoning"]
     assert messages[-1].parts[1]["joins"] == [len(LONG), len(LONG) + 250, len(LONG) + 300]
@@ -804,51 +804,101 @@ def said_by(id: str) -> list[dict[str, Any]]:
     return [json.loads(step.split(b"data: ")[1]) for step in steps]
 
 
-@pytest.mark.parametrize("first", ["is refused", "is slow", "is attached"])
-@virtually
-async def test_next_process_finds_the_responses_by_the_numbers_of_their_calls(first: str) -> None:
-    store, made, attached = MemoryStore(), list[str](), list[str]()
+class Background:
+    """A provider whose responses go on without their reader."""
 
-    def maker(id: str, wait_s: float, fails: bool) -> Callable[[], Any]:
+    def __init__(self) -> None:
+        self.made: list[str] = []
+        self.attached: list[str] = []
+
+    def maker(self, id: str, *, wait_s: float = 0.0, fails: bool = False, holds: bool = True) -> Callable[[], Any]:
+        """Return what makes the response `id`; with `holds` its first stream stops before its end."""
+
         async def make() -> AsyncIterator[dict[str, Any]]:
-            made.append(id)
+            self.made.append(id)
             await asyncio.sleep(wait_s)
             if fails:
                 raise ValueError("refused")
             for number, event in enumerate(said_by(id)):
-                if number == 5 and made.count(id) == 1:
+                if number == 5 and holds and self.made.count(id) == 1:
                     await asyncio.sleep(1e5)
                 yield event
 
         return lambda: make()
 
-    async def attach(id: str, cursor: int | None) -> AsyncIterator[dict[str, Any]]:
-        attached.append(id)
+    async def attach(self, id: str, cursor: int | None) -> AsyncIterator[dict[str, Any]]:
+        self.attached.append(id)
         for event in said_by(id):
             yield event
 
-    async def bot(turn: Turn) -> None:
-        calls = [maker("r0", 1.0 * (first == "is slow"), first == "is refused"), maker("r1", 0.0, False)]
-        async with turn.reply() as message:
-            await asyncio.gather(
-                *(message.pipe(make, source="openai-responses", attach=attach) for make in calls),
-                return_exceptions=True,
-            )
+    async def piped(self, message: Any, make: Callable[[], Any]) -> str:
+        """Pipe a response into `message`, and return its text."""
+        text: str = (await message.pipe(make, source="openai-responses", attach=self.attach)).text
+        return text
 
-    for number in range(2):
-        hub = new_hub(store)
-        hub.agent("chat:*", name="bot")(bot)
-        await hub.start()
-        if not number:
-            await hub.create("chat:1", id="m1", text="?")
-        await asyncio.sleep(5)
-        answer = (await hub.history("chat:1")).messages[0]
-        await hub.close()
+
+@pytest.mark.parametrize("first", ["is refused", "is slow", "is attached"])
+@virtually
+async def test_next_process_finds_the_responses_of_calls_that_run_at_once_by_their_steps(first: str) -> None:
+    provider = Background()
+    calls = {
+        "r0": provider.maker("r0", wait_s=1.0 * (first == "is slow"), fails=first == "is refused"),
+        "r1": provider.maker("r1"),
+    }
+
+    async def bot(turn: Turn) -> None:
+        async with turn.reply() as message:
+            order = [*calls.items()][:: -1 if turn.attempt > 1 else 1]
+            steps = [turn.step(name, provider.piped, message, make) for name, make in order]
+            await asyncio.gather(*steps, return_exceptions=True)
+
+    (answer,) = await answers_over_a_crash(bot, "restart")
     ids = ["r1"] if first == "is refused" else ["r0", "r1"]
-    assert sorted(attached) == ids
-    assert made.count("r1") == 1
+    assert sorted(provider.attached) == ids
+    assert provider.made.count("r1") == 1
     assert answer.status == "complete"
     assert [answer.text.count(f"The text of {id} and its end. ") for id in ids] == [1] * len(ids)
+
+
+@pytest.mark.parametrize("on_crash", ["restart", "continue"])
+@pytest.mark.parametrize("is_tool", [True, False])
+@virtually
+async def test_response_of_a_step_that_is_not_run_again_is_taken_for_no_other(is_tool: bool, on_crash: Any) -> None:
+    provider, model, results = Background(), Model(call_events("resp_1"), call_events("resp_1")), list[object]()
+    client = model.openai()
+
+    async def bot(turn: Turn) -> None:
+        async with turn.reply() as message:
+
+            async def research(**arguments: str) -> str:
+                return await provider.piped(message, provider.maker("r0", holds=False))
+
+            if is_tool:
+                piped = await message.pipe(ask(client), attach=client.responses)
+                results.append(await turn.run_tools(piped, {"weather": research}))
+            else:
+                results.append(await turn.step("research", research))
+            results.append(await provider.piped(message, provider.maker("r1")))
+
+    (answer,) = await answers_over_a_crash(bot, on_crash)
+    noted, last = (f"The text of {id} and its end. " for id in ("r0", "r1"))
+    assert results == [{"call_1": noted} if is_tool else noted] * 2 + [last]
+    assert (provider.made, provider.attached) == (["r0", "r1"], ["r1"])
+    assert (answer.status, answer.text.endswith(last), answer.text.count(last)) == ("complete", True, 1)
+
+
+@virtually
+async def test_calls_with_attach_at_once_are_refused_outside_of_steps() -> None:
+    provider, hub = Background(), new_hub()
+    async with hub.message("chat:1", id="m") as message:
+        both = [provider.piped(message, provider.maker(id, wait_s=1, holds=False)) for id in ("r0", "r1")]
+        text, error = await asyncio.gather(*both, return_exceptions=True)
+        assert text == "The text of r0 and its end. "
+        assert isinstance(error, LocalError)
+        assert "await one after the other, or put each into a step" in error.detail
+        assert await provider.piped(message, provider.maker("r2", holds=False)) == "The text of r2 and its end. "
+        places = [place for *place, _, _, _ in message.meta["$responses"]]
+    assert (provider.made, places) == (["r0", "r2"], [["", 0], ["", 1]])
 
 
 @virtually
