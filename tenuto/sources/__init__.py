@@ -105,14 +105,16 @@ async def _pipe_one(writing: Writing, stream: object, chosen: Source | None, sta
         await silence.ended_by(upstream.open())
         chosen = chosen or by_stream(upstream.stream)
         events = upstream.events(chosen.events(upstream.stream) if chosen is not None else upstream.stream)
+        is_alive = True
         while True:
             try:
-                event = await silence.ended_by(anext(events), goes_on=chosen is not None and not chosen.is_alive)
+                event = await silence.ended_by(anext(events), goes_on=not is_alive)
             except StopAsyncIteration:
                 break
-            if chosen is None:
-                chosen = by_first_event(event, option)
-            await _write(writing, chosen, event)
+            chosen = chosen or by_first_event(event, option)
+            if chosen is not None:
+                await _write(writing, chosen, event)
+            is_alive = chosen is not None and chosen.is_alive
         if chosen is not None:
             for edit in chosen.end():
                 await writing.write(edit)
@@ -206,7 +208,8 @@ async def _write(writing: Writing, source: Source, event: object) -> None:
     except (AttributeError, TypeError, ValueError, LookupError, RecursionError) as error:
         # Errors about unexpected provider data become errors of the upstream.
         raise malformed(f"an event of type {type(event).__name__} has an unexpected shape") from error
-    writing.move(cursor)
+    if source.is_alive:
+        writing.move(cursor)
 
 
 def _cursor(event: object) -> int | str | None:

@@ -15,7 +15,7 @@ from tenuto.sources.ai_sdk import STARTS, AISDKSource, chunk_of
 from tenuto.sources.anthropic import Anthropic
 from tenuto.sources.google_genai import GoogleGenAI, GoogleInteractions
 from tenuto.sources.langchain import AI, LangChain, LangGraph
-from tenuto.sources.openai import OpenAIAgents, OpenAIChat, OpenAIResponses
+from tenuto.sources.openai import KEEPALIVE, OpenAIAgents, OpenAIChat, OpenAIResponses
 from tenuto.sources.pydantic_ai import PydanticAI
 from tenuto.sources.reading import Source, get
 from tenuto.sources.text import PlainText, SSEText, begins_frames, is_frame_object
@@ -55,8 +55,13 @@ def by_stream(stream: object) -> Source | None:
     return None
 
 
-def by_first_event(event: object, option: str = "source") -> Source:
-    """Return the source whose events have the form of `event`. Raises LocalError, with `option`, if there is none."""
+def by_first_event(event: object, option: str = "source") -> Source | None:
+    """Return the source whose events have the form of `event`; None: it is a keep-alive.
+
+    Raises LocalError, with `option`, if there is none.
+    """
+    if get(event, "type") == KEEPALIVE:
+        return None
     kind = _kind_of(event)
     if kind is SSEText:
         return SSEText(is_certain=not isinstance(event, str), option=option)

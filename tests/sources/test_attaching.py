@@ -149,6 +149,18 @@ async def test_stalled_stream_is_attached_again() -> None:
     assert (model.asked, model.waits_s) == (["POST", after(8)], [61.1])
 
 
+def keepalive(number: int) -> bytes:
+    return f'event: keepalive\ndata: {{"type": "keepalive", "sequence_number": {number}}}\n\n'.encode()
+
+
+@virtually
+async def test_keepalives_are_no_events_of_a_response() -> None:
+    first, second = [keepalive(0), *EVENTS[:9], keepalive(9), CUT], [keepalive(20), CUT]
+    model = Model(first, second, state("in_progress"), [keepalive(21), *EVENTS[9:]])
+    assert (await answered(model)).parts == PARTS
+    assert model.asked == ["POST", after(8), "GET /resp_1", after(8)]
+
+
 @virtually
 async def test_breaks_in_a_row_are_counted_until_an_event_comes() -> None:
     model = Model([*EVENTS[:12], CUT], *([event, CUT] for event in EVENTS[12:-1]), EVENTS[-1:])

@@ -283,6 +283,9 @@ async def test_stalled_stream_has_broken_although_its_connection_lives() -> None
     assert model.waits_s == [61.0, 62.0]
 
 
+KEEPALIVE = {"type": "keepalive", "sequence_number": 1}  # of OpenAI's Responses
+
+
 @pytest.mark.parametrize(
     ("begin", "ping"),
     [
@@ -291,8 +294,11 @@ async def test_stalled_stream_has_broken_although_its_connection_lives() -> None
         ({"data": '"Half"'}, {"event": "heartbeat", "data": ""}),
         ('data: {"type":"start"}\n\n', ": ping\n\n"),
         ({"type": "message_start", "message": {}}, {"type": "ping"}),
+        ({"type": "response.created", "response": {}}, KEEPALIVE),
+        ({"type": "agent_updated_stream_event"}, {"type": "raw_response_event", "data": KEEPALIVE}),
+        (KEEPALIVE, KEEPALIVE),
     ],
-    ids=["comments", "pings", "dicts", "the AI SDK", "Claude"],
+    ids=["comments", "pings", "dicts", "the AI SDK", "Claude", "OpenAI", "OpenAI Agents", "nothing else"],
 )
 @virtually
 async def test_plain_stream_that_is_silent_for_two_minutes_has_broken(begin: object, ping: object) -> None:
