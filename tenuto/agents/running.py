@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 from tenuto.agents.backend import Backend, Watch, find, patiently
 from tenuto.agents.request import TurnRequest, turn_request
 from tenuto.agents.steps import Allowance
-from tenuto.agents.turn import WITHDRAWN, LeftAnswer, OnCrash, TakenUp, Turn
+from tenuto.agents.turn import LeftAnswer, OnCrash, TakenUp, Turn
 from tenuto.core.decide_owners import CRASHED
 from tenuto.core.errors import (
     AlreadyAnswered,
@@ -37,7 +37,7 @@ from tenuto.core.errors import (
 from tenuto.core.model import Command, Message
 from tenuto.core.names import check_id
 from tenuto.core.requests import references, whole
-from tenuto.core.turns import ANSWERS, ATTEMPTS, Replier, attempt_of, reply_id, reply_ids, rules_of
+from tenuto.core.turns import ANSWERS, ATTEMPTS, WITHDRAWN, Replier, attempt_of, reply_id, reply_ids, rules_of
 from tenuto.portal import current_try
 from tenuto.sources.writing import Writer, is_streaming
 from tenuto.watchdog import timed

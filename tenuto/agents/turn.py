@@ -33,7 +33,7 @@ from tenuto.core.model import Command, Json, Message, check_json, plain
 from tenuto.core.names import base32
 from tenuto.core.ops import digest
 from tenuto.core.outgoing import PartIndex
-from tenuto.core.turns import STEER, attempt_of, question_id, reply_id
+from tenuto.core.turns import STEER, WITHDRAWN, attempt_of, question_id, reply_id
 from tenuto.portal import Try, current_try
 from tenuto.sources.reading import CALLED, DONE, ERROR
 from tenuto.sources.writing import Piped, ToolCall, Writer
@@ -42,8 +42,6 @@ logger = logging.getLogger("tenuto.agents")
 
 CANCELLED_BY_HANDLER = ("failed", "error")  # how an answer ends whose block its handler has cancelled
 GRACE_S = 5.0  # time to wait, beyond that of the question, for the server's report that it has expired
-
-WITHDRAWN: dict[str, Json] = {"code": "withdrawn", "detail": "the agent no longer waits for the reply"}
 
 OnCrash = Literal["interrupt", "restart", "continue"]
 

@@ -21,6 +21,7 @@ from tenuto.core.decide_commands import (
     send_command,
     settle_command,
     with_approval,
+    withdrawn,
 )
 from tenuto.core.decide_owners import (
     check_attempt,
@@ -166,7 +167,7 @@ def _decide_existing(
             return check_silent(message, request) or _finish(message, request.end, caller, limits, now_ms)
         case DeleteMessage():
             check_may_change(message, caller)
-            return Decision(ops=(Delete(id=message.id, at_ms=now_ms),))
+            return Decision(ops=(*withdrawn(state, message, now_ms), Delete(id=message.id, at_ms=now_ms)))
         case ClaimTurn():
             return claim_turn(state, message, request, caller, now_ms)
         case EndTurn():

@@ -29,7 +29,17 @@ from tenuto.core.model import Approval, Json, Part, check_json, plain
 from tenuto.core.names import COMMAND_MARK, check_id, command_id, is_own_name
 from tenuto.core.ops import Claim, Command, Finish, Op, Reply, SetPart, fingerprint
 from tenuto.core.requests import Caller, ReplyCommand, SendCommand, SettleCommand
-from tenuto.core.turns import APPROVE, QUESTION_MARK, STEP, STEP_MARK, Replier, next_round, rules_of
+from tenuto.core.turns import (
+    APPROVE,
+    QUESTION_MARK,
+    STEP,
+    STEP_MARK,
+    WITHDRAWN,
+    Replier,
+    next_round,
+    reply_ids,
+    rules_of,
+)
 
 LONGEST_S = 24 * 3600  # longest time that a command may wait for its reply
 STEP_S = 30 * 24 * 3600  # time after which the store may drop the data of a step
@@ -86,7 +96,7 @@ def send_command(
         return Decision(ops=(command, *claims, _reply(key, now_ms, ok=True)), result_op=0)
     if rules_of(request.name).stops and target is not None and _is_only_waiting(state, target):
         assert target.claim is not None
-        ops = (command, _cancelled(target, target.claim, now_ms), _reply(key, now_ms, ok=True))
+        ops = (command, *_cancelled(state, target, target.claim, now_ms), _reply(key, now_ms, ok=True))
         # the result of a `regenerate` carries the serial of the command, so that a repeated request gets the same
         # result
         return Decision(ops=ops, result_op=0)
@@ -346,7 +356,7 @@ def _carry_out(state: Draft, target: str, now_ms: int) -> list[Op]:
     for message_id in sorted(turns):
         asked = state.message(message_id)
         if asked is not None and not asked.deleted and asked.claim is not None and asked.claim.is_open:
-            ops.append(_cancelled(asked, asked.claim, now_ms))
+            ops += _cancelled(state, asked, asked.claim, now_ms)
     return ops
 
 
@@ -416,5 +426,21 @@ def _data(value: Json, limit_bytes: int, limits: Limits) -> Json:
     return plain({"data": value})["data"]
 
 
-def _cancelled(message: MessageState, claim: ClaimState, now_ms: int) -> Claim:
-    return Claim(id=message.id, state="cancelled", generation=claim.generation, by=claim.by, at_ms=now_ms)
+def _cancelled(state: Draft, message: MessageState, claim: ClaimState, now_ms: int) -> list[Op]:
+    op = Claim(id=message.id, state="cancelled", generation=claim.generation, by=claim.by, at_ms=now_ms)
+    return [*withdrawn(state, message, now_ms), op]
+
+
+def withdrawn(state: Draft, message: MessageState, now_ms: int) -> list[Reply]:
+    """Return the replies to the open questions of the turn of `message`, which ends: no attempt waits for others."""
+    questions = [one for one in state.open_commands() if command_id(one.id).startswith(QUESTION_MARK)]
+    if not questions or message.claim is None or not message.claim.is_open:
+        return []
+    # answers of earlier attempts may not be in memory, and those in memory may have other ids
+    targets = {message.id, *reply_ids(message.id, message.claim.generation)}
+    targets.update(one.id for one in state.messages() if one.reply_to == message.id)
+    return [
+        Reply(id=one.id, ok=False, error=WITHDRAWN, by=one.by, at_ms=now_ms)
+        for one in questions
+        if one.target in targets
+    ]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
+from tenuto.core.decide_commands import withdrawn
 from tenuto.core.deltas import is_answer_of
 from tenuto.core.draft import Decision, Draft
 from tenuto.core.errors import Damaged, Deleted, Fenced, Finished, Forbidden, NotWriter, StillStreaming, shown
@@ -248,7 +249,7 @@ def end_turn(state: Draft, message: MessageState, request: EndTurn, caller: Call
         within=claim.within,
         within_generation=claim.within_generation,
     )
-    return Decision(ops=(*failed, op), generation=claim.generation)
+    return Decision(ops=(*failed, *withdrawn(state, message, now_ms), op), generation=claim.generation)
 
 
 def _handed_over(state: Draft, message: MessageState, claim: ClaimState, now_ms: int) -> Decision:

@@ -14,7 +14,7 @@ from enum import Enum
 from typing import Generic, Literal, NamedTuple, TypeVar
 
 from tenuto.core.message_state import ClaimState, MessageState
-from tenuto.core.model import STEP_NAME, Message
+from tenuto.core.model import STEP_NAME, Json, Message
 from tenuto.core.names import base32
 from tenuto.core.state import ChannelState
 
@@ -487,6 +487,7 @@ def rules_of(name: str) -> CommandRules:
 
 
 QUESTION_MARK = "turn.ask~"  # the ids of questions of turns begin so, for the same reason
+WITHDRAWN: dict[str, Json] = {"code": "withdrawn", "detail": "the agent no longer waits for the reply"}
 STEP_MARK = f"{STEP_NAME}~"  # the ids of steps, and no others, begin so: a client cannot take one that it computes
 ID_DIGITS = 18
 

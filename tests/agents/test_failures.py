@@ -227,6 +227,28 @@ async def test_questions_of_a_process_that_died_and_are_not_asked_again_are_with
 
 
 @virtually
+async def test_question_of_a_turn_whose_processes_died_too_often_is_withdrawn() -> None:
+    store = Failing()
+    asked: list[list[str]] = []
+    for number in range(ATTEMPTS + 1):
+        hub = new_hub(store)
+
+        @hub.agent("chat:*", name="bot")
+        async def asking(turn: Turn) -> None:
+            await turn.ask("approve", timeout_s=3600)
+
+        await hub.start()
+        if not number:
+            await hub.create("chat:1", text="?", author="ann")
+        await asyncio.sleep(5)
+        asked.append(questions(hub))
+        store.is_down = number < ATTEMPTS
+        await hub.close()
+        store.is_down = False
+    assert asked == [["approve"]] * ATTEMPTS + [[]]
+
+
+@virtually
 async def test_with_interrupt_a_turn_that_crashed_before_its_answer_is_not_run_again() -> None:
     store = MemoryStore()
     first = new_hub(store)

@@ -7,6 +7,8 @@ Claims and leases are entries that no viewer sees: they move the channel's seria
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from msgspec.structs import replace
 
@@ -14,10 +16,11 @@ from tenuto.core.decide_owners import GIVEN_BACK_MS
 from tenuto.core.errors import Fenced, Finished, NotWriter, TooMany
 from tenuto.core.limits import Limits
 from tenuto.core.message_state import ClaimState
+from tenuto.core.names import command_id
 from tenuto.core.ops import WriterIdentity
 from tenuto.core.requests import AppendText, Caller, ClaimTurn, CreateMessage, EndTurn, FinishMessage, needs
-from tenuto.core.turns import reply_id
-from tests.core.harness import AGENT, ANN, SERVER, LogHarness
+from tenuto.core.turns import WITHDRAWN, question_id, reply_id
+from tests.core.harness import AGENT, ANN, APP, SERVER, LogHarness
 
 REMOTE = Caller(id="agent", is_server=True)  # the hub acts for a worker in another process
 OTHER_NODE = replace(AGENT, writer=WriterIdentity(by="agent", node="there"))
@@ -228,3 +231,53 @@ def test_answer_of_an_earlier_round_and_a_deleted_one_do_not_fail(served: LogHar
         (second, "streaming", None, ""),
         ("failure", "failed", "crashed", ""),
     ]
+
+
+# -- questions -------------------------------------------------------------------------------------------------
+
+
+def ask_question(harness: LogHarness, target: str, generation: int = 1) -> str:
+    """Ask a question about `target`, as the turn of `q` does; return its id."""
+    id = question_id("c", "q", generation, target)
+    harness.command(id, "approve", target=target, generation=generation, expires_s=3600.0, caller=APP)
+    return id
+
+
+ENDS: dict[str, Callable[[LogHarness], object]] = {
+    "given up": lambda log: give_up(log, 1),
+    "done": lambda log: log.end("q"),
+    "cancelled": lambda log: log.end("q", state="cancelled"),
+    "cancel of a waiting turn": lambda log: (log.end("q", state="pending"), log.cancel("stop", "q")),
+    "late cancel": lambda log: (log.cancel("stop", "q"), log.settle("stop")),
+    "deleted": lambda log: log.delete("q"),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_questions_of_a_turn_are_withdrawn_by_the_commit_that_ends_it_and_no_other_commands(
+    served: LogHarness, end: str
+) -> None:
+    served.claim("q")
+    answer = begin_answer(served, 1, "May I?")
+    served.stream("spare", "And may I?", reply_to="q", parent=answer, caller=AGENT)
+    asked = [ask_question(served, target) for target in ("q", answer, "spare")]
+    served.command("of-a-client", "translate", target=answer)
+    served.create("another", text="question")
+    served.claim("another")
+    others = question_id("c", "another", 1, "")
+    served.command(others, "approve", target="another", generation=1, caller=APP)
+    served.interrupt(answer)
+    served.interrupt("spare")
+    del served.state.messages[answer]  # it has left memory
+    ENDS[end](served)
+    replies = [served.known_command(one).reply for one in asked]
+    assert [one and (one.ok, one.error, one.by) for one in replies] == [(False, WITHDRAWN, "app")] * 3
+    assert [command_id(one.id) for one in served.state.pending_commands()] == ["of-a-client", others]
+    assert not claim_of(served).is_open
+
+
+def test_questions_of_a_turn_that_is_handed_over_stay_open(served: LogHarness) -> None:
+    served.claim("q")
+    asked = ask_question(served, "q")
+    served.end("q", state="pending")
+    assert served.known_command(asked).is_open
