@@ -108,7 +108,7 @@ class _Left(NamedTuple):
     """The answer that an earlier attempt left unfinished or without a stored end of its turn: the first of several."""
 
     answer: Message | None = None
-    is_over: bool = False  # True: an answer is complete or cancelled, and only the end of the turn must be stored
+    is_over: bool = False  # True: an answer has ended the turn, and only the end of the turn must be stored
 
 
 class Running:
@@ -390,10 +390,15 @@ class Running:
                 logger.warning("a question in %s was not withdrawn: %r", self.channel, error)
 
     async def _after_crash(self, watch: Watch) -> _Left:
-        """Return the first answer of the previous attempts, and take over all of them unless one has ended the turn."""
+        """Return the first answer of the previous attempts, and take over all of them unless one has ended the turn.
+
+        That is one that must not be written twice, or a last one whose failure the handler has shown to people: a hub
+        that finds a process gone ends its answers as `interrupted`.
+        """
         answers = await self._earlier_answers()
         first = answers[0] if answers else None
-        if any(one.status in ("complete", "cancelled") for one in answers):  # it must not be written twice
+        has_failed = any(one.status == "failed" for one in answers[-1:])
+        if has_failed or any(one.status in ("complete", "cancelled") for one in answers):
             return _Left(answers[-1], is_over=True)
         if self._agent.on_crash != "interrupt":
             for number, answer in enumerate(answers):

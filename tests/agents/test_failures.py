@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -299,6 +300,62 @@ async def test_an_answer_that_had_ended_before_the_crash_is_the_answer(on_crash:
     await asyncio.sleep(5)
     assert await endings(second) == [("by attempt 1", "cancelled" if is_stopped else "complete", None)]
     assert second.runtime.scheduler.stats()["turns_running"] == 0
+
+
+@pytest.mark.parametrize("on_crash", ["interrupt", "restart", "continue"])
+@virtually
+async def test_answer_that_had_failed_before_the_crash_is_the_answer_until_it_is_regenerated(on_crash: Any) -> None:
+    """The process died while the handler, whose block had raised, cleaned up."""
+    store = MemoryStore()
+
+    async def failing(turn: Turn) -> None:
+        try:
+            async with turn.reply() as message:
+                await message.append(f"by attempt {turn.generation}")
+                raise RuntimeError("quota")
+        finally:
+            await asyncio.sleep(1000 if turn.generation == 1 else 0)
+
+    for _ in range(2):
+        hub = new_hub(store)
+        hub.agent("chat:*", name="bot", on_crash=on_crash)(failing)
+        await hub.start()
+        await hub.create("chat:1", id="m1", text="?", author="ann")
+        await asyncio.sleep(5)
+        assert [one[:2] for one in await endings(hub)] == [("by attempt 1", "failed")]
+        await hub.close()
+    hub = new_hub(store)
+    hub.agent("chat:*", name="bot", on_crash=on_crash)(failing)
+    await hub.start()
+    assert hub.runtime.scheduler.stats()["turns_running"] == 0
+    await hub.command("chat:1", "regenerate", target="m1")
+    await asyncio.sleep(5)
+    assert [one[0] for one in await endings(hub)] == ["by attempt 1", "by attempt 129"]
+
+
+@virtually
+async def test_answer_that_had_not_ended_is_taken_up_behind_one_that_had_failed() -> None:
+    """The handler tries another model in a second answer."""
+    store = MemoryStore()
+
+    async def trying(turn: Turn) -> None:
+        with contextlib.suppress(RuntimeError):
+            async with turn.reply():
+                raise RuntimeError("quota")
+        async with turn.reply() as message:
+            await message.append(f"by attempt {turn.attempt}")
+            await asyncio.sleep(1000 if turn.attempt == 1 else 0)
+
+    for _ in range(2):
+        hub = new_hub(store)
+        hub.agent("chat:*", name="bot")(trying)
+        await hub.start()
+        await hub.create("chat:1", id="m1", text="?", author="ann")
+        await asyncio.sleep(5)
+        await hub.close()
+    hub = new_hub(store)
+    await hub.start()
+    assert ("by attempt 2", "complete", None) in await endings(hub)
 
 
 class Pausing(MemoryStore):
