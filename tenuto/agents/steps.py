@@ -341,7 +341,9 @@ async def _called(name: str, call: Callable[[], object], retries: int, retry_s: 
             return await result if inspect.isawaitable(result) else result
         except LocalError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
+            if not left and isinstance(error, SystemExit):  # such as of `argparse`: it would end the process
+                raise RuntimeError(f"step {name!r} raised {error!r}") from error
             if not left:
                 raise
             wait_s = min(LONGEST_RETRY_S, retry_s * 2 ** (retries - left))

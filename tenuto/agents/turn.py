@@ -454,7 +454,7 @@ class Turn:
             try:
                 result = function(**arguments)
                 return await result if inspect.isawaitable(result) else result
-            except (Exception, asyncio.CancelledError) as error:
+            except (Exception, asyncio.CancelledError, SystemExit) as error:  # that of `argparse` would end the process
                 if isinstance(error, asyncio.CancelledError) and (task := asyncio.current_task()) and task.cancelling():
                     raise
                 raise _ToolFailed from error  # also if the tool has cancelled something of its own

@@ -1200,6 +1200,7 @@ async def test_whatever_a_tool_raises_is_its_output() -> None:
             "large": lambda: "x" * 300_000,
             "bytes": lambda: b"x",
             "cancels": cancels,
+            "exits": lambda: refuse(SystemExit(2)),
             "good": lambda: 7,
         }
         outputs.append(await run_tools(turn, tools, states))
@@ -1208,10 +1209,30 @@ async def test_whatever_a_tool_raises_is_its_output() -> None:
     reasons = {name: one["error"] for name, one in outputs[0].items() if name != "good"}
     other = "the tool failed"
     assert reasons == {"missing": "not_found", "local": "misuse", "large": "too_large", "bytes": "invalid_request"} | {
-        "cancels": other
+        "cancels": other,
+        "exits": other,
     }
     assert states == dict.fromkeys(reasons, "error") | {"good": "done"}
     assert outputs[0]["good"] == 7
+
+
+@virtually
+async def test_a_step_whose_function_exits_raises_an_error_and_the_process_lives() -> None:
+    errors: list[str] = []
+    calls: list[str] = []
+
+    def exits() -> None:
+        calls.append("exits")
+        raise SystemExit(2)
+
+    async def script(turn: Turn) -> None:
+        try:
+            await turn.step("cli", exits, retries=1)
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    await attempts(script)
+    assert (errors, calls) == (["step 'cli' raised SystemExit(2)"], ["exits"] * 2)
 
 
 @virtually
