@@ -174,13 +174,13 @@ class Steps:
         finally:
             self._ran_s = asyncio.get_running_loop().time()
 
-    async def sleep(self, name: str, seconds: float) -> None:
-        """Wait until `seconds` have passed since the first attempt began this wait."""
+    async def begin_sleep(self, name: str, seconds: float) -> int:
+        """Store the beginning of a wait, unless an earlier attempt has; return the time of its end, in ms."""
         if not (isinstance(seconds, int | float) and 0 <= seconds <= LONGEST_SLEEP_S):
             raise LocalError(f"seconds must be a number from 0 to {LONGEST_SLEEP_S} (30 days), got {shown(seconds)}")
         until_ms = self._backend.now_ms() + round(seconds * 1000)
         stored = await self._begin(name, "sleep", self._take(name, "sleep"), until_ms=until_ms)
-        await asyncio.sleep(max(0, stored.command.data["until_ms"] - self._backend.now_ms()) / 1000)
+        return int(stored.command.data["until_ms"])
 
     async def ask(self, name: str) -> None:
         """Store that `name` is that of questions. Raises LocalError if it is that of a step; also TooMany, Fenced."""

@@ -498,8 +498,10 @@ class Turn:
 
     async def sleep(self, name: str, seconds: float) -> None:
         """Wait `seconds`, counted from the first attempt on: after a crash only for the rest. Raises as `step`."""
-        async with self._standing_still():
-            await self.steps.sleep(name, seconds)
+        until_ms = await self.steps.begin_sleep(name, seconds)
+        if until_ms > self._backend.now_ms():  # a wait that is over costs no notes of the time used
+            async with self._standing_still():
+                await asyncio.sleep(max(0, until_ms - self._backend.now_ms()) / 1000)
 
     def _attach(self, answer: Writer, is_attached: bool) -> None:
         self.attached[answer] += 1 if is_attached else -1

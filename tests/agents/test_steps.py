@@ -928,6 +928,28 @@ async def test_a_budget_goes_on_after_a_wait_that_the_handler_cancelled(wait: An
 
 
 @virtually
+async def test_a_wait_that_is_over_stores_nothing_in_a_later_attempt() -> None:
+    store, entries = MemoryStore(), list[int]()
+    for number in range(2):
+        hub = new_hub(store)
+
+        @hub.agent("chat:*", name="bot", budget_s=100)
+        async def bot(turn: Turn, hub: Hub = hub) -> None:
+            before = hub.channel("chat:1").state.serial
+            for page in range(5):
+                await turn.sleep(f"page:{page}", 1)
+            entries.append(hub.channel("chat:1").state.serial - before)
+            await asyncio.sleep(10_000)
+
+        await hub.start()
+        if not number:
+            await hub.create("chat:1", id="m1", text="?")
+        await asyncio.sleep(20)
+        await hub.close()
+    assert entries == [15, 0]  # the waits, and that the time used stands still and goes on
+
+
+@virtually
 async def test_a_turn_fails_after_its_most_tries() -> None:
     store = Failing()
     seen: list[int] = []
