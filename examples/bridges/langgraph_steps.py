@@ -1,8 +1,8 @@
 """A graph of LangGraph with its checkpointer, whose work runs once: its nodes do it as steps of the turn.
 
 Run `pip install langgraph-checkpoint-sqlite`, `uvicorn langgraph_steps:app` in this folder, and open
-http://127.0.0.1:8000. The checkpointer keeps the state of the graph; a process that dies just after a node's work may
-lose that this work was done, so the work itself is a step.
+http://127.0.0.1:8000. The checkpointer keeps the state of the graph, in a thread for each attempt at the turn: an
+attempt writes its whole answer, so its graph begins anew, and the work itself is a step.
 """
 
 from typing import TypedDict
@@ -37,6 +37,15 @@ async def answer(state: State) -> State:
     return {}
 
 
+async def remember(state: State, runtime: Runtime[Turn]) -> State:
+    await runtime.context.step("remember", note, state["question"])
+    return {}
+
+
+async def note(question: str) -> None:
+    """Stand in for another such call, behind the answer."""
+
+
 async def look_up(question: str) -> str:
     """Stand in for a call that must not happen twice."""
     return f"3 pages about {question}"
@@ -50,18 +59,19 @@ def model(found: str) -> GenericFakeChatModel:
 graph = StateGraph(State, context_schema=Turn)
 graph.add_node("search", search)
 graph.add_node("answer", answer)
+graph.add_node("remember", remember)
 graph.add_edge(START, "search")
 graph.add_edge("search", "answer")
-graph.add_edge("answer", END)
+graph.add_edge("answer", "remember")
+graph.add_edge("remember", END)
 
 
 @hub.agent("chat:*")
 async def assistant(turn: Turn) -> None:
     async with AsyncSqliteSaver.from_conn_string(CHECKPOINTS) as checkpoints, turn.reply() as message:
         runnable = graph.compile(checkpointer=checkpoints)
-        thread = {"configurable": {"thread_id": turn.message.id}}
-        known = await runnable.aget_state(thread)
-        given = None if known.next else State(question=turn.text)  # None: go on behind the last checkpoint
+        thread = {"configurable": {"thread_id": f"{turn.message.id}:{turn.attempt}"}}
+        given = State(question=turn.text)
         await message.pipe(runnable.astream(given, thread, context=turn, stream_mode="messages", durability="sync"))
 
 

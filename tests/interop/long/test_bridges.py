@@ -85,10 +85,13 @@ def temporal_server() -> Iterator[None]:
             server.kill()
 
 
-def test_langgraph_does_a_nodes_work_once_as_a_step(tmp_path: Path) -> None:
-    report = played("langgraph", tmp_path)
-    assert report["answers"] == [["complete", "I found 3 pages about it.", 0]]
-    assert (report["calls"], report["processes"]) == (["look_up"], 2)
+@pytest.mark.parametrize(("behind", "superseded"), [("search", 0), ("remember", 1)])
+def test_langgraph_does_a_nodes_work_once_as_a_step_and_writes_its_answer(
+    tmp_path: Path, behind: str, superseded: int
+) -> None:
+    report = played(f"langgraph_{behind}", tmp_path)
+    assert report["answers"] == [["complete", "I found 3 pages about it.", superseded]]
+    assert (report["calls"], report["processes"]) == (["look_up", "note"], 2)
 
 
 def test_programs_of_the_page_are_those_of_the_examples() -> None:
@@ -114,7 +117,7 @@ def calls() -> list[str]:
 
 def counted(function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     async def call(*arguments: Any) -> Any:
-        note("look_up")
+        note(function.__name__)
         return await function(*arguments)
 
     return call
@@ -199,13 +202,14 @@ async def dbos(program: Any, *, dies: str | None) -> dict[str, Any]:
         return {"answers": answers, "stream": [one async for one in program.DBOS.read_stream_async("q1", "tokens")]}
 
 
-async def langgraph(program: Any) -> dict[str, Any]:
-    program.look_up = counted(program.look_up)
+async def langgraph(program: Any, *, behind: str) -> dict[str, Any]:
+    """Let the process die just after a step."""
+    program.look_up, program.note = counted(program.look_up), counted(program.note)
     step = program.Turn.step
 
-    async def dies(*arguments: Any, **options: Any) -> Any:
-        result = await step(*arguments, **options)
-        os._exit(DIED) if is_first("died") else None
+    async def dies(turn: Any, name: str, *arguments: Any) -> Any:
+        result = await step(turn, name, *arguments)
+        os._exit(DIED) if name == behind and is_first("died") else None
         return result
 
     program.Turn.step = dies
@@ -240,7 +244,8 @@ SCENES: dict[str, tuple[str, Callable[[Any], Awaitable[dict[str, Any]]]]] = {
     "temporal_retry": ("temporal_answer", partial(temporal, dies=None)),
     "temporal_crash": ("temporal_answer", partial(temporal, dies="model")),
     "temporal_end": ("temporal_answer", partial(temporal, dies="end")),
-    "langgraph": ("langgraph_steps", langgraph),
+    "langgraph_search": ("langgraph_steps", partial(langgraph, behind="search")),
+    "langgraph_remember": ("langgraph_steps", partial(langgraph, behind="remember")),
 }
 
 if __name__ == "__main__":
