@@ -200,7 +200,11 @@ class Running:
             turn.open_questions.update(self._questions_left(watch, left.answer))
         if left.is_over:
             await self._withdraw(turn.open_questions)
-            return "cancelled" if left.answer is not None and left.answer.status == "cancelled" else "done"
+            if left.answer is not None and left.answer.status == "cancelled":
+                return "cancelled"
+            detail = "message %s of %s had its answer before the crash, so its handler does not run again"
+            logger.warning(detail, self.message.id, self.channel)
+            return "done"
         is_left = self.attempt > 1 and self._agent.on_crash == "interrupt"
         if is_left or self.tries > self._agent.max_tries:
             await self._withdraw(turn.open_questions)

@@ -275,7 +275,9 @@ async def test_with_interrupt_a_turn_that_crashed_before_its_answer_is_not_run_a
 @pytest.mark.parametrize("on_crash", ["interrupt", "restart", "continue"])
 @pytest.mark.parametrize("is_stopped", [False, True])
 @virtually
-async def test_an_answer_that_had_ended_before_the_crash_is_the_answer(on_crash: Any, is_stopped: bool) -> None:
+async def test_an_answer_that_had_ended_before_the_crash_is_the_answer(
+    on_crash: Any, is_stopped: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     """The process died between the end of its answer and the end of its turn."""
     store = Refusing()
     store.refuses, store.times = is_end_of_a_turn, 1000
@@ -299,6 +301,7 @@ async def test_an_answer_that_had_ended_before_the_crash_is_the_answer(on_crash:
     await second.start()
     await asyncio.sleep(5)
     assert await endings(second) == [("by attempt 1", "cancelled" if is_stopped else "complete", None)]
+    assert ("had its answer before the crash" in caplog.text) != is_stopped
     assert second.runtime.scheduler.stats()["turns_running"] == 0
 
 
