@@ -68,6 +68,10 @@ class SentText:
         """Return whether `text` begins with the text that was sent."""
         return len(text) >= self.length and crc32(text[: self.length].encode()) == self._sum
 
+    def equals(self, text: str) -> bool:
+        """Return whether `text` is the text that was sent."""
+        return len(text) == self.length and self.begins(text)
+
 
 @dataclass(eq=False, slots=True)
 class Part:

@@ -432,7 +432,8 @@ class TurnEvents(EventStream):
         # the stream shows calls that run at the same time one after the other, each with its result
         is_whole = value["type"] == "tool" and has_result(value)
         if value["type"] == "tool" and value["name"] in self._own_tools:
-            is_whole = part is not part.answer.parts[-1] or value.get("state") not in (None, "input")
+            state = value.get("state")
+            is_whole = part is not part.answer.parts[-1] if state is None else state != "input"
         return self._turn.has_ended(part, is_whole=is_whole)
 
     def _open(self, kind: str, part: Part) -> None:
@@ -596,12 +597,11 @@ class ChatStream(TurnEvents):
         super().__init__(question, of)
         self._has_usage = has_usage
         self._head: Json = {"id": of.id(CHAT_ID), "object": "chat.completion.chunk"}
-        self._calls = 0
-        self._sent_text = SentText()
+        self._sent = [SentText()]  # the text, and the arguments of each call
 
     def frame(self, deltas: Sequence[TurnDelta]) -> bytes:
         """Return the chunks for `deltas` (`TurnFormat.frame`)."""
-        attempts, has_sent = self._turn.attempts, self._sent_text.length or self._calls
+        attempts, has_sent = self._turn.attempts, self._sent[0].length or self._sent[1:]
         chunks = [chunk for event in self.receive(deltas) for chunk in self._chunks(event)]
         if has_sent and self._turn.attempts > attempts and not self.is_over:
             chunks, self.is_over = [{"error": _REPLACED}], True  # a client adds each chunk to those before
@@ -615,20 +615,25 @@ class ChatStream(TurnEvents):
                 self._head |= {"created": event["response"]["created_at"], "model": event["response"]["model"]}
                 yield self._chunk({"role": "assistant", "content": ""})
             case "response.output_text.delta":
-                self._sent_text.add(event["delta"])
+                self._sent[0].add(event["delta"])
                 yield self._chunk({"content": event["delta"]})
             case "response.reasoning_summary_text.delta":
                 yield self._chunk({"reasoning_content": event["delta"]})
             case "response.output_item.added" if event["item"]["type"] in CALLS:
-                self._calls += 1
+                self._sent.append(SentText(_input_of(event["item"])))
                 yield self._more(_chat_call(event["item"]))
             case "response.function_call_arguments.delta":
+                self._sent[-1].add(event["delta"])
                 yield self._more({"function": {"arguments": event["delta"]}})
             case "response.custom_tool_call_input.delta":
+                self._sent[-1].add(event["delta"])
                 yield self._more({"custom": {"input": event["delta"]}})
             case "response.completed" | "response.incomplete":
                 error, text = _end_of(event["response"])
-                if error is None and (len(text) != self._sent_text.length or not self._sent_text.begins(text)):
+                texts = [text, *(_input_of(one) for one in event["response"]["output"] if one["type"] in CALLS)]
+                if error is None and not (
+                    len(texts) == len(self._sent) and all(map(SentText.equals, self._sent, texts))
+                ):
                     error = _REPLACED
                 yield {"error": error} if error is not None else self._chunk({}, finish_reason=self.finish_reason())
                 if self._has_usage and error is None:
@@ -638,7 +643,7 @@ class ChatStream(TurnEvents):
 
     def _more(self, call: Json) -> Json:
         """Return the chunk with more of the last call."""
-        return self._chunk({"tool_calls": [{"index": self._calls - 1, **call}]})
+        return self._chunk({"tool_calls": [{"index": len(self._sent) - 2, **call}]})
 
     def _chunk(self, delta: Json, *, finish_reason: str | None = None) -> Json:
         choice: Json = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
@@ -668,7 +673,12 @@ def completion(events: TurnEvents) -> tuple[int, Json]:
 def _chat_call(item: Json) -> Json:
     """Return a call of a response as a chat completion has it."""
     kind, field = ("function", "arguments") if item["type"] == "function_call" else ("custom", "input")
-    return {"id": item["call_id"], "type": kind, kind: {"name": item["name"], field: item[field]}}
+    return {"id": item["call_id"], "type": kind, kind: {"name": item["name"], field: _input_of(item)}}
+
+
+def _input_of(item: Json) -> str:
+    """Return the arguments of a call."""
+    return str(item[_EVENTS[item["type"]][1]])
 
 
 def _end_of(response: Json) -> tuple[Json | None, str]:

@@ -727,6 +727,66 @@ async def test_chat_completion_calls_functions_whole_and_in_chunks(scene: Client
     assert (deltas[0].id, deltas[0].function.name) == ("c1", "place")  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("is_chat", [False, True], ids=["responses", "chat"])
+async def test_calls_whose_arguments_grow_in_turn_reach_the_client_whole(scene: ClientScene, is_chat: bool) -> None:
+    async def pipes(turn: Turn) -> None:
+        async def chunks() -> AsyncIterator[ChatCompletionChunk]:
+            head: Any = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": "gpt"}
+            for number, text in ((0, '{"city'), (1, '{"city'), (0, '": "Ulm"}'), (1, '": "Bonn"}')):
+                begun: Any = {"id": f"c{number}", "type": "function"} if text[0] == "{" else {}
+                call = {"index": number, **begun, "function": {"name": "place" if begun else None, "arguments": text}}
+                choice: Any = {"index": 0, "delta": {"tool_calls": [call]}, "finish_reason": None}
+                yield ChatCompletionChunk(**head, choices=[choice])
+                await message.flush()
+                if number and begun:
+                    await scene.gate.wait()
+            yield ChatCompletionChunk(**head, choices=[{"index": 0, "delta": {}, "finish_reason": "tool_calls"}])  # type: ignore[list-item]
+
+        async with turn.reply() as message:
+            await message.pipe(chunks())
+
+    scene.script = pipes
+    found: dict[int, str] = {}
+    stream: Any
+    if is_chat:
+        tools: Any = [{"type": "function", "function": {"name": "place", "parameters": {"type": "object"}}}]
+        messages: Any = [{"role": "user", "content": "you"}]
+        stream = await scene.client.chat.completions.create(model="bot", messages=messages, tools=tools, stream=True)
+        async for chunk in stream:
+            for call in chunk.choices[0].delta.tool_calls or ():
+                found[call.index] = found.get(call.index, "") + call.function.arguments
+                if call.function.arguments:
+                    scene.gate.set()
+    else:
+        stream = await scene.client.responses.create(model="bot", input="you", tools=[PLACE], stream=True)
+        async for event in stream:
+            if event.type == "response.function_call_arguments.delta":
+                scene.gate.set()
+            if event.type == "response.output_item.done":
+                found[event.output_index] = event.item.arguments
+    assert found == {0: '{"city": "Ulm"}', 1: '{"city": "Bonn"}'}
+
+
+async def test_chat_completion_whose_arguments_change_behind_its_reader_raises(scene: ClientScene) -> None:
+    async def changes(turn: Turn) -> None:
+        async with turn.reply() as message:
+            index = await message.part({**CALL, "name": "place", "state": "called"})
+            await message.flush()
+            await scene.gate.wait()
+            await message.part({**CALL, "name": "place", "state": "called", "input": "{}"}, index=index)
+
+    scene.script = changes
+    tools: Any = [{"type": "function", "function": {"name": "place", "parameters": {"type": "object"}}}]
+    messages: Any = [{"role": "user", "content": "you"}]
+    with pytest.raises(openai.APIError) as raised:
+        async for chunk in await scene.client.chat.completions.create(
+            model="bot", messages=messages, tools=tools, stream=True
+        ):
+            if chunk.choices[0].delta.tool_calls:
+                scene.gate.set()
+    assert raised.value.code == "replaced"
+
+
 @pytest.mark.parametrize("is_stream", [False, True])
 async def test_chat_completion_that_fails_or_needs_an_approval_raises(scene: ClientScene, is_stream: bool) -> None:
     async def fails(turn: Turn) -> None:
