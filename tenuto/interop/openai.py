@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any, Literal, NamedTuple
 
 from msgspec import UNSET, UnsetType
@@ -92,7 +93,6 @@ _MAX_NEW = 20  # items of one request, as in OpenAI's API
 _LARGEST_PAGE = 100
 _MAX_READ = 1000  # messages among which the further input of a question, or the way to one, is looked for
 _NEWEST = 20  # newest messages of a conversation among which the turn to reply to is looked for
-_APPROVAL = re.compile(r"mcpr_([0-9]{1,4})_([0-9]{1,4})_(.{1,64})\Z")  # an id, which `TurnEvents` makes
 SHORTER = "send only what is new, with previous_response_id"
 SHORTER_CHAT = "send fewer messages, or responses with previous_response_id"
 
@@ -178,7 +178,12 @@ class OpenAI:
             into = reference(id, "conversation", kind="conversation")
         elif previous is not None:
             into = reference(previous, "previous_response_id")
-        items = await with_references(access, body.get("input"), into, "input")
+        items = body.get("input")
+        new = [*takewhile(_is_new, reversed(items))][::-1] if isinstance(items, list) and into is None else []
+        ids = (one.get("approval_request_id") for one in new if one.get("type") == "mcp_approval_response")
+        if isinstance(approval := next(ids, None), str):  # which names its turn; the items before are in the store
+            into, items = reference(approval, "input", kind="approval").at(), new
+        items = await with_references(access, items, into, "input")
         given = given_in_responses(items, is_first=into is None)
         return await self._begin(access, body, given, key, into)
 
@@ -230,6 +235,9 @@ class OpenAI:
     async def _turn_in(self, access: Access, channel: str, given: GivenInput) -> Reference | None:
         """Return the turn of a conversation to which the input replies, else one that asks. Raises NotFound."""
         replies = [*given.approvals, *given.outputs]
+        for id in given.approvals:
+            if (of := reference(id, "input", kind="approval").at()).channel == channel:
+                return of
         turns = await access.conversation(channel, limit=_NEWEST) if replies else await access.open_turns(channel)
         for status in reversed(turns):
             if status.message is None:
@@ -238,10 +246,6 @@ class OpenAI:
             calls = {part["call"] for one in status.answers for part in one.parts if part["type"] == "tool"}
             if calls & given.outputs.keys() or (not replies and status.questions):
                 return of
-            for id in given.approvals:
-                with suppress(NotFound):
-                    await _approved(access, of, await asked(access, channel, status), id)
-                    return of
         if replies:
             raise _no_call(replies[0])
         return None
@@ -425,8 +429,6 @@ class OpenAI:
         given = await with_references(access, given, Reference(channel, ""), "items")
         with _about("items"):
             found = _given(given, joins_calls=False, is_whole=is_new) if given else GivenInput()
-            if found.approvals:
-                raise InvalidRequest("an approval is no item of a conversation; send it as the input of a response")
         access.check(channel, *{"publish" if is_new or role == "user" else "append" for role, _ in found.earlier})
         stored = await _store_earlier(access, channel, secrets.token_hex(16), found)
         return [item for one in stored for item in input_items(channel, one)]
@@ -573,15 +575,11 @@ async def with_references(access: Access, items: object, into: Reference | None,
     """Return the items of a request, from its field `param`, with stored items in place of the references to them.
 
     Those of `into`, the conversation or the branch that the request continues, are left out, as the store has them; so
-    is the approval request before its reply. Raises NotFound for an item that does not exist, or that the caller may
-    not read.
+    are approval requests. Raises NotFound for an item that does not exist, or that the caller may not read.
     """
     if not isinstance(items, list):
         return items
-    approvals = [one.get("approval_request_id") for one in items if isinstance(one, dict)]
-    wanted = [str(one.get("id")) for one in items if _is_reference(one)]
-    if len(set(wanted)) < len(wanted):  # each copy would be stored
-        raise InvalidRequest(f"{param} refers to an item twice; send each item_reference once", param=param)
+    wanted = {str(one.get("id")) for one in items if _is_reference(one)}
     found: dict[Reference, dict[str, Json]] = {}  # the items of each message, by id
     told, size = list[object](), 0
     path = frozenset[str]()
@@ -589,9 +587,11 @@ async def with_references(access: Access, items: object, into: Reference | None,
         if not _is_reference(one):
             told.append(one)
             continue
-        if isinstance(id := one.get("id"), str) and id in approvals:
-            continue
+        if (id := str(one.get("id"))) not in wanted:
+            continue  # each copy would be stored
         of = reference(id, param, kind="item")
+        if of.question:
+            continue
         if (turn := of.at()) not in found:
             found[turn] = {}
             if len(found) > MAX_EARLIER:
@@ -600,8 +600,9 @@ async def with_references(access: Access, items: object, into: Reference | None,
             with suppress(Forbidden, InvalidName, NotFound):  # another person's item is unknown
                 access.check(of.channel, "history")
                 found[turn] = {one["id"]: one for one in await _items_of(access, turn, param) if one["id"] in wanted}
-        if (item := found[turn].get(str(id))) is None:
+        if (item := found[turn].get(id)) is None:
             raise unknown("item", id, param)
+        wanted.remove(id)
         if into is not None and of.channel == into.channel:
             if into.message_id:
                 path = path or await _path_to(access, into)
@@ -621,6 +622,11 @@ async def _path_to(access: Access, of: Reference) -> frozenset[str]:
     older = read_messages(access, of.channel, before=last.created + 1, limit=_MAX_READ)
     messages = [replace(one, parts=[]) async for one in older]
     return leading_to(messages).get(last.id, frozenset()) | {of.message_id, last.id}
+
+
+def _is_new(item: Any) -> bool:
+    """Return whether an item is of a kind that a client adds behind a response: a message of the user, or a reply."""
+    return isinstance(item, dict) and (item.get("role") == "user" or item.get("type") in _REPLIES)
 
 
 def _is_reference(item: Any) -> bool:
@@ -695,10 +701,10 @@ async def _approved(access: Access, of: Reference, turn: AskedTurn, id: str) -> 
 
     Raises NotFound unless it is, or was, a question of this turn about the call of the server at its place.
     """
-    found = _APPROVAL.match(id)
-    a, index, command = (int(found[1]), int(found[2]), found[3]) if found is not None else (-1, -1, "")
-    answers = turn.status.answers
-    part = answers[a].parts[index] if 0 <= a < len(answers) and index < len(answers[a].parts) else {}
+    named = reference(id, "input", kind="approval")
+    (a, index), command = named.start, named.question
+    answers = turn.status.answers if named.at() == of.at() else []
+    part = answers[a].parts[index] if a < len(answers) and index < len(answers[a].parts) else {}
     is_call = part.get("type") == "tool" and part["name"] not in own_tools(turn.question)
     question = next((one for one in turn.status.questions if one.id == command), None)
     if question is not None:
@@ -731,7 +737,8 @@ Role = Literal["user", "assistant", "system", "tool"]
 _ROLES: dict[str, Role] = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
 # Items of earlier responses that a client may send again and that no history has. The store has the calls of a response
 # that the request continues.
-_RESENT = ("reasoning", *CALLS, "mcp_call", "mcp_list_tools", "mcp_approval_request")
+_RESENT = ("reasoning", *CALLS, "mcp_call", "mcp_list_tools", "mcp_approval_request", "mcp_approval_response")
+_REPLIES = ("function_call_output", "custom_tool_call_output", "mcp_approval_response")
 _BLANK = {"type": "text", "text": "\n\n"}  # between two messages of the user that steer a response as one
 MAX_EARLIER = 200  # messages before the question
 
@@ -745,7 +752,7 @@ class GivenInput:
     outputs: dict[str, Json] = field(default_factory=dict)  # parts with outputs of the caller's tools, by call
     approvals: dict[str, tuple[bool, str | None]] = field(default_factory=dict)  # by request id: approved?, reason
     calls: set[str] = field(default_factory=set)  # calls that the request brings
-    unknown: list[str] = field(default_factory=list)  # outputs and approvals of other calls
+    unknown: list[str] = field(default_factory=list)  # outputs of other calls
     joins_calls: bool = True  # False: each item is a message of its own, so that it can be deleted
 
     def add(self, role: Role, parts: list[Json]) -> None:
@@ -862,13 +869,12 @@ def _given(items: Any, *, is_first: bool = True, joins_calls: bool = True, is_wh
                 given.outputs[call] = output_part(call, output)
                 given.outputs[call]["data"] |= {CUSTOM: True} if kind == "custom_tool_call_output" else {}
                 given.unknown += [call] if call not in given.calls else []
-            case "mcp_approval_response":
+            case "mcp_approval_response" if not is_first:
                 approve, reason = item.get("approve"), item.get("reason")
                 if not isinstance(approve, bool):
                     raise InvalidRequest(f"approve must be true or false, got {approve!r:.80}")
                 approved = approve, reason if isinstance(reason, str) else None
-                given.approvals[id := _text(item, "approval_request_id")] = approved
-                given.unknown.append(id)
+                given.approvals[_text(item, "approval_request_id")] = approved
             case "function_call" | "custom_tool_call" if is_first:
                 given.add_call(item, _text(item, "call_id"), state="called")
             case "mcp_call" if is_first:

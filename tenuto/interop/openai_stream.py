@@ -46,9 +46,17 @@ CUSTOM = "custom"  # the names of the custom tools that the message calls; in th
 STEERS = "steers"  # of further input: the id of the question with the first response
 _ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
-_ID = re.compile(r"(resp_|chatcmpl-|conv_|msg_|rs_|fc_|ctc_|mcp_|in_)([A-Za-z0-9_-]{1,600})\Z")
-_ITEMS = ("msg_", "rs_", "fc_", "ctc_", "mcp_", "in_")  # prefixes of ids of items; those of input begin with `in_`
-_KINDS = {"response": ("resp_", "chatcmpl-"), "conversation": ("conv_",), "item": _ITEMS}
+_ID = re.compile(r"(resp_|chatcmpl-|conv_|msg_|rs_|fc_|ctc_|mcp_|mcpr_|in_)([A-Za-z0-9_-]{1,700})\Z")
+_ITEMS = (
+    "msg_",
+    "rs_",
+    "fc_",
+    "ctc_",
+    "mcp_",
+    "mcpr_",
+    "in_",
+)  # prefixes of ids of items; those of input begin with `in_`
+_KINDS = {"response": ("resp_", "chatcmpl-"), "conversation": ("conv_",), "item": _ITEMS, "approval": ("mcpr_",)}
 SERVER = "tenuto"  # `server_label` of tools that the server runs
 CALLS = ("function_call", "custom_tool_call")  # of tools that the caller runs
 _PREFIXES = dict(zip(("message", "reasoning", *CALLS, "mcp_call"), _ITEMS, strict=False))
@@ -59,7 +67,8 @@ class Reference(NamedTuple):
 
     In the id of an input item it is a message, and the number of the item. A conversation is a channel alone.
     `attempt` is the number of superseded attempts before the part, which may have had a part at its place, `steers`
-    that of the inputs which the agent has taken in before a response that steering began.
+    that of the inputs which the agent has taken in before a response that steering began. An approval request also
+    names its `question`.
     """
 
     channel: str
@@ -67,6 +76,7 @@ class Reference(NamedTuple):
     start: Place = (0, 0)
     attempt: int = 0
     steers: int = 0
+    question: str = ""
 
     def at(self, start: Place = (0, 0), attempt: int = 0) -> Reference:
         """Return the same turn from another part on; by default from its beginning."""
@@ -75,8 +85,9 @@ class Reference(NamedTuple):
     def id(self, prefix: str = "resp_") -> str:
         """Return the id. Chat completions have the ids of their responses with another prefix."""
         numbers = (*self.start, self.attempt, self.steers)[: 4 if self.steers else 3 if self.attempt else 2]
-        start = [".".join(map(str, numbers))] if any(numbers) else []
-        return prefix + packed(self.channel, self.message_id, *start)
+        asked = [self.question] if self.question else []
+        start = [".".join(map(str, numbers))] if any(numbers) or asked else []
+        return prefix + packed(self.channel, self.message_id, *start, *asked)
 
 
 def conversation_id(channel: str) -> str:
@@ -87,12 +98,14 @@ def conversation_id(channel: str) -> str:
 def reference(id: object, param: str | None = None, *, kind: str = "response") -> Reference:
     """Return the meaning of an id, from the field `param` of a body. Raises NotFound, also for other texts."""
     found, of = _ID.match(id) if isinstance(id, str) else None, None
-    if found is not None and found[1] in _KINDS[kind]:
+    prefix = found[1] if found is not None else ""
+    if found is not None and prefix in _KINDS[kind]:
         with suppress(ValueError):
             channel, message_id, *rest = unpacked(found[2])
-            answer, index, *more = map(int, rest[0].split(".") if rest else (0, 0))
-            of = Reference(channel, message_id, (answer, index), *more[:2])
-    if of is None or of.id(found[1] if found else "") != id or min(*of.start, of.attempt, of.steers) < 0:
+            a, index, attempt, steers = [*map(int, rest[0].split(".") if rest else (0, 0)), 0, 0][:4]
+            of = Reference(channel, message_id, (a, index), attempt, steers, "".join(rest[1:2]))
+    is_right = of is not None and of.id(prefix) == id and bool(of.question) == (prefix == "mcpr_")
+    if of is None or not is_right or min(*of.start, of.attempt, of.steers) < 0:
         raise unknown(kind, id, param)
     return of
 
@@ -338,9 +351,10 @@ class TurnEvents(EventStream):
         """Return the `Response` as it is now."""
         status, error = self._outcome()
         output: list[Json] = []
+        asked = self._open_calls()
         for part in (part for answer in self._turn.counted() for part in answer.parts):
             kind = kind_of(part.value, self._own_tools)
-            if kind and self._has(part) and (self.rest is None or part.place < self.rest.start):
+            if kind and self._has(part) and not asked.get(part) and (self.rest is None or part.place < self.rest.start):
                 output.append(self._whole_item(kind, part, is_ended=status == "completed"))
         return self._response(status, output + self._asked_items(), error)
 
@@ -415,16 +429,21 @@ class TurnEvents(EventStream):
             kind = kind_of(part.value, self._own_tools)
             if not kind or not self._has(part):
                 continue
-            if self._part is None:
+            waits = self._open_calls().get(part) and not self._has_ended(part)  # its approval has its place until then
+            if self._part is None and not waits:
                 if self._items and steers and self.position > self._seen:
                     self.rest = self._reference(part)._replace(steers=steers)
                     return
                 attempts = self._turn.attempts_before(part.place[0]) + part.attempt
                 self.position = max(self.position, attempts * ATTEMPT_ROOM)
                 self._open(kind, part)
-            self._grow(part)
+            if self._part is not None:
+                self._grow(part)
             if not (is_last or self._is_lost(part) or self._has_ended(part)):
                 return
+            if waits:
+                self._part, self._items = None, self._items + 1
+                continue
             self._close(part)
 
     def _has_ended(self, part: Part) -> bool:
@@ -531,9 +550,8 @@ class TurnEvents(EventStream):
         ]
 
     def _approval(self, part: Part, id: str) -> Json:
-        a, index = part.place
-        item = {"id": f"mcpr_{a}_{index}_{id}", "type": "mcp_approval_request", "arguments": part.text()}
-        return {**item, "name": part.value["name"], "server_label": SERVER}
+        item = {"id": self._reference(part)._replace(question=id).id("mcpr_"), "type": "mcp_approval_request"}
+        return {**item, "arguments": part.text(), "name": part.value["name"], "server_label": SERVER}
 
     def _end(self) -> None:
         """End the response if its turn has ended, waits for the caller's next request, or goes on in another response.

@@ -268,7 +268,8 @@ async def test_chat_completion_whose_text_changes_behind_its_reader_raises(scene
 
 USER = {"role": "user", "content": "you"}
 BEN = {"authorization": "Bearer ben"}
-APPROVAL = {"type": "mcp_approval_response", "approval_request_id": "mcpr_0_0_x", "approve": True}
+ASKED = Reference("chat:1", "u", question="x").id("mcpr_")
+APPROVAL = {"type": "mcp_approval_response", "approval_request_id": ASKED, "approve": True}
 OUTPUT = {"type": "function_call_output", "call_id": "c0", "output": "far"}
 
 
@@ -303,7 +304,9 @@ BAD: list[tuple[int, str | None, bytes | dict[str, Any]]] = [
     (400, "input", {"input": [{"type": "function_call_output"}]}),
     (400, "input", {"input": [{"type": "mcp_approval_response", "approve": True}]}),
     (400, "input", {"input": [{**APPROVAL, "approve": "yes"}]}),
-    (400, "input", {"input": [APPROVAL, USER]}),
+    (400, "input", {"input": [{**APPROVAL, "approval_request_id": 7}]}),
+    (404, "input", {"input": [{**APPROVAL, "approval_request_id": "mcpr_x"}]}),
+    (404, "previous_response_id", {"input": [APPROVAL, USER]}),
     (400, "input", {"input": [OUTPUT, USER]}),
     (400, "tools", {"input": [USER], "tools": "x"}),
     (400, "tools", {"input": "you", "tools": [1]}),
@@ -598,12 +601,12 @@ async def test_approval_ends_the_response_and_the_next_request_continues_the_tur
 
     scene.script = asks
     first = await scene.client.responses.create(model="bot", input="you")
-    assert [one.type for one in first.output] == ["message", "mcp_call", "mcp_approval_request"]
+    assert [one.type for one in first.output] == ["message", "mcp_approval_request"]
     asked = await scene.events(first.id)
     added = {one.item.type: one.sequence_number for one in asked if one.type == "response.output_item.added"}
-    approval: Any = {"type": "mcp_approval_response", "approval_request_id": first.output[2].id, "reason": "far"}
+    approval: Any = {"type": "mcp_approval_response", "approval_request_id": first.output[1].id, "reason": "far"}
     options: Any = {"model": "bot", "previous_response_id": first.id}
-    asked_for: Any = {"type": "item_reference", "id": first.output[2].id}  # as the AI SDK sends before the reply
+    asked_for: Any = {"type": "item_reference", "id": first.output[1].id}  # as the AI SDK sends before the reply
     second = await scene.client.responses.create(input=[asked_for, {**approval, "approve": is_approved}], **options)
     assert [one.type for one in second.output] == ["mcp_call", "message"]
     assert second.output_text == ("Seven." if is_approved else "No: far.")
@@ -613,11 +616,14 @@ async def test_approval_ends_the_response_and_the_next_request_continues_the_tur
     )
     # a client that was cut while the turn waited
     assert [one.type for one in await scene.events(first.id, added["mcp_approval_request"])] == ["response.completed"]
-    resumed = await scene.events(first.id, added["mcp_call"])
-    assert next(one.item.status for one in resumed if one.type == "response.output_item.done") == call.status
+    assert "mcp_call" not in added
+    resumed = await scene.events(first.id, added["message"])
+    items = [one.item for one in resumed if one.type == "response.output_item.done"]
+    assert [(one.type, one.status) for one in items][1] == ("mcp_call", call.status)
     late = await scene.client.responses.create(input=[{**approval, "approve": not is_approved}], **options)
     assert late.model_dump() == second.model_dump()
-    for unknown in ("mcpr_0_1_unknown", "mcpr_-1_0_x", "x", ""):
+    named = reference(first.output[1].id, kind="approval")
+    for unknown in (named._replace(question="unknown").id("mcpr_"), named._replace(question="").id("mcpr_"), "x", ""):
         with pytest.raises(openai.NotFoundError):
             response: Any = {**approval, "approve": True, "approval_request_id": unknown}
             await scene.client.responses.create(input=[response], **options)
@@ -643,9 +649,11 @@ async def test_approval_has_no_effect_on_another_turn_or_question_or_place(scene
     other = await scene.client.responses.create(input="pick", background=True, **options)
     await scene.served.until(lambda: len(scene.turns) == 3 and scene.turns[2].open_questions)
     (approve,), (pick,) = scene.turns[1].open_questions, scene.turns[2].open_questions
-    wrong = [(ended, "0_0", approve), (other, "0_0", pick), (asking, "0_1", approve), (asking, "9999_9999", approve)]
-    for response, place, question in wrong:
-        approval: Any = {"type": "mcp_approval_response", "approval_request_id": f"mcpr_{place}_{question}"}
+    wrong = [(ended, (0, 0), approve), (other, (0, 0), pick), (asking, (0, 1), approve), (asking, (99, 9), approve)]
+    requests = [(one, reference(one.id)._replace(start=start, question=asked)) for one, start, asked in wrong]
+    requests.append((ended, reference(asking.id)._replace(question=approve)))
+    for response, named in requests:
+        approval: Any = {"type": "mcp_approval_response", "approval_request_id": named.id("mcpr_")}
         with pytest.raises(openai.NotFoundError, match="mcp_approval_request"):
             await scene.client.responses.create(
                 input=[{**approval, "approve": True}], previous_response_id=response.id, **options
@@ -884,7 +892,7 @@ async def test_approval_alone_is_refused_while_an_earlier_call_of_the_caller_is_
         await create(input=[approval], previous_response_id=first.id, **options)
     assert len(scene.turns[0].open_questions) == 2
     second = await create(input=[output_of("c0")], previous_response_id=first.id, **options)
-    assert [one.type for one in second.output] == ["mcp_call", "mcp_approval_request"]
+    assert [one.type for one in second.output] == ["mcp_approval_request"]
     third = await create(input=[approval], previous_response_id=second.id, **options)
     assert third.output_text == "got ['out c0', 'ok']"
 

@@ -123,6 +123,46 @@ async def test_agents_sdk_runs_its_function_tool_and_gets_an_answer(
     assert [one["role"] for one in stub.received[1]["openai"]][-3:] == ["user", "assistant", "tool"]
 
 
+@pytest.mark.parametrize("is_callback", [True, False], ids=["callback", "interruption"])
+async def test_hosted_tool_of_the_agents_sdk_runs_after_its_approval_without_a_previous_response(
+    stub: Stub, client: openai.AsyncOpenAI, is_callback: bool
+) -> None:
+    histories: list[Any] = []
+
+    async def answer(turn: Turn) -> None:
+        histories.append([(one["role"], one["content"]) for one in await turn.history("openai")])
+        async with turn.reply() as message:
+            if turn.text == "pay":
+                part = {"type": "tool", "call": "c1", "name": "pay", "input": "{}"}
+                index = await message.part({**part, "state": "called"})
+                reply = await turn.ask("approve", {"call": "c1"})
+                await message.part({**part, "state": "done", "output": reply.ok}, index=index)
+            await message.append(f"Done: {turn.text}.")
+
+    def approves(_: Any) -> Any:
+        return {"approve": True}
+
+    stub.answer = answer  # type: ignore[method-assign]
+    agents.set_tracing_disabled(True)
+    config: Any = {"type": "mcp", "server_label": "tenuto", "server_url": "https://a.example"}
+    tool = agents.HostedMCPTool(config, on_approval_request=approves if is_callback else None)
+    model = agents.OpenAIResponsesModel(model="bot", openai_client=client)
+    agent = agents.Agent(name="a", tools=[tool], model=model)
+    result = await agents.Runner.run(agent, "pay")
+    while result.interruptions:
+        state = result.to_state()
+        for one in result.interruptions:
+            state.approve(one)
+        result = await agents.Runner.run(agent, state)
+    assert result.final_output == "Done: pay."
+    result = await agents.Runner.run(agent, [*result.to_input_list(), {"role": "user", "content": "again"}])
+    called = [("assistant", None), ("tool", "true")]
+    assert histories == [
+        [("user", "pay")],
+        [("user", "pay"), *called, ("assistant", "Done: pay."), ("user", "again")],
+    ]
+
+
 async def test_session_of_the_agents_sdk_keeps_its_items_and_removes_the_last_or_all(
     stub: Stub, client: openai.AsyncOpenAI
 ) -> None:

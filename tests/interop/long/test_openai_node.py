@@ -38,10 +38,10 @@ def node(entry: Path = PACKAGE) -> str:
 
 
 @asynccontextmanager
-async def program(script: str, port: int, entry: Path = PACKAGE / "index.mjs") -> AsyncIterator[Process]:
+async def program(script: str, port: int, entry: Path = PACKAGE / "index.mjs", *more: str) -> AsyncIterator[Process]:
     """Run a script with the npm package, for the server at `port`."""
     address = f"http://127.0.0.1:{port}/v1"
-    command = node(entry), FOLDER / script, entry, address
+    command = node(entry), FOLDER / script, entry, address, *more
     pipes = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.PIPE}
     process = await asyncio.create_subprocess_exec(*command, limit=LINE_BYTES, **pipes)
     try:
@@ -105,3 +105,30 @@ async def test_two_turns_of_generate_text_have_the_stored_items_with_and_without
     joined = [("assistant", None), ("tool", "7 degrees in Ulm")]  # the call, and its result
     asked = [("user", "one"), *joined, ("assistant", once), ("user", "two")]
     assert turns[2:] == [asked[:1], asked[:3], asked, [*asked, *joined]]
+
+
+async def test_approval_of_generate_text_needs_no_previous_response_and_the_next_turn_has_its_call() -> None:
+    async with stub_at() as stub:
+
+        async def answer(turn: Turn) -> None:
+            stub.received.append({"openai": await turn.history("openai")})
+            async with turn.reply() as message:
+                await message.append("Wait. " if turn.text == "pay" else "")
+                if turn.text == "pay":
+                    part = {"type": "tool", "call": "c1", "name": "pay", "input": "{}"}
+                    index = await message.part({**part, "state": "called"})
+                    reply = await turn.ask("approve", {"call": "c1"})
+                    await message.part({**part, "state": "done", "output": reply.ok}, index=index)
+                await message.append(f"Done: {turn.text}.")
+
+        stub.answer = answer  # type: ignore[method-assign]
+        async with program("openai_ai_sdk.mjs", stub.served.port, PROVIDER, "approval") as process:
+            seen = json.loads((await process.communicate())[0])
+    assert seen == [
+        ["Wait. ", "tool-call", "tool-approval-request"],
+        ["tool-call", "tool-result", "Done: pay."],
+        ["Done: again."],
+    ]
+    told = [(one["role"], one["content"]) for one in stub.received[1]["openai"]]
+    called = [("assistant", "Wait. "), ("tool", "true")]
+    assert told == [("user", "pay"), *called, ("assistant", "Done: pay."), ("user", "again")]
