@@ -206,6 +206,24 @@ async def test_input_that_the_agent_leaves_has_an_answer_that_continues_the_resp
     assert [turn.request.previous_response_id for turn in scene.turns] == [None, response_id]
 
 
+async def test_input_in_a_conversation_follows_what_others_have_asked_meanwhile(scene: ClientScene) -> None:
+    made = await scene.client.conversations.create()
+    async with scene.client.responses.connect() as socket:
+        await socket.response.create(model="bot", input="a", conversation=made.id)
+        id = (await until(socket, is_text))[0].response.id
+        await scene.client.responses.create(model="bot", input="b", conversation=made.id, background=True)
+        await socket.response.steer(previous_response_id=id, input="c")
+        await until(socket, is_accepted)
+        scene.gate.set()
+        for _ in range(2):
+            await until(socket)
+    await scene.client.responses.create(model="bot", input="d", conversation=made.id)
+    asked = [[one["content"] for one in await turn.history() if one["role"] == "user"] for turn in scene.turns]
+    assert asked == [["a"], ["a", "b"], ["a", "b", "c"], ["a", "b", "c", "d"]]
+    items: Any = [one async for one in scene.client.conversations.items.list(made.id, order="asc")]
+    assert [one.content[0].text for one in items if getattr(one, "role", "") == "user"] == ["a", "b", "c", "d"]
+
+
 async def test_input_for_one_of_two_branches_follows_it() -> None:
     async with scene_of(when_busy="parallel") as scene, scene.client.responses.connect() as socket:
         scene.gate.set()
