@@ -216,6 +216,9 @@ class OpenAI:
                     parts = turn.status.answers[start[0]].parts[: start[1]] if turn.status.answers else []
                     attempt = sum(part["type"] == ATTEMPT for part in parts)
                     return turn.question, into._replace(start=start, attempt=attempt)
+                if is_response and requested_in(turn.question).get(CONVERSATION):  # a branch would hide its messages
+                    detail = "the response is of a conversation; send that as conversation"
+                    raise InvalidRequest(detail, param="previous_response_id")
                 parent = (await _last_of(access, channel, turn)).id if is_response else UNSET
             if not is_response or body.get("model") is not None:
                 self._agent(access, body.get("model"))
