@@ -844,7 +844,7 @@ async def test_large_photo_leaves_no_message_of_a_conversation_out(stub: Stub, c
     assert len([one async for one in client.responses.input_items.list(copied.id)]) == 7
     more: Any = [{"role": "user", "content": look}]
     for _ in range(2):
-        last = await client.responses.create(model="bot", input=more, previous_response_id=last.id)
+        last = await client.responses.create(model="bot", input=more, conversation=conversation.id)
         found = client.responses.input_items.list(last.id)
         refs += [{"type": "item_reference", "id": one.id} async for one in found]
     with pytest.raises(openai.APIStatusError, match=r"more than 8388608 bytes \(Limits\.message_bytes\)") as refused:
