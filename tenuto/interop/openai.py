@@ -895,7 +895,12 @@ def _given(items: Any, *, is_first: bool = True, joins_calls: bool = True, is_wh
     if not joins_calls:
         given.add("assistant", [])  # the end, so that messages of the user and outputs are earlier ones
     elif not (given.parts or given.outputs or given.approvals):
-        raise InvalidRequest("the input must end with a text or a file of the user, or with an output; add one")
+        roles = [role for role, _ in given.earlier]
+        while roles[-1:] == ["system"]:
+            roles.pop()
+        if roles[-1:] != ["user"]:
+            raise InvalidRequest("the input must end with a text or a file of the user, or with an output; add one")
+        given.parts = given.earlier.pop(len(roles) - 1)[1]  # instructions behind the question come before it
     given.earlier = [(role, parts) for role, parts in given.earlier if parts]
     if len(given.earlier) > MAX_EARLIER:
         raise InvalidRequest(f"the input has {len(given.earlier)} earlier messages; send at most {MAX_EARLIER}")

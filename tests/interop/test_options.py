@@ -100,6 +100,27 @@ async def client(stub: Stub) -> AsyncIterator[openai.AsyncOpenAI]:
         yield client
 
 
+@pytest.mark.parametrize("is_chat", [True, False], ids=["chat", "responses"])
+async def test_instructions_behind_the_question_reach_the_model_with_it(
+    stub: Stub, client: openai.AsyncOpenAI, is_chat: bool
+) -> None:
+    given: Any = [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "two"},
+        {"role": "user", "content": "three"},
+        {"role": "developer", "content": "Be brief."},
+        {"role": "system", "content": "Be kind."},
+    ]
+    stub.text = "four"
+    if is_chat:
+        await client.chat.completions.create(model="bot", messages=given)
+    else:
+        await client.responses.create(model="bot", input=given)
+    expected = [given[0], given[1], {"role": "system", "content": "Be brief."}, given[4], given[2]]
+    assert stub.received[0]["openai"] == expected
+    assert stub.received[0]["options"]["anthropic"]["system"] == "Be brief.\n\nBe kind."
+
+
 # -- tools of the client ---------------------------------------------------------------------------------------
 
 
