@@ -29,6 +29,7 @@ from tenuto.routes import TurnStatus
 hub = Hub("sqlite:///mcp-task-example.db")
 PACE_S = 1.0
 POLL_MS = 500
+MOST_GUESTS = 100
 CALL = "call"  # id of the message in the channel of a task that holds the arguments of the call
 
 
@@ -41,7 +42,11 @@ async def booking(turn: Turn) -> None:
         schema = {"type": "object", "properties": {"time": {"type": "string"}}, "required": ["time"]}
         asked = {"message": f"At what time do {guests} guests come?", "requestedSchema": schema}
         reply = await turn.ask("elicit", asked, timeout_s=3600)
-        await message.append(f"A table for {guests} at {reply.data['time']}." if reply.ok else "No table was booked.")
+        match reply.data if reply.ok else None:
+            case {"time": str(time)}:  # a client may reply without it
+                await message.append(f"A table for {guests} at {time}.")
+            case _:
+                await message.append("No table was booked.")
 
 
 async def book(guests: int) -> str:
@@ -83,8 +88,8 @@ class Tasks(Extension):
             return await call_next(ctx)
         check_client(ctx)
         guests = (params.arguments or {}).get("guests")
-        if not isinstance(guests, int):
-            raise MCPError(INVALID_PARAMS, f"guests must be a whole number, got {guests!r}")
+        if type(guests) is not int or not 1 <= guests <= MOST_GUESTS:  # JSON's true is an int, too
+            raise MCPError(INVALID_PARAMS, f"guests must be a whole number from 1 to {MOST_GUESTS}")
         task = secrets.token_urlsafe(24)
         part = {"type": "data", "name": "book", "data": {"guests": guests}}
         await hub.create(f"task:{task}", id=CALL, parts=[part])  # stored before the client has the id

@@ -103,6 +103,16 @@ async def test_task_is_a_turn_that_asks_is_cancelled_and_survives_a_killed_serve
             await send(client, "cancel", other)
             await until(client, other, "cancelled")
             await send(client, "cancel", other)  # again, without an effect
+            for guests in (True, "4", 0, 10**400):
+                with pytest.raises(MCPError, match="guests must be a whole number from 1 to 100"):
+                    await client.session.call_tool("book", {"guests": guests}, allow_claimed=True)
+            for reply in ({"action": "accept"}, {"action": "accept", "content": {"time": 7}}, {"action": "decline"}):
+                third = (await call(client))["taskId"]
+                (question,) = (await until(client, third, "input_required"))["inputRequests"]
+                await send(client, "update", third, inputResponses={question: reply})
+                state = await until(client, third, "completed")
+                text = {"type": "text", "text": "No table was booked."}
+                assert state["result"] == {"content": [text], "isError": False}
             with pytest.raises(MCPError, match="does not exist"):
                 await send(client, "get", "other")
         async with Client(url) as client:
