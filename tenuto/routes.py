@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterable, Mapping, MutableMapping
 from contextlib import suppress
 from typing import Any
 
@@ -273,6 +273,11 @@ class Access:
         """Return whether a newer message has cancelled the turn of this one, as far as this server has it."""
         commands = self._hub.channel(channel).state.commands.values()
         return any(one.target == message_id and one.data == INTERRUPTED for one in commands)
+
+    def replied(self, channel: str, targets: Container[str | None]) -> list[Json]:
+        """Return the data of the questions about messages that have a positive reply, as far as this server has it."""
+        commands = self._hub.channel(channel).state.commands.values()
+        return [one.data for one in commands if one.target in targets and one.reply is not None and one.reply.ok]
 
     def agents(self) -> dict[str, str]:
         """Return the names of the agents that are present, also in other processes, each with its channel pattern."""

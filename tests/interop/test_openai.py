@@ -205,6 +205,22 @@ async def test_repeated_request_with_an_idempotency_key_gets_the_same_response(s
     assert len(scene.turns) == 1
 
 
+async def test_repeated_output_joins_a_turn_whose_agent_has_not_written_it(scene: ClientScene) -> None:
+    async def asks(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.part({**CALL, "name": "place", "state": "called"})
+            if turn.text == "ask":
+                await message.append(f"In {(await turn.ask('where', {'call': 'c1'})).data}.")
+
+    scene.script = asks
+    for text, answers in (("ask", ["In far.", "In far."]), ("end", ["", ""])):
+        first = await scene.client.responses.create(model="bot", input=text, tools=[PLACE])
+        output: Any = [{**OUTPUT, "call_id": "c1"}]
+        options: Any = {"model": "bot", "previous_response_id": first.id}
+        assert [(await scene.client.responses.create(input=output, **options)).output_text for _ in range(2)] == answers
+    assert [turn.text for turn in scene.turns] == ["ask", "end", "", ""]
+
+
 async def test_channel_of_several_callers_gets_no_earlier_messages(scene: ClientScene) -> None:
     scene.gate.set()
     scene.hub.agent("support", name="one")(scene.script)
