@@ -184,11 +184,10 @@ class Outgoing:
 
     @property
     def length(self) -> int:
-        """Return the accepted code points of the text part that text without an index goes to; 0 without one."""
-        if self._text_part < 0:
-            return 0
-        gathered = sum(map(len, self._texts)) if self._texts_part == self._text_part else 0
-        return self._parts[self._text_part].length + gathered
+        """Return the accepted code points of the message's text; that of failed attempts does not count."""
+        is_text = bool(self._texts) and self._parts[self._texts_part].type == "text"
+        gathered = sum(map(len, self._texts)) if is_text else 0
+        return gathered + sum(one.length for one in self._parts if one.type == "text" and one.owner is not FAILED)
 
     @property
     def has_requests(self) -> bool:
@@ -202,7 +201,7 @@ class Outgoing:
         self.meta = plain(message.meta)
         for index, part in enumerate(message.parts):
             self._set_part(index, plain(part), LEFT if generation > 1 else None)
-        self._find_text_part(None)
+        self.close_text()
 
     def begin_again(self, meta: dict[str, Json], *, supersedes: bool, steps: Container[Json] = ()) -> None:
         """Once open, merge `meta`; with `supersedes` the next content supersedes all. `steps`: calls of shown steps."""
@@ -246,9 +245,10 @@ class Outgoing:
     # -- content -----------------------------------------------------------------------------------------------
 
     def accept_text(self, text: str, part: int | None = None, owner: Owner | None = None) -> None:
-        """Add `text` to the last text part of `owner`, or to part `part`; without a text part it opens one.
+        """Add `text` to the text part of `owner` behind which no other part was opened, or to part `part`.
 
-        Half a surrogate pair at the end of `text` is held back until the next text of its part, or the end.
+        Without such a text part it opens one. Half a surrogate pair at the end of `text` is held back until the next
+        text of its part, or the end.
         """
         if self.state is not OPEN:
             self.check_open()
@@ -292,6 +292,7 @@ class Outgoing:
         position = count if index is None or self._is_superseded(index) else self._found(index)
         if position == count and self._has_failed:
             self._supersede(part, owner)
+            self.close_text()
             return PartIndex(len(self._parts) - 1, len(self._superseded))
         if 0 <= position < count and self._parts[position].type == ATTEMPT:
             raise LocalError(
@@ -312,6 +313,8 @@ class Outgoing:
         self._halves.pop(position, None)
         self._set_part(position, part, owner)
         self._parts[position].is_closed = known is not None and known.is_closed
+        if known is None and not self._repeated:  # else what is superseded by a stream would be repeated in disorder
+            self.close_text()
         self._find_text_part(self._text_owner)
         size = part_bytes(part)
         self.unstored_bytes += size
@@ -768,7 +771,7 @@ class OutgoingProperties:
 
     @property
     def length(self) -> int:
-        """Return the accepted code points of the text part that `append` goes to; 0 without one."""
+        """Return the accepted code points of the message's text; that of superseded attempts does not count."""
         return self._outgoing.length
 
     @property

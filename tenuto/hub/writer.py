@@ -139,7 +139,7 @@ class MessageWriter(OutgoingProperties):
     # -- public ------------------------------------------------------------------------------------------------
 
     def append(self, text: str, *, part: int | None = None) -> Coroutine[Any, Any, None]:
-        """Add `text` to the message's last text part, or to part `part`; without one, it opens a text part.
+        """Add `text` to the message's last part, or to part `part`; behind a part that is no text it opens a text part.
 
         Returns when the text is accepted: at once, unless the writer is ahead of its store by more than
         `Limits.writer_bytes`. Raises the refusal of an earlier append: Finished (a client stopped the message), Fenced,

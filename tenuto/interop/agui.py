@@ -551,6 +551,8 @@ class AGUIStream(EventStream):
             is_whole = part.value.get("state") == "called" or has_result(part.value)
             if not self._turn.has_ended(part, is_whole=is_whole) or self.ended is not None:
                 self._growing = part
+                for one in self._turn.others_behind(part) if self.ended is None else ():
+                    self._value(one)
                 return
             for type in _EVENTS[part.value["type"]][2]:
                 self._advance(1)

@@ -269,12 +269,22 @@ class TurnFold:
     def has_ended(self, part: Part, *, is_whole: bool) -> bool:
         """Return whether a part gets no more text, so that a walk goes on to the next one.
 
-        A call ends when it `is_whole`, or another part than a call follows; other parts end when any part follows.
+        A call ends when it `is_whole`, or a text or a reasoning follows; those end when one, or a call, follows.
+        Others, such as sources, may stand in the midst of a text.
         """
         if self.is_over or part.is_superseded or part.place[0] + 1 < len(self.answers):
             return True
         is_call, later = part.value["type"] == "tool", part.answer.parts[part.place[1] + 1 :]
-        return (is_call and is_whole) or any(not is_call or one.value["type"] != "tool" for one in later)
+        ends = _TEXT_FIELDS.keys() - ({"tool"} if is_call else ())
+        return (is_call and is_whole) or any(one.value["type"] in ends for one in later)
+
+    def others_behind(self, part: Part) -> Iterator[Part]:
+        """Yield the parts that do not grow between `part` and the next one that does."""
+        for one in part.answer.parts[part.place[1] + 1 :]:
+            if one.value["type"] in _TEXT_FIELDS:
+                return
+            if one.value["type"] != ATTEMPT:
+                yield one
 
     def sole_text(self, deltas: Sequence[TurnDelta]) -> tuple[Part, str] | None:
         """Return the part and its text if `deltas` are nothing but more text. Hot path: nearly all deltas are.

@@ -46,13 +46,15 @@ async def test_a_block_writes_a_message(hub: Hub, client: Client) -> None:
         assert await message.part({"type": "tool", "call": "1", "name": "look", "input": ""}) == 2
         await message.append('{"x":1}', part=2)
         await message.append(" Really.")
+        assert message.length == 16
         await message.update(meta={"tokens": 3, "model": None})
         await message.finish(meta={"usage": 9})
     answer = await stored(hub, "a")
     assert answer.parts == [
         {"type": "reasoning", "text": "Let me see."},
-        {"type": "text", "text": "Because. Really."},
+        {"type": "text", "text": "Because."},
         {"type": "tool", "call": "1", "name": "look", "input": '{"x":1}'},
+        {"type": "text", "text": " Really."},
     ]
     assert (answer.status, answer.reply_to, answer.parent) == ("complete", asked.id, asked.id)
     assert answer.meta == message.meta == {"tokens": 3, "usage": 9}

@@ -132,6 +132,8 @@ class Expected:
         made = Made(kind, empty, self.owner, is_reserved=kind == "text")
         if kind != "text":
             self._others[self.owner, kind] = made
+            for one in self.parts:  # half a character waits for the other half
+                one.is_closed = one.is_closed or not str(one.content).endswith("\ud83d")
         self.parts.append(made)
         return made
 

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
+from openai.types.chat import ChatCompletionChunk
 
 from tenuto import Hub, Turn
 from tests.transports.conftest import Served, new_hub, serving
@@ -40,6 +41,37 @@ class Scene:
             await self.gate.wait()
             await message.part({"type": "text", "text": "Another text"}, index=0)
             await message.append(" words")
+
+    async def writes_behind(self, turn: Turn) -> None:
+        """Write a text, a part of a kind in `BEHIND`, and when the gate opens a text behind it, or around a source."""
+        async with turn.reply() as message:
+            if turn.text == "tools":
+                call = {"index": 0, "id": "c1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+                piped = await message.pipe(chunks({"content": "See "}, {"tool_calls": [call]}))
+                await turn.run_tools(piped, {"look": lambda: 7})
+            else:
+                await message.append("See ")
+            if turn.text == "step":
+                await turn.step("look", lambda: 7, show=True)
+            elif turn.text == "reasoning":
+                await message.part({"type": "reasoning", "text": "Hm."})
+            elif turn.text == "data":
+                await message.part({"type": "data", "name": "map", "data": 1})
+            elif turn.text == "source":
+                await message.part({"type": "source", "url": "https://example.com/"})
+            await message.flush()
+            await self.gate.wait()
+            await message.append("this.", part=0 if turn.text == "source" else None)
+
+
+BEHIND = ["step", "tools", "reasoning", "data", "source"]
+
+
+async def chunks(*deltas: Any) -> AsyncIterator[ChatCompletionChunk]:
+    head: Any = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": "gpt"}
+    for delta, reason in [*((one, None) for one in deltas), ({}, "stop")]:
+        choice: Any = {"index": 0, "delta": delta, "finish_reason": reason}
+        yield ChatCompletionChunk(**head, choices=[choice])
 
 
 @asynccontextmanager

@@ -32,7 +32,7 @@ from tenuto.routes import (
     TurnChanged,
     TurnDelta,
 )
-from tests.interop.scene import Scene, chooses, fails, playing
+from tests.interop.scene import BEHIND, Scene, chooses, fails, playing
 from tests.interop.test_ai_sdk import check_refused, check_route, routes_only
 
 CALL = {"type": "tool", "call": "c1", "name": "weather", "input": '{"city": "Ulm"}'}
@@ -272,6 +272,15 @@ async def test_text_that_is_replaced_ends_the_run_with_an_error(scene: RunScene)
     again = await scene.run(client.messages)  # the client shows the earlier text still
     assert (again.text, again.end and again.end["type"]) == ("Another text words", "RUN_FINISHED")
     assert len(scene.turns) == 1
+
+
+@pytest.mark.parametrize("kind", BEHIND)
+async def test_text_behind_another_part_reaches_the_client(scene: RunScene, kind: str) -> None:
+    scene.script = scene.writes_behind
+    async with scene.running([user(kind)], "See ") as (client, lines):
+        scene.gate.set()
+        await rest_of(client, lines)
+    assert (client.text, client.end and client.end["type"]) == ("See this.", "RUN_FINISHED")
 
 
 async def test_question_is_a_custom_event_and_the_run_goes_on_after_the_reply(scene: RunScene) -> None:

@@ -23,7 +23,7 @@ from tenuto.core.errors import LocalError
 from tenuto.interop import OpenAI
 from tenuto.interop.openai_stream import ChatStream, Reference, reference
 from tenuto.routes import InAnswer, MessageFinished, MessageReplaced, TurnChanged
-from tests.interop.scene import Scene, fails, playing
+from tests.interop.scene import BEHIND, Scene, fails, playing
 from tests.interop.test_ai_sdk import check_access
 from tests.transports.conftest import new_hub, serving
 
@@ -280,6 +280,25 @@ async def test_chat_completion_whose_text_changes_behind_its_reader_raises(scene
             if chunk.choices[0].delta.content:
                 scene.gate.set()
     assert raised.value.code == "replaced"
+
+
+@pytest.mark.parametrize("kind", BEHIND)
+async def test_text_behind_another_part_reaches_the_client(scene: ClientScene, kind: str) -> None:
+    scene.script = scene.writes_behind
+    found: list[str] = []
+    async for event in await scene.client.responses.create(model="bot", input=kind, stream=True):
+        if event.type == "response.output_text.delta":
+            found.append(event.delta)
+            scene.gate.set()
+    assert found == ["See ", "this."]
+    scene.gate.clear()
+    messages: Any = [{"role": "user", "content": kind}]
+    text = ""
+    async for chunk in await scene.client.chat.completions.create(model="bot", messages=messages, stream=True):
+        text += chunk.choices[0].delta.content or ""
+        if text:
+            scene.gate.set()
+    assert text == "See this."
 
 
 USER = {"role": "user", "content": "you"}

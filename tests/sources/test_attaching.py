@@ -266,7 +266,7 @@ async def test_next_process_goes_on_with_each_response_of_a_tool_loop(on_crash: 
     assert [one.status for one in answers] == ["complete"]
     assert (answers[0].text, calls) == (f"Let me look. {own}It is sunny.", ["Oslo"])
     assert model.asked.count("POST") == 2
-    assert counted(answers[0]) == [*(["attempt"] if own else []), "text", "tool", "text"]
+    assert counted(answers[0]) == (["attempt", "text", "tool", "text", "text"] if own else ["text", "tool", "text"])
     assert answers[0].meta["usage"]["output_tokens"] == 14
 
 
