@@ -557,7 +557,8 @@ class RemoteWriter(OutgoingProperties):
 
     def _end_for(self, error: BaseException) -> tuple[str, str | None]:
         """Return the status and reason of the message whose block `error` ended."""
-        if isinstance(error, asyncio.CancelledError | GeneratorExit):
+        is_left = self.cancelled_as[0] == "interrupted"  # whatever the cancelled block has raised
+        if is_left or isinstance(error, asyncio.CancelledError | GeneratorExit):
             return self.cancelled_as
         status, reason = end_for(error)
         if reason is None and self.reason_of is not None:

@@ -448,6 +448,34 @@ async def test_steps_and_questions_of_a_client_that_died_go_on_at_another_one() 
 
 
 @virtually
+async def test_answer_whose_handler_raises_because_its_process_ends_goes_on_at_another_one() -> None:
+    """Libraries turn a cancellation into an error of theirs."""
+    async with virtual_hub() as (hub, wire):
+
+        def serve(name: str) -> Client:
+            client = client_of(wire, client_id=name)
+
+            @client.agent("chat:*")
+            async def bot(turn: Turn) -> None:
+                async with turn.reply() as message:
+                    await message.append(f"by {name}")
+                    try:
+                        await asyncio.sleep(1000 if name == "one" else 0)
+                    except asyncio.CancelledError:
+                        raise ConnectionError("the stream was closed") from None
+
+            return client
+
+        async with working(serve("one")):
+            await asyncio.sleep(1)
+            await hub.create("chat:1", text="?")
+            await asyncio.sleep(1)
+        async with working(serve("two")):
+            await asyncio.sleep(60)
+        assert [one[1:3] for one in await endings(hub)] == [("by two", "complete")]
+
+
+@virtually
 async def test_turn_requests_a_message_that_it_may_not_take_only_once() -> None:
     async with virtual_hub() as (hub, wire):
         client = client_of(wire, client_id="bot")
