@@ -21,13 +21,13 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 54_474,
-    "lines of its kernel": 33_618,
+    "lines of tenuto/": 54_165,
+    "lines of its kernel": 32_470,
     "modules of tenuto/": 161,
-    "files in a folder of tenuto/": 25,
-    "lines of interop/": 4_004,  # grew by branches, ends that a model cuts, namespaces, messages that never arrived
-    "lines of tests/": 62_084,
-    "lines of proof/ and bench/": 19_995,
+    "files in a folder of tenuto/": 23,
+    "lines of interop/": 4_057,  # grew by branches, ends that a model cuts, namespaces, messages that never arrived
+    "lines of tests/": 62_705,
+    "lines of proof/ and bench/": 19_998,
     "words of docs without decisions": 50_000,
     "words of decisions": 12_000,
     "words of the changelog": 1_500,
