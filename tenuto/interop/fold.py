@@ -249,10 +249,11 @@ class TurnFold:
         value: Json = {"name": command.name, "data": command.data, "open": reply is None}
         return value if reply is None else {**value, "ok": reply.ok, "reply": reply.data}
 
-    def walk(self) -> Iterator[Part]:
+    def walk(self, *, is_last: bool = False) -> Iterator[Part]:
         """Yield the part at the place of the walk, and each time that another is asked for, the one after it.
 
-        Parts that count no longer are left out.
+        Parts that count no longer are left out. An answer that streams may get more parts, so that the walk does not go
+        on to the next one unless it `is_last`.
         """
         while self.place[0] < len(self.answers):
             a, index = self.place
@@ -261,10 +262,14 @@ class TurnFold:
                 if part.value["type"] != ATTEMPT and not part.answer.is_replaced:
                     yield part
                 self.place = a, index + 1
-            elif a + 1 < len(self.answers):
+            elif a + 1 < len(self.answers) and (is_last or self._is_left(self.answers[a])):
                 self.place = a + 1, 0
             else:
                 return
+
+    def _is_left(self, answer: Answer) -> bool:
+        """Return whether an answer gets no more content, unless it is continued."""
+        return self.is_over or answer.is_replaced or answer.status != "streaming"
 
     def has_ended(self, part: Part, *, is_whole: bool) -> bool:
         """Return whether a part gets no more text, so that a walk goes on to the next one.
@@ -272,7 +277,8 @@ class TurnFold:
         A call ends when it `is_whole`, or a text or a reasoning follows; those end when one, or a call, follows.
         Others, such as sources, may stand in the midst of a text.
         """
-        if self.is_over or part.is_superseded or part.place[0] + 1 < len(self.answers):
+        is_left = part.place[0] + 1 < len(self.answers) and self._is_left(part.answer)
+        if self.is_over or part.is_superseded or is_left:
             return True
         is_call, later = part.value["type"] == "tool", part.answer.parts[part.place[1] + 1 :]
         ends = _TEXT_FIELDS.keys() - ({"tool"} if is_call else ())

@@ -423,7 +423,7 @@ class TurnEvents(EventStream):
         longer: they are counted, and the reader gets none of them.
         """
         self._lost = lost
-        for part in self._turn.walk():
+        for part in self._turn.walk(is_last=is_last):
             if lost is not None and part.place[0] > lost[0]:
                 return
             kind = kind_of(part.value, self._own_tools)

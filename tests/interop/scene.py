@@ -63,6 +63,19 @@ class Scene:
             await self.gate.wait()
             await message.append("this.", part=0 if turn.text == "source" else None)
 
+    async def writes_both(self, turn: Turn) -> None:
+        """Write two answers at the same time: the second one is the first to end."""
+        async with turn.reply() as one:
+            await one.flush()
+            async with turn.reply() as two:
+                await two.append("B1 ")
+                await two.flush()
+                await one.append("A1 ")
+                await two.append("B2 ")
+            await one.flush()
+            await self.gate.wait()
+            await one.append("A2 ")
+
 
 BEHIND = ["step", "tools", "reasoning", "data", "source"]
 

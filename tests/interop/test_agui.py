@@ -283,6 +283,15 @@ async def test_text_behind_another_part_reaches_the_client(scene: RunScene, kind
     assert (client.text, client.end and client.end["type"]) == ("See this.", "RUN_FINISHED")
 
 
+async def test_answers_that_are_written_at_the_same_time_come_in_the_order_of_their_beginnings(scene: RunScene) -> None:
+    scene.script = scene.writes_both
+    async with scene.running([user()], "A1 ") as (client, lines):
+        scene.gate.set()
+        await rest_of(client, lines)
+    assert (client.text, client.end and client.end["type"]) == ("A1 A2 B1 B2 ", "RUN_FINISHED")
+    assert (await scene.run([user()])).messages == client.messages
+
+
 async def test_question_is_a_custom_event_and_the_run_goes_on_after_the_reply(scene: RunScene) -> None:
     scene.script = chooses
     async with scene.running([user()], "Which?") as (client, lines):

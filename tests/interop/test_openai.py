@@ -301,6 +301,20 @@ async def test_text_behind_another_part_reaches_the_client(scene: ClientScene, k
     assert text == "See this."
 
 
+async def test_answers_that_are_written_at_the_same_time_come_in_the_order_of_their_beginnings(
+    scene: ClientScene,
+) -> None:
+    scene.script = scene.writes_both
+    found: list[str] = []
+    async for event in await scene.client.responses.create(model="bot", input="you", stream=True):
+        if event.type == "response.output_text.delta":
+            found.append(event.delta)
+            scene.gate.set()
+        if event.type == "response.completed":
+            assert (event.response.output_text, "".join(found)) == ("A1 A2 B1 B2 ",) * 2
+            assert shown(event) == shown((await scene.events(event.response.id))[-1])
+
+
 USER = {"role": "user", "content": "you"}
 BEN = {"authorization": "Bearer ben"}
 ASKED = Reference("chat:1", "u", question="x").id("mcpr_")
