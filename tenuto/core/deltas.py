@@ -393,6 +393,10 @@ class TurnProgress:
             return [InAnswer(event.id, added[0])] if added else []
         self._claim = claim
         deltas: list[TurnDelta] = []
+        created = [one for one in events if isinstance(one, MessageCreate)]
+        if len(created) > 1:  # they come in the order of their last changes
+            created.sort(key=lambda one: one.message.created)
+            events = [*created, *(one for one in events if not isinstance(one, MessageCreate))]
         # commands last: an answer that was created in this batch may have changed since it asked
         for event in sorted(events, key=lambda one: isinstance(one, CommandSent | CommandReply)):
             match event:

@@ -6,6 +6,7 @@ Layer: tests.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,6 +16,7 @@ from msgspec.structs import replace
 from tenuto.core.catch_up import events_since
 from tenuto.core.deltas import (
     Delta,
+    InAnswer,
     MessageContinued,
     MessageDeleted,
     MessageFinished,
@@ -26,8 +28,9 @@ from tenuto.core.deltas import (
     PartReplaced,
     Sent,
     TextAdded,
+    TurnProgress,
 )
-from tenuto.core.events import ChannelAttached, MessageAppend, MessageTakeover, ServerEvent
+from tenuto.core.events import ChannelAttached, MessageAppend, MessageCreate, MessageTakeover, ServerEvent
 from tenuto.core.model import APPENDABLE, Message
 from tests.core.worlds import IDS, Asked, World, batches
 
@@ -179,3 +182,11 @@ def test_a_removed_part_keeps_its_length() -> None:
         MessageReplaced(streaming({"type": "text", "text": "new text"}), (3, 2))
     ]
     assert progress.sent().lengths == [8, 2]
+
+
+def test_answers_of_a_turn_come_in_the_order_of_their_creation_and_not_of_their_last_changes() -> None:
+    known: Any = {"role": "assistant", "status": "streaming", "reply_to": "u", "created_at": 0, "updated_at": 0}
+    first, second = (Message(id=id, created=created, version=9, **known) for id, created in (("a", 2), ("b", 3)))
+    events = [MessageCreate(serial=8, message=second), MessageCreate(serial=9, message=first)]
+    deltas = TurnProgress("u").receive(events, None)
+    assert [one.message_id for one in deltas if isinstance(one, InAnswer)] == ["a", "b"]
