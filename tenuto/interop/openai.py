@@ -1168,11 +1168,9 @@ class _Socket:
             if len(lane.steers) >= _MAX_WAITING:
                 raise TooMany(f"{_MAX_WAITING} inputs wait for this response already; send them later")
             lane.steers.append(steer)
-            parent: str | UnsetType = UNSET  # the newest message, in a conversation
-            if not options.get(CONVERSATION):
-                stored = [one.message for one in lane.steers if one.message is not None]
-                last = max([await _last_of(access, of.channel, turn), *stored], key=lambda one: one.created)
-                parent = last.id
+            stored = [one.message for one in lane.steers if one.message is not None]
+            last = max([await _last_of(access, of.channel, turn), *stored], key=lambda one: one.created)
+            parent = UNSET if options.get(CONVERSATION) else last.id  # UNSET is the newest message
             about: Any = {"parts": parts, "parent": parent, "options": options}
             steer.message = await access.create(of.channel, id=steer.id, **about)
             await self._report(lane, "accepted", steer)

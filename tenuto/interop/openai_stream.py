@@ -47,15 +47,7 @@ STEERS = "steers"  # of further input: the id of the question with the first res
 _ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 _ID = re.compile(r"(resp_|chatcmpl-|conv_|msg_|rs_|fc_|ctc_|mcp_|mcpr_|in_)([A-Za-z0-9_-]{1,700})\Z")
-_ITEMS = (
-    "msg_",
-    "rs_",
-    "fc_",
-    "ctc_",
-    "mcp_",
-    "mcpr_",
-    "in_",
-)  # prefixes of ids of items; those of input begin with `in_`
+_ITEMS = ("msg_", "rs_", "fc_", "ctc_", "mcp_", "mcpr_", "in_")  # prefixes of ids; items of input have `in_`
 _KINDS = {"response": ("resp_", "chatcmpl-"), "conversation": ("conv_",), "item": _ITEMS, "approval": ("mcpr_",)}
 SERVER = "tenuto"  # `server_label` of tools that the server runs
 CALLS = ("function_call", "custom_tool_call")  # of tools that the caller runs
@@ -85,9 +77,8 @@ class Reference(NamedTuple):
     def id(self, prefix: str = "resp_") -> str:
         """Return the id. Chat completions have the ids of their responses with another prefix."""
         numbers = (*self.start, self.attempt, self.steers)[: 4 if self.steers else 3 if self.attempt else 2]
-        asked = [self.question] if self.question else []
-        start = [".".join(map(str, numbers))] if any(numbers) or asked else []
-        return prefix + packed(self.channel, self.message_id, *start, *asked)
+        start = [".".join(map(str, numbers))] if any(numbers) or self.question else []
+        return prefix + packed(self.channel, self.message_id, *start, *filter(None, [self.question]))
 
 
 def conversation_id(channel: str) -> str:
@@ -422,14 +413,14 @@ class TurnEvents(EventStream):
         With `steers` the response ends before its next item. From `lost` on the items of that answer count no
         longer: they are counted, and the reader gets none of them.
         """
-        self._lost = lost
+        self._lost, asked = lost, self._open_calls()
         for part in self._turn.walk(is_last=is_last):
             if lost is not None and part.place[0] > lost[0]:
                 return
             kind = kind_of(part.value, self._own_tools)
             if not kind or not self._has(part):
                 continue
-            waits = self._open_calls().get(part) and not self._has_ended(part)  # its approval has its place until then
+            waits = asked.get(part) and not self._has_ended(part)  # its approval has its place until then
             if self._part is None and not waits:
                 if self._items and steers and self.position > self._seen:
                     self.rest = self._reference(part)._replace(steers=steers)
