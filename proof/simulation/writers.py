@@ -598,7 +598,8 @@ class LocalWriter(Author):
             growing = [index for index in known if parts[index]["type"] != "data"]
             text = self.piece(message.id, count)
             if kind == "append" or (kind == "into" and not growing) or (kind == "replace" and not known):
-                texts = [index for index in known if parts[index]["type"] == "text" and index >= tries.text_from]
+                last = len(parts) - 1
+                texts = [last] if last in known and last >= tries.text_from and parts[last]["type"] == "text" else []
                 if not texts:
                     tries.supersede()
                     parts.append({"type": "text", "text": ""})

@@ -493,7 +493,8 @@ class MessageWriter(OutgoingProperties):
         A draining hub leaves the message open, unless a client has stopped its turn: the next start adopts or
         interrupts it.
         """
-        if isinstance(error, asyncio.CancelledError | GeneratorExit):
+        is_left = self.cancelled_as[0] == "interrupted"  # whatever the cancelled block has raised
+        if is_left or isinstance(error, asyncio.CancelledError | GeneratorExit):
             status, reason = self.cancelled_as
         else:
             status, reason = end_for(error)

@@ -14,7 +14,7 @@ import re
 import secrets
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -329,8 +329,9 @@ class OpenAI:
         if any(of.start):
             first = of.at().id()[:64]
             raise InvalidRequest(f"the response is the rest of a turn; delete the response that began it, {first!r}")
-        brought = [one async for one in _brought(access, of.channel, question)]
-        for one in reversed(brought):  # the question last: until then a repeated request finds the others
+        *earlier, _ = await _brought(access, of.channel, question)
+        # the question last, and before it its first message: until then a repeated request finds the others
+        for one in (*reversed(earlier), question):
             with suppress(NotFound, Deleted):  # another request has deleted it
                 await access.delete_turn(of.channel, one.id)
         return json_response({"id": of.id(), "object": "response", "deleted": True})
@@ -338,9 +339,8 @@ class OpenAI:
     async def _input_items(self, request: Request) -> Response:
         """Return the messages that the request of the response brought; of replies nothing is kept."""
         access, of, (question, _) = await self._response_in(request, "history")
-        brought = _brought(access, of.channel, question)
-        items = (item async for one in brought for item in input_items(of.channel, one)[::-1] if not any(of.start))
-        return await page_of(items, request)
+        brought = [] if any(of.start) else await _brought(access, of.channel, question)
+        return page_of([item for one in brought for item in input_items(of.channel, one)], request)
 
     async def _cancel(self, request: Request) -> Response:
         """Cancel the turn for all clients, and respond when it has ended."""
@@ -392,7 +392,13 @@ class OpenAI:
 
     async def _list_items(self, request: Request) -> Response:
         access, channel = await self._in_conversation(request)
-        return await page_of(_items_in(access, channel), request)
+        items: list[Json] = []
+        for status in await access.conversation(channel, limit=_MAX_READ):
+            items += input_items(channel, status.message or status.answers[0])
+            if status.message is not None:
+                of = Reference(channel, status.message.id)
+                items += events_of(await asked(access, channel, status), of).response()["output"]
+        return page_of(items, request)
 
     async def _item(self, request: Request) -> Response:
         _, _, items = await self._item_in(request)
@@ -536,17 +542,18 @@ async def _last_of(access: Access, channel: str, turn: AskedTurn) -> Message:
     return last
 
 
-async def _brought(access: Access, channel: str, question: Message) -> AsyncIterator[Message]:
-    """Yield the messages that the request of a question brought, newest first: the question, and those before it."""
-    yield question
+async def _brought(access: Access, channel: str, question: Message) -> list[Message]:
+    """Return the messages that the request of a question brought, which is the last one."""
     ids = {f"{question.id}.{number}" for number in range(MAX_EARLIER)}  # another person may have taken one
     first = await _found(access, channel, f"{question.id}.0")
-    limit = MAX_EARLIER if first is None else question.created  # others may have written at the same time
+    brought = [question]
+    limit = MAX_EARLIER if first is None else _MAX_READ  # others may have written at the same time
     async for one in read_messages(access, channel, before=question.created, limit=limit):
         if one.id in ids and one.author == question.author:
-            yield one
+            brought.append(one)
         if first is not None and one.created <= first.created:
             break
+    return brought[::-1]
 
 
 async def _store_earlier(
@@ -623,7 +630,7 @@ async def with_references(access: Access, items: object, into: Reference | None,
 async def _path_to(access: Access, of: Reference) -> frozenset[str]:
     """Return the ids of the messages of a response and of those that lead to it, as an agent's history has them."""
     last = await _last_of(access, of.channel, await turn_of(access, of, param="previous_response_id"))
-    older = read_messages(access, of.channel, before=last.created + 1, limit=_MAX_READ)
+    older = read_messages(access, of.channel, before=last.created + 1, limit=2 * MAX_EARLIER)
     messages = [replace(one, parts=[]) async for one in older]
     return leading_to(messages).get(last.id, frozenset()) | {of.message_id, last.id}
 
@@ -645,49 +652,21 @@ async def _items_of(access: Access, of: Reference, param: str | None = None) -> 
     return [*input_items(of.channel, turn.question), *events_of(turn, of).response()["output"]]
 
 
-async def _items_in(access: Access, channel: str) -> AsyncIterator[Json]:
-    """Yield the items of a conversation, newest first."""
-    before: int | None = None
-    late: list[Message] = []  # answers to questions that were not read yet
-    while turns := await access.conversation(channel, before=before):
-        for status in reversed(turns):
-            first = status.message or status.answers[0]
-            before, items = first.created, input_items(channel, first)
-            if status.message is not None:
-                answers = [*status.answers, *(one for one in reversed(late) if one.reply_to == first.id)]
-                turn = await asked(access, channel, replace(status, answers=answers))
-                items += events_of(turn, Reference(channel, first.id)).response()["output"]
-            elif first.reply_to is not None and await _found(access, channel, first.reply_to) is not None:
-                late.append(first)
-                continue
-            for item in reversed(items):
-                yield item
-
-
-async def page_of(items: AsyncIterator[Json], request: Request) -> Response:
-    """Return the page of `items`, newest first, for which a request asks with `order`, `after` and `limit`."""
+def page_of(items: list[Json], request: Request) -> Response:
+    """Return the page of `items`, oldest first, for which a request asks with `order`, `after` and `limit`."""
     query = request.query_params
     order, limit = query.get("order", "desc"), query.get("limit", "20")
     if order not in ("asc", "desc"):
         raise InvalidRequest(f"order must be asc or desc, got {order!r:.80}", param="order")
     if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:4]) <= _LARGEST_PAGE):
         raise InvalidRequest(f"limit must be from 1 to {_LARGEST_PAGE}, got {limit!r:.80}", param="limit")
-    is_asc, after = order == "asc", query.get("after")
-    is_known = after is None
-    found = deque[Json](maxlen=int(limit) + 1)  # of the items between `after` and one end, those beside it
-    async for item in items:
-        if item["id"] == after:
-            is_known = True
-            if is_asc:
-                break
-        elif is_asc or is_known:
-            found.append(item)
-            if not is_asc and len(found) == found.maxlen:
-                break
-    if not is_known:
-        raise unknown("item", after, "after")
-    page = [*reversed(found)] if is_asc else [*found]
-    return json_response(list_of(page[: int(limit)], has_more=len(page) > int(limit)))
+    ordered = items if order == "asc" else items[::-1]
+    if (after := query.get("after")) is not None:
+        ids = [one["id"] for one in ordered]
+        if after not in ids:
+            raise unknown("item", after, "after")
+        ordered = ordered[ids.index(after) + 1 :]
+    return json_response(list_of(ordered[: int(limit)], has_more=len(ordered) > int(limit)))
 
 
 def list_of(items: list[Json], *, has_more: bool = False) -> Json:

@@ -257,7 +257,8 @@ async def refuse_socket(scope: Scope, error: TenutoError, receive: Receive, send
 
 
 _NAME = re.compile(r"/((?:vendor/)?[\w-]+(?:\.[\w-]+)*\.js(\.map)?)", re.ASCII)
-_GZIP = re.compile(r"(gzip|\*)(?!\s*;\s*q=0(\.0*)?\s*(,|$))", re.IGNORECASE)  # in a header: accepted, not with weight 0
+# in a header: accepted, not with weight 0
+_GZIP = re.compile(r"(gzip|^(?!.*gzip).*\*)(?!\s*;\s*q=0(\.0*)?\s*(,|$))", re.IGNORECASE)
 
 
 class Web:

@@ -655,7 +655,10 @@ class Endpoint:
         self._respond = respond
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response = await self._response(Request(scope, receive))
+        try:
+            response = await self._response(Request(scope, receive))
+        except OSError as error:  # of the operation: one of `send` would mean that the peer has gone
+            raise RuntimeError("an HTTP request failed") from error
         await response(scope, receive, send)
 
     async def _response(self, request: Request) -> Response:

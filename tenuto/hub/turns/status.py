@@ -121,11 +121,11 @@ async def read_conversation(
     """
     live = await runtime.fresh(channel)
     limits = runtime.limits
-    limit, room = max(1, min(limit, limits.history)), 2 * limits.message_bytes
+    limit, room = max(1, limit), 2 * limits.message_bytes
     states: dict[str, MessageState] = {}
     while len(states) < limit and room > 0:
         page = await runtime.store.page(
-            channel, before=before, limit=limit - len(states), limit_bytes=limits.history_bytes
+            channel, before=before, limit=min(limit - len(states), limits.history), limit_bytes=limits.history_bytes
         )
         found = [restore(one) for one in page.messages]
         states |= {one.id: one for one in found}
@@ -137,17 +137,22 @@ async def read_conversation(
     branch = newest_branch(messages.values())
     pending = _pending(live)
     turns: list[TurnStatus] = []
-    answered = {one.reply_to for one in branch if one.role != "user"}
+    answers: dict[str | None, list[Message]] = {}  # by the questions
+    shown_answers: dict[str | None, list[Message]] = {}
+    for found_in, by_question in ((messages.values(), answers), (branch, shown_answers)):
+        for one in found_in:
+            if one.role != "user":
+                by_question.setdefault(one.reply_to, []).append(one)
     for message in branch:
         if message.role == "user":
             claim = states[message.id].claim
-            shown = [one for one in branch if one.reply_to == message.id and one.role != "user"]
+            shown = shown_answers.get(message.id, [])
             is_last_round = not shown or all(is_answer_of(one, message.id, claim) for one in shown)
             is_open = claim is not None and claim.is_open
             if is_open or is_last_round:  # also the interrupted attempts of the round, which the branch leaves out
-                shown = [one for one in messages.values() if is_answer_of(one, message.id, claim)]
+                shown = [one for one in answers.get(message.id, ()) if is_answer_of(one, message.id, claim)]
             turns.append(_status(live, pending, message, claim, (states[one.id] for one in shown)))
-        elif message.reply_to not in messages or message.reply_to not in answered:
+        elif message.reply_to not in messages or message.reply_to not in shown_answers:
             turns.append(_status(live, pending, None, None, [states[message.id]]))
     return turns
 

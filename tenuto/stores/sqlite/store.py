@@ -84,6 +84,7 @@ class StoreThread:
         The thread does so even if the caller stops waiting.
         """
         result: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        result.add_done_callback(lambda one: one.cancelled() or one.exception())  # read, also if it comes too late
         self._put_last(_Work(last, result))
         try:
             async with asyncio.timeout(timeout_s):
