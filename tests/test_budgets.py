@@ -21,24 +21,24 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 54_165,
-    "lines of its kernel": 32_470,
+    "lines of tenuto/": 54_154,
+    "lines of its kernel": 32_485,
     "modules of tenuto/": 161,
     "files in a folder of tenuto/": 23,
-    "lines of interop/": 4_057,  # grew by branches, ends that a model cuts, namespaces, messages that never arrived
-    "lines of tests/": 62_705,
-    "lines of proof/ and bench/": 19_998,
+    "lines of interop/": 4_031,  # grew by branches, ends that a model cuts, namespaces, messages that never arrived
+    "lines of tests/": 62_752,
+    "lines of proof/ and bench/": 19_999,
     "words of docs without decisions": 50_000,
     "words of decisions": 12_000,
     "words of the changelog": 1_500,
     "words of the README": 1_000,
     "terms of the glossary": 55,
     # walks differ a little from run to run, so these have room for some 15 % more
-    "calls of an append to a WebSocket": 92,
+    "calls of an append to a WebSocket": 90,
     "modules of an append": 19,
-    "calls of an attach with catch-up": 150,
+    "calls of an attach with catch-up": 146,
     "modules of an attach": 23,
-    "calls of a turn with one token": 1_410,
+    "calls of a turn with one token": 1_280,
     "modules of a turn": 50,
 }
 
