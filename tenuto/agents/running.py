@@ -396,17 +396,18 @@ class Running:
     async def _after_crash(self, watch: Watch) -> _Left:
         """Return the first answer of the previous attempts, and take over all of them unless one has ended the turn.
 
-        That is one that must not be written twice, or a last one whose failure the handler has shown to people: a hub
-        that finds a process gone ends its answers as `interrupted`.
+        That is one that must not be written twice, or, if none is left unfinished, a last one whose failure the handler
+        has shown to people: a hub that finds a process gone ends its answers as `interrupted`.
         """
         answers = await self._earlier_answers()
         first = answers[0] if answers else None
-        has_failed = any(one.status == "failed" for one in answers[-1:])
+        left = [one for one in answers if one.status in ("streaming", "interrupted")]
+        has_failed = not left and any(one.status == "failed" for one in answers[-1:])
         if has_failed or any(one.status in ("complete", "cancelled") for one in answers):
             return _Left(answers[-1], is_over=True)
         if self._agent.on_crash != "interrupt":
             for number, answer in enumerate(answers):
-                if answer.status in ("streaming", "interrupted") and number not in self._taken_up:
+                if answer in left and number not in self._taken_up:
                     await self._take_over(watch, number, answer)
         return _Left(self._taken_up[0].answer if 0 in self._taken_up else first)
 

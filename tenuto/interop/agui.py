@@ -230,7 +230,7 @@ class AGUI(ChatRoutes):
             raise NotFound(f"run {run[:64]!r} does not exist; use an id that this server has returned")
         access, channel = await self._enter(request, given.get("threadId"), "history")
         limit, before = (_whole(given, name) for name in ("limit", "before"))
-        turns = await access.conversation(channel, limit=limit or 200, before=before)
+        turns = await access.conversation(channel, limit=min(limit or 200, 200), before=before)
         kept = [one for turn in turns for one in (turn.message, *turn.answers) if one is not None]
         running = [one.message.id for one in turns if one.state in ("waiting", "running") and one.message is not None]
         first, page = min((one.created for one in kept), default=0), dict[str, Any](truncated=False)

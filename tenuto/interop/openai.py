@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import takewhile
+from itertools import dropwhile, takewhile
 from typing import Any, Literal, NamedTuple
 
 from msgspec import UNSET, UnsetType
@@ -180,9 +180,10 @@ class OpenAI:
             into = reference(previous, "previous_response_id")
         items = body.get("input")
         new = [*takewhile(_is_new, reversed(items))][::-1] if isinstance(items, list) and into is None else []
-        ids = (one.get("approval_request_id") for one in new if one.get("type") == "mcp_approval_response")
-        if isinstance(approval := next(ids, None), str):  # which names its turn; the items before are in the store
-            into, items = reference(approval, "input", kind="approval").at(), new
+        at = next((at for at, one in enumerate(new) if one.get("type") == "mcp_approval_response"), None)
+        if at is not None:  # it names its turn; the items before are in the store, but for outputs of the same turn
+            into = reference(new[at].get("approval_request_id"), "input", kind="approval").at()
+            items = [one for number, one in enumerate(new) if number >= at or one.get("type") in _REPLIES]
         items = await with_references(access, items, into, "input")
         given = given_in_responses(items, is_first=into is None)
         return await self._begin(access, body, given, key, into)
@@ -340,7 +341,9 @@ class OpenAI:
         """Return the messages that the request of the response brought; of replies nothing is kept."""
         access, of, (question, _) = await self._response_in(request, "history")
         brought = [] if any(of.start) else await _brought(access, of.channel, question)
-        return page_of([item for one in brought for item in input_items(of.channel, one)], request)
+        items = [item for one in brought for item in input_items(of.channel, one)]
+        page = page_in(request)
+        return page.response(items if page.is_asc else items[::-1])
 
     async def _cancel(self, request: Request) -> Response:
         """Cancel the turn for all clients, and respond when it has ended."""
@@ -392,13 +395,23 @@ class OpenAI:
 
     async def _list_items(self, request: Request) -> Response:
         access, channel = await self._in_conversation(request)
-        items: list[Json] = []
-        for status in await access.conversation(channel, limit=_MAX_READ):
-            items += input_items(channel, status.message or status.answers[0])
+        page, found = page_in(request), list[Json]()
+        turns = await access.conversation(channel, limit=_MAX_READ)
+        turns = turns if page.is_asc else turns[::-1]
+        if page.after is not None:
+            begin = reference(page.after, "after", kind="item").message_id
+            turns = [*dropwhile(lambda one: (one.message or one.answers[0]).id != begin, turns)]
+        left = page.limit + 1  # one more shows that there is another page
+        for status in turns:
+            await asyncio.sleep(0)  # an answer may have many parts
+            items = input_items(channel, status.message or status.answers[0])
             if status.message is not None:
                 of = Reference(channel, status.message.id)
                 items += events_of(await asked(access, channel, status), of).response()["output"]
-        return page_of(items, request)
+            found += items if page.is_asc else items[::-1]
+            if len(page.rest_of(found)) >= left:
+                break
+        return page.response(found)
 
     async def _item(self, request: Request) -> Response:
         _, _, items = await self._item_in(request)
@@ -436,6 +449,9 @@ class OpenAI:
         given = body.get("items") or []
         if not isinstance(given, list) or len(given) > _MAX_NEW or (not given and not is_new):
             raise InvalidRequest(f"items must be a list of 1 to {_MAX_NEW} items, got {given!r:.80}", param="items")
+        if any(isinstance(one, dict) and one.get("type") == "mcp_approval_response" for one in given):
+            detail = "an approval is no item of a conversation; send it as the input of a response"
+            raise InvalidRequest(detail, param="items")
         given = await with_references(access, given, Reference(channel, ""), "items")
         with _about("items"):
             found = _given(given, joins_calls=False, is_whole=is_new) if given else GivenInput()
@@ -652,21 +668,35 @@ async def _items_of(access: Access, of: Reference, param: str | None = None) -> 
     return [*input_items(of.channel, turn.question), *events_of(turn, of).response()["output"]]
 
 
-def page_of(items: list[Json], request: Request) -> Response:
-    """Return the page of `items`, oldest first, for which a request asks with `order`, `after` and `limit`."""
+class Page(NamedTuple):
+    """The page of a list for which a request asks."""
+
+    is_asc: bool
+    limit: int
+    after: str | None
+
+    def rest_of(self, ordered: list[Json]) -> list[Json]:
+        """Return the items behind `after`; without it, all."""
+        ids = (at for at, one in enumerate(ordered) if one["id"] == self.after)
+        return ordered if self.after is None else ordered[next(ids, len(ordered)) + 1 :]
+
+    def response(self, ordered: list[Json]) -> Response:
+        """Return the page of items, which are in its order. Raises NotFound if `after` is none of them."""
+        if self.after is not None and all(one["id"] != self.after for one in ordered):
+            raise unknown("item", self.after, "after")
+        rest = self.rest_of(ordered)
+        return json_response(list_of(rest[: self.limit], has_more=len(rest) > self.limit))
+
+
+def page_in(request: Request) -> Page:
+    """Return the page for which a request asks with `order`, `after` and `limit`. Raises InvalidRequest."""
     query = request.query_params
     order, limit = query.get("order", "desc"), query.get("limit", "20")
     if order not in ("asc", "desc"):
         raise InvalidRequest(f"order must be asc or desc, got {order!r:.80}", param="order")
     if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:4]) <= _LARGEST_PAGE):
         raise InvalidRequest(f"limit must be from 1 to {_LARGEST_PAGE}, got {limit!r:.80}", param="limit")
-    ordered = items if order == "asc" else items[::-1]
-    if (after := query.get("after")) is not None:
-        ids = [one["id"] for one in ordered]
-        if after not in ids:
-            raise unknown("item", after, "after")
-        ordered = ordered[ids.index(after) + 1 :]
-    return json_response(list_of(ordered[: int(limit)], has_more=len(ordered) > int(limit)))
+    return Page(order == "asc", int(limit), query.get("after"))
 
 
 def list_of(items: list[Json], *, has_more: bool = False) -> Json:

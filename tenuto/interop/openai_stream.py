@@ -432,8 +432,8 @@ class TurnEvents(EventStream):
                 self._grow(part)
             if not (is_last or self._is_lost(part) or self._has_ended(part)):
                 return
-            if waits:
-                self._part, self._items = None, self._items + 1
+            if waits and self._part is None:
+                self._items += 1
                 continue
             self._close(part)
 

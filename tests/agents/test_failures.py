@@ -361,6 +361,36 @@ async def test_answer_that_had_not_ended_is_taken_up_behind_one_that_had_failed(
     assert ("by attempt 2", "complete", None) in await endings(hub)
 
 
+@virtually
+async def test_answer_that_had_not_ended_is_taken_up_before_one_that_had_failed() -> None:
+    """The handler asks two models at once."""
+    store = MemoryStore()
+
+    async def asking(turn: Turn) -> None:
+        async def first() -> None:
+            async with turn.reply() as message:
+                await message.append(f"by attempt {turn.attempt}")
+                await asyncio.sleep(1000 if turn.attempt == 1 else 0)
+
+        async def second() -> None:
+            await asyncio.sleep(1)
+            async with turn.reply():
+                raise RuntimeError("quota")
+
+        await asyncio.gather(first(), second(), return_exceptions=True)
+
+    for _ in range(2):
+        hub = new_hub(store)
+        hub.agent("chat:*", name="bot")(asking)
+        await hub.start()
+        await hub.create("chat:1", id="m1", text="?", author="ann")
+        await asyncio.sleep(5)
+        await hub.close()
+    hub = new_hub(store)
+    await hub.start()
+    assert ("by attempt 2", "complete", None) in await endings(hub)
+
+
 class Pausing(MemoryStore):
     """A store whose commits take a moment."""
 

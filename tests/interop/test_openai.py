@@ -638,6 +638,27 @@ async def test_output_after_the_end_of_its_turn_begins_a_turn(scene: ClientScene
     assert second.output_text == str({"call_id": "c1", "output": given})
 
 
+async def test_approval_of_a_call_that_a_reader_has_seen_ends_its_item(scene: ClientScene) -> None:
+    async def asks(turn: Turn) -> None:
+        async with turn.reply() as message:
+            index = await message.part({**CALL, "state": "input", "input": '{"ci'})
+            await message.flush()
+            await asking.wait()
+            await message.part({**CALL, "state": "called"}, index=index)
+            await turn.ask("approve", {"call": "c1"})
+
+    scene.script, asking = asks, asyncio.Event()
+    items: list[Any] = []
+    async with scene.client.responses.stream(model="bot", input="you") as stream:
+        async for event in stream:
+            if event.type == "response.output_item.added":
+                items.append(event.item)
+                asking.set()
+        response = await stream.get_final_response()
+    assert [one.type for one in items] == ["mcp_call", "mcp_approval_request"]
+    assert [one.type for one in response.output] == ["mcp_approval_request"]
+
+
 @pytest.mark.parametrize("is_approved", [True, False], ids=["yes", "no"])
 async def test_approval_ends_the_response_and_the_next_request_continues_the_turn(
     scene: ClientScene, is_approved: bool

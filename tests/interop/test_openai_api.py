@@ -615,6 +615,22 @@ async def test_pages_have_all_items_of_a_long_conversation(scene: ClientScene, o
         await client.list(id, order=order, after="in_x")
 
 
+async def test_items_of_a_conversation_are_of_its_newest_branch(scene: ClientScene) -> None:
+    for id, text in (("q1", "first"), ("q2", "edited")):
+        await scene.hub.create("chat:1", id=id, text=text, parent=None, starts_turn=False)
+        async with scene.hub.message("chat:1", reply_to=id, parent=id) as message:
+            await message.append(f"answer to {text}")
+    listed: Any = [one async for one in scene.client.conversations.items.list(conversation_id("chat:1"), order="asc")]
+    assert [one.content[0].text for one in listed] == ["edited", "answer to edited"]
+
+
+async def test_approval_is_no_item_of_a_conversation(scene: ClientScene) -> None:
+    approval: Any = {"type": "mcp_approval_response", "approval_request_id": "mcpr_x", "approve": True}
+    made = await scene.client.conversations.create()
+    with pytest.raises(openai.BadRequestError, match="send it as the input of a response"):
+        await scene.client.conversations.items.create(made.id, items=[approval])
+
+
 async def test_conversation_does_not_begin_with_the_output_of_an_unknown_call(scene: ClientScene) -> None:
     result: Any = {"type": "function_call_output", "call_id": "c9", "output": "7"}
     with pytest.raises(openai.BadRequestError, match="replies to 'c9', but no call before it has this id") as raised:
