@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
-from openai.types.chat import ChatCompletionChunk
 
 from tenuto import Hub, Turn
 from tests.transports.conftest import Served, new_hub, serving
@@ -80,11 +79,12 @@ class Scene:
 BEHIND = ["step", "tools", "reasoning", "data", "source"]
 
 
-async def chunks(*deltas: Any) -> AsyncIterator[ChatCompletionChunk]:
+async def chunks(*deltas: Any) -> AsyncIterator[Any]:
+    """Yield a chat completion in chunks, as dicts: the adapters are tested without OpenAI's package, too."""
     head: Any = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": "gpt"}
     for delta, reason in [*((one, None) for one in deltas), ({}, "stop")]:
         choice: Any = {"index": 0, "delta": delta, "finish_reason": reason}
-        yield ChatCompletionChunk(**head, choices=[choice])
+        yield {**head, "choices": [choice]}
 
 
 @asynccontextmanager
