@@ -313,7 +313,7 @@ class Outgoing:
         self._halves.pop(position, None)
         self._set_part(position, part, owner)
         self._parts[position].is_closed = known is not None and known.is_closed
-        if known is None and not self._repeated:  # else what is superseded by a stream would be repeated in disorder
+        if not self._repeated:  # else what is superseded by a stream would be repeated in disorder
             self.close_text()
         self._find_text_part(self._text_owner)
         size = part_bytes(part)
