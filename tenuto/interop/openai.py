@@ -180,10 +180,11 @@ class OpenAI:
             into = reference(previous, "previous_response_id")
         items = body.get("input")
         new = [*takewhile(_is_new, reversed(items))][::-1] if isinstance(items, list) and into is None else []
-        at = next((at for at, one in enumerate(new) if one.get("type") == "mcp_approval_response"), None)
-        if at is not None:  # it names its turn; the items before are in the store, but for outputs of the same turn
-            into = reference(new[at].get("approval_request_id"), "input", kind="approval").at()
-            items = [one for number, one in enumerate(new) if number >= at or one.get("type") in _REPLIES]
+        before = [*takewhile(lambda one: one.get("type") != "mcp_approval_response", new)]
+        if len(before) < len(new) and isinstance(id := new[len(before)].get("approval_request_id"), str):
+            # an approval names its turn; the items before it are in the store, but for outputs of the same turn
+            into = reference(id, "input", kind="approval").at()
+            items = [*(one for one in before if one.get("type") in _REPLIES), *new[len(before) :]]
         items = await with_references(access, items, into, "input")
         given = given_in_responses(items, is_first=into is None)
         return await self._begin(access, body, given, key, into)
