@@ -16,7 +16,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar
 
 from tenuto.core.errors import LocalError
 from tenuto.core.model import Json, Part
-from tenuto.core.outgoing import Outgoing, Owner, live
+from tenuto.core.outgoing import Outgoing, Owner, end_for, live
 
 T = TypeVar("T")
 
@@ -100,6 +100,19 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
+
+
+def ended_as(
+    error: BaseException, cancelled_as: tuple[str, str | None], reason_of: Callable[[BaseException], str | None]
+) -> tuple[str, str | None]:
+    """Return the status and reason of a message whose block `error` ended; `cancelled_as` are those if it is cancelled.
+
+    A message that is left for another attempt is `interrupted`, whatever the cancelled block has raised.
+    """
+    if cancelled_as[0] == "interrupted" or isinstance(error, asyncio.CancelledError | GeneratorExit):
+        return cancelled_as
+    status, reason = end_for(error)
+    return status, reason or reason_of(error)
 
 
 def retrieve_exception(ending: asyncio.Future[Any]) -> None:

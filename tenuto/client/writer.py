@@ -48,7 +48,7 @@ from tenuto.core.outgoing import (
 )
 from tenuto.core.outgoing_remote import RemoteOutgoing
 from tenuto.core.requests import AppendText, FinishMessage, PutPart, UpdateMessage
-from tenuto.portal import Attempt, owner_in, retrieve_exception
+from tenuto.portal import Attempt, ended_as, owner_in, retrieve_exception
 
 if TYPE_CHECKING:
     from tenuto.sources import OnBreak, Piping
@@ -179,7 +179,7 @@ class RemoteWriter(OutgoingProperties):
         self.is_stopped: Callable[[], bool] = lambda: False  # returns whether a cancellation fails no attempt
         self.open_step: Callable[[], str] = lambda: ""  # returns the key of the turn's step that runs here
         # Returns the reason to store for a message whose block an exception ended.
-        self.reason_of: Callable[[BaseException], str | None] | None = None
+        self.reason_of: Callable[[BaseException], str | None] = lambda _: None
         self._link = link
         self._create = create
         self._read = read
@@ -374,7 +374,7 @@ class RemoteWriter(OutgoingProperties):
             raise
         else:
             if error is not None:
-                await self._end_early(*self._end_for(error))
+                await self._end_early(*ended_as(error, self.cancelled_as, self.reason_of))
         finally:
             outgoing.close()
             await self._finish_after_refusal()
@@ -554,16 +554,6 @@ class RemoteWriter(OutgoingProperties):
         except (TenutoError, TimeoutError) as error:
             ending.cancel()
             logger.warning("message %r of %s could not be ended as %s: %r", self.id, self.channel, status, error)
-
-    def _end_for(self, error: BaseException) -> tuple[str, str | None]:
-        """Return the status and reason of the message whose block `error` ended."""
-        is_left = self.cancelled_as[0] == "interrupted"  # whatever the cancelled block has raised
-        if is_left or isinstance(error, asyncio.CancelledError | GeneratorExit):
-            return self.cancelled_as
-        status, reason = end_for(error)
-        if reason is None and self.reason_of is not None:
-            reason = self.reason_of(error)
-        return status, reason
 
     async def _end_as(self, status: str, reason: str | None) -> None:
         if self._outgoing.state is OPEN:

@@ -45,7 +45,7 @@ from tenuto.core.message_state import MessageState
 from tenuto.core.model import Json, Message, Part
 from tenuto.core.names import COMMAND_MARK, check_key, matches
 from tenuto.core.ops import WriterIdentity
-from tenuto.core.outgoing import NEW, OPEN, Outgoing, OutgoingProperties, WriterRequest, end_for, needs_await
+from tenuto.core.outgoing import NEW, OPEN, Outgoing, OutgoingProperties, WriterRequest, needs_await
 from tenuto.core.requests import SERVER, Caller, CreateMessage, FinishMessage, TakeOver
 from tenuto.hub.channel import Channel
 from tenuto.hub.committer import Begin, in_time, sent_again
@@ -55,7 +55,7 @@ from tenuto.hub.nodes.nodes import IsMine
 from tenuto.hub.pending import Ask, Decided, Result, own_copy, result_later
 from tenuto.hub.runtime import Runtime
 from tenuto.hub.turns.scheduler import lose_turns
-from tenuto.portal import Attempt, owner_in, retrieve_exception
+from tenuto.portal import Attempt, ended_as, owner_in, retrieve_exception
 from tenuto.sources import OnBreak, Piping, pipe
 from tenuto.stores.base import Store
 
@@ -493,12 +493,7 @@ class MessageWriter(OutgoingProperties):
         A draining hub leaves the message open, unless a client has stopped its turn: the next start adopts or
         interrupts it.
         """
-        is_left = self.cancelled_as[0] == "interrupted"  # whatever the cancelled block has raised
-        if is_left or isinstance(error, asyncio.CancelledError | GeneratorExit):
-            status, reason = self.cancelled_as
-        else:
-            status, reason = end_for(error)
-            reason = reason or self._hub.reason_of(error)
+        status, reason = ended_as(error, self.cancelled_as, self._hub.reason_of)
         try:
             if not self._hub.lifecycle.viewing.is_draining or (status == "cancelled" and self.is_stopped()):
                 self._outgoing.accept_end(status, reason=reason, is_server=True)

@@ -402,7 +402,6 @@ class OpenAI:
         if page.after is not None:
             begin = reference(page.after, "after", kind="item").message_id
             turns = [*dropwhile(lambda one: (one.message or one.answers[0]).id != begin, turns)]
-        left = page.limit + 1  # one more shows that there is another page
         for status in turns:
             await asyncio.sleep(0)  # an answer may have many parts
             items = input_items(channel, status.message or status.answers[0])
@@ -410,7 +409,7 @@ class OpenAI:
                 of = Reference(channel, status.message.id)
                 items += events_of(await asked(access, channel, status), of).response()["output"]
             found += items if page.is_asc else items[::-1]
-            if len(page.rest_of(found)) >= left:
+            if len(page.rest_of(found)) > page.limit:  # one more shows that there is another page
                 break
         return page.response(found)
 

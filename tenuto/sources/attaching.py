@@ -218,8 +218,9 @@ def attaching(writer: Writer, tries: Tries, attach: object) -> Iterator[None]:
     step, running = writer.open_step(), _running.setdefault(writer, set())
     if step in running:
         raise LocalError(
-            f"message {writer.id!r} has two calls of pipe with attach= at once, and after a crash nobody could tell "
-            "their responses apart; await one after the other, or put each into a step of its own"
+            f"message {writer.id!r} has two calls of pipe with attach= at once, and after a crash the next "
+            "attempt could not tell their responses apart; await one after the other, or put each into a step of "
+            "its own"
         )
     numbers = _numbers.setdefault(writer, Counter())
     one = Attaching(writer, tries, attach, step, numbers[step])

@@ -137,12 +137,7 @@ async def read_conversation(
     branch = newest_branch(messages.values())
     pending = _pending(live)
     turns: list[TurnStatus] = []
-    answers: dict[str | None, list[Message]] = {}  # by the questions
-    shown_answers: dict[str | None, list[Message]] = {}
-    for found_in, by_question in ((messages.values(), answers), (branch, shown_answers)):
-        for one in found_in:
-            if one.role != "user":
-                by_question.setdefault(one.reply_to, []).append(one)
+    answers, shown_answers = _by_question(messages.values()), _by_question(branch)
     for message in branch:
         if message.role == "user":
             claim = states[message.id].claim
@@ -155,6 +150,15 @@ async def read_conversation(
         elif message.reply_to not in messages or message.reply_to not in shown_answers:
             turns.append(_status(live, pending, None, None, [states[message.id]]))
     return turns
+
+
+def _by_question(messages: Iterable[Message]) -> dict[str | None, list[Message]]:
+    """Return the answers among `messages`, by the ids of their questions."""
+    found: dict[str | None, list[Message]] = {}
+    for one in messages:
+        if one.role != "user":
+            found.setdefault(one.reply_to, []).append(one)
+    return found
 
 
 def _status(
