@@ -13,6 +13,7 @@ import functools
 import json
 import os
 import random
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing
 from pathlib import Path
@@ -123,6 +124,7 @@ class _Routes:
     ) -> None:
         self._hub, self._model, self._sleep, self._controls, self._guests = hub, model, sleep, controls, guests
         self._plain = 0  # number of running plain streams
+        self._crashed: deque[str] = deque(maxlen=MOST_PLAIN)  # the last questions whose agents were killed
 
     def table(self) -> Iterator[tuple[Any, ...]]:
         """Yield for each route its path, its method, its handler, and whether strangers may use it."""
@@ -170,6 +172,7 @@ class _Routes:
             if agent := self._agent_of(channel, question):
                 break
             await asyncio.sleep(CLAIM_S)
+        self._crashed.append(question)
         self._controls.crash(agent := agent or AGENTS[0])
         return JSONResponse({"agent": agent}, 202, _NO_STORE)
 
@@ -202,6 +205,8 @@ class _Routes:
     async def _relay(self, channel: str, question: str) -> AsyncIterator[str]:
         """Yield the text of the answer to `question` while its agent writes it. Raises EOFError when it dies."""
         answer, cursor = await asyncio.wait_for(self._answer_to(channel, question), WAIT_S)
+        if question in self._crashed:
+            raise EOFError  # before its answer began: this one is another agent's
         agent = self._agent_of(channel, question)
         progress = MessageProgress(answer.id)
         deltas = progress.begin(answer)

@@ -275,6 +275,7 @@ async def test_a_crash_kills_the_agent_of_the_question_or_else_an_idle_one() -> 
         pace.resume()
         await here.answer("q1")
         assert (await here.http.post("/demo/crash", json=body)).json()["agent"] in AGENTS  # the answer has ended
+        assert await plain_of(here) == ("", False)  # a stream that began after the crash ends without the last event
     assert switches.crashed[0] == "guide~2"
 
 
