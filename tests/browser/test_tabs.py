@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -214,34 +214,50 @@ async def leave_page(tab: Page) -> None:
     await tab.goto(tab.url + "?elsewhere")
 
 
-async def return_to_page(tab: Page) -> None:
+async def return_to_page(tab: Page) -> bool:
+    """Go back. Return False if the browser has discarded the page, which it may do at any time, and loads it anew."""
     await tab.go_back(wait_until="commit")  # the page loads nothing when it returns
-    assert await tab.evaluate("window.returned?.then(({ persisted }) => persisted)") is True
+    return bool(await tab.evaluate("window.returned?.then(({ persisted }) => persisted)"))
+
+
+async def until_kept(case: Callable[[BrowserContext, int], Awaitable[bool]]) -> None:
+    """Run a case until its page returns from the back/forward cache: on a busy machine one in a hundred does not."""
+    for _ in range(3):
+        async with caching_window() as context, app_with(verified()) as port:
+            if await case(context, port):
+                return
+    raise AssertionError("the browser has discarded the page three times")
 
 
 async def test_page_in_the_back_forward_cache_gives_the_lead_away_and_follows_when_it_returns() -> None:
-    hub = verified()
-    async with caching_window() as context, app_with(hub) as port:
+    async def case(context: BrowserContext, port: int) -> bool:
         first = await open_tab(context, port)
         second = await open_tab(context, port)
         await leave_page(first)
         await second.wait_for_function("() => window.client.status.transport === 'websocket'")
         await second.evaluate("window.channel.send('meanwhile')")
         await until_shown(second, "meanwhile")
-        await return_to_page(first)
+        if not await return_to_page(first):
+            return False
         await until_shown(first, "meanwhile")
         assert await transport(first) == "tab"
+        return True
+
+    await until_kept(case)
 
 
 async def test_page_that_returns_from_the_back_forward_cache_is_closed_after_a_sign_out() -> None:
-    hub = verified()
-    async with caching_window() as context, app_with(hub) as port:
+    async def case(context: BrowserContext, port: int) -> bool:
         first, second = [await open_tab(context, port, identity="ada") for _ in range(2)]
         await leave_page(first)  # while it writes its view: the other tabs do not wait for its database
         await second.evaluate("client.signOut()")
         third = await open_tab(context, port, identity="ada")  # the person signs in again
-        await return_to_page(first)
+        if not await return_to_page(first):
+            return False
         await first.wait_for_function("() => client.state === 'closed'")
         await third.evaluate("channel.send('again')")
         await until_shown(third, "again")
         assert await third.evaluate("client.state") == "live"
+        return True
+
+    await until_kept(case)
