@@ -102,7 +102,7 @@ class _HttpMessage:
     """One message that is written over HTTP.
 
     The server may carry out a request that the client gave up. So this writer does not replace text that may be in
-    transit, and a part that was opened by an append stays a text part.
+    transit, nor any text before it if it is sent without an index.
     """
 
     def __init__(self, writer: HttpWriter, channel: str) -> None:
@@ -114,7 +114,7 @@ class _HttpMessage:
         self._id = writer.new_id()
         self._begun = self._stored.stamp
         self._parts: list[Part] = []  # the parts as they will be once all requests are stored
-        self._acked: list[int] = []  # the stored length of each; -1: the first append opens the part
+        self._acked: list[int] = []  # the stored length of each
         self._unclear: set[int] = set()  # parts with text in transit
 
     async def write(self) -> None:
@@ -136,11 +136,11 @@ class _HttpMessage:
 
     async def _continue(self, count: int) -> bool:
         """Take one step. Return False if another client has ended the message."""
-        kind = self._draw.choice(("append",) * 8 + ("open", "replace"))
-        if not self._parts and kind == "append":
-            self._open({"type": "text", "text": ""})
-            self._acked[0] = -1
-            self._unclear.add(0)
+        kind = self._draw.choice(("append",) * 6 + ("end", "end", "open", "replace"))
+        if kind == "end" or (not self._parts and kind == "append"):
+            if not self._parts or self._parts[-1]["type"] != "text":
+                self._open({"type": "text", "text": ""})
+            return await self._append(len(self._parts) - 1, count, is_at_end=True)
         growing = [index for index, part in enumerate(self._parts) if part["type"] != "data"]
         if kind == "append" and growing:
             return await self._append(self._draw.choice(growing), count)
@@ -182,39 +182,50 @@ class _HttpMessage:
         self._acked[index : index + 1] = [len(text_of(part))]
         return True
 
-    async def _append(self, index: int, count: int) -> bool:
-        """Append to a part until its text is stored; new text joins while requests fail."""
+    async def _append(self, index: int, count: int, *, is_at_end: bool = False) -> bool:
+        """Append to a part until its text is stored; new text joins while requests fail.
+
+        With `is_at_end` no index is sent: the text goes to the last part, which it opens if that is not stored.
+        """
         begun_s = self._writer.world.loop.time()
         self._grow(index, count)
         for tries in itertools.count():
             if self._acked[index] >= len(text_of(self._parts[index])):
                 return True
-            response = await self._append_once(index)
+            response = await self._append_once(index, is_at_end=is_at_end)
             if response is None:
                 self._writer.check_patience(begun_s, f"append to {self._id}")
                 await self._writer.pause(0.02, 0.5)
                 if tries < 5:
                     self._grow(index, 1_000 + count * 100 + tries)
-            elif response.status >= 400 and response.code != "gap":
+            elif response.status >= 400 and (response.code != "gap" or is_at_end):
                 return False
+            elif response.status < 400 and response.fields["part"] != index:
+                return False  # the store has lost the parts before it
             else:
-                self._acked[index] = response.fields["length"]
+                self._acked[index] = response.fields["length"] - (len(self._text_before(index)) if is_at_end else 0)
         raise AssertionError("unreachable")
 
-    async def _append_once(self, index: int) -> DecodedResponse | None:
+    def _text_before(self, index: int) -> str:
+        """Return the text of the text parts before a part."""
+        return "".join(part["text"] for part in self._parts[:index] if part["type"] == "text")
+
+    async def _append_once(self, index: int, *, is_at_end: bool) -> DecodedResponse | None:
         """Send the text that is not stored, sometimes with stored text before it. Return None to try again."""
-        acked = self._acked[index]
-        at = max(0, acked - (self._draw.randrange(20) if self._draw.random() < 0.2 else 0))
-        text = text_of(self._parts[index])[at : at + 45]  # at four bytes per character, below the smallest limit
+        before = self._text_before(index) if is_at_end else ""
+        stored = len(before) + self._acked[index]
+        at = max(0, stored - (self._draw.randrange(20) if self._draw.random() < 0.2 else 0))
+        # at four bytes per character, below the smallest limit
+        text = (before + text_of(self._parts[index]))[at : at + 45]
         body: dict[str, Any] = {"text": text, "at": at}
-        if acked >= 0:
+        if not is_at_end:
             body["part"] = index
         path = f"/v1/channels/{self._channel}/messages/{self._id}/append"
         self._writer.world.promises.note_request((self._channel, self._id))
         try:
             response = DecodedResponse(await self._writer.call("POST", path, body))
         except ConnectionLost:
-            self._unclear.add(index)
+            self._unclear |= set(range(index + 1)) if is_at_end else {index}
             return None
         if response.status in (429, 503):
             return None
@@ -223,10 +234,16 @@ class _HttpMessage:
             self._writer.check_refused(self._channel, self._id, response.code, self._begun, response.stamp)
             return response
         fields, stamp = response.fields, response.stamp
-        if fields["part"] != index or fields["length"] < at + len(text):
+        is_elsewhere = fields["part"] != index
+        has_lost = is_at_end and self._stored.has_lost(self._channel, self._id, self._begun)
+        if fields["length"] < at + len(text) or (is_elsewhere and not has_lost):
             raise Violation(f"{self._writer.name} appended {at}+{len(text)} to {self._id}.{index}: {fields}")
+        if is_elsewhere:
+            return response
+        place = at - len(before)
+        text, place = text[max(0, -place) :], max(0, place)
         check_text(
-            self._stored, self._channel, self._id, index, at, text, fields["serial"], since=self._begun, stamp=stamp
+            self._stored, self._channel, self._id, index, place, text, fields["serial"], since=self._begun, stamp=stamp
         )
         return response
 
@@ -362,7 +379,7 @@ class _Pipeline:
             self.position += 1
         stored, channel = self._world.stored, self._channel
         if sent["type"] == "append":
-            at, text, part, serial = sent.get("at"), sent["text"], sent.get("part", 0), frame["serial"]
+            at, text, part, serial = sent.get("at"), sent["text"], frame["part"], frame["serial"]
             check_text(stored, channel, self._message_id, part, at, text, serial, since=self._begun, stamp=stamp)
         else:
             request = sent.get("request")
@@ -385,7 +402,7 @@ class _Pipeline:
 
 
 class BlindWriter(PipelinedWriter):
-    """Writes over a socket without offsets, replaces parts with text in transit, and never resends.
+    """Writes over a socket without offsets and indexes, replaces its last text in transit, and never resends.
 
     Acknowledged data is stored. If all frames are acknowledged, the message is the fold of the frames, in order.
     """
@@ -396,17 +413,23 @@ class BlindWriter(PipelinedWriter):
     def script(self, channel: str, message_id: str) -> tuple[list[dict[str, Any]], list[Part]]:
         about = {"channel": channel, "id": message_id}
         frames: list[dict[str, Any]] = [{"type": "create", **about, "role": "assistant", "status": "streaming"}]
-        text = ""
+        parts: list[Part] = []
         for count in range(self.draw.randrange(1, 20)):
-            piece = self.piece(message_id, count)
-            if not text or self.draw.random() < 0.2:
-                frames.append({"type": "part", **about, "part": 0, "value": {"type": "text", "text": piece}})
-                text = piece
-            else:
+            piece, chance = self.piece(message_id, count), self.draw.random()
+            is_text = bool(parts) and parts[-1]["type"] == "text"
+            if parts and chance >= 0.3:
                 frames.append({"type": "append", **about, "text": piece})
-                text += piece
+                part: Part = {"type": "text", "text": parts.pop()["text"] + piece if is_text else piece}
+            else:
+                if is_text and chance < 0.2:
+                    parts.pop()
+                    part = {"type": "text", "text": piece}
+                else:
+                    part = {"type": "data", "name": "n", "data": count} if parts else {"type": "text", "text": piece}
+                frames.append({"type": "part", **about, "part": len(parts), "value": part})
+            parts.append(part)
         frames.append({"type": "finish", **about})
-        return frames, [{"type": "text", "text": text}]
+        return frames, parts
 
 
 def grow(parts: list[Part], index: int, text: str) -> None:

@@ -98,7 +98,6 @@ from tenuto.core.requests import (
     split,
 )
 from tenuto.core.state import ChannelState
-from tenuto.core.text import PartState
 
 # the contents of superseded attempts may have this share of `Limits.message_bytes`, because documents repeat them
 ATTEMPTS_SHARE = 8
@@ -302,70 +301,72 @@ def _append(message: MessageState, request: AppendText, limits: Limits, now_ms: 
     size = len(text) if text.isascii() else utf8_len(check_text(text))
     if size > limits.append_bytes:
         raise _too_large(f"the text has {size} bytes", limits.append_bytes, "append_bytes", "append it in pieces")
-    if index is None:
-        index = message.last_text_part
-        if index is None:
-            return _open_text_part(message, request, text, size, limits, now_ms)
-    if index >= len(message.parts):
+    count = len(message.parts)
+    if index is None:  # the text of all text parts counts as one, which new text continues behind the last part
+        texts = message.text_parts
+        index = texts[-1] if texts else count
+    elif index >= count:
         check_streaming(message)
         raise NoPart(
-            f"message {message.id!r} has {len(message.parts)} parts, the append was for part {index}; name one of them",
-            parts=len(message.parts),
+            f"message {message.id!r} has {count} parts, the append was for part {index}; name one of them", parts=count
         )
-    part = message.parts[index]
-    if part.text is None:
+    elif message.parts[index].text is None:
         check_streaming(message)
         raise NotText(
-            f"part {index} of message {message.id!r} is of type {shown(part.fields['type'])}, "
+            f"part {index} of message {message.id!r} is of type {shown(message.parts[index].fields['type'])}, "
             "text can be appended to 'text', 'reasoning' and 'tool' only; open such a part"
         )
-    length = part.text.length
-    new = text if at is None or at == length else _text_after_overlap(message, part, index, at, text)
+    else:
+        texts = [index]
+    length = sum([message.parts[one].length for one in texts])
+    new = text if at is None or at == length else _text_after_overlap(message, texts, length, request)
     if not new:
         return Decision(serial=message.version, part=index, length=length)
     check_streaming(message)
     _check_size(message, size if new is text else utf8_len(new), limits)
-    at_ms = now_ms if message.writer is not None and message.writer.lease_ms else 0
-    op = Append(id=message.id, part=index, at=length, text=new, at_ms=at_ms)
+    op: Append | SetPart
+    if request.part is None and index != count - 1:
+        index = count
+        _check_part_count(count + 1, limits)
+        op = SetPart(id=message.id, index=index, part={"type": "text", "text": new}, at_ms=now_ms)
+    else:
+        at_ms = now_ms if message.writer is not None and message.writer.lease_ms else 0
+        op = Append(id=message.id, part=index, at=message.parts[index].length, text=new, at_ms=at_ms)
     return Decision(ops=(op,), part=index, length=length + len(new))
 
 
-def _text_after_overlap(message: MessageState, part: PartState, index: int, at: int, text: str) -> str:
-    """Return the end of `text`, which begins at offset `at`, that `part` does not hold yet; raises Gap or Mismatch."""
-    assert part.text is not None
-    length = part.length
+def _text_after_overlap(message: MessageState, texts: list[int], length: int, request: AppendText) -> str:
+    """Return the end of the text of `request` that the parts `texts`, of this length together, do not hold yet.
+
+    Raises Gap or Mismatch.
+    """
+    at, text = request.at or 0, request.text
+    where = f"message {message.id!r}" if request.part is None else f"part {request.part} of message {message.id!r}"
     if at > length:
         check_streaming(message)
         raise Gap(
-            f"part {index} of message {message.id!r} has {length} characters, the append was for offset {at}; "
-            f"continue at offset {length}",
+            f"{where} has {length} characters, the append was for offset {at}; continue at offset {length}",
             length=length,
         )
     overlap = min(length - at, len(text))
-    if overlap and part.text.slice(at, at + overlap) != text[:overlap]:
+    if overlap and _slice(message, texts, at, at + overlap) != text[:overlap]:
         check_streaming(message)
         raise Mismatch(
-            f"part {index} of message {message.id!r} has {length} characters, "
-            f"and those at offset {at} differ from the append; read the message and continue from its text",
+            f"{where} has {length} characters, and those at offset {at} differ from the append; "
+            "read the message and continue from its text",
             length=length,
         )
     return text[overlap:]
 
 
-def _open_text_part(
-    message: MessageState, request: AppendText, text: str, size: int, limits: Limits, now_ms: int
-) -> Decision:
-    """Decide an append to a message without a text part: it opens one, as an entry of its own."""
-    check_streaming(message)
-    if request.at:
-        raise Gap(f"message {message.id!r} has no text, the append was for offset {request.at}; begin at 0", length=0)
-    index = len(message.parts)
-    if not text:
-        return Decision(serial=message.version, part=index, length=0)
-    _check_part_count(index + 1, limits)
-    _check_size(message, size, limits)
-    op = SetPart(id=message.id, index=index, part={"type": "text", "text": text}, at_ms=now_ms)
-    return Decision(ops=(op,), part=index, length=len(text))
+def _slice(message: MessageState, texts: list[int], start: int, end: int) -> str:
+    """Return the text from `start` to `end` of the parts `texts`, as if they were one."""
+    pieces = []
+    for part in (message.parts[one] for one in texts):
+        if part.text is not None and start < part.length and end > 0:
+            pieces.append(part.text.slice(max(0, start), end))
+        start, end = start - part.length, end - part.length
+    return "".join(pieces)
 
 
 def _put_part(message: MessageState, request: PutPart, limits: Limits, now_ms: int) -> Decision:

@@ -155,12 +155,9 @@ class MessageState:
         return claim is not None and claim.state == "taken" and claim.within is None and not self.deleted
 
     @property
-    def last_text_part(self) -> int | None:
-        """Return the index of the last text part, the target of an append that names no part."""
-        for index in range(len(self.parts) - 1, -1, -1):
-            if self.parts[index].fields["type"] == "text":
-                return index
-        return None
+    def text_parts(self) -> list[int]:
+        """Return the indexes of the text parts, which an append that names no part continues."""
+        return [index for index, part in enumerate(self.parts) if part.fields["type"] == "text"]
 
     def message(self) -> Message:
         """Return the message in the form that clients see."""

@@ -223,9 +223,10 @@ export class Channel extends Observable {
   }
 
   /**
-   * Add text to a streaming message. `at` is the length of the part in code points. Without it the text follows the
-   * previous piece, as long as no piece was refused.
-   * @param {string} id @param {string} text @param {number} [at] @param {number} [part] by default the last text part
+   * Add text to a streaming message: to part `part`, or at the end, behind a part that is no text as a new text part.
+   * `at` is the length in code points of the part, without `part` of all text parts together. Without `at` the text
+   * follows the previous piece, as long as no piece was refused.
+   * @param {string} id @param {string} text @param {number} [at] @param {number} [part]
    * @param {{ generation?: number }} [writer] required if the message was taken over
    * @returns {Promise<{ length: number, serial?: number, part?: number }>} no serial: the text waits for its other half
    */

@@ -163,6 +163,36 @@ def test_the_first_append_opens_a_text_part_as_an_entry_of_its_own(harness: LogH
     assert (result.part, result.length) == (1, 2)
 
 
+def test_text_without_an_index_stands_behind_the_last_part_and_a_repeat_of_any_request_changes_nothing(
+    harness: LogHarness,
+) -> None:
+    harness.stream("m", "Look: ")
+    told: list[tuple[Request, int | None]] = [
+        (AppendText(text="it ", at=6), 0),
+        (PutPart(index=1, part=tool_part(), request="r1"), None),
+        (AppendText(text="rains", at=9), 2),
+        (AppendText(text=".", at=14), 2),
+        (PutPart(index=3, part=data_part(), request="r2"), None),
+        (AppendText(text=" Bye", at=15), 4),
+    ]
+    for number, (request, part) in enumerate(told, 1):
+        assert harness.ask("m", request).part == part
+        stored = len(harness.log)
+        for earlier, _ in told[:number]:
+            harness.ask("m", earlier)
+        assert len(harness.log) == stored
+    assert harness.append("m", "s. Bye, you", at=13).length == 24
+    assert harness.append("m", "!").ops == (Append(id="m", part=4, at=9, text="!", at_ms=1_000),)
+    for refused, at in ((Gap, 26), (Mismatch, 14)):
+        with pytest.raises(refused) as refusal:
+            harness.append("m", "x", at=at)
+        assert refusal.value.details == {"length": 25}
+    harness.finish("m")
+    assert [harness.ask("m", one).length for one, part in told if part is not None] == [25] * 4
+    texts = [one["text"] for one in harness.message("m").parts if one["type"] == "text"]
+    assert texts == ["Look: it ", "rains.", " Bye, you!"]
+
+
 @pytest.mark.parametrize("request_", [AppendText(text="x", part=2), PutPart(index=3, part=text_part())])
 def test_missing_part_is_refused_with_the_number_of_parts(harness: LogHarness, request_: Request) -> None:
     harness.stream("m", parts=[text_part(), tool_part()])

@@ -26,7 +26,7 @@ from tenuto.core.errors import (
 )
 from tenuto.core.limits import Limits
 from tenuto.core.message_state import MessageState
-from tenuto.core.requests import CreateMessage, DeleteMessage, FinishMessage
+from tenuto.core.requests import SERVER, AppendText, CreateMessage, DeleteMessage, FinishMessage
 from tenuto.hub import HubCore
 from tenuto.hub.committer import STORE_TIMEOUT_S, Pace
 from tenuto.hub.writer import ABANDONED_S, RETRY_S
@@ -107,6 +107,18 @@ async def test_start_after_a_failed_start_recovers_the_remaining_messages() -> N
         messages = (await successor.history("c")).messages
         assert [one.status for one in messages] == ["interrupted", "interrupted"]
         await successor.close()
+
+
+@pytest.mark.parametrize("outcome", ["kept", "lost"])
+@virtually
+async def test_text_behind_another_part_stands_once_after_a_commit_with_an_unknown_outcome(outcome: str) -> None:
+    async with scripted() as (hub, store):
+        parts = [{"type": "text", "text": "a"}, {"type": "data", "name": "n", "data": 1}]
+        await hub.ask("c", "m", CreateMessage(role="assistant", status="streaming", parts=parts), SERVER)
+        store.script = [outcome]
+        result = await hub.ask("c", "m", AppendText(text="b"), SERVER)
+        assert (result.part, result.length) == (2, 2)
+        assert (await hub.read("c", "m"))[0].parts == [*parts, {"type": "text", "text": "b"}]
 
 
 @pytest.mark.parametrize("has_viewer", [False, True])

@@ -13,7 +13,7 @@ from fastapi import FastAPI
 
 from tenuto import Hub, Turn
 from tenuto.core.errors import Deleted
-from tenuto.core.requests import SERVER, AppendText, CreateMessage, EndTurn, FinishMessage, TakeOver
+from tenuto.core.requests import SERVER, AppendText, CreateMessage, EndTurn, FinishMessage, PutPart, TakeOver
 from tenuto.routes import OPTIONS_KEY
 from tests.hub.test_shared_turns import Remote
 from tests.interop.test_streams import STREAMS as OF_ALL
@@ -98,6 +98,20 @@ async def test_change_of_an_attempt_that_was_replaced_changes_no_stream(
     text = "\n".join(seen)
     assert (end in text, "the end" in text) == (True, True)
     assert not [words for words in ("of a", "more", "another") if words in text]
+
+
+async def test_text_that_a_client_adds_without_an_index_behind_a_call_is_added_to_each_stream() -> None:
+    async with adapters() as (hub, served):
+        await hub.create("chat:1", id="u", text="you", starts_turn=False)
+        await hub.ask("chat:1", "a", CreateMessage(role="assistant", status="streaming", reply_to="u"), SERVER)
+        readers = Readers(served)
+        await readers.join(hub)
+        call = {"type": "tool", "call": "c1", "name": "look", "input": "{}", "output": 1, "state": "done"}
+        for request in (AppendText(text="It "), PutPart(index=1, part=call), AppendText(text="rains.", at=3)):
+            await hub.ask("chat:1", "a", request, SERVER)
+        await hub.ask("chat:1", "a", FinishMessage(), SERVER)
+        for text in await readers.check(['"finish"', "RUN_FINISHED", "response.completed"]):
+            assert "rains." in text
 
 
 async def test_turn_whose_answer_was_deleted_has_failed_for_each_reader_also_after_a_restart(tmp_path: Path) -> None:

@@ -102,6 +102,7 @@ WORLDS: dict[Mutant, dict[str, Any]] = {
         "store_s": (0.0001, 0.05),
         "token_s": 0.1,
     },
+    mutants.an_offset_counts_the_last_text_part: {"authors": [HttpWriter, BlindWriter], "unknown_chance": 0.3},
     mutants.requests_change_their_order_after_an_unknown_outcome: {
         "authors": [BlindWriter, PipelinedWriter],
         "unknown_chance": 0.3,

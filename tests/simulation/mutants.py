@@ -257,6 +257,13 @@ def an_append_gets_a_new_offset_after_an_unknown_outcome(patch: pytest.MonkeyPat
     patch.setattr(committer, "replace", lambda request, **about: request)
 
 
+def an_offset_counts_the_last_text_part(patch: pytest.MonkeyPatch) -> None:
+    """Text without an index goes to the end, so its offset is that of the last text part."""
+    text_parts = MessageState.text_parts.fget
+    assert text_parts is not None
+    patch.setattr(MessageState, "text_parts", property(lambda self: text_parts(self)[-1:]))
+
+
 def requests_change_their_order_after_an_unknown_outcome(patch: pytest.MonkeyPatch) -> None:
     """Each request of the commit is decided again; their order is a detail."""
     return_all = Committer._return_all
@@ -1001,6 +1008,7 @@ MUTANTS: dict[Mutant, str] = {
     a_conflict_of_a_deletion_is_lost: "ids that streamed were not used up",
     an_unknown_outcome_is_never_resolved: "was refused with (mismatch|gap)",
     an_append_gets_a_new_offset_after_an_unknown_outcome: "wrote to",
+    an_offset_counts_the_last_text_part: "was refused with (gap|mismatch)|wrote to",
     requests_change_their_order_after_an_unknown_outcome: "was refused with (mismatch|gap|not_found|no_part)",
     a_conflict_is_ignored: "before it was stored|wrote to|was acknowledged as",
     a_result_is_sent_twice: "offered a second time|received .*'ref'",
