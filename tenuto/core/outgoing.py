@@ -164,7 +164,7 @@ class Outgoing:
         self._again: tuple[dict[str, Json], bool, Container[Json]] | None = None
         # for each time that parts were superseded: the index from which, and the new indexes of those that stayed
         self._superseded: list[tuple[int, dict[int, int]]] = []
-        self._repeated: list[str] = []  # text that this writer added to texts in `left`
+        self._repeated: list[str] = []  # text that this writer added to texts in `left`, and behind those
         self._queue: deque[OutgoingRequest] = deque()  # accepted requests that are not in flight
         self._texts: list[str] = []  # text that gathers for the next append
         self._texts_part = 0  # index of the part that the gathered text belongs to
@@ -265,8 +265,10 @@ class Outgoing:
                 text = self._supersede_by_text(text, owner)
                 if not text:
                     return
-            index = self._text_part if self._text_part >= 0 else self._reserve_text_part(owner)
-        elif self._parts[index].owner is LEFT and self._parts[index].type == "text":
+            if self._text_part < 0:
+                self._reserve_text_part(LEFT if self._repeated and owner is None else owner)
+            index = self._text_part
+        if self._parts[index].owner is LEFT and self._parts[index].type == "text":
             self._repeated.append(text)
         if text.isascii() and not self._halves:  # the common case, without a call
             size = len(text)
@@ -313,9 +315,7 @@ class Outgoing:
         self._halves.pop(position, None)
         self._set_part(position, part, owner)
         self._parts[position].is_closed = known is not None and known.is_closed
-        if not self._repeated:  # else what is superseded by a stream would be repeated in disorder
-            self.close_text()
-        self._find_text_part(self._text_owner)
+        self.close_text()
         size = part_bytes(part)
         self.unstored_bytes += size
         self._put_part(position, part, size, is_replacing=position < count)
@@ -576,11 +576,10 @@ class Outgoing:
             )
         return index
 
-    def _reserve_text_part(self, owner: Owner | None) -> int:
-        """Return the index of a new text part. Its first whole character opens it."""
+    def _reserve_text_part(self, owner: Owner | None) -> None:
+        """Reserve a new text part at the end. Its first whole character opens it."""
         self._text_part = len(self._parts)
         self._set_part(self._text_part, {"type": "text", "text": ""}, owner, is_open=False)
-        return self._text_part
 
     def _open_reserved(self) -> None:
         """Open a text part that has only half a surrogate pair so far, because another part opens after it."""

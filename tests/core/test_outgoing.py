@@ -570,6 +570,22 @@ def test_text_added_by_index_before_an_attempt_outlives_what_was_left() -> None:
     assert counted(harness, then) == ["note ", "tried"]
 
 
+@pytest.mark.parametrize("is_attached", [False, True], ids=["continued", "attached"])
+def test_text_that_goes_on_after_what_was_left_stands_behind_a_later_part_until_an_attempt_begins(
+    is_attached: bool,
+) -> None:
+    harness, then = taken_over()
+    then.accept_text("and ")
+    then.accept_part({"type": "data", "name": "n", "data": 1})
+    for text in ("mo", "re "):
+        then.accept_text(text)
+    assert counted(harness, then) == ["left and ", "more "]
+    trying = then.begin_attempt()
+    assert (then.reopen_left(0, None, trying) if is_attached else then.take_left(trying)) == {}
+    then.accept_text("tried", owner=trying)
+    assert counted(harness, then) == ["and more ", "tried"]
+
+
 def test_text_of_a_half_character_gets_the_other_half_after_a_question() -> None:
     harness = new_log()
     outgoing = opened(harness=harness)
