@@ -202,6 +202,7 @@ class Access:
         for id in references(message.meta).values():
             with suppress(NotFound, Deleted):
                 kept.append((await self._hub.read(channel, id))[0])
+        self.charge(message_bytes(kept))
         return whole(message.meta, kept)
 
     async def remember(

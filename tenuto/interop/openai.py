@@ -149,7 +149,7 @@ class OpenAI:
         if body.get("stream") is True:
             return access.stream(of.channel, of.message_id, events)
         if body.get("background") is True:
-            return response_now(access, await turn_of(access, of), of)
+            return response_now(await turn_of(access, of), of)
         del body  # it may be large, and the turn may take long
         return await whole_response(access, request, events)
 
@@ -320,8 +320,8 @@ class OpenAI:
         if stream.lower() not in ("true", "1", "false", "0"):
             raise InvalidRequest(f"stream must be true or false, got {stream!r:.80}", param="stream")
         if stream.lower() in ("false", "0"):
-            access, of, turn = await self._response_in(request, "history")
-            return response_now(access, turn, of)
+            _, of, turn = await self._response_in(request, "history")
+            return response_now(turn, of)
         access, of, turn = await self._response_in(request, "subscribe", "history")
         return access.stream(of.channel, of.message_id, TurnEvents(turn.question, of, after_of(request.query_params)))
 
@@ -518,9 +518,8 @@ async def turn_of(access: Access, of: Reference, kind: str = "response", param: 
     return await asked(access, of.channel, status)
 
 
-def response_now(access: Access, turn: AskedTurn, of: Reference) -> Response:
+def response_now(turn: AskedTurn, of: Reference) -> Response:
     """Return the response as it is now."""
-    access.charge(len(encode(requested_in(turn.question))))  # which it repeats
     return json_response(events_of(turn, of).response())
 
 
