@@ -248,7 +248,7 @@ class Outgoing:
         """Add `text` to the text part of `owner` behind which no other part was opened, or to part `part`.
 
         Without such a text part it opens one. Half a surrogate pair at the end of `text` is held back until the next
-        text of its part, or the end.
+        text of its part, or behind it, or the end.
         """
         if self.state is not OPEN:
             self.check_open()
@@ -261,14 +261,18 @@ class Outgoing:
             return
         if index < 0:
             self._open_reserved()
+            given, text = text, self._take_half(owner) + text
             if self._has_failed:
                 text = self._supersede_by_text(text, owner)
                 if not text:
                     return
             if self._text_part < 0:
-                self._reserve_text_part(LEFT if self._repeated and owner is None else owner)
+                if owner is None and self._repeated:
+                    owner = LEFT
+                    self._repeated.append(given)
+                self._reserve_text_part(owner)
             index = self._text_part
-        if self._parts[index].owner is LEFT and self._parts[index].type == "text":
+        elif self._parts[index].owner is LEFT and self._parts[index].type == "text":
             self._repeated.append(text)
         if text.isascii() and not self._halves:  # the common case, without a call
             size = len(text)
@@ -426,8 +430,8 @@ class Outgoing:
 
     def close_text(self) -> None:
         """Let further text without an index stand behind the last part: a client may have the parts as a response."""
-        for index, part in enumerate(self._parts[:-1]):
-            part.is_closed = part.is_closed or index not in self._halves  # the other half goes to the same part
+        for part in self._parts[:-1]:
+            part.is_closed = True
         self._find_text_part(self._text_owner)
 
     def accept_update(self, meta: dict[str, Json]) -> None:
@@ -554,13 +558,12 @@ class Outgoing:
 
     def _find_text_part(self, owner: Owner | None) -> None:
         """Find the part to which text of `owner` without an index goes: its last one since an attempt has failed."""
-        owners = (owner,) if owner is not None else (None, LEFT)
-        texts = [
-            index
-            for index, part in enumerate(self._parts)
-            if part.type == "text" and not part.is_closed and live(part.owner) in owners
-        ]
+        texts = [index for index in self._texts_of(owner) if not self._parts[index].is_closed]
         self._text_owner, self._text_part = owner, texts[-1] if texts else -1
+
+    def _texts_of(self, owner: Owner | None) -> list[int]:
+        owners = (owner,) if owner is not None else (None, LEFT)
+        return [i for i, part in enumerate(self._parts) if part.type == "text" and live(part.owner) in owners]
 
     def _checked_index(self, index: int) -> int:
         """Return `index` if the message has this part and the part accepts text."""
@@ -627,6 +630,11 @@ class Outgoing:
         if joiner.held:
             self._halves[index] = joiner.held
         return whole
+
+    def _take_half(self, owner: Owner | None) -> str:
+        """Return the half at the end of the last text of `owner`, whose next text stands in another part."""
+        texts = self._texts_of(owner)
+        return self._halves.pop(texts[-1], "") if texts else ""
 
     def _release_half(self, index: int) -> None:
         """Accept a replacement character for the held half in part `index`, because the other half did not come."""

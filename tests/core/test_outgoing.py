@@ -575,25 +575,25 @@ def test_text_that_goes_on_after_what_was_left_stands_behind_a_later_part_until_
     is_attached: bool,
 ) -> None:
     harness, then = taken_over()
-    then.accept_text("and ")
+    then.accept_text("and \ud83d")
     then.accept_part({"type": "data", "name": "n", "data": 1})
-    for text in ("mo", "re "):
+    for text in ("\ude00 ", "more "):
         then.accept_text(text)
-    assert counted(harness, then) == ["left and ", "more "]
+    assert counted(harness, then) == ["left and ", "😀 more "]
     trying = then.begin_attempt()
     assert (then.reopen_left(0, None, trying) if is_attached else then.take_left(trying)) == {}
     then.accept_text("tried", owner=trying)
-    assert counted(harness, then) == ["and more ", "tried"]
+    assert counted(harness, then) == ["and 😀 more ", "tried"]
 
 
-def test_text_of_a_half_character_gets_the_other_half_after_a_question() -> None:
+def test_half_a_character_waits_for_the_other_half_behind_a_part_that_opens_meanwhile() -> None:
     harness = new_log()
     outgoing = opened(harness=harness)
     outgoing.accept_text("Look \ud83d")
     outgoing.accept_part({"type": "data", "name": "call", "data": 1})
-    outgoing.close_text()
     outgoing.accept_text("\ude00")
-    assert counted(harness, outgoing) == ["Look 😀"]
+    outgoing.accept_text(" there")
+    assert counted(harness, outgoing) == ["Look ", "😀 there"]
 
 
 def test_text_that_another_task_adds_after_a_question_stands_behind_it() -> None:

@@ -99,7 +99,9 @@ class Expected:
                 return [("fail", (), None)]
             case "append":
                 if value:
-                    self._grow(self._text() or self._open("text", ""), value)
+                    text = self._text()
+                    half = self._take_half() if text is None else ""
+                    self._grow(text or self._open("text", ""), half + value)
                 return [("append", (value, None), None)]
             case "think":
                 known = self._others.get((self.owner, "reasoning"))
@@ -126,14 +128,23 @@ class Expected:
         texts = [one for one in self.parts if one.kind == "text" and one.owner == self.owner and not one.is_closed]
         return texts[-1] if texts else None
 
+    def _take_half(self) -> str:
+        """Return half a character at the end of the last text, whose other half opens a text part."""
+        self._end_half()
+        texts = [one for one in self.parts if one.kind == "text" and one.owner == self.owner]
+        if not texts or not texts[-1].content.endswith("\ud83d"):
+            return ""
+        texts[-1].content = texts[-1].content[:-1]
+        return "\ud83d"
+
     def _open(self, kind: str, empty: Any) -> Made:
         self._end_half()
         self.supersede()
         made = Made(kind, empty, self.owner, is_reserved=kind == "text")
         if kind != "text":
             self._others[self.owner, kind] = made
-            for one in self.parts:  # half a character waits for the other half
-                one.is_closed = one.is_closed or not str(one.content).endswith("\ud83d")
+            for one in self.parts:
+                one.is_closed = True
         self.parts.append(made)
         return made
 
