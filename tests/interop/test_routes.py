@@ -325,7 +325,7 @@ async def test_message_that_is_deleted_while_a_route_creates_it_is_reported_as_d
 @pytest.fixture
 async def long_channel(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Hub, list[int | None]]]:
     """A hub whose agent never answers, with a channel that is not in memory, and the pages read from the store."""
-    hub, read = new_hub(), list[int | None]()
+    hub, read = new_hub(limits=Limits(catch_up_messages=50)), list[int | None]()
 
     @hub.agent("*")
     async def waits(turn: Turn) -> None:
@@ -334,13 +334,14 @@ async def long_channel(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[H
     monkeypatch.setattr(turn_status, "PAGES", (2, 5))
     for number in range(100):
         role: Any = "assistant" if number % 2 else "user"
-        await hub.create("chat:1", text="text", id=f"m{number}", role=role, starts_turn=False, reply_to=None)
+        reply_to = "m0" if number == 1 else None
+        await hub.create("chat:1", text="text", id=f"m{number}", role=role, starts_turn=False, reply_to=reply_to)
     store = hub.runtime.store
     page = store.page
 
-    async def noted(channel: str, *, before: int | None, limit: int, limit_bytes: int) -> StoredPage:
-        read.append(before)
-        return await page(channel, before=before, limit=limit, limit_bytes=limit_bytes)
+    async def noted(channel: str, **about: Any) -> StoredPage:
+        read.append(about["before"])
+        return await page(channel, **about)
 
     monkeypatch.setattr(store, "page", noted)
     hub.channel("chat:1").trim(0)
@@ -350,13 +351,20 @@ async def long_channel(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[H
 
 async def test_turn_of_an_old_message_reads_few_pages(long_channel: tuple[Hub, list[int | None]]) -> None:
     hub, read = long_channel
-    assert (await hub.turn("chat:1", "m0")).state == "none"
+    assert [one.id for one in (await hub.turn("chat:1", "m0")).answers] == ["m1"]
     assert len(read) == 2 + turn_status.MAX_PAGES
     hub.channel("chat:1").trim(0)
     read.clear()
     await hub.command("chat:1", "regenerate", target="m0")
     assert (await hub.turn("chat:1", "m0")).state in ("waiting", "running")
     assert read == []
+
+
+async def test_answer_to_an_old_message_leaves_with_its_turn(long_channel: tuple[Hub, list[int | None]]) -> None:
+    hub, _ = long_channel
+    access = await hub.authorize({"type": "http", "headers": [(b"host", b"localhost")], "client": ("127.0.0.1", 1)})
+    await access.delete_turn("chat:1", "m0")
+    assert [one.id for one in (await hub.history("chat:1", after=0, limit=1)).messages] == ["m2"]
 
 
 @pytest.mark.parametrize("kind", ["turn", "answer"])

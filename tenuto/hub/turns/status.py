@@ -64,7 +64,7 @@ MAX_PAGES = 10  # pages of the store to read for one turn, since a peer may name
 
 
 async def read_turn(runtime: Runtime, channel: str, message_id: str, *, has_all_rounds: bool = False) -> TurnStatus:
-    """Return the turn of a user message, with its answers among the newest 2,000 messages (`MAX_PAGES`).
+    """Return the turn of a user message, with its answers in memory and among the next 2,000 messages (`MAX_PAGES`).
 
     The answers are those of the last round, unless it `has_all_rounds`. Raises NotFound, Deleted, StoreUnavailable.
     """
@@ -206,18 +206,18 @@ async def _answers_outside_memory(
             return []
         await live.load_history(wanted)
     found: list[MessageState] = []
-    before = None
+    after = first - 1
     for _ in range(MAX_PAGES):
-        if live.state.history_from <= first or (before is not None and before <= first):
+        if live.state.history_from <= after + 1:
             break
         page = await runtime.store.page(
-            live.name, before=before, limit=PAGES[-1], limit_bytes=runtime.limits.history_bytes
+            live.name, before=None, after=after, limit=PAGES[-1], limit_bytes=runtime.limits.history_bytes
         )
         restored = [restore(one) for one in page.messages]
         found += [one for one in restored if is_answer_of(one, message.id, claim)]
         if not page.more or not restored:
             break
-        before = restored[-1].created
+        after = restored[-1].created
     return found
 
 
