@@ -45,7 +45,7 @@ MAX_FRAMES = 30  # limit of frames of one input
 SPARE_FILES = 40
 SPARE_RSS_KIB = 300_000
 # Of a request that the server cannot read; the protocol names these below its table of errors.
-UNREADABLE = {408: "invalid_request", 414: "too_large", 431: "too_large"}
+UNREADABLE = {408: "invalid_request", 426: "invalid_request", 414: "too_large", 431: "too_large"}
 INTERNAL_ERROR = 1011  # a close code; the parser rejects those that may not be sent, and a server may echo others
 TICKS = os.sysconf("SC_CLK_TCK")
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
