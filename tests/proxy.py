@@ -49,14 +49,6 @@ class FaultProxy:
         self._placeholder: socket.socket | None = None
         self._listener: socket.socket | None = None
 
-    @property
-    def bytes_down(self) -> int:
-        return self._down.bytes
-
-    @property
-    def open_connections(self) -> int:
-        return len(self._links)
-
     async def __aenter__(self) -> Self:
         # This socket is bound as long as the proxy lives, but never listens. So the port stays reserved while
         # connections are refused, and the kernel refuses each with a reset.
@@ -107,27 +99,26 @@ class FaultProxy:
             link.cut()
         await asyncio.gather(*(link.ended() for link in links))
 
-    def cut_after(self, *counts: int, direction: Direction = "down") -> None:
-        """Cut the connection that carries the n-th byte from now on, just after that byte.
+    def cut_after(self, *counts: int) -> None:
+        """Cut the connection that carries the n-th byte from the server from now on, just after that byte.
 
         With several counts, the next begins after the cut of the one before. Bytes are counted over all connections.
         Those before the cut have been passed to the kernel, but the reset of the cut may discard bytes that their
         reader has not read yet. A second call replaces the remaining counts; without counts it cancels them.
         """
-        self.cut_after_marks(b"", *counts, direction=direction)
+        self.cut_after_marks(b"", *counts)
 
-    def cut_after_marks(self, mark: bytes, *counts: int, direction: Direction = "down") -> None:
+    def cut_after_marks(self, mark: bytes, *counts: int) -> None:
         """Close (FIN) the connection that carries the n-th `mark`, such as the end of an event, just after it.
 
         All bytes before the end reach their reader. Otherwise as `cut_after`.
         """
         assert all(count > 0 for count in counts), counts
-        for way in self._ways(direction):
-            way.cuts, way.mark, way.end = deque(counts), mark, b""
+        self._down.cuts, self._down.mark, self._down.end = deque(counts), mark, b""
 
-    def cuts_left(self, direction: Direction = "down") -> int:
+    def cuts_left(self) -> int:
         """Return how many counts of the last call are left."""
-        return max(len(way.cuts) for way in self._ways(direction))
+        return len(self._down.cuts)
 
     # Passing bytes
 
@@ -190,7 +181,6 @@ class _Way:
         self.cuts: deque[int] = deque()
         self.mark = b""  # what the cuts count; empty: bytes
         self.end = b""  # of the bytes that passed, which may begin a mark
-        self.bytes = 0  # that have passed
 
     def limit(self, data: memoryview) -> int:
         """Return how many bytes of `data` may pass before the next cut, or up to a mark."""
@@ -203,7 +193,6 @@ class _Way:
 
     def passed(self, data: memoryview) -> bool:
         """Count bytes that have passed. Return whether the connection that carried them must be cut."""
-        self.bytes += len(data)
         if not self.cuts:
             return False
         end = self.end + data

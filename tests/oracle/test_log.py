@@ -10,9 +10,7 @@ import pytest
 from proof.oracle import Violation
 from proof.oracle.log import GENERATION, StoredLogs, marks
 from tenuto.core.ops import Append, Claim, Delete, Entry, Finish, Op, Reply, Takeover, Update, WriterIdentity
-from tenuto.core.requests import EndTurn
 from tenuto.stores.base import Write
-from tests.core.harness import SERVER, served_log
 from tests.oracle.entries import create, write
 
 BEFORE: tuple[Op, ...] = (create("m"), create("done", status="complete"))
@@ -50,13 +48,3 @@ def test_gap_in_the_serials_is_a_violation() -> None:
     stored = StoredLogs()
     with pytest.raises(Violation):
         stored.apply(Write(channel="c", epoch="e1", expected=0, entries=[Entry(2, create("m"))]))
-
-
-def test_turn_may_be_given_up_and_its_answer_fails() -> None:
-    harness = served_log("q")
-    harness.claim("q")
-    harness.stream("a", "half", reply_to="q")
-    harness.ask("q", EndTurn(generation=1, failure="f"), SERVER)
-    stored = StoredLogs()
-    stored.apply(Write(channel="c", epoch="e1", expected=0, entries=harness.log))
-    assert stored.head("c").turns["q"][-1][1:] == ("done", 2)

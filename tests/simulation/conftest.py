@@ -10,8 +10,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from proof.simulation.clock import VirtualLoop
-
 
 @pytest.fixture(scope="module", autouse=True)
 def small_heap() -> Iterator[None]:
@@ -20,10 +18,3 @@ def small_heap() -> Iterator[None]:
     gc.freeze()
     yield
     gc.unfreeze()
-
-
-@pytest.fixture
-def loop() -> Iterator[VirtualLoop]:
-    loop = VirtualLoop()
-    yield loop
-    loop.close()

@@ -1,46 +1,11 @@
-"""The wire checker: parsers given split input, the checker against servers that break one rule each, real sockets."""
+"""The wire checker: its parser of event streams, and the checker against servers that break one rule each."""
 
-import asyncio
-import contextlib
 import json
-import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
 
-from proof.wirecheck import Checker, Frames, Json, Response, SseParser, SseSession, SseViewer, WireError, WsSession
-from tests.test_proxy import at_rest
-
-# Chunked bodies and response heads
-
-HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-
-
-def test_a_body_without_its_last_chunk_is_not_complete() -> None:
-    response = Response()
-    assert response.receive(HEAD + b"5\r\nhello\r\n") == b"hello"
-    assert not response.is_complete
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"ICY 200 OK\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n",
-        HEAD + b"x\r\n",
-        HEAD + b"-5\r\nhello\r\n",
-        HEAD + b"\r\n",
-        HEAD + b"5\nhello\r\n",
-        HEAD + b"5\r\nhello!\r\n",
-        HEAD + b"0\r\n\r\n5\r\nhello\r\n",
-        HEAD + b"1" * 9000,
-    ],
-)
-def test_broken_head_or_chunked_framing_is_an_error(data: bytes) -> None:
-    with pytest.raises(WireError):
-        Response().receive(data)
-
+from proof.wirecheck import Checker, Json, SseParser, SseSession, WireError, WsSession
 
 # Server-sent events
 
@@ -55,29 +20,6 @@ def test_an_event_without_data_is_dropped_and_counted() -> None:
 def test_an_unknown_field_is_an_error(stream: bytes) -> None:
     with pytest.raises(WireError):
         SseParser().receive(stream)
-
-
-# WebSocket frames
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"\x81\x85mask.....",  # masked
-        b"\xc1\x01x",  # an extension's bit
-        b"\x83\x01x",  # an unknown opcode
-        b"\x80\x01x",  # no message to continue
-        b"\x01\x01x\x81\x01y",  # a beginning inside a message
-        b"\x09\x01x",  # a ping in fragments
-        b"\x89\x7e\x00\x80" + bytes(128),  # a long ping
-        b"\x81\x7e\x00\x05hello",  # a length in a longer form than it needs
-        b"\x81\x02\xff\xfe",  # text that is not UTF-8
-        b"\x88\x02\x00\x00",  # a close code that does not exist
-    ],
-)
-def test_broken_frames_are_an_error(data: bytes) -> None:
-    with pytest.raises(WireError):
-        Frames().receive(data)
 
 
 # The checker: events of a correct server
@@ -277,81 +219,6 @@ def test_handshake_with_another_key_is_a_violation() -> None:
     session.attach(checker)
     session.receive(b"HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: wrong\r\n\r\n", now_s=1.0)
     assert (kinds(checker), session.is_over) == (["protocol"], True)
-
-
-# Viewers on real sockets
-
-Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter, str, dict[str, str]], Awaitable[None]]
-
-
-@contextlib.asynccontextmanager
-async def wire_server(serve: Serve) -> AsyncIterator[int]:
-    """Run a server on a free port. It reads one request head and calls `serve`."""
-    writers = []
-
-    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writers.append(writer)
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-            first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
-            headers = dict(line.split(": ", 1) for line in lines if line)
-            await serve(reader, writer, first.split(" ")[1], headers)
-
-    server = await asyncio.start_server(take, "127.0.0.1", 0)
-    async with server:
-        yield server.sockets[0].getsockname()[1]
-        for writer in writers:
-            writer.transport.abort()
-
-
-async def test_sse_viewer_resumes_from_its_cursor_after_a_cut() -> None:
-    asked = []
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str, headers: Json) -> None:
-        asked.append((path, headers["Host"], headers.get("Last-Event-ID")))
-        if len(asked) == 1:
-            writer.write(SSE_HEAD + chunk(sse((attached(2), None), (update(2, "Hel"), "e:2"))))
-            writer.write(b"999\r\nevent: message.append\ndata: {")  # cut within an event
-            await writer.drain()
-            writer.close()
-        else:
-            events = [(attached(4, resumed=True), None), (append(4, 3, "lo"), "e:4")]
-            writer.write(SSE_HEAD + chunk(sse(*events)))
-
-    async with wire_server(serve) as port, SseViewer("127.0.0.1", port, "c", query={"history": "5"}) as viewer:
-        await viewer.until(lambda: viewer.is_over)
-        assert viewer.checker.text("m") == "Hel"
-        await viewer.reconnect()
-        await viewer.until(lambda: viewer.checker.text("m") == "Hello")
-        assert viewer.checker.violations == []
-        assert [received.event["type"] for received in viewer.events[2:]] == ["channel.attached", "message.append"]
-        host = f"127.0.0.1:{port}"
-    assert asked == [
-        ("/v1/channels/c/events?history=5", host, None),
-        ("/v1/channels/c/events?since=e%3A2&history=5", host, None),
-    ]
-
-
-async def test_stalled_viewer_exerts_backpressure_and_loses_no_text() -> None:
-    text = "x" * (1 << 20)
-    writers = []
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str, headers: Json) -> None:
-        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16 * 1024)
-        writer.write(SSE_HEAD + chunk(sse((attached(1), None), (update(1, ""), "e:1"))))
-        await writer.drain()
-        writers.append(writer)
-
-    async with wire_server(serve) as port, SseViewer("127.0.0.1", port, "c", receive_buffer_bytes=16 * 1024) as viewer:
-        await viewer.until_attached()
-        viewer.stall()
-        data = chunk(sse((append(2, 0, text), "e:2"), retry=b""))
-        writers[0].write(data)
-        in_kernels = await at_rest(lambda: len(data) - writers[0].transport.get_write_buffer_size())
-        assert in_kernels < 256 * 1024
-        assert viewer.checker.text("m") == ""
-        viewer.resume()
-        await viewer.until(lambda: viewer.checker.text("m") == text)
-        assert viewer.checker.violations == []
 
 
 # Presence, commands and signals --------------------------------------------------------------------------------------
