@@ -33,13 +33,13 @@ with socket.create_connection((host, port), timeout=20) as peer:
 """
 
 
-def ask_as(user: int, port: int, request: bytes, *, host: str = "127.0.0.1", ending: str = "read") -> bytes:
+def ask_as(user: int, port: int, request: bytes, *, ending: str = "read") -> bytes:
     """Send `request` from a process of the account `user`; return the bytes of the response until the server closes.
 
     `ending` is `read`, `half` (the peer closes its sending side before it reads), `close` or `reset` (it closes its
     socket at once and reads no byte).
     """
-    arguments = [sys.executable, "-c", _PROGRAM, host, str(port), str(user), ending]
+    arguments = [sys.executable, "-c", _PROGRAM, "127.0.0.1", str(port), str(user), ending]
     done = subprocess.run(arguments, input=request, capture_output=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout

@@ -262,13 +262,6 @@ def test_the_reference_has_what_users_may_call_and_each_type_that_it_names(monke
     assert sorted((named & defined) - {one.split(".")[-1] for one in entries}) == []
 
 
-def test_the_reference_of_the_browser_client_has_no_private_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    page = script_of_the_site(monkeypatch).REFERENCE["reference-browser.md"]()
-    entries = {*re.findall(r"^#+ `(.+)`$", page, re.MULTILINE)}
-    assert {"Channel", "Strings", "TenutoChat"} <= entries
-    assert entries & {"Use", "Base", "Flags", "Settable", "STRINGS"} == set()
-
-
 def test_each_question_of_the_index_is_answered_on_a_page_whose_title_it_is() -> None:
     asked = re.findall(r"^- \[… (.+?)\]\((.+?)\)$", (ROOT / "docs" / "README.md").read_text(), re.MULTILINE)
     assert len(asked) > 10

@@ -2,8 +2,8 @@
 
 Layer: tests.
 
-`python -m tests.walks` prints the figures of an append to a WebSocket, an attach with catch-up, and a turn with one
-token; `-v` lists the functions in their order. Periodic work (heartbeats, leases of nodes, housekeeping) is left out.
+The ways are an append to a WebSocket, an attach with catch-up, and a turn with one token. Periodic work (heartbeats,
+leases of nodes, housekeeping) is left out.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import json
 import os
 import socket
 import sys
-import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -47,17 +46,6 @@ class Walk:
     def figures(self) -> tuple[int, int]:
         """Return the calls, and the modules in which they are."""
         return len(self.calls), len({path for path, _ in self.calls})
-
-    def report(self) -> str:
-        """Return the functions in their order, a line for each change of module."""
-        lines, here = [], ""
-        for path, name in self.calls:
-            if path != here:
-                lines.append(f"  {path}: {name}")
-                here = path
-            else:
-                lines[-1] += f", {name}"
-        return "\n".join(lines)
 
 
 async def _until(viewer: ClientConnection, is_met: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
@@ -141,21 +129,3 @@ async def take(folder: Path) -> dict[str, Walk]:
             await served
             await hub.close()
     return walks
-
-
-def main() -> None:
-    """Print the figures, as JSON with `--json`."""
-    with tempfile.TemporaryDirectory() as folder:
-        walks = asyncio.run(take(Path(folder)))
-    if "--json" in sys.argv:
-        print(json.dumps({name: walk.figures() for name, walk in walks.items()}))
-        return
-    for name, walk in walks.items():
-        calls, modules = walk.figures()
-        print(f"{name}: {calls:,} calls in {modules} modules")
-        if "-v" in sys.argv:
-            print(walk.report())
-
-
-if __name__ == "__main__":
-    main()

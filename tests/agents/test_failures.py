@@ -228,28 +228,6 @@ async def test_questions_of_a_process_that_died_and_are_not_asked_again_are_with
 
 
 @virtually
-async def test_question_of_a_turn_whose_processes_died_too_often_is_withdrawn() -> None:
-    store = Failing()
-    asked: list[list[str]] = []
-    for number in range(ATTEMPTS + 1):
-        hub = new_hub(store)
-
-        @hub.agent("chat:*", name="bot")
-        async def asking(turn: Turn) -> None:
-            await turn.ask("approve", timeout_s=3600)
-
-        await hub.start()
-        if not number:
-            await hub.create("chat:1", text="?", author="ann")
-        await asyncio.sleep(5)
-        asked.append(questions(hub))
-        store.is_down = number < ATTEMPTS
-        await hub.close()
-        store.is_down = False
-    assert asked == [["approve"]] * ATTEMPTS + [[]]
-
-
-@virtually
 async def test_with_interrupt_a_turn_that_crashed_before_its_answer_is_not_run_again() -> None:
     store = MemoryStore()
     first = new_hub(store)
@@ -336,7 +314,37 @@ async def test_answer_that_had_failed_before_the_crash_is_the_answer_until_it_is
     assert [one[0] for one in await endings(hub)] == ["by attempt 1", "by attempt 129"]
 
 
-async def check_taken_up(handler: Callable[[Turn], Awaitable[None]]) -> None:
+async def one_after_the_other(turn: Turn) -> None:
+    """Try another model in a second answer."""
+    with contextlib.suppress(RuntimeError):
+        async with turn.reply():
+            raise RuntimeError("quota")
+    async with turn.reply() as message:
+        await message.append(f"by attempt {turn.attempt}")
+        await asyncio.sleep(1000 if turn.attempt == 1 else 0)
+
+
+async def both_at_once(turn: Turn) -> None:
+    """Ask two models at once."""
+
+    async def first() -> None:
+        async with turn.reply() as message:
+            await message.append(f"by attempt {turn.attempt}")
+            await asyncio.sleep(1000 if turn.attempt == 1 else 0)
+
+    async def second() -> None:
+        await asyncio.sleep(1)
+        async with turn.reply():
+            raise RuntimeError("quota")
+
+    await asyncio.gather(first(), second(), return_exceptions=True)
+
+
+@pytest.mark.parametrize("handler", [one_after_the_other, both_at_once])
+@virtually
+async def test_answer_that_had_not_ended_is_taken_up_beside_one_that_had_failed(
+    handler: Callable[[Turn], Awaitable[None]],
+) -> None:
     """The process died five seconds after the question, and the next one completes the answer that was left."""
     store = MemoryStore()
     for _ in range(2):
@@ -349,41 +357,6 @@ async def check_taken_up(handler: Callable[[Turn], Awaitable[None]]) -> None:
     hub = new_hub(store)
     await hub.start()
     assert ("by attempt 2", "complete", None) in await endings(hub)
-
-
-@virtually
-async def test_answer_that_had_not_ended_is_taken_up_behind_one_that_had_failed() -> None:
-    """The handler tries another model in a second answer."""
-
-    async def trying(turn: Turn) -> None:
-        with contextlib.suppress(RuntimeError):
-            async with turn.reply():
-                raise RuntimeError("quota")
-        async with turn.reply() as message:
-            await message.append(f"by attempt {turn.attempt}")
-            await asyncio.sleep(1000 if turn.attempt == 1 else 0)
-
-    await check_taken_up(trying)
-
-
-@virtually
-async def test_answer_that_had_not_ended_is_taken_up_before_one_that_had_failed() -> None:
-    """The handler asks two models at once."""
-
-    async def asking(turn: Turn) -> None:
-        async def first() -> None:
-            async with turn.reply() as message:
-                await message.append(f"by attempt {turn.attempt}")
-                await asyncio.sleep(1000 if turn.attempt == 1 else 0)
-
-        async def second() -> None:
-            await asyncio.sleep(1)
-            async with turn.reply():
-                raise RuntimeError("quota")
-
-        await asyncio.gather(first(), second(), return_exceptions=True)
-
-    await check_taken_up(asking)
 
 
 class Pausing(MemoryStore):

@@ -97,47 +97,28 @@ async def test_only_whole_messages_of_users_are_answered() -> None:
     assert begun == ["yes"]
 
 
+@pytest.mark.parametrize(("settings", "most"), [({}, 1), ({"when_busy": "parallel", "slots": 3}, 3)])
 @virtually
-async def test_a_channel_has_one_turn_at_a_time_in_order() -> None:
+async def test_a_channel_has_one_turn_at_a_time_in_order_or_as_many_as_are_allowed(
+    settings: dict[str, Any], most: int
+) -> None:
     hub = new_hub()
-    at_once, most = 0, 0
-    order: list[str] = []
+    running = list[str]()
+    counts, order = set[int](), list[str]()
 
-    @hub.agent("chat:*")
+    @hub.agent("chat:*", **settings)
     async def bot(turn: Turn) -> None:
-        nonlocal at_once, most
-        at_once += 1
-        most = max(most, at_once)
+        running.append(turn.text)
         order.append(turn.text)
-        async with turn.reply() as message:
-            await asyncio.sleep(1)
-            await message.append(turn.text)
-        at_once -= 1
-
-    for number in range(5):
-        await hub.create("chat:1", text=str(number))
-    await until_over(hub, 5)
-    assert (most, order) == (1, ["0", "1", "2", "3", "4"])
-
-
-@virtually
-async def test_parallel_turns_run_beside_each_other_and_channels_always_do() -> None:
-    hub = new_hub()
-    at_once, most = 0, 0
-
-    @hub.agent("chat:*", when_busy="parallel", slots=3)
-    async def bot(turn: Turn) -> None:
-        nonlocal at_once, most
-        at_once += 1
-        most = max(most, at_once)
+        counts.add(len(running))
         async with turn.reply():
             await asyncio.sleep(1)
-        at_once -= 1
+        running.remove(turn.text)
 
     for number in range(7):
         await hub.create("chat:1", text=str(number))
     await until_over(hub, 7)
-    assert most == 3
+    assert (max(counts), order) == (most, [*"0123456"])
 
 
 @virtually
@@ -510,31 +491,6 @@ async def test_a_turn_whose_process_died_is_another_attempt(on_crash: Any) -> No
     await asyncio.sleep(5)
     assert len(attempts) <= 1  # the turn is over
     assert (await third.read("chat:1", asked.id))[0].version == asked.version  # a claim changes no version
-
-
-@virtually
-async def test_history_is_the_conversation_up_to_the_message() -> None:
-    hub = new_hub()
-    seen: list[list[Any]] = []
-
-    @hub.agent("chat:*")
-    async def bot(turn: Turn) -> None:
-        seen.append([(one["role"], one["content"]) for one in await turn.history()])
-        async with turn.reply() as message:
-            await message.append(f"re {turn.text}")
-
-    first = await hub.create("chat:1", text="one")
-    await until_over(hub, 1)
-    await hub.create("chat:1", text="two")
-    await until_over(hub, 2)
-    # An edit of the first question: a sibling, so that the branch of "two" is not part of it.
-    await hub.create("chat:1", text="one, edited", parent=first.parent)
-    await until_over(hub, 3)
-    assert seen == [
-        [("user", "one")],
-        [("user", "one"), ("assistant", "re one"), ("user", "two")],
-        [("user", "one, edited")],
-    ]
 
 
 @pytest.mark.parametrize(

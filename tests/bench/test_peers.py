@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import select
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,7 +11,6 @@ import pytest
 
 from bench import appends, beside
 from bench.common import Row
-from bench.peers.system import foreign
 from bench.peers.xadd import REDIS_CLIENT, cache
 
 PATIENCE_S = 40.0
@@ -48,21 +44,3 @@ def test_appends_are_measured_on_the_real_systems(tmp_path: Path) -> None:
 def test_nchan_and_tenuto_are_measured_by_the_same_rows(tmp_path: Path) -> None:
     figures = "\n".join(_figures(beside.measure(tmp_path, TINY, beside.SYSTEMS)))
     assert figures.count("CPU per delivered token, against nchan, memory") == 2  # SSE and WebSocket
-
-
-def test_foreign_server_ends_with_its_context_and_with_its_parent_process() -> None:
-    with foreign("sleep", ["sleep", "600"], lambda _: True) as pid:
-        server = os.pidfd_open(pid)
-    assert select.select([server], [], [], 0)[0]
-    os.close(server)
-    code = (
-        "import os, signal; from bench.peers.system import foreign\n"
-        "with foreign('sleep', ['sleep', '600'], lambda _: True) as pid:\n"
-        "    print(pid, flush=True); input(); os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as by:
-        assert by.stdout is not None
-        server = os.pidfd_open(int(by.stdout.readline()))
-        by.communicate("\n")
-    assert select.select([server], [], [], PATIENCE_S)[0]
-    os.close(server)

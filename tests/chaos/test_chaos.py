@@ -9,16 +9,11 @@ from __future__ import annotations
 
 import re
 import shutil
-import socket
-import tempfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from proof.chaos.__main__ import main
-from proof.chaos.processes import END_S, Child, Failure
-from proof.chaos.proxies import Proxies
+from proof.chaos.processes import Child, Failure
 from proof.chaos.scenarios import SCENARIOS, run
 from proof.chaos.world import Scale, World
 
@@ -39,44 +34,6 @@ async def test_failure_reports_its_seed_and_keeps_the_file_and_the_logs() -> Non
     assert (world.folder / "account.txt").read_text() == account
     assert world.store.read_bytes() == b"the file"
     shutil.rmtree(world.folder)
-
-
-@pytest.mark.parametrize("size", [[], ["--small"]], ids=["long", "small"])
-def test_command_in_a_failure_repeats_the_run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, size: list[str]
-) -> None:
-    played: list[tuple[str, int, Scale]] = []
-
-    async def play(name: str, seed: int, scale: Scale, **_: Any) -> None:
-        played.append((name, seed, scale))
-        async with World(name, seed, scale):
-            raise Failure("on purpose")
-
-    monkeypatch.setattr("proof.chaos.__main__.run", play)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    assert main(["kill", "--seed", "7", "--rounds", "3", *size]) == 1
-    again = re.search(r"-- again: python -m proof.chaos (.*)", capsys.readouterr().out)
-    assert again is not None
-    assert main(again[1].split()) == 1
-    assert played == [("kill", 7, Scale.small(3) if size else Scale(3))] * 2
-
-
-async def test_proxy_carries_bytes_while_the_loop_of_the_run_is_busy(tmp_path: Path) -> None:
-    proxies = Proxies(tmp_path, print)
-    await proxies.spawn()
-    try:
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            proxy = await proxies.add(server.getsockname()[1])
-            server.settimeout(END_S)
-            with socket.create_connection(("127.0.0.1", proxy.port), END_S) as client, server.accept()[0] as accepted:
-                accepted.settimeout(END_S)
-                client.sendall(b"x")
-                assert accepted.recv(1) == b"x"  # the loop has not run since the proxy was opened
-                await proxy.do("cut")
-                with pytest.raises(ConnectionResetError):
-                    client.recv(1)
-    finally:
-        await proxies.clean_up()
 
 
 async def test_failed_run_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:

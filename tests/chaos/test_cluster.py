@@ -5,23 +5,19 @@ Layer: tests.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from proof.chaos.cluster import BUS_FAULTS, FAULTS, Cluster, Stage, may_fail
+from proof.chaos.cluster import Cluster, Stage
 from proof.chaos.conversation import Conversation
 from proof.chaos.processes import Failure
 from proof.chaos.viewer import Viewer, Watching
 from proof.chaos.world import Scale, World
 from proof.oracle.plans import Script
 from proof.oracle.questions import Question
-from tests.client.wire import becomes
-from tests.nginx import needs_nginx
 
 Json = dict[str, Any]
 STEPS = 20
@@ -118,31 +114,3 @@ async def test_question_that_was_under_way_when_the_standby_fell_behind_may_be_l
     await stage.check_kept(kept, acknowledged)
     assert conversation.questions.open == []
     assert question.id not in world.acknowledged.messages
-
-
-def test_only_long_faults_of_the_store_may_end_an_answer_and_no_fault_of_a_small_run() -> None:
-    ending = {fault.__name__ for fault in (*FAULTS, *BUS_FAULTS) if may_fail(fault, Scale(1))}
-    assert ending == {"database_stopped", "connections_stalled", "connections_swallowed"}
-    assert not any(may_fail(fault, Scale.small(1)) for fault in (*FAULTS, *BUS_FAULTS))
-
-
-def children(pid: int) -> list[int]:
-    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def is_running(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
-
-
-@needs_nginx
-async def test_cluster_that_ends_early_leaves_no_process_and_no_folder(
-    world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr("proof.chaos.engines.MEMORY", tmp_path)
-    cluster = Cluster(world, Conversation(world, channels=()), has_bus=False)
-    await cluster.start_proxy(1)
-    await becomes(lambda: bool(children(cluster.pid)))
-    (worker,) = children(cluster.pid)
-    await cluster.clean_up()
-    assert not is_running(worker)
-    assert os.listdir(tmp_path) == []

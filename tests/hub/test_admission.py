@@ -37,8 +37,8 @@ class Creating(Timed):
         return await super().commit(writes)
 
 
-async def burst(hub: HubCore, count: int = ANSWERS) -> None:
-    await asyncio.gather(*(hub.create(f"new{number}", text="?") for number in range(count)))
+async def burst(hub: HubCore) -> None:
+    await asyncio.gather(*(hub.create(f"new{number}", text="?") for number in range(ANSWERS)))
 
 
 async def delays_beside_burst(store: Creating) -> tuple[list[float], list[float], float]:

@@ -21,10 +21,10 @@ PATIENCE_S = 60.0
 class Watcher:
     """A viewer that follows a channel as a client would."""
 
-    def __init__(self, hub: HubCore, channel: str, *, since: str | None = None, flush_ms: int = 0) -> None:
+    def __init__(self, hub: HubCore, channel: str, *, since: str | None = None) -> None:
         self.view = View()
         self.batches: list[Batch] = []
-        self._subscription = hub.subscribe(channel, since=since, flush_ms=flush_ms)
+        self._subscription = hub.subscribe(channel, since=since, flush_ms=0)
         self._stream = self._subscription.batches()
 
     @property

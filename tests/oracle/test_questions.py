@@ -29,8 +29,8 @@ def stored(*answers: Json) -> dict[str, Json]:
     return {one["id"]: one for one in ({"id": ID, "status": "complete", "created": 1}, *answers)}
 
 
-def one_question(attempts: int = 2) -> tuple[Questions, Question]:
-    question = Question(ID, "c", attempts)
+def one_question() -> tuple[Questions, Question]:
+    question = Question(ID, "c", 2)
     return Questions(SEED, STEPS, {ID: question}), question
 
 

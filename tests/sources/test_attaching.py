@@ -292,14 +292,21 @@ async def test_next_process_goes_on_with_a_response_beside_which_a_step_is_shown
     assert model.asked.count("POST") == 1
 
 
+# the step begins once the first response has broken off, or when its reasoning has come and no text
+@pytest.mark.parametrize(("begins_s", "parts"), [(1.5, ["text", "tool"]), (0.5, ["reasoning", "tool", "text"])])
 @virtually
-async def test_text_that_a_response_has_continued_before_a_shown_step_stands_once() -> None:
-    first, second = long_events(LONG, "It goes on."), long_events("x" * 250, "y", response="resp_2")
-    model = Model([*first[:5], CUT], UNKNOWN, [*second[:5], HOLD], second)
+async def test_text_that_a_response_has_continued_beside_a_shown_step_stands_once(
+    begins_s: float, parts: list[str]
+) -> None:
+    wire, second = Responses(), long_events("x" * 250, "y", response="resp_2")
+    begin, thought = wire.begin(), wire.thought() if "reasoning" in parts else []
+    begun, text = [*begin, *thought], wire.said(pieces=(LONG, "It goes on."))
+    first = [[*begun, CUT], [*text[:3], CUT]] if thought else [[*begun, *text[:3], CUT]]
+    model = Model(*first, UNKNOWN, [*second[:5], HOLD], second)
     client = model.openai()
 
     async def step(turn: Turn) -> None:
-        await asyncio.sleep(1.5)  # the first response has broken off, the second one has not begun
+        await asyncio.sleep(begins_s)
         await turn.step("beside", asyncio.sleep, 1, show=True)
 
     async def respond(turn: Turn) -> None:
@@ -308,30 +315,7 @@ async def test_text_that_a_response_has_continued_before_a_shown_step_stands_onc
             await asyncio.gather(piping, step(turn))
 
     (answer,) = await answers_over_a_crash(respond, "continue")
-    assert (answer.status, answer.text) == ("complete", LONG + "x" * 250 + "y")
-    assert counted(answer) == ["text", "tool"]
-    assert model.asked.count("POST") == 2
-
-
-@virtually
-async def test_next_process_goes_on_with_a_response_that_continues_text_behind_reasoning_and_a_shown_step() -> None:
-    wire, second = Responses(), long_events("x" * 250, "y", response="resp_2")
-    thought, text = [*wire.begin(), *wire.thought()], wire.said(pieces=(LONG, "It goes on."))
-    model = Model([*thought, CUT], [*text[:3], CUT], UNKNOWN, [*second[:5], HOLD], second)
-    client = model.openai()
-
-    async def step(turn: Turn) -> None:
-        await asyncio.sleep(0.5)  # the reasoning has come, and no text
-        await turn.step("beside", lambda: "done", show=True)
-
-    async def respond(turn: Turn) -> None:
-        async with turn.reply() as message:
-            piping = message.pipe(lambda so_far: ask(client)(), attach=client.responses, on_break="continue")
-            await asyncio.gather(piping, step(turn))
-
-    (answer,) = await answers_over_a_crash(respond, "continue")
-    assert counted(answer) == ["reasoning", "tool", "text"]
-    assert (answer.status, answer.text) == ("complete", LONG + "x" * 250 + "y")
+    assert (answer.status, answer.text, counted(answer)) == ("complete", LONG + "x" * 250 + "y", parts)
     assert model.asked.count("POST") == 2
 
 

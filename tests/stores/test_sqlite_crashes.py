@@ -156,9 +156,9 @@ async def backup(path: Path) -> bytes:
     return read(path)
 
 
-async def write_more(path: Path, channel: str = "other") -> None:
+async def write_more(path: Path) -> None:
     async with opened(path) as store:
-        assert await Chat(store, channel).do(create("m1", "x")) == Committed(1)
+        assert await Chat(store, "other").do(create("m1", "x")) == Committed(1)
 
 
 @pytest.mark.parametrize("restore", [put_back, put_back_anew])

@@ -78,28 +78,9 @@ async def test_socket_of_several_agents_continues_the_turn_of_each_at_a_node_wit
     await ended(hubs, again, person)
 
 
-@pytest.mark.parametrize("is_renewed", [False, True])
+@pytest.mark.parametrize("how", ["gives it back", "gives it back while it renews it", "is cut off", "is abandoned"])
 @virtually
-async def test_turn_that_its_agent_gives_back_goes_at_once_to_an_agent_of_another_node(is_renewed: bool) -> None:
-    store = Shared()
-    here, there = hubs = new_hub(store, 1), new_hub(store, 2)
-    await started(*hubs)
-    agent, person = await worker(here, "bot1"), Line(here, "ann")
-    about = await asked(person, agent)
-    far = await worker(there, "bot2")
-    await agent.ask("work", pattern="chat:*", slots=0)
-    if is_renewed:
-        agent.request("turn.renew", **about)  # is being stored when the agent gives the turn back
-    assert (await agent.ask("turn.done", **about, state="lost"))["type"] == "ok"
-    await asyncio.sleep(2.0)
-    assert has_turn(far)
-    assert (await agent.ask("turn.renew", **about))["type"] == "error"
-    await ended(hubs, agent, far, person)
-
-
-@pytest.mark.parametrize("is_abandoned", [False, True])
-@virtually
-async def test_turn_of_an_agent_that_is_gone_goes_to_an_agent_of_another_node(is_abandoned: bool) -> None:
+async def test_turn_of_an_agent_that_gives_it_back_or_is_gone_goes_to_an_agent_of_another_node(how: str) -> None:
     """Its socket has broken for three seconds, or the supervisor of its process knows that it is gone."""
     store = Shared()
     here, there = hubs = new_hub(store, 1), new_hub(store, 2)
@@ -108,10 +89,19 @@ async def test_turn_of_an_agent_that_is_gone_goes_to_an_agent_of_another_node(is
     about = await asked(person, agent)
     far = await worker(there, "bot2")
     await asyncio.sleep(2.0)  # the first node learns of it
-    await agent.cut()
-    if is_abandoned:
+    if how.startswith("gives it back"):
+        await agent.ask("work", pattern="chat:*", slots=0)
+        if how.endswith("renews it"):
+            agent.request("turn.renew", **about)  # is being stored when the agent gives the turn back
+        assert (await agent.ask("turn.done", **about, state="lost"))["type"] == "ok"
+    else:
+        await agent.cut()
+    if how == "is abandoned":
         here.runtime.scheduler.abandon("bot1")
-    await asyncio.sleep(1.5 if is_abandoned else 4.5)
+    await asyncio.sleep(4.5 if how == "is cut off" else 1.5)
     assert has_turn(far)
+    if how.startswith("gives it back"):
+        assert (await agent.ask("turn.renew", **about))["type"] == "error"
+        await agent.cut()
     assert (await far.ask("turn.done", **{**about, "generation": 2}))["type"] == "ok"
     await ended(hubs, far, person)

@@ -83,9 +83,9 @@ class Peer:
 
 
 @asynccontextmanager
-async def dialled(served: Served, *, query: str = "", port: int | None = None, **options: Any) -> AsyncIterator[Peer]:
+async def dialled(served: Served, *, query: str = "", **options: Any) -> AsyncIterator[Peer]:
     options = {"subprotocols": [Subprotocol("tenuto.v1")], "proxy": None, "compression": None, **options}
-    url = f"ws://localhost:{port or served.port}/v1/ws{query}"
+    url = f"ws://localhost:{served.port}/v1/ws{query}"
     async with connect(url, host="127.0.0.1", max_size=None, **options) as socket:
         yield Peer(socket)
 

@@ -88,6 +88,9 @@ def test_the_references_have_signatures_and_what_the_code_says_about_them(site: 
     assert entry in python
     assert "#### `Channel.select`\n\n```ts\nselect(id: string): void;\n```\n\nShow a message, " in browser
     assert "internal" not in browser
+    entries = {*re.findall(r"^#+ `(.+)`$", browser, re.MULTILINE)}
+    assert {"Channel", "Strings", "TenutoChat"} <= entries
+    assert entries & {"Use", "Base", "Flags", "Settable", "STRINGS"} == set()
     assert {"reference-python.md", "reference-browser.md"} <= {
         *re.findall(r"\((.+?)\)", (site / "llms.txt").read_text())
     }
