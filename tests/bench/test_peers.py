@@ -1,4 +1,4 @@
-"""A benchmark beside peers runs on the real systems, and its rows show a wrong byte or a failed measurement."""
+"""A benchmark beside peers runs on the real systems, and its rows show a failed measurement."""
 
 from __future__ import annotations
 

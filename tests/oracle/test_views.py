@@ -1,4 +1,4 @@
-"""The view oracles accept a correct view, and find each kind of wrong one.
+"""The view oracle of plans accepts a correct view, and finds each kind of wrong one.
 
 Layer: tests.
 """
@@ -7,61 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 import pytest
 
-from proof.oracle import Violation
-from proof.oracle.log import StoredLogs
 from proof.oracle.plans import Piece, Script
-from proof.oracle.views import PlanOracle, ViewOracle
+from proof.oracle.views import PlanOracle
 from proof.wirecheck import Checker
-from tenuto.core.events import ChannelAttached, MessageUpdate, ServerEvent
-from tenuto.core.limits import Limits
-from tenuto.core.ops import Append
-from tests.oracle.entries import create, write
 
 Json = dict[str, Any]
 SEED = 3
-
-
-class Channel:
-    """A channel with a message that was written as "hi", " you" and "!", and one viewer."""
-
-    def __init__(self) -> None:
-        self.stored = StoredLogs()
-        self.stored.apply(write(self.stored, create("m")))
-        for at, text in ((2, " you"), (6, "!")):
-            self.stored.apply(write(self.stored, Append(id="m", part=0, at=at, text=text)))
-        self.oracle = ViewOracle("ann", "c", self.stored, lambda line: None, Limits())
-
-    def receive(self, events: list[ServerEvent], cursor: str) -> None:
-        self.oracle.receive(msgspec.to_builtins(events), cursor, 3)
-
-    def whole(self, serial: int) -> MessageUpdate:
-        message = self.stored.head("c").at("m", serial)
-        assert message is not None
-        return MessageUpdate(serial=serial, message=message)
-
-
-@pytest.fixture
-def channel() -> Channel:
-    channel = Channel()
-    channel.oracle.begin(None)
-    return channel
-
-
-def attached(serial: int) -> ChannelAttached:
-    return ChannelAttached(channel="c", epoch="e1", serial=serial, resumed=False, more=False, before=1)
-
-
-def test_new_start_after_few_changes_is_a_violation(channel: Channel) -> None:
-    channel.receive([attached(1), channel.whole(1)], "e1:1")
-    channel.oracle.begin("e1:1")
-    with pytest.raises(Violation, match="needless"):
-        channel.receive([attached(3), channel.whole(3)], "e1:3")
-
-
-# -- plans -------------------------------------------------------------------------------------------------------------
 
 
 def view(serial: int, *messages: Json) -> Checker:
