@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from typing import Generic, Literal, NamedTuple, TypeVar
 
@@ -110,6 +111,7 @@ class Left(NamedTuple, Generic[W]):
     worker: W | None
 
 
+@dataclass(slots=True, eq=False)
 class TurnState(Generic[W]):
     """The open turn of one message. Its methods move it along `TRANSITIONS`, and are the only ones to do so.
 
@@ -118,42 +120,22 @@ class TurnState(Generic[W]):
     `due`, `handler_ended`).
     """
 
-    __slots__ = (
-        "_is_orphan",
-        "_requests",
-        "alive_at",
-        "attempt",
-        "begun",
-        "claim",
-        "confirmed",
-        "created",
-        "handler",
-        "is_interrupted",
-        "message_id",
-        "phase",
-        "suspect",
-        "unheard",
-        "worker",
-    )
-
-    def __init__(self, message_id: str) -> None:
-        self.message_id = message_id
-        self.phase = Phase.NEW
-        self.created = 0  # serial of the entry that created the message
-        self.alive_at = 0  # `MessageState.alive_at`: time of the last claim or renewal
-        self.attempt = 0  # number of the running or last attempt; 0 before the first
-        self.confirmed = 0  # `ClaimState.confirmed` of that attempt
-        self.begun = 0  # number of the last attempt that a handler of this hub has begun
-        self.claim: ClaimState | None = None  # the state of the turn in the log; None if the message no longer exists
-        self.worker: W | None = None  # the worker that carries out the attempt; None if this hub does not know it
-        self.handler: W | None = None  # the worker whose handler of some attempt still runs
-        self.suspect: W | None = None  # the worker that lost the turn: its connection may be dead
-        self.is_interrupted = False  # True: a newer message has cancelled this turn
-        # the turn and attempt that may have taken this message in without knowing it (the result of the request was
-        # lost)
-        self.unheard: tuple[str, int] | None = None
-        self._is_orphan = False
-        self._requests = 0  # number of claims without an outcome yet
+    message_id: str
+    phase: Phase = Phase.NEW
+    created: int = 0  # serial of the entry that created the message
+    alive_at: int = 0  # `MessageState.alive_at`: time of the last claim or renewal
+    attempt: int = 0  # number of the running or last attempt; 0 before the first
+    confirmed: int = 0  # `ClaimState.confirmed` of that attempt
+    begun: int = 0  # number of the last attempt that a handler of this hub has begun
+    claim: ClaimState | None = None  # the state of the turn in the log; None if the message no longer exists
+    worker: W | None = None  # the worker that carries out the attempt; None if this hub does not know it
+    handler: W | None = None  # the worker whose handler of some attempt still runs
+    suspect: W | None = None  # the worker that lost the turn: its connection may be dead
+    is_interrupted: bool = False  # True: a newer message has cancelled this turn
+    # the turn and attempt that may have taken this message in without knowing it (the result of the request was lost)
+    unheard: tuple[str, int] | None = None
+    _is_orphan: bool = False
+    _requests: int = 0  # number of claims without an outcome yet
 
     @property
     def is_taken(self) -> bool:
@@ -418,17 +400,6 @@ def fate_of_held(turn: TurnState[W], turns: ChannelTurns[W], state: ChannelState
         return HeldFate.LOST
     is_done = host is not None and host.claim is not None and host.claim.state == "done"
     return HeldFate.DONE if is_done else HeldFate.CANCELLED
-
-
-def drawing() -> str:
-    """Return the drawing of `docs/architecture.md`: `TRANSITIONS` as a Mermaid state diagram."""
-    lines = ["stateDiagram-v2"]
-    for phase, row in TRANSITIONS.items():
-        source = "[*]" if phase is Phase.NEW else phase.name
-        for target in Phase:
-            if events := [event.name.lower() for event, to in row.items() if to is target]:
-                lines.append(f"    {source} --> {target.name}: {', '.join(events)}")
-    return "\n".join([*lines, "    OVER --> [*]"]) + "\n"
 
 
 # -- commands --------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -96,20 +97,19 @@ MAX_PATTERNS = 20
 MAX_PATTERN_CHARACTERS = 201  # length of a channel's name, and a star
 
 
+@dataclass(eq=False)
 class SocketWorker:
     """One agent of a socket, which takes the turns of one pattern."""
 
     is_local = False
 
-    def __init__(self, session: Session, name: str, pattern: str, slots: int, when_busy: WhenBusy) -> None:
-        self.name = name
-        self.pattern = pattern
-        self.when_busy = when_busy
-        self.free = slots
-        self._session = session
-        self._hub = session._hub
-        self.turns: set[AssignedTurn] = set()
-        self.is_listed = True  # True: the scheduler may give this worker turns
+    session: Session
+    name: str
+    pattern: str
+    free: int
+    when_busy: WhenBusy
+    turns: set[AssignedTurn] = field(default_factory=set)
+    is_listed: bool = True  # True: the scheduler may give this worker turns
 
     def take_over(self, other: SocketWorker) -> None:
         """Continue the turns of the worker that this one replaces."""
@@ -123,7 +123,7 @@ class SocketWorker:
     def begin(self, turn: AssignedTurn) -> None:
         """Send the turn to the agent (`Worker.begin`)."""
         self.turns.add(turn)
-        self._session.give_turn(self, turn)
+        self.session.give_turn(self, turn)
 
     def ended(self, turn: AssignedTurn, state: str) -> None:
         """Free the slot of a turn that ended elsewhere (`Worker.ended`)."""
@@ -132,14 +132,14 @@ class SocketWorker:
     def renew(self, frame: TurnRenewFrame) -> None:
         """Renew the lease of a turn. Raises Fenced if the turn is over or another worker has it."""
         turn = self.turn_of(frame)
-        if not self._hub.runtime.scheduler.renew(self, turn):
+        if not self.session.hub.runtime.scheduler.renew(self, turn):
             raise _not_its_turn()
         if not self.has(turn.channel, turn.message_id):  # a turn of the previous socket takes a slot here
             self.turns.add(turn)
             self.free -= 1
         if frame.state is not None:
-            check_json(frame.state, self._hub.limits.data_bytes, "a state", depth=self._hub.limits.depth)
-            self._hub.runtime.scheduler.set_state(frame.channel, self.name, frame.state)
+            check_json(frame.state, self.session.hub.limits.data_bytes, "a state", depth=self.session.hub.limits.depth)
+            self.session.hub.runtime.scheduler.set_state(frame.channel, self.name, frame.state)
 
     def end(self, turn: AssignedTurn, state: Literal["done", "cancelled", "pending"], done: Respond) -> None:
         """End a turn, or hand it over."""
@@ -150,12 +150,12 @@ class SocketWorker:
             else:  # the response must not show which turns other workers have
                 done(result if result.retry else _not_its_turn())
 
-        self._hub.runtime.scheduler.end(self, turn, state, ended)
+        self.session.hub.runtime.scheduler.end(self, turn, state, ended)
         self._free(turn)
 
     def given_back(self, turn: AssignedTurn, error: TenutoError | None, done: Respond) -> None:
         """Let a turn wait for its next attempt, because its agent has lost this one, or `done` gets the `error`."""
-        scheduler = self._hub.runtime.scheduler
+        scheduler = self.session.hub.runtime.scheduler
         if error is None:
             scheduler.renew(self, turn)  # it may be a turn of the previous socket
             done({} if scheduler.left(self, turn) else _not_its_turn())
@@ -171,9 +171,9 @@ class SocketWorker:
         known = next((one for one in self.turns if one[:3] == turn[:3]), None)
         if known is not None:
             self.turns.discard(known)
-            self._hub.runtime.scheduler.freed(self)
+            self.session.hub.runtime.scheduler.freed(self)
             if not self.has(turn.channel, None):
-                self._hub.runtime.scheduler.set_state(turn.channel, self.name, {"state": "listening"})
+                self.session.hub.runtime.scheduler.set_state(turn.channel, self.name, {"state": "listening"})
 
 
 def _not_its_turn() -> Fenced:
@@ -186,7 +186,7 @@ class SocketWorkers:
     __slots__ = ("_hub", "_session", "_workers")
 
     def __init__(self, session: Session) -> None:
-        self._hub = session._hub
+        self._hub = session.hub
         self._session = session
         self._workers: dict[tuple[str, str], SocketWorker] = {}
 
@@ -328,7 +328,7 @@ class Attachments:
     __slots__ = ("_attaching", "_by_channel", "_hub", "_session", "ready", "rest")
 
     def __init__(self, session: Session) -> None:
-        self._hub = session._hub
+        self._hub = session.hub
         self._session = session
         self._by_channel: dict[str, Attachment] = {}
         # for each channel the task of the newest `attach` that has no response yet
@@ -511,69 +511,43 @@ class Closing(NamedTuple):
     reason: str
 
 
+@dataclass(slots=True, eq=False)
 class Session:
     """One peer's conversation with the hub. Every method is called from the hub's event loop and does not wait."""
 
-    __slots__ = (
-        "_attachments",
-        "_hub",
-        "_last_received_s",
-        "_pending",
-        "_pending_bytes",
-        "_pings",
-        "_present",
-        "_replies",
-        "_reply_bytes",
-        "_workers",
-        "charge",
-        "closing",
-        "identity",
-        "keeps_leases",
-        "peer",
-        "released",
-        "start_task",
-        "wake",
-    )
+    hub: HubCore
+    identity: Identity  # replaced when the peer sends a new token
+    wake: Callable[[], None]  # called when `frame_to_send` or `closing` has changed
+    # called instead of `wake` by a channel's tick, after which no further events follow soon
+    released: Callable[[], None]
+    start_task: Callable[[Coroutine[Any, Any, None]], object]
+    last_received_s: float
+    # Called with the bytes that a frame has caused; None if the client's traffic is not counted.
+    charge: Callable[[int], None] | None = None
+    peer: str = ""  # address of the connection
+    closing: Closing | None = None
+    keeps_leases: bool | None = None  # that of `close`; None while the connection is open
+    _attachments: Attachments = field(init=False)
+    # These two are made on first use, because most sockets only view: channel and id of each member that is present
+    # through this socket, and the agents. The lease monitor knows the messages that depend on it.
+    _present: set[tuple[str, str]] | None = None
+    _workers: SocketWorkers | None = None
+    # a short list, since an empty deque takes 760 B of an idle socket
+    _replies: list[bytes] = field(default_factory=list)
+    _reply_bytes: int = 0
+    _pending: int = 0
+    _pending_bytes: int = 0
+    _pings: int = 0
 
-    def __init__(
-        self,
-        hub: HubCore,
-        identity: Identity,
-        *,
-        now_s: float,
-        wake: Callable[[], None],
-        released: Callable[[], None],
-        start_task: Callable[[Coroutine[Any, Any, None]], object],
-        charge: Callable[[int], None] | None = None,
-        peer: str = "",
-    ) -> None:
-        self._hub = hub
-        self.peer = peer  # address of the connection
-        self.identity = identity  # replaced when the peer sends a new token
-        self.start_task = start_task
-        # Called with the bytes that a frame has caused; None if the client's traffic is not counted.
-        self.charge = charge
-        self.wake = wake  # called when `frame_to_send` or `closing` has changed
-        # called instead of `wake` by a channel's tick, after which no further events follow soon
-        self.released = released
-        self.closing: Closing | None = None
+    def __post_init__(self) -> None:
         self._attachments = Attachments(self)
-        # These two are made on first use, because most sockets only view: channel and id of each member that is present
-        # through this socket, and the agents. The lease monitor knows the messages that depend on it.
-        self._present: set[tuple[str, str]] | None = None
-        self._workers: SocketWorkers | None = None
-        self._replies: list[bytes] = []  # a short list, since an empty deque takes 760 B of an idle socket
-        self._reply_bytes = 0
-        self._pending = self._pending_bytes = self._pings = 0
-        self._last_received_s = now_s
-        self.keeps_leases: bool | None = None  # that of `close`; None while the connection is open
 
     # Received frames
 
     @property
     def is_full(self) -> bool:
         """Return whether too many requests or unsent responses are pending to receive another frame now."""
-        limits = self._hub.limits
+        limits = self.hub.limits
         return (
             self._pending + len(self._replies) >= limits.socket_requests
             or self._pending_bytes + self._reply_bytes >= limits.socket_request_bytes
@@ -583,9 +557,9 @@ class Session:
         """Carry out a text frame. An error is sent as the response, never raised."""
         if self.closing is not None:
             return
-        self._last_received_s = now_s
+        self.last_received_s = now_s
         data = text.encode(errors="surrogatepass")
-        if len(data) > self._hub.limits.request_bytes:
+        if len(data) > self.hub.limits.request_bytes:
             self.end(FRAME_TOO_LARGE, "too_large")
             return
         try:
@@ -617,13 +591,13 @@ class Session:
         """
         self._attachments.close()
         if self.keeps_leases is None:
-            self.keeps_leases = keeps_leases or self._hub.viewing.is_over
+            self.keeps_leases = keeps_leases or self.hub.viewing.is_over
         present, self._present = self._present or (), None
-        if self._hub.is_running:
+        if self.hub.is_running:
             for channel, member in present:
-                self._hub.runtime.presence.leave(channel, member, self)
+                self.hub.runtime.presence.leave(channel, member, self)
             if not self.keeps_leases:
-                self._hub.runtime.leases.broken(self)
+                self.hub.runtime.leases.broken(self)
         if self._workers is not None:
             self._workers.release(keeps_leases=self.keeps_leases)
 
@@ -646,7 +620,7 @@ class Session:
         """Queue a ping, or close the session of a silent peer that holds a lease, presence or a turn."""
         if self.closing is not None:
             return
-        if now_s - self._last_received_s >= SILENCE_S and (self._is_holder() or self._workers):
+        if now_s - self.last_received_s >= SILENCE_S and (self._is_holder() or self._workers):
             self.end(SILENT, "silent")
         elif not self._replies:  # a waiting response shows life as a ping does
             self._pings += 1
@@ -667,11 +641,11 @@ class Session:
                 check_create(frame, self.identity, channel)
             elif isinstance(frame, UpdateFrame):
                 check_update(frame, self.identity, channel)
-            key = self._hub.clock.id_or_new(frame.id)
+            key = self.hub.clock.id_or_new(frame.id)
             if isinstance(frame, CommandFrame | ReplyFrame):
                 key = command_key(key)
             done = partial(self._request_done, frame.ref, (channel, key), request, weight)
-            self._hub.submit(channel, key, request, caller_of(self._hub, self.identity, channel, self.peer), done)
+            self.hub.submit(channel, key, request, caller_of(self.hub, self.identity, channel, self.peer), done)
         except TenutoError as error:
             self.refuse(frame.ref, error)
             return
@@ -687,7 +661,7 @@ class Session:
         self._pending_bytes -= weight
         if isinstance(result, Result):
             self._note_request(*key, request)
-            count_new_channel(self._hub, self.identity, self.peer, result)
+            count_new_channel(self.hub, self.identity, self.peer, result)
         try:
             if isinstance(result, TenutoError):
                 raise result
@@ -706,21 +680,21 @@ class Session:
             return -expected
         # The expected size of a create or update is not its true size, but the response to it holds the whole message.
         is_whole = isinstance(request, CreateFrame | UpdateFrame)
-        return event_bytes(self._hub, channel, result, reply_bytes if is_whole else max(reply_bytes, weight)) - expected
+        return event_bytes(self.hub, channel, result, reply_bytes if is_whole else max(reply_bytes, weight)) - expected
 
     def _note_request(self, channel: str, message_id: str, request: Request) -> None:
         """Note a stored request, which shows whether its message's writer depends on this socket from now on."""
         if isinstance(request, AppendText | PutPart | RenewLease | TakeOver) or (
             isinstance(request, CreateMessage) and request.status == "streaming"
         ):
-            leases = self._hub.runtime.leases
+            leases = self.hub.runtime.leases
             leases.held(channel, message_id, self)
             if self.keeps_leases is False:  # the request was still running when the connection broke
                 leases.broken(self)
 
     def _is_holder(self) -> bool:
         """Return whether a member or the lease of a writer depends on this socket."""
-        return bool(self._present) or (self._hub.is_running and self._hub.runtime.leases.is_holder(self))
+        return bool(self._present) or (self.hub.is_running and self.hub.runtime.leases.is_holder(self))
 
     # Requests with an immediate response
 
@@ -730,16 +704,16 @@ class Session:
         member, present = member_of(self.identity, frame.member), self._present or set()
         if frame.leave and (channel, member) in present:
             present.discard((channel, member))
-            self._hub.runtime.presence.leave(channel, member, self, is_final=True)
+            self.hub.runtime.presence.leave(channel, member, self, is_final=True)
         elif not frame.leave:
-            limit = self._hub.limits.socket_channels
+            limit = self.hub.limits.socket_channels
             if (channel, member) not in present and len(present) >= limit:
                 raise TooMany(
                     f"this socket is present as {limit} members, which is the limit (Limits.socket_channels); leave "
                     "one first",
                     limit=limit,
                 )
-            self._hub.runtime.presence.enter(channel, member, self, frame.data)
+            self.hub.runtime.presence.enter(channel, member, self, frame.data)
             present.add((channel, member))
             self._present = present
         return {}
@@ -747,8 +721,8 @@ class Session:
     def _signal(self, frame: SignalFrame) -> dict[str, Json]:
         channel = check_channel(frame.channel)
         check_operation(self.identity, BY_FRAME[SignalFrame], channel)
-        count_signal(self._hub, self.identity, self.peer, frame.name)
-        self._hub.runtime.presence.signal(channel, frame.name, frame.data, self.identity.client_id)
+        count_signal(self.hub, self.identity, self.peer, frame.name)
+        self.hub.runtime.presence.signal(channel, frame.name, frame.data, self.identity.client_id)
         return {}
 
     def _work(self, frame: WorkFrame) -> dict[str, Json]:
@@ -799,7 +773,7 @@ class Session:
         self._attachments.detach(frame)
 
     async def _history(self, frame: HistoryFrame) -> None:
-        limits = self._hub.limits
+        limits = self.hub.limits
         channel = check_channel(frame.channel)
         check_operation(self.identity, BY_FRAME[HistoryFrame], channel)
         limit = limits.default_history if frame.limit is None else frame.limit
@@ -808,7 +782,7 @@ class Session:
         charge = self.charge or (lambda size: None)
         charge(EXPECTED_BYTES)
         try:
-            page = await self._hub.history(channel, before=frame.before, limit=limit)
+            page = await self.hub.history(channel, before=frame.before, limit=limit)
         finally:
             charge(-EXPECTED_BYTES)
         fields = {"messages": page.messages, "more": page.more, "cursor": page.cursor}
@@ -834,7 +808,7 @@ class Session:
 
     def give_turn(self, worker: SocketWorker, turn: AssignedTurn) -> None:
         """Send a turn to an agent of this socket."""
-        message = self._hub.channel(turn.channel).state.messages.get(turn.message_id)
+        message = self.hub.channel(turn.channel).state.messages.get(turn.message_id)
         if message is None or self.closing is not None:
             return  # the lease of the turn will end, and another worker gets it
         frame: dict[str, Any] = {
@@ -847,7 +821,7 @@ class Session:
             "name": worker.name,
             "tries": turn.tries,
         }
-        if names_exceptions(self._hub.debug, self._hub.authenticate is None):
+        if names_exceptions(self.hub.debug, self.hub.authenticate is None):
             frame["debug"] = True
         self.respond(frame)
 
@@ -901,7 +875,7 @@ _HANDLERS: dict[type, Callable[[Session, Any], None]] = {
     AttachFrame: lambda session, frame: session._attach(frame),
     DetachFrame: lambda session, frame: session._detach(frame),
     HistoryFrame: lambda session, frame: session._begin(
-        frame.ref, partial(session._history, frame), session._hub.limits.history_bytes
+        frame.ref, partial(session._history, frame), session.hub.limits.history_bytes
     ),
     TurnTakeFrame: lambda session, frame: session._begin(frame.ref, partial(session._take_turn, frame), 0),
     TurnDoneFrame: lambda session, frame: session._renew_or_end_turn(frame),

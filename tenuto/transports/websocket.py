@@ -229,7 +229,7 @@ class Socket:
         self.session = Session(
             hub,
             credentials.identity,
-            now_s=self._loop.time(),
+            last_received_s=self._loop.time(),
             wake=self._wake,
             released=self._pump,
             start_task=self._start_task,

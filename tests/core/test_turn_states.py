@@ -22,7 +22,6 @@ from tenuto.core.turns import (
     Phase,
     TurnEvent,
     TurnState,
-    drawing,
     fate_of_held,
 )
 from tests.core.harness import AGENT, LogHarness, served_log
@@ -46,7 +45,14 @@ def look(turn: TurnState[str], log: LogHarness, *, is_orphan: bool = False) -> L
 
 
 def test_drawing_in_the_document_is_that_of_the_table() -> None:
-    assert f"```mermaid\n{drawing()}```\n" in ARCHITECTURE.read_text()
+    lines = ["stateDiagram-v2"]
+    for phase, row in TRANSITIONS.items():
+        source = "[*]" if phase is Phase.NEW else phase.name
+        for target in Phase:
+            if events := [event.name.lower() for event, to in row.items() if to is target]:
+                lines.append(f"    {source} --> {target.name}: {', '.join(events)}")
+    drawing = "\n".join([*lines, "    OVER --> [*]"])
+    assert f"```mermaid\n{drawing}\n```\n" in ARCHITECTURE.read_text()
 
 
 def test_every_phase_is_reached_and_leads_to_the_end() -> None:

@@ -30,7 +30,7 @@ class Line:
         self.session = Session(
             hub,
             identity or Identity(client_id="ada"),
-            now_s=self.now_s,
+            last_received_s=self.now_s,
             wake=self.woken.set,
             released=self.woken.set,
             start_task=self._start,
