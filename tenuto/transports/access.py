@@ -186,16 +186,16 @@ async def _verified(scope: Scope, verify: Callable[[], Awaitable[Identity | None
 
     A TenutoError passes; any other exception is logged and not sent to the peer.
     """
+    connection = connection_of(scope)
     try:
         async with asyncio.timeout(VERIFY_TIMEOUT_S) as limit:
-            connection = connection_of(scope)
-            if connection is None:
-                return _checked(await _awaitable(verify()))
-            connection.verify(limit)
+            if connection is not None:
+                connection.verify(limit)
             try:
                 return _checked(await _awaitable(verify()))
             finally:
-                connection.verified()
+                if connection is not None:
+                    connection.verified()
     except TenutoError:
         raise
     except TimeoutError:
@@ -250,12 +250,6 @@ def check_work(identity: Identity, pattern: str) -> None:
     """Raise Forbidden unless `identity` may take turns in all channels that `pattern` covers."""
     for capability in BY_NAME["work"].needs:
         identity.check_pattern(capability, pattern)
-
-
-async def check_metrics(hub: HubCore, scope: Scope) -> None:
-    """Raise Forbidden unless the caller is `admin` of all channels or the hub has no verifier."""
-    if hub.authenticate is not None:
-        check_operation(await identify(hub, scope), BY_NAME["metrics"], "")
 
 
 def member_of(identity: Identity, member: str | None) -> str:

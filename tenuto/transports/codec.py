@@ -495,8 +495,3 @@ def problem_headers(error: TenutoError) -> dict[str, str]:
     if isinstance(error, MethodNotAllowed) and "allow" in error.details:
         headers["allow"] = ", ".join(error.details["allow"])
     return headers
-
-
-def problem_body(error: TenutoError) -> bytes:
-    """Return the problem object of `error` as JSON."""
-    return msgspec.json.encode(error.problem())

@@ -70,7 +70,6 @@ from tenuto.transports.access import (
     caller_of,
     charge,
     check_create,
-    check_metrics,
     check_operation,
     check_serving,
     check_update,
@@ -85,7 +84,7 @@ from tenuto.transports.access import (
     open_body,
     start_hub,
 )
-from tenuto.transports.codec import decode, for_peers, problem_body, problem_headers, result_fields, unexpected
+from tenuto.transports.codec import decode, for_peers, problem_headers, result_fields, unexpected
 from tenuto.transports.headers import Query, is_operator, peer_of, whole
 from tenuto.transports.operations import BY_NAME, OF_FILES, OPERATIONS, Operation
 from tenuto.transports.origin import check_peer, is_own_origin
@@ -507,10 +506,10 @@ def problem_response(
     With `form` its body is `form` of the problem, as JSON.
     """
     error = for_peers(error, scope)
-    if form is None:
-        return Response(problem_body(error), status_code=error.status, headers=problem_headers(error))
-    headers = {**problem_headers(error), "content-type": "application/json"}
-    return Response(msgspec.json.encode(form(error.problem())), status_code=error.status, headers=headers)
+    headers, body = problem_headers(error), error.problem()
+    if form is not None:
+        headers["content-type"] = "application/json"
+    return Response(msgspec.json.encode(form(body) if form else body), status_code=error.status, headers=headers)
 
 
 # Endpoints for callers whose identity need not be known
@@ -549,8 +548,9 @@ async def ready(hub: HubCore, request: Request) -> Response:
 
 
 async def metrics(hub: HubCore, request: Request) -> Response:
-    """Return the counters in the text format of Prometheus."""
-    await check_metrics(hub, dict(request.scope))
+    """Return the counters in the text format of Prometheus. Raises Forbidden."""
+    if hub.authenticate is not None:
+        check_operation(await identify(hub, dict(request.scope)), BY_NAME["metrics"], "")
     lines = [f"tenuto_{name} {value}\n" for name, value in sorted(hub.stats().items())]
     return Response("".join(lines), media_type="text/plain; version=0.0.4; charset=utf-8", headers=NO_STORE)
 

@@ -122,7 +122,7 @@ OPERATIONS = (
     Operation("version", (), "GET", "/v1", kind="open"),
     Operation("health", (), "GET", "/healthz", kind="open"),
     Operation("ready", (), "GET", "/readyz", kind="open"),
-    # Checked only if the hub has a verifier (`access.check_metrics`).
+    # Checked only if the hub has a verifier (`http.metrics`).
     Operation("metrics", ("admin",), "GET", "/metrics", kind="open", is_for_all=True),
 )
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections.abc import Coroutine
 from typing import Any, Protocol
 
 from starlette.types import Message, Receive, Send
@@ -161,7 +162,7 @@ class EventStream:
                 if not sender.is_busy:  # the write did not block, so the sender does not call `freed`
                     feed.done()
         except Behind:
-            self._catching_up = asyncio.get_running_loop().create_task(self._catch_up(feed))
+            self._catching_up = asyncio.get_running_loop().create_task(self._catch_up(feed.catch_up()))
         except Exception:
             self._fail()
 
@@ -195,15 +196,15 @@ class EventStream:
         else:
             self.sender.write_batch(batch)
 
-    async def _catch_up(self, feed: Feed) -> None:
+    async def _catch_up(self, reading: Coroutine[Any, Any, None]) -> None:
+        """Wait for what must be read from the store, and go on; end the stream if it cannot be read."""
         try:
-            await feed.catch_up()
+            await reading
         except TenutoError as error:
             logger.warning("an event stream is broken off because its channel cannot be read: %s", error)
             self.sender.end()
         except Exception:
-            logger.exception("an event stream is broken off")
-            self.sender.end()
+            self._fail()
         finally:
             self._catching_up = None
         self.wake()

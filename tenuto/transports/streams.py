@@ -14,7 +14,6 @@ In `m0a1.0.340` one of the parts is a superseded attempt.
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
@@ -36,7 +35,7 @@ from tenuto.core.deltas import (
     TurnProgress,
     TurnStatus,
 )
-from tenuto.core.errors import LocalError, TenutoError, shown
+from tenuto.core.errors import LocalError, shown
 from tenuto.core.events import Cursor, encode_json, parse_cursor
 from tenuto.core.message_state import MessageState
 from tenuto.core.model import Message, Part
@@ -59,8 +58,6 @@ from tenuto.transports.sse import (
     since_of,
     start_stream,
 )
-
-logger = logging.getLogger("tenuto.transports")
 
 _SENT = re.compile(r"([md])([0-9]{1,3})(?:a([0-9]{1,3}))?((?:\.[0-9]{1,8})*)\Z")
 # limit of the field about the sent text: a cursor's extra field has 300 characters, and a ticket's seal or an answer's
@@ -507,25 +504,16 @@ class TurnStream(DeltaStream):
         is_over = self._format.is_over or self._progress.is_over
         self.write(body, is_last=is_over and following is None)
         if following is not None:
-            self._catching_up = asyncio.get_running_loop().create_task(self._begin_anew(following))
+            self._catching_up = asyncio.get_running_loop().create_task(self._catch_up(self._begin_anew(following)))
         return len(body)
 
     async def _begin_anew(self, following: Callable[[], Awaitable[TurnFormat]]) -> None:
         hub = self._app.hub
-        try:
-            async with hub.viewing.reading():
-                self._format = await following()
-                status = await read_turn(hub.runtime, self._channel, self._message_id)
-            self._progress = TurnProgress(self._message_id)
-            if self.feed is not None:
-                self.feed.close()
-            await self.attach(self._channel, status)
-            self.feed, self._later_feed = self._later_feed, None
-        except TenutoError as error:
-            logger.warning("a stream is broken off because its turn cannot be read: %s", error)
-            self.sender.end()
-        except Exception:
-            self._fail()
-        finally:
-            self._catching_up = None
-        self.wake()
+        async with hub.viewing.reading():
+            self._format = await following()
+            status = await read_turn(hub.runtime, self._channel, self._message_id)
+        self._progress = TurnProgress(self._message_id)
+        if self.feed is not None:
+            self.feed.close()
+        await self.attach(self._channel, status)
+        self.feed, self._later_feed = self._later_feed, None
