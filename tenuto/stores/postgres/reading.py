@@ -374,8 +374,9 @@ class PostgresReader:
     async def summaries(self, within: Sequence[str], *, after: str | None, limit: int) -> list[ChannelSummary]:
         """Return a list of channels (`Store.summaries`)."""
         rows = await self._db.fetch(
-            f"SELECT name, coalesce(created_ms, 0) AS created_ms, coalesce(updated_ms, 0) AS updated_ms, messages,"
-            f" size_bytes FROM {self._schema}.channels c LEFT JOIN {self._schema}.times t ON t.channel = c.id,"
+            f"SELECT name AS channel, coalesce(created_ms, 0) AS created_ms, coalesce(updated_ms, 0) AS updated_ms,"
+            f" messages, size_bytes FROM {self._schema}.channels c"
+            f" LEFT JOIN {self._schema}.times t ON t.channel = c.id,"
             f" LATERAL (SELECT count(*) AS messages, coalesce(sum(size_bytes), 0)::bigint AS size_bytes"
             f" FROM {self._schema}.documents d WHERE d.channel = c.id AND created > 0 AND NOT is_deleted) s"
             " WHERE name > $1 AND (name = ANY($2) OR EXISTS"
@@ -385,16 +386,7 @@ class PostgresReader:
             [one.removesuffix("*") for one in within if one.endswith("*")],
             limit,
         )
-        return [
-            ChannelSummary(
-                channel=row["name"],
-                created_ms=row["created_ms"],
-                updated_ms=row["updated_ms"],
-                messages=row["messages"],
-                size_bytes=row["size_bytes"],
-            )
-            for row in rows
-        ]
+        return [ChannelSummary(**row) for row in rows]
 
     async def newest_ms(self) -> int:
         """Return the time of the latest change (`Store.newest_ms`)."""

@@ -221,16 +221,7 @@ class Channels:
                 f"SELECT name, {_SUMMARY} FROM channels WHERE name BETWEEN ? AND ? AND name > ? ORDER BY name LIMIT ?",
                 (low, high, after or "", limit - len(found)),
             )
-            for name, created_ms, updated_ms, messages, size_bytes in rows:
-                found.append(
-                    ChannelSummary(
-                        channel=name,
-                        created_ms=created_ms,
-                        updated_ms=updated_ms,
-                        messages=messages,
-                        size_bytes=size_bytes,
-                    )
-                )
+            found += [ChannelSummary(**dict(zip(ChannelSummary.__struct_fields__, row, strict=True))) for row in rows]
             if len(found) == limit:
                 break
         check_above([one.channel for one in found], after or "")

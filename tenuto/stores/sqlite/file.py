@@ -36,7 +36,7 @@ import logging
 import os
 import secrets
 import sqlite3
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -469,8 +469,8 @@ def check_tables(db: sqlite3.Connection, what: str, *, remedy: str = "restore a 
     SQLite keeps their descriptions as text. After a changed byte in it, SQLite may read rows as something else.
     Further tables and indexes are ignored.
     """
-    found = _described(db, _expected())
-    wrong = [name for name, facts in _expected().items() if found.get(name) != facts]
+    found = _described(db)
+    wrong = [name for name, described in _expected().items() if found.get(name) != described]
     for statement in _TABLES:
         for name in wrong:
             if name not in found and f" INDEX {name} " in statement:
@@ -483,29 +483,17 @@ def check_tables(db: sqlite3.Connection, what: str, *, remedy: str = "restore a 
 
 
 @cache
-def _expected() -> dict[str, list[object]]:
+def _expected() -> dict[str, str]:
     with contextlib.closing(sqlite3.connect(":memory:")) as new:
         for statement in _TABLES:
             new.execute(statement)
-        names = [name for (name,) in new.execute("SELECT name FROM sqlite_master")]
-        return _described(new, names)
+        return _described(new)
 
 
-def _described(db: sqlite3.Connection, names: Collection[str]) -> dict[str, list[object]]:
-    """Return the columns of each table, and the statement of each index, by their names, if they are in `names`."""
-    found: dict[str, list[object]] = {}
-    for kind, name, sql in db.execute("SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall():
-        plain = "".join(sql.split())
-        if name not in names:
-            continue
-        if kind == "index":
-            found[name] = [plain]
-        else:
-            columns = db.execute(f'PRAGMA table_info("{name}")').fetchall()
-            listed = [row[1:] for row in db.execute(f'PRAGMA index_list("{name}")')]
-            indexes = sorted(row for row in listed if row[0] in names or row[2] != "c")  # c: by CREATE INDEX
-            found[name] = [kind, plain.endswith("WITHOUTROWID"), columns, indexes]
-    return found
+def _described(db: sqlite3.Connection) -> dict[str, str]:
+    """Return the type and the statement of each table and index, by their names, without white space."""
+    rows = db.execute("SELECT name, type || sql FROM sqlite_master WHERE sql IS NOT NULL")
+    return {name: "".join(described.split()) for name, described in rows}
 
 
 def _boot() -> str:
