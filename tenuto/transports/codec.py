@@ -6,7 +6,7 @@ HTTP and WebSocket share this, so that the same mistake gets the same code on bo
 protocol (`docs/protocol.md`, "Errors"); the wording is not. `refusals` logs why peers are refused, each reason seldom.
 
 Names of frames and fields are part of the wire (7.2); new optional fields are welcome. `operations` lists the frames
-with the capabilities they need, and `session` carries them out.
+with the capabilities they need, and makes those of requests to store; `session` carries them out.
 """
 
 from __future__ import annotations
@@ -103,64 +103,12 @@ class PongFrame(Struct, frozen=True, kw_only=True, tag_field="type", tag="pong")
     n: Json = None
 
 
-class CreateFrame(CreateMessage, frozen=True, kw_only=True, tag_field="type", tag="create"):
-    ref: Ref
-    channel: str
-
-
-class AppendFrame(AppendText, frozen=True, kw_only=True, tag_field="type", tag="append"):
-    ref: Ref
-    channel: str
-    id: str
-
-
 class PartFrame(_Frame, frozen=True, kw_only=True, tag="part"):
     id: str
     part: Count
     value: Part
     generation: Generation | None = None
     request: str | None = None
-
-
-class UpdateFrame(UpdateMessage, frozen=True, kw_only=True, tag_field="type", tag="update"):
-    ref: Ref
-    channel: str
-    id: str
-
-
-class FinishFrame(FinishMessage, frozen=True, kw_only=True, tag_field="type", tag="finish"):
-    ref: Ref
-    channel: str
-    id: str
-
-
-class DeleteFrame(DeleteMessage, frozen=True, kw_only=True, tag_field="type", tag="delete"):
-    ref: Ref
-    channel: str
-    id: str
-
-
-class LeaseFrame(RenewLease, frozen=True, kw_only=True, tag_field="type", tag="lease"):
-    ref: Ref
-    channel: str
-    id: str
-
-
-class TakeOverFrame(TakeOver, frozen=True, kw_only=True, tag_field="type", tag="takeover"):
-    ref: Ref
-    channel: str
-    id: str
-
-
-class CommandFrame(SendCommand, frozen=True, kw_only=True, tag_field="type", tag="command"):
-    ref: Ref
-    channel: str
-
-
-class ReplyFrame(ReplyCommand, frozen=True, kw_only=True, tag_field="type", tag="reply"):
-    ref: Ref
-    channel: str
-    id: str
 
 
 class PresenceFrame(_Frame, frozen=True, kw_only=True, tag="presence"):
@@ -198,21 +146,6 @@ class TurnDoneFrame(_Frame, frozen=True, kw_only=True, tag="turn.done"):
     message: str
     generation: Generation
     state: Literal["done", "cancelled", "lost", "handed_over"] = "done"
-
-
-# Frames of requests: each one is decided and stored, and then gets its response.
-RequestFrame = (
-    CreateFrame
-    | AppendFrame
-    | PartFrame
-    | UpdateFrame
-    | FinishFrame
-    | DeleteFrame
-    | LeaseFrame
-    | TakeOverFrame
-    | CommandFrame
-    | ReplyFrame
-)
 
 
 class AuthFrame(Struct, frozen=True, kw_only=True, tag_field="type", tag="auth"):

@@ -31,25 +31,17 @@ from tenuto.core.requests import (
     UpdateMessage,
 )
 from tenuto.transports.codec import (
-    AppendFrame,
     AttachFrame,
-    CommandFrame,
-    CreateFrame,
-    DeleteFrame,
     DetachFrame,
-    FinishFrame,
     HistoryFrame,
-    LeaseFrame,
     PartFrame,
     PongFrame,
     PresenceFrame,
-    ReplyFrame,
+    Ref,
     SignalFrame,
-    TakeOverFrame,
     TurnDoneFrame,
     TurnRenewFrame,
     TurnTakeFrame,
-    UpdateFrame,
     WorkFrame,
 )
 
@@ -79,19 +71,28 @@ class Operation(NamedTuple):
     instead: tuple[str, ...] = ()
 
 
+def _stored(name: str, capability: str, method: str, path: str, request: type[Struct], status: int = 200) -> Operation:
+    """Return an operation that is stored. Its frame is the request, with the fields that nearly all frames have."""
+    fields = [("ref", Ref), ("channel", str), *([("id", str)] if "{id}" in path else [])]
+    frame = msgspec.defstruct(
+        f"{request.__name__}Frame", fields, bases=(request,), frozen=True, kw_only=True, tag_field="type", tag=name
+    )
+    return Operation(name, (capability,), method, path, request, frame, status)
+
+
 OPERATIONS = (
     Operation("history", ("history",), "GET", f"{CHANNEL}/messages", frame=HistoryFrame),
-    Operation("create", ("publish",), "POST", f"{CHANNEL}/messages", CreateMessage, CreateFrame, 201),
+    _stored("create", "publish", "POST", f"{CHANNEL}/messages", CreateMessage, 201),
     Operation("read", ("history",), "GET", MESSAGE),
-    Operation("append", ("append",), "POST", f"{MESSAGE}/append", AppendText, AppendFrame),
+    _stored("append", "append", "POST", f"{MESSAGE}/append", AppendText),
     Operation("part", ("append",), "PUT", f"{MESSAGE}/parts/{{n}}", PutPart, PartFrame),
-    Operation("update", ("publish",), "PATCH", MESSAGE, UpdateMessage, UpdateFrame),
-    Operation("finish", ("append",), "POST", f"{MESSAGE}/finish", FinishMessage, FinishFrame),
-    Operation("lease", ("append",), "POST", f"{MESSAGE}/lease", RenewLease, LeaseFrame),
-    Operation("takeover", ("append",), "POST", f"{MESSAGE}/takeover", TakeOver, TakeOverFrame),
-    Operation("delete", ("publish",), "DELETE", MESSAGE, DeleteMessage, DeleteFrame, 204),
-    Operation("command", ("command",), "POST", f"{CHANNEL}/commands", SendCommand, CommandFrame, 201),
-    Operation("reply", ("command",), "POST", f"{CHANNEL}/commands/{{id}}/reply", ReplyCommand, ReplyFrame),
+    _stored("update", "publish", "PATCH", MESSAGE, UpdateMessage),
+    _stored("finish", "append", "POST", f"{MESSAGE}/finish", FinishMessage),
+    _stored("lease", "append", "POST", f"{MESSAGE}/lease", RenewLease),
+    _stored("takeover", "append", "POST", f"{MESSAGE}/takeover", TakeOver),
+    _stored("delete", "publish", "DELETE", MESSAGE, DeleteMessage, 204),
+    _stored("command", "command", "POST", f"{CHANNEL}/commands", SendCommand, 201),
+    _stored("reply", "command", "POST", f"{CHANNEL}/commands/{{id}}/reply", ReplyCommand),
     Operation("members", ("subscribe",), "GET", f"{CHANNEL}/presence"),
     Operation("enter", ("presence",), "PUT", f"{CHANNEL}/presence/{{id}}", EnterChannel, PresenceFrame, 204),
     Operation("leave", ("presence",), "DELETE", f"{CHANNEL}/presence/{{id}}", None, PresenceFrame, 204),

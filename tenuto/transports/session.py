@@ -33,7 +33,17 @@ from tenuto.core.events import encode_json, parse_cursor
 from tenuto.core.limits import KIB
 from tenuto.core.model import Json, check_json
 from tenuto.core.names import check_channel, check_id, command_key, invalid_pattern, is_pattern, matches
-from tenuto.core.requests import AppendText, CreateMessage, PutPart, RenewLease, Request, TakeOver
+from tenuto.core.requests import (
+    AppendText,
+    CreateMessage,
+    PutPart,
+    RenewLease,
+    ReplyCommand,
+    Request,
+    SendCommand,
+    TakeOver,
+    UpdateMessage,
+)
 from tenuto.core.turns import WhenBusy
 from tenuto.development import names_exceptions
 from tenuto.hub.access.identity import Identity
@@ -66,21 +76,16 @@ from tenuto.transports.codec import (
     MISUSED,
     SILENT,
     AttachFrame,
-    CommandFrame,
-    CreateFrame,
     DetachFrame,
     HistoryFrame,
     PartFrame,
     PongFrame,
     PresenceFrame,
     Ref,
-    ReplyFrame,
-    RequestFrame,
     SignalFrame,
     TurnDoneFrame,
     TurnRenewFrame,
     TurnTakeFrame,
-    UpdateFrame,
     WorkFrame,
     decode,
     for_peers,
@@ -630,19 +635,19 @@ class Session:
 
     # Requests to store
 
-    def _request(self, frame: RequestFrame, size: int) -> None:
+    def _request(self, frame: Any, size: int) -> None:
         """Submit a request to the hub; the response is sent when the request has been stored."""
         request: Request = frame if not isinstance(frame, PartFrame) else _put_part(frame)
-        weight = size + (_MESSAGE_BYTES if isinstance(frame, CreateFrame | UpdateFrame) else 0)
+        weight = size + (_MESSAGE_BYTES if isinstance(frame, CreateMessage | UpdateMessage) else 0)
         try:
             channel = check_channel(frame.channel)
             check_operation(self.identity, BY_FRAME[type(frame)], channel)
-            if isinstance(frame, CreateFrame):
+            if isinstance(frame, CreateMessage):
                 check_create(frame, self.identity, channel)
-            elif isinstance(frame, UpdateFrame):
+            elif isinstance(frame, UpdateMessage):
                 check_update(frame, self.identity, channel)
             key = self.hub.clock.id_or_new(frame.id)
-            if isinstance(frame, CommandFrame | ReplyFrame):
+            if isinstance(frame, SendCommand | ReplyCommand):
                 key = command_key(key)
             done = partial(self._request_done, frame.ref, (channel, key), request, weight)
             self.hub.submit(channel, key, request, caller_of(self.hub, self.identity, channel, self.peer), done)
@@ -651,7 +656,7 @@ class Session:
             return
         self._pending += 1
         self._pending_bytes += weight
-        if self.charge is not None and isinstance(frame, UpdateFrame):
+        if self.charge is not None and isinstance(frame, UpdateMessage):
             self.charge(EXPECTED_BYTES)
 
     def _request_done(
@@ -675,11 +680,11 @@ class Session:
         self, channel: str, request: Request, result: Result | TenutoError, weight: int, reply_bytes: int
     ) -> int:
         """Return the bytes of a completed request to charge to its client, besides those charged when it arrived."""
-        expected = EXPECTED_BYTES if isinstance(request, UpdateFrame) else 0
+        expected = EXPECTED_BYTES if isinstance(request, UpdateMessage) else 0
         if isinstance(result, TenutoError):
             return -expected
         # The expected size of a create or update is not its true size, but the response to it holds the whole message.
-        is_whole = isinstance(request, CreateFrame | UpdateFrame)
+        is_whole = isinstance(request, CreateMessage | UpdateMessage)
         return event_bytes(self.hub, channel, result, reply_bytes if is_whole else max(reply_bytes, weight)) - expected
 
     def _note_request(self, channel: str, message_id: str, request: Request) -> None:
@@ -868,7 +873,7 @@ def _at_once(handle: Callable[[Session, Any], dict[str, Json]]) -> Callable[[Ses
     return handler
 
 
-# All other frames are requests to store (`RequestFrame`). Methods are looked up by name, so that tests may replace
+# All other frames are requests to store. Methods are looked up by name, so that tests may replace
 # them.
 _HANDLERS: dict[type, Callable[[Session, Any], None]] = {
     PongFrame: lambda session, frame: None,  # only its arrival matters

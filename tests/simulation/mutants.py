@@ -44,7 +44,7 @@ from tenuto.core.message_state import MessageState
 from tenuto.core.model import Message, Part
 from tenuto.core.ops import Append, Entry, Op, Reply, SetPart
 from tenuto.core.outgoing import FAILED, Outgoing, Owner
-from tenuto.core.requests import AppendText
+from tenuto.core.requests import AppendText, DeleteMessage
 from tenuto.core.state import ChannelState, PartTail
 from tenuto.core.text import Text
 from tenuto.hub import channel as channels
@@ -69,7 +69,6 @@ from tenuto.stores.base import Conflict, Head, Renewal, Write, head_of
 from tenuto.stores.memory import MemoryStore
 from tenuto.transports import codec, session, streams
 from tenuto.transports.access import caller_of
-from tenuto.transports.codec import DeleteFrame
 from tenuto.transports.session import Session
 from tenuto.watchdog import Watchdog
 
@@ -840,9 +839,9 @@ def a_delete_is_acknowledged_at_once(patch: pytest.MonkeyPatch) -> None:
     request = Session._request
 
     def at_once(self: Session, frame: Any, size: int) -> None:
-        if isinstance(frame, DeleteFrame):
-            caller = caller_of(self._hub, self.identity, frame.channel, self.peer)
-            self._hub.submit(frame.channel, frame.id, frame, caller, lambda result: None)
+        if isinstance(frame, DeleteMessage):
+            caller = caller_of(self.hub, self.identity, frame.channel, self.peer)
+            self.hub.submit(frame.channel, frame.id, frame, caller, lambda result: None)
             self.respond({"type": "ok", "ref": frame.ref})
         else:
             request(self, frame, size)
