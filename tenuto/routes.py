@@ -62,12 +62,12 @@ from tenuto.transports.access import (
     Credentials,
     caller_of,
     charge,
-    check_create,
     check_serving,
     count_new_channel,
     declared_bytes,
     event_bytes,
     identify,
+    key_of,
     message_bytes,
     open_body,
     turn_bytes,
@@ -191,8 +191,7 @@ class Access:
         request = CreateMessage(
             text=text, parts=parts, meta=meta or {}, parent=parent, reply_to=reply_to, options=dict(options or {})
         )
-        check_create(request, self.identity, channel)
-        message_id = self._hub.clock.id_or_new(id)
+        message_id = key_of(self._hub, self.identity, channel, request, id)
         return message_of(await self._ask(channel, message_id, request), message_id)
 
     async def options(self, channel: str, message: Message) -> dict[str, Json]:

@@ -45,9 +45,9 @@ from tenuto.core.errors import (
 )
 from tenuto.core.events import Cursor, parse_cursor
 from tenuto.core.message_state import part_bytes
-from tenuto.core.model import Message, Part
-from tenuto.core.names import check_channel, check_id
-from tenuto.core.requests import Caller, CreateMessage, UpdateMessage
+from tenuto.core.model import Message
+from tenuto.core.names import check_channel, check_id, command_key
+from tenuto.core.requests import Caller, CreateMessage, ReplyCommand, Request, SendCommand, UpdateMessage
 from tenuto.hub.access.identity import EVERYWHERE, Expired, Identity, Scope, claimed_identity, header
 from tenuto.hub.access.rates import FREE_BYTES, OPEN_BODIES, UNCOUNTED, ConnectionSlot, OpenBody
 from tenuto.hub.access.tickets import Ticket, Tickets
@@ -229,21 +229,21 @@ def check_operation(identity: Identity, operation: Operation, channel: str) -> N
             identity.check(capability, channel)
 
 
-def check_create(request: CreateMessage, identity: Identity, channel: str) -> None:
-    """Raise Forbidden if creating this message needs `append` besides `publish`, and `identity` lacks it."""
-    if request.role != "user" or request.status == "streaming" or _has_writer_parts(request.parts):
-        identity.check("append", channel)
-
-
-def check_update(request: UpdateMessage, identity: Identity, channel: str) -> None:
-    """Raise Forbidden if the new parts of the message need `append` besides `publish`, and `identity` lacks it."""
-    if _has_writer_parts(request.parts):
-        identity.check("append", channel)
-
-
-def _has_writer_parts(parts: list[Part] | None) -> bool:
+def check_content(request: Request, identity: Identity, channel: str) -> None:
+    """Raise Forbidden if the content of a request needs `append` besides `publish`, and `identity` lacks it."""
+    if not isinstance(request, CreateMessage | UpdateMessage):
+        return
+    is_writers = isinstance(request, CreateMessage) and (request.role != "user" or request.status == "streaming")
     # the parts are not validated yet, so any type may appear
-    return any(part.get("type") in _WRITER_PARTS for part in parts or ())
+    if is_writers or any(part.get("type") in _WRITER_PARTS for part in request.parts or ()):
+        identity.check("append", channel)
+
+
+def key_of(hub: HubCore, identity: Identity, channel: str, request: Request, id: str | None) -> str:
+    """Return the key under which `request` is decided, with a new id for None. Raises Forbidden, InvalidName."""
+    check_content(request, identity, channel)
+    key = hub.clock.id_or_new(id)
+    return command_key(key) if isinstance(request, SendCommand | ReplyCommand) else key
 
 
 def check_work(identity: Identity, pattern: str) -> None:

@@ -42,16 +42,12 @@ from tenuto.core.errors import (
     shown,
 )
 from tenuto.core.model import Part
-from tenuto.core.names import check_channel, check_id, command_key
+from tenuto.core.names import check_channel, check_id
 from tenuto.core.requests import (
-    CreateMessage,
     DeleteMessage,
     EnterChannel,
     PutPart,
-    ReplyCommand,
-    SendCommand,
     SendSignal,
-    UpdateMessage,
 )
 from tenuto.core.requests import Request as HubRequest
 from tenuto.core.visitor_ids import STEM, is_visitor
@@ -69,16 +65,15 @@ from tenuto.transports.access import (
     EXPECTED_BYTES,
     caller_of,
     charge,
-    check_create,
     check_operation,
     check_serving,
-    check_update,
     count_new_channel,
     count_signal,
     declared_bytes,
     event_bytes,
     expected_bytes,
     identify,
+    key_of,
     left_s,
     member_of,
     open_body,
@@ -167,8 +162,9 @@ class Call:
         await start_hub(self.hub)  # the app may have closed it while the body arrived
         return decode(data, _BODIES[self.operation.name])
 
-    async def submit(self, key: str, request: HubRequest) -> Response:
+    async def submit(self, request: HubRequest) -> Response:
         """Submit a request to the hub and return its result as a response."""
+        key = key_of(self.hub, self.identity, self.channel, request, self.id or getattr(request, "id", None))
         peer = peer_of(dict(self.request.scope))
         caller = caller_of(self.hub, self.identity, self.channel, peer)
         result = await self.hub.ask(self.channel, key, request, caller)
@@ -361,23 +357,9 @@ MAX_NUMBER = 2**53  # largest integer that a browser's numbers represent exactly
 Handler = Callable[[Call], Awaitable[Response]]
 
 
-async def create(call: Call) -> Response:
-    """Create a message."""
-    request: CreateMessage = await call.body()
-    check_create(request, call.identity, call.channel)
-    return await call.submit(call.hub.clock.id_or_new(request.id), request)
-
-
-async def update(call: Call) -> Response:
-    """Change a message."""
-    request: UpdateMessage = await call.body()
-    check_update(request, call.identity, call.channel)
-    return await call.submit(call.id, request)
-
-
-async def change(call: Call) -> Response:
-    """Carry out an operation whose body is the request itself: append, finish, lease, takeover."""
-    return await call.submit(call.id, await call.body())
+async def store(call: Call) -> Response:
+    """Carry out an operation whose body is the request itself."""
+    return await call.submit(await call.body())
 
 
 async def put_part(call: Call) -> Response:
@@ -387,26 +369,13 @@ async def put_part(call: Call) -> Response:
     generation = query.whole("generation", 1, MAX_NUMBER)
     part: Part = await call.body()
     request = PutPart(index=index, part=part, generation=generation, request=query.text("request"))
-    return await call.submit(call.id, request)
+    return await call.submit(request)
 
 
 async def delete(call: Call) -> Response:
     """Delete a message."""
     await call.hub.ask(call.channel, call.id, DeleteMessage(), call.identity.caller(call.channel))
     return call.empty()
-
-
-async def send_command(call: Call) -> Response:
-    """Send a command."""
-    request: SendCommand = await call.body()
-    command_id = call.hub.clock.id_or_new(request.id)
-    return await call.submit(command_key(command_id), request)
-
-
-async def reply_command(call: Call) -> Response:
-    """Reply to a command."""
-    request: ReplyCommand = await call.body()
-    return await call.submit(command_key(call.id), request)
 
 
 async def enter(call: Call) -> Response:
@@ -596,18 +565,11 @@ def _is_foreign(hub: HubCore, scope: HubScope) -> bool:
 
 
 _HANDLERS: dict[str, Handler] = {
-    "create": create,
-    "append": change,
+    **dict.fromkeys(("create", "append", "update", "finish", "lease", "takeover", "command", "reply"), store),
     "part": put_part,
-    "update": update,
-    "finish": change,
-    "lease": change,
-    "takeover": change,
     "delete": delete,
     "read": read,
     "history": page,
-    "command": send_command,
-    "reply": reply_command,
     "members": members,
     "enter": enter,
     "leave": leave,

@@ -32,15 +32,13 @@ from tenuto.core.errors import Fenced, InvalidRequest, NotWriter, StoreUnusable,
 from tenuto.core.events import encode_json, parse_cursor
 from tenuto.core.limits import KIB
 from tenuto.core.model import Json, check_json
-from tenuto.core.names import check_channel, check_id, command_key, invalid_pattern, is_pattern, matches
+from tenuto.core.names import check_channel, check_id, invalid_pattern, is_pattern, matches
 from tenuto.core.requests import (
     AppendText,
     CreateMessage,
     PutPart,
     RenewLease,
-    ReplyCommand,
     Request,
-    SendCommand,
     TakeOver,
     UpdateMessage,
 )
@@ -57,14 +55,13 @@ from tenuto.transports.access import (
     ResumeLimits,
     allowed_history,
     caller_of,
-    check_create,
     check_operation,
-    check_update,
     check_work,
     count_new_channel,
     count_signal,
     describe_caller,
     event_bytes,
+    key_of,
     known_since,
     member_of,
     resume_limits_of,
@@ -642,13 +639,7 @@ class Session:
         try:
             channel = check_channel(frame.channel)
             check_operation(self.identity, BY_FRAME[type(frame)], channel)
-            if isinstance(frame, CreateMessage):
-                check_create(frame, self.identity, channel)
-            elif isinstance(frame, UpdateMessage):
-                check_update(frame, self.identity, channel)
-            key = self.hub.clock.id_or_new(frame.id)
-            if isinstance(frame, SendCommand | ReplyCommand):
-                key = command_key(key)
+            key = key_of(self.hub, self.identity, channel, request, frame.id)
             done = partial(self._request_done, frame.ref, (channel, key), request, weight)
             self.hub.submit(channel, key, request, caller_of(self.hub, self.identity, channel, self.peer), done)
         except TenutoError as error:
