@@ -593,15 +593,6 @@ _OPEN_HANDLERS: dict[str, OpenHandler] = {
     "visitor": visitor,
 }
 
-# For each path its operations by method.
-CALLS: dict[str, dict[str, Operation]] = {}
-for _one in OPERATIONS:
-    if _one.path and _one.kind == "call":
-        CALLS.setdefault(_one.path, {})[_one.method] = _one
-OPEN = tuple(one.path for one in OPERATIONS if one.kind == "open")
-# For these paths `transports.app` serves GET; here their other methods are refused.
-STREAMS = tuple(one.path for one in OPERATIONS if one.kind == "stream")
-
 
 class Endpoint:
     """One path as an ASGI app: it gets the requests of every method. Its errors are those of the app.
@@ -624,39 +615,39 @@ class Endpoint:
         await response(scope, receive, send)
 
     async def _response(self, request: Request) -> Response:
-        method = request.method
         if self._is_on_socket and not is_operator(request.scope):
             raise no_such_path(request.scope["path"])
-        if method not in self._methods:
-            allow = self._methods
-            raise no_such_method(method, allow)
-        if method == "OPTIONS":
+        if request.method not in self._methods:
+            raise no_such_method(request.method, self._methods)
+        if request.method == "OPTIONS":
             return Response(status_code=204, headers={**NO_STORE, "allow": ", ".join(self._methods)})
         return await self._respond(request)
 
 
 def routes(hub: HubCore) -> list[Route]:
-    """Return the routes of all operations that get their response at once."""
-    return [
-        *(Route(path, _calls(hub, operations)) for path, operations in CALLS.items()),
-        *(Route(one.path, _calls(hub, {one.method: one}, is_on_socket=True)) for one in OF_FILES),
-        *(Route(BY_NAME[name].path, _open(hub, BY_NAME[name], handler)) for name, handler in _OPEN_HANDLERS.items()),
-        *(Route(path, Endpoint(["GET"], _not_here)) for path in STREAMS),
-    ]
+    """Return the routes of all paths."""
+    by_path: dict[str, dict[str, Operation]] = {}
+    for one in (*OPERATIONS, *OF_FILES):
+        if one.path:
+            by_path.setdefault(one.path, {})[one.method] = one
+    return [Route(path, _endpoint(hub, operations)) for path, operations in by_path.items()]
 
 
-def _calls(hub: HubCore, operations: dict[str, Operation], *, is_on_socket: bool = False) -> Endpoint:
+def _endpoint(hub: HubCore, operations: dict[str, Operation]) -> Endpoint:
     async def respond(request: Request) -> Response:
+        operation = operations["GET" if request.method == "HEAD" else request.method]
+        if operation.kind == "open":
+            return await _OPEN_HANDLERS[operation.name](hub, request)
+        assert operation.kind == "call"  # `transports.app` serves GET of streams
         scope = dict(request.scope)
         identity = await identify(hub, scope)
         await start_hub(hub)
-        operation = operations["GET" if request.method == "HEAD" else request.method]
         call = Call(hub, operation, request, identity)
         if hub.authenticate is None or identity.is_trusted:
             return await _HANDLERS[operation.name](call)
         return await _charged(call, scope)
 
-    return Endpoint(operations, respond, is_on_socket=is_on_socket)
+    return Endpoint(operations, respond, is_on_socket=any(one in OF_FILES for one in operations.values()))
 
 
 async def _charged(call: Call, scope: HubScope) -> Response:
@@ -679,17 +670,6 @@ async def _charged(call: Call, scope: HubScope) -> Response:
     finally:
         charge(hub, identity, scope, -expected)
         charge(hub, identity, scope, max(sent_bytes, call.opened.size) + response_bytes + of_events)
-
-
-def _open(hub: HubCore, operation: Operation, handler: OpenHandler) -> Endpoint:
-    async def respond(request: Request) -> Response:
-        return await handler(hub, request)
-
-    return Endpoint([operation.method], respond)
-
-
-async def _not_here(request: Request) -> Response:
-    raise AssertionError("transports.app serves streams")
 
 
 def no_such_path(path: str) -> NotFound:

@@ -25,7 +25,7 @@ from tenuto.core.requests import (
 )
 from tenuto.hub.access.identity import CAPABILITIES, Identity
 from tenuto.hub.access.rates import ClientLimits
-from tenuto.transports import http
+from tenuto.transports import operations
 from tenuto.transports.operations import frame_decoder
 from tests.transports.asgi import exchange
 from tests.transports.conftest import PATIENCE_S, new_hub
@@ -366,8 +366,7 @@ async def test_head_is_authorised_as_get_and_options_reveals_no_state(place: Pla
 
 def test_every_path_and_every_frame_is_in_the_table() -> None:
     named = {(one.http.split(" ")[0], pattern_of(one.http.split(" ")[1])) for one in OPERATIONS if one.http}
-    offered = {(method, path) for path, methods in http.CALLS.items() for method in methods}
-    offered |= {("GET", path) for path in (*http.STREAMS, *http.OPEN) if path not in OPEN_PATHS}
+    offered = {(one.method, one.path) for one in operations.OPERATIONS if one.path and one.path not in OPEN_PATHS}
     assert named == offered
     types = {one.__struct_config__.tag for one in get_args(frame_decoder.type)} | {"auth"}
     assert {one.frame for one in OPERATIONS if one.frame} | set(OPEN_FRAMES) == types
