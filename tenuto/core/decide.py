@@ -77,7 +77,6 @@ from tenuto.core.names import check_id
 from tenuto.core.ops import Append, Create, Delete, Finish, SetPart, Takeover, Update, WriterIdentity, fingerprint
 from tenuto.core.requests import (
     KEPT,
-    AboutMessages,
     AppendText,
     Caller,
     ClaimTurn,
@@ -133,13 +132,6 @@ def decide(
     if message.deleted and isinstance(request, DeleteMessage):
         return Decision(serial=message.version)
     check_readable(message, request)
-    return _decide_existing(state, message, request, caller, now_ms, limits)
-
-
-def _decide_existing(
-    state: Draft, message: MessageState, request: AboutMessages, caller: Caller, now_ms: int, limits: Limits
-) -> Decision:
-    """Decide `request` about an existing message."""
     match request:
         case AppendText():
             check_writer(message, caller, request.generation)

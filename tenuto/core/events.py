@@ -232,7 +232,6 @@ class Page(Struct, frozen=True, kw_only=True):
 
 
 encode_json = msgspec.json.Encoder().encode
-decode_event = msgspec.json.Decoder(ServerEvent).decode
 
 
 def known_events(events: list[Any]) -> list[ServerEvent]:

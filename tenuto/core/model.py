@@ -197,10 +197,7 @@ def lowered(error: Exception) -> str:
 
 def check_json(value: Json, limit_bytes: int, what: str, *, depth: int) -> int:
     """Return the size in bytes of `value` as JSON; raises InvalidRequest, InvalidText or TooLarge."""
-    try:
-        _check_shape(value, what, depth)
-    except _NestedTooDeep:
-        raise InvalidRequest(f"{what} is nested deeper than {depth} levels, which is the limit; flatten it") from None
+    _check_shape(value, what, depth, depth)
     try:
         size = len(msgspec.json.encode(value))
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -220,22 +217,21 @@ def plain(value: Struct | dict[str, Json]) -> dict[str, Json]:
     return copy
 
 
-class _NestedTooDeep(Exception):
-    """Raised if a value has too many levels. `check_json`, which knows the limit, raises the public error."""
+def _check_shape(value: Json, what: str, left: int, depth: int) -> None:
+    """Raise InvalidRequest for values that JSON, or a browser, cannot carry: deep nesting, NaN, huge numbers.
 
-
-def _check_shape(value: Json, what: str, depth: int) -> None:
-    """Raise InvalidRequest for values that JSON, or a browser, cannot carry: deep nesting, NaN, huge numbers."""
-    if depth < 0:
-        raise _NestedTooDeep
+    `left` of the `depth` levels that are allowed may follow.
+    """
+    if left < 0:
+        raise InvalidRequest(f"{what} is nested deeper than {depth} levels, which is the limit; flatten it")
     if isinstance(value, dict | list | tuple):
         for inner in value:
             if isinstance(value, dict):
                 if not isinstance(inner, str):
                     raise InvalidRequest(f"{what} has the key {shown(inner)}, but keys must be text")
                 inner = value[inner]
-            if type(inner) is not str or not depth:
-                _check_shape(inner, what, depth - 1)
+            if type(inner) is not str or not left:
+                _check_shape(inner, what, left - 1, depth)
     elif isinstance(value, float):
         if value != value or value in (float("inf"), float("-inf")):
             raise InvalidRequest(f"{what} has the number {value}, but numbers must be finite")

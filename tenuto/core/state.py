@@ -182,7 +182,14 @@ def apply_entry(state: ChannelState, entry: Entry) -> None:
             state.messages.move_to_end(op.id)
         return
     if type(op) is Command or type(op) is Reply:
-        _apply_to_command(state, op, serial)
+        command = apply_to_command(state.commands.get(op.id), op, serial)
+        if command is None:
+            state.complete_since = serial
+        elif command.is_step and command.reply is not None:
+            state.commands.pop(op.id, None)  # no viewer gets it, and only a later attempt reads it, from the store
+        else:
+            state.commands[op.id] = command
+            state.commands.move_to_end(op.id)
         return
     known = state.messages.get(op.id)
     changed = apply_op(known, op, serial)
@@ -200,17 +207,6 @@ def apply_entry(state: ChannelState, entry: Entry) -> None:
         state.tail.add(serial, op)
     elif type(op) is Claim or type(op) is Delete:
         state.note_claim(changed)
-
-
-def _apply_to_command(state: ChannelState, op: Command | Reply, serial: int) -> None:
-    changed = apply_to_command(state.commands.get(op.id), op, serial)
-    if changed is None:
-        state.complete_since = serial
-        return
-    state.commands[op.id] = changed
-    state.commands.move_to_end(op.id)
-    if changed.is_step and changed.reply is not None:
-        del state.commands[op.id]  # no viewer gets it, and only a later attempt at the turn reads it, from the store
 
 
 def apply_op(message: MessageState | None, op: Op, serial: int) -> MessageState | None:

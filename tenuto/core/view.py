@@ -260,9 +260,10 @@ class View:
             case MessagePart():
                 self._set_part(event)
             case MessageFinish():
-                self._amend(event, status=event.status, reason=event.reason, meta=event.meta, at=event.updated_at)
+                ended = {"status": event.status, "reason": event.reason, "meta": event.meta}
+                self._amend(event, **ended, updated_at=event.updated_at)
             case MessageTakeover():
-                self._amend(event, status="streaming", reason=None, meta=None, at=None)
+                self._amend(event, status="streaming", reason=None)
             case MessageDelete():
                 shown = self._shown.get(event.id)
                 if shown is None or event.serial > shown.version:
@@ -329,25 +330,14 @@ class View:
         shown.version = max(shown.version, event.serial)
         shown.head = replace(shown.head, updated_at=event.updated_at)
 
-    def _amend(
-        self,
-        event: MessageFinish | MessageTakeover,
-        *,
-        status: str,
-        reason: str | None,
-        meta: dict[str, object] | None,
-        at: int | None,
-    ) -> None:
+    def _amend(self, event: MessageFinish | MessageTakeover, **changes: object) -> None:
         shown = self._shown.get(event.id)
         if shown is None:
             _remember(self._seen, event.id, event.serial)
             return
         if event.serial <= shown.version:
             return
-        head = replace(shown.head, status=status, reason=reason)
-        if meta is not None and at is not None:
-            head = replace(head, meta=meta, updated_at=at)
-        shown.head = head
+        shown.head = replace(shown.head, **changes)
         shown.version = event.serial
 
 
