@@ -482,19 +482,15 @@ class Credentials:
         """Return whether the identity has expired."""
         identity = self._identity
         # Checked inline: this runs for every frame of a socket, and most identities of servers never expire.
-        return identity is not None and identity.expires_at_ms is not None and identity.is_expired(self._now_ms())
-
-    @property
-    def is_renewable(self) -> bool:
-        """Return whether the hub has a verifier to which a new token can be sent."""
-        return self._hub.authenticate is not None
+        return (
+            identity is not None
+            and identity.expires_at_ms is not None
+            and identity.is_expired(self._hub.clock.now_ms())
+        )
 
     def left_s(self) -> float:
         """Return the seconds until the identity expires."""
         return float("inf") if self._identity is None else left_s(self._hub, self._identity)
-
-    def _now_ms(self) -> int:
-        return self._hub.clock.now_ms()
 
     async def renew(self, token: str) -> Identity:
         """Verify a token. The first one sets the identity; later ones must be of the same client.
@@ -503,7 +499,7 @@ class Credentials:
         Raises Unauthenticated, Expired, Forbidden, Busy, and TooMany if the client has no connection slot left. After
         an error the credentials are as before.
         """
-        if not self.is_renewable:
+        if self._hub.authenticate is None:
             return self.identity
         identity = await identity_by_token(self._hub, self._scope, token)
         if self._identity is not None and self.is_ambient and identity.client_id != self._identity.client_id:
@@ -563,7 +559,9 @@ class Credentials:
 
     def _take_slot(self, identity: Identity) -> ConnectionSlot:
         # Without a verifier every caller is on this machine, so its rates are not limited, even if it has a ticket.
-        return self._hub.rates.connect(identity, peer_of(self._scope)) if self.is_renewable else ConnectionSlot()
+        if self._hub.authenticate is None:
+            return ConnectionSlot()
+        return self._hub.rates.connect(identity, peer_of(self._scope))
 
     # Expiry
 

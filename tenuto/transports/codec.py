@@ -208,7 +208,7 @@ class Refusals:
 
     def log(self, peer: str, error: TenutoError) -> None:
         """Log that `peer` was refused with `error`, unless this reason was logged recently or too many lines were."""
-        more = self._more(error.detail)
+        more = self._more({error.detail: REPEAT_S})
         if more is not None:
             logger.warning("refused %s with %s: %s%s", _name(peer), error.code, error.detail, more)
 
@@ -218,37 +218,34 @@ class Refusals:
         The reason is the exception with its text and the line that raised it. The text may differ for each token, so a
         line with another text is logged again only after a minute.
         """
-        last = error.__traceback__
-        while last is not None and last.tb_next is not None:
-            last = last.tb_next
-        place = f"{last.tb_frame.f_code.co_filename}:{last.tb_lineno}" if last is not None else ""
-        kind = f"{type(error).__qualname__} at {place}"
+        frames = traceback.extract_tb(error.__traceback__)
+        kind = f"{type(error).__qualname__} at {frames[-1].filename}:{frames[-1].lineno}"
         text = "".join(traceback.format_exception_only(error))[:MAX_TEXT]
-        more = self._more(f"{kind}: {text}", kind)
+        more = self._more({f"{kind}: {text}": REPEAT_S, kind: PERIOD_S})
         if more is not None:
             logger.error("the verifier failed for a request of %s%s", _name(peer), more, exc_info=error)
 
     def log_store(self, error: TenutoError) -> None:
         """Log that a request failed because of the store, within the same limits: each code once a minute."""
-        more = self._more(f"store: {error.code}", repeat_s=PERIOD_S)
+        more = self._more({f"store: {error.code}": PERIOD_S})
         if more is not None:
             logger.warning("a request failed because of the store: %s%s", error, more)
 
-    def _more(self, reason: str, kind: str = "", repeat_s: float = REPEAT_S) -> str | None:
-        """Return the end of a log line about `reason`, and count it as logged; None if it must not be logged now.
+    def _more(self, reasons: dict[str, float]) -> str | None:
+        """Return the end of a log line about `reasons`, and count it as logged; None if it must not be logged now.
 
-        Reasons of one `kind` are logged once a minute; `repeat_s` is the least time between two lines with this reason.
+        Each reason has the least seconds between two lines with it.
         """
         now_s = self._now_s()
         if now_s - self._period_at_s >= PERIOD_S:
             self._period_at_s, self._lines = now_s, 0
         never_s = now_s - REPEAT_S
-        is_recent = now_s - self._logged_at_s.get(reason, never_s) < repeat_s
-        if is_recent or now_s - self._logged_at_s.get(kind, never_s) < PERIOD_S or self._lines >= LINES:
+        is_recent = any(now_s - self._logged_at_s.get(one, never_s) < least_s for one, least_s in reasons.items())
+        if is_recent or self._lines >= LINES:
             self._left_out += 1
             return None
         self._lines += 1
-        for name in (reason, kind) if kind else (reason,):
+        for name in reasons:
             self._logged_at_s[name] = now_s
             self._logged_at_s.move_to_end(name)
             if len(self._logged_at_s) > MAX_REASONS:

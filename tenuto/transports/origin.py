@@ -299,6 +299,9 @@ class ServerConnection(Protocol):
     def known(self) -> None:
         """Lift the bounds on unknown peers, because a verifier has identified this one."""
 
+    def expect_introduction(self, timeout_s: float) -> None:
+        """Bound an unknown peer, which has `timeout_s` seconds to authenticate."""
+
     def verify(self, limit: asyncio.Timeout) -> None:
         """Count an unknown peer until `verified`, because a verifier runs for it. End `limit` if the peer is gone."""
 
@@ -308,9 +311,9 @@ class ServerConnection(Protocol):
 
 def mark_known(scope: Mapping[str, Any]) -> None:
     """Inform the server that a verifier has identified the peer of this request or socket."""
-    server = _server_of(scope)
-    if server is not None:
-        server["connection"].known()
+    connection = connection_of(scope)
+    if connection is not None:
+        connection.known()
 
 
 def expect_introduction(scope: Mapping[str, Any], timeout_s: float) -> bool:
@@ -318,22 +321,16 @@ def expect_introduction(scope: Mapping[str, Any], timeout_s: float) -> bool:
 
     Call it before the socket is accepted. Return whether the server limits the number of such sockets.
     """
-    server = _server_of(scope)
-    if server is None:
-        return False
-    server["connection"].expect_introduction(timeout_s)
-    return True
+    connection = connection_of(scope)
+    if connection is not None:
+        connection.expect_introduction(timeout_s)
+    return connection is not None
 
 
 def connection_of(scope: Mapping[str, Any]) -> ServerConnection | None:
     """Return the connection of this request or socket, one object as long as it is open; None under another server."""
-    server = _server_of(scope)
+    server = (scope.get("extensions") or {}).get(EXTENSION)
     return server["connection"] if server is not None else None
-
-
-def _server_of(scope: Mapping[str, Any]) -> Any:
-    extensions = scope.get("extensions")
-    return extensions.get(EXTENSION) if extensions else None
 
 
 Address = IPv4Address | IPv6Address

@@ -18,6 +18,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any, Protocol
 
 from starlette.types import Message, Receive, Send
@@ -423,9 +424,8 @@ class _Poll:
     async def more(self) -> list[bytes]:
         """Return the events since the last call. Raises StoreUnavailable."""
         events: list[bytes] = []
-        while (
-            batch := await take(self.feed, self.hub.viewing.reading)
-        ) is not None:  # first the events of the log, then the ephemeral ones
+        # first the events of the log, then the ephemeral ones
+        while (batch := await take(self.feed, self.hub.viewing.reading)) is not None:
             events += batch.raw
         return events
 
@@ -476,23 +476,17 @@ async def _await_events(
     disconnected = loop.create_task(_until_disconnected(receive))
     disconnected.add_done_callback(lambda _: woken.set())
     events: list[bytes] = []
-    is_over = False
     try:
-        while not (events or is_over or hub.viewing.is_over):
+        while not events and loop.time() < deadline_s and not hub.viewing.is_over:
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(deadline_s):
+                    await woken.wait()
             woken.clear()
             if disconnected.done():
                 return None
-            try:
-                async with asyncio.timeout_at(deadline_s):
-                    await woken.wait()
-            except TimeoutError:
-                is_over = True
-            if disconnected.done():
-                return None
             if this_poll.feed.is_behind and not hub.viewing.is_over:
-                await asyncio.sleep(
-                    hub.flush_ms / 1000
-                )  # wait one flush window, so that the response contains more than the first piece of text
+                # wait one flush window, so that the response contains more than the first piece of text
+                await asyncio.sleep(hub.flush_ms / 1000)
             if credentials.is_expired:
                 raise Expired("the identity expired while the poll waited for events; send a new token")
             events = await this_poll.more()
