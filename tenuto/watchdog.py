@@ -23,6 +23,8 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, TypeVar
 
+from msgspec import Struct
+
 T = TypeVar("T")
 
 BLOCKED_S = 0.25  # a step that takes longer is reported
@@ -94,33 +96,26 @@ class Watchdog:
                 self.loop.call_at(watch.due_s, self.expire)
                 return
             del self.watches[watch]
-            watch.expire()
+            watch.is_late = True
+            assert watch.task is not None
+            watch.task.cancel()
         self.has_timer = False
 
 
-class Watch:
+class Watch(Struct, eq=False):
     """One operation of the current task. At the limit the task is cancelled, and the block raises TimeoutError."""
 
-    __slots__ = ("_cancelling", "_is_over", "_task", "_watchdog", "due_s", "is_late")
-
-    def __init__(self, watchdog: Watchdog) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self.due_s = watchdog.loop.time() + watchdog.limit_s
-        self.is_late = False
-        self._is_over = False
-        self._watchdog = watchdog
-        self._task = task
-        self._cancelling = task.cancelling()
-
-    def expire(self) -> None:
-        """End the operation now, as if its limit had passed. After its end this has no effect."""
-        if not self.is_late and not self._is_over:
-            self.is_late = True
-            self._task.cancel()
+    watchdog: Watchdog
+    task: asyncio.Task[Any] | None = None
+    cancelling: int = 0  # number of cancellations of the task that other code has requested before
+    due_s: float = 0.0
+    is_late: bool = False
 
     def __enter__(self) -> Watch:
-        watchdog = self._watchdog
+        watchdog, task = self.watchdog, asyncio.current_task()
+        assert task is not None
+        self.task, self.cancelling = task, task.cancelling()
+        self.due_s = watchdog.loop.time() + watchdog.limit_s
         watchdog.watches[self] = None
         if not watchdog.has_timer:
             watchdog.has_timer = True
@@ -130,8 +125,8 @@ class Watch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._is_over = True
-        self._watchdog.watches.pop(self, None)
+        self.watchdog.watches.pop(self, None)
         # If other code has cancelled the task as well, that cancellation goes on; `asyncio.timeout` does the same.
-        if self.is_late and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+        assert self.task is not None
+        if self.is_late and self.task.uncancel() <= self.cancelling and kind is asyncio.CancelledError:
             raise TimeoutError from error
