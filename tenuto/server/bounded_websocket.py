@@ -339,8 +339,9 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         if self._unread:
             data, self._unread = self._unread, b""
             self._parse_in_slices(data)
-        if not (self._unread or self.is_held()):
-            self.transport.resume_reading()
+            if self._unread or self.is_held():
+                return
+        self.transport.resume_reading()
 
     async def receive(self) -> ASGIReceiveEvent:
         self._burst += 1

@@ -323,8 +323,7 @@ class Sender:
         uvicorn notifies only the request that it has read last, so a stream with another request behind it would stay
         for ever.
         """
-        assert not self.is_busy
-        is_lost = self._cycle is not None and bool(self._cycle.transport.is_closing())
+        is_lost = bool(self._cycle.transport.is_closing())
         if is_lost:
             self._abort()
         return is_lost
@@ -372,7 +371,8 @@ class TaskSender(Sender):
         self._changed: asyncio.Future[None] | None = None  # while the task waits for a message
 
     def write(self, message: Message) -> None:
-        if self._has_lost_peer():
+        assert not self.is_busy
+        if self._cycle is not None and self._has_lost_peer():
             return
         self.is_busy = True
         self._message = message
@@ -380,9 +380,9 @@ class TaskSender(Sender):
             self._changed.set_result(None)
             self._changed = None
 
-    async def carry(self, receive: Receive) -> None:
+    def carry(self, receive: Receive) -> Coroutine[Any, Any, None]:
         self._finishing = asyncio.get_running_loop().create_task(self._send_all())
-        await super().carry(receive)
+        return super().carry(receive)
 
     async def _send_all(self) -> None:
         while not self._is_aborted:
@@ -404,7 +404,8 @@ class DirectSender(Sender):
         self._socket = socket_of(send)
 
     def write(self, message: Message) -> None:
-        if self._has_lost_peer():
+        assert not self.is_busy
+        if self._cycle is not None and self._has_lost_peer():
             return
         sending: Any = self._send(message)  # a coroutine, as uvicorn's is
         try:
