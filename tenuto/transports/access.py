@@ -338,11 +338,6 @@ async def admit_stream(
     return identity, ticket
 
 
-def allowed_history(identity: Identity, channel: str, requested: int | None) -> int | None:
-    """Return how many finished messages a new start shows: none to a caller without `history`."""
-    return requested if identity.has("history", channel) else 0
-
-
 class ResumeLimits(NamedTuple):
     """Signs and checks the cursors of one client on one channel, if the client lacks the capability `history`.
 
@@ -366,16 +361,17 @@ class ResumeLimits(NamedTuple):
         return self.tickets.mark(cursor, self.client_id, self.channel)
 
 
-def resume_limits_of(hub: HubCore, identity: Identity, channel: str) -> ResumeLimits | None:
-    """Return the resume limits of `identity`; None if it may read the whole history."""
+def allowed_start(
+    hub: HubCore, identity: Identity, channel: str, cursor: Cursor | None, history: int | None
+) -> tuple[ResumeLimits | None, Cursor | None, int | None]:
+    """Return the resume limits of a viewer that asks for `cursor` and `history`, and which of the two it may have.
+
+    A caller with the capability `history` has no limits. To others a new start shows no finished messages.
+    """
     if identity.has("history", channel):
-        return None
-    return ResumeLimits(hub.tickets, identity.client_id, channel)
-
-
-def known_since(resume_limits: ResumeLimits | None, cursor: Cursor | None) -> Cursor | None:
-    """Return the cursor from which a viewer may resume, given the cursor that it sent."""
-    return cursor if resume_limits is None else resume_limits.known(cursor)
+        return None, cursor, history
+    limits = ResumeLimits(hub.tickets, identity.client_id, channel)
+    return limits, limits.known(cursor), 0
 
 
 # Low enough for twenty pages at once: each counts as four requests until it is done.

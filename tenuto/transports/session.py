@@ -5,8 +5,8 @@ Layer: transports.
 The owner of a connection, a real one (`websocket`) or a simulator's, drives a `Session`:
 
 - it calls `receive(text, now_s=)` for each received frame, while not `is_full`;
-- after each `wake` or `released`, and after each written frame, it calls `frame_to_send()` while the session
-  `has_frames`, only when the frame can be written: no event is taken from a feed before there is room for it;
+- after each `wake` or `released`, and after each written frame, it calls `frame_to_send()` until there is none, only
+  when the frame can be written: no event is taken from a feed before there is room for it;
 - when there is no frame and `closing` is set, it closes with that code;
 - it calls `keep_alive(now_s=)` every `PING_S` seconds, also while the peer does not read;
 - it calls `close()` when the connection is gone.
@@ -53,7 +53,7 @@ from tenuto.hub.turns.scheduler import LEASE_S, AssignedTurn, store_renewal
 from tenuto.transports.access import (
     EXPECTED_BYTES,
     ResumeLimits,
-    allowed_history,
+    allowed_start,
     caller_of,
     check_operation,
     check_work,
@@ -62,9 +62,7 @@ from tenuto.transports.access import (
     describe_caller,
     event_bytes,
     key_of,
-    known_since,
     member_of,
-    resume_limits_of,
 )
 from tenuto.transports.codec import (
     DRAINED,
@@ -366,42 +364,39 @@ class Attachments:
 
     async def attach(self, frame: AttachFrame, attachment: Attachment) -> None:
         """Attach to the hub's channel and send the response, after those to earlier `attach` frames of the channel."""
-        channel, task = attachment.channel, asyncio.current_task()
+        session, channel, task = self._session, attachment.channel, asyncio.current_task()
         earlier, self._attaching[channel] = self._attaching.get(channel), task
+        feed = None
         try:
             if earlier is not None:
                 await asyncio.wait([earlier])
-            await self._attach(frame, attachment)
-        finally:
-            if self._attaching.get(channel) is task:
-                del self._attaching[channel]
-
-    async def _attach(self, frame: AttachFrame, attachment: Attachment) -> None:
-        session, channel = self._session, attachment.channel
-        resume_limits = attachment.resume_limits = resume_limits_of(self._hub, session.identity, channel)
-        feed = None
-        try:
+            since = parse_cursor(frame.since) if isinstance(frame.since, str) else None
+            attachment.resume_limits, since, history = allowed_start(
+                self._hub, session.identity, channel, since, frame.history
+            )
             if self._by_channel.get(channel) is attachment:
                 feed = await self._hub.attach(
                     channel,
-                    known_since(resume_limits, parse_cursor(frame.since) if isinstance(frame.since, str) else None),
-                    history=allowed_history(session.identity, channel, frame.history),
+                    since,
+                    history=history,
                     flush_ms=frame.flush_ms,
                     wake=partial(self.feed_woken, attachment),
                     has_ephemeral=True,
                     is_prepared=True,  # a channel that cannot be read must not end the socket and its other channels
                 )
-        except Exception as error:
+        except Exception:
             if self._by_channel.get(channel) is attachment:
                 del self._by_channel[channel]
-            session.respond_error(frame.ref, error)
-            return
+            raise
+        finally:
+            if self._attaching.get(channel) is task:
+                del self._attaching[channel]
         session.respond({"type": "ok", "ref": frame.ref, "you": describe_caller(self._hub, session.identity, channel)})
         if feed is not None and self._by_channel.get(channel) is attachment:
             attachment.feed = feed
             if session.charge is not None:
                 feed.on_first = self._charge
-            self.feed_woken(attachment)
+            self.ready[attachment] = None  # the response has woken the sender
         elif feed is not None:  # otherwise the client has attached again or detached meanwhile
             feed.close()
 
@@ -605,18 +600,13 @@ class Session:
 
     # Frames to send
 
-    @property
-    def has_frames(self) -> bool:
-        """Return whether a frame may be due."""
-        return bool(self._replies or self._attachments.ready or self._attachments.rest)
-
     def frame_to_send(self) -> bytes | None:
         """Return the text of the next frame, which must be written immediately; None if there is none."""
-        if self._replies:
-            reply = self._replies.pop(0)
-            self._reply_bytes -= len(reply)
-            return reply
-        return self._attachments.next_frame()
+        frame = None if self._replies else self._attachments.next_frame()
+        if frame is None and self._replies:  # also the `bye` of a session that an error in `next_frame` has ended
+            frame = self._replies.pop(0)
+            self._reply_bytes -= len(frame)
+        return frame
 
     def keep_alive(self, *, now_s: float) -> None:
         """Queue a ping, or close the session of a silent peer that holds a lease, presence or a turn."""

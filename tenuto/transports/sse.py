@@ -34,10 +34,8 @@ from tenuto.transports.access import (
     Credentials,
     ResumeLimits,
     admit_stream,
-    allowed_history,
+    allowed_start,
     describe_caller,
-    known_since,
-    resume_limits_of,
 )
 from tenuto.transports.codec import GUARDS, Headers, unexpected
 from tenuto.transports.headers import Query
@@ -251,9 +249,8 @@ async def _channel_stream(app: StreamApp, scope: Scope, send: Send, channel: str
     hub = app.hub
     query = Query(scope)
     identity, ticket = await admit_stream(hub, scope, query, channel, BY_NAME["events"])
-    resume_limits = resume_limits_of(hub, identity, channel)
-    since = known_since(resume_limits, since_of(scope, query))
-    history = allowed_history(identity, channel, query.whole("history", 0, hub.limits.history))
+    asked = query.whole("history", 0, hub.limits.history)
+    resume_limits, since, history = allowed_start(hub, identity, channel, since_of(scope, query), asked)
     flush_ms = query.whole("flush_ms", 0, 1000)
     ping_s = query.whole("ping_s", 2, HEARTBEAT_S)
     if scope["method"] == "HEAD":
@@ -373,9 +370,8 @@ async def poll(app: StreamApp, scope: Scope, receive: Receive, send: Send, chann
     credentials = Credentials(hub, scope, identity)
     credentials.take_slot()
     try:
-        resume_limits = resume_limits_of(hub, identity, channel)
-        since = known_since(resume_limits, since_of(scope, query))
-        history = allowed_history(identity, channel, query.whole("history", 0, hub.limits.history))
+        asked = query.whole("history", 0, hub.limits.history)
+        resume_limits, since, history = allowed_start(hub, identity, channel, since_of(scope, query), asked)
         wait_s = query.whole("wait_s", 0, MAX_WAIT_S)
         woken = asyncio.Event()
         feed = await hub.attach(channel, since, history=history, flush_ms=0, wake=woken.set, has_ephemeral=True)
@@ -457,7 +453,9 @@ class _Poll:
         ]
 
     def _known_position(self, since: Cursor | None) -> int | None:
-        presence = known_since(self._resume_limits, since.presence if since is not None else None)
+        presence = since.presence if since is not None else None
+        if self._resume_limits is not None:
+            presence = self._resume_limits.known(presence)
         if presence is None or presence.epoch != self._epoch or presence.serial > self._presence_state.position:
             return None
         return presence.serial

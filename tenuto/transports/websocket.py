@@ -357,10 +357,8 @@ class Socket:
         """Write frames as long as there are some and the peer reads them."""
         self._is_due = False
         sender, session = self.sender, self.session
-        while not (sender.is_busy or sender.is_over) and session.has_frames:
-            frame = session.frame_to_send()
-            if frame is not None:
-                sender.write_frame(frame)
+        while not (sender.is_busy or sender.is_over) and (frame := session.frame_to_send()) is not None:
+            sender.write_frame(frame)
         if session.closing is not None and not sender.is_over:
             if not sender.is_busy:
                 code, reason = session.closing

@@ -45,12 +45,8 @@ class Line:
         self.session.receive(json.dumps({"type": type, "ref": ref, **fields}), now_s=self.now_s)
 
     def take(self) -> dict[str, Any] | None:
-        while self.session.has_frames:
-            frame = self.session.frame_to_send()
-            if frame is not None:
-                found: dict[str, Any] = json.loads(frame)
-                return found
-        return None
+        frame = self.session.frame_to_send()
+        return None if frame is None else json.loads(frame)
 
     async def frame(self) -> dict[str, Any]:
         """Return the next frame, or None."""
