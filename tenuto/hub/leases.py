@@ -21,6 +21,8 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from msgspec import Struct
+
 from tenuto.core.errors import TenutoError
 from tenuto.core.message_state import CommandState, MessageState
 from tenuto.core.names import COMMAND_MARK
@@ -37,6 +39,18 @@ RETRY_S = 1.0  # wait before the next try after the store failed
 
 Read = Callable[[str, str], Coroutine[Any, Any, MessageState]]  # returns a stored message of a channel
 Submit = Callable[[str, str, Request, Caller, Done], None]
+
+
+class _Lease(Struct, eq=False):
+    """The lease of the remote writer of one message, or of its successor with another generation."""
+
+    channel: str
+    key: str
+    generation: int
+    term_s: float
+    last: int = 0  # serial of the message's last entry when the term began
+    connection: Hashable = None  # the open connection on which the writer was last seen, if any
+    is_bound: bool = False  # the writer has used no other way since
 
 
 class LeaseMonitor:
@@ -65,15 +79,8 @@ class LeaseMonitor:
         self._left_s = left_s
         self._spawn = spawn
         self._is_closed = False
-        # for each message with a lease: serial of its last entry when the term began
-        self._last: dict[tuple[str, str], int] = {}
-        # for each message: generation of its writer, and length of the lease in seconds
-        self._leases: dict[tuple[str, str], tuple[int, float]] = {}
-        self._in: dict[str, set[str]] = {}  # the messages with a lease, by their channels
-        # for each message the open connection on which its writer was last seen, if any
-        self._connections: dict[tuple[str, str], Hashable] = {}
-        # for each of these connections its messages, and whether their writers have used no other way since
-        self._held: dict[Hashable, dict[tuple[str, str], bool]] = {}
+        self._leases: dict[str, dict[str, _Lease]] = {}  # by channel and message
+        self._held: dict[Hashable, dict[_Lease, None]] = {}  # by connection
 
     def close(self) -> None:
         """End no more leases of a store that no other hub has open, because the hub is shutting down.
@@ -98,29 +105,30 @@ class LeaseMonitor:
 
         `is_late`: its entries may have been stored long ago, because this hub does not follow the channel.
         """
-        message_key = (channel, key)
+        known = self._lease(channel, key)
         writer = message.writer if message is not None and message.is_streaming else None
         if message is None or writer is None or writer.node is not None or not writer.lease_ms:
-            if message_key in self._leases:
-                self._deadlines.drop(("lease", *message_key))
-                self._forget(message_key)
+            if known is not None:
+                self._deadlines.drop(("lease", channel, key))
+                self._forget(known)
             return
-        lease, known = (message.generation, writer.lease_ms / 1000), self._leases.get(message_key)
-        if known != lease:
-            self._leases[message_key] = lease
-            self._in.setdefault(channel, set()).add(key)
-            if lease[0] > 1 and (known is None or known[0] != lease[0]):
-                self._release(message_key)  # it is the connection of the previous writer
-            (self._renew_as_stored if is_late or known is None else self.renew)(channel, key, message)
-        elif self._read is not None and message.last > self._last[message_key]:
-            # another hub has received a request of the writer
-            (self._renew_as_stored if is_late else self.renew)(channel, key, message)
+        generation, term_s = message.generation, writer.lease_ms / 1000
+        if known is None or known.generation != generation:
+            if known is not None:
+                self._release(known)  # it is on the connection of the previous writer
+            self._leases.setdefault(channel, {})[key] = _Lease(channel, key, generation, term_s)
+        elif known.term_s != term_s:
+            known.term_s = term_s
+        elif self._read is None or message.last <= known.last:
+            return  # no other hub has received a request of the writer
+        is_late = is_late or known is None
+        self.renew(channel, key, message, self._left_s(term_s, message.alive_at) if is_late else None)
 
     def followed(self, channel: Channel) -> None:
         """Restart the leases of the messages in `channel` that have new text of another hub, which is not inspected."""
-        for key in self._in.get(channel.name, ()) if self._read is not None else ():
+        for key, lease in self._leases.get(channel.name, {}).items() if self._read is not None else ():
             message = channel.state.messages.get(key)
-            if message is not None and message.last > self._last[channel.name, key]:
+            if message is not None and message.last > lease.last:
                 self.renew(channel.name, key, message)
 
     def renew(self, channel: str, key: str, message: MessageState | None, left_s: float | None = None) -> None:
@@ -128,28 +136,24 @@ class LeaseMonitor:
 
         The lease ends in `left_s`, or for None in a full term.
         """
-        lease = self._leases.get((channel, key))
+        lease = self._lease(channel, key)
         if lease is not None:
-            self._last[channel, key] = message.last if message is not None else 0
+            lease.last = message.last if message is not None else 0
             # drop the retry of a finish that the store had refused
             self._deadlines.drop(("again", channel, key, FinishMessage))
-            end_s = self._loop.time() + (lease[1] if left_s is None else left_s)
+            end_s = self._loop.time() + (lease.term_s if left_s is None else left_s)
             self._deadlines.set(("lease", channel, key), end_s, partial(self._lapse, channel, key))
-            if (connection := self._connections.get((channel, key))) is not None:
-                self._held[connection][channel, key] = False
-
-    def _renew_as_stored(self, channel: str, key: str, message: MessageState) -> None:
-        """Restart the lease of `message` from the time on at which a request of its writer was stored."""
-        self.renew(channel, key, message, self._left_s(self._leases[channel, key][1], message.alive_at))
+            lease.is_bound = False
 
     def held(self, channel: str, key: str, connection: Hashable) -> None:
         """Record that the last request of the writer of `key` came over `connection`, until the lease ends."""
-        message_key = (channel, key)
-        if message_key in self._leases:
-            if self._connections.get(message_key) is not connection:
-                self._release(message_key)
-                self._connections[message_key] = connection
-            self._held.setdefault(connection, {})[message_key] = True
+        lease = self._lease(channel, key)
+        if lease is not None:
+            if lease.connection is not connection:
+                self._release(lease)
+                lease.connection = connection
+                self._held.setdefault(connection, {})[lease] = None
+            lease.is_bound = True
 
     def is_holder(self, connection: Hashable) -> bool:
         """Return whether a writer with a lease was last seen on `connection`."""
@@ -160,37 +164,42 @@ class LeaseMonitor:
 
         A lease stays if its writer has sent a request another way since.
         """
-        for message_key, is_last in self._held.pop(connection, {}).items():
-            del self._connections[message_key]
-            if is_last:
-                self._deadlines.hasten(("lease", *message_key), self._loop.time() + BROKEN_S)
+        for lease in self._held.pop(connection, ()):
+            lease.connection = None
+            if lease.is_bound:
+                self._deadlines.hasten(("lease", lease.channel, lease.key), self._loop.time() + BROKEN_S)
 
-    def _release(self, message_key: tuple[str, str]) -> None:
-        """Forget on which connection the writer of a message was last seen."""
-        if (connection := self._connections.pop(message_key, None)) is not None:
-            held = self._held[connection]
-            del held[message_key]
+    def _lease(self, channel: str, key: str) -> _Lease | None:
+        leases = self._leases.get(channel)
+        return None if leases is None else leases.get(key)
+
+    def _release(self, lease: _Lease) -> None:
+        """Forget on which connection the writer was last seen."""
+        if lease.connection is not None:
+            held = self._held[lease.connection]
+            del held[lease]
             if not held:
-                del self._held[connection]
+                del self._held[lease.connection]
+            lease.connection = None
 
     def _lapse(self, channel: str, key: str) -> None:
         """End the lease, whose term has passed, unless another hub has received a request of the writer."""
         if self._is_closed:
             return
-        lease = self._leases.get((channel, key))
+        lease = self._lease(channel, key)
         if lease is not None and self._read is not None:
             with suppress(RuntimeError):  # the hub is ending
-                self._spawn(self._read_and_expire(self._read, channel, key, lease))
+                self._spawn(self._read_and_expire(self._read, lease))
         else:
             self.end(channel, key)
 
-    async def _read_and_expire(self, read: Read, channel: str, key: str, lease: tuple[int, float]) -> None:
-        last = self._last.get((channel, key))
+    async def _read_and_expire(self, read: Read, lease: _Lease) -> None:
+        channel, key, last = lease.channel, lease.key, lease.last
         try:
             message = await read(channel, key)
         except Exception as error:  # an error of a third-party store must not end the lease, nor keep it for good
             if isinstance(error, TenutoError) and not error.retry:
-                self._lease_ended(channel, key, lease)
+                self._forget(lease)
                 return
             if not isinstance(error, TenutoError):
                 logger.exception("%s of channel %s could not be read; the hub tries again", key, channel)
@@ -198,38 +207,33 @@ class LeaseMonitor:
             self._deadlines.set(("again", channel, key, FinishMessage), self._loop.time() + RETRY_S, again)
             return
         self.inspect_writer(channel, key, message)  # renews the lease if the message has new entries
-        if self._leases.get((channel, key)) == lease and self._last[channel, key] != last:
-            self._renew_as_stored(channel, key, message)
-        if self._leases.get((channel, key)) == lease and ("lease", channel, key) not in self._deadlines:
-            self.end(channel, key)
+        if self._lease(channel, key) is lease:
+            if lease.last != last:
+                self.renew(channel, key, message, self._left_s(lease.term_s, message.alive_at))
+            if ("lease", channel, key) not in self._deadlines:
+                self.end(channel, key)
 
     def end(self, channel: str, key: str) -> None:
         """End the message `key` if it has a lease, whose writer is gone, unless it gets another entry first."""
-        lease = self._leases.get((channel, key))
+        lease = self._lease(channel, key)
         if lease is not None:
-            end = FinishMessage(status="interrupted", reason="writer_gone", generation=lease[0])
-            last = self._last[channel, key]
+            end = FinishMessage(status="interrupted", reason="writer_gone", generation=lease.generation)
             self._submit_as_server(
                 channel,
                 key,
-                end if self._read is None else ExpireLease(end=end, last=last),
+                end if self._read is None else ExpireLease(end=end, last=lease.last),
                 partial(self._lapse, channel, key),
-                finished=partial(self._lease_ended, channel, key, lease),
+                finished=partial(self._forget, lease),
             )
 
-    def _lease_ended(self, channel: str, key: str, lease: tuple[int, float]) -> None:
-        """Forget the lease, because its message has ended, by this request or by another one."""
-        if self._leases.get((channel, key)) == lease:
-            self._forget((channel, key))
-
-    def _forget(self, message_key: tuple[str, str]) -> None:
-        self._release(message_key)
-        for known in (self._leases, self._last):
-            known.pop(message_key, None)
-        channel, key = message_key
-        self._in[channel].discard(key)
-        if not self._in[channel]:
-            del self._in[channel]
+    def _forget(self, lease: _Lease) -> None:
+        """Forget the lease, unless it was replaced: its message has ended, by this request or by another one."""
+        leases = self._leases.get(lease.channel, {})
+        if leases.get(lease.key) is lease:
+            self._release(lease)
+            del leases[lease.key]
+            if not leases:
+                del self._leases[lease.channel]
 
     def inspect_command(self, channel: str, key: str, command: CommandState | None) -> None:
         """Set or drop the deadlines of the command `key`; None if the command no longer exists."""

@@ -512,7 +512,7 @@ def a_renewal_after_a_broken_socket_does_not_count(patch: pytest.MonkeyPatch) ->
     is_broken: set[tuple[LeaseMonitor, str, str]] = set()
 
     def note(self: LeaseMonitor, connection: Hashable) -> None:
-        is_broken.update((self, *message_key) for message_key in self._held.get(connection, ()))
+        is_broken.update((self, lease.channel, lease.key) for lease in self._held.get(connection, ()))
         broken(self, connection)
 
     def renew_unless_broken(self: LeaseMonitor, channel: str, key: str, *about: Any) -> None:
