@@ -21,7 +21,7 @@ import asyncio
 import inspect
 import logging
 import re
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Literal, TypeVar, get_args
 
@@ -33,7 +33,7 @@ from tenuto.core.errors import LocalError, StoreUnusable, TenutoError
 from tenuto.core.events import NO_EPOCH, kept_serial
 from tenuto.core.message_state import CommandState, MessageState
 from tenuto.core.model import OPTIONS, Command, Json, Message
-from tenuto.core.names import check_id, check_pattern, matches
+from tenuto.core.names import check_id, check_pattern, command_id, matches
 from tenuto.core.state import ChannelState
 from tenuto.hub.channel import Channel
 from tenuto.hub.committer import in_time
@@ -362,23 +362,9 @@ class HookRunner:
 
     def _events(self, channel: str, epoch: str, one: MessageState | CommandState, since: int) -> list[HookEvent]:
         """Return the hook's events for a message or command after serial `since`."""
-        if isinstance(one, CommandState):
-            return _of_command(channel, epoch, one, since) if not one.is_step else []
-        happened: list[tuple[str, int]] = []
-        if one.role == OPTIONS:
-            return []
-        if one.deleted:
-            happened.append(("message.delete", one.version))
-        else:
-            happened.append(("message.create", one.created))
-            if one.edited > one.created:
-                happened.append(("message.update", one.edited))
-            if one.finished and one.status != "streaming":
-                happened.append(("message.finish", one.finished))
-        message = None if one.deleted else one.message()
         return [
-            HookEvent(type=kind, channel=channel, serial=serial, epoch=epoch, id=one.id, message=message)
-            for kind, serial in happened
+            HookEvent(type=kind, channel=channel, serial=serial, epoch=epoch, **fields)
+            for kind, serial, fields in _happened(one)
             if serial > since
         ]
 
@@ -409,27 +395,27 @@ class HookRunner:
             positions.pop(channel, None)
 
 
-def _of_command(channel: str, epoch: str, command: CommandState, since: int) -> list[HookEvent]:
-    events = []
-    shown = command.command()
-    if command.created > since:
-        events.append(
-            HookEvent(type="command", channel=channel, serial=command.created, epoch=epoch, id=shown.id, command=shown)
-        )
-    reply = reply_to(command)
-    if reply is not None and reply.serial > since:
-        events.append(
-            HookEvent(
-                type="command.reply",
-                channel=channel,
-                serial=reply.serial,
-                epoch=epoch,
-                id=shown.id,
-                command=shown,
-                reply={"ok": reply.ok, "data": reply.data, "error": reply.error, "from": reply.from_},
-            )
-        )
-    return events
+def _happened(one: MessageState | CommandState) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """Yield kind, serial and fields of the events of a message or command; none of a step, or of options."""
+    if isinstance(one, CommandState):
+        if one.is_step:
+            return
+        fields: dict[str, Any] = {"id": command_id(one.id), "command": one.command()}
+        yield "command", one.created, fields
+        if (reply := reply_to(one)) is not None:
+            shown = {"ok": reply.ok, "data": reply.data, "error": reply.error, "from": reply.from_}
+            yield "command.reply", reply.serial, {**fields, "reply": shown}
+    elif one.role == OPTIONS:
+        return
+    elif one.deleted:
+        yield "message.delete", one.version, {"id": one.id}
+    else:
+        fields = {"id": one.id, "message": one.message()}
+        yield "message.create", one.created, fields
+        if one.edited > one.created:
+            yield "message.update", one.edited, fields
+        if one.finished and one.status != "streaming":
+            yield "message.finish", one.finished, fields
 
 
 def _encoded(epoch: str, serial: int) -> bytes:
