@@ -54,7 +54,8 @@ from tenuto.core.requests import Request as HubRequest
 from tenuto.core.turns import INTERRUPTED, newest_branch, versions_of
 from tenuto.hub.access.identity import Identity
 from tenuto.hub.access.identity import Scope as HubScope
-from tenuto.hub.keep.archive import MAX_CONVERSATIONS, Conversation, narrowed, read_conversations
+from tenuto.hub.keep.archive import MAX_CONVERSATIONS, Conversation, read_conversations
+from tenuto.hub.keep.policies import narrowed
 from tenuto.hub.pending import Result, message_of
 from tenuto.hub.turns.status import read_conversation, read_open_turns, read_pending, read_turn
 from tenuto.transports.access import (

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tenuto.core.errors import InvalidName, InvalidRequest
 from tenuto.core.names import matches
 from tenuto.hub import HubCore
-from tenuto.hub.keep.archive import narrowed
+from tenuto.hub.keep.policies import narrowed
 
 NAMES = st.text("ab:", max_size=4)
 PATTERNS = st.one_of(NAMES.filter(bool), NAMES.map(lambda stem: f"{stem}*"))

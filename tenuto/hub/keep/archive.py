@@ -27,6 +27,7 @@ from tenuto.hub.access.identity import Identity
 from tenuto.hub.keep.exports import NOTE as IMPORT
 from tenuto.hub.keep.exports import Imported, check_file, export_lines, mend_import, write_file
 from tenuto.hub.keep.forgetting import Forgetting, Forgotten
+from tenuto.hub.keep.policies import narrowed
 from tenuto.hub.lifecycle import Lifecycle
 from tenuto.stores.base import Store
 from tenuto.stores.sqlite import verify as sqlite_verify
@@ -37,7 +38,6 @@ MAX_LISTED = 500  # channels on a page
 DEFAULT_LISTED = 100
 _STEP = 200  # patterns in one call of the store
 LINE_BYTES = 1024 * 1024  # of a check: far above the longest line
-_LAST = "\x7f"  # after all characters of channel names
 
 
 class ChannelPage(Struct, frozen=True, kw_only=True):
@@ -165,25 +165,6 @@ class Archive:
     def _begin(self) -> None:
         self._forgetting = asyncio.Lock()  # an earlier run may have used another event loop
         self._removals = asyncio.Semaphore(MAX_REMOVALS)
-
-
-def narrowed(prefix: str, after: str, patterns: Iterable[str]) -> Sequence[str]:
-    """Narrow `patterns` to the names that begin with `prefix`, and return the result in order.
-
-    Patterns that match no name after `after` are left out. No name matches two of the returned patterns.
-    """
-    found: list[str] = []
-    covered: str | None = None  # the prefix of the last range
-    for stem, is_name in sorted((one.removesuffix("*"), not one.endswith("*")) for one in patterns):
-        low = stem if is_name else max(stem, prefix)
-        is_outside = not low.startswith(prefix) or not low.startswith(stem)
-        if is_outside or (covered is not None and low.startswith(covered)):
-            continue
-        if (low if is_name else low + _LAST) > after:
-            found.append(low if is_name else f"{low}*")
-        if not is_name:
-            covered = low
-    return found
 
 
 async def _damage_in(path: Path) -> AsyncGenerator[str]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeGuard
 
@@ -41,6 +41,7 @@ _FORM = re.compile(r"([1-9][0-9]{0,8})([a-zA-Z]{1,2})\Z")
 LEAST_MS = 10 * _MINUTE_MS
 # Deleted messages and commands stay for longer than their turn, for the same reason.
 TOMBSTONE_MS = DAY_MS
+_LAST = "\x7f"  # after all characters of channel names
 MAX_WITHIN = 100  # patterns that are looked for one by one; beyond it all channels are read
 
 
@@ -117,16 +118,28 @@ class Policies:
 
     def within(self) -> list[str]:
         """Return patterns that cover all channels with a policy; none begins with another one's prefix."""
-        found: list[str] = []
-        covered: str | None = None
         stems = [*self._stems, *([STEM] if self._of_visitors is not None else [])]
-        for stem, is_name in sorted([*((one, False) for one in stems), *((one, True) for one in self._names)]):
-            if covered is not None and stem.startswith(covered):
-                continue
-            found.append(stem if is_name else f"{stem}*")
-            if not is_name:
-                covered = stem
+        found = narrowed("", "", [*(f"{one}*" for one in stems), *self._names])
         return found if len(found) <= MAX_WITHIN else ["*"]
+
+
+def narrowed(prefix: str, after: str, patterns: Iterable[str]) -> list[str]:
+    """Narrow `patterns` to the names that begin with `prefix`, and return the result in order.
+
+    Patterns that match no name after `after` are left out. No name matches two of the returned patterns.
+    """
+    found: list[str] = []
+    covered: str | None = None  # the prefix of the last range
+    for stem, is_name in sorted((one.removesuffix("*"), not one.endswith("*")) for one in patterns):
+        low = stem if is_name else max(stem, prefix)
+        is_outside = not low.startswith(prefix) or not low.startswith(stem)
+        if is_outside or (covered is not None and low.startswith(covered)):
+            continue
+        if (low if is_name else low + _LAST) > after:
+            found.append(low if is_name else f"{low}*")
+        if not is_name:
+            covered = low
+    return found
 
 
 def _check_pattern(pattern: object) -> None:
