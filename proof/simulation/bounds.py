@@ -118,7 +118,6 @@ class Bounds:
         committer, leases, scheduler = runtime.committer, runtime.leases, runtime.scheduler
         waiting = committer.waiting
         yield self._hub, SPARE, {}
-        yield self._hub._writers, SPARE, {}
         yield runtime.tasks, SPARE, {}
         yield runtime, SPARE, {}
         yield committer, SPARE, {}
@@ -127,7 +126,7 @@ class Bounds:
             self._at_most("requests are parked", len(parked), waiting)
         yield runtime.deadlines, SPARE, {}
         yield runtime.ticks, SPARE, {}
-        yield leases, SPARE, {"_connections": len(leases._leases), "_held": len(leases._connections)}
+        yield leases, SPARE, {}
         yield scheduler, SPARE, {}
         yield scheduler.workers, SPARE, {}
         for turns in scheduler._turns.values():

@@ -570,7 +570,7 @@ class Editor(Author):
         caller = Caller(id=self.name, writer=WriterIdentity(by=self.name, node=hub.node), is_server=True)
         result = await hub.ask(channel, message_id, TakeOver(request=self.new_id()), caller)
         message, _ = await hub.read(channel, message_id)
-        writer = MessageWriter(hub._writers, channel, message_id, create=None, author=self.name)
+        writer = MessageWriter(hub, channel, message_id, create=None, author=self.name)
         writer.take_up(message, result.generation or 0)
         return writer
 

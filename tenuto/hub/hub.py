@@ -35,7 +35,6 @@ from tenuto.core.requests import (
     SendCommand,
     UpdateMessage,
 )
-from tenuto.development import failure_reason
 from tenuto.hub.access.hosts import check_allowed_origins, check_public_origin
 from tenuto.hub.access.identity import Authenticate
 from tenuto.hub.access.rates import ClientLimits, Questions, Rates, current_route
@@ -54,7 +53,7 @@ from tenuto.hub.nodes.nodes import IsMine
 from tenuto.hub.pending import ChannelInfo, Done, info_of, message_of, own_copy
 from tenuto.hub.runtime import Runtime
 from tenuto.hub.turns.status import take_waiting
-from tenuto.hub.writer import Adopter, MessageWriter, Recovery, Writers
+from tenuto.hub.writer import Adopter, MessageWriter, Recovery, take_over
 from tenuto.portal import NoResponse, Portal, SyncWriter, blocking, run_on, writing
 from tenuto.stores.base import Bus, Store, head_of
 from tenuto.stores.sqlite.store import SqliteStore
@@ -130,13 +129,12 @@ class HubCore(Lifecycle):
         self.archive = Archive(self)  # lists, exports and imports
         keep_days = guests.keep_days if guests is not None else None
         self.retainer = Retainer(retention, self, visitors_days=keep_days)
-        self._writers = Writers(self, self.reason_of)
         self.on_start(self._open_control)
 
     # -- lifecycle ---------------------------------------------------------------------------------------------
 
     async def _recover(self, runtime: Runtime, is_mine: IsMine) -> None:
-        await self._recovery.run(runtime, self._adopters, self._writers, is_mine)
+        await self._recovery.run(self, runtime, self._adopters, is_mine)
 
     async def _release_loop(self, loop: asyncio.AbstractEventLoop) -> bool:
         return await self.sync.release_loop(loop)
@@ -239,7 +237,7 @@ class HubCore(Lifecycle):
             reply_to=reply_to,
         )
         message_id = self.clock.id_or_new(id)
-        return MessageWriter(self._writers, check_channel(channel), message_id, create=create, author=author)
+        return MessageWriter(self, check_channel(channel), message_id, create=create, author=author)
 
     async def create(
         self,
@@ -308,7 +306,7 @@ class HubCore(Lifecycle):
 
         Enter it like a writer of `message`. Raises StillStreaming, Finished, NotFound, Deleted.
         """
-        return await self._writers.take_over(check_channel(channel), message_id, author)
+        return await take_over(self, check_channel(channel), message_id, author)
 
     async def delete(self, channel: str, message_id: str) -> None:
         """Delete a message. Its text leaves the store within a minute; its id cannot be used again."""
@@ -465,10 +463,6 @@ class HubCore(Lifecycle):
         counts = {f"store_{name}": value for name, value in self.store.stats().items()}
         counts |= self._capacity.stats()
         return counts | self.runtime.stats() | self.retainer.stats() if self.is_running else counts
-
-    def reason_of(self, error: BaseException) -> str | None:
-        """Return the reason for a message that `error` ended: in development the exception's name, else None."""
-        return failure_reason(error, debug=self.debug, is_development=self.authenticate is None)
 
 
 class Subscription:

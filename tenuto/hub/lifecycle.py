@@ -32,6 +32,8 @@ from tenuto.core.limits import Limits
 from tenuto.core.names import check_channel, check_key
 from tenuto.core.ops import WriterIdentity
 from tenuto.core.requests import Caller, Request
+from tenuto.development import failure_reason
+from tenuto.hub.access.identity import Authenticate
 from tenuto.hub.access.rates import Questions
 from tenuto.hub.access.tickets import Keyed, share_key
 from tenuto.hub.checks import check_not_wsgi
@@ -327,6 +329,8 @@ class Lifecycle:
     # what the hub sets
     limits: Limits
     clock: Clock
+    authenticate: Authenticate | None
+    debug: bool | None
     drain_s: float
     questions: Questions | None  # counts those of visitors, if there are any
     _bus: Bus | None
@@ -353,6 +357,10 @@ class Lifecycle:
     def caller(self, author: str | None) -> Caller:
         """Return the caller for requests of code in this process."""
         return Caller(id=author, writer=WriterIdentity(by=author, node=self.node), is_app=True)
+
+    def reason_of(self, error: BaseException) -> str | None:
+        """Return the reason for a message that `error` ended: in development the exception's name, else None."""
+        return failure_reason(error, debug=self.debug, is_development=self.authenticate is None)
 
     async def _recover(self, runtime: Runtime, is_mine: IsMine) -> None:
         """Handle the messages that ended nodes left open, in the channels of this one."""

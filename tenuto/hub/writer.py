@@ -7,8 +7,8 @@ committer, which collects the requests of a writer for its next commit, and to t
 is stored shortly before their flush, and a failed commit is tried again. Only documented names of `MessageWriter` are
 public.
 
-`Writers` registers the writers of a hub while they write, and ends a message whose writer has gone without
-storing an end, because no other component would.
+A writer is registered with its run of the hub while it writes. A message whose writer has gone without storing an end
+is ended later, because no other component would.
 
 A message whose writer ended with its node is continued by an adopter of the app, or becomes `interrupted`. A remote
 writer gets one full lease to reconnect. Commands and turns continue to wait. On an exclusive store a hub recovers
@@ -103,7 +103,7 @@ class MessageWriter(OutgoingProperties):
     size_bytes = 0  # counted as 0 in the committer's queue: the writer bounds its accepted text itself
 
     def __init__(
-        self, hub: Writers, channel: str, message_id: str, *, create: CreateMessage | None, author: str | None
+        self, hub: Lifecycle, channel: str, message_id: str, *, create: CreateMessage | None, author: str | None
     ) -> None:
         self.channel = channel
         self.ids: tuple[str, ...] = (message_id,)
@@ -121,7 +121,7 @@ class MessageWriter(OutgoingProperties):
         self.open_step: Callable[[], str] = lambda: ""
         self._hub = hub
         self._create = create
-        self._caller: Caller = hub.lifecycle.caller(author)
+        self._caller: Caller = hub.caller(author)
         self._outgoing = Outgoing(message_id, hub.limits)
         self._outgoing.meta = dict(create.meta) if create is not None else {}
         self._max_bytes = hub.limits.writer_bytes
@@ -245,7 +245,7 @@ class MessageWriter(OutgoingProperties):
         if self._outgoing.state is not NEW:
             return self
         if self._create is None:
-            self._run = self._hub.register_writer(self)
+            self._register()
         else:
             while True:
                 try:
@@ -260,9 +260,9 @@ class MessageWriter(OutgoingProperties):
 
     async def _begin(self, create: CreateMessage) -> None:
         """Register this writer, and store the beginning of the message. Raises the refusal."""
-        await self._hub.lifecycle.start()
-        self._caller = self._hub.lifecycle.caller(self._caller.id)
-        self._run = self._hub.register_writer(self)
+        await self._hub.start()
+        self._caller = self._hub.caller(self._caller.id)
+        self._register()
         try:
             result = await self._created(create)
             if not result.created:
@@ -270,9 +270,24 @@ class MessageWriter(OutgoingProperties):
             if result.message is None:  # the message was created, and deleted before the result arrived
                 raise Deleted(f"message {self.id!r} was deleted; create another one")
         except BaseException:
-            self._hub.unregister_writer(self)
+            self._unregister()
             raise
         self.take_up(result.message, result.generation or 1)
+
+    def _register(self) -> None:
+        """Note the run of the hub in which this writes. Raises IdConflict if the message has another writer here."""
+        self._run = self._hub.runtime
+        if self._run.writers.setdefault((self.channel, self.id), self) is not self:
+            raise IdConflict(f"message {self.id!r} has a writer in this process already; use another id")
+
+    def _unregister(self) -> None:
+        """Note that this has ended, and see to the end of its message."""
+        if self._hub.is_running:
+            runtime, key = self._hub.runtime, (self.channel, self.id)
+            if runtime.writers.get(key) is self:  # after a restart of the hub, another writer may have the key
+                del runtime.writers[key]
+                runtime.tasks.quieter.set()
+            interrupt_abandoned(self._hub, self.channel, self.id, self.generation)
 
     async def _created(self, create: CreateMessage) -> Result:
         """Store the beginning, and try again while the store fails. Raises the refusal; StoreUnavailable, Busy."""
@@ -286,14 +301,14 @@ class MessageWriter(OutgoingProperties):
                     raise
                 is_repeat = True
                 await asyncio.sleep(RETRY_S)
-                if self._hub.lifecycle.caller(self._caller.id) != self._caller:  # the hub has begun another run
+                if self._hub.caller(self._caller.id) != self._caller:  # the hub has begun another run
                     raise
 
     async def _created_or_ended(self, create: CreateMessage, *, is_repeat: bool) -> Result:
         """Store the beginning. If cancelled meanwhile, end the message if it was created."""
         creating, done = result_later()
         caller = replace(self._caller, attempt=self.turn_attempt)
-        self._hub.lifecycle.runtime.submit(self.channel, self.id, create, caller, done, is_repeat=is_repeat)
+        self._hub.runtime.submit(self.channel, self.id, create, caller, done, is_repeat=is_repeat)
         try:
             return await asyncio.shield(creating)
         except asyncio.CancelledError:
@@ -304,7 +319,7 @@ class MessageWriter(OutgoingProperties):
                 with contextlib.suppress(
                     TenutoError
                 ):  # leave the message open: the hub is shutting down, and its next start recovers the message
-                    await self._hub.lifecycle.ask(self.channel, self.id, end.request, end.caller)
+                    await self._hub.ask(self.channel, self.id, end.request, end.caller)
             raise
 
     async def __aenter__(self) -> Self:
@@ -324,7 +339,7 @@ class MessageWriter(OutgoingProperties):
         finally:
             self._outgoing.close()
             await self._finish_after_refusal()
-            self._hub.unregister_writer(self)
+            self._unregister()
         if misuse is not None:
             raise misuse
         if kind is None:
@@ -380,7 +395,7 @@ class MessageWriter(OutgoingProperties):
     def take_up(self, message: Message, generation: int) -> None:
         """Continue at the end of `message`, which may contain text of another writer."""
         # the prefix of the request ids is set only now: the name of the hub's run is known once the hub has started
-        self._outgoing.nonce = self._hub.lifecycle.node[-5:]
+        self._outgoing.nonce = self._hub.node[-5:]
         self._outgoing.load(message, generation)
         self.is_begun = True
 
@@ -430,8 +445,13 @@ class MessageWriter(OutgoingProperties):
             self._has_gap = not is_urgent
             try:
                 run.committer.submit(self, is_urgent=is_urgent)
-            except TenutoError as error:
-                self.failed(self._hub.refusal_in(run, error))
+            except TenutoError:
+                if self._hub.is_running and self._hub.runtime is not run:
+                    # the store may have lost text of this writer; the new run lets an adopter continue the message, or
+                    # ends it
+                    again = "the hub has begun another run since the message was opened; open another message"
+                    error = Fenced(again)
+                self.failed(error)
 
     # -- waiting -----------------------------------------------------------------------------------------------
 
@@ -483,7 +503,7 @@ class MessageWriter(OutgoingProperties):
         end = FinishMessage(status="failed", reason=error.code, generation=self.generation)
         try:
             async with asyncio.timeout(PATIENCE_S):
-                await self._hub.lifecycle.ask(self.channel, self.id, end, self._caller)
+                await self._hub.ask(self.channel, self.id, end, self._caller)
         except (TenutoError, TimeoutError) as trouble:
             logger.warning("message %r of %s could not be ended as failed: %r", self.id, self.channel, trouble)
 
@@ -495,12 +515,12 @@ class MessageWriter(OutgoingProperties):
         """
         status, reason = ended_as(error, self.cancelled_as, self._hub.reason_of)
         try:
-            if not self._hub.lifecycle.viewing.is_draining or (status == "cancelled" and self.is_stopped()):
+            if not self._hub.viewing.is_draining or (status == "cancelled" and self.is_stopped()):
                 self._outgoing.accept_end(status, reason=reason, is_server=True)
                 self._submit()
             ending = asyncio.ensure_future(self.flush())
             ending.add_done_callback(retrieve_exception)
-            async with asyncio.timeout(LEAVING_S if self._hub.lifecycle.viewing.is_draining else PATIENCE_S):
+            async with asyncio.timeout(LEAVING_S if self._hub.viewing.is_draining else PATIENCE_S):
                 await asyncio.shield(ending)
         except (TenutoError, TimeoutError) as trouble:
             if status == "interrupted" and isinstance(trouble, Finished | Fenced):
@@ -511,116 +531,79 @@ class MessageWriter(OutgoingProperties):
 ABANDONED_S = 1.0  # wait before the check that an abandoned message has ended, and between two tries to end it
 
 
-class Writers:
-    """Registers the writers of a hub, and ends messages whose writers have gone. Most methods need a running hub."""
+async def take_over(hub: Lifecycle, channel: str, message_id: str, author: str | None) -> MessageWriter:
+    """Return a writer that continues an interrupted message. Raises the refusal of the takeover."""
+    await hub.start()
+    known = await hub.runtime.message(channel, message_id)
+    return await _continue_after(hub, channel, known, hub.caller(author), author)
 
-    def __init__(self, lifecycle: Lifecycle, reason_of: Callable[[BaseException], str | None]) -> None:
-        self.limits = lifecycle.limits
-        self.reason_of = reason_of  # returns the reason to store for a message that an exception ended
-        self.lifecycle = lifecycle
 
-    async def take_over(self, channel: str, message_id: str, author: str | None) -> MessageWriter:
-        """Return a writer that continues an interrupted message. Raises the refusal of the takeover."""
-        await self.lifecycle.start()
-        known = await self.lifecycle.runtime.message(channel, message_id)
-        return await self.continue_after(channel, known, self.lifecycle.caller(author), author)
+async def _continue_after(
+    hub: Lifecycle, channel: str, known: MessageState, caller: Caller, author: str | None
+) -> MessageWriter:
+    """Return a writer that continues `known`, which has no other takeover since. Raises the refusal.
 
-    async def continue_after(
-        self, channel: str, known: MessageState, caller: Caller, author: str | None
-    ) -> MessageWriter:
-        """Return a writer that continues `known`, which has no other takeover since. Raises the refusal.
+    The takeover has a request id, so that a repeat after an unknown outcome is recognised instead of fenced.
+    """
+    runtime, message_id = hub.runtime, check_key(known.id)
+    next_generation = known.generation + 1
+    request = TakeOver(generation=known.generation, request=runtime.clock.new_id())
+    try:
+        taken = await runtime.ask(channel, message_id, request, caller)
+    except (StoreUnavailable, Busy, asyncio.CancelledError):
+        # The takeover may have been stored although the request failed. No writer would then continue the message, so
+        # the server interrupts it later.
+        _interrupt_later(hub, channel, message_id, next_generation)
+        raise
+    writer = MessageWriter(hub, channel, message_id, create=None, author=author)
+    generation = taken.generation or next_generation
+    try:
+        # read now: the text may have grown before the takeover
+        stored = own_copy((await runtime.message_in_time(channel, message_id)).message())
+    except BaseException:
+        interrupt_abandoned(hub, channel, message_id, generation)
+        raise
+    writer.take_up(stored, generation)
+    return writer
 
-        The takeover has a request id, so that a repeat after an unknown outcome is recognised instead of fenced.
-        """
-        runtime, message_id = self.lifecycle.runtime, check_key(known.id)
-        next_generation = known.generation + 1
-        request = TakeOver(generation=known.generation, request=runtime.clock.new_id())
+
+def interrupt_abandoned(hub: Lifecycle, channel: str, message_id: str, generation: int) -> None:
+    """Interrupt the message, which has no writer here any more, later unless it has an end."""
+    if not hub.is_running:
+        return
+    runtime = hub.runtime
+    live = runtime.channels.get(channel)
+    known = live.state.messages.get(message_id) if live is not None else None
+    if known is None or _is_abandoned(runtime, known, channel, generation):
+        _interrupt_later(hub, channel, message_id, generation)
+
+
+def _interrupt_later(hub: Lifecycle, channel: str, message_id: str, generation: int) -> None:
+    """Interrupt the message after a while, unless it has an end or another writer by then."""
+    # otherwise the next start recovers the message
+    if hub.is_running and not hub.viewing.is_draining:
+        with contextlib.suppress(RuntimeError):  # RuntimeError: the hub is ending
+            hub.runtime.tasks.start_background(_interrupt(hub, channel, message_id, generation))
+
+
+async def _interrupt(hub: Lifecycle, channel: str, message_id: str, generation: int) -> None:
+    """Retry until the abandoned message is stored as interrupted; no other component will finish it."""
+    end = FinishMessage(status="interrupted", reason="writer_gone", generation=generation)
+    while True:
+        await asyncio.sleep(ABANDONED_S)
         try:
-            taken = await runtime.ask(channel, message_id, request, caller)
-        except (StoreUnavailable, Busy, asyncio.CancelledError):
-            # The takeover may have been stored although the request failed. No writer would then continue the message,
-            # so the server interrupts it later.
-            self.interrupt_later(channel, message_id, next_generation)
-            raise
-        writer = MessageWriter(self, channel, message_id, create=None, author=author)
-        generation = taken.generation or next_generation
-        try:
-            # read now: the text may have grown before the takeover
-            stored = own_copy((await runtime.message_in_time(channel, message_id)).message())
-        except BaseException:
-            self.left(channel, message_id, generation)
-            raise
-        writer.take_up(stored, generation)
-        return writer
-
-    # -- for the writers ---------------------------------------------------------------------------------------
-
-    def refusal_in(self, run: Runtime, error: TenutoError) -> TenutoError:
-        """Return the refusal of text whose message was opened in `run`, from the committer's `error`."""
-        if not self.lifecycle.is_running or self.lifecycle.runtime is run:
-            return error
-        # the store may have lost text of this writer; the new run lets an adopter continue the message, or ends it
-        return Fenced("the hub has begun another run since the message was opened; open another message")
-
-    def register_writer(self, writer: MessageWriter) -> Runtime:
-        """Register `writer`, and return the run of the hub in which it writes.
-
-        Raises IdConflict if another one in this process writes the same message.
-        """
-        run = self.lifecycle.runtime
-        known = run.writers.setdefault((writer.channel, writer.id), writer)
-        if known is not writer:
-            raise IdConflict(f"message {writer.id!r} has a writer in this process already; use another id")
-        return run
-
-    def unregister_writer(self, writer: MessageWriter) -> None:
-        """Forget `writer`, which has ended."""
-        if not self.lifecycle.is_running:
+            runtime = hub.runtime
+            known = await runtime.message_in_time(channel, message_id)
+            if _is_abandoned(runtime, known, channel, generation):
+                await runtime.ask(channel, message_id, end, SERVER)
             return
-        runtime = self.lifecycle.runtime
-        key = (writer.channel, writer.id)
-        if runtime.writers.get(key) is writer:  # after a restart of the hub, another writer may have the key
-            del runtime.writers[key]
-            runtime.tasks.quieter.set()
-        self.left(writer.channel, writer.id, writer.generation)
-
-    # -- abandoned messages ------------------------------------------------------------------------------------
-
-    def left(self, channel: str, message_id: str, generation: int) -> None:
-        """Note that the message has no writer here any more, and interrupt it later unless it has an end."""
-        if not self.lifecycle.is_running:
-            return
-        runtime = self.lifecycle.runtime
-        live = runtime.channels.get(channel)
-        known = live.state.messages.get(message_id) if live is not None else None
-        if known is None or _is_abandoned(runtime, known, channel, generation):
-            self.interrupt_later(channel, message_id, generation)
-
-    def interrupt_later(self, channel: str, message_id: str, generation: int) -> None:
-        """Interrupt the message after a while, unless it has an end or another writer by then."""
-        # otherwise the next start recovers the message
-        if self.lifecycle.is_running and not self.lifecycle.viewing.is_draining:
-            with contextlib.suppress(RuntimeError):  # RuntimeError: the hub is ending
-                self.lifecycle.runtime.tasks.start_background(self._interrupt(channel, message_id, generation))
-
-    async def _interrupt(self, channel: str, message_id: str, generation: int) -> None:
-        """Retry until the abandoned message is stored as interrupted; no other component will finish it."""
-        end = FinishMessage(status="interrupted", reason="writer_gone", generation=generation)
-        while True:
-            await asyncio.sleep(ABANDONED_S)
-            try:
-                runtime = self.lifecycle.runtime
-                known = await runtime.message_in_time(channel, message_id)
-                if _is_abandoned(runtime, known, channel, generation):
-                    await runtime.ask(channel, message_id, end, SERVER)
+        except TenutoError as error:
+            if not error.retry or isinstance(error, Draining):
                 return
-            except TenutoError as error:
-                if not error.retry or isinstance(error, Draining):
-                    return
-            except Exception:
-                logger.exception(
-                    "message %r of channel %r could not be interrupted; the hub tries again", message_id, channel
-                )
+        except Exception:
+            logger.exception(
+                "message %r of channel %r could not be interrupted; the hub tries again", message_id, channel
+            )
 
 
 def _is_abandoned(runtime: Runtime, message: MessageState, channel: str, generation: int) -> bool:
@@ -647,7 +630,7 @@ class Recovery:
         self._late: set[str] = set()  # the channels that a call of `run` has left behind
 
     async def run(
-        self, runtime: Runtime, adopters: Sequence[tuple[str, Adopter]], writers: Writers, is_mine: IsMine
+        self, hub: Lifecycle, runtime: Runtime, adopters: Sequence[tuple[str, Adopter]], is_mine: IsMine
     ) -> None:
         """Recover the open messages and commands of the channels for which `is_mine` returns True.
 
@@ -676,7 +659,7 @@ class Recovery:
                 await runtime.nodes.renew()  # raises if the store fails for all channels
             if is_mine(channel) and channel not in self._running:
                 adopter = next((one for pattern, one in adopters if matches(pattern, channel)), None)
-                work = partial(_recover_channel, runtime, channel, adopter, writers)
+                work = partial(_recover_channel, hub, runtime, channel, adopter)
                 if channel in current and _has_living_writers(runtime, channel):
                     work = partial(_offer_lost_turns, runtime, channel)
                 self._start(runtime, channel, work, failures)
@@ -754,7 +737,7 @@ def _has_living_writers(runtime: Runtime, name: str) -> bool:
     return not any(_is_left(runtime, message) for message in channel.state.messages.values())
 
 
-async def _recover_channel(runtime: Runtime, channel: str, adopter: Adopter | None, writers: Writers) -> None:
+async def _recover_channel(hub: Lifecycle, runtime: Runtime, channel: str, adopter: Adopter | None) -> None:
     store, found, asked = runtime.store, [], []
     for stored in await _read(store, lambda: store.open_documents(channel)):
         if stored.id.startswith(COMMAND_MARK):
@@ -772,7 +755,7 @@ async def _recover_channel(runtime: Runtime, channel: str, adopter: Adopter | No
         await runtime.nodes.renew()  # a node that began after the last renewal may have written these messages
     for message in found:
         if _is_left(runtime, message) and not runtime.nodes.is_leaving:
-            await _end_or_adopt(runtime, channel, message, adopter, writers)
+            await _end_or_adopt(hub, runtime, channel, message, adopter)
     if asked:  # after the answers of lost attempts have ended
         await _offer_turns(runtime, channel, asked)
 
@@ -802,7 +785,7 @@ def _is_left(runtime: Runtime, message: MessageState) -> bool:
 
 
 async def _end_or_adopt(
-    runtime: Runtime, channel: str, message: MessageState, adopter: Adopter | None, writers: Writers
+    hub: Lifecycle, runtime: Runtime, channel: str, message: MessageState, adopter: Adopter | None
 ) -> None:
     """Interrupt `message`, the node of whose writer has ended, or let an adopter continue it."""
     author = message.writer.by if message.writer is not None else None
@@ -813,7 +796,7 @@ async def _end_or_adopt(
             end = FinishMessage(status="interrupted", generation=message.generation)
             await runtime.ask(channel, message.id, end, server)
             return
-        successor = await writers.continue_after(channel, message, server, author)
+        successor = await _continue_after(hub, channel, message, server, author)
         if not runtime.nodes.is_leaving:  # otherwise the message is left to the next node
             runtime.tasks.start_job(_adopt(adopter, successor))
 

@@ -29,7 +29,7 @@ from tenuto.core.message_state import MessageState
 from tenuto.core.requests import SERVER, AppendText, CreateMessage, DeleteMessage, FinishMessage
 from tenuto.hub import HubCore
 from tenuto.hub.committer import STORE_TIMEOUT_S, Pace
-from tenuto.hub.writer import ABANDONED_S, RETRY_S
+from tenuto.hub.writer import ABANDONED_S, RETRY_S, interrupt_abandoned
 from tenuto.stores.base import Committed, CommitUnknown, Conflict, Tail, Write
 from tenuto.stores.memory import MemoryStore
 from tests.hub.hubs import new_hub
@@ -187,7 +187,7 @@ async def test_abandoned_message_is_interrupted_although_a_read_of_it_fails_in_a
 
     monkeypatch.setattr(hub.runtime, "message", fails_once)
     hub.runtime.writers.pop(("c", "m"))
-    hub._writers.left("c", "m", 1)
+    interrupt_abandoned(hub, "c", "m", 1)
     await asyncio.sleep(3 * ABANDONED_S)
     assert (await hub.read("c", "m"))[0].status == "interrupted"
 
