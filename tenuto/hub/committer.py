@@ -19,6 +19,7 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import KW_ONLY, dataclass, field
 from enum import Enum, auto
 from typing import NamedTuple, TypeVar
 
@@ -189,54 +190,37 @@ class _Batch(Struct):
         return draft
 
 
+@dataclass(eq=False)
 class Committer:
     """Decides and stores queued requests, one batch at a time. A request is decided on durable state only."""
 
-    def __init__(
-        self,
-        store: Store,
-        limits: Limits,
-        clock: Clock,
-        channels: Mapping[str, Channel],
-        channel: Callable[[str], Channel],
-        spawn: Callable[[Coroutine[None, None, None]], object],
-        ticks: Ticks,
-        *,
-        is_served: Callable[[str], bool],
-        accepted: Callable[[Channel, str], None],
-        check: Callable[[CreateMessage, Find], None] | None,
-        stored: Callable[[Write], None] | None = None,
-        followed: Callable[[Channel], None],
-    ) -> None:
-        """Commit for `channels`, which are in memory; the function `channel` loads another one.
+    _store: Store
+    _limits: Limits
+    _clock: Clock
+    _channels: Mapping[str, Channel]  # those in memory
+    _channel: Callable[[str], Channel]  # returns another one
+    _spawn: Callable[[Coroutine[None, None, None]], object]
+    pace: Pace
+    _: KW_ONLY
+    is_served: Callable[[str], bool]  # returns whether agents serve a channel
+    accepted: Callable[[Channel, str], None]  # called with the accepted requests of remote writers
+    # raises StoreFull if there is no space for a message; None: there is always space
+    check: Callable[[CreateMessage, Find], None] | None
+    stored: Callable[[Write], None] | None  # called with each write that was stored
+    followed: Callable[[Channel], None]  # called with each channel that was read again
+    waiting: int = field(default=0, init=False)  # number of items that are queued or parked
+    commits: int = field(default=0, init=False)
+    entries: int = field(default=0, init=False)
 
-        `is_served` returns whether agents serve a channel. The committer calls `accepted` with the accepted requests of
-        remote writers, `stored` with each write that it has stored, and `followed` with each channel that it has read
-        again. `check` raises StoreFull if there is no space for a message; None: there is always space.
-        """
-        self._check = check
-        self._stored = stored
-        self._is_served = is_served
-        self._accepted = accepted
-        self._store = store
-        self._limits = limits
-        self._clock = clock
-        self._channels = channels
-        self._channel = channel
-        self.pace = Pace(ticks)
-        self._spawn = spawn
-        self._followed = followed
+    def __post_init__(self) -> None:
         self._parked: dict[Channel, deque[Item]] = {}
         self._in_doubt: dict[Channel, Unclear] = {}  # channels whose store may hold parked items
         self._queue = Admission()
-        self.waiting = 0  # number of items that are queued or parked
         self._waiting_bytes = 0
         self._wake = asyncio.Event()  # set while items are queued
         self._since_s: float | None = None  # loop time at which the oldest item was queued, or earlier
         self._cut_now: _Batch | None = None
         self._is_over = False
-        self.commits = 0
-        self.entries = 0
         self._failure: StoreUnavailable | None = None  # of the last commit
         self._probe_at_s = 0.0  # loop time from which `check_writes` may try again
 
@@ -407,13 +391,13 @@ class Committer:
 
     def _decide(self, channel: Channel, draft: Draft, ask: Ask, now_ms: int) -> Outcome:
         request = ask.request
-        is_served = isinstance(request, CreateMessage | SendCommand) and self._is_served(channel.name)
+        is_served = isinstance(request, CreateMessage | SendCommand) and self.is_served(channel.name)
         try:
             decision = decide(
                 draft, ask.key, request, caller=ask.caller, now_ms=now_ms, limits=self._limits, is_served=is_served
             )
-            if self._check is not None and isinstance(request, CreateMessage) and decision.ops:
-                self._check(request, draft.message)
+            if self.check is not None and isinstance(request, CreateMessage) and decision.ops:
+                self.check(request, draft.message)
         except TenutoError as error:
             return error.with_traceback(None)
         except Exception:  # an unexpected exception in a decision must not fail the requests of others
@@ -471,8 +455,8 @@ class Committer:
         for (channel, write), result in zip(writes, results, strict=True):
             if isinstance(result, Committed):
                 channel.committed(write.epoch, write.entries, write.documents)
-                if self._stored is not None and write.entries:
-                    self._stored(write)
+                if self.stored is not None and write.entries:
+                    self.stored(write)
             else:
                 conflicted.append(channel)
         self.commits += bool(writes)
@@ -572,7 +556,7 @@ class Committer:
         if decided.grown is None:
             for ask in decided.granted:
                 if _renews_lease(ask.caller):
-                    self._accepted(decided.channel, ask.key)
+                    self.accepted(decided.channel, ask.key)
         item.decided(decided)
 
     def _fail(self, item: Item, error: TenutoError) -> None:
@@ -597,7 +581,7 @@ class Committer:
                 while not is_read:
                     if channel.is_stale:
                         await channel.refresh()
-                        self._followed(channel)
+                        self.followed(channel)
                     await channel.load_messages(self._ids(channel))
                     # A commit with an unknown outcome may have parked more items meanwhile; `_resolve_unclear` handles
                     # those.

@@ -18,6 +18,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Hashable, Iterable
 from contextlib import suppress
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -53,41 +54,28 @@ class _Lease(Struct, eq=False):
     is_bound: bool = False  # the writer has used no other way since
 
 
+@dataclass(eq=False)
 class LeaseMonitor:
     """Holds the deadlines of the leases and commands of one hub; its `submit` carries out the requests."""
 
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        clock: Clock,
-        deadlines: Deadlines,
-        submit: Submit,
-        *,
-        read: Read | None,
-        left_s: Callable[[float, int], float],
-        spawn: Callable[[Coroutine[Any, Any, None]], object],
-    ) -> None:
-        """Make a lease monitor. `read` reads a message from a shared store; None: no other hub hears its writer.
-
-        `left_s` returns the rest of a term from a stored time on (`NodeLease.left_s`).
-        """
-        self._loop = loop
-        self._clock = clock
-        self._deadlines = deadlines
-        self._submit = submit
-        self._read = read
-        self._left_s = left_s
-        self._spawn = spawn
-        self._is_closed = False
-        self._leases: dict[str, dict[str, _Lease]] = {}  # by channel and message
-        self._held: dict[Hashable, dict[_Lease, None]] = {}  # by connection
+    _loop: asyncio.AbstractEventLoop
+    _clock: Clock
+    _deadlines: Deadlines
+    _submit: Submit
+    _: KW_ONLY
+    read: Read | None  # reads a message from a shared store; None: no other hub hears its writer
+    left_s: Callable[[float, int], float]  # returns the rest of a term from a stored time on (`NodeLease.left_s`)
+    spawn: Callable[[Coroutine[Any, Any, None]], object]
+    _is_closed: bool = field(default=False, init=False)
+    _leases: dict[str, dict[str, _Lease]] = field(default_factory=dict, init=False)  # by channel and message
+    _held: dict[Hashable, dict[_Lease, None]] = field(default_factory=dict, init=False)  # by connection
 
     def close(self) -> None:
         """End no more leases of a store that no other hub has open, because the hub is shutting down.
 
         Remote writers lose their sockets, and their leases begin anew with its next start.
         """
-        self._is_closed = self._read is None
+        self._is_closed = self.read is None
 
     def inspect(self, channel: Channel, keys: Iterable[str] | None) -> None:
         """Update the deadlines of the messages and commands `keys` of `channel`; None means all of them."""
@@ -119,14 +107,14 @@ class LeaseMonitor:
             self._leases.setdefault(channel, {})[key] = _Lease(channel, key, generation, term_s)
         elif known.term_s != term_s:
             known.term_s = term_s
-        elif self._read is None or message.last <= known.last:
+        elif self.read is None or message.last <= known.last:
             return  # no other hub has received a request of the writer
         is_late = is_late or known is None
-        self.renew(channel, key, message, self._left_s(term_s, message.alive_at) if is_late else None)
+        self.renew(channel, key, message, self.left_s(term_s, message.alive_at) if is_late else None)
 
     def followed(self, channel: Channel) -> None:
         """Restart the leases of the messages in `channel` that have new text of another hub, which is not inspected."""
-        for key, lease in self._leases.get(channel.name, {}).items() if self._read is not None else ():
+        for key, lease in self._leases.get(channel.name, {}).items() if self.read is not None else ():
             message = channel.state.messages.get(key)
             if message is not None and message.last > lease.last:
                 self.renew(channel.name, key, message)
@@ -187,9 +175,9 @@ class LeaseMonitor:
         if self._is_closed:
             return
         lease = self._lease(channel, key)
-        if lease is not None and self._read is not None:
+        if lease is not None and self.read is not None:
             with suppress(RuntimeError):  # the hub is ending
-                self._spawn(self._read_and_expire(self._read, lease))
+                self.spawn(self._read_and_expire(self.read, lease))
         else:
             self.end(channel, key)
 
@@ -209,7 +197,7 @@ class LeaseMonitor:
         self.inspect_writer(channel, key, message)  # renews the lease if the message has new entries
         if self._lease(channel, key) is lease:
             if lease.last != last:
-                self.renew(channel, key, message, self._left_s(lease.term_s, message.alive_at))
+                self.renew(channel, key, message, self.left_s(lease.term_s, message.alive_at))
             if ("lease", channel, key) not in self._deadlines:
                 self.end(channel, key)
 
@@ -221,7 +209,7 @@ class LeaseMonitor:
             self._submit_as_server(
                 channel,
                 key,
-                end if self._read is None else ExpireLease(end=end, last=lease.last),
+                end if self.read is None else ExpireLease(end=end, last=lease.last),
                 partial(self._lapse, channel, key),
                 finished=partial(self._forget, lease),
             )

@@ -21,7 +21,7 @@ from tenuto.core.requests import Caller, CreateMessage, Request, SendCommand
 from tenuto.hub.access.rates import Asked, Questions
 from tenuto.hub.channel import Channel, Ticks
 from tenuto.hub.clock import Clock, Deadlines
-from tenuto.hub.committer import Committer, in_time
+from tenuto.hub.committer import Committer, Pace, in_time
 from tenuto.hub.hooks import Hook, HookRunner
 from tenuto.hub.keep.policies import Capacity
 from tenuto.hub.leases import LeaseMonitor
@@ -102,8 +102,7 @@ class Runtime:
         if not store.is_exclusive:
             shared = SharedPresence(shared_store, self.nodes, notifier, self.channels, workers.patterns_by_name)
         self.presence = PresenceTracker(self.loop, self.deadlines, limits, self.channel, shared)
-        self.follower = Follower(store, self.channels, notifier, bus)
-        self.follower.followed = self.leases.followed
+        self.follower = Follower(store, self.channels, notifier, bus, self.leases.followed)
         if shared is not None:
             self.follower.receivers.append(shared.receive)
         self.committer = Committer(
@@ -113,7 +112,7 @@ class Runtime:
             self.channels,
             self.channel,
             self.tasks.spawn,
-            self.ticks,
+            Pace(self.ticks),
             is_served=workers.serves,
             accepted=lambda channel, key: self.leases.renew(channel.name, key, channel.state.messages.get(key)),
             check=capacity.check_create if capacity.is_bounded else None,

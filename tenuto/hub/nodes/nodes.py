@@ -31,6 +31,7 @@ import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -397,13 +398,14 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Moved).decode
 
 
+@dataclass(eq=False)
 class Notifier:
     """Sends a notice of each channel in which this node has stored entries, as long as other nodes live."""
 
-    def __init__(self, way: Notices, nodes: NodeLease) -> None:
-        """Send notices by `way`: the store, or a bus."""
-        self._way = way
-        self._nodes = nodes
+    _way: Notices  # the store, or a bus
+    _nodes: NodeLease
+
+    def __post_init__(self) -> None:
         self._unsent: dict[str, _Unsent] = {}
         self._others: list[Notice] = []  # notices about members, and signals
         self._others_bytes = 0
@@ -476,23 +478,22 @@ async def _heads(store: Store, channels: list[str]) -> list[Head]:
     return await sent_again(lambda: store.heads(channels), store.name, after_s=HEADS_S)
 
 
+@dataclass(eq=False)
 class Follower:
     """Follows the store for the channels in memory. `notifier` tells other nodes, which follow this one."""
 
-    def __init__(
-        self, store: Store, channels: Mapping[str, Channel], notifier: Notifier, bus: Bus | None = None
-    ) -> None:
-        """Follow `store`. `bus` carries the notices if there is one."""
-        self.notifier = notifier
-        self.bus = bus
+    _store: Store
+    _channels: Mapping[str, Channel]
+    notifier: Notifier
+    bus: Bus | None  # carries the notices if there is one
+    followed: Callable[[Channel], None]  # called after entries of other hubs were applied
+
+    def __post_init__(self) -> None:
         # for attaches: the channels of the next query for heads, and that query; the lock is held by the one that runs
         self._wanted: dict[str, None] = {}
         self._next: asyncio.Task[dict[str, Head]] | None = None
         self._turn = asyncio.Lock()
         self.receivers: list[Callable[[Notice | None], None]] = []  # they get the notices of other kinds, and None
-        self.followed: Callable[[Channel], None] = lambda _: None  # called after entries of other hubs were applied
-        self._store = store
-        self._channels = channels
         self._due: set[str] = set()  # channels whose notice could not be applied
         self._slow: set[Channel] = set()  # channels whose reads took too long, which are read one at a time
         self._slow_turn = asyncio.Lock()

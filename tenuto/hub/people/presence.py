@@ -20,6 +20,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
@@ -135,24 +136,18 @@ class _Followed(Struct):
     first: asyncio.Lock | None = msgspec.field(default_factory=asyncio.Lock)  # held by the first read; None after it
 
 
+@dataclass(eq=False)
 class SharedPresence:
     """Shows the members of this node to the others, and theirs in the channels that are viewed here."""
 
-    def __init__(
-        self,
-        store: SharedStore,
-        nodes: NodeLease,
-        notifier: Notifier,
-        channels: Mapping[str, Channel],
-        agents: Callable[[], Mapping[str, str]],
-    ) -> None:
-        """Share the members of `channels`, those in memory. `agents` returns the agents here with their patterns."""
-        self._store = store
-        self._node = nodes.node
-        self.lease = nodes
-        self._notifier = notifier
-        self._channels = channels
-        self._agents = agents
+    _store: SharedStore
+    lease: NodeLease
+    _notifier: Notifier
+    _channels: Mapping[str, Channel]  # those in memory
+    _agents: Callable[[], Mapping[str, str]]  # returns the agents here with their patterns
+
+    def __post_init__(self) -> None:
+        self._node = self.lease.node
         self._changed = _Due(self._pause_s)  # channels whose members here have changed
         self._shown: set[str] = set()  # channels with members here
         self._revision = 0
@@ -167,7 +162,7 @@ class SharedPresence:
         self._seen: dict[tuple[str, int], None] = {}
         # called with the channel and id of a member whose lease was withdrawn at another node, and with the time
         self.on_withdrawn: Callable[[str, str, int], None] | None = None
-        nodes.holds.about_node = self._about_node
+        self.lease.holds.about_node = self._about_node
 
     def loaded(self, channel: Channel) -> None:
         """Show the members that enter `channel` here, from now on."""
@@ -424,27 +419,21 @@ def _decode(value: bytes | msgspec.Raw, kind: type[T]) -> T | None:
 SERVERS_SIGNALS = frozenset(("nobody_listening",))  # only the server may send these, since clients trust them
 
 
+@dataclass(eq=False)
 class PresenceTracker:
     """Enters members into channels, and removes them when their connections or leases end."""
 
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        deadlines: Deadlines,
-        limits: Limits,
-        channel: Callable[[str], Channel],
-        shared: SharedPresence | None = None,
-    ) -> None:
-        """Make the tracker. `channel` returns a live channel; `shared` is None on an exclusive store."""
-        self.shared = shared
-        self._loop = loop
-        self._deadlines = deadlines
-        self._limits = limits
-        self._channel = channel
-        # for each client: the channels and member ids of its leases, with the times of their renewals (`now_ms`)
-        self._leases: defaultdict[str, dict[tuple[str, str], int]] = defaultdict(dict)
-        if shared is not None:
-            shared.on_withdrawn = self._withdrawn
+    _loop: asyncio.AbstractEventLoop
+    _deadlines: Deadlines
+    _limits: Limits
+    _channel: Callable[[str], Channel]  # returns a live channel
+    shared: SharedPresence | None  # None on an exclusive store
+    # for each client: the channels and member ids of its leases, with the times of their renewals (`now_ms`)
+    _leases: defaultdict[str, dict[tuple[str, str], int]] = field(default_factory=lambda: defaultdict(dict), init=False)
+
+    def __post_init__(self) -> None:
+        if self.shared is not None:
+            self.shared.on_withdrawn = self._withdrawn
 
     def enter(self, channel: str, member_id: str, connection: Hashable, data: dict[str, Json] | None) -> None:
         """Enter `member_id` over `connection`, until `leave`. Raises InvalidRequest, TooLarge, TooMany, Forbidden."""
