@@ -101,8 +101,13 @@ def names_of_cell() -> dict[str, Any] | None:
     return names if is_interactive and frame.f_code.co_name == "<module>" else None
 
 
-def is_named(names: dict[str, Any], *objects: object) -> bool:
-    """Return whether a variable of a cell refers to one of `objects`, other than a value that IPython shows."""
+def is_named(names: dict[str, Any] | None, *objects: object) -> bool:
+    """Return whether a variable of a cell refers to one of `objects`, other than a value that IPython shows.
+
+    Code that is in no cell (`names` is None) may have them anywhere.
+    """
+    if names is None:
+        return True
     found = (name for name, value in list(names.items()) if any(value is one for one in objects))
     return any(name.strip("_0123456789") for name in found)
 

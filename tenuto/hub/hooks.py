@@ -22,7 +22,6 @@ import inspect
 import logging
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
-from contextlib import suppress
 from typing import Any, Literal, TypeVar, get_args
 
 from msgspec import Struct
@@ -241,7 +240,7 @@ class HookRunner:
             await asyncio.wait(self._tasks, timeout=STOP_S)
         if had_turn:
             # otherwise the others see soon that the lease of this node has ended
-            with logs_errors(f"hook {self._hook.name!r} was not given back"), suppress(TimeoutError):
+            with logs_errors(f"hook {self._hook.name!r} was not given back"):
                 async with asyncio.timeout(STOP_S):
                     await self._store.note({self._turn_note: None}, expected={self._turn_note: own})
 

@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,9 +50,7 @@ from tenuto.hub.keep.archive import Archive
 from tenuto.hub.keep.policies import Capacity
 from tenuto.hub.keep.retention import Retainer, Rules
 from tenuto.hub.lifecycle import Lifecycle, SignalHook
-from tenuto.hub.nodes.nodes import IsMine
 from tenuto.hub.pending import ChannelInfo, Done, info_of, message_of, own_copy
-from tenuto.hub.runtime import Runtime
 from tenuto.hub.turns.status import take_waiting
 from tenuto.hub.writer import Adopter, MessageWriter, Recovery, take_over
 from tenuto.portal import NoResponse, Portal, SyncWriter, blocking, run_on, writing
@@ -123,29 +122,16 @@ class HubCore(Lifecycle):
         self._capacity = Capacity(max_bytes, self.store)
         self._keyed = [self.tickets, *([guests] if guests is not None else [])]
         self._signals = SignalHook(self.drain) if hooks_signals else None
-        self._names = names_of_cell()
+        self._is_named = partial(is_named, names_of_cell(), self, self.sync)
+        self._release_loop = self.sync.release_loop
         self._adopters: list[tuple[str, Adopter]] = []  # with patterns of channels
-        self._recovery = Recovery()
+        self._recover = Recovery(self, self._adopters).run
         self.archive = Archive(self)  # lists, exports and imports
         keep_days = guests.keep_days if guests is not None else None
         self.retainer = Retainer(retention, self, visitors_days=keep_days)
         self.on_start(self._open_control)
 
     # -- lifecycle ---------------------------------------------------------------------------------------------
-
-    async def _recover(self, runtime: Runtime, is_mine: IsMine) -> None:
-        await self._recovery.run(self, runtime, self._adopters, is_mine)
-
-    async def _release_loop(self, loop: asyncio.AbstractEventLoop) -> bool:
-        return await self.sync.release_loop(loop)
-
-    def _is_named(self) -> bool:
-        return self._names is None or is_named(self._names, self, self.sync)
-
-    def _forget_gone(self) -> None:
-        self.rates.forget_new()
-        if self.questions is not None:
-            self.questions.forget_full()
 
     @property
     def is_draining(self) -> bool:

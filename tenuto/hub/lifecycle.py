@@ -34,7 +34,7 @@ from tenuto.core.ops import WriterIdentity
 from tenuto.core.requests import Caller, Request
 from tenuto.development import failure_reason
 from tenuto.hub.access.identity import Authenticate
-from tenuto.hub.access.rates import Questions
+from tenuto.hub.access.rates import Questions, Rates
 from tenuto.hub.access.tickets import Keyed, share_key
 from tenuto.hub.checks import check_not_wsgi
 from tenuto.hub.clock import Clock
@@ -332,11 +332,15 @@ class Lifecycle:
     authenticate: Authenticate | None
     debug: bool | None
     drain_s: float
+    rates: Rates
     questions: Questions | None  # counts those of visitors, if there are any
     _bus: Bus | None
     _capacity: Capacity
     _keyed: Sequence[Keyed]  # they share their keys by the store
     _signals: SignalHook | None
+    _recover: Callable[[Runtime, IsMine], Awaitable[None]]  # handles the messages that ended nodes left open
+    _release_loop: Callable[[asyncio.AbstractEventLoop], Awaitable[bool]]  # ends a run on a loop of `hub.sync`
+    _is_named: Callable[[], bool]  # whether a name in the app's code leads to the hub, as far as that is known
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -362,21 +366,11 @@ class Lifecycle:
         """Return the reason for a message that `error` ended: in development the exception's name, else None."""
         return failure_reason(error, debug=self.debug, is_development=self.authenticate is None)
 
-    async def _recover(self, runtime: Runtime, is_mine: IsMine) -> None:
-        """Handle the messages that ended nodes left open, in the channels of this one."""
-        raise NotImplementedError
-
-    async def _release_loop(self, loop: asyncio.AbstractEventLoop) -> bool:
-        """End a run on another loop if that loop belongs to `hub.sync`, and return whether it does."""
-        raise NotImplementedError
-
-    def _is_named(self) -> bool:
-        """Return whether a name in the app's code still leads to the hub, as far as that is known."""
-        raise NotImplementedError
-
     def _forget_gone(self) -> None:
         """Free counters of clients in each round of housekeeping."""
-        raise NotImplementedError
+        self.rates.forget_new()
+        if self.questions is not None:
+            self.questions.forget_full()
 
     @property
     def runtime(self) -> Runtime:

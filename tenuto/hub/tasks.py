@@ -24,8 +24,8 @@ def logs_errors(message: str) -> Iterator[None]:
     """Log an error of the block after `message`, and go on: also one of a third-party store must not end the hub."""
     try:
         yield
-    except TenutoError as error:
-        logger.warning("%s: %s", message, error)
+    except (TenutoError, TimeoutError) as error:
+        logger.warning("%s: %s", message, error or "timed out")
     except Exception:
         logger.exception("%s", message)
 

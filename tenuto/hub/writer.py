@@ -624,20 +624,21 @@ Adopter = Callable[[MessageWriter], Coroutine[Any, Any, None]]
 class Recovery:
     """Recovers channels, several at a time: one whose read hangs, or that is damaged, delays no other one."""
 
-    def __init__(self) -> None:
+    def __init__(self, hub: Lifecycle, adopters: Sequence[tuple[str, Adopter]]) -> None:
+        """Let `adopters`, the app's functions with their channel patterns, continue messages."""
+        self._hub = hub
+        self._adopters = adopters
         self._runtime: Runtime | None = None  # that of the last call of `run`
         self._running: dict[str, asyncio.Task[None]] = {}  # by channel
         self._late: set[str] = set()  # the channels that a call of `run` has left behind
 
-    async def run(
-        self, hub: Lifecycle, runtime: Runtime, adopters: Sequence[tuple[str, Adopter]], is_mine: IsMine
-    ) -> None:
+    async def run(self, runtime: Runtime, is_mine: IsMine) -> None:
         """Recover the open messages and commands of the channels for which `is_mine` returns True.
 
-        `adopters` are the app's functions with their channel patterns. On a shared store a channel that fails does not
-        stop the recovery of the others, and one that takes long goes on beside and after this call; if it fails later,
-        the recovery is due again. On an exclusive store only a damaged channel does not stop the others. Raises
-        StoreUnavailable, StoreUnusable and Busy; the part that was done by then needs no repetition, and suffers none.
+        On a shared store a channel that fails does not stop the recovery of the others, and one that takes long goes on
+        beside and after this call; if it fails later, the recovery is due again. On an exclusive store only a damaged
+        channel does not stop the others. Raises StoreUnavailable, StoreUnusable and Busy; the part that was done by
+        then needs no repetition, and suffers none.
         """
         store, failures = runtime.store, list[tuple[str, Exception]]()
         if runtime is not self._runtime:  # the hub has started again, perhaps in another event loop
@@ -658,8 +659,8 @@ class Recovery:
                 _check_exclusive(store, failures)
                 await runtime.nodes.renew()  # raises if the store fails for all channels
             if is_mine(channel) and channel not in self._running:
-                adopter = next((one for pattern, one in adopters if matches(pattern, channel)), None)
-                work = partial(_recover_channel, hub, runtime, channel, adopter)
+                adopter = next((one for pattern, one in self._adopters if matches(pattern, channel)), None)
+                work = partial(_recover_channel, self._hub, runtime, channel, adopter)
                 if channel in current and _has_living_writers(runtime, channel):
                     work = partial(_offer_lost_turns, runtime, channel)
                 self._start(runtime, channel, work, failures)

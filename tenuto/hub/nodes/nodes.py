@@ -248,13 +248,9 @@ class NodeLease:
         if self.is_exclusive:
             return
         async with self._renewing:  # a renewal that the store carries out later would begin a new lease
-            try:
+            with logs_errors(f"the lease of this node was not ended; it expires within {TERM_MS} ms"):
                 async with asyncio.timeout(RENEW_TIMEOUT_S):
                     await self._store.hold(self.node, 0, {})
-            except (TenutoError, TimeoutError) as error:
-                logger.warning("the lease of this node was not ended; it expires within %d ms: %r", TERM_MS, error)
-            except Exception:  # an error of a third-party store must not keep the hub from closing
-                logger.exception("the lease of this node was not ended; it expires within %d ms", TERM_MS)
 
     # -- other nodes -------------------------------------------------------------------------------------------
 
