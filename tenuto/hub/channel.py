@@ -174,23 +174,20 @@ def _groups(raw: Sequence[bytes]) -> list[bytes]:
 _APPEND = str(MessageAppend.__struct_config__.tag).encode()
 
 
-class BatchCache:
+class BatchCache(Struct, eq=False):
     """The batches of one channel that are kept for other feeds at the same cursor, within a limit of memory."""
 
-    __slots__ = ("appended", "ephemeral", "first", "live", "text_bytes", "unreadable")
-
-    def __init__(self) -> None:
-        # batches by the serial that they follow; dropped as soon as the channel's serial moves
-        self.live: dict[int, EncodedBatch] = {}
-        # the epoch and the event of the last commit, if it was a single append
-        self.appended: tuple[str, MessageAppend] | None = None
-        # batches that begin with `channel.attached`, by kind of attach, and serial or length of history
-        self.first: dict[tuple[str, int], EncodedBatch] = {}
-        # ephemeral batches, by the position in the presence state that they follow
-        self.ephemeral: dict[int, EncodedBatch] = {}
-        self.text_bytes = 0  # total size of the text in `live` and `first`
-        # why no further batch can be made: the store cannot return the entries after the state in memory
-        self.unreadable: StoreUnusable | None = None
+    # batches by the serial that they follow; dropped as soon as the channel's serial moves
+    live: dict[int, EncodedBatch] = {}
+    # the epoch and the event of the last commit, if it was a single append
+    appended: tuple[str, MessageAppend] | None = None
+    # batches that begin with `channel.attached`, by kind of attach, and serial or length of history
+    first: dict[tuple[str, int], EncodedBatch] = {}
+    # ephemeral batches, by the position in the presence state that they follow
+    ephemeral: dict[int, EncodedBatch] = {}
+    text_bytes: int = 0  # total size of the text in `live` and `first`
+    # why no further batch can be made: the store cannot return the entries after the state in memory
+    unreadable: StoreUnusable | None = None
 
     def keep(self, kept: dict[T, EncodedBatch], key: T, batch: EncodedBatch) -> EncodedBatch:
         """Keep `batch` in `kept`, which is `live` or `first`, and return it.

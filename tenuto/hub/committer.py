@@ -356,7 +356,7 @@ class Committer:
             now_ms = now_ms or self._clock.now_ms()
             batch.decided.append(self._decide_item(channel, draft, item, asks, now_ms))
             if type(item) is DocumentDue:
-                batch.due.setdefault(channel, []).append(item.message_id)
+                batch.due.setdefault(channel, []).extend(item.ids)
             rows += len(draft.ops) - before
         if not self._queue:
             self._since_s = None

@@ -126,7 +126,7 @@ async def keep_house(runtime: Runtime, forget: Callable[[], None]) -> None:
         with logs_errors("housekeeping failed, and will try again"):
             # let the store compact itself, and write the documents that let it release old entries
             for channel, message_id in await runtime.store.tidy(runtime.clock.now_ms()):
-                runtime.committer.submit(DocumentDue(channel, message_id))
+                runtime.committer.submit(DocumentDue(channel, (message_id,)))
             runtime.capacity.watch()
 
 

@@ -150,17 +150,13 @@ class Waiting:
         self._done(error)
 
 
-class DocumentDue:
-    """A request of the store: write the document of a message, so that the store can release the message's entries."""
+class DocumentDue(Struct, eq=False):
+    """A request of the store: write the documents of messages, so that the store can release the messages' entries."""
 
-    __slots__ = ("channel", "ids", "is_beginning", "message_id", "size_bytes")
-
-    def __init__(self, channel: str, message_id: str) -> None:
-        self.channel = channel
-        self.message_id = message_id
-        self.ids: tuple[str, ...] = (message_id,)
-        self.size_bytes = 0
-        self.is_beginning = False
+    channel: str
+    ids: tuple[str, ...]
+    size_bytes: int = 0
+    is_beginning: bool = False
 
     def asks(self) -> Sequence[Ask]:
         return ()

@@ -342,7 +342,7 @@ async def test_stand_in_of_a_damaged_message_is_never_stored(path: Path) -> None
     before = run_from_outside(path, rows)
     await store.tidy(0)
     for channel, message_id in [*await store.tidy(OLD_MS), ("c", "m3"), ("c", "!c1")]:
-        hub.runtime.committer.submit(DocumentDue(channel, message_id))
+        hub.runtime.committer.submit(DocumentDue(channel, (message_id,)))
     while hub.runtime.committer.waiting:  # noqa: ASYNC110 - a requested document has no result
         await asyncio.sleep(0)
     await hub.close()

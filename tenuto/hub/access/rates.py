@@ -23,7 +23,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import islice
 from math import ceil, inf
-from typing import Self
+from typing import Self, TypeVar
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -35,6 +35,8 @@ from tenuto.core.visitor_ids import is_question, is_visitor, visitor_of
 from tenuto.hub.access.hosts import address_group
 from tenuto.hub.access.identity import Identity
 from tenuto.hub.pending import Result
+
+T = TypeVar("T")
 
 MAX_CLIENTS = 100_000  # limit of clients that are counted at the same time; each needs about 600 bytes
 MINUTE_S, HOUR_S, DAY_S = 60.0, 3600.0, 86_400.0
@@ -85,31 +87,18 @@ class Bucket:
         return max(1, ceil(min(DAY_S, (1 - self.level) * self.fill_s / self.size if self.size else DAY_S)))
 
 
-class _Client:
+class _Client(Struct, eq=False):
     """The counters of one client, or of all visitors of one address, which have `factor` times the limits of one."""
 
-    __slots__ = (
-        "body_bytes",
-        "bytes",
-        "channels",
-        "connections",
-        "factor",
-        "max_connections",
-        "name",
-        "requests",
-        "signals",
-    )
-
-    def __init__(self, name: str, limits: ClientLimits, factor: int, max_connections: int, now_s: float) -> None:
-        self.name = name  # for error messages
-        self.factor = factor
-        self.max_connections = max_connections
-        self.connections = 0
-        self.body_bytes = 0  # size of the request bodies that are still open
-        self.requests = Bucket(2 * factor * limits.client_requests, 2.0, now_s)
-        self.bytes = Bucket(factor * limits.client_bytes, HOUR_S, now_s)
-        self.signals = Bucket(factor * limits.client_signals, 1.0, now_s)
-        self.channels = Bucket(factor * limits.client_channels, HOUR_S, now_s)
+    name: str  # for error messages
+    factor: int
+    max_connections: int
+    requests: Bucket
+    bytes: Bucket
+    signals: Bucket
+    channels: Bucket
+    connections: int = 0
+    body_bytes: int = 0  # size of the request bodies that are still open
 
     def is_new(self, now_s: float) -> bool:
         """Return whether nothing is counted: the counters are as those of a client that never came."""
@@ -118,14 +107,13 @@ class _Client:
         return is_idle and all(one.refilled(now_s) >= one.size for one in buckets)
 
 
-class ConnectionSlot:
-    """One of the connections that a client may hold; `leave` gives it back."""
+class ConnectionSlot(Struct, eq=False):
+    """One of the connections that a client may hold; `leave` gives it back.
 
-    __slots__ = ("clients",)
+    Each of `clients` holds it: the client, and its address if that is counted, too.
+    """
 
-    def __init__(self, *clients: _Client) -> None:
-        """Hold a connection of each of `clients`: of one, and of its address if that is counted, too."""
-        self.clients = clients
+    clients: Sequence[_Client] = ()
 
     def leave(self) -> None:
         """Give the slot back. A second call has no effect."""
@@ -134,52 +122,45 @@ class ConnectionSlot:
         self.clients = ()
 
 
-class OpenBody:
+class OpenBody(Struct, eq=False):
     """A request body that has not ended: a context manager that counts its bytes for its client, and its address.
 
-    A step that raises TooMany leaves the counts as they are.
+    A step that raises TooMany leaves the counts as they are. Without clients nothing is counted at all.
     """
 
-    __slots__ = ("_clients", "_held_bytes", "_max_bytes", "size")
-
-    def __init__(self, clients: Sequence[_Client] = (), *, max_bytes: int = 0, least_bytes: int = 0) -> None:
-        """Count at least `least_bytes` for each of `clients`, whose open bodies may have `max_bytes` together.
-
-        Without clients nothing is counted at all.
-        """
-        self._clients = clients
-        self._max_bytes = max_bytes
-        self._held_bytes = least_bytes
-        self.size = 0  # bytes that have arrived, if they are counted
+    clients: Sequence[_Client] = ()
+    max_bytes: int = 0  # limit of all open bodies of a client
+    held_bytes: int = 0  # bytes that count, at least those that count for any body
+    size: int = 0  # bytes that have arrived, if they are counted
 
     def __enter__(self) -> Self:
         """Count the body as open. Raises TooMany."""
-        self._count(self._held_bytes)
+        self._count(self.held_bytes)
         return self
 
     def __exit__(self, *raised: object) -> None:
-        for client in self._clients:
-            client.body_bytes -= self._held_bytes
+        for client in self.clients:
+            client.body_bytes -= self.held_bytes
 
     def grow(self, size: int) -> None:
         """Count `size` more bytes, which have arrived. Raises TooMany."""
-        if not self._clients:
+        if not self.clients:
             return
         self.size += size
-        if self.size > self._held_bytes:
-            self._count(self.size - self._held_bytes)
-            self._held_bytes = self.size
+        if self.size > self.held_bytes:
+            self._count(self.size - self.held_bytes)
+            self.held_bytes = self.size
 
     def _count(self, size: int) -> None:
-        for client in self._clients:
-            max_bytes = client.factor * self._max_bytes
+        for client in self.clients:
+            max_bytes = client.factor * self.max_bytes
             if client.body_bytes + size > max_bytes:
                 raise TooMany(
                     f"the unfinished request bodies of client {client.name} have {client.body_bytes} bytes together, "
                     f"the limit is {max_bytes}; send fewer at a time",
                     limit=max_bytes,
                 )
-        for client in self._clients:
+        for client in self.clients:
             client.body_bytes += size
 
 
@@ -295,7 +276,7 @@ class Rates:
                 )
         for client in clients:
             client.connections += 1
-        return ConnectionSlot(*clients)
+        return ConnectionSlot(clients)
 
     def body(self, identity: Identity, peer: str = "", *, largest_bytes: int, max_bytes: int | None = None) -> OpenBody:
         """Return the count of a request body of at most `largest_bytes`.
@@ -303,20 +284,12 @@ class Rates:
         The bodies of a client that have not ended hold at most `max_bytes`, by default as much as eight of the largest,
         and each holds at least a sixteenth of one, so that there are at most 128.
         """
-        return OpenBody(
-            self._counted(identity, peer),
-            max_bytes=max_bytes or OPEN_BODIES * largest_bytes,
-            least_bytes=largest_bytes // 16,
-        )
+        return OpenBody(self._counted(identity, peer), max_bytes or OPEN_BODIES * largest_bytes, largest_bytes // 16)
 
     def forget_new(self) -> None:
-        """Look at the next `FORGET_AT_ONCE` clients, and forget those of which nothing is counted any more."""
+        """Forget the next clients of which nothing is counted any more."""
         now_s = self._now_s()
-        for key in list(islice(self._clients, FORGET_AT_ONCE)):
-            if self._clients[key].is_new(now_s):
-                del self._clients[key]
-            else:
-                self._clients.move_to_end(key)  # so that each client is looked at in turn
+        _forget_next(self._clients, lambda client: client.is_new(now_s))
 
     def _counted(self, identity: Identity, peer: str) -> list[_Client]:
         """Return the counters of the client, and of its address if it is a visitor; none if it is not limited."""
@@ -338,8 +311,15 @@ class Rates:
         client = self._clients.get(key)
         if client is None:
             self._make_room()
+            limits, now_s = self.limits, self._now_s()
             client = self._clients[key] = _Client(
-                shown(name), self.limits, factor, connections_factor * self.limits.client_connections, self._now_s()
+                shown(name),
+                factor,
+                max_connections=connections_factor * limits.client_connections,
+                requests=Bucket(2 * factor * limits.client_requests, 2.0, now_s),
+                bytes=Bucket(factor * limits.client_bytes, HOUR_S, now_s),
+                signals=Bucket(factor * limits.client_signals, 1.0, now_s),
+                channels=Bucket(factor * limits.client_channels, HOUR_S, now_s),
             )
         else:
             self._clients.move_to_end(key)
@@ -351,6 +331,15 @@ class Rates:
             key, client = self._clients.popitem(last=False)
             if client.connections or client.body_bytes:
                 self._clients[key] = client
+
+
+def _forget_next(counted: OrderedDict[str, T], is_new: Callable[[T], bool]) -> None:
+    """Look at the next `FORGET_AT_ONCE` of `counted`, each in turn, and forget those that are as new."""
+    for key in list(islice(counted, FORGET_AT_ONCE)):
+        if is_new(counted[key]):
+            del counted[key]
+        else:
+            counted.move_to_end(key)
 
 
 def _cost(size: int) -> float:
@@ -379,22 +368,21 @@ class QuestionLimits(Struct, frozen=True, kw_only=True):
                 raise LocalError(f"visitors({setting}=...) must be a whole number from 1 on, got {shown(value)}")
 
 
-class Asked:
+class Asked(Struct, eq=False):
     """A question that was counted in `buckets`."""
 
-    def __init__(self, buckets: Sequence[Bucket]) -> None:
-        self._buckets = buckets
+    buckets: Sequence[Bucket]
 
     @property
     def is_counted(self) -> bool:
         """Return whether the question still counts."""
-        return bool(self._buckets)
+        return bool(self.buckets)
 
     def give_back(self) -> None:
         """Count the question no more, because it was not stored, or was stored before."""
-        for bucket in self._buckets:
+        for bucket in self.buckets:
             bucket.level += 1
-        self._buckets = ()
+        self.buckets = ()
 
     def settle(self, result: Result | TenutoError, *, may_be_stored: bool) -> None:
         """Give the question back if `result` shows that it was not stored, and it is not unclear either."""
@@ -402,17 +390,14 @@ class Asked:
             self.give_back()
 
 
-class Route:
+class Route(Struct, eq=False):
     """The route of the app in which code runs: whose request it serves, from where, and its last question."""
 
-    __slots__ = ("asked", "channel", "peer", "refusal", "visitor")
-
-    def __init__(self, visitor: str | None = None, peer: str | None = None, refusal: TenutoError | None = None) -> None:
-        self.visitor = visitor  # None: not known
-        self.peer = peer  # address of the request
-        self.refusal = refusal  # why its request may store no question of the visitor
-        self.channel = ""  # that of the question `asked`
-        self.asked: Asked | None = None  # a question that the app has stored, and whose answer has not begun
+    visitor: str | None = None  # None: not known
+    peer: str | None = None  # address of the request
+    refusal: TenutoError | None = None  # why its request may store no question of the visitor
+    channel: str = ""  # that of the question `asked`
+    asked: Asked | None = None  # a question that the app has stored, and whose answer has not begun
 
     def answer(self, channel: str) -> bool:
         """Return whether an answer in `channel` is that to a question which counts already; such an answer is one."""
@@ -509,13 +494,9 @@ class Questions:
         return caller, asked
 
     def forget_full(self) -> None:
-        """Look at the next `FORGET_AT_ONCE` visitors and addresses, and forget those whose buckets are full again."""
+        """Forget the next visitors and addresses whose buckets are full again."""
         now_s = self._now_s()
-        for name in list(islice(self._buckets, FORGET_AT_ONCE)):
-            if all(bucket.refilled(now_s) >= bucket.size for bucket in self._buckets[name]):
-                del self._buckets[name]
-            else:
-                self._buckets.move_to_end(name)  # so that each is looked at in turn
+        _forget_next(self._buckets, lambda pair: all(bucket.refilled(now_s) >= bucket.size for bucket in pair))
 
     def _log(self, refusal: TooMany, now_s: float) -> None:
         if now_s - self._logged_s >= LOG_S:

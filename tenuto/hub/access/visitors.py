@@ -14,6 +14,8 @@ import secrets
 from collections.abc import MutableMapping, Sequence
 from typing import Any, Protocol
 
+from msgspec import Struct
+
 from tenuto.core.errors import InvalidName, LocalError, TenutoError, shown
 from tenuto.core.visitor_ids import RANDOM_BYTES, STEM, is_visitor, new_visitor_id
 from tenuto.hub.access.identity import Authenticate, Identity, Scope, cookies_of, header
@@ -41,18 +43,15 @@ _NAME = re.compile(rf"(?:{HOST_PREFIX})?{COOKIE}[A-Za-z0-9_-]{{{DIGEST_CHARACTER
 _VISIT = "tenuto.visit"  # key of the `Visit` in the scope of a request
 
 
-class Visit:
+class Visit(Struct, eq=False):
     """What a request or socket has shown of its visitor. It is shared by all copies of the request's scope."""
 
-    __slots__ = ("_route", "client_id", "is_ambient", "is_new", "set_cookies")
-
-    def __init__(self) -> None:
-        self.client_id: str | None = None  # id of the visitor; None: a person, or not verified yet
-        self.is_new = False  # True: the id was made for this request
-        # True: the browser sent the proof by itself, or none, so an `auth` frame may still name another client
-        self.is_ambient = False
-        self.set_cookies: list[bytes] = []  # values of the headers that the response must have
-        self._route: Route | None = None  # that of the app which has asked for the visit
+    client_id: str | None = None  # id of the visitor; None: a person, or not verified yet
+    is_new: bool = False  # the id was made for this request
+    # the browser sent the proof by itself, or none, so an `auth` frame may still name another client
+    is_ambient: bool = False
+    set_cookies: list[bytes] = []  # values of the headers that the response must have
+    _route: Route | None = None  # that of the app which has asked for the visit
 
     def enter_route(self, peer: str, refusal: TenutoError | None) -> None:
         """Note that the code which runs now, and its tasks, serve this request, which is from the address `peer`.
