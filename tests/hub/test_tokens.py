@@ -23,7 +23,6 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
 )
-from msgspec.structs import replace
 
 from tenuto.core.errors import Busy, LocalError, Unauthenticated
 from tenuto.hub.access import tokens
@@ -347,7 +346,7 @@ async def test_claim_that_is_wrong_is_refused(wrong: dict[str, Any]) -> None:
 async def test_errors_logs_and_reprs_contain_no_token_and_no_secret(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     one = verifier(secret=SECRET, cookie="session")
-    output = repr(one) + str(one) + repr(one.keys)
+    output = repr(one) + str(one) + repr(one._keys)
     tokens = [signed(OTHER_SECRET), signed(exp=1), signed(sub="a b"), signed(tenuto={"x": ["writ"]}), "garbage" * 9]
     for token in tokens:
         for connection in (scope(("authorization", f"Bearer {token}")), scope(("cookie", f"session={token}"))):
@@ -480,14 +479,16 @@ def time() -> Time:
 def fetching(issuer: Issuer, time: Time) -> JwtVerifier:
     """Return a verifier that fetches the keys of the issuer."""
     issuer.keys = [jwk(RSA, kid="one")]
-    return replace(verifier(jwks_url=issuer.url), key_set=KeySet(issuer.url, monotonic_s=time))
+    one = verifier(jwks_url=issuer.url)
+    one._key_set = KeySet(issuer.url, monotonic_s=time)
+    return one
 
 
 async def settled(one: JwtVerifier) -> None:
     """Wait until the running fetch ends."""
-    assert one.key_set is not None
-    if one.key_set._fetching is not None:
-        await one.key_set._fetching
+    assert one._key_set is not None
+    if one._key_set._fetching is not None:
+        await one._key_set._fetching
 
 
 def signed_by(kid: str, key: Any = RSA) -> str:

@@ -26,7 +26,6 @@ from urllib.parse import urlsplit
 
 import jwt
 from jwt.algorithms import HMACAlgorithm, get_default_algorithms
-from msgspec import Struct
 
 from tenuto.core.errors import Busy, LocalError, TenutoError, Unauthenticated, shown, shown_url
 from tenuto.core.names import check_id
@@ -318,20 +317,32 @@ def _named(given: str | Iterable[str], what: str) -> frozenset[str]:
     return names
 
 
-class JwtVerifier(Struct, frozen=True, kw_only=True, eq=False):
+class JwtVerifier:
     """Authenticates callers by their tokens; made by `jwt_verifier`."""
 
-    keys: Sequence[Key]
-    key_set: KeySet | None
-    audiences: frozenset[str]
-    issuers: frozenset[str] | None
-    algorithms: frozenset[str]
-    cookie: str | None
-    leeway_s: float
-    now_s: Callable[[], float]
+    def __init__(
+        self,
+        *,
+        keys: Sequence[Key],
+        key_set: KeySet | None,
+        audiences: frozenset[str],
+        issuers: frozenset[str] | None,
+        algorithms: frozenset[str],
+        cookie: str | None,
+        leeway_s: float,
+        now_s: Callable[[], float],
+    ) -> None:
+        self.cookie = cookie
+        self._keys = keys
+        self._key_set = key_set
+        self._audiences = audiences
+        self._issuers = issuers
+        self._algorithms = algorithms
+        self._leeway_s = leeway_s
+        self._now_s = now_s
 
     def __repr__(self) -> str:
-        return f"JwtVerifier(audience={sorted(self.audiences)}, cookie={self.cookie!r})"
+        return f"JwtVerifier(audience={sorted(self._audiences)}, cookie={self.cookie!r})"
 
     @property
     def reads_cookies(self) -> bool:
@@ -347,9 +358,9 @@ class JwtVerifier(Struct, frozen=True, kw_only=True, eq=False):
 
         The keys depend on audience and issuer, as the accepted tokens do, because another service may share the secret.
         """
-        secrets = [key.material for key in self.keys if isinstance(key.material, bytes)]
-        issuers = None if self.issuers is None else sorted(self.issuers)
-        purpose = json.dumps(["tenuto tickets", sorted(self.audiences), issuers]).encode()
+        secrets = [key.material for key in self._keys if isinstance(key.material, bytes)]
+        issuers = None if self._issuers is None else sorted(self._issuers)
+        purpose = json.dumps(["tenuto tickets", sorted(self._audiences), issuers]).encode()
         return [hmac.digest(one, purpose, "sha256") for one in secrets]
 
     async def __call__(self, scope: Scope) -> Identity | None:
@@ -388,15 +399,15 @@ class JwtVerifier(Struct, frozen=True, kw_only=True, eq=False):
         algorithm, kid = header.get("alg"), header.get("kid")
         if "crit" in header:  # PyJWT knows the extension b64
             raise Unauthenticated(f"token must have no header crit, got {shown(header['crit'])}")
-        if not isinstance(algorithm, str) or algorithm not in self.algorithms:
+        if not isinstance(algorithm, str) or algorithm not in self._algorithms:
             raise Unauthenticated(
-                f"token algorithm {shown(algorithm)} is not accepted, expected {_names(self.algorithms)}"
+                f"token algorithm {shown(algorithm)} is not accepted, expected {_names(self._algorithms)}"
             )
         # A configured key may lack the `kid` that the token names; a key in a published set always has it.
-        candidates = [key for key in self.keys if key.kid is None or kid is None or key.kid == kid]
+        candidates = [key for key in self._keys if key.kid is None or kid is None or key.kid == kid]
         claims = _claims_by(candidates, algorithm, token)
-        if claims is None and self.key_set is not None:
-            claims = _claims_by(await self.key_set.keys(kid), algorithm, token)
+        if claims is None and self._key_set is not None:
+            claims = _claims_by(await self._key_set.keys(kid), algorithm, token)
         if claims is None:
             raise Unauthenticated("token signature matches no key of this server; check the keys of its verifier")
         return claims
@@ -405,27 +416,27 @@ class JwtVerifier(Struct, frozen=True, kw_only=True, eq=False):
         expires_s = _time(claims, "exp")
         if expires_s is None:
             raise Unauthenticated("token has no claim exp; a token must expire")
-        now_s = self.now_s()
-        if now_s >= expires_s + self.leeway_s:
+        now_s = self._now_s()
+        if now_s >= expires_s + self._leeway_s:
             raise Expired("token has expired; renew it")
         begins_s = _time(claims, "nbf")
-        if begins_s is not None and now_s < begins_s - self.leeway_s:
+        if begins_s is not None and now_s < begins_s - self._leeway_s:
             raise Unauthenticated("token is not valid yet: its claim nbf is in the future")
-        if not self.audiences & _texts(claims.get("aud")):
+        if not self._audiences & _texts(claims.get("aud")):
             raise Unauthenticated(
                 f"token has another audience: claim aud is {shown(claims.get('aud'))}, "
-                f"expected {_names(self.audiences)}"
+                f"expected {_names(self._audiences)}"
             )
         issuer = claims.get("iss")
-        if self.issuers is not None and not (isinstance(issuer, str) and issuer in self.issuers):
+        if self._issuers is not None and not (isinstance(issuer, str) and issuer in self._issuers):
             raise Unauthenticated(
-                f"token has another issuer: claim iss is {shown(issuer)}, expected {_names(self.issuers)}"
+                f"token has another issuer: claim iss is {shown(issuer)}, expected {_names(self._issuers)}"
             )
         try:
             return Identity(
                 client_id=check_id(claims.get("sub"), "claim sub"),
                 grants=_grants(claims.get(_CLAIM)),
-                expires_at_ms=math.ceil((expires_s + self.leeway_s) * 1000),
+                expires_at_ms=math.ceil((expires_s + self._leeway_s) * 1000),
             )
         except TenutoError as error:  # the reason helps the developer who signs such tokens
             raise Unauthenticated(f"token has an invalid claim: {error}") from None
