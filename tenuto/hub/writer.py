@@ -72,32 +72,6 @@ LEAVING_S = 1.5
 class MessageWriter(OutgoingProperties):
     """Writes one streaming message. Made by `Hub.message`; used by one task at a time."""
 
-    __slots__ = (  # with this many attributes, slots are faster than a `__dict__`
-        "__weakref__",
-        "_caller",
-        "_create",
-        "_has_gap",
-        "_hub",
-        "_is_delayed",
-        "_live",
-        "_max_bytes",
-        "_retry",
-        "_run",
-        "_trouble",
-        "_waiters",
-        "cancelled_as",
-        "channel",
-        "ids",
-        "is_begun",
-        "is_stopped",
-        "on_attach",
-        "on_retry",
-        "open_step",
-        "rested_s",
-        "spare_id",
-        "turn_attempt",
-    )
-
     made_by = "hub"
     is_beginning = False  # its beginning is a request of its own
     size_bytes = 0  # counted as 0 in the committer's queue: the writer bounds its accepted text itself
