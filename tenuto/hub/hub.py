@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -451,18 +452,18 @@ class HubCore(Lifecycle):
         return counts | self.runtime.stats() | self.retainer.stats() if self.is_running else counts
 
 
+@dataclass(eq=False)
 class Subscription:
     """The events of a channel, from a cursor on. It raises Draining when the hub shuts down."""
 
-    def __init__(
-        self, hub: HubCore, channel: str, since: str | None, history: int | None, flush_ms: int | None
-    ) -> None:
-        self.channel = channel
-        # cursor of the last complete batch that was yielded; a later subscription resumes from it
-        self.cursor: str | None = since
-        self._hub = hub
-        self._history = history
-        self._flush_ms = flush_ms
+    _hub: HubCore
+    channel: str
+    # cursor of the last complete batch that was yielded; a later subscription resumes from it
+    cursor: str | None
+    _history: int | None
+    _flush_ms: int | None
+
+    def __post_init__(self) -> None:
         self._woken = asyncio.Event()
 
     async def __aiter__(self) -> AsyncIterator[ServerEvent]:

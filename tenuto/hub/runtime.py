@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from dataclasses import InitVar, dataclass
 from typing import Protocol, cast
 
 from tenuto.core.errors import Deleted, NotFound, TenutoError
@@ -40,29 +41,24 @@ class OpenWriter(Protocol):
         """Store the text that the writer has accepted."""
 
 
+@dataclass(eq=False)
 class Runtime:
-    """All services of one run of a hub. `node` names the run in the leases of its writers."""
+    """All services of one run of a hub."""
 
-    def __init__(
-        self,
-        store: Store,
-        limits: Limits,
-        clock: Clock,
-        node: str,
-        group: asyncio.TaskGroup,
-        capacity: Capacity,
-        bus: Bus | None = None,
-        questions: Questions | None = None,
-    ) -> None:
-        self.store = store
-        self.limits = limits
-        self.clock = clock
-        self.node = node
-        self.capacity = capacity
-        self._questions = questions  # counts those of visitors; None: no caller is a visitor
+    store: Store
+    limits: Limits
+    clock: Clock
+    node: str  # names the run in the leases of its writers
+    group: InitVar[asyncio.TaskGroup]
+    capacity: Capacity
+    bus: InitVar[Bus | None]
+    _questions: Questions | None  # counts those of visitors; None: no caller is a visitor
+
+    def __post_init__(self, group: asyncio.TaskGroup, bus: Bus | None) -> None:
+        store, limits, clock, capacity = self.store, self.limits, self.clock, self.capacity
         self.loop = asyncio.get_running_loop()
         self.shared_store = shared_store = cast("SharedStore", store)  # on an exclusive store, no method is called
-        self.nodes = NodeLease(shared_store, node, self.loop.time, clock)
+        self.nodes = NodeLease(shared_store, self.node, self.loop.time, clock)
         self.tasks = Tasks(group)
         self.channels: dict[str, Channel] = {}  # the channels in memory, by name
         self.writers: dict[tuple[str, str], OpenWriter] = {}  # the writers in this process, by channel and message id

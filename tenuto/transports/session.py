@@ -788,7 +788,6 @@ class Session:
         finally:
             self._pending -= 1
             self._pending_bytes -= weight
-            self.wake()
 
     # Responses
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from typing import TypeVar
 
@@ -70,24 +70,20 @@ async def direct(_channel: str, write: Callable[[], Awaitable[T]]) -> T:
     return await write()
 
 
+@dataclass(eq=False)
 class Forgetting:
     """The removal of one person's messages and commands."""
 
-    def __init__(
-        self,
-        store: Store,
-        client_id: str,
-        clock: Clock,
-        rewrite: Rewrite[bool] = direct,
-        *,
-        tidies: bool = True,
-    ) -> None:
-        """Remove what `client_id` wrote. `tidies`: no hub does the housekeeping of the store. Raises InvalidName."""
-        self._client_id = check_id(client_id, "a client id")
-        self._store = store
-        self._clock = clock
-        self._rewrite = rewrite
-        self._tidies = tidies
+    _store: Store
+    _client_id: str  # of that person
+    _clock: Clock
+    _rewrite: Rewrite[bool] = direct
+    _: KW_ONLY
+    tidies: bool = True  # no hub does the housekeeping of the store
+
+    def __post_init__(self) -> None:
+        """Raise InvalidName."""
+        check_id(self._client_id, "a client id")
         self._unreadable: set[tuple[str, str]] = set()
         self._messages = self._commands = self._channels = 0
 
@@ -146,7 +142,7 @@ class Forgetting:
                 yield head, ids, (await self._read(channel, ids))[1]
             is_over = len(facts) < READ_FACTS
             after = facts[-1].version if facts else after
-            await asyncio.sleep(0 if self._tidies else READ_PAUSE_S)  # a hub serves requests meanwhile
+            await asyncio.sleep(0 if self.tidies else READ_PAUSE_S)  # a hub serves requests meanwhile
 
     async def _scan_on(self, channel: str, found: _Scan) -> None:
         """Add to `found` the messages and commands that have changed since."""
@@ -239,10 +235,10 @@ class Forgetting:
 
     async def _wait_until_clean(self) -> bool | None:
         """Wait until the store's files are without removed text, for three minutes (`Forgotten.is_clean`)."""
-        if self._tidies:  # no server keeps the ages of entries, so the next call sees all of them as old
+        if self.tidies:  # no server keeps the ages of entries, so the next call sees all of them as old
             await self._store.tidy(self._clock.now_ms() - OLD_MS)
         for _ in range(WIPE_TRIES):
-            if self._tidies:
+            if self.tidies:
                 for channel, message_id in await self._store.tidy(self._clock.now_ms()):
                     await _write_document(self._store, channel, message_id)
             is_clean = await self._store.wipe()
