@@ -44,7 +44,7 @@ from tenuto.core.names import check_channel, check_id, check_prefix
 from tenuto.hub.clock import Clock
 from tenuto.hub.keep.archive import MAX_LISTED, ChannelPage
 from tenuto.hub.keep.exports import NOTE as IMPORT
-from tenuto.hub.keep.exports import Imported, check_file, export_lines, undo_imports, write_file
+from tenuto.hub.keep.exports import Import, Imported, check_file, export_lines, undo_imports
 from tenuto.hub.keep.forgetting import Forgetting, Forgotten
 from tenuto.hub.keep.policies import Due, Policies, Sweep, rules_of
 from tenuto.hub.keep.records import HEADER_BYTES, End, damaged_in, decode_header, decode_line
@@ -344,13 +344,13 @@ async def export_channel(url: str, channel: str, out: BinaryIO) -> int:
 
 
 async def import_channel(url: str, path: Path, channel: str | None, *, damaged: bool) -> Imported:
-    """Import a file into an empty channel, by default that of its header. Raises the errors of `write_file`."""
+    """Import a file into an empty channel, by default that of its header. Raises the errors of `Import.run`."""
     if channel is not None:
         check_channel(channel)
     limits, clock = Limits(), Clock()
     checked = await check_file(path, limits, clock.now_ms(), damaged=damaged)
     async with opened(url, is_new=True) as store:
-        return await write_file(store, channel or checked.channel, checked, limits, clock)
+        return await Import(store, channel or checked.channel, checked, clock).run()
 
 
 async def forget_client(url: str, client_id: str, *, channels: bool) -> Forgotten:

@@ -24,8 +24,7 @@ from tenuto.core.errors import Busy, InvalidRequest, LocalError, StoreUnusable
 from tenuto.core.model import ChannelSummary, Message
 from tenuto.core.names import check_channel, check_id, check_prefix
 from tenuto.hub.access.identity import Identity
-from tenuto.hub.keep.exports import NOTE as IMPORT
-from tenuto.hub.keep.exports import Imported, check_file, export_lines, mend_import, write_file
+from tenuto.hub.keep.exports import NOTE, Import, Imported, check_file, export_lines, mend_import
 from tenuto.hub.keep.forgetting import Forgetting, Forgotten
 from tenuto.hub.keep.policies import narrowed
 from tenuto.hub.lifecycle import Lifecycle
@@ -81,7 +80,7 @@ class Archive:
         if not isinstance(limit, int) or not 1 <= limit <= MAX_LISTED:
             raise InvalidRequest(f"limit must be a whole number from 1 to {MAX_LISTED}, got {limit!r}")
         await self._lifecycle.start()
-        importing = {name.removeprefix(IMPORT) for name in await self._store.notes(IMPORT)}
+        importing = {name.removeprefix(NOTE) for name in await self._store.notes(NOTE)}
         found: list[ChannelSummary] = []
         wanted = narrowed(prefix, after or "", patterns)
         for start in range(0, len(wanted), _STEP):
@@ -121,8 +120,8 @@ class Archive:
         checked = await check_file(Path(path), self._limits, self._clock.now_ms(), damaged=damaged)
         name = channel or checked.channel
         live = self._lifecycle.runtime.channel(name)
-        write = partial(write_file, self._store, name, checked, self._limits, self._clock, check_space)
-        return await live.rewrite(write, partial(mend_import, self._store, name))
+        filling = Import(self._store, name, checked, self._clock, check_space)
+        return await live.rewrite(filling.run, partial(mend_import, self._store, name))
 
     async def forget(self, client_id: str, *, channels: bool = False) -> Forgotten:
         """Remove all messages and commands of a person, and return what was removed.

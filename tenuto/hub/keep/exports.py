@@ -19,6 +19,7 @@ import logging
 import os
 import stat
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -209,7 +210,7 @@ class ExportFile:
         self.may_be_damaged = damaged
         self.channel = ""  # the name in the header
         self.end: End | None = None  # the last line, once it was read
-        self._limits = limits
+        self.limits = limits
         self._now_ms = now_ms
         self._digest = hashlib.sha256()
         self._number = 0
@@ -221,7 +222,7 @@ class ExportFile:
             header = self._next(file, HEADER_BYTES)
             self.channel = check_channel(decode_header(header).channel)
             self._digest.update(header)
-            limit = line_bytes(self._limits)
+            limit = line_bytes(self.limits)
             while True:
                 data = self._next(file, limit)
                 record = decode_line(data)
@@ -229,7 +230,7 @@ class ExportFile:
                     self._check_end(record, messages, commands, damaged)
                     break
                 self._digest.update(data)
-                yield _Line(self._number, len(data), check_record(record, self._limits, self._now_ms))
+                yield _Line(self._number, len(data), check_record(record, self.limits, self._now_ms))
                 messages += isinstance(record, MessageRecord)
                 commands += not isinstance(record, MessageRecord)
                 damaged += record.is_damaged
@@ -312,61 +313,62 @@ async def check_file(path: Path, limits: Limits, now_ms: int, *, damaged: bool =
     return file
 
 
-async def write_file(
-    store: Store,
-    channel: str,
-    checked: ExportFile,
-    limits: Limits,
-    clock: Clock,
-    check_space: Callable[[], None] = lambda: None,
-) -> Imported:
-    """Write the records of a checked file into the empty `channel`, or write none.
+@dataclass(eq=False)
+class Import:
+    """The records of a checked file on their way into an empty channel, and the note about that.
 
-    `check_space` is called before each commit, and raises StoreFull. No other code may write to the channel meanwhile.
-    Raises IdConflict if the channel is not empty or an id cannot be used, StoreUnavailable, and the errors of
-    `check_file` if the file was changed since.
+    No other import may change the note meanwhile, and no other code may write to the channel.
     """
-    await undo_import(store, channel)
-    mark = _Mark(store, channel, clock)
-    try:
-        await mark.put(_Running(run=mark.run))
-        head = await head_of(store, channel)
-        if head.serial:
-            raise IdConflict(
-                f"channel {channel!r} is not empty; import into another one with --channel, or delete this one first"
-            )
-        file = ExportFile(checked.path, limits, clock.now_ms(), damaged=checked.may_be_damaged)
-        await _write(store, channel, file, head, clock, check_space, mark)
-        if file.end != checked.end:
-            raise InvalidRequest(f"file {file.path} was changed while it was imported; import it again")
-        await mark.put(None)
-    except BaseException:
-        try:
-            if await mark.is_own():
-                await undo_import(store, channel)
-            else:  # the import that took the note did not find a part that was committed later
-                await _remove_part(store, channel, mark.running, epoch=mark.epoch)
-        except TenutoError as error:
-            logger.warning(
-                "a part of an import is left in channel %s; the next request, import or start removes it: %s",
-                *(channel, error),
-            )
-        raise
-    assert file.end is not None
-    return Imported(channel=channel, messages=file.end.messages, commands=file.end.commands)
 
+    _store: Store
+    _channel: str
+    _checked: ExportFile
+    _clock: Clock
+    _check_space: Callable[[], None] = lambda: None  # called before each commit; raises StoreFull
 
-class _Mark:
-    """The note about one import. No other import may have changed it meanwhile."""
-
-    def __init__(self, store: Store, channel: str, clock: Clock) -> None:
-        self.run = clock.new_id()
-        self.epoch = clock.new_epoch()  # of the channel, if this import fills it
-        self.running = _Running()  # of the last note that this import stored
-        self._store, self._channel = store, channel
+    def __post_init__(self) -> None:
+        self._run = self._clock.new_id()
+        self._epoch = self._clock.new_epoch()  # of the channel, if this import fills it
+        self._running = _Running()  # of the last note that this import stored
         self._note: bytes | None = None  # as this import stored it
 
-    async def put(self, running: _Running | None) -> None:
+    async def run(self) -> Imported:
+        """Write the records into the channel, or write none.
+
+        Raises IdConflict if the channel is not empty or an id cannot be used, StoreUnavailable, and the errors of
+        `check_file` if the file was changed since.
+        """
+        store, channel, checked = self._store, self._channel, self._checked
+        await undo_import(store, channel)
+        try:
+            await self._put(_Running(run=self._run))
+            head = await head_of(store, channel)
+            if head.serial:
+                raise IdConflict(
+                    f"channel {channel!r} is not empty; import into another one with --channel, or delete this one "
+                    "first"
+                )
+            file = ExportFile(checked.path, checked.limits, self._clock.now_ms(), damaged=checked.may_be_damaged)
+            await self._write(file, head)
+            if file.end != checked.end:
+                raise InvalidRequest(f"file {file.path} was changed while it was imported; import it again")
+            await self._put(None)
+        except BaseException:
+            try:
+                if await self._has_note():
+                    await undo_import(store, channel)
+                else:  # the import that took the note did not find a part that was committed later
+                    await _remove_part(store, channel, self._running, epoch=self._epoch)
+            except TenutoError as error:
+                logger.warning(
+                    "a part of an import is left in channel %s; the next request, import or start removes it: %s",
+                    *(channel, error),
+                )
+            raise
+        assert file.end is not None
+        return Imported(channel=channel, messages=file.end.messages, commands=file.end.commands)
+
+    async def _put(self, running: _Running | None) -> None:
         """Replace the note; None removes it. Raises IdConflict if another import has put or taken it."""
         name, note = NOTE + self._channel, msgspec.msgpack.encode(running) if running is not None else None
         if not await self._store.note({name: note}, expected={name: self._note}):
@@ -374,9 +376,9 @@ class _Mark:
                 f"another import into channel {self._channel!r} runs; import into another one with --channel, "
                 "or try again when it has ended"
             )
-        self._note, self.running = note, running or self.running
+        self._note, self._running = note, running or self._running
 
-    async def is_own(self) -> bool:
+    async def _has_note(self) -> bool:
         """Return whether the stored note is that of this import. Raises StoreUnavailable, StoreUnusable."""
         note = (await self._store.notes(NOTE + self._channel)).get(NOTE + self._channel)
         if note is None:
@@ -384,39 +386,31 @@ class _Mark:
         running = _decoded(note)
         if running is None:
             raise _damaged_note(self._channel)
-        return running.run == self.run
+        return running.run == self._run
 
-
-async def _write(
-    store: Store,
-    channel: str,
-    file: ExportFile,
-    head: Head,
-    clock: Clock,
-    check_space: Callable[[], None],
-    mark: _Mark,
-) -> None:
-    lines, epoch = file.lines(), mark.epoch
-    serial, lives = 0, head.lives
-    before = (0, "")
-    while batch := await asyncio.to_thread(_batch, lines):
-        check_space()
-        await _check_new(store, channel, batch, file.path)
-        entries: list[Entry] = []
-        documents: list[Document] = []
-        for line in batch:
-            one = imported(line.record, serial + len(entries) + 1, clock.now_ms())
-            entries += one.entries
-            documents.append(one.document)
-        after = (serial + len(entries), documents[-1].id)
-        await mark.put(_Running(before, after, mark.run))
-        write = Write(channel=channel, epoch=epoch, expected=serial, entries=entries, documents=documents, lives=lives)
-        (result,) = await store.commit([write])
-        if not isinstance(result, Committed):
-            raise IdConflict(
-                f"channel {channel!r} was written while it was imported; import into another one with --channel"
+    async def _write(self, file: ExportFile, head: Head) -> None:
+        lines, channel = file.lines(), self._channel
+        serial, lives, before = 0, head.lives, (0, "")
+        while batch := await asyncio.to_thread(_batch, lines):
+            self._check_space()
+            await _check_new(self._store, channel, batch, file.path)
+            entries: list[Entry] = []
+            documents: list[Document] = []
+            for line in batch:
+                one = imported(line.record, serial + len(entries) + 1, self._clock.now_ms())
+                entries += one.entries
+                documents.append(one.document)
+            after = (serial + len(entries), documents[-1].id)
+            await self._put(_Running(before, after, self._run))
+            write = Write(
+                channel=channel, epoch=self._epoch, expected=serial, entries=entries, documents=documents, lives=lives
             )
-        serial, lives, before = result.serial, 0, after
+            (result,) = await self._store.commit([write])
+            if not isinstance(result, Committed):
+                raise IdConflict(
+                    f"channel {channel!r} was written while it was imported; import into another one with --channel"
+                )
+            serial, lives, before = result.serial, 0, after
 
 
 def _batch(lines: Iterator[_Line]) -> list[_Line]:
