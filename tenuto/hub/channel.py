@@ -290,21 +290,17 @@ class Ticks:
                 logger.exception("a release of viewers failed")
 
 
-class Group:
+class Group(Struct, eq=False):
     """The feeds of one channel and flush class. They are released together, once per window; the first time at once."""
 
-    __slots__ = ("_is_due", "_is_ephemeral_due", "_ticks", "_window_s", "feeds", "over_s")
-
-    def __init__(self, ticks: Ticks, flush_ms: int) -> None:
-        self._ticks = ticks
-        self._window_s = flush_ms / 1000
-        self.feeds: dict[Woken, None] = {}
-        self._is_due = False  # True: a release is scheduled
-        # True: a release of ephemeral events is scheduled; it does not start a flush window
-        self._is_ephemeral_due = False
-        # End of the flush window, in the loop's time: changes before it are released then, later ones at once. It
-        # begins in the past, so the first release is immediate.
-        self.over_s = 0.0
+    _ticks: Ticks
+    _window_s: float
+    feeds: dict[Woken, None] = {}
+    _is_due: bool = False  # a release is scheduled
+    _is_ephemeral_due: bool = False  # a release of ephemeral events is scheduled; it does not start a flush window
+    # End of the flush window, in the loop's time: changes before it are released then, later ones at once. It begins in
+    # the past, so the first release is immediate.
+    over_s: float = 0.0
 
     def moved(self) -> None:
         """Schedule a release of the feeds: at the end of their window, or at once if the window has passed."""
@@ -465,7 +461,7 @@ class Channel:
         window = next((known for known in FLUSH_CLASSES_MS if known >= flush_ms), FLUSH_CLASSES_MS[-1])
         group = self._groups.get(window)
         if group is None:
-            group = self._groups[window] = Group(self._ticks, window)
+            group = self._groups[window] = Group(self._ticks, window / 1000)
         group.feeds[feed] = None
         self.watchers += 1
         return group

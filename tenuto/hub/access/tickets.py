@@ -72,13 +72,11 @@ MAX_LIFE_S = 12 * 3600
 READING = ("subscribe", "history")  # the only capabilities that a ticket may carry
 MAX_CHARACTERS = 1024
 _MAC_BYTES = 16
+_SIGNED_CHARACTERS = 23  # a letter and a signature
 _SEAL = "k"  # first letter of a seal in a cursor's extra field; other fields begin with other letters
-_SEAL_CHARACTERS = 23
 _MARK = "h"  # first letter of the signature in a cursor that was given to a client without the capability `history`
-_MARK_CHARACTERS = 23
 _NAME = "n"  # first letter of the name of an answer, in cursors of the response that created the answer
 _NAMED_CHARACTERS = 18  # length of the ids that the hub makes
-_NAME_CHARACTERS = 23 + _NAMED_CHARACTERS
 
 
 class Ticket(Struct, frozen=True, kw_only=True, array_like=True):
@@ -168,7 +166,7 @@ class Tickets(Keyed):
 
     def is_marked(self, cursor: Cursor, client_id: str | None, channel: str) -> bool:
         """Return whether the signature in `cursor` proves that it was given to this client."""
-        mark = split_seal(cursor.extra)[1][:_MARK_CHARACTERS]
+        mark = split_seal(cursor.extra)[1][:_SIGNED_CHARACTERS]
         seen = _seen(cursor, client_id, channel)
         return mark.startswith(_MARK) and self._is_signed("seen", seen, mark[len(_MARK) :])
 
@@ -213,7 +211,7 @@ class Tickets(Keyed):
     def _is_sealed(self, ticket: Ticket, last: Cursor | None) -> bool:
         if last is None:
             return False
-        seal = last.extra[:_SEAL_CHARACTERS]
+        seal = last.extra[:_SIGNED_CHARACTERS]
         return seal.startswith(_SEAL) and self._is_signed("stream", ticket.id, seal[len(_SEAL) :])
 
     def _is_signed(self, purpose: str, text: str, mac: str) -> bool:
@@ -222,7 +220,8 @@ class Tickets(Keyed):
 
 def split_seal(extra: str) -> tuple[str, str]:
     """Split a cursor's extra field into the seal or name (may be empty) and the rest."""
-    length = _SEAL_CHARACTERS if extra.startswith(_SEAL) else _NAME_CHARACTERS if extra.startswith(_NAME) else 0
+    length = _SIGNED_CHARACTERS if extra.startswith((_SEAL, _NAME)) else 0
+    length += _NAMED_CHARACTERS if extra.startswith(_NAME) else 0
     return extra[:length], extra[length:]
 
 

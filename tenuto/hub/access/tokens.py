@@ -186,8 +186,7 @@ class KeySet:
         self.url = url
         self._monotonic_s = monotonic_s
         self._keys: list[Key] = []
-        self._fetched_at_s: float | None = None
-        self._tried_at_s: float | None = None
+        self._fetched_at_s = self._tried_at_s = -math.inf
         self._fetching: asyncio.Task[None] | None = None
 
     async def keys(self, kid: str | None) -> Sequence[Key]:
@@ -210,14 +209,14 @@ class KeySet:
         return self._keys if kid is None else [key for key in self._keys if key.kid == kid]
 
     def _age_s(self) -> float:
-        return float("inf") if self._fetched_at_s is None else self._monotonic_s() - self._fetched_at_s
+        return self._monotonic_s() - self._fetched_at_s
 
     def _fetch(self) -> asyncio.Task[None] | None:
         """Return the running fetch, or start one; None during the cooldown. The returned task never raises."""
         loop = asyncio.get_running_loop()
         if self._fetching is None or self._fetching.done() or self._fetching.get_loop() is not loop:
             now_s = self._monotonic_s()
-            if self._tried_at_s is not None and now_s - self._tried_at_s < COOLDOWN_S:
+            if now_s - self._tried_at_s < COOLDOWN_S:
                 return None
             self._tried_at_s = now_s
             self._fetching = loop.create_task(self._fetch_once())
