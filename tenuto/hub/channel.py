@@ -18,7 +18,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from math import ceil, floor
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -71,7 +71,6 @@ class EncodedBatch(Struct, eq=False):
     events: Sequence[ServerEvent]
     _raw: list[bytes] | None = None
     _sse: bytes | None = None
-    _body: dict[str, Any] | None = None
     _chunk: bytes | None = None
     _frames: tuple[bytes, ...] | None = None
 
@@ -115,13 +114,6 @@ class EncodedBatch(Struct, eq=False):
                 pieces[-1] = b"\nid: " + self.cursor.encode() + b"\n\n"
             self._sse = b"".join(pieces)
         return self._sse
-
-    @property
-    def body(self) -> dict[str, Any]:
-        """Return the ASGI message that sends `sse`; it is shared, so callers must not change it."""
-        if self._body is None:
-            self._body = {"type": "http.response.body", "body": self.sse, "more_body": True}
-        return self._body
 
     @property
     def chunk(self) -> bytes | None:

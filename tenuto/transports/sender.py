@@ -269,7 +269,7 @@ class Sender:
 
     def write_batch(self, batch: EncodedBatch) -> None:
         """Send a batch as Server-Sent Events, as `write` would."""
-        self.write(batch.body)
+        self.write({"type": "http.response.body", "body": batch.sse, "more_body": True})
 
     def write_frame(self, text: bytes) -> None:
         """Send a WebSocket frame, as `write` would."""
@@ -423,7 +423,7 @@ class DirectSender(Sender):
         cycle = self._cycle
         chunk = batch.chunk if cycle is not None and can_write(cycle) else None
         if chunk is None:
-            self.write(batch.body)
+            super().write_batch(batch)
         else:
             cycle.transport.write(chunk)
 
