@@ -22,6 +22,7 @@ import inspect
 import logging
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args
 
 from msgspec import Struct
@@ -33,7 +34,6 @@ from tenuto.core.events import NO_EPOCH, kept_serial
 from tenuto.core.message_state import CommandState, MessageState
 from tenuto.core.model import OPTIONS, Command, Json, Message
 from tenuto.core.names import check_id, check_pattern, command_id, matches
-from tenuto.core.state import ChannelState
 from tenuto.hub.channel import Channel
 from tenuto.hub.committer import in_time
 from tenuto.hub.nodes.nodes import NodeLease
@@ -130,28 +130,27 @@ def _note_name(hook: Hook, channel: str) -> str:
     return f"hook/{hook.name}/{channel}"
 
 
+@dataclass(eq=False)
 class HookRunner:
     """Calls one hook for the entries of each channel in order of their serials, and stores the last serial."""
 
-    def __init__(
-        self, store: Store, nodes: NodeLease, start_background: Start, hook: Hook, live: Mapping[str, ChannelState]
-    ) -> None:
-        """Run `hook`; `live` maps names to the channels in memory."""
-        self._store = store
-        self._nodes = nodes
+    _store: Store
+    _nodes: NodeLease
+    _start_background: Start
+    _hook: Hook
+    # Until the positions are known: the heads of channels as they were loaded, or before they moved. A new hook begins
+    # there, because the head has moved on when the hook reads such a channel.
+    _early: dict[str, tuple[str, int]]
+
+    def __post_init__(self) -> None:
         self._is_standby = False  # another node calls the hook
         self._turn = 0  # number of times that this node had no longer surely the hook
         self._kept_s = 0.0  # loop time at which the store last said that this node has the hook
         self._scan_due_s = 0.0
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._start_background = start_background
-        self._hook = hook
         # for each channel: the epoch and serial up to which the hook was called
         self._positions: dict[str, tuple[str, int]] = {}
         self._is_ready = False
-        # Until the positions are known: the heads of channels as they were loaded, or before they moved. A new hook
-        # begins there, because the head has moved on when the hook reads such a channel.
-        self._early = {name: (head.epoch, head.serial) for name, head in live.items()}
         self._running: set[str] = set()
         self._again: set[str] = set()  # channels that moved while the hook was being called
         self._room = asyncio.Semaphore(MAX_RUNNING)

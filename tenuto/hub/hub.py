@@ -112,7 +112,8 @@ class HubCore(Lifecycle):
             self.clock = StoreClock(self.clock)
         guests = authenticate if isinstance(authenticate, VisitorVerifier) else None
         self.questions = Questions(guests.limits) if guests is not None else None
-        self.rates = Rates(client_limits, address_factor=guests.limits.address_factor if guests is not None else 0)
+        address_factor = guests.limits.address_factor if guests is not None else 0
+        self.rates = Rates(client_limits or ClientLimits(), address_factor=address_factor)
         if guests is not None:
             guests.serve(self)
         self.tickets = Tickets(ticket_keys or getattr(authenticate, "ticket_keys", ()), now_ms=self.clock.now_ms)

@@ -142,7 +142,7 @@ class Runtime:
     def begin_hook(self, hook: Hook) -> None:
         """Call `hook` from now on."""
         # its runner is notified of a channel that is being loaded when its head is known
-        known = {name: one.state for name, one in self.channels.items() if one.is_loaded}
+        known = {name: (one.state.epoch, one.state.serial) for name, one in self.channels.items() if one.is_loaded}
         runner = HookRunner(self.store, self.nodes, self.tasks.start_background, hook, known)
         self.hooks.append(runner)
         runner.begin()

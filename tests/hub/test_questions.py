@@ -259,7 +259,7 @@ async def test_visitors_of_one_address_begin_channels_and_send_signals_within_it
     limits = ClientLimits(client_requests=1000, client_channels=1, client_signals=1)
     hub = new_hub(authenticate=visitors(questions_per_minute=1000), client_limits=limits)
     assert isinstance(hub.authenticate, Visitors)
-    hub.rates._now_s = Time()
+    hub.rates.now_s = Time()
     await hub.start()
     for address, count in (("192.0.2.9", 15), ("192.0.2.10", 1)):
         statuses = []

@@ -20,7 +20,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from itertools import islice
 from math import ceil, inf
 from typing import Self, TypeVar
@@ -167,6 +167,7 @@ class OpenBody(Struct, eq=False):
 UNCOUNTED = OpenBody()  # the open body of a client whose traffic is not limited
 
 
+@dataclass(eq=False)
 class Rates:
     """Counts the requests, bytes, open bodies, signals, connections and new channels of clients.
 
@@ -174,19 +175,12 @@ class Rates:
     for one counts for its address, too.
     """
 
-    def __init__(
-        self,
-        limits: ClientLimits | None = None,
-        *,
-        address_factor: int = 0,
-        now_s: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """Count by `limits`, and by `address_factor` times those for all visitors of one address; 0: there are none."""
-        self.limits = limits or ClientLimits()
-        self._address_factor = address_factor
-        self._now_s = now_s
-        # clients and addresses in order of their last activity, the latest last
-        self._clients: OrderedDict[str, _Client] = OrderedDict()
+    limits: ClientLimits = ClientLimits()
+    _: KW_ONLY
+    address_factor: int = 0  # how many times as much all visitors of one address may; 0: there are none
+    now_s: Callable[[], float] = time.monotonic
+    # clients and addresses in order of their last activity, the latest last
+    _clients: OrderedDict[str, _Client] = field(default_factory=OrderedDict, init=False)
 
     def __len__(self) -> int:
         return len(self._clients)
@@ -204,7 +198,7 @@ class Rates:
         self._request([self._address(peer)], 0)
 
     def _request(self, clients: Sequence[_Client], size: int) -> None:
-        now_s = self._now_s()
+        now_s = self.now_s()
         for client in clients:
             requests, traffic = client.requests, client.bytes
             if requests.refilled(now_s) < 1:
@@ -233,14 +227,14 @@ class Rates:
 
         Never raises, since the traffic has already happened: the next requests are refused until it is made up for.
         """
-        now_s = self._now_s()
+        now_s = self.now_s()
         for client in self._counted(identity, peer):
             client.requests.level = client.requests.refilled(now_s) - _cost(size)
             client.bytes.level = client.bytes.refilled(now_s) - size
 
     def signal(self, identity: Identity, peer: str = "") -> None:
         """Count a signal. Raises TooMany."""
-        clients, now_s = self._counted(identity, peer), self._now_s()
+        clients, now_s = self._counted(identity, peer), self.now_s()
         for client in clients:
             if client.signals.refilled(now_s) < 1:
                 limit = int(client.signals.size)
@@ -256,13 +250,13 @@ class Rates:
 
         Does not count it yet, since the request may still fail.
         """
-        now_s = self._now_s()
+        now_s = self.now_s()
         return all(client.channels.refilled(now_s) >= 1 for client in self._counted(identity, peer))
 
     def began(self, identity: Identity, peer: str = "") -> None:
         """Count a new channel whose first entry is stored. Never raises, since the entry is already stored."""
         for client in self._counted(identity, peer):
-            client.channels.level = client.channels.refilled(self._now_s()) - 1
+            client.channels.level = client.channels.refilled(self.now_s()) - 1
 
     def connect(self, identity: Identity, peer: str = "") -> ConnectionSlot:
         """Return a slot for a stream, poll or socket; the caller must call `leave` at its end."""
@@ -288,7 +282,7 @@ class Rates:
 
     def forget_new(self) -> None:
         """Forget the next clients of which nothing is counted any more."""
-        now_s = self._now_s()
+        now_s = self.now_s()
         _forget_next(self._clients, lambda client: client.is_new(now_s))
 
     def _counted(self, identity: Identity, peer: str) -> list[_Client]:
@@ -298,20 +292,20 @@ class Rates:
         name = identity.client_id
         # An id contains no slash, so no client can choose the key of an address as its name.
         clients = [self._client(f"/{peer}" if name is None else name, peer if name is None else name)]
-        if self._address_factor and is_visitor(name):
+        if self.address_factor and is_visitor(name):
             clients.append(self._address(peer))
         return clients
 
     def _address(self, peer: str) -> _Client:
         """Return the counters of all visitors of the address."""
         group = address_group(peer)
-        return self._client(f"//{group}", group, self._address_factor or 1, ADDRESS_CONNECTIONS)
+        return self._client(f"//{group}", group, self.address_factor or 1, ADDRESS_CONNECTIONS)
 
     def _client(self, key: str, name: str, factor: int = 1, connections_factor: int = 1) -> _Client:
         client = self._clients.get(key)
         if client is None:
             self._make_room()
-            limits, now_s = self.limits, self._now_s()
+            limits, now_s = self.limits, self.now_s()
             client = self._clients[key] = _Client(
                 shown(name),
                 factor,
@@ -422,22 +416,23 @@ def current_route() -> Route:
     return route
 
 
+@dataclass(eq=False)
 class Questions:
     """Counts the questions of visitors. A call that raises leaves the counts as they are."""
 
-    def __init__(self, limits: QuestionLimits, *, now_s: Callable[[], float] = time.monotonic) -> None:
-        self._limits = limits
-        self._now_s = now_s
-        # the buckets for a minute and for a day of each visitor and address
-        self._buckets: OrderedDict[str, tuple[Bucket, Bucket]] = OrderedDict()
-        self._logged_s = -inf
+    limits: QuestionLimits
+    _: KW_ONLY
+    now_s: Callable[[], float] = time.monotonic
+    # the buckets for a minute and for a day of each visitor and address
+    _buckets: OrderedDict[str, tuple[Bucket, Bucket]] = field(default_factory=OrderedDict, init=False)
+    _logged_s: float = field(default=-inf, init=False)
 
     def __len__(self) -> int:
         return len(self._buckets)
 
     def ask(self, visitor: str, peer: str | None) -> Asked:
         """Count a question of `visitor` from the address `peer`, if that is known. Raises TooMany."""
-        now_s, limits = self._now_s(), self._limits
+        now_s, limits = self.now_s(), self.limits
         askers = [(visitor, f"visitor {shown(visitor)} has", 1)]
         if peer is not None:
             group = address_group(peer)  # an id contains no slash
@@ -495,7 +490,7 @@ class Questions:
 
     def forget_full(self) -> None:
         """Forget the next visitors and addresses whose buckets are full again."""
-        now_s = self._now_s()
+        now_s = self.now_s()
         _forget_next(self._buckets, lambda pair: all(bucket.refilled(now_s) >= bucket.size for bucket in pair))
 
     def _log(self, refusal: TooMany, now_s: float) -> None:
