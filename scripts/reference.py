@@ -129,8 +129,8 @@ DECLARED = re.compile(r"(?:export )?(?:declare )?(?:function|class|type|interfac
 EXPORTED = re.compile(
     r"^export (?:\{ (\w+) \}|(?:declare )?(?:function|class|type|interface|const) (\w+))", re.MULTILINE
 )
-IMPORTED = re.compile(r"^(?:import|export)(?: type)? \{ (.*) \} from \"\./(\w+)\.js\"", re.MULTILINE)
-TYPE = re.compile(r"import\(\"\./(\w+)\.js\"\)\.(\w+)")
+IMPORTED = re.compile(r"^(?:import|export)(?: type)? \{ (.*) \} from \"[./\w]*?(\w+)\.js\"", re.MULTILINE)
+TYPE = re.compile(r"import\(\"[./\w]*?(\w+)\.js\"\)\.(\w+)")
 NAMED = re.compile(rf"{TYPE.pattern}|(?<![.\w\"])([A-Z]\w+)")
 ALIAS = re.compile(rf"export type \w+(?:<.*>)? = {TYPE.pattern}(?:<.*>)?;")
 UNION = re.compile(r"^type (\w+) = ((?:\"\w+\"(?: \| )?)+)$", re.MULTILINE)
@@ -148,7 +148,7 @@ def browser() -> str:
     """Return the page of the browser client. Raises CalledProcessError if its types cannot be made."""
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([ROOT / "scripts" / "build_web", folder], check=True)
-        paths = sorted(Path(folder).glob("*.d.ts"))
+        paths = sorted(Path(folder).rglob("*.d.ts"), key=lambda path: path.name)
         files = {path.name.removesuffix(".d.ts"): inlined(path.read_text()) for path in paths}
     known: dict[Place, tuple[str, str]] = {}  # the documentation and the code of each declaration
     imported: dict[Place, str] = {}

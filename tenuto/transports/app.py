@@ -256,13 +256,13 @@ async def refuse_socket(scope: Scope, error: TenutoError, receive: Receive, send
         await send({"type": "websocket.close", "code": MISUSED, "reason": error.code})
 
 
-_NAME = re.compile(r"/((?:vendor/)?[\w-]+(?:\.[\w-]+)*\.js(\.map)?)", re.ASCII)
+_NAME = re.compile(r"/((?:(?:chat|client|markdown|vendor)/)?[\w-]+(?:\.[\w-]+)*\.js(\.map)?)", re.ASCII)
 # in a header: accepted, not with weight 0
 _GZIP = re.compile(r"(gzip|^(?!.*gzip).*\*)(?!\s*;\s*q=0(\.0*)?\s*(,|$))", re.IGNORECASE)
 
 
 class Web:
-    """Serves the browser's modules in `folder`, compressed once. The folder `vendor` belongs to them.
+    """Serves the browser's modules in `folder`, compressed once, without those in `demo` and `gallery`.
 
     They may change with each release, so browsers must revalidate their copies.
     """

@@ -494,7 +494,7 @@ async def version(hub: HubCore, request: Request) -> Response:
     except (NoVerifier, Forbidden) as error:
         about["problem"] = error.problem()
     response = json_response(about)
-    # The browser client of another origin finds out with `no-cors` whether a server is here (`web/probe.js`).
+    # The browser client of another origin finds out with `no-cors` whether a server is here (`web/client/probe.js`).
     response.headers["cross-origin-resource-policy"] = "cross-origin"
     return response
 

@@ -5,26 +5,26 @@
  * @module
  */
 
-import { Channel } from "./channel.js"
-import { Connection, POLL, STREAM, withFallback } from "./connection.js"
-import { TenutoError, isTemporary, Observable, refusal } from "./errors.js"
-import { Outbox } from "./outbox.js"
-import { Requests } from "./requests.js"
-import { Token } from "./token.js"
-import { WEBSOCKET } from "./websocket.js"
+import { Channel } from "./client/channel.js"
+import { Connection, POLL, STREAM, withFallback } from "./client/connection.js"
+import { TenutoError, isTemporary, Observable, refusal } from "./client/errors.js"
+import { Outbox } from "./client/outbox.js"
+import { Requests } from "./client/requests.js"
+import { Token } from "./client/token.js"
+import { WEBSOCKET } from "./client/websocket.js"
 
 /** @typedef {"websocket" | "sse" | "poll"} TransportName */
-/** @typedef {import("./requests.js").Fields} Fields */
+/** @typedef {import("./client/requests.js").Fields} Fields */
 /** @typedef {import("./view.js").Member} Member */
 /**
  * @template {object} [Meta=Record<string, unknown>]
  * @template [Data=unknown]
- * @typedef {import("./channel.js").Snapshot<Meta, Data>} Snapshot
+ * @typedef {import("./client/channel.js").Snapshot<Meta, Data>} Snapshot
  */
 /**
  * @template {object} [Meta=Record<string, unknown>]
  * @template [Data=unknown]
- * @typedef {import("./snapshot.js").Message<Meta, Data>} Message
+ * @typedef {import("./client/snapshot.js").Message<Meta, Data>} Message
  */
 /**
  * @template {object} [Meta=Record<string, unknown>]
@@ -50,7 +50,7 @@ import { WEBSOCKET } from "./websocket.js"
 /**
  * @typedef {object} Options
  * @property {string} url where the server is mounted; may be relative to the page
- * @property {import("./token.js").TokenSource} [token] a bearer token, or a callback that returns one; `why` is `start`,
+ * @property {import("./client/token.js").TokenSource} [token] a bearer token, or a callback that returns one; `why` is `start`,
  *   `expired` or `refused`
  * @property {string} [identity] the client id of the page's user on the server, by default the `sub` of the token. Unsent
  *   messages survive the tab, and a reload begins with the last view
@@ -65,7 +65,7 @@ import { WEBSOCKET } from "./websocket.js"
  * @property {() => number} [random] from 0 up to 1
  */
 
-export { Channel } from "./channel.js"
+export { Channel } from "./client/channel.js"
 export { TenutoError }
 
 const TRANSPORTS = [WEBSOCKET, STREAM, POLL]
@@ -86,14 +86,14 @@ export class Client extends Observable {
   channels = new Map()
   /** @internal */
   requests = new Requests(this)
-  /** @internal @type {import("./sharing.js").Sharing | undefined} cache and connection that the pages of one identity share */
+  /** @internal @type {import("./client/sharing.js").Sharing | undefined} cache and connection that the pages of one identity share */
   sharing
   /** @type {TenutoError | null} */
   #error = null
   /** @type {Connection[]} */
   #connections = []
   #transport = WEBSOCKET
-  /** @type {Set<import("./connection.js").Transport>} transports that have worked */
+  /** @type {Set<import("./client/connection.js").Transport>} transports that have worked */
   #worked = new Set()
   /** @type {Status | undefined} */
   #shown
@@ -124,7 +124,7 @@ export class Client extends Observable {
     options.signal?.addEventListener("abort", () => this.close(), { signal })
     if (options.signal?.aborted) this.close()
     else if (!globalThis.document || (options.identity ?? options.token) === undefined) this.use()
-    else this.#starts = import("./sharing.js").then(({ share }) => share(this, WEBSOCKET)).catch(() => this.use())
+    else this.#starts = import("./client/sharing.js").then(({ share }) => share(this, WEBSOCKET)).catch(() => this.use())
   }
 
   /** @returns {State} the state of the connection; a channel has its own */
@@ -150,7 +150,7 @@ export class Client extends Observable {
    * @template {object} [Meta=Record<string, unknown>] of messages
    * @template [Data=unknown] of data parts, commands and signals
    * @param {string} name @param {{ history?: number }} [options] the number of messages of a new start
-   * @returns {import("./channel.js").Channel<Meta, Data>}
+   * @returns {import("./client/channel.js").Channel<Meta, Data>}
    */
   channel(name, options) {
     const channel = this.follow(name, options)
@@ -326,7 +326,7 @@ export class Client extends Observable {
     this.#connections = this.#connections.filter((connection) => connection.channel !== channel || void connection.stop())
   }
 
-  /** @internal Connect. @param {import("./connection.js").Transport} [transport] @param {number} [attempt] the number of failed attempts */
+  /** @internal Connect. @param {import("./client/connection.js").Transport} [transport] @param {number} [attempt] the number of failed attempts */
   use(transport = TRANSPORTS.find(({ name }) => name === this.options.transport) ?? WEBSOCKET, attempt = 0) {
     if (this.#isSuspended || this.state === "closed") return
     this.#stopAll()
@@ -385,7 +385,7 @@ export class Client extends Observable {
     if (this.#worked.size || this.#isProbing || this.#error) return
     this.#isProbing = true
     // Loaded on demand, because few pages ever need it. If loading fails, the next failure tries again.
-    const error = await import("./probe.js").then(({ diagnose }) => diagnose(this)).catch(() => null)
+    const error = await import("./client/probe.js").then(({ diagnose }) => diagnose(this)).catch(() => null)
     this.#isProbing = false
     if (error && !this.#worked.size) this.explain(error)
   }

@@ -4,11 +4,11 @@
  * While it is closed it is only a button. Its panel, the client and the Markdown are loaded when it opens.
  * @module
  */
-import { element, SPARK, svg } from "./chat_nodes.js"
-import { STRINGS, stringsOf } from "./chat_strings.js"
-import { LAUNCHER_STYLE, sheetOf } from "./chat_style.js"
+import { element, SPARK, svg } from "./chat/elements.js"
+import { STRINGS, stringsOf } from "./chat/strings.js"
+import { LAUNCHER_STYLE, sheetOf } from "./chat/style.js"
 
-/** @typedef {import("./chat_marks.js").Mark} Mark */
+/** @typedef {import("./chat/marks.js").Mark} Mark */
 /**
  * The attributes, each of which is also a property of the same name.
  * @typedef {object} Attributes
@@ -61,16 +61,16 @@ export class TenutoChat extends Base {
 
   /** A client of the app, instead of one for `url` and `token`. @type {import("./client.js").Client | null} */
   client = early(this, "client")
-  /** Returns a token, as the option `token` of `connect`. @type {import("./token.js").TokenSource | null} */
+  /** Returns a token, as the option `token` of `connect`. @type {import("./client/token.js").TokenSource | null} */
   tokenProvider = early(this, "tokenProvider")
-  /** Words of the app, instead of those of `chat_strings.js`. @type {Partial<import("./chat_strings.js").Strings>} */
+  /** Words of the app, instead of those of `chat/strings.js`. @type {Partial<import("./chat/strings.js").Strings>} */
   strings = early(this, "strings") ?? {}
   /** Draws a part of a message, or returns null for the usual form. @type {((part: object, message: object) => Node | null) | null} */
   renderPart = early(this, "renderPart")
   /** Draws a formula, or returns null for its source. @type {((tex: string, isBlock: boolean) => Node | null) | null} */
   renderMath = early(this, "renderMath")
 
-  /** @type {import("./chat_panel.js").Panel | null} */
+  /** @type {import("./chat/panel.js").Panel | null} */
   #panel = null
   /** The client of this element; null with a client of the app. @type {import("./client.js").Client | null} */
   #own = null
@@ -140,7 +140,7 @@ export class TenutoChat extends Base {
     this.#panel = this.#own = null
   }
 
-  /** Return the words of the element, with the app's own in place of the defaults. @returns {import("./chat_strings.js").Strings} */
+  /** Return the words of the element, with the app's own in place of the defaults. @returns {import("./chat/strings.js").Strings} */
   get words() {
     return { ...this.#strings, ...this.strings }
   }
@@ -274,11 +274,11 @@ export class TenutoChat extends Base {
       const address = this.#address
       const source = tokenProvider ?? (token || undefined)
       const [{ Panel }, { connect }] = await Promise.all([
-        import("./chat_panel.js"),
+        import("./chat/panel.js"),
         /** @type {{ connect?: typeof import("./client.js").connect }} */ (client ? {} : import("./client.js")),
       ])
       // before the client connects: its first request would get an id of its own
-      const visit = this.hasAttribute("channel") ? null : await import("./chat_visitor.js").then(({ visitOf }) => visitOf(client, address, source))
+      const visit = this.hasAttribute("channel") ? null : await import("./chat/visitor.js").then(({ visitOf }) => visitOf(client, address, source))
       if (!this.isConnected || life !== this.#life) return
       const name = visit ? visit.first(this.kept.chat) : this.channel
       if (connect) this.#own = connect({ url: address, token: source ?? visit?.token, identity: identity || visit?.id })
@@ -289,7 +289,7 @@ export class TenutoChat extends Base {
     } catch (error) {
       if (life !== this.#life) return
       const unexplained = { isTemporary: true, words: this.words.unreachable, wait_s: 0 }
-      const { isTemporary, words, wait_s } = await import("./chat_errors.js").then(({ explain }) => explain(error, this.words), () => unexplained)
+      const { isTemporary, words, wait_s } = await import("./chat/error_words.js").then(({ explain }) => explain(error, this.words), () => unexplained)
       console.error("<tenuto-chat> could not be loaded:", error)
       if (this.isOpen) this.#explain(words)
       const most_ms = Math.min(AGAIN_CAP_MS, AGAIN_MS * 2 ** this.#tries++)

@@ -16,17 +16,17 @@ import { createContext, createElement, useContext, useEffect, useSyncExternalSto
 /**
  * @template {object} [Meta=Record<string, unknown>]
  * @template [Data=unknown]
- * @typedef {import("./channel.js").Channel<Meta, Data>} Channel
+ * @typedef {import("./client/channel.js").Channel<Meta, Data>} Channel
  */
 /**
  * @template {object} [Meta=Record<string, unknown>]
  * @template [Data=unknown]
- * @typedef {import("./channel.js").Snapshot<Meta, Data>} Snapshot
+ * @typedef {import("./client/channel.js").Snapshot<Meta, Data>} Snapshot
  */
 /**
  * @template {object} [Meta=Record<string, unknown>]
  * @template [Data=unknown]
- * @typedef {import("./snapshot.js").Message<Meta, Data>} Message
+ * @typedef {import("./client/snapshot.js").Message<Meta, Data>} Message
  */
 
 const CLOSE_MS = 1_000

@@ -11,7 +11,7 @@ type Flags = "launcher" | "open" | "readonly"
 /** The details of the element's events. */
 export interface TenutoChatEvents {
   "tenuto-send": { parts: object[]; isSteering: boolean }
-  "tenuto-answer": { message: import("./snapshot.js").Message }
+  "tenuto-answer": { message: import("./client/snapshot.js").Message }
   "tenuto-ask": { command: import("./view.js").Command }
   "tenuto-status": { status: import("./client.js").Status }
   "tenuto-open": object

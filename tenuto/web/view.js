@@ -8,7 +8,7 @@
  * @module
  */
 
-import { countPoints, dropPoints } from "./text.js"
+import { countPoints, dropPoints } from "./client/text.js"
 
 export { countPoints }
 

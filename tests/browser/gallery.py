@@ -20,7 +20,7 @@ from tests.browser.tab import TIMEOUT_MS
 from tests.transports.conftest import listening
 
 WEB = Path(__file__).parents[2] / "tenuto" / "web"
-_DEFINED = (WEB / "gallery_states.js").read_text().split("\nconst states = ")[1]
+_DEFINED = (WEB / "gallery" / "gallery_states.js").read_text().split("\nconst states = ")[1]
 STATES = re.findall(r'^  "?([\w-]+)"?: \{', _DEFINED, re.MULTILINE)
 
 
@@ -28,7 +28,7 @@ STATES = re.findall(r'^  "?([\w-]+)"?: \{', _DEFINED, re.MULTILINE)
 async def gallery_server() -> AsyncIterator[str]:
     """Serve the gallery. Gives its address."""
     async with listening(Starlette(routes=[Mount("/", StaticFiles(directory=WEB))])) as port:
-        yield f"http://localhost:{port}/gallery.html"
+        yield f"http://localhost:{port}/gallery/gallery.html"
 
 
 async def open_gallery(browser: Browser, address: str, query: str = "", **options: Any) -> Page:

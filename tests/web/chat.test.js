@@ -7,7 +7,7 @@ import { TenutoChat } from "../../tenuto/web/element.js"
 
 const folder = new URL("../../tenuto/web/", import.meta.url)
 const page = readFileSync(new URL("../../docs/widget.md", import.meta.url), "utf8")
-const code = readdirSync(folder).filter((name) => /^(chat_.*|element)\.js$/.test(name)).map((name) => readFileSync(new URL(name, folder), "utf8")).join("\n")
+const code = readdirSync(folder, { encoding: "utf8", recursive: true }).filter((name) => /^(chat\/.*|element)\.js$/.test(name)).map((name) => readFileSync(new URL(name, folder), "utf8")).join("\n")
 
 /** Return the names in the first column of the table under `heading`. @param {string} heading */
 function rows(heading) {

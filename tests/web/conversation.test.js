@@ -2,7 +2,7 @@
 import assert from "node:assert/strict"
 import { describe, test } from "node:test"
 
-import { Conversation } from "../../tenuto/web/conversation.js"
+import { Conversation } from "../../tenuto/web/client/conversation.js"
 import { attached, message, settled, update, world } from "./fakes.js"
 
 const question = (id, created, parent, fields = {}) => message(id, created, id, { role: "user", author: "ann", status: "complete", ...(parent && { parent }), ...fields })

@@ -9,7 +9,7 @@ test("a code of the server without words names the address, the status and a rem
   const w = world(t, { transport: "websocket" })
   w.client.channel("c")
   w.socket.drop()
-  await import("../../tenuto/web/probe.js") // the client loads this module in the same way
+  await import("../../tenuto/web/client/probe.js") // the client loads this module in the same way
   await settled()
   await w.http.probed(503, { code: "busy" })
   assert.equal(w.client.status.error.message, "http://server.test/base/v1 sent status 503: read its log")

@@ -2,7 +2,7 @@
 import { mock } from "node:test"
 
 import { connect } from "../../tenuto/web/client.js"
-import { loadFallback } from "../../tenuto/web/connection.js"
+import { loadFallback } from "../../tenuto/web/client/connection.js"
 
 // Load the fallback transports, as any page does whose first connection is open: then their choice takes no time.
 await loadFallback()

@@ -9,7 +9,7 @@
 import assert from "node:assert/strict"
 import { test } from "node:test"
 
-import { countPoints, dropPoints, SurrogateJoiner } from "../../tenuto/web/text.js"
+import { countPoints, dropPoints, SurrogateJoiner } from "../../tenuto/web/client/text.js"
 import { View } from "../../tenuto/web/view.js"
 import { append, attached, message, settled, texts, update, world } from "./fakes.js"
 import { anything, changed, changedText, IDS, isUnpolluted, SEED, seeds, TEXTS } from "./fuzzing.js"

@@ -3,8 +3,8 @@ import assert from "node:assert/strict"
 import { describe, test } from "node:test"
 
 import { connect } from "../../tenuto/web/client.js"
-import { Sharing } from "../../tenuto/web/sharing.js"
-import { WEBSOCKET } from "../../tenuto/web/websocket.js"
+import { Sharing } from "../../tenuto/web/client/sharing.js"
+import { WEBSOCKET } from "../../tenuto/web/client/websocket.js"
 import { attached, message, settled, texts, update, usePage, world } from "./fakes.js"
 
 /** A browser's storage; `limit` characters fit. */

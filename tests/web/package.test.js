@@ -6,7 +6,7 @@ import assert from "node:assert/strict"
 import { spawnSync } from "node:child_process"
 import { cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, renameSync, rmSync, symlinkSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
-import { join } from "node:path"
+import { join, relative } from "node:path"
 import { after, before, test } from "node:test"
 import { fileURLToPath } from "node:url"
 
@@ -26,7 +26,8 @@ function run(program, ...options) {
 
 /** @param {string} folder */
 const filesOf = (folder) => {
-  const names = readdirSync(folder, { withFileTypes: true }).filter((one) => one.isFile()).map(({ name }) => name)
+  const files = readdirSync(folder, { withFileTypes: true, recursive: true }).filter((one) => one.isFile())
+  const names = files.map(({ parentPath, name }) => relative(folder, join(parentPath, name)))
   return Object.fromEntries(names.sort().map((name) => [name, readFileSync(join(folder, name), "utf8")]))
 }
 
@@ -83,7 +84,7 @@ test("an importer without React gets the type of the tag", () => {
 })
 
 test("the public members of the types are documented, and the documented members are public", () => {
-  for (const [module, name, heading] of [["client", "Client", "The client"], ["channel", "Channel", "The channel"]]) {
+  for (const [module, name, heading] of [["client", "Client", "The client"], ["client/channel", "Channel", "The channel"]]) {
     const types = filesOf(built)[`${module}.d.ts`].replace(/\/\*[^]*?\*\//g, "")
     const body = types.slice(types.search(new RegExp(`class ${name}\\b`))).split("\n}")[0]
     const members = [...body.matchAll(/^ {4}(?:get )?(\w+)[(:<]/gm)].map(([, member]) => member)

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict"
 import { test } from "node:test"
 
-import { Names } from "../../tenuto/web/chat_people.js"
+import { Names } from "../../tenuto/web/chat/people.js"
 
 /** Return what the names look like, by id. @param {Record<string, unknown>} present @param {[string, unknown][]} written names in messages */
 function shown(present, written, names = new Names()) {

@@ -1,13 +1,13 @@
 /** The reference page names each option, field and error code of the client; `package.test.js` checks the verbs. */
 import assert from "node:assert/strict"
-import { readFileSync } from "node:fs"
+import { readdirSync, readFileSync } from "node:fs"
 import { test } from "node:test"
 
 import { settled, world } from "./fakes.js"
 
 const read = (path) => readFileSync(new URL(`../../${path}`, import.meta.url), "utf8")
 const PAGE = read("docs/browser.md")
-const FOLDER = ["cache", "channel", "client", "connection", "errors", "http", "outbox", "poll", "probe", "requests", "sharing", "stream", "tabs", "token", "websocket"]
+const MODULES = ["client.js", ...readdirSync(new URL("../../tenuto/web/client", import.meta.url)).map((name) => `client/${name}`)]
 
 /** Assert that the page has each name as code, alone or with arguments. */
 function checkNamed(names, what) {
@@ -29,12 +29,12 @@ test("the page names every field of a snapshot and of the status", async (t) => 
 })
 
 test("the page names every state, transport and reason for a token", () => {
-  const types = [["client", "State"], ["client", "TransportName"], ["token", "Why"]].map(([module, name]) => read(`tenuto/web/${module}.js`).match(new RegExp(`@typedef \\{(.*)\\} ${name}\\b`))[1])
+  const types = [["client", "State"], ["client", "TransportName"], ["client/token", "Why"]].map(([module, name]) => read(`tenuto/web/${module}.js`).match(new RegExp(`@typedef \\{(.*)\\} ${name}\\b`))[1])
   checkNamed([...types.join().matchAll(/"(\w+)"/g)].map(([, value]) => value), "values")
 })
 
 test("the page names every error code of the client's own that a status can have", () => {
-  const sources = FOLDER.map((name) => read(`tenuto/web/${name}.js`)).join("\n")
+  const sources = MODULES.map((name) => read(`tenuto/web/${name}`)).join("\n")
   const codes = new Set([...sources.matchAll(/refusal\(\s*"(\w+)"/g)].map(([, code]) => code))
   const others = ["closed", "too_many", "stale", "invalid_request", "discarded", "deleted", "not_found"] // codes of requests, which the table of verbs or the protocol explains
   checkNamed([...codes].filter((code) => !others.includes(code)), "codes")

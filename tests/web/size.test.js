@@ -11,19 +11,19 @@ import { gzipSync } from "node:zlib"
 import { buildSync } from "esbuild"
 
 // Modules that the core imports later do not count as core.
-const LAZY = ["./fallback.js", "./probe.js", "./sharing.js"]
-const CORE = ["./errors.js", "./view.js"] // modules that every page loads
-const GERMAN = "./chat_strings_de.js"
+const LAZY = ["./fallback.js", "./client/probe.js", "./client/sharing.js"]
+const CORE = ["./errors.js", "../view.js"] // modules that every page loads
+const GERMAN = "./strings_de.js"
 const LIMITS = [
   ["client.js", LAZY, 11_200, "core"],
-  ["fallback.js", ["./errors.js"], 2_100, "SSE, long poll and requests over HTTP"],
-  ["cache.js", CORE, 1_500, "cache"],
-  ["sharing.js", [...CORE, "./cache.js", "./tabs.js"], 1_000, "identity, sign-out"],
-  ["chat.js", ["./chat_panel.js", "./chat_visitor.js", "./chat_errors.js", "./client.js", GERMAN], 4_600, "chat element, closed"],
-  ["chat.js", ["./vendor/highlight.js", GERMAN], 55_000, "chat element, open"], // with all modules that it loads …
+  ["client/fallback.js", ["./errors.js"], 2_100, "SSE, long poll and requests over HTTP"],
+  ["client/cache.js", CORE, 1_500, "cache"],
+  ["client/sharing.js", [...CORE, "./cache.js", "./tabs.js"], 1_000, "identity, sign-out"],
+  ["chat.js", ["./chat/panel.js", "./chat/visitor.js", "./chat/error_words.js", "./client.js", GERMAN], 4_600, "chat element, closed"],
+  ["chat.js", ["../vendor/highlight.js", GERMAN], 55_000, "chat element, open"], // with all modules that it loads …
   ["vendor/highlight.js", [], 7_000, "highlighting"], // … but this one …
-  ["chat_strings_de.js", [], 1_500, "words in German"], // … and this one
-  ["tabs.js", [...CORE, "./dump.js"], 2_500, "tabs"],
+  ["chat/strings_de.js", [], 1_500, "words in German"], // … and this one
+  ["client/tabs.js", [...CORE, "./dump.js"], 2_500, "tabs"],
   ["react.js", ["react"], 1_000, "React hooks"],
 ]
 const ROWS = readFileSync(new URL("../../docs/browser.md", import.meta.url), "utf8").split("\n## Size\n")[1].split("\n## ")[0]

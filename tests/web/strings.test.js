@@ -3,11 +3,11 @@ import assert from "node:assert/strict"
 import { readFileSync, readdirSync } from "node:fs"
 import { test } from "node:test"
 
-import { STRINGS, stringsOf } from "../../tenuto/web/chat_strings.js"
+import { STRINGS, stringsOf } from "../../tenuto/web/chat/strings.js"
 
 const folder = new URL("../../tenuto/web/", import.meta.url)
-const isCode = (/** @type {string} */ name) => /^(chat_(?!strings).*|element)\.js$/.test(name)
-const code = readdirSync(folder).filter(isCode).map((name) => readFileSync(new URL(name, folder), "utf8")).join("\n")
+const isCode = (/** @type {string} */ name) => /^(chat\/(?!strings).*|element)\.js$/.test(name)
+const code = readdirSync(folder, { encoding: "utf8", recursive: true }).filter(isCode).map((name) => readFileSync(new URL(name, folder), "utf8")).join("\n")
 
 test("each word is used", () => {
   assert.deepEqual(Object.keys(STRINGS).filter((name) => !new RegExp(`\\bwords\\.${name}\\b|(: |\\?\\? )"${name}"`).test(code)), [])

@@ -2,11 +2,11 @@
 import assert from "node:assert/strict"
 import { mock, test } from "node:test"
 
-import { Sharing } from "../../tenuto/web/sharing.js"
-import { Observable } from "../../tenuto/web/errors.js"
-import { Tabs } from "../../tenuto/web/tabs.js"
+import { Sharing } from "../../tenuto/web/client/sharing.js"
+import { Observable } from "../../tenuto/web/client/errors.js"
+import { Tabs } from "../../tenuto/web/client/tabs.js"
 import { View } from "../../tenuto/web/view.js"
-import { WEBSOCKET } from "../../tenuto/web/websocket.js"
+import { WEBSOCKET } from "../../tenuto/web/client/websocket.js"
 import { append, attached, message, settled, update } from "./fakes.js"
 
 /** Web Locks: exclusive ones, with `ifAvailable`, `steal` and `signal`. */

@@ -188,7 +188,7 @@ describe("the diagnosis", () => {
     const w = world(t, { transport: "websocket", ...options })
     w.client.channel("c")
     w.socket.drop()
-    await import("../../tenuto/web/probe.js") // the client loads this module in the same way
+    await import("../../tenuto/web/client/probe.js") // the client loads this module in the same way
     await settled()
     return { w, warnings: () => warn.mock.calls.map(({ arguments: [text] }) => text) }
   }

@@ -3,8 +3,8 @@ import assert from "node:assert/strict"
 import { readFileSync } from "node:fs"
 import { describe, test } from "node:test"
 
-import { dump } from "../../tenuto/web/dump.js"
-import { countPoints, dropPoints, SurrogateJoiner } from "../../tenuto/web/text.js"
+import { dump } from "../../tenuto/web/client/dump.js"
+import { countPoints, dropPoints, SurrogateJoiner } from "../../tenuto/web/client/text.js"
 import { View } from "../../tenuto/web/view.js"
 
 const read = (name) => JSON.parse(readFileSync(new URL(`../vectors/${name}.json`, import.meta.url), "utf8"))

@@ -2,8 +2,8 @@
 import assert from "node:assert/strict"
 import { test } from "node:test"
 
-import { dump } from "../../tenuto/web/dump.js"
-import { shownMessage } from "../../tenuto/web/snapshot.js"
+import { dump } from "../../tenuto/web/client/dump.js"
+import { shownMessage } from "../../tenuto/web/client/snapshot.js"
 import { View } from "../../tenuto/web/view.js"
 
 test("an append costs its own text, not the text before it", () => {

@@ -1,0 +1,104 @@
+/**
+ * Marks: lines in an answer, such as "You reloaded here", each before the first block that begins at or after its
+ * place.
+ *
+ * The marks are those of the app, or else the element's own: it notes how long each running answer was when the
+ * connection or the page ended, and counts what came back.
+ * @module
+ */
+import { element } from "./elements.js"
+import { keep, recall } from "./storage.js"
+import { countPoints } from "../client/text.js"
+
+/** @typedef {{ message: string, at: number, text: string, place?: number }} Mark `at` counts code points of the message's `text`, `place` the same in units of JavaScript, once known; `text` may have `**bold**` words */
+
+const MAX_MARKS = 50
+
+export class Marks {
+  /** @type {Mark[]} */
+  #own = []
+  /** The length of each running answer when the connection or the page ended. @type {[string, number][] | null} */
+  #stood = null
+  #isLive = false
+  #wasLive = false // True: this page has been connected before
+  /** @type {readonly Mark[]} */
+  #shown = []
+
+  /** @param {import("./panel.js").Panel} panel */
+  constructor(panel) {
+    this.panel = panel
+    ;({ stood: this.#stood = null, own: this.#own = [] } = recall(panel, "marks") ?? {})
+    keep(panel, "marks", null)
+    addEventListener("pagehide", () => this.#save(), { signal: panel.closing.signal })
+    if (!this.changed()) this.choose()
+  }
+
+  /** Return the marks of a message, in order. @param {string} id */
+  of(id) {
+    return this.#shown.filter(({ message }) => message === id)
+  }
+
+  /** Choose the marks to show: those of the app, or else the element's own. */
+  choose() {
+    const { marks } = this.panel.host
+    const usable = marks?.filter((one) => one && Number.isFinite(one.at) && typeof one.text === "string")
+    this.#shown = (usable ?? this.#own).map((one) => ({ ...one })).sort((a, b) => a.at - b.at)
+  }
+
+  /** Note a change of the channel, which may be that of its connection. Return whether the marks have changed. */
+  changed() {
+    const { channel } = this.panel
+    const isLive = channel.state === "live"
+    if (isLive === this.#isLive && (isLive || this.#stood)) return false
+    const { messages, isFromCache } = channel.getSnapshot()
+    const hasReturned = isLive && !this.#isLive
+    if (!isLive && (this.#isLive || isFromCache)) this.#stood = lengthsOf(messages)
+    this.#isLive = isLive
+    if (!hasReturned) return false
+    for (const [id, at] of this.#stood ?? []) this.#return(messages.find((one) => one.id === id), at)
+    this.#stood = null
+    this.#wasLive = true
+    this.choose()
+    return true
+  }
+
+  /** Add a mark to an answer that had `at` characters when the connection or the page ended. @param {import("../client/snapshot.js").Message | undefined} message @param {number} at */
+  #return(message, at) {
+    if (!message) return
+    const { words } = this.panel
+    const count = countPoints(message.text) - at
+    if (count < 0) return
+    const start = this.#wasLive ? words.reconnected : words.welcomeBack
+    const text = count ? `${start}. **${count.toLocaleString()} ${words.charactersBack}** ${words.cameBack}.` : `${start}, ${words.nothingMissed}.`
+    this.#own = [...this.#own.filter((one) => one.message !== message.id || one.at !== at), { message: message.id, at, text }].slice(-MAX_MARKS)
+  }
+
+  /** Save the lengths and marks for the next page of this tab. */
+  #save() {
+    const stood = this.#stood ?? lengthsOf(this.panel.channel.getSnapshot().messages)
+    if (stood.length || this.#own.length) keep(this.panel, "marks", { stood, own: this.#own })
+  }
+}
+
+/** @param {readonly import("../client/snapshot.js").Message[]} messages @returns {[string, number][]} */
+function lengthsOf(messages) {
+  return messages.flatMap(({ id, status, text }) => (status === "streaming" && text ? [[id, countPoints(text)]] : []))
+}
+
+/** Return the place of a mark in `text`, in units of JavaScript, or Infinity while the text does not reach it. @param {Mark} mark @param {string} text */
+export function placeOf(mark, text) {
+  if (mark.place !== undefined) return mark.place
+  let place = 0
+  for (let left = mark.at; left > 0; left--) {
+    if (place >= text.length) return Infinity
+    place += /** @type {number} */ (text.codePointAt(place)) > 0xffff ? 2 : 1
+  }
+  return (mark.place = place)
+}
+
+/** Return the line of a mark. @param {Mark} mark */
+export function markNode({ text }) {
+  const words = text.split("**")
+  const line = element("span", { dir: "auto" }, ...words.map((one, n) => (n % 2 ? element("strong", {}, one) : one)))
+  return element("div", { class: "hairline", part: "mark", role: "separator", "aria-label": words.join("") }, line)
+}

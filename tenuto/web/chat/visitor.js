@@ -1,0 +1,125 @@
+/**
+ * The chats of a visitor: the hub gives each browser an id, and a chat element without `channel` shows the chats of that id.
+ *
+ * A page of the hub's own origin proves the id by a cookie that no script can read. Another page gets a token instead,
+ * which stays in `localStorage`. The module imports none of the client, which the package keeps in one file.
+ * @module
+ */
+
+/** @typedef {{ channel: string, title: string }} Chat */
+/** @typedef {{ base: string, token: { get(): string | undefined | Promise<string> }, fetch: typeof globalThis.fetch }} Hub */
+
+const REQUEST_MS = 10_000
+const ID_LETTERS = 12 // of a new chat's name, of 36 letters and digits
+const REMEDY = "use Hub(authenticate=visitors()), or give <tenuto-chat> the attribute channel"
+
+/** @param {string} code @param {string} detail */
+const refusal = (code, detail) => Object.assign(Error(detail), { code })
+
+export class Visit {
+  /** @param {Hub} hub @param {{ id: string, channel: string | null, chats?: readonly Chat[], token?: string }} body of the hub's response */
+  constructor(hub, { id, channel, chats = [], token }) {
+    this.hub = hub
+    this.id = id
+    this.channel = channel
+    /** The newest first. @type {readonly Chat[]} */
+    this.chats = chats
+    this.token = token
+  }
+
+  /** Return the chat to show first: the one that the tab showed before, or the newest. @param {string | undefined} kept */
+  first(kept) {
+    const { channel, chats } = this
+    const isOwn = kept !== undefined && (chats.some((one) => one.channel === kept) || (channel && kept.startsWith(`${channel}.`)))
+    const name = isOwn ? kept : chats[0]?.channel ?? channel
+    if (!name) throw refusal("no_visitors", `${this.hub.base} has no chat for ${this.id}: ${REMEDY}`)
+    return name
+  }
+
+  /** Return the name of a new chat; null if the hub names no channel of this person. */
+  next() {
+    const letters = [...crypto.getRandomValues(new Uint8Array(ID_LETTERS))].map((byte) => (byte % 36).toString(36))
+    return this.channel && `${this.channel}.${letters.join("")}`
+  }
+
+  /** Read the chats again. Without a response the known ones stay. */
+  async refresh() {
+    const now = await visit(this.hub).catch(() => this)
+    if (now.id === this.id) this.chats = now.chats
+  }
+}
+
+/** Return the chats of this browser, by a client of the app or for a hub at `base`. @param {import("../client.js").Client | null} client @param {string} base @param {import("../client/token.js").TokenSource | undefined} source */
+export function visitOf(client, base, source) {
+  const token = client?.token ?? { get: () => (typeof source === "function" ? source("start") : source) }
+  return visit({ base: client?.base ?? base, token, fetch: (...request) => (client ?? globalThis).fetch(...request) })
+}
+
+/** Return the chats of this browser. One tab at a time asks, so that the tabs of a new browser get one id. @param {Hub} hub @returns {Promise<Visit>} */
+async function visit(hub) {
+  const key = `tenuto-visitor ${hub.base}`
+  /** @type {Promise<Visit> | undefined} */
+  let asked
+  const ask = () => (asked ??= request(hub, key))
+  await navigator.locks?.request(key, ask).catch(() => {}) // refused where the storage is denied; `asked` has any other error
+  return ask()
+}
+
+/** @param {Hub} hub @param {string} key of the token in the browser's storage @returns {Promise<Visit>} */
+async function request(hub, key) {
+  const { base } = hub
+  const own = await hub.token.get()
+  const kept = own === undefined ? read(key) : undefined
+  const token = own ?? kept
+  /** @type {Response} */
+  let response
+  try {
+    // Without cookies the hub would not know the page again a moment later, so it gives a new visitor a token for the life of the page.
+    response = await hub.fetch(`${base}/v1/visitor${hasCookies() ? "" : "?token=1"}`, {
+      method: "POST",
+      headers: token ? { Authorization: `Bearer ${token}` } : {},
+      signal: AbortSignal.timeout(REQUEST_MS),
+    })
+  } catch (error) {
+    throw (await import("../client/probe.js").then(({ diagnose }) => diagnose(hub))) ?? error
+  }
+  const body = await response.json().catch(() => ({}))
+  if (response.ok && typeof body.id === "string") {
+    if (body.token && own === undefined) write(key, body.token)
+    return new Visit(hub, { ...body, token: body.token ?? kept })
+  }
+  if (response.status === 401 && kept !== undefined) {
+    write(key) // of another hub at this address, or with an older key
+    return request(hub, key)
+  }
+  if (response.status >= 500 && !body.code) throw new Error(`${base} sent status ${response.status}: read its log`)
+  if (response.status === 404) throw refusal("no_visitors", `${base} has no chats for visitors: ${REMEDY}`)
+  if (body.code) throw Object.assign(Error(body.detail), { code: String(body.code), problem: body })
+  throw refusal("not_tenuto", `${base} sent status ${response.status} without a code: correct its address`)
+}
+
+/** Return whether the browser keeps cookies, which it denies together with the storage. */
+function hasCookies() {
+  try {
+    return Boolean(localStorage) && navigator.cookieEnabled
+  } catch {
+    return false
+  }
+}
+
+/** @param {string} key @returns {string | undefined} */
+function read(key) {
+  try {
+    return localStorage[key]
+  } catch {
+    return undefined // the storage is denied: the id lasts as long as the page
+  }
+}
+
+/** @param {string} key @param {string} [token] absent: remove it */
+function write(key, token) {
+  try {
+    if (token) localStorage[key] = token
+    else delete localStorage[key]
+  } catch {} // as above
+}
