@@ -16,7 +16,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar
 
 from tenuto.core.errors import LocalError
 from tenuto.core.model import Json, Part
-from tenuto.core.outgoing import Outgoing, OutgoingProperties, Owner, end_for, live, needs_await
+from tenuto.core.outgoing import Outgoing, Owner, end_for, live
 
 T = TypeVar("T")
 
@@ -247,77 +247,6 @@ class Attempt:
         if isinstance(error, Exception) or (isinstance(error, asyncio.CancelledError) and not self._is_stopped()):
             self.supersede()
         self._outgoing.end_attempt(self._owner)
-
-
-class WriterBase(OutgoingProperties):
-    """What the writers of the hub and of the client have in common, beside what they accept (`core.outgoing`)."""
-
-    def __init__(self, channel: str, outgoing: Outgoing) -> None:
-        self.channel = channel
-        self.cancelled_as: tuple[str, str | None] = ("cancelled", None)  # status and reason if its task is cancelled
-        self.spare_id: Callable[[], str] | None = None  # returns another id if the first one is taken
-        self.on_retry: Callable[[bool], None] | None = None  # called around the wait after a failed try of `pipe`
-        self.on_attach: Callable[[bool], None] | None = None  # called around the reading of a background response
-        self.rested_s: Callable[[], float] | None = None  # returns the time until which its turn waited, or a step ran
-        self.is_stopped: Callable[[], bool] = lambda: False  # returns whether a cancellation fails no attempt
-        self.open_step: Callable[[], str] = lambda: ""  # returns the key of the turn's step that runs here
-        self._outgoing = outgoing
-        self._appends, self._kept = 0, []
-
-    def append(self, text: str, *, part: int | None = None) -> Coroutine[Any, Any, None]:
-        """Add `text` to the message's last part, or to part `part`; behind a part that is no text it opens a text part.
-
-        Returns when the text is accepted: at once, unless the writer is ahead of its store or server by more than
-        `Limits.writer_bytes`. Raises the refusal of an earlier append: Finished (a client stopped the message), Fenced,
-        Deleted, TooLarge, StoreUnavailable; LocalError after the end. A client's writer raises Unreachable if no
-        request was stored for `timeout_s`; accepted content is kept and sent later. Half a surrogate pair at the end of
-        `text` is held back and joined to the next piece. The block fails if a call was not awaited: its text would be
-        missing.
-        """
-        self._appends += 1
-        return self._append(text, part)
-
-    async def _append(self, text: str, part: int | None) -> None:
-        self._appends -= 1
-        self._outgoing.accept_text(text, part, owner_in(self._outgoing))
-        await self._accepted()
-
-    @needs_await("part(part)")
-    async def part(self, part: Part, *, index: int | None = None) -> int:
-        """Open a part (without `index`) or replace one. Return its index. It is accepted as `append` is."""
-        position = self._outgoing.accept_part(part, index, owner_in(self._outgoing))
-        await self._accepted()
-        return position
-
-    @needs_await("update(meta=meta)")
-    async def update(self, *, meta: dict[str, Json]) -> None:
-        """Merge `meta` into the message's meta; None removes a key. It is accepted as `append` is."""
-        self._outgoing.accept_update(meta)
-        await self._accepted()
-
-    def attempt(self) -> Attempt:
-        """Return a block for one try: `async with message.attempt(): …`. It writes into parts of its own.
-
-        If the block raises, the next part supersedes those that it opened: they become one part of type `attempt`,
-        which counts no longer, and until then they stay in view. Parts of other tasks stay. If the message ends as
-        `failed` or `cancelled` first, all stay. Raises LocalError at the beginning unless the message is open; so does
-        what a task of a failed block writes later.
-        """
-        return Attempt(self._outgoing, self.is_stopped)
-
-    async def check(self) -> None:
-        """Store all, and learn whether a client has stopped the message meanwhile. Raises as `append`."""
-        self._outgoing.accept_check()
-        await self._accepted()
-        await self.flush()
-
-    async def flush(self) -> None:
-        """Wait until all accepted content is stored. Raises as `append`."""
-        raise NotImplementedError
-
-    async def _accepted(self) -> None:
-        """Send what was accepted, and wait while the writer is too far ahead."""
-        raise NotImplementedError
 
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]

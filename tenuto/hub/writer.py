@@ -42,10 +42,10 @@ from tenuto.core.errors import (
     TenutoError,
 )
 from tenuto.core.message_state import MessageState
-from tenuto.core.model import Json, Message
+from tenuto.core.model import Json, Message, Part
 from tenuto.core.names import COMMAND_MARK, check_key, matches
 from tenuto.core.ops import WriterIdentity
-from tenuto.core.outgoing import NEW, OPEN, Outgoing, WriterRequest, needs_await
+from tenuto.core.outgoing import NEW, OPEN, Outgoing, OutgoingProperties, WriterRequest, needs_await
 from tenuto.core.requests import SERVER, Caller, CreateMessage, FinishMessage, TakeOver
 from tenuto.hub.channel import Channel
 from tenuto.hub.committer import Begin, in_time, sent_again
@@ -55,7 +55,7 @@ from tenuto.hub.nodes.nodes import IsMine
 from tenuto.hub.pending import Ask, Decided, Result, own_copy, result_later
 from tenuto.hub.runtime import Runtime
 from tenuto.hub.turns.scheduler import lose_turns
-from tenuto.portal import WriterBase, ended_as, owner_in, retrieve_exception
+from tenuto.portal import Attempt, ended_as, owner_in, retrieve_exception
 from tenuto.sources import OnBreak, Piping, pipe
 from tenuto.stores.base import Store
 
@@ -69,7 +69,7 @@ PATIENCE_S = 10.0  # how long `append`, `flush` and the end of the block wait wh
 LEAVING_S = 1.5
 
 
-class MessageWriter(WriterBase):
+class MessageWriter(OutgoingProperties):
     """Writes one streaming message. Made by `Hub.message`; used by one task at a time."""
 
     made_by = "hub"
@@ -79,14 +79,24 @@ class MessageWriter(WriterBase):
     def __init__(
         self, hub: Lifecycle, channel: str, message_id: str, *, create: CreateMessage | None, author: str | None
     ) -> None:
-        super().__init__(channel, Outgoing(message_id, hub.limits))
+        self.channel = channel
         self.ids: tuple[str, ...] = (message_id,)
+        # status and reason of the message if its task is cancelled
+        self.cancelled_as: tuple[str, str | None] = ("cancelled", None)
         # the attempt at a turn that this message answers; its creation is refused if the attempt has lost the turn
         self.turn_attempt: int | None = None
         self.is_begun = False  # True: the beginning of the message is stored
+        # of the answer of a turn (`sources.writing.Writer`)
+        self.spare_id: Callable[[], str] | None = None
+        self.on_retry: Callable[[bool], None] | None = None
+        self.on_attach: Callable[[bool], None] | None = None
+        self.rested_s: Callable[[], float] | None = None
+        self.is_stopped: Callable[[], bool] = lambda: False
+        self.open_step: Callable[[], str] = lambda: ""
         self._hub = hub
         self._create = create
         self._caller: Caller = hub.caller(author)
+        self._outgoing = Outgoing(message_id, hub.limits)
         self._outgoing.meta = dict(create.meta) if create is not None else {}
         self._max_bytes = hub.limits.writer_bytes
         # None: not queued at the committer; else whether the commit of the queued text may keep its gap to the last one
@@ -97,9 +107,21 @@ class MessageWriter(WriterBase):
         self._live: Channel | None = None
         self._trouble: TenutoError | None = None  # the error while the store fails, else None
         self._waiters: list[asyncio.Future[None]] = []
+        self._appends, self._kept = 0, []
         self._retry: asyncio.TimerHandle | None = None
 
     # -- public ------------------------------------------------------------------------------------------------
+
+    def append(self, text: str, *, part: int | None = None) -> Coroutine[Any, Any, None]:
+        """Add `text` to the message's last part, or to part `part`; behind a part that is no text it opens a text part.
+
+        Returns when the text is accepted: at once, unless the writer is ahead of its store by more than
+        `Limits.writer_bytes`. Raises the refusal of an earlier append: Finished (a client stopped the message), Fenced,
+        Deleted, TooLarge, StoreUnavailable; LocalError after the end. Half a surrogate pair at the end of `text` is
+        held back and joined to the next piece. The block fails if a call was not awaited: its text would be missing.
+        """
+        self._appends += 1
+        return self._append(text, part)
 
     async def _append(self, text: str, part: int | None) -> None:
         self._appends -= 1
@@ -136,6 +158,31 @@ class MessageWriter(WriterBase):
         )
         return self.keep("pipe(stream)", piping)
 
+    @needs_await("part(part)")
+    async def part(self, part: Part, *, index: int | None = None) -> int:
+        """Open a part (without `index`) or replace one. Return its index. It is accepted as `append` is."""
+        position = self._outgoing.accept_part(part, index, owner_in(self._outgoing))
+        self._submit()
+        await self._not_too_far_ahead()
+        return position
+
+    @needs_await("update(meta=meta)")
+    async def update(self, *, meta: dict[str, Json]) -> None:
+        """Merge `meta` into the message's meta; None removes a key. It is accepted as `append` is."""
+        self._outgoing.accept_update(meta)
+        self._submit()
+        await self._not_too_far_ahead()
+
+    def attempt(self) -> Attempt:
+        """Return a block for one try: `async with message.attempt(): …`. It writes into parts of its own.
+
+        If the block raises, the next part supersedes those that it opened: they become one part of type `attempt`,
+        which counts no longer, and until then they stay in view. Parts of other tasks stay. If the message ends as
+        `failed` or `cancelled` first, all stay. Raises LocalError at the beginning unless the message is open; so does
+        what a task of a failed block writes later.
+        """
+        return Attempt(self._outgoing, self.is_stopped)
+
     async def flush(self) -> None:
         """Wait until all accepted requests are stored. Raises as `append`."""
         outgoing = self._outgoing
@@ -148,6 +195,12 @@ class MessageWriter(WriterBase):
                 until_s = await self._wait_for_store(waiter, until_s)
         if outgoing.error is not None:
             raise outgoing.error
+
+    async def check(self) -> None:
+        """Store all, and learn whether a client has stopped the message meanwhile. Raises as `append`."""
+        self._outgoing.accept_check()
+        self._submit()
+        await self.flush()
 
     @needs_await("finish()")
     async def finish(
@@ -211,34 +264,37 @@ class MessageWriter(WriterBase):
             interrupt_abandoned(self._hub, self.channel, self.id, self.generation)
 
     async def _created(self, create: CreateMessage) -> Result:
-        """Store the beginning, and try again while the store fails. Raises the refusal; StoreUnavailable, Busy.
-
-        If cancelled meanwhile, end the message if it was created.
-        """
-        hub, until_s, is_repeat = self._hub, asyncio.get_running_loop().time() + PATIENCE_S, False
+        """Store the beginning, and try again while the store fails. Raises the refusal; StoreUnavailable, Busy."""
+        until_s, is_repeat = asyncio.get_running_loop().time() + PATIENCE_S, False
         while True:
-            creating, done = result_later()
-            caller = replace(self._caller, attempt=self.turn_attempt)
             try:
-                hub.runtime.submit(self.channel, self.id, create, caller, done, is_repeat=is_repeat)
-                return await asyncio.shield(creating)
-            except asyncio.CancelledError:
-                await asyncio.wait([creating], timeout=PATIENCE_S)
-                if creating.done() and creating.exception() is None and creating.result().created:
-                    status, reason = self.cancelled_as
-                    end = self._ask(FinishMessage(status=status, reason=reason, generation=1))  # type: ignore[arg-type]
-                    # leave the message open if the hub is shutting down: its next start recovers the message
-                    with contextlib.suppress(TenutoError):
-                        await hub.ask(self.channel, self.id, end.request, end.caller)
-                raise
+                return await self._created_or_ended(create, is_repeat=is_repeat)
             except TenutoError as error:
                 is_over = asyncio.get_running_loop().time() + RETRY_S >= until_s
                 if is_over or not error.retry or isinstance(error, Draining):
                     raise
                 is_repeat = True
                 await asyncio.sleep(RETRY_S)
-                if hub.caller(self._caller.id) != self._caller:  # the hub has begun another run
+                if self._hub.caller(self._caller.id) != self._caller:  # the hub has begun another run
                     raise
+
+    async def _created_or_ended(self, create: CreateMessage, *, is_repeat: bool) -> Result:
+        """Store the beginning. If cancelled meanwhile, end the message if it was created."""
+        creating, done = result_later()
+        caller = replace(self._caller, attempt=self.turn_attempt)
+        self._hub.runtime.submit(self.channel, self.id, create, caller, done, is_repeat=is_repeat)
+        try:
+            return await asyncio.shield(creating)
+        except asyncio.CancelledError:
+            await asyncio.wait([creating], timeout=PATIENCE_S)
+            if creating.done() and creating.exception() is None and creating.result().created:
+                status, reason = self.cancelled_as
+                end = self._ask(FinishMessage(status=status, reason=reason, generation=1))  # type: ignore[arg-type]
+                with contextlib.suppress(
+                    TenutoError
+                ):  # leave the message open: the hub is shutting down, and its next start recovers the message
+                    await self._hub.ask(self.channel, self.id, end.request, end.caller)
+            raise
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -372,10 +428,6 @@ class MessageWriter(WriterBase):
                 self.failed(error)
 
     # -- waiting -----------------------------------------------------------------------------------------------
-
-    async def _accepted(self) -> None:
-        self._submit()
-        await self._not_too_far_ahead()
 
     async def _not_too_far_ahead(self) -> None:
         until_s: float | None = None
