@@ -112,7 +112,7 @@ def assignment(found: griffe.Attribute) -> str:
     comment = COMMENT.search(found.lines[-1]) if found.lines and "property" not in found.labels else None
     said = "".join(f"# {line}".rstrip() + "\n" for line in docstring(found).splitlines())
     text = found.name + (f": {of_type}" if of_type else "")
-    value = str(found.value).replace("HubCore", "Hub").replace("AsyncWriter", "MessageWriter")  # in `blocking(…)`
+    value = str(found.value).replace("HubCore", "Hub").replace("Writer.", "MessageWriter.")  # in `blocking(…)`
     return said + text + (f" = {value}" if is_default else "") + (comment[0] if comment else "")
 
 

@@ -1,4 +1,4 @@
-"""Blocking calls for threads: an event loop in its own thread, and the blocking version of both message writers.
+"""What both message writers have in common, and blocking calls for threads: an event loop in its own thread.
 
 Layer: portal, directly above `core`. `Hub.sync`, `SyncClient` and the message writers use it.
 """
@@ -6,15 +6,19 @@ Layer: portal, directly above `core`. `Hub.sync`, `SyncClient` and the message w
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Container, Coroutine, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from functools import wraps
+from importlib import import_module
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Literal, ParamSpec, Self, TypeVar
 
-from tenuto.core.errors import LocalError
+from tenuto.core.errors import LocalError, TenutoError
 from tenuto.core.model import Json, Part
 from tenuto.core.outgoing import Outgoing, Owner, end_for, live
 
@@ -121,37 +125,290 @@ def retrieve_exception(ending: asyncio.Future[Any]) -> None:
         ending.exception()
 
 
-class AsyncWriter(Protocol):
-    """The methods that `MessageWriter` and `RemoteWriter` have in common."""
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A tool call that waits for the handler, which writes the output with `message.part({...}, index=call.part)`."""
 
-    channel: str
-
-    @property
-    def id(self) -> str: ...
-
-    @property
-    def length(self) -> int: ...
+    call: str
+    name: str
+    input: str
+    part: int  # index of the tool part in the message
 
     @property
-    def meta(self) -> dict[str, Json]: ...
+    def arguments(self) -> Json:
+        """Return the input, decoded from JSON; an empty input is an empty object.
 
-    def append(self, text: str, *, part: int | None = None) -> Coroutine[Any, Any, None]: ...
+        Raises ValueError if it is invalid.
+        """
+        return json.loads(self.input) if self.input.strip() else {}
 
-    async def part(self, part: Part, *, index: int | None = None) -> int: ...
 
-    async def update(self, *, meta: dict[str, Json]) -> None: ...
+@dataclass(frozen=True, slots=True)
+class Piped:
+    """The summary of a stream. `tool_calls` are the calls that wait for their output."""
 
-    def attempt(self) -> Attempt: ...
+    text: str
+    finish_reason: str | None = None
+    usage: dict[str, int] = field(default_factory=dict)
+    tool_calls: list[ToolCall] = field(default_factory=list)
+    model: str | None = None
 
-    async def flush(self) -> None: ...
 
-    async def finish(
-        self, status: str = "complete", *, reason: str | None = None, meta: dict[str, Json] | None = None
-    ) -> None: ...
+Piping = Coroutine[Any, Any, Piped]
+OnBreak = Literal["restart", "continue", "prefix", "fail"]
 
+_W = TypeVar("_W", bound="Writer")
+_Method = Callable[Concatenate[_W, P], Coroutine[Any, Any, T]]
+
+
+def needs_await(call: str) -> Callable[[_Method[_W, P, T]], _Method[_W, P, T]]:
+    """Return a decorator for an async method of a writer, whose block then fails if a `call` was not awaited."""
+
+    def decorate(method: _Method[_W, P, T]) -> _Method[_W, P, T]:
+        @wraps(method)
+        def begin(self: _W, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, T]:
+            return self.keep(call, method(self, *args, **kwargs))
+
+        return begin
+
+    return decorate
+
+
+class Writer(ABC):
+    """Writes one streaming message, in this process or over the network; used by one task at a time."""
+
+    __slots__ = (
+        "__weakref__",
+        "_appends",
+        "_kept",
+        "_outgoing",
+        "cancelled_as",
+        "channel",
+        "is_begun",
+        "is_stopped",
+        "on_attach",
+        "on_retry",
+        "open_step",
+        "rested_s",
+        "spare_id",
+    )
+
+    made_by: ClassVar[str]  # the object whose method `message` returns this writer
+
+    def __init__(self, channel: str, outgoing: Outgoing) -> None:
+        self.channel = channel
+        self.is_begun = False  # True: the beginning of the message is stored
+        # status and reason of the message if its task is cancelled
+        self.cancelled_as: tuple[str, str | None] = ("cancelled", None)
+        # returns another id if the id of the message is taken; None: the writer raises the error
+        self.spare_id: Callable[[], str] | None = None
+        # called around the wait after a failed try of `pipe`: with True, then with False
+        self.on_retry: Callable[[bool], None] | None = None
+        # called with True when the model's response goes on without its reader, and with False when no reader has it
+        self.on_attach: Callable[[bool], None] | None = None
+        # returns the time until which the turn has waited, or one of its steps ran
+        self.rested_s: Callable[[], float] | None = None
+        # returns whether a cancellation is that of the turn, not the handler's own
+        self.is_stopped: Callable[[], bool] = lambda: False
+        # returns the key of the turn's step that runs here; an empty text if none does
+        self.open_step: Callable[[], str] = lambda: ""
+        self._outgoing = outgoing
+        self._appends = 0  # number of calls of `append` that were not awaited
+        self._kept: list[tuple[str, Coroutine[Any, Any, Any]]] = []  # other calls, some of which have not begun
+
+    @abstractmethod
+    async def open(self) -> Self:
+        """Store the beginning of the message, as entering the block does."""
+
+    @abstractmethod
+    async def flush(self) -> None:
+        """Wait until all accepted content is stored. Raises as `append`."""
+
+    @abstractmethod
+    async def _accepted(self) -> None:
+        """Send the requests that can be sent, and wait while the writer is too far ahead of the store."""
+
+    @abstractmethod
+    async def _stored_whole(self) -> None:
+        """Send the end of the message, and wait until it is stored."""
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
+    @abstractmethod
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+    def append(self, text: str, *, part: int | None = None) -> Coroutine[Any, Any, None]:
+        """Add `text` to the message's last part, or to part `part`; behind a part that is no text it opens a text part.
+
+        Returns when the text is accepted: at once, unless the writer is ahead of the store by more than
+        `Limits.writer_bytes`. Raises the refusal of an earlier append: Finished (a client stopped the message), Fenced,
+        Deleted, TooLarge; LocalError after the end. While nothing can be stored it raises StoreUnavailable after ten
+        seconds, over the network Unreachable after the client's `timeout_s`; accepted content is kept and sent later.
+        Half a surrogate pair at the end of `text` is held back and joined to the next piece. The block fails if a call
+        was not awaited: its text would be missing.
+        """
+        self._appends += 1
+        return self._append(text, part)
+
+    async def _append(self, text: str, part: int | None) -> None:
+        self._appends -= 1
+        self._outgoing.accept_text(text, part, owner_in(self._outgoing))
+        await self._accepted()
+
+    @needs_await("part(part)")
+    async def part(self, part: Part, *, index: int | None = None) -> int:
+        """Open a part (without `index`) or replace one. Return its index. It is accepted as `append` is."""
+        position = self._outgoing.accept_part(part, index, owner_in(self._outgoing))
+        await self._accepted()
+        return position
+
+    def pipe(
+        self,
+        stream: object,
+        *,
+        source: str | None = None,
+        text_field: str | None = None,
+        retries: int | None = None,
+        retry_s: float | None = None,
+        stall_s: float | None = None,
+        on_break: OnBreak = "restart",
+        attach: object = None,
+    ) -> Piping:
+        """Write a model's stream into this message, as `tenuto.sources.pipe` does. The block fails without an await."""
+        # the package is in a layer above, and imported on use: clients that only watch need no sources
+        piping: Piping = import_module("tenuto.sources").pipe(
+            self,
+            stream,
+            source=source,
+            text_field=text_field,
+            retries=retries,
+            retry_s=retry_s,
+            stall_s=stall_s,
+            on_break=on_break,
+            attach=attach,
+        )
+        return self.keep("pipe(stream)", piping)
+
+    @needs_await("update(meta=meta)")
+    async def update(self, *, meta: dict[str, Json]) -> None:
+        """Merge `meta` into the message's meta; None removes a key. It is accepted as `append` is."""
+        self._outgoing.accept_update(meta)
+        await self._accepted()
+
+    def attempt(self) -> Attempt:
+        """Return a block for one try: `async with message.attempt(): …`. It writes into parts of its own.
+
+        If the block raises, the next part supersedes those that it opened: they become one part of type `attempt`,
+        which counts no longer, and until then they stay in view. Parts of other tasks stay. If the message ends as
+        `failed` or `cancelled` first, all stay. Raises LocalError at the beginning unless the message is open; so does
+        what a task of a failed block writes later.
+        """
+        return Attempt(self._outgoing, self.is_stopped)
+
+    async def check(self) -> None:
+        """Store all, and learn whether a client has stopped the message meanwhile. Raises as `append`."""
+        self._outgoing.accept_check()
+        await self._accepted()
+        await self.flush()
+
+    @needs_await("finish()")
+    async def finish(
+        self, status: str = "complete", *, reason: str | None = None, meta: dict[str, Json] | None = None
+    ) -> None:
+        """End the message (`complete`, `cancelled` or `failed`) and wait until it is stored whole."""
+        is_whole = status == "complete" and not self._outgoing.is_over
+        if is_whole and (misuse := self._not_awaited()) is not None:
+            raise misuse
+        self._outgoing.accept_end(status, reason=reason, meta=meta)
+        await self._stored_whole()
+
+    @property
+    def id(self) -> str:
+        """Return the id of the message."""
+        return self._outgoing.id
+
+    @property
+    def generation(self) -> int:
+        """Return the number of this writer among the writers of the message."""
+        return self._outgoing.generation
+
+    @property
+    def error(self) -> TenutoError | None:
+        """Return the refusal of a request, which the next call raises."""
+        return self._outgoing.error
+
+    @property
+    def meta(self) -> dict[str, Json]:
+        """Return the message's meta after all accepted updates."""
+        return self._outgoing.meta
+
+    @property
+    def is_over(self) -> bool:
+        """Return whether the end of the message was accepted or a request was refused."""
+        return self._outgoing.is_over
+
+    @property
+    def length(self) -> int:
+        """Return the accepted code points of the message's text; that of superseded attempts does not count."""
+        return self._outgoing.length
+
+    @property
+    def unstored_bytes(self) -> int:
+        """Return the size of the accepted content that is not stored."""
+        return self._outgoing.unstored_bytes
+
+    def begin_again(self, meta: dict[str, Json], *, supersedes: bool, steps: Container[Json] = ()) -> None:
+        """Continue a message that was taken over: once it is open, as `Outgoing.begin_again` says."""
+        self._outgoing.begin_again(meta, supersedes=supersedes, steps=steps)
+
+    def close_text(self) -> None:
+        """Let further text stand behind the last part (`Outgoing.close_text`)."""
+        self._outgoing.close_text()
+
+    if not TYPE_CHECKING:  # hidden from type checkers, which report missing methods by themselves
+
+        def __enter__(self):
+            call = f"{self.made_by}.message"
+            raise LocalError(
+                f"{call} needs `async with {call}(...) as message`; without async use "
+                "`with hub.sync.message(...) as message`, or SyncClient"
+            )
+
+        def __exit__(self, *error):
+            raise AssertionError("the block was never entered")
+
+    def keep(self, call: str, coroutine: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
+        """Return `coroutine`, whose `call` is reported at the end of the block if it was not awaited."""
+        self._kept.append((call, coroutine))
+        if len(self._kept).bit_count() == 1:  # at a power of two: many calls at once would each look at all others
+            self._kept = [one for one in self._kept if _is_new(one[1])]
+        return coroutine
+
+    def _not_awaited(self) -> LocalError | None:
+        """Return an error if a call that writes had no effect, because it was not awaited."""
+        call, missing = "append(text)", self._appends
+        if missing <= 0:
+            # one that is closed is not missing: its task was cancelled before it began
+            calls = [call for call, coroutine in self._kept if _is_new(coroutine)]
+            if not calls:
+                return None
+            call, missing = calls[0], calls.count(calls[0])
+        self._appends, self._kept = 0, []
+        times = "once" if missing == 1 else f"{missing} times"
+        name = call.partition("(")[0]
+        effect = "its text is missing" if name in ("append", "pipe") else "it had no effect"
+        return LocalError(
+            f"the {name} to message {self.id!r} was called {times} without await, so {effect}; "
+            f"write `await message.{call}`"
+        )
+
+
+def _is_new(coroutine: Any) -> bool:
+    """Return whether the coroutine has neither begun nor been closed."""
+    return coroutine.cr_frame is not None and not coroutine.cr_running and not coroutine.cr_suspended
 
 
 class Try:
@@ -253,7 +510,7 @@ Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
 
 @contextmanager
-def writing(run: Run, open_writer: Callable[[], Coroutine[Any, Any, AsyncWriter]]) -> Iterator[SyncWriter]:
+def writing(run: Run, open_writer: Callable[[], Coroutine[Any, Any, Writer]]) -> Iterator[SyncWriter]:
     """Return the blocking version of the writer that `open_writer` opens. The end of the block ends its message."""
     writer = run(open_writer())
     try:
@@ -270,7 +527,7 @@ def writing(run: Run, open_writer: Callable[[], Coroutine[Any, Any, AsyncWriter]
 class SyncWriter:
     """The blocking version of `MessageWriter` and `RemoteWriter`."""
 
-    def __init__(self, run: Run, writer: AsyncWriter) -> None:
+    def __init__(self, run: Run, writer: Writer) -> None:
         self._run = run
         self._target = writer
         self.channel = writer.channel
@@ -286,11 +543,11 @@ class SyncWriter:
         """Return the message's meta after all accepted updates."""
         return self._target.meta
 
-    append = blocking(AsyncWriter.append)
-    part = blocking(AsyncWriter.part)
-    update = blocking(AsyncWriter.update)
-    flush = blocking(AsyncWriter.flush)
-    finish = blocking(AsyncWriter.finish)
+    append = blocking(Writer.append)
+    part = blocking(Writer.part)
+    update = blocking(Writer.update)
+    flush = blocking(Writer.flush)
+    finish = blocking(Writer.finish)
 
     @contextmanager
     def attempt(self) -> Iterator[None]:

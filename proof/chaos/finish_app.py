@@ -23,8 +23,8 @@ from proof.chaos.producer import say
 from tenuto import Hub
 from tenuto.agents.turn import OnCrash, Turn
 from tenuto.interop import AGUI, AISDK, OpenAI
+from tenuto.portal import Writer
 from tenuto.sources import Piped, ToolCall
-from tenuto.sources.writing import Writer
 
 TRIES = 30
 PAUSE_S = 0.01  # before the first further try

@@ -16,7 +16,7 @@ from tenuto.core.errors import Deleted, Draining, NotFound, TenutoError
 from tenuto.core.events import CommandReply, Page
 from tenuto.core.limits import Limits
 from tenuto.core.model import Command, Json, Message
-from tenuto.sources.writing import Writer
+from tenuto.portal import Writer
 
 logger = logging.getLogger("tenuto.agents")
 

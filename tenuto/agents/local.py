@@ -25,7 +25,7 @@ from tenuto.core.requests import ReplyCommand, SendCommand
 from tenuto.core.turns import WhenBusy
 from tenuto.hub.pending import result_later
 from tenuto.hub.turns.scheduler import AssignedTurn
-from tenuto.sources.writing import Writer
+from tenuto.portal import Writer
 
 if TYPE_CHECKING:
     from tenuto.hub.hub import HubCore

@@ -38,8 +38,8 @@ from tenuto.core.model import Command, Message
 from tenuto.core.names import check_id
 from tenuto.core.requests import references, whole
 from tenuto.core.turns import ANSWERS, ATTEMPTS, WITHDRAWN, Replier, attempt_of, reply_id, reply_ids, rules_of
-from tenuto.portal import current_try
-from tenuto.sources.writing import Writer, is_streaming
+from tenuto.portal import Writer, current_try
+from tenuto.sources.writing import is_streaming
 from tenuto.watchdog import timed
 
 logger = logging.getLogger("tenuto.agents")

@@ -34,9 +34,8 @@ from tenuto.core.names import base32
 from tenuto.core.ops import digest
 from tenuto.core.outgoing import PartIndex
 from tenuto.core.turns import STEER, WITHDRAWN, attempt_of, question_id, reply_id
-from tenuto.portal import Try, current_try
+from tenuto.portal import Piped, ToolCall, Try, Writer, current_try
 from tenuto.sources.reading import CALLED, DONE, ERROR
-from tenuto.sources.writing import Piped, ToolCall, Writer
 
 logger = logging.getLogger("tenuto.agents")
 

@@ -26,7 +26,7 @@ from tenuto.core.limits import Limits
 from tenuto.core.model import Command, Json, Message
 from tenuto.core.turns import WhenBusy
 from tenuto.development import failure_reason
-from tenuto.sources.writing import Writer
+from tenuto.portal import Writer
 
 if TYPE_CHECKING:
     from tenuto.client.client import Client

@@ -14,10 +14,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from msgspec import Struct
 
@@ -35,23 +35,18 @@ from tenuto.core.errors import (
     TenutoError,
 )
 from tenuto.core.events import Page, parse_cursor
-from tenuto.core.model import Json, Message, Part
+from tenuto.core.model import Message
 from tenuto.core.outgoing import (
     ENDED,
     NEW,
     OPEN,
-    OutgoingProperties,
     OutgoingRequest,
     WriterRequest,
     end_for,
-    needs_await,
 )
 from tenuto.core.outgoing_remote import RemoteOutgoing
 from tenuto.core.requests import AppendText, FinishMessage, PutPart, UpdateMessage
-from tenuto.portal import Attempt, ended_as, owner_in, retrieve_exception
-
-if TYPE_CHECKING:
-    from tenuto.sources import OnBreak, Piping
+from tenuto.portal import Writer, ended_as, retrieve_exception
 
 logger = logging.getLogger("tenuto.client")
 
@@ -153,7 +148,7 @@ class TakenOver(Struct, frozen=True, kw_only=True):
     generation: int
 
 
-class RemoteWriter(OutgoingProperties):
+class RemoteWriter(Writer):
     """Writes one streaming message. Made by `Client.message` and `Client.take_over`; used by one task at a time."""
 
     made_by = "client"
@@ -170,20 +165,13 @@ class RemoteWriter(OutgoingProperties):
         read: Callable[[], Awaitable[tuple[Message, str]]],
     ) -> None:
         """Create the message with the fields `create`, or take it over if they are None; then `read` returns it."""
-        self.channel = channel
-        self.cancelled_as: tuple[str, str | None] = ("cancelled", None)  # status and reason if its task is cancelled
-        self.spare_id: Callable[[], str] | None = None  # returns another id if the first one is taken
-        self.on_retry: Callable[[bool], None] | None = None  # called around the wait after a failed try of `pipe`
-        self.on_attach: Callable[[bool], None] | None = None  # called around the reading of a background response
-        self.rested_s: Callable[[], float] | None = None  # returns the time until which its turn waited, or a step ran
-        self.is_stopped: Callable[[], bool] = lambda: False  # returns whether a cancellation fails no attempt
-        self.open_step: Callable[[], str] = lambda: ""  # returns the key of the turn's step that runs here
+        outgoing = RemoteOutgoing(message_id, link.limits, f"{link.random.getrandbits(40):010x}")
+        super().__init__(channel, outgoing)
         # Returns the reason to store for a message whose block an exception ended.
         self.reason_of: Callable[[BaseException], str | None] = lambda _: None
         self._link = link
         self._create = create
         self._read = read
-        self._outgoing = RemoteOutgoing(message_id, link.limits, f"{link.random.getrandbits(40):010x}")
         self._lease = WriterLease(
             link,
             self._frame,
@@ -192,7 +180,6 @@ class RemoteWriter(OutgoingProperties):
             when_lost=self._lease_lost,
         )
         self._created = 0  # serial of the message's create
-        self._appends, self._kept = 0, []
         self._reads = 0  # number of the latest read of the message, so that results of earlier ones are ignored
         self._failures = 0  # number of failures in a row
         self._timer: asyncio.TimerHandle | None = None  # timer of the next try after a failure
@@ -202,93 +189,15 @@ class RemoteWriter(OutgoingProperties):
     # -- public ------------------------------------------------------------------------------------------------
 
     @property
-    def is_begun(self) -> bool:
-        """Return whether the beginning of the message is stored."""
-        return self._outgoing.state is not NEW
-
-    @property
     def text(self) -> str:
         """Return the accepted text of all text parts."""
         return self._outgoing.text
-
-    def append(self, text: str, *, part: int | None = None) -> Coroutine[Any, Any, None]:
-        """Add `text` to the message's last part, or to part `part`; behind a part that is no text it opens a text part.
-
-        Returns when the text is accepted: at once, unless the writer is ahead of the server by more than
-        `Limits.writer_bytes`. Raises the refusal of an earlier append: Finished (a client stopped the message), Fenced,
-        Deleted, TooLarge; LocalError after the end. Raises Unreachable if no request was stored for the client's
-        `timeout_s`; accepted content is kept and sent later. Half a surrogate pair at the end of `text` is held back
-        and joined to the next piece. The block fails if a call was not awaited: its text would be missing.
-        """
-        self._appends += 1
-        return self._append(text, part)
-
-    async def _append(self, text: str, part: int | None) -> None:
-        self._appends -= 1
-        self._outgoing.accept_text(text, part, owner_in(self._outgoing))
-        await self._accepted()
-
-    @needs_await("part(part)")
-    async def part(self, part: Part, *, index: int | None = None) -> int:
-        """Open a part (without `index`) or replace one. Return its index. It is accepted as `append` is."""
-        position = self._outgoing.accept_part(part, index, owner_in(self._outgoing))
-        await self._accepted()
-        return position
-
-    def pipe(
-        self,
-        stream: object,
-        *,
-        source: str | None = None,
-        text_field: str | None = None,
-        retries: int | None = None,
-        retry_s: float | None = None,
-        stall_s: float | None = None,
-        on_break: OnBreak = "restart",
-        attach: object = None,
-    ) -> Piping:
-        """Write a model's stream into this message, as `tenuto.sources.pipe` does. Await it, as `append`."""
-        from tenuto.sources import pipe  # imported here: clients that only watch need no sources
-
-        piping = pipe(
-            self,
-            stream,
-            source=source,
-            text_field=text_field,
-            retries=retries,
-            retry_s=retry_s,
-            stall_s=stall_s,
-            on_break=on_break,
-            attach=attach,
-        )
-        return self.keep("pipe(stream)", piping)
-
-    @needs_await("update(meta=meta)")
-    async def update(self, *, meta: dict[str, Json]) -> None:
-        """Merge `meta` into the message's meta; None removes a key. It is accepted as `append` is."""
-        self._outgoing.accept_update(meta)
-        await self._accepted()
-
-    def attempt(self) -> Attempt:
-        """Return a block for one try, as `MessageWriter.attempt` does: `async with message.attempt(): …`."""
-        return Attempt(self._outgoing, self.is_stopped)
 
     async def flush(self) -> None:
         """Wait until all accepted content is stored. Raises as `append`."""
         await self._until(lambda: not self._outgoing.unstored_bytes)
 
-    async def check(self) -> None:
-        """Store all, and learn whether a client has stopped the message meanwhile. Raises as `append`."""
-        self._outgoing.accept_check()
-        await self._accepted()
-        await self.flush()
-
-    @needs_await("finish()")
-    async def finish(
-        self, status: str = "complete", *, reason: str | None = None, meta: dict[str, Json] | None = None
-    ) -> None:
-        """End the message (`complete`, `cancelled` or `failed`) and wait until it is stored whole."""
-        self._accept_end(status, reason, meta)
+    async def _stored_whole(self) -> None:
         self._pump()
         await self._until(lambda: self._outgoing.state is ENDED)
 
@@ -329,6 +238,7 @@ class RemoteWriter(OutgoingProperties):
 
     def _opened_at(self, message: Message, generation: int, cursor: str, *, sockets: int) -> None:
         """Accept content after that of `message`, which was read over the socket with number `sockets`."""
+        self.is_begun = True
         self._created = message.created
         self._stored_at_s = _now_s()
         self._outgoing.load(message, generation)
@@ -353,9 +263,6 @@ class RemoteWriter(OutgoingProperties):
             with contextlib.suppress(TenutoError):
                 await self._link.request(kind, self._frame(fields), timeout_s=self._link.timing.leave_s)
             raise
-
-    async def __aenter__(self) -> Self:
-        return await self.open()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -411,7 +318,6 @@ class RemoteWriter(OutgoingProperties):
     # -- sending -----------------------------------------------------------------------------------------------
 
     async def _accepted(self) -> None:
-        """Send the requests that can be sent, and wait while the writer is too far ahead of the server."""
         self._pump()
         limit = self._link.limits.writer_bytes
         if self._outgoing.unstored_bytes > limit:

@@ -34,7 +34,7 @@ from tenuto.agents.history import Shape
 from tenuto.agents.turn import Steer, Turn
 from tenuto.core.errors import Deleted, LocalError, TenutoError
 from tenuto.core.model import Json
-from tenuto.sources.writing import Writer
+from tenuto.portal import Writer
 
 if TYPE_CHECKING:  # the server needs no client, and the agents need no server
     from tenuto.app import Hub

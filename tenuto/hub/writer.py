@@ -42,10 +42,10 @@ from tenuto.core.errors import (
     TenutoError,
 )
 from tenuto.core.message_state import MessageState
-from tenuto.core.model import Json, Message, Part
+from tenuto.core.model import Message
 from tenuto.core.names import COMMAND_MARK, check_key, matches
 from tenuto.core.ops import WriterIdentity
-from tenuto.core.outgoing import NEW, OPEN, Outgoing, OutgoingProperties, WriterRequest, needs_await
+from tenuto.core.outgoing import NEW, OPEN, Outgoing, WriterRequest
 from tenuto.core.requests import SERVER, Caller, CreateMessage, FinishMessage, TakeOver
 from tenuto.hub.channel import Channel
 from tenuto.hub.committer import Begin, in_time, sent_again
@@ -55,8 +55,7 @@ from tenuto.hub.nodes.nodes import IsMine
 from tenuto.hub.pending import Ask, Decided, Result, own_copy, result_later
 from tenuto.hub.runtime import Runtime
 from tenuto.hub.turns.scheduler import lose_turns
-from tenuto.portal import Attempt, ended_as, owner_in, retrieve_exception
-from tenuto.sources import OnBreak, Piping, pipe
+from tenuto.portal import Writer, ended_as, owner_in, retrieve_exception
 from tenuto.stores.base import Store
 
 logger = logging.getLogger("tenuto.hub")
@@ -69,7 +68,7 @@ PATIENCE_S = 10.0  # how long `append`, `flush` and the end of the block wait wh
 LEAVING_S = 1.5
 
 
-class MessageWriter(OutgoingProperties):
+class MessageWriter(Writer):
     """Writes one streaming message. Made by `Hub.message`; used by one task at a time."""
 
     made_by = "hub"
@@ -79,24 +78,13 @@ class MessageWriter(OutgoingProperties):
     def __init__(
         self, hub: Lifecycle, channel: str, message_id: str, *, create: CreateMessage | None, author: str | None
     ) -> None:
-        self.channel = channel
+        super().__init__(channel, Outgoing(message_id, hub.limits))
         self.ids: tuple[str, ...] = (message_id,)
-        # status and reason of the message if its task is cancelled
-        self.cancelled_as: tuple[str, str | None] = ("cancelled", None)
         # the attempt at a turn that this message answers; its creation is refused if the attempt has lost the turn
         self.turn_attempt: int | None = None
-        self.is_begun = False  # True: the beginning of the message is stored
-        # of the answer of a turn (`sources.writing.Writer`)
-        self.spare_id: Callable[[], str] | None = None
-        self.on_retry: Callable[[bool], None] | None = None
-        self.on_attach: Callable[[bool], None] | None = None
-        self.rested_s: Callable[[], float] | None = None
-        self.is_stopped: Callable[[], bool] = lambda: False
-        self.open_step: Callable[[], str] = lambda: ""
         self._hub = hub
         self._create = create
         self._caller: Caller = hub.caller(author)
-        self._outgoing = Outgoing(message_id, hub.limits)
         self._outgoing.meta = dict(create.meta) if create is not None else {}
         self._max_bytes = hub.limits.writer_bytes
         # None: not queued at the committer; else whether the commit of the queued text may keep its gap to the last one
@@ -107,21 +95,9 @@ class MessageWriter(OutgoingProperties):
         self._live: Channel | None = None
         self._trouble: TenutoError | None = None  # the error while the store fails, else None
         self._waiters: list[asyncio.Future[None]] = []
-        self._appends, self._kept = 0, []
         self._retry: asyncio.TimerHandle | None = None
 
     # -- public ------------------------------------------------------------------------------------------------
-
-    def append(self, text: str, *, part: int | None = None) -> Coroutine[Any, Any, None]:
-        """Add `text` to the message's last part, or to part `part`; behind a part that is no text it opens a text part.
-
-        Returns when the text is accepted: at once, unless the writer is ahead of its store by more than
-        `Limits.writer_bytes`. Raises the refusal of an earlier append: Finished (a client stopped the message), Fenced,
-        Deleted, TooLarge, StoreUnavailable; LocalError after the end. Half a surrogate pair at the end of `text` is
-        held back and joined to the next piece. The block fails if a call was not awaited: its text would be missing.
-        """
-        self._appends += 1
-        return self._append(text, part)
 
     async def _append(self, text: str, part: int | None) -> None:
         self._appends -= 1
@@ -132,56 +108,9 @@ class MessageWriter(OutgoingProperties):
         if outgoing.unstored_bytes > self._max_bytes:
             await self._not_too_far_ahead()
 
-    def pipe(
-        self,
-        stream: object,
-        *,
-        source: str | None = None,
-        text_field: str | None = None,
-        retries: int | None = None,
-        retry_s: float | None = None,
-        stall_s: float | None = None,
-        on_break: OnBreak = "restart",
-        attach: object = None,
-    ) -> Piping:
-        """Write a model's stream into this message, as `tenuto.sources.pipe` does. The block fails without an await."""
-        piping = pipe(
-            self,
-            stream,
-            source=source,
-            text_field=text_field,
-            retries=retries,
-            retry_s=retry_s,
-            stall_s=stall_s,
-            on_break=on_break,
-            attach=attach,
-        )
-        return self.keep("pipe(stream)", piping)
-
-    @needs_await("part(part)")
-    async def part(self, part: Part, *, index: int | None = None) -> int:
-        """Open a part (without `index`) or replace one. Return its index. It is accepted as `append` is."""
-        position = self._outgoing.accept_part(part, index, owner_in(self._outgoing))
+    async def _accepted(self) -> None:
         self._submit()
         await self._not_too_far_ahead()
-        return position
-
-    @needs_await("update(meta=meta)")
-    async def update(self, *, meta: dict[str, Json]) -> None:
-        """Merge `meta` into the message's meta; None removes a key. It is accepted as `append` is."""
-        self._outgoing.accept_update(meta)
-        self._submit()
-        await self._not_too_far_ahead()
-
-    def attempt(self) -> Attempt:
-        """Return a block for one try: `async with message.attempt(): …`. It writes into parts of its own.
-
-        If the block raises, the next part supersedes those that it opened: they become one part of type `attempt`,
-        which counts no longer, and until then they stay in view. Parts of other tasks stay. If the message ends as
-        `failed` or `cancelled` first, all stay. Raises LocalError at the beginning unless the message is open; so does
-        what a task of a failed block writes later.
-        """
-        return Attempt(self._outgoing, self.is_stopped)
 
     async def flush(self) -> None:
         """Wait until all accepted requests are stored. Raises as `append`."""
@@ -196,18 +125,7 @@ class MessageWriter(OutgoingProperties):
         if outgoing.error is not None:
             raise outgoing.error
 
-    async def check(self) -> None:
-        """Store all, and learn whether a client has stopped the message meanwhile. Raises as `append`."""
-        self._outgoing.accept_check()
-        self._submit()
-        await self.flush()
-
-    @needs_await("finish()")
-    async def finish(
-        self, status: str = "complete", *, reason: str | None = None, meta: dict[str, Json] | None = None
-    ) -> None:
-        """End the message (`complete`, `cancelled` or `failed`) and wait until it is stored whole."""
-        self._accept_end(status, reason, meta)
+    async def _stored_whole(self) -> None:
         self._submit()
         await self.flush()
 
@@ -295,9 +213,6 @@ class MessageWriter(OutgoingProperties):
                 ):  # leave the message open: the hub is shutting down, and its next start recovers the message
                     await self._hub.ask(self.channel, self.id, end.request, end.caller)
             raise
-
-    async def __aenter__(self) -> Self:
-        return await self.open()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

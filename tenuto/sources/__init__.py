@@ -15,6 +15,7 @@ from contextlib import nullcontext, suppress
 from typing import TypeVar, cast
 
 from tenuto.core.errors import LocalError, TenutoError, shown
+from tenuto.portal import OnBreak, Piped, Piping, ToolCall, Writer
 from tenuto.sources.attaching import attaching
 from tenuto.sources.reading import (
     LINE_CHARACTERS,
@@ -31,7 +32,7 @@ from tenuto.sources.recognise import SOURCES, by_first_event, by_stream
 from tenuto.sources.text import PlainText, SSEText
 from tenuto.sources.tries import STALL_S, SoFar, Tries, is_maker
 from tenuto.sources.upstream import Upstream
-from tenuto.sources.writing import OnBreak, Piped, Piping, ToolCall, Writer, Writing, reading
+from tenuto.sources.writing import Writing, reading
 
 T = TypeVar("T")
 

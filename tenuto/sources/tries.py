@@ -24,7 +24,7 @@ from typing import get_args
 
 from tenuto.core.errors import LocalError, TenutoError, shown
 from tenuto.core.model import Part
-from tenuto.portal import Attempt
+from tenuto.portal import Attempt, OnBreak, Piped, Writer
 from tenuto.sources.reading import (
     CALLED,
     INPUT,
@@ -38,7 +38,7 @@ from tenuto.sources.reading import (
     get,
     is_from_sdk,
 )
-from tenuto.sources.writing import SHORTEST_OVERLAP, Kept, OnBreak, Piped, Writer, Writing
+from tenuto.sources.writing import SHORTEST_OVERLAP, Kept, Writing
 
 logger = logging.getLogger("tenuto.agents")
 

@@ -1,72 +1,23 @@
-"""Writes the sources' edits through the public methods of a `MessageWriter`.
-
-Layer: sources.
-
-`Piped` and `ToolCall` are public.
-"""
+"""Writes the sources' edits through the public methods of a `MessageWriter`. Layer: sources."""
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict, deque
-from collections.abc import Awaitable, Callable, Container, Coroutine, Hashable, Iterator
+from collections.abc import Awaitable, Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol, Self
 from weakref import WeakKeyDictionary
 
 from tenuto.core.errors import InvalidRequest, InvalidText, LocalError
 from tenuto.core.model import APPENDABLE, Json, Part
 from tenuto.core.outgoing import text_of
 from tenuto.core.text import SurrogateJoiner
-from tenuto.portal import AsyncWriter, Attempt, Try
+from tenuto.portal import Attempt, Piped, ToolCall, Try, Writer
 from tenuto.sources.reading import CALLED, Add, Drop, Edit, Meta, Open, Set, Source, UpstreamEnded, malformed
 
-OnBreak = Literal["restart", "continue", "prefix", "fail"]
 SHORTEST_OVERLAP = 32  # characters of a continuation that must equal the end of the text, to be dropped as an overlap
 _CHANGING = ("text", "state", "input", "output")  # fields of a part that its later events may change
 HELD_CHARACTERS = 200  # the beginning of a continuation is held back, because an overlap must not be shown
-
-
-class Writer(AsyncWriter, Protocol):
-    """A message that is being written; `MessageWriter` has these methods."""
-
-    cancelled_as: tuple[str, str | None]
-    # returns another id if the id of the message is taken; None: the writer raises the error
-    spare_id: Callable[[], str] | None
-    on_retry: Callable[[bool], None] | None  # called around the wait after a failed try: with True, then with False
-    # called with True when the model's response goes on without its reader, and with False when it is not read any more
-    on_attach: Callable[[bool], None] | None
-    rested_s: Callable[[], float] | None  # returns the time until which the turn has waited, or one of its steps ran
-    is_stopped: Callable[[], bool]  # returns whether a cancellation is that of the turn, not the handler's own
-    open_step: Callable[[], str]  # returns the key of the turn's step that runs here; an empty text if none does
-
-    @property
-    def is_begun(self) -> bool: ...
-
-    @property
-    def is_over(self) -> bool: ...
-
-    async def check(self) -> None: ...
-
-    def pipe(
-        self,
-        stream: object,
-        *,
-        source: str | None = None,
-        text_field: str | None = None,
-        retries: int | None = None,
-        retry_s: float | None = None,
-        stall_s: float | None = None,
-        on_break: OnBreak = "restart",
-        attach: object = None,
-    ) -> Piping: ...
-
-    def close_text(self) -> None: ...
-
-    def begin_again(self, meta: dict[str, Json], *, supersedes: bool, steps: Container[Json] = ()) -> None: ...
-
-    async def __aenter__(self) -> Self: ...
 
 
 # those that are read, of each message, with their blocks
@@ -93,38 +44,6 @@ def is_streaming(writer: Writer) -> bool:
 # Token usage of the earlier streams of each message: a handler that continues after tool calls pipes several streams
 # into one message, and their usage is added up.
 _used: WeakKeyDictionary[Writer, dict[str, int]] = WeakKeyDictionary()
-
-
-@dataclass(frozen=True, slots=True)
-class ToolCall:
-    """A tool call that waits for the handler, which writes the output with `message.part({...}, index=call.part)`."""
-
-    call: str
-    name: str
-    input: str
-    part: int  # index of the tool part in the message
-
-    @property
-    def arguments(self) -> Json:
-        """Return the input, decoded from JSON; an empty input is an empty object.
-
-        Raises ValueError if it is invalid.
-        """
-        return json.loads(self.input) if self.input.strip() else {}
-
-
-@dataclass(frozen=True, slots=True)
-class Piped:
-    """The summary of a stream. `tool_calls` are the calls that wait for their output."""
-
-    text: str
-    finish_reason: str | None = None
-    usage: dict[str, int] = field(default_factory=dict)
-    tool_calls: list[ToolCall] = field(default_factory=list)
-    model: str | None = None
-
-
-Piping = Coroutine[Any, Any, Piped]
 
 
 @dataclass(slots=True)

@@ -18,7 +18,7 @@ from tenuto.core.ops import Create
 from tenuto.core.turns import ATTEMPTS, WhenBusy, reply_id
 from tenuto.hub.turns import scheduler as shared_turns
 from tenuto.hub.turns.scheduler import LEASE_S, AssignedTurn
-from tenuto.sources.writing import Writer
+from tenuto.portal import Writer
 from tenuto.stores.base import Changes, Committed, Conflict, Hold, Renewal, StoreReplaced, Write
 from tests.hub.hubs import new_hub
 from tests.hub.test_recovery import Shared
