@@ -1,8 +1,8 @@
 """The client, which offers the calls of a hub over the network.
 
 Layer: client. `Client` combines the modules beside it: `connection` and `link` (the server), `feed` (following
-channels), `writer` and `work`. `Links` owns the tasks of a client: one link for its requests, and more as its channels
-need them. Public names without an underscore are the API and are documented in `docs/client.md`.
+channels), `writer` and `work`. A client has one link for its requests, and more as its channels need them. Public names
+without an underscore are the API and are documented in `docs/client.md`.
 
 A present member belongs to a socket, so `Presence` enters again on each new one. The server's grace period hides the
 change.
@@ -14,14 +14,16 @@ use it, also at the same time.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random as system
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from random import Random
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from msgspec import UNSET, Struct, UnsetType
 
@@ -36,16 +38,17 @@ from tenuto.client.connection import (
     websocket_dial,
 )
 from tenuto.client.feed import ChannelView, EventConsumer, Feed, Subscription
-from tenuto.client.link import Link
+from tenuto.client.link import Link, Outcome
 from tenuto.client.work import OnTurn, RemoteWorker, Signals, Workers
 from tenuto.client.writer import RemoteWriter
 from tenuto.core.errors import LocalError, TenutoError
-from tenuto.core.events import CommandReply, Page
+from tenuto.core.events import Batch, CommandReply, Page, ServerEvent
 from tenuto.core.limits import Limits
 from tenuto.core.model import Command, Json, Member, Message, Part, check_json, check_part, plain
 from tenuto.core.names import check_channel, check_id
 from tenuto.core.text import whole_text
 from tenuto.core.turns import ATTEMPTS, WhenBusy
+from tenuto.portal import Portal, Run, SyncWriter, blocking, run_on, writing
 
 if TYPE_CHECKING:
     import httpx2
@@ -53,100 +56,7 @@ if TYPE_CHECKING:
     from tenuto.agents.running import Handler
     from tenuto.agents.turn import OnCrash
     from tenuto.client.agents import Agents
-import contextlib
-from collections.abc import Coroutine, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import TypeVar
-
-from tenuto.client.link import Outcome
-from tenuto.core.events import Batch, ServerEvent
-from tenuto.portal import Portal, SyncWriter, blocking, run_on, writing
-
 logger = logging.getLogger("tenuto.client")
-
-
-class Links:
-    """The links of one client, from `start` to `close`. The first one carries the requests."""
-
-    def __init__(self, new: Callable[[], Link], *, max_channels: int) -> None:
-        self._new = new
-        self._max_channels = max_channels  # limit of channels per link
-        self._links: list[Link] = []
-        self._runs: dict[Link, asyncio.Task[None]] = {}
-        self._tasks: asyncio.TaskGroup | None = None
-        self._main: asyncio.Task[None] | None = None
-        self._ready = asyncio.Event()
-        self._stop = asyncio.Event()
-
-    async def start(self) -> None:
-        """Begin to connect, if that has not happened yet. It does not wait for a connection."""
-        if self._main is None:
-            self._main = asyncio.get_running_loop().create_task(self._run(), name="tenuto-client")
-            await self._ready.wait()
-
-    def stop(self) -> None:
-        """Begin to end all links."""
-        self._stop.set()
-
-    async def close(self) -> None:
-        """End all links, and wait for their end."""
-        self.stop()
-        if self._main is not None:
-            await asyncio.wait([self._main])
-
-    @property
-    def is_connected(self) -> bool:
-        """Return whether the link for requests has a connection now."""
-        return bool(self._links) and self._links[0].is_live
-
-    @property
-    def error(self) -> TenutoError | None:
-        """Return why the link for requests has stopped connecting; None while it connects."""
-        return self._links[0].error if self._links else None
-
-    @property
-    def first(self) -> Link:
-        """Return the link for requests. Raises LocalError if the client is not open."""
-        if not self._links or self._stop.is_set():
-            raise LocalError("Client is not open; use `async with Client(...) as client`")
-        return self._links[0]
-
-    def feed(self, channel: str, consumer: EventConsumer, history: int | None, flush_ms: int | None) -> Feed:
-        """Return a feed of `channel` on the first link with room, or on a new one. Raises LocalError."""
-        first = self.first
-        room = (
-            link for link in self._links if channel not in link.receivers and len(link.receivers) < self._max_channels
-        )
-        link = next(room, None) or self._open()
-
-        def let_go() -> None:
-            if link is not first and not link.receivers:
-                self._links.remove(link)
-                link.end(self._runs.pop(link))
-
-        return Feed(link, channel, consumer, history=history, flush_ms=flush_ms, when_closed=let_go)
-
-    def _open(self) -> Link:
-        assert self._tasks is not None
-        link = self._new()
-        self._links.append(link)
-        self._runs[link] = self._tasks.create_task(link.run(), name="tenuto-link")
-        return link
-
-    async def _run(self) -> None:
-        """Run the tasks of the client until it stops."""
-        try:
-            async with asyncio.TaskGroup() as self._tasks:
-                self._open()
-                self._ready.set()
-                await self._stop.wait()
-                for link, run in self._runs.items():
-                    link.end(run)
-        except Exception:
-            logger.exception("the client has failed")
-        finally:
-            self._ready.set()
-            self._stop.set()
 
 
 LEASE_S = 15.0
@@ -206,10 +116,15 @@ class Client:
         self._now = now
         self._http = Http(self._access, timing=self._timing, random=self._random, transport=http_transport)
         dial = dial or websocket_dial(frame_bytes=FRAME_FACTOR * self._limits.message_bytes)
-        self._links = Links(
-            lambda: Link(self._access, dial, timing=self._timing, random=self._random, limits=self._limits),
-            max_channels=self._limits.socket_channels,
+        self._new_link = partial(
+            Link, self._access, dial, timing=self._timing, random=self._random, limits=self._limits
         )
+        self._links: list[Link] = []  # the first one carries the requests
+        self._runs: dict[Link, asyncio.Task[None]] = {}
+        self._tasks: asyncio.TaskGroup | None = None
+        self._main: asyncio.Task[None] | None = None
+        self._ready = asyncio.Event()
+        self._stop = asyncio.Event()
         self._views: dict[str, ChannelView] = {}
         self._workers: Workers | None = None
         self._is_draining = False
@@ -219,25 +134,28 @@ class Client:
 
     async def start(self) -> None:
         """Begin to connect; entering the block calls this. It does not wait for a connection, but calls do."""
-        await self._links.start()
+        if self._main is None:
+            self._main = asyncio.get_running_loop().create_task(self._run_links(), name="tenuto-client")
+            await self._ready.wait()
 
     async def close(self) -> None:
         """Close all connections and views. Requests without a response are given up."""
-        self._links.stop()
+        self._stop.set()
         for view in tuple(self._views.values()):
             view.close()
-        await self._links.close()
+        if self._main is not None:
+            await asyncio.wait([self._main])
         await self._http.close()
 
     @property
     def is_connected(self) -> bool:
         """Return whether there is a connection now."""
-        return self._links.is_connected
+        return bool(self._links) and self._links[0].is_live
 
     @property
     def error(self) -> TenutoError | None:
         """Return why the client has stopped connecting; None while it connects."""
-        return self._links.error
+        return self._links[0].error if self._links else None
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -345,7 +263,7 @@ class Client:
     ) -> Subscription:
         """Return the channel's events: `async for event in client.subscribe("chat:1")`. It reconnects by itself."""
         check_channel(channel)
-        return Subscription(channel, since, lambda consumer: self._links.feed(channel, consumer, history, flush_ms))
+        return Subscription(channel, since, lambda consumer: self._feed(channel, consumer, history, flush_ms))
 
     def channel(self, name: str, *, history: int | None = None, flush_ms: int | None = None) -> ChannelView:
         """Return the current state of the channel, kept up to date: the same object until it is closed."""
@@ -353,7 +271,7 @@ class Client:
         if view is None:
             view = self._views[name] = ChannelView(
                 name,
-                open_feed=lambda consumer: self._links.feed(name, consumer, history, flush_ms),
+                open_feed=lambda consumer: self._feed(name, consumer, history, flush_ms),
                 when_closed=lambda: self._views.__delitem__(name),
             )
         return view
@@ -407,7 +325,7 @@ class Client:
         """Return a presence: `async with client.presence("chat:1", {"name": "Ada"}) as here: await here.update(…)`."""
         if member is not None:
             check_id(member, "a member's id")
-        return Presence(self._links.first, check_channel(channel), data or {}, member)
+        return Presence(self._link, check_channel(channel), data or {}, member)
 
     async def members(self, channel: str) -> list[Member]:
         """Return the present members, at most the first hundred."""
@@ -418,7 +336,7 @@ class Client:
         """Send a signal, such as `typing`, to the present clients. Without a connection it is lost without an error."""
         fields = {"channel": check_channel(channel), **_given(name=name, data=self._data(data))}
         try:
-            await self._links.first.request("signal", fields, is_repeatable=False)
+            await self._link.request("signal", fields, is_repeatable=False)
         except Unreachable:
             logger.debug("a signal to %s was lost", channel)
 
@@ -436,7 +354,7 @@ class Client:
         `on_turn(turn)` works on one turn. Its claim is renewed meanwhile, and it is cancelled if the claim is lost.
         `name` is the member that people see, `when_busy` is as of `hub.agent`. Raises the server's refusal.
         """
-        link = self._links.first
+        link = self._link
         if self._is_draining:
             return
         if self._workers is None:
@@ -510,6 +428,50 @@ class Client:
         if self._workers is not None:
             self._workers.drain()
 
+    # -- links -------------------------------------------------------------------------------------------------
+
+    @property
+    def _link(self) -> Link:
+        """Return the link for requests. Raises LocalError if the client is not open."""
+        if not self._links or self._stop.is_set():
+            raise LocalError("Client is not open; use `async with Client(...) as client`")
+        return self._links[0]
+
+    def _feed(self, channel: str, consumer: EventConsumer, history: int | None, flush_ms: int | None) -> Feed:
+        """Return a feed of `channel` on the first link with room, or on a new one. Raises LocalError."""
+        first, limit = self._link, self._limits.socket_channels
+        room = (link for link in self._links if channel not in link.receivers and len(link.receivers) < limit)
+        link = next(room, None) or self._open_link()
+
+        def let_go() -> None:
+            if link is not first and not link.receivers:
+                self._links.remove(link)
+                link.end(self._runs.pop(link))
+
+        return Feed(link, channel, consumer, history=history, flush_ms=flush_ms, when_closed=let_go)
+
+    def _open_link(self) -> Link:
+        assert self._tasks is not None
+        link = self._new_link()
+        self._links.append(link)
+        self._runs[link] = self._tasks.create_task(link.run(), name="tenuto-link")
+        return link
+
+    async def _run_links(self) -> None:
+        """Run the links until the client stops."""
+        try:
+            async with asyncio.TaskGroup() as self._tasks:
+                self._open_link()
+                self._ready.set()
+                await self._stop.wait()
+                for link, run in self._runs.items():
+                    link.end(run)
+        except Exception:
+            logger.exception("the client has failed")
+        finally:
+            self._ready.set()
+            self._stop.set()
+
     # -- inside ------------------------------------------------------------------------------------------------
 
     async def _run_agents(self, agents: Agents) -> None:
@@ -529,7 +491,7 @@ class Client:
     def _writer(self, channel: str, message_id: str, lease_s: float, create: dict[str, Any] | None) -> RemoteWriter:
         check_channel(channel)
         return RemoteWriter(
-            self._links.first,
+            self._link,
             channel,
             message_id,
             lease_s=lease_s,
@@ -538,7 +500,7 @@ class Client:
         )
 
     async def _ask(self, kind: str, channel: str, fields: dict[str, Any]) -> dict[str, Any]:
-        return await self._links.first.request(kind, {"channel": check_channel(channel), **fields})
+        return await self._link.request(kind, {"channel": check_channel(channel), **fields})
 
     def _create_fields(
         self,
@@ -713,19 +675,11 @@ class SyncClient:
 
     def message(self, channel: str, **fields: Any) -> AbstractContextManager[SyncWriter]:
         """Return a writer, as `Client.message` does: `with client.message("chat:1") as m: m.append("…")`."""
-
-        async def open_writer() -> RemoteWriter:
-            return await self._target.message(channel, **fields).open()
-
-        return writing(self._run, open_writer)
+        return writing(self._run, lambda: self._open(Client.message, channel, **fields))
 
     def take_over(self, channel: str, message_id: str, **fields: Any) -> AbstractContextManager[SyncWriter]:
         """Return a writer that continues a message, as `Client.take_over` does."""
-
-        async def open_writer() -> RemoteWriter:
-            return await self._target.take_over(channel, message_id, **fields).open()
-
-        return writing(self._run, open_writer)
+        return writing(self._run, lambda: self._open(Client.take_over, channel, message_id, **fields))
 
     @contextmanager
     def presence(
@@ -738,7 +692,7 @@ class SyncClient:
 
         presence = self._run(enter())
         try:
-            yield SyncPresence(self, presence)
+            yield SyncPresence(self._run, presence)
         finally:
             self._run(presence.leave())
 
@@ -746,11 +700,11 @@ class SyncClient:
         self, channel: str, *, since: str | None = None, history: int | None = None, flush_ms: int | None = None
     ) -> SyncSubscription:
         """Return the channel's events, as `Client.subscribe` does: `for event in client.subscribe("chat:1")`."""
+        subscription = self._target.subscribe(channel, since=since, history=history, flush_ms=flush_ms)
+        return SyncSubscription(self._run, subscription)
 
-        async def subscribe() -> Subscription:
-            return self._target.subscribe(channel, since=since, history=history, flush_ms=flush_ms)
-
-        return SyncSubscription(self, self._run(subscribe()))
+    async def _open(self, make: Callable[..., RemoteWriter], *names: str, **fields: Any) -> RemoteWriter:
+        return await make(self._target, *names, **fields).open()
 
     def _run(self, call: Coroutine[Any, Any, T]) -> T:
         """Run `call` on the client's loop and return its result.
@@ -767,21 +721,19 @@ class SyncClient:
 class SyncPresence:
     """The blocking version of `Presence`."""
 
-    def __init__(self, client: SyncClient, presence: Presence) -> None:
-        self._client = client
-        self._presence = presence
+    def __init__(self, run: Run, presence: Presence) -> None:
+        self._run = run
+        self._target = presence
         self.channel = presence.channel
 
-    def update(self, data: dict[str, Json]) -> None:
-        """Replace the member's data, as `Presence.update` does."""
-        self._client._run(self._presence.update(data))
+    update = blocking(Presence.update)
 
 
 class SyncSubscription:
     """The blocking version of `Subscription`."""
 
-    def __init__(self, client: SyncClient, subscription: Subscription) -> None:
-        self._client = client
+    def __init__(self, run: Run, subscription: Subscription) -> None:
+        self._run = run
         self._subscription = subscription
         self.channel = subscription.channel
 
@@ -806,6 +758,6 @@ class SyncSubscription:
 
         try:
             while True:
-                yield self._client._run(next_batch())
+                yield self._run(next_batch())
         finally:
-            self._client._run(end())
+            self._run(end())
