@@ -38,7 +38,7 @@ from tenuto.client.connection import (
     websocket_dial,
 )
 from tenuto.client.feed import ChannelView, EventConsumer, Feed, Subscription
-from tenuto.client.link import Link, Outcome
+from tenuto.client.link import Link, Outcome, Retry
 from tenuto.client.work import OnTurn, RemoteWorker, Signals, Workers
 from tenuto.client.writer import RemoteWriter
 from tenuto.core.errors import LocalError, TenutoError
@@ -551,8 +551,7 @@ class Presence:
         self._member = member
         self._data = self._checked(data)
         self._is_here = False
-        self._failures = 0
-        self._again: asyncio.TimerHandle | None = None
+        self._retry = Retry(link)
 
     async def enter(self) -> Self:
         """Enter the channel. Raises the server's refusal; Unreachable."""
@@ -595,9 +594,7 @@ class Presence:
         self._link.begin("presence", self._frame(), self._on_result, is_repeatable=False)
 
     def broken(self) -> None:
-        if self._again is not None:
-            self._again.cancel()
-            self._again = None
+        self._retry.cancel()
 
     def stopped(self, error: TenutoError) -> None:
         self.error = error
@@ -606,13 +603,11 @@ class Presence:
 
     def _on_result(self, result: Outcome) -> None:
         if not isinstance(result, TenutoError):
-            self._failures = 0
+            self._retry.succeeded()
         elif isinstance(result, Unreachable):
             pass  # `opened` will enter the channel again
         elif result.retry and self._is_here:
-            self._failures += 1
-            delay_s = self._link.timing.retry(self._failures, self._link.random)
-            self._again = asyncio.get_running_loop().call_later(delay_s, self.opened)
+            self._retry.later(self.opened)
         else:
             self.error = result
             logger.warning("the member is no longer present in %s: %s", self.channel, result.code)

@@ -22,7 +22,7 @@ from typing import Any, Literal, Protocol
 from msgspec import Struct
 
 from tenuto.client.connection import Unreachable, decode_response
-from tenuto.client.link import Link, Outcome, ignore
+from tenuto.client.link import Link, Outcome, Retry, ignore
 from tenuto.core.errors import LocalError, TenutoError
 from tenuto.core.events import (
     Batch,
@@ -87,8 +87,7 @@ class Feed:
         self._is_requested = False  # True: this connection has sent an attach, and no detach since
         self._is_paused = False
         self._attaches = 0  # number of attaches, so that responses to earlier ones are ignored
-        self._failures = 0
-        self._again: asyncio.TimerHandle | None = None
+        self._retry = Retry(link)
 
     def open(self) -> None:
         """Follow the channel from now on."""
@@ -119,7 +118,7 @@ class Feed:
     def begin_anew(self) -> None:
         """Attach again after a delay, because events were lost. The consumer has cleared its cursor."""
         self._leave()
-        self._attach_later()
+        self._retry.later(self._attach_again)
 
     # Calls of the link
 
@@ -130,14 +129,14 @@ class Feed:
     def broken(self) -> None:
         self._is_attached = self._is_requested = False
         self._attaches += 1
-        self._cancel_again()
+        self._retry.cancel()
         self._consumer.cut()
 
     def received(self, events: list[Any], cursor: str | None, size: int) -> None:
         if not self._is_attached:
             return  # the response belongs to an earlier attach
         if cursor is not None:
-            self._failures = 0
+            self._retry.succeeded()
         self._consumer.receive(known_events(events), cursor, size)
 
     def detached(self, error: TenutoError) -> None:
@@ -150,13 +149,13 @@ class Feed:
         self._consumer.cursor = None
 
     def stopped(self, error: TenutoError) -> None:
-        self._cancel_again()
+        self._retry.cancel()
         self._consumer.failed(error)
 
     # Internal
 
     def _attach(self) -> None:
-        self._cancel_again()
+        self._retry.cancel()
         self._attaches += 1
         self._is_attached, self._is_requested = False, True
         attach = self._attaches
@@ -182,33 +181,21 @@ class Feed:
     def _refused(self, error: TenutoError) -> None:
         if error.retry or error.status >= 500:
             logger.info("channel %s cannot be attached now: %s", self.channel, error.code)
-            self._attach_later()
+            self._retry.later(self._attach_again)
         else:
             self.close()
             self._consumer.failed(error)
 
-    def _attach_later(self) -> None:
-        self._cancel_again()
-        self._failures += 1
-        delay_s = self.link.timing.retry(self._failures, self.link.random)
-        self._again = asyncio.get_running_loop().call_later(delay_s, self._attach_again)
-
     def _attach_again(self) -> None:
-        self._again = None
         if self.link.is_live and not self._is_paused:
             self._attach()
 
     def _leave(self) -> None:
-        self._cancel_again()
+        self._retry.cancel()
         self._attaches += 1
         if self._is_requested:
             self._is_attached = self._is_requested = False
             self.link.begin("detach", {"channel": self.channel}, ignore, is_repeatable=False)
-
-    def _cancel_again(self) -> None:
-        if self._again is not None:
-            self._again.cancel()
-            self._again = None
 
 
 # Limit, in characters, of unread frames; above it the feed pauses after the current batch.

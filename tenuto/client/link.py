@@ -553,6 +553,32 @@ class Link:
         return Unauthenticated(detail) if status == 401 else NotTenuto(detail)
 
 
+class Retry:
+    """The next try of what has failed on a link, after a delay that grows with each failure in a row."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._failures = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def later(self, step: Callable[[], None]) -> None:
+        """Call `step` after the delay, in place of an earlier step."""
+        self.cancel()
+        self._failures += 1
+        delay_s = self._link.timing.retry(self._failures, self._link.random)
+        self._timer = asyncio.get_running_loop().call_later(delay_s, step)
+
+    def cancel(self) -> None:
+        """Do not call the step."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def succeeded(self) -> None:
+        """Begin with a short delay again."""
+        self._failures = 0
+
+
 def encode(frame: dict[str, Any], limits: Limits) -> str:
     """Return `frame` as text. Raises InvalidRequest, InvalidText, TooLarge."""
     try:

@@ -22,7 +22,7 @@ from typing import Any, Self
 from msgspec import Struct
 
 from tenuto.client.connection import Unreachable, decode_response
-from tenuto.client.link import Link, Outcome
+from tenuto.client.link import Link, Outcome, Retry
 from tenuto.core.errors import (
     Deleted,
     Fenced,
@@ -181,8 +181,7 @@ class RemoteWriter(Writer):
         )
         self._created = 0  # serial of the message's create
         self._reads = 0  # number of the latest read of the message, so that results of earlier ones are ignored
-        self._failures = 0  # number of failures in a row
-        self._timer: asyncio.TimerHandle | None = None  # timer of the next try after a failure
+        self._again = Retry(link)
         self._stored_at_s = 0.0
         self._changed = asyncio.Event()
 
@@ -308,7 +307,7 @@ class RemoteWriter(Writer):
     def broken(self) -> None:
         """Wait for the next connection."""
         self._reads += 1
-        self._cancel_timer()
+        self._again.cancel()
 
     def stopped(self, error: TenutoError) -> None:
         """Refuse all content, because there will be no other connection."""
@@ -344,12 +343,12 @@ class RemoteWriter(Writer):
             outgoing.request_failed(one, result)
         else:
             outgoing.request_stored(one)
-            self._failures = 0
+            self._again.succeeded()
             self._stored_at_s = _now_s()
         if outgoing.trouble is None:
             self._pump()
         elif not outgoing.in_flight and self._link.is_live:  # without a connection, `opened` continues later
-            self._later(self._retry)
+            self._again.later(self._retry)
         self._changed.set()
 
     # -- after a failure ---------------------------------------------------------------------------------------
@@ -366,7 +365,7 @@ class RemoteWriter(Writer):
 
         A repeated create with the same fields returns the message and does not change it.
         """
-        self._cancel_timer()
+        self._again.cancel()
         self._reads += 1
         when_done = partial(self._message_read, self._reads)
         if self._create is not None:
@@ -387,7 +386,7 @@ class RemoteWriter(Writer):
             if not error.retry:
                 self._refuse(error)
             elif self._link.is_live:
-                self._later(self._read_message)
+                self._again.later(self._read_message)
             return
         if outgoing.seen(message, epoch):
             logger.warning("message %r of %s lacks stored content; it is written again", self.id, self.channel)
@@ -410,20 +409,8 @@ class RemoteWriter(Writer):
 
     def _refuse(self, error: TenutoError) -> None:
         self._outgoing.refuse(error)
-        self._cancel_timer()
+        self._again.cancel()
         self._changed.set()
-
-    def _later(self, step: Callable[[], None]) -> None:
-        """Schedule `step`, with a delay that grows with each failure."""
-        self._cancel_timer()
-        self._failures += 1
-        delay_s = self._link.timing.retry(self._failures, self._link.random)
-        self._timer = asyncio.get_running_loop().call_later(delay_s, step)
-
-    def _cancel_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
 
     # -- waiting and ending ------------------------------------------------------------------------------------
 
@@ -486,7 +473,7 @@ class RemoteWriter(Writer):
     def _close(self) -> None:
         self._link.remove_listener(self)
         self._reads += 1
-        self._cancel_timer()
+        self._again.cancel()
         self._lease.end()
 
     def _frame(self, fields: dict[str, Any]) -> dict[str, Any]:
