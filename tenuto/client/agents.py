@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
-from msgspec import Struct
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from tenuto.agents.backend import Sent, Watch
 from tenuto.agents.running import Agent, Handler, Running, check_agent, check_worker_settings
-from tenuto.agents.turn import OnCrash
 from tenuto.client.feed import ChannelView
 from tenuto.client.work import ClaimedTurn, check_pattern
 from tenuto.core.errors import LocalError, TenutoError, shown
@@ -42,7 +40,7 @@ class Agents:
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self._agents: list[RemoteAgent] = []
+        self._works: list[Callable[[], Coroutine[Any, Any, None]]] = []  # take the turns of one agent each
         self._shared: dict[ChannelView, int] = {}  # views in use, with the number of turns that use each
         self._runs: list[asyncio.Task[None]] = []
         self.running: set[Running] = set()
@@ -54,12 +52,9 @@ class Agents:
         *,
         name: str | None,
         when_busy: WhenBusy,
-        on_crash: OnCrash,
-        timeout_s: float,
-        budget_s: float | None,
-        max_tries: int,
         slots: int,
         debug: bool | None,
+        **settings: Any,
     ) -> Callable[[Handler], Handler]:
         """Register an agent (`Client.agent`)."""
         check_pattern(pattern)
@@ -68,8 +63,9 @@ class Agents:
             raise LocalError(f"debug must be True, False or None, got {shown(debug)}")
 
         def register(handler: Handler) -> Handler:
-            agent = check_agent(Agent(handler, name or "agent", on_crash, timeout_s, budget_s, max_tries))
-            self._agents.append(RemoteAgent(self._client, self, agent, pattern, name, when_busy, slots, debug))
+            on_turn = partial(self._turn, check_agent(Agent(handler, name or "agent", **settings)), debug)
+            work = partial(self._client.work, pattern, on_turn=on_turn, slots=slots, when_busy=when_busy, name=name)
+            self._works.append(work)
             return handler
 
         return register
@@ -78,9 +74,18 @@ class Agents:
         """Run all agents until cancelled, drained or shut down."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                self._runs = [tasks.create_task(agent.run()) for agent in self._agents]
+                self._runs = [tasks.create_task(work()) for work in self._works]
         except* TenutoError as group:
             raise group.exceptions[0] from None
+
+    async def _turn(self, agent: Agent, debug: bool | None, turn: ClaimedTurn) -> None:
+        backend = RemoteBackend(self._client, self, turn, debug=debug)
+        running = Running(agent, backend, turn.channel, turn.message, turn.generation, tries=turn.tries)
+        self.running.add(running)
+        try:
+            turn.outcome = await running.run()
+        finally:
+            self.running.discard(running)
 
     def leave_at_rest(self) -> None:
         """Let other workers take over the turns that lose nothing by it, now or when they come to rest."""
@@ -108,34 +113,6 @@ class Agents:
             self._shared[view] = left
         elif left == 0:
             view.close()
-
-
-class RemoteAgent(Struct, eq=False):
-    """An agent that works for a hub in another process."""
-
-    _client: Client
-    _agents: Agents
-    _agent: Agent
-    _pattern: str
-    _name: str | None
-    _when_busy: WhenBusy
-    _slots: int
-    _debug: bool | None
-
-    async def run(self) -> None:
-        """Work until cancelled. Raises the server's refusal, such as Forbidden."""
-        await self._client.work(
-            self._pattern, on_turn=self._turn, slots=self._slots, when_busy=self._when_busy, name=self._name
-        )
-
-    async def _turn(self, turn: ClaimedTurn) -> None:
-        backend = RemoteBackend(self._client, self._agents, turn, debug=self._debug)
-        running = Running(self._agent, backend, turn.channel, turn.message, turn.generation, tries=turn.tries)
-        self._agents.running.add(running)
-        try:
-            turn.outcome = await running.run()
-        finally:
-            self._agents.running.discard(running)
 
 
 class RemoteBackend:

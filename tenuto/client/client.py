@@ -25,7 +25,7 @@ from random import Random
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Struct, UnsetType, ValidationError, convert
 
 from tenuto.client.connection import (
     Dial,
@@ -39,7 +39,7 @@ from tenuto.client.connection import (
 )
 from tenuto.client.feed import ChannelView, EventConsumer, Feed, Subscription
 from tenuto.client.link import Link, Outcome, Retry
-from tenuto.client.work import OnTurn, RemoteWorker, Signals, Workers
+from tenuto.client.work import OnTurn, RemoteWorker, Signals, TurnOffer
 from tenuto.client.writer import RemoteWriter
 from tenuto.core.errors import LocalError, TenutoError
 from tenuto.core.events import Batch, CommandReply, Page, ServerEvent
@@ -126,7 +126,7 @@ class Client:
         self._ready = asyncio.Event()
         self._stop = asyncio.Event()
         self._views: dict[str, ChannelView] = {}
-        self._workers: Workers | None = None
+        self._workers: list[RemoteWorker] = []
         self._is_draining = False
         self._agents: Agents | None = None
 
@@ -357,10 +357,13 @@ class Client:
         link = self._link
         if self._is_draining:
             return
-        if self._workers is None:
-            self._workers = Workers(link)
         worker = RemoteWorker(link, pattern, slots=slots, when_busy=when_busy, name=name, on_turn=on_turn)
-        await self._workers.run(worker)
+        link.when_turn = self._take_turn
+        self._workers.append(worker)
+        try:
+            await worker.run()
+        finally:
+            self._workers.remove(worker)
 
     async def take_waiting(self, channel: str, message_id: str, *, turn: str) -> bool:
         """Take a waiting user message into this client's turn of message `turn`. Return False if another turn has it.
@@ -425,8 +428,8 @@ class Client:
     def drain(self) -> None:
         """Take no more turns: `run` and `work` return when the running turns are over."""
         self._is_draining = True
-        if self._workers is not None:
-            self._workers.drain()
+        for worker in self._workers:
+            worker.drain()
 
     # -- links -------------------------------------------------------------------------------------------------
 
@@ -480,6 +483,16 @@ class Client:
             await agents.run()
         finally:
             await self.close()
+
+    def _take_turn(self, frame: dict[str, Any]) -> None:
+        try:
+            offer = convert(frame, TurnOffer)
+        except ValidationError as error:
+            logger.error("the server sent an invalid turn: %s", error)
+            return
+        worker = next((one for one in self._workers if one.is_for(offer)), None)
+        if worker is not None:  # otherwise the worker has stopped meanwhile, and the claim will end
+            worker.take(offer)
 
     def _drain_within(self, drain_s: float) -> None:
         assert self._agents is not None

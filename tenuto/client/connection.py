@@ -243,14 +243,16 @@ def error_of(problem: dict[str, Any]) -> TenutoError:
     return UnknownProblem(detail, code=code, status=status, title=str(problem.get("title", code)), **details)
 
 
-def decode_response(response: dict[str, Any], kind: type[T]) -> T:
-    """Return the fields `response` as an object of type `kind`.
+def decode_response(response: dict[str, Any] | bytes, kind: type[T]) -> T:
+    """Return the fields `response`, or those in a body, as an object of type `kind`.
 
     Raises TenutoError if they do not follow the protocol.
     """
     try:
-        return msgspec.convert(response, kind)
-    except msgspec.ValidationError as error:
+        return (
+            msgspec.json.decode(response, type=kind) if isinstance(response, bytes) else msgspec.convert(response, kind)
+        )
+    except msgspec.DecodeError as error:
         raise TenutoError(
             f"the server's response is not valid: {error}; check that client and server are of compatible versions"
         ) from None
@@ -459,7 +461,7 @@ class Http:
         problem = problem_in(response.content)
         self._has_responded = self._has_responded or response.status_code == 200 or bool(problem)
         if response.status_code == 200:
-            return _decoded(response.content), 0.0
+            return decode_response(response.content, dict[str, Any]), 0.0
         if not problem:
             detail = (
                 f"{self._access.address} responded {response.status_code}, unlike a Tenuto server; the hub may be at "
@@ -467,12 +469,3 @@ class Http:
             )
             return Unreachable(detail) if response.status_code >= 500 else NotTenuto(detail), 0.0
         return error_of(problem), retry_after_s(response.headers.get("retry-after", ""))
-
-
-def _decoded(body: bytes) -> dict[str, Any]:
-    try:
-        return msgspec.json.decode(body, type=dict[str, Any])
-    except msgspec.DecodeError as error:
-        raise TenutoError(
-            f"the server's response is not valid: {error}; check that client and server are of compatible versions"
-        ) from None

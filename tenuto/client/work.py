@@ -19,7 +19,6 @@ from functools import partial
 from types import FrameType, TracebackType
 from typing import Any, Literal, Self
 
-import msgspec
 from msgspec import Struct
 
 from tenuto.client.link import Link, Outcome, ignore
@@ -303,37 +302,6 @@ class ClaimedTurn:
 
     def _claim(self) -> dict[str, Any]:
         return {"channel": self.channel, "message": self.message.id, "generation": self.generation}
-
-
-class Workers:
-    """The workers of a client. Each turn that arrives is passed to one of them."""
-
-    def __init__(self, link: Link) -> None:
-        self._workers: list[RemoteWorker] = []
-        link.when_turn = self._take
-
-    def drain(self) -> None:
-        """Take no more turns."""
-        for worker in self._workers:
-            worker.drain()
-
-    async def run(self, worker: RemoteWorker) -> None:
-        """Run `worker` with the turns of its pattern."""
-        self._workers.append(worker)
-        try:
-            await worker.run()
-        finally:
-            self._workers.remove(worker)
-
-    def _take(self, frame: dict[str, Any]) -> None:
-        try:
-            offer = msgspec.convert(frame, TurnOffer)
-        except msgspec.ValidationError as error:
-            logger.error("the server sent an invalid turn: %s", error)
-            return
-        worker = next((one for one in self._workers if one.is_for(offer)), None)
-        if worker is not None:  # otherwise the worker has stopped meanwhile, and the claim will end
-            worker.take(offer)
 
 
 def check_pattern(pattern: str) -> str:
