@@ -2,17 +2,16 @@
 
 Layer: cli.
 
-It follows the channel with the Python client and keeps a `core.view.View`, as any other viewer does, and prints the
-difference after each batch. So after a broken connection no text is missing and none is printed twice.
+It follows the channel with the Python client, whose view begins anew if events are lost, and prints the difference
+after each change. So after a broken connection no text is missing and none is printed twice.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import random
-from collections.abc import Callable
-from contextlib import aclosing
+import math
+from collections.abc import Callable, Iterable
 from typing import TextIO
 
 from tenuto.client import Client
@@ -20,7 +19,6 @@ from tenuto.client.connection import Timing
 from tenuto.core.errors import LocalError, TenutoError
 from tenuto.core.model import Message
 from tenuto.core.names import check_channel
-from tenuto.core.view import View, ViewGap
 
 # A terminal obeys control characters, which could move the cursor, change the title, or type a command. They are
 # replaced.
@@ -41,9 +39,9 @@ class Printer:
         self._status: dict[str, str] = {}
         self._current: str | None = None
 
-    def show(self, view: View) -> None:
-        """Print the text and the ends that are new in `view`."""
-        for message in view.messages():
+    def show(self, messages: Iterable[Message]) -> None:
+        """Print the text and the ends that are new in `messages`, which are in view."""
+        for message in messages:
             text, before = message.text, self._printed.get(message.id)
             if before is None or not text.startswith(before):
                 self._begin(message, "" if before is None else " (edited)")
@@ -109,20 +107,11 @@ def follow(
 
 
 async def _follow(url: str, channel: str, since: str | None, history: int, out: TextIO, timing: Timing) -> None:
-    view, printer = View(), Printer(out.write)
-    view.cursor = since
-    gaps = 0
+    printer = Printer(out.write)
     async with Client(url, timing=timing) as client:
-        while True:
-            try:
-                async with aclosing(client.subscribe(channel, since=view.cursor, history=history).batches()) as batches:
-                    async for batch in batches:
-                        view.receive(batch)
-                        gaps = 0
-                        if view.cursor is not None:
-                            printer.show(view)
-                            out.flush()
-            except ViewGap:  # events are missing: begin anew without a cursor, after a delay
-                view.cut()
-                gaps += 1
-                await asyncio.sleep(timing.backoff(gaps, random.Random()))
+        view = client.channel(channel, history=history)
+        view.cursor = since  # before the first connection
+        await view.live(timeout_s=math.inf)
+        async for _ in view:
+            printer.show(view.messages)
+            out.flush()

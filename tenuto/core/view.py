@@ -2,7 +2,7 @@
 
 Layer: core.
 
-The Python client, `tenuto tail`, the simulator and the property tests all keep their view with this. `web/view.js`
+The Python client, the simulator and the property tests all keep their view with this. `web/view.js`
 is the same in JavaScript, and both pass `tests/vectors/`. A view is always a prefix of the truth and ends equal to it,
 even if batches are interrupted, delayed, repeated or joined.
 """
