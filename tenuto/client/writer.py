@@ -4,7 +4,7 @@ Layer: client.
 
 `core.outgoing_remote` holds the rules: which content is accepted, which requests can be sent together, and the content
 that is sent again after a failure. This module connects them to the connection (`link`), the timers and the lease: the
-right to write the message until a time. Each request renews it, and `WriterLease` does while none are sent. On each new
+right to write the message until a time. Each request renews it, and a timer does while none are sent. On each new
 connection the writer first reads its message: it sends the create again, which returns an existing message and does not
 change it. A message that was taken over is read from the history.
 """
@@ -54,77 +54,6 @@ SHORTEST_LEASE_S = 5.0  # shortest lease that a server accepts
 RENEWALS = 3  # number of renewals within the length of a lease
 
 
-class WriterLease:
-    """The lease of one writer, from `begin` to `end`. The link's timer renews it three times within its length."""
-
-    def __init__(
-        self,
-        link: Link,
-        frame: Callable[[dict[str, Any]], dict[str, Any]],
-        term_s: float,
-        *,
-        is_in_trouble: Callable[[], bool],
-        when_lost: Callable[[TenutoError], None],
-    ) -> None:
-        """Renew over `link` for a message, whose name `frame` adds to the fields of a request.
-
-        While the writer `is_in_trouble`, its requests may be refused, so they do not count as renewals. `when_lost` is
-        called with the error if the message has ended or has another writer.
-        """
-        self.term_s = term_s
-        self._link = link
-        self._frame = frame
-        self._is_in_trouble = is_in_trouble
-        self._when_lost = when_lost
-        self._is_renewed = True  # False: the server has no leases, or the writer lets the lease end
-        self._used_at_s = 0.0
-        self._generation = 1
-        self._timer: asyncio.TimerHandle | None = None
-
-    def begin(self, generation: int) -> None:
-        """Renew the lease from now on, as the writer with number `generation`."""
-        self._generation = generation
-        self.use()
-        self._schedule()
-
-    def use(self) -> None:
-        """Note that the writer is sending a request, which renews the lease."""
-        self._used_at_s = _now_s()
-
-    def renew(self) -> None:
-        """Renew the lease, unless a request has done so recently."""
-        is_idle = _now_s() - self._used_at_s >= self.term_s / RENEWALS * 0.9
-        if self._is_renewed and self._link.is_live and (is_idle or self._is_in_trouble()):
-            self.use()
-            self._link.begin("lease", self._fields(self.term_s), self._renewed, is_repeatable=False)
-        self._schedule()
-
-    async def let_end(self) -> None:
-        """Set the shortest lease and renew no more, so that the server soon ends the message as `interrupted`."""
-        self._is_renewed = False
-        await self._link.request("lease", self._fields(SHORTEST_LEASE_S), is_repeatable=False)
-
-    def end(self) -> None:
-        """Stop the timer."""
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _fields(self, lease_s: float) -> dict[str, Any]:
-        return self._frame({"generation": self._generation, "lease_s": lease_s})
-
-    def _schedule(self) -> None:
-        self.end()
-        interval_s = self.term_s / RENEWALS
-        due_s = max(self._used_at_s + interval_s, _now_s() + interval_s / 10)
-        self._timer = asyncio.get_running_loop().call_at(due_s, self.renew)
-
-    def _renewed(self, result: Outcome) -> None:
-        if isinstance(result, InvalidRequest):
-            self._is_renewed = False  # the server has no leases
-        elif isinstance(result, Finished | Fenced | Deleted | NotWriter):
-            self._when_lost(result)
-
-
 def _now_s() -> float:
     return asyncio.get_running_loop().time()
 
@@ -172,13 +101,10 @@ class RemoteWriter(Writer):
         self._link = link
         self._create = create
         self._read = read
-        self._lease = WriterLease(
-            link,
-            self._frame,
-            lease_s,
-            is_in_trouble=lambda: self._outgoing.trouble is not None,
-            when_lost=self._lease_lost,
-        )
+        self._lease_s = lease_s
+        self._has_lease = True  # False: the server has no leases, or the writer lets its lease end
+        self._used_at_s = 0.0  # when the last request was sent: each one renews the lease
+        self._renewal: asyncio.TimerHandle | None = None
         self._created = 0  # serial of the message's create
         self._reads = 0  # number of the latest read of the message, so that results of earlier ones are ignored
         self._again = Retry(link)
@@ -228,7 +154,7 @@ class RemoteWriter(Writer):
         """Take the message over, and read it."""
         sockets = self._link.sockets
         fields = {
-            "lease_s": self._lease.term_s,
+            "lease_s": self._lease_s,
             "request": f"{self._outgoing.nonce}.{self._link.random.getrandbits(40)}",
         }
         taken = decode_response(await self._link.insist("takeover", self._frame(fields)), TakenOver)
@@ -243,7 +169,8 @@ class RemoteWriter(Writer):
         self._outgoing.load(message, generation)
         self._outgoing.epoch = _epoch_of(cursor)
         self._outgoing.open()
-        self._lease.begin(generation)
+        self._used_at_s = _now_s()
+        self._renew_later()
         self._link.add_listener(self, since=sockets)
 
     async def _created_or_ended(self, create: dict[str, Any]) -> dict[str, Any]:
@@ -301,7 +228,7 @@ class RemoteWriter(Writer):
                 f"the connection broke before message {self.id!r} was stored whole; the client repeats its requests"
             )
         )
-        self._lease.renew()
+        self._renew()
         self._read_message()
 
     def broken(self) -> None:
@@ -330,7 +257,7 @@ class RemoteWriter(Writer):
         for one in outgoing.requests_to_send(self._link.limits.writer_bytes):
             if outgoing.is_settled:
                 return  # the link refused one of these before it was sent
-            self._lease.use()
+            self._used_at_s = _now_s()
             kind, fields = _frame_of(one.request)
             fields = {**self._frame(fields), "generation": outgoing.generation}
             self._link.begin(kind, fields, partial(self._request_done, one), is_repeatable=False)
@@ -350,6 +277,32 @@ class RemoteWriter(Writer):
         elif not outgoing.in_flight and self._link.is_live:  # without a connection, `opened` continues later
             self._again.later(self._retry)
         self._changed.set()
+
+    # -- the lease ---------------------------------------------------------------------------------------------
+
+    def _renew(self) -> None:
+        """Renew the lease, unless a request has done so recently. In trouble none counts: it may be refused."""
+        is_idle = _now_s() - self._used_at_s >= self._lease_s / RENEWALS * 0.9
+        if self._has_lease and self._link.is_live and (is_idle or self._outgoing.trouble is not None):
+            self._used_at_s = _now_s()
+            self._link.begin("lease", self._lease(self._lease_s), self._renewed, is_repeatable=False)
+        self._renew_later()
+
+    def _renew_later(self) -> None:
+        if self._renewal is not None:
+            self._renewal.cancel()
+        interval_s = self._lease_s / RENEWALS
+        due_s = max(self._used_at_s + interval_s, _now_s() + interval_s / 10)
+        self._renewal = asyncio.get_running_loop().call_at(due_s, self._renew)
+
+    def _renewed(self, result: Outcome) -> None:
+        if isinstance(result, InvalidRequest):
+            self._has_lease = False
+        elif isinstance(result, Finished | Fenced | Deleted | NotWriter) and self._outgoing.state is OPEN:
+            self._refuse(result)
+
+    def _lease(self, lease_s: float) -> dict[str, Any]:
+        return self._frame({"generation": self.generation, "lease_s": lease_s})
 
     # -- after a failure ---------------------------------------------------------------------------------------
 
@@ -403,10 +356,6 @@ class RemoteWriter(Writer):
             raise NotFound(f"message {self.id!r} is not in channel {self.channel!r} any more; write another message")
         return page.messages[0], _epoch_of(page.cursor)
 
-    def _lease_lost(self, error: TenutoError) -> None:
-        if self._outgoing.state is OPEN:
-            self._refuse(error)
-
     def _refuse(self, error: TenutoError) -> None:
         self._outgoing.refuse(error)
         self._again.cancel()
@@ -453,7 +402,8 @@ class RemoteWriter(Writer):
             # the server alone sets `interrupted`, when the lease ends, which is soon
             if status == "interrupted":
                 await self.flush()
-                await self._lease.let_end()
+                self._has_lease = False
+                await self._link.request("lease", self._lease(SHORTEST_LEASE_S), is_repeatable=False)
                 return
             self._outgoing.accept_end(status, reason=reason)
             self._pump()
@@ -474,7 +424,8 @@ class RemoteWriter(Writer):
         self._link.remove_listener(self)
         self._reads += 1
         self._again.cancel()
-        self._lease.end()
+        if self._renewal is not None:
+            self._renewal.cancel()
 
     def _frame(self, fields: dict[str, Any]) -> dict[str, Any]:
         """Return `fields` with the names of the channel and the message."""
