@@ -10,12 +10,13 @@ import binascii
 import hashlib
 import re
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from itertools import takewhile
 from mimetypes import guess_type
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -35,6 +36,7 @@ from tenuto.core.errors import (
 from tenuto.interop.fold import Json
 from tenuto.routes import OPTIONS_KEY, OUTPUT, Access, TurnStatus, guarded, is_id
 
+T = TypeVar("T")
 Endpoint = Callable[[Request], Awaitable[Response]]
 Shown = Callable[[list[TurnStatus]], list[Json]]  # returns the client's messages of a conversation
 MOST_UNSENT = 20  # earlier messages of the user that a request stores
@@ -104,6 +106,15 @@ async def body_of(access: Access, request: Request, remedy: str) -> Json:
         limit = error.details["limit"]
         text = f"the body of the request has more than {limit} bytes (Limits.message_bytes); {remedy}"
         raise TooLarge(text, limit=limit) from None
+
+
+def fields_in(given: Mapping[str, Any], form: type[T]) -> T:
+    """Return the fields of `form`, a struct, in a query or an event. Raises InvalidRequest, which names the value."""
+    try:
+        return msgspec.convert({**given}, form, strict=False)
+    except msgspec.ValidationError as error:
+        expected, _, name = str(error).rstrip("`").partition(" - at `$.")
+        raise InvalidRequest(f"{name} is {given.get(name)!r:.80}: {expected:.200}", param=name) from None
 
 
 def stored_id(id: str) -> str:

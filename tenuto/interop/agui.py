@@ -20,13 +20,13 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import takewhile
-from typing import Any
+from typing import Annotated, Any
 from zlib import crc32
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import Response
@@ -37,6 +37,7 @@ from tenuto.interop.adapter import (
     ChatRoutes,
     begin_unsent,
     body_of,
+    fields_in,
     hashed,
     json_response,
     messages_in,
@@ -174,6 +175,13 @@ SERVER_RESULT = ".result"  # end of the ids of the results that the client has f
 RUN_CHARS = 256  # maximal length of a run's id, which each response repeats
 
 
+class _Page(Struct, frozen=True):
+    """The messages that a client loads: the newest ones, or those before a serial."""
+
+    limit: Annotated[int, Meta(ge=1)] = 200
+    before: Annotated[int, Meta(ge=1, lt=10**16)] | None = None
+
+
 class AGUI(ChatRoutes):
     """The routes of one agent of AG-UI: `AGUI(hub, channel="chat:{id}").install(app, "/api/agent")`.
 
@@ -203,15 +211,8 @@ class AGUI(ChatRoutes):
         after = None if has_results else _after(request, question)
         await _ask(access, channel, last, before, earlier, options)
         if has_results:
-            question, later, parts = await _with_results(access, channel, question, later)
+            question, later = await _add_results(access, channel, question, later, options)
             after = _after(request, question)
-            try:
-                if parts:
-                    await access.create(channel, id=question, parts=parts, options=options)
-            except IdConflict:  # another tab has sent results of the same calls
-                known = (await access.turn(channel, question)).message
-                if known is None or any(one["data"]["call_id"] not in outputs_in(known) for one in parts):
-                    raise
         if request.headers.get("x-run-id"):  # TanStack AI joins a run by the id that the run has named, and no thread
             run = _run_id(body["threadId"], question)
         stream = AGUIStream(body["threadId"], run, question, after)
@@ -229,21 +230,16 @@ class AGUI(ChatRoutes):
                     return await self._follow(request, thread, question)
             raise NotFound(f"run {run[:64]!r} does not exist; use an id that this server has returned")
         access, channel = await self._enter(request, given.get("threadId"), "history")
-        limit, before = (_whole(given, name) for name in ("limit", "before"))
-        turns = await access.conversation(channel, limit=min(limit or 200, 200), before=before)
-        kept = [one for turn in turns for one in (turn.message, *turn.answers) if one is not None]
+        wanted = fields_in(given, _Page)
+        turns = await access.conversation(channel, limit=min(wanted.limit, 200), before=wanted.before)
+        shown: Json = {"messages": ui_messages_of(turns), "interrupts": None, "activeRun": None}
         running = [one.message.id for one in turns if one.state in ("waiting", "running") and one.message is not None]
-        first, page = min((one.created for one in kept), default=0), dict[str, Any](truncated=False)
-        if kept and (await access.history(channel, before=first, limit=1)).messages:
-            page = {"truncated": True, "cursor": str(first)}
-        return json_response(
-            {
-                "messages": ui_messages_of(turns),
-                "activeRun": {"runId": _run_id(given["threadId"], running[-1])} if running and not before else None,
-                "interrupts": None,
-                "page": page,
-            }
-        )
+        if running and wanted.before is None:
+            shown["activeRun"] = {"runId": _run_id(given["threadId"], running[-1])}
+        first = min((one.created for turn in turns for one in (turn.message, *turn.answers) if one), default=None)
+        is_cut = first is not None and (await access.history(channel, before=first, limit=1)).messages
+        shown["page"] = {"truncated": True, "cursor": str(first)} if is_cut else {"truncated": False}
+        return json_response(shown)
 
     async def _follow(self, request: Request, thread: str = "", question: str = "") -> Response:
         """Stream a turn after `Last-Event-ID` or `cursor`, by default the newest one whole; 204 if there is none."""
@@ -290,14 +286,6 @@ def _run_id(thread: str, question: str) -> str:
     return "run_" + packed(thread, question)
 
 
-def _whole(given: Mapping[str, str], name: str) -> int | None:
-    """Return a number of the query. Raises InvalidRequest."""
-    value = given.get(name)
-    if value is None or (value.isascii() and value.isdigit() and 0 < len(value) < 17 and int(value)):
-        return int(value) if value is not None else None
-    raise InvalidRequest(f"{name} must be a whole number above 0, got {value!r:.80}")
-
-
 async def _ask(
     access: Access, channel: str, last: Json, before: list[Json], earlier: list[Json], options: Json
 ) -> None:
@@ -322,13 +310,13 @@ async def _ask(
     await begin_unsent(access, channel, turn)
 
 
-async def _with_results(
-    access: Access, channel: str, question: str, later: list[Json]
-) -> tuple[str, list[Json], list[Json]]:
-    """Return the question of the turn that a run joins, its client's messages of this turn, and the parts to store.
+async def _add_results(
+    access: Access, channel: str, question: str, later: list[Json], options: Json
+) -> tuple[str, list[Json]]:
+    """Return the question of the turn that a run joins, and its client's messages of this turn.
 
-    Results of calls to the client's own tools, whose turns have ended without them, are a new question, with the same
-    id for each tab. Other results are ignored, because the store has them, perhaps from another tab.
+    Results of calls to the client's own tools, whose turns have ended without them, are stored as a new question, with
+    the same id for each tab. Other results are ignored, because the store has them, perhaps from another tab.
     """
     turns = await access.conversation(channel, limit=NEWEST)
     stored = [(turn.message.id, outputs_in(turn.message)) for turn in turns if turn.message is not None]
@@ -341,10 +329,16 @@ async def _with_results(
             if is_own and (sent := str(later[at].get(name))) in known:
                 question, later = known[sent], later[at + 1 :]
                 break
-        outputs = await _outputs(access, channel, [one for one in later if one["role"] == "tool"], turns)
-        if outputs:
-            return min(id for id, _ in outputs), [], [part for _, part in outputs]
-    return question, later, []
+        if found := await _outputs(access, channel, [one for one in later if one["role"] == "tool"], turns):
+            id, parts = min(id for id, _ in found), [part for _, part in found]
+            try:
+                await access.create(channel, id=id, parts=parts, options=options)
+            except IdConflict:  # another tab has sent results of the same calls
+                other = (await access.turn(channel, id)).message
+                if other is None or any(one["data"]["call_id"] not in outputs_in(other) for one in parts):
+                    raise
+            return id, []
+    return question, later
 
 
 async def _outputs(

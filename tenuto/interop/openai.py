@@ -18,9 +18,9 @@ from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, 
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import dropwhile, takewhile
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -44,8 +44,10 @@ from tenuto.core.errors import (
 )
 from tenuto.interop.adapter import (
     Endpoint,
+    T,
     body_of,
     check_template,
+    fields_in,
     hashed,
     json_response,
     output_part,
@@ -61,11 +63,11 @@ from tenuto.interop.openai_stream import (
     CALLS,
     CONVERSATION,
     CUSTOM,
+    STEERED,
     STEERS,
     ChatStream,
     Reference,
     TurnEvents,
-    after_of,
     completion,
     conversation_id,
     error_of,
@@ -90,7 +92,6 @@ logger = logging.getLogger("tenuto.transports")
 _Begin = Callable[[Access, Json], Awaitable[tuple[Message, Reference]]]
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _MAX_NEW = 20  # items of one request, as in OpenAI's API
-_LARGEST_PAGE = 100
 _MAX_READ = 1000  # messages among which the further input of a question, or the way to one, is looked for
 _NEWEST = 20  # newest messages of a conversation among which the turn to reply to is looked for
 SHORTER = "send only what is new, with previous_response_id"
@@ -149,7 +150,7 @@ class OpenAI:
         if body.get("stream") is True:
             return access.stream(of.channel, of.message_id, events)
         if body.get("background") is True:
-            return response_now(await turn_of(access, of), of)
+            return json_response((await turn_of(access, of)).response())
         del body  # it may be large, and the turn may take long
         return await whole_response(access, request, events)
 
@@ -214,14 +215,12 @@ class OpenAI:
                 into = await self._turn_in(access, channel, given)
             if into is not None:
                 turn = await turn_of(access, into, param="previous_response_id")
-                if (start := await self._reply(access, into, turn, given)) is not None:
-                    parts = turn.status.answers[start[0]].parts[: start[1]] if turn.status.answers else []
-                    attempt = sum(part["type"] == ATTEMPT for part in parts)
-                    return turn.question, into._replace(start=start, attempt=attempt)
+                if (rest := await self._reply(access, turn, given)) is not None:
+                    return turn.question, rest
                 if is_response and requested_in(turn.question).get(CONVERSATION):  # a branch would hide its messages
                     detail = "the response is of a conversation; send that as conversation"
                     raise InvalidRequest(detail, param="previous_response_id")
-                parent = (await _last_of(access, channel, turn)).id if is_response else UNSET
+                parent = (await _last_of(access, turn)).id if is_response else UNSET
             if not is_response or body.get("model") is not None:
                 self._agent(access, body.get("model"))
         parts = [*given.outputs.values(), *given.parts]
@@ -245,12 +244,10 @@ class OpenAI:
                 return of
         turns = await access.conversation(channel, limit=_NEWEST) if replies else await access.open_turns(channel)
         for status in reversed(turns):
-            if status.message is None:
-                continue
-            of = Reference(channel, status.message.id)
             calls = {part["call"] for one in status.answers for part in one.parts if part["type"] == "tool"}
-            if calls & given.outputs.keys() or (not replies and status.questions):
-                return of
+            is_meant = calls & given.outputs.keys() or (not replies and status.questions)
+            if is_meant and status.message is not None:
+                return Reference(channel, status.message.id)
         if replies:
             raise _no_call(replies[0])
         return None
@@ -269,10 +266,11 @@ class OpenAI:
             raise InvalidRequest(f"{detail}, or a previous_response_id")
         return channel
 
-    async def _reply(self, access: Access, of: Reference, turn: AskedTurn, given: GivenInput) -> Place | None:
-        """Send the replies that a request has, and return where its response begins; None for a new turn."""
+    async def _reply(self, access: Access, turn: AskedTurn, given: GivenInput) -> Reference | None:
+        """Send the replies that a request has, and return the response that follows them; None for a new turn."""
+        of, answers = turn.of, turn.status.answers
         open_calls = {call: one.id for one in turn.status.questions if (call := call_of(one.data))}
-        asked_about = {id: await _approved(access, of, turn, id) for id in given.approvals}
+        asked_about = {id: await _approved(access, turn, id) for id in given.approvals}
         approved_ids = {command for _, command in asked_about.values()}
         waiting = approved_ids & {one.id for one in turn.status.questions} or open_calls.keys() & given.outputs.keys()
         is_message = bool(given.parts or given.earlier)
@@ -282,7 +280,7 @@ class OpenAI:
         own = own_tools(turn.question)
         calls = {
             part["call"]: ((a, index), part)
-            for a, answer in enumerate(turn.status.answers)
+            for a, answer in enumerate(answers)
             for index, part in enumerate(answer.parts)
             if part["type"] == "tool" and part["name"] in own
         }
@@ -294,7 +292,7 @@ class OpenAI:
         if missing := [call for call, place in left.items() if (is_asker if is_message else place <= of.start)]:
             detail = f"No tool output found for function call {', '.join(missing)[:200]}"
             raise InvalidRequest(f"{detail}; send the outputs of all calls, or cancel the response", param="input")
-        replied = access.replied(of.channel, [of.message_id, *(one.id for one in turn.status.answers)])
+        replied = access.replied(of.channel, [of.message_id, *(one.id for one in answers)])
         places: list[Place] = []
         for id, (approved, reason) in given.approvals.items():
             place, command = asked_about[id]
@@ -313,21 +311,20 @@ class OpenAI:
             places.append((place[0], place[1] + 1))
         if not places or is_message:
             return None
-        return min([max(places) if not given.approvals else min(places), *left.values()])
+        a, index = min([max(places) if not given.approvals else min(places), *left.values()])
+        attempt = sum(part["type"] == ATTEMPT for part in answers[a].parts[:index])
+        return of._replace(start=(a, index), attempt=attempt)
 
     async def _retrieve(self, request: Request) -> Response:
-        stream = request.query_params.get("stream", "false")
-        if stream.lower() not in ("true", "1", "false", "0"):
-            raise InvalidRequest(f"stream must be true or false, got {stream!r:.80}", param="stream")
-        if stream.lower() in ("false", "0"):
-            _, of, turn = await self._response_in(request, "history")
-            return response_now(turn, of)
-        access, of, turn = await self._response_in(request, "subscribe", "history")
-        return access.stream(of.channel, of.message_id, TurnEvents(turn.question, of, after_of(request.query_params)))
+        wanted = fields_in(request.query_params, Retrieval)
+        access, turn = await self._response_in(request, *(["subscribe"] if wanted.stream else []), "history")
+        if not wanted.stream:
+            return json_response(turn.response())
+        return access.stream(*turn.of[:2], TurnEvents(turn.question, turn.of, wanted.starting_after))
 
     async def _delete(self, request: Request) -> Response:
         """Delete what the request of the caller brought, and the answers."""
-        access, of, (question, _) = await self._response_in(request, "history", "publish")
+        access, (of, question, _) = await self._response_in(request, "history", "publish")
         if any(of.start):
             first = of.at().id()[:64]
             raise InvalidRequest(f"the response is the rest of a turn; delete the response that began it, {first!r}")
@@ -340,15 +337,15 @@ class OpenAI:
 
     async def _input_items(self, request: Request) -> Response:
         """Return the messages that the request of the response brought; of replies nothing is kept."""
-        access, of, (question, _) = await self._response_in(request, "history")
+        access, (of, question, _) = await self._response_in(request, "history")
         brought = [] if any(of.start) else await _brought(access, of.channel, question)
         items = [item for one in brought for item in input_items(of.channel, one)]
-        page = page_in(request)
-        return page.response(items if page.is_asc else items[::-1])
+        page = fields_in(request.query_params, Page)
+        return page.response(page.ordered(items))
 
     async def _cancel(self, request: Request) -> Response:
         """Cancel the turn for all clients, and respond when it has ended."""
-        access, of, (question, status) = await self._response_in(request, "subscribe", "history", "command")
+        access, (of, question, status) = await self._response_in(request, "subscribe", "history", "command")
         if status.state in ("waiting", "running"):
             with suppress(Finished):
                 await access.command(of.channel, "cancel", target=of.message_id)
@@ -356,11 +353,11 @@ class OpenAI:
         events.is_cancelled = True
         return await whole_response(access, request, events)
 
-    async def _response_in(self, request: Request, *needs: str) -> tuple[Access, Reference, AskedTurn]:
-        """Return the access of the caller, and the response that the path names, with its turn."""
+    async def _response_in(self, request: Request, *needs: str) -> tuple[Access, AskedTurn]:
+        """Return the access of the caller, and the turn of the response that the path names."""
         of = reference(request.path_params["id"])
         access = await self._hub.authorize(request.scope, of.channel, needs)
-        return access, of, await turn_of(access, of)
+        return access, await turn_of(access, of)
 
     # -- conversations: each is a channel -------------------------------------------------------------------------
 
@@ -396,19 +393,18 @@ class OpenAI:
 
     async def _list_items(self, request: Request) -> Response:
         access, channel = await self._in_conversation(request)
-        page, found = page_in(request), list[Json]()
-        turns = await access.conversation(channel, limit=_MAX_READ)
-        turns = turns if page.is_asc else turns[::-1]
+        page, found = fields_in(request.query_params, Page), list[Json]()
+        turns = page.ordered(await access.conversation(channel, limit=_MAX_READ))
         if page.after is not None:
             begin = reference(page.after, "after", kind="item").message_id
             turns = [*dropwhile(lambda one: (one.message or one.answers[0]).id != begin, turns)]
         for status in turns:
             await asyncio.sleep(0)  # an answer may have many parts
-            items = input_items(channel, status.message or status.answers[0])
             if status.message is not None:
-                of = Reference(channel, status.message.id)
-                items += events_of(await asked(access, channel, status), of).response()["output"]
-            found += items if page.is_asc else items[::-1]
+                items = (await asked(access, Reference(channel, status.message.id), status)).items()
+            else:
+                items = input_items(channel, status.answers[0])
+            found += page.ordered(items)
             if len(page.rest_of(found)) > page.limit:  # one more shows that there is another page
                 break
         return page.response(found)
@@ -436,7 +432,7 @@ class OpenAI:
         """Return the access of the caller, the item that the path names, and the items of its message or turn."""
         access, channel = await self._in_conversation(request, *needs)
         of = reference(id := request.path_params["item"], kind="item")
-        items = await _items_of(access, of.at()) if of.channel == channel else []
+        items = (await turn_of(access, of.at(), "item")).items() if of.channel == channel else []
         if all(one["id"] != id for one in items):
             raise unknown("item", id)
         return access, of, items
@@ -484,24 +480,28 @@ class OpenAI:
         return name, agents[name]
 
 
-def events_of(turn: AskedTurn, of: Reference) -> TurnEvents:
-    """Return the events of a turn as it is, all of them sent."""
-    events = TurnEvents(turn.question, of)
-    events.receive(deltas_of(turn.status))
-    return events
-
-
 class AskedTurn(NamedTuple):
-    """A turn, and its question with all that its request asks for."""
+    """The turn of a response or an item, and its question with all that its request asks for."""
 
+    of: Reference
     question: Message
     status: TurnStatus
 
+    def response(self) -> Json:
+        """Return the response as it is now."""
+        events = TurnEvents(self.question, self.of)
+        events.receive(deltas_of(self.status))
+        return events.response()
 
-async def asked(access: Access, channel: str, status: TurnStatus) -> AskedTurn:
+    def items(self) -> list[Json]:
+        """Return the items of the question, and of the response."""
+        return [*input_items(self.of.channel, self.question), *self.response()["output"]]
+
+
+async def asked(access: Access, of: Reference, status: TurnStatus) -> AskedTurn:
     """Return a turn that has a question."""
     assert status.message is not None
-    return AskedTurn(with_options(status.message, await access.options(channel, status.message)), status)
+    return AskedTurn(of, with_options(status.message, await access.options(of.channel, status.message)), status)
 
 
 async def turn_of(access: Access, of: Reference, kind: str = "response", param: str | None = None) -> AskedTurn:
@@ -515,12 +515,7 @@ async def turn_of(access: Access, of: Reference, kind: str = "response", param: 
     has_place = has_place or any(part["type"] == ATTEMPT for one in status.answers[a : a + 1] for part in one.parts)
     if status.message is None or (kind == "response" and not (status.message.role == "user" and has_place)):
         raise unknown(kind, of.id(), param)
-    return await asked(access, of.channel, status)
-
-
-def response_now(turn: AskedTurn, of: Reference) -> Response:
-    """Return the response as it is now."""
-    return json_response(events_of(turn, of).response())
+    return await asked(access, of, status)
 
 
 async def whole_response(
@@ -543,9 +538,9 @@ async def _found(access: Access, channel: str, id: str) -> Message | None:
     return None
 
 
-async def _last_of(access: Access, channel: str, turn: AskedTurn) -> Message:
+async def _last_of(access: Access, turn: AskedTurn) -> Message:
     """Return the last message of a turn: an answer, or input behind it that the agent has taken in, or the question."""
-    question = turn.question
+    channel, question = turn.of.channel, turn.question
     last = max([question, *turn.status.answers], key=lambda one: one.created)
     for one in (await access.history(channel, after=question.created, limit=_NEWEST)).messages:
         if one.role == "user" and one.parent in (question.id, last.id):
@@ -605,46 +600,41 @@ async def with_references(access: Access, items: object, into: Reference | None,
     """
     if not isinstance(items, list):
         return items
-    wanted = {str(one.get("id")) for one in items if _is_reference(one)}
-    found: dict[Reference, dict[str, Json]] = {}  # the items of each message, by id
-    told, size = list[object](), 0
-    path = frozenset[str]()
-    for one in items:
-        if not _is_reference(one):
-            told.append(one)
+    named = {id: reference(id, param, kind="item") for one in items if (id := _referred(one)) is not None}
+    named = {id: of for id, of in named.items() if not of.question}
+    if len({of.at() for of in named.values()}) > MAX_EARLIER:
+        raise InvalidRequest(f"{param} refers to more than {MAX_EARLIER} messages; send fewer", param=param)
+    found: dict[str, Json] = {}
+    for id, of in named.items():
+        if id in found:
             continue
-        if (id := str(one.get("id"))) not in wanted:
-            continue  # each copy would be stored
-        of = reference(id, param, kind="item")
-        if of.question:
-            continue
-        if (turn := of.at()) not in found:
-            found[turn] = {}
-            if len(found) > MAX_EARLIER:
-                detail = f"{param} refers to more than {MAX_EARLIER} messages; send fewer"
-                raise InvalidRequest(detail, param=param)
-            with suppress(Forbidden, InvalidName, NotFound):  # another person's item is unknown
-                access.check(of.channel, "history")
-                found[turn] = {one["id"]: one for one in await _items_of(access, turn, param) if one["id"] in wanted}
-        if (item := found[turn].get(id)) is None:
+        with suppress(Forbidden, InvalidName, NotFound):  # another person's item is unknown
+            access.check(of.channel, "history")
+            stored = (await turn_of(access, of.at(), "item", param)).items()
+            found |= {item["id"]: item for item in stored if item["id"] in named}
+        if id not in found:
             raise unknown("item", id, param)
-        wanted.remove(id)
-        if into is not None and of.channel == into.channel:
-            if into.message_id:
-                path = path or await _path_to(access, into)
-            if not into.message_id or of.message_id in path:
-                continue
-        told.append(item)
-        size += len(encode(item))  # a reference is short, but its item is stored once more
-        if size > (limit := access.limits.message_bytes):
-            detail = f"the items that {param} refers to have more than {limit} bytes (Limits.message_bytes)"
-            raise TooLarge(f"{detail}; {SHORTER}", limit=limit)
+    within = [(id, of) for id, of in named.items() if into is not None and of.channel == into.channel]
+    path = await _path_to(access, into) if within and into is not None and into.message_id else None
+    for id, of in within:
+        if path is None or of.message_id in path:
+            del found[id]
+    size = sum(len(encode(item)) for item in found.values())  # a reference is short, but its item is stored once more
+    if size > (limit := access.limits.message_bytes):
+        detail = f"the items that {param} refers to have more than {limit} bytes (Limits.message_bytes)"
+        raise TooLarge(f"{detail}; {SHORTER}", limit=limit)
+    told: list[object] = []
+    for one in items:
+        if (referred := _referred(one)) is None:
+            told.append(one)
+        elif referred in found:
+            told.append(found.pop(referred))  # once: each copy would be stored
     return told
 
 
 async def _path_to(access: Access, of: Reference) -> frozenset[str]:
     """Return the ids of the messages of a response and of those that lead to it, as an agent's history has them."""
-    last = await _last_of(access, of.channel, await turn_of(access, of, param="previous_response_id"))
+    last = await _last_of(access, await turn_of(access, of, param="previous_response_id"))
     older = read_messages(access, of.channel, before=last.created + 1, limit=2 * MAX_EARLIER)
     messages = [replace(one, parts=[]) async for one in older]
     return leading_to(messages).get(last.id, frozenset()) | {of.message_id, last.id}
@@ -655,24 +645,31 @@ def _is_new(item: Any) -> bool:
     return isinstance(item, dict) and (item.get("role") == "user" or item.get("type") in _REPLIES)
 
 
-def _is_reference(item: Any) -> bool:
-    return isinstance(item, dict) and (
-        item.get("type") == "item_reference" or (item.get("type") is None and item.keys() - {"type"} == {"id"})
-    )
+def _referred(item: Any) -> str | None:
+    """Return the id in a reference to a stored item; None for other items."""
+    if not isinstance(item, dict):
+        return None
+    kind, names = item.get("type"), item.keys() - {"type"}
+    return str(item.get("id")) if kind == "item_reference" or (kind is None and names == {"id"}) else None
 
 
-async def _items_of(access: Access, of: Reference, param: str | None = None) -> list[Json]:
-    """Return the items of a message: its own, and those of its answers. Raises NotFound."""
-    turn = await turn_of(access, of, "item", param)
-    return [*input_items(of.channel, turn.question), *events_of(turn, of).response()["output"]]
+class Retrieval(Struct, frozen=True):
+    """What a request for a response asks for."""
+
+    stream: bool = False
+    starting_after: Annotated[int, Meta(ge=0, lt=2 * STEERED)] | None = None  # the last number that the reader has
 
 
-class Page(NamedTuple):
+class Page(Struct, frozen=True):
     """The page of a list for which a request asks."""
 
-    is_asc: bool
-    limit: int
-    after: str | None
+    order: Literal["asc", "desc"] = "desc"
+    limit: Annotated[int, Meta(ge=1, le=100)] = 20
+    after: str | None = None
+
+    def ordered(self, oldest_first: list[T]) -> list[T]:
+        """Return a list in the order of the page."""
+        return oldest_first if self.order == "asc" else oldest_first[::-1]
 
     def rest_of(self, ordered: list[Json]) -> list[Json]:
         """Return the items behind `after`; without it, all."""
@@ -687,17 +684,6 @@ class Page(NamedTuple):
         return json_response(list_of(rest[: self.limit], has_more=len(rest) > self.limit))
 
 
-def page_in(request: Request) -> Page:
-    """Return the page for which a request asks with `order`, `after` and `limit`. Raises InvalidRequest."""
-    query = request.query_params
-    order, limit = query.get("order", "desc"), query.get("limit", "20")
-    if order not in ("asc", "desc"):
-        raise InvalidRequest(f"order must be asc or desc, got {order!r:.80}", param="order")
-    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:4]) <= _LARGEST_PAGE):
-        raise InvalidRequest(f"limit must be from 1 to {_LARGEST_PAGE}, got {limit!r:.80}", param="limit")
-    return Page(order == "asc", int(limit), query.get("after"))
-
-
 def list_of(items: list[Json], *, has_more: bool = False) -> Json:
     """Return a list of OpenAI's API."""
     ends = {"first_id": items[0]["id"], "last_id": items[-1]["id"]} if items else {"first_id": "", "last_id": ""}
@@ -708,21 +694,21 @@ def _model_of(name: str) -> Json:
     return {"id": name, "object": "model", "created": 0, "owned_by": "tenuto"}
 
 
-async def _approved(access: Access, of: Reference, turn: AskedTurn, id: str) -> tuple[Place, str]:
+async def _approved(access: Access, turn: AskedTurn, id: str) -> tuple[Place, str]:
     """Return the place of the call that an approval request is about, and the id of the question.
 
     Raises NotFound unless it is, or was, a question of this turn about the call of the server at its place.
     """
     named = reference(id, "input", kind="approval")
     (a, index), command = named.start, named.question
-    answers = turn.status.answers if named.at() == of.at() else []
+    answers = turn.status.answers if named.at() == turn.of.at() else []
     part = answers[a].parts[index] if a < len(answers) and index < len(answers[a].parts) else {}
     is_call = part.get("type") == "tool" and part["name"] not in own_tools(turn.question)
     question = next((one for one in turn.status.questions if one.id == command), None)
     if question is not None:
         is_call = is_call and question.name == "approve" and call_of(question.data) == part["call"]
     elif is_call:  # a reply to it has no effect, unless it is an open question of another turn
-        is_call = all(one.id != command for one in await access.pending_commands(of.channel))
+        is_call = all(one.id != command for one in await access.pending_commands(turn.of.channel))
     if not is_call:
         raise _no_call(id)
     return (a, index), command
@@ -986,7 +972,7 @@ class _Frames(TurnEvents):
     heartbeat = b""
     late = b""  # the last event, for a reader that has it
 
-    def __init__(self, access: Access, lane: _Lane, of: Reference, after: int) -> None:
+    def __init__(self, access: Access, lane: _Lane, of: Reference, after: int | None) -> None:
         assert lane.question is not None
         super().__init__(lane.question, of, after, lane.previous)
         self._access = access
@@ -1076,13 +1062,14 @@ class _Socket:
     async def _work(self, lane: _Lane) -> None:
         try:
             while lane.waiting:
-                (event, _), after = lane.waiting.popleft(), -1
+                (event, _), after = lane.waiting.popleft(), None
                 try:
                     access = self._socket.access
                     if is_new := event["type"] == "response.create":
                         lane.question, of = await self._begin(access, event)
                     else:
-                        of, after = reference(event.get("response_id"), "response_id"), after_of(event)
+                        of = reference(event.get("response_id"), "response_id")
+                        after = fields_in(event, Retrieval).starting_after
                         access.check(of.channel, "subscribe", "history")
                         lane.question = (await turn_of(access, of)).question
                     del event
@@ -1101,7 +1088,7 @@ class _Socket:
         finally:
             del self._lanes[lane.stream_id]
 
-    async def _respond(self, lane: _Lane, of: Reference, after: int, *, is_new: bool) -> None:
+    async def _respond(self, lane: _Lane, of: Reference, after: int | None, *, is_new: bool) -> None:
         """Send a response, and the successors that further input gives it: unless it `is_new`, also stored input."""
         steer: _Steer | None = None  # the input whose turn is sent
         while True:
@@ -1117,7 +1104,7 @@ class _Socket:
                     await self._fail(lane, problem)
                 return
             async with self._steering:  # input that arrived before the end of the response is stored
-                is_new, after = is_new and not lane.steers, -1
+                is_new, after = is_new and not lane.steers, None
             if events.rest is not None:
                 lane.previous, of = of, events.rest
                 continue
@@ -1177,7 +1164,7 @@ class _Socket:
                 raise TooMany(f"{_MAX_WAITING} inputs wait for this response already; send them later")
             lane.steers.append(steer)
             stored = [one.message for one in lane.steers if one.message is not None]
-            last = max([await _last_of(access, of.channel, turn), *stored], key=lambda one: one.created)
+            last = max([await _last_of(access, turn), *stored], key=lambda one: one.created)
             parent = UNSET if options.get(CONVERSATION) else last.id  # UNSET is the newest message
             about: Any = {"parts": parts, "parent": parent, "options": options}
             steer.message = await access.create(of.channel, id=steer.id, **about)

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from msgspec.structs import replace
 
 from tenuto import Message
-from tenuto.core.errors import InvalidRequest, NotFound
+from tenuto.core.errors import NotFound
 from tenuto.interop.adapter import own_tools, packed, requested_in, tools_in, unpacked, with_options
 from tenuto.interop.fold import (
     Answer,
@@ -88,17 +88,15 @@ def conversation_id(channel: str) -> str:
 
 def reference(id: object, param: str | None = None, *, kind: str = "response") -> Reference:
     """Return the meaning of an id, from the field `param` of a body. Raises NotFound, also for other texts."""
-    found, of = _ID.match(id) if isinstance(id, str) else None, None
-    prefix = found[1] if found is not None else ""
-    if found is not None and prefix in _KINDS[kind]:
+    if isinstance(id, str) and (found := _ID.match(id)) is not None and found[1] in _KINDS[kind]:
         with suppress(ValueError):
             channel, message_id, *rest = unpacked(found[2])
             a, index, attempt, steers = [*map(int, rest[0].split(".") if rest else (0, 0)), 0, 0][:4]
             of = Reference(channel, message_id, (a, index), attempt, steers, "".join(rest[1:2]))
-    is_right = of is not None and of.id(prefix) == id and bool(of.question) == (prefix == "mcpr_")
-    if of is None or not is_right or min(*of.start, of.attempt, of.steers) < 0:
-        raise unknown(kind, id, param)
-    return of
+            is_approval = found[1] == "mcpr_"
+            if of.id(found[1]) == id and bool(of.question) == is_approval and min(a, index, attempt, steers) >= 0:
+                return of
+    raise unknown(kind, id, param)
 
 
 def unknown(kind: str, id: object, param: str | None = None) -> NotFound:
@@ -258,7 +256,9 @@ class TurnEvents(EventStream):
     second or a later one once `_steers` returns a number; then `rest` is its place.
     """
 
-    def __init__(self, question: Message, of: Reference, after: int = -1, previous: Reference | None = None) -> None:
+    def __init__(
+        self, question: Message, of: Reference, after: int | None = None, previous: Reference | None = None
+    ) -> None:
         """`previous` is the response that this one continues within its turn; by default the first of the turn."""
         super().__init__(keeps_text=True)
         self.of = of
@@ -272,8 +272,8 @@ class TurnEvents(EventStream):
             before = {"previous_response_id": (previous or of.at()).id()}
             question = with_options(question, {**requested, **before})
         self._question = question
-        self.after = after
-        self._seen = after if after < STEERED else after - STEERED - 1  # the last number before another response
+        self.after = -1 if after is None else after
+        self._seen = self.after - (STEERED + 1 if self.after >= STEERED else 0)  # the last before another response
         self._own_tools = own_tools(question)
         self._turn.place = of.start[0], 0
         self._part: Part | None = None  # the part whose item is open
@@ -573,18 +573,6 @@ class TurnEvents(EventStream):
         number, self.position = self.position, self.position + 1
         if number > self.after and not (self._part is not None and self._is_lost(self._part)):
             self._events.append({"type": event_type, "sequence_number": number, **fields})
-
-
-def after_of(given: Mapping[str, Any]) -> int:
-    """Return the number in `starting_after`, after which a reader continues; -1 without one. Raises InvalidRequest."""
-    value = given.get("starting_after")
-    if value is None:
-        return -1
-    after = int(value) if re.fullmatch("[0-9]{1,16}", str(value)) else -1
-    if not 0 <= after < 2 * STEERED:
-        detail = f"starting_after must be the sequence_number of an event of this response, got {value!r:.80}"
-        raise InvalidRequest(detail, param="starting_after")
-    return after
 
 
 CHAT_ID = "chatcmpl-"  # prefix of a chat completion's id; the rest is that of the response's id
