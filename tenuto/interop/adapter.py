@@ -17,7 +17,6 @@ from mimetypes import guess_type
 from typing import Any, TypeVar
 
 import msgspec
-from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -154,15 +153,10 @@ def outputs_in(question: Message) -> dict[str, Json]:
     return {one["call_id"]: one for one in data if isinstance(one, dict) and isinstance(one.get("call_id"), str)}
 
 
-def with_options(question: Message, options: Json) -> Message:
-    """Return `question` with all that its request asks for in its `meta`, in which the store has the small values."""
-    return replace(question, meta={**question.meta, OPTIONS_KEY: options})
-
-
-def own_tools(question: Message) -> dict[str, Json]:
+def own_tools(options: Json) -> dict[str, Json]:
     """Return the type and the namespace of each tool that the caller runs. A name in two namespaces has none."""
     found: dict[str, Json] = {}
-    for one in tools_in(requested_in(question)):
+    for one in tools_in(options):
         group = one.get("name") if one.get("type") == "namespace" else None
         for tool in tools_in(one) if group is not None else [one]:
             if isinstance(name := tool.get("name"), str):
@@ -170,14 +164,14 @@ def own_tools(question: Message) -> dict[str, Json]:
     return found
 
 
-def tools_in(requested: Json) -> list[Json]:
+def tools_in(options: Json) -> list[Json]:
     """Return the tools in the wishes of a request, which other clients of the hub may have written in any form."""
-    tools = requested.get("tools")
+    tools = options.get("tools")
     return [one for one in tools if isinstance(one, dict)] if isinstance(tools, list) else []
 
 
 def requested_in(question: Message) -> Json:
-    """Return all that the request of `question` asks for (`with_options`)."""
+    """Return the small values of what the request of `question` asks for; `Access.options` returns all."""
     requested = question.meta.get(OPTIONS_KEY)
     return requested if isinstance(requested, dict) else {}
 

@@ -49,7 +49,6 @@ from tenuto.interop.adapter import (
     stored_id,
     stored_parts,
     unpacked,
-    with_options,
 )
 from tenuto.interop.fold import EventStream, Json, Part, encode, has_result
 from tenuto.routes import Access, TurnDelta, TurnStatus, deltas_of, is_id, options_in
@@ -355,7 +354,7 @@ async def _outputs(
         calls = [(one.id, part) for one in turn.answers for part in one.parts if part["type"] == "tool"]
         left = {part["call"]: (answer, part["name"]) for answer, part in calls if not has_result(part)}
         if turn.state == "over" and given.keys() & left:
-            tools = own_tools(with_options(turn.message, await access.options(channel, turn.message)))
+            tools = own_tools(await access.options(channel, turn.message))
             open_calls |= {call: answer for call, (answer, name) in left.items() if name in tools}
     found = {call: one for call, one in given.items() if call in open_calls}
     return [

@@ -42,7 +42,7 @@ from tenuto.interop.adapter import (
     stored_id,
     stored_parts,
 )
-from tenuto.interop.fold import Answer, EventStream, Json, Part, TurnFold, call_of, encode, has_result, text_of
+from tenuto.interop.fold import Answer, EventStream, Json, Part, call_of, encode, has_result, text_of
 from tenuto.routes import OPTIONS_KEY, Access, TurnDelta, TurnStatus, deltas_of, options_in, versions_of
 
 VERSION_MESSAGES = 2_000  # newest messages among which the versions of an edited question are looked for
@@ -756,10 +756,12 @@ def _answer(turn: TurnStatus, release: Release) -> Json:
     as_built = Release(7 if release.version > 5 else 5, browser_tools=release.browser_tools)
     stream = UIStream(turn.message.id if turn.message is not None else "", as_built)
     stream.receive(())
-    parts: list[Json] = []
+    message, parts = Json(role="assistant"), list[Json]()
     texts, calls = dict[str, Json](), dict[str, Json]()  # calls also by the ids of their approvals
     for chunk in stream.receive(deltas_of(turn)):
         match chunk:
+            case {"type": "start", "messageId": id, **about}:
+                message |= {"id": id, **({"metadata": about["messageMetadata"]} if about else {})}
             case {"type": "start-step"}:
                 parts.append({"type": "step-start"})
             case {"type": "text-start" | "reasoning-start" as kind, "id": id}:
@@ -785,6 +787,4 @@ def _answer(turn: TurnStatus, release: Release) -> Json:
                 parts.append(chunk)
     for part in filter(is_tool, parts):
         part["input"] = parsed(part["input"])[0]
-    message: Json = {"id": stream.begun_id, "role": "assistant"}
-    message["parts"] = parts if len(parts) > 1 else []  # the page drops a step without parts
-    return message | ({"metadata": meta} if (meta := TurnFold(deltas_of(turn)).meta()) else {})
+    return {**message, "parts": parts if len(parts) > 1 else []}  # the page drops a step without parts

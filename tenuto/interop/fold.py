@@ -9,7 +9,7 @@ no longer. The parts of a superseded attempt leave their answer; parts that come
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
@@ -188,7 +188,7 @@ def earlier_parts(parts: list[Json]) -> list[tuple[int, list[Json]]]:
 class TurnFold:
     """The turn as it is. With `keeps_text` its parts keep the text that was taken."""
 
-    def __init__(self, deltas: Iterable[TurnDelta] = (), *, keeps_text: bool = False) -> None:
+    def __init__(self, *, keeps_text: bool = False) -> None:
         self.answers: list[Answer] = []  # in order, also deleted ones
         self.state: TurnState = "waiting"
         self.is_cancelled = self.is_deleted = False
@@ -198,8 +198,6 @@ class TurnFold:
         self.place: Place = (0, 0)  # of the walk
         self._keeps_text = keeps_text
         self._by_id: dict[str, Answer] = {}
-        for delta in deltas:
-            self.receive(delta)
 
     @property
     def is_over(self) -> bool:

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, 
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import dropwhile, takewhile
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 from msgspec.structs import replace
@@ -55,7 +55,6 @@ from tenuto.interop.adapter import (
     read_messages,
     requested_in,
     stored_parts,
-    with_options,
 )
 from tenuto.interop.fold import Json, Place, call_of, encode, has_result
 from tenuto.interop.openai_stream import (
@@ -65,6 +64,7 @@ from tenuto.interop.openai_stream import (
     CUSTOM,
     STEERED,
     STEERS,
+    Asked,
     ChatStream,
     Reference,
     TurnEvents,
@@ -89,7 +89,7 @@ from tenuto.routes import (
 )
 
 logger = logging.getLogger("tenuto.transports")
-_Begin = Callable[[Access, Json], Awaitable[tuple[Message, Reference]]]
+_Begin = Callable[[Access, Json], Awaitable[Asked]]
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _MAX_NEW = 20  # items of one request, as in OpenAI's API
 _MAX_READ = 1000  # messages among which the further input of a question, or the way to one, is looked for
@@ -145,14 +145,13 @@ class OpenAI:
         """Store the question, or answer the agent, and respond as `stream` and `background` say."""
         access = await self._hub.authorize(request.scope)
         body = await body_of(access, request, SHORTER)
-        question, of = await self._begin_response(access, body, request.headers.get("idempotency-key"))
-        events = TurnEvents(question, of)
+        asked = await self._begin_response(access, body, request.headers.get("idempotency-key"))
         if body.get("stream") is True:
-            return access.stream(of.channel, of.message_id, events)
+            return access.stream(asked.of.channel, asked.of.message_id, TurnEvents(asked))
         if body.get("background") is True:
-            return json_response((await turn_of(access, of)).response())
+            return json_response(response_of(*await turn_of(access, asked.of)))
         del body  # it may be large, and the turn may take long
-        return await whole_response(access, request, events)
+        return await whole_response(access, request, TurnEvents(asked))
 
     async def _complete(self, request: Request) -> Response:
         """Begin a channel with the messages, and respond with the completion."""
@@ -160,15 +159,15 @@ class OpenAI:
         body = await body_of(access, request, SHORTER_CHAT)
         given = given_in_chat(body)
         body.pop("previous_response_id", None)
-        question, of = await self._begin(access, body, given, request.headers.get("idempotency-key"))
+        asked = await self._begin(access, body, given, request.headers.get("idempotency-key"))
         if body.get("stream") is True:
             options = body.get("stream_options")
             has_usage = isinstance(options, dict) and options.get("include_usage") is True
-            return access.stream(of.channel, of.message_id, ChatStream(question, of, has_usage=has_usage))
+            return access.stream(asked.of.channel, asked.of.message_id, ChatStream(asked, has_usage=has_usage))
         del body, given
-        return await whole_response(access, request, TurnEvents(question, of), completion)
+        return await whole_response(access, request, TurnEvents(asked), completion)
 
-    async def _begin_response(self, access: Access, body: Json, key: str | None = None) -> tuple[Message, Reference]:
+    async def _begin_response(self, access: Access, body: Json, key: str | None = None) -> Asked:
         """Begin the response that a request asks for (`_begin`)."""
         conversation, previous = body.get("conversation"), body.get("previous_response_id")
         if conversation is not None and previous is not None:
@@ -192,8 +191,8 @@ class OpenAI:
 
     async def _begin(
         self, access: Access, body: Json, given: GivenInput, key: str | None, into: Reference | None = None
-    ) -> tuple[Message, Reference]:
-        """Return the question of the turn that answers a request, and the response that the caller gets.
+    ) -> Asked:
+        """Return the response that the caller gets, with the question of its turn.
 
         `key` is the same for a repeated request. `into` is the response or the conversation that it continues.
         """
@@ -214,13 +213,13 @@ class OpenAI:
                 options[CONVERSATION] = True
                 into = await self._turn_in(access, channel, given)
             if into is not None:
-                turn = await turn_of(access, into, param="previous_response_id")
-                if (rest := await self._reply(access, turn, given)) is not None:
-                    return turn.question, rest
-                if is_response and requested_in(turn.question).get(CONVERSATION):  # a branch would hide its messages
+                asked, status = await turn_of(access, into, param="previous_response_id")
+                if (rest := await self._reply(access, asked, status, given)) is not None:
+                    return asked._replace(of=rest)
+                if is_response and asked.options.get(CONVERSATION):  # a branch would hide its messages
                     detail = "the response is of a conversation; send that as conversation"
                     raise InvalidRequest(detail, param="previous_response_id")
-                parent = (await _last_of(access, turn)).id if is_response else UNSET
+                parent = (await _last_of(access, asked, status)).id if is_response else UNSET
             if not is_response or body.get("model") is not None:
                 self._agent(access, body.get("model"))
         parts = [*given.outputs.values(), *given.parts]
@@ -234,7 +233,7 @@ class OpenAI:
         if given.earlier and parent is not UNSET:
             parent = f"{id}.{len(given.earlier) - 1}"
         question = await access.create(channel, id=id, parts=parts, parent=parent, options=options)
-        return with_options(question, options), Reference(channel, question.id)
+        return Asked(Reference(channel, question.id), question, options)
 
     async def _turn_in(self, access: Access, channel: str, given: GivenInput) -> Reference | None:
         """Return the turn of a conversation to which the input replies, else one that asks. Raises NotFound."""
@@ -266,18 +265,18 @@ class OpenAI:
             raise InvalidRequest(f"{detail}, or a previous_response_id")
         return channel
 
-    async def _reply(self, access: Access, turn: AskedTurn, given: GivenInput) -> Reference | None:
+    async def _reply(self, access: Access, asked: Asked, status: TurnStatus, given: GivenInput) -> Reference | None:
         """Send the replies that a request has, and return the response that follows them; None for a new turn."""
-        of, answers = turn.of, turn.status.answers
-        open_calls = {call: one.id for one in turn.status.questions if (call := call_of(one.data))}
-        asked_about = {id: await _approved(access, turn, id) for id in given.approvals}
+        of, answers = asked.of, status.answers
+        open_calls = {call: one.id for one in status.questions if (call := call_of(one.data))}
+        asked_about = {id: await _approved(access, asked, status, id) for id in given.approvals}
         approved_ids = {command for _, command in asked_about.values()}
-        waiting = approved_ids & {one.id for one in turn.status.questions} or open_calls.keys() & given.outputs.keys()
+        waiting = approved_ids & {one.id for one in status.questions} or open_calls.keys() & given.outputs.keys()
         is_message = bool(given.parts or given.earlier)
         if waiting and is_message:
             detail = "the input has a reply to a call that waits for it, and a message"
             raise InvalidRequest(f"{detail}; send the message when the response to the reply has ended", param="input")
-        own = own_tools(turn.question)
+        own = own_tools(asked.options)
         calls = {
             part["call"]: ((a, index), part)
             for a, answer in enumerate(answers)
@@ -287,7 +286,7 @@ class OpenAI:
         if strange := [call for call in given.outputs if call not in calls]:
             raise _no_call(strange[0])
         left = {call: calls[call][0] for call in sorted(calls.keys() & open_calls.keys() - given.outputs.keys())}
-        is_asker = turn.question.author == access.identity.client_id  # a message of another person may wait
+        is_asker = asked.question.author == access.identity.client_id  # a message of another person may wait
         # calls that the request leaves open are in the new response again, which needs an id of its own
         if missing := [call for call, place in left.items() if (is_asker if is_message else place <= of.start)]:
             detail = f"No tool output found for function call {', '.join(missing)[:200]}"
@@ -305,7 +304,7 @@ class OpenAI:
                 access.check(of.channel, "command")
                 with suppress(AlreadyAnswered):
                     await access.reply(of.channel, open_calls[call], data=one["data"]["output"])
-            elif turn.status.state == "over" and not has_result(part) and call not in map(call_of, replied):
+            elif status.state == "over" and not has_result(part) and call not in map(call_of, replied):
                 continue  # the agent has ended its turn, so the output begins a new one
             del given.outputs[call]
             places.append((place[0], place[1] + 1))
@@ -317,14 +316,14 @@ class OpenAI:
 
     async def _retrieve(self, request: Request) -> Response:
         wanted = fields_in(request.query_params, Retrieval)
-        access, turn = await self._response_in(request, *(["subscribe"] if wanted.stream else []), "history")
+        access, asked, status = await self._response_in(request, *(["subscribe"] if wanted.stream else []), "history")
         if not wanted.stream:
-            return json_response(turn.response())
-        return access.stream(*turn.of[:2], TurnEvents(turn.question, turn.of, wanted.starting_after))
+            return json_response(response_of(asked, status))
+        return access.stream(asked.of.channel, asked.of.message_id, TurnEvents(asked, wanted.starting_after))
 
     async def _delete(self, request: Request) -> Response:
         """Delete what the request of the caller brought, and the answers."""
-        access, (of, question, _) = await self._response_in(request, "history", "publish")
+        access, (of, question, _), _ = await self._response_in(request, "history", "publish")
         if any(of.start):
             first = of.at().id()[:64]
             raise InvalidRequest(f"the response is the rest of a turn; delete the response that began it, {first!r}")
@@ -337,7 +336,7 @@ class OpenAI:
 
     async def _input_items(self, request: Request) -> Response:
         """Return the messages that the request of the response brought; of replies nothing is kept."""
-        access, (of, question, _) = await self._response_in(request, "history")
+        access, (of, question, _), _ = await self._response_in(request, "history")
         brought = [] if any(of.start) else await _brought(access, of.channel, question)
         items = [item for one in brought for item in input_items(of.channel, one)]
         page = fields_in(request.query_params, Page)
@@ -345,19 +344,19 @@ class OpenAI:
 
     async def _cancel(self, request: Request) -> Response:
         """Cancel the turn for all clients, and respond when it has ended."""
-        access, (of, question, status) = await self._response_in(request, "subscribe", "history", "command")
+        access, asked, status = await self._response_in(request, "subscribe", "history", "command")
         if status.state in ("waiting", "running"):
             with suppress(Finished):
-                await access.command(of.channel, "cancel", target=of.message_id)
-        events = TurnEvents(question, of)
+                await access.command(asked.of.channel, "cancel", target=asked.of.message_id)
+        events = TurnEvents(asked)
         events.is_cancelled = True
         return await whole_response(access, request, events)
 
-    async def _response_in(self, request: Request, *needs: str) -> tuple[Access, AskedTurn]:
-        """Return the access of the caller, and the turn of the response that the path names."""
+    async def _response_in(self, request: Request, *needs: str) -> tuple[Access, Asked, TurnStatus]:
+        """Return the access of the caller, the response that the path names, and its turn."""
         of = reference(request.path_params["id"])
         access = await self._hub.authorize(request.scope, of.channel, needs)
-        return access, await turn_of(access, of)
+        return access, *await turn_of(access, of)
 
     # -- conversations: each is a channel -------------------------------------------------------------------------
 
@@ -400,10 +399,10 @@ class OpenAI:
             turns = [*dropwhile(lambda one: (one.message or one.answers[0]).id != begin, turns)]
         for status in turns:
             await asyncio.sleep(0)  # an answer may have many parts
-            if status.message is not None:
-                items = (await asked(access, Reference(channel, status.message.id), status)).items()
-            else:
-                items = input_items(channel, status.answers[0])
+            items = input_items(channel, status.message or status.answers[0])
+            if (message := status.message) is not None:
+                asked = Asked(Reference(channel, message.id), message, await access.options(channel, message))
+                items += response_of(asked, status)["output"]
             found += page.ordered(items)
             if len(page.rest_of(found)) > page.limit:  # one more shows that there is another page
                 break
@@ -432,7 +431,7 @@ class OpenAI:
         """Return the access of the caller, the item that the path names, and the items of its message or turn."""
         access, channel = await self._in_conversation(request, *needs)
         of = reference(id := request.path_params["item"], kind="item")
-        items = (await turn_of(access, of.at(), "item")).items() if of.channel == channel else []
+        items = await _items_of(access, of.at()) if of.channel == channel else []
         if all(one["id"] != id for one in items):
             raise unknown("item", id)
         return access, of, items
@@ -480,32 +479,17 @@ class OpenAI:
         return name, agents[name]
 
 
-class AskedTurn(NamedTuple):
-    """The turn of a response or an item, and its question with all that its request asks for."""
-
-    of: Reference
-    question: Message
-    status: TurnStatus
-
-    def response(self) -> Json:
-        """Return the response as it is now."""
-        events = TurnEvents(self.question, self.of)
-        events.receive(deltas_of(self.status))
-        return events.response()
-
-    def items(self) -> list[Json]:
-        """Return the items of the question, and of the response."""
-        return [*input_items(self.of.channel, self.question), *self.response()["output"]]
+def response_of(asked: Asked, status: TurnStatus) -> Json:
+    """Return a response as it is now."""
+    events = TurnEvents(asked)
+    events.receive(deltas_of(status))
+    return events.response()
 
 
-async def asked(access: Access, of: Reference, status: TurnStatus) -> AskedTurn:
-    """Return a turn that has a question."""
-    assert status.message is not None
-    return AskedTurn(of, with_options(status.message, await access.options(of.channel, status.message)), status)
-
-
-async def turn_of(access: Access, of: Reference, kind: str = "response", param: str | None = None) -> AskedTurn:
-    """Return the turn of a response or an item. Raises NotFound, also for a place that the turn does not have."""
+async def turn_of(
+    access: Access, of: Reference, kind: str = "response", param: str | None = None
+) -> tuple[Asked, TurnStatus]:
+    """Return a response, or that of an item, and its turn. Raises NotFound, also for a place that the turn lacks."""
     try:
         status = await access.turn(of.channel, of.message_id)
     except (NotFound, Deleted):
@@ -515,7 +499,13 @@ async def turn_of(access: Access, of: Reference, kind: str = "response", param: 
     has_place = has_place or any(part["type"] == ATTEMPT for one in status.answers[a : a + 1] for part in one.parts)
     if status.message is None or (kind == "response" and not (status.message.role == "user" and has_place)):
         raise unknown(kind, of.id(), param)
-    return await asked(access, of, status)
+    return Asked(of, status.message, await access.options(of.channel, status.message)), status
+
+
+async def _items_of(access: Access, of: Reference, param: str | None = None) -> list[Json]:
+    """Return the items of a message: its own, and those of its answers. Raises NotFound."""
+    asked, status = await turn_of(access, of, "item", param)
+    return [*input_items(of.channel, asked.question), *response_of(asked, status)["output"]]
 
 
 async def whole_response(
@@ -538,10 +528,10 @@ async def _found(access: Access, channel: str, id: str) -> Message | None:
     return None
 
 
-async def _last_of(access: Access, turn: AskedTurn) -> Message:
+async def _last_of(access: Access, asked: Asked, status: TurnStatus) -> Message:
     """Return the last message of a turn: an answer, or input behind it that the agent has taken in, or the question."""
-    channel, question = turn.of.channel, turn.question
-    last = max([question, *turn.status.answers], key=lambda one: one.created)
+    channel, question = asked.of.channel, asked.question
+    last = max([question, *status.answers], key=lambda one: one.created)
     for one in (await access.history(channel, after=question.created, limit=_NEWEST)).messages:
         if one.role == "user" and one.parent in (question.id, last.id):
             await _found(access, channel, one.id)  # which loads it
@@ -610,7 +600,7 @@ async def with_references(access: Access, items: object, into: Reference | None,
             continue
         with suppress(Forbidden, InvalidName, NotFound):  # another person's item is unknown
             access.check(of.channel, "history")
-            stored = (await turn_of(access, of.at(), "item", param)).items()
+            stored = await _items_of(access, of.at(), param)
             found |= {item["id"]: item for item in stored if item["id"] in named}
         if id not in found:
             raise unknown("item", id, param)
@@ -634,7 +624,7 @@ async def with_references(access: Access, items: object, into: Reference | None,
 
 async def _path_to(access: Access, of: Reference) -> frozenset[str]:
     """Return the ids of the messages of a response and of those that lead to it, as an agent's history has them."""
-    last = await _last_of(access, await turn_of(access, of, param="previous_response_id"))
+    last = await _last_of(access, *await turn_of(access, of, param="previous_response_id"))
     older = read_messages(access, of.channel, before=last.created + 1, limit=2 * MAX_EARLIER)
     messages = [replace(one, parts=[]) async for one in older]
     return leading_to(messages).get(last.id, frozenset()) | {of.message_id, last.id}
@@ -694,21 +684,21 @@ def _model_of(name: str) -> Json:
     return {"id": name, "object": "model", "created": 0, "owned_by": "tenuto"}
 
 
-async def _approved(access: Access, turn: AskedTurn, id: str) -> tuple[Place, str]:
+async def _approved(access: Access, asked: Asked, status: TurnStatus, id: str) -> tuple[Place, str]:
     """Return the place of the call that an approval request is about, and the id of the question.
 
     Raises NotFound unless it is, or was, a question of this turn about the call of the server at its place.
     """
     named = reference(id, "input", kind="approval")
     (a, index), command = named.start, named.question
-    answers = turn.status.answers if named.at() == turn.of.at() else []
+    answers = status.answers if named.at() == asked.of.at() else []
     part = answers[a].parts[index] if a < len(answers) and index < len(answers[a].parts) else {}
-    is_call = part.get("type") == "tool" and part["name"] not in own_tools(turn.question)
-    question = next((one for one in turn.status.questions if one.id == command), None)
+    is_call = part.get("type") == "tool" and part["name"] not in own_tools(asked.options)
+    question = next((one for one in status.questions if one.id == command), None)
     if question is not None:
         is_call = is_call and question.name == "approve" and call_of(question.data) == part["call"]
     elif is_call:  # a reply to it has no effect, unless it is an open question of another turn
-        is_call = all(one.id != command for one in await access.pending_commands(turn.of.channel))
+        is_call = all(one.id != command for one in await access.pending_commands(asked.of.channel))
     if not is_call:
         raise _no_call(id)
     return (a, index), command
@@ -944,7 +934,7 @@ class _Steer:
     id: str  # of the message that it becomes
     previous: str
     input: object
-    message: Message | None = None  # None until it is stored
+    asked: Asked | None = None  # its own response, which it has if no other one takes it in; None until it is stored
     is_taken: bool = False  # the agent has taken it in
 
 
@@ -955,8 +945,7 @@ class _Lane:
     stream_id: str | None = None
     task: asyncio.Task[None] = field(init=False)
     waiting: deque[tuple[Json, int]] = field(default_factory=deque)  # requests, and their bytes
-    question: Message | None = None
-    of: Reference | None = None  # None while no response is being sent
+    sending: Asked | None = None  # the response that is being sent
     previous: Reference | None = None  # the response before it in its turn, which input has ended
     events: TurnEvents | None = None
     steers: list[_Steer] = field(default_factory=list)  # for the response
@@ -972,9 +961,8 @@ class _Frames(TurnEvents):
     heartbeat = b""
     late = b""  # the last event, for a reader that has it
 
-    def __init__(self, access: Access, lane: _Lane, of: Reference, after: int | None) -> None:
-        assert lane.question is not None
-        super().__init__(lane.question, of, after, lane.previous)
+    def __init__(self, access: Access, lane: _Lane, asked: Asked, after: int | None) -> None:
+        super().__init__(asked, after, lane.previous)
         self._access = access
         self._lane = lane
 
@@ -1066,14 +1054,14 @@ class _Socket:
                 try:
                     access = self._socket.access
                     if is_new := event["type"] == "response.create":
-                        lane.question, of = await self._begin(access, event)
+                        asked = await self._begin(access, event)
                     else:
                         of = reference(event.get("response_id"), "response_id")
                         after = fields_in(event, Retrieval).starting_after
                         access.check(of.channel, "subscribe", "history")
-                        lane.question = (await turn_of(access, of)).question
+                        asked, _ = await turn_of(access, of)
                     del event
-                    await self._respond(lane, of, after, is_new=is_new and not any(of.start))
+                    await self._respond(lane, asked, after, is_new=is_new and not any(asked.of.start))
                 except TenutoError as error:
                     await self._fail(lane, error.problem())
                 except (OSError, TimeoutError):
@@ -1082,21 +1070,21 @@ class _Socket:
                     logger.exception("a request of a socket failed")
                     await self._fail(lane, {"status": 500, "code": "internal", "detail": "internal error", "title": ""})
                 finally:
-                    lane.question = lane.of = lane.previous = lane.events = None
+                    lane.sending = lane.previous = lane.events = None
         except (OSError, TimeoutError, RuntimeError) as error:
             logger.debug("a socket ends: %r", error)
         finally:
             del self._lanes[lane.stream_id]
 
-    async def _respond(self, lane: _Lane, of: Reference, after: int | None, *, is_new: bool) -> None:
+    async def _respond(self, lane: _Lane, asked: Asked, after: int | None, *, is_new: bool) -> None:
         """Send a response, and the successors that further input gives it: unless it `is_new`, also stored input."""
         steer: _Steer | None = None  # the input whose turn is sent
         while True:
-            lane.steers = [] if is_new else await self._read_steers(lane, of)
-            lane.of = of
-            lane.events = events = _Frames(self._socket.access, lane, of, after)
-            problem = await self._socket.stream(of.channel, of.message_id, events)
-            lane.of = None
+            lane.steers = [] if is_new else await self._read_steers(lane, asked)
+            lane.sending = asked
+            lane.events = events = _Frames(self._socket.access, lane, asked, after)
+            problem = await self._socket.stream(asked.of.channel, asked.of.message_id, events)
+            lane.sending = None
             if problem is not None:
                 if steer is not None:
                     await self._refuse(lane, steer, "successor_creation_failed", problem["detail"])
@@ -1106,9 +1094,9 @@ class _Socket:
             async with self._steering:  # input that arrived before the end of the response is stored
                 is_new, after = is_new and not lane.steers, None
             if events.rest is not None:
-                lane.previous, of = of, events.rest
+                lane.previous, asked = asked.of, asked._replace(of=events.rest)
                 continue
-            if not (steers := [] if is_new else await self._read_steers(lane, of)):
+            if not (steers := [] if is_new else await self._read_steers(lane, asked)):
                 for frame in events.late.splitlines():
                     await self._socket.send(frame)
                 return
@@ -1119,20 +1107,20 @@ class _Socket:
                     await self._report(lane, "pending", one, **about)
                 return
             steer = steers[0]
-            lane.question, of = steer.message, Reference(of.channel, steer.id)
+            asked = steer.asked or asked
 
-    async def _read_steers(self, lane: _Lane, of: Reference) -> list[_Steer]:
+    async def _read_steers(self, lane: _Lane, asked: Asked) -> list[_Steer]:
         """Return the stored inputs of this person that a response or its successor is for."""
-        assert lane.question is not None
-        question, access, before = lane.question, self._socket.access, lane.previous
+        of, question, _ = asked
+        access, before = self._socket.access, lane.previous
         later = read_messages(access, of.channel, after=question.created, limit=_MAX_READ)
-        root, author = _root(question), access.identity.client_id
+        root, author = _root(asked), access.identity.client_id
         own = [one async for one in later if requested_in(one).get(STEERS) == root and one.author == author]
         found, taken, hosts = list[_Steer](), 0, {root, *(one.id for one in own)}
         for id in (one.id for one in own):
             with suppress(NotFound):
-                message = (await turn_of(access, Reference(of.channel, id))).question
-                named = reference(requested_in(message).get("previous_response_id"))
+                steered, _ = await turn_of(access, Reference(of.channel, id))
+                named = reference(steered.options.get("previous_response_id"))
                 is_taken = (host := access.taken_by(of.channel, id)) == question.id
                 is_later = named.at() == of.at() and named.steers > of.steers
                 if is_later if is_taken else host in hosts:
@@ -1141,7 +1129,8 @@ class _Socket:
                 if is_taken and taken <= of.steers:
                     lane.previous = before or named
                 else:
-                    found.append(_Steer(id, named.id(), input_items(of.channel, message), message, is_taken))
+                    items = input_items(of.channel, steered.question)
+                    found.append(_Steer(id, named.id(), items, steered, is_taken))
         return found
 
     async def _steer(self, event: Json) -> None:
@@ -1151,23 +1140,24 @@ class _Socket:
         try:
             of = reference(event.get("previous_response_id"))
             access.check(of.channel, "history", "publish")
-            turn = await turn_of(access, of)
-            found = next((one for one in self._lanes.values() if one.of == of), None)
-            if found is None or found.question is None:
-                code = "response_already_completed" if turn.status.state == "over" else "response_not_active"
+            asked, status = await turn_of(access, of)
+            found = next((one for one in self._lanes.values() if one.sending and one.sending.of == of), None)
+            if found is None:
+                code = "response_already_completed" if status.state == "over" else "response_not_active"
                 await self._refuse(lane, steer, code, f"response {of.id()[:64]!r} does not run on this socket")
                 return
             lane = found
-            options = {**requested_in(found.question), "previous_response_id": of.id(), STEERS: _root(found.question)}
+            options = {**asked.options, "previous_response_id": of.id(), STEERS: _root(asked)}
             parts = further_input(steer.input)
             if len(lane.steers) >= _MAX_WAITING:
                 raise TooMany(f"{_MAX_WAITING} inputs wait for this response already; send them later")
             lane.steers.append(steer)
-            stored = [one.message for one in lane.steers if one.message is not None]
-            last = max([await _last_of(access, turn), *stored], key=lambda one: one.created)
+            stored = [one.asked.question for one in lane.steers if one.asked is not None]
+            last = max([await _last_of(access, asked, status), *stored], key=lambda one: one.created)
             parent = UNSET if options.get(CONVERSATION) else last.id  # UNSET is the newest message
             about: Any = {"parts": parts, "parent": parent, "options": options}
-            steer.message = await access.create(of.channel, id=steer.id, **about)
+            message = await access.create(of.channel, id=steer.id, **about)
+            steer.asked = Asked(Reference(of.channel, steer.id), message, options)
             await self._report(lane, "accepted", steer)
         except TenutoError as error:
             with suppress(ValueError):
@@ -1177,7 +1167,7 @@ class _Socket:
             await self._refuse(lane, steer, "response_not_found" if is_unknown else code, error.detail)
 
     async def _report(self, lane: _Lane, name: str, steer: _Steer, **about: object) -> None:
-        named: Json = {"previous_response_id": steer.previous} | ({"id": steer.id} if steer.message is not None else {})
+        named: Json = {"previous_response_id": steer.previous} | ({"id": steer.id} if steer.asked is not None else {})
         named |= {"input": steer.input} if name == "failed" else {}
         last = max(0, lane.events.position - 1) if lane.events is not None else 0  # after it the client may resume
         event = {"type": f"response.steer.{name}", "sequence_number": last, "steer": named, **about}
@@ -1193,6 +1183,6 @@ class _Socket:
         await self._socket.send(lane.frame(event))
 
 
-def _root(question: Message) -> str:
-    root = requested_in(question).get(STEERS)  # a client may have written another value
-    return root if isinstance(root, str) else question.id
+def _root(asked: Asked) -> str:
+    root = asked.options.get(STEERS)  # a client may have written another value
+    return root if isinstance(root, str) else asked.question.id

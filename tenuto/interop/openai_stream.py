@@ -24,7 +24,7 @@ from msgspec.structs import replace
 
 from tenuto import Message
 from tenuto.core.errors import NotFound
-from tenuto.interop.adapter import own_tools, packed, requested_in, tools_in, unpacked, with_options
+from tenuto.interop.adapter import own_tools, packed, requested_in, tools_in, unpacked
 from tenuto.interop.fold import (
     Answer,
     EventStream,
@@ -79,6 +79,14 @@ class Reference(NamedTuple):
         numbers = (*self.start, self.attempt, self.steers)[: 4 if self.steers else 3 if self.attempt else 2]
         start = [".".join(map(str, numbers))] if any(numbers) or self.question else []
         return prefix + packed(self.channel, self.message_id, *start, *filter(None, [self.question]))
+
+
+class Asked(NamedTuple):
+    """A response that a request asks for: the question of its turn, and all wishes beside it."""
+
+    of: Reference
+    question: Message
+    options: Json
 
 
 def conversation_id(channel: str) -> str:
@@ -256,26 +264,21 @@ class TurnEvents(EventStream):
     second or a later one once `_steers` returns a number; then `rest` is its place.
     """
 
-    def __init__(
-        self, question: Message, of: Reference, after: int | None = None, previous: Reference | None = None
-    ) -> None:
+    def __init__(self, asked: Asked, after: int | None = None, previous: Reference | None = None) -> None:
         """`previous` is the response that this one continues within its turn; by default the first of the turn."""
         super().__init__(keeps_text=True)
-        self.of = of
+        self.of, self._question, self._options = asked
         self.rest: Reference | None = None
         # the caller has just cancelled the turn: its end counts, also while a question is open
         self.is_cancelled = False
         self.is_repeated = False  # the reader has the last event, which was sent again
         self.position = 0  # number of the next event
-        requested = requested_in(question)
-        if any(of.start) and not requested.get(CONVERSATION):  # one in a conversation names no other response
-            before = {"previous_response_id": (previous or of.at()).id()}
-            question = with_options(question, {**requested, **before})
-        self._question = question
+        if any(self.of.start) and not self._options.get(CONVERSATION):  # one in a conversation names no other response
+            self._options = {**self._options, "previous_response_id": (previous or self.of.at()).id()}
         self.after = -1 if after is None else after
         self._seen = self.after - (STEERED + 1 if self.after >= STEERED else 0)  # the last before another response
-        self._own_tools = own_tools(question)
-        self._turn.place = of.start[0], 0
+        self._own_tools = own_tools(self._options)
+        self._turn.place = self.of.start[0], 0
         self._part: Part | None = None  # the part whose item is open
         self._where = Json()  # fields of the events of this item
         self._kind = ""
@@ -351,12 +354,12 @@ class TurnEvents(EventStream):
 
     def _response(self, status: str, output: list[Json], error: Json | None = None) -> Json:
         """Return a `Response` with these fields. A setting that the client left to the model has OpenAI's default."""
-        requested, answers = requested_in(self._question), self._turn.answers
-        extra = requested.get("extra")
-        repeated = {**_REPEATED, **(extra if isinstance(extra, dict) else {}), **requested}
-        is_named = requested.get(CONVERSATION)
+        options, answers = self._options, self._turn.answers
+        extra = options.get("extra")
+        repeated = {**_REPEATED, **(extra if isinstance(extra, dict) else {}), **options}
+        is_named = options.get(CONVERSATION)
         conversation = {"conversation": {"id": conversation_id(self.of.channel)}} if is_named else {}
-        form, cut = requested.get("response_format") or {"type": "text"}, _CUTS.get(self.finish_reason(), "steered")
+        form, cut = options.get("response_format") or {"type": "text"}, _CUTS.get(self.finish_reason(), "steered")
         ended_at = max([self._question.created_at, *(one.ended_at for one in answers)])
         author = next((one.meta["model"] for one in answers if "model" in one.meta), None)
         return {
@@ -365,14 +368,14 @@ class TurnEvents(EventStream):
             "created_at": self._question.created_at // 1000,
             "completed_at": ended_at // 1000 if status == "completed" and self._turn.is_over else None,
             "status": status,
-            "text": {"format": form, "verbosity": requested.get("verbosity") or "medium"},
+            "text": {"format": form, "verbosity": options.get("verbosity") or "medium"},
             "error": error,
             "incomplete_details": {"reason": cut} if status == "incomplete" else None,
-            "metadata": requested.get("metadata") or {},
-            "model": requested.get("model") or (author if isinstance(author, str) else ""),
+            "metadata": options.get("metadata") or {},
+            "model": options.get("model") or (author if isinstance(author, str) else ""),
             "output": output,
-            "tool_choice": requested.get("tool_choice") or "auto",
-            "tools": [{**_FUNCTION, **one} if one.get("type") == "function" else one for one in tools_in(requested)],
+            "tool_choice": options.get("tool_choice") or "auto",
+            "tools": [{**_FUNCTION, **one} if one.get("type") == "function" else one for one in tools_in(options)],
             "usage": usage(answers[self.of.start[0] : None if self.rest is None else self.rest.start[0]]),
             **{name: repeated[name] for name in _REPEATED},
             "store": True,
@@ -590,10 +593,10 @@ _REPLACED = _server_error(
 class ChatStream(TurnEvents):
     """The chunks of a chat completion (`TurnFormat`), each made of an event of the `Response`."""
 
-    def __init__(self, question: Message, of: Reference, *, has_usage: bool = False) -> None:
-        super().__init__(question, of)
+    def __init__(self, asked: Asked, *, has_usage: bool = False) -> None:
+        super().__init__(asked)
         self._has_usage = has_usage
-        self._head: Json = {"id": of.id(CHAT_ID), "object": "chat.completion.chunk"}
+        self._head: Json = {"id": self.of.id(CHAT_ID), "object": "chat.completion.chunk"}
         self._sent = [SentText()]  # the text, and the arguments of each call
 
     def frame(self, deltas: Sequence[TurnDelta]) -> bytes:

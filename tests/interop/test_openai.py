@@ -21,7 +21,7 @@ from tenuto import Hub, Identity, Message, Turn
 from tenuto.core.deltas import MessageProgress
 from tenuto.core.errors import LocalError
 from tenuto.interop import OpenAI
-from tenuto.interop.openai_stream import ChatStream, Reference, reference
+from tenuto.interop.openai_stream import Asked, ChatStream, Reference, reference
 from tenuto.routes import InAnswer, MessageFinished, MessageReplaced, TurnChanged
 from tests.interop.scene import BEHIND, Scene, fails, playing
 from tests.interop.test_ai_sdk import check_access
@@ -895,8 +895,8 @@ def test_chat_completion_cannot_take_an_attempt_back_and_a_later_one_has_none_of
     lost, kept = {"type": "text", "text": "Lost"}, {"type": "text", "text": "Kept"}
     begun = Message(id="a", role="assistant", status="streaming", parts=[lost], **known)
     whole = replace(begun, parts=[{"type": "attempt", "parts": [lost], "characters": 4}, kept])
-    of = Reference("chat:1", "u")
-    live, late = ChatStream(question, of), ChatStream(question, of)
+    asked = Asked(Reference("chat:1", "u"), question, {})
+    live, late = ChatStream(asked), ChatStream(asked)
     assert b"Lost" in live.frame([InAnswer("a", delta) for delta in MessageProgress("a").begin(begun)])
     end = live.frame([InAnswer("a", MessageReplaced(whole, (), is_superseded=True))])
     assert (b'"code":"replaced"' in end, b"Kept" in end, live.is_over) == (True, False, True)

@@ -15,16 +15,13 @@ from tenuto.core.deltas import MessageProgress
 from tenuto.core.events import MessageUpdate
 from tenuto.core.model import Part
 from tenuto.core.requests import PutPart, UpdateMessage
-from tenuto.interop.adapter import with_options
-from tenuto.interop.openai_stream import Reference, TurnEvents
+from tenuto.interop.openai_stream import Asked, Reference, TurnEvents
 from tenuto.routes import InAnswer, MessageFinished, TurnChanged, TurnDelta
 from tests.core.harness import LogHarness
 
 KNOWN: Any = {"created": 1, "version": 1, "created_at": 0, "updated_at": 0}
-QUESTION = with_options(
-    Message(id="u", role="user", status="complete", **KNOWN), {"tools": [{"type": "function", "name": "own"}]}
-)
-OF = Reference("chat:1", "u")
+QUESTION = Message(id="u", role="user", status="complete", **KNOWN)
+ASKED = Asked(Reference("chat:1", "u"), QUESTION, {"tools": [{"type": "function", "name": "own"}]})
 # A part is put at an index; with a list the parts from the index on are superseded, and the list follows them. Behind
 # the list are the indexes of the parts that stay beside it.
 Steps = Sequence[tuple[Any, ...]]
@@ -176,7 +173,7 @@ def test_reader_that_is_cut_after_any_event_gets_the_events_that_it_lacks(scene:
     states = states_of(SCENES[scene])
     texts = [one.text for one in states]
     for came in range(len(states)):
-        stream = TurnEvents(QUESTION, OF)
+        stream = TurnEvents(ASKED)
         received: list[tuple[int, Any]] = []  # the events of a reader that is not cut, and how many states it had
         for number, batch in enumerate(batches_from(came, states, size)):
             seen = min(came + number * size, len(states) - 1)
@@ -192,7 +189,7 @@ def test_reader_that_is_cut_after_any_event_gets_the_events_that_it_lacks(scene:
                 page = Page()
                 for _, before in received[: cut + 1]:
                     page.take(before)
-                resumed = TurnEvents(QUESTION, OF, event["sequence_number"])
+                resumed = TurnEvents(ASKED, event["sequence_number"])
                 for batch in batches_from(again, states, size):
                     for after in resumed.receive(batch):
                         page.take(after)
