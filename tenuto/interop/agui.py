@@ -300,7 +300,7 @@ async def _ask(
         outputs = await _outputs(access, channel, before, turns)
         await store_unsent(access, channel, earlier, options, lambda one: {"parts": stored_parts(one.get("content"))})
         with suppress(IdConflict):  # another request has stored it at the same moment
-            await access.create(channel, id=id, parts=[*(part for _, part in outputs), *parts], options=options)
+            await access.create(channel, id=id, parts=[*outputs.values(), *parts], options=options)
             return
         turn = await access.turn(channel, id)
     known = turn.message
@@ -329,7 +329,7 @@ async def _add_results(
                 question, later = known[sent], later[at + 1 :]
                 break
         if found := await _outputs(access, channel, [one for one in later if one["role"] == "tool"], turns):
-            id, parts = min(id for id, _ in found), [part for _, part in found]
+            id, parts = min(found), list(found.values())
             try:
                 await access.create(channel, id=id, parts=parts, options=options)
             except IdConflict:  # another tab has sent results of the same calls
@@ -340,10 +340,8 @@ async def _add_results(
     return question, later
 
 
-async def _outputs(
-    access: Access, channel: str, results: list[Json], turns: list[TurnStatus]
-) -> list[tuple[str, Json]]:
-    """Return the `results` that belong to open calls to the client's own tools, each with an id of the call."""
+async def _outputs(access: Access, channel: str, results: list[Json], turns: list[TurnStatus]) -> dict[str, Json]:
+    """Return the parts of the `results` of open calls to the client's own tools, each by an id of the call."""
     given = {str(one.get("toolCallId")): one for one in results}
     open_calls: dict[str, str] = {}  # the answer of each
     for turn in turns:
@@ -356,10 +354,8 @@ async def _outputs(
         if turn.state == "over" and given.keys() & left:
             tools = own_tools(await access.options(channel, turn.message))
             open_calls |= {call: answer for call, (answer, name) in left.items() if name in tools}
-    found = {call: one for call, one in given.items() if call in open_calls}
-    return [
-        (hashed(open_calls[call], call), output_part(call, _output(one), id=one["id"])) for call, one in found.items()
-    ]
+    found = {call: output_part(call, _output(one), id=one["id"]) for call, one in given.items() if call in open_calls}
+    return {hashed(open_calls[call], call): part for call, part in found.items()}
 
 
 def _output(result: Json) -> object:

@@ -68,7 +68,6 @@ from tenuto.interop.openai_stream import (
     ChatStream,
     Reference,
     TurnEvents,
-    completion,
     conversation_id,
     error_of,
     input_items,
@@ -165,7 +164,7 @@ class OpenAI:
             has_usage = isinstance(options, dict) and options.get("include_usage") is True
             return access.stream(asked.of.channel, asked.of.message_id, ChatStream(asked, has_usage=has_usage))
         del body, given
-        return await whole_response(access, request, TurnEvents(asked), completion)
+        return await whole_response(access, request, ChatStream(asked))
 
     async def _begin_response(self, access: Access, body: Json, key: str | None = None) -> Asked:
         """Begin the response that a request asks for (`_begin`)."""
@@ -508,17 +507,15 @@ async def _items_of(access: Access, of: Reference, param: str | None = None) -> 
     return [*input_items(of.channel, asked.question), *response_of(asked, status)["output"]]
 
 
-async def whole_response(
-    access: Access, request: Request, events: TurnEvents, shape: Callable[[TurnEvents], tuple[int, Json]] | None = None
-) -> Response:
-    """Return the response that the last of `events` has; `shape` gives its status and body in another form."""
+async def whole_response(access: Access, request: Request, events: TurnEvents) -> Response:
+    """Return the response in one piece when the turn has ended."""
     events.after = 2 * ASKING  # the other events are not made
     headers = {"cache-control": "no-cache, no-transform", "x-should-retry": "false"}  # else it sends the question again
     try:
         await access.follow(events.of.channel, events.of.message_id, events, request.receive)
     except Draining as error:
         return JSONResponse({"error": error_of(error.problem())}, 503, headers)
-    status, body = shape(events) if shape is not None else (200, events.response())
+    status, body = events.whole()
     return Response(encode(body), status, headers, "application/json")
 
 

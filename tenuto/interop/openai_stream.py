@@ -352,6 +352,10 @@ class TurnEvents(EventStream):
                 output.append(self._whole_item(kind, part, is_ended=status == "completed"))
         return self._response(status, output + self._asked_items(), error)
 
+    def whole(self) -> tuple[int, Json]:
+        """Return the status and the body of the response in one piece."""
+        return 200, self.response()
+
     def _response(self, status: str, output: list[Json], error: Json | None = None) -> Json:
         """Return a `Response` with these fields. A setting that the client left to the model has OpenAI's default."""
         options, answers = self._options, self._turn.answers
@@ -609,6 +613,25 @@ class ChatStream(TurnEvents):
         is_failed = bool(chunks) and "error" in chunks[-1]
         return body + b"data: [DONE]\n\n" if self.is_over and not is_failed else body
 
+    def whole(self) -> tuple[int, Json]:
+        """Return the status and the body of the completion in one piece."""
+        response = self.response()
+        error, text = _end_of(response)
+        if error is not None:
+            return 500, {"error": error}
+        calls = [_chat_call(one) for one in response["output"] if one["type"] in CALLS]
+        message: Json = {"role": "assistant", "content": text or (None if calls else ""), "refusal": None}
+        message |= {"annotations": []} | ({"tool_calls": calls} if calls else {})
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": self.finish_reason()}
+        return 200, {
+            "id": self.of.id(CHAT_ID),
+            "object": "chat.completion",
+            "created": response["created_at"],
+            "model": response["model"],
+            "choices": [choice],
+            **({"usage": usage} if (usage := _usage(response)) is not None else {}),
+        }
+
     def _chunks(self, event: Json) -> Iterator[Json]:
         match event["type"]:
             case "response.created":
@@ -648,26 +671,6 @@ class ChatStream(TurnEvents):
     def _chunk(self, delta: Json, *, finish_reason: str | None = None) -> Json:
         choice: Json = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
         return {**self._head, "choices": [choice]}
-
-
-def completion(events: TurnEvents) -> tuple[int, Json]:
-    """Return the status and the body of a chat completion in one piece."""
-    response = events.response()
-    error, text = _end_of(response)
-    if error is not None:
-        return 500, {"error": error}
-    calls = [_chat_call(one) for one in response["output"] if one["type"] in CALLS]
-    message: Json = {"role": "assistant", "content": text or (None if calls else ""), "refusal": None}
-    message |= {"annotations": []} | ({"tool_calls": calls} if calls else {})
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": events.finish_reason()}
-    return 200, {
-        "id": CHAT_ID + response["id"].removeprefix("resp_"),
-        "object": "chat.completion",
-        "created": response["created_at"],
-        "model": response["model"],
-        "choices": [choice],
-        **({"usage": usage} if (usage := _usage(response)) is not None else {}),
-    }
 
 
 def _chat_call(item: Json) -> Json:
