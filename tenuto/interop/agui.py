@@ -377,18 +377,18 @@ def _messages_in(body: Json) -> tuple[Json, list[Json], list[Json], list[Json]]:
 
 # -- the events -------------------------------------------------------------------------------------------------------
 
-# for each type of part that grows: the events before, for and after its text, and the field with its id
-_EVENTS = {
-    "text": (["TEXT_MESSAGE_START"], "TEXT_MESSAGE_CONTENT", ["TEXT_MESSAGE_END"], "messageId"),
+# for each type of part that grows: the events before its text with their fields, those for and after it, and the field
+# with its id
+_EVENTS: dict[str, tuple[dict[str, Json], str, list[str], str]] = {
+    "text": ({"TEXT_MESSAGE_START": {"role": "assistant"}}, "TEXT_MESSAGE_CONTENT", ["TEXT_MESSAGE_END"], "messageId"),
     "reasoning": (
-        ["REASONING_START", "REASONING_MESSAGE_START"],
+        {"REASONING_START": {}, "REASONING_MESSAGE_START": {"role": "reasoning"}},
         "REASONING_MESSAGE_CONTENT",
         ["REASONING_MESSAGE_END", "REASONING_END"],
         "messageId",
     ),
-    "tool": (["TOOL_CALL_START"], "TOOL_CALL_ARGS", ["TOOL_CALL_END"], "toolCallId"),
+    "tool": ({"TOOL_CALL_START": {}}, "TOOL_CALL_ARGS", ["TOOL_CALL_END"], "toolCallId"),
 }
-_ROLES = {"TEXT_MESSAGE_START": "assistant", "REASONING_MESSAGE_START": "reasoning"}
 _CURSOR = re.compile(r"([0-9]{1,16})/([0-9a-f]{1,1024})/([0-9a-f]{8})/([0-9a-z]{0,24})/(.{1,64})\Z", re.ASCII)
 LOST = ("invalid_cursor", "the events of this run have no such position; load the messages again")
 
@@ -565,9 +565,8 @@ class AGUIStream(EventStream):
             self._parents.pop(answer, None)
         self._at = replace(self._at, sum=crc32(part.name.encode(), self._at.sum))
         self._parts[part] = {field: id}
-        for type in types:
+        for type, role in types.items():
             self._advance(1)
-            role: Json = {"role": _ROLES[type]} if type in _ROLES else {}
             self._put(type, **self._parts[part], **start, **role)
 
     def _result(self, part: Part) -> None:

@@ -725,8 +725,7 @@ def ui_messages(turns: Iterable[TurnStatus], release: Release) -> list[Json]:
     """Return the conversation as `UIMessage`s, without the answers of turns that wait or run."""
     messages: list[Json] = []
     for turn in turns:
-        if turn.message is not None:
-            question = turn.message
+        if (question := turn.message) is not None:
             own = {name: value for name, value in question.meta.items() if name != OPTIONS_KEY}
             meta = {"metadata": own} if own else {}
             parts = [_question_part(one) for one in question.parts]

@@ -55,9 +55,8 @@ class SentText:
 
     def __init__(self, text: str = "") -> None:
         """Begin with `text`, which the client has."""
-        self.length = 0  # code points
-        self._sum = 0
-        self.add(text)
+        self.length = len(text)  # code points
+        self._sum = crc32(text.encode())
 
     def add(self, text: str) -> None:
         """Note that `text` was sent after the rest."""

@@ -68,7 +68,6 @@ from tenuto.interop.openai_stream import (
     ChatStream,
     Reference,
     TurnEvents,
-    conversation_id,
     error_of,
     input_items,
     reference,
@@ -128,9 +127,9 @@ class OpenAI:
             f"{path}/models/{{id:path}}": {"GET": self._model},
         }
         app.router.routes[:0] = [
-            Route(path, _by_method(endpoints), methods=_METHODS) for path, endpoints in routes.items()
+            WebSocketRoute(f"{path}/responses", _Sockets(self._hub, self._begin_response)),
+            *(Route(path, _by_method(endpoints), methods=_METHODS) for path, endpoints in routes.items()),
         ]
-        app.router.routes.insert(0, WebSocketRoute(f"{path}/responses", _Sockets(self._hub, self._begin_response)))
         others, no_route = app.router.default, Route(f"{path}/{{rest:path}}", _by_method({}), methods=_METHODS)
 
         async def last(scope: Scope, receive: Receive, send: Send) -> None:
@@ -236,10 +235,10 @@ class OpenAI:
 
     async def _turn_in(self, access: Access, channel: str, given: GivenInput) -> Reference | None:
         """Return the turn of a conversation to which the input replies, else one that asks. Raises NotFound."""
-        replies = [*given.approvals, *given.outputs]
-        for id in given.approvals:
-            if (of := reference(id, "input", kind="approval").at()).channel == channel:
-                return of
+        replies = [*(one.id("mcpr_") for one in given.approvals), *given.outputs]
+        for one in given.approvals:
+            if one.channel == channel:
+                return one.at()
         turns = await access.conversation(channel, limit=_NEWEST) if replies else await access.open_turns(channel)
         for status in reversed(turns):
             calls = {part["call"] for one in status.answers for part in one.parts if part["type"] == "tool"}
@@ -258,19 +257,18 @@ class OpenAI:
         channel = re.sub(r"\{(model|client|id)\}", lambda found: names[found[1]], template)
         access.check(channel, *needs)
         if not is_empty and id not in channel:
-            detail = (
-                f"the agent answers all requests in channel {channel!r}: send the question without earlier messages"
-            )
-            raise InvalidRequest(f"{detail}, or a previous_response_id")
+            detail = f"the agent answers all requests in channel {channel!r}"
+            raise InvalidRequest(f"{detail}: send the question without earlier messages, or a previous_response_id")
         return channel
 
     async def _reply(self, access: Access, asked: Asked, status: TurnStatus, given: GivenInput) -> Reference | None:
         """Send the replies that a request has, and return the response that follows them; None for a new turn."""
         of, answers = asked.of, status.answers
         open_calls = {call: one.id for one in status.questions if (call := call_of(one.data))}
-        asked_about = {id: await _approved(access, asked, status, id) for id in given.approvals}
-        approved_ids = {command for _, command in asked_about.values()}
-        waiting = approved_ids & {one.id for one in status.questions} or open_calls.keys() & given.outputs.keys()
+        for approval in given.approvals:
+            await _check_approval(access, asked, status, approval)
+        approved = {one.question for one in given.approvals}
+        waiting = approved & {one.id for one in status.questions} or open_calls.keys() & given.outputs.keys()
         is_message = bool(given.parts or given.earlier)
         if waiting and is_message:
             detail = "the input has a reply to a call that waits for it, and a message"
@@ -292,11 +290,10 @@ class OpenAI:
             raise InvalidRequest(f"{detail}; send the outputs of all calls, or cancel the response", param="input")
         replied = access.replied(of.channel, [of.message_id, *(one.id for one in answers)])
         places: list[Place] = []
-        for id, (approved, reason) in given.approvals.items():
-            place, command = asked_about[id]
+        for approval, reply in given.approvals.items():
             with suppress(AlreadyAnswered):  # another client may have been faster: the response has the outcome
-                await access.reply(of.channel, command, ok=approved, data={"reason": reason} if reason else None)
-            places.append(place)
+                await access.reply(of.channel, approval.question, **reply)
+            places.append(approval.start)
         for call, one in list(given.outputs.items()):
             place, part = calls[call]
             if call in open_calls:
@@ -387,7 +384,7 @@ class OpenAI:
                     await access.delete_turn(channel, message.id)
         if (await access.history(channel, after=0, limit=1)).messages:
             raise Forbidden("the messages of others are left, and to delete them needs the capability 'admin'")
-        return json_response({"id": conversation_id(channel), "object": "conversation.deleted", "deleted": True})
+        return json_response({"id": request.path_params["id"], "object": "conversation.deleted", "deleted": True})
 
     async def _list_items(self, request: Request) -> Response:
         access, channel = await self._in_conversation(request)
@@ -446,7 +443,7 @@ class OpenAI:
         if any(isinstance(one, dict) and one.get("type") == "mcp_approval_response" for one in given):
             detail = "an approval is no item of a conversation; send it as the input of a response"
             raise InvalidRequest(detail, param="items")
-        given = await with_references(access, given, Reference(channel, ""), "items")
+        given = await with_references(access, given, Reference(channel), "items")
         with _about("items"):
             found = _given(given, joins_calls=False, is_whole=is_new) if given else GivenInput()
         access.check(channel, *{"publish" if is_new or role == "user" else "append" for role, _ in found.earlier})
@@ -569,8 +566,8 @@ async def _store_earlier(
 async def _conversation_in(access: Access, channel: str) -> Response:
     first = (await access.history(channel, after=0, limit=1)).messages
     created_at = first[0].created_at // 1000 if first else int(time.time())  # it begins with its first message
-    shown = {"id": conversation_id(channel), "object": "conversation", "created_at": created_at, "metadata": {}}
-    return json_response(shown)
+    head = {"id": Reference(channel).id("conv_"), "object": "conversation"}
+    return json_response({**head, "created_at": created_at, "metadata": {}})
 
 
 def _no_call(id: str) -> NotFound:
@@ -681,14 +678,10 @@ def _model_of(name: str) -> Json:
     return {"id": name, "object": "model", "created": 0, "owned_by": "tenuto"}
 
 
-async def _approved(access: Access, asked: Asked, status: TurnStatus, id: str) -> tuple[Place, str]:
-    """Return the place of the call that an approval request is about, and the id of the question.
-
-    Raises NotFound unless it is, or was, a question of this turn about the call of the server at its place.
-    """
-    named = reference(id, "input", kind="approval")
-    (a, index), command = named.start, named.question
-    answers = status.answers if named.at() == asked.of.at() else []
+async def _check_approval(access: Access, asked: Asked, status: TurnStatus, approval: Reference) -> None:
+    """Raise NotFound unless this turn asks, or has asked, for an approval of the server's call at its place."""
+    (a, index), command = approval.start, approval.question
+    answers = status.answers if approval.at() == asked.of.at() else []
     part = answers[a].parts[index] if a < len(answers) and index < len(answers[a].parts) else {}
     is_call = part.get("type") == "tool" and part["name"] not in own_tools(asked.options)
     question = next((one for one in status.questions if one.id == command), None)
@@ -697,8 +690,7 @@ async def _approved(access: Access, asked: Asked, status: TurnStatus, id: str) -
     elif is_call:  # a reply to it has no effect, unless it is an open question of another turn
         is_call = all(one.id != command for one in await access.pending_commands(asked.of.channel))
     if not is_call:
-        raise _no_call(id)
-    return (a, index), command
+        raise _no_call(approval.id("mcpr_"))
 
 
 def _by_method(endpoints: Mapping[str, Endpoint]) -> Endpoint:
@@ -735,7 +727,7 @@ class GivenInput:
     earlier: list[tuple[Role, list[Json]]] = field(default_factory=list)  # role and parts
     parts: list[Json] = field(default_factory=list)  # of the question
     outputs: dict[str, Json] = field(default_factory=dict)  # parts with outputs of the caller's tools, by call
-    approvals: dict[str, tuple[bool, str | None]] = field(default_factory=dict)  # by request id: approved?, reason
+    approvals: dict[Reference, Json] = field(default_factory=dict)  # replies to the agent, by the approval's id
     calls: set[str] = field(default_factory=set)  # calls that the request brings
     unknown: list[str] = field(default_factory=list)  # outputs of other calls
     joins_calls: bool = True  # False: each item is a message of its own, so that it can be deleted
@@ -855,11 +847,12 @@ def _given(items: Any, *, is_first: bool = True, joins_calls: bool = True, is_wh
                 given.outputs[call]["data"] |= {CUSTOM: True} if kind == "custom_tool_call_output" else {}
                 given.unknown += [call] if call not in given.calls else []
             case "mcp_approval_response" if not is_first:
+                of = reference(_text(item, "approval_request_id"), "input", kind="approval")
                 approve, reason = item.get("approve"), item.get("reason")
                 if not isinstance(approve, bool):
                     raise InvalidRequest(f"approve must be true or false, got {approve!r:.80}")
-                approved = approve, reason if isinstance(reason, str) else None
-                given.approvals[_text(item, "approval_request_id")] = approved
+                data = {"reason": reason} if reason and isinstance(reason, str) else None
+                given.approvals[of] = {"ok": approve, "data": data}
             case "function_call" | "custom_tool_call" if is_first:
                 given.add_call(item, _text(item, "call_id"), state="called")
             case "mcp_call" if is_first:
@@ -868,9 +861,8 @@ def _given(items: Any, *, is_first: bool = True, joins_calls: bool = True, is_wh
                 id = str(item.get("id"))
                 raise InvalidRequest(f"the input has a reference to item {id[:64]!r}; send the message itself here")
             case kind if kind not in _RESENT:
-                raise InvalidRequest(
-                    f"an item of input has the type {kind!r:.80}; send messages, function_call_outputs and approvals"
-                )
+                known = "messages, function_call_outputs and approvals"
+                raise InvalidRequest(f"an item of input has the type {kind!r:.80}; send {known}")
     if is_whole and given.unknown:
         detail = f"the input replies to {given.unknown[0][:64]!r}, but no call before it has this id"
         raise InvalidRequest(f"{detail}; send the call too, or the previous_response_id of the response that has it")

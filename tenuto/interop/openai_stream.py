@@ -64,7 +64,7 @@ class Reference(NamedTuple):
     """
 
     channel: str
-    message_id: str
+    message_id: str = ""
     start: Place = (0, 0)
     attempt: int = 0
     steers: int = 0
@@ -87,11 +87,6 @@ class Asked(NamedTuple):
     of: Reference
     question: Message
     options: Json
-
-
-def conversation_id(channel: str) -> str:
-    """Return the id of the conversation that a channel is."""
-    return Reference(channel, "").id("conv_")
 
 
 def reference(id: object, param: str | None = None, *, kind: str = "response") -> Reference:
@@ -311,8 +306,7 @@ class TurnEvents(EventStream):
         """Apply `deltas`. The items of each attempt that they supersede are counted, and then taken back."""
         for delta in deltas:
             if isinstance(delta, InAnswer) and isinstance(whole := delta.delta, MessageReplaced):
-                a = next(a for a, one in enumerate(self._turn.answers) if one.id == delta.message_id)
-                answer = self._turn.answers[a]
+                a, answer = next(one for one in enumerate(self._turn.answers) if one[1].id == delta.message_id)
                 for since, parts in earlier_parts(whole.message.parts)[answer.attempts_in(len(answer.parts)) :]:
                     earlier = MessageReplaced(replace(whole.message, parts=parts), ())
                     self._turn.receive(InAnswer(delta.message_id, earlier))
@@ -361,8 +355,7 @@ class TurnEvents(EventStream):
         options, answers = self._options, self._turn.answers
         extra = options.get("extra")
         repeated = {**_REPEATED, **(extra if isinstance(extra, dict) else {}), **options}
-        is_named = options.get(CONVERSATION)
-        conversation = {"conversation": {"id": conversation_id(self.of.channel)}} if is_named else {}
+        conversation = {"id": Reference(self.of.channel).id("conv_")}
         form, cut = options.get("response_format") or {"type": "text"}, _CUTS.get(self.finish_reason(), "steered")
         ended_at = max([self._question.created_at, *(one.ended_at for one in answers)])
         author = next((one.meta["model"] for one in answers if "model" in one.meta), None)
@@ -383,7 +376,7 @@ class TurnEvents(EventStream):
             "usage": usage(answers[self.of.start[0] : None if self.rest is None else self.rest.start[0]]),
             **{name: repeated[name] for name in _REPEATED},
             "store": True,
-            **conversation,
+            **({"conversation": conversation} if options.get(CONVERSATION) else {}),
         }
 
     def _outcome(self) -> tuple[str, Json | None]:

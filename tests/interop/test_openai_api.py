@@ -15,11 +15,15 @@ import pytest
 from tenuto import Identity, Turn
 from tenuto.core.requests import SERVER, CreateMessage, FinishMessage
 from tenuto.hub.access.rates import Rates
-from tenuto.interop.openai_stream import ATTEMPT_ROOM, Reference, conversation_id
+from tenuto.interop.openai_stream import ATTEMPT_ROOM, Reference
 from tests.interop.scene import fails
 from tests.interop.test_openai import ANSWER, CALL, PLACE, ClientScene, channel_of, scene_of
 
 FULL = frozenset({"subscribe", "history", "publish", "command"})
+
+
+def conversation_id(channel: str) -> str:
+    return Reference(channel).id("conv_")
 
 
 @pytest.fixture
