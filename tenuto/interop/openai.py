@@ -365,9 +365,8 @@ class OpenAI:
         id, model, agents = secrets.token_hex(16), body.get("model"), access.agents()
         if model is None and (len(agents) == 1 or "{model}" not in (self._channel or "{model}")):
             model = next(iter(agents), None)  # the channel is clear without one
-        needs, is_empty = ("history", "publish"), not body.get("items")
         with _about("items"):
-            channel = self._new_channel(access, model, id, needs, is_empty=is_empty)
+            channel = self._new_channel(access, model, id, ("history", "publish"), is_empty=not body.get("items"))
         await self._store_items(access, channel, body)
         return await _conversation_in(access, channel)
 
@@ -729,7 +728,6 @@ class GivenInput:
     outputs: dict[str, Json] = field(default_factory=dict)  # parts with outputs of the caller's tools, by call
     approvals: dict[Reference, Json] = field(default_factory=dict)  # replies to the agent, by the approval's id
     calls: set[str] = field(default_factory=set)  # calls that the request brings
-    unknown: list[str] = field(default_factory=list)  # outputs of other calls
     joins_calls: bool = True  # False: each item is a message of its own, so that it can be deleted
 
     def add(self, role: Role, parts: list[Json]) -> None:
@@ -807,8 +805,8 @@ def given_in_chat(body: Json) -> GivenInput:
             raise InvalidRequest("role function and function_call are not supported; send role tool and tool_calls")
         calls = message.get("tool_calls") if role == "assistant" else None
         if role == "tool":
-            call = _text(message, "tool_call_id")
-            items.append({"type": "function_call_output", "call_id": call, "output": content})
+            id = _text(message, "tool_call_id")
+            items.append({"type": "function_call_output", "call_id": id, "output": content})
             continue
         if role == "assistant" and (refusal := message.get("refusal")):  # as the SDKs return one
             content = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
@@ -845,7 +843,9 @@ def _given(items: Any, *, is_first: bool = True, joins_calls: bool = True, is_wh
                 _check_single(call, given.outputs)
                 given.outputs[call] = output_part(call, output)
                 given.outputs[call]["data"] |= {CUSTOM: True} if kind == "custom_tool_call_output" else {}
-                given.unknown += [call] if call not in given.calls else []
+                if is_whole and call not in given.calls:
+                    detail = f"the input replies to {call[:64]!r}, but no call before it has this id; send the call too"
+                    raise InvalidRequest(f"{detail}, or the previous_response_id of the response that has it")
             case "mcp_approval_response" if not is_first:
                 of = reference(_text(item, "approval_request_id"), "input", kind="approval")
                 approve, reason = item.get("approve"), item.get("reason")
@@ -863,9 +863,6 @@ def _given(items: Any, *, is_first: bool = True, joins_calls: bool = True, is_wh
             case kind if kind not in _RESENT:
                 known = "messages, function_call_outputs and approvals"
                 raise InvalidRequest(f"an item of input has the type {kind!r:.80}; send {known}")
-    if is_whole and given.unknown:
-        detail = f"the input replies to {given.unknown[0][:64]!r}, but no call before it has this id"
-        raise InvalidRequest(f"{detail}; send the call too, or the previous_response_id of the response that has it")
     if not joins_calls:
         given.add("assistant", [])  # the end, so that messages of the user and outputs are earlier ones
     elif not (given.parts or given.outputs or given.approvals):
