@@ -15,7 +15,7 @@ import gzip
 import hashlib
 import logging
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -75,17 +75,19 @@ class App:
         hub.on_drain(self._drain)
         hub.viewing.on_cut_off.append(self._sockets.drain)
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
+        """Return the work for one connection. A coroutine around it would cost time for each frame of a socket."""
         known = cast("Scope", scope)  # ASGI servers pass a dict as the scope
         if isinstance(self.hub.authenticate, VisitorVerifier):
             visit_in(known)  # now, so that all copies of the scope share it
         match scope["type"]:
             case "http":
-                await self._http(known, receive, send)
+                return self._http(known, receive, send)
             case "websocket":
-                await self._websocket(known, receive, send)
+                return self._websocket(known, receive, send)
             case "lifespan":
-                await self._lifespan(receive, send)
+                return self._lifespan(receive, send)
+        raise LocalError(f"hub serves HTTP, WebSockets and the lifespan, got a scope of type {shown(scope['type'])}")
 
     def added_headers(self, scope: Scope) -> Headers:
         """Return the headers for CORS, and for the cookie of a visitor, of a response that bypasses the middleware."""
