@@ -19,11 +19,10 @@ import asyncio
 import logging
 import types
 from collections.abc import Awaitable, Coroutine, Generator
+from dataclasses import dataclass, field
 from time import monotonic
 from types import TracebackType
 from typing import Any, TypeVar
-
-from msgspec import Struct
 
 T = TypeVar("T")
 
@@ -97,19 +96,19 @@ class Watchdog:
                 return
             del self.watches[watch]
             watch.is_late = True
-            assert watch.task is not None
             watch.task.cancel()
         self.has_timer = False
 
 
-class Watch(Struct, eq=False):
+@dataclass(eq=False, slots=True)
+class Watch:
     """One operation of the current task. At the limit the task is cancelled, and the block raises TimeoutError."""
 
     watchdog: Watchdog
-    task: asyncio.Task[Any] | None = None
-    cancelling: int = 0  # number of cancellations of the task that other code has requested before
-    due_s: float = 0.0
-    is_late: bool = False
+    task: asyncio.Task[Any] = field(init=False)
+    cancelling: int = field(init=False)  # number of cancellations of the task that other code has requested before
+    due_s: float = field(init=False)
+    is_late: bool = field(default=False, init=False)
 
     def __enter__(self) -> Watch:
         watchdog, task = self.watchdog, asyncio.current_task()
@@ -127,6 +126,5 @@ class Watch(Struct, eq=False):
     ) -> None:
         self.watchdog.watches.pop(self, None)
         # If other code has cancelled the task as well, that cancellation goes on; `asyncio.timeout` does the same.
-        assert self.task is not None
         if self.is_late and self.task.uncancel() <= self.cancelling and kind is asyncio.CancelledError:
             raise TimeoutError from error

@@ -17,6 +17,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from math import ceil, floor
 from typing import Protocol, TypeVar
 
@@ -166,17 +167,18 @@ def _groups(raw: Sequence[bytes]) -> list[bytes]:
 _APPEND = str(MessageAppend.__struct_config__.tag).encode()
 
 
-class BatchCache(Struct, eq=False):
+@dataclass(eq=False, slots=True)
+class BatchCache:
     """The batches of one channel that are kept for other feeds at the same cursor, within a limit of memory."""
 
     # batches by the serial that they follow; dropped as soon as the channel's serial moves
-    live: dict[int, EncodedBatch] = {}
+    live: dict[int, EncodedBatch] = field(default_factory=dict)
     # the epoch and the event of the last commit, if it was a single append
     appended: tuple[str, MessageAppend] | None = None
     # batches that begin with `channel.attached`, by kind of attach, and serial or length of history
-    first: dict[tuple[str, int], EncodedBatch] = {}
+    first: dict[tuple[str, int], EncodedBatch] = field(default_factory=dict)
     # ephemeral batches, by the position in the presence state that they follow
-    ephemeral: dict[int, EncodedBatch] = {}
+    ephemeral: dict[int, EncodedBatch] = field(default_factory=dict)
     text_bytes: int = 0  # total size of the text in `live` and `first`
     # why no further batch can be made: the store cannot return the entries after the state in memory
     unreadable: StoreUnusable | None = None
@@ -282,12 +284,13 @@ class Ticks:
                 logger.exception("a release of viewers failed")
 
 
-class Group(Struct, eq=False):
+@dataclass(eq=False, slots=True)
+class Group:
     """The feeds of one channel and flush class. They are released together, once per window; the first time at once."""
 
     _ticks: Ticks
     _window_s: float
-    feeds: dict[Woken, None] = {}
+    feeds: dict[Woken, None] = field(default_factory=dict)
     _is_due: bool = False  # a release is scheduled
     _is_ephemeral_due: bool = False  # a release of ephemeral events is scheduled; it does not start a flush window
     # End of the flush window, in the loop's time: changes before it are released then, later ones at once. It begins in
