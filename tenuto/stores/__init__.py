@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, unquote, unquote_to_bytes, urlencode, urlsplit
 
@@ -18,10 +20,8 @@ from tenuto.stores.base import Bus, Store
 
 __all__ = ["open_bus", "open_url"]
 
-_FORMS = (
-    "memory://, sqlite:///relative/path.db, sqlite:////absolute/path.db?synchronous=full "
-    "or postgresql://role@host:5432/database"
-)
+_POSTGRES_FORM = "postgresql://role@host:5432/database"
+_FORMS = f"memory://, sqlite:///relative/path.db, sqlite:////absolute/path.db?synchronous=full or {_POSTGRES_FORM}"
 _POSTGRES = ("postgresql", "postgres")
 # Options that the driver reads from the URL.
 _TO_DRIVER = ("sslmode", "sslrootcert", "sslcert", "sslkey", "target_session_attrs")
@@ -43,25 +43,22 @@ def open_url(url: str) -> Store:
     `target_session_attrs` (`any`, or `read-write`, which is the default for several hosts, or `primary`).
     """
     if not url.isprintable():  # a URL parser drops line ends silently
-        raise LocalError(f"store URL {shown_url(url)} holds a control character; use {_FORMS}")
+        raise _refusal(url, f"holds a control character; use {_FORMS}")
     try:
         scheme, host, path, query, fragment = urlsplit(url)
     except ValueError:  # for example for a single bracket
         raise LocalError(f"store URL must be {_FORMS}, got {shown_url(url)}") from None
     given = parse_qsl(query, keep_blank_values=True)
     options = dict(given)
-    repeated = next((name for name, _ in given if sum(name == other for other, _ in given) > 1), None)
-    if repeated is not None:
-        times = sum(name == repeated for name, _ in given)
-        raise LocalError(f"store URL {shown_url(url)} has the option {shown(repeated)} {times} times; give it once")
+    for name, times in Counter(name for name, _ in given).items():
+        if times > 1:
+            raise _refusal(url, f"has the option {shown(name)} {times} times; give it once")
     if scheme in _POSTGRES:
         _check_ports(url, host)
         return _postgres(url, options, has_database=bool(path.strip("/")) and not fragment)
     if scheme == "memory":
         if host or path or options or fragment:
-            raise LocalError(
-                f"store URL {shown_url(url)} has a name or options, but a memory store has neither; use memory://"
-            )
+            raise _refusal(url, "has a name or options, but a memory store has neither; use memory://")
         from tenuto.stores.memory import MemoryStore
 
         return MemoryStore()
@@ -69,21 +66,25 @@ def open_url(url: str) -> Store:
         raise LocalError(f"store URL must be {_FORMS}, got {shown_url(url)}")
     if host:
         place = shown(f"sqlite:///{host.rpartition('@')[2]}{path}").strip("'")
-        raise LocalError(f"store URL {shown_url(url)} names a host, but an SQLite file is on this machine; use {place}")
+        raise _refusal(url, f"names a host, but an SQLite file is on this machine; use {place}")
     file = os.fsdecode(unquote_to_bytes(path.removeprefix("/")))
     if not path.strip("/") or path.endswith("/") or fragment or "\0" in file:
-        raise LocalError(f"store URL {shown_url(url)} does not name a file; use {_FORMS}")
+        raise _refusal(url, f"does not name a file; use {_FORMS}")
     if not url[len("sqlite:") :].startswith("///"):
-        raise LocalError(f"store URL {shown_url(url)} lacks slashes; use sqlite:///{path.lstrip('/')} or {_FORMS}")
-    unknown = set(options) - {"synchronous"}
-    if unknown:
-        option = shown(sorted(unknown)[0])
-        raise LocalError(
-            f"store URL {shown_url(url)} has the unknown option {option}; an SQLite store has synchronous only"
-        )
+        raise _refusal(url, f"lacks slashes; use sqlite:///{path.lstrip('/')} or {_FORMS}")
+    _check_known(url, options, ("synchronous",), "an SQLite store has synchronous only")
     from tenuto.stores.sqlite.store import SqliteStore
 
     return SqliteStore(file, synchronous=options.get("synchronous", "full"))
+
+
+def _refusal(url: str, text: str) -> LocalError:
+    return LocalError(f"store URL {shown_url(url)} {text}")
+
+
+def _check_known(url: str, options: Iterable[str], known: Iterable[str], has: str) -> None:
+    for option in sorted(set(options).difference(known)):
+        raise _refusal(url, f"has the unknown option {shown(option)}; {has}")
 
 
 def _check_ports(url: str, hosts: str) -> None:
@@ -94,23 +95,15 @@ def _check_ports(url: str, hosts: str) -> None:
     for host in hosts.rpartition("@")[2].split(","):
         port = host.rpartition("]")[2].partition(":")[2]  # an IPv6 address is in brackets
         if port and not (port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65536):
-            raise LocalError(
-                f"store URL {shown_url(url)} has a port that is not a number from 1 to 65535; use "
-                "postgresql://role@host:5432/database, with the special characters of a password percent-encoded"
-            )
+            text = f"has a port that is not a number from 1 to 65535; use {_POSTGRES_FORM}"
+            raise _refusal(url, f"{text}, with the special characters of a password percent-encoded")
 
 
 def _postgres(url: str, options: dict[str, str], *, has_database: bool) -> Store:
     if not has_database:
-        raise LocalError(
-            f"store URL {shown_url(url)} does not name a database; use postgresql://role@host:5432/database"
-        )
-    unknown = set(options) - {"schema", *_CHOICES, *_TO_DRIVER}
-    if unknown:
-        raise LocalError(
-            f"store URL {shown_url(url)} has the unknown option {shown(sorted(unknown)[0])}; a PostgreSQL store has "
-            f"schema, durability, prepare, {', '.join(_TO_DRIVER)}"
-        )
+        raise _refusal(url, f"does not name a database; use {_POSTGRES_FORM}")
+    has = f"a PostgreSQL store has schema, durability, prepare, {', '.join(_TO_DRIVER)}"
+    _check_known(url, options, ("schema", *_CHOICES, *_TO_DRIVER), has)
     if "," in urlsplit(url).netloc.rpartition("@")[2] and "PGTARGETSESSIONATTRS" not in os.environ:
         options.setdefault("target_session_attrs", "read-write")
     schema = options.pop("schema", "tenuto")

@@ -299,17 +299,15 @@ class SocketWorkers:
 logger = logging.getLogger("tenuto.transports")
 
 
+@dataclass(slots=True, eq=False)
 class Attachment:
     """A channel that a socket is attached to, or is attaching to."""
 
-    __slots__ = ("channel", "feed", "is_catching_up", "resume_limits")
-
-    def __init__(self, channel: str) -> None:
-        self.channel = channel
-        self.feed: Feed | None = None  # None until the hub has attached it, and after `close`
-        self.is_catching_up = False
-        # resume limits of a viewer without the capability `history`; else None
-        self.resume_limits: ResumeLimits | None = None
+    channel: str
+    feed: Feed | None = None  # None until the hub has attached it, and after `close`
+    is_catching_up: bool = False
+    # resume limits of a viewer without the capability `history`; else None
+    resume_limits: ResumeLimits | None = None
 
     def close(self) -> None:
         """Detach from the channel."""

@@ -17,6 +17,7 @@ are removed only where it is complete, so the rows of a channel are read again b
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import msgspec
@@ -67,17 +68,15 @@ def entries_in(rows: Iterable[bytes]) -> Iterator[Entry]:
         yield from sorted(found, key=lambda entry: entry.serial)
 
 
+@dataclass(slots=True, eq=False)
 class Tracked:
     """The entries of one message that its document does not contain."""
 
-    __slots__ = ("first", "is_deleted", "last", "since_ms", "size_bytes")
-
-    def __init__(self, first: int, since_ms: int | None) -> None:
-        self.first = first  # serial of the first of these entries
-        self.last = first
-        self.size_bytes = 0
-        self.is_deleted = False  # True: one of these entries has deleted the message
-        self.since_ms = since_ms  # since when the message has such entries, by the clock of `tidy`
+    first: int  # serial of the first of these entries
+    last: int
+    since_ms: int | None  # since when the message has such entries, by the clock of `tidy`
+    size_bytes: int = 0
+    is_deleted: bool = False  # True: one of these entries has deleted the message
 
 
 class Uncovered:
@@ -97,7 +96,7 @@ class Uncovered:
             op = entry.op
             tracked = messages.get(op.id)
             if tracked is None:
-                tracked = messages[op.id] = Tracked(entry.serial, self._now_ms)
+                tracked = messages[op.id] = Tracked(entry.serial, entry.serial, self._now_ms)
             tracked.last = max(tracked.last, entry.serial)
             size = len(op.text) if type(op) is Append else 0
             tracked.size_bytes += size

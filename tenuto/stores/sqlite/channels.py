@@ -8,6 +8,7 @@ from __future__ import annotations
 import secrets
 import sqlite3
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from msgspec import Struct
 
@@ -36,20 +37,17 @@ _SUMMARY = ", ".join(
 _LAST = "\U0010ffff"  # the last character: text that begins with a prefix is below the prefix and this
 
 
+@dataclass(slots=True, eq=False)
 class ChannelRow:
     """The state of one channel, kept on the store's thread."""
 
-    __slots__ = ("epoch", "floor", "id", "name", "serial", "tracked", "used")
-
-    def __init__(self, number: int, name: str, epoch: str, floor: int, serial: int) -> None:
-        self.id = number
-        self.name = name
-        self.epoch = epoch
-        self.floor = floor
-        self.serial = serial
-        self.tracked: dict[str, Tracked] = {}  # messages that stream, or that have entries without a document, by id
-        # number of the latest commit when the channel was last used, apart from commits to the channel itself
-        self.used = 0
+    id: int
+    name: str
+    epoch: str
+    floor: int
+    serial: int
+    # messages that stream, or that have entries without a document, by id
+    tracked: dict[str, Tracked] = field(default_factory=dict)
 
     @property
     def head(self) -> Head:
@@ -92,23 +90,22 @@ class Plan(Struct, eq=False):
 
 
 class Channels:
-    """The channels in memory, with the numbers of the commits that last used them."""
+    """The channels in memory."""
 
     def __init__(self, db: sqlite3.Connection, documents: Documents) -> None:
-        self.by_name: dict[str, ChannelRow] = {}
+        self.by_name: dict[str, ChannelRow] = {}  # the one that was used last comes last
         self._db = db
         self._documents = documents
         self._limit = MAX_CHANNELS
         (number,) = db.execute("SELECT max(id) FROM channels").fetchone()
         self._next = (number or 0) + 1
 
-    def find(self, name: str, *, at: int) -> ChannelRow | None:
+    def find(self, name: str) -> ChannelRow | None:
         """Return the channel `name`, read from the file if needed; None if it does not exist.
 
-        `at` is the number of the latest commit, which counts as the time of use. Raises StoreUnusable if the row is
-        damaged.
+        Raises StoreUnusable if the row is damaged.
         """
-        channel = self.by_name.get(name)
+        channel = self.by_name.pop(name, None)
         if channel is None:
             row = self._db.execute("SELECT id, epoch, floor, crc FROM channels WHERE name = ?", (name,)).fetchone()
             if row is None:
@@ -118,13 +115,12 @@ class Channels:
                 raise StoreUnusable(damaged_channel(name))
             # after `prune` the floor may be above the versions of all documents that are left
             channel = ChannelRow(number, name, epoch, floor, max(floor, self._documents.top(number)))
-            self.by_name[name] = channel
-        channel.used = at
+        self.by_name[name] = channel
         return channel
 
-    def head(self, name: str, *, at: int) -> Head:
-        """Return the head of the channel `name`; `at` as in `find`."""
-        channel = self.find(name, at=at)
+    def head(self, name: str) -> Head:
+        """Return the head of the channel `name`. Raises as `find`."""
+        channel = self.find(name)
         return channel.head if channel is not None else self.empty(name)
 
     def empty(self, name: str) -> Head:
@@ -234,9 +230,8 @@ class Channels:
         """
         if len(self.by_name) <= self._limit:
             return
-        by_use = sorted(self.by_name.values(), key=lambda channel: channel.used)
         kept = 0
-        for channel in by_use[: len(by_use) // 2]:
+        for channel in list(self.by_name.values())[: len(self.by_name) // 2]:
             if any(tracked.slots for tracked in channel.tracked.values()):
                 kept += 1
             else:

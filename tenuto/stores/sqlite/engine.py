@@ -156,10 +156,10 @@ class WholeMessages:
         version = max(version, created, tracked.last if tracked is not None else 0)
         return [Stored(id=message_id, head=damaged_head(message_id, created, version), segments=[], entries=[])]
 
-    def channel(self, name: str, *, at: int) -> ChannelRow | None:
+    def channel(self, name: str) -> ChannelRow | None:
         """Return a channel that exists, as `Channels.find` does; None if it is damaged."""
         try:
-            channel = self._channels.find(name, at=at)
+            channel = self._channels.find(name)
             if channel is not None:
                 return channel
             reason = "its row is not in the index"
@@ -292,7 +292,7 @@ class Engine:
             raise StoreUnusable(f"store file {self._file.path} cannot be used: {error}") from error
         self._documents.skip_keys(highest)
         for tracked in self._log.pinned.values():
-            channel = self._whole.channel(tracked.channel, at=0)
+            channel = self._whole.channel(tracked.channel)
             if channel is None:
                 continue
             channel.tracked[tracked.id] = tracked
@@ -322,7 +322,7 @@ class Engine:
         heads: list[tuple[ChannelRow, int]] = []
         known = self.channels.by_name
         for write in writes:
-            channel = known.get(write.channel) or self._channel(write.channel)
+            channel = known.get(write.channel) or self.channels.find(write.channel)
             new = write.entries
             if channel is None:
                 fits = write.expected == 0 and write.lives == self.channels.empty(write.channel).lives
@@ -338,7 +338,7 @@ class Engine:
                         results.append(Committed(new[0].serial))
                         continue
             if not fits:
-                results.append(Conflict(self._head(write.channel)))
+                results.append(Conflict(self.channels.head(write.channel)))
                 continue
             serial = write.expected + len(write.entries)
             results.append(Committed(serial))
@@ -403,9 +403,10 @@ class Engine:
         self._log.written(rows, slots)
         for plan in plans:
             self._note_plan(plan)
+        known = self.channels.by_name
         for channel, serial in heads:
             channel.serial = serial
-            channel.used = self._commits
+            known[channel.name] = known.pop(channel.name)
 
     def _write_plan(self, db: sqlite3.Connection, plan: Plan) -> int:
         """Write the rows outside the log. Return the bytes handed to the database, apart from those of documents."""
@@ -432,7 +433,6 @@ class Engine:
     def _note_plan(self, plan: Plan) -> None:
         channel = plan.channel
         if plan.is_born:
-            channel.used = self._commits
             self.channels.by_name[channel.name] = channel
         channel.tracked.update(plan.new)
         for tracked, document in plan.documents:
@@ -452,7 +452,7 @@ class Engine:
 
     def delete_channel(self, name: str, *, expected: Head, used_up: Sequence[str], until_ms: int) -> Head | Conflict:
         """Empty `channel` (`Store.delete_channel`)."""
-        channel, head = self._channel(name), self._head(name)
+        channel, head = self.channels.find(name), self.channels.head(name)
         if head != expected:
             return Conflict(head)
         if channel is None and not used_up:
@@ -466,7 +466,7 @@ class Engine:
                 self._log.release(tracked, channel.serial)
             self._deleted.append(channel.id)
             self._is_wipe_due = True
-        return self._head(name)
+        return self.channels.head(name)
 
     def note(self, values: Mapping[str, bytes | None], *, expected: Mapping[str, bytes | None] | None = None) -> bool:
         """Keep or delete notes of the hub (`Store.note`)."""
@@ -484,14 +484,14 @@ class Engine:
 
     def heads(self, names: Sequence[str]) -> list[Head]:
         """Return the heads of `channels` (`Store.heads`)."""
-        return [self._head(name) for name in names]
+        return [self.channels.head(name) for name in names]
 
     def changes(self, name: str, *, after: int, limit: int) -> Changes:
         """Return the messages that changed after a serial (`Store.changes`)."""
         with self._reading():
-            channel = self._channel(name)
+            channel = self.channels.find(name)
             if channel is None:
-                return Changes(self._head(name), None, [])
+                return Changes(self.channels.head(name), None, [])
             changed = {found.key: found.id for found in self._documents.changed(channel.id, after, limit + 1)}
             changed |= {tracked.key: tracked.id for tracked in channel.tracked.values() if tracked.last > after}
             messages = self._stored(channel, changed) if len(changed) <= limit else None
@@ -500,17 +500,17 @@ class Engine:
     def entries(self, name: str, *, after: int, limit_bytes: int) -> Tail:
         """Return the entries after a serial (`Store.entries`)."""
         with self._reading():
-            channel = self._channel(name)
+            channel = self.channels.find(name)
             known = channel.tracked.values() if channel is not None else ()
             keys = [tracked.key for tracked in known if tracked.last > after]
             found, _ = self._log.entries(self._file.db, keys)
             entries = [entry for of_message in found.values() for entry in of_message]
-            return tail_of(self._head(name), entries, after=after, limit_bytes=limit_bytes)
+            return tail_of(self.channels.head(name), entries, after=after, limit_bytes=limit_bytes)
 
     def messages(self, name: str, ids: Sequence[str]) -> tuple[Head, dict[str, Stored]]:
         """Return messages and commands by their ids (`Store.messages`)."""
         with self._reading():
-            channel = self._channel(name)
+            channel = self.channels.find(name)
             known: dict[str, Stored] = {}
             if channel is not None:
                 found = [one for message_id in ids if (one := self._documents.find(channel.id, message_id)) is not None]
@@ -518,16 +518,16 @@ class Engine:
             for message_id in ids:
                 if message_id not in known and self._documents.is_used_up(name, message_id):
                     known[message_id] = Stored(id=message_id, head=used_up_head(message_id), segments=[], entries=[])
-            return self._head(name), known
+            return self.channels.head(name), known
 
     def page(
         self, name: str, *, before: int | None, after: int | None = None, limit: int, limit_bytes: int
     ) -> StoredPage:
         """Return a page of messages (`Store.page`)."""
         with self._reading():
-            channel = self._channel(name)
+            channel = self.channels.find(name)
             if channel is None:
-                return StoredPage(self._head(name), [], False)
+                return StoredPage(self.channels.head(name), [], False)
             while True:
                 page, more = self._page(channel, before, after, limit, limit_bytes)
                 messages = self._stored(channel, page)
@@ -554,11 +554,11 @@ class Engine:
     def open_channels(self) -> list[str]:
         """Return the channels with open messages or commands (`Store.open_channels`)."""
         names = self._documents.open_channels()
-        return [name for name in names if self._whole.channel(name, at=self._commits) is not None]
+        return [name for name in names if self._whole.channel(name) is not None]
 
     def open_documents(self, name: str) -> list[Stored]:
         """Return the open documents of `channel` (`Store.open_documents`)."""
-        channel = self._channel(name)
+        channel = self.channels.find(name)
         return self._stored(channel, self._documents.open(channel.id)) if channel is not None else []
 
     def notes(self, prefix: str) -> dict[str, bytes]:
@@ -572,19 +572,13 @@ class Engine:
         """Return the stored form of documents, given by key and id, each with its entries, in the same order."""
         return self._whole.read(self._file.db, self._log, channel.id, documents)
 
-    def _channel(self, name: str) -> ChannelRow | None:
-        return self.channels.find(name, at=self._commits)
-
-    def _head(self, name: str) -> Head:
-        return self.channels.head(name, at=self._commits)
-
     # -- removal of data whose time is over, one by one, each call in one transaction ----------------------------
 
     def facts(self, name: str, *, after: int, limit: int) -> Facts:
         """Return facts for retention (`Store.facts`)."""
-        channel = self._channel(name)
+        channel = self.channels.find(name)
         if channel is None:
-            return Facts(self._head(name), [])
+            return Facts(self.channels.head(name), [])
         facts = [fact for _, fact in self._documents.facts(channel.id, after, limit)]
         check_above([one.version for one in facts], after)
         pinned = {message_id for message_id, tracked in channel.tracked.items() if tracked.slots}
@@ -592,9 +586,9 @@ class Engine:
 
     def prune(self, name: str, *, epoch: str, versions: Mapping[str, int]) -> Pruned:
         """Remove messages and commands (`Store.prune`)."""
-        channel = self._channel(name)
+        channel = self.channels.find(name)
         if channel is None or channel.epoch != epoch:
-            return Pruned(self._head(name), [])
+            return Pruned(self.channels.head(name), [])
         gone = []
         for message_id, version in versions.items():
             found = self._documents.fact(channel.id, message_id)
@@ -613,7 +607,6 @@ class Engine:
                 channel.tracked.pop(fact.id, None)
             self._note_written(5 * INTEGER_BYTES, documents=len(gone))
             self._is_wipe_due = True
-            channel.used = self._commits
         return Pruned(channel.head, [fact.id for _, fact in gone])
 
     def _sweep(self, channel: int, limit: int) -> bool:

@@ -19,6 +19,7 @@ import sqlite3
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -44,20 +45,19 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode_items = msgspec.msgpack.Decoder(list[Any]).decode
 
 
+@dataclass(slots=True, eq=False)
 class Tracked:
     """A message in the log: the version of its document, and the slots that hold its later entries."""
 
-    __slots__ = ("channel", "id", "is_deleted", "key", "serials", "since_ms", "slots", "version")
-
-    def __init__(self, channel: str, key: int, message_id: str, version: int) -> None:
-        self.channel = channel
-        self.key = key  # key of the message's document
-        self.id = message_id
-        self.version = version  # version of the message's document
-        self.is_deleted = False  # True: an entry that the document does not contain has deleted the message
-        self.serials = array("Q")  # for each slot in `slots`: serial of the message's last entry in it
-        self.slots = array("Q")
-        self.since_ms: int | None = None  # since when the message pins slots, by the clock of `tidy`
+    channel: str
+    key: int  # key of the message's document
+    id: str
+    version: int  # version of the message's document
+    is_deleted: bool = False  # True: an entry that the document does not contain has deleted the message
+    # for each slot in `slots`: serial of the message's last entry in it
+    serials: array[int] = field(default_factory=lambda: array("Q"))
+    slots: array[int] = field(default_factory=lambda: array("Q"))
+    since_ms: int | None = None  # since when the message pins slots, by the clock of `tidy`
 
     @property
     def last(self) -> int:

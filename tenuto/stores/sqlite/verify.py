@@ -87,13 +87,13 @@ class FileReader:
     async def open_documents(self, channel: str) -> Collection[object]:
         with reading_store(self._path) as db:
             documents = Documents(db)
-            found = Channels(db, documents).find(channel, at=0)
+            found = Channels(db, documents).find(channel)
             return documents.open(found.id) if found is not None else ()
 
     async def facts(self, channel: str, *, after: int, limit: int) -> Facts:
         with reading_store(self._path) as db:
             documents = Documents(db)
-            found = Channels(db, documents).find(channel, at=0)
+            found = Channels(db, documents).find(channel)
             facts = [fact for _, fact in documents.facts(found.id, after, limit)] if found is not None else []
         check_above([one.version for one in facts], after)
         return Facts(NOTHING, facts)
