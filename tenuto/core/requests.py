@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -252,21 +252,13 @@ NAME_CHARS = 64
 MOST_KEPT = 64  # values of one message that a reader looks for
 
 
-class Kept(NamedTuple):
-    """A value that is stored in a message of its own."""
-
-    id: str
-    name: str
-    value: Json
-
-
 def kept_ids(options: Mapping[str, Json], by: str | None) -> tuple[str, ...]:
     """Return the ids of the messages that keep large values of `options`, which client `by` sends.
 
     There are none if it is no JSON, which `split` refuses.
     """
     try:
-        return tuple(one.id for one in _kept(options, by))
+        return tuple(id for id, _, _ in _kept(options, by))
     except (TypeError, ValueError, OverflowError, RecursionError):
         return ()
 
@@ -288,27 +280,28 @@ def split(
         raise InvalidRequest(f"options must have names of 1 to {NAME_CHARS} characters, and none may be {KEPT!r}")
     creates: list[Create] = []
     inline = dict(options)
-    for one in _kept(options, by):
-        del inline[one.name]
-        inline.setdefault(KEPT, {})[one.name] = one.id
+    for id, name, value in _kept(options, by):
+        del inline[name]
+        inline.setdefault(KEPT, {})[name] = id
         create = Create(
-            id=one.id,
+            id=id,
             role=OPTIONS,
             author=by,
             status="complete",
-            parts=[plain({"type": "data", "name": one.name, "data": one.value})],
+            parts=[plain({"type": "data", "name": name, "data": value})],
             at_ms=now_ms,
         )
         creates.append(create)
     return plain(inline), creates
 
 
-def _kept(options: Mapping[str, Json], by: str | None) -> Iterator[Kept]:
+def _kept(options: Mapping[str, Json], by: str | None) -> Iterator[tuple[str, str, Json]]:
+    """Yield id, name and value of each value that is stored in a message of its own."""
     for name, value in options.items():
         data = msgspec.json.encode(value, order="deterministic")
         if name in ALWAYS_KEPT or len(data) > INLINE_BYTES:
             content = hashlib.blake2b(msgspec.json.encode([by, name]) + data, digest_size=20).hexdigest()
-            yield Kept(f"options-{content}", name, value)
+            yield f"options-{content}", name, value
 
 
 def references(meta: Mapping[str, Json]) -> dict[str, str]:

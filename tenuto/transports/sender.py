@@ -23,6 +23,7 @@ import logging
 import sys
 import types
 from collections.abc import Awaitable, Coroutine, Generator
+from dataclasses import InitVar, dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -235,33 +236,25 @@ class SenderOwner(Protocol):
         """Wait until the owner can accept another message."""
 
 
+@dataclass(slots=True, eq=False)
 class Sender:
     """The common part of both senders. The ASGI call waits in `carry` until either side has ended."""
 
-    __slots__ = (
-        "_call",
-        "_cycle",
-        "_finishing",
-        "_is_aborted",
-        "_owner",
-        "_send",
-        "_watchdog",
-        "error",
-        "is_busy",
-        "is_over",
-    )
+    _send: Send
+    _owner: SenderOwner
+    heartbeats: InitVar[Heartbeats]
+    _watchdog: Watchdog = field(init=False)
+    _cycle: Any = field(init=False)
+    _call: asyncio.Task[Any] | None = None  # task of the ASGI call, while it waits in `carry`
+    _finishing: asyncio.Task[None] | None = None  # sends what is not sent at once
+    _is_aborted: bool = False  # True: `carry` must return although a write is still blocked
+    is_busy: bool = False  # while True, no message may be written
+    is_over: bool = False  # once True, no message will be written any more
+    error: BaseException | None = None  # exception that the server or a middleware raised at a write
 
-    def __init__(self, send: Send, owner: SenderOwner, heartbeats: Heartbeats) -> None:
+    def __post_init__(self, heartbeats: Heartbeats) -> None:
         self._watchdog = heartbeats.watchdog(SEND_TIMEOUT_S)
-        self._send = send
-        self._owner = owner
-        self._cycle = cycle_of(send)
-        self._call: asyncio.Task[Any] | None = None  # task of the ASGI call, while it waits in `carry`
-        self._finishing: asyncio.Task[None] | None = None  # sends what is not sent at once
-        self._is_aborted = False  # True: `carry` must return although a write is still blocked
-        self.is_busy = False  # while True, no message may be written
-        self.is_over = False  # once True, no message will be written any more
-        self.error: BaseException | None = None  # exception that the server or a middleware raised at a write
+        self._cycle = cycle_of(self._send)
 
     def write(self, message: Message) -> None:
         """Send `message`. The sender must be neither busy nor over, and may be busy afterwards."""

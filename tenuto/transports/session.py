@@ -45,7 +45,7 @@ from tenuto.core.requests import (
 from tenuto.core.turns import WhenBusy
 from tenuto.development import names_exceptions
 from tenuto.hub.access.identity import Identity
-from tenuto.hub.channel import Behind, EncodedBatch
+from tenuto.hub.channel import Behind
 from tenuto.hub.feed import Feed
 from tenuto.hub.hub import HubCore
 from tenuto.hub.pending import Result
@@ -392,15 +392,11 @@ class Attachments:
         session.respond({"type": "ok", "ref": frame.ref, "you": describe_caller(self._hub, session.identity, channel)})
         if feed is not None and self._by_channel.get(channel) is attachment:
             attachment.feed = feed
-            if session.charge is not None:
-                feed.on_first = self._charge
+            if (charge := session.charge) is not None:
+                feed.on_first = lambda batch: charge(batch.encoded_bytes)
             self.ready[attachment] = None  # the response has woken the sender
         elif feed is not None:  # otherwise the client has attached again or detached meanwhile
             feed.close()
-
-    def _charge(self, batch: EncodedBatch) -> None:
-        if self._session.charge is not None:
-            self._session.charge(batch.encoded_bytes)
 
     def detach(self, frame: DetachFrame) -> None:
         """Detach from the channel and send the response."""

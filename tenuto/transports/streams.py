@@ -349,16 +349,13 @@ class MessageStream(DeltaStream):
 
 
 def resume_point(since: Cursor | None, cursor: str) -> Sent:
-    """Return the text that a reader with the cursor `since` was already sent of a message that was read at `cursor`."""
-    return sent_by(since if _is_of(since, parse_cursor(cursor)) else None)
+    """Return the text that a reader with the cursor `since` was already sent of a message that was read at `cursor`.
 
-
-def _is_of(since: Cursor | None, known: Cursor | None) -> bool:
-    """Return whether the log whose head is `known` can have issued `since`.
-
-    A cursor above the head is treated as none.
+    A cursor of another epoch, or above the head of the log, is treated as none.
     """
-    return since is not None and known is not None and since.epoch == known.epoch and since.serial <= known.serial
+    head = parse_cursor(cursor)
+    is_known = since is not None and head is not None and since.epoch == head.epoch and since.serial <= head.serial
+    return sent_by(since if is_known else None)
 
 
 async def message_events(

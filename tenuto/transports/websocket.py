@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Coroutine
+from dataclasses import InitVar, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -197,35 +198,29 @@ def _auth_in(text: str) -> AuthFrame | None:
         return None
 
 
+@dataclass(slots=True, eq=False)
 class Socket:
     """One connection: a session, and the sender of its frames."""
 
-    __slots__ = (
-        "_is_closing",
-        "_is_due",
-        "_is_renewing",
-        "_is_restart",
-        "_loop",
-        "_pause_s",
-        "_room",
-        "_tasks",
-        "credentials",
-        "sender",
-        "session",
-    )
+    hub: InitVar[HubCore]
+    credentials: Credentials
+    send: InitVar[Send]
+    heartbeats: InitVar[Heartbeats]
+    sender: Sender = field(init=False)
+    session: Session = field(init=False)
+    _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    _tasks: set[asyncio.Task[None]] | None = None
+    _room: asyncio.Future[None] | None = None
+    _pause_s: float = 0.0  # pause before the next frame is received
+    _is_renewing: bool = False
+    _is_due: bool = False
+    _is_closing: bool = False
+    _is_restart: bool = False
 
-    def __init__(self, hub: HubCore, credentials: Credentials, send: Send, heartbeats: Heartbeats) -> None:
-        self.credentials = credentials
-        self._is_renewing = False
-        self._loop = asyncio.get_running_loop()
-        self._tasks: set[asyncio.Task[None]] | None = None
-        self._room: asyncio.Future[None] | None = None
-        self._pause_s = 0.0  # pause before the next frame is received
-        self._is_due = False
-        self._is_closing = False
-        self._is_restart = False
+    def __post_init__(self, hub: HubCore, send: Send, heartbeats: Heartbeats) -> None:
+        credentials = self.credentials
         sender_class = DirectSender if hub.drive_by_hand else TaskSender
-        self.sender: Sender = sender_class(send, self, heartbeats)
+        self.sender = sender_class(send, self, heartbeats)
         self.session = Session(
             hub,
             credentials.identity,
