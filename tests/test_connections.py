@@ -9,8 +9,10 @@ from collections import Counter
 
 import pytest
 
-from tenuto import allow_everyone
+from tenuto import Limits, allow_everyone
+from tenuto.client import Client
 from tenuto.core.errors import LocalError
+from tenuto.core.limits import MIB
 from tenuto.hub.access.hosts import address_group
 from tenuto.server import connections, serving
 from tenuto.server.connections import (
@@ -125,6 +127,19 @@ async def test_iteration_of_the_loop_accepts_no_more_connections_of_a_storm_than
         running.should_exit = True
         await task
     assert max(accepted.values()) <= serving.ACCEPTED_AT_ONCE
+
+
+async def test_frame_may_have_the_size_that_the_hub_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "settle_collector", lambda: None)
+    limits, listening = Limits(request_bytes=3 * MIB), listen("127.0.0.1", 0)
+    running = serving.server(new_hub(authenticate=allow_everyone, limits=limits))
+    task = await serving.start(running, listening)
+    try:
+        async with Client(serving.address_of(listening), limits=limits) as client:
+            assert len((await client.create("c", text="x" * 2 * MIB)).text) == 2 * MIB
+    finally:
+        running.should_exit = True
+        await task
 
 
 @pytest.mark.parametrize(

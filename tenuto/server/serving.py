@@ -166,7 +166,6 @@ class _LogFilter(logging.Filter):
 def server(
     app: Any,
     *,
-    limits: Limits | None = None,
     log_level: str = "warning",
     proxies: Iterable[str] = (),
     on_startup: Callable[[], None] | None = None,
@@ -200,6 +199,7 @@ def server(
             asyncio.get_running_loop().call_later(REQUESTS_S, _abort_connections, self)
             await super().shutdown(sockets)
 
+    most_bytes = max((one.limits.request_bytes for one in hubs_in(app)), default=Limits().request_bytes)
     logging.getLogger("uvicorn.error").addFilter(_LogFilter())
     config = uvicorn.Config(
         app,
@@ -208,7 +208,7 @@ def server(
         http=cast("Any", partial(BoundedHttpProtocol, book)),
         ws=BoundedWebSocketProtocol,
         backlog=ACCEPTED_AT_ONCE,
-        ws_max_size=(limits or Limits()).request_bytes + 64 * 1024,
+        ws_max_size=most_bytes + 64 * 1024,
         ws_ping_interval=None,  # the protocol has its own pings
         ws_per_message_deflate=False,  # compression costs memory per socket, and joined text compresses little
         lifespan="on",
