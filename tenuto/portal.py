@@ -19,8 +19,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Literal, ParamSpec, Self, TypeVar
 
 from tenuto.core.errors import LocalError, TenutoError
-from tenuto.core.model import Json, Part
-from tenuto.core.outgoing import Outgoing, Owner, end_for, live
+from tenuto.core.model import Json, Message, Part
+from tenuto.core.outgoing import Ended, Outgoing, Owner, end_for, live
 
 T = TypeVar("T")
 
@@ -364,6 +364,15 @@ class Writer(ABC):
         """Continue a message that was taken over: once it is open, as `Outgoing.begin_again` says."""
         self._outgoing.begin_again(meta, supersedes=supersedes, steps=steps)
 
+    def begin_ended(self, message: Message) -> None:
+        """Be the writer of `message`, which is complete: what is written has no effect (`Ended`)."""
+        self._outgoing = Ended(message, self._outgoing.limits)
+
+    @property
+    def had_ended(self) -> bool:
+        """Return whether the message was complete before this writer began."""
+        return isinstance(self._outgoing, Ended)
+
     def close_text(self) -> None:
         """Let further text stand behind the last part (`Outgoing.close_text`)."""
         self._outgoing.close_text()
@@ -490,6 +499,10 @@ class Attempt:
     def reopen_left(self, after: int, until: int | None) -> dict[int, Part]:
         """Return what an earlier writer left of a response (`Outgoing.reopen_left`)."""
         return self._outgoing.reopen_left(after, until, self._owner)
+
+    def restore(self, lengths: dict[int, int], content: str) -> dict[int, Part] | None:
+        """Return what an earlier writer wrote to its end (`Outgoing.restore`)."""
+        return self._outgoing.restore(lengths, content, self._owner)
 
     async def __aenter__(self) -> Self:
         self._owner = self._outgoing.begin_attempt(owner_in(self._outgoing))

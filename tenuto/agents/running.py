@@ -14,7 +14,7 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Set
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from tenuto.agents.backend import Backend, Watch, find, patiently
 from tenuto.agents.request import TurnRequest, turn_request
@@ -190,7 +190,7 @@ class Running:
             self.message,
             self.generation,
             name=self._agent.name,
-            previous=left.answer,
+            previous=left.answer if left.answer is None or left.answer.status != "complete" else None,
             taken_up=self._taken_up,
             supersedes=self._agent.on_crash == "restart",
             request=await self._request(),
@@ -329,7 +329,7 @@ class Running:
         """Store a failed answer, so that people see the failure, unless the handler has begun an answer itself."""
 
         async def store() -> None:
-            if self._is_lost or (turn.replies and turn.replies[-1].is_begun):
+            if self._is_lost or (turn.replies and turn.replies[-1] in turn.begun):
                 return
             turn.replies = turn.begun
             async with turn.reply() as message:
@@ -396,20 +396,27 @@ class Running:
     async def _after_crash(self, watch: Watch) -> _Left:
         """Return the first answer of the previous attempts, and take over all of them unless one has ended the turn.
 
-        That is one that must not be written twice, or, if none is left unfinished, a last one whose failure the handler
-        has shown to people: a hub that finds a process gone ends its answers as `interrupted`.
+        That is one that a client has stopped, or, if none is left unfinished, a last one whose failure the handler has
+        shown to people: a hub that finds a process gone ends its answers as `interrupted`. So is a complete one beside
+        a failed one, in whose place the handler might write another.
         """
         answers = await self._earlier_answers()
-        first = answers[0] if answers else None
-        left = [one for one in answers if one.status in ("streaming", "interrupted")]
-        has_failed = not left and any(one.status == "failed" for one in answers[-1:])
-        if has_failed or any(one.status in ("complete", "cancelled") for one in answers):
+        states = [one.status for one in answers]
+        is_kept = "complete" in states and (self._agent.on_crash == "interrupt" or "failed" in states)
+        has_failed = states[-1:] == ["failed"] and not {"streaming", "interrupted"} & {*states}
+        if has_failed or is_kept or "cancelled" in states:
             return _Left(answers[-1], is_over=True)
         if self._agent.on_crash != "interrupt":
             for number, answer in enumerate(answers):
-                if answer in left and number not in self._taken_up:
+                if answer.status == "complete":
+                    about: dict[str, Any] = {"author": self._agent.name, "reply_to": self.message.id, "meta": {}}
+                    writer = self._backend.write(self.channel, answer.id, parent=None, **about)
+                    writer.begin_ended(answer)
+                    self._taken_up[number] = LeftAnswer(answer, writer)
+                elif answer.status != "failed" and number not in self._taken_up:
                     await self._take_over(watch, number, answer)
-        return _Left(self._taken_up[0].answer if 0 in self._taken_up else first)
+        unfinished = [one.answer for one in self._taken_up.values() if one.answer.status != "complete"]
+        return _Left(next(iter(unfinished), next(iter(answers), None)))
 
     async def _earlier_answers(self) -> list[Message]:
         """Return the newest answer of each number; none if the agent has no right to read them."""

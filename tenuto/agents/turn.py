@@ -64,7 +64,7 @@ class AskReply(NamedTuple):
 
 
 class LeftAnswer(NamedTuple):
-    """The unfinished answer of an earlier attempt, and a writer that has taken it over."""
+    """The answer of an earlier attempt: unfinished, with a writer that has taken it over, or complete."""
 
     answer: Message
     writer: Writer
@@ -167,8 +167,9 @@ class Turn:
         """Return the writer of an answer: `async with turn.reply() as message: …`. A second call begins another answer.
 
         After a crash the first call returns the first unfinished answer (`previous`), and so on: the first content
-        supersedes what it holds, or with `on_crash="continue"` the answer continues at its `length`. Its block raises
-        Fenced if the turn has a later attempt by now.
+        supersedes what it holds, or with `on_crash="continue"` the answer continues at its `length`. An answer that is
+        complete stays: what is written has no effect, and `pipe` returns what it returned. Its block raises Fenced if
+        the turn has a later attempt by now.
         """
         left = self._taken_up.pop(len(self.replies), None)
         if left is not None:
@@ -522,7 +523,7 @@ class Turn:
     @property
     def begun(self) -> list[Writer]:
         """Return the answers whose beginning is stored."""
-        return [reply for reply in self.replies if reply.is_begun]
+        return [reply for reply in self.replies if reply.is_begun or reply.had_ended]
 
     @property
     def targets(self) -> set[str]:

@@ -400,7 +400,7 @@ class RemoteWriter(Writer):
     async def _end_as(self, status: str, reason: str | None) -> None:
         if self._outgoing.state is OPEN:
             # the server alone sets `interrupted`, when the lease ends, which is soon
-            if status == "interrupted":
+            if status == "interrupted" and not self.had_ended:
                 await self.flush()
                 self._has_lease = False
                 await self._link.request("lease", self._lease(SHORTEST_LEASE_S), is_repeatable=False)

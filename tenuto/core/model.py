@@ -34,6 +34,8 @@ STEP_NAME = "turn.step"
 ATTEMPT = "attempt"
 # Key of `meta` for the provider's responses that a later attempt can attach to; the end of the message removes it.
 RESPONSES = "$responses"
+# Key of `meta` for the streams that have ended, so that a later attempt does not ask the model for them again.
+PIPED = "$piped"
 
 # The key that appended text goes to, by part type; other types accept no appended text.
 APPENDABLE = {"text": "text", "reasoning": "text", "tool": "input"}

@@ -19,7 +19,7 @@ are superseded by the request that brings it, so that viewers never see both tex
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from enum import Enum, auto
 
 from msgspec import Struct
@@ -30,6 +30,7 @@ from tenuto.core.errors import InvalidRequest, LocalError, NotText, TenutoError,
 from tenuto.core.limits import Limits
 from tenuto.core.message_state import KEPT_REQUESTS, part_bytes, utf8_len
 from tenuto.core.model import APPENDABLE, ATTEMPT, RESPONSES, Json, Message, Part, check_json, check_part, plain
+from tenuto.core.ops import digest
 from tenuto.core.requests import AppendText, FinishMessage, PutPart, UpdateMessage
 from tenuto.core.text import SurrogateJoiner
 
@@ -115,6 +116,7 @@ class Outgoing:
     __slots__ = (
         "_again",
         "_halves",
+        "_has_restored",
         "_numbers",
         "_parts",
         "_piece",
@@ -160,6 +162,7 @@ class Outgoing:
         self._text_owner: Owner | None = None
         # how to continue a stored message once it is open
         self._again: tuple[dict[str, Json], bool, Container[Json]] | None = None
+        self._has_restored = False  # True: what an earlier writer left behind the restored parts is written again
         # for each time that parts were superseded: the index from which, and the new indexes of those that stayed
         self._superseded: list[tuple[int, dict[int, int]]] = []
         self._repeated: list[str] = []  # text that this writer added to texts in `left`, and behind those
@@ -260,7 +263,7 @@ class Outgoing:
         if index < 0:
             self._open_reserved()
             given, text = text, self._take_half(owner) + text
-            if self._has_failed:
+            if self._supersedes():
                 text = self._supersede_by_text(text, owner)
                 if not text:
                     return
@@ -294,7 +297,7 @@ class Outgoing:
         part = check_part(part, self.limits)
         count = len(self._parts)
         position = count if index is None or self._is_superseded(index) else self._found(index)
-        if position == count and self._has_failed:
+        if position == count and self._supersedes():
             self._supersede(part, owner)
             self.close_text()
             return PartIndex(len(self._parts) - 1, len(self._superseded))
@@ -388,9 +391,28 @@ class Outgoing:
                 part.owner = owner
         self._find_text_part(self._text_owner)
 
-    @property
-    def _has_failed(self) -> bool:
-        """Return whether the next part supersedes those of failed attempts."""
+    def restore(self, lengths: dict[int, int], content: str, owner: Owner) -> dict[int, Part] | None:
+        """Return parts that an earlier writer left, which are of `owner` now; the next part supersedes the others left.
+
+        `lengths` are those of their texts, by their indexes, and `content` is the hash of them. None if they changed
+        since, or if this writer has added content: then the next part supersedes all that is left.
+        """
+        indexes = [index for index in lengths if index < len(self.left) and self._parts[index].owner is LEFT]
+        now = content_of(first_of(self.left[index], lengths[index]) for index in indexes)
+        if now != content or self._has_added_to(indexes):
+            return None
+        self._give(indexes, owner)
+        for last in self._parts[-1:]:
+            last.is_closed = last.owner is LEFT
+        self._has_restored = True
+        self._find_text_part(self._text_owner)
+        return self._indexed(indexes)
+
+    def _supersedes(self) -> bool:
+        """Return whether the next part supersedes those of failed attempts, or what was left behind restored parts."""
+        if self._has_restored:
+            self._has_restored = False
+            self.fail_attempt(LEFT)
         return any(part.owner is FAILED for part in self._parts)
 
     def count(self, before: int | None = None) -> int:
@@ -466,16 +488,21 @@ class Outgoing:
             )
         end = FinishMessage(status=status, reason=reason, meta=meta or {}, generation=self.generation)  # type: ignore[arg-type]
         check_finish(end, self.limits)
-        if status == "complete" and self._has_failed:
+        if status == "complete" and self._supersedes():
             self._supersede(None)
         if status != "interrupted" and RESPONSES in self.meta:
             end = replace(end, meta={**end.meta, RESPONSES: None})  # no later attempt attaches to them
         for part in tuple(self._halves):
             self._release_half(part)
         self._gather()
+        size, last = 1, self._queue[-1] if self._queue else None
+        if last is not None and isinstance(last.request, UpdateMessage) and last.request.supersede is None:
+            self._queue.pop()  # one request does both: what `pipe` has noted at its end costs none of its own
+            size += last.size_bytes
+            end = replace(end, meta={**last.request.meta, **end.meta})
         self._merge(end.meta)
         self.unstored_bytes += 1
-        self._queue.append(OutgoingRequest(replace(end, meta=plain(end.meta), request=self._new_request()), 1))
+        self._queue.append(OutgoingRequest(replace(end, meta=plain(end.meta), request=self._new_request()), size))
         self.state = ENDING
 
     # -- requests ----------------------------------------------------------------------------------------------
@@ -717,9 +744,51 @@ class Outgoing:
         self.meta = {key: value for key, value in {**self.meta, **meta}.items() if value is not None}
 
 
+class Ended(Outgoing):
+    """A message that was complete before its writer began: what is written into it has no effect."""
+
+    __slots__ = ()
+
+    def __init__(self, message: Message, limits: Limits) -> None:
+        super().__init__(message.id, limits)
+        self.load(message, generation=2)
+        self.state = OPEN
+
+    @property
+    def text(self) -> str:
+        """Return the text of the message."""
+        return "".join(text_of(part) for part in self.left if part["type"] == "text")
+
+    def _drop(self, *_: object, **__: object) -> None:
+        self.check_open()
+
+    begin_again = accept_text = accept_update = accept_check = _drop
+
+    def accept_part(self, part: Part, index: int | None = None, owner: Owner | None = None) -> int:
+        """Return an index for the part."""
+        self.check_open()
+        return len(self._parts) if index is None else index
+
+    def accept_end(self, *_: object, **__: object) -> None:
+        """Accept nothing more."""
+        self.check_open()
+        self.state = ENDED
+
+
 def text_of(part: Part) -> str:
     """Return the text or the input of a part."""
     return str(part.get(APPENDABLE.get(part["type"], ""), ""))
+
+
+def first_of(part: Part, length: int) -> Part:
+    """Return a part with the first `length` characters of its text."""
+    name = APPENDABLE.get(part["type"])
+    return {**part, name: part[name][:length]} if name in part else part
+
+
+def content_of(parts: Iterable[Part]) -> str:
+    """Return a hash of the texts and calls of parts."""
+    return digest([[part["type"], text_of(part), part.get("call"), part.get("name")] for part in parts]).hex()
 
 
 def part_of(request: WriterRequest) -> int | None:

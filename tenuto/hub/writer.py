@@ -325,7 +325,8 @@ class MessageWriter(Writer):
         With `is_urgent` the next commit keeps no gap to the last one.
         """
         run = self._run
-        assert run is not None  # text is accepted by an opened writer only
+        if run is None:  # the message had ended before
+            return
         if self._has_gap is not None:
             if is_urgent and self._has_gap:
                 self._has_gap = False

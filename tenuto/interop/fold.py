@@ -21,7 +21,6 @@ from msgspec.structs import replace
 from tenuto import Message
 from tenuto.routes import (
     ATTEMPT,
-    RESPONSES,
     InAnswer,
     MessageContinued,
     MessageDeleted,
@@ -237,8 +236,8 @@ class TurnFold:
         return "cancelled" if self.is_cancelled else "complete", None
 
     def meta(self) -> Json:
-        """Return the `meta` of all answers that count."""
-        return {name: value for one in self.counted() for name, value in one.meta.items() if name != RESPONSES}
+        """Return the `meta` of all answers that count, without Tenuto's own."""
+        return {name: value for one in self.counted() for name, value in one.meta.items() if not name.startswith("$")}
 
     def question(self, id: str) -> Json:
         """Return a question, and its reply, for a client that has no form of its own for it."""

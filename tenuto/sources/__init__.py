@@ -15,6 +15,7 @@ from contextlib import nullcontext, suppress
 from typing import TypeVar, cast
 
 from tenuto.core.errors import LocalError, TenutoError, shown
+from tenuto.core.outgoing import first_of, text_of
 from tenuto.portal import OnBreak, Piped, Piping, ToolCall, Writer
 from tenuto.sources.attaching import attaching
 from tenuto.sources.reading import (
@@ -32,7 +33,7 @@ from tenuto.sources.recognise import SOURCES, by_first_event, by_stream
 from tenuto.sources.text import PlainText, SSEText
 from tenuto.sources.tries import STALL_S, SoFar, Tries, is_maker
 from tenuto.sources.upstream import Upstream
-from tenuto.sources.writing import Writing, reading
+from tenuto.sources.writing import Writing, calling, reading, record_of
 
 T = TypeVar("T")
 
@@ -78,24 +79,56 @@ async def pipe(
     if stall_s is not None and not (isinstance(stall_s, int | float) and stall_s > 0):
         raise LocalError(f"stall_s must be a number of seconds above 0, got {shown(stall_s)}")
     silent_s = STALL_S if stall_s is None else stall_s
-    if is_maker(stream):
-        make = cast("Callable[..., object]", stream)
+    with calling(writer):
+        if (known := await _restored(writer, stream, attach)) is not None:
+            return known
+        if is_maker(stream):
+            make = cast("Callable[..., object]", stream)
 
-        async def write(made: Callable[[], object], writing: Writing) -> Piped:
-            again = writing.source or named_source(source, text_field, option=option)
-            with reading(writer, writing):
-                return await _pipe_one(writing, made(), again, silent_s, option)
+            async def write(made: Callable[[], object], writing: Writing) -> Piped:
+                again = writing.source or named_source(source, text_field, option=option)
+                with reading(writer, writing):
+                    return await _pipe_one(writing, made(), again, silent_s, option)
 
-        tries = Tries(writer, make, write, retries=retries, retry_s=retry_s, on_break=on_break)
-        with attaching(writer, tries, attach) if attach is not None else nullcontext():
-            return await tries.run()
-    if retries or retry_s is not None or on_break != "restart" or attach is not None:
-        raise LocalError(
-            "retries, retry_s, on_break and attach need a function that makes the stream; pass a lambda around the call"
-        )
-    writing = Writing(writer)
-    with reading(writer, writing):
-        return await _pipe_one(writing, stream, named, silent_s, option)
+            tries = Tries(writer, make, write, retries=retries, retry_s=retry_s, on_break=on_break)
+            with attaching(writer, tries, attach) if attach is not None else nullcontext():
+                return await tries.run()
+        if retries or retry_s is not None or on_break != "restart" or attach is not None:
+            raise LocalError(
+                "retries, retry_s, on_break and attach need a function that makes the stream; pass a lambda around the "
+                "call"
+            )
+        writing = Writing(writer)
+        with reading(writer, writing):
+            return await _pipe_one(writing, stream, named, silent_s, option)
+
+
+async def _restored(writer: Writer, stream: object, attach: object) -> Piped | None:
+    """Return the summary of this stream if an earlier attempt has written all of it; the stream is closed then.
+
+    None if its parts are not left to be continued. Raises UpstreamError if the message is complete without it.
+    """
+    record, parts = record_of(writer), None
+    if not writer.had_ended and (record is None or attach is not None):  # a response is read again, not generated
+        return None
+    if record is not None:
+        async with writer.attempt() as attempt:
+            parts = attempt.restore(record.lengths, record.content)
+    if parts is not None or writer.had_ended:
+        await Upstream(stream).close(None, None)
+    if record is None or parts is None:
+        if writer.had_ended:
+            raise UpstreamError(f"message {writer.id!r} is complete without this stream, as one that broke off")
+        return None
+    for index, part in parts.items():
+        parts[index] = first_of(part, record.lengths[index])
+        if parts[index] != part:  # the handler writes again what follows
+            await writer.part(parts[index], index=index)
+    calls = [
+        ToolCall(parts[at]["call"], parts[at]["name"], text_of(parts[at]), at) for at in parts if at in record.waiting
+    ]
+    text = "".join(part["text"] for part in parts.values() if part["type"] == "text")
+    return Piped(text, record.finish_reason, record.usage, calls, record.model)
 
 
 async def _pipe_one(writing: Writing, stream: object, chosen: Source | None, stall_s: float, option: str) -> Piped:
@@ -133,7 +166,7 @@ async def _pipe_one(writing: Writing, stream: object, chosen: Source | None, sta
         raise
     finally:
         silence.close()
-    await writing.write_meta()
+    await writing.write_meta(has_ended=True)
     return writing.piped()
 
 

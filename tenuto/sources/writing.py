@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
+import msgspec
+
 from tenuto.core.errors import InvalidRequest, InvalidText, LocalError
-from tenuto.core.model import APPENDABLE, Json, Part
-from tenuto.core.outgoing import text_of
+from tenuto.core.model import APPENDABLE, PIPED, Json, Part
+from tenuto.core.outgoing import content_of, text_of
 from tenuto.core.text import SurrogateJoiner
-from tenuto.portal import Attempt, Piped, ToolCall, Try, Writer
+from tenuto.portal import Attempt, Piped, ToolCall, Try, Writer, current_try
 from tenuto.sources.reading import CALLED, Add, Drop, Edit, Meta, Open, Set, Source, UpstreamEnded, malformed
 
 SHORTEST_OVERLAP = 32  # characters of a continuation that must equal the end of the text, to be dropped as an overlap
 _CHANGING = ("text", "state", "input", "output")  # fields of a part that its later events may change
+RECORDED_BYTES = 4096  # largest `meta` with records of streams that have ended; it must fit, with what follows
 HELD_CHARACTERS = 200  # the beginning of a continuation is held back, because an overlap must not be shown
 
 
@@ -44,6 +48,62 @@ def is_streaming(writer: Writer) -> bool:
 # Token usage of the earlier streams of each message: a handler that continues after tool calls pipes several streams
 # into one message, and their usage is added up.
 _used: WeakKeyDictionary[Writer, dict[str, int]] = WeakKeyDictionary()
+
+
+class Record(NamedTuple):
+    """What a message keeps of a stream that has ended. It is found by its step, because a later attempt skips steps."""
+
+    step: str  # key of the step that called `pipe`; "": none did
+    number: int  # of the call in the step, from 0; calls of tries that have failed do not count
+    lengths: dict[int, int]  # of the texts of its parts, by their indexes
+    content: str  # a hash of them
+    waiting: list[int]  # the indexes of the tool calls that waited for their output
+    finish_reason: str | None
+    usage: dict[str, int]
+    model: str | None
+
+
+_decoder = msgspec.json.Decoder(list[Record])
+
+
+def _records(writer: Writer) -> list[Record]:
+    """Return what the message keeps of its streams."""
+    with suppress(msgspec.DecodeError, TypeError):
+        return _decoder.decode(writer.meta.get(PIPED, "[]"))
+    return []
+
+
+@dataclass
+class _Calls:
+    """The calls of `pipe` for one answer."""
+
+    tries: defaultdict[str, list[Try | None]]  # those that made them, by the step
+    running: int = 0
+    # step and number of the one that runs; None: it is of no turn, or no later attempt could tell it from one beside it
+    place: tuple[str, int] | None = None
+
+
+_calls: WeakKeyDictionary[Writer, _Calls] = WeakKeyDictionary()
+
+
+@contextmanager
+def calling(writer: Writer) -> Iterator[None]:
+    """Return a block for one call of `pipe`."""
+    calls, step = _calls.setdefault(writer, _Calls(defaultdict(list))), writer.open_step()
+    tries = calls.tries[step]
+    number = sum(one is None or not one.has_failed for one in tries)
+    tries.append(current_try.get())
+    calls.place = (step, number) if writer.rested_s is not None and not calls.running else None
+    calls.running += 1
+    try:
+        yield
+    finally:
+        calls.running -= 1
+
+
+def record_of(writer: Writer) -> Record | None:
+    """Return what an earlier attempt has stored of the stream of the call that runs."""
+    return next((one for one in _records(writer) if one[:2] == _calls[writer].place), None)
 
 
 @dataclass(slots=True)
@@ -243,16 +303,33 @@ class Writing:
         except (InvalidRequest, InvalidText) as error:
             raise malformed(f"a part is not valid ({error.code})") from error
 
-    async def write_meta(self) -> None:
-        """Write the known model, finish reason and usage to the message's meta."""
+    async def write_meta(self, *, has_ended: bool = False) -> None:
+        """Write the known model, finish reason and usage to the message's meta, with a record of an ended stream."""
         if self.usage_before is None:
             self.usage_before = used(self._writer)
         both = _added([self.usage_before, self._total()])
         known: dict[str, Json] = {"model": self._model, "finish_reason": self._finish_reason, "usage": both or None}
         meta = {name: value for name, value in known.items() if value is not None}
+        if has_ended:
+            meta.update(self._recorded())
         if meta:
             await self._writer.update(meta=meta)
         _used[self._writer] = both
+
+    def _recorded(self) -> dict[str, Json]:
+        """Return the `meta` with the record of this stream, if a later attempt could find it."""
+        if (place := _calls[self._writer].place) is None:
+            return {}
+        piped, parts = self.piped(), {int(index): part for index, part in self.written()}
+        lengths = {index: len(text_of(part)) for index, part in parts.items()}
+        waiting = [int(call.part) for call in piped.tool_calls]
+        content, usage, model = content_of(parts.values()), piped.usage, piped.model
+        record = Record(*place, lengths, content, waiting, piped.finish_reason, usage, model)
+        # later calls follow from this one
+        earlier = [one for one in _records(self._writer) if one.step != record.step or one.number < record.number]
+        kept = msgspec.json.encode([*earlier, record]).decode()  # as one value it costs the least
+        size = len(msgspec.json.encode(self._writer.meta)) + len(kept)
+        return {PIPED: kept} if size <= RECORDED_BYTES else {}
 
     def piped(self) -> Piped:
         """Return the summary of the stream so far."""

@@ -39,7 +39,7 @@ async def work(journal: Path, name: str, *words: object) -> list[str]:
     return result
 
 
-async def handle(journal: Path, turn: Turn) -> None:
+async def handle(journal: Path, done: asyncio.Event, turn: Turn) -> None:
     note(journal, "attempt", turn.attempt)
     found = await turn.step("search", work, journal, "search")
     note(journal, "has", "search")
@@ -54,6 +54,9 @@ async def handle(journal: Path, turn: Turn) -> None:
     note(journal, "has", "pay")
     async with turn.reply() as message:
         await message.append(" ".join(found + left + right + paid))
+    await turn.step("bill", work, journal, "bill")
+    note(journal, "has", "bill")
+    done.set()
 
 
 def killed_at(line: int) -> Any:
@@ -71,17 +74,15 @@ def killed_at(line: int) -> Any:
 
 
 async def live(folder: Path, line: int | None) -> None:
-    """Run a hub until its one question has a complete answer."""
-    hub = Hub(f"sqlite:///{folder}/hub.db", hooks_signals=False)
-    hub.agent("chat:*", name="bot")(partial(handle, folder / "journal"))
+    """Run a hub until the turn of its one question has ended."""
+    hub, done = Hub(f"sqlite:///{folder}/hub.db", hooks_signals=False), asyncio.Event()
+    hub.agent("chat:*", name="bot")(partial(handle, folder / "journal", done))
     if line is not None:
         sys.settrace(killed_at(line))
     await hub.create("chat:1", id="m1", text="?")
-    async for _ in hub.subscribe("chat:1"):
-        answers = [one for one in (await hub.history("chat:1")).messages if one.status == "complete"]
-        if answers[0].role == "assistant":
-            note(folder / "journal", "answer", answers[0].text)
-            break
+    await done.wait()
+    _, *answers = (await hub.history("chat:1")).messages[::-1]
+    note(folder / "journal", *("answer", answers[0].status, answers[0].text, len(answers)))
     await hub.close()
 
 

@@ -1,0 +1,265 @@
+"""Streams and answers that had ended when a process died: no model is asked again, and later steps run."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from tenuto.agents.turn import Turn
+from tenuto.client import Client
+from tenuto.core.model import Message
+from tenuto.sources import Piped, SoFar, UpstreamEnded, UpstreamError
+from tenuto.stores.memory import MemoryStore
+from tests.agents.test_turns import new_hub
+from tests.client.wire import Wire, client_of
+from tests.sources.test_tries import CUT, LONG, Model, ask_chat
+from tests.sources.wires import CHAT_USAGE, chat_called, chat_end, chat_said
+from tests.virtual import virtually
+
+Handler = Callable[[Turn], Awaitable[None]]
+CALLED = [*chat_said("Let me look. "), *chat_called(), *chat_end("tool_calls")]
+
+
+async def answers_of(handler: Handler, on_crash: Any, *lives_s: float, is_remote: bool = False) -> list[Message]:
+    """Return the answers to a question whose processes die after these times: hubs, or clients of one hub."""
+    store = MemoryStore()
+    for number, life_s in enumerate(lives_s):
+        if not number or not is_remote:
+            hub = new_hub(store, drain_s=0.01)
+        worker: Any = client_of(Wire(hub), client_id=f"bot{number}") if is_remote else hub
+        worker.agent("chat:*", on_crash=on_crash)(handler)
+        await hub.start()
+        running = asyncio.ensure_future(worker.run()) if isinstance(worker, Client) else None
+        if not number:
+            await asyncio.sleep(1)
+            await hub.create("chat:1", id="q", text="?")
+        await asyncio.sleep(life_s)
+        found = [one for one in (await hub.history("chat:1")).messages[::-1] if one.role == "assistant"]
+        if running is not None:
+            running.cancel()
+            await asyncio.wait([running])
+        else:
+            await hub.close()
+    return found
+
+
+@pytest.mark.parametrize("is_remote", [False, True])
+@pytest.mark.parametrize("on_crash", ["restart", "continue"])
+@virtually
+async def test_what_follows_a_complete_answer_runs_and_nothing_is_asked_or_written_again(
+    on_crash: Any, is_remote: bool
+) -> None:
+    model, piped, ran = Model(CALLED, [*chat_said("Sunny."), *chat_end()]), list[Piped](), list[str]()
+    client = model.openai()
+
+    def weather(city: str) -> str:
+        ran.append(city)
+        return "sunny"
+
+    async def bill(turn: Turn) -> str:
+        ran.append(f"bill {turn.attempt}")
+        await asyncio.sleep(1e6 if turn.attempt == 1 else 0)
+        return "billed"
+
+    async def respond(turn: Turn) -> None:
+        async with turn.reply(meta={"attempt": turn.attempt}) as message:
+            piped.append(await message.pipe(ask_chat(client)))
+            await turn.run_tools(piped[-1], {"weather": weather})
+            async with message.attempt():
+                await message.append("Here: ")
+                part = await message.part({"type": "source", "url": "https://example.com"})
+                await message.part({"type": "source", "url": "https://example.com/1"}, index=part)
+            piped.append(await message.pipe(ask_chat(client)() if turn.attempt > 1 else ask_chat(client)))
+            await message.update(meta={"attempt": turn.attempt})
+            await message.flush()
+            await message.check()
+        ran.append(await turn.step("bill", bill, turn))
+        async with turn.reply() as message:
+            await message.append("Billed.")
+
+    first, second = await answers_of(respond, on_crash, 30, 60, is_remote=is_remote)
+    assert (first.text, first.status, first.meta["attempt"]) == ("Let me look. Here: Sunny.", "complete", 1)
+    assert [part["type"] for part in first.parts] == ["text", "tool", "text", "source", "text"]
+    assert (second.text, second.status, second.parent) == ("Billed.", "complete", first.id)
+    assert ran == ["Oslo", "bill 1", "bill 2", "billed"]
+    assert (len(model.asked), piped[2:]) == (2, piped[:2])
+    assert (piped[0].tool_calls[0].arguments, piped[0].finish_reason) == ({"city": "Oslo"}, "tool_calls")
+    assert first.meta["usage"]["output_tokens"] == 2 * CHAT_USAGE["output_tokens"]
+
+
+@virtually
+async def test_a_complete_answer_stays_if_the_handler_fails_or_goes_on_otherwise() -> None:
+    asked = list[int]()
+
+    async def stream(number: int) -> AsyncIterator[str]:
+        asked.append(number)
+        yield f"Text {number}."
+
+    async def respond(turn: Turn) -> None:
+        if turn.attempt == 3:
+            raise RuntimeError("before the reply")
+        async with turn.reply() as message:
+            for number in range(turn.attempt):
+                await message.pipe(stream(number))
+        await asyncio.sleep(1e6)
+
+    (answer,) = await answers_of(respond, "restart", 10, 10, 10)
+    assert (answer.text, answer.status, asked) == ("Text 0.", "complete", [0])
+
+
+@virtually
+async def test_a_handler_that_had_turned_to_another_model_does_so_again_after_its_answer() -> None:
+    model, found = Model([*chat_said("Half "), CUT], [*chat_said("Whole."), *chat_end()]), list[Any]()
+    client = model.openai()
+
+    async def respond(turn: Turn) -> None:
+        async with turn.reply() as message:
+            try:
+                await message.pipe(ask_chat(client)())
+            except (UpstreamEnded, UpstreamError):
+                found.append((await message.pipe(ask_chat(client)())).text)
+        found.append(await turn.step("later", lambda: turn.attempt))
+        await asyncio.sleep(1e6)
+
+    (answer,) = await answers_of(respond, "restart", 10, 10)
+    assert (answer.text, answer.status, found) == ("Half Whole.", "complete", ["Whole.", 1, "Whole.", 1])
+    assert len(model.asked) == 2
+
+
+@pytest.mark.parametrize("is_remote", [False, True])
+@virtually
+async def test_a_stream_that_had_ended_is_not_asked_for_again_by_a_continued_answer(is_remote: bool) -> None:
+    model = Model(CALLED, [*chat_said("It is su"), "hold"], [*chat_said("It is sunny."), *chat_end()])
+    client, piped, ran = model.openai(), list[Piped](), list[str]()
+
+    async def weather(city: str) -> str:
+        ran.append(city)
+        return "sunny"
+
+    async def respond(turn: Turn) -> None:
+        async with turn.reply() as message:
+            piped.append(await message.pipe(ask_chat(client)))
+            await turn.run_tools(piped[-1], {"weather": weather})
+            piped.append(await message.pipe(ask_chat(client)))
+            await message.append(" Signed.")
+            await message.flush()
+            await asyncio.sleep(1e6 if turn.attempt == 2 else 0)
+
+    (answer,) = await answers_of(respond, "continue", 30, 60, 90, is_remote=is_remote)
+    assert (answer.text, answer.status, ran) == ("Let me look. It is sunny. Signed.", "complete", ["Oslo"])
+    assert [part["type"] for part in answer.parts] == ["text", "tool", "attempt", "text"]
+    assert (len(model.asked), piped) == (3, [piped[0], piped[0], piped[2], piped[0], piped[2]])
+    assert answer.meta["usage"]["output_tokens"] == 2 * CHAT_USAGE["output_tokens"]
+
+
+@virtually
+async def test_a_stream_that_a_failed_try_has_piped_is_asked_for_again() -> None:
+    asked = list[int]()
+
+    async def stream(turn: Turn) -> AsyncIterator[str]:
+        asked.append(turn.attempt)
+        yield LONG
+
+    async def respond(turn: Turn) -> None:
+        async with turn.reply() as message:
+            for number in range(2):
+                try:
+                    async with message.attempt():
+                        await message.pipe(stream(turn))
+                        await message.flush()
+                        if number == 0:
+                            raise ValueError
+                except ValueError:
+                    pass
+            await asyncio.sleep(1e6 if turn.attempt == 1 else 0)
+
+    (answer,) = await answers_of(respond, "continue", 10, 10)
+    assert (answer.text, answer.status, asked) == (LONG, "complete", [1, 1, 2])
+
+
+@virtually
+async def test_streams_at_once_and_those_that_were_changed_are_not_taken_for_others() -> None:
+    asked = list[str]()
+
+    async def stream(name: str) -> AsyncIterator[str]:
+        asked.append(name)
+        await asyncio.sleep(1)
+        yield f"{name}. "
+
+    async def respond(turn: Turn) -> None:
+        names = ["a", "b"][:: 1 if turn.attempt == 1 else -1]
+        async with turn.reply() as message:
+            piped = await asyncio.gather(*[message.pipe(stream(name)) for name in names])
+            assert [one.text for one in piped] == [f"{name}. " for name in names]
+            assert (await message.pipe(stream("c"))).text == "c. "
+            await message.part({"type": "text", "text": "C. "}, index=len(names))
+            await message.flush()
+            await asyncio.sleep(1e6 if turn.attempt == 1 else 0)
+
+    await answers_of(respond, "continue", 10, 10)
+    assert asked == ["a", "b", "c", "b", "a", "c"]
+
+
+PIECES = (LONG, "It goes ", "on.")
+
+
+@example(["pipe", "text"], [4])
+@example(["pipe", "text", "source"], [4])
+@example(["pipe", "show", "pipe", "text"], [4, 4])
+@example(["pipe", "text", "pipe", "step", "text"], [8, 3])
+@given(
+    st.lists(st.sampled_from(["pipe", "pipe", "text", "source", "show", "step"]), min_size=1, max_size=6),
+    st.lists(st.integers(1, 12), max_size=3),
+)
+def test_each_content_of_a_continued_answer_stands_once_wherever_its_processes_die(
+    script: list[str], lives_s: list[int]
+) -> None:
+    script = ["pipe", *script]
+    ended, asked = set[int](), list[int]()
+
+    async def model(number: int, so_far: SoFar) -> AsyncIterator[str]:
+        asked.append(number)
+        assert number not in ended
+        for piece in [f"({number}) ", *PIECES] if not so_far.text else ["".join(PIECES)[len(so_far.text) - 4 :]]:
+            if piece:
+                await asyncio.sleep(1)
+                yield piece
+
+    async def respond(turn: Turn) -> None:
+        async with turn.reply() as message:
+            for number, kind in enumerate(script):
+                if kind == "pipe":
+                    piped = await message.pipe(
+                        lambda so_far, number=number: model(number, so_far), source="text", on_break="continue"
+                    )
+                    assert piped.text == f"({number}) " + "".join(PIECES)
+                    await message.flush()
+                    if "text" not in script[:number] and "source" not in script[:number]:
+                        ended.add(number)
+                elif kind == "text":
+                    await message.append(f"Text {number}. ")
+                elif kind == "source":
+                    await message.part({"type": "source", "url": f"https://example.com/{number}"})
+                else:
+                    await turn.step(f"step {number}", asyncio.sleep, 1, show=kind == "show")
+                await message.flush()
+                await asyncio.sleep(0.5)
+
+    @virtually
+    async def run() -> None:
+        asked.clear()
+        ended.clear()
+        (answer,) = await answers_of(respond, "continue", *lives_s, 100)
+        counted = [part for part in answer.parts if part["type"] != "attempt"]
+        texts = {"pipe": "({}) " + "".join(PIECES), "text": "Text {}. "}
+        assert answer.status == "complete", answer
+        assert answer.text == "".join(texts[kind].format(n) for n, kind in enumerate(script) if kind in texts)
+        assert [one["state"] for one in counted if one["type"] == "tool"] == ["done"] * script.count("show")
+        assert sum(one["type"] == "source" for one in counted) == script.count("source")
+
+    run()
