@@ -9,6 +9,7 @@ import hashlib
 import inspect
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -50,6 +51,18 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 expect.set_options(timeout=30_000)
 
 AGAIN_S = 30.0
+
+
+@pytest.hookimpl
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Let pytest-rerunfailures send at once.
+
+    A worker of `pytest -n` sends it two small messages for each test. The kernel would keep the second one back until
+    it has an acknowledgement of the first one, for 40 ms.
+    """
+    connection = getattr(getattr(session.config, "failures_db", None), "sock", None)
+    if connection is not None:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 @pytest.hookimpl(wrapper=True)
