@@ -6,6 +6,7 @@ Layer: tests.
 from __future__ import annotations
 
 import asyncio
+import subprocess
 from asyncio.subprocess import PIPE
 from pathlib import Path
 
@@ -26,16 +27,22 @@ _PROGRAM = Path(__file__).with_name("package_program.mjs").read_text()
 _PAGE = Path(__file__).with_name("package_page.html").read_text()
 
 
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built package, in a folder where Node.js finds it."""
+    package = tmp_path_factory.mktemp("built") / "node_modules" / "tenuto"
+    subprocess.run([ROOT / "scripts" / "build_web", package], check=True)
+    return package
+
+
 async def page(request: object) -> HTMLResponse:
     return HTMLResponse(_PAGE)
 
 
 async def test_page_gets_the_minified_client_from_the_hub(
-    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    browser: Browser, package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build = await asyncio.create_subprocess_exec(ROOT / "scripts" / "build_web", tmp_path)
-    assert await build.wait() == 0
-    monkeypatch.setattr(transport, "WEB", tmp_path)
+    monkeypatch.setattr(transport, "WEB", package)
     hub = new_hub()
     async with serving(hub, Starlette(routes=[Route("/", page), Mount("/tenuto", hub)])) as served:
         window = await page_at(browser, served.port)
@@ -49,11 +56,9 @@ async def test_page_gets_the_minified_client_from_the_hub(
         await window.goto("about:blank")
 
 
-async def test_node_program_sends_and_receives_messages_and_ends_after_close(tmp_path: Path) -> None:
-    package = tmp_path / "node_modules" / "tenuto"
-    build = await asyncio.create_subprocess_exec(ROOT / "scripts" / "build_web", package)
-    assert await build.wait() == 0
-    (tmp_path / "program.mjs").write_text(_PROGRAM)
+async def test_node_program_sends_and_receives_messages_and_ends_after_close(package: Path) -> None:
+    folder = package.parents[1]
+    (folder / "program.mjs").write_text(_PROGRAM)
     hub = new_hub()
 
     @hub.agent("chat:*", name="bot")
@@ -64,7 +69,7 @@ async def test_node_program_sends_and_receives_messages_and_ends_after_close(tmp
     async with serving(hub) as served:
         address = f"http://127.0.0.1:{served.port}"
         node = await asyncio.create_subprocess_exec(
-            "node", "program.mjs", address, cwd=tmp_path, stdout=PIPE, stderr=PIPE
+            "node", "program.mjs", address, cwd=folder, stdout=PIPE, stderr=PIPE
         )
         try:
             async with asyncio.timeout(PATIENCE_S):
