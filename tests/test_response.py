@@ -432,16 +432,6 @@ def test_source_other_than_a_stream_is_refused_at_the_call(source: object, detai
     assert detail in refused.value.detail
 
 
-async def test_argument_other_than_a_stream_is_refused_by_pipe() -> None:
-    hub = new_hub()
-    async with hub.message("chat:1") as message:
-        with pytest.raises(
-            LocalError, match=r"stream must be an iterator, .*pass the generator that the response wraps"
-        ):
-            await message.pipe(wrapped())
-    await hub.close()
-
-
 @pytest.mark.parametrize("style", ["events", "data"])
 async def test_eventsource_that_reconnects_without_a_reply_id_joins_its_answer(style: Any) -> None:
     hub, gate = new_hub(), asyncio.Event()

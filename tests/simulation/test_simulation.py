@@ -16,11 +16,9 @@ from dataclasses import replace
 import pytest
 
 from proof.simulation import World
-from proof.simulation.__main__ import main
 from proof.simulation.members import Commander
 from proof.simulation.plan import EDITS, Plan
 from proof.simulation.writers import Editor, LeaseWriter
-from tests.simulation.mutants import deliver_before_the_commit
 
 OLD_HUB_COUNTS = (1, 1, 2, 3)  # the plans of earlier failures were drawn with these
 
@@ -120,16 +118,6 @@ def digests(seeds: Iterable[int], hash_seed: str) -> str:
 def test_seed_has_the_same_events_in_every_process() -> None:
     seeds = (*range(10), 116)
     assert digests(seeds, "1") == digests(seeds, "2")
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_command_describes_a_failure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    deliver_before_the_commit(monkeypatch)
-    assert main(["--seeds", "5", "--start", "1", "--failures", "1"]) == 1
-    output = capsys.readouterr().out
-    assert "VIOLATION" in output
-    assert "again: python -m proof.simulation --start 1 --seeds 1" in output
-    assert "1 seeds from 1: 1 failed [1]" in output
 
 
 def test_a_share_of_the_seeds_with_a_shared_store_has_all_actors() -> None:

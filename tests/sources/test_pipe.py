@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from starlette.responses import StreamingResponse
 
 from tenuto import Hub, MessageWriter
 from tenuto.core.errors import Finished, LocalError, TenutoError, TooLarge
@@ -61,9 +62,17 @@ async def test_the_apps_own_error_passes_unchanged(hub: Hub) -> None:
         assert (met, stored.text) == (error, "Hello")
 
 
-@pytest.mark.parametrize("stream", [5, None, object(), [5], [{}], [object()], [b"x"]], ids=range(7))
-async def test_value_that_is_not_a_stream_is_misuse(hub: Hub, stream: object) -> None:
-    await broken(hub, stream, LocalError)
+@pytest.mark.parametrize(
+    ("stream", "remedy"),
+    [
+        (StreamingResponse(words("x")), "pass the generator that the response wraps"),
+        *((one, "") for one in (5, None, object(), [5], [{}], [object()], [b"x"])),
+    ],
+    ids=range(8),
+)
+async def test_value_that_is_not_a_stream_is_misuse(hub: Hub, stream: object, remedy: str) -> None:
+    _, error = await broken(hub, stream, LocalError)
+    assert remedy in error.detail
 
 
 async def test_unknown_source_is_misuse(hub: Hub) -> None:
