@@ -613,11 +613,9 @@ class Lifecycle:
             await asyncio.wait(jobs, timeout=SHUTDOWN_S)
         # writers in tasks of the app: store the text that they have accepted, unless the store refuses everything
         for (_, message_id), writer in list(writers.items()) if self._restarting is None else ():
-            try:
+            with logs_errors(f"the last text of message {message_id!r} was not stored"):
                 async with asyncio.timeout(SHUTDOWN_S):
                     await writer.flush()
-            except (TenutoError, TimeoutError) as error:
-                logger.warning("the last text of message %r was not stored: %r", message_id, error)
         if not self.store.is_exclusive:  # other nodes may have the hooks, before the lease of this one ends
             hooks, runtime.hooks = runtime.hooks, []
             await asyncio.gather(*(hook.stop() for hook in hooks))

@@ -182,9 +182,6 @@ class Rates:
     # clients and addresses in order of their last activity, the latest last
     _clients: OrderedDict[str, _Client] = field(default_factory=OrderedDict, init=False)
 
-    def __len__(self) -> int:
-        return len(self._clients)
-
     def request(self, identity: Identity, peer: str = "", *, size: int = 0) -> None:
         """Count a request, or a frame of a socket, of `size` bytes.
 
@@ -426,9 +423,6 @@ class Questions:
     # the buckets for a minute and for a day of each visitor and address
     _buckets: OrderedDict[str, tuple[Bucket, Bucket]] = field(default_factory=OrderedDict, init=False)
     _logged_s: float = field(default=-inf, init=False)
-
-    def __len__(self) -> int:
-        return len(self._buckets)
 
     def ask(self, visitor: str, peer: str | None) -> Asked:
         """Count a question of `visitor` from the address `peer`, if that is known. Raises TooMany."""
