@@ -57,7 +57,7 @@ from tenuto.hub.pending import Result
 from tenuto.hub.people.presence import check_member, check_signal
 from tenuto.transports.codec import refusals, unexpected
 from tenuto.transports.headers import Query, is_operator, peer_of
-from tenuto.transports.operations import BY_NAME, Operation
+from tenuto.transports.operations import Operation
 from tenuto.transports.origin import check_origin, connection_of, mark_known
 
 # longest time that the app's verifier may take, which may query a database while the caller waits
@@ -223,10 +223,7 @@ def _checked(identity: object) -> Identity | None:
 def check_operation(identity: Identity, operation: Operation, channel: str) -> None:
     """Raise Forbidden unless `identity` holds every capability that `operation` needs, on `channel` or on all."""
     for capability in operation.needs:
-        if operation.is_for_all:
-            identity.check_pattern(capability, EVERYWHERE)
-        else:
-            identity.check(capability, channel)
+        identity.check(capability, EVERYWHERE if operation.is_for_all else channel)
 
 
 def check_content(request: Request, identity: Identity, channel: str) -> None:
@@ -244,12 +241,6 @@ def key_of(hub: HubCore, identity: Identity, channel: str, request: Request, id:
     check_content(request, identity, channel)
     key = hub.clock.id_or_new(id)
     return command_key(key) if isinstance(request, SendCommand | ReplyCommand) else key
-
-
-def check_work(identity: Identity, pattern: str) -> None:
-    """Raise Forbidden unless `identity` may take turns in all channels that `pattern` covers."""
-    for capability in BY_NAME["work"].needs:
-        identity.check_pattern(capability, pattern)
 
 
 def member_of(identity: Identity, member: str | None) -> str:

@@ -56,7 +56,6 @@ from tenuto.transports.access import (
     allowed_start,
     caller_of,
     check_operation,
-    check_work,
     count_new_channel,
     count_signal,
     describe_caller,
@@ -207,7 +206,7 @@ class SocketWorkers:
             return
         if not is_pattern(pattern) or len(pattern) > MAX_PATTERN_CHARACTERS:
             raise InvalidRequest(invalid_pattern(pattern))
-        check_work(identity, pattern)
+        check_operation(identity, BY_NAME["work"], pattern)  # in all channels that it covers
         if known is None and len(self._workers) >= MAX_PATTERNS:
             self._workers = {key: one for key, one in self._workers.items() if one.is_listed or one.turns}
         if known is None and len(self._workers) >= MAX_PATTERNS:

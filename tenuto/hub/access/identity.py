@@ -65,7 +65,10 @@ class Identity(Struct, frozen=True, kw_only=True):
         force_setattr(self, "capabilities", filled.get(EVERYWHERE, frozenset()))
 
     def has(self, capability: str, channel: str) -> bool:
-        """Return whether `capability` is granted on `channel`."""
+        """Return whether `capability` is granted on `channel`, or by one grant on all channels of a pattern.
+
+        Those begin with its stem (the text before `*`), so a grant that covers the stem covers them all.
+        """
         if capability in self.capabilities:
             return True
         grants = self.grants
@@ -83,25 +86,10 @@ class Identity(Struct, frozen=True, kw_only=True):
         return self.capabilities.union(*known)
 
     def check(self, capability: str, channel: str) -> None:
-        """Raise Forbidden unless this identity holds `capability` on `channel`."""
+        """Raise Forbidden unless this identity holds `capability` on `channel`, or on all channels of a pattern."""
         if not self.has(capability, channel):
-            raise Forbidden(f"{self._name()} needs the capability {capability!r} on channel {shown(channel)}")
-
-    def has_pattern(self, capability: str, pattern: str) -> bool:
-        """Return whether one grant gives `capability` on every channel that matches `pattern`."""
-        if capability in self.capabilities:
-            return True
-        grants = self.grants or {}
-        # Channels that match a pattern begin with its stem (the text before `*`), so a grant that covers the stem
-        # covers them all.
-        return any(
-            capability in granted and (known == pattern or matches(known, pattern)) for known, granted in grants.items()
-        )
-
-    def check_pattern(self, capability: str, pattern: str) -> None:
-        """Raise Forbidden unless this identity holds `capability` on every channel that matches `pattern`."""
-        if not self.has_pattern(capability, pattern):
-            raise Forbidden(f"{self._name()} needs the capability {capability!r} on all channels of {shown(pattern)}")
+            where = "all channels of" if channel.endswith("*") else "channel"
+            raise Forbidden(f"{self._name()} needs the capability {capability!r} on {where} {shown(channel)}")
 
     def patterns(self, *capabilities: str) -> list[str]:
         """Return the patterns of channels on which one of them is granted. Raises Forbidden if there is none.
@@ -121,7 +109,7 @@ class Identity(Struct, frozen=True, kw_only=True):
     def includes(self, other: Identity) -> bool:
         """Return whether this identity holds every grant of `other`."""
         granted = {EVERYWHERE: other.capabilities, **(other.grants or {})}
-        return all(self.has_pattern(one, pattern) for pattern, names in granted.items() for one in names)
+        return all(self.has(one, pattern) for pattern, names in granted.items() for one in names)
 
     def _name(self) -> str:
         """Return the name of this client for error messages."""
