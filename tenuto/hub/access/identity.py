@@ -115,9 +115,9 @@ class Identity(Struct, frozen=True, kw_only=True):
         """Return the name of this client for error messages."""
         return f"client {shown(self.client_id)}" if self.client_id is not None else "a client without an id"
 
-    def caller(self, channel: str | None = None) -> Caller:
-        """Return the caller for a request on `channel`; with None, its rights are those on all channels."""
-        granted = self.capabilities if channel is None else self._granted_on(channel)
+    def caller(self, channel: str) -> Caller:
+        """Return the caller for a request on `channel`."""
+        granted = self._granted_on(channel)
         return Caller(
             id=self.client_id,
             is_admin="admin" in granted,
@@ -168,11 +168,7 @@ def fill_pattern(pattern: str, client_id: str | None) -> str:
 
 def header(scope: Scope, name: bytes) -> str | None:
     """Return the first header `name` (lower case), or None."""
-    for known, value in scope["headers"]:
-        if known.lower() == name:
-            text: str = value.decode("latin-1")
-            return text
-    return None
+    return next(iter(headers_of(scope, name)), None)
 
 
 def headers_of(scope: Scope, name: bytes) -> list[str]:
