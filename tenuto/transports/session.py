@@ -87,9 +87,10 @@ from tenuto.transports.codec import (
     result_fields,
     unexpected,
 )
-from tenuto.transports.operations import BY_FRAME, BY_NAME, frame_decoder
+from tenuto.transports.operations import BY_FRAME, frame_decoder
 from tenuto.transports.sse import RETRY_MS
 
+Fields = dict[str, Json] | None  # of a response
 Respond = Callable[[dict[str, Json] | TenutoError], None]  # gets the fields of a response, or the refusal
 
 MAX_PATTERNS = 20
@@ -341,10 +342,8 @@ class Attachments:
     def __iter__(self) -> Iterator[Attachment]:
         return iter(self._by_channel.values())
 
-    def begin(self, frame: AttachFrame) -> Attachment:
-        """Return a new attachment in place of the channel's old one. Raises Forbidden, InvalidRequest, TooMany, …"""
-        channel = check_channel(frame.channel)
-        check_operation(self._session.identity, BY_NAME["events"], channel)
+    def begin(self, channel: str, frame: AttachFrame) -> Attachment:
+        """Return a new attachment in place of the channel's old one. Raises InvalidRequest, TooMany."""
         limits = self._hub.limits
         if frame.history is not None and frame.history > limits.history:
             raise InvalidRequest(f"history must be a whole number from 0 to {limits.history}, got {frame.history}")
@@ -396,11 +395,6 @@ class Attachments:
             self.ready[attachment] = None  # the response has woken the sender
         elif feed is not None:  # otherwise the client has attached again or detached meanwhile
             feed.close()
-
-    def detach(self, frame: DetachFrame) -> None:
-        """Detach from the channel and send the response."""
-        self.leave(frame.channel)
-        self._session.respond({"type": "ok", "ref": frame.ref})
 
     def leave(self, channel: str) -> None:
         """Detach from a channel, if the socket is attached to it."""
@@ -560,8 +554,11 @@ class Session:
         handle = _HANDLERS.get(type(frame))
         if handle is None:
             self._request(frame, len(data))
-        else:
-            handle(self, frame)
+            return
+        try:
+            self._ok(frame, handle(self, frame))
+        except Exception as error:
+            self.respond_error(frame.ref, error)
 
     def receive_binary(self) -> None:
         """Refuse a binary frame: the protocol has none."""
@@ -613,6 +610,12 @@ class Session:
             self._replies.append(ping)
             self._reply_bytes += len(ping)
 
+    def _checked(self, frame: Any) -> str:
+        """Return the channel of a frame. Raises Forbidden unless the caller may send it there, InvalidName."""
+        channel: str = check_channel(frame.channel)
+        check_operation(self.identity, BY_FRAME[type(frame)], channel)
+        return channel
+
     # Requests to store
 
     def _request(self, frame: Any, size: int) -> None:
@@ -620,8 +623,7 @@ class Session:
         request: Request = frame if not isinstance(frame, PartFrame) else _put_part(frame)
         weight = size + (_MESSAGE_BYTES if isinstance(frame, CreateMessage | UpdateMessage) else 0)
         try:
-            channel = check_channel(frame.channel)
-            check_operation(self.identity, BY_FRAME[type(frame)], channel)
+            channel = self._checked(frame)
             key = key_of(self.hub, self.identity, channel, request, frame.id)
             done = partial(self._request_done, frame.ref, (channel, key), request, weight)
             self.hub.submit(channel, key, request, caller_of(self.hub, self.identity, channel, self.peer), done)
@@ -678,8 +680,7 @@ class Session:
     # Requests with an immediate response
 
     def _presence(self, frame: PresenceFrame) -> dict[str, Json]:
-        channel = check_channel(frame.channel)
-        check_operation(self.identity, BY_FRAME[PresenceFrame], channel)
+        channel = self._checked(frame)
         member, present = member_of(self.identity, frame.member), self._present or set()
         if frame.leave and (channel, member) in present:
             present.discard((channel, member))
@@ -698,8 +699,7 @@ class Session:
         return {}
 
     def _signal(self, frame: SignalFrame) -> dict[str, Json]:
-        channel = check_channel(frame.channel)
-        check_operation(self.identity, BY_FRAME[SignalFrame], channel)
+        channel = self._checked(frame)
         count_signal(self.hub, self.identity, self.peer, frame.name)
         self.hub.runtime.presence.signal(channel, frame.name, frame.data, self.identity.client_id)
         return {}
@@ -730,31 +730,24 @@ class Session:
                 self._agents().renew(frame, done)
             else:
                 self._agents().end(frame, done)
-        except TenutoError as error:
-            done(error)
-        except Exception as error:
+        except Exception:
             self._pending -= 1
-            self.respond_error(frame.ref, error)
+            raise
 
-    async def _take_turn(self, frame: TurnTakeFrame) -> None:
-        is_taken = await self._agents().take(frame)
-        self.respond({"type": "ok", "ref": frame.ref, "taken": is_taken})
+    async def _take_turn(self, frame: TurnTakeFrame) -> dict[str, Json]:
+        return {"taken": await self._agents().take(frame)}
 
     def _attach(self, frame: AttachFrame) -> None:
-        try:
-            attachment = self._attachments.begin(frame)
-        except TenutoError as error:
-            self.refuse(frame.ref, error)
-            return
-        self._begin(frame.ref, partial(self._attachments.attach, frame, attachment), 0)
+        attachment = self._attachments.begin(self._checked(frame), frame)
+        self._begin(frame, partial(self._attachments.attach, frame, attachment), 0)
 
-    def _detach(self, frame: DetachFrame) -> None:
-        self._attachments.detach(frame)
+    def _detach(self, frame: DetachFrame) -> dict[str, Json]:
+        self._attachments.leave(frame.channel)
+        return {}
 
-    async def _history(self, frame: HistoryFrame) -> None:
+    async def _history(self, frame: HistoryFrame) -> dict[str, Json]:
         limits = self.hub.limits
-        channel = check_channel(frame.channel)
-        check_operation(self.identity, BY_FRAME[HistoryFrame], channel)
+        channel = self._checked(frame)
         limit = limits.default_history if frame.limit is None else frame.limit
         if limit > limits.history:
             raise InvalidRequest(f"limit must be a whole number from 1 to {limits.history}, got {limit}")
@@ -764,25 +757,29 @@ class Session:
             page = await self.hub.history(channel, before=frame.before, limit=limit)
         finally:
             charge(-EXPECTED_BYTES)
-        fields = {"messages": page.messages, "more": page.more, "cursor": page.cursor}
-        self.respond({"type": "ok", "ref": frame.ref, **fields})
+        return {"messages": page.messages, "more": page.more, "cursor": page.cursor}
 
-    def _begin(self, ref: Ref, job: Callable[[], Coroutine[Any, Any, None]], weight: int) -> None:
+    def _begin(self, frame: Any, job: Callable[[], Coroutine[Any, Any, Fields]], weight: int) -> None:
         """Run a request that reads the store; it counts as pending until it has ended."""
         self._pending += 1
         self._pending_bytes += weight
-        self.start_task(self._counted(ref, job, weight))
+        self.start_task(self._counted(frame, job, weight))
 
-    async def _counted(self, ref: Ref, job: Callable[[], Coroutine[Any, Any, None]], weight: int) -> None:
+    async def _counted(self, frame: Any, job: Callable[[], Coroutine[Any, Any, Fields]], weight: int) -> None:
         try:
-            await job()
+            self._ok(frame, await job())
         except Exception as error:
-            self.respond_error(ref, error)
+            self.respond_error(frame.ref, error)
         finally:
             self._pending -= 1
             self._pending_bytes -= weight
 
     # Responses
+
+    def _ok(self, frame: Any, fields: Fields) -> None:
+        """Send the response to a frame that succeeded; with None it has one, or gets one later."""
+        if fields is not None:
+            self.respond({"type": "ok", "ref": frame.ref, **fields})
 
     def give_turn(self, worker: SocketWorker, turn: AssignedTurn) -> None:
         """Send a turn to an agent of this socket."""
@@ -832,35 +829,20 @@ class Session:
         self.wake()
 
 
-def _at_once(handle: Callable[[Session, Any], dict[str, Json]]) -> Callable[[Session, Any], None]:
-    """Return a function that runs `handle` and sends its result, or its error, as the response."""
-
-    def handler(session: Session, frame: Any) -> None:
-        try:
-            fields = handle(session, frame)
-        except Exception as error:
-            session.respond_error(frame.ref, error)
-            return
-        session.respond({"type": "ok", "ref": frame.ref, **fields})
-
-    return handler
-
-
-# All other frames are requests to store. Methods are looked up by name, so that tests may replace
-# them.
-_HANDLERS: dict[type, Callable[[Session, Any], None]] = {
+# All other frames are requests to store. Methods are looked up by name, so that tests may replace them.
+_HANDLERS: dict[type, Callable[[Session, Any], Fields]] = {
     PongFrame: lambda session, frame: None,  # only its arrival matters
     AttachFrame: lambda session, frame: session._attach(frame),
     DetachFrame: lambda session, frame: session._detach(frame),
     HistoryFrame: lambda session, frame: session._begin(
-        frame.ref, partial(session._history, frame), session.hub.limits.history_bytes
+        frame, partial(session._history, frame), session.hub.limits.history_bytes
     ),
-    TurnTakeFrame: lambda session, frame: session._begin(frame.ref, partial(session._take_turn, frame), 0),
+    TurnTakeFrame: lambda session, frame: session._begin(frame, partial(session._take_turn, frame), 0),
     TurnDoneFrame: lambda session, frame: session._renew_or_end_turn(frame),
     TurnRenewFrame: lambda session, frame: session._renew_or_end_turn(frame),
-    PresenceFrame: _at_once(lambda session, frame: session._presence(frame)),
-    SignalFrame: _at_once(lambda session, frame: session._signal(frame)),
-    WorkFrame: _at_once(lambda session, frame: session._work(frame)),
+    PresenceFrame: lambda session, frame: session._presence(frame),
+    SignalFrame: lambda session, frame: session._signal(frame),
+    WorkFrame: lambda session, frame: session._work(frame),
 }
 
 
