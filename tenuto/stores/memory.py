@@ -151,7 +151,6 @@ class MemoryStore:
         self._lives: dict[str, int] = {}  # `Head.lives` of deleted channels
         self._now_ms: int | None = None
         self._commits = 0
-        self._row_bytes = 0
         self._notes: dict[str, bytes] = {}
 
     async def open(self) -> None:
@@ -330,7 +329,7 @@ class MemoryStore:
 
     def stats(self) -> dict[str, int]:
         """Return counters (`Store.stats`)."""
-        return {"commits": self._commits, "row_bytes": self._row_bytes, "channels": len(self._channels)}
+        return {"commits": self._commits, "row_bytes": 0, "channels": len(self._channels)}
 
     def _head(self, channel: str) -> Head:
         known = self._channels.get(channel)

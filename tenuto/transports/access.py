@@ -192,7 +192,7 @@ async def _verified(scope: Scope, verify: Callable[[], Awaitable[Identity | None
             if connection is not None:
                 connection.verify(limit)
             try:
-                return _checked(await _awaitable(verify()))
+                return await _called(verify)
             finally:
                 if connection is not None:
                     connection.verified()
@@ -205,15 +205,15 @@ async def _verified(scope: Scope, verify: Callable[[], Awaitable[Identity | None
         raise unexpected() from None
 
 
-def _awaitable(result: object) -> Awaitable[object]:
+async def _called(verify: Callable[[], object]) -> Identity | None:
+    result = verify()
     if not isinstance(result, Awaitable):
-        raise TypeError(f"authenticate must be an async function, it returned a value of type {type(result).__name__}")
-    return result
-
-
-def _checked(identity: object) -> Identity | None:
+        name = type(result).__name__
+        raise TypeError(f"authenticate must be an async function, it returned a value of type {name}")
+    identity = await result
     if identity is not None and not isinstance(identity, Identity):
-        raise TypeError(f"authenticate must return an Identity or None, got a value of type {type(identity).__name__}")
+        name = type(identity).__name__
+        raise TypeError(f"authenticate must return an Identity or None, got a value of type {name}")
     return identity
 
 

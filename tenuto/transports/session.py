@@ -207,7 +207,7 @@ class SocketWorkers:
             return
         if not is_pattern(pattern) or len(pattern) > MAX_PATTERN_CHARACTERS:
             raise InvalidRequest(invalid_pattern(pattern))
-        check_operation(identity, BY_NAME["work"], pattern)  # in all channels that it covers
+        check_operation(identity, BY_FRAME[WorkFrame], pattern)  # in all channels that it covers
         if known is None and len(self._workers) >= MAX_PATTERNS:
             self._workers = {key: one for key, one in self._workers.items() if one.is_listed or one.turns}
         if known is None and len(self._workers) >= MAX_PATTERNS:
