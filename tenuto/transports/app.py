@@ -127,7 +127,8 @@ class App:
         path = path_below(scope)
         stream = _STREAM.match(path)
         try:
-            if not _is_public(path):
+            # for any peer: modules of pages, and `GET /v1`, which tells a client why it is refused
+            if not (path.startswith(WEB_PATH) or path == BY_NAME["version"].path):
                 check_peer(self.hub, scope)
             if stream is None or scope["method"] not in ("GET", "HEAD"):
                 await self._respond({**scope, "path": path, "root_path": ""}, receive, send)
@@ -202,14 +203,6 @@ class App:
         await receive()  # the ASGI message lifespan.shutdown
         await self.hub.close()
         await send({"type": "lifespan.shutdown.complete"})
-
-
-def _is_public(path: str) -> bool:
-    """Return whether any peer may request `path` without credentials.
-
-    Those are page modules, and `GET /v1`, which tells a client why it is refused.
-    """
-    return path.startswith(WEB_PATH) or path == BY_NAME["version"].path
 
 
 def path_below(scope: Scope) -> str:

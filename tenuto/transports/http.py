@@ -149,10 +149,6 @@ class Call:
         if self.channel or operation.is_for_all:
             check_operation(identity, operation, self.channel)
 
-    def query(self) -> Query:
-        """Return the query parameters of the request. Raises InvalidRequest."""
-        return Query(self.request.scope)
-
     async def body(self) -> Any:
         """Return the decoded body. Raises TooLarge or TooMany as soon as it exceeds a limit, Draining, …"""
         limit_bytes = self.hub.limits.request_bytes
@@ -365,7 +361,7 @@ async def store(call: Call) -> Response:
 async def put_part(call: Call) -> Response:
     """Put a part. The body is the part itself; the other fields are query parameters."""
     index = whole(call.request.path_params["n"], "the number of a part", 0, MAX_NUMBER)
-    query = call.query()
+    query = Query(call.request.scope)
     generation = query.whole("generation", 1, MAX_NUMBER)
     part: Part = await call.body()
     request = PutPart(index=index, part=part, generation=generation, request=query.text("request"))
@@ -417,7 +413,7 @@ async def read(call: Call) -> Response:
 
 async def page(call: Call) -> Response:
     """Return a page of messages."""
-    query = call.query()
+    query = Query(call.request.scope)
     limits = call.hub.limits
     before = query.whole("before", 0, MAX_NUMBER)
     limit = query.whole("limit", 1, limits.history)
@@ -427,7 +423,7 @@ async def page(call: Call) -> Response:
 
 async def channels(call: Call) -> Response:
     """Return a page of the channels on which the caller has `history` or `admin`."""
-    query = call.query()
+    query = Query(call.request.scope)
     limit = query.whole("limit", 1, MAX_LISTED)
     return json_response(
         await call.hub.archive.channels(

@@ -130,7 +130,9 @@ def check_origin(hub: HubCore, scope: Scope) -> None:
     origins = headers_of(scope, b"origin")
     try:
         for origin in origins:
-            if not is_own_origin(hub, scope, origin) and not _is_allowed(hub, origin, by_cookie=by_cookie):
+            # `*` accepts the requests of every page, but not with the cookies of the user who views the page
+            is_listed = origin in hub.allowed_origins or ("*" in hub.allowed_origins and not by_cookie)
+            if not (is_listed or is_own_origin(hub, scope, origin)):
                 raise Forbidden(
                     f"the page's origin {shown(origin)} is neither this server's nor in allowed_origins. "
                     f"{_origin_remedy(origin) or 'Open the page from an allowed address.'}"
@@ -149,11 +151,6 @@ def _becomes_visitor(hub: HubCore, scope: Scope) -> bool:
     """Return whether the hub makes the caller a visitor, as whom a foreign page must not ask questions, either."""
     authorization = header(scope, b"authorization") or ""
     return isinstance(hub.authenticate, VisitorVerifier) and authorization[:7].lower() != "bearer "
-
-
-def _is_allowed(hub: HubCore, origin: str, *, by_cookie: bool) -> bool:
-    # `*` accepts the requests of every page, but not with the cookies of the user who views the page.
-    return origin in hub.allowed_origins or ("*" in hub.allowed_origins and not by_cookie)
 
 
 def refusal_of_get(hub: HubCore, scope: Scope) -> Forbidden | None:

@@ -14,16 +14,7 @@ from msgspec.structs import replace
 
 from tenuto.core.errors import StillStreaming, TenutoError
 from tenuto.core.requests import Caller, ClaimTurn
-from tenuto.core.turns import (
-    TRANSITIONS,
-    ChannelTurns,
-    HeldFate,
-    Left,
-    Phase,
-    TurnEvent,
-    TurnState,
-    fate_of_held,
-)
+from tenuto.core.turns import TRANSITIONS, ChannelTurns, HeldFate, Left, Phase, TurnEvent, TurnState, fate_of_held
 from tests.core.harness import AGENT, LogHarness, served_log
 
 ARCHITECTURE = Path(__file__).parents[2] / "docs" / "architecture.md"
@@ -45,13 +36,13 @@ def look(turn: TurnState[str], log: LogHarness, *, is_orphan: bool = False) -> L
 
 
 def test_drawing_in_the_document_is_that_of_the_table() -> None:
-    lines = ["stateDiagram-v2"]
-    for phase, row in TRANSITIONS.items():
-        source = "[*]" if phase is Phase.NEW else phase.name
-        for target in Phase:
-            if events := [event.name.lower() for event, to in row.items() if to is target]:
-                lines.append(f"    {source} --> {target.name}: {', '.join(events)}")
-    drawing = "\n".join([*lines, "    OVER --> [*]"])
+    lines = [
+        f"    {'[*]' if phase is Phase.NEW else phase.name} --> {target.name}: {', '.join(events)}\n"
+        for phase, row in TRANSITIONS.items()
+        for target in Phase
+        if (events := [event.name.lower() for event, to in row.items() if to is target])
+    ]
+    drawing = f"stateDiagram-v2\n{''.join(lines)}    OVER --> [*]"
     assert f"```mermaid\n{drawing}\n```\n" in ARCHITECTURE.read_text()
 
 
