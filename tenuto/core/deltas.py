@@ -244,10 +244,8 @@ class MessageProgress:
     def _note(self, index: int, part: Part) -> None:
         """Record `part` as completely sent."""
         kind = part["type"]
-        while len(self._kinds) <= index:
-            self._kinds.append("")
-        while len(self._lengths) <= index:
-            self._lengths.append(0)
+        self._kinds += [""] * (index + 1 - len(self._kinds))
+        self._lengths += [0] * (index + 1 - len(self._lengths))
         self._kinds[index] = kind
         self._lengths[index] = len(part["text"]) if kind in COUNTED else 0
         if kind == "tool":

@@ -23,6 +23,7 @@ from typing import Any, cast
 from urllib.parse import unquote_to_bytes
 
 from starlette.datastructures import Headers as RequestHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -97,20 +98,15 @@ class App:
         return visit_in(scope).headers if isinstance(self.hub.authenticate, VisitorVerifier) else []
 
     def _cors(self, scope: Scope) -> Headers:
-        origins = self.hub.allowed_origins
-        origin = header(scope, b"origin")
-        if not origins or origin is None:
+        origin, cors = header(scope, b"origin"), self._plain
+        if origin is None or not isinstance(cors, CORSMiddleware):
             return []
-        if "*" in origins:
-            return [(b"access-control-allow-origin", b"*"), (b"access-control-expose-headers", b"Retry-After")]
-        if origin not in origins:
+        if not cors.is_allowed_origin(origin):
             return [(b"vary", b"Origin")]
-        return [
-            (b"access-control-allow-origin", origin.encode("latin-1")),
-            (b"access-control-allow-credentials", b"true"),
-            (b"access-control-expose-headers", b"Retry-After"),
-            (b"vary", b"Origin"),
-        ]
+        headers = MutableHeaders(cors.simple_headers)
+        if not cors.allow_all_origins:
+            cors.allow_explicit_origin(headers, origin)
+        return headers.raw
 
     def _drain(self) -> None:
         self._sockets.drain()

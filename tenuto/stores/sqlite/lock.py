@@ -56,7 +56,7 @@ class FileLock:
                 if time.monotonic() >= deadline_s or self.give_up.wait(LOCK_POLL_S):
                     detail = f"store file {what} is in use by {holder.name}: {holder.remedy}"
                     raise StoreInUse(detail, holder=holder.name, remedy=holder.remedy)
-            self._read(handle)
+            self._read(os.pread(handle, LOCK_BYTES, 0))
             self._write(handle)
         except OSError as error:
             os.close(handle)
@@ -81,12 +81,8 @@ class FileLock:
     def look(self) -> None:
         """Read the marks without the lock, which another process may hold; none if the file cannot be read."""
         self.placed, self.marks = (), (NO_MARK,)
-        with contextlib.suppress(OSError):
-            handle = os.open(self.path, os.O_RDONLY)
-            try:
-                self._read(handle)
-            finally:
-                os.close(handle)
+        with contextlib.suppress(OSError), self.path.open("rb") as file:
+            self._read(file.read(LOCK_BYTES))
 
     def release(self) -> None:
         """Release the lock. A second call does nothing."""
@@ -96,9 +92,9 @@ class FileLock:
             os.close(self._handle)
             self._handle = None
 
-    def _read(self, handle: int) -> None:
-        self.placed = _read_line(handle, _PLACED)
-        self.marks = _read_line(handle, _MARKS) or (NO_MARK,)
+    def _read(self, content: bytes) -> None:
+        self.placed = _line_of(content, _PLACED)
+        self.marks = _line_of(content, _MARKS) or (NO_MARK,)
 
     def _open(self, what: Path) -> int:
         try:
@@ -131,8 +127,8 @@ _PLACED = "placed "
 _MARKS = "marks "
 
 
-def _read_line(handle: int, begin: str) -> tuple[str, ...]:
-    for line in os.pread(handle, LOCK_BYTES, 0).decode(errors="replace").splitlines():
+def _line_of(content: bytes, begin: str) -> tuple[str, ...]:
+    for line in content.decode(errors="replace").splitlines():
         # Use the first such line: a killed process may have left the rest of an older file behind it.
         if line.startswith(begin):
             return tuple(line.removeprefix(begin).split())
