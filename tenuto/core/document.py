@@ -296,7 +296,7 @@ def used_up_head(message_id: str) -> bytes:
 
 
 def _empty_message(message_id: str) -> MessageState:
-    return MessageState(Create(id=message_id, role="assistant", status="interrupted", at_ms=0), 0)
+    return MessageState.begun(Create(id=message_id, role="assistant", status="interrupted", at_ms=0), 0)
 
 
 def damaged_head(message_id: str, created: int, version: int) -> bytes:
@@ -368,10 +368,8 @@ def _long_fields(part: PartState) -> dict[str, str]:
 
 
 def _from_head(message_id: str, head: MessageHead) -> MessageState:
-    message = _empty_message(message_id)
-    for name in _SAME:
-        setattr(message, name, getattr(head, name))
-    message.alive_at = head.alive_at
+    same = {name: getattr(head, name) for name in _SAME}
+    message = MessageState(id=message_id, alive_at=head.alive_at, **same)
     message.requests.extend(head.requests)
     message.parts = [PartState(part.fields, part.opened, part.changed) for part in head.parts]
     message.size_bytes = sum(part_bytes(part.fields) for part in head.parts)

@@ -66,7 +66,7 @@ class Draft:
         for serial, op in unapplied:
             if message is None:
                 assert isinstance(op, Create)
-                message = MessageState(op, serial)
+                message = MessageState.begun(op, serial)
             else:
                 change(message, op, serial)
         assert message is not None

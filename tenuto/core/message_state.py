@@ -6,7 +6,8 @@ Layer: core. `state` folds entries into these records; they change nothing thems
 from __future__ import annotations
 
 from collections import deque
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -14,7 +15,7 @@ from msgspec import Struct
 from tenuto.core.model import APPENDABLE, STEP_NAME, Json, Message, Part
 from tenuto.core.model import Command as SentCommand
 from tenuto.core.names import command_id
-from tenuto.core.ops import Command, Create, Reply
+from tenuto.core.ops import Command, Create, Reply, WriterIdentity
 from tenuto.core.text import PartState, Text
 
 # requests remembered per message, so that a repeated request with an id is recognised (`docs/protocol.md`, 8.2)
@@ -45,80 +46,59 @@ class ClaimState(NamedTuple):
         return self.state in ("pending", "taken")
 
 
+_OF_CREATE = ("id", "role", "author", "status", "meta", "parent", "reply_to", "digest", "writer")
 CLAIMED = tuple(name for name in ClaimState._fields if name != "round_from")  # the fields that a `Claim` has, too
 
 
+@dataclass(slots=True, eq=False, kw_only=True)
 class MessageState:
     """The state of one message: the fold of its entries."""
 
-    __slots__ = (
-        "alive_at",
-        "author",
-        "claim",
-        "created",
-        "created_at",
-        "deleted",
-        "digest",
-        "documented",
-        "edited",
-        "finished",
-        "finished_as",
-        "generation",
-        "id",
-        "last",
-        "meta",
-        "moved_at",
-        "parent",
-        "parts",
-        "reason",
-        "reply_to",
-        "requests",
-        "role",
-        "shaped",
-        "size_bytes",
-        "status",
-        "taken_over",
-        "undocumented_bytes",
-        "updated_at",
-        "version",
-        "writer",
-    )
+    id: str
+    role: str
+    author: str | None
+    status: str
+    reason: str | None = None
+    meta: dict[str, Json]
+    parent: str | None
+    reply_to: str | None
+    created: int
+    version: int  # serial of the last visible change
+    last: int  # serial of the last entry of any kind
+    created_at: int
+    updated_at: int
+    # time of the last claim or takeover since the message was loaded; neither head nor clients have it
+    moved_at: int = 0
+    # time of the last sign of life of the remote writer, or of the agent that has the turn; 0: unknown
+    alive_at: int
+    digest: bytes
+    writer: WriterIdentity | None
+    generation: int = 1
+    claim: ClaimState | None
+    deleted: bool = False
+    edited: int  # serial of the last create or update operation
+    # serial of the last create, update or part; a viewer older than it needs more than the missing text
+    shaped: int
+    finished: int = 0  # serial of the last finish operation
+    finished_as: tuple[str, str | None] = ("", None)  # status and reason of the last finish
+    taken_over: int = 0  # serial of the last takeover
+    # recent requests: id, serial, generation
+    requests: deque[tuple[str, int, int]] = field(default_factory=lambda: deque(maxlen=KEPT_REQUESTS))
+    parts: list[PartState] = field(default_factory=list)
+    size_bytes: int = 0  # size of the text and of all fields, in bytes of UTF-8
+    documented: int = 0  # version of the message that the store's document contains
+    undocumented_bytes: int = 0  # size of the text and fields that arrived after that document was stored
 
-    def __init__(self, op: Create, serial: int) -> None:
-        self.id = op.id
-        self.role = op.role
-        self.author = op.author
-        self.status = op.status
-        self.reason: str | None = None
-        self.meta = op.meta
-        self.parent = op.parent
-        self.reply_to = op.reply_to
-        self.created = self.version = serial
-        self.last = serial  # serial of the last entry of any kind; `version` is the serial of the last visible change
-        self.created_at = self.updated_at = op.at_ms
-        # time of the last claim or takeover since the message was loaded; neither head nor clients have it
-        self.moved_at = 0
-        # time of the last sign of life of the remote writer, or of the agent that has the turn; 0: unknown
-        self.alive_at = op.at_ms
-        self.digest = op.digest
-        self.writer = op.writer
-        self.generation = 1
-        self.claim = ClaimState("pending") if op.is_pending else None
-        self.deleted = False
-        self.edited = serial  # serial of the last create or update operation
-        # serial of the last create, update or part; a viewer older than it needs more than the missing text
-        self.shaped = serial
-        self.finished = 0  # serial of the last finish operation
-        self.finished_as: tuple[str, str | None] = ("", None)  # status and reason of the last finish
-        self.taken_over = 0  # serial of the last takeover
-        # recent requests: id, serial, generation
-        self.requests: deque[tuple[str, int, int]] = deque(maxlen=KEPT_REQUESTS)
-        self.parts: list[PartState] = []
-        self.size_bytes = 0  # size of the text and of all fields, in bytes of UTF-8
-        self.documented = 0  # version of the message that the store's document contains
-        set_parts(self, op.parts, serial)
-        # size of the text and fields that arrived after that document was stored
-        self.undocumented_bytes = self.size_bytes
+    @classmethod
+    def begun(cls, op: Create, serial: int) -> MessageState:
+        """Return the state after the entry that created the message."""
+        fields: dict[str, Any] = {name: getattr(op, name) for name in _OF_CREATE}
+        fields |= dict.fromkeys(("created_at", "updated_at", "alive_at"), op.at_ms)
+        fields |= dict.fromkeys(("created", "version", "last", "edited", "shaped"), serial)
+        message = cls(**fields, claim=ClaimState("pending") if op.is_pending else None)
+        set_parts(message, op.parts, serial)
+        message.undocumented_bytes = message.size_bytes
+        return message
 
     def fork(self) -> MessageState:
         """Return a copy; changes to it leave this message as it is. Copies the head, not the text."""

@@ -212,7 +212,7 @@ def apply_entry(state: ChannelState, entry: Entry) -> None:
 def apply_op(message: MessageState | None, op: Op, serial: int) -> MessageState | None:
     """Apply `op` to `message` and return it; a new message for a create; None if there is no message to change."""
     if message is None:
-        return MessageState(op, serial) if isinstance(op, Create) else None
+        return MessageState.begun(op, serial) if isinstance(op, Create) else None
     if serial > message.last:
         change(message, op, serial)
     return message

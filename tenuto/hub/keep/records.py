@@ -300,7 +300,7 @@ def imported(record: Record, serial: int, now_ms: int) -> ImportedRecord:
     first = ops[0]
     thing: MessageState | CommandState
     if isinstance(first, Create):
-        thing = MessageState(first, serial)
+        thing = MessageState.begun(first, serial)
         for entry in entries[1:]:
             change(thing, entry.op, entry.serial)
     else:
