@@ -105,7 +105,7 @@ class Channels:
 
         Raises StoreUnusable if the row is damaged.
         """
-        channel = self.by_name.pop(name, None)
+        channel = self.by_name.get(name)
         if channel is None:
             row = self._db.execute("SELECT id, epoch, floor, crc FROM channels WHERE name = ?", (name,)).fetchone()
             if row is None:
@@ -115,8 +115,13 @@ class Channels:
                 raise StoreUnusable(damaged_channel(name))
             # after `prune` the floor may be above the versions of all documents that are left
             channel = ChannelRow(number, name, epoch, floor, max(floor, self._documents.top(number)))
-        self.by_name[name] = channel
+        self.use(channel)
         return channel
+
+    def use(self, channel: ChannelRow) -> None:
+        """Note that `channel` is used. Appends need not: it is kept for the sake of their rows in the log."""
+        self.by_name.pop(channel.name, None)
+        self.by_name[channel.name] = channel
 
     def head(self, name: str) -> Head:
         """Return the head of the channel `name`. Raises as `find`."""

@@ -403,10 +403,8 @@ class Engine:
         self._log.written(rows, slots)
         for plan in plans:
             self._note_plan(plan)
-        known = self.channels.by_name
         for channel, serial in heads:
             channel.serial = serial
-            known[channel.name] = known.pop(channel.name)
 
     def _write_plan(self, db: sqlite3.Connection, plan: Plan) -> int:
         """Write the rows outside the log. Return the bytes handed to the database, apart from those of documents."""
@@ -432,8 +430,7 @@ class Engine:
 
     def _note_plan(self, plan: Plan) -> None:
         channel = plan.channel
-        if plan.is_born:
-            self.channels.by_name[channel.name] = channel
+        self.channels.use(channel)
         channel.tracked.update(plan.new)
         for tracked, document in plan.documents:
             tracked.version = document.version
