@@ -203,11 +203,11 @@ class Writer(ABC):
         # returns another id if the id of the message is taken; None: the writer raises the error
         self.spare_id: Callable[[], str] | None = None
         # called around the wait after a failed try of `pipe`: with True, then with False
-        self.on_retry: Callable[[bool], None] | None = None
+        self.on_retry: Callable[[bool], None] = lambda waits: None
         # called with True when the model's response goes on without its reader, and with False when no reader has it
-        self.on_attach: Callable[[bool], None] | None = None
+        self.on_attach: Callable[[bool], None] = lambda is_attached: None
         # returns the time until which the turn has waited, or one of its steps ran
-        self.rested_s: Callable[[], float] | None = None
+        self.rested_s: Callable[[], float] = lambda: 0.0
         # returns whether a cancellation is that of the turn, not the handler's own
         self.is_stopped: Callable[[], bool] = lambda: False
         # returns the key of the turn's step that runs here; an empty text if none does

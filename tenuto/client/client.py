@@ -35,6 +35,7 @@ from tenuto.client.connection import (
     TokenProvider,
     Unreachable,
     decode_response,
+    given,
     websocket_dial,
 )
 from tenuto.client.feed import ChannelView, EventConsumer, Feed, Subscription
@@ -197,7 +198,7 @@ class Client:
         if_version: int | None = None,
     ) -> Message:
         """Change a finished message; `meta` is merged. Raises StillStreaming, VersionConflict, NotFound, Deleted."""
-        fields = _given(text=whole_text(text) if text is not None else None, if_version=if_version)
+        fields = given(text=whole_text(text) if text is not None else None, if_version=if_version)
         fields |= {"id": check_id(message_id), "request": self._new_id(), **self._content(parts, meta)}
         return decode_response(await self._ask("update", channel, fields), _MessageResponse).message
 
@@ -212,7 +213,7 @@ class Client:
         generation: int | None = None,
     ) -> None:
         """End a streaming message that this client writes. Raises Finished, Fenced, NotWriter, NotFound, Deleted."""
-        fields = _given(status=status, reason=reason, generation=generation, request=self._new_id())
+        fields = given(status=status, reason=reason, generation=generation, request=self._new_id())
         await self._ask("finish", channel, {"id": check_id(message_id), **fields, **self._content(None, meta)})
 
     async def delete(self, channel: str, message_id: str) -> None:
@@ -230,7 +231,7 @@ class Client:
 
         `before` is the field `created` of the oldest message that you have.
         """
-        return decode_response(await self._ask("history", channel, _given(before=before, limit=limit)), Page)
+        return decode_response(await self._ask("history", channel, given(before=before, limit=limit)), Page)
 
     def message(
         self,
@@ -294,7 +295,7 @@ class Client:
     ) -> Command:
         """Send a command: `cancel`, `steer`, `approve`, or one that the app defines. Its reply comes as an event."""
         command_id = self._new_id() if id is None else check_id(id)
-        fields = _given(name=name, target=target, data=self._data(data), expires_s=expires_s)
+        fields = given(name=name, target=target, data=self._data(data), expires_s=expires_s)
         return (await self._send(channel, command_id, **fields)).command
 
     async def reply(
@@ -310,7 +311,7 @@ class Client:
         Raises as `command`.
         """
         left_s = command.expires_at / 1000 - self._now()
-        fields = _given(name=command.name, target=command.target, data=command.data, expires_s=max(1.0, left_s))
+        fields = given(name=command.name, target=command.target, data=command.data, expires_s=max(1.0, left_s))
         return (await self._send(channel, command.id, **fields)).reply
 
     async def _send(self, channel: str, command_id: str, **fields: Any) -> Commanded:
@@ -318,8 +319,8 @@ class Client:
         return decode_response(await self._ask("command", channel, {"id": command_id, **fields}), Commanded)
 
     async def _reply(self, channel: str, command_id: str, **fields: Any) -> None:
-        given = _given(**fields, request=self._new_id())
-        await self._ask("reply", channel, {"id": check_id(command_id), **given})
+        fields = given(**fields, request=self._new_id())
+        await self._ask("reply", channel, {"id": check_id(command_id), **fields})
 
     def presence(self, channel: str, data: dict[str, Json] | None = None, *, member: str | None = None) -> Presence:
         """Return a presence: `async with client.presence("chat:1", {"name": "Ada"}) as here: await here.update(…)`."""
@@ -334,7 +335,7 @@ class Client:
 
     async def signal(self, channel: str, name: str, data: Json = None) -> None:
         """Send a signal, such as `typing`, to the present clients. Without a connection it is lost without an error."""
-        fields = {"channel": check_channel(channel), **_given(name=name, data=self._data(data))}
+        fields = {"channel": check_channel(channel), **given(name=name, data=self._data(data))}
         try:
             await self._link.request("signal", fields, is_repeatable=False)
         except Unreachable:
@@ -528,7 +529,7 @@ class Client:
         fields = {"id": self._new_id() if id is None else check_id(id), "role": role, **self._content(parts, meta)}
         if parent is not UNSET:
             fields["parent"] = parent
-        return {**fields, **_given(reply_to=reply_to)}
+        return {**fields, **given(reply_to=reply_to)}
 
     def _content(self, parts: list[Part] | None, meta: dict[str, Json] | None) -> dict[str, Any]:
         fields: dict[str, Any] = {}
@@ -547,11 +548,6 @@ class Client:
     def _new_id(self) -> str:
         """Return an id that is unique in practice: 90 random bits."""
         return f"{self._random.getrandbits(90):018x}"
-
-
-def _given(**fields: Any) -> dict[str, Any]:
-    """Return the `fields` that are not None; the server has defaults for missing ones."""
-    return {name: value for name, value in fields.items() if value is not None}
 
 
 class Presence:
@@ -626,8 +622,7 @@ class Presence:
             logger.warning("the member is no longer present in %s: %s", self.channel, result.code)
 
     def _frame(self) -> dict[str, Any]:
-        member = {} if self._member is None else {"member": self._member}
-        return {"channel": self.channel, **member, "data": self._data}
+        return {"channel": self.channel, **given(member=self._member), "data": self._data}
 
     def _checked(self, data: dict[str, Json]) -> dict[str, Json]:
         limits = self._link.limits

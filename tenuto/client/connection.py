@@ -243,6 +243,11 @@ def error_of(problem: dict[str, Any]) -> TenutoError:
     return UnknownProblem(detail, code=code, status=status, title=str(problem.get("title", code)), **details)
 
 
+def given(**fields: Any) -> dict[str, Any]:
+    """Return the `fields` that are not None; the server has defaults for missing ones."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
 def decode_response(response: dict[str, Any] | bytes, kind: type[T]) -> T:
     """Return the fields `response`, or those in a body, as an object of type `kind`.
 

@@ -21,7 +21,7 @@ from typing import Any, Literal, Protocol
 
 from msgspec import Struct
 
-from tenuto.client.connection import Unreachable, decode_response
+from tenuto.client.connection import Unreachable, decode_response, given
 from tenuto.client.link import Link, Outcome, Retry, ignore
 from tenuto.core.errors import LocalError, TenutoError
 from tenuto.core.events import (
@@ -82,7 +82,7 @@ class Feed:
         self.channel = channel
         self._consumer = consumer
         self._when_closed = when_closed
-        self._fields = {"history": history, "flush_ms": flush_ms}
+        self._fields = given(history=history, flush_ms=flush_ms)
         self._is_attached = False  # True: the batches that arrive belong to the newest attach
         self._is_requested = False  # True: this connection has sent an attach, and no detach since
         self._is_paused = False
@@ -159,12 +159,9 @@ class Feed:
         self._attaches += 1
         self._is_attached, self._is_requested = False, True
         attach = self._attaches
-        fields: dict[str, Any] = {name: value for name, value in self._fields.items() if value is not None}
-        if self._consumer.cursor is not None:
-            fields["since"] = self._consumer.cursor
         self.link.begin(
             "attach",
-            {"channel": self.channel, **fields},
+            {"channel": self.channel, **self._fields, **given(since=self._consumer.cursor)},
             lambda result: self._on_result(attach, result),
             is_repeatable=False,  # not repeated by the link, because `opened` sends it again
         )
@@ -416,7 +413,7 @@ class ChannelView:
 
     async def older(self, *, limit: int | None = None) -> bool:
         """Load the next older page into the view. Return whether there are more. Raises Unreachable, or the refusal."""
-        fields = {"channel": self.channel, **({} if limit is None else {"limit": limit})}
+        fields = {"channel": self.channel, **given(limit=limit)}
         for _ in range(PAGE_TRIES):
             if not self._view.more:
                 return False

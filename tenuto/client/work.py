@@ -21,6 +21,7 @@ from typing import Any, Literal, Self
 
 from msgspec import Struct
 
+from tenuto.client.connection import given
 from tenuto.client.link import Link, Outcome, ignore
 from tenuto.core.errors import (
     Deleted,
@@ -71,7 +72,7 @@ class RemoteWorker:
             raise LocalError(f"slots must be 1 or more, got {slots}")
         self._link = link
         self._slots = slots
-        self._fields = {"when_busy": when_busy, "name": name}
+        self._fields = given(when_busy=when_busy, name=name)
         self._on_turn = on_turn
         self._turns: dict[tuple[str, str], ClaimedTurn] = {}
         self._tasks: asyncio.TaskGroup | None = None
@@ -112,7 +113,7 @@ class RemoteWorker:
 
     def is_for(self, offer: TurnOffer) -> bool:
         """Return whether the turn is meant for this worker."""
-        name = self._fields["name"]
+        name = self._fields.get("name")
         is_ours = offer.pattern in (None, self.pattern) and (name is None or offer.name in (None, name))
         return is_ours and matches(self.pattern, offer.channel)
 
@@ -220,8 +221,7 @@ class RemoteWorker:
             self.opened()
 
     def _frame(self, slots: int) -> dict[str, Any]:
-        fields = {name: value for name, value in self._fields.items() if value is not None}
-        return {"pattern": self.pattern, "slots": slots, **fields}
+        return {"pattern": self.pattern, "slots": slots, **self._fields}
 
 
 class ClaimedTurn:
@@ -258,9 +258,8 @@ class ClaimedTurn:
 
     def renew(self) -> None:
         """Renew the claim. Without a connection it lasts for the rest of its lease."""
-        state = {} if self._state is None else {"state": self._state}
         on_result = partial(self._renewed, self._state)
-        self._link.begin("turn.renew", {**self._claim(), **state}, on_result, is_repeatable=False)
+        self._link.begin("turn.renew", {**self._claim(), **given(state=self._state)}, on_result, is_repeatable=False)
         self.renew_later()
 
     async def confirm(self) -> None:

@@ -21,7 +21,7 @@ from typing import Any, Self
 
 from msgspec import Struct
 
-from tenuto.client.connection import Unreachable, decode_response
+from tenuto.client.connection import Unreachable, decode_response, given
 from tenuto.client.link import Link, Outcome, Retry
 from tenuto.core.errors import (
     Deleted,
@@ -445,12 +445,8 @@ def _frame_of(request: WriterRequest) -> tuple[str, dict[str, Any]]:
             superseding = {"supersede": request.supersede, "beside": request.beside, "parts": request.parts}
             return "update", {**superseding, "request": request.request}
         case FinishMessage():
-            fields: dict[str, Any] = {"status": request.status, "request": request.request}
-            if request.reason is not None:
-                fields["reason"] = request.reason
-            if request.meta:
-                fields["meta"] = request.meta
-            return "finish", fields
+            fields = given(status=request.status, reason=request.reason, meta=request.meta or None)
+            return "finish", {**fields, "request": request.request}
 
 
 def _epoch_of(cursor: str) -> str:

@@ -198,8 +198,7 @@ class Attaching:
         assert self._writing is not None
         if self._writing.is_attached != is_attached:
             self._writing.is_attached = is_attached
-            if self._writer.on_attach is not None:
-                self._writer.on_attach(is_attached)
+            self._writer.on_attach(is_attached)
 
 
 def _kept(attempt: Attempt, left: list[tuple[int, Part]], number: int, length: int, *, is_exact: bool) -> Kept:

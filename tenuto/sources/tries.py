@@ -213,10 +213,9 @@ async def pause(writer: Writer, wait_s: float) -> None:
 
 async def wait_to_retry(writer: Writer, wait_s: float) -> None:
     """Wait after a failed try (`pause`), and tell people."""
-    on_retry = writer.on_retry or (lambda waits: None)
-    on_retry(True)
+    writer.on_retry(True)
     await pause(writer, wait_s)
-    on_retry(False)
+    writer.on_retry(False)
 
 
 def backoff_s(first_s: float, failures: int) -> float:

@@ -241,7 +241,7 @@ class Writing:
         self.is_attached = False  # True: the model's response goes on without its reader
         self.attempt = attempt
         self._writer = writer
-        self.rested_s = writer.rested_s or (lambda: 0.0)
+        self.rested_s = writer.rested_s
         self._model: str | None = None
         self._finish_reason: str | None = None
         self._usage: dict[Hashable, dict[str, int]] = {}
