@@ -19,33 +19,27 @@ _OURS = str(Path(__file__).parent)
 
 
 def failure_reason(error: BaseException, *, debug: bool | None, is_development: bool) -> str | None:
-    """Return the reason to store for a message that `error` ended, or None if it must not name the exception.
+    """Return the reason to store for a message that `error` ended, such as `KeyError in bot.py, line 12`.
 
-    The setting `debug` decides: True adds the exception's text, False names no exception. With None a reason names the
-    exception in development only.
+    None: it must not name the exception. The setting `debug` decides: True adds the exception's text, False names no
+    exception. With None a reason names the exception in development only.
     """
-    return exception_reason(error, has_text=bool(debug)) if names_exceptions(debug, is_development) else None
-
-
-def names_exceptions(debug: bool | None, is_development: bool) -> bool:
-    """Return whether reasons name the exception (see `failure_reason`)."""
-    return is_development if debug is None else debug
-
-
-def exception_reason(error: BaseException, *, has_text: bool) -> str:
-    """Return a reason such as `KeyError in bot.py, line 12`, in a form that can be stored.
-
-    `has_text` adds the exception's text.
-    """
+    if not names_exceptions(debug, is_development):
+        return None
     kind = type(error)
     module = kind.__module__.partition(".")[0]
     name = kind.__qualname__ if module in ("builtins", "__main__") else f"{module}.{kind.__qualname__}"
     line = _line_of_app(error)
     reason = f"{name} in {Path(line.filename).name}, line {line.lineno}" if line is not None else name
-    if has_text and (text := _text_of(error)):
+    if debug and (text := _text_of(error)):
         reason = f"{reason}: {text}"
     reason = "".join(letter if letter.isprintable() else " " for letter in reason)
     return reason[:REASON_CHARACTERS].encode("utf-8", "replace").decode()
+
+
+def names_exceptions(debug: bool | None, is_development: bool) -> bool:
+    """Return whether reasons name the exception (see `failure_reason`)."""
+    return is_development if debug is None else debug
 
 
 def _line_of_app(error: BaseException) -> traceback.FrameSummary | None:

@@ -14,7 +14,7 @@ import pytest
 
 from tenuto import Hub, Turn, allow_everyone
 from tenuto.core.events import MessageFinish
-from tenuto.development import exception_reason
+from tenuto.development import failure_reason
 
 
 class CardRefused(Exception):
@@ -73,8 +73,9 @@ class Rude(Exception):
 
 @pytest.mark.parametrize("text", ["x" * 5_000, "a\nb\x1b[31m\ud800", ""])
 def test_reason_is_one_short_line_that_can_be_stored(text: str) -> None:
-    reason = exception_reason(KeyError(text), has_text=True)
+    reason = failure_reason(KeyError(text), debug=True, is_development=False)
+    assert reason is not None
     assert len(reason) <= 200
     assert reason.isprintable()
     assert reason.encode()
-    assert exception_reason(Rude(), has_text=True) == "tests.Rude"
+    assert failure_reason(Rude(), debug=True, is_development=False) == "tests.Rude"
