@@ -100,7 +100,7 @@ class Agents:
 
     def borrow(self, channel: str) -> ChannelView:
         """Return the view of `channel`. The caller must return it with `give_back`."""
-        is_anothers = self._client._is_watched(channel) and channel not in {view.channel for view in self._shared}
+        is_anothers = channel in self._client._views and channel not in {view.channel for view in self._shared}
         view = self._client.channel(channel, history=HISTORY)
         # if the app has opened the view, the app counts as one more user, so that the view is never closed here
         self._shared[view] = self._shared.get(view, int(is_anothers)) + 1

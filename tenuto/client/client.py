@@ -277,10 +277,6 @@ class Client:
             )
         return view
 
-    def _is_watched(self, name: str) -> bool:
-        """Return whether there is a view of channel `name`."""
-        return name in self._views
-
     # -- people, agents and commands ---------------------------------------------------------------------------
 
     async def command(

@@ -77,11 +77,6 @@ class ServerAccess:
         """Return whether there is a token or a provider of tokens."""
         return self._token is not None or self._provider is not None
 
-    @property
-    def can_renew(self) -> bool:
-        """Return whether a provider can return another token."""
-        return self._provider is not None
-
     def socket_url(self) -> str:
         """Return the URL of the WebSocket."""
         return self._address(self._scheme, "/v1/ws", self._query)

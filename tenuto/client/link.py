@@ -357,8 +357,7 @@ class Link:
                 tasks.create_task(self._read(socket))
                 tasks.create_task(self._write(socket))
                 tasks.create_task(self._watch())
-                if self._access.can_renew:
-                    tasks.create_task(self._renew())
+                tasks.create_task(self._renew())
         except* _Broken as group:
             over = next(one for one in group.exceptions if isinstance(one, _Broken))
         finally:
@@ -408,7 +407,7 @@ class Link:
             await asyncio.sleep(min(left_s, self.timing.silence_s / 4))
 
     async def _renew(self) -> None:
-        """Send a new token before the old one expires."""
+        """Send a new token before the old one expires, if there is a provider of tokens."""
         while (left_s := self._access.token_left_s()) is not None:
             await asyncio.sleep(max(left_s * RENEW_AT, 1.0))
             self._access.forget_token()

@@ -23,6 +23,7 @@ from msgspec import Struct
 
 from tenuto.client.connection import Unreachable, decode_response, given
 from tenuto.client.link import Link, Outcome, Retry
+from tenuto.client.work import RENEWALS
 from tenuto.core.errors import (
     Deleted,
     Fenced,
@@ -51,7 +52,6 @@ from tenuto.portal import Writer, ended_as, retrieve_exception
 logger = logging.getLogger("tenuto.client")
 
 SHORTEST_LEASE_S = 5.0  # shortest lease that a server accepts
-RENEWALS = 3  # number of renewals within the length of a lease
 
 
 def _now_s() -> float:
