@@ -291,7 +291,7 @@ async def test_a_wrong_address_is_named_to_the_developer_only(
 
 async def test_a_panel_that_the_network_lost_is_loaded_again(browser: Browser) -> None:
     """The module that is lost is imported by the one that the element imports."""
-    module = "chat_list.js"
+    module = "chat/list.js"
     async with scene(browser) as here:
         await here.page.route(f"**/{module}", lambda route: route.abort())
         await here.page.reload()

@@ -15,7 +15,7 @@ const MAX_FORMULA = 4_000 // characters; the search for the end of a formula sto
 const INLINE_FORMULA = /\\\(([^]{1,1000}?)\\\)|\$\$([^$]{1,1000})\$\$|\$(?![\s$])([^$\n]{0,999}[^\s$\\])\$(?![\p{N}$])/uy
 
 const parser = new MarkdownIt({ html: false, maxNesting: MAX_NESTING })
-parser.validateLink = () => true // markdown_nodes.js decides about addresses, and shows the text of refused ones
+parser.validateLink = () => true // nodes.js decides about addresses, and shows the text of refused ones
 limitColumns()
 limitNesting()
 parser.block.ruler.before("fence", "formula", blockFormula, { alt: ["paragraph", "reference", "blockquote", "list"] })
