@@ -355,11 +355,6 @@ class Writer(ABC):
         """Return the accepted code points of the message's text; that of superseded attempts does not count."""
         return self._outgoing.length
 
-    @property
-    def unstored_bytes(self) -> int:
-        """Return the size of the accepted content that is not stored."""
-        return self._outgoing.unstored_bytes
-
     def begin_again(self, meta: dict[str, Json], *, supersedes: bool, steps: Container[Json] = ()) -> None:
         """Continue a message that was taken over: once it is open, as `Outgoing.begin_again` says."""
         self._outgoing.begin_again(meta, supersedes=supersedes, steps=steps)

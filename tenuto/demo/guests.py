@@ -25,6 +25,7 @@ from msgspec.structs import replace
 from tenuto.core.errors import TenutoError, TooMany, Unauthenticated
 from tenuto.demo.guide import CHANNELS
 from tenuto.hub.access.identity import Identity, Scope, header
+from tenuto.hub.access.tickets import has_signature, signature
 
 INVITE_S, STAY_S = 600.0, 12 * 3600.0
 MOST_INVITES = 20  # limit of open invitations; beyond it the oldest one ends
@@ -85,8 +86,8 @@ class Guests:
             found = SimpleCookie(header(scope, b"cookie") or "").get(COOKIE)
         except CookieError:
             return None
-        body, _, signature = (found.value if found is not None else "").partition(".")
-        if not body or not hmac.compare_digest(signature.encode(), self._signature(body).encode()):
+        body, _, given = (found.value if found is not None else "").partition(".")
+        if not body or not has_signature([self._key], COOKIE, body, given):
             return None
         person = msgspec.json.decode(base64.urlsafe_b64decode(body), type=Person)
         return person if person.until_s > self._now_s() else None
@@ -94,7 +95,7 @@ class Guests:
     def cookie_of(self, person: Person) -> str:
         """Return the value of the cookie."""
         body = base64.urlsafe_b64encode(msgspec.json.encode(person)).decode()
-        return f"{body}.{self._signature(body)}"
+        return f"{body}.{signature(self._key, COOKIE, body)}"
 
     def invite(self, channel: str | None = None) -> str:
         """Return a link that lets one person in within INVITE_S, to `channel` if it is given."""
@@ -128,6 +129,3 @@ class Guests:
         if len(guesses) >= MOST_GUESSES:
             wrong = f"{MOST_GUESSES} secrets from this address were wrong within {GUESSES_S:.0f} s"
             raise TooMany(f"{wrong}; wait a minute, and ask for a new invitation", limit=MOST_GUESSES)
-
-    def _signature(self, body: str) -> str:
-        return hmac.new(self._key, body.encode(), "sha256").hexdigest()

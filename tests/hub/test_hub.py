@@ -107,7 +107,7 @@ async def test_writer_far_ahead_of_its_store_waits(hub: HubCore) -> None:
     async with hub.message("chat:1") as message:
         for number in range(40):
             await message.part({"type": "data", "name": "bar", "data": "x" * 100_000 + str(number)})
-            assert message.unstored_bytes < 2 * hub.limits.writer_bytes
+            assert message._outgoing.unstored_bytes < 2 * hub.limits.writer_bytes
 
 
 async def test_batches_for_many_different_cursors_use_bounded_memory(hub: HubCore) -> None:
