@@ -207,10 +207,10 @@ async def test_foreign_page_learns_the_setting_that_allows_its_origin(browser: B
         window.on("console", lambda line: warnings.append(line.text) if line.type == "warning" else None)
 
         async def own_file(route: Any) -> None:
-            name = route.request.url.rpartition("/")[2]
+            name = route.request.url.partition("/client-of-the-page/")[2]
             await route.fulfill(path=WEB / name, content_type="text/javascript")
 
-        await window.route("**/client-of-the-page/*", own_file)
+        await window.route("**/client-of-the-page/**", own_file)
         own, at = "/client-of-the-page/client.js", "http://localhost:{}/tenuto"
         await window.evaluate(FOLLOW, [{"url": at.format(port)}, "chat:1", own])
         assert await error_code(window) == "origin_refused"
