@@ -397,9 +397,9 @@ class Import:
             entries: list[Entry] = []
             documents: list[Document] = []
             for line in batch:
-                one = imported(line.record, serial + len(entries) + 1, self._clock.now_ms())
-                entries += one.entries
-                documents.append(one.document)
+                added, document = imported(line.record, serial + len(entries) + 1, self._clock.now_ms())
+                entries += added
+                documents.append(document)
             after = (serial + len(entries), documents[-1].id)
             await self._put(_Running(before, after, self._run))
             write = Write(

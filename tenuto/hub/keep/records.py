@@ -13,7 +13,6 @@ fields, because files of format 1 must be readable for ever.
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -283,14 +282,7 @@ def _check_small(limits: Limits, **values: Json) -> None:
         check_json(value, limits.data_bytes, name, depth=limits.depth)
 
 
-class ImportedRecord(NamedTuple):
-    """The entries of one record, and its document."""
-
-    entries: list[Entry]
-    document: Document
-
-
-def imported(record: Record, serial: int, now_ms: int) -> ImportedRecord:
+def imported(record: Record, serial: int, now_ms: int) -> tuple[list[Entry], Document]:
     """Return the entries and the document of a checked record, whose first entry is at `serial`.
 
     The store keeps the data of an old command as if the command expired now.
@@ -311,7 +303,7 @@ def imported(record: Record, serial: int, now_ms: int) -> ImportedRecord:
     stored = document(thing)
     if stored.until_ms is not None:
         stored = msgspec.structs.replace(stored, until_ms=max(stored.until_ms, now_ms + KEPT_MS))
-    return ImportedRecord(entries, stored)
+    return entries, stored
 
 
 def _message_ops(record: MessageRecord) -> list[Op]:
