@@ -343,7 +343,7 @@ class TurnEvents(EventStream):
         for part in (part for answer in self._turn.counted() for part in answer.parts):
             kind = kind_of(part.value, self._own_tools)
             if kind and self._has(part) and not asked.get(part) and (self.rest is None or part.place < self.rest.start):
-                output.append(self._whole_item(kind, part, is_ended=status == "completed"))
+                output.append(self._whole_item(part, is_ended=status == "completed"))
         return self._response(status, output + self._asked_items(), error)
 
     def whole(self) -> tuple[int, Json]:
@@ -438,11 +438,9 @@ class TurnEvents(EventStream):
             self._close(part)
 
     def _has_ended(self, part: Part) -> bool:
-        value = part.value
         # the stream shows calls that run at the same time one after the other, each with its result
-        is_whole = value["type"] == "tool" and has_result(value)
-        if value["type"] == "tool" and value["name"] in self._own_tools:
-            state = value.get("state")
+        is_whole, state = has_result(part.value), part.value.get("state")
+        if kind_of(part.value, self._own_tools) in CALLS:
             is_whole = part is not part.answer.parts[-1] if state is None else state != "input"
         return self._turn.has_ended(part, is_whole=is_whole)
 
@@ -490,7 +488,7 @@ class TurnEvents(EventStream):
         self._put(f"response.{name}.done", **self._where, **place, **named, **{field: text}, **more)
         if content:
             self._put(f"response.{content}.done", **self._where, **place, part=text_block(self._kind, text))
-        item = self._whole_item(self._kind, part, is_ended=True)
+        item = self._whole_item(part, is_ended=True)
         # a second end would run a call again in some clients, and makes the AI SDK raise for a reasoning
         if self._kind in (*CALLS, "reasoning") and (self.position <= self.after or not self._is_lost(part)):
             del self._indexes[part]
@@ -498,11 +496,11 @@ class TurnEvents(EventStream):
         self._part = None
         self._items += 1
 
-    def _whole_item(self, kind: str, part: Part, *, is_ended: bool) -> Json:
+    def _whole_item(self, part: Part, *, is_ended: bool) -> Json:
         is_cut = part.answer.status not in ("streaming", "complete") and part is part.answer.parts[-1]
         state = "completed" if is_ended or self._has_ended(part) else "in_progress"
         state = "incomplete" if is_cut or self._open_calls().get(part) else state
-        return self._item(kind, part, part.text(), state)
+        return self._item(kind_of(part.value, self._own_tools), part, part.text(), state)
 
     # -- questions for the caller --------------------------------------------------------------------------------
 
@@ -533,9 +531,7 @@ class TurnEvents(EventStream):
     def _asked_items(self) -> list[Json]:
         """Return the approvals that the turn waits for, and the calls before the response that it asks about late."""
         return [
-            self._approval(part, id)
-            if id
-            else self._whole_item(kind_of(part.value, self._own_tools), part, is_ended=True)
+            self._approval(part, id) if id else self._whole_item(part, is_ended=True)
             for part, id in self._open_calls().items()
             if id or not self._has(part)
         ]
