@@ -575,13 +575,13 @@ class AGUIStream(EventStream):
         if call is None or self._at.results >> call & 1 or not has_result(part.value):
             return
         self._at = replace(self._at, results=self._at.results | 1 << call)
-        failed: Json = {}
-        if (state := part.value.get("state")) in ("error", "denied"):
-            failed = {"metadata": {"state": state, "tanstack": {"state": "output-error"}}}
+        state = part.value.get("state")
         output = part.value.get("output", state)
         text = output if isinstance(output, str) else json.dumps(output, ensure_ascii=False)
-        fields = {"messageId": f"{part.name}{SERVER_RESULT}", **self._parts[part], "content": text}
-        self._put("TOOL_CALL_RESULT", is_due=True, **fields, role="tool", **failed)
+        fields = {"messageId": f"{part.name}{SERVER_RESULT}", **self._parts[part], "content": text, "role": "tool"}
+        if state in ("error", "denied"):
+            fields["metadata"] = {"state": state, "tanstack": {"state": "output-error"}}
+        self._put("TOOL_CALL_RESULT", is_due=True, **fields)
 
     def _value(self, part: Part) -> None:
         kind, fields = part.value["type"], {name: value for name, value in part.value.items() if name != "type"}

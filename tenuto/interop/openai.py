@@ -832,10 +832,12 @@ def _given(items: Any, *, is_first: bool = True, joins_calls: bool = True, is_wh
     for item in items:
         match item.get("type", "message"):
             case "message":
-                parts = stored_parts(item.get("content"), is_strict=True)
-                if is_named and (parts or item.get("role") == "assistant"):  # calls may follow
+                role, parts = item.get("role"), stored_parts(item.get("content"), is_strict=True)
+                if not isinstance(role, str) or role not in _ROLES:
+                    raise InvalidRequest(f"role must be one of {', '.join(_ROLES)}, got {role!r:.80}")
+                if is_named and (parts or role == "assistant"):  # calls may follow
                     parts.insert(0, {"type": "data", "name": PARTICIPANT, "data": item.get("name")})
-                given.add(_role(item.get("role")), parts)
+                given.add(_ROLES[role], parts)
             case "function_call_output" | "custom_tool_call_output" as kind:
                 output, call = item.get("output"), _text(item, "call_id")
                 if output is None or isinstance(output, list):
@@ -889,12 +891,6 @@ def _objects(value: Any, expected: str) -> list[Json]:
     if not isinstance(value, list) or not value or not all(isinstance(one, dict) for one in value):
         raise InvalidRequest(f"{expected} a list of at least one object, got {value!r:.80}")
     return value
-
-
-def _role(role: object) -> Role:
-    if not isinstance(role, str) or role not in _ROLES:
-        raise InvalidRequest(f"role must be one of {', '.join(_ROLES)}, got {role!r:.80}")
-    return _ROLES[role]
 
 
 def _text(item: Json, name: str) -> str:
