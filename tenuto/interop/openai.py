@@ -950,6 +950,11 @@ class _Frames(TurnEvents):
 
     def frame(self, deltas: Sequence[TurnDelta]) -> bytes:
         """Return the events for `deltas` (`TurnFormat.frame`)."""
+        # for each batch of deltas, also for text alone, because messages of a turn that is over leave memory
+        for one in self._lane.steers:
+            one.is_taken = one.is_taken or self._access.taken_by(self.of.channel, one.id) == self.of.message_id
+        count = sum(one.is_taken for one in self._lane.steers)
+        self.steers = self.of.steers + count if count else 0
         events = self.receive(deltas)
         for event in events:
             is_end = event["type"] == "response.incomplete"
@@ -958,12 +963,6 @@ class _Frames(TurnEvents):
         frames = b"".join([self._lane.frame(event) + b"\n" for event in events])
         self.late = frames if self.is_repeated else b""
         return b"" if self.is_repeated else frames
-
-    def _steers(self) -> int:
-        for one in self._lane.steers:
-            one.is_taken = one.is_taken or self._access.taken_by(self.of.channel, one.id) == self.of.message_id
-        count = sum(one.is_taken for one in self._lane.steers)
-        return self.of.steers + count if count else 0
 
 
 @dataclass

@@ -256,7 +256,7 @@ class TurnEvents(EventStream):
     """The events of one turn for one reader (`TurnFormat`). The reader has the events with numbers up to `after`.
 
     They end when the turn waits for the caller, unless `is_cancelled`. They also end before an item that would be the
-    second or a later one once `_steers` returns a number; then `rest` is its place.
+    second or a later one once the agent has taken in further input (`steers`); then `rest` is its place.
     """
 
     def __init__(self, asked: Asked, after: int | None = None, previous: Reference | None = None) -> None:
@@ -264,6 +264,7 @@ class TurnEvents(EventStream):
         super().__init__(keeps_text=True)
         self.of, self._question, self._options = asked
         self.rest: Reference | None = None
+        self.steers = 0  # number of inputs that the agent has taken in, if the rest of the turn is another response
         # the caller has just cancelled the turn: its end counts, also while a question is open
         self.is_cancelled = False
         self.is_repeated = False  # the reader has the last event, which was sent again
@@ -289,7 +290,6 @@ class TurnEvents(EventStream):
 
     def receive(self, deltas: Sequence[TurnDelta]) -> list[Json]:
         """Return the events for `deltas`."""
-        steers = self._steers()
         if (found := self._turn.sole_text(deltas)) is not None and found[0] is self._part:  # hot path: more text
             found[0].new.append(found[1])
             self._grow(found[0])
@@ -298,7 +298,7 @@ class TurnEvents(EventStream):
                 self._put(f"response.{name}", response=self._response("in_progress", []))
             self._fold(deltas)
             if not self.is_over:
-                self._walk(steers=steers)
+                self._walk(is_split=self.steers > 0)
                 self._end()
         return self._taken()
 
@@ -398,19 +398,12 @@ class TurnEvents(EventStream):
         is_asking = any(kind_of(one, self._own_tools) in CALLS and not has_result(one) for one in parts)
         return "tool_calls" if is_asking else "stop"
 
-    def _steers(self) -> int:
-        """Return the number of inputs that the agent has taken in, if the rest of the turn is another response.
-
-        It is asked for each batch of deltas, also for text alone, because messages of a turn that is over leave memory.
-        """
-        return 0
-
     # -- the events ----------------------------------------------------------------------------------------------
 
-    def _walk(self, *, is_last: bool = False, steers: int = 0, lost: Place | None = None) -> None:
+    def _walk(self, *, is_last: bool = False, is_split: bool = False, lost: Place | None = None) -> None:
         """Send all parts as far as they are known. With `is_last` each part ends where it is.
 
-        With `steers` the response ends before its next item. From `lost` on the items of that answer count no
+        With `is_split` the response ends before its next item. From `lost` on the items of that answer count no
         longer: they are counted, and the reader gets none of them.
         """
         self._lost, asked = lost, self._open_calls()
@@ -422,8 +415,8 @@ class TurnEvents(EventStream):
                 continue
             waits = asked.get(part) and not self._has_ended(part)  # its approval has its place until then
             if self._part is None and not waits:
-                if self._items and steers and self.position > self._seen:
-                    self.rest = self._reference(part)._replace(steers=steers)
+                if self._items and is_split and self.position > self._seen:
+                    self.rest = self._reference(part)._replace(steers=self.steers)
                     return
                 attempts = self._turn.attempts_before(part.place[0]) + part.attempt
                 self.position = max(self.position, attempts * ATTEMPT_ROOM)
