@@ -21,13 +21,13 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 54_188,
-    "lines of its kernel": 32_498,
+    "lines of tenuto/": 53_365,
+    "lines of its kernel": 32_030,
     "modules of tenuto/": 161,
     "files in a folder of tenuto/": 23,
-    "lines of interop/": 4_061,  # grew by branches, ends that a model cuts, namespaces, messages that never arrived
-    "lines of tests/": 62_814,
-    "lines of proof/ and bench/": 19_999,
+    "lines of interop/": 3_982,  # grew by branches, ends that a model cuts, namespaces, messages that never arrived
+    "lines of tests/": 61_709,
+    "lines of proof/ and bench/": 20_021,
     "words of docs without decisions": 50_000,
     "words of decisions": 12_000,
     "words of the changelog": 1_500,
