@@ -184,6 +184,7 @@ class Writer(ABC):
         "_outgoing",
         "cancelled_as",
         "channel",
+        "is_answer",
         "is_begun",
         "is_stopped",
         "on_attach",
@@ -198,6 +199,7 @@ class Writer(ABC):
     def __init__(self, channel: str, outgoing: Outgoing) -> None:
         self.channel = channel
         self.is_begun = False  # True: the beginning of the message is stored
+        self.is_answer = False  # True: a turn has begun it, whose later attempts find what it keeps of its streams
         # status and reason of the message if its task is cancelled
         self.cancelled_as: tuple[str, str | None] = ("cancelled", None)
         # returns another id if the id of the message is taken; None: the writer raises the error

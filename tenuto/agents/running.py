@@ -200,6 +200,7 @@ class Running:
             turn.open_questions.update(self._questions_left(watch, left.answer))
         if left.is_over:
             await self._withdraw(turn.open_questions)
+            await self._end_what_is_open(turn)
             if left.answer is not None and left.answer.status == "cancelled":
                 return "cancelled"
             detail = "message %s of %s had its answer before the crash, so its handler does not run again"
@@ -413,8 +414,10 @@ class Running:
                     writer = self._backend.write(self.channel, answer.id, parent=None, **about)
                     writer.begin_ended(answer)
                     self._taken_up[number] = LeftAnswer(answer, writer)
-                elif answer.status != "failed" and number not in self._taken_up:
-                    await self._take_over(watch, number, answer)
+                elif answer.status == "failed" or number in self._taken_up:
+                    continue
+                elif not await self._take_over(watch, number, answer):
+                    return await self._after_crash(watch)  # by what it has ended as
         unfinished = [one.answer for one in self._taken_up.values() if one.answer.status != "complete"]
         return _Left(next(iter(unfinished), next(iter(answers), None)))
 
@@ -435,11 +438,14 @@ class Running:
             logger.warning("an agent may not read its answers from before a crash: %s", error)
         return answers
 
-    async def _take_over(self, watch: Watch, number: int, previous: Message) -> None:
-        """Take over an answer of an earlier attempt once its lease has ended."""
-        writer = await self._taken_over(watch, previous)
+    async def _take_over(self, watch: Watch, number: int, previous: Message) -> bool:
+        """Take over an answer of an earlier attempt once its lease has ended. Return False if it ends meanwhile."""
+        try:
+            writer = await self._taken_over(watch, previous)
+        except Finished:
+            return False
         if writer is None:
-            return
+            return True
         # from here on this attempt must end the answer, even after an error
         self._taken_up[number] = LeftAnswer(previous, writer)
         try:
@@ -447,6 +453,7 @@ class Running:
             self._taken_up[number] = LeftAnswer(known or previous, writer)
         except TenutoError as error:
             logger.warning("an answer that was taken over could not be read: %s", error)
+        return True
 
     async def _taken_over(self, watch: Watch, previous: Message) -> Writer | None:
         with contextlib.suppress(TimeoutError):
@@ -456,6 +463,6 @@ class Running:
                         return await self._backend.take_over(self.channel, previous.id, author=self._agent.name)
                     except StillStreaming:
                         await watch.changed()
-                    except (Finished, Fenced, Deleted, NotFound):  # another client has ended the answer or continues it
+                    except (Fenced, Deleted, NotFound):  # another client continues the answer, or it is gone
                         return None
         return None

@@ -192,6 +192,7 @@ class Turn:
             writer.cancelled_as = CANCELLED_BY_HANDLER
         writer.on_retry = lambda waits: self.progress("trying again" if waits else "answering")
         writer.on_attach = partial(self._attach, writer)
+        writer.is_answer = True
         writer.rested_s = lambda: max(self.steps.ran_s, self.allowance.rested_s if self.allowance is not None else 0.0)
         writer.is_stopped = lambda: writer.cancelled_as != CANCELLED_BY_HANDLER
         writer.open_step = lambda: self.steps.open_key

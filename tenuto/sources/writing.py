@@ -93,7 +93,7 @@ def calling(writer: Writer) -> Iterator[None]:
     tries = calls.tries[step]
     number = sum(one is None or not one.has_failed for one in tries)
     tries.append(current_try.get())
-    calls.place = (step, number) if writer.rested_s is not None and not calls.running else None
+    calls.place = (step, number) if writer.is_answer and not calls.running else None
     calls.running += 1
     try:
         yield

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 
 from tenuto import Hub
+from tenuto.agents.local import LocalBackend
 from tenuto.agents.turn import Turn
 from tenuto.core.errors import InvalidRequest, InvalidText, StoreUnavailable, TenutoError, TooLarge
 from tenuto.core.limits import Limits
 from tenuto.core.ops import Claim, Create
 from tenuto.core.turns import ATTEMPTS, reply_id
 from tenuto.hub.lifecycle import free_memory
+from tenuto.portal import Writer
 from tenuto.stores.base import Committed, Conflict, Write
 from tenuto.stores.memory import MemoryStore
 from tests.agents.test_endings import endings
@@ -360,6 +362,36 @@ async def test_answer_that_had_not_ended_is_taken_up_beside_one_that_had_failed(
     hub = new_hub(store)
     await hub.start()
     assert ("by attempt 2", "complete", None) in await endings(hub)
+
+
+@virtually
+async def test_answer_that_its_first_writer_completes_while_the_next_attempt_waits_stays_the_only_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def once(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append(f"by attempt {turn.attempt}")
+            await asyncio.sleep(1000 if turn.attempt == 1 else 0)
+
+    store = MemoryStore()
+    hub = new_hub(store)
+    hub.agent("chat:*", name="bot")(once)
+    await hub.start()
+    await hub.create("chat:1", id="m1", text="?", author="ann")
+    await asyncio.sleep(0.5)
+    await hub.close()
+    hub = new_hub(store)
+
+    async def late(self: object, channel: str, message_id: str, *, author: str) -> Writer:
+        async with await hub.take_over(channel, message_id, author=author) as writer:
+            await writer.append(", and its end")
+        return await hub.take_over(channel, message_id, author=author)
+
+    monkeypatch.setattr(LocalBackend, "take_over", late)
+    hub.agent("chat:*", name="bot")(once)
+    await hub.start()
+    await asyncio.sleep(20)
+    assert await endings(hub) == [("by attempt 1, and its end", "complete", None)]
 
 
 class Pausing(MemoryStore):
