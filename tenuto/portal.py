@@ -472,6 +472,11 @@ def owner_in(outgoing: Outgoing) -> Owner | None:
     return owner
 
 
+def meta_limit(writer: Writer) -> int:
+    """Return the bytes that the `meta` of a message may have."""
+    return writer._outgoing.limits.meta_bytes
+
+
 class Attempt:
     """One try to write something: if its block raises, the next part supersedes those that it opened."""
 

@@ -209,8 +209,11 @@ class Turn:
 
         First come the `steer` commands that name this message or its answer (this call replies to them), then further
         user messages whose conversation has led through this one; both are sorted, oldest first. With `messages=False`
-        further user messages wait for their turns.
+        further user messages wait for their turns, as they do behind an answer that an earlier attempt has completed.
         """
+        left = self._taken_up.get(len(self.replies))
+        if (left is not None and left.writer.had_ended) or any(one.had_ended for one in self.begun[-1:]):
+            return []
         arrived: list[Steer] = []
         waiting = [one for one in self._watch.waiting() if one.id not in self._others] if messages else []
         self._conversation |= self.targets

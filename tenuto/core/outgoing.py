@@ -401,6 +401,8 @@ class Outgoing:
         now = content_of(first_of(self.left[index], lengths[index]) for index in indexes)
         if now != content or self._has_added_to(indexes):
             return None
+        before = range(min(indexes, default=0))  # such as the text of a step, which does not run again
+        self._give([index for index in before if self._parts[index].owner is LEFT], None)
         self._give(indexes, owner)
         for last in self._parts[-1:]:
             last.is_closed = last.owner is LEFT
@@ -763,6 +765,11 @@ class Ended(Outgoing):
         self.check_open()
 
     begin_again = accept_text = accept_update = accept_check = _drop
+
+    def _keep(self, *_: object, **__: object) -> None:
+        """Let all parts be what was left."""
+
+    _give = fail_attempt = _keep
 
     def accept_part(self, part: Part, index: int | None = None, owner: Owner | None = None) -> int:
         """Return an index for the part."""

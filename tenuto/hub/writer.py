@@ -335,7 +335,8 @@ class MessageWriter(Writer):
             self._has_gap = not is_urgent
             try:
                 run.committer.submit(self, is_urgent=is_urgent)
-            except TenutoError:
+            except TenutoError as refusal:
+                error = refusal
                 if self._hub.is_running and self._hub.runtime is not run:
                     # the store may have lost text of this writer; the new run lets an adopter continue the message, or
                     # ends it

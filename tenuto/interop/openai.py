@@ -587,31 +587,35 @@ async def with_references(access: Access, items: object, into: Reference | None,
     named = {id: of for id, of in named.items() if not of.question}
     if len({of.at() for of in named.values()}) > MAX_EARLIER:
         raise InvalidRequest(f"{param} refers to more than {MAX_EARLIER} messages; send fewer", param=param)
-    found: dict[str, Json] = {}
+    channel = into.channel if into is not None else None
+    is_branch = into is not None and into.message_id and any(of.channel == channel for of in named.values())
+    path = await _path_to(access, into) if into is not None and is_branch else None
+    found: dict[str, dict[str, Json] | None] = {}  # None: one of `into`
+    size = 0
     for id, of in named.items():
         if id in found:
             continue
+        stored: dict[str, dict[str, Json]] = {}
         with suppress(Forbidden, InvalidName, NotFound):  # another person's item is unknown
             access.check(of.channel, "history")
-            stored = await _items_of(access, of.at(), param)
-            found |= {item["id"]: item for item in stored if item["id"] in named}
-        if id not in found:
+            of_message = await _items_of(access, of.at(), param)
+            stored = {item["id"]: item for item in of_message if item["id"] in named}
+        if id not in stored:
             raise unknown("item", id, param)
-    within = [(id, of) for id, of in named.items() if into is not None and of.channel == into.channel]
-    path = await _path_to(access, into) if within and into is not None and into.message_id else None
-    for id, of in within:
-        if path is None or of.message_id in path:
-            del found[id]
-    size = sum(len(encode(item)) for item in found.values())  # a reference is short, but its item is stored once more
-    if size > (limit := access.limits.message_bytes):
-        detail = f"the items that {param} refers to have more than {limit} bytes (Limits.message_bytes)"
-        raise TooLarge(f"{detail}; {SHORTER}", limit=limit)
+        if of.channel == channel and (path is None or of.message_id in path):
+            found |= dict.fromkeys(stored)
+            continue
+        found |= stored
+        size += sum(len(encode(item)) for item in stored.values())  # a reference is short, but its item is stored anew
+        if size > (limit := access.limits.message_bytes):
+            detail = f"the items that {param} refers to have more than {limit} bytes (Limits.message_bytes)"
+            raise TooLarge(f"{detail}; {SHORTER}", limit=limit)
     told: list[object] = []
     for one in items:
         if (referred := _referred(one)) is None:
             told.append(one)
-        elif referred in found:
-            told.append(found.pop(referred))  # once: each copy would be stored
+        elif (item := found.pop(referred, None)) is not None:  # once: each copy would be stored
+            told.append(item)
     return told
 
 

@@ -109,7 +109,8 @@ async def _restored(writer: Writer, stream: object, attach: object) -> Piped | N
     None if its parts are not left to be continued. Raises UpstreamError if the message is complete without it.
     """
     record, parts = record_of(writer), None
-    if not writer.had_ended and (record is None or attach is not None):  # a response is read again, not generated
+    # a response is read again, not generated, and a stream without content is asked for again
+    if not writer.had_ended and (record is None or not record.lengths or attach is not None):
         return None
     if record is not None:
         async with writer.attempt() as attempt:

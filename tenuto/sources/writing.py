@@ -15,12 +15,12 @@ from tenuto.core.errors import InvalidRequest, InvalidText, LocalError
 from tenuto.core.model import APPENDABLE, PIPED, Json, Part
 from tenuto.core.outgoing import content_of, text_of
 from tenuto.core.text import SurrogateJoiner
-from tenuto.portal import Attempt, Piped, ToolCall, Try, Writer, current_try
+from tenuto.portal import Attempt, Piped, ToolCall, Try, Writer, current_try, meta_limit
 from tenuto.sources.reading import CALLED, Add, Drop, Edit, Meta, Open, Set, Source, UpstreamEnded, malformed
 
 SHORTEST_OVERLAP = 32  # characters of a continuation that must equal the end of the text, to be dropped as an overlap
 _CHANGING = ("text", "state", "input", "output")  # fields of a part that its later events may change
-RECORDED_BYTES = 4096  # largest `meta` with records of streams that have ended; it must fit, with what follows
+RECORDED_SHARE = 4  # `meta` with records of streams that have ended has at most this part of its limit: more may follow
 HELD_CHARACTERS = 200  # the beginning of a continuation is held back, because an overlap must not be shown
 
 
@@ -311,12 +311,12 @@ class Writing:
         known: dict[str, Json] = {"model": self._model, "finish_reason": self._finish_reason, "usage": both or None}
         meta = {name: value for name, value in known.items() if value is not None}
         if has_ended:
-            meta.update(self._recorded())
+            meta.update(self._recorded(meta))
         if meta:
             await self._writer.update(meta=meta)
         _used[self._writer] = both
 
-    def _recorded(self) -> dict[str, Json]:
+    def _recorded(self, meta: dict[str, Json]) -> dict[str, Json]:
         """Return the `meta` with the record of this stream, if a later attempt could find it."""
         if (place := _calls[self._writer].place) is None:
             return {}
@@ -328,8 +328,8 @@ class Writing:
         # later calls follow from this one
         earlier = [one for one in _records(self._writer) if one.step != record.step or one.number < record.number]
         kept = msgspec.json.encode([*earlier, record]).decode()  # as one value it costs the least
-        size = len(msgspec.json.encode(self._writer.meta)) + len(kept)
-        return {PIPED: kept} if size <= RECORDED_BYTES else {}
+        size = len(msgspec.json.encode({**self._writer.meta, **meta, PIPED: kept}))
+        return {PIPED: kept} if size <= meta_limit(self._writer) // RECORDED_SHARE else {}
 
     def piped(self) -> Piped:
         """Return the summary of the stream so far."""
