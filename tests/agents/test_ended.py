@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from tenuto.agents.turn import Turn
 from tenuto.client import Client
+from tenuto.core.limits import Limits
 from tenuto.core.model import Message
 from tenuto.sources import Piped, SoFar, UpstreamEnded, UpstreamError
 from tenuto.stores.memory import MemoryStore
@@ -263,3 +265,119 @@ def test_each_content_of_a_continued_answer_stands_once_wherever_its_processes_d
         assert sum(one["type"] == "source" for one in counted) == script.count("source")
 
     run()
+
+
+async def said(*texts: str) -> AsyncIterator[str]:
+    for text in texts:
+        yield text
+
+
+@pytest.mark.parametrize("is_asked_first", [False, True])
+@virtually
+async def test_a_message_behind_a_complete_answer_is_not_lost_in_it(is_asked_first: bool) -> None:
+    """Such an answer takes no more text, so the message that waits for its turn gets one."""
+    hub, store = new_hub(), MemoryStore()
+
+    async def respond(turn: Turn) -> None:
+        if is_asked_first and turn.attempt > 1:
+            assert await turn.steered() == []
+        async with turn.reply() as message:
+            await message.pipe(said(f"To {turn.text}."))
+            for steer in await turn.steered():
+                await message.append(f" To {steer.text}.")
+        await turn.step("bill", asyncio.sleep, 1e6 if turn.attempt == 1 else 0)
+
+    for number in range(2):
+        hub = new_hub(store, drain_s=0.01)
+        hub.agent("chat:*")(respond)
+        await hub.start()
+        if not number:
+            await hub.create("chat:1", id="q", text="one")
+            await asyncio.sleep(5)
+            (answer,) = (await hub.history("chat:1", limit=1)).messages
+            await hub.create("chat:1", id="q2", text="two", parent=answer.id)
+            await asyncio.sleep(5)
+            await hub.close()
+    await asyncio.sleep(30)
+    texts = [one.text for one in (await hub.history("chat:1")).messages[::-1]]
+    assert texts == ["one", "To one.", "two", "To two."]
+    await hub.close()
+
+
+@virtually
+async def test_the_text_of_a_step_before_a_stream_that_has_ended_stays() -> None:
+    asked = list[str]()
+
+    async def respond(turn: Turn) -> None:
+        async with turn.reply() as message:
+
+            async def write(text: str) -> None:
+                async def model(so_far: SoFar) -> AsyncIterator[str]:
+                    asked.append(text)
+                    yield text
+
+                await message.pipe(model, on_break="continue", source="text")
+
+            await turn.step("draft", write, "A draft.")
+            await write(" An answer.")
+            await message.append(" Signed.")
+            await message.flush()
+            await asyncio.sleep(1e6 if turn.attempt == 1 else 0)
+
+    (answer,) = await answers_of(respond, "continue", 30, 60)
+    assert (answer.text, answer.status) == ("A draft. An answer. Signed.", "complete")
+    assert asked == ["A draft.", " An answer."]
+
+
+@virtually
+async def test_a_failed_attempt_before_the_good_one_does_not_keep_the_rest_of_the_turn() -> None:
+    asked = list[int]()
+
+    async def respond(turn: Turn) -> None:
+        async with turn.reply() as message:
+            for number in range(2):
+                with suppress(ValueError):
+                    async with message.attempt():
+                        asked.append(number)
+                        await message.pipe(said(f"Try {number}."))
+                        if not number:
+                            raise ValueError("not good enough")
+        await turn.step("bill", asyncio.sleep, 1e6 if turn.attempt == 1 else 0)
+        async with turn.reply() as message:
+            await message.append("Billed.")
+
+    first, second = await answers_of(respond, "restart", 30, 60)
+    assert (first.text, second.text, second.status) == ("Try 1.", "Billed.", "complete")
+
+
+@virtually
+async def test_a_stream_that_ended_without_content_is_asked_for_again() -> None:
+    asked = list[int]()
+
+    async def respond(turn: Turn) -> None:
+        async with turn.reply() as message:
+            asked.append(turn.attempt)
+            await message.pipe(said(*["Text."][: turn.attempt - 1]), source="text")
+            await message.flush()
+            await asyncio.sleep(1e6 if turn.attempt == 1 else 0)
+
+    (answer,) = await answers_of(respond, "restart", 30, 60)
+    assert (answer.text, answer.status, asked) == ("Text.", "complete", [1, 2])
+
+
+@virtually
+async def test_records_of_streams_leave_room_in_the_meta() -> None:
+    async def respond(turn: Turn) -> None:
+        async with turn.reply() as message:
+            for _ in range(20):
+                await message.pipe(said("Text. "))
+            await message.update(meta={"own": "x" * 600})
+
+    hub = new_hub(limits=Limits(meta_bytes=1024))
+    hub.agent("chat:*")(respond)
+    await hub.start()
+    await hub.create("chat:1", id="q", text="one")
+    await asyncio.sleep(5)
+    (answer,) = (await hub.history("chat:1", limit=1)).messages
+    assert (answer.text, answer.status) == ("Text. " * 20, "complete")
+    await hub.close()

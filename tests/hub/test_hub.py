@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -122,6 +123,24 @@ async def test_batches_for_many_different_cursors_use_bounded_memory(hub: HubCor
         assert live.batches.text_bytes <= 2 * 1024 * 1024
         free_memory(hub.runtime)
         assert live.batches.text_bytes == 0
+
+
+async def test_writer_whose_text_finds_a_full_queue_submits_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = HubCore("memory://", hooks_signals=False, drain_s=0)
+    await hub.start()
+    async with hub.message("chat:1", id="m") as message:
+        submit, refused = hub.runtime.committer.submit, list[object]()
+
+        def full(waiting: Any, **how: Any) -> None:
+            monkeypatch.setattr(hub.runtime.committer, "submit", submit)
+            refused.append(waiting)
+            raise Busy("the queue is full")
+
+        monkeypatch.setattr(hub.runtime.committer, "submit", full)
+        await message.append("all of it")
+    assert refused == [message]
+    assert (await hub.read("chat:1", "m"))[0].text == "all of it"
+    await hub.close()
 
 
 async def test_waiting_requests_are_limited_by_the_bytes_of_all_their_fields() -> None:
