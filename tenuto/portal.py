@@ -472,9 +472,12 @@ def owner_in(outgoing: Outgoing) -> Owner | None:
     return owner
 
 
-def meta_limit(writer: Writer) -> int:
-    """Return the bytes that the `meta` of a message may have."""
-    return writer._outgoing.limits.meta_bytes
+def record_bytes(writer: Writer) -> int:
+    """Return how large `meta` may be with a record of a stream that has ended, so that more may follow.
+
+    It is 0 behind parts that are left: a later attempt could not tell whether they count.
+    """
+    return 0 if writer._outgoing.has_left() else writer._outgoing.limits.meta_bytes // 4
 
 
 class Attempt:

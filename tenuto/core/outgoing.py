@@ -343,6 +343,10 @@ class Outgoing:
     def _indexed(self, indexes: list[int]) -> dict[int, Part]:
         return {PartIndex(index, len(self._superseded)): self.left[index] for index in indexes}
 
+    def has_left(self) -> bool:
+        """Return whether parts that an earlier writer left are neither continued nor superseded."""
+        return any(part.owner is LEFT and part.type != ATTEMPT for part in self._parts)
+
     def take_left(self, owner: Owner) -> dict[int, Part]:
         """Return the parts that an earlier writer left to be continued, which are of `owner` now; a second call none.
 
@@ -766,10 +770,10 @@ class Ended(Outgoing):
 
     begin_again = accept_text = accept_update = accept_check = _drop
 
-    def _keep(self, *_: object, **__: object) -> None:
+    def _stay(self, *_: object, **__: object) -> None:
         """Let all parts be what was left."""
 
-    _give = fail_attempt = _keep
+    _give = fail_attempt = _stay
 
     def accept_part(self, part: Part, index: int | None = None, owner: Owner | None = None) -> int:
         """Return an index for the part."""

@@ -15,12 +15,11 @@ from tenuto.core.errors import InvalidRequest, InvalidText, LocalError
 from tenuto.core.model import APPENDABLE, PIPED, Json, Part
 from tenuto.core.outgoing import content_of, text_of
 from tenuto.core.text import SurrogateJoiner
-from tenuto.portal import Attempt, Piped, ToolCall, Try, Writer, current_try, meta_limit
+from tenuto.portal import Attempt, Piped, ToolCall, Try, Writer, current_try, record_bytes
 from tenuto.sources.reading import CALLED, Add, Drop, Edit, Meta, Open, Set, Source, UpstreamEnded, malformed
 
 SHORTEST_OVERLAP = 32  # characters of a continuation that must equal the end of the text, to be dropped as an overlap
 _CHANGING = ("text", "state", "input", "output")  # fields of a part that its later events may change
-RECORDED_SHARE = 4  # `meta` with records of streams that have ended has at most this part of its limit: more may follow
 HELD_CHARACTERS = 200  # the beginning of a continuation is held back, because an overlap must not be shown
 
 
@@ -329,7 +328,7 @@ class Writing:
         earlier = [one for one in _records(self._writer) if one.step != record.step or one.number < record.number]
         kept = msgspec.json.encode([*earlier, record]).decode()  # as one value it costs the least
         size = len(msgspec.json.encode({**self._writer.meta, **meta, PIPED: kept}))
-        return {PIPED: kept} if size <= meta_limit(self._writer) // RECORDED_SHARE else {}
+        return {PIPED: kept} if size <= record_bytes(self._writer) else {}
 
     def piped(self) -> Piped:
         """Return the summary of the stream so far."""

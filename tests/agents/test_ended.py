@@ -381,3 +381,26 @@ async def test_records_of_streams_leave_room_in_the_meta() -> None:
     (answer,) = (await hub.history("chat:1", limit=1)).messages
     assert (answer.text, answer.status) == ("Text. " * 20, "complete")
     await hub.close()
+
+
+@virtually
+async def test_a_stream_behind_text_that_was_left_does_not_keep_that_text() -> None:
+    """The third process knows that the rejected answer had ended, and must not show what stood before it."""
+
+    async def model(text: str) -> AsyncIterator[str]:
+        for piece in (f"({text}) ", "It ", "goes ", "on.", " End."):
+            await asyncio.sleep(0.7)
+            yield piece
+
+    async def respond(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await turn.step("wait", asyncio.sleep, 1)
+            with suppress(ValueError):
+                async with message.attempt():
+                    await message.pipe(model("bad"), source="text")
+                    raise ValueError("not good enough")
+            async with message.attempt():
+                await message.pipe(lambda so_far: model("good"), source="text")
+
+    (answer,) = await answers_of(respond, "continue", 6.1, 3.55, 3.72, 60)
+    assert (answer.text, answer.status) == ("(good) It goes on. End.", "complete")
