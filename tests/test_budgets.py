@@ -21,12 +21,12 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 53_411,
-    "lines of its kernel": 32_072,
+    "lines of tenuto/": 53_430,
+    "lines of its kernel": 32_077,
     "modules of tenuto/": 161,
     "files in a folder of tenuto/": 23,
     "lines of interop/": 3_986,  # grew by branches, ends that a model cuts, namespaces, messages that never arrived
-    "lines of tests/": 61_906,
+    "lines of tests/": 61_932,
     "lines of proof/ and bench/": 20_021,
     "words of docs without decisions": 50_000,
     "words of decisions": 12_000,

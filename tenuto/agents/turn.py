@@ -212,7 +212,9 @@ class Turn:
         further user messages wait for their turns, as they do behind an answer that an earlier attempt has completed.
         """
         left = self._taken_up.get(len(self.replies))
-        if (left is not None and left.writer.had_ended) or any(one.had_ended for one in self.begun[-1:]):
+        if (left is not None and left.writer.had_ended) or any(
+            one.had_ended and not one.is_over for one in self.begun[-1:]
+        ):
             return []
         arrived: list[Steer] = []
         waiting = [one for one in self._watch.waiting() if one.id not in self._others] if messages else []

@@ -13,6 +13,7 @@ import msgspec
 
 from tenuto.core.errors import InvalidRequest, InvalidText, LocalError
 from tenuto.core.model import APPENDABLE, PIPED, Json, Part
+from tenuto.core.ops import digest
 from tenuto.core.outgoing import content_of, text_of
 from tenuto.core.text import SurrogateJoiner
 from tenuto.portal import Attempt, Piped, ToolCall, Try, Writer, current_try, record_bytes
@@ -52,8 +53,9 @@ _used: WeakKeyDictionary[Writer, dict[str, int]] = WeakKeyDictionary()
 class Record(NamedTuple):
     """What a message keeps of a stream that has ended. It is found by its step, because a later attempt skips steps."""
 
-    step: str  # key of the step that called `pipe`; "": none did
+    step: str  # a hash of the key of the step that called `pipe`; "": none did
     number: int  # of the call in the step, from 0; calls of tries that have failed do not count
+    calls: int  # the same with those
     lengths: dict[int, int]  # of the texts of its parts, by their indexes
     content: str  # a hash of them
     waiting: list[int]  # the indexes of the tool calls that waited for their output
@@ -78,8 +80,9 @@ class _Calls:
 
     tries: defaultdict[str, list[Try | None]]  # those that made them, by the step
     running: int = 0
-    # step and number of the one that runs; None: it is of no turn, or no later attempt could tell it from one beside it
-    place: tuple[str, int] | None = None
+    # the first fields of the record of the one that runs
+    # None: it is of no turn, or no later attempt could tell it from one beside it
+    place: tuple[str, int, int] | None = None
 
 
 _calls: WeakKeyDictionary[Writer, _Calls] = WeakKeyDictionary()
@@ -88,11 +91,12 @@ _calls: WeakKeyDictionary[Writer, _Calls] = WeakKeyDictionary()
 @contextmanager
 def calling(writer: Writer) -> Iterator[None]:
     """Return a block for one call of `pipe`."""
-    calls, step = _calls.setdefault(writer, _Calls(defaultdict(list))), writer.open_step()
+    calls, key = _calls.setdefault(writer, _Calls(defaultdict(list))), writer.open_step()
+    step = digest([key]).hex()[:16] if key else ""  # viewers see it, and services take the key for a secret
     tries = calls.tries[step]
     number = sum(one is None or not one.has_failed for one in tries)
+    calls.place = (step, number, len(tries)) if writer.is_answer and not calls.running else None
     tries.append(current_try.get())
-    calls.place = (step, number) if writer.is_answer and not calls.running else None
     calls.running += 1
     try:
         yield
@@ -101,8 +105,18 @@ def calling(writer: Writer) -> Iterator[None]:
 
 
 def record_of(writer: Writer) -> Record | None:
-    """Return what an earlier attempt has stored of the stream of the call that runs."""
-    return next((one for one in _records(writer) if one[:2] == _calls[writer].place), None)
+    """Return what an earlier attempt has stored of the stream of the call that runs.
+
+    In a complete message a try that failed then need not fail again: the record is that of the first call that counts.
+    """
+    if (place := _calls[writer].place) is None:
+        return None
+    step, number, before = place
+    records = [one for one in _records(writer) if one.step == step]
+    found = [one for one in records if one.calls == before and (one.number == number or writer.had_ended)]
+    if not found and writer.had_ended:
+        found = [one for one in records if one.number == number]
+    return found[0] if found else None
 
 
 @dataclass(slots=True)

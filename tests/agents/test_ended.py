@@ -181,7 +181,7 @@ async def test_a_stream_that_a_failed_try_has_piped_is_asked_for_again() -> None
             await asyncio.sleep(1e6 if turn.attempt == 1 else 0)
 
     (answer,) = await answers_of(respond, "continue", 10, 10)
-    assert (answer.text, answer.status, asked) == (LONG, "complete", [1, 1, 2])
+    assert (answer.text, answer.status, asked) == (LONG, "complete", [1, 1, 2, 2])
 
 
 @virtually
@@ -404,3 +404,29 @@ async def test_a_stream_behind_text_that_was_left_does_not_keep_that_text() -> N
 
     (answer,) = await answers_of(respond, "continue", 6.1, 3.55, 3.72, 60)
     assert (answer.text, answer.status) == ("(good) It goes on. End.", "complete")
+
+
+@pytest.mark.parametrize("end", ["before", "behind"])
+@virtually
+async def test_a_stream_whose_try_has_failed_does_not_get_what_the_next_one_wrote(end: str) -> None:
+    async def preface(turn: Turn) -> AsyncIterator[str]:
+        if turn.attempt == 1:
+            raise ValueError("not now")
+        yield "Preface. "
+
+    async def respond(turn: Turn) -> None:
+        async with turn.reply() as message:
+            with suppress(ValueError):
+                async with message.attempt():
+                    await message.pipe(preface(turn), source="text")
+            await message.pipe(lambda so_far: said("Answer."), source="text")
+            await message.flush()
+            if end == "before":
+                await asyncio.sleep(1e6 if turn.attempt == 1 else 0)
+        await turn.step("bill", asyncio.sleep, 1e6 if turn.attempt == 1 else 0)
+        async with turn.reply() as message:
+            await message.append("Billed.")
+
+    first, second = await answers_of(respond, "continue", 30, 60)
+    assert first.text == ("Preface. Answer." if end == "before" else "Answer.")
+    assert (second.text, second.status) == ("Billed.", "complete")

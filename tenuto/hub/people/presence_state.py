@@ -114,7 +114,8 @@ class PresenceState:
         self._changed = changed
         self._later = later
         self._members: dict[str, _Member] = {}
-        self._owned: Counter[str] = Counter()  # number of members of each client that are people, not agents
+        self._people = 0  # number of members that are people, not agents
+        self._owned: Counter[str] = Counter()  # number of those of each client
         self.is_crowd = False
         self._is_held = False  # True: changes of a crowd have not been sent yet
         self._is_timed = False  # True: a timer for the next `presence.sync` runs
@@ -143,7 +144,7 @@ class PresenceState:
     def has_people(self) -> bool:
         """Return whether a person is present at this node. Agents are members of all channels that they serve."""
         if not self._unnamed:
-            return bool(self._owned)
+            return self._people > 0
         return any(here.is_here and here.kind == "user" for here in self._members.values())
 
     def enter(
@@ -190,6 +191,7 @@ class PresenceState:
 
     def _add(self, member_id: str, here: _Member) -> None:
         if here.kind == "user":
+            self._people += 1
             self._owned[client_of(member_id)] += 1
         self._members[member_id] = here
         self._note(member_id, here.kind, is_move=True)
@@ -202,7 +204,7 @@ class PresenceState:
 
     def _check_room(self, member_id: str) -> None:
         """Raise TooMany if the channel, or the client of `member_id`, has reached its limit of members."""
-        limit, people = self._limits.members, self._owned.total() + sum(self._unnamed.values())
+        limit, people = self._limits.members, self._people + sum(self._unnamed.values())
         if people >= limit:
             raise TooMany(
                 f"channel has {people} members, the limit is {limit} (Limits.members); try again later",
@@ -217,6 +219,7 @@ class PresenceState:
 
     def _forget_person(self, member_id: str) -> None:
         client = client_of(member_id)
+        self._people -= 1
         self._owned[client] -= 1
         if not self._owned[client]:
             del self._owned[client]
