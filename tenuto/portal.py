@@ -177,23 +177,6 @@ def needs_await(call: str) -> Callable[[_Method[_W, P, T]], _Method[_W, P, T]]:
 class Writer(ABC):
     """Writes one streaming message, in this process or over the network; used by one task at a time."""
 
-    __slots__ = (
-        "__weakref__",
-        "_appends",
-        "_kept",
-        "_outgoing",
-        "cancelled_as",
-        "channel",
-        "is_answer",
-        "is_begun",
-        "is_stopped",
-        "on_attach",
-        "on_retry",
-        "open_step",
-        "rested_s",
-        "spare_id",
-    )
-
     made_by: ClassVar[str]  # the object whose method `message` returns this writer
 
     def __init__(self, channel: str, outgoing: Outgoing) -> None:
@@ -364,6 +347,7 @@ class Writer(ABC):
     def begin_ended(self, message: Message) -> None:
         """Be the writer of `message`, which is complete: what is written has no effect (`Ended`)."""
         self._outgoing = Ended(message, self._outgoing.limits)
+        self.is_begun = True
 
     @property
     def had_ended(self) -> bool:

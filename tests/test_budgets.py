@@ -21,8 +21,8 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 53_430,
-    "lines of its kernel": 32_077,
+    "lines of tenuto/": 53_417,
+    "lines of its kernel": 32_064,
     "modules of tenuto/": 161,
     "files in a folder of tenuto/": 23,
     "lines of interop/": 3_986,  # grew by branches, ends that a model cuts, namespaces, messages that never arrived

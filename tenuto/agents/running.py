@@ -330,7 +330,7 @@ class Running:
         """Store a failed answer, so that people see the failure, unless the handler has begun an answer itself."""
 
         async def store() -> None:
-            if self._is_lost or (turn.replies and turn.replies[-1] in turn.begun):
+            if self._is_lost or (turn.replies and turn.replies[-1].is_begun):
                 return
             turn.replies = turn.begun
             async with turn.reply() as message:

@@ -211,10 +211,10 @@ class Turn:
         user messages whose conversation has led through this one; both are sorted, oldest first. With `messages=False`
         further user messages wait for their turns, as they do behind an answer that an earlier attempt has completed.
         """
-        left = self._taken_up.get(len(self.replies))
-        if (left is not None and left.writer.had_ended) or any(
-            one.had_ended and not one.is_over for one in self.begun[-1:]
-        ):
+        answers = [reply for reply in self.begun[-1:] if not reply.is_over]
+        if (left := self._taken_up.get(len(self.replies))) is not None:
+            answers.append(left.writer)
+        if any(one.had_ended for one in answers):
             return []
         arrived: list[Steer] = []
         waiting = [one for one in self._watch.waiting() if one.id not in self._others] if messages else []
@@ -529,7 +529,7 @@ class Turn:
     @property
     def begun(self) -> list[Writer]:
         """Return the answers whose beginning is stored."""
-        return [reply for reply in self.replies if reply.is_begun or reply.had_ended]
+        return [reply for reply in self.replies if reply.is_begun]
 
     @property
     def targets(self) -> set[str]:

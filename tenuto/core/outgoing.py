@@ -781,7 +781,7 @@ class Ended(Outgoing):
         return len(self._parts) if index is None else index
 
     def accept_end(self, *_: object, **__: object) -> None:
-        """Accept nothing more."""
+        """Refuse further calls, as those of any message that is over."""
         self.check_open()
         self.state = ENDED
 

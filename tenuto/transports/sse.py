@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -161,7 +161,7 @@ class EventStream:
                 if not sender.is_busy:  # the write did not block, so the sender does not call `freed`
                     feed.done()
         except Behind:
-            self._catching_up = asyncio.get_running_loop().create_task(self._catch_up(feed.catch_up()))
+            self._catch_up(feed.catch_up)
         except Exception:
             self._fail()
 
@@ -195,10 +195,13 @@ class EventStream:
         else:
             self.sender.write_batch(batch)
 
-    async def _catch_up(self, reading: Coroutine[Any, Any, None]) -> None:
+    def _catch_up(self, read: Callable[[], Awaitable[None]]) -> None:
+        self._catching_up = asyncio.get_running_loop().create_task(self._read(read))
+
+    async def _read(self, read: Callable[[], Awaitable[None]]) -> None:
         """Wait for what must be read from the store, and go on; end the stream if it cannot be read."""
         try:
-            await reading
+            await read()
         except TenutoError as error:
             logger.warning("an event stream is broken off because its channel cannot be read: %s", error)
             self.sender.end()

@@ -13,9 +13,9 @@ In `m0a1.0.340` one of the parts is a superseded attempt.
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from msgspec import Struct
@@ -501,7 +501,7 @@ class TurnStream(DeltaStream):
         is_over = self._format.is_over or self._progress.is_over
         self.write(body, is_last=is_over and following is None)
         if following is not None:
-            self._catching_up = asyncio.get_running_loop().create_task(self._catch_up(self._begin_anew(following)))
+            self._catch_up(partial(self._begin_anew, following))
         return len(body)
 
     async def _begin_anew(self, following: Callable[[], Awaitable[TurnFormat]]) -> None:
