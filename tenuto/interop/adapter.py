@@ -110,7 +110,7 @@ async def body_of(access: Access, request: Request, remedy: str) -> Json:
 def fields_in(given: Mapping[str, Any], form: type[T]) -> T:
     """Return the fields of `form`, a struct, in a query or an event. Raises InvalidRequest, which names the value."""
     try:
-        return msgspec.convert({**given}, form, strict=False)
+        return msgspec.convert({name: one for name, one in given.items() if one is not None}, form, strict=False)
     except msgspec.ValidationError as error:
         expected, _, name = str(error).rstrip("`").partition(" - at `$.")
         raise InvalidRequest(f"{name} is {given.get(name)!r:.80}: {expected:.200}", param=name) from None

@@ -495,7 +495,9 @@ async def test_retrieved_question_with_other_options_of_a_client_has_its_answer(
     await scene.hub.ask("chat:1", "q", request, scene.hub.caller("ann"))
     async with scene.client.responses.connect() as socket:
         for _ in range(2):
-            await socket.send({"type": "response.retrieve", "response_id": Reference("chat:1", "q").id()})  # type: ignore[arg-type]
+            nulls = {"stream": None, "starting_after": None, "stream_id": None}
+            event: Any = {"type": "response.retrieve", "response_id": Reference("chat:1", "q").id(), **nulls}
+            await socket.send(event)
             assert text_of(await until(socket, lambda event: event.type in (*LAST, "error"))) == ANSWER
 
 
