@@ -36,6 +36,7 @@ ATTEMPT = "attempt"
 RESPONSES = "$responses"
 # Key of `meta` for the streams that have ended, so that a later attempt does not ask the model for them again.
 PIPED = "$piped"
+RESERVED = frozenset((OPTIONS_KEY, RESPONSES, PIPED))  # keys of `meta` that are no app's
 
 # The key that appended text goes to, by part type; other types accept no appended text.
 APPENDABLE = {"text": "text", "reasoning": "text", "tool": "input"}

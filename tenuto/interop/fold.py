@@ -21,6 +21,7 @@ from msgspec.structs import replace
 from tenuto import Message
 from tenuto.routes import (
     ATTEMPT,
+    RESERVED,
     InAnswer,
     MessageContinued,
     MessageDeleted,
@@ -237,7 +238,7 @@ class TurnFold:
 
     def meta(self) -> Json:
         """Return the `meta` of all answers that count, without Tenuto's own."""
-        return {name: value for one in self.counted() for name, value in one.meta.items() if not name.startswith("$")}
+        return {name: value for one in self.counted() for name, value in one.meta.items() if name not in RESERVED}
 
     def question(self, id: str) -> Json:
         """Return a question, and its reply, for a client that has no form of its own for it."""

@@ -190,7 +190,7 @@ async def test_repeated_run_joins_the_turn_and_has_the_answer_once(scene: RunSce
 
 async def everything(turn: Turn) -> None:
     """Answer twice, with parts of all types."""
-    async with turn.reply(meta={"model": "m"}) as message:
+    async with turn.reply(meta={"model": "m", "$theme": "dark"}) as message:
         await message.part({"type": "reasoning", "text": "Hm."})
         await message.append("Look: 🙂")
         first = await message.part({**CALL, "state": "input"})
@@ -212,7 +212,8 @@ async def test_every_part_is_shown_and_a_run_after_any_cut_has_the_same_messages
     whole = await scene.run([user()])
     again = await scene.http.post("/api/agent", json=run_of([user()]))
     events = events_of(again.text)
-    assert whole.end == {"type": "RUN_FINISHED", "threadId": "1", "runId": "r", "result": {"model": "m"}}
+    result = {"model": "m", "$theme": "dark"}  # an app's own key
+    assert whole.end == {"type": "RUN_FINISHED", "threadId": "1", "runId": "r", "result": result}
     (thinks, looks, done, failed, seven, denied, calls, result, two) = whole.messages[1:]
     assert (thinks["role"], looks["content"], seven["content"], two["content"]) == (
         "reasoning",
