@@ -275,9 +275,15 @@ class Access:
         commands = self._hub.channel(channel).state.commands.values()
         return any(one.target == message_id and one.data == INTERRUPTED for one in commands)
 
-    def replied(self, channel: str, targets: Container[str | None]) -> list[Json]:
-        """Return the data of the questions about messages that have a positive reply, as far as this server has it."""
-        commands = self._hub.channel(channel).state.commands.values()
+    async def replied(self, channel: str, targets: Container[str | None], *, after: int) -> list[Json]:
+        """Return the data of the questions about messages that have a positive reply.
+
+        If too many messages have changed `after` this serial, they are those that this server has in memory.
+        """
+        live = self._hub.channel(channel)
+        async with self._hub.viewing.reading():
+            await live.load_since(after)
+        commands = live.state.commands.values()
         return [one.data for one in commands if one.target in targets and one.reply is not None and one.reply.ok]
 
     def agents(self) -> dict[str, str]:

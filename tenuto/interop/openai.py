@@ -288,7 +288,7 @@ class OpenAI:
         if missing := [call for call, place in left.items() if (is_asker if is_message else place <= of.start)]:
             detail = f"No tool output found for function call {', '.join(missing)[:200]}"
             raise InvalidRequest(f"{detail}; send the outputs of all calls, or cancel the response", param="input")
-        replied = access.replied(of.channel, [of.message_id, *(one.id for one in answers)])
+        targets = [of.message_id, *(one.id for one in answers)]
         places: list[Place] = []
         for approval, reply in given.approvals.items():
             with suppress(AlreadyAnswered):  # another client may have been faster: the response has the outcome
@@ -300,8 +300,10 @@ class OpenAI:
                 access.check(of.channel, "command")
                 with suppress(AlreadyAnswered):
                     await access.reply(of.channel, open_calls[call], data=one["data"]["output"])
-            elif status.state == "over" and not has_result(part) and call not in map(call_of, replied):
-                continue  # the agent has ended its turn, so the output begins a new one
+            elif status.state == "over" and not has_result(part):
+                replied = await access.replied(of.channel, targets, after=asked.question.created)
+                if call not in map(call_of, replied):
+                    continue  # the agent has ended its turn, so the output begins a new one
             del given.outputs[call]
             places.append((place[0], place[1] + 1))
         if not places or is_message:

@@ -929,6 +929,26 @@ def output_of(call: str) -> Any:
     return {"type": "function_call_output", "call_id": call, "output": f"out {call}"}
 
 
+async def test_output_that_is_sent_again_after_a_restart_begins_no_turn(tmp_path: Path) -> None:
+    async def asks(turn: Turn) -> None:
+        """Ask about a call, and leave the output out of its part."""
+        async with turn.reply() as message:
+            await message.part({**CALL, "name": "place", "state": "called"})
+            await message.part({"type": "text", "text": f"Got {(await turn.ask('where', {'call': 'c1'})).data}."})
+
+    url, asked = f"sqlite:///{tmp_path}/hub.db", {"model": "bot", "tools": [PLACE]}
+    async with scene_of(url) as scene:
+        scene.script = asks
+        first: Any = await scene.client.responses.create(input="you", **asked)  # type: ignore[call-overload]
+        asked |= {"previous_response_id": first.id, "input": [output_of("c1")]}
+        second: Any = await scene.client.responses.create(**asked)
+        assert second.output_text == "Got out c1."
+    async with scene_of(url) as scene:
+        again: Any = await scene.client.responses.create(**asked)
+        assert again.model_dump() == second.model_dump()
+        assert not scene.turns
+
+
 async def test_output_that_leaves_an_earlier_call_open_is_refused_and_not_lost(scene: ClientScene) -> None:
     scene.script = asks_about_calls
     create, options = scene.client.responses.create, {"model": "bot", "tools": [PLACE]}
