@@ -47,7 +47,7 @@ from tenuto.core.deltas import (
 )
 from tenuto.core.errors import Deleted, Draining, Finished, InvalidRequest, NotFound, TenutoError, TooMany
 from tenuto.core.events import Page
-from tenuto.core.model import ATTEMPT, OPTIONS_KEY, RESERVED, Command, Json, Message, Part, Role
+from tenuto.core.model import ATTEMPT, OPTIONS_KEY, Command, Json, Message, Part, Role, app_meta
 from tenuto.core.names import check_channel, check_id, check_prefix, command_key, is_id
 from tenuto.core.requests import CreateMessage, DeleteMessage, ReplyCommand, SendCommand, references, whole
 from tenuto.core.requests import Request as HubRequest
@@ -88,7 +88,6 @@ __all__ = [
     "OPTIONS_KEY",
     "OUTPUT",
     "PARTICIPANT",
-    "RESERVED",
     "Access",
     "Conversation",
     "Delta",
@@ -112,6 +111,7 @@ __all__ = [
     "TurnResponse",
     "TurnState",
     "TurnStatus",
+    "app_meta",
     "deltas_of",
     "guarded",
     "is_id",

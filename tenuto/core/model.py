@@ -36,7 +36,6 @@ ATTEMPT = "attempt"
 RESPONSES = "$responses"
 # Key of `meta` for the streams that have ended, so that a later attempt does not ask the model for them again.
 PIPED = "$piped"
-RESERVED = frozenset((OPTIONS_KEY, RESPONSES, PIPED))  # keys of `meta` that are no app's
 
 # The key that appended text goes to, by part type; other types accept no appended text.
 APPENDABLE = {"text": "text", "reasoning": "text", "tool": "input"}
@@ -66,6 +65,11 @@ class Message(Struct, frozen=True, kw_only=True, omit_defaults=True):
     def text(self) -> str:
         """Return the text of all text parts, joined; that of superseded attempts does not count."""
         return "".join(part["text"] for part in self.parts if part["type"] == "text")
+
+
+def app_meta(meta: dict[str, Json]) -> dict[str, Json]:
+    """Return `meta` without the keys that are Tenuto's own."""
+    return {name: value for name, value in meta.items() if name not in (OPTIONS_KEY, RESPONSES, PIPED)}
 
 
 class Member(Struct, frozen=True, kw_only=True, omit_defaults=True):

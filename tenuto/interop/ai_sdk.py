@@ -43,7 +43,7 @@ from tenuto.interop.adapter import (
     stored_parts,
 )
 from tenuto.interop.fold import Answer, EventStream, Json, Part, call_of, encode, has_result, text_of
-from tenuto.routes import OPTIONS_KEY, Access, TurnDelta, TurnStatus, deltas_of, options_in, versions_of
+from tenuto.routes import Access, TurnDelta, TurnStatus, app_meta, deltas_of, options_in, versions_of
 
 VERSION_MESSAGES = 2_000  # newest messages among which the versions of an edited question are looked for
 JUST_ENDED_S = 10.0  # a page that resumes loaded its messages at most so long before
@@ -193,8 +193,7 @@ class AISDK(ChatRoutes):
 def _content_of(message: Json) -> Json:
     """Return the parts and the meta of a page's message as they are stored. Raises InvalidRequest."""
     known = message["metadata"] if isinstance(message.get("metadata"), dict) else {}
-    meta = {name: value for name, value in known.items() if name != OPTIONS_KEY}
-    return {"parts": stored_parts(message["parts"], has_data=True), "meta": meta}
+    return {"parts": stored_parts(message["parts"], has_data=True), "meta": app_meta(known)}
 
 
 async def _versions(access: Access, channel: str, known: Message) -> AsyncIterator[Message]:
@@ -726,8 +725,7 @@ def ui_messages(turns: Iterable[TurnStatus], release: Release) -> list[Json]:
     messages: list[Json] = []
     for turn in turns:
         if (question := turn.message) is not None:
-            own = {name: value for name, value in question.meta.items() if name != OPTIONS_KEY}
-            meta = {"metadata": own} if own else {}
+            meta = {"metadata": own} if (own := app_meta(question.meta)) else {}
             parts = [_question_part(one) for one in question.parts]
             messages.append({"id": question.id, "role": "user", "parts": parts, **meta})
         if turn.state == "over":

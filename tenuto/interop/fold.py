@@ -21,7 +21,6 @@ from msgspec.structs import replace
 from tenuto import Message
 from tenuto.routes import (
     ATTEMPT,
-    RESERVED,
     InAnswer,
     MessageContinued,
     MessageDeleted,
@@ -36,6 +35,7 @@ from tenuto.routes import (
     TurnChanged,
     TurnDelta,
     TurnState,
+    app_meta,
     newest_branch,
 )
 
@@ -238,7 +238,7 @@ class TurnFold:
 
     def meta(self) -> Json:
         """Return the `meta` of all answers that count, without Tenuto's own."""
-        return {name: value for one in self.counted() for name, value in one.meta.items() if name not in RESERVED}
+        return {name: value for one in self.counted() for name, value in app_meta(one.meta).items()}
 
     def question(self, id: str) -> Json:
         """Return a question, and its reply, for a client that has no form of its own for it."""
