@@ -42,7 +42,7 @@ def path_to(message: Message, older: Iterable[Message]) -> list[Message]:
     """
     everything = sorted(older, key=lambda one: one.created)
     earlier = [one for one in everything if one.created < message.created]
-    leading = leading_to([*earlier, message])[message.id]
+    leading = leading_to([*earlier, message], message.id)
     chain = {one.id: one for one in earlier if one.id in leading}
     asked = {one.id for one in chain.values() if one.role == "user"}
     path: list[Message] = []
@@ -64,32 +64,40 @@ def begin_of(message: Message, older: Iterable[Message]) -> Message:
     return message
 
 
-def leading_to(messages: Iterable[Message]) -> dict[str, frozenset[str]]:
-    """Return the ids of the messages that lead to each one of `messages`, by its id."""
+def leading_to(messages: Iterable[Message], message_id: str) -> set[str]:
+    """Return the ids of those of `messages` that lead to one of them."""
     ordered = sorted(messages, key=lambda one: one.created)
-    leading: dict[str, frozenset[str]] = {}
+    places = {one.id: number for number, one in enumerate(ordered)}
+    parents: dict[str, str] = {}
     for number, (one, parent) in enumerate(zip(ordered, _parents(ordered), strict=True)):
         if parent is not None and one.reply_to is None and parent is ordered[number - 1]:
-            parent = _followed(parent, ordered[:number], leading)
-        leading[one.id] = frozenset() if parent is None else leading[parent.id] | {parent.id}
+            parent = _followed(parent, ordered, places, parents)
+        if parent is not None:
+            parents[one.id] = parent.id
+    leading: set[str] = set()
+    while message_id in parents:
+        leading.add(message_id := parents[message_id])
     return leading
 
 
-def _followed(parent: Message, before: Sequence[Message], leading: Mapping[str, frozenset[str]]) -> Message:
-    """Return the message that the next one after `before` follows, whose parent is the newest of them.
+def _followed(
+    parent: Message, ordered: Sequence[Message], places: Mapping[str, int], parents: Mapping[str, str]
+) -> Message:
+    """Return the message that the next one after `parent` follows, whose parent is that one.
 
     By default a message follows the newest one. If that is the first answer to an older question, the message follows
     the later messages of its conversation, too.
     """
-    while parent.role != "user":
-        asked = next((one for one in before if one.id == parent.reply_to), None)
-        if asked is None:
-            break
-        since = [one for one in reversed(before) if asked.created < one.created < parent.created]
-        answers = [one for one in since if one.reply_to == asked.id and one.status != "interrupted"]
+    while parent.role != "user" and (asked := parent.reply_to or "") in places:
+        since = ordered[places[asked] + 1 : places[parent.id]]
+        answers = [one for one in since if one.reply_to == asked and one.status != "interrupted"]
         if len(versions_of(parent, answers)) > 1:
             break  # another answer begins a branch
-        later = next((one for one in since if one.reply_to != asked.id and asked.id in leading[one.id]), None)
+        led = {asked}
+        for one in since:
+            if parents.get(one.id) in led:
+                led.add(one.id)
+        later = next((one for one in reversed(since) if one.reply_to != asked and one.id in led), None)
         if later is None:
             break
         parent = later

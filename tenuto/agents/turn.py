@@ -15,7 +15,7 @@ import json
 import logging
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Set
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from itertools import count
 from typing import Any, Literal, NamedTuple
@@ -219,18 +219,17 @@ class Turn:
         arrived: list[Steer] = []
         waiting = [one for one in self._watch.waiting() if one.id not in self._others] if messages else []
         self._conversation |= self.targets
-        paths: Mapping[str, Set[str]] = {}
+        recent: list[Message] = []
         if not {one.parent for one in waiting} <= {*self._conversation, *(one.id for one in waiting)}:
             with contextlib.suppress(Forbidden):
-                page = await self._backend.page(self.channel, before=None, limit=200)
-                paths = leading_to(page.messages)
+                recent = (await self._backend.page(self.channel, before=None, limit=200)).messages
         for command in self._watch.commands():
             is_ours = command.name == STEER.name and command.target in self.targets
             if is_ours and command.id not in self._accepted and await self._accept(command):
                 arrived.append(Steer(_text_in(command.data), command.data, None, command.from_))
         for message in waiting:
             self._others.add(message.id)  # try each message once, because in another process a try costs a request
-            if self._conversation.isdisjoint([message.parent, *paths.get(message.id, ())]):
+            if self._conversation.isdisjoint([message.parent, *leading_to(recent, message.id)]):
                 continue  # of another branch
             self._conversation.add(message.id)
             if await self._backend.take_waiting(self.channel, message.id, by=self.name, turn=self.message.id):

@@ -621,12 +621,12 @@ async def with_references(access: Access, items: object, into: Reference | None,
     return told
 
 
-async def _path_to(access: Access, of: Reference) -> frozenset[str]:
+async def _path_to(access: Access, of: Reference) -> set[str]:
     """Return the ids of the messages of a response and of those that lead to it, as an agent's history has them."""
     last = await _last_of(access, *await turn_of(access, of, param="previous_response_id"))
     older = read_messages(access, of.channel, before=last.created + 1, limit=2 * MAX_EARLIER)
     messages = [replace(one, parts=[]) async for one in older]
-    return leading_to(messages).get(last.id, frozenset()) | {of.message_id, last.id}
+    return leading_to(messages, last.id) | {of.message_id, last.id}
 
 
 def _is_new(item: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import tracemalloc
 from collections.abc import Iterator
 from typing import Any, get_args
 
@@ -426,3 +427,17 @@ def test_ids_images_and_blank_texts_that_anthropic_refuses_have_others_in_their_
     assert ids[0] != ids[1] == "f_w"
     assert [block.get("tool_use_id") for block in results["content"]] == [*ids, None]
     assert results["content"][-1] == {"type": "text", "text": "[blank message]"}
+
+
+def test_memory_for_a_path_grows_with_the_number_of_messages_alone() -> None:
+    peaks: list[int] = []
+    for count in (500, 2_000):
+        messages = [
+            replace(message("user"), id=str(number), parent=str(number - 1), created=number)
+            for number in range(1, count + 1)
+        ]
+        tracemalloc.start()
+        assert len(path_to(messages[-1], messages[:-1])) == count - 1
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 6 * peaks[0]
