@@ -24,7 +24,17 @@ import msgspec
 from tenuto.core.document import DAMAGE, Document, Segment, times_in
 from tenuto.core.errors import StoreUnusable
 from tenuto.stores.base import Fact
-from tenuto.stores.sqlite.slots import MAX_DATA, MAX_ROOM, SLOT_BYTES, head_sum, larger_rooms, opened, room_for, sealed
+from tenuto.stores.sqlite.slots import (
+    MAX_DATA,
+    MAX_ROOM,
+    SLOT_BYTES,
+    head_sum,
+    larger_rooms,
+    opened,
+    room_for,
+    sealed,
+    sealed_chunks,
+)
 
 HEAD = 0  # number of the blob that holds a document's head
 LARGE_BLOB_BYTES = 64 * 1024  # size from which the chunks of a blob are written together
@@ -382,9 +392,8 @@ class Documents:
         """
         if self._db.execute("SELECT 1 FROM free WHERE room = ?", (MAX_ROOM,)).fetchone() is not None:
             return 0
-        pieces = [data[start : start + MAX_DATA] for start in range(0, len(data) - MAX_DATA + 1, MAX_DATA)]
-        bodies = b"".join([sealed((key, blob, chunk), piece, MAX_ROOM) for chunk, piece in enumerate(pieces)])
-        slot, count = self._next_slot, len(pieces)
+        slot, count = self._next_slot, len(data) // MAX_DATA
+        bodies = sealed_chunks((key, blob), data, count)
         chunks = json.dumps([*range(count)])
         self._db.execute(
             "INSERT INTO texts SELECT ? + key, substr(?, key * ? + 1, ?) FROM json_each(?)",

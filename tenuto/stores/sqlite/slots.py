@@ -73,6 +73,20 @@ def sealed(place: tuple[int, ...], data: bytes, room: int) -> bytes:
     return crc32(rest, crc32(_encode(place))).to_bytes(SUM_BYTES, "little") + rest
 
 
+def sealed_chunks(place: tuple[int, int], data: bytes, count: int) -> bytes:
+    """Return the bodies of `count` slots that the first chunks of a blob fill, one after the other.
+
+    The place is document and blob. No chunk is copied alone: those copies would take four times as long as the rest.
+    """
+    view, length = memoryview(data), MAX_DATA.to_bytes(LENGTH_BYTES)
+    bodies: list[bytes | memoryview] = []
+    for chunk in range(count):
+        piece = view[chunk * MAX_DATA : (chunk + 1) * MAX_DATA]
+        checksum = crc32(piece, crc32(length, crc32(_encode((*place, chunk)))))
+        bodies += (checksum.to_bytes(SUM_BYTES, "little"), length, piece)
+    return b"".join(bodies)
+
+
 def opened(place: tuple[int, ...], body: object, *, mends: bool = False) -> bytes | None:
     """Return the data in the body of a slot, which has this place; None if it is damaged.
 
