@@ -1,7 +1,6 @@
 """A watchdog: limits how long operations may take, with one timer for all of them; and `timed`, for code of the app.
 
-Layer: watchdog, directly above `core`. The senders of all connections of a hub use one watchdog
-(`Heartbeats.watchdog`), the commits of a hub another one. Handlers and hooks run in `timed`.
+Layer: watchdog, directly above `core`. The commits of a hub use a watchdog. Handlers and hooks run in `timed`.
 
 `asyncio.timeout` makes and cancels a timer for each operation, which costs more than most operations that succeed. The
 limit of a watchdog is the same for all its operations, so they become due in the order in which they began. The one
@@ -79,13 +78,6 @@ class Watchdog:
         self.loop = asyncio.get_running_loop()
         self.watches: dict[Watch, None] = {}  # the running operations, oldest first
         self.has_timer = False
-
-    @classmethod
-    def kept(cls, known: Watchdog | None, limit_s: float) -> Watchdog:
-        """Return `known` if it has this limit and serves the running event loop, else a new watchdog."""
-        if known is not None and known.limit_s == limit_s and known.loop is asyncio.get_running_loop():
-            return known
-        return cls(limit_s)
 
     def expire(self) -> None:
         """End the operations whose limit has passed; the timer calls this."""

@@ -23,14 +23,13 @@ import logging
 import sys
 import types
 from collections.abc import Awaitable, Coroutine, Generator
-from dataclasses import InitVar, dataclass, field
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol
 
 from starlette.types import Message, Receive, Send
 
 from tenuto.hub.channel import MAX_CHUNK_BYTES, EncodedBatch
-from tenuto.watchdog import Watch, Watchdog
 
 logger = logging.getLogger("tenuto.transports")
 
@@ -152,7 +151,6 @@ class Heartbeats:
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._emptied: asyncio.Future[None] | None = None
-        self._watchdog: Watchdog | None = None
 
     def __len__(self) -> int:
         return sum(map(len, self._slots.values()))
@@ -175,11 +173,6 @@ class Heartbeats:
         slot.discard(target)
         if self._emptied is not None and not self._emptied.done() and not len(self):
             self._emptied.set_result(None)
-
-    def watchdog(self, limit_s: float) -> Watchdog:
-        """Return the watchdog of all writes to connections, each of which may take `limit_s`."""
-        self._watchdog = Watchdog.kept(self._watchdog, limit_s)
-        return self._watchdog
 
     async def until_empty(self) -> None:
         """Wait until no target is left."""
@@ -242,18 +235,16 @@ class Sender:
 
     _send: Send
     _owner: SenderOwner
-    heartbeats: InitVar[Heartbeats]
-    _watchdog: Watchdog = field(init=False)
     _cycle: Any = field(init=False)
     _call: asyncio.Task[Any] | None = None  # task of the ASGI call, while it waits in `carry`
     _finishing: asyncio.Task[None] | None = None  # sends what is not sent at once
     _is_aborted: bool = False  # True: `carry` must return although a write is still blocked
+    _busy_since_s: float = 0.0  # when the write in progress began, in the loop's time
     is_busy: bool = False  # while True, no message may be written
     is_over: bool = False  # once True, no message will be written any more
     error: BaseException | None = None  # exception that the server or a middleware raised at a write
 
-    def __post_init__(self, heartbeats: Heartbeats) -> None:
-        self._watchdog = heartbeats.watchdog(SEND_TIMEOUT_S)
+    def __post_init__(self) -> None:
         self._cycle = cycle_of(self._send)
 
     def write(self, message: Message) -> None:
@@ -280,8 +271,13 @@ class Sender:
         self.is_over = True
         if not self.is_busy:
             self._abort()
-        elif patience_s < self._watchdog.limit_s:
+        elif patience_s < SEND_TIMEOUT_S:
             asyncio.get_running_loop().call_later(patience_s, self._abort)
+
+    def end_if_stalled(self) -> None:
+        """Let `carry` return if the write in progress has taken too long. Call it with each heartbeat."""
+        if self.is_busy and asyncio.get_running_loop().time() - self._busy_since_s >= SEND_TIMEOUT_S:
+            self._abort()
 
     async def carry(self, receive: Receive) -> None:
         """Pass the peer's messages to the owner until the peer disconnects or `end` is called.
@@ -324,8 +320,7 @@ class Sender:
     async def _finish(self, sending: Awaitable[None]) -> None:
         """Await the write in progress, and let the owner write again."""
         try:
-            with Watch(self._watchdog):
-                await sending
+            await sending
             self.is_busy = False
             if self.is_over:
                 self._abort()
@@ -358,8 +353,8 @@ class TaskSender(Sender):
 
     __slots__ = ("_changed", "_message")
 
-    def __init__(self, send: Send, owner: SenderOwner, heartbeats: Heartbeats) -> None:
-        super().__init__(send, owner, heartbeats)
+    def __init__(self, send: Send, owner: SenderOwner) -> None:
+        super().__init__(send, owner)
         self._message: Message | None = None
         self._changed: asyncio.Future[None] | None = None  # while the task waits for a message
 
@@ -367,7 +362,7 @@ class TaskSender(Sender):
         assert not self.is_busy
         if self._cycle is not None and self._has_lost_peer():
             return
-        self.is_busy = True
+        self.is_busy, self._busy_since_s = True, asyncio.get_running_loop().time()
         self._message = message
         if self._changed is not None:
             self._changed.set_result(None)
@@ -392,8 +387,8 @@ class DirectSender(Sender):
 
     __slots__ = ("_socket",)
 
-    def __init__(self, send: Send, owner: SenderOwner, heartbeats: Heartbeats) -> None:
-        super().__init__(send, owner, heartbeats)
+    def __init__(self, send: Send, owner: SenderOwner) -> None:
+        super().__init__(send, owner)
         self._socket = socket_of(send)
 
     def write(self, message: Message) -> None:
@@ -409,7 +404,7 @@ class DirectSender(Sender):
             self._fail(error)
             self._abort()
             return
-        self.is_busy = True
+        self.is_busy, self._busy_since_s = True, asyncio.get_running_loop().time()
         self._finishing = asyncio.get_running_loop().create_task(self._finish(_drive(sending, blocked)))
 
     def write_batch(self, batch: EncodedBatch) -> None:

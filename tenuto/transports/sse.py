@@ -106,7 +106,7 @@ class EventStream:
         if sender_class is None:
             is_by_hand = app.hub.drive_by_hand and credentials.identity is not OPERATOR
             sender_class = DirectSender if is_by_hand else TaskSender
-        self.sender: Sender = sender_class(send, self, app.heartbeats)
+        self.sender: Sender = sender_class(send, self)
 
     async def run(self, receive: Receive) -> None:
         """Run the stream until the peer disconnects, or break it off. Only a subclass may complete the response."""
@@ -181,7 +181,8 @@ class EventStream:
         """Return immediately, because the peer sends no input after its request: the server need not slow it down."""
 
     def send_heartbeat(self) -> None:
-        """Send a heartbeat, for the peer and for the proxies in between."""
+        """Send a heartbeat, for the peer and for proxies in between; end the stream of a peer that reads nothing."""
+        self.sender.end_if_stalled()
         if self.credentials.is_expired:  # check here, too: the timers of a suspended machine do not run
             self.expire()
         elif self._ping is not None and not self.sender.is_busy and not self.sender.is_over:

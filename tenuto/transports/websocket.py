@@ -105,7 +105,7 @@ class Sockets:
             await send(accepted)
             if not (credentials.is_known or await self._is_authenticated(credentials, receive, send)):
                 return
-            socket = Socket(self._hub, credentials, send, self._heartbeats)
+            socket = Socket(self._hub, credentials, send)
             self._open.add(socket)
             slot = self._heartbeats.add(socket, int(PING_S))
             try:
@@ -205,7 +205,6 @@ class Socket:
     hub: InitVar[HubCore]
     credentials: Credentials
     send: InitVar[Send]
-    heartbeats: InitVar[Heartbeats]
     sender: Sender = field(init=False)
     session: Session = field(init=False)
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
@@ -217,10 +216,10 @@ class Socket:
     _is_closing: bool = False
     _is_restart: bool = False
 
-    def __post_init__(self, hub: HubCore, send: Send, heartbeats: Heartbeats) -> None:
+    def __post_init__(self, hub: HubCore, send: Send) -> None:
         credentials = self.credentials
         sender_class = DirectSender if hub.drive_by_hand else TaskSender
-        self.sender = sender_class(send, self, heartbeats)
+        self.sender = sender_class(send, self)
         self.session = Session(
             hub,
             credentials.identity,
@@ -267,7 +266,8 @@ class Socket:
     # Calls of the heartbeats
 
     def send_heartbeat(self) -> None:
-        """Send a ping, and close the socket of a peer that has been silent for too long."""
+        """Send a ping, and close the socket of a peer that has been silent, or has read nothing, for too long."""
+        self.sender.end_if_stalled()
         self.session.keep_alive(now_s=self._loop.time())
         if self.credentials.is_expired:  # check here, too: the timers of a suspended machine do not run
             self._expire()
