@@ -129,27 +129,33 @@ class Gate:
 class Inbox(Generic[T]):
     """An `asyncio.Queue` without a limit: its owner stops reading from the peer after each message."""
 
-    __slots__ = ("_has_message", "_messages")
+    __slots__ = ("_waiters", "messages")
 
     def __init__(self) -> None:
-        self._messages: list[T] = []
-        self._has_message = Gate(is_open=False)
+        self.messages: list[T] = []
+        self._waiters: tuple[asyncio.Future[None], ...] = ()
 
     def empty(self) -> bool:
         """Return whether `get` would wait."""
-        return not self._messages
+        return not self.messages
 
     def put_nowait(self, message: T) -> None:
         """Add `message`."""
-        self._messages.append(message)
-        self._has_message.set()
+        self.messages.append(message)
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
     async def get(self) -> T:
         """Remove and return the oldest message; wait for one if there is none."""
-        while not self._messages:
-            self._has_message.clear()
-            await self._has_message.wait()
-        return self._messages.pop(0)
+        while not self.messages:
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters += (waiter,)
+            try:
+                await waiter
+            finally:
+                self._waiters = tuple(other for other in self._waiters if other is not waiter)
+        return self.messages.pop(0)
 
 
 class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtocol):
@@ -349,7 +355,7 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
             self._burst = 0
             await asyncio.sleep(0)  # with a full queue, this method would not let the loop serve other connections
         message = await self.queue.get()
-        if self.read_paused and self.queue.empty():
+        if self.read_paused and not self.queue.messages:
             self.read_paused = False
             if self._unread:
                 self._book.parsing.add(self._go_on)

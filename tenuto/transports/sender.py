@@ -222,11 +222,11 @@ class SenderOwner(Protocol):
     def freed(self) -> None:
         """React to the end of a write that had blocked; on a `TaskSender`, of any write."""
 
-    def received(self, message: Message) -> bool:
-        """Accept a message from the peer; return False if the peer will not send another one."""
+    async def received(self, message: Message) -> bool:
+        """Accept a message from the peer, and wait until the owner can accept another one.
 
-    async def until_room(self) -> None:
-        """Wait until the owner can accept another message."""
+        Return False if the peer will not send another one.
+        """
 
 
 @dataclass(slots=True, eq=False)
@@ -288,8 +288,8 @@ class Sender:
         assert call is not None
         owner = self._owner
         try:
-            while not self._is_aborted and owner.received(await receive()):
-                await owner.until_room()
+            while not self._is_aborted and await owner.received(await receive()):
+                pass
         except asyncio.CancelledError:
             # The cancellation is ours if `_abort` requested it and no other code did; `asyncio.timeout` decides in the
             # same way.

@@ -90,7 +90,7 @@ from tenuto.transports.codec import (
 from tenuto.transports.operations import BY_FRAME, frame_decoder
 from tenuto.transports.sse import RETRY_MS
 
-Fields = dict[str, Json] | None  # of a response
+Fields = dict[str, Json] | None  # of a response; None: there is none, or it comes later
 Respond = Callable[[dict[str, Json] | TenutoError], None]  # gets the fields of a response, or the refusal
 
 MAX_PATTERNS = 20
@@ -358,8 +358,8 @@ class Attachments:
         attachment = self._by_channel[channel] = Attachment(channel)
         return attachment
 
-    async def attach(self, frame: AttachFrame, attachment: Attachment) -> None:
-        """Attach to the hub's channel and send the response, after those to earlier `attach` frames of the channel."""
+    async def attach(self, frame: AttachFrame, attachment: Attachment) -> dict[str, Json]:
+        """Attach to the hub's channel after earlier `attach` frames of it, and return the fields of the response."""
         session, channel, task = self._session, attachment.channel, asyncio.current_task()
         earlier, self._attaching[channel] = self._attaching.get(channel), task
         feed = None
@@ -387,14 +387,14 @@ class Attachments:
         finally:
             if self._attaching.get(channel) is task:
                 del self._attaching[channel]
-        session.respond({"type": "ok", "ref": frame.ref, "you": describe_caller(self._hub, session.identity, channel)})
         if feed is not None and self._by_channel.get(channel) is attachment:
             attachment.feed = feed
             if (charge := session.charge) is not None:
                 feed.on_first = lambda batch: charge(batch.encoded_bytes)
-            self.ready[attachment] = None  # the response has woken the sender
+            self.ready[attachment] = None  # the response, which goes before its events, wakes the sender
         elif feed is not None:  # otherwise the client has attached again or detached meanwhile
             feed.close()
+        return {"you": describe_caller(self._hub, session.identity, channel)}
 
     def leave(self, channel: str) -> None:
         """Detach from a channel, if the socket is attached to it."""
@@ -556,7 +556,9 @@ class Session:
             self._request(frame, len(data))
             return
         try:
-            self._ok(frame, handle(self, frame))
+            fields = handle(self, frame)
+            if fields is not None:
+                self.respond({"type": "ok", "ref": frame.ref, **fields})
         except Exception as error:
             self.respond_error(frame.ref, error)
 
@@ -759,15 +761,15 @@ class Session:
             charge(-EXPECTED_BYTES)
         return {"messages": page.messages, "more": page.more, "cursor": page.cursor}
 
-    def _begin(self, frame: Any, job: Callable[[], Coroutine[Any, Any, Fields]], weight: int) -> None:
+    def _begin(self, frame: Any, job: Callable[[], Coroutine[Any, Any, dict[str, Json]]], weight: int) -> None:
         """Run a request that reads the store; it counts as pending until it has ended."""
         self._pending += 1
         self._pending_bytes += weight
         self.start_task(self._counted(frame, job, weight))
 
-    async def _counted(self, frame: Any, job: Callable[[], Coroutine[Any, Any, Fields]], weight: int) -> None:
+    async def _counted(self, frame: Any, job: Callable[[], Coroutine[Any, Any, dict[str, Json]]], weight: int) -> None:
         try:
-            self._ok(frame, await job())
+            self.respond({"type": "ok", "ref": frame.ref, **await job()})
         except Exception as error:
             self.respond_error(frame.ref, error)
         finally:
@@ -775,11 +777,6 @@ class Session:
             self._pending_bytes -= weight
 
     # Responses
-
-    def _ok(self, frame: Any, fields: Fields) -> None:
-        """Send the response to a frame that succeeded; with None it has one, or gets one later."""
-        if fields is not None:
-            self.respond({"type": "ok", "ref": frame.ref, **fields})
 
     def give_turn(self, worker: SocketWorker, turn: AssignedTurn) -> None:
         """Send a turn to an agent of this socket."""

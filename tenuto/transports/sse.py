@@ -173,12 +173,9 @@ class EventStream:
         if self.feed is not None:
             self.feed.done()
 
-    def received(self, message: Message) -> bool:
+    async def received(self, message: Message) -> bool:
         """Return False if the viewer has disconnected; after its request it sends no other message."""
         return bool(message["type"] != "http.disconnect")
-
-    async def until_room(self) -> None:
-        """Return immediately, because the peer sends no input after its request: the server need not slow it down."""
 
     def send_heartbeat(self) -> None:
         """Send a heartbeat, for the peer and for proxies in between; end the stream of a peer that reads nothing."""

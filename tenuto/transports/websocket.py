@@ -234,8 +234,8 @@ class Socket:
 
     # Calls of the sender
 
-    def received(self, message: Message) -> bool:
-        """Pass a frame to the session; return False if the peer has disconnected."""
+    async def received(self, message: Message) -> bool:
+        """Pass a frame to the session, and wait until it can take another one; return False if the peer has left."""
         if message["type"] != "websocket.receive":
             self._is_restart = message.get("code") == DRAINED  # uvicorn may stop before the hub knows of it
             return False
@@ -244,24 +244,22 @@ class Socket:
             self.session.receive_binary()
         elif self.session.closing is None and self._is_for_session(text):
             self.session.receive(text, now_s=self._loop.time())
-        return True
-
-    @property
-    def _is_full(self) -> bool:
-        """Return whether no further frame can be received now, also because a first `auth` is being verified."""
-        return self.session.is_full or (self._is_renewing and self.credentials.is_ambient)
-
-    async def until_room(self) -> None:
-        """Wait until enough requests have been carried out and their responses sent, and after a refused frame."""
         if self._pause_s:
             pause_s, self._pause_s = self._pause_s, 0.0
             await asyncio.sleep(pause_s)
+        # until enough requests have been carried out and their responses sent
         while self._is_full and not self.sender.is_over:
             self._room = self._loop.create_future()
             try:
                 await self._room
             finally:
                 self._room = None
+        return True
+
+    @property
+    def _is_full(self) -> bool:
+        """Return whether no further frame can be received now, also because a first `auth` is being verified."""
+        return self.session.is_full or (self._is_renewing and self.credentials.is_ambient)
 
     # Calls of the heartbeats
 

@@ -36,11 +36,8 @@ class Peer:
         assert self.sender is not None
         self.sender.end_if_stalled()
 
-    def received(self, message: Any) -> bool:
+    async def received(self, message: Any) -> bool:
         return bool(message["type"] != "http.disconnect")
-
-    async def until_room(self) -> None:
-        pass
 
     async def receive(self) -> Any:
         await self.left.wait()
