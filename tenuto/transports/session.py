@@ -342,8 +342,8 @@ class Attachments:
     def __iter__(self) -> Iterator[Attachment]:
         return iter(self._by_channel.values())
 
-    def begin(self, channel: str, frame: AttachFrame) -> Attachment:
-        """Return a new attachment in place of the channel's old one. Raises InvalidRequest, TooMany."""
+    def begin(self, channel: str, frame: AttachFrame) -> Callable[[], Coroutine[Any, Any, dict[str, Json]]]:
+        """Replace the channel's old attachment, and return the work of the new one. Raises InvalidRequest, TooMany."""
         limits = self._hub.limits
         if frame.history is not None and frame.history > limits.history:
             raise InvalidRequest(f"history must be a whole number from 0 to {limits.history}, got {frame.history}")
@@ -356,9 +356,9 @@ class Attachments:
             )
         self.leave(channel)
         attachment = self._by_channel[channel] = Attachment(channel)
-        return attachment
+        return partial(self._attach, frame, attachment)
 
-    async def attach(self, frame: AttachFrame, attachment: Attachment) -> dict[str, Json]:
+    async def _attach(self, frame: AttachFrame, attachment: Attachment) -> dict[str, Json]:
         """Attach to the hub's channel after earlier `attach` frames of it, and return the fields of the response."""
         session, channel, task = self._session, attachment.channel, asyncio.current_task()
         earlier, self._attaching[channel] = self._attaching.get(channel), task
@@ -739,10 +739,6 @@ class Session:
     async def _take_turn(self, frame: TurnTakeFrame) -> dict[str, Json]:
         return {"taken": await self._agents().take(frame)}
 
-    def _attach(self, frame: AttachFrame) -> None:
-        attachment = self._attachments.begin(self._checked(frame), frame)
-        self._begin(frame, partial(self._attachments.attach, frame, attachment), 0)
-
     def _detach(self, frame: DetachFrame) -> dict[str, Json]:
         self._attachments.leave(frame.channel)
         return {}
@@ -829,7 +825,9 @@ class Session:
 # All other frames are requests to store. Methods are looked up by name, so that tests may replace them.
 _HANDLERS: dict[type, Callable[[Session, Any], Fields]] = {
     PongFrame: lambda session, frame: None,  # only its arrival matters
-    AttachFrame: lambda session, frame: session._attach(frame),
+    AttachFrame: lambda session, frame: session._begin(
+        frame, session._attachments.begin(session._checked(frame), frame), 0
+    ),
     DetachFrame: lambda session, frame: session._detach(frame),
     HistoryFrame: lambda session, frame: session._begin(
         frame, partial(session._history, frame), session.hub.limits.history_bytes
