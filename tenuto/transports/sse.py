@@ -70,7 +70,6 @@ class EventStream:
     __slots__ = (
         "_app",
         "_catching_up",
-        "_later_feed",
         "_ping",
         "_seal",
         "credentials",
@@ -100,7 +99,6 @@ class EventStream:
         self._catching_up: asyncio.Task[None] | None = None
         self.ping_s = ping_s or HEARTBEAT_S
         self.feed: Feed | None = None
-        self._later_feed: Feed | None = None  # of a `DeltaStream`: from `follow` to `run`
         # resume limits of a viewer without the capability `history`; else None
         self.resume_limits: ResumeLimits | None = None
         if sender_class is None:

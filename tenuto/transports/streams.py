@@ -258,26 +258,24 @@ class DeltaStream(EventStream):
 
     async def follow(self, channel: str, cursor: str, *, flush_ms: int | None = None) -> None:
         """Attach to the channel at `cursor`. The changes from there are sent after the first deltas."""
-        self._later_feed = await self._app.hub.attach(
-            channel, parse_cursor(cursor), history=0, flush_ms=flush_ms, wake=self.wake
+        self.feed = await self._app.hub.attach(
+            channel, parse_cursor(cursor), history=0, flush_ms=flush_ms, wake=lambda: None
         )
 
     async def run(self, receive: Receive) -> None:
         """Send the first deltas, then the changes until the last one or until the peer disconnects."""
         self.send_first()  # in a method of its own, so that no variable keeps the text until the stream ends
-        self.feed, self._later_feed = self._later_feed, None
+        self.listen()
         await super().run(receive)
+
+    def listen(self) -> None:
+        """Let the feed wake this stream from now on."""
+        if self.feed is not None:
+            self.feed.wake = self.wake
 
     def send_first(self) -> None:
         """Send the deltas that bring a new reader up to date, and keep none of them."""
         raise NotImplementedError
-
-    def close(self) -> None:
-        """Detach from the channel, and give back the connection slot. A second call has no effect."""
-        if self._later_feed is not None:
-            self._later_feed.close()
-            self._later_feed = None
-        super().close()
 
     def write(self, body: bytes, *, is_last: bool) -> None:
         """Write `body`. With `is_last` the response is complete, as that of no other stream is."""
@@ -512,5 +510,6 @@ class TurnStream(DeltaStream):
         self._progress = TurnProgress(self._message_id)
         if self.feed is not None:
             self.feed.close()
+            self.feed = None
         await self.attach(self._channel, status)
-        self.feed, self._later_feed = self._later_feed, None
+        self.listen()
