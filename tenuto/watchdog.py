@@ -1,11 +1,10 @@
-"""A watchdog: limits how long operations may take, with one timer for all of them; and `timed`, for code of the app.
+"""A watchdog: limits how long each commit may take, with one timer for all of them; and `timed`, for code of the app.
 
-Layer: watchdog, directly above `core`. The commits of a hub use a watchdog. Handlers and hooks run in `timed`.
+Layer: watchdog, directly above `core`. The committer of a hub has one watchdog. Handlers and hooks run in `timed`.
 
-`asyncio.timeout` makes and cancels a timer for each operation, which costs more than most operations that succeed. The
-limit of a watchdog is the same for all its operations, so they become due in the order in which they began. The one
-timer is set for the oldest operation; when it fires, it is set for the oldest one of that time. So an operation is
-cancelled exactly at its limit, and a watchdog without operations soon has no timer.
+`asyncio.timeout` makes and cancels a timer for each operation, which costs more than many a commit. The timer of a
+watchdog stays: when it fires, it is set for the operation of that time. So an operation is cancelled exactly at its
+limit, and a watchdog without operations soon has no timer.
 
 `timed` reads the clock before and after each step of a coroutine, the code between two waits. So it names the code that
 blocked the event loop, and no other code that waited meanwhile. A thread that looked at a loop that stands still could
@@ -18,7 +17,6 @@ import asyncio
 import logging
 import types
 from collections.abc import Awaitable, Coroutine, Generator
-from dataclasses import dataclass, field
 from time import monotonic
 from types import TracebackType
 from typing import Any, TypeVar
@@ -69,54 +67,43 @@ def _report(name: str, blocked_s: float, now_s: float, logger: logging.Logger) -
 
 
 class Watchdog:
-    """Cancels operations on one event loop that take longer than `limit_s`. Each runs in `with Watch(watchdog):`."""
+    """Cancels the operation in `with watchdog:` at its limit, and raises TimeoutError. Only one runs at a time."""
 
-    __slots__ = ("has_timer", "limit_s", "loop", "watches")
+    __slots__ = ("_cancelling", "_due_s", "_has_timer", "_is_late", "_limit_s", "_loop", "_task")
 
     def __init__(self, limit_s: float) -> None:
-        self.limit_s = limit_s
-        self.loop = asyncio.get_running_loop()
-        self.watches: dict[Watch, None] = {}  # the running operations, oldest first
-        self.has_timer = False
+        self._limit_s = limit_s
+        self._loop = asyncio.get_running_loop()
+        self._task: asyncio.Task[Any] | None = None  # that of the operation; None between two
+        self._cancelling = 0  # number of cancellations of the task that other code had requested before
+        self._due_s = 0.0
+        self._is_late = False
+        self._has_timer = False
 
-    def expire(self) -> None:
-        """End the operations whose limit has passed; the timer calls this."""
-        now_s = self.loop.time()
-        for watch in tuple(self.watches):
-            if watch.due_s > now_s:
-                self.loop.call_at(watch.due_s, self.expire)
-                return
-            del self.watches[watch]
-            watch.is_late = True
-            watch.task.cancel()
-        self.has_timer = False
-
-
-@dataclass(eq=False, slots=True)
-class Watch:
-    """One operation of the current task. At the limit the task is cancelled, and the block raises TimeoutError."""
-
-    watchdog: Watchdog
-    task: asyncio.Task[Any] = field(init=False)
-    cancelling: int = field(init=False)  # number of cancellations of the task that other code has requested before
-    due_s: float = field(init=False)
-    is_late: bool = field(default=False, init=False)
-
-    def __enter__(self) -> Watch:
-        watchdog, task = self.watchdog, asyncio.current_task()
+    def __enter__(self) -> None:
+        task = asyncio.current_task()
         assert task is not None
-        self.task, self.cancelling = task, task.cancelling()
-        self.due_s = watchdog.loop.time() + watchdog.limit_s
-        watchdog.watches[self] = None
-        if not watchdog.has_timer:
-            watchdog.has_timer = True
-            watchdog.loop.call_at(self.due_s, watchdog.expire)
-        return self
+        assert self._task is None
+        self._task, self._cancelling, self._is_late = task, task.cancelling(), False
+        self._due_s = self._loop.time() + self._limit_s
+        if not self._has_timer:
+            self._has_timer = True
+            self._loop.call_at(self._due_s, self._expire)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.watchdog.watches.pop(self, None)
+        task, self._task = self._task, None
+        assert task is not None
         # If other code has cancelled the task as well, that cancellation goes on; `asyncio.timeout` does the same.
-        if self.is_late and self.task.uncancel() <= self.cancelling and kind is asyncio.CancelledError:
+        if self._is_late and task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise TimeoutError from error
+
+    def _expire(self) -> None:
+        """End the operation if its limit has passed, else wait for the limit of the present one."""
+        self._has_timer = self._task is not None and self._due_s > self._loop.time()
+        if self._has_timer:
+            self._loop.call_at(self._due_s, self._expire)
+        elif self._task is not None:
+            self._is_late = True
+            self._task.cancel()

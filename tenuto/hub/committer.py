@@ -40,7 +40,7 @@ from tenuto.hub.channel import MAX_CONFLICTS, Channel, Ticks, outpaced
 from tenuto.hub.clock import Clock
 from tenuto.hub.pending import Admission, Ask, Decided, DocumentDue, Item, Outcome
 from tenuto.stores.base import Committed, CommitUnknown, Conflict, Store, Write
-from tenuto.watchdog import Watch, Watchdog
+from tenuto.watchdog import Watchdog
 
 logger = logging.getLogger("tenuto.hub")
 
@@ -425,7 +425,7 @@ class Committer:
         begun_s, results = loop.time(), list[Committed | Conflict]()
         try:
             if writes:
-                with Watch(watchdog):
+                with watchdog:
                     results = await self._store.commit([write for _, write in writes])
             else:
                 await asyncio.sleep(0)  # there is no entry to store; let other tasks run
