@@ -506,12 +506,8 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         elif not connection.is_from_proxy:
             connection.rest()
         if not (self.pipeline or self.is_in_head() or self.cycle.more_body):
-            self._forget_request()
-
-    def _forget_request(self) -> None:
-        """Drop the head of the completed request: it may be large, and the connection may now be idle."""
-        self._forget_head()
-        self.cycle.scope = None  # type: ignore[assignment]
+            self._forget_head()  # it may be large, and the connection may now be idle
+            self.cycle.scope = None  # type: ignore[assignment]
 
     def _forget_head(self) -> None:
         self.url, self.headers = b"", []

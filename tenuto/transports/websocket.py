@@ -244,6 +244,7 @@ class Socket:
             self.session.receive_binary()
         elif self.session.closing is None and self._is_for_session(text):
             self.session.receive(text, now_s=self._loop.time())
+        del message, text  # the wait may be long
         if self._pause_s:
             pause_s, self._pause_s = self._pause_s, 0.0
             await asyncio.sleep(pause_s)
