@@ -18,7 +18,6 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple, Protocol
 
-from msgspec import Struct
 from starlette.types import Receive, Send
 
 from tenuto.core.deltas import (
@@ -101,7 +100,7 @@ class NamedEvents:
         if left is not None:
             events.append(b"event: reset\ndata: " + encode_json({_EVENTS[kind].decode(): left[kind] for kind in left}))
         if status is not None:
-            events.append(b"event: done\ndata: " + encode_json(_Done(status)))
+            events.append(b"event: done\ndata: " + encode_json({"status": status}))
         if not events:
             return b""
         id = position.id(is_finished=position.sent.is_finished)
@@ -176,10 +175,6 @@ def _bytes_of(frame: object, option: str) -> bytes:
 
 
 _EVENTS = {"text": b"answer", "reasoning": b"thinking"}
-
-
-class _Done(Struct):
-    status: str
 
 
 def texts_left(deltas: Sequence[Delta]) -> dict[str, str] | None:
