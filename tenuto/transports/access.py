@@ -304,8 +304,8 @@ async def check_serving(hub: HubCore) -> None:
 
 async def admit_stream(
     hub: HubCore, scope: Scope, query: Query | None, channel: str, operation: Operation
-) -> tuple[Identity, Ticket | None]:
-    """Return the identity for a stream of `channel`: from a ticket, which is returned too, or as for any request.
+) -> Credentials:
+    """Return the credentials for a stream of `channel`: from a ticket, or as for any request.
 
     Without `query` a ticket does not count: a client that polls can send a header.
     Raises Draining, StoreUnavailable, InvalidName, Unauthenticated, Expired, Forbidden and the errors of `identify`.
@@ -326,7 +326,7 @@ async def admit_stream(
             hub.rates.request(identity, peer_of(scope))
         mark_known(scope)
     check_operation(identity, operation, channel)
-    return identity, ticket
+    return Credentials(hub, scope, identity, ticket=ticket)
 
 
 class ResumeLimits(NamedTuple):

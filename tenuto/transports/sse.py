@@ -247,15 +247,14 @@ async def _channel_stream(app: StreamApp, scope: Scope, send: Send, channel: str
     """Return a stream with its feed; None if the response has been sent already."""
     hub = app.hub
     query = Query(scope)
-    identity, ticket = await admit_stream(hub, scope, query, channel, BY_NAME["events"])
+    credentials = await admit_stream(hub, scope, query, channel, BY_NAME["events"])
     asked = query.whole("history", 0, hub.limits.history)
-    resume_limits, since, history = allowed_start(hub, identity, channel, since_of(scope, query), asked)
+    resume_limits, since, history = allowed_start(hub, credentials.identity, channel, since_of(scope, query), asked)
     flush_ms = query.whole("flush_ms", 0, 1000)
     ping_s = query.whole("ping_s", 2, HEARTBEAT_S)
     if scope["method"] == "HEAD":
         await send_empty_stream(app, scope, send)
         return None
-    credentials = Credentials(hub, scope, identity, ticket=ticket)
     credentials.take_slot()
     stream = EventStream(app, send, credentials, is_own_client=is_own_client(scope, query), ping_s=ping_s)
     stream.resume_limits = resume_limits
@@ -365,8 +364,8 @@ async def poll(app: StreamApp, scope: Scope, receive: Receive, send: Send, chann
     """Serve `GET /v1/channels/{channel}/poll`. Raises the error of the response, before the response has started."""
     hub = app.hub
     query = Query(scope)
-    identity, _ = await admit_stream(hub, scope, None, channel, BY_NAME["poll"])
-    credentials = Credentials(hub, scope, identity)
+    credentials = await admit_stream(hub, scope, None, channel, BY_NAME["poll"])
+    identity = credentials.identity
     credentials.take_slot()
     try:
         asked = query.whole("history", 0, hub.limits.history)

@@ -371,8 +371,7 @@ async def _message_stream(
     """Return an attached stream; None if the response has been sent already."""
     hub = app.hub
     query = Query(scope)
-    identity, ticket = await admit_stream(hub, scope, query, channel, BY_NAME["message_events"])
-    credentials = Credentials(hub, scope, identity, ticket=ticket)
+    credentials = await admit_stream(hub, scope, query, channel, BY_NAME["message_events"])
     flush_ms = query.whole("flush_ms", 0, 1000)
     ping_s = query.whole("ping_s", 2, HEARTBEAT_S)
     since = since_of(scope, query)
