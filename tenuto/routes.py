@@ -276,10 +276,7 @@ class Access:
         return any(one.target == message_id and one.data == INTERRUPTED for one in commands)
 
     async def replied(self, channel: str, targets: Container[str | None], *, after: int) -> list[Json]:
-        """Return the data of the questions about messages that have a positive reply.
-
-        If too many messages have changed `after` this serial, they are those that this server has in memory.
-        """
+        """Return the data of the questions with a positive reply; of too many since a serial, those in memory."""
         live = self._hub.channel(channel)
         async with self._hub.viewing.reading():
             await live.load_since(after)

@@ -11,7 +11,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from mimetypes import guess_type
 from typing import Literal, NamedTuple, get_args
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
@@ -80,9 +80,7 @@ def leading_to(messages: Iterable[Message], message_id: str) -> set[str]:
     return leading
 
 
-def _followed(
-    parent: Message, ordered: Sequence[Message], places: Mapping[str, int], parents: Mapping[str, str]
-) -> Message:
+def _followed(parent: Message, ordered: list[Message], places: dict[str, int], parents: dict[str, str]) -> Message:
     """Return the message that the next one after `parent` follows, whose parent is that one.
 
     By default a message follows the newest one. If that is the first answer to an older question, the message follows

@@ -43,8 +43,6 @@ encode = msgspec.json.Encoder().encode
 Json = dict[str, Any]
 Place = tuple[int, int]  # the number of an answer in its turn, and the index of a part
 End = tuple[str, str | None]  # status and reason
-DELETED: End = ("deleted", "the answer was deleted")
-UNSERVED: End = ("failed", "no agent serves this chat")
 _TEXT_FIELDS = {"text": "text", "reasoning": "text", "tool": "input"}
 
 
@@ -66,10 +64,6 @@ class SentText:
     def begins(self, text: str) -> bool:
         """Return whether `text` begins with the text that was sent."""
         return len(text) >= self.length and crc32(text[: self.length].encode()) == self._sum
-
-    def equals(self, text: str) -> bool:
-        """Return whether `text` is the text that was sent."""
-        return len(text) == self.length and self.begins(text)
 
 
 @dataclass(eq=False, slots=True)
@@ -231,9 +225,9 @@ class TurnFold:
         if left:
             return left[-1].status, left[-1].reason
         if self.is_deleted or self.answers:
-            return DELETED
+            return "deleted", "the answer was deleted"
         if self.state == "none":
-            return UNSERVED
+            return "failed", "no agent serves this chat"
         return "cancelled" if self.is_cancelled else "complete", None
 
     def meta(self) -> Json:

@@ -636,9 +636,8 @@ class ChatStream(TurnEvents):
             case "response.completed" | "response.incomplete":
                 error, text = _end_of(event["response"])
                 texts = [text, *(_input_of(one) for one in event["response"]["output"] if one["type"] in CALLS)]
-                if error is None and not (
-                    len(texts) == len(self._sent) and all(map(SentText.equals, self._sent, texts))
-                ):
+                has_all = [one.length for one in self._sent] == [*map(len, texts)]
+                if error is None and not (has_all and all(map(SentText.begins, self._sent, texts))):
                     error = _REPLACED
                 yield {"error": error} if error is not None else self._chunk({}, finish_reason=self.finish_reason())
                 if self._has_usage and error is None:
