@@ -13,6 +13,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterable, Mapping, MutableMapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -472,7 +473,7 @@ class RouteSocket:
     async def run(self, handle: Callable[[RouteSocket], Awaitable[None]], *, max_s: float) -> None:
         """Accept the socket, and close it when `handle` returns, after `max_s`, on expiry, and when the hub drains."""
         hub = self.access._hub
-        unhook = hub.on_drain(self.drain)
+        unhook = hub.on_drain(drain := partial(self.close, DRAINED, "draining"))
         self._credentials.watch(lambda: self.close(EXPIRED, "unauthenticated"))
         try:
             await self._send({"type": "websocket.accept"})
@@ -480,7 +481,7 @@ class RouteSocket:
                 if self._closing is None and not hub.viewing.is_over:
                     await handle(self)
                 else:
-                    self.drain()
+                    drain()
         except TimeoutError:
             if not self._limit.expired():
                 raise
@@ -537,10 +538,6 @@ class RouteSocket:
         except TenutoError as error:
             return for_peers(error).problem()
         return None
-
-    def drain(self) -> None:
-        """Close the socket, because the hub drains."""
-        self.close(DRAINED, "draining")
 
     def close(self, code: int, reason: str) -> None:
         """Close the socket; the wait of `handle` is cancelled. A second call has no effect."""

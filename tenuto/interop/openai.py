@@ -87,7 +87,6 @@ from tenuto.routes import (
 )
 
 logger = logging.getLogger("tenuto.transports")
-_Begin = Callable[[Access, Json], Awaitable[Asked]]
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _MAX_NEW = 20  # items of one request, as in OpenAI's API
 _MAX_READ = 1000  # messages among which the further input of a question, or the way to one, is looked for
@@ -127,7 +126,7 @@ class OpenAI:
             f"{path}/models/{{id:path}}": {"GET": self._model},
         }
         app.router.routes[:0] = [
-            WebSocketRoute(f"{path}/responses", _Sockets(self._hub, self._begin_response)),
+            WebSocketRoute(f"{path}/responses", self),
             *(Route(path, _by_method(endpoints), methods=_METHODS) for path, endpoints in routes.items()),
         ]
         others, no_route = app.router.default, Route(f"{path}/{{rest:path}}", _by_method({}), methods=_METHODS)
@@ -138,6 +137,11 @@ class OpenAI:
             await (no_route.app if is_own else others)(scope, receive, send)
 
         app.router.default = last
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a socket of Responses, as its ASGI app."""
+        begin = self._begin_response
+        await self._hub.serve_socket(scope, receive, send, lambda socket: _Socket(socket, begin).run())
 
     async def _create(self, request: Request) -> Response:
         """Store the question, or answer the agent, and respond as `stream` and `background` say."""
@@ -971,21 +975,10 @@ class _Frames(TurnEvents):
         return b"" if self.is_repeated else frames
 
 
-@dataclass
-class _Sockets:
-    """The ASGI app of the sockets."""
-
-    hub: Hub
-    begin: _Begin
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.hub.serve_socket(scope, receive, send, lambda socket: _Socket(socket, self.begin).run())
-
-
 class _Socket:
     """One socket."""
 
-    def __init__(self, socket: RouteSocket, begin: _Begin) -> None:
+    def __init__(self, socket: RouteSocket, begin: Callable[[Access, Json], Awaitable[Asked]]) -> None:
         self._socket = socket
         self._begin = begin
         self._lanes: dict[object, _Lane] = {}
