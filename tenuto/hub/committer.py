@@ -160,6 +160,9 @@ MAX_ROWS = 64
 UNSEEN_TIMES = 8
 # limit of items in one batch: many requests may join to few rows, and this bounds the work between two commits
 MAX_ITEMS = 1_024
+# Size from which an item, such as a question with a photo, has a commit of its own. The commit after it has no such
+# item, so that text of others waits for one of them at most.
+LARGE_BYTES = 256 * 1024
 # Limit of a message's text since its last document. Beyond it the message gets a new document, so that a restart reads
 # little.
 DOCUMENT_BYTES = 64 * 1024
@@ -217,6 +220,7 @@ class Committer:
         self._in_doubt: dict[Channel, Unclear] = {}  # channels whose store may hold parked items
         self._queue = Admission()
         self._waiting_bytes = 0
+        self._may_be_large = True  # False: the last commit was that of a large item
         self._wake = asyncio.Event()  # set while items are queued
         self._since_s: float | None = None  # loop time at which the oldest item was queued, or earlier
         self._cut_now: _Batch | None = None
@@ -315,12 +319,18 @@ class Committer:
         """Decide a batch of queued items. It never awaits, so all decisions see the same state."""
         batch = _Batch({}, {}, [], {}, self._since_s)
         rows, limit = 0, UNSEEN_TIMES * MAX_ROWS
+        may_be_large, self._may_be_large = self._may_be_large, True
+        held: dict[str, list[Item]] = {}  # large items that wait for a later commit, each with those behind it
         now_s, now_ms = asyncio.get_running_loop().time(), None  # the clock is read if a decision needs it
         self._queue.begin(now_s)
         while rows < limit and len(batch.decided) < MAX_ITEMS:
             item = self._queue.take()
             if item is None:
                 break
+            is_large = item.size_bytes >= LARGE_BYTES
+            if item.channel in held or (is_large and (batch.decided or not may_be_large)):
+                held.setdefault(item.channel, []).append(item)
+                continue
             channel = self._channels.get(item.channel) or self._channel(item.channel)
             channel.used_s = now_s
             is_first = channel not in batch.drafts and channel not in batch.alone
@@ -358,6 +368,11 @@ class Committer:
             if type(item) is DocumentDue:
                 batch.due.setdefault(channel, []).extend(item.ids)
             rows += len(draft.ops) - before
+            if is_large:
+                self._may_be_large = False
+                break
+        if held:
+            self._queue.put_first(item for items in held.values() for item in items)
         if not self._queue:
             self._since_s = None
             self._wake.clear()
