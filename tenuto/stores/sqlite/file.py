@@ -172,15 +172,8 @@ SCHEMA = 1
 COPY = ".compact"  # end of the name of the copy that a compaction makes (`compact`)
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
-# Indexes of documents whose data will be removed with their target or after a time; only commands have such data.
-_INDEXES_OF_DATA = (
-    "CREATE INDEX documents_target ON documents (channel, target) WHERE target IS NOT NULL",
-    "CREATE INDEX documents_until ON documents (until_ms) WHERE until_ms IS NOT NULL",
-)
-
 FREE = "CREATE TABLE free (room INTEGER NOT NULL, slot INTEGER NOT NULL, PRIMARY KEY (room, slot)) WITHOUT ROWID"
 SET_ASIDE = "damaged_free_"  # a table of free slots that was damaged gets this name and a number
-_LOG = "CREATE TABLE log (id INTEGER PRIMARY KEY, body BLOB NOT NULL)"
 
 _TABLES = (
     # One row with the mark. It is here and not in a note: no other data is on this page, so a `-wal` that was left
@@ -199,14 +192,16 @@ _TABLES = (
     "CREATE INDEX documents_version ON documents (channel, version)",
     "CREATE INDEX documents_created ON documents (channel, deleted, created)",
     "CREATE INDEX documents_open ON documents (channel) WHERE open = 1",
-    *_INDEXES_OF_DATA,
+    # Documents whose data will be removed with their target or after a time; only commands have such data.
+    "CREATE INDEX documents_target ON documents (channel, target) WHERE target IS NOT NULL",
+    "CREATE INDEX documents_until ON documents (until_ms) WHERE until_ms IS NOT NULL",
     # The slots of a document: blob 0 is its head, each later blob holds the segments of one write.
     """CREATE TABLE pieces (
         document INTEGER NOT NULL, blob INTEGER NOT NULL, chunk INTEGER NOT NULL, slot INTEGER NOT NULL,
         PRIMARY KEY (document, blob, chunk)) WITHOUT ROWID""",
     "CREATE TABLE texts (id INTEGER PRIMARY KEY, body BLOB NOT NULL)",
     FREE,
-    _LOG,
+    "CREATE TABLE log (id INTEGER PRIMARY KEY, body BLOB NOT NULL)",
     # Ids that cannot be used again, of messages in deleted channels.
     """CREATE TABLE graves (
         channel TEXT NOT NULL, message TEXT NOT NULL, until_ms INTEGER NOT NULL,
