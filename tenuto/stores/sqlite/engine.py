@@ -655,7 +655,9 @@ class Engine:
     def wipe(self, limit_s: float = TIDY_S) -> bool:
         """Go on with the pending housekeeping for `limit_s` (`Store.wipe`)."""
         deadline_s = time.monotonic() + limit_s
-        self._start_wipe()
+        if self._is_wipe_due:
+            self._is_wipe_due, self._is_wiping = False, True
+            self._log.start_wipe()
         while self._step() and time.monotonic() < deadline_s:
             pass
         return not (self._is_wiping or self._deleted)
@@ -716,13 +718,6 @@ class Engine:
                     self._truncate_at_s = time.monotonic() + IDLE_S  # a reader in another process blocks it
             return False
         return True
-
-    def _start_wipe(self) -> None:
-        """Schedule the removal of deleted text from the log, if text was deleted."""
-        if self._is_wipe_due:
-            self._is_wipe_due = False
-            self._is_wiping = True
-            self._log.start_wipe()
 
     def _checkpoint(self, mode: Literal["PASSIVE", "TRUNCATE"]) -> bool:
         self._wal_pages = 0  # reset it even if a reader blocked the checkpoint, so that the next try is not immediate
