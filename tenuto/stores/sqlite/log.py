@@ -271,22 +271,14 @@ class CommitLog:
 
         deleted ones, those that have pinned slots for `old_ms`, and all if the needed rows exceed `limit_bytes`.
         """
-        self._keep_ages(now_ms)
+        # Pins keep their age although the clock was set back: else a wipe due in a minute could take an hour.
+        set_back_ms = 0 if self.now_ms is None else max(0, self.now_ms - now_ms)
         self.now_ms = now_ms
         is_heavy = self.live_bytes > limit_bytes
         for tracked in self.pinned.values():
-            if tracked.since_ms is None:
-                tracked.since_ms = now_ms
+            tracked.since_ms = now_ms if tracked.since_ms is None else tracked.since_ms - set_back_ms
             if is_heavy or tracked.is_deleted or now_ms - tracked.since_ms >= old_ms:
                 yield tracked
-
-    def _keep_ages(self, now_ms: int) -> None:
-        """Keep the age of pins although the clock was set back: else a wipe due in a minute could take an hour."""
-        set_back_ms = 0 if self.now_ms is None else self.now_ms - now_ms
-        if set_back_ms > 0:
-            for tracked in self.pinned.values():
-                if tracked.since_ms is not None:
-                    tracked.since_ms -= set_back_ms
 
     # -- slots ---------------------------------------------------------------------------------------------------
 
