@@ -145,58 +145,69 @@ async def test_client_is_at_most_a_hundred_members_of_a_channel() -> None:
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from("abcdefA"), st.booleans(), st.booleans()), max_size=80),
-    st.integers(0, 7),
-    st.integers(1, 5),
-    st.data(),
+    st.lists(
+        st.tuples(st.sampled_from("abcdA"), st.booleans(), st.booleans(), st.integers(0, 9), st.integers(0, 9)),
+        min_size=20,
+        max_size=80,
+    ),
+    st.sampled_from((1, None)),
+    st.integers(1, 3),
 )
 def test_events_since_any_position_also_delayed_ones_of_a_crowd_bring_every_view_up_to_date(
-    steps: list[tuple[str, bool, bool]], named: int, kept: int, data: st.DataObject
+    steps: list[tuple[str, bool, bool, int, int]], named: int | None, kept: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tenuto.hub.people.presence_state.KEPT_LEFT", kept)
         patch.setattr("tenuto.hub.people.presence_state.CROWD_MEMBERS", 1)
-        patch.setattr("tenuto.hub.people.presence_state.CROWD_MOVES", 2)
         due: list[Callable[[], None]] = []
         received: list[int] = []
         presence_state = PresenceState(
             Limits(), lambda: received.append(presence_state.position), lambda _, callback: due.append(callback)
         )
-        # The channel counts as crowded while all members are still named, so that views can be compared by name.
-        moves = 2 if named < 7 else 1_000  # such a channel is never crowded
-        is_crowded = lambda: len(presence_state) > named or presence_state._moves > moves  # noqa: E731
+
+        def is_crowded() -> bool:
+            """The channel counts as crowded while all members are still named, so that views can be compared."""
+            return named is not None and (len(presence_state) > named or presence_state._moves > 2)
+
         patch.setattr(presence_state, "_is_crowded", is_crowded)
         views = [(0, View()), (0, View()), (0, View())]
 
         def look(place: int) -> None:
             position, view = views[place]
             if position != presence_state.position:  # without a change no feed is woken
-                view.receive(Batch(events=[*presence_state.since(position)], cursor=None))
+                events = presence_state.since(position)
+                known = {one.id for one in view.members()}
+                assert all(one.member.id not in known for one in events if isinstance(one, PresenceEnter))
+                assert all(one.member.id in known for one in events if isinstance(one, PresenceUpdate))
+                assert all(one.id in known for one in events if isinstance(one, PresenceLeave))
+                view.receive(Batch(events=[*events], cursor=None))
                 views[place] = (presence_state.position, view)
+            if not due:
+                members = {one.id for one in presence_state.presence().members}
+                assert {one.id for one in view.members()} == members
+                assert view.count == len(members)
+                assert presence_state._changes.keys() <= members | presence_state._stays.keys()  # else memory grows
+                assert sum(map(len, presence_state._stays.values())) == len(presence_state._left) <= kept
 
-        for member_id, is_coming, is_over in steps:
+        for member_id, is_coming, is_over, looking, beginning in steps:
             if is_coming:
                 presence_state.enter(member_id, "agent" if member_id == "A" else "user", 0)
             elif presence_state.disconnect(member_id, 0):
                 presence_state.remove(member_id)
             if is_over and due:
                 due.pop()()
-            if data.draw(st.booleans()):
-                look(data.draw(st.integers(0, 2)))
-            if data.draw(st.booleans()):  # a new viewer receives all members, also those with delayed events
+            if looking < len(views):
+                look(looking)
+            if beginning < len(views):  # a new viewer receives all members, also those with delayed events
                 now, view = presence_state.presence(), View()
                 view.receive(Batch(events=[PresenceSync(members=now.members, count=now.count)], cursor=None))
-                views[data.draw(st.integers(0, 2))] = (presence_state.position, view)
+                views[beginning] = (presence_state.position, view)
             assert len(due) <= 1
         while due:
             due.pop()()
         assert received == sorted(received)
-        for place in range(3):
+        for place in range(len(views)):
             look(place)
-            assert {one.id for one in views[place][1].members()} == {
-                one.id for one in presence_state.presence().members
-            }
-            assert views[place][1].count == len(presence_state)
 
 
 def test_user_with_the_id_of_an_agent_neither_replaces_nor_keeps_it() -> None:
