@@ -11,13 +11,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from tenuto.core.ops import encode_op
 from tenuto.core.requests import AppendText, Caller, CreateMessage
 from tenuto.hub import HubCore, pending
 from tenuto.hub.committer import LARGE_BYTES
 from tenuto.hub.pending import Result, result_later
 from tenuto.stores.base import Committed, Conflict, Write
-from tenuto.stores.memory import MemoryStore
 from tests.hub.hubs import new_hub
 from tests.hub.test_pacing import Stage, Timed, now_s
 from tests.virtual import virtually
@@ -83,32 +81,17 @@ async def test_slices_are_larger_on_a_slow_disk() -> None:
     assert took_s <= TOKEN_S * 2.5 + (ANSWERS / pending.LARGEST_SLICE + 8) * (0.04 + 0.0002 * pending.LARGEST_SLICE)
 
 
-class Large(MemoryStore):
-    """A store that notes how many large operations each commit has."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.large: list[int] = []
-
-    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
-        sizes = [len(encode_op(entry.op)) for write in writes for entry in write.entries]
-        self.large.append(sum(size > LARGE_BYTES for size in sizes))
-        return await super().commit(writes)
-
-
 @virtually
 async def test_large_request_has_a_commit_of_its_own_and_smaller_ones_go_before_the_next() -> None:
-    store, results, caller = Large(), list[asyncio.Future[Result]](), Caller(id="ann")
+    store, results, caller = Creating(), list[asyncio.Future[Result]](), Caller(id="ann")
     hub = new_hub(store)
-    for name in "abcd":
-        await hub.create(name, id="first", text="?")
-    store.large.clear()
+    await hub.create("d", id="first", text="?")
     for name, text in [("a", "x" * LARGE_BYTES), ("b", "x" * LARGE_BYTES), ("b", "after"), ("d", "?"), ("a", "after")]:
         result, done = result_later()
         hub.submit(name, f"{len(results)}", CreateMessage(text=text), caller, done)
         results.append(result)
     serials = [result.serial for result in await asyncio.gather(*results)]
-    assert (store.large, serials) == ([1, 0, 1, 0], [2, 2, 3, 2, 3])
+    assert (store.created, serials) == ([1, 0, 1, 0, 1, 0], [1, 1, 2, 2, 2])
     await hub.close()
 
 
