@@ -16,7 +16,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 from tenuto.core.errors import StoreInUse, StoreUnavailable
 
@@ -52,10 +51,10 @@ class FileLock:
         handle = self._open(what)
         try:
             while not locked(handle):
-                holder = holder_of(self.path)
+                name, remedy = holder_of(self.path)
                 if time.monotonic() >= deadline_s or self.give_up.wait(LOCK_POLL_S):
-                    detail = f"store file {what} is in use by {holder.name}: {holder.remedy}"
-                    raise StoreInUse(detail, holder=holder.name, remedy=holder.remedy)
+                    detail = f"store file {what} is in use by {name}: {remedy}"
+                    raise StoreInUse(detail, holder=name, remedy=remedy)
             self._read(os.pread(handle, LOCK_BYTES, 0))
             self._write(handle)
         except OSError as error:
@@ -156,18 +155,11 @@ _here: set[str] = set()  # the paths of the locks that this process holds
 _guard = threading.Lock()
 
 
-class Holder(NamedTuple):
-    """The holder of a lock, in the words of an error message, and advice for a process that wants it."""
-
-    name: str  # for example `process 4711 (uvicorn)` or `this process`
-    remedy: str
-
-
-def holder_of(path: Path) -> Holder:
-    """Return the holder of the lock file at `path`; another open file has it locked."""
+def holder_of(path: Path) -> tuple[str, str]:
+    """Return the holder of the lock file at `path`, which another open file has locked, and advice for this process."""
     with _guard:
         if str(path) in _here:
-            return Holder(
+            return (
                 "this process",
                 "another Hub of this process has it open: use that Hub, or close it first (`await hub.close()`, or "
                 "`hub.sync.close()`); in a notebook, restart the kernel, or keep the Hub in a cell of its own",
@@ -176,7 +168,7 @@ def holder_of(path: Path) -> Holder:
         line = path.read_text(errors="replace").partition("\n")[0].strip()[:_SHOWN_CHARACTERS]
     except OSError:
         line = ""
-    return Holder(
+    return (
         line or "another process",
         "stop it, or give each process its own file; with several workers or an overlapping reload, run one worker "
         "(--workers 1), or use a postgresql:// store, which several processes may share",
