@@ -47,9 +47,6 @@ _decode_segments = msgspec.msgpack.Decoder(list[Segment]).decode
 class WrongChecksum(ValueError):
     """A checksum differs from that of the data."""
 
-    def __init__(self, what: str) -> None:
-        super().__init__(f"{what} has a wrong checksum")
-
 
 class Counted(NamedTuple):
     """What a document adds to the counts of its channel."""
@@ -253,10 +250,8 @@ class Documents:
 
     def is_used_up(self, channel: str, message_id: str) -> bool:
         """Return whether the id belonged to a message of the deleted channel of this name."""
-        row = self._db.execute(
-            "SELECT 1 FROM graves WHERE channel = ? AND message = ?", (channel, message_id)
-        ).fetchone()
-        return row is not None
+        found = "SELECT 1 FROM graves WHERE channel = ? AND message = ?"
+        return self._db.execute(found, (channel, message_id)).fetchone() is not None
 
     def newest(self, channel: int) -> str | None:
         """Return the id of the message that was created last, even if it is deleted."""
@@ -320,9 +315,9 @@ class Documents:
             blobs = self._blobs(key)
             row, head = self._head(key, blobs)
             if row[1] != message_id:
-                raise WrongChecksum("its head")
+                raise WrongChecksum("its head has a wrong checksum")
             if channel not in (None, row[0]):
-                raise WrongChecksum("an index of its channel")
+                raise WrongChecksum("an index of its channel has a wrong checksum")
             return head, [segment for blob, data in blobs.items() if blob for segment in _decode_segments(data)]
         except DAMAGE as error:
             reason = str(error) if isinstance(error, WrongChecksum) else type(error).__name__
@@ -333,7 +328,7 @@ class Documents:
         row = self._db.execute(_ROW, (key,)).fetchone()
         head = blobs.get(HEAD)
         if row is None or not head or row[-1] != head_sum((*row[:-1], max(blobs)), head):
-            raise WrongChecksum("its head")
+            raise WrongChecksum("its head has a wrong checksum")
         return row, head
 
     def _blobs(self, key: int, upto: int = _MOST) -> dict[int, bytes]:
@@ -349,7 +344,7 @@ class Documents:
         for blob, chunk, body in rows.fetchall():
             data = opened((key, blob, chunk), body) if blob <= upto else b""
             if data is None:
-                raise WrongChecksum(f"piece {chunk} of text {blob}")
+                raise WrongChecksum(f"piece {chunk} of text {blob} has a wrong checksum")
             chunks.setdefault(blob, []).append(data)
         return {blob: b"".join(pieces) for blob, pieces in chunks.items()}
 
