@@ -74,10 +74,8 @@ def sealed(place: tuple[int, ...], data: bytes, room: int) -> bytes:
 
 
 def sealed_chunks(place: tuple[int, int], data: bytes, count: int) -> bytes:
-    """Return the bodies of `count` slots that the first chunks of a blob fill, one after the other.
-
-    The place is document and blob. No chunk is copied alone: those copies would take four times as long as the rest.
-    """
+    """Return the bodies of `count` slots that the first chunks of a blob fill; the place is document and blob."""
+    # no chunk is copied alone: those copies would take four times as long as the rest
     view, length = memoryview(data), MAX_DATA.to_bytes(LENGTH_BYTES)
     bodies: list[bytes | memoryview] = []
     for chunk in range(count):
