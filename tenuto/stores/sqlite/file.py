@@ -103,7 +103,7 @@ def check_wal(path: Path, lock: FileLock) -> None:
         return
     if mark == UNREADABLE:
         why = "the file itself cannot be read"
-    elif lock.is_blank:
+    elif lock.marks == (NO_MARK,):
         why = "its lock file is missing"
     else:
         why = "its lock file belongs to another file"
@@ -136,7 +136,7 @@ def _is_foreign(path: Path, mark: str, lock: FileLock) -> bool:
     if mark in (UNREADABLE, *lock.marks):
         return False
     # A start puts a WAL into the header. While a reader blocks checkpoints, the file keeps its former mark.
-    return _header(path) != _WAL_MODE or (not lock.is_blank and mark.startswith((BACKUP, CLOSED)))
+    return _header(path) != _WAL_MODE or (lock.marks != (NO_MARK,) and mark.startswith((BACKUP, CLOSED)))
 
 
 def wal_of(path: Path) -> Path:

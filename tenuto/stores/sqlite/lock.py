@@ -35,15 +35,10 @@ class FileLock:
 
     def __init__(self, path: Path) -> None:
         self.placed: tuple[str, ...] = ()
-        self.marks: tuple[str, ...] = (NO_MARK,)
+        self.marks: tuple[str, ...] = (NO_MARK,)  # this alone: the lock file was missing
         self.path = path
         self._handle: int | None = None
         self.give_up = threading.Event()
-
-    @property
-    def is_blank(self) -> bool:
-        """Return whether the lock file names no mark: it was missing."""
-        return self.marks == (NO_MARK,)
 
     def take(self, what: Path, *, wait_s: float) -> None:
         """Wait up to `wait_s` seconds for the lock on `what`. Raises StoreInUse or StoreUnavailable."""
