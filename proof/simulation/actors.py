@@ -98,6 +98,14 @@ class Actor:
         status = response["status"] if response["type"] == "error" else 200
         return Response(status, json.dumps(response).encode(), stamp)
 
+    async def ask_accepted(self, socket: ClientSocket, frame: dict[str, Any]) -> None:
+        """Send a frame that may not be refused. Raises Violation, or ConnectionLost if the server is busy."""
+        response, _ = await socket.ask(frame)
+        if response["type"] == "error":
+            if response["status"] not in RETRY_STATUS:
+                raise Violation(f"{self.name} was refused: {response}")
+            raise ConnectionLost("the server is busy")
+
     def disconnect(self) -> None:
         """Close the socket, if there is one."""
         if self._socket is not None:

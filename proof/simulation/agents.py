@@ -173,11 +173,7 @@ class Worker(Actor):
     async def _want(self, socket: ClientSocket, slots: int) -> None:
         """Send `work` with the number of turns that it takes at once; 0: no further ones. Raises ConnectionLost."""
         frame = {"type": "work", "pattern": "*", "slots": slots, "when_busy": self.when_busy, "name": self.name}
-        response, _ = await socket.ask(frame)
-        if response["type"] == "error":
-            if response["status"] not in RETRY_STATUS:
-                raise Violation(f"{self.name} was refused: {response}")
-            raise ConnectionLost("the server is busy")
+        await self.ask_accepted(socket, frame)
 
     def _crash(self) -> None:
         """Forget all attempts."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from proof.oracle import Violation
 from proof.oracle.views import ViewOracle
@@ -82,26 +82,19 @@ class Member(Actor):
             if self.draw.random() < 0.2:
                 self.world.promises.members.note_left(place, connection=socket.connection)
                 self.node, self.present_s = None, float("inf")
-                await self._send(socket, {"type": "presence", "channel": self.channel, "leave": True})
+                await self.ask_accepted(socket, {"type": "presence", "channel": self.channel, "leave": True})
         finally:
             self.world.trace.add(f"{self.name} closes its socket")
             self.node, self.present_s = None, float("inf")
             self.away_s = self.world.loop.time()
             socket.close()
 
-    async def _send(self, socket: ClientSocket, frame: dict[str, Any]) -> None:
-        response, _ = await socket.ask(frame)
-        if response["type"] == "error":
-            if response["status"] not in RETRY_STATUS:
-                raise Violation(f"{self.name} was refused: {response}")
-            raise ConnectionLost("the server sent bye")
-
     async def _enter(self, socket: ClientSocket) -> None:
         """Enter the channel, or change the data there."""
         self._changes += 1
         data, change = {"n": self.draw.randrange(3)}, self._changes
         sent_s = self.world.loop.time()
-        await self._send(socket, {"type": "presence", "channel": self.channel, "data": data})
+        await self.ask_accepted(socket, {"type": "presence", "channel": self.channel, "data": data})
 
         def is_shown(oracle: ViewOracle, process: Process) -> bool:
             node = next(node for node in self.world.nodes if node.process is process)
@@ -116,7 +109,7 @@ class Member(Actor):
         data, sent_s = f"signal {self.new_id()}", self.world.loop.time()
         signals = self.world.promises.signals
         signals[data] = sent_s
-        await self._send(socket, {"type": "signal", "channel": self.channel, "name": "typing", "data": data})
+        await self.ask_accepted(socket, {"type": "signal", "channel": self.channel, "name": "typing", "data": data})
 
         def is_received(oracle: ViewOracle, process: Process) -> bool:
             """Return whether the viewer received the signal, or the hub may have dropped it."""

@@ -45,11 +45,16 @@ ODD = ("🙂", "中文", "e\u0301", "\r\n", "\u2028", " data: x", "\n\n", "𝒳"
 class Author(Actor):
     """An actor that writes one message after another."""
 
+    writes_in_calm = False  # whether it writes one more message when no fault is active
+
     async def run(self) -> None:
         """Write until the calm; then end the last message."""
         while not self.world.is_calm:
             await self.write(self.draw.choice(self.world.channels))
             await self.pause(0.0, 2.0)
+        if self.writes_in_calm:
+            await self.world.until_healthy()
+            await self.write(self.draw.choice(self.world.channels))
 
     async def write(self, channel: str) -> None:
         """Write one message."""
@@ -711,11 +716,7 @@ class SteadyWriter(LocalWriter):
 
     label = "steady"
     tokens, token_s = 150, 0.03
-
-    async def run(self) -> None:
-        await super().run()
-        await self.world.until_healthy()
-        await self.write(self.draw.choice(self.world.channels))
+    writes_in_calm = True
 
     async def _write_to(self, message: MessageWriter, parts: list[Part], begun: int) -> None:
         parts.append({"type": "text", "text": ""})
@@ -755,15 +756,11 @@ class LeaseWriter(Author):
     """Writes messages with leases. Often it stops in the middle, and a successor continues."""
 
     label = "leaser"
+    writes_in_calm = True
 
     def __init__(self, world: World, name: str) -> None:
         super().__init__(world, name)
         self.others = [f"{name}~{number}" for number in range(2)]
-
-    async def run(self) -> None:
-        await super().run()
-        await self.world.until_healthy()
-        await self.write(self.draw.choice(self.world.channels))
 
     async def write(self, channel: str) -> None:
         attempt = WriteAttempt(self, channel, self.new_id(), self.name, 1)
