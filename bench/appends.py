@@ -56,13 +56,9 @@ def run(options: Options) -> Iterator[Row]:
     return measure(options.directory, QUICK if options.is_quick else FULL)
 
 
-def _files(sizes: Sizes) -> int:
-    return sizes.producers * _FILES_PER_PRODUCER + 200
-
-
 def measure(directory: Path, sizes: Sizes) -> Iterator[Row]:
     """Yield all rows, with databases and Redis's files below `directory`."""
-    raise_file_limit(_files(sizes))
+    raise_file_limit(sizes.producers * _FILES_PER_PRODUCER + 200)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=directory)))
         for name in ("always", "everysec"):

@@ -7,10 +7,9 @@ server cannot have joined them earlier.
 import asyncio
 import json
 import random
-import tempfile
 from pathlib import Path
 
-from bench.common import Options, Row, Served, Void, served
+from bench.common import Options, Row, Served, Void, kept, served
 from proof.wirecheck import SseViewer
 
 _CHANNEL = "bench:resume"
@@ -21,8 +20,8 @@ _WORDS = ["a", "tenuto", "keeps", "the", "plant", "where", "it", "is,", "—", '
 
 
 def run(options: Options) -> list[Row]:
-    with tempfile.TemporaryDirectory(dir=options.directory) as directory:
-        return asyncio.run(_measure(Path(directory) / "resume.db"))
+    with kept(options) as database:
+        return asyncio.run(_measure(database))
 
 
 async def _measure(database: Path) -> list[Row]:

@@ -5,13 +5,11 @@ Measured is the CPU time of the process for steps and for appends, one after the
 """
 
 import asyncio
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.common import Options, Row, Void
+from bench.common import Options, Row, Void, kept
 from bench.proc import SERVER_CORE, Child, serve_requests
 
 if TYPE_CHECKING:
@@ -25,11 +23,8 @@ def run(options: Options) -> Iterator[Row]:
     """Yield the row. Raises `Void` if a step did not return its result."""
     ratios, costs = [], []
     for _ in range(1 if options.is_quick else 5):
-        with (
-            tempfile.TemporaryDirectory(dir=options.directory) as directory,
-            Child("bench.steps", core=SERVER_CORE) as child,
-        ):
-            found = child.request("steps", directory=directory, each=_EACH // 10 if options.is_quick else _EACH)
+        with kept(options) as database, Child("bench.steps", core=SERVER_CORE) as child:
+            found = child.request("steps", database=str(database), each=_EACH // 10 if options.is_quick else _EACH)
         if found["wrong"]:
             raise Void(f"steps: {found['wrong']} steps returned another result")
         ratios.append(found["step_us"] / found["append_us"])
@@ -38,10 +33,10 @@ def run(options: Options) -> Iterator[Row]:
     yield Row.judged("steps: CPU of a step, against a durable append", ratios, "×", _LIMIT, note=note)
 
 
-async def _steps(directory: str, each: int) -> dict[str, Any]:
+async def _steps(database: str, each: int) -> dict[str, Any]:
     from tenuto import Hub, Turn
 
-    hub = Hub(f"sqlite:///{Path(directory) / 'steps.db'}", hooks_signals=False)
+    hub = Hub(f"sqlite:///{database}", hooks_signals=False)
     taken: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
 
     @hub.agent("chat:*")

@@ -8,13 +8,11 @@ exist once: a missing, doubled or wrong answer makes the run void.
 
 import asyncio
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.common import Options, Row, Void, number, spread
+from bench.common import Options, Row, Void, kept, number, spread
 from bench.proc import SERVER_CORE, Child, serve_requests
 
 if TYPE_CHECKING:
@@ -36,11 +34,8 @@ def turns(options: Options, *, conversations: int, rounds: int) -> list[Row]:
     """Return the rows. Raises `Void` if an answer is missing, doubled or wrong."""
     found = []
     for _ in range(rounds):
-        with (
-            tempfile.TemporaryDirectory(dir=options.directory) as directory,
-            Child("bench.turns", core=SERVER_CORE) as child,
-        ):
-            fields = {"directory": directory, "conversations": conversations}
+        with kept(options) as database, Child("bench.turns", core=SERVER_CORE) as child:
+            fields = {"database": str(database), "conversations": conversations}
             found.append(child.request("turns", reply_in_s=_TIMEOUT_S, **fields))
     for one in found:
         if one["wrong"]:
@@ -58,10 +53,10 @@ def turns(options: Options, *, conversations: int, rounds: int) -> list[Row]:
     ]
 
 
-async def _turns(directory: str, conversations: int) -> dict[str, Any]:
+async def _turns(database: str, conversations: int) -> dict[str, Any]:
     from tenuto import Hub, Turn
 
-    hub = Hub(f"sqlite:///{Path(directory) / 'turns.db'}", hooks_signals=False)
+    hub = Hub(f"sqlite:///{database}", hooks_signals=False)
     sent_s: dict[str, float] = {}
     begun_ms: list[float] = []
     token_ms: list[float] = []
