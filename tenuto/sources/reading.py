@@ -151,6 +151,10 @@ class UpstreamEnded(TenutoError):
     ends_as = "interrupted"
 
 
+class NotKept(UpstreamEnded, UpstreamError):
+    """A complete message knows nothing of this stream: it broke off, another one ran beside it, or `meta` was full."""
+
+
 def unfinished(last: str = Source.last) -> UpstreamEnded:
     """Return the error for a stream that ended without `last`."""
     return UpstreamEnded(f"the model's stream ended without {last}, so the answer may be incomplete")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +23,7 @@ from tenuto.sources.reading import CALLED, Add, Drop, Edit, Meta, Open, Set, Sou
 SHORTEST_OVERLAP = 32  # characters of a continuation that must equal the end of the text, to be dropped as an overlap
 _CHANGING = ("text", "state", "input", "output")  # fields of a part that its later events may change
 HELD_CHARACTERS = 200  # the beginning of a continuation is held back, because an overlap must not be shown
+MISSING = 16  # streams that a complete message may not know, before its handler is taken for one that never ends
 
 
 # those that are read, of each message, with their blocks
@@ -80,6 +82,7 @@ class _Calls:
 
     tries: defaultdict[str, list[Try | None]]  # those that made them, by the step
     running: int = 0
+    missing: int = 0  # those that a complete message does not know
     # the first fields of the record of the one that runs
     # None: it is of no turn, or no later attempt could tell it from one beside it
     place: tuple[str, int, int] | None = None
@@ -117,6 +120,17 @@ def record_of(writer: Writer) -> Record | None:
     if not found and writer.had_ended:
         found = [one for one in records if one.number == number]
     return found[0] if found else None
+
+
+def check_missing(writer: Writer) -> None:
+    """Count a stream that a complete message does not know; after too many end the handler, which may try for ever.
+
+    People have the whole answer, so the turn is then done.
+    """
+    calls = _calls[writer]
+    calls.missing += 1
+    if calls.missing > MISSING:
+        raise asyncio.CancelledError(f"the handler tries again and again behind the complete message {writer.id!r}")
 
 
 @dataclass(slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import pytest
@@ -430,3 +430,70 @@ async def test_a_stream_whose_try_has_failed_does_not_get_what_the_next_one_wrot
     first, second = await answers_of(respond, "continue", 30, 60)
     assert first.text == ("Preface. Answer." if end == "before" else "Answer.")
     assert (second.text, second.status) == ("Billed.", "complete")
+
+
+@pytest.mark.parametrize("caught", [UpstreamEnded, UpstreamError])
+@virtually
+async def test_a_stream_that_a_complete_answer_does_not_know_is_one_that_broke_off(caught: type[Exception]) -> None:
+    found = list[str]()
+
+    async def broken() -> AsyncIterator[str]:
+        yield "Half. "
+        raise caught("no more")
+
+    async def respond(turn: Turn) -> None:
+        async with turn.reply() as message:
+            for _ in range(3):
+                with suppress(caught):
+                    await message.pipe(broken())
+            await message.append("Sorry.")
+        found.append(await turn.step("note", lambda: f"noted {turn.attempt}"))
+        await turn.step("bill", asyncio.sleep, 1e6 if turn.attempt == 1 else 0)
+        found.append("billed")
+
+    (answer,) = await answers_of(respond, "restart", 30, 60)
+    assert (answer.text, answer.status) == ("Half. " * 3 + "Sorry.", "complete")
+    assert found == ["noted 1", "noted 1", "billed"]
+
+
+@pytest.mark.parametrize("is_in_attempt", [False, True])
+@virtually
+async def test_a_handler_that_tries_for_ever_behind_a_complete_answer_ends_its_turn(is_in_attempt: bool) -> None:
+    """Of two streams at once no later attempt can tell which one had ended."""
+    calls, hub, store = list[int](), new_hub(), MemoryStore()
+
+    async def slow() -> AsyncIterator[str]:
+        await asyncio.sleep(1)
+        yield "Text. "
+
+    async def stubborn(turn: Turn, message: Any) -> None:
+        while True:
+            calls.append(turn.attempt)
+            with suppress(Exception):
+                async with message.attempt() if is_in_attempt else nullcontext():
+                    await message.pipe(slow())
+                    return
+
+    async def respond(turn: Turn) -> None:
+        if turn.text == "one":
+            async with turn.reply() as message:
+                await asyncio.gather(stubborn(turn, message), stubborn(turn, message))
+            await turn.step("bill", asyncio.sleep, 1e6)
+        async with turn.reply() as message:
+            await message.append("Two.")
+
+    for number in range(2):
+        hub = new_hub(store, drain_s=0.01)
+        hub.agent("chat:*")(respond)
+        await hub.start()
+        if not number:
+            await hub.create("chat:1", id="q", text="one")
+            await hub.create("chat:1", id="q2", text="two")
+            await asyncio.sleep(5)
+            await hub.close()
+    await asyncio.sleep(5)
+    texts = [one.text for one in (await hub.history("chat:1")).messages[::-1]]
+    assert texts == ["one", "two", "Text. Text. ", "Two."]
+    assert (await hub.turn("chat:1", "q")).state == "over"
+    assert 2 < calls.count(2) < 40
+    await hub.close()
