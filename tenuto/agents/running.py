@@ -200,8 +200,9 @@ class Running:
             turn.open_questions.update(self._questions_left(watch, left.answer))
         if left.is_over:
             await self._withdraw(turn.open_questions)
+            self._is_stopped |= left.answer is not None and left.answer.status == "cancelled"
             await self._end_what_is_open(turn)
-            if left.answer is not None and left.answer.status == "cancelled":
+            if self._is_stopped:
                 return "cancelled"
             detail = "message %s of %s had its answer before the crash, so its handler does not run again"
             logger.warning(detail, self.message.id, self.channel)
@@ -406,7 +407,7 @@ class Running:
         is_kept = "complete" in states and (self._agent.on_crash == "interrupt" or "failed" in states)
         has_failed = states[-1:] == ["failed"] and not {"streaming", "interrupted"} & {*states}
         if has_failed or is_kept or "cancelled" in states:
-            return _Left(answers[-1], is_over=True)
+            return _Left(next((one for one in answers if one.status == "cancelled"), answers[-1]), is_over=True)
         if self._agent.on_crash != "interrupt":
             for number, answer in enumerate(answers):
                 if answer.status == "complete":

@@ -11,10 +11,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tenuto.agents.running import Running
 from tenuto.agents.turn import Turn
 from tenuto.client import Client
 from tenuto.core.limits import Limits
 from tenuto.core.model import Message
+from tenuto.core.requests import SERVER, FinishMessage, TakeOver
 from tenuto.sources import Piped, SoFar, UpstreamEnded, UpstreamError
 from tenuto.stores.memory import MemoryStore
 from tests.agents.test_turns import new_hub
@@ -496,4 +498,45 @@ async def test_a_handler_that_tries_for_ever_behind_a_complete_answer_ends_its_t
     assert texts == ["one", "two", "Text. Text. ", "Two."]
     assert (await hub.turn("chat:1", "q")).state == "over"
     assert 2 < calls.count(2) < 40
+    await hub.close()
+
+
+@virtually
+async def test_an_answer_that_was_taken_over_ends_as_the_one_that_a_person_stopped_meanwhile() -> None:
+    hub, store = new_hub(), MemoryStore()
+
+    async def respond(turn: Turn) -> None:
+        async def write(message: Any) -> None:
+            async with message:
+                await message.append(f"Text {turn.attempt}.")
+                await message.flush()
+                await asyncio.sleep(1e6)
+
+        await asyncio.gather(write(turn.reply()), write(turn.reply()))
+
+    class Stopped(Running):
+        """Another answer is stopped when the first one has been taken over."""
+
+        async def _take_over(self, watch: Any, number: int, previous: Message) -> bool:
+            if number == 1:
+                await hub.ask("chat:1", previous.id, TakeOver(), SERVER)
+                await hub.ask("chat:1", previous.id, FinishMessage(status="cancelled", generation=2), SERVER)
+            return await super()._take_over(watch, number, previous)
+
+    for number in range(2):
+        hub = new_hub(store, drain_s=0.01)
+        hub.agent("chat:*")(respond)
+        if number:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("tenuto.agents.local.Running", Stopped)
+                await hub.start()
+                await asyncio.sleep(5)
+        else:
+            await hub.start()
+            await hub.create("chat:1", id="q", text="one")
+            await asyncio.sleep(5)
+            await hub.close()
+    answers = [one for one in (await hub.history("chat:1")).messages if one.role == "assistant"]
+    assert [one.status for one in answers] == ["cancelled", "cancelled"]
+    assert (await hub.turn("chat:1", "q")).is_cancelled
     await hub.close()
