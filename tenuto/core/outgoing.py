@@ -501,9 +501,11 @@ class Outgoing:
         for part in tuple(self._halves):
             self._release_half(part)
         self._gather()
-        size, last = 1, self._queue[-1] if self._queue else None
+        # one request does both: what `pipe` has noted at its end costs none of its own; the server may have ended the
+        # message in another way, and then takes no meta with an end
+        size, last = 1, self._queue[-1] if self._queue and status == "complete" else None
         if last is not None and isinstance(last.request, UpdateMessage) and last.request.supersede is None:
-            self._queue.pop()  # one request does both: what `pipe` has noted at its end costs none of its own
+            self._queue.pop()
             size += last.size_bytes
             end = replace(end, meta={**last.request.meta, **end.meta})
         self._merge(end.meta)

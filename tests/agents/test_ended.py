@@ -540,3 +540,28 @@ async def test_an_answer_that_was_taken_over_ends_as_the_one_that_a_person_stopp
     assert [one.status for one in answers] == ["cancelled", "cancelled"]
     assert (await hub.turn("chat:1", "q")).is_cancelled
     await hub.close()
+
+
+@virtually
+async def test_the_usage_of_an_answer_that_the_server_has_ended_is_kept() -> None:
+    """The handler takes longer to stop than the server waits for it."""
+    hub = new_hub()
+
+    @hub.agent("chat:*")
+    async def respond(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("Text.")
+            try:
+                await asyncio.sleep(1e6)
+            finally:
+                with suppress(asyncio.CancelledError):
+                    await asyncio.sleep(5)
+                await message.update(meta={"usage": {"output_tokens": 7}})
+
+    await hub.create("chat:1", id="q", text="?")
+    await asyncio.sleep(5)
+    await hub.command("chat:1", "cancel", target="q")
+    await asyncio.sleep(20)
+    (answer,) = (await hub.history("chat:1", limit=1)).messages
+    assert (answer.status, answer.meta) == ("cancelled", {"usage": {"output_tokens": 7}})
+    await hub.close()
