@@ -465,37 +465,24 @@ def record_bytes(writer: Writer) -> int:
 
 
 class Attempt:
-    """One try to write something: if its block raises, the next part supersedes those that it opened."""
+    """One try to write something: if its block raises, the next part supersedes those that it opened.
+
+    With `outgoing` and `owner`, `pipe` takes up what an earlier writer left.
+    """
 
     def __init__(self, outgoing: Outgoing, is_stopped: Callable[[], bool]) -> None:
-        self._outgoing = outgoing
+        self.outgoing = outgoing
         self._is_stopped = is_stopped  # then a cancellation is no failure
-        self._owner = Owner()
+        self.owner = Owner()
         self.inside = Try()  # the block in which the attempt is written
 
     def supersede(self) -> None:
         """Let the next part supersede those that the block has opened so far."""
-        self._outgoing.fail_attempt(self._owner)
-
-    def take_left(self) -> dict[int, Part]:
-        """Return what an earlier writer left to be continued (`Outgoing.take_left`)."""
-        return self._outgoing.take_left(self._owner)
-
-    def count(self, before: int | None = None) -> int:
-        """Return the number of parts of the message that count (`Outgoing.count`)."""
-        return self._outgoing.count(before)
-
-    def reopen_left(self, after: int, until: int | None) -> dict[int, Part]:
-        """Return what an earlier writer left of a response (`Outgoing.reopen_left`)."""
-        return self._outgoing.reopen_left(after, until, self._owner)
-
-    def restore(self, lengths: dict[int, int], content: str) -> dict[int, Part] | None:
-        """Return what an earlier writer wrote to its end (`Outgoing.restore`)."""
-        return self._outgoing.restore(lengths, content, self._owner)
+        self.outgoing.fail_attempt(self.owner)
 
     async def __aenter__(self) -> Self:
-        self._owner = self._outgoing.begin_attempt(owner_in(self._outgoing))
-        self.inside.outgoing, self.inside.owner = self._outgoing, self._owner
+        self.owner = self.outgoing.begin_attempt(owner_in(self.outgoing))
+        self.inside.outgoing, self.inside.owner = self.outgoing, self.owner
         self.inside.__enter__()
         return self
 
@@ -505,7 +492,7 @@ class Attempt:
         self.inside.__exit__(kind, error, trace)
         if isinstance(error, Exception) or (isinstance(error, asyncio.CancelledError) and not self._is_stopped()):
             self.supersede()
-        self._outgoing.end_attempt(self._owner)
+        self.outgoing.end_attempt(self.owner)
 
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]

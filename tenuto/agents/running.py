@@ -313,12 +313,10 @@ class Running:
 
     async def _is_interrupted(self, turn: Turn) -> bool:
         """Return whether the hub has interrupted the handler's answer, because a lease had ended."""
-        if not turn.begun:
-            return False
-        answer_id = turn.begun[-1].id
-        with contextlib.suppress(TenutoError):
-            answer = await patiently(lambda: find(self._backend, self.channel, answer_id))
-            return answer is not None and answer.status == "interrupted"
+        for last in turn.begun[-1:]:
+            with contextlib.suppress(TenutoError):
+                answer = await patiently(partial(find, self._backend, self.channel, last.id))
+                return answer is not None and answer.status == "interrupted"
         return False
 
     def _time_out(self, turn: Turn) -> None:

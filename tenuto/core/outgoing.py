@@ -501,8 +501,7 @@ class Outgoing:
         for part in tuple(self._halves):
             self._release_half(part)
         self._gather()
-        # one request does both: what `pipe` has noted at its end costs none of its own; the server may have ended the
-        # message in another way, and then takes no meta with an end
+        # one request does both; a message that the server has ended otherwise takes no meta with a further end
         size, last = 1, self._queue[-1] if self._queue and status == "complete" else None
         if last is not None and isinstance(last.request, UpdateMessage) and last.request.supersede is None:
             self._queue.pop()

@@ -20,7 +20,6 @@ from tenuto.portal import OnBreak, Piped, Piping, ToolCall, Writer
 from tenuto.sources.attaching import attaching
 from tenuto.sources.reading import (
     LINE_CHARACTERS,
-    NotKept,
     Source,
     UpstreamEnded,
     UpstreamError,
@@ -34,7 +33,7 @@ from tenuto.sources.recognise import SOURCES, by_first_event, by_stream
 from tenuto.sources.text import PlainText, SSEText
 from tenuto.sources.tries import STALL_S, SoFar, Tries, is_maker
 from tenuto.sources.upstream import Upstream
-from tenuto.sources.writing import Writing, calling, check_missing, reading, record_of
+from tenuto.sources.writing import Writing, calling, not_kept, reading, record_of
 
 T = TypeVar("T")
 
@@ -107,7 +106,7 @@ async def pipe(
 async def _restored(writer: Writer, stream: object, attach: object) -> Piped | None:
     """Return the summary of this stream if an earlier attempt has written all of it; the stream is closed then.
 
-    None if its parts are not left to be continued. Raises NotKept if the message is complete without it.
+    None if its parts are not left to be continued. Raises `not_kept` if the message is complete without it.
     """
     record, parts = record_of(writer), None
     # a response is read again, not generated, and a stream without content is asked for again
@@ -115,13 +114,12 @@ async def _restored(writer: Writer, stream: object, attach: object) -> Piped | N
         return None
     if record is not None:
         async with writer.attempt() as attempt:
-            parts = attempt.restore(record.lengths, record.content)
+            parts = attempt.outgoing.restore(record.lengths, record.content, attempt.owner)
     if parts is not None or writer.had_ended:
         await Upstream(stream).close(None, None)
     if record is None or parts is None:
         if writer.had_ended:
-            check_missing(writer)
-            raise NotKept(f"message {writer.id!r} is complete without this stream, as one that broke off")
+            raise not_kept(writer)
         return None
     for index, part in parts.items():
         parts[index] = first_of(part, record.lengths[index])

@@ -87,12 +87,12 @@ class Attaching:
         kept, attempt = writing.kept, writing.attempt
         assert attempt is not None
         # a step may be shown behind the text that is continued, and between it and the parts before it
-        self._after = attempt.count(None if kept is None else kept.parts[0][0])
+        self._after = attempt.outgoing.count(None if kept is None else kept.parts[0][0])
         try:
             if self.found is not None:
                 note, self.found = self.found, None
                 writing.response_id, writing.usage_before, self._after = note.id, note.usage, note.after
-                left = [*attempt.reopen_left(note.after, self._until).items()]
+                left = [*attempt.outgoing.reopen_left(note.after, self._until, attempt.owner).items()]
                 number, length = note.kept or (0, 0)  # of the parts that it continues, and of the text of the last one
                 kept = _kept(attempt, left[:number], number, length, is_exact=self._is_exact) if number else None
                 writing.replay(left[number:], kept, marks=True)
@@ -207,7 +207,7 @@ def _kept(attempt: Attempt, left: list[tuple[int, Part]], number: int, length: i
         kept = Kept(left, is_exact, length)
         if len(kept.text) == length and (not kept.is_continued or length in kept.part.get("joins", [])):
             return kept
-    attempt.take_left()  # all that was left is superseded with it
+    attempt.outgoing.take_left(attempt.owner)  # all that was left is superseded with it
     raise Differs("the message does not hold the text that the model's response continues")
 
 

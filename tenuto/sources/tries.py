@@ -146,12 +146,10 @@ class Tries:
 
     def _take_left(self, attempt: Attempt) -> None:
         """Continue the text that an earlier process left in the message, or supersede it if it cannot be continued."""
-        left = attempt.take_left()
-        if not left:
-            return
-        if self._takes_so_far:
-            self._kept = continuable([*left.items()], is_exact=self.is_exact)
-        if self._kept is None:
+        left = [*attempt.outgoing.take_left(attempt.owner).items()]
+        if left and self._takes_so_far:
+            self._kept = continuable(left, is_exact=self.is_exact)
+        if left and self._kept is None:
             attempt.supersede()
 
     async def _within_attempt(self, attempt: Attempt) -> Piped:

@@ -18,7 +18,7 @@ from tenuto.core.ops import digest
 from tenuto.core.outgoing import content_of, text_of
 from tenuto.core.text import SurrogateJoiner
 from tenuto.portal import Attempt, Piped, ToolCall, Try, Writer, current_try, record_bytes
-from tenuto.sources.reading import CALLED, Add, Drop, Edit, Meta, Open, Set, Source, UpstreamEnded, malformed
+from tenuto.sources.reading import CALLED, Add, Drop, Edit, Meta, NotKept, Open, Set, Source, UpstreamEnded, malformed
 
 SHORTEST_OVERLAP = 32  # characters of a continuation that must equal the end of the text, to be dropped as an overlap
 _CHANGING = ("text", "state", "input", "output")  # fields of a part that its later events may change
@@ -122,15 +122,12 @@ def record_of(writer: Writer) -> Record | None:
     return found[0] if found else None
 
 
-def check_missing(writer: Writer) -> None:
-    """Count a stream that a complete message does not know; after too many end the handler, which may try for ever.
-
-    People have the whole answer, so the turn is then done.
-    """
-    calls = _calls[writer]
-    calls.missing += 1
-    if calls.missing > MISSING:
-        raise asyncio.CancelledError(f"the handler tries again and again behind the complete message {writer.id!r}")
+def not_kept(writer: Writer) -> NotKept | asyncio.CancelledError:
+    """Return the error for a stream that a complete message does not know: after `MISSING` one that ends the turn."""
+    # a handler may try for ever, and people have the whole answer
+    _calls[writer].missing += 1
+    detail = f"message {writer.id!r} is complete without this stream, as one that broke off"
+    return NotKept(detail) if _calls[writer].missing <= MISSING else asyncio.CancelledError(detail)
 
 
 @dataclass(slots=True)
