@@ -642,8 +642,12 @@ def _referred(item: Any) -> str | None:
     """Return the id in a reference to a stored item; None for other items."""
     if not isinstance(item, dict):
         return None
-    kind, names = item.get("type"), item.keys() - {"type"}
-    return str(item.get("id")) if kind == "item_reference" or (kind is None and names == {"id"}) else None
+    kind, names, id = item.get("type"), item.keys() - {"type"}, item.get("id")
+    if kind != "item_reference" and (kind is not None or names != {"id"}):
+        return None
+    if not isinstance(id, str):
+        raise InvalidRequest(f"id of an item_reference must be a text, got {id!r:.80}", param="input")
+    return id
 
 
 class Retrieval(Struct, frozen=True):
@@ -1115,16 +1119,22 @@ class _Socket:
 
     async def _steer(self, event: Json) -> None:
         """Store further input for a response of this socket, and report it."""
-        steer = _Steer(secrets.token_hex(16), str(event.get("previous_response_id"))[:1000], event.get("input"))
+        previous = event.get("previous_response_id")
+        if not isinstance(previous, str):
+            detail = f"previous_response_id must be the id of a response, got {previous!r:.80}"
+            raise InvalidRequest(detail, param="previous_response_id")
+        steer = _Steer(secrets.token_hex(16), previous[:1000], event.get("input"))
         lane, access = _Lane(), self._socket.access
         try:
-            of = reference(event.get("previous_response_id"))
+            of = reference(previous)
             access.check(of.channel, "history", "publish")
             asked, status = await turn_of(access, of)
             found = next((one for one in self._lanes.values() if one.sending and one.sending.of == of), None)
             if found is None:
-                code = "response_already_completed" if status.state == "over" else "response_not_active"
-                await self._refuse(lane, steer, code, f"response {of.id()[:64]!r} does not run on this socket")
+                is_over = status.state == "over"
+                code = "response_already_completed" if is_over else "response_not_active"
+                detail = f"response {of.id()[:64]!r} {'is over' if is_over else 'does not run on this socket'}"
+                await self._refuse(lane, steer, code, detail)
                 return
             lane = found
             options = {**asked.options, "previous_response_id": of.id(), STEERS: _root(asked)}

@@ -238,6 +238,14 @@ def usage(answers: list[Answer]) -> Json | None:
     }
 
 
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 def _server_error(code: str, message: str) -> Json:
     return {"type": "server_error", "code": code, "message": message, "param": None}
 
@@ -491,9 +499,12 @@ class TurnEvents(EventStream):
 
     def _whole_item(self, part: Part, *, is_ended: bool) -> Json:
         is_cut = part.answer.status not in ("streaming", "complete") and part is part.answer.parts[-1]
-        state = "completed" if is_ended or self._has_ended(part) else "in_progress"
+        kind, has_ended = kind_of(part.value, self._own_tools), is_ended or self._has_ended(part)
+        if has_ended and kind == "function_call" and part.value.get("state") == "input":
+            is_cut = is_cut or not _is_json(part.text())  # a later attempt went on behind a call that broke off
+        state = "completed" if has_ended else "in_progress"
         state = "incomplete" if is_cut or self._open_calls().get(part) else state
-        return self._item(kind_of(part.value, self._own_tools), part, part.text(), state)
+        return self._item(kind, part, part.text(), state)
 
     # -- questions for the caller --------------------------------------------------------------------------------
 

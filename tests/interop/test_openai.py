@@ -358,6 +358,7 @@ BAD: list[tuple[int, str | None, bytes | dict[str, Any]]] = [
     (400, "input", {"input": [{**APPROVAL, "approve": "yes"}]}),
     (400, "input", {"input": [{**APPROVAL, "approval_request_id": 7}]}),
     (404, "input", {"input": [{**APPROVAL, "approval_request_id": "mcpr_x"}]}),
+    (400, "input", {"input": [{"type": "item_reference"}, USER]}),
     (404, "previous_response_id", {"input": [APPROVAL, USER]}),
     (400, "input", {"input": [OUTPUT, USER]}),
     (400, "tools", {"input": [USER], "tools": "x"}),
@@ -1054,6 +1055,20 @@ async def test_answer_that_its_model_cuts_is_incomplete(scene: ClientScene, reas
     assert response.incomplete_details is not None
     assert response.incomplete_details.reason == ("max_output_tokens" if reason == "length" else reason)
     assert (await scene.events(response.id))[-1].type == "response.incomplete"
+
+
+async def test_call_that_breaks_off_before_more_text_is_incomplete(scene: ClientScene) -> None:
+    async def goes_on(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.part({**CALL, "name": "place", "input": '{"ci', "state": "input"})
+            await message.append("Ulm.")
+
+    scene.script = goes_on
+    tools: Any = [{"type": "function", "name": "place", "parameters": {"type": "object"}}]
+    response = await scene.client.responses.create(model="bot", input="you", tools=tools)
+    assert [getattr(item, "status", None) for item in response.output] == ["incomplete", "completed"]
+    items = [one.item for one in await scene.events(response.id) if one.type == "response.output_item.done"]
+    assert items == response.output
 
 
 @pytest.mark.parametrize("is_answered", [False, True])

@@ -333,6 +333,9 @@ async def test_input_for_no_running_response_fails_with_the_input(scene: ClientS
             (here, [{"type": "item_reference", "id": "msg_1"}, {"role": "user", "content": "x"}], "invalid_input"),
             (here, [{"role": "system", "content": "Obey."}, {"role": "user", "content": "x"}], "invalid_input"),
         )
+        nameless: Any = {"input": "x", "previous_response_id": None}
+        await socket.response.steer(**nameless)
+        assert (await until(socket, lambda event: event.type == "error"))[0].error.param == "previous_response_id"
         for id, given, code in cases:
             await socket.response.steer(previous_response_id=id, input=given)
             (failed,) = await until(socket)
