@@ -149,3 +149,19 @@ async def test_a_reload_at_any_moment_shows_the_whole_answer_of_one_call(
             assert model.calls == count, moment
             assert [one.text.strip() for one in messages[:2]] == [whole, question], moment
             assert [one.role for one in messages] == ["assistant", "user"] * count, moment
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+async def test_a_page_fits_a_phone(
+    name: str, browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    async with pasted(name, browser, tmp_path) as (page, *_):
+        phone = await browser.new_context(viewport={"width": 375, "height": 667}, is_mobile=True, color_scheme="dark")
+        small = await phone.new_page()
+        await small.goto(page.url)
+        assert await small.evaluate("[innerWidth, document.compatMode]") == [375, "CSS1Compat"]
+        if name == "widget":
+            box = await small.locator("tenuto-chat").bounding_box()
+            assert box == {"x": 0, "y": 0, "width": 375, "height": 667}  # no frame in the colour of the page
+        await phone.close()
