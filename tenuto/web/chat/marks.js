@@ -3,21 +3,21 @@
  * place.
  *
  * The marks are those of the app, or else the element's own: it notes how long each running answer was when the
- * connection or the page ended, and counts what came back.
+ * connection or the page ended, and counts what came back. They belong to one attempt at the answer.
  * @module
  */
 import { element } from "./elements.js"
 import { keep, recall } from "./storage.js"
 import { countPoints } from "../client/text.js"
 
-/** @typedef {{ message: string, at: number, text: string, place?: number }} Mark `at` counts code points of the message's `text`, `place` the same in units of JavaScript, once known; `text` may have `**bold**` words */
+/** @typedef {{ message: string, at: number, text: string, place?: number, attempts?: number }} Mark `at` counts code points of the message's `text`, `place` the same in units of JavaScript, once known; `attempts` is the number of the attempts before that text; `text` may have `**bold**` words */
 
 const MAX_MARKS = 50
 
 export class Marks {
   /** @type {Mark[]} */
   #own = []
-  /** The length of each running answer when the connection or the page ended. @type {[string, number][] | null} */
+  /** The length of each running answer when the connection or the page ended, and the number of attempts before it. @type {[string, number, number][] | null} */
   #stood = null
   #isLive = false
   #wasLive = false // True: this page has been connected before
@@ -33,9 +33,9 @@ export class Marks {
     if (!this.changed()) this.choose()
   }
 
-  /** Return the marks of a message, in order. @param {string} id */
-  of(id) {
-    return this.#shown.filter(({ message }) => message === id)
+  /** Return the marks of a message, in order, without those of text that another attempt replaced. @param {import("../client/snapshot.js").Message} message */
+  of({ id, attempts: { length } }) {
+    return this.#shown.filter(({ message, attempts = length }) => message === id && attempts === length)
   }
 
   /** Choose the marks to show: those of the app, or else the element's own. */
@@ -55,22 +55,23 @@ export class Marks {
     if (!isLive && (this.#isLive || isFromCache)) this.#stood = lengthsOf(messages)
     this.#isLive = isLive
     if (!hasReturned) return false
-    for (const [id, at] of this.#stood ?? []) this.#return(messages.find((one) => one.id === id), at)
+    for (const [id, at, attempts] of this.#stood ?? []) this.#return(messages.find((one) => one.id === id), at, attempts)
     this.#stood = null
     this.#wasLive = true
     this.choose()
     return true
   }
 
-  /** Add a mark to an answer that had `at` characters when the connection or the page ended. @param {import("../client/snapshot.js").Message | undefined} message @param {number} at */
-  #return(message, at) {
+  /** Add a mark to an answer that had `at` characters when the connection or the page ended. @param {import("../client/snapshot.js").Message | undefined} message @param {number} at @param {number} attempts */
+  #return(message, at, attempts) {
     if (!message) return
     const { words } = this.panel
-    const count = countPoints(message.text) - at
-    if (count < 0) return
+    const length = countPoints(message.text)
+    const count = this.#wasLive ? length - at : length // a new page had nothing
+    if (length < at) return
     const start = this.#wasLive ? words.reconnected : words.welcomeBack
     const text = count ? `${start}. **${count.toLocaleString()} ${words.charactersBack}** ${words.cameBack}.` : `${start}, ${words.nothingMissed}.`
-    this.#own = [...this.#own.filter((one) => one.message !== message.id || one.at !== at), { message: message.id, at, text }].slice(-MAX_MARKS)
+    this.#own = [...this.#own.filter((one) => one.message !== message.id || one.at !== at), { message: message.id, at, text, attempts }].slice(-MAX_MARKS)
   }
 
   /** Save the lengths and marks for the next page of this tab. */
@@ -80,9 +81,9 @@ export class Marks {
   }
 }
 
-/** @param {readonly import("../client/snapshot.js").Message[]} messages @returns {[string, number][]} */
+/** @param {readonly import("../client/snapshot.js").Message[]} messages @returns {[string, number, number][]} */
 function lengthsOf(messages) {
-  return messages.flatMap(({ id, status, text }) => (status === "streaming" && text ? [[id, countPoints(text)]] : []))
+  return messages.flatMap(({ id, status, text, attempts }) => (status === "streaming" && text ? [[id, countPoints(text), attempts.length]] : []))
 }
 
 /** Return the place of a mark in `text`, in units of JavaScript, or Infinity while the text does not reach it. @param {Mark} mark @param {string} text */

@@ -28,7 +28,7 @@ export class MessageView {
     const kind = message.role === "user" ? "user" : "assistant"
     this.panel = panel
     this.message = message
-    this.marks = panel.marks.of(message.id)
+    this.marks = panel.marks.of(message)
     this.approvals = new Approvals(panel, message.id)
     this.author = element("span", { part: "author", dir: "auto" })
     this.state = element("span", { part: "state", dir: "auto" })
@@ -87,7 +87,7 @@ export class MessageView {
   /** Draw the marks again, because they have changed. */
   remark() {
     const before = this.marks
-    const now = (this.marks = this.panel.marks.of(this.message.id))
+    const now = (this.marks = this.panel.marks.of(this.message))
     const longer = now.length > before.length ? now : before
     const n = longer.findIndex((_, n) => now[n]?.at !== before[n]?.at || now[n]?.text !== before[n]?.text)
     // `at` counts code points. Counted in UTF-16 units, this place is at or before the mark, which is early enough.

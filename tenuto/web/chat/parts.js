@@ -38,7 +38,7 @@ function textPart(message) {
     between(from, to) {
       const after = from < 0 && start ? 0 : from // a place between two parts belongs to the first one
       const isHere = (/** @type {number} */ place) => place > after && place <= to
-      const marks = message.marks.filter((mark) => isHere(placeOf(mark, message.message.text) - start))
+      const marks = panel.marks.of(message.message).filter((mark) => isHere(placeOf(mark, message.message.text) - start))
       return [...joins.filter((mark) => isHere(placeOf(mark, words))), ...marks].map(markNode)
     },
   })

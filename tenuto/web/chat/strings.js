@@ -65,7 +65,7 @@ export const STRINGS = {
   expired: "Expired",
   withdrawn: "No longer needed",
   welcomeBack: "Welcome back",
-  reconnected: "Reconnected here",
+  reconnected: "Reconnected",
   nothingMissed: "nothing was missed",
   charactersBack: "characters",
   cameBack: "came back",

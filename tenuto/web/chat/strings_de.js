@@ -66,7 +66,7 @@ export const STRINGS = {
   expired: "Abgelaufen",
   withdrawn: "Nicht mehr nötig",
   welcomeBack: "Willkommen zurück",
-  reconnected: "Hier neu verbunden",
+  reconnected: "Neu verbunden",
   nothingMissed: "nichts wurde versäumt",
   charactersBack: "Zeichen",
   cameBack: "kamen zurück",
