@@ -33,7 +33,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -49,6 +49,8 @@ from tenuto.portal import retrieve_exception
 from tenuto.stores.base import Bus, Head, Hold, Notice, Notices, Renewal, SharedStore, Store, StoreReplaced, Write
 
 logger = logging.getLogger("tenuto.hub")
+
+T = TypeVar("T")
 
 BATCH_BYTES = 256 * 1024  # a batch of holds about members ends with the one that reaches this size
 
@@ -391,7 +393,6 @@ class _Unsent(Struct):
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Moved).decode
 
 
 @dataclass(eq=False)
@@ -454,10 +455,10 @@ class Notifier:
             logger.exception("%d notices were not sent; other nodes read the heads", len(notices))
 
 
-def moved_in(notice: Notice) -> Moved | None:
-    """Return the body of a `moved` notice; None if this Tenuto cannot read it."""
+def decoded(value: bytes, kind: type[T]) -> T | None:
+    """Return the value of a hold or a notice; None if another version of the hub has made it."""
     try:
-        return _decode(notice.body)
+        return msgspec.msgpack.decode(value, type=kind)
     except DAMAGE:
         return None
 
@@ -511,7 +512,7 @@ class Follower:
         channel = self._channels.get(notice.channel)
         if channel is None or notice.kind != "moved":
             return
-        moved = moved_in(notice)
+        moved = decoded(notice.body, Moved)
         if moved is not None and channel.take_entries(
             moved.epoch, moved.floor, moved.serial, moved.entries, lives=moved.lives
         ):

@@ -22,12 +22,10 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
 
 import msgspec
 from msgspec import Struct
 
-from tenuto.core.document import DAMAGE
 from tenuto.core.errors import Forbidden, TenutoError, TooMany, shown
 from tenuto.core.events import Presence, Signal
 from tenuto.core.limits import Limits
@@ -36,7 +34,7 @@ from tenuto.core.names import check_id, client_of, is_own_name, matches
 from tenuto.hub.channel import Channel
 from tenuto.hub.clock import Deadlines
 from tenuto.hub.committer import in_time
-from tenuto.hub.nodes.nodes import NodeLease, Notifier
+from tenuto.hub.nodes.nodes import NodeLease, Notifier, decoded
 from tenuto.hub.people.presence_state import CROWD_S, GRACE_S, NAMED, NodeMember
 from tenuto.hub.tasks import logs_errors
 from tenuto.stores.base import Notice, SharedStore
@@ -53,8 +51,6 @@ READS = 50  # number of channels that are read one by one; the members of all ch
 AGENTS = 100  # number of agents that a node lists
 SIGNAL_BYTES = 4_200  # limit of the body of a notice; a longer signal stays at its node
 SEEN = 1_000  # number of received signals by which repeated notices are recognised
-
-T = TypeVar("T")
 
 
 class _ShownMembers(Struct, frozen=True, array_like=True):
@@ -274,7 +270,7 @@ class SharedPresence:
         held = await in_time(self._store.holds(NODES), self._store.name)
         now_s = asyncio.get_running_loop().time()
         found = {
-            node: _decode(hold.value, _ShownNode) or _ShownNode() for node, hold in held.values() if node != self._node
+            node: decoded(hold.value, _ShownNode) or _ShownNode() for node, hold in held.values() if node != self._node
         }
         for node, seen in found.items():
             known, self._nodes[node] = self._nodes.get(node, _ShownNode()), seen
@@ -309,7 +305,7 @@ class SharedPresence:
         for name, (node, hold) in held.items():
             channel = name.removeprefix(MEMBERS).removesuffix(f"/{node}")
             if node != self._node and channel in found:
-                found[channel][node] = _decode(hold.value, _ShownMembers) or _ShownMembers()
+                found[channel][node] = decoded(hold.value, _ShownMembers) or _ShownMembers()
         if any(
             found[one].keys() - self._nodes.keys() or known.members.keys() - found[one].keys()
             for one, known in followed.items()
@@ -349,7 +345,7 @@ class SharedPresence:
             self._receive_signal(notice)
 
     def _receive_here(self, notice: Notice) -> None:
-        here = _decode(notice.body, _MembersMoved)
+        here = decoded(notice.body, _MembersMoved)
         if here is None or here.node == self._node:
             return
         if here.member and self.on_withdrawn is not None:
@@ -372,7 +368,7 @@ class SharedPresence:
 
     def _receive_signal(self, notice: Notice) -> None:
         live = self._channels.get(notice.channel)
-        sent = _decode(notice.body, _Sent)
+        sent = decoded(notice.body, _Sent)
         if live is None or sent is None or sent.node == self._node or (sent.node, sent.number) in self._seen:
             return
         self._seen[sent.node, sent.number] = None
@@ -406,14 +402,6 @@ def _listening(channel: str, agents: Iterable[tuple[str, str]]) -> dict[str, Nod
     """Return the members that the agents of a node are in `channel`, as far as its hold does not show them."""
     member = NodeMember("agent", 1, 0, {"state": "listening"})
     return {name: member for name, pattern in agents if matches(pattern, channel)}
-
-
-def _decode(value: bytes | msgspec.Raw, kind: type[T]) -> T | None:
-    """Return the value of a hold or a notice; None if another version of the hub has made it."""
-    try:
-        return msgspec.msgpack.decode(value, type=kind)
-    except DAMAGE:
-        return None
 
 
 SERVERS_SIGNALS = frozenset(("nobody_listening",))  # only the server may send these, since clients trust them
