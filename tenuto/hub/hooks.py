@@ -167,13 +167,10 @@ class HookRunner:
     async def _run(self) -> None:
         """Register the hook, then call it; on a shared store whenever it is the turn of this node."""
         await self._until_stored(lambda: register(self._store, self._hook, self._early))
-        if not self._store.is_exclusive:
-            await self._share()
-        await self._until_stored(self._recall)
-        await self._until_stored(self._scan)
-
-    async def _share(self) -> None:
-        """Call the hook whenever it is the turn of this node, until this task is cancelled."""
+        if self._store.is_exclusive:
+            await self._until_stored(self._recall)
+            await self._until_stored(self._scan)
+            return
         while True:
             with logs_errors(f"hook {self._hook.name!r} did not see the entries of other processes"):
                 await self._take_turn()
@@ -345,10 +342,10 @@ class HookRunner:
             return
         head = changes.head
         events = [
-            event
+            HookEvent(type=kind, channel=channel, serial=at, epoch=head.epoch, **fields)
             for one in restored(changes.messages or ())
-            for event in self._events(channel, head.epoch, one, serial)
-            if event.type in self._hook.kinds
+            for kind, at, fields in _happened(one)
+            if at > serial and kind in self._hook.kinds
         ]
         for event in sorted(events, key=lambda event: event.serial):
             if not self._may_call(turn):
@@ -357,14 +354,6 @@ class HookRunner:
                 await timed(f'hook "{self._hook.name}"', self._hook.handler(event), logger)
             await self._note(channel, (head.epoch, event.serial), turn)
         await self._note(channel, (head.epoch, head.serial), turn)
-
-    def _events(self, channel: str, epoch: str, one: MessageState | CommandState, since: int) -> list[HookEvent]:
-        """Return the hook's events for a message or command after serial `since`."""
-        return [
-            HookEvent(type=kind, channel=channel, serial=serial, epoch=epoch, **fields)
-            for kind, serial, fields in _happened(one)
-            if serial > since
-        ]
 
     async def _position_put_right(self, channel: str) -> tuple[str, int]:
         """Return a position that was damaged. Raises StoreUnusable if it still is, StoreUnavailable."""
