@@ -237,14 +237,12 @@ class Viewing:
     def end_drain(self) -> None:
         """Note that the hub has drained, and limit the time of all requests without a response."""
         self.has_drained = True
-        for limit in tuple(self._responses):
-            if not limit.expired():
-                limit.reschedule(asyncio.get_running_loop().time() + RESPONSE_S)
+        _end_in(RESPONSE_S, self._responses)
 
     def drain(self) -> None:
         """Note that the hub drains, and end the reads for viewers."""
         self.is_draining = True
-        self._end_reads()
+        _end_in(0.0, self._reads)
 
     async def watch(self, responded_s: Callable[[], float], wake_feeds: Callable[[], None]) -> None:
         """Disconnect the viewers whenever the store has not responded for a term, until this task is cancelled.
@@ -274,22 +272,24 @@ class Viewing:
         logger.warning(
             "store %r has not responded for %g s, so the hub disconnects its viewers", self._store_name, CUT_OFF_S
         )
-        self._end_reads()
+        _end_in(0.0, self._reads)
         for callback in self.on_cut_off:
             callback()
         wake_feeds()
-
-    def _end_reads(self) -> None:
-        now_s = asyncio.get_running_loop().time()
-        for limit in tuple(self._reads):
-            if not limit.expired():
-                limit.reschedule(now_s)
 
     def _no_response(self) -> StoreUnavailable:
         return StoreUnavailable(
             f"store {self._store_name!r} has not responded to this server for {CUT_OFF_S:g} s; connect to another "
             "server, or try again later"
         )
+
+
+def _end_in(seconds: float, limits: set[asyncio.Timeout]) -> None:
+    """End the blocks of `limits` at that time from now."""
+    at_s = asyncio.get_running_loop().time() + seconds
+    for limit in tuple(limits):
+        if not limit.expired():
+            limit.reschedule(at_s)
 
 
 RESTART_S = 1.0  # time between two attempts to begin again after the store was replaced
