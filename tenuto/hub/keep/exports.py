@@ -218,25 +218,26 @@ class ExportFile:
     def lines(self) -> Iterator[_Line]:
         """Yield the checked records, and check the end. Raises a TenutoError that names the line, LocalError."""
         messages = commands = damaged = 0
-        with self._open() as file, self._named_line():
-            header = self._next(file, HEADER_BYTES)
-            self.channel = check_channel(decode_header(header).channel)
-            self._digest.update(header)
-            limit = line_bytes(self.limits)
-            while True:
-                data = self._next(file, limit)
-                record = decode_line(data)
-                if isinstance(record, End):
-                    self._check_end(record, messages, commands, damaged)
-                    break
-                self._digest.update(data)
-                yield _Line(self._number, len(data), check_record(record, self.limits, self._now_ms))
-                messages += isinstance(record, MessageRecord)
-                commands += not isinstance(record, MessageRecord)
-                damaged += record.is_damaged
-            if file.read(1):
-                self._number += 1
-                raise InvalidRequest("the line is after the end of the export; remove it, or export the channel again")
+        with self._open() as file:
+            try:
+                header = self._next(file, HEADER_BYTES)
+                self.channel = check_channel(decode_header(header).channel)
+                self._digest.update(header)
+                limit = line_bytes(self.limits)
+                while not isinstance(record := decode_line(data := self._next(file, limit)), End):
+                    self._digest.update(data)
+                    yield _Line(self._number, len(data), check_record(record, self.limits, self._now_ms))
+                    messages += isinstance(record, MessageRecord)
+                    commands += not isinstance(record, MessageRecord)
+                    damaged += record.is_damaged
+                self._check_end(record, messages, commands, damaged)
+                if file.read(1):
+                    self._number += 1
+                    raise InvalidRequest(
+                        "the line is after the end of the export; remove it, or export the channel again"
+                    )
+            except TenutoError as error:
+                raise at_line(error, self._number, self.path) from None
         self.end = record
 
     def _open(self) -> BinaryIO:
@@ -283,14 +284,6 @@ class ExportFile:
             raise InvalidRequest(
                 "the checksum is not that of the lines before it: the file was changed; copy it or export it again"
             )
-
-    @contextlib.contextmanager
-    def _named_line(self) -> Iterator[None]:
-        """Add the number of the line to errors."""
-        try:
-            yield
-        except TenutoError as error:
-            raise at_line(error, self._number, self.path) from None
 
 
 def at_line(error: TenutoError, number: int, path: Path) -> TenutoError:
@@ -501,7 +494,10 @@ async def _remove_part(store: Store, channel: str, running: _Running, *, epoch: 
     head = await head_of(store, channel)
     if not head.serial or epoch not in (None, head.epoch):
         return
-    if not await _is_part(store, channel, head, running):
+    # The epoch does not show whether the last entry is that of the import: a restored backup has another one.
+    last = (await store.changes(channel, after=head.serial - 1, limit=1)).messages or []
+    ends = [(head.serial, one.id) for one in restored(last) if one.digest == IMPORTED]
+    if not any(end in (running.before, running.after) for end in ends):
         if running.after[0]:  # else the import was refused before its first commit, so there is no part
             logger.warning("channel %s was written after a part of an import, so its messages stay", channel)
         return
@@ -524,13 +520,3 @@ def _damaged_note(channel: str) -> StoreUnusable:
         f"note {shown(NOTE + channel)} is damaged, so the messages of its channel may be a part of an export; delete "
         "the channel and import the file again, or restore a backup"
     )
-
-
-async def _is_part(store: Store, channel: str, head: Head, running: _Running) -> bool:
-    """Return whether the last entry of the channel is that of the import in `note`.
-
-    The epoch says nothing about that: a restored backup has another one.
-    """
-    last = (await store.changes(channel, after=head.serial - 1, limit=1)).messages or []
-    ends = [(head.serial, one.id) for one in restored(last) if one.digest == IMPORTED]
-    return any(end in (running.before, running.after) for end in ends)
