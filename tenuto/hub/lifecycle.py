@@ -596,7 +596,7 @@ class Lifecycle:
     async def _drain(self, runtime: Runtime, drain_s: float) -> None:
         runtime.scheduler.close()
         runtime.leases.close()
-        runtime.nodes.leave()
+        runtime.nodes.is_leaving = True
         self._send_away(runtime)
         tasks, writers = runtime.tasks, runtime.writers
         try:

@@ -164,7 +164,7 @@ class NodeLease:
         self.replaced: Callable[[], None] = lambda: None  # called when the store goes on from an earlier state
         self._retry_s = RENEW_S  # wait before a recovery that failed is repeated; it doubles with each failure
         self._is_recovering = False
-        self.is_leaving = False  # this node drains, and recovers no further messages
+        self.is_leaving = False  # set when this node drains: it recovers no further messages; its lease runs to `end`
         self._is_over = False
         self._renewing = asyncio.Lock()  # renewals follow one another, so that no older result replaces a newer one
         if self.is_exclusive:
@@ -239,10 +239,6 @@ class NodeLease:
     def latest_ms(self) -> int:
         """Return the same at the latest: later than `now_ms` by the duration of that renewal."""
         return self.renewal.now_ms + math.ceil(1000 * (self._now_s() - self._sent_s)) if self.renewal is not None else 0
-
-    def leave(self) -> None:
-        """Recover no further messages, because this node drains. Its lease runs until `end`."""
-        self.is_leaving = True
 
     async def end(self) -> None:
         """End the lease now, so that other nodes recover the messages of this one. The lease is not renewed again."""
