@@ -151,16 +151,21 @@ class Retainer:
         if sweep.is_above:
             summary = await self._counted(runtime, summary, head, policy)
             sweep = Sweep(policy, summary, now_ms)
-        if sweep.is_whole and await self._is_busy(runtime, channel):
-            sweep = Sweep(policy, summary, now_ms, is_busy=True)
+        if sweep.is_whole:
+            async with contextlib.aclosing(_facts(runtime, channel)) as pages:
+                async for facts in pages:
+                    if any(one.is_busy for one in facts):
+                        sweep = Sweep(policy, summary, now_ms, is_busy=True)
+                        break
         if not sweep.is_needed:
             return
         while not sweep.is_over:
             found = await runtime.store.facts(channel, after=sweep.after, limit=READ_FACTS)
             await asyncio.sleep(READ_PAUSE_S)
             for step in steps(sweep.take(found.facts, is_last=len(found.facts) < READ_FACTS)):
-                if not await _is_as_before(runtime, channel, head, sweep):
-                    return
+                now = await head_of(runtime.store, channel)
+                if now.epoch != head.epoch or (sweep.is_whole and now.serial != head.serial):
+                    return  # it was deleted, or, though it goes as a whole, written
                 await self._remove(runtime, channel, head.epoch, step)
                 await asyncio.sleep(PAUSE_S)
         if sweep.is_emptied:
@@ -190,14 +195,6 @@ class Retainer:
         return replace(
             summary, messages=min(summary.messages, messages), size_bytes=min(summary.size_bytes, size_bytes)
         )
-
-    async def _is_busy(self, runtime: Runtime, channel: str) -> bool:
-        """Return whether a message or command of the channel is busy (`Fact.is_busy`)."""
-        async with contextlib.aclosing(_facts(runtime, channel)) as pages:
-            async for facts in pages:
-                if any(one.is_busy for one in facts):
-                    return True
-        return False
 
     async def _remove(self, runtime: Runtime, channel: str, epoch: str, step: Sequence[Fact]) -> None:
         """Remove the messages of one step that have not changed since."""
@@ -240,12 +237,6 @@ def steps(due: Sequence[Fact]) -> Iterator[list[Fact]]:
         size_bytes += fact.size_bytes
     if step:
         yield step
-
-
-async def _is_as_before(runtime: Runtime, channel: str, head: Head, sweep: Sweep) -> bool:
-    """Return whether the channel was not deleted since `head`, and not written if it goes as a whole."""
-    now = await head_of(runtime.store, channel)
-    return now.epoch == head.epoch and (now.serial == head.serial or not sweep.is_whole)
 
 
 async def _follow(runtime: Runtime, channel: str) -> None:
