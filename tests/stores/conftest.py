@@ -5,12 +5,15 @@ Layer: tests.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from itertools import count
 from pathlib import Path
 
 import pytest
 
+from tenuto.stores.sqlite.store import SqliteStore
 from tests.postgres import Postgres
+from tests.stores.files import opened
 
 _numbers = count(1)
 
@@ -29,3 +32,9 @@ def schema() -> str:
 def path(tmp_path: Path) -> Path:
     """Return the place of a store file."""
     return tmp_path / "chat.db"
+
+
+@pytest.fixture
+async def store(path: Path) -> AsyncIterator[SqliteStore]:
+    async with opened(path) as store:
+        yield store

@@ -6,7 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Literal
@@ -26,16 +26,7 @@ from tests.stores.files import PATIENCE_S, opened, run_from_outside, store_threa
 
 
 class TestSqliteStore(StoreContract):
-    @pytest.fixture
-    async def store(self, path: Path) -> AsyncIterator[SqliteStore]:
-        async with opened(path) as store:
-            yield store
-
-
-@pytest.fixture
-async def store(path: Path) -> AsyncIterator[SqliteStore]:
-    async with opened(path, busy_s=0.05) as store:
-        yield store
+    pass
 
 
 # -- thread and loops --------------------------------------------------------------------------------------------
@@ -150,14 +141,15 @@ async def test_a_write_that_fails_in_the_system_is_undone_and_works_later(path: 
         assert await texts(store, "c", "m1") == ["x" * 9_000 * (stored - 1) + "!"]
 
 
-async def test_commit_waits_for_a_foreign_writer_and_then_reports_it(store: SqliteStore, path: Path) -> None:
-    chat = Chat(store)
-    with closing(sqlite3.connect(path, isolation_level=None)) as other:
-        other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(StoreUnavailable, match="another process writes to this database"):
-            await chat.do(create("m1", "a"))
-        other.execute("ROLLBACK")
-    assert await chat.do(create("m1", "a")) == Committed(1)
+async def test_commit_waits_for_a_foreign_writer_and_then_reports_it(path: Path) -> None:
+    async with opened(path, busy_s=0.05) as store:
+        chat = Chat(store)
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(StoreUnavailable, match="another process writes to this database"):
+                await chat.do(create("m1", "a"))
+            other.execute("ROLLBACK")
+        assert await chat.do(create("m1", "a")) == Committed(1)
 
 
 async def test_a_commit_that_takes_too_long_is_unknown_and_may_still_happen(

@@ -1,22 +1,12 @@
 """The bytes that the SQLite store writes and keeps, per byte of text."""
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
 import pytest
 
 from tenuto.stores.base import Write
 from tenuto.stores.sqlite.store import SqliteStore
 from tests.stores.contract import MINUTE_MS, Chat, append, create, delete, finish, texts
-from tests.stores.files import opened
 
 TOKEN = "word "
-
-
-@pytest.fixture
-async def store(path: Path) -> AsyncIterator[SqliteStore]:
-    async with opened(path) as store:
-        yield store
 
 
 class Answers:

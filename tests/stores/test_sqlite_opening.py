@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -20,13 +20,6 @@ from tenuto.stores.sqlite.slots import sealed
 from tenuto.stores.sqlite.store import SqliteStore
 from tests.stores.contract import Chat, create, put_part
 from tests.stores.files import PATIENCE_S, no_thread_left, opened, read, run_from_outside, write
-
-
-@pytest.fixture
-async def store(path: Path) -> AsyncIterator[SqliteStore]:
-    async with opened(path) as store:
-        yield store
-
 
 HOLD = """
 import asyncio, sys
