@@ -23,26 +23,18 @@ from tenuto.demo.guests import (
     Person,
 )
 from tenuto.hub.access.identity import Scope
+from tests.virtual import Time
 
 PEER = "127.0.0.3"
 
 
-class Clock:
-    """A clock that only the test moves."""
-
-    now_s = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now_s
+@pytest.fixture
+def clock() -> Time:
+    return Time(1_000_000.0)
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def guests(clock: Clock) -> Guests:
+def guests(clock: Time) -> Guests:
     return Guests("http://127.0.0.2:8000", key="key", agent_token="token", now_s=clock)
 
 
@@ -60,7 +52,7 @@ def with_cookie(value: str) -> Scope:
 
 
 @pytest.mark.parametrize(("after_s", "is_open"), [(INVITE_S - 1, True), (INVITE_S, False), (INVITE_S + 1, False)])
-def test_an_invitation_is_open_for_ten_minutes(guests: Guests, clock: Clock, after_s: float, is_open: bool) -> None:
+def test_an_invitation_is_open_for_ten_minutes(guests: Guests, clock: Time, after_s: float, is_open: bool) -> None:
     secret = invited(guests)
     clock.now_s += after_s
     if is_open:
@@ -85,7 +77,7 @@ def test_the_number_of_open_invitations_is_bounded(guests: Guests) -> None:
         guests.join(secret, PEER)
 
 
-def test_guesses_of_one_address_are_bounded_and_others_get_in(guests: Guests, clock: Clock) -> None:
+def test_guesses_of_one_address_are_bounded_and_others_get_in(guests: Guests, clock: Time) -> None:
     for _ in range(MOST_GUESSES):
         with pytest.raises(NoInvite):
             guests.join("wrong", PEER)
@@ -104,7 +96,7 @@ def test_the_number_of_counted_addresses_is_bounded(guests: Guests) -> None:
     assert len(guests._guesses) <= MOST_GUESSERS + 1
 
 
-async def test_a_cookie_names_its_person_until_it_ends(guests: Guests, clock: Clock) -> None:
+async def test_a_cookie_names_its_person_until_it_ends(guests: Guests, clock: Time) -> None:
     person = guests.join(invited(guests), PEER)
     cookie = guests.cookie_of(person)
     identity = await guests(with_cookie(cookie))
