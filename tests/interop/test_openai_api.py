@@ -537,35 +537,28 @@ async def test_input_items_are_what_the_request_brought(scene: ClientScene) -> N
         await scene.client.responses.input_items.list(response.id, after="in_x")
 
 
-async def test_message_of_another_person_or_name_is_no_input_of_a_response() -> None:
+@pytest.mark.parametrize(
+    ("written", "inputs", "left"),
+    [
+        ([("q.0", "ben"), ("q.x", "ann"), ("q.1", "ann"), ("q", "ann")], ["q", "q.1"], ["q.0", "q.x"]),
+        ([("q.0", "ann"), *((f"{n}", "ben") for n in range(201)), ("q", "ann")], ["q", "q.0"], ["0", "1", "2"]),
+    ],
+    ids=["of another person or name", "behind many of others"],
+)
+async def test_input_of_a_response_has_the_messages_of_its_person_and_name(
+    written: list[tuple[str, str]], inputs: list[str], left: list[str]
+) -> None:
     async def verify(scope: dict[str, Any]) -> Identity:
         return Identity(client_id="ann", grants={"chat:*": FULL})
 
     async with scene_of(authenticate=verify) as scene:
-        for id, author in (("q.0", "ben"), ("q.x", "ann"), ("q.1", "ann"), ("q", "ann")):
+        for id, author in written:
             await scene.hub.create("chat:1", id=id, text=id, author=author, starts_turn=False)
         id = Reference("chat:1", "q").id()
         found: Any = [one async for one in scene.client.responses.input_items.list(id)]
-        assert [one.content[0].text for one in found] == ["q", "q.1"]
+        assert [one.content[0].text for one in found] == inputs
         await scene.client.responses.delete(id)
-        assert [one.id for one in (await scene.hub.history("chat:1")).messages] == ["q.x", "q.0"]
-
-
-async def test_input_of_a_response_is_found_behind_many_messages_of_others() -> None:
-    async def verify(scope: dict[str, Any]) -> Identity:
-        return Identity(client_id="ann", grants={"chat:*": FULL})
-
-    async with scene_of(authenticate=verify) as scene:
-        others = [f"{number}" for number in range(201)]
-        for id in ("q.0", *others, "q"):
-            author = "ben" if id in others else "ann"
-            await scene.hub.create("chat:1", id=id, text=id, author=author, starts_turn=False)
-        id = Reference("chat:1", "q").id()
-        found: Any = [one async for one in scene.client.responses.input_items.list(id)]
-        assert [one.content[0].text for one in found] == ["q", "q.0"]
-        await scene.client.responses.delete(id)
-        messages = (await scene.hub.history("chat:1", after=0, limit=2)).messages
-        assert [one.id for one in messages] == ["0", "1"]
+        assert [one.id for one in (await scene.hub.history("chat:1", after=0, limit=3)).messages] == left
 
 
 async def test_input_items_are_known_although_another_branch_began_between_them(scene: ClientScene) -> None:
