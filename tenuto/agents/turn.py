@@ -107,7 +107,7 @@ class Turn:
         # the parts of the shown steps, by the ids of their answers and their keys
         self._shown_at: dict[tuple[str, Json], int] = {
             (one.answer.id, part.get("call")): PartIndex(index, 0)
-            for one in (() if supersedes else taken_up.values())
+            for one in taken_up.values()
             for index, part in enumerate(one.answer.parts)
         }
         self._shown_names: list[str] = []  # shown steps that run
@@ -388,7 +388,7 @@ class Turn:
         return await (self._shown(name, call, run) if show else run())
 
     async def _shown(self, name: str, call: partial[object], run: Callable[[], Awaitable[Json]]) -> Json:
-        """Carry out a step as a tool part, which it shares with the attempt that this one continues."""
+        """Carry out a step as a tool part, which it shares with the earlier attempts."""
         key, message = self.step_key(name), self._answer(f"step {name!r} is shown")
         part = {"type": "tool", "call": key, "name": name, "input": input_of(call)}
         index = await message.part({**part, "state": CALLED}, index=self._shown_at.get((message.id, key)))

@@ -122,6 +122,7 @@ class Outgoing:
         "_piece",
         "_queue",
         "_repeated",
+        "_steps",
         "_superseded",
         "_text_owner",
         "_text_part",
@@ -162,6 +163,7 @@ class Outgoing:
         self._text_owner: Owner | None = None
         # how to continue a stored message once it is open
         self._again: tuple[dict[str, Json], bool, Container[Json]] | None = None
+        self._steps: Container[Json] = ()  # calls of the steps that an earlier writer has shown
         self._has_restored = False  # True: what an earlier writer left behind the restored parts is written again
         # for each time that parts were superseded: the index from which, and the new indexes of those that stayed
         self._superseded: list[tuple[int, dict[int, int]]] = []
@@ -215,9 +217,9 @@ class Outgoing:
         self.state = OPEN
         if self._again is None:
             return
-        (meta, supersedes, steps), self._again = self._again, None
+        (meta, supersedes, self._steps), self._again = self._again, None
         for part, left in zip(self._parts, self.left, strict=False):
-            if left.get("call") in steps:
+            if left.get("call") in self._steps:
                 part.owner = SHOWN
         changed = {key: value for key, value in meta.items() if self.meta.get(key) != value}
         if changed:
@@ -291,12 +293,15 @@ class Outgoing:
     def accept_part(self, part: Part, index: int | None = None, owner: Owner | None = None) -> int:
         """Open a part of `owner` (without `index`) or replace one. Return its index.
 
-        A part that was superseded after its index was returned is written as a new one.
+        A part that was superseded after its index was returned is written as a new one. A step that an earlier writer
+        has shown is no new content: its part is replaced, and what is to be superseded stays in view.
         """
         self.check_open()
         part = check_part(part, self.limits)
         count = len(self._parts)
-        position = count if index is None or self._is_superseded(index) else self._found(index)
+        position = count if index is None else self._found(index)
+        if index is not None and self._is_superseded(index) and not self._is_step(position, part):
+            position = count
         if position == count and self._supersedes():
             self._supersede(part, owner)
             self.close_text()
@@ -310,7 +315,7 @@ class Outgoing:
                 f"message {self.id!r} has {count} parts, so the index must be from 0 to {count}, got {position}"
             )
         known = self._parts[position] if position < count else None
-        if known is not None and known.owner not in (LEFT, SHOWN):
+        if known is not None and known.owner not in (LEFT, SHOWN, FAILED):
             owner = known.owner
         if position < len(self.left):
             self.left[position] = part
@@ -339,6 +344,11 @@ class Outgoing:
         position = self._found(index)
         is_known = 0 <= position < len(self._parts)
         return self._parts[position].owner is FAILED if is_known else isinstance(index, PartIndex)
+
+    def _is_step(self, position: int, part: Part) -> bool:
+        """Return whether an earlier writer has shown the step of `part` at this position."""
+        left = self.left[position] if 0 <= position < len(self.left) else {}
+        return left.get("call") == part.get("call") in self._steps
 
     def _indexed(self, indexes: list[int]) -> dict[int, Part]:
         return {PartIndex(index, len(self._superseded)): self.left[index] for index in indexes}
@@ -380,8 +390,10 @@ class Outgoing:
         There are none if this writer has added content: then the next part supersedes what is left.
         """
         counted = [index for index, part in enumerate(self.left) if part["type"] != ATTEMPT]
-        before = counted[:after]
-        ours = [index for index in counted[after:until] if self._parts[index].owner in (LEFT, FAILED)]
+        steps = {index for index in counted if self._is_step(index, self.left[index])}
+        before = [index for index in counted[:after] if index not in steps]
+        theirs = [index for index in counted[after:until] if index not in steps]
+        ours = [index for index in theirs if self._parts[index].owner in (LEFT, FAILED)]
         if self._has_added_to(ours) or not ours or any(self._parts[index].owner is FAILED for index in before):
             return {}
         self._give(before, None)

@@ -1119,6 +1119,41 @@ async def test_a_step_of_a_function_that_calls_the_model_again_is_not_repeated(o
 
 
 @virtually
+async def test_a_stored_step_that_is_shown_again_lets_the_text_of_the_earlier_attempt_stay_in_view() -> None:
+    counted, views = Counted(), list[list[Json]]()
+
+    async def script(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("Before. ") if turn.attempt == 3 else None
+            await turn.step("search", counted.of("search"), show=True)
+            await message.flush()
+            for text in ("", f"Text {turn.attempt}."):
+                await message.append(text)
+                await message.flush()
+                parts = (await turn._backend.read("chat:1", message.id))[0].parts
+                views.append([part.get("text", part.get("output", part["type"])) for part in parts])
+            if turn.attempt < 3:
+                await asyncio.sleep(1e6)
+
+    store = MemoryStore()
+    for _ in range(3):
+        hub = new_hub(store)
+        hub.agent("chat:*", name="bot", on_crash="restart")(script)
+        await hub.create("chat:1", id="m1", text="?")
+        await asyncio.sleep(10)
+        await hub.close()
+    assert counted.calls == ["search"]
+    assert views == [
+        ["SEARCH"],
+        ["SEARCH", "Text 1."],
+        ["SEARCH", "Text 1."],
+        ["SEARCH", "attempt", "Text 2."],
+        ["attempt", "attempt", "Before. ", "SEARCH"],
+        ["attempt", "attempt", "Before. ", "SEARCH", "Text 3."],
+    ]
+
+
+@virtually
 async def test_a_further_try_waits_for_a_step_that_the_failed_one_has_left_running() -> None:
     counted, found = Counted(), list[Any]()
 

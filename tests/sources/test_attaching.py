@@ -337,6 +337,32 @@ async def test_own_text_before_a_response_that_has_no_text_yet_stands_once(at: i
 
 
 @pytest.mark.parametrize("on_crash", ["restart", "continue"])
+@pytest.mark.parametrize("takes_s", [1, 60])
+@pytest.mark.parametrize("is_first", [True, False])
+@virtually
+async def test_next_process_goes_on_with_a_response_after_a_shown_step(
+    is_first: bool, takes_s: float, on_crash: Any
+) -> None:
+    events = long_events("One. ", "Two.")
+    model = Model([*events[:5], HOLD], events)
+    client = model.openai()
+
+    async def respond(turn: Turn) -> None:
+        async with turn.reply() as message:
+            if is_first:
+                await turn.step("before", asyncio.sleep, 1, show=True)
+            beside = turn.step("beside", asyncio.sleep, takes_s if turn.attempt == 1 else 1, show=True)
+            await asyncio.gather(message.pipe(ask(client), attach=client.responses), beside)
+            await turn.step("behind", asyncio.sleep, 1, show=True)
+
+    (answer,) = await answers_over_a_crash(respond, on_crash)
+    assert (answer.status, answer.text, model.asked.count("POST")) == ("complete", "One. Two.", 1)
+    parts = {part.get("name", part["type"]): part for part in answer.parts}
+    assert [*parts] == [*["before"] * is_first, "beside", "text", "behind"]
+    assert parts["text"]["joins"] == [len("One. ")]
+
+
+@pytest.mark.parametrize("on_crash", ["restart", "continue"])
 @virtually
 async def test_drain_hands_on_at_once_a_turn_that_reads_a_response(on_crash: Any) -> None:
     lengths = range(9, 19)  # more often than a turn may die
