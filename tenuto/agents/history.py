@@ -11,7 +11,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from mimetypes import guess_type
 from typing import Literal, NamedTuple, get_args
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
@@ -66,6 +66,19 @@ def begin_of(message: Message, older: Iterable[Message]) -> Message:
 
 def leading_to(messages: Iterable[Message], message_id: str) -> set[str]:
     """Return the ids of those of `messages` that lead to one of them."""
+    return chain_to(parents_in(messages), message_id)
+
+
+def chain_to(parents: Mapping[str, str], message_id: str) -> set[str]:
+    """Return the ids that `parents` has before a message: its parent, the parent of that, and so on."""
+    chain: set[str] = set()
+    while message_id in parents:
+        chain.add(message_id := parents[message_id])
+    return chain
+
+
+def parents_in(messages: Iterable[Message]) -> dict[str, str]:
+    """Return the ids of the parents that `messages` have among themselves."""
     ordered = sorted(messages, key=lambda one: one.created)
     places = {one.id: number for number, one in enumerate(ordered)}
     parents: dict[str, str] = {}
@@ -74,10 +87,7 @@ def leading_to(messages: Iterable[Message], message_id: str) -> set[str]:
             parent = _followed(parent, ordered, places, parents)
         if parent is not None:
             parents[one.id] = parent.id
-    leading: set[str] = set()
-    while message_id in parents:
-        leading.add(message_id := parents[message_id])
-    return leading
+    return parents
 
 
 def _followed(parent: Message, ordered: list[Message], places: dict[str, int], parents: dict[str, str]) -> Message:

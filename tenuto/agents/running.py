@@ -405,7 +405,9 @@ class Running:
         is_kept = "complete" in states and (self._agent.on_crash == "interrupt" or "failed" in states)
         has_failed = states[-1:] == ["failed"] and not {"streaming", "interrupted"} & {*states}
         if has_failed or is_kept or "cancelled" in states:
-            return _Left(next((one for one in answers if one.status == "cancelled"), answers[-1]), is_over=True)
+            # a handler may have cancelled a draft itself, before its complete answer
+            by_people = [] if states[-1] == "complete" else [one for one in answers if one.status == "cancelled"]
+            return _Left((by_people or answers[-1:])[0], is_over=True)
         if self._agent.on_crash != "interrupt":
             for number, answer in enumerate(answers):
                 if answer.status == "complete":

@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 from msgspec.structs import replace
 
 from tenuto.agents.backend import Backend, Sent, Watch, find, patiently
-from tenuto.agents.history import Shape, as_turns, begin_of, leading_to, path_to, system_texts
+from tenuto.agents.history import Shape, as_turns, begin_of, chain_to, parents_in, path_to, system_texts
 from tenuto.agents.request import TurnRequest
 from tenuto.agents.steps import UNSTORABLE, Allowance, Steps, check_function, input_of
 from tenuto.core.errors import AlreadyAnswered, Forbidden, LocalError, TenutoError, public_reason, shown
@@ -219,17 +219,17 @@ class Turn:
         arrived: list[Steer] = []
         waiting = [one for one in self._watch.waiting() if one.id not in self._others] if messages else []
         self._conversation |= self.targets
-        recent: list[Message] = []
+        parents: dict[str, str] = {}
         if not {one.parent for one in waiting} <= {*self._conversation, *(one.id for one in waiting)}:
             with contextlib.suppress(Forbidden):
-                recent = (await self._backend.page(self.channel, before=None, limit=200)).messages
+                parents = parents_in((await self._backend.page(self.channel, before=None, limit=200)).messages)
         for command in self._watch.commands():
             is_ours = command.name == STEER.name and command.target in self.targets
             if is_ours and command.id not in self._accepted and await self._accept(command):
                 arrived.append(Steer(_text_in(command.data), command.data, None, command.from_))
         for message in waiting:
             self._others.add(message.id)  # try each message once, because in another process a try costs a request
-            if self._conversation.isdisjoint([message.parent, *leading_to(recent, message.id)]):
+            if self._conversation.isdisjoint([message.parent, *chain_to(parents, message.id)]):
                 continue  # of another branch
             self._conversation.add(message.id)
             if await self._backend.take_waiting(self.channel, message.id, by=self.name, turn=self.message.id):

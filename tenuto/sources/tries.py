@@ -30,6 +30,7 @@ from tenuto.sources.reading import (
     INPUT,
     LASTING_CODES,
     LOST,
+    NotKept,
     UpstreamEnded,
     UpstreamError,
     causes_of,
@@ -259,7 +260,8 @@ def _takes_so_far(make: Callable[..., object]) -> bool:
 
 def may_pass(error: BaseException) -> bool:
     """Return whether another call of the model may succeed where `error` was raised."""
-    if isinstance(error, TenutoError) and not isinstance(error, UpstreamEnded | UpstreamError):
+    is_ours = isinstance(error, TenutoError) and not isinstance(error, UpstreamEnded | UpstreamError)
+    if is_ours or isinstance(error, NotKept):
         return False  # of the writer or of Tenuto
     # an error of the app is not that of the model, whatever caused it
     is_apps = not (isinstance(error, TenutoError | OSError) or is_from_sdk(error))

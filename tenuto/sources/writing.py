@@ -23,7 +23,7 @@ from tenuto.sources.reading import CALLED, Add, Drop, Edit, Meta, NotKept, Open,
 SHORTEST_OVERLAP = 32  # characters of a continuation that must equal the end of the text, to be dropped as an overlap
 _CHANGING = ("text", "state", "input", "output")  # fields of a part that its later events may change
 HELD_CHARACTERS = 200  # the beginning of a continuation is held back, because an overlap must not be shown
-MISSING = 16  # streams that a complete message may not know, before its handler is taken for one that never ends
+MISSING = 1_000  # streams that a complete message may not know, before its handler is taken for one that never ends
 
 
 # those that are read, of each message, with their blocks
