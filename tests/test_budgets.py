@@ -21,13 +21,13 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 53_417,
-    "lines of its kernel": 32_064,
+    "lines of tenuto/": 53_358,
+    "lines of its kernel": 32_016,
     "modules of tenuto/": 161,
     "files in a folder of tenuto/": 23,
     "lines of interop/": 3_986,  # grew by branches, ends that a model cuts, namespaces, messages that never arrived
-    "lines of tests/": 61_932,
-    "lines of proof/ and bench/": 20_021,
+    "lines of tests/": 62_179,  # grew by tests of attempts behind complete answers and of shown steps
+    "lines of proof/ and bench/": 20_000,
     "words of docs without decisions": 50_000,
     "words of decisions": 12_000,
     "words of the changelog": 1_500,
@@ -36,8 +36,8 @@ BUDGETS = {
     # walks differ a little from run to run, so these have room for some 15 % more
     "calls of an append to a WebSocket": 90,
     "modules of an append": 19,
-    "calls of an attach with catch-up": 146,
-    "modules of an attach": 23,
+    "calls of an attach with catch-up": 115,
+    "modules of an attach": 22,
     "calls of a turn with one token": 1_280,
     "modules of a turn": 50,
 }

@@ -23,7 +23,6 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -42,7 +41,7 @@ from tenuto.interop.adapter import (
     stored_id,
     stored_parts,
 )
-from tenuto.interop.fold import Answer, EventStream, Json, Part, call_of, encode, has_result, text_of
+from tenuto.interop.fold import Answer, EventStream, Json, Part, call_of, encode, has_result, parsed, text_of
 from tenuto.routes import Access, TurnDelta, TurnStatus, app_meta, deltas_of, options_in, versions_of
 
 VERSION_MESSAGES = 2_000  # newest messages among which the versions of an edited question are looked for
@@ -246,7 +245,6 @@ SHARED_CHARS = 16_384  # maximal length of a text whose frame is kept for the ne
 _STAGES = dict.fromkeys(("input-available", "approval-requested", "approval-responded"), AVAILABLE)
 _STAGES |= dict.fromkeys(("output-available", "output-error", "output-denied"), OVER) | {"input-streaming": STARTED}
 SKIPPED = 100  # pieces of other texts among which the rest of a text is looked for on a page
-LEVELS = 60  # of nested values in an input; parts may have 64, and `json.dumps` ends at about 1,000
 
 
 @dataclass
@@ -672,23 +670,6 @@ def approval_of(part: Json, release: Release) -> Json | None:
         reason = {"reason": stored["reason"]} if isinstance(stored.get("reason"), str) else {}
         return {"id": stored["id"], "approved": stored["approved"], **reason}
     return {"id": part["call"], "approved": False} if part.get("state") == "denied" else None
-
-
-def parsed(text: str) -> tuple[Any, bool]:
-    """Return the value of a tool's input, and whether the input is JSON. Other input is the text itself.
-
-    Input that no response can carry, such as half a surrogate pair, is no JSON either.
-    """
-    with suppress(ValueError, RecursionError):
-        value = msgspec.json.decode(text)
-        if _levels(value) <= LEVELS:
-            return value, True
-    return text or {}, not text
-
-
-def _levels(value: object) -> int:
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return 1 + max(map(_levels, inner), default=0)
 
 
 def result_of(part: Json, release: Release) -> Json:

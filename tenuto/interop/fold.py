@@ -10,6 +10,7 @@ no longer. The parts of a superseded attempt leave their answer; parts that come
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
@@ -43,6 +44,7 @@ encode = msgspec.json.Encoder().encode
 Json = dict[str, Any]
 Place = tuple[int, int]  # the number of an answer in its turn, and the index of a part
 End = tuple[str, str | None]  # status and reason
+LEVELS = 60  # of nested values in an input; parts may have 64, and `json.dumps` ends at about 1,000
 _TEXT_FIELDS = {"text": "text", "reasoning": "text", "tool": "input"}
 
 
@@ -396,3 +398,20 @@ class EventStream:
     def _taken(self) -> list[Any]:
         events, self._events = self._events, []
         return events
+
+
+def parsed(text: str) -> tuple[Any, bool]:
+    """Return the value of a tool's input, and whether the input is JSON. Other input is the text itself.
+
+    Input that no response can carry, such as half a surrogate pair, is no JSON either.
+    """
+    with suppress(ValueError, RecursionError):
+        value = msgspec.json.decode(text)
+        if _levels(value) <= LEVELS:
+            return value, True
+    return text or {}, not text
+
+
+def _levels(value: object) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_levels, inner), default=0)

@@ -1121,8 +1121,7 @@ class _Socket:
         """Store further input for a response of this socket, and report it."""
         previous = event.get("previous_response_id")
         if not isinstance(previous, str):
-            detail = f"previous_response_id must be the id of a response, got {previous!r:.80}"
-            raise InvalidRequest(detail, param="previous_response_id")
+            raise InvalidRequest(f"previous_response_id is no id: {previous!r:.80}", param="previous_response_id")
         steer = _Steer(secrets.token_hex(16), previous[:1000], event.get("input"))
         lane, access = _Lane(), self._socket.access
         try:

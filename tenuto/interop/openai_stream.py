@@ -36,6 +36,7 @@ from tenuto.interop.fold import (
     earlier_parts,
     encode,
     has_result,
+    parsed,
     text_of,
 )
 from tenuto.routes import OUTPUT, InAnswer, MessageReplaced, TurnDelta
@@ -236,14 +237,6 @@ def usage(answers: list[Answer]) -> Json | None:
         "input_tokens_details": {"cached_tokens": total("cached_tokens")},
         "output_tokens_details": {"reasoning_tokens": total("reasoning_tokens")},
     }
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
 
 
 def _server_error(code: str, message: str) -> Json:
@@ -501,7 +494,7 @@ class TurnEvents(EventStream):
         is_cut = part.answer.status not in ("streaming", "complete") and part is part.answer.parts[-1]
         kind, has_ended = kind_of(part.value, self._own_tools), is_ended or self._has_ended(part)
         if has_ended and kind == "function_call" and part.value.get("state") == "input":
-            is_cut = is_cut or not _is_json(part.text())  # a later attempt went on behind a call that broke off
+            is_cut = is_cut or not parsed(part.text())[1]  # a later attempt went on behind a call that broke off
         state = "completed" if has_ended else "in_progress"
         state = "incomplete" if is_cut or self._open_calls().get(part) else state
         return self._item(kind, part, part.text(), state)
