@@ -160,8 +160,8 @@ MAX_ROWS = 64
 UNSEEN_TIMES = 8
 # limit of items in one batch: many requests may join to few rows, and this bounds the work between two commits
 MAX_ITEMS = 1_024
-# Size from which an item, such as a question with a photo, has a commit of its own. The commit after it has no such
-# item, so that text of others waits for one of them at most.
+# Size from which an item, such as a question with a photo, has a commit of its own, or is the last of the commit after
+# one in which others came first. The commit after it has no such item, so that text of others waits for one at most.
 LARGE_BYTES = 256 * 1024
 # Limit of a message's text since its last document. Beyond it the message gets a new document, so that a restart reads
 # little.
@@ -221,6 +221,7 @@ class Committer:
         self._queue = Admission()
         self._waiting_bytes = 0
         self._may_be_large = True  # False: the last commit was that of a large item
+        self._was_held = False  # True: a large item waited while others came first
         self._wake = asyncio.Event()  # set while items are queued
         self._since_s: float | None = None  # loop time at which the oldest item was queued, or earlier
         self._cut_now: _Batch | None = None
@@ -320,16 +321,21 @@ class Committer:
         batch = _Batch({}, {}, [], {}, self._since_s)
         rows, limit = 0, UNSEEN_TIMES * MAX_ROWS
         may_be_large, self._may_be_large = self._may_be_large, True
-        held: dict[str, list[Item]] = {}  # large items that wait for a later commit, each with those behind it
+        held, held_channels = (
+            list[Item](),
+            set[str](),
+        )  # large items that wait for a later commit, and those behind them
         now_s, now_ms = asyncio.get_running_loop().time(), None  # the clock is read if a decision needs it
         self._queue.begin(now_s)
-        while rows < limit and len(batch.decided) < MAX_ITEMS:
+        waits = not (may_be_large and self._was_held)  # a large item, if others come first
+        while rows < limit and len(batch.decided) + len(held) < MAX_ITEMS:
             item = self._queue.take()
             if item is None:
                 break
             is_large = item.size_bytes >= LARGE_BYTES
-            if item.channel in held or (is_large and (batch.decided or not may_be_large)):
-                held.setdefault(item.channel, []).append(item)
+            if item.channel in held_channels or (is_large and ((batch.decided and waits) or not may_be_large)):
+                held.append(item)
+                held_channels.add(item.channel)
                 continue
             channel = self._channels.get(item.channel) or self._channel(item.channel)
             channel.used_s = now_s
@@ -355,7 +361,7 @@ class Committer:
                 if not item.is_beginning:
                     self._queue.note_running(now_s)
             # A plain append that comes first needs no draft: `alone` holds its entry until the channel's next request.
-            entry = self._grow(channel, asks) if is_first and len(asks) == 1 else None
+            entry = self._grow(channel, asks) if is_first and len(asks) == 1 and not is_large else None
             if entry is not None:
                 batch.alone[channel] = entry
                 batch.decided.append(Decided(channel, item, asks, grown=entry))
@@ -371,8 +377,9 @@ class Committer:
             if is_large:
                 self._may_be_large = False
                 break
+        self._was_held = bool(held) and may_be_large
         if held:
-            self._queue.put_first(item for items in held.values() for item in items)
+            self._queue.put_first(held)
         if not self._queue:
             self._since_s = None
             self._wake.clear()

@@ -96,6 +96,30 @@ async def test_large_request_has_a_commit_of_its_own_and_smaller_ones_go_before_
 
 
 @virtually
+async def test_large_request_does_not_wait_for_ever_behind_channels_that_are_read() -> None:
+    store, caller = Creating(commit_s=0.005), Caller(id="ann")
+    earlier = new_hub(store)
+    await asyncio.gather(*(earlier.create(f"c{number}", id="first", text="?") for number in range(500)))
+    await earlier.close()
+    hub = new_hub(store)
+    await hub.create("large", id="first", text="?")
+
+    async def come() -> None:
+        for number in range(500):
+            hub.submit(f"c{number}", "second", CreateMessage(text="?"), caller, result_later()[1])
+            await asyncio.sleep(0.001)
+
+    coming = asyncio.create_task(come())
+    await asyncio.sleep(0.05)
+    begun_s, (result, done) = now_s(), result_later()
+    hub.submit("large", "second", CreateMessage(text="x" * LARGE_BYTES), caller, done)
+    await result
+    assert now_s() - begun_s < 0.1
+    await coming
+    await hub.close()
+
+
+@virtually
 async def test_requests_of_a_channel_keep_their_order_beside_a_burst() -> None:
     store = Creating()
     stage = Stage(new_hub(store))

@@ -359,6 +359,7 @@ BAD: list[tuple[int, str | None, bytes | dict[str, Any]]] = [
     (400, "input", {"input": [{**APPROVAL, "approval_request_id": 7}]}),
     (404, "input", {"input": [{**APPROVAL, "approval_request_id": "mcpr_x"}]}),
     (400, "input", {"input": [{"type": "item_reference"}, USER]}),
+    (400, "input", {"input": [{"type": "item_reference", "id": 7}, USER]}),
     (404, "previous_response_id", {"input": [APPROVAL, USER]}),
     (400, "input", {"input": [OUTPUT, USER]}),
     (400, "tools", {"input": [USER], "tools": "x"}),

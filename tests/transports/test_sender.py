@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from tenuto.transports.sender import DirectSender, Heartbeats, Sender, TaskSender
-from tests.transports.conftest import PATIENCE_S
+from tests.transports.conftest import PATIENCE_S, new_hub
 from tests.virtual import virtually
 
 Make = Callable[[Callable[[Any], Awaitable[None]], Any], Sender]
@@ -214,3 +215,27 @@ async def test_failing_heartbeat_does_not_stop_the_others(caplog: pytest.LogCapt
         heartbeats.tick()
     assert hearts[1].beats == 1
     assert "a heartbeat failed" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["http", "websocket"])
+@virtually
+async def test_peer_that_reads_nothing_is_left_after_five_minutes(kind: str) -> None:
+    hub, incoming = new_hub(), [{"type": f"{kind}.connect"}] if kind == "websocket" else [{"type": "http.request"}]
+
+    async def receive() -> Any:
+        if incoming:
+            return incoming.pop()
+        await asyncio.sleep(5 if kind == "websocket" else 1e6)
+        return {"type": "websocket.receive", "text": '{"type": "pong"}'}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "websocket.send" or not message.get("body", b"retry").startswith(b"retry"):
+            await asyncio.sleep(1e6)
+
+    scope = {"type": kind, "path": "/v1/channels/c/events" if kind == "http" else "/v1/ws", "method": "GET"}
+    more = {"headers": [(b"host", b"localhost")], "query_string": b"", "client": ("127.0.0.1", 5), "root_path": ""}
+    begun_s = asyncio.get_running_loop().time()
+    with contextlib.suppress(Exception):
+        async with asyncio.timeout(1_000):
+            await hub({**scope, **more}, receive, send)
+    assert 300 <= asyncio.get_running_loop().time() - begun_s <= 315
