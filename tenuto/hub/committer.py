@@ -321,19 +321,18 @@ class Committer:
         batch = _Batch({}, {}, [], {}, self._since_s)
         rows, limit = 0, UNSEEN_TIMES * MAX_ROWS
         may_be_large, self._may_be_large = self._may_be_large, True
-        held, held_channels = (
-            list[Item](),
-            set[str](),
-        )  # large items that wait for a later commit, and those behind them
+        held: list[Item] = []  # large items that wait for a later commit, and those behind them
+        held_channels: set[str] = set()
         now_s, now_ms = asyncio.get_running_loop().time(), None  # the clock is read if a decision needs it
         self._queue.begin(now_s)
-        waits = not (may_be_large and self._was_held)  # a large item, if others come first
         while rows < limit and len(batch.decided) + len(held) < MAX_ITEMS:
             item = self._queue.take()
             if item is None:
                 break
             is_large = item.size_bytes >= LARGE_BYTES
-            if item.channel in held_channels or (is_large and ((batch.decided and waits) or not may_be_large)):
+            if item.channel in held_channels or (
+                is_large and ((batch.decided and not self._was_held) or not may_be_large)
+            ):
                 held.append(item)
                 held_channels.add(item.channel)
                 continue

@@ -492,12 +492,12 @@ class TurnEvents(EventStream):
 
     def _whole_item(self, part: Part, *, is_ended: bool) -> Json:
         is_cut = part.answer.status not in ("streaming", "complete") and part is part.answer.parts[-1]
-        kind, has_ended = kind_of(part.value, self._own_tools), is_ended or self._has_ended(part)
+        kind, text = kind_of(part.value, self._own_tools), part.text()
+        has_ended = is_ended or self._has_ended(part)
         if has_ended and kind == "function_call" and part.value.get("state") == "input":
-            is_cut = is_cut or not parsed(part.text())[1]  # a later attempt went on behind a call that broke off
-        state = "completed" if has_ended else "in_progress"
-        state = "incomplete" if is_cut or self._open_calls().get(part) else state
-        return self._item(kind, part, part.text(), state)
+            is_cut = is_cut or not (text and parsed(text)[1])  # a later attempt went on behind it
+        state = "incomplete" if is_cut or self._open_calls().get(part) else "completed" if has_ended else "in_progress"
+        return self._item(kind, part, text, state)
 
     # -- questions for the caller --------------------------------------------------------------------------------
 

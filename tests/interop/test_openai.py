@@ -1058,10 +1058,11 @@ async def test_answer_that_its_model_cuts_is_incomplete(scene: ClientScene, reas
     assert (await scene.events(response.id))[-1].type == "response.incomplete"
 
 
-async def test_call_that_breaks_off_before_more_text_is_incomplete(scene: ClientScene) -> None:
+@pytest.mark.parametrize("cut", ["", '{"ci'])
+async def test_call_that_breaks_off_before_more_text_is_incomplete(scene: ClientScene, cut: str) -> None:
     async def goes_on(turn: Turn) -> None:
         async with turn.reply() as message:
-            await message.part({**CALL, "name": "place", "input": '{"ci', "state": "input"})
+            await message.part({**CALL, "name": "place", "input": cut, "state": "input"})
             await message.append("Ulm.")
 
     scene.script = goes_on
