@@ -776,13 +776,8 @@ def a_hook_keeps_its_position_before_the_call(patch: pytest.MonkeyPatch) -> None
 
 def a_hook_is_called_message_by_message(patch: pytest.MonkeyPatch) -> None:
     """All events of one message belong together."""
-    events = HookRunner._events
-
-    def together(self: HookRunner, *about: Any) -> list[HookEvent]:
-        found = events(self, *about)
-        return sorted(found, key=lambda event: -event.serial)
-
-    patch.setattr(HookRunner, "_events", together)
+    happened = hooks._happened
+    patch.setattr(hooks, "_happened", lambda one: sorted(happened(one), key=lambda event: -event[1]))
     patch.setattr(hooks, "sorted", lambda found, key: list(found), raising=False)
 
 

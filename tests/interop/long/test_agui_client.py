@@ -95,7 +95,7 @@ async def test_parts_of_all_types_are_accepted_live_on_a_reload_and_again(scene:
     scene.gate.set()
     for name in "ab":
         state = await scene.ended(name)
-        assert state["result"] == {"model": "m"}
+        assert state["result"] == {"model": "m", "$theme": "dark"}
         assert "".join(texts(state)) == "".join(await scene.stored()) == "Look: 🙂Seven.Two. Three."
         results = [one["content"] for one in state["messages"] if one["role"] == "tool"]
         assert results == ['{"c": 7}', "no", "denied", "text"]
