@@ -41,6 +41,7 @@ TYPED = {
     ("agents.md", 'turn.history("responses")'): "hub: Hub, openai: AsyncOpenAI",  # these need a model with a key
     ("agents.md", 'turn.history("anthropic")'): "hub: Hub, anthropic: AsyncAnthropic",
     ("retries.md", "responses.create"): "message: MessageWriter, client: AsyncOpenAI, turn: Turn, prompt: Any",
+    ("retries.md", "X-Conversation-Id"): "message: MessageWriter, client: AsyncOpenAI, turn: Turn, prompt: Any",
     ("sources.md", "responses.create"): "hub: Hub, openai: AsyncOpenAI, question: str",
     ("sources.md", "piped.tool_calls"): "message: MessageWriter, piped: Piped, run_tool: Any",
     ("openai.md", "responses.connect"): "client: AsyncOpenAI",
@@ -120,7 +121,8 @@ def test_each_block_of_python_runs_in_a_test_or_has_a_reason() -> None:
 
 HEAD = """from typing import Any
 from anthropic import AsyncAnthropic
-from openai import AsyncOpenAI
+from openai import AsyncOpenAI, AsyncStream
+from openai.types.chat import ChatCompletionChunk
 from tenuto import Hub, MessageWriter, Turn
 from tenuto.sources import Piped
 async def block({}) -> Any:
