@@ -414,11 +414,15 @@ def _responses(message: Message) -> Iterator[dict[str, Json]]:
         else:
             yield {"role": message.role, "content": [_responses_content(one) for one in content]}
         for part in calls:
-            kind, given = "function_call", {"arguments": part["input"] or "{}"}
-            if _CUSTOM in part:
-                kind, given = "custom_tool_call", {"input": part["input"]}
-            yield {"type": kind, "call_id": part["call"], "name": _name(part), **given}
-            yield {"type": f"{kind}_output", "call_id": part["call"], "output": _output(part, _responses_content)}
+            given = {"input": part["input"]} if _CUSTOM in part else {"arguments": part["input"] or "{}"}
+            yield {"type": _call_type(part), "call_id": part["call"], "name": _name(part), **given}
+        for part in calls:
+            output = _output(part, _responses_content)
+            yield {"type": f"{_call_type(part)}_output", "call_id": part["call"], "output": output}
+
+
+def _call_type(part: Part) -> str:
+    return "custom_tool_call" if _CUSTOM in part else "function_call"
 
 
 def _responses_content(one: str | Part) -> dict[str, Json]:

@@ -72,20 +72,19 @@ def test_openai_puts_text_before_a_call_with_it_and_later_text_after_its_result(
     ]
 
 
-def test_responses_keeps_texts_and_calls_in_order() -> None:
-    def done(name: str, output: str = "done") -> list[dict[str, Any]]:
-        return [
-            {"type": "function_call", "call_id": name, "name": f"do_{name}", "arguments": '{"x": 1}'},
-            {"type": "function_call_output", "call_id": name, "output": output},
-        ]
+def test_responses_has_the_results_of_a_round_behind_its_calls() -> None:
+    def called(name: str) -> dict[str, Any]:
+        return {"type": "function_call", "call_id": name, "name": f"do_{name}", "arguments": '{"x": 1}'}
+
+    def result(name: str, output: str = "done") -> dict[str, Any]:
+        return {"type": "function_call_output", "call_id": name, "output": output}
 
     assert as_turns([ASKED, WORKED], "responses") == [
         {"role": "user", "content": "Why?"},
         {"role": "assistant", "content": "Let me look. "},
-        *done("a"),
-        *done("b", '{"n": 2}'),
+        *(called("a"), called("b"), result("a"), result("b", '{"n": 2}')),
         {"role": "assistant", "content": "And again. "},
-        *done("c"),
+        *(called("c"), result("c")),
         {"role": "assistant", "content": "It is so."},
     ]
 
