@@ -208,6 +208,42 @@ describe("a token over HTTP", () => {
   })
 })
 
+describe("a cookie", () => {
+  test("that is still accepted continues the channel after close code 4200; one that is not ends the client", (t) => {
+    quiet(t)
+    const w = world(t)
+    const channel = w.client.channel("c")
+    for (const attempt of [1, 2, 3]) {
+      w.socket.open()
+      w.socket.ok("attach")
+      w.socket.events("c", `e:${attempt}`, attached(attempt))
+      w.socket.drop(4200)
+      w.pass(500 * 2 ** attempt)
+      assert.equal(w.sockets.length, attempt + 1)
+    }
+    w.socket.open()
+    assert.deepEqual(w.socket.sentOf("attach"), [{ channel: "c", since: "e:3" }])
+    assert.equal(w.client.state, "live")
+    w.socket.drop(4201)
+    assert.equal(channel.error.code, "unauthenticated")
+  })
+
+  test("that ended during a long poll is sent once more", async (t) => {
+    quiet(t)
+    const w = world(t, { transport: "poll" })
+    const channel = w.client.channel("c")
+    for (const cursor of ["e:1", "e:2"]) {
+      await w.http.poll({ cursor, events: [] })
+      await w.http.poll({ code: "unauthenticated" }, 401)
+      assert.equal(channel.error, null)
+      w.pass(2_000)
+      await settled()
+    }
+    await w.http.poll({ code: "unauthenticated" }, 401)
+    assert.equal(channel.error.code, "unauthenticated")
+  })
+})
+
 describe("the identity", () => {
   test("is in the snapshot as the server says, on each transport", async (t) => {
     const you = { id: "ann", can: ["subscribe", "publish"] }

@@ -46,11 +46,13 @@ export class Token {
    */
   refused(token, isExpired) {
     if (typeof this.source === "function" && token !== this.#current) return true
-    if (isExpired && this.#wasAccepted) this.#refusals = 0
-    else this.#refusals++
+    const wasAccepted = this.#wasAccepted
     this.#wasAccepted = false
+    // Without a token the browser's cookies count: those of the next attempt may prove the identity for longer.
+    if (this.source === undefined) return isExpired || wasAccepted
+    this.#refusals = isExpired && wasAccepted ? 0 : this.#refusals + 1
     this.renew(isExpired ? "expired" : "refused")
-    return this.source !== undefined && this.#refusals < REFUSALS
+    return this.#refusals < REFUSALS
   }
 
   /** Request another token at the next `get`. @param {Why} why */
