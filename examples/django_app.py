@@ -56,8 +56,9 @@ def page(request: HttpRequest) -> HttpResponse:
 
 PAGE = """<!doctype html>
 <meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
 <title>Django and Tenuto</title>
-<style>body { max-width: 40rem; margin: 2rem auto; font: 1rem system-ui } p { white-space: pre-wrap }</style>
+<style>body { max-width: 40rem; margin: auto; padding: 1rem; font: 1rem system-ui } p { white-space: pre-wrap }</style>
 <div id="messages"></div>
 <form id="form">
   <input name="text" required autofocus>

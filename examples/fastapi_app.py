@@ -53,8 +53,9 @@ async def page() -> str:
 
 PAGE = """<!doctype html>
 <meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
 <title>FastAPI and Tenuto</title>
-<style>body { max-width: 40rem; margin: 2rem auto; font: 1rem system-ui } p { white-space: pre-wrap }</style>
+<style>body { max-width: 40rem; margin: auto; padding: 1rem; font: 1rem system-ui } p { white-space: pre-wrap }</style>
 <div id="messages"></div>
 <form id="form"><input id="question" required autofocus placeholder="Ask something"> <button>Ask</button></form>
 <script type="module">

@@ -91,8 +91,9 @@ def page(session: Annotated[str | None, Cookie()] = None) -> str:
 
 HEAD = """<!doctype html>
 <meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
 <title>Logins and Tenuto</title>
-<style>body { max-width: 40rem; margin: 2rem auto; font: 1rem system-ui }</style>
+<style>body { max-width: 40rem; margin: auto; padding: 1rem; font: 1rem system-ui }</style>
 <script type="module">
   async function post(path, body = {}) {
     const headers = { "Content-Type": "application/json" }
@@ -155,10 +156,12 @@ You are <b id="me">USER</b>. <button id="logout">Log out</button>
     for (const type of ["message.create", "message.update"]) {
       source.addEventListener(type, ({ data }) => lobby.append(line(JSON.parse(data).message)))
     }
-    source.addEventListener("bye", () => {
-      source.close() // its minute is over: request a new ticket
+    const again = () => {
+      source.close() // its minute is over, or a new server refuses its ticket: request another one
       setTimeout(watchLobby, 1000)
-    })
+    }
+    source.addEventListener("bye", again)
+    source.onerror = () => source.readyState === EventSource.CLOSED && again()
   }
   watchLobby()
 

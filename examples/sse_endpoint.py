@@ -86,8 +86,9 @@ async def page() -> str:
 
 PAGE = """<!doctype html>
 <meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
 <title>An SSE endpoint and Tenuto</title>
-<style>body { max-width: 40rem; margin: 2rem auto; font: 1rem system-ui } pre { white-space: pre-wrap }</style>
+<style>body { max-width: 40rem; margin: auto; padding: 1em; font: 1rem system-ui } pre { white-space: pre-wrap }</style>
 <form onsubmit="ask(question.value); return false">
   <input id="question" required autofocus placeholder="Ask something"> <button>Ask</button>
   <button type="button" onclick="fetch('stop', { method: 'POST' })">Stop</button>

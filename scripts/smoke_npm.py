@@ -72,7 +72,7 @@ async def check_react(browser: Browser, url: str, move: Move) -> None:
     await expect(answer).to_contain_text(END)
     assert (await page.locator("article.user").all_inner_texts()) == ["Why?"]
     other, more = await open_page(browser, f"{url}/?me=bob")
-    await page.fill("input[name=text]", "And then? " * 500)  # the answer repeats it, which takes half a minute
+    await page.fill("input[name=text]", "And then? " * 500)  # the answer repeats it, which takes minutes
     await page.press("input[name=text]", "Enter")
     await expect(other.get_by_role("button", name="Stop")).to_be_visible()
     await move()  # the answer goes on in the process that both pages leave

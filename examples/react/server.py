@@ -27,7 +27,7 @@ PAGE = os.environ.get("PAGE_ORIGIN", "http://localhost:5173")
 PORT = int(os.environ.get("PORT", "8000"))
 SECRET = os.environ.get("SECRET", "a secret for this example, of at least thirty-two bytes")
 LASTS_S = 300  # lifetime of a token; the client requests the next token thirty seconds before its end
-PACE_S = 0.03
+PACE_S = 0.15
 
 verify = jwt_verifier(secret=SECRET, audience="chat")
 hub = Hub("sqlite:///react-example.db", authenticate=verify, allowed_origins=[PAGE])

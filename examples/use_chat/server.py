@@ -23,7 +23,7 @@ from tenuto import Hub, Turn
 from tenuto.interop import AISDK
 
 PAGE = Path(__file__).parent / "dist"
-PACE_S = 0.03
+PACE_S = 0.15
 
 hub = Hub("sqlite:///use-chat.db")
 app = FastAPI()

@@ -137,5 +137,8 @@ async def test_each_user_sees_their_own_notes_and_the_lobby(program: Load, brows
         await bob.click("#pry")
         await expect(bob.locator("#answer")).to_have_text("403 forbidden")
         await picture(bob, "login_fastapi")
+        await ann.route("**/lobby/events?*", lambda route: route.fulfill(status=401), times=1)  # by a restarted server
+        await ann.reload()
+        await expect(ann.locator("#lobby li")).to_have_text(["ann: Hello"])
         await bob.click("text=Log out")
         await expect(bob.locator("#login")).to_be_visible()

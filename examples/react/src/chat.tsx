@@ -21,9 +21,11 @@ export function Chat({ channel: name }: { channel: string }) {
         <Status />
       </header>
       <section aria-label="Conversation">
-        {hasOlder && <button onClick={() => channel.history()}>Older messages</button>}
-        {messages.length === 0 && <p className="empty">Ask a question, then reload this page while the answer comes.</p>}
-        {messages.map(({ id }) => <Bubble key={id} channel={name} id={id} />)}
+        <div>
+          {hasOlder && <button onClick={() => channel.history()}>Older messages</button>}
+          {messages.length === 0 && <p className="empty">Ask a question, then reload this page while the answer comes.</p>}
+          {messages.map(({ id }) => <Bubble key={id} channel={name} id={id} />)}
+        </div>
       </section>
       <form onSubmit={ask}>
         <input name="text" aria-label="Message" placeholder="Message" autoComplete="off" autoFocus />

@@ -23,9 +23,11 @@ export function Chat({ id, initial }: { id: string; initial: UIMessage[] }) {
         <p role="status">{status}</p>
       </header>
       <section aria-label="Conversation">
-        {messages.length === 0 && <p className="empty">Ask a question, then reload this page while the answer comes.</p>}
-        {messages.map((message) => <article key={message.id} className={message.role}>{textOf(message)}</article>)}
-        {error && <p role="alert">The answer broke off. <button onClick={() => location.reload()}>Load it again</button></p>}
+        <div>
+          {messages.length === 0 && <p className="empty">Ask a question, then reload this page while the answer comes.</p>}
+          {messages.map((message) => <article key={message.id} className={message.role}>{textOf(message)}</article>)}
+          {error && <p role="alert">The answer broke off. <button onClick={() => location.reload()}>Load it again</button></p>}
+        </div>
       </section>
       <form onSubmit={ask}>
         <input name="text" aria-label="Message" placeholder="Message" autoComplete="off" autoFocus />

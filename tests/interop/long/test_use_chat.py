@@ -70,4 +70,6 @@ async def test_page_of_the_example_resumes_in_mid_answer_and_stops_for_both_wind
             ("And? Begun, ", "cancelled"),
             ("Why? Begun, ended.", "complete"),
         ]
+        await one.set_viewport_size({"width": 375, "height": 240})
+        await expect(one.locator("article").last).to_be_in_viewport()
         assert errors == []
