@@ -2,7 +2,7 @@
 
 The server needs no code. Install Tenuto with [serve,client], as its README shows, create a secret, and serve:
 
-    openssl rand -base64 48 > chat.secret
+    openssl rand -base64 48 > chat.secret; chmod 600 chat.secret
     tenuto serve --jwt-secret-file chat.secret --jwt-audience chat
 
 In a second terminal, start the agent; start it once more in a third. Each message goes to one of the two.
