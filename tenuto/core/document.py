@@ -15,6 +15,7 @@ rest: an id stays used up, and a repeated command is recognised.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -27,6 +28,8 @@ from tenuto.core.names import COMMAND_MARK, is_id
 from tenuto.core.ops import Append, Command, Create, Entry, Reply, WriterIdentity
 from tenuto.core.state import apply_op, apply_to_command
 from tenuto.core.text import MARK_BYTES, PartState, Text, TextFork
+
+T = TypeVar("T")
 
 LONG_FIELD = 4_096  # length in code points from which a field of a part is kept in a segment
 FIELDS = -1  # `at` of such a segment
@@ -135,6 +138,14 @@ DAMAGE = (
 _encode_head = msgspec.msgpack.Encoder().encode
 _decode_head = msgspec.msgpack.Decoder(MessageHead).decode
 _decode_command = msgspec.msgpack.Decoder(CommandHead).decode
+
+
+def decoded(value: bytes, kind: type[T]) -> T | None:
+    """Return the value that the hub has kept or sent; None if it is damaged, or another version has made it."""
+    try:
+        return msgspec.msgpack.decode(value, type=kind)
+    except DAMAGE:
+        return None
 
 
 def document(message: MessageState | CommandState) -> Document:

@@ -26,7 +26,7 @@ from typing import BinaryIO, NamedTuple
 import msgspec
 from msgspec import Struct
 
-from tenuto.core.document import DAMAGE, Document, restore, restore_command, restored
+from tenuto.core.document import Document, decoded, restore, restore_command, restored
 from tenuto.core.errors import (
     Busy,
     Damaged,
@@ -376,7 +376,7 @@ class Import:
         note = (await self._store.notes(NOTE + self._channel)).get(NOTE + self._channel)
         if note is None:
             return False
-        running = _decoded(note)
+        running = decoded(note, _Running)
         if running is None:
             raise _damaged_note(self._channel)
         return running.run == self._run
@@ -474,7 +474,7 @@ def _logs_damage() -> Iterator[None]:
 
 
 async def _undo(store: Store, channel: str, note: bytes) -> None:
-    name, running = NOTE + channel, _decoded(note)
+    name, running = NOTE + channel, decoded(note, _Running)
     if running is None:
         if (await head_of(store, channel)).serial:
             raise _damaged_note(channel)
@@ -505,14 +505,6 @@ async def _remove_part(store: Store, channel: str, running: _Running, *, epoch: 
     if isinstance(result, Conflict):
         raise StoreUnavailable(f"channel {channel!r} is written while its unfinished import is removed; try again")
     logger.warning("channel %s had a part of an import that has not ended; it is empty again", channel)
-
-
-def _decoded(note: bytes) -> _Running | None:
-    """Return the running import in a note; None if it is damaged."""
-    try:
-        return msgspec.msgpack.decode(note, type=_Running)
-    except DAMAGE:
-        return None
 
 
 def _damaged_note(channel: str) -> StoreUnusable:

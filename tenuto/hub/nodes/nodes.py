@@ -33,12 +33,12 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-from tenuto.core.document import DAMAGE
+from tenuto.core.document import decoded
 from tenuto.core.errors import StoreUnavailable, StoreUnusable, TenutoError
 from tenuto.core.ops import Entry
 from tenuto.hub.channel import Channel, is_settling
@@ -50,7 +50,6 @@ from tenuto.stores.base import Bus, Head, Hold, Notice, Notices, Renewal, Shared
 
 logger = logging.getLogger("tenuto.hub")
 
-T = TypeVar("T")
 
 BATCH_BYTES = 256 * 1024  # a batch of holds about members ends with the one that reaches this size
 
@@ -449,14 +448,6 @@ class Notifier:
             logger.debug("%d notices were not sent; other nodes read the heads: %r", len(notices), error)
         except Exception:  # an error of a third-party store or bus must not end the notices
             logger.exception("%d notices were not sent; other nodes read the heads", len(notices))
-
-
-def decoded(value: bytes, kind: type[T]) -> T | None:
-    """Return the value of a hold or a notice; None if another version of the hub has made it."""
-    try:
-        return msgspec.msgpack.decode(value, type=kind)
-    except DAMAGE:
-        return None
 
 
 FOLLOW_S = 1.0  # time between two reads of the heads
