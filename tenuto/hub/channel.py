@@ -356,8 +356,9 @@ class Channel:
         self._store = store
         self._limits = limits
         self._ticks = ticks
-        # called before the first read of the channel, and again until the channel was read; then None
-        self._prepare: Callable[[], Awaitable[None]] | None = _keep
+        self.is_loaded = False  # True: the head was read from the store, also while more is being read
+        # removes a part that `rewrite` has left; called before the channel is read again
+        self._mend: Callable[[], Awaitable[None]] | None = None
         self._absent: set[str] = set()
         self._groups: dict[int, Group] = {}
         self.watchers = 0  # number of feeds that follow this channel
@@ -373,18 +374,13 @@ class Channel:
     # -- for the committer -------------------------------------------------------------------------------------
 
     @property
-    def is_loaded(self) -> bool:
-        """Return whether the head was read from the store; this stays True while more is being read."""
-        return self._prepare is None
-
-    @property
     def is_ready(self) -> bool:
         """Return whether the committer can decide requests on the present state."""
         return self.is_ready_for(())
 
     def is_ready_for(self, ids: Iterable[str]) -> bool:
         """Return whether requests about `ids` can be decided now, without a read of the store."""
-        if self._prepare is not None or self._loaders or self.is_stale:
+        if not self.is_loaded or self._loaders or self.is_stale:
             return False
         messages = self.state.messages
         for one in ids:
@@ -476,8 +472,7 @@ class Channel:
     def is_idle(self) -> bool:
         """Return whether the channel is unused: no subscriber, member, commit, pending read or rest of a `rewrite`."""
         is_wanted = self.listeners or self.presence_state.has_people or self.watchers
-        has_part = self._prepare is not None and self._prepare is not _keep
-        return not (self._loaders or self.commit_over or self.is_stale or has_part or is_wanted)
+        return not (self._loaders or self.commit_over or self.is_stale or self._mend or is_wanted)
 
     def windows_end_s(self) -> tuple[float, float]:
         """Return when the first and when the last flush window of the viewers ends, in the loop's time."""
@@ -570,9 +565,9 @@ class Channel:
 
     async def load(self) -> None:
         """Read the head of the channel from the store, unless it is known."""
-        if self._prepare is not None:
+        if not self.is_loaded:
             async with self._exclusive():
-                if self._prepare is not None:
+                if not self.is_loaded:
                     await self._reload()
 
     async def load_messages(self, ids: Sequence[str]) -> None:
@@ -670,7 +665,7 @@ class Channel:
             try:
                 return await write()
             finally:
-                self._prepare = mend or _keep
+                self.is_loaded, self._mend = False, mend
                 await self._reload()
                 self.moved()
 
@@ -738,8 +733,8 @@ class Channel:
         return all(entry.op.id in begun or self.state.knows(entry.op.id) for entry in entries)
 
     async def _reload(self) -> None:
-        if self._prepare is not None:
-            await self._prepare()
+        if self._mend is not None:
+            await self._mend()
         while True:
             first = changes = await self._store.changes(self.name, after=0, limit=0)
             opened, since = await self._store.open_documents(self.name), first.head.serial
@@ -756,7 +751,7 @@ class Channel:
         state.insert(restored([*(opened if since else ()), *(changes.messages or ())]))
         self.state = state
         self._absent.clear()
-        self._prepare = None
+        self.is_loaded, self._mend = True, None
         self._changed(None)
 
     def _insert(self, found: Iterable[MessageState | CommandState]) -> None:
@@ -778,10 +773,6 @@ class Channel:
             self._loaders -= 1
 
 
-async def _keep() -> None:
-    """Prepare a channel in which `rewrite` has left no part."""
-
-
 def is_settling(channel: Channel) -> bool:
     """Return whether a `rewrite` of `channel` or a read of the store runs."""
     return channel._loading.locked()
@@ -794,7 +785,7 @@ async def until_settled(channel: Channel | None) -> None:
     if is_settling(channel):
         async with channel._loading:
             pass
-    if channel._prepare is not None and channel._prepare is not _keep:  # `rewrite` has left a part
+    if channel._mend is not None:  # `rewrite` has left a part
         await channel.load()
 
 

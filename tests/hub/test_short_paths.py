@@ -29,7 +29,7 @@ class Viewer:
 def new_channel(viewers: int) -> Channel:
     """Return a channel that has had viewers, of which `viewers` count as present; no tick wakes them."""
     channel = Channel("c:1", MemoryStore(), Limits(), Ticks(), now_s=0.0, observe=lambda _, keys: None)
-    channel._prepare = None  # the head was read
+    channel.is_loaded = True
     viewer = Viewer()
     channel.remove_feed(viewer, channel.add_feed(viewer, 40))
     channel.watchers = viewers
