@@ -213,16 +213,14 @@ def _command_document(command: CommandState) -> Document:
     )
 
 
-def times_in(document_id: str, head: bytes) -> tuple[int, int]:
-    """Return when the message or command of a stored document was created, and when it changed last, in ms since 1970.
-
-    Raises an exception of `DAMAGE`.
-    """
-    if document_id.startswith(COMMAND_MARK):
-        command = _command_in(_decode_command(head))
-        return command.created_at, command.updated_at
-    decoded = _decode_head(head)
-    return decoded.created_at, decoded.updated_at
+def changed_ms(document_id: str, head: bytes) -> int | None:
+    """Return when the message or command of a stored document changed last, in ms since 1970; None if it is damaged."""
+    try:
+        if document_id.startswith(COMMAND_MARK):
+            return _command_in(_decode_command(head)).updated_at
+        return _decode_head(head).updated_at
+    except DAMAGE:
+        return None
 
 
 def _outcome(error: Json) -> Json:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from tenuto.core.document import DAMAGE, Document, Segment, Stored, times_in, used_up_head
+from tenuto.core.document import Document, Segment, Stored, changed_ms, used_up_head
 from tenuto.core.model import ChannelSummary
 from tenuto.core.names import COMMAND_MARK, matches
 from tenuto.core.ops import Append, Delete, Entry
@@ -118,7 +118,7 @@ class _Channel:
                 version=one.version,
                 is_counted=bool(one.created) and not one.is_deleted,
                 size_bytes=one.size_bytes,
-                at_ms=_changed_ms(one),
+                at_ms=changed_ms(one.id, one.head),
                 is_busy=one.is_open or one.id in targets or bool(self.messages[one.id].entries),
             )
             for one in documents
@@ -129,13 +129,6 @@ class _Channel:
 
     def by_creation(self, *, newest_first: bool) -> list[_Message]:
         return sorted(self.messages.values(), key=lambda message: message.document.created, reverse=newest_first)
-
-
-def _changed_ms(document: Document) -> int | None:
-    try:
-        return times_in(document.id, document.head)[1]
-    except DAMAGE:
-        return None
 
 
 class MemoryStore:

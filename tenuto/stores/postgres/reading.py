@@ -24,7 +24,7 @@ import msgspec
 from asyncpg import Connection, Record
 from asyncpg.pool import PoolConnectionProxy
 
-from tenuto.core.document import DAMAGE, Segment, Stored, times_in, used_up_head
+from tenuto.core.document import Segment, Stored, changed_ms, used_up_head
 from tenuto.core.errors import StoreUnusable
 from tenuto.core.model import ChannelSummary
 from tenuto.core.names import COMMAND_MARK
@@ -458,15 +458,11 @@ def _head(row: Record) -> Head:
 
 
 def _fact(row: Record, log: Log) -> Fact:
-    try:
-        at_ms = times_in(row["message"], row["head"])[1]
-    except DAMAGE:
-        at_ms = None
     return Fact(
         id=row["message"],
         version=row["version"],
         is_counted=row["is_counted"],
         size_bytes=row["size_bytes"],
-        at_ms=at_ms,
+        at_ms=changed_ms(row["message"], row["head"]),
         is_busy=row["is_busy"] or row["message"] in log.entries,
     )

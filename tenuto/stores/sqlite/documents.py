@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from tenuto.core.document import DAMAGE, Document, Segment, times_in
+from tenuto.core.document import DAMAGE, Document, Segment, changed_ms
 from tenuto.core.errors import StoreUnusable
 from tenuto.stores.base import Fact
 from tenuto.stores.sqlite.slots import (
@@ -281,7 +281,7 @@ class Documents:
         self, key: int, message_id: str, version: int, is_counted: int, size: int, is_busy: int
     ) -> tuple[int, Fact]:
         try:
-            at_ms = times_in(message_id, self._head(key, self._blobs(key, upto=HEAD))[1])[1]
+            at_ms = changed_ms(message_id, self._head(key, self._blobs(key, upto=HEAD))[1])
         except (*DAMAGE, sqlite3.DatabaseError):
             at_ms = None
         return key, Fact(message_id, version, bool(is_counted), size, at_ms, bool(is_busy))
