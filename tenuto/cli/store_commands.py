@@ -336,7 +336,6 @@ async def export_channel(url: str, channel: str, out: BinaryIO) -> int:
 
     Raises NotFound, Damaged, LocalError and the store's errors.
     """
-    check_channel(channel)
     async with opened(url) as store:
         async for line in export_lines(store, channel):
             out.write(line)
@@ -355,7 +354,6 @@ async def import_channel(url: str, path: Path, channel: str | None, *, damaged: 
 
 async def forget_client(url: str, client_id: str, *, channels: bool) -> Forgotten:
     """Remove what a person wrote from a store that no process serves. Raises the errors of `Forgetting.run`."""
-    check_id(client_id, "a client id")
     async with opened(url) as store:
         if store.is_exclusive:  # no other process may import into it now
             await undo_imports(store)

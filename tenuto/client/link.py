@@ -83,11 +83,6 @@ class PendingRequests:
         """Return the requests, the oldest first."""
         return tuple(self._by_ref.values())
 
-    @property
-    def oldest(self) -> Pending | None:
-        """Return the oldest request, or None."""
-        return next(iter(self._by_ref.values()), None)
-
     def get(self, ref: object) -> Pending | None:
         """Return the request with the reference `ref` of a frame, or None."""
         return self._by_ref.get(ref) if isinstance(ref, int) else None
@@ -397,7 +392,7 @@ class Link:
         loop = asyncio.get_running_loop()
         while True:
             due_s = self._received_at_s + self.timing.silence_s
-            oldest = self._pending.oldest
+            oldest = next(iter(self._pending.all()), None)
             if oldest is not None and oldest.sent_at_s is not None:
                 due_s = min(due_s, oldest.sent_at_s + self.timing.response_s)
             left_s = due_s - loop.time()
