@@ -12,7 +12,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from tenuto import Hub, Turn
+from tenuto import Hub, Identity, Turn
 from tests.transports.conftest import Served, new_hub, serving
 
 
@@ -79,10 +79,10 @@ class Scene:
 BEHIND = ["step", "tools", "reasoning", "data", "source"]
 
 
-async def chunks(*deltas: Any) -> AsyncIterator[Any]:
+async def chunks(*deltas: Any, end: str = "stop") -> AsyncIterator[Any]:
     """Yield a chat completion in chunks, as dicts: the adapters are tested without OpenAI's package, too."""
     head: Any = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": "gpt"}
-    for delta, reason in [*((one, None) for one in deltas), ({}, "stop")]:
+    for delta, reason in [*((one, None) for one in deltas), ({}, end)]:
         choice: Any = {"index": 0, "delta": delta, "finish_reason": reason}
         yield {**head, "choices": [choice]}
 
@@ -104,6 +104,30 @@ async def playing(
     async with serving(hub, app) as served:
         scene = kind(hub, served)
         yield scene
+
+
+FULL = frozenset({"subscribe", "history", "publish", "command"})
+
+
+def verifier(name: str | None = None, channels: str = "chat:*") -> Any:
+    """Return a verifier. Each caller is `name`, or has the name of its key, which may stand in `channels`."""
+
+    async def verify(scope: dict[str, Any]) -> Identity:
+        id = name or dict(scope["headers"]).get(b"authorization", b"").decode().removeprefix("Bearer ")
+        return Identity(client_id=id, grants={channels.format(id): FULL})
+
+    return verify
+
+
+def writes(*values: Any) -> Any:
+    """Return a script that writes one answer of these parts and texts."""
+
+    async def script(turn: Turn) -> None:
+        async with turn.reply() as message:
+            for value in values:
+                await (message.append(value) if isinstance(value, str) else message.part(value))
+
+    return script
 
 
 async def fails(turn: Turn) -> None:

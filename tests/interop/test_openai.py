@@ -23,12 +23,15 @@ from tenuto.core.errors import LocalError
 from tenuto.interop import OpenAI
 from tenuto.interop.openai_stream import Asked, ChatStream, Reference, reference
 from tenuto.routes import InAnswer, MessageFinished, MessageReplaced, TurnChanged
-from tests.interop.scene import BEHIND, Scene, fails, playing
+from tests.interop.scene import BEHIND, Scene, chunks, fails, playing, verifier, writes
 from tests.interop.test_ai_sdk import check_access
 from tests.transports.conftest import new_hub, serving
 
 PAGE = (Path(__file__).parents[2] / "docs" / "openai.md").read_text()
 CALL = {"type": "tool", "call": "c1", "name": "weather", "input": '{"city": "Ulm"}'}
+PLACE: Any = {"type": "function", "name": "place", "parameters": {"type": "object"}}
+CHAT_PLACE: Any = {"type": "function", "function": {"name": "place", "parameters": {"type": "object"}}}
+ASKED_PLACE = {**CALL, "name": "place", "state": "called"}
 ANSWER = "Hello to you 😀, in Ulm."
 
 
@@ -58,6 +61,16 @@ class ClientScene(Scene):
         begun = await self.client.responses.create(model="bot", input="you", background=True, **options)
         await self.served.until(lambda: self.turns and self.turns[-1].replies and self.turns[-1].replies[0].length > 5)
         return begun.id
+
+    async def stream(self, text: str = "you", **options: Any) -> AsyncIterator[Any]:
+        """Yield the events of a new response."""
+        async for event in await self.client.responses.create(model="bot", input=text, stream=True, **options):
+            yield event
+
+    def chat(self, text: str = "you", **options: Any) -> Any:
+        """Ask for a chat completion."""
+        messages = [{"role": "user", "content": text}]
+        return self.client.chat.completions.create(model="bot", messages=messages, **options)  # type: ignore[call-overload]
 
     async def events(self, response_id: str, after: int | None = None) -> list[Any]:
         options: Any = {} if after is None else {"starting_after": after}
@@ -141,7 +154,7 @@ async def test_stream_that_a_restart_cuts_continues_after_its_last_event(tmp_pat
     seen: list[Any] = []
     async with scene_of(url) as scene:
         with pytest.raises(openai.APIConnectionError):
-            async for event in await scene.client.responses.create(model="bot", input="you", stream=True):
+            async for event in scene.stream():
                 seen.append(event)
                 if event.type == "response.output_text.delta":
                     draining = asyncio.ensure_future(scene.hub.drain())
@@ -169,10 +182,11 @@ async def test_failure_raises_in_a_stream_and_is_the_status_of_a_response(scene:
     scene.script = fails
     seen: list[Any] = []
     with pytest.raises(openai.APIError) as raised:
-        async for event in await scene.client.responses.create(model="bot", input="you", stream=True):
+        async for event in scene.stream():
             seen.append(event)
     assert seen[-1].type == "response.failed"
     assert (raised.value.code, seen[-1].response.error.code) == ("server_error", "server_error")  # type: ignore[attr-defined]
+    assert seen[-1].response.error.type == "server_error"
     whole = await scene.client.responses.create(model="bot", input="you")
     assert (whole.status, whole.output_text, "secret" in whole.model_dump_json()) == ("failed", "One.", False)
 
@@ -208,7 +222,7 @@ async def test_repeated_request_with_an_idempotency_key_gets_the_same_response(s
 async def test_repeated_output_joins_a_turn_whose_agent_has_not_written_it(scene: ClientScene) -> None:
     async def asks(turn: Turn) -> None:
         async with turn.reply() as message:
-            await message.part({**CALL, "name": "place", "state": "called"})
+            await message.part(ASKED_PLACE)
             if turn.text == "ask":
                 await message.append(f"In {(await turn.ask('where', {'call': 'c1'})).data}.")
 
@@ -252,7 +266,7 @@ async def test_text_that_is_replaced_keeps_the_numbers_of_later_events(scene: Cl
 
     scene.script = replaces
     seen: list[Any] = []
-    async for event in await scene.client.responses.create(model="bot", input="you", stream=True):
+    async for event in scene.stream():
         seen.append(event)
         if event.type == "response.output_text.delta":
             scene.gate.set()
@@ -262,22 +276,30 @@ async def test_text_that_is_replaced_keeps_the_numbers_of_later_events(scene: Cl
     assert later[-1].sequence_number == seen[-1].sequence_number
 
 
-@pytest.mark.parametrize("is_added", [False, True], ids=["replaced", "added to an earlier text"])
-async def test_chat_completion_whose_text_changes_behind_its_reader_raises(scene: ClientScene, is_added: bool) -> None:
+ONE = {"type": "text", "text": "One"}
+CHANGES: dict[str, tuple[list[Any], Any]] = {
+    "replaced": ([ONE], {"type": "text", "text": "Three"}),
+    "added to an earlier text": ([ONE, {"type": "text", "text": "Two"}], {"type": "text", "text": "One, more"}),
+    "arguments": ([ASKED_PLACE], {**ASKED_PLACE, "input": "{}"}),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_chat_completion_that_changes_behind_its_reader_raises(scene: ClientScene, change: str) -> None:
+    shown, changed = CHANGES[change]
+
     async def changes(turn: Turn) -> None:
         async with turn.reply() as message:
-            index = await message.part({"type": "text", "text": "One"})
-            if is_added:
-                await message.part({"type": "text", "text": "Two"})
+            for part in shown:
+                await message.part(part)
             await message.flush()
             await scene.gate.wait()
-            await message.part({"type": "text", "text": "One, more" if is_added else "Three"}, index=index)
+            await message.part(changed, index=0)
 
     scene.script = changes
     with pytest.raises(openai.APIError) as raised:
-        messages: Any = [{"role": "user", "content": "you"}]
-        async for chunk in await scene.client.chat.completions.create(model="bot", messages=messages, stream=True):
-            if chunk.choices[0].delta.content:
+        async for chunk in await scene.chat(tools=[CHAT_PLACE], stream=True):
+            if chunk.choices[0].delta.content or chunk.choices[0].delta.tool_calls:
                 scene.gate.set()
     assert raised.value.code == "replaced"
 
@@ -286,15 +308,14 @@ async def test_chat_completion_whose_text_changes_behind_its_reader_raises(scene
 async def test_text_behind_another_part_reaches_the_client(scene: ClientScene, kind: str) -> None:
     scene.script = scene.writes_behind
     found: list[str] = []
-    async for event in await scene.client.responses.create(model="bot", input=kind, stream=True):
+    async for event in scene.stream(kind):
         if event.type == "response.output_text.delta":
             found.append(event.delta)
             scene.gate.set()
     assert found == ["See ", "this."]
     scene.gate.clear()
-    messages: Any = [{"role": "user", "content": kind}]
     text = ""
-    async for chunk in await scene.client.chat.completions.create(model="bot", messages=messages, stream=True):
+    async for chunk in await scene.chat(kind, stream=True):
         text += chunk.choices[0].delta.content or ""
         if text:
             scene.gate.set()
@@ -306,7 +327,7 @@ async def test_answers_that_are_written_at_the_same_time_come_in_the_order_of_th
 ) -> None:
     scene.script = scene.writes_both
     found: list[str] = []
-    async for event in await scene.client.responses.create(model="bot", input="you", stream=True):
+    async for event in scene.stream():
         if event.type == "response.output_text.delta":
             found.append(event.delta)
             scene.gate.set()
@@ -578,22 +599,18 @@ async def test_server_and_program_of_the_document_work_together() -> None:
             assert "response" not in client or client["response"].status == "completed"
 
 
-PLACE: Any = {"type": "function", "name": "place", "parameters": {"type": "object"}}
-
-
 async def test_function_of_the_caller_ends_the_response_and_its_output_continues_the_turn(scene: ClientScene) -> None:
     async def asks(turn: Turn) -> None:
         async with turn.reply() as message:
             await message.append("Where? ")
-            index = await message.part({**CALL, "name": "place", "state": "called"})
+            index = await message.part(ASKED_PLACE)
             reply = await turn.ask("where", {"call": "c1"})
-            await message.part({**CALL, "name": "place", "state": "done", "output": reply.data}, index=index)
+            await message.part({**ASKED_PLACE, "state": "done", "output": reply.data}, index=index)
             await message.append(f"Here: {json.loads(reply.data)['here']}.")
 
     scene.script = asks
-    stream = await scene.client.responses.create(model="bot", input="you", tools=[PLACE], stream=True)
-    events = [one async for one in stream]
-    first = events[-1].response  # type: ignore[union-attr]
+    events = [one async for one in scene.stream(tools=[PLACE])]
+    first = events[-1].response
     assert [one.type for one in first.output] == ["message", "function_call"]
     assert first.status == "completed"
     known = units(events)
@@ -629,7 +646,7 @@ async def test_output_after_the_end_of_its_turn_begins_a_turn(scene: ClientScene
     async def calls(turn: Turn) -> None:
         async with turn.reply() as message:
             if turn.message.parts[0]["type"] == "text":
-                await message.part({**CALL, "name": "place", "state": "called"})
+                await message.part(ASKED_PLACE)
             else:
                 await message.append(str(turn.message.parts[0]["data"]))
 
@@ -793,21 +810,14 @@ async def test_chat_completion_has_the_answer_and_can_be_joined_as_a_response(sc
 
 
 async def test_chat_completion_calls_functions_whole_and_in_chunks(scene: ClientScene) -> None:
-    async def calls(turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.part({**CALL, "name": "place", "state": "called"})
-
-    scene.script = calls
-    tools: Any = [{"type": "function", "function": {"name": "place", "parameters": {"type": "object"}}}]
-    messages: list[Any] = [{"role": "user", "content": "you"}]
-    options: Any = {"model": "bot", "tools": tools}
-    whole = await scene.client.chat.completions.create(messages=messages, **options)
+    scene.script = writes(ASKED_PLACE)
+    whole = await scene.chat(tools=[CHAT_PLACE])
     message = whole.choices[0].message
     assert (whole.choices[0].finish_reason, message.content) == ("tool_calls", None)
-    stream = await scene.client.chat.completions.create(messages=messages, stream=True, **options)
+    stream = await scene.chat(tools=[CHAT_PLACE], stream=True)
     deltas = [call async for chunk in stream for call in chunk.choices[0].delta.tool_calls or ()]
-    assert "".join(one.function.arguments for one in deltas) == CALL["input"]  # type: ignore[union-attr, misc]
-    assert (deltas[0].id, deltas[0].function.name) == ("c1", "place")  # type: ignore[union-attr]
+    assert "".join(one.function.arguments for one in deltas) == CALL["input"]
+    assert (deltas[0].id, deltas[0].function.name) == ("c1", "place")
 
 
 @pytest.mark.parametrize("is_chat", [False, True], ids=["responses", "chat"])
@@ -830,44 +840,19 @@ async def test_calls_whose_arguments_grow_in_turn_reach_the_client_whole(scene: 
 
     scene.script = pipes
     found: dict[int, str] = {}
-    stream: Any
     if is_chat:
-        tools: Any = [{"type": "function", "function": {"name": "place", "parameters": {"type": "object"}}}]
-        messages: Any = [{"role": "user", "content": "you"}]
-        stream = await scene.client.chat.completions.create(model="bot", messages=messages, tools=tools, stream=True)
-        async for chunk in stream:
+        async for chunk in await scene.chat(tools=[CHAT_PLACE], stream=True):
             for call in chunk.choices[0].delta.tool_calls or ():
                 found[call.index] = found.get(call.index, "") + call.function.arguments
                 if call.function.arguments:
                     scene.gate.set()
     else:
-        stream = await scene.client.responses.create(model="bot", input="you", tools=[PLACE], stream=True)
-        async for event in stream:
+        async for event in scene.stream(tools=[PLACE]):
             if event.type == "response.function_call_arguments.delta":
                 scene.gate.set()
             if event.type == "response.output_item.done":
                 found[event.output_index] = event.item.arguments
     assert found == {0: '{"city": "Ulm"}', 1: '{"city": "Bonn"}'}
-
-
-async def test_chat_completion_whose_arguments_change_behind_its_reader_raises(scene: ClientScene) -> None:
-    async def changes(turn: Turn) -> None:
-        async with turn.reply() as message:
-            index = await message.part({**CALL, "name": "place", "state": "called"})
-            await message.flush()
-            await scene.gate.wait()
-            await message.part({**CALL, "name": "place", "state": "called", "input": "{}"}, index=index)
-
-    scene.script = changes
-    tools: Any = [{"type": "function", "function": {"name": "place", "parameters": {"type": "object"}}}]
-    messages: Any = [{"role": "user", "content": "you"}]
-    with pytest.raises(openai.APIError) as raised:
-        async for chunk in await scene.client.chat.completions.create(
-            model="bot", messages=messages, tools=tools, stream=True
-        ):
-            if chunk.choices[0].delta.tool_calls:
-                scene.gate.set()
-    assert raised.value.code == "replaced"
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
@@ -883,10 +868,7 @@ async def test_chat_completion_that_fails_or_needs_an_approval_raises(scene: Cli
     scene.client.max_retries = 2
     for text, code in (("fail", "server_error"), ("ask", "approval_required")):
         with pytest.raises(openai.APIError) as raised:
-            messages: Any = [{"role": "user", "content": text}]
-            options: Any = {"stream": True} if is_stream else {}
-            response: Any = await scene.client.chat.completions.create(model="bot", messages=messages, **options)
-            [one async for one in response]
+            [one async for one in await scene.chat(text, stream=is_stream)]
         assert raised.value.code == code
     assert len(scene.turns) == 2
 
@@ -935,7 +917,7 @@ async def test_output_that_is_sent_again_after_a_restart_begins_no_turn(tmp_path
     async def asks(turn: Turn) -> None:
         """Ask about a call, and leave the output out of its part."""
         async with turn.reply() as message:
-            await message.part({**CALL, "name": "place", "state": "called"})
+            await message.part(ASKED_PLACE)
             await message.part({"type": "text", "text": f"Got {(await turn.ask('where', {'call': 'c1'})).data}."})
 
     url, asked = f"sqlite:///{tmp_path}/hub.db", {"model": "bot", "tools": [PLACE]}
@@ -1007,10 +989,7 @@ async def test_call_that_the_agent_asks_about_late_ends_the_response_again(scene
 
 
 async def test_message_alone_is_refused_while_a_call_of_its_author_is_open() -> None:
-    async def verify(scope: Any) -> Identity:
-        return Identity(client_id=dict(scope["headers"])[b"authorization"].decode()[7:])
-
-    async with scene_of(authenticate=verify) as scene:
+    async with scene_of(authenticate=verifier()) as scene:
         scene.script = asks_about_calls
         create, options = scene.client.responses.create, {"model": "bot", "tools": [PLACE]}
         made = await scene.client.conversations.create()
@@ -1033,24 +1012,17 @@ class City(BaseModel):
 @pytest.mark.parametrize("reason", ["length", "content_filter"])
 async def test_answer_that_its_model_cuts_is_incomplete(scene: ClientScene, reason: str) -> None:
     async def pipes(turn: Turn) -> None:
-        async def chunks() -> AsyncIterator[ChatCompletionChunk]:
-            for delta, end in (({"role": "assistant", "content": '{"city": "Ul'}, None), ({}, reason)):
-                choice: Any = {"index": 0, "delta": delta, "finish_reason": end}
-                head: Any = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": "gpt"}
-                yield ChatCompletionChunk(**head, choices=[choice])
-
         async with turn.reply() as message:
-            await message.pipe(chunks())
+            await message.pipe(chunks({"content": '{"city": "Ul'}, end=reason))
 
     scene.script = pipes
-    asked: Any = {"model": "bot", "messages": [{"role": "user", "content": "you"}]}
-    whole = await scene.client.chat.completions.create(**asked)
+    whole = await scene.chat()
     assert (whole.choices[0].finish_reason, whole.choices[0].message.content) == (reason, '{"city": "Ul')
-    stream = await scene.client.chat.completions.create(**asked, stream=True)
-    assert [one.choices[0].finish_reason async for one in stream][-1] == reason
+    assert [one.choices[0].finish_reason async for one in await scene.chat(stream=True)][-1] == reason
     error = openai.LengthFinishReasonError if reason == "length" else openai.ContentFilterFinishReasonError
     with pytest.raises(error):
-        await scene.client.chat.completions.parse(**asked, response_format=City)
+        asked: Any = [USER]
+        await scene.client.chat.completions.parse(model="bot", messages=asked, response_format=City)
     response = await scene.client.responses.create(model="bot", input="you")
     assert (response.status, response.completed_at, response.output_text) == ("incomplete", None, '{"city": "Ul')
     assert response.incomplete_details is not None
@@ -1060,14 +1032,8 @@ async def test_answer_that_its_model_cuts_is_incomplete(scene: ClientScene, reas
 
 @pytest.mark.parametrize("cut", ["", '{"ci'])
 async def test_call_that_breaks_off_before_more_text_is_incomplete(scene: ClientScene, cut: str) -> None:
-    async def goes_on(turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.part({**CALL, "name": "place", "input": cut, "state": "input"})
-            await message.append("Ulm.")
-
-    scene.script = goes_on
-    tools: Any = [{"type": "function", "name": "place", "parameters": {"type": "object"}}]
-    response = await scene.client.responses.create(model="bot", input="you", tools=tools)
+    scene.script = writes({**CALL, "name": "place", "input": cut, "state": "input"}, "Ulm.")
+    response = await scene.client.responses.create(model="bot", input="you", tools=[PLACE])
     assert [getattr(item, "status", None) for item in response.output] == ["incomplete", "completed"]
     items = [one.item for one in await scene.events(response.id) if one.type == "response.output_item.done"]
     assert items == response.output
@@ -1075,28 +1041,19 @@ async def test_call_that_breaks_off_before_more_text_is_incomplete(scene: Client
 
 @pytest.mark.parametrize("is_answered", [False, True])
 async def test_completion_ends_for_calls_of_the_caller_without_a_result(scene: ClientScene, is_answered: bool) -> None:
-    async def calls(turn: Turn) -> None:
-        async with turn.reply() as message:
-            result: Any = {"state": "done", "output": 7} if is_answered else {"state": "called"}
-            await message.part({**CALL, "name": "place", **result})
-            await message.part({**CALL, "call": "c2", "state": "done", "output": 7})
-            await message.append("I have asked.")
-
-    scene.script = calls
-    tools: Any = [{"type": "function", "function": {"name": "place", "parameters": {"type": "object"}}}]
-    asked: Any = {"model": "bot", "messages": [{"role": "user", "content": "you"}], "tools": tools}
+    result: Any = {"state": "done", "output": 7} if is_answered else {"state": "called"}
+    other = {**CALL, "call": "c2", "state": "done", "output": 7}
+    scene.script = writes({**CALL, "name": "place", **result}, other, "I have asked.")
     expected = "stop" if is_answered else "tool_calls"
-    assert (await scene.client.chat.completions.create(**asked)).choices[0].finish_reason == expected
-    stream = await scene.client.chat.completions.create(**asked, stream=True)
+    assert (await scene.chat(tools=[CHAT_PLACE])).choices[0].finish_reason == expected
+    stream = await scene.chat(tools=[CHAT_PLACE], stream=True)
     assert [one.choices[0].finish_reason async for one in stream][-1] == expected
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
 async def test_chat_completion_that_is_cancelled_raises(scene: ClientScene, is_stream: bool) -> None:
     async def asks() -> None:
-        messages: Any = [{"role": "user", "content": "you"}]
-        found: Any = await scene.client.chat.completions.create(model="bot", messages=messages, stream=is_stream)
-        [one async for one in found]
+        [one async for one in await scene.chat(stream=is_stream)]
 
     asking = asyncio.ensure_future(asks())
     await scene.served.until(lambda: scene.turns and scene.turns[-1].replies and scene.turns[-1].replies[0].length > 5)

@@ -12,14 +12,12 @@ from typing import Any
 import openai
 import pytest
 
-from tenuto import Identity, Turn
+from tenuto import Turn
 from tenuto.core.requests import SERVER, CreateMessage, FinishMessage
 from tenuto.hub.access.rates import Rates
 from tenuto.interop.openai_stream import ATTEMPT_ROOM, Reference
-from tests.interop.scene import fails
-from tests.interop.test_openai import ANSWER, CALL, PLACE, ClientScene, channel_of, scene_of
-
-FULL = frozenset({"subscribe", "history", "publish", "command"})
+from tests.interop.scene import fails, verifier, writes
+from tests.interop.test_openai import ANSWER, ASKED_PLACE, CALL, PLACE, ClientScene, channel_of, scene_of
 
 
 def conversation_id(channel: str) -> str:
@@ -45,10 +43,7 @@ async def test_fixed_name_of_a_model_is_an_agent(scene: ClientScene) -> None:
 
 
 async def test_settings_of_a_response_count_as_traffic_each_time_they_are_read_or_streamed() -> None:
-    async def verify(_: object) -> Identity:
-        return Identity(client_id="ann", grants={"chat:*": FULL})
-
-    async with scene_of(authenticate=verify) as scene:
+    async with scene_of(authenticate=verifier("ann")) as scene:
         scene.hub.rates = Rates(now_s=lambda: 0.0)
         scene.gate.set()
         most, size = scene.hub.rates.limits.client_bytes, 40_000
@@ -69,15 +64,6 @@ async def test_settings_of_a_response_count_as_traffic_each_time_they_are_read_o
         assert await costs(client.input_items.list(first.id)) == pytest.approx(1, abs=0.1)
         background = client.create(model="bot", input="you", instructions="i" * size, background=True)
         assert await costs(background) == pytest.approx(2, abs=0.1)
-
-
-async def test_error_of_a_failed_response_has_a_type(scene: ClientScene) -> None:
-    async def fails(turn: Turn) -> None:
-        raise RuntimeError
-
-    scene.script = fails
-    body = (await scene.served.http.post("/v1/responses", json={"model": "bot", "input": "you"})).json()
-    assert {name: body["error"][name] for name in ("type", "code")} == {"type": "server_error", "code": "server_error"}
 
 
 async def answered_twice(scene: ClientScene) -> str:
@@ -158,7 +144,7 @@ async def test_conversation_is_a_channel_whose_items_are_its_messages(scene: Cli
 
 async def asks_where(turn: Turn) -> None:
     async with turn.reply() as message:
-        await message.part({**CALL, "name": "place", "state": "called"})
+        await message.part(ASKED_PLACE)
         await message.part({"type": "text", "text": f"Here: {(await turn.ask('where', {'call': 'c1'})).data}."})
 
 
@@ -180,12 +166,11 @@ async def test_output_for_a_conversation_continues_its_newest_turn(scene: Client
 async def test_tokens_of_an_answer_count_in_the_response_in_which_it_ends(scene: ClientScene) -> None:
     async def counts(turn: Turn) -> None:
         async with turn.reply(meta={"usage": {"input_tokens": 8, "output_tokens": 1}}) as message:
-            await message.part({**CALL, "name": "place", "state": "called"})
+            await message.part(ASKED_PLACE)
             place = (await turn.ask("where", {"call": "c1"})).data
             await message.finish(meta={"usage": {"input_tokens": 16, "output_tokens": 2}})
         async with turn.reply(meta={"usage": {"input_tokens": 32, "output_tokens": 4}}) as message:
-            call = {**CALL, "call": "c2", "name": "place"}
-            await message.part({**call, "state": "called"})
+            await message.part({**ASKED_PLACE, "call": "c2"})
             await turn.ask("where", {"call": "c2"})
             await message.part({"type": "text", "text": f"Here: {place}."})
 
@@ -241,11 +226,7 @@ async def test_item_that_goes_with_others_cannot_be_deleted_alone(scene: ClientS
 
 
 async def test_delete_of_a_conversation_leaves_only_what_others_have_written() -> None:
-    async def verify(scope: dict[str, Any]) -> Identity:
-        name = dict(scope["headers"])[b"authorization"].decode().removeprefix("Bearer ")
-        return Identity(client_id=name, capabilities=FULL)
-
-    async with scene_of(authenticate=verify) as scene:
+    async with scene_of(authenticate=verifier()) as scene:
         scene.gate.set()
         client = scene.client
         ann, ben, bot = ({"extra_headers": {"Authorization": f"Bearer {name}"}} for name in ("ann", "ben", "bot"))
@@ -271,10 +252,7 @@ async def test_delete_of_a_conversation_leaves_only_what_others_have_written() -
 
 @pytest.mark.parametrize("kind", ["conversation", "response"])
 async def test_delete_has_also_the_answers_before_a_regenerate(kind: str) -> None:
-    async def verify(scope: dict[str, Any]) -> Identity:
-        return Identity(client_id="ann", capabilities=FULL)
-
-    async with scene_of(authenticate=verify) as scene:
+    async with scene_of(authenticate=verifier("ann")) as scene:
         scene.gate.set()
         response = await scene.client.responses.create(model="bot", input="you")
         channel = channel_of(response.id)
@@ -291,10 +269,7 @@ async def test_delete_has_also_the_answers_before_a_regenerate(kind: str) -> Non
 
 
 async def test_messages_that_a_request_brought_are_deleted_by_their_maker_alone() -> None:
-    async def verify(scope: dict[str, Any]) -> Identity:
-        return Identity(client_id="bot", capabilities=FULL)
-
-    async with scene_of(authenticate=verify) as scene:
+    async with scene_of(authenticate=verifier("bot")) as scene:
         scene.gate.set()
         given: Any = [{"role": "assistant", "content": "Yes."}, {"role": "user", "content": "you"}]
         response = await scene.client.responses.create(model="bot", input=given)
@@ -323,10 +298,7 @@ async def test_all_new_input_of_a_stored_conversation_reaches_the_agent(scene: C
 
 
 async def test_caller_that_may_only_ask_brings_no_message_of_another_role() -> None:
-    async def verify(scope: dict[str, Any]) -> Identity | None:
-        return Identity(client_id="ann", capabilities=FULL)
-
-    async with scene_of(authenticate=verify) as scene:
+    async with scene_of(authenticate=verifier("ann")) as scene:
         scene.gate.set()
         first = await scene.client.responses.create(model="bot", input="you")
         for role in ("system", "assistant"):
@@ -401,10 +373,6 @@ async def test_request_continues_a_response_that_runs_or_has_failed(scene: Clien
 
 
 async def test_branch_that_begins_long_before_the_newest_messages_has_only_its_own(scene: ClientScene) -> None:
-    async def says_yes(turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.append("Yes.")
-
     client, last = scene.client.responses, await scene.client.responses.create(model="bot", input="you")
     first, channel = last, channel_of(last.id)
     for branch in range(2):
@@ -548,10 +516,7 @@ async def test_input_items_are_what_the_request_brought(scene: ClientScene) -> N
 async def test_input_of_a_response_has_the_messages_of_its_person_and_name(
     written: list[tuple[str, str]], inputs: list[str], left: list[str]
 ) -> None:
-    async def verify(scope: dict[str, Any]) -> Identity:
-        return Identity(client_id="ann", grants={"chat:*": FULL})
-
-    async with scene_of(authenticate=verify) as scene:
+    async with scene_of(authenticate=verifier("ann")) as scene:
         for id, author in written:
             await scene.hub.create("chat:1", id=id, text=id, author=author, starts_turn=False)
         id = Reference("chat:1", "q").id()
@@ -621,18 +586,24 @@ async def test_items_of_a_conversation_are_of_its_newest_branch(scene: ClientSce
     assert [one.content[0].text for one in listed] == ["edited", "answer to edited"]
 
 
-async def test_approval_is_no_item_of_a_conversation(scene: ClientScene) -> None:
-    approval: Any = {"type": "mcp_approval_response", "approval_request_id": "mcpr_x", "approve": True}
-    made = await scene.client.conversations.create()
-    with pytest.raises(openai.BadRequestError, match="send it as the input of a response"):
-        await scene.client.conversations.items.create(made.id, items=[approval])
-
-
-async def test_conversation_does_not_begin_with_the_output_of_an_unknown_call(scene: ClientScene) -> None:
-    result: Any = {"type": "function_call_output", "call_id": "c9", "output": "7"}
-    with pytest.raises(openai.BadRequestError, match="replies to 'c9', but no call before it has this id") as raised:
-        await scene.client.conversations.create(items=[result])
-    assert raised.value.param == "items"
+@pytest.mark.parametrize(
+    ("item", "words"),
+    [
+        (
+            {"type": "mcp_approval_response", "approval_request_id": "mcpr_x", "approve": True},
+            "send it as the input of a response",
+        ),
+        (
+            {"type": "function_call_output", "call_id": "c9", "output": "7"},
+            "replies to 'c9', but no call before it has this id",
+        ),
+    ],
+    ids=["approval", "output of an unknown call"],
+)
+async def test_reply_is_no_item_of_a_conversation(scene: ClientScene, item: Any, words: str) -> None:
+    with pytest.raises(openai.BadRequestError, match=words) as refused:
+        await scene.client.conversations.create(items=[item])
+    assert refused.value.param == "items"
 
 
 async def test_response_repeats_the_settings_of_its_request(scene: ClientScene) -> None:
@@ -695,16 +666,9 @@ async def test_reference_to_an_item_is_the_item(scene: ClientScene) -> None:
 async def test_calls_of_the_server_reach_the_agent_when_a_client_sends_them_again(
     scene: ClientScene, kind: str
 ) -> None:
-    async def calls(turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.append("Wait: ")
-            for number, result in enumerate(
-                ({"state": "done", "output": {"c": "7 °"}}, {"state": "error", "output": "?"})
-            ):
-                await message.part({**CALL, "call": f"c{number}", **result})
-            await message.part({"type": "text", "text": "Ulm."})
-
-    scene.script = calls
+    done = {**CALL, "call": "c0", "state": "done", "output": {"c": "7 °"}}
+    failed = {**CALL, "call": "c1", "state": "error", "output": "?"}
+    scene.script = writes("Wait: ", done, failed, {"type": "text", "text": "Ulm."})
     client = scene.client
     first = await client.responses.create(model="bot", input="you")
     sent: Any = [{"role": "user", "content": "you"}, *(one.to_dict() for one in first.output)]
@@ -724,11 +688,9 @@ async def test_calls_of_the_server_reach_the_agent_when_a_client_sends_them_agai
 
 
 async def test_items_and_conversations_of_another_person_are_unknown_or_forbidden() -> None:
-    async def verify(scope: dict[str, Any]) -> Identity:
-        name = dict(scope["headers"])[b"authorization"].decode().removeprefix("Bearer ")
-        return Identity(client_id=name, grants={f"user:{name}:*": FULL})
-
-    async with scene_of(authenticate=verify, channel="user:{client}:{id}", pattern="user:*") as scene:
+    async with scene_of(
+        authenticate=verifier(channels="user:{}:*"), channel="user:{client}:{id}", pattern="user:*"
+    ) as scene:
         scene.gate.set()
         options: Any = {"model": "bot", "extra_headers": {"Authorization": "Bearer ann"}}
         theirs = await scene.client.responses.create(input="secret", **options)

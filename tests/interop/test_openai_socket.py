@@ -19,8 +19,8 @@ from tenuto.core.requests import CreateMessage
 from tenuto.hub.access.rates import ClientLimits, Rates
 from tenuto.interop.openai_stream import Reference
 from tenuto.transports.codec import decode
-from tests.interop.test_openai import ANSWER, CALL, PLACE, ClientScene, channel_of, scene_of, units
-from tests.interop.test_openai_api import FULL
+from tests.interop.scene import FULL, verifier
+from tests.interop.test_openai import ANSWER, ASKED_PLACE, CALL, PLACE, ClientScene, channel_of, scene_of, units
 
 LAST = ("response.completed", "response.incomplete", "response.failed", "response.steer.failed")
 
@@ -37,6 +37,26 @@ async def until(socket: Any, is_last: Callable[[Any], bool] = lambda event: even
         while not events or not is_last(events[-1]):
             events.append(await socket.recv())
     return events
+
+
+def is_text(event: Any) -> bool:
+    return bool(event.type == "response.output_text.delta")
+
+
+def is_accepted(event: Any) -> bool:
+    return bool(event.type == "response.steer.accepted")
+
+
+async def begun_on(socket: Any, text: str = "you", **options: Any) -> list[Any]:
+    """Ask for a response, and return its events up to its first text."""
+    await socket.response.create(model="bot", input=text, **options)
+    return await until(socket, is_text)
+
+
+async def steer(socket: Any, response_id: str, given: Any) -> list[Any]:
+    """Give a response further input, and return the events up to the one that accepts it."""
+    await socket.response.steer(previous_response_id=response_id, input=given)
+    return await until(socket, is_accepted)
 
 
 def text_of(events: list[Any]) -> str:
@@ -136,14 +156,12 @@ async def test_input_that_the_agent_takes_in_ends_the_response_at_its_next_item(
 
     scene.script = listens
     async with scene.client.responses.connect() as socket:
-        await socket.response.create(model="bot", input="you")
-        begun = await until(socket, lambda event: event.type == "response.output_text.delta")
+        begun = await begun_on(socket)
         response_id = begun[0].response.id
-        await socket.response.steer(previous_response_id=response_id, input="shorter")
-        (accepted,) = await until(socket, lambda event: event.type == "response.steer.accepted")
+        (accepted,) = await steer(socket, response_id, "shorter")
         assert accepted.steer.previous_response_id == response_id
         scene.gate.set()
-        first = begun + await until(socket, lambda event: event.type == "response.output_text.delta")
+        first = begun + await until(socket, is_text)
         seen.set()
         first += await until(socket)
         assert (first[-1].type, first[-1].response.incomplete_details.reason) == ("response.incomplete", "steered")
@@ -180,10 +198,8 @@ async def test_input_that_the_agent_takes_in_just_before_its_end_has_the_items_a
 
     scene.script = hurries
     async with scene.client.responses.connect() as socket:
-        await socket.response.create(model="bot", input="you")
-        begun = await until(socket, lambda event: event.type == "response.output_text.delta")
-        await socket.response.steer(previous_response_id=begun[0].response.id, input="shorter")
-        await until(socket, lambda event: event.type == "response.steer.accepted")
+        begun = await begun_on(socket)
+        await steer(socket, begun[0].response.id, "shorter")
         scene.gate.set()
         first, second = [(await until(socket))[-1] for _ in range(2)]
     assert (first.type, first.response.output_text) == ("response.incomplete", "One. ")
@@ -193,11 +209,9 @@ async def test_input_that_the_agent_takes_in_just_before_its_end_has_the_items_a
 
 async def test_input_that_the_agent_leaves_has_an_answer_that_continues_the_response(scene: ClientScene) -> None:
     async with scene.client.responses.connect() as socket:
-        await socket.response.create(model="bot", input="you")
-        begun = await until(socket, lambda event: event.type == "response.output_text.delta")
+        begun = await begun_on(socket)
         response_id = begun[0].response.id
-        await socket.response.steer(previous_response_id=response_id, input="me")
-        await until(socket, lambda event: event.type == "response.steer.accepted")
+        await steer(socket, response_id, "me")
         scene.gate.set()
         first, second = [(await until(socket))[-1].response for _ in range(2)]
     assert (first.id, second.output_text) == (response_id, ANSWER.replace("you", "me"))
@@ -209,11 +223,9 @@ async def test_input_that_the_agent_leaves_has_an_answer_that_continues_the_resp
 async def test_input_in_a_conversation_follows_what_others_have_asked_meanwhile(scene: ClientScene) -> None:
     made = await scene.client.conversations.create()
     async with scene.client.responses.connect() as socket:
-        await socket.response.create(model="bot", input="a", conversation=made.id)
-        id = (await until(socket, is_text))[0].response.id
+        id = (await begun_on(socket, "a", conversation=made.id))[0].response.id
         await scene.client.responses.create(model="bot", input="b", conversation=made.id, background=True)
-        await socket.response.steer(previous_response_id=id, input="c")
-        await until(socket, is_accepted)
+        await steer(socket, id, "c")
         scene.gate.set()
         for _ in range(2):
             await until(socket)
@@ -231,11 +243,10 @@ async def test_input_for_one_of_two_branches_follows_it() -> None:
         scene.gate.clear()
         ids: dict[str, str] = {}
         for lane in ("a", "b"):
-            await socket.response.create(model="bot", input=lane, previous_response_id=first.id, stream_id=lane)
-            ids[lane] = (await until(socket, is_text))[0].response.id
+            events = await begun_on(socket, lane, previous_response_id=first.id, stream_id=lane)
+            ids[lane] = events[0].response.id
         for text in ("x", "y"):
-            await socket.response.steer(previous_response_id=ids["a"], input=text)
-            await until(socket, is_accepted)
+            await steer(socket, ids["a"], text)
         scene.gate.set()
         for _ in range(4):
             await until(socket)
@@ -257,10 +268,8 @@ async def test_input_that_the_agent_has_taken_in_is_in_the_history_of_the_next_r
 
     scene.script = listens
     async with scene.client.responses.connect() as socket:
-        await socket.response.create(model="bot", input="you")
-        id = (await until(socket, is_text))[0].response.id
-        await socket.response.steer(previous_response_id=id, input="shorter")
-        await until(socket, is_accepted)
+        id = (await begun_on(socket))[0].response.id
+        await steer(socket, id, "shorter")
         scene.gate.set()
         await until(socket)
     await scene.client.responses.create(model="bot", input="me", previous_response_id=id)
@@ -272,8 +281,7 @@ async def test_input_that_the_agent_has_taken_in_is_in_the_history_of_the_next_r
 async def test_response_that_is_cancelled_while_input_waits_is_not_steered(is_interrupted: bool) -> None:
     when_busy = "interrupt" if is_interrupted else "queue"
     async with scene_of(when_busy=when_busy) as scene, scene.client.responses.connect() as socket:
-        await socket.response.create(model="bot", input="you")
-        begun = await until(socket, lambda event: event.type == "response.output_text.delta")
+        begun = await begun_on(socket)
         given: Any = [{"role": "user", "content": text} for text in ("a", "b")]
         await socket.response.steer(previous_response_id=begun[0].response.id, input=given)
         if not is_interrupted:
@@ -293,18 +301,16 @@ async def test_input_stays_pending_while_the_turn_waits_for_the_caller(scene: Cl
             await message.append("Where? ")
             await message.flush()
             await scene.gate.wait()
-            await message.part({**CALL, "name": "place", "state": "called"})
+            await message.part(ASKED_PLACE)
             reply = await turn.ask("where", {"call": "c1"})
             (steer,) = await turn.steered()
             await message.part({"type": "text", "text": f"{steer.text}: {reply.data}."})
 
     scene.script = asks
     async with scene.client.responses.connect() as socket:
-        await socket.response.create(model="bot", input="you", tools=[PLACE])
-        begun = await until(socket, lambda event: event.type == "response.output_text.delta")
+        begun = await begun_on(socket, tools=[PLACE])
         response_id = begun[0].response.id
-        await socket.response.steer(previous_response_id=response_id, input="shorter")
-        await until(socket, lambda event: event.type == "response.steer.accepted")
+        await steer(socket, response_id, "shorter")
         scene.gate.set()
         events = await until(socket, lambda event: event.type == "response.steer.pending")
         assert (events[-2].type, events[-1].reason) == ("response.completed", "waiting_for_required_input")
@@ -320,8 +326,7 @@ async def test_input_for_no_running_response_fails_with_the_input(scene: ClientS
     scene.gate.clear()
     elsewhere = await scene.begin()
     async with scene.client.responses.connect() as socket:
-        await socket.response.create(model="bot", input="you")
-        here = (await until(socket, lambda event: event.type == "response.output_text.delta"))[0].response.id
+        here = (await begun_on(socket))[0].response.id
         output: Any = [{"type": "function_call_output", "call_id": "c1", "output": "7"}]
         cases: Any = (
             (ended.id, "x", "response_already_completed"),
@@ -342,8 +347,7 @@ async def test_input_for_no_running_response_fails_with_the_input(scene: ClientS
             assert (failed.error.code, failed.steer.previous_response_id) == (code, id)
             assert failed.to_dict(warnings=False)["steer"]["input"] == given
         for _ in range(16):
-            await socket.response.steer(previous_response_id=here, input="x")
-            await until(socket, lambda event: event.type == "response.steer.accepted")
+            await steer(socket, here, "x")
         await socket.response.steer(previous_response_id=here, input="x")
         assert (await until(socket))[0].error.code == "too_many_pending_steers"
 
@@ -366,14 +370,6 @@ def by_response(events: list[Any], id: str = "") -> list[tuple[str, Any]]:
         id = event.response.id if hasattr(event, "response") else id
         found += [(id, event)] if not event.type.startswith("response.steer.") else []
     return found
-
-
-def is_text(event: Any) -> bool:
-    return bool(event.type == "response.output_text.delta")
-
-
-def is_accepted(event: Any) -> bool:
-    return bool(event.type == "response.steer.accepted")
 
 
 def has_feeds(scene: ClientScene, response_id: str, count: int) -> bool:
@@ -405,8 +401,7 @@ async def test_steered_response_that_is_cut_after_any_event_goes_on_to_its_succe
             events += await until(socket, lambda one, last=last: getattr(one, "delta", "") == last)
             (id, _) = by_response(events)[-1]
             if text:
-                await socket.response.steer(previous_response_id=id, input=text)
-                events += await until(socket, is_accepted)
+                events += await steer(socket, id, text)
             if text == "a":
                 cuts = [one.sequence_number for _, one in by_response(events)]
                 running = [asyncio.create_task(resumed(scene.client, id, after)) for after in cuts]
@@ -452,8 +447,7 @@ async def test_response_that_is_steered_three_times_and_cut_after_any_event_has_
         await socket.response.create(model="bot", input="you")
         for gate, last, text in zip(gates, ("you", "a", "b"), ("a", "b", "c"), strict=True):
             events += await until(socket, lambda one, last=last: getattr(one, "delta", "") == f"To {last}, ")
-            await socket.response.steer(previous_response_id=by_response(events)[-1][0], input=text)
-            events += await until(socket, is_accepted)
+            events += await steer(socket, by_response(events)[-1][0], text)
             gate.set()
         events += await until(socket)
         events += await until(socket)  # the agent has taken the last input in, and writes no item after it
@@ -468,20 +462,14 @@ async def test_response_that_is_steered_three_times_and_cut_after_any_event_has_
 
 
 async def test_input_of_another_person_is_no_successor_of_a_resumed_response() -> None:
-    async def verify(scope: dict[str, Any]) -> Identity | None:
-        name = dict(scope["headers"]).get(b"authorization", b"").decode().removeprefix("Bearer ")
-        return Identity(client_id=name, grants={"chat:*": FULL})
-
-    async with scene_of(authenticate=verify) as scene:
+    async with scene_of(authenticate=verifier()) as scene:
         ann, ben = (scene.client.copy(api_key=name) for name in ("ann", "ben"))
         async with ann.responses.connect() as theirs, ben.responses.connect() as socket:
-            await theirs.response.create(model="bot", input="you")
-            (id, _) = by_response(await until(theirs, is_text))[-1]
+            (id, _) = by_response(await begun_on(theirs))[-1]
             await socket.send({"type": "response.retrieve", "response_id": id})  # type: ignore[arg-type]
             await until(socket, is_text)
             for one, text in ((theirs, "ann"), (socket, "ben")):
-                await one.response.steer(previous_response_id=id, input=text)
-                await until(one, is_accepted)
+                await steer(one, id, text)
             scene.gate.set()
             texts = [text_of(await until(one) + await until(one)) for one in (theirs, socket)]
         found = [text_of(await resumed(client, id, 0)) for client in (ann, ben)]
@@ -510,8 +498,7 @@ async def test_response_that_ended_while_no_socket_was_open_has_its_successor(wh
         async with scene.client.responses.connect() as socket:
             await socket.response.create(model="bot", input="you")
             begun = await until(socket, is_text)
-            await socket.response.steer(previous_response_id=(id := begun[0].response.id), input="me")
-            await until(socket, is_accepted)
+            await steer(socket, id := begun[0].response.id, "me")
         scene.gate.set()
         rest = by_response(await resumed(scene.client, id, begun[-1].sequence_number), id)
         assert text_of(begun) + text_of([one for of, one in rest if of == id]) == (
@@ -528,16 +515,14 @@ async def test_input_that_waits_for_the_caller_has_its_successor_on_the_socket_t
             await message.flush()
             await scene.gate.wait()
             if turn.text == "you":
-                await message.part({**CALL, "name": "place", "state": "called"})
+                await message.part(ASKED_PLACE)
                 await message.part({"type": "text", "text": f"{(await turn.ask('where', {'call': 'c1'})).data}."})
 
     scene.script = asks
     async with scene.client.responses.connect() as socket:
-        await socket.response.create(model="bot", input="you", tools=[PLACE])
-        begun = await until(socket, is_text)
+        begun = await begun_on(socket, tools=[PLACE])
         id = begun[0].response.id
-        await socket.response.steer(previous_response_id=id, input="me")
-        await until(socket, is_accepted)
+        await steer(socket, id, "me")
     scene.gate.set()
     rest = await resumed(scene.client, id, begun[-1].sequence_number)
     assert [one.type for one in rest[-2:]] == ["response.completed", "response.steer.pending"]
@@ -642,8 +627,7 @@ async def test_requests_and_lanes_of_a_socket_are_bounded(scene: ClientScene) ->
 
 async def test_draining_hub_closes_the_socket_for_a_reconnect(scene: ClientScene) -> None:
     async with scene.client.responses.connect() as socket:
-        await socket.response.create(model="bot", input="you")
-        await until(socket, lambda event: event.type == "response.output_text.delta")
+        await begun_on(socket)
         draining = asyncio.ensure_future(scene.hub.drain())
         with pytest.raises(websockets.ConnectionClosed) as closed:
             await until(socket, lambda _: False)
