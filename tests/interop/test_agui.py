@@ -9,6 +9,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 from zlib import crc32
 
@@ -32,7 +33,7 @@ from tenuto.routes import (
     TurnChanged,
     TurnDelta,
 )
-from tests.interop.scene import BEHIND, Scene, chooses, fails, playing
+from tests.interop.scene import BEHIND, Scene, chooses, fails, playing, writes
 from tests.interop.test_ai_sdk import check_refused, check_route, routes_only
 
 CALL = {"type": "tool", "call": "c1", "name": "weather", "input": '{"city": "Ulm"}'}
@@ -133,15 +134,22 @@ async def rest_of(client: Client, lines: AsyncIterator[str]) -> None:
 
 
 class RunScene(Scene):
-    async def run(self, messages: Any) -> Client:
+    async def run(self, messages: Any, **fields: Any) -> Client:
         """Return a client after a run that ended."""
         client = Client(messages)
-        text = (await self.http.post("/api/agent", json=run_of(messages))).text
+        text = (await self.http.post("/api/agent", json=run_of(messages, **fields))).text
         for event in events_of(text):
             client.take(event)
         assert client.end is not None
         ids = [line for line in text.splitlines() if line.startswith("id: ")]
         assert len(set(ids)) == len(ids) == len(client.types)  # TanStack's client drops an event whose id it has
+        return client
+
+    async def opened(self, messages: Any, wanted: str) -> Client:
+        """Return a client after a run whose gate opened once it showed the text `wanted`."""
+        async with self.running(messages, wanted) as (client, lines):
+            self.gate.set()
+            await rest_of(client, lines)
         return client
 
     async def loaded(self) -> Any:
@@ -264,9 +272,7 @@ async def test_stop_failure_and_silence_end_a_run_each_in_its_way(scene: RunScen
 
 async def test_text_that_is_replaced_ends_the_run_with_an_error(scene: RunScene) -> None:
     scene.script = scene.replaces
-    async with scene.running([user()], "Hello ") as (client, lines):
-        scene.gate.set()
-        await rest_of(client, lines)
+    client = await scene.opened([user()], "Hello ")
     assert client.end is not None
     assert (client.text, client.end["type"], client.end["code"]) == ("Hello ", "RUN_ERROR", "replaced")
     assert (await scene.run([user()])).text == "Another text words"
@@ -278,17 +284,13 @@ async def test_text_that_is_replaced_ends_the_run_with_an_error(scene: RunScene)
 @pytest.mark.parametrize("kind", BEHIND)
 async def test_text_behind_another_part_reaches_the_client(scene: RunScene, kind: str) -> None:
     scene.script = scene.writes_behind
-    async with scene.running([user(kind)], "See ") as (client, lines):
-        scene.gate.set()
-        await rest_of(client, lines)
+    client = await scene.opened([user(kind)], "See ")
     assert (client.text, client.end and client.end["type"]) == ("See this.", "RUN_FINISHED")
 
 
 async def test_answers_that_are_written_at_the_same_time_come_in_the_order_of_their_beginnings(scene: RunScene) -> None:
     scene.script = scene.writes_both
-    async with scene.running([user()], "A1 ") as (client, lines):
-        scene.gate.set()
-        await rest_of(client, lines)
+    client = await scene.opened([user()], "A1 ")
     assert (client.text, client.end and client.end["type"]) == ("A1 A2 B1 B2 ", "RUN_FINISHED")
     assert (await scene.run([user()])).messages == client.messages
 
@@ -321,14 +323,7 @@ async def test_results_of_the_tools_of_a_page_begin_a_turn_that_has_them_at_thei
                 await message.append("Thanks.")
 
     scene.script = script
-    tools = [{"name": "ask", "description": "", "parameters": {}}]
-
-    async def run(messages: Any) -> Client:
-        client = Client(messages)
-        for event in events_of((await scene.http.post("/api/agent", json=run_of(messages, tools=tools))).text):
-            client.take(event)
-        return client
-
+    run = partial(scene.run, tools=[{"name": "ask", "description": "", "parameters": {}}])
     results = [
         {"id": f"t{call}", "role": "tool", "toolCallId": f"c{call}", "content": content}
         for call, content in ((1, '{"c":7}'), (2, ""), (3, "forged"), (4, "unknown"))
@@ -396,13 +391,7 @@ async def test_result_that_two_tabs_send_under_ids_of_their_own_begins_one_turn(
                 await message.append("Thanks.")
 
     scene.script = script
-
-    async def run(messages: list[Any]) -> Client:
-        client, body = Client(messages), run_of(messages, tools=[{"name": "ask"}])
-        for event in events_of((await scene.http.post("/api/agent", json=body)).text):
-            client.take(event)
-        return client
-
+    run = partial(scene.run, tools=[{"name": "ask"}])
     asked = (await run([user()])).messages
 
     async def send(tab: str) -> Client:
@@ -423,11 +412,7 @@ async def test_result_that_two_tabs_send_under_ids_of_their_own_begins_one_turn(
 
 
 async def test_result_whose_id_another_message_has_is_refused(scene: RunScene) -> None:
-    async def script(turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.part({**CALL, "name": "ask", "state": "called"})
-
-    scene.script = script
+    scene.script = writes({**CALL, "name": "ask", "state": "called"})
     body = run_of([user()], tools=[{"name": "ask"}])
     await scene.http.post("/api/agent", json=body)
     (answer,) = (await scene.hub.turn("chat:1", "u")).answers
@@ -438,11 +423,7 @@ async def test_result_whose_id_another_message_has_is_refused(scene: RunScene) -
 
 
 async def test_result_of_a_call_whose_id_an_earlier_call_had_begins_a_turn_too(scene: RunScene) -> None:
-    async def script(turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.part({**CALL, "call": "call_0", "name": "ask", "state": "called"})
-
-    scene.script = script
+    scene.script = writes({**CALL, "call": "call_0", "name": "ask", "state": "called"})
     results = [{"id": f"t{number}", "role": "tool", "toolCallId": "call_0", "content": number} for number in "12"]
     for number in range(3):
         body = run_of([user(), *results[:number]], tools=[{"name": "ask"}])
