@@ -19,7 +19,7 @@ from tenuto.core.requests import CreateMessage
 from tenuto.hub.access.rates import ClientLimits, Rates
 from tenuto.interop.openai_stream import Reference
 from tenuto.transports.codec import decode
-from tests.interop.scene import FULL, verifier
+from tests.interop.scene import FULL, verifier, writes
 from tests.interop.test_openai import ANSWER, ASKED_PLACE, CALL, PLACE, ClientScene, channel_of, scene_of, units
 
 LAST = ("response.completed", "response.incomplete", "response.failed", "response.steer.failed")
@@ -183,41 +183,10 @@ async def test_input_that_the_agent_takes_in_ends_the_response_at_its_next_item(
     # a client that was cut may resume both, each without a character twice
     assert text_of(await scene.events(response_id)) == "One. Rest. Now shorter."
     assert text_of(await scene.events(second[0].response.id)) == "Now shorter."
-
-
-async def test_input_that_the_agent_takes_in_just_before_its_end_has_the_items_after_it(scene: ClientScene) -> None:
-    """The turn is over before the stream sees that its agent has taken the input in."""
-
-    async def hurries(turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.append("One. ")
-            await message.flush()
-            await scene.gate.wait()
-            (steer,) = await turn.steered()
-            await message.part({"type": "text", "text": f"Now {steer.text}."})
-
-    scene.script = hurries
-    async with scene.client.responses.connect() as socket:
-        begun = await begun_on(socket)
-        await steer(socket, begun[0].response.id, "shorter")
-        scene.gate.set()
-        first, second = [(await until(socket))[-1] for _ in range(2)]
-    assert (first.type, first.response.output_text) == ("response.incomplete", "One. ")
-    assert (second.type, second.response.output_text) == ("response.completed", "Now shorter.")
-    assert second.response.previous_response_id == first.response.id
-
-
-async def test_input_that_the_agent_leaves_has_an_answer_that_continues_the_response(scene: ClientScene) -> None:
-    async with scene.client.responses.connect() as socket:
-        begun = await begun_on(socket)
-        response_id = begun[0].response.id
-        await steer(socket, response_id, "me")
-        scene.gate.set()
-        first, second = [(await until(socket))[-1].response for _ in range(2)]
-    assert (first.id, second.output_text) == (response_id, ANSWER.replace("you", "me"))
-    later = await scene.client.responses.retrieve(second.id)
-    assert [one.previous_response_id for one in (first, second, later)] == [None, response_id, response_id]
-    assert [turn.request.previous_response_id for turn in scene.turns] == [None, response_id]
+    scene.script = writes("Yes.")
+    await scene.client.responses.create(model="bot", input="me", previous_response_id=response_id)
+    history = [one["content"] for one in await scene.turns[-1].history()]
+    assert history == ["you", "One. Rest. Now shorter.", "shorter", "me"]
 
 
 async def test_input_in_a_conversation_follows_what_others_have_asked_meanwhile(scene: ClientScene) -> None:
@@ -255,26 +224,6 @@ async def test_input_for_one_of_two_branches_follows_it() -> None:
     assert paths["b"] == [*begin, "b"]
     assert paths["x"] == [*begin, "a", ANSWER.replace("you", "a"), "x"]
     assert paths["y"] == [*paths["x"], ANSWER.replace("you", "x"), "y"]
-
-
-async def test_input_that_the_agent_has_taken_in_is_in_the_history_of_the_next_request(scene: ClientScene) -> None:
-    async def listens(turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.append("Begun. ")
-            await message.flush()
-            await scene.gate.wait()
-            for steer in await turn.steered():
-                await message.append(f"{steer.text}.")
-
-    scene.script = listens
-    async with scene.client.responses.connect() as socket:
-        id = (await begun_on(socket))[0].response.id
-        await steer(socket, id, "shorter")
-        scene.gate.set()
-        await until(socket)
-    await scene.client.responses.create(model="bot", input="me", previous_response_id=id)
-    history = [one["content"] for one in await scene.turns[-1].history()]
-    assert history == ["you", "Begun. shorter.", "shorter", "me"]
 
 
 @pytest.mark.parametrize("is_interrupted", [False, True], ids=["cancelled", "interrupted"])
