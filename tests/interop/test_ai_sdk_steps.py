@@ -130,6 +130,18 @@ def answer(parts: list[Any], status: Any = "streaming") -> Message:
     )
 
 
+def begun(parts: list[Any], status: Any = "streaming") -> list[TurnDelta]:
+    """Return the deltas for a reader who comes when the answer has these parts."""
+    return [InAnswer("a", delta) for delta in MessageProgress("a").begin(answer(parts, status))]
+
+
+def opened(parts: list[Any], release: Release = RELEASE) -> tuple[FoldedPage, UIStream]:
+    """Return a page that shows these parts of a running answer, and its stream."""
+    page, stream = FoldedPage(), UIStream("u", release)
+    page.take(stream.frame(begun(parts)))
+    return page, stream
+
+
 def asked(id: str, call: str) -> QuestionAsked:
     return QuestionAsked(Command(id=id, name="approve", target="a", data={"call": call}, expires_at=0))
 
@@ -157,9 +169,8 @@ def moments(events: list[tuple[int, Any]]) -> list[tuple[list[Any], TurnDelta]]:
 
 def page_from(start: int, events: list[tuple[int, Any]], size: int = 1) -> FoldedPage:
     """Return the page that follows the turn from before the event `start` to its end, `size` events at once."""
-    page, stream, steps = FoldedPage(), UIStream("u", RELEASE), moments(events)
-    begun = MessageProgress("a").begin(answer(steps[start][0]))
-    page.take(stream.frame([InAnswer("a", delta) for delta in begun]))
+    steps = moments(events)
+    page, stream = opened(steps[start][0])
     for at in range(start, len(steps), size):
         page.take(stream.frame([delta for _, delta in steps[at : at + size]]))
     page.take(stream.frame([TurnChanged("over")]))
@@ -229,9 +240,8 @@ def test_end_of_an_answer_in_the_batch_of_another_one_makes_no_second_part_of_it
 
 def test_response_ends_with_a_question_in_the_batch_of_the_end_of_the_answer() -> None:
     page, stream = FoldedPage(), UIStream("u", RELEASE)
-    begun = MessageProgress("a").begin(answer([call(f"c{index}", "called") for index in range(2)]))
-    ends = InAnswer("a", MessageFinished("failed", None, {}))
-    page.take(stream.frame([*(InAnswer("a", delta) for delta in begun), ends, asked("q", "c1")]))
+    calls = [call(f"c{index}", "called") for index in range(2)]
+    page.take(stream.frame([*begun(calls), InAnswer("a", MessageFinished("failed", None, {})), asked("q", "c1")]))
     assert (stream.is_over, page.ending) == (True, "finish")
 
 
@@ -254,8 +264,7 @@ def test_answer_after_a_call_whose_input_was_cut_off_is_in_a_step_of_its_own(sta
 
 @pytest.mark.parametrize("release", [RELEASE, Release()], ids=["version 7", "default"])
 def test_response_ends_with_a_question_only_when_no_other_call_of_the_step_runs(release: Release) -> None:
-    page, stream = FoldedPage(), UIStream("u", release)
-    page.take(stream.frame([InAnswer("a", MessageOpened(answer([])))]))
+    page, stream = opened([], release)
     for index, state in ((0, "called"), (1, "called"), (1, "done"), (2, "called")):
         page.take(stream.frame([InAnswer("a", PartReplaced(index, call(f"c{index}", state), 0))]))
     page.take(stream.frame([asked("q1", "c2")]))
@@ -267,9 +276,8 @@ def test_response_ends_with_a_question_only_when_no_other_call_of_the_step_runs(
 
 
 def test_two_calls_that_are_approved_one_after_the_other_end_the_response_together() -> None:
-    page, stream = FoldedPage(), UIStream("u", RELEASE)
-    begun = MessageProgress("a").begin(answer([call(f"c{index}", "called") for index in range(2)]))
-    page.take(stream.frame([*(InAnswer("a", delta) for delta in begun), asked("q0", "c0")]))
+    page, stream = opened([call(f"c{index}", "called") for index in range(2)])
+    page.take(stream.frame([asked("q0", "c0")]))
     assert not stream.is_over
     page.take(stream.frame([asked("q1", "c1")]))
     assert [one.get("state") for one in page.parts[1:]] == ["approval-requested"] * 2
@@ -281,12 +289,11 @@ def test_two_calls_that_are_approved_one_after_the_other_end_the_response_togeth
 def test_question_about_a_call_comes_with_the_whole_input(known: str, name: str) -> None:
     whole = '{"x": 1}'
     for size in (1, 2, 3, 4):
-        page, stream = FoldedPage(), UIStream("u", RELEASE)
-        begun = {**call("c1", "input", name=name), "input": known[:2]}
-        batches: list[TurnDelta] = [InAnswer("a", PartOpened(0, begun))]
+        page, stream = opened([])
+        beginning = {**call("c1", "input", name=name), "input": known[:2]}
+        batches: list[TurnDelta] = [InAnswer("a", PartOpened(0, beginning))]
         batches += [InAnswer("a", TextAdded(0, "tool", 2, known[2:])), asked("q", "c1")]
         batches.append(InAnswer("a", TextAdded(0, "tool", len(known), whole[len(known) :])))
-        page.take(stream.frame([InAnswer("a", MessageOpened(answer([])))]))
         for at in range(0, len(batches), size):
             page.take(stream.frame(batches[at : at + size]))
         if not stream.is_over:
@@ -296,17 +303,15 @@ def test_question_about_a_call_comes_with_the_whole_input(known: str, name: str)
 
 
 def test_question_about_a_call_without_arguments_reaches_the_page() -> None:
-    page, stream = FoldedPage(), UIStream("u", RELEASE)
-    begun = MessageProgress("a").begin(answer([{**call("c1", "input"), "input": ""}]))
-    page.take(stream.frame([*(InAnswer("a", delta) for delta in begun), asked("q", "c1")]))
+    page = FoldedPage()
+    page.take(UIStream("u", RELEASE).frame([*begun([{**call("c1", "input"), "input": ""}]), asked("q", "c1")]))
     assert (page.ending, page.parts[1]["state"], page.parts[1]["input"]) == ("finish", "approval-requested", {})
 
 
 @pytest.mark.parametrize("state", ["called", "done", "denied"])
 def test_page_of_version_6_resumes_after_an_approval_on_a_server_with_the_default(state: str) -> None:
     reply = {"id": "q1", "approved": state != "denied"}
-    begun = MessageProgress("a").begin(answer([call("c1", state, approval=reply)]))
-    body = UIStream("u").frame([InAnswer("a", delta) for delta in begun])
+    body = UIStream("u").frame(begun([call("c1", state, approval=reply)]))
     assert b"tool-input-start" in body
     assert b"tool-approval-response" not in body  # 6.0.326 refuses the chunk
 
@@ -327,9 +332,9 @@ def test_reply_that_a_page_repeats_while_another_question_is_open_ends_with_an_e
 
     def respond(state: str, *questions: str, is_late: bool = False) -> None:
         parts = [call("c1", state, name="place"), call("c2", "called")]
-        begun = [InAnswer("a", one) for one in MessageProgress("a").begin(answer(parts))]
         known = {"id": "a", "parts": page.parts} if page.parts else None
-        page.take(UIStream("u", RELEASE, known, is_late=is_late).frame([*begun, *(asked(id, id) for id in questions)]))
+        stream = UIStream("u", RELEASE, known, is_late=is_late)
+        page.take(stream.frame([*begun(parts), *(asked(id, id) for id in questions)]))
 
     respond("called", "c1", "c2")
     page.parts[1].update(state="output-available", output=7)
@@ -343,8 +348,7 @@ def test_reply_that_a_page_repeats_while_another_question_is_open_ends_with_an_e
 def test_page_that_loads_after_the_reply_to_its_call_does_not_run_the_call_again() -> None:
     page, stream = FoldedPage(), UIStream("u", RELEASE)
     place = call("c1", "called", name="place")
-    begun = MessageProgress("a").begin(answer([place]))
-    page.take(stream.frame([*(InAnswer("a", delta) for delta in begun), TurnChanged("running")]))
+    page.take(stream.frame([*begun([place]), TurnChanged("running")]))
     replaced = PartReplaced(0, {**place, "note": "seen"}, 8), PartReplaced(0, call("c1", "done", name="place"), 8)
     for delta in replaced:
         page.take(stream.frame([InAnswer("a", delta)]))
@@ -357,10 +361,9 @@ def test_page_that_loads_after_the_reply_to_its_call_does_not_run_the_call_again
 def test_page_that_continues_over_a_text_that_was_replaced_gets_an_error_and_no_mixture() -> None:
     page = FoldedPage([{"type": "step-start"}, {"type": "text", "text": "Hello ", "state": "done"}])
     shown = {"id": "a", "role": "assistant", "parts": [dict(one) for one in page.parts]}
-    replaced = answer([TEXT, call("c1", "done", approval=APPROVED)], "complete")
+    replaced = [TEXT, call("c1", "done", approval=APPROVED)]
     stream = UIStream("u", RELEASE, shown)
-    begun = [InAnswer("a", delta) for delta in MessageProgress("a").begin(replaced)]
-    page.take(stream.frame([*begun, TurnChanged("over")]))
+    page.take(stream.frame([*begun(replaced, "complete"), TurnChanged("over")]))
     assert (page.ending, page.parts, stream.is_over) == ("error", shown["parts"], True)
 
 
@@ -392,8 +395,7 @@ def test_page_that_loads_or_joins_after_the_new_attempt_began_shows_it_alone_und
 def test_page_that_loads_before_the_question_about_its_call_runs_the_call_once(are_written_first: bool) -> None:
     page, stream = FoldedPage(), UIStream("u", RELEASE)
     parts = [call(f"c{index}", "called", name="place") for index in range(2)]
-    begun = [InAnswer("a", delta) for delta in MessageProgress("a").begin(answer(parts))]
-    for deltas in [begun, [asked("q", "c0")]] if are_written_first else [[*begun, asked("q", "c0")]]:
+    for deltas in [begun(parts), [asked("q", "c0")]] if are_written_first else [[*begun(parts), asked("q", "c0")]]:
         page.take(stream.frame(deltas))
     assert (page.calls, page.ending) == (["c0", "c1"], "finish")  # it sends no output of one call alone
     assert [one["input"] for one in page.parts[1:]] == [{"x": 1}] * 2
@@ -405,10 +407,9 @@ def test_page_that_loads_before_the_question_about_its_call_runs_the_call_once(a
     ids=["surrogate", "NaN", "61 levels", "500", "960", "970", "100,000"],
 )
 def test_input_that_no_response_can_carry_is_shown_as_text(text: str) -> None:
-    page, stream = FoldedPage(), UIStream("u", RELEASE)
-    part = {**call("c1", "called"), "input": text}
-    begun = MessageProgress("a").begin(answer([{**part, "state": "input", "input": ""}]))
-    page.take(stream.frame([InAnswer("a", delta) for delta in (*begun, PartReplaced(0, part, 0))]))
+    page, part = FoldedPage(), {**call("c1", "called"), "input": text}
+    beginning = begun([{**part, "state": "input", "input": ""}])
+    page.take(UIStream("u", RELEASE).frame([*beginning, InAnswer("a", PartReplaced(0, part, 0))]))
     assert page.parts[1]["input"] == text
     shown = json.loads(JSONResponse(loaded([part])).body)
     assert shown[1]["input"] == text
@@ -428,8 +429,8 @@ def test_page_with_texts_that_alternate_goes_on_after_an_approval() -> None:
     texts = [{"type": "text", "text": one} for one in ("One.", "More", " Two.", "One. Two.", "End.")]
     page = FoldedPage([{"type": "step-start"}, *texts[:3]])  # the first text went on after the second had begun
     shown = {"id": "a", "role": "assistant", "parts": [dict(one) for one in page.parts]}
-    begun = MessageProgress("a").begin(answer([texts[3], texts[1], texts[4]], "complete"))
-    page.take(UIStream("u", RELEASE, shown).frame([*(InAnswer("a", one) for one in begun), TurnChanged("over")]))
+    whole = begun([texts[3], texts[1], texts[4]], "complete")
+    page.take(UIStream("u", RELEASE, shown).frame([*whole, TurnChanged("over")]))
     assert page.ending == "finish"
     assert [one["text"] for one in page.parts if "text" in one] == ["One.", "More", " Two.", "End."]
 
@@ -446,14 +447,14 @@ def test_each_piece_of_a_crafted_page_is_compared_once() -> None:
 @pytest.mark.parametrize("parts", [[TEXT], [TEXT, call("c1", "done")], []], ids=["removed", "another type", "all"])
 def test_part_that_is_removed_or_gets_another_type_ends_the_stream_with_an_error(parts: list[Any]) -> None:
     for stream in (UIStream("u", RELEASE), AGUIStream("1", "r", "u")):
-        stream.frame([InAnswer("a", one) for one in MessageProgress("a").begin(answer([TEXT, TEXT]))])
+        stream.frame(begun([TEXT, TEXT]))
         end = stream.frame([InAnswer("a", MessageReplaced(answer(parts), ()))])
         assert (b"load the messages again" in end, stream.is_over) == (True, True)
 
 
 def test_run_that_cannot_go_on_sends_no_text_as_a_value_of_another_part() -> None:
     stream, data = AGUIStream("1", "r", "u"), {"type": "data", "name": "status", "data": "searching"}
-    stream.frame([InAnswer("a", one) for one in MessageProgress("a").begin(answer([data]))])
+    stream.frame(begun([data]))
     ((_, event),) = stream.receive([InAnswer("a", PartReplaced(0, TEXT, 0))])
     assert (event["type"], event["code"]) == ("RUN_ERROR", "replaced")
 
@@ -462,9 +463,9 @@ def test_run_that_cannot_go_on_sends_no_text_as_a_value_of_another_part() -> Non
 @pytest.mark.parametrize("part", [SOURCE, TEXT, call("c1", "input", input="")], ids=["source", "text", "call"])
 def test_placeholder_that_becomes_another_part_is_followed_by_it(part: Any, release: Release) -> None:
     data = {"type": "data", "name": "status", "data": "searching"}
-    begun = [InAnswer("a", one) for one in MessageProgress("a").begin(answer([call("c0", "done"), data]))]
+    before = begun([call("c0", "done"), data])
     becomes, shown = InAnswer("a", PartReplaced(1, part, 0)), loaded([part], release)[1]["type"]
-    for batches in ([begun, [becomes]], [[*begun, becomes]]):
+    for batches in ([before, [becomes]], [[*before, becomes]]):
         page, stream, agui = FoldedPage(), UIStream("u", release), AGUIStream("1", "r", "u")
         for batch in batches:
             page.take(stream.frame(batch))
@@ -487,9 +488,8 @@ def test_part_that_no_reader_has_may_become_another_one(kind: str) -> None:
 @pytest.mark.parametrize("version", [6, 7])
 def test_attempt_that_is_superseded_leaves_the_page_with_what_counts(version: int) -> None:
     release = Release(version=version)
-    page, stream = FoldedPage(), UIStream("u", release)
     first, lost, last = TEXT, {"type": "text", "text": "Lost"}, {"type": "text", "text": "Two."}
-    page.take(stream.frame([InAnswer("a", delta) for delta in MessageProgress("a").begin(answer([first, lost]))]))
+    page, stream = opened([first, lost], release)
     attempt = {"type": "attempt", "parts": [lost], "characters": 4}
     more = TextAdded(0, "text", 4, " More."), TextAdded(2, "text", 4, " Th")  # at once with the attempt
     deltas = MessageReplaced(answer([first, attempt, last]), (), is_superseded=True), *more
@@ -497,18 +497,15 @@ def test_attempt_that_is_superseded_leaves_the_page_with_what_counts(version: in
     if version < 7:  # the page resumes, and builds the message anew
         assert (page.ending, stream.is_over) == ("error", True)
         assert "Two." not in str(page.parts)
-        page, stream = FoldedPage(), UIStream("u", release)
-        whole = answer([{**first, "text": "One. More."}, attempt, {**last, "text": "Two. Th"}])
-        page.take(stream.frame([InAnswer("a", delta) for delta in MessageProgress("a").begin(whole)]))
+        page, stream = opened([{**first, "text": "One. More."}, attempt, {**last, "text": "Two. Th"}], release)
     page.take(stream.frame([InAnswer("a", TextAdded(2, "text", 7, "ree."))]))
     page.take(stream.frame([InAnswer("a", MessageFinished("complete", None, {})), TurnChanged("over")]))
     assert [one.get("text") for one in page.parts] == [None, "One. More.", "Two. Three."]
 
 
 def test_attempt_of_two_steps_cannot_be_taken_back_by_a_stream() -> None:
-    page, stream = FoldedPage(), UIStream("u", RELEASE)
     lost = [call("c1", "done"), TEXT]
-    page.take(stream.frame([InAnswer("a", delta) for delta in MessageProgress("a").begin(answer(lost))]))
+    page, stream = opened(lost)
     attempt = {"type": "attempt", "parts": lost, "characters": 4}
     page.take(stream.frame([InAnswer("a", MessageReplaced(answer([attempt, TEXT]), (), is_superseded=True))]))
     assert (page.ending, stream.is_over) == ("error", True)
