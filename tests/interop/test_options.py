@@ -100,6 +100,16 @@ async def client(stub: Stub) -> AsyncIterator[openai.AsyncOpenAI]:
         yield client
 
 
+@pytest.fixture(autouse=True)
+def untraced() -> None:
+    agents.set_tracing_disabled(True)
+
+
+def weather(city: str) -> str:
+    """The weather."""
+    return f"7 degrees in {city}"
+
+
 @pytest.mark.parametrize("is_chat", [True, False], ids=["chat", "responses"])
 async def test_instructions_behind_the_question_reach_the_model_with_it(
     stub: Stub, client: openai.AsyncOpenAI, is_chat: bool
@@ -128,14 +138,8 @@ async def test_instructions_behind_the_question_reach_the_model_with_it(
 async def test_agents_sdk_runs_its_function_tool_and_gets_an_answer(
     stub: Stub, client: openai.AsyncOpenAI, api: str
 ) -> None:
-    @agents.function_tool
-    def weather(city: str) -> str:
-        """The weather."""
-        return f"7 degrees in {city}"
-
-    agents.set_tracing_disabled(True)
     kind = agents.OpenAIChatCompletionsModel if api == "chat" else agents.OpenAIResponsesModel
-    tools: Any = [weather]
+    tools: Any = [agents.function_tool(weather)]
     if api == "namespace":
         tools = agents.tool_namespace(name="crm", description="About customers.", tools=tools)
     agent = agents.Agent(name="a", instructions="Be kind.", tools=tools, model=kind(model="bot", openai_client=client))
@@ -164,7 +168,6 @@ async def test_hosted_tool_of_the_agents_sdk_runs_after_its_approval_without_a_p
         return {"approve": True}
 
     stub.answer = answer  # type: ignore[method-assign]
-    agents.set_tracing_disabled(True)
     config: Any = {"type": "mcp", "server_label": "tenuto", "server_url": "https://a.example"}
     tool = agents.HostedMCPTool(config, on_approval_request=approves if is_callback else None)
     model = agents.OpenAIResponsesModel(model="bot", openai_client=client)
@@ -187,15 +190,9 @@ async def test_hosted_tool_of_the_agents_sdk_runs_after_its_approval_without_a_p
 async def test_session_of_the_agents_sdk_keeps_its_items_and_removes_the_last_or_all(
     stub: Stub, client: openai.AsyncOpenAI
 ) -> None:
-    @agents.function_tool
-    def weather(city: str) -> str:
-        """The weather."""
-        return f"7 degrees in {city}"
-
-    agents.set_tracing_disabled(True)
     session = agents.OpenAIConversationsSession(openai_client=client)
     model = agents.OpenAIResponsesModel(model="bot", openai_client=client)
-    agent = agents.Agent(name="a", tools=[weather], model=model)
+    agent = agents.Agent(name="a", tools=[agents.function_tool(weather)], model=model)
     await agents.Runner.run(agent, "How is Ulm?", session=session)
     calls: Any = [
         {"type": "function_call", "call_id": f"x{number}", "name": "weather", "arguments": "{}"} for number in range(2)
@@ -221,16 +218,12 @@ async def test_session_of_the_agents_sdk_keeps_its_items_and_removes_the_last_or
 async def test_tool_that_langchain_binds_is_called_and_its_result_is_at_the_call(
     stub: Stub, is_responses: bool
 ) -> None:
-    @tool
-    def weather(city: str) -> str:
-        """The weather."""
-        return f"7 degrees in {city}"
-
+    bound = tool(weather)
     chat = ChatOpenAI(model="bot", base_url=f"{stub.url}/v1", api_key="key", use_responses_api=is_responses)
     messages: list[Any] = [HumanMessage("How is Ulm?")]
     for _ in range(2):  # the client sends all earlier messages again
-        messages.append(await chat.bind_tools([weather]).ainvoke(messages))
-        messages += [weather.invoke(call) for call in messages[-1].tool_calls]
+        messages.append(await chat.bind_tools([bound]).ainvoke(messages))
+        messages += [bound.invoke(call) for call in messages[-1].tool_calls]
     assert messages[-1].text == "It is 7 degrees in Ulm."
     assert [one["role"] for one in stub.received[1]["openai"]] == ["user", "assistant", "tool"]
 
@@ -352,7 +345,6 @@ async def test_texts_and_images_of_a_result_reach_each_api_that_takes_them(
         """A screenshot."""
         return [agents.ToolOutputText(text="See:"), agents.ToolOutputImage(image_url=PNG, detail="low")]
 
-    agents.set_tracing_disabled(True)
     model = agents.OpenAIResponsesModel(model="bot", openai_client=client)
     await agents.Runner.run(agents.Agent(name="a", tools=[shot], model=model), "Look", max_turns=3)
     image = {"type": "input_image", "image_url": PNG, "detail": "low"}
@@ -406,11 +398,12 @@ async def test_photo_that_a_page_sends_reaches_the_model(stub: Stub) -> None:
     assert built[0]["parts"] == loaded[0]["parts"] == [photo]
 
 
-@pytest.mark.parametrize("path", ["agui", "page", "v1/responses"])
+@pytest.mark.parametrize("path", ["agui", "page", "v1/responses", "v1/chat/completions"])
 async def test_question_may_have_a_photo_of_4_mb_but_not_300_photos_or_600_kb_of_tools(stub: Stub, path: str) -> None:
     stub.text = "A cat."
     statuses = []
-    tools = [{**TOOL, "description": "x" * 6_000}] * 100
+    large = {"name": "weather", "description": "x" * 6_000}
+    tools = 100 * [{"type": "function", "function": large} if "chat" in path else {**TOOL, **large}]
     async with httpx2.AsyncClient(timeout=60) as http:
         for count, data, asked in ((1, "A" * 4_000_000, []), (300, "AAAA", []), (2, "AAAA", tools)):
             url = f"data:image/jpeg;base64,{data}"
@@ -423,8 +416,15 @@ async def test_question_may_have_a_photo_of_4_mb_but_not_300_photos_or_600_kb_of
             if path == "v1/responses":
                 content = count * [{"type": "input_image", "image_url": url}]
                 body = {"model": "bot", "input": [{"role": "user", "content": content}], "tools": asked}
-            statuses.append((await http.post(f"{stub.url}/{path}", json=body)).status_code)
+            elif path == "v1/chat/completions":
+                content = count * [{"type": "image_url", "image_url": {"url": url}}]
+                body = {"model": "bot", "messages": [{"role": "user", "content": content}], "tools": asked}
+            response = await http.post(f"{stub.url}/{path}", json=body)
+            statuses.append(response.status_code)
     assert statuses == [200, 413, 413]
+    assert "the limit is 524288 (Limits.options_bytes); send fewer" in response.text
+    assert '"too_large"' in response.text
+    assert len(await stub.hub.store.channels(after=None, limit=9)) == 1
     ((question,),) = [one["openai"] for one in stub.received]
     assert len(question["content"][0]["image_url"]["url"]) == len("data:image/jpeg;base64,") + 4_000_000
 
@@ -822,25 +822,6 @@ async def test_large_tools_are_stored_once_for_a_conversation_and_no_viewer_gets
         assert len(page.json()["messages"]) == 6
         refused = await http.delete(f"{base}/messages/{facts[0].id}")
         assert refused.status_code == 404
-
-
-@pytest.mark.parametrize("api", ["responses", "chat"])
-async def test_too_many_tools_are_refused_with_the_name_of_the_setting(
-    stub: Stub, client: openai.AsyncOpenAI, api: str
-) -> None:
-    tools: Any = [{**TOOL, "description": "x" * 6_000} for _ in range(100)]
-    nested: Any = [{"type": "function", "function": {n: one[n] for n in ("name", "description")}} for one in tools]
-    with pytest.raises(
-        openai.APIStatusError, match=r"the limit is 524288 \(Limits\.options_bytes\); send fewer"
-    ) as refused:
-        if api == "chat":
-            await client.chat.completions.create(
-                model="bot", messages=[{"role": "user", "content": "hi"}], tools=nested
-            )
-        else:
-            await client.responses.create(model="bot", input="hi", tools=tools)
-    assert (refused.value.status_code, refused.value.code) == (413, "too_large")
-    assert await stub.hub.store.channels(after=None, limit=9) == []
 
 
 # -- large photos: a page of the store has no message beside one ------------------------------------------------

@@ -24,6 +24,7 @@ from tenuto.interop.ai_sdk import UIStream
 from tenuto.routes import Sent, TurnChanged, TurnDelta, guarded, newest_branch
 from tenuto.stores.base import StoredPage
 from tenuto.transports.sender import cycle_of
+from tests.interop.scene import verifier
 from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
 
 PAGE = (Path(__file__).parents[2] / "docs" / "python.md").read_text()
@@ -281,11 +282,7 @@ async def test_loop_goes_on_between_two_large_bodies(monkeypatch: pytest.MonkeyP
 @asynccontextmanager
 async def counted_app() -> AsyncIterator[tuple[Served, Callable[[], float]]]:
     """Routes with an identity whose bytes are counted in an hour that does not pass, and the function that counts."""
-
-    async def verify(scope: dict[str, Any]) -> Identity | None:
-        return Identity(client_id="ann", grants={"chat:*": frozenset({"publish", "subscribe", "history"})})
-
-    hub, app = new_hub(authenticate=verify), FastAPI()
+    hub, app = new_hub(authenticate=verifier("ann")), FastAPI()
     hub.rates = Rates(now_s=lambda: 0.0)
     most = hub.rates.limits.client_bytes
 

@@ -24,6 +24,7 @@ from tenuto.interop.openai_stream import Reference
 from tenuto.stores.base import Changes
 from tenuto.stores.memory import MemoryStore
 from tests.hub.test_viewing import Remote
+from tests.interop.scene import verifier
 from tests.transports.conftest import Served, asking, new_hub, serving
 from tests.virtual import virtually
 
@@ -203,11 +204,7 @@ OTHERS: list[tuple[str, str, Any]] = [
 
 def limited(limits: ClientLimits) -> Any:
     """Return a hub, whose clock for rates stands still, and an app with its adapters and an agent that waits."""
-
-    async def verify(scope: dict[str, Any]) -> Identity:
-        return Identity(client_id="ann", grants={"chat:*": frozenset({"subscribe", "history", "publish", "command"})})
-
-    hub, app = new_hub(authenticate=verify), FastAPI()
+    hub, app = new_hub(authenticate=verifier("ann")), FastAPI()
     hub.rates = Rates(limits, now_s=lambda: 0.0)
     install_adapters(hub, app)
     return hub, app
