@@ -337,6 +337,26 @@ async def test_stream_may_be_silent_for_as_long_as_its_caller_says() -> None:
     assert (await piped(stream(), stall_s=math.inf))[0].text == "words"
 
 
+async def answer_of(
+    agent: Callable[[Turn], Awaitable[None]], *, is_remote: bool = False, within_s: float = 60
+) -> Message:
+    """Return the answer of `agent`, in the process of the hub or behind a socket, some time after its question."""
+    hub = memory_hub(drain_s=0.2, clock=virtual_clock())
+    await hub.start()
+    client = client_of(Wire(hub), client_id="bot")
+    (client if is_remote else hub).agent("chat:*")(agent)
+    running = asyncio.ensure_future(client.run()) if is_remote else None
+    await asyncio.sleep(1)
+    await hub.create("chat:1", id="q", text="?")
+    await asyncio.sleep(within_s)
+    answer = (await hub.history("chat:1")).messages[0]
+    if running is not None:
+        running.cancel()
+        await asyncio.wait([running])
+    await hub.close()
+    return answer
+
+
 async def run_tool(turn: Turn) -> None:
     call = ToolCall("c", "work", '{"delay": 300}', 1)
     await turn.replies[0].part({"type": "tool", "call": "c", "name": "work", "input": call.input, "state": "called"})
@@ -379,13 +399,7 @@ async def test_stream_of_a_turn_that_waits_or_runs_a_step_is_not_silent(
         async with turn.reply() as message:
             await message.pipe(run(turn))
 
-    hub = new_hub()
-    hub.agent("chat:*", name="bot")(respond)
-    await hub.create("chat:1", text="?")
-    await asyncio.sleep(600)
-    (answer,) = [one for one in (await hub.history("chat:1")).messages if one.role == "assistant"]
-    assert answer.status == status
-    await hub.close()
+    assert (await answer_of(respond, within_s=600)).status == status
 
 
 LASTING: list[tuple[int, dict[str, str], str]] = [
@@ -863,21 +877,6 @@ async def step_beside(turn: Turn) -> None:
     await turn.step("slow", asyncio.sleep, 10, show=True)  # it ends after the later text
 
 
-async def answer_of(hub: Any, agent: Callable[[Turn], Awaitable[None]], *, is_remote: bool) -> Message:
-    """Return the answer of `agent`, in the process of the hub or behind a socket, a minute after its question."""
-    client = client_of(Wire(hub), client_id="bot")
-    (client if is_remote else hub).agent("chat:*")(agent)
-    running = asyncio.ensure_future(client.run()) if is_remote else None
-    await asyncio.sleep(1)
-    await hub.create("chat:1", id="q", text="?")
-    await asyncio.sleep(60)
-    answer: Message = (await hub.history("chat:1")).messages[0]
-    if running is not None:
-        running.cancel()
-        await asyncio.wait([running])
-    return answer
-
-
 @pytest.mark.parametrize("is_remote", [False, True])
 @pytest.mark.parametrize(
     ("beside", "expected", "failed"),
@@ -892,14 +891,13 @@ async def answer_of(hub: Any, agent: Callable[[Turn], Awaitable[None]], *, is_re
 async def test_try_that_fails_supersedes_nothing_that_others_have_written(
     beside: Callable[[Turn], Awaitable[None]], expected: str, failed: int, is_remote: bool
 ) -> None:
-    hub, model = memory_hub(drain_s=0.2), breaking_once()
-    await hub.start()
+    model = breaking_once()
 
     async def agent(turn: Turn) -> None:
         async with turn.reply() as message:
             await asyncio.gather(message.pipe(model, retries=2, source="text"), beside(turn))
 
-    answer = await answer_of(hub, agent, is_remote=is_remote)
+    answer = await answer_of(agent, is_remote=is_remote)
     assert answer.status == "complete"
     assert answer.text.replace("A text of a model and its end. ", "") == expected
     assert answer.text.count("A text of a model and its end. ") == 1
@@ -907,15 +905,13 @@ async def test_try_that_fails_supersedes_nothing_that_others_have_written(
     assert sorted(taken)[0] == ["A text of a model "]
     assert len(taken) == failed
     assert all(part["state"] == "done" for part in answer.parts if part["type"] == "tool")
-    await hub.close()
 
 
 @pytest.mark.parametrize("is_remote", [False, True])
 @pytest.mark.parametrize("is_piped", [False, True])
 @virtually
 async def test_try_that_a_time_limit_of_the_handler_ends_is_superseded(is_piped: bool, is_remote: bool) -> None:
-    hub, begun, steps = memory_hub(drain_s=0.2), list[int](), list[int]()
-    await hub.start()
+    begun, steps = list[int](), list[int]()
 
     async def model() -> AsyncIterator[str]:
         begun.append(1)
@@ -938,11 +934,10 @@ async def test_try_that_a_time_limit_of_the_handler_ends_is_superseded(is_piped:
                 await asyncio.wait_for(one_try(turn, message), 5)
             await one_try(turn, message)
 
-    answer = await answer_of(hub, agent, is_remote=is_remote)
+    answer = await answer_of(agent, is_remote=is_remote)
     assert (answer.status, answer.text) == ("complete", "Hello world")
     assert [part["type"] for part in answer.parts] == ["attempt", "text"]
     assert len(steps) == (not is_piped)
-    await hub.close()
 
 
 @pytest.mark.parametrize("ended_by", ["stop", "limit", "shutdown"])
@@ -1015,9 +1010,6 @@ async def test_task_that_outlives_a_failed_attempt_writes_no_more(is_remote: boo
 
 @virtually
 async def test_shown_step_of_a_failed_attempt_is_cancelled_and_an_open_attempt_does_not_begin_again() -> None:
-    hub = new_hub()
-
-    @hub.agent("chat:*")
     async def agent(turn: Turn) -> None:
         async with turn.reply() as message:
             with contextlib.suppress(ConnectionError):
@@ -1034,16 +1026,13 @@ async def test_shown_step_of_a_failed_attempt_is_cancelled_and_an_open_attempt_d
                     await attempt.__aenter__()
                 await message.append("done")
 
-    await hub.create("chat:1", id="q", text="?")
-    await asyncio.sleep(5)
-    answer = (await hub.history("chat:1")).messages[0]
+    answer = await answer_of(agent)
     assert (answer.text, answer.status) == ("done", "complete")
-    await hub.close()
 
 
 @virtually
 async def test_shown_step_that_a_failed_try_has_left_running_is_one_part() -> None:
-    hub, made = new_hub(), list[int]()
+    made = list[int]()
 
     async def model(turn: Turn) -> AsyncIterator[str]:
         made.append(1)
@@ -1054,14 +1043,11 @@ async def test_shown_step_that_a_failed_try_has_left_running_is_one_part() -> No
             raise ConnectionError from None
         yield "done"
 
-    @hub.agent("chat:*")
     async def agent(turn: Turn) -> None:
         async with turn.reply() as message:
             await message.pipe(lambda: model(turn), source="text")
 
-    await hub.create("chat:1", id="q", text="?")
-    await asyncio.sleep(60)
-    answer = (await hub.history("chat:1")).messages[0]
+    answer = await answer_of(agent)
     assert (len(made), answer.status, answer.text) == (2, "complete", "done")
     assert [(part["type"], part.get("state")) for part in answer.parts if part["type"] != "attempt"] == [
         ("tool", "done"), ("text", None),
