@@ -34,6 +34,12 @@ def client(provider: Provider) -> AsyncAnthropic:
     return AsyncAnthropic(base_url=provider.url, api_key="sk-none", max_retries=0)
 
 
+@pytest.fixture(params=["raw", "helper"])
+def stream(client: AsyncAnthropic, request: pytest.FixtureRequest) -> Any:
+    """A stream of each kind, which begins when it is read."""
+    return client.messages.stream(**ASK) if request.param == "helper" else client.messages.create(**ASK, stream=True)
+
+
 async def test_a_message_becomes_parts_in_order(hub: Hub, provider: Provider, client: AsyncAnthropic) -> None:
     provider.will_say(claude_answer())
     stored, piped = await pipe_all(hub, await client.messages.create(**ASK, stream=True))
@@ -87,21 +93,15 @@ async def test_a_search_of_the_providers_is_done_with_its_results_and_sources(
 
 
 @pytest.mark.parametrize("end", [[], [CUT]])
-@pytest.mark.parametrize("is_helper", [False, True])
 async def test_a_message_without_its_stop_was_a_crash(
-    hub: Hub, provider: Provider, client: AsyncAnthropic, end: list[bytes | str], is_helper: bool
+    hub: Hub, provider: Provider, stream: Any, end: list[bytes | str]
 ) -> None:
     provider.will_say([*claude_begin(), *claude_thought(), *claude_said("Hello"), *end])
-    stream = client.messages.stream(**ASK) if is_helper else client.messages.create(**ASK, stream=True)
     assert await ended(hub, stream) == "Hello"
 
 
-@pytest.mark.parametrize("is_helper", [False, True])
-async def test_provider_sees_the_early_end(
-    hub: Hub, provider: Provider, client: AsyncAnthropic, is_helper: bool
-) -> None:
+async def test_provider_sees_the_early_end(hub: Hub, provider: Provider, stream: Any) -> None:
     provider.will_say([*claude_begin(), *claude_said("Hello", place=0), HOLD])
-    stream = client.messages.stream(**ASK) if is_helper else client.messages.create(**ASK, stream=True)
     assert (await left(hub, provider, stream)).text == "Hello"
 
 
@@ -118,12 +118,8 @@ GARBAGE = [
 
 
 @pytest.mark.parametrize("garbage", GARBAGE)
-@pytest.mark.parametrize("is_helper", [False, True])
-async def test_malformed_events_fail_or_are_ignored(
-    hub: Hub, provider: Provider, client: AsyncAnthropic, garbage: bytes, is_helper: bool
-) -> None:
+async def test_malformed_events_fail_or_are_ignored(hub: Hub, provider: Provider, stream: Any, garbage: bytes) -> None:
     provider.will_say([*claude_begin(), garbage])
-    stream = client.messages.stream(**ASK) if is_helper else client.messages.create(**ASK, stream=True)
     stored, error = await broken(hub, stream, TenutoError)
     assert error.code in ("upstream_error", "upstream_ended")
     assert stored.text == ""
