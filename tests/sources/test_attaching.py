@@ -270,28 +270,6 @@ async def test_next_process_goes_on_with_each_response_of_a_tool_loop(on_crash: 
     assert answers[0].meta["usage"]["output_tokens"] == 14
 
 
-@pytest.mark.parametrize("takes_s", [1, 60])
-@pytest.mark.parametrize("order", [1, -1])
-@virtually
-async def test_next_process_goes_on_with_a_response_beside_which_a_step_is_shown(order: int, takes_s: float) -> None:
-    events = long_events("One. ", "Two.")
-    model = Model([*events[:5], HOLD], events)
-    client = model.openai()
-
-    async def respond(turn: Turn) -> None:
-        async with turn.reply() as message:
-            both = [
-                message.pipe(ask(client), attach=client.responses),
-                turn.step("beside", asyncio.sleep, takes_s if turn.attempt == 1 else 1, show=True),
-            ]
-            await asyncio.gather(*both[::order])
-
-    (answer,) = await answers_over_a_crash(respond, "continue")
-    assert (answer.status, answer.text, sorted(counted(answer))) == ("complete", "One. Two.", ["text", "tool"])
-    assert [part["state"] for part in answer.parts if part["type"] == "tool"] == ["done"]
-    assert model.asked.count("POST") == 1
-
-
 # the step begins once the first response has broken off, or when its reasoning has come and no text
 @pytest.mark.parametrize(("begins_s", "parts"), [(1.5, ["text", "tool"]), (0.5, ["reasoning", "tool", "text"])])
 @virtually
@@ -338,10 +316,11 @@ async def test_own_text_before_a_response_that_has_no_text_yet_stands_once(at: i
 
 @pytest.mark.parametrize("on_crash", ["restart", "continue"])
 @pytest.mark.parametrize("takes_s", [1, 60])
+@pytest.mark.parametrize("order", [1, -1])
 @pytest.mark.parametrize("is_first", [True, False])
 @virtually
-async def test_next_process_goes_on_with_a_response_after_a_shown_step(
-    is_first: bool, takes_s: float, on_crash: Any
+async def test_next_process_goes_on_with_a_response_among_shown_steps(
+    is_first: bool, order: int, takes_s: float, on_crash: Any
 ) -> None:
     events = long_events("One. ", "Two.")
     model = Model([*events[:5], HOLD], events)
@@ -352,13 +331,14 @@ async def test_next_process_goes_on_with_a_response_after_a_shown_step(
             if is_first:
                 await turn.step("before", asyncio.sleep, 1, show=True)
             beside = turn.step("beside", asyncio.sleep, takes_s if turn.attempt == 1 else 1, show=True)
-            await asyncio.gather(message.pipe(ask(client), attach=client.responses), beside)
+            await asyncio.gather(*[message.pipe(ask(client), attach=client.responses), beside][::order])
             await turn.step("behind", asyncio.sleep, 1, show=True)
 
     (answer,) = await answers_over_a_crash(respond, on_crash)
     assert (answer.status, answer.text, model.asked.count("POST")) == ("complete", "One. Two.", 1)
     parts = {part.get("name", part["type"]): part for part in answer.parts}
     assert [*parts] == [*["before"] * is_first, "beside", "text", "behind"]
+    assert {part["state"] for part in answer.parts if part["type"] == "tool"} == {"done"}
     assert parts["text"]["joins"] == [len("One. ")]
 
 
