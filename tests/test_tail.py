@@ -50,9 +50,9 @@ async def served() -> AsyncIterator[Served]:
         yield one
 
 
-def tail(url: str | Served, screen: Screen, notices: Any, **options: Any) -> asyncio.Task[None]:
+def tail(url: str | Served, screen: Screen, notices: Any, scheme: str = "http", **options: Any) -> asyncio.Task[None]:
     """Run `follow` in a thread, because it runs an event loop of its own."""
-    url = url if isinstance(url, str) else f"http://{url.host}:{url.port}"
+    url = url if isinstance(url, str) else f"{scheme}://{url.host}:{url.port}"
     arguments = {"since": None, "history": 10, **options}
     return asyncio.ensure_future(asyncio.to_thread(follow, url, "c", out=screen, notices=notices, **arguments))
 
@@ -64,10 +64,11 @@ async def stop(served: Served, screen: Screen, running: asyncio.Task[None]) -> N
         await asyncio.wait_for(running, PATIENCE_S)
 
 
-async def test_tail_prints_messages_as_they_grow(served: Served) -> None:
+@pytest.mark.parametrize("scheme", ["http", "ws"])
+async def test_tail_prints_messages_as_they_grow(served: Served, scheme: str) -> None:
     screen, notices = Screen(), io.StringIO()
     await served.hub.create("c", role="user", author="ann", text="Why?")
-    running = tail(served, screen, notices)
+    running = tail(served, screen, notices, scheme)
     async with served.hub.message("c", author="bot") as message:
         await message.append("Because ")
         await served.until(lambda: "Because " in screen.getvalue())
@@ -75,14 +76,6 @@ async def test_tail_prints_messages_as_they_grow(served: Served) -> None:
     await served.until(lambda: screen.getvalue().endswith("it is."))
     assert screen.getvalue() == "── user ann\nWhy?\n\n── assistant bot\nBecause it is."
     assert notices.getvalue() == ""
-    await stop(served, screen, running)
-
-
-async def test_tail_takes_the_url_of_the_websocket(served: Served) -> None:
-    await served.hub.create("c", role="user", author="ann", text="Why?")
-    screen = Screen()
-    running = tail(f"ws://{served.host}:{served.port}", screen, io.StringIO())
-    await served.until(lambda: screen.getvalue().endswith("Why?"))
     await stop(served, screen, running)
 
 
