@@ -29,23 +29,14 @@ class App:
         self.url = url
         self.says = says
 
-    async def lines(self, case: str) -> AsyncIterator[str]:
-        """Return the response of a case, by lines."""
+    async def lines(self, case: str, *, as_bytes: bool = False) -> AsyncIterator[str | bytes]:
+        """Return the response of a case, by lines, or as its bytes arrive."""
         async with (
             httpx2.AsyncClient(trust_env=False) as client,
             client.stream("GET", f"{self.url}/{case}") as response,
         ):
             assert response.headers["x-vercel-ai-ui-message-stream"] == "v1"
-            async for line in response.aiter_lines():
-                yield line
-
-    async def pieces(self, case: str) -> AsyncIterator[bytes]:
-        """Return the response of a case, as its bytes arrive."""
-        async with (
-            httpx2.AsyncClient(trust_env=False) as client,
-            client.stream("GET", f"{self.url}/{case}") as response,
-        ):
-            async for piece in response.aiter_bytes():
+            async for piece in response.aiter_bytes() if as_bytes else response.aiter_lines():
                 yield piece
 
 
@@ -98,10 +89,13 @@ ANSWER: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("is_lines", [True, False])
-async def test_two_steps_with_a_tool_become_parts_in_order(hub: Hub, app: App, is_lines: bool) -> None:
-    stream = app.lines("answer") if is_lines else app.pieces("answer")
-    stored, piped = await pipe_all(hub, stream, source="ai-sdk")
+@pytest.mark.parametrize(
+    ("as_bytes", "source"), [(False, "ai-sdk"), (True, "ai-sdk"), (False, None)], ids=["lines", "bytes", "recognised"]
+)
+async def test_two_steps_with_a_tool_become_parts_in_order(
+    hub: Hub, app: App, as_bytes: bool, source: str | None
+) -> None:
+    stored, piped = await pipe_all(hub, app.lines("answer", as_bytes=as_bytes), source=source)
     assert (stored.status, stored.parts) == ("complete", ANSWER)
     assert stored.meta == {
         "model": "mock-1",
@@ -116,11 +110,6 @@ async def test_two_steps_with_a_tool_become_parts_in_order(hub: Hub, app: App, i
         },
     }
     assert piped.tool_calls == []
-
-
-async def test_stream_of_lines_is_recognised(hub: Hub, app: App) -> None:
-    stored, _ = await pipe_all(hub, app.lines("answer"))
-    assert stored.parts == ANSWER
 
 
 async def test_failed_denied_and_waiting_calls_have_their_states(hub: Hub, app: App) -> None:
