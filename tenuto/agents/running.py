@@ -136,6 +136,7 @@ class Running:
         self._ending = asyncio.get_running_loop().create_future()  # done when the handler must end
         self._turn: Turn | None = None
         self._taken_up: TakenUp = {}
+        self._complete: set[int] = set()  # numbers of the complete answers of earlier attempts
 
     @property
     def may_be_handed_over(self) -> bool:
@@ -198,6 +199,10 @@ class Running:
         )
         if self.attempt > 1:
             turn.open_questions.update(self._questions_left(watch, left.answer))
+        is_left = self.attempt > 1 and self._agent.on_crash == "interrupt"
+        is_given_up = is_left or self.tries > self._agent.max_tries
+        if self.attempt > 1 and (left.is_over or is_given_up):
+            await turn.recall(self._complete)
         if left.is_over:
             await self._withdraw(turn.open_questions)
             self._is_stopped |= left.answer is not None and left.answer.status == "cancelled"
@@ -207,8 +212,7 @@ class Running:
             detail = "message %s of %s had its answer before the crash, so its handler does not run again"
             logger.warning(detail, self.message.id, self.channel)
             return "done"
-        is_left = self.attempt > 1 and self._agent.on_crash == "interrupt"
-        if is_left or self.tries > self._agent.max_tries:
+        if is_given_up:
             await self._withdraw(turn.open_questions)
             if left.answer is None:
                 await self._store_failed_answer(turn, CRASHED)
@@ -282,6 +286,8 @@ class Running:
                 noting = asyncio.ensure_future(turn.steps.note_time())
             turn.has_budget = agent.budget_s is not None
             turn.allowance = Allowance(left_s, partial(self._time_out, turn))
+            if self.attempt > 1:
+                await turn.recall(self._complete)
             await timed(f'handler "{self._agent.name}"', self._agent.handler(turn), logger)
         except asyncio.CancelledError as error:
             if self._is_late:
@@ -402,6 +408,7 @@ class Running:
         """
         answers = await self._earlier_answers()
         states = [one.status for one in answers]
+        self._complete = {number for number, status in enumerate(states) if status == "complete"}
         is_kept = "complete" in states and (self._agent.on_crash == "interrupt" or "failed" in states)
         has_failed = states[-1:] == ["failed"] and not {"streaming", "interrupted"} & {*states}
         if has_failed or is_kept or "cancelled" in states:

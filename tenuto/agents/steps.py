@@ -35,7 +35,7 @@ LONGEST_SLEEP_S = 30 * 24 * 3600  # steps leave the store after that time
 UNSTORABLE = (InvalidRequest, InvalidText, TooLarge)  # errors of a result
 LONGEST_RETRY_S = 60.0  # longest wait between two calls of a step with `retries`
 
-Kind = Literal["step", "sleep", "ask", "time"]
+Kind = Literal["step", "sleep", "ask", "time", "input"]
 
 
 class Allowance:
@@ -104,6 +104,7 @@ class Steps:
         self._sizes: dict[str, int] = {}  # of the results of this attempt, as JSON
         self._noting = asyncio.Lock()
         self._notes = 0  # number of the next note about the time
+        self._inputs = 0  # number of the next note about input
         # of the last note: time used, since when more is, and the most that this can be if its attempt has died
         self._used: tuple[int, int | None, int] = (0, None, 0)
 
@@ -220,6 +221,27 @@ class Steps:
                 self._used = known["used_ms"], known["since_ms"], now_ms if is_ours else _interval_ms(known["used_ms"])
                 if known == data:  # else that of another attempt, or one whose sending was cancelled
                     return used_ms
+
+    async def note_input(self, note: dict[str, Json], content: Json = None) -> list[Sent]:
+        """Store the next note about input, with its content as the reply; return those before, and this one.
+
+        One `of` None is a mark of the attempt, and has no content.
+        """
+        data = {"kind": "input", "attempt": self._generation, **note}
+        before: list[Sent] = []
+        while True:
+            name = f"input {self._inputs}".rjust(NAME_CHARS + 1)  # no other step has it
+            id = step_id(self._channel, self._message_id, self._generation, name)
+            before.append(sent := await self._send(id, data, is_new=True))
+            if sent.command.data == data:  # of this call, or of one that was cancelled
+                break
+            self._inputs += 1
+        reply = partial(self._backend.reply, self._channel, id, ok=True, data=content, error=None, by=self._by)
+        if note["of"] is not None:
+            with contextlib.suppress(AlreadyAnswered):
+                await patiently(reply)
+        self._inputs += 1
+        return before
 
     def is_free(self, name: str) -> bool:
         """Return whether no try has used `name`, a step's name or a question's id, but for tries that have failed."""

@@ -15,7 +15,7 @@ import json
 import logging
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from functools import partial
 from itertools import count
 from typing import Any, Literal, NamedTuple
@@ -26,7 +26,7 @@ from tenuto.agents.backend import Backend, Sent, Watch, find, patiently
 from tenuto.agents.history import Shape, as_turns, begin_of, chain_to, parents_in, path_to, system_texts
 from tenuto.agents.request import TurnRequest
 from tenuto.agents.steps import UNSTORABLE, Allowance, Steps, check_function, input_of
-from tenuto.core.errors import AlreadyAnswered, Forbidden, LocalError, TenutoError, public_reason, shown
+from tenuto.core.errors import AlreadyAnswered, Forbidden, LocalError, TenutoError, TooLarge, public_reason, shown
 from tenuto.core.events import CommandReply
 from tenuto.core.message_state import part_bytes
 from tenuto.core.model import Command, Json, Message, check_json, plain
@@ -71,6 +71,7 @@ class LeftAnswer(NamedTuple):
 
 
 TakenUp = dict[int, LeftAnswer]  # by the number of the answer in the turn, from 0
+InputKey = tuple[str, bool]  # id of a command (True) or of a message (False)
 
 
 class Turn:
@@ -114,8 +115,11 @@ class Turn:
         self.steps = Steps(backend, channel, message.id, generation, name)
         self.allowance: Allowance | None = None  # the time that this attempt may take; None before its handler begins
         self.has_budget = False  # True: the agent has a `budget_s`
-        self._accepted: set[str] = set()  # ids of `steer` commands that `steered` has returned
-        self._others: set[str] = set()  # ids of messages that this turn was to take in
+        self._inputs: set[InputKey] = set()  # each was looked at, and is due if it is for this turn
+        self._due: dict[InputKey, Steer] = {}  # what `steered` has to accept, in the order in which it came
+        self._noted: set[InputKey] = set()  # what this attempt or an earlier one may have accepted
+        self._arrived: list[Steer] = []  # what was accepted for the next call of `steered`
+        self._steering = asyncio.Lock()
         self._conversation: set[str] = set()  # ids of its own messages, and of those that follow them
         self.replies: list[Writer] = []
         self._rests = rests  # called when the turn may be at rest
@@ -210,45 +214,118 @@ class Turn:
         First come the `steer` commands that name this message or its answer (this call replies to them), then further
         user messages whose conversation has led through this one; both are sorted, oldest first. With `messages=False`
         further user messages wait for their turns, as they do behind an answer that an earlier attempt has completed.
+        What an earlier attempt got comes first, again, unless it has completed the answer for which it got this.
         """
         answers = [reply for reply in self.begun[-1:] if not reply.is_over]
         if (left := self._taken_up.get(len(self.replies))) is not None:
             answers.append(left.writer)
         if any(one.had_ended for one in answers):
             return []
-        arrived: list[Steer] = []
-        waiting = [one for one in self._watch.waiting() if one.id not in self._others] if messages else []
+        async with self._steering:
+            await self._look_for_input(messages)
+            for key, steer in tuple(self._due.items()):
+                if (messages or steer.message is None) and await self._accept(key, steer):
+                    self._arrived.append(steer)
+                if messages or steer.message is None:
+                    del self._due[key]
+            arrived, self._arrived = self._arrived, []
+            return arrived
+
+    async def _look_for_input(self, messages: bool) -> None:
+        """Add to `_due` what is new in the channel and meant for this turn."""
+        waiting = [one for one in self._watch.waiting() if (one.id, False) not in self._inputs] if messages else []
         self._conversation |= self.targets
         parents: dict[str, str] = {}
         if not {one.parent for one in waiting} <= {*self._conversation, *(one.id for one in waiting)}:
             with contextlib.suppress(Forbidden):
-                parents = parents_in((await self._backend.page(self.channel, before=None, limit=200)).messages)
+                page = await patiently(lambda: self._backend.page(self.channel, before=None, limit=200))
+                parents = parents_in(page.messages)
         for command in self._watch.commands():
-            is_ours = command.name == STEER.name and command.target in self.targets
-            if is_ours and command.id not in self._accepted and await self._accept(command):
-                arrived.append(Steer(_text_in(command.data), command.data, None, command.from_))
+            key = command.id, True
+            if command.name == STEER.name and command.target in self.targets and key not in self._inputs:
+                self._inputs.add(key)
+                self._due[key] = Steer(_text_in(command.data), command.data, None, command.from_)
         for message in waiting:
-            self._others.add(message.id)  # try each message once, because in another process a try costs a request
-            if self._conversation.isdisjoint([message.parent, *chain_to(parents, message.id)]):
-                continue  # of another branch
-            self._conversation.add(message.id)
-            if await self._backend.take_waiting(self.channel, message.id, by=self.name, turn=self.message.id):
-                arrived.append(Steer(message.text, None, message, message.author))
-        return arrived
+            key = message.id, False
+            self._inputs.add(key)  # try each message once, because in another process a try costs a request
+            if not self._conversation.isdisjoint([message.parent, *chain_to(parents, message.id)]):
+                self._conversation.add(message.id)
+                self._due[key] = Steer(message.text, None, message, message.author)
 
-    async def _accept(self, command: Command) -> bool:
-        """Reply to a `steer` command.
+    async def _accept(self, key: InputKey, steer: Steer) -> bool:
+        """Take a message in, or reply to a command, and note it for later attempts before it is too late.
 
-        Return False if it already has a reply, for example because it expired. Other errors are logged.
+        Return False if a message has a turn of its own, or a command another reply, for example because it expired.
         """
-        self._accepted.add(command.id)
-        try:
-            await self._backend.reply(self.channel, command.id, ok=True, data=None, error=None, by=self.name)
-        except AlreadyAnswered:
+        id, is_command = key
+        if not is_command and not await self._take_in(id):
             return False
+        is_again = key in self._noted
+        self._noted.add(key)
+        answer = len(self.replies) - any(not one.is_over for one in self.replies[-1:])  # its number
+        try:
+            note: dict[str, Json] = {"of": id, "is_command": is_command, "answer": answer, "by": steer.by}
+            await self.steps.note_input(note, steer.data)
+        except (Forbidden, TooLarge) as error:
+            logger.warning("input of a turn in %s was not noted, and a crash may lose it: %s", self.channel, error)
+        try:
+            if is_command:
+                await self._backend.reply(self.channel, id, ok=True, data=None, error=None, by=self.name)
+        except AlreadyAnswered:
+            return is_again and await self._was_accepted(id, steer.data)
         except TenutoError as error:
             logger.warning("the reply to a steer in channel %s was not stored: %s", self.channel, error.detail)
         return True
+
+    async def _take_in(self, id: str) -> bool:
+        take = partial(self._backend.take_waiting, self.channel, id, by=self.name, turn=self.message.id)
+        return await patiently(take)
+
+    async def _was_accepted(self, id: str, data: Json) -> bool:
+        """Return whether the reply to a `steer` is that of this turn: the command is read by sending it again."""
+        again = partial(self._backend.command, self.channel, STEER.name, id=id, target=self.message.id, data=data)
+        sent = await patiently(lambda: again(by=self.name, expires_s=1.0))
+        return sent.reply is not None and sent.reply.ok
+
+    async def recall(self, complete: Collection[int]) -> None:
+        """Read what earlier attempts got: it is due again, or its answer is complete with it, and it stays in the turn.
+
+        The latter if the last attempt before one that found the answer complete got it for this answer: each later
+        attempt first notes the numbers of the `complete` answers.
+        """
+        found: dict[InputKey, Any] = {}
+        closed: set[InputKey] = set()
+        last = 0
+        try:
+            for command, reply in await self.steps.note_input({"of": None, "complete": sorted(complete)}):
+                if not isinstance(note := command.data, dict):
+                    continue  # it is older than 30 days
+                if note["of"] is None:
+                    seen = {key for key, one in found.items() if one["answer"] in note["complete"]}
+                    closed |= {key for key in seen if found[key]["attempt"] == last}
+                elif reply is not None:  # else its attempt died before it accepted this
+                    found[note["of"], note["is_command"]] = {**note, "data": reply.data}
+                last = note["attempt"]
+            for key, note in found.items():
+                await self._recall_one(key, note, is_closed=key in closed)
+        except Forbidden as error:
+            logger.warning("an agent may not read what it got before a crash: %s", error)
+
+    async def _recall_one(self, key: InputKey, note: dict[str, Any], *, is_closed: bool) -> None:
+        id, is_command = key
+        steer = Steer(_text_in(note["data"]), note["data"], None, note["by"])
+        if not is_command:
+            message = await patiently(partial(find, self._backend, self.channel, id))
+            if message is None:
+                return
+            self._conversation.add(id)
+            steer = Steer(message.text, None, message, message.author)
+            if is_closed:
+                await self._take_in(id)
+        self._inputs.add(key)
+        self._noted.add(key)
+        if not is_closed:
+            self._due[key] = steer
 
     async def ask(self, name: str, data: Json = None, *, timeout_s: float = 300.0, key: str | None = None) -> AskReply:
         """Ask the people in the channel, for example to `approve`, and return the first reply.

@@ -314,6 +314,9 @@ def _claim_of(caller: Caller, request: ClaimTurn, known: ClaimState) -> ClaimSta
         return taken._replace(round_from=known.round_from, spared=known.spared)
     before = request.generation if request.generation >= request.above else next_round(request.above)
     spared = known.spared if before == request.generation else 0
+    if within is not None and (known.within, known.generation) == (within, request.generation):
+        # a later attempt at the same turn takes the message in again
+        spared = min(spared + 1, MOST_SPARED)
     return ClaimState("taken", before + 1, caller.id, node, lease_ms, within, attempt, known.round_from, spared=spared)
 
 

@@ -40,7 +40,9 @@ async def take_waiting(runtime: Runtime, channel: str, message_id: str, by: str,
         return False
     claim = known.claim
     within, attempt, holder = host
-    if claim.state != "pending":
+    # a later attempt takes in again what an earlier one had, unless that has a turn of its own by now
+    is_left = (claim.state, claim.within) == ("taken", within) and claim.within_generation < attempt
+    if claim.state != "pending" and not is_left:
         return turn is not None and scheduler.is_held(channel, message_id, within, attempt)
     writer = WriterIdentity(by=by, node=runtime.node) if holder.node is not None else None
     caller = Caller(id=by, writer=writer, is_server=True)
