@@ -586,16 +586,6 @@ def test_text_that_goes_on_after_what_was_left_stands_behind_a_later_part_until_
     assert counted(harness, then) == ["and 😀 more ", "tried"]
 
 
-def test_half_a_character_waits_for_the_other_half_behind_a_part_that_opens_meanwhile() -> None:
-    harness = new_log()
-    outgoing = opened(harness=harness)
-    outgoing.accept_text("Look \ud83d")
-    outgoing.accept_part({"type": "data", "name": "call", "data": 1})
-    outgoing.accept_text("\ude00")
-    outgoing.accept_text(" there")
-    assert counted(harness, outgoing) == ["Look ", "😀 there"]
-
-
 def test_text_that_another_task_adds_after_a_question_stands_behind_it() -> None:
     """A client has the parts up to the question as a response, which has ended: it would miss what they get later."""
     harness = new_log()
