@@ -140,21 +140,6 @@ def test_other_text_at_the_same_offset_is_a_mismatch(harness: LogHarness, text: 
     assert refusal.value.details == {"length": 11}
 
 
-def test_text_beyond_the_end_is_a_gap_with_the_length(harness: LogHarness) -> None:
-    harness.stream("m", "hello")
-    with pytest.raises(Gap) as refusal:
-        harness.append("m", "x", at=6)
-    assert refusal.value.details == {"length": 5}
-
-
-def test_new_text_after_the_end_is_refused(harness: LogHarness) -> None:
-    harness.stream("m", "hello")
-    harness.finish("m")
-    for at in (None, 3, 5, 9):
-        with pytest.raises(Finished):
-            harness.append("m", "lo!", at=at)
-
-
 def test_the_first_append_opens_a_text_part_as_an_entry_of_its_own(harness: LogHarness) -> None:
     harness.stream("m", parts=[tool_part()])
     harness.now_ms = 2_000
@@ -277,6 +262,8 @@ def test_a_takeover_of_an_interrupted_message_streams_again_in_the_next_generati
         AppendText(text="x", part=1),
         AppendText(text="x", at=99),
         AppendText(text="b", at=0),
+        AppendText(text="ab", at=0),
+        AppendText(text="b", at=1),
         PutPart(index=9, part=text_part()),
         FinishMessage(status="failed"),
     ],
