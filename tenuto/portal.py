@@ -220,10 +220,32 @@ class Writer(ABC):
     async def __aenter__(self) -> Self:
         return await self.open()
 
-    @abstractmethod
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    ) -> None:
+        misuse = self._not_awaited() if error is None else None
+        try:
+            await self._end(error, misuse)
+        finally:
+            self._outgoing.close()
+            await self._finish_after_refusal()
+            self._close()
+        if misuse is not None:
+            raise misuse
+        if kind is None:
+            self._outgoing.raise_error()
+
+    @abstractmethod
+    async def _end(self, error: BaseException | None, misuse: LocalError | None) -> None:
+        """End the message whole, or as the block's error or its misuse says."""
+
+    @abstractmethod
+    async def _finish_after_refusal(self) -> None:
+        """If a request was refused while the message streams, finish the message as failed, with the text so far."""
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Note that this has ended."""
 
     def append(self, text: str, *, part: int | None = None) -> Coroutine[Any, Any, None]:
         """Add `text` to the message's last part, or to part `part`; behind a part that is no text it opens a text part.

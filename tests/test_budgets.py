@@ -21,8 +21,8 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 53_445,
-    "lines of its kernel": 32_122,
+    "lines of tenuto/": 53_441,
+    "lines of its kernel": 32_131,
     "modules of tenuto/": 161,
     "files in a folder of tenuto/": 23,
     "lines of interop/": 3_986,  # grew by branches, ends that a model cuts, namespaces, messages that never arrived

@@ -16,7 +16,6 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
-from types import TracebackType
 from typing import Any, Self
 
 from msgspec import Struct
@@ -190,15 +189,11 @@ class RemoteWriter(Writer):
                 await self._link.request(kind, self._frame(fields), timeout_s=self._link.timing.leave_s)
             raise
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        outgoing = self._outgoing
-        misuse = self._not_awaited() if error is None else None
+    async def _end(self, error: BaseException | None, misuse: LocalError | None) -> None:
         try:
             if misuse is not None:
                 await self._end_early(*end_for(misuse))
-            elif error is None and outgoing.error is None:
+            elif error is None and self._outgoing.error is None:
                 await self._end_as("complete", None)
         except Unreachable:
             raise  # the writer has already waited for a connection, so it does not retry
@@ -208,14 +203,6 @@ class RemoteWriter(Writer):
         else:
             if error is not None:
                 await self._end_early(*ended_as(error, self.cancelled_as, self.reason_of))
-        finally:
-            outgoing.close()
-            await self._finish_after_refusal()
-            self._close()
-        if misuse is not None:
-            raise misuse
-        if kind is None:
-            outgoing.raise_error()
 
     # -- for the link ------------------------------------------------------------------------------------------
 

@@ -22,7 +22,6 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from msgspec.structs import replace
@@ -162,7 +161,7 @@ class MessageWriter(Writer):
             if result.message is None:  # the message was created, and deleted before the result arrived
                 raise Deleted(f"message {self.id!r} was deleted; create another one")
         except BaseException:
-            self._unregister()
+            self._close()
             raise
         self.take_up(result.message, result.generation or 1)
 
@@ -172,7 +171,7 @@ class MessageWriter(Writer):
         if self._run.writers.setdefault((self.channel, self.id), self) is not self:
             raise IdConflict(f"message {self.id!r} has a writer in this process already; use another id")
 
-    def _unregister(self) -> None:
+    def _close(self) -> None:
         """Note that this has ended, and see to the end of its message."""
         if self._hub.is_running:
             runtime, key = self._hub.runtime, (self.channel, self.id)
@@ -214,25 +213,13 @@ class MessageWriter(Writer):
                     await self._hub.ask(self.channel, self.id, end.request, end.caller)
             raise
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        misuse = self._not_awaited() if error is None else None
-        try:
-            if not self._outgoing.is_over:
-                early = error or misuse
-                if early is not None:
-                    await self._finish_early(early)
-                else:
-                    await self.finish()
-        finally:
-            self._outgoing.close()
-            await self._finish_after_refusal()
-            self._unregister()
-        if misuse is not None:
-            raise misuse
-        if kind is None:
-            self._outgoing.raise_error()
+    async def _end(self, error: BaseException | None, misuse: LocalError | None) -> None:
+        if self._outgoing.is_over:
+            return
+        if (early := error or misuse) is not None:
+            await self._finish_early(early)
+        else:
+            await self.finish()
 
     # -- for the committer -------------------------------------------------------------------------------------
 
