@@ -233,14 +233,13 @@ class Steps:
             name = f"input {self._inputs}".rjust(NAME_CHARS + 1)  # no other step has it
             id = step_id(self._channel, self._message_id, self._generation, name)
             before.append(sent := await self._send(id, data, is_new=True))
+            self._inputs += 1
             if sent.command.data == data:  # of this call, or of one that was cancelled
                 break
-            self._inputs += 1
         reply = partial(self._backend.reply, self._channel, id, ok=True, data=content, error=None, by=self._by)
         if note["of"] is not None:
             with contextlib.suppress(AlreadyAnswered):
                 await patiently(reply)
-        self._inputs += 1
         return before
 
     def is_free(self, name: str) -> bool:

@@ -52,6 +52,7 @@ class Steer(NamedTuple):
     data: Json = None  # data of the `steer` command
     message: Message | None = None  # the further user message
     by: str | None = None
+    id: str = ""  # of the command or message; input that comes again after a crash has the same
 
 
 class AskReply(NamedTuple):
@@ -244,13 +245,13 @@ class Turn:
             key = command.id, True
             if command.name == STEER.name and command.target in self.targets and key not in self._inputs:
                 self._inputs.add(key)
-                self._due[key] = Steer(_text_in(command.data), command.data, None, command.from_)
+                self._due[key] = Steer(_text_in(command.data), command.data, None, command.from_, command.id)
         for message in waiting:
             key = message.id, False
             self._inputs.add(key)  # try each message once, because in another process a try costs a request
             if not self._conversation.isdisjoint([message.parent, *chain_to(parents, message.id)]):
                 self._conversation.add(message.id)
-                self._due[key] = Steer(message.text, None, message, message.author)
+                self._due[key] = Steer(message.text, None, message, message.author, message.id)
 
     async def _accept(self, key: InputKey, steer: Steer) -> bool:
         """Take a message in, or reply to a command, and note it for later attempts before it is too late.
@@ -258,8 +259,6 @@ class Turn:
         Return False if a message has a turn of its own, or a command another reply, for example because it expired.
         """
         id, is_command = key
-        if not is_command and not await self._take_in(id):
-            return False
         is_again = key in self._noted
         self._noted.add(key)
         answer = len(self.replies) - any(not one.is_over for one in self.replies[-1:])  # its number
@@ -275,7 +274,7 @@ class Turn:
             return is_again and await self._was_accepted(id, steer.data)
         except TenutoError as error:
             logger.warning("the reply to a steer in channel %s was not stored: %s", self.channel, error.detail)
-        return True
+        return is_command or await self._take_in(id)
 
     async def _take_in(self, id: str) -> bool:
         take = partial(self._backend.take_waiting, self.channel, id, by=self.name, turn=self.message.id)
@@ -306,20 +305,23 @@ class Turn:
                 elif reply is not None:  # else its attempt died before it accepted this
                     found[note["of"], note["is_command"]] = {**note, "data": reply.data}
                 last = note["attempt"]
-            for key, note in found.items():
-                await self._recall_one(key, note, is_closed=key in closed)
         except Forbidden as error:
             logger.warning("an agent may not read what it got before a crash: %s", error)
+        for key, note in found.items():
+            try:
+                await self._recall_one(key, note, is_closed=key in closed)
+            except Forbidden as error:  # the message gets a turn of its own
+                logger.warning("an agent may not read what it got before a crash: %s", error)
 
     async def _recall_one(self, key: InputKey, note: dict[str, Any], *, is_closed: bool) -> None:
         id, is_command = key
-        steer = Steer(_text_in(note["data"]), note["data"], None, note["by"])
+        steer = Steer(_text_in(note["data"]), note["data"], None, note["by"], id)
         if not is_command:
             message = await patiently(partial(find, self._backend, self.channel, id))
             if message is None:
                 return
             self._conversation.add(id)
-            steer = Steer(message.text, None, message, message.author)
+            steer = Steer(message.text, None, message, message.author, id)
             if is_closed:
                 await self._take_in(id)
         self._inputs.add(key)

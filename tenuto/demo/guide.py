@@ -79,6 +79,7 @@ class Steering(Struct, frozen=True, kw_only=True):
     at: int
     text: str
     by: str
+    id: str = ""  # of its command
 
 
 class Deletion(Struct, frozen=True, kw_only=True):
@@ -203,7 +204,8 @@ class Guide:
         """Write the missing text, and the text that steering and decisions add."""
         await self._delete(turn, settled.decision)
         while True:
-            steered = await self._write(turn, message, whole(question, settled))
+            known = {one.id for one in settled.steering}
+            steered = await self._write(turn, message, whole(question, settled), known)
             if steered:
                 steering = [*settled.steering, *steered][:MOST_STEERING]
                 settled = msgspec.structs.replace(settled, steering=steering)
@@ -215,13 +217,16 @@ class Guide:
             await message.update(meta=msgspec.to_builtins(settled))
             await self._delete(turn, settled.decision)
 
-    async def _write(self, turn: Turn, message: Writer, text: str) -> list[Steering]:
-        """Write the rest of `text` after the stored text. Return early with steering that arrives meanwhile."""
+    async def _write(self, turn: Turn, message: Writer, text: str, known: set[str]) -> list[Steering]:
+        """Write the rest of `text` after the stored text. Return early with steering that arrives meanwhile.
+
+        After a crash what is `known`, by ids, arrives again.
+        """
         for token, delay_s in paced(text, message.length, random.Random(turn.message.id)):
             await self._sleep(delay_s)
             steered = await turn.steered(messages=False)  # False, so that another question waits for a turn of its own
-            if steered:
-                return [await self._steering(turn.channel, steer, message.length) for steer in steered]
+            if new := [one for one in steered if one.id not in known]:
+                return [await self._steering(turn.channel, steer, message.length) for steer in new]
             if token:
                 await message.append(token)
         return []
@@ -247,7 +252,7 @@ class Guide:
 
     async def _steering(self, channel: str, steer: Steer, at: int) -> Steering:
         text = " ".join(steer.text.split())[:LONGEST_STEERING] or "…"
-        return Steering(at=at, text=text, by=await self._name(channel, steer.data, steer.by))
+        return Steering(at=at, text=text, by=await self._name(channel, steer.data, steer.by), id=steer.id)
 
     async def _name(self, channel: str, data: Json, by: str | None) -> str:
         """Return the name that a person sent with `data`, or has as a member of the channel, or else their id."""

@@ -170,6 +170,7 @@ async def test_steering_survives_a_restart(store: str) -> None:
     async with demo(store) as here:
         answer = await here.answer()
         assert "\n\n@ada says: And a cursor?\n\n# A cursor says" in text_of(answer)
+        assert text_of(answer).count("@ada says: And a cursor?") == 1
         assert text_of(answer) == planned(answer)
 
 
