@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from tenuto.agents.backend import find
 from tenuto.agents.local import LocalBackend
 from tenuto.agents.steps import Steps
 from tenuto.agents.turn import Turn
 from tenuto.client import Client
+from tenuto.core.errors import Forbidden
 from tenuto.core.turns import STEP_MARK
 from tenuto.stores.memory import MemoryStore
 from tests.agents.test_turns import new_hub
@@ -154,6 +156,51 @@ async def test_input_is_kept_at_each_moment(moment: str, dies: bool, monkeypatch
     is_late = dies and moment != "after the reply"  # it has expired before the next life
     assert got == [[*([] if is_late else ["late"]), "steer", "m q2"]]
     assert [text for text, _ in found] == ["?", "m q2", " ".join(got[0])]
+
+
+@virtually
+async def test_a_message_whose_taking_in_was_cancelled_gets_a_turn_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    note = Steps.note_input
+
+    async def slow(self: Steps, *args: Any) -> Any:
+        await asyncio.sleep(10)
+        return await note(self, *args)
+
+    monkeypatch.setattr(Steps, "note_input", slow)
+
+    async def respond(turn: Turn) -> None:
+        await asyncio.sleep(10)
+        async with turn.reply() as message:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(5):
+                    await turn.steered()
+            await message.append(f"To {turn.text}")
+
+    found = await lived(respond, "q2", lives=1)
+    assert [text for text, _ in found] == ["?", "m q2", "To ?", "To m q2"]
+
+
+@virtually
+async def test_a_message_that_the_agent_may_not_read_hides_no_other_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    got: list[list[str]] = []
+
+    async def found(backend: Any, channel: str, id: str) -> Any:
+        if id == "q2":
+            raise Forbidden("no history")
+        return await find(backend, channel, id)
+
+    monkeypatch.setattr("tenuto.agents.turn.find", found)
+
+    async def respond(turn: Turn) -> None:
+        await asyncio.sleep(10)
+        async with turn.reply() as message:
+            got.append([one.text for one in await turn.steered()])
+            await message.append("To all.")
+            await message.flush()
+            await asyncio.sleep(1e6 if turn.attempt == 1 and turn.text == "?" else 0)
+
+    await lived(respond, "q2", "q3", lives=2)
+    assert got[:2] == [["m q2", "m q3"], ["m q3"]]
 
 
 @pytest.mark.parametrize("is_whole", [False, True])
