@@ -148,7 +148,9 @@ You are <b id="me">USER</b>. <button id="logout">Log out</button>
 
   async function watchLobby() {
     const headers = { "Content-Type": "application/json" }
-    const response = await fetch("tenuto/v1/tickets", { method: "POST", headers, body: '{"channel":"lobby"}' })
+    const asked = fetch("tenuto/v1/tickets", { method: "POST", headers, body: '{"channel":"lobby"}' })
+    const response = await asked.catch(() => null)
+    if (!response || response.status >= 500) return setTimeout(watchLobby, 1000) // the server starts again
     if (!response.ok) return // logged out
     const { ticket } = await response.json()
     const source = new EventSource(`tenuto/v1/channels/lobby/events?history=20&ticket=${ticket}`)

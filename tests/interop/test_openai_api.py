@@ -604,6 +604,10 @@ async def test_reply_is_no_item_of_a_conversation(scene: ClientScene, item: Any,
     with pytest.raises(openai.BadRequestError, match=words) as refused:
         await scene.client.conversations.create(items=[item])
     assert refused.value.param == "items"
+    if item["type"] == "mcp_approval_response":
+        made = await scene.client.conversations.create()
+        with pytest.raises(openai.BadRequestError, match=words):
+            await scene.client.conversations.items.create(made.id, items=[item])
 
 
 async def test_response_repeats_the_settings_of_its_request(scene: ClientScene) -> None:

@@ -242,6 +242,18 @@ describe("a cookie", () => {
     await w.http.poll({ code: "unauthenticated" }, 401)
     assert.equal(channel.error.code, "unauthenticated")
   })
+
+  test("that ended during the long polls of two channels is sent once more by each", async (t) => {
+    quiet(t)
+    const w = world(t, { transport: "poll" })
+    const channels = ["a", "b"].map((name) => w.client.channel(name))
+    await settled()
+    for (const answer of [{ cursor: "e:1", events: [] }, { code: "unauthenticated" }]) {
+      for (const poll of w.http.polls.splice(0)) poll.resolve(Response.json(answer, { status: answer.code ? 401 : 200 }))
+      await settled()
+    }
+    assert.deepEqual(channels.map(({ error }) => error), [null, null])
+  })
 })
 
 describe("the identity", () => {

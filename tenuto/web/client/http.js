@@ -105,7 +105,7 @@ export async function sendOne(client, frame) {
  */
 export function refused(connection, error, token) {
   const { client, channel } = connection
-  if (error?.code === "unauthenticated") return void (client.tokenRefused(token, false) || connection.fail())
+  if (error?.code === "unauthenticated") return void (client.tokenRefused(token, connection.isOpen) || connection.fail())
   if (error?.code === "no_verifier") client.explain(error)
   if (error?.code === "not_found") return connection.fail() // the path is unknown: a server of another protocol
   if (error instanceof TenutoError && error.code !== "not_tenuto") return connection.refused(error, channel)

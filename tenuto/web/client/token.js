@@ -46,10 +46,10 @@ export class Token {
    */
   refused(token, isExpired) {
     if (typeof this.source === "function" && token !== this.#current) return true
+    // Without a token the browser's cookies count: those of the next attempt may prove the identity for longer.
+    if (this.source === undefined) return isExpired
     const wasAccepted = this.#wasAccepted
     this.#wasAccepted = false
-    // Without a token the browser's cookies count: those of the next attempt may prove the identity for longer.
-    if (this.source === undefined) return isExpired || wasAccepted
     this.#refusals = isExpired && wasAccepted ? 0 : this.#refusals + 1
     this.renew(isExpired ? "expired" : "refused")
     return this.#refusals < REFUSALS
