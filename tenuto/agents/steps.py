@@ -207,15 +207,13 @@ class Steps:
                 now_ms = self._backend.now_ms()
                 if since_ms is not None:
                     used_ms += min(max(0, now_ms - since_ms), most_ms)
-                name = f"{self._notes:>{NAME_CHARS + 1}}"  # no other step has it, for none may be so long
                 data = {
                     "kind": "time",
                     "attempt": self._generation,
                     "used_ms": used_ms,
                     "since_ms": now_ms if now_is_used else None,
                 }
-                id = step_id(self._channel, self._message_id, self._generation, name)
-                known = (await self._send(id, data, is_new=True)).command.data
+                known = (await self._note(str(self._notes), data)).command.data
                 self._notes += 1
                 is_ours = known["attempt"] == self._generation
                 self._used = known["used_ms"], known["since_ms"], now_ms if is_ours else _interval_ms(known["used_ms"])
@@ -230,17 +228,21 @@ class Steps:
         data = {"kind": "input", "attempt": self._generation, **note}
         before: list[Sent] = []
         while True:
-            name = f"input {self._inputs}".rjust(NAME_CHARS + 1)  # no other step has it
-            id = step_id(self._channel, self._message_id, self._generation, name)
-            before.append(sent := await self._send(id, data, is_new=True))
+            before.append(sent := await self._note(f"input {self._inputs}", data))
             self._inputs += 1
             if sent.command.data == data:  # of this call, or of one that was cancelled
                 break
-        reply = partial(self._backend.reply, self._channel, id, ok=True, data=content, error=None, by=self._by)
         if note["of"] is not None:
+            id = sent.command.id
+            reply = partial(self._backend.reply, self._channel, id, ok=True, data=content, error=None, by=self._by)
             with contextlib.suppress(AlreadyAnswered):
                 await patiently(reply)
         return before
+
+    async def _note(self, name: str, data: dict[str, Json]) -> Sent:
+        """Store a note, unless an attempt has; return the stored one."""
+        name = name.rjust(NAME_CHARS + 1)  # longer than the name of a step may be
+        return await self._send(step_id(self._channel, self._message_id, self._generation, name), data, is_new=True)
 
     def is_free(self, name: str) -> bool:
         """Return whether no try has used `name`, a step's name or a question's id, but for tries that have failed."""

@@ -225,9 +225,9 @@ class Turn:
         async with self._steering:
             await self._look_for_input(messages)
             for key, steer in tuple(self._due.items()):
-                if (messages or steer.message is None) and await self._accept(key, steer):
-                    self._arrived.append(steer)
                 if messages or steer.message is None:
+                    if await self._accept(key, steer):
+                        self._arrived.append(steer)
                     del self._due[key]
             arrived, self._arrived = self._arrived, []
             return arrived
@@ -254,7 +254,7 @@ class Turn:
                 self._due[key] = Steer(message.text, None, message, message.author, message.id)
 
     async def _accept(self, key: InputKey, steer: Steer) -> bool:
-        """Take a message in, or reply to a command, and note it for later attempts before it is too late.
+        """Note an input for later attempts, and then take its message in, or reply to its command.
 
         Return False if a message has a turn of its own, or a command another reply, for example because it expired.
         """

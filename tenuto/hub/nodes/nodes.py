@@ -50,7 +50,6 @@ from tenuto.stores.base import Bus, Head, Hold, Notice, Notices, Renewal, Shared
 
 logger = logging.getLogger("tenuto.hub")
 
-
 BATCH_BYTES = 256 * 1024  # a batch of holds about members ends with the one that reaches this size
 
 

@@ -48,9 +48,9 @@ export class Token {
     if (typeof this.source === "function" && token !== this.#current) return true
     // Without a token the browser's cookies count: those of the next attempt may prove the identity for longer.
     if (this.source === undefined) return isExpired
-    const wasAccepted = this.#wasAccepted
+    if (isExpired && this.#wasAccepted) this.#refusals = 0
+    else this.#refusals++
     this.#wasAccepted = false
-    this.#refusals = isExpired && wasAccepted ? 0 : this.#refusals + 1
     this.renew(isExpired ? "expired" : "refused")
     return this.#refusals < REFUSALS
   }
