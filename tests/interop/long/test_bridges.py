@@ -30,10 +30,10 @@ CALLS = Path("calls")
 TEMPORAL_PORT = 17_233
 
 
-def played(scene: str, folder: Path) -> dict[str, Any]:
+def played(scene: str, folder: Path, module: str = __name__) -> dict[str, Any]:
     """Run a scene until a process ends by itself; return its report, with the number of processes."""
     for number in range(1, 4):
-        command = [sys.executable, "-m", __name__, scene, str(folder)]
+        command = [sys.executable, "-m", module, scene, str(folder)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         if done.returncode == 0:
             report = {**json.loads(done.stdout.splitlines()[-1]), "processes": number}

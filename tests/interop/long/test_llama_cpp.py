@@ -10,7 +10,6 @@ process dies when people have seen some text. `scripts/test_interop` has the pac
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 import os
 import subprocess
@@ -26,18 +25,17 @@ from openai import AsyncOpenAI, AsyncStream
 from openai.types.chat import ChatCompletionChunk
 
 from tenuto import Hub, MessageWriter, Turn
-from tests.interop.long.test_bridges import DIED, calls, is_first, note
+from tests.interop.long.test_bridges import DIED, calls, is_first, note, played
 
 PORT, TOKENS, SEEN = 17_234, 3000, 500
 LAYERS, WIDTH, HEADS = 2, 64, 4
 URL = f"http://127.0.0.1:{PORT}/v1"
 
-needs_server = pytest.mark.skipif(importlib.util.find_spec("xllamacpp") is None, reason="needs xllamacpp and gguf")
-
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Run llama.cpp's server with the model."""
+    pytest.importorskip("xllamacpp")
     command = [sys.executable, "-m", __name__, "serve", str(tmp_path_factory.mktemp("model"))]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -46,15 +44,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         process.communicate(timeout=20)  # it ends with its input
 
 
-@needs_server
 @pytest.mark.parametrize("scene", ["attach", "prefix"])
 def test_the_next_process_has_the_whole_answer(server: None, tmp_path: Path, scene: str) -> None:
-    command = [sys.executable, "-m", __name__, scene, str(tmp_path)]
-    died = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert died.returncode == DIED, died.stderr
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+    report = played(scene, tmp_path, __name__)
+    assert report["processes"] == 2
     (text, joins), truth = report["answer"], report["truth"]
     assert (len(truth), text) == (2 * TOKENS, truth)
     assert len(joins) == 1
