@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
-import secrets
+import random
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,8 +29,10 @@ START_S = 60.0  # a machine with little memory reads each module from its disk a
 END_S = 20.0
 ASK_S = 10.0
 LATE_S = 0.5  # longest wait of an event loop without a line in the report
-_PORTS = range(10_081, 32_768)  # browsers refuse 10,080
-_TRIES = 100
+# Browsers refuse 10,080; the system gives those from 32,768 on to outgoing connections.
+_ports = iter(random.SystemRandom().sample(range(10_081, 32_768), 22_000))
+# A process locks byte N of this file for its port N.
+_book = os.open(Path(tempfile.gettempdir()) / f"tenuto-ports-{os.geteuid()}", os.O_RDWR | os.O_CREAT, 0o600)
 
 Json = dict[str, Any]
 Report = Callable[[Json], None]
@@ -58,15 +62,11 @@ def short(value: object) -> str:
 
 
 def free_port() -> int:
-    """Return a free loopback port, for servers that cannot choose one. Raises OSError.
-
-    The port is below 32,768: the system gives higher ones to outgoing connections, which could take it while the server
-    is not running.
-    """
-    for _ in range(_TRIES):
-        port = secrets.choice(_PORTS)
+    """Return a free loopback port, which no other process gets while this one runs. Raises OSError."""
+    for port in _ports:
         with contextlib.suppress(OSError), socket.socket() as probe:
             probe.bind(("127.0.0.1", port))
+            fcntl.lockf(_book, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
             return port
     raise OSError("no port is free")
 
