@@ -518,6 +518,11 @@ async def test_new_key_is_fetched_when_a_token_names_it(fetching: JwtVerifier, i
     assert len(issuer.requested) == 2
 
 
+async def test_key_without_an_id_is_tried_for_each_token(fetching: JwtVerifier, issuer: Issuer) -> None:
+    issuer.keys = [jwk(OTHER_RSA, kid="two"), jwk(RSA)]
+    assert (await fetching.verify_token(signed_by("one"))).client_id == "ada"
+
+
 async def test_unknown_key_ids_cause_one_fetch_in_thirty_seconds(
     fetching: JwtVerifier, issuer: Issuer, time: Time
 ) -> None:

@@ -170,6 +170,11 @@ def _algorithms_of(material: Any) -> frozenset[str]:
             return frozenset()
 
 
+def _meant(keys: Sequence[Key], kid: str | None) -> list[Key]:
+    """Return the keys that may be meant by `kid`; a key may lack one (RFC 7517, section 4.5), and so may a token."""
+    return [key for key in keys if kid is None or key.kid in (None, kid)]
+
+
 class KeySet:
     """The keys that an issuer publishes at a URL, fetched on demand and kept for `FRESH_S`.
 
@@ -198,15 +203,12 @@ class KeySet:
                 await asyncio.shield(fetching)
         if self._age_s() > STALE_S:
             raise Busy(f"keys at {shown_url(self.url)} cannot be fetched at present; try again")
-        found = self._named(kid)
+        found = _meant(self._keys, kid)
         # the issuer may have a new key: fetch once more
         if not found and kid is not None and (fetching := self._fetch()) is not None:
             await asyncio.shield(fetching)
-            found = self._named(kid)
+            found = _meant(self._keys, kid)
         return found
-
-    def _named(self, kid: str | None) -> Sequence[Key]:
-        return self._keys if kid is None else [key for key in self._keys if key.kid == kid]
 
     def _age_s(self) -> float:
         return self._monotonic_s() - self._fetched_at_s
@@ -390,21 +392,19 @@ class JwtVerifier:
         return next((value.strip('"') for name, value in cookies_of(scope) if name == self.cookie and value), None)
 
     async def _verified_claims(self, token: str) -> dict[str, Any]:
-        """Return the claims of `token` after its signature was verified. Raises Unauthenticated."""
+        """Return the claims of `token` after its signature was verified. Raises Unauthenticated, or Busy as `keys`."""
         try:
             header = jwt.get_unverified_header(token)
         except (jwt.PyJWTError, ValueError) as error:
             raise _malformed(error) from None
         algorithm, kid = header.get("alg"), header.get("kid")
-        if "crit" in header:  # PyJWT knows the extension b64
+        if "crit" in header:  # PyJWT accepts the extension b64, which no token here may use
             raise Unauthenticated(f"token must have no header crit, got {shown(header['crit'])}")
         if not isinstance(algorithm, str) or algorithm not in self._algorithms:
             raise Unauthenticated(
                 f"token algorithm {shown(algorithm)} is not accepted, expected {_names(self._algorithms)}"
             )
-        # A configured key may lack the `kid` that the token names; a key in a published set always has it.
-        candidates = [key for key in self._keys if key.kid is None or kid is None or key.kid == kid]
-        claims = _claims_by(candidates, algorithm, token)
+        claims = _claims_by(_meant(self._keys, kid), algorithm, token)
         if claims is None and self._key_set is not None:
             claims = _claims_by(await self._key_set.keys(kid), algorithm, token)
         if claims is None:
