@@ -118,10 +118,10 @@ def _kind_of(event: object) -> type[Source] | None:
 
 
 def _kind_of_line(event: str | bytes | bytearray | memoryview) -> type[Source] | None:
-    """Return PlainText for text, unless it is the first event of a known stream of lines."""
-    line = event if isinstance(event, str) else bytes(event).decode("utf-8", "replace")
+    """Return the kind of a stream of lines by its first event; else PlainText for text, and None for bytes."""
+    line = (event if isinstance(event, str) else bytes(event).decode("utf-8", "replace")).lstrip("\r\n")
     try:
-        chunk = chunk_of(line.lstrip("\n").partition("\n")[0])
+        chunk = chunk_of(line.partition("\n")[0])
     except TenutoError:
         chunk = None
     if isinstance(chunk, Mapping) and chunk.get("type") in STARTS:

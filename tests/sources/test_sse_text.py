@@ -194,6 +194,15 @@ async def test_text_that_begins_like_a_field_stays_text(hub: Hub, items: list[st
     assert stored.text == "".join(items)
 
 
+@pytest.mark.parametrize("start", ["\n", "\r\n"])
+@pytest.mark.parametrize("is_text", [True, False])
+async def test_blank_lines_before_the_first_frame_are_ignored(hub: Hub, start: str, is_text: bool) -> None:
+    first, *rest = frames(["Hello"])
+    items = [start + first, *rest]
+    stored, _ = await pipe_all(hub, items if is_text else [one.encode() for one in items])
+    assert stored.text == "Hello"
+
+
 @given(
     st.lists(st.sampled_from(["data:", "data: x", "\n", "\n\n", "", "id: 1\n", ": c\n", "word", "\r\n"]), min_size=1)
 )
