@@ -28,7 +28,7 @@ KILL_S = 0.05  # pause before the server kills itself, in which the response is 
 CONNECT_S, SLOTS = 60.0, 1_000  # limits of an agent: of the wait for its server, and of its answers at a time
 
 
-class Task(Struct, frozen=True, kw_only=True):
+class ChildTask(Struct, frozen=True, kw_only=True):
     """The task of a child. `guest_key` is given where other machines are let in: then the server has a verifier."""
 
     address: str
@@ -54,7 +54,7 @@ def is_of_interest(record: logging.LogRecord) -> bool:
     return "socket is closed already" not in record.getMessage()
 
 
-def _serve(start: Task) -> None:
+def _serve(start: ChildTask) -> None:
     from tenuto.demo.app import Controls, build
     from tenuto.demo.guests import Guests
     from tenuto.server.serving import adopt, run
@@ -78,7 +78,7 @@ def _serve(start: Task) -> None:
     sys.exit(not run(app, app.state.hub, adopt(start.descriptor), started=begin, log_level="warning"))
 
 
-async def _work(start: Task) -> None:
+async def _work(start: ChildTask) -> None:
     from tenuto.client import Client
 
     model = model_in(os.environ)
@@ -98,7 +98,7 @@ def main() -> None:
     line = os.read(sys.stdin.fileno(), 65_536)
     while line and not line.endswith(b"\n"):
         line += os.read(sys.stdin.fileno(), 65_536) or sys.exit(0)
-    start = msgspec.json.decode(line or sys.exit(0), type=Task)  # without a line, the supervisor is gone
+    start = msgspec.json.decode(line or sys.exit(0), type=ChildTask)  # without a line, the supervisor is gone
     try:
         if not start.agent:
             _serve(start)

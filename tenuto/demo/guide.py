@@ -329,7 +329,7 @@ def model_in(environ: Mapping[str, str]) -> Model | None:
     if (key := environ.get("OPENAI_API_KEY")) and (base_url := environ.get("OPENAI_BASE_URL")):
         return Model("openai", environ.get("OPENAI_MODEL", ""), key, base_url)
     if key := environ.get("ANTHROPIC_API_KEY"):
-        return Model("anthropic", environ.get("ANTHROPIC_MODEL", _CLAUDE), key, environ.get("ANTHROPIC_BASE_URL"))
+        return Model("anthropic", environ.get("ANTHROPIC_MODEL") or _CLAUDE, key, environ.get("ANTHROPIC_BASE_URL"))
     return None
 
 
@@ -342,7 +342,7 @@ def who_answers(environ: Mapping[str, str]) -> str:
         which = f"{environ.get('OPENAI_MODEL') or 'the first model'} of {host or 'OPENAI_BASE_URL'}"
         return f"{which} answers: OPENAI_API_KEY and OPENAI_BASE_URL are set."
     if environ.get("ANTHROPIC_API_KEY"):
-        return f"{environ.get('ANTHROPIC_MODEL', _CLAUDE)} answers: ANTHROPIC_API_KEY is set."
+        return f"{environ.get('ANTHROPIC_MODEL') or _CLAUDE} answers: ANTHROPIC_API_KEY is set."
     wanted = "beside OPENAI_API_KEY" if environ.get("OPENAI_API_KEY") else "and OPENAI_API_KEY, or ANTHROPIC_API_KEY"
     return f"No model answers: the agent has nine written answers. To use a model, set OPENAI_BASE_URL {wanted}."
 

@@ -23,7 +23,7 @@ import msgspec
 from msgspec.structs import replace
 
 from tenuto.core.errors import LocalError
-from tenuto.demo.child import CRASH, READY, Task
+from tenuto.demo.child import CRASH, READY, ChildTask
 from tenuto.demo.guide import AGENTS
 from tenuto.server.serving import address_of, is_local
 
@@ -49,7 +49,7 @@ def supervise(
         raise LocalError(f'the demo needs the package {missing[0]}: {sys.executable} -m pip install "tenuto[demo]"')
     address, token = address_of(listening), secrets.token_urlsafe(24)
     key = secrets.token_urlsafe(32) if is_lan else None
-    task = Task(address=address, store=store, descriptor=listening.fileno(), agent_token=token, guest_key=key)
+    task = ChildTask(address=address, store=store, descriptor=listening.fileno(), agent_token=token, guest_key=key)
     return asyncio.run(_Supervisor(task, started, echo).run())
 
 
@@ -67,12 +67,12 @@ def network_address() -> str:
 class _Supervisor:
     """One run of the demo."""
 
-    def __init__(self, task: Task, started: Callable[[str | None], object], echo: Callable[[str], object]) -> None:
+    def __init__(self, task: ChildTask, started: Callable[[str | None], object], echo: Callable[[str], object]) -> None:
         self._task = task  # of the server; that of an agent has its name, too
         self._started, self._echo = started, echo
         self._server: Process | None = None
         self._agents: dict[str, Process] = {}
-        self._signal: int | None = None
+        self._ended_by: int | None = None
         self._ending = asyncio.Event()
 
     async def run(self) -> int:
@@ -90,10 +90,10 @@ class _Supervisor:
         for task in (serving, *others, ending):
             task.cancel()
         await asyncio.gather(serving, *others, ending, return_exceptions=True)
-        return self._signal or 0
+        return self._ended_by or 0
 
     def _end(self, number: int) -> None:
-        self._signal = self._signal or number
+        self._ended_by = self._ended_by or number
         self._ending.set()
 
     async def _end_children(self) -> None:
@@ -157,7 +157,7 @@ class _Supervisor:
             await asyncio.sleep(max(0.0, began_s + PAUSE_S - time.monotonic()))
 
 
-async def _begin(task: Task) -> Process:
+async def _begin(task: ChildTask) -> Process:
     """Start a child. In a process group of its own it does not get the terminal's Ctrl-C: the supervisor ends it."""
     command = (sys.executable, "-m", "tenuto.demo.child")
     fds = () if task.agent else (task.descriptor,)

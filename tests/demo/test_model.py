@@ -152,7 +152,7 @@ async def test_a_request_to_delete_is_handled_before_the_model(provider: Provide
             "qwen of ::1 answers",
         ),
         ({"OPENAI_API_KEY": "sk-secret", "OPENAI_BASE_URL": "http://[secret"}, "the first model of OPENAI_BASE_URL"),
-        ({"ANTHROPIC_API_KEY": "sk-secret"}, "claude-haiku-4-5 answers: ANTHROPIC_API_KEY"),
+        ({"ANTHROPIC_API_KEY": "sk-secret", "ANTHROPIC_MODEL": ""}, "claude-haiku-4-5 answers: ANTHROPIC_API_KEY"),
         ({"ANTHROPIC_API_KEY": "sk-secret", "ANTHROPIC_MODEL": "claude-x"}, "claude-x answers"),
     ],
 )
