@@ -286,8 +286,8 @@ class PostgresPool:
         self._free = list(places)  # those that no caller has; the last one was given back last
         self._where = where
         self._timeout_s = timeout_s
-        self._full_until_s = 0.0  # by the clock of the event loop
-        self._is_logged = False
+        self._full_until_s = 0.0  # until then no further connection is opened, by the clock of the event loop
+        self._has_warned = False
         self._freed = asyncio.Event()
 
     @asynccontextmanager
@@ -331,7 +331,7 @@ class PostgresPool:
                 continue
             self._free.remove(place)
             try:
-                return place, await place.acquire(timeout=self._timeout_s)
+                return place, await place.acquire(timeout=end_s - loop.time())
             except BaseException as error:
                 self._give_back(place)
                 if not isinstance(error, _REFUSALS) or not self._has_any():
@@ -349,8 +349,8 @@ class PostgresPool:
 
     def _note_full(self, error: asyncpg.PostgresError) -> None:
         self._full_until_s = asyncio.get_running_loop().time() + FULL_S
-        if not self._is_logged:
-            self._is_logged = True
+        if not self._has_warned:
+            self._has_warned = True
             logger.warning(
                 "PostgreSQL at %s gives this process no further connection (%s), so its reads share the open ones; "
                 "each process uses up to 7: raise max_connections or the CONNECTION LIMIT (of PgBouncer "

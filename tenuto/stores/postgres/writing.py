@@ -193,37 +193,35 @@ class PostgresWriter:
             _DOCUMENTS.format(schema=self._schema),
             *(list(column) for column in zip(*(_row(channel, document) for channel, document in found), strict=True)),
         )
-        accepted = {(row["channel"], row["message"]) for row in rows}
-        found = [(channel, document) for channel, document in found if (channel, document.id) in accepted]
-        fresh = [(channel, document.id) for channel, document in found if document.fresh and document.version]
+        newest = {(row["channel"], row["message"]) for row in rows}  # another instance may have stored a newer one
+        accepted = [(channel, document) for channel, document in found if (channel, document.id) in newest]
+        fresh = [(channel, document.id) for channel, document in accepted if document.fresh and document.version]
         await self._each(_DROP_TEXTS, fresh)
         texts = [
             (channel, document.id, document.version, _encode_segments(document.segments))
-            for channel, document in found
+            for channel, document in accepted
             if document.segments
         ]
         await self._each(_TEXTS, texts)
         times: dict[int, list[int]] = {}
-        for channel, document in found:
+        for channel, document in accepted:
             times.setdefault(channel, []).append(document.at_ms)
         await self._each(_TIMES, [(channel, min(of), max(of)) for channel, of in times.items()])
-        self.row_bytes += sum(len(document.head) for _, document in found) + sum(len(row[3]) for row in texts)
+        self.row_bytes += sum(len(document.head) for _, document in accepted) + sum(len(row[3]) for row in texts)
         await self._each(
             _DROP_DATA,
             [
                 (channel, document.id)
-                for channel, document in found
+                for channel, document in accepted
                 if document.is_deleted or (document.target is not None and not document.is_open)
             ],
         )
-        await self._each(
-            _TRIM,
-            [
-                (channel, self._uncovered.floor(write))
-                for channel, write in done
-                if write.channel in complete and self._uncovered.covers(write)
-            ],
-        )
+        covered = [
+            (channel, self._uncovered.floor(write))
+            for channel, write in done
+            if write.channel in complete and self._uncovered.covers(write)
+        ]
+        await self._each(_TRIM, covered)
 
     async def _each(self, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
         """Run `statement` once, with the columns of `rows` as arrays. Without rows, do nothing."""
