@@ -26,6 +26,10 @@ from tenuto.core.errors import StoreUnavailable
 from tenuto.core.model import ChannelSummary
 from tenuto.core.ops import Entry, encode_op
 
+# Age of an entry from which `tidy` asks for a document: a minute, less the time between two calls of it. By then, rows
+# that share deleted text must be free.
+OLD_MS = 45_000
+
 
 class Head(NamedTuple):
     """The epoch and last serial of a channel; `("-", 0, 0, lives)` when it is empty."""

@@ -15,6 +15,7 @@ from tenuto.core.names import COMMAND_MARK, matches
 from tenuto.core.ops import Append, Delete, Entry
 from tenuto.stores.base import (
     NOTHING,
+    OLD_MS,
     Changes,
     Committed,
     Conflict,
@@ -29,7 +30,6 @@ from tenuto.stores.base import (
     tail_of,
 )
 
-OLD_MS = 45_000  # as in the SQLite store: a minute, less the time between two calls of `tidy`
 MAX_ENTRY_BYTES = 64 * 1024 * 1024
 
 

@@ -21,9 +21,8 @@ from tenuto.core.requests import SendCommand
 from tenuto.hub import HubCore
 from tenuto.hub.keep.exports import export_lines
 from tenuto.hub.pending import DocumentDue
-from tenuto.stores.base import NOTHING, Committed, Store, head_of
+from tenuto.stores.base import NOTHING, OLD_MS, Committed, Store, head_of
 from tenuto.stores.sqlite.compact import compact
-from tenuto.stores.sqlite.engine import OLD_MS
 from tenuto.stores.sqlite.file import SCHEMA
 from tenuto.stores.sqlite.slots import opened as opened_row
 from tenuto.stores.sqlite.store import SqliteStore

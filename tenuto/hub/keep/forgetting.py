@@ -25,8 +25,7 @@ from tenuto.core.state import apply_to_command, change
 from tenuto.hub.channel import MAX_CONFLICTS, outpaced
 from tenuto.hub.clock import Clock
 from tenuto.hub.keep.retention import GONE_MS, READ_FACTS, READ_PAUSE_S, steps
-from tenuto.stores.base import Conflict, Head, Store, Write, head_of
-from tenuto.stores.sqlite.engine import OLD_MS
+from tenuto.stores.base import OLD_MS, Conflict, Head, Store, Write, head_of
 
 PAGE = 200  # channels in one read
 WIPE_PAUSE_S = 0.5  # between two questions to the store whether its files are clean
@@ -120,8 +119,7 @@ class Forgetting:
         head, found = await self._store.messages(channel, ids)
         things = []
         for one in (found[message_id] for message_id in ids if message_id in found):
-            thing = _thing(one)
-            if thing is not None:
+            if (thing := _thing(one)) is not None:
                 things.append(thing)
             else:
                 self._unreadable.add((channel, one.id))

@@ -29,12 +29,11 @@ from tenuto.core.errors import StoreUnusable
 from tenuto.core.model import ChannelSummary
 from tenuto.core.names import COMMAND_MARK
 from tenuto.core.ops import Append, Command, Create, Delete, Entry
-from tenuto.stores.base import NOTHING, Changes, Fact, Facts, Head, StoredPage, Tail, Write, tail_of
+from tenuto.stores.base import NOTHING, OLD_MS, Changes, Fact, Facts, Head, StoredPage, Tail, Write, tail_of
 from tenuto.stores.postgres.schema import epoch_in
 
 TAIL_BYTES = 400  # a longer tail moves to a row of its own; 200 and 800 cost the same CPU time and WAL
 LENGTH_BYTES = 4
-OLD_MS = 45_000  # a minute, less the time between two calls of `tidy`
 MAX_UNCOVERED_BYTES = 64 * 1024 * 1024
 MAX_KNOWN = 10_000  # channels whose last serial is kept
 

@@ -25,7 +25,19 @@ from typing import Literal
 
 from tenuto.core.document import DAMAGE, Stored, damaged_head, used_up_head
 from tenuto.core.errors import StoreUnavailable, StoreUnusable
-from tenuto.stores.base import Changes, Committed, Conflict, Facts, Head, Pruned, StoredPage, Tail, Write, tail_of
+from tenuto.stores.base import (
+    OLD_MS,
+    Changes,
+    Committed,
+    Conflict,
+    Facts,
+    Head,
+    Pruned,
+    StoredPage,
+    Tail,
+    Write,
+    tail_of,
+)
 from tenuto.stores.sqlite.channels import ChannelRow, Channels, Plan, begin_epochs
 from tenuto.stores.sqlite.documents import INTEGER_BYTES, Documents
 from tenuto.stores.sqlite.file import FREE, SET_ASIDE, SqliteFile
@@ -233,9 +245,6 @@ def _keep_whole(db: sqlite3.Connection, rows: list[tuple[int, bytes | None]]) ->
     return max([len(rows), *whole]) - len(whole)
 
 
-# Documents are requested before a minute is over. The hub calls `tidy` only every few seconds, and rows that share
-# deleted text must be free by then.
-OLD_MS = 45_000
 MAX_LOG_BYTES = 64 * 1024 * 1024
 IDLE_LOG_BYTES = 1024 * 1024  # space that the log keeps for the next entries when none of its rows is needed
 # Beyond about this many pages (4 MiB) the WAL is moved into the file. A higher limit did not help (at four times that,
