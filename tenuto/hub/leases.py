@@ -120,18 +120,17 @@ class LeaseMonitor:
                 self.renew(channel.name, key, message)
 
     def renew(self, channel: str, key: str, message: MessageState | None, left_s: float | None = None) -> None:
-        """Restart the lease of `message` with id `key`, if it has one, because its writer sent a request.
+        """Restart the lease of `message` with id `key`, if it has one: its writer has sent a request.
 
         The lease ends in `left_s`, or for None in a full term.
         """
         lease = self._lease(channel, key)
         if lease is not None:
             lease.last = message.last if message is not None else 0
-            # drop the retry of a finish that the store had refused
-            self._deadlines.drop(("again", channel, key, FinishMessage))
+            self._deadlines.drop(("again", channel, key))  # the retry of its end, which the store had refused
             end_s = self._loop.time() + (lease.term_s if left_s is None else left_s)
             self._deadlines.set(("lease", channel, key), end_s, partial(self._lapse, channel, key))
-            lease.is_bound = False
+            lease.is_bound = False  # until `held`, if the request came over a connection
 
     def held(self, channel: str, key: str, connection: Hashable) -> None:
         """Record that the last request of the writer of `key` came over `connection`, until the lease ends."""
@@ -192,7 +191,7 @@ class LeaseMonitor:
             if not isinstance(error, TenutoError):
                 logger.exception("%s of channel %s could not be read; the hub tries again", key, channel)
             again = partial(self._lapse, channel, key)
-            self._deadlines.set(("again", channel, key, FinishMessage), self._loop.time() + RETRY_S, again)
+            self._deadlines.set(("again", channel, key), self._loop.time() + RETRY_S, again)
             return
         self.inspect_writer(channel, key, message)  # renews the lease if the message has new entries
         if self._lease(channel, key) is lease:
@@ -257,7 +256,7 @@ class LeaseMonitor:
 
         def done(result: Result | TenutoError) -> None:
             if isinstance(result, TenutoError) and result.retry:
-                self._deadlines.set(("again", channel, key, type(request)), self._loop.time() + RETRY_S, again)
+                self._deadlines.set(("again", channel, key), self._loop.time() + RETRY_S, again)
                 return
             if isinstance(request, ExpireLease) and isinstance(result, Result) and not result.created:
                 again()  # the message had a new entry
