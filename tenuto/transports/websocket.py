@@ -121,7 +121,7 @@ class Sockets:
 
     async def _is_authenticated(self, credentials: Credentials, receive: Receive, send: Send) -> bool:
         """Wait for the first frame, `auth`, and return whether it was accepted; if not, close the socket."""
-        limit = asyncio.timeout(AUTH_TIMEOUT_S)
+        limit = asyncio.timeout(0 if self._hub.viewing.is_over else AUTH_TIMEOUT_S)  # over since the accept
         self._unauthenticated.add(limit)
         try:
             with contextlib.suppress(OSError):  # the peer has disconnected
