@@ -145,7 +145,9 @@ class ChannelState:
         return sum(message.cost_bytes() for message in self.messages.values()) + commands
 
     def trim(self, keep_bytes: int) -> None:
-        """Drop finished messages, those unchanged for longest first, until the rest uses about `keep_bytes`."""
+        """Drop commands with a reply, then finished messages, those unchanged for longest first, until the rest uses
+        about `keep_bytes`. Of the commands at most `KEPT_COMMANDS` stay.
+        """
         cost = self.cost_bytes()
         for command in list(self.commands.values()):
             if cost <= keep_bytes and len(self.commands) <= KEPT_COMMANDS:

@@ -478,13 +478,13 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
 
     def handle_websocket_upgrade(self) -> None:
         connection, self._connection = self._connection, None
-        if connection is None:
+        if connection is None:  # it was closed meanwhile, or refused
             self.transport.abort()
             return
-        protocol: Any = self.ws_protocol_class
+        protocol: Any = self.ws_protocol_class  # uvicorn makes one of it, with no arguments of ours
         self.ws_protocol_class = partial(protocol, self._book, connection)  # type: ignore[assignment]
         super().handle_websocket_upgrade()
-        # From here on the WebSocket protocol owns the transport.
+        # From here on the WebSocket protocol owns the transport, and further input of it.
         self._is_refused = True
         self._release()
         self.parser = None  # type: ignore[assignment]

@@ -165,7 +165,7 @@ class Call:
         caller = caller_of(self.hub, self.identity, self.channel, peer)
         result = await self.hub.ask(self.channel, key, request, caller)
         count_new_channel(self.hub, self.identity, peer, result)
-        status = self.operation.status if self.operation.status != 201 or result.created else 200
+        status = 200 if self.operation.status == 201 and not result.created else self.operation.status
         self.result = result
         return json_response(result_fields(request, result), status=status)
 

@@ -268,8 +268,8 @@ class PresenceState:
         found = [
             (one, here) for one, here in self._members.items() if here.is_here and (here.kind == "user" or here.version)
         ]
-        found.sort(key=lambda one: one[1].kind)
-        return [
+        found.sort(key=lambda one: one[1].kind == "user")
+        return [  # a member in its grace period has no connection
             (one, NodeMember(here.kind, max(1, len(here.connections)), here.version, here.data)) for one, here in found
         ]
 

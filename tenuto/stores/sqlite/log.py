@@ -329,6 +329,7 @@ def _check_removed(db: sqlite3.Connection, keys: set[int]) -> None:
     """
     if not keys:
         return
+    # The index still has the key; NOT INDEXED looks it up in the table itself.
     for (key,) in db.execute("SELECT id FROM documents INDEXED BY documents_version"):
         if key in keys and db.execute("SELECT 1 FROM documents NOT INDEXED WHERE id = ?", (key,)).fetchone() is None:
             raise StoreUnusable(f"the table of messages is damaged: no row has the key {key}; restore a backup")
