@@ -282,7 +282,9 @@ class EpochLog:
             is_right = op == replace(known, by=by, lease_ms=lease_ms, confirmed=1 + known.confirmed, at_ms=op.at_ms)
             return None if is_right and op.generation == generation else f"it confirms {known}"
         is_same_round = op.state == "taken" and op.generation // ROUND == generation // ROUND
-        if op.spared != (self.spared.get(op.id, 0) if is_same_round else 0):
+        known = self.claims.get((op.id, generation))
+        is_again = op.within is not None and known is not None and known.within == op.within  # by a later attempt
+        if op.spared != (self.spared.get(op.id, 0) + is_again if is_same_round else 0):
             return f"{self.spared.get(op.id, 0)} attempts were handed over, not {op.spared}"
         is_given_up = op.state == "done" and op.generation == generation + 1  # fences off its last attempt
         is_next = op.generation == (generation + 1 if op.state == "taken" else generation) or is_given_up
