@@ -312,7 +312,11 @@ def _append(message: MessageState, request: AppendText, limits: Limits, now_ms: 
         texts = [index]
     length = sum([message.parts[one].length for one in texts])
     new = text if at is None or at == length else _text_after_overlap(message, texts, length, request)
-    if not new:
+    if not new:  # the result names the part that has the end of the text
+        start, end = length, length if at is None else at + len(text)
+        while text and start >= end and texts:
+            index = texts.pop()
+            start -= message.parts[index].length
         return Decision(serial=message.version, part=index, length=length)
     check_streaming(message)
     _check_size(message, size if new is text else utf8_len(new), limits)

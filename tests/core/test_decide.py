@@ -163,8 +163,8 @@ def test_text_without_an_index_stands_behind_the_last_part_and_a_repeat_of_any_r
     for number, (request, part) in enumerate(told, 1):
         assert harness.ask("m", request).part == part
         stored = len(harness.log)
-        for earlier, _ in told[:number]:
-            harness.ask("m", earlier)
+        for earlier, place in told[:number]:
+            assert harness.ask("m", earlier).part == place
         assert len(harness.log) == stored
     assert harness.append("m", "s. Bye, you", at=13).length == 24
     assert harness.append("m", "!").ops == (Append(id="m", part=4, at=9, text="!", at_ms=1_000),)
