@@ -429,10 +429,10 @@ class Questions:
         now_s, limits = self.now_s(), self.limits
         askers = [(visitor, f"visitor {shown(visitor)} has", 1)]
         if peer is not None:
-            group = address_group(peer)  # an id contains no slash
+            group = address_group(peer)
             askers.append((f"/{group}", f"all visitors of the address {shown(group)} have", limits.address_factor))
         counted = {}
-        for name, who, factor in askers:
+        for name, who, factor in askers:  # an id contains no slash, so none is the name of an address
             counted[name] = self._buckets.get(name) or (
                 Bucket(limits.per_minute * factor, MINUTE_S, now_s),
                 Bucket(limits.per_day * factor, DAY_S, now_s),
@@ -440,9 +440,10 @@ class Questions:
             for bucket, period in zip(counted[name], ("minute", "day"), strict=True):
                 if bucket.refilled(now_s) < 1:
                     wait_s = bucket.wait_s()
+                    setting = f"questions_per_{period}" if name == visitor else "address_factor"
                     refusal = TooMany(
                         f"{who} sent {bucket.size} questions within a {period}, which is the limit. Wait {wait_s} s, "
-                        f"or raise visitors(questions_per_{period}=...)",
+                        f"or raise visitors({setting}=...)",
                         limit=int(bucket.size),
                         retry_after_s=wait_s,
                     )

@@ -457,7 +457,7 @@ class Engine:
         self._note_pages(COMMIT_PAGES + row_bytes // 4096 + DOCUMENT_PAGES * documents)
 
     def delete_channel(self, name: str, *, expected: Head, used_up: Sequence[str], until_ms: int) -> Head | Conflict:
-        """Empty `channel` (`Store.delete_channel`)."""
+        """Empty the channel `name` (`Store.delete_channel`)."""
         channel, head = self.channels.find(name), self.channels.head(name)
         if head != expected:
             return Conflict(head)
