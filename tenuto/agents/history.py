@@ -408,11 +408,9 @@ def _tool_call(part: Part) -> dict[str, Json]:
 
 def _responses(message: Message) -> Iterator[dict[str, Json]]:
     for content, calls in _steps(message):
-        if all(isinstance(one, str) for one in content):
-            if text := _text_of(content):
-                yield {"role": message.role, "content": text}
-        else:
-            yield {"role": message.role, "content": [_responses_content(one) for one in content]}
+        is_text = all(isinstance(one, str) for one in content)
+        if shown := _text_of(content) if is_text else [_responses_content(one) for one in content]:
+            yield {"role": message.role, "content": shown}
         for part in calls:
             given = {"input": part["input"]} if _CUSTOM in part else {"arguments": part["input"] or "{}"}
             yield {"type": _call_type(part), "call_id": part["call"], "name": _name(part), **given}

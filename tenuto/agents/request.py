@@ -24,9 +24,10 @@ Api = Literal["openai", "responses", "anthropic"]
 # Fields of OpenAI's APIs, and settings of the AI SDK, that the view has under their own names in `extra`.
 _EXTRA = (
     *("frequency_penalty", "presence_penalty", "frequencyPenalty", "presencePenalty", "top_k", "topK", "min_p"),
-    *("logit_bias", "logprobs", "top_logprobs", "n", "modalities", "audio", "prediction", "functions"),
+    *("logit_bias", "logprobs", "top_logprobs", "n", "modalities", "audio", "prediction", "functions", "image"),
     *("function_call", "service_tier", "store", "user", "safety_identifier", "prompt_cache_key", "prompt"),
-    *("prompt_cache_retention", "include", "truncation", "max_tool_calls", "web_search_options"),
+    *("prompt_cache_retention", "include", "truncation", "max_tool_calls", "web_search_options", "moderation"),
+    *("prompt_cache_options", "context_management", "access_programs", "background_options"),
 )
 
 
@@ -182,7 +183,7 @@ def options_in(body: Mapping[str, Json], *, is_strict: bool = True) -> dict[str,
 
     Raises InvalidRequest, which names the field, for one of another type; unless `is_strict`, it is left out.
     """
-    settings, found = body.get("callSettings"), dict[str, Json]()  # assistant-ui has the AI SDK's in an object
+    settings, found = body.get("callSettings"), dict[str, Json]()  # those of assistant-ui
     body = {**settings, **body} if isinstance(settings, dict) else body
     left_out = () if is_strict else (InvalidRequest,)
     for kind, expected, names in _CHECKED if is_strict else ():
@@ -198,8 +199,8 @@ def options_in(body: Mapping[str, Json], *, is_strict: bool = True) -> dict[str,
                 _check(value, _TYPES[name], given, expected)
                 found[name] = value
                 break
-    effort = body.get("reasoning_effort")
-    if isinstance(effort, str):
+    efforts = (_inside(body, name) for name in ("reasoning_effort", "reasoning", "config.reasoningEffort"))
+    if effort := next((one for one in efforts if isinstance(one, str) and one != "provider-default"), None):
         found["reasoning"] = {"effort": effort, **found.get("reasoning", {})}
     extra = {name: body[name] for name in _EXTRA if body.get(name) is not None}
     return {**found, **({"extra": extra} if extra else {})}
@@ -273,7 +274,7 @@ _CHECKED: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
 )
 # By the name in `TurnRequest`: the expected type, and the names in requests; the first given one counts.
 _NAMES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "model": ("a text", ("model",)),
+    "model": ("a text", ("model", "config.modelName")),
     "instructions": ("a text", ("instructions", "system")),
     "tools": ("a list of objects", ("tools",)),
     "tool_choice": ("a text or an object with a type", ("tool_choice", "toolChoice")),

@@ -21,9 +21,11 @@ from langchain_core.messages import HumanMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from openai.lib._pydantic import to_strict_json_schema
+from openai.types.chat.completion_create_params import CompletionCreateParamsBase
+from openai.types.responses.response_create_params import ResponseCreateParamsBase
 
 from tenuto import Hub, Turn
-from tenuto.agents.request import _EXTRA, _NAMES, TurnRequest, turn_request
+from tenuto.agents.request import _EXTRA, _NAMES, TurnRequest, options_in, turn_request
 from tenuto.interop import AGUI, AISDK, OpenAI
 from tenuto.interop.openai_stream import Reference
 from tests.interop.pages import ROOT, pages_at
@@ -180,11 +182,8 @@ async def test_hosted_tool_of_the_agents_sdk_runs_after_its_approval_without_a_p
         result = await agents.Runner.run(agent, state)
     assert result.final_output == "Done: pay."
     result = await agents.Runner.run(agent, [*result.to_input_list(), {"role": "user", "content": "again"}])
-    called = [("assistant", None), ("tool", "true")]
-    assert histories == [
-        [("user", "pay")],
-        [("user", "pay"), *called, ("assistant", "Done: pay."), ("user", "again")],
-    ]
+    asked, called = [("user", "pay")], [("assistant", None), ("tool", "true")]
+    assert histories == [asked, [*asked, *called, ("assistant", "Done: pay."), ("user", "again")]]
 
 
 async def test_session_of_the_agents_sdk_keeps_its_items_and_removes_the_last_or_all(
@@ -194,10 +193,8 @@ async def test_session_of_the_agents_sdk_keeps_its_items_and_removes_the_last_or
     model = agents.OpenAIResponsesModel(model="bot", openai_client=client)
     agent = agents.Agent(name="a", tools=[agents.function_tool(weather)], model=model)
     await agents.Runner.run(agent, "How is Ulm?", session=session)
-    calls: Any = [
-        {"type": "function_call", "call_id": f"x{number}", "name": "weather", "arguments": "{}"} for number in range(2)
-    ]
-    await session.add_items(calls)
+    call: Any = {"type": "function_call", "name": "weather", "arguments": "{}"}
+    await session.add_items([{**call, "call_id": id} for id in ("x0", "x1")])
     items: Any = await session.get_items()
     kinds = ["message", "function_call", "function_call_output", "message", "function_call", "function_call"]
     assert [one["type"] for one in items] == kinds
@@ -376,11 +373,8 @@ async def test_photo_without_a_word_reaches_the_model(stub: Stub, client: openai
     # the type of each file is that of its own address
     (question,) = [one for one in (await stub.hub.history(stub.turns[1].channel)).messages if one.role == "user"]
     assert [one["mediaType"] for one in question.parts] == ["image/png", "application/pdf", "audio/wav"]
-    assert completion.usage is not None
-    assert completion.usage.prompt_tokens_details is not None
-    assert completion.usage.completion_tokens_details is not None
-    assert completion.usage.prompt_tokens_details.cached_tokens == 4
-    assert completion.usage.completion_tokens_details.reasoning_tokens == 3
+    usage: Any = completion.usage
+    assert (usage.prompt_tokens_details.cached_tokens, usage.completion_tokens_details.reasoning_tokens) == (4, 3)
 
 
 async def test_photo_that_a_page_sends_reaches_the_model(stub: Stub) -> None:
@@ -392,9 +386,8 @@ async def test_photo_that_a_page_sends_reaches_the_model(stub: Stub) -> None:
         await pages("a", "saw", wanted="A cat.")
         built = (await pages("a", "is", status="ready"))["messages"]
         loaded = (await pages("b", "open", id="1", load=True))["messages"]
-    assert stub.received[0]["openai"] == [
-        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": PNG}}]}
-    ]
+    (question,) = stub.received[0]["openai"]
+    assert question == {"role": "user", "content": [{"type": "image_url", "image_url": {"url": PNG}}]}
     assert built[0]["parts"] == loaded[0]["parts"] == [photo]
 
 
@@ -471,6 +464,8 @@ EXTRA: dict[str, Any] = {
     "truncation": "auto",
     "max_tool_calls": 2,
     "web_search_options": {"search_context_size": "low"},
+    **{key: {"k": "v"} for key in ("moderation", "prompt_cache_options", "context_management", "image")},
+    **{key: {"k": "v"} for key in ("access_programs", "background_options")},
 }
 PROTOCOLS = ("chat", "responses", "ag-ui", "ai-sdk")
 _LIMITS = [{name: 99} for name in ("max_output_tokens", "max_completion_tokens", "max_tokens")]
@@ -511,7 +506,7 @@ WISHES: dict[str, tuple[Any, list[Any], list[Any], list[Any], list[Any]]] = {
     "metadata": ({"k": "v"}, *[[{"metadata": {"k": "v"}}]] * 4),
     "context": (_CONTEXT[0]["context"], [], [], _CONTEXT, _CONTEXT),
     "state": ({"n": 1}, [], [], *[[{"state": {"n": 1}}]] * 2),
-    "model": ("bot", *[[{"model": "bot"}]] * 4),
+    "model": ("bot", *[[{"model": "bot"}]] * 3, [{"model": "bot"}, {"config": {"modelName": "bot"}}]),
     "previous_response_id": ("resp_x", [], [], *[[{"previous_response_id": "resp_x"}]] * 2),
     "background": (False, [], [{"background": False}], *[[{"background": False}]] * 2),
     "extra": (EXTRA, *[[EXTRA]] * 3, [EXTRA, {"callSettings": EXTRA}]),
@@ -640,6 +635,12 @@ async def test_form_that_a_client_parses_reaches_the_model_as_the_client_sent_it
         assert one["options"]["openai"]["response_format"] == {"type": "json_schema", "json_schema": nested}
 
 
+def test_effort_of_the_ai_sdk_and_of_assistant_ui_is_a_text() -> None:
+    bodies: Any = ({"reasoning": "high"}, {"reasoning": "provider-default"}, {"config": {"reasoningEffort": "high"}})
+    high = {"reasoning": {"effort": "high"}}
+    assert [options_in(one, is_strict=False) for one in bodies] == [high, {}, high]
+
+
 def test_the_matrix_and_the_page_have_each_name_of_a_wish() -> None:
     assert {*WISHES, "system"} == {one.name for one in msgspec.structs.fields(TurnRequest)}
     assert EXTRA.keys() == set(_EXTRA)
@@ -652,6 +653,9 @@ def test_the_matrix_and_the_page_have_each_name_of_a_wish() -> None:
     }
     names = {name for _, given in _NAMES.values() for name in given}
     assert names <= sent
+    known = {name.partition(".")[0] for name in (*names, *_EXTRA, "reasoning_effort", "input", "messages")}
+    fields = ResponseCreateParamsBase.__annotations__ | CompletionCreateParamsBase.__annotations__
+    assert fields.keys() - known == {"conversation", "stream_options"}
     page = (ROOT / "docs" / "interop.md").read_text().partition("## What a client asks")[2].partition("\n## ")[0]
     assert [name for name in sorted(names) if f"`{name}`" not in page] == []
 
@@ -795,15 +799,12 @@ async def test_large_tools_are_stored_once_for_a_conversation_and_no_viewer_gets
     stub: Stub, client: openai.AsyncOpenAI
 ) -> None:
     stub.text = "Yes."
-    first = await client.responses.create(model="bot", input="a", tools=MANY, instructions="y" * 2000)
+    asked: Any = {"model": "bot", "instructions": "y" * 2000}
+    first = await client.responses.create(input="a", tools=MANY, **asked)
     channel = stub.turns[0].channel
     calls = [{"type": "function_call_output", "call_id": "c1", "output": "7"}]
-    second = await client.responses.create(
-        model="bot", input=calls, previous_response_id=first.id, tools=MANY, instructions="y" * 2000
-    )
-    third = await client.responses.create(
-        model="bot", input="b", previous_response_id=second.id, tools=MANY[:1], instructions="y" * 2000
-    )
+    second = await client.responses.create(input=calls, previous_response_id=first.id, tools=MANY, **asked)
+    third = await client.responses.create(input="b", previous_response_id=second.id, tools=MANY[:1], **asked)
     assert [len(one.request.tools) for one in stub.turns] == [30, 30, 1]
     assert [one.request.instructions for one in stub.turns] == ["y" * 2000] * 3
     facts = (await stub.hub.store.facts(channel, after=0, limit=99)).facts
@@ -871,10 +872,8 @@ async def test_large_photo_that_a_request_brings_leaves_no_message_out(stub: Stu
 
 @pytest.mark.parametrize("path", ["/agui", "/page"])
 async def test_large_photo_leaves_no_message_of_a_page_out(stub: Stub, path: str) -> None:
-    stub.text, photo = (
-        "Yes.",
-        {"type": "image", "source": {"type": "data", "value": "A" * 4_000_000, "mimeType": "a/b"}},
-    )
+    stub.text = "Yes."
+    photo = {"type": "image", "source": {"type": "data", "value": "A" * 4_000_000, "mimeType": "a/b"}}
     file = {"type": "file", "mediaType": "image/jpeg", "url": PHOTO}
     async with httpx2.AsyncClient(base_url=stub.url, timeout=60) as http:
         for number, files in enumerate(([], [photo if path == "/agui" else file], [])):
