@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.responses import Response
 
 from tenuto import Hub, Identity, Turn
 from tests.transports.conftest import Served, new_hub, serving
@@ -104,6 +105,17 @@ async def playing(
     async with serving(hub, app) as served:
         scene = kind(hub, served)
         yield scene
+
+
+def refusing(app: Any) -> Any:
+    """Return `app` behind a server that refuses the first stream, as one does that is about to end."""
+    left = [Response(status_code=503, headers={"x-should-retry": "false"})]  # else the SDK waits
+
+    async def refuses(scope: Any, receive: Any, send: Any) -> None:
+        is_stream = b"stream=true" in scope.get("query_string", b"")
+        await (left.pop() if left and is_stream else app)(scope, receive, send)
+
+    return refuses
 
 
 FULL = frozenset({"subscribe", "history", "publish", "command"})

@@ -14,7 +14,6 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-import httpx2
 import openresponses_types
 import pytest
 import websockets
@@ -69,8 +68,7 @@ def checked(event: Any) -> Any:
 @pytest.mark.parametrize("name", HTTP)
 async def test_case_of_open_responses_passes(stub: Stub, name: str) -> None:
     body = HTTP[name]
-    async with httpx2.AsyncClient() as http:
-        got = await http.post(f"{stub.url}/v1/responses", json={"model": "bot", **body})
+    got = await stub.served.http.post("/v1/responses", json={"model": "bot", **body})
     assert got.status_code == 200, got.text
     if "stream" in body:
         blocks = [one.removeprefix("data: ") for one in got.text.splitlines() if one.startswith("data: {")]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import agents
-import httpx2
 import msgspec
 import openai
 import pydantic
@@ -299,8 +298,7 @@ async def test_requests_of_open_webui_reach_the_agent_with_all_tools_and_a_resul
     recorded = json.loads(Path(__file__).with_name("open_webui.json").read_text())
     for messages in recorded["messages"]:
         body = {name: recorded[name] for name in ("stream", "model", "tools")} | {"messages": messages}
-        async with httpx2.AsyncClient() as http:
-            response = await http.post(f"{stub.url}/v1/chat/completions", json=body)
+        response = await stub.served.http.post("/v1/chat/completions", json=body)
         assert (response.status_code, response.text[-14:]) == (200, "data: [DONE]\n\n")
     assert [one["options"]["openai"]["tools"] for one in stub.received] == [recorded["tools"]] * 2
     instructions, question, call, result = recorded["messages"][1]
@@ -386,8 +384,7 @@ async def test_photo_that_a_page_sends_reaches_the_model(stub: Stub) -> None:
         await pages("a", "saw", wanted="A cat.")
         built = (await pages("a", "is", status="ready"))["messages"]
         loaded = (await pages("b", "open", id="1", load=True))["messages"]
-    (question,) = stub.received[0]["openai"]
-    assert question == {"role": "user", "content": [{"type": "image_url", "image_url": {"url": PNG}}]}
+    assert stub.received[0]["openai"][0]["content"] == [{"type": "image_url", "image_url": {"url": PNG}}]
     assert built[0]["parts"] == loaded[0]["parts"] == [photo]
 
 
@@ -397,23 +394,22 @@ async def test_question_may_have_a_photo_of_4_mb_but_not_300_photos_or_600_kb_of
     statuses = []
     large = {"name": "weather", "description": "x" * 6_000}
     tools = 100 * [{"type": "function", "function": large} if "chat" in path else {**TOOL, **large}]
-    async with httpx2.AsyncClient(timeout=60) as http:
-        for count, data, asked in ((1, "A" * 4_000_000, []), (300, "AAAA", []), (2, "AAAA", tools)):
-            url = f"data:image/jpeg;base64,{data}"
-            image = {"type": "image", "source": {"type": "data", "value": data, "mimeType": "image/jpeg"}}
-            file = {"type": "file", "mediaType": "image/jpeg", "url": url}
-            question = {"id": f"u{count}", "role": "user", "content": count * [image]}
-            if path == "page":
-                question = {"id": f"u{count}", "role": "user", "parts": count * [file]}
-            body: Any = {"threadId": "1", "runId": "r", "id": "1", "messages": [question], "tools": asked}
-            if path == "v1/responses":
-                content = count * [{"type": "input_image", "image_url": url}]
-                body = {"model": "bot", "input": [{"role": "user", "content": content}], "tools": asked}
-            elif path == "v1/chat/completions":
-                content = count * [{"type": "image_url", "image_url": {"url": url}}]
-                body = {"model": "bot", "messages": [{"role": "user", "content": content}], "tools": asked}
-            response = await http.post(f"{stub.url}/{path}", json=body)
-            statuses.append(response.status_code)
+    for count, data, asked in ((1, "A" * 4_000_000, []), (300, "AAAA", []), (2, "AAAA", tools)):
+        url = f"data:image/jpeg;base64,{data}"
+        image = {"type": "image", "source": {"type": "data", "value": data, "mimeType": "image/jpeg"}}
+        file = {"type": "file", "mediaType": "image/jpeg", "url": url}
+        question = {"id": f"u{count}", "role": "user", "content": count * [image]}
+        if path == "page":
+            question = {"id": f"u{count}", "role": "user", "parts": count * [file]}
+        body: Any = {"threadId": "1", "runId": "r", "id": "1", "messages": [question], "tools": asked}
+        if path == "v1/responses":
+            content = count * [{"type": "input_image", "image_url": url}]
+            body = {"model": "bot", "input": [{"role": "user", "content": content}], "tools": asked}
+        elif path == "v1/chat/completions":
+            content = count * [{"type": "image_url", "image_url": {"url": url}}]
+            body = {"model": "bot", "messages": [{"role": "user", "content": content}], "tools": asked}
+        response = await stub.served.http.post(f"/{path}", json=body)
+        statuses.append(response.status_code)
     assert statuses == [200, 413, 413]
     assert "the limit is 524288 (Limits.options_bytes); send fewer" in response.text
     assert '"too_large"' in response.text
@@ -425,9 +421,8 @@ async def test_question_may_have_a_photo_of_4_mb_but_not_300_photos_or_600_kb_of
 async def run_agui(stub: Stub, content: Any, **fields: Any) -> None:
     known = {"tools": [], "context": [], "state": {}, "forwardedProps": {}}
     body = {"threadId": "1", "runId": "r", "messages": [{"id": "u", "role": "user", "content": content}]}
-    async with httpx2.AsyncClient() as http:
-        response = await http.post(f"{stub.url}/agui", json={**known, **body, **fields})
-        assert response.status_code == 200, response.text
+    response = await stub.served.http.post("/agui", json={**known, **body, **fields})
+    assert response.status_code == 200, response.text
 
 
 # -- the matrix of sent fields, and of those that the stub of a model receives --------------------------------------
@@ -812,17 +807,15 @@ async def test_large_tools_are_stored_once_for_a_conversation_and_no_viewer_gets
     # the client itself gets them back
     assert [len(one.tools) for one in (first, second, third)] == [30, 30, 1]
     assert (await client.responses.retrieve(second.id)).instructions == "y" * 2000
-    async with httpx2.AsyncClient() as http:
-        base = f"{stub.url}/tenuto/v1/channels/{channel}"
-        page = await http.get(f"{base}/messages?limit=200")
-        events = await http.get(f"{base}/poll?history=200&wait=0")
-        assert events.status_code == 200, events.text
-        for seen in (page.text, events.text):
-            assert "tool3" not in seen
-            assert "yyyy" not in seen
-        assert len(page.json()["messages"]) == 6
-        refused = await http.delete(f"{base}/messages/{facts[0].id}")
-        assert refused.status_code == 404
+    base = f"/tenuto/v1/channels/{channel}"
+    page = await stub.served.http.get(f"{base}/messages?limit=200")
+    events = await stub.served.http.get(f"{base}/poll?history=200&wait=0")
+    assert events.status_code == 200, events.text
+    for seen in (page.text, events.text):
+        assert "tool3" not in seen
+        assert "yyyy" not in seen
+    assert len(page.json()["messages"]) == 6
+    assert (await stub.served.http.delete(f"{base}/messages/{facts[0].id}")).status_code == 404
 
 
 # -- large photos: a page of the store has no message beside one ------------------------------------------------
@@ -875,14 +868,13 @@ async def test_large_photo_leaves_no_message_of_a_page_out(stub: Stub, path: str
     stub.text = "Yes."
     photo = {"type": "image", "source": {"type": "data", "value": "A" * 4_000_000, "mimeType": "a/b"}}
     file = {"type": "file", "mediaType": "image/jpeg", "url": PHOTO}
-    async with httpx2.AsyncClient(base_url=stub.url, timeout=60) as http:
-        for number, files in enumerate(([], [photo if path == "/agui" else file], [])):
-            content = [{"type": "text", "text": "Look"}, *files]
-            message = {"id": f"u{number}", "role": "user", "content" if path == "/agui" else "parts": content}
-            body = {"id": "1", "threadId": "1", "runId": "r", "messages": [message]}
-            assert (await http.post(path, json=body)).status_code == 200
-        loaded = (await http.get(f"{path}/1/messages")).json()
-        state = (await http.get(f"{path}?threadId=1")).json() if path == "/agui" else None
+    for number, files in enumerate(([], [photo if path == "/agui" else file], [])):
+        content = [{"type": "text", "text": "Look"}, *files]
+        message = {"id": f"u{number}", "role": "user", "content" if path == "/agui" else "parts": content}
+        body = {"id": "1", "threadId": "1", "runId": "r", "messages": [message]}
+        assert (await stub.served.http.post(path, json=body)).status_code == 200
+    loaded = (await stub.served.http.get(f"{path}/1/messages")).json()
+    state = (await stub.served.http.get(f"{path}?threadId=1")).json() if path == "/agui" else None
     assert [one["role"] for one in stub.received[-1]["openai"]] == FIVE
     assert [one["role"] for one in loaded] == [*FIVE, "assistant"]
     assert state is None or (len(state["messages"]), state["page"]) == (6, {"truncated": False})
@@ -893,9 +885,8 @@ async def test_result_that_a_message_of_the_user_follows_is_joined_to_its_call(s
     result = {"id": "t1", "role": "tool", "toolCallId": "c1", "content": "7 degrees"}
     run = {"threadId": "1", "runId": "r", "messages": [result, {"id": "u2", "role": "user", "content": "And now?"}]}
     stub.text = "Yes."
-    async with httpx2.AsyncClient() as http:
-        for _ in range(2):  # a repeated run joins the turn
-            assert (await http.post(f"{stub.url}/agui", json=run)).status_code == 200
+    for _ in range(2):  # a repeated run joins the turn
+        assert (await stub.served.http.post("/agui", json=run)).status_code == 200
     assert [one["role"] for one in stub.received[-1]["openai"]] == ["user", "assistant", "tool", "user"]
     assert len(stub.received) == 2
 

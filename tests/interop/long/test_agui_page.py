@@ -64,6 +64,7 @@ async def test_page_of_the_document_answers_and_a_reloaded_page_and_another_tab_
         await page.unroute("**/messages")
         await page.reload()
         await page.fill("input", "hi")
+        await page.route("**/api/agent", lambda route: route.fulfill(status=503), times=1)  # as a server that ends
         await page.get_by_role("button", name="Send").click()
         await expect(page.locator("li")).to_have_text(["hi", "You said: hi"])
 

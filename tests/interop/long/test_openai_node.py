@@ -19,6 +19,7 @@ from fastapi import FastAPI
 
 from tenuto import Turn
 from tenuto.interop import OpenAI
+from tests.interop.scene import refusing
 from tests.interop.test_options import stub_at
 from tests.transports.conftest import new_hub, serving
 
@@ -66,7 +67,7 @@ async def test_programs_of_the_document_have_the_answer(tmp_path: Path) -> None:
             await message.append(f"You said: {turn.text}")
 
     (tmp_path / "node_modules").symlink_to(PACKAGE.parent)
-    async with serving(hub, app) as served:
+    async with serving(hub, refusing(app)) as served:
         for number, source in enumerate(sources):
             script = tmp_path / f"program{number}.mjs"
             script.write_text(source.replace("127.0.0.1:8000", f"127.0.0.1:{served.port}"))
