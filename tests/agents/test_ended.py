@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import nullcontext, suppress
 from typing import Any
 
@@ -19,13 +19,12 @@ from tenuto.core.model import Message
 from tenuto.core.requests import SERVER, FinishMessage, TakeOver
 from tenuto.sources import Piped, SoFar, UpstreamEnded, UpstreamError
 from tenuto.stores.memory import MemoryStore
-from tests.agents.test_turns import new_hub
+from tests.agents.test_turns import Handler, new_hub
 from tests.client.wire import Wire, client_of
 from tests.sources.test_tries import CUT, LONG, Model, ask_chat
 from tests.sources.wires import CHAT_USAGE, chat_called, chat_end, chat_said
 from tests.virtual import virtually
 
-Handler = Callable[[Turn], Awaitable[None]]
 CALLED = [*chat_said("Let me look. "), *chat_called(), *chat_end("tool_calls")]
 
 

@@ -21,7 +21,7 @@ from tenuto.portal import Writer
 from tenuto.stores.base import Committed, Conflict, Write
 from tenuto.stores.memory import MemoryStore
 from tests.agents.test_endings import endings
-from tests.agents.test_turns import Failing, messages, new_hub, until_over
+from tests.agents.test_turns import Failing, lives, messages, new_hub, until_over
 from tests.virtual import virtual_clock, virtually
 
 
@@ -302,14 +302,8 @@ async def test_answer_that_had_failed_before_the_crash_is_the_answer_until_it_is
         finally:
             await asyncio.sleep(1000 if turn.generation == 1 else 0)
 
-    for _ in range(2):
-        hub = new_hub(store)
-        hub.agent("chat:*", name="bot", on_crash=on_crash)(failing)
-        await hub.start()
-        await hub.create("chat:1", id="m1", text="?", author="ann")
-        await asyncio.sleep(5)
+    async for hub in lives(failing, 5, 5, store=store, on_crash=on_crash):
         assert [one[:2] for one in await endings(hub)] == [("by attempt 1", "failed")]
-        await hub.close()
     hub = new_hub(store)
     hub.agent("chat:*", name="bot", on_crash=on_crash)(failing)
     await hub.start()
@@ -351,17 +345,9 @@ async def test_answer_that_had_not_ended_is_taken_up_beside_one_that_had_failed(
     handler: Callable[[Turn], Awaitable[None]],
 ) -> None:
     """The process died five seconds after the question, and the next one completes the answer that was left."""
-    store = MemoryStore()
-    for _ in range(2):
-        hub = new_hub(store)
-        hub.agent("chat:*", name="bot")(handler)
-        await hub.start()
-        await hub.create("chat:1", id="m1", text="?", author="ann")
-        await asyncio.sleep(5)
-        await hub.close()
-    hub = new_hub(store)
-    await hub.start()
-    assert ("by attempt 2", "complete", None) in await endings(hub)
+    async for hub in lives(handler, 5, 5):
+        answers = await endings(hub)
+    assert ("by attempt 2", "complete", None) in answers
 
 
 @virtually

@@ -40,7 +40,7 @@ from tenuto.core.turns import question_id, step_id
 from tenuto.portal import Try
 from tenuto.sources import Piped, SoFar, ToolCall
 from tenuto.stores.memory import MemoryStore
-from tests.agents.test_turns import Failing, new_hub
+from tests.agents.test_turns import Failing, lives, new_hub
 from tests.hub.test_commit_outcomes import ScriptedStore
 from tests.virtual import virtually
 
@@ -51,25 +51,19 @@ async def attempts(
     *scripts: Script, store: MemoryStore | None = None, seconds: float = 1.0, **options: Any
 ) -> list[Any]:
     """Run one turn: each script is an attempt in a process of its own, which dies at its end. Return their errors."""
-    store = store or MemoryStore()
     errors: list[Any] = []
-    for number, script in enumerate(scripts):
-        hub = new_hub(store, **options)
+    left = iter(scripts)
 
-        @hub.agent("chat:*", name="bot")
-        async def bot(turn: Turn, script: Script = script) -> None:
-            try:
-                await script(turn)
-                errors.append(None)
-            except Exception as error:
-                errors.append(error)
-            await asyncio.sleep(10_000)
+    async def bot(turn: Turn) -> None:
+        try:
+            await next(left)(turn)
+            errors.append(None)
+        except Exception as error:
+            errors.append(error)
+        await asyncio.sleep(10_000)
 
-        await hub.start()
-        if not number:
-            await hub.create("chat:1", id="m1", text="?")
-        await asyncio.sleep(seconds)
-        await hub.close()
+    async for _ in lives(bot, *[seconds] * len(scripts), hub=options, store=store):
+        pass
     return errors
 
 
@@ -579,25 +573,15 @@ async def test_a_reply_is_noted_at_the_call_of_whichever_attempt_asks(
                         if replied == "in the first attempt" and turn.attempt == 1:
                             await asyncio.sleep(1000)
 
-    for number in range(1 if replied == "in a try that failed" else 2):
-        hub = new_hub(store)
-        hub.agent("chat:*", name="bot", on_crash=on_crash)(bot)
-        await hub.start()
-        if not number:
-            await hub.create("chat:1", id="m1", text="?")
-        await asyncio.sleep(1)
-        if not number and replied != "between attempts":
+    async for hub in lives(bot, *[1] * (1 if replied == "in a try that failed" else 2), store=store, on_crash=on_crash):
+        if not parts:
+            if replied == "between attempts":
+                await hub.close()
+                hub = new_hub(store)  # has no agent
             (question,) = await hub.pending_commands("chat:1")
             await hub.reply("chat:1", question.id, ok=is_approved, by="ann")
             await asyncio.sleep(1)
         parts = (await hub.history("chat:1")).messages[0].parts
-        await hub.close()
-        if not number and replied == "between attempts":
-            hub = new_hub(store)  # has no agent
-            await hub.start()
-            (question,) = await hub.pending_commands("chat:1")
-            await hub.reply("chat:1", question.id, ok=is_approved, by="ann")
-            await hub.close()
     (noted,) = [part for part in parts if part["type"] == "tool"]
     assert noted["approval"] == {"id": question.id, "approved": is_approved}
     assert noted["state"] == ("done" if is_approved else "denied")
@@ -625,23 +609,15 @@ async def test_a_call_is_approved_once_though_the_model_asks_again_under_another
             await hub.reply("chat:1", question.id, data=number, by="ann")
         await asyncio.sleep(1)
 
-    for number in range(3):
-        hub = new_hub(store)
-        hub.agent("chat:*", name="bot")(bot)
-        await hub.start()
-        if not number:
-            await hub.create("chat:1", id="m1", text="?")
-        await asyncio.sleep(1)
+    moments = iter(["in the first attempt", "in the second attempt", ""])
+    async for hub in lives(bot, 1, 1, 1, store=store):
         assert len(await hub.pending_commands("chat:1")) == (0 if questions else 3)
-        if replied == ("in the first attempt", "in the second attempt", "")[number]:
+        if replied == next(moments):
             await reply(hub)
         answer = (await hub.history("chat:1")).messages[0]
         await hub.close()
-        if not number and replied == "between attempts":
-            hub = new_hub(store)  # has no agent
-            await hub.start()
-            await reply(hub)
-            await hub.close()
+        if not questions and replied == "between attempts":
+            await reply(new_hub(store))  # has no agent
     asked_in = 2 if replied == "in the second attempt" else 1
     assert [one.data["call"] for one in questions] == [f"{asked_in}-{number}" for number in range(3)]
     assert found
@@ -722,20 +698,16 @@ async def test_equal_calls_have_a_question_each_although_the_key_is_one() -> Non
     ],
 )
 async def test_a_turn_is_handed_over_ten_times_and_at_once_if_it_only_waits(wait: Any, drain_s: float) -> None:
-    store, now_s = MemoryStore(), asyncio.get_running_loop().time
-    seen: list[int] = []
-    for _ in range(10):  # more often than a turn may die
-        hub = new_hub(store, drain_s=drain_s)
+    now_s, seen = asyncio.get_running_loop().time, list[int]()
 
-        @hub.agent("chat:*", name="bot", on_crash="continue")
-        async def bot(turn: Turn) -> None:
-            async with turn.reply() as message:
-                seen.append(message.length)
-                await message.append("x")
-                await wait(turn)
+    async def bot(turn: Turn) -> None:
+        async with turn.reply() as message:
+            seen.append(message.length)
+            await message.append("x")
+            await wait(turn)
 
-        await hub.create("chat:1", id="m1", text="?")
-        await asyncio.sleep(1)
+    # more often than a turn may die
+    async for hub in lives(bot, *[1] * 10, hub={"drain_s": drain_s}, on_crash="continue"):
         began_s = now_s()
         await hub.close()
         assert now_s() - began_s < 1
@@ -788,27 +760,21 @@ async def test_a_turn_in_which_a_stream_is_read_does_not_only_wait(
 @pytest.mark.parametrize("on_crash", ["restart", "continue", "interrupt"])
 @virtually
 async def test_a_turn_that_is_stopped_during_a_drain_ends(on_crash: Any) -> None:
-    store, begun = MemoryStore(), list[int]()
-    for number in range(2):
-        hub = new_hub(store, drain_s=10)
+    begun, ended = list[int](), list[None]()
 
-        @hub.agent("chat:*", name="bot", on_crash=on_crash)
-        async def bot(turn: Turn) -> None:
-            begun.append(turn.attempt)
-            async with turn.reply() as message:
-                await message.append("The text.")
-                await turn.step("slow", lambda: asyncio.sleep(100))
+    async def bot(turn: Turn) -> None:
+        begun.append(turn.attempt)
+        async with turn.reply() as message:
+            await message.append("The text.")
+            await turn.step("slow", lambda: asyncio.sleep(100))
 
-        await hub.start()
-        if not number:
-            await hub.create("chat:1", id="m1", text="?")
-            await asyncio.sleep(1)
+    async for hub in lives(bot, 1, 1, hub={"drain_s": 10}, on_crash=on_crash):
+        if not ended:
             closing = asyncio.ensure_future(hub.close())
             await asyncio.sleep(1)
             await hub.command("chat:1", "cancel", target="m1")
-            await closing
-    await asyncio.sleep(1)
-    (answer, question) = (await hub.history("chat:1")).messages
+            ended.append(await closing)
+        (answer, question) = (await hub.history("chat:1")).messages
     assert (begun, answer.status, answer.text, question.id) == ([1], "cancelled", "The text.", "m1")
 
 
@@ -871,7 +837,6 @@ async def test_a_client_cannot_ask_a_question_of_a_turn_before_the_agent_does() 
 
 @virtually
 async def test_a_budget_is_for_all_attempts_and_stands_still_while_a_person_decides() -> None:
-    store = MemoryStore()
     began = asyncio.get_running_loop().time()
     ended: list[float] = []
 
@@ -883,29 +848,22 @@ async def test_a_budget_is_for_all_attempts_and_stands_still_while_a_person_deci
         finally:
             ended.append(asyncio.get_running_loop().time() - began)
 
-    for seconds in (40, 35):  # the second attempt works for 30 s, before and after the wait of the first for a person
-        hub = new_hub(store)
-        hub.agent("chat:*", name="bot", timeout_s=70, budget_s=100)(script)
-        await hub.start()
-        if seconds == 40:
-            await hub.create("chat:1", id="m1", text="?")
-        await asyncio.sleep(seconds)
-        if seconds == 40:
-            await hub.close()
-    await asyncio.sleep(3600)
-    (question,) = await hub.pending_commands("chat:1")
-    await hub.reply("chat:1", question.id)
-    replied = asyncio.get_running_loop().time() - began
-    await asyncio.sleep(100)
+    # the second attempt works for 30 s, before and after the wait of the first for a person
+    async for hub in lives(script, 40, 3635, timeout_s=70, budget_s=100):
+        (question,) = await hub.pending_commands("chat:1")
+        if began + 3600 < asyncio.get_running_loop().time():
+            await hub.reply("chat:1", question.id)
+            replied = asyncio.get_running_loop().time() - began
+            await asyncio.sleep(100)
+        (answer,) = (await hub.history("chat:1")).messages[:1]
     assert ended == [pytest.approx(replied + 40, abs=0.1)]  # of 100 s each attempt had used 30
-    (answer,) = (await hub.history("chat:1")).messages[:1]
     assert (answer.status, answer.reason) == ("failed", "timeout")
 
 
 @pytest.mark.parametrize("wait", [lambda turn: turn.ask("approve"), lambda turn: turn.sleep("nap", 900)])
 @virtually
 async def test_a_budget_goes_on_after_a_wait_that_the_handler_cancelled(wait: Any) -> None:
-    store, worked = MemoryStore(), list[float]()
+    worked: list[float] = []
 
     async def script(turn: Turn) -> None:
         began_s = asyncio.get_running_loop().time()
@@ -916,59 +874,42 @@ async def test_a_budget_goes_on_after_a_wait_that_the_handler_cancelled(wait: An
         finally:
             worked.append(asyncio.get_running_loop().time() - began_s)
 
-    for number in range(3):
-        hub = new_hub(store)
-        hub.agent("chat:*", name="bot", budget_s=100)(script)
-        await hub.start()
-        if not number:
-            await hub.create("chat:1", id="m1", text="?")
-        await asyncio.sleep(90)
-        await hub.close()
+    async for _ in lives(script, 90, 90, 90, budget_s=100):
+        pass
     assert sum(worked) == pytest.approx(100, abs=3)
 
 
 @virtually
 async def test_a_wait_that_is_over_stores_nothing_in_a_later_attempt() -> None:
-    store, entries = MemoryStore(), list[int]()
-    for number in range(2):
-        hub = new_hub(store)
+    entries: list[int] = []
 
-        @hub.agent("chat:*", name="bot", budget_s=100)
-        async def bot(turn: Turn, hub: Hub = hub) -> None:
-            before = hub.channel("chat:1").state.serial
-            for page in range(5):
-                await turn.sleep(f"page:{page}", 1)
-            entries.append(hub.channel("chat:1").state.serial - before)
-            await asyncio.sleep(10_000)
+    async def bot(turn: Turn) -> None:
+        channel = turn._backend._hub.channel("chat:1")  # type: ignore[attr-defined]
+        before = channel.state.serial
+        for page in range(5):
+            await turn.sleep(f"page:{page}", 1)
+        entries.append(channel.state.serial - before)
+        await asyncio.sleep(10_000)
 
-        await hub.start()
-        if not number:
-            await hub.create("chat:1", id="m1", text="?")
-        await asyncio.sleep(20)
-        await hub.close()
+    async for _ in lives(bot, 20, 20, budget_s=100):
+        pass
     assert entries == [15, 0]  # the waits, and that the time used stands still and goes on
 
 
 @virtually
 async def test_a_turn_fails_after_its_most_tries() -> None:
-    store = Failing()
-    seen: list[int] = []
-    for _ in range(4):
-        hub = new_hub(store)
+    store, seen = Failing(), list[int]()
 
-        @hub.agent("chat:*", name="bot", max_tries=2)
-        async def bot(turn: Turn) -> None:
-            seen.append(turn.attempt)
-            await asyncio.sleep(10_000)
+    async def bot(turn: Turn) -> None:
+        seen.append(turn.attempt)
+        await asyncio.sleep(10_000)
 
-        await hub.create("chat:1", id="m1", text="?")
-        await asyncio.sleep(1)
+    async for hub in lives(bot, 1, 1, 1, 1, store=store, max_tries=2):
+        (answer,) = (await hub.history("chat:1")).messages[:1]
         store.is_down = True
         await hub.close()
         store.is_down = False
     assert seen == [1, 2]
-    hub = new_hub(store)
-    (answer,) = (await hub.history("chat:1")).messages[:1]
     assert (answer.status, answer.reason) == ("failed", "crashed")
 
 
@@ -983,7 +924,6 @@ def test_settings_of_a_turn_have_bounds(settings: dict[str, Any]) -> None:
 @virtually
 @pytest.mark.parametrize("on_crash", ["restart", "continue"])
 async def test_a_shown_step_is_one_tool_part_of_the_answer(on_crash: Any) -> None:
-    store = MemoryStore()
     states: list[Any] = []
 
     async def look(place: str, turn: Turn) -> str:
@@ -991,24 +931,18 @@ async def test_a_shown_step_is_one_tool_part_of_the_answer(on_crash: Any) -> Non
         await asyncio.sleep(100 if turn.attempt == 1 else 0)
         return f"seen {place}"
 
-    for _ in range(2):
-        hub = new_hub(store)
+    async def bot(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await turn.step("first", lambda place: place.upper(), "here", show=True)
+            await turn.step("look", look, "there", turn, show=True)
+            await message.append("end")
+            await message.flush()
+            await asyncio.sleep(2)
 
-        @hub.agent("chat:*", name="bot", on_crash=on_crash)
-        async def bot(turn: Turn, hub: Any = hub) -> None:
-            async with turn.reply() as message:
-                await turn.step("first", lambda place: place.upper(), "here", show=True)
-                await turn.step("look", look, "there", turn, show=True)
-                await message.append("end")
-                await message.flush()
-                await asyncio.sleep(2)
-
-        await hub.create("chat:1", id="m1", text="?")
-        await asyncio.sleep(1)
+    async for hub in lives(bot, 1, 1, on_crash=on_crash):
         states += [one.data for one in (await hub.members("chat:1")).members if one.id == "bot"]
         await asyncio.sleep(3)
         answer = (await hub.history("chat:1")).messages[0]
-        await hub.close()
     assert states[0] == {"state": "using a tool", "message": "m1", "tool": "look", "fraction": 0.5, "text": "half"}
     assert states[1] == {"state": "answering", "message": "m1"}
     shown = [(one["name"], one["input"], one["state"], one["output"]) for one in answer.parts if one["type"] == "tool"]
@@ -1135,13 +1069,8 @@ async def test_a_stored_step_that_is_shown_again_lets_the_text_of_the_earlier_at
             if turn.attempt < 3:
                 await asyncio.sleep(1e6)
 
-    store = MemoryStore()
-    for _ in range(3):
-        hub = new_hub(store)
-        hub.agent("chat:*", name="bot", on_crash="restart")(script)
-        await hub.create("chat:1", id="m1", text="?")
-        await asyncio.sleep(10)
-        await hub.close()
+    async for _ in lives(script, 10, 10, 10):
+        pass
     assert counted.calls == ["search"]
     assert views == [
         ["SEARCH"],
@@ -1355,22 +1284,15 @@ async def test_sleep_counts_for_no_limit_of_time() -> None:
 
 @virtually
 async def test_time_in_which_no_process_ran_counts_for_no_budget() -> None:
-    store = MemoryStore()
     left: list[float] = []
-    for seconds in (100, 5, 100):
-        hub = new_hub(store)
 
-        @hub.agent("chat:*", name="bot", budget_s=1000)
-        async def bot(turn: Turn) -> None:
-            assert turn.allowance is not None
-            assert turn.allowance._timer is not None
-            left.append(round(turn.allowance._timer.when() - asyncio.get_running_loop().time()))
-            await (turn.ask("approve", timeout_s=9000) if turn.attempt == 3 else asyncio.sleep(10_000))
+    async def bot(turn: Turn) -> None:
+        assert turn.allowance is not None
+        assert turn.allowance._timer is not None
+        left.append(round(turn.allowance._timer.when() - asyncio.get_running_loop().time()))
+        await (turn.ask("approve", timeout_s=9000) if turn.attempt == 3 else asyncio.sleep(10_000))
 
-        await hub.start()
-        if not left:
-            await hub.create("chat:1", id="m1", text="?")
-        await asyncio.sleep(seconds)
+    async for hub in lives(bot, 100, 5, 100, budget_s=1000):
         if len(left) == 3:
             await asyncio.sleep(7200)
             notes = hub.channel("chat:1").state.commands
@@ -1384,47 +1306,33 @@ async def test_time_in_which_no_process_ran_counts_for_no_budget() -> None:
 @virtually
 @pytest.mark.parametrize("on_crash", ["restart", "continue"])
 async def test_a_complete_answer_is_not_written_again_after_a_crash_in_the_next_one(on_crash: Any) -> None:
-    store = MemoryStore()
-    for _ in range(2):
-        hub = new_hub(store)
+    async def bot(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("First.")
+        async with turn.reply() as message:
+            await message.append("Second."[message.length :])
+            await asyncio.sleep(10_000 if turn.attempt == 1 else 0)
 
-        @hub.agent("chat:*", name="bot", on_crash=on_crash)
-        async def bot(turn: Turn) -> None:
-            async with turn.reply() as message:
-                await message.append("First.")
-            async with turn.reply() as message:
-                await message.append("Second."[message.length :])
-                await asyncio.sleep(10_000 if turn.attempt == 1 else 0)
-
-        await hub.create("chat:1", id="m1", text="?")
-        await asyncio.sleep(1)
-        await hub.close()
-    hub = new_hub(store)
-    answers = [one for one in (await hub.history("chat:1")).messages[::-1] if one.role == "assistant"]
+    async for hub in lives(bot, 1, 1, on_crash=on_crash):
+        answers = [one for one in (await hub.history("chat:1")).messages[::-1] if one.role == "assistant"]
     assert [(one.text, one.status) for one in answers] == [("First.", "complete"), ("Second.", "complete")]
 
 
 @virtually
 @pytest.mark.parametrize("on_crash", ["restart", "continue"])
 async def test_answers_that_are_written_at_once_are_taken_up_by_their_numbers(on_crash: Any) -> None:
-    store = MemoryStore()
-    for life in range(3):
-        hub = new_hub(store)
+    async def bot(turn: Turn) -> None:
+        life = turn.attempt - 1
+        async with turn.reply() as first:
+            await first.append(f"a{life}")
+            if life:  # the second answer begins in the second life, and goes on in the third
+                async with turn.reply() as second:
+                    await second.append(f"b{life}")
+                    await asyncio.sleep(10_000 if life == 1 else 0)
+            await asyncio.sleep(0 if life else 10_000)
 
-        @hub.agent("chat:*", name="bot", on_crash=on_crash)
-        async def bot(turn: Turn, life: int = life) -> None:
-            async with turn.reply() as first:
-                await first.append(f"a{life}")
-                if life:  # the second answer begins in the second life, and goes on in the third
-                    async with turn.reply() as second:
-                        await second.append(f"b{life}")
-                        await asyncio.sleep(10_000 if life == 1 else 0)
-                await asyncio.sleep(0 if life else 10_000)
-
-        await hub.create("chat:1", id="m1", text="?")
-        await asyncio.sleep(1)
+    async for hub in lives(bot, 1, 1, 1, on_crash=on_crash):
         answers = [one for one in (await hub.history("chat:1")).messages[::-1] if one.role == "assistant"]
-        await hub.close()
     texts = ["a2", "b2"] if on_crash == "restart" else ["a0a1a2", "b1b2"]
     assert [(one.text, one.status) for one in answers] == [(text, "complete") for text in texts]
 
@@ -1433,25 +1341,20 @@ async def test_answers_that_are_written_at_once_are_taken_up_by_their_numbers(on
 async def test_a_message_that_was_taken_into_a_turn_pays_no_attempt_when_it_is_taken_in_again() -> None:
     store = Failing()
     tries: list[tuple[int, int]] = []
-    for number in range(8):
-        hub = new_hub(store)
 
-        @hub.agent("chat:*", name="bot")
-        async def bot(turn: Turn) -> None:
-            await asyncio.sleep(1)
-            await turn.steered()
-            await asyncio.sleep(10_000)
+    async def bot(turn: Turn) -> None:
+        await asyncio.sleep(1)
+        await turn.steered()
+        await asyncio.sleep(10_000)
 
-        if not number:
-            await hub.create("chat:1", id="m1", text="?")
-            await hub.create("chat:1", id="m2", text="and?")
-        await hub.start()
+    async for hub in lives(bot, *[0] * 8, store=store):
+        await hub.create("chat:1", id="m2", text="and?")
         await asyncio.sleep(10)
         taken = (await hub.runtime.message("chat:1", "m2")).claim
         assert taken is not None
         assert (taken.state, taken.within) == ("taken", "m1")
         tries.append((taken.generation, taken.generation - taken.spared))
-        store.is_down = number == 5  # this process dies
+        store.is_down = len(tries) == 6  # this process dies
         await hub.close()
         store.is_down = False
     # nor after a death: the next attempt takes it in again

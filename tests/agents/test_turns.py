@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -18,9 +18,25 @@ from tenuto.stores.base import Committed, Conflict, Write
 from tenuto.stores.memory import MemoryStore
 from tests.virtual import closed_later, virtual_clock, virtually
 
+Handler = Callable[[Turn], Awaitable[None]]
+
 
 def new_hub(store: Any = "memory://", **options: Any) -> Hub:
     return closed_later(Hub(store, hooks_signals=False, clock=virtual_clock(), **{"drain_s": 0.0, **options}))
+
+
+async def lives(
+    handler: Handler, *lives_s: float, store: MemoryStore | None = None, hub: Any = None, **options: Any
+) -> AsyncIterator[Hub]:
+    """Yield the hub of each of an agent's processes after these times; then it dies. The first one gets a question."""
+    store = store or MemoryStore()
+    for life_s in lives_s:
+        process = new_hub(store, **(hub or {}))
+        process.agent("chat:*", name="bot", **options)(handler)
+        await process.create("chat:1", id="m1", text="?")
+        await asyncio.sleep(life_s)
+        yield process
+        await process.close()
 
 
 async def messages(hub: Hub, channel: str = "chat:1") -> list[Message]:

@@ -38,6 +38,7 @@ from tenuto.core.view import View
 from tenuto.sources import OnBreak, Piped, SoFar, ToolCall, UpstreamEnded, UpstreamError, pipe, tries
 from tenuto.sources.writing import SHORTEST_OVERLAP, Join, Kept, Repeated
 from tenuto.stores.memory import MemoryStore
+from tests.agents.test_turns import lives
 from tests.client.wire import Wire, client_of, memory_hub
 from tests.sources.wires import Responses, chat, chat_end, claude, claude_begin, claude_end, claude_said, sse
 from tests.virtual import closed_later, virtual_clock, virtually
@@ -943,32 +944,24 @@ async def test_try_that_a_time_limit_of_the_handler_ends_is_superseded(is_piped:
 @pytest.mark.parametrize("ended_by", ["stop", "limit", "shutdown"])
 @virtually
 async def test_try_that_ends_with_its_turn_is_not_superseded(ended_by: str) -> None:
-    store = MemoryStore()
-    for number in range(2):
-        hub = new_hub(store)
+    async def bot(turn: Turn) -> None:
+        async with turn.reply() as message:
+            if turn.attempt > 1:
+                await message.append(" And on.")
+                return
+            try:
+                async with message.attempt():
+                    await message.append("The text.")
+                    await asyncio.sleep(100)
+            finally:
+                await message.append(" The end.")
 
-        @hub.agent("chat:*", name="bot", on_crash="continue", timeout_s=5)
-        async def bot(turn: Turn, number: int = number) -> None:
-            async with turn.reply() as message:
-                if number:
-                    await message.append(" And on.")
-                    return
-                try:
-                    async with message.attempt():
-                        await message.append("The text.")
-                        await asyncio.sleep(100)
-                finally:
-                    await message.append(" The end.")
-
-        await hub.start()
-        if not number:
-            await hub.create("chat:1", id="m1", text="Hi")
-        await asyncio.sleep(2)
-        if not number and ended_by == "stop":
+    async for hub in lives(bot, 2, 2, on_crash="continue", timeout_s=5):
+        (answer, _) = (await hub.history("chat:1")).messages
+        if answer.status == "streaming" and ended_by == "stop":
             await hub.command("chat:1", "cancel", target="m1")
         await asyncio.sleep(5 if ended_by == "limit" else 0.1)
         answer = (await hub.history("chat:1")).messages[0]
-        await hub.close()
     on = " And on." if ended_by == "shutdown" else ""
     assert answer.text == "The text. The end." + on
 
