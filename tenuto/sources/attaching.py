@@ -119,28 +119,28 @@ class Attaching:
         id = writing.response_id or ""
         if has_moved:
             self._failures, self._moved_s = 0, self._now_s()
-        while True:
-            if error is not None:
-                await self._wait_after(error)
-            if self._may_stream and (not self._has_methods or (has_moved and writing.has_content)):
-                break
+        if error is not None:
+            await self._wait_after(error)
+        while not self._may_stream or (self._has_methods and not (has_moved and writing.has_content)):
             try:
                 async with asyncio.timeout(CALL_S):
                     response = await self._get(id)
             except Exception as failure:
-                error, has_moved = failure, False
+                await self._wait_after(failure)
+                has_moved, self._moved_s = False, self._now_s()  # events may have come meanwhile
                 continue
-            self._failures, error = 0, None
+            self._failures = 0
             status, silent_s = get(response, "status"), self._now_s() - self._moved_s
             if status not in ("queued", "in_progress", "cancelled"):
                 writing.rewind()
                 return partial(events_of if self._is_openai else events_of_interaction, response)
+            # vLLM calls a response queued until it has ended, so only its stream shows whether it goes on
             if status == "queued" and silent_s > QUEUED_S:
                 await self._cancel(id)
                 status = "cancelled"
             if status == "cancelled" or silent_s > SILENT_S:
                 raise UpstreamEnded(f"the model's response is {status}, and will not end")
-            if self._may_stream and status == "in_progress":
+            if self._may_stream:
                 await asyncio.sleep(min(silent_s, POLL_S))
                 break
             await pause(self._writer, POLL_S)

@@ -43,6 +43,7 @@ USAGE = {
 }
 FINISH = {"max_output_tokens": "length", "content_filter": "content_filter"}
 KEEPALIVE = "keepalive"  # type of the events by which OpenAI keeps a silent stream open
+_IDLE = (KEEPALIVE, "response.queued")  # types of the events that it sends while nothing is generated
 _CALLS = ("function_call", "custom_tool_call")  # tool calls whose output the app writes
 _DELTAS = ("function_call_arguments", "custom_tool_call_input", "mcp_call_arguments", "code_interpreter_call_code")
 _WHOLE = ("arguments", "input", "code")
@@ -81,7 +82,7 @@ class OpenAIResponses(Source):
 
     def take(self, event: object) -> Iterator[Edit]:
         kind = get(event, "type")
-        self.is_alive = kind != KEEPALIVE
+        self.is_alive = kind not in _IDLE
         if not isinstance(kind, str):
             return
         if kind == "error":
@@ -342,7 +343,7 @@ class OpenAIAgents(Source):
         return events() if callable(events) else stream
 
     def take(self, event: object) -> Iterator[Edit]:
-        self.is_alive = get(get(event, "data"), "type") != KEEPALIVE
+        self.is_alive = get(get(event, "data"), "type") not in _IDLE
         match get(event, "type"):
             case "raw_response_event":
                 yield from self._responses.take(get(event, "data"))
