@@ -15,7 +15,7 @@ import json
 import logging
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Container, Mapping
 from functools import partial
 from itertools import count
 from typing import Any, Literal, NamedTuple
@@ -27,9 +27,8 @@ from tenuto.agents.history import Shape, as_turns, begin_of, chain_to, parents_i
 from tenuto.agents.request import TurnRequest
 from tenuto.agents.steps import UNSTORABLE, Allowance, Steps, check_function, input_of
 from tenuto.core.errors import AlreadyAnswered, Forbidden, LocalError, TenutoError, TooLarge, public_reason, shown
-from tenuto.core.events import CommandReply
 from tenuto.core.message_state import part_bytes
-from tenuto.core.model import Command, Json, Message, check_json, plain
+from tenuto.core.model import Json, Message, check_json, plain
 from tenuto.core.names import base32
 from tenuto.core.ops import digest
 from tenuto.core.outgoing import PartIndex
@@ -118,7 +117,7 @@ class Turn:
         self.has_budget = False  # True: the agent has a `budget_s`
         self._inputs: set[InputKey] = set()  # each was looked at, and is due if it is for this turn
         self._due: dict[InputKey, Steer] = {}  # what `steered` has to accept, in the order in which it came
-        self._noted: set[InputKey] = set()  # what this attempt or an earlier one may have accepted
+        self._noted: dict[InputKey, set[str | None]] = {}  # what an attempt may have accepted, with who would reply
         self._arrived: list[Steer] = []  # what was accepted for the next call of `steered`
         self._steering = asyncio.Lock()
         self._conversation: set[str] = set()  # ids of its own messages, and of those that follow them
@@ -260,18 +259,19 @@ class Turn:
         """
         id, is_command = key
         is_again = key in self._noted
-        self._noted.add(key)
+        repliers = self._noted.setdefault(key, {self.name})
         answer = len(self.replies) - any(not one.is_over for one in self.replies[-1:])  # its number
         try:
             note: dict[str, Json] = {"of": id, "is_command": is_command, "answer": answer, "by": steer.by}
-            await self.steps.note_input(note, steer.data)
+            *_, stored = await self.steps.note_input(note, steer.data)
+            repliers.add(stored.command.from_)
         except (Forbidden, TooLarge) as error:
             logger.warning("input of a turn in %s was not noted, and a crash may lose it: %s", self.channel, error)
         try:
             if is_command:
                 await self._backend.reply(self.channel, id, ok=True, data=None, error=None, by=self.name)
         except AlreadyAnswered:
-            return is_again and await self._was_accepted(id, steer.data)
+            return is_again and await self._was_accepted(id, steer.data, repliers)
         except TenutoError as error:
             logger.warning("the reply to a steer in channel %s was not stored: %s", self.channel, error.detail)
         return is_command or await self._take_in(id)
@@ -280,11 +280,11 @@ class Turn:
         take = partial(self._backend.take_waiting, self.channel, id, by=self.name, turn=self.message.id)
         return await patiently(take)
 
-    async def _was_accepted(self, id: str, data: Json) -> bool:
+    async def _was_accepted(self, id: str, data: Json, repliers: Container[str | None]) -> bool:
         """Return whether the reply to a `steer` is that of this turn: the command is read by sending it again."""
         again = partial(self._backend.command, self.channel, STEER.name, id=id, target=self.message.id, data=data)
         sent = await patiently(lambda: again(by=self.name, expires_s=1.0))
-        return sent.reply is not None and sent.reply.ok
+        return sent.reply is not None and sent.reply.ok and sent.reply.from_ in repliers
 
     async def recall(self, complete: Collection[int]) -> None:
         """Read what earlier attempts got: it is due again, or its answer is complete with it, and it stays in the turn.
@@ -303,7 +303,8 @@ class Turn:
                     seen = {key for key, one in found.items() if one["answer"] in note["complete"]}
                     closed |= {key for key in seen if found[key]["attempt"] == last}
                 elif reply is not None:  # else its attempt died before it accepted this
-                    found[note["of"], note["is_command"]] = {**note, "data": reply.data}
+                    found[key := (note["of"], note["is_command"])] = {**note, "data": reply.data}
+                    self._noted.setdefault(key, {self.name}).add(command.from_)
                 last = note["attempt"]
         except Forbidden as error:
             logger.warning("an agent may not read what it got before a crash: %s", error)
@@ -325,7 +326,6 @@ class Turn:
             if is_closed:
                 await self._take_in(id)
         self._inputs.add(key)
-        self._noted.add(key)
         if not is_closed:
             self._due[key] = steer
 
@@ -357,8 +357,9 @@ class Turn:
             command, reply = await self._send_question(content, name, target, stored, timeout_s)
             if reply is None:
                 self.progress("waiting", command=command.id)
-                async with self._standing_still():
-                    reply = await self._reply_to(command, timeout_s + GRACE_S)
+                with contextlib.suppress(TimeoutError):  # this process was disconnected, for example
+                    async with self._standing_still(), asyncio.timeout(timeout_s + GRACE_S):
+                        reply = await self._watch.reply_to(command)
                 self.progress("answering" if begun else "thinking")
         except asyncio.CancelledError:
             self._ends_s.setdefault(id, now_s + timeout_s)
@@ -596,13 +597,6 @@ class Turn:
         writers = [one.writer for one in self._taken_up.values()]
         self._taken_up.clear()
         return writers
-
-    async def _reply_to(self, command: Command, timeout_s: float) -> CommandReply | None:
-        """Return the reply; None if it did not arrive in time, for example because this process was disconnected."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                return await self._watch.reply_to(command)
-        return None
 
     @property
     def begun(self) -> list[Writer]:

@@ -159,6 +159,28 @@ async def test_input_is_kept_at_each_moment(moment: str, dies: bool, monkeypatch
 
 
 @virtually
+async def test_a_steer_that_the_app_has_answered_does_not_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    got: list[list[str]] = []
+    note = Steps.note_input
+
+    async def noted(self: Any, fields: Any, *content: Any) -> Any:
+        result = await note(self, fields, *content)
+        if fields["of"] == "q2" and len(got) == 0:
+            await self._backend._hub.reply("chat:1", "q2", by="ann")
+        return result
+
+    monkeypatch.setattr(Steps, "note_input", noted)
+
+    async def respond(turn: Turn) -> None:
+        await asyncio.sleep(10)
+        got.append([one.text for one in await turn.steered()])
+        await asyncio.sleep(1e6 if turn.attempt == 1 else 0)
+
+    await lived(respond, "steer", lives=2)
+    assert got == [[], []]
+
+
+@virtually
 async def test_a_message_whose_taking_in_was_cancelled_gets_a_turn_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     note = Steps.note_input
 
