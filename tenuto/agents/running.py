@@ -298,18 +298,20 @@ class Running:
             else:  # the cancellation was not a stop: other code cancelled a task that the handler awaited
                 logger.error("turn of %s in %s failed", self.message.id, self.channel, exc_info=error)
                 self._failure = "error"
-        except TenutoError as error:
-            if self._is_stopped and isinstance(error, Finished | Fenced):
+        except Exception as raised:
+            failure: BaseException = raised
+            while isinstance(failure, BaseExceptionGroup):  # of a TaskGroup: its first failure ends its other tasks
+                failure = failure.exceptions[0]
+            if self._is_stopped and isinstance(failure, Finished | Fenced):
                 return
-            if isinstance(error, Finished) and await self._is_interrupted(turn):
+            if isinstance(failure, Finished) and await self._is_interrupted(turn):
                 self._is_lost = True  # the turn waits for its next attempt, as after a crash
                 return
-            trace = None if isinstance(error, StoreUnavailable) else error  # not a mistake of the handler
-            logger.warning("turn of %s in %s failed: %s", self.message.id, self.channel, error, exc_info=trace)
-            self._failure = error.code
-        except Exception as error:
-            logger.exception("turn of %s in %s failed", self.message.id, self.channel)
-            self._failure = public_reason(error) or self._backend.reason_of(error) or "error"
+            trace = None if isinstance(failure, StoreUnavailable) else raised  # not a mistake of the handler
+            level = logging.WARNING if isinstance(failure, TenutoError) else logging.ERROR
+            logger.log(level, "turn of %s in %s failed: %s", self.message.id, self.channel, failure, exc_info=trace)
+            reason = public_reason(failure) or self._backend.reason_of(failure) or "error"
+            self._failure = failure.code if isinstance(failure, TenutoError) else reason
         finally:
             if turn.allowance is not None:
                 turn.allowance.cancel()

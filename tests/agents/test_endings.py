@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
 from tenuto import Hub
 from tenuto.agents.turn import Turn
 from tenuto.core.errors import Fenced, StoreUnavailable
+from tenuto.core.requests import SERVER, FinishMessage
+from tenuto.portal import Writer
 from tenuto.stores.base import Committed, Conflict, Write
 from tenuto.stores.memory import MemoryStore
-from tests.agents.test_turns import messages, new_hub, until_over
+from tests.agents.test_turns import lives, messages, new_hub, until_over
 from tests.virtual import virtually
 
 
@@ -180,6 +183,49 @@ async def test_handler_that_ignores_its_cancellation_keeps_its_slot_for_ten_seco
     assert hub.runtime.scheduler.stats()["turns_running"] == 0
     release.set()
     await asyncio.sleep(1)
+
+
+@pytest.mark.parametrize(
+    ("how", "ends_as", "attempts"),
+    [
+        ("stop", ("cancelled", None), [1]),
+        ("limit", ("failed", "timeout"), [1]),
+        ("shutdown", ("complete", None), [1, 2]),
+        ("lost", ("complete", None), [1, 2]),
+        ("interrupted", ("complete", None), [1, 2]),
+    ],
+)
+@virtually
+async def test_a_handler_ends_with_its_group_of_tasks(how: str, ends_as: Any, attempts: list[int]) -> None:
+    turns, ended, ends = list[Turn](), list[int](), iter([how, "none"])
+
+    async def write(message: Writer) -> None:
+        while True:
+            await message.append("text ")
+            await asyncio.sleep(0.5)
+
+    async def respond(turn: Turn) -> None:
+        turns.append(turn)
+        try:
+            async with turn.reply() as message, asyncio.TaskGroup() as tasks:
+                if turn.attempt == 1:
+                    tasks.create_task(write(message))
+                    tasks.create_task(asyncio.sleep(1e6))
+        finally:
+            ended.append(turn.attempt)
+
+    async for hub in lives(respond, 2, 2, timeout_s=5 if how == "limit" else 3600):
+        if (end := next(ends)) == "stop":
+            await hub.command("chat:1", "cancel", target="m1")
+        elif end == "lost":
+            turns[0]._rests.__self__.stop(is_lost=True)  # type: ignore[attr-defined]
+        elif end == "interrupted":
+            request = FinishMessage(status="interrupted", generation=1)
+            await hub.ask("chat:1", turns[0].replies[0].id, request, SERVER)
+        await asyncio.sleep(0 if end == "shutdown" else 20)
+        assert end == "shutdown" or len(ended) == len(turns)
+    assert [one[1:] for one in await endings(hub)] == [ends_as]
+    assert [one.attempt for one in turns] == ended == attempts
 
 
 @pytest.mark.parametrize("has_begun", [False, True])
