@@ -292,7 +292,8 @@ export class Client extends Observable {
   /** @internal The server does not accept `token`. Return whether this closed the client. @param {string | undefined} token @param {boolean} isExpired */
   tokenRefused(token, isExpired) {
     if (this.token.refused(token, isExpired)) return false
-    const remedy = this.token.source === undefined ? "pass `token` to connect()" : "check the `token` of connect()"
+    const known = this.#id === undefined ? "sign in, or pass `token` to connect()" : "sign in again"
+    const remedy = this.token.source === undefined ? known : "check the `token` of connect()"
     this.close(refusal("unauthenticated", `${this.base} does not accept this client: ${remedy}`))
     return true
   }
@@ -380,14 +381,17 @@ export class Client extends Observable {
     else for (const connection of this.#connections) connection.wake()
   }
 
-  /** Find out once why no connection has opened yet. */
+  /** Find out once why no connection has opened yet. Later ask only for a WebSocket without another transport, whose refusal no page sees. */
   async #probe() {
-    if (this.#worked.size || this.#isProbing || this.#error) return
+    const hasWorked = this.#worked.size > 0
+    if (this.#isProbing || this.#error || (hasWorked && (this.options.transport !== "websocket" || this.state === "live"))) return
     this.#isProbing = true
     // Loaded on demand, because few pages ever need it. If loading fails, the next failure tries again.
-    const error = await import("./client/probe.js").then(({ diagnose }) => diagnose(this)).catch(() => null)
+    const error = await import("./client/probe.js").then(({ diagnose }) => diagnose(this, hasWorked)).catch(() => null)
     this.#isProbing = false
-    if (error && !this.#worked.size) this.explain(error)
+    if (!error || this.state === "live") return
+    if (error.code === "unauthenticated") this.tokenRefused(undefined, false)
+    else if (!this.#worked.size) this.explain(error)
   }
 
   /** @internal Say why the client is not live. @param {TenutoError} error */

@@ -89,9 +89,11 @@ class Watch(Clock):
         return super().now_ms() + self.ahead_ms
 
 
-def verified(clock: Clock | None = None, **options: Any) -> Hub:
+def verified(clock: Clock | None = None, cookie: str | None = None, **options: Any) -> Hub:
     clock = clock or Clock()
-    verify = jwt_verifier(secret=SECRET, audience="chat", leeway_s=0, now_s=lambda: clock.now_ms() / 1000)
+    verify = jwt_verifier(
+        secret=SECRET, audience="chat", leeway_s=0, now_s=lambda: clock.now_ms() / 1000, cookie=cookie
+    )
     return new_hub(authenticate=verify, clock=clock, **options)
 
 
@@ -149,6 +151,22 @@ async def test_token_that_expires_in_the_middle_of_an_answer_costs_no_text(brows
         assert shown[-2:] == ["before ", "before and after"]
         assert (await window.evaluate("window.calls"))[:2] in (["start", "expired"], ["start", "refused"])
         await window.evaluate("window.client.close()")
+
+
+async def test_page_without_another_transport_whose_cookie_has_ended_asks_for_a_sign_in(browser: Browser) -> None:
+    watch = Watch()
+    hub = verified(watch, cookie="session")
+    async with opened(browser, hub) as (_, window):
+        cookie = {"name": "session", "value": token(60), "url": window.url}
+        await window.context.add_cookies([cookie])  # type: ignore[list-item]
+        await follow(window, transport="websocket")
+        await window.wait_for_function("() => window.client.state === 'live'")
+        watch.ahead_ms = 120_000
+        # The server's timers do not see the clock that the test moved; a request finds that the identity has ended.
+        await window.evaluate("window.channel.delete('nothing').catch(() => {})")
+        assert await error_code(window) == "unauthenticated"
+        assert (await window.evaluate("window.client.status.error.message")).endswith(": sign in again")
+        assert await window.evaluate("window.client.state") == "closed"
 
 
 @pytest.mark.parametrize("transport", transports("websocket"))

@@ -228,6 +228,60 @@ describe("a cookie", () => {
     assert.equal(channel.error.code, "unauthenticated")
   })
 
+  /** Return a client of a WebSocket alone whose upgrade was refused, perhaps after it was connected as ann. */
+  async function refused(t, { isFirst = false, ...options } = {}) {
+    quiet(t)
+    const w = world(t, { transport: "websocket", ...options })
+    const channel = w.client.channel("c")
+    if (!isFirst) {
+      w.socket.open()
+      w.socket.ok("attach", { you: { id: "ann", can: [] } })
+      w.socket.events("c", "e:1", attached(1))
+      w.socket.drop(4200)
+      w.pass(250)
+    }
+    w.socket.drop()
+    await import("../../tenuto/web/client/probe.js") // the client loads this module in the same way
+    await settled()
+    return { w, channel }
+  }
+
+  test("that has ended is named as the reason of a refused upgrade, which no page sees", async (t) => {
+    const { w, channel } = await refused(t)
+    assert.deepEqual(w.http.requests, [["HEAD", "/base/v1/channels/c", undefined]])
+    await w.http.answer(401)
+    assert.equal(channel.error.code, "unauthenticated")
+    assert.equal(channel.error.message, "http://server.test/base does not accept this client: sign in again")
+    w.pass(60_000)
+    assert.equal(w.sockets.length, 2)
+  })
+
+  test("that has ended before the page is named, too", async (t) => {
+    const { w, channel } = await refused(t, { isFirst: true })
+    await w.http.probed(200, { server: "tenuto", protocol: 1 })
+    await w.http.answer(401)
+    assert.equal(channel.error.code, "unauthenticated")
+    assert.match(channel.error.message, /: sign in, or pass `token` to connect\(\)$/)
+  })
+
+  test("that is accepted again before the response of that request keeps the client open", async (t) => {
+    const { w } = await refused(t)
+    w.pass(500)
+    w.socket.open()
+    await w.http.answer(401)
+    assert.equal(w.client.state, "live")
+  })
+
+  test("does not matter to a client with a token, and other refusals do not end the client", async (t) => {
+    const { w } = await refused(t, { isFirst: true, token: "secret" })
+    await w.http.probed(200, { server: "tenuto", protocol: 1 })
+    assert.deepEqual(w.http.requests, [])
+    const other = await refused(t)
+    await other.w.http.answer(403)
+    assert.equal(other.w.client.state, "reconnecting")
+    assert.equal(other.w.client.status.error, null)
+  })
+
   test("that ended during a long poll is sent once more", async (t) => {
     quiet(t)
     const w = world(t, { transport: "poll" })
