@@ -383,15 +383,11 @@ export class Client extends Observable {
 
   /** Find out once why no connection has opened yet. Later ask only for a WebSocket without another transport, whose refusal no page sees. */
   async #probe() {
-    const hasWorked = this.#worked.size > 0
-    if (this.#isProbing || this.#error || (hasWorked && (this.options.transport !== "websocket" || this.state === "live"))) return
+    if (this.#isProbing || this.#error || this.state === "live" || (this.#worked.size && this.options.transport !== "websocket")) return
     this.#isProbing = true
     // Loaded on demand, because few pages ever need it. If loading fails, the next failure tries again.
-    const error = await import("./client/probe.js").then(({ diagnose }) => diagnose(this, hasWorked)).catch(() => null)
+    await import("./client/probe.js").then(({ probe }) => probe(this)).catch(() => {})
     this.#isProbing = false
-    if (!error || this.state === "live") return
-    if (error.code === "unauthenticated") this.tokenRefused(undefined, false)
-    else if (!this.#worked.size) this.explain(error)
   }
 
   /** @internal Say why the client is not live. @param {TenutoError} error */

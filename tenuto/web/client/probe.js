@@ -12,32 +12,34 @@ const PROTOCOL = 1
 const PROBE_MS = 3_000 // time limit of both requests together
 const REPORT_MS = 50 // time to wait for the report of a policy violation, which the browser sends in a later task
 
-/** @typedef {{ base: string, fetch: typeof globalThis.fetch, token?: { get(): unknown, source?: unknown }, channels?: Map<string, unknown>, options?: { transport?: string } }} Hub a client, or what the chat element knows before it has one */
-
-/**
- * Return the error that explains the failure, or null if the server responds as it should.
- * @param {Hub} client @param {boolean} [hasWorked] True: a connection was open, so only its identity may have ended
- */
-export async function diagnose(client, hasWorked = false) {
-  return (hasWorked ? null : await diagnoseServer(client)) ?? (await diagnoseCookies(client))
+/** Say why a client has no connection, if that can be found out. @param {import("../client.js").Client} client */
+export async function probe(client) {
+  const isFirst = client.state === "connecting"
+  const error = (isFirst ? await diagnose(client) : null) ?? (await diagnoseCookies(client))
+  if (!error || client.state === "live") return
+  if (error.code === "unauthenticated") client.tokenRefused(undefined, false)
+  else if (client.state === "connecting") client.explain(error)
 }
 
 /**
  * Return the error of a page that its cookies identify no more, or null. A page does not see why a WebSocket is refused;
  * other transports see it.
- * @param {Hub} client
+ * @param {import("../client.js").Client} client
  */
 async function diagnoseCookies(client) {
   const { base, token, options } = client
-  const [name] = client.channels?.keys() ?? []
-  if (options?.transport !== "websocket" || token?.source !== undefined || name === undefined) return null
+  const [name] = client.channels.keys()
+  if (options.transport !== "websocket" || token.source !== undefined || name === undefined) return null
   const signal = AbortSignal.timeout(PROBE_MS)
   const { status } = await client.fetch(`${base}/v1/channels/${encodeURIComponent(name)}`, { method: "HEAD", credentials: "include", cache: "no-store", signal })
   return status === 401 ? refusal("unauthenticated", `${base} does not accept the cookies of this page: sign in again`) : null
 }
 
-/** Return the error that explains why the server cannot be reached, or null. @param {Hub} client */
-async function diagnoseServer(client) {
+/**
+ * Return the error that explains the failure, or null if the server responds as it should.
+ * @param {{ base: string, fetch: typeof globalThis.fetch }} client
+ */
+export async function diagnose(client) {
   const { base } = client
   const page = globalThis.location
   const { protocol, hostname } = new URL(base)
