@@ -65,6 +65,21 @@ describe("a token over WebSocket", () => {
     assert.equal(w.sockets.length, 1)
   })
 
+  test("that lasts for seconds is renewed after a quarter of them", async (t) => {
+    const { token, reasons } = tokens("one", "two")
+    const w = world(t, { token })
+    w.client.channel("c")
+    await settled()
+    w.socket.open()
+    w.socket.ok("auth", { you: { expires_s: 8 } })
+    w.pass(1_999)
+    await settled()
+    assert.deepEqual(reasons, ["start"])
+    w.pass(1)
+    await settled()
+    assert.deepEqual(reasons, ["start", "expired"])
+  })
+
   test("is replaced after close code 4200, by a callback that learns why", async (t) => {
     const { token, reasons } = tokens("one", "two")
     const w = world(t, { token })

@@ -4,6 +4,7 @@ import { test } from "node:test"
 
 import { Marks } from "../../tenuto/web/chat/marks.js"
 import { STRINGS } from "../../tenuto/web/chat/strings.js"
+import { append, attached, goLive, message, settled, update, world } from "./fakes.js"
 
 Object.assign(globalThis, { addEventListener() {} })
 
@@ -12,7 +13,7 @@ function marked() {
   const answer = (/** @type {string} */ text, /** @type {number} */ attempts) => /** @type {any} */ ({ id: "a", status: "streaming", text, attempts: Array(attempts).fill({}) })
   let now = answer("", 0)
   const channel = { name: "chat:1", state: "live", getSnapshot: () => ({ messages: [now] }) }
-  const marks = new Marks(/** @type {any} */ ({ host: {}, words: STRINGS, channel, client: {}, closing: new AbortController() }))
+  const marks = new Marks(/** @type {any} */ ({ host: {}, words: STRINGS, channel, client: { now: () => 0, token: {} }, closing: new AbortController() }))
   return (/** @type {string} */ text, attempts = 0, state = "live") => {
     now = answer(text, attempts)
     channel.state = state
@@ -38,4 +39,64 @@ test("text that another attempt replaced while the connection was lost gets no m
   const show = marked()
   show("First", 0, "reconnecting")
   assert.deepEqual(show("Second, which is longer", 1), [])
+})
+
+/** Return a client with an answer whose text is "a", and a function that returns the words of its marks. */
+function marksOf(t, options) {
+  const w = world(t, options)
+  const channel = w.client.channel("c")
+  const marks = new Marks(/** @type {any} */ ({ host: {}, words: STRINGS, channel, client: w.client, closing: new AbortController() }))
+  channel.subscribe(() => marks.changed() && marks.choose())
+  return { w, words: () => marks.of(channel.getSnapshot().messages[0]).map(({ text }) => text) }
+}
+
+const RECONNECTED = ["Reconnected. **1 characters** came back."]
+
+/** End the connection with `code`, and connect again `pause_ms` later, with one more character. */
+function reconnect(w, code, pause_ms) {
+  w.socket.drop(code)
+  w.pass(pause_ms)
+  w.socket.open()
+  w.socket.events("c", "e:2", attached(2, { resumed: true }), append(2, "m", 1, "b"))
+}
+
+test("an identity that is renewed leaves no mark, over a WebSocket", (t) => {
+  const { w, words } = marksOf(t, {})
+  goLive(w)
+  reconnect(w, 4200, 250)
+  assert.deepEqual(words(), [])
+  w.socket.drop()
+  w.pass(1_000)
+  w.socket.open()
+  w.socket.events("c", "e:2", attached(2, { resumed: true }))
+  assert.deepEqual(words(), ["Reconnected, nothing was missed."]) // a connection that was lost leaves one
+})
+
+test("an identity whose renewal takes a visible time leaves a mark", (t) => {
+  const { w, words } = marksOf(t, {})
+  goLive(w)
+  reconnect(w, 4200, 2_000)
+  assert.deepEqual(words(), RECONNECTED)
+})
+
+test("an identity that is renewed leaves no mark, over SSE and long poll", async (t) => {
+  const stream = marksOf(t, { transport: "sse" })
+  const { source } = stream.w
+  await source.open()
+  await source.receive(attached(1))
+  await source.receive(update(message("m", 1, "a")), "e:1")
+  await source.bye("unauthenticated")
+  stream.w.pass(250)
+  await settled()
+  await stream.w.source.open()
+  await stream.w.source.receive(append(2, "m", 1, "b"), "e:2")
+  assert.equal(stream.w.sources.length, 2)
+  assert.deepEqual(stream.words(), [])
+  const poll = marksOf(t, { transport: "poll" })
+  await poll.w.http.poll({ cursor: "e:1", events: [attached(1), update(message("m", 1, "a"))] })
+  await poll.w.http.poll({ code: "unauthenticated" }, 401)
+  poll.w.pass(250)
+  await settled()
+  await poll.w.http.poll({ cursor: "e:2", events: [append(2, "m", 1, "b")] })
+  assert.deepEqual(poll.words(), [])
 })

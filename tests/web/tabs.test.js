@@ -117,6 +117,7 @@ class TabClient extends Observable {
   base = "http://server.test"
   channels = new Map()
   status = { error: null, retryAt: null }
+  token = { isExpired: false }
   state = "live"
   isHttp = false
   missed = []
@@ -273,6 +274,19 @@ test("a follower is not live while its leader is not", async (t) => {
   leader.state = "live"
   await w.pass(500)
   assert.equal(follower.isOpen, true)
+})
+
+test("a follower knows whether its leader renews its identity, or has lost its connection", async (t) => {
+  const w = tabsOf(t)
+  const leader = await w.tab()
+  leader.token.isExpired = true
+  leader.state = "reconnecting"
+  const follower = await w.tab()
+  assert.equal(follower.token.isExpired, true)
+  leader.token.isExpired = false
+  follower.use(follower.tabs.transport)
+  await settled()
+  assert.equal(follower.token.isExpired, false)
 })
 
 test("tabs of different identities use locks and channels of different names", async (t) => {

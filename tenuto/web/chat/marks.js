@@ -13,6 +13,7 @@ import { countPoints } from "../client/text.js"
 /** @typedef {{ message: string, at: number, text: string, place?: number, attempts?: number }} Mark `at` counts code points of the message's `text`, `place` the same in units of JavaScript, once known; `attempts` is the number of the attempts before that text; `text` may have `**bold**` words */
 
 const MAX_MARKS = 50
+const RENEWAL_MS = 2_000 // an identity that is renewed in this time has interrupted nothing that a person sees
 
 export class Marks {
   /** @type {Mark[]} */
@@ -21,6 +22,7 @@ export class Marks {
   #stood = null
   #isLive = false
   #wasLive = false // True: this page has been connected before
+  #quietUntil = 0 // before this time a connection that comes back leaves no mark
   /** @type {readonly Mark[]} */
   #shown = []
 
@@ -47,14 +49,16 @@ export class Marks {
 
   /** Note a change of the channel, which may be that of its connection. Return whether the marks have changed. */
   changed() {
-    const { channel } = this.panel
+    const { channel, client } = this.panel
     const isLive = channel.state === "live"
     if (isLive === this.#isLive && (isLive || this.#stood)) return false
     const { messages, isFromCache } = channel.getSnapshot()
     const hasReturned = isLive && !this.#isLive
     if (!isLive && (this.#isLive || isFromCache)) this.#stood = lengthsOf(messages)
+    if (!isLive && this.#isLive) this.#quietUntil = client.token.isExpired ? client.now() + RENEWAL_MS : 0
     this.#isLive = isLive
     if (!hasReturned) return false
+    if (client.now() < this.#quietUntil) this.#stood = null
     for (const [id, at, attempts] of this.#stood ?? []) this.#return(messages.find((one) => one.id === id), at, attempts)
     this.#stood = null
     this.#wasLive = true

@@ -219,15 +219,18 @@ class TabSocket {
     this.port.close()
   }
 
-  /** @param {{ term: number, n: number, text?: string, isForbidden?: boolean }} message */
-  #receive({ term, n, text, isForbidden }) {
+  /** @param {{ term: number, n: number, text?: string, isForbidden?: boolean, isExpired: boolean }} message */
+  #receive({ term, n, text, isForbidden, isExpired }) {
     const { tabs } = this
     if (n !== this.#n || term < tabs.term) return
     tabs.term = term
     tabs.role?.heartbeat?.()
     if (isForbidden) tabs.alone() // the leader's token may have fewer rights than this tab's
     else if (text) this.onmessage?.({ data: text })
-    else if (text === "") this.onclose?.({ code: 1006 })
+    else if (text === "") {
+      tabs.client.token.isExpired = isExpired
+      this.onclose?.({ code: 1006 })
+    }
     else {
       this.#term = term
       this.onopen?.()
@@ -406,6 +409,7 @@ class Leader {
 
   /** Post a frame; without a text the socket opens, with an empty one it ends. @param {FollowerState} follower @param {string} [text] @param {boolean} [isForbidden] */
   #post({ port, n }, text, isForbidden) {
-    if (n !== null) port.postMessage({ term: this.term, n, text, isForbidden })
+    const { isExpired } = this.client.token
+    if (n !== null) port.postMessage({ term: this.term, n, text, isForbidden, isExpired })
   }
 }

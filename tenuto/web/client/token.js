@@ -21,6 +21,8 @@ export class Token {
   #pending
   #refusals = 0
   #wasAccepted = false
+  /** True: the connection has ended because the identity expired, and the next one is not accepted yet. */
+  isExpired = false
 
   /** @param {TokenSource | undefined} source */
   constructor(source) {
@@ -37,6 +39,7 @@ export class Token {
   accepted() {
     this.#wasAccepted = true
     this.#refusals = 0
+    this.isExpired = false
   }
 
   /**
@@ -45,6 +48,7 @@ export class Token {
    * @param {string | undefined} token @param {boolean} isExpired
    */
   refused(token, isExpired) {
+    this.isExpired = isExpired
     if (typeof this.source === "function" && token !== this.#current) return true
     // Without a token the browser's cookies count: those of the next attempt may prove the identity for longer.
     if (this.source === undefined) return isExpired

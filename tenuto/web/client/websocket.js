@@ -9,7 +9,7 @@ import { TenutoError, refusal } from "./errors.js"
 /** @typedef {import("./connection.js").Transport} Transport */
 /** @typedef {import("./channel.js").Channel<any, any>} Channel */
 
-const RENEW_MS = 30_000 // time before the identity expires at which a new token is sent
+const RENEW_MS = 30_000 // time before the identity expires at which a new token is sent, but not in the first quarter
 const EXPIRED = 4200
 
 /** @type {Transport} */
@@ -45,7 +45,7 @@ function dial(connection, token) {
   /** @param {number} left_ms until the identity ends, by a timer of the monotonic clock */
   const renewLater = (left_ms) => {
     clearTimeout(renewal)
-    const wait_ms = Math.min(Math.max(left_ms - RENEW_MS, 0), 2 ** 31 - 1)
+    const wait_ms = Math.min(Math.max(left_ms - RENEW_MS, left_ms / 4), 2 ** 31 - 1)
     renewal = setTimeout(async () => {
       client.token.renew("expired")
       const value = await Promise.resolve(client.token.get()).catch(() => undefined)
