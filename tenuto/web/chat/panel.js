@@ -23,7 +23,7 @@ const HIDDEN_MS = 250
 const SLICE_MS = 12 // time limit of one drawing
 const HELD_MS = 6 // time limit of a drawing that also lays out messages above the view
 const FIRST_MS = 30 // time limit of the first drawing
-const SLOW_MS = 1_000 // time to connect after which the status line mentions it
+const SLOW_MS = 1_000 // time without a connection after which the status line mentions it
 const COUNT_MS = 1_000 // time between two drawings of the time until the next question
 const MAX_REPLIES = 100
 const CLOSE = "M6 6l12 12M18 6L6 18"
@@ -34,7 +34,7 @@ export class Panel {
   closing = new AbortController()
   names = new Names()
   voice = new Voice()
-  /** The status line: `unheard` is true after a signal that no agent serves the channel, `trouble` is the reason of a failed request that no message or button shows, `isSlow` is true some time after the start, and before `until` (milliseconds since 1970) the hub accepts no question. */
+  /** The status line: `unheard` is true after a signal that no agent serves the channel, `trouble` is the reason of a failed request that no message or button shows, `isSlow` is true when the connection was away for some time, and before `until` (milliseconds since 1970) the hub accepts no question. */
   line = { node: element("p", { part: "status", dir: "auto" }), unheard: false, trouble: "", isSlow: false, until: 0 }
   #isDrawing = false
   #shownState = ""
@@ -42,6 +42,8 @@ export class Panel {
   #isCounting = false
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   #count
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  #slow
 
   /** @param {import("../element.js").TenutoChat} host @param {ShadowRoot} root @param {Client} client @param {string} name of the channel @param {import("./visitor.js").Visit | null} visit the chats of a visitor, for an element without `channel` */
   constructor(host, root, client, name, visit) {
@@ -84,11 +86,18 @@ export class Panel {
     }
     addEventListener("pagehide", () => this.#keepSeen(), { signal: this.closing.signal })
     this.#drawChats()
-    setTimeout(() => {
+    this.#awaitConnection()
+    root.append(this.node)
+  }
+
+  /** Let the status line mention the missing connection after some time: most are back before a person notices. */
+  #awaitConnection() {
+    this.line.isSlow = false
+    clearTimeout(this.#slow)
+    this.#slow = setTimeout(() => {
       this.line.isSlow = true
       this.schedule()
     }, SLOW_MS)
-    root.append(this.node)
   }
 
   #panel() {
@@ -199,6 +208,7 @@ export class Panel {
     this.scroller.notice() // now, because the event of a scroll may come after new text
     const snapshot = this.channel.getSnapshot()
     const { error, messages, presence, streaming, status, typing, you } = snapshot
+    if (this.#shownState === "live" && status.state !== "live") this.#awaitConnection()
     if (this.names.update(snapshot)) this.list.round++
     this.list.draw(snapshot, most_ms)
     setText(nodes.people, peopleWords(this, snapshot))
@@ -226,7 +236,7 @@ export class Panel {
     if (this.list.isBehind) this.schedule()
     else if (log.scrollTop < NEAR_START && status.state === "live") void this.loadOlder()
     if (status.state !== this.#shownState) {
-      if (this.#shownState === "reconnecting" && status.state === "live") this.voice.speak(this.words.online)
+      if (this.#shownState === "reconnecting" && status.state === "live" && line.isSlow) this.voice.speak(this.words.online)
       this.#shownState = status.state
       this.emit("status", { status })
     }
