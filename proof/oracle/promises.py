@@ -245,7 +245,6 @@ class Held:
     is_given: bool = True  # True: the holder knows that it has the lease
     overdue_s: float = float("-inf")  # when a sign of life arrived that may have been too late
     host: tuple[str, int] | None = None  # the turn that has taken the message in, and its attempt
-    host_over_s: float = float("inf")  # when that turn ended; if it began again, the message waits for another attempt
 
 
 @dataclass
@@ -488,11 +487,6 @@ class Promises:
                 raise Violation(
                     f"{place} still streams, its writer sent the last request at {held.tried_s:.3f}: {held}"
                 )
-        for place, turn in self._turns.items():
-            if turn.is_given and now_s > max(turn.host_over_s, base_s) + SOON_S:
-                raise Violation(
-                    f"the turn of {place} goes on, and that of {turn.host}, which took it in, is over: {turn}"
-                )
         for place, sent in self._commands.items():
             since_s = max(sent.stored_s, base_s)
             if sent.op.name == "cancel" and now_s > since_s + CANCEL_S + SOON_S:
@@ -522,8 +516,8 @@ class Promises:
                     self._check_not_early(place, held)
             case Delete():
                 self._leases.pop(place, None)
-                turn = self._turns.pop(place, None)
-                self._end_held(place, turn.generation if turn is not None else 0)
+                self._turns.pop(place, None)
+                self._check_held(place)
             case Claim():
                 self._take_claim(place, op)
             case Command() if op.name == STEP:
@@ -607,7 +601,7 @@ class Promises:
             return  # the renewal of a remote agent
         self._turns.pop(place, None)
         if op.state != "taken":
-            self._end_held(place, before.generation if before is not None else op.generation)
+            self._check_held(place)
             return
         if before is not None and before.is_given and op.confirmed:
             raise Violation(f"{place} was claimed again by {op.node}, though {before.by} has begun this attempt")
@@ -620,14 +614,13 @@ class Promises:
 
     def _has_lost_host(self, place: Place, held: Held) -> bool:
         """Return whether the attempt that has taken the message in is lost, so that the message waits again."""
-        is_over = held.host_over_s < float("inf")
-        return held.host is not None and not is_over and self._turn((place[0], held.host[0]), held.host[1]) is None
+        return held.host is not None and self._turn((place[0], held.host[0]), held.host[1]) is None
 
-    def _end_held(self, place: Place, generation: int) -> None:
-        """Note the end of a turn, with which the turns end that its attempt has taken in."""
-        for (channel, _), held in self._turns.items():
-            if channel == place[0] and held.host == (place[1], generation):
-                held.host_over_s = self._now_s()
+    def _check_held(self, host: Place) -> None:
+        """Check, behind the entry that ends a turn, that no message is held by it any more. Raises Violation."""
+        for place, held in self._turns.items():
+            if held.host is not None and (place[0], held.host[0]) == host:
+                raise Violation(f"the turn of {place} goes on, and that of {host}, which took it in, is over: {held}")
 
     def _begin_turn(self, place: Place, op: Claim) -> None:
         now_s = self._now_s()

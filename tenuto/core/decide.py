@@ -17,11 +17,11 @@ from msgspec import UNSET
 from tenuto.core.decide_commands import (
     check_may_begin,
     check_room_for_pending,
+    ended_with,
     reply_command,
     send_command,
     settle_command,
     with_approval,
-    withdrawn,
 )
 from tenuto.core.decide_owners import (
     check_attempt,
@@ -158,7 +158,8 @@ def decide(
             return check_silent(message, request) or _finish(message, request.end, caller, limits, now_ms)
         case DeleteMessage():
             check_may_change(message, caller)
-            return Decision(ops=(*withdrawn(state, message, now_ms), Delete(id=message.id, at_ms=now_ms)))
+            ops = ended_with(state, message, "cancelled", now_ms)
+            return Decision(ops=(*ops, Delete(id=message.id, at_ms=now_ms)))
         case ClaimTurn():
             return claim_turn(state, message, request, caller, now_ms)
         case EndTurn():

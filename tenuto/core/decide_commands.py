@@ -5,7 +5,10 @@ Layer: core; `decide` calls this module. A command is stored, and the first repl
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 import msgspec
+from msgspec.structs import replace
 
 from tenuto.core.draft import Decision, Draft
 from tenuto.core.errors import (
@@ -31,6 +34,7 @@ from tenuto.core.ops import Claim, Command, Finish, Op, Reply, SetPart, fingerpr
 from tenuto.core.requests import Caller, ReplyCommand, SendCommand, SettleCommand
 from tenuto.core.turns import (
     APPROVE,
+    MOST_SPARED,
     QUESTION_MARK,
     STEP,
     STEP_MARK,
@@ -428,10 +432,33 @@ def _data(value: Json, limit_bytes: int, limits: Limits) -> Json:
 
 def _cancelled(state: Draft, message: MessageState, claim: ClaimState, now_ms: int) -> list[Op]:
     op = Claim(id=message.id, state="cancelled", generation=claim.generation, by=claim.by, at_ms=now_ms)
-    return [*withdrawn(state, message, now_ms), op]
+    return [*ended_with(state, message, op.state, now_ms), op]
 
 
-def withdrawn(state: Draft, message: MessageState, now_ms: int) -> list[Reply]:
+def ended_with(
+    state: Draft, message: MessageState, end: str, now_ms: int, unheard: Container[str] = ()
+) -> list[Claim | Reply]:
+    """Return the operations on the held messages and the open questions of the turn of `message`, which ends so."""
+    return [*released(state, message, end, now_ms, unheard), *_withdrawn(state, message, now_ms)]
+
+
+def released(state: Draft, message: MessageState, end: str, now_ms: int, unheard: Container[str] = ()) -> list[Claim]:
+    """Return the operations by which the messages that the turn of `message` has taken in end with it, in state `end`.
+
+    With `pending` they wait again. So do those that its last attempt has not taken in, or has without knowing it.
+    """
+    ops: list[Claim] = []
+    for one, known in state.held_by(message.id):
+        op = Claim(id=one.id, state=end, generation=known.generation, by=known.by, at_ms=now_ms)
+        is_last = message.claim is not None and message.claim.generation == known.within_generation
+        if is_last and end != "pending" and one.id not in unheard:
+            ops.append(replace(op, within=known.within, within_generation=known.within_generation))
+        else:
+            ops.append(replace(op, state="pending", spared=min(known.spared + 1, MOST_SPARED)))
+    return ops
+
+
+def _withdrawn(state: Draft, message: MessageState, now_ms: int) -> list[Reply]:
     """Return the replies to the open questions of the turn of `message`, which ends: no attempt waits for others."""
     questions = [one for one in state.open_commands() if command_id(one.id).startswith(QUESTION_MARK)]
     if not questions or message.claim is None or not message.claim.is_open:

@@ -5,9 +5,7 @@ Layer: core. A part of `decide` (`tenuto.core.decide`), which calls these decisi
 
 from __future__ import annotations
 
-from msgspec.structs import replace
-
-from tenuto.core.decide_commands import withdrawn
+from tenuto.core.decide_commands import ended_with, released
 from tenuto.core.deltas import is_answer_of
 from tenuto.core.draft import Decision, Draft
 from tenuto.core.errors import Damaged, Deleted, Fenced, Finished, Forbidden, NotWriter, StillStreaming, shown
@@ -240,6 +238,8 @@ def end_turn(state: Draft, message: MessageState, request: EndTurn, caller: Call
     if request.state == "pending":
         return _handed_over(state, message, claim, now_ms)
     failed = _failed(state, message, claim, request.failure, now_ms) if request.failure is not None else ()
+    end = request.state if request.failure is None else "pending"  # no answer is known to contain what it took in
+    ended = ended_with(state, message, end, now_ms, request.unheard)
     op = Claim(
         id=message.id,
         state=request.state,
@@ -249,7 +249,7 @@ def end_turn(state: Draft, message: MessageState, request: EndTurn, caller: Call
         within=claim.within,
         within_generation=claim.within_generation,
     )
-    return Decision(ops=(*failed, *withdrawn(state, message, now_ms), op), generation=claim.generation)
+    return Decision(ops=(*failed, *ended, op), generation=claim.generation)
 
 
 def _handed_over(state: Draft, message: MessageState, claim: ClaimState, now_ms: int) -> Decision:
@@ -266,12 +266,7 @@ def _handed_over(state: Draft, message: MessageState, claim: ClaimState, now_ms:
     ]
     spared = min(claim.spared + 1, MOST_SPARED)
     op = Claim(id=message.id, state="pending", generation=claim.generation, by=claim.by, at_ms=now_ms, spared=spared)
-    held = [
-        replace(op, id=one.id, generation=known.generation, spared=min(known.spared + 1, MOST_SPARED))
-        for one, known in state.held_by(message.id)
-        if known.within_generation == claim.generation
-    ]
-    return Decision(ops=(*ends, *held, op), generation=claim.generation)
+    return Decision(ops=(*ends, *released(state, message, op.state, now_ms), op), generation=claim.generation)
 
 
 def _failed(state: Draft, message: MessageState, claim: ClaimState, answer_id: str, now_ms: int) -> list[Op]:

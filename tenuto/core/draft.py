@@ -89,14 +89,17 @@ class Draft:
 
     def running(self) -> Iterator[MessageState]:
         """Yield the user messages whose own turns an attempt will have after the batch so far."""
-        found = map(self.message, {**self.base.taken, **self._taken})
-        return (one for one in found if one is not None and one.is_taken)
+        return (one for one in self._with_attempts() if one.is_taken)
 
     def held_by(self, message_id: str) -> Iterator[tuple[MessageState, ClaimState]]:
         """Yield the messages that the turn of `message_id` has taken in, after the batch so far, with their claims."""
-        for one in self.messages():
+        for one in self._with_attempts():
             if one.claim is not None and (one.claim.state, one.claim.within) == ("taken", message_id):
                 yield one, one.claim
+
+    def _with_attempts(self) -> Iterator[MessageState]:
+        found = map(self.message, {**self.base.taken, **self._taken})
+        return (one for one in found if one is not None and not one.deleted)
 
     def open_commands(self) -> list[CommandState]:
         """Return the commands that will wait for a reply after the batch so far."""

@@ -101,7 +101,7 @@ class ChannelState:
         self.messages: OrderedDict[str, MessageState] = OrderedDict()  # in order of their last change
         # ids of all messages of the channel that wait for an agent, also of those outside memory
         self.pending: dict[str, None] = {}
-        self.taken: dict[str, None] = {}  # ids of the messages whose own turns an attempt has
+        self.taken: dict[str, None] = {}  # ids of the messages that an attempt has: at their own turn or another
         # commands in order of their last change; all commands without a reply are here
         self.commands: OrderedDict[str, CommandState] = OrderedDict()
         self.tail = PartTail(serial)
@@ -129,8 +129,9 @@ class ChannelState:
 
     def note_claim(self, message: MessageState) -> None:
         """Update the indexes of waiting and taken messages for `message`."""
-        for index, is_listed in ((self.pending, message.is_pending), (self.taken, message.is_taken)):
-            if is_listed:
+        claim = message.claim if not message.deleted else None
+        for index, listed in ((self.pending, "pending"), (self.taken, "taken")):
+            if claim is not None and claim.state == listed:
                 index[message.id] = None
             else:
                 index.pop(message.id, None)

@@ -17,7 +17,6 @@ from typing import Generic, Literal, NamedTuple, TypeVar
 from tenuto.core.message_state import ClaimState, MessageState
 from tenuto.core.model import STEP_NAME, Json, Message
 from tenuto.core.names import base32
-from tenuto.core.state import ChannelState
 
 CANCEL_S = 2.0  # time in which the worker or writer can carry out a `cancel` before the server does
 # Limit of attempts at one message that died (crash, lost lease); then the turn fails. An attempt that its process hands
@@ -57,8 +56,7 @@ class TurnEvent(Enum):
     REFUSED = "the log holds another claim, or the outcome is unknown"
     FAILED = "the store failed"
     DUE = "the delay is over"
-    LOST = "the worker, or the attempt that holds the message, is gone"
-    UNHEARD = "the turn that took the message in has no result of its request"
+    LOST = "the worker, or the attempt that holds the message, is gone, or does not know that it holds it"
     STOPPED = "the end of the turn is stored, or its channel was deleted, while its handler runs"
     ENDED = "the end of the turn is stored"
 
@@ -80,11 +78,7 @@ TRANSITIONS: dict[Phase, dict[TurnEvent, Phase]] = {
     },
     Phase.DELAYED: {TurnEvent.DUE: Phase.WAITING},
     Phase.RUNNING: {TurnEvent.LOST: Phase.WAITING, TurnEvent.STOPPED: Phase.ENDING, TurnEvent.ENDED: Phase.OVER},
-    Phase.HELD: {
-        TurnEvent.LOST: Phase.WAITING,
-        TurnEvent.UNHEARD: Phase.WAITING,
-        TurnEvent.ENDED: Phase.OVER,
-    },
+    Phase.HELD: {TurnEvent.LOST: Phase.WAITING, TurnEvent.ENDED: Phase.OVER},
     Phase.ENDING: {
         TurnEvent.PENDING: Phase.WAITING,  # the channel was deleted, and the message was created again
         TurnEvent.ENDED: Phase.OVER,
@@ -259,17 +253,17 @@ class TurnState(Generic[W]):
         self._follow()
         return self._moved(left)
 
-    def lose(self, event: TurnEvent = TurnEvent.LOST) -> Left[W] | None:
+    def lose(self) -> Left[W] | None:
         """Let the turn wait again, because its worker is gone, or the attempt that has taken the message in."""
         left = self._leave()
-        self._lose(event)
+        self._lose()
         self.handler = None
         return self._moved(left)
 
-    def _lose(self, event: TurnEvent) -> None:
-        self._move(event)
+    def _lose(self) -> None:
+        self._move(TurnEvent.LOST)
         self.suspect = self.worker or self.suspect
-        self.worker = self.unheard = None
+        self.worker = None
 
     def _follow(self) -> None:
         """Make the transition that the log shows."""
@@ -286,7 +280,7 @@ class TurnState(Generic[W]):
             if claim.state == "taken" and claim.generation == self.attempt:
                 self.confirmed = claim.confirmed
                 return
-            self._lose(TurnEvent.LOST)
+            self._lose()
         known, self.attempt, self.confirmed = (self.attempt, self.confirmed), claim.generation, claim.confirmed
         if claim.state == "taken" and known != (claim.generation, claim.confirmed) and not self._is_orphan:
             self._move(TurnEvent.TAKEN if claim.within is None else TurnEvent.TAKEN_IN)
@@ -360,6 +354,13 @@ class ChannelTurns(Generic[W]):
         """Return the turns of the messages that the turn of `message_id` has taken in."""
         return [turn for turn in self._turns.values() if turn.host is not None and turn.host[0] == message_id]
 
+    def is_lost(self, held: TurnState[W]) -> bool:
+        """Return whether the attempt that has taken a message in does not run, or does not know that it has it."""
+        assert held.host is not None
+        message_id, attempt = held.host
+        host = self.get(message_id)
+        return host is None or not host.is_taken or host.attempt != attempt or held.unheard == held.host
+
     def newest_of(self, name: str, message_id: str | None) -> TurnState[W] | None:
         """Return the latest running turn of agent `name`; with `message_id`, only the turn of that message."""
         for turn in reversed(self._turns.values()):
@@ -367,39 +368,6 @@ class ChannelTurns(Generic[W]):
             if is_own and message_id in (None, turn.message_id):
                 return turn
         return None
-
-
-class HeldFate(Enum):
-    """The transition that a held turn makes because of the turn that has taken it in."""
-
-    HELD = "that attempt runs"
-    LOST = "that attempt is lost, or had ended before"
-    UNHEARD = "that attempt does not know that it has the message"
-    DONE = "that turn is done"
-    CANCELLED = "that turn was cancelled, or its message is gone"
-
-
-def fate_of_held(turn: TurnState[W], turns: ChannelTurns[W], state: ChannelState | None) -> HeldFate:
-    """Return the fate of `turn`, which another turn has taken in.
-
-    `state` is None while the channel is not in memory.
-    """
-    assert turn.host is not None
-    message_id, attempt = turn.host
-    if turn.unheard == turn.host:
-        return HeldFate.UNHEARD
-    host = state.messages.get(message_id) if state is not None else None
-    is_open = host is not None and host.claim is not None and host.claim.is_open and not host.deleted
-    if state is None or is_open:  # a channel outside memory is loaded again when the turn ends
-        running = turns.get(message_id)
-        is_running = running is not None and running.is_taken and running.attempt == attempt
-        return HeldFate.HELD if is_running else HeldFate.LOST
-    held = state.messages.get(turn.message_id)
-    # the other turn had ended before it took this one in
-    if host is not None and held is not None and host.last < held.last:
-        return HeldFate.LOST
-    is_done = host is not None and host.claim is not None and host.claim.state == "done"
-    return HeldFate.DONE if is_done else HeldFate.CANCELLED
 
 
 # -- commands --------------------------------------------------------------------------------------------------

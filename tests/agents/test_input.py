@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -14,9 +15,11 @@ from tenuto.agents.steps import Steps
 from tenuto.agents.turn import Turn
 from tenuto.client import Client
 from tenuto.core.errors import Forbidden
+from tenuto.core.ops import Claim
 from tenuto.core.turns import STEP_MARK
+from tenuto.stores.base import Committed, Conflict, Write
 from tenuto.stores.memory import MemoryStore
-from tests.agents.test_turns import new_hub
+from tests.agents.test_turns import Failing, new_hub
 from tests.client.wire import Wire, client_of
 from tests.virtual import virtually
 
@@ -237,3 +240,36 @@ async def test_a_turn_that_is_given_up_keeps_the_messages_of_its_complete_answer
 
     found = await lived(respond, "q2", lives=3, max_tries=2)  # of which the message loses one, as taken in
     assert found[2:] == [("? m q2", "complete")] if is_whole else [("? m q2", "failed"), ("m q2", "complete")]
+
+
+class Last(Failing):
+    """A store whose process dies after the commit that ends the turn of `q`."""
+
+    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
+        results = await super().commit(writes)
+        ops = [entry.op for write in writes for entry in write.entries]
+        self.is_down = any(isinstance(op, Claim) and (op.id, op.state) == ("q", "done") for op in ops)
+        return results
+
+
+@virtually
+async def test_a_message_of_a_complete_answer_is_over_with_its_turn_when_the_process_dies_behind_that_commit() -> None:
+    store = Last()
+    for _ in range(2):
+        hub = new_hub(store)
+
+        @hub.agent("chat:*")
+        async def respond(turn: Turn) -> None:
+            await asyncio.sleep(10)
+            async with turn.reply() as message:
+                await message.append(" ".join([f"To {turn.text}", *(one.text for one in await turn.steered())]))
+
+        await hub.start()
+        if not store.is_down:
+            await hub.create("chat:1", id="q", text="?")
+            await hub.create("chat:1", id="q2", text="and?")
+        store.is_down = False
+        await asyncio.sleep(30)
+        answers = [one.text for one in (await hub.history("chat:1")).messages if one.role == "assistant"]
+        await hub.close()
+    assert answers == ["To ? and?"]

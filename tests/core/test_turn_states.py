@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from tenuto.core.errors import StillStreaming, TenutoError
 from tenuto.core.requests import Caller, ClaimTurn
-from tenuto.core.turns import TRANSITIONS, ChannelTurns, HeldFate, Left, Phase, TurnEvent, TurnState, fate_of_held
+from tenuto.core.turns import TRANSITIONS, ChannelTurns, Left, Phase, TurnEvent, TurnState
 from tests.core.harness import AGENT, LogHarness, served_log
 
 ARCHITECTURE = Path(__file__).parents[2] / "docs" / "architecture.md"
@@ -105,17 +105,16 @@ def held(log: LogHarness, *, is_known: bool = True) -> ChannelTurns[str]:
     return turns
 
 
-@pytest.mark.parametrize(("end", "fate"), [("done", HeldFate.DONE), ("cancelled", HeldFate.CANCELLED)])
-def test_held_turn_ends_as_the_turn_that_holds_it(end: str, fate: HeldFate) -> None:
+@pytest.mark.parametrize("is_known", [True, False])
+def test_turn_is_held_while_the_attempt_that_has_it_runs_and_knows_it(is_known: bool) -> None:
     log = served_log("q1", "q2")
-    turns = held(log)
+    turns = held(log, is_known=is_known)
     host, turn = turns
     assert turns.held_by("q1") == [turn]
-    assert fate_of_held(turn, turns, log.state) is HeldFate.HELD
-    log.end("q1", 1, end, caller=FAR)
+    assert turns.is_lost(turn) is not is_known
+    log.claim("q1", 1, caller=FAR, lease_s=15)
     look(host, log)
-    assert fate_of_held(turn, turns, log.state) is fate
-    assert fate_of_held(turn, turns, None) is HeldFate.LOST  # not in memory: it is decided when it is loaded
+    assert turns.is_lost(turn)
 
 
 def test_of_two_requests_for_one_message_the_stored_one_counts() -> None:

@@ -251,6 +251,7 @@ ENDS: dict[str, Callable[[LogHarness], object]] = {
     "late cancel": lambda log: (log.cancel("stop", "q"), log.settle("stop")),
     "deleted": lambda log: log.delete("q"),
 }
+OVER = ("done", "cancelled", "late cancel", "deleted")  # those with which a message that was taken in ends
 
 
 @pytest.mark.parametrize("end", ENDS)
@@ -281,3 +282,39 @@ def test_questions_of_a_turn_that_is_handed_over_stay_open(served: LogHarness) -
     asked = ask_question(served, "q")
     served.end("q", state="pending")
     assert served.known_command(asked).is_open
+
+
+# -- messages that a turn has taken in -------------------------------------------------------------------------
+
+
+def take_in(harness: LogHarness, message_id: str, attempt: int = 1) -> None:
+    """Let this attempt at the turn of `q` take a message in."""
+    known = claim_of(harness, message_id).generation
+    harness.ask(message_id, ClaimTurn(generation=known, within="q", within_generation=attempt), AGENT)
+
+
+@pytest.mark.parametrize("end", [*ENDS, "handed over"])
+def test_message_that_a_turn_has_taken_in_ends_or_waits_by_the_commit_that_ends_the_turn(
+    served: LogHarness, end: str
+) -> None:
+    served.create("held", text="and?")
+    served.claim("q")
+    take_in(served, "held")
+    (ENDS | {"handed over": lambda log: log.end("q", state="pending")})[end](served)
+    over = ClaimState("done" if end == "done" else "cancelled", 1, "agent", within="q", within_generation=1)
+    assert claim_of(served, "held") == (over if end in OVER else ClaimState("pending", 1, "agent", spared=1))
+    assert not served.state.taken
+
+
+def test_message_that_the_last_attempt_has_not_taken_in_waits_when_its_turn_ends(served: LogHarness) -> None:
+    for message_id in ("again", "left", "unheard"):
+        served.create(message_id, text="and?")
+    served.claim("q")
+    take_in(served, "again")
+    take_in(served, "left")
+    served.claim("q", 1)
+    take_in(served, "again", 2)
+    take_in(served, "unheard", 2)
+    served.ask("q", EndTurn(generation=2, unheard=("unheard",)), AGENT)
+    assert [claim_of(served, one).state for one in ("again", "left", "unheard")] == ["done", "pending", "pending"]
+    assert served.claim("left", 1).generation == 2

@@ -99,6 +99,25 @@ async def test_message_that_is_taken_in_while_a_dead_agent_may_still_work_on_it_
         assert await claim_of(hub, "m1") == ("taken", 130)
 
 
+@virtually
+async def test_message_that_a_turn_has_without_knowing_it_waits_for_a_turn_of_its_own() -> None:
+    store, worker = ScriptedStore(), Worker()
+    hub = new_hub(store)
+    await start_with_messages(hub, worker, "m1", "m2")
+    await asyncio.sleep(1)
+    store.gate = asyncio.Event()
+    taking = asyncio.ensure_future(hub.take_waiting(CHANNEL, "m2", "far", turn="m1"))
+    await store.is_committing.wait()
+    taking.cancel()  # for example because the handler waits for a limited time
+    store.gate.set()
+    await asyncio.sleep(1)
+    assert await claim_of(hub, "m2") == ("taken", 1)  # the log has what the agent was not told
+    hub.runtime.scheduler.end(worker, worker.begun[0], "done", lambda result: None)
+    await asyncio.sleep(1)
+    assert (await claim_of(hub, "m1"), await claim_of(hub, "m2")) == (("done", 1), ("taken", 2))
+    assert [turn.message_id for turn in worker.begun] == ["m1", "m2"]
+
+
 @pytest.mark.parametrize(("broken_s", "waits_s"), [(1, 4), (5, 8)])
 @virtually
 async def test_answer_is_made_again_soon_after_the_death_of_the_agent_whose_turn_was_cancelled(

@@ -556,7 +556,7 @@ def a_turn_renewal_has_no_effect(patch: pytest.MonkeyPatch) -> None:
 
 def a_message_that_was_taken_in_goes_on(patch: pytest.MonkeyPatch) -> None:
     """The answer of a turn ends the turn; the messages that it has taken in have no answer of their own."""
-    patch.setattr(TurnScheduler, "_end_held", lambda *_: None)
+    patch.setattr(decide_commands, "released", lambda *_: ())
 
 
 def a_turn_begins_before_its_claim_is_stored(patch: pytest.MonkeyPatch) -> None:

@@ -52,13 +52,11 @@ from tenuto.core.turns import (
     CANCEL,
     INTERRUPTED,
     ChannelTurns,
-    HeldFate,
     Left,
     Phase,
     TurnEvent,
     TurnState,
     WhenBusy,
-    fate_of_held,
 )
 from tenuto.hub.channel import Channel, is_settling
 from tenuto.hub.clock import Clock, Deadlines
@@ -527,7 +525,7 @@ class TurnScheduler:
             left.worker.ended(AssignedTurn(channel, turn.message_id, left.attempt, None), state)
         if left.phase is Phase.RUNNING:
             for held in self._turns.get(channel, OpenTurns()).held_by(turn.message_id):
-                self._check_held(channel, held)
+                self._set_timers(channel, held, held.phase)
         return turn.phase in (Phase.WAITING, Phase.ENDING, Phase.OVER)
 
     def _set_timers(self, channel: str, turn: OpenTurn, left: Phase) -> None:
@@ -770,34 +768,17 @@ class TurnScheduler:
         if turn is not None and is_own:
             turn.worker = None  # the worker that ends the turn itself needs no notification
         caller = Caller(id=worker.name, is_server=worker.is_local)
-        request = EndTurn(generation=assigned.generation, state=state)
+        host = assigned.message_id, assigned.generation
+        unheard = tuple(one.message_id for one in self._turns.get(assigned.channel, ()) if one.unheard == host)
+        request = EndTurn(generation=assigned.generation, state=state, unheard=unheard)
         self._request(assigned.channel, assigned.message_id, request, caller, done)
         if turn is not None and is_own:  # do this after the request, which must not end a turn that follows
             self._handler_ended(assigned.channel, turn)
 
     def _check_held(self, channel: str, turn: OpenTurn) -> None:
-        """Resolve a turn that another has taken in: it ends with the other, or waits again if the other is lost."""
-        if turn.host is None:
-            return
-        live = self._find(channel)
-        match fate_of_held(turn, self._turns[channel], live.state if live is not None else None):
-            case HeldFate.LOST | HeldFate.UNHEARD if turn.phase is Phase.ENDING:
-                pass  # it waits again once its earlier handler has ended
-            case HeldFate.LOST:
-                self.lose(channel, turn)
-            case HeldFate.UNHEARD:
-                self.lose(channel, turn, TurnEvent.UNHEARD)
-            case HeldFate.DONE | HeldFate.CANCELLED as fate:
-                self._end_held(channel, turn, "done" if fate is HeldFate.DONE else "cancelled")
-
-    def _end_held(self, channel: str, turn: OpenTurn, state: Literal["done", "cancelled"]) -> None:
-        def done(result: Result | TenutoError) -> None:
-            if isinstance(result, TenutoError) and result.retry and turn.phase is Phase.HELD:
-                again = partial(self._check_held, channel, turn)
-                self._deadlines.set(("turn", channel, turn.message_id), self._loop.time() + RETRY_S, again)
-
-        assert turn.claim is not None  # it has a host
-        self._request(channel, turn.message_id, EndTurn(generation=turn.claim.generation, state=state), SERVER, done)
+        """Let a turn that another has taken in wait again if the other is lost. The log shows that both have ended."""
+        if turn.phase is Phase.HELD and self._turns[channel].is_lost(turn):
+            self.lose(channel, turn)
 
     def _lapse_in(self, channel: str, turn: OpenTurn, term_s: float) -> None:
         attempt = turn.attempt
@@ -811,10 +792,10 @@ class TurnScheduler:
 
         self._deadlines.set(("turn", channel, turn.message_id), self._loop.time() + term_s, lapse)
 
-    def lose(self, channel: str, turn: OpenTurn, event: TurnEvent = TurnEvent.LOST) -> None:
+    def lose(self, channel: str, turn: OpenTurn) -> None:
         """Offer the turn again, because its worker is gone, or the attempt that had taken the message in."""
         is_broken = turn.is_broken
-        self._moved(channel, turn, turn.lose(event))
+        self._moved(channel, turn, turn.lose())
         self.offer(channel)
         if is_broken and turn.phase is Phase.WAITING and self.workers.is_served_elsewhere(channel):  # not taken here
             share_loss(self._submit, channel, turn)
