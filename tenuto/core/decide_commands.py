@@ -400,6 +400,13 @@ def _is_only_waiting(state: Draft, target: MessageState) -> bool:
     return target.is_pending and not _has_answers(state, target)
 
 
+def is_being_cancelled(state: Draft, message_id: str) -> bool:
+    """Return whether a command that stops the turn of a message, or an answer to it, waits for its reply."""
+    stops = (one.target for one in state.open_commands() if rules_of(one.name).stops and one.target is not None)
+    targets = (state.message(target) for target in stops)
+    return any(one is not None and message_id in (one.id, one.reply_to) for one in targets)
+
+
 def _has_answers(state: Draft, target: MessageState) -> bool:
     return any(message.reply_to == target.id for message in state.streaming())
 

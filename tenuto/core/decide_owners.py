@@ -5,7 +5,7 @@ Layer: core. A part of `decide` (`tenuto.core.decide`), which calls these decisi
 
 from __future__ import annotations
 
-from tenuto.core.decide_commands import ended_with, released
+from tenuto.core.decide_commands import ended_with, is_being_cancelled, released
 from tenuto.core.deltas import is_answer_of
 from tenuto.core.draft import Decision, Draft
 from tenuto.core.errors import Damaged, Deleted, Fenced, Finished, Forbidden, NotWriter, StillStreaming, shown
@@ -163,6 +163,8 @@ def claim_turn(state: Draft, message: MessageState, request: ClaimTurn, caller: 
         raise _stale(message, claim, request)
     if request.lost is not None:
         _check_alone(state, message, request.lost)
+    if request.within is not None:
+        _check_takes(state, request.within, request.within_generation)
     return _taken(message, _claim_of(caller, request, claim), now_ms)
 
 
@@ -193,6 +195,15 @@ def _check_alone(state: Draft, message: MessageState, lost: tuple[tuple[str, int
         assert other.claim is not None
         if other.id != message.id and (other.id, other.claim.generation, other.claim.confirmed) not in lost:
             raise StillStreaming(f"message {other.id!r} is being answered: wait for the end of its turn")
+
+
+def _check_takes(state: Draft, message_id: str, attempt: int) -> None:
+    """Raise Finished unless this attempt has the turn of a message, and no client cancels it."""
+    host = state.message(message_id)
+    if host is None or not host.is_taken or host.claim is None or host.claim.generation != attempt:
+        raise Finished(f"attempt {attempt} no longer has the turn of message {message_id!r}; it takes no message in")
+    if is_being_cancelled(state, message_id):
+        raise Finished(f"the turn of message {message_id!r} is being cancelled, so it takes no message in")
 
 
 def check_attempt(state: Draft, message_id: str, answer_id: str, attempt: int | None) -> None:

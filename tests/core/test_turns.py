@@ -318,3 +318,18 @@ def test_message_that_the_last_attempt_has_not_taken_in_waits_when_its_turn_ends
     served.ask("q", EndTurn(generation=2, unheard=("unheard",)), AGENT)
     assert [claim_of(served, one).state for one in ("again", "left", "unheard")] == ["done", "pending", "pending"]
     assert served.claim("left", 1).generation == 2
+
+
+@pytest.mark.parametrize("end", [*ENDS, "later attempt", "outside memory", "being cancelled"])
+def test_turn_that_has_ended_or_is_being_cancelled_takes_no_message_in(served: LogHarness, end: str) -> None:
+    served.create("q2", text="and?")
+    served.claim("q")
+    others: dict[str, Callable[[LogHarness], object]] = {
+        "later attempt": lambda log: log.claim("q", 1),
+        "outside memory": lambda log: log.state.messages.pop("q"),
+        "being cancelled": lambda log: log.cancel("stop", begin_answer(log, 1, "To")),
+    }
+    (ENDS | others)[end](served)
+    with pytest.raises(Finished, match="'q'"):
+        take_in(served, "q2")
+    assert claim_of(served, "q2").state == "pending"

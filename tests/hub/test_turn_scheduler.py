@@ -118,6 +118,16 @@ async def test_message_that_a_turn_has_without_knowing_it_waits_for_a_turn_of_it
     assert [turn.message_id for turn in worker.begun] == ["m1", "m2"]
 
 
+@virtually
+async def test_message_that_interrupts_a_turn_is_not_taken_into_it() -> None:
+    hub, worker = new_hub(), Worker(when_busy="interrupt")
+    await start_with_messages(hub, worker, "m1", "m2")
+    assert not await hub.take_waiting(CHANNEL, "m2", "far", turn="m1")
+    hub.runtime.scheduler.end(worker, worker.begun[0], "cancelled", lambda result: None)
+    await asyncio.sleep(1)
+    assert (await claim_of(hub, "m1"), await claim_of(hub, "m2")) == (("cancelled", 1), ("taken", 1))
+
+
 @pytest.mark.parametrize(("broken_s", "waits_s"), [(1, 4), (5, 8)])
 @virtually
 async def test_answer_is_made_again_soon_after_the_death_of_the_agent_whose_turn_was_cancelled(
