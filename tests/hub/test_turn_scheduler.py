@@ -119,6 +119,19 @@ async def test_message_that_a_turn_has_without_knowing_it_waits_for_a_turn_of_it
 
 
 @virtually
+async def test_message_that_a_lost_attempt_has_taken_in_is_offered_at_once() -> None:
+    hub, worker = new_hub(), Worker(when_busy="parallel")
+    worker.free = 1
+    await start_with_messages(hub, worker, "m1", "m2")
+    assert await hub.take_waiting(CHANNEL, "m2", "far", turn="m1")
+    await asyncio.sleep(1)
+    worker.free = 2
+    hub.runtime.scheduler.left(worker, worker.begun[0])
+    await asyncio.sleep(1)
+    assert [await claim_of(hub, one) for one in ("m1", "m2")] == [("taken", 2), ("taken", 2)]
+
+
+@virtually
 async def test_message_that_interrupts_a_turn_is_not_taken_into_it() -> None:
     hub, worker = new_hub(), Worker(when_busy="interrupt")
     await start_with_messages(hub, worker, "m1", "m2")
