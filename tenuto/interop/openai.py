@@ -992,24 +992,25 @@ class _Socket:
     async def run(self) -> None:
         """Carry out the client's events until it disconnects."""
         async with asyncio.TaskGroup() as tasks:
-            async for event in self._socket.frames():
-                stream_id = event.get("stream_id") if isinstance(event, dict) else None
-                try:
-                    if isinstance(event, TenutoError):
-                        raise event
-                    if event.get("type") == "response.steer":
-                        async with self._steering:
-                            await self._steer(event)
-                        continue
-                    lane = self._lane_for(event)
-                    lane.waiting.append((event, self._socket.frame_bytes))
-                    if lane.stream_id not in self._lanes:
-                        self._lanes[lane.stream_id] = lane
-                        lane.task = tasks.create_task(self._work(lane))
-                except TenutoError as error:
-                    await self._fail(_Lane(stream_id if isinstance(stream_id, str) else None), error.problem())
-                finally:
-                    del event  # it may be large, and the next one may come late
+            with suppress(OSError, RuntimeError):  # the peer is gone
+                async for event in self._socket.frames():
+                    stream_id = event.get("stream_id") if isinstance(event, dict) else None
+                    try:
+                        if isinstance(event, TenutoError):
+                            raise event
+                        if event.get("type") == "response.steer":
+                            async with self._steering:
+                                await self._steer(event)
+                            continue
+                        lane = self._lane_for(event)
+                        lane.waiting.append((event, self._socket.frame_bytes))
+                        if lane.stream_id not in self._lanes:
+                            self._lanes[lane.stream_id] = lane
+                            lane.task = tasks.create_task(self._work(lane))
+                    except TenutoError as error:
+                        await self._fail(_Lane(stream_id if isinstance(stream_id, str) else None), error.problem())
+                    finally:
+                        del event  # it may be large, and the next one may come late
             for lane in self._lanes.values():
                 lane.task.cancel()
 
@@ -1168,8 +1169,7 @@ class _Socket:
         await self._report(lane, "failed", steer, error=error)
 
     async def _fail(self, lane: _Lane, problem: Json) -> None:
-        event = {"type": "error", "status": problem["status"], "error": error_of(problem)}
-        await self._socket.send(lane.frame(event))
+        await self._socket.send(lane.frame({"type": "error", "status": problem["status"], "error": error_of(problem)}))
 
 
 def _root(asked: Asked) -> str:

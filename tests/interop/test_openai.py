@@ -1021,9 +1021,8 @@ async def test_answer_that_its_model_cuts_is_incomplete(scene: ClientScene, reas
     with pytest.raises(error):
         asked: Any = [USER]
         await scene.client.chat.completions.parse(model="bot", messages=asked, response_format=City)
-    response = await scene.client.responses.create(model="bot", input="you")
+    response: Any = await scene.client.responses.create(model="bot", input="you")
     assert (response.status, response.completed_at, response.output_text) == ("incomplete", None, '{"city": "Ul')
-    assert response.incomplete_details is not None
     assert response.incomplete_details.reason == ("max_output_tokens" if reason == "length" else reason)
     assert (await scene.events(response.id))[-1].type == "response.incomplete"
 

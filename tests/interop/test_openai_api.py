@@ -78,9 +78,8 @@ async def answered_twice(scene: ClientScene) -> str:
 
 
 async def test_response_after_a_crash_has_one_answer(scene: ClientScene) -> None:
-    response = await scene.client.responses.retrieve(id := await answered_twice(scene))
+    response: Any = await scene.client.responses.retrieve(id := await answered_twice(scene))
     assert (response.status, response.output_text, len(response.output)) == ("completed", "Hello to you", 1)
-    assert response.usage is not None
     assert response.usage.total_tokens == 10  # those of the answer that was cut, too
     events = await scene.events(id)
     assert "".join(one.delta for one in events if one.type == "response.output_text.delta") == "Hello to you"
@@ -97,8 +96,7 @@ async def test_conversation_is_a_channel_whose_items_are_its_messages(scene: Cli
     first: Any = [{"type": "message", "role": "user", "content": "earlier"}, {"role": "assistant", "content": "Yes."}]
     made = await client.conversations.create(items=first)
     for text in ("you", "me"):
-        response = await client.responses.create(model="bot", input=text, conversation=made.id)
-        assert response.conversation is not None
+        response: Any = await client.responses.create(model="bot", input=text, conversation=made.id)
         assert (response.conversation.id, response.previous_response_id) == (made.id, None)
     assert [one["content"] for one in await scene.turns[1].history() if one["role"] == "user"] == [
         "earlier",
@@ -613,11 +611,8 @@ async def test_reply_is_no_item_of_a_conversation(scene: ClientScene, item: Any,
 async def test_response_repeats_the_settings_of_its_request(scene: ClientScene) -> None:
     prompt: Any = {"id": "pmpt_1", "variables": {"city": "Ulm"}}
     settings: Any = {"user": "ann", "prompt": prompt, "text": {"verbosity": "low"}}
-    response = await scene.client.responses.create(model="bot", input="you", **settings)
-    assert response.prompt is not None
-    assert (response.user, response.prompt.id) == ("ann", "pmpt_1")
-    assert response.text is not None
-    assert response.text.verbosity == "low"
+    response: Any = await scene.client.responses.create(model="bot", input="you", **settings)
+    assert (response.user, response.prompt.id, response.text.verbosity) == ("ann", "pmpt_1", "low")
 
 
 async def test_deleted_response_is_gone_with_its_text(scene: ClientScene) -> None:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import openai
 import pytest
@@ -17,6 +18,7 @@ import websockets
 from tenuto import Identity, Turn
 from tenuto.core.requests import CreateMessage
 from tenuto.hub.access.rates import ClientLimits, Rates
+from tenuto.interop import OpenAI
 from tenuto.interop.openai_stream import Reference
 from tenuto.transports.codec import decode
 from tests.interop.scene import FULL, verifier, writes
@@ -43,10 +45,6 @@ def is_text(event: Any) -> bool:
     return bool(event.type == "response.output_text.delta")
 
 
-def is_accepted(event: Any) -> bool:
-    return bool(event.type == "response.steer.accepted")
-
-
 async def begun_on(socket: Any, text: str = "you", **options: Any) -> list[Any]:
     """Ask for a response, and return its events up to its first text."""
     await socket.response.create(model="bot", input=text, **options)
@@ -56,7 +54,7 @@ async def begun_on(socket: Any, text: str = "you", **options: Any) -> list[Any]:
 async def steer(socket: Any, response_id: str, given: Any) -> list[Any]:
     """Give a response further input, and return the events up to the one that accepts it."""
     await socket.response.steer(previous_response_id=response_id, input=given)
-    return await until(socket, is_accepted)
+    return await until(socket, lambda event: event.type == "response.steer.accepted")
 
 
 def text_of(events: list[Any]) -> str:
@@ -572,6 +570,14 @@ async def test_bad_event_gets_an_error_and_the_socket_stays(scene: ClientScene, 
         assert (error.type, error.status, bool(error.error.message)) == ("error", status, True)
         await socket.response.create(model="bot", input="you")
         assert text_of(await until(socket)) == ANSWER
+
+
+async def test_peer_that_is_gone_when_its_error_is_sent_ends_the_socket(scene: ClientScene) -> None:
+    frames = [{"type": "websocket.connect"}, {"type": "websocket.receive", "text": "{}"}]
+    send = AsyncMock(side_effect=[None, OSError, OSError])  # it accepts
+    scope = {"type": "websocket", "client": ("127.0.0.1", 1), "headers": [(b"host", b"localhost")]}
+    await OpenAI(scene.hub)(scope, AsyncMock(side_effect=frames), send)
+    assert send.call_count == 3
 
 
 async def test_socket_is_closed_for_frames_that_are_too_large_or_binary(scene: ClientScene) -> None:
