@@ -113,7 +113,7 @@ class OpenAI:
         path = path.rstrip("/")
         routes: dict[str, dict[str, Endpoint]] = {
             f"{path}/responses": {"POST": self._create},
-            f"{path}/responses/compact": {},
+            **{f"{path}/responses/{name}": {} for name in ("compact", "input_tokens")},  # they are no ids
             f"{path}/responses/{{id}}": {"GET": self._retrieve, "DELETE": self._delete},
             f"{path}/responses/{{id}}/input_items": {"GET": self._input_items},
             f"{path}/responses/{{id}}/cancel": {"POST": self._cancel},

@@ -434,7 +434,7 @@ async def test_other_path_or_method_gets_an_error_of_openai(scene: ClientScene) 
         ("PUT", "/responses/x/cancel", "POST"),
         ("GET", "/chat/completions", "POST"),
         ("POST", "/models", "GET"),
-        ("POST", "/responses/compact", None),
+        *(("POST", f"/responses/{name}", None) for name in ("compact", "input_tokens")),
         ("GET", "/responses/x/y", None),
         ("GET", "/conversations/a/b", None),
         ("GET", "/conversations/a%2Fb", None),
