@@ -521,6 +521,25 @@ async def test_each_part_has_its_form(browser: Browser) -> None:
         assert await here.page.evaluate("told.at(-1)") == ["link", {"href": "https://docs.example/protocol"}]
 
 
+async def test_text_of_a_person_is_shown_as_it_was_typed_but_for_code_between_fences(browser: Browser) -> None:
+    typed = "# Hi\n\n  1. *Why* does `__init__` <b>fail</b>?\n\n> ```\n"
+    texts = {
+        "plain": typed + "[link](https://example.com)",
+        "code": typed + "```python\nprint('**')\n```\n- and then?",
+        "open": "```python\nprint(1)\n````",
+    }
+    async with scene(browser, "", has_agent=False) as here:
+        for id, text in texts.items():
+            await here.hub.create("chat:1", id=id, role="user", author="Bea", text=text)
+        await here.mount()
+        await here.until("and then?")
+        children = """id => [...root.querySelectorAll(`[data-message-id=${id}] .markdown > div > *`)]
+          .map((node) => node.localName === "p" ? node.innerText : node.querySelector("code").textContent)"""
+        assert await here.page.evaluate(children, "plain") == [texts["plain"]]
+        assert await here.page.evaluate(children, "code") == [typed.rstrip("\n"), "print('**')", "- and then?"]
+        assert await here.page.evaluate(children, "open") == [texts["open"]]
+
+
 async def test_app_draws_parts_of_its_own_and_its_mistake_harms_no_other(browser: Browser) -> None:
     async with scene(browser, "") as here:
         parts: list[Any] = [{"type": "data", "name": name, "data": 1} for name in ("chart", "table", "broken")]
@@ -780,7 +799,7 @@ async def test_ids_that_are_names_of_objects_are_messages_like_others(browser: B
     ids = ["__proto__", "constructor", "toString"]
     async with scene(browser, "") as here:
         for id in ids:
-            await here.hub.create("chat:1", id=id, text="A message", author="__proto__", starts_turn=False)
+            await here.hub.create("chat:1", id=id, role="assistant", text="A message", author="__proto__")
         await here.mount()
         await here.page.evaluate("chat.marks = [{ message: '__proto__', at: 0, text: 'Marked' }]")
         await here.until("Marked")

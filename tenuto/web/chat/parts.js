@@ -14,7 +14,7 @@ import { GrowingMarkdown } from "../markdown/markdown.js"
 /** Return the usual view of parts of one type. @param {import("./message.js").MessageView} message @param {string} type @returns {PartView} */
 export function partView(message, type) {
   const { words } = message.panel
-  if (type === "text") return textPart(message)
+  if (type === "text") return message.message.role === "user" ? typedPart(message) : textPart(message)
   if (type === "reasoning") return foldedPart(type, () => words.reasoning, ({ text = "" }) => text)
   if (type === "tool") return foldedPart(type, (part, isOver) => [part.name, toolState(part, isOver, words)].filter(Boolean).join(" · "), toolWords)
   if (type === "attempt") return foldedPart(type, ({ characters }) => `${words.attempt} · ${Number(characters).toLocaleString()} ${words.charactersBack}`, attemptWords)
@@ -54,6 +54,33 @@ function textPart(message) {
       return markdown.update(text, isOver, () => panel.list.isLate)
     },
     remark: (at) => markdown.redraw(at - start),
+  }
+}
+
+/** The text of a person, as it was typed; only code between two fences has its form. @param {import("./message.js").MessageView} message @returns {PartView} */
+function typedPart({ panel }) {
+  const lines = element("div", {})
+  const addWords = (/** @type {string} */ words) => words && lines.append(element("p", { dir: "auto" }, words))
+  const addCode = (/** @type {string} */ fence) => {
+    const drawn = element("div", {})
+    new GrowingMarkdown(drawn, { copyLabel: panel.words.copy }).update(fence, true)
+    lines.append(...drawn.querySelectorAll(".code"))
+  }
+  return {
+    node: element("div", { part: "markdown" }, lines),
+    update({ text = "" }) {
+      lines.replaceChildren()
+      let [words, ...pieces] = text.split(/^```/m)
+      for (let n = 0; n < pieces.length; n++) {
+        const isCode = /^[^`\n]*\n/.test(pieces[n]) && /^[^\S\n]*(\n|$)/.test(pieces[n + 1] ?? "open")
+        if (isCode) {
+          addWords(words.replace(/\n$/, ""))
+          addCode("```" + pieces[n] + "```")
+          words = pieces[++n].replace(/^[^\S\n]*\n/, "")
+        } else words += "```" + pieces[n]
+      }
+      addWords(words)
+    },
   }
 }
 

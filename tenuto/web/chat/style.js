@@ -112,7 +112,7 @@ details pre{margin:6px 0;padding:4px 12px;border-inline-start:2px solid var(--bo
 .markdown :where(p,ul,ol,table,blockquote,.code,div.math,h3,h4,h5,h6){margin:0 0 .75em}
 :is(.markdown,.group:last-child)>:last-child>:last-child{margin-bottom:0}
 .markdown :is(h3,h4,h5,h6){margin-top:1.1em;font-size:1em;line-height:1.35}
-.assistant .markdown h3{font-size:1.2em}
+.markdown h3{font-size:1.2em}
 :is(.markdown,.group:first-child)>:first-child>:first-child{margin-top:0}
 .markdown :is(ul,ol){padding-inline-start:1.6em}
 .markdown li>:is(ul,ol){margin:0}
