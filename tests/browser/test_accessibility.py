@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import re
 from itertools import pairwise
+from typing import Any
 
 import pytest
-from playwright.async_api import Browser, Page
+from playwright.async_api import Browser, Page, expect
 
 from tests.browser.gallery import STATES, open_gallery
 from tests.browser.tab import script
 from tests.browser.test_chat import scene
 from tests.browser.test_markdown import ROOT
+from tests.browser.test_visitors import TAG, site
 
 _FOCUSED = script("looks", "defineFocused")
 _SMALL = script("looks", "small")
@@ -57,6 +59,36 @@ async def test_the_keyboard_alone_is_enough_and_the_focus_is_always_seen(browser
         await _tab_until(page, "New answer", key="Shift+Tab")
         await page.keyboard.press("Escape")  # closes the chat
         await page.wait_for_function("() => focused().name === 'Open chat'")
+
+
+_ARTICLE = "<p>A line of the page.</p>" * 50
+
+
+@pytest.mark.parametrize(
+    ("before", "options", "focused"),
+    [
+        ("", {}, "textarea"),
+        ("<input autofocus>", {}, "input"),
+        (_ARTICLE, {}, "body"),  # whose keyboard scrolls the page
+        ("", {"has_touch": True, "is_mobile": True}, "body"),  # whose keyboard would cover the page
+    ],
+)
+async def test_a_chat_that_is_the_whole_page_has_the_focus(
+    browser: Browser, before: str, options: dict[str, Any], focused: str
+) -> None:
+    async with site(browser, before + TAG) as here:
+        page = await here.visitor(**options)
+        await expect(page.get_by_text("Online")).to_be_visible()
+        await page.evaluate(_FOCUSED)
+        assert await page.evaluate("focused().tag") == focused
+
+
+async def test_a_floating_chat_on_a_touch_screen_opens_without_the_keyboard(browser: Browser) -> None:
+    async with site(browser, "<tenuto-chat launcher></tenuto-chat>") as here:
+        page = await here.visitor(has_touch=True, is_mobile=True)
+        await page.locator(".launcher").tap()
+        await expect(page.get_by_text("Online")).to_be_visible()
+        assert await page.evaluate("document.activeElement.shadowRoot.activeElement.className") == "log"
 
 
 async def test_an_editor_gives_the_focus_back(browser: Browser) -> None:

@@ -130,13 +130,21 @@ export class Panel {
       node.setAttribute("aria-label", heading)
     }
     setText(this.nodes.title, heading)
-    if (host.isFloating && wasOpen !== host.isOpen) {
-      if (host.isOpen) this.composer.input.focus()
-      else /** @type {HTMLElement | null} */ (node.parentNode?.querySelector(".launcher"))?.focus()
-      this.emit(host.isOpen ? "open" : "close", {})
-    }
     if (this.#shownState) this.schedule()
     else this.draw(FIRST_MS)
+    if (wasOpen === host.isOpen) return
+    if (host.isFloating) {
+      if (host.isOpen) this.#resting().focus()
+      else /** @type {HTMLElement | null} */ (node.parentNode?.querySelector(".launcher"))?.focus()
+      this.emit(host.isOpen ? "open" : "close", {})
+    } else if (this.#isAlone() && this.#resting() === this.composer.input) this.composer.input.focus()
+  }
+
+  /** Return whether this chat is all that the page is for: no other node has the focus, and the keyboard has nothing else to scroll. */
+  #isAlone() {
+    const { activeElement, body } = document
+    const { scrollHeight, clientHeight } = document.scrollingElement ?? body
+    return top === self && activeElement === body && scrollHeight <= clientHeight
   }
 
   close() {
