@@ -126,6 +126,8 @@ async def test_a_reload_at_any_moment_shows_the_whole_answer_of_one_call(
         async with await browser.new_page(viewport={"width": 375, "height": 667}, is_mobile=True) as phone:
             await phone.goto(page.url)
             assert await phone.evaluate("[innerWidth, document.compatMode]") == [375, "CSS1Compat"]
+        await page.fill(FIELDS[name], "  ")
+        await page.press(FIELDS[name], "Enter")  # a blank is no question
         for count, (moment, words) in enumerate(MOMENTS.items(), 1):
             question = f"Why {'& how ' * 9}{count}?"
             whole = f"You asked: {question} {'This is a long answer. ' * 20}".strip()
