@@ -68,6 +68,7 @@ _ARTICLE = "<p>A line of the page.</p>" * 50
     ("before", "options", "focused"),
     [
         ("", {}, "textarea"),
+        ("", {"viewport": {"width": 800, "height": 500}}, "textarea"),  # a page with margins scrolls a little
         ("<input autofocus>", {}, "input"),
         (_ARTICLE, {}, "body"),  # whose keyboard scrolls the page
         ("", {"has_touch": True, "is_mobile": True}, "body"),  # whose keyboard would cover the page

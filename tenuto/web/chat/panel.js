@@ -26,6 +26,7 @@ const FIRST_MS = 30 // time limit of the first drawing
 const SLOW_MS = 1_000 // time without a connection after which the status line mentions it
 const COUNT_MS = 1_000 // time between two drawings of the time until the next question
 const MAX_REPLIES = 100
+const MARGINS = 32 // pixels by which a page that is only a chat may be higher than its window: a browser's margins are 16
 const CLOSE = "M6 6l12 12M18 6L6 18"
 const NEW = "M12 5v14M5 12h14"
 const EARLIER = "M12 7v5l3 2M21 12a9 9 0 1 1-18 0a9 9 0 1 1 18 0"
@@ -144,7 +145,7 @@ export class Panel {
   #isAlone() {
     const { activeElement, body } = document
     const { scrollHeight, clientHeight } = document.scrollingElement ?? body
-    return top === self && activeElement === body && scrollHeight <= clientHeight
+    return top === self && activeElement === body && scrollHeight <= clientHeight + MARGINS
   }
 
   close() {
