@@ -18,7 +18,7 @@ from importlib import import_module
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Literal, ParamSpec, Self, TypeVar
 
-from tenuto.core.errors import LocalError, TenutoError
+from tenuto.core.errors import LocalError, TenutoError, first_failure
 from tenuto.core.model import Json, Message, Part
 from tenuto.core.outgoing import Ended, Outgoing, Owner, end_for, live
 
@@ -115,8 +115,9 @@ def ended_as(
     """
     if cancelled_as[0] == "interrupted" or isinstance(error, asyncio.CancelledError | GeneratorExit):
         return cancelled_as
-    status, reason = end_for(error)
-    return status, reason or reason_of(error)
+    failure = first_failure(error)
+    status, reason = end_for(failure)
+    return status, reason or reason_of(failure)
 
 
 def retrieve_exception(ending: asyncio.Future[Any]) -> None:

@@ -32,6 +32,7 @@ from tenuto.core.errors import (
     StillStreaming,
     StoreUnavailable,
     TenutoError,
+    first_failure,
     public_reason,
 )
 from tenuto.core.model import Command, Message
@@ -299,9 +300,7 @@ class Running:
                 logger.error("turn of %s in %s failed", self.message.id, self.channel, exc_info=error)
                 self._failure = "error"
         except Exception as raised:
-            failure: BaseException = raised
-            while isinstance(failure, BaseExceptionGroup):  # of a TaskGroup: its first failure ends its other tasks
-                failure = failure.exceptions[0]
+            failure = first_failure(raised)
             if self._is_stopped and isinstance(failure, Finished | Fenced):
                 return
             if isinstance(failure, Finished) and await self._is_interrupted(turn):

@@ -285,6 +285,13 @@ def shown_url(url: str) -> str:
     return shown(f"{scheme}{separator}{rest}")
 
 
+def first_failure(error: BaseException) -> BaseException:
+    """Return the first error of an exception group, as of a TaskGroup, whose other tasks it has ended; else `error`."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 def public_reason(error: BaseException) -> str | None:
     """Return the `public_reason` that `error` carries, as text that can be stored, at most 200 characters."""
     reason = getattr(error, "public_reason", None)

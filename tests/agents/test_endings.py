@@ -14,6 +14,7 @@ from tenuto.agents.turn import Turn
 from tenuto.core.errors import Fenced, StoreUnavailable
 from tenuto.core.requests import SERVER, FinishMessage
 from tenuto.portal import Writer
+from tenuto.sources.reading import UpstreamEnded
 from tenuto.stores.base import Committed, Conflict, Write
 from tenuto.stores.memory import MemoryStore
 from tests.agents.test_turns import lives, messages, new_hub, until_over
@@ -226,6 +227,25 @@ async def test_a_handler_ends_with_its_group_of_tasks(how: str, ends_as: Any, at
         assert end == "shutdown" or len(ended) == len(turns)
     assert [one[1:] for one in await endings(hub)] == [ends_as]
     assert [one.attempt for one in turns] == ended == attempts
+
+
+@virtually
+async def test_an_answer_ends_by_the_first_failure_of_a_group_of_tasks() -> None:
+    hub = new_hub()
+
+    async def fail() -> None:
+        raise UpstreamEnded("no more")
+
+    @hub.agent("chat:*")
+    async def bot(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("half")
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(fail())
+
+    await hub.create("chat:1", text="?")
+    await until_over(hub, 1)
+    assert await endings(hub) == [("half", "interrupted", "upstream_ended")]
 
 
 @pytest.mark.parametrize("has_begun", [False, True])

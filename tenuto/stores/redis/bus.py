@@ -22,7 +22,7 @@ import redis.asyncio
 from msgspec import Struct
 from redis import exceptions
 
-from tenuto.core.errors import StoreUnusable, shown
+from tenuto.core.errors import StoreUnusable, first_failure, shown
 from tenuto.stores.base import Notice
 
 logger = logging.getLogger("tenuto.stores")
@@ -174,7 +174,7 @@ class RedisBus:
             except* _FAILURES as group:
                 if loop.time() - begun_s > longest_s:  # a link that breaks at once does not shorten the pause
                     wait_s = shortest_s
-                error = _first(group)
+                error = first_failure(group)
                 reason = str(error) if isinstance(error, StoreUnusable) else self._unreachable(error)
                 logger.warning(
                     "notices of other nodes do not arrive, and text of other nodes is up to a second late; the bus is "
@@ -435,9 +435,3 @@ def _connection(address: tuple[str, int], server: BusServer, *, is_sentinel: boo
 async def _ask(connection: Any, *words: str | bytes) -> Any:
     await connection.send_command(*words, check_health=False)
     return await connection.read_response()
-
-
-def _first(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
