@@ -439,7 +439,7 @@ def _data(value: Json, limit_bytes: int, limits: Limits) -> Json:
 
 def _cancelled(state: Draft, message: MessageState, claim: ClaimState, now_ms: int) -> list[Op]:
     op = Claim(id=message.id, state="cancelled", generation=claim.generation, by=claim.by, at_ms=now_ms)
-    return [*ended_with(state, message, op.state, now_ms), op]
+    return [*ended_with(state, message, "pending", now_ms), op]
 
 
 def ended_with(
@@ -452,7 +452,8 @@ def ended_with(
 def released(state: Draft, message: MessageState, end: str, now_ms: int, unheard: Container[str] = ()) -> list[Claim]:
     """Return the operations by which the messages that the turn of `message` has taken in end with it, in state `end`.
 
-    With `pending` they wait again. So do those that its last attempt has not taken in, or has without knowing it.
+    With `pending` they wait again. So do those that its last attempt has not taken in, or has without knowing it; if no
+    attempt ends the turn itself, the log does not show which these are, so all wait.
     """
     ops: list[Claim] = []
     for one, known in state.held_by(message.id):

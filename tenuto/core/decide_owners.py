@@ -164,7 +164,7 @@ def claim_turn(state: Draft, message: MessageState, request: ClaimTurn, caller: 
     if request.lost is not None:
         _check_alone(state, message, request.lost)
     if request.within is not None:
-        _check_takes(state, request.within, request.within_generation)
+        _check_takes(state, request.within, request.within_generation, is_again=claim.within == request.within)
     return _taken(message, _claim_of(caller, request, claim), now_ms)
 
 
@@ -197,12 +197,15 @@ def _check_alone(state: Draft, message: MessageState, lost: tuple[tuple[str, int
             raise StillStreaming(f"message {other.id!r} is being answered: wait for the end of its turn")
 
 
-def _check_takes(state: Draft, message_id: str, attempt: int) -> None:
-    """Raise Finished unless this attempt has the turn of a message, and no client cancels it."""
+def _check_takes(state: Draft, message_id: str, attempt: int, *, is_again: bool) -> None:
+    """Raise Finished unless this attempt has the turn of a message, and no client cancels it.
+
+    What the turn has had before, it takes again even then: one of its answers may contain it.
+    """
     host = state.message(message_id)
     if host is None or not host.is_taken or host.claim is None or host.claim.generation != attempt:
         raise Finished(f"attempt {attempt} no longer has the turn of message {message_id!r}; it takes no message in")
-    if is_being_cancelled(state, message_id):
+    if not is_again and is_being_cancelled(state, message_id):
         raise Finished(f"the turn of message {message_id!r} is being cancelled, so it takes no message in")
 
 

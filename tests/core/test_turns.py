@@ -251,7 +251,7 @@ ENDS: dict[str, Callable[[LogHarness], object]] = {
     "late cancel": lambda log: (log.cancel("stop", "q"), log.settle("stop")),
     "deleted": lambda log: log.delete("q"),
 }
-OVER = ("done", "cancelled", "late cancel", "deleted")  # those with which a message that was taken in ends
+OVER = ("done", "cancelled")  # those with which a message that was taken in ends: the attempt itself ends the turn
 
 
 @pytest.mark.parametrize("end", ENDS)
@@ -333,3 +333,13 @@ def test_turn_that_has_ended_or_is_being_cancelled_takes_no_message_in(served: L
     with pytest.raises(Finished, match="'q'"):
         take_in(served, "q2")
     assert claim_of(served, "q2").state == "pending"
+
+
+def test_attempt_whose_turn_is_being_cancelled_takes_in_again_what_its_answers_may_contain(served: LogHarness) -> None:
+    served.create("q2", text="and?")
+    served.claim("q")
+    take_in(served, "q2")
+    served.cancel("stop", begin_answer(served, 1, "To"))
+    served.claim("q", 1)
+    take_in(served, "q2", 2)
+    assert claim_of(served, "q2").within_generation == 2
