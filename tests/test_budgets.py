@@ -21,13 +21,13 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 53_462,
-    "lines of its kernel": 32_152,
+    "lines of tenuto/": 53_458,
+    "lines of its kernel": 32_153,
     "modules of tenuto/": 161,
     "files in a folder of tenuto/": 23,
     "lines of interop/": 3_986,  # grew by branches, ends that a model cuts, namespaces, messages that never arrived
-    "lines of tests/": 62_443,  # grew by tests of attempts behind complete answers and of shown steps
-    "lines of proof/ and bench/": 20_002,
+    "lines of tests/": 62_697,  # grew by tests of attempts behind complete answers and of shown steps
+    "lines of proof/ and bench/": 19_995,
     "words of docs without decisions": 50_000,
     "words of decisions": 12_000,
     "words of the changelog": 1_500,
