@@ -18,7 +18,7 @@ from importlib import import_module
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Literal, ParamSpec, Self, TypeVar
 
-from tenuto.core.errors import LocalError, TenutoError, first_failure
+from tenuto.core.errors import LocalError, TenutoError, failures_in
 from tenuto.core.model import Json, Message, Part
 from tenuto.core.outgoing import Ended, Outgoing, Owner, end_for, live
 
@@ -115,7 +115,7 @@ def ended_as(
     """
     if cancelled_as[0] == "interrupted" or isinstance(error, asyncio.CancelledError | GeneratorExit):
         return cancelled_as
-    failure = first_failure(error)
+    failure = failures_in(error)[0]
     status, reason = end_for(failure)
     return status, reason or reason_of(failure)
 

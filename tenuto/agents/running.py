@@ -32,7 +32,7 @@ from tenuto.core.errors import (
     StillStreaming,
     StoreUnavailable,
     TenutoError,
-    first_failure,
+    failures_in,
     public_reason,
 )
 from tenuto.core.model import Command, Message
@@ -300,16 +300,17 @@ class Running:
                 logger.error("turn of %s in %s failed", self.message.id, self.channel, exc_info=error)
                 self._failure = "error"
         except Exception as raised:
-            failure = first_failure(raised)
-            if self._is_stopped and isinstance(failure, Finished | Fenced):
+            failures = failures_in(raised)
+            if self._is_stopped and all(isinstance(one, Finished | Fenced) for one in failures):
                 return
-            if isinstance(failure, Finished) and await self._is_interrupted(turn):
+            if any(isinstance(one, Finished) for one in failures) and await self._is_interrupted(turn):
                 self._is_lost = True  # the turn waits for its next attempt, as after a crash
                 return
+            failure = failures[0]
             trace = None if isinstance(failure, StoreUnavailable) else raised  # not a mistake of the handler
             level = logging.WARNING if isinstance(failure, TenutoError) else logging.ERROR
             logger.log(level, "turn of %s in %s failed: %s", self.message.id, self.channel, failure, exc_info=trace)
-            reason = public_reason(failure) or self._backend.reason_of(failure) or "error"
+            reason = public_reason(raised) or public_reason(failure) or self._backend.reason_of(failure) or "error"
             self._failure = failure.code if isinstance(failure, TenutoError) else reason
         finally:
             if turn.allowance is not None:

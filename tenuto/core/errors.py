@@ -285,11 +285,11 @@ def shown_url(url: str) -> str:
     return shown(f"{scheme}{separator}{rest}")
 
 
-def first_failure(error: BaseException) -> BaseException:
-    """Return the first error of an exception group, as of a TaskGroup, whose other tasks it has ended; else `error`."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+def failures_in(error: BaseException) -> list[BaseException]:
+    """Return the errors of an exception group, as of a TaskGroup, in which that of the block is last; else `error`."""
+    if not isinstance(error, BaseExceptionGroup):
+        return [error]
+    return [failure for one in error.exceptions for failure in failures_in(one)]
 
 
 def public_reason(error: BaseException) -> str | None:

@@ -27,7 +27,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tenuto.core.errors import Busy, Draining, LocalError, StoreUnavailable, TenutoError, first_failure
+from tenuto.core.errors import Busy, Draining, LocalError, StoreUnavailable, TenutoError, failures_in
 from tenuto.core.limits import Limits
 from tenuto.core.names import check_channel, check_key
 from tenuto.core.ops import WriterIdentity
@@ -521,7 +521,7 @@ class Lifecycle:
                 if not self.viewing.is_draining and runtime is not None:
                     self._send_away(runtime)
                 return
-            cause = first_failure(error)
+            cause = failures_in(error)[0]
             run.ready.set_exception(cause)
             run.ready.exception()  # marked as retrieved: each caller may have been cancelled
             if not isinstance(cause, TenutoError):

@@ -122,12 +122,14 @@ class Attaching:
         if error is not None:
             await self._wait_after(error)
         while not self._may_stream or (self._has_methods and not (has_moved and writing.has_content)):
+            asked_s = self._now_s()
             try:
                 async with asyncio.timeout(CALL_S):
                     response = await self._get(id)
             except Exception as failure:
                 await self._wait_after(failure)
-                has_moved, self._moved_s = False, self._now_s()  # events may have come meanwhile
+                has_moved = False
+                self._moved_s += self._now_s() - asked_s  # events may have come meanwhile
                 continue
             self._failures = 0
             status, silent_s = get(response, "status"), self._now_s() - self._moved_s

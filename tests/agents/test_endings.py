@@ -205,13 +205,20 @@ async def test_a_handler_ends_with_its_group_of_tasks(how: str, ends_as: Any, at
             await message.append("text ")
             await asyncio.sleep(0.5)
 
+    async def clean_up() -> None:
+        try:
+            await asyncio.sleep(1e6)
+        finally:
+            if how == "interrupted":
+                raise ConnectionError("closed already")
+
     async def respond(turn: Turn) -> None:
         turns.append(turn)
         try:
             async with turn.reply() as message, asyncio.TaskGroup() as tasks:
                 if turn.attempt == 1:
-                    tasks.create_task(write(message))
-                    tasks.create_task(asyncio.sleep(1e6))
+                    tasks.create_task(clean_up())
+                    await write(message)
         finally:
             ended.append(turn.attempt)
 

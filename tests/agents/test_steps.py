@@ -582,6 +582,7 @@ async def test_a_reply_is_noted_at_the_call_of_whichever_attempt_asks(
             await hub.reply("chat:1", question.id, ok=is_approved, by="ann")
             await asyncio.sleep(1)
         parts = (await hub.history("chat:1")).messages[0].parts
+        await hub.close()
     (noted,) = [part for part in parts if part["type"] == "tool"]
     assert noted["approval"] == {"id": question.id, "approved": is_approved}
     assert noted["state"] == ("done" if is_approved else "denied")
@@ -617,7 +618,8 @@ async def test_a_call_is_approved_once_though_the_model_asks_again_under_another
         answer = (await hub.history("chat:1")).messages[0]
         await hub.close()
         if not questions and replied == "between attempts":
-            await reply(new_hub(store))  # has no agent
+            await reply(hub := new_hub(store))  # has no agent
+            await hub.close()
     asked_in = 2 if replied == "in the second attempt" else 1
     assert [one.data["call"] for one in questions] == [f"{asked_in}-{number}" for number in range(3)]
     assert found

@@ -12,6 +12,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
+from itertools import cycle
 from typing import Any
 
 import httpx2
@@ -557,13 +558,13 @@ IN_QUEUE = EVENTS[1].replace(b"in_progress", b"queued")
 class Stuck(Model):
     """A model whose first response stays queued; a stream of it has these `steps`."""
 
-    def __init__(self, steps: Any) -> None:
+    def __init__(self, steps: Any, *looks: Any) -> None:
         super().__init__([EVENTS[0], IN_QUEUE, CUT], EVENTS)
-        self.steps = steps
+        self.steps, self.looks = steps, cycle(looks or [QUEUED])
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         if request.method == "GET":
-            self.scripts.insert(0, self.steps if request.url.query else QUEUED)
+            self.scripts.insert(0, self.steps if request.url.query else next(self.looks))
         elif "cancel" in request.url.path:
             self.scripts.insert(0, state("cancelled"))
         return await super().handle_async_request(request)
@@ -578,6 +579,13 @@ async def test_response_that_stays_queued_is_cancelled_and_made_again(steps: Any
     assert model.asked[:3] == ["POST", "GET /resp_1", after(0)]
     assert model.asked[-3:] == ["GET /resp_1", "POST /resp_1/cancel", "POST"]
     assert (120 if HOLD in steps else 60) < model.asked_s[-2] - model.asked_s[0] < (125 if HOLD in steps else 65)
+
+
+@virtually
+async def test_looks_that_fail_now_and_then_make_a_queue_no_longer() -> None:
+    model = Stuck([IN_QUEUE, CUT], (503, {}, "{}"), QUEUED)
+    assert (await answered(model)).parts == PARTS
+    assert 60 < model.asked_s[-2] - model.asked_s[0] < 125
 
 
 @virtually

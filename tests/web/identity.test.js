@@ -279,6 +279,25 @@ describe("a cookie", () => {
     assert.match(channel.error.message, /: sign in, or pass `token` to connect\(\)$/)
   })
 
+  test("that has ended is named although the first probe found no server", async (t) => {
+    const { w, channel } = await refused(t, { isFirst: true })
+    for (const _ of "12") await w.http.probed() // with and without CORS
+    await settled()
+    assert.equal(w.client.status.error.code, "unreachable")
+    w.pass(15_000)
+    w.socket.drop()
+    await settled()
+    await w.http.answer(401)
+    assert.equal(channel.error.code, "unauthenticated")
+  })
+
+  test("is not the reason of a gateway's refusal, behind which the client goes on", async (t) => {
+    const { w } = await refused(t, { isFirst: true, transport: "auto" })
+    await w.http.probed(401, { code: "unauthenticated" })
+    assert.equal(w.client.status.error.code, "unauthenticated")
+    assert.equal(w.client.state, "connecting")
+  })
+
   test("that is accepted again before the response of that request keeps the client open", async (t) => {
     const { w } = await refused(t)
     w.pass(500)

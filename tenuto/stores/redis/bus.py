@@ -22,7 +22,7 @@ import redis.asyncio
 from msgspec import Struct
 from redis import exceptions
 
-from tenuto.core.errors import StoreUnusable, first_failure, shown
+from tenuto.core.errors import StoreUnusable, failures_in, shown
 from tenuto.stores.base import Notice
 
 logger = logging.getLogger("tenuto.stores")
@@ -174,7 +174,7 @@ class RedisBus:
             except* _FAILURES as group:
                 if loop.time() - begun_s > longest_s:  # a link that breaks at once does not shorten the pause
                     wait_s = shortest_s
-                error = first_failure(group)
+                error = failures_in(group)[0]
                 reason = str(error) if isinstance(error, StoreUnusable) else self._unreachable(error)
                 logger.warning(
                     "notices of other nodes do not arrive, and text of other nodes is up to a second late; the bus is "

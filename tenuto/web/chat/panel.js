@@ -224,8 +224,9 @@ export class Panel {
     if (streaming.length) line.unheard = false
     for (const { local } of messages) line.until = Math.max(line.until, local?.retryAt ?? 0)
     const words = statusWords(this, snapshot)
+    const before = line.node.textContent
     const isCounting = line.until > Date.now()
-    if (words && words !== line.node.textContent && !typing.length && !(isCounting && this.#isCounting)) this.voice.speak(words)
+    if (words && words !== before && !typing.length && !(isCounting && this.#isCounting)) this.voice.speak(words)
     this.#isCounting = isCounting
     clearTimeout(this.#count)
     if (isCounting) this.#count = setTimeout(() => this.schedule(), COUNT_MS)
@@ -245,7 +246,7 @@ export class Panel {
     if (this.list.isBehind) this.schedule()
     else if (log.scrollTop < NEAR_START && status.state === "live") void this.loadOlder()
     if (status.state !== this.#shownState) {
-      if (this.#shownState === "reconnecting" && status.state === "live" && line.isSlow) this.voice.speak(this.words.online)
+      if (this.#shownState === "reconnecting" && status.state === "live" && before) this.voice.speak(this.words.online)
       this.#shownState = status.state
       this.emit("status", { status })
     }

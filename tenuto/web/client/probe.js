@@ -14,25 +14,26 @@ const REPORT_MS = 50 // time to wait for the report of a policy violation, which
 
 /** Say why a client has no connection, if that can be found out. @param {import("../client.js").Client} client */
 export async function probe(client) {
-  const isFirst = client.state === "connecting"
-  const error = (isFirst ? await diagnose(client) : null) ?? (await diagnoseCookies(client))
-  if (!error || client.state === "live") return
-  if (error.code === "unauthenticated") client.tokenRefused(undefined, false)
-  else if (client.state === "connecting") client.explain(error)
+  const isFirst = client.state === "connecting" && !client.status.error
+  const error = isFirst ? await diagnose(client) : null
+  if (error) {
+    if (client.state === "connecting") client.explain(error)
+  } else if ((await areCookiesRefused(client)) && client.state !== "live") client.tokenRefused(undefined, false)
 }
 
 /**
- * Return the error of a page that its cookies identify no more, or null. A page does not see why a WebSocket is refused;
- * other transports see it.
+ * Return whether a hub does not accept the cookies of a page. It does not see why a WebSocket is refused; other
+ * transports see it.
  * @param {import("../client.js").Client} client
  */
-async function diagnoseCookies(client) {
+async function areCookiesRefused(client) {
   const { base, token, options } = client
   const [name] = client.channels.keys()
-  if (options.transport !== "websocket" || token.source !== undefined || name === undefined) return null
+  const isOfProgram = options.WebSocket && !options.fetch // it may send headers that a request lacks
+  if (options.transport !== "websocket" || token.source !== undefined || name === undefined || isOfProgram) return false
   const signal = AbortSignal.timeout(PROBE_MS)
   const { status } = await client.fetch(`${base}/v1/channels/${encodeURIComponent(name)}`, { method: "HEAD", credentials: "include", cache: "no-store", signal })
-  return status === 401 ? refusal("unauthenticated", `${base} does not accept the cookies of this page: sign in again`) : null
+  return status === 401
 }
 
 /**
