@@ -17,7 +17,6 @@ import random
 import signal
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,8 +30,8 @@ ASK_S = 10.0
 LATE_S = 0.5  # longest wait of an event loop without a line in the report
 # Browsers refuse 10,080; the system gives those from 32,768 on to outgoing connections.
 _ports = iter(random.SystemRandom().sample(range(10_081, 32_768), 22_000))
-# A process locks byte N of this file for its port N.
-_book = os.open(Path(tempfile.gettempdir()) / f"tenuto-ports-{os.geteuid()}", os.O_RDWR | os.O_CREAT, 0o600)
+# A process locks byte N of this file for its port N. Its folder is the same for all, whatever their TMPDIR.
+_book = os.open(f"/tmp/tenuto-ports-{os.geteuid()}", os.O_RDWR | os.O_CREAT, 0o600)
 
 Json = dict[str, Any]
 Report = Callable[[Json], None]
