@@ -26,6 +26,7 @@ from proof.wirecheck import encode_frame
 GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
 Report = dict[str, Any]
 LEAST_HELD_S = 6.0  # a crowd holds its connections for this time, even if a busy machine took long to open them
+REFUSED_S = 0.01  # pause behind a refusal by rate, whose flood is not what an attack within the rates measures
 
 
 def connect(port: int, address: str = "127.0.0.1", timeout_s: float = 5.0) -> socket.socket:
@@ -340,7 +341,7 @@ def within_rates(
     viewer: str = "",
     watched: str = "",
 ) -> Report:
-    """Send one valid request after another on each connection, refused or not, for `seconds`.
+    """Send one valid request after another on each connection, after a refusal `REFUSED_S` later, for `seconds`.
 
     A body has a text of `text_bytes` bytes, another one each time. As many viewers, with the token `viewer`, follow the
     channel `watched`. The report has the responses by status, and the bytes of the accepted ones and of the viewers.
@@ -367,6 +368,8 @@ def within_rates(
                 with lock:
                     statuses[str(status)] = statuses.get(str(status), 0) + 1
                     counts["bytes"] += size if status < 300 else 0
+                if status == 429:
+                    time.sleep(REFUSED_S)
 
     def watch() -> None:
         with connect(port) as one:
