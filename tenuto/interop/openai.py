@@ -991,8 +991,8 @@ class _Socket:
 
     async def run(self) -> None:
         """Carry out the client's events until it disconnects."""
-        async with asyncio.TaskGroup() as tasks:
-            with suppress(OSError, RuntimeError):  # the peer is gone
+        try:
+            async with asyncio.TaskGroup() as tasks:
                 async for event in self._socket.frames():
                     stream_id = event.get("stream_id") if isinstance(event, dict) else None
                     try:
@@ -1011,8 +1011,10 @@ class _Socket:
                         await self._fail(_Lane(stream_id if isinstance(stream_id, str) else None), error.problem())
                     finally:
                         del event  # it may be large, and the next one may come late
-            for lane in self._lanes.values():
-                lane.task.cancel()
+                for lane in self._lanes.values():
+                    lane.task.cancel()
+        except* (OSError, RuntimeError) as errors:  # the peer is gone
+            logger.debug("a socket ends: %r", errors)
 
     def _lane_for(self, event: Json) -> _Lane:
         kind, stream_id = event.get("type"), event.get("stream_id")
@@ -1056,8 +1058,6 @@ class _Socket:
                     await self._fail(lane, {"status": 500, "code": "internal", "detail": "internal error", "title": ""})
                 finally:
                     lane.sending = lane.previous = lane.events = None
-        except (OSError, TimeoutError, RuntimeError) as error:
-            logger.debug("a socket ends: %r", error)
         finally:
             del self._lanes[lane.stream_id]
 
