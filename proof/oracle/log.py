@@ -284,8 +284,9 @@ class EpochLog:
         is_same_round = op.state == "taken" and op.generation // ROUND == generation // ROUND
         known = self.claims.get((op.id, generation))
         is_again = op.within is not None and known is not None and known.within == op.within  # by a later attempt
-        if op.spared != (self.spared.get(op.id, 0) + is_again if is_same_round else 0):
-            return f"{self.spared.get(op.id, 0)} attempts were handed over, not {op.spared}"
+        due = self.spared.get(op.id, 0) + is_again if is_same_round else 0
+        if op.spared != due:
+            return f"{due} attempts do not count, not {op.spared}"
         is_given_up = op.state == "done" and op.generation == generation + 1  # fences off its last attempt
         is_next = op.generation == (generation + 1 if op.state == "taken" else generation) or is_given_up
         # The first attempt of a later round: a handler of a deleted message with this id may still end a lower one.

@@ -158,7 +158,7 @@ def decide(
             return check_silent(message, request) or _finish(message, request.end, caller, limits, now_ms)
         case DeleteMessage():
             check_may_change(message, caller)
-            ops = ended_with(state, message, "pending", now_ms)
+            ops = ended_with(state, message, now_ms)
             return Decision(ops=(*ops, Delete(id=message.id, at_ms=now_ms)))
         case ClaimTurn():
             return claim_turn(state, message, request, caller, now_ms)

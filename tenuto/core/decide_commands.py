@@ -439,21 +439,23 @@ def _data(value: Json, limit_bytes: int, limits: Limits) -> Json:
 
 def _cancelled(state: Draft, message: MessageState, claim: ClaimState, now_ms: int) -> list[Op]:
     op = Claim(id=message.id, state="cancelled", generation=claim.generation, by=claim.by, at_ms=now_ms)
-    return [*ended_with(state, message, "pending", now_ms), op]
+    return [*ended_with(state, message, now_ms), op]
 
 
 def ended_with(
-    state: Draft, message: MessageState, end: str, now_ms: int, unheard: Container[str] = ()
+    state: Draft, message: MessageState, now_ms: int, end: str = "pending", unheard: Container[str] = ()
 ) -> list[Claim | Reply]:
-    """Return the operations on the held messages and the open questions of the turn of `message`, which ends so."""
-    return [*released(state, message, end, now_ms, unheard), *_withdrawn(state, message, now_ms)]
+    """Return the operations on the held messages (`released`) and the open questions of a turn that ends."""
+    return [*released(state, message, now_ms, end, unheard), *_withdrawn(state, message, now_ms)]
 
 
-def released(state: Draft, message: MessageState, end: str, now_ms: int, unheard: Container[str] = ()) -> list[Claim]:
-    """Return the operations by which the messages that the turn of `message` has taken in end with it, in state `end`.
+def released(
+    state: Draft, message: MessageState, now_ms: int, end: str = "pending", unheard: Container[str] = ()
+) -> list[Claim]:
+    """Return the operations by which the messages that the turn of `message` has taken in wait again.
 
-    With `pending` they wait again. So do those that its last attempt has not taken in, or has without knowing it; if no
-    attempt ends the turn itself, the log does not show which these are, so all wait.
+    If its attempt ends the turn in the state `end`, they end so, too, but for those that this attempt has not taken in,
+    or has without knowing it (`unheard`). Of a turn that is ended from outside the log does not show which these are.
     """
     ops: list[Claim] = []
     for one, known in state.held_by(message.id):

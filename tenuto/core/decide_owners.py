@@ -253,7 +253,7 @@ def end_turn(state: Draft, message: MessageState, request: EndTurn, caller: Call
         return _handed_over(state, message, claim, now_ms)
     failed = _failed(state, message, claim, request.failure, now_ms) if request.failure is not None else ()
     end = request.state if request.failure is None else "pending"  # no answer is known to contain what it took in
-    ended = ended_with(state, message, end, now_ms, request.unheard)
+    ended = ended_with(state, message, now_ms, end, request.unheard)
     op = Claim(
         id=message.id,
         state=request.state,
@@ -280,7 +280,7 @@ def _handed_over(state: Draft, message: MessageState, claim: ClaimState, now_ms:
     ]
     spared = min(claim.spared + 1, MOST_SPARED)
     op = Claim(id=message.id, state="pending", generation=claim.generation, by=claim.by, at_ms=now_ms, spared=spared)
-    return Decision(ops=(*ends, *released(state, message, op.state, now_ms), op), generation=claim.generation)
+    return Decision(ops=(*ends, *released(state, message, now_ms), op), generation=claim.generation)
 
 
 def _failed(state: Draft, message: MessageState, claim: ClaimState, answer_id: str, now_ms: int) -> list[Op]:

@@ -33,7 +33,7 @@ class ClaimState(NamedTuple):
     by: str | None = None
     node: str | None = None
     lease_ms: int = 0
-    within: str | None = None  # id of the message whose turn has taken this message in: both turns end together
+    within: str | None = None  # id of the message whose turn has taken this message in; its attempt ends both turns
     within_generation: int = 0  # the attempt that has taken this message in; if it is lost, this message waits again
     round_from: int = 0  # serial of the `regenerate` that began this round of attempts; 0 for the first round
     # number of times that the node has claimed this attempt again before a handler began it, or, on a shared store,

@@ -203,7 +203,7 @@ class Viewing:
         except TimeoutError:
             if limit.expired():
                 self.check()
-                raise self._no_response() from None  # it responds again by now
+                raise self._no_response() from None  # the store responds again by now
             raise
 
     @asynccontextmanager

@@ -481,7 +481,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         if connection is None:  # it was closed meanwhile, or refused
             self.transport.abort()
             return
-        protocol: Any = self.ws_protocol_class  # uvicorn makes one of it, with no arguments of ours
+        protocol: Any = self.ws_protocol_class  # uvicorn makes one, and gives it its own arguments
         self.ws_protocol_class = partial(protocol, self._book, connection)  # type: ignore[assignment]
         super().handle_websocket_upgrade()
         # From here on the WebSocket protocol owns the transport, and further input of it.
