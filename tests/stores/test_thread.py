@@ -1,8 +1,9 @@
-"""The store's thread: runs calls in order, also after errors and timeouts."""
+"""The store's thread: runs calls in order, commits before reads that wait, also after errors and timeouts."""
 
 import asyncio
 import threading
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -33,6 +34,23 @@ async def test_call_that_timed_out_in_the_queue_never_runs(thread: StoreThread) 
     held.set()
     assert await holding
     assert await thread.run(lambda: list(done), timeout_s=PATIENCE_S) == []
+
+
+@pytest.mark.parametrize("is_serving", [False, True])
+async def test_call_that_is_first_passes_those_that_wait(thread: StoreThread, is_serving: bool) -> None:
+    held, done = threading.Event(), list[str]()
+
+    def hold() -> None:
+        held.wait()
+        if is_serving:  # as a backup does, between two parts of a file
+            assert thread.serve(0)
+
+    holding = thread.run(hold, timeout_s=None)
+    calls = [("read 1", False), ("commit 1", True), ("read 2", False), ("commit 2", True)]
+    results = [thread.run(partial(done.append, name), timeout_s=None, is_first=is_first) for name, is_first in calls]
+    held.set()
+    await asyncio.gather(holding, *results)
+    assert done == ["commit 1", "commit 2", "read 1", "read 2"]
 
 
 async def test_last_call_runs_without_a_waiting_caller() -> None:

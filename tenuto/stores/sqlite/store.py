@@ -7,9 +7,10 @@ and below it `file`, `documents` and `log`). So commits, reads, checkpoints and 
 sees all commits that preceded it. Reads are rare: the hub keeps live channels in memory.
 
 Any event loop may submit a call to the thread and receives its result there; the thread is independent of the calls'
-meaning. An error goes to the caller and never ends the thread. After each call, and when no call comes for a while, the
-thread calls `spare(is_idle)`, which may do a little housekeeping. It returns the seconds after which to call it again
-if no other call comes: 0 for at once, None for never.
+meaning. Commits pass the calls that wait, so live text waits for one long read at most. An error goes to the caller and
+never ends the thread. After each call, and when no call comes for a while, the thread calls `spare(is_idle)`, which may
+do a little housekeeping. It returns the seconds after which to call it again if no other call comes: 0 for at once,
+None for never.
 """
 
 from __future__ import annotations
@@ -62,20 +63,24 @@ class StoreThread:
     def __init__(self, name: str, spare: Callable[[bool], float | None]) -> None:
         self._spare = spare
         self._queue: queue.SimpleQueue[_Work[Any] | None] = queue.SimpleQueue()
+        self._first: deque[_Work[Any]] = deque()  # calls of the queue that pass the others
         self._left: deque[_Work[Any] | None] = deque()  # taken from the queue by `serve`, and not run
         self._is_stopping = False
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
         self._thread.start()
 
-    def run(self, call: Callable[[], T], *, timeout_s: float | None) -> asyncio.Future[T]:
+    def run(self, call: Callable[[], T], *, timeout_s: float | None, is_first: bool = False) -> asyncio.Future[T]:
         """Run `call` on the thread. The future gets its result or its error, or Late after `timeout_s`, if given.
 
-        The thread skips a call whose caller has stopped waiting.
+        A call that `is_first` passes all others that wait. The thread skips a call whose caller has stopped waiting.
         """
         if self._is_stopping:
             raise LocalError(f"store thread {self._thread.name!r} is closed; open the store again to use it")
         result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._queue.put(_Work(call, result, timeout_s))
+        work = _Work(call, result, timeout_s)
+        if is_first:
+            self._first.append(work)
+        self._queue.put(work)
         return result
 
     async def finish(self, last: Callable[[], object], *, timeout_s: float) -> None:
@@ -108,7 +113,7 @@ class StoreThread:
             if self._is_stopping or work is None:
                 self._left.append(work)
                 return False
-            work.run()
+            self._run(work)
             del work
             self._do_spare(is_idle=False)
         return False
@@ -137,9 +142,15 @@ class StoreThread:
                 continue
             if work is None:
                 return
-            work.run()
+            self._run(work)
             del work  # otherwise the variable would keep the call and its result in memory until the next call
             wait_s = self._do_spare(is_idle=False)
+
+    def _run(self, work: _Work[Any]) -> None:
+        """Run `work`, after the calls that pass it. These come from the queue once more, and do nothing then."""
+        while self._first:
+            self._first.popleft().run()
+        work.run()
 
     def _do_spare(self, *, is_idle: bool) -> float | None:
         try:
@@ -168,6 +179,8 @@ class _Work(Generic[T]):
     def run(self) -> None:
         # This method writes `_is_begun` before it reads `_is_late`; `_expire` does it the other way round. So a call
         # that was reported as not begun never runs.
+        if self._is_begun:
+            return  # it passed others
         self._is_begun = True
         caller, result, error = self._result, None, None
         if not self._is_late and not (caller is not None and caller.cancelled()):
@@ -209,12 +222,13 @@ def _carried_out(
     of: Callable[[Engine], object] = lambda engine: engine,
     *,
     late: type[StoreUnavailable] = StoreUnavailable,
+    is_first: bool = False,
 ) -> Callable[Concatenate[SqliteStore, P], Coroutine[Any, Any, T]]:
     """Return the same method of a store: the engine carries it out on the store's thread. It raises as `_run`."""
 
     @wraps(method)
     def call(self: SqliteStore, /, *args: P.args, **fields: P.kwargs) -> Coroutine[Any, Any, T]:
-        return self._run(lambda engine: method(of(engine), *args, **fields), late=late)
+        return self._run(lambda engine: method(of(engine), *args, **fields), late=late, is_first=is_first)
 
     return call
 
@@ -234,7 +248,7 @@ class SqliteStore:
     name = "sqlite"
     is_exclusive = True
 
-    commit = _carried_out(Engine.commit, late=CommitUnknown)
+    commit = _carried_out(Engine.commit, late=CommitUnknown, is_first=True)
     heads = _carried_out(Engine.heads)
     changes = _carried_out(Engine.changes)
     entries = _carried_out(Engine.entries)
@@ -371,7 +385,9 @@ class SqliteStore:
             backups["disk_free_bytes"] = shutil.disk_usage(self.path.parent).free
         return self._stats | backups
 
-    async def _run(self, call: Callable[[Engine], T], *, late: type[StoreUnavailable] = StoreUnavailable) -> T:
+    async def _run(
+        self, call: Callable[[Engine], T], *, late: type[StoreUnavailable] = StoreUnavailable, is_first: bool = False
+    ) -> T:
         """Run `call` on the store's thread. Raises `late` if the call began and did not end in time."""
         opened = self._opened()
 
@@ -384,7 +400,7 @@ class SqliteStore:
                 raise damaged(self.path, error) from error
 
         try:
-            return await opened.thread.run(translated, timeout_s=TIMEOUT_S)
+            return await opened.thread.run(translated, timeout_s=TIMEOUT_S, is_first=is_first)
         except Late as error:
             kind = late if error.is_begun else StoreUnavailable
             raise kind(f"store file {self.path} did not respond within {TIMEOUT_S:.0f} s; check the disk") from None
