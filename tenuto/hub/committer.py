@@ -33,7 +33,8 @@ from tenuto.core.draft import Draft
 from tenuto.core.errors import Busy, Draining, StoreUnavailable, TenutoError
 from tenuto.core.events import NO_EPOCH
 from tenuto.core.limits import Limits
-from tenuto.core.message_state import MessageState
+from tenuto.core.message_state import CommandState, MessageState
+from tenuto.core.model import Part
 from tenuto.core.ops import Entry
 from tenuto.core.requests import AppendText, Caller, CreateMessage, SendCommand
 from tenuto.hub.channel import MAX_CONFLICTS, Channel, Ticks, outpaced
@@ -53,10 +54,11 @@ READ_TIMEOUT_S = 30.0  # time after which a read fails; the items that are parke
 
 
 class Unclear(NamedTuple):
-    """A write whose outcome is unknown: its decisions, and the head that the channel has if it was stored."""
+    """A write whose outcome is unknown: its decisions, and what the channel has if it was stored."""
 
     epoch: str
     serial: int
+    things: dict[str, object]  # of a shared store: what the write changed, as `_content` returns it, by ids
     decided: list[Decided]
 
 
@@ -498,15 +500,22 @@ class Committer:
         )
 
     def _unclear(self, batch: _Batch, writes: Sequence[tuple[Channel, Write]]) -> dict[Channel, Unclear]:
-        """Return the heads that the channels will have if the writes were stored.
+        """Return what the channels will have if the writes were stored.
 
-        Only for an exclusive store: there, the head shows whether the write was stored.
+        On a shared store another hub's write may have led to the same serial, so there the messages are compared, too,
+        and an empty write, which others may have outrun, is decided again.
         """
-        if not self._store.is_exclusive:
-            return {}
-        heads = {channel: (write.epoch, write.expected + len(write.entries)) for channel, write in writes}
-        decided = {channel: [one for one in batch.decided if one.channel is channel] for channel in heads}
-        return {channel: Unclear(*head, decided[channel]) for channel, head in heads.items()}
+        unclear = {}
+        for channel, write in writes:
+            things: dict[str, object] = {}
+            if not self._store.is_exclusive:
+                if not write.entries:
+                    continue
+                draft = batch.draft(channel)
+                things = {entry.op.id: _content(draft.thing(entry.op.id)) for entry in write.entries}
+            decided = [one for one in batch.decided if one.channel is channel]
+            unclear[channel] = Unclear(write.epoch, write.expected + len(write.entries), things, decided)
+        return unclear
 
     def _writes(self, batch: _Batch) -> list[tuple[Channel, Write]]:
         writes = [
@@ -633,14 +642,24 @@ class Committer:
 
     def _resolve_unclear(self, channel: Channel) -> None:
         """If the store, now read again, holds a write with an unknown outcome, return the results of that write."""
-        unclear = self._in_doubt.pop(channel, None)
-        if unclear is None or (channel.state.epoch, channel.state.serial) != (unclear.epoch, unclear.serial):
+        unclear, state = self._in_doubt.pop(channel, None), channel.state
+        if unclear is None or (state.epoch, state.serial) != (unclear.epoch, unclear.serial):
+            return
+        found = {key: _content(state.messages.get(key) or state.commands.get(key)) for key in unclear.things}
+        if found != unclear.things:
             return
         parked = self._parked[channel]
         for decided in unclear.decided:
             if decided.item in parked:
                 parked.remove(decided.item)
                 self._return(decided)
+
+
+def _content(thing: MessageState | CommandState | None) -> tuple[bytes, Sequence[Part]] | None:
+    """Return all that a store keeps of a message or command."""
+    if thing is None:
+        return None
+    return document(thing).head, [part.value() for part in thing.parts] if isinstance(thing, MessageState) else ()
 
 
 def _renews_lease(caller: Caller) -> bool:

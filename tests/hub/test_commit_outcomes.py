@@ -14,8 +14,11 @@ from contextlib import asynccontextmanager
 from itertools import pairwise
 
 import pytest
+from msgspec.structs import replace
 
 from proof.simulation.store import SharedMemoryStore
+from tenuto.core.document import document
+from tenuto.core.draft import Draft
 from tenuto.core.errors import (
     Busy,
     Deleted,
@@ -26,7 +29,9 @@ from tenuto.core.errors import (
 )
 from tenuto.core.limits import Limits
 from tenuto.core.message_state import MessageState
-from tenuto.core.requests import SERVER, AppendText, CreateMessage, DeleteMessage, FinishMessage
+from tenuto.core.ops import Create
+from tenuto.core.requests import SERVER, AppendText, CreateMessage, DeleteMessage, FinishMessage, PutPart
+from tenuto.core.state import ChannelState
 from tenuto.hub import HubCore
 from tenuto.hub.committer import STORE_TIMEOUT_S, Pace
 from tenuto.hub.writer import ABANDONED_S, RETRY_S, interrupt_abandoned
@@ -39,7 +44,8 @@ from tests.virtual import virtually
 class ScriptedStore(SharedMemoryStore):
     """A store in memory whose next commits follow `script`.
 
-    "ok" stores, "no" refuses, "lost" and "kept" leave the outcome unknown: not stored, and stored.
+    "ok" stores, "no" refuses, "lost", "kept" and "other" leave the outcome unknown: not stored, stored, and not stored,
+    while another hub has written as many entries.
     """
 
     is_exclusive = True
@@ -65,6 +71,15 @@ class ScriptedStore(SharedMemoryStore):
             raise StoreUnavailable("the script refuses the commit")
         if act == "lost":
             raise CommitUnknown("the script loses the commit")
+        if act == "other":
+            (write,) = writes
+            others = Draft(ChannelState(write.channel))
+            others.base.serial = write.expected
+            for number in range(len(write.entries)):
+                others.add(Create(id=f"other{number}", role="user", status="done", at_ms=1))
+            documents = [document(one) for one in others.messages()]
+            await super().commit([replace(write, entries=others.entries(), documents=documents)])
+            raise CommitUnknown("the script loses the commit, and another hub is there first")
         results = await super().commit(writes)
         if act == "kept":
             raise CommitUnknown("the script loses the outcome")
@@ -119,6 +134,24 @@ async def test_text_behind_another_part_stands_once_after_a_commit_with_an_unkno
         result = await hub.ask("c", "m", AppendText(text="b"), SERVER)
         assert (result.part, result.length) == (2, 2)
         assert (await hub.read("c", "m"))[0].parts == [*parts, {"type": "text", "text": "b"}]
+
+
+@pytest.mark.parametrize("outcome", ["kept", "lost", "other"])
+@virtually
+async def test_pipelined_requests_without_ids_keep_their_order_after_a_commit_with_an_unknown_outcome(
+    outcome: str,
+) -> None:
+    store = ScriptedStore()
+    store.is_exclusive = False
+    hub = new_hub(store)
+    await hub.start()
+    await hub.ask("c", "m", CreateMessage(role="assistant", status="streaming", parts=[]), SERVER)
+    store.script = [outcome]
+    parts = [{"type": "text", "text": "a"}, {"type": "data", "name": "n", "data": 1}]
+    requests = (PutPart(index=0, part=parts[0]), AppendText(text="b"), PutPart(index=1, part=parts[1]))
+    await asyncio.gather(*(hub.ask("c", "m", request, SERVER) for request in requests))
+    assert (await hub.read("c", "m"))[0].parts == [{"type": "text", "text": "ab"}, parts[1]]
+    await hub.close()
 
 
 @pytest.mark.parametrize("has_viewer", [False, True])
