@@ -2,15 +2,17 @@
 
 Layer: tests.
 
-Each function breaks the product in one place, by a monkeypatch. Its docstring is the reasoning behind the mistake. A
-mutant that became impossible goes; a new kind of mistake that passed all tests comes in.
+Each function breaks the product in one place, by a monkeypatch. Its docstring is the reasoning behind the mistake, its
+decorator has the violation that finds it and the world in which it does harm (`directed`). A mutant that became
+impossible goes; a new kind of mistake that passed all tests comes in.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Iterator, Sequence
+import dataclasses
+from collections.abc import AsyncIterator, Hashable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any, cast
@@ -19,7 +21,20 @@ import pytest
 from msgspec.structs import replace
 
 from proof.simulation import watchdog
+from proof.simulation.agents import LocalPlan
+from proof.simulation.hooks import HookPlan
+from proof.simulation.members import Commander
 from proof.simulation.store import SimStore
+from proof.simulation.viewers import LocalViewer, PollViewer, SocketViewer, StreamViewer
+from proof.simulation.writers import (
+    BlindWriter,
+    Editor,
+    HttpWriter,
+    LeaseWriter,
+    LocalWriter,
+    PipelinedWriter,
+    SteadyWriter,
+)
 from tenuto.agents import history
 from tenuto.agents import turn as turns
 from tenuto.agents.backend import Sent
@@ -54,7 +69,7 @@ from tenuto.hub.channel import BatchCache, Channel, EncodedBatch, Group
 from tenuto.hub.clock import StoreClock
 from tenuto.hub.committer import Committer
 from tenuto.hub.feed import Feed
-from tenuto.hub.hooks import HookEvent, HookRunner
+from tenuto.hub.hooks import KINDS, HookEvent, HookRunner
 from tenuto.hub.hub import HubCore
 from tenuto.hub.leases import LeaseMonitor
 from tenuto.hub.lifecycle import Lifecycle
@@ -71,10 +86,15 @@ from tenuto.transports import codec, session, streams
 from tenuto.transports.access import caller_of
 from tenuto.transports.session import Session
 from tenuto.watchdog import Watchdog
+from tests.simulation.directed import mutant
 
-Mutant = Callable[[pytest.MonkeyPatch], None]
+HOOK = HookPlan(name="hook0", kinds=KINDS, pattern="*", pause_s=0.01, fail_chance=0.0, hang_chance=0.0, late_chance=0.0)
+SLOW_HOOK = dataclasses.replace(HOOK, pause_s=0.5)
+AGENT = LocalPlan(when_busy="queue", on_crash="restart", slots=1, has_questions=False)
+SLOW_STORE = {"store_s": (0.0001, 0.2)}
 
 
+@mutant("was never stored|before it was stored", authors=[LocalWriter])
 def deliver_before_the_commit(patch: pytest.MonkeyPatch) -> None:
     """Viewers get the text sooner, and it is almost always stored a moment later."""
     writes = Committer._writes
@@ -88,6 +108,13 @@ def deliver_before_the_commit(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Committer, "_writes", eager)
 
 
+@mutant(
+    "resumed: true from",
+    authors=[HttpWriter, Editor, Editor, Editor],
+    edits=["delete channel", "say"],
+    cut_rate=1.0,
+    viewers=[SocketViewer, StreamViewer, PollViewer],
+)
 def a_cursor_is_valid_in_every_epoch(patch: pytest.MonkeyPatch) -> None:
     """A serial up to the head belongs to this log."""
 
@@ -97,12 +124,14 @@ def a_cursor_is_valid_in_every_epoch(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Feed, "_is_continued", is_continued)
 
 
+@mutant("stored is", authors=[LocalWriter])
 def a_mark_counts_for_the_serial_before(patch: pytest.MonkeyPatch) -> None:
     """A viewer at a serial has the text of the next serial, too."""
     length_at = Text.length_at
     patch.setattr(Text, "length_at", lambda self, serial: length_at(self, serial + 1))
 
 
+@mutant("hole|a gap|it shows", cut_rate=1.0, viewers=[SocketViewer, StreamViewer])
 def viewers_miss_a_mark(patch: pytest.MonkeyPatch) -> None:
     """The same for viewers that resume; the stored text is right."""
     appends = catch_up._appends
@@ -117,6 +146,7 @@ def viewers_miss_a_mark(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(catch_up, "_appends", ahead)
 
 
+@mutant("it shows", cut_rate=1.0, viewers=[SocketViewer, StreamViewer])
 def catch_up_skips_an_entry(patch: pytest.MonkeyPatch) -> None:
     """A cursor names the next entry."""
 
@@ -126,6 +156,7 @@ def catch_up_skips_an_entry(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(channels, "events_since", off_by_one)
 
 
+@mutant("wrote to", authors=[BlindWriter] * 2, latency_s=(0.0002, 0.05), viewers=[])
 def appends_join_across_an_edit(patch: pytest.MonkeyPatch) -> None:
     """Appends to one part are one text, in spite of the edits between them."""
 
@@ -140,6 +171,7 @@ def appends_join_across_an_edit(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Draft, "add", joined)
 
 
+@mutant("was acknowledged as", authors=[PipelinedWriter])
 def appends_are_acknowledged_before_the_commit(patch: pytest.MonkeyPatch) -> None:
     """A decided append will be stored, so its writer need not wait."""
     commit = Committer._commit
@@ -155,6 +187,14 @@ def appends_are_acknowledged_before_the_commit(patch: pytest.MonkeyPatch) -> Non
     patch.setattr(Committer, "_commit", hasty)
 
 
+@mutant(
+    "it shows|it does not show|pending are|back to",
+    authors=[HttpWriter, PipelinedWriter],
+    cut_rate=0.3,
+    split_chance=0.5,
+    viewers=[StreamViewer, StreamViewer],
+    store_s=(0.0001, 0.05),
+)
 def each_event_moves_the_cursor(patch: pytest.MonkeyPatch) -> None:
     """A viewer that is cut off in the middle of a batch then has fewer events to catch up."""
 
@@ -186,6 +226,16 @@ def each_event_moves_the_cursor(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(EncodedBatch, "sse", property(sse))
 
 
+@mutant(
+    "it shows|it does not show|back to|at the end of a batch with serial",
+    hubs=2,
+    authors=[HttpWriter, LocalWriter, BlindWriter],
+    **SLOW_STORE,
+    unknown_chance=0.3,
+    viewers=[SocketViewer, StreamViewer, PollViewer],
+    channel_bytes=1,
+    cut_rate=0.5,
+)
 def a_reload_runs_beside_a_commit(patch: pytest.MonkeyPatch) -> None:
     """A read of the store does no harm, and its result is current."""
 
@@ -201,6 +251,7 @@ def a_reload_runs_beside_a_commit(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Channel, "_has_passed", has_passed)
 
 
+@mutant("was refused with", authors=[PipelinedWriter], **SLOW_STORE)
 def requests_are_decided_on_arrival(patch: pytest.MonkeyPatch) -> None:
     """The durable state decides each request as it arrives."""
 
@@ -211,6 +262,18 @@ def requests_are_decided_on_arrival(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(committer, "decide", early)
 
 
+@mutant(
+    "still behind",
+    hubs=3,
+    authors=[LocalWriter, LocalWriter],
+    viewers=[LocalViewer, LocalViewer, StreamViewer],
+    channel_idle_s=20.0,
+    notice_loss=1.0,
+    down_chance=0.2,
+    unknown_chance=0.2,
+    faults=["pause", "kill"],
+    cut_rate=0.3,
+)
 def the_wake_up_is_trusted(patch: pytest.MonkeyPatch) -> None:
     """A wake-up always reports the writes of another hub."""
 
@@ -220,6 +283,13 @@ def the_wake_up_is_trusted(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Follower, "behind", behind)
 
 
+@mutant(
+    "hole|a gap|it shows|it does not show|before it was stored",
+    hubs=2,
+    authors=[LocalWriter, LocalWriter],
+    viewers=[SocketViewer, StreamViewer],
+    notice_loss=0.3,
+)
 def a_notice_is_applied_across_a_hole(patch: pytest.MonkeyPatch) -> None:
     """A notice carries the newest entries of its channel."""
 
@@ -233,6 +303,12 @@ def a_notice_is_applied_across_a_hole(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Channel, "take_entries", take)
 
 
+@mutant(
+    "ids that streamed were not used up",
+    hubs=2,
+    authors=[HttpWriter, LocalWriter, Editor, Editor, Editor],
+    edits=["delete channel"],
+)
 def a_conflict_of_a_deletion_is_lost(patch: pytest.MonkeyPatch) -> None:
     """The hub has read the channel just before it deletes it."""
     delete_channel = MemoryStore.delete_channel
@@ -246,16 +322,19 @@ def a_conflict_of_a_deletion_is_lost(patch: pytest.MonkeyPatch) -> None:
 # -- commits whose outcome is unknown, recovery and memory -----------------------------------------------------------
 
 
+@mutant("was refused with (mismatch|gap)", authors=[BlindWriter, BlindWriter], unknown_chance=0.3)
 def an_unknown_outcome_is_never_resolved(patch: pytest.MonkeyPatch) -> None:
     """The requests of the commit are decided again; the store shows which of them it holds."""
     patch.setattr(Committer, "_unclear", lambda self, batch, writes: {})
 
 
+@mutant("wrote to", hubs=2, authors=[BlindWriter] * 4, unknown_chance=0.1, store_s=(0.0001, 0.05), token_s=0.1)
 def an_append_gets_a_new_offset_after_an_unknown_outcome(patch: pytest.MonkeyPatch) -> None:
     """A request is immutable, so its offset is decided each time."""
     patch.setattr(committer, "replace", lambda request, **about: request)
 
 
+@mutant("was refused with (gap|mismatch)|wrote to", authors=[HttpWriter, BlindWriter], unknown_chance=0.3)
 def an_offset_counts_the_last_text_part(patch: pytest.MonkeyPatch) -> None:
     """Text without an index goes to the end, so its offset is that of the last text part."""
     text_parts = MessageState.text_parts.fget
@@ -263,6 +342,7 @@ def an_offset_counts_the_last_text_part(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(MessageState, "text_parts", property(lambda self: text_parts(self)[-1:]))
 
 
+@mutant("was refused with (mismatch|gap|not_found|no_part)", authors=[BlindWriter, PipelinedWriter], unknown_chance=0.3)
 def requests_change_their_order_after_an_unknown_outcome(patch: pytest.MonkeyPatch) -> None:
     """Each request of the commit is decided again; their order is a detail."""
     return_all = Committer._return_all
@@ -275,6 +355,7 @@ def requests_change_their_order_after_an_unknown_outcome(patch: pytest.MonkeyPat
     patch.setattr(Committer, "_return_all", reversed_order)
 
 
+@mutant("before it was stored|wrote to|was acknowledged as", hubs=3, authors=[HttpWriter, LocalWriter, PipelinedWriter])
 def a_conflict_is_ignored(patch: pytest.MonkeyPatch) -> None:
     """The channel is read again, so its next request is decided on the new state."""
     return_all = Committer._return_all
@@ -287,6 +368,7 @@ def a_conflict_is_ignored(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Committer, "_return_all", as_decided)
 
 
+@mutant("offered a second time|received .*'ref'", authors=[Commander] * 2, workers=1)
 def a_result_is_sent_twice(patch: pytest.MonkeyPatch) -> None:
     """A second copy of a result does no harm."""
 
@@ -297,6 +379,7 @@ def a_result_is_sent_twice(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Waiting, "decided", twice)
 
 
+@mutant("though its writer died", authors=[LocalWriter, LocalWriter], faults=["kill"], fault_s=1.0)
 def messages_of_a_dead_process_are_not_recovered(patch: pytest.MonkeyPatch) -> None:
     """Another writer takes the message over when it is needed."""
 
@@ -306,16 +389,28 @@ def messages_of_a_dead_process_are_not_recovered(patch: pytest.MonkeyPatch) -> N
     patch.setattr(writer, "_end_or_adopt", skip)
 
 
+@mutant("though the lease of", hubs=2, loss="kill")
 def messages_of_an_ended_node_wait(patch: pytest.MonkeyPatch) -> None:
     """A hub recovers its own messages when it starts again."""
     patch.setattr(NodeLease, "is_recovery_due", False)
 
 
+@mutant(
+    "or turns wait",
+    hubs=2,
+    channels=3,
+    viewers=[],
+    channel_idle_s=0.0,
+    agents=[AGENT],
+    agents_at="A",
+    authors=[Commander],
+)
 def a_waiting_turn_is_known_at_one_node(patch: pytest.MonkeyPatch) -> None:
     """The node that stores a message finds an agent for it."""
     patch.setattr(SharedTurns, "_unplaced", lambda self: [])
 
 
+@mutant("are members of|did not receive in .*presence", hubs=2, members=2, viewers=[SocketViewer] * 2)
 def members_of_other_nodes_are_unknown(patch: pytest.MonkeyPatch) -> None:
     """Each node knows its own members."""
 
@@ -324,21 +419,25 @@ def members_of_other_nodes_are_unknown(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(SharedPresence, "_read", read)
 
 
+@mutant("are members of", hubs=2, members=6, faults=["kill"], fault_s=3.0, viewers=[SocketViewer] * 4)
 def members_of_an_ended_node_stay(patch: pytest.MonkeyPatch) -> None:
     """The node will return."""
     patch.setattr(presence, "GRACE_S", 10_000.0)
 
 
+@mutant("are members of", hubs=2, members=6, notice_loss=1.0, viewers=[SocketViewer] * 4)
 def notices_of_members_are_trusted(patch: pytest.MonkeyPatch) -> None:
     """A notice follows each change of members."""
     patch.setattr(presence, "FOLLOW_S", 10_000.0)
 
 
+@mutant("did not receive in .*signal", hubs=2, members=2, bad_s=16.0, viewers=[SocketViewer] * 2)
 def signals_stay_at_their_node(patch: pytest.MonkeyPatch) -> None:
     """The viewers of this node receive the signal."""
     patch.setattr(SharedPresence, "send_signal", lambda self, channel, signal: None)
 
 
+@mutant("waits for no agent", hubs=2, agents=[AGENT], agents_at="A", authors=[Commander])
 def agents_of_other_nodes_are_unknown(patch: pytest.MonkeyPatch) -> None:
     """A message waits for the agents of its node."""
 
@@ -349,11 +448,13 @@ def agents_of_other_nodes_are_unknown(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(WorkerPool, "recall", skip)
 
 
+@mutant("was alive", hubs=2, loss="pause")
 def a_living_node_is_recovered(patch: pytest.MonkeyPatch) -> None:
     """When a node is recovered, all messages of other nodes are those of this one."""
     patch.setattr(NodeLease, "is_gone", lambda self, node: node != self.node)
 
 
+@mutant("two agents work on", hubs=2, loss="pause", agents=[AGENT], authors=[Commander, Commander, Commander])
 def a_claim_is_judged_by_an_older_renewal(patch: pytest.MonkeyPatch) -> None:
     """The last renewal shows which nodes live."""
     lose = shared_turns.lose_turns
@@ -368,6 +469,7 @@ def a_claim_is_judged_by_an_older_renewal(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(writer, "lose_turns", lose_at_once)
 
 
+@mutant("was alive", hubs=2, authors=[LocalWriter, LocalWriter], faults=["store restart"])
 def a_store_that_lost_its_leases_is_believed_at_once(patch: pytest.MonkeyPatch) -> None:
     """A node whose lease runs is in each answer of the store."""
     note = NodeLease._note
@@ -381,11 +483,19 @@ def a_store_that_lost_its_leases_is_believed_at_once(patch: pytest.MonkeyPatch) 
     patch.setattr(NodeLease, "_note", hasty)
 
 
+@mutant("by the store's clock", hubs=2, faults=["clock"])
 def a_node_uses_its_own_clock(patch: pytest.MonkeyPatch) -> None:
     """The machines of all nodes have the right time."""
     patch.setattr(StoreClock, "measure", lambda self, store_ms, sent_s, now_s: None)
 
 
+@mutant(
+    "it shows|before it was stored|a gap|hole|back to",
+    hubs=2,
+    failovers=1,
+    authors=[LocalWriter, HttpWriter],
+    viewers=[SocketViewer, StreamViewer],
+)
 def an_epoch_is_kept_after_a_failover(patch: pytest.MonkeyPatch) -> None:
     """The log goes on with the entries that are left.
 
@@ -394,6 +504,9 @@ def an_epoch_is_kept_after_a_failover(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(SimStore, "_following_epoch", lambda self, head: head.epoch)
 
 
+@mutant(
+    "resumed: true from", hubs=2, failovers=1, authors=[LocalWriter, HttpWriter], viewers=[SocketViewer, StreamViewer]
+)
 def a_cursor_of_what_is_left_resumes_after_a_failover(patch: pytest.MonkeyPatch) -> None:
     """The text up to the last serial that is left is the same in both epochs."""
     is_continued = Feed._is_continued
@@ -407,16 +520,19 @@ def a_cursor_of_what_is_left_resumes_after_a_failover(patch: pytest.MonkeyPatch)
     patch.setattr(Feed, "_is_continued", is_left)
 
 
+@mutant("gave a sign of life", hubs=2, authors=[LeaseWriter, LeaseWriter])
 def a_renewal_reaches_one_hub(patch: pytest.MonkeyPatch) -> None:
     """A renewal changes no message, so there is no entry to store."""
     patch.setattr(committer, "stored_renewal", lambda message, now_ms: ())
 
 
+@mutant("its writer sent the last request at", hubs=2, loss="kill")
 def a_late_read_begins_another_term(patch: pytest.MonkeyPatch) -> None:
     """This hub has not seen the writer before, so its lease begins now."""
     patch.setattr(NodeLease, "left_s", lambda self, term_s, alive_ms: term_s)
 
 
+@mutant("gave a sign of life", hubs=2, authors=[LeaseWriter, LeaseWriter])
 def a_lease_ends_without_a_read_of_the_store(patch: pytest.MonkeyPatch) -> None:
     """This hub receives all requests of the writer."""
     make = LeaseMonitor.__init__
@@ -427,17 +543,33 @@ def a_lease_ends_without_a_read_of_the_store(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(LeaseMonitor, "__init__", make_blind)
 
 
+@mutant("gave a sign of life", hubs=2, authors=[Commander, Commander], workers=2, bad_s=16.0)
 def a_turn_renewal_reaches_one_hub(patch: pytest.MonkeyPatch) -> None:
     """This hub knows the agent that has the turn."""
     patch.setattr(session, "store_renewal", lambda submit, nodes, name, turn, done, gives_back=False: done(None))
 
 
+@mutant(
+    "refused.* with not_found|refused: .*not_found|could not .*not_found",
+    authors=[HttpWriter, Editor],
+    edits=["edit", "delete", "read"],
+    TAIL_ENTRIES=2,
+    channel_bytes=1,
+    faults=["free memory"],
+)
 def a_message_that_left_memory_does_not_exist(patch: pytest.MonkeyPatch) -> None:
     """The state in memory is complete."""
     is_ready_for = Channel.is_ready_for
     patch.setattr(Channel, "is_ready_for", lambda self, ids: is_ready_for(self, ()))
 
 
+@mutant(
+    "created twice|was refused with not_found|got status 404",
+    hubs=2,
+    authors=[HttpWriter, HttpWriter, HttpWriter],
+    cut_rate=0.5,
+    channel_bytes=1,
+)
 def an_absent_id_stays_absent(patch: pytest.MonkeyPatch) -> None:
     """The store was asked for this id before."""
 
@@ -458,6 +590,7 @@ def an_absent_id_stays_absent(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Channel, "load", load_sticky)
 
 
+@mutant("lacks the streaming", authors=[LocalWriter, LocalWriter, Editor], default_history=1)
 def a_new_start_holds_the_page_alone(patch: pytest.MonkeyPatch) -> None:
     """A viewer that wants an older streaming message asks for history."""
     new_start = catch_up.new_start
@@ -472,6 +605,17 @@ def a_new_start_holds_the_page_alone(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(channels, "new_start", page_alone)
 
 
+@mutant(
+    "it does not show",
+    hubs=2,
+    authors=[BlindWriter, LocalWriter, SteadyWriter],
+    viewers=[SocketViewer] * 4,
+    unknown_chance=0.1,
+    channel_idle_s=0.0,
+    channel_bytes=1,
+    memory_bytes=1,
+    catch_up_messages=2,
+)
 def messages_in_memory_are_a_page(patch: pytest.MonkeyPatch) -> None:
     """The newest messages in memory are the newest messages."""
     newest_messages = catch_up.newest_messages
@@ -489,6 +633,9 @@ def messages_in_memory_are_a_page(patch: pytest.MonkeyPatch) -> None:
 # -- leases, presence, commands and turns ----------------------------------------------------------------------------
 
 
+@mutant(
+    "wrote to", hubs=2, authors=[LocalWriter, LocalWriter, Editor], edits=["edit"], unknown_chance=0.3, slow_chance=0.03
+)
 def a_local_append_has_no_offset_check(patch: pytest.MonkeyPatch) -> None:
     """A writer in this process knows the length of its part."""
 
@@ -501,11 +648,13 @@ def a_local_append_has_no_offset_check(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(committer, "plain_append", anywhere)
 
 
+@mutant("after a takeover", authors=[LeaseWriter, LeaseWriter])
 def a_takeover_fences_no_writer(patch: pytest.MonkeyPatch) -> None:
     """The earlier writer has stopped."""
     patch.setattr(decisions, "check_generation", lambda message, generation: None)
 
 
+@mutant("gave a sign of life", authors=[LeaseWriter, LeaseWriter], cut_rate=0.3)
 def a_renewal_after_a_broken_socket_does_not_count(patch: pytest.MonkeyPatch) -> None:
     """The socket broke, so the writer has three seconds."""
     renew, broken = LeaseMonitor.renew, LeaseMonitor.broken
@@ -523,6 +672,7 @@ def a_renewal_after_a_broken_socket_does_not_count(patch: pytest.MonkeyPatch) ->
     patch.setattr(LeaseMonitor, "renew", renew_unless_broken)
 
 
+@mutant("a second one", authors=[Commander, Commander, Commander])
 def a_second_reply_is_accepted(patch: pytest.MonkeyPatch) -> None:
     """The newest reply is the best one."""
 
@@ -533,6 +683,7 @@ def a_second_reply_is_accepted(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(decisions, "reply_command", reply)
 
 
+@mutant("still streams", authors=[Commander, HttpWriter, HttpWriter, HttpWriter], token_s=0.4)
 def a_cancel_ends_the_newest_answer(patch: pytest.MonkeyPatch) -> None:
     """A user cancels the answer that began last."""
     carry_out = decide_commands._carry_out
@@ -544,6 +695,7 @@ def a_cancel_ends_the_newest_answer(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(decide_commands, "_carry_out", newest)
 
 
+@mutant("gave a sign of life", authors=[Commander, Commander], workers=1)
 def a_turn_renewal_has_no_effect(patch: pytest.MonkeyPatch) -> None:
     """The agent renews a turn that runs, so the response is ok."""
 
@@ -554,11 +706,13 @@ def a_turn_renewal_has_no_effect(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(TurnScheduler, "renew", renew)
 
 
+@mutant("which took it in, is over", asks_by_socket=True, authors=[Commander] * 3, hubs=2, workers=1)
 def a_message_that_was_taken_in_goes_on(patch: pytest.MonkeyPatch) -> None:
     """The answer of a turn ends the turn; the messages that it has taken in have no answer of their own."""
     patch.setattr(decide_commands, "released", lambda *_: ())
 
 
+@mutant("was offered before its claim", authors=[Commander], workers=1)
 def a_turn_begins_before_its_claim_is_stored(patch: pytest.MonkeyPatch) -> None:
     """The claim will be stored, so the agent can begin."""
     claim = TurnScheduler._claim
@@ -571,6 +725,7 @@ def a_turn_begins_before_its_claim_is_stored(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(TurnScheduler, "_claim", eager)
 
 
+@mutant("which is no answer's text", authors=[LocalWriter, LocalWriter, Commander, Commander], agents=[AGENT])
 def a_superseded_part_counts_in_a_history(patch: pytest.MonkeyPatch) -> None:
     """The model should know all that the answer has said."""
     as_turns = history.as_turns
@@ -585,6 +740,7 @@ def a_superseded_part_counts_in_a_history(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(turns, "as_turns", with_attempts)
 
 
+@mutant("wrote to", authors=[LocalWriter])
 def an_attempt_is_superseded_twice(patch: pytest.MonkeyPatch) -> None:
     """Content follows a failed attempt, so what is there has failed."""
     supersede = Outgoing._supersede
@@ -597,6 +753,12 @@ def an_attempt_is_superseded_twice(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Outgoing, "_supersede", again)
 
 
+@mutant(
+    "runs again",
+    authors=[Commander, Commander],
+    agents=[dataclasses.replace(AGENT, has_questions=True)],
+    faults=["kill", "kill"],
+)
 def a_step_is_stored_after_it_has_returned(patch: pytest.MonkeyPatch) -> None:
     """The result of a step is stored a moment later, so its handler need not wait."""
     store = Steps._store
@@ -614,11 +776,13 @@ def a_step_is_stored_after_it_has_returned(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Steps, "_store", eager)
 
 
+@mutant("its turn is taken", authors=[Commander], agents=[AGENT], faults=["restart"])
 def a_drain_counts_as_a_death(patch: pytest.MonkeyPatch) -> None:
     """Each attempt has a number, and the fifth is the last."""
     patch.setattr(decide_owners, "MOST_SPARED", 0)
 
 
+@mutant("there are still", authors=[Commander, Commander], workers=1, faults=["kill"])
 def a_restart_forgets_waiting_messages(patch: pytest.MonkeyPatch) -> None:
     """Agents receive new messages; earlier ones were answered before the restart."""
     look, look_at = TurnScheduler.inspect, TurnScheduler.inspect_message
@@ -634,11 +798,13 @@ def a_restart_forgets_waiting_messages(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(TurnScheduler, "inspect_message", look_at_nothing_yet)
 
 
+@mutant("presence.leave of", members=2, cut_rate=0.5)
 def a_member_leaves_without_grace(patch: pytest.MonkeyPatch) -> None:
     """A member without a connection has left."""
     patch.setattr(presence, "GRACE_S", 0.0)
 
 
+@mutant("presence.leave of", hubs=2, members=4, viewers=[SocketViewer] * 2, cut_rate=0.3, bad_s=16.0)
 def a_member_that_moved_to_another_node_leaves(patch: pytest.MonkeyPatch) -> None:
     """The node at which the member was has let its grace pass, so the member has left."""
     drop = PresenceState._drop
@@ -650,6 +816,7 @@ def a_member_that_moved_to_another_node_leaves(patch: pytest.MonkeyPatch) -> Non
     patch.setattr(PresenceState, "_drop", alone)
 
 
+@mutant("without a batch before it", members=2)
 def presence_carries_a_cursor(patch: pytest.MonkeyPatch) -> None:
     """The cursor of each batch is that of the channel."""
 
@@ -659,6 +826,7 @@ def presence_carries_a_cursor(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Channel, "ephemeral_since", ephemeral_since)
 
 
+@mutant("was not carried out|has expired", authors=[Commander])
 def commands_do_not_expire(patch: pytest.MonkeyPatch) -> None:
     """The sender of a command notices that no reply comes."""
     patch.setattr(LeaseMonitor, "inspect_command", lambda self, channel, key, command: None)
@@ -667,6 +835,7 @@ def commands_do_not_expire(patch: pytest.MonkeyPatch) -> None:
 # -- message streams, cursors and notices ----------------------------------------------------------------------------
 
 
+@mutant("received the end of .* and of its", readers=3, authors=[LocalWriter, SteadyWriter])
 def an_end_drops_the_last_text(patch: pytest.MonkeyPatch) -> None:
     """A client that receives the end reads the message again."""
     frame = streams.NamedEvents.frame
@@ -679,6 +848,7 @@ def an_end_drops_the_last_text(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(streams.NamedEvents, "frame", without_text)
 
 
+@mutant("instead of the end|did not receive the end|still behind: .*reader", readers=2)
 def a_message_stream_has_no_end(patch: pytest.MonkeyPatch) -> None:
     """A stream that falls silent has ended."""
     frame = streams.NamedEvents.frame
@@ -689,16 +859,27 @@ def a_message_stream_has_no_end(patch: pytest.MonkeyPatch) -> None:
     )
 
 
+@mutant(
+    "did not receive in",
+    members=2,
+    authors=[SteadyWriter] * 2,
+    viewers=[StreamViewer, StreamViewer, SocketViewer],
+    room_bytes=1_000,
+    SLICE_FEEDS=1,
+    latency_s=(0.0002, 0.05),
+)
 def presence_waits_for_a_pause_of_the_text(patch: pytest.MonkeyPatch) -> None:
     """Text comes first; presence follows when the feed has caught up."""
     patch.setattr(Feed, "done", lambda self: self._group.moved() if self.is_behind else None)
 
 
+@mutant("did not receive in .*signal", members=2)
 def signals_are_not_sent(patch: pytest.MonkeyPatch) -> None:
     """A signal is not stored, so a viewer cannot miss it."""
     patch.setattr(PresenceState, "signal", lambda self, signal: None)
 
 
+@mutant("a response holds the cursor", viewers=[SocketViewer, PollViewer])
 def a_page_has_a_later_cursor(patch: pytest.MonkeyPatch) -> None:
     """A client that reads a page wants the later entries."""
     history = HubCore.history
@@ -711,6 +892,7 @@ def a_page_has_a_later_cursor(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(HubCore, "history", ahead)
 
 
+@mutant("a response holds the cursor", authors=[HttpWriter, Editor], edits=["read"])
 def a_message_has_a_later_cursor(patch: pytest.MonkeyPatch) -> None:
     """A client that reads a message has seen its last entry."""
     read = HubCore.read
@@ -723,6 +905,7 @@ def a_message_has_a_later_cursor(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(HubCore, "read", ahead)
 
 
+@mutant("a response holds the cursor")
 def a_create_has_a_later_cursor(patch: pytest.MonkeyPatch) -> None:
     """The author of a message has seen its entry."""
     fields = codec._fields
@@ -740,6 +923,7 @@ def a_create_has_a_later_cursor(patch: pytest.MonkeyPatch) -> None:
 # -- hooks -----------------------------------------------------------------------------------------------------------
 
 
+@mutant("while .* calls it since", hubs=2, hooks=[SLOW_HOOK])
 def each_node_calls_a_hook(patch: pytest.MonkeyPatch) -> None:
     """A hook may be called twice anyway."""
 
@@ -749,11 +933,19 @@ def each_node_calls_a_hook(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(HookRunner, "_has_turn", has_turn)
 
 
+@mutant(
+    "though its position is|while .* calls it since|, after|goes back",
+    hubs=2,
+    hooks=[SLOW_HOOK],
+    authors=[HttpWriter] * 4,
+    loss="pause",
+)
 def a_node_that_was_away_goes_on_with_its_hook(patch: pytest.MonkeyPatch) -> None:
     """The node had the hook, and knows how far it came."""
     patch.setattr(HookRunner, "_may_call", lambda self, turn: self._is_ready)
 
 
+@mutant("though its position is", hooks=[HOOK])
 def a_hook_keeps_its_position_before_the_call(patch: pytest.MonkeyPatch) -> None:
     """A second call is as harmful as a missing one."""
     deliver = HookRunner._deliver
@@ -774,6 +966,11 @@ def a_hook_keeps_its_position_before_the_call(patch: pytest.MonkeyPatch) -> None
     patch.setattr(HookRunner, "_deliver", noted_first)
 
 
+@mutant(
+    "is called for .*, after|though its position is",
+    hooks=[SLOW_HOOK],
+    authors=[HttpWriter, PipelinedWriter, LocalWriter],
+)
 def a_hook_is_called_message_by_message(patch: pytest.MonkeyPatch) -> None:
     """All events of one message belong together."""
     happened = hooks._happened
@@ -781,6 +978,7 @@ def a_hook_is_called_message_by_message(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(hooks, "sorted", lambda found, key: list(found), raising=False)
 
 
+@mutant("hooks have missed", hooks=[SLOW_HOOK], faults=["kill"], authors=[Commander, Editor])
 def a_late_hook_begins_at_the_head(patch: pytest.MonkeyPatch) -> None:
     """Entries before the start of the process are not due."""
 
@@ -793,11 +991,26 @@ def a_late_hook_begins_at_the_head(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(HookRunner, "_scan", scan_nothing)
 
 
+@mutant(
+    "still runs|its position|have missed",
+    hooks=[HOOK],
+    registers_late=True,
+    authors=[LocalWriter],
+    faults=["kill"],
+    **SLOW_STORE,
+)
 def a_hook_registered_in_a_recovery_begins_at_once(patch: pytest.MonkeyPatch) -> None:
     """The hub runs already when it recovers."""
     patch.setattr(Lifecycle, "has_recovered", Lifecycle.is_running)
 
 
+@mutant(
+    "hooks have missed",
+    is_weak=True,
+    faults=["sync", "power"],
+    hooks=[HOOK, dataclasses.replace(SLOW_HOOK, name="hook1")],
+    authors=[HttpWriter, Commander],
+)
 def a_hook_position_ignores_the_epoch(patch: pytest.MonkeyPatch) -> None:
     """A position is a number."""
     deliver = HookRunner._deliver
@@ -814,11 +1027,20 @@ def a_hook_position_ignores_the_epoch(patch: pytest.MonkeyPatch) -> None:
 # -- requests over a socket ------------------------------------------------------------------------------------------
 
 
+@mutant("which it has left", asks_by_socket=True, viewers=[SocketViewer, SocketViewer])
 def a_detach_has_no_effect(patch: pytest.MonkeyPatch) -> None:
     """The client will attach again."""
     patch.setattr(Session, "_detach", lambda self, frame: {})
 
 
+@mutant(
+    "the view has no older message",
+    asks_by_socket=True,
+    authors=[HttpWriter, Editor, Editor],
+    default_history=1,
+    viewers=[SocketViewer] * 5,
+    bad_s=12.0,
+)
 def a_page_over_a_socket_is_the_last(patch: pytest.MonkeyPatch) -> None:
     """A client that wants more asks for it."""
     respond = Session.respond
@@ -829,6 +1051,13 @@ def a_page_over_a_socket_is_the_last(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Session, "respond", last)
 
 
+@mutant(
+    "the deletion of .* was acknowledged before",
+    asks_by_socket=True,
+    authors=[HttpWriter, Editor, Editor],
+    edits=["delete"],
+    **SLOW_STORE,
+)
 def a_delete_is_acknowledged_at_once(patch: pytest.MonkeyPatch) -> None:
     """The message will be deleted in a moment."""
     request = Session._request
@@ -844,6 +1073,7 @@ def a_delete_is_acknowledged_at_once(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Session, "_request", at_once)
 
 
+@mutant("in its turn of .* not stored", asks_by_socket=True, workers=2, authors=[Commander] * 3)
 def every_agent_takes_waiting_messages(patch: pytest.MonkeyPatch) -> None:
     """An agent with a turn may have the message of another agent, too."""
 
@@ -853,6 +1083,7 @@ def every_agent_takes_waiting_messages(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(HubCore, "take_waiting", take_waiting)
 
 
+@mutant("and wants none", asks_by_socket=True, workers=2, authors=[Commander] * 3)
 def an_agent_that_stops_still_gets_turns(patch: pytest.MonkeyPatch) -> None:
     """The agent is still connected."""
     unregister = TurnScheduler.unregister
@@ -864,6 +1095,7 @@ def an_agent_that_stops_still_gets_turns(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(TurnScheduler, "unregister", stay)
 
 
+@mutant("slots, and works on", channels=3, agents=[AGENT], authors=[Commander] * 3)
 def an_agent_has_more_turns_than_slots(patch: pytest.MonkeyPatch) -> None:
     """Slots count for remote agents only."""
     claim = TurnScheduler._claim
@@ -878,6 +1110,7 @@ def an_agent_has_more_turns_than_slots(patch: pytest.MonkeyPatch) -> None:
 # -- memory ----------------------------------------------------------------------------------------------------------
 
 
+@mutant("things are in Hoarder.kept")
 def a_feed_keeps_its_batches(patch: pytest.MonkeyPatch) -> None:
     """Another viewer may need the batch."""
 
@@ -891,21 +1124,36 @@ def a_feed_keeps_its_batches(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(hubs, "Feed", Hoarder)
 
 
+@mutant("responses of a socket are due", authors=[PipelinedWriter], socket_requests=2, **SLOW_STORE)
 def a_socket_is_read_without_bound(patch: pytest.MonkeyPatch) -> None:
     """The responses of the socket will follow soon."""
     patch.setattr(Session, "is_full", property(lambda self: False))
 
 
+@mutant("channels are left")
 def an_idle_channel_stays(patch: pytest.MonkeyPatch) -> None:
     """A client may attach again."""
     patch.setattr(Channel, "is_idle", property(lambda self: False))
 
 
+@mutant(
+    "are kept after a trim|no trim frees them",
+    channels=3,
+    channel_bytes=5_000,
+    channel_idle_s=0.0,
+    bad_s=12.0,
+    store_s=(0.0001, 0.2),
+    authors=[HttpWriter, LeaseWriter],
+    viewers=[SocketViewer, StreamViewer],
+)
 def finished_messages_stay(patch: pytest.MonkeyPatch) -> None:
     """A live channel is needed as it is."""
     patch.setattr(Channel, "trim", lambda self, keep_bytes: None)
 
 
+@mutant(
+    "encoded batches are kept", MAX_CACHED_BATCHES=2, cut_rate=1.0, viewers=[SocketViewer, StreamViewer, StreamViewer]
+)
 def every_batch_is_kept(patch: pytest.MonkeyPatch) -> None:
     """Another viewer may attach with the same cursor."""
 
@@ -917,6 +1165,12 @@ def every_batch_is_kept(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(BatchCache, "keep", keep)
 
 
+@mutant(
+    "hole|a gap|it shows|it does not show",
+    hubs=2,
+    authors=[HttpWriter, HttpWriter],
+    viewers=[SocketViewer, StreamViewer],
+)
 def a_kept_append_outlives_its_state(patch: pytest.MonkeyPatch) -> None:
     """A viewer at the serial before the last append misses that append."""
     forget = BatchCache.forget
@@ -936,6 +1190,7 @@ def a_kept_append_outlives_its_state(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Channel, "append_since", append_since)
 
 
+@mutant("things are in PresenceState._signals", members=2, KEPT_SIGNALS=2, bad_s=12.0)
 def signals_pile_up(patch: pytest.MonkeyPatch) -> None:
     """Each signal is small."""
 
@@ -947,6 +1202,7 @@ def signals_pile_up(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(PresenceState, "signal", signal)
 
 
+@mutant("things are in PartTail.ops", TAIL_ENTRIES=2, authors=[LocalWriter])
 def part_operations_pile_up(patch: pytest.MonkeyPatch) -> None:
     """A longer history lets more viewers catch up."""
 
@@ -959,6 +1215,7 @@ def part_operations_pile_up(patch: pytest.MonkeyPatch) -> None:
 # -- endless loops ---------------------------------------------------------------------------------------------------
 
 
+@mutant("does not end", authors=[LocalWriter, HttpWriter])
 def block_until_a_load(patch: pytest.MonkeyPatch) -> None:
     """The load takes but a moment."""
     park = Committer._park
@@ -972,6 +1229,15 @@ def block_until_a_load(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(watchdog, "BUSY_TICK_S", 0.1)  # shortened, because a tick usually takes seconds
 
 
+@mutant(
+    "never waits|waits too shortly",
+    authors=[LocalWriter, LocalWriter],
+    viewers=[StreamViewer, StreamViewer],
+    SLICE_FEEDS=1,
+    room_bytes=200,
+    latency_s=(0.0002, 0.3),
+    stall_chance=0.3,
+)
 def feeds_behind_are_woken_without_end(patch: pytest.MonkeyPatch) -> None:
     """Wake all feeds again until each has taken its events."""
     release = Group._release
@@ -982,96 +1248,3 @@ def feeds_behind_are_woken_without_end(patch: pytest.MonkeyPatch) -> None:
             asyncio.get_running_loop().call_soon(self._release)
 
     patch.setattr(Group, "_release", release_all)
-
-
-# Each mutant with the violation that finds it; no other violation counts.
-MUTANTS: dict[Mutant, str] = {
-    deliver_before_the_commit: "was never stored|before it was stored",
-    a_cursor_is_valid_in_every_epoch: "resumed: true from",
-    a_mark_counts_for_the_serial_before: "stored is",
-    viewers_miss_a_mark: "hole|a gap|it shows",
-    catch_up_skips_an_entry: "it shows",
-    a_kept_append_outlives_its_state: "hole|a gap|it shows|it does not show",
-    appends_join_across_an_edit: "wrote to",
-    appends_are_acknowledged_before_the_commit: "was acknowledged as",
-    each_event_moves_the_cursor: "it shows|it does not show|pending are|back to",
-    a_reload_runs_beside_a_commit: "it shows|it does not show|back to|at the end of a batch with serial",
-    requests_are_decided_on_arrival: "was refused with",
-    the_wake_up_is_trusted: "still behind",
-    a_notice_is_applied_across_a_hole: "hole|a gap|it shows|it does not show|before it was stored",
-    a_conflict_of_a_deletion_is_lost: "ids that streamed were not used up",
-    an_unknown_outcome_is_never_resolved: "was refused with (mismatch|gap)",
-    an_append_gets_a_new_offset_after_an_unknown_outcome: "wrote to",
-    an_offset_counts_the_last_text_part: "was refused with (gap|mismatch)|wrote to",
-    requests_change_their_order_after_an_unknown_outcome: "was refused with (mismatch|gap|not_found|no_part)",
-    a_conflict_is_ignored: "before it was stored|wrote to|was acknowledged as",
-    a_result_is_sent_twice: "offered a second time|received .*'ref'",
-    messages_of_a_dead_process_are_not_recovered: "though its writer died",
-    messages_of_an_ended_node_wait: "though the lease of",
-    a_node_uses_its_own_clock: "by the store's clock",
-    an_epoch_is_kept_after_a_failover: "it shows|before it was stored|a gap|hole|back to",
-    a_cursor_of_what_is_left_resumes_after_a_failover: "resumed: true from",
-    a_renewal_reaches_one_hub: "gave a sign of life",
-    a_late_read_begins_another_term: "its writer sent the last request at",
-    a_lease_ends_without_a_read_of_the_store: "gave a sign of life",
-    a_turn_renewal_reaches_one_hub: "gave a sign of life",
-    a_waiting_turn_is_known_at_one_node: "or turns wait",
-    members_of_other_nodes_are_unknown: "are members of|did not receive in .*presence",
-    members_of_an_ended_node_stay: "are members of",
-    notices_of_members_are_trusted: "are members of",
-    signals_stay_at_their_node: "did not receive in .*signal",
-    a_claim_is_judged_by_an_older_renewal: "two agents work on",
-    agents_of_other_nodes_are_unknown: "waits for no agent",
-    a_living_node_is_recovered: "was alive",
-    a_store_that_lost_its_leases_is_believed_at_once: "was alive",
-    a_message_that_left_memory_does_not_exist: "refused.* with not_found|refused: .*not_found|could not .*not_found",
-    an_absent_id_stays_absent: "created twice|was refused with not_found|got status 404",
-    a_new_start_holds_the_page_alone: "lacks the streaming",
-    messages_in_memory_are_a_page: "it does not show",
-    a_local_append_has_no_offset_check: "wrote to",
-    a_takeover_fences_no_writer: "after a takeover",
-    a_renewal_after_a_broken_socket_does_not_count: "gave a sign of life",
-    a_second_reply_is_accepted: "a second one",
-    a_cancel_ends_the_newest_answer: "still streams",
-    a_turn_renewal_has_no_effect: "gave a sign of life",
-    a_message_that_was_taken_in_goes_on: "which took it in, is over",
-    a_turn_begins_before_its_claim_is_stored: "was offered before its claim",
-    a_superseded_part_counts_in_a_history: "which is no answer's text",
-    an_attempt_is_superseded_twice: "wrote to",
-    a_step_is_stored_after_it_has_returned: "runs again",
-    a_drain_counts_as_a_death: "its turn is taken",
-    a_restart_forgets_waiting_messages: "there are still",
-    a_member_leaves_without_grace: "presence.leave of",
-    a_member_that_moved_to_another_node_leaves: "presence.leave of",
-    presence_carries_a_cursor: "without a batch before it",
-    presence_waits_for_a_pause_of_the_text: "did not receive in",
-    signals_are_not_sent: "did not receive in .*signal",
-    a_page_has_a_later_cursor: "a response holds the cursor",
-    a_message_has_a_later_cursor: "a response holds the cursor",
-    a_create_has_a_later_cursor: "a response holds the cursor",
-    a_detach_has_no_effect: "which it has left",
-    a_page_over_a_socket_is_the_last: "the view has no older message",
-    a_delete_is_acknowledged_at_once: "the deletion of .* was acknowledged before",
-    every_agent_takes_waiting_messages: "in its turn of .* not stored",
-    an_agent_that_stops_still_gets_turns: "and wants none",
-    an_agent_has_more_turns_than_slots: "slots, and works on",
-    a_hook_registered_in_a_recovery_begins_at_once: "still runs|its position|have missed",
-    each_node_calls_a_hook: "while .* calls it since",
-    a_node_that_was_away_goes_on_with_its_hook: "though its position is|while .* calls it since|, after|goes back",
-    a_hook_keeps_its_position_before_the_call: "though its position is",
-    a_hook_is_called_message_by_message: "is called for .*, after|though its position is",
-    a_late_hook_begins_at_the_head: "hooks have missed",
-    a_hook_position_ignores_the_epoch: "hooks have missed",
-    an_end_drops_the_last_text: "received the end of .* and of its",
-    a_message_stream_has_no_end: "instead of the end|did not receive the end|still behind: .*reader",
-    commands_do_not_expire: "was not carried out|has expired",
-    a_feed_keeps_its_batches: "things are in Hoarder.kept",
-    a_socket_is_read_without_bound: "responses of a socket are due",
-    an_idle_channel_stays: "channels are left",
-    finished_messages_stay: "are kept after a trim|no trim frees them",
-    every_batch_is_kept: "encoded batches are kept",
-    signals_pile_up: "things are in PresenceState._signals",
-    part_operations_pile_up: "things are in PartTail.ops",
-    block_until_a_load: "does not end",
-    feeds_behind_are_woken_without_end: "never waits|waits too shortly",
-}
