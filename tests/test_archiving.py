@@ -181,29 +181,37 @@ async def test_an_export_names_damage_in_every_way_and_its_import_needs_an_optio
     async with opened(path) as hub:
         await hub.create("chat:1", id="m1", text="one")
         await hub.create("chat:1", id="m2", text='says "damaged"')
+        await hub.command("chat:1", "ask", id="c1")
+        assert b'"damaged"' not in (await export(hub, "chat:1")).splitlines()[-1]
         await hub.create("chat:2", id="m1", text="one")
         await hub.create("chat:2", id="m2", text="two")
-    run_from_outside(path, "UPDATE documents SET crc = 0 WHERE message = 'm1' AND channel = 1")
+    run_from_outside(path, "UPDATE documents SET crc = 0 WHERE message IN ('m1', '!c1') AND channel = 1")
     run_from_outside(path, "DELETE FROM documents WHERE message = 'm1' AND channel = 2")
 
     def check(*where: str) -> bytes:
         done, short = run("export", "chat:1", *where), run("export", "chat:2", *where)
-        assert (done.exit_code, done.stderr.split(";")[0]) == (1, "chat:1: 1 damaged, all else is whole")
+        assert (done.exit_code, done.stderr.split(";")[0]) == (1, "chat:1: 2 damaged, all else is whole")
         assert short.exit_code == 1
         assert "channel 'chat:2' has 2 messages, but 1 of them can be read" in short.stderr
         assert b'"end"' not in short.stdout_bytes
         return done.stdout_bytes
 
     data = await asyncio.to_thread(check, *store)
+    lines = data.splitlines()
+    lost = {"type": "message", "id": "m1", "role": "assistant", "status": "failed", "reason": "damaged"}
+    assert json.loads(lines[1]) == lost | {"created_at": 0, "updated_at": 0}
+    assert json.loads(lines[-1]).items() >= {"messages": 2, "commands": 1, "damaged": 2}.items()
     async with serving(new_hub(store[1])) as served:
         assert await asyncio.to_thread(check, *store) == data
         assert await asyncio.to_thread(check, "--url", f"http://{served.host}:{served.port}") == data
         await asyncio.to_thread(file.write_bytes, data)
         for name in ("a", "b"):
             refused = await asyncio.to_thread(run, "import", str(file), "--channel", name, *store)
-            assert "has 1 damaged messages or commands, whose content is lost" in refused.stderr
+            assert "has 2 damaged messages or commands, whose content is lost" in refused.stderr
             done = await asyncio.to_thread(run, "import", str(file), "--channel", name, "--damaged", *store)
             assert done.exit_code == 0
+            copy = await asyncio.to_thread(run, "export", name, *store)
+            assert copy.stdout_bytes.splitlines()[1:-1] == lines[1:-1]
             await served.hub.close()  # the second one works on the file
 
 

@@ -38,6 +38,7 @@ from tenuto.hub import HubCore
 from tenuto.hub.keep import exports, retention
 from tenuto.stores.base import Committed, Conflict, Write
 from tenuto.stores.memory import MemoryStore
+from tests.core.harness import nested, text_part
 from tests.stores.files import run_from_outside
 
 CHANNEL = "chat:1"
@@ -58,72 +59,6 @@ def with_end(lines: list[Any]) -> bytes:
     counts = {f"{kind}s": sum(one["type"] == kind for one in lines) for kind in ("message", "command")}
     end = {**lines[-1], **counts, "sha256": hashlib.sha256(data).hexdigest()}
     return data + json.dumps(end).encode() + b"\n"
-
-
-async def fill(hub: HubCore) -> None:
-    """Create messages of every kind, and commands with and without a reply."""
-    question = await hub.create(
-        CHANNEL, text="Why?\u2028\x01 \U0001f600", author="ada", meta={"b": 1, "a": [1.5, None]}
-    )
-    async with hub.message(CHANNEL, author="agent", reply_to=question.id) as answer:
-        await answer.part({"type": "reasoning", "text": "hm"})
-        await answer.append("x" * 1_000_000)
-    branch = await hub.create(CHANNEL, text="Why not?", parent=question.id)
-    await hub.update(CHANNEL, branch.id, text="Why not, then?")
-    tool = {"type": "tool", "call": "c1", "name": "search", "input": "{}", "output": {"n": 1}}
-    other = {"type": "file", "url": "https://example.com", "x": [{}]}
-    await hub.create(
-        CHANNEL, role="assistant", parts=[tool, other, {"type": "data", "name": "n", "data": 2}], parent=None
-    )
-    stopped = hub.message(CHANNEL, reply_to=branch.id)
-    await stopped.__aenter__()
-    await stopped.append("so far")
-    await stopped.part({"type": "tool", "call": "c2", "name": "pay", "input": "{}"})
-    await stopped.flush()
-    asked = await hub.command(CHANNEL, "approve", target=stopped.id, data={"call": "c2"}, by="agent")
-    await hub.reply(CHANNEL, asked.id, ok=False, data={"reason": "too much"}, by="ada")
-    await hub.finish(CHANNEL, stopped.id, status="failed", reason="crashed")
-    gone = await hub.create(CHANNEL, text="deleted words")
-    await hub.delete(CHANNEL, gone.id)
-    await hub.create(CHANNEL, text="after it", parent=gone.id)
-    sent = await hub.command(CHANNEL, "approve", target=answer.id, data={"call": "c1"}, by="ada")
-    await hub.reply(CHANNEL, sent.id, data={"yes": True}, by="bob")
-    await hub.command(CHANNEL, "ask", data="unanswered")
-
-
-async def test_an_import_gives_the_same_export(hub: HubCore, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    await fill(hub)
-    streaming = hub.message(CHANNEL)
-    await streaming.__aenter__()
-    await streaming.append("streams still")
-    await streaming.flush()
-    data = await exported(hub)
-    await streaming.__aexit__(None, None, None)
-    lines = lines_of(data)
-    assert lines[0] == {"type": "tenuto.export", "format": 1, "channel": CHANNEL}
-    assert [one["status"] for one in lines if one.get("id") == streaming.id] == ["interrupted"]
-    assert b"deleted words" not in data
-    before = await hub.info(CHANNEL)
-    path = tmp_path / "chat.jsonl"
-    path.write_bytes(data)
-
-    with pytest.raises(IdConflict, match="is not empty; import into another one with --channel"):
-        await hub.archive.import_file(path)
-    assert (await hub.info(CHANNEL)).serial == before.serial
-    assert not caplog.messages  # the refused import wrote no part
-    done = await hub.archive.import_file(path, channel="copy:1")
-    assert (done.channel, done.messages, done.commands) == ("copy:1", 7, 3)
-    assert lines_of(await exported(hub, "copy:1"))[1:-1] == lines[1:-1]
-    assert "copy:1" not in await hub.store.open_channels()  # no message streams, and no turn waits
-    with pytest.raises(IdConflict):  # a request is no repeat of the one that created the message elsewhere
-        await hub.create("copy:1", id=lines[1]["id"], text="Why?")
-
-    await hub.delete_channel(CHANNEL)
-    await hub.archive.import_file(path)
-    assert await exported(hub) == data
-    assert (await hub.info(CHANNEL)).epoch != before.epoch
-    await hub.create(CHANNEL, text="goes on")
-    assert (await hub.history(CHANNEL, limit=1)).messages[0].parent == lines[7]["id"]
 
 
 TEXTS = st.text(max_size=20)
@@ -182,13 +117,11 @@ def test_every_message_stays_the_same(messages: list[tuple[dict[str, Any], str |
         asyncio.run(round_trip(file))
 
 
-def _second(lines: list[Any], **fields: Any) -> list[Any]:
-    return [*lines[:2], {**lines[2], **fields}, *lines[3:]]
-
-
 LOST = {"status": "failed", "reason": "damaged", "created_at": 0, "parts": []}
+COMMAND = {"type": "command", "id": "c", "name": "ask", "created_at": 1, "expires_at": 2**40, "reply": {"ok": True}}
 
-BAD: dict[str, tuple[Callable[[list[Any]], bytes], type[TenutoError], str]] = {
+# Each makes a bad file of the lines of a good one; an object has fields of the second message.
+BAD: dict[str, tuple[Callable[[list[Any]], bytes] | dict[str, Any], type[TenutoError], str]] = {
     "nothing": (lambda lines: b"", InvalidRequest, "line 1 of .*was cut"),
     "no export": (lambda lines: b"{}\n", InvalidRequest, "line 1 of .*not the header"),
     "a newer format": (
@@ -218,7 +151,7 @@ BAD: dict[str, tuple[Callable[[list[Any]], bytes], type[TenutoError], str]] = {
         "line 5 of .*has 1 damaged .* import the file as it is with --damaged",
     ),
     "fewer damaged messages than its end names": (
-        lambda lines: with_end([*_second(lines, **LOST)[:-1], {**lines[-1], "damaged": 2}]),
+        lambda lines: with_end([*lines[:2], {**lines[2], **LOST}, *lines[3:-1], {**lines[-1], "damaged": 2}]),
         InvalidRequest,
         "line 5 of .*3 messages and 0 commands, 1 of them damaged; its end names 3, 0 and 2",
     ),
@@ -235,53 +168,24 @@ BAD: dict[str, tuple[Callable[[list[Any]], bytes], type[TenutoError], str]] = {
     ),
     "not UTF-8": (lambda lines: with_end(lines).replace(b"two", b"\xff"), InvalidRequest, "line 3 of .*not a message"),
     "deep": (
-        lambda lines: with_end(_second(lines, meta={"a": 1})).replace(b'"a": 1', b'"a": ' + b"[" * 99_999),
+        lambda lines: with_end(lines).replace(b'"m1"', b'"m1", "meta": {"a": ' + b"[" * 99_999),
         InvalidRequest,
         "line 3 of .*not a message",
     ),
-    "nested": (
-        lambda lines: with_end(_second(lines, meta=json.loads('{"a":' * 70 + "1" + "}" * 70))),
-        InvalidRequest,
-        "line 3 of .*nested deeper than 64",
-    ),
-    "an unknown field": (lambda lines: with_end(_second(lines, serial=1)), InvalidRequest, "line 3 of .*serial"),
-    "a bad id": (lambda lines: with_end(_second(lines, id="../x")), InvalidName, "line 3 of"),
-    "an id twice": (lambda lines: with_end(_second(lines, id="m0")), IdConflict, "line 3 of .*earlier line"),
-    "a role": (lambda lines: with_end(_second(lines, role="admin")), InvalidRequest, "line 3 of .*role must be"),
-    "a status": (lambda lines: with_end(_second(lines, status="streaming")), InvalidRequest, "line 3 of .*status must"),
-    "the future": (
-        lambda lines: with_end(_second(lines, updated_at=lines[2]["updated_at"] + 2 * 24 * 3_600_000)),
-        InvalidRequest,
-        "line 3 of .*at most a day ahead of the present",
-    ),
-    "parts": (
-        lambda lines: with_end(_second(lines, parts=300 * [{"type": "text", "text": ""}])),
-        TooLarge,
-        "line 3 of .*300 parts, the limit is 256",
-    ),
-    "a large message": (
-        lambda lines: with_end(_second(lines, parts=[{"type": "text", "text": "x" * 10_001}])),
-        TooLarge,
-        "line 3 of .*the limit is 10000",
-    ),
     "a command": (
-        lambda lines: with_end(
-            [
-                *lines[:4],
-                {
-                    "type": "command",
-                    "id": "c",
-                    "name": "ask",
-                    "created_at": 1,
-                    "expires_at": 2**40,
-                    "reply": {"ok": True},
-                },
-                *lines[4:],
-            ]
-        ),
+        lambda lines: with_end([*lines[:4], COMMAND, *lines[4:]]),
         InvalidRequest,
         "line 5 of .*expires",
     ),
+    "nested": ({"meta": {"a": nested(70)}}, InvalidRequest, "line 3 of .*nested deeper than 64"),
+    "an unknown field": ({"serial": 1}, InvalidRequest, "line 3 of .*serial"),
+    "a bad id": ({"id": "../x"}, InvalidName, "line 3 of"),
+    "an id twice": ({"id": "m0"}, IdConflict, "line 3 of .*earlier line"),
+    "a role": ({"role": "admin"}, InvalidRequest, "line 3 of .*role must be"),
+    "a status": ({"status": "streaming"}, InvalidRequest, "line 3 of .*status must"),
+    "the future": ({"updated_at": 10**15}, InvalidRequest, "line 3 of .*at most a day ahead of the present"),
+    "parts": ({"parts": 300 * [{"type": "text", "text": ""}]}, TooLarge, "line 3 of .*300 parts, the limit is 256"),
+    "a large message": ({"parts": [text_part("x" * 10_001)]}, TooLarge, "line 3 of .*the limit is 10000"),
 }
 
 
@@ -295,7 +199,7 @@ async def test_a_bad_file_is_refused_whole(name: str, tmp_path: Path) -> None:
     path = tmp_path / "chat.jsonl"
     path.write_bytes(with_end(lines))
     await hub.archive.import_file(path, channel="whole")
-    path.write_bytes(make(lines))
+    path.write_bytes(make(lines) if callable(make) else with_end([*lines[:2], {**lines[2], **make}, *lines[3:]]))
     with pytest.raises(kind, match=match) as refused:
         await hub.archive.import_file(path, channel="other")
     assert isinstance(refused.value.details["line"], int)
@@ -352,38 +256,6 @@ async def test_messages_that_come_and_go_during_an_export_are_not_missing(monkey
     lines = lines_of(await exported(hub))
     assert [one["id"] for one in lines[1:-1]] == ["m0", "m1", "m2"]
     assert len((await hub.history(CHANNEL)).messages) == 7
-    await hub.close()
-
-
-async def test_an_export_counts_its_damaged_messages_and_goes_through_an_import(tmp_path: Path) -> None:
-    path, file = tmp_path / "hub.db", tmp_path / "chat.jsonl"
-    hub = HubCore(f"sqlite:///{path}", hooks_signals=False)
-    for number in range(3):
-        await hub.create(CHANNEL, id=f"m{number}", text=f"text {number}")
-    await hub.command(CHANNEL, "ask", id="c1")
-    await hub.command(CHANNEL, "ask", id="c2")
-    assert "damaged" not in lines_of(await exported(hub))[-1]
-    await hub.close()
-    run_from_outside(path, "UPDATE documents SET crc = 0 WHERE message IN ('m1', '!c2')")
-    data = await exported(hub)
-    lines = lines_of(data)
-    assert lines[2] == {
-        "type": "message",
-        "id": "m1",
-        "role": "assistant",
-        "status": "failed",
-        "reason": "damaged",
-        "created_at": 0,
-        "updated_at": 0,
-    }
-    assert (lines[-1]["messages"], lines[-1]["commands"], lines[-1]["damaged"]) == (3, 2, 2)
-    file.write_bytes(data)
-    with pytest.raises(InvalidRequest, match=r"line 7 of .*has 2 damaged .* with --damaged"):
-        await hub.archive.import_file(file, channel="copy")
-    await hub.archive.import_file(file, channel="copy", damaged=True)
-    assert await exported(hub, "copy") == data.replace(b"chat:1", b"copy").replace(
-        lines[-1]["sha256"].encode(), lines_of(await exported(hub, "copy"))[-1]["sha256"].encode()
-    )
     await hub.close()
 
 

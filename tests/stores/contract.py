@@ -735,21 +735,34 @@ class StoreContract:
         hub, file = HubCore(store, hooks_signals=False), tmp_path / "chat.jsonl"
         question = await hub.create("chat:1", text="Why?\u2028\x01", author="ann")
         async with hub.message("chat:1", reply_to=question.id) as answer:
-            await answer.part({"type": "reasoning", "text": "hm"})
+            await answer.part({"type": "tool", "call": "c1", "name": "pay", "input": "{}"})
             await answer.append("x" * 1_000_000)
-        await hub.create("chat:1", text="Why not?", parent=question.id)  # a branch
-        await hub.command("chat:1", "note", target=answer.id, data={"yes": True}, by="ann")
-        before = (await hub.info("chat:1")).epoch
-        data = b"".join([line async for line in hub.archive.export("chat:1")])
+        gone = await hub.create("chat:1", text="deleted words")
+        await hub.delete("chat:1", gone.id)
+        branch = await hub.create("chat:1", text="Why not?", parent=gone.id)
+        await hub.update("chat:1", branch.id, text="Why not, then?")
+        asked = await hub.command("chat:1", "approve", target=answer.id, data={"call": "c1"}, by="ann")
+        await hub.reply("chat:1", asked.id, ok=False, data={"reason": "too much"}, by="bob")
+        await hub.command("chat:1", "note", data="unanswered")
+        async with hub.message("chat:1", id="open") as streaming:
+            await streaming.append("streams still")
+            await streaming.flush()
+            data = b"".join([line async for line in hub.archive.export("chat:1")])
         await asyncio.to_thread(file.write_bytes, data)
+        assert b"deleted words" not in data
+        before = await hub.info("chat:1")
         with pytest.raises(IdConflict):
             await hub.archive.import_file(file)
+        assert await hub.info("chat:1") == before
         await hub.delete_channel("chat:1")
         done = await hub.archive.import_file(file)
-        assert (done.messages, done.commands) == (3, 1)
+        assert (done.messages, done.commands) == (4, 2)
         assert b"".join([line async for line in hub.archive.export("chat:1")]) == data
-        assert (await hub.info("chat:1")).epoch != before
-        assert await store.open_channels() == []  # no turn waits
+        assert (await hub.read("chat:1", "open"))[0].status == "interrupted"
+        assert (await hub.info("chat:1")).epoch != before.epoch
+        assert await store.open_channels() == []  # no message streams, and no turn waits
+        with pytest.raises(IdConflict):  # a request is no repeat of the one that created the message elsewhere
+            await hub.create("chat:1", id=question.id, text="Why?\u2028\x01", author="ann")
         await hub.close()
 
     async def test_notes_are_kept_only_if_others_have_the_expected_values(self, store: Store) -> None:
