@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tenuto import Hub
+from tenuto.sources import tries
 
 _QUIET = {
     "NO_PROXY": "127.0.0.1",
@@ -24,6 +25,12 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "OPENAI_BASE_URL", "ANTHROPIC_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
+
+
+@pytest.fixture(autouse=True)
+def steady(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the pauses between tries have the lengths that are documented."""
+    monkeypatch.setattr(tries, "jitter", lambda: 1.0)
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from tenuto import Hub
 from tenuto.agents.turn import Turn
 from tenuto.core.errors import Finished, LocalError
 from tenuto.core.model import Message
-from tenuto.sources import pipe, tries
+from tenuto.sources import pipe
 from tenuto.sources.openai import events_of
 from tenuto.stores.memory import MemoryStore
 from tests.sources.provider import Provider
@@ -58,11 +58,6 @@ OUTPUT: list[dict[str, Any]] = [
     {**ITEM, "content": [{"type": "output_text", "text": TEXT, "annotations": []}]},
     Responses().call(INPUT),
 ]
-
-
-@pytest.fixture(autouse=True)
-def steady(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tries, "jitter", lambda: 1.0)
 
 
 def ask(client: Any, **options: Any) -> Callable[[], Any]:

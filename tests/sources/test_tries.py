@@ -48,11 +48,6 @@ Body = Sequence[bytes | str]
 LONG = "The answer has more than thirty-two characters, so that it can be continued. "
 
 
-@pytest.fixture(autouse=True)
-def steady(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tries, "jitter", lambda: 1.0)
-
-
 class Model(httpx2.AsyncBaseTransport):
     """Answers each request with the next script: a body, or a status with headers and a JSON body."""
 
@@ -522,15 +517,19 @@ async def test_setting_that_is_not_valid_is_refused(options: dict[str, Any], det
 
 
 @pytest.mark.parametrize(
-    ("continuation", "whole"),
+    ("on_break", "continuation", "whole"),
     [
-        ("It goes on.", LONG + "It goes on."),
-        (LONG[-40:] + "It goes on.", LONG + "It goes on."),  # an overlap
-        (LONG[:40] + "other words", LONG[:40] + "other words"),  # another answer, with the same beginning
+        ("continue", "It goes on.", LONG + "It goes on."),
+        ("continue", LONG[-40:] + "It goes on.", LONG + "It goes on."),  # an overlap
+        ("continue", LONG[:40] + "other words", LONG[:40] + "other words"),  # another answer, with the same beginning
+        ("prefix", LONG[-40:] + "It goes on.", LONG + LONG[-40:] + "It goes on."),  # this repetition is meant
+        ("prefix", LONG + "It goes on.", LONG + "It goes on."),  # a model that begins with what it was given
     ],
 )
 @virtually
-async def test_text_that_broke_off_is_continued_without_a_repetition(continuation: str, whole: str) -> None:
+async def test_text_that_broke_off_is_continued_without_a_repetition(
+    on_break: OnBreak, continuation: str, whole: str
+) -> None:
     pieces = [continuation[at : at + 5] for at in range(0, len(continuation), 5)]
     model = Model([*said(LONG), CUT], [*said(*pieces), *chat_end()])
     known: list[SoFar] = []
@@ -540,7 +539,7 @@ async def test_text_that_broke_off_is_continued_without_a_repetition(continuatio
         return ask_chat(client)()
 
     client = model.openai()
-    message, shown = await piped(make, on_break="continue")
+    message, shown = await piped(make, on_break=on_break)
     assert (message.status, message.text) == ("complete", whole)
     assert [one.text for one in known] == ["", LONG]
     assert known[1].parts == [{"type": "text", "text": LONG}]
@@ -548,26 +547,6 @@ async def test_text_that_broke_off_is_continued_without_a_repetition(continuatio
     assert message.parts[-1].get("joins") == ([len(LONG)] if is_joined else None)
     assert counted(message) == (["text"] if is_joined else ["attempt", "text"])
     assert all(whole.startswith(text) or text == LONG for text in shown)
-
-
-@pytest.mark.parametrize(
-    ("broken", "continuation", "added"),
-    [
-        (LONG, "It goes on.", "It goes on."),
-        (LONG, "\n" + LONG + "It goes on.", "It goes on."),
-        ("\n" + LONG, "\n\n " + LONG, ""),
-        (LONG, "\n\n" + LONG[:-1], "\n\n" + LONG[:-1]),
-        (LONG + LONG[-40:], LONG[-40:] + "It goes on.", LONG[-40:] + "It goes on."),  # these repetitions are meant
-        (LONG, LONG[:40] + "other words", LONG[:40] + "other words"),
-        (LONG, LONG + "It goes on.", "It goes on."),  # a model that begins with what it was given
-    ],
-)
-@virtually
-async def test_a_model_that_continues_its_prefix_repeats_nothing(broken: str, continuation: str, added: str) -> None:
-    pieces = [continuation[at : at + 5] for at in range(0, len(continuation), 5)]
-    ask = ask_chat(Model([*said(broken), CUT], [*said(*pieces), *chat_end()]).openai())
-    message, _ = await piped(lambda so_far: ask(), on_break="prefix")
-    assert message.parts == [{"type": "text", "text": broken + added, "joins": [len(broken)]}]
 
 
 @pytest.mark.parametrize(
