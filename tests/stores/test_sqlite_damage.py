@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tenuto.cli.main import main
 from tenuto.core.document import Stored, restored
@@ -24,6 +26,7 @@ from tenuto.hub.pending import DocumentDue
 from tenuto.stores.base import NOTHING, OLD_MS, Committed, Store, head_of
 from tenuto.stores.sqlite.compact import compact
 from tenuto.stores.sqlite.file import SCHEMA
+from tenuto.stores.sqlite.slots import MAX_DATA, MAX_ROOM, SLOT_BYTES, room_for, sealed
 from tenuto.stores.sqlite.slots import opened as opened_row
 from tenuto.stores.sqlite.store import SqliteStore
 from tenuto.stores.sqlite.verify import verify
@@ -196,6 +199,18 @@ async def test_known_flip_is_not_read_as_text(
     data = bytearray(whole)
     data[flip[0]] ^= 1 << flip[1]
     assert (await outcome_of(memory / "chat.db", bytes(data), truth)).total() > 0
+
+
+# -- slots --------------------------------------------------------------------------------------------------------
+
+
+@given(st.binary(max_size=MAX_DATA), st.integers(0, 100))
+def test_sealed_data_is_read_at_its_place_alone(data: bytes, spare: int) -> None:
+    room = min(MAX_ROOM, room_for(SLOT_BYTES + len(data)) + spare)
+    body = sealed((7, 1, 0), data, room)
+    assert len(body) == room
+    assert opened_row((7, 1, 0), body) == data
+    assert opened_row((8, 1, 0), body) != data
 
 
 # -- damaged messages ------------------ -------------------------------------------------------------------------------
