@@ -92,7 +92,6 @@ async def test_large_request_has_a_commit_of_its_own_and_smaller_ones_go_before_
         results.append(result)
     serials = [result.serial for result in await asyncio.gather(*results)]
     assert (store.created, serials) == ([1, 0, 1, 0, 1, 0], [1, 1, 2, 2, 2])
-    await hub.close()
 
 
 @virtually
@@ -116,7 +115,6 @@ async def test_large_request_does_not_wait_for_ever_behind_channels_that_are_rea
     await result
     assert now_s() - begun_s < 0.1
     await coming
-    await hub.close()
 
 
 @virtually

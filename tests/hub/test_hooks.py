@@ -9,9 +9,11 @@ import pytest
 
 from tenuto.core.errors import LocalError
 from tenuto.hub import HubCore
-from tenuto.hub.hooks import HookEvent
+from tenuto.hub.hooks import SHARE_S, HookEvent
 from tenuto.stores.memory import MemoryStore
 from tests.hub.hubs import new_hub
+from tests.hub.test_recovery import Shared
+from tests.hub.test_shared_turns import say
 from tests.virtual import virtually
 
 ALL = ("message.create", "message.update", "message.finish", "message.delete", "command", "command.reply")
@@ -151,3 +153,27 @@ def test_hook_with_a_used_name_or_a_wrong_kind_or_pattern_is_refused() -> None:
         listen(hub, "message.append", name="i")
     with pytest.raises(LocalError, match="pattern"):
         listen(hub, pattern="a*b", name="j")
+
+
+@virtually
+async def test_hook_with_another_pattern_at_each_node_is_called_for_the_channels_of_both() -> None:
+    store = Shared()
+    hubs = [new_hub(store, number) for number in range(3)]
+    calls: list[tuple[int, str]] = []
+    for place, (hub, pattern) in enumerate(zip(hubs, ("chat:*", "room:*", "room:*"), strict=True)):
+
+        @hub.on("message.create", pattern, name="billing")
+        async def bill(event: HookEvent, place: int = place) -> None:
+            calls.append((place, event.id))
+
+    for hub in hubs:
+        await hub.start()
+        await asyncio.sleep(0.1)
+    await say(hubs[0], "room:1", "q0")
+    await say(hubs[1], "chat:1", "q1")
+    await asyncio.sleep(SHARE_S + 0.5)
+    assert sorted(calls) == [(0, "q1"), (1, "q0")]
+    await hubs[1].close()
+    await say(hubs[0], "room:1", "q2")
+    await asyncio.sleep(SHARE_S + 0.5)
+    assert calls[2:] == [(2, "q2")]

@@ -8,11 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from tenuto.core.model import Message
-from tenuto.core.requests import (
-    AppendText,
-    Caller,
-    CreateMessage,
-)
+from tenuto.core.requests import AppendText, Caller, CreateMessage
 from tenuto.hub import HubCore
 from tenuto.stores.base import Committed, Conflict, Write
 from tests.hub.hubs import new_hub
@@ -78,8 +74,6 @@ async def test_clock_of_the_store_that_is_set_back_ends_no_lease_of_a_living_wri
             store.ahead_ms -= set_back_ms
         await here.ask("c", "m", AppendText(text="x"), ANN)
     assert await status(there) == STREAMING
-    for hub in (here, there):
-        await hub.close()
 
 
 @virtually

@@ -88,7 +88,6 @@ async def test_recovery_that_goes_on_beside_the_rest_and_fails_is_repeated_soon(
     store.before = None
     await asyncio.sleep(6)
     assert await status(here) == "interrupted"
-    await here.close()
 
 
 async def left_exclusive(*channels: str) -> Shared:
@@ -169,7 +168,6 @@ async def test_channel_that_fails_neither_stops_the_recovery_of_others_nor_is_re
     store.before = None
     await asyncio.sleep(60)
     assert await status(here, "a") == "interrupted"
-    await here.close()
 
 
 @virtually
@@ -186,7 +184,6 @@ async def test_recovery_that_a_defect_ends_is_logged_and_repeated(
     assert "ZeroDivisionError" in caplog.text
     await asyncio.sleep(10)
     assert await status(here) == "interrupted"
-    await here.close()
 
 
 @virtually
@@ -207,7 +204,6 @@ async def test_draining_hub_leaves_the_messages_of_others_to_other_hubs() -> Non
     assert (await status(other, channel), adopted) == ("interrupted", [])
     await writer.finish()
     await closing
-    await other.close()
 
 
 @virtually

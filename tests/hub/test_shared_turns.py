@@ -252,7 +252,6 @@ async def test_turn_of_a_worker_that_no_node_hears_of_is_over_when_another_agent
     await here.command("chat:1", "regenerate", target="q")
     await asyncio.sleep(1)
     assert again.begun == ["q"]
-    await here.close()
 
 
 @virtually
