@@ -24,6 +24,7 @@ from fastapi import FastAPI
 import tenuto
 from tenuto import Hub, Limits, MessageWriter
 from tenuto.cli.main import main
+from tenuto.client import Client, SyncClient, SyncWriter
 from tenuto.core import errors
 from tenuto.hub.access.tokens import jwt_verifier
 from tenuto.hub.keep.archive import Archive
@@ -31,6 +32,7 @@ from tests.examples.programs import client_of
 
 ROOT = Path(__file__).parents[1]
 PYTHON = (ROOT / "docs" / "python.md").read_text()
+CLIENT = (ROOT / "docs" / "client.md").read_text()
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text()
 GLOSSARY = (ROOT / "docs" / "glossary.md").read_text()
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
@@ -111,6 +113,14 @@ def test_every_argument_of_the_hub_is_documented_with_its_default() -> None:
         assert ast.literal_eval(documented[name].strip("`")) == parameters[name].default
 
 
+def test_every_argument_of_the_client_is_documented_with_its_default() -> None:
+    documented = rows(CLIENT.partition("## Writing")[0])
+    parameters = dict(inspect.signature(Client).parameters)
+    assert list(documented) == [name for name in parameters if name != "url"]
+    for name in ("token", "token_provider", "client_id", "timeout_s"):
+        assert ast.literal_eval(documented[name].strip("`")) == parameters[name].default
+
+
 def test_every_public_name_is_documented() -> None:
     assert [name for name in tenuto.__all__ if f"`{name}`" not in PYTHON] == []
 
@@ -125,30 +135,51 @@ def test_every_error_is_documented() -> None:
 
 _SIGNATURE = re.compile(r"^(?:\||###) `(?:await )?hub\.(archive\.)?(\w+)\(([^`]*)\)`", re.MULTILINE)
 _WRITER_SIGNATURE = re.compile(r"^\| `(?:await )?(\w+)\(([^`]*)\)`", re.MULTILINE)
-SIGNATURES = [(Archive if of else Hub, *found) for of, *found in _SIGNATURE.findall(PYTHON)] + [
-    (MessageWriter, *found) for found in _WRITER_SIGNATURE.findall(section(PYTHON, "## Writing"))
+_CLIENT_SIGNATURE = re.compile(r"`(?:await )?client\.(\w+)\(([^`]*?)\)`")
+SIGNATURES: list[tuple[type, str, str]] = [
+    *((Archive if of else Hub, *found) for of, *found in _SIGNATURE.findall(PYTHON)),
+    *((MessageWriter, *found) for found in _WRITER_SIGNATURE.findall(section(PYTHON, "## Writing"))),
+    *((Client, *found) for found in _CLIENT_SIGNATURE.findall(CLIENT) if found[0] not in ("start", "close")),
 ]
 
 
 def test_documented_signatures_are_those_of_the_methods() -> None:
-    assert len(SIGNATURES) > 30
+    assert len(SIGNATURES) > 50
+    of_client = {method for owner, method, _ in SIGNATURES if owner is Client}
+    assert of_client == public(Client) - {"start", "close", "is_connected", "error"}
     assert [
         f"{method}({documented})" for owner, method, documented in SIGNATURES if not fits(owner, method, documented)
     ] == []
 
 
 def fits(owner: type, method: str, documented: str) -> bool:
-    """Return whether a method takes the arguments that a page shows."""
+    """Return whether a method takes the arguments that a page shows, with their defaults."""
     signature = inspect.signature(getattr(owner, method))
     taken = list(signature.parameters)[1:]
-    names = [part.partition("=")[0].strip() for part in documented.split(",") if part.strip() not in ("*", "")]
-    positional = [part for part in documented.partition("*")[0].split(",") if part.strip()]
+    shown = [part.strip().partition("=") for part in documented.split(",") if part.strip() not in ("*", "")]
+    names = [name for name, _, _ in shown]
+    for name, _, default in shown:
+        if default not in ("", "…") and ast.literal_eval(default) != signature.parameters[name].default:
+            return False
+    before = [part.strip() for part in documented.partition("*")[0].split(",")]
+    positional = [name for name in names if name in before]
     try:
         signature.bind_partial(owner, *positional)  # raises for an argument that a call must name
     except TypeError:
         return False
     # A call without keyword arguments, such as `start_task(coroutine)`, may name its argument for readers.
     return names == taken if "*" in documented else len(names) == len(taken)
+
+
+def public(kind: type) -> set[str]:
+    return {name for name in vars(kind) if not name.startswith("_")}
+
+
+def test_the_blocking_client_has_the_same_calls() -> None:
+    # without those that need the caller's own loop, and the start and end of the client
+    alone = {"channel", "work", "agent", "run", "take_waiting", "is_connected", "drain"}
+    assert public(Client) - public(SyncClient) == alone
+    assert public(SyncWriter) >= {"append", "part", "update", "flush", "finish", "length", "meta"}
 
 
 # Links and names --------------------------------------------------------------------------------------------------
