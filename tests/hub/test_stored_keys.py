@@ -18,7 +18,7 @@ from tenuto.hub.access.tickets import Tickets
 from tenuto.stores.memory import MemoryStore
 from tests.hub.hubs import new_hub
 from tests.hub.test_recovery import Shared
-from tests.virtual import virtual_clock, virtually
+from tests.virtual import virtually
 
 NOTE = Tickets.key_note
 ADA = Identity(client_id="ada", capabilities=frozenset({"subscribe"}))
@@ -59,12 +59,12 @@ async def test_store_gets_no_key_of_one_process_and_none_that_the_app_has_given(
 
 
 @virtually
-async def test_visitor_of_one_node_is_known_at_another() -> None:
-    store = Shared()
-    guests = [visitors(), visitors()]
-    hubs = [HubCore(store, hooks_signals=False, drain_s=0, clock=virtual_clock(), authenticate=one) for one in guests]
-    await asyncio.gather(*(hub.start() for hub in hubs))
+async def test_visitor_of_one_node_is_known_at_another_and_after_a_restart() -> None:
+    store, guests = Shared(), [visitors() for _ in range(3)]
+    here, there, later = (new_hub(store, number, authenticate=one) for number, one in enumerate(guests))
+    await asyncio.gather(here.start(), there.start())
     token = guests[0].token_of(new_visitor_id(bytes(13)))
     assert guests[1].identity_by_token(token) is not None
-    for hub in hubs:
-        await hub.close()
+    await asyncio.gather(here.close(), there.close())
+    await later.start()
+    assert guests[2].identity_by_token(token) is not None

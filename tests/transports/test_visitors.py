@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -177,16 +176,6 @@ async def test_key_of_the_app_replaces_that_of_the_store_and_can_be_rotated() ->
             assert fresh is not None  # signed with the newest key, so that the older one can go
             assert await met(hub, cookie=f"{pair(header)}; {pair(fresh)}") == (found, None)
         await hub.close()
-
-
-async def test_ids_outlive_a_restart_with_the_store(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/chat.db"
-    first = new_hub(url, authenticate=visitors())
-    visitor, header = await met(first)
-    await first.close()
-    second = new_hub(url, authenticate=visitors())
-    assert await met(second, cookie=pair(header)) == (visitor, None)
-    await second.close()
 
 
 @pytest.mark.parametrize(
