@@ -11,7 +11,6 @@ import asyncio
 import json
 import os
 import socket
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -186,15 +185,7 @@ class AccountServer(Process):
     def start(self) -> None:
         """Start, and wait until it serves root."""
         super().start()
-        deadline_s = time.monotonic() + PATIENCE_S
-        while time.monotonic() < deadline_s and self.running.poll() is None:
-            try:
-                assert request(self.port, "GET", "/healthz")[0] == 200, self.output
-            except ConnectionError:
-                time.sleep(0.02)  # between two tries to connect to a process that is starting
-            else:
-                return
-        raise AssertionError(self.output)
+        self.until(lambda: request(self.port, "GET", "/healthz")[0] == 200)
 
 
 @needs_accounts
