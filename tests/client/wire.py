@@ -21,6 +21,7 @@ import httpx2
 from tenuto import Hub, allow_everyone
 from tenuto.client import ChannelView, Client, Timing
 from tenuto.client.connection import Closed, Refusal
+from tests.transports.asgi import scope_of
 
 # Short pauses, and limits that no busy machine reaches: a test of a limit gives its own, in virtual time.
 QUICK = Timing(
@@ -88,17 +89,8 @@ class Line:
 
     async def open(self, url: str, headers: dict[str, str]) -> None:
         parts = urlsplit(url)
-        scope = {
-            "type": "websocket",
-            "path": parts.path,
-            "raw_path": parts.path.encode(),
-            "root_path": "",
-            "query_string": parts.query.encode(),
-            "headers": [(b"host", b"localhost"), *((k.lower().encode(), v.encode()) for k, v in headers.items())],
-            "client": ("127.0.0.1", 5),
-            "subprotocols": ["tenuto.v1"],
-            "extensions": {"websocket.http.response": {}},
-        }
+        encoded = [(b"host", b"localhost"), *((k.lower().encode(), v.encode()) for k, v in headers.items())]
+        scope = scope_of(parts.path, headers=encoded, query=parts.query.encode())
         await self._up.put({"type": "websocket.connect"})
         self._task = asyncio.ensure_future(self._wire.app(scope, self._up.get, self._send))
         self._task.add_done_callback(self._over)

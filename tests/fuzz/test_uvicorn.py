@@ -1,4 +1,4 @@
-"""Behaviour of uvicorn beyond ASGI, and its cost for Tenuto."""
+"""Behaviour of uvicorn beyond ASGI: it reports a disconnect to the last request of a connection only, for example."""
 
 from __future__ import annotations
 
@@ -8,19 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.transports.conftest import PATIENCE_S, new_hub
-
-SCOPE: dict[str, Any] = {
-    "type": "websocket",
-    "path": "/v1/ws",
-    "raw_path": b"/v1/ws",
-    "root_path": "",
-    "query_string": b"",
-    "headers": [(b"host", b"localhost")],
-    "client": ("127.0.0.1", 5),
-    "subprotocols": [],
-    "extensions": {},
-}
+from tests.transports.asgi import scope_of
+from tests.transports.conftest import PATIENCE_S, new_hub, serving
 
 
 @pytest.mark.parametrize("by_hand", [False, True], ids=["task", "hand"])
@@ -39,5 +28,25 @@ async def test_socket_closed_by_uvicorn_ends_without_an_error(by_hand: bool) -> 
             raise RuntimeError(f"Unexpected ASGI message '{message['type']}', after sending 'websocket.close'.")
 
     async with asyncio.timeout(PATIENCE_S):
-        await hub(SCOPE, receive, send)
+        await hub(scope_of("/v1/ws"), receive, send)
     await hub.close()
+
+
+STREAM = b"GET /v1/channels/c/events?ping_s=2 HTTP/1.1\r\nHost: localhost\r\n\r\n"
+PIPELINED = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+@pytest.mark.parametrize("by_hand", [False, True], ids=["task", "hand"])
+async def test_stream_with_a_pipelined_request_detaches_when_its_peer_leaves(by_hand: bool) -> None:
+    hub = new_hub()
+    hub.drive_by_hand = by_hand
+    async with serving(hub) as served:
+        reader, writer = await served.connect()
+        writer.write(STREAM + PIPELINED)
+        await asyncio.wait_for(reader.readuntil(b"channel.attached"), PATIENCE_S)
+        assert hub.stats()["feeds"] == 1
+        writer.transport.abort()
+        async with asyncio.timeout(PATIENCE_S):
+            while hub.stats()["feeds"]:
+                hub._asgi.heartbeats.tick()  # type: ignore[attr-defined]  # a second of heartbeats
+                await asyncio.sleep(0.005)  # poll, because the network gives no signal

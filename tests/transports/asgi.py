@@ -1,4 +1,4 @@
-"""One request to an ASGI app, made by hand: for scopes that no client would send.
+"""Requests to an ASGI app, made by hand: for scopes that no client would send, and sockets without a network.
 
 Layer: tests.
 
@@ -14,6 +14,22 @@ from tests.transports.conftest import PATIENCE_S
 
 Headers = list[tuple[bytes, bytes]]
 HERE: Headers = [(b"host", b"localhost:8000")]
+
+
+def scope_of(path: str, *, headers: Headers = HERE, query: bytes = b"", **more: Any) -> dict[str, Any]:
+    """Return the scope of a socket of the app; `more` are fields of another kind of scope."""
+    return {
+        "type": "websocket",
+        "path": path,
+        "raw_path": path.encode(),
+        "root_path": "",
+        "query_string": query,
+        "headers": headers,
+        "client": ("127.0.0.1", 5),
+        "subprotocols": ["tenuto.v1"],
+        "extensions": {"websocket.http.response": {}},
+        **more,
+    }
 
 
 async def exchange(
@@ -50,20 +66,9 @@ async def exchange(
         if leaves and not message.get("body", b"retry:").startswith(b"retry:"):
             has_batch.set()
 
-    scope: dict[str, Any] = {
-        "type": kind,
-        "path": path,
-        "raw_path": path.encode(),
-        "root_path": "",
-        "query_string": query,
-        "headers": headers,
-        "client": client,
-        "extensions": extensions or {},
-        "http_version": version,
-        "scheme": scheme,
-    }
-    if not is_socket:
-        scope["method"] = method
+    more: dict[str, Any] = {"type": kind, "client": client, "extensions": extensions or {}, "subprotocols": []}
+    more |= {"http_version": version, "scheme": scheme} | ({} if is_socket else {"method": method})
+    scope = scope_of(path, headers=headers, query=query, **more)
     async with asyncio.timeout(PATIENCE_S):
         await app(scope, receive, send)
     return sent

@@ -15,19 +15,12 @@ from typing import Any, NamedTuple, get_args
 import pytest
 
 from tenuto.app import Hub
-from tenuto.core.requests import (
-    Caller,
-    CreateMessage,
-    DeleteMessage,
-    FinishMessage,
-    SendCommand,
-    TakeOver,
-)
+from tenuto.core.requests import Caller, CreateMessage, DeleteMessage, FinishMessage, SendCommand, TakeOver
 from tenuto.hub.access.identity import CAPABILITIES, Identity
 from tenuto.hub.access.rates import ClientLimits
 from tenuto.transports import operations
 from tenuto.transports.operations import frame_decoder
-from tests.transports.asgi import exchange
+from tests.transports.asgi import exchange, scope_of
 from tests.transports.conftest import PATIENCE_S, new_hub
 from tests.transports.permissions import (
     EVERY_CHANNEL,
@@ -130,17 +123,8 @@ class Place:
         """Open a socket of the real app, without a network."""
         wire = Wire()
         lines = {"host": "chat.example", **headers, **({"authorization": f"Bearer {token}"} if token else {})}
-        scope: Json = {
-            "type": "websocket",
-            "path": "/v1/ws",
-            "raw_path": b"/v1/ws",
-            "root_path": "",
-            "query_string": query.encode(),
-            "headers": [(name.encode(), value.encode()) for name, value in lines.items()],
-            "subprotocols": ["tenuto.v1"],
-            "client": ("192.0.2.1", 5),
-            "extensions": {"websocket.http.response": {}},
-        }
+        encoded = [(name.encode(), value.encode()) for name, value in lines.items()]
+        scope = scope_of("/v1/ws", headers=encoded, query=query.encode(), client=("192.0.2.1", 5))
         serving = asyncio.ensure_future(self.hub(scope, wire.receive, wire.send))
         try:
             yield wire
