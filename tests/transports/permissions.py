@@ -20,12 +20,21 @@ Json = dict[str, Any]
 
 _C = "/v1/channels/{channel}"
 _M = _C + "/messages/{id}"
+_REPLY = _C + "/commands/{id}/reply"
+_MEMBER = _C + "/presence/{id}"
 _TOOL = {"type": "tool", "call": "c1", "name": "search", "input": "{}"}
 _TEXT = {"type": "text", "text": "other"}
+_SOURCE = {"type": "source", "url": "https://example.com"}
+_ANSWER = {"role": "assistant", "text": "x"}
+_PUT = {"part": 0, "value": _TEXT}
+_IN_1 = {"text": "other", "generation": 1}
+_LEAVE = {"member": "{id}", "leave": True}
+_STEER = {"name": "steer", "target": "{id}"}
 
 # Rules about ownership, in the words of the page.
 WRITER = "its writer"  # the page defines it before the table
 OWN = "own messages; with `admin` all"
+IN_1 = "its writer, with `append`, while it streams; then as for `change`"
 LEFT = "every interrupted message; with `admin` also a streaming one"
 KNOWN = "a target that the caller may read, or created"
 REPLY = (
@@ -35,13 +44,15 @@ REPLY = (
 )
 MEMBER = "the client's own id, or that with `~` and a suffix"
 TURN = "the caller's own turn"
+OF_PATTERN = "all channels of the pattern"
 EVERY_CHANNEL = "all channels"
 LISTED = "the channels on which the caller has one of the two"
 ANY = ""
 
 
-# The capabilities of a worker.
+# The capabilities of a worker, and those for messages that no person writes.
 TO_WORK = ("agent", "subscribe", "append")
+_BOTH = ("publish", "append")
 
 
 class Operation(NamedTuple):
@@ -62,61 +73,26 @@ class Operation(NamedTuple):
     also: tuple[str, ...] = ()  # further needs of such a message, checked after ownership
 
 
+def _of_turn(name: str, frame: str, **fields: Any) -> Operation:
+    """Return an operation of an agent on a turn."""
+    fields = {"channel": "{channel}", "message": "{id}", **fields}
+    refused = "invalid_request"
+    return Operation(name, ("agent",), None, None, frame, fields, TURN, "turn", refused=refused, has_turn=True)
+
+
 OPERATIONS = (
     Operation("create a message", ("publish",), f"POST {_C}/messages", {"text": "x"}, "create"),
-    Operation(
-        "… that streams",
-        ("publish", "append"),
-        f"POST {_C}/messages",
-        {"status": "streaming"},
-        "create",
-    ),
-    Operation(
-        "… of another role than `user`",
-        ("publish", "append"),
-        f"POST {_C}/messages",
-        {"role": "assistant", "text": "x"},
-        "create",
-    ),
-    Operation(
-        "… with tool or source parts", ("publish", "append"), f"POST {_C}/messages", {"parts": [_TOOL]}, "create"
-    ),
+    Operation("… that streams", _BOTH, f"POST {_C}/messages", {"status": "streaming"}, "create"),
+    Operation("… of another role than `user`", _BOTH, f"POST {_C}/messages", _ANSWER, "create"),
+    Operation("… with tool or source parts", _BOTH, f"POST {_C}/messages", {"parts": [_TOOL]}, "create"),
     Operation("append text", ("append",), f"POST {_M}/append", {"text": "!"}, "append", None, WRITER, "growing"),
-    Operation(
-        "put a part",
-        ("append",),
-        f"PUT {_M}/parts/0",
-        _TEXT,
-        "part",
-        {"part": 0, "value": _TEXT},
-        WRITER,
-        "growing",
-    ),
+    Operation("put a part", ("append",), f"PUT {_M}/parts/0", _TEXT, "part", _PUT, WRITER, "growing"),
     Operation("finish", ("append",), f"POST {_M}/finish", {}, "finish", None, WRITER, "growing"),
     Operation("renew the lease", ("append",), f"POST {_M}/lease", {"lease_s": 60}, "lease", None, WRITER, "growing"),
     Operation("take over", ("append",), f"POST {_M}/takeover", {}, "takeover", None, LEFT, "interrupted"),
     Operation("change", ("publish",), f"PATCH {_M}", {"text": "other"}, "update", None, OWN, "done"),
-    Operation(
-        "… to tool or source parts",
-        ("publish", "append"),
-        f"PATCH {_M}",
-        {"parts": [{"type": "source", "url": "https://example.com"}]},
-        "update",
-        None,
-        OWN,
-        "done",
-    ),
-    Operation(
-        "… with generation",
-        ("publish",),
-        f"PATCH {_M}",
-        {"text": "other", "generation": 1},
-        "update",
-        None,
-        "its writer, with `append`, while it streams; then as for `change`",
-        "done",
-        also=("append",),
-    ),
+    Operation("… to tool or source parts", _BOTH, f"PATCH {_M}", {"parts": [_SOURCE]}, "update", None, OWN, "done"),
+    Operation("… with generation", ("publish",), f"PATCH {_M}", _IN_1, "update", None, IN_1, "done", also=("append",)),
     Operation("delete", ("publish",), f"DELETE {_M}", None, "delete", None, OWN, "done"),
     Operation("read a message", ("history",), f"GET {_M}", about="done"),
     Operation("read pages", ("history",), f"GET {_C}/messages", frame="history"),
@@ -132,70 +108,15 @@ OPERATIONS = (
     Operation("follow one answer", ("subscribe", "history"), f"GET {_M}/events", about="done"),
     Operation("get a ticket", ("subscribe",), "POST /v1/tickets", {"channel": "{channel}"}),
     Operation("read presence", ("subscribe",), f"GET {_C}/presence"),
-    Operation(
-        "be present", ("presence",), f"PUT {_C}/presence/{{id}}", {}, "presence", {"member": "{id}"}, MEMBER, "me"
-    ),
-    Operation(
-        "leave",
-        ("presence",),
-        f"DELETE {_C}/presence/{{id}}",
-        None,
-        "presence",
-        {"member": "{id}", "leave": True},
-        MEMBER,
-        "me",
-    ),
+    Operation("be present", ("presence",), f"PUT {_MEMBER}", {}, "presence", {"member": "{id}"}, MEMBER, "me"),
+    Operation("leave", ("presence",), f"DELETE {_MEMBER}", None, "presence", _LEAVE, MEMBER, "me"),
     Operation("signal", ("presence",), f"POST {_C}/signals", {"name": "typing"}, "signal"),
-    Operation(
-        "send a command",
-        ("command",),
-        f"POST {_C}/commands",
-        {"name": "steer", "target": "{id}"},
-        "command",
-        None,
-        KNOWN,
-        "growing",
-    ),
-    Operation(
-        "reply to a command", ("command",), f"POST {_C}/commands/{{id}}/reply", {}, "reply", None, REPLY, "command"
-    ),
-    Operation(
-        "take turns",
-        ("agent", "subscribe", "append"),
-        frame="work",
-        fields={"pattern": "{channel}"},
-        whose="all channels of the pattern",
-    ),
-    Operation(
-        "renew a turn",
-        ("agent",),
-        frame="turn.renew",
-        fields={"channel": "{channel}", "message": "{id}", "generation": 1},
-        whose=TURN,
-        about="turn",
-        refused="invalid_request",
-        has_turn=True,
-    ),
-    Operation(
-        "take a message into a turn",
-        ("agent",),
-        frame="turn.take",
-        fields={"channel": "{channel}", "message": "{id}"},
-        whose=TURN,
-        about="turn",
-        refused="invalid_request",
-        has_turn=True,
-    ),
-    Operation(
-        "end a turn",
-        ("agent",),
-        frame="turn.done",
-        fields={"channel": "{channel}", "message": "{id}", "generation": 1},
-        whose=TURN,
-        about="turn",
-        refused="invalid_request",
-        has_turn=True,
-    ),
+    Operation("send a command", ("command",), f"POST {_C}/commands", _STEER, "command", None, KNOWN, "growing"),
+    Operation("reply to a command", ("command",), f"POST {_REPLY}", {}, "reply", None, REPLY, "command"),
+    Operation("take turns", TO_WORK, frame="work", fields={"pattern": "{channel}"}, whose=OF_PATTERN),
+    _of_turn("renew a turn", "turn.renew", generation=1),
+    _of_turn("take a message into a turn", "turn.take"),
+    _of_turn("end a turn", "turn.done", generation=1),
     Operation("read `/metrics`", ("admin",), "GET /metrics", whose=EVERY_CHANNEL),
 )
 
