@@ -8,6 +8,8 @@ a caller, a row is a request, a cell is "ok" or the code of the refusal.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from msgspec.structs import replace
 
@@ -67,161 +69,101 @@ REQUESTS: dict[str, Request] = {
 }
 WRITES = ("append", "append_again", "part", "finish", "lease")  # the rows that `*write` stands for
 
-TABLES = [  # states of the message `m`, each with its table
-    (
-        "streaming",
-        """
-             owner      other       admin       app        server     nameless    blind      blind_owner
-*write       ok         not_writer  not_writer  ok         ok         not_writer  not_found  ok
-update       streaming  forbidden   streaming   streaming  streaming  forbidden   not_found  streaming
-update_in_1  ok         forbidden   not_writer  ok         ok         forbidden   not_found  ok
-takeover     streaming  streaming   ok          streaming  ok         streaming   not_found  streaming
-delete       ok         forbidden   ok          ok         ok         forbidden   not_found  ok
-""",
-    ),
-    (
-        "complete",
-        """
-             owner      other       admin       app        server     nameless    blind      blind_owner
-append       finished   not_writer  not_writer  finished   finished   not_writer  not_found  finished
-append_again ok         not_writer  not_writer  ok         ok         not_writer  not_found  ok
-part         finished   not_writer  not_writer  finished   finished   not_writer  not_found  finished
-finish       ok         not_writer  not_writer  ok         ok         not_writer  not_found  ok
-lease        finished   not_writer  not_writer  finished   finished   not_writer  not_found  finished
-update       ok         forbidden   ok          ok         ok         forbidden   not_found  ok
-update_in_1  ok         forbidden   ok          ok         ok         forbidden   not_found  ok
-takeover     finished   finished    finished    finished   finished   finished    not_found  finished
-delete       ok         forbidden   ok          ok         ok         forbidden   not_found  ok
-create       ok         id_conflict id_conflict id_conflict id_conflict id_conflict id_conflict ok
-end          finished   finished    finished    finished   finished   finished    not_found  finished
-claim        finished   finished    finished    finished   finished   finished    not_found  finished
-""",
-    ),
-    (
-        "interrupted",
-        """
-             owner      other       admin       app        server     nameless    blind      blind_owner
-append       finished   not_writer  not_writer  finished   finished   not_writer  not_found  finished
-append_again ok         not_writer  not_writer  ok         ok         not_writer  not_found  ok
-finish       finished   not_writer  not_writer  finished   finished   not_writer  not_found  finished
-lease        finished   not_writer  not_writer  finished   finished   not_writer  not_found  finished
-update       ok         forbidden   ok          ok         ok         forbidden   not_found  ok
-takeover     ok         ok          ok          ok         ok         ok          not_found  ok
-delete       ok         forbidden   ok          ok         ok         forbidden   not_found  ok
-""",
-    ),
-    # A writer that lost the message gets `fenced`, also if its identity is another one: it must stop.
-    (
-        "taken_over",
-        """
-             owner      other       admin       app        server     nameless    blind      blind_owner
-*write       fenced     not_writer  not_writer  fenced     fenced     not_writer  not_found  fenced
-update       streaming  forbidden   streaming   streaming  streaming  forbidden   not_found  streaming
-update_in_1  fenced     forbidden   not_writer  fenced     fenced     forbidden   not_found  fenced
-takeover     streaming  streaming   ok          streaming  ok         streaming   not_found  streaming
-delete       ok         forbidden   ok          ok         ok         forbidden   not_found  ok
-""",
-    ),
-    (
-        "taken_over",
-        """
-             carol       owner       other       admin
-append_2     ok          not_writer  not_writer  not_writer
-append_3     fenced      fenced      not_writer  not_writer
-lease_2      ok          not_writer  not_writer  not_writer
-update_2     ok          not_writer  forbidden   not_writer
-finish_2     ok          not_writer  not_writer  not_writer
-""",
-    ),
-    (
-        "taken_over_and_done",
-        """
-             carol       owner       other
-*write       fenced      fenced      not_writer
-update       ok          ok          forbidden
-""",
-    ),
-    (
-        "taken_by_admin",
-        """
-             owner       admin
-append       fenced      fenced
-append_2     not_writer  ok
-""",
-    ),
-    (
-        "deleted",
-        """
-             owner      other       admin       app        server     nameless    blind      blind_owner
-append_again deleted    deleted     deleted     deleted    deleted    deleted     not_found  deleted
-delete       ok         ok          ok          ok         ok         ok          not_found  ok
-claim        deleted    deleted     deleted     deleted    deleted    deleted     not_found  deleted
-create       deleted    deleted     deleted     deleted    deleted    deleted     id_conflict deleted
-""",
-    ),
-    (
-        "without_author",
-        """
-             other       admin       app        server     nameless    blind
-append       not_writer  not_writer  finished   finished   not_writer  not_found
-update       forbidden   ok          ok         ok         forbidden   not_found
-delete       forbidden   ok          ok         ok         forbidden   not_found
-""",
-    ),
-    # Anonymous callers cannot be distinguished: one may write another's streaming message.
-    (
-        "anonymous",
-        """
-             other       admin       app        server     nameless
-append       not_writer  not_writer  ok         ok         ok
-finish       not_writer  not_writer  ok         ok         ok
-update_in_1  forbidden   not_writer  ok         ok         ok
-delete       forbidden   ok          ok         ok         ok
-""",
-    ),
-    (
-        "anonymous_done",
-        """
-             other       admin       app        server     nameless
-finish       not_writer  not_writer  ok         ok         ok
-update       forbidden   ok          ok         ok         forbidden
-delete       forbidden   ok          ok         ok         forbidden
-""",
-    ),
-    # A process of the app writes in the name of ann: the person ann is not its writer.
-    (
-        "in_process",
-        """
-             owner      other       admin       app        server     nameless    blind
-*write       not_writer not_writer  not_writer  ok         ok         not_writer  not_found
-update_in_1  not_writer forbidden   not_writer  ok         ok         forbidden   not_found
-takeover     streaming  streaming   ok          streaming  ok         streaming   not_found
-delete       ok         forbidden   ok          ok         ok         forbidden   not_found
-""",
-    ),
-    (
-        "of_one",
-        """
-             one         two
-append       ok          not_writer
-""",
-    ),
-    (
-        "taken_turn",
-        """
-             owner       other       admin       app        server     nameless    blind
-end          not_writer  ok          not_writer  ok         ok         not_writer  not_found
-""",
-    ),
-    (
-        "never",
-        """
-             owner      other       admin       app        server     nameless    blind
-claim        not_found  not_found   not_found   not_found  not_found  not_found   not_found
-end          not_found  not_found   not_found   not_found  not_found  not_found   not_found
-""",
-    ),
-]
+# States of the message `m`, each with its table.
+TABLES = """
+streaming     owner       other       admin       app         server      nameless    blind       blind_owner
+*write        ok          not_writer  not_writer  ok          ok          not_writer  not_found   ok
+update        streaming   forbidden   streaming   streaming   streaming   forbidden   not_found   streaming
+update_in_1   ok          forbidden   not_writer  ok          ok          forbidden   not_found   ok
+takeover      streaming   streaming   ok          streaming   ok          streaming   not_found   streaming
+delete        ok          forbidden   ok          ok          ok          forbidden   not_found   ok
+
+complete      owner       other       admin       app         server      nameless    blind       blind_owner
+append        finished    not_writer  not_writer  finished    finished    not_writer  not_found   finished
+append_again  ok          not_writer  not_writer  ok          ok          not_writer  not_found   ok
+part          finished    not_writer  not_writer  finished    finished    not_writer  not_found   finished
+finish        ok          not_writer  not_writer  ok          ok          not_writer  not_found   ok
+lease         finished    not_writer  not_writer  finished    finished    not_writer  not_found   finished
+update        ok          forbidden   ok          ok          ok          forbidden   not_found   ok
+update_in_1   ok          forbidden   ok          ok          ok          forbidden   not_found   ok
+takeover      finished    finished    finished    finished    finished    finished    not_found   finished
+delete        ok          forbidden   ok          ok          ok          forbidden   not_found   ok
+create        ok          id_conflict id_conflict id_conflict id_conflict id_conflict id_conflict ok
+end           finished    finished    finished    finished    finished    finished    not_found   finished
+claim         finished    finished    finished    finished    finished    finished    not_found   finished
+
+interrupted   owner       other       admin       app         server      nameless    blind       blind_owner
+append        finished    not_writer  not_writer  finished    finished    not_writer  not_found   finished
+append_again  ok          not_writer  not_writer  ok          ok          not_writer  not_found   ok
+finish        finished    not_writer  not_writer  finished    finished    not_writer  not_found   finished
+lease         finished    not_writer  not_writer  finished    finished    not_writer  not_found   finished
+update        ok          forbidden   ok          ok          ok          forbidden   not_found   ok
+takeover      ok          ok          ok          ok          ok          ok          not_found   ok
+delete        ok          forbidden   ok          ok          ok          forbidden   not_found   ok
+
+# A writer that lost the message gets `fenced`, also if its identity is another one: it must stop.
+taken_over    owner       other       admin       app         server      nameless    blind       blind_owner
+*write        fenced      not_writer  not_writer  fenced      fenced      not_writer  not_found   fenced
+update        streaming   forbidden   streaming   streaming   streaming   forbidden   not_found   streaming
+update_in_1   fenced      forbidden   not_writer  fenced      fenced      forbidden   not_found   fenced
+takeover      streaming   streaming   ok          streaming   ok          streaming   not_found   streaming
+delete        ok          forbidden   ok          ok          ok          forbidden   not_found   ok
+
+taken_over    carol       owner       other       admin
+append_2      ok          not_writer  not_writer  not_writer
+append_3      fenced      fenced      not_writer  not_writer
+lease_2       ok          not_writer  not_writer  not_writer
+update_2      ok          not_writer  forbidden   not_writer
+finish_2      ok          not_writer  not_writer  not_writer
+
+taken_over_and_done carol       owner       other
+*write              fenced      fenced      not_writer
+update              ok          ok          forbidden
+
+taken_by_admin owner       admin
+append         fenced      fenced
+append_2       not_writer  ok
+
+deleted       owner       other       admin       app         server      nameless    blind       blind_owner
+append_again  deleted     deleted     deleted     deleted     deleted     deleted     not_found   deleted
+delete        ok          ok          ok          ok          ok          ok          not_found   ok
+claim         deleted     deleted     deleted     deleted     deleted     deleted     not_found   deleted
+create        deleted     deleted     deleted     deleted     deleted     deleted     id_conflict deleted
+
+without_author other       admin       app         server      nameless    blind
+append         not_writer  not_writer  finished    finished    not_writer  not_found
+update         forbidden   ok          ok          ok          forbidden   not_found
+delete         forbidden   ok          ok          ok          forbidden   not_found
+
+# Anonymous callers cannot be distinguished: one may write another's streaming message.
+anonymous     other       admin       app         server      nameless
+append        not_writer  not_writer  ok          ok          ok
+finish        not_writer  not_writer  ok          ok          ok
+update_in_1   forbidden   not_writer  ok          ok          ok
+delete        forbidden   ok          ok          ok          ok
+
+anonymous_done other       admin       app         server      nameless
+finish         not_writer  not_writer  ok          ok          ok
+update         forbidden   ok          ok          ok          forbidden
+delete         forbidden   ok          ok          ok          forbidden
+
+# A process of the app writes in the name of ann: the person ann is not its writer.
+in_process    owner       other       admin       app         server      nameless    blind
+*write        not_writer  not_writer  not_writer  ok          ok          not_writer  not_found
+update_in_1   not_writer  forbidden   not_writer  ok          ok          forbidden   not_found
+takeover      streaming   streaming   ok          streaming   ok          streaming   not_found
+delete        ok          forbidden   ok          ok          ok          forbidden   not_found
+
+of_one        one         two
+append        ok          not_writer
+
+taken_turn    owner       other       admin       app         server      nameless    blind
+end           not_writer  ok          not_writer  ok          ok          not_writer  not_found
+
+never         owner       other       admin       app         server      nameless    blind
+claim         not_found   not_found   not_found   not_found   not_found   not_found   not_found
+end           not_found   not_found   not_found   not_found   not_found   not_found   not_found
+"""
 
 
 def prepare(state: str, harness: LogHarness) -> None:
@@ -266,21 +208,17 @@ def prepare(state: str, harness: LogHarness) -> None:
             harness.create("n", text="other")
 
 
-def cells(table: str) -> list[tuple[str, str, str]]:
-    """Return row, column and content of every cell."""
-    head, *rows = (line.split() for line in table.strip().splitlines())
-    return [
-        (name, who, cell)
-        for row in rows
-        for name in (WRITES if row[0] == "*write" else row[:1])
-        for who, cell in zip(head, row[1:], strict=True)
-    ]
+def cells() -> Iterator[tuple[str, str, str, str]]:
+    """Yield state, row, column and content of every cell."""
+    for table in TABLES.strip().split("\n\n"):
+        head, *rows = (line.split() for line in table.splitlines() if not line.startswith("#"))
+        for name, *contents in rows:
+            for row in WRITES if name == "*write" else (name,):
+                for who, cell in zip(head[1:], contents, strict=True):
+                    yield head[0], row, who, cell
 
 
-CELLS = [(state, *cell) for state, table in TABLES for cell in cells(table)]
-
-
-@pytest.mark.parametrize(("state", "row", "who", "cell"), CELLS)
+@pytest.mark.parametrize(("state", "row", "who", "cell"), cells())
 def test_request_is_granted_or_refused_as_in_the_table(state: str, row: str, who: str, cell: str) -> None:
     harness = LogHarness()
     prepare(state, harness)
