@@ -20,19 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import (
-    ai_sdk,
-    burst,
-    client,
-    conversations,
-    fanout,
-    memory,
-    postgres,
-    report,
-    slow,
-    soak,
-    storm,
-)
+from bench import ai_sdk, burst, client, conversations, fanout, memory, postgres, report, slow, soak, storm
 from bench.common import Options, Row, Void, attempt, check, load_client, served
 from bench.proc import tree
 from tests.postgres import needs_postgres, running_postgres

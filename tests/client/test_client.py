@@ -12,11 +12,7 @@ from typing import Any
 import pytest
 
 from tenuto.client import Client
-from tenuto.core.errors import (
-    Deleted,
-    TenutoError,
-    VersionConflict,
-)
+from tenuto.core.errors import Deleted, TenutoError, VersionConflict
 from tests.client.wire import Wire, client_of
 
 

@@ -13,14 +13,7 @@ import pytest
 
 from tenuto import Hub
 from tenuto.client import ChannelView, ClaimedTurn, Client
-from tenuto.core.errors import (
-    AlreadyAnswered,
-    InvalidName,
-    InvalidRequest,
-    LocalError,
-    NotFound,
-    TooLarge,
-)
+from tenuto.core.errors import AlreadyAnswered, InvalidName, InvalidRequest, LocalError, NotFound, TooLarge
 from tests.client.script import Script, message_of
 from tests.client.script import client_of as scripted
 from tests.client.wire import Wire, becomes, client_of, until

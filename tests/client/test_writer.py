@@ -14,14 +14,7 @@ import pytest
 
 from tenuto import Hub, Limits
 from tenuto.client import Client, Timing, Unreachable
-from tenuto.core.errors import (
-    Busy,
-    Fenced,
-    Finished,
-    IdConflict,
-    TenutoError,
-    TooLarge,
-)
+from tenuto.core.errors import Busy, Fenced, Finished, IdConflict, TenutoError, TooLarge
 from tenuto.core.model import Message
 from tests.client.script import Script, ScriptedSocket, message_of
 from tests.client.script import client_of as scripted

@@ -12,13 +12,7 @@ from typing import Any
 import pytest
 
 from tenuto.core.catch_up import events_since, new_start, newest_messages, resumed
-from tenuto.core.events import (
-    MessageAppend,
-    MessagePart,
-    MessageUpdate,
-    StoredEvent,
-    encode_json,
-)
+from tenuto.core.events import MessageAppend, MessagePart, MessageUpdate, StoredEvent, encode_json
 from tenuto.core.limits import Limits
 from tenuto.core.ops import Entry, Update
 from tenuto.core.state import ChannelState, apply_entry

@@ -19,14 +19,7 @@ from msgspec.structs import replace
 from proof.simulation.store import SharedMemoryStore
 from tenuto.core.document import document
 from tenuto.core.draft import Draft
-from tenuto.core.errors import (
-    Busy,
-    Deleted,
-    Draining,
-    Finished,
-    StoreUnavailable,
-    TenutoError,
-)
+from tenuto.core.errors import Busy, Deleted, Draining, Finished, StoreUnavailable, TenutoError
 from tenuto.core.limits import Limits
 from tenuto.core.message_state import MessageState
 from tenuto.core.ops import Create

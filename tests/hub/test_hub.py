@@ -10,12 +10,7 @@ from typing import Any
 
 import pytest
 
-from tenuto.core.errors import (
-    Busy,
-    Deleted,
-    IdConflict,
-    LocalError,
-)
+from tenuto.core.errors import Busy, Deleted, IdConflict, LocalError
 from tenuto.core.limits import Limits
 from tenuto.core.model import Message
 from tenuto.hub import HubCore, MessageWriter

@@ -11,21 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tenuto.core.errors import Forbidden, TooLarge, TooMany
-from tenuto.core.events import (
-    Batch,
-    PresenceEnter,
-    PresenceLeave,
-    PresenceSync,
-    PresenceUpdate,
-    Signal,
-)
+from tenuto.core.events import Batch, PresenceEnter, PresenceLeave, PresenceSync, PresenceUpdate, Signal
 from tenuto.core.limits import Limits
 from tenuto.core.view import View
-from tenuto.hub.people.presence_state import (
-    GRACE_S,
-    OWN_MEMBERS,
-    PresenceState,
-)
+from tenuto.hub.people.presence_state import GRACE_S, OWN_MEMBERS, PresenceState
 from tests.hub.hubs import new_hub
 from tests.hub.watching import Watcher
 from tests.virtual import virtually

@@ -17,15 +17,7 @@ from tenuto import Hub, Identity, Turn, visitors
 from tenuto.app import Visitors
 from tenuto.core.errors import StoreUnavailable, TooMany
 from tenuto.core.visitor_ids import new_visitor_id
-from tenuto.hub.access.rates import (
-    DAY_S,
-    FORGET_AT_ONCE,
-    MAX_COUNTED,
-    ClientLimits,
-    QuestionLimits,
-    Questions,
-    Rates,
-)
+from tenuto.hub.access.rates import DAY_S, FORGET_AT_ONCE, MAX_COUNTED, ClientLimits, QuestionLimits, Questions, Rates
 from tenuto.stores.base import Committed, CommitUnknown, Conflict, Write
 from tests.hub.test_commit_outcomes import ScriptedStore
 from tests.transports.conftest import Served, asking, new_hub, serving

@@ -19,16 +19,7 @@ from tenuto.core.errors import StoreUnavailable
 from tenuto.core.events import ChannelAttached
 from tenuto.hub.keep import exports
 from tenuto.stores import open_url
-from tenuto.stores.base import (
-    NOTHING,
-    Committed,
-    CommitUnknown,
-    Conflict,
-    Notice,
-    Store,
-    Write,
-    head_of,
-)
+from tenuto.stores.base import NOTHING, Committed, CommitUnknown, Conflict, Notice, Store, Write, head_of
 from tenuto.stores.postgres.server import PostgresServer
 from tenuto.stores.postgres.store import READERS, PostgresStore
 from tests.hub.watching import Watcher

@@ -20,15 +20,7 @@ from tenuto.core.errors import Busy, NoVerifier
 from tenuto.server import serving
 from tenuto.transports import origin
 from tenuto.transports.codec import refusals
-from tenuto.transports.origin import (
-    Pair,
-    SocketOwner,
-    check_peer,
-    foreign_owner,
-    objection,
-    owner_of,
-    pair_of,
-)
+from tenuto.transports.origin import Pair, SocketOwner, check_peer, foreign_owner, objection, owner_of, pair_of
 from tests.transports.conftest import new_hub
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems tell no owner")
