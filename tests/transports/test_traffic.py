@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import pytest
 
@@ -37,19 +38,7 @@ def charged_bytes(served: Verified, sub: str = "ada") -> float:
 
 
 async def get(served: Verified, path: str) -> None:
-    assert (await served.http.get(path, headers=served.bearer())).status_code == 200
-
-
-async def page(served: Verified) -> None:
-    await get(served, f"{CHANNEL}/messages")
-
-
-async def message(served: Verified) -> None:
-    await get(served, f"{CHANNEL}/messages/m1")
-
-
-async def long_poll(served: Verified) -> None:
-    await get(served, f"{CHANNEL}/poll?history=5")
+    assert (await served.http.get(f"{CHANNEL}/{path}", headers=served.bearer())).status_code == 200
 
 
 async def publish(served: Verified) -> None:
@@ -58,7 +47,7 @@ async def publish(served: Verified) -> None:
 
 
 async def body_begun(
-    served: Verified, *, length: int | None = None, text: str = TEXT, begin: str = ""
+    served: Verified, *, length: int | None = None, text: str = TEXT
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """Send a request whose body does not end: of `length` bytes, or in chunks. The server reads all that was sent."""
     reader, writer = await served.connect()
@@ -82,18 +71,14 @@ async def aborted_body(served: Verified, length: int | None = 1_000_000) -> None
     await served.until(lambda: open_bytes(served) == 0)
 
 
-async def aborted_chunks(served: Verified) -> None:
-    await aborted_body(served, None)
-
-
 async def late_chunks(served: Verified) -> None:
     reader, _ = await body_begun(served)
     assert b"did not end within" in await reader.readuntil(b"}")
 
 
-async def event_stream(served: Verified) -> None:
-    stream = await Stream.open(served, EVENTS, **served.bearer())
-    await stream.until_event("message.update")
+async def follow(served: Verified, path: str, until: str) -> None:
+    stream = await Stream.open(served, f"{CHANNEL}/{path}", **served.bearer())
+    await stream.until_event(until)
     stream.close()
 
 
@@ -103,53 +88,39 @@ async def stream_by_ticket(served: Verified) -> None:
     stream.close()
 
 
-async def message_stream(served: Verified) -> None:
-    stream = await Stream.open(served, f"{CHANNEL}/messages/m1/events", **served.bearer())
-    await stream.until_event("done")
-    stream.close()
-
-
-async def page_by_socket(served: Verified) -> None:
+async def send(served: Verified, type: str, until: str = "ok", **fields: str) -> None:
     async with dialled(served, additional_headers=served.bearer()) as peer:
-        assert (await peer.ask("history", channel="chat:1"))["type"] == "ok"
+        assert (await peer.ask(type, channel="chat:1", **fields))["type"] == "ok"
+        await peer.until(until)
 
 
-async def attached_socket(served: Verified) -> None:
-    async with dialled(served, additional_headers=served.bearer()) as peer:
-        assert (await peer.ask("attach", channel="chat:1"))["type"] == "ok"
-        await peer.until("events")
+# Each with the number of times that the text is in its traffic: a response to a new message holds it, too.
+ACTS: dict[str, tuple[Callable[[Verified], Awaitable[None]], int]] = {
+    "page": (partial(get, path="messages"), 1),
+    "message": (partial(get, path="messages/m1"), 1),
+    "long poll": (partial(get, path="poll?history=5"), 1),
+    "publish": (publish, 2),
+    "aborted body": (aborted_body, 1),
+    "aborted chunks": (partial(aborted_body, length=None), 1),
+    "late chunks": (late_chunks, 1),
+    "event stream": (partial(follow, path="events", until="message.update"), 1),
+    "stream by ticket": (stream_by_ticket, 1),
+    "message stream": (partial(follow, path="messages/m1/events", until="done"), 1),
+    "page by socket": (partial(send, type="history"), 1),
+    "attached socket": (partial(send, type="attach", until="events"), 1),
+    "publish by socket": (partial(send, type="create", text=TEXT), 2),
+}
 
 
-async def publish_by_socket(served: Verified) -> None:
-    async with dialled(served, additional_headers=served.bearer()) as peer:
-        assert (await peer.ask("create", channel="chat:1", text=TEXT))["type"] == "ok"
-
-
-ACTS: tuple[Callable[[Verified], Awaitable[None]], ...] = (
-    page,
-    message,
-    long_poll,
-    publish,
-    aborted_body,
-    aborted_chunks,
-    late_chunks,
-    event_stream,
-    stream_by_ticket,
-    message_stream,
-    page_by_socket,
-    attached_socket,
-    publish_by_socket,
-)
-
-
-@pytest.mark.parametrize("act", ACTS, ids=lambda act: act.__name__)
+@pytest.mark.parametrize("name", ACTS)
 async def test_large_traffic_counts_on_each_transport(
-    counted: Verified, act: Callable[[Verified], Awaitable[None]], monkeypatch: pytest.MonkeyPatch
+    counted: Verified, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if act is late_chunks:
+    if name == "late chunks":
         monkeypatch.setattr(http, "BODY_TIMEOUT_S", 1.5)  # in this time the server must have read the chunk
+    act, times = ACTS[name]
     await act(counted)
-    expected = len(TEXT) * (2 if act in (publish, publish_by_socket) else 1)  # a response holds the message, too
+    expected = len(TEXT) * times
     assert expected <= charged_bytes(counted) < expected + 3_000
     refused = await counted.http.get(CHANNEL, headers=counted.bearer())
     assert (refused.status_code, refused.json()["code"], refused.json()["limit"]) == (429, "too_many", MAX_BYTES)
