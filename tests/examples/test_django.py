@@ -156,7 +156,7 @@ def check_refusals(process: Process, port: int) -> None:
 
 
 LOGIN = """\
-import asyncio, sys
+import sys
 
 import django
 from django.conf import settings
@@ -177,6 +177,7 @@ call_command("migrate", verbosity=0)
 
 from django.contrib.auth import get_user_model
 from django.test import Client
+from starlette.testclient import TestClient
 from tenuto import Hub
 from page import authenticate
 
@@ -185,27 +186,11 @@ client = Client()
 client.force_login(ann)
 hub = Hub("memory://", authenticate=authenticate)
 application = hub.wrap(get_asgi_application(), "/tenuto")
-
-
-async def status(path, cookie):
-    sent = []
-    headers = [(b"host", b"localhost"), (b"cookie", cookie.encode())]
-    scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": headers}
-    waiting = asyncio.Event()
-    async def receive(): await waiting.wait()
-    async def send(message): sent.append(message)
-    await application(scope, receive, send)
-    return sent[0]["status"]
-
-
-async def main():
-    known = f"{settings.SESSION_COOKIE_NAME}={client.cookies[settings.SESSION_COOKIE_NAME].value}"
-    path = "/tenuto/v1/channels/chat:{}:notes/messages"
-    for number, cookie in ((ann.pk, known), (ann.pk + 1, known), (ann.pk, "sessionid=other"), (ann.pk, "")):
-        print(await status(path.format(number), cookie))
-
-
-asyncio.run(main())
+page = TestClient(application, base_url="http://localhost", client=("127.0.0.1", 1))
+known = f"{settings.SESSION_COOKIE_NAME}={client.cookies[settings.SESSION_COOKIE_NAME].value}"
+path = "/tenuto/v1/channels/chat:{}:notes/messages"
+for number, cookie in ((ann.pk, known), (ann.pk + 1, known), (ann.pk, "sessionid=other"), (ann.pk, "")):
+    print(page.get(path.format(number), headers={"cookie": cookie}).status_code)
 """
 
 
