@@ -82,39 +82,19 @@ async def test_anthropic_answers_with_reasoning_in_a_part_of_its_own(provider: P
         ]
 
 
-class Slow(Provider):
-    """A provider that sends the first piece of its answer, and the rest when the test resumes it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.is_resumed = asyncio.Event()
-
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        drain = writer.drain
-
-        async def drained() -> None:
-            await drain()
-            await self.is_resumed.wait()
-
-        writer.drain = drained  # type: ignore[method-assign]
-        await super()._answer(reader, writer)
-
-
-async def test_steering_gets_a_second_answer() -> None:
-    provider = Slow()
-    await provider.start()
-    provider.will_say([*chat_said("Long, ", "longer"), *chat_end()], [*chat_said("Short"), *chat_end()])
+async def test_steering_gets_a_second_answer(provider: Provider) -> None:
+    is_resumed, (first, *rest) = asyncio.Event(), [*chat_said("Long, ", "longer"), *chat_end()]
+    provider.will_say([first, is_resumed, *rest], [*chat_said("Short"), *chat_end()])
     async with demo("memory://", **openai(provider)) as here:
         await here.ask()
         await here.answer(status="streaming")
         await here.post("commands", {"name": "steer", "target": "q1", "data": {"text": "shorter"}})
-        provider.is_resumed.set()
+        is_resumed.set()
         assert await answers(here, 2) == ["Long, longer", "Short"]
         assert provider.requests[1][1]["messages"][-2:] == [
             {"role": "assistant", "content": "Long, longer"},
             {"role": "user", "content": "shorter"},
         ]
-    await provider.stop()
 
 
 async def answers(here: Demo, count: int) -> list[str]:

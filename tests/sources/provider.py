@@ -16,7 +16,7 @@ from typing import Any
 CUT = "cut"  # break the connection in the middle of the body
 HOLD = "hold"  # send no more bytes, until the client disconnects
 
-Step = bytes | str | float  # a number is a pause, in seconds
+Step = bytes | str | float | asyncio.Event  # a number is a pause, in seconds; an event is waited for
 
 
 class Provider:
@@ -74,6 +74,9 @@ class Provider:
                 await reader.read()
                 self.is_left.set()
                 return
+            if isinstance(step, asyncio.Event):
+                await step.wait()
+                continue
             if isinstance(step, float):
                 await asyncio.sleep(step)  # the pace of a model
                 continue

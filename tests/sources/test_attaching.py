@@ -28,8 +28,8 @@ from tenuto.core.model import Message
 from tenuto.sources import pipe
 from tenuto.sources.openai import events_of
 from tenuto.stores.memory import MemoryStore
-from tests.sources.provider import Provider
-from tests.sources.test_tries import CUT, HOLD, LONG, Model, ask_chat, counted, new_hub, piped, stopped
+from tests.sources.provider import CUT, HOLD, Provider
+from tests.sources.test_tries import LONG, Model, ask_chat, counted, new_hub, piped, stopped
 from tests.sources.wires import (
     GEMINI_USAGE,
     INPUT,

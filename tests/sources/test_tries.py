@@ -40,10 +40,10 @@ from tenuto.sources.writing import SHORTEST_OVERLAP, Join, Kept, Repeated
 from tenuto.stores.memory import MemoryStore
 from tests.agents.test_turns import lives
 from tests.client.wire import Wire, client_of, memory_hub
+from tests.sources.provider import CUT, HOLD
 from tests.sources.wires import Responses, chat, chat_end, claude, claude_begin, claude_end, claude_said, sse
 from tests.virtual import closed_later, virtual_clock, virtually
 
-CUT, HOLD = "cut", "hold"  # steps of a body: the connection breaks, or nothing comes any more
 Body = Sequence[bytes | str]
 LONG = "The answer has more than thirty-two characters, so that it can be continued. "
 
