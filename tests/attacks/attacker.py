@@ -44,6 +44,16 @@ def begun(until_s: float) -> None:
     print("under way", time.monotonic(), until_s, flush=True)
 
 
+def at_the_same_time(act: Callable[[], None], times: int, until_s: float) -> None:
+    """Begin the attack: call `act` in as many threads, and wait for all of them."""
+    threads = [threading.Thread(target=act) for _ in range(times)]
+    begun(until_s)
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 def pour(one: socket.socket, piece: bytes, until_s: float, already: int = 0) -> int:
     """Send `piece` again and again until `until_s`, or until the server ends it; return the number of bytes.
 
@@ -92,12 +102,7 @@ def again(attempt: Callable[[float], tuple[int, bytes]], seconds: float, at_once
             connections += 1
             first = first or received
 
-    threads = [threading.Thread(target=run) for _ in range(at_once)]
-    begun(until_s)
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_the_same_time(run, at_once, until_s)
     return {"sent": sent, "connections": connections, "first": first[:600].decode("latin-1")}
 
 
@@ -389,10 +394,7 @@ def within_rates(
     for thread in threads:
         thread.start()
     attached.wait(10)
-    threads += [threading.Thread(target=send) for _ in range(connections)]
-    begun(until_s)
-    for thread in threads[viewers:]:
-        thread.start()
+    at_the_same_time(send, connections, until_s)
     for thread in threads:
         thread.join()
     return {"statuses": statuses, **counts}
@@ -423,12 +425,7 @@ def aborted_bodies(port: int, seconds: float, bearer: str, path: str, size: int,
             if is_refused:
                 time.sleep(0.1)  # the attack is one of bytes, and not of requests that are refused
 
-    threads = [threading.Thread(target=send) for _ in range(connections)]
-    begun(until_s)
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_the_same_time(send, connections, until_s)
     return counts
 
 

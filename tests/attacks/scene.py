@@ -28,6 +28,7 @@ import jwt
 
 from proof.wirecheck import SseViewer, WsViewer, encode_frame
 from tenuto.portal import Portal
+from tests.attacks.attacker import HANDSHAKE
 from tests.processes import Process, Server
 
 IS_LONG = os.environ.get("TENUTO_ATTACKS") == "long"
@@ -284,16 +285,12 @@ async def _no_step() -> None:
 
 async def introduces_itself(one: Scene, client: str, address: str = "127.0.0.1", headers: str = "") -> bool:
     """Return whether a new socket, from a loopback address, gets in with a token in its first frame."""
-    handshake = (
-        "GET /v1/ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-        f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{headers}\r\n"
-    )
     auth = json.dumps({"type": "auth", "ref": 1, "token": token(client, PERSON)})
     try:
         async with asyncio.timeout(5):
             reader, writer = await asyncio.open_connection("127.0.0.1", one.port, local_addr=(address, 0))
             try:
-                writer.write(handshake.encode())
+                writer.write(f"{HANDSHAKE}{headers}\r\n".encode())
                 await reader.readuntil(b"\r\n\r\n")
                 writer.write(encode_frame(1, auth.encode(), mask=b"mask"))
                 await reader.readuntil(b'{"type":"ok","ref":1')
