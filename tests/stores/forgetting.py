@@ -1,9 +1,9 @@
 """Processes that remove a person from a store file, and kill themselves before one of their statements.
 
-`python -m tests.stores.forgetting FILE FOLDER KILLS SEED`: a first process counts the statements of each call of the
-store, in a removal of ann from a copy of FILE, with her channels and without. Then processes work on copies
-`N/chat.db` in FOLDER, and each dies before another statement: before the first one of each kind of call, and before
-random ones of each, at least KILLS in all. A line of JSON for each has N, whether it removed channels, and the call.
+`python -m tests.stores.forgetting FILE FOLDER`: a first process counts the statements of each call of the store, in a
+removal of ann from a copy of FILE, with her channels and without. Then processes work on copies `N/chat.db` in FOLDER,
+and each dies before another statement: the first, the middle and the last one of each kind of call. A line of JSON for
+each has N, whether it removed channels, and the call.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from random import Random
 from typing import Any
 
 from tenuto.hub import HubCore
@@ -114,34 +113,23 @@ def forget(path: Path, *, channels: bool, die_at: tuple[str, int] | None) -> dic
         return dict(json.loads(result.read() or "{}"))
 
 
-def main(file: Path, folder: Path, kills: int, seed: int) -> None:
+def main(file: Path, folder: Path) -> None:
     def copy(name: str) -> Path:
         path = folder / name / "chat.db"
         path.parent.mkdir()
         shutil.copy2(file, path)
         return path
 
-    draw, number = Random(seed), 0
+    number = 0
     for channels in (False, True):
         statements = forget(copy(f"whole-{channels}"), channels=channels, die_at=None)
-        places = [(call, 1) for call in sorted(statements)]
-        seen = set(places)
-        killed = 0
-        while killed < kills // 2:
-            if not places:
-                call = draw.choice(sorted(statements))
-                places = [(call, draw.randint(1, statements[call]))]
-                if places[0] in seen:
-                    places = []
-                    continue
-            place = places.pop(0)
-            seen.add(place)
-            number += 1
-            # the number of statements varies, so a process may not reach its last ones
-            if not forget(copy(str(number)), channels=channels, die_at=place):
-                killed += 1
-                print(json.dumps({"number": number, "channels": channels, "call": place[0]}))
+        for call, count in statements.items():
+            for statement in sorted({1, count // 2 + 1, count}):
+                number += 1
+                # the number of statements varies, so a process may not reach its last ones
+                if not forget(copy(str(number)), channels=channels, die_at=(call, statement)):
+                    print(json.dumps({"number": number, "channels": channels, "call": call}))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
