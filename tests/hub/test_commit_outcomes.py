@@ -117,18 +117,6 @@ async def test_start_after_a_failed_start_recovers_the_remaining_messages() -> N
         await successor.close()
 
 
-@pytest.mark.parametrize("outcome", ["kept", "lost"])
-@virtually
-async def test_text_behind_another_part_stands_once_after_a_commit_with_an_unknown_outcome(outcome: str) -> None:
-    async with scripted() as (hub, store):
-        parts = [{"type": "text", "text": "a"}, {"type": "data", "name": "n", "data": 1}]
-        await hub.ask("c", "m", CreateMessage(role="assistant", status="streaming", parts=parts), SERVER)
-        store.script = [outcome]
-        result = await hub.ask("c", "m", AppendText(text="b"), SERVER)
-        assert (result.part, result.length) == (2, 2)
-        assert (await hub.read("c", "m"))[0].parts == [*parts, {"type": "text", "text": "b"}]
-
-
 @pytest.mark.parametrize("outcome", ["kept", "lost", "other"])
 @virtually
 async def test_pipelined_requests_without_ids_keep_their_order_after_a_commit_with_an_unknown_outcome(
