@@ -11,7 +11,7 @@ import pytest
 from tenuto.core.requests import ReplyCommand, SendCommand
 from tenuto.stores.base import Store, head_of
 from tenuto.stores.sqlite.store import SqliteStore
-from tests.stores.contract import MINUTE_MS, Chat, append, create, data_of, delete, edit, emptied, put_part, texts
+from tests.stores.contract import MINUTE_MS, Chat, append, create, data_of, delete, edit, emptied, texts
 from tests.stores.files import lock, on_disk, opened, read, run_on_thread, wal, write
 
 WORD = re.compile(rb"<(\d{6})>")
@@ -31,19 +31,6 @@ async def tidy_for_a_minute(store: Store, *chats: Chat) -> None:
         for chat in chats:
             await chat.write_documents(due)
     await store.tidy(MINUTE_MS + 10_000)
-
-
-async def test_text_of_a_deleted_message_is_gone_within_a_minute(store: SqliteStore, path: Path) -> None:
-    chat = Chat(store)
-    await chat.do(create("m1", "SECRET-0 ", streaming=True, title="SECRET-1"), create("m2", "stays", streaming=True))
-    for number in range(2, 40):
-        await chat.do(append("m1", f"SECRET-{number} " * number), append("m2", "."), documents=["m1"] * (number == 20))
-    await chat.do(put_part("m1", 1, {"type": "tool", "call": "c", "name": "n", "output": "SECRET-99" * 900}))
-    assert b"SECRET-" in on_disk(path)
-    await chat.do(delete("m1"), documents=["m1"])
-    await tidy_for_a_minute(store, chat)
-    assert b"SECRET-" not in on_disk(path)
-    assert await texts(store, "c", "m2") == ["stays" + "." * 38]
 
 
 async def test_reply_that_fits_is_written_over_its_command_and_a_longer_one_elsewhere(
