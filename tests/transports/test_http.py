@@ -44,9 +44,6 @@ def refused(response: httpx2.Response) -> tuple[int, str]:
     return response.status_code, problem["code"]
 
 
-# Create
-
-
 # Names and paths
 
 

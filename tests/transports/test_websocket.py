@@ -313,6 +313,3 @@ async def test_attach_to_a_channel_whose_messages_cannot_be_read_gets_an_error(
         monkeypatch.undo()
         assert (await peer.ask("attach", channel="c"))["type"] == "ok"
         assert (await peer.until("events"))["events"][-1]["message"]["id"] == "m1"
-
-
-# Shutdown

@@ -113,9 +113,6 @@ async def test_silent_peer_with_a_lease_is_closed_despite_unread_text(holding: s
     assert hub.runtime.scheduler.stats()["agents"] == 0
 
 
-# Commands
-
-
 # Turns
 
 
