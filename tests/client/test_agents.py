@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from asyncio.subprocess import Process
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -151,17 +152,6 @@ async def test_steer_without_a_possible_reply_harms_no_turn(hub: Hub, wire: Wire
     assert (answer.status, got) == ("complete", ["shorter"] if code == "forbidden" else [])
 
 
-def serve_by_name(client: Client, name: str, release: asyncio.Event, begun: Callable[[str, str], object]) -> None:
-    """Register an agent with one slot that reports each turn and writes its name when it is released."""
-
-    @client.agent("chat:*", name=name, slots=1)
-    async def answer(turn: Turn) -> None:
-        begun(name, turn.channel)
-        async with turn.reply() as message:
-            await release.wait()
-            await message.append(f"by {name}")
-
-
 @pytest.mark.parametrize("is_stop", [True, False])
 async def test_answer_cancelled_while_it_opens_does_not_stream_on(is_stop: bool) -> None:
     """After a cancel it ends as `cancelled`; after a shutdown as `interrupted`, once its lease has ended."""
@@ -190,8 +180,15 @@ async def test_turns_of_two_agents_survive_their_socket(hub: Hub, wire: Wire) ->
     begun: list[str] = []
     release = asyncio.Event()
     client = client_of(wire, client_id="bot")
+
+    async def bot(name: str, turn: Turn) -> None:
+        begun.append(name)
+        async with turn.reply() as message:
+            await release.wait()
+            await message.append("whole")
+
     for name in ("bot~a", "bot~b"):
-        serve_by_name(client, name, release, lambda name, _: begun.append(name))
+        client.agent("chat:*", name=name, slots=1)(partial(bot, name))
     async with working(client), asyncio.timeout(60):
         await becomes(lambda: hub.runtime.scheduler.stats()["agents"] == 2)
         for channel in ("chat:1", "chat:2"):
@@ -240,6 +237,21 @@ async def virtual_hub(**options: Any) -> AsyncIterator[tuple[Hub, Wire]]:
     await hub.close()
 
 
+@contextlib.asynccontextmanager
+async def questioned(hub: Hub, client: Client) -> AsyncIterator[str]:
+    """Run the agents of `client`, ask them a question, and yield its id."""
+    async with working(client):
+        await asyncio.sleep(1)
+        yield (await hub.create("chat:1", text="?")).id
+
+
+def agent(wire: Wire, name: str, answer: Callable[[str, Turn], Awaitable[None]]) -> Client:
+    """Return a client with one agent, whose handler gets the name of the client, too."""
+    client = client_of(wire, client_id=name)
+    client.agent("chat:*")(partial(answer, name))
+    return client
+
+
 async def endings(hub: Hub) -> list[tuple[str | None, str, str, str | None]]:
     return [(one.author, one.text, one.status, one.reason) for one in await answers(hub)]
 
@@ -257,9 +269,7 @@ async def test_claim_is_renewed_although_the_server_refuses_the_state_with_it() 
             turn.progress("using a tool", tool="search")
             await asyncio.sleep(60)
 
-        async with working(client):
-            await asyncio.sleep(1)
-            await hub.create("chat:1", text="?")
+        async with questioned(hub, client):
             await asyncio.sleep(100)
         assert begun == [1]
 
@@ -276,9 +286,7 @@ async def test_answer_that_the_server_refuses_is_reported_as_failed() -> None:
             async with turn.reply() as message:
                 await message.append("whole")
 
-        async with working(client):
-            await asyncio.sleep(1)
-            await hub.create("chat:1", text="?")
+        async with questioned(hub, client):
             await asyncio.sleep(30)
         assert await endings(hub) == [("bot", "", "failed", "forbidden")]
 
@@ -342,9 +350,7 @@ async def test_turn_that_could_not_begin_is_not_over() -> None:
 
         client_is_new = True
         wire.refuse = refuse
-        async with working(client):
-            await asyncio.sleep(1)
-            await hub.create("chat:1", text="?")
+        async with questioned(hub, client):
             await asyncio.sleep(QUICK.request_s + 2)
             assert (is_away, begun) == (True, [])
             is_away = client_is_new = False
@@ -383,24 +389,16 @@ async def test_an_agent_that_may_not_read_answers_again_after_a_crash() -> None:
 
     async with virtual_hub(authenticate=authenticate) as (hub, wire):
 
-        def serve(name: str) -> Client:
-            client = client_of(wire, client_id=name)
+        async def bot(name: str, turn: Turn) -> None:
+            begun.append((name, turn.attempt, turn.previous))
+            async with turn.reply() as message:
+                await message.append("half ")
+                await message.flush()
+                await asyncio.sleep(1000 if name == "one" else 0)
 
-            @client.agent("chat:*")
-            async def bot(turn: Turn) -> None:
-                begun.append((name, turn.attempt, turn.previous))
-                async with turn.reply() as message:
-                    await message.append("half ")
-                    await message.flush()
-                    await asyncio.sleep(1000 if name == "one" else 0)
-
-            return client
-
-        async with working(serve("one")):
+        async with questioned(hub, agent(wire, "one", bot)):
             await asyncio.sleep(1)
-            await hub.create("chat:1", text="?")
-            await asyncio.sleep(1)
-        async with working(serve("two")):
+        async with working(agent(wire, "two", bot)):
             await asyncio.sleep(60)
         assert begun == [("one", 1, None), ("two", 2, None)]
         assert await endings(hub) == [
@@ -414,31 +412,23 @@ async def test_steps_and_questions_of_a_client_that_died_go_on_at_another_one() 
     async with virtual_hub() as (hub, wire):
         found: list[object] = []
 
-        def serve(name: str) -> Client:
-            client = client_of(wire, client_id=name)
+        async def bot(name: str, turn: Turn) -> None:
+            found.append(await turn.step("who", lambda: name))
+            await turn.sleep("nap", 5)
+            found.append((await turn.ask("approve", timeout_s=3600)).ok)
 
-            @client.agent("chat:*")
-            async def bot(turn: Turn) -> None:
-                found.append(await turn.step("who", lambda: name))
-                await turn.sleep("nap", 5)
-                found.append((await turn.ask("approve", timeout_s=3600)).ok)
-
-            return client
-
-        async with working(serve("one")):
-            await asyncio.sleep(1)
-            asked = await hub.create("chat:1", text="?")
+        async with questioned(hub, agent(wire, "one", bot)) as message_id:
             await asyncio.sleep(10)
             (question,) = await hub.pending_commands("chat:1")
-        assert (question.from_, question.target) == ("one", asked.id)
-        async with working(serve("two")):
+        assert (question.from_, question.target) == ("one", message_id)
+        async with working(agent(wire, "two", bot)):
             await asyncio.sleep(30)
             for name in ("eve", "one"):  # a stranger, and the agent of the earlier attempt
                 async with client_of(wire, client_id=name) as other:
-                    id = step_id("chat:1", asked.id, 1, "who")
+                    id = step_id("chat:1", message_id, 1, "who")
                     for generation in (1, 2):
                         with pytest.raises(Forbidden):
-                            await other._send("chat:1", id, name=STEP_NAME, target=asked.id, generation=generation)
+                            await other._send("chat:1", id, name=STEP_NAME, target=message_id, generation=generation)
                         with pytest.raises(NotFound):
                             await other._reply("chat:1", id, ok=True, data={"result": "forged"}, generation=generation)
             assert [one.id for one in await hub.pending_commands("chat:1")] == [question.id]
@@ -452,25 +442,17 @@ async def test_answer_whose_handler_raises_because_its_process_ends_goes_on_at_a
     """Libraries turn a cancellation into an error of theirs."""
     async with virtual_hub() as (hub, wire):
 
-        def serve(name: str) -> Client:
-            client = client_of(wire, client_id=name)
+        async def bot(name: str, turn: Turn) -> None:
+            async with turn.reply() as message:
+                await message.append(f"by {name}")
+                try:
+                    await asyncio.sleep(1000 if name == "one" else 0)
+                except asyncio.CancelledError:
+                    raise ConnectionError("the stream was closed") from None
 
-            @client.agent("chat:*")
-            async def bot(turn: Turn) -> None:
-                async with turn.reply() as message:
-                    await message.append(f"by {name}")
-                    try:
-                        await asyncio.sleep(1000 if name == "one" else 0)
-                    except asyncio.CancelledError:
-                        raise ConnectionError("the stream was closed") from None
-
-            return client
-
-        async with working(serve("one")):
+        async with questioned(hub, agent(wire, "one", bot)):
             await asyncio.sleep(1)
-            await hub.create("chat:1", text="?")
-            await asyncio.sleep(1)
-        async with working(serve("two")):
+        async with working(agent(wire, "two", bot)):
             await asyncio.sleep(60)
         assert [one[1:3] for one in await endings(hub)] == [("by two", "complete")]
 
@@ -531,23 +513,18 @@ async def test_agent_that_slept_begins_no_turn_of_another_worker() -> None:
     awake = asyncio.Event()
     awake.set()
     async with virtual_hub() as (hub, wire):
+        sleeper = client_of(wire, client_id="sleeper", dial=drowsy(wire, awake), timing=SLEEPY)
+        other = client_of(wire, client_id="other")
 
-        def serve(name: str, words: int, **options: Any) -> Client:
-            client = client_of(wire, client_id=name, **options)
+        async def bot(words: int, turn: Turn) -> None:
+            async with turn.reply() as message:
+                for _ in range(words):
+                    await message.append(".")
+                    await asyncio.sleep(1)
 
-            @client.agent("chat:*", slots=words)
-            async def bot(turn: Turn) -> None:
-                async with turn.reply() as message:
-                    for _ in range(words):
-                        await message.append(".")
-                        await asyncio.sleep(1)
-
-            return client
-
-        async with (
-            working(serve("sleeper", 1000, dial=drowsy(wire, awake), timing=SLEEPY)),
-            working(serve("other", 20)),
-        ):
+        for client, words in ((sleeper, 1000), (other, 20)):
+            client.agent("chat:*", slots=words)(partial(bot, words))
+        async with working(sleeper), working(other):
             await asyncio.sleep(1)
             await hub.create("chat:1", text="?")
             await asyncio.sleep(4.9)  # its last frame was long ago, and its next is due

@@ -25,6 +25,7 @@ from proof.chaos.processes import free_port
 from proof.wirecheck import SseViewer, WsViewer
 from tests.conftest import IS_LONG
 from tests.nginx import needs_nginx, nginx
+from tests.processes import python
 
 APP = """
 from starlette.applications import Starlette
@@ -383,14 +384,8 @@ async def ended(folder: Path, how: str) -> tuple[int | None, str]:
     """Return the exit code and the output of the program above."""
     script = folder / "forced.py"
     script.write_text(FORCED)
-    process = await asyncio.create_subprocess_exec(sys.executable, script, how, stderr=asyncio.subprocess.PIPE)
-    try:
-        async with asyncio.timeout(START_S):
-            _, errors = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+    async with python(str(script), how) as process, asyncio.timeout(START_S):
+        _, errors = await process.communicate()
     return process.returncode, errors.decode()
 
 
