@@ -8,6 +8,8 @@ let its mutant do harm. Most seeds show the mutant then, so a change of the hub 
 
 from __future__ import annotations
 
+import inspect
+import textwrap
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -44,6 +46,18 @@ def mutant(violation: str, /, **features: Any) -> Callable[[Mutant], Mutant]:
         return function
 
     return register
+
+
+def edit(patch: pytest.MonkeyPatch, owner: Any, name: str, changes: dict[str, str]) -> None:
+    """Change the source of a function or method of `owner`: each key of `changes`, which stands there once."""
+    function = inspect.unwrap(getattr(owner, name))
+    source = textwrap.dedent(inspect.getsource(function))
+    for old, new in changes.items():
+        assert source.count(old) == 1, f"{old!r} does not stand once in {name}: correct the mutant"
+        source = source.replace(old, new)
+    made: dict[str, Any] = {}
+    exec(source, function.__globals__, made)
+    patch.setattr(owner, name, made[name])
 
 
 def directed(seed: int, features: dict[str, Any]) -> Plan:

@@ -2,9 +2,9 @@
 
 Layer: tests.
 
-Each function breaks the product in one place, by a monkeypatch. Its docstring is the reasoning behind the mistake, its
-decorator has the violation that finds it and the world in which it does harm (`directed`). A mutant that became
-impossible goes; a new kind of mistake that passed all tests comes in.
+Each function breaks the product in one place, by a monkeypatch or by an edit of its source. Its docstring is the
+reasoning behind the mistake, its decorator has the violation that finds it and the world in which it does harm
+(`directed`). A mutant that became impossible goes; a new kind of mistake that passed all tests comes in.
 """
 
 from __future__ import annotations
@@ -12,10 +12,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Hashable, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager
-from types import SimpleNamespace
-from typing import Any, cast
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -41,26 +39,18 @@ from tenuto.agents.backend import Sent
 from tenuto.agents.steps import Steps
 from tenuto.core import catch_up, decide_commands, decide_owners
 from tenuto.core import decide as decisions
-from tenuto.core.decide import decide, plain_append
-from tenuto.core.deltas import Delta
-from tenuto.core.draft import Decision, Draft
+from tenuto.core.draft import Draft
 from tenuto.core.errors import TenutoError
 from tenuto.core.events import (
     ChannelAttached,
-    MessageAppend,
-    MessageUpdate,
-    Signal,
-    StoredEvent,
     encode_json,
     kept_serial,
 )
-from tenuto.core.limits import Limits
 from tenuto.core.message_state import MessageState
-from tenuto.core.model import Message, Part
-from tenuto.core.ops import Append, Entry, Op, Reply, SetPart
-from tenuto.core.outgoing import FAILED, Outgoing, Owner
+from tenuto.core.model import Message
+from tenuto.core.outgoing import Outgoing
 from tenuto.core.requests import AppendText, DeleteMessage
-from tenuto.core.state import ChannelState, PartTail
+from tenuto.core.state import PartTail
 from tenuto.core.text import Text
 from tenuto.hub import channel as channels
 from tenuto.hub import committer, hooks, writer
@@ -69,24 +59,24 @@ from tenuto.hub.channel import BatchCache, Channel, EncodedBatch, Group
 from tenuto.hub.clock import StoreClock
 from tenuto.hub.committer import Committer
 from tenuto.hub.feed import Feed
-from tenuto.hub.hooks import KINDS, HookEvent, HookRunner
+from tenuto.hub.hooks import KINDS, HookRunner
 from tenuto.hub.hub import HubCore
 from tenuto.hub.leases import LeaseMonitor
 from tenuto.hub.lifecycle import Lifecycle
 from tenuto.hub.nodes.nodes import Follower, NodeLease
-from tenuto.hub.pending import Decided, Waiting
+from tenuto.hub.pending import Waiting
 from tenuto.hub.people import presence
 from tenuto.hub.people.presence import SharedPresence
-from tenuto.hub.people.presence_state import PresenceState, _Member
+from tenuto.hub.people.presence_state import PresenceState
 from tenuto.hub.turns import scheduler as shared_turns
 from tenuto.hub.turns.scheduler import LEASE_S, AssignedTurn, OpenTurn, SharedTurns, TurnScheduler, Worker, WorkerPool
-from tenuto.stores.base import Conflict, Head, Renewal, Write, head_of
+from tenuto.stores.base import head_of
 from tenuto.stores.memory import MemoryStore
 from tenuto.transports import codec, session, streams
 from tenuto.transports.access import caller_of
 from tenuto.transports.session import Session
 from tenuto.watchdog import Watchdog
-from tests.simulation.directed import mutant
+from tests.simulation.directed import edit, mutant
 
 HOOK = HookPlan(name="hook0", kinds=KINDS, pattern="*", pause_s=0.01, fail_chance=0.0, hang_chance=0.0, late_chance=0.0)
 SLOW_HOOK = dataclasses.replace(HOOK, pause_s=0.5)
@@ -97,15 +87,10 @@ SLOW_STORE = {"store_s": (0.0001, 0.2)}
 @mutant("was never stored|before it was stored", authors=[LocalWriter])
 def deliver_before_the_commit(patch: pytest.MonkeyPatch) -> None:
     """Viewers get the text sooner, and it is almost always stored a moment later."""
-    writes = Committer._writes
-
-    def eager(self: Committer, batch: Any) -> list[tuple[Channel, Write]]:
-        found = writes(self, batch)
-        for channel, write in found:
-            channel.committed(write.epoch, write.entries, ())
-        return found
-
-    patch.setattr(Committer, "_writes", eager)
+    written = (
+        "for channel, write in writes:\n        channel.committed(write.epoch, write.entries, ())\n    return writes"
+    )
+    edit(patch, Committer, "_writes", {"return writes": written})
 
 
 @mutant(
@@ -117,11 +102,7 @@ def deliver_before_the_commit(patch: pytest.MonkeyPatch) -> None:
 )
 def a_cursor_is_valid_in_every_epoch(patch: pytest.MonkeyPatch) -> None:
     """A serial up to the head belongs to this log."""
-
-    def is_continued(self: Feed) -> bool:
-        return self._epoch is not None and self._serial <= self.channel.state.serial
-
-    patch.setattr(Feed, "_is_continued", is_continued)
+    edit(patch, Feed, "_is_continued", {"self._epoch == state.epoch and state.floor <= self._serial": "self._serial"})
 
 
 @mutant("stored is", authors=[LocalWriter])
@@ -134,41 +115,19 @@ def a_mark_counts_for_the_serial_before(patch: pytest.MonkeyPatch) -> None:
 @mutant("hole|a gap|it shows", cut_rate=1.0, viewers=[SocketViewer, StreamViewer])
 def viewers_miss_a_mark(patch: pytest.MonkeyPatch) -> None:
     """The same for viewers that resume; the stored text is right."""
-    appends = catch_up._appends
-
-    def ahead(message_id: str, index: int, text: Text, since: int, ends: list[int]) -> Iterator[MessageAppend]:
-        start = text.length_at(since + 1)
-        for event in appends(message_id, index, text, since, ends):
-            at = max(event.at, start)
-            if rest := event.text[at - event.at :]:
-                yield replace(event, at=at, text=rest)
-
-    patch.setattr(catch_up, "_appends", ahead)
+    edit(patch, catch_up, "_appends", {"text.length_at(since)": "text.length_at(since + 1)"})
 
 
 @mutant("it shows", cut_rate=1.0, viewers=[SocketViewer, StreamViewer])
 def catch_up_skips_an_entry(patch: pytest.MonkeyPatch) -> None:
     """A cursor names the next entry."""
-
-    def off_by_one(state: ChannelState, since: int, *, limit: int) -> list[StoredEvent] | None:
-        return catch_up.events_since(state, min(since + 1, state.serial), limit=limit)
-
-    patch.setattr(channels, "events_since", off_by_one)
+    edit(patch, channels, "events_since", {"assert since >= state.complete_since": "since += since < state.serial"})
 
 
 @mutant("wrote to", authors=[BlindWriter] * 2, latency_s=(0.0002, 0.05), viewers=[])
 def appends_join_across_an_edit(patch: pytest.MonkeyPatch) -> None:
     """Appends to one part are one text, in spite of the edits between them."""
-
-    add = Draft.add
-
-    def joined(self: Draft, op: Any) -> int:
-        joinable = dict(self._joinable.get(op.id, {}))
-        serial = add(self, op)
-        self._joinable[op.id] = {**joinable, **self._joinable.get(op.id, {})}
-        return serial
-
-    patch.setattr(Draft, "add", joined)
+    edit(patch, Draft, "add", {"joinable.pop(op.index, None)": "pass", "joinable.clear()": "pass"})
 
 
 @mutant("was acknowledged as", authors=[PipelinedWriter])
@@ -238,28 +197,15 @@ def each_event_moves_the_cursor(patch: pytest.MonkeyPatch) -> None:
 )
 def a_reload_runs_beside_a_commit(patch: pytest.MonkeyPatch) -> None:
     """A read of the store does no harm, and its result is current."""
-
-    @asynccontextmanager
-    async def exclusive(self: Channel) -> AsyncIterator[None]:
-        async with self._loading:
-            yield
-
-    async def has_passed(self: Channel, head: Head) -> bool:
-        return True
-
-    patch.setattr(Channel, "_exclusive", exclusive)
-    patch.setattr(Channel, "_has_passed", has_passed)
+    free = {"self._loaders += 1": "pass", "self._loaders -= 1": "pass", "self.commit_over is not None": "False"}
+    edit(patch, Channel, "_exclusive", free)
+    edit(patch, Channel, "_has_passed", {"self.is_at(head)": "True"})
 
 
 @mutant("was refused with", authors=[PipelinedWriter], **SLOW_STORE)
 def requests_are_decided_on_arrival(patch: pytest.MonkeyPatch) -> None:
     """The durable state decides each request as it arrives."""
-
-    def early(state: Any, message_id: str, request: Any, **about: Any) -> Decision:
-        base: Any = Draft(state.base) if isinstance(state, Draft) else state
-        return decide(base, message_id, request, **about)
-
-    patch.setattr(committer, "decide", early)
+    edit(patch, Committer, "_decide", {"draft, ask.key, request": "Draft(draft.base), ask.key, request"})
 
 
 @mutant(
@@ -276,11 +222,7 @@ def requests_are_decided_on_arrival(patch: pytest.MonkeyPatch) -> None:
 )
 def the_wake_up_is_trusted(patch: pytest.MonkeyPatch) -> None:
     """A wake-up always reports the writes of another hub."""
-
-    async def behind(self: Follower) -> list[Channel]:
-        return []
-
-    patch.setattr(Follower, "behind", behind)
+    edit(patch, Follower, "behind", {"_is_due(one, head)": "False"})
 
 
 @mutant(
@@ -292,15 +234,7 @@ def the_wake_up_is_trusted(patch: pytest.MonkeyPatch) -> None:
 )
 def a_notice_is_applied_across_a_hole(patch: pytest.MonkeyPatch) -> None:
     """A notice carries the newest entries of its channel."""
-
-    def take(self: Channel, epoch: str, floor: int, serial: int, entries: Sequence[Entry], *, lives: int) -> bool:
-        new = [entry for entry in entries if entry.serial > self.state.serial]
-        if not self.is_ready or self.commit_over is not None or epoch != self.state.epoch or not self._can_apply(new):
-            return False
-        self.committed(epoch, new, ())
-        return True
-
-    patch.setattr(Channel, "take_entries", take)
+    edit(patch, Channel, "take_entries", {"new[0].serial == state.serial + 1 and ": ""})
 
 
 @mutant(
@@ -311,12 +245,7 @@ def a_notice_is_applied_across_a_hole(patch: pytest.MonkeyPatch) -> None:
 )
 def a_conflict_of_a_deletion_is_lost(patch: pytest.MonkeyPatch) -> None:
     """The hub has read the channel just before it deletes it."""
-    delete_channel = MemoryStore.delete_channel
-
-    async def unconditional(self: MemoryStore, channel: str, *, expected: Head, **rest: Any) -> Head | Conflict:
-        return await delete_channel(self, channel, expected=self._head(channel), **rest)
-
-    patch.setattr(MemoryStore, "delete_channel", unconditional)
+    edit(patch, MemoryStore, "delete_channel", {"head != expected": "False"})
 
 
 # -- commits whose outcome is unknown, recovery and memory -----------------------------------------------------------
@@ -345,38 +274,19 @@ def an_offset_counts_the_last_text_part(patch: pytest.MonkeyPatch) -> None:
 @mutant("was refused with (mismatch|gap|not_found|no_part)", authors=[BlindWriter, PipelinedWriter], unknown_chance=0.3)
 def requests_change_their_order_after_an_unknown_outcome(patch: pytest.MonkeyPatch) -> None:
     """Each request of the commit is decided again; their order is a detail."""
-    return_all = Committer._return_all
-
-    def reversed_order(self: Committer, batch: Any, again: Iterable[Channel], unclear: Any) -> None:
-        if again:
-            batch.decided.reverse()
-        return_all(self, batch, again, unclear)
-
-    patch.setattr(Committer, "_return_all", reversed_order)
+    edit(patch, Committer, "_return_all", {"extendleft(reversed(items))": "extendleft(items)"})
 
 
 @mutant("before it was stored|wrote to|was acknowledged as", hubs=3, authors=[HttpWriter, LocalWriter, PipelinedWriter])
 def a_conflict_is_ignored(patch: pytest.MonkeyPatch) -> None:
     """The channel is read again, so its next request is decided on the new state."""
-    return_all = Committer._return_all
-
-    def as_decided(self: Committer, batch: Any, again: Iterable[Channel], unclear: Any) -> None:
-        for channel in again:
-            channel.is_stale = True
-        return_all(self, batch, (), {})
-
-    patch.setattr(Committer, "_return_all", as_decided)
+    edit(patch, Committer, "_commit", {"conflicted.append(channel)": "channel.is_stale = True"})
 
 
 @mutant("offered a second time|received .*'ref'", authors=[Commander] * 2, workers=1)
 def a_result_is_sent_twice(patch: pytest.MonkeyPatch) -> None:
     """A second copy of a result does no harm."""
-
-    def twice(self: Waiting, decided: Decided) -> None:
-        self._done(decided.result())
-        self._done(decided.result())
-
-    patch.setattr(Waiting, "decided", twice)
+    edit(patch, Waiting, "decided", {"self._done(": "self._done(decided.result()), self._done("})
 
 
 @mutant("though its writer died", authors=[LocalWriter, LocalWriter], faults=["kill"], fault_s=1.0)
@@ -457,30 +367,14 @@ def a_living_node_is_recovered(patch: pytest.MonkeyPatch) -> None:
 @mutant("two agents work on", hubs=2, loss="pause", agents=[AGENT], authors=[Commander, Commander, Commander])
 def a_claim_is_judged_by_an_older_renewal(patch: pytest.MonkeyPatch) -> None:
     """The last renewal shows which nodes live."""
-    lose = shared_turns.lose_turns
-
-    async def renew() -> None:
-        pass
-
-    async def lose_at_once(nodes: NodeLease, scheduler: TurnScheduler, channel: str | None = None) -> None:
-        await lose(cast("NodeLease", SimpleNamespace(is_gone=nodes.is_gone, renew=renew)), scheduler, channel)
-
-    patch.setattr(shared_turns, "lose_turns", lose_at_once)
-    patch.setattr(writer, "lose_turns", lose_at_once)
+    for module in (shared_turns, writer):
+        edit(patch, module, "lose_turns", {"await nodes.renew()": "pass"})
 
 
 @mutant("was alive", hubs=2, authors=[LocalWriter, LocalWriter], faults=["store restart"])
 def a_store_that_lost_its_leases_is_believed_at_once(patch: pytest.MonkeyPatch) -> None:
     """A node whose lease runs is in each answer of the store."""
-    note = NodeLease._note
-
-    def hasty(self: NodeLease, renewal: Renewal) -> None:
-        before = self.renewal
-        note(self, renewal)
-        if before is None or before.lease != renewal.lease:
-            self._certain_s = self._own_due_s = self._now_s()
-
-    patch.setattr(NodeLease, "_note", hasty)
+    edit(patch, NodeLease, "_note", {"self._own_due_s = now_s + term_s": "self._own_due_s = now_s"})
 
 
 @mutant("by the store's clock", hubs=2, faults=["clock"])
@@ -572,37 +466,15 @@ def a_message_that_left_memory_does_not_exist(patch: pytest.MonkeyPatch) -> None
 )
 def an_absent_id_stays_absent(patch: pytest.MonkeyPatch) -> None:
     """The store was asked for this id before."""
-
-    class Sticky(set[str]):
-        def clear(self) -> None:
-            pass
-
-        def discard(self, element: object) -> None:
-            pass
-
-    load = Channel.load
-
-    async def load_sticky(self: Channel) -> None:
-        if not isinstance(self._absent, Sticky):
-            self._absent = Sticky(self._absent)
-        await load(self)
-
-    patch.setattr(Channel, "load", load_sticky)
+    edit(patch, Channel, "committed", {"self._absent.discard(entry.op.id)": "pass"})
+    for name in ("_catch_up", "_reload"):
+        edit(patch, Channel, name, {"self._absent.clear()": "pass"})
 
 
 @mutant("lacks the streaming", authors=[LocalWriter, LocalWriter, Editor], default_history=1)
 def a_new_start_holds_the_page_alone(patch: pytest.MonkeyPatch) -> None:
     """A viewer that wants an older streaming message asks for history."""
-    new_start = catch_up.new_start
-
-    def page_alone(
-        state: ChannelState, page: list[MessageState], more: bool
-    ) -> tuple[ChannelAttached, list[MessageUpdate]]:
-        attached, updates = new_start(state, page, more)
-        ids = {message.id for message in page}
-        return attached, [event for event in updates if event.message.id in ids]
-
-    patch.setattr(channels, "new_start", page_alone)
+    edit(patch, channels, "new_start", {"if message.is_streaming": "if False"})
 
 
 @mutant(
@@ -618,16 +490,7 @@ def a_new_start_holds_the_page_alone(patch: pytest.MonkeyPatch) -> None:
 )
 def messages_in_memory_are_a_page(patch: pytest.MonkeyPatch) -> None:
     """The newest messages in memory are the newest messages."""
-    newest_messages = catch_up.newest_messages
-
-    def without_holes(state: ChannelState, history: int, limits: Limits) -> tuple[list[MessageState], bool] | None:
-        known, state.history_from = state.history_from, 0
-        try:
-            return newest_messages(state, history, limits)
-        finally:
-            state.history_from = known
-
-    patch.setattr(channels, "newest_messages", without_holes)
+    edit(patch, channels, "newest_messages", {"message.created < state.history_from": "False"})
 
 
 # -- leases, presence, commands and turns ----------------------------------------------------------------------------
@@ -638,14 +501,7 @@ def messages_in_memory_are_a_page(patch: pytest.MonkeyPatch) -> None:
 )
 def a_local_append_has_no_offset_check(patch: pytest.MonkeyPatch) -> None:
     """A writer in this process knows the length of its part."""
-
-    def anywhere(state: ChannelState, key: str, request: AppendText, limits: Limits) -> Append | None:
-        message = state.messages.get(key)
-        if message is not None and request.part is not None and request.part < len(message.parts):
-            request = replace(request, at=message.parts[request.part].length)
-        return plain_append(state, key, request, limits)
-
-    patch.setattr(committer, "plain_append", anywhere)
+    edit(patch, committer, "plain_append", {"known.length != request.at or ": ""})
 
 
 @mutant("after a takeover", authors=[LeaseWriter, LeaseWriter])
@@ -675,24 +531,14 @@ def a_renewal_after_a_broken_socket_does_not_count(patch: pytest.MonkeyPatch) ->
 @mutant("a second one", authors=[Commander, Commander, Commander])
 def a_second_reply_is_accepted(patch: pytest.MonkeyPatch) -> None:
     """The newest reply is the best one."""
-
-    def reply(state: Any, key: str, request: Any, caller: Any, now_ms: int, limits: Any) -> Decision:
-        op = Reply(id=key, ok=request.ok, data=request.data, error=None, by=caller.id, request=request.request)
-        return Decision(ops=(op,))
-
-    patch.setattr(decisions, "reply_command", reply)
+    edit(patch, decisions, "reply_command", {"command.reply is not None:": "False:"})
 
 
 @mutant("still streams", authors=[Commander, HttpWriter, HttpWriter, HttpWriter], token_s=0.4)
 def a_cancel_ends_the_newest_answer(patch: pytest.MonkeyPatch) -> None:
     """A user cancels the answer that began last."""
-    carry_out = decide_commands._carry_out
-
-    def newest(state: Any, target: str, now_ms: int) -> list[Op]:
-        streaming = [message.id for message in state.streaming()]
-        return carry_out(state, streaming[-1] if streaming else target, now_ms)
-
-    patch.setattr(decide_commands, "_carry_out", newest)
+    target = "target = [target, *(one.id for one in state.streaming())][-1]"
+    edit(patch, decide_commands, "_carry_out", {"turns = {target}": f"{target}\n    turns = {{target}}"})
 
 
 @mutant("gave a sign of life", authors=[Commander, Commander], workers=1)
@@ -743,14 +589,7 @@ def a_superseded_part_counts_in_a_history(patch: pytest.MonkeyPatch) -> None:
 @mutant("wrote to", authors=[LocalWriter])
 def an_attempt_is_superseded_twice(patch: pytest.MonkeyPatch) -> None:
     """Content follows a failed attempt, so what is there has failed."""
-    supersede = Outgoing._supersede
-
-    def again(self: Outgoing, first: Part | None, owner: Owner | None = None) -> None:
-        supersede(self, first, owner)
-        if first is not None:
-            self._parts[-1].owner = FAILED
-
-    patch.setattr(Outgoing, "_supersede", again)
+    edit(patch, Outgoing, "_supersede", {"first, owner)\n    self._find": "first, FAILED)\n    self._find"})
 
 
 @mutant(
@@ -807,23 +646,13 @@ def a_member_leaves_without_grace(patch: pytest.MonkeyPatch) -> None:
 @mutant("presence.leave of", hubs=2, members=4, viewers=[SocketViewer] * 2, cut_rate=0.3, bad_s=16.0)
 def a_member_that_moved_to_another_node_leaves(patch: pytest.MonkeyPatch) -> None:
     """The node at which the member was has let its grace pass, so the member has left."""
-    drop = PresenceState._drop
-
-    def alone(self: PresenceState, member_id: str, here: _Member) -> None:
-        here.elsewhere = None
-        drop(self, member_id, here)
-
-    patch.setattr(PresenceState, "_drop", alone)
+    edit(patch, PresenceState, "_drop", {"here.is_here or here.elsewhere": "here.is_here"})
 
 
 @mutant("without a batch before it", members=2)
 def presence_carries_a_cursor(patch: pytest.MonkeyPatch) -> None:
     """The cursor of each batch is that of the channel."""
-
-    def ephemeral_since(self: Channel, position: int) -> EncodedBatch:
-        return EncodedBatch(self.name, self.state.cursor, self.presence_state.since(position))
-
-    patch.setattr(Channel, "ephemeral_since", ephemeral_since)
+    edit(patch, Channel, "ephemeral_since", {'self.name, "", ': "self.name, self.state.cursor, "})
 
 
 @mutant("was not carried out|has expired", authors=[Commander])
@@ -838,25 +667,14 @@ def commands_do_not_expire(patch: pytest.MonkeyPatch) -> None:
 @mutant("received the end of .* and of its", readers=3, authors=[LocalWriter, SteadyWriter])
 def an_end_drops_the_last_text(patch: pytest.MonkeyPatch) -> None:
     """A client that receives the end reads the message again."""
-    frame = streams.NamedEvents.frame
-
-    def without_text(
-        self: streams.NamedEvents, deltas: Sequence[Delta], status: str | None, position: streams.Position
-    ) -> bytes:
-        return frame(self, deltas if status is None else [], status, position)
-
-    patch.setattr(streams.NamedEvents, "frame", without_text)
+    read = "left = texts_left(deltas)"
+    edit(patch, streams.NamedEvents, "frame", {read: f"deltas = deltas if status is None else []\n    {read}"})
 
 
 @mutant("instead of the end|did not receive the end|still behind: .*reader", readers=2)
 def a_message_stream_has_no_end(patch: pytest.MonkeyPatch) -> None:
     """A stream that falls silent has ended."""
-    frame = streams.NamedEvents.frame
-    patch.setattr(
-        streams.NamedEvents,
-        "frame",
-        lambda self, deltas, status, position: frame(self, deltas, None, position),
-    )
+    edit(patch, streams.NamedEvents, "frame", {"status is not None": "False"})
 
 
 @mutant(
@@ -882,42 +700,19 @@ def signals_are_not_sent(patch: pytest.MonkeyPatch) -> None:
 @mutant("a response holds the cursor", viewers=[SocketViewer, PollViewer])
 def a_page_has_a_later_cursor(patch: pytest.MonkeyPatch) -> None:
     """A client that reads a page wants the later entries."""
-    history = HubCore.history
-
-    async def ahead(self: HubCore, *about: Any, **more: Any) -> Any:
-        known = await history(self, *about, **more)
-        epoch, _, serial = known.cursor.partition(":")
-        return replace(known, cursor=f"{epoch}:{int(serial) + 1}")
-
-    patch.setattr(HubCore, "history", ahead)
+    edit(patch, HubCore, "history", {"page.head.serial)": "page.head.serial + 1)"})
 
 
 @mutant("a response holds the cursor", authors=[HttpWriter, Editor], edits=["read"])
 def a_message_has_a_later_cursor(patch: pytest.MonkeyPatch) -> None:
     """A client that reads a message has seen its last entry."""
-    read = HubCore.read
-
-    async def ahead(self: HubCore, channel: str, message_id: str) -> tuple[Message, str]:
-        message, cursor = await read(self, channel, message_id)
-        epoch, _, serial = cursor.partition(":")
-        return message, f"{epoch}:{int(serial) + 1}"
-
-    patch.setattr(HubCore, "read", ahead)
+    edit(patch, HubCore, "read", {"live.state.cursor": 'f"{live.state.epoch}:{live.state.serial + 1}"'})
 
 
 @mutant("a response holds the cursor")
 def a_create_has_a_later_cursor(patch: pytest.MonkeyPatch) -> None:
     """The author of a message has seen its entry."""
-    fields = codec._fields
-
-    def ahead(request: Any, result: Any) -> dict[str, Any]:
-        known = fields(request, result)
-        if "cursor" in known:
-            epoch, _, serial = known["cursor"].partition(":")
-            known["cursor"] = f"{epoch}:{int(serial) + 1}"
-        return known
-
-    patch.setattr(codec, "_fields", ahead)
+    edit(patch, codec, "_fields", {"result.cursor": 'f"{result.cursor}0"'})
 
 
 # -- hooks -----------------------------------------------------------------------------------------------------------
@@ -926,11 +721,7 @@ def a_create_has_a_later_cursor(patch: pytest.MonkeyPatch) -> None:
 @mutant("while .* calls it since", hubs=2, hooks=[SLOW_HOOK])
 def each_node_calls_a_hook(patch: pytest.MonkeyPatch) -> None:
     """A hook may be called twice anyway."""
-
-    async def has_turn(self: HookRunner) -> bool:
-        return True
-
-    patch.setattr(HookRunner, "_has_turn", has_turn)
+    edit(patch, HookRunner, "_has_turn", {"return False": "return True"})
 
 
 @mutant(
@@ -948,22 +739,11 @@ def a_node_that_was_away_goes_on_with_its_hook(patch: pytest.MonkeyPatch) -> Non
 @mutant("though its position is", hooks=[HOOK])
 def a_hook_keeps_its_position_before_the_call(patch: pytest.MonkeyPatch) -> None:
     """A second call is as harmful as a missing one."""
-    deliver = HookRunner._deliver
-
-    async def noted_first(self: HookRunner, channel: str, turn: int) -> None:
-        call = self._hook.handler
-
-        async def handle(event: HookEvent) -> None:
-            await self._note(channel, (event.epoch, event.serial), turn)
-            await call(event)
-
-        self._hook.handler = handle
-        try:
-            await deliver(self, channel, turn)
-        finally:
-            self._hook.handler = call
-
-    patch.setattr(HookRunner, "_deliver", noted_first)
+    begin, note = (
+        "async with asyncio.timeout(TIMEOUT_S):",
+        "await self._note(channel, (head.epoch, event.serial), turn)",
+    )
+    edit(patch, HookRunner, "_deliver", {note: "pass", begin: f"{note}\n        {begin}"})
 
 
 @mutant(
@@ -973,9 +753,7 @@ def a_hook_keeps_its_position_before_the_call(patch: pytest.MonkeyPatch) -> None
 )
 def a_hook_is_called_message_by_message(patch: pytest.MonkeyPatch) -> None:
     """All events of one message belong together."""
-    happened = hooks._happened
-    patch.setattr(hooks, "_happened", lambda one: sorted(happened(one), key=lambda event: -event[1]))
-    patch.setattr(hooks, "sorted", lambda found, key: list(found), raising=False)
+    edit(patch, HookRunner, "_deliver", {"sorted(events, key=lambda event: event.serial)": "events"})
 
 
 @mutant("hooks have missed", hooks=[SLOW_HOOK], faults=["kill"], authors=[Commander, Editor])
@@ -1013,15 +791,7 @@ def a_hook_registered_in_a_recovery_begins_at_once(patch: pytest.MonkeyPatch) ->
 )
 def a_hook_position_ignores_the_epoch(patch: pytest.MonkeyPatch) -> None:
     """A position is a number."""
-    deliver = HookRunner._deliver
-
-    async def in_any_epoch(self: HookRunner, channel: str, turn: int) -> None:
-        head = await head_of(self._store, channel)
-        if head.serial and channel in self._positions:
-            self._positions[channel] = (head.epoch, self._positions[channel][1])
-        await deliver(self, channel, turn)
-
-    patch.setattr(HookRunner, "_deliver", in_any_epoch)
+    edit(patch, HookRunner, "_deliver", {"kept_serial(epoch, head.epoch)": "head.serial"})
 
 
 # -- requests over a socket ------------------------------------------------------------------------------------------
@@ -1043,12 +813,7 @@ def a_detach_has_no_effect(patch: pytest.MonkeyPatch) -> None:
 )
 def a_page_over_a_socket_is_the_last(patch: pytest.MonkeyPatch) -> None:
     """A client that wants more asks for it."""
-    respond = Session.respond
-
-    def last(self: Session, frame: dict[str, Any]) -> None:
-        respond(self, {**frame, "more": False} if "more" in frame else frame)
-
-    patch.setattr(Session, "respond", last)
+    edit(patch, Session, "respond", {"frame)\n": 'frame | {"more": False} if "more" in frame else frame)\n'})
 
 
 @mutant(
@@ -1086,13 +851,7 @@ def every_agent_takes_waiting_messages(patch: pytest.MonkeyPatch) -> None:
 @mutant("and wants none", asks_by_socket=True, workers=2, authors=[Commander] * 3)
 def an_agent_that_stops_still_gets_turns(patch: pytest.MonkeyPatch) -> None:
     """The agent is still connected."""
-    unregister = TurnScheduler.unregister
-
-    def stay(self: TurnScheduler, worker: Worker, *, is_broken: bool = False) -> None:
-        if is_broken:
-            unregister(self, worker, is_broken=True)
-
-    patch.setattr(TurnScheduler, "unregister", stay)
+    edit(patch, TurnScheduler, "unregister", {"if not self": "if not is_broken or not self"})
 
 
 @mutant("slots, and works on", channels=3, agents=[AGENT], authors=[Commander] * 3)
@@ -1156,13 +915,7 @@ def finished_messages_stay(patch: pytest.MonkeyPatch) -> None:
 )
 def every_batch_is_kept(patch: pytest.MonkeyPatch) -> None:
     """Another viewer may attach with the same cursor."""
-
-    def keep(self: BatchCache, kept: Any, key: Any, batch: EncodedBatch) -> EncodedBatch:
-        self.text_bytes += batch.text_bytes
-        kept[key] = batch
-        return batch
-
-    patch.setattr(BatchCache, "keep", keep)
+    edit(patch, BatchCache, "keep", {"is_full or self.text_bytes + size > MAX_CACHED_BYTES": "False"})
 
 
 @mutant(
@@ -1173,43 +926,22 @@ def every_batch_is_kept(patch: pytest.MonkeyPatch) -> None:
 )
 def a_kept_append_outlives_its_state(patch: pytest.MonkeyPatch) -> None:
     """A viewer at the serial before the last append misses that append."""
-    forget = BatchCache.forget
-
-    def forget_batches(self: BatchCache) -> None:
-        appended = self.appended
-        forget(self)
-        self.appended = appended
-
-    def append_since(self: Channel, since: int) -> EncodedBatch | None:
-        kept = self.batches.appended
-        if kept is None or kept[1].serial != since + 1:
-            return None
-        return EncodedBatch(self.name, self.state.cursor, (kept[1],))
-
-    patch.setattr(BatchCache, "forget", forget_batches)
-    patch.setattr(Channel, "append_since", append_since)
+    own = {"serial != since + 1 or serial != state.serial or epoch != state.epoch": "serial != since + 1"}
+    edit(patch, Channel, "append_since", own | {'f"{epoch}:{serial}"': "state.cursor"})
+    edit(patch, BatchCache, "forget", {"self.appended = None": "pass"})
 
 
 @mutant("things are in PresenceState._signals", members=2, KEPT_SIGNALS=2, bad_s=12.0)
 def signals_pile_up(patch: pytest.MonkeyPatch) -> None:
     """Each signal is small."""
-
-    def signal(self: PresenceState, signal: Signal) -> None:
-        self.position += 1
-        self._signals.append((self.position, signal, 0))
-        self._changed()
-
-    patch.setattr(PresenceState, "signal", signal)
+    bound = "> KEPT_SIGNALS or self._signal_bytes > KEPT_SIGNAL_BYTES"
+    edit(patch, PresenceState, "signal", {bound: "< 0"})
 
 
 @mutant("things are in PartTail.ops", TAIL_ENTRIES=2, authors=[LocalWriter])
 def part_operations_pile_up(patch: pytest.MonkeyPatch) -> None:
     """A longer history lets more viewers catch up."""
-
-    def add(self: PartTail, serial: int, op: SetPart) -> None:
-        self.ops[serial] = op
-
-    patch.setattr(PartTail, "add", add)
+    edit(patch, PartTail, "add", {"len(self.ops) > TAIL_ENTRIES or self._bytes > TAIL_BYTES": "False"})
 
 
 # -- endless loops ---------------------------------------------------------------------------------------------------
