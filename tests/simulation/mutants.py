@@ -374,7 +374,8 @@ def a_claim_is_judged_by_an_older_renewal(patch: pytest.MonkeyPatch) -> None:
 @mutant("was alive", hubs=2, authors=[LocalWriter, LocalWriter], faults=["store restart"])
 def a_store_that_lost_its_leases_is_believed_at_once(patch: pytest.MonkeyPatch) -> None:
     """A node whose lease runs is in each answer of the store."""
-    edit(patch, NodeLease, "_note", {"self._own_due_s = now_s + term_s": "self._own_due_s = now_s"})
+    at_once = {"_own_due_s = now_s + term_s": "_own_due_s = now_s", "self._certain_s + term_s": "now_s + 2 * term_s"}
+    edit(patch, NodeLease, "_note", at_once)
 
 
 @mutant("by the store's clock", hubs=2, faults=["clock"])
