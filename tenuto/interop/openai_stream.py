@@ -170,13 +170,10 @@ def item_of(kind: str, part: Json, text: str, of: Reference, *, state: str = "co
             return {**head, "call_id": part["call"], "name": part["name"], _EVENTS[kind][1]: text, "status": status}
     call: Json = {"server_label": SERVER, "name": part["name"], "arguments": text, "output": None, "error": None}
     if state != "empty" and has_result(part):
-        output = part.get("output")
+        output = "denied" if (ended := part.get("state")) == "denied" else part.get("output")
         shown = output if isinstance(output, str) else json.dumps(output, ensure_ascii=False)
-        if part.get("state") in ("error", "denied"):
-            text = "denied" if part["state"] == "denied" else shown
-            call["error"] = {"type": "mcp_tool_execution_error", "content": [{"type": "text", "text": text}]}
-        else:
-            call["output"] = shown
+        error = {"type": "mcp_tool_execution_error", "content": [{"type": "text", "text": shown}]}
+        call |= {"error": error} if ended in ("error", "denied") else {"output": shown}
         status = "failed" if call["error"] is not None else "completed"
     return {**head, **call, "status": status}
 
