@@ -515,8 +515,10 @@ async def whole_response(access: Access, request: Request, events: TurnEvents) -
     headers = {"cache-control": "no-cache, no-transform", "x-should-retry": "false"}  # else it sends the question again
     try:
         await access.follow(events.of.channel, events.of.message_id, events, request.receive)
-    except Draining as error:
-        return JSONResponse({"error": error_of(error.problem())}, 503, headers)
+    except (Draining, TooMany) as error:  # the question is stored
+        id = events.of.id()
+        problem = {**error.problem(), "detail": f"{error.detail}; retrieve the response {id}"}
+        return JSONResponse({"error": {**error_of(problem), "response_id": id}}, error.status, headers)
     status, body = events.whole()
     return Response(encode(body), status, headers, "application/json")
 

@@ -166,6 +166,27 @@ async def test_stream_that_a_restart_cuts_continues_after_its_last_event(tmp_pat
         assert seen[-1].response.output_text == ANSWER
 
 
+@pytest.mark.parametrize("is_chat", [False, True], ids=["responses", "chat"])
+async def test_create_that_a_drain_cuts_names_its_response_which_has_the_answer_later(
+    tmp_path: Path, is_chat: bool
+) -> None:
+    url = f"sqlite:///{tmp_path}/hub.db"
+    async with scene_of(url) as scene:
+        messages: Any = [{"role": "user", "content": "you"}]
+        chat, responses = scene.client.chat.completions, scene.client.responses
+        asking = chat.create(model="bot", messages=messages) if is_chat else responses.create(model="bot", input="you")
+        asked = asyncio.ensure_future(asking)
+        await scene.served.until(lambda: len(scene.turns) == 1)
+        await scene.hub.drain()
+        with pytest.raises(openai.InternalServerError) as raised:
+            await asked
+    cut: Any = raised.value.body
+    assert (cut["code"], cut["response_id"] in cut["message"]) == ("draining", True)
+    async with scene_of(url) as scene:
+        scene.gate.set()
+        assert (await scene.events(cut["response_id"]))[-1].response.output_text == ANSWER
+
+
 async def test_cancel_is_seen_by_clients_that_joined_and_is_repeated_alike(scene: ClientScene) -> None:
     response_id = await scene.begin()
     joined = [asyncio.ensure_future(scene.events(response_id, after)) for after in (None, 9)]

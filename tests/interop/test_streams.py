@@ -239,5 +239,10 @@ async def test_stream_takes_a_connection_slot_and_gives_it_back() -> None:
             async with served.http.stream(method, path, json=body) as response:
                 assert response.status_code == 200
                 for refused in (*STREAMS, *WAITING):
-                    assert is_refused(refused[1], await served.http.request(*refused[:2], json=refused[2]))
+                    answer = await served.http.request(*refused[:2], json=refused[2])
+                    assert is_refused(refused[1], answer)
+                    if refused in WAITING:  # the question is stored: a client that retries would ask twice
+                        assert answer.headers["x-should-retry"] == "false"
+                        stored = await served.http.get(f"/v1/responses/{answer.json()['error']['response_id']}")
+                        assert stored.json()["object"] == "response"
             await served.until(lambda: hub.rates._clients["ann"].connections == 0)
