@@ -359,9 +359,13 @@ async def _outputs(access: Access, channel: str, results: list[Json], turns: lis
 
 
 def _output(result: Json) -> object:
-    """Return the result of a tool in the page: parts in place of a list, and the error of a call without content."""
-    content = result.get("content")
-    return stored_parts(content) if content and isinstance(content, list) else content or result.get("error", content)
+    """Return the result of a tool in the page: parts in place of a list. An error follows the partial content."""
+    content, error = result.get("content"), result.get("error")
+    if content and isinstance(content, list):
+        return stored_parts([*content, {"type": "text", "text": error}])
+    if content and isinstance(content, str) and isinstance(error, str) and error not in content:
+        return f"{content}\n{error}"
+    return content or result.get("error", content)
 
 
 def _messages_in(body: Json) -> tuple[Json, list[Json], list[Json], list[Json]]:

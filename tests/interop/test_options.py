@@ -891,6 +891,18 @@ async def test_result_that_a_message_of_the_user_follows_is_joined_to_its_call(s
     assert len(stub.received) == 2
 
 
+@pytest.mark.parametrize("content", ["7 degrees", [{"type": "text", "text": "7 degrees"}], "Error: of yesterday", ""])
+async def test_error_of_a_result_reaches_the_model_behind_its_content(stub: Stub, content: Any) -> None:
+    await run_agui(stub, "q", tools=[{name: TOOL[name] for name in ("name", "description", "parameters")}])
+    result = {"id": "t1", "role": "tool", "toolCallId": "c1", "content": content, "error": "of yesterday"}
+    run = {"threadId": "1", "runId": "r", "messages": [{"id": "u", "role": "user", "content": "q"}, result]}
+    assert (await stub.served.http.post("/agui", json=run)).status_code == 200
+    blocks = [{"type": "text", "text": text} for text in ("7 degrees", "of yesterday")]
+    texts = {"": "of yesterday", "7 degrees": "7 degrees\nof yesterday", "Error: of yesterday": "Error: of yesterday"}
+    expected = blocks if isinstance(content, list) else texts[content]
+    assert stub.received[1]["openai"][-1]["content"] == expected
+
+
 async def test_tools_that_a_choice_allows_have_the_form_of_each_api(stub: Stub, client: openai.AsyncOpenAI) -> None:
     stub.text, flat = "Yes.", {"type": "function", "name": "weather"}
     nested = {"type": "function", "function": {"name": "weather"}}
