@@ -205,7 +205,8 @@ class AGUI(ChatRoutes):
         last, later, before, earlier = _messages_in(body)
         access.check(channel, "subscribe", "history", "publish")
         forwarded = body.get("forwardedProps")
-        options = options_in({**(forwarded if isinstance(forwarded, dict) else {}), **body}, is_strict=False)
+        filled = {name: value for name, value in body.items() if value not in (None, [], {})}
+        options = options_in({**(forwarded if isinstance(forwarded, dict) else {}), **filled}, is_strict=False)
         question, has_results = stored_id(last["id"]), any(one["role"] == "tool" for one in later)
         after = None if has_results else _after(request, question)
         await _ask(access, channel, last, before, earlier, options)
