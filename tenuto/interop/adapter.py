@@ -255,12 +255,11 @@ def _stored_part(given: Any, *, has_data: bool) -> Json | None:
     match given:
         case {"type": "text" | "input_text" | "output_text", "text": str(text)} | {"refusal": str(text)}:
             return {"type": "text", "text": text}
-        case {"type": "file", "url": str(url), **more}:
-            return _file(url, more.get("mediaType"), more)
+        case {"type": "file" | "binary", "url": str(url)}:
+            return _file(url, given.get("mediaType") or given.get("mimeType"), given)
         case {"image_url": {"url": str(url), **more}} | {"type": "input_image", "image_url": str(url), **more}:
-            return _file(url, "image/*", more)
-        case {"type": "input_file"} | {"type": "file", "file": {}}:
-            about = given["file"] if given["type"] == "file" else given
+            return _file(url, "image", more)
+        case {"type": "input_file", **about} | {"type": "file", "file": {**about}}:
             file = about.get("file_data") or about.get("file_url")
             if not isinstance(file, str):
                 detail = "a file needs file_data or file_url, because the server has no files"
@@ -272,10 +271,7 @@ def _stored_part(given: Any, *, has_data: bool) -> Json | None:
         case {"type": "input_audio", "input_audio": {"data": str(data), "format": str(kind)}}:
             return _file(f"data:audio/{'mpeg' if kind == 'mp3' else kind};base64,{data}", None, {})
         case {"type": str(kind), "source": {"type": "url", "value": str(url), **more}}:
-            known = f"{kind}/*" if kind in ("image", "audio", "video") else None
-            return _file(url, more.get("mimeType") or known, given)
-        case {"type": "binary", "mimeType": str(kind), "url": str(url)}:
-            return _file(url, kind, given)
+            return _file(url, more.get("mimeType") or (kind if kind in ("image", "audio", "video") else None), given)
         case {"type": "binary", "mimeType": str(kind), "data": str(data)} | {
             "source": {"type": "data", "value": str(data), "mimeType": str(kind)}
         }:
@@ -287,9 +283,9 @@ def _stored_part(given: Any, *, has_data: bool) -> Json | None:
 
 def _file(url: str, media_type: object, about: dict[Any, Any]) -> Json:
     """Return the part of a file with the texts `about` it. If its type is unknown, the URL of data names it."""
-    is_known = isinstance(media_type, str) and not media_type.endswith("/*")
-    found = None if is_known else _DATA_TYPE.match(url)
+    kind, _, subtype = media_type.partition("/") if isinstance(media_type, str) else ("", "", "")
+    found = _DATA_TYPE.match(url) if subtype in ("", "*") else None  # the AI SDK may name the kind alone
     about = about["metadata"] if isinstance(about.get("metadata"), dict) else about  # AG-UI
-    named = {"mediaType": found[1].lower() if found else media_type}
+    named = {"mediaType": found[1].lower() if found else f"{kind}/{subtype or '*'}" if kind else None}
     named |= {name: about.get(name) for name in ("filename", "detail")}
     return {"type": "file", "url": url, **{name: value for name, value in named.items() if isinstance(value, str)}}

@@ -777,6 +777,15 @@ CONTENT: dict[str, dict[str, list[Any]]] = {
 }
 
 
+async def test_file_whose_type_is_its_kind_alone_reaches_the_model_as_an_image(stub: Stub) -> None:
+    parts = [ui_file(URL, "image"), ui_file(PNG, "image")]  # as the AI SDK 7 allows
+    await stub.served.http.post("/page", json={"id": "1", "messages": [{"id": "u", "role": "user", "parts": parts}]})
+    content = [{"type": "image_url", "image_url": {"url": url}} for url in (URL, PNG)]
+    assert stub.received[0]["openai"] == [{"role": "user", "content": content}]
+    loaded = (await stub.served.http.get("/page/1/messages")).json()[0]["parts"]
+    assert [one["mediaType"] for one in loaded] == ["image/*", "image/png"]
+
+
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 async def test_each_file_of_a_question_reaches_the_model_in_the_form_of_each_shape(
     stub: Stub, client: openai.AsyncOpenAI, protocol: str
