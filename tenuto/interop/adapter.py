@@ -139,6 +139,7 @@ def unpacked(id: str) -> list[str]:
     return []
 
 
+CACHED = "prompt_cache_breakpoint"  # field of a part in OpenAI's API, and name of the part behind it that has it
 _DATA_TYPE = re.compile(r"data:([^;,/\s]{1,100}/[^;,\s]{1,100})[;,]", re.IGNORECASE)
 
 
@@ -244,7 +245,9 @@ def stored_parts(content: object, *, is_strict: bool = False, has_data: bool = F
         part = _stored_part(given, has_data=has_data)
         if part is None and is_strict:
             raise InvalidRequest(f"a part of content must be a text, an image, a sound or a file, got {given!r:.80}")
-        parts += [part] if part is not None and part.get("text") != "" else []
+        if part is not None and part.get("text") != "":
+            mark = given.get(CACHED) if is_strict else None
+            parts += [part] if mark is None else [part, {"type": "data", "name": CACHED, "data": mark}]
     if not parts and not is_strict:
         raise InvalidRequest("the message has no text, file or data; send one at least")
     return parts

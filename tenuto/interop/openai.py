@@ -857,7 +857,7 @@ def _given(items: Any, *, is_first: bool = True, joins_calls: bool = True, is_wh
             case "function_call_output" | "custom_tool_call_output" as kind:
                 output, call = item.get("output"), _text(item, "call_id")
                 if output is None or isinstance(output, list):
-                    output = stored_parts(output or [], is_strict=True) or ""
+                    output = [one for one in stored_parts(output or [], is_strict=True) if one["type"] != "data"] or ""
                 _check_single(call, given.outputs)
                 given.outputs[call] = output_part(call, output)
                 given.outputs[call]["data"] |= {CUSTOM: True} if kind == "custom_tool_call_output" else {}

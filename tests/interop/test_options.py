@@ -1015,6 +1015,28 @@ async def test_call_of_a_custom_tool_is_streamed(stub: Stub, client: openai.Asyn
     assert found == text
 
 
+@pytest.mark.parametrize("is_chat", [True, False], ids=["chat", "responses"])
+async def test_mark_of_a_cached_prompt_reaches_the_agent_behind_its_part(
+    stub: Stub, client: openai.AsyncOpenAI, is_chat: bool
+) -> None:
+    kind, mark = "text" if is_chat else "input_text", {"mode": "explicit", "ttl": "12h"}
+    content: Any = [{"type": kind, "text": "Long", "prompt_cache_breakpoint": mark}, {"type": kind, "text": "q"}]
+    call: Any = {"type": "function_call", "call_id": "x", "name": "weather", "arguments": "{}"}
+    stub.text = "Yes."
+    if is_chat:
+        await client.chat.completions.create(model="bot", messages=[{"role": "user", "content": content}])
+    else:
+        output: Any = {"type": "function_call_output", "call_id": "x", "output": content}
+        given: Any = [{"role": "user", "content": "q"}, call, output, {"role": "user", "content": content}]
+        await client.responses.create(model="bot", input=given)
+        texts = [{"type": "input_text", "text": text} for text in ("Long", "q")]
+        assert stub.received[0]["responses"][2]["output"] == texts
+    long, short = {"type": "text", "text": "Long"}, {"type": "text", "text": "q"}
+    parts = stub.turns[0].message.parts[-3:]  # behind the output
+    assert parts == [long, {"type": "data", "name": "prompt_cache_breakpoint", "data": mark}, short]
+    assert stub.received[0]["openai"][-1] == {"role": "user", "content": "Long\nq"}
+
+
 async def test_refusal_that_a_client_sends_again_is_a_text(stub: Stub, client: openai.AsyncOpenAI) -> None:
     refused: Any = {"role": "assistant", "content": None, "refusal": "I can't."}
     told: Any = [{"role": "user", "content": "a"}, refused, {"role": "user", "content": "b"}]
