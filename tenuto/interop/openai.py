@@ -230,11 +230,14 @@ class OpenAI:
         known = [await _found(access, channel, one) for one in ((f"{id}.0", id) if key else ())]
         if first := next(filter(None, known), None):
             parent = first.parent if parent is not UNSET else UNSET  # a repeat; meanwhile its branch may be longer
-        if not any(known[1:]):  # a request that is repeated stores none behind its question
-            await _store_earlier(access, channel, id, given, parent)
-        if given.earlier and parent is not UNSET:
-            parent = f"{id}.{len(given.earlier) - 1}"
-        question = await access.create(channel, id=id, parts=parts, parent=parent, options=options)
+        are_large = len(encode(options)) > access.limits.options_bytes  # then the hub refuses them
+        sizes = {name: len(encode(options_in({name: body[name]}))) for name in body if are_large}
+        with _about(max(sizes, key=sizes.__getitem__, default="messages" if "messages" in body else "input")):
+            if not any(known[1:]):  # a request that is repeated stores none behind its question
+                await _store_earlier(access, channel, id, given, parent)
+            if given.earlier and parent is not UNSET:
+                parent = f"{id}.{len(given.earlier) - 1}"
+            question = await access.create(channel, id=id, parts=parts, parent=parent, options=options)
         return Asked(Reference(channel, question.id), question, options)
 
     async def _turn_in(self, access: Access, channel: str, given: GivenInput) -> Reference | None:
@@ -591,33 +594,30 @@ async def with_references(access: Access, items: object, into: Reference | None,
     """
     if not isinstance(items, list):
         return items
-    named = {id: reference(id, param, kind="item") for one in items if (id := _referred(one)) is not None}
-    named = {id: of for id, of in named.items() if not of.question}
-    if len({of.at() for of in named.values()}) > MAX_EARLIER:
+    named: dict[Reference, set[str]] = {}  # ids of items by their messages
+    for one in items:
+        if (id := _referred(one)) is not None and not (of := reference(id, param, kind="item")).question:
+            named.setdefault(of.at(), set()).add(id)
+    if len(named) > MAX_EARLIER:
         raise InvalidRequest(f"{param} refers to more than {MAX_EARLIER} messages; send fewer", param=param)
     channel = into.channel if into is not None else None
-    is_branch = into is not None and into.message_id and any(of.channel == channel for of in named.values())
+    is_branch = into is not None and into.message_id and any(of.channel == channel for of in named)
     path = await _path_to(access, into) if into is not None and is_branch else None
-    found: dict[str, dict[str, Json] | None] = {}  # None: one of `into`
-    size = 0
-    for id, of in named.items():
-        if id in found:
-            continue
-        stored: dict[str, dict[str, Json]] = {}
+    found, size = dict[str, Json](), 0
+    for of, ids in named.items():
+        stored: list[Json] = []
         with suppress(Forbidden, InvalidName, NotFound):  # another person's item is unknown
             access.check(of.channel, "history")
-            of_message = await _items_of(access, of.at(), param)
-            stored = {item["id"]: item for item in of_message if item["id"] in named}
-        if id not in stored:
-            raise unknown("item", id, param)
+            stored = [item for item in await _items_of(access, of, param) if item["id"] in ids]
+        if strange := ids - {item["id"] for item in stored}:
+            raise unknown("item", min(strange), param)
         if of.channel == channel and (path is None or of.message_id in path):
-            found |= dict.fromkeys(stored)
-            continue
-        found |= stored
-        size += sum(len(encode(item)) for item in stored.values())  # a reference is short, but its item is stored anew
+            continue  # `into` has them
+        found |= {item["id"]: item for item in stored}
+        size += sum(len(encode(item)) for item in stored)  # a reference is short, but its item is stored anew
         if size > (limit := access.limits.message_bytes):
             detail = f"the items that {param} refers to have more than {limit} bytes (Limits.message_bytes)"
-            raise TooLarge(f"{detail}; {SHORTER}", limit=limit)
+            raise TooLarge(f"{detail}; {SHORTER}", limit=limit, param=param)
     told: list[object] = []
     for one in items:
         if (referred := _referred(one)) is None:
@@ -788,10 +788,10 @@ class GivenInput:
 
 @contextmanager
 def _about(name: str) -> Iterator[None]:
-    """Let an InvalidRequest name the field `name` of the request, unless it names another one."""
+    """Let an error about a value name the field `name` of the request, unless it names another one."""
     try:
         yield
-    except InvalidRequest as error:
+    except (InvalidRequest, TooLarge) as error:
         error.details.setdefault("param", name)
         raise
 

@@ -391,7 +391,7 @@ async def test_photo_that_a_page_sends_reaches_the_model(stub: Stub) -> None:
 @pytest.mark.parametrize("path", ["agui", "page", "v1/responses", "v1/chat/completions"])
 async def test_question_may_have_a_photo_of_4_mb_but_not_300_photos_or_600_kb_of_tools(stub: Stub, path: str) -> None:
     stub.text = "A cat."
-    statuses = []
+    statuses, params = list[int](), list[Any]()
     large = {"name": "weather", "description": "x" * 6_000}
     tools = 100 * [{"type": "function", "function": large} if "chat" in path else {**TOOL, **large}]
     for count, data, asked in ((1, "A" * 4_000_000, []), (300, "AAAA", []), (2, "AAAA", tools)):
@@ -410,7 +410,9 @@ async def test_question_may_have_a_photo_of_4_mb_but_not_300_photos_or_600_kb_of
             body = {"model": "bot", "messages": [{"role": "user", "content": content}], "tools": asked}
         response = await stub.served.http.post(f"/{path}", json=body)
         statuses.append(response.status_code)
+        params.append(response.json()["error"]["param"] if response.status_code == 413 and "v1" in path else None)
     assert statuses == [200, 413, 413]
+    assert params == [None, *(["messages" if "chat" in path else "input", "tools"] if "v1" in path else [None, None])]
     assert "the limit is 524288 (Limits.options_bytes); send fewer" in response.text
     assert '"too_large"' in response.text
     assert len(await stub.hub.store.channels(after=None, limit=9)) == 1
@@ -861,7 +863,7 @@ async def test_large_photo_leaves_no_message_of_a_conversation_out(stub: Stub, c
         refs += [{"type": "item_reference", "id": one.id} async for one in found]
     with pytest.raises(openai.APIStatusError, match=r"more than 8388608 bytes \(Limits\.message_bytes\)") as refused:
         await client.responses.create(model="bot", input=[*refs, {"role": "user", "content": "And now?"}])
-    assert refused.value.status_code == 413
+    assert (refused.value.status_code, refused.value.param) == (413, "input")
 
 
 async def test_large_photo_that_a_request_brings_leaves_no_message_out(stub: Stub, client: openai.AsyncOpenAI) -> None:
