@@ -58,7 +58,7 @@ from tenuto.hub.people.presence import check_member, check_signal
 from tenuto.transports.codec import refusals, unexpected
 from tenuto.transports.headers import Query, is_operator, peer_of
 from tenuto.transports.operations import Operation
-from tenuto.transports.origin import check_origin, connection_of, mark_known
+from tenuto.transports.origin import check_origin, connection_of, is_by_cookie, mark_known
 
 # longest time that the app's verifier may take, which may query a database while the caller waits
 VERIFY_TIMEOUT_S = 10.0
@@ -119,11 +119,6 @@ async def known_identity(hub: HubCore, scope: Scope) -> Identity | None:
         hub.rates.request(identity, peer_of(scope))
         mark_known(scope)  # only now, because a refused request must not lift the bounds on its connection
     return identity
-
-
-def is_ambient(hub: HubCore, scope: Scope) -> bool:
-    """Return whether the verified identity of `scope` is a visitor without a token, as the browser alone showed it."""
-    return isinstance(hub.authenticate, VisitorVerifier) and visit_in(scope).is_ambient
 
 
 async def identity_by_token(hub: HubCore, scope: Scope, token: str) -> Identity:
@@ -425,8 +420,8 @@ _MAX_TIMER_S = 12 * 3600.0
 def not_authenticated() -> Unauthenticated:
     """Return the error for a socket that has not sent its `auth` frame."""
     return Unauthenticated(
-        "this hub needs a token: pass one to the client (the option or attribute `token`); a socket sends it in its "
-        "first frame, `auth`"
+        "this hub accepts no cookie of this client, if it has one, and got no token: sign in, or pass a token to the "
+        "client (the option or attribute `token`); a socket sends it in its first frame, `auth`"
     )
 
 
@@ -439,8 +434,8 @@ class Credentials:
     __slots__ = ("_hub", "_identity", "_on_expiry", "_scope", "_slot", "_timer", "is_ambient", "is_counted", "ticket")
 
     def __init__(self, hub: HubCore, scope: Scope, identity: Identity | None, *, ticket: Ticket | None = None) -> None:
-        # True: a visitor that has not sent a frame; its first one may be an `auth` of another client
-        self.is_ambient = identity is not None and is_ambient(hub, scope)
+        # True: by a cookie, or a visitor, before the first frame, which may still be an `auth` of another client
+        self.is_ambient = identity is not None and (is_by_cookie(hub, scope) or visit_in(scope).is_ambient)
         self._hub = hub
         self._scope = scope
         self._identity = identity

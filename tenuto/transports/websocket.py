@@ -22,10 +22,10 @@ from starlette.types import Message, Receive, Send
 
 from tenuto.core.errors import Busy, InvalidRequest, TenutoError, TooMany, Unauthenticated
 from tenuto.core.events import encode_json
-from tenuto.hub.access.identity import Scope, header
+from tenuto.hub.access.identity import Identity, Scope, header
 from tenuto.hub.access.visitors import VisitorVerifier, visit_in
 from tenuto.hub.hub import HubCore
-from tenuto.transports.access import Credentials, check_serving, known_identity, logged_refusals, not_authenticated
+from tenuto.transports.access import Credentials, check_serving, identify, known_identity, not_authenticated
 from tenuto.transports.codec import (
     CROWDED,
     DRAINED,
@@ -77,15 +77,16 @@ class Sockets:
         offered = scope.get("subprotocols", ())
         if offered and SUBPROTOCOL not in offered:
             raise InvalidRequest(f"the subprotocol must be {SUBPROTOCOL}, got {', '.join(offered)[:100]!r}")
-        identity = await known_identity(self._hub, scope)
+        identity: Identity | None = None
+        if header(scope, b"authorization") is not None:
+            identity = await identify(self._hub, scope)
+        else:
+            # the cookie of an ended session does not count: the page may have a token, which comes in its `auth` frame
+            with contextlib.suppress(Unauthenticated):
+                identity = await known_identity(self._hub, scope)
         credentials = Credentials(self._hub, scope, identity)
         if identity is not None:
             credentials.take_slot()
-        elif header(scope, b"authorization") is not None:
-            with logged_refusals(scope):
-                raise Unauthenticated(
-                    "the hub's verifier does not accept the credentials of this request; send a valid token"
-                )
         elif not expect_introduction(scope, 2 * AUTH_TIMEOUT_S) and len(self._unauthenticated) >= MAX_UNAUTHENTICATED:
             raise Busy(
                 f"server has {MAX_UNAUTHENTICATED} sockets that are not authenticated yet, which is the limit; try "
@@ -307,7 +308,7 @@ class Socket:
             identity = await self.credentials.renew(auth.token)
         except TenutoError as error:
             session.refuse(auth.ref, error)
-            if is_first:  # the page means another client than the visitor that its browser shows
+            if is_first:  # the page means another client than its browser shows
                 session.end(_CODES.get(type(error), UNAUTHENTICATED), error.code)
             return
         finally:

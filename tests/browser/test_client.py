@@ -167,6 +167,8 @@ async def test_page_without_another_transport_whose_cookie_has_ended_asks_for_a_
         assert await error_code(window) == "unauthenticated"
         assert (await window.evaluate("window.client.status.error.message")).endswith(": sign in again")
         assert await window.evaluate("window.client.state") == "closed"
+        await follow(window, transport="websocket", token=token(ahead_s=120))  # to which that cookie does not matter
+        await window.wait_for_function("() => window.client.state === 'live'")
 
 
 @pytest.mark.parametrize("transport", transports("websocket"))

@@ -224,6 +224,39 @@ async def test_cookie_at_the_upgrade_needs_an_allowed_origin(served: Verified) -
         assert refused.value.response.status_code == 403
 
 
+SESSIONS = {"expired": {"left_s": -5}, "of another person": {"sub": "eve"}, "with more rights": {"channel": "*"}}
+
+
+@pytest.mark.parametrize("session", SESSIONS.values(), ids=SESSIONS)
+async def test_token_in_the_first_frame_counts_and_no_session_of_a_cookie(
+    served: Verified, session: dict[str, Any]
+) -> None:
+    browser: dict[str, Any] = {"origin": f"http://localhost:{served.port}"}
+    browser["additional_headers"] = {"Cookie": f"session={served.token(**session)}"}
+    async with dialled(served, **browser) as peer:
+        asked = await peer.send("auth", token=served.token("publish"))
+        created = await peer.send("create", channel="chat:1", text="x")  # waits until the token is verified
+        assert (await peer.reply(asked))["you"]["id"] == "ada"
+        assert (await peer.reply(created))["message"]["author"] == "ada"
+        assert (await peer.ask("auth", token=served.token("publish", sub="eve")))["code"] == "forbidden"
+    async with dialled(served, **browser) as peer:
+        assert (await peer.ask("auth", token="garbage"))["code"] == "unauthenticated"
+        assert await closed_with(peer) == (4201, "unauthenticated")
+
+
+async def test_without_a_token_the_session_of_a_cookie_counts(served: Verified) -> None:
+    browser: dict[str, Any] = {"origin": f"http://localhost:{served.port}"}
+    async with dialled(served, **browser, additional_headers={"Cookie": f"session={served.token()}"}) as peer:
+        assert (await peer.ask("create", channel="chat:1", text="x"))["message"]["author"] == "ada"
+        assert (await peer.ask("auth", token=served.token(sub="eve")))["code"] == "forbidden"  # it is Ada's by now
+    served.expire()
+    ended = {"Cookie": f"session={served.token(left_s=-5)}"}
+    async with dialled(served, **browser, additional_headers=ended) as peer:
+        assert (await peer.ask("create", channel="chat:1", text="y"))["code"] == "unauthenticated"
+        assert await closed_with(peer) == (4201, "unauthenticated")
+    assert (await served.hub.info("chat:1")).serial == 1
+
+
 async def test_each_transport_sends_a_client_its_identity_capabilities_and_time_left(served: Verified) -> None:
     headers = {**served.bearer("subscribe", "history"), "Tenuto-Client": "test/1"}
     polled = await served.http.get("/v1/channels/chat:1/poll?wait_s=0", headers=headers)

@@ -65,7 +65,7 @@ class Clogged:
         self.is_clogged = False
         self._inbox: asyncio.Queue[Json] = asyncio.Queue()
         self._responded = asyncio.Event()
-        credentials = Credentials(hub, {}, Identity(client_id="ann"))
+        credentials = Credentials(hub, {"headers": []}, Identity(client_id="ann"))
         serving = Sockets(hub, Heartbeats()).serve(credentials, {}, self._inbox.get, self._send)
         self._serving = asyncio.ensure_future(serving)
 
