@@ -315,7 +315,6 @@ export class Channel extends Observable {
 
   /** @internal The server has attached this client. @param {(You & { expires_s?: number }) | undefined} you */
   attached(you) {
-    this.client.token.accepted()
     if (you) {
       this.you = { id: you.id, can: you.can }
       this.client.identified(you.id)

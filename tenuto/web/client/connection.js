@@ -24,7 +24,7 @@ import { isTemporary, refusal } from "./errors.js"
 // server spread out. The base keeps them all within its 5 s budget; the cap is the longest acceptable wait on a page.
 const BACKOFF_BASE_MS = 500
 const BACKOFF_CAP_MS = 15_000
-const STABLE_MS = 5_000 // a connection that breaks sooner than this counts as one more failure
+const STABLE_MS = 5_000 // a connection that breaks sooner than this counts as one more failure, unless its identity has expired
 export const OPEN_MS = 10_000 // time limit for opening a connection or for an HTTP response: some proxies never respond
 
 /** @type {typeof import("./fallback.js") | undefined} */
@@ -107,6 +107,7 @@ export class Connection {
     this.isOpen = this.isReached = true
     this.#openedAt = this.client.now()
     this.received()
+    this.client.token.accepted()
     this.client.opened(this)
   }
 
@@ -129,7 +130,7 @@ export class Connection {
   /** @param {number} [least_ms] the shortest delay before the reconnect @param {unknown} [error] the reason, if it is known */
   fail(least_ms = 0, error) {
     const { client, isOpen } = this
-    if (isOpen && client.now() - this.#openedAt > STABLE_MS) this.attempt = 0
+    if (isOpen && (client.token.isExpired || client.now() - this.#openedAt > STABLE_MS)) this.attempt = 0
     this.stop()
     this.#retry = client.retryOf(this, error)
     if (this.#retry) {

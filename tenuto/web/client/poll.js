@@ -19,7 +19,6 @@ export function dial(connection, token, stop) {
       const response = await request(client, "GET", channel.name, "poll", { query, token, signal: stop.signal })
       const text = await response.text()
       if (stop.signal.aborted) return
-      client.token.accepted()
       if (!connection.isOpen) connection.opened()
       connection.receive(text, ({ you, ...batch }) => {
         if (you) channel.attached(you)

@@ -42,7 +42,6 @@ export function dial(connection, token, stop) {
     const query = { history: limit, since: cursor, ping_s: PING_S }
     const response = await request(client, "GET", channel.name, "events", { query, token, signal: stop.signal })
     if (!response.body) throw refusal("not_tenuto", `${client.base} sent status ${response.status} without a stream: correct its address`)
-    client.token.accepted()
     connection.opened()
     buffered = setTimeout(() => {
       connection.isBuffered = true

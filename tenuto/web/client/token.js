@@ -21,7 +21,7 @@ export class Token {
   #pending
   #refusals = 0
   #wasAccepted = false
-  /** True: the connection has ended because the identity expired, and the next one is not accepted yet. */
+  /** True: the connection has ended because the identity expired, and the next one is not open yet. */
   isExpired = false
 
   /** @param {TokenSource | undefined} source */
@@ -35,7 +35,7 @@ export class Token {
     return this.#current ?? (this.#pending ??= this.#fetch(this.source).finally(() => (this.#pending = undefined)))
   }
 
-  /** The server has accepted the token. */
+  /** A connection has opened with the token, or with the browser's cookies. */
   accepted() {
     this.#wasAccepted = true
     this.#refusals = 0

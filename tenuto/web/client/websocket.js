@@ -80,7 +80,6 @@ function dial(connection, token) {
     else if (type === "ok") {
       if (ref === auth && auth !== undefined) {
         auth = undefined
-        client.token.accepted()
         const left_s = rest.you?.expires_s
         if (typeof left_s === "number" && typeof client.token.source === "function") renewLater(left_s * 1000)
         if (!connection.isOpen) begin()
