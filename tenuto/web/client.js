@@ -76,7 +76,7 @@ const UPGRADE_MS = 300_000 // time between two attempts to use a better transpor
 const SLOW_MS = 1_500 // an attempt that takes longer is diagnosed before it fails
 const WAKING = ["online", "visibilitychange", "pageshow", "resume"]
 
-/** @param {Options} options */
+/** Return a client of the hub at `url`. It connects at once, and again after each loss. @param {Options} options */
 export function connect(options) {
   return new Client(options)
 }

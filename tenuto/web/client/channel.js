@@ -263,7 +263,7 @@ export class Channel extends Observable {
     return this.#request("update", { request: this.client.newId(), ...fields, id })
   }
 
-  /** @param {string} id */
+  /** Delete a message. @param {string} id */
   delete(id) {
     return this.#request("delete", { id })
   }
@@ -287,6 +287,7 @@ export class Channel extends Observable {
     return this.presence.set("", { data })
   }
 
+  /** Be present no more. */
   leave() {
     return this.presence.set("")
   }
