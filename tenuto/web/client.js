@@ -74,7 +74,7 @@ const TRANSPORTS = [WEBSOCKET, STREAM, POLL]
 const SOCKET_TRIES = 3
 const UPGRADE_MS = 300_000 // time between two attempts to use a better transport
 const SLOW_MS = 1_500 // an attempt that takes longer is diagnosed before it fails
-const WAKING = ["online", "visibilitychange", "pageshow", "resume"]
+const WAKING = ["online", "offline", "visibilitychange", "pageshow", "resume"]
 
 /** Return a client of the hub at `url`. It connects at once, and again after each loss. @param {Options} options */
 export function connect(options) {
@@ -378,7 +378,7 @@ export class Client extends Observable {
     if (type === "visibilitychange") for (const channel of this.channels.values()) channel.turned(isHidden)
     if (isHidden) return
     if (type === "online" && this.#worked.size) this.#networkChanged()
-    else for (const connection of this.#connections) connection.wake()
+    else for (const connection of this.#connections) connection.wake(type === "offline")
   }
 
   /** Find out once why no connection has opened yet. Later ask only for a WebSocket without another transport, whose refusal no page sees. */

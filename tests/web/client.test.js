@@ -344,6 +344,18 @@ describe("a connection", () => {
     assert.equal(w.sockets.length, 2)
   })
 
+  test("is replaced at once when the browser goes offline: the page does not look online until the watchdog notices", (t) => {
+    const w = world(t)
+    const channel = w.client.channel("c")
+    goLive(w)
+    w.page.dispatchEvent(new Event("offline"))
+    assert.equal(channel.state, "reconnecting")
+    assert.equal(w.sockets.length, 2)
+    w.socket.open() // the server is on this machine
+    w.socket.events("c", "e:1", attached(1, { resumed: true }))
+    assert.equal(channel.state, "live")
+  })
+
   test("is not opened twice by waking while it opens", (t) => {
     const w = world(t)
     w.client.channel("c")

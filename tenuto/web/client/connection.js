@@ -147,11 +147,11 @@ export class Connection {
     else channel?.close(error)
   }
 
-  /** Reconnect now, because the page or the network is back, and replace a connection that was silent meanwhile. */
-  wake() {
+  /** Reconnect now, because the page or the network is back, and replace a connection that was silent meanwhile. @param {boolean} [isOffline] replace it anyway: the network is away, so the connection is dead unless the server is on this machine */
+  wake(isOffline) {
     // The monotonic clock of some systems stops while they sleep. The date does not; a wrong one costs one reconnect.
     const silent_ms = Math.max(this.client.now() - this.#receivedAt, Date.now() - this.#receivedDate)
-    if (this.isOpen && silent_ms > this.transport.silence_ms / 2) this.fail()
+    if (this.isOpen && (isOffline || silent_ms > this.transport.silence_ms / 2)) this.fail()
     if (!this.#retry) return
     clearTimeout(this.#timer)
     this.#retry()
