@@ -231,7 +231,10 @@ class RemoteWriter(Writer):
     # -- sending -----------------------------------------------------------------------------------------------
 
     async def _accepted(self) -> None:
-        self._pump()
+        if self._outgoing.opening is None:
+            self._pump()
+        else:
+            asyncio.get_running_loop().call_soon(self._pump)  # with the text of the caller's next steps
         limit = self._link.limits.writer_bytes
         if self._outgoing.unstored_bytes > limit:
             await self._until(lambda: self._outgoing.unstored_bytes <= limit)

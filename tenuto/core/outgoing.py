@@ -57,6 +57,7 @@ class OutgoingRequest(Struct, eq=False, gc=False):
     request: WriterRequest
     size_bytes: int
     is_replacing: bool = False  # the request replaces an existing part
+    was_sent: bool = False  # the request has failed, and the server may have stored it
 
 
 class Owner:
@@ -196,6 +197,17 @@ class Outgoing:
     def has_requests(self) -> bool:
         """Return whether unstored content other than gathered text exists."""
         return bool(self._queue or self.in_flight)
+
+    @property
+    def opening(self) -> UpdateMessage | None:
+        """Return the last request if it supersedes by a part without text, and was not sent yet.
+
+        Over a network the first text of that part goes with it: until then viewers have the old text.
+        """
+        last = self._queue[-1] if self._queue else None
+        if last is None or last.was_sent or not isinstance(last.request, UpdateMessage) or not last.request.parts:
+            return None
+        return last.request if self._parts[-1].is_open and not self._parts[-1].length else None
 
     def load(self, message: Message, generation: int) -> None:
         """Continue the stored `message` at its end, as the writer with number `generation`."""

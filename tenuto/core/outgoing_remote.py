@@ -17,9 +17,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from msgspec.structs import replace
+
 from tenuto.core.errors import Finished, Gap, Mismatch, NoPart, NotFound, TenutoError
 from tenuto.core.limits import Limits
-from tenuto.core.message_state import part_bytes
+from tenuto.core.message_state import part_bytes, utf8_len
 from tenuto.core.model import APPENDABLE, ATTEMPT, Json, Message, Part, check_json
 from tenuto.core.outgoing import Outgoing, OutgoingRequest, Owner, part_of
 from tenuto.core.requests import FinishMessage, UpdateMessage
@@ -100,6 +102,8 @@ class RemoteOutgoing(Outgoing):
         if self.trouble is not None:
             return []
         before = len(self.in_flight)
+        if not before and self.opening is not None:
+            self._gather()
         return super().requests_to_send(max_bytes)[before:]
 
     def request_stored(self, one: OutgoingRequest) -> None:
@@ -123,6 +127,7 @@ class RemoteOutgoing(Outgoing):
             self.refuse(error)
             return
         self.in_flight.remove(one)
+        one.was_sent = True
         self._failed.append(one)
         # Requests after the first failed one must be repeated with it: text after refused text would leave a gap.
         self.trouble = self.trouble or error
@@ -178,7 +183,8 @@ class RemoteOutgoing(Outgoing):
         meta |= {key: value for key, value in self.meta.items() if stored.meta.get(key) != value}
         if meta:
             self._put_update(meta, 1)  # 1: a nominal size; sizes only bound how much is queued and in flight
-        if stored.status != "streaming" and (self._queue or not _is_end(end, stored.status)):
+        is_ended = end is not None and isinstance(end.request, FinishMessage) and end.request.status == stored.status
+        if stored.status != "streaming" and (self._queue or not is_ended):
             self.refuse(Finished(f"message {self.id!r} is {stored.status!r}; only a 'streaming' one can be written"))
             return
         if end is not None:
@@ -219,7 +225,15 @@ class RemoteOutgoing(Outgoing):
 
     def _gather(self) -> None:
         if self._texts:
-            self._kept[self._texts_part].text.append("".join(self._texts), 0)
+            text, part = "".join(self._texts), self._parts[self._texts_part]
+            self._kept[self._texts_part].text.append(text, 0)
+            opening = self.opening if part is self._parts[-1] and len(text) <= self._piece else None
+            if opening is not None and self._queue[-1].size_bytes < FRAME_BYTES:
+                parts = [{**first, APPENDABLE[part.type]: text} for first in opening.parts or ()]
+                size = self._queue.pop().size_bytes + utf8_len(text)
+                self._queue.append(OutgoingRequest(replace(opening, parts=parts), size))
+                part.length = len(text)
+                self._texts.clear()
         super()._gather()
 
     def _open_text_part(self, index: int, text: str, size: int) -> None:
@@ -241,7 +255,3 @@ def _depends(one: OutgoingRequest, earlier: OutgoingRequest) -> bool:
 
 def _supersedes(one: OutgoingRequest) -> bool:
     return isinstance(one.request, UpdateMessage) and one.request.supersede is not None
-
-
-def _is_end(one: OutgoingRequest | None, status: str) -> bool:
-    return one is not None and isinstance(one.request, FinishMessage) and one.request.status == status

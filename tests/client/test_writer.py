@@ -8,6 +8,7 @@ Layer: tests.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 import pytest
@@ -51,6 +52,19 @@ async def test_a_block_writes_a_message(hub: Hub, client: Client) -> None:
     ]
     assert (answer.status, answer.reply_to, answer.parent) == ("complete", asked.id, asked.id)
     assert answer.meta == message.meta == {"tokens": 3, "usage": 9}
+
+
+async def test_text_of_a_failed_attempt_stays_until_the_next_one_has_some(client: Client, wire: Wire) -> None:
+    async with client.message("c") as message:
+        with contextlib.suppress(ValueError):
+            async with message.attempt():
+                await message.append("old")
+                await message.flush()
+                raise ValueError
+        part = await message.part({"type": "text", "text": ""})
+        await message.append("ne", part=part)
+        await message.append("w", part=part)
+    assert [one["parts"] for one in wire.sent if one["type"] == "update"] == [[{"type": "text", "text": "new"}]]
 
 
 # How it ends ------------------------------------------------------------------------------------------------------

@@ -337,6 +337,30 @@ def test_attempt_that_a_restored_server_still_shows_is_superseded_again() -> Non
     ]
 
 
+@pytest.mark.parametrize("is_late", [False, True])
+def test_first_text_of_a_part_goes_with_the_request_that_supersedes_by_it_unless_that_was_sent(is_late: bool) -> None:
+    outgoing = opened_remote()
+    trying = outgoing.begin_attempt()
+    outgoing.accept_text("old", owner=trying)
+    assert len(requests(outgoing)) == 1
+    outgoing.fail_attempt(trying)
+    index = outgoing.accept_part({"type": "text", "text": ""})
+    assert requests(outgoing) == []  # the old text is in flight
+    if not is_late:
+        outgoing.accept_text("new", index)
+    outgoing.request_stored(outgoing.in_flight[0])
+    (sent,) = requests(outgoing)
+    assert sent.parts == [{"type": "text", "text": "" if is_late else "new"}]
+    outgoing.request_failed(outgoing.in_flight[0], StoreUnavailable("the server may have stored it"))
+    outgoing.accept_text(" text", index)
+    outgoing.resume()
+    assert requests(outgoing) == [sent]
+    outgoing.request_stored(outgoing.in_flight[0])
+    assert [(one.text, one.at) for one in requests(outgoing)] == [(" text", 0 if is_late else 3)]
+    outgoing.request_stored(outgoing.in_flight[0])
+    assert outgoing.unstored_bytes == 0
+
+
 @pytest.mark.parametrize("kind", [Outgoing, RemoteOutgoing])
 def test_empty_name_of_a_field_is_an_ordinary_one_in_a_part_without_text(kind: type[Outgoing]) -> None:
     outgoing = opened(kind)
