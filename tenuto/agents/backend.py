@@ -28,6 +28,8 @@ T = TypeVar("T")
 class Watch(Protocol):
     """The state of a channel, followed while a turn runs."""
 
+    _woken: asyncio.Event  # set when the channel may have changed
+
     def commands(self) -> list[Command]:
         """Return the commands that wait for a reply."""
 
@@ -39,6 +41,8 @@ class Watch(Protocol):
 
     async def changed(self) -> None:
         """Wait until the channel may have changed since the last call."""
+        await self._woken.wait()
+        self._woken.clear()
 
     def follow(self, on_change: Callable[[], None]) -> None:
         """Call `on_change` now, and whenever the channel may have changed, until `close`. A watch has one follower."""

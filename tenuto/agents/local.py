@@ -85,7 +85,7 @@ class LocalAgent:
             self._running.setdefault(turn.channel, {})[turn.message_id] = running
             state = await running.run()
             if state is not None:
-                await self._end(turn, state)
+                await self._end(turn._replace(unheard=running.unheard), state)
         finally:
             if self._hub.is_draining and (running is None or running.may_be_handed_over):
                 await self._hand_over(turn)
@@ -220,7 +220,7 @@ class LocalBackend:
         self._hub.runtime.scheduler.set_state(channel, name, plain(data))
 
 
-class LocalWatch:
+class LocalWatch(Watch):
     """A channel's state in memory, with a wake-up after each change."""
 
     def __init__(self, hub: HubCore, channel: str) -> None:
@@ -249,11 +249,6 @@ class LocalWatch:
         state = self._channel.state
         found = [state.messages[message_id] for message_id in state.pending]
         return [one.message() for one in sorted(found, key=lambda one: one.created)]
-
-    async def changed(self) -> None:
-        """Wait for a change of the channel (`Watch.changed`)."""
-        await self._woken.wait()
-        self._woken.clear()
 
     def follow(self, on_change: Callable[[], None]) -> None:
         """Call `on_change` now, and at each change of the channel (`Watch.follow`)."""

@@ -131,6 +131,7 @@ class Running:
         self._is_stopped = False
         self._is_lost = False
         self.came_too_late = False  # the handler was not begun
+        self.unheard: tuple[str, ...] = ()  # `Turn.unheard` at the end
         self._is_late = False
         self._is_shutting_down = False
         self._failure: str | None = None  # public reason of the handler's failure
@@ -177,11 +178,8 @@ class Running:
     async def run(self) -> State | None:
         """Carry out the turn. Return how it ended, `done` or `cancelled`; None if another worker carries it out."""
         self._task = asyncio.current_task()
-        watch = await self._backend.watch(self.channel)
-        try:
+        with contextlib.closing(await self._backend.watch(self.channel)) as watch:
             return await self._run(watch)
-        finally:
-            watch.close()
 
     async def _run(self, watch: Watch) -> State | None:
         left = await patiently(lambda: self._after_crash(watch))
@@ -271,6 +269,7 @@ class Running:
             await self._store_failed_answer(turn, self._failure)
         await self._end_what_is_open(turn)
         await reply_to_stops(watch, lambda: turn.targets, self._reply_to_stop)
+        self.unheard = turn.unheard
         return "cancelled" if self._is_stopped else "done"
 
     async def _handle(self, turn: Turn) -> None:

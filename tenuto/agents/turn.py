@@ -190,7 +190,7 @@ class Turn:
                 parent=self.begun[-1].id if self.begun else None,
                 meta=meta or {},
             )
-            writer.spare_id = _spare_id
+            writer.spare_id = lambda: base32(secrets.randbits(90), 18)  # which a client cannot guess, and take, too
         # if no client stopped the turn, a cancellation of the block comes from the handler itself
         if not self.is_cancelled:
             writer.cancelled_as = CANCELLED_BY_HANDLER
@@ -604,17 +604,14 @@ class Turn:
         return [reply for reply in self.replies if reply.is_begun]
 
     @property
+    def unheard(self) -> tuple[str, ...]:
+        """Return the ids of messages that the turn may have taken in, and that `steered` has not returned."""
+        return tuple(one.id for one in (*self._due.values(), *self._arrived) if one.message is not None)
+
+    @property
     def targets(self) -> set[str]:
         """Return the ids that a command to this turn may name: those of the user message and of its answers."""
         return {self.message.id, *(reply.id for reply in self.replies)}
-
-
-def _spare_id() -> str:
-    """Return a random id for an answer whose computed id is taken.
-
-    A client cannot guess it, and so cannot take it, too.
-    """
-    return base32(secrets.randbits(90), 18)
 
 
 class _ToolFailed(Exception):

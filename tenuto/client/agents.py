@@ -12,10 +12,11 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from tenuto.agents.backend import Sent, Watch
 from tenuto.agents.running import Agent, Handler, Running, check_agent, check_worker_settings
+from tenuto.client.connection import given
 from tenuto.client.feed import ChannelView
 from tenuto.client.work import ClaimedTurn, check_pattern
 from tenuto.core.errors import LocalError, TenutoError, shown
@@ -201,14 +202,7 @@ class RemoteBackend:
 
     async def watch(self, channel: str) -> Watch:
         """Follow a channel (`Backend.watch`)."""
-        watch = RemoteWatch(self._client, self._agents, channel, self._turn.message)
-        await watch.begin()
-        try:
-            await self._turn.confirm()
-        except BaseException:
-            watch.close()
-            raise
-        return watch
+        return await RemoteWatch(self._client, self._agents, self._turn).begin()
 
     async def take_waiting(self, channel: str, message_id: str, *, by: str, turn: str) -> bool:
         """Take a waiting user message into a turn (`Backend.take_waiting`)."""
@@ -219,29 +213,31 @@ class RemoteBackend:
         self._turn.progress(data)
 
 
-class RemoteWatch:
+class RemoteWatch(Watch):
     """A view of the turn's channel. All turns that run in the channel share it."""
 
-    def __init__(self, client: Client, agents: Agents, channel: str, message: Message) -> None:
+    def __init__(self, client: Client, agents: Agents, turn: ClaimedTurn) -> None:
         self._client = client
         self._agents = agents
-        self._view = agents.borrow(channel)
-        self._message = message
+        self._view = agents.borrow(turn.channel)
+        self._turn = turn
         self._replies: dict[str, CommandReply] = {}
         self._starts = 0  # number of new starts that the view had when this watch began
         self._woken = asyncio.Event()
         self._on_change: Callable[[], None] = self._woken.set
         self._reading: asyncio.Task[None] | None = None
 
-    async def begin(self) -> None:
-        """Follow the channel from now on; returns when the view is complete."""
+    async def begin(self) -> Self:
+        """Follow the channel from now on; returns when the view is complete and the turn confirmed."""
         self._reading = asyncio.ensure_future(self._read())
         try:
             await self._view.live()
+            self._starts = self._view._starts
+            await self._turn.confirm()
         except BaseException:
             self.close()
             raise
-        self._starts = self._view._starts
+        return self
 
     def commands(self) -> list[Command]:
         """Return the commands without a reply (`Watch.commands`)."""
@@ -264,8 +260,14 @@ class RemoteWatch:
         return reply
 
     async def _ask_for_reply(self, command: Command) -> CommandReply | None:
+        """Send a command of this client again, under the same id. Return its reply, or None while there is none.
+
+        The server responds to a repeated command with its reply, and stores the command again if a crash has lost it.
+        """
+        left_s = command.expires_at / 1000 - self._client._now()
+        fields = given(name=command.name, target=command.target, data=command.data, expires_s=max(1.0, left_s))
         try:
-            return await self._client._reply_to(self._view.channel, command)
+            return (await self._client._send(self._view.channel, command.id, **fields)).reply
         except TenutoError as error:
             logger.warning("the reply to a command in %s could not be requested: %s", self._view.channel, error)
             return None
@@ -275,13 +277,8 @@ class RemoteWatch:
         return [
             one
             for one in self._view.messages
-            if one.role == "user" and one.status == "complete" and one.created > self._message.created
+            if one.role == "user" and one.status == "complete" and one.created > self._turn.message.created
         ]
-
-    async def changed(self) -> None:
-        """Wait for a change of the channel (`Watch.changed`)."""
-        await self._woken.wait()
-        self._woken.clear()
 
     def follow(self, on_change: Callable[[], None]) -> None:
         """Call `on_change` now, and at each change of the view (`Watch.follow`)."""

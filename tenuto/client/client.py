@@ -300,16 +300,6 @@ class Client:
         """Reply to a command. Raises AlreadyAnswered if another client has replied before."""
         await self._reply(channel, command_id, ok=ok, data=self._data(data), error=self._data(error))
 
-    async def _reply_to(self, channel: str, command: Command) -> CommandReply | None:
-        """Send a command of this client again, under the same id. Return its reply, or None while there is none.
-
-        The server responds to a repeated command with its reply, and stores the command again if a crash has lost it.
-        Raises as `command`.
-        """
-        left_s = command.expires_at / 1000 - self._now()
-        fields = given(name=command.name, target=command.target, data=command.data, expires_s=max(1.0, left_s))
-        return (await self._send(channel, command.id, **fields)).reply
-
     async def _send(self, channel: str, command_id: str, **fields: Any) -> Commanded:
         """Send a command; a repeat returns the stored one with its reply."""
         return decode_response(await self._ask("command", channel, {"id": command_id, **fields}), Commanded)

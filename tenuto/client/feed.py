@@ -261,12 +261,8 @@ class _Inbox:
         return batch
 
     def receive(self, events: list[ServerEvent], cursor: str | None, size: int) -> None:
-        if (
-            cursor is None
-            and not self._pieces
-            and events
-            and all(isinstance(event, EphemeralEvent) for event in events)
-        ):
+        is_ephemeral = bool(events) and all(isinstance(event, EphemeralEvent) for event in events)
+        if cursor is None and not self._pieces and is_ephemeral:
             self._add(Batch(events=events), size)
             return
         self._pieces += events

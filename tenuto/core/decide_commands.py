@@ -22,7 +22,6 @@ from tenuto.core.errors import (
     InvalidRequest,
     NotFound,
     StillStreaming,
-    TenutoError,
     TooMany,
     shown,
 )
@@ -341,7 +340,8 @@ def settle_command(state: Draft, key: str, request: SettleCommand, now_ms: int) 
     if rules_of(command.name).stops and command.target is not None:
         ops = _carry_out(state, command.target, now_ms)
         late = Finished("the answer ended before the cancel was carried out; no other cancel is needed")
-        return Decision(ops=(*ops, _reply(key, now_ms, ok=bool(ops), error=None if ops else _error(late))))
+        error: Json = None if ops else {"code": late.code, "detail": late.detail}
+        return Decision(ops=(*ops, _reply(key, now_ms, ok=bool(ops), error=error)))
     if request.is_expired:
         expired: Json = {"code": "expired", "detail": "no reply arrived in time"}
         return Decision(ops=(_reply(key, now_ms, ok=False, error=expired),))
@@ -426,10 +426,6 @@ def _reply(key: str, now_ms: int, *, ok: bool, error: Json = None) -> Reply:
     return Reply(id=key, ok=ok, error=error, at_ms=now_ms)
 
 
-def _error(error: TenutoError) -> Json:
-    return {"code": error.code, "detail": error.detail}
-
-
 def _data(value: Json, limit_bytes: int, limits: Limits) -> Json:
     if value is None:
         return None
@@ -455,7 +451,7 @@ def released(
     """Return the operations by which the messages that the turn of `message` has taken in wait again.
 
     If its attempt ends the turn in the state `end`, they end so, too, but for those that this attempt has not taken in,
-    or has without knowing it (`unheard`). Of a turn that is ended from outside the log does not show which these are.
+    or that its handler did not get (`unheard`). Of a turn ended from outside the log does not show which these are.
     """
     ops: list[Claim] = []
     for one, known in state.held_by(message.id):

@@ -170,7 +170,7 @@ class EndTurn(Struct, frozen=True, kw_only=True):
     confirmed: int | None = None  # the confirmations of the attempt that the server knows; None: it has begun
     state: Literal["done", "cancelled", "pending"] = "done"
     failure: str | None = None  # id of the failed answer if no attempt has begun one; no other message has this id
-    unheard: tuple[str, ...] = ()  # ids of messages that the attempt may have taken in without knowing it
+    unheard: tuple[str, ...] = ()  # ids of messages that the attempt may have taken in, and its handler did not get
 
 
 class SettleCommand(Struct, frozen=True, kw_only=True):

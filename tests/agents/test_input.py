@@ -206,6 +206,31 @@ async def test_a_message_whose_taking_in_was_cancelled_gets_a_turn_of_its_own(mo
 
 
 @virtually
+async def test_a_message_that_a_cancelled_call_had_taken_in_gets_a_turn_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The call was cancelled while it took in the next one, and no further call returns both."""
+    note = Steps.note_input
+
+    async def slow(self: Steps, fields: Any, *content: Any) -> Any:
+        await asyncio.sleep(10 if fields["of"] == "q3" else 0)
+        return await note(self, fields, *content)
+
+    monkeypatch.setattr(Steps, "note_input", slow)
+
+    async def respond(turn: Turn) -> None:
+        await asyncio.sleep(10)
+        async with turn.reply() as message:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(5):
+                    await turn.steered()
+            await message.append(f"To {turn.text}")
+
+    found = await lived(respond, "q2", "q3", lives=1)
+    assert [text for text, _ in found] == ["?", "m q2", "m q3", "To ?", "To m q2", "To m q3"]
+
+
+@virtually
 async def test_a_message_that_the_agent_may_not_read_hides_no_other_input(monkeypatch: pytest.MonkeyPatch) -> None:
     got: list[list[str]] = []
 

@@ -85,6 +85,7 @@ class AssignedTurn(NamedTuple):
     generation: int
     lease_s: float | None  # None: the worker lives in this process, so its lease needs no renewal
     tries: int = 1  # number of attempts of this round that count, with this one
+    unheard: tuple[str, ...] = ()  # at its end: messages that it may have taken in, and its handler did not get
 
 
 class Worker(Protocol):
@@ -769,8 +770,8 @@ class TurnScheduler:
             turn.worker = None  # the worker that ends the turn itself needs no notification
         caller = Caller(id=worker.name, is_server=worker.is_local)
         host = assigned.message_id, assigned.generation
-        unheard = tuple(one.message_id for one in self._turns.get(assigned.channel, ()) if one.unheard == host)
-        request = EndTurn(generation=assigned.generation, state=state, unheard=unheard)
+        unheard = [one.message_id for one in self._turns.get(assigned.channel, ()) if one.unheard == host]
+        request = EndTurn(generation=assigned.generation, state=state, unheard=(*unheard, *assigned.unheard))
         self._request(assigned.channel, assigned.message_id, request, caller, done)
         if turn is not None and is_own:  # do this after the request, which must not end a turn that follows
             self._handler_ended(assigned.channel, turn)
