@@ -268,7 +268,8 @@ class Running:
         if self._failure is not None:
             await self._store_failed_answer(turn, self._failure)
         await self._end_what_is_open(turn)
-        await reply_to_stops(watch, lambda: turn.targets, self._reply_to_stop)
+        respond = partial(backend.reply, self.channel, ok=self._is_stopped, data=None, error=None, by=self._agent.name)
+        await reply_to_stops(watch, lambda: turn.targets, respond)
         self.unheard = turn.unheard
         return "cancelled" if self._is_stopped else "done"
 
@@ -373,10 +374,6 @@ class Running:
         """Stop the handler if a client has cancelled the turn."""
         if not self._is_stopped and stops(watch, lambda: turn.targets):
             self.stop()
-
-    async def _reply_to_stop(self, command_id: str) -> None:
-        by = self._agent.name
-        await self._backend.reply(self.channel, command_id, ok=self._is_stopped, data=None, error=None, by=by)
 
     def _questions_left(self, watch: Watch, answer: Message | None) -> list[str]:
         """Return the ids of open questions of earlier attempts."""

@@ -225,11 +225,10 @@ class RemoteWatch(Watch):
         self._starts = 0  # number of new starts that the view had when this watch began
         self._woken = asyncio.Event()
         self._on_change: Callable[[], None] = self._woken.set
-        self._reading: asyncio.Task[None] | None = None
+        self._reading = asyncio.ensure_future(self._read())
 
     async def begin(self) -> Self:
         """Follow the channel from now on; returns when the view is complete and the turn confirmed."""
-        self._reading = asyncio.ensure_future(self._read())
         try:
             await self._view.live()
             self._starts = self._view._starts
@@ -287,9 +286,7 @@ class RemoteWatch(Watch):
 
     def close(self) -> None:
         """Stop using the view (`Watch.close`)."""
-        if self._reading is not None:
-            self._reading.cancel()
-            self._reading = None
+        self._reading.cancel()
         self._agents.give_back(self._view)
 
     async def _read(self) -> None:
