@@ -85,6 +85,7 @@ class Agents:
         self.running.add(running)
         try:
             turn.outcome = await running.run()
+            turn.unheard = running.unheard
         finally:
             self.running.discard(running)
 

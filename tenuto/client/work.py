@@ -36,6 +36,7 @@ from tenuto.core.errors import (
 )
 from tenuto.core.model import Json, Message, check_json, plain
 from tenuto.core.names import invalid_pattern, is_pattern, matches
+from tenuto.core.turns import MOST_UNHEARD
 
 logger = logging.getLogger("tenuto.client")
 
@@ -237,6 +238,7 @@ class ClaimedTurn:
         self.is_development = offer.debug
         # how the turn ends when the handler returns; None: it does not, and waits for its next attempt
         self.outcome: Literal["done", "cancelled"] | None = "done"
+        self.unheard: tuple[str, ...] = ()  # ids of messages that it took in without its handler
         self.is_lost = False  # True: the turn is over, or another worker has it; the handler is being cancelled
         self.task: asyncio.Task[None] | None = None
         self._link = link
@@ -284,8 +286,9 @@ class ClaimedTurn:
 
     async def done(self) -> None:
         """Report the end of the turn, or of this attempt."""
+        fields = given(state=self.outcome or "lost", unheard=self.unheard[:MOST_UNHEARD] or None)
         try:
-            await self._link.request("turn.done", {**self._claim(), "state": self.outcome or "lost"})
+            await self._link.request("turn.done", {**self._claim(), **fields})
         except TenutoError as error:
             logger.warning("the end of the turn of %s could not be sent: %s", self.message.id, error.code)
 

@@ -24,6 +24,7 @@ CANCEL_S = 2.0  # time in which the worker or writer can carry out a `cancel` be
 # the node confirms by its next claim.
 ATTEMPTS = 5
 MOST_SPARED = 100  # attempts of one round that may be handed over without counting
+MOST_UNHEARD = 1_000  # messages that the end of a turn may name
 ROUND = 128  # numbers reserved for one round of attempts: from 1, then from 129 after a `regenerate`, and so on
 
 WhenBusy = Literal["queue", "interrupt", "parallel"]

@@ -58,7 +58,7 @@ from tenuto.core.requests import (
     TakeOver,
     UpdateMessage,
 )
-from tenuto.core.turns import WhenBusy
+from tenuto.core.turns import MOST_UNHEARD, WhenBusy
 from tenuto.hub.pending import Result
 from tenuto.stores.base import CommitUnknown
 from tenuto.transports.headers import is_operator
@@ -146,6 +146,7 @@ class TurnDoneFrame(_Frame, frozen=True, kw_only=True, tag="turn.done"):
     message: str
     generation: Generation
     state: Literal["done", "cancelled", "lost", "handed_over"] = "done"
+    unheard: Annotated[list[str], Meta(max_length=MOST_UNHEARD)] = []  # messages taken in that no handler got
 
 
 class AuthFrame(Struct, frozen=True, kw_only=True, tag_field="type", tag="auth"):

@@ -268,7 +268,7 @@ class SocketWorkers:
     def end(self, frame: TurnDoneFrame, done: Respond) -> None:
         """End a turn, or let it wait for its next attempt if the agent has lost this one."""
         worker = self.find(frame)
-        turn = worker.turn_of(frame)
+        turn = worker.turn_of(frame)._replace(unheard=tuple(map(check_id, frame.unheard)))
 
         def stored(error: TenutoError | None) -> None:
             # a `work` frame may have replaced the worker meanwhile

@@ -205,9 +205,10 @@ async def test_a_message_whose_taking_in_was_cancelled_gets_a_turn_of_its_own(mo
     assert [text for text, _ in found] == ["?", "m q2", "To ?", "To m q2"]
 
 
+@pytest.mark.parametrize("is_remote", [False, True])
 @virtually
 async def test_a_message_that_a_cancelled_call_had_taken_in_gets_a_turn_of_its_own(
-    monkeypatch: pytest.MonkeyPatch,
+    is_remote: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The call was cancelled while it took in the next one, and no further call returns both."""
     note = Steps.note_input
@@ -226,7 +227,7 @@ async def test_a_message_that_a_cancelled_call_had_taken_in_gets_a_turn_of_its_o
                     await turn.steered()
             await message.append(f"To {turn.text}")
 
-    found = await lived(respond, "q2", "q3", lives=1)
+    found = await lived(respond, "q2", "q3", lives=1, is_remote=is_remote)
     assert [text for text, _ in found] == ["?", "m q2", "m q3", "To ?", "To m q2", "To m q3"]
 
 

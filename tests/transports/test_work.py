@@ -137,6 +137,31 @@ async def test_agent_with_zero_slots_ends_the_turn_of_its_previous_socket() -> N
     await person.cut()
 
 
+@virtually
+async def test_message_that_an_agent_took_in_and_did_not_work_on_waits_again_when_its_turn_ends() -> None:
+    hub = new_hub()
+    await hub.start()
+    agent, person = Line(hub, "bot"), Line(hub, "ann")
+    await agent.ask("work", pattern="chat:*")
+    await person.ask("create", channel="chat:1", id="q1", text="hello")
+    about = {"channel": "chat:1", "message": (await agent.turn())["message"]["id"], "generation": 1}
+    for other in ("q2", "q3"):
+        await person.ask("create", channel="chat:1", id=other, text="and?")
+        assert (await agent.ask("turn.take", channel="chat:1", message=other, turn="q1"))["taken"]
+    for unheard, code in (
+        ("q3", "invalid_request"),
+        ([3], "invalid_request"),
+        (["q3"] * 1_001, "invalid_request"),
+        (["q3", ""], "invalid_name"),
+    ):
+        assert (await agent.ask("turn.done", **about, unheard=unheard))["code"] == code
+    for _ in range(2):  # a repeat after a lost response
+        assert (await agent.ask("turn.done", **about, unheard=["none", "q3"]))["type"] == "ok"
+    assert (await agent.turn())["message"]["id"] == "q3"
+    await agent.cut()
+    await person.cut()
+
+
 # Callers without read access
 
 
