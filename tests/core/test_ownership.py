@@ -218,7 +218,7 @@ def cells() -> Iterator[tuple[str, str, str, str]]:
                     yield head[0], row, who, cell
 
 
-@pytest.mark.parametrize(("state", "row", "who", "cell"), cells())
+@pytest.mark.parametrize(("state", "row", "who", "cell"), [*cells()])
 def test_request_is_granted_or_refused_as_in_the_table(state: str, row: str, who: str, cell: str) -> None:
     harness = LogHarness()
     prepare(state, harness)
