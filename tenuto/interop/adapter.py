@@ -217,16 +217,19 @@ async def store_unsent(
             await access.remember(channel, id=stored_id(one["id"]), role="user", options=options, **content_of(one))
 
 
-async def ask_again(access: Access, channel: str, turn: TurnStatus, *, is_wanted: bool = False) -> None:
-    """Begin the turn of a message that has none: its request arrives after one that has stored it (`store_unsent`).
+async def begin_unsent(access: Access, channel: str, turn: TurnStatus) -> None:
+    """Begin the turn of a message that has none: its request arrives after one that has stored it (`store_unsent`)."""
+    if turn.state == "none":
+        with suppress(Finished):  # no agent serves the channel
+            await regenerate(access, channel, turn)
 
-    If another answer `is_wanted`, a turn that is over begins again, unless an answer streams.
-    """
-    if turn.message is None or turn.state not in (("none", "over") if is_wanted else ("none",)):
-        return
+
+async def regenerate(access: Access, channel: str, turn: TurnStatus) -> None:
+    """Ask for an answer to the message of a turn that is over or has not begun, unless an answer streams."""
+    assert turn.message is not None
     id = turn.message.id
     again = hashed("regenerate", id, turn.answers[-1].id if turn.answers else "")  # a repeat is the same command
-    with suppress(StillStreaming, *(() if is_wanted else (Finished,))):  # Finished: no agent serves the channel
+    with suppress(StillStreaming):
         await access.command(channel, "regenerate", target=id, id=again)
 
 

@@ -35,7 +35,7 @@ from tenuto import Hub, Message
 from tenuto.core.errors import IdConflict, InvalidRequest, NotFound
 from tenuto.interop.adapter import (
     ChatRoutes,
-    ask_again,
+    begin_unsent,
     body_of,
     fields_in,
     hashed,
@@ -307,7 +307,7 @@ async def _ask(
     known = turn.message
     if known is None or known.role != "user" or known.parts[len(outputs_in(known)) :] != parts:
         raise IdConflict(f"message {last['id'][:64]!r} exists with other content; send changed content with a new id")
-    await ask_again(access, channel, turn)
+    await begin_unsent(access, channel, turn)
 
 
 async def _add_results(

@@ -30,12 +30,13 @@ from tenuto import Hub, Message
 from tenuto.core.errors import AlreadyAnswered, IdConflict, InvalidRequest, LocalError, NotFound
 from tenuto.interop.adapter import (
     ChatRoutes,
-    ask_again,
+    begin_unsent,
     body_of,
     hashed,
     json_response,
     messages_in,
     read_messages,
+    regenerate,
     store_unsent,
     stored_id,
     stored_parts,
@@ -83,17 +84,18 @@ class AISDK(ChatRoutes):
         if last["role"] == "assistant":
             question, has_replied = await self._answer(access, channel, last)
             return access.stream(channel, question, UIStream(question, self._release, last, is_late=not has_replied))
-        question = await self._question(access, channel, earlier, last, body, is_again=is_again)
+        options = options_in(body, is_strict=False)
+        is_edit = body.get("messageId") is not None and not is_again  # else it names the answer
+        question = await self._question(access, channel, earlier, last, options, is_edit=is_edit)
+        turn = await access.turn(channel, question) if is_again else None
+        if turn is not None and turn.state in ("over", "none"):  # else the request is a repeat
+            await regenerate(access, channel, turn)
         return access.stream(channel, question, UIStream(question, self._release))
 
     async def _question(
-        self, access: Access, channel: str, earlier: list[Json], last: Json, body: Json, *, is_again: bool
+        self, access: Access, channel: str, earlier: list[Json], last: Json, options: Json, *, is_edit: bool
     ) -> str:
-        """Return the id of the page's last message, or of its version with this content, either stored if it is new.
-
-        Another answer (`is_again`) is one to the version that has the wishes of the request, too.
-        """
-        options = options_in(body, is_strict=False)
+        """Return the id of the page's last message, or of its version with this content, either stored if it is new."""
         content, given = {**_content_of(last), "options": options}, stored_id(last["id"])
         try:
             turn = await access.turn(channel, given)
@@ -107,15 +109,14 @@ class AISDK(ChatRoutes):
             raise IdConflict(f"message {given!r} is an answer; send a question with another id")
         newest = ""
         async for version in _versions(access, channel, known):
-            wishes = await access.options(channel, version) if is_again else options
-            if version.parts == content["parts"] and options.items() <= wishes.items():
-                turn = turn if version is known else await access.turn(channel, version.id)
-                await ask_again(access, channel, turn, is_wanted=is_again)
+            if version.parts == content["parts"]:
+                if version is known:
+                    await begin_unsent(access, channel, turn)
                 return version.id
             newest = newest or version.id
-            if body.get("messageId") is not None and not is_again:  # else it names the answer
+            if is_edit:
                 break  # an edit back to an earlier content is another version
-        id = hashed(newest, json.dumps([content["parts"], options]))
+        id = hashed(newest, json.dumps(content["parts"]))
         return (await access.create(channel, id=id, **content, parent=known.parent)).id
 
     async def _answer(self, access: Access, channel: str, last: Json) -> tuple[str, bool]:

@@ -1072,25 +1072,6 @@ async def test_empty_result_is_an_empty_text_and_a_file_in_percents_has_its_byte
     assert result["content"] == ""
 
 
-async def test_another_answer_has_the_wishes_of_the_request_for_it(stub: Stub) -> None:
-    stub.text, again = "Yes.", [{}, {"temperature": 0.9}, {"temperature": 0.9}, {"temperature": 0.1}]
-    async with pages_at(f"{stub.url}/page") as pages:
-        await pages("a", "open", id="1")
-        await pages("a", "send", text="q", options={"body": {"temperature": 0.1}})
-        await pages("a", "asks", requests=1)
-        for requests, body in enumerate(again, 2):
-            await pages("a", "is", status="ready")
-            await pages("a", "regenerate", body=body)
-            await pages("a", "asks", requests=requests)
-        built = (await pages("a", "is", status="ready"))["messages"]
-        loaded = (await pages("b", "open", id="1", load=True))["messages"]
-    assert [[one["role"] for one in messages] for messages in (built, loaded)] == [["user", "assistant"]] * 2
-    assert built[1] == loaded[1]
-    # without wishes of its own a request gets an answer with those of the question
-    assert [one["options"]["openai"]["temperature"] for one in stub.received] == [0.1, 0.1, 0.9, 0.9, 0.1]
-    assert [one["openai"] for one in stub.received] == [[{"role": "user", "content": "q"}]] * 5
-
-
 async def test_metadata_of_a_page_is_kept_and_makes_no_wishes(stub: Stub) -> None:
     metadata = {"options": {"kept": {"tools": "bad id!"}, "theme": "dark", "temperature": 2}, "a": 1}
     forged = {"$options": {"kept": {"tools": "bad id!"}, "temperature": 2}}
