@@ -136,7 +136,6 @@ async def test_a_reload_at_any_moment_shows_the_whole_answer_of_one_call(
             seen = " ".join(whole.split()[: max(0, words)])
             if words >= 0:
                 await model.until_called(count)
-                assert await page.input_value(FIELDS[name]) == ""
                 await model.allow(words)
                 if seen:
                     await until_shown(name, page, seen)
