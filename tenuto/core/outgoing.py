@@ -202,7 +202,7 @@ class Outgoing:
     def opening(self) -> UpdateMessage | None:
         """Return the last request if it supersedes by a part without text, and was not sent yet.
 
-        Over a network the first text of that part goes with it: until then viewers have the old text.
+        Over a network, text that follows in the same step goes with it: until then viewers have the old text.
         """
         last = self._queue[-1] if self._queue else None
         if last is None or last.was_sent or not isinstance(last.request, UpdateMessage) or not last.request.parts:

@@ -33,9 +33,9 @@ from tenuto.core.draft import Draft
 from tenuto.core.errors import Busy, Draining, StoreUnavailable, TenutoError
 from tenuto.core.events import NO_EPOCH
 from tenuto.core.limits import Limits
-from tenuto.core.message_state import CommandState, MessageState
+from tenuto.core.message_state import MessageState
 from tenuto.core.model import Part
-from tenuto.core.ops import Entry
+from tenuto.core.ops import Append, Entry, SetPart
 from tenuto.core.requests import AppendText, Caller, CreateMessage, SendCommand
 from tenuto.hub.channel import MAX_CONFLICTS, Channel, Ticks, outpaced
 from tenuto.hub.clock import Clock
@@ -58,7 +58,7 @@ class Unclear(NamedTuple):
 
     epoch: str
     serial: int
-    things: dict[str, object]  # of a shared store: what the write changed, as `_content` returns it, by ids
+    things: dict[str, object]  # of a shared store: `_content` of the changed messages, by ids
     decided: list[Decided]
 
 
@@ -502,17 +502,17 @@ class Committer:
     def _unclear(self, batch: _Batch, writes: Sequence[tuple[Channel, Write]]) -> dict[Channel, Unclear]:
         """Return what the channels will have if the writes were stored.
 
-        On a shared store another hub's write may have led to the same serial, so there the messages are compared, too,
-        and an empty write, which others may have outrun, is decided again.
+        On a shared store another hub's write may have led to the same serial, so there the messages are compared, too.
+        That tells text and parts, but not a claim or a command: two hubs can make equal ones for different callers.
         """
         unclear = {}
         for channel, write in writes:
             things: dict[str, object] = {}
             if not self._store.is_exclusive:
-                if not write.entries:
+                if not write.entries or any(type(entry.op) not in (Append, SetPart) for entry in write.entries):
                     continue
                 draft = batch.draft(channel)
-                things = {entry.op.id: _content(draft.thing(entry.op.id)) for entry in write.entries}
+                things = {entry.op.id: _content(draft.message(entry.op.id)) for entry in write.entries}
             decided = [one for one in batch.decided if one.channel is channel]
             unclear[channel] = Unclear(write.epoch, write.expected + len(write.entries), things, decided)
         return unclear
@@ -645,8 +645,7 @@ class Committer:
         unclear, state = self._in_doubt.pop(channel, None), channel.state
         if unclear is None or (state.epoch, state.serial) != (unclear.epoch, unclear.serial):
             return
-        found = {key: _content(state.messages.get(key) or state.commands.get(key)) for key in unclear.things}
-        if found != unclear.things:
+        if any(_content(state.messages.get(key)) != content for key, content in unclear.things.items()):
             return
         parked = self._parked[channel]
         for decided in unclear.decided:
@@ -655,11 +654,9 @@ class Committer:
                 self._return(decided)
 
 
-def _content(thing: MessageState | CommandState | None) -> tuple[bytes, Sequence[Part]] | None:
-    """Return all that a store keeps of a message or command."""
-    if thing is None:
-        return None
-    return document(thing).head, [part.value() for part in thing.parts] if isinstance(thing, MessageState) else ()
+def _content(message: MessageState | None) -> tuple[bytes, list[Part]] | None:
+    """Return all that a store keeps of a message."""
+    return (document(message).head, [part.value() for part in message.parts]) if message is not None else None
 
 
 def _renews_lease(caller: Caller) -> bool:

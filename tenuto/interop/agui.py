@@ -205,7 +205,8 @@ class AGUI(ChatRoutes):
         last, later, before, earlier = _messages_in(body)
         access.check(channel, "subscribe", "history", "publish")
         forwarded = body.get("forwardedProps")
-        filled = {name: value for name, value in body.items() if value not in (None, [], {})}
+        # TanStack AI always sends an empty state and context, so an app's own are in `forwardedProps`
+        filled = {name: value for name, value in body.items() if name not in ("state", "context") or value}
         options = options_in({**(forwarded if isinstance(forwarded, dict) else {}), **filled}, is_strict=False)
         question, has_results = stored_id(last["id"]), any(one["role"] == "tool" for one in later)
         after = None if has_results else _after(request, question)
@@ -362,10 +363,10 @@ async def _outputs(access: Access, channel: str, results: list[Json], turns: lis
 def _output(result: Json) -> object:
     """Return the result of a tool in the page: parts in place of a list. An error follows the partial content."""
     content, error = result.get("content"), result.get("error")
+    if content and isinstance(content, str | list) and isinstance(error, str) and error not in str(content):
+        content = f"{content}\n{error}" if isinstance(content, str) else [*content, {"type": "text", "text": error}]
     if content and isinstance(content, list):
-        return stored_parts([*content, {"type": "text", "text": error}])
-    if content and isinstance(content, str) and isinstance(error, str) and error not in content:
-        return f"{content}\n{error}"
+        return stored_parts(content)
     return content or result.get("error", content)
 
 

@@ -519,6 +519,8 @@ async def whole_response(access: Access, request: Request, events: TurnEvents) -
     try:
         await access.follow(events.of.channel, events.of.message_id, events, request.receive)
     except (Draining, TooMany) as error:  # the question is stored
+        if events.is_cancelled and isinstance(error, TooMany):
+            raise  # a client may cancel again
         id = events.of.id()
         problem = {**error.problem(), "detail": f"{error.detail}; retrieve the response {id}"}
         return JSONResponse({"error": {**error_of(problem), "response_id": id}}, error.status, headers)

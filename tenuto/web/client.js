@@ -376,7 +376,7 @@ export class Client extends Observable {
   #wake({ type }) {
     const isHidden = globalThis.document?.hidden
     if (type === "visibilitychange") for (const channel of this.channels.values()) channel.turned(isHidden)
-    if (isHidden) return
+    if (isHidden && type !== "offline") return
     if (type === "online" && this.#worked.size) this.#networkChanged()
     else for (const connection of this.#connections) connection.wake(type === "offline")
   }

@@ -606,7 +606,7 @@ async def test_each_wish_of_a_client_reaches_the_model_in_the_form_of_its_api(
 
 async def test_wishes_under_names_that_a_client_of_ag_ui_sends_empty_reach_the_model(stub: Stub) -> None:
     """TanStack AI always sends an empty `state` and `context`, and an app's own values in `forwardedProps`."""
-    wishes: Any = {"tools": [TOOL], "state": {"n": 1}, **_CONTEXT[0]}
+    wishes: Any = {"state": {"n": 1}, **_CONTEXT[0]}
     await run_agui(stub, "hi", forwardedProps=wishes)
     assert msgspec.to_builtins(stub.turns[0].request) == wishes
 
