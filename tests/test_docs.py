@@ -161,14 +161,14 @@ def fits(owner: type, method: str, documented: str) -> bool:
     for name, _, default in shown:
         if default not in ("", "…") and ast.literal_eval(default) != signature.parameters[name].default:
             return False
-    before = [part.strip() for part in documented.partition("*")[0].split(",")]
-    positional = [name for name in names if name in before]
+    before = [] if owner is Client else documented.partition("*")[0].split(",")
+    positional = [part for part in before if part.strip()]
     try:
         signature.bind_partial(owner, *positional)  # raises for an argument that a call must name
     except TypeError:
         return False
     # A call without keyword arguments, such as `start_task(coroutine)`, may name its argument for readers.
-    return names == taken if "*" in documented else len(names) == len(taken)
+    return names == taken if "*" in documented or owner is Client else len(names) == len(taken)
 
 
 def public(kind: type) -> set[str]:

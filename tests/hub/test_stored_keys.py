@@ -59,6 +59,18 @@ async def test_store_gets_no_key_of_one_process_and_none_that_the_app_has_given(
 
 
 @virtually
+async def test_visitor_is_known_after_a_restart_on_a_store_of_one_process() -> None:
+    store, guests = MemoryStore(), [visitors(), visitors()]
+    token = None
+    for number, one in enumerate(guests):
+        hub = new_hub(store, number, authenticate=one)
+        await hub.start()
+        token = token or one.token_of(new_visitor_id(bytes(13)))
+        assert one.identity_by_token(token) is not None
+        await hub.close()
+
+
+@virtually
 async def test_visitor_of_one_node_is_known_at_another_and_after_a_restart() -> None:
     store, guests = Shared(), [visitors() for _ in range(3)]
     here, there, later = (new_hub(store, number, authenticate=one) for number, one in enumerate(guests))
