@@ -198,6 +198,8 @@ class Writer(ABC):
         self.is_stopped: Callable[[], bool] = lambda: False
         # returns the key of the turn's step that runs here; an empty text if none does
         self.open_step: Callable[[], str] = lambda: ""
+        # of the streams that it has piped: they show which of two open answers the output of a tool belongs to
+        self.tool_calls: list[ToolCall] = []
         self._outgoing = outgoing
         self._appends = 0  # number of calls of `append` that were not awaited
         self._kept: list[tuple[str, Coroutine[Any, Any, Any]]] = []  # other calls, some of which have not begun
@@ -286,19 +288,24 @@ class Writer(ABC):
         attach: object = None,
     ) -> Piping:
         """Write a model's stream into this message, as `tenuto.sources.pipe` does. The block fails without an await."""
-        # the package is in a layer above, and imported on use: clients that only watch need no sources
-        piping: Piping = import_module("tenuto.sources").pipe(
-            self,
-            stream,
-            source=source,
-            text_field=text_field,
-            retries=retries,
-            retry_s=retry_s,
-            stall_s=stall_s,
-            on_break=on_break,
-            attach=attach,
-        )
-        return self.keep("pipe(stream)", piping)
+
+        async def piping() -> Piped:
+            # the package is in a layer above, and imported on use: clients that only watch need no sources
+            piped: Piped = await import_module("tenuto.sources").pipe(
+                self,
+                stream,
+                source=source,
+                text_field=text_field,
+                retries=retries,
+                retry_s=retry_s,
+                stall_s=stall_s,
+                on_break=on_break,
+                attach=attach,
+            )
+            self.tool_calls += piped.tool_calls
+            return piped
+
+        return self.keep("pipe(stream)", piping())
 
     @needs_await("update(meta=meta)")
     async def update(self, *, meta: dict[str, Json]) -> None:

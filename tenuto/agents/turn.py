@@ -513,7 +513,9 @@ class Turn:
         run it again. If a function raises, whatever it is, or its result cannot be stored, the output is
         `{"error": reason}`, for the model. Raises LocalError without an answer, TooMany, Fenced; then all calls end.
         """
-        message = self._answer("the output of a tool is written")
+        asked = {*map(id, piped.tool_calls)}
+        own = (one for one in self.begun if not asked.isdisjoint(map(id, one.tool_calls)))
+        message = next(own, None) or self._answer("the output of a tool is written")
         calls = [call for call in piped.tool_calls if call.name in tools]
         tasks = [asyncio.ensure_future(self._run_tool(message, call, tools[call.name])) for call in calls]
         try:

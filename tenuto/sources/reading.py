@@ -132,6 +132,7 @@ SDKS = (
 LOST = (
     *("APIConnectionError", "TransportError", "ClientConnectionError", "ClientPayloadError", "ProtocolError"),
     *("ConnectionError", "ChunkedEncodingError", "Timeout"),  # of requests
+    "UnknownApiResponseError",  # of google-genai: a stream that ends in the middle of an event
 )
 
 

@@ -41,7 +41,7 @@ from tenuto.stores.memory import MemoryStore
 from tests.agents.test_turns import lives
 from tests.client.wire import Wire, client_of, memory_hub
 from tests.sources.provider import CUT, HOLD
-from tests.sources.wires import Responses, chat, chat_end, claude, claude_begin, claude_end, claude_said, sse
+from tests.sources.wires import Responses, chat, chat_end, claude, claude_begin, claude_end, claude_said, gemini, sse
 from tests.virtual import closed_later, virtual_clock, virtually
 
 Body = Sequence[bytes | str]
@@ -173,6 +173,15 @@ async def stopped(
 
 def counted(message: Message) -> list[str]:
     return [part["type"] for part in message.parts]
+
+
+@virtually
+async def test_stream_of_google_that_ends_in_the_middle_of_an_event_is_tried_again() -> None:
+    half = gemini({"text": "Hello"})[:-20]
+    model = Model([gemini({"text": "Hel"}), half], [gemini({"text": "Hello"}), gemini({"text": "."}, finish="STOP")])
+    client = model.google()  # its streams need the client
+    message, _ = await piped(lambda: client.aio.models.generate_content_stream(model="gemini-test", contents="Hi"))
+    assert (message.status, message.text) == ("complete", "Hello.")
 
 
 # -- the scripts of others ---------------------------------------------------------------------------------------------
