@@ -146,9 +146,12 @@ class Tries:
             await wait_to_retry(self._writer, self._wait_s)
 
     def _take_left(self, attempt: Attempt) -> None:
-        """Continue the text that an earlier process left in the message, or supersede it if it cannot be continued."""
+        """Continue the text that an earlier process left in the message, or supersede it if it cannot be continued.
+
+        Of several texts the last may be that of another stream, one that ran beside this one or came after it.
+        """
         left = [*attempt.outgoing.take_left(attempt.owner).items()]
-        if left and self._takes_so_far:
+        if self._takes_so_far and sum(part["type"] == "text" for _, part in left) == 1:
             self._kept = continuable(left, is_exact=self.is_exact)
         if left and self._kept is None:
             attempt.supersede()

@@ -637,6 +637,7 @@ async def test_continuation_that_breaks_off_is_continued_too() -> None:
         ("short", [said("It goes on.")], "It goes on."),
         (LONG, [[*said("x" * 300), CUT], said("Whole")], "Whole"),  # the text of the dead process is superseded, too
         (LONG, [said(LONG[:40] + "other words")], LONG[:40] + "other words"),
+        (f"The text of a stream beside it.|{LONG}", [said("Whole")], "Whole"),
     ],
 )
 @virtually
@@ -653,7 +654,8 @@ async def test_next_process_continues_the_text_that_it_can_continue(
     with contextlib.suppress(asyncio.CancelledError):
         async with hub.message("chat:1", id="m") as message:
             message.cancelled_as = ("interrupted", None)
-            await message.append(left)
+            for text in left.split("|"):
+                await message.part({"type": "text", "text": text})
             raise asyncio.CancelledError
     async with await hub.take_over("chat:1", "m") as message:
         await pipe(message, make)
