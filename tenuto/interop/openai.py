@@ -232,7 +232,7 @@ class OpenAI:
             parent = first.parent if parent is not UNSET else UNSET  # a repeat; meanwhile its branch may be longer
         are_large = len(encode(options)) > access.limits.options_bytes  # then the hub refuses them
         sizes = {name: len(encode(options_in({name: body[name]}))) for name in body if are_large}
-        with _about(max(sizes, key=sizes.__getitem__, default="messages" if "messages" in body else "input")):
+        with _about(max(sizes, key=lambda name: sizes[name], default="messages" if "messages" in body else "input")):
             if not any(known[1:]):  # a request that is repeated stores none behind its question
                 await _store_earlier(access, channel, id, given, parent)
             if given.earlier and parent is not UNSET:
