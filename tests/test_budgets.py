@@ -26,7 +26,7 @@ BUDGETS = {
     "modules of tenuto/": 161,
     "files in a folder of tenuto/": 23,
     "lines of interop/": 3_992,  # grew by branches, ends that a model cuts, namespaces, messages that never arrived
-    "lines of tests/": 62_006,  # grew by tests of attempts behind complete answers and of shown steps
+    "lines of tests/": 62_003,  # grew by tests of attempts behind complete answers and of shown steps
     "lines of proof/ and bench/": 19_995,
     "words of docs without decisions": 50_000,
     "words of decisions": 12_000,

@@ -42,8 +42,6 @@ from tenuto.sources import Piped, SoFar, ToolCall
 from tenuto.stores.memory import MemoryStore
 from tests.agents.test_turns import Failing, lives, new_hub
 from tests.hub.test_commit_outcomes import ScriptedStore
-from tests.sources.test_tries import Model, ask_chat
-from tests.sources.wires import chat, chat_end
 from tests.virtual import virtually
 
 Script = Callable[[Turn], Awaitable[None]]
@@ -1167,24 +1165,6 @@ async def run_tools(turn: Turn, tools: dict[str, Callable[..., Any]], states: di
             await message.flush()
             parts = (await turn._backend.read("chat:1", message.id))[0].parts
             states.update({one["call"]: one["state"] for one in parts})
-
-
-@virtually
-async def test_output_of_a_tool_goes_to_the_answer_whose_stream_has_called_it() -> None:
-    called = {"index": 0, "id": "c1", "type": "function", "function": {"name": "add", "arguments": "{}"}}
-    model = Model([chat({"tool_calls": [called]}), *chat_end("tool_calls")])
-
-    async def script(turn: Turn) -> None:
-        async with turn.reply() as first:
-            piped = await first.pipe(ask_chat(model.openai()))
-            async with turn.reply() as second:
-                await second.part({"type": "data", "name": "chart", "data": 1})
-                assert await turn.run_tools(piped, {"add": lambda: 7}) == {"c1": 7}
-        answers = [(await turn._backend.read("chat:1", one.id))[0].parts[0] for one in (first, second)]
-        assert [one.get("output") for one in answers] == [7, None]
-        assert answers[1]["type"] == "data"
-
-    assert await attempts(script, debug=False) == [None]
 
 
 def refuse(error: BaseException) -> Any:

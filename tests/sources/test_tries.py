@@ -38,7 +38,7 @@ from tenuto.core.view import View
 from tenuto.sources import OnBreak, Piped, SoFar, ToolCall, UpstreamEnded, UpstreamError, pipe, tries
 from tenuto.sources.writing import SHORTEST_OVERLAP, Join, Kept, Repeated
 from tenuto.stores.memory import MemoryStore
-from tests.agents.test_turns import lives
+from tests.agents.test_turns import lives, messages
 from tests.client.wire import Wire, client_of, memory_hub
 from tests.sources.provider import CUT, HOLD
 from tests.sources.wires import Responses, chat, chat_end, claude, claude_begin, claude_end, claude_said, gemini, sse
@@ -1100,3 +1100,20 @@ def test_a_continued_answer_has_each_text_once_wherever_its_processes_die(
         assert len([part for part in counted if part["type"] == "source"]) == before.count("source")
 
     run()
+
+
+@virtually
+async def test_output_of_a_tool_goes_to_the_answer_whose_stream_has_called_it() -> None:
+    called = {"index": 0, "id": "c1", "type": "function", "function": {"name": "add", "arguments": "{}"}}
+    model = Model([chat({"tool_calls": [called]}), *chat_end("tool_calls")])
+
+    async def bot(turn: Turn) -> None:
+        async with turn.reply() as first:
+            piped = await first.pipe(ask_chat(model.openai()))
+            async with turn.reply() as second:
+                await second.part({"type": "data", "name": "chart", "data": 1})
+                assert await turn.run_tools(piped, {"add": lambda: 7}) == {"c1": 7}
+
+    async for hub in lives(bot, 5):
+        found = [(one.parts[0]["type"], one.parts[0].get("output")) for one in await messages(hub)]
+    assert found[1:] == [("tool", 7), ("data", None)]
