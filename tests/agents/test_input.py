@@ -183,6 +183,16 @@ async def test_a_steer_that_the_app_has_answered_does_not_come_again(monkeypatch
     assert got == [[], []]
 
 
+async def gives_up(turn: Turn) -> None:
+    """Answer after a call of `steered` that was cancelled."""
+    await asyncio.sleep(10)
+    async with turn.reply() as message:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(5):
+                await turn.steered()
+        await message.append(f"To {turn.text}")
+
+
 @virtually
 async def test_a_message_whose_taking_in_was_cancelled_gets_a_turn_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     note = Steps.note_input
@@ -193,15 +203,7 @@ async def test_a_message_whose_taking_in_was_cancelled_gets_a_turn_of_its_own(mo
 
     monkeypatch.setattr(Steps, "note_input", slow)
 
-    async def respond(turn: Turn) -> None:
-        await asyncio.sleep(10)
-        async with turn.reply() as message:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(5):
-                    await turn.steered()
-            await message.append(f"To {turn.text}")
-
-    found = await lived(respond, "q2", lives=1)
+    found = await lived(gives_up, "q2", lives=1)
     assert [text for text, _ in found] == ["?", "m q2", "To ?", "To m q2"]
 
 
@@ -219,15 +221,7 @@ async def test_a_message_that_a_cancelled_call_had_taken_in_gets_a_turn_of_its_o
 
     monkeypatch.setattr(Steps, "note_input", slow)
 
-    async def respond(turn: Turn) -> None:
-        await asyncio.sleep(10)
-        async with turn.reply() as message:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(5):
-                    await turn.steered()
-            await message.append(f"To {turn.text}")
-
-    found = await lived(respond, "q2", "q3", lives=1, is_remote=is_remote)
+    found = await lived(gives_up, "q2", "q3", lives=1, is_remote=is_remote)
     assert [text for text, _ in found] == ["?", "m q2", "m q3", "To ?", "To m q2", "To m q3"]
 
 
