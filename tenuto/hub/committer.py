@@ -512,7 +512,7 @@ class Committer:
                 if not write.entries or any(type(entry.op) not in (Append, SetPart) for entry in write.entries):
                     continue
                 draft = batch.draft(channel)
-                things = {entry.op.id: _content(draft.message(entry.op.id)) for entry in write.entries}
+                things = {key: _content(draft.message(key)) for key in {entry.op.id for entry in write.entries}}
             decided = [one for one in batch.decided if one.channel is channel]
             unclear[channel] = Unclear(write.epoch, write.expected + len(write.entries), things, decided)
         return unclear
