@@ -21,12 +21,12 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 53_510,
+    "lines of tenuto/": 53_513,
     "lines of its kernel": 32_206,
     "modules of tenuto/": 161,
     "files in a folder of tenuto/": 23,
-    "lines of interop/": 3_992,  # grew by branches, ends that a model cuts, namespaces, messages that never arrived
-    "lines of tests/": 62_003,  # grew by tests of attempts behind complete answers and of shown steps
+    "lines of interop/": 3_995,  # grew by branches, ends that a model cuts, namespaces, messages that never arrived
+    "lines of tests/": 61_997,  # grew by tests of attempts behind complete answers and of shown steps
     "lines of proof/ and bench/": 19_995,
     "words of docs without decisions": 50_000,
     "words of decisions": 12_000,

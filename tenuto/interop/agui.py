@@ -365,9 +365,7 @@ def _output(result: Json) -> object:
     content, error = result.get("content"), result.get("error")
     if content and isinstance(content, str | list) and isinstance(error, str) and error not in str(content):
         content = f"{content}\n{error}" if isinstance(content, str) else [*content, {"type": "text", "text": error}]
-    if content and isinstance(content, list):
-        return stored_parts(content)
-    return content or result.get("error", content)
+    return stored_parts(content) if content and isinstance(content, list) else content or result.get("error", content)
 
 
 def _messages_in(body: Json) -> tuple[Json, list[Json], list[Json], list[Json]]:

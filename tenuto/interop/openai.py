@@ -230,9 +230,7 @@ class OpenAI:
         known = [await _found(access, channel, one) for one in ((f"{id}.0", id) if key else ())]
         if first := next(filter(None, known), None):
             parent = first.parent if parent is not UNSET else UNSET  # a repeat; meanwhile its branch may be longer
-        are_large = len(encode(options)) > access.limits.options_bytes  # then the hub refuses them
-        sizes = {name: len(encode(options_in({name: body[name]}))) for name in body if are_large}
-        with _about(max(sizes, key=lambda name: sizes[name], default="messages" if "messages" in body else "input")):
+        with _about(lambda: _largest(body, options, access.limits.options_bytes)):
             if not any(known[1:]):  # a request that is repeated stores none behind its question
                 await _store_earlier(access, channel, id, given, parent)
             if given.earlier and parent is not UNSET:
@@ -789,13 +787,20 @@ class GivenInput:
 
 
 @contextmanager
-def _about(name: str) -> Iterator[None]:
+def _about(name: str | Callable[[], str]) -> Iterator[None]:
     """Let an error about a value name the field `name` of the request, unless it names another one."""
     try:
         yield
     except (InvalidRequest, TooLarge) as error:
-        error.details.setdefault("param", name)
+        error.details.setdefault("param", name if isinstance(name, str) else name())
         raise
+
+
+def _largest(body: Json, options: Json, limit: int) -> str:
+    """Return the field of a refused request: the largest wish if the wishes exceed `limit` bytes, else its input."""
+    are_large = len(encode(options)) > limit
+    sizes = {name: len(encode(options_in({name: body[name]}))) for name in body if are_large}
+    return max(sizes, key=lambda name: sizes[name], default="messages" if "messages" in body else "input")
 
 
 @_about("input")
