@@ -22,7 +22,6 @@ from collections.abc import Callable, Container, Iterator, Mapping
 from proof.oracle import Violation
 from proof.oracle.log import EpochLog
 from tenuto.app import Hub
-from tenuto.core import state as states
 from tenuto.core.events import Presence
 from tenuto.hub import channel as channels
 from tenuto.hub.channel import Channel
@@ -90,10 +89,9 @@ class Bounds:
             self._check_channel(channel)
 
     def _check_channel(self, channel: Channel) -> None:
-        name, presence_state, tail = channel.name, channel.presence_state, channel.state.tail
+        name, presence_state = channel.name, channel.presence_state
         kept = len(channel.batches.first) + len(channel.batches.live)
         self._at_most(f"encoded batches are kept for {name}", kept, channels.MAX_CACHED_BATCHES)
-        self._at_most(f"bytes of part operations are kept of {name}", tail._bytes, states.TAIL_BYTES)
         self._at_most(
             f"bytes of signals are kept of {name}", presence_state._signal_bytes, presence_limits.KEPT_SIGNAL_BYTES
         )
@@ -145,7 +143,6 @@ class Bounds:
         yield channel, SPARE, {"_absent": channels.KEPT_ABSENT + 1_000}
         yield channel.batches, channels.MAX_CACHED_BATCHES, {}
         yield state, SPARE, {"messages": 1_000_000, "commands": 1_000_000}  # bounded by their bytes
-        yield state.tail, SPARE, {"ops": states.TAIL_ENTRIES}
         members = {
             "_members": self._hub.limits.members,
             "_signals": presence_limits.KEPT_SIGNALS,

@@ -29,8 +29,8 @@ from tenuto.core.limits import Limits
 # Bounds of the product that change no behaviour but its frequency: small ones make rare cases frequent.
 # Module, name and values.
 SIZES: tuple[tuple[str, str, tuple[int, ...]], ...] = (
-    ("tenuto.core.state", "TAIL_ENTRIES", (2, 1_000)),
-    ("tenuto.core.state", "TAIL_BYTES", (500, 1024 * 1024)),
+    ("tenuto.core.document", "LONG_FIELD", (16, 4_096)),
+    ("tenuto.stores.memory", "MAX_ENTRY_BYTES", (100, 64 * 1024 * 1024)),
     ("tenuto.core.text", "MAX_MARKS", (8, 65_536)),
     ("tenuto.core.text", "JOIN_PIECES", (2, 64)),
     ("tenuto.core.document", "MARK_BYTES", (1, 16, 256)),
@@ -54,7 +54,7 @@ FAULTS = (
     "store down",
     "free memory",
     "crowd",
-    "truncate tails",
+    "forget first values",
     "clock",
     "sync",
     "power",

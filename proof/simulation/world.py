@@ -457,8 +457,8 @@ class World:
                 node.process.run(lambda: _free_memory(node))
             case "crowd":
                 await node.inside(self._crowd(node.hub, draw.choice(self.channels)))
-            case "truncate tails":
-                node.process.run(lambda: _truncate_tails(node.hub))
+            case "forget first values":
+                node.process.run(lambda: _forget_first_values(node.hub))
             case "clock":
                 node.clock.skew_ms += draw.choice((-3_600_000, -10, 10, 3_600_000))
                 self.promises.is_skewed = any(node.is_skewed for node in self.nodes)
@@ -709,10 +709,12 @@ def _free_memory(node: Node) -> None:
             node.bounds.trimmed()
 
 
-def _truncate_tails(hub: Hub) -> None:
+def _forget_first_values(hub: Hub) -> None:
+    """Let the hub know of its messages what it would know after a restart."""
     if hub.is_running:
         for channel in hub.runtime.channels.values():
-            channel.state.tail.restart(channel.state.serial)
+            for part in (part for message in channel.state.messages.values() for part in message.parts):
+                part.first = None
 
 
 @contextlib.contextmanager

@@ -9,8 +9,6 @@ last value, and an edited message once, as it is now. `docs/protocol.md`, "Joini
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from tenuto.core.events import (
     ChannelAttached,
     CommandReply,
@@ -29,8 +27,8 @@ from tenuto.core.limits import Limits
 from tenuto.core.message_state import CommandState, MessageState
 from tenuto.core.model import OPTIONS
 from tenuto.core.names import command_id
-from tenuto.core.ops import Append, Entry, SetPart
-from tenuto.core.state import ChannelState, PartTail
+from tenuto.core.ops import Append, Entry
+from tenuto.core.state import ChannelState
 from tenuto.core.text import PartState, Text
 
 
@@ -47,7 +45,7 @@ def events_since(state: ChannelState, since: int, *, limit: int) -> list[StoredE
         if count > limit:
             return None
         if message.role != OPTIONS:
-            events += _message_since(message, state.tail, since)
+            events += _message_since(message, since)
     count = 0
     for command in reversed(state.commands.values()):
         if command.version <= since:
@@ -150,18 +148,18 @@ def reply_to(command: CommandState) -> CommandReply | None:
     )
 
 
-def _message_since(message: MessageState, tail: PartTail, since: int) -> list[MessageEvent]:
+def _message_since(message: MessageState, since: int) -> list[MessageEvent]:
     if message.deleted:
         return [MessageDelete(serial=message.version, id=message.id)]
     if message.created > since:
         return [MessageCreate(serial=message.version, message=message.message())]
-    if message.edited > since or (message.shaped > since and tail.floor > since):
+    if message.edited > since or (message.shaped > since and _has_unknown(message, since)):
         return [MessageUpdate(serial=message.version, message=message.message())]
     events: list[MessageEvent] = []
     ends = sorted(end for end in (message.finished, message.taken_over) if end > since)
     for index, part in enumerate(message.parts):
         if part.changed > since:
-            events += _part_events(message, tail, since, index, part)
+            events += _part_events(message, since, index, part)
         if isinstance(part.text, Text) and part.text.mark_serials and part.text.mark_serials[-1] > since:
             events += _appends(message.id, index, part.text, max(since, part.changed), ends)
     if message.finished > since:
@@ -180,16 +178,21 @@ def _message_since(message: MessageState, tail: PartTail, since: int) -> list[Me
     return events
 
 
-def _part_events(
-    message: MessageState, tail: PartTail, since: int, index: int, part: PartState
-) -> Iterator[MessageEvent]:
-    """Yield the event that opened a part, then the event with the part's latest value, because parts open in order."""
+def _has_unknown(message: MessageState, since: int) -> bool:
+    """Return whether a part was opened and replaced after `since`, and its first value is unknown."""
+    return any(since < part.opened < part.changed and part.first is None for part in message.parts)
+
+
+def _part_events(message: MessageState, since: int, index: int, part: PartState) -> list[MessageEvent]:
+    """Return the event that opened a part, then the event with the part's latest value, because parts open in order."""
+    values = [(part.changed, part.as_changed())]
     if since < part.opened < part.changed:
-        opening = tail.ops[part.opened]
-        assert isinstance(opening, SetPart)
-        yield MessagePart(serial=part.opened, id=message.id, index=index, updated_at=opening.at_ms, part=opening.part)
-    replaced = tail.ops[part.changed]
-    yield MessagePart(serial=part.changed, id=message.id, index=index, updated_at=replaced.at_ms, part=replaced.part)
+        assert part.first is not None
+        values.insert(0, (part.opened, part.first))
+    return [
+        MessagePart(serial=serial, id=message.id, index=index, updated_at=message.updated_at, part=value)
+        for serial, value in values
+    ]
 
 
 def _appends(message_id: str, index: int, text: Text, since: int, ends: list[int]) -> list[MessageAppend]:

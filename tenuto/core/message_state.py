@@ -160,7 +160,8 @@ class MessageState:
     def cost_bytes(self) -> int:
         """Return an estimate of the memory that this message uses."""
         texts = sum(part.text.cost_bytes() for part in self.parts if isinstance(part.text, Text))
-        return 1_000 + self.size_bytes + texts
+        firsts = sum(part_bytes(part.first) for part in self.parts if part.first is not None)
+        return 1_000 + self.size_bytes + texts + firsts
 
 
 def set_parts(message: MessageState, parts: list[Part], serial: int) -> None:

@@ -42,43 +42,8 @@ from tenuto.core.ops import (
 )
 from tenuto.core.text import PartState
 
-TAIL_ENTRIES = 1_000
-TAIL_BYTES = 1024 * 1024
 KEPT_COMMANDS = 1_000  # commands that stay in memory although they have a reply
 COMMAND_COST = 1_500  # estimated bytes that a command uses in memory; its data is bounded
-
-
-class PartTail:
-    """A channel's newest `part` operations. A viewer with a recent cursor gets its missed parts from them, in order.
-
-    Other entries need no tail: the message's text is indexed by serial, and the message's state holds the rest.
-    """
-
-    __slots__ = ("_bytes", "floor", "ops")
-
-    def __init__(self, floor: int) -> None:
-        self.floor = floor  # the tail holds all part operations above this serial
-        self.ops: OrderedDict[int, SetPart] = OrderedDict()  # the operations by serial
-        self._bytes = 0
-
-    def restart(self, floor: int) -> None:
-        """Empty the tail: the entries up to `floor` were read from the store as a state instead of one by one."""
-        self.floor = floor
-        self.ops.clear()
-        self._bytes = 0
-
-    def add(self, serial: int, op: SetPart) -> None:
-        """Keep `op`, and drop the oldest operations beyond the bounds."""
-        self.ops[serial] = op
-        self._bytes += _kept_bytes(op)
-        while len(self.ops) > TAIL_ENTRIES or self._bytes > TAIL_BYTES:
-            self.floor, oldest = self.ops.popitem(last=False)
-            self._bytes -= _kept_bytes(oldest)
-
-
-def _kept_bytes(op: SetPart) -> int:
-    """Return the estimated bytes that `op` uses in a tail."""
-    return part_bytes(op.part) + 200
 
 
 class ChannelState:
@@ -104,7 +69,6 @@ class ChannelState:
         self.taken: dict[str, None] = {}  # ids of the messages that an attempt has: at their own turn or another
         # commands in order of their last change; all commands without a reply are here
         self.commands: OrderedDict[str, CommandState] = OrderedDict()
-        self.tail = PartTail(serial)
 
     @property
     def cursor(self) -> str:
@@ -206,8 +170,6 @@ def apply_entry(state: ChannelState, entry: Entry) -> None:
     if type(op) is Create:
         state.newest = op.id
         state.note_claim(changed)
-    elif type(op) is SetPart:
-        state.tail.add(serial, op)
     elif type(op) is Claim or type(op) is Delete:
         state.note_claim(changed)
 
@@ -309,7 +271,7 @@ def _set_part(message: MessageState, op: SetPart, serial: int) -> None:
     if op.index < len(message.parts):
         old = message.parts[op.index]
         message.size_bytes += size - part_bytes(old.value())
-        message.parts[op.index] = PartState(op.part, old.opened, serial)
+        message.parts[op.index] = old.replaced(op.part, serial)
     elif op.index == len(message.parts):
         message.size_bytes += size
         message.parts.append(PartState(op.part, serial, serial))

@@ -152,12 +152,13 @@ class TextFork:
 class PartState:
     """The state of one part: its fields, and its growing text if its type has one."""
 
-    __slots__ = ("changed", "fields", "key", "opened", "text")
+    __slots__ = ("changed", "fields", "first", "key", "opened", "text")
 
     def __init__(self, part: Part, opened: int, changed: int) -> None:
         self.key = APPENDABLE.get(part["type"], "")
         self.opened = opened  # serial of the entry that opened the part
         self.changed = changed  # serial of the last entry that replaced the part; appends do not count
+        self.first: Part | None = None  # value with which a replaced part was opened; None: unknown
         self.fields = part
         self.text: Text | TextFork | None = None
         if self.key:
@@ -168,6 +169,7 @@ class PartState:
         """Return a copy; changes to it leave this part as it is."""
         copy = PartState.__new__(PartState)
         copy.key, copy.opened, copy.changed, copy.fields = self.key, self.opened, self.changed, self.fields
+        copy.first = self.first
         copy.text = TextFork(self.text) if self.text is not None else None
         return copy
 
@@ -182,6 +184,16 @@ class PartState:
             return self.fields
         text = str(self.text) if until is None else self.text.slice(0, until)
         return {**self.fields, self.key: text}
+
+    def as_changed(self) -> Part:
+        """Return the part as the entry at `changed` has left it: without the text that was appended since."""
+        return self.value(self.text.length_at(self.changed) if self.text is not None else None)
+
+    def replaced(self, part: Part, serial: int) -> PartState:
+        """Return the state of this part after the entry `serial` has replaced it by `part`."""
+        new = PartState(part, self.opened, serial)
+        new.first = self.as_changed() if self.changed == self.opened else self.first
+        return new
 
 
 class SurrogateJoiner:

@@ -705,7 +705,6 @@ class Channel:
             if found and (not state.serial or (head.epoch, head.floor) == (state.epoch, state.floor)):
                 state.insert(restored(found))
                 (state.epoch, state.serial, state.floor, state.lives), state.newest = head, newest
-                state.tail.restart(state.serial)
                 state.is_whole = False
                 self.moved()
                 self._changed(None)

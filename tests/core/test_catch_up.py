@@ -30,7 +30,7 @@ def catch_up_events(harness: LogHarness, since: int) -> list[StoredEvent]:
 
 
 def from_store(harness: LogHarness) -> LogHarness:
-    """Return a harness of another process, which read the channel from a store: coarse marks, no tail."""
+    """Return a harness of another process, which read the channel from a store: coarse marks, no first values."""
     shelf, other = Shelf(), LogHarness()
     for entry in harness.log:
         shelf.add(entry)
@@ -45,15 +45,39 @@ def from_store(harness: LogHarness) -> LogHarness:
     return other
 
 
-# -- beyond the tail, and too much -----------------------------------------------------------------------------
+# -- parts that were replaced, and too much --------------------------------------------------------------------
 
 
-def test_the_tail_is_bounded_in_bytes_too(harness: LogHarness) -> None:
-    harness.stream("m", "")
-    for _ in range(5):
-        harness.part("m", 0, data_part("x" * 400_000))
-    assert [type(event) for event in catch_up_events(harness, 1)] == [MessageUpdate]
-    assert [type(event) for event in catch_up_events(harness, 4)] == [MessagePart]
+def test_a_part_that_was_replaced_comes_as_it_was_opened_and_as_it_is(harness: LogHarness) -> None:
+    harness.stream("m")
+    harness.part("m", 0, {"type": "text", "text": "first"})
+    harness.append("m", " more", part=0)
+    for value in ("second", "third"):
+        harness.part("m", 0, {"type": "text", "text": value})
+    harness.append("m", " now", part=0)
+    opened, changed, added = catch_up_events(harness, 1)
+    assert isinstance(opened, MessagePart)
+    assert isinstance(changed, MessagePart)
+    assert isinstance(added, MessageAppend)
+    assert (opened.serial, opened.part["text"]) == (2, "first")
+    assert (changed.serial, changed.part["text"]) == (5, "third")
+    assert (added.serial, added.at, added.text) == (6, 5, " now")
+
+
+def test_a_message_with_a_part_whose_first_value_is_unknown_comes_whole(harness: LogHarness) -> None:
+    harness.stream("m")
+    for value in ("first", "second"):
+        harness.part("m", 0, data_part(value))
+    other = from_store(harness)
+    assert [type(event) for event in catch_up_events(other, 1)] == [MessageUpdate]
+    assert [type(event) for event in catch_up_events(other, 2)] == [MessagePart]
+
+
+def test_a_first_value_counts_in_the_memory_of_its_message(harness: LogHarness) -> None:
+    harness.stream("m")
+    for value in ("x" * 100_000, ""):
+        harness.part("m", 0, data_part(value))
+    assert harness.state.cost_bytes() > 100_000
 
 
 def test_entry_of_a_message_outside_memory_marks_the_state_incomplete(harness: LogHarness) -> None:

@@ -171,7 +171,7 @@ class Watched:
                 self.shelf.put_document_of(command)
 
     def restart(self) -> None:
-        """Drop all memory; restored state has coarse marks and no tail."""
+        """Drop all memory; restored state has coarse marks and no first values of parts."""
         old = self.world.state
         state = ChannelState("c", old.epoch, old.serial)
         state.newest = old.newest
@@ -254,7 +254,8 @@ def test_every_viewer_ends_with_the_server_s_state_and_always_shows_a_prefix(
             case 0 | 1:
                 watched.restart()
             case 2 | 3:
-                watched.state.tail.restart(watched.state.serial)
+                for part in (part for message in watched.state.messages.values() for part in message.parts):
+                    part.first = None
             case 4 | 5:
                 watched.state.trim(0)
         for viewer in viewers:

@@ -50,7 +50,6 @@ from tenuto.core.message_state import MessageState
 from tenuto.core.model import Message
 from tenuto.core.outgoing import Outgoing
 from tenuto.core.requests import AppendText, DeleteMessage
-from tenuto.core.state import PartTail
 from tenuto.core.text import Text
 from tenuto.hub import channel as channels
 from tenuto.hub import committer, hooks, writer
@@ -448,7 +447,6 @@ def a_turn_renewal_reaches_one_hub(patch: pytest.MonkeyPatch) -> None:
     "refused.* with not_found|refused: .*not_found|could not .*not_found",
     authors=[HttpWriter, Editor],
     edits=["edit", "delete", "read"],
-    TAIL_ENTRIES=2,
     channel_bytes=1,
     faults=["free memory"],
 )
@@ -938,12 +936,6 @@ def signals_pile_up(patch: pytest.MonkeyPatch) -> None:
     """Each signal is small."""
     bound = "> KEPT_SIGNALS or self._signal_bytes > KEPT_SIGNAL_BYTES"
     edit(patch, PresenceState, "signal", {bound: "< 0"})
-
-
-@mutant("things are in PartTail.ops", TAIL_ENTRIES=2, authors=[LocalWriter])
-def part_operations_pile_up(patch: pytest.MonkeyPatch) -> None:
-    """A longer history lets more viewers catch up."""
-    edit(patch, PartTail, "add", {"len(self.ops) > TAIL_ENTRIES or self._bytes > TAIL_BYTES": "False"})
 
 
 # -- endless loops ---------------------------------------------------------------------------------------------------
