@@ -233,9 +233,15 @@ def _log_rows(db: sqlite3.Connection) -> list[tuple[int, bytes | None]]:
 def _keep_whole(db: sqlite3.Connection, rows: list[tuple[int, bytes | None]]) -> int:
     """Write the whole rows of the log anew, in the transaction of the caller. Return how many are lost.
 
-    The checksum of a row covers its number, so a row whose number has changed is lost, too.
+    The checksum of a row covers its number, so a row whose number has changed is whole under one that is missing.
     """
-    whole = {slot: data for slot, row in rows if (data := opened((slot,), row, mends=True)) is not None}
+    missing = sorted(set(range(1, len(rows) + 1)).difference(slot for slot, _ in rows))[:MOST_MISSING]
+    whole: dict[int, bytes] = {}
+    for slot, row in rows:
+        for number, mends in ((slot, False), *((one, False) for one in missing), (slot, True)):
+            if (data := opened((number,), row, mends=mends)) is not None:
+                whole[number] = data
+                break
     db.execute("DELETE FROM log")  # all rows at once: neither their numbers nor their lengths matter to it
     anew = [
         (slot, sealed((slot,), data, room_for(SLOT_BYTES + len(data))))
@@ -245,6 +251,7 @@ def _keep_whole(db: sqlite3.Connection, rows: list[tuple[int, bytes | None]]) ->
     return max([len(rows), *whole]) - len(whole)
 
 
+MOST_MISSING = 8  # numbers of the log under which a row is looked for if its own is wrong
 MAX_LOG_BYTES = 64 * 1024 * 1024
 IDLE_LOG_BYTES = 1024 * 1024  # space that the log keeps for the next entries when none of its rows is needed
 # Beyond about this many pages (4 MiB) the WAL is moved into the file. A higher limit did not help (at four times that,
