@@ -114,33 +114,6 @@ class Outgoing:
     that the writer can repeat it.
     """
 
-    __slots__ = (
-        "_again",
-        "_halves",
-        "_has_restored",
-        "_numbers",
-        "_parts",
-        "_piece",
-        "_queue",
-        "_repeated",
-        "_steps",
-        "_superseded",
-        "_text_owner",
-        "_text_part",
-        "_texts",
-        "_texts_part",
-        "error",
-        "generation",
-        "id",
-        "in_flight",
-        "left",
-        "limits",
-        "meta",
-        "nonce",
-        "state",
-        "unstored_bytes",
-    )
-
     max_in_flight = KEPT_REQUESTS  # a message recognises repeats of this many requests by their ids
 
     def __init__(self, message_id: str, limits: Limits, nonce: str = "") -> None:
@@ -777,8 +750,6 @@ class Outgoing:
 
 class Ended(Outgoing):
     """A message that was complete before its writer began: what is written into it has no effect."""
-
-    __slots__ = ()
 
     def __init__(self, message: Message, limits: Limits) -> None:
         super().__init__(message.id, limits)

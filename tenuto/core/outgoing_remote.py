@@ -63,8 +63,6 @@ class KeptPart:
 class RemoteOutgoing(Outgoing):
     """A message that is written over a network. It keeps a copy of all content until the end."""
 
-    __slots__ = ("_failed", "_kept", "_refills", "epoch", "trouble")
-
     max_in_flight = 8
 
     def __init__(self, message_id: str, limits: Limits, nonce: str) -> None:
