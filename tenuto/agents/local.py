@@ -247,7 +247,7 @@ class LocalWatch(Watch):
     def waiting(self) -> list[Message]:
         """Return the user messages that wait for an agent (`Watch.waiting`)."""
         state = self._channel.state
-        found = [state.messages[message_id] for message_id in state.pending]
+        found = [one for message_id in state.turns if (one := state.messages[message_id]).is_pending]
         return [one.message() for one in sorted(found, key=lambda one: one.created)]
 
     def follow(self, on_change: Callable[[], None]) -> None:

@@ -44,8 +44,7 @@ class Draft:
         self._texts: dict[int, list[str]] = {}  # for each joined append, by its index in `ops`: the texts to join
         self._forks: dict[str, MessageState] = {}
         self._commands: dict[str, CommandState] = {}
-        self._pending: dict[str, None] = {}  # ids of messages that will wait for an agent because of this batch
-        self._taken: dict[str, None] = {}  # ids of messages whose turns this batch claims or ends
+        self._turns: dict[str, None] = {}  # ids of messages whose turns this batch may begin, claim or end
         self._unapplied: dict[str, list[tuple[int, Op]]] = {}
         # message id → part → index in `ops` of the append that the next text of this part can join
         self._joinable: dict[str, dict[int, int]] = {}
@@ -89,27 +88,26 @@ class Draft:
 
     def running(self) -> Iterator[MessageState]:
         """Yield the user messages whose own turns an attempt will have after the batch so far."""
-        return (one for one in self._with_attempts() if one.is_taken)
+        return (one for one in self._with_turns() if one.is_taken)
 
     def held_by(self, message_id: str) -> Iterator[tuple[MessageState, ClaimState]]:
         """Yield the messages that the turn of `message_id` has taken in, after the batch so far, with their claims."""
-        for one in self._with_attempts():
+        for one in self._with_turns():
             if one.claim is not None and (one.claim.state, one.claim.within) == ("taken", message_id):
                 yield one, one.claim
 
-    def _with_attempts(self) -> Iterator[MessageState]:
-        found = map(self.message, {**self.base.taken, **self._taken})
+    def pending(self) -> list[MessageState]:
+        """Return the messages that will wait for an agent after the batch so far."""
+        return [one for one in self._with_turns() if one.is_pending]
+
+    def _with_turns(self) -> Iterator[MessageState]:
+        found = map(self.message, {**self.base.turns, **self._turns})
         return (one for one in found if one is not None and not one.deleted)
 
     def open_commands(self) -> list[CommandState]:
         """Return the commands that will wait for a reply after the batch so far."""
         known = {**self.base.commands, **self._commands}
         return [one for one in known.values() if one.is_open]
-
-    def pending(self) -> list[MessageState]:
-        """Return the messages that will wait for an agent after the batch so far."""
-        found = map(self.message, {**self.base.pending, **self._pending})
-        return [one for one in found if one is not None and one.is_pending]
 
     def add(self, op: Op) -> int:
         """Add `op` to the batch; returns the serial of its entry. Neighbouring appends become one."""
@@ -137,10 +135,8 @@ class Draft:
         self._unapplied.setdefault(op.id, []).append((serial, op))
         if type(op) is Create:
             self.newest = op.id
-            if op.is_pending:
-                self._pending[op.id] = None
-        elif type(op) is Claim:
-            (self._pending if op.state == "pending" else self._taken)[op.id] = None
+        if type(op) is Create or type(op) is Claim:
+            self._turns[op.id] = None
         return serial
 
     def thing(self, key: str) -> MessageState | CommandState | None:

@@ -64,9 +64,7 @@ class ChannelState:
         # True: older messages were not loaded because the page had reached its limit in bytes
         self.is_history_cut = False
         self.messages: OrderedDict[str, MessageState] = OrderedDict()  # in order of their last change
-        # ids of all messages of the channel that wait for an agent, also of those outside memory
-        self.pending: dict[str, None] = {}
-        self.taken: dict[str, None] = {}  # ids of the messages that an attempt has: at their own turn or another
+        self.turns: dict[str, None] = {}  # ids of the messages that wait for an agent, or that an attempt has
         # commands in order of their last change; all commands without a reply are here
         self.commands: OrderedDict[str, CommandState] = OrderedDict()
 
@@ -92,13 +90,11 @@ class ChannelState:
         self.commands = OrderedDict(sorted(commands.items(), key=lambda item: item[1].version))
 
     def note_claim(self, message: MessageState) -> None:
-        """Update the indexes of waiting and taken messages for `message`."""
-        claim = message.claim if not message.deleted else None
-        for index, listed in ((self.pending, "pending"), (self.taken, "taken")):
-            if claim is not None and claim.state == listed:
-                index[message.id] = None
-            else:
-                index.pop(message.id, None)
+        """Update the index of open turns for `message`."""
+        if message.claim is not None and message.claim.is_open and not message.deleted:
+            self.turns[message.id] = None
+        else:
+            self.turns.pop(message.id, None)
 
     def pending_commands(self) -> list[CommandState]:
         """Return the commands that wait for a reply, oldest first."""

@@ -166,7 +166,7 @@ def test_regenerate_makes_a_message_wait_again_in_one_decision(served: LogHarnes
     assert claim == Claim(id="q", state="pending", generation=128, at_ms=1_000)
     assert reply == Reply(id="!c", ok=True, data=None, error=None, by=None, at_ms=1_000)
     assert served.known("q").is_pending
-    assert list(served.state.pending) == ["q"]
+    assert list(served.state.turns) == ["q"]
     assert served.known("q").version == 1  # viewers get no event about the message
     assert regenerate(served, "c", "q", caller=BOB).ops == ()  # a repeat
     served.claim("q", 128)

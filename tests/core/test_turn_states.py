@@ -82,7 +82,7 @@ def test_claim_that_must_be_alone_follows_the_claims_and_deletions_before_it(bat
     log.delete("q1")
     assert log.ask("q2", ClaimTurn(generation=0, lost=()), AGENT).generation == 1
     log.commit()
-    assert list(log.state.taken) == ["q2"]
+    assert list(log.state.turns) == ["q2"]
 
 
 # -- messages that a turn takes in -----------------------------------------------------------------------------

@@ -303,7 +303,7 @@ def test_message_that_a_turn_has_taken_in_ends_or_waits_by_the_commit_that_ends_
     (ENDS | {"handed over": lambda log: log.end("q", state="pending")})[end](served)
     over = ClaimState("done" if end == "done" else "cancelled", 1, "agent", within="q", within_generation=1)
     assert claim_of(served, "held") == (over if end in OVER else ClaimState("pending", 1, "agent", spared=1))
-    assert not served.state.taken
+    assert list(served.state.turns) == [one for one in ("q", "held") if served.state.messages[one].is_open]
 
 
 def test_message_that_the_last_attempt_has_not_taken_in_waits_when_its_turn_ends(served: LogHarness) -> None:

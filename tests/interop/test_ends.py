@@ -237,7 +237,7 @@ async def test_answer_of_a_turn_that_is_given_up_fails_once_for_each_reader(left
         await hub.start()
         hub.runtime.scheduler.register(Remote())
         await hub.create("chat:1", id="u", text="you", meta={OPTIONS_KEY: {}})
-        await served.until(lambda: hub.channel("chat:1").state.taken)
+        await served.until(lambda: hub.channel("chat:1").state.messages["u"].is_taken)
         readers = Readers(served)
         if left is not None:
             answer = CreateMessage(role="assistant", status="streaming", text="Hello", reply_to="u")
