@@ -160,7 +160,7 @@ def _message_since(message: MessageState, since: int) -> list[MessageEvent]:
     for index, part in enumerate(message.parts):
         if part.changed > since:
             events += _part_events(message, since, index, part)
-        if isinstance(part.text, Text) and part.text.mark_serials and part.text.mark_serials[-1] > since:
+        if isinstance(part.text, Text) and part.text.mark_serials[-1] > since:
             events += _appends(message.id, index, part.text, max(since, part.changed), ends)
     if message.finished > since:
         status, reason = message.finished_as

@@ -48,23 +48,14 @@ class Text:
             if self._loose >= JOIN_PIECES:
                 self._join_loose()
         serials = self.mark_serials
-        # hot path: the common case is written out here
-        if serials and serials[-1] != serial and len(serials) < MAX_MARKS:
-            serials.append(serial)
-            self.mark_lengths.append(self.length)
-        else:
-            self.mark(serial, self.length)
-
-    def mark(self, serial: int, length: int) -> None:
-        """Add a mark: at `serial` the text had at least `length` code points."""
-        if self.mark_serials and self.mark_serials[-1] == serial:
-            self.mark_lengths[-1] = length
+        if serials[-1] == serial:
+            self.mark_lengths[-1] = self.length
             return
-        self.mark_serials.append(serial)
-        self.mark_lengths.append(length)
-        if len(self.mark_serials) > MAX_MARKS:
+        serials.append(serial)
+        self.mark_lengths.append(self.length)
+        if len(serials) > MAX_MARKS:
             half = MAX_MARKS // 2
-            self.mark_serials = self.mark_serials[:half:2] + self.mark_serials[half:]
+            self.mark_serials = serials[:half:2] + serials[half:]
             self.mark_lengths = self.mark_lengths[:half:2] + self.mark_lengths[half:]
 
     def length_at(self, serial: int) -> int:
