@@ -57,10 +57,11 @@ class NodeHolds:
     """The holds that one node should have, with those of them that the store does not have yet."""
 
     def __init__(self) -> None:
-        self.sources: list[Callable[[], Mapping[str, bytes]]] = []  # each returns small holds that the node should have
+        # each returns small holds that the node should have; one that it has returned stays, perhaps with another value
+        self.sources: list[Callable[[], Mapping[str, bytes]]] = []
         self.about_node: Callable[[], Mapping[str, bytes]] = dict  # returns the hold about the node
         self.losses = 0  # number of times that the store may have lost the holds
-        self._small: dict[str, bytes | None] = {}  # the small holds that the store has; None: perhaps
+        self._small: dict[str, bytes] = {}  # the small holds that the store surely has
         self._members: dict[str, bytes] = {}  # the holds about members that the node should have
         self._stale: dict[str, None] = {}  # those that the store does not have like that, in order
 
@@ -78,6 +79,7 @@ class NodeHolds:
 
     def due(self) -> dict[str, Hold | None]:
         """Return the holds of the next renewal: the small ones that have changed, and a batch about members."""
+        small = {name: value for source in self.sources for name, value in source().items()}
         batch: dict[str, Hold | None] = {}
         size = 0
         for name in self._stale:
@@ -86,32 +88,27 @@ class NodeHolds:
             value = self._members.get(name)
             batch[name] = Hold(value) if value is not None else None
             size += len(name) + len(value or b"")
-        about_node = self.about_node()
-        small = {name: value for source in self.sources for name, value in source().items()}
-        wanted = {**small, **about_node}
-        changed = {name for name in {**self._small, **wanted} if self._small.get(name) != wanted.get(name)}
-        changed.update(name for name, value in self._small.items() if value is None)
-        if len(batch) < len(self._stale):
-            changed.difference_update(about_node)
-        self._small.update(dict.fromkeys(changed))
-        return {**{name: Hold(wanted[name]) if name in wanted else None for name in sorted(changed)}, **batch}
+        else:
+            small |= self.about_node()
+        changed = {name: Hold(value) for name, value in small.items() if self._small.get(name) != value}
+        for name in changed:
+            self._small.pop(name, None)
+        return {**changed, **batch}
 
     def note_put(self, values: Mapping[str, Hold | None]) -> None:
         """Note that the store has `values`, which `due` has returned."""
         for name, hold in values.items():
             value = hold.value if hold is not None else None
-            if name not in self._small:
+            if name in self._stale:
                 if self._members.get(name) == value:  # it may have changed since
-                    self._stale.pop(name, None)
+                    del self._stale[name]
             elif value is not None:
                 self._small[name] = value
-            else:
-                del self._small[name]
 
     def lose(self) -> None:
         """Let all holds be put again, because the store may have lost them."""
         self.losses += 1
-        self._small = dict.fromkeys(self._small)
+        self._small.clear()
         self._stale |= dict.fromkeys(self._members)
 
 

@@ -898,7 +898,7 @@ class SharedTurns:
         """Return the hold of this node."""
         workers = self._scheduler.workers
         shown = ShownTurns(patterns=workers.served()[:SHOWN], waiting=self._unplaced()[:SHOWN])
-        return {PREFIX + self._nodes.node: msgspec.json.encode(shown)} if shown != ShownTurns() else {}
+        return {PREFIX + self._nodes.node: msgspec.json.encode(shown)}
 
     def _waiting(self) -> list[str]:
         """Return the channels in which turns wait; if there are many, first those that an agent serves."""
