@@ -18,7 +18,7 @@ has the newer data, and the connections of both.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, OrderedDict, defaultdict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Container, Hashable, Mapping
 from typing import Literal
 
@@ -121,10 +121,9 @@ class PresenceState:
         self._is_timed = False  # True: a timer for the next `presence.sync` runs
         self._moves = 0  # number of people who entered or left since the last `presence.sync`
         self._changes: OrderedDict[str, int] = OrderedDict()  # for each member the position of its last change
-        # for each departed member the positions of its enter and leave
-        self._stays: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
-        # The departed members, in order of leaving. As the signals, a short list: an empty deque takes 760 B a channel.
-        self._left: list[str] = []
+        # The departed members with the positions of their enter and leave, in order of leaving. As the signals, a short
+        # list: an empty deque takes 760 B a channel.
+        self._left: list[tuple[int, int, str]] = []
         self._floor = 0  # a feed at a lower position gets all members at once
         self._signals: list[tuple[int, Signal, int]] = []
         self._signal_bytes = 0
@@ -341,36 +340,25 @@ class PresenceState:
             now = self.presence()
             events.append(PresenceSync(members=now.members, count=now.count))
         else:
+            # members that a feed at `position` shows, and that have left since; they may be here again
+            gone = {one for entered, left, one in self._left if entered <= position < left}
             for member_id, changed in reversed(self._changes.items()):
                 if changed <= position:
                     break
-                event = self._event(member_id, position)
+                event = self._event(member_id, position, was_here=member_id in gone)
                 if event is not None:
                     events.append(event)
             events.reverse()
         events += [signal for at, signal, _ in self._signals if at > position]
         return events
 
-    def _event(self, member_id: str, position: int) -> EphemeralEvent | None:
+    def _event(self, member_id: str, position: int, *, was_here: bool) -> EphemeralEvent | None:
         member = self.member(member_id)
         if member is None:
-            return PresenceLeave(id=member_id) if self._was_here(member_id, position) else None
-        if self._members[member_id].entered > position and not self._was_here(member_id, position):
+            return PresenceLeave(id=member_id) if was_here else None
+        if self._members[member_id].entered > position and not was_here:
             return PresenceEnter(member=member)
         return PresenceUpdate(member=member)
-
-    def _was_here(self, member_id: str, position: int) -> bool:
-        """Return whether a feed at `position` shows the member. It may have left, returned, and left again since."""
-        return any(entered <= position < left for entered, left in self._stays.get(member_id, ()))
-
-    def _forget_stay(self, member_id: str) -> None:
-        stays = self._stays[member_id]
-        _, left = stays.pop(0)
-        self._floor = max(self._floor, left)
-        if not stays:
-            del self._stays[member_id]
-            if member_id not in self._members:
-                self._changes.pop(member_id, None)
 
     # Notifying
 
@@ -392,10 +380,11 @@ class PresenceState:
         self._changes[member_id] = self.position
         self._changes.move_to_end(member_id)
         if entered is not None:
-            self._stays[member_id].append((entered, self.position))
-            self._left.append(member_id)
-            while len(self._left) > KEPT_LEFT:
-                self._forget_stay(self._left.pop(0))
+            self._left.append((entered, self.position, member_id))
+            if len(self._left) > KEPT_LEFT:
+                _, self._floor, gone = self._left.pop(0)
+                if self._changes.get(gone) == self._floor:  # else it has come back, and perhaps left again
+                    del self._changes[gone]
         self._changed()
 
     def _is_crowded(self) -> bool:
@@ -420,6 +409,5 @@ class PresenceState:
         self.position += 1
         self._floor = self.position  # every feed gets all members now, so the single changes are not needed any more
         self._changes.clear()
-        self._stays.clear()
         self._left.clear()
         self._changed()
