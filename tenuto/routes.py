@@ -62,21 +62,16 @@ from tenuto.hub.turns.status import read_conversation, read_open_turns, read_pen
 from tenuto.transports.access import (
     EXPECTED_BYTES,
     Credentials,
-    caller_of,
-    charge,
     check_serving,
-    count_new_channel,
     declared_bytes,
     event_bytes,
     identify,
     key_of,
     message_bytes,
-    open_body,
     turn_bytes,
 )
 from tenuto.transports.app import refuse_socket
 from tenuto.transports.codec import DRAINED, EXPIRED, FRAME_TOO_LARGE, GUARDS, MISUSED, decode, for_peers, unexpected
-from tenuto.transports.headers import peer_of
 from tenuto.transports.http import ProblemForm, problem_response, read_body
 from tenuto.transports.origin import check_peer, refusal_of_get
 from tenuto.transports.sender import FAREWELL_S, SEND_TIMEOUT_S, abort_if_unread
@@ -138,8 +133,13 @@ class Access:
         self._app = app
         self._hub = app.hub
         self._scope = scope
-        self.identity = identity
+        self._credentials = Credentials(app.hub, scope, identity)
         self.limits = app.hub.limits
+
+    @property
+    def identity(self) -> Identity:
+        """Return the caller."""
+        return self._credentials.identity
 
     def check(self, channel: str, *capabilities: str) -> None:
         """Raise Forbidden unless the caller holds all `capabilities` on `channel`, InvalidName for an invalid name."""
@@ -155,7 +155,7 @@ class Access:
         # The server reads and discards the rest of a refused body.
         limit_bytes = limit_bytes or self._hub.limits.request_bytes
         declared = declared_bytes(self._scope, limit_bytes)
-        count = open_body(self._hub, self.identity, self._scope, limit_bytes)
+        count = self._credentials.open_body(limit_bytes)
         try:
             with count:
                 data = await read_body(request, limit_bytes, count.grow)
@@ -391,11 +391,10 @@ class Access:
         hub = self._hub
         if (refusal := refusal_of_get(hub, self._scope)) is not None:
             raise refusal
-        peer = peer_of(self._scope)
-        caller = caller_of(hub, self.identity, channel, peer)
+        caller = self._credentials.caller(channel)
         caller = replace(caller, brings_answer=not starts_turn, may_write=caller.may_write or is_brought)
         result = await hub.ask(channel, key, request, caller)
-        count_new_channel(hub, self.identity, peer, result)
+        self._credentials.count_new_channel(result)
         if result.created and hub.channel(channel).watchers:
             self.charge(event_bytes(hub, channel, result, len(msgspec.json.encode(request))))
         return result
@@ -407,7 +406,7 @@ class Access:
 
     def charge(self, size: int) -> None:
         """Count bytes that a response has beside the read turns and messages. Later requests may be refused for it."""
-        charge(self._hub, self.identity, self._scope, size)
+        self._credentials.charge(size)
 
 
 class TurnResponse(Response):

@@ -11,9 +11,8 @@ Closed by default: any web page can reach a loopback port, and any proxy makes t
 without a verifier only programs and pages of this machine and user are accepted, and no request that came through a
 proxy. Every rule is part of `docs/protocol.md`, section 10; loosening one needs a decision record.
 
-During a stream or a socket, unlike during a plain request, the caller's identity can expire or be renewed. Such a
-connection therefore holds `Credentials`: the identity, the time of its expiry, and the connection slot that it takes.
-Call `leave` when the connection ends.
+`Credentials` are the identity behind one request or connection, with its rates. During a stream or a socket, unlike
+during a plain request, the identity can expire or be renewed, and the connection takes a slot: call `leave` at its end.
 
 Which bytes of a client count, and when, is decided here, too (decision 0037); `hub.access.rates` keeps the counts. A
 request counts its own bytes (also those of a body that is refused or does not end), those of its response or of the
@@ -58,7 +57,7 @@ from tenuto.hub.people.presence import check_member, check_signal
 from tenuto.transports.codec import refusals, unexpected
 from tenuto.transports.headers import Query, is_operator, peer_of
 from tenuto.transports.operations import Operation
-from tenuto.transports.origin import check_origin, connection_of, is_by_cookie, mark_known
+from tenuto.transports.origin import check_origin, connection_of, mark_known
 
 # longest time that the app's verifier may take, which may query a database while the caller waits
 VERIFY_TIMEOUT_S = 10.0
@@ -243,42 +242,6 @@ def member_of(identity: Identity, member: str | None) -> str:
     return check_member(member or identity.client_id or "anonymous", identity.client_id)
 
 
-def count_signal(hub: HubCore, identity: Identity, peer: str, name: str) -> None:
-    """Count a signal of this client. Raises TooMany; Forbidden for a name that only the server may use."""
-    hub.rates.signal(identity, peer)
-    check_signal(name)
-
-
-def caller_of(hub: HubCore, identity: Identity, channel: str, peer: str) -> Caller:
-    """Return `identity` as the caller of a request for `channel`, with the limit of new channels applied.
-
-    `peer` is its address.
-    """
-    caller = identity.caller(channel)
-    if hub.questions is not None:
-        caller = replace(caller, peer=peer)
-    return caller if hub.rates.may_begin(identity, peer) else replace(caller, may_begin=False)
-
-
-def count_new_channel(hub: HubCore, identity: Identity, peer: str, result: Result) -> None:
-    """Count a new channel of this client if the stored request was the channel's first entry."""
-    if result.created and result.serial == 1:
-        hub.rates.began(identity, peer)
-
-
-def describe_caller(hub: HubCore, identity: Identity, channel: str | None = None) -> dict[str, Any]:
-    """Return data about the caller, for itself: its id, its capabilities on `channel`, and when its identity expires.
-
-    `expires_s` counts from now, because the clocks of clients are often wrong.
-    """
-    about: dict[str, Any] = {} if identity.client_id is None else {"id": identity.client_id}
-    if channel is not None:
-        about["can"] = identity.capabilities_on(channel)
-    if identity.expires_at_ms is not None:
-        about["expires_s"] = max(0, identity.expires_at_ms - hub.clock.now_ms()) / 1000
-    return about
-
-
 # Admission to the streams of a channel
 
 
@@ -366,13 +329,6 @@ EXPECTED_BYTES = 512 * 1024
 _READS = ("history", "read", "update", "channels")
 
 
-def charge(hub: HubCore, identity: Identity, scope: Scope, size: int) -> None:
-    """Count `size` bytes that a request of this client has caused; a negative number gives them back. Never raises."""
-    # without a verifier every caller is on this machine, and its traffic is not limited
-    if hub.authenticate is not None:
-        hub.rates.charge(identity, peer_of(scope), size=size)
-
-
 def expected_bytes(hub: HubCore, operation: Operation, scope: Scope) -> int:
     """Return the bytes that an HTTP request counts for while it is carried out."""
     is_large = operation.name in _READS or header(scope, b"transfer-encoding") is not None
@@ -385,15 +341,6 @@ def declared_bytes(scope: Scope, limit_bytes: int) -> int:
     if length is None or not (length.isascii() and length.isdigit()):
         return 0
     return min(int(length[:18]), limit_bytes)
-
-
-def open_body(hub: HubCore, identity: Identity, scope: Scope, limit_bytes: int) -> OpenBody:
-    """Return the open body of a request, of at most `limit_bytes`, which counts its bytes."""
-    if hub.authenticate is None or identity.is_trusted:
-        return UNCOUNTED
-    # a client may send two of the largest bodies of an adapter at once, which are those of a message
-    max_bytes = max(OPEN_BODIES * hub.limits.request_bytes, 2 * limit_bytes)
-    return hub.rates.body(identity, peer_of(scope), largest_bytes=limit_bytes, max_bytes=max_bytes)
 
 
 def event_bytes(hub: HubCore, channel: str, result: Result, size: int) -> int:
@@ -426,16 +373,28 @@ def not_authenticated() -> Unauthenticated:
 
 
 class Credentials:
-    """The identity behind one connection; None until an `auth` frame.
+    """The identity behind one request or connection; None until an `auth` frame.
 
     It is used on the hub's loop, and only `renew` waits.
     """
 
-    __slots__ = ("_hub", "_identity", "_on_expiry", "_scope", "_slot", "_timer", "is_ambient", "is_counted", "ticket")
+    __slots__ = (
+        "_hub",
+        "_identity",
+        "_on_expiry",
+        "_scope",
+        "_slot",
+        "_timer",
+        "is_ambient",
+        "is_counted",
+        "peer",
+        "ticket",
+    )
 
     def __init__(self, hub: HubCore, scope: Scope, identity: Identity | None, *, ticket: Ticket | None = None) -> None:
-        # True: by a cookie, or a visitor, before the first frame, which may still be an `auth` of another client
-        self.is_ambient = identity is not None and (is_by_cookie(hub, scope) or visit_in(scope).is_ambient)
+        # of a socket, by a cookie, or a visitor, before the first frame, which may still be an `auth` of another client
+        self.is_ambient = False
+        self.peer = peer_of(scope)  # the address of the connection
         self._hub = hub
         self._scope = scope
         self._identity = identity
@@ -472,7 +431,9 @@ class Credentials:
 
     def left_s(self) -> float:
         """Return the seconds until the identity expires."""
-        return float("inf") if self._identity is None else left_s(self._hub, self._identity)
+        if self._identity is None or self._identity.expires_at_ms is None:
+            return float("inf")
+        return max(0.0, (self._identity.expires_at_ms - self._hub.clock.now_ms()) / 1000)
 
     async def renew(self, token: str) -> Identity:
         """Verify a token. The first one sets the identity; later ones must be of the same client.
@@ -484,25 +445,41 @@ class Credentials:
         if self._hub.authenticate is None:
             return self.identity
         identity = await identity_by_token(self._hub, self._scope, token)
-        if self._identity is not None and self.is_ambient and identity.client_id != self._identity.client_id:
+        is_other = self._identity is None or identity.client_id != self._identity.client_id
+        if is_other and self._identity is not None:
+            if not self.is_ambient:
+                raise Forbidden(
+                    f"the token is of client {identity.client_id!r}, but client {self._identity.client_id!r} opened "
+                    "this connection; open another connection for another client"
+                )
             self._leave_slot()
-            self._identity = None
-        if self._identity is not None and identity.client_id != self._identity.client_id:
-            raise Forbidden(
-                f"the token is of client {identity.client_id!r}, but client {self._identity.client_id!r} opened this "
-                "connection; open another connection for another client"
-            )
-        if self._identity is None:
-            self._slot = self._slot or self._take_slot(identity)
+        if is_other:
+            self._slot = self._take_slot(identity)
             mark_known(self._scope)
         self._identity = identity
         self.is_counted = self._is_counted(identity)
         self._set_timer()
         return identity
 
-    def describe(self) -> dict[str, Any]:
-        """Return the client's id, if it has one, and the seconds until the identity expires."""
-        return describe_caller(self._hub, self.identity)
+    def describe(self, channel: str | None = None) -> dict[str, Any]:
+        """Return data about the caller, for itself: its id, its capabilities on `channel`, and when it expires.
+
+        `expires_s` counts from now, because the clocks of clients are often wrong.
+        """
+        identity = self.identity
+        about: dict[str, Any] = {} if identity.client_id is None else {"id": identity.client_id}
+        if channel is not None:
+            about["can"] = identity.capabilities_on(channel)
+        if identity.expires_at_ms is not None:
+            about["expires_s"] = self.left_s()
+        return about
+
+    def caller(self, channel: str) -> Caller:
+        """Return the caller of a request for `channel`, with the limit of new channels applied."""
+        caller, rates = self.identity.caller(channel), self._hub.rates
+        if self._hub.questions is not None:
+            caller = replace(caller, peer=self.peer)
+        return caller if rates.may_begin(self.identity, self.peer) else replace(caller, may_begin=False)
 
     # Rates
 
@@ -513,17 +490,30 @@ class Credentials:
     def count_request(self, size: int) -> None:
         """Count a frame of `size` bytes from the client. Raises TooMany."""
         if self.is_counted:
-            self._hub.rates.request(self.identity, peer_of(self._scope), size=size)
+            self._hub.rates.request(self.identity, self.peer, size=size)
 
     def charge(self, size: int) -> None:
-        """Count `size` bytes that a request of the client has caused; never raises."""
+        """Count `size` bytes that a request has caused; a negative number gives them back. Never raises."""
         if self.is_counted:
-            charge(self._hub, self.identity, self._scope, size)
+            self._hub.rates.charge(self.identity, self.peer, size=size)
 
-    @property
-    def peer(self) -> str:
-        """Return the address of the connection."""
-        return peer_of(self._scope)
+    def count_signal(self, name: str) -> None:
+        """Count a signal. Raises TooMany; Forbidden for a name that only the server may use."""
+        self._hub.rates.signal(self.identity, self.peer)
+        check_signal(name)
+
+    def count_new_channel(self, result: Result) -> None:
+        """Count a new channel if the stored request was its first entry."""
+        if result.created and result.serial == 1:
+            self._hub.rates.began(self.identity, self.peer)
+
+    def open_body(self, limit_bytes: int) -> OpenBody:
+        """Return the open body of a request, of at most `limit_bytes`, which counts its bytes."""
+        if not self.is_counted:
+            return UNCOUNTED
+        # a client may send two of the largest bodies of an adapter at once, which are those of a message
+        max_bytes = max(OPEN_BODIES * self._hub.limits.request_bytes, 2 * limit_bytes)
+        return self._hub.rates.body(self.identity, self.peer, largest_bytes=limit_bytes, max_bytes=max_bytes)
 
     def leave(self) -> None:
         """Give back the connection slot and stop the timer. A second call has no effect."""
@@ -537,13 +527,14 @@ class Credentials:
             self._slot = None
 
     def _is_counted(self, identity: Identity) -> bool:
+        # without a verifier every caller is on this machine, and its traffic is not limited
         return self._hub.authenticate is not None and not identity.is_trusted
 
     def _take_slot(self, identity: Identity) -> ConnectionSlot:
         # Without a verifier every caller is on this machine, so its rates are not limited, even if it has a ticket.
         if self._hub.authenticate is None:
             return ConnectionSlot()
-        return self._hub.rates.connect(identity, peer_of(self._scope))
+        return self._hub.rates.connect(identity, self.peer)
 
     # Expiry
 
@@ -565,10 +556,3 @@ class Credentials:
             self._on_expiry()
         else:
             self._set_timer()  # the timer fired a little early, or it was only one step
-
-
-def left_s(hub: HubCore, identity: Identity) -> float:
-    """Return the seconds until `identity` expires."""
-    if identity.expires_at_ms is None:
-        return float("inf")
-    return max(0.0, (identity.expires_at_ms - hub.clock.now_ms()) / 1000)

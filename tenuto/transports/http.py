@@ -51,8 +51,8 @@ from tenuto.core.requests import (
 )
 from tenuto.core.requests import Request as HubRequest
 from tenuto.core.visitor_ids import STEM, is_visitor
-from tenuto.hub.access.identity import Identity, headers_of
 from tenuto.hub.access.identity import Scope as HubScope
+from tenuto.hub.access.identity import headers_of
 from tenuto.hub.access.rates import UNCOUNTED
 from tenuto.hub.access.tickets import START_S
 from tenuto.hub.access.visitors import VisitorVerifier, visit_in
@@ -63,24 +63,19 @@ from tenuto.hub.pending import Result
 from tenuto.stores.sqlite.backup import receipt_of
 from tenuto.transports.access import (
     EXPECTED_BYTES,
-    caller_of,
-    charge,
+    Credentials,
     check_operation,
     check_serving,
-    count_new_channel,
-    count_signal,
     declared_bytes,
     event_bytes,
     expected_bytes,
     identify,
     key_of,
-    left_s,
     member_of,
-    open_body,
     start_hub,
 )
 from tenuto.transports.codec import decode, for_peers, problem_headers, result_fields, unexpected
-from tenuto.transports.headers import Query, is_operator, peer_of, whole
+from tenuto.transports.headers import Query, is_operator, whole
 from tenuto.transports.operations import BY_NAME, OF_FILES, OPERATIONS, Operation
 from tenuto.transports.origin import check_peer, is_own_origin
 from tenuto.transports.sender import SEND_TIMEOUT_S, abort_if_unread, break_off
@@ -137,22 +132,23 @@ class Call:
     opened = UNCOUNTED  # the body, with the bytes that have arrived
     result: Result | None = None  # result of the submitted request
 
-    def __init__(self, hub: HubCore, operation: Operation, request: Request, identity: Identity) -> None:
+    def __init__(self, hub: HubCore, operation: Operation, request: Request, credentials: Credentials) -> None:
         """Read the names in the path; `channel` and `id` are empty if it has none. Raises InvalidName, Forbidden."""
         self.hub = hub
         self.operation = operation
         self.request = request
-        self.identity = identity
+        self.credentials = credentials
+        self.identity = credentials.identity
         self.channel = check_channel(request.path_params["channel"]) if "channel" in request.path_params else ""
         message_id = request.path_params.get("id")  # id of a message, command or member
         self.id = check_id(message_id) if message_id is not None else ""
         if self.channel or operation.is_for_all:
-            check_operation(identity, operation, self.channel)
+            check_operation(self.identity, operation, self.channel)
 
     async def body(self) -> Any:
         """Return the decoded body. Raises TooLarge or TooMany as soon as it exceeds a limit, Draining, …"""
         limit_bytes = self.hub.limits.request_bytes
-        self.opened = open_body(self.hub, self.identity, dict(self.request.scope), limit_bytes)
+        self.opened = self.credentials.open_body(limit_bytes)
         with self.opened:
             data = await read_body(self.request, limit_bytes, self.opened.grow)
         await start_hub(self.hub)  # the app may have closed it while the body arrived
@@ -161,10 +157,8 @@ class Call:
     async def submit(self, request: HubRequest) -> Response:
         """Submit a request to the hub and return its result as a response."""
         key = key_of(self.hub, self.identity, self.channel, request, self.id or getattr(request, "id", None))
-        peer = peer_of(dict(self.request.scope))
-        caller = caller_of(self.hub, self.identity, self.channel, peer)
-        result = await self.hub.ask(self.channel, key, request, caller)
-        count_new_channel(self.hub, self.identity, peer, result)
+        result = await self.hub.ask(self.channel, key, request, self.credentials.caller(self.channel))
+        self.credentials.count_new_channel(result)
         status = 200 if self.operation.status == 201 and not result.created else self.operation.status
         self.result = result
         return json_response(result_fields(request, result), status=status)
@@ -380,7 +374,7 @@ async def enter(call: Call) -> Response:
     request: EnterChannel = await call.body()
     await call.hub.runtime.presence.read(call.channel)
     # A socket closes when its identity expires. A lease has no socket, so it must not outlast the identity.
-    lease_s = min(request.lease_s, left_s(call.hub, call.identity))
+    lease_s = min(request.lease_s, call.credentials.left_s())
     call.hub.runtime.presence.lease(call.channel, member_id, request.data, lease_s)
     return call.empty()
 
@@ -400,7 +394,7 @@ async def members(call: Call) -> Response:
 async def signal(call: Call) -> Response:
     """Send a signal to the present viewers."""
     request: SendSignal = await call.body()
-    count_signal(call.hub, call.identity, peer_of(dict(call.request.scope)), request.name)
+    call.credentials.count_signal(request.name)
     await call.hub.signal(call.channel, request.name, request.data, by=call.identity.client_id)
     return call.empty()
 
@@ -536,7 +530,7 @@ async def visitor(hub: HubCore, request: Request) -> Response:
     scope = dict(request.scope)
     identity = await identify(hub, scope)
     await check_serving(hub)
-    charge(hub, identity, scope, EXPECTED_BYTES // 4)  # it reads the beginnings of many chats
+    Credentials(hub, scope, identity).charge(EXPECTED_BYTES // 4)  # it reads the beginnings of many chats
     about: dict[str, Any] = {"id": identity.client_id, "channel": None, "chats": []}
     channel = f"{STEM}{identity.client_id}"
     if identity.client_id is not None:
@@ -636,21 +630,19 @@ def _endpoint(hub: HubCore, operations: dict[str, Operation]) -> Endpoint:
             return await _OPEN_HANDLERS[operation.name](hub, request)
         assert operation.kind == "call"  # `transports.app` serves GET of streams
         scope = dict(request.scope)
-        identity = await identify(hub, scope)
+        credentials = Credentials(hub, scope, await identify(hub, scope))
         await start_hub(hub)
-        call = Call(hub, operation, request, identity)
-        if hub.authenticate is None or identity.is_trusted:
-            return await _HANDLERS[operation.name](call)
-        return await _charged(call, scope)
+        call = Call(hub, operation, request, credentials)
+        return await (_charged(call, scope) if credentials.is_counted else _HANDLERS[operation.name](call))
 
     return Endpoint(operations, respond, is_on_socket=any(one in OF_FILES for one in operations.values()))
 
 
 async def _charged(call: Call, scope: HubScope) -> Response:
     """Carry out a call of a client whose traffic is counted."""
-    hub, identity = call.hub, call.identity
+    hub, charge = call.hub, call.credentials.charge
     expected = expected_bytes(hub, call.operation, scope)
-    charge(hub, identity, scope, expected)
+    charge(expected)
     # The server reads and discards the rest of a refused body.
     sent_bytes = declared_bytes(scope, hub.limits.request_bytes)
     response_bytes = of_events = 0
@@ -664,8 +656,8 @@ async def _charged(call: Call, scope: HubScope) -> Response:
         sent_bytes = call.opened.size
         raise
     finally:
-        charge(hub, identity, scope, -expected)
-        charge(hub, identity, scope, max(sent_bytes, call.opened.size) + response_bytes + of_events)
+        charge(-expected)
+        charge(max(sent_bytes, call.opened.size) + response_bytes + of_events)
 
 
 def no_such_path(path: str) -> NotFound:

@@ -52,13 +52,10 @@ from tenuto.hub.pending import Result
 from tenuto.hub.turns.scheduler import LEASE_S, AssignedTurn, store_renewal
 from tenuto.transports.access import (
     EXPECTED_BYTES,
+    Credentials,
     ResumeLimits,
     allowed_start,
-    caller_of,
     check_operation,
-    count_new_channel,
-    count_signal,
-    describe_caller,
     event_bytes,
     key_of,
     member_of,
@@ -368,7 +365,7 @@ class Attachments:
                 await asyncio.wait([earlier])
             since = parse_cursor(frame.since) if isinstance(frame.since, str) else None
             attachment.resume_limits, since, history = allowed_start(
-                self._hub, session.identity, channel, since, frame.history
+                self._hub, session.credentials.identity, channel, since, frame.history
             )
             if self._by_channel.get(channel) is attachment:
                 feed = await self._hub.attach(
@@ -389,12 +386,12 @@ class Attachments:
                 del self._attaching[channel]
         if feed is not None and self._by_channel.get(channel) is attachment:
             attachment.feed = feed
-            if (charge := session.charge) is not None:
-                feed.on_first = lambda batch: charge(batch.encoded_bytes)
+            if session.credentials.is_counted:
+                feed.on_first = lambda batch: session.credentials.charge(batch.encoded_bytes)
             self.ready[attachment] = None  # the response, which goes before its events, wakes the sender
         elif feed is not None:  # otherwise the client has attached again or detached meanwhile
             feed.close()
-        return {"you": describe_caller(self._hub, session.identity, channel)}
+        return {"you": session.credentials.describe(channel)}
 
     def leave(self, channel: str) -> None:
         """Detach from a channel, if the socket is attached to it."""
@@ -500,15 +497,12 @@ class Session:
     """One peer's conversation with the hub. Every method is called from the hub's event loop and does not wait."""
 
     hub: HubCore
-    identity: Identity  # replaced when the peer sends a new token
+    credentials: Credentials
     wake: Callable[[], None]  # called when `frame_to_send` or `closing` has changed
     # called instead of `wake` by a channel's tick, after which no further events follow soon
     released: Callable[[], None]
     start_task: Callable[[Coroutine[Any, Any, None]], object]
     last_received_s: float
-    # Called with the bytes that a frame has caused; None if the client's traffic is not counted.
-    charge: Callable[[int], None] | None = None
-    peer: str = ""  # address of the connection
     closing: Closing | None = None
     keeps_leases: bool | None = None  # that of `close`; None while the connection is open
     _attachments: Attachments = field(init=False)
@@ -615,7 +609,7 @@ class Session:
     def _checked(self, frame: Any) -> str:
         """Return the channel of a frame. Raises Forbidden unless the caller may send it there, InvalidName."""
         channel: str = check_channel(frame.channel)
-        check_operation(self.identity, BY_FRAME[type(frame)], channel)
+        check_operation(self.credentials.identity, BY_FRAME[type(frame)], channel)
         return channel
 
     # Requests to store
@@ -626,16 +620,16 @@ class Session:
         weight = size + (_MESSAGE_BYTES if isinstance(frame, CreateMessage | UpdateMessage) else 0)
         try:
             channel = self._checked(frame)
-            key = key_of(self.hub, self.identity, channel, request, frame.id)
+            key = key_of(self.hub, self.credentials.identity, channel, request, frame.id)
             done = partial(self._request_done, frame.ref, (channel, key), request, weight)
-            self.hub.submit(channel, key, request, caller_of(self.hub, self.identity, channel, self.peer), done)
+            self.hub.submit(channel, key, request, self.credentials.caller(channel), done)
         except TenutoError as error:
             self.refuse(frame.ref, error)
             return
         self._pending += 1
         self._pending_bytes += weight
-        if self.charge is not None and isinstance(frame, UpdateMessage):
-            self.charge(EXPECTED_BYTES)
+        if isinstance(frame, UpdateMessage):
+            self.credentials.charge(EXPECTED_BYTES)
 
     def _request_done(
         self, ref: Ref, key: tuple[str, str], request: Request, weight: int, result: Result | TenutoError
@@ -644,15 +638,15 @@ class Session:
         self._pending_bytes -= weight
         if isinstance(result, Result):
             self._note_request(*key, request)
-            count_new_channel(self.hub, self.identity, self.peer, result)
+            self.credentials.count_new_channel(result)
         try:
             if isinstance(result, TenutoError):
                 raise result
             size = self.respond({"type": "ok", "ref": ref, **result_fields(request, result)})
         except TenutoError as error:
             size = self.refuse(ref, error)
-        if self.charge is not None:
-            self.charge(self._late_bytes(key[0], request, result, weight, size))
+        if self.credentials.is_counted:
+            self.credentials.charge(self._late_bytes(key[0], request, result, weight, size))
 
     def _late_bytes(
         self, channel: str, request: Request, result: Result | TenutoError, weight: int, reply_bytes: int
@@ -683,7 +677,7 @@ class Session:
 
     def _presence(self, frame: PresenceFrame) -> dict[str, Json]:
         channel = self._checked(frame)
-        member, present = member_of(self.identity, frame.member), self._present or set()
+        member, present = member_of(self.credentials.identity, frame.member), self._present or set()
         if frame.leave and (channel, member) in present:
             present.discard((channel, member))
             self.hub.runtime.presence.leave(channel, member, self, is_final=True)
@@ -702,12 +696,12 @@ class Session:
 
     def _signal(self, frame: SignalFrame) -> dict[str, Json]:
         channel = self._checked(frame)
-        count_signal(self.hub, self.identity, self.peer, frame.name)
-        self.hub.runtime.presence.signal(channel, frame.name, frame.data, self.identity.client_id)
+        self.credentials.count_signal(frame.name)
+        self.hub.runtime.presence.signal(channel, frame.name, frame.data, self.credentials.identity.client_id)
         return {}
 
     def _work(self, frame: WorkFrame) -> dict[str, Json]:
-        self._agents().work(frame, self.identity)
+        self._agents().work(frame, self.credentials.identity)
         return {}
 
     def _agents(self) -> SocketWorkers:
@@ -749,12 +743,11 @@ class Session:
         limit = limits.default_history if frame.limit is None else frame.limit
         if limit > limits.history:
             raise InvalidRequest(f"limit must be a whole number from 1 to {limits.history}, got {limit}")
-        charge = self.charge or (lambda size: None)
-        charge(EXPECTED_BYTES)
+        self.credentials.charge(EXPECTED_BYTES)
         try:
             page = await self.hub.history(channel, before=frame.before, limit=limit)
         finally:
-            charge(-EXPECTED_BYTES)
+            self.credentials.charge(-EXPECTED_BYTES)
         return {"messages": page.messages, "more": page.more, "cursor": page.cursor}
 
     def _begin(self, frame: Any, job: Callable[[], Coroutine[Any, Any, dict[str, Json]]], weight: int) -> None:
@@ -809,8 +802,7 @@ class Session:
         data = encode_json(frame)
         self._replies.append(data)
         self._reply_bytes += len(data)
-        if self.charge is not None:
-            self.charge(len(data))
+        self.credentials.charge(len(data))
         self.wake()
         return len(data)
 

@@ -35,7 +35,6 @@ from tenuto.transports.access import (
     ResumeLimits,
     admit_stream,
     allowed_start,
-    describe_caller,
 )
 from tenuto.transports.codec import GUARDS, Headers, unexpected
 from tenuto.transports.headers import Query
@@ -235,8 +234,7 @@ async def channel_events(app: StreamApp, scope: Scope, receive: Receive, send: S
     try:
         # The batches of a channel are the same bytes for all its viewers, so the caller's identity is sent in a
         # separate event. An EventSource does not get it.
-        identity = stream.credentials.identity
-        about = encode_json({"type": "you", **describe_caller(app.hub, identity, channel)})
+        about = encode_json({"type": "you", **stream.credentials.describe(channel)})
         await start_stream(app, scope, send, b"event: you\ndata: %b\n\n" % about if stream.is_own_client else b"")
         await stream.run(receive)
     finally:
@@ -365,11 +363,10 @@ async def poll(app: StreamApp, scope: Scope, receive: Receive, send: Send, chann
     hub = app.hub
     query = Query(scope)
     credentials = await admit_stream(hub, scope, None, channel, BY_NAME["poll"])
-    identity = credentials.identity
     credentials.take_slot()
     try:
         asked = query.whole("history", 0, hub.limits.history)
-        resume_limits, since, history = allowed_start(hub, identity, channel, since_of(scope, query), asked)
+        resume_limits, since, history = allowed_start(hub, credentials.identity, channel, since_of(scope, query), asked)
         wait_s = query.whole("wait_s", 0, MAX_WAIT_S)
         woken = asyncio.Event()
         feed = await hub.attach(channel, since, history=history, flush_ms=0, wake=woken.set, has_ephemeral=True)
@@ -387,7 +384,7 @@ async def poll(app: StreamApp, scope: Scope, receive: Receive, send: Send, chann
             feed.close()
     finally:
         credentials.leave()
-    about = describe_caller(hub, identity, channel) if is_own_client(scope, query) else None
+    about = credentials.describe(channel) if is_own_client(scope, query) else None
     credentials.charge(sum(map(len, events)))
     await _send_response(app, scope, send, cursor, events, about)
 

@@ -39,7 +39,7 @@ from tenuto.transports.codec import (
     for_peers,
     ref_in,
 )
-from tenuto.transports.origin import expect_introduction
+from tenuto.transports.origin import expect_introduction, is_by_cookie
 from tenuto.transports.sender import FAREWELL_S, DirectSender, Heartbeats, Sender, TaskSender
 from tenuto.transports.session import PING_S, Session
 from tenuto.transports.sse import RETRY_MS
@@ -86,6 +86,7 @@ class Sockets:
                 identity = await known_identity(self._hub, scope)
         credentials = Credentials(self._hub, scope, identity)
         if identity is not None:
+            credentials.is_ambient = is_by_cookie(self._hub, scope) or visit_in(scope).is_ambient
             credentials.take_slot()
         elif not expect_introduction(scope, 2 * AUTH_TIMEOUT_S) and len(self._unauthenticated) >= MAX_UNAUTHENTICATED:
             raise Busy(
@@ -223,13 +224,11 @@ class Socket:
         self.sender = sender_class(send, self)
         self.session = Session(
             hub,
-            credentials.identity,
+            credentials,
             last_received_s=self._loop.time(),
             wake=self._wake,
             released=self._pump,
             start_task=self._start_task,
-            charge=credentials.charge if credentials.is_counted else None,
-            peer=credentials.peer,
         )
         credentials.watch(self._expire)
 
@@ -305,7 +304,7 @@ class Socket:
         session = self.session
         before, is_first = self.credentials.identity, self.credentials.is_ambient
         try:
-            identity = await self.credentials.renew(auth.token)
+            identity = await self.credentials.renew(auth.token)  # from now on also that of the session
         except TenutoError as error:
             session.refuse(auth.ref, error)
             if is_first:  # the page means another client than its browser shows
@@ -314,8 +313,6 @@ class Socket:
         finally:
             self._is_renewing = self.credentials.is_ambient = False
             self._wake()
-        session.identity = identity
-        session.charge = self.credentials.charge if self.credentials.is_counted else None
         session.respond({"type": "ok", "ref": auth.ref, "you": self.credentials.describe()})
         if session.closing is None and not is_first and not identity.includes(before):
             # The client reconnects and requests its attachments, presence and work again: each is checked against the

@@ -72,7 +72,6 @@ from tenuto.hub.turns.scheduler import LEASE_S, AssignedTurn, OpenTurn, SharedTu
 from tenuto.stores.base import head_of
 from tenuto.stores.memory import MemoryStore
 from tenuto.transports import codec, session, streams
-from tenuto.transports.access import caller_of
 from tenuto.transports.session import Session
 from tenuto.watchdog import Watchdog
 from tests.simulation.directed import edit, mutant
@@ -829,7 +828,7 @@ def a_delete_is_acknowledged_at_once(patch: pytest.MonkeyPatch) -> None:
 
     def at_once(self: Session, frame: Any, size: int) -> None:
         if isinstance(frame, DeleteMessage):
-            caller = caller_of(self.hub, self.identity, frame.channel, self.peer)
+            caller = self.credentials.caller(frame.channel)
             self.hub.submit(frame.channel, frame.id, frame, caller, lambda result: None)
             self.respond({"type": "ok", "ref": frame.ref})
         else:

@@ -13,6 +13,7 @@ from typing import Any
 
 from tenuto.app import Hub
 from tenuto.hub.access.identity import CAPABILITIES, Identity
+from tenuto.transports.access import Credentials
 from tenuto.transports.session import PING_S, Session
 from tests.transports.conftest import PATIENCE_S
 
@@ -29,7 +30,7 @@ class Line:
         self.tasks: set[asyncio.Task[None]] = set()
         self.session = Session(
             hub,
-            identity or Identity(client_id="ada"),
+            Credentials(hub, {"headers": []}, identity or Identity(client_id="ada")),
             last_received_s=self.now_s,
             wake=self.woken.set,
             released=self.woken.set,
