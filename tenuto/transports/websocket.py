@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 from collections.abc import Coroutine
 from dataclasses import InitVar, dataclass, field
 from functools import partial
@@ -21,7 +20,6 @@ import msgspec
 from starlette.types import Message, Receive, Send
 
 from tenuto.core.errors import Busy, InvalidRequest, TenutoError, TooMany, Unauthenticated
-from tenuto.core.events import encode_json
 from tenuto.hub.access.identity import Identity, Scope, header
 from tenuto.hub.access.visitors import VisitorVerifier, visit_in
 from tenuto.hub.hub import HubCore
@@ -36,13 +34,11 @@ from tenuto.transports.codec import (
     NARROWED,
     UNAUTHENTICATED,
     AuthFrame,
-    for_peers,
     ref_in,
 )
 from tenuto.transports.origin import expect_introduction, is_by_cookie
 from tenuto.transports.sender import FAREWELL_S, DirectSender, Heartbeats, Sender, TaskSender
 from tenuto.transports.session import PING_S, Session
-from tenuto.transports.sse import RETRY_MS
 
 SUBPROTOCOL = "tenuto.v1"
 
@@ -63,7 +59,7 @@ class Sockets:
         self._hub = hub
         self._heartbeats = heartbeats
         self._open: set[Socket] = set()
-        self._unauthenticated: set[asyncio.Timeout] = set()  # the waits for their `auth` frames
+        self._unauthenticated: set[Socket] = set()  # those that wait for their `auth` frames
 
     def __len__(self) -> int:
         return len(self._open)
@@ -105,9 +101,7 @@ class Sockets:
             if isinstance(self._hub.authenticate, VisitorVerifier):
                 accepted["headers"] = visit_in(scope).headers
             await send(accepted)
-            if not (credentials.is_known or await self._is_authenticated(credentials, receive, send)):
-                return
-            socket = Socket(self._hub, credentials, send)
+            socket = Socket(self._hub, credentials, send, self._unauthenticated)
             self._open.add(socket)
             slot = self._heartbeats.add(socket, int(PING_S))
             try:
@@ -121,24 +115,6 @@ class Sockets:
         finally:
             credentials.leave()
 
-    async def _is_authenticated(self, credentials: Credentials, receive: Receive, send: Send) -> bool:
-        """Wait for the first frame, `auth`, and return whether it was accepted; if not, close the socket."""
-        limit = asyncio.timeout(0 if self._hub.viewing.is_over else AUTH_TIMEOUT_S)  # over since the accept
-        self._unauthenticated.add(limit)
-        try:
-            with contextlib.suppress(OSError):  # the peer has disconnected
-                try:
-                    async with limit:
-                        message = await receive()
-                except TimeoutError:
-                    await _close(send, DRAINED if self._hub.viewing.is_over else UNAUTHENTICATED)
-                    return False
-                text = message.get("text")
-                return message["type"] == "websocket.receive" and await _is_accepted(credentials, text, send)
-            return False
-        finally:
-            self._unauthenticated.discard(limit)
-
     def drain(self) -> None:
         """Close all sockets because the hub drains, or is cut off from its store.
 
@@ -146,47 +122,8 @@ class Sockets:
         """
         for socket in tuple(self._open):
             socket.session.drain()
-        for limit in tuple(self._unauthenticated):
-            with contextlib.suppress(RuntimeError):  # its frame has arrived
-                limit.reschedule(asyncio.get_running_loop().time())
 
 
-async def _is_accepted(credentials: Credentials, text: str | None, send: Send) -> bool:
-    """Return whether the first frame, `text`, has authenticated the socket; if not, close it."""
-    if text is None or len(text) > AUTH_BYTES:
-        await _close(send, MISUSED if text is None else FRAME_TOO_LARGE)
-        return False
-    auth = _auth_in(text)
-    try:
-        if auth is None:
-            raise not_authenticated()
-        await credentials.renew(auth.token)
-    except TenutoError as error:
-        refusal = {**for_peers(error).problem(), "type": "error", "ref": ref_in(text.encode(errors="replace"))}
-        await _send_frame(send, refusal)
-        await _close(send, _CODES.get(type(error), UNAUTHENTICATED), error.code)
-        return False
-    await _send_frame(send, {"type": "ok", "ref": auth.ref, "you": credentials.describe()})
-    return True
-
-
-async def _send_frame(send: Send, frame: dict[str, Any]) -> None:
-    await send({"type": "websocket.send", "text": encode_json(frame).decode()})
-
-
-async def _close(send: Send, code: int, reason: str | None = None) -> None:
-    reason = reason or _REASONS[code]
-    retry = {"retry_ms": random.randint(*RETRY_MS)} if code == DRAINED else {}
-    await _send_frame(send, {"type": "bye", "reason": reason, **retry})
-    await send({"type": "websocket.close", "code": code, "reason": reason})
-
-
-_REASONS = {
-    DRAINED: "draining",
-    UNAUTHENTICATED: "unauthenticated",
-    MISUSED: "invalid_request",
-    FRAME_TOO_LARGE: "too_large",
-}
 _CODES: dict[type[TenutoError], int] = {TooMany: CROWDED, Busy: FAILED, TenutoError: FAILED}
 
 
@@ -207,6 +144,7 @@ class Socket:
     hub: InitVar[HubCore]
     credentials: Credentials
     send: InitVar[Send]
+    _unauthenticated: set[Socket]  # has this one until its `auth` frame was verified
     sender: Sender = field(init=False)
     session: Session = field(init=False)
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
@@ -217,6 +155,7 @@ class Socket:
     _is_due: bool = False
     _is_closing: bool = False
     _is_restart: bool = False
+    _limit: asyncio.TimerHandle | None = None  # ends the wait for the first frame, `auth`
 
     def __post_init__(self, hub: HubCore, send: Send) -> None:
         credentials = self.credentials
@@ -231,6 +170,9 @@ class Socket:
             start_task=self._start_task,
         )
         credentials.watch(self._expire)
+        if not credentials.is_known:
+            self._unauthenticated.add(self)
+            self._limit = self._loop.call_later(AUTH_TIMEOUT_S, self._expire, UNAUTHENTICATED)
 
     # Calls of the sender
 
@@ -240,7 +182,9 @@ class Socket:
             self._is_restart = message.get("code") == DRAINED  # uvicorn may stop before the hub knows of it
             return False
         text = message.get("text")
-        if text is None:
+        if self._limit is not None:
+            await self._introduce(text)
+        elif text is None:
             self.session.receive_binary()
         elif self.session.closing is None and self._is_for_session(text):
             self.session.receive(text, now_s=self._loop.time())
@@ -267,12 +211,35 @@ class Socket:
     def send_heartbeat(self) -> None:
         """Send a ping, and close the socket of a peer that has been silent, or has read nothing, for too long."""
         self.sender.end_if_stalled()
-        self.session.keep_alive(now_s=self._loop.time())
+        if self.credentials.is_known:
+            self.session.keep_alive(now_s=self._loop.time())
         if self.credentials.is_expired:  # check here, too: the timers of a suspended machine do not run
             self._expire()
         self._pump()
 
     # Authentication
+
+    async def _introduce(self, text: str | None) -> None:
+        """Authenticate the peer by its first frame, which must be `auth`, or close the socket."""
+        session = self.session
+        if session.closing is not None:
+            return
+        self._end_limit()
+        if text is None:
+            session.end(MISUSED, "invalid_request")
+        elif len(text) > AUTH_BYTES:
+            session.end(FRAME_TOO_LARGE, "too_large")
+        elif (auth := _auth_in(text)) is not None:
+            await self._renew(auth)
+        else:
+            session.refuse(ref_in(text.encode(errors="replace")), not_authenticated())
+            session.end(UNAUTHENTICATED, "unauthenticated")
+        self._unauthenticated.discard(self)
+
+    def _end_limit(self) -> None:
+        if self._limit is not None:
+            self._limit.cancel()
+            self._limit = None
 
     def _is_for_session(self, text: str) -> bool:
         """Return whether the session handles this frame.
@@ -301,28 +268,28 @@ class Socket:
         return False
 
     async def _renew(self, auth: AuthFrame) -> None:
-        session = self.session
-        before, is_first = self.credentials.identity, self.credentials.is_ambient
+        session, credentials = self.session, self.credentials
+        before = credentials.identity if credentials.is_known and not credentials.is_ambient else None
         try:
-            identity = await self.credentials.renew(auth.token)  # from now on also that of the session
+            identity = await credentials.renew(auth.token)  # from now on also that of the session
         except TenutoError as error:
             session.refuse(auth.ref, error)
-            if is_first:  # the page means another client than its browser shows
+            if before is None:  # also if the page means another client than its browser shows
                 session.end(_CODES.get(type(error), UNAUTHENTICATED), error.code)
             return
         finally:
-            self._is_renewing = self.credentials.is_ambient = False
+            self._is_renewing = credentials.is_ambient = False
             self._wake()
-        session.respond({"type": "ok", "ref": auth.ref, "you": self.credentials.describe()})
-        if session.closing is None and not is_first and not identity.includes(before):
+        session.respond({"type": "ok", "ref": auth.ref, "you": credentials.describe()})
+        if session.closing is None and before is not None and not identity.includes(before):
             # The client reconnects and requests its attachments, presence and work again: each is checked against the
             # new identity, which lacks a capability of the old one.
             session.end(NARROWED, "forbidden")
 
-    def _expire(self) -> None:
-        """Close the socket because its identity has expired: later events need a new token."""
+    def _expire(self, code: int = EXPIRED) -> None:
+        """Close the socket because its identity has expired: later events need a new token; or it has had none."""
         if self.session.closing is None:
-            self.session.end(EXPIRED, "unauthenticated")
+            self.session.end(code, "unauthenticated")
 
     # Calls of the session
 
@@ -365,6 +332,8 @@ class Socket:
 
     async def close(self) -> None:
         """Close the session, and wait for the tasks of the socket, because the connection has ended."""
+        self._end_limit()
+        self._unauthenticated.discard(self)
         self.session.close(keeps_leases=self._is_restart)
         tasks = tuple(self._tasks or ())
         for task in tasks:
