@@ -431,7 +431,7 @@ async def _continue_after(
     except (StoreUnavailable, Busy, asyncio.CancelledError):
         # The takeover may have been stored although the request failed. No writer would then continue the message, so
         # the server interrupts it later.
-        _interrupt_later(hub, channel, message_id, next_generation)
+        interrupt_abandoned(hub, channel, message_id, next_generation)
         raise
     writer = MessageWriter(hub, channel, message_id, create=None, author=author)
     generation = taken.generation or next_generation
@@ -446,22 +446,18 @@ async def _continue_after(
 
 
 def interrupt_abandoned(hub: Lifecycle, channel: str, message_id: str, generation: int) -> None:
-    """Interrupt the message, which has no writer here any more, later unless it has an end."""
-    if not hub.is_running:
+    """Interrupt the message, which has no writer here any more, after a while, unless it has an end by then.
+
+    The channel in memory need not have the takeover with this generation yet.
+    """
+    if not hub.is_running or hub.viewing.is_draining:  # the next start recovers the message
         return
     runtime = hub.runtime
     live = runtime.channels.get(channel)
     known = live.state.messages.get(message_id) if live is not None else None
-    if known is None or _is_abandoned(runtime, known, channel, generation):
-        _interrupt_later(hub, channel, message_id, generation)
-
-
-def _interrupt_later(hub: Lifecycle, channel: str, message_id: str, generation: int) -> None:
-    """Interrupt the message after a while, unless it has an end or another writer by then."""
-    # otherwise the next start recovers the message
-    if hub.is_running and not hub.viewing.is_draining:
+    if known is None or known.generation < generation or _is_abandoned(runtime, known, channel, generation):
         with contextlib.suppress(RuntimeError):  # RuntimeError: the hub is ending
-            hub.runtime.tasks.start_background(_interrupt(hub, channel, message_id, generation))
+            runtime.tasks.start_background(_interrupt(hub, channel, message_id, generation))
 
 
 async def _interrupt(hub: Lifecycle, channel: str, message_id: str, generation: int) -> None:
