@@ -436,7 +436,10 @@ class TurnResponse(Response):
         try:
             await self.run(receive, send, is_head=scope["method"] == "HEAD")
         except TenutoError as error:
-            await problem_response(error, form=self.problem_form)(scope, receive, send)
+            response = problem_response(error, form=self.problem_form)
+            if scope["method"] == "POST":  # its question is stored, and SDKs of OpenAI would ask it again
+                response.headers["x-should-retry"] = "false"
+            await response(scope, receive, send)
 
     async def run(self, receive: Receive, send: Send, *, is_head: bool = False) -> None:
         """Send the stream. Raises the error of a refusal, before the first byte."""

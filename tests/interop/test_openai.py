@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from tenuto import Hub, Identity, Message, Turn
 from tenuto.core.deltas import MessageProgress
 from tenuto.core.errors import LocalError
+from tenuto.hub.access.rates import ClientLimits, Rates
 from tenuto.interop import OpenAI
 from tenuto.interop.openai_stream import Asked, ChatStream, Reference, reference
 from tenuto.routes import InAnswer, MessageFinished, MessageReplaced, TurnChanged
@@ -185,6 +186,16 @@ async def test_create_that_a_drain_cuts_names_its_response_which_has_the_answer_
     async with scene_of(url) as scene:
         scene.gate.set()
         assert (await scene.events(cut["response_id"]))[-1].response.output_text == ANSWER
+
+
+@pytest.mark.parametrize("is_chat", [False, True], ids=["responses", "chat"])
+async def test_stream_without_a_connection_slot_is_refused_and_its_question_is_asked_once(is_chat: bool) -> None:
+    async with scene_of(authenticate=verifier("ann")) as scene:
+        scene.hub.rates = Rates(ClientLimits(client_connections=0), now_s=lambda: 0.0)
+        scene.client.max_retries = 2
+        with pytest.raises(openai.RateLimitError):
+            await (scene.chat(stream=True) if is_chat else anext(scene.stream()))
+        assert len(await scene.hub.store.channels(after=None, limit=9)) == 1
 
 
 async def test_cancel_is_seen_by_clients_that_joined_and_is_repeated_alike(scene: ClientScene) -> None:
