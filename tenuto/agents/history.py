@@ -11,6 +11,7 @@ import base64
 import hashlib
 import json
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from mimetypes import guess_type
 from typing import Literal, NamedTuple, get_args
@@ -117,15 +118,17 @@ def _parents(messages: Sequence[Message]) -> Iterator[Message | None]:
     known: dict[str, Message] = {}
     answered: dict[str, Message] = {}  # questions by the ids of their answers, which cost time and are rarely needed
     unhashed: list[Message] = []  # questions that are not among them yet
-    is_split = False
+    split_at: int | None = None  # number of the message with which the first branch begins, once it was looked for
     for number, one in enumerate(messages):
         parent = known.get(one.parent or "")
         if number and parent is None and one.parent is not None:
             answered.update((id, question) for question in unhashed for id in reply_ids(question.id))
             unhashed.clear()
             parent = answered.get(one.parent)
-            is_split = is_split or has_branches(messages[: number + 1])
-            if parent is None and not is_split:
+            if split_at is None:
+                counts = range(1, len(messages) + 1)
+                split_at = bisect_left(counts, True, key=lambda count: has_branches(messages[:count]))
+            if parent is None and number < split_at:
                 parent = messages[number - 1]
         yield parent
         known[one.id] = one

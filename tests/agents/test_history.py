@@ -239,6 +239,26 @@ def test_path_beside_messages_with_unknown_parents_hashes_each_question_once(mon
     assert len(hashed) == len({*hashed}) <= len(older)
 
 
+def test_path_past_many_deleted_answers_looks_for_branches_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = [replace(ASKED, id=f"q{at}", parent=f"deleted-{at}", created=at) for at in range(200)]
+    looked = Mock(side_effect=history.has_branches)
+    monkeypatch.setattr(history, "has_branches", looked)
+    assert len(path_to(told[-1], told)) == 199
+    assert looked.call_count < 10
+
+
+@given(st.lists(st.tuples(st.sampled_from(("user", "assistant")), st.integers(-2, 9)), max_size=12))
+def test_missing_parent_is_the_message_before_it_until_the_conversation_branches(told: list[tuple[str, int]]) -> None:
+    messages = [
+        replace(message(role), id=str(at), parent=str(parent) if parent < at else f"deleted-{at}", created=at)
+        for at, (role, parent) in enumerate(told)
+    ]
+    for at, (one, parent) in enumerate(zip(messages, history._parents(messages), strict=True)):
+        known = next((before for before in messages[:at] if before.id == one.parent), None)
+        is_split = history.has_branches(messages[: at + 1])
+        assert parent is (known or (messages[at - 1] if at and not is_split else None))
+
+
 ACTIONS = ("ask", "ask", "answer", "answer", "go on", "crash", "end", "end", "note", "commit")
 
 
