@@ -23,8 +23,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from tenuto.agents.history import OUTPUT, PARTICIPANT, leading_to
-from tenuto.agents.request import options_in
+from tenuto.agents.history import CACHED, OUTPUT, PARTICIPANT, leading_to
+from tenuto.agents.request import options_in, own_tools, tools_in
 from tenuto.core.deltas import (
     Delta,
     InAnswer,
@@ -81,6 +81,7 @@ from tenuto.transports.websocket import REFUSED_PAUSE_S
 
 __all__ = [
     "ATTEMPT",
+    "CACHED",
     "OPTIONS_KEY",
     "OUTPUT",
     "PARTICIPANT",
@@ -114,6 +115,8 @@ __all__ = [
     "leading_to",
     "newest_branch",
     "options_in",
+    "own_tools",
+    "tools_in",
     "versions_of",
 ]
 

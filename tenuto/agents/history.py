@@ -19,6 +19,7 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from msgspec.structs import replace
 
+from tenuto.agents.request import own_tools
 from tenuto.core.errors import LocalError
 from tenuto.core.model import Json, Message, Part
 from tenuto.core.turns import newest_branch, reply_ids, versions_of
@@ -28,7 +29,8 @@ Shape = Literal["text", "openai", "responses", "anthropic"]
 # conversation who has written the parts after it, or null
 OUTPUT = "function_call_output"
 PARTICIPANT = "participant"
-_CUSTOM = "_custom"  # field of a call of a custom tool, in a history alone
+CACHED = "prompt_cache_breakpoint"  # field of a part in OpenAI's API, and name of the data part behind it that has it
+_TOOL = "_tool"  # field of a call of the caller's tool, in a history alone: its type and namespace
 _ANTHROPIC_IMAGES = ("image/jpeg", "image/png", "image/gif", "image/webp")
 _PARTICIPANT = re.compile(r"[^\s<|\\/>]{1,64}\Z")  # other names are refused by OpenAI's API
 
@@ -146,14 +148,14 @@ def has_branches(messages: Sequence[Message]) -> bool:
     return len(set(followed)) < len(followed)
 
 
-def as_turns(messages: Sequence[Message], shape: Shape, custom: Sequence[Json] = ()) -> list[dict[str, Json]]:
+def as_turns(messages: Sequence[Message], shape: Shape, tools: Sequence[dict[str, Json]] = ()) -> list[dict[str, Json]]:
     """Return `messages` in the form that a provider's API accepts. Raises LocalError for an unknown form.
 
-    `custom` has the names of the tools that take a text in place of arguments, OpenAI's custom tools.
+    `tools` are those of the request: a custom tool takes a text in place of arguments, and a call names its namespace.
     """
     if shape not in get_args(Shape):
         raise LocalError(f"shape must be one of {', '.join(get_args(Shape))}, got {shape!r}")
-    messages = _joined(messages, custom, with_calls=shape != "text")
+    messages = _joined(messages, own_tools({"tools": [*tools]}), with_calls=shape != "text")
     match shape:
         case "text":
             return [turn for one in messages for turn in _text(one)]
@@ -170,7 +172,7 @@ def system_texts(messages: Iterable[Message]) -> list[str]:
     return [turn["content"] for one in messages if one.role == "system" for turn in _text(one)]
 
 
-def _joined(messages: Sequence[Message], custom: Sequence[Json], *, with_calls: bool) -> list[Message]:
+def _joined(messages: Sequence[Message], own: Mapping[str, dict[str, Json]], *, with_calls: bool) -> list[Message]:
     """Return `messages` with each result that a client has sent at its call, whose answer had ended without it.
 
     An id may repeat: its call is the latest one before the result that has none. If another answer is between, both
@@ -190,7 +192,7 @@ def _joined(messages: Sequence[Message], custom: Sequence[Json], *, with_calls: 
         for part in one.parts:
             data = part.get("data") if part["type"] == "data" and part["name"] == OUTPUT else None
             if part["type"] == "tool":
-                part = {**part, _CUSTOM: True} if part["name"] in custom else part
+                part = {**part, _TOOL: own[part["name"]]} if part["name"] in own else part
                 called[part["call"]] = part
                 if "output" not in part:
                     open_calls.setdefault(part["call"], []).append((parts, len(parts)))
@@ -234,10 +236,11 @@ class _ModelStep(NamedTuple):
     calls: list[Part]
 
 
-def _steps(message: Message) -> Iterator[_ModelStep]:
+def _steps(message: Message, *, with_marks: bool = False) -> Iterator[_ModelStep]:
     """Yield the content and tool calls of `message`, in order, except calls without a result: the APIs refuse those.
 
-    Files of other messages than those of the user are placeholders: no API accepts them there.
+    Files of other messages than those of the user are placeholders: no API accepts them there. `with_marks` the content
+    has the marks of cached prompts, too, unless it is an answer.
     """
     content, calls = list[str | Part](), list[Part]()
     for part in message.parts:
@@ -250,6 +253,8 @@ def _steps(message: Message) -> Iterator[_ModelStep]:
             shown: str | Part = part["text"]
         elif part["type"] == "file":
             shown = part if message.role == "user" else _placeholder(part)
+        elif with_marks and content and message.role != "assistant" and part.get("name") == CACHED:
+            shown = part
         else:
             continue
         if message.role == "tool":
@@ -402,20 +407,31 @@ def _name(part: Part) -> str:
     return re.sub("[^a-zA-Z0-9_-]", "_", part["name"])[:64]
 
 
+def _is_custom(part: Part) -> bool:
+    return _TOOL in part and part[_TOOL]["type"] == "custom"
+
+
 def _tool_call(part: Part) -> dict[str, Json]:
-    if _CUSTOM in part:
+    if _is_custom(part):
         return {"id": part["call"], "type": "custom", "custom": {"name": _name(part), "input": part["input"]}}
     function = {"name": _name(part), "arguments": part["input"] or "{}"}
     return {"id": part["call"], "type": "function", "function": function}
 
 
 def _responses(message: Message) -> Iterator[dict[str, Json]]:
-    for content, calls in _steps(message):
-        is_text = all(isinstance(one, str) for one in content)
-        if shown := _text_of(content) if is_text else [_responses_content(one) for one in content]:
+    for content, calls in _steps(message, with_marks=True):
+        blocks: list[Json] = []
+        for one in content:
+            if not isinstance(one, str) and one["type"] == "data":
+                blocks[-1] = {**blocks[-1], CACHED: one.get("data")}
+            else:
+                blocks.append(_responses_content(one))
+        if shown := _text_of(content) if all(isinstance(one, str) for one in content) else blocks:
             yield {"role": message.role, "content": shown}
         for part in calls:
-            given = {"input": part["input"]} if _CUSTOM in part else {"arguments": part["input"] or "{}"}
+            given = {"input": part["input"]} if _is_custom(part) else {"arguments": part["input"] or "{}"}
+            if _TOOL in part and part[_TOOL]["namespace"] is not None:
+                given["namespace"] = part[_TOOL]["namespace"]
             yield {"type": _call_type(part), "call_id": part["call"], "name": _name(part), **given}
         for part in calls:
             output = _output(part, _responses_content)
@@ -423,7 +439,7 @@ def _responses(message: Message) -> Iterator[dict[str, Json]]:
 
 
 def _call_type(part: Part) -> str:
-    return "custom_tool_call" if _CUSTOM in part else "function_call"
+    return "custom_tool_call" if _is_custom(part) else "function_call"
 
 
 def _responses_content(one: str | Part) -> dict[str, Json]:
@@ -485,7 +501,7 @@ def _anthropic_id(call: Part) -> str:
 
 def _tool_use(part: Part) -> dict[str, Json]:
     try:
-        arguments = {"input": part["input"]} if _CUSTOM in part else json.loads(part["input"] or "{}")
+        arguments = {"input": part["input"]} if _is_custom(part) else json.loads(part["input"] or "{}")
     except (ValueError, RecursionError):
         arguments = {}
     arguments = arguments if isinstance(arguments, dict) else {}

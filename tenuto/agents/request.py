@@ -178,6 +178,23 @@ def turn_request(stored: Mapping[str, Json]) -> TurnRequest:
     return TurnRequest(**known)
 
 
+def own_tools(options: Mapping[str, Json]) -> dict[str, dict[str, Json]]:
+    """Return the type and the namespace of each tool that the caller runs. A name in two namespaces has none."""
+    found: dict[str, dict[str, Json]] = {}
+    for one in tools_in(options):
+        group = one.get("name") if one.get("type") == "namespace" else None
+        for tool in tools_in(one) if group is not None else [one]:
+            if isinstance(name := tool.get("name"), str):
+                found[name] = {"type": tool.get("type"), "namespace": None if name in found else group}
+    return found
+
+
+def tools_in(options: Mapping[str, Json]) -> list[dict[str, Json]]:
+    """Return the tools in stored wishes, which a client of the hub may have written in any form."""
+    tools = options.get("tools")
+    return [one for one in tools if isinstance(one, dict)] if isinstance(tools, list) else []
+
+
 def options_in(body: Mapping[str, Json], *, is_strict: bool = True) -> dict[str, Json]:
     """Return the known fields in the body of a request under the names of `TurnRequest`; null or empty means none.
 

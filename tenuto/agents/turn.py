@@ -165,7 +165,7 @@ class Turn:
             messages += page.messages
         messages = [*path_to(self.message, messages), self.message]
         self.request = replace(self.request, system=system_texts(messages))
-        return as_turns(messages, shape, [one.get("name") for one in self.request.tools if one.get("type") == "custom"])
+        return as_turns(messages, shape, self.request.tools)
 
     def reply(self, *, meta: dict[str, Json] | None = None) -> Writer:
         """Return the writer of an answer: `async with turn.reply() as message: …`. A second call begins another answer.

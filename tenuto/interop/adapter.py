@@ -33,7 +33,7 @@ from tenuto.core.errors import (
     TooLarge,
 )
 from tenuto.interop.fold import Json
-from tenuto.routes import OPTIONS_KEY, OUTPUT, Access, TurnStatus, guarded, is_id
+from tenuto.routes import CACHED, OPTIONS_KEY, OUTPUT, Access, TurnStatus, guarded, is_id
 
 T = TypeVar("T")
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -139,7 +139,6 @@ def unpacked(id: str) -> list[str]:
     return []
 
 
-CACHED = "prompt_cache_breakpoint"  # field of a part in OpenAI's API, and name of the part behind it that has it
 _DATA_TYPE = re.compile(r"data:([^;,/\s]{1,100}/[^;,\s]{1,100})[;,]", re.IGNORECASE)
 
 
@@ -152,23 +151,6 @@ def outputs_in(question: Message) -> dict[str, Json]:
     """Return the outputs of the client's tools in a question, by call, each with its fields (`output_part`)."""
     data = [one.get("data") for one in question.parts if one["type"] == "data" and one["name"] == OUTPUT]
     return {one["call_id"]: one for one in data if isinstance(one, dict) and isinstance(one.get("call_id"), str)}
-
-
-def own_tools(options: Json) -> dict[str, Json]:
-    """Return the type and the namespace of each tool that the caller runs. A name in two namespaces has none."""
-    found: dict[str, Json] = {}
-    for one in tools_in(options):
-        group = one.get("name") if one.get("type") == "namespace" else None
-        for tool in tools_in(one) if group is not None else [one]:
-            if isinstance(name := tool.get("name"), str):
-                found[name] = {"type": tool.get("type"), "namespace": None if name in found else group}
-    return found
-
-
-def tools_in(options: Json) -> list[Json]:
-    """Return the tools in the wishes of a request, which other clients of the hub may have written in any form."""
-    tools = options.get("tools")
-    return [one for one in tools if isinstance(one, dict)] if isinstance(tools, list) else []
 
 
 def requested_in(question: Message) -> Json:

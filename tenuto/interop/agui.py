@@ -43,7 +43,6 @@ from tenuto.interop.adapter import (
     messages_in,
     output_part,
     outputs_in,
-    own_tools,
     packed,
     store_unsent,
     stored_id,
@@ -51,7 +50,7 @@ from tenuto.interop.adapter import (
     unpacked,
 )
 from tenuto.interop.fold import EventStream, Json, Part, encode, has_result
-from tenuto.routes import Access, TurnDelta, TurnStatus, deltas_of, is_id, options_in
+from tenuto.routes import Access, TurnDelta, TurnStatus, deltas_of, is_id, options_in, own_tools
 
 
 def messages_of(turns: Iterable[TurnStatus]) -> list[Json]:
@@ -77,7 +76,8 @@ def _asked(question: Message) -> list[Json]:
         elif not isinstance(output, str):
             content = json.dumps(output, ensure_ascii=False, separators=(",", ":"))
         id = str(data.get("id", f"{question.id}.{number}"))
-        messages.append({"id": id, "role": "tool", "toolCallId": call, "content": content})
+        error = {"error": data["error"]} if "error" in data else {}
+        messages.append({"id": id, "role": "tool", "toolCallId": call, "content": content, **error})
     if parts or not outputs:
         messages.append({"id": question.id, "role": "user", "content": _content(parts)})
     return messages
@@ -140,7 +140,7 @@ def ui_messages_of(turns: Iterable[TurnStatus]) -> list[Json]:
             role, content = one["role"], one.get("content", "")
             if role == "tool":
                 if (id := one["toolCallId"]) in calls:  # else the call is in an earlier page, or was deleted
-                    (parts, call), state = calls[id], "error" if "metadata" in one else "complete"
+                    (parts, call), state = calls[id], "error" if one.keys() & {"metadata", "error"} else "complete"
                     call |= {"output": content, "state": state}
                     result = {"type": "tool-result", "toolCallId": id, "content": content, "state": state}
                     parts.insert(parts.index(call) + 1, result)
@@ -356,8 +356,12 @@ async def _outputs(access: Access, channel: str, results: list[Json], turns: lis
         if turn.state == "over" and given.keys() & left:
             tools = own_tools(await access.options(channel, turn.message))
             open_calls |= {call: answer for call, (answer, name) in left.items() if name in tools}
-    found = {call: output_part(call, _output(one), id=one["id"]) for call, one in given.items() if call in open_calls}
-    return {hashed(open_calls[call], call): part for call, part in found.items()}
+    found: dict[str, Json] = {}
+    for call, one in given.items():
+        if call in open_calls:
+            about = {name: one[name] for name in ("id", "error") if isinstance(one.get(name), str)}
+            found[hashed(open_calls[call], call)] = output_part(call, _output(one), **about)
+    return found
 
 
 def _output(result: Json) -> object:

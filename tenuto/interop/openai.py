@@ -51,7 +51,6 @@ from tenuto.interop.adapter import (
     hashed,
     json_response,
     output_part,
-    own_tools,
     read_messages,
     requested_in,
     stored_parts,
@@ -84,6 +83,7 @@ from tenuto.routes import (
     guarded,
     leading_to,
     options_in,
+    own_tools,
 )
 
 logger = logging.getLogger("tenuto.transports")

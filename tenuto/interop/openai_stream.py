@@ -24,7 +24,7 @@ from msgspec.structs import replace
 
 from tenuto import Message
 from tenuto.core.errors import NotFound
-from tenuto.interop.adapter import own_tools, packed, requested_in, tools_in, unpacked
+from tenuto.interop.adapter import packed, requested_in, unpacked
 from tenuto.interop.fold import (
     Answer,
     EventStream,
@@ -39,7 +39,7 @@ from tenuto.interop.fold import (
     parsed,
     text_of,
 )
-from tenuto.routes import OUTPUT, InAnswer, MessageReplaced, TurnDelta
+from tenuto.routes import OUTPUT, InAnswer, MessageReplaced, TurnDelta, own_tools, tools_in
 
 # options of messages beside those of their requests (`requested_in`)
 CONVERSATION = "conversation"  # True if the request of this question names a conversation

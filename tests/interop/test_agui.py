@@ -349,7 +349,7 @@ async def test_results_of_the_tools_of_a_page_begin_a_turn_that_has_them_at_thei
         {"role": "tool", "tool_call_id": "c1", "content": '{"c":7}'},
         {"role": "tool", "tool_call_id": "c2", "content": "no"},
     ]
-    results[1] |= {"content": results[1].pop("error")}
+    results[1]["content"] = results[1]["error"]
     loaded = await scene.loaded()
     assert loaded == [*asked.messages, *results[:2], client.messages[-1]]
     assert (await run(loaded)).messages == loaded

@@ -147,6 +147,9 @@ async def test_agents_sdk_runs_its_function_tool_and_gets_an_answer(
     result = await agents.Runner.run(agent, "How is Ulm?", max_turns=3)
     assert result.final_output == "It is 7 degrees in Ulm."
     assert [one["role"] for one in stub.received[1]["openai"]][-3:] == ["user", "assistant", "tool"]
+    named = {"namespace": "crm"} if api == "namespace" else {}
+    called = {"type": "function_call", "call_id": "c1", "name": "weather", "arguments": '{"city": "Ulm"}', **named}
+    assert called in stub.received[1]["responses"]
 
 
 @pytest.mark.parametrize("is_callback", [True, False], ids=["callback", "interruption"])
@@ -919,6 +922,10 @@ async def test_error_of_a_result_reaches_the_model_behind_its_content(stub: Stub
     texts = {"": "of yesterday", "7 degrees": "7 degrees\nof yesterday", "Error: of yesterday": "Error: of yesterday"}
     expected = blocks if isinstance(content, list) else texts[content]
     assert stub.received[1]["openai"][-1]["content"] == expected
+    loaded = (await stub.served.http.get("/agui/1/messages")).json()
+    assert [(one["toolCallId"], one["error"]) for one in loaded if one["role"] == "tool"] == [("c1", "of yesterday")]
+    page = (await stub.served.http.get("/agui?threadId=1")).json()["messages"]
+    assert [part["state"] for one in page for part in one["parts"] if part["type"] == "tool-result"] == ["error"]
 
 
 async def test_tools_that_a_choice_allows_have_the_form_of_each_api(stub: Stub, client: openai.AsyncOpenAI) -> None:
@@ -1037,6 +1044,11 @@ async def test_mark_of_a_cached_prompt_reaches_the_agent_behind_its_part(
     parts = stub.turns[0].message.parts[-3:]  # behind the output
     assert parts == [long, {"type": "data", "name": "prompt_cache_breakpoint", "data": mark}, short]
     assert stub.received[0]["openai"][-1] == {"role": "user", "content": "Long\nq"}
+    blocks = [
+        {"type": "input_text", "text": "Long", "prompt_cache_breakpoint": mark},
+        {"type": "input_text", "text": "q"},
+    ]
+    assert stub.received[0]["responses"][-1] == {"role": "user", "content": blocks}
 
 
 async def test_refusal_that_a_client_sends_again_is_a_text(stub: Stub, client: openai.AsyncOpenAI) -> None:
