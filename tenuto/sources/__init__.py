@@ -17,7 +17,7 @@ from typing import TypeVar, cast
 from tenuto.core.errors import LocalError, TenutoError, shown
 from tenuto.core.outgoing import first_of, text_of
 from tenuto.portal import OnBreak, Piped, Piping, ToolCall, Writer
-from tenuto.sources.attaching import attaching
+from tenuto.sources.attaching import attaching, count_call
 from tenuto.sources.reading import (
     LINE_CHARACTERS,
     Source,
@@ -80,7 +80,9 @@ async def pipe(
         raise LocalError(f"stall_s must be a number of seconds above 0, got {shown(stall_s)}")
     silent_s = STALL_S if stall_s is None else stall_s
     with calling(writer):
-        if (known := await _restored(writer, stream, attach)) is not None:
+        if (known := await _restored(writer, stream)) is not None:
+            if attach is not None:
+                count_call(writer)
             return known
         if is_maker(stream):
             make = cast("Callable[..., object]", stream)
@@ -103,14 +105,14 @@ async def pipe(
             return await _pipe_one(writing, stream, named, silent_s, option)
 
 
-async def _restored(writer: Writer, stream: object, attach: object) -> Piped | None:
+async def _restored(writer: Writer, stream: object) -> Piped | None:
     """Return the summary of this stream if an earlier attempt has written all of it; the stream is closed then.
 
     None if its parts are not left to be continued. Raises `not_kept` if the message is complete without it.
     """
     record, parts = record_of(writer), None
-    # a response is read again, not generated, and a stream without content is asked for again
-    if not writer.had_ended and (record is None or not record.lengths or attach is not None):
+    # a stream without content is asked for again
+    if not writer.had_ended and (record is None or not record.lengths):
         return None
     if record is not None:
         async with writer.attempt() as attempt:

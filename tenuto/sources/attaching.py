@@ -223,15 +223,20 @@ def attaching(writer: Writer, tries: Tries, attach: object) -> Iterator[None]:
             "attempt could not tell their responses apart; await one after the other, or put each into a step of "
             "its own"
         )
-    numbers = _numbers.setdefault(writer, Counter())
-    one = Attaching(writer, tries, attach, step, numbers[step])
+    one = Attaching(writer, tries, attach, step, count_call(writer))
     tries.write, tries.takes_left = one.write, one.found is None
-    numbers[step] += 1
     running.add(step)
     try:
         yield
     finally:
         running.remove(step)
+
+
+def count_call(writer: Writer) -> int:
+    """Return the number of a call of `pipe` with `attach` in its step, from 0."""
+    numbers, step = _numbers.setdefault(writer, Counter()), writer.open_step()
+    numbers[step] += 1
+    return numbers[step] - 1
 
 
 def _notes(writer: Writer) -> list[_Note]:

@@ -25,6 +25,7 @@ from tenuto import Hub
 from tenuto.agents.turn import Turn
 from tenuto.core.errors import Finished, LocalError
 from tenuto.core.model import Message
+from tenuto.core.view import View
 from tenuto.sources import pipe
 from tenuto.sources.openai import events_of
 from tenuto.stores.memory import MemoryStore
@@ -215,13 +216,26 @@ async def test_next_process_takes_the_rest_of_a_response_that_has_ended_meanwhil
     assert model.asked.count("POST") == 1
 
 
-async def answers_over_a_crash(respond: Callable[[Turn], Any], on_crash: Any) -> list[Message]:
-    """Return the answers to a question whose first process ends after thirty seconds, and the second one later."""
+async def texts_shown(hub: Hub, texts: list[str]) -> None:
+    """Add each text of the answers that a viewer is shown."""
+    view = View()
+    async for batch in hub.subscribe("chat:1", history=9).batches():
+        view.receive(batch)
+        texts += ["".join(one.text for one in view.messages() if one.role == "assistant")]
+
+
+async def answers_over_a_crash(respond: Callable[[Turn], Any], on_crash: Any, *shown: list[str]) -> list[Message]:
+    """Return the answers to a question whose first process ends after thirty seconds, and the second one later.
+
+    The texts that are `shown` in each process are added to its list.
+    """
     store = MemoryStore()
     hubs = [new_hub(store), new_hub(store)]
-    for hub in hubs:
+    watching = list[asyncio.Future[None]]()
+    for number, hub in enumerate(hubs):
         hub.agent("chat:*", name="bot", on_crash=on_crash)(respond)
         await hub.start()
+        watching += [asyncio.ensure_future(texts_shown(hub, texts)) for texts in shown[number : number + 1]]
         if hub is hubs[0]:
             await hub.create("chat:1", id="q", role="user", text="?", author="ann")
         await asyncio.sleep(30)
@@ -229,6 +243,8 @@ async def answers_over_a_crash(respond: Callable[[Turn], Any], on_crash: Any) ->
             await hub.close()
     answers = [one for one in (await hubs[1].history("chat:1")).messages if one.role == "assistant"]
     await hubs[1].close()
+    for one in watching:
+        one.cancel()
     return answers
 
 
@@ -243,8 +259,9 @@ def call_events(response: str) -> list[bytes]:
 async def test_next_process_goes_on_with_each_response_of_a_tool_loop(on_crash: Any, own: str) -> None:
     calls = list[str]()
     first, second = call_events("resp_1"), long_events("It is ", "sunny.", response="resp_2")
-    looks = [state("in_progress")] if own else []  # the own text follows the call, so all is superseded and repeated
-    model = Model(first, [*second[:5], HOLD], first, *looks, second)
+    again = [] if on_crash == "continue" else [first]  # the text of a continued answer is not asked for again
+    looks = [state("in_progress")] if own else []  # the own text follows the call, so what follows it is superseded
+    model = Model(first, [*second[:5], HOLD], *again, *looks, second)
     client = model.openai()
 
     def weather(city: str) -> str:
@@ -263,8 +280,37 @@ async def test_next_process_goes_on_with_each_response_of_a_tool_loop(on_crash: 
     assert [one.status for one in answers] == ["complete"]
     assert (answers[0].text, calls) == (f"Let me look. {own}It is sunny.", ["Oslo"])
     assert model.asked.count("POST") == 2
-    assert counted(answers[0]) == (["attempt", "text", "tool", "text", "text"] if own else ["text", "tool", "text"])
+    attempt = len(["text", "tool"]) if on_crash == "continue" else 0
+    parts = ["text", "tool", "text", "text"]
+    assert counted(answers[0]) == ([*parts[:attempt], "attempt", *parts[attempt:]] if own else parts[:3])
     assert answers[0].meta["usage"]["output_tokens"] == 14
+
+
+@pytest.mark.parametrize("kinds", ["BP", "PB", "BBP", "TP", "TBTPB", "BPTB"])
+@virtually
+async def test_streams_of_a_continued_answer_that_had_ended_stay_in_view_and_are_not_asked_again(kinds: str) -> None:
+    """B: a response in the background; T: one with a tool call; P: another stream."""
+    ended = {"B": lambda id: long_events("Some text ", f"of {id}. ", response=id), "T": call_events}
+    plain = [*chat_said("Another model's ", "text. "), *chat_end()]
+    model = Model(*[ended[kind](f"resp_{n}") if kind in ended else plain for n, kind in enumerate(kinds)])
+    client, shown, pipes = model.openai(), (list[str](), list[str]()), list[Any]()
+
+    async def respond(turn: Turn) -> None:
+        async with turn.reply() as message:
+            for kind in kinds:
+                if kind == "P":
+                    piped = await message.pipe(lambda so_far: ask_chat(client)())
+                else:
+                    piped = await message.pipe(ask(client), attach=client.responses)
+                pipes.append(piped)
+                await turn.run_tools(piped, {"weather": lambda city: "sunny"})
+            await turn.step("last", asyncio.sleep, 1e6 if turn.attempt == 1 else 1)
+
+    (answer,) = await answers_over_a_crash(respond, "continue", *shown)
+    assert (answer.status, answer.text) == ("complete", shown[0][-1])
+    assert {*filter(None, shown[1])} == {answer.text}
+    assert len(model.asked) == len(kinds)
+    assert pipes[len(kinds) :] == pipes[: len(kinds)]
 
 
 # the step begins once the first response has broken off, or when its reasoning has come and no text
