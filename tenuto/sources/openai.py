@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Hashable, Iterator
 
-from tenuto.core.errors import TenutoError
 from tenuto.core.model import Json, Part
 from tenuto.sources.reading import (
     CALLED,
@@ -17,8 +16,6 @@ from tenuto.sources.reading import (
     Open,
     Set,
     Source,
-    UpstreamEnded,
-    UpstreamError,
     as_json,
     codes_of,
     counts,
@@ -328,7 +325,6 @@ class OpenAIAgents(Source):
     | `run_item_stream_event` `tool_output`, `handoff_occured` | the output of that tool, `done` |
     | `agent_updated_stream_event`, other items | ignored: they repeat others |
     | the end of the run, with every response ended | the end |
-    | an error of the SDK while a response is open | UpstreamEnded |
 
     Pipe the result itself: an early end then cancels the run through it, so the run ends at once.
     """
@@ -357,14 +353,6 @@ class OpenAIAgents(Source):
 
     def end(self) -> Iterator[Edit]:
         return self._responses.end()
-
-    def translate(self, error: BaseException) -> TenutoError | None:
-        ours = super().translate(error)
-        # For a response that breaks off the SDK raises ModelBehaviorError. Errors of the provider arrive as events
-        # instead.
-        if isinstance(ours, UpstreamError) and self._responses.is_open and type(error).__name__ == "ModelBehaviorError":
-            return UpstreamEnded("the model's response broke off, so it is incomplete")
-        return ours
 
     async def stop(self, stream: object) -> None:
         cancel = getattr(stream, "cancel", None)

@@ -134,6 +134,13 @@ LOST = (
     *("ConnectionError", "ChunkedEncodingError", "Timeout"),  # of requests
     "UnknownApiResponseError",  # of google-genai: a stream that ends in the middle of an event
 )
+# Messages of SDKs for a stream that ended before its first event, or without its last one; their classes stand for the
+# model's own mistakes, too.
+_UNFINISHED = (
+    "Streamed response ended without content or tool calls",  # of pydantic-ai
+    *("No generation chunks were returned", "No generations found in stream"),  # of langchain
+    *("Model did not produce a final response", "Chat Completions stream ended before"),  # of openai-agents
+)
 
 
 class UpstreamError(TenutoError):
@@ -200,6 +207,8 @@ def translated(error: BaseException, *, is_of_sdk: bool) -> TenutoError | None:
         return UpstreamEnded(
             "the connection to the model's provider broke before the stream ended; the log has the reason"
         )
+    if any(str(cause).startswith(_UNFINISHED) for cause in causes):
+        return unfinished()
     return reported(*(code for cause in causes for code in codes_of(cause)))
 
 

@@ -38,6 +38,8 @@ from tenuto.sources.reading import (
     codes_of,
     get,
     is_from_sdk,
+    items,
+    word,
 )
 from tenuto.sources.writing import SHORTEST_OVERLAP, Kept, Writing
 
@@ -302,6 +304,10 @@ def retry_after_s(error: BaseException) -> float:
                 return float(ms) / 1000
             if (after := headers.get("retry-after")) is not None:
                 return _seconds(after)
+            body = get(one, "body") or get(one, "details")
+            for detail in items(get(body, "error"), "details"):  # Google's RetryInfo: `37s`
+                if (after := word(detail, "retryDelay")) is not None:
+                    return _seconds(after.removesuffix("s"))
     return 0.0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import aclosing, suppress
 from typing import Any
 
@@ -13,6 +14,7 @@ from tenuto.core.errors import NotFound
 from tenuto.core.model import Message
 from tenuto.sources import Piped, UpstreamEnded, UpstreamError, pipe
 from tests.sources.provider import Provider
+from tests.sources.wires import TEXT
 
 PATIENCE_S = 60.0
 SEEN_WITHIN_S = 1.0  # time within which a provider must see that a stream was stopped
@@ -50,6 +52,15 @@ async def failed(hub: Hub, stream: object) -> tuple[str, str]:
     stored, error = await broken(hub, stream, UpstreamError)
     assert (stored.status, stored.reason) == ("failed", "upstream_error")
     return stored.text, error.detail
+
+
+async def tried_again(hub: Hub, provider: Provider, make: Callable[[], object], *scripts: list[Any]) -> None:
+    """Fail unless a stream that ends before its first event is followed by another one, which says the text."""
+    asked = len(provider.requests)
+    provider.will_say([], *scripts)
+    async with hub.message("chat:1") as message:
+        piped = await message.pipe(make, retry_s=0, retries=1)
+    assert (piped.text, len(provider.requests) - asked) == (TEXT, 2)
 
 
 async def left(hub: Hub, provider: Provider, stream: object) -> Message:

@@ -14,7 +14,7 @@ from langgraph.config import get_stream_writer
 from langgraph.graph import END, START, MessagesState, StateGraph
 
 from tenuto import Hub
-from tests.sources.piping import ended, pipe_all
+from tests.sources.piping import ended, pipe_all, tried_again
 from tests.sources.provider import CUT, Provider
 from tests.sources.wires import (
     CHAT_USAGE,
@@ -170,3 +170,12 @@ async def test_a_text_of_two_messages_is_two_parts(hub: Hub, provider: Provider,
     provider.will_say([*chat_said("One"), *chat_end()], [*chat_said(TEXT), *chat_end()])
     stored, _ = await pipe_all(hub, graph.compile().astream(ASK, stream_mode="messages"))
     assert [part["text"] for part in stored.parts] == ["One", TEXT]
+
+
+async def test_a_response_that_ends_before_its_first_event_is_made_again(
+    hub: Hub, provider: Provider, model: ChatOpenAI
+) -> None:
+    script = [*chat_said(TEXT), *chat_end()]
+    await tried_again(hub, provider, lambda: graph_of(model).astream(ASK, stream_mode="messages"), script)
+    await tried_again(hub, provider, lambda: model.astream("Hi"), script)
+    await tried_again(hub, provider, lambda: model.stream("Hi"), script)

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 from agents import Agent, ModelSettings, OpenAIChatCompletionsModel, OpenAIResponsesModel, Runner, function_tool
+from agents.exceptions import ModelBehaviorError
 from openai import AsyncOpenAI
 
 from tenuto import Hub
 from tenuto.core.errors import TenutoError
-from tests.sources.piping import SEEN_WITHIN_S, broken, ended, pipe_all
+from tenuto.sources.reading import UpstreamError, translated
+from tests.sources.piping import SEEN_WITHIN_S, broken, ended, pipe_all, tried_again
 from tests.sources.provider import CUT, HOLD, Provider
 from tests.sources.wires import INPUT, PARTS, RESPONSES_USAGE, TEXT, Responses, chat_called, chat_end, chat_said
 
@@ -96,3 +98,11 @@ async def test_cancelled_run_ends_at_the_provider(hub: Hub, provider: Provider, 
     assert (stored.text, error.code) == ("Hello", "upstream_error")
     async with asyncio.timeout(SEEN_WITHIN_S):
         await provider.is_left.wait()
+
+
+async def test_a_response_that_ends_before_its_first_event_is_made_again(
+    hub: Hub, provider: Provider, agent: Agent[Any]
+) -> None:
+    await tried_again(hub, provider, lambda: Runner.run_streamed(agent, "Hi"), answered(TEXT))
+    mistake = ModelBehaviorError("Tool weather not found in agent test")
+    assert isinstance(translated(mistake, is_of_sdk=True), UpstreamError)

@@ -12,9 +12,9 @@ from pydantic_ai.models.test import TestModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
 from tenuto import Hub
-from tests.sources.piping import ended, pipe_all
+from tests.sources.piping import ended, pipe_all, tried_again
 from tests.sources.provider import CUT, Provider
-from tests.sources.wires import INPUT, PARTS, chat, chat_called, chat_end, chat_said
+from tests.sources.wires import INPUT, PARTS, TEXT, chat, chat_called, chat_end, chat_said
 
 WAYS = ["events", "stream", "iter"]
 ALL_WAYS = pytest.mark.parametrize("way", WAYS)
@@ -95,3 +95,10 @@ async def test_a_run_whose_response_breaks_off_was_a_crash(
 ) -> None:
     provider.will_say([*chat_said("Hello"), *end])
     assert await ended(hub, run(agent, way)) == "Hello"
+
+
+@ALL_WAYS
+async def test_a_response_that_ends_before_its_first_event_is_made_again(
+    hub: Hub, provider: Provider, agent: Agent[None, str], way: str
+) -> None:
+    await tried_again(hub, provider, lambda: run(agent, way), [*chat_said(TEXT), *chat_end()])

@@ -45,6 +45,7 @@ from tests.sources.wires import Responses, chat, chat_end, claude, claude_begin,
 from tests.virtual import closed_later, virtual_clock, virtually
 
 Body = Sequence[bytes | str]
+RETRY_INFO = "type.googleapis.com/google.rpc.RetryInfo"
 LONG = "The answer has more than thirty-two characters, so that it can be continued. "
 
 
@@ -278,6 +279,21 @@ async def test_wait_grows_and_is_as_long_as_the_provider_asks_for() -> None:
     message, _ = await piped(ask_chat(model.openai()))
     assert (message.text, counted(message)) == ("Whole", ["text"])
     assert model.waits_s == [1.0, 7.0, 4.0]
+
+
+@virtually
+async def test_wait_is_as_long_as_google_asks_for_in_the_body() -> None:
+    def busy(delay: str) -> tuple[int, dict[str, str], str]:
+        details = [{"@type": "type.googleapis.com/google.rpc.Help"}, {"@type": RETRY_INFO, "retryDelay": delay}]
+        error = {"code": 429, "message": "", "status": "RESOURCE_EXHAUSTED", "details": details}
+        return 429, {}, json.dumps({"error": error})
+
+    model = Model(busy("37s"), busy("7.5s"), [gemini({"text": "Whole"}, finish="STOP")], busy("3600s"))
+    client = model.google()
+    for text in ("Whole", ""):
+        message, _ = await piped(lambda: client.aio.models.generate_content_stream(model="gemini-test", contents="Hi"))
+        assert message.text == text
+    assert model.waits_s[:2] == [37.0, 7.5]
 
 
 @virtually
