@@ -209,7 +209,7 @@ class Join:
         return "".join(self._pieces)
 
     def take(self, new: str) -> str | None:
-        """Return the text to add, once that is known. Raises Repeated if the model began anew."""
+        """Return the text to add, once that is known."""
         self._pieces.append(new)
         bare, text = new if self._bare else new.lstrip(), self._kept.text
         # an overlap may be longer than `held`; only the new piece is compared, since a repetition may be long
@@ -220,22 +220,18 @@ class Join:
         return None if is_short or self._at >= 0 else self.end()
 
     def end(self, *, is_broken: bool = False) -> str | None:
-        """Return the text to add: what was held back, without the overlap. Raises Repeated if the model began anew.
+        """Return the text to add: what was held back, without the overlap.
 
-        Of a continuation that broke off, the result is None if it is so far only a repetition, or another answer.
+        Of a continuation that broke off, the result is None if it is so far only a repetition. One that only begins as
+        the whole text does is new: a verse or a table has the beginning of another one.
         """
         text, held, is_exact = self._kept.text, self.held, self._kept.is_exact
         start, bare = text.lstrip(), held.lstrip()  # a model may put white space before what it repeats
+        if is_broken and bare in text:
+            return None
         overlap = len(start) * bare.startswith(start) if is_exact else _overlap(text, bare)
         # where what follows the white space is too short to be sure, both may repeat the text
-        added = bare[overlap:] if overlap else held[0 if is_exact else _overlap(text, held) :]
-        is_anew = not is_exact and added == held and len(bare) >= SHORTEST_OVERLAP
-        is_anew = is_anew and start.startswith(bare[:SHORTEST_OVERLAP])
-        if is_broken and (is_anew or bare in text):
-            return None
-        if is_anew:
-            raise Repeated
-        return added
+        return bare[overlap:] if overlap else held[0 if is_exact else _overlap(text, held) :]
 
 
 def _overlap(text: str, held: str) -> int:
@@ -246,10 +242,6 @@ def _overlap(text: str, held: str) -> int:
     while start >= 0 and not held.startswith(text[start:]):
         start = text.find(held[:SHORTEST_OVERLAP], start + 1)
     return len(text) - start if start >= 0 else 0
-
-
-class Repeated(Exception):
-    """The continuation begins with the beginning of the text, and goes on otherwise: it is another answer."""
 
 
 class Differs(UpstreamEnded):
@@ -404,25 +396,18 @@ class Writing:
         return self._join is not None and kind == "text" and self._join_key in (None, key)
 
     async def _add_joined(self, add: Callable[[Join], str | None]) -> None:
-        """Add the part of the text that `add` finds to be new. If it is another answer, supersede the kept text."""
+        """Add the part of the text that `add` finds to be new."""
         assert self._join is not None
-        try:
-            text = add(self._join)
-        except Repeated:
-            text, self._join, self.kept = self._join.held, None, None
-            if self.note is not None and self.response_id is not None:
-                await self.note(self.response_id, None)
-            await self._begin_anew()  # what came before the text belongs to the new answer, too
-        if text is None:
+        if (text := add(self._join)) is None:
             return
-        self._join, key, kept = None, self._join_key, self.kept
-        if kept is not None:
-            left, length, joins = kept.part, len(kept.text), kept.part.get("joins", [])
-            slot = _Slot(kept.index, {"type": "text", "joins": joins}, [kept.text], left, length=length)
-            if not kept.is_continued:
-                slot.left, slot.part = None, {"type": "text", "joins": [*joins, length]}
-                await self._writer.part({**left, **slot.part}, index=kept.index)
-            self._slots[key] = slot
+        kept, key, self._join = self.kept, self._join_key, None
+        assert kept is not None
+        left, length, joins = kept.part, len(kept.text), kept.part.get("joins", [])
+        slot = _Slot(kept.index, {"type": "text", "joins": joins}, [kept.text], left, length=length)
+        if not kept.is_continued:
+            slot.left, slot.part = None, {"type": "text", "joins": [*joins, length]}
+            await self._writer.part({**left, **slot.part}, index=kept.index)
+        self._slots[key] = slot
         await self._text(key, text)
 
     async def _text(self, key: Hashable, text: str, kind: str = "text") -> None:
