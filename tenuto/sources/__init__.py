@@ -100,6 +100,10 @@ async def pipe(
                 "retries, retry_s, on_break and attach need a function that makes the stream; pass a lambda around the "
                 "call"
             )
+        if writer.is_answer:
+            async with writer.attempt() as attempt:  # only a function can be shown what an earlier attempt has left
+                if attempt.outgoing.take_left(attempt.owner):
+                    attempt.supersede()
         writing = Writing(writer)
         with reading(writer, writing):
             return await _pipe_one(writing, stream, named, silent_s, option)

@@ -313,6 +313,20 @@ async def test_streams_of_a_continued_answer_that_had_ended_stay_in_view_and_are
     assert pipes[len(kinds) :] == pipes[: len(kinds)]
 
 
+@virtually
+async def test_a_stream_in_place_of_a_function_supersedes_its_text_of_before_the_crash() -> None:
+    model, shown = Model([*chat_said(LONG), HOLD], [*chat_said(LONG, "It goes on."), *chat_end()]), list[str]()
+    client = model.openai()
+
+    async def respond(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.pipe(ask_chat(client)())
+
+    (answer,) = await answers_over_a_crash(respond, "continue", [], shown)
+    assert (answer.status, answer.text, counted(answer)) == ("complete", LONG + "It goes on.", ["attempt", "text"])
+    assert all(answer.text.startswith(text) for text in shown)
+
+
 # the step begins once the first response has broken off, or when its reasoning has come and no text
 @pytest.mark.parametrize(("begins_s", "parts"), [(1.5, ["text", "tool"]), (0.5, ["reasoning", "tool", "text"])])
 @virtually
