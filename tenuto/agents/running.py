@@ -40,7 +40,7 @@ from tenuto.core.names import check_id
 from tenuto.core.requests import references, whole
 from tenuto.core.turns import ANSWERS, ATTEMPTS, WITHDRAWN, Replier, attempt_of, reply_id, reply_ids, rules_of
 from tenuto.portal import Writer, current_try
-from tenuto.sources.writing import is_streaming
+from tenuto.sources.writing import going_on
 from tenuto.watchdog import timed
 
 logger = logging.getLogger("tenuto.agents")
@@ -163,16 +163,17 @@ class Running:
 
     def leave_at_rest(self) -> None:
         """Cancel `run` if the process ends and the next one loses nothing by going on with the turn from here: the turn
-        only waits, or all that it writes comes from responses that go on without their reader.
+        only waits, or all that it writes comes from responses that go on without their reader, or is continued.
         """
         turn, task = self._turn, self._task
         if not self._backend.is_shutting_down or self._agent.on_crash == "interrupt" or turn is None or task is None:
             return
         waits = turn.allowance is not None and turn.allowance.waits > 0
+        go_on = {reply: going_on(reply, is_continued=self._agent.on_crash == "continue") for reply in turn.replies}
         writing = [reply for reply in turn.begun if not reply.is_over]
-        is_at_rest = waits or (writing and all(turn.attached[reply] for reply in writing))
+        is_at_rest = waits or (writing and all(turn.attached[reply] or go_on[reply] for reply in writing))
         # a stream that is read elsewhere in the turn would be cut
-        if is_at_rest and not turn.steps.is_running and not any(map(is_streaming, turn.replies)):
+        if is_at_rest and not turn.steps.is_running and all(map(all, go_on.values())):
             task.cancel()
 
     async def run(self) -> State | None:

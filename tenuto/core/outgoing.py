@@ -418,10 +418,11 @@ class Outgoing:
             self.fail_attempt(LEFT)
         return any(part.owner is FAILED for part in self._parts)
 
-    def count(self, before: int | None = None) -> int:
-        """Return the number of parts that count; with `before` only of those before the part with this index."""
+    def lengths(self, before: int | None = None) -> list[int]:
+        """Return the lengths of the texts of the parts that count, or of those before the part with index `before`."""
+        self._gather()
         parts = self._parts if before is None else self._parts[: self._found(before)]
-        return sum(part.type != ATTEMPT and part.owner is not FAILED for part in parts)
+        return [part.length for part in parts if part.type != ATTEMPT and part.owner is not FAILED]
 
     def begin_attempt(self, outer: Owner | None = None) -> Owner:
         """Return a new owner of parts, inside of `outer`."""

@@ -87,7 +87,7 @@ class Attaching:
         kept, attempt = writing.kept, writing.attempt
         assert attempt is not None
         # a step may be shown behind the text that is continued, and between it and the parts before it
-        self._after = attempt.outgoing.count(None if kept is None else kept.parts[0][0])
+        self._after = len(attempt.outgoing.lengths(None if kept is None else kept.parts[0][0]))
         try:
             if self.found is not None:
                 note, self.found = self.found, None

@@ -24,6 +24,7 @@ from typing import get_args
 
 from tenuto.core.errors import LocalError, TenutoError, shown
 from tenuto.core.model import Part
+from tenuto.core.outgoing import text_of
 from tenuto.portal import Attempt, OnBreak, Piped, Writer
 from tenuto.sources.reading import (
     CALLED,
@@ -41,7 +42,7 @@ from tenuto.sources.reading import (
     items,
     word,
 )
-from tenuto.sources.writing import SHORTEST_OVERLAP, Kept, Writing
+from tenuto.sources.writing import SHORTEST_OVERLAP, Kept, Writing, lengths_known
 
 logger = logging.getLogger("tenuto.agents")
 
@@ -163,6 +164,7 @@ class Tries:
         while True:
             self._number += 1
             writing = Writing(self._writer, self._kept, attempt)
+            writing.can_go_on = functools.partial(self._can_go_on, attempt, writing)
             try:
                 return await self.write(self._made, writing)
             except Exception as error:
@@ -185,6 +187,13 @@ class Tries:
                         attempt.supersede()
                         raise _Restart from error
             await wait_to_retry(self._writer, self._wait_s)
+
+    def _can_go_on(self, attempt: Attempt, writing: Writing) -> bool:
+        """Return whether the next process could continue the text: it is the only one that may be taken for that."""
+        parts = writing.written()
+        known = [*lengths_known(self._writer), *(len(text_of(part)) for _, part in parts)]
+        is_only = sorted(known) == sorted(attempt.outgoing.lengths())
+        return self.is_exact and is_only and continuable(parts) is not None
 
     def _made(self) -> object:
         given: list[SoFar] = []

@@ -42,9 +42,15 @@ def reading(writer: Writer, writing: Writing) -> Iterator[None]:
         _streams[writer].pop(stream)
 
 
-def is_streaming(writer: Writer) -> bool:
-    """Return whether a stream of the message is read that waits for no question or sleep, and ends with its reader."""
-    return any(not (stream.waits or writing.is_attached) for stream, writing in _streams.get(writer, {}).items())
+def going_on(writer: Writer, *, is_continued: bool) -> list[bool]:
+    """Return for each stream of the message that is read whether the next process could go on with it.
+
+    It waits for a question or sleep, outlives its reader, or is a text whose prefix a continued answer continues.
+    """
+    return [
+        stream.waits > 0 or writing.is_attached or (is_continued and writing.can_go_on())
+        for stream, writing in _streams.get(writer, {}).items()
+    ]
 
 
 # Token usage of the earlier streams of each message: a handler that continues after tool calls pipes several streams
@@ -74,6 +80,11 @@ def _records(writer: Writer) -> list[Record]:
     with suppress(msgspec.DecodeError, TypeError):
         return _decoder.decode(writer.meta.get(PIPED, "[]"))
     return []
+
+
+def lengths_known(writer: Writer) -> list[int]:
+    """Return the lengths of the texts of all parts of streams that have ended."""
+    return [length for one in _records(writer) for length in one.lengths.values()]
 
 
 @dataclass
@@ -255,6 +266,8 @@ class Writing:
         """Write into `writer`, from the end of the text `kept` on, within `attempt`, which can supersede that text."""
         self.response_id: str | None = None
         self.is_attached = False  # True: the model's response goes on without its reader
+        # returns whether another process could continue the text by its prefix
+        self.can_go_on: Callable[[], bool] = lambda: False
         self.attempt = attempt
         self._writer = writer
         self.rested_s = writer.rested_s

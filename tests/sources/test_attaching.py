@@ -427,6 +427,35 @@ async def test_drain_hands_on_at_once_a_turn_that_reads_a_response(on_crash: Any
     assert model.asked.count("POST") == 1
 
 
+@pytest.mark.parametrize(("on_break", "own"), [("prefix", ""), ("continue", ""), ("prefix", "Not the model's text. ")])
+@virtually
+async def test_drain_hands_on_at_once_a_turn_whose_text_is_continued_as_a_prefix(on_break: Any, own: str) -> None:
+    ended, rest = [*chat_said("First. "), *chat_end()], [*chat_said("It goes on."), *chat_end()]
+    model, store, waits_s = Model(ended, [*chat_said(LONG), HOLD], rest, rest), MemoryStore(), list[float]()
+    client, now_s = model.openai(), asyncio.get_running_loop().time
+
+    async def respond(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.pipe(ask_chat(client))
+            if own:
+                await message.append(own)
+            await message.pipe(lambda so_far: ask_chat(client)(), on_break=on_break)
+
+    for number in range(2):
+        hub = new_hub(store, drain_s=60.0)
+        hub.agent("chat:*", name="bot", on_crash="continue")(respond)
+        await hub.start()
+        if not number:
+            await hub.create("chat:1", id="q", role="user", text="?", author="ann")
+        await asyncio.sleep(10)
+        answer = (await hub.history("chat:1")).messages[0]
+        began_s = now_s()
+        await hub.close()
+        waits_s.append(now_s() - began_s)
+    assert (waits_s[0] < 1) == (on_break == "prefix" and not own)
+    assert (answer.status, answer.text) == ("complete", f"First. {own}{'' if own else LONG}It goes on.")
+
+
 @virtually
 async def test_next_process_supersedes_what_the_response_does_not_hold() -> None:
     other = Responses()
