@@ -121,11 +121,8 @@ class Client:
             Link, self._access, dial, timing=self._timing, random=self._random, limits=self._limits
         )
         self._links: list[Link] = []  # the first one carries the requests
-        self._runs: dict[Link, asyncio.Task[None]] = {}
-        self._tasks: asyncio.TaskGroup | None = None
-        self._main: asyncio.Task[None] | None = None
-        self._ready = asyncio.Event()
-        self._stop = asyncio.Event()
+        self._runs: set[asyncio.Task[None]] = set()  # of the links, also of one that ends
+        self._is_closed = False
         self._views: dict[str, ChannelView] = {}
         self._workers: list[RemoteWorker] = []
         self._is_draining = False
@@ -135,17 +132,18 @@ class Client:
 
     async def start(self) -> None:
         """Begin to connect; entering the block calls this. It does not wait for a connection, but calls do."""
-        if self._main is None:
-            self._main = asyncio.get_running_loop().create_task(self._run_links(), name="tenuto-client")
-            await self._ready.wait()
+        if not self._links:
+            self._open_link()
 
     async def close(self) -> None:
         """Close all connections and views. Requests without a response are given up."""
-        self._stop.set()
+        self._is_closed = True
         for view in tuple(self._views.values()):
             view.close()
-        if self._main is not None:
-            await asyncio.wait([self._main])
+        for link in self._links:
+            link.end()
+        if self._runs:
+            await asyncio.wait(self._runs)
         await self._http.close()
 
     @property
@@ -423,7 +421,7 @@ class Client:
     @property
     def _link(self) -> Link:
         """Return the link for requests. Raises LocalError if the client is not open."""
-        if not self._links or self._stop.is_set():
+        if not self._links or self._is_closed:
             raise LocalError("Client is not open; use `async with Client(...) as client`")
         return self._links[0]
 
@@ -436,31 +434,17 @@ class Client:
         def let_go() -> None:
             if link is not first and not link.receivers:
                 self._links.remove(link)
-                link.end(self._runs.pop(link))
+                link.end()
 
         return Feed(link, channel, consumer, history=history, flush_ms=flush_ms, when_closed=let_go)
 
     def _open_link(self) -> Link:
-        assert self._tasks is not None
         link = self._new_link()
         self._links.append(link)
-        self._runs[link] = self._tasks.create_task(link.run(), name="tenuto-link")
+        run = link.start()
+        self._runs.add(run)
+        run.add_done_callback(self._runs.discard)
         return link
-
-    async def _run_links(self) -> None:
-        """Run the links until the client stops."""
-        try:
-            async with asyncio.TaskGroup() as self._tasks:
-                self._open_link()
-                self._ready.set()
-                await self._stop.wait()
-                for link, run in self._runs.items():
-                    link.end(run)
-        except Exception:
-            logger.exception("the client has failed")
-        finally:
-            self._ready.set()
-            self._stop.set()
 
     # -- inside ------------------------------------------------------------------------------------------------
 

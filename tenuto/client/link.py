@@ -169,7 +169,7 @@ class _Broken(Exception):
 
 
 class Link:
-    """Keeps a socket to one server open, one after another, from `run` until it is stopped."""
+    """Keeps a socket to one server open, one after another, from `start` until it is stopped."""
 
     def __init__(self, access: ServerAccess, dial: Dial, *, timing: Timing, random: Random, limits: Limits) -> None:
         self.state = LinkState.CONNECTING
@@ -187,6 +187,7 @@ class Link:
         self._refs = 0
         self._out: deque[str] = deque()
         self._has_out = asyncio.Event()
+        self._run: asyncio.Task[None] | None = None
         self._first = asyncio.Event()  # set when the first socket has opened, or when none will open
         self._received_at_s = 0.0
         self._bye: dict[str, Any] = {}
@@ -297,8 +298,19 @@ class Link:
 
     # -- opening and closing ---------------------------------------------------------------------------------------
 
-    async def run(self) -> None:
-        """Keep a socket open until the link is stopped or the server refuses the client for good."""
+    def start(self) -> asyncio.Task[None]:
+        """Keep a socket open until `end`, or until the server refuses the client for good. Return the task of it."""
+        self._run = asyncio.get_running_loop().create_task(self._keep_open(), name="tenuto-link")
+        return self._run
+
+    def end(self) -> None:
+        """End the link. The state is needed too: a task group drops a cancellation while it handles a broken socket."""
+        if self.state is not LinkState.STOPPED:
+            self.state = LinkState.ENDING
+        if self._run is not None:
+            self._run.cancel()
+
+    async def _keep_open(self) -> None:
         loop = asyncio.get_running_loop()
         failures = 0
         try:
@@ -316,14 +328,10 @@ class Link:
                 level = logging.WARNING if failures == 1 else logging.INFO
                 logger.log(level, "no connection to %s (%s); trying again", self._access.address, over)
                 await asyncio.sleep(delay_s)
+        except Exception:
+            logger.exception("the client has failed")
         finally:
             self._stop(LocalError(f"the client of {self._access.address} is closed; open another one"))
-
-    def end(self, run: asyncio.Task[None]) -> None:
-        """End `run`. The state is needed too: a task group drops a cancellation while it handles a broken socket."""
-        if self.state is not LinkState.STOPPED:
-            self.state = LinkState.ENDING
-        run.cancel()
 
     async def _one_socket(self) -> _Broken:
         """Open a socket and use it until it ends. Return how it ended."""
