@@ -31,7 +31,7 @@ from tenuto.core.errors import InvalidName, TooMany, shown
 from tenuto.core.model import Message
 from tenuto.core.names import check_channel, check_id, matches
 from tenuto.core.turns import reply_ids
-from tenuto.demo.guests import COOKIE, INVITE_S, STAY_S, Guests
+from tenuto.demo.guests import COOKIE, INVITE_S, STAY_S, Guests, shown_person
 from tenuto.demo.guide import (
     AGENTS,
     CHANNELS,
@@ -83,8 +83,8 @@ def build(
     Without `controls` the agent runs in this process, and `sleep` waits between its tokens. If `environ` has the key of
     a model, the model answers. With `guests` other machines reach the demo, and a verifier decides who may do anything.
     """
-    address, invited = (guests.address, guests.invited) if guests is not None else (None, None)
-    hub = Hub(store_url, flush_ms=40, drain_s=0.0, authenticate=guests, public_origin=address)
+    address, verify, invited = (guests.address, guests.verify, guests.invited) if guests is not None else (None,) * 3
+    hub = Hub(store_url, flush_ms=40, drain_s=0.0, authenticate=verify, public_origin=address)
     model = model_in(environ)
     # The chat of the post "One tag", as the README has it: a hub with visitors, whose agent is in this process.
     url = f"{store_url.removesuffix('.db')}-post.db" if store_url.startswith("sqlite:") else store_url
@@ -150,11 +150,12 @@ class _Routes:
 
     async def info(self, request: Request) -> Response:
         """Handle `GET /demo/info`: return data about this server and about the caller, for the page."""
-        person = self._guests.person(dict(request.scope)) if self._guests is not None else None
+        person = await self._guests.person(dict(request.scope)) if self._guests is not None else None
         model = None if self._model is None else self._model.name or "the model of OPENAI_BASE_URL"
-        about = {"pid": os.getpid(), "model": model, "questions": [one.question for one in written_answers()]}
-        shown_person = {"id": person.id, "name": person.name} if person is not None else None
-        return JSONResponse(about | {"lan": self._guests is not None, "person": shown_person}, headers=_NO_STORE)
+        about: dict[str, Any] = {"pid": os.getpid(), "model": model}
+        about["questions"] = [one.question for one in written_answers()]
+        about |= {"lan": self._guests is not None, "person": shown_person(person)}
+        return JSONResponse(about, headers=_NO_STORE)
 
     async def kill(self, request: Request) -> Response:
         """Handle `POST /demo/kill`."""
@@ -251,10 +252,12 @@ class _Routes:
         """Handle `POST /demo/join {secret}`: let a person with an invitation in, and set their cookie."""
         assert self._guests is not None
         secret, scope = (await self._body(request)).secret, dict(request.scope)
-        person = self._guests.person(scope) or self._guests.join(secret, peer_of(scope))
-        response = JSONResponse({"person": {"id": person.id, "name": person.name}}, headers=_NO_STORE)
-        cookie = self._guests.cookie_of(person)
-        response.set_cookie(COOKIE, cookie, max_age=int(STAY_S), path="/", httponly=True, samesite="strict")
+        known = await self._guests.person(scope)
+        person = known or self._guests.join(secret, peer_of(scope))
+        response = JSONResponse({"person": shown_person(person)}, headers=_NO_STORE)
+        if known is None:
+            cookie = self._guests.cookie_of(person)
+            response.set_cookie(COOKIE, cookie, max_age=int(STAY_S), path="/", httponly=True, samesite="strict")
         return response
 
 

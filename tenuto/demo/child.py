@@ -33,7 +33,6 @@ class ChildTask(Struct, frozen=True, kw_only=True):
 
     address: str
     store: str
-    agent_token: str
     guest_key: str | None
     agent: str = ""  # name of the agent; the server has none
     descriptor: int = 0  # file descriptor of the server's listening socket
@@ -60,8 +59,7 @@ def _serve(start: ChildTask) -> None:
     from tenuto.server.serving import adopt, run
 
     logging.getLogger("tenuto.transports").addFilter(is_of_interest)
-    key, token = start.guest_key, start.agent_token
-    guests = Guests(start.address, key=key, agent_token=token) if key is not None else None
+    guests = Guests(start.address, key=start.guest_key) if start.guest_key is not None else None
     controls = Controls(
         kill=lambda: asyncio.get_running_loop().call_later(KILL_S, os.kill, os.getpid(), signal.SIGKILL),
         crash=lambda agent: os.write(sys.stdout.fileno(), CRASH + agent.encode() + b"\n"),
@@ -80,10 +78,11 @@ def _serve(start: ChildTask) -> None:
 
 async def _work(start: ChildTask) -> None:
     from tenuto.client import Client
+    from tenuto.demo.guests import agent_token
 
     model = model_in(os.environ)
     assert model is None or model.client  # imported before the first question
-    token = start.agent_token if start.guest_key else None
+    token = agent_token(start.guest_key) if start.guest_key is not None else None
     client = Client(f"{start.address}/tenuto", token=token, client_id="guide", connect_s=CONNECT_S)
     # A model cannot continue in the middle of a sentence, so after a crash another call writes another answer.
     serve = client.agent(CHANNELS, name=start.agent, on_crash="restart" if model else "continue", slots=SLOTS)

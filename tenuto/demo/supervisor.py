@@ -47,9 +47,8 @@ def supervise(
     missing = [package for package in ("httpx2", "websockets") if find_spec(package) is None]
     if missing:
         raise LocalError(f'the demo needs the package {missing[0]}: {sys.executable} -m pip install "tenuto[demo]"')
-    address, token = address_of(listening), secrets.token_urlsafe(24)
     key = secrets.token_urlsafe(32) if is_lan else None
-    task = ChildTask(address=address, store=store, descriptor=listening.fileno(), agent_token=token, guest_key=key)
+    task = ChildTask(address=address_of(listening), store=store, descriptor=listening.fileno(), guest_key=key)
     return asyncio.run(_Supervisor(task, started, echo).run())
 
 

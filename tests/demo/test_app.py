@@ -29,6 +29,7 @@ WEB = Path(__file__).parents[2] / "tenuto" / "web"
 CHANNEL = "demo:test"
 QUESTION = "What happens when I press F5?"
 BASE = "http://localhost:8000"
+KEY = "a key of the demo, of at least thirty-two bytes"
 
 
 class Pace:
@@ -230,7 +231,7 @@ async def test_foreign_origins_and_hosts_are_refused(
     method: str, path: str, body: object, headers: dict[str, str]
 ) -> None:
     switches = Switches()
-    guests = Guests(BASE, key="key", agent_token="token") if "invite" in path or "join" in path else None
+    guests = Guests(BASE, key=KEY) if "invite" in path or "join" in path else None
     async with demo("memory://", controls=switches.controls, guests=guests) as here:
         response = await here.http.request(method, path, json=body, headers=headers)
         assert response.status_code in (401, 403)
@@ -338,7 +339,7 @@ async def test_the_number_of_plain_streams_is_bounded(monkeypatch: pytest.Monkey
 @asynccontextmanager
 async def lan() -> AsyncIterator[tuple[Demo, Guests]]:
     """A demo that other machines reach."""
-    guests = Guests(BASE, key="key", agent_token="token")
+    guests = Guests(BASE, key=KEY)
     async with demo("memory://", guests=guests, controls=Switches().controls) as here:
         yield here, guests
 

@@ -5,12 +5,9 @@ Layer: tests.
 
 from __future__ import annotations
 
-import base64
-
-import msgspec
 import pytest
 
-from tenuto.core.errors import TooMany
+from tenuto.core.errors import TooMany, Unauthenticated
 from tenuto.demo.guests import (
     COOKIE,
     GUESSES_S,
@@ -20,12 +17,13 @@ from tenuto.demo.guests import (
     MOST_INVITES,
     Guests,
     NoInvite,
-    Person,
+    agent_token,
 )
 from tenuto.hub.access.identity import Scope
 from tests.virtual import Time
 
 PEER = "127.0.0.3"
+KEY = "a key of the demo, of at least thirty-two bytes"
 
 
 @pytest.fixture
@@ -35,7 +33,7 @@ def clock() -> Time:
 
 @pytest.fixture
 def guests(clock: Time) -> Guests:
-    return Guests("http://127.0.0.2:8000", key="key", agent_token="token", now_s=clock)
+    return Guests("http://127.0.0.2:8000", key=KEY, now_s=clock)
 
 
 def invited(guests: Guests) -> str:
@@ -99,32 +97,39 @@ def test_the_number_of_counted_addresses_is_bounded(guests: Guests) -> None:
 async def test_a_cookie_names_its_person_until_it_ends(guests: Guests, clock: Time) -> None:
     person = guests.join(invited(guests), PEER)
     cookie = guests.cookie_of(person)
-    identity = await guests(with_cookie(cookie))
+    identity = await guests.verify(with_cookie(cookie))
     assert identity is not None
-    assert (identity.client_id, identity.expires_at_ms) == (person.id, int((clock.now_s + 12 * 3600) * 1000))
+    assert (identity.client_id, identity.expires_at_ms) == (person, int((clock.now_s + 12 * 3600) * 1000))
     assert not identity.is_trusted
     assert identity.capabilities_on("demo:1") == ["command", "history", "presence", "publish", "subscribe"]
     assert identity.capabilities_on("chat:1") == []
     # The server that follows a killed one has the same key.
-    assert await Guests("http://x", key="key", agent_token="t", now_s=clock)(with_cookie(cookie)) == identity
-    assert await Guests("http://x", key="other", agent_token="t", now_s=clock)(with_cookie(cookie)) is None
+    assert await Guests("http://x", key=KEY, now_s=clock).person(with_cookie(cookie)) == person
+    assert await Guests("http://x", key=KEY[::-1], now_s=clock).person(with_cookie(cookie)) is None
     clock.now_s += 12 * 3600
-    assert await guests(with_cookie(cookie)) is None
+    assert await guests.person(with_cookie(cookie)) is None
 
 
 async def test_a_changed_cookie_is_refused(guests: Guests) -> None:
-    body, _, signature = guests.cookie_of(guests.join(invited(guests), PEER)).partition(".")
-    other = Person(id="ada", name="Ada", until_s=9e9)
-    forged = base64.urlsafe_b64encode(msgspec.json.encode(other)).decode()
-    for value in (f"{forged}.{signature}", f"{body}.{signature[:-1]}", f"{body}.", body, f".{signature}", "", "é.é"):
-        assert await guests(with_cookie(value)) is None
-    assert await guests(scope()) is None
+    head, body, signature = guests.cookie_of(guests.join(invited(guests), PEER)).split(".")
+    forged = agent_token(KEY[::-1]).split(".")[1]
+    for value in (
+        f"{head}.{forged}.{signature}",
+        f"{head}.{body}.{signature[:-1]}",
+        f"{head}.{body}.",
+        body,
+        "",
+        "é.é",
+    ):
+        assert await guests.person(with_cookie(value)) is None
+    assert await guests.verify(scope()) is None
 
 
 async def test_an_agent_is_known_by_its_token(guests: Guests) -> None:
-    identity = await guests(scope(authorization="Bearer token"))
+    identity = await guests.verify(scope(authorization=f"Bearer {agent_token(KEY)}"))
     assert identity is not None
     assert (identity.client_id, identity.is_trusted) == ("guide", True)
     cookie = guests.cookie_of(guests.join(invited(guests), PEER))
     for given in ("Bearer other", "Bearer ", "", "token", "Bearer é"):
-        assert await guests(scope(authorization=given, cookie=f"{COOKIE}={cookie}")) is None
+        with pytest.raises(Unauthenticated):
+            await guests.verify(scope(authorization=given, cookie=f"{COOKIE}={cookie}"))
