@@ -430,7 +430,8 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         connection = self._connection
         if connection is not None:
             if connection.is_from_proxy:
-                self._take_forwarded(connection)
+                connection.move(self._book.proxies.forward(self.scope))
+                self._is_known = False
             elif connection.verification is None:  # else the request waits behind the one that is verified
                 connection.proceed()
         self.scope["extensions"] = self._extensions
@@ -445,16 +446,6 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         connection = self._connection
         if connection is not None and connection.is_idle:
             connection.proceed()
-
-    def _take_forwarded(self, connection: Connection) -> None:
-        """Replace the proxy's address by the client's, which a trusted proxy has named."""
-        proxy = self.client[0] if self.client else ""
-        client = self._book.proxies.client_of(proxy, self.headers)
-        connection.move(client)
-        self._is_known = False
-        if client != proxy:
-            self.scope["client"] = (client, 0)
-        self.scope["scheme"] = self._book.proxies.scheme_of(proxy, self.headers, self.scope["scheme"])
 
     # Requests
 

@@ -129,11 +129,11 @@ class Gate:
 class Inbox(Generic[T]):
     """An `asyncio.Queue` without a limit: its owner stops reading from the peer after each message."""
 
-    __slots__ = ("_waiters", "messages")
+    __slots__ = ("_arrived", "messages")
 
     def __init__(self) -> None:
         self.messages: list[T] = []
-        self._waiters: tuple[asyncio.Future[None], ...] = ()
+        self._arrived = Gate(is_open=False)
 
     def empty(self) -> bool:
         """Return whether `get` would wait."""
@@ -142,19 +142,13 @@ class Inbox(Generic[T]):
     def put_nowait(self, message: T) -> None:
         """Add `message`."""
         self.messages.append(message)
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        self._arrived.set()
 
     async def get(self) -> T:
         """Remove and return the oldest message; wait for one if there is none."""
         while not self.messages:
-            waiter = asyncio.get_running_loop().create_future()
-            self._waiters += (waiter,)
-            try:
-                await waiter
-            finally:
-                self._waiters = tuple(other for other in self._waiters if other is not waiter)
+            self._arrived.clear()
+            await self._arrived.wait()
         return self.messages.pop(0)
 
 
@@ -263,13 +257,8 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         if not self.close_sent:
             self._extensions = self.scope["extensions"]
             self._extensions[EXTENSION] = {"connection": self}
-            if self._connection.is_from_proxy and self.client is not None:
-                proxy = self.client[0]
-                client = self._book.proxies.client_of(proxy, self.scope["headers"])
-                if client != proxy:
-                    self.scope["client"] = (client, 0)
-                scheme = self._book.proxies.scheme_of(proxy, self.scope["headers"], self.scope["scheme"])
-                self.scope["scheme"] = scheme
+            if self._connection.is_from_proxy:
+                self._book.proxies.forward(self.scope)
             # No frame can arrive before the application has accepted the socket, because a client waits for that.
             self.transport.pause_reading()
 

@@ -28,7 +28,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
-from typing import Protocol
+from typing import Any, Protocol
 
 from tenuto.core.errors import LocalError
 from tenuto.hub.access.hosts import address_group
@@ -322,6 +322,18 @@ class TrustedProxies:
         """Trust `addresses`, each an address or a network. Raises LocalError for any other text."""
         self._networks = [_network(text) for text in addresses]
         self.includes: Callable[[str], bool] = lru_cache(maxsize=1024)(self._includes)
+
+    def forward(self, scope: Any) -> str:
+        """Put the client and the scheme that a proxy names into the scope of its request. Return the client's address.
+
+        Those of a proxy that is not trusted do not count.
+        """
+        proxy = scope["client"][0] if scope["client"] else ""
+        client = self.client_of(proxy, scope["headers"])
+        if client != proxy:
+            scope["client"] = (client, 0)
+        scope["scheme"] = self.scheme_of(proxy, scope["headers"], scope["scheme"])
+        return client
 
     def client_of(self, peer: str, headers: Iterable[tuple[bytes, bytes]]) -> str:
         """Return the address of the client behind the trusted proxy `peer`: the last one that no trusted proxy has.
