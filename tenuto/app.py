@@ -193,15 +193,7 @@ class Hub(HubCore):
             except IdConflict:
                 await _check_own_answer(self, channel, message_id, author=author, reply_to=prompt_id)
                 return Opened(message_id, None)
-            answering = Answering(
-                self,
-                writer,
-                source,
-                prompt_id,
-                source_kind=source_kind,
-                text_field=text_field,
-                cancel_after_s=cancel_after_s,
-            )
+            answering = Answering(self, writer, source, source_kind, text_field, prompt_id, cancel_after_s)
             answering.start()
             return Opened(message_id, answering)
 

@@ -14,6 +14,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from typing import Literal, NamedTuple
@@ -62,28 +63,18 @@ BEGINNING_S = 10.0  # longest time between a question and the beginning of its a
 PAGE = 10  # messages of one read that looks for the newest answer
 
 
+@dataclass(eq=False)
 class Answering:
     """An answer in progress: the task that writes it, and the commands that stop it."""
 
-    def __init__(
-        self,
-        hub: HubCore,
-        writer: MessageWriter,
-        source: object,
-        prompt_id: str | None,
-        *,
-        source_kind: str | None,
-        text_field: str | None,
-        cancel_after_s: float | None,
-    ) -> None:
-        self._hub = hub
-        self._writer = writer
-        self._source = source
-        self._source_kind = source_kind
-        self._text_field = text_field
-        self._targets = {writer.id} if prompt_id is None else {writer.id, prompt_id}
-        self._cancel_after_s = cancel_after_s
-        self._readers = 0
+    _hub: HubCore
+    _writer: MessageWriter
+    _source: object
+    _source_kind: str | None
+    _text_field: str | None
+    _prompt_id: str | None
+    _cancel_after_s: float | None
+    _readers: int = 0
 
     def start(self) -> None:
         """Write the answer in a task of the hub, which does not depend on the caller."""
@@ -101,7 +92,7 @@ class Answering:
         watch = LocalWatch(self._hub, self._writer.channel)
         try:
             await self._write_until_stopped(watch)
-            await reply_to_stops(watch, lambda: self._targets, self._reply_to_stop)
+            await reply_to_stops(watch, self._targets, self._reply_to_stop)
         finally:
             watch.close()
 
@@ -139,8 +130,11 @@ class Answering:
         await pipe(message, stream, source=kind, text_field=field, stall_s=math.inf, option="source_kind")
 
     def _stop_if_asked(self, watch: LocalWatch, writing: asyncio.Task[None]) -> None:
-        if not writing.cancelling() and stops(watch, lambda: self._targets):
+        if not writing.cancelling() and stops(watch, self._targets):
             writing.cancel()
+
+    def _targets(self) -> set[str]:
+        return {self._writer.id} if self._prompt_id is None else {self._writer.id, self._prompt_id}
 
     async def _reply_to_stop(self, command_id: str) -> None:
         await self._hub.reply(self._writer.channel, command_id, by=None)

@@ -26,6 +26,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any, Protocol
@@ -66,6 +67,10 @@ PARSE_S = 0.001  # time to parse large input, in one iteration of the loop
 MOST_AT_ONCE = 4  # connections that go on in one iteration: to begin a request takes longer than to parse it
 
 
+def _loop_s() -> float:
+    return asyncio.get_running_loop().time()
+
+
 class ConnectionOwner(Protocol):
     """The protocol object of a connection."""
 
@@ -76,35 +81,21 @@ class ConnectionOwner(Protocol):
         """End the connection at once, to make room for another one."""
 
 
+@dataclass(slots=True, eq=False)
 class Connection:
     """One open connection. It belongs to the book until `close`, which its owner calls when the transport is gone."""
 
-    __slots__ = (
-        "_book",
-        "address",
-        "deadline_s",
-        "is_evicted",
-        "is_from_proxy",
-        "is_idle",
-        "is_waiting",
-        "may_burst",
-        "owner",
-        "since_s",
-        "verification",
-    )
-
-    def __init__(self, book: Connections, address: str, owner: ConnectionOwner, *, is_from_proxy: bool) -> None:
-        self._book = book
-        self.address = address
-        self.owner: ConnectionOwner | None = owner  # None after `close`, because the two objects refer to each other
-        self.is_from_proxy = is_from_proxy
-        self.is_waiting = False
-        self.is_idle = False
-        self.may_burst = True
-        self.is_evicted = False
-        self.since_s = asyncio.get_running_loop().time()  # loop time at which the peer's `CHANCE_S` begins
-        self.deadline_s = 0.0
-        self.verification: asyncio.Timeout | None = None  # time limit of the verifier that runs for an unknown peer
+    _book: Connections
+    address: str
+    owner: ConnectionOwner | None  # None after `close`, because the two objects refer to each other
+    is_from_proxy: bool
+    is_waiting: bool = False
+    is_idle: bool = False
+    may_burst: bool = True
+    is_evicted: bool = False
+    since_s: float = field(default_factory=_loop_s)  # when the peer's `CHANCE_S` begins
+    deadline_s: float = 0.0
+    verification: asyncio.Timeout | None = None  # time limit of the verifier that runs for an unknown peer
 
     def wait(self, timeout_s: float, *, may_burst: bool) -> None:
         """Count the connection as waiting, for at most `timeout_s` seconds. Call it again for a new deadline.
@@ -113,7 +104,7 @@ class Connection:
         counts at once, from the time when it was opened: otherwise each completed request would give it that time
         again.
         """
-        now_s = asyncio.get_running_loop().time()
+        now_s = _loop_s()
         self.deadline_s = now_s + timeout_s
         if self.is_waiting and self.may_burst == may_burst:
             return
@@ -174,7 +165,7 @@ class Connection:
         """Count the connection for `address` from now on, because a trusted proxy has named its client."""
         self.proceed()
         self.address = address_group(address)
-        self.since_s = asyncio.get_running_loop().time()
+        self.since_s = _loop_s()
 
     def close(self) -> None:
         """Remove the connection from the book, because its transport is closed.
@@ -189,7 +180,7 @@ class Connection:
         self._book.sweep_later()
         limit, self.verification = self.verification, None
         if limit is not None and not limit.expired():
-            limit.reschedule(asyncio.get_running_loop().time())
+            limit.reschedule(_loop_s())
 
 
 class Connections:
@@ -230,7 +221,7 @@ class Connections:
                 self.note("a known client uses each descriptor")
                 return None
         self.open += 1
-        return Connection(self, address_group(peer), owner, is_from_proxy=self.proxies.includes(peer))
+        return Connection(self, address_group(peer), owner, self.proxies.includes(peer))
 
     def make_room(self, one: Connection, now_s: float) -> None:
         """End a connection if there is no room for `one`, which begins to wait."""
@@ -269,7 +260,7 @@ class Connections:
         older than `CHANCE_S`. Without such an address, the oldest connection of all is ended if `is_forced`. With a
         thousand addresses the search takes 50 µs, less than accepting a connection.
         """
-        chance_s = asyncio.get_running_loop().time() - CHANCE_S
+        chance_s = _loop_s() - CHANCE_S
         oldest = [(next(iter(group)), len(group)) for group in self.by_address.values()]
         had_chance = [(count, one) for one, count in oldest if one.since_s <= chance_s]
         if had_chance:
