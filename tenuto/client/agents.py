@@ -260,14 +260,14 @@ class RemoteWatch(Watch):
         return reply
 
     async def _ask_for_reply(self, command: Command) -> CommandReply | None:
-        """Send a command of this client again, under the same id. Return its reply, or None while there is none.
+        """Send a command again as this attempt, under the same id. Return its reply, or None while there is none.
 
         The server responds to a repeated command with its reply, and stores the command again if a crash has lost it.
         """
-        left_s = command.expires_at / 1000 - self._client._now()
-        fields = given(name=command.name, target=command.target, data=command.data, expires_s=max(1.0, left_s))
+        left_s = max(1.0, command.expires_at / 1000 - self._client._now())
+        fields = given(name=command.name, target=command.target, data=command.data, generation=self._turn.generation)
         try:
-            return (await self._client._send(self._view.channel, command.id, **fields)).reply
+            return (await self._client._send(self._view.channel, command.id, **fields, expires_s=left_s)).reply
         except TenutoError as error:
             logger.warning("the reply to a command in %s could not be requested: %s", self._view.channel, error)
             return None

@@ -421,7 +421,7 @@ async def test_steps_and_questions_of_a_client_that_died_go_on_at_another_one() 
             await asyncio.sleep(10)
             (question,) = await hub.pending_commands("chat:1")
         assert (question.from_, question.target) == ("one", message_id)
-        async with working(agent(wire, "two", bot)):
+        async with working(two := agent(wire, "two", bot)):
             await asyncio.sleep(30)
             for name in ("eve", "one"):  # a stranger, and the agent of the earlier attempt
                 async with client_of(wire, client_id=name) as other:
@@ -432,8 +432,11 @@ async def test_steps_and_questions_of_a_client_that_died_go_on_at_another_one() 
                         with pytest.raises(NotFound):
                             await other._reply("chat:1", id, ok=True, data={"result": "forged"}, generation=generation)
             assert [one.id for one in await hub.pending_commands("chat:1")] == [question.id]
+            view = two.channel("chat:1")
+            wire.cut()
+            view.cursor = None  # a new start, so that the agent requests the reply to the question of another client
             await hub.reply("chat:1", question.id, by="ann")
-            await asyncio.sleep(1)
+            await asyncio.sleep(60)
         assert found == ["one", "one", True]
 
 
