@@ -74,7 +74,6 @@ export { countPoints }
 // so the oldest may be dropped; without a bound a page that is open for weeks would grow without end.
 const REMEMBERED = 10_000
 const REPLIED = 20 // number of commands that are shown with their reply
-const EMPTY_PRESENCE = { members: [], count: 0 }
 
 export class View {
   /** @type {string | null} cursor of the last complete batch (rule 5); null: the next attach is a new start */
@@ -167,26 +166,26 @@ class Fold {
   /** @type {Map<string, Entry>} */
   entries = new Map()
   /** @type {Map<string, number>} id → last serial of a message that is not in view */
-  unseen = new Map()
+  #unseen = new Map()
   /** @type {Map<string, number>} id → serial of its end */
   deleted = new Map()
   /** @type {Map<string, Member>} */
-  members = new Map()
-  count = 0 // number of all members, including those that are not listed
+  #members = new Map()
+  #count = 0 // number of all members, including those that are not listed
   /** @type {Map<string, Command>} */
-  pending = new Map()
+  #pending = new Map()
   /** @type {Map<string, boolean>} id → whether it has a reply */
-  commands = new Map()
+  #commands = new Map()
   /** @type {readonly Replied[]} */
-  replied = []
+  #replied = []
   /** @type {Entry[] | null} in order; null when a message was added or removed */
-  order = null
+  #order = null
   /** @type {Set<Entry>} entries that changed since the last snapshot */
-  touched = new Set()
+  #touched = new Set()
   /** @type {Message[]} messages of the last snapshot */
-  messages = []
+  #messages = []
   /** @type {{ messages?: readonly Message[], presence?: Presence, commands?: readonly Command[], all?: Snapshot }} */
-  shown = {}
+  #shown = {}
 
   /**
    * Apply an event. Return false if an event before it was lost.
@@ -195,48 +194,47 @@ class Fold {
   take(event, passed) {
     switch (event.type) {
       case "channel.attached":
-        this.attach(event)
+        this.#attach(event)
         break
       case "message.create":
       case "message.update":
-        this.put(event.message, event.serial)
+        this.#put(event.message, event.serial)
         break
       case "message.append":
       case "message.part":
       case "message.finish":
       case "message.takeover": {
         const entry = this.entries.get(event.id)
-        if (!entry) return this.rememberSerial(event.id, event.serial)
-        this.touched.add(entry)
-        this.changed("messages")
+        if (!entry) return this.#rememberSerial(event.id, event.serial)
+        this.#touched.add(entry)
+        this.#changed("messages")
         return entry.take(event)
       }
       case "message.delete":
-        this.delete(event.id, event.serial)
+        this.#delete(event.id, event.serial)
         break
       case "command":
-        if (!this.commands.has(event.command.id)) this.open(event.command) // rule 7
+        if (!this.#commands.has(event.command.id)) this.#open(event.command) // rule 7
         break
       case "command.reply":
-        if (this.commands.get(event.id)) break // rule 7
-        remember(this.commands, event.id, true)
-        this.settle(event)
+        if (this.#commands.get(event.id)) break // rule 7
+        this.#settle(event)
         passed.push(event)
         break
       case "presence.enter":
-        if (!this.members.has(event.member.id)) this.count++
-        this.setMember(event.member)
+        if (!this.#members.has(event.member.id)) this.#count++
+        this.#setMember(event.member)
         break
       case "presence.update":
-        this.setMember(event.member)
+        this.#setMember(event.member)
         break
       case "presence.leave":
-        this.members.delete(event.id)
-        this.count = Math.max(this.count - 1, this.members.size)
-        this.changed("presence")
+        this.#members.delete(event.id)
+        this.#count = Math.max(this.#count - 1, this.#members.size)
+        this.#changed("presence")
         break
       case "presence.sync":
-        this.sync(event)
+        this.#sync(event)
         break
       case "signal":
         passed.push(event)
@@ -245,54 +243,54 @@ class Fold {
   }
 
   /** @param {Attached} attached */
-  attach({ resumed, before = 0, more = false, presence = EMPTY_PRESENCE, commands = [] }) {
+  #attach({ resumed, before = 0, more = false, presence = { members: [], count: 0 }, commands = [] }) {
     if (!resumed) {
       this.before = before
       this.more = more
     }
-    this.sync(presence)
-    this.pending = new Map() // commands that are not listed are over
-    for (const command of commands) this.open(command)
-    this.changed("commands")
+    this.#sync(presence)
+    this.#pending = new Map() // commands that are not listed are over
+    for (const command of commands) this.#open(command)
+    this.#changed("commands")
   }
 
   forget() {
-    for (const known of [this.entries, this.unseen, this.deleted, this.commands]) known.clear()
-    this.reorder()
+    for (const known of [this.entries, this.#unseen, this.deleted, this.#commands]) known.clear()
+    this.#reorder()
   }
 
   /** @param {Message} message @param {number} serial */
-  put(message, serial) {
+  #put(message, serial) {
     const { id, created, status } = message
     const known = this.entries.get(id)
-    if (known ? serial <= known.version : this.isStale(id, serial)) return // rule 1
-    if (!known && created < this.before && status !== "streaming") this.rememberSerial(id, serial) // rule 3
-    else this.show(message, serial)
+    if (known ? serial <= known.version : this.#isStale(id, serial)) return // rule 1
+    if (!known && created < this.before && status !== "streaming") this.#rememberSerial(id, serial) // rule 3
+    else this.#show(message, serial)
   }
 
   /** @param {Message} message @param {number} serial */
-  show(message, serial) {
+  #show(message, serial) {
     this.entries.set(message.id, new Entry(message, serial))
-    this.reorder()
+    this.#reorder()
   }
 
   /** @param {string} id @param {number} serial */
-  delete(id, serial) {
+  #delete(id, serial) {
     if (serial <= (this.entries.get(id)?.version ?? 0)) return
     remember(this.deleted, id, serial)
     this.entries.delete(id)
-    this.reorder()
+    this.#reorder()
   }
 
   /** Rule 4: remember the serial of a message outside the view, to refuse older states of it. @param {string} id @param {number} serial */
-  rememberSerial(id, serial) {
-    remember(this.unseen, id, Math.max(serial, this.unseen.get(id) ?? 0))
+  #rememberSerial(id, serial) {
+    remember(this.#unseen, id, Math.max(serial, this.#unseen.get(id) ?? 0))
     return true
   }
 
   /** Return whether this is an old state of a message outside the view. @param {string} id @param {number} serial */
-  isStale(id, serial) {
-    return serial < (this.unseen.get(id) ?? 0) || serial <= (this.deleted.get(id) ?? 0)
+  #isStale(id, serial) {
+    return serial < (this.#unseen.get(id) ?? 0) || serial <= (this.deleted.get(id) ?? 0)
   }
 
   /** @param {Page} page */
@@ -302,96 +300,99 @@ class Fold {
       const { id, version } = message
       // the view already knows a newer state than the page has
       if (this.entries.has(id) || this.deleted.has(id)) continue
-      if (this.isStale(id, version)) isCurrent = false
-      else this.show(message, version)
+      if (this.#isStale(id, version)) isCurrent = false
+      else this.#show(message, version)
     }
     if (isCurrent) {
       this.before = Math.min(this.before, ...messages.map(({ created }) => created))
       this.more = more
-      this.shown.all = undefined
+      this.#shown.all = undefined
     }
     return isCurrent
   }
 
   /** @param {Command} command */
-  open(command) {
-    if (this.commands.get(command.id)) return // the command already has a reply
-    remember(this.commands, command.id, false)
-    this.pending.set(command.id, command)
-    this.changed("commands")
+  #open(command) {
+    if (this.#commands.get(command.id)) return // the command already has a reply
+    remember(this.#commands, command.id, false)
+    this.#pending.set(command.id, command)
+    this.#changed("commands")
   }
 
   /** @param {Reply} reply */
-  settle(reply) {
-    const command = this.pending.get(reply.id)
-    if (command) this.replied = [...this.replied, { ...command, reply }].slice(-REPLIED)
-    this.pending.delete(reply.id)
-    this.changed("commands")
+  #settle(reply) {
+    remember(this.#commands, reply.id, true)
+    const command = this.#pending.get(reply.id)
+    if (command) this.#replied = [...this.#replied, { ...command, reply }].slice(-REPLIED)
+    this.#pending.delete(reply.id)
+    this.#changed("commands")
   }
 
   /** @param {Member} member */
-  setMember(member) {
-    this.members.set(member.id, member)
-    this.changed("presence")
+  #setMember(member) {
+    this.#members.set(member.id, member)
+    this.#changed("presence")
   }
 
   /** @param {{ members: readonly Member[], count?: number }} presence */
-  sync({ members, count = members.length }) {
-    this.members = new Map(members.map((member) => [member.id, member]))
-    this.count = count
-    this.changed("presence")
+  #sync({ members, count = members.length }) {
+    this.#members = new Map(members.map((member) => [member.id, member]))
+    this.#count = count
+    this.#changed("presence")
   }
 
   /** @param {"messages" | "presence" | "commands"} field */
-  changed(field) {
-    this.shown[field] = this.shown.all = undefined
+  #changed(field) {
+    this.#shown[field] = this.#shown.all = undefined
   }
 
   /** A message was added or removed. */
-  reorder() {
-    this.order = null
-    this.changed("messages")
+  #reorder() {
+    this.#order = null
+    this.#changed("messages")
   }
 
   /** @returns {Snapshot} */
   getSnapshot() {
-    const { shown, more, count, replied } = this
+    const shown = this.#shown
     return (shown.all ??= {
-      messages: (shown.messages ??= this.getMessages()),
-      more,
-      presence: (shown.presence ??= { members: [...this.members.values()], count }),
-      commands: (shown.commands ??= [...this.pending.values()]),
-      replied,
+      messages: (shown.messages ??= this.#getMessages()),
+      more: this.more,
+      presence: (shown.presence ??= { members: [...this.#members.values()], count: this.#count }),
+      commands: (shown.commands ??= [...this.#pending.values()]),
+      replied: this.#replied,
     })
   }
 
   /** Only changed messages cost more than the copy of a reference. */
-  getMessages() {
-    if (!this.order) {
-      this.order = [...this.entries.values()].sort((a, b) => a.head.created - b.head.created)
-      this.order.forEach((entry, index) => (entry.index = index))
-      this.messages = this.order.map((entry) => entry.getMessage())
+  #getMessages() {
+    if (!this.#order) {
+      this.#order = [...this.entries.values()].sort((a, b) => a.head.created - b.head.created)
+      this.#order.forEach((entry, index) => (entry.index = index))
+      this.#messages = this.#order.map((entry) => entry.getMessage())
     } else {
-      this.messages = [...this.messages]
-      for (const entry of this.touched) this.messages[entry.index] = entry.getMessage()
+      this.#messages = [...this.#messages]
+      for (const entry of this.#touched) this.#messages[entry.index] = entry.getMessage()
     }
-    this.touched.clear()
-    return this.messages
+    this.#touched.clear()
+    return this.#messages
   }
 }
 
 /** One message in view. */
 class Entry {
   index = 0 // position in the order of the messages
+  #whole // serial of the last create or update; used for parts that do not exist yet (rule 1)
+  /** @type {Message | null} the shown value; null when it must be rebuilt */
+  #shown
 
   /** @param {Message} message @param {number} serial */
   constructor(message, serial) {
     this.head = message // all fields but the parts
     this.version = serial
-    this.whole = serial // serial of the last create or update; used for parts that do not exist yet (rule 1)
+    this.#whole = serial
     this.pieces = (message.parts ?? []).map((part) => new Piece(part, serial))
-    /** @type {Message | null} the shown value; null when it must be rebuilt */
-    this.shown = message
+    this.#shown = message
   }
 
   /**
@@ -400,10 +401,16 @@ class Entry {
    */
   take(event) {
     const { serial, type } = event
-    if (type === "message.append" || type === "message.part") {
-      const piece = this.pieces[type === "message.part" ? event.index : event.part]
-      if (serial <= (piece?.serial ?? this.whole)) return true // rule 1
-      if (!(type === "message.part" ? this.setPart(event) : piece?.append(event))) return false
+    if (type === "message.append") {
+      const piece = this.pieces[event.part]
+      if (serial <= (piece?.serial ?? this.#whole)) return true // rule 1
+      if (!piece?.append(event)) return false
+    } else if (type === "message.part") {
+      const { index, part, updated_at } = event
+      if (serial <= (this.pieces[index]?.serial ?? this.#whole)) return true // rule 1
+      if (index > this.pieces.length) return false // an earlier part is missing, because parts open in order
+      this.pieces[index] = new Piece(part, serial)
+      this.head = { ...this.head, updated_at }
     } else {
       if (serial <= this.version) return true // rule 1
       const { reason: _, meta: kept, ...rest } = this.head
@@ -413,47 +420,44 @@ class Entry {
       this.head = { ...rest, status, updated_at, ...(reason != null && { reason }), ...(meta && { meta }) }
     }
     this.version = Math.max(this.version, serial)
-    this.shown = null
-    return true
-  }
-
-  /** @param {SetPart} event */
-  setPart({ serial, index, part, updated_at }) {
-    if (index > this.pieces.length) return false // an earlier part is missing, because parts open in order
-    this.pieces[index] = new Piece(part, serial)
-    this.head = { ...this.head, updated_at }
+    this.#shown = null
     return true
   }
 
   /** @returns {Message} */
   getMessage() {
     const { head, version, pieces } = this
-    return (this.shown ??= { ...head, version, ...(pieces.length && { parts: pieces.map((piece) => piece.getPart()) }) })
+    return (this.#shown ??= { ...head, version, ...(pieces.length && { parts: pieces.map((piece) => piece.getPart()) }) })
   }
 }
 
 /** One part of a message in view. An append counts only its own text, never the text before it. */
 class Piece {
+  #part
+  #field
+  #text
+  #points
+
   /** @param {Part} part @param {number} serial of its last change */
   constructor(part, serial) {
-    this.part = part
+    this.#part = part
     this.serial = serial
-    this.field = part.type === "tool" ? "input" : "text" // text that is appended to a tool part is its input
-    const text = part[this.field] ?? ""
+    this.#field = part.type === "tool" ? "input" : "text" // text that is appended to a tool part is its input
+    const text = part[this.#field] ?? ""
     const isText = typeof text === "string" && ["text", "reasoning", "tool"].includes(part.type)
-    this.text = isText ? text : ""
-    this.points = isText ? countPoints(text) : Infinity // a part without text has no gaps
+    this.#text = isText ? text : ""
+    this.#points = isText ? countPoints(text) : Infinity // a part without text has no gaps
   }
 
   /** Apply rule 2. Return false if text before this is missing. @param {Append} event */
   append({ serial, at, text }) {
-    if (at > this.points) return false
-    const known = this.points - at // code points of the new text that the part already has
+    if (at > this.#points) return false
+    const known = this.#points - at // code points of the new text that the part already has
     const points = countPoints(text)
     if (points > known) {
       // JavaScript engines join lazily, so this does not copy the existing text
-      this.text += known ? dropPoints(text, known) : text
-      this.points = at + points
+      this.#text += known ? dropPoints(text, known) : text
+      this.#points = at + points
     }
     this.serial = serial
     return true
@@ -461,8 +465,8 @@ class Piece {
 
   /** @returns {Part} */
   getPart() {
-    if (this.points < Infinity && (this.part[this.field] ?? "") !== this.text) this.part = { ...this.part, [this.field]: this.text }
-    return this.part
+    if (this.#points < Infinity && (this.#part[this.#field] ?? "") !== this.#text) this.#part = { ...this.#part, [this.#field]: this.#text }
+    return this.#part
   }
 }
 

@@ -17,9 +17,11 @@ export class OwnPresence {
   /** @type {ReturnType<typeof setTimeout> | undefined} of the lease */
   #renewal
 
+  #channel
+
   /** @param {import("./channel.js").Channel<any, any>} channel */
   constructor(channel) {
-    this.channel = channel
+    this.#channel = channel
   }
 
   /** Let a page enter; without `presence` it leaves. @param {string} page @param {Presence} [presence] */
@@ -42,7 +44,7 @@ export class OwnPresence {
   }
 
   #send() {
-    const { channel } = this
+    const channel = this.#channel
     const request = channel.client.request("presence", channel.name, [...this.#pages.values()].at(-1) ?? { leave: true })
     this.#pending++
     request.then(() => channel.client.isHttp, isTemporary).then((again) => { // later the channel may have room, or the server less work

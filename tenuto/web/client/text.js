@@ -26,30 +26,31 @@ export function dropPoints(text, points) {
  * piece. A half without its other half becomes U+FFFD, since the server refuses it.
  */
 export class SurrogateJoiner {
+  #held = ""
+
   /** @param {number} at the length of the part in code points */
   constructor(at) {
     this.at = at
-    this.held = ""
   }
 
   /** Continue at offset `at`. A held half stays if it belongs there, counted or not. @param {number} at */
   seek(at) {
-    if (this.held && (at === this.at || at === this.at + 1)) return
+    if (this.#held && (at === this.at || at === this.at + 1)) return
     this.at = at
-    this.held = ""
+    this.#held = ""
   }
 
   /** Return the text to send now, possibly empty, and its offset. @param {string} piece */
   write(piece) {
-    const text = this.held + piece
-    this.held = (text.charCodeAt(text.length - 1) & 0xfc00) === 0xd800 ? text.slice(-1) : ""
-    return this.#complete(text.slice(0, text.length - this.held.length))
+    const text = this.#held + piece
+    this.#held = (text.charCodeAt(text.length - 1) & 0xfc00) === 0xd800 ? text.slice(-1) : ""
+    return this.#complete(text.slice(0, text.length - this.#held.length))
   }
 
   /** Return half of a character that `write` has held back, when no more text of the part follows. */
   end() {
-    const { held } = this
-    this.held = ""
+    const held = this.#held
+    this.#held = ""
     return this.#complete(held)
   }
 

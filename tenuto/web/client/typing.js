@@ -18,23 +18,25 @@ export class Typing {
   #ends = new Map()
   #sentAt = -Infinity
 
+  #channel
+
   /** @param {Channel} channel */
   constructor(channel) {
-    this.channel = channel
+    this.#channel = channel
   }
 
   /** Send the other clients whether this person types. @param {boolean} typing */
   send(typing) {
-    const now_ms = this.channel.client.now()
+    const now_ms = this.#channel.client.now()
     if (typing ? now_ms - this.#sentAt < AGAIN_MS : this.#sentAt < 0) return
     this.#sentAt = typing ? now_ms : -Infinity
-    this.channel.signal("typing", { typing })
+    this.#channel.signal("typing", { typing })
   }
 
   /** @param {any} event */
   receive({ type, name, from, data, message }) {
     if (type === "message.create" && this.#ends.has(message.author)) this.#set(message.author, false)
-    if (type === "signal" && name === "typing" && typeof from === "string" && from !== this.channel.client.id) {
+    if (type === "signal" && name === "typing" && typeof from === "string" && from !== this.#channel.client.id) {
       this.#set(from, data?.typing === true)
     }
   }
@@ -50,7 +52,7 @@ export class Typing {
     if (isTyping) {
       this.#ends.set(id, setTimeout(() => {
         this.#set(id, false)
-        this.channel.notify()
+        this.#channel.notify()
       }, VALID_MS))
     }
     this.ids = [...this.#ends.keys()]
