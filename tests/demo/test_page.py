@@ -15,7 +15,6 @@ import pytest
 from playwright.async_api import Browser, BrowserContext, Page, expect
 
 from tests.browser.tab import TIMEOUT_MS, script
-from tests.conftest import in_long
 from tests.processes import Server, serving, text_of
 
 LAN = "127.0.0.2"  # stands for an address in a network; no test listens on a real one
@@ -173,7 +172,6 @@ async def test_a_name_is_text(browser: Browser, shared: Server, channel: str) ->
         assert await page.locator("#people img").count() + await other.locator("#people img").count() == 0
 
 
-@in_long
 async def test_a_guest_comes_with_a_link_that_works_once(
     browser: Browser, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

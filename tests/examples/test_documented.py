@@ -27,6 +27,7 @@ from starlette.testclient import TestClient
 from tenuto import Hub, MessageWriter, allow_everyone
 from tenuto.client import Client, SyncClient
 from tenuto.testing import wait_for_answer
+from tests.conftest import in_long
 from tests.examples.programs import served_app
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -129,6 +130,7 @@ async def block({}) -> Any:
 {}"""
 
 
+@in_long  # the types of all SDKs, which no step has read before
 def test_blocks_that_need_others_name_what_their_packages_have(tmp_path: Path) -> None:
     for number, ((page, text), known) in enumerate(TYPED.items()):
         for further, source in enumerate(one for one in blocks(page) if text in one):
