@@ -20,12 +20,12 @@ from tests.stores.contract import Chat, create
 def die_at(write: int, moment: str) -> None:
     keep, written = FileLock.keep, 0
 
-    def keep_or_die(lock: FileLock, *placed: str, marks: tuple[str, ...]) -> None:
+    def keep_or_die(lock: FileLock, *entries: str) -> None:
         nonlocal written
         written += 1
         if (written, moment) == (write, "before"):
             os.kill(os.getpid(), signal.SIGKILL)
-        keep(lock, *placed, marks=marks)
+        keep(lock, *entries)
         if (written, moment) == (write, "after"):
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -224,7 +224,7 @@ def restore(backup: Path, store: Path) -> Restored:
         for end in ("-journal", "-wal", "-shm"):
             Path(f"{place}{end}").unlink(missing_ok=True)
         sync(place.parent)
-        lock.keep(marks=(new_mark(BACKUP),))
+        lock.keep(new_mark(BACKUP))
         return Restored(kept, damage)
     finally:
         lock.release()
@@ -269,6 +269,6 @@ def keep_wal(store: Path) -> None:
     lock = FileLock(Path(f"{place}.lock"))
     lock.take(place, wait_s=0)
     try:
-        lock.keep(marks=(read_mark(place),))
+        lock.keep(read_mark(place))
     finally:
         lock.release()

@@ -28,14 +28,13 @@ NO_MARK = "-"  # stands for a missing mark in a database or lock file
 class FileLock:
     """An exclusive lock for the life of a process, in a file that is never deleted.
 
-    The file's first line names the process that holds or last held the lock. The second lists the marks under which
-    epochs go on, each with its place. The third lists all marks that the file may have without its `-wal`: the last
-    ones are in the `-wal` alone while a checkpoint is blocked.
+    The file's first line names the process that holds or last held the lock. The second lists all marks that the
+    database may have without its `-wal`: the last ones are in the `-wal` alone while a checkpoint is blocked. Epochs go
+    on under those that have their place with them (`file.at_place`).
     """
 
     def __init__(self, path: Path) -> None:
-        self.placed: tuple[str, ...] = ()
-        self.marks: tuple[str, ...] = (NO_MARK,)  # this alone: the lock file was missing
+        self.entries: tuple[str, ...] = ()  # the marks, some with their places; none: the lock file was missing
         self.path = path
         self._handle: int | None = None
         self.give_up = threading.Event()
@@ -62,10 +61,15 @@ class FileLock:
         with _guard:
             _here.add(str(self.path))
 
-    def keep(self, *placed: str, marks: tuple[str, ...]) -> None:
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """Return the marks without their places; NO_MARK alone: the lock file was missing."""
+        return tuple(one.partition(":")[0] for one in self.entries) or (NO_MARK,)
+
+    def keep(self, *entries: str) -> None:
         """Replace the marks in the file; they are synced to disk when this returns. Raises StoreUnavailable."""
         assert self._handle is not None
-        self.placed, self.marks = placed, marks
+        self.entries = entries
         try:
             self._write(self._handle)
             os.fsync(self._handle)
@@ -74,7 +78,7 @@ class FileLock:
 
     def look(self) -> None:
         """Read the marks without the lock, which another process may hold; none if the file cannot be read."""
-        self.placed, self.marks = (), (NO_MARK,)
+        self.entries = ()
         with contextlib.suppress(OSError), self.path.open("rb") as file:
             self._read(file.read(LOCK_BYTES))
 
@@ -87,8 +91,9 @@ class FileLock:
             self._handle = None
 
     def _read(self, content: bytes) -> None:
-        self.placed = _line_of(content, _PLACED)
-        self.marks = _line_of(content, _MARKS) or (NO_MARK,)
+        # Use the first such line: a killed process may have left the rest of an older file behind it.
+        lines = (line for line in content.decode(errors="replace").splitlines() if line.startswith(_MARKS))
+        self.entries = tuple(next(lines, "").removeprefix(_MARKS).split())
 
     def _open(self, what: Path) -> int:
         try:
@@ -107,26 +112,12 @@ class FileLock:
 
     def _write(self, handle: int) -> None:
         # Overwrite first and truncate afterwards, so that the file contains marks at every moment.
-        lines = (
-            f"process {os.getpid()} ({_command()})",
-            _PLACED + " ".join(self.placed),
-            _MARKS + " ".join(self.marks),
-        )
-        content = "\n".join([*lines, ""]).encode()
+        content = f"process {os.getpid()} ({_command()})\n{_MARKS}{' '.join(self.entries)}\n".encode()
         os.pwrite(handle, content, 0)
         os.ftruncate(handle, len(content))
 
 
-_PLACED = "placed "
 _MARKS = "marks "
-
-
-def _line_of(content: bytes, begin: str) -> tuple[str, ...]:
-    for line in content.decode(errors="replace").splitlines():
-        # Use the first such line: a killed process may have left the rest of an older file behind it.
-        if line.startswith(begin):
-            return tuple(line.removeprefix(begin).split())
-    return ()
 
 
 def locked(handle: int) -> bool:
