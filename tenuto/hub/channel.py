@@ -226,7 +226,8 @@ EPHEMERAL_S = 0.1  # presence changes and signals within this time are sent toge
 class Woken(Protocol):
     """The interface of a feed that its group uses."""
 
-    wake: Callable[[], None]
+    def wake(self) -> None:
+        """Take what is new."""
 
 
 class Ticks:

@@ -11,52 +11,41 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from dataclasses import KW_ONLY, InitVar, dataclass, field
 
 from tenuto.core.events import EMPTY, NO_EPOCH, Cursor
-from tenuto.hub.channel import Behind, Channel, EncodedBatch
+from tenuto.hub.channel import Behind, Channel, EncodedBatch, Group
 
 
+@dataclass(slots=True, eq=False)
 class Feed:
-    """One subscriber's position in a channel. It holds no entries, so a slow reader uses no memory."""
+    """One subscriber's position in a channel. It holds no entries, so a slow reader uses no memory.
 
-    __slots__ = (
-        "_attached",
-        "_epoch",
-        "_group",
-        "_history",
-        "_serial",
-        "channel",
-        "ephemeral_position",
-        "on_first",
-        "wake",
-    )
+    It follows `channel` until `close`. A tick calls `wake` when there are events to take.
+    """
 
-    def __init__(
-        self,
-        channel: Channel,
-        since: Cursor | None,
-        *,
-        history: int,
-        flush_ms: int,
-        wake: Callable[[], None],
-        has_ephemeral: bool = False,
-    ) -> None:
-        """Follow `channel` until `close`. A tick calls `wake` when there are events to take.
+    channel: Channel
+    since: InitVar[Cursor | None]
+    _: KW_ONLY
+    history: int
+    flush_ms: InitVar[int]
+    wake: Callable[[], None]
+    has_ephemeral: InitVar[bool] = False  # True: it also takes presence and signals, in batches without a cursor
+    # called with the first batch that this feed takes after it was attached
+    on_first: Callable[[EncodedBatch], None] | None = field(default=None, init=False)
+    # Position in the presence state up to which changes were taken; None: not subscribed to ephemeral events.
+    ephemeral_position: int | None = field(init=False)
+    _attached: bool = field(default=False, init=False)  # `channel.attached` has been taken
+    # epoch of the cursor; None: the next batch is a new start
+    _epoch: str | None = field(default=None, init=False)
+    _serial: int = field(default=0, init=False)
+    _group: Group = field(init=False)
 
-        With `has_ephemeral` the feed also takes presence and signals, in batches without a cursor.
-        """
-        self.channel = channel
-        self.wake = wake
-        # called with the first batch that this feed takes after it was attached
-        self.on_first: Callable[[EncodedBatch], None] | None = None
-        self._history = history
-        self._attached = False  # `channel.attached` has been taken
-        # epoch of the cursor; None: the next batch is a new start
-        self._epoch: str | None = since.epoch if since is not None else None
-        self._serial = since.serial if since is not None else 0
-        # Position in the presence state up to which changes were taken; None: not subscribed to ephemeral events.
+    def __post_init__(self, since: Cursor | None, flush_ms: int, has_ephemeral: bool) -> None:
+        if since is not None:
+            self._epoch, self._serial = since.epoch, since.serial
         self.ephemeral_position = -1 if has_ephemeral else None
-        self._group = channel.add_feed(self, flush_ms)
+        self._group = self.channel.add_feed(self, flush_ms)
 
     @property
     def cursor(self) -> Cursor:
@@ -101,7 +90,7 @@ class Feed:
                 return ephemeral
             self.ephemeral_position = channel.presence_state.position
         if batch is None:
-            batch = channel.new_start(self._history)
+            batch = channel.new_start(self.history)
         if self.on_first is not None:
             self.on_first(batch)
             self.on_first = None
@@ -124,7 +113,7 @@ class Feed:
             try:
                 if not self._is_continued() or self.channel.batch_since(self._serial, attach=True) is None:
                     self._epoch = None  # so that `catch_up` loads the messages of a new start
-                    self.channel.new_start(self._history)
+                    self.channel.new_start(self.history)
             except Behind:
                 await self.catch_up()
         except BaseException:
@@ -138,7 +127,7 @@ class Feed:
         if self._is_continued() and await self.channel.load_since(self._serial):
             return
         self._epoch = None
-        await self.channel.load_history(self._history)
+        await self.channel.load_history(self.history)
 
     def done(self) -> None:
         """Note that the reader is ready again; the next tick wakes this feed if there are events to take.

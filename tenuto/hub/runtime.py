@@ -75,23 +75,9 @@ class Runtime:
             left_s=self.nodes.left_s,
             spawn=self.tasks.spawn,
         )
-        workers = WorkerPool(
-            self.loop,
-            clock,
-            self.deadlines,
-            store=store,
-            live=lambda: list(self.channels.values()),
-            spawn=self.tasks.spawn,
-        )
-        self.scheduler = TurnScheduler(
-            self.loop,
-            clock,
-            self.deadlines,
-            workers,
-            nodes=self.nodes,
-            submit=self.submit,
-            find=self.channels.get,
-        )
+        live, time = lambda: list(self.channels.values()), (self.loop, clock, self.deadlines)
+        workers = WorkerPool(*time, store, live, self.tasks.spawn)
+        self.scheduler = TurnScheduler(*time, workers, self.nodes, self.submit, self.channels.get)
         self.nodes.regained = self.scheduler.offer_all
         notifier = Notifier(bus or shared_store, self.nodes)
         shared: SharedPresence | None = None

@@ -34,6 +34,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple, Protocol
 
@@ -106,26 +107,18 @@ class Worker(Protocol):
         """Note that the turn is over (`done`, `cancelled`) or that another worker has it (`lost`)."""
 
 
+@dataclass(eq=False)
 class WorkerPool:
     """The workers that take turns now. All methods run on the hub's loop."""
 
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        clock: Clock,
-        deadlines: Deadlines,
-        *,
-        store: Store,
-        live: Callable[[], Iterable[Channel]],
-        spawn: Callable[..., object],
-    ) -> None:
-        """Make a pool without workers."""
-        self._loop = loop
-        self._clock = clock
-        self._deadlines = deadlines
-        self._store = store
-        self._live = live  # the channels in memory, by name
-        self._spawn = spawn
+    _loop: asyncio.AbstractEventLoop
+    _clock: Clock
+    _deadlines: Deadlines
+    _store: Store
+    _live: Callable[[], Iterable[Channel]]  # returns the channels in memory
+    _spawn: Callable[..., object]
+
+    def __post_init__(self) -> None:
         # called when other nodes should know of a pattern or a waiting turn
         self.changed: Callable[[], None] = lambda: None
         self.elsewhere: frozenset[str] = frozenset()  # patterns that other living nodes serve
@@ -348,26 +341,21 @@ def _listed(patterns: Iterable[str]) -> str:
     return ", ".join(f'"{one}"' for one in sorted(set(patterns))[:NAMED_PATTERNS])
 
 
+@dataclass(eq=False)
 class TurnScheduler:
     """Assigns turns to workers. Before each assignment a claim is stored. All methods run on the hub's loop."""
 
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        clock: Clock,
-        deadlines: Deadlines,
-        workers: WorkerPool,
-        *,
-        nodes: NodeLease,
-        submit: Submit,
-        find: Callable[[str], Channel | None],
-    ) -> None:
-        self._loop, self._clock, self._deadlines = loop, clock, deadlines
-        self.workers = workers
-        self._nodes, self._node = nodes, nodes.node
-        self._submit = submit
-        self._request = partial(_send, submit)
-        self._find = find  # returns a channel if it is in memory
+    _loop: asyncio.AbstractEventLoop
+    _clock: Clock
+    _deadlines: Deadlines
+    workers: WorkerPool
+    _nodes: NodeLease
+    _submit: Submit
+    _find: Callable[[str], Channel | None]  # returns a channel if it is in memory
+
+    def __post_init__(self) -> None:
+        self._node = self._nodes.node
+        self._request = partial(_send, self._submit)
         self._turns: dict[str, OpenTurns] = {}
         self.unended = UnendedAttempts()
         self._unserved: set[str] = set()  # kinds of channels that the log has named
@@ -828,34 +816,24 @@ class ShownTurns(Struct, frozen=True):
     waiting: list[str] = []
 
 
+@dataclass(eq=False)
 class SharedTurns:
     """Shows the turns of this node to the others, and follows theirs."""
 
-    def __init__(
-        self,
-        store: SharedStore,
-        nodes: NodeLease,
-        scheduler: TurnScheduler,
-        channels: Mapping[str, Channel],
-        fresh: Callable[[str], Awaitable[Channel]],
-        follower: Follower,
-    ) -> None:
-        """Make the shared turns of this node. `channels` are those in memory; `fresh` reads one from the store.
+    _store: SharedStore
+    _nodes: NodeLease
+    _scheduler: TurnScheduler
+    _channels: Mapping[str, Channel]  # those in memory
+    _fresh: Callable[[str], Awaitable[Channel]]  # reads a channel from the store
+    _follower: Follower  # sends and receives the notices
 
-        `follower` sends and receives the notices.
-        """
-        self._store = store
-        self._nodes = nodes
-        self._scheduler = scheduler
-        self._channels = channels
-        self._fresh = fresh
+    def __post_init__(self) -> None:
         self._due = asyncio.Event()  # set when the hold has changed
         self._shown: Mapping[str, bytes] = {}  # the hold that the store has
         self._patterns: list[str] = []  # the patterns in it
-        self._notifier = follower.notifier
-        follower.receivers.append(self._receive)
-        nodes.holds.sources.append(self._values)
-        scheduler.workers.changed = self._due.set
+        self._follower.receivers.append(self._receive)
+        self._nodes.holds.sources.append(self._values)
+        self._scheduler.workers.changed = self._due.set
 
     async def begin(self) -> None:
         """Show this node to the others, then read theirs. Raises StoreUnavailable.
@@ -886,7 +864,7 @@ class SharedTurns:
         self._shown = values
         if patterns != self._patterns:
             self._patterns = patterns
-            self._notifier.send(Notice("here", "", self._nodes.node.encode()))
+            self._follower.notifier.send(Notice("here", "", self._nodes.node.encode()))
 
     def _receive(self, notice: Notice | None) -> None:
         """Read the holds soon, because another node serves other patterns. None: notices may have been missed."""
