@@ -19,6 +19,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import KW_ONLY, InitVar, dataclass, field
 from typing import Any, Protocol
 
 from starlette.types import Message, Receive, Send
@@ -63,52 +64,38 @@ class StreamApp(Protocol):
         """Return the headers for CORS, and for the cookie of a visitor, of the response to this request."""
 
 
+@dataclass(slots=True, eq=False)
 class EventStream:
     """One viewer's stream of one channel. It holds a feed's cursor and a sender, but no events."""
 
-    __slots__ = (
-        "_app",
-        "_catching_up",
-        "_ping",
-        "_seal",
-        "credentials",
-        "feed",
-        "is_own_client",
-        "ping_s",
-        "resume_limits",
-        "sender",
-    )
+    _app: StreamApp
+    send: InitVar[Send]
+    credentials: Credentials
+    _: KW_ONLY
+    is_own_client: bool
+    ping_s: int | None  # the period of events named `ping`; None: comments at the usual period
+    sender_class: InitVar[type[Sender] | None] = None
+    sender: Sender = field(init=False)
+    feed: Feed | None = field(default=None, init=False)
+    # resume limits of a viewer without the capability `history`; else None
+    resume_limits: ResumeLimits | None = field(default=None, init=False)
+    _seal: str = field(default="", init=False)  # with which a stream that a ticket opened can resume
+    _ping: Message | None = field(init=False)  # None: the reader gets no heartbeat
+    _catching_up: asyncio.Task[None] | None = field(default=None, init=False)
 
-    def __init__(
-        self,
-        app: StreamApp,
-        send: Send,
-        credentials: Credentials,
-        *,
-        is_own_client: bool,
-        ping_s: int | None,
-        sender_class: type[Sender] | None = None,
-    ) -> None:
-        self._app = app
-        self.is_own_client = is_own_client
-        self.credentials = credentials
-        # with which a stream that a ticket opened can resume
-        self._seal = app.hub.tickets.seal(credentials.ticket) if credentials.ticket is not None else ""
-        self._ping: Message | None = _COMMENT if ping_s is None else _PING  # None: the reader gets no heartbeat
-        self._catching_up: asyncio.Task[None] | None = None
-        self.ping_s = ping_s or HEARTBEAT_S
-        self.feed: Feed | None = None
-        # resume limits of a viewer without the capability `history`; else None
-        self.resume_limits: ResumeLimits | None = None
+    def __post_init__(self, send: Send, sender_class: type[Sender] | None) -> None:
+        hub, credentials = self._app.hub, self.credentials
+        if credentials.ticket is not None:
+            self._seal = hub.tickets.seal(credentials.ticket)
+        self._ping = _COMMENT if self.ping_s is None else _PING
         if sender_class is None:
-            is_by_hand = app.hub.drive_by_hand and credentials.identity is not OPERATOR
-            sender_class = DirectSender if is_by_hand else TaskSender
-        self.sender: Sender = sender_class(send, self)
+            sender_class = DirectSender if hub.drive_by_hand and credentials.identity is not OPERATOR else TaskSender
+        self.sender = sender_class(send, self)
 
     async def run(self, receive: Receive) -> None:
         """Run the stream until the peer disconnects, or break it off. Only a subclass may complete the response."""
         heartbeats, ticket = self._app.heartbeats, self.credentials.ticket
-        slot = heartbeats.add(self, self.ping_s)
+        slot = heartbeats.add(self, self.ping_s or HEARTBEAT_S)
         try:
             if ticket is not None:
                 self._app.hub.tickets.opened(ticket, self)

@@ -175,9 +175,8 @@ def test_events_since_any_position_also_delayed_ones_of_a_crowd_bring_every_view
                 members = {one.id for one in presence_state.presence().members}
                 assert {one.id for one in view.members()} == members
                 assert view.count == len(members)
-                left = {one for *_, one in presence_state._left}
-                assert presence_state._changes.keys() <= members | left  # else memory grows
-                assert len(presence_state._left) <= kept
+                assert presence_state._changes.keys() <= members | {one for *_, one in presence_state._left}
+                assert len(presence_state._left) <= kept  # else memory grows, as above
 
         for member_id, is_coming, is_over, looking, beginning in steps:
             if is_coming:
