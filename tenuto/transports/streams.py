@@ -249,7 +249,8 @@ def sent_by(cursor: Cursor | None) -> Sent:
 class DeltaStream(EventStream):
     """One reader's stream of deltas: first what it reads now, then the changes of the channel from there."""
 
-    __slots__ = ()
+    __slots__ = ("_first",)
+    _first: Callable[[], object] | None  # sends the deltas that bring a new reader up to date; None: they were sent
 
     async def follow(self, channel: str, cursor: str, *, flush_ms: int | None = None) -> None:
         """Attach to the channel at `cursor`. The changes from there are sent after the first deltas."""
@@ -270,7 +271,9 @@ class DeltaStream(EventStream):
 
     def send_first(self) -> None:
         """Send the deltas that bring a new reader up to date, and keep none of them."""
-        raise NotImplementedError
+        first, self._first = self._first, None
+        if first is not None:
+            first()
 
     def write(self, body: bytes, *, is_last: bool) -> None:
         """Write `body`. With `is_last` the response is complete, as that of no other stream is."""
@@ -284,7 +287,7 @@ class DeltaStream(EventStream):
 class MessageStream(DeltaStream):
     """One reader's stream of one message. `attach` comes before `run`."""
 
-    __slots__ = ("_first", "_framer", "_progress")
+    __slots__ = ("_framer", "_progress")
 
     def __init__(
         self,
@@ -308,22 +311,16 @@ class MessageStream(DeltaStream):
         self._seal = name or self._seal
         self._progress = MessageProgress(message_id, sent)
         self._framer = framer
-        self._first: tuple[list[Delta], str] | None = None
+        self._first = None
 
     async def attach(self, channel: str, message: Message, cursor: str, *, flush_ms: int | None = None) -> None:
         """Prepare to send `message`, whose state is that at `cursor`.
 
         Follow the channel from there unless it has ended.
         """
-        self._first = self._progress.begin(message), cursor
+        self._first = partial(self._send_deltas, self._progress.begin(message), cursor)
         if self._progress.status is None:
             await self.follow(channel, cursor, flush_ms=flush_ms)
-
-    def send_first(self) -> None:
-        """Send the message as it was at `attach`."""
-        assert self._first is not None
-        (deltas, cursor), self._first = self._first, None
-        self._send_deltas(deltas, cursor)
 
     def write_batch(self, batch: EncodedBatch) -> None:
         """Send the changes that the batch makes to this message. Ephemeral batches, which have no cursor, make none."""
@@ -419,7 +416,7 @@ class TurnFormat(Protocol):
 class TurnStream(DeltaStream):
     """One reader's stream of one turn. `attach` comes before `run`."""
 
-    __slots__ = ("_channel", "_charged", "_first", "_format", "_message_id", "_progress")
+    __slots__ = ("_channel", "_format", "_message_id", "_progress")
 
     def __init__(
         self,
@@ -437,21 +434,19 @@ class TurnStream(DeltaStream):
         self._message_id = message_id
         self._format = turn_format
         self._progress = TurnProgress(message_id, sent)
-        self._first: list[TurnDelta] = []
-        self._charged = 0  # bytes of the turn that were counted at `attach`
+        self._first = None
 
     async def attach(self, channel: str, status: TurnStatus) -> None:
         """Prepare to send the turn as it is in `status`, and follow it from there unless it is over."""
-        self._charged = turn_bytes([status])
-        self.credentials.charge(self._charged)
-        self._channel, self._first = channel, self._progress.begin(status)
+        size = turn_bytes([status])
+        self.credentials.charge(size)
+        self._channel, self._first = channel, partial(self._send_turn, self._progress.begin(status), size)
         if not self._progress.is_over:
             await self.follow(channel, status.cursor)
 
-    def send_first(self) -> None:
-        """Send the turn as it was at `attach`."""
-        first, self._first = self._first, []
-        self.credentials.charge(max(0, self._send_deltas(first) - self._charged))  # a format may repeat the request
+    def _send_turn(self, deltas: Sequence[TurnDelta], counted: int) -> None:
+        """Send the turn as it was at `attach`, where the bytes of its messages were `counted`."""
+        self.credentials.charge(max(0, self._send_deltas(deltas) - counted))  # a format may repeat the request
 
     def freed(self) -> None:
         """Go on with the turn as it is, if it begins anew; else as each stream."""
