@@ -103,15 +103,16 @@ class SocketWorker:
     session: Session
     name: str
     pattern: str
-    free: int
-    when_busy: WhenBusy
+    slots: int = 0  # turns that it may have at the same time
+    free: int = 0  # below 0 while it has more
+    when_busy: WhenBusy = "queue"
     turns: set[AssignedTurn] = field(default_factory=set)
     is_listed: bool = True  # True: the scheduler may give this worker turns
 
-    def take_over(self, other: SocketWorker) -> None:
-        """Continue the turns of the worker that this one replaces."""
-        self.turns |= other.turns
-        self.free -= len(other.turns)
+    def change(self, slots: int, when_busy: WhenBusy) -> None:
+        """Take at most `slots` turns at the same time from now on, with those that it has."""
+        self.free += slots - self.slots
+        self.slots, self.when_busy, self.is_listed = slots, when_busy, True
 
     def has(self, channel: str, message_id: str | None) -> bool:
         """Return whether this worker has this turn or, with None, any turn in the channel."""
@@ -150,7 +151,7 @@ class SocketWorker:
         self.session.hub.runtime.scheduler.end(self, turn, state, ended)
         self._free(turn)
 
-    def given_back(self, turn: AssignedTurn, error: TenutoError | None, done: Respond) -> None:
+    def given_back(self, turn: AssignedTurn, done: Respond, error: TenutoError | None) -> None:
         """Let a turn wait for its next attempt, because its agent has lost this one, or `done` gets the `error`."""
         scheduler = self.session.hub.runtime.scheduler
         if error is None:
@@ -191,32 +192,30 @@ class SocketWorkers:
         return any(one.is_listed or one.turns for one in self._workers.values())
 
     def work(self, frame: WorkFrame, identity: Identity) -> None:
-        """Register a worker, replace it or, with `slots=0`, end it. Raises Forbidden, InvalidRequest, TooMany."""
+        """Register a worker, change it or, with `slots=0`, end it. Raises Forbidden, InvalidRequest, TooMany."""
         name, pattern = member_of(identity, frame.name), frame.pattern
-        known = self._workers.get((pattern, name))
-        if known is not None:
-            self._hub.runtime.scheduler.unregister(known)
+        worker = self._workers.get((pattern, name))
+        if worker is not None:
+            self._hub.runtime.scheduler.unregister(worker)
         # With no slots, the worker takes no more turns. It keeps those that it has, and those of its previous socket,
         # which it may have yet to renew here.
         if not frame.slots:
-            if known is not None:
-                known.is_listed = False
+            if worker is not None:
+                worker.is_listed = False
             return
         if not is_pattern(pattern) or len(pattern) > MAX_PATTERN_CHARACTERS:
             raise InvalidRequest(invalid_pattern(pattern))
         check_operation(identity, BY_FRAME[WorkFrame], pattern)  # in all channels that it covers
-        if known is None and len(self._workers) >= MAX_PATTERNS:
-            self._workers = {key: one for key, one in self._workers.items() if one.is_listed or one.turns}
-        if known is None and len(self._workers) >= MAX_PATTERNS:
-            raise TooMany(
-                f"this socket works on {MAX_PATTERNS} patterns, which is the limit; open another one",
-                limit=MAX_PATTERNS,
-            )
-        worker = SocketWorker(self._session, name, pattern, frame.slots, frame.when_busy)
-        if known is not None:
-            worker.take_over(known)
-            self._hub.runtime.scheduler.hand_over(known, worker)
-        self._workers[pattern, name] = worker
+        if worker is None:
+            if len(self._workers) >= MAX_PATTERNS:
+                self._workers = {key: one for key, one in self._workers.items() if one.is_listed or one.turns}
+            if len(self._workers) >= MAX_PATTERNS:
+                raise TooMany(
+                    f"this socket works on {MAX_PATTERNS} patterns, which is the limit; open another one",
+                    limit=MAX_PATTERNS,
+                )
+            worker = self._workers[pattern, name] = SocketWorker(self._session, name, pattern)
+        worker.change(frame.slots, frame.when_busy)
         self._session.start_task(self._register(worker))
 
     async def _register(self, worker: SocketWorker) -> None:
@@ -253,7 +252,7 @@ class SocketWorkers:
                     self._hub.runtime.scheduler.renew(worker, turn)
                     self._hub.runtime.scheduler.unregister(worker, is_broken=True, keeps_leases=keeps_leases)
                 else:
-                    self.find(frame).renew(frame)  # a worker that has replaced the other one
+                    worker.renew(frame)
             except TenutoError as refusal:
                 done(refusal)
             else:
@@ -267,14 +266,10 @@ class SocketWorkers:
         worker = self.find(frame)
         turn = worker.turn_of(frame)._replace(unheard=tuple(map(check_id, frame.unheard)))
 
-        def stored(error: TenutoError | None) -> None:
-            # a `work` frame may have replaced the worker meanwhile
-            holder = self._workers.get((worker.pattern, worker.name), worker)
-            holder.given_back(turn, error, done)
-
         if frame.state == "lost":
             runtime = self._hub.runtime
-            store_renewal(runtime.submit, runtime.nodes, worker.name, turn, stored, gives_back=True)
+            given_back = partial(worker.given_back, turn, done)
+            store_renewal(runtime.submit, runtime.nodes, worker.name, turn, given_back, gives_back=True)
         else:
             worker.end(turn, "pending" if frame.state == "handed_over" else frame.state, done)
 

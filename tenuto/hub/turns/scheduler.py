@@ -392,11 +392,6 @@ class TurnScheduler:
             self.lose(channel, turn)
         return attempts
 
-    def hand_over(self, worker: Worker, heir: Worker) -> None:
-        """Pass the turns of `worker` on to `heir`, a new registration of the same agent."""
-        for _, turn in self.where(lambda turn: turn.worker is worker):
-            turn.begin(heir)
-
     def freed(self, worker: Worker) -> None:
         """Offer waiting turns, because the worker has one more free slot.
 
