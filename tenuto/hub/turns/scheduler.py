@@ -41,7 +41,7 @@ from typing import Literal, NamedTuple, Protocol
 import msgspec
 from msgspec import Struct
 
-from tenuto.core.document import DAMAGE
+from tenuto.core.document import decoded
 from tenuto.core.errors import StoreUnavailable, TenutoError, TooMany
 from tenuto.core.events import Signal
 from tenuto.core.message_state import ClaimState, MessageState
@@ -871,7 +871,7 @@ class SharedTurns:
         """Return the hold of this node."""
         workers = self._scheduler.workers
         shown = ShownTurns(patterns=workers.served()[:SHOWN], waiting=self._unplaced()[:SHOWN])
-        return {PREFIX + self._nodes.node: msgspec.json.encode(shown)}
+        return {PREFIX + self._nodes.node: msgspec.msgpack.encode(shown)}
 
     def _waiting(self) -> list[str]:
         """Return the channels in which turns wait; if there are many, first those that an agent serves."""
@@ -889,7 +889,9 @@ class SharedTurns:
     async def read(self) -> list[ShownTurns]:
         """Return the holds of the other nodes, after noting their patterns. Raises StoreUnavailable."""
         held = await in_time(self._store.holds(PREFIX), self._store.name)
-        others = [shown for node, hold in held.values() if node != self._nodes.node and (shown := _decode(hold.value))]
+        others = [
+            decoded(hold.value, ShownTurns) or ShownTurns() for node, hold in held.values() if node != self._nodes.node
+        ]
         self._scheduler.workers.note_elsewhere(pattern for one in others for pattern in one.patterns)
         return others
 
@@ -937,10 +939,3 @@ async def lose_turns(nodes: NodeLease, scheduler: TurnScheduler, channel: str | 
     for name, turn, *known in left:
         if [turn.attempt, turn.confirmed] == known and is_left(turn):
             scheduler.lose(name, turn)
-
-
-def _decode(value: bytes) -> ShownTurns | None:
-    try:
-        return msgspec.json.decode(value, type=ShownTurns)
-    except DAMAGE:  # of another version of the hub
-        return None
