@@ -115,7 +115,7 @@ class Client:
         self._timing = timing or Timing(request_s=timeout_s, connect_s=connect_s)
         self._random = random or system.SystemRandom()
         self._now = now
-        self._http = Http(self._access, timing=self._timing, random=self._random, transport=http_transport)
+        self._http = Http(self._access, self._timing, self._random, http_transport)
         dial = dial or websocket_dial(frame_bytes=FRAME_FACTOR * self._limits.message_bytes)
         self._new_link = partial(
             Link, self._access, dial, timing=self._timing, random=self._random, limits=self._limits
@@ -436,7 +436,7 @@ class Client:
                 self._links.remove(link)
                 link.end()
 
-        return Feed(link, channel, consumer, history=history, flush_ms=flush_ms, when_closed=let_go)
+        return Feed(link, channel, consumer, given(history=history, flush_ms=flush_ms), let_go)
 
     def _open_link(self) -> Link:
         link = self._new_link()

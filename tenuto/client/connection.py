@@ -15,7 +15,7 @@ import base64
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -23,6 +23,7 @@ from urllib.parse import SplitResult, quote, urlencode, urlsplit
 
 import msgspec
 
+from tenuto.core import errors
 from tenuto.core.errors import LocalError, TenutoError, Unauthenticated, shown, shown_url
 from tenuto.core.names import check_id
 
@@ -76,6 +77,13 @@ class ServerAccess:
     def has_token(self) -> bool:
         """Return whether there is a token or a provider of tokens."""
         return self._token is not None or self._provider is not None
+
+    def unlike_ours(self, status: int, kind: str = "") -> str:
+        """Return why a response with `status`, to a request of this `kind`, is not one of a Tenuto server."""
+        return (
+            f"{self.address} responded {status}{kind}, unlike a Tenuto server; the hub may be at another port or path, "
+            "such as /tenuto"
+        )
 
     def socket_url(self) -> str:
         """Return the URL of the WebSocket."""
@@ -258,15 +266,11 @@ def decode_response(response: dict[str, Any] | bytes, kind: type[T]) -> T:
         ) from None
 
 
-def _classes(base: type[TenutoError]) -> Iterator[type[TenutoError]]:
-    yield base
-    for one in base.__subclasses__():
-        if one.__module__ == TenutoError.__module__ and one is not LocalError:
-            yield from _classes(one)
-
-
-_KNOWN: dict[str, type[TenutoError]] = {one.code: one for one in _classes(TenutoError)}
-_KNOWN[Unreachable.code] = Unreachable
+_KNOWN: dict[str, type[TenutoError]] = {
+    one.code: one
+    for one in (*vars(errors).values(), Unreachable)
+    if isinstance(one, type) and issubclass(one, TenutoError) and one is not LocalError
+}
 
 
 SUBPROTOCOL = "tenuto.v1"
@@ -397,18 +401,16 @@ def _closed(error: Any) -> Closed:
     return Closed(1009 if error.sent is not None and error.sent.code == 1009 else None)
 
 
+@dataclass(eq=False)
 class Http:
     """Sends requests over HTTP, and repeats them while the server does not respond."""
 
-    def __init__(
-        self, access: ServerAccess, *, timing: Timing, random: Random, transport: httpx2.AsyncBaseTransport | None
-    ) -> None:
-        self._access = access
-        self._timing = timing
-        self._random = random
-        self._transport = transport
-        self._client: httpx2.AsyncClient | None = None
-        self._has_responded = False  # True: a Tenuto server has responded, so the address is right
+    _access: ServerAccess
+    _timing: Timing
+    _random: Random
+    _transport: httpx2.AsyncBaseTransport | None
+    _client: httpx2.AsyncClient | None = None
+    _has_responded: bool = False  # True: a Tenuto server has responded, so the address is right
 
     async def get(self, *path: str, **query: str) -> dict[str, Any]:
         """Return the response to a GET request; `path` is a list of segments.
@@ -463,9 +465,6 @@ class Http:
         if response.status_code == 200:
             return decode_response(response.content, dict[str, Any]), 0.0
         if not problem:
-            detail = (
-                f"{self._access.address} responded {response.status_code}, unlike a Tenuto server; the hub may be at "
-                "another port or path, such as /tenuto"
-            )
+            detail = self._access.unlike_ours(response.status_code)
             return Unreachable(detail) if response.status_code >= 500 else NotTenuto(detail), 0.0
         return error_of(problem), retry_after_s(response.headers.get("retry-after", ""))

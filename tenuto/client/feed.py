@@ -17,6 +17,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from msgspec import Struct
@@ -65,29 +66,22 @@ class EventConsumer(Protocol):
         """Receive the error after which no more batches come."""
 
 
+@dataclass(eq=False)
 class Feed:
     """Keeps one channel attached for its consumer, from `open` to `close`."""
 
-    def __init__(
-        self,
-        link: Link,
-        channel: str,
-        consumer: EventConsumer,
-        *,
-        history: int | None,
-        flush_ms: int | None,
-        when_closed: Callable[[], None],
-    ) -> None:
-        self.link = link
-        self.channel = channel
-        self._consumer = consumer
-        self._when_closed = when_closed
-        self._fields = given(history=history, flush_ms=flush_ms)
-        self._is_attached = False  # True: the batches that arrive belong to the newest attach
-        self._is_requested = False  # True: this connection has sent an attach, and no detach since
-        self._is_paused = False
-        self._attaches = 0  # number of attaches, so that responses to earlier ones are ignored
-        self._retry = Retry(link)
+    link: Link
+    channel: str
+    _consumer: EventConsumer
+    _fields: dict[str, int]  # further ones of the frame `attach`
+    _when_closed: Callable[[], None]
+    _is_attached: bool = False  # True: the batches that arrive belong to the newest attach
+    _is_requested: bool = False  # True: this connection has sent an attach, and no detach since
+    _is_paused: bool = False
+    _attaches: int = 0  # number of attaches, so that responses to earlier ones are ignored
+
+    def __post_init__(self) -> None:
+        self._retry = Retry(self.link)
 
     def open(self) -> None:
         """Follow the channel from now on."""

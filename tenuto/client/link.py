@@ -547,11 +547,8 @@ class Link:
         return _Broken(str(refusal), error=error)
 
     def _plain_refusal(self, status: int) -> TenutoError:
-        detail = (
-            f"{self._access.address} responded {status} to a WebSocket, unlike a Tenuto server; the hub may be at "
-            "another port or path, such as /tenuto, or served without WebSockets (uvicorn needs the package "
-            "websockets)"
-        )
+        detail = self._access.unlike_ours(status, " to a WebSocket")
+        detail += ", or served without WebSockets (uvicorn needs the package websockets)"
         return Unauthenticated(detail) if status == 401 else NotTenuto(detail)
 
 
