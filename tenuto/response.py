@@ -56,8 +56,7 @@ from tenuto.watchdog import timed
 logger = logging.getLogger("tenuto.agents")
 
 Style = Literal["events", "data", "ai-sdk"] | Callable[[str], str | bytes]
-# For a style in the format of another client: the class of the format. It is in a layer above, and so named here only.
-FORMATS = {"ai-sdk": ("tenuto.interop.ai_sdk", "UIStream")}
+AI_SDK = "ai-sdk"  # the style in the format of another client
 VIEWERS_POLL_S = 1.0  # interval of the check whether an answer that ends without viewers has any
 BEGINNING_S = 10.0  # longest time between a question and the beginning of its answer, for a page that looks for it
 PAGE = 10  # messages of one read that looks for the newest answer
@@ -224,7 +223,7 @@ class StreamResponse(Response):
         # the path of a proxy, which the server knows as its root path; below a mount, Starlette keeps it apart
         self._path = scope.get("app_root_path", scope.get("root_path", "")).rstrip("/") + self._path
         # a format of another client begins with the first character, because its chunks have no ids
-        since = parse_cursor(requested.get("last-event-id", "")) if self._style not in FORMATS else None
+        since = parse_cursor(requested.get("last-event-id", "")) if self._style != AI_SDK else None
         cookie = visit_in(scope).headers if isinstance(hub.authenticate, VisitorVerifier) else []
         self.raw_headers += [one for one in cookie if one not in self.raw_headers]
         if scope.get("method") == "HEAD":  # also of a link checker or a preview: it begins and finds no answer
@@ -277,7 +276,7 @@ class StreamResponse(Response):
         if sent.is_finished and message.status != "streaming":
             return None
         name = "" if self._is_repeatable else hub.tickets.name(self._channel, message_id)
-        if name and self._style not in FORMATS and since is None and self._is_for_event_source(requested):
+        if name and self._style != AI_SDK and since is None and self._is_for_event_source(requested):
             self._first = f"id: {Position(cursor, name, sent).id(is_finished=False)}\n\n".encode()
         # The app has authenticated the caller. The stream sends no farewell, because its bytes are those of the answer
         # only.
@@ -293,7 +292,7 @@ class StreamResponse(Response):
             sender_class=TaskSender,
             name=name,
             # a page's own parser may know no comments: it gets what the app's endpoint sent before
-            has_heartbeat=self._style in ("events", *FORMATS) or self._is_for_event_source(requested),
+            has_heartbeat=self._style in ("events", AI_SDK) or self._is_for_event_source(requested),
         )
         closing.callback(stream.close)
         await stream.attach(self._channel, message, cursor)
@@ -373,10 +372,9 @@ async def _newest(hub: HubCore, channel: str) -> tuple[Message | None, Message |
 
 
 def _turn_format_of(style: Style, message_id: str) -> TurnFormat | None:
-    if not isinstance(style, str) or style not in FORMATS:
+    if style != AI_SDK:
         return None
-    module, name = FORMATS[style]
-    turn_format: TurnFormat = getattr(import_module(module), name)(message_id)
+    turn_format: TurnFormat = import_module("tenuto.interop.ai_sdk").UIStream(message_id)  # in a layer above
     return turn_format
 
 
@@ -422,7 +420,7 @@ def _response_of(source: object) -> str | None:
 
 def check_style(style: object, end_frame: object) -> None:
     """Raise LocalError unless `style` is a known style or a function, and `end_frame` fits it."""
-    if not callable(style) and style not in ("events", "data", *FORMATS):
+    if not callable(style) and style not in ("events", "data", AI_SDK):
         raise LocalError(
             "style must be 'events', 'data', 'ai-sdk', or a function that returns the frame of a text, "
             f"got {shown(style)}"

@@ -65,13 +65,9 @@ LEASE_S = 15.0
 FRAME_FACTOR = 8
 
 
-class _MessageResponse(Struct, frozen=True, kw_only=True):
+class _Stored(Struct, frozen=True, kw_only=True):
     message: Message
-
-
-class _Read(Struct, frozen=True, kw_only=True):
-    message: Message
-    cursor: str
+    cursor: str = ""  # of a read
 
 
 class Commanded(Struct, frozen=True, kw_only=True):
@@ -83,7 +79,6 @@ class Commanded(Struct, frozen=True, kw_only=True):
 
 class _Members(Struct, frozen=True, kw_only=True):
     members: list[Member]
-    count: int
 
 
 class Client:
@@ -183,7 +178,7 @@ class Client:
         fields = self._create_fields(id, role, parts, meta, parent, reply_to)
         if text is not None:
             fields["text"] = whole_text(text)
-        return decode_response(await self._ask("create", channel, fields), _MessageResponse).message
+        return decode_response(await self._ask("create", channel, fields), _Stored).message
 
     async def update(
         self,
@@ -198,7 +193,7 @@ class Client:
         """Change a finished message; `meta` is merged. Raises StillStreaming, VersionConflict, NotFound, Deleted."""
         fields = given(text=whole_text(text) if text is not None else None, if_version=if_version)
         fields |= {"id": check_id(message_id), "request": self._new_id(), **self._content(parts, meta)}
-        return decode_response(await self._ask("update", channel, fields), _MessageResponse).message
+        return decode_response(await self._ask("update", channel, fields), _Stored).message
 
     async def finish(
         self,
@@ -221,7 +216,7 @@ class Client:
     async def read(self, channel: str, message_id: str) -> tuple[Message, str]:
         """Return a message, and the cursor from which to follow it. Raises NotFound, Deleted."""
         path = ("v1", "channels", check_channel(channel), "messages", check_id(message_id))
-        response = decode_response(await self._http.get(*path), _Read)
+        response = decode_response(await self._http.get(*path), _Stored)
         return response.message, response.cursor
 
     async def history(self, channel: str, *, before: int | None = None, limit: int | None = None) -> Page:

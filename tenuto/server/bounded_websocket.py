@@ -29,7 +29,7 @@ from websockets.http11 import Request, Response
 from websockets.typing import StatusLike
 
 from tenuto.core.errors import InvalidRequest
-from tenuto.server.bounded_http import refusal, refusal_headers, release_transport, write_last
+from tenuto.server.bounded_http import LINGER_S, refusal, refusal_headers, release_transport, write_last
 from tenuto.server.connections import LARGE_BYTES, PARSE_S, Connection, Connections
 from tenuto.transports.origin import EXTENSION
 
@@ -40,8 +40,6 @@ CONTROL_PAUSE_S = 1.0  # pause in reading after more control frames than that
 WHOLE_BYTES = 2 * 1024  # input that is parsed at once
 SLICE_BYTES = 1024  # bytes of larger input to parse at once: up to 170 empty frames, which take 1 ms
 BURST = 16  # messages that the application may take before the loop serves other connections
-# time in which a peer that broke a rule can read the close frame, while the server reads no more from it
-LINGER_S = 1.0
 FAREWELL_S = 0.5  # time in which an unknown peer can read the last frame
 # Limit of pongs and refusals that an unknown peer has not read. A known peer has the limit of asyncio, 64 KiB.
 UNKNOWN_WRITE_BYTES = 4 * 1024

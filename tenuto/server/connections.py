@@ -23,6 +23,7 @@ import contextlib
 import ctypes
 import gc
 import logging
+import resource
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -433,10 +434,6 @@ class ParseQueue:
 
 def raise_descriptor_limit() -> int:
     """Raise the soft limit of open files as far as the system allows, and return the limit."""
-    try:
-        import resource
-    except ImportError:  # Windows has no such limit
-        return MAX_DESCRIPTORS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < wanted:
