@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from playwright.async_api import Browser, Page
+from playwright.async_api import Browser, Page, Route, expect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tests.examples.programs import served_app
@@ -137,6 +137,7 @@ async def test_a_reload_at_any_moment_shows_the_whole_answer_of_one_call(
             if words >= 0:
                 await model.until_called(count)
                 await model.allow(words)
+                await expect(page.locator(FIELDS[name])).to_have_value("")  # because the server has the question
                 if seen:
                     await until_shown(name, page, seen)
             await page.reload()
@@ -154,3 +155,26 @@ async def test_a_reload_at_any_moment_shows_the_whole_answer_of_one_call(
             assert model.calls == count, moment
             assert [one.text.strip() for one in messages[:2]] == [whole, question], moment
             assert [one.role for one in messages] == ["assistant", "user"] * count, moment
+
+
+@pytest.mark.parametrize("name", ["endpoint", "own"])
+async def test_a_question_that_the_server_refuses_stays_in_its_field_and_so_does_one_that_is_typed_meanwhile(
+    name: str, browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    held = asyncio.Queue[Route]()
+    async with pasted(name, browser, tmp_path) as (page, _, model):
+        await page.wait_for_load_state("networkidle")
+        await page.route(re.compile(r"\?question=Why"), held.put)
+        await page.fill(FIELDS[name], "Why?")
+        await page.press(FIELDS[name], "Enter")
+        async with page.expect_response(re.compile("question=Why")):
+            await (await held.get()).fulfill(status=429)
+        assert await page.input_value(FIELDS[name]) == "Why?"
+        await page.press(FIELDS[name], "Enter")
+        await page.fill(FIELDS[name], "And how?")
+        await (await held.get()).continue_()
+        await model.until_called(1)
+        await model.allow(2)
+        await until_shown(name, page, "You asked:")
+        assert await page.input_value(FIELDS[name]) == "And how?"

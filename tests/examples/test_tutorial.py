@@ -90,6 +90,7 @@ async def test_steps_1_and_2_an_answer_survives_a_reload_a_second_browser_and_a_
     async with opened(browser, server.url) as page, opened(browser, server.url) as second:
         await page.fill("#question", "Why?")
         await page.click("button")
+        await expect(page.locator("#question")).to_have_value("")
         before = await watched(page, "Why?", 40)
         await page.reload()
         await watched(page, "Why?", len(before))
