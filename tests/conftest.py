@@ -8,8 +8,10 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
+import shutil
 import signal
 import socket
+import tempfile
 from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -19,6 +21,7 @@ import pytest_asyncio
 from hypothesis import HealthCheck, settings
 from playwright.async_api import Browser, expect
 
+from proof.chaos.engines import MEMORY
 from tests.browser.tab import chromium
 from tests.postgres import Postgres, running_postgres
 from tests.processes import Server, serving
@@ -46,6 +49,11 @@ def transports(one: str) -> list[str]:
 
 # No test trusts an authority of the system: to load those takes a client 20 to 50 ms, and this one less than 1 ms.
 os.environ["SSL_CERT_FILE"] = str(Path(__file__).with_name("authority.pem"))
+
+# A sync of a file takes 1 to 7 ms on a disk, and the tests of the stores wait for some 10,000. A process that is killed
+# loses nothing of a file in memory either, and the loss of power is played with copies of files.
+if MEMORY is not None and "TMPDIR" not in os.environ and shutil.disk_usage(MEMORY).free > 4 * 2**30:
+    os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
 
 # A script that starts the tests in the background lets them ignore SIGINT, and each process that they start would, too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
