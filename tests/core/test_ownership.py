@@ -26,6 +26,7 @@ from tenuto.core.requests import (
     PutPart,
     RenewLease,
     Request,
+    SendCommand,
     TakeOver,
     UpdateMessage,
 )
@@ -66,6 +67,7 @@ REQUESTS: dict[str, Request] = {
     "lease_2": RenewLease(lease_s=60, generation=2),
     "update_2": UpdateMessage(text="other", generation=2),
     "finish_2": FinishMessage(generation=2),
+    "command": SendCommand(name="steer", target="m"),
 }
 WRITES = ("append", "append_again", "part", "finish", "lease")  # the rows that `*write` stands for
 
@@ -77,6 +79,7 @@ update        streaming   forbidden   streaming   streaming   streaming   forbid
 update_in_1   ok          forbidden   not_writer  ok          ok          forbidden   not_found   ok
 takeover      streaming   streaming   ok          streaming   ok          streaming   not_found   streaming
 delete        ok          forbidden   ok          ok          ok          forbidden   not_found   ok
+command       ok          ok          ok          ok          ok          ok          not_found   ok
 
 complete      owner       other       admin       app         server      nameless    blind       blind_owner
 append        finished    not_writer  not_writer  finished    finished    not_writer  not_found   finished
@@ -98,6 +101,7 @@ append_again  ok          not_writer  not_writer  ok          ok          not_wr
 finish        finished    not_writer  not_writer  finished    finished    not_writer  not_found   finished
 lease         finished    not_writer  not_writer  finished    finished    not_writer  not_found   finished
 update        ok          forbidden   ok          ok          ok          forbidden   not_found   ok
+update_in_1   ok          forbidden   ok          ok          ok          forbidden   not_found   ok
 takeover      ok          ok          ok          ok          ok          ok          not_found   ok
 delete        ok          forbidden   ok          ok          ok          forbidden   not_found   ok
 
@@ -125,14 +129,22 @@ append         fenced      fenced
 append_2       not_writer  ok
 
 deleted       owner       other       admin       app         server      nameless    blind       blind_owner
-append_again  deleted     deleted     deleted     deleted     deleted     deleted     not_found   deleted
+*write        deleted     deleted     deleted     deleted     deleted     deleted     not_found   deleted
+update        deleted     deleted     deleted     deleted     deleted     deleted     not_found   deleted
+update_in_1   deleted     deleted     deleted     deleted     deleted     deleted     not_found   deleted
+takeover      deleted     deleted     deleted     deleted     deleted     deleted     not_found   deleted
+command       deleted     deleted     deleted     deleted     deleted     deleted     not_found   deleted
 delete        ok          ok          ok          ok          ok          ok          not_found   ok
 claim         deleted     deleted     deleted     deleted     deleted     deleted     not_found   deleted
 create        deleted     deleted     deleted     deleted     deleted     deleted     id_conflict deleted
 
 without_author other       admin       app         server      nameless    blind
 append         not_writer  not_writer  finished    finished    not_writer  not_found
+finish         not_writer  not_writer  ok          ok          not_writer  not_found
 update         forbidden   ok          ok          ok          forbidden   not_found
+update_in_1    forbidden   ok          ok          ok          forbidden   not_found
+takeover       finished    finished    finished    finished    finished    not_found
+command        ok          ok          ok          ok          ok          not_found
 delete         forbidden   ok          ok          ok          forbidden   not_found
 
 # Anonymous callers cannot be distinguished: one may write another's streaming message.
@@ -148,11 +160,12 @@ update         forbidden   ok          ok          ok          forbidden
 delete         forbidden   ok          ok          ok          forbidden
 
 # A process of the app writes in the name of ann: the person ann is not its writer.
-in_process    owner       other       admin       app         server      nameless    blind
-*write        not_writer  not_writer  not_writer  ok          ok          not_writer  not_found
-update_in_1   not_writer  forbidden   not_writer  ok          ok          forbidden   not_found
-takeover      streaming   streaming   ok          streaming   ok          streaming   not_found
-delete        ok          forbidden   ok          ok          ok          forbidden   not_found
+in_process    owner       other       admin       app         server      nameless    blind       blind_owner
+*write        not_writer  not_writer  not_writer  ok          ok          not_writer  not_found   not_writer
+update        streaming   forbidden   streaming   streaming   streaming   forbidden   not_found   streaming
+update_in_1   not_writer  forbidden   not_writer  ok          ok          forbidden   not_found   not_writer
+takeover      streaming   streaming   ok          streaming   ok          streaming   not_found   streaming
+delete        ok          forbidden   ok          ok          ok          forbidden   not_found   ok
 
 of_one        one         two
 append        ok          not_writer
@@ -161,6 +174,12 @@ taken_turn    owner       other       admin       app         server      namele
 end           not_writer  ok          not_writer  ok          ok          not_writer  not_found
 
 never         owner       other       admin       app         server      nameless    blind
+*write        not_found   not_found   not_found   not_found   not_found   not_found   not_found
+update        not_found   not_found   not_found   not_found   not_found   not_found   not_found
+update_in_1   not_found   not_found   not_found   not_found   not_found   not_found   not_found
+takeover      not_found   not_found   not_found   not_found   not_found   not_found   not_found
+command       not_found   not_found   not_found   not_found   not_found   not_found   not_found
+delete        not_found   not_found   not_found   not_found   not_found   not_found   not_found
 claim         not_found   not_found   not_found   not_found   not_found   not_found   not_found
 end           not_found   not_found   not_found   not_found   not_found   not_found   not_found
 """
@@ -229,7 +248,7 @@ def test_request_is_granted_or_refused_as_in_the_table(state: str, row: str, who
 
 def outcome(harness: LogHarness, request: Request, caller: Caller) -> str:
     try:
-        harness.ask("m", request, caller)
+        harness.ask("!c" if isinstance(request, SendCommand) else "m", request, caller)
     except TenutoError as error:
         return error.code
     return "ok"

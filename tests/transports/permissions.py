@@ -2,14 +2,13 @@
 
 Layer: tests.
 
-`test_permissions` runs each cell against the real app on every transport that offers the operation, and compares the
-table of `docs/security.md` with the result of `tables()`; `python -m tests.transports.permissions` writes it there.
+`test_permissions` asks for each against the real app, on every transport that offers it, and compares the table of
+`docs/security.md` with the result of `tables()`; `python -m tests.transports.permissions` writes it there.
 An operation that is missing here fails a test.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -124,85 +123,28 @@ OPERATIONS = (
 OPEN_PATHS = ("/v1", "/v1/visitor", "/healthz", "/readyz")
 OPEN_FRAMES = ("auth", "detach", "pong")
 
-# States of the message.
+# States of a message, and operations on it, with their names in the tables of `tests/core/test_ownership.py`.
 STATES = {
-    "growing": "streams",
-    "done": "is complete",
-    "interrupted": "was interrupted",
-    "taken": "streams, taken over by another client",
-    "local": "streams, written by the app in the owner's name",
-    "app": "belongs to the app",
-    "deleted": "was deleted",
-    "never": "never existed",
+    "growing": "streaming",
+    "done": "complete",
+    "interrupted": "interrupted",
+    "taken": "taken_over",
+    "local": "in_process",
+    "app": "without_author",
+    "deleted": "deleted",
+    "never": "never",
 }
-
-# The operations with the same outcomes as one in the table.
-LIKE = {"append text": ("put a part", "renew the lease")}
-
-# Rows are operations and callers, columns are states; a cell is `ok` or the code of the refusal. Each caller has all
-# capabilities that the operation needs. The owner created the message; a reader may read the channel; an admin also
-# holds `admin`; a blind caller created it, but may not read. A stranger may not read and did not create it: it is
-# `not_found`.
-OWNERSHIP = """
-operation          caller    growing    done       interrupted taken      local      app        deleted   never
-append text        owner    ok         finished   finished    fenced     not_writer not_writer deleted   not_found
-append text        reader   not_writer not_writer not_writer  not_writer not_writer not_writer deleted   not_found
-append text        admin    not_writer not_writer not_writer  not_writer not_writer not_writer deleted   not_found
-append text        blind    ok         finished   finished    fenced     not_writer not_found  deleted   not_found
-finish             owner    ok         ok         finished    fenced     not_writer not_writer deleted   not_found
-finish             reader   not_writer not_writer not_writer  not_writer not_writer not_writer deleted   not_found
-finish             admin    not_writer not_writer not_writer  not_writer not_writer not_writer deleted   not_found
-finish             blind    ok         ok         finished    fenced     not_writer not_found  deleted   not_found
-take over          owner    streaming  finished   ok          streaming  streaming  finished   deleted   not_found
-take over          reader   streaming  finished   ok          streaming  streaming  finished   deleted   not_found
-take over          admin    ok         finished   ok          ok         ok         finished   deleted   not_found
-take over          blind    streaming  finished   ok          streaming  streaming  not_found  deleted   not_found
-change             owner    streaming  ok         ok          streaming  streaming  forbidden  deleted   not_found
-change             reader   forbidden  forbidden  forbidden   forbidden  forbidden  forbidden  deleted   not_found
-change             admin    streaming  ok         ok          streaming  streaming  ok         deleted   not_found
-change             blind    streaming  ok         ok          streaming  streaming  not_found  deleted   not_found
-… with generation  owner    ok         ok         ok          fenced     not_writer forbidden  deleted   not_found
-… with generation  reader   forbidden  forbidden  forbidden   forbidden  forbidden  forbidden  deleted   not_found
-… with generation  admin    not_writer ok         ok          not_writer not_writer ok         deleted   not_found
-… with generation  blind    ok         ok         ok          fenced     not_writer not_found  deleted   not_found
-delete             owner    ok         ok         ok          ok         ok         forbidden  ok        not_found
-delete             reader   forbidden  forbidden  forbidden   forbidden  forbidden  forbidden  ok        not_found
-delete             admin    ok         ok         ok          ok         ok         ok         ok        not_found
-delete             blind    ok         ok         ok          ok         ok         not_found  ok        not_found
-send a command     owner    ok         ok         ok          ok         ok         ok         deleted   not_found
-send a command     reader   ok         ok         ok          ok         ok         ok         deleted   not_found
-send a command     admin    ok         ok         ok          ok         ok         ok         deleted   not_found
-send a command     blind    ok         ok         ok          ok         ok         not_found  deleted   not_found
-"""
-
-
-class Cell(NamedTuple):
-    """The outcome of an operation for one caller and state."""
-
-    operation: str
-    caller: str
-    state: str
-    outcome: str
-
-
-def cells() -> Iterator[Cell]:
-    """Yield every cell of `OWNERSHIP`."""
-    for name, caller, outcomes in _rows():
-        for state, outcome in zip(STATES, outcomes, strict=True):
-            yield Cell(name, caller, state, outcome)
-
-
-def _rows() -> Iterator[tuple[str, str, list[str]]]:
-    head, *lines = OWNERSHIP.strip().splitlines()
-    assert head.split() == ["operation", "caller", *STATES]
-    width = head.index("caller")
-    for line in lines:
-        caller, *outcomes = line[width:].split()
-        name = line[:width].strip()
-        for one in (name, *LIKE.get(name, ())):
-            yield one, caller, outcomes
-            if caller == "owner":
-                yield one, "stranger", ["not_found"] * len(STATES)
+OF_OWNERS = {
+    "append text": "append",
+    "put a part": "part",
+    "renew the lease": "lease",
+    "finish": "finish",
+    "take over": "takeover",
+    "change": "update",
+    "… with generation": "update_in_1",
+    "delete": "delete",
+    "send a command": "command",
+}
 
 
 def operation(name: str) -> Operation:

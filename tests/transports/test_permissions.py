@@ -1,7 +1,8 @@
 """Every operation on every transport, with and without its needs, on own and on foreign messages (docs/security.md).
 
-The table is `permissions`. A refusal has the same words whether or not the target exists. The tests below the table try
-to read, write, signal or work as another caller.
+The table of operations is `permissions`; what an owner may is decided by the core, whose tables are in its tests. A
+refusal has the same words whether or not the target exists. The tests below the table try to read, write, signal or
+work as another caller.
 """
 
 from __future__ import annotations
@@ -20,20 +21,21 @@ from tenuto.hub.access.identity import CAPABILITIES, Identity
 from tenuto.hub.access.rates import ClientLimits
 from tenuto.transports import operations
 from tenuto.transports.operations import frame_decoder
+from tests.core.harness import LogHarness
+from tests.core.test_ownership import REQUESTS, outcome, prepare
 from tests.transports.asgi import exchange, scope_of
 from tests.transports.conftest import PATIENCE_S, new_hub
 from tests.transports.permissions import (
     EVERY_CHANNEL,
     LISTED,
+    OF_OWNERS,
     OPEN_FRAMES,
     OPEN_PATHS,
     OPERATIONS,
     PAGE,
     STATES,
     TO_WORK,
-    Cell,
     Operation,
-    cells,
     operation,
     page_with,
     tables,
@@ -366,48 +368,54 @@ def test_security_page_contains_the_tables() -> None:
 
 # Ownership
 
+# The owner created the message; a reader may read the channel; an admin also holds `admin`; a blind caller created it,
+# but may not read. A stranger may not read and did not create it.
 HELD = {"owner": (*READ, "append"), "reader": READ, "admin": (*READ, "admin"), "stranger": (), "blind": ("append",)}
 NAMES = {"owner": "ann", "reader": "bob", "admin": "root", "stranger": "eve", "blind": "ann"}
-OWNERSHIP = list(cells())
-
 ROOT = {"author": "root", "from": "root", "by": "root", "client_id": "root", "sub": "root", "id_": "root"}
 FORGED: Json = {**ROOT, "writer": {"by": "root", "node": "n"}, "node": "n", "created": 1, "version": 7, "caller": ROOT}
 FORGED |= dict.fromkeys(("is_admin", "is_app", "is_server", "may_read", "may_write", "admin"), True)
 FORGED["capabilities"] = sorted(CAPABILITIES)
 
 
+def decided(name: str, state: str, id: str, held: frozenset[str]) -> str:
+    """Return what the core decides if a client with these capabilities asks for an operation on a message."""
+    harness = LogHarness()
+    prepare(STATES[state], harness)
+    may_read = not held.isdisjoint(READ)
+    caller = Caller(id=id, is_admin="admin" in held, may_read=may_read, may_write="append" in held)
+    return outcome(harness, REQUESTS[OF_OWNERS[name]], caller)
+
+
 @pytest.mark.parametrize("state", STATES)
-@pytest.mark.parametrize("name", dict.fromkeys(cell.operation for cell in OWNERSHIP))
+@pytest.mark.parametrize("name", OF_OWNERS)
 async def test_ownership_is_the_same_on_every_transport(place: Place, name: str, state: str) -> None:
     """Also for requests that claim to be of another sender."""
     one = operation(name)
     found, expected, received = {}, {}, set()
-    for cell in (cell for cell in OWNERSHIP if (cell.operation, cell.state) == (name, state)):
-        token = place.token(NAMES[cell.caller], *HELD[cell.caller], *one.needs, *one.also)
-        ids = [f"{cell.caller}-{way}" for way in ("http", "frame")]
+    for caller in HELD:
+        held = frozenset((*HELD[caller], *one.needs, *one.also))
+        token = place.token(NAMES[caller], *held)
+        ids = [f"{caller}-{way}" for way in ("http", "frame")]
         for id in ids:
             await put(place.hub, state, id)
         responses = [await by_http(place, one, token, CHANNEL, ids[0], **FORGED)]
         async with place.socket(token) as wire:
             responses.append(await by_frame(wire, one, CHANNEL, ids[1], **FORGED))
         for id, response in zip(ids, responses, strict=True):
-            found[id], expected[id] = response.code, cell.outcome
+            found[id], expected[id] = response.code, decided(name, state, NAMES[caller], held)
             if response.code != "ok":
-                received.add((cell.caller, response.problem.replace(id, "ID")))
+                received.add((caller, response.problem.replace(id, "ID")))
                 assert response.status == HTTP_STATUS[response.code]
     assert found == expected
     # HTTP and the socket must send the same words.
-    assert len(received) == len({cell.caller for cell in OWNERSHIP if refuses(cell, name, state)})
-
-
-def refuses(cell: Cell, name: str, state: str) -> bool:
-    return (cell.operation, cell.state) == (name, state) and cell.outcome != "ok"
+    assert len(received) == len({caller for caller, _ in received})
 
 
 HTTP_STATUS = {error.code: error.status for error in classes()}
 
 
-@pytest.mark.parametrize("name", dict.fromkeys(cell.operation for cell in OWNERSHIP))
+@pytest.mark.parametrize("name", OF_OWNERS)
 async def test_stranger_gets_the_same_refusal_for_every_message(place: Place, name: str) -> None:
     one = operation(name)
     token = place.token("eve", *one.needs, *one.also)
