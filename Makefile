@@ -26,7 +26,7 @@ dist: node_modules/.installed ## build and check what a release publishes, into 
 	@scripts/dist dist $(PYTHON)
 
 # tests that `make test-long` runs: its steps name them
-LONG := simulation fuzz chaos bench attacks browser/long interop/long test_bytes.py agents/test_types.py stores/test_sqlite_damage.py demo/test_page.py
+LONG := simulation fuzz chaos bench attacks browser/long interop/long test_bytes.py agents/test_types.py stores/test_sqlite_damage.py
 test: $(VENV)/.dev node_modules/.installed ## all tests but the long ones, the browser's too
 	@scripts/ensure_chromium
 	@npm test --silent

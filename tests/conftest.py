@@ -12,9 +12,9 @@ import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Generator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 import pytest_asyncio
@@ -37,14 +37,21 @@ settings.register_profile("long", parent=settings.get_profile("default"), derand
 settings.register_profile("few", parent=settings.get_profile("default"), max_examples=15)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
-# `make test-long` repeats some tests with each server, signal, transport and sender; `make test` has one of each.
+# `make test` has one server, signal, transport and way of sending; `make test-long` has the others, and slow cases.
 IS_LONG = os.environ.get("TENUTO_SERVERS") == "long"
-in_long = pytest.mark.skipif(not IS_LONG, reason="`make test-long` runs it")
+in_long = pytest.mark.in_long
 
 
-def transports(one: str) -> list[str]:
-    """Return the transports of a test that `make test` runs with `one`, and `make test-long` with each."""
-    return ["websocket", "sse", "poll"] if IS_LONG else [one]
+def rest_in_long(cases: Sequence[Any], first: int = 1) -> list[Any]:
+    """Return the parameters `cases`, of which `make test` has the first ones, and `make test-long` the others."""
+    rest = [one if isinstance(one, tuple) else (one,) for one in cases[first:]]
+    given = [one if hasattr(one, "marks") else pytest.param(*one) for one in rest]
+    return [*cases[:first], *(one._replace(marks=[*one.marks, in_long]) for one in given)]
+
+
+def transports(one: str) -> list[Any]:
+    """Return the transports of a test that `make test` runs with `one`, and `make test-long` with the others."""
+    return rest_in_long([one, *(other for other in ("websocket", "sse", "poll") if other != one)])
 
 
 # No test trusts an authority of the system: to load those takes a client 20 to 50 ms, and this one less than 1 ms.
@@ -97,8 +104,11 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 
 @pytest.hookimpl
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the tests that use the browser run on its event loop."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what only `make test-long` runs. Let the tests that use the browser run on its event loop."""
+    if left_out := [one for one in items if one.get_closest_marker("in_long") and not IS_LONG]:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [one for one in items if one not in left_out]
     for item in items:
         if not isinstance(item, pytest.Function) or "browser" not in item.fixturenames:
             continue

@@ -23,7 +23,7 @@ from tenuto.client import Client
 from tenuto.core.events import ChannelAttached
 from tenuto.core.model import Message
 from tenuto.core.view import View
-from tests.conftest import IS_LONG, in_long
+from tests.conftest import in_long, rest_in_long
 from tests.postgres import Postgres, needs_postgres
 from tests.redis_server import needs_redis, running_redis
 from tests.transports.test_shutdown import START_S, Running, running
@@ -118,7 +118,7 @@ WORKERS = [
 ]
 
 
-@pytest.mark.parametrize("command", WORKERS if IS_LONG else WORKERS[:1])
+@pytest.mark.parametrize("command", rest_in_long(WORKERS))
 async def test_workers_of_a_server_share_the_store_and_a_dead_one_is_replaced(
     command: list[str], postgres: Postgres, tmp_path: Path
 ) -> None:

@@ -19,7 +19,7 @@ from tenuto.app import Hub
 from tests.browser.tab import ARGUMENTS, TIMEOUT_MS, chromium_path, script
 from tests.browser.test_cache import stored
 from tests.browser.test_client import SECRET, app_with, follow, token, until_shown, verified
-from tests.conftest import IS_LONG
+from tests.conftest import rest_in_long
 from tests.transports.conftest import PATIENCE_S
 
 TAKEOVER_S = 2.0
@@ -167,7 +167,7 @@ _MISSING = [
 ]
 
 
-@pytest.mark.parametrize("missing", _MISSING if IS_LONG else _MISSING[:2])
+@pytest.mark.parametrize("missing", rest_in_long(_MISSING, 2))
 async def test_browser_that_lacks_or_refuses_locks_or_channels_connects_each_tab_alone(
     browser: Browser, missing: str
 ) -> None:

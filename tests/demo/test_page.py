@@ -15,7 +15,10 @@ import pytest
 from playwright.async_api import Browser, BrowserContext, Page, expect
 
 from tests.browser.tab import TIMEOUT_MS, script
+from tests.conftest import in_long
 from tests.processes import Server, serving, text_of
+
+pytestmark = in_long  # the waits of its stories, with the pace of a model
 
 LAN = "127.0.0.2"  # stands for an address in a network; no test listens on a real one
 answer_of = script("../demo/demo_page", "answerOf")

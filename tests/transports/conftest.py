@@ -26,10 +26,10 @@ from tenuto.app import Hub
 from tenuto.stores.base import Store
 from tenuto.transports import access, origin
 from tenuto.transports.codec import Refusals
-from tests.conftest import IS_LONG
+from tests.conftest import rest_in_long
 
 PATIENCE_S = 60.0
-WAYS = ["hand", "task"] if IS_LONG else ["hand"]
+WAYS = rest_in_long(["hand", "task"])
 
 
 class Served:
@@ -134,7 +134,7 @@ async def served(request: pytest.FixtureRequest) -> AsyncIterator[Served]:
         yield one
 
 
-@pytest.fixture(params=["memory", "sqlite"] if IS_LONG else ["memory"])
+@pytest.fixture(params=rest_in_long(["memory", "sqlite"]))
 async def hub(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Hub]:
     """A hub without a server."""
     hub = new_hub("memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/hub.db")

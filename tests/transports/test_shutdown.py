@@ -23,7 +23,7 @@ import pytest
 
 from proof.chaos.processes import free_port
 from proof.wirecheck import SseViewer, WsViewer
-from tests.conftest import IS_LONG
+from tests.conftest import rest_in_long
 from tests.nginx import needs_nginx, nginx
 from tests.processes import python
 
@@ -199,7 +199,7 @@ ENDS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "app", "prefix", "number"), ENDS if IS_LONG else ENDS[:1])
+@pytest.mark.parametrize(("name", "app", "prefix", "number"), rest_in_long(ENDS))
 async def test_a_server_with_open_streams_ends_at_once(
     tmp_path: Path, name: str, app: str, prefix: str, number: signal.Signals
 ) -> None:
@@ -273,7 +273,7 @@ ENDPOINTS: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize(("command", "is_proxied"), ENDPOINTS if IS_LONG else ENDPOINTS[:1])
+@pytest.mark.parametrize(("command", "is_proxied"), rest_in_long(ENDPOINTS))
 async def test_eventsource_of_an_endpoint_survives_a_restart(
     tmp_path: Path, command: list[str], is_proxied: bool
 ) -> None:
@@ -308,7 +308,7 @@ async def test_eventsource_of_an_endpoint_survives_a_restart(
 WAITS = [SERVE, [*SERVERS["uvicorn"], "--timeout-graceful-shutdown", "2"]]
 
 
-@pytest.mark.parametrize("command", WAITS if IS_LONG else WAITS[:1])
+@pytest.mark.parametrize("command", rest_in_long(WAITS))
 async def test_request_that_waits_for_the_store_has_a_response_at_the_end_of_a_drain(
     tmp_path: Path, command: list[str]
 ) -> None:
@@ -366,7 +366,7 @@ STALLS = [
 ]
 
 
-@pytest.mark.parametrize(("command", "app", "prefix", "kind"), STALLS if IS_LONG else STALLS[:1])
+@pytest.mark.parametrize(("command", "app", "prefix", "kind"), rest_in_long(STALLS))
 async def test_shutdown_does_not_wait_for_a_stalled_viewer(
     tmp_path: Path, command: list[str], app: str, prefix: str, kind: type[SseViewer | WsViewer]
 ) -> None:
