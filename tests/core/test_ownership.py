@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 from msgspec.structs import replace
 
-from tenuto.core.errors import Forbidden, TenutoError
+from tenuto.core.errors import TenutoError
 from tenuto.core.ops import WriterIdentity
 from tenuto.core.requests import (
     AppendText,
@@ -30,7 +30,7 @@ from tenuto.core.requests import (
     TakeOver,
     UpdateMessage,
 )
-from tests.core.harness import ADMIN, ANN, APP, BOB, NAMELESS, LogHarness, text_part
+from tests.core.harness import ADMIN, AGENT, ANN, APP, BOB, NAMELESS, PERSON, LogHarness, text_part
 
 HUB = Caller(is_server=True)
 EVE = Caller(id="eve", may_read=False)  # may not learn which messages exist
@@ -47,6 +47,7 @@ WHO = {
     "carol": Caller(id="carol"),
     "one": Caller(id="one", writer=WriterIdentity(by="one", node="here")),
     "two": Caller(id="two", writer=WriterIdentity(by="two", node="here")),
+    "namesake": replace(PERSON, id="agent"),
 }
 
 REQUESTS: dict[str, Request] = {
@@ -69,7 +70,11 @@ REQUESTS: dict[str, Request] = {
     "finish_2": FinishMessage(generation=2),
     "command": SendCommand(name="steer", target="m"),
 }
-WRITES = ("append", "append_again", "part", "finish", "lease")  # the rows that `*write` stands for
+# rows that one row stands for
+GROUPS = {
+    "*write": ("append", "append_again", "part", "finish", "lease"),
+    "*change": ("update", "update_in_1", "takeover", "command"),
+}
 
 # States of the message `m`, each with its table.
 TABLES = """
@@ -130,10 +135,7 @@ append_2       not_writer  ok
 
 deleted       owner       other       admin       app         server      nameless    blind       blind_owner
 *write        deleted     deleted     deleted     deleted     deleted     deleted     not_found   deleted
-update        deleted     deleted     deleted     deleted     deleted     deleted     not_found   deleted
-update_in_1   deleted     deleted     deleted     deleted     deleted     deleted     not_found   deleted
-takeover      deleted     deleted     deleted     deleted     deleted     deleted     not_found   deleted
-command       deleted     deleted     deleted     deleted     deleted     deleted     not_found   deleted
+*change       deleted     deleted     deleted     deleted     deleted     deleted     not_found   deleted
 delete        ok          ok          ok          ok          ok          ok          not_found   ok
 claim         deleted     deleted     deleted     deleted     deleted     deleted     not_found   deleted
 create        deleted     deleted     deleted     deleted     deleted     deleted     id_conflict deleted
@@ -170,15 +172,21 @@ delete        ok          forbidden   ok          ok          ok          forbid
 of_one        one         two
 append        ok          not_writer
 
+# A person with an agent's name owns none of its answers, but its own messages.
+by_agent      namesake
+update        forbidden
+delete        forbidden
+
+by_namesake   namesake
+update        ok
+delete        ok
+
 taken_turn    owner       other       admin       app         server      nameless    blind
 end           not_writer  ok          not_writer  ok          ok          not_writer  not_found
 
 never         owner       other       admin       app         server      nameless    blind
 *write        not_found   not_found   not_found   not_found   not_found   not_found   not_found
-update        not_found   not_found   not_found   not_found   not_found   not_found   not_found
-update_in_1   not_found   not_found   not_found   not_found   not_found   not_found   not_found
-takeover      not_found   not_found   not_found   not_found   not_found   not_found   not_found
-command       not_found   not_found   not_found   not_found   not_found   not_found   not_found
+*change       not_found   not_found   not_found   not_found   not_found   not_found   not_found
 delete        not_found   not_found   not_found   not_found   not_found   not_found   not_found
 claim         not_found   not_found   not_found   not_found   not_found   not_found   not_found
 end           not_found   not_found   not_found   not_found   not_found   not_found   not_found
@@ -219,6 +227,10 @@ def prepare(state: str, harness: LogHarness) -> None:
             harness.stream("m", "text", caller=Caller(id="ann", writer=writer, is_app=True))
         case "of_one":
             harness.stream("m", caller=WHO["one"])
+        case "by_agent":
+            harness.create("m", role="assistant", text="text", caller=replace(AGENT, is_server=False, is_app=True))
+        case "by_namesake":
+            harness.create("m", role="user", text="text", caller=WHO["namesake"])
         case "taken_turn":
             harness.is_served = True
             harness.create("m", text="text")
@@ -232,7 +244,7 @@ def cells() -> Iterator[tuple[str, str, str, str]]:
     for table in TABLES.strip().split("\n\n"):
         head, *rows = (line.split() for line in table.splitlines() if not line.startswith("#"))
         for name, *contents in rows:
-            for row in WRITES if name == "*write" else (name,):
+            for row in GROUPS.get(name, (name,)):
                 for who, cell in zip(head[1:], contents, strict=True):
                     yield head[0], row, who, cell
 
@@ -252,17 +264,3 @@ def outcome(harness: LogHarness, request: Request, caller: Caller) -> str:
     except TenutoError as error:
         return error.code
     return "ok"
-
-
-@pytest.mark.parametrize("asked", [UpdateMessage(text="forged"), DeleteMessage()])
-def test_person_with_an_agents_name_does_not_own_its_answers(asked: Request) -> None:
-    harness = LogHarness()
-    agent = Caller(id="assistant", writer=WriterIdentity(by="assistant", node="here"), is_app=True)
-    harness.create("answer", role="assistant", text="so it is", caller=agent)
-    namesake = Caller(id="assistant", may_write=False)
-    with pytest.raises(Forbidden):
-        harness.ask("answer", asked, namesake)
-    assert harness.text("answer") == "so it is"
-    # a message of a person stays that person's, even if an agent has the same id
-    harness.create("question", role="user", text="is it so?", caller=namesake)
-    harness.ask("question", asked, namesake)

@@ -157,18 +157,10 @@ def operation(name: str) -> Operation:
 
 def tables() -> str:
     """Return the table of `docs/security.md`; the page states the rules about ownership in words."""
-    return _needs_table()
-
-
-def shown(path: str) -> str:
-    """Return a method and path as the page writes them."""
-    return path.replace(_M, "{m}").replace(_C, "{c}").replace("/parts/0", "/parts/{n}")
-
-
-def _needs_table() -> str:
     lines = ["| operation | HTTP | frame | needs | on which targets |", "|---|---|---|---|---|"]
     for one in OPERATIONS:
-        path = f"`{shown(one.http)}`" if one.http is not None else ""
+        shown = (one.http or "").replace(_M, "{m}").replace(_C, "{c}").replace("/parts/0", "/parts/{n}")
+        path = f"`{shown}`" if shown else ""
         frame = f"`{one.frame}`" if one.frame is not None else ""
         needs = ", ".join(f"`{needed}`" for needed in one.needs) + "".join(f" or `{other}`" for other in one.instead)
         lines.append(f"| {one.name} | {path} | {frame} | {needs} | {one.whose} |")

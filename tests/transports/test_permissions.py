@@ -351,15 +351,11 @@ async def test_head_is_authorised_as_get_and_options_reveals_no_state(place: Pla
 
 
 def test_every_path_and_every_frame_is_in_the_table() -> None:
-    named = {(one.http.split(" ")[0], pattern_of(one.http.split(" ")[1])) for one in OPERATIONS if one.http}
+    named = {tuple(one.http.replace("/parts/0", "/parts/{n}").split(" ")) for one in OPERATIONS if one.http}
     offered = {(one.method, one.path) for one in operations.OPERATIONS if one.path and one.path not in OPEN_PATHS}
     assert named == offered
     types = {one.__struct_config__.tag for one in get_args(frame_decoder.type)} | {"auth"}
     assert {one.frame for one in OPERATIONS if one.frame} | set(OPEN_FRAMES) == types
-
-
-def pattern_of(path: str) -> str:
-    return path.replace("/parts/0", "/parts/{n}")
 
 
 def test_security_page_contains_the_tables() -> None:
