@@ -240,7 +240,7 @@ def _steps(message: Message, *, with_marks: bool = False) -> Iterator[_ModelStep
     """Yield the content and tool calls of `message`, in order, except calls without a result: the APIs refuse those.
 
     Files of other messages than those of the user are placeholders: no API accepts them there. `with_marks` the content
-    has the marks of cached prompts, too, unless it is an answer.
+    has the marks of cached prompts, too.
     """
     content, calls = list[str | Part](), list[Part]()
     for part in message.parts:
@@ -253,7 +253,7 @@ def _steps(message: Message, *, with_marks: bool = False) -> Iterator[_ModelStep
             shown: str | Part = part["text"]
         elif part["type"] == "file":
             shown = part if message.role == "user" else _placeholder(part)
-        elif with_marks and content and message.role != "assistant" and part.get("name") == CACHED:
+        elif with_marks and content and part["type"] == "data" and part["name"] == CACHED:
             shown = part
         else:
             continue
@@ -419,7 +419,7 @@ def _tool_call(part: Part) -> dict[str, Json]:
 
 
 def _responses(message: Message) -> Iterator[dict[str, Json]]:
-    for content, calls in _steps(message, with_marks=True):
+    for content, calls in _steps(message, with_marks=message.role != "assistant"):
         blocks: list[Json] = []
         for one in content:
             if not isinstance(one, str) and one["type"] == "data":
