@@ -360,8 +360,7 @@ class Access:
                     f"each length in sent[{id[:64]!r}] must be at least 0, the number of code points that the caller "
                     f"has of a part, got {min(position.lengths)}"
                 )
-        credentials = Credentials(self._hub, self._scope, self.identity)
-        return TurnResponse(self._app, credentials, channel, message_id, turn_format, sent or {})
+        return TurnResponse(self, channel, message_id, turn_format, sent or {})
 
     async def follow(
         self,
@@ -418,18 +417,11 @@ class TurnResponse(Response):
     problem_form: ProblemForm | None = None  # that of its endpoint (`guarded`)
 
     def __init__(
-        self,
-        app: StreamApp,
-        credentials: Credentials,
-        channel: str,
-        message_id: str,
-        turn_format: TurnFormat,
-        sent: Mapping[str, Sent],
+        self, access: Access, channel: str, message_id: str, turn_format: TurnFormat, sent: Mapping[str, Sent]
     ) -> None:
         super().__init__(headers={"cache-control": "no-cache, no-transform", **turn_format.headers})
         del self.headers["content-length"]
-        self._app = app
-        self._credentials = credentials
+        self._access = access
         self._channel = channel
         self._message_id = message_id
         self._format = turn_format
@@ -446,10 +438,11 @@ class TurnResponse(Response):
 
     async def run(self, receive: Receive, send: Send, *, is_head: bool = False) -> None:
         """Send the stream. Raises the error of a refusal, before the first byte."""
-        stream = TurnStream(self._app, send, self._credentials, self._message_id, self._format, self._sent)
-        hub = self._app.hub
+        access, hub = self._access, self._access._hub
+        credentials = Credentials(hub, access._scope, access.identity)
+        stream = TurnStream(access._app, send, credentials, self._message_id, self._format, self._sent)
         try:
-            self._credentials.take_slot()
+            credentials.take_slot()
             async with hub.viewing.reading():
                 # no variable, which would keep the text of the turn until the stream ends
                 await stream.attach(self._channel, await read_turn(hub.runtime, self._channel, self._message_id))
