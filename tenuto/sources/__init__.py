@@ -26,11 +26,12 @@ from tenuto.sources.reading import (
     get,
     is_from_sdk,
     malformed,
+    translated,
     unfinished,
     word,
 )
 from tenuto.sources.recognise import SOURCES, by_first_event, by_stream
-from tenuto.sources.text import PlainText, SSEText
+from tenuto.sources.text import SSEText
 from tenuto.sources.tries import STALL_S, SoFar, Tries, is_maker
 from tenuto.sources.upstream import Upstream
 from tenuto.sources.writing import Writing, calling, not_kept, reading, record_of
@@ -167,7 +168,7 @@ async def _pipe_one(writing: Writing, stream: object, chosen: Source | None, sta
         await upstream.close(error, chosen.stop if chosen is not None else None)
         with suppress(TenutoError):  # a message that has ended stays as it is
             await writing.write_meta()
-        ours = (chosen or PlainText()).translate(error)
+        ours = translated(error, is_of_sdk=chosen is not None and chosen.is_of_sdk)
         if ours is not None:
             raise ours from error
         raise

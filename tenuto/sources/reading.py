@@ -107,10 +107,6 @@ class Source:
             raise unfinished(self.last)
         return iter(())
 
-    def translate(self, error: BaseException) -> TenutoError | None:
-        """Return the Tenuto error for an exception of the stream; None if the exception is the app's own."""
-        return translated(error, is_of_sdk=self.is_of_sdk)
-
     async def stop(self, stream: object) -> None:
         """Do the steps that the SDK needs, besides closing, to end the stream early."""
 

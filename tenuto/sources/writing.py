@@ -394,7 +394,7 @@ class Writing:
     async def end(self, *, is_broken: bool = False) -> None:
         """Write the text that was held back; of a stream that broke off, not what may repeat the text before it."""
         if self._join is not None and self._join.held:
-            await self._add_joined(lambda join: join.end(is_broken=is_broken))
+            await self._add_joined(self._join.end(is_broken=is_broken))
 
     async def complete(self) -> None:
         """Write what the whole stream leaves to write. If the message holds more of it than it has, begin anew."""
@@ -408,13 +408,12 @@ class Writing:
         """Return whether the text of part `key` continues the kept text: the first text part does."""
         return self._join is not None and kind == "text" and self._join_key in (None, key)
 
-    async def _add_joined(self, add: Callable[[Join], str | None]) -> None:
-        """Add the part of the text that `add` finds to be new."""
-        assert self._join is not None
-        if (text := add(self._join)) is None:
+    async def _add_joined(self, text: str | None) -> None:
+        """Add the part of a continuation that is new; None: it is not known yet."""
+        kept, key = self.kept, self._join_key
+        if text is None or kept is None:
             return
-        kept, key, self._join = self.kept, self._join_key, None
-        assert kept is not None
+        self._join = None
         left, length, joins = kept.part, len(kept.text), kept.part.get("joins", [])
         slot = _Slot(kept.index, {"type": "text", "joins": joins}, [kept.text], left, length=length)
         if not kept.is_continued:
@@ -432,7 +431,7 @@ class Writing:
             return
         if self._join is not None and key not in self._slots and self._is_joined_by(key, kind):
             self._join_key = key
-            await self._add_joined(lambda join: join.take(text))
+            await self._add_joined(self._join.take(text))
             return
         slot = self._slots.get(key)
         if slot is None:
