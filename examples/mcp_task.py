@@ -72,7 +72,7 @@ class Tasks(Extension):
     identifier = "io.modelcontextprotocol/tasks"
 
     def tools(self) -> Sequence[ToolBinding]:
-        return [ToolBinding(book)]
+        return [ToolBinding(book, kwargs={"structured_output": False})]  # the result of a task is a text
 
     def methods(self) -> Sequence[MethodBinding]:
         return [

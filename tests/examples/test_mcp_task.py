@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import httpx2
 import pytest
-from mcp import Client
+from mcp import Client, ClientSession
 from mcp.client.extension import ClaimContext, ClientExtension, ResultClaim
 from mcp.shared.exceptions import MCPError
 from mcp_types import CallToolResult, Request, Result
@@ -53,7 +53,10 @@ class KnowsTasks(ClientExtension):
 
     def claims(self) -> Sequence[ResultClaim[Any]]:
         async def resolve(task: Task, context: ClaimContext) -> CallToolResult:
-            raise NotImplementedError  # the test polls by itself
+            (asked,) = (await until(context.session, task["taskId"], "input_required"))["inputRequests"]
+            responses = {asked: {"action": "accept", "content": {"time": "20:00"}}}
+            await send(context.session, "update", task["taskId"], inputResponses=responses)
+            return CallToolResult.model_validate((await until(context.session, task["taskId"], "completed"))["result"])
 
         return [ResultClaim(result_type="task", model=Task, resolve=resolve)]
 
@@ -72,20 +75,20 @@ async def served(folder: Path, port: int) -> AsyncIterator[Process]:
         yield process
 
 
-async def send(client: Client, method: str, task: str, **params: Any) -> State:
+async def send(session: ClientSession, method: str, task: str, **params: Any) -> State:
     request = TaskRequest(method=f"tasks/{method}", params={"taskId": task, **params})
-    return await client.session.send_request(request, State)
+    return await session.send_request(request, State)
 
 
-async def until(client: Client, task: str, status: str) -> State:
+async def until(session: ClientSession, task: str, status: str) -> State:
     async with asyncio.timeout(60):
-        while (state := await send(client, "get", task))["status"] != status:  # noqa: ASYNC110 - MCP polls
+        while (state := await send(session, "get", task))["status"] != status:  # noqa: ASYNC110 - MCP polls
             await asyncio.sleep(0.05)
     return state
 
 
-async def call(client: Client) -> Task:
-    task = await client.session.call_tool("book", {"guests": 4}, allow_claimed=True)
+async def call(session: ClientSession) -> Task:
+    task = await session.call_tool("book", {"guests": 4}, allow_claimed=True)
     assert isinstance(task, Task)
     return task
 
@@ -96,37 +99,41 @@ async def test_task_is_a_turn_that_asks_is_cancelled_and_survives_a_killed_serve
     url = f"http://127.0.0.1:{unused_tcp_port}/mcp"
     async with served(tmp_path, unused_tcp_port) as process:
         async with Client(url, extensions=[KnowsTasks()]) as client:
+            session = client.session
             assert [tool.name for tool in (await client.list_tools()).tools] == ["book"]
-            task, other = (await call(client))["taskId"], (await call(client))["taskId"]
-            assert (await send(client, "get", task))["status"] in ("working", "input_required")
-            (before,) = (await until(client, task, "input_required"))["inputRequests"]
-            await send(client, "cancel", other)
-            await until(client, other, "cancelled")
-            await send(client, "cancel", other)  # again, without an effect
+            (booked,) = (await client.call_tool("book", {"guests": 4})).content
+            assert booked.model_dump(include={"text"}) == {"text": "A table for 4 at 20:00."}
+            task, other = (await call(session))["taskId"], (await call(session))["taskId"]
+            assert (await send(session, "get", task))["status"] in ("working", "input_required")
+            (before,) = (await until(session, task, "input_required"))["inputRequests"]
+            await send(session, "cancel", other)
+            await until(session, other, "cancelled")
+            await send(session, "cancel", other)  # again, without an effect
             for guests in (True, "4", 0, 10**400):
                 with pytest.raises(MCPError, match="guests must be a whole number from 1 to 100"):
-                    await client.session.call_tool("book", {"guests": guests}, allow_claimed=True)
+                    await session.call_tool("book", {"guests": guests}, allow_claimed=True)
             for reply in ({"action": "accept"}, {"action": "accept", "content": {"time": 7}}, {"action": "decline"}):
-                third = (await call(client))["taskId"]
-                (question,) = (await until(client, third, "input_required"))["inputRequests"]
-                await send(client, "update", third, inputResponses={question: reply})
-                state = await until(client, third, "completed")
+                third = (await call(session))["taskId"]
+                (question,) = (await until(session, third, "input_required"))["inputRequests"]
+                await send(session, "update", third, inputResponses={question: reply})
+                state = await until(session, third, "completed")
                 text = {"type": "text", "text": "No table was booked."}
                 assert state["result"] == {"content": [text], "isError": False}
             with pytest.raises(MCPError, match="does not exist"):
-                await send(client, "get", "other")
+                await send(session, "get", "other")
         async with Client(url) as client:
             with pytest.raises(MCPError, match="Missing required client capability"):
                 await client.call_tool("book", {"guests": 4})
         process.kill()
         await process.wait()
     async with served(tmp_path, unused_tcp_port), Client(url, extensions=[KnowsTasks()]) as client:
-        asked: dict[str, Any] = (await until(client, task, "input_required"))["inputRequests"]
+        session = client.session
+        asked: dict[str, Any] = (await until(session, task, "input_required"))["inputRequests"]
         assert list(asked) == [before]  # the question of the killed attempt stays open
         assert asked[before]["method"] == "elicitation/create"
         assert asked[before]["params"]["message"] == "At what time do 4 guests come?"
         responses = {before: {"action": "accept", "content": {"time": "19:30"}}}
-        await send(client, "update", task, inputResponses=responses)
-        state = await until(client, task, "completed")
+        await send(session, "update", task, inputResponses=responses)
+        state = await until(session, task, "completed")
         assert state["result"] == {"content": [{"type": "text", "text": "A table for 4 at 19:30."}], "isError": False}
-        assert (await send(client, "get", other))["status"] == "cancelled"
+        assert (await send(session, "get", other))["status"] == "cancelled"
