@@ -39,6 +39,7 @@ from tenuto.core.errors import (
     Forbidden,
     InvalidName,
     TenutoError,
+    TooMany,
     Unauthenticated,
     shown,
 )
@@ -388,6 +389,7 @@ class Credentials:
         "is_ambient",
         "is_counted",
         "peer",
+        "refusal",
         "ticket",
     )
 
@@ -405,6 +407,7 @@ class Credentials:
         self._on_expiry: Callable[[], None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self.ticket = ticket
+        self.refusal: TooMany | None = None  # why a cookie does not count, unless an `auth` frame comes
 
     @property
     def identity(self) -> Identity:

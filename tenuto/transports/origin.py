@@ -131,8 +131,7 @@ def check_origin(hub: HubCore, scope: Scope) -> None:
     try:
         for origin in origins:
             # `*` accepts the requests of every page, but not with the cookies of the user who views the page
-            is_listed = origin in hub.allowed_origins or ("*" in hub.allowed_origins and not by_cookie)
-            if not (is_listed or is_own_origin(hub, scope, origin)):
+            if not (_is_known_page(hub, scope, origin) or ("*" in hub.allowed_origins and not by_cookie)):
                 raise Forbidden(
                     f"the page's origin {shown(origin)} is neither this server's nor in allowed_origins. "
                     f"{_origin_remedy(origin) or 'Open the page from an allowed address.'}"
@@ -145,6 +144,17 @@ def check_origin(hub: HubCore, scope: Scope) -> None:
     except Forbidden as error:
         refusals.log(peer_of(scope), error)
         raise
+
+
+def is_by_star(hub: HubCore, scope: Scope) -> bool:
+    """Return whether only `*` allows the page of a request with cookies: then they do not identify the caller."""
+    if hub.authenticate is None or "*" not in hub.allowed_origins or not is_by_cookie(hub, scope):
+        return False
+    return not all(_is_known_page(hub, scope, origin) for origin in headers_of(scope, b"origin"))
+
+
+def _is_known_page(hub: HubCore, scope: Scope, origin: str) -> bool:
+    return origin in hub.allowed_origins or is_own_origin(hub, scope, origin)
 
 
 def _becomes_visitor(hub: HubCore, scope: Scope) -> bool:

@@ -10,7 +10,6 @@ drives the writing.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Coroutine
 from dataclasses import InitVar, dataclass, field
 from functools import partial
@@ -20,7 +19,7 @@ import msgspec
 from starlette.types import Message, Receive, Send
 
 from tenuto.core.errors import Busy, InvalidRequest, TenutoError, TooMany, Unauthenticated
-from tenuto.hub.access.identity import Identity, Scope, header
+from tenuto.hub.access.identity import Scope, header
 from tenuto.hub.access.visitors import VisitorVerifier, visit_in
 from tenuto.hub.hub import HubCore
 from tenuto.transports.access import Credentials, check_serving, identify, known_identity, not_authenticated
@@ -36,7 +35,7 @@ from tenuto.transports.codec import (
     AuthFrame,
     ref_in,
 )
-from tenuto.transports.origin import expect_introduction, is_by_cookie
+from tenuto.transports.origin import expect_introduction, is_by_cookie, is_by_star
 from tenuto.transports.sender import FAREWELL_S, DirectSender, Heartbeats, Sender, TaskSender
 from tenuto.transports.session import PING_S, Session
 
@@ -73,23 +72,36 @@ class Sockets:
         offered = scope.get("subprotocols", ())
         if offered and SUBPROTOCOL not in offered:
             raise InvalidRequest(f"the subprotocol must be {SUBPROTOCOL}, got {', '.join(offered)[:100]!r}")
-        identity: Identity | None = None
-        if header(scope, b"authorization") is not None:
-            identity = await identify(self._hub, scope)
-        else:
-            # the cookie of an ended session does not count: the page may have a token, which comes in its `auth` frame
-            with contextlib.suppress(Unauthenticated):
-                identity = await known_identity(self._hub, scope)
-        credentials = Credentials(self._hub, scope, identity)
-        if identity is not None:
-            credentials.is_ambient = is_by_cookie(self._hub, scope) or visit_in(scope).is_ambient
-            credentials.take_slot()
-        elif not expect_introduction(scope, 2 * AUTH_TIMEOUT_S) and len(self._unauthenticated) >= MAX_UNAUTHENTICATED:
+        credentials = await self._credentials(scope)
+        is_bounded = credentials.is_known or expect_introduction(scope, 2 * AUTH_TIMEOUT_S)
+        if not is_bounded and len(self._unauthenticated) >= MAX_UNAUTHENTICATED:
             raise Busy(
                 f"server has {MAX_UNAUTHENTICATED} sockets that are not authenticated yet, which is the limit; try "
                 "again"
             )
         return credentials
+
+    async def _credentials(self, scope: Scope) -> Credentials:
+        """Return the credentials of an upgrade. A cookie refuses no page, which may have a token for its `auth` frame:
+        none counts whose session has ended, whose person is beyond a limit, or whose page only `*` allows.
+        """
+        unknown = Credentials(self._hub, scope, None)
+        if is_by_star(self._hub, scope):
+            return unknown
+        is_by_header = header(scope, b"authorization") is not None
+        try:
+            identity = await (identify if is_by_header else known_identity)(self._hub, scope)
+            if identity is None:
+                return unknown
+            credentials = Credentials(self._hub, scope, identity)
+            credentials.is_ambient = is_by_cookie(self._hub, scope) or visit_in(scope).is_ambient
+            credentials.take_slot()
+            return credentials
+        except (Unauthenticated, TooMany) as error:
+            if is_by_header:
+                raise
+            unknown.refusal = error if isinstance(error, TooMany) else None
+            return unknown
 
     async def serve(self, credentials: Credentials, scope: Scope, receive: Receive, send: Send) -> None:
         """Accept the socket, and run it until its end."""
@@ -172,7 +184,8 @@ class Socket:
         credentials.watch(self._expire)
         if not credentials.is_known:
             self._unauthenticated.add(self)
-            self._limit = self._loop.call_later(AUTH_TIMEOUT_S, self._expire, UNAUTHENTICATED)
+            late = (UNAUTHENTICATED, "unauthenticated") if credentials.refusal is None else (CROWDED, "too_many")
+            self._limit = self._loop.call_later(AUTH_TIMEOUT_S, self._expire, *late)
 
     # Calls of the sender
 
@@ -232,8 +245,9 @@ class Socket:
         elif (auth := _auth_in(text)) is not None:
             await self._renew(auth)
         else:
-            session.refuse(ref_in(text.encode(errors="replace")), not_authenticated())
-            session.end(UNAUTHENTICATED, "unauthenticated")
+            error = self.credentials.refusal or not_authenticated()
+            session.refuse(ref_in(text.encode(errors="replace")), error)
+            session.end(_CODES.get(type(error), UNAUTHENTICATED), error.code)
         self._unauthenticated.discard(self)
 
     def _end_limit(self) -> None:
@@ -286,10 +300,10 @@ class Socket:
             # new identity, which lacks a capability of the old one.
             session.end(NARROWED, "forbidden")
 
-    def _expire(self, code: int = EXPIRED) -> None:
+    def _expire(self, code: int = EXPIRED, reason: str = "unauthenticated") -> None:
         """Close the socket because its identity has expired: later events need a new token; or it has had none."""
         if self.session.closing is None:
-            self.session.end(code, "unauthenticated")
+            self.session.end(code, reason)
 
     # Calls of the session
 

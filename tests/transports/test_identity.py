@@ -257,6 +257,18 @@ async def test_without_a_token_the_session_of_a_cookie_counts(served: Verified) 
     assert (await served.hub.info("chat:1")).serial == 1
 
 
+async def test_page_that_only_a_star_allows_has_its_token_and_no_cookies(served: Verified) -> None:
+    served.hub.allowed_origins = ("*",)
+    page: dict[str, Any] = {"origin": "https://page.example"}
+    for added in ({"Cookie": f"session={served.token(sub='eve')}"}, {"Authorization": "Basic eDp5"}):
+        async with dialled(served, **page, additional_headers=added) as peer:
+            assert (await peer.ask("auth", token=served.token()))["you"]["id"] == "ada"
+        async with dialled(served, **page, additional_headers=added) as peer:
+            assert (await peer.ask("create", channel="chat:1", text="x"))["code"] == "unauthenticated"
+            assert await closed_with(peer) == (4201, "unauthenticated")
+    assert (await served.hub.info("chat:1")).serial == 0
+
+
 async def test_each_transport_sends_a_client_its_identity_capabilities_and_time_left(served: Verified) -> None:
     headers = {**served.bearer("subscribe", "history"), "Tenuto-Client": "test/1"}
     polled = await served.http.get("/v1/channels/chat:1/poll?wait_s=0", headers=headers)
@@ -563,6 +575,25 @@ async def test_connections_of_a_client_are_bounded_over_all_transports(served: V
             assert await closed_with(crowded) == (4002, "too_many")
     stream.close()
     await served.until(lambda: can_connect(served))
+
+
+@pytest.mark.parametrize("limits", [{"client_connections": 1}, {"client_requests": 1}], ids=["slots", "rate"])
+async def test_token_counts_although_the_person_of_a_cookie_is_beyond_a_limit(
+    served: Verified, monkeypatch: pytest.MonkeyPatch, limits: dict[str, int]
+) -> None:
+    still(served, **limits)
+    page: dict[str, Any] = {"origin": f"http://localhost:{served.port}"}
+    page["additional_headers"] = {"Cookie": f"session={served.token(sub='eve')}"}
+    async with dialled(served, **page), dialled(served, **page):  # with two requests, a burst is over
+        async with dialled(served, **page) as peer:
+            assert (await peer.ask("auth", token=served.token()))["you"]["id"] == "ada"
+            assert (await peer.ask("attach", channel="chat:1"))["type"] == "ok"
+        async with dialled(served, **page) as peer:
+            assert (await peer.ask("attach", channel="chat:1"))["code"] == "too_many"
+            assert await closed_with(peer) == (4002, "too_many")
+        monkeypatch.setattr(websocket, "AUTH_TIMEOUT_S", 0.05)
+        async with dialled(served, **page) as peer:
+            assert await closed_with(peer) == (4002, "too_many")
 
 
 def can_connect(served: Verified) -> bool:
