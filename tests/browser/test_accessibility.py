@@ -119,9 +119,10 @@ async def test_one_live_region_speaks_a_finished_answer_once_and_no_piece_of_it(
         here.pieces.put_nowait(None)
         await here.page.wait_for_function("() => spoken.some(({ text }) => text.includes('one two three'))")
         await here.ask("Stop")  # its answer ends within two seconds, and is spoken later
-        await here.page.locator("article").nth(3).wait_for()
+        await (articles := here.page.locator("article")).nth(3).wait_for()
         await here.page.keyboard.press("Escape")
-        await here.page.wait_for_function("() => spoken.some(({ text }) => text.includes('Stopped'))")
+        await here.page.wait_for_function("() => spoken.some(({ text }) => /Stopped(?!:)/.test(text))")
+        assert await articles.evaluate_all("all => all.map((one) => one.ariaLabel)") == ["You", "Guide"] * 2
         spoken = await here.page.evaluate("spoken")
         assert [text.count("three") for text in (one["text"] for one in spoken) if "one" in text] == [1]
         # Timers are rounded.

@@ -69,7 +69,9 @@ export class MessageView {
     this.message = message
     const isOver = message.status !== "streaming"
     const isMine = message.role === "user" && (!message.author || message.author === panel.me || message.author === "anonymous")
-    setText(this.author, isMine ? "" : message.author ? panel.names.of(message.author) : panel.words.assistant)
+    const author = isMine ? panel.words.you : message.author ? panel.names.of(message.author) : panel.words.assistant
+    this.node.setAttribute("aria-label", author)
+    setText(this.author, isMine ? "" : author)
     this.author.title = message.author ?? ""
     this.#drawState(message, isWaiting)
     this.#drawParts(message, isOver)
@@ -80,7 +82,8 @@ export class MessageView {
   /** Announce that the answer has ended, because this page showed it while it streamed. */
   ended() {
     const { panel, message } = this
-    panel.voice.speak(`${this.state.textContent || panel.words.complete}: ${message.text.slice(0, MAX_SPOKEN)}`)
+    const words = message.text.slice(0, MAX_SPOKEN) || this.error.textContent
+    panel.voice.speak([this.state.textContent || panel.words.complete, words].filter(Boolean).join(": "))
     panel.emit("answer", { message })
   }
 

@@ -3,6 +3,7 @@
 export const STRINGS = {
   heading: "Chat",
   assistant: "Assistant",
+  you: "You",
   placeholder: "Message",
   placeholderRunning: "Ask the next question…",
   placeholderSteering: "Change this answer…",

@@ -4,6 +4,7 @@
 export const STRINGS = {
   heading: "Chat",
   assistant: "Assistent",
+  you: "Sie",
   placeholder: "Nachricht",
   placeholderRunning: "Die nächste Frage…",
   placeholderSteering: "Diese Antwort ändern…",
