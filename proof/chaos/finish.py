@@ -24,7 +24,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import httpx2
@@ -63,7 +63,7 @@ def value(question: str, step: str) -> str:
     return f"{zlib.crc32(f'{question}:{step}'.encode()):08x}"
 
 
-@lru_cache(maxsize=256)
+@cache  # each look at a channel asks for all its questions
 def truth(question: str) -> str:
     """Return the text that the answer to `question` must have."""
     return _written(question, [value(question, step) for step in STEPS])
