@@ -82,15 +82,17 @@ class TurnRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 def _for_chat(one: TurnRequest) -> dict[str, Json]:
     choice, form = one.tool_choice, one.response_format
+    tools = [tool for tool in one.tools if tool.get("type") in ("function", "custom")]
+    known = {_named(tool) for tool in tools}
     if isinstance(choice, dict) and choice.get("type") == _ALLOWED:
-        choice = _nested({**choice, "tools": [_nested(tool) for tool in _allowed(one)]})
-    elif isinstance(choice, dict) and "name" in choice:
-        choice = {"type": choice.get("type", "function"), choice.get("type", "function"): {"name": choice["name"]}}
+        allowed = [_nested(tool) for tool in _allowed(one) if _named(tool) in known]
+        choice = _nested({**choice, "tools": allowed}) if allowed else "none"
+    elif isinstance(choice, dict):
+        choice = _nested({"type": "function", **choice}) if _named(choice) in known else None
     if form is not None and form.get("type") == "json_schema":
         form = {"type": "json_schema", "json_schema": {name: value for name, value in form.items() if name != "type"}}
-    tools = [_nested(tool) for tool in one.tools if tool.get("type") in ("function", "custom")]
     return {
-        "tools": tools,
+        "tools": [_nested(tool) for tool in tools],
         "tool_choice": choice if tools else None,
         "parallel_tool_calls": one.parallel_tool_calls if tools else None,
         "response_format": form,
@@ -109,6 +111,11 @@ def _allowed(one: TurnRequest) -> list[dict[str, Json]]:
     choice = one.tool_choice
     tools = choice.get("tools") if isinstance(choice, dict) and choice.get("type") == _ALLOWED else None
     return [tool for tool in tools if isinstance(tool, dict) and "type" in tool] if isinstance(tools, list) else []
+
+
+def _named(tool: dict[str, Json]) -> tuple[str, str]:
+    """Return the type and the name of a tool, or of a choice of one."""
+    return str(tool.get("type", "function")), str(tool.get("name"))
 
 
 def _nested(tool: dict[str, Json]) -> dict[str, Json]:
@@ -135,12 +142,13 @@ def _for_responses(one: TurnRequest) -> dict[str, Json]:
 
 def _for_anthropic(one: TurnRequest) -> dict[str, Json]:
     choice: dict[str, Json] | None = None
-    allowed = [tool.get("name") for tool in _allowed(one)]
+    allowed = {_named(tool) for tool in _allowed(one) or one.tools}
+    functions = [tool for tool in one.tools if tool.get("type") == "function" and _named(tool) in allowed]
     mode = one.tool_choice.get("mode") if isinstance(one.tool_choice, dict) else one.tool_choice
     if isinstance(mode, str):
         kinds = {"auto": "auto", "required": "any", "none": "none"}
         choice = {"type": kinds[mode]} if mode in kinds else None
-    elif isinstance(one.tool_choice, dict) and "name" in one.tool_choice:
+    elif isinstance(one.tool_choice, dict) and _named(one.tool_choice) in map(_named, functions):
         choice = {"type": "tool", "name": one.tool_choice["name"]}
     if one.parallel_tool_calls is False and one.tools and (choice or {}).get("type") != "none":
         choice = {**(choice or {"type": "auto"}), "disable_parallel_tool_use": True}
@@ -150,8 +158,7 @@ def _for_anthropic(one: TurnRequest) -> dict[str, Json]:
             **({"description": tool["description"]} if tool.get("description") else {}),
             "input_schema": tool.get("parameters") or {"type": "object"},
         }
-        for tool in one.tools
-        if tool.get("type") == "function" and (not allowed or tool.get("name") in allowed)
+        for tool in functions
     ]
     form = one.response_format or {}
     schema = {"type": "json_schema", "schema": form["schema"]} if "schema" in form else None
@@ -161,8 +168,6 @@ def _for_anthropic(one: TurnRequest) -> dict[str, Json]:
         "tool_choice": choice if tools else None,
         "output_config": {"format": schema} if schema is not None else None,
         "max_tokens": one.max_output_tokens,
-        "temperature": one.temperature,
-        "top_p": one.top_p,
         "stop_sequences": one.stop,
     }
 
@@ -264,11 +269,17 @@ def _choice(value: Json) -> Json:
         return {"type": "function", "name": value["toolName"]}
     if not isinstance(value, dict):
         return value
+    if value.get("type") in ("auto", "none", "required"):
+        return value["type"]
     flat = _flat(value)
     return {**flat, "tools": _tools(flat["tools"])} if "tools" in flat else flat
 
 
 def _form(value: Json) -> Json:
+    """Return a form as Responses has it. Chat completions nest a schema, and the AI SDK need not name it."""
+    if isinstance(value, dict) and value.get("type") == "json":
+        is_schema = isinstance(value.get("schema"), dict)
+        return {"name": "response", **value, "type": "json_schema"} if is_schema else {"type": "json_object"}
     nested = value.get("json_schema") if isinstance(value, dict) else None
     return {"type": "json_schema", **nested} if isinstance(nested, dict) else value
 

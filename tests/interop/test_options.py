@@ -3,6 +3,7 @@ the calls of the client's own tools."""
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 from collections.abc import AsyncIterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import agents
+import anthropic
 import msgspec
 import openai
 import pydantic
@@ -537,8 +539,6 @@ OPTIONS = {
         "tool_choice": CHOICE,
     },
     "anthropic": {
-        "temperature": 0.5,
-        "top_p": 0.9,
         "stop_sequences": ["END"],
         "system": "Be kind.",
         "max_tokens": 99,
@@ -547,6 +547,17 @@ OPTIONS = {
         "tool_choice": {"type": "tool", "name": "weather", "disable_parallel_tool_use": True},
     },
 }
+
+
+def test_each_option_is_a_parameter_of_the_sdk() -> None:
+    claude, gpt = anthropic.AsyncAnthropic(api_key="k"), openai.AsyncOpenAI(api_key="k")
+    calls: dict[str, list[Any]] = {
+        "openai": [gpt.chat.completions.create, gpt.chat.completions.stream],
+        "responses": [gpt.responses.create, gpt.responses.stream],
+        "anthropic": [claude.messages.create, claude.messages.stream, claude.beta.messages.create],
+    }
+    for api, call in ((api, call) for api, each in calls.items() for call in each):
+        assert OPTIONS[api].keys() - inspect.signature(call).parameters == set(), call
 
 
 def merged(bodies: list[dict[str, Any]]) -> dict[str, Any]:
@@ -646,6 +657,22 @@ def test_effort_of_the_ai_sdk_and_of_assistant_ui_is_a_text() -> None:
     bodies: Any = ({"reasoning": "high"}, {"reasoning": "provider-default"}, {"config": {"reasoningEffort": "high"}})
     high = {"reasoning": {"effort": "high"}}
     assert [options_in(one, is_strict=False) for one in bodies] == [high, {}, high]
+
+
+@pytest.mark.parametrize(
+    ("sent", "form"),
+    [
+        (
+            {"type": "json", "schema": SCHEMA, "name": "place"},
+            {"type": "json_schema", "schema": SCHEMA, "name": "place"},
+        ),
+        ({"type": "json", "schema": SCHEMA}, {"type": "json_schema", "schema": SCHEMA, "name": "response"}),
+        ({"type": "json"}, {"type": "json_object"}),
+    ],
+)
+def test_form_and_choice_of_a_model_of_the_ai_sdk_are_those_of_responses(sent: Any, form: Any) -> None:
+    stored = options_in({"responseFormat": sent, "toolChoice": {"type": "required"}}, is_strict=False)
+    assert stored == {"response_format": form, "tool_choice": "required"}
 
 
 def test_the_matrix_and_the_page_have_each_name_of_a_wish() -> None:
@@ -944,6 +971,27 @@ async def test_tools_that_a_choice_allows_have_the_form_of_each_api(stub: Stub, 
         assert one["options"]["responses"]["tool_choice"] == of_responses
         assert one["options"]["anthropic"]["tool_choice"] == {"type": "any"}
         assert [tool["name"] for tool in one["options"]["anthropic"]["tools"]] == ["weather"]
+
+
+MCP = {"type": "mcp", "server_label": "s"}
+ALLOWED = {"type": "allowed_tools", "mode": "auto"}
+CHAT_ALLOWED = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [CHAT_CHOICE]}}
+
+
+@pytest.mark.parametrize(
+    ("choice", "of_chat", "of_anthropic"),
+    [
+        *((one, None, None) for one in ({"type": "web_search"}, {**MCP, "name": "weather"}, {**CHOICE, "name": "x"})),
+        ({**ALLOWED, "tools": [{**MCP, "name": "weather"}, CHOICE]}, CHAT_ALLOWED, {"type": "auto"}),
+        ({**ALLOWED, "tools": [MCP]}, "none", None),
+    ],
+)
+def test_choice_of_a_tool_that_the_api_lacks_is_left_out(choice: Any, of_chat: Any, of_anthropic: Any) -> None:
+    request = turn_request({"tools": [TOOL, {"type": "web_search"}, MCP], "tool_choice": choice})
+    assert request.options("responses")["tool_choice"] == choice
+    assert request.options("openai").get("tool_choice") == of_chat
+    options = request.options("anthropic")
+    assert (options.get("tool_choice"), "tools" in options) == (of_anthropic, of_chat != "none")
 
 
 async def test_custom_tool_is_called_with_a_text_in_the_form_of_each_api(
