@@ -459,7 +459,7 @@ def _anthropic(message: Message) -> Iterator[dict[str, Json]]:
     for content, calls in _steps(message) if message.role != "system" else ():
         shown = [block for one in content if (block := _anthropic_content(one)) is not None]
         if content and not shown and message.role == "user":
-            shown = [{"type": "text", "text": "[blank message]"}]  # without it the history would end with an answer
+            shown = [_blank()]  # without it the history would end with an answer
         if shown:
             yield {"role": message.role, "content": shown}
         if calls:
@@ -513,12 +513,18 @@ def _tool_result(part: Part) -> dict[str, Json]:
     return {"type": "tool_result", "tool_use_id": _anthropic_id(part), "content": content}
 
 
+def _blank() -> dict[str, Json]:
+    return {"type": "text", "text": "[blank message]"}
+
+
 def _alternating(turns: list[dict[str, Json]]) -> list[dict[str, Json]]:
-    """Return `turns` from the first one of a user on, with neighbours of the same role joined."""
+    """Return `turns` with neighbours of the same role joined, behind a blank one of the user if an answer begins."""
     joined: list[dict[str, Json]] = []
     for turn in turns:
+        if not joined and turn["role"] == "assistant":
+            joined.append({"role": "user", "content": [_blank()]})
         if joined and joined[-1]["role"] == turn["role"]:
             joined[-1] = {"role": turn["role"], "content": [*joined[-1]["content"], *turn["content"]]}
-        elif joined or (turn["role"] == "user" and turn["content"][0]["type"] != "tool_result"):
+        else:
             joined.append(turn)
     return joined

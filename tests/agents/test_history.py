@@ -107,6 +107,16 @@ def test_anthropic_puts_the_results_of_a_round_into_the_next_turn() -> None:
     ]
 
 
+def test_calls_before_the_first_question_reach_anthropic_behind_a_blank_one() -> None:
+    blank, greeting = {"role": "user", "content": [text("[blank message]")]}, message("assistant", text("Hi. Why?"))
+    assert as_turns([greeting], "anthropic") == [blank, {"role": "assistant", "content": [text("Hi. Why?")]}]
+    for first in (message("assistant", call("a")), message("tool", call("a"))):
+        asked, used, answered = as_turns([first, ASKED], "anthropic")
+        assert (asked, [block["type"] for block in used["content"]]) == (blank, ["tool_use"])
+        assert [block["type"] for block in answered["content"]] == ["tool_result", "text"]
+    assert as_turns([], "anthropic") == []
+
+
 @pytest.mark.parametrize("arguments", ["", "{", "[1]", '{"a":' * 50_000, '"x"'])
 def test_arguments_other_than_an_object_are_empty_for_anthropic(arguments: str) -> None:
     turns = as_turns([ASKED, message("assistant", call("a", input=arguments))], "anthropic")
