@@ -18,14 +18,12 @@ class State {
   snapshot = (value) => structuredClone(value)
 }
 
-const lastMessage = ({ id, messages, trigger, messageId }) => ({ body: { id, trigger, messageId, message: messages.at(-1) } })
-
 class Chat extends AbstractChat {
   calls = [] // the tools that the page was asked to run
   requests = 0
   isOver = true // no request is under way
   follow = (request) => void (this.isOver = false, request.finally(() => (this.isOver = true)))
-  constructor({ id, tool, sendsOn, message }) {
+  constructor({ id, tool, sendsOn, prepare }) {
     const transport = new DefaultChatTransport({
       api: url,
       fetch: (...request) => {
@@ -35,7 +33,7 @@ class Chat extends AbstractChat {
       ...(process.env.TENUTO_AI_STRICT && {
         prepareReconnectToStreamRequest: () => ({ api: `${url}/${id}/stream?last=${this.messages.at(-1)?.id}` }),
       }),
-      ...(message && { prepareSendMessagesRequest: lastMessage }),
+      ...(prepare && { prepareSendMessagesRequest: (0, eval)(prepare) }),
     })
     super({
       id,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -19,7 +20,7 @@ from tenuto.core.model import Message
 from tenuto.core.requests import SERVER, CreateMessage
 from tenuto.interop import AGUI, AISDK
 from tenuto.routes import Access
-from tests.interop.pages import IS_STRICT, MAJOR, Pages, pages_at, text_of
+from tests.interop.pages import IS_STRICT, MAJOR, ROOT, Pages, pages_at, text_of
 from tests.interop.scene import Scene, chooses, playing
 from tests.transports.conftest import Served, new_hub, serving
 
@@ -137,6 +138,25 @@ async def test_the_stop_route_stops_all_tabs_with_the_same_text(scene: PageScene
         assert state["messages"] == await scene.loaded()
     assert [one.status for one in await scene.answers()] == ["cancelled"]
     assert (await pages("b", "stop"))["result"] == 204
+
+
+@pytest.mark.parametrize("file", ["docs/ai-sdk.md", "examples/use_chat/src/chat.tsx"])
+async def test_page_goes_on_after_photos_and_after_a_question_that_never_arrived(scene: PageScene, file: str) -> None:
+    """Both photos are more than a request may have."""
+    found = re.search(r"prepareSendMessagesRequest: (.*?\n  \}),$", (ROOT / file).read_text(), re.DOTALL | re.MULTILINE)
+    photo = {"type": "file", "mediaType": "image/png", "url": f"data:image/png;base64,{'A' * 4_200_000}"}
+    scene.gate.set()
+    await scene.pages("a", "open", id="1", prepare=found and found[1])
+    for text in ("one", "two"):
+        await scene.pages("a", "send", parts=[photo, {"type": "text", "text": text}])
+        await scene.pages("a", "settled")
+    await scene.pages("a", "send", text="lost", options={"headers": {"not a name": ""}})
+    assert (await scene.pages("a", "settled"))["status"] == "error"
+    await scene.pages("a", "send", text="three", options={"body": {"temperature": 0.5}})
+    await finished(scene.pages, "a")
+    asked = [one["content"] for one in await scene.turns[-1].history() if one["role"] == "user"]
+    assert [one.split()[-1] for one in asked] == ["one", "two", "lost", "three"]
+    assert scene.turns[-1].request.temperature == 0.5
 
 
 async def test_message_that_is_sent_twice_gets_one_turn(scene: PageScene) -> None:

@@ -2,7 +2,14 @@ import { useChat } from "@ai-sdk/react"
 import { DefaultChatTransport, type UIMessage } from "ai"
 import type { FormEvent } from "react"
 
-const transport = new DefaultChatTransport({ api: "/api/chat" })
+const transport = new DefaultChatTransport({
+  api: "/api/chat",
+  /** Send what the server lacks, from the last answer on: all messages of a chat with photos exceed its limit. */
+  prepareSendMessagesRequest: ({ id, messages, body, trigger, messageId }) => {
+    const first = messages.slice(0, -1).findLastIndex(({ role }) => role === "assistant") + 1
+    return { body: { ...body, id, trigger, messageId, messages: messages.slice(first) } }
+  },
+})
 
 /** A chat whose page has `initial`, the stored messages; `resume` follows an answer that is still being written. */
 export function Chat({ id, initial }: { id: string; initial: UIMessage[] }) {
