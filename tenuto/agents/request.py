@@ -90,7 +90,7 @@ def _for_chat(one: TurnRequest) -> dict[str, Json]:
     elif isinstance(choice, dict):
         choice = _nested({"type": "function", **choice}) if _named(choice) in known else None
     if form is not None and form.get("type") == "json_schema":
-        form = {"type": "json_schema", "json_schema": {name: value for name, value in form.items() if name != "type"}}
+        form = _nested(form)
     return {
         "tools": [_nested(tool) for tool in tools],
         "tool_choice": choice if tools else None,
@@ -161,12 +161,11 @@ def _for_anthropic(one: TurnRequest) -> dict[str, Json]:
         for tool in functions
     ]
     form = one.response_format or {}
-    schema = {"type": "json_schema", "schema": form["schema"]} if "schema" in form else None
     return {
         "system": "\n\n".join(text for text in (one.instructions, *one.system) if text) or None,
         "tools": tools,
         "tool_choice": choice if tools else None,
-        "output_config": {"format": schema} if schema is not None else None,
+        "output_config": {"format": {"type": "json_schema", "schema": form["schema"]}} if "schema" in form else None,
         "max_tokens": one.max_output_tokens,
         "stop_sequences": one.stop,
     }
