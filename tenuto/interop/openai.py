@@ -1090,7 +1090,11 @@ class _Socket:
             if events.rest is not None:
                 lane.previous, asked = asked.of, asked._replace(of=events.rest)
                 continue
-            if not (steers := [] if is_new else await self._read_steers(lane, asked)):
+            steers = [] if is_new else await self._read_steers(lane, asked)
+            if not asked.of.steers:  # the response to a call's output is the successor of input that waited for it
+                begin = asked.of.start
+                steers = [one for one in steers if not one.is_taken or reference(one.previous).start >= begin]
+            if not steers:
                 for frame in events.late.splitlines():
                     await self._socket.send(frame)
                 return

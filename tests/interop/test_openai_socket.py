@@ -285,7 +285,11 @@ async def test_input_stays_pending_while_the_turn_waits_for_the_caller(scene: Cl
         (stub,) = events[-1].required_input
         filled: Any = [{**stub.model_dump(), "output": "Ulm"}]
         await socket.response.create(model="bot", input=filled, previous_response_id=response_id)
-        assert text_of(await until(socket)) == "shorter: Ulm."
+        last = await until(socket)
+        assert text_of(last) == "shorter: Ulm."
+        scene.script = writes("Good.")
+        await socket.response.create(model="bot", input="next", previous_response_id=last[-1].response.id)
+        assert text_of(await until(socket)) == "Good."
 
 
 async def test_input_for_no_running_response_fails_with_the_input(scene: ClientScene) -> None:
