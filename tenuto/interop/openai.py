@@ -42,6 +42,7 @@ from tenuto.core.errors import (
     TooLarge,
     TooMany,
 )
+from tenuto.core.names import matches
 from tenuto.interop.adapter import (
     Endpoint,
     T,
@@ -223,7 +224,7 @@ class OpenAI:
                     raise InvalidRequest(detail, param="previous_response_id")
                 parent = (await _last_of(access, asked, status)).id if is_response else UNSET
             if not is_response or body.get("model") is not None:
-                self._agent(access, body.get("model"))
+                self._check_agent(access, body.get("model"), channel)
         parts = [*given.outputs.values(), *given.parts]
         if not parts:
             raise NotFound("the input replies to a question that has a reply; send a message")
@@ -468,6 +469,14 @@ class OpenAI:
         access = await self._hub.authorize(request.scope)
         self._agent(access, request.path_params["id"])
         return json_response(_model_of(request.path_params["id"]))
+
+    def _check_agent(self, access: Access, model: object, channel: str) -> None:
+        """Raise NotFound for a model that is no agent, and InvalidRequest if another agent serves the channel."""
+        name, pattern = self._agent(access, model)
+        others = [] if matches(pattern, channel) else access.agents().items()
+        if other := next((one for one, served in others if matches(served, channel)), None):
+            detail = f"the conversation is answered by {other!r}, not by {name!r}"
+            raise InvalidRequest(f"{detail}; send that model, or begin a new response", param="model")
 
     def _agent(self, access: Access, model: object) -> tuple[str, str]:
         """Return the name and the channel pattern of the agent that a request names as its model. Raises NotFound."""

@@ -42,6 +42,19 @@ async def test_fixed_name_of_a_model_is_an_agent(scene: ClientScene) -> None:
     assert (response.model, response.output_text) == ("gpt-4o", ANSWER)
 
 
+@pytest.mark.parametrize("kind", ["previous_response_id", "conversation"])
+async def test_model_of_another_conversation_is_refused(scene: ClientScene, kind: str) -> None:
+    scene.hub.agent("other:*", name="other")(scene.script)
+    made = await scene.client.conversations.create(extra_body={"model": "bot"})
+    into: Any = {} if kind == "previous_response_id" else {"conversation": made.id}
+    first = await scene.client.responses.create(model="bot", input="you", **into)
+    into = into or {kind: first.id}
+    with pytest.raises(openai.BadRequestError, match="answered by 'bot', not by 'other'; send that model") as raised:
+        await scene.client.responses.create(model="other", input="me", **into)
+    assert (raised.value.param, len(scene.turns)) == ("model", 1)
+    assert (await scene.client.responses.create(model="gpt-4o", input="me", **into)).output_text
+
+
 async def test_settings_of_a_response_count_as_traffic_each_time_they_are_read_or_streamed() -> None:
     async with scene_of(authenticate=verifier("ann")) as scene:
         scene.hub.rates = Rates(now_s=lambda: 0.0)
