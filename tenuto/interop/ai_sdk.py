@@ -35,6 +35,7 @@ from tenuto.interop.adapter import (
     hashed,
     json_response,
     messages_in,
+    outputs_in,
     read_messages,
     regenerate,
     store_unsent,
@@ -241,6 +242,7 @@ STARTED, AVAILABLE, OVER = 1, 2, 3  # stages of a tool call on the page
 # When the next part needs a new step: after a result of the server, unless it joins the step; always.
 IN_STEP, ALWAYS = "result", "always"
 LATE = "the question has expired or was answered; the reply had no effect"
+UNASKED = """the agent has not asked for the result, with turn.ask(…, {"call": …}) before its turn ended, or """ + LATE
 SHARED_CHARS = 16_384  # maximal length of a text whose frame is kept for the next viewer
 _STAGES = dict.fromkeys(("input-available", "approval-requested", "approval-responded"), AVAILABLE)
 _STAGES |= dict.fromkeys(("output-available", "output-error", "output-denied"), OVER) | {"input-streaming": STARTED}
@@ -586,7 +588,8 @@ class UIStream(EventStream):
             replied = [(part.value, tool) for part, tool in self._tools.items() if tool.has_reply]
             has_all = all(has_result(one) or tool.has_approval(approval_of(one, DEFAULT)) for one, tool in replied)
             if self._is_late and not has_all:
-                status, reason = "late", LATE
+                is_unasked = any(tool.is_own and not has_result(one) for one, tool in replied)
+                status, reason = "late", UNASKED if is_unasked else LATE
             else:
                 self._put(type="finish-step")
         if status == "complete":
@@ -704,13 +707,20 @@ def ui_part(id: str, part: Json) -> Json | None:
 def ui_messages(turns: Iterable[TurnStatus], release: Release) -> list[Json]:
     """Return the conversation as `UIMessage`s, without the answers of turns that wait or run."""
     messages: list[Json] = []
+    calls = dict[str, Json]()  # those that have no result, by id
     for turn in turns:
         if (question := turn.message) is not None:
+            for call, one in outputs_in(question).items():
+                if call in calls:  # its turn has ended without the result, which another client has sent
+                    ended = {"call": call, "state": "error" if "error" in one else "done", "output": one.get("output")}
+                    _settle(calls.pop(call), result_of(ended, release))
             meta = {"metadata": own} if (own := app_meta(question.meta)) else {}
             parts = [_question_part(one) for one in question.parts]
             messages.append({"id": question.id, "role": "user", "parts": parts, **meta})
         if turn.state == "over":
             messages.append(_answer(turn, release))
+            shown = filter(is_tool, messages[-1]["parts"])
+            calls |= {one["toolCallId"]: one for one in shown if one["state"] == "input-available"}
     return messages
 
 
@@ -726,6 +736,12 @@ def _question_part(part: Json) -> Json:
         case {"type": "file"}:
             return {"mediaType": "application/octet-stream", **part}
     return part
+
+
+def _settle(part: Json, chunk: Json) -> None:
+    """Give the part of a call the state and the result that a chunk has."""
+    part |= {name: chunk[name] for name in ("output", "errorText") if name in chunk}
+    part["state"] = chunk["type"].removeprefix("tool-")
 
 
 def _answer(turn: TurnStatus, release: Release) -> Json:
@@ -758,9 +774,8 @@ def _answer(turn: TurnStatus, release: Release) -> Json:
                 calls[approval] = calls[id]
             case {"type": "tool-approval-response", "approvalId": id, **reply}:
                 calls[id] |= {"state": "approval-responded", "approval": {"id": id, **reply}}
-            case {"type": str(kind), "toolCallId": id}:  # its input or output is available, an error, or denied
-                calls[id] |= {name: chunk[name] for name in ("output", "errorText") if name in chunk}
-                calls[id]["state"] = kind.removeprefix("tool-")
+            case {"toolCallId": id}:  # its input or output is available, an error, or denied
+                _settle(calls[id], chunk)
             case {"type": str(kind)} if kind.startswith(("data-", "file", "source-")):
                 parts.append(chunk)
     for part in filter(is_tool, parts):

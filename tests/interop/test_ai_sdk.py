@@ -8,9 +8,11 @@ import random
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
+import openai
 import pytest
 from fastapi import FastAPI, Request
 from starlette.responses import Response
@@ -18,10 +20,11 @@ from starlette.responses import Response
 from tenuto import Hub, Identity, Turn
 from tenuto.core.model import Message
 from tenuto.core.requests import SERVER, CreateMessage
-from tenuto.interop import AGUI, AISDK
+from tenuto.interop import AGUI, AISDK, OpenAI
+from tenuto.interop.openai_stream import Reference
 from tenuto.routes import Access
 from tests.interop.pages import IS_STRICT, MAJOR, ROOT, Pages, pages_at, text_of
-from tests.interop.scene import Scene, chooses, playing
+from tests.interop.scene import Scene, chooses, playing, writes
 from tests.transports.conftest import Served, new_hub, serving
 
 CALL = {"type": "tool", "call": "c1", "name": "weather", "input": '{"city": "Ulm"}'}
@@ -535,6 +538,39 @@ def step_of(message: Any) -> Any:
     """Return the outline of a message: its parts without the details of an approval, which a reload does not know."""
     names = ("type", "text", "toolCallId", "state", "input", "output")
     return message["id"], [{name: part[name] for name in names if name in part} for part in message["parts"]]
+
+
+async def test_result_for_which_the_agent_does_not_ask_ends_with_an_error_that_says_how_it_asks(
+    scene: PageScene,
+) -> None:
+    scene.script = writes("Where? ", {**CALL, "name": "place", "state": "called"})
+    await scene.pages("a", "open", id="1", sendsOn=True, tool="place")
+    await scene.pages("a", "send", text="you")
+    state = await scene.pages("a", "is", status="error")
+    assert (state["calls"], state["requests"], len(scene.turns)) == (["c1"], 2, 1)
+    assert state["error"].startswith('the agent has not asked for the result, with turn.ask(…, {"call": …}) before its')
+
+
+async def test_loaded_call_has_the_result_that_another_client_has_sent_after_its_turn() -> None:
+    def both(hub: Hub) -> Any:
+        pages = AISDK(hub, channel="chat:{id}", version=MAJOR, strict=IS_STRICT, browser_tools=["place"])
+        return SimpleNamespace(install=lambda app, path: (OpenAI(hub).install(app, "/v1"), pages.install(app, path)))
+
+    async with playing(PageScene, both, "/api/chat") as scene, pages_at(f"{scene.address}/api/chat") as pages:
+        called = {**CALL, "name": "place", "state": "called"}
+        scene.script = writes(called, {**called, "call": "c2"}, {**called, "call": "c3"})
+        async with openai.AsyncOpenAI(base_url=f"{scene.address}/v1", api_key="key", max_retries=0) as client:
+            tool: Any = {"type": "function", "name": "place", "parameters": {"type": "object"}}
+            into: Any = {"model": "agent", "conversation": Reference("chat:1").id("conv_"), "tools": [tool]}
+            await client.responses.create(input="you", **into)
+            scene.script = writes("Here.")
+            sent: Any = [{"type": "function_call_output", "call_id": id, "output": f"in {id}"} for id in ("c1", "c2")]
+            await client.responses.create(input=sent, **into)
+        await pages("a", "open", id="1", load=True)
+        parts = (await pages("a", "state"))["messages"][1]["parts"]
+    shown = [(one["toolCallId"], one["state"], one.get("output")) for one in parts if one["type"] == "tool-place"]
+    available = [(id, "output-available", f"in {id}") for id in ("c1", "c2")]
+    assert shown == [*available, ("c3", "input-available", None)]
 
 
 @pytest.mark.parametrize("is_reloaded", [False, True], ids=["same page", "reloaded page"])
