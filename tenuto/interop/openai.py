@@ -34,6 +34,7 @@ from tenuto.core.errors import (
     Draining,
     Finished,
     Forbidden,
+    IdConflict,
     InvalidName,
     InvalidRequest,
     MethodNotAllowed,
@@ -209,7 +210,11 @@ class OpenAI:
             channel, is_response = into.channel, bool(into.message_id)
             reply = ["command"] if given.approvals else ["publish"] if not given.outputs else []
             access.check(channel, "subscribe", "history", *reply)
-            if any(role != "user" for role, _ in given.earlier) and not access.identity.has("append", channel):
+            may_append = access.identity.has("append", channel)
+            if not may_append and (told := given.take_instructions()):
+                body = {**body, "instructions": "\n\n".join(filter(None, [options.get("instructions"), told]))}
+                options = options_in(body)
+            if not may_append and any(role != "user" for role, _ in given.earlier):
                 detail = f"a message of another role than user needs the capability 'append' on channel {channel!r}"
                 raise Forbidden(f"{detail} in a stored conversation; send what the agent is to do as instructions")
             if not is_response:
@@ -224,7 +229,7 @@ class OpenAI:
                     raise InvalidRequest(detail, param="previous_response_id")
                 parent = (await _last_of(access, asked, status)).id if is_response else UNSET
             if not is_response or body.get("model") is not None:
-                self._check_agent(access, body.get("model"), channel)
+                self._agent(access, body.get("model"), channel)
         parts = [*given.outputs.values(), *given.parts]
         if not parts:
             raise NotFound("the input replies to a question that has a reply; send a message")
@@ -371,7 +376,10 @@ class OpenAI:
         if body.get("metadata"):
             raise InvalidRequest("a conversation has no metadata here; keep it in your app", param="metadata")
         id, model, agents = secrets.token_hex(16), body.get("model"), access.agents()
-        if model is None and (len(agents) == 1 or "{model}" not in (self._channel or "{model}")):
+        if model is None:
+            if len(agents) > 1 and "{model}" in (self._channel or "{model}"):
+                detail = 'the hub has several agents: the conversation needs the name of one, extra_body={"model": …}'
+                raise InvalidRequest(f"{detail}, or a server with OpenAI(channel=…) without {{model}}", param="model")
             model = next(iter(agents), None)  # the channel is clear without one
         with _about("items"):
             channel = self._new_channel(access, model, id, ("history", "publish"), is_empty=not body.get("items"))
@@ -470,16 +478,11 @@ class OpenAI:
         self._agent(access, request.path_params["id"])
         return json_response(_model_of(request.path_params["id"]))
 
-    def _check_agent(self, access: Access, model: object, channel: str) -> None:
-        """Raise NotFound for a model that is no agent, and InvalidRequest if another agent serves the channel."""
-        name, pattern = self._agent(access, model)
-        others = [] if matches(pattern, channel) else access.agents().items()
-        if other := next((one for one, served in others if matches(served, channel)), None):
-            detail = f"the conversation is answered by {other!r}, not by {name!r}"
-            raise InvalidRequest(f"{detail}; send that model, or begin a new response", param="model")
+    def _agent(self, access: Access, model: object, channel: str | None = None) -> tuple[str, str]:
+        """Return the name and the channel pattern of the agent that a request names as its model.
 
-    def _agent(self, access: Access, model: object) -> tuple[str, str]:
-        """Return the name and the channel pattern of the agent that a request names as its model. Raises NotFound."""
+        Raises NotFound, and InvalidRequest if another agent serves `channel`.
+        """
         if not isinstance(model, str):
             detail = f"model must be the name of an agent, which GET /models lists, got {model!r:.80}"
             raise InvalidRequest(detail, param="model")
@@ -487,6 +490,10 @@ class OpenAI:
         if name not in agents:
             detail = f"model {model[:64]!r} does not exist; use the name of an agent, which GET /models lists"
             raise NotFound(detail, param="model")
+        others = {} if channel is None or matches(agents[name], channel) else agents
+        if other := next((one for one, pattern in others.items() if matches(pattern, channel or "")), None):
+            detail = f"the conversation is answered by {other!r}, not by {name!r}"
+            raise InvalidRequest(f"{detail}; send that model, or begin a new response", param="model")
         return name, agents[name]
 
 
@@ -770,6 +777,12 @@ class GivenInput:
         else:
             self.earlier.append((role, parts))  # without parts it may get calls
 
+    def take_instructions(self) -> str:
+        """Remove the messages of role system, but for those with files, and return their texts."""
+        told = [one for one in self.earlier if one[0] == "system" and all(part["type"] != "file" for part in one[1])]
+        self.earlier = [one for one in self.earlier if one not in told]
+        return "\n\n".join(part["text"] for _, parts in told for part in parts if part["type"] == "text")
+
     def add_call(self, item: Json, call: str, **result: object) -> None:
         """Add a call: to the answer before, if no message of the user or output is between."""
         name, is_custom = _text(item, "name"), item["type"] == "custom_tool_call"
@@ -803,6 +816,8 @@ def _about(name: str | Callable[[], str]) -> Iterator[None]:
     except (InvalidRequest, TooLarge) as error:
         error.details.setdefault("param", name if isinstance(name, str) else name())
         raise
+    except IdConflict:  # an id is random, or that of a key
+        raise IdConflict("the Idempotency-Key is that of another request; send a new one for other content") from None
 
 
 def _largest(body: Json, options: Json, limit: int) -> str:
@@ -908,7 +923,8 @@ def _given(items: Any, *, is_first: bool = True, joins_calls: bool = True, is_wh
         given.parts = given.earlier.pop(len(roles) - 1)[1]  # instructions behind the question come before it
     given.earlier = [(role, parts) for role, parts in given.earlier if parts]
     if len(given.earlier) > MAX_EARLIER:
-        raise InvalidRequest(f"the input has {len(given.earlier)} earlier messages; send at most {MAX_EARLIER}")
+        detail = f"the input has {len(given.earlier)} earlier messages; send at most {MAX_EARLIER}"
+        raise InvalidRequest(f"{detail}, or responses with previous_response_id or conversation and only what is new")
     return given
 
 
@@ -1153,9 +1169,9 @@ class _Socket:
             asked, status = await turn_of(access, of)
             found = next((one for one in self._lanes.values() if one.sending and one.sending.of == of), None)
             if found is None:
-                is_over = status.state == "over"
-                code = "response_already_completed" if is_over else "response_not_active"
-                detail = f"response {of.id()[:64]!r} {'is over' if is_over else 'does not run on this socket'}"
+                code = "response_already_completed" if status.state == "over" else "response_not_active"
+                running = "waits for a reply; send it first" if status.questions else "does not run on this socket"
+                detail = f"response {of.id()[:64]!r} {'is over' if status.state == 'over' else running}"
                 await self._refuse(lane, steer, code, detail)
                 return
             lane = found
@@ -1176,7 +1192,8 @@ class _Socket:
                 lane.steers.remove(steer)
             is_unknown = isinstance(error, NotFound | Forbidden | InvalidName)  # or another person's
             code = "too_many_pending_steers" if isinstance(error, TooMany) else "invalid_input"
-            await self._refuse(lane, steer, "response_not_found" if is_unknown else code, error.detail)
+            reason = unknown("response", previous) if is_unknown else error
+            await self._refuse(lane, steer, "response_not_found" if is_unknown else code, reason.detail)
 
     async def _report(self, lane: _Lane, name: str, steer: _Steer, **about: object) -> None:
         named: Json = {"previous_response_id": steer.previous} | ({"id": steer.id} if steer.asked is not None else {})

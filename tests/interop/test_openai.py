@@ -247,6 +247,20 @@ async def test_repeated_request_with_an_idempotency_key_gets_the_same_response(s
     options: Any = {"model": "bot", "input": "you", "extra_headers": {"Idempotency-Key": "k"}}
     one, other = [await scene.client.responses.create(**options) for _ in range(2)]
     assert (one.model_dump(), len(scene.turns)) == (other.model_dump(), 1)
+    with pytest.raises(openai.ConflictError, match="the Idempotency-Key is that of another request; send a new one"):
+        await scene.client.responses.create(**options | {"input": "me"})
+
+
+@pytest.mark.parametrize("is_chat", [True, False], ids=["chat", "responses"])
+async def test_too_many_earlier_messages_are_refused_with_what_to_send(scene: ClientScene, is_chat: bool) -> None:
+    given: Any = [{"role": role, "content": "x"} for _ in range(101) for role in ("user", "assistant")]
+    given.append({"role": "user", "content": "you"})
+    remedy = "202 earlier messages; send at most 200, or responses with previous_response_id or conversation"
+    with pytest.raises(openai.BadRequestError, match=remedy):
+        if is_chat:
+            await scene.client.chat.completions.create(model="bot", messages=given)
+        else:
+            await scene.client.responses.create(model="bot", input=given)
 
 
 async def test_repeated_output_joins_a_turn_whose_agent_has_not_written_it(scene: ClientScene) -> None:

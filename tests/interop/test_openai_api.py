@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable
 from itertools import cycle
 from typing import Any
 
+import agents
 import openai
 import pytest
 
@@ -40,6 +41,14 @@ async def test_fixed_name_of_a_model_is_an_agent(scene: ClientScene) -> None:
             await client.models.retrieve(name)
     response = await client.responses.create(model="gpt-4o", input="you")
     assert (response.model, response.output_text) == ("gpt-4o", ANSWER)
+
+
+async def test_session_of_a_hub_with_several_agents_is_told_what_its_conversation_needs(scene: ClientScene) -> None:
+    scene.hub.agent("other:*", name="other")(scene.script)
+    session = agents.OpenAIConversationsSession(openai_client=scene.client)
+    with pytest.raises(openai.BadRequestError, match=r'needs the name of one, extra_body=\{"model": …\}, or') as raised:
+        await session.get_items()
+    assert raised.value.param == "model"
 
 
 @pytest.mark.parametrize("kind", ["previous_response_id", "conversation"])
@@ -312,11 +321,37 @@ async def test_caller_that_may_only_ask_brings_no_message_of_another_role() -> N
     async with scene_of(authenticate=verifier("ann")) as scene:
         scene.gate.set()
         first = await scene.client.responses.create(model="bot", input="you")
-        for role in ("system", "assistant"):
-            given: Any = [{"role": role, "content": "Obey."}, {"role": "user", "content": "me"}]
+        photo = [{"type": "input_image", "image_url": "https://example.com/a.png"}]
+        for role, content in (("system", photo), ("assistant", "Obey.")):
+            given: Any = [{"role": role, "content": content}, {"role": "user", "content": "me"}]
             with pytest.raises(openai.PermissionDeniedError, match="'append'"):
                 await scene.client.responses.create(model="bot", input=given, previous_response_id=first.id)
         assert len((await scene.hub.history(scene.turns[0].channel)).messages) == 2
+
+
+@pytest.mark.parametrize("kind", ["previous_response_id", "conversation"])
+async def test_messages_of_the_system_are_instructions_of_a_caller_that_may_only_ask(kind: str) -> None:
+    async with scene_of(authenticate=verifier("ann")) as scene:
+        scene.gate.set()
+        into: Any = {"conversation": (await scene.client.conversations.create()).id}
+        if kind == "previous_response_id":
+            into = {kind: (await scene.client.responses.create(model="bot", input="you")).id}
+        given: Any = [
+            {"role": "system", "content": "Be kind."},
+            {"role": "developer", "content": [{"type": "input_text", "text": "Be brief."}]},
+            {"role": "user", "content": "me"},
+        ]
+        for wish, expected in (({}, ""), ({"instructions": "Rhyme."}, "Rhyme.\n\n")):  # the AI SDK sends them each time
+            response = await scene.client.responses.create(model="bot", input=given, **into, **wish)
+            assert response.output_text == ANSWER.replace("you", "me")
+            assert scene.turns[-1].request.instructions == f"{expected}Be kind.\n\nBe brief."
+            if kind == "previous_response_id":
+                into = {kind: response.id}
+        assert {one["role"] for one in await scene.turns[-1].history()} == {"user", "assistant"}
+        with pytest.raises(openai.APIStatusError) as raised:
+            given[0]["content"] = "x" * 600_000
+            await scene.client.responses.create(model="bot", input=given, **into)
+        assert (raised.value.status_code, raised.value.param) == (413, "instructions")
 
 
 async def paths_of(scene: ClientScene) -> dict[str, list[str]]:

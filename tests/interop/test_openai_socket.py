@@ -282,6 +282,10 @@ async def test_input_stays_pending_while_the_turn_waits_for_the_caller(scene: Cl
         scene.gate.set()
         events = await until(socket, lambda event: event.type == "response.steer.pending")
         assert (events[-2].type, events[-1].reason) == ("response.completed", "waiting_for_required_input")
+        await socket.response.steer(previous_response_id=response_id, input="late")
+        (failed,) = await until(socket)
+        assert failed.error.code == "response_not_active"
+        assert failed.error.message.endswith("waits for a reply; send it first")
         (stub,) = events[-1].required_input
         filled: Any = [{**stub.model_dump(), "output": "Ulm"}]
         await socket.response.create(model="bot", input=filled, previous_response_id=response_id)
@@ -322,6 +326,17 @@ async def test_input_for_no_running_response_fails_with_the_input(scene: ClientS
             await steer(socket, here, "x")
         await socket.response.steer(previous_response_id=here, input="x")
         assert (await until(socket))[0].error.code == "too_many_pending_steers"
+
+
+async def test_response_of_another_person_is_unknown_to_one_who_steers_it() -> None:
+    async with scene_of(channel="chat:{client}:{id}", authenticate=verifier(channels="chat:{}:*")) as scene:
+        theirs = await scene.begin()
+        async with scene.client.with_options(api_key="ben").responses.connect() as socket:
+            for id in ("resp_x", theirs):
+                await socket.response.steer(previous_response_id=id, input="x")
+                (failed,) = await until(socket)
+                assert failed.error.code == "response_not_found"
+                assert failed.error.message.startswith(f"response {id[:64]!r} does not exist;")
 
 
 # Resuming a response that has further input
