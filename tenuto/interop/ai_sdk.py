@@ -241,8 +241,7 @@ FINISH_REASONS = {"content_filter": "content-filter", "tool_calls": "tool-calls"
 STARTED, AVAILABLE, OVER = 1, 2, 3  # stages of a tool call on the page
 # When the next part needs a new step: after a result of the server, unless it joins the step; always.
 IN_STEP, ALWAYS = "result", "always"
-LATE = "the question has expired or was answered; the reply had no effect"
-UNASKED = """the agent has not asked for the result, with turn.ask(…, {"call": …}) before its turn ended, or """ + LATE
+LATE = 'the agent did not ask, with turn.ask(…, {"call": …}), or the question has expired or was answered: no effect'
 SHARED_CHARS = 16_384  # maximal length of a text whose frame is kept for the next viewer
 _STAGES = dict.fromkeys(("input-available", "approval-requested", "approval-responded"), AVAILABLE)
 _STAGES |= dict.fromkeys(("output-available", "output-error", "output-denied"), OVER) | {"input-streaming": STARTED}
@@ -588,15 +587,13 @@ class UIStream(EventStream):
             replied = [(part.value, tool) for part, tool in self._tools.items() if tool.has_reply]
             has_all = all(has_result(one) or tool.has_approval(approval_of(one, DEFAULT)) for one, tool in replied)
             if self._is_late and not has_all:
-                is_unasked = any(tool.is_own and not has_result(one) for one, tool in replied)
-                status, reason = "late", UNASKED if is_unasked else LATE
+                status, reason = "late", LATE
             else:
                 self._put(type="finish-step")
         if status == "complete":
             finish: Json = {"messageMetadata": meta} if meta else {}
-            if self._turn.counted():
-                known = str(meta.get("finish_reason", "stop"))  # of any JSON type
-                finish |= self._reason(FINISH_REASONS.get(known, "other"))
+            if self._turn.counted():  # the reason may be of any JSON type
+                finish |= self._reason(FINISH_REASONS.get(str(meta.get("finish_reason", "stop")), "other"))
             self._put(type="finish", **finish)
         elif status == "cancelled":
             self._put(type="abort")
@@ -711,16 +708,17 @@ def ui_messages(turns: Iterable[TurnStatus], release: Release) -> list[Json]:
     for turn in turns:
         if (question := turn.message) is not None:
             for call, one in outputs_in(question).items():
-                if call in calls:  # its turn has ended without the result, which another client has sent
+                if part := calls.pop(call, None):  # its turn has ended without the result of another client
                     ended = {"call": call, "state": "error" if "error" in one else "done", "output": one.get("output")}
-                    _settle(calls.pop(call), result_of(ended, release))
+                    result = result_of(ended, release)
+                    part |= {**result, "type": part["type"], "state": result["type"].removeprefix("tool-")}
             meta = {"metadata": own} if (own := app_meta(question.meta)) else {}
             parts = [_question_part(one) for one in question.parts]
             messages.append({"id": question.id, "role": "user", "parts": parts, **meta})
         if turn.state == "over":
             messages.append(_answer(turn, release))
-            shown = filter(is_tool, messages[-1]["parts"])
-            calls |= {one["toolCallId"]: one for one in shown if one["state"] == "input-available"}
+            shown = messages[-1]["parts"]
+            calls |= {one["toolCallId"]: one for one in shown if one.get("state") == "input-available"}
     return messages
 
 
@@ -736,12 +734,6 @@ def _question_part(part: Json) -> Json:
         case {"type": "file"}:
             return {"mediaType": "application/octet-stream", **part}
     return part
-
-
-def _settle(part: Json, chunk: Json) -> None:
-    """Give the part of a call the state and the result that a chunk has."""
-    part |= {name: chunk[name] for name in ("output", "errorText") if name in chunk}
-    part["state"] = chunk["type"].removeprefix("tool-")
 
 
 def _answer(turn: TurnStatus, release: Release) -> Json:
@@ -774,8 +766,9 @@ def _answer(turn: TurnStatus, release: Release) -> Json:
                 calls[approval] = calls[id]
             case {"type": "tool-approval-response", "approvalId": id, **reply}:
                 calls[id] |= {"state": "approval-responded", "approval": {"id": id, **reply}}
-            case {"toolCallId": id}:  # its input or output is available, an error, or denied
-                _settle(calls[id], chunk)
+            case {"type": str(kind), "toolCallId": id}:  # its input or output is available, an error, or denied
+                calls[id] |= {name: chunk[name] for name in ("output", "errorText") if name in chunk}
+                calls[id]["state"] = kind.removeprefix("tool-")
             case {"type": str(kind)} if kind.startswith(("data-", "file", "source-")):
                 parts.append(chunk)
     for part in filter(is_tool, parts):

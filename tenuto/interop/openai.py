@@ -142,8 +142,7 @@ class OpenAI:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a socket of Responses, as its ASGI app."""
-        begin = self._begin_response
-        await self._hub.serve_socket(scope, receive, send, lambda socket: _Socket(socket, begin).run())
+        await self._hub.serve_socket(scope, receive, send, lambda socket: _Socket(socket, self._begin_response).run())
 
     async def _create(self, request: Request) -> Response:
         """Store the question, or answer the agent, and respond as `stream` and `background` say."""
@@ -247,9 +246,8 @@ class OpenAI:
     async def _turn_in(self, access: Access, channel: str, given: GivenInput) -> Reference | None:
         """Return the turn of a conversation to which the input replies, else one that asks. Raises NotFound."""
         replies = [*(one.id("mcpr_") for one in given.approvals), *given.outputs]
-        for one in given.approvals:
-            if one.channel == channel:
-                return one.at()
+        if own := [one.at() for one in given.approvals if one.channel == channel]:
+            return own[0]
         turns = await access.conversation(channel, limit=_NEWEST) if replies else await access.open_turns(channel)
         for status in reversed(turns):
             calls = {part["call"] for one in status.answers for part in one.parts if part["type"] == "tool"}
@@ -376,11 +374,10 @@ class OpenAI:
         if body.get("metadata"):
             raise InvalidRequest("a conversation has no metadata here; keep it in your app", param="metadata")
         id, model, agents = secrets.token_hex(16), body.get("model"), access.agents()
-        if model is None:
-            if len(agents) > 1 and "{model}" in (self._channel or "{model}"):
-                detail = 'the hub has several agents: the conversation needs the name of one, extra_body={"model": …}'
-                raise InvalidRequest(f"{detail}, or a server with OpenAI(channel=…) without {{model}}", param="model")
-            model = next(iter(agents), None)  # the channel is clear without one
+        if model is None and len(agents) > 1 and "{model}" in (self._channel or "{model}"):
+            detail = 'the hub has several agents: the conversation needs the name of one, extra_body={"model": …}'
+            raise InvalidRequest(f"{detail}, or a server with OpenAI(channel=…) without {{model}}", param="model")
+        model = next(iter(agents), None) if model is None else model  # the channel is clear without one
         with _about("items"):
             channel = self._new_channel(access, model, id, ("history", "publish"), is_empty=not body.get("items"))
         await self._store_items(access, channel, body)
@@ -479,10 +476,7 @@ class OpenAI:
         return json_response(_model_of(request.path_params["id"]))
 
     def _agent(self, access: Access, model: object, channel: str | None = None) -> tuple[str, str]:
-        """Return the name and the channel pattern of the agent that a request names as its model.
-
-        Raises NotFound, and InvalidRequest if another agent serves `channel`.
-        """
+        """Return the name and the pattern of the agent `model`. Raises InvalidRequest if another serves `channel`."""
         if not isinstance(model, str):
             detail = f"model must be the name of an agent, which GET /models lists, got {model!r:.80}"
             raise InvalidRequest(detail, param="model")
@@ -634,13 +628,8 @@ async def with_references(access: Access, items: object, into: Reference | None,
         if size > (limit := access.limits.message_bytes):
             detail = f"the items that {param} refers to have more than {limit} bytes (Limits.message_bytes)"
             raise TooLarge(f"{detail}; {SHORTER}", limit=limit, param=param)
-    told: list[object] = []
-    for one in items:
-        if (referred := _referred(one)) is None:
-            told.append(one)
-        elif (item := found.pop(referred, None)) is not None:  # once: each copy would be stored
-            told.append(item)
-    return told
+    pairs = [(one, _referred(one)) for one in items]  # each item once: each copy would be stored
+    return [found.pop(id) if id else one for one, id in pairs if id is None or id in found]
 
 
 async def _path_to(access: Access, of: Reference) -> set[str]:
@@ -1117,8 +1106,7 @@ class _Socket:
                 continue
             steers = [] if is_new else await self._read_steers(lane, asked)
             if not asked.of.steers:  # the response to a call's output is the successor of input that waited for it
-                begin = asked.of.start
-                steers = [one for one in steers if not one.is_taken or reference(one.previous).start >= begin]
+                steers = [one for one in steers if not one.is_taken or reference(one.previous).start >= asked.of.start]
             if not steers:
                 for frame in events.late.splitlines():
                     await self._socket.send(frame)
@@ -1183,8 +1171,7 @@ class _Socket:
             stored = [one.asked.question for one in lane.steers if one.asked is not None]
             last = max([await _last_of(access, asked, status), *stored], key=lambda one: one.created)
             parent = UNSET if options.get(CONVERSATION) else last.id  # UNSET is the newest message
-            about: Any = {"parts": parts, "parent": parent, "options": options}
-            message = await access.create(of.channel, id=steer.id, **about)
+            message = await access.create(of.channel, id=steer.id, parts=parts, parent=parent, options=options)
             steer.asked = Asked(Reference(of.channel, steer.id), message, options)
             await self._report(lane, "accepted", steer)
         except TenutoError as error:

@@ -45,7 +45,7 @@ def is_text(event: Any) -> bool:
     return bool(event.type == "response.output_text.delta")
 
 
-async def begun_on(socket: Any, text: str = "you", **options: Any) -> list[Any]:
+async def begun_on(socket: Any, text: Any = "you", **options: Any) -> list[Any]:
     """Ask for a response, and return its events up to its first text."""
     await socket.response.create(model="bot", input=text, **options)
     return await until(socket, is_text)
@@ -294,6 +294,28 @@ async def test_input_stays_pending_while_the_turn_waits_for_the_caller(scene: Cl
         scene.script = writes("Good.")
         await socket.response.create(model="bot", input="next", previous_response_id=last[-1].response.id)
         assert text_of(await until(socket)) == "Good."
+
+
+async def test_input_for_the_response_to_an_output_has_its_successor(scene: ClientScene) -> None:
+    async def asks(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.part(ASKED_PLACE)
+            await message.part({"type": "text", "text": (await turn.ask("where", {"call": "c1"})).data})
+            await message.flush()
+            await scene.gate.wait()
+            await message.append(f", {(await turn.steered())[0].text}")
+
+    scene.script = asks
+    async with scene.client.responses.connect() as socket:
+        await socket.response.create(model="bot", input="you", tools=[PLACE])
+        id = (await until(socket))[-1].response.id
+        output: Any = [{"type": "function_call_output", "call_id": "c1", "output": "Ulm"}]
+        begun = await begun_on(socket, output, previous_response_id=id)
+        await steer(socket, begun[0].response.id, "shorter")
+        scene.gate.set()
+        first, second = await until(socket), await until(socket)
+    assert (first[-1].response.output_text, text_of(second)) == ("Ulm, shorter", "")
+    assert second[-1].response.previous_response_id == begun[0].response.id
 
 
 async def test_input_for_no_running_response_fails_with_the_input(scene: ClientScene) -> None:
