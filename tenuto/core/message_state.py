@@ -16,7 +16,7 @@ from tenuto.core.model import APPENDABLE, STEP_NAME, Json, Message, Part
 from tenuto.core.model import Command as SentCommand
 from tenuto.core.names import command_id
 from tenuto.core.ops import Command, Create, Reply, WriterIdentity
-from tenuto.core.text import PartState, Text
+from tenuto.core.text import FIRST_BYTES, PartState, Text
 
 # requests remembered per message, so that a repeated request with an id is recognised (`docs/protocol.md`, 8.2)
 KEPT_REQUESTS = 16
@@ -160,7 +160,7 @@ class MessageState:
     def cost_bytes(self) -> int:
         """Return an estimate of the memory that this message uses."""
         texts = sum(part.text.cost_bytes() for part in self.parts if isinstance(part.text, Text))
-        firsts = sum(part_bytes(part.first) for part in self.parts if part.first is not None)
+        firsts = FIRST_BYTES * sum(part.first is not None for part in self.parts)
         return 1_000 + self.size_bytes + texts + firsts
 
 

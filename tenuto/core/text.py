@@ -13,6 +13,8 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
 
+import msgspec
+
 from tenuto.core.model import APPENDABLE, Part
 
 # This many small pieces are joined into one. Joining copies each character once more, but then a piece is larger than
@@ -23,6 +25,8 @@ JOIN_PIECES = 64
 MAX_MARKS = 65_536
 # Bytes of text (UTF-8 JSON) between two stored marks, about (`docs/decisions/0001`).
 MARK_BYTES = 256
+# A replaced part keeps a first value of at most so many bytes of JSON: those of calls, not of files or large data.
+FIRST_BYTES = 1_024
 
 
 class Text:
@@ -149,7 +153,7 @@ class PartState:
         self.key = APPENDABLE.get(part["type"], "")
         self.opened = opened  # serial of the entry that opened the part
         self.changed = changed  # serial of the last entry that replaced the part; appends do not count
-        self.first: Part | None = None  # value with which a replaced part was opened; None: unknown
+        self.first: Part | None = None  # value with which a replaced part was opened; None: unknown, or not kept
         self.fields = part
         self.text: Text | TextFork | None = None
         if self.key:
@@ -183,7 +187,9 @@ class PartState:
     def replaced(self, part: Part, serial: int) -> PartState:
         """Return the state of this part after the entry `serial` has replaced it by `part`."""
         new = PartState(part, self.opened, serial)
-        new.first = self.as_changed() if self.changed == self.opened else self.first
+        new.first = self.first
+        if self.changed == self.opened and len(msgspec.json.encode(first := self.as_changed())) <= FIRST_BYTES:
+            new.first = first
         return new
 
 

@@ -73,11 +73,13 @@ def test_a_message_with_a_part_whose_first_value_is_unknown_comes_whole(harness:
     assert [type(event) for event in catch_up_events(other, 2)] == [MessagePart]
 
 
-def test_a_first_value_counts_in_the_memory_of_its_message(harness: LogHarness) -> None:
+@pytest.mark.parametrize(("size", "events"), [(100, [MessagePart, MessagePart]), (100_000, [MessageUpdate])])
+def test_a_large_first_value_is_not_kept(harness: LogHarness, size: int, events: list[type]) -> None:
     harness.stream("m")
-    for value in ("x" * 100_000, ""):
+    for value in ("x" * size, ""):
         harness.part("m", 0, data_part(value))
-    assert harness.state.cost_bytes() > 100_000
+    assert [type(event) for event in catch_up_events(harness, 1)] == events
+    assert harness.state.cost_bytes() < 10_000
 
 
 def test_entry_of_a_message_outside_memory_marks_the_state_incomplete(harness: LogHarness) -> None:
