@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Container, Hashable, Mapping
+from itertools import takewhile
 from typing import Literal
 
 from msgspec import Struct
@@ -341,7 +342,8 @@ class PresenceState:
             events.append(PresenceSync(members=now.members, count=now.count))
         else:
             # members that a feed at `position` shows, and that have left since; they may be here again
-            gone = {one for entered, left, one in self._left if entered <= position < left}
+            latest = takewhile(lambda stay: stay[1] > position, reversed(self._left))
+            gone = {one for entered, _, one in latest if entered <= position}
             for member_id, changed in reversed(self._changes.items()):
                 if changed <= position:
                     break
