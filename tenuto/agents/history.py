@@ -253,7 +253,7 @@ def _steps(message: Message, *, with_marks: bool = False) -> Iterator[_ModelStep
             shown: str | Part = part["text"]
         elif part["type"] == "file":
             shown = part if message.role == "user" else _placeholder(part)
-        elif with_marks and content and part["type"] == "data" and part["name"] == CACHED:
+        elif with_marks and content and not calls and part["type"] == "data" and part["name"] == CACHED:
             shown = part
         else:
             continue

@@ -89,6 +89,11 @@ def test_responses_has_the_results_of_a_round_behind_its_calls() -> None:
     ]
 
 
+def test_mark_of_a_cached_prompt_behind_a_call_marks_nothing() -> None:
+    mark: Part = {"type": "data", "name": "prompt_cache_breakpoint", "data": {"mode": "explicit"}}
+    assert as_turns([message("user", text("Why?"), call("a"), mark)], "responses")[0]["content"] == "Why?"
+
+
 def test_anthropic_puts_the_results_of_a_round_into_the_next_turn() -> None:
     def used(name: str) -> dict[str, Any]:
         return {"type": "tool_use", "id": name, "name": f"do_{name}", "input": {"x": 1}}
