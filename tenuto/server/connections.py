@@ -316,9 +316,9 @@ class TrustedProxies:
         self.includes: Callable[[str], bool] = lru_cache(maxsize=1024)(self._includes)
 
     def forward(self, scope: Any) -> str:
-        """Put the client and the scheme that a proxy names into the scope of its request. Return the client's address.
+        """Put client and scheme as a trusted proxy names them into the scope of its request. Return the client's address.
 
-        Those of a proxy that is not trusted do not count.
+        The caller has looked whether the peer is trusted.
         """
         proxy = scope["client"][0] if scope["client"] else ""
         client = self.client_of(proxy, scope["headers"])
