@@ -49,7 +49,7 @@ from tenuto.core.deltas import (
 from tenuto.core.errors import Deleted, Draining, Finished, InvalidRequest, NotFound, TenutoError, TooMany
 from tenuto.core.events import Page
 from tenuto.core.model import ATTEMPT, OPTIONS_KEY, Command, Json, Message, Part, Role, app_meta
-from tenuto.core.names import check_channel, check_id, check_prefix, command_key, is_id
+from tenuto.core.names import check_channel, check_id, check_prefix, command_key, is_id, matches
 from tenuto.core.requests import CreateMessage, DeleteMessage, ReplyCommand, SendCommand, references, whole
 from tenuto.core.requests import Request as HubRequest
 from tenuto.core.turns import INTERRUPTED, newest_branch, versions_of
@@ -287,9 +287,13 @@ class Access:
         commands = live.state.commands.values()
         return [one.data for one in commands if one.target in targets and one.reply is not None and one.reply.ok]
 
-    def agents(self) -> dict[str, str]:
-        """Return the names of the agents that are present, also in other processes, each with its channel pattern."""
-        return self._hub.runtime.scheduler.workers.patterns_by_name()
+    def agents(self, channel: str | None = None) -> dict[str, str]:
+        """Return the names of the agents that are present, also in other processes, each with its channel pattern.
+
+        With `channel`, those that serve it.
+        """
+        found = self._hub.runtime.scheduler.workers.patterns_by_name()
+        return {name: one for name, one in found.items() if channel is None or matches(one, channel)}
 
     async def turn(self, channel: str, message_id: str) -> TurnStatus:
         """Return the turn of a user message, as `Hub.turn` does. Raises NotFound, Deleted."""

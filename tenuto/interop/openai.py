@@ -43,7 +43,6 @@ from tenuto.core.errors import (
     TooLarge,
     TooMany,
 )
-from tenuto.core.names import matches
 from tenuto.interop.adapter import (
     Endpoint,
     T,
@@ -484,9 +483,9 @@ class OpenAI:
         if name not in agents:
             detail = f"model {model[:64]!r} does not exist; use the name of an agent, which GET /models lists"
             raise NotFound(detail, param="model")
-        others = {} if channel is None or matches(agents[name], channel) else agents
-        if other := next((one for one, pattern in others.items() if matches(pattern, channel or "")), None):
-            detail = f"the conversation is answered by {other!r}, not by {name!r}"
+        serving = access.agents(channel)
+        if serving and name not in serving:
+            detail = f"the conversation is answered by {next(iter(serving))!r}, not by {name!r}"
             raise InvalidRequest(f"{detail}; send that model, or begin a new response", param="model")
         return name, agents[name]
 

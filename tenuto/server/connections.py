@@ -316,7 +316,7 @@ class TrustedProxies:
         self.includes: Callable[[str], bool] = lru_cache(maxsize=1024)(self._includes)
 
     def forward(self, scope: Any) -> str:
-        """Put client and scheme as a trusted proxy names them into the scope of its request. Return the client's address.
+        """Put what a trusted proxy names, client and scheme, into the scope of its request. Return the client.
 
         The caller has looked whether the peer is trusted.
         """
