@@ -147,7 +147,6 @@ class Bounds:
             "_members": self._hub.limits.members,
             "_signals": presence_limits.KEPT_SIGNALS,
             "_left": presence_limits.KEPT_LEFT,
-            "_stays": presence_limits.KEPT_LEFT,
             "_changes": len(presence_state) + len(presence_state._left),
             "_owned": len(presence_state),
         }

@@ -99,6 +99,7 @@ delete        ok          forbidden   ok          ok          ok          forbid
 create        ok          id_conflict id_conflict id_conflict id_conflict id_conflict id_conflict ok
 end           finished    finished    finished    finished    finished    finished    not_found   finished
 claim         finished    finished    finished    finished    finished    finished    not_found   finished
+command       ok          ok          ok          ok          ok          ok          not_found   ok
 
 interrupted   owner       other       admin       app         server      nameless    blind       blind_owner
 append        finished    not_writer  not_writer  finished    finished    not_writer  not_found   finished
@@ -109,6 +110,8 @@ update        ok          forbidden   ok          ok          ok          forbid
 update_in_1   ok          forbidden   ok          ok          ok          forbidden   not_found   ok
 takeover      ok          ok          ok          ok          ok          ok          not_found   ok
 delete        ok          forbidden   ok          ok          ok          forbidden   not_found   ok
+command       ok          ok          ok          ok          ok          ok          not_found   ok
+part          finished    not_writer  not_writer  finished    finished    not_writer  not_found   finished
 
 # A writer that lost the message gets `fenced`, also if its identity is another one: it must stop.
 taken_over    owner       other       admin       app         server      nameless    blind       blind_owner
@@ -117,6 +120,7 @@ update        streaming   forbidden   streaming   streaming   streaming   forbid
 update_in_1   fenced      forbidden   not_writer  fenced      fenced      forbidden   not_found   fenced
 takeover      streaming   streaming   ok          streaming   ok          streaming   not_found   streaming
 delete        ok          forbidden   ok          ok          ok          forbidden   not_found   ok
+command       ok          ok          ok          ok          ok          ok          not_found   ok
 
 taken_over    carol       owner       other       admin
 append_2      ok          not_writer  not_writer  not_writer
@@ -148,6 +152,8 @@ update_in_1    forbidden   ok          ok          ok          forbidden   not_f
 takeover       finished    finished    finished    finished    finished    not_found
 command        ok          ok          ok          ok          ok          not_found
 delete         forbidden   ok          ok          ok          forbidden   not_found
+part           not_writer  not_writer  finished    finished    not_writer  not_found
+lease          not_writer  not_writer  finished    finished    not_writer  not_found
 
 # Anonymous callers cannot be distinguished: one may write another's streaming message.
 anonymous     other       admin       app         server      nameless
@@ -168,6 +174,7 @@ update        streaming   forbidden   streaming   streaming   streaming   forbid
 update_in_1   not_writer  forbidden   not_writer  ok          ok          forbidden   not_found   not_writer
 takeover      streaming   streaming   ok          streaming   ok          streaming   not_found   streaming
 delete        ok          forbidden   ok          ok          ok          forbidden   not_found   ok
+command       ok          ok          ok          ok          ok          ok          not_found   ok
 
 of_one        one         two
 append        ok          not_writer

@@ -99,7 +99,7 @@ async def test_hub_reads_notes_holds_and_notices_of_a_newer_release_as_far_as_it
             await until_it_listens(store)
         member = ["agent", 1, 1, {"state": "thinking"}, further]
         holds = {
-            "turns/newer": msgspec.json.encode({"patterns": ["c"], "waiting": ["c"], "later": further}),
+            "turns/newer": encode({"patterns": ["c"], "waiting": ["c"], "later": further}),
             "here/newer": encode([1, ["c"], [], 0, further]),
             "members/c/newer": encode([[["ann", member]], 0, further]),
             "later/newer": b"\xff",

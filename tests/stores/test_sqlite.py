@@ -100,7 +100,7 @@ async def test_many_channels_leave_memory_and_come_back(path: Path, monkeypatch:
             chat = Chat(store, f"c{number}")
             await chat.do(create("m1", "a", streaming=number % 10 == 0))
             await chat.do(append("m1", "b"))
-        assert store.stats()["channels"] <= 8 + 4
+        assert store.stats()["channels"] < 20  # 8, and those with pinned rows: 4 always, others for a moment
         assert [await head_of(store, f"c{number}") for number in (0, 1, 20)] == [
             Head("e1", 2),
             Head("e1", 1),
