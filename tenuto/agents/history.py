@@ -253,7 +253,7 @@ def _steps(message: Message, *, with_marks: bool = False) -> Iterator[_ModelStep
             shown: str | Part = part["text"]
         elif part["type"] == "file":
             shown = part if message.role == "user" else _placeholder(part)
-        elif with_marks and content and not calls and part["type"] == "data" and part["name"] == CACHED:
+        elif with_marks and not calls and _is_mark(part):
             shown = part
         else:
             continue
@@ -268,6 +268,12 @@ def _steps(message: Message, *, with_marks: bool = False) -> Iterator[_ModelStep
             content.append(shown)
     if content or calls:
         yield _ModelStep(content, calls)
+
+
+def _is_mark(part: Part) -> bool:
+    """Return whether a part is a mark of a cached prompt. Of another one, the provider would refuse each later turn."""
+    data = part.get("data") if part["type"] == "data" and part["name"] == CACHED else None
+    return isinstance(data, dict) and data.get("mode") == "explicit" and data.keys() <= {"mode", "ttl"}
 
 
 class _File(NamedTuple):
@@ -422,10 +428,10 @@ def _responses(message: Message) -> Iterator[dict[str, Json]]:
     for content, calls in _steps(message, with_marks=message.role != "assistant"):
         blocks: list[Json] = []
         for one in content:
-            if not isinstance(one, str) and one["type"] == "data":
-                blocks[-1] = {**blocks[-1], CACHED: one.get("data")}
-            else:
+            if isinstance(one, str) or one["type"] != "data":
                 blocks.append(_responses_content(one))
+            elif blocks:
+                blocks[-1] = {**blocks[-1], CACHED: one["data"]}
         if shown := _text_of(content) if all(isinstance(one, str) for one in content) else blocks:
             yield {"role": message.role, "content": shown}
         for part in calls:

@@ -89,9 +89,15 @@ def test_responses_has_the_results_of_a_round_behind_its_calls() -> None:
     ]
 
 
-def test_mark_of_a_cached_prompt_behind_a_call_marks_nothing() -> None:
+def test_mark_of_a_cached_prompt_without_a_text_or_of_another_form_marks_nothing() -> None:
     mark: Part = {"type": "data", "name": "prompt_cache_breakpoint", "data": {"mode": "explicit"}}
-    assert as_turns([message("user", text("Why?"), call("a"), mark)], "responses")[0]["content"] == "Why?"
+    other = mark | {"data": {"mode": "none", "x": 1}}
+    for parts in ((text("Why?"), call("a"), mark), (mark, text("Why?")), (text("Why?"), other)):
+        assert as_turns([message("user", *parts)], "responses")[0]["content"] in (
+            "Why?",
+            [{"type": "input_text", "text": "Why?"}],
+        )
+    assert as_turns([message("user", text("\n"), mark, call("a"))], "responses")[0]["type"] == "function_call"
 
 
 def test_anthropic_puts_the_results_of_a_round_into_the_next_turn() -> None:
