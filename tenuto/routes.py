@@ -49,7 +49,7 @@ from tenuto.core.deltas import (
 from tenuto.core.errors import Deleted, Draining, Finished, InvalidRequest, NotFound, TenutoError, TooMany
 from tenuto.core.events import Page
 from tenuto.core.model import ATTEMPT, OPTIONS_KEY, Command, Json, Message, Part, Role, app_meta
-from tenuto.core.names import check_channel, check_id, check_prefix, command_key, is_id, matches
+from tenuto.core.names import check_channel, check_id, check_prefix, command_key, is_id
 from tenuto.core.requests import CreateMessage, DeleteMessage, ReplyCommand, SendCommand, references, whole
 from tenuto.core.requests import Request as HubRequest
 from tenuto.core.turns import INTERRUPTED, newest_branch, versions_of
@@ -292,8 +292,7 @@ class Access:
 
         With `channel`, those that serve it.
         """
-        found = self._hub.runtime.scheduler.workers.patterns_by_name()
-        return {name: one for name, one in found.items() if channel is None or matches(one, channel)}
+        return self._hub.runtime.scheduler.workers.patterns_by_name(channel)
 
     async def turn(self, channel: str, message_id: str) -> TurnStatus:
         """Return the turn of a user message, as `Hub.turn` does. Raises NotFound, Deleted."""

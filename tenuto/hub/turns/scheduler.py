@@ -165,9 +165,10 @@ class WorkerPool:
         fitting = [one for one in self._workers if one.free > 0 and matches(one.pattern, channel)]
         return max(fitting, key=lambda one: (one is not suspect, one.free), default=None)
 
-    def patterns_by_name(self) -> dict[str, str]:
-        """Return the names of the workers, each with its pattern."""
-        return {worker.name: worker.pattern for worker in self._workers}
+    def patterns_by_name(self, channel: str | None = None) -> dict[str, str]:
+        """Return the names of the workers, each with its pattern; with `channel`, of those that serve it."""
+        fitting = (one for one in self._workers if channel is None or matches(one.pattern, channel))
+        return {worker.name: worker.pattern for worker in fitting}
 
     def has_agent(self, channel: str) -> bool:
         """Return whether an agent for `channel` is present."""
