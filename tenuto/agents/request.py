@@ -277,8 +277,9 @@ def _choice(value: Json) -> Json:
 def _form(value: Json) -> Json:
     """Return a form as Responses has it. Chat completions nest a schema, and the AI SDK need not name it."""
     if isinstance(value, dict) and value.get("type") == "json":
+        named = {"name": "response", **{name: one for name, one in value.items() if one is not None}}
         is_schema = isinstance(value.get("schema"), dict)
-        return {"name": "response", **value, "type": "json_schema"} if is_schema else {"type": "json_object"}
+        return {**named, "type": "json_schema"} if is_schema else {"type": "json_object"}
     nested = value.get("json_schema") if isinstance(value, dict) else None
     return {"type": "json_schema", **nested} if isinstance(nested, dict) else value
 

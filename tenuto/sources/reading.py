@@ -135,7 +135,9 @@ LOST = (
 _UNFINISHED = (
     "Streamed response ended without content or tool calls",  # of pydantic-ai
     *("No generation chunks were returned", "No generations found in stream"),  # of langchain
-    *("Model did not produce a final response", "Chat Completions stream ended before"),  # of openai-agents
+    # of openai-agents
+    *("Model did not produce a final response", "Chat Completions stream ended before"),
+    "Buffered Chat Completions tool call stream ended",
 )
 
 

@@ -314,7 +314,7 @@ def retry_after_s(error: BaseException) -> float:
             if (after := headers.get("retry-after")) is not None:
                 return _seconds(after)
             body = get(one, "body") or get(one, "details")
-            for detail in items(get(body, "error"), "details"):  # Google's RetryInfo: `37s`
+            for detail in items(get(body, "error") or body, "details"):  # Google's RetryInfo: `37s`
                 if (after := word(detail, "retryDelay")) is not None:
                     return _seconds(after.removesuffix("s"))
     return 0.0
