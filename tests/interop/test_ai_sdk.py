@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import httpx2
-import openai
 import pytest
 from fastapi import FastAPI, Request
 from starlette.responses import Response
@@ -557,13 +556,13 @@ async def test_loaded_call_has_the_result_that_another_client_has_sent_after_its
     async with playing(PageScene, both, "/api/chat") as scene, pages_at(f"{scene.address}/api/chat") as pages:
         called = {**CALL, "name": "place", "state": "called"}
         scene.script = writes(called, {**called, "call": "c2"}, {**called, "call": "c3"})
-        async with openai.AsyncOpenAI(base_url=f"{scene.address}/v1", api_key="key", max_retries=0) as client:
-            tool: Any = {"type": "function", "name": "place", "parameters": {"type": "object"}}
-            into: Any = {"model": "agent", "conversation": Reference("chat:1").id("conv_"), "tools": [tool]}
-            await client.responses.create(input="you", **into)
+        async with httpx2.AsyncClient(base_url=scene.address) as client:
+            tool = {"type": "function", "name": "place", "parameters": {"type": "object"}}
+            into = {"model": "agent", "conversation": Reference("chat:1").id("conv_"), "tools": [tool]}
+            assert (await client.post("/v1/responses", json={**into, "input": "you"})).status_code == 200
             scene.script = writes("Here.")
-            sent: Any = [{"type": "function_call_output", "call_id": id, "output": f"in {id}"} for id in ("c1", "c2")]
-            await client.responses.create(input=sent, **into)
+            sent = [{"type": "function_call_output", "call_id": id, "output": f"in {id}"} for id in ("c1", "c2")]
+            assert (await client.post("/v1/responses", json={**into, "input": sent})).status_code == 200
         await pages("a", "open", id="1", load=True)
         parts = (await pages("a", "state"))["messages"][1]["parts"]
     shown = [(one["toolCallId"], one["state"], one.get("output")) for one in parts if one["type"] == "tool-place"]
