@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import socket
 import weakref
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -253,6 +255,58 @@ async def test_chunks_that_arrive_in_the_piece_of_a_body_before_them_are_parsed_
     protocol.data_received((CHUNKED + b"1\r\nx\r\n" * 2_000)[:READ_BYTES])
     assert max(parsed) == SLICE_BYTES
     await peers.close()
+
+
+class ConnectedTransport(Transport):
+    """A transport with a connected socket of the kernel, from which it does not read."""
+
+    def __init__(self, one: socket.socket) -> None:
+        super().__init__()
+        self._extra["socket"] = one
+
+
+@virtually
+@pytest.mark.parametrize(
+    ("begin", "piece", "is_dropped"),
+    [
+        (CHUNKED, b"1\r\nx\r\n", True),
+        (NEXT, b"\r\n", True),
+        (NEXT, NEXT, False),
+        (NEXT, b"\r\n" * 2_000 + NEXT, False),
+    ],
+    ids=["rest of a refused body", "blank lines", "requests", "requests behind blank lines"],
+)
+async def test_flood_is_parsed_no_further_once_its_peer_has_left(begin: bytes, piece: bytes, is_dropped: bool) -> None:
+    """The rest waits until the peer reads, and would be parsed although no peer waits for a result."""
+
+    async def refusing(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 401, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body"})
+
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listening,
+        closing(socket.create_connection(listening.getsockname())) as peer,
+        closing(listening.accept()[0]) as accepted,
+    ):
+        peers = Peers(0, 0, b"", refusing)
+        peers.add(begin, ConnectedTransport(accepted))
+        await asyncio.sleep(0.1)
+        protocol, transport = peers.protocols[0], peers.transports[0]
+        for is_gone in (False, True):
+            protocol.pause_writing()
+            protocol.data_received((piece * 8_192)[:READ_BYTES])
+            if is_gone:
+                peer.close()
+                wait_for_end(accepted)
+            protocol.resume_writing()
+            assert transport.is_over == (is_gone and is_dropped)
+        await peers.close()
+
+
+def wait_for_end(one: socket.socket) -> None:
+    """Return when the kernel has received the end of a connection. Raises TimeoutError after five seconds."""
+    one.settimeout(5)
+    assert one.recv(1, socket.MSG_PEEK) == b""
 
 
 @pytest.mark.parametrize("begin", [b"", NEXT], ids=["silent", "a request"])

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import sys
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
@@ -105,6 +107,21 @@ def body_length(headers: Iterable[tuple[bytes, bytes]]) -> int:
     The parser refuses a request with two lengths, or with a length and chunks.
     """
     return next((int(value) for name, value in headers if name == b"content-length"), 0)
+
+
+# States of a TCP connection in Linux: closed, and closed by the peer.
+_ENDED = (b"\x07", b"\x08")
+
+
+def has_peer_left(transport: asyncio.Transport) -> bool:
+    """Return whether the peer has closed the connection, although its input may not have been read yet.
+
+    Always False on systems other than Linux.
+    """
+    connection = transport.get_extra_info("socket")
+    if sys.platform != "linux" or connection is None:
+        return False
+    return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) in _ENDED
 
 
 def write_last(transport: asyncio.Transport, data: bytes) -> None:
@@ -335,10 +352,20 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
 
     def _go_on(self) -> None:
         """Parse the input that was set aside; when it is used up, read more."""
+        if self._unread and self._is_void() and has_peer_left(self.transport):
+            self.transport.abort()
+            return
         if self._unread and not (self.pipeline or self._is_last or self.transport.is_closing()):
             data, self._unread = self._unread, b""
             self.data_received(data)
         self.flow.resume_reading()
+
+    def _is_void(self) -> bool:
+        """Return whether the input that was set aside is of no use: blank lines, or a body after its response."""
+        cycle = self.cycle
+        if self.is_in_head() or (cycle is not None and not cycle.response_complete):
+            return False
+        return (cycle is not None and cycle.more_body) or not self._unread.strip(b"\r\n")
 
     def _parse(self, data: bytes) -> None:
         cycle = self.cycle
