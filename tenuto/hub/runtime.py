@@ -75,9 +75,12 @@ class Runtime:
             left_s=self.nodes.left_s,
             spawn=self.tasks.spawn,
         )
-        live, time = lambda: list(self.channels.values()), (self.loop, clock, self.deadlines)
-        workers = WorkerPool(*time, store, live, self.tasks.spawn)
-        self.scheduler = TurnScheduler(*time, workers, self.nodes, self.submit, self.channels.get)
+        workers = WorkerPool(
+            self.loop, clock, self.deadlines, store, lambda: list(self.channels.values()), self.tasks.spawn
+        )
+        self.scheduler = TurnScheduler(
+            self.loop, clock, self.deadlines, workers, self.nodes, self.submit, self.channels.get
+        )
         self.nodes.regained = self.scheduler.offer_all
         notifier = Notifier(bus or shared_store, self.nodes)
         shared: SharedPresence | None = None
