@@ -288,10 +288,7 @@ class Access:
         return [one.data for one in commands if one.target in targets and one.reply is not None and one.reply.ok]
 
     def agents(self, channel: str | None = None) -> dict[str, str]:
-        """Return the names of the agents that are present, also in other processes, each with its channel pattern.
-
-        With `channel`, those that serve it.
-        """
+        """Return the names of the agents, also of other processes, that serve `channel` or any, with their patterns."""
         return self._hub.runtime.scheduler.workers.patterns_by_name(channel)
 
     async def turn(self, channel: str, message_id: str) -> TurnStatus:

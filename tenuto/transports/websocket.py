@@ -91,17 +91,16 @@ class Sockets:
         is_by_header = header(scope, b"authorization") is not None
         try:
             identity = await (identify if is_by_header else known_identity)(self._hub, scope)
-            if identity is None:
-                return unknown
-            credentials = Credentials(self._hub, scope, identity)
-            credentials.is_ambient = is_by_cookie(self._hub, scope) or visit_in(scope).is_ambient
-            credentials.take_slot()
-            return credentials
+            if identity is not None:
+                credentials = Credentials(self._hub, scope, identity)
+                credentials.is_ambient = is_by_cookie(self._hub, scope) or visit_in(scope).is_ambient
+                credentials.take_slot()
+                return credentials
         except (Unauthenticated, TooMany) as error:
             if is_by_header:
                 raise
             unknown.refusal = error if isinstance(error, TooMany) else None
-            return unknown
+        return unknown
 
     async def serve(self, credentials: Credentials, scope: Scope, receive: Receive, send: Send) -> None:
         """Accept the socket, and run it until its end."""
