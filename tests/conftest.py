@@ -58,7 +58,7 @@ def transports(one: str) -> list[Any]:
 os.environ["SSL_CERT_FILE"] = str(Path(__file__).with_name("authority.pem"))
 
 # A sync of a file takes 1 to 7 ms on a disk, and the tests of the stores wait for some 10,000. A process that is killed
-# loses nothing of a file in memory either, and the loss of power is played with copies of files.
+# leaves a file in memory as it was, and the loss of power is played with copies of files.
 if MEMORY is not None and "TMPDIR" not in os.environ and shutil.disk_usage(MEMORY).free > 4 * 2**30:
     os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
 
