@@ -568,8 +568,10 @@ class StoreContract:
         assert lives[0] < lives[1] < lives[2]
         await store.tidy(until_ms - 1)
         assert await head_of(store, "c") == gone
+        late = Chat(store, epoch="e3", lives=lives[-1])  # has read a life that will be forgotten
         await store.tidy(lives[-1])
         assert await head_of(store, "c") == NOTHING
+        assert await late.do(create("m1", "late")) == Conflict(NOTHING)
         assert (await emptied(store, "c", used_up=["m9"], until_ms=until_ms + MINUTE_MS)).lives > lives[-1]
 
     async def test_a_channel_that_has_moved_is_not_deleted(self, store: Store) -> None:
