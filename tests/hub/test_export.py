@@ -481,3 +481,18 @@ async def test_of_two_files_in_one_channel_at_once_no_part_stays(
     assert (await reader.archive.import_file(files[1])).messages == 5
     for hub in (first, second, reader):
         await hub.close()
+
+
+async def test_an_import_that_was_overtaken_leaves_the_messages_of_the_other_one(tmp_path: Path) -> None:
+    file = await exported_messages(tmp_path, 3)  # the same one twice, so only the epoch tells the two apart
+    store = _Overtaking("never")
+    first, second = (HubCore(store, hooks_signals=False) for _ in range(2))
+    held_up = asyncio.create_task(first.archive.import_file(file))
+    await asyncio.wait_for(store.first_waits.wait(), 60)
+    assert (await second.archive.import_file(file)).messages == 3
+    store.may_go_on.set()
+    with pytest.raises(IdConflict):
+        await held_up
+    assert len(await texts(second)) == 3
+    for hub in (first, second):
+        await hub.close()
