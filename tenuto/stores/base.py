@@ -115,13 +115,6 @@ class Facts(NamedTuple):
     facts: list[Fact]
 
 
-class Pruned(NamedTuple):
-    """The head of a channel after a removal, and the ids of the messages and commands that went."""
-
-    head: Head
-    ids: list[str]
-
-
 class Hold(Struct, frozen=True):
     """A small value of one node. It ends at `until_ms` by the store's clock; with None, with the node's lease."""
 
@@ -249,8 +242,8 @@ class Store(Protocol):
         They are in the order of these versions; deleted ones are included.
         """
 
-    async def prune(self, channel: str, *, epoch: str, versions: Mapping[str, int]) -> Pruned:
-        """Remove the messages and commands `versions`, with their ids and text, in one transaction.
+    async def prune(self, channel: str, *, epoch: str, versions: Mapping[str, int]) -> list[str]:
+        """Remove the messages and commands `versions`, with their text, in one transaction. Return the ids that went.
 
         Those stay whose document has another version by now, or that are busy (`Fact.is_busy`). None goes if the
         channel has another epoch. The `floor` rises to the highest version that went; the serial stays. Text leaves the

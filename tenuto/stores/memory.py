@@ -22,7 +22,6 @@ from tenuto.stores.base import (
     Fact,
     Facts,
     Head,
-    Pruned,
     StoredPage,
     Tail,
     Write,
@@ -257,7 +256,7 @@ class MemoryStore:
         facts = [one for one in known.facts() if one.version > after][:limit] if known is not None else []
         return Facts(self._head(channel), facts)
 
-    async def prune(self, channel: str, *, epoch: str, versions: Mapping[str, int]) -> Pruned:
+    async def prune(self, channel: str, *, epoch: str, versions: Mapping[str, int]) -> list[str]:
         """Remove messages and commands (`Store.prune`)."""
         known = self._channels.get(channel)
         gone: list[Fact] = []
@@ -267,7 +266,7 @@ class MemoryStore:
                 del known.messages[one.id]
             if gone:
                 known.floor = max(known.floor, *(one.version for one in gone))
-        return Pruned(self._head(channel), [one.id for one in gone])
+        return [one.id for one in gone]
 
     async def commands(self, channel: str, *, after: str | None, limit: int) -> list[str]:
         """Return the ids of commands (`Store.commands`)."""

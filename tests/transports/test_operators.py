@@ -28,7 +28,6 @@ from tenuto.hub.access.identity import CAPABILITIES, Identity
 from tenuto.hub.keep.archive import MAX_REMOVALS
 from tenuto.hub.keep.records import End, encode_line
 from tenuto.hub.lifecycle import Viewing
-from tenuto.stores.base import Pruned
 from tenuto.transports import http
 from tenuto.transports.http import LinesResponse, with_signs
 from tests.transports.conftest import PATIENCE_S, Served, asking, new_hub, serving
@@ -156,7 +155,7 @@ async def test_a_removal_ends_with_its_connection_and_the_same_request_goes_on(
     reached, ended, prune = asyncio.Event(), asyncio.Event(), stored.store.prune
     steps: list[str] = []
 
-    async def stuck(channel: str, **wanted: Any) -> Pruned:
+    async def stuck(channel: str, **wanted: Any) -> list[str]:
         steps.append(channel)
         if len(steps) == 2:
             reached.set()

@@ -222,7 +222,7 @@ class Forgetting:
             if isinstance(result, Conflict):
                 continue
             versions = {message_id: documents[message_id].version for message_id in gone}
-            self._count((await self._store.prune(channel, epoch=head.epoch, versions=versions)).ids)
+            self._count(await self._store.prune(channel, epoch=head.epoch, versions=versions))
             return True
         raise outpaced(channel, MAX_CONFLICTS)
 

@@ -199,7 +199,7 @@ class Retainer:
     async def _remove(self, runtime: Runtime, channel: str, epoch: str, step: Sequence[Fact]) -> None:
         """Remove the messages of one step that have not changed since."""
         pruned = await runtime.store.prune(channel, epoch=epoch, versions={one.id: one.version for one in step})
-        gone = [one for one in step if one.id in pruned.ids]
+        gone = [one for one in step if one.id in pruned]
         self._messages += sum(one.is_counted for one in gone)
         self._bytes += sum(one.size_bytes for one in gone)
         await _follow(runtime, channel)

@@ -35,7 +35,6 @@ from tenuto.stores.base import (
     Head,
     Hold,
     Notice,
-    Pruned,
     Renewal,
     Tail,
     Write,
@@ -375,7 +374,7 @@ class PostgresStore:
             self._uncovered.forget(channel)
         return result
 
-    async def prune(self, channel: str, *, epoch: str, versions: Mapping[str, int]) -> Pruned:
+    async def prune(self, channel: str, *, epoch: str, versions: Mapping[str, int]) -> list[str]:
         """Remove messages and commands (`Store.prune`)."""
         async with self._transaction(late=CommitUnknown) as writer:
             return await writer.prune(channel, epoch, versions)

@@ -12,7 +12,7 @@ from asyncpg import Connection, Record
 
 from tenuto.core.document import Document
 from tenuto.core.errors import StoreUnusable
-from tenuto.stores.base import NOTHING, Committed, Conflict, Head, Pruned, Write, next_lives
+from tenuto.stores.base import NOTHING, Committed, Conflict, Head, Write, next_lives
 from tenuto.stores.postgres.reading import (
     TAIL_BYTES,
     PostgresReader,
@@ -259,21 +259,21 @@ class PostgresWriter:
                 await self._db.execute(f"DELETE FROM {self._schema}.{table} WHERE channel = $1", number)
         return (await reader.heads([channel]))[0]
 
-    async def prune(self, channel: str, epoch: str, versions: Mapping[str, int]) -> Pruned:
+    async def prune(self, channel: str, epoch: str, versions: Mapping[str, int]) -> list[str]:
         """Remove messages and commands (`Store.prune`)."""
         await self._db.execute(f"SELECT FROM {self._schema}.channels WHERE name = $1 FOR UPDATE", channel)
         log = await self._reader.log(channel)
         # entries stay in the tail after their document; without a document they would count as lost ones
         wanted = [(one, version) for one, version in versions.items() if one not in log.entries]
         if log.id is None or log.head.epoch != epoch or not wanted:
-            return Pruned(log.head, [])
+            return []
         rows = await self._db.fetch(_PRUNE.format(schema=self._schema), log.id, *map(list, zip(*wanted, strict=True)))
         if not rows:
-            return Pruned(log.head, [])
+            return []
         await self._each(_DROP_TEXTS, [(log.id, row["message"]) for row in rows])
         floor = max(log.head.floor, *(row["version"] for row in rows))
         await self._db.execute(f"UPDATE {self._schema}.channels SET floor = $2 WHERE id = $1", log.id, floor)
-        return Pruned(log.head._replace(floor=floor), [row["message"] for row in rows])
+        return [row["message"] for row in rows]
 
     async def reload(self, channel: str) -> None:
         """Track the entries of `channel` that no document contains, as the database has them."""

@@ -32,7 +32,6 @@ from tenuto.stores.base import (
     Conflict,
     Facts,
     Head,
-    Pruned,
     StoredPage,
     Tail,
     Write,
@@ -597,11 +596,11 @@ class Engine:
         pinned = {message_id for message_id, tracked in channel.tracked.items() if tracked.slots}
         return Facts(channel.head, [one._replace(is_busy=one.is_busy or one.id in pinned) for one in facts])
 
-    def prune(self, name: str, *, epoch: str, versions: Mapping[str, int]) -> Pruned:
+    def prune(self, name: str, *, epoch: str, versions: Mapping[str, int]) -> list[str]:
         """Remove messages and commands (`Store.prune`)."""
         channel = self.channels.find(name)
         if channel is None or channel.epoch != epoch:
-            return Pruned(self.channels.head(name), [])
+            return []
         gone = []
         for message_id, version in versions.items():
             found = self._documents.fact(channel.id, message_id)
@@ -620,7 +619,7 @@ class Engine:
                 channel.tracked.pop(fact.id, None)
             self._note_written(5 * INTEGER_BYTES, documents=len(gone))
             self._is_wipe_due = True
-        return Pruned(channel.head, [fact.id for _, fact in gone])
+        return [fact.id for _, fact in gone]
 
     def _sweep(self, channel: int, limit: int) -> bool:
         """Remove up to `limit` remaining documents of a deleted channel; returns whether no more can be removed."""
@@ -638,12 +637,12 @@ class Engine:
             )
         return not (rows and removed)
 
-    def _drop_outdated(self, now_ms: int, limit: int) -> int | None:
-        """Remove used-up ids and the data of up to `limit` commands whose time is over.
+    def _drop_outdated(self, now_ms: int) -> int | None:
+        """Remove used-up ids and the data of up to `STEP_DOCUMENTS` commands whose time is over.
 
         Return the number of these commands; None if there was no data to remove.
         """
-        commands = self._documents.outdated(now_ms, limit)
+        commands = self._documents.outdated(now_ms, STEP_DOCUMENTS)
         over = self._file.db.execute("SELECT 1 FROM graves WHERE until_ms <= ? LIMIT 1", (now_ms,)).fetchone()
         if not commands and over is None:
             return None
@@ -658,7 +657,7 @@ class Engine:
         """Do a round of housekeeping (`Store.tidy`)."""
         self._space.count_free()  # first, because the rest fails if the list of free slots is damaged
         due = list(self._log.due(now_ms, old_ms=OLD_MS, limit_bytes=MAX_LOG_BYTES))
-        outdated = self._drop_outdated(now_ms, STEP_DOCUMENTS)
+        outdated = self._drop_outdated(now_ms)
         if outdated is not None:
             self._note_pages(COMMIT_PAGES + outdated * DOCUMENT_PAGES)
         self.wipe()
