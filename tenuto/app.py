@@ -82,14 +82,11 @@ class Hub(HubCore):
         together `budget_s`, without the time in which the turn waits for a person. After `max_tries` (1 to 5) attempts
         whose process died the turn fails. At most `slots` turns run at once.
         """
-
-        if not isinstance(pattern, str):
-            raise LocalError(f'pattern must be a string, as in @hub.agent("chat:*"), got {shown(pattern)}')
         check_pattern(pattern)
 
         def register(handler: Handler) -> Handler:
             agent = check_agent(Agent(handler, name or handler.__name__, on_crash, timeout_s, budget_s, max_tries))
-            local = LocalAgent(self, agent, check_pattern(pattern), when_busy=when_busy, slots=slots)
+            local = LocalAgent(self, agent, pattern, when_busy=when_busy, slots=slots)
             self.on_start(local.start)
             return handler
 

@@ -59,7 +59,7 @@ class Sent(NamedTuple):
 
 
 class Backend(Protocol):
-    """The operations of a hub that a turn uses."""
+    """The operations of a hub that a turn uses, in the name of its agent."""
 
     @property
     def is_shutting_down(self) -> bool:
@@ -84,14 +84,13 @@ class Backend(Protocol):
         channel: str,
         message_id: str,
         *,
-        author: str,
         reply_to: str,
         parent: str | None,
         meta: dict[str, Json],
     ) -> Writer:
         """Return the writer of a new answer, for `async with`. It follows `parent`, else `reply_to`."""
 
-    async def take_over(self, channel: str, message_id: str, *, author: str) -> Writer:
+    async def take_over(self, channel: str, message_id: str) -> Writer:
         """Take over an interrupted answer, and return its writer, for `async with`."""
 
     async def read(self, channel: str, message_id: str) -> tuple[Message, str]:
@@ -100,24 +99,22 @@ class Backend(Protocol):
     async def page(self, channel: str, *, before: int | None, limit: int) -> Page:
         """Return a page of messages, newest first."""
 
-    async def command(
-        self, channel: str, name: str, *, id: str, target: str, data: Json, by: str, expires_s: float
-    ) -> Sent:
+    async def command(self, channel: str, name: str, *, id: str, target: str, data: Json, expires_s: float) -> Sent:
         """Send a command of this attempt. Raises Fenced if a later one has the turn."""
 
     def note_new(self, channel: str, command_id: str) -> None:
         """Note that no command of this id was sent before, so that the hub need not look for it in its store."""
 
-    async def reply(self, channel: str, command_id: str, *, ok: bool, data: Json, error: Json, by: str) -> None:
+    async def reply(self, channel: str, command_id: str, *, ok: bool, data: Json, error: Json) -> None:
         """Reply to a command; to a step as this attempt."""
 
     async def watch(self, channel: str) -> Watch:
         """Follow a channel from now on."""
 
-    async def take_waiting(self, channel: str, message_id: str, *, by: str, turn: str) -> bool:
+    async def take_waiting(self, channel: str, message_id: str, *, turn: str) -> bool:
         """Take a waiting user message into the turn of message `turn`. Return False if another turn has it."""
 
-    def progress(self, channel: str, name: str, data: dict[str, Json]) -> None:
+    def progress(self, channel: str, data: dict[str, Json]) -> None:
         """Show people the state of the agent, which is never stored."""
 
 

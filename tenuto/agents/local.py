@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
@@ -29,8 +28,6 @@ from tenuto.portal import Writer
 
 if TYPE_CHECKING:
     from tenuto.hub.hub import HubCore
-
-logger = logging.getLogger("tenuto.agents")
 
 HAND_OVER_S = 2.0  # time that a draining process waits until its store has the hand-over of a turn
 
@@ -75,7 +72,7 @@ class LocalAgent:
             running.stop(is_lost=state == "lost")
 
     async def _run(self, turn: AssignedTurn, claimed_s: float) -> None:
-        backend = LocalBackend(self._hub, turn.generation, claimed_s)
+        backend = LocalBackend(self._hub, self.name, turn.generation, claimed_s)
         running = None
         try:
             message = await patiently(lambda: find(backend, turn.channel, turn.message_id))
@@ -128,9 +125,10 @@ class LocalAgent:
 class LocalBackend:
     """The hub in this process, as the backend of an attempt at a turn."""
 
-    def __init__(self, hub: HubCore, attempt: int, claimed_s: float) -> None:
-        """Give the operations to attempt `attempt`, which `hub` has since `claimed_s`, a time of its loop."""
+    def __init__(self, hub: HubCore, name: str, attempt: int, claimed_s: float) -> None:
+        """Give the operations to attempt `attempt` of agent `name`, claimed at `claimed_s` by the hub's loop."""
         self._hub = hub
+        self._name = name
         self._attempt = attempt
         self._claimed_s = claimed_s
 
@@ -162,21 +160,20 @@ class LocalBackend:
         channel: str,
         message_id: str,
         *,
-        author: str,
         reply_to: str,
         parent: str | None,
         meta: dict[str, Json],
     ) -> Writer:
         """Return the writer of a new answer (`Backend.write`)."""
         writer = self._hub.message(
-            channel, id=message_id, author=author, reply_to=reply_to, meta=meta, parent=parent or reply_to
+            channel, id=message_id, author=self._name, reply_to=reply_to, meta=meta, parent=parent or reply_to
         )
         writer.turn_attempt = self._attempt
         return writer
 
-    async def take_over(self, channel: str, message_id: str, *, author: str) -> Writer:
+    async def take_over(self, channel: str, message_id: str) -> Writer:
         """Take over an interrupted answer (`Backend.take_over`)."""
-        return await self._hub.take_over(channel, message_id, author=author)
+        return await self._hub.take_over(channel, message_id, author=self._name)
 
     async def read(self, channel: str, message_id: str) -> tuple[Message, str]:
         """Return a message and its cursor (`Backend.read`)."""
@@ -186,12 +183,10 @@ class LocalBackend:
         """Return a page of messages (`Backend.page`)."""
         return await self._hub.history(channel, before=before, limit=limit)
 
-    async def command(
-        self, channel: str, name: str, *, id: str, target: str, data: Json, by: str, expires_s: float
-    ) -> Sent:
+    async def command(self, channel: str, name: str, *, id: str, target: str, data: Json, expires_s: float) -> Sent:
         """Send a command (`Backend.command`)."""
         request = SendCommand(name=name, target=target, data=data, expires_s=expires_s, generation=self._attempt)
-        sent = await self._hub.ask(channel, command_key(id), request, self._hub.caller(by))
+        sent = await self._hub.ask(channel, command_key(id), request, self._hub.caller(self._name))
         assert sent.command is not None
         return Sent(sent.command, sent.reply)
 
@@ -199,25 +194,25 @@ class LocalBackend:
         """Note that no command of this id was sent before (`Backend.note_new`)."""
         self._hub.channel(channel).note_absent(command_key(command_id))
 
-    async def reply(self, channel: str, command_id: str, *, ok: bool, data: Json, error: Json, by: str) -> None:
+    async def reply(self, channel: str, command_id: str, *, ok: bool, data: Json, error: Json) -> None:
         """Reply to a command (`Backend.reply`)."""
         request = ReplyCommand(ok=ok, data=data, error=error, generation=self._attempt)
-        await self._hub.ask(channel, command_key(command_id), request, self._hub.caller(by))
+        await self._hub.ask(channel, command_key(command_id), request, self._hub.caller(self._name))
 
     async def watch(self, channel: str) -> Watch:
         """Follow a channel (`Backend.watch`)."""
         return LocalWatch(self._hub, channel)
 
-    async def take_waiting(self, channel: str, message_id: str, *, by: str, turn: str) -> bool:
+    async def take_waiting(self, channel: str, message_id: str, *, turn: str) -> bool:
         """Take a waiting user message into a turn (`Backend.take_waiting`)."""
-        return await self._hub.take_waiting(channel, message_id, by, turn=turn)
+        return await self._hub.take_waiting(channel, message_id, self._name, turn=turn)
 
-    def progress(self, channel: str, name: str, data: dict[str, Json]) -> None:
+    def progress(self, channel: str, data: dict[str, Json]) -> None:
         """Show people the state of the agent (`Backend.progress`)."""
         limits = self._hub.limits
         # bounded, because the state is sent to all viewers
         check_json(data, limits.data_bytes, "an agent's state", depth=limits.depth)
-        self._hub.runtime.scheduler.set_state(channel, name, plain(data))
+        self._hub.runtime.scheduler.set_state(channel, self._name, plain(data))
 
 
 class LocalWatch(Watch):

@@ -14,7 +14,7 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Set
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from tenuto.agents.backend import Backend, Watch, find, patiently
 from tenuto.agents.request import TurnRequest, turn_request
@@ -269,7 +269,7 @@ class Running:
         if self._failure is not None:
             await self._store_failed_answer(turn, self._failure)
         await self._end_what_is_open(turn)
-        respond = partial(backend.reply, self.channel, ok=self._is_stopped, data=None, error=None, by=self._agent.name)
+        respond = partial(backend.reply, self.channel, ok=self._is_stopped, data=None, error=None)
         await reply_to_stops(watch, lambda: turn.targets, respond)
         self.unheard = turn.unheard
         return "cancelled" if self._is_stopped else "done"
@@ -391,7 +391,7 @@ class Running:
         for command_id in tuple(questions):
             try:
                 async with asyncio.timeout(SHUTDOWN_S):
-                    reply = partial(self._backend.reply, self.channel, command_id, by=self._agent.name)
+                    reply = partial(self._backend.reply, self.channel, command_id)
                     await patiently(partial(reply, ok=False, data=None, error=WITHDRAWN))
             except (AlreadyAnswered, NotFound):  # not found: the question was refused
                 pass
@@ -417,8 +417,9 @@ class Running:
         if self._agent.on_crash != "interrupt":
             for number, answer in enumerate(answers):
                 if answer.status == "complete":
-                    about: dict[str, Any] = {"author": self._agent.name, "reply_to": self.message.id, "meta": {}}
-                    writer = self._backend.write(self.channel, answer.id, parent=None, **about)
+                    writer = self._backend.write(
+                        self.channel, answer.id, reply_to=self.message.id, parent=None, meta={}
+                    )
                     writer.begin_ended(answer)
                     self._taken_up[number] = LeftAnswer(answer, writer)
                 elif answer.status == "failed" or number in self._taken_up:
@@ -467,7 +468,7 @@ class Running:
             async with asyncio.timeout(PATIENCE_S):
                 while True:
                     try:
-                        return await self._backend.take_over(self.channel, previous.id, author=self._agent.name)
+                        return await self._backend.take_over(self.channel, previous.id)
                     except StillStreaming:
                         await watch.changed()
                     except (Fenced, Deleted, NotFound):  # another client continues the answer, or it is gone

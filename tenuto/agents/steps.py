@@ -89,12 +89,11 @@ _open: ContextVar[_Open | None] = ContextVar("tenuto_open_step", default=None)
 class Steps:
     """The steps of one attempt at a turn. Each name has one kind, and is used once, but for tries that have failed."""
 
-    def __init__(self, backend: Backend, channel: str, message_id: str, generation: int, by: str) -> None:
+    def __init__(self, backend: Backend, channel: str, message_id: str, generation: int) -> None:
         self._backend = backend
         self._channel = channel
         self._message_id = message_id
         self._generation = generation
-        self._by = by
         self._names: dict[str, Kind] = {}
         self._uses: dict[str, Try | None] = {}  # names of steps and ids of questions, with the tries that used them
         self._running: set[str] = set()  # steps whose functions run
@@ -234,7 +233,7 @@ class Steps:
                 break
         if note["of"] is not None:
             id = sent.command.id
-            reply = partial(self._backend.reply, self._channel, id, ok=True, data=content, error=None, by=self._by)
+            reply = partial(self._backend.reply, self._channel, id, ok=True, data=content, error=None)
             with contextlib.suppress(AlreadyAnswered):
                 await patiently(reply)
         return before
@@ -303,7 +302,6 @@ class Steps:
                 id=id,
                 target=self._message_id,
                 data=data,
-                by=self._by,
                 expires_s=1.0,  # has no effect on a step
             )
         )
@@ -330,9 +328,7 @@ class Steps:
         # It has a reply if that of this attempt was stored and the response to it was lost: no other may reply.
         with contextlib.suppress(AlreadyAnswered):
             await patiently(
-                lambda: self._backend.reply(
-                    self._channel, stored.command.id, ok=True, data=kept, error=None, by=self._by
-                )
+                lambda: self._backend.reply(self._channel, stored.command.id, ok=True, data=kept, error=None)
             )
         return kept["result"]
 

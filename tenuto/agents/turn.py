@@ -112,7 +112,7 @@ class Turn:
             for index, part in enumerate(one.answer.parts)
         }
         self._shown_names: list[str] = []  # shown steps that run
-        self.steps = Steps(backend, channel, message.id, generation, name)
+        self.steps = Steps(backend, channel, message.id, generation)
         self.allowance: Allowance | None = None  # the time that this attempt may take; None before its handler begins
         self.has_budget = False  # True: the agent has a `budget_s`
         self._inputs: set[InputKey] = set()  # each was looked at, and is due if it is for this turn
@@ -185,7 +185,6 @@ class Turn:
             writer = self._backend.write(
                 self.channel,
                 message_id,
-                author=self.name,
                 reply_to=self.message.id,
                 parent=self.begun[-1].id if self.begun else None,
                 meta=meta or {},
@@ -206,7 +205,7 @@ class Turn:
 
     def progress(self, state: str, **data: Json) -> None:
         """Show people the state of the agent, such as `thinking`, `answering` or `using a tool`. It is never stored."""
-        self._backend.progress(self.channel, self.name, {"state": state, "message": self.message.id, **data})
+        self._backend.progress(self.channel, {"state": state, "message": self.message.id, **data})
 
     async def steered(self, *, messages: bool = True) -> list[Steer]:
         """Return the input that arrived for this turn since the last call. Its messages get no turns of their own.
@@ -269,7 +268,7 @@ class Turn:
             logger.warning("input of a turn in %s was not noted, and a crash may lose it: %s", self.channel, error)
         try:
             if is_command:
-                await self._backend.reply(self.channel, id, ok=True, data=None, error=None, by=self.name)
+                await self._backend.reply(self.channel, id, ok=True, data=None, error=None)
         except AlreadyAnswered:
             return is_again and await self._was_accepted(id, steer.data, repliers)
         except TenutoError as error:
@@ -277,13 +276,13 @@ class Turn:
         return is_command or await self._take_in(id)
 
     async def _take_in(self, id: str) -> bool:
-        take = partial(self._backend.take_waiting, self.channel, id, by=self.name, turn=self.message.id)
+        take = partial(self._backend.take_waiting, self.channel, id, turn=self.message.id)
         return await patiently(take)
 
     async def _was_accepted(self, id: str, data: Json, repliers: Container[str | None]) -> bool:
         """Return whether the reply to a `steer` is that of this turn: the command is read by sending it again."""
         again = partial(self._backend.command, self.channel, STEER.name, id=id, target=self.message.id, data=data)
-        sent = await patiently(lambda: again(by=self.name, expires_s=1.0))
+        sent = await patiently(lambda: again(expires_s=1.0))
         return sent.reply is not None and sent.reply.ok and sent.reply.from_ in repliers
 
     async def recall(self, complete: Collection[int]) -> None:
@@ -412,9 +411,7 @@ class Turn:
         while True:
             id = question_id(self.channel, self.message.id, self.generation, content)
             self.open_questions.add(id)  # before it is sent: a stop may end this while the question is being stored
-            sent = await self._backend.command(
-                self.channel, name, id=id, target=target, data=data, by=self.name, expires_s=timeout_s
-            )
+            sent = await self._backend.command(self.channel, name, id=id, target=target, data=data, expires_s=timeout_s)
             if sent.reply is not None and sent.reply.error == WITHDRAWN:
                 self.open_questions.discard(id)
                 content += "\nreplaced"
@@ -423,7 +420,7 @@ class Turn:
             else:
                 timeout_s = min(timeout_s, max(1.0, sent.command.expires_at / 1000 - self._backend.now_ms() / 1000))
                 with contextlib.suppress(AlreadyAnswered):
-                    await self._backend.reply(self.channel, id, ok=False, data=None, error=WITHDRAWN, by=self.name)
+                    await self._backend.reply(self.channel, id, ok=False, data=None, error=WITHDRAWN)
 
     def _question(self, content: str, key: str | None, now_s: float) -> tuple[str, str]:
         """Return the id of a question and the numbered content that it follows from, so that no other content gets its

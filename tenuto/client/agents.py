@@ -18,11 +18,12 @@ from tenuto.agents.backend import Sent, Watch
 from tenuto.agents.running import Agent, Handler, Running, check_agent, check_worker_settings
 from tenuto.client.connection import given
 from tenuto.client.feed import ChannelView
-from tenuto.client.work import ClaimedTurn, check_pattern
+from tenuto.client.work import ClaimedTurn
 from tenuto.core.errors import LocalError, TenutoError, shown
 from tenuto.core.events import CommandReply, Page
 from tenuto.core.limits import Limits
 from tenuto.core.model import Command, Json, Message
+from tenuto.core.names import check_pattern
 from tenuto.core.turns import WhenBusy
 from tenuto.development import failure_reason
 from tenuto.portal import Writer
@@ -157,7 +158,6 @@ class RemoteBackend:
         channel: str,
         message_id: str,
         *,
-        author: str,
         reply_to: str,
         parent: str | None,
         meta: dict[str, Json],
@@ -170,7 +170,7 @@ class RemoteBackend:
         writer.reason_of = self.reason_of
         return writer
 
-    async def take_over(self, channel: str, message_id: str, *, author: str) -> Writer:
+    async def take_over(self, channel: str, message_id: str) -> Writer:
         """Take over an interrupted answer (`Backend.take_over`)."""
         writer = self._client.take_over(channel, message_id)
         writer.reason_of = self.reason_of
@@ -184,9 +184,7 @@ class RemoteBackend:
         """Return a page of messages (`Backend.page`)."""
         return await self._client.history(channel, before=before, limit=limit)
 
-    async def command(
-        self, channel: str, name: str, *, id: str, target: str, data: Json, by: str, expires_s: float
-    ) -> Sent:
+    async def command(self, channel: str, name: str, *, id: str, target: str, data: Json, expires_s: float) -> Sent:
         """Send a command (`Backend.command`)."""
         sent = await self._client._send(
             channel, id, name=name, target=target, data=data, expires_s=expires_s, generation=self._turn.generation
@@ -196,7 +194,7 @@ class RemoteBackend:
     def note_new(self, channel: str, command_id: str) -> None:
         """Do nothing: the hub may have the command of this client, whose connection broke (`Backend.note_new`)."""
 
-    async def reply(self, channel: str, command_id: str, *, ok: bool, data: Json, error: Json, by: str) -> None:
+    async def reply(self, channel: str, command_id: str, *, ok: bool, data: Json, error: Json) -> None:
         """Reply to a command (`Backend.reply`)."""
         generation = self._turn.generation
         await self._client._reply(channel, command_id, ok=ok, data=data, error=error, generation=generation)
@@ -205,11 +203,11 @@ class RemoteBackend:
         """Follow a channel (`Backend.watch`)."""
         return await RemoteWatch(self._client, self._agents, self._turn).begin()
 
-    async def take_waiting(self, channel: str, message_id: str, *, by: str, turn: str) -> bool:
+    async def take_waiting(self, channel: str, message_id: str, *, turn: str) -> bool:
         """Take a waiting user message into a turn (`Backend.take_waiting`)."""
         return await self._client.take_waiting(channel, message_id, turn=turn)
 
-    def progress(self, channel: str, name: str, data: dict[str, Json]) -> None:
+    def progress(self, channel: str, data: dict[str, Json]) -> None:
         """Show people the state of the agent (`Backend.progress`)."""
         self._turn.progress(data)
 

@@ -35,7 +35,7 @@ from tenuto.core.errors import (
     TooLarge,
 )
 from tenuto.core.model import Json, Message, check_json, plain
-from tenuto.core.names import invalid_pattern, is_pattern, matches
+from tenuto.core.names import check_pattern, matches
 from tenuto.core.turns import MOST_UNHEARD
 
 logger = logging.getLogger("tenuto.client")
@@ -304,13 +304,6 @@ class ClaimedTurn:
 
     def _claim(self) -> dict[str, Any]:
         return {"channel": self.channel, "message": self.message.id, "generation": self.generation}
-
-
-def check_pattern(pattern: str) -> str:
-    """Return `pattern`. Raises InvalidRequest if it is not a channel pattern."""
-    if not is_pattern(pattern):
-        raise InvalidRequest(invalid_pattern(pattern))
-    return pattern
 
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)

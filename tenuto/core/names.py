@@ -105,6 +105,8 @@ def matches(pattern: str, channel: str) -> bool:
 
 def check_pattern(pattern: str) -> str:
     """Return `pattern`. Raises LocalError unless it is valid."""
+    if not isinstance(pattern, str):  # such as a function, by a decorator without its parentheses
+        raise LocalError(f'pattern must be a string, as in "chat:*", got {shown(pattern)}')
     if not is_pattern(pattern):
         raise LocalError(invalid_pattern(pattern))
     return pattern

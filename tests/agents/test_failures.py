@@ -368,10 +368,10 @@ async def test_answer_that_its_first_writer_completes_while_the_next_attempt_wai
     await hub.close()
     hub = new_hub(store)
 
-    async def late(self: object, channel: str, message_id: str, *, author: str) -> Writer:
-        async with await hub.take_over(channel, message_id, author=author) as writer:
+    async def late(self: object, channel: str, message_id: str) -> Writer:
+        async with await hub.take_over(channel, message_id, author="bot") as writer:
             await writer.append(", and its end")
-        return await hub.take_over(channel, message_id, author=author)
+        return await hub.take_over(channel, message_id, author="bot")
 
     monkeypatch.setattr(LocalBackend, "take_over", late)
     hub.agent("chat:*", name="bot")(once)

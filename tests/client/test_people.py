@@ -123,7 +123,7 @@ async def test_refused_request_for_work_is_raised(client: Client) -> None:
     async def never(turn: ClaimedTurn) -> None:
         raise AssertionError
 
-    with pytest.raises(InvalidRequest):
+    with pytest.raises(LocalError, match="star only at the end"):
         await client.work("chat*", on_turn=never)
     with pytest.raises(LocalError):
         await client.work("chat:*", slots=0, on_turn=never)

@@ -133,8 +133,8 @@ async def test_handler_that_does_not_begin_leaves_the_answer_that_it_has_taken_o
             await message.append("ab")
             await asyncio.sleep(3600.0)
 
-    async def late(self: LocalBackend, channel: str, message_id: str, *, author: str) -> Writer:
-        writer = await take_over(self, channel, message_id, author=author)
+    async def late(self: LocalBackend, channel: str, message_id: str) -> Writer:
+        writer = await take_over(self, channel, message_id)
         monkeypatch.undo()
         store.refused = here.runtime.node
         await asyncio.sleep(4.5)
