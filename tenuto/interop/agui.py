@@ -442,9 +442,7 @@ class AGUIStream(EventStream):
         self._calls: dict[Part, int] = {}  # their numbers in the turn
         self._values: dict[str, tuple[str, Any]] = {}  # last names and values of other parts and questions, by id
         self._growing: Part | None = None  # the open part at the end of the walk
-        self._customs = 0
         self._parents: dict[str, str] = {}  # for each answer the message in the client that its next call belongs to
-        self._token = secrets.token_hex(4)
 
     def frame(self, deltas: Sequence[TurnDelta]) -> bytes:
         """Return the events for `deltas` (`TurnFormat.frame`)."""
@@ -619,8 +617,7 @@ class AGUIStream(EventStream):
 
     def _unplaced(self, type: str, **fields: Any) -> None:
         """Send an event that does not move the position."""
-        self._customs += 1
-        self._events.append((self._last.text(f"{self._token}{self._customs}"), {"type": type, **fields}))
+        self._events.append((self._last.text(secrets.token_hex(8)), {"type": type, **fields}))
 
     def _finish(self) -> None:
         """Send the last event, which a reader who has it already gets again, with the same id.

@@ -223,8 +223,7 @@ class OpenAI:
                 if (rest := await self._reply(access, asked, status, given)) is not None:
                     return asked._replace(of=rest)
                 if is_response and asked.options.get(CONVERSATION):  # a branch would hide its messages
-                    detail = "the response is of a conversation; send that as conversation"
-                    raise InvalidRequest(detail, param="previous_response_id")
+                    raise InvalidRequest("it is of a conversation; send that instead", param="previous_response_id")
                 parent = (await _last_of(access, asked, status)).id if is_response else UNSET
             if not is_response or body.get("model") is not None:
                 self._agent(access, body.get("model"), channel)
@@ -452,8 +451,7 @@ class OpenAI:
         if not isinstance(given, list) or len(given) > _MAX_NEW or (not given and not is_new):
             raise InvalidRequest(f"items must be a list of 1 to {_MAX_NEW} items, got {given!r:.80}", param="items")
         if any(isinstance(one, dict) and one.get("type") == "mcp_approval_response" for one in given):
-            detail = "an approval is no item of a conversation; send it as the input of a response"
-            raise InvalidRequest(detail, param="items")
+            raise InvalidRequest("an approval is no item; send it as the input of a response", param="items")
         given = await with_references(access, given, Reference(channel), "items")
         with _about("items"):
             found = _given(given, joins_calls=False, is_whole=is_new) if given else GivenInput()
@@ -477,12 +475,10 @@ class OpenAI:
     def _agent(self, access: Access, model: object, channel: str | None = None) -> tuple[str, str]:
         """Return the name and the pattern of the agent `model`. Raises InvalidRequest if another serves `channel`."""
         if not isinstance(model, str):
-            detail = f"model must be the name of an agent, which GET /models lists, got {model!r:.80}"
-            raise InvalidRequest(detail, param="model")
+            raise InvalidRequest(f"model must be an agent that GET /models lists, got {model!r:.80}", param="model")
         name, agents = self._models.get(model, model), access.agents()
         if name not in agents:
-            detail = f"model {model[:64]!r} does not exist; use the name of an agent, which GET /models lists"
-            raise NotFound(detail, param="model")
+            raise NotFound(f"model {model[:64]!r} does not exist; use one that GET /models lists", param="model")
         serving = access.agents(channel)
         if serving and name not in serving:
             detail = f"the conversation is answered by {next(iter(serving))!r}, not by {name!r}"
@@ -648,12 +644,9 @@ def _referred(item: Any) -> str | None:
     """Return the id in a reference to a stored item; None for other items."""
     if not isinstance(item, dict):
         return None
-    kind, names, id = item.get("type"), item.keys() - {"type"}, item.get("id")
-    if kind != "item_reference" and (kind is not None or names != {"id"}):
-        return None
-    if not isinstance(id, str):
-        raise InvalidRequest(f"id of an item_reference must be a text, got {id!r:.80}", param="input")
-    return id
+    kind, names = item.get("type"), item.keys() - {"type"}
+    is_reference = kind == "item_reference" or (kind is None and names == {"id"})
+    return _text(item, "id", param="input") if is_reference else None
 
 
 class Retrieval(Struct, frozen=True):
@@ -850,13 +843,10 @@ def given_in_chat(body: Json) -> GivenInput:
         items.append({"type": "message", "role": role, "content": content, "name": message.get("name")})
         for one in _objects(calls, "tool_calls must be") if calls else ():
             match one:
-                case {"id": id, "function": dict(called)}:
-                    items.append({**called, "type": "function_call", "call_id": id})
-                case {"id": id, "custom": dict(called)}:
-                    items.append({**called, "type": "custom_tool_call", "call_id": id})
+                case {"id": id, "function": dict(called)} | {"id": id, "custom": dict(called)}:
+                    items.append({**called, "type": CALLS[0 if "function" in one else 1], "call_id": id})
                 case _:
-                    detail = "a tool call must have an id and a function with name and arguments"
-                    raise InvalidRequest(f"{detail}, got {one!r:.80}")
+                    raise InvalidRequest(f"a tool call must have an id and a function, got {one!r:.80}")
     return _given(items)
 
 
@@ -929,9 +919,9 @@ def _objects(value: Any, expected: str) -> list[Json]:
     return value
 
 
-def _text(item: Json, name: str) -> str:
+def _text(item: Json, name: str, **about: str) -> str:
     if not isinstance(item.get(name), str):
-        raise InvalidRequest(f"{name} must be a text, got {item.get(name)!r:.80}")
+        raise InvalidRequest(f"{name} must be a text, got {item.get(name)!r:.80}", **about)
     return str(item[name])
 
 
@@ -1043,8 +1033,7 @@ class _Socket:
         if kind not in ("response.create", "response.retrieve"):
             raise InvalidRequest(f"type must be response.create, .steer or .retrieve, got {kind!r:.80}", param="type")
         if stream_id is not None and not (isinstance(stream_id, str) and len(stream_id) <= 64):
-            detail = f"stream_id must be a text of at most 64 characters, got {stream_id!r:.80}"
-            raise InvalidRequest(detail, param="stream_id")
+            raise InvalidRequest(f"stream_id must have at most 64 characters, got {stream_id!r:.80}", param="stream_id")
         if event.get("background") or event.get("generate") is False:
             raise InvalidRequest("background and generate are not supported on a socket; leave them out")
         lane = self._lanes.get(stream_id)
@@ -1145,9 +1134,7 @@ class _Socket:
 
     async def _steer(self, event: Json) -> None:
         """Store further input for a response of this socket, and report it."""
-        previous = event.get("previous_response_id")
-        if not isinstance(previous, str):
-            raise InvalidRequest(f"previous_response_id is no id: {previous!r:.80}", param="previous_response_id")
+        previous = _text(event, "previous_response_id", param="previous_response_id")
         steer = _Steer(secrets.token_hex(16), previous[:1000], event.get("input"))
         lane, access = _Lane(), self._socket.access
         try:

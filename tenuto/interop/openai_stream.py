@@ -566,15 +566,9 @@ class TurnEvents(EventStream):
 
 
 CHAT_ID = "chatcmpl-"  # prefix of a chat completion's id; the rest is that of the response's id
-_APPROVAL = _server_error(
-    "approval_required", "the agent asks for an approval, which a chat completion cannot give; use the responses API"
-)
-_CANCELLED = _server_error(
-    "cancelled", "the answer was cancelled; retrieve the id of the completion as a response, which has its text"
-)
-_REPLACED = _server_error(
-    "replaced", "the answer was changed behind the text that was sent; retrieve the id of the completion as a response"
-)
+_APPROVAL = _server_error("approval_required", "a chat completion cannot approve a call; use the responses API")
+_CANCELLED = _server_error("cancelled", "the answer was cancelled; retrieve the completion's id as a response")
+_REPLACED = _server_error("replaced", "the text that was sent was changed; retrieve the completion's id as a response")
 
 
 class ChatStream(TurnEvents):
