@@ -50,7 +50,7 @@ from tenuto.interop.adapter import (
     unpacked,
 )
 from tenuto.interop.fold import EventStream, Json, Part, encode, has_result
-from tenuto.routes import Access, TurnDelta, TurnStatus, deltas_of, is_id, options_in, own_tools
+from tenuto.routes import ATTEMPT, Access, TurnDelta, TurnStatus, deltas_of, is_id, options_in, own_tools
 
 
 def messages_of(turns: Iterable[TurnStatus]) -> list[Json]:
@@ -458,7 +458,7 @@ class AGUIStream(EventStream):
             self._put(_EVENTS[part.value["type"]][1], **self._parts[part], delta=text)
             return self._taken()
         changed, questions = self._turn.receive_all(deltas)
-        is_first, attempts = not self._at.units, self._turn.attempts
+        is_first, attempts = not self._at.units, self._turn.attempts()
         if is_first:
             self._begin_run(attempts)
         if attempts > self._attempts or (is_first and self.known and self.snapshot is None):
@@ -546,8 +546,10 @@ class AGUIStream(EventStream):
             is_whole = part.value.get("state") == "called" or has_result(part.value)
             if not self._turn.has_ended(part, is_whole=is_whole) or self.ended is not None:
                 self._growing = part
-                for one in self._turn.others_behind(part) if self.ended is None else ():
-                    self._value(one)
+                later = part.answer.parts[part.place[1] + 1 :] if self.ended is None else []
+                for one in takewhile(lambda one: one.value["type"] not in _EVENTS, later):
+                    if one.value["type"] != ATTEMPT:
+                        self._value(one)
                 return
             for type in _EVENTS[part.value["type"]][2]:
                 self._advance(1)

@@ -351,7 +351,7 @@ class UIStream(EventStream):
         if self._turn.is_gone():
             self.ended = self._turn.end()
         has_text, has_call = self._page.others() if self._is_first else (False, False)
-        if has_text or (has_call and self._turn.attempts):
+        if has_text or (has_call and self._turn.attempts()):
             self.ended, self._step_due = self.REPLACED, ALWAYS if has_call or self._has_replied() else ""
             self._open.clear()
             del self._events[1:]  # behind `start`: a page shows no mixture of two texts

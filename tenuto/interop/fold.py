@@ -204,14 +204,9 @@ class TurnFold:
         """Return whether an answer that counts has lost a part that a reader may have (`Answer.is_rewritten`)."""
         return any(one.is_rewritten for one in self.counted())
 
-    @property
-    def attempts(self) -> int:
-        """Return the number of superseded attempts. It rises whenever text that a reader may have counts no longer."""
-        return self.attempts_before(len(self.answers))
-
-    def attempts_before(self, number: int) -> int:
-        """Return the number of superseded attempts before answer `number`."""
-        return sum(one.attempts_in(len(one.parts)) + one.is_replaced for one in self.answers[:number])
+    def attempts(self, before: int | None = None) -> int:
+        """Return the number of superseded attempts, in all or `before` an answer. Each took back text of readers."""
+        return sum(one.attempts_in(len(one.parts)) + one.is_replaced for one in self.answers[:before])
 
     def counted(self) -> list[Answer]:
         """Return the answers that count: those that were neither deleted nor replaced by a later attempt."""
@@ -276,14 +271,6 @@ class TurnFold:
         is_call, later = part.value["type"] == "tool", part.answer.parts[part.place[1] + 1 :]
         ends = _TEXT_FIELDS.keys() - ({"tool"} if is_call else ())
         return (is_call and is_whole) or any(one.value["type"] in ends for one in later)
-
-    def others_behind(self, part: Part) -> Iterator[Part]:
-        """Yield the parts that do not grow between `part` and the next one that does."""
-        for one in part.answer.parts[part.place[1] + 1 :]:
-            if one.value["type"] in _TEXT_FIELDS:
-                return
-            if one.value["type"] != ATTEMPT:
-                yield one
 
     def sole_text(self, deltas: Sequence[TurnDelta]) -> tuple[Part, str] | None:
         """Return the part and its text if `deltas` are nothing but more text. Hot path: nearly all deltas are.

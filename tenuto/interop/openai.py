@@ -223,7 +223,7 @@ class OpenAI:
                 if (rest := await self._reply(access, asked, status, given)) is not None:
                     return asked._replace(of=rest)
                 if is_response and asked.options.get(CONVERSATION):  # a branch would hide its messages
-                    raise InvalidRequest("it is of a conversation; send that instead", param="previous_response_id")
+                    raise InvalidRequest("the response is of a conversation; send that", param="previous_response_id")
                 parent = (await _last_of(access, asked, status)).id if is_response else UNSET
             if not is_response or body.get("model") is not None:
                 self._agent(access, body.get("model"), channel)
@@ -669,8 +669,7 @@ class Page(Struct, frozen=True):
 
     def rest_of(self, ordered: list[Json]) -> list[Json]:
         """Return the items behind `after`; without it, all."""
-        ids = (at for at, one in enumerate(ordered) if one["id"] == self.after)
-        return ordered if self.after is None else ordered[next(ids, len(ordered)) + 1 :]
+        return ordered if self.after is None else [*dropwhile(lambda one: one["id"] != self.after, ordered)][1:]
 
     def response(self, ordered: list[Json]) -> Response:
         """Return the page of items, which are in its order. Raises NotFound if `after` is none of them."""
@@ -893,12 +892,10 @@ def _given(items: Any, *, is_first: bool = True, joins_calls: bool = True, is_wh
     if not joins_calls:
         given.add("assistant", [])  # the end, so that messages of the user and outputs are earlier ones
     elif not (given.parts or given.outputs or given.approvals):
-        roles = [role for role, _ in given.earlier]
-        while roles[-1:] == ["system"]:
-            roles.pop()
-        if roles[-1:] != ["user"]:
+        last = max((at for at, (role, _) in enumerate(given.earlier) if role != "system"), default=-1)
+        if last < 0 or given.earlier[last][0] != "user":
             raise InvalidRequest("the input must end with a text or a file of the user, or with an output; add one")
-        given.parts = given.earlier.pop(len(roles) - 1)[1]  # instructions behind the question come before it
+        given.parts = given.earlier.pop(last)[1]  # instructions behind the question come before it
     given.earlier = [(role, parts) for role, parts in given.earlier if parts]
     if len(given.earlier) > MAX_EARLIER:
         detail = f"the input has {len(given.earlier)} earlier messages; send at most {MAX_EARLIER}"

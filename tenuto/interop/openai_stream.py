@@ -330,7 +330,7 @@ class TurnEvents(EventStream):
             item = {**self._item(kind, part, "", "empty"), "status": "incomplete"}
             if kind in CALLS:  # an empty text would be a call to some clients
                 item[_EVENTS[kind][1]] = text
-            self.position = self._turn.attempts_before(part.place[0] + 1) * ATTEMPT_ROOM - 1 - index
+            self.position = self._turn.attempts(part.place[0] + 1) * ATTEMPT_ROOM - 1 - index
             self._put("response.output_item.done", output_index=index, item=item)
 
     def response(self) -> Json:
@@ -416,7 +416,7 @@ class TurnEvents(EventStream):
                 if self._items and is_split and self.position > self._seen:
                     self.rest = self._reference(part)._replace(steers=self.steers)
                     return
-                attempts = self._turn.attempts_before(part.place[0]) + part.attempt
+                attempts = self._turn.attempts(part.place[0]) + part.attempt
                 self.position = max(self.position, attempts * ATTEMPT_ROOM)
                 self._open(kind, part)
             if self._part is not None:
@@ -582,9 +582,9 @@ class ChatStream(TurnEvents):
 
     def frame(self, deltas: Sequence[TurnDelta]) -> bytes:
         """Return the chunks for `deltas` (`TurnFormat.frame`)."""
-        attempts, has_sent = self._turn.attempts, self._sent[0].length or self._sent[1:]
+        attempts, has_sent = self._turn.attempts(), self._sent[0].length or self._sent[1:]
         chunks = [chunk for event in self.receive(deltas) for chunk in self._chunks(event)]
-        if has_sent and self._turn.attempts > attempts and not self.is_over:
+        if has_sent and self._turn.attempts() > attempts and not self.is_over:
             chunks, self.is_over = [{"error": _REPLACED}], True  # a client adds each chunk to those before
         body = b"".join([b"data: %b\n\n" % encode(chunk) for chunk in chunks])
         is_failed = bool(chunks) and "error" in chunks[-1]
