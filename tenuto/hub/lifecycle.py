@@ -39,6 +39,7 @@ from tenuto.hub.access.tickets import Keyed, share_key
 from tenuto.hub.checks import check_not_wsgi
 from tenuto.hub.clock import Clock
 from tenuto.hub.hooks import Hook, register
+from tenuto.hub.keep.exports import undo_imports
 from tenuto.hub.keep.policies import Capacity
 from tenuto.hub.nodes.nodes import TERM_MS, IsMine, every_channel
 from tenuto.hub.pending import DocumentDue, Result
@@ -320,7 +321,7 @@ _owners: dict[str, Lifecycle] = {}  # the lifecycles by the paths of the files t
 
 def _path_of(store: Store) -> str | None:
     path = getattr(store, "path", None)
-    return os.path.realpath(path) if isinstance(path, Path) and store.is_exclusive else None
+    return os.path.realpath(path) if isinstance(path, Path) else None
 
 
 class Lifecycle:
@@ -564,6 +565,7 @@ class Lifecycle:
         for hook in list(self._hooks.values()):
             await register(self.store, hook, {})  # before this node stores entries
         if self.store.is_exclusive:
+            await undo_imports(self.store)
             await recover(every_channel)
         for callback in self._start_callbacks:
             callback()

@@ -48,7 +48,6 @@ from tenuto.core.outgoing import NEW, OPEN, Outgoing, WriterRequest
 from tenuto.core.requests import SERVER, Caller, CreateMessage, FinishMessage, TakeOver
 from tenuto.hub.channel import Channel
 from tenuto.hub.committer import Begin, in_time, sent_again
-from tenuto.hub.keep.exports import undo_imports
 from tenuto.hub.lifecycle import Lifecycle
 from tenuto.hub.nodes.nodes import IsMine
 from tenuto.hub.pending import Ask, Decided, Result, own_copy, result_later
@@ -518,8 +517,6 @@ class Recovery:
         if runtime is not self._runtime:  # the hub has started again, perhaps in another event loop
             self._runtime, self._running = runtime, {}
         self._late = set(self._running)
-        if store.is_exclusive:
-            await undo_imports(store)
         names = await _read(store, store.open_channels)
         current = await _current(runtime, [name for name in names if is_mine(name)])
         known = 0
@@ -597,7 +594,7 @@ async def _current(runtime: Runtime, names: Sequence[str]) -> frozenset[str]:
     With thousands of streaming messages, a read of each channel in each round would cost more than their text.
     """
     live = [runtime.channels[name] for name in names if name in runtime.channels]
-    if runtime.store.is_exclusive or not live:
+    if not live:
         return frozenset()
     live_names = [channel.name for channel in live]
     heads = await _read(runtime.store, lambda: runtime.store.heads(live_names))
@@ -620,9 +617,7 @@ async def _recover_channel(hub: Lifecycle, runtime: Runtime, channel: str, adopt
             continue
         message = restore(stored)
         runtime.leases.inspect_writer(channel, message.id, message, is_late=channel not in runtime.channels)
-        if store.is_exclusive:
-            runtime.scheduler.inspect_message(channel, message.id, message)
-        elif message.claim is not None and message.claim.is_open:
+        if message.claim is not None and message.claim.is_open:
             asked.append(message)
         if _is_left(runtime, message):
             found.append(message)

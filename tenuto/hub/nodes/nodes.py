@@ -164,7 +164,7 @@ class NodeLease:
         self._renewing = asyncio.Lock()  # renewals follow one another, so that no older result replaces a newer one
         if self.is_exclusive:
             self.renewal, self._certain_s = Renewal(0, frozenset({node}), ""), float("-inf")
-            self._kept_until_s = float("inf")
+            self._kept_until_s, self._is_over = float("inf"), True  # no lease is renewed
 
     def is_kept_since(self, time_s: float) -> bool:
         """Return whether other nodes have counted this one as alive from loop time `time_s` until now."""
@@ -186,7 +186,7 @@ class NodeLease:
     async def renew(self) -> None:
         """Take or renew the lease, and note the living nodes; not on an exclusive store. Raises StoreUnavailable."""
         async with self._renewing:
-            if self._is_over or self.is_exclusive:
+            if self._is_over:
                 return
             timeout_s = FIRST_TIMEOUT_S if self.renewal is None else RENEW_TIMEOUT_S
             try:
