@@ -73,7 +73,7 @@ class SignalHook:
             before = signal.getsignal(number)
             # None stands for a handler that is not written in Python. Neither it nor SIG_IGN can be called from ours;
             # ignored signals stay ignored.
-            if before is None or before in (signal.SIG_IGN, self._hit):
+            if before is None or before == signal.SIG_IGN or self in _chain(number):
                 continue
             self._before[number] = before
             signal.signal(number, self._hit)
@@ -82,36 +82,47 @@ class SignalHook:
         """Restore the previous handlers, unless another component has hooked the signals since."""
         if threading.current_thread() is not threading.main_thread():
             return
-        for number, before in self._before.items():
-            if signal.getsignal(number) == self._hit:
+        for number in SIGNALS:
+            chain, before = _chain(number), self._before.pop(number, None)
+            if before is None or self not in chain:
+                continue
+            if at := chain.index(self):
+                chain[at - 1]._before[number] = before
+            else:
                 signal.signal(number, before)
-        self._before.clear()
 
     def _hit(self, number: int, frame: FrameType | None) -> None:
-        loop = self._loop
+        loop, before = self._loop, self._before.get(number, signal.SIG_DFL)
         if self._is_hit or loop is None or loop.is_closed() or not loop.is_running():
-            self._pass_on(number, frame)
+            _pass_on(number, frame, before)
             return
         self._is_hit = True
-        loop.call_soon_threadsafe(self._begin, number)
+        loop.call_soon_threadsafe(self._begin, number, before)
 
-    def _begin(self, number: int) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._drain_then_pass_on(number))
+    def _begin(self, number: int, before: Any) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._drain_then_pass_on(number, before))
 
-    async def _drain_then_pass_on(self, number: int) -> None:
-        try:
+    async def _drain_then_pass_on(self, number: int, before: Any) -> None:
+        with logs_errors("draining failed"):
             await self._drain()
-        except Exception:
-            logger.exception("draining failed")
-        self._pass_on(number, None)
+        _pass_on(number, None, self._before.get(number, before))  # `before`: the hook was removed meanwhile
 
-    def _pass_on(self, number: int, frame: FrameType | None) -> None:
-        before = self._before.get(number, signal.SIG_DFL)
-        if callable(before):
-            before(number, frame)
-        elif before == signal.SIG_DFL:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
+
+def _pass_on(number: int, frame: FrameType | None, before: Any) -> None:
+    if callable(before):
+        before(number, frame)
+    elif before == signal.SIG_DFL:
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+
+
+def _chain(number: int) -> list[SignalHook]:
+    """Return the hooks of the hubs that pass the signal on to one another, beginning with the one that gets it."""
+    chain, handler = list[SignalHook](), signal.getsignal(number)
+    while isinstance(hook := getattr(handler, "__self__", None), SignalHook):
+        chain.append(hook)
+        handler = hook._before.get(number)
+    return chain
 
 
 TIDY_S = 5.0  # time between two rounds of housekeeping

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -176,3 +177,30 @@ async def test_message_that_could_not_be_opened_can_be_opened_later(hub: HubCore
             await message.append("lost")
     with pytest.raises(IdConflict):
         await message.open()
+
+
+@pytest.mark.parametrize("is_started_again", [True, False])
+async def test_signal_reaches_the_apps_handler_once_behind_a_hub_that_was_closed(is_started_again: bool) -> None:
+    first, second, received = HubCore("memory://"), HubCore("memory://"), asyncio.Queue[int]()
+
+    def hit(number: int, frame: object) -> None:
+        received.put_nowait(number)
+
+    before = signal.signal(signal.SIGTERM, hit)
+    try:
+        await first.start()
+        await second.start()
+        await first.close()
+        if is_started_again:
+            await first.start()
+        signal.raise_signal(signal.SIGTERM)
+        async with asyncio.timeout(PATIENCE_S):
+            assert await received.get() == signal.SIGTERM
+        assert first.viewing.is_draining
+        assert second.viewing.is_draining
+        await first.close()
+        await second.close()
+        assert received.empty()
+        assert signal.getsignal(signal.SIGTERM) is hit  # in whatever order the hubs close, none stays in the chain
+    finally:
+        signal.signal(signal.SIGTERM, before)
