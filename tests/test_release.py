@@ -1,5 +1,7 @@
 """A tag is refused until the clone is ready for it, and the commands of RELEASING.md make it ready.
 
+The long tests fail if one of their steps has no result.
+
 Layer: tests.
 """
 
@@ -52,3 +54,15 @@ def test_a_line_for_the_time_before_a_release_is_named(page: str, text: str, clo
         file.write(f"\n{text}\n")
     assert text in check(clone)
     assert page in check(clone)
+
+
+def test_long_tests_fail_if_the_shell_of_a_step_dies(tmp_path: Path) -> None:
+    text = (ROOT / "scripts" / "test_long").read_text()
+    begin, end = text.partition("\n}\n"), text.rpartition("\ntouch ")
+    steps = 'step 60 good true\nstep 60 killed kill -KILL "$BASHPID" &\nwait'
+    script = tmp_path / "scripts" / "test_long"
+    script.parent.mkdir()
+    script.write_text("".join([*begin[:2], steps, *end[1:]]))
+    ran = subprocess.run(["bash", script], capture_output=True, text=True, check=False)
+    assert ran.stdout.splitlines()[1:] == ["failed: the shell of the step died: killed", "1 passed, 1 failed"]
+    assert ran.returncode == 1
