@@ -414,7 +414,7 @@ class Access:
 class TurnResponse(Response):
     """The stream of a turn as a response. An error before the first byte becomes a problem response."""
 
-    problem_form: ProblemForm | None = None  # that of its endpoint (`guarded`)
+    problem_form: ProblemForm | None = None  # by default that of its endpoint (`guarded`)
 
     def __init__(
         self, access: Access, channel: str, message_id: str, turn_format: TurnFormat, sent: Mapping[str, Sent]
@@ -591,7 +591,7 @@ def guarded(endpoint: Endpoint, form: ProblemForm | None = None) -> Endpoint:
         try:
             response = await endpoint(request)
             if isinstance(response, TurnResponse):
-                response.problem_form = form
+                response.problem_form = response.problem_form or form
             for name, value in GUARDS:
                 response.headers.setdefault(name.decode(), value.decode())
             return response

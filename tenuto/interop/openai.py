@@ -149,7 +149,7 @@ class OpenAI:
         body = await body_of(access, request, SHORTER)
         asked = await self._begin_response(access, body, request.headers.get("idempotency-key"))
         if body.get("stream") is True:
-            return access.stream(asked.of.channel, asked.of.message_id, TurnEvents(asked))
+            return _streamed(access, TurnEvents(asked))
         if body.get("background") is True:
             return json_response(response_of(*await turn_of(access, asked.of)))
         del body  # it may be large, and the turn may take long
@@ -165,7 +165,7 @@ class OpenAI:
         if body.get("stream") is True:
             options = body.get("stream_options")
             has_usage = isinstance(options, dict) and options.get("include_usage") is True
-            return access.stream(asked.of.channel, asked.of.message_id, ChatStream(asked, has_usage=has_usage))
+            return _streamed(access, ChatStream(asked, has_usage=has_usage))
         del body, given
         return await whole_response(access, request, ChatStream(asked))
 
@@ -524,11 +524,20 @@ async def whole_response(access: Access, request: Request, events: TurnEvents) -
     except (Draining, TooMany) as error:  # the question is stored
         if events.is_cancelled and isinstance(error, TooMany):
             raise  # a client may cancel again
-        id = events.of.id()
-        problem = {**error.problem(), "detail": f"{error.detail}; retrieve the response {id}"}
-        return JSONResponse({"error": {**error_of(problem), "response_id": id}}, error.status, headers)
+        return JSONResponse(_error_of(error.problem(), events.of), error.status, headers)
     status, body = events.whole()
     return Response(encode(body), status, headers, "application/json")
+
+
+def _streamed(access: Access, events: TurnEvents) -> Response:
+    """Return the stream of a response whose question is stored."""
+    response = access.stream(events.of.channel, events.of.message_id, events)
+    response.problem_form = lambda problem: _error_of(problem, events.of)
+    return response
+
+
+def _error_of(problem: Json, of: Reference) -> Json:
+    return {"error": error_of({**problem, "response_id": of.id()})}
 
 
 async def _found(access: Access, channel: str, id: str) -> Message | None:
@@ -1082,7 +1091,7 @@ class _Socket:
                 if steer is not None:
                     await self._refuse(lane, steer, "successor_creation_failed", problem["detail"])
                 else:
-                    await self._fail(lane, problem)
+                    await self._fail(lane, {**problem, "response_id": asked.of.id()})
                 return
             async with self._steering:  # input that arrived before the end of the response is stored
                 is_new, after = is_new and not lane.steers, None

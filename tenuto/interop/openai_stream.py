@@ -186,13 +186,14 @@ def text_block(kind: str, text: str) -> Json:
 
 
 def error_of(problem: Json) -> Json:
-    """Return a problem as an error of OpenAI's API."""
-    status = problem["status"]
+    """Return a problem as an error of OpenAI's API. It names the `response_id` of a question that is stored."""
+    status, id = problem["status"], problem.get("response_id")
     kind = _ERROR_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     message, code, param = problem["detail"] or problem["title"], problem["code"], problem.get("param")
     if code == NotFound.code and param == "previous_response_id":
         code = "previous_response_not_found"  # clients begin a new chain after it
-    return {"message": message, "type": kind, "code": code, "param": param}
+    message, named = (f"{message}; retrieve the response {id}", {"response_id": id}) if id else (message, {})
+    return {"message": message, "type": kind, "code": code, "param": param, **named}
 
 
 # -- the events -----------------------------------------------------------------------------------------------------

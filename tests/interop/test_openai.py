@@ -193,9 +193,12 @@ async def test_stream_without_a_connection_slot_is_refused_and_its_question_is_a
     async with scene_of(authenticate=verifier("ann")) as scene:
         scene.hub.rates = Rates(ClientLimits(client_connections=0), now_s=lambda: 0.0)
         scene.client.max_retries = 2
-        with pytest.raises(openai.RateLimitError):
+        with pytest.raises(openai.RateLimitError) as raised:
             await (scene.chat(stream=True) if is_chat else anext(scene.stream()))
         assert len(await scene.hub.store.channels(after=None, limit=9)) == 1
+        refused: Any = raised.value.body
+        assert (refused["code"], refused["response_id"] in refused["message"]) == ("too_many", True)
+        assert (await scene.client.responses.retrieve(refused["response_id"])).id == refused["response_id"]
 
 
 async def test_cancel_is_seen_by_clients_that_joined_and_is_repeated_alike(scene: ClientScene) -> None:

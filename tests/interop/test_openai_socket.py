@@ -584,6 +584,7 @@ async def test_socket_keeps_the_rules_of_the_hub() -> None:
                 await socket.send_raw("{}")
                 errors.append(await socket.recv())
             assert [one.status for one in errors] == [429, 400, 429]  # type: ignore[union-attr]
+            assert "; retrieve the response resp_" in errors[0].error.message  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
