@@ -233,7 +233,7 @@ class OpenAI:
         known = [await _found(access, channel, one) for one in ((f"{id}.0", id) if key else ())]
         if first := next(filter(None, known), None):
             parent = first.parent if parent is not UNSET else UNSET  # a repeat; meanwhile its branch may be longer
-        with _about(lambda: _largest(body, options, access.limits.options_bytes)):
+        with _about(lambda: _largest(body, options, access.limits.options_bytes), key):
             if not any(known[1:]):  # a request that is repeated stores none behind its question
                 await _store_earlier(access, channel, id, given, parent)
             if given.earlier and parent is not UNSET:
@@ -798,15 +798,18 @@ class GivenInput:
 
 
 @contextmanager
-def _about(name: str | Callable[[], str]) -> Iterator[None]:
-    """Let an error about a value name the field `name` of the request, unless it names another one."""
+def _about(name: str | Callable[[], str], key: str | None = None) -> Iterator[None]:
+    """Let an error about a value name the field `name` of the request, unless it names another one, or the `key`."""
     try:
         yield
     except (InvalidRequest, TooLarge) as error:
         error.details.setdefault("param", name if isinstance(name, str) else name())
         raise
-    except IdConflict:  # an id is random, or that of a key
-        raise IdConflict("the Idempotency-Key is that of another request; send a new one for other content") from None
+    except IdConflict:
+        if key is None:  # the ids of messages are random, so it is about that of a large value
+            raise
+        detail = f"the Idempotency-Key {key[:64]!r} is that of another request"
+        raise IdConflict(f"{detail}; send a new one for other content") from None
 
 
 def _largest(body: Json, options: Json, limit: int) -> str:

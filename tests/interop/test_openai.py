@@ -250,7 +250,7 @@ async def test_repeated_request_with_an_idempotency_key_gets_the_same_response(s
     options: Any = {"model": "bot", "input": "you", "extra_headers": {"Idempotency-Key": "k"}}
     one, other = [await scene.client.responses.create(**options) for _ in range(2)]
     assert (one.model_dump(), len(scene.turns)) == (other.model_dump(), 1)
-    with pytest.raises(openai.ConflictError, match="the Idempotency-Key is that of another request; send a new one"):
+    with pytest.raises(openai.ConflictError, match="the Idempotency-Key 'k' is that of another request; send"):
         await scene.client.responses.create(**options | {"input": "me"})
 
 
