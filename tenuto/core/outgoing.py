@@ -385,6 +385,16 @@ class Outgoing:
         self._give(ours, owner)
         return self._indexed(ours)
 
+    def end_of(self, lengths: dict[int, int], content: str) -> int | None:
+        """Return how many parts an earlier writer left that count, up to the last with an index in `lengths`.
+
+        None if these parts, with such texts, have another hash than `content`.
+        """
+        known = [first_of(part, lengths[index]) for index, part in enumerate(self.left) if index in lengths]
+        if not known or content_of(known) != content:
+            return None
+        return len([part for part in self.left[: max(lengths) + 1] if part["type"] != ATTEMPT])
+
     def _give(self, indexes: list[int], owner: Owner | None) -> None:
         """Let parts that an earlier writer left belong to `owner`, also failed ones."""
         for part in (self._parts[index] for index in indexes):

@@ -12,7 +12,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
-from itertools import cycle
+from itertools import cycle, groupby
 from typing import Any
 
 import httpx2
@@ -280,9 +280,8 @@ async def test_next_process_goes_on_with_each_response_of_a_tool_loop(on_crash: 
     assert [one.status for one in answers] == ["complete"]
     assert (answers[0].text, calls) == (f"Let me look. {own}It is sunny.", ["Oslo"])
     assert model.asked.count("POST") == 2
-    attempt = len(["text", "tool"]) if on_crash == "continue" else 0
-    parts = ["text", "tool", "text", "text"]
-    assert counted(answers[0]) == ([*parts[:attempt], "attempt", *parts[attempt:]] if own else parts[:3])
+    parts = ["text", "tool", "attempt", "text", "text"]
+    assert counted(answers[0]) == (parts if own else ["text", "tool", "text"])
     assert answers[0].meta["usage"]["output_tokens"] == 14
 
 
@@ -311,6 +310,25 @@ async def test_streams_of_a_continued_answer_that_had_ended_stay_in_view_and_are
     assert {*filter(None, shown[1])} == {answer.text}
     assert len(model.asked) == len(kinds)
     assert pipes[len(kinds) :] == pipes[: len(kinds)]
+
+
+@virtually
+async def test_text_of_another_stream_behind_a_response_stays_in_view_until_its_successor_begins() -> None:
+    first, shown = long_events("It is ", "sunny. "), list[str]()
+    model = Model(first, [*chat_said("The old text."), HOLD], first, [*chat_said("The new text."), *chat_end()])
+    client = model.openai()
+
+    async def respond(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.pipe(ask(client), attach=client.responses)
+            await asyncio.sleep(1)
+            await message.pipe(ask_chat(client))
+
+    (answer,) = await answers_over_a_crash(respond, "restart", [], shown)
+    before, after = "It is sunny. The old text.", "It is sunny. The new text."
+    assert (answer.status, answer.text, counted(answer)) == ("complete", after, ["text", "attempt", "text"])
+    assert [text for text, _ in groupby(filter(None, shown))] == [before, after]
+    assert len(model.asked) == 4
 
 
 @virtually
