@@ -486,6 +486,11 @@ def owner_in(outgoing: Outgoing) -> Owner | None:
     return owner
 
 
+def has_failed(writer: Writer) -> bool:
+    """Return whether parts of failed attempts stay in view until the next part opens."""
+    return writer._outgoing.has_failed()
+
+
 def record_bytes(writer: Writer) -> int:
     """Return how large `meta` may be with a record of a stream that has ended, so that more may follow.
 

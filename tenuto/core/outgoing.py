@@ -426,6 +426,10 @@ class Outgoing:
         if self._has_restored:
             self._has_restored = False
             self.fail_attempt(LEFT)
+        return self.has_failed()
+
+    def has_failed(self) -> bool:
+        """Return whether parts of failed attempts stay in view until the next part opens."""
         return any(part.owner is FAILED for part in self._parts)
 
     def lengths(self, before: int | None = None) -> list[int]:

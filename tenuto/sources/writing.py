@@ -17,7 +17,7 @@ from tenuto.core.model import APPENDABLE, PIPED, Json, Part
 from tenuto.core.ops import digest
 from tenuto.core.outgoing import content_of, text_of
 from tenuto.core.text import SurrogateJoiner
-from tenuto.portal import Attempt, Piped, ToolCall, Try, Writer, current_try, record_bytes
+from tenuto.portal import Attempt, Piped, ToolCall, Try, Writer, current_try, has_failed, record_bytes
 from tenuto.sources.reading import CALLED, Add, Drop, Edit, Meta, NotKept, Open, Set, Source, UpstreamEnded, malformed
 
 SHORTEST_OVERLAP = 32  # characters of a continuation that must equal the end of the text, to be dropped as an overlap
@@ -302,6 +302,7 @@ class Writing:
         self._left = deque(left)  # parts of it that the message holds, with their indexes, until they are repeated
         self._marks = marks  # True: the text that follows the left parts begins at a mark
         self._slots: dict[Hashable, _Slot] = {}
+        self._unopened: list[Open] = []  # without text yet, they would take that of a failed try from view
         self._halves: defaultdict[Hashable, SurrogateJoiner] = defaultdict(SurrogateJoiner)  # half characters
         self._passed = set[int | str]()  # places of all events so far
 
@@ -322,7 +323,11 @@ class Writing:
                 case Open() if self._is_joined_by(edit.key, edit.part["type"]):
                     self._join_key = edit.key
                 case Open():
-                    await self._open(edit.key, edit.part)
+                    if len(edit.part) == 1 and not (self._left or self._join) and has_failed(self._writer):
+                        self._unopened.append(edit)
+                    else:
+                        await self._open_rest()
+                        await self._open(edit.key, edit.part)
                 case Set():
                     await self._change(edit.key, edit.fields)
                 case Drop():
@@ -399,6 +404,7 @@ class Writing:
     async def complete(self) -> None:
         """Write what the whole stream leaves to write. If the message holds more of it than it has, begin anew."""
         await self.end()
+        await self._open_rest()
         for key in self._slots:
             await self._text(key, self._halves[key].end())
         if self._left or any(slot.unrepeated for slot in self._slots.values()):
@@ -435,6 +441,7 @@ class Writing:
             return
         slot = self._slots.get(key)
         if slot is None:
+            await self._open_rest()
             slot = await self._open(key, {"type": kind})
         slot.pieces.append(text)
         if slot.left is None:
@@ -468,6 +475,11 @@ class Writing:
             slot.left = None
             slot.index = await self._writer.part(slot.value())
 
+    async def _open_rest(self) -> None:
+        while self._unopened:
+            first = self._unopened.pop(0)
+            await self._open(first.key, first.part)
+
     async def _open(self, key: Hashable, part: Part) -> _Slot:
         slot = self._slots.get(key)
         if slot is None:
@@ -484,6 +496,7 @@ class Writing:
         return slot
 
     async def _change(self, key: Hashable, fields: dict[str, Json]) -> None:
+        await self._open_rest()
         slot = self._slots.get(key)
         if slot is None:
             if "type" in fields:
@@ -499,6 +512,7 @@ class Writing:
                 await self._writer.part(slot.now(), index=slot.index)
 
     async def _drop(self, key: Hashable) -> None:
+        await self._open_rest()
         slot = self._slots.pop(key, None)
         self._halves.pop(key, None)
         if slot is not None:

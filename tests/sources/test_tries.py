@@ -41,7 +41,19 @@ from tenuto.stores.memory import MemoryStore
 from tests.agents.test_turns import lives, messages
 from tests.client.wire import Wire, client_of, memory_hub
 from tests.sources.provider import CUT, HOLD
-from tests.sources.wires import Responses, chat, chat_end, claude, claude_begin, claude_end, claude_said, gemini, sse
+from tests.sources.wires import (
+    TEXT,
+    Responses,
+    chat,
+    chat_end,
+    claude,
+    claude_begin,
+    claude_block,
+    claude_end,
+    claude_said,
+    gemini,
+    sse,
+)
 from tests.virtual import closed_later, virtual_clock, virtually
 
 Body = Sequence[bytes | str]
@@ -183,6 +195,29 @@ async def test_stream_of_google_that_ends_in_the_middle_of_an_event_is_tried_aga
     client = model.google()  # its streams need the client
     message, _ = await piped(lambda: client.aio.models.generate_content_stream(model="gemini-test", contents="Hi"))
     assert (message.status, message.text) == ("complete", "Hello.")
+
+
+@pytest.mark.parametrize("source", ["openai-responses", "anthropic"])
+@virtually
+async def test_text_of_a_failed_try_stays_in_view_until_the_next_one_has_text(source: str) -> None:
+    wire, said = Responses(), claude_said(TEXT[:6], TEXT[6:])
+    events = [*wire.begin(), *wire.said(), *wire.completed()]
+    if source == "anthropic":  # with a thought that is left out
+        thought = claude_block(0, {"type": "thinking", "thinking": "", "signature": ""})
+        events = [*claude_begin(), *thought, *said, *claude_end()]
+    delta, tries = next(event for event in events if b"text_delta" in event or b"text.delta" in event), list[int]()
+
+    async def model() -> AsyncIterator[dict[str, Any]]:
+        tries.append(1)
+        for event in events:
+            await asyncio.sleep(1)  # also between the beginning of a part and its text
+            yield json.loads(event.split(b"data: ")[1])
+            if event is delta and len(tries) == 1:
+                raise ConnectionError
+
+    message, shown = await piped(lambda: model(), source=source)
+    assert (message.status, message.text) == ("complete", TEXT)
+    assert shown == [TEXT[:6], TEXT]
 
 
 # -- the scripts of others ---------------------------------------------------------------------------------------------
