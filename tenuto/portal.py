@@ -559,7 +559,7 @@ class SyncWriter:
 
     @property
     def length(self) -> int:
-        """Return the number of accepted code points of the text part that `append` goes to; 0 without one."""
+        """Return the accepted code points of the message's text; that of superseded attempts does not count."""
         return self._target.length
 
     @property

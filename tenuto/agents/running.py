@@ -340,7 +340,7 @@ class Running:
         async def store() -> None:
             if self._is_lost or (turn.replies and turn.replies[-1].is_begun):
                 return
-            turn.replies = turn.begun
+            turn.replies = turn.begun  # the failed answer has the number of one that was not begun
             async with turn.reply() as message:
                 await message.finish("failed", reason=reason)
 

@@ -348,7 +348,7 @@ class Turn:
             begun[-1].close_text()
             await begun[-1].flush()  # store the text first, so that people see it above the question
         stored = plain({"data": data})["data"]  # a later attempt finds the question by it
-        content = f"{name}\n{key}\n{await self._meaning_of(stored, target)}"
+        content = f"{name}\n{key}\n{await self._question_hash(stored, target)}"
         now_s = asyncio.get_running_loop().time()
         has_call = isinstance(stored, dict) and "call" in stored  # equal calls have a question each
         id, content = self._question(content, None if has_call else key, now_s)
@@ -389,9 +389,11 @@ class Turn:
         if noting is not None:
             await asyncio.shield(noting)
 
-    async def _meaning_of(self, data: Json, target: str) -> str:
-        """Return a hash of the data of a question, with a call of the answer as its tool and arguments: a later attempt
-        that asks the model again gets the same call under another id.
+    async def _question_hash(self, data: Json, target: str) -> str:
+        """Return a hash of the data of a question, in which a call of the answer stands by its tool and arguments.
+
+        A later attempt that asks the model again gets the same call under another id. An agent that may not read its
+        answers knows calls by their ids only.
         """
         if isinstance(data, dict) and "call" in data:
             answer = None

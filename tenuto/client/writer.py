@@ -231,6 +231,7 @@ class RemoteWriter(Writer):
     # -- sending -----------------------------------------------------------------------------------------------
 
     async def _accepted(self) -> None:
+        """Send what was accepted, and wait while too much of it is not stored."""
         if self._outgoing.opening is None:
             self._pump()
         else:

@@ -288,8 +288,8 @@ def plain_append(state: ChannelState, key: str, request: AppendText, limits: Lim
 def _append(message: MessageState, request: AppendText, limits: Limits, now_ms: int) -> Decision:
     """Decide an append. Hot path: each piece of a model's output comes here, so the common case is checked inline."""
     at, index, text = request.at, request.part, request.text
-    _check_count(at, "at")
-    _check_count(index, "part")
+    _check_not_negative(at, "at")
+    _check_not_negative(index, "part")
     check_generation(message, request.generation)
     size = len(text) if text.isascii() else utf8_len(check_text(text))
     if size > limits.append_bytes:
@@ -367,7 +367,7 @@ def _slice(message: MessageState, texts: list[int], start: int, end: int) -> str
 
 
 def _put_part(message: MessageState, request: PutPart, limits: Limits, now_ms: int) -> Decision:
-    _check_count(request.index, "index")
+    _check_not_negative(request.index, "index")
     check_generation(message, request.generation)
     check_streaming(message)
     count = len(message.parts)
@@ -435,7 +435,7 @@ def _superseded(
     Attempts among them stay as they are, before it, and those with the indexes `beside` after it. Return None if there
     is nothing to change. Raises NoPart, InvalidRequest, TooLarge.
     """
-    _check_count(since, "supersede")
+    _check_not_negative(since, "supersede")
     known = [one.value() for one in message.parts]
     if since > len(known):
         raise NoPart(
@@ -549,7 +549,7 @@ def _request(request: str | None) -> str | None:
     return check_id(request, "request") if request is not None else None
 
 
-def _check_count(number: int | None, what: str) -> None:
+def _check_not_negative(number: int | None, what: str) -> None:
     """Raise InvalidRequest for a negative `number` in a request made in process; transports check it while decoding."""
     if number is not None and number < 0:
         raise InvalidRequest(f"{what} must be 0 or more, got {number}")

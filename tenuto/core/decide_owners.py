@@ -243,7 +243,7 @@ def end_turn(state: Draft, message: MessageState, request: EndTurn, caller: Call
     claim = message.claim
     is_ours = caller.is_app or caller.is_server or (claim is not None and claim.node is None and claim.by == caller.id)
     if claim is not None and is_ours and (claim.state, claim.generation) == (request.state, request.generation):
-        return Decision(serial=message.last, generation=claim.generation)
+        return Decision(serial=message.last, generation=claim.generation)  # a repeated request, without `failure`
     claim = _open_claim(message)
     if claim.generation != request.generation or request.confirmed not in (None, claim.confirmed):
         raise _stale(message, claim, request)
@@ -252,7 +252,7 @@ def end_turn(state: Draft, message: MessageState, request: EndTurn, caller: Call
     if request.state == "pending":
         return _handed_over(state, message, claim, now_ms)
     failed = _failed(state, message, claim, request.failure, now_ms) if request.failure is not None else ()
-    end = request.state if request.failure is None else "pending"  # no answer is known to contain what it took in
+    end = request.state if request.failure is None else "pending"  # what a failed turn took in waits again
     ended = ended_with(state, message, now_ms, end, request.unheard)
     op = Claim(
         id=message.id,

@@ -48,6 +48,8 @@ class OutgoingState(Enum):
 # Module names for the members: Python 3.11 finds them faster than attributes of the class.
 NEW, OPEN, ENDING, ENDED, REFUSED = OutgoingState
 
+END_BYTES = 1  # size of an end among unstored requests, whose sizes are above 0
+
 WriterRequest = AppendText | PutPart | UpdateMessage | FinishMessage
 
 
@@ -513,14 +515,16 @@ class Outgoing:
         for part in tuple(self._halves):
             self._release_half(part)
         self._gather()
-        # one request does both; a message that the server has ended otherwise takes no meta with a further end
-        size, last = 1, self._queue[-1] if self._queue and status == "complete" else None
+        size = END_BYTES
+        self.unstored_bytes += size
+        # A last update of `meta` goes with the end, in one request. A message that the server has ended otherwise takes
+        # no meta with a further end, so only a complete one does.
+        last = self._queue[-1] if self._queue and status == "complete" else None
         if last is not None and isinstance(last.request, UpdateMessage) and last.request.supersede is None:
             self._queue.pop()
-            size += last.size_bytes
+            size += last.size_bytes  # it is counted in `unstored_bytes` already
             end = replace(end, meta={**last.request.meta, **end.meta})
         self._merge(end.meta)
-        self.unstored_bytes += 1
         self._queue.append(OutgoingRequest(replace(end, meta=plain(end.meta), request=self._new_request()), size))
         self.state = ENDING
 

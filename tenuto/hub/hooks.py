@@ -144,7 +144,7 @@ class HookRunner:
 
     def __post_init__(self) -> None:
         self._is_standby = False  # another node calls the hook
-        self._turn = 0  # number of times that this node had no longer surely the hook
+        self._term = 0  # number of times that this node had no longer surely the hook
         self._kept_s = 0.0  # loop time at which the store last said that this node has the hook
         self._scan_due_s = 0.0
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -165,7 +165,7 @@ class HookRunner:
         task.add_done_callback(self._tasks.discard)
 
     async def _run(self) -> None:
-        """Register the hook, then call it; on a shared store whenever it is the turn of this node."""
+        """Register the hook, then call it; on a shared store in each term of this node."""
         await self._until_stored(lambda: register(self._store, self._hook, self._early))
         if self._store.is_exclusive:
             await self._until_stored(self._recall)
@@ -173,19 +173,19 @@ class HookRunner:
             return
         while True:
             with logs_errors(f"hook {self._hook.name!r} did not see the entries of other processes"):
-                await self._take_turn()
+                await self._take_term()
             await asyncio.sleep(SHARE_S)
 
-    async def _take_turn(self) -> None:
+    async def _take_term(self) -> None:
         """Begin, go on or stop, as the note about the hook says. Raises StoreUnavailable."""
         loop = asyncio.get_running_loop()
         if not self._nodes.is_kept_since(loop.time()):
             await self._nodes.renew()
         if not (self._is_ready and self._nodes.is_kept_since(self._kept_s)):
-            self._end_turn()  # another node may have had the hook since
+            self._end_term()  # another node may have had the hook since
         asked_s = loop.time()
-        if not await self._has_turn():
-            self._end_turn()
+        if not await self._has_term():
+            self._end_term()
             self._is_standby, self._early = True, {}
             return
         self._is_standby, self._kept_s = False, asked_s
@@ -195,14 +195,14 @@ class HookRunner:
             await self._scan()
             self._scan_due_s = loop.time() + min(REST * (loop.time() - asked_s), LAST_RETRY_S)
 
-    def _end_turn(self) -> None:
+    def _end_term(self) -> None:
         """Begin no further calls, until the positions were read again."""
         self._is_ready = False
-        self._turn += 1
+        self._term += 1
 
-    async def _has_turn(self) -> bool:
+    async def _has_term(self) -> bool:
         """Return whether this node has the hook; take it if no living node has it. Raises StoreUnavailable."""
-        store, name, own = self._store, self._turn_note, self._own_turn
+        store, name, own = self._store, self._term_note, self._own_term
         found = (await in_time(store.notes(name), store.name)).get(name)
         node = found.decode(errors="replace").partition(" ")[0] if found is not None else ""
         if found is not None and node != self._nodes.node:
@@ -210,35 +210,35 @@ class HookRunner:
                 await self._nodes.renew()  # it may have begun, or have run again after a pause, since the last renewal
             if not self._nodes.is_gone(node):
                 return False
-        # each turn has a note of its own, so a node that is about to take the hook over from an earlier one fails
+        # each term has a note of its own, so a node that is about to take the hook over from an earlier one fails
         return found == own or await in_time(store.note({name: own}, expected={name: found}), store.name)
 
     @property
-    def _own_turn(self) -> bytes:
-        return f"{self._nodes.node} {self._turn}".encode()
+    def _own_term(self) -> bytes:
+        return f"{self._nodes.node} {self._term}".encode()
 
     @property
-    def _turn_note(self) -> str:
+    def _term_note(self) -> str:
         """Return the name of the note with the node that calls the hook; one with another pattern is another hook."""
         return f"hook-node/{self._hook.name}/{self._hook.pattern}"
 
-    def _may_call(self, turn: int) -> bool:
-        """Return whether this node surely still has the hook, as it has had since it began its turn number `turn`."""
-        return self._is_ready and self._turn == turn and self._nodes.is_kept_since(self._kept_s)
+    def _may_call(self, term: int) -> bool:
+        """Return whether this node surely still has the hook, as it has had since it began its term number `term`."""
+        return self._is_ready and self._term == term and self._nodes.is_kept_since(self._kept_s)
 
     async def stop(self) -> None:
         """Cancel the running calls, and let another node have the hook at once."""
-        had_turn, own = self._is_ready, self._own_turn
-        self._end_turn()
+        had_term, own = self._is_ready, self._own_term
+        self._end_term()
         for task in self._tasks:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=STOP_S)
-        if had_turn:
+        if had_term:
             # otherwise the others see soon that the lease of this node has ended
             with logs_errors(f"hook {self._hook.name!r} was not given back"):
                 async with asyncio.timeout(STOP_S):
-                    await self._store.note({self._turn_note: None}, expected={self._turn_note: own})
+                    await self._store.note({self._term_note: None}, expected={self._term_note: own})
 
     async def _until_stored(self, step: Callable[[], Awaitable[T]]) -> T:
         """Return the result of `step`, which is repeated as long as the store fails."""
@@ -302,7 +302,7 @@ class HookRunner:
                 self._again.discard(channel)
                 try:
                     async with self._room:
-                        await self._deliver(channel, self._turn)
+                        await self._deliver(channel, self._term)
                 except Exception as error:
                     self._log(channel, error, wait_s)
                     await asyncio.sleep(wait_s)
@@ -322,8 +322,8 @@ class HookRunner:
         message = "hook %r failed for %s (%s); it is tried again in %.0f s"
         logger.error(message, self._hook.name, channel, kind, wait_s, exc_info=trace)
 
-    async def _deliver(self, channel: str, turn: int) -> None:
-        if not self._may_call(turn):
+    async def _deliver(self, channel: str, term: int) -> None:
+        if not self._may_call(term):
             return
         store = self._store
         epoch, serial = self._positions.get(channel, ("", 0))
@@ -331,7 +331,7 @@ class HookRunner:
         if (head.epoch, head.serial) == (epoch, serial):
             return
         if head.epoch == NO_EPOCH:
-            await self._note(channel, None, turn)
+            await self._note(channel, None, term)
             return
         if (epoch, serial) == DAMAGED:
             epoch, serial = await self._position_put_right(channel)
@@ -348,12 +348,12 @@ class HookRunner:
             if at > serial and kind in self._hook.kinds
         ]
         for event in sorted(events, key=lambda event: event.serial):
-            if not self._may_call(turn):
+            if not self._may_call(term):
                 return
             async with asyncio.timeout(TIMEOUT_S):
                 await timed(f'hook "{self._hook.name}"', self._hook.handler(event), logger)
-            await self._note(channel, (head.epoch, event.serial), turn)
-        await self._note(channel, (head.epoch, head.serial), turn)
+            await self._note(channel, (head.epoch, event.serial), term)
+        await self._note(channel, (head.epoch, head.serial), term)
 
     async def _position_put_right(self, channel: str) -> tuple[str, int]:
         """Return a position that was damaged. Raises StoreUnusable if it still is, StoreUnavailable."""
@@ -367,13 +367,13 @@ class HookRunner:
             )
         return position
 
-    async def _note(self, channel: str, position: tuple[str, int] | None, turn: int) -> None:
+    async def _note(self, channel: str, position: tuple[str, int] | None, term: int) -> None:
         """Store the position in `channel`, unless another node may have the hook.
 
         None: the channel was deleted, and the hook receives its next epoch from the beginning.
         """
-        positions = self._positions  # replaced when another turn of this node begins
-        if not self._may_call(turn) or positions.get(channel) == position:
+        positions = self._positions  # replaced when another term of this node begins
+        if not self._may_call(term) or positions.get(channel) == position:
             return
         await self._store.note({_note_name(self._hook, channel): _encoded(*position) if position else None})
         if position is not None:

@@ -429,7 +429,7 @@ class HubCore(Lifecycle):
         viewing.check()
         async with viewing.reading():
             live = await self.runtime.fresh(channel, with_members=has_ephemeral)
-            viewing.check(has_ended=self.node != node)  # the run of this channel
+            viewing.check(has_ended=self.node != node)  # the hub may have been started anew meanwhile
             wanted = self.limits.default_history if history is None else min(history, self.limits.history)
             window_ms = self.flush_ms if flush_ms is None else flush_ms
             feed = Feed(live, since, history=wanted, flush_ms=window_ms, wake=wake, has_ephemeral=has_ephemeral)

@@ -452,8 +452,8 @@ class Lifecycle:
     async def drain(self) -> None:
         """Shut down gracefully: disconnect viewers, give running answers `drain_s` seconds, then cancel the rest.
 
-        Messages whose work was cancelled stay `streaming` in the store; the next start adopts or interrupts them. It
-        follows only after `close`. Until then a hub that has its store for itself ends no leases of remote writers.
+        Messages whose work was cancelled stay `streaming` in the store; the next start adopts or interrupts them. That
+        start follows only after `close`. Until then a hub alone with its store ends no leases of remote writers.
         """
         await self._drain_in(self.drain_s)
 

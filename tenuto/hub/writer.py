@@ -643,7 +643,7 @@ async def _offer_turns(runtime: Runtime, channel: str, asked: Sequence[MessageSt
 async def _offer_lost_turns(runtime: Runtime, channel: str) -> None:
     """Let the turns of ended nodes wait again in `channel`, and offer them to workers."""
     await lose_turns(runtime.nodes, runtime.scheduler, channel)
-    if channel not in runtime.channels:
+    if channel not in runtime.channels:  # its turns are not followed, so the store is asked for them
         runtime.scheduler.forget(channel)
     runtime.scheduler.offer(channel)
 

@@ -1055,9 +1055,11 @@ class _Socket:
         return lane or _Lane(stream_id)
 
     async def _work(self, lane: _Lane) -> None:
+        """Send the responses that wait in a lane, one after the other, until none waits."""
         try:
             while lane.waiting:
-                (event, _), after = lane.waiting.popleft(), None
+                event, _ = lane.waiting.popleft()
+                after = None  # the position behind which a known response is resumed
                 try:
                     access = self._socket.access
                     if is_new := event["type"] == "response.create":

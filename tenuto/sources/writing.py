@@ -333,7 +333,7 @@ class Writing:
                 case Drop():
                     await self._drop(edit.key)
                 case Meta():
-                    await self._keep(edit)
+                    await self._take_meta(edit)
         except (InvalidRequest, InvalidText) as error:
             raise malformed(f"a part is not valid ({error.code})") from error
 
@@ -453,9 +453,10 @@ class Writing:
         """Write what `text` adds to the part that the message holds. If it differs from that, begin anew."""
         same = text_of(left)[slot.length : slot.length + len(text)]
         if not text.startswith(same):
-            await self._begin_anew()
+            await self._begin_anew()  # with the whole text
+            return
         slot.length += len(same)
-        if slot.left is None or text == same:
+        if text == same:
             return
         slot.left = None
         if self._marks and left["type"] == "text" and slot.length:
@@ -518,7 +519,8 @@ class Writing:
         if slot is not None:
             await self._writer.part({"type": "text", "text": ""}, index=slot.index)
 
-    async def _keep(self, meta: Meta) -> None:
+    async def _take_meta(self, meta: Meta) -> None:
+        """Note the facts of the stream; the message keeps a new response before its first text."""
         self._model = meta.model or self._model
         if self.note is not None and meta.response_id not in (None, self.response_id):
             if self.response_id is not None:

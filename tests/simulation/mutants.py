@@ -720,7 +720,7 @@ def a_create_has_a_later_cursor(patch: pytest.MonkeyPatch) -> None:
 @mutant("while .* calls it since", hubs=2, hooks=[SLOW_HOOK])
 def each_node_calls_a_hook(patch: pytest.MonkeyPatch) -> None:
     """A hook may be called twice anyway."""
-    edit(patch, HookRunner, "_has_turn", {"return False": "return True"})
+    edit(patch, HookRunner, "_has_term", {"return False": "return True"})
 
 
 @mutant(
@@ -732,7 +732,7 @@ def each_node_calls_a_hook(patch: pytest.MonkeyPatch) -> None:
 )
 def a_node_that_was_away_goes_on_with_its_hook(patch: pytest.MonkeyPatch) -> None:
     """The node had the hook, and knows how far it came."""
-    patch.setattr(HookRunner, "_may_call", lambda self, turn: self._is_ready)
+    patch.setattr(HookRunner, "_may_call", lambda self, term: self._is_ready)
 
 
 @mutant("though its position is", hooks=[HOOK])
@@ -740,7 +740,7 @@ def a_hook_keeps_its_position_before_the_call(patch: pytest.MonkeyPatch) -> None
     """A second call is as harmful as a missing one."""
     begin, note = (
         "async with asyncio.timeout(TIMEOUT_S):",
-        "await self._note(channel, (head.epoch, event.serial), turn)",
+        "await self._note(channel, (head.epoch, event.serial), term)",
     )
     edit(patch, HookRunner, "_deliver", {note: "pass", begin: f"{note}\n        {begin}"})
 
@@ -763,7 +763,7 @@ def a_late_hook_begins_at_the_head(patch: pytest.MonkeyPatch) -> None:
         store = self._store
         for channel in await store.channels(after=None, limit=hooks.SCAN_PAGE):
             head = await head_of(store, channel)
-            await self._note(channel, (head.epoch, head.serial), self._turn)
+            await self._note(channel, (head.epoch, head.serial), self._term)
 
     patch.setattr(HookRunner, "_scan", scan_nothing)
 

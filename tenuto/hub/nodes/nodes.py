@@ -373,7 +373,7 @@ class _Unsent(Struct):
     size_bytes: int = 0
 
     def add(self, write: Write) -> None:
-        """Add the entries of `write`; drop all entries once they exceed the limit."""
+        """Add the entries of `write`. Once they exceed the limit all are dropped, and so are later ones."""
         self.serial = write.expected + len(write.entries)
         if self.size_bytes <= MOVED_BYTES:
             added = [msgspec.Raw(_encode(entry)) for entry in write.entries]
