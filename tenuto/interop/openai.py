@@ -223,7 +223,7 @@ class OpenAI:
                 if (rest := await self._reply(access, asked, status, given)) is not None:
                     return asked._replace(of=rest)
                 if is_response and asked.options.get(CONVERSATION):  # a branch would hide its messages
-                    raise InvalidRequest("the response is of a conversation; send that", param="previous_response_id")
+                    raise InvalidRequest("it is of a conversation; send `conversation`", param="previous_response_id")
                 parent = (await _last_of(access, asked, status)).id if is_response else UNSET
             if not is_response or body.get("model") is not None:
                 self._agent(access, body.get("model"), channel)
@@ -524,7 +524,8 @@ async def whole_response(access: Access, request: Request, events: TurnEvents) -
     except (Draining, TooMany) as error:  # the question is stored
         if events.is_cancelled and isinstance(error, TooMany):
             raise  # a client may cancel again
-        return JSONResponse(_error_of(error.problem(), events.of), error.status, headers)
+        problem = {**error.problem(), "response_id": events.of.id()}
+        return JSONResponse({"error": error_of(problem)}, error.status, headers)
     status, body = events.whole()
     return Response(encode(body), status, headers, "application/json")
 
@@ -532,12 +533,8 @@ async def whole_response(access: Access, request: Request, events: TurnEvents) -
 def _streamed(access: Access, events: TurnEvents) -> Response:
     """Return the stream of a response whose question is stored."""
     response = access.stream(events.of.channel, events.of.message_id, events)
-    response.problem_form = lambda problem: _error_of(problem, events.of)
+    response.problem_form = lambda problem: {"error": error_of({**problem, "response_id": events.of.id()})}
     return response
-
-
-def _error_of(problem: Json, of: Reference) -> Json:
-    return {"error": error_of({**problem, "response_id": of.id()})}
 
 
 async def _found(access: Access, channel: str, id: str) -> Message | None:
@@ -808,8 +805,7 @@ def _about(name: str | Callable[[], str], key: str | None = None) -> Iterator[No
     except IdConflict:
         if key is None:  # the ids of messages are random, so it is about that of a large value
             raise
-        detail = f"the Idempotency-Key {key[:64]!r} is that of another request"
-        raise IdConflict(f"{detail}; send a new one for other content") from None
+        raise IdConflict(f"the Idempotency-Key {key[:64]!r} is that of another request; send a new one") from None
 
 
 def _largest(body: Json, options: Json, limit: int) -> str:
