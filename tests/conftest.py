@@ -5,6 +5,7 @@ Layer: tests, which mirror the package. Tests await an event; they never sleep u
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import inspect
 import os
@@ -26,6 +27,9 @@ from tests.browser.tab import chromium
 from tests.postgres import Postgres, running_postgres
 from tests.processes import Server, serving
 from tests.sources.provider import Provider
+
+# Modules and SDKs that the tests import are never garbage: to look for some there took 40% of the time of collection.
+gc.disable()  # until pytest_collection_finish
 
 # before the first import, so that pytest shows the values of a failed assertion in the contract of stores
 pytest.register_assert_rewrite("tests.stores.contract")
@@ -114,6 +118,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             continue
         if {"browser", "page"} & {*inspect.signature(item.function).parameters}:
             item.add_marker(pytest.mark.asyncio(loop_scope="module"), append=False)
+
+
+@pytest.hookimpl
+def pytest_collection_finish() -> None:
+    """Exclude the modules and the list of tests from garbage collection."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
