@@ -11,8 +11,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-import agents
-import anthropic
 import msgspec
 import openai
 import pydantic
@@ -103,9 +101,13 @@ async def client(stub: Stub) -> AsyncIterator[openai.AsyncOpenAI]:
         yield client
 
 
-@pytest.fixture(autouse=True)
-def untraced() -> None:
+@pytest.fixture
+def agents() -> Any:
+    """The Agents SDK. To import it or `anthropic` takes a second, and runs with other releases of `ai` need neither."""
+    import agents
+
     agents.set_tracing_disabled(True)
+    return agents
 
 
 def weather(city: str) -> str:
@@ -139,7 +141,7 @@ async def test_instructions_behind_the_question_reach_the_model_with_it(
 
 @pytest.mark.parametrize("api", ["responses", "namespace", "chat"])
 async def test_agents_sdk_runs_its_function_tool_and_gets_an_answer(
-    stub: Stub, client: openai.AsyncOpenAI, api: str
+    stub: Stub, client: openai.AsyncOpenAI, agents: Any, api: str
 ) -> None:
     kind = agents.OpenAIChatCompletionsModel if api == "chat" else agents.OpenAIResponsesModel
     tools: Any = [agents.function_tool(weather)]
@@ -156,7 +158,7 @@ async def test_agents_sdk_runs_its_function_tool_and_gets_an_answer(
 
 @pytest.mark.parametrize("is_callback", [True, False], ids=["callback", "interruption"])
 async def test_hosted_tool_of_the_agents_sdk_runs_after_its_approval_without_a_previous_response(
-    stub: Stub, client: openai.AsyncOpenAI, is_callback: bool
+    stub: Stub, client: openai.AsyncOpenAI, agents: Any, is_callback: bool
 ) -> None:
     histories: list[Any] = []
 
@@ -191,7 +193,7 @@ async def test_hosted_tool_of_the_agents_sdk_runs_after_its_approval_without_a_p
 
 
 async def test_session_of_the_agents_sdk_keeps_its_items_and_removes_the_last_or_all(
-    stub: Stub, client: openai.AsyncOpenAI
+    stub: Stub, client: openai.AsyncOpenAI, agents: Any
 ) -> None:
     session = agents.OpenAIConversationsSession(openai_client=client)
     model = agents.OpenAIResponsesModel(model="bot", openai_client=client)
@@ -338,7 +340,7 @@ async def test_result_of_a_tool_is_the_text_that_the_client_sent(
 
 
 async def test_texts_and_images_of_a_result_reach_each_api_that_takes_them(
-    stub: Stub, client: openai.AsyncOpenAI
+    stub: Stub, client: openai.AsyncOpenAI, agents: Any
 ) -> None:
     @agents.function_tool
     def shot() -> list[Any]:
@@ -550,6 +552,8 @@ OPTIONS = {
 
 
 def test_each_option_is_a_parameter_of_the_sdk() -> None:
+    import anthropic
+
     claude, gpt = anthropic.AsyncAnthropic(api_key="k"), openai.AsyncOpenAI(api_key="k")
     calls: dict[str, list[Any]] = {
         "openai": [gpt.chat.completions.create, gpt.chat.completions.stream],
