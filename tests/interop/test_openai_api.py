@@ -143,7 +143,7 @@ async def test_conversation_is_a_channel_whose_items_are_its_messages(scene: Cli
     ]
     newest: Any = [one async for one in client.conversations.items.list(made.id)]
     assert [one.id for one in newest] == [one.id for one in items][::-1]
-    with pytest.raises(openai.BadRequestError, match="is of a conversation; send that") as raised:  # no branch hides it
+    with pytest.raises(openai.BadRequestError, match="is of a conversation; send") as raised:  # no branch hides it
         await client.responses.create(model="bot", input="us", previous_response_id=response.id)
     assert (raised.value.param, len(scene.turns)) == ("previous_response_id", 2)
     assert (await client.conversations.items.retrieve(items[-1].id, conversation_id=made.id)) == items[-1]
