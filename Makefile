@@ -38,7 +38,7 @@ test-long: $(VENV)/.dev node_modules/.installed ## the built package, other rele
 lint: $(VENV)/.dev node_modules/.installed ## format, lint and strict types, in Python and JavaScript
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 	npm run --silent check
 
 format: $(VENV)/.dev ## put the code in form
