@@ -245,12 +245,23 @@ class Access:
                 await self._hub.delete(channel, answer.id)
 
     async def command(
-        self, channel: str, name: str, *, target: str | None = None, data: Json = None, id: str | None = None
+        self,
+        channel: str,
+        name: str,
+        *,
+        target: str | None = None,
+        data: Json = None,
+        id: str | None = None,
+        options: Mapping[str, Json] | None = None,
     ) -> Command:
-        """Send a command of the caller, such as `cancel` or `regenerate`. Raises NotFound, Finished, TooMany, …"""
-        self.check(channel, "command")
+        """Send a command of the caller, such as `cancel` or `regenerate`. Raises NotFound, Finished, TooMany, …
+
+        `options` of a `regenerate` replace those of the question, by their names, for the new answers.
+        """
+        self.check(channel, "command", *(["publish"] if options else []))
         key = command_key(self._hub.clock.id_or_new(id))
-        result = await self._ask(channel, key, SendCommand(name=name, target=target, data=data))
+        request = SendCommand(name=name, target=target, data=data, options=dict(options or {}))
+        result = await self._ask(channel, key, request)
         assert result.command is not None
         return result.command
 

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Set
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Set
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -35,10 +35,10 @@ from tenuto.core.errors import (
     failures_in,
     public_reason,
 )
-from tenuto.core.model import Command, Message
+from tenuto.core.model import OPTIONS, OPTIONS_KEY, Command, Json, Message
 from tenuto.core.names import check_id
-from tenuto.core.requests import references, whole
-from tenuto.core.turns import ANSWERS, ATTEMPTS, WITHDRAWN, Replier, attempt_of, reply_id, reply_ids, rules_of
+from tenuto.core.requests import references, whole, wishes_id
+from tenuto.core.turns import ANSWERS, ATTEMPTS, ROUND, WITHDRAWN, Replier, attempt_of, reply_id, reply_ids, rules_of
 from tenuto.portal import Writer, current_try
 from tenuto.sources.writing import going_on
 from tenuto.watchdog import timed
@@ -221,19 +221,31 @@ class Running:
         return await self._work_on(watch, turn)
 
     async def _request(self) -> TurnRequest:
-        """Return the wishes of the client beside its message."""
+        """Return the wishes of the client beside its message, with those of the `regenerate` that began this round."""
+        wishes = whole(self.message.meta, ())
+        try:
+            wishes |= await self._whole(self.message.meta)
+            # only a turn that was begun again has an attempt above the first round
+            again = await self._found(wishes_id(self.message.id)) if self.generation > ROUND else None
+            part = again.parts[0] if again is not None and again.role == OPTIONS and again.parts else {}
+            if part.get("name") == str(self.message.created):  # else they were of a removed message with the same id
+                wishes |= await self._whole({OPTIONS_KEY: part.get("data")})
+        except Forbidden as error:
+            logger.warning("an agent may not read all that a client asks beside its messages: %s", error)
+        return turn_request(wishes)
+
+    async def _whole(self, meta: Mapping[str, Json]) -> dict[str, Json]:
+        """Return the wishes in `meta`, and in the messages to which it refers. Raises Forbidden."""
         kept = []
-        for name, message_id in references(self.message.meta).items():
-            try:
-                one = await patiently(partial(find, self._backend, self.channel, message_id))
-            except Forbidden as error:
-                logger.warning("an agent may not read the tools and instructions of a client: %s", error)
-                break
-            if one is not None:
+        for name, message_id in references(meta).items():
+            if (one := await self._found(message_id)) is not None:
                 kept.append(one)
             else:
-                logger.warning("%s of message %s in %s were removed", name, self.message.id, self.channel)
-        return turn_request(whole(self.message.meta, kept))
+                logger.warning("%s of message %s in %s were removed", name or "wishes", self.message.id, self.channel)
+        return whole(meta, kept)
+
+    async def _found(self, message_id: str) -> Message | None:
+        return await patiently(partial(find, self._backend, self.channel, message_id))
 
     async def _work_on(self, watch: Watch, turn: Turn) -> State | None:
         """Run the handler until it ends or is stopped.

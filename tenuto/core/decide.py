@@ -48,6 +48,7 @@ from tenuto.core.errors import (
     ForbiddenStatus,
     Gap,
     IdConflict,
+    InvalidName,
     InvalidRequest,
     Mismatch,
     NoPart,
@@ -77,6 +78,7 @@ from tenuto.core.names import check_id
 from tenuto.core.ops import Append, Create, Delete, Finish, SetPart, Takeover, Update, WriterIdentity, fingerprint
 from tenuto.core.requests import (
     KEPT,
+    OPTIONS_MARK,
     AppendText,
     Caller,
     ClaimTurn,
@@ -200,6 +202,8 @@ def _create(
         if known.deleted or known.digest != sent:
             raise IdConflict(f"message {message_id!r} exists and was created with other content; choose another id")
         return Decision(serial=known.created, generation=1)
+    if message_id.startswith(OPTIONS_MARK):
+        raise InvalidName(f"ids of messages that begin with {OPTIONS_MARK!r} are those of options; choose another id")
     check_may_begin(state, caller)
     if request.reply_to is not None:
         check_attempt(state, request.reply_to, message_id, caller.attempt)
@@ -230,7 +234,7 @@ def _create(
         writer=_writer(caller, request.lease_s) if request.status == "streaming" else None,
         is_pending=is_pending,
     )
-    return Decision(ops=(*(one for one in kept if not _is_kept(state, one.id)), op), generation=1)
+    return Decision(ops=(*(one for one in kept if state.message(one.id) is None), op), generation=1)
 
 
 def _repeated_options(state: Draft, meta: Json, by: str | None) -> dict[str, Json]:
@@ -242,14 +246,6 @@ def _repeated_options(state: Draft, meta: Json, by: str | None) -> dict[str, Jso
     kept = [state.message(one) for one in found.values()]
     is_own = all(one is not None and one.role == OPTIONS and one.author == by for one in kept)
     return options if is_own and options.get(KEPT, {}) == found else {}
-
-
-def _is_kept(state: Draft, message_id: str) -> bool:
-    """Return whether the channel has a value beside `meta`. Raises IdConflict if another message has its id."""
-    known = state.message(message_id)
-    if known is not None and known.role != OPTIONS:
-        raise IdConflict(f"message {message_id!r} has the id of a value that the request must keep; delete it first")
-    return known is not None
 
 
 def _parent(state: Draft, request: CreateMessage) -> str | None:

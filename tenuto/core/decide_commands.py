@@ -27,10 +27,10 @@ from tenuto.core.errors import (
 )
 from tenuto.core.limits import Limits
 from tenuto.core.message_state import ClaimState, CommandState, MessageState
-from tenuto.core.model import Approval, Json, Part, check_json, plain
+from tenuto.core.model import OPTIONS, Approval, Json, Part, check_json, plain
 from tenuto.core.names import COMMAND_MARK, check_id, command_id, is_own_name
-from tenuto.core.ops import Claim, Command, Finish, Op, Reply, SetPart, fingerprint
-from tenuto.core.requests import Caller, ReplyCommand, SendCommand, SettleCommand
+from tenuto.core.ops import Claim, Command, Create, Finish, Op, Reply, SetPart, Update, fingerprint
+from tenuto.core.requests import Caller, ReplyCommand, SendCommand, SettleCommand, split, wishes_id
 from tenuto.core.turns import (
     APPROVE,
     MOST_SPARED,
@@ -63,7 +63,8 @@ def send_command(
         _check_has_turn(state, request.target, request.generation, caller)
     if is_step != command_id(key).startswith(STEP_MARK):
         raise InvalidName(f"ids of commands that begin with {STEP_MARK!r} are those of steps; choose another id")
-    sent = fingerprint("the command", caller.id, request.name, request.target, request.data)
+    options = [request.options] if request.options else []
+    sent = fingerprint("the command", caller.id, request.name, request.target, request.data, *options)
     known = state.command(key)
     if known is not None:
         # another attempt at the turn, maybe of another agent and about another answer, goes on with a step or question
@@ -81,6 +82,8 @@ def send_command(
     check_may_begin(state, caller)
     if not 0 < request.expires_s <= LONGEST_S:
         raise InvalidRequest(f"expires_s must be above 0 and at most {LONGEST_S}, got {request.expires_s}")
+    if request.options and not rules_of(request.name).restarts:
+        raise InvalidRequest(f"only a regenerate may have options, got them for the command {shown(request.name)}")
     data = _data(request.data, limits.data_bytes, limits)
     target = _target(state, request, caller)
     command = Command(
@@ -95,8 +98,9 @@ def send_command(
     )
     if rules_of(request.name).restarts:
         assert target is not None
-        claims = _restarted(state, target, is_served, now_ms, limits)
-        return Decision(ops=(command, *claims, _reply(key, now_ms, ok=True)), result_op=0)
+        claims = _restarted(state, target, is_served, now_ms, limits, has_wishes=bool(request.options))
+        wishes = _wishes(state, request, target, caller, now_ms, limits) if claims else ()
+        return Decision(ops=(command, *wishes, *claims, _reply(key, now_ms, ok=True)), result_op=0)
     if rules_of(request.name).stops and target is not None and _is_only_waiting(state, target):
         assert target.claim is not None
         ops = (command, *_cancelled(state, target, target.claim, now_ms), _reply(key, now_ms, ok=True))
@@ -115,9 +119,12 @@ def _is_same_question(known: Json, data: Json) -> bool:
     )
 
 
-def _restarted(state: Draft, target: MessageState, is_served: bool, now_ms: int, limits: Limits) -> tuple[Claim, ...]:
+def _restarted(
+    state: Draft, target: MessageState, is_served: bool, now_ms: int, limits: Limits, *, has_wishes: bool
+) -> tuple[Claim, ...]:
     """Return the operation by which `target` waits for an agent again; none if it waits already.
 
+    With wishes such a message is refused: an attempt may know the earlier ones, and go on with its steps.
     The next attempts are numbered in a new round. Their answers therefore get new ids, and earlier crashes do not count
     towards the limit of attempts.
     """
@@ -126,7 +133,7 @@ def _restarted(state: Draft, target: MessageState, is_served: bool, now_ms: int,
             f"a regenerate needs the id of a user message as `target`, got a message of role {target.role!r}: "
             "name the message in its `reply_to`"
         )
-    if _is_only_waiting(state, target):
+    if _is_only_waiting(state, target) and not has_wishes:
         return ()
     if _is_at_work(state, target):
         raise StillStreaming(f"message {target.id!r} is being answered: wait for the end, or send a cancel first")
@@ -135,6 +142,28 @@ def _restarted(state: Draft, target: MessageState, is_served: bool, now_ms: int,
     check_room_for_pending(state, limits)
     generation = next_round(target.claim.generation if target.claim is not None else 0)
     return (Claim(id=target.id, state="pending", generation=generation, at_ms=now_ms),)
+
+
+def _wishes(
+    state: Draft, request: SendCommand, target: MessageState, caller: Caller, now_ms: int, limits: Limits
+) -> list[Op]:
+    """Return the operations that keep the wishes of a `regenerate`, in place of those of an earlier one.
+
+    They are in messages of their authors, to which one without an author refers: all attempts find that one, wherever
+    they run.
+    """
+    wishes, values = split(request.options, caller.id, now_ms, limits, is_hidden=True)
+    check_json(wishes, limits.data_bytes, "the list of large options", depth=limits.depth)
+    part = {"type": "data", "name": str(target.created), "data": wishes}
+    ops: list[Op] = [one for one in values if state.message(one.id) is None]
+    known = state.message(id := wishes_id(target.id))
+    if known is not None and known.role != OPTIONS:  # of an import
+        raise IdConflict(f"message {id!r} has the id of the options of this regenerate; name another user message")
+    if known is None and wishes:
+        ops.append(Create(id=id, role=OPTIONS, status="complete", parts=[part], at_ms=now_ms))
+    elif known is not None and [one.value() for one in known.parts] != [part]:
+        ops.append(Update(id=id, parts=[part], meta={}, at_ms=now_ms))
+    return ops
 
 
 def check_room_for_pending(state: Draft, limits: Limits) -> None:

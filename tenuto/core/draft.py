@@ -15,6 +15,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from tenuto.core.message_state import ClaimState, CommandState, MessageState
+from tenuto.core.model import OPTIONS
 from tenuto.core.ops import Append, Claim, Command, Create, Entry, Lease, Op, Reply, SetPart
 from tenuto.core.state import ChannelState, apply_to_command, change
 
@@ -133,7 +134,7 @@ class Draft:
             self._texts.setdefault(index, [earlier.text]).append(op.text)
         serial = self.base.serial + index + 1
         self._unapplied.setdefault(op.id, []).append((serial, op))
-        if type(op) is Create:
+        if type(op) is Create and op.role != OPTIONS:
             self.newest = op.id
         if type(op) is Create or type(op) is Claim:
             self._turns[op.id] = None

@@ -20,7 +20,7 @@ from tenuto.core.limits import Limits
 from tenuto.core.model import OPTIONS, OPTIONS_KEY, Json, Message, Part, Role, Status, check_json, plain
 from tenuto.core.names import is_id
 from tenuto.core.ops import Create, WriterIdentity
-from tenuto.core.turns import reply_ids
+from tenuto.core.turns import reply_ids, rules_of
 
 # Browsers keep numbers as doubles: an integer above 2**53 did not arrive as it was sent.
 Count = Annotated[int, Meta(ge=0, le=2**53)]
@@ -120,13 +120,17 @@ class ExpireLease(Struct, frozen=True, kw_only=True):
 
 
 class SendCommand(Struct, frozen=True, kw_only=True):
-    """`POST …/commands`. Without a reply within `expires_s` the server replies."""
+    """`POST …/commands`. Without a reply within `expires_s` the server replies.
+
+    `options` of a `regenerate` has the wishes for the new answers, as in `CreateMessage`.
+    """
 
     name: str
     id: str | None = None
     target: str | None = None
     data: Json = None
     expires_s: ExpirySeconds = 300.0
+    options: dict[str, Json] = {}
     generation: Generation | None = None  # the attempt that has the turn of the target: for its steps and questions
 
 
@@ -237,7 +241,10 @@ def needs(key: str, request: Request, caller: Caller) -> tuple[str, ...]:
     """Return the ids of the messages and commands that must be in memory before `request` about `key` is decided."""
     target = request.target if isinstance(request, SendCommand) else None
     kept: tuple[str, ...] = ()
-    if isinstance(request, CreateMessage):  # the answer of an earlier attempt at that message is refused
+    if isinstance(request, SendCommand) and rules_of(request.name).restarts:
+        if target is not None and is_id(target):
+            kept = (wishes_id(target), *kept_ids(request.options, caller.id, is_hidden=True))
+    elif isinstance(request, CreateMessage):  # the answer of an earlier attempt at that message is refused
         target = request.reply_to
         kept = kept_ids(request.options, caller.id)
     elif isinstance(request, EndTurn) and request.failure is not None:  # the answers that have no end yet
@@ -249,25 +256,35 @@ def needs(key: str, request: Request, caller: Caller) -> tuple[str, ...]:
 INLINE_BYTES = 512  # largest value that is in `meta`, which all viewers get
 ALWAYS_KEPT = ("tools",)  # may hold the key of a tool's server
 KEPT = "kept"
+SMALL = ""  # name of the value that has all small ones, which no viewer gets; no client can send a value of this name
 NAME_CHARS = 64
+OPTIONS_MARK = "options-"  # the ids of messages with wishes begin with it, and no others
 MOST_KEPT = 64  # values of one message that a reader looks for
 
 
-def kept_ids(options: Mapping[str, Json], by: str | None) -> tuple[str, ...]:
-    """Return the ids of the messages that keep large values of `options`, which client `by` sends.
+def wishes_id(message_id: str) -> str:
+    """Return the id of the message that refers to the wishes of the last `regenerate` of a message."""
+    return _options_id(message_id.encode())
+
+
+def kept_ids(options: Mapping[str, Json], by: str | None, *, is_hidden: bool = False) -> tuple[str, ...]:
+    """Return the ids of the messages that keep values of `options`, which client `by` sends, as `split` does.
 
     There are none if it is no JSON, which `split` refuses.
     """
     try:
-        return tuple(id for id, _, _ in _kept(options, by))
+        return tuple(id for id, _, _ in _kept(options, by, is_hidden=is_hidden))
     except (TypeError, ValueError, OverflowError, RecursionError):
         return ()
 
 
 def split(
-    options: Mapping[str, Json], by: str | None, now_ms: int, limits: Limits
+    options: Mapping[str, Json], by: str | None, now_ms: int, limits: Limits, *, is_hidden: bool = False
 ) -> tuple[dict[str, Json], list[Create]]:
-    """Return the value of `OPTIONS_KEY`, and the messages of the large values. Raises InvalidRequest, TooLarge."""
+    """Return the value of `OPTIONS_KEY`, and the messages of the large values. Raises InvalidRequest, TooLarge.
+
+    With `is_hidden` a further message has all small values, and the value of the key only refers to messages.
+    """
     limit = limits.options_bytes
     try:
         check_json(options, limit, "options", depth=limits.depth)
@@ -280,9 +297,9 @@ def split(
     if KEPT in options or any(not 0 < len(name) <= NAME_CHARS for name in options):
         raise InvalidRequest(f"options must have names of 1 to {NAME_CHARS} characters, and none may be {KEPT!r}")
     creates: list[Create] = []
-    inline = dict(options)
-    for id, name, value in _kept(options, by):
-        del inline[name]
+    inline = {} if is_hidden else dict(options)
+    for id, name, value in _kept(options, by, is_hidden=is_hidden):
+        inline.pop(name, None)
         inline.setdefault(KEPT, {})[name] = id
         create = Create(
             id=id,
@@ -296,13 +313,20 @@ def split(
     return plain(inline), creates
 
 
-def _kept(options: Mapping[str, Json], by: str | None) -> Iterator[tuple[str, str, Json]]:
+def _kept(options: Mapping[str, Json], by: str | None, *, is_hidden: bool) -> Iterator[tuple[str, str, Json]]:
     """Yield id, name and value of each value that is stored in a message of its own."""
-    for name, value in options.items():
-        data = msgspec.json.encode(value, order="deterministic")
-        if name in ALWAYS_KEPT or len(data) > INLINE_BYTES:
-            content = hashlib.blake2b(msgspec.json.encode([by, name]) + data, digest_size=20).hexdigest()
-            yield f"options-{content}", name, value
+    encoded = {name: msgspec.json.encode(value, order="deterministic") for name, value in options.items()}
+    large = {name for name, data in encoded.items() if name in ALWAYS_KEPT or len(data) > INLINE_BYTES}
+    values = {name: options[name] for name in options if name in large}
+    if is_hidden and (small := {name: value for name, value in options.items() if name not in large}):
+        values = {SMALL: small, **values}  # first: a reader looks for `MOST_KEPT` values
+    for name, value in values.items():
+        data = encoded.get(name) or msgspec.json.encode(value, order="deterministic")
+        yield _options_id(msgspec.json.encode([by, name]) + data), name, value
+
+
+def _options_id(content: bytes) -> str:
+    return OPTIONS_MARK + hashlib.blake2b(content, digest_size=20).hexdigest()
 
 
 def references(meta: Mapping[str, Json]) -> dict[str, str]:
@@ -321,4 +345,5 @@ def whole(meta: Mapping[str, Json], kept: Iterable[Message]) -> dict[str, Json]:
     for name, id in references(meta).items():
         if id in by_id:
             found[name] = by_id[id].parts[0].get("data")
-    return found
+    small = found.pop(SMALL, None)
+    return {**small, **found} if isinstance(small, dict) else found

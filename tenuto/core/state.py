@@ -25,6 +25,7 @@ from tenuto.core.message_state import (
     set_parts,
     utf8_len,
 )
+from tenuto.core.model import OPTIONS
 from tenuto.core.ops import (
     Append,
     Claim,
@@ -164,7 +165,8 @@ def apply_entry(state: ChannelState, entry: Entry) -> None:
     elif type(op) is not Claim and type(op) is not Lease:
         state.messages.move_to_end(op.id)
     if type(op) is Create:
-        state.newest = op.id
+        if op.role != OPTIONS:
+            state.newest = op.id
         state.note_claim(changed)
     elif type(op) is Claim or type(op) is Delete:
         state.note_claim(changed)

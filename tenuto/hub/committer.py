@@ -210,7 +210,7 @@ class Committer:
     is_served: Callable[[str], bool]  # returns whether agents serve a channel
     accepted: Callable[[Channel, str], None]  # called with the accepted requests of remote writers
     # raises StoreFull if there is no space for a message; None: there is always space
-    check: Callable[[CreateMessage, Find], None] | None
+    check: Callable[[CreateMessage | SendCommand, Find], None] | None
     stored: Callable[[Write], None] | None  # called with each write that was stored
     followed: Callable[[Channel], None]  # called with each channel that was read again
     waiting: int = field(default=0, init=False)  # number of items that are queued or parked
@@ -419,7 +419,7 @@ class Committer:
             decision = decide(
                 draft, ask.key, request, caller=ask.caller, now_ms=now_ms, limits=self._limits, is_served=is_served
             )
-            if self.check is not None and isinstance(request, CreateMessage) and decision.ops:
+            if self.check is not None and isinstance(request, CreateMessage | SendCommand) and decision.ops:
                 self.check(request, draft.message)
         except TenutoError as error:
             return error.with_traceback(None)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -117,7 +118,7 @@ def fields_in(given: Mapping[str, Any], form: type[T]) -> T:
 
 def stored_id(id: str) -> str:
     """Return the id of the stored message for a client's message `id`: the same, or a hash if it breaks the rules."""
-    return id if is_id(id) else hashed(id)
+    return id if is_id(id) and not id.startswith("options-") else hashed(id)  # ids of that form are the server's
 
 
 def hashed(*values: str) -> str:
@@ -198,20 +199,24 @@ async def store_unsent(
             await access.remember(channel, id=stored_id(one["id"]), role="user", options=options, **content_of(one))
 
 
-async def begin_unsent(access: Access, channel: str, turn: TurnStatus) -> None:
+async def begin_unsent(access: Access, channel: str, turn: TurnStatus, options: Json) -> None:
     """Begin the turn of a message that has none: its request arrives after one that has stored it (`store_unsent`)."""
     if turn.state == "none":
         with suppress(Finished):  # no agent serves the channel
-            await regenerate(access, channel, turn)
+            await regenerate(access, channel, turn, options)
 
 
-async def regenerate(access: Access, channel: str, turn: TurnStatus) -> None:
-    """Ask for an answer to the message of a turn that is over or has not begun, unless an answer streams."""
+async def regenerate(access: Access, channel: str, turn: TurnStatus, options: Json) -> None:
+    """Ask for an answer to the message of a turn that is over or has not begun, unless an answer streams.
+
+    `options` replace those of the message for this answer.
+    """
     assert turn.message is not None
-    id = turn.message.id
-    again = hashed("regenerate", id, turn.answers[-1].id if turn.answers else "")  # a repeat is the same command
+    id, last = turn.message.id, turn.answers[-1].id if turn.answers else ""
+    wishes = [json.dumps(options, sort_keys=True)] if options else []
+    again = hashed("regenerate", id, last, *wishes)  # a repeat is the same command
     with suppress(StillStreaming):
-        await access.command(channel, "regenerate", target=id, id=again)
+        await access.command(channel, "regenerate", target=id, id=again, options=options)
 
 
 def stored_parts(content: object, *, is_strict: bool = False, has_data: bool = False) -> list[Json]:

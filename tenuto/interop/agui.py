@@ -308,7 +308,7 @@ async def _ask(
     known = turn.message
     if known is None or known.role != "user" or known.parts[len(outputs_in(known)) :] != parts:
         raise IdConflict(f"message {last['id'][:64]!r} exists with other content; send changed content with a new id")
-    await begin_unsent(access, channel, turn)
+    await begin_unsent(access, channel, turn, options)
 
 
 async def _add_results(

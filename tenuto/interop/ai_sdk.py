@@ -90,7 +90,7 @@ class AISDK(ChatRoutes):
         question = await self._question(access, channel, earlier, last, options, is_edit=is_edit)
         turn = await access.turn(channel, question) if is_again else None
         if turn is not None and turn.state in ("over", "none"):  # else the request is a repeat
-            await regenerate(access, channel, turn)
+            await regenerate(access, channel, turn, options)
         return access.stream(channel, question, UIStream(question, self._release))
 
     async def _question(
@@ -112,7 +112,7 @@ class AISDK(ChatRoutes):
         async for version in _versions(access, channel, known):
             if version.parts == content["parts"]:
                 if version is known:
-                    await begin_unsent(access, channel, turn)
+                    await begin_unsent(access, channel, turn, options)
                 return version.id
             newest = newest or version.id
             if is_edit:

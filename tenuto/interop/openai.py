@@ -802,10 +802,8 @@ def _about(name: str | Callable[[], str], key: str | None = None) -> Iterator[No
     except (InvalidRequest, TooLarge) as error:
         error.details.setdefault("param", name if isinstance(name, str) else name())
         raise
-    except IdConflict:
-        if key is None:  # the ids of messages are random, so it is about that of a large value
-            raise
-        raise IdConflict(f"the Idempotency-Key {key[:64]!r} is that of another request; send a new one") from None
+    except IdConflict:  # an id is random, or that of a key
+        raise IdConflict(f"the Idempotency-Key {str(key)[:64]!r} is that of another request; send a new one") from None
 
 
 def _largest(body: Json, options: Json, limit: int) -> str:

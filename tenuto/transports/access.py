@@ -222,7 +222,9 @@ def check_operation(identity: Identity, operation: Operation, channel: str) -> N
 
 
 def check_content(request: Request, identity: Identity, channel: str) -> None:
-    """Raise Forbidden if the content of a request needs `append` besides `publish`, and `identity` lacks it."""
+    """Raise Forbidden if the content of a request needs `append` or `publish` besides, and `identity` lacks it."""
+    if isinstance(request, SendCommand) and request.options:
+        identity.check("publish", channel)
     if not isinstance(request, CreateMessage | UpdateMessage):
         return
     is_writers = isinstance(request, CreateMessage) and (request.role != "user" or request.status == "streaming")

@@ -9,13 +9,18 @@ from typing import Any
 import pytest
 
 from tenuto import Hub
+from tenuto.agents.local import LocalBackend
 from tenuto.agents.turn import Turn
 from tenuto.client import Client
 from tenuto.core.errors import Draining, Finished, LocalError, StoreUnavailable, TenutoError
 from tenuto.core.model import Message
+from tenuto.core.names import command_key
+from tenuto.core.requests import Caller, CreateMessage, SendCommand, wishes_id
 from tenuto.core.turns import reply_id
 from tenuto.stores.base import Committed, Conflict, Write
 from tenuto.stores.memory import MemoryStore
+from tests.client.wire import Wire, client_of
+from tests.hub.test_export import exported
 from tests.virtual import closed_later, virtual_clock, virtually
 
 Handler = Callable[[Turn], Awaitable[None]]
@@ -472,6 +477,121 @@ async def test_a_regenerated_message_gets_another_answer_each_time() -> None:
     assert {(one.status, one.parent) for one in found} == {("complete", asked.id)}
     assert [attempt for attempt, _ in turns] == [1] * 9
     assert turns[-1][1] == [{"role": "user", "content": "?"}]  # not the first answer, nor the messages after it
+
+
+ANN, BOB = Caller(id="ann"), Caller(id="bob")
+
+
+def tools(name: str) -> list[dict[str, Any]]:
+    return [{"type": "function", "name": name, "description": "x" * 2_000}]
+
+
+def asks_again(hub: Hub, id: str, caller: Caller, **options: Any) -> Awaitable[object]:
+    request = SendCommand(name="regenerate", target="q", options=options)
+    return hub.ask("chat:1", command_key(id), request, caller)
+
+
+@pytest.mark.parametrize("is_remote", [False, True])
+@virtually
+async def test_a_new_answer_has_the_wishes_of_its_regenerate_before_those_of_the_question(is_remote: bool) -> None:
+    hub = new_hub()
+    worker: Any = client_of(Wire(hub), client_id="bot") if is_remote else hub
+    seen: list[tuple[Any, ...]] = []
+    events: list[str] = []
+
+    @worker.agent("chat:*", name="bot")
+    async def bot(turn: Turn) -> None:
+        one = turn.request
+        seen.append((one.model, one.temperature, one.instructions, [tool["name"] for tool in one.tools]))
+        async with turn.reply() as message:
+            await message.append("whole")
+
+    async def watch() -> None:
+        async for event in hub.subscribe("chat:1"):
+            events.append(repr(event))
+
+    await hub.start()
+    tasks = [asyncio.ensure_future(watch())] + ([asyncio.ensure_future(worker.run())] if is_remote else [])
+    await asyncio.sleep(1)
+    wishes: dict[str, Any] = {"tools": tools("first"), "model": "m1", "temperature": 0.5}
+    await hub.ask("chat:1", "q", CreateMessage(text="?", options=wishes), ANN)
+    await asyncio.sleep(1)
+    await asks_again(hub, "1", BOB)
+    await asyncio.sleep(1)
+    await asks_again(hub, "2", BOB, tools=tools("second"), model="m2", instructions="y" * 2_000)
+    await asyncio.sleep(1)
+    await asks_again(hub, "3", ANN, temperature=0.7)
+    await asyncio.sleep(1)
+    await asks_again(hub, "4", ANN)
+    await asyncio.sleep(1)
+    own = ("m1", 0.5, None, ["first"])
+    assert seen == [own, own, ("m2", 0.5, "y" * 2_000, ["second"]), ("m1", 0.7, None, ["first"]), own]
+    answers = (await messages(hub))[1:]
+    assert [(one.text, one.parent) for one in answers] == [("whole", "q")] * 5
+    assert not [one for one in events if "m2" in one or "0.7" in one or "second" in one]
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+
+
+@virtually
+async def test_the_wishes_of_a_regenerate_outlive_the_process_that_had_its_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store, read = MemoryStore(), LocalBackend.read
+    seen: list[tuple[int, int, str | None]] = []
+
+    async def hanging(self: LocalBackend, channel: str, message_id: str) -> tuple[Message, str]:
+        if life == 1 and message_id == wishes_id("q"):
+            await asyncio.sleep(1000)  # the turn is claimed, and the process dies before the handler begins
+        return await read(self, channel, message_id)
+
+    async def bot(turn: Turn) -> None:
+        seen.append((life, turn.attempt, turn.request.model))
+        if life == 2 and turn.attempt == 2:
+            await asyncio.sleep(1000)
+
+    monkeypatch.setattr(LocalBackend, "read", hanging)
+    for life in (1, 2, 3):
+        hub = new_hub(store)
+        hub.agent("chat:*", name="bot")(bot)
+        await hub.start()
+        if life == 1:
+            await hub.ask("chat:1", "q", CreateMessage(text="?", options={"model": "m1"}), ANN)
+            await asyncio.sleep(1)
+            await asks_again(hub, "1", ANN, model="m2")
+        await asyncio.sleep(1)
+        hub.runtime.scheduler.end = lambda *_: None  # type: ignore[method-assign] - it hands nothing over
+        await hub.close()
+    assert seen == [(1, 1, "m1"), (2, 2, "m2"), (3, 3, "m2")]
+
+
+@virtually
+async def test_a_new_answer_has_the_wishes_of_the_question_if_those_of_its_regenerate_were_removed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    hub, gate = new_hub(), asyncio.Event()
+    seen: list[tuple[str, str | None, int]] = []
+
+    @hub.agent("chat:*")
+    async def bot(turn: Turn) -> None:
+        seen.append((turn.message.id, turn.request.model, len(turn.request.tools)))
+        if turn.message.id == "p":
+            await gate.wait()
+
+    await hub.ask("chat:1", "q", CreateMessage(text="?", options={"model": "m1"}), BOB)
+    await asyncio.sleep(1)
+    await hub.create("chat:1", id="p", text="?")
+    await asks_again(hub, "1", ANN, model="m2", tools=tools("second"))
+    assert b"m2" not in await exported(hub)  # nothing waits after an import
+    await hub.archive.forget("ann")
+    found = (await hub.store.facts("chat:1", after=0, limit=99)).facts
+    assert [one.id for one in found if one.id.startswith("options-")] == [wishes_id("q")]
+    gate.set()
+    await asyncio.sleep(1)
+    assert seen == [("q", "m1", 0), ("p", None, 0), ("q", "m1", 0)]
+    warnings = [one.getMessage() for one in caplog.records if "removed" in one.getMessage()]
+    assert warnings == [f"{one} of message q in chat:1 were removed" for one in ("wishes", "tools")]
 
 
 @pytest.mark.parametrize("on_crash", ["interrupt", "restart", "continue"])

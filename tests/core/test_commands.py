@@ -18,6 +18,8 @@ from tenuto.core.errors import (
     Deleted,
     Finished,
     Forbidden,
+    IdConflict,
+    InvalidName,
     InvalidRequest,
     NotFound,
     StillStreaming,
@@ -26,8 +28,9 @@ from tenuto.core.errors import (
 )
 from tenuto.core.limits import Limits
 from tenuto.core.message_state import ClaimState
+from tenuto.core.model import OPTIONS_KEY
 from tenuto.core.ops import Claim, Command, Finish, Reply
-from tenuto.core.requests import Caller
+from tenuto.core.requests import Caller, references, whole, wishes_id
 from tests.core.harness import ADMIN, AGENT, ANN, APP, BOB, NAMELESS, PERSON, SERVER, LogHarness
 
 EVE = Caller(id="eve", may_read=False)
@@ -210,6 +213,85 @@ def test_regenerated_messages_count_towards_the_bound_of_waiting_ones_within_a_b
     regenerate(harness, "c1", "q")
     with pytest.raises(TooMany):
         regenerate(harness, "c2", "p")
+
+
+TOOLS = [{"type": "function", "name": "weather"}]
+
+
+def wishes_of(harness: LogHarness, message_id: str) -> dict[str, Any]:
+    """Return the wishes of the last regenerate of a message, as an agent finds them."""
+    about = harness.message(wishes_id(message_id))
+    meta = {OPTIONS_KEY: about.parts[0]["data"]}
+    return whole(meta, [harness.message(one) for one in references(meta).values()])
+
+
+def again(harness: LogHarness, command_id: str, **fields: Any) -> list[str]:
+    """Let the message "q" wait again. Return the types of the operations, and end its turn."""
+    ops = regenerate(harness, command_id, "q", **fields).ops
+    generation = harness.known("q").claim.generation  # type: ignore[union-attr]
+    harness.claim("q", generation)
+    harness.end("q", generation + 1)
+    return [type(op).__name__ for op in ops]
+
+
+def test_wishes_of_a_regenerate_are_kept_beside_the_message_in_the_same_decision(served: LogHarness) -> None:
+    served.claim("q")
+    served.end("q")
+    asked, wishes = served.message("q"), {"tools": TOOLS, "model": "m2", "seed": 7}
+    assert again(served, "c1", options=wishes) == ["Command", "Create", "Create", "Create", "Claim", "Reply"]
+    assert served.known_command("c1").data is None  # viewers get no wish
+    assert wishes_of(served, "q") == wishes
+    # one that is created anew, after this one was forgotten, has no wishes of this one
+    assert served.message(wishes_id("q")).parts[0]["name"] == str(asked.created)
+    assert served.message("q") == asked
+    assert served.state.newest == "q"  # the next message follows the question
+    assert again(served, "c2", options=wishes) == ["Command", "Claim", "Reply"]
+    assert again(served, "c3", options={"model": "m3"}) == ["Command", "Create", "Update", "Claim", "Reply"]
+    assert wishes_of(served, "q") == {"model": "m3"}
+    assert again(served, "c4") == ["Command", "Update", "Claim", "Reply"]
+    assert wishes_of(served, "q") == {}
+    assert again(served, "c5") == ["Command", "Claim", "Reply"]
+    served.create("p", text="next")
+    assert served.message("p").parent == "q"
+
+
+def test_regenerate_with_other_wishes_is_another_command(served: LogHarness) -> None:
+    with pytest.raises(StillStreaming):  # the first attempt may begin with the wishes of the question
+        regenerate(served, "c", "q", options={"seed": 1})
+    served.claim("q")
+    served.end("q")
+    regenerate(served, "c", "q", options={"seed": 1})
+    assert regenerate(served, "c", "q", options={"seed": 1}).ops == ()
+    for other in ({"seed": 2}, {}):
+        with pytest.raises(IdConflict):
+            regenerate(served, "c", "q", options=other)
+    assert wishes_of(served, "q") == {"seed": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("steer", {"seed": 1}), ("regenerate", {"kept": {}}), ("regenerate", {"": 1})]
+)
+def test_wishes_that_cannot_be_kept_are_refused(served: LogHarness, name: str, options: dict[str, Any]) -> None:
+    served.claim("q")
+    served.end("q")
+    with pytest.raises(InvalidRequest, match="options"):
+        served.command("c", name, target="q", options=options)
+    large = {f"large{number}": "x" * 600 for number in range(70)}
+    with pytest.raises(TooLarge, match="list of large options"):
+        regenerate(served, "c", "q", options=large)
+    assert list(served.state.messages) == ["q"]
+
+
+def test_no_message_of_a_client_takes_the_id_of_wishes(served: LogHarness) -> None:
+    with pytest.raises(InvalidName, match="are those of options"):
+        served.create(wishes_id("q"), text="mine")
+
+
+def test_wishes_of_many_values_keep_the_small_ones_among_those_that_a_reader_looks_for(served: LogHarness) -> None:
+    served.claim("q")
+    served.end("q")
+    regenerate(served, "c", "q", options={**{f"l{number}": "x" * 600 for number in range(64)}, "model": "m2"})
+    assert wishes_of(served, "q")["model"] == "m2"
 
 
 # -- cancel ----------------------------------------------------------------------------------------------------

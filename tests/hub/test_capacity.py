@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tenuto import Hub, Turn
-from tenuto.core.errors import LocalError, StoreFull
+from tenuto.core.errors import LocalError, StillStreaming, StoreFull
+from tenuto.core.names import command_key
+from tenuto.core.requests import Caller, SendCommand
 from tenuto.hub import HubCore
 from tests.agents.test_turns import until_over
 from tests.processes import request, serving, text_of
@@ -39,8 +42,9 @@ async def test_full_store_refuses_new_messages_and_lets_a_turn_end_with_its_answ
         async with turn.reply() as reply:
             await reply.append("the answer")
 
+    again = SendCommand(name="regenerate", target="q", options={"tools": []})
     try:
-        question = await hub.create("chat:1", text="a question")
+        question = await hub.create("chat:1", id="q", text="a question")
         await asked.wait()
         ids = await _fill(hub)
         with pytest.raises(StoreFull, match=r"store has [\d,]+ bytes of data, max_bytes is 10,000,000, .*retention"):
@@ -51,10 +55,15 @@ async def test_full_store_refuses_new_messages_and_lets_a_turn_end_with_its_answ
         *_, answered = await until_over(hub, 1)
         assert (answered.reply_to, answered.status, answered.text) == (question.id, "complete", "the answer")
 
+        with pytest.raises(StoreFull):
+            while True:  # the turn ends after its answer
+                with suppress(StillStreaming):
+                    await hub.ask("chat:1", command_key("c"), again, Caller())
+
         assert len(ids) in (18, 19)
         counts = hub.stats()
         assert 0.95 * 10 * MB <= counts["used_bytes"] <= counts["max_bytes"] == 10 * MB
-        assert counts["store_full_refusals"] == 3
+        assert counts["store_full_refusals"] == 4
         with caplog.at_level(logging.WARNING, "tenuto.hub"):
             hub.runtime.capacity.watch()
             hub.runtime.capacity.watch()

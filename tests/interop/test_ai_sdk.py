@@ -7,7 +7,7 @@ import json
 import random
 import re
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -203,6 +203,51 @@ async def test_regenerate_and_edit_branch_and_the_next_turn_follows_them(scene: 
     await finished(pages, "a")
     assert [one["parts"][-1]["text"] for one in await scene.loaded()] == ["one", "Hello to one"]
     assert len(scene.turns) == 5
+
+
+async def test_regenerate_brings_the_wishes_that_the_page_has_now(scene: PageScene) -> None:
+    pages = scene.pages
+    scene.gate.set()
+    tools = [{"type": "function", "name": name, "description": "x" * 2_000} for name in ("first", "second")]
+    await pages("a", "open", id="1")
+    bodies: list[Any] = [
+        {"tools": tools[:1], "model": "m1", "temperature": 0.5},
+        {"tools": tools[1:], "model": "m2", "system": "Be brief."},
+        {},
+    ]
+    await pages("a", "send", text="one", options={"body": bodies[0]})
+    await pages("a", "saw", wanted="to one")
+    for number, body in enumerate(bodies[1:], 2):
+        await finished(pages, "a")
+        await pages("a", "regenerate", body=body)
+        await scene.served.until(lambda count=number: len(scene.turns) == count)
+    shown = (await finished(pages, "a"))["messages"]
+    wishes = [one.request for one in scene.turns]
+    assert [(one.model, one.temperature, one.instructions) for one in wishes] == [
+        ("m1", 0.5, None),
+        ("m2", 0.5, "Be brief."),
+        ("m1", 0.5, None),
+    ]
+    assert [one.tools for one in wishes] == [tools[:1], tools[1:], tools[:1]]
+    assert shown == await scene.loaded()
+    assert [one.text for one in (await scene.hub.history("chat:1")).messages] == ["Hello to one"] * 3 + ["one"]
+
+
+async def test_regenerate_joins_the_running_answer_of_another_one(scene: PageScene) -> None:
+    first = {"id": "1", "messages": [{"id": "u", "role": "user", "parts": [{"type": "text", "text": "you"}]}]}
+    http = scene.served.http
+    scene.gate.set()
+    assert (await http.post("/api/chat", json=first)).status_code == 200
+    scene.gate.clear()
+    async with AsyncExitStack() as stack:
+        streams = []
+        for model in ("m2", "m2", "m3"):  # the response begins when the request is done
+            body = {**first, "trigger": "regenerate-message", "model": model}
+            streams.append(await stack.enter_async_context(http.stream("POST", "/api/chat", json=body)))
+        scene.gate.set()
+        answers = {(await one.aread()).split(b"\n\n")[0] for one in streams}  # the event with the id of the message
+    assert ([one.status_code for one in streams], len(answers)) == ([200] * 3, 1)
+    assert [one.request.model for one in scene.turns] == [None, "m2"]
 
 
 async def test_question_follows_the_newest_message_whatever_the_page_lacks(scene: PageScene) -> None:

@@ -14,7 +14,7 @@ import openai
 import pytest
 
 from tenuto import Turn
-from tenuto.core.requests import SERVER, CreateMessage, FinishMessage, kept_ids
+from tenuto.core.requests import SERVER, CreateMessage, FinishMessage
 from tenuto.hub.access.rates import Rates
 from tenuto.interop.openai_stream import ATTEMPT_ROOM, Reference
 from tests.interop.scene import fails, verifier, writes
@@ -227,14 +227,6 @@ async def test_output_for_a_conversation_finds_its_turn_behind_newer_messages(sc
             await client.responses.create(input=wrong, **options)
         answered = await client.responses.create(input=[reply], **options)
         assert answered.output_text == ("Ulm!" if name == "place" else "None!")
-
-
-async def test_taken_id_of_a_large_value_is_named_in_the_refusal(scene: ClientScene) -> None:
-    (id,) = kept_ids({"instructions": "x" * 600}, "anonymous")
-    await scene.hub.create("chat:1", id=id, text="mine")
-    asked: Any = {"input": "you", "instructions": "x" * 600, "conversation": conversation_id("chat:1")}
-    with pytest.raises(openai.ConflictError, match=f"message '{id}' has the id of a value .* delete it first"):
-        await scene.client.responses.create(model="bot", **asked)
 
 
 async def test_item_that_goes_with_others_cannot_be_deleted_alone(scene: ClientScene) -> None:

@@ -29,6 +29,7 @@ _PUT = {"part": 0, "value": _TEXT}
 _IN_1 = {"text": "other", "generation": 1}
 _LEAVE = {"member": "{id}", "leave": True}
 _STEER = {"name": "steer", "target": "{id}"}
+_AGAIN = {"name": "regenerate", "target": "{id}", "options": {"seed": 1}}  # the target is no question
 
 # Rules about ownership, in the words of the page.
 WRITER = "its writer"  # the page defines it before the table
@@ -108,9 +109,13 @@ OPERATIONS = (
     Operation("get a ticket", ("subscribe",), "POST /v1/tickets", {"channel": "{channel}"}),
     Operation("read presence", ("subscribe",), f"GET {_C}/presence"),
     Operation("be present", ("presence",), f"PUT {_MEMBER}", {}, "presence", {"member": "{id}"}, MEMBER, "me"),
-    Operation("leave", ("presence",), f"DELETE {_MEMBER}", None, "presence", _LEAVE, MEMBER, "me"),
+    Operation("leave", ("presence",), f"DELETE {_MEMBER}", None, "presence", _LEAVE, "the same", "me"),
     Operation("signal", ("presence",), f"POST {_C}/signals", {"name": "typing"}, "signal"),
     Operation("send a command", ("command",), f"POST {_C}/commands", _STEER, "command", None, KNOWN, "growing"),
+    Operation(
+        *("… with options", ("command", "publish"), f"POST {_C}/commands", _AGAIN, "command", None, ANY, "growing"),
+        allowed="invalid_request",
+    ),
     Operation("reply to a command", ("command",), f"POST {_REPLY}", {}, "reply", None, REPLY, "command"),
     Operation("take turns", TO_WORK, frame="work", fields={"pattern": "{channel}"}, whose=OF_PATTERN),
     _of_turn("renew a turn", "turn.renew", generation=1),

@@ -22,7 +22,7 @@ from tenuto.core.errors import InvalidName, LocalError, StoreFull, shown
 from tenuto.core.message_state import MessageState
 from tenuto.core.model import ChannelSummary
 from tenuto.core.names import check_prefix, invalid_pattern, is_pattern
-from tenuto.core.requests import CreateMessage
+from tenuto.core.requests import CreateMessage, SendCommand
 from tenuto.core.visitor_ids import STEM, owner_of
 from tenuto.hub.keep.records import LEAD_MS
 from tenuto.stores.base import Fact, Store
@@ -396,9 +396,12 @@ class Capacity:
                 limit=self._max_bytes,
             )
 
-    def check_create(self, request: CreateMessage, find: Callable[[str], MessageState | None]) -> None:
-        """Raise StoreFull if there is no space for the message, unless it answers a message that waits for it."""
-        if self._max_bytes:
+    def check_create(self, request: CreateMessage | SendCommand, find: Callable[[str], MessageState | None]) -> None:
+        """Raise StoreFull if there is no space for options, or a message that answers none that waits for it."""
+        if isinstance(request, SendCommand):
+            if request.options:
+                self.check()
+        elif self._max_bytes:
             asked = find(request.reply_to) if request.reply_to is not None and request.role != "user" else None
             if asked is None or asked.claim is None or not asked.claim.is_open:
                 self.check()
