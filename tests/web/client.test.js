@@ -3,7 +3,9 @@ import assert from "node:assert/strict"
 import { describe, test } from "node:test"
 
 import { connect } from "../../tenuto/web/client.js"
-import { append, attached, goLive, message, settled, texts, update, world } from "./fakes.js"
+import {
+  append, attached, channelOf, goLive, liveChannel, message, settled, streamedChannel, texts, update, world,
+} from "./fakes.js"
 
 const refusal = (code) => (error) => error.name === "Error" && error.code === code
 
@@ -95,9 +97,7 @@ describe("a channel over WebSocket", () => {
   })
 
   test("ignores frames of a closed socket after it is opened again", (t) => {
-    const w = world(t)
-    w.client.channel("c")
-    goLive(w)
+    const { w } = liveChannel(t)
     w.client.channel("c").close()
     const again = w.client.channel("c")
     assert.deepEqual(w.socket.sentOf("attach").at(-1), { channel: "c" })
@@ -110,16 +110,13 @@ describe("a channel over WebSocket", () => {
   })
 
   test("resumes from the cursor of its last complete batch", (t) => {
-    const w = world(t)
-    const channel = w.client.channel("c")
-    goLive(w)
+    const { w, channel } = liveChannel(t)
     w.socket.events("c", null, append(2, "m", 1, "b"))
     w.socket.drop()
     assert.equal(channel.state, "reconnecting")
     assert.equal(w.client.state, "reconnecting")
     assert.deepEqual(texts(channel), ["ab"])
-    w.pass(250)
-    w.socket.open()
+    w.openAfter(250)
     assert.deepEqual(w.socket.sentOf("attach"), [{ channel: "c", since: "e:1" }])
     w.socket.events("c", "e:3", attached(3, { resumed: true }), append(3, "m", 1, "bc"))
     assert.deepEqual(texts(channel), ["abc"])
@@ -129,22 +126,17 @@ describe("a channel over WebSocket", () => {
   })
 
   test("drops a new start that broke off before its end", (t) => {
-    const w = world(t)
-    const channel = w.client.channel("c")
-    goLive(w)
+    const { w, channel } = liveChannel(t)
     w.socket.events("c", null, attached(9, { epoch: "f" }), update(message("x", 9, "new")))
     w.socket.drop()
-    w.pass(250)
-    w.socket.open()
+    w.openAfter(250)
     assert.deepEqual(w.socket.sentOf("attach"), [{ channel: "c", since: "e:1" }])
     w.socket.events("c", "e:2", attached(2, { resumed: true }), append(2, "m", 1, "b"))
     assert.deepEqual(texts(channel), ["ab"])
   })
 
   test("attaches anew after a gap, later each time, and counts it", (t) => {
-    const w = world(t)
-    const channel = w.client.channel("c")
-    goLive(w)
+    const { w, channel } = liveChannel(t)
     w.socket.events("c", "e:5", append(5, "m", 4, "X"))
     assert.equal(channel.stats.gaps, 1)
     assert.equal(channel.cursor, null)
@@ -152,8 +144,7 @@ describe("a channel over WebSocket", () => {
     assert.deepEqual(texts(channel), ["a"])
     w.pass(249)
     assert.equal(w.sockets.length, 1)
-    w.pass(1)
-    w.socket.open()
+    w.openAfter(1)
     assert.deepEqual(w.socket.sentOf("attach"), [{ channel: "c" }])
     w.socket.events("c", "e:5", attached(5), update(message("m", 1, "abcdX", { version: 5 })))
     assert.deepEqual(texts(channel), ["abcdX"])
@@ -179,8 +170,7 @@ describe("a channel over WebSocket", () => {
   })
 
   test("attaches again after a temporary refusal", (t) => {
-    const w = world(t)
-    const channel = w.client.channel("c")
+    const { w, channel } = channelOf(t)
     w.socket.open()
     w.socket.refuse("attach", "busy")
     assert.equal(channel.state, "connecting")
@@ -194,8 +184,7 @@ describe("a connection", () => {
   test("reconnects with full jitter under a doubling ceiling", (t) => {
     const draws = [0.999, 0, 0.5, 0.999, 0.999, 0.999, 0.999, 0.999]
     const waits = [499.5, 0, 1000, 3996, 7992, 14985, 14985, 14985]
-    const w = world(t, { transport: "websocket", random: () => draws.shift() ?? 0 })
-    w.client.channel("c")
+    const { w } = channelOf(t, { transport: "websocket", random: () => draws.shift() ?? 0 })
     for (const [failures, wait] of waits.entries()) {
       w.socket.drop()
       if (wait > 1) w.pass(Math.floor(wait) - 1)
@@ -206,18 +195,14 @@ describe("a connection", () => {
   })
 
   test("resets its back-off only after it was stable", (t) => {
-    const w = world(t)
-    w.client.channel("c")
-    goLive(w)
+    const { w } = liveChannel(t)
     w.socket.drop()
-    w.pass(250)
-    w.socket.open()
+    w.openAfter(250)
     w.pass(4_000)
     w.socket.drop() // the second failure: up to 1 s
     w.pass(499)
     assert.equal(w.sockets.length, 2)
-    w.pass(1)
-    w.socket.open()
+    w.openAfter(1)
     w.pass(5_001)
     w.socket.drop() // a first failure again
     w.pass(250)
@@ -225,9 +210,7 @@ describe("a connection", () => {
   })
 
   test("that is silent for 14 s is given up", (t) => {
-    const w = world(t)
-    const channel = w.client.channel("c")
-    goLive(w)
+    const { w, channel } = liveChannel(t)
     w.pass(10_000)
     w.socket.receive({ type: "ping", n: 7 })
     assert.deepEqual(w.socket.sent.at(-1), { type: "pong", n: 7 })
@@ -237,16 +220,14 @@ describe("a connection", () => {
     assert.equal(channel.state, "reconnecting")
     assert.ok(w.socket.isClosed)
     w.socket.drop() // the late end of the old socket has no effect
-    w.pass(250)
-    w.socket.open()
+    w.openAfter(250)
     w.sockets[0].drop()
     assert.equal(w.client.state, "live")
     assert.equal(w.sockets.length, 2)
   })
 
   test("that does not open within 10 s is given up", (t) => {
-    const w = world(t, { transport: "websocket" })
-    w.client.channel("c")
+    const { w } = channelOf(t, { transport: "websocket" })
     w.pass(9_999)
     assert.ok(!w.socket.isClosed)
     w.pass(1)
@@ -256,9 +237,7 @@ describe("a connection", () => {
   })
 
   test("waits for the delay of bye and its own back-off", (t) => {
-    const w = world(t)
-    w.client.channel("c")
-    goLive(w)
+    const { w } = liveChannel(t)
     w.socket.receive({ type: "bye", reason: "draining", retry_ms: 2_000 })
     assert.ok(!w.socket.isClosed)
     w.socket.drop(1012)
@@ -270,21 +249,16 @@ describe("a connection", () => {
 
   for (const [code, since] of [[1001, "e:1"], [1012, "e:1"], [4001, "e:1"], [4100, undefined], [4199, undefined]]) {
     test(`comes back after close code ${code} ${since ? "with its cursor" : "as a new start"}`, (t) => {
-      const w = world(t)
-      const channel = w.client.channel("c")
-      goLive(w)
+      const { w, channel } = liveChannel(t)
       w.socket.drop(code)
       assert.deepEqual(texts(channel), ["a"])
-      w.pass(250)
-      w.socket.open()
+      w.openAfter(250)
       assert.deepEqual(w.socket.sentOf("attach"), [since ? { channel: "c", since } : { channel: "c" }])
     })
   }
 
   test("stops after close code 4300 with the reason of the server", async (t) => {
-    const w = world(t)
-    const channel = w.client.channel("c")
-    goLive(w)
+    const { w, channel } = liveChannel(t)
     const request = channel.delete("m")
     w.socket.receive({ type: "bye", reason: "forbidden" })
     w.socket.drop(4300)
@@ -298,20 +272,15 @@ describe("a connection", () => {
   })
 
   test("that receives an unreadable frame is opened again, since the frame is lost", (t) => {
-    const w = world(t)
-    const channel = w.client.channel("c")
-    goLive(w)
+    const { w, channel } = liveChannel(t)
     assert.throws(() => w.socket.receive("{not json"), SyntaxError)
     assert.equal(channel.state, "reconnecting")
-    w.pass(250)
-    w.socket.open()
+    w.openAfter(250)
     assert.deepEqual(w.socket.sentOf("attach"), [{ channel: "c", since: "e:1" }])
   })
 
   test("ignores unknown frames and channels", (t) => {
-    const w = world(t)
-    const channel = w.client.channel("c")
-    goLive(w)
+    const { w, channel } = liveChannel(t)
     w.socket.receive({ type: "sunshine", channel: "c" })
     w.socket.events("d", "e:1", attached(1))
     w.socket.receive({ type: "ok", ref: 4711 })
@@ -321,9 +290,7 @@ describe("a connection", () => {
 
   for (const type of ["online", "visibilitychange", "pageshow"]) {
     test(`tries at once on ${type}`, (t) => {
-      const w = world(t)
-      w.client.channel("c")
-      goLive(w)
+      const { w } = liveChannel(t)
       w.socket.drop()
       w.page.dispatchEvent(new Event(type))
       assert.equal(w.sockets.length, 2)
@@ -333,9 +300,7 @@ describe("a connection", () => {
   }
 
   test("is replaced on waking if it was silent, and kept otherwise", (t) => {
-    const w = world(t)
-    w.client.channel("c")
-    goLive(w)
+    const { w } = liveChannel(t)
     w.pass(7_000)
     w.page.dispatchEvent(new Event("pageshow"))
     assert.equal(w.sockets.length, 1)
@@ -345,9 +310,7 @@ describe("a connection", () => {
   })
 
   test("is replaced at once when the browser goes offline: the page does not look online until the watchdog notices", (t) => {
-    const w = world(t)
-    const channel = w.client.channel("c")
-    goLive(w)
+    const { w, channel } = liveChannel(t)
     w.page.dispatchEvent(new Event("offline"))
     assert.equal(channel.state, "reconnecting")
     assert.equal(w.sockets.length, 2)
@@ -357,9 +320,7 @@ describe("a connection", () => {
   })
 
   test("is not opened twice by waking while it opens", (t) => {
-    const w = world(t)
-    w.client.channel("c")
-    goLive(w)
+    const { w } = liveChannel(t)
     w.socket.drop()
     w.pass(250)
     w.page.dispatchEvent(new Event("online"))
@@ -378,9 +339,7 @@ describe("a connection", () => {
   })
 
   test("ends with the client: no socket, no timer and no listener remains", async (t) => {
-    const w = world(t)
-    const channel = w.client.channel("c")
-    goLive(w)
+    const { w, channel } = liveChannel(t)
     const request = channel.update("m", { text: "b" })
     w.socket.drop()
     w.client.close()
@@ -394,9 +353,7 @@ describe("a connection", () => {
 
   test("ends by an AbortSignal, also one that was aborted before", (t) => {
     const stop = new AbortController()
-    const w = world(t, { signal: stop.signal })
-    w.client.channel("c")
-    goLive(w)
+    const { w } = liveChannel(t, { signal: stop.signal })
     stop.abort()
     assert.equal(w.client.state, "closed")
     assert.ok(w.socket.isClosed)
@@ -426,11 +383,7 @@ describe("the fallback to SSE", () => {
   })
 
   test("shows the events of an unfinished batch, but keeps the cursor", async (t) => {
-    const w = world(t, { transport: "sse" })
-    const channel = w.client.channel("c")
-    await w.source.open()
-    await w.source.receive(attached(1))
-    await w.source.receive(update(message("m", 1, "a")), "e:1")
+    const { w, channel } = await streamedChannel(t)
     await w.source.receive(append(2, "m", 1, "b"))
     w.pass(20)
     assert.deepEqual(texts(channel), ["ab"])
@@ -441,11 +394,7 @@ describe("the fallback to SSE", () => {
   })
 
   test("reconnects by the client's own back-off, from the cursor", async (t) => {
-    const w = world(t, { transport: "sse" })
-    const channel = w.client.channel("c")
-    await w.source.open()
-    await w.source.receive(attached(1))
-    await w.source.receive(update(message("m", 1, "a")), "e:1")
+    const { w, channel } = await streamedChannel(t)
     const [first] = w.sources
     await w.source.drop()
     assert.equal(first.isClosed, true)
@@ -461,8 +410,7 @@ describe("the fallback to SSE", () => {
   })
 
   test("is given up after 10 s without an event, a ping or a comment", async (t) => {
-    const w = world(t, { transport: "sse" })
-    w.client.channel("c")
+    const { w } = channelOf(t, { transport: "sse" })
     await w.source.open()
     await w.source.receive(attached(1), "e:1")
     w.pass(9_000)
@@ -478,8 +426,7 @@ describe("the fallback to SSE", () => {
   })
 
   test("reconnects after bye, though its stream ended in order", async (t) => {
-    const w = world(t, { transport: "sse" })
-    w.client.channel("c")
+    const { w } = channelOf(t, { transport: "sse" })
     await w.source.open()
     await w.source.bye("draining")
     assert.equal(w.source.isClosed, true)
@@ -488,11 +435,7 @@ describe("the fallback to SSE", () => {
   })
 
   test("attaches anew after a gap", async (t) => {
-    const w = world(t, { transport: "sse" })
-    const channel = w.client.channel("c")
-    await w.source.open()
-    await w.source.receive(attached(1))
-    await w.source.receive(update(message("m", 1, "a")), "e:1")
+    const { w, channel } = await streamedChannel(t)
     await w.source.receive(append(9, "m", 5, "X"), "e:9")
     assert.equal(channel.stats.gaps, 1)
     w.pass(250)
@@ -511,8 +454,7 @@ describe("the fallback to SSE", () => {
   })
 
   test("is tried in turn while neither opens", async (t) => {
-    const w = world(t)
-    w.client.channel("c")
+    const { w } = channelOf(t)
     w.socket.drop()
     await w.source.drop()
     assert.deepEqual([w.sockets.length, w.sources.length], [1, 1])
@@ -538,8 +480,7 @@ describe("the fallback to SSE", () => {
   })
 
   test("is kept if no WebSocket ever worked", async (t) => {
-    const w = world(t)
-    w.client.channel("c")
+    const { w } = channelOf(t)
     w.socket.drop()
     await w.source.open()
     await w.source.drop()
@@ -548,9 +489,7 @@ describe("the fallback to SSE", () => {
   })
 
   test("waits for three failures if a WebSocket worked before, and yields to it later", async (t) => {
-    const w = world(t)
-    w.client.channel("c")
-    goLive(w)
+    const { w } = liveChannel(t)
     w.socket.drop()
     for (const wait of [250, 500, 1_000]) {
       assert.equal(w.sources.length, 0)
@@ -568,8 +507,7 @@ describe("the fallback to SSE", () => {
   })
 
   test("is used in a browser without WebSocket, and never with transport websocket", async (t) => {
-    const w = world(t, { WebSocket: class { constructor() { throw new Error("SecurityError") } } })
-    w.client.channel("c")
+    const { w } = channelOf(t, { WebSocket: class { constructor() { throw new Error("SecurityError") } } })
     w.pass(250)
     assert.equal(w.sources.length, 1)
     const strict = world(t, { transport: "websocket" })
@@ -582,9 +520,7 @@ describe("the fallback to SSE", () => {
 
 describe("requests over WebSocket", () => {
   test("are sent in the order of the calls and matched by ref", async (t) => {
-    const w = world(t)
-    const channel = w.client.channel("c")
-    goLive(w)
+    const { w, channel } = liveChannel(t)
     const first = channel.create({ id: "u1", text: "hi" })
     const second = channel.delete("m")
     await settled()
@@ -597,9 +533,7 @@ describe("requests over WebSocket", () => {
   })
 
   test("carry ids, so that sending them again is safe", async (t) => {
-    const w = world(t)
-    const channel = w.client.channel("c")
-    goLive(w)
+    const { w, channel } = liveChannel(t)
     const requests = [channel.create({ text: "hi" }), channel.append("m", "b", 1), channel.update("u", { text: "x" }), channel.finish("m")]
     await settled()
     const asked = w.socket.sent.slice(1)
@@ -610,20 +544,17 @@ describe("requests over WebSocket", () => {
     assert.match(asked[2].request, /^[\w.-]{6,64}$/)
     assert.match(asked[3].request, /^[\w.-]{6,64}$/)
     w.socket.drop()
-    w.pass(250)
-    w.socket.open()
+    w.openAfter(250)
     assert.deepEqual(w.socket.sent.slice(1), asked)
     for (const type of ["create", "append", "update", "finish"]) w.socket.ok(type, { serial: 9 })
     assert.equal((await Promise.all(requests)).length, 4)
     w.socket.drop()
-    w.pass(500)
-    w.socket.open()
+    w.openAfter(500)
     assert.equal(w.socket.sent.length, 1)
   })
 
   test("without a connection wait for one", async (t) => {
-    const w = world(t)
-    const channel = w.client.channel("c")
+    const { w, channel } = channelOf(t)
     const request = channel.create({ id: "u1", text: "hi" })
     await settled()
     w.socket.open()
@@ -633,9 +564,7 @@ describe("requests over WebSocket", () => {
   })
 
   test("are refused with a code and its numbers", async (t) => {
-    const w = world(t)
-    const channel = w.client.channel("c")
-    goLive(w)
+    const { w, channel } = liveChannel(t)
     const request = channel.append("m", "x", 7)
     await settled()
     w.socket.refuse("append", "gap", { detail: "part 0 has 1", length: 1 })
@@ -643,23 +572,19 @@ describe("requests over WebSocket", () => {
   })
 
   test("to a draining server are sent again to its successor", async (t) => {
-    const w = world(t)
-    const channel = w.client.channel("c")
-    goLive(w)
+    const { w, channel } = liveChannel(t)
     const request = channel.create({ id: "u1", text: "hi" })
     await settled()
     w.socket.refuse("create", "draining")
     w.socket.drop(1012)
-    w.pass(250)
-    w.socket.open()
+    w.openAfter(250)
     assert.deepEqual(w.socket.sentOf("create"), [{ channel: "c", id: "u1", text: "hi" }])
     w.socket.ok("create", { serial: 2 })
     assert.deepEqual(await request, { serial: 2 })
   })
 
   test("are bounded in number", async (t) => {
-    const w = world(t)
-    const channel = w.client.channel("c")
+    const { w, channel } = channelOf(t)
     const requests = Array.from({ length: 500 }, (_, index) => channel.delete(`m${index}`))
     await assert.rejects(channel.delete("m500"), refusal("too_many"))
     await assert.rejects(channel.create({ text: "x" }), refusal("too_many"))
@@ -674,9 +599,7 @@ describe("requests over WebSocket", () => {
   })
 
   test("are bounded in size, and a refused append does not move the offset", async (t) => {
-    const w = world(t)
-    const channel = w.client.channel("c")
-    goLive(w)
+    const { w, channel } = liveChannel(t)
     const big = channel.append("m", "x".repeat(1_000_001), 1)
     await assert.rejects(channel.append("m", "y"), refusal("too_many"))
     await settled()
@@ -692,9 +615,7 @@ describe("a producer", () => {
   const sent = (w) => w.socket.sent.slice(1).map(({ type, id, at, text, part }) => ({ type, id, at, text, part }))
 
   test("continues after its last piece and never sends half a character", async (t) => {
-    const w = world(t)
-    const channel = w.client.channel("c")
-    goLive(w)
+    const { w, channel } = liveChannel(t)
     const quiet = (request) => request.catch(() => {})
     quiet(channel.create({ id: "r", status: "streaming", text: "a\ud83d" }))
     quiet(channel.append("r", "\ude00b"))
@@ -715,9 +636,7 @@ describe("a producer", () => {
 
   test("may count the held half of a pair, or not", async (t) => {
     for (const at of [1, 2]) {
-      const w = world(t)
-      const channel = w.client.channel("c")
-      goLive(w)
+      const { w, channel } = liveChannel(t)
       channel.append("r", "a\ud83d", 0).catch(() => {})
       channel.append("r", "\ude00", at).catch(() => {})
       channel.append("r", "\ud83d", 2).catch(() => {})
@@ -728,18 +647,14 @@ describe("a producer", () => {
   })
 
   test("drops its offset when the message is finished", async (t) => {
-    const w = world(t)
-    const channel = w.client.channel("c")
-    goLive(w)
+    const { w, channel } = liveChannel(t)
     channel.append("m", "b", 1).catch(() => {})
     channel.finish("m").catch(() => {})
     await assert.rejects(channel.append("m", "c"), refusal("invalid_request"))
   })
 
   test("writes the parts of a message in parallel", async (t) => {
-    const w = world(t)
-    const channel = w.client.channel("c")
-    goLive(w)
+    const { w, channel } = liveChannel(t)
     const quiet = (request) => request.catch(() => {})
     quiet(channel.append("m", "p\ud83d", 5, 0))
     quiet(channel.append("m", "q\ud83d", 0, 1))
@@ -756,9 +671,7 @@ describe("a producer", () => {
   })
 
   test("continues at the given offset after a refusal", async (t) => {
-    const w = world(t)
-    const channel = w.client.channel("c")
-    goLive(w)
+    const { w, channel } = liveChannel(t)
     const first = channel.append("m", "xyz", 9)
     await settled()
     w.socket.refuse("append", "gap", { length: 1 })
@@ -769,9 +682,7 @@ describe("a producer", () => {
   })
 
   test("must give at for the first piece of a part", async (t) => {
-    const w = world(t)
-    const channel = w.client.channel("c")
-    goLive(w)
+    const { w, channel } = liveChannel(t)
     await assert.rejects(channel.append("m", "x"), refusal("invalid_request"))
     await assert.rejects(channel.append("m", "x"), refusal("invalid_request"))
     assert.deepEqual(sent(w), [])
@@ -845,8 +756,7 @@ describe("requests with SSE", () => {
   })
 
   test("are refused with a code; the next request continues", async (t) => {
-    const w = world(t, { transport: "sse" })
-    const channel = w.client.channel("c")
+    const { w, channel } = channelOf(t, { transport: "sse" })
     const first = channel.append("m", "x", 9)
     const second = channel.delete("m")
     await settled()
@@ -869,16 +779,14 @@ describe("requests with SSE", () => {
   })
 
   test("go over the socket when it opens again", async (t) => {
-    const w = world(t)
-    const channel = w.client.channel("c")
+    const { w, channel } = channelOf(t)
     w.socket.drop()
     const request = channel.create({ id: "u1", text: "hi" })
     await settled()
     assert.equal(w.http.calls.length, 1)
     await w.http.fail()
     await w.source.drop()
-    w.pass(250)
-    w.socket.open()
+    w.openAfter(250)
     assert.deepEqual(w.socket.sentOf("create"), [{ channel: "c", id: "u1", text: "hi" }])
     w.socket.ok("create", { serial: 1 })
     assert.deepEqual(await request, { serial: 1 })
@@ -890,9 +798,7 @@ describe("people", () => {
   const enter = (id) => ({ type: "presence.enter", member: member(id) })
 
   test("are shown at once, and leave the cursor where it is", (t) => {
-    const w = world(t)
-    const channel = w.client.channel("c")
-    goLive(w)
+    const { w, channel } = liveChannel(t)
     let calls = 0
     channel.subscribe(() => calls++)
     w.socket.events("c", null, enter("ann"), { type: "presence.update", member: member("ann", { name: "Ann" }, 2) })
@@ -909,9 +815,7 @@ describe("people", () => {
   })
 
   test("enter, change and leave", async (t) => {
-    const w = world(t)
-    const channel = w.client.channel("c")
-    goLive(w)
+    const { w, channel } = liveChannel(t)
     const entered = channel.enter({ name: "Ann" })
     w.socket.ok("presence")
     await entered
@@ -928,20 +832,16 @@ describe("people", () => {
   })
 
   test("enter again on every new connection, after the requests without a response", async (t) => {
-    const w = world(t)
-    const channel = w.client.channel("c")
-    goLive(w)
+    const { w, channel } = liveChannel(t)
     const entered = channel.enter({ name: "Ann" })
     w.socket.ok("presence")
     await entered
     await settled()
     w.socket.drop()
-    w.pass(250)
-    w.socket.open()
+    w.openAfter(250)
     assert.deepEqual(w.socket.sentOf("presence"), [{ channel: "c", data: { name: "Ann" } }])
     w.socket.drop() // the connection breaks before the response
-    w.pass(500)
-    w.socket.open()
+    w.openAfter(500)
     assert.deepEqual(w.socket.sentOf("presence"), [{ channel: "c", data: { name: "Ann" } }])
     w.socket.ok("presence")
     await settled()
@@ -950,9 +850,7 @@ describe("people", () => {
   })
 
   test("enter again some time after a refusal, until they leave", async (t) => {
-    const w = world(t)
-    const channel = w.client.channel("c")
-    goLive(w)
+    const { w, channel } = liveChannel(t)
     const pass = (tens) => {
       for (; tens > 0; tens--) {
         w.pass(10_000)
@@ -979,9 +877,7 @@ describe("people", () => {
   })
 
   test("a refusal that stays is not tried again before the next connection", async (t) => {
-    const w = world(t)
-    const channel = w.client.channel("c")
-    goLive(w)
+    const { w, channel } = liveChannel(t)
     const entered = channel.enter({ name: "Ann" })
     w.socket.refuse("presence", "forbidden")
     await assert.rejects(entered, refusal("forbidden"))
@@ -991,14 +887,12 @@ describe("people", () => {
     }
     assert.equal(w.socket.sentOf("presence").length, 1)
     w.socket.drop()
-    w.pass(250)
-    w.socket.open()
+    w.openAfter(250)
     assert.equal(w.socket.sentOf("presence").length, 1)
   })
 
   test("with SSE renew their lease although the server has refused one renewal", async (t) => {
-    const w = world(t, { transport: "sse" })
-    const channel = w.client.channel("c")
+    const { w, channel } = channelOf(t, { transport: "sse" })
     await w.source.open()
     const entered = channel.enter()
     await settled()
@@ -1031,8 +925,7 @@ describe("people", () => {
     assert.deepEqual(w.socket.sentOf("presence").slice(2), [{ channel: "one", leave: true }, { channel: "two", leave: true }])
     w.socket.ok("presence")
     w.socket.drop()
-    w.pass(250)
-    w.socket.open()
+    w.openAfter(250)
     assert.deepEqual(w.socket.sentOf("presence"), [])
   })
 
@@ -1067,8 +960,7 @@ describe("people", () => {
   })
 
   test("with SSE enter again with a new stream, since the server may be another", async (t) => {
-    const w = world(t, { transport: "sse" })
-    const channel = w.client.channel("c")
+    const { w, channel } = channelOf(t, { transport: "sse" })
     await w.source.open()
     const entered = channel.enter()
     await settled()
@@ -1083,8 +975,7 @@ describe("people", () => {
   })
 
   test("with SSE are shown, and signals too, between two events of a batch", async (t) => {
-    const w = world(t, { transport: "sse" })
-    const channel = w.client.channel("c")
+    const { w, channel } = channelOf(t, { transport: "sse" })
     const received = []
     channel.listen((event) => received.push(event.name ?? event.type))
     await w.source.open()
@@ -1104,9 +995,7 @@ describe("people", () => {
 
 describe("commands and signals", () => {
   test("go over the socket, with ids that make repeats safe", async (t) => {
-    const w = world(t)
-    const channel = w.client.channel("c")
-    goLive(w)
+    const { w, channel } = liveChannel(t)
     const asked = [channel.command("cancel", { target: "m" }), channel.reply("c9", { ok: false, data: { by: "Ann" } }), channel.reply("c8")]
     channel.signal("typing", { on: true })
     const [cancel] = w.socket.sentOf("command")
@@ -1125,8 +1014,7 @@ describe("commands and signals", () => {
   })
 
   test("a command waits for a connection, a signal is lost without one", async (t) => {
-    const w = world(t)
-    const channel = w.client.channel("c")
+    const { w, channel } = channelOf(t)
     channel.signal("typing")
     const asked = channel.command("steer", { id: "k", target: "m", data: { text: "shorter" } })
     w.socket.open()
@@ -1137,8 +1025,7 @@ describe("commands and signals", () => {
   })
 
   test("go over HTTP with SSE; a failed signal is not sent again", async (t) => {
-    const w = world(t, { transport: "sse" })
-    const channel = w.client.channel("c")
+    const { w, channel } = channelOf(t, { transport: "sse" })
     const sent = channel.command("cancel", { id: "k", target: "m" })
     await settled()
     await w.http.answer(201, { serial: 1 })
@@ -1167,14 +1054,12 @@ describe("commands and signals", () => {
 
 describe("requests between two transports", () => {
   test("behind a running request go over the socket alone", async (t) => {
-    const w = world(t)
-    const channel = w.client.channel("c")
+    const { w, channel } = channelOf(t)
     w.socket.drop()
     const requests = [channel.create({ id: "u1", text: "hi" }), channel.create({ id: "u2", text: "ho" })]
     await settled()
     await w.source.drop()
-    w.pass(250)
-    w.socket.open()
+    w.openAfter(250)
     await w.http.answer(201, { serial: 1 })
     assert.equal(w.http.calls.length, 1)
     assert.deepEqual(w.socket.sentOf("create").map(({ id }) => id), ["u1", "u2"])
@@ -1189,8 +1074,7 @@ describe("history", () => {
 
   /** A live channel with older messages from before 10. */
   function withOlder(t, options) {
-    const w = world(t, options)
-    const channel = w.client.channel("c")
+    const { w, channel } = channelOf(t, options)
     w.socket.open()
     w.socket.events("c", "e:20", attached(20, { before: 10, more: true }), update(old("m10", 10)))
     return { w, channel }
@@ -1252,8 +1136,7 @@ describe("history", () => {
   })
 
   test("is requested by GET with SSE", async (t) => {
-    const w = world(t, { transport: "sse" })
-    const channel = w.client.channel("c")
+    const { w, channel } = channelOf(t, { transport: "sse" })
     await w.source.open()
     await w.source.receive(attached(20, { before: 10, more: true }), "e:20")
     const request = channel.history({ limit: 3 })
@@ -1269,9 +1152,7 @@ describe("history", () => {
 
 describe("an observer", () => {
   test("is notified once for each batch, and soon for an unfinished one", (t) => {
-    const w = world(t)
-    const channel = w.client.channel("c")
-    goLive(w)
+    const { w, channel } = liveChannel(t)
     let calls = 0
     const end = channel.subscribe(() => calls++)
     w.socket.events("c", "e:3", append(2, "m", 1, "b"), append(3, "m", 2, "c"))
@@ -1292,8 +1173,7 @@ describe("an observer", () => {
   })
 
   test("gets new objects for changed values only", (t) => {
-    const w = world(t)
-    const channel = w.client.channel("c")
+    const { w, channel } = channelOf(t)
     w.socket.open()
     w.socket.events("c", "e:2", attached(2), update(message("m", 1, "a")), update(message("n", 2, "x")))
     const before = channel.getSnapshot()
@@ -1309,8 +1189,7 @@ describe("an observer", () => {
   })
 
   test("sees the connection's state in the snapshot", (t) => {
-    const w = world(t)
-    const channel = w.client.channel("c")
+    const { w, channel } = channelOf(t)
     const states = [channel.getSnapshot().state]
     channel.subscribe(() => states.push(channel.getSnapshot().state))
     goLive(w)
@@ -1320,8 +1199,7 @@ describe("an observer", () => {
   })
 
   test("of the client is notified of its connection", (t) => {
-    const w = world(t)
-    w.client.channel("c")
+    const { w } = channelOf(t)
     const states = []
     w.client.subscribe(() => states.push(w.client.state))
     w.socket.open()
@@ -1331,9 +1209,7 @@ describe("an observer", () => {
   })
 
   test("that throws does not stop the notification of others", (t) => {
-    const w = world(t)
-    const channel = w.client.channel("c")
-    goLive(w)
+    const { w, channel } = liveChannel(t)
     const thrown = []
     globalThis.reportError = (error) => thrown.push(error.message)
     t.after(() => delete globalThis.reportError)
@@ -1350,18 +1226,14 @@ describe("an observer", () => {
   })
 
   test("may close the channel during its notification", (t) => {
-    const w = world(t)
-    const channel = w.client.channel("c")
-    goLive(w)
+    const { w, channel } = liveChannel(t)
     channel.subscribe(() => channel.state === "live" && channel.close())
     w.socket.events("c", "e:2", append(2, "m", 1, "b"))
     assert.equal(channel.state, "closed")
   })
 
   test("receives signals and replies", (t) => {
-    const w = world(t)
-    const channel = w.client.channel("c")
-    goLive(w)
+    const { w, channel } = liveChannel(t)
     const received = []
     const end = channel.listen((event) => received.push(event))
     const signal = { type: "signal", name: "typing", from: "ann" }
@@ -1377,8 +1249,7 @@ describe("an observer", () => {
 
 describe("statistics", () => {
   test("count events, batches and characters", (t) => {
-    const w = world(t)
-    const channel = w.client.channel("c")
+    const { w, channel } = channelOf(t)
     w.socket.open()
     const first = { type: "events", channel: "c", cursor: "e:2", events: [attached(2), update(message("m", 1, "añ漢😀")), update(message("n", 2, "xy"))] }
     const second = { type: "events", channel: "c", cursor: "e:3", events: [append(3, "m", 4, "…")] }
@@ -1394,12 +1265,9 @@ describe("statistics", () => {
   })
 
   test("report the size and the time of a resume over all its frames", (t) => {
-    const w = world(t)
-    const channel = w.client.channel("c")
-    goLive(w)
+    const { w, channel } = liveChannel(t)
     w.socket.drop()
-    w.pass(250)
-    w.socket.open()
+    w.openAfter(250)
     w.pass(30)
     w.socket.events("c", null, attached(9, { resumed: true }), append(8, "m", 1, "b".repeat(400)))
     w.pass(20)
@@ -1412,8 +1280,7 @@ describe("the message of an error", () => {
   const first = async (promise) => (await promise.then(() => assert.fail("was accepted"), (error) => error)).message
 
   test("of a closed client names its address and the remedy", async (t) => {
-    const w = world(t)
-    const channel = w.client.channel("c")
+    const { w, channel } = channelOf(t)
     const request = channel.delete("m")
     w.client.close()
     const expected = "the client of http://server.test/base is closed: call connect() again"
@@ -1451,8 +1318,7 @@ describe("the message of an error", () => {
   })
 
   test("of a page that stays outdated names the channel and the remedy", async (t) => {
-    const w = world(t)
-    const channel = w.client.channel("c")
+    const { w, channel } = channelOf(t)
     w.socket.open()
     w.socket.events("c", "e:20", attached(20, { more: true, before: 10 }))
     w.socket.events("c", "e:21", append(21, "m9", 2, "!"))

@@ -3,7 +3,7 @@ import assert from "node:assert/strict"
 import { describe, test } from "node:test"
 
 import { Conversation } from "../../tenuto/web/client/conversation.js"
-import { attached, message, settled, update, world } from "./fakes.js"
+import { attached, channelOf, message, settled, update } from "./fakes.js"
 
 const question = (id, created, parent, fields = {}) => message(id, created, id, { role: "user", author: "ann", status: "complete", ...(parent && { parent }), ...fields })
 const answer = (id, created, parent, fields = {}) => message(id, created, id, { author: "bot", status: "complete", parent, reply_to: parent, ...fields })
@@ -106,8 +106,7 @@ describe("the path", () => {
 
 /** Return a live channel of `ann` with these messages. */
 function live(t, ...messages) {
-  const w = world(t)
-  const channel = w.client.channel("c")
+  const { w, channel } = channelOf(t)
   w.socket.open()
   w.socket.ok("attach", { you: { id: "ann", can: ["publish"] } })
   const serial = messages.at(-1)?.created ?? 1
@@ -264,8 +263,7 @@ describe("a snapshot", () => {
     const { w, channel } = live(t, question("q", 1))
     channel.send({ id: "p", text: "draft" }).catch(() => {})
     w.socket.drop(4003)
-    w.pass(1_000)
-    w.socket.open()
+    w.openAfter(1_000)
     w.socket.refuse("attach", "forbidden", { detail: "no" })
     await settled()
     w.socket.refuse("create", "forbidden", { detail: "no" })

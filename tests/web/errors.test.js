@@ -2,12 +2,11 @@
 import assert from "node:assert/strict"
 import { test } from "node:test"
 
-import { settled, world } from "./fakes.js"
+import { channelOf, settled } from "./fakes.js"
 
 test("a code of the server without words names the address, the status and a remedy", async (t) => {
   t.mock.method(console, "warn", () => {})
-  const w = world(t, { transport: "websocket" })
-  w.client.channel("c")
+  const { w } = channelOf(t, { transport: "websocket" })
   w.socket.drop()
   await import("../../tenuto/web/client/probe.js") // the client loads this module in the same way
   await settled()

@@ -209,6 +209,11 @@ export function world(t, options = {}) {
     http,
     page,
     pass: (ms) => mock.timers.tick(ms),
+    /** Let `ms` pass, and open the socket that the client has begun since. */
+    openAfter(ms) {
+      this.pass(ms)
+      this.socket.open()
+    },
     sockets: FakeSocket.all,
     sources: FakeSource.all,
     get socket() {
@@ -236,6 +241,28 @@ export const append = (serial, id, at, text, part = 0) => ({ type: "message.appe
 export function goLive({ socket }, name = "c") {
   socket.open()
   socket.events(name, "e:1", attached(1), update(message("m", 1, "a")))
+}
+
+/** Return a world and its channel "c", which waits for a connection. */
+export function channelOf(t, options) {
+  const w = world(t, options)
+  return { w, channel: w.client.channel("c") }
+}
+
+/** Return a world and its channel "c" after `goLive`. */
+export function liveChannel(t, options) {
+  const found = channelOf(t, options)
+  goLive(found.w)
+  return found
+}
+
+/** Return a world and its channel "c" after the same events as in `goLive`, over SSE. */
+export async function streamedChannel(t) {
+  const found = channelOf(t, { transport: "sse" })
+  await found.w.source.open()
+  await found.w.source.receive(attached(1))
+  await found.w.source.receive(update(message("m", 1, "a")), "e:1")
+  return found
 }
 
 export const texts = (channel) => channel.getSnapshot().messages.map(({ parts }) => parts[0].text)

@@ -11,7 +11,7 @@ import { test } from "node:test"
 
 import { countPoints, dropPoints, SurrogateJoiner } from "../../tenuto/web/client/text.js"
 import { View } from "../../tenuto/web/view.js"
-import { append, attached, message, settled, texts, update, world } from "./fakes.js"
+import { append, attached, channelOf, message, settled, streamedChannel, texts, update } from "./fakes.js"
 import { anything, changed, changedText, IDS, isUnpolluted, SEED, seeds, TEXTS } from "./fuzzing.js"
 import { randomOf } from "./random.js"
 
@@ -195,8 +195,7 @@ for (const isWild of [false, true]) {
   test(`a client on a socket ${isWild ? "with arbitrary input reconnects" : "accepts all frames of the right form"}`, async (t) => {
     let thrown = 0
     const tried = await each(t, isWild ? 500 : 400, async (random) => {
-      const w = world(t, { transport: "websocket" })
-      const channel = w.client.channel("c")
+      const { w, channel } = channelOf(t, { transport: "websocket" })
       const errors = []
       channel.subscribe(() => void channel.getSnapshot())
       channel.listen(() => {})
@@ -240,11 +239,7 @@ test("a client on a stream with arbitrary input ends with the true state", async
   let unreadable = 0
   t.mock.method(console, "error", () => unreadable++)
   const tried = await each(t, 150, async (random) => {
-    const w = world(t, { transport: "sse" })
-    const channel = w.client.channel("c")
-    await w.source.open()
-    await w.source.receive(attached(1))
-    await w.source.receive(update(message("m", 1, "a")), "e:1")
+    const { w, channel } = await streamedChannel(t)
     for (let step = 0; step < 6 && !w.source.isClosed; step++) {
       const event = random.chance(0.5) ? changed(random, eventOf(random)) : eventOf(random)
       const data = random.chance(0.3) ? changedText(random, JSON.stringify(event)) : JSON.stringify(event)
@@ -269,8 +264,7 @@ test("a client on a stream with arbitrary input ends with the true state", async
 
 test("requests over HTTP resolve, reject or are repeated after arbitrary responses", async (t) => {
   await each(t, 250, async (random) => {
-    const w = world(t, { transport: "sse" })
-    const channel = w.client.channel("c")
+    const { w, channel } = channelOf(t, { transport: "sse" })
     await w.source.open()
     let outcome = null
     channel.create({ text: "x" }).then(() => (outcome = "answered"), (error) => (outcome = error.code))

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict"
 import { describe, test } from "node:test"
 
-import { attached, message, settled, texts, update, world } from "./fakes.js"
+import { attached, channelOf, message, settled, texts, update, world } from "./fakes.js"
 
 const refusal = (code) => (error) => error.name === "Error" && error.code === code
 const quiet = (t) => t.mock.method(console, "warn", () => {})
@@ -19,8 +19,7 @@ function tokens(...list) {
 
 describe("a token over WebSocket", () => {
   test("is the first frame; channels and requests follow its ok", async (t) => {
-    const w = world(t, { token: "secret" })
-    w.client.channel("c")
+    const { w } = channelOf(t, { token: "secret" })
     w.client.channel("c").delete("m").catch(() => {})
     w.socket.open()
     assert.deepEqual(w.socket.sentOf("auth"), [{ token: "secret" }])
@@ -33,8 +32,7 @@ describe("a token over WebSocket", () => {
 
   test("comes from the app's callback, once for several reconnects", async (t) => {
     const { token, reasons } = tokens("one", "two")
-    const w = world(t, { token: async (why) => token(why) })
-    w.client.channel("c")
+    const { w } = channelOf(t, { token: async (why) => token(why) })
     await settled()
     w.socket.open()
     w.socket.ok("auth")
@@ -48,8 +46,7 @@ describe("a token over WebSocket", () => {
 
   test("is renewed 30 s before the identity ends, on the same socket", async (t) => {
     const { token, reasons } = tokens("one", "two")
-    const w = world(t, { token })
-    w.client.channel("c")
+    const { w } = channelOf(t, { token })
     await settled()
     w.socket.open()
     w.socket.ok("auth", { you: { expires_s: 40 } })
@@ -67,8 +64,7 @@ describe("a token over WebSocket", () => {
 
   test("that lasts for seconds is renewed after a quarter of them", async (t) => {
     const { token, reasons } = tokens("one", "two")
-    const w = world(t, { token })
-    w.client.channel("c")
+    const { w } = channelOf(t, { token })
     await settled()
     w.socket.open()
     w.socket.ok("auth", { you: { expires_s: 8 } })
@@ -82,8 +78,7 @@ describe("a token over WebSocket", () => {
 
   test("is replaced after close code 4200, by a callback that learns why", async (t) => {
     const { token, reasons } = tokens("one", "two")
-    const w = world(t, { token })
-    const channel = w.client.channel("c")
+    const { w, channel } = channelOf(t, { token })
     await settled()
     w.socket.open()
     w.socket.ok("auth")
@@ -102,8 +97,7 @@ describe("a token over WebSocket", () => {
   test("that is refused twice in a row ends the client as unauthenticated", async (t) => {
     const warned = quiet(t)
     const { token, reasons } = tokens("bad", "worse")
-    const w = world(t, { token })
-    const channel = w.client.channel("c")
+    const { w, channel } = channelOf(t, { token })
     await settled()
     w.socket.open()
     w.socket.refuse("auth", "unauthenticated")
@@ -123,8 +117,7 @@ describe("a token over WebSocket", () => {
 
   test("is missing: close code 4201 ends the client at once", (t) => {
     quiet(t)
-    const w = world(t)
-    w.client.channel("c")
+    const { w } = channelOf(t)
     w.socket.open()
     w.socket.drop(4201)
     assert.equal(w.client.status.error.code, "unauthenticated")
@@ -135,8 +128,7 @@ describe("a token over WebSocket", () => {
     test(`from a callback that ${what} counts as a failed attempt`, async (t) => {
       quiet(t)
       let calls = 0
-      const w = world(t, { transport: "websocket", token: (why) => (++calls, token(why)) })
-      w.client.channel("c")
+      const { w } = channelOf(t, { transport: "websocket", token: (why) => (++calls, token(why)) })
       await settled()
       w.pass(10_000)
       await settled()
@@ -153,8 +145,7 @@ describe("a token over WebSocket", () => {
   test("from a callback that fails once changes no transport", async (t) => {
     quiet(t)
     let calls = 0
-    const w = world(t, { token: async () => (++calls === 1 ? Promise.reject(new Error("no network")) : "one") })
-    w.client.channel("c")
+    const { w } = channelOf(t, { token: async () => (++calls === 1 ? Promise.reject(new Error("no network")) : "one") })
     await settled()
     assert.equal(w.client.status.error.code, "token_unavailable")
     w.pass(250)
@@ -181,8 +172,7 @@ describe("a token over HTTP", () => {
   test("that a stream refuses is replaced once, then the client ends", async (t) => {
     quiet(t)
     const { token, reasons } = tokens("bad", "worse")
-    const w = world(t, { transport: "sse", token })
-    const channel = w.client.channel("c")
+    const { w, channel } = channelOf(t, { transport: "sse", token })
     await settled()
     await w.source.refuse(401, { code: "unauthenticated", detail: "no" })
     w.pass(250)
@@ -195,8 +185,7 @@ describe("a token over HTTP", () => {
 
   test("that expires in the stream is replaced", async (t) => {
     const { token, reasons } = tokens("one", "two")
-    const w = world(t, { transport: "sse", token })
-    w.client.channel("c")
+    const { w } = channelOf(t, { transport: "sse", token })
     await settled()
     await w.source.open()
     await w.source.receive(attached(1), "e:1")
@@ -210,8 +199,7 @@ describe("a token over HTTP", () => {
 
   test("that a request refuses is replaced, and the request is sent again", async (t) => {
     const { token } = tokens("one", "two")
-    const w = world(t, { transport: "sse", token })
-    const channel = w.client.channel("c")
+    const { w, channel } = channelOf(t, { transport: "sse", token })
     await settled()
     await w.source.open()
     const deleted = channel.delete("m")
@@ -226,8 +214,7 @@ describe("a token over HTTP", () => {
 describe("a cookie", () => {
   test("that is still accepted continues the channel after close code 4200, each time at once; one that is not ends the client", (t) => {
     quiet(t)
-    const w = world(t)
-    const channel = w.client.channel("c")
+    const { w, channel } = channelOf(t)
     for (const attempt of [1, 2, 3]) {
       w.socket.open()
       w.socket.ok("attach")
@@ -246,8 +233,7 @@ describe("a cookie", () => {
   /** Return a client of a WebSocket alone whose upgrade was refused, perhaps after it was connected as ann. */
   async function refused(t, { isFirst = false, ...options } = {}) {
     quiet(t)
-    const w = world(t, { transport: "websocket", ...options })
-    const channel = w.client.channel("c")
+    const { w, channel } = channelOf(t, { transport: "websocket", ...options })
     if (!isFirst) {
       w.socket.open()
       w.socket.ok("attach", { you: { id: "ann", can: [] } })
@@ -300,8 +286,7 @@ describe("a cookie", () => {
 
   test("that is accepted again before the response of that request keeps the client open", async (t) => {
     const { w } = await refused(t)
-    w.pass(500)
-    w.socket.open()
+    w.openAfter(500)
     await w.http.answer(401)
     assert.equal(w.client.state, "live")
   })
@@ -318,8 +303,7 @@ describe("a cookie", () => {
 
   test("that ended during a long poll is sent once more", async (t) => {
     quiet(t)
-    const w = world(t, { transport: "poll" })
-    const channel = w.client.channel("c")
+    const { w, channel } = channelOf(t, { transport: "poll" })
     for (const cursor of ["e:1", "e:2"]) {
       await w.http.poll({ cursor, events: [] })
       await w.http.poll({ code: "unauthenticated" }, 401)
@@ -371,8 +355,7 @@ describe("the identity", () => {
 
   test("over SSE without a token: a refused stream closes the channel with the server's error", async (t) => {
     quiet(t)
-    const w = world(t, { transport: "sse" })
-    const channel = w.client.channel("c")
+    const { w, channel } = channelOf(t, { transport: "sse" })
     const detail = "client 'ann' needs the capability 'subscribe' on channel 'c'"
     await w.source.refuse(403, { code: "forbidden", detail })
     assert.equal(channel.error.code, "forbidden")

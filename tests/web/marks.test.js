@@ -4,7 +4,7 @@ import { test } from "node:test"
 
 import { Marks } from "../../tenuto/web/chat/marks.js"
 import { STRINGS } from "../../tenuto/web/chat/strings.js"
-import { append, attached, goLive, message, settled, update, world } from "./fakes.js"
+import { append, attached, channelOf, goLive, message, settled, update } from "./fakes.js"
 
 Object.assign(globalThis, { addEventListener() {} })
 
@@ -43,8 +43,7 @@ test("text that another attempt replaced while the connection was lost gets no m
 
 /** Return a client with an answer whose text is "a", and a function that returns the words of its marks. */
 function marksOf(t, options) {
-  const w = world(t, options)
-  const channel = w.client.channel("c")
+  const { w, channel } = channelOf(t, options)
   const marks = new Marks(/** @type {any} */ ({ host: {}, words: STRINGS, channel, client: w.client, closing: new AbortController() }))
   channel.subscribe(() => marks.changed() && marks.choose())
   return { w, words: () => marks.of(channel.getSnapshot().messages[0]).map(({ text }) => text) }
@@ -66,8 +65,7 @@ test("an identity that is renewed leaves no mark, over a WebSocket", (t) => {
   reconnect(w, 4200, 250)
   assert.deepEqual(words(), [])
   w.socket.drop()
-  w.pass(1_000)
-  w.socket.open()
+  w.openAfter(1_000)
   w.socket.events("c", "e:2", attached(2, { resumed: true }))
   assert.deepEqual(words(), ["Reconnected, nothing was missed."]) // a connection that was lost leaves one
 })

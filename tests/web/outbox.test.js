@@ -5,7 +5,7 @@ import { describe, test } from "node:test"
 import { connect } from "../../tenuto/web/client.js"
 import { Sharing } from "../../tenuto/web/client/sharing.js"
 import { WEBSOCKET } from "../../tenuto/web/client/websocket.js"
-import { attached, message, settled, texts, update, usePage, world } from "./fakes.js"
+import { attached, channelOf, message, settled, texts, update, usePage, world } from "./fakes.js"
 
 /** A browser's storage; `limit` characters fit. */
 class FakeStorage {
@@ -43,8 +43,7 @@ const shown = (channel) => channel.getSnapshot().messages.map(({ id, text, local
 
 /** Return a client whose channel is live, and belongs to `id`. */
 function live(t, id = "ann", options = {}) {
-  const w = world(t, options)
-  const channel = w.client.channel("c")
+  const { w, channel } = channelOf(t, options)
   w.socket.open()
   w.socket.ok("attach", you(id))
   w.socket.events("c", "e:1", attached(1))
@@ -177,8 +176,7 @@ describe("a sent message", () => {
     await assert.rejects(sent[0], { code: "discarded", message: "message p was discarded: send another" })
     assert.deepEqual(shown(channel), [["q", "q", "sending"]])
     assert.equal(Object.keys(storage).length, 1)
-    w.pass(250)
-    w.socket.open()
+    w.openAfter(250)
     await settled()
     assert.deepEqual(w.socket.sentOf("create").map(({ id }) => id), ["q"])
     w.socket.ok("create", { message: message("q", 2, "q") })
@@ -197,8 +195,7 @@ describe("a sent message", () => {
       w.page.dispatchEvent(new Event(type))
       await assert.rejects(discarded, { code: "discarded" })
       assert.deepEqual(shown(channel), [["r", "r", "sending"]])
-      w.pass(250)
-      w.socket.open()
+      w.openAfter(250)
       w.socket.ok("attach", you("ann"))
       await settled()
       assert.deepEqual(w.socket.sentOf("create").map(({ id }) => id), ["r"])
@@ -268,8 +265,7 @@ describe("the outbox", () => {
     withStorage(t)
     const before = world(t)
     before.client.channel("c").send({ id: "q", text: "hi" }).catch(() => {}) // the page is reloaded at once
-    const w = world(t)
-    const channel = w.client.channel("c")
+    const { w, channel } = channelOf(t)
     assert.deepEqual(shown(channel), [["q", "hi", "sending"]])
     w.socket.open()
     await settled()

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict"
 import { describe, test } from "node:test"
 
-import { append, attached, message, settled, texts, update, world } from "./fakes.js"
+import { append, attached, channelOf, message, settled, texts, update, world } from "./fakes.js"
 
 const live = { cursor: "e:1", events: [attached(1), update(message("m", 1, "a"))] }
 
@@ -24,8 +24,7 @@ describe("long poll", () => {
   })
 
   test("reconnects from its cursor, and is live though no event was missed", async (t) => {
-    const w = world(t, { transport: "poll" })
-    const channel = w.client.channel("c")
+    const { w, channel } = channelOf(t, { transport: "poll" })
     await w.http.poll(live)
     w.http.polls.at(-1).reject(new TypeError("network error"))
     await settled()
@@ -38,8 +37,7 @@ describe("long poll", () => {
   })
 
   test("attaches anew after a gap", async (t) => {
-    const w = world(t, { transport: "poll" })
-    w.client.channel("c")
+    const { w } = channelOf(t, { transport: "poll" })
     await w.http.poll(live)
     await w.http.poll({ cursor: "e:9", events: [append(9, "m", 5, "X")] })
     w.pass(250)
@@ -47,8 +45,7 @@ describe("long poll", () => {
   })
 
   test("is given up when no response comes within its wait and 10 s", async (t) => {
-    const w = world(t, { transport: "poll" })
-    w.client.channel("c")
+    const { w } = channelOf(t, { transport: "poll" })
     await w.http.poll(live)
     w.pass(34_999)
     assert.equal(w.http.polls.length, 2)
@@ -60,8 +57,7 @@ describe("long poll", () => {
 
 describe("a proxy that buffers", () => {
   test("is noticed 5 s after the headers of a stream without its first batch", async (t) => {
-    const w = world(t)
-    const channel = w.client.channel("c")
+    const { w, channel } = channelOf(t)
     w.socket.drop()
     await w.source.open()
     w.pass(4_999)
@@ -73,8 +69,7 @@ describe("a proxy that buffers", () => {
   })
 
   test("is noticed after 10 s of silence", async (t) => {
-    const w = world(t)
-    w.client.channel("c")
+    const { w } = channelOf(t)
     w.socket.drop()
     await w.source.open()
     await w.source.receive(attached(1), "e:1")
@@ -86,8 +81,7 @@ describe("a proxy that buffers", () => {
   })
 
   test("does not change a transport that the app has chosen", async (t) => {
-    const w = world(t, { transport: "sse" })
-    w.client.channel("c")
+    const { w } = channelOf(t, { transport: "sse" })
     await w.source.open()
     w.pass(5_000)
     w.pass(250)
@@ -98,8 +92,7 @@ describe("a proxy that buffers", () => {
 
 describe("a better transport", () => {
   async function polling(t) {
-    const w = world(t)
-    w.client.channel("c")
+    const { w } = channelOf(t)
     w.socket.drop()
     await w.source.open()
     w.pass(5_000)
@@ -145,8 +138,7 @@ describe("a better transport", () => {
 
 describe("suspend", () => {
   test("disconnects, keeps the view, and resumes from the cursor", async (t) => {
-    const w = world(t)
-    const channel = w.client.channel("c")
+    const { w, channel } = channelOf(t)
     w.socket.open()
     w.socket.events("c", "e:1", ...live.events)
     w.client.suspend()
@@ -166,8 +158,7 @@ describe("suspend", () => {
 })
 
 test("a suspended client sends no request over HTTP either", async (t) => {
-  const w = world(t, { transport: "sse" })
-  const channel = w.client.channel("c")
+  const { w, channel } = channelOf(t, { transport: "sse" })
   w.client.suspend()
   channel.delete("m").catch(() => {})
   await settled()
@@ -185,8 +176,7 @@ describe("the diagnosis", () => {
     const warn = t.mock.method(console, "warn", () => {})
     globalThis.location = PAGE
     t.after(() => delete globalThis.location)
-    const w = world(t, { transport: "websocket", ...options })
-    w.client.channel("c")
+    const { w } = channelOf(t, { transport: "websocket", ...options })
     w.socket.drop()
     await import("../../tenuto/web/client/probe.js") // the client loads this module in the same way
     await settled()
@@ -219,8 +209,7 @@ describe("the diagnosis", () => {
     const { error, retryAt } = w.client.status
     assert.equal(error.code, "unreachable")
     assert.equal(retryAt, 1_000_250)
-    w.pass(250)
-    w.socket.open()
+    w.openAfter(250)
     assert.equal(w.client.status.error, null)
     assert.equal(w.client.status.retryAt, null)
   })
@@ -268,8 +257,7 @@ describe("the diagnosis", () => {
   test("is not made after a connection has worked", async (t) => {
     const { w } = await failed(t)
     await w.http.probed(200, { server: "tenuto", protocol: 1 })
-    w.pass(250)
-    w.socket.open()
+    w.openAfter(250)
     w.socket.drop()
     w.pass(60_000)
     await settled()
