@@ -343,12 +343,14 @@ describe("a connection", () => {
     const request = channel.update("m", { text: "b" })
     w.socket.drop()
     w.client.close()
-    await assert.rejects(request, refusal("closed"))
+    const closed = { code: "closed", message: "the client of http://server.test/base is closed: call connect() again" }
+    await assert.rejects(request, closed)
     w.pass(60_000)
     w.page.dispatchEvent(new Event("online"))
     assert.equal(w.sockets.length, 1)
     assert.equal(channel.state, "closed")
-    await assert.rejects(channel.create({ text: "x" }), refusal("closed"))
+    await assert.rejects(channel.create({ text: "x" }), closed)
+    assert.throws(() => w.client.channel("d"), closed)
   })
 
   test("ends by an AbortSignal, also one that was aborted before", (t) => {
@@ -586,8 +588,9 @@ describe("requests over WebSocket", () => {
   test("are bounded in number", async (t) => {
     const { w, channel } = channelOf(t)
     const requests = Array.from({ length: 500 }, (_, index) => channel.delete(`m${index}`))
-    await assert.rejects(channel.delete("m500"), refusal("too_many"))
-    await assert.rejects(channel.create({ text: "x" }), refusal("too_many"))
+    const crowded = { code: "too_many", message: /^500 requests with \d+ characters wait: await some$/ }
+    await assert.rejects(channel.delete("m500"), crowded)
+    await assert.rejects(channel.create({ text: "x" }), crowded)
     goLive(w)
     w.socket.ok("delete")
     await requests.at(-1)
@@ -683,8 +686,8 @@ describe("a producer", () => {
 
   test("must give at for the first piece of a part", async (t) => {
     const { w, channel } = liveChannel(t)
-    await assert.rejects(channel.append("m", "x"), refusal("invalid_request"))
-    await assert.rejects(channel.append("m", "x"), refusal("invalid_request"))
+    const message = "the first append to message m needs at, the length of the part in code points"
+    for (const _ of "12") await assert.rejects(channel.append("m", "x"), { code: "invalid_request", message })
     assert.deepEqual(sent(w), [])
   })
 
@@ -729,15 +732,11 @@ describe("requests with SSE", () => {
     const w = world(t, { transport: "sse" })
     const request = w.client.channel("c").create({ text: "hi" })
     await settled()
-    await w.http.fail()
-    w.pass(5_000)
-    await settled()
-    await w.http.answer(502)
-    w.pass(5_000)
-    await settled()
-    await w.http.answer(503, { code: "draining" })
-    w.pass(5_000)
-    await settled()
+    for (const answer of [[], [502], [503, { code: "draining" }]]) {
+      await (answer.length ? w.http.answer(...answer) : w.http.fail())
+      w.pass(5_000)
+      await settled()
+    }
     await w.http.answer(201, { serial: 1 })
     assert.deepEqual(await request, { serial: 1 })
     assert.equal(w.http.calls.length, 4)
@@ -797,6 +796,26 @@ describe("people", () => {
   const member = (id, data, connections = 1) => ({ id, kind: "user", ...(data && { data }), connections })
   const enter = (id) => ({ type: "presence.enter", member: member(id) })
 
+  /** Let so many times ten seconds pass. */
+  function passTens(w, tens) {
+    for (; tens > 0; tens--) {
+      w.pass(10_000)
+      w.socket.receive({ type: "ping" }) // else the socket is given up
+    }
+  }
+
+  /** Return a world whose channel has entered over HTTP. */
+  async function entered(t, options, name = "c", data = undefined) {
+    const w = world(t, { transport: "sse", ...options })
+    const channel = w.client.channel(name)
+    await w.source.open()
+    const entering = channel.enter(data)
+    await settled()
+    await w.http.answer(204)
+    await entering
+    return { w, channel }
+  }
+
   test("are shown at once, and leave the cursor where it is", (t) => {
     const { w, channel } = liveChannel(t)
     let calls = 0
@@ -851,28 +870,22 @@ describe("people", () => {
 
   test("enter again some time after a refusal, until they leave", async (t) => {
     const { w, channel } = liveChannel(t)
-    const pass = (tens) => {
-      for (; tens > 0; tens--) {
-        w.pass(10_000)
-        w.socket.receive({ type: "ping" }) // else the socket is given up
-      }
-    }
     const entered = channel.enter({ name: "Ann" })
     w.socket.refuse("presence", "too_many")
     await assert.rejects(entered, refusal("too_many"))
-    pass(3)
+    passTens(w, 3)
     assert.deepEqual(w.socket.sentOf("presence"), [
       { channel: "c", data: { name: "Ann" } },
       { channel: "c", data: { name: "Ann" } },
     ])
     w.socket.ok("presence")
     await settled()
-    pass(6)
+    passTens(w, 6)
     assert.equal(w.socket.sentOf("presence").length, 2)
     const left = channel.leave()
     w.socket.refuse("presence", "too_many")
     await assert.rejects(left, refusal("too_many"))
-    pass(6)
+    passTens(w, 6)
     assert.equal(w.socket.sentOf("presence").length, 3)
   })
 
@@ -881,10 +894,7 @@ describe("people", () => {
     const entered = channel.enter({ name: "Ann" })
     w.socket.refuse("presence", "forbidden")
     await assert.rejects(entered, refusal("forbidden"))
-    for (let tens = 0; tens < 6; tens++) {
-      w.pass(10_000)
-      w.socket.receive({ type: "ping" }) // else the socket is given up
-    }
+    passTens(w, 6)
     assert.equal(w.socket.sentOf("presence").length, 1)
     w.socket.drop()
     w.openAfter(250)
@@ -892,12 +902,7 @@ describe("people", () => {
   })
 
   test("with SSE renew their lease although the server has refused one renewal", async (t) => {
-    const { w, channel } = channelOf(t, { transport: "sse" })
-    await w.source.open()
-    const entered = channel.enter()
-    await settled()
-    await w.http.answer(204)
-    await entered
+    const { w } = await entered(t)
     for (const status of [503, 204, 204]) {
       w.pass(29_000)
       await w.source.receive({ type: "ping" })
@@ -930,13 +935,7 @@ describe("people", () => {
   })
 
   test("with SSE hold a lease, renewed at a third, until they leave", async (t) => {
-    const w = world(t, { transport: "sse", client: "ann~1" })
-    const channel = w.client.channel("chat:1")
-    await w.source.open()
-    const entered = channel.enter({ name: "Ann" })
-    await settled()
-    await w.http.answer(204)
-    await entered
+    const { w, channel } = await entered(t, { client: "ann~1" }, "chat:1", { name: "Ann" })
     const path = "/base/v1/channels/chat%3A1/presence/ann~1"
     const put = ["PUT", path, { data: { name: "Ann" }, lease_s: 90 }]
     assert.deepEqual(w.http.requests, [put])
@@ -960,12 +959,7 @@ describe("people", () => {
   })
 
   test("with SSE enter again with a new stream, since the server may be another", async (t) => {
-    const { w, channel } = channelOf(t, { transport: "sse" })
-    await w.source.open()
-    const entered = channel.enter()
-    await settled()
-    await w.http.answer(204)
-    await entered
+    const { w } = await entered(t)
     await w.source.drop()
     w.pass(250)
     await w.source.open()
@@ -1113,7 +1107,8 @@ describe("history", () => {
   test("gives up on a page that stays old", async (t) => {
     const { w, channel } = withOlder(t)
     w.socket.events("c", "e:21", append(21, "m9", 2, "!"))
-    const rejected = assert.rejects(channel.history(), refusal("stale"))
+    const message = "channel c changed during 3 requests for its page before 10: call history() again"
+    const rejected = assert.rejects(channel.history(), { code: "stale", message })
     for (let tries = 0; tries < 3; tries++) {
       w.socket.ok("history", { messages: [old("m9", 9)], more: false, cursor: "e:20" })
       await settled()
@@ -1279,54 +1274,19 @@ describe("statistics", () => {
 describe("the message of an error", () => {
   const first = async (promise) => (await promise.then(() => assert.fail("was accepted"), (error) => error)).message
 
-  test("of a closed client names its address and the remedy", async (t) => {
+  test("of a connection that the server closes for good names the address and the code", async (t) => {
     const { w, channel } = channelOf(t)
     const request = channel.delete("m")
-    w.client.close()
-    const expected = "the client of http://server.test/base is closed: call connect() again"
-    assert.equal(await first(request), expected)
-    assert.equal(await first(channel.create({ text: "x" })), expected)
-    assert.throws(() => w.client.channel("d"), { message: expected })
-  })
-
-  test("of a connection that the server closes for good names the address and the code", async (t) => {
-    const w = world(t)
-    const request = w.client.channel("c").delete("m")
     w.socket.open()
     w.socket.drop(4300)
     assert.equal(await first(request), "http://server.test/base closed the socket with code 4300: send less, or update this client")
   })
 
-  test("of too many requests names their number and the remedy", async (t) => {
-    const channel = world(t).client.channel("c")
-    for (let index = 0; index < 500; index++) channel.delete("m").catch(() => {})
-    assert.match(await first(channel.delete("m")), /^500 requests with \d+ characters wait: await some$/)
-  })
-
-  test("of an append without an offset names the message and the missing argument", async (t) => {
-    const channel = world(t).client.channel("c")
-    const expected = "the first append to message m needs at, the length of the part in code points"
-    assert.equal(await first(channel.append("m", "x")), expected)
-  })
-
   test("of a response without a code names the request, the status and the address", async (t) => {
-    const w = world(t, { transport: "sse" })
-    const found = first(w.client.channel("c").delete("m"))
+    const { w, channel } = channelOf(t, { transport: "sse" })
+    const found = first(channel.delete("m"))
     await settled()
     await w.http.answer(404)
     assert.equal(await found, "http://server.test/base sent status 404 without a code: correct its address")
-  })
-
-  test("of a page that stays outdated names the channel and the remedy", async (t) => {
-    const { w, channel } = channelOf(t)
-    w.socket.open()
-    w.socket.events("c", "e:20", attached(20, { more: true, before: 10 }))
-    w.socket.events("c", "e:21", append(21, "m9", 2, "!"))
-    const request = first(channel.history())
-    for (let tries = 0; tries < 3; tries++) {
-      w.socket.ok("history", { messages: [message("m9", 9, "m9", { status: "complete" })], more: false, cursor: "e:20" })
-      await settled()
-    }
-    assert.equal(await request, "channel c changed during 3 requests for its page before 10: call history() again")
   })
 })

@@ -44,37 +44,28 @@ describe("a token over WebSocket", () => {
     assert.deepEqual(reasons, ["start"])
   })
 
-  test("is renewed 30 s before the identity ends, on the same socket", async (t) => {
-    const { token, reasons } = tokens("one", "two")
-    const { w } = channelOf(t, { token })
-    await settled()
-    w.socket.open()
-    w.socket.ok("auth", { you: { expires_s: 40 } })
-    w.pass(9_999)
-    await settled()
-    assert.deepEqual(reasons, ["start"])
-    w.pass(1)
-    await settled()
-    assert.deepEqual(reasons, ["start", "expired"])
-    assert.deepEqual(w.socket.sentOf("auth"), [{ token: "one" }, { token: "two" }])
-    w.socket.ok("auth", { you: { expires_s: 3_600 } })
-    assert.equal(w.client.state, "live")
-    assert.equal(w.sockets.length, 1)
-  })
-
-  test("that lasts for seconds is renewed after a quarter of them", async (t) => {
-    const { token, reasons } = tokens("one", "two")
-    const { w } = channelOf(t, { token })
-    await settled()
-    w.socket.open()
-    w.socket.ok("auth", { you: { expires_s: 8 } })
-    w.pass(1_999)
-    await settled()
-    assert.deepEqual(reasons, ["start"])
-    w.pass(1)
-    await settled()
-    assert.deepEqual(reasons, ["start", "expired"])
-  })
+  for (const [when, expires_s, wait] of [
+    ["30 s before the identity ends", 40, 10_000],
+    ["after a quarter of a few seconds", 8, 2_000],
+  ]) {
+    test(`is renewed ${when}, on the same socket`, async (t) => {
+      const { token, reasons } = tokens("one", "two")
+      const { w } = channelOf(t, { token })
+      await settled()
+      w.socket.open()
+      w.socket.ok("auth", { you: { expires_s } })
+      w.pass(wait - 1)
+      await settled()
+      assert.deepEqual(reasons, ["start"])
+      w.pass(1)
+      await settled()
+      assert.deepEqual(reasons, ["start", "expired"])
+      assert.deepEqual(w.socket.sentOf("auth"), [{ token: "one" }, { token: "two" }])
+      w.socket.ok("auth", { you: { expires_s: 3_600 } })
+      assert.equal(w.client.state, "live")
+      assert.equal(w.sockets.length, 1)
+    })
+  }
 
   test("is replaced after close code 4200, by a callback that learns why", async (t) => {
     const { token, reasons } = tokens("one", "two")

@@ -50,6 +50,15 @@ function live(t, id = "ann", options = {}) {
   return { w, channel }
 }
 
+/** As `live`, with a message `q` that is sent. */
+async function sending(t) {
+  const { w, channel } = live(t)
+  const sent = channel.send({ id: "q", text: "hi" })
+  sent.catch(() => {})
+  await settled()
+  return { w, channel, sent }
+}
+
 /** As `live`, for a page that shares with others of its identity. */
 function sharing(t) {
   const { w, channel } = live(t, "ann", { identity: "ann", cache: false, tabs: false })
@@ -97,9 +106,7 @@ describe("a sent message", () => {
   })
 
   test("is sent again after a temporary refusal", async (t) => {
-    const { w, channel } = live(t)
-    channel.send({ id: "q", text: "hi" }).catch(() => {})
-    await settled()
+    const { w, channel } = await sending(t)
     w.socket.refuse("create", "busy")
     await settled()
     assert.deepEqual(shown(channel), [["q", "hi", "sending"]])
@@ -109,9 +116,7 @@ describe("a sent message", () => {
   })
 
   test("beyond a limit names the time at once, and is sent when it has come", async (t) => {
-    const { w, channel } = live(t)
-    channel.send({ id: "q", text: "hi" }).catch(() => {})
-    await settled()
+    const { w, channel } = await sending(t)
     w.socket.refuse("create", "too_many", { retry_after_s: 6 })
     await settled()
     const retryAt = Date.now() + 6_000
@@ -124,41 +129,30 @@ describe("a sent message", () => {
     assert.equal(w.socket.sentOf("create").length, 2)
   })
 
-  test("beyond a limit of hours stays refused, with the time, until it is retried", async (t) => {
-    const { w, channel } = live(t)
-    const sent = channel.send({ id: "q", text: "hi" })
-    await settled()
-    w.socket.refuse("create", "too_many", { detail: "no", retry_after_s: 61 })
-    await assert.rejects(sent, { code: "too_many" })
-    const retryAt = Date.now() + 61_000
-    assert.deepEqual(channel.getSnapshot().messages[0].local, { state: "refused", error: { code: "too_many", detail: "no" }, retryAt })
-    channel.retry("q").catch(() => {})
-    assert.deepEqual(shown(channel), [["q", "hi", "sending"]])
-    await settled()
-    assert.equal(w.socket.sentOf("create").length, 2)
-  })
-
-  test("that is refused stays with its error until it is retried", async (t) => {
-    const { w, channel } = live(t)
-    const sent = channel.send({ id: "q", text: "hi" })
-    await settled()
-    w.socket.refuse("create", "forbidden", { detail: "no" })
-    await assert.rejects(sent, { code: "forbidden" })
-    const [{ local }] = channel.getSnapshot().messages
-    assert.deepEqual(local, { state: "refused", error: { code: "forbidden", detail: "no" } })
-    const again = channel.retry("q")
-    assert.deepEqual(shown(channel), [["q", "hi", "sending"]])
-    await settled()
-    w.socket.ok("create", { message: message("q", 2, "hi") })
-    await again
-    assert.deepEqual(shown(channel), [["q", "hi", undefined]])
-  })
+  for (const [what, code, retry_after_s] of [
+    ["that is refused", "forbidden"],
+    ["beyond a limit of hours", "too_many", 61],
+  ]) {
+    test(`${what} stays with its error, and the time if there is one, until it is retried`, async (t) => {
+      const { w, channel, sent } = await sending(t)
+      w.socket.refuse("create", code, { detail: "no", retry_after_s })
+      await assert.rejects(sent, { code })
+      const [{ local }] = channel.getSnapshot().messages
+      const retryAt = retry_after_s && { retryAt: Date.now() + retry_after_s * 1_000 }
+      assert.deepEqual(local, { state: "refused", error: { code, detail: "no" }, ...retryAt })
+      const again = channel.retry("q")
+      assert.deepEqual(shown(channel), [["q", "hi", "sending"]])
+      await settled()
+      assert.equal(w.socket.sentOf("create").length, 2)
+      w.socket.ok("create", { message: message("q", 2, "hi") })
+      await again
+      assert.deepEqual(shown(channel), [["q", "hi", undefined]])
+    })
+  }
 
   test("that is refused can be discarded", async (t) => {
     const storage = withStorage(t)
-    const { w, channel } = live(t)
-    channel.send({ id: "q", text: "hi" }).catch(() => {}).catch(() => {})
-    await settled()
+    const { w, channel } = await sending(t)
     w.socket.refuse("create", "forbidden")
     await settled()
     channel.discard("q")
@@ -308,25 +302,20 @@ describe("the outbox", () => {
     for (const one of sent) one.catch(() => {})
   })
 
-  for (const [what, storage] of [["full", new FakeStorage(10)], ["damaged", Object.assign(new FakeStorage(), { "tenuto:http://server.test/base::q": "{" })]]) {
+  const denied = () => { throw new DOMException("denied", "SecurityError") }
+  for (const [what, storage] of [
+    ["full", { value: new FakeStorage(10) }],
+    ["damaged", { value: Object.assign(new FakeStorage(), { "tenuto:http://server.test/base::q": "{" }) }],
+    ["denied", { get: denied }],
+  ]) {
     test(`works from memory when the storage is ${what}`, async (t) => {
-      withStorage(t, storage)
-      const { w, channel } = live(t)
-      channel.send({ id: "q", text: "hi" }).catch(() => {})
-      await settled()
+      Object.defineProperty(globalThis, "sessionStorage", { configurable: true, ...storage })
+      t.after(() => delete globalThis.sessionStorage)
+      const { w, channel } = await sending(t)
       assert.equal(w.socket.sentOf("create").length, 1)
       assert.deepEqual(shown(channel), [["q", "hi", "sending"]])
     })
   }
-
-  test("works from memory when the storage is denied", async (t) => {
-    Object.defineProperty(globalThis, "sessionStorage", { configurable: true, get: () => { throw new DOMException("denied", "SecurityError") } })
-    t.after(() => delete globalThis.sessionStorage)
-    const { w, channel } = live(t)
-    channel.send({ id: "q", text: "hi" }).catch(() => {})
-    await settled()
-    assert.equal(w.socket.sentOf("create").length, 1)
-  })
 })
 
 describe("a snapshot", () => {
