@@ -187,19 +187,15 @@ async def test_invalid_frame_gets_an_error_and_the_socket_stays_open(
         assert (await peer.ask("attach", channel="c"))["type"] == "ok"
 
 
-async def test_binary_frame_closes_the_socket(served: Served) -> None:
-    async with dialled(served) as peer:
-        await peer.ask("attach", channel="c")
-        await peer.socket.send(b'{"type": "detach", "ref": 1, "channel": "c"}')
-        assert await peer.closed() == (4300, {"type": "bye", "reason": "invalid_request"})
-    await served.until(lambda: served.hub.stats()["feeds"] == 0)
-
-
-async def test_too_large_frame_closes_the_socket(served: Served) -> None:
-    async with dialled(served) as peer:
-        await peer.socket.send(json.dumps({"type": "create", "ref": 1, "channel": "c", "text": "x" * 1024 * 1024}))
-        code, bye = await peer.closed()
-        assert (code, bye["reason"]) == (4301, "too_large")
+async def test_binary_or_too_large_frame_closes_the_socket(served: Served) -> None:
+    large = json.dumps({"type": "create", "ref": 1, "channel": "c", "text": "x" * 1024 * 1024})
+    binary = b'{"type": "detach", "ref": 1, "channel": "c"}'
+    for frame, code, reason in ((binary, 4300, "invalid_request"), (large, 4301, "too_large")):
+        async with dialled(served) as peer:
+            await peer.ask("attach", channel="c")
+            await peer.socket.send(frame)
+            assert await peer.closed() == (code, {"type": "bye", "reason": reason})
+        await served.until(lambda: served.hub.stats()["feeds"] == 0)
     assert (await served.http.get("/v1/channels/c/messages")).json()["messages"] == []
 
 
