@@ -113,14 +113,8 @@ async def test_a_cookie_names_its_person_until_it_ends(guests: Guests, clock: Ti
 async def test_a_changed_cookie_is_refused(guests: Guests) -> None:
     head, body, signature = guests.cookie_of(guests.join(invited(guests), PEER)).split(".")
     forged = agent_token(KEY[::-1]).split(".")[1]
-    for value in (
-        f"{head}.{forged}.{signature}",
-        f"{head}.{body}.{signature[:-1]}",
-        f"{head}.{body}.",
-        body,
-        "",
-        "é.é",
-    ):
+    changed = (f"{head}.{forged}.{signature}", f"{head}.{body}.{signature[:-1]}", f"{head}.{body}.")
+    for value in (*changed, body, "", "é.é"):
         assert await guests.person(with_cookie(value)) is None
     assert await guests.verify(scope()) is None
 

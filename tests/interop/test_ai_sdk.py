@@ -44,10 +44,7 @@ async def scene() -> AsyncIterator[PageScene]:
     def adapter(hub: Hub) -> AISDK:
         return AISDK(hub, channel="chat:{id}", version=MAJOR, strict=IS_STRICT, browser_tools=["place"])
 
-    async with (
-        playing(PageScene, adapter, "/api/chat") as scene,
-        pages_at(f"{scene.address}/api/chat") as scene.pages,
-    ):
+    async with playing(PageScene, adapter, "/api/chat") as scene, pages_at(f"{scene.address}/api/chat") as scene.pages:
         yield scene
 
 

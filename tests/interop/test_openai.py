@@ -544,30 +544,18 @@ async def test_invalid_sequence_number_is_refused(scene: ClientScene, after: str
     assert response.json()["error"]["param"] == "starting_after"
 
 
+READER = {"subscribe", "history"}
+AFTER = {"model": "bot", "previous_response_id": "{id}"}
 ROUTES = [
-    ("POST", "/v1/responses", {"model": "bot", "input": "you"}, {"subscribe", "history", "publish"}),
-    ("POST", "/v1/chat/completions", {"model": "bot", "messages": [USER]}, {"subscribe", "history", "publish"}),
-    (
-        "POST",
-        "/v1/responses",
-        {"model": "bot", "input": "you", "previous_response_id": "{id}"},
-        {"subscribe", "history", "publish"},
-    ),
-    (
-        "POST",
-        "/v1/responses",
-        {"model": "bot", "input": [APPROVAL], "previous_response_id": "{id}"},
-        {"subscribe", "history", "command"},
-    ),
-    (
-        "POST",
-        "/v1/responses",
-        {"model": "bot", "input": [OUTPUT], "previous_response_id": "{id}"},
-        {"subscribe", "history"},  # and `command` or `publish`, as its call waits or not
-    ),
+    ("POST", "/v1/responses", {"model": "bot", "input": "you"}, {*READER, "publish"}),
+    ("POST", "/v1/chat/completions", {"model": "bot", "messages": [USER]}, {*READER, "publish"}),
+    ("POST", "/v1/responses", {**AFTER, "input": "you"}, {*READER, "publish"}),
+    ("POST", "/v1/responses", {**AFTER, "input": [APPROVAL]}, {*READER, "command"}),
+    # and `command` or `publish`, as its call waits or not
+    ("POST", "/v1/responses", {**AFTER, "input": [OUTPUT]}, READER),
     ("GET", "/v1/responses/{id}", None, {"history"}),
-    ("GET", "/v1/responses/{id}?stream=true", None, {"subscribe", "history"}),
-    ("POST", "/v1/responses/{id}/cancel", None, {"subscribe", "history", "command"}),
+    ("GET", "/v1/responses/{id}?stream=true", None, READER),
+    ("POST", "/v1/responses/{id}/cancel", None, {*READER, "command"}),
     ("GET", "/v1/models", None, set()),
     ("GET", "/v1/models/bot", None, set()),
     ("GET", "/v1/responses/{id}/input_items", None, {"history"}),

@@ -18,7 +18,17 @@ from tenuto.core.requests import SERVER, CreateMessage, FinishMessage
 from tenuto.hub.access.rates import Rates
 from tenuto.interop.openai_stream import ATTEMPT_ROOM, Reference
 from tests.interop.scene import fails, verifier, writes
-from tests.interop.test_openai import ANSWER, ASKED_PLACE, CALL, PLACE, ClientScene, channel_of, scene_of
+from tests.interop.test_openai import (
+    ANSWER,
+    APPROVAL,
+    ASKED_PLACE,
+    CALL,
+    OUTPUT,
+    PLACE,
+    ClientScene,
+    channel_of,
+    scene_of,
+)
 
 
 def conversation_id(channel: str) -> str:
@@ -120,27 +130,15 @@ async def test_conversation_is_a_channel_whose_items_are_its_messages(scene: Cli
     for text in ("you", "me"):
         response: Any = await client.responses.create(model="bot", input=text, conversation=made.id)
         assert (response.conversation.id, response.previous_response_id) == (made.id, None)
-    assert [one["content"] for one in await scene.turns[1].history() if one["role"] == "user"] == [
-        "earlier",
-        "you",
-        "me",
-    ]
+    asked = [one["content"] for one in await scene.turns[1].history() if one["role"] == "user"]
+    assert asked == ["earlier", "you", "me"]
     found = await client.conversations.retrieve(made.id)
     assert (found.id, found.object, found.created_at > 0) == (made.id, "conversation", True)
     assert (await client.conversations.create()).created_at >= found.created_at
     items: Any = [one async for one in client.conversations.items.list(made.id, order="asc", limit=3)]
-    assert [(one.type, getattr(one, "role", "")) for one in items] == [
-        ("message", "user"),
-        ("message", "assistant"),
-        *2
-        * [
-            ("message", "user"),
-            ("reasoning", ""),
-            ("message", "assistant"),
-            ("mcp_call", ""),
-            ("message", "assistant"),
-        ],
-    ]
+    said, answered = ("message", "user"), ("message", "assistant")
+    turn = [said, ("reasoning", ""), answered, ("mcp_call", ""), answered]
+    assert [(one.type, getattr(one, "role", "")) for one in items] == [said, answered, *turn, *turn]
     newest: Any = [one async for one in client.conversations.items.list(made.id)]
     assert [one.id for one in newest] == [one.id for one in items][::-1]
     with pytest.raises(openai.BadRequestError, match="is of a conversation; send") as raised:  # no branch hides it
@@ -447,12 +445,7 @@ async def test_reference_to_an_item_of_another_branch_is_the_item(scene: ClientS
     await client.create(model="bot", input=[*refs[:1], refs[1], given[-1]], previous_response_id=other.id)
     begin = ["you", ANSWER]
     assert [one["content"] for one in await scene.turns[2].history()] == [*begin, "Hello to a 😀, ", "b"]
-    assert [one["content"] for one in await scene.turns[3].history()] == [
-        *begin,
-        "a",
-        ANSWER.replace("you", "a"),
-        "b",
-    ]
+    assert [one["content"] for one in await scene.turns[3].history()] == [*begin, "a", ANSWER.replace("you", "a"), "b"]
 
 
 @pytest.mark.parametrize("has_branches", [False, True])
@@ -635,14 +628,8 @@ async def test_items_of_a_conversation_are_of_its_newest_branch(scene: ClientSce
 @pytest.mark.parametrize(
     ("item", "words"),
     [
-        (
-            {"type": "mcp_approval_response", "approval_request_id": "mcpr_x", "approve": True},
-            "send it as the input of a response",
-        ),
-        (
-            {"type": "function_call_output", "call_id": "c9", "output": "7"},
-            "replies to 'c9', but no call before it has this id",
-        ),
+        ({**APPROVAL, "approval_request_id": "mcpr_x"}, "send it as the input of a response"),
+        ({**OUTPUT, "call_id": "c9"}, "replies to 'c9', but no call before it has this id"),
     ],
     ids=["approval", "output of an unknown call"],
 )

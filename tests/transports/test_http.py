@@ -180,10 +180,8 @@ async def test_internal_error_carries_no_details(caplog: pytest.LogCaptureFixtur
         for path in ("/v1/channels/c/events", "/v1/channels/c/poll"):
             assert refused(await http.get(path)) == (500, "internal")
         hub.start = None  # type: ignore[method-assign, assignment]
-        assert await ask(hub, "/v1/ws", kind="websocket", extensions={"websocket.http.response": {}}) == (
-            500,
-            "internal",
-        )
+        extensions: dict[str, Any] = {"websocket.http.response": {}}
+        assert await ask(hub, "/v1/ws", kind="websocket", extensions=extensions) == (500, "internal")
         del hub.start
     await hub.close()
 

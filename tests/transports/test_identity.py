@@ -290,11 +290,7 @@ async def test_each_transport_sends_a_client_its_identity_capabilities_and_time_
         {"type": "attach", "ref": 1, "channel": "chat:1"},
         {"type": "create", "ref": 1, "channel": "chat:1", "text": "x"},
         {"type": "auth", "ref": 1},
-        {"type": "auth", "ref": 1, "token": 7},
-        {"type": "auth", "ref": 1, "token": "garbage"},
-        {"type": "auth", "ref": 1, "token": ""},
-        {"type": "auth", "ref": 1, "token": "\ud800"},
-        {"type": "auth", "ref": 1, "token": "a\r\nX-Evil: 1"},
+        *({"type": "auth", "ref": 1, "token": one} for one in (7, "garbage", "", "\ud800", "a\r\nX-Evil: 1")),
         {"ref": 1},
     ],
 )

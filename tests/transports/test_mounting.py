@@ -215,28 +215,18 @@ def test_test_clients_work_with_and_without_with(make: Callable[[Hub], Any], wit
         messages = "/tenuto/v1/channels/c/messages"
         assert client.post(messages, json={"id": "m1", "text": "hello"}).status_code == 201
         assert client.get(f"{messages}/m1").json()["message"]["parts"] == [{"type": "text", "text": "hello"}]
-        assert [event["type"] for event in client.get("/tenuto/v1/channels/c/poll").json()["events"]] == [
-            "channel.attached",
-            "message.update",
-        ]
+        shown = ["channel.attached", "message.update"]
+        assert [event["type"] for event in client.get("/tenuto/v1/channels/c/poll").json()["events"]] == shown
         with client.stream("GET", f"{messages}/m1/events") as stream:
-            assert [line for line in stream.iter_lines() if line.startswith("event")] == [
-                "event: answer",
-                "event: done",
-            ]
+            named = [line for line in stream.iter_lines() if line.startswith("event")]
+        assert named == ["event: answer", "event: done"]
         # The client's base_url is not for sockets: without a host of its own it would say `testserver`.
         with client.websocket_connect("ws://localhost/tenuto/v1/ws", subprotocols=["tenuto.v1"]) as socket:
             assert socket.accepted_subprotocol == "tenuto.v1"
             socket.send_json({"type": "attach", "ref": 1, "channel": "c"})
-            assert socket.receive_json() == {
-                "type": "ok",
-                "ref": 1,
-                "you": {"id": "anonymous", "can": sorted(CAPABILITIES)},
-            }
-            assert [event["type"] for event in socket.receive_json()["events"]] == [
-                "channel.attached",
-                "message.update",
-            ]
+            you = {"id": "anonymous", "can": sorted(CAPABILITIES)}
+            assert socket.receive_json() == {"type": "ok", "ref": 1, "you": you}
+            assert [event["type"] for event in socket.receive_json()["events"]] == shown
     finally:
         if with_lifespan:
             client.__exit__(None, None, None)

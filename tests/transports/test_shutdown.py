@@ -318,15 +318,9 @@ async def test_request_that_waits_for_the_store_has_a_response_at_the_end_of_a_d
         address = f"http://127.0.0.1:{server.port}"
         async with httpx2.AsyncClient(trust_env=False, timeout=START_S) as http:
             channel = f"{address}/v1/channels/c"
-            asked = [
-                asyncio.ensure_future(one)
-                for one in (
-                    http.get(f"{channel}/messages"),
-                    http.get(channel),
-                    http.post(f"{channel}/messages", json={"text": "?"}),
-                    http.get(f"{address}/readyz"),
-                )
-            ]
+            read = (http.get(path) for path in (f"{channel}/messages", channel, f"{address}/readyz"))
+            written = http.post(f"{channel}/messages", json={"text": "?"})
+            asked = [asyncio.ensure_future(one) for one in (*read, written)]
             async with asyncio.timeout(START_S):
                 while server.output.count("waiting") < len(asked):  # noqa: ASYNC110
                     await asyncio.sleep(0.05)  # between two looks at another process

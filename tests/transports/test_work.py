@@ -44,12 +44,8 @@ async def test_a_network_that_vanished_is_noticed_within_twenty_seconds() -> Non
     line.is_silent = True
     begun_s = asyncio.get_running_loop().time()
     async with asyncio.timeout(60):
-        await watcher.until(
-            lambda frame: frame["type"] == "events" and any(one["type"] == "presence.leave" for one in frame["events"])
-        )
-        await watcher.until(
-            lambda frame: frame["type"] == "events" and any(one["type"] == "message.finish" for one in frame["events"])
-        )
+        for kind in ("presence.leave", "message.finish"):
+            await watcher.until(lambda frame, kind=kind: any(one["type"] == kind for one in frame.get("events", ())))
     assert asyncio.get_running_loop().time() - begun_s <= 20
     assert line.session.closing is not None
     assert line.session.closing.code == SILENT
@@ -148,13 +144,9 @@ async def test_message_that_an_agent_took_in_and_did_not_work_on_waits_again_whe
     for other in ("q2", "q3"):
         await person.ask("create", channel="chat:1", id=other, text="and?")
         assert (await agent.ask("turn.take", channel="chat:1", message=other, turn="q1"))["taken"]
-    for unheard, code in (
-        ("q3", "invalid_request"),
-        ([3], "invalid_request"),
-        (["q3"] * 1_001, "invalid_request"),
-        (["q3", ""], "invalid_name"),
-    ):
-        assert (await agent.ask("turn.done", **about, unheard=unheard))["code"] == code
+    wrong: list[Any] = ["q3", [3], ["q3"] * 1_001, ["q3", ""]]
+    codes = [(await agent.ask("turn.done", **about, unheard=unheard))["code"] for unheard in wrong]
+    assert codes == ["invalid_request"] * 3 + ["invalid_name"]
     for _ in range(2):  # a repeat after a lost response
         assert (await agent.ask("turn.done", **about, unheard=["none", "q3"]))["type"] == "ok"
     assert (await agent.turn())["message"]["id"] == "q3"
