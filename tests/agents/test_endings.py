@@ -17,7 +17,7 @@ from tenuto.portal import Writer
 from tenuto.sources.reading import UpstreamEnded
 from tenuto.stores.base import Committed, Conflict, Write
 from tenuto.stores.memory import MemoryStore
-from tests.agents.test_turns import lives, messages, new_hub, until_over
+from tests.agents.test_turns import hub_asked, lives, messages, new_hub, until_over
 from tests.virtual import virtually
 
 
@@ -40,11 +40,9 @@ async def endings(hub: Hub) -> list[tuple[str, str, str | None]]:
 
 @virtually
 async def test_an_answer_that_is_stopped_while_it_is_opened_ends_cancelled() -> None:
-    hub = new_hub(Slow())
     is_entered = False
     begun = asyncio.Event()
 
-    @hub.agent("chat:*")
     async def bot(turn: Turn) -> None:
         nonlocal is_entered
         begun.set()
@@ -52,9 +50,9 @@ async def test_an_answer_that_is_stopped_while_it_is_opened_ends_cancelled() -> 
         async with turn.reply():  # this create waits for the same commit
             is_entered = True
 
-    asked = await hub.create("chat:1", text="?")
+    hub = await hub_asked(bot, store=Slow())
     await begun.wait()
-    await hub.command("chat:1", "cancel", target=asked.id)
+    await hub.command("chat:1", "cancel", target="m1")
     await asyncio.sleep(1.5)  # before the server carries out the cancel
     assert (await endings(hub), is_entered) == ([("", "cancelled", None)], False)
     assert hub.runtime.scheduler.stats()["turns_running"] == 0
@@ -62,9 +60,6 @@ async def test_an_answer_that_is_stopped_while_it_is_opened_ends_cancelled() -> 
 
 @virtually
 async def test_a_question_of_a_turn_that_is_stopped_while_it_is_being_stored_is_withdrawn() -> None:
-    hub = new_hub(Slow())
-
-    @hub.agent("chat:*")
     async def bot(turn: Turn) -> None:
         async with turn.reply() as message:
             await message.flush()
@@ -73,11 +68,11 @@ async def test_a_question_of_a_turn_that_is_stopped_while_it_is_being_stored_is_
             await turn.ask("approve", timeout_s=3600)  # the question waits for the same commit
 
     is_answering = asyncio.Event()
-    asked = await hub.create("chat:1", text="?")
+    hub = await hub_asked(bot, store=Slow())
     await is_answering.wait()
-    await hub.command("chat:1", "cancel", target=asked.id)
+    await hub.command("chat:1", "cancel", target="m1")
     await asyncio.sleep(10)
-    turn = await hub.turn("chat:1", asked.id)
+    turn = await hub.turn("chat:1", "m1")
     assert (turn.state, turn.is_cancelled, turn.questions) == ("over", True, [])
 
 
@@ -85,7 +80,6 @@ async def test_a_question_of_a_turn_that_is_stopped_while_it_is_being_stored_is_
 @virtually
 async def test_a_handler_whose_question_is_asked_again_begins_no_further_answer(has_begun: bool) -> None:
     """The later round has begun, or waits for the end of the handler, which ignores its cancellation."""
-    hub = new_hub()
     refusals: list[str] = []
     is_asked_again = asyncio.Event()
     late: list[asyncio.Task[None]] = []
@@ -98,28 +92,26 @@ async def test_a_handler_whose_question_is_asked_again_begins_no_further_answer(
         except Fenced as error:
             refusals.append(str(error))
 
-    @hub.agent("chat:*")
     async def bot(turn: Turn) -> None:
         async with turn.reply() as message:
             await message.append("answer")
-        if turn.message.id != asked.id or late:
+        if turn.message.id != "m1" or late:
             return
         late.append(asyncio.create_task(go_on(turn)))
         while not (has_begun or late[0].done()):
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait(late)
 
-    asked = await hub.create("chat:1", text="?")
-    await asyncio.sleep(1)
+    hub = await hub_asked(bot, 1)
     if not has_begun:
-        await hub.command("chat:1", "cancel", target=asked.id)
+        await hub.command("chat:1", "cancel", target="m1")
         await asyncio.sleep(3)
-    await hub.command("chat:1", "regenerate", target=asked.id)
+    await hub.command("chat:1", "regenerate", target="m1")
     await asyncio.sleep(1)
     is_asked_again.set()
     await asyncio.sleep(1)
     later = "attempt 129 has followed" if has_begun else "it waits for a new answer (regenerate)"
-    refused = f"attempt 1 cannot begin a further answer to message {asked.id!r}: {later}; end this handler"
+    refused = f"attempt 1 cannot begin a further answer to message 'm1': {later}; end this handler"
     assert refusals == [refused]
     assert await endings(hub) == [("answer", "complete", None)] * 2
     assert hub.runtime.scheduler.stats()["turns_running"] == 0
@@ -238,19 +230,16 @@ async def test_a_handler_ends_with_its_group_of_tasks(how: str, ends_as: Any, at
 
 @virtually
 async def test_an_answer_ends_by_the_first_failure_of_a_group_of_tasks() -> None:
-    hub = new_hub()
-
     async def fail() -> None:
         raise UpstreamEnded("no more")
 
-    @hub.agent("chat:*")
     async def bot(turn: Turn) -> None:
         async with turn.reply() as message:
             await message.append("half")
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(fail())
 
-    await hub.create("chat:1", text="?")
+    hub = await hub_asked(bot)
     await until_over(hub, 1)
     assert await endings(hub) == [("half", "interrupted", "upstream_ended")]
 
@@ -259,14 +248,12 @@ async def test_an_answer_ends_by_the_first_failure_of_a_group_of_tasks() -> None
 @virtually
 async def test_cancellation_by_the_handlers_own_code_is_a_failure(has_begun: bool) -> None:
     """For example other code cancels a task that the handler awaits."""
-    hub = new_hub()
 
     async def wait_for_a_task() -> None:
         task = asyncio.ensure_future(asyncio.sleep(100))
         asyncio.get_running_loop().call_soon(task.cancel)
         await task
 
-    @hub.agent("chat:*")
     async def bot(turn: Turn) -> None:
         if turn.text == "next":
             return
@@ -276,7 +263,7 @@ async def test_cancellation_by_the_handlers_own_code_is_a_failure(has_begun: boo
             await message.append("half")
             await wait_for_a_task()
 
-    await hub.create("chat:1", text="?")
+    hub = await hub_asked(bot)
     await hub.create("chat:1", text="next")
     await asyncio.sleep(1)
     assert await endings(hub) == [("half" if has_begun else "", "failed", "error")]

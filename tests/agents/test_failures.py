@@ -21,7 +21,7 @@ from tenuto.portal import Writer
 from tenuto.stores.base import Committed, Conflict, Write
 from tenuto.stores.memory import MemoryStore
 from tests.agents.test_endings import endings
-from tests.agents.test_turns import Failing, lives, messages, new_hub, until_over
+from tests.agents.test_turns import Failing, hub_asked, lives, messages, new_hub, until_over
 from tests.virtual import virtual_clock, virtually
 
 
@@ -58,10 +58,8 @@ def questions(hub: Hub) -> list[str]:
 )
 @virtually
 async def test_state_that_cannot_be_sent_is_refused(value: Any, refusal: type[TenutoError]) -> None:
-    hub = new_hub()
     refused: list[Exception] = []
 
-    @hub.agent("chat:*")
     async def bot(turn: Turn) -> None:
         async with turn.reply() as message:
             try:
@@ -70,7 +68,7 @@ async def test_state_that_cannot_be_sent_is_refused(value: Any, refusal: type[Te
                 refused.append(error)
             await message.append("whole")
 
-    await hub.create("chat:1", text="?")
+    hub = await hub_asked(bot)
     found = await until_over(hub, 1)
     assert [type(error) for error in refused] == [refusal]
     assert (found[1].text, found[1].status) == ("whole", "complete")
@@ -105,16 +103,13 @@ async def test_answer_is_opened_once_the_store_recovers_and_is_failed_after_ten_
     times: int, answer: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = Refusing()
-    hub = new_hub(store)
 
-    @hub.agent("chat:*")
     async def bot(turn: Turn) -> None:
         async with turn.reply() as message:
             await message.append("answer")
 
     store.refuses, store.times = is_answer, times
-    await hub.create("chat:1", text="?")
-    await asyncio.sleep(90)
+    hub = await hub_asked(bot, 90, store=store)
     assert await endings(hub) == [answer]
     assert ("failed: not now" in caplog.text) == (times == 60)
     assert "Traceback" not in caplog.text  # the handler made no mistake
@@ -144,10 +139,8 @@ async def test_answer_whose_id_is_taken_gets_another_id(is_deleted: bool) -> Non
 
 @virtually
 async def test_answer_of_a_handler_that_ignores_its_time_limit_is_failed_with_timeout() -> None:
-    hub = new_hub()
     release = asyncio.Event()
 
-    @hub.agent("chat:*", timeout_s=5)
     async def deaf(turn: Turn) -> None:
         while not release.is_set():
             try:
@@ -155,8 +148,7 @@ async def test_answer_of_a_handler_that_ignores_its_time_limit_is_failed_with_ti
             except asyncio.CancelledError:
                 continue
 
-    await hub.create("chat:1", text="?")
-    await asyncio.sleep(30)
+    hub = await hub_asked(deaf, 30, timeout_s=5)
     assert await endings(hub) == [("", "failed", "timeout")]
     release.set()
     await asyncio.sleep(1)

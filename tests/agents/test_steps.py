@@ -40,7 +40,7 @@ from tenuto.core.turns import question_id, step_id
 from tenuto.portal import Try
 from tenuto.sources import Piped, SoFar, ToolCall
 from tenuto.stores.memory import MemoryStore
-from tests.agents.test_turns import Failing, lives, new_hub
+from tests.agents.test_turns import Failing, hub_asked, lives, new_hub
 from tests.hub.test_commit_outcomes import ScriptedStore
 from tests.virtual import virtually
 
@@ -395,15 +395,12 @@ async def test_results_that_an_attempt_has_read_count_in_the_memory_of_the_chann
 async def test_a_regenerate_runs_the_steps_again() -> None:
     counted = Counted()
     store = MemoryStore()
-    hub = new_hub(store)
 
-    @hub.agent("chat:*")
     async def bot(turn: Turn) -> None:
         counted.calls.append(turn.step_key("a"))
         await turn.step("a", counted.of("a"))
 
-    await hub.create("chat:1", id="m1", text="?")
-    await asyncio.sleep(1)
+    hub = await hub_asked(bot, 1, store=store)
     await hub.command("chat:1", "regenerate", target="m1")
     await asyncio.sleep(1)
     first, a, second, again = counted.calls
@@ -650,18 +647,15 @@ async def test_questions_asked_in_another_order_keep_their_replies() -> None:
 @virtually
 @pytest.mark.parametrize("key", [None, "k"])
 async def test_a_question_that_was_cancelled_goes_on_when_it_is_asked_again(key: str | None) -> None:
-    hub = new_hub()
     found: list[bool] = []
 
-    @hub.agent("chat:*", name="bot")
     async def bot(turn: Turn) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(5):
                 await turn.ask("approve", timeout_s=60, key=key)
         found.append((await turn.ask("approve", timeout_s=60, key=key)).ok)
 
-    await hub.create("chat:1", id="m1", text="?")
-    await asyncio.sleep(10)
+    hub = await hub_asked(bot, 10)
     (question,) = await hub.pending_commands("chat:1")
     await hub.reply("chat:1", question.id)
     await asyncio.sleep(1)
@@ -670,17 +664,15 @@ async def test_a_question_that_was_cancelled_goes_on_when_it_is_asked_again(key:
 
 @virtually
 async def test_equal_calls_have_a_question_each_although_the_key_is_one() -> None:
-    hub = new_hub()
     found: list[bool] = []
 
-    @hub.agent("chat:*", name="bot")
     async def bot(turn: Turn) -> None:
         async with turn.reply() as message:
             for call in ("a", "b"):
                 await message.part({"type": "tool", "call": call, "name": "pay", "input": "{}", "state": "called"})
                 found.append((await turn.ask("approve", {"call": call}, key="pay")).ok)
 
-    await hub.create("chat:1", id="m1", text="?")
+    hub = await hub_asked(bot)
     for call in ("a", "b"):
         await asyncio.sleep(1)
         (question,) = await hub.pending_commands("chat:1")
@@ -1271,16 +1263,12 @@ async def test_calls_that_the_handler_cancels_do_not_stay_open() -> None:
 
 @virtually
 async def test_sleep_counts_for_no_limit_of_time() -> None:
-    hub = new_hub()
-
-    @hub.agent("chat:*", timeout_s=100, budget_s=100)
     async def bot(turn: Turn) -> None:
         await turn.sleep("wait", 7200)
         async with turn.reply() as message:
             await message.append("end")
 
-    await hub.create("chat:1", id="m1", text="?")
-    await asyncio.sleep(7300)
+    hub = await hub_asked(bot, 7300, timeout_s=100, budget_s=100)
     assert (await hub.history("chat:1")).messages[0].text == "end"
 
 

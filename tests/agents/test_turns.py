@@ -30,16 +30,24 @@ def new_hub(store: Any = "memory://", **options: Any) -> Hub:
     return closed_later(Hub(store, hooks_signals=False, clock=virtual_clock(), **{"drain_s": 0.0, **options}))
 
 
+async def hub_asked(
+    handler: Handler, life_s: float = 0.0, *, store: Any = "memory://", hub: Any = None, **options: Any
+) -> Hub:
+    """Return a hub whose agent has got the question `m1` so many seconds ago."""
+    process = new_hub(store, **(hub or {}))
+    process.agent("chat:*", **{"name": "bot", **options})(handler)
+    await process.create("chat:1", id="m1", text="?")
+    await asyncio.sleep(life_s)
+    return process
+
+
 async def lives(
-    handler: Handler, *lives_s: float, store: MemoryStore | None = None, hub: Any = None, **options: Any
+    handler: Handler, *lives_s: float, store: MemoryStore | None = None, **options: Any
 ) -> AsyncIterator[Hub]:
     """Yield the hub of each of an agent's processes after these times; then it dies. The first one gets a question."""
     store = store or MemoryStore()
     for life_s in lives_s:
-        process = new_hub(store, **(hub or {}))
-        process.agent("chat:*", name="bot", **options)(handler)
-        await process.create("chat:1", id="m1", text="?")
-        await asyncio.sleep(life_s)
+        process = await hub_asked(handler, life_s, store=store, **options)
         yield process
         await process.close()
 
@@ -222,10 +230,8 @@ async def test_failed_answer_has_a_public_reason(handler: Any, text: str, reason
 @virtually
 async def test_server_ends_the_answer_of_a_handler_that_ignores_its_cancellation() -> None:
     """After two seconds the server ends the answer, and the handler's next append is refused."""
-    hub = new_hub()
     refused: list[TenutoError] = []
 
-    @hub.agent("chat:*")
     async def bot(turn: Turn) -> None:
         async with turn.reply() as message:
             await message.append("stub")
@@ -241,10 +247,9 @@ async def test_server_ends_the_answer_of_a_handler_that_ignores_its_cancellation
                 refused.append(error)
                 raise
 
-    asked = await hub.create("chat:1", text="?")
-    await asyncio.sleep(1)
+    hub = await hub_asked(bot, 1)
     begun_s = asyncio.get_running_loop().time()
-    await hub.command("chat:1", "cancel", target=asked.id, by="ann")
+    await hub.command("chat:1", "cancel", target="m1", by="ann")
     found = await until_over(hub, 1)
     assert asyncio.get_running_loop().time() - begun_s <= 2.5
     assert (found[1].text, found[1].status) == ("stub", "cancelled")
@@ -256,11 +261,9 @@ async def test_server_ends_the_answer_of_a_handler_that_ignores_its_cancellation
 @pytest.mark.parametrize("target", ["question", "answer"])
 @virtually
 async def test_cancel_stops_the_handler_at_once_and_gets_a_reply(target: str) -> None:
-    hub = new_hub()
     stopped: list[float] = []
     loop = asyncio.get_running_loop()
 
-    @hub.agent("chat:*")
     async def bot(turn: Turn) -> None:
         try:
             async with turn.reply() as message:
@@ -269,11 +272,10 @@ async def test_cancel_stops_the_handler_at_once_and_gets_a_reply(target: str) ->
         finally:
             stopped.append(loop.time())
 
-    asked = await hub.create("chat:1", text="?")
-    await asyncio.sleep(1)
+    hub = await hub_asked(bot, 1)
     sent_s = loop.time()
     command = await hub.command(
-        "chat:1", "cancel", target=asked.id if target == "question" else reply_id(asked.id, 1), by="ann"
+        "chat:1", "cancel", target="m1" if target == "question" else reply_id("m1", 1), by="ann"
     )
     found = await until_over(hub, 1)
     assert (found[1].text, found[1].status) == ("half", "cancelled")
@@ -309,10 +311,8 @@ async def test_a_waiting_turn_is_cancelled_before_it_begins() -> None:
 
 @virtually
 async def test_steer_commands_and_later_messages_reach_the_running_turn() -> None:
-    hub = new_hub()
     got: list[tuple[str, str | None]] = []
 
-    @hub.agent("chat:*")
     async def bot(turn: Turn) -> None:
         async with turn.reply() as message:
             await message.append("…")
@@ -320,9 +320,8 @@ async def test_steer_commands_and_later_messages_reach_the_running_turn() -> Non
             got.extend((steer.text, steer.by) for steer in await turn.steered())
             assert await turn.steered() == []
 
-    asked = await hub.create("chat:1", text="?", author="ann")
-    await asyncio.sleep(1)
-    await hub.command("chat:1", "steer", target=asked.id, data={"text": "shorter"}, by="bob")
+    hub = await hub_asked(bot, 1)
+    await hub.command("chat:1", "steer", target="m1", data={"text": "shorter"}, by="bob")
     await hub.create("chat:1", text="and in French", author="cem")
     await until_over(hub, 1)
     assert got == [("shorter", "bob"), ("and in French", "cem")]
@@ -332,18 +331,15 @@ async def test_steer_commands_and_later_messages_reach_the_running_turn() -> Non
 
 @virtually
 async def test_ask_returns_the_first_reply_or_expired() -> None:
-    hub = new_hub()
     replies: list[Any] = []
 
-    @hub.agent("chat:*")
     async def bot(turn: Turn) -> None:
         async with turn.reply() as message:
             await message.append("May I? ")
             replies.append(await turn.ask("approve", {"tool": "rm"}, timeout_s=30))
             replies.append(await turn.ask("approve", timeout_s=30))
 
-    await hub.create("chat:1", text="?")
-    await asyncio.sleep(1)
+    hub = await hub_asked(bot, 1)
     (pending,) = hub.channel("chat:1").state.pending_commands()
     assert (pending.name, pending.data, pending.by) == ("approve", {"tool": "rm"}, "bot")
     await hub.reply("chat:1", pending.id[1:], ok=False, data="no", by="ann")
@@ -455,26 +451,24 @@ async def test_a_channel_that_no_pattern_of_an_agent_matches_is_named_once(caplo
 
 @virtually
 async def test_a_regenerated_message_gets_another_answer_each_time() -> None:
-    hub = new_hub()
     turns: list[tuple[int, list[Any]]] = []
 
-    @hub.agent("chat:*", name="bot")
     async def bot(turn: Turn) -> None:
         turns.append((turn.attempt, await turn.history()))
         async with turn.reply() as message:
             await message.append(f"answer {len(turns)}")
 
-    asked = await hub.create("chat:1", text="?")
+    hub = await hub_asked(bot)
     await until_over(hub, 1)
     await hub.create("chat:1", text="and?")
     await until_over(hub, 2)
     for count in range(3, 10):  # more often than a turn is tried
         await asyncio.sleep(1)
-        await hub.command("chat:1", "regenerate", target=asked.id)
+        await hub.command("chat:1", "regenerate", target="m1")
         await until_over(hub, count)
-    found = [one for one in await messages(hub) if one.reply_to == asked.id]
+    found = [one for one in await messages(hub) if one.reply_to == "m1"]
     assert [one.text for one in found] == ["answer 1", *(f"answer {count}" for count in range(3, 10))]
-    assert {(one.status, one.parent) for one in found} == {("complete", asked.id)}
+    assert {(one.status, one.parent) for one in found} == {("complete", "m1")}
     assert [attempt for attempt, _ in turns] == [1] * 9
     assert turns[-1][1] == [{"role": "user", "content": "?"}]  # not the first answer, nor the messages after it
 
