@@ -19,7 +19,7 @@ from tenuto.core.model import Message
 from tenuto.core.requests import SERVER, FinishMessage, TakeOver
 from tenuto.sources import Piped, SoFar, UpstreamEnded, UpstreamError
 from tenuto.stores.memory import MemoryStore
-from tests.agents.test_turns import Handler, new_hub
+from tests.agents.test_turns import Handler, hub_asked, lives, messages, new_hub
 from tests.client.wire import Wire, client_of
 from tests.sources.test_tries import CUT, LONG, Model, ask_chat
 from tests.sources.wires import CHAT_USAGE, chat_called, chat_end, chat_said
@@ -277,7 +277,6 @@ async def said(*texts: str) -> AsyncIterator[str]:
 @virtually
 async def test_a_message_behind_a_complete_answer_is_not_lost_in_it(is_asked_first: bool) -> None:
     """Such an answer takes no more text, so the message that waits for its turn gets one."""
-    hub, store = new_hub(), MemoryStore()
 
     async def respond(turn: Turn) -> None:
         if is_asked_first and turn.attempt > 1:
@@ -288,21 +287,12 @@ async def test_a_message_behind_a_complete_answer_is_not_lost_in_it(is_asked_fir
                 await message.append(f" To {steer.text}.")
         await turn.step("bill", asyncio.sleep, 1e6 if turn.attempt == 1 else 0)
 
-    for number in range(2):
-        hub = new_hub(store, drain_s=0.01)
-        hub.agent("chat:*")(respond)
-        await hub.start()
-        if not number:
-            await hub.create("chat:1", id="q", text="one")
-            await asyncio.sleep(5)
-            (answer,) = (await hub.history("chat:1", limit=1)).messages
+    async for hub in lives(respond, 5, 30, hub={"drain_s": 0.01}):
+        _, answer, *others = await messages(hub)
+        if not others:
             await hub.create("chat:1", id="q2", text="two", parent=answer.id)
             await asyncio.sleep(5)
-            await hub.close()
-    await asyncio.sleep(30)
-    texts = [one.text for one in (await hub.history("chat:1")).messages[::-1]]
-    assert texts == ["one", "To one.", "two", "To two."]
-    await hub.close()
+    assert [answer.text, *(one.text for one in others)] == ["To ?.", "two", "To two."]
 
 
 @virtually
@@ -374,11 +364,7 @@ async def test_records_of_streams_leave_room_in_the_meta() -> None:
                 await message.pipe(said("Text. "))
             await message.update(meta={"own": "x" * 600})
 
-    hub = new_hub(limits=Limits(meta_bytes=1024))
-    hub.agent("chat:*")(respond)
-    await hub.start()
-    await hub.create("chat:1", id="q", text="one")
-    await asyncio.sleep(5)
+    hub = await hub_asked(respond, 5, hub={"limits": Limits(meta_bytes=1024)})
     (answer,) = (await hub.history("chat:1", limit=1)).messages
     assert (answer.text, answer.status) == ("Text. " * 20, "complete")
     await hub.close()
@@ -461,7 +447,7 @@ async def test_a_stream_that_a_complete_answer_does_not_know_is_one_that_broke_o
 @virtually
 async def test_a_handler_that_tries_for_ever_behind_a_complete_answer_ends_its_turn(is_in_attempt: bool) -> None:
     """Of two streams at once no later attempt can tell which one had ended."""
-    calls, hub, store = list[int](), new_hub(), MemoryStore()
+    calls = list[int]()
 
     async def slow() -> AsyncIterator[str]:
         await asyncio.sleep(1)
@@ -476,28 +462,20 @@ async def test_a_handler_that_tries_for_ever_behind_a_complete_answer_ends_its_t
                     return
 
     async def respond(turn: Turn) -> None:
-        if turn.text == "one":
+        if turn.text == "?":
             async with turn.reply() as message:
                 await asyncio.gather(stubborn(turn, message), stubborn(turn, message))
             await turn.step("bill", asyncio.sleep, 1e6)
         async with turn.reply() as message:
             await message.append("Two.")
 
-    for number in range(2):
-        hub = new_hub(store, drain_s=0.01)
-        hub.agent("chat:*")(respond)
-        await hub.start()
-        if not number:
-            await hub.create("chat:1", id="q", text="one")
-            await hub.create("chat:1", id="q2", text="two")
-            await asyncio.sleep(5)
-            await hub.close()
-    await asyncio.sleep(5)
-    texts = [one.text for one in (await hub.history("chat:1")).messages[::-1]]
-    assert texts == ["one", "two", "Text. Text. ", "Two."]
-    assert (await hub.turn("chat:1", "q")).state == "over"
+    async for hub in lives(respond, 0, 5, hub={"drain_s": 0.01}):
+        await hub.create("chat:1", id="q2", text="two")
+        await asyncio.sleep(5)
+        texts, turn = [one.text for one in await messages(hub)], await hub.turn("chat:1", "m1")
+    assert texts == ["?", "two", "Text. Text. ", "Two."]
+    assert turn.state == "over"
     assert 2 < calls.count(2) < 1_100
-    await hub.close()
 
 
 @virtually
@@ -544,9 +522,7 @@ async def test_an_answer_that_was_taken_over_ends_as_the_one_that_a_person_stopp
 @virtually
 async def test_the_usage_of_an_answer_that_the_server_has_ended_is_kept() -> None:
     """The handler takes longer to stop than the server waits for it."""
-    hub = new_hub()
 
-    @hub.agent("chat:*")
     async def respond(turn: Turn) -> None:
         async with turn.reply() as message:
             await message.append("Text.")
@@ -557,9 +533,8 @@ async def test_the_usage_of_an_answer_that_the_server_has_ended_is_kept() -> Non
                     await asyncio.sleep(5)
                 await message.update(meta={"usage": {"output_tokens": 7}})
 
-    await hub.create("chat:1", id="q", text="?")
-    await asyncio.sleep(5)
-    await hub.command("chat:1", "cancel", target="q")
+    hub = await hub_asked(respond, 5)
+    await hub.command("chat:1", "cancel", target="m1")
     await asyncio.sleep(20)
     (answer,) = (await hub.history("chat:1", limit=1)).messages
     assert (answer.status, answer.meta) == ("cancelled", {"usage": {"output_tokens": 7}})

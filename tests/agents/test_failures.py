@@ -157,9 +157,6 @@ async def test_answer_of_a_handler_that_ignores_its_time_limit_is_failed_with_ti
 @pytest.mark.parametrize("end", ["cancel", "error", "own timeout"])
 @virtually
 async def test_a_question_is_withdrawn_when_its_turn_ends(end: str) -> None:
-    hub = new_hub()
-
-    @hub.agent("chat:*", name="bot")
     async def bot(turn: Turn) -> None:
         async with turn.reply() as message:
             await message.append("May I?")
@@ -174,11 +171,10 @@ async def test_a_question_is_withdrawn_when_its_turn_ends(end: str) -> None:
             except TimeoutError:
                 await message.append(" No?")
 
-    asked = await hub.create("chat:1", text="delete", author="ann")
-    await asyncio.sleep(0.5)
+    hub = await hub_asked(bot, 0.5)
     (question,) = hub.channel("chat:1").state.pending_commands()
     if end == "cancel":
-        await hub.command("chat:1", "cancel", target=asked.id, by="ann")
+        await hub.command("chat:1", "cancel", target="m1", by="ann")
     await asyncio.sleep(5)
     known = hub.channel("chat:1").state.commands.get(question.id)
     assert questions(hub) == []
@@ -193,9 +189,7 @@ async def test_questions_of_a_process_that_died_and_are_not_asked_again_are_with
     has_reply: bool,
 ) -> None:
     store = MemoryStore()
-    first = new_hub(store)
 
-    @first.agent("chat:*", name="bot")
     async def asking(turn: Turn) -> None:
         if has_reply:
             async with turn.reply() as message:
@@ -203,10 +197,9 @@ async def test_questions_of_a_process_that_died_and_are_not_asked_again_are_with
                 await turn.ask("approve", timeout_s=3600)
         await turn.ask("approve", timeout_s=3600)
 
-    asked = await first.create("chat:1", text="?", author="ann")
-    await asyncio.sleep(1)
-    await first.command("chat:1", "steer", target=asked.id, data="shorter", by="bot", expires_s=3600)
-    await first.command("chat:1", "translate", target=asked.id, by="ann", expires_s=3600)
+    first = await hub_asked(asking, 1, store=store)
+    await first.command("chat:1", "steer", target="m1", data="shorter", by="bot", expires_s=3600)
+    await first.command("chat:1", "translate", target="m1", by="ann", expires_s=3600)
     await first.close()
     second = new_hub(store)
     seen: list[list[str]] = []
@@ -223,25 +216,16 @@ async def test_questions_of_a_process_that_died_and_are_not_asked_again_are_with
 
 @virtually
 async def test_with_interrupt_a_turn_that_crashed_before_its_answer_is_not_run_again() -> None:
-    store = MemoryStore()
-    first = new_hub(store)
     ran: list[int] = []
 
     async def pay(turn: Turn) -> None:
         ran.append(turn.attempt)
         await asyncio.sleep(1000)
 
-    first.agent("chat:*", name="bot", on_crash="interrupt")(pay)
-    await first.create("chat:1", text="pay")
-    await asyncio.sleep(1)
-    await first.close()
-    second = new_hub(store)
-    second.agent("chat:*", name="bot", on_crash="interrupt")(pay)
-    await second.start()
-    await asyncio.sleep(5)
+    async for hub in lives(pay, 1, 5, on_crash="interrupt"):
+        found = await endings(hub), hub.runtime.scheduler.stats()["turns_running"]
     assert ran == [1]
-    assert await endings(second) == [("", "failed", "crashed")]
-    assert second.runtime.scheduler.stats()["turns_running"] == 0
+    assert found == ([("", "failed", "crashed")], 0)
 
 
 @pytest.mark.parametrize("on_crash", ["interrupt", "restart", "continue"])
@@ -253,7 +237,7 @@ async def test_an_answer_that_had_ended_before_the_crash_is_the_answer(
     """The process died between the end of its answer and the end of its turn."""
     store = Refusing()
     store.refuses, store.times = is_end_of_a_turn, 1000
-    first, ran = new_hub(store), list[int]()
+    ran = list[int]()
 
     async def answer(turn: Turn) -> None:
         ran.append(turn.attempt)
@@ -261,23 +245,17 @@ async def test_an_answer_that_had_ended_before_the_crash_is_the_answer(
             await message.append(f"by attempt {turn.attempt}")
             await asyncio.sleep(1000 if is_stopped else 0)
 
-    first.agent("chat:*", name="bot", on_crash=on_crash)(answer)
-    asked = await first.create("chat:1", text="?")
-    await asyncio.sleep(1)
-    if is_stopped:
-        await first.command("chat:1", "cancel", target=asked.id, by="ann")
-        await asyncio.sleep(1)
-    await first.close()
-    store.times = 0
-    second = new_hub(store)
-    second.agent("chat:*", name="bot", on_crash=on_crash)(answer)
-    await second.start()
-    await asyncio.sleep(5)
-    assert await endings(second) == [("by attempt 1", "cancelled" if is_stopped else "complete", None)]
+    async for hub in lives(answer, 1, 5, store=store, on_crash=on_crash):
+        if store.times and is_stopped:
+            await hub.command("chat:1", "cancel", target="m1", by="ann")
+            await asyncio.sleep(1)
+        found = await endings(hub), hub.runtime.scheduler.stats()["turns_running"]
+        await hub.close()
+        store.times = 0
+    assert found == ([("by attempt 1", "cancelled" if is_stopped else "complete", None)], 0)
     runs_again = on_crash != "interrupt" and not is_stopped
     assert ran == [1, 2][: 1 + runs_again]
     assert ("had its answer before the crash" in caplog.text) == (not runs_again and not is_stopped)
-    assert second.runtime.scheduler.stats()["turns_running"] == 0
 
 
 @pytest.mark.parametrize("on_crash", ["interrupt", "restart", "continue"])
@@ -296,9 +274,7 @@ async def test_answer_that_had_failed_before_the_crash_is_the_answer_until_it_is
 
     async for hub in lives(failing, 5, 5, store=store, on_crash=on_crash):
         assert [one[:2] for one in await endings(hub)] == [("by attempt 1", "failed")]
-    hub = new_hub(store)
-    hub.agent("chat:*", name="bot", on_crash=on_crash)(failing)
-    await hub.start()
+    hub = await hub_asked(failing, store=store, on_crash=on_crash)
     assert hub.runtime.scheduler.stats()["turns_running"] == 0
     await hub.command("chat:1", "regenerate", target="m1")
     await asyncio.sleep(5)
@@ -352,12 +328,7 @@ async def test_answer_that_its_first_writer_completes_while_the_next_attempt_wai
             await asyncio.sleep(1000 if turn.attempt == 1 else 0)
 
     store = MemoryStore()
-    hub = new_hub(store)
-    hub.agent("chat:*", name="bot")(once)
-    await hub.start()
-    await hub.create("chat:1", id="m1", text="?", author="ann")
-    await asyncio.sleep(0.5)
-    await hub.close()
+    await (await hub_asked(once, 0.5, store=store)).close()
     hub = new_hub(store)
 
     async def late(self: object, channel: str, message_id: str) -> Writer:

@@ -19,7 +19,7 @@ from tenuto.core.ops import Claim
 from tenuto.core.turns import STEP_MARK
 from tenuto.stores.base import Committed, Conflict, Write
 from tenuto.stores.memory import MemoryStore
-from tests.agents.test_turns import Failing, new_hub
+from tests.agents.test_turns import Failing, lives, messages, new_hub
 from tests.client.wire import Wire, client_of
 from tests.virtual import virtually
 
@@ -263,33 +263,28 @@ async def test_a_turn_that_is_given_up_keeps_the_messages_of_its_complete_answer
 
 
 class Last(Failing):
-    """A store whose process dies after the commit that ends the turn of `q`."""
+    """A store whose process dies after the commit that ends the turn of `m1`."""
 
     async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
         results = await super().commit(writes)
         ops = [entry.op for write in writes for entry in write.entries]
-        self.is_down = any(isinstance(op, Claim) and (op.id, op.state) == ("q", "done") for op in ops)
+        self.is_down = any(isinstance(op, Claim) and (op.id, op.state) == ("m1", "done") for op in ops)
         return results
 
 
 @virtually
 async def test_a_message_of_a_complete_answer_is_over_with_its_turn_when_the_process_dies_behind_that_commit() -> None:
     store = Last()
-    for _ in range(2):
-        hub = new_hub(store)
 
-        @hub.agent("chat:*")
-        async def respond(turn: Turn) -> None:
-            await asyncio.sleep(10)
-            async with turn.reply() as message:
-                await message.append(" ".join([f"To {turn.text}", *(one.text for one in await turn.steered())]))
+    async def respond(turn: Turn) -> None:
+        await asyncio.sleep(10)
+        async with turn.reply() as message:
+            await message.append(" ".join([f"To {turn.text}", *(one.text for one in await turn.steered())]))
 
-        await hub.start()
-        if not store.is_down:
-            await hub.create("chat:1", id="q", text="?")
-            await hub.create("chat:1", id="q2", text="and?")
-        store.is_down = False
+    async for hub in lives(respond, 0, 0, store=store):
+        await hub.create("chat:1", id="q2", text="and?")
         await asyncio.sleep(30)
-        answers = [one.text for one in (await hub.history("chat:1")).messages if one.role == "assistant"]
+        answers = [one.text for one in await messages(hub) if one.role == "assistant"]
         await hub.close()
+        store.is_down = False
     assert answers == ["To ? and?"]
