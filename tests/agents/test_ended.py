@@ -13,14 +13,12 @@ from hypothesis import strategies as st
 
 from tenuto.agents.running import Running
 from tenuto.agents.turn import Turn
-from tenuto.client import Client
 from tenuto.core.limits import Limits
 from tenuto.core.model import Message
 from tenuto.core.requests import SERVER, FinishMessage, TakeOver
 from tenuto.sources import Piped, SoFar, UpstreamEnded, UpstreamError
 from tenuto.stores.memory import MemoryStore
-from tests.agents.test_turns import Handler, hub_asked, lives, messages, new_hub
-from tests.client.wire import Wire, client_of
+from tests.agents.test_turns import Handler, hub_asked, lives, messages, new_hub, remote_lives
 from tests.sources.test_tries import CUT, LONG, Model, ask_chat
 from tests.sources.wires import CHAT_USAGE, chat_called, chat_end, chat_said
 from tests.virtual import virtually
@@ -30,24 +28,9 @@ CALLED = [*chat_said("Let me look. "), *chat_called(), *chat_end("tool_calls")]
 
 async def answers_of(handler: Handler, on_crash: Any, *lives_s: float, is_remote: bool = False) -> list[Message]:
     """Return the answers to a question whose processes die after these times: hubs, or clients of one hub."""
-    store = MemoryStore()
-    for number, life_s in enumerate(lives_s):
-        if not number or not is_remote:
-            hub = new_hub(store, drain_s=0.01)
-        worker: Any = client_of(Wire(hub), client_id=f"bot{number}") if is_remote else hub
-        worker.agent("chat:*", on_crash=on_crash)(handler)
-        await hub.start()
-        running = asyncio.ensure_future(worker.run()) if isinstance(worker, Client) else None
-        if not number:
-            await asyncio.sleep(1)
-            await hub.create("chat:1", id="q", text="?")
-        await asyncio.sleep(life_s)
-        found = [one for one in (await hub.history("chat:1")).messages[::-1] if one.role == "assistant"]
-        if running is not None:
-            running.cancel()
-            await asyncio.wait([running])
-        else:
-            await hub.close()
+    processes = (remote_lives if is_remote else lives)(handler, *lives_s, hub={"drain_s": 0.01}, on_crash=on_crash)
+    async for hub in processes:
+        found = [one for one in await messages(hub) if one.role == "assistant"]
     return found
 
 

@@ -13,14 +13,12 @@ from tenuto.agents.backend import find
 from tenuto.agents.local import LocalBackend
 from tenuto.agents.steps import Steps
 from tenuto.agents.turn import Turn
-from tenuto.client import Client
 from tenuto.core.errors import Forbidden
 from tenuto.core.ops import Claim
 from tenuto.core.turns import STEP_MARK
 from tenuto.stores.base import Committed, Conflict, Write
-from tenuto.stores.memory import MemoryStore
-from tests.agents.test_turns import Failing, lives, messages, new_hub
-from tests.client.wire import Wire, client_of
+from tests.agents import test_turns as turns
+from tests.agents.test_turns import Failing, messages, remote_lives
 from tests.virtual import virtually
 
 WAYS = pytest.mark.parametrize("way", [{}, {"hands_over": True}, {"is_remote": True}])
@@ -33,36 +31,23 @@ async def lived(
 
     The first one gets these inputs: `steer` and `late` (of 20 s) are commands, others messages (`gone` is deleted).
     """
-    store = MemoryStore()
-    for number in range(lives):
-        if not number or not is_remote:
-            hub = new_hub(store, drain_s=0.01)
-        worker: Any = client_of(Wire(hub), client_id=f"bot{number}") if is_remote else hub
-        worker.agent("chat:*", **options)(handler)
-        await hub.start()
-        running = asyncio.ensure_future(worker.run()) if isinstance(worker, Client) else None
-        if not number:
-            await asyncio.sleep(1)
-            await hub.create("chat:1", id="q", text="?")
-            await asyncio.sleep(1)
-            for input in inputs:
-                if input in ("steer", "late"):
-                    id, expires_s = ("late", 20) if input == "late" else ("q2", 3600)
-                    await hub.command("chat:1", "steer", id=id, target="q", data=input, by="ann", expires_s=expires_s)
-                else:
-                    await hub.create("chat:1", id=input, text=f"m {input}")
+    processes = remote_lives if is_remote else turns.lives
+    found = list[tuple[str, str]]()
+    async for hub in processes(handler, *[1] * lives, hub={"drain_s": 0.01}, **options):
+        for input in inputs if not found else ():
+            if input in ("steer", "late"):
+                id, expires_s = ("late", 20) if input == "late" else ("q2", 3600)
+                await hub.command("chat:1", "steer", id=id, target="m1", data=input, by="ann", expires_s=expires_s)
+            else:
+                await hub.create("chat:1", id=input, text=f"m {input}")
         await asyncio.sleep(200)
-        found = [(one.text, one.status) for one in (await hub.history("chat:1")).messages[::-1]]
-        assert number < lives - 1 or not hub.channel("chat:1").state.pending_commands()
-        if "gone" in inputs and not number:
+        if "gone" in inputs and not found:
             await hub.delete("chat:1", "gone")
-        if running is not None:
-            running.cancel()
-            await asyncio.wait([running])
-            continue
-        if not hands_over:
+        found = [(one.text, one.status) for one in await messages(hub)]
+        pending = hub.channel("chat:1").state.pending_commands()
+        if not hands_over and not is_remote:
             hub.runtime.scheduler.end = lambda *_: None  # type: ignore[method-assign]
-        await hub.close()
+    assert not pending
     return found
 
 
@@ -281,7 +266,7 @@ async def test_a_message_of_a_complete_answer_is_over_with_its_turn_when_the_pro
         async with turn.reply() as message:
             await message.append(" ".join([f"To {turn.text}", *(one.text for one in await turn.steered())]))
 
-    async for hub in lives(respond, 0, 0, store=store):
+    async for hub in turns.lives(respond, 0, 0, store=store):
         await hub.create("chat:1", id="q2", text="and?")
         await asyncio.sleep(30)
         answers = [one.text for one in await messages(hub) if one.role == "assistant"]

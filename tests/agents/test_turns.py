@@ -52,6 +52,23 @@ async def lives(
         await process.close()
 
 
+async def remote_lives(handler: Handler, *lives_s: float, hub: Any = None, **options: Any) -> AsyncIterator[Hub]:
+    """Yield the one hub of each of an agent's processes, which are clients, after these times; then the client ends."""
+    process = new_hub(**(hub or {}))
+    await process.start()
+    for number, life_s in enumerate(lives_s):
+        client = client_of(Wire(process), client_id=f"bot{number}")
+        client.agent("chat:*", **options)(handler)
+        running = asyncio.ensure_future(client.run())
+        await asyncio.sleep(1)  # a message in a channel without agents would get no turn
+        await process.create("chat:1", id="m1", text="?")
+        await asyncio.sleep(life_s)
+        yield process
+        running.cancel()
+        await asyncio.wait([running])
+    await process.close()
+
+
 async def messages(hub: Hub, channel: str = "chat:1") -> list[Message]:
     """Return the messages of the channel, oldest first."""
     return (await hub.history(channel)).messages[::-1]
