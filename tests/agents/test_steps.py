@@ -534,10 +534,7 @@ async def test_a_question_stays_open_while_its_process_is_gone(replied: str) -> 
         await hub.reply("chat:1", question.id, data="yes", by="ann")
         await attempts(script, store=store)
     await hub.close()
-    hub = new_hub(store)
-    hub.agent("chat:*", name="bot")(script)
-    await hub.start()
-    await asyncio.sleep(1)
+    hub = await hub_asked(script, 1, store=store)
     if replied == "during it":
         assert [one.id for one in await hub.pending_commands("chat:1")] == [question.id]
         await hub.reply("chat:1", question.id, data="yes", by="ann")
@@ -731,19 +728,16 @@ async def test_a_turn_in_which_a_stream_is_read_does_not_only_wait(
     wait: Any, handle: Any, seconds: int, text: str
 ) -> None:
     store, now_s = MemoryStore(), asyncio.get_running_loop().time
-    hub = new_hub(store, drain_s=60.0)
 
     async def model() -> AsyncIterator[str]:
         for number in range(6):
             yield str(number)
             await asyncio.sleep(5)
 
-    @hub.agent("chat:*", name="bot")
     async def bot(turn: Turn) -> None:
         await handle(turn, wait(turn), model())
 
-    await hub.create("chat:1", id="m1", text="?")
-    await asyncio.sleep(1)
+    hub = await hub_asked(bot, 1, store=store, hub={"drain_s": 60.0})
     began_s = now_s()
     await hub.close()
     assert now_s() - began_s == pytest.approx(seconds, abs=1)
@@ -774,17 +768,15 @@ async def test_a_turn_that_is_stopped_during_a_drain_ends(on_crash: Any) -> None
 
 @virtually
 async def test_a_turn_that_begins_to_wait_during_a_drain_is_handed_over_then() -> None:
-    hub, now_s = new_hub(drain_s=60.0), asyncio.get_running_loop().time
+    now_s = asyncio.get_running_loop().time
     results: list[str] = []
 
-    @hub.agent("chat:*", name="bot")
     async def bot(turn: Turn) -> None:
         await turn.step("work", asyncio.sleep, 5)
         results.append("work")
         await turn.ask("approve", timeout_s=900)
 
-    await hub.create("chat:1", id="m1", text="?")
-    await asyncio.sleep(1)
+    hub = await hub_asked(bot, 1, hub={"drain_s": 60.0})
     began_s = now_s()
     await hub.close()
     assert (round(now_s() - began_s), results) == (4, ["work"])

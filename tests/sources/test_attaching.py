@@ -29,6 +29,7 @@ from tenuto.core.view import View
 from tenuto.sources import pipe
 from tenuto.sources.openai import events_of
 from tenuto.stores.memory import MemoryStore
+from tests.agents.test_turns import hub_asked, lives, messages
 from tests.sources.provider import CUT, HOLD, Provider
 from tests.sources.test_tries import LONG, Model, ask_chat, counted, new_hub, piped, stopped
 from tests.sources.wires import (
@@ -424,20 +425,14 @@ async def test_next_process_goes_on_with_a_response_among_shown_steps(
 async def test_drain_hands_on_at_once_a_turn_that_reads_a_response(on_crash: Any) -> None:
     lengths = range(9, 19)  # more often than a turn may die
     model = Model(*([*EVENTS[:length], HOLD] for length in lengths), EVENTS)
-    client, store, now_s = model.openai(), MemoryStore(), asyncio.get_running_loop().time
+    client, now_s = model.openai(), asyncio.get_running_loop().time
 
     async def respond(turn: Turn) -> None:
         async with turn.reply() as message:
             await message.pipe(ask(client), attach=client.responses)
 
-    for number in range(len(lengths) + 1):
-        hub = new_hub(store, drain_s=60.0)
-        hub.agent("chat:*", name="bot", on_crash=on_crash)(respond)
-        await hub.start()
-        if not number:
-            await hub.create("chat:1", id="q", role="user", text="?", author="ann")
-        await asyncio.sleep(10)
-        (answer, _) = (await hub.history("chat:1")).messages
+    async for hub in lives(respond, *[10] * (len(lengths) + 1), hub={"drain_s": 60.0}, on_crash=on_crash):
+        (_, answer) = await messages(hub)
         began_s = now_s()
         await hub.close()
         assert now_s() - began_s < 1
@@ -449,7 +444,7 @@ async def test_drain_hands_on_at_once_a_turn_that_reads_a_response(on_crash: Any
 @virtually
 async def test_drain_hands_on_at_once_a_turn_whose_text_is_continued_as_a_prefix(on_break: Any, own: str) -> None:
     ended, rest = [*chat_said("First. "), *chat_end()], [*chat_said("It goes on."), *chat_end()]
-    model, store, waits_s = Model(ended, [*chat_said(LONG), HOLD], rest, rest), MemoryStore(), list[float]()
+    model, waits_s = Model(ended, [*chat_said(LONG), HOLD], rest, rest), list[float]()
     client, now_s = model.openai(), asyncio.get_running_loop().time
 
     async def respond(turn: Turn) -> None:
@@ -459,14 +454,8 @@ async def test_drain_hands_on_at_once_a_turn_whose_text_is_continued_as_a_prefix
                 await message.append(own)
             await message.pipe(lambda so_far: ask_chat(client)(), on_break=on_break)
 
-    for number in range(2):
-        hub = new_hub(store, drain_s=60.0)
-        hub.agent("chat:*", name="bot", on_crash="continue")(respond)
-        await hub.start()
-        if not number:
-            await hub.create("chat:1", id="q", role="user", text="?", author="ann")
-        await asyncio.sleep(10)
-        answer = (await hub.history("chat:1")).messages[0]
+    async for hub in lives(respond, 10, 10, hub={"drain_s": 60.0}, on_crash="continue"):
+        answer = (await messages(hub))[-1]
         began_s = now_s()
         await hub.close()
         waits_s.append(now_s() - began_s)
@@ -539,7 +528,7 @@ async def test_text_of_a_lost_response_is_continued_and_that_one_is_lost_too() -
     assert known[-2:] == [(LONG, "resp_1"), (LONG + "x" * 250, "resp_2")]
 
 
-async def lives(model: Model, *scripts: Callable[[str], list[Any]], supersedes: bool) -> list[Message]:
+async def written(model: Model, *scripts: Callable[[str], list[Any]], supersedes: bool) -> list[Message]:
     """Return the message after each of the processes that write it with on_break="continue".
 
     A process has thirty seconds. `scripts` are those of each, which depend on the text that it finds.
@@ -593,7 +582,7 @@ async def test_response_that_continues_a_lost_one_is_attached_again(
     output = [{**ITEM, "content": [{"type": "output_text", "text": "".join(pieces), "annotations": []}]}]
     ended = (200, {}, json.dumps(Responses("resp_2").about("completed", output=output)))
     model = Model()
-    *_, before, after = await lives(
+    *_, before, after = await written(
         model,
         lambda text: [[*first[:5], HOLD]],
         lambda text: [UNKNOWN, [*second[:at], HOLD]],
@@ -622,7 +611,7 @@ async def test_response_that_continues_a_lost_one_is_attached_after_each_death(s
     # in the thought, and behind two pieces of the text
     lengths = [5, *(next(at for at, one in enumerate(second, 1) if piece.encode() in one) for piece in ("xxx", "yyy"))]
     model = Model()
-    messages = await lives(
+    messages = await written(
         model,
         lambda text: [[*first[:-2], HOLD]],
         lambda text: [UNKNOWN, [*second[:1], HOLD]],
@@ -643,7 +632,7 @@ async def test_response_that_continues_a_lost_one_is_attached_after_each_death(s
 async def test_text_that_a_response_has_continued_otherwise_is_continued_by_another_one() -> None:
     first, second = long_events(LONG), long_events("x" * 300, response="resp_2")
     model = Model()
-    messages = await lives(
+    messages = await written(
         model,
         lambda text: [[*first[:5], HOLD]],
         lambda text: [UNKNOWN, [*second[:5], HOLD]],
@@ -1061,9 +1050,6 @@ async def test_drain_waits_for_a_stream_beside_a_response_in_the_background() ->
             yield f"{number} "
             await asyncio.sleep(1)
 
-    hub = new_hub(store, drain_s=30)
-
-    @hub.agent("chat:*", name="bot")
     async def bot(turn: Turn) -> None:
         async with turn.reply() as message:
             await asyncio.gather(
@@ -1071,9 +1057,6 @@ async def test_drain_waits_for_a_stream_beside_a_response_in_the_background() ->
                 message.pipe(lambda: plain(), source="text"),
             )
 
-    await hub.start()
-    await hub.create("chat:1", id="m1", text="?")
-    await asyncio.sleep(2)
-    await hub.close()
+    await (await hub_asked(bot, 2, store=store, hub={"drain_s": 30})).close()
     answer = (await new_hub(store).history("chat:1")).messages[0]
     assert "0 1 2 3 4 5 6 7 " in answer.text

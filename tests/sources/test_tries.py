@@ -38,7 +38,7 @@ from tenuto.core.view import View
 from tenuto.sources import OnBreak, Piped, SoFar, ToolCall, UpstreamEnded, UpstreamError, pipe, tries
 from tenuto.sources.writing import SHORTEST_OVERLAP, Join, Kept
 from tenuto.stores.memory import MemoryStore
-from tests.agents.test_turns import lives, messages
+from tests.agents.test_turns import lives, messages, remote_lives
 from tests.client.wire import Wire, client_of, memory_hub
 from tests.sources.provider import CUT, HOLD
 from tests.sources.wires import (
@@ -397,19 +397,8 @@ async def answer_of(
     agent: Callable[[Turn], Awaitable[None]], *, is_remote: bool = False, within_s: float = 60
 ) -> Message:
     """Return the answer of `agent`, in the process of the hub or behind a socket, some time after its question."""
-    hub = memory_hub(drain_s=0.2, clock=virtual_clock())
-    await hub.start()
-    client = client_of(Wire(hub), client_id="bot")
-    (client if is_remote else hub).agent("chat:*")(agent)
-    running = asyncio.ensure_future(client.run()) if is_remote else None
-    await asyncio.sleep(1)
-    await hub.create("chat:1", id="q", text="?")
-    await asyncio.sleep(within_s)
-    answer = (await hub.history("chat:1")).messages[0]
-    if running is not None:
-        running.cancel()
-        await asyncio.wait([running])
-    await hub.close()
+    async for hub in (remote_lives if is_remote else lives)(agent, within_s):
+        answer = (await messages(hub))[-1]
     return answer
 
 
@@ -1094,7 +1083,7 @@ def test_a_continued_answer_has_each_text_once_wherever_its_processes_die(
 ) -> None:
     @virtually
     async def run() -> None:
-        store, made = MemoryStore(), list[str]()
+        made = list[str]()
 
         async def model(so_far: SoFar) -> AsyncIterator[str]:
             made.append(so_far.text)
@@ -1125,15 +1114,8 @@ def test_a_continued_answer_has_each_text_once_wherever_its_processes_die(
                 piping = message.pipe(lambda so_far: model(so_far), source="text", on_break="continue")
                 await asyncio.gather(*[piping, step_beside(turn)][::order])
 
-        for number, life_s in enumerate([*lives_s, 60]):
-            hub = new_hub(store, drain_s=0.01)
-            hub.agent("chat:*", name="bot", on_crash="continue")(agent)
-            await hub.start()
-            if number == 0:
-                await hub.create("chat:1", id="q", text="?")
-            await asyncio.sleep(life_s)
-            answer = (await hub.history("chat:1")).messages[0]
-            await hub.close()
+        async for hub in lives(agent, *lives_s, 60, hub={"drain_s": 0.01}, on_crash="continue"):
+            answer = (await messages(hub))[-1]
         own = "".join(f"Text {number}. " for number, kind in enumerate(before) if kind == "text")
         assert (answer.status, answer.text) == ("complete", own + "".join(WORDS))
         assert all("".join(WORDS).startswith(text) for text in made)
