@@ -350,7 +350,6 @@ async def test_records_of_streams_leave_room_in_the_meta() -> None:
     hub = await hub_asked(respond, 5, hub={"limits": Limits(meta_bytes=1024)})
     (answer,) = (await hub.history("chat:1", limit=1)).messages
     assert (answer.text, answer.status) == ("Text. " * 20, "complete")
-    await hub.close()
 
 
 @virtually
@@ -499,7 +498,6 @@ async def test_an_answer_that_was_taken_over_ends_as_the_one_that_a_person_stopp
     answers = [one for one in (await hub.history("chat:1")).messages if one.role == "assistant"]
     assert [one.status for one in answers] == ["cancelled", "cancelled"]
     assert (await hub.turn("chat:1", "q")).is_cancelled
-    await hub.close()
 
 
 @virtually
@@ -521,4 +519,3 @@ async def test_the_usage_of_an_answer_that_the_server_has_ended_is_kept() -> Non
     await asyncio.sleep(20)
     (answer,) = (await hub.history("chat:1", limit=1)).messages
     assert (answer.status, answer.meta) == ("cancelled", {"usage": {"output_tokens": 7}})
-    await hub.close()

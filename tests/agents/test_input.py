@@ -178,36 +178,23 @@ async def gives_up(turn: Turn) -> None:
         await message.append(f"To {turn.text}")
 
 
-@virtually
-async def test_a_message_whose_taking_in_was_cancelled_gets_a_turn_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    note = Steps.note_input
-
-    async def slow(self: Steps, *args: Any) -> Any:
-        await asyncio.sleep(10)
-        return await note(self, *args)
-
-    monkeypatch.setattr(Steps, "note_input", slow)
-
-    found = await lived(gives_up, "q2", lives=1)
-    assert [text for text, _ in found] == ["?", "m q2", "To ?", "To m q2"]
-
-
+@pytest.mark.parametrize("ids", [["q2"], ["q2", "q3"]])
 @pytest.mark.parametrize("is_remote", [False, True])
 @virtually
-async def test_a_message_that_a_cancelled_call_had_taken_in_gets_a_turn_of_its_own(
-    is_remote: bool, monkeypatch: pytest.MonkeyPatch
+async def test_messages_that_a_cancelled_call_took_in_or_had_taken_in_get_turns_of_their_own(
+    is_remote: bool, ids: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The call was cancelled while it took in the next one, and no further call returns both."""
+    """The call was cancelled while it took in the last one, and no further call returns them."""
     note = Steps.note_input
 
     async def slow(self: Steps, fields: Any, *content: Any) -> Any:
-        await asyncio.sleep(10 if fields["of"] == "q3" else 0)
+        await asyncio.sleep(10 if fields["of"] == ids[-1] else 0)
         return await note(self, fields, *content)
 
     monkeypatch.setattr(Steps, "note_input", slow)
 
-    found = await lived(gives_up, "q2", "q3", lives=1, is_remote=is_remote)
-    assert [text for text, _ in found] == ["?", "m q2", "m q3", "To ?", "To m q2", "To m q3"]
+    found = await lived(gives_up, *ids, lives=1, is_remote=is_remote)
+    assert [text for text, _ in found] == ["?", *(f"m {id}" for id in ids), "To ?", *(f"To m {id}" for id in ids)]
 
 
 @virtually

@@ -1133,7 +1133,6 @@ async def test_a_try_in_which_a_hub_was_started_has_no_part_in_its_turns() -> No
         raise ConnectionError
     await asyncio.sleep(5)
     assert len(errors) == 1
-    await hub.close()
 
 
 async def run_tools(turn: Turn, tools: dict[str, Callable[..., Any]], states: dict[str, str]) -> dict[str, Any]:

@@ -94,22 +94,19 @@ def test_entry_of_a_message_outside_memory_marks_the_state_incomplete(harness: L
         catch_up_events(harness, 2)
 
 
-def test_more_changed_messages_than_the_limit_yield_no_catch_up(harness: LogHarness) -> None:
+def test_more_changed_messages_or_commands_than_the_limit_yield_no_catch_up(harness: LogHarness) -> None:
     for number in range(5):
         harness.create(f"m{number}", text="x")
     assert events_since(harness.state, 1, limit=3) is None
     assert len(events_since(harness.state, 2, limit=3) or ()) == 3
     assert events_since(harness.state, 5, limit=0) == []
+    for number in range(3):
+        harness.command(f"c{number}", "approve")
+    assert events_since(harness.state, 5, limit=2) is None
+    assert len(events_since(harness.state, 6, limit=2) or ()) == 2
 
 
 # -- commands --------------------------------------------------------------------------------------------------
-
-
-def test_more_commands_than_the_limit_yield_no_catch_up(harness: LogHarness) -> None:
-    for number in range(3):
-        harness.command(f"c{number}", "approve")
-    assert events_since(harness.state, 0, limit=2) is None
-    assert len(events_since(harness.state, 1, limit=2) or ()) == 2
 
 
 def test_reply_to_a_command_outside_memory_marks_the_state_incomplete(harness: LogHarness) -> None:

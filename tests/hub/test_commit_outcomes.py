@@ -132,7 +132,6 @@ async def test_pipelined_requests_without_ids_keep_their_order_after_a_commit_wi
     requests = (PutPart(index=0, part=parts[0]), AppendText(text="b"), PutPart(index=1, part=parts[1]))
     await asyncio.gather(*(hub.ask("c", "m", request, SERVER) for request in requests))
     assert (await hub.read("c", "m"))[0].parts == [{"type": "text", "text": "ab"}, parts[1]]
-    await hub.close()
 
 
 @pytest.mark.parametrize("has_viewer", [False, True])

@@ -133,7 +133,7 @@ BAD: dict[str, tuple[Callable[[list[Any]], bytes] | dict[str, Any], str]] = {
     ),
     "cut in a line": (lambda lines: with_end(lines)[:-20], "line 5 of .*was cut"),
     "a changed letter": (
-        lambda lines: with_end(lines).replace(b"two", b"twO"),
+        lambda lines: with_end(lines).replace(b"message 1", b"message I"),
         "line 5 of .*checksum is not that of the lines before it",
     ),
     "a missing line": (
@@ -154,7 +154,7 @@ BAD: dict[str, tuple[Callable[[list[Any]], bytes] | dict[str, Any], str]] = {
         "line 2 of .*longer than",
     ),
     "not JSON": (lambda lines: with_end(lines).replace(b'"role"', b"role"), "line 2 of .*not a message"),
-    "not UTF-8": (lambda lines: with_end(lines).replace(b"two", b"\xff"), "line 3 of .*not a message"),
+    "not UTF-8": (lambda lines: with_end(lines).replace(b"message 1", b"\xff"), "line 3 of .*not a message"),
     "deep": (
         lambda lines: with_end(lines).replace(b'"m1"', b'"m1", "meta": {"a": ' + b"[" * 99_999),
         "line 3 of .*not a message",
@@ -180,12 +180,9 @@ KINDS = {
 @pytest.mark.parametrize("name", BAD)
 async def test_a_bad_file_is_refused_whole(name: str, tmp_path: Path) -> None:
     hub = HubCore("memory://", hooks_signals=False, limits=Limits(message_bytes=10_000))
-    for number, text in enumerate(["one", "two", "three"]):
-        await hub.create(CHANNEL, id=f"m{number}", text=text)
-    lines = lines_of(await exported(hub))
+    path = await exported_messages(tmp_path, 3)
+    lines = lines_of(path.read_bytes())
     make, match = BAD[name]
-    path = tmp_path / "chat.jsonl"
-    path.write_bytes(with_end(lines))
     await hub.archive.import_file(path, channel="whole")
     path.write_bytes(make(lines) if callable(make) else with_end([*lines[:2], {**lines[2], **make}, *lines[3:]]))
     with pytest.raises(KINDS.get(name, InvalidRequest), match=match) as refused:

@@ -193,28 +193,21 @@ def counted_of(parts: Sequence[dict[str, Any]]) -> list[str]:
 # -- the death of a process --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("supersedes", [True, False])
+@pytest.mark.parametrize(("supersedes", "has_ended"), [(True, False), (False, False), (True, True)])
 @pytest.mark.parametrize("at", range(1, len(EVENTS)))
 @virtually
-async def test_next_process_goes_on_with_the_same_response(at: int, supersedes: bool) -> None:
-    looks = [state("in_progress")] if at < 4 else []  # nothing of it is in the message
-    model = Model([*EVENTS[:at], HOLD], *looks, EVENTS)
+async def test_next_process_goes_on_with_the_same_response(at: int, supersedes: bool, has_ended: bool) -> None:
+    looks = at < 4  # nothing of it is in the message
+    rest = [ENDED if has_ended else state("in_progress")] if looks else [TOO_OLD, ENDED] if has_ended else []
+    model = Model([*EVENTS[:at], HOLD], *rest, EVENTS)
     message = await died_and_answered(model, supersedes=supersedes)
     assert (message.status, unmarked(message)) == ("complete", PARTS)
-    assert model.asked == ["POST", *(["GET /resp_1"] if looks else []), after(0)]
+    streamed = [after(0)] if not (looks and has_ended) else []
+    expected = [*(["GET /resp_1"] if looks else []), *streamed, *(["GET /resp_1"] if has_ended and not looks else [])]
+    assert model.asked == ["POST", *expected]
     assert message.meta == {"model": "gpt-test", "usage": RESPONSES_USAGE, "finish_reason": "tool_calls"}
-    assert message.parts[1].get("joins") == ([6] if at == 12 else None)  # before the character that the deltas share
-
-
-@pytest.mark.parametrize("at", range(1, len(EVENTS)))
-@virtually
-async def test_next_process_takes_the_rest_of_a_response_that_has_ended_meanwhile(at: int) -> None:
-    streams = [] if at < 4 else [TOO_OLD]
-    model = Model([*EVENTS[:at], HOLD], *streams, ENDED)
-    message = await died_and_answered(model, supersedes=True)
-    assert (message.status, unmarked(message)) == ("complete", PARTS)
-    assert message.meta["usage"] == RESPONSES_USAGE
-    assert model.asked.count("POST") == 1
+    if not has_ended:
+        assert message.parts[1].get("joins") == ([6] if at == 12 else None)  # before the character that deltas share
 
 
 async def texts_shown(hub: Hub, texts: list[str]) -> None:
