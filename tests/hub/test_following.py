@@ -75,8 +75,7 @@ async def late_s(here: HubCore, viewer: Watcher, text: str) -> float:
 
 @virtually
 async def test_small_entries_arrive_with_their_notice_and_without_a_read() -> None:
-    store = Shared()
-    async with pair(store) as (here, _, viewer):
+    async with pair(store := Shared()) as (here, _, viewer):
         assert await late_s(here, viewer, "hello") < 0.1
         assert await late_s(here, viewer, ", world") < 0.1
         assert store.reads == []
@@ -84,8 +83,7 @@ async def test_small_entries_arrive_with_their_notice_and_without_a_read() -> No
 
 @virtually
 async def test_notices_of_many_commits_are_sent_at_most_once_in_a_window() -> None:
-    store = Shared()
-    async with pair(store) as (here, there, _):
+    async with pair(store := Shared()) as (here, there, _):
         for number in range(40):
             await here.ask("c", "m", AppendText(text="x", at=number), ANN)
             await asyncio.sleep(0.001)

@@ -72,12 +72,18 @@ async def status(hub: HubCore, channel: str = "c", message_id: str = "m") -> str
     return (await hub.read(channel, message_id))[0].status
 
 
+async def left(*channels: str) -> tuple[Shared, HubCore]:
+    """Return a store, and a hub on it before whose eyes another one has left a message in each channel."""
+    store = Shared()
+    here = await watching(store)
+    await leave_messages(store, *channels)
+    return store, here
+
+
 @pytest.mark.parametrize("error", [StoreUnavailable("the shard is down"), ValueError("a bug")])
 @virtually
 async def test_recovery_that_goes_on_beside_the_rest_and_fails_is_repeated_soon(error: Exception) -> None:
-    store = Shared()
-    here = await watching(store)
-    await leave_messages(store, "c")
+    store, here = await left("c")
 
     async def fail(channel: str) -> None:
         await asyncio.sleep(1.5)
@@ -133,9 +139,7 @@ async def test_damaged_channel_keeps_the_hub_of_an_exclusive_store_from_no_other
 
 @virtually
 async def test_hub_closes_during_a_read_that_gets_no_response() -> None:
-    store = Shared()
-    here = await watching(store)
-    await leave_messages(store, "c")
+    store, here = await left("c")
     hanging = asyncio.Event()
 
     async def hang(_: str) -> None:
@@ -150,9 +154,7 @@ async def test_hub_closes_during_a_read_that_gets_no_response() -> None:
 
 @virtually
 async def test_channel_that_fails_neither_stops_the_recovery_of_others_nor_is_read_each_second() -> None:
-    store = Shared()
-    here = await watching(store)
-    await leave_messages(store, "a", "b")
+    store, here = await left("a", "b")
     reads = 0
 
     async def fail(channel: str) -> None:
@@ -174,9 +176,7 @@ async def test_channel_that_fails_neither_stops_the_recovery_of_others_nor_is_re
 async def test_recovery_that_a_defect_ends_is_logged_and_repeated(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = Shared()
-    here = await watching(store)
-    await leave_messages(store, "c")
+    store, here = await left("c")
     with monkeypatch.context() as patch:
         patch.setattr(store, "open_channels", lambda: 1 / 0)
         while "were not recovered; the hub tries again" not in caplog.text:  # noqa: ASYNC110 - virtual

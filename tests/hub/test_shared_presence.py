@@ -99,8 +99,7 @@ async def shown(hub: HubCore) -> list[str]:
 
 @virtually
 async def test_lease_that_is_withdrawn_at_another_node_ends_unless_it_was_renewed_since() -> None:
-    store = Notifying()
-    async with pair(store) as (here, there, _):
+    async with pair(store := Notifying()) as (here, there, _):
         here.runtime.presence.lease("c", "ann", None, 3_600)
         await asyncio.sleep(SOON_S)
         there.runtime.presence.withdraw("c", "ann")
@@ -121,8 +120,7 @@ async def test_lease_that_is_withdrawn_at_another_node_ends_unless_it_was_renewe
 
 @virtually
 async def test_many_changed_channels_are_read_at_once_and_agents_need_no_read() -> None:
-    store = Notifying()
-    async with pair(store) as (here, there, _):
+    async with pair(store := Notifying()) as (here, there, _):
         names = [f"c:{number}" for number in range(3 * READS)]
         for name in names:
             await there.members(name)
@@ -147,8 +145,7 @@ async def test_many_changed_channels_are_read_at_once_and_agents_need_no_read() 
 
 @virtually
 async def test_lease_is_renewed_once_a_second_without_changes_and_each_second_for_a_crowd() -> None:
-    store = Notifying()
-    async with pair(store) as (here, _there, _):
+    async with pair(store := Notifying()) as (here, _there, _):
         await asyncio.sleep(10)  # the recoveries of the start are over
         store.renewals = 0
         await asyncio.sleep(10)
@@ -165,8 +162,7 @@ async def test_lease_is_renewed_once_a_second_without_changes_and_each_second_fo
 
 @virtually
 async def test_hold_of_a_channel_has_a_bound_and_all_people_are_counted() -> None:
-    store = Notifying()
-    async with pair(store) as (here, there, _):
+    async with pair(store := Notifying()) as (here, there, _):
         for number in range(3_000):
             enter(here, f"member-with-a-long-name-{number:05}", {"x": "y" * 3_000})
         enter(there, "member-with-a-long-name-00000")
@@ -206,8 +202,7 @@ async def test_limits_of_members_and_of_their_connections_count_all_nodes() -> N
 
 @virtually
 async def test_flood_of_signals_waits_in_bounded_memory() -> None:
-    store = Notifying()
-    async with pair(store) as (here, _, _viewer):
+    async with pair(store := Notifying()) as (here, _, _viewer):
         before = store.notified
         for number in range(WAITING_NOTICES + 500):
             await here.signal("c", "typing", number)

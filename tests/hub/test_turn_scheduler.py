@@ -189,12 +189,8 @@ async def test_answer_is_made_again_soon_after_the_death_of_the_agent_whose_turn
 
 @virtually
 async def test_message_behind_one_that_is_given_up_is_next() -> None:
-    hub = new_hub()
-    await hub.start()
-    worker = Worker()
-    hub.runtime.scheduler.register(worker)
-    for message_id in ("poison", "next"):
-        await hub.create(CHANNEL, id=message_id, text="?")
+    hub, worker = new_hub(), Worker()
+    await start_with_messages(hub, worker, "poison", "next")
     await asyncio.sleep(ATTEMPTS * LEASE_S + 1)  # the worker renews no lease
     assert [(turn.message_id, turn.generation) for turn in worker.begun] == [
         *(("poison", attempt) for attempt in range(1, ATTEMPTS + 1)),
