@@ -29,12 +29,12 @@ async def pipe_all(hub: Hub, stream: object, *, source: str | None = None) -> tu
     return stored, piped
 
 
-async def broken(hub: Hub, stream: object, error: type[Exception], *, source: str | None = None) -> tuple[Message, Any]:
+async def broken(hub: Hub, stream: object, error: type[Exception], **options: Any) -> tuple[Message, Any]:
     """Return the stored message, and the error of this type that `pipe` raised."""
     async with asyncio.timeout(PATIENCE_S):
         with pytest.raises(error) as raised:
             async with hub.message("chat:1") as message:
-                await pipe(message, stream, source=source)
+                await pipe(message, stream, **options)
         stored, _ = await hub.read("chat:1", message.id)
     assert stored.status not in ("complete", "streaming")
     return stored, raised.value

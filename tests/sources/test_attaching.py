@@ -30,6 +30,7 @@ from tenuto.sources import pipe
 from tenuto.sources.openai import events_of
 from tenuto.stores.memory import MemoryStore
 from tests.agents.test_turns import hub_asked, lives, messages
+from tests.sources.piping import broken
 from tests.sources.provider import CUT, HOLD, Provider
 from tests.sources.test_tries import LONG, Model, ask_chat, counted, new_hub, piped, stopped
 from tests.sources.wires import (
@@ -869,16 +870,14 @@ async def stream_of(events: list[Any]) -> AsyncIterator[Any]:
 async def test_several_responses_in_one_stream_cannot_be_attached() -> None:
     events = [*EVENTS, *long_events("more", response="resp_2")]
     run = [{"type": "raw_response_event", "data": json.loads(one.split(b"data: ")[1])} for one in events]
-    client, hub = Model().openai(), new_hub()
-    with pytest.raises(LocalError, match="attach needs the stream of one response"):
-        async with hub.message("chat:1") as message:
-            await pipe(message, lambda: stream_of(run), attach=client.responses)
-    with pytest.raises(LocalError, match="attach must be OpenAI's"):
-        async with hub.message("chat:1") as message:
-            await pipe(message, ask(client), attach="resp_1")
-    with pytest.raises(LocalError, match="attach need a function that makes the stream"):
-        async with hub.message("chat:1") as message:
-            await pipe(message, iter("a"), attach=client.responses)
+    client = Model().openai()
+    for stream, attach, expected in (
+        (lambda: stream_of(run), client.responses, "attach needs the stream of one response"),
+        (ask(client), "resp_1", "attach must be OpenAI's"),
+        (iter("a"), client.responses, "attach need a function that makes the stream"),
+    ):
+        _, error = await broken(new_hub(), stream, LocalError, attach=attach)
+        assert expected in str(error)
 
 
 # -- over real connections ---------------------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ from tenuto.sources.writing import SHORTEST_OVERLAP, Join, Kept
 from tenuto.stores.memory import MemoryStore
 from tests.agents.test_turns import lives, messages, remote_lives
 from tests.client.wire import Wire, client_of, memory_hub
+from tests.sources.piping import broken
 from tests.sources.provider import CUT, HOLD
 from tests.sources.wires import (
     TEXT,
@@ -459,10 +460,7 @@ LASTING: list[tuple[int, dict[str, str], str]] = [
 @virtually
 async def test_error_that_lasts_is_raised_at_once(refusal: tuple[int, dict[str, str], str]) -> None:
     model = Model(refusal)
-    hub = new_hub()
-    with pytest.raises(UpstreamError):
-        async with hub.message("chat:1") as message:
-            await pipe(message, ask_chat(model.openai()))
+    await broken(new_hub(), ask_chat(model.openai()), UpstreamError)
     assert len(model.asked_s) == 1
 
 
@@ -513,11 +511,8 @@ async def test_function_that_returns_the_stream_of_an_earlier_try_is_an_error() 
         raise ConnectionError
 
     stream = words()
-    hub = new_hub()
-    with pytest.raises(LocalError, match="returned the stream of an earlier try"):
-        async with hub.message("chat:1", id="m") as message:
-            await pipe(message, lambda: stream, source="text")
-    assert (await hub.read("chat:1", "m"))[0].status == "failed"
+    stored, error = await broken(new_hub(), lambda: stream, LocalError, source="text")
+    assert (stored.status, "returned the stream of an earlier try" in str(error)) == ("failed", True)
 
 
 @virtually
@@ -553,13 +548,10 @@ async def test_cancelled_pipe_makes_no_other_try() -> None:
 )
 @virtually
 async def test_setting_that_is_not_valid_is_refused(options: dict[str, Any], detail: str) -> None:
-    hub = new_hub()
-    with pytest.raises(LocalError, match=detail):
-        async with hub.message("chat:1") as message:
-            await pipe(message, lambda: None, **options)
-    with pytest.raises(LocalError, match="need a function that makes the stream"):
-        async with hub.message("chat:1") as message:
-            await pipe(message, iter(["a"]), retries=1)
+    _, error = await broken(new_hub(), lambda: None, LocalError, **options)
+    assert detail in str(error)
+    _, error = await broken(new_hub(), iter(["a"]), LocalError, retries=1)
+    assert "need a function that makes the stream" in str(error)
 
 
 # -- continuing --------------------------------------------------------------------------------------------------------
