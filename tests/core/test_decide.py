@@ -369,19 +369,7 @@ def test_meta_is_bounded_after_it_is_merged() -> None:
         (HALF, InvalidText),
         ({HALF: 1}, InvalidText),
     ],
-    ids=[
-        "65 deep",
-        "very deep",
-        "2**63",
-        "-2**63 - 1",
-        "an object",
-        "nan",
-        "inf",
-        "-inf",
-        "a key of number",
-        "half a pair",
-        "half a key",
-    ],
+    ids=range(11),
 )
 def test_value_that_json_cannot_carry_is_refused(harness: LogHarness, bad: object, error: type[TenutoError]) -> None:
     harness.stream("m")

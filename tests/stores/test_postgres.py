@@ -78,20 +78,19 @@ async def test_the_wal_of_an_append_does_not_contain_the_earlier_entries_of_its_
 
 
 async def test_a_locked_channel_conflicts_and_a_deleted_one_cannot_begin_meanwhile(
-    server: Postgres, schema: str
+    server: Postgres, schema: str, store: PostgresStore
 ) -> None:
-    async with opened(server, schema) as store:
-        chat, other = Chat(store), Chat(store, "d")
-        await chat.do(create("m1", streaming=True))
-        blocker = await asyncpg.connect(server.url)
-        async with blocker.transaction():
-            await blocker.execute(f"SELECT FROM {schema}.channels FOR UPDATE")
-            await blocker.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", f"{schema}.d")
-            held = await store.commit([chat.write(append("m1", "a")), other.write(create("m1", "a"))])
-            assert held == [Conflict(chat.head), Conflict(NOTHING)]
-        await blocker.close()
-        assert await chat.do(append("m1", "a")) == Committed(2)
-        assert await other.do(create("m1", "a")) == Committed(1)
+    chat, other = Chat(store), Chat(store, "d")
+    await chat.do(create("m1", streaming=True))
+    blocker = await asyncpg.connect(server.url)
+    async with blocker.transaction():
+        await blocker.execute(f"SELECT FROM {schema}.channels FOR UPDATE")
+        await blocker.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", f"{schema}.d")
+        held = await store.commit([chat.write(append("m1", "a")), other.write(create("m1", "a"))])
+        assert held == [Conflict(chat.head), Conflict(NOTHING)]
+    await blocker.close()
+    assert await chat.do(append("m1", "a")) == Committed(2)
+    assert await other.do(create("m1", "a")) == Committed(1)
 
 
 async def test_instances_that_write_to_the_same_channels_do_not_deadlock(server: Postgres, schema: str) -> None:
@@ -173,28 +172,27 @@ def _end_sessions(server: Postgres) -> None:
 
 @pytest.mark.parametrize("steps", range(8))
 async def test_call_in_each_moment_of_the_end_of_a_connection_is_unavailable(
-    server: Postgres, schema: str, steps: int
+    server: Postgres, steps: int, store: PostgresStore
 ) -> None:
     """The error of the server arrives first, then the end of the connection. In between the driver takes no call."""
-    async with opened(server, schema) as store:
-        is_listening = asyncio.Event()
-        store.listen(lambda _: is_listening.set())
-        async with asyncio.timeout(60):
-            await is_listening.wait()
-        chat = Chat(store)
-        await chat.do(create("m1", "a"))
-        await head_of(store, "c")
-        for call in (
-            lambda: store.notify([Notice("moved", "c", b"1")]),
-            lambda: chat.do(create("m2", "b")),
-            lambda: head_of(store, "c"),
-        ):
-            _end_sessions(server)  # meanwhile the event loop stands still
-            for _ in range(steps):
-                await asyncio.sleep(0)
-            with suppress(StoreUnavailable):
-                await call()
-        assert await head_of(store, "c")
+    is_listening = asyncio.Event()
+    store.listen(lambda _: is_listening.set())
+    async with asyncio.timeout(60):
+        await is_listening.wait()
+    chat = Chat(store)
+    await chat.do(create("m1", "a"))
+    await head_of(store, "c")
+    for call in (
+        lambda: store.notify([Notice("moved", "c", b"1")]),
+        lambda: chat.do(create("m2", "b")),
+        lambda: head_of(store, "c"),
+    ):
+        _end_sessions(server)  # meanwhile the event loop stands still
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        with suppress(StoreUnavailable):
+            await call()
+    assert await head_of(store, "c")
 
 
 async def test_a_commit_on_a_server_that_hangs_is_of_unknown_fate(
@@ -274,20 +272,19 @@ async def test_instances_that_open_an_empty_schema_at_the_same_moment_make_its_t
 
 
 async def test_a_setting_that_is_reloaded_does_not_weaken_the_commits_of_an_open_store(
-    server: Postgres, schema: str
+    server: Postgres, store: PostgresStore
 ) -> None:
-    async with opened(server, schema) as store:
-        server.sql("ALTER SYSTEM SET synchronous_commit = off")
-        try:
-            server.sql("SELECT pg_reload_conf()")
-            async with asyncio.timeout(60):
-                while await asyncio.to_thread(server.sql, "SHOW synchronous_commit") != "off":
-                    pass
-            assert await store._writer() is store._db
-            assert await (await store._writer()).fetchval("SHOW synchronous_commit") == "on"
-        finally:
-            server.sql("ALTER SYSTEM RESET synchronous_commit")
-            server.sql("SELECT pg_reload_conf()")
+    server.sql("ALTER SYSTEM SET synchronous_commit = off")
+    try:
+        server.sql("SELECT pg_reload_conf()")
+        async with asyncio.timeout(60):
+            while await asyncio.to_thread(server.sql, "SHOW synchronous_commit") != "off":
+                pass
+        assert await store._writer() is store._db
+        assert await (await store._writer()).fetchval("SHOW synchronous_commit") == "on"
+    finally:
+        server.sql("ALTER SYSTEM RESET synchronous_commit")
+        server.sql("SELECT pg_reload_conf()")
 
 
 async def test_a_store_may_leave_the_disk_to_the_server(

@@ -247,26 +247,25 @@ async def test_sync_that_fails_during_the_copy_ends_the_backup(
     assert (len(steps), list(target.parent.iterdir())) == (1, [])
 
 
-async def test_targets_that_cannot_be_written_are_refused(path: Path, target: Path) -> None:
-    async with opened(path) as store:
-        await store.backup(target, mb_per_s=SPEED)
-        before = await asyncio.to_thread(on_disk, target)
-        path.with_name("two.db.partial").symlink_to(path)
-        for wrong, why in (
-            (target, "exists already"),
-            (path, "is a file of the store itself"),
-            (path.with_name("chat.db-wal"), "is a file of the store itself"),
-            (path.with_name("chat.db.ctl"), "is a file of the store itself"),
-            (path.parent / "nowhere" / "x.db", "there is no directory"),
-            (path.with_name("x" * 300), "is not possible: File name too long; name another file"),
-            (path.with_name("two.db"), "is a file of the store itself; name another file"),  # by its unfinished file
-        ):
-            with pytest.raises(LocalError, match=why):
-                await store.backup(wrong, mb_per_s=SPEED)
-        assert await asyncio.to_thread(on_disk, target) == before
-        other = target.with_name("two.db")
-        both = await asyncio.gather(*(store.backup(other, mb_per_s=SPEED) for _ in range(2)), return_exceptions=True)
-        assert sorted(type(one).__name__ for one in both) == ["LocalError", "NoneType"]
+async def test_targets_that_cannot_be_written_are_refused(path: Path, target: Path, store: SqliteStore) -> None:
+    await store.backup(target, mb_per_s=SPEED)
+    before = await asyncio.to_thread(on_disk, target)
+    path.with_name("two.db.partial").symlink_to(path)
+    for wrong, why in (
+        (target, "exists already"),
+        (path, "is a file of the store itself"),
+        (path.with_name("chat.db-wal"), "is a file of the store itself"),
+        (path.with_name("chat.db.ctl"), "is a file of the store itself"),
+        (path.parent / "nowhere" / "x.db", "there is no directory"),
+        (path.with_name("x" * 300), "is not possible: File name too long; name another file"),
+        (path.with_name("two.db"), "is a file of the store itself; name another file"),  # by its unfinished file
+    ):
+        with pytest.raises(LocalError, match=why):
+            await store.backup(wrong, mb_per_s=SPEED)
+    assert await asyncio.to_thread(on_disk, target) == before
+    other = target.with_name("two.db")
+    both = await asyncio.gather(*(store.backup(other, mb_per_s=SPEED) for _ in range(2)), return_exceptions=True)
+    assert sorted(type(one).__name__ for one in both) == ["LocalError", "NoneType"]
 
 
 # -- restore ---------------------------------------------------------------------------------------------------------

@@ -316,10 +316,9 @@ async def test_row_of_the_log_under_another_number_is_put_right(path: Path) -> N
     assert list(verify(path)) == []
 
 
-async def test_zeroed_row_of_the_log_that_a_store_needs_is_damage(path: Path) -> None:
-    async with opened(path) as store:
-        run_from_outside(path, f"UPDATE log SET body = zeroblob(length(body)) WHERE id = {LAST}")
-        assert {one.id: one.is_damaged for one in (await states(store)).values()} == {"m1": 0, "m2": 0, "m3": 1}
+async def test_zeroed_row_of_the_log_that_a_store_needs_is_damage(path: Path, store: SqliteStore) -> None:
+    run_from_outside(path, f"UPDATE log SET body = zeroblob(length(body)) WHERE id = {LAST}")
+    assert {one.id: one.is_damaged for one in (await states(store)).values()} == {"m1": 0, "m2": 0, "m3": 1}
 
 
 async def test_damaged_time_or_name_of_a_channel_ends_no_list(path: Path) -> None:
