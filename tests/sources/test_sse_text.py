@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tenuto import Hub
 from tenuto.core.errors import LocalError
-from tenuto.sources import UpstreamError, pipe
+from tenuto.sources import UpstreamError
 from tenuto.sources.reading import Add
 from tenuto.sources.text import SSEText
 from tests.sources.piping import broken, pipe_all
@@ -101,13 +101,11 @@ async def test_text_field_names_the_text_of_objects(hub: Hub, field: str, object
     assert (await hub.read("chat:1", message.id))[0].text == WHOLE
 
 
-async def failure(hub: Hub, stream: list[Any], text_field: str | None = None) -> str:
+async def failure(hub: Hub, stream: list[Any], text_field: str | None = None, **options: Any) -> str:
     """Return the words of the error with which `pipe` refuses the stream."""
-    with pytest.raises(LocalError) as raised:
-        async with hub.message("chat:1") as message:
-            await pipe(message, stream, text_field=text_field)
-    assert (await hub.read("chat:1", message.id))[0].status == "failed"
-    return raised.value.detail
+    stored, error = await broken(hub, stream, LocalError, text_field=text_field, **options)
+    assert stored.status == "failed"
+    return str(error.detail)
 
 
 async def test_objects_without_a_text_field_are_refused_with_the_remedy(hub: Hub) -> None:
@@ -158,9 +156,7 @@ async def test_text_field_must_be_a_name(hub: Hub, field: Any) -> None:
 
 
 async def test_text_field_belongs_to_server_sent_events(hub: Hub) -> None:
-    with pytest.raises(LocalError, match="leave it out"):
-        async with hub.message("chat:1") as message:
-            await pipe(message, ["x"], source="text", text_field="a")
+    assert "leave it out" in await failure(hub, ["x"], "a", source="text")
 
 
 @pytest.mark.parametrize(
