@@ -108,24 +108,6 @@ async def test_a_user_message_is_answered_once() -> None:
     assert len(await messages(hub, "other:1")) == 1
 
 
-@virtually
-async def test_only_whole_messages_of_users_are_answered() -> None:
-    hub = new_hub()
-    begun: list[str] = []
-
-    @hub.agent("chat:*")
-    async def bot(turn: Turn) -> None:
-        begun.append(turn.text)
-
-    await hub.create("chat:1", text="s", role="system")
-    await hub.create("chat:1", text="a", role="assistant")
-    async with hub.message("chat:1", role="user") as message:
-        await message.append("u")
-    await hub.create("chat:1", text="yes")
-    await asyncio.sleep(1)
-    assert begun == ["yes"]
-
-
 @pytest.mark.parametrize(("settings", "most"), [({}, 1), ({"when_busy": "parallel", "slots": 3}, 3)])
 @virtually
 async def test_a_channel_has_one_turn_at_a_time_in_order_or_as_many_as_are_allowed(
@@ -286,25 +268,6 @@ async def test_cancel_stops_the_handler_at_once_and_gets_a_reply(target: str) ->
     await hub.create("chat:1", text="again")
     await asyncio.sleep(1)
     assert len(await messages(hub)) == 4
-
-
-@virtually
-async def test_a_waiting_turn_is_cancelled_before_it_begins() -> None:
-    hub = new_hub()
-    begun: list[str] = []
-
-    @hub.agent("chat:*")
-    async def bot(turn: Turn) -> None:
-        begun.append(turn.text)
-        await asyncio.sleep(10)
-
-    await hub.create("chat:1", text="first")
-    second = await hub.create("chat:1", text="second")
-    await hub.command("chat:1", "cancel", target=second.id)
-    with pytest.raises(Finished):
-        await hub.command("chat:1", "cancel", target=second.id)
-    await asyncio.sleep(60)
-    assert begun == ["first"]
 
 
 @virtually

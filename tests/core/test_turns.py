@@ -43,6 +43,14 @@ def test_message_in_a_channel_without_agents_gets_no_turn() -> None:
         harness.claim("q")
 
 
+def test_only_whole_messages_of_users_get_turns(served: LogHarness) -> None:
+    for role in ("system", "assistant"):
+        served.create(role, role=role, text="x")
+    served.create("streams", role="user", status="streaming")
+    served.finish("streams")
+    assert list(served.state.turns) == ["q"]
+
+
 def test_bytes_of_waiting_messages_are_bounded() -> None:
     harness = LogHarness(Limits(pending_bytes=100))
     harness.is_served = True
