@@ -461,8 +461,10 @@ async def test_a_handler_that_tries_for_ever_behind_a_complete_answer_ends_its_t
 
 
 @virtually
-async def test_an_answer_that_was_taken_over_ends_as_the_one_that_a_person_stopped_meanwhile() -> None:
-    hub, store = new_hub(), MemoryStore()
+async def test_an_answer_that_was_taken_over_ends_as_the_one_that_a_person_stopped_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = MemoryStore()
 
     async def respond(turn: Turn) -> None:
         async def write(message: Any) -> None:
@@ -482,22 +484,15 @@ async def test_an_answer_that_was_taken_over_ends_as_the_one_that_a_person_stopp
                 await hub.ask("chat:1", previous.id, FinishMessage(status="cancelled", generation=2), SERVER)
             return await super()._take_over(watch, number, previous)
 
-    for number in range(2):
-        hub = new_hub(store, drain_s=0.01)
-        hub.agent("chat:*")(respond)
-        if number:
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("tenuto.agents.local.Running", Stopped)
-                await hub.start()
-                await asyncio.sleep(5)
-        else:
-            await hub.start()
-            await hub.create("chat:1", id="q", text="one")
-            await asyncio.sleep(5)
-            await hub.close()
+    await (await hub_asked(respond, 5, store=store, hub={"drain_s": 0.01})).close()
+    monkeypatch.setattr("tenuto.agents.local.Running", Stopped)
+    hub = new_hub(store, drain_s=0.01)
+    hub.agent("chat:*", name="bot")(respond)
+    await hub.start()
+    await asyncio.sleep(5)
     answers = [one for one in (await hub.history("chat:1")).messages if one.role == "assistant"]
     assert [one.status for one in answers] == ["cancelled", "cancelled"]
-    assert (await hub.turn("chat:1", "q")).is_cancelled
+    assert (await hub.turn("chat:1", "m1")).is_cancelled
 
 
 @virtually

@@ -804,19 +804,17 @@ async def test_a_task_that_outlives_its_step_may_begin_another_one() -> None:
 
 @virtually
 async def test_a_client_cannot_ask_a_question_of_a_turn_before_the_agent_does() -> None:
-    hub = new_hub()
     asked: list[str] = []
 
-    @hub.agent("chat:*", name="bot")
     async def bot(turn: Turn) -> None:
+        hub = turn._backend._hub  # type: ignore[attr-defined]
         id = question_id("chat:1", "m1", 1, f"approve\nNone\n{digest('delete all').hex()}\n1")
         with pytest.raises(InvalidName):
             await hub.command("chat:1", "approve", target="m1", id=id, data="delete all", by="eve")
         asked.append(id)
         await turn.ask("approve", "delete all")
 
-    await hub.create("chat:1", id="m1", text="?", author="eve")
-    await asyncio.sleep(1)
+    hub = await hub_asked(bot, 1)
     (question,) = await hub.pending_commands("chat:1")
     assert (question.data, [question.id]) == ("delete all", asked)
 
@@ -897,14 +895,6 @@ async def test_a_turn_fails_after_its_most_tries() -> None:
         store.is_down = False
     assert seen == [1, 2]
     assert (answer.status, answer.reason) == ("failed", "crashed")
-
-
-@pytest.mark.parametrize("settings", [{"budget_s": 0}, {"max_tries": 0}, {"max_tries": 6}, {"max_tries": 1.5}])
-def test_settings_of_a_turn_have_bounds(settings: dict[str, Any]) -> None:
-    with pytest.raises(LocalError, match=next(iter(settings))):
-
-        @new_hub().agent("chat:*", **settings)
-        async def bot(turn: Turn) -> None: ...
 
 
 @virtually

@@ -579,15 +579,19 @@ async def test_a_turn_whose_process_died_is_another_attempt(on_crash: Any) -> No
 
 
 @pytest.mark.parametrize(
-    "settings", [{"when_busy": "never"}, {"on_crash": "never"}, {"timeout_s": 0}, {"slots": 0}, {"name": "my bot"}]
+    "settings",
+    [
+        *({"when_busy": "never"}, {"on_crash": "never"}, {"timeout_s": 0}, {"slots": 0}, {"name": "my bot"}),
+        *({"budget_s": 0}, {"max_tries": 0}, {"max_tries": 6}, {"max_tries": 1.5}),
+    ],
 )
 def test_unknown_setting_is_refused(settings: dict[str, Any]) -> None:
     async def bot(turn: Turn) -> None:
         raise AssertionError
 
-    with pytest.raises(TenutoError):
+    with pytest.raises(TenutoError, match=next(iter(settings))):
         new_hub().agent("chat:*", **settings)(bot)
-    with pytest.raises(TenutoError):
+    with pytest.raises(TenutoError, match=next(iter(settings))):
         Client("http://127.0.0.1:1").agent("chat:*", **settings)(bot)
 
 

@@ -77,13 +77,9 @@ def test_data_is_bounded() -> None:
     assert harness.known_command("c").is_open
 
 
-def people(count: int) -> list[Caller]:
-    return [Caller(id=f"person-{number}", may_write=False) for number in range(count)]
-
-
 def test_number_of_waiting_commands_is_bounded() -> None:
     harness = LogHarness(Limits(open_commands=2))
-    first, second, third = people(3)
+    first, second, third = (Caller(id=f"person-{number}", may_write=False) for number in range(3))
     harness.command("c1", caller=first)
     harness.command("c2", caller=second)
     with pytest.raises(TooMany) as refusal:
@@ -308,6 +304,8 @@ def test_cancel_of_a_waiting_turn_is_carried_out_in_one_decision(served: LogHarn
     assert not served.known("q").is_open
     with pytest.raises(Finished):
         served.claim("q")
+    with pytest.raises(Finished):
+        served.cancel("c2", "q", caller=BOB)
 
 
 def test_cancel_of_a_user_message_without_a_turn_waits_for_the_writer_of_its_answer_while_one_runs(

@@ -157,13 +157,6 @@ def begin_answer(harness: LogHarness, attempt: int, text: str, *, number: int = 
     return id
 
 
-def test_turn_without_an_answer_that_is_given_up_has_an_empty_failed_one(served: LogHarness) -> None:
-    served.claim("q")
-    give_up(served, 1)
-    assert answers_of(served) == [("failure", "failed", "crashed", "")]
-    assert not claim_of(served).is_open
-
-
 @pytest.mark.parametrize("status", ["streaming", "interrupted"])
 def test_answer_of_a_turn_that_is_given_up_fails_and_its_last_attempt_writes_no_more(
     served: LogHarness, status: str
@@ -224,7 +217,7 @@ def test_of_the_answers_of_several_attempts_the_newest_fails(served: LogHarness)
         served.append(first, "late", caller=AGENT, generation=1)
 
 
-def test_answer_of_an_earlier_round_and_a_deleted_one_do_not_fail(served: LogHarness) -> None:
+def test_answer_of_an_earlier_round_and_a_deleted_one_do_not_fail_and_an_empty_one_does(served: LogHarness) -> None:
     served.claim("q")
     first = begin_answer(served, 1, "one")
     served.interrupt(first)
