@@ -117,33 +117,24 @@ async def test_a_handler_whose_question_is_asked_again_begins_no_further_answer(
     assert hub.runtime.scheduler.stats()["turns_running"] == 0
 
 
+@pytest.mark.parametrize("is_down", [False, True])
 @virtually
-async def test_a_message_whose_opening_is_cancelled_streams_no_longer() -> None:
-    hub = new_hub(Slow())
-    opening = asyncio.ensure_future(hub.message("chat:1").open())
-    await asyncio.sleep(0.05)
-    opening.cancel()
-    await asyncio.wait([opening])
-    assert opening.cancelled()
-    assert await endings(hub) == [("", "cancelled", None)]
-
-
-@virtually
-async def test_abandoned_message_is_ended_when_the_store_recovers() -> None:
-    """The opening was cancelled, the store failed for its end, and its writer has ended since."""
+async def test_message_whose_opening_is_cancelled_is_ended_at_once_or_when_the_store_recovers(is_down: bool) -> None:
+    """The store may fail for its end, and its writer has ended since."""
     store = Slow()
     hub = new_hub(store)
     opening = asyncio.ensure_future(hub.message("chat:1").open())
     await asyncio.sleep(0.05)
     opening.cancel()
     await asyncio.sleep(0.1)  # its creation is stored, and its end is being stored
-    store.is_down = True
+    store.is_down = is_down
     await asyncio.wait([opening])
-    await asyncio.sleep(30)
-    assert await endings(hub) == [("", "streaming", None)]
+    assert opening.cancelled()
+    await asyncio.sleep(30 if is_down else 0)
+    assert await endings(hub) == [("", "streaming", None) if is_down else ("", "cancelled", None)]
     store.is_down = False
     await asyncio.sleep(5)
-    assert await endings(hub) == [("", "interrupted", "writer_gone")]
+    assert await endings(hub) == [("", "interrupted", "writer_gone") if is_down else ("", "cancelled", None)]
 
 
 @virtually

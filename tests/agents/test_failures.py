@@ -201,15 +201,12 @@ async def test_questions_of_a_process_that_died_and_are_not_asked_again_are_with
     await first.command("chat:1", "steer", target="m1", data="shorter", by="bot", expires_s=3600)
     await first.command("chat:1", "translate", target="m1", by="ann", expires_s=3600)
     await first.close()
-    second = new_hub(store)
     seen: list[list[str]] = []
 
-    @second.agent("chat:*", name="bot")
     async def looking(turn: Turn) -> None:
-        seen.append(sorted(questions(second)))
+        seen.append(sorted(questions(turn._backend._hub)))  # type: ignore[attr-defined]
 
-    await second.start()
-    await asyncio.sleep(5)
+    second = await hub_asked(looking, 5, store=store)
     assert seen == [["approve", "steer", "translate"]]
     assert sorted(questions(second)) == ["steer", "translate"]
 
@@ -329,17 +326,14 @@ async def test_answer_that_its_first_writer_completes_while_the_next_attempt_wai
 
     store = MemoryStore()
     await (await hub_asked(once, 0.5, store=store)).close()
-    hub = new_hub(store)
 
-    async def late(self: object, channel: str, message_id: str) -> Writer:
-        async with await hub.take_over(channel, message_id, author="bot") as writer:
+    async def late(self: LocalBackend, channel: str, message_id: str) -> Writer:
+        async with await self._hub.take_over(channel, message_id, author="bot") as writer:
             await writer.append(", and its end")
-        return await hub.take_over(channel, message_id, author="bot")
+        return await self._hub.take_over(channel, message_id, author="bot")
 
     monkeypatch.setattr(LocalBackend, "take_over", late)
-    hub.agent("chat:*", name="bot")(once)
-    await hub.start()
-    await asyncio.sleep(20)
+    hub = await hub_asked(once, 20, store=store)
     assert await endings(hub) == [("by attempt 1, and its end", "complete", None)]
 
 

@@ -485,11 +485,10 @@ async def test_a_later_attempt_fences_the_steps_of_an_older_one() -> None:
 
     store = MemoryStore()
     await attempts(script, store=store)
-    hub = new_hub(store)
     late: list[Json] = []
 
-    @hub.agent("chat:*", name="bot")
     async def bot(turn: Turn) -> None:
+        hub = turn._backend._hub  # type: ignore[attr-defined]
         caller = hub.caller("bot")
         for name in ("a", "b"):
             key = command_key(step_id("chat:1", "m1", 1, name))
@@ -497,8 +496,7 @@ async def test_a_later_attempt_fences_the_steps_of_an_older_one() -> None:
                 await hub.ask("chat:1", key, SendCommand(name=STEP_NAME, target="m1", generation=1), caller)
         late.append(await turn.step("a", lambda: "again"))
 
-    await hub.start()
-    await asyncio.sleep(1)
+    await hub_asked(bot, 1, store=store)
     assert late == [1]
 
 
