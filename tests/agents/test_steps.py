@@ -1106,9 +1106,8 @@ async def test_a_try_that_fails_leaves_the_equal_calls_beside_it_as_they_are() -
 
 @virtually
 async def test_a_try_in_which_a_hub_was_started_has_no_part_in_its_turns() -> None:
-    hub, errors = new_hub(), list[Any]()
+    errors = list[Any]()
 
-    @hub.agent("chat:*", name="bot")
     async def bot(turn: Turn) -> None:
         for _ in range(2):
             try:
@@ -1117,7 +1116,7 @@ async def test_a_try_in_which_a_hub_was_started_has_no_part_in_its_turns() -> No
                 errors.append(error)
 
     with pytest.raises(ConnectionError), Try():
-        await hub.create("chat:1", text="?")
+        await hub_asked(bot)
         raise ConnectionError
     await asyncio.sleep(5)
     assert len(errors) == 1

@@ -319,9 +319,7 @@ def test_cancel_of_a_user_message_without_a_turn_waits_for_the_writer_of_its_ans
         harness.cancel("c2", "q")
 
 
-def test_cancel_of_a_waiting_turn_stops_an_answer_by_another_writer(
-    served: LogHarness,
-) -> None:
+def test_cancel_of_a_waiting_turn_stops_an_answer_by_another_writer(served: LogHarness) -> None:
     served.stream("a", "text", reply_to="q")
     assert [type(op) for op in served.cancel("c", "q").ops] == [Command]
     served.settle("c")
