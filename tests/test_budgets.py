@@ -21,12 +21,12 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 53_329,
-    "lines of its kernel": 32_050,
+    "lines of tenuto/": 53_407,  # grew by the wishes of a regenerate
+    "lines of its kernel": 32_137,
     "modules of tenuto/": 161,
     "files in a folder of tenuto/": 23,
-    "lines of interop/": 4_005,  # grew by branches, ends that a model cuts, namespaces, messages that never arrived
-    "lines of tests/": 62_503,  # grew by tests of attempts behind complete answers and of shown steps
+    "lines of interop/": 3_983,
+    "lines of tests/": 62_405,
     "lines of proof/ and bench/": 19_993,
     "words of docs without decisions": 50_000,
     "words of decisions": 12_000,
