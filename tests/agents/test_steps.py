@@ -802,17 +802,18 @@ async def test_a_task_that_outlives_its_step_may_begin_another_one() -> None:
 
 @virtually
 async def test_a_client_cannot_ask_a_question_of_a_turn_before_the_agent_does() -> None:
-    asked: list[str] = []
+    hub, asked = new_hub(), list[str]()
 
+    @hub.agent("chat:*", name="bot")
     async def bot(turn: Turn) -> None:
-        hub = turn._backend._hub  # type: ignore[attr-defined]
         id = question_id("chat:1", "m1", 1, f"approve\nNone\n{digest('delete all').hex()}\n1")
         with pytest.raises(InvalidName):
             await hub.command("chat:1", "approve", target="m1", id=id, data="delete all", by="eve")
         asked.append(id)
         await turn.ask("approve", "delete all")
 
-    hub = await hub_asked(bot, 1)
+    await hub.create("chat:1", id="m1", text="?", author="eve")
+    await asyncio.sleep(1)
     (question,) = await hub.pending_commands("chat:1")
     assert (question.data, [question.id]) == ("delete all", asked)
 
