@@ -316,13 +316,14 @@ def split(
 def _kept(options: Mapping[str, Json], by: str | None, *, is_hidden: bool) -> Iterator[tuple[str, str, Json]]:
     """Yield id, name and value of each value that is stored in a message of its own."""
     encoded = {name: msgspec.json.encode(value, order="deterministic") for name, value in options.items()}
-    large = {name for name, data in encoded.items() if name in ALWAYS_KEPT or len(data) > INLINE_BYTES}
-    values = {name: options[name] for name in options if name in large}
-    if is_hidden and (small := {name: value for name, value in options.items() if name not in large}):
-        values = {SMALL: small, **values}  # first: a reader looks for `MOST_KEPT` values
-    for name, value in values.items():
-        data = encoded.get(name) or msgspec.json.encode(value, order="deterministic")
-        yield _options_id(msgspec.json.encode([by, name]) + data), name, value
+    small = {
+        name: value for name, value in options.items() if name not in ALWAYS_KEPT and len(encoded[name]) <= INLINE_BYTES
+    }
+    if is_hidden and small:  # first: a reader looks for `MOST_KEPT` values
+        encoded = {SMALL: msgspec.json.encode(small, order="deterministic"), **encoded}
+    for name, data in encoded.items():
+        if name not in small:
+            yield _options_id(msgspec.json.encode([by, name]) + data), name, options.get(name, small)
 
 
 def _options_id(content: bytes) -> str:
