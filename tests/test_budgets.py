@@ -26,7 +26,7 @@ BUDGETS = {
     "modules of tenuto/": 161,
     "files in a folder of tenuto/": 23,
     "lines of interop/": 3_983,
-    "lines of tests/": 62_405,
+    "lines of tests/": 62_432,
     "lines of proof/ and bench/": 19_993,
     "words of docs without decisions": 50_000,
     "words of decisions": 12_000,

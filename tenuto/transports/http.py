@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from anyio import CancelScope
 from msgspec import Struct
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
@@ -312,28 +313,23 @@ class LinesResponse(StreamingResponse):
 
 async def with_signs(values: AsyncGenerator[object]) -> AsyncGenerator[bytes]:
     """Yield `values` as lines of JSON, and an empty object when none has come for five seconds."""
-    step = asyncio.ensure_future(_next(values))
+    step = asyncio.ensure_future(anext(values, None))
     try:
         while True:
             done, _ = await asyncio.wait({step}, timeout=SIGN_S)
             if not done:
                 yield _SIGN
                 continue
-            line = step.result()
-            if line is None:
+            value = step.result()
+            if value is None:
                 return
-            yield line
-            step = asyncio.ensure_future(_next(values))
+            yield _line(value)
+            step = asyncio.ensure_future(anext(values, None))
     finally:
-        step.cancel()
-        await asyncio.gather(step, return_exceptions=True)
-        await values.aclose()
-
-
-async def _next(values: AsyncGenerator[object]) -> bytes | None:
-    async for value in values:
-        return _line(value)
-    return None
+        with CancelScope(shield=True):  # Starlette cancels the response of a client that left again and again
+            step.cancel()
+            await asyncio.gather(step, return_exceptions=True)
+            await values.aclose()
 
 
 def _line(value: object) -> bytes:

@@ -226,6 +226,32 @@ async def all_after_a_sign(error: Exception | None) -> list[Any]:
     return [line for one in rest if one and (line := json.loads(one))]
 
 
+async def test_work_of_a_client_that_left_has_ended_with_its_response(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "SIGN_S", 0.01)
+    leaves, ends = asyncio.Event(), list[str]()
+
+    async def work() -> AsyncGenerator[object]:
+        try:
+            yield await never()
+        finally:
+            for _ in range(5):  # as the end of a process does, it takes several turns of the loop
+                await asyncio.sleep(0)
+            ends.append("ended")
+
+    async def left() -> Message:
+        await leaves.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        if message.get("body"):
+            leaves.set()
+
+    found = with_signs(work())
+    response = LinesResponse(Viewing("memory"), await anext(found), found)
+    await response({"type": "http", "method": "POST", "asgi": {"spec_version": "2.3"}}, left, send)
+    assert ends == ["ended"]
+
+
 async def never() -> Message:
     return await asyncio.get_running_loop().create_future()
 
