@@ -124,7 +124,7 @@ class Turn:
         self.replies: list[Writer] = []
         self._rests = rests  # called when the turn may be at rest
         self.attached = Counter[Writer]()  # answers, with the responses in the background that they read
-        self._ends_s: dict[str, float] = {}  # of the questions whose `ask` was cancelled, by their ids
+        self._cancelled_ends_s: dict[str, float] = {}  # ends of questions whose `ask` was cancelled, by their ids
         # ids of questions that have no reply yet, also of earlier attempts: this one may ask them again
         self.open_questions: set[str] = set()
 
@@ -361,10 +361,10 @@ class Turn:
                         reply = await self._watch.reply_to(command)
                 self.progress("answering" if begun else "thinking")
         except asyncio.CancelledError:
-            self._ends_s.setdefault(id, now_s + timeout_s)
+            self._cancelled_ends_s.setdefault(id, now_s + timeout_s)
             self.steps.release(id)
             raise
-        self._ends_s.pop(id, None)
+        self._cancelled_ends_s.pop(id, None)
         self.open_questions.discard(command.id)
         if reply is None:
             return AskReply(False, None, {"code": "expired", "detail": "no reply arrived in time"}, None)
@@ -425,17 +425,18 @@ class Turn:
                     await self._backend.reply(self.channel, id, ok=False, data=None, error=WITHDRAWN)
 
     def _question(self, content: str, key: str | None, now_s: float) -> tuple[str, str]:
-        """Return the id of a question and the numbered content that it follows from, so that no other content gets its
-        reply: that of an equal one whose `ask` was cancelled, while it is open, or whose try has failed.
+        """Return an id for a question, and the numbered content that it is the hash of.
+
+        Equal questions get a number each. But one takes the number, and with it the reply, of an earlier one that no
+        `ask` waits for: its `ask` was cancelled while it is still open, or its try has failed.
         """
         for number in count(1):
             if key is not None and number > 1:
-                raise LocalError(
-                    f"key {key!r} was used before for the same question; give each question a key of its own"
-                )
+                raise LocalError(f"key {key!r} was used before for the same question; give each one a key of its own")
             numbered = f"{content}\n{number}"
             id = question_id(self.channel, self.message.id, self.generation, numbered)
-            if self.steps.is_free(id) and self._ends_s.get(id, now_s + 1) > now_s:
+            has_expired = self._cancelled_ends_s.get(id, now_s + 1) <= now_s
+            if self.steps.is_free(id) and not has_expired:
                 break
         self.steps.use(id)
         return id, numbered

@@ -161,7 +161,7 @@ class RemoteWriter(Writer):
         self._opened_at(message, taken.generation, cursor, sockets=sockets)
 
     def _opened_at(self, message: Message, generation: int, cursor: str, *, sockets: int) -> None:
-        """Accept content after that of `message`, which was read over the socket with number `sockets`."""
+        """Accept content after that of `message`; a socket after number `sockets` of the link reads it again."""
         self.is_begun = True
         self._created = message.created
         self._stored_at_s = _now_s()

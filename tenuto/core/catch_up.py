@@ -149,6 +149,7 @@ def reply_to(command: CommandState) -> CommandReply | None:
 
 
 def _message_since(message: MessageState, since: int) -> list[MessageEvent]:
+    """Return what changed after `since`: events of parts if they show all of it, else the message as a whole."""
     if message.deleted:
         return [MessageDelete(serial=message.version, id=message.id)]
     if message.created > since:

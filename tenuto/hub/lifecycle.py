@@ -315,10 +315,10 @@ class Run:
         self,
         loop: asyncio.AbstractEventLoop,
         serve: Callable[[Run], Coroutine[Any, Any, None]],
-        served: Mapping[str, int],
+        known_patterns: Mapping[str, int],
     ) -> None:
         self.loop = loop
-        self.served = served  # served patterns that the last run knew (`WorkerPool.patterns`), then those of this one
+        self.known_patterns = known_patterns  # of the workers (`WorkerPool.patterns`): at first those of the last run
         self.ready: asyncio.Future[None] = loop.create_future()  # done when the hub serves or its start has failed
         self.stop = asyncio.Event()
         self.has_begun = False  # whether the callbacks of the start were called and all hooks begin
@@ -446,7 +446,7 @@ class Lifecycle:
             check_not_wsgi(is_exclusive=self.store.is_exclusive)
             self.node = self.clock.new_id()
             self.viewing.is_draining = self.viewing.has_drained = False
-            run = self._run = Run(loop, self._serve, {} if run is None else run.served)
+            run = self._run = Run(loop, self._serve, {} if run is None else run.known_patterns)
         await asyncio.shield(run.ready)
 
     async def drain(self) -> None:
@@ -570,8 +570,8 @@ class Lifecycle:
             await shared_turns.read()  # before a message is refused an agent of another node
         for one in self._keyed:
             await share_key(self.store, one)
-        await runtime.scheduler.workers.recall(run.served)
-        run.served = runtime.scheduler.workers.patterns
+        await runtime.scheduler.workers.recall(run.known_patterns)
+        run.known_patterns = runtime.scheduler.workers.patterns
         committing = group.create_task(runtime.committer.run())
         for hook in list(self._hooks.values()):
             await register(self.store, hook, {})  # before this node stores entries

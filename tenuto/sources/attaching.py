@@ -83,7 +83,7 @@ class Attaching:
     async def write(self, make: Make, writing: Writing) -> Piped:
         """Write one response to its end. Raises UpstreamEnded if it is lost, and its error if it has failed."""
         writing.note, self._writing = self._note, writing
-        self._may_stream = True
+        self._may_stream = True  # until the service refuses a stream of the response (`NOT_STREAMED`)
         kept, attempt = writing.kept, writing.attempt
         assert attempt is not None
         # a step may be shown behind the text that is continued, and between it and the parts before it
@@ -119,7 +119,10 @@ class Attaching:
             self._go_on(is_attached=False)
 
     async def _next(self, writing: Writing, error: Exception | None, *, has_moved: bool) -> Make:
-        """Wait, and return the rest of the response. Raises UpstreamEnded if it is lost, or UpstreamError, `error`."""
+        """Wait, and return the rest of the response: its stream, or its events if it has ended or may not be streamed.
+
+        Raises UpstreamEnded if it is lost, or UpstreamError, `error`.
+        """
         id = writing.response_id or ""
         if has_moved:
             self._failures, self._moved_s = 0, self._now_s()

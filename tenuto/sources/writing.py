@@ -104,7 +104,7 @@ _calls: WeakKeyDictionary[Writer, _Calls] = WeakKeyDictionary()
 
 @contextmanager
 def calling(writer: Writer) -> Iterator[None]:
-    """Return a block for one call of `pipe`."""
+    """Return a block for one call of `pipe`, whose place in its step names the record that it finds and stores."""
     calls, key = _calls.setdefault(writer, _Calls(defaultdict(list))), writer.open_step()
     step = digest([key]).hex()[:16] if key else ""  # viewers see it, and services take the key for a secret
     tries = calls.tries[step]
@@ -497,6 +497,7 @@ class Writing:
         return slot
 
     async def _change(self, key: Hashable, fields: dict[str, Json]) -> None:
+        """Write changed fields of a part, unless the message holds them. If it holds more text as well, begin anew."""
         await self._open_rest()
         slot = self._slots.get(key)
         if slot is None:

@@ -435,6 +435,7 @@ class _Poll:
         ]
 
     def _known_position(self, since: Cursor | None) -> int | None:
+        """Return the client's position in the presence; None unless this hub gave it, to this client."""
         presence = since.presence if since is not None else None
         if self._resume_limits is not None:
             presence = self._resume_limits.known(presence)

@@ -370,11 +370,11 @@ class StoreLife:
 
     async def begin(self, db: Connection) -> None:
         """Note the life that the store has now, and the name of its notices. Raises StoreUnavailable for a standby."""
-        self.name, self.notices_name = await self._read(db)
+        self.name, self.notices_name = await self._read_or_begin(db)
 
     async def check(self, db: Connection | PoolConnectionProxy) -> None:
         """Check that the store still has this life. Raises StoreReplaced, and StoreUnavailable for a standby."""
-        if (await self._read(db))[0] != self.name:
+        if (await self._read_or_begin(db))[0] != self.name:
             self._is_over = True
         self.require()
 
@@ -405,14 +405,14 @@ class StoreLife:
                 "restored, so the last writes may be lost; the hub opens it again by itself"
             )
 
-    async def _read(self, db: Connection | PoolConnectionProxy) -> tuple[str, str]:
+    async def _read_or_begin(self, db: Connection | PoolConnectionProxy) -> tuple[str, str]:
         """Return the names of the store's life and of its notices; first begins another life if the history is another.
 
         A running instance has the former name until it finds the life over, within a second, and opens the store again.
         """
         schema = self._schema
         try:
-            async with db.transaction():  # perhaps in another one, which an error would end
+            async with db.transaction():  # a savepoint, as an error would end the caller's transaction
                 history = await db.fetchval(_HISTORY.format(schema=schema, cluster=_CLUSTER))
         except asyncpg.InsufficientPrivilegeError:
             history = await db.fetchval(_HISTORY.format(schema=schema, cluster=f"'{_HIDDEN}'"))

@@ -127,7 +127,7 @@ class WholeMessages:
     def __init__(self, path: Path, documents: Documents, channels: Channels) -> None:
         self.messages: set[int] = set()  # keys of the damaged messages that were found
         self.renamed: set[int] = set()  # those of them that have another id than the index of ids
-        self.names: set[str] = set()  # damaged channels that were found
+        self.damaged: set[str] = set()  # names of the channels that cannot be read, each logged once
         self._path = path
         self._documents = documents
         self._channels = channels
@@ -176,8 +176,8 @@ class WholeMessages:
             reason = "its row is not in the index"
         except StoreUnusable as error:
             reason = str(error)
-        if name not in self.names:
-            self.names.add(name)
+        if name not in self.damaged:
+            self.damaged.add(name)
             logger.error("store file %s: channel %r cannot be read: %s", self._path, name, reason)
         return None
 
@@ -664,7 +664,7 @@ class Engine:
         self._space.measure(self._log)
         known = self._whole  # a message that is known to be damaged, or whose channel is, gets no document
         return [
-            (one.channel, one.id) for one in due if one.key not in known.messages and one.channel not in known.names
+            (one.channel, one.id) for one in due if one.key not in known.messages and one.channel not in known.damaged
         ]
 
     def wipe(self, limit_s: float = TIDY_S) -> bool:
