@@ -435,8 +435,7 @@ class Turn:
                 raise LocalError(f"key {key!r} was used before for the same question; give each one a key of its own")
             numbered = f"{content}\n{number}"
             id = question_id(self.channel, self.message.id, self.generation, numbered)
-            has_expired = self._cancelled_ends_s.get(id, now_s + 1) <= now_s
-            if self.steps.is_free(id) and not has_expired:
+            if self.steps.is_free(id) and self._cancelled_ends_s.get(id, now_s + 1) > now_s:
                 break
         self.steps.use(id)
         return id, numbered

@@ -430,9 +430,8 @@ class _Poll:
         if self._known is None:
             now = self._presence_state.presence()
             return [encode_json(PresenceSync(members=now.members, count=now.count))]
-        return [
-            encode_json(event) for event in self._presence_state.since(self._known) if not isinstance(event, Signal)
-        ]
+        missed = self._presence_state.since(self._known)
+        return [encode_json(event) for event in missed if not isinstance(event, Signal)]
 
     def _known_position(self, since: Cursor | None) -> int | None:
         """Return the client's position in the presence; None unless this hub gave it, to this client."""

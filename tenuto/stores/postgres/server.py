@@ -166,82 +166,71 @@ class PostgresServer:
 
         A mistake in the settings is StoreUnusable if `is_opening`. Later it may be mended while callers try again.
         """
-        where = f"PostgreSQL at {self.shown}"
         refused: type[TenutoError] = StoreUnusable if is_opening else StoreUnavailable
         try:
             yield
-        except asyncpg.InvalidAuthorizationSpecificationError as error:
-            raise refused(f"{where} refused the role ({_reason(error)}); {_remedy_of_role(_reason(error))}") from error
-        except asyncpg.InvalidCatalogNameError as error:
-            raise refused(f"{where} has no such database ({_reason(error)}); create it first") from error
-        except asyncpg.TooManyConnectionsError as error:
-            raise StoreUnavailable(
-                f"{where} has no connection left ({_reason(error)}); raise max_connections or the CONNECTION LIMIT of "
-                "the role or database, or stop other clients"
-            ) from error
-        except asyncpg.ProtocolViolationError as error:  # of a pooler
-            if "startup parameter" in str(error):
-                raise refused(f"{behind_pooler(where)} ({_reason(error)})") from error
-            raise late(
-                f"the pooler before {where} refused the connection ({_reason(error)}); check its settings"
-            ) from error
-        except asyncpg.TargetServerAttributeNotMatched as error:
-            raise StoreUnavailable(
-                f"{where} has no host that accepts writes; promote a standby, or name the primary in the store URL"
-            ) from error
-        except (
-            asyncpg.PostgresConnectionError,
-            asyncpg.OperatorInterventionError,
-            asyncpg.InternalClientError,  # the driver has received the error of the server, and not the end
-        ) as error:
-            raise late(f"{where} ended the connection ({_reason(error)}); check that the server runs") from error
         except asyncpg.DiskFullError as error:
-            raise StoreUnavailable(
-                f"the disk of {where} is full ({_reason(error)}); free space on it", reason="the disk is full"
-            ) from error
-        except asyncpg.ReadOnlySQLTransactionError as error:
-            raise StoreUnavailable(
-                f"{where} is read-only for this role ({_reason(error)}); "
-                "set default_transaction_read_only to off for it"
-            ) from error
-        except asyncpg.InsufficientPrivilegeError as error:
-            role, database = self._role_and_database()
-            if error.severity_en == "FATAL":  # of a connection
-                raise refused(
-                    f"{where} refused the role ({_reason(error)}); as the owner of the database run: "
-                    f'GRANT CONNECT ON DATABASE "{database}" TO "{role}"'
-                ) from error
-            raise StoreUnavailable(
-                f"{where} refused a statement ({_reason(error)}); as the owner of the schema run: "
-                f'GRANT USAGE ON SCHEMA {self._schema} TO "{role}"; {grant_of_tables(self._schema, role)}'
-            ) from error
-        except asyncpg.PostgresError as error:
-            raise StoreUnavailable(
-                f"{where} refused a statement ({error.sqlstate}: {_reason(error)}); its log has the reason"
-            ) from error
-        except asyncpg.ClientConfigurationError as error:
-            raise refused(f"the store URL of {where} cannot be used ({_reason(error)}); {_TLS}") from error
-        except ssl.SSLCertVerificationError as error:
-            raise refused(
-                f"{where} has a certificate that is not accepted ({error.verify_message}); name the file of its "
-                "authority as sslrootcert in the store URL, and the host as the certificate does"
-            ) from error
-        except ssl.SSLError as error:
-            raise refused(f"TLS with {where} failed ({_reason(error)}); {_TLS}") from error
-        except TimeoutError as error:
-            raise late(
-                f"{where} did not respond within {self.timeout_s:g} s to a statement, or {CONNECT_TIMEOUT_S:g} s to a "
-                "new connection; check the server"
-            ) from error
-        except (asyncpg.InterfaceError, OSError) as error:
-            if "rejected SSL upgrade" in str(error):
-                raise refused(
-                    f"{where} offers no TLS ({_reason(error)}); "
-                    "check host and port, and set ssl to on there, or sslmode=prefer in the store URL"
-                ) from error
-            raise late(
-                f"{where} cannot be reached ({_reason(error)}); check its host and port, and the server"
-            ) from error
+            text = f"the disk of PostgreSQL at {self.shown} is full ({_reason(error)}); free space on it"
+            raise StoreUnavailable(text, reason="the disk is full") from error
+        except (asyncpg.PostgresError, asyncpg.InternalClientError, asyncpg.InterfaceError, OSError) as error:
+            kind, text = self._translation(error, late, refused)
+            raise kind(text) from error
+
+    def _translation(
+        self, error: Exception, late: type[TenutoError], refused: type[TenutoError]
+    ) -> tuple[type[TenutoError], str]:
+        """Return the class and the text of the error that stands for one of the driver, as `translated` says."""
+        where, reason = f"PostgreSQL at {self.shown}", _reason(error)
+        match error:
+            case asyncpg.InvalidAuthorizationSpecificationError():
+                return refused, f"{where} refused the role ({reason}); {_remedy_of_role(reason)}"
+            case asyncpg.InvalidCatalogNameError():
+                return refused, f"{where} has no such database ({reason}); create it first"
+            case asyncpg.TooManyConnectionsError():
+                remedy = "raise max_connections or the CONNECTION LIMIT of the role or database, or stop other clients"
+                return StoreUnavailable, f"{where} has no connection left ({reason}); {remedy}"
+            case asyncpg.ProtocolViolationError():  # of a pooler
+                if "startup parameter" in str(error):
+                    return refused, f"{behind_pooler(where)} ({reason})"
+                return late, f"the pooler before {where} refused the connection ({reason}); check its settings"
+            case asyncpg.TargetServerAttributeNotMatched():
+                remedy = "promote a standby, or name the primary in the store URL"
+                return StoreUnavailable, f"{where} has no host that accepts writes; {remedy}"
+            case (  # by the last of these the driver has received the error of the server, and not the end
+                asyncpg.PostgresConnectionError() | asyncpg.OperatorInterventionError() | asyncpg.InternalClientError()
+            ):
+                return late, f"{where} ended the connection ({reason}); check that the server runs"
+            case asyncpg.ReadOnlySQLTransactionError():
+                remedy = "set default_transaction_read_only to off for it"
+                return StoreUnavailable, f"{where} is read-only for this role ({reason}); {remedy}"
+            case asyncpg.InsufficientPrivilegeError():
+                role, database = self._role_and_database()
+                if error.severity_en == "FATAL":  # of a connection
+                    remedy = f'as the owner of the database run: GRANT CONNECT ON DATABASE "{database}" TO "{role}"'
+                    return refused, f"{where} refused the role ({reason}); {remedy}"
+                grants = f'GRANT USAGE ON SCHEMA {self._schema} TO "{role}"; {grant_of_tables(self._schema, role)}'
+                remedy = f"as the owner of the schema run: {grants}"
+                return StoreUnavailable, f"{where} refused a statement ({reason}); {remedy}"
+            case asyncpg.PostgresError():
+                what = f"refused a statement ({error.sqlstate}: {reason}); its log has the reason"
+                return StoreUnavailable, f"{where} {what}"
+            case asyncpg.ClientConfigurationError():
+                return refused, f"the store URL of {where} cannot be used ({reason}); {_TLS}"
+            case ssl.SSLCertVerificationError():
+                what = f"{where} has a certificate that is not accepted ({error.verify_message})"
+                remedy = (
+                    "name its authority's file as sslrootcert in the store URL, and the host as the certificate does"
+                )
+                return refused, f"{what}; {remedy}"
+            case ssl.SSLError():
+                return refused, f"TLS with {where} failed ({reason}); {_TLS}"
+            case TimeoutError():
+                waits = f"{self.timeout_s:g} s to a statement, or {CONNECT_TIMEOUT_S:g} s to a new connection"
+                return late, f"{where} did not respond within {waits}; check the server"
+            case _ if "rejected SSL upgrade" in str(error):
+                remedy = "check host and port, and set ssl to on there, or sslmode=prefer in the store URL"
+                return refused, f"{where} offers no TLS ({reason}); {remedy}"
+        return late, f"{where} cannot be reached ({reason}); check its host and port, and the server"
 
 
 def _one_by_one(dsn: str) -> list[str]:

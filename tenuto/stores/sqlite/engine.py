@@ -170,8 +170,7 @@ class WholeMessages:
     def channel(self, name: str) -> ChannelRow | None:
         """Return a channel that exists, as `Channels.find` does; None if it is damaged."""
         try:
-            channel = self._channels.find(name)
-            if channel is not None:
+            if (channel := self._channels.find(name)) is not None:
                 return channel
             reason = "its row is not in the index"
         except StoreUnusable as error:
