@@ -332,15 +332,10 @@ class TrustedProxies:
 
         A client can write any header, but only in front of the addresses that the proxies append.
         """
-        hops = [
-            hop.strip()
-            for name, value in headers
-            if name == b"x-forwarded-for"
-            for hop in value.decode("latin-1").split(",")
-        ]
+        named = b",".join(value for name, value in headers if name == b"x-forwarded-for").decode("latin-1")
         client = peer
-        for hop in reversed(hops):
-            host = _host_of(hop)
+        for hop in reversed(named.split(",")):
+            host = _host_of(hop.strip())
             if host is None:
                 break
             client = host

@@ -279,9 +279,7 @@ class _LastResort:
                 signal.signal(number, partial(self._hit, before))
 
     def _hit(self, before: Callable[[int, FrameType | None], Any], number: int, frame: FrameType | None) -> None:
-        if (
-            self._is_passing_on
-        ):  # a hub that restarted has installed its handler after this one, which it has called already
+        if self._is_passing_on:  # by the handler of a hub that restarted, which was installed after this one
             self._last(number, frame)
             return
         if not self._is_hit and sys.__stderr__ is not None:
