@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple, TypeGuard
 
@@ -147,17 +148,14 @@ def _check_pattern(pattern: object) -> None:
     if not isinstance(pattern, str) or not is_pattern(pattern):
         raise LocalError(f"retention has a wrong pattern: {invalid_pattern(str(pattern))}")
     name = pattern.removesuffix("*").replace("/", ":")  # patterns may have a slash, names have none so far
-    try:
+    with suppress(InvalidName):
         check_prefix(name)
-    except InvalidName:
-        is_possible = False
-    else:
-        is_possible = bool(pattern)
-    if not is_possible:
-        raise LocalError(
-            f"retention has the pattern {shown(pattern)}, and no channel can have such a name: names have 1-200 "
-            "characters of A-Z a-z 0-9 _ . : ~ @ = + -"
-        )
+        if pattern:
+            return
+    raise LocalError(
+        f"retention has the pattern {shown(pattern)}, and no channel can have such a name: names have 1-200 characters "
+        "of A-Z a-z 0-9 _ . : ~ @ = + -"
+    )
 
 
 class Sweep:

@@ -41,9 +41,8 @@ from tenuto.core.state import apply_to_command, change
 FORMAT = 1
 HEADER_BYTES = 4096  # limit of the first line, and of the last one
 LEAD_MS = 24 * 3_600_000  # a time in a file may be ahead of the present by this much, and no more
-IMPORTED = (
-    b""  # digest of an imported record: it equals that of no request, so a later create with its id is a conflict
-)
+# digest of an imported record: it equals that of no request, so a later create with its id is a conflict
+IMPORTED = b""
 ESCAPED = 6  # a byte of text takes at most this many bytes in JSON (\u0001)
 
 
