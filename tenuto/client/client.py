@@ -22,7 +22,6 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from random import Random
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from msgspec import UNSET, Struct, UnsetType, ValidationError, convert
@@ -155,9 +154,7 @@ class Client:
         await self.start()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     # -- messages ----------------------------------------------------------------------------------------------
@@ -620,9 +617,7 @@ class SyncClient:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property
@@ -718,7 +713,7 @@ class SyncSubscription:
         """Yield the events in batches, as `Subscription.batches` does."""
         batches = self._subscription.batches()
 
-        async def next_batch() -> Batch:
+        async def next_batch() -> Batch:  # called on the client's loop, which the generator belongs to from then on
             return await anext(batches)
 
         async def end() -> None:

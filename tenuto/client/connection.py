@@ -28,8 +28,6 @@ from tenuto.core.errors import LocalError, TenutoError, Unauthenticated, shown, 
 from tenuto.core.names import check_id
 
 if TYPE_CHECKING:
-    from random import Random
-
     import httpx2
 
 

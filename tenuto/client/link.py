@@ -506,15 +506,12 @@ class Link:
         code = closed.code or 1006
         why = f"{code} {closed.reason or self._bye.get('reason', '')}".strip()
         if code == 1009:
-            return _Broken(
-                why,
-                error=TooLarge(f"a frame exceeded the size that its receiver accepts ({why}); send smaller requests"),
-            )
+            what = f"a frame exceeded the size that its receiver accepts ({why}); send smaller requests"
+            return _Broken(why, error=TooLarge(what))
         if code >= 4300:
             reason = str(self._bye.get("reason") or closed.reason or "refused")
-            return _Broken(
-                why, error=error_of({"code": reason, "detail": f"the server has closed the connection for good: {why}"})
-            )
+            what = f"the server has closed the connection for good: {why}"
+            return _Broken(why, error=error_of({"code": reason, "detail": what}))
         if 4200 <= code < 4300 and not self._access.forget_token():
             return _Broken(why, error=self._unknown())
         if 4100 <= code < 4200:

@@ -16,7 +16,7 @@ import signal
 import threading
 from collections.abc import Awaitable, Callable
 from functools import partial
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Literal, Self
 
 from msgspec import Struct
@@ -336,9 +336,7 @@ class Signals:
                     signal.signal(number, self._hit)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._remove()
         self._loop = None
         if self._received is not None:

@@ -152,10 +152,8 @@ class RemoteWriter(Writer):
     async def _take_over(self) -> None:
         """Take the message over, and read it."""
         sockets = self._link.sockets
-        fields = {
-            "lease_s": self._lease_s,
-            "request": f"{self._outgoing.nonce}.{self._link.random.getrandbits(40)}",
-        }
+        request = f"{self._outgoing.nonce}.{self._link.random.getrandbits(40)}"
+        fields = {"lease_s": self._lease_s, "request": request}
         taken = decode_response(await self._link.insist("takeover", self._frame(fields)), TakenOver)
         message, cursor = await self._read()
         self._opened_at(message, taken.generation, cursor, sockets=sockets)
@@ -210,11 +208,8 @@ class RemoteWriter(Writer):
         """Renew the lease, which the end of the old connection has shortened, and read the message before writing."""
         if self._outgoing.is_settled:
             return
-        self._outgoing.disconnected(
-            Unreachable(
-                f"the connection broke before message {self.id!r} was stored whole; the client repeats its requests"
-            )
-        )
+        broken = f"the connection broke before message {self.id!r} was stored whole; the client repeats its requests"
+        self._outgoing.disconnected(Unreachable(broken))
         self._renew()
         self._read_message()
 

@@ -218,10 +218,8 @@ class PostgresServer:
                 return refused, f"the store URL of {where} cannot be used ({reason}); {_TLS}"
             case ssl.SSLCertVerificationError():
                 what = f"{where} has a certificate that is not accepted ({error.verify_message})"
-                remedy = (
-                    "name its authority's file as sslrootcert in the store URL, and the host as the certificate does"
-                )
-                return refused, f"{what}; {remedy}"
+                remedy = "name the file of its authority as sslrootcert in the store URL, and the host as the "
+                return refused, f"{what}; {remedy}certificate does"
             case ssl.SSLError():
                 return refused, f"TLS with {where} failed ({reason}); {_TLS}"
             case TimeoutError():
