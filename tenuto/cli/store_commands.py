@@ -403,11 +403,14 @@ URL = click.option(
 TOKEN = click.option("--token", default=None, envvar="TENUTO_TOKEN", help="With --url: the token, or $TENUTO_TOKEN.")
 
 
+def _place(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that name its place."""
+    return STORE(URL(TOKEN(command)))
+
+
 @click.command()
 @click.argument("channel")
-@STORE
-@URL
-@TOKEN
+@_place
 def export(channel: str, store: str, url: str | None, token: str | None) -> None:
     """Write the messages of CHANNEL to the output, as JSON lines with a checksum.
 
@@ -446,9 +449,7 @@ def import_file(file: Path, store: str, channel: str | None, damaged: bool) -> N
 
 @click.command()
 @click.argument("client")
-@STORE
-@URL
-@TOKEN
+@_place
 @click.option("--channels", is_flag=True, help="Also remove the channels in which no other person wrote.")
 def forget(client: str, store: str, url: str | None, token: str | None, channels: bool) -> None:
     """Remove all messages and commands of CLIENT, a client id, and print their numbers as JSON."""
@@ -493,9 +494,7 @@ def backup(file: Path, store: str, mb_per_s: float | None) -> None:
 
 
 @click.command()
-@STORE
-@URL
-@TOKEN
+@_place
 def inspect(store: str, url: str | None, token: str | None) -> None:
     """Show the state of the hub that serves a store, as JSON: version, process id and counters."""
     path = sqlite_store(store, remedy=_ASK).path if url is None else None
@@ -546,9 +545,7 @@ def compact(store: str) -> None:
 
 
 @click.command()
-@STORE
-@URL
-@TOKEN
+@_place
 def verify(store: str, url: str | None, token: str | None) -> None:
     """Check each message of a store, also while it is served; the exit status is 1 if one is damaged."""
     from tenuto.stores.sqlite import verify as sqlite_verify
@@ -578,9 +575,7 @@ def _print_damage(place: str, lines: Iterator[str]) -> int:
 
 @click.command()
 @click.argument("prefix", default="")
-@STORE
-@URL
-@TOKEN
+@_place
 @click.option("--json", "is_json", is_flag=True, help="Print one JSON object for each channel.")
 def channels(prefix: str, store: str, url: str | None, token: str | None, is_json: bool) -> None:
     """List the channels of a store whose names begin with PREFIX, also while it is served."""
