@@ -255,11 +255,7 @@ def serve(
             click.echo(start)
 
     addresses = [one for text in proxies for one in text.split(",")]
-    options: dict[str, Any] = {
-        "log_level": log_level,
-        "proxies": addresses,
-        "on_startup": beat if inherited is not None else None,
-    }
+    options: dict[str, Any] = {"log_level": log_level, "proxies": addresses, "on_startup": beat if inherited else None}
     _show_log(log_level)
     with contextlib.suppress(KeyboardInterrupt):  # the server has already handled the signal
         if not run(app, hub, listening, started=print_start, **options):

@@ -246,9 +246,7 @@ def _message_of(event: object) -> tuple[object, Mapping[str, object]] | None:
         event = event.get("data") if event.get("type") == _MESSAGES else None
     for _ in range(3):  # remove up to three levels: a namespace, a mode, and the pair
         match event:
-            case (str() as mode, inner):
-                event = inner if mode == _MESSAGES else None
-            case (tuple(), str() as mode, inner):
+            case (str() as mode, inner) | (tuple(), str() as mode, inner):
                 event = inner if mode == _MESSAGES else None
             case (tuple(), inner):
                 event = inner

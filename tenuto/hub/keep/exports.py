@@ -13,7 +13,6 @@ import into one channel, one that has lost the note fails.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import logging
 import os
@@ -444,37 +443,11 @@ async def is_importing(store: Store, channel: str) -> bool:
 
 async def undo_import(store: Store, channel: str) -> None:
     """Empty `channel` if an import into it has not ended. Raises StoreUnavailable, StoreUnusable."""
-    note = (await store.notes(NOTE + channel)).get(NOTE + channel)
-    if note is not None:
-        await _undo(store, channel, note)
-
-
-async def mend_import(store: Store, channel: str) -> None:
-    """Empty `channel` like `undo_import`, or log that its note is damaged and leave it. Raises StoreUnavailable."""
-    with _logs_damage():
-        await undo_import(store, channel)
-
-
-async def undo_imports(store: Store) -> None:
-    """Empty all channels whose import has not ended, except damaged ones. No import may run.
-
-    Raises StoreUnavailable.
-    """
-    for name, note in (await store.notes(NOTE)).items():
-        with _logs_damage():  # damage to one import must not keep the other channels from service
-            await _undo(store, name.removeprefix(NOTE), note)
-
-
-@contextlib.contextmanager
-def _logs_damage() -> Iterator[None]:
-    try:
-        yield
-    except StoreUnusable as error:
-        logger.error("an import that has not ended was not undone: %s", error)
-
-
-async def _undo(store: Store, channel: str, note: bytes) -> None:
-    name, running = NOTE + channel, decoded(note, _Running)
+    name = NOTE + channel
+    note = (await store.notes(name)).get(name)
+    if note is None:
+        return
+    running = decoded(note, _Running)
     if running is None:
         if (await head_of(store, channel)).serial:
             raise _damaged_note(channel)
@@ -484,6 +457,23 @@ async def _undo(store: Store, channel: str, note: bytes) -> None:
         raise StoreUnavailable(f"unfinished import into channel {channel!r} was changed by another process; try again")
     await _remove_part(store, channel, running)
     await store.note({name: None}, expected={name: taken})
+
+
+async def mend_import(store: Store, channel: str) -> None:
+    """Empty `channel` like `undo_import`, or log that its note is damaged and leave it. Raises StoreUnavailable."""
+    try:
+        await undo_import(store, channel)
+    except StoreUnusable as error:
+        logger.error("an import that has not ended was not undone: %s", error)
+
+
+async def undo_imports(store: Store) -> None:
+    """Empty all channels whose import has not ended, except damaged ones. No import may run.
+
+    Raises StoreUnavailable.
+    """
+    for name in await store.notes(NOTE):
+        await mend_import(store, name.removeprefix(NOTE))  # one that is damaged must not keep the others from service
 
 
 async def _remove_part(store: Store, channel: str, running: _Running, *, epoch: str | None = None) -> None:

@@ -272,8 +272,11 @@ class PostgresReader:
 
     async def channels_with_entries(self) -> list[str]:
         """Return the channels that may have entries that no document contains."""
-        rows = await self._db.fetch(f"SELECT name FROM {self._schema}.channels WHERE has_tail ORDER BY name")
-        return [row["name"] for row in rows]
+        return await self._column(f"SELECT name FROM {self._schema}.channels WHERE has_tail ORDER BY name")
+
+    async def _column(self, query: str, *values: object) -> list[str]:
+        """Return the only column of a query."""
+        return [row[0] for row in await self._db.fetch(query, *values)]
 
     async def versions(self, log: Log) -> dict[str, int]:
         """Return the versions of the documents of all messages that have entries in `log`."""
@@ -294,12 +297,11 @@ class PostgresReader:
             log.id,
         )
         later = [key for key, entries in log.entries.items() if entries[-1].serial > after]
-        rows = await self._db.fetch(
+        ids = await self._column(
             f"SELECT message FROM {self._schema}.documents WHERE channel = $1 AND version > $2"
             f" UNION SELECT message FROM {self._schema}.documents WHERE channel = $1 AND message = ANY($3) LIMIT $4",
             *(log.id, after, later, limit + 1),
         )
-        ids = [row["message"] for row in rows]
         stored = await self._stored(log, ids) if len(ids) <= limit else {}
         return Changes(log.head, newest, [stored[key] for key in ids] if len(ids) <= limit else None)
 
@@ -313,12 +315,8 @@ class PostgresReader:
         found = await self._stored(log, ids)
         missing = [key for key in ids if key not in found]
         if missing:
-            rows = await self._db.fetch(
-                f"SELECT message FROM {self._schema}.used_up WHERE channel = $1 AND message = ANY($2)",
-                *(channel, missing),
-            )
-            for row in rows:
-                key = row["message"]
+            used_up = f"SELECT message FROM {self._schema}.used_up WHERE channel = $1 AND message = ANY($2)"
+            for key in await self._column(used_up, channel, missing):
                 found[key] = Stored(id=key, head=used_up_head(key), segments=[], entries=[])
         return log.head, found
 
@@ -348,26 +346,22 @@ class PostgresReader:
 
     async def open_channels(self) -> list[str]:
         """Return the channels with open messages or commands (`Store.open_channels`)."""
-        rows = await self._db.fetch(
+        return await self._column(
             f"SELECT name FROM {self._schema}.channels WHERE id IN"
             f" (SELECT channel FROM {self._schema}.documents WHERE is_open) ORDER BY name"
         )
-        return [row["name"] for row in rows]
 
     async def open_documents(self, channel: str) -> list[Stored]:
         """Return the open documents of `channel` (`Store.open_documents`)."""
         log = await self.log(channel)
-        rows = await self._db.fetch(
-            f"SELECT message FROM {self._schema}.documents WHERE channel = $1 AND is_open", log.id
-        )
-        return list((await self._stored(log, [row["message"] for row in rows])).values())
+        opened = f"SELECT message FROM {self._schema}.documents WHERE channel = $1 AND is_open"
+        return list((await self._stored(log, await self._column(opened, log.id))).values())
 
     async def channels(self, *, after: str | None, limit: int) -> list[str]:
         """Return the names of channels that are not empty (`Store.channels`)."""
-        rows = await self._db.fetch(
+        return await self._column(
             f"SELECT name FROM {self._schema}.channels WHERE name > $1 ORDER BY name LIMIT $2", after or "", limit
         )
-        return [row["name"] for row in rows]
 
     async def summaries(self, within: Sequence[str], *, after: str | None, limit: int) -> list[ChannelSummary]:
         """Return a list of channels (`Store.summaries`)."""
@@ -405,13 +399,12 @@ class PostgresReader:
 
     async def commands(self, channel: str, *, after: str | None, limit: int) -> list[str]:
         """Return the ids of commands (`Store.commands`)."""
-        rows = await self._db.fetch(
+        return await self._column(
             f"SELECT message FROM {self._schema}.documents"
             f" WHERE channel = (SELECT id FROM {self._schema}.channels WHERE name = $1)"
             " AND message > $2 AND message < $3 ORDER BY message LIMIT $4",
             *(channel, after or COMMAND_MARK, chr(ord(COMMAND_MARK) + 1), limit),
         )
-        return [row["message"] for row in rows]
 
     async def notes(self, prefix: str) -> dict[str, bytes]:
         """Return the hub's notes under a prefix (`Store.notes`)."""
