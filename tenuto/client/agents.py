@@ -49,14 +49,7 @@ class Agents:
         self.is_ending = False  # True: the process ends
 
     def register(
-        self,
-        pattern: str,
-        *,
-        name: str | None,
-        when_busy: WhenBusy,
-        slots: int,
-        debug: bool | None,
-        **settings: Any,
+        self, pattern: str, *, name: str | None, when_busy: WhenBusy, slots: int, debug: bool | None, **settings: Any
     ) -> Callable[[Handler], Handler]:
         """Register an agent (`Client.agent`)."""
         check_pattern(pattern)
@@ -154,13 +147,7 @@ class RemoteBackend:
         return failure_reason(error, debug=self._debug, is_development=self._turn.is_development)
 
     def write(
-        self,
-        channel: str,
-        message_id: str,
-        *,
-        reply_to: str,
-        parent: str | None,
-        meta: dict[str, Json],
+        self, channel: str, message_id: str, *, reply_to: str, parent: str | None, meta: dict[str, Json]
     ) -> Writer:
         """Return the writer of a new answer (`Backend.write`).
 

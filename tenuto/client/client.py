@@ -318,13 +318,7 @@ class Client:
             logger.debug("a signal to %s was lost", channel)
 
     async def work(
-        self,
-        pattern: str,
-        *,
-        on_turn: OnTurn,
-        slots: int = 1,
-        when_busy: str | None = None,
-        name: str | None = None,
+        self, pattern: str, *, on_turn: OnTurn, slots: int = 1, when_busy: str | None = None, name: str | None = None
     ) -> None:
         """Take turns of channels that match `pattern`, at most `slots` at a time, until cancelled or drained.
 
@@ -467,12 +461,7 @@ class Client:
     def _writer(self, channel: str, message_id: str, lease_s: float, create: dict[str, Any] | None) -> RemoteWriter:
         check_channel(channel)
         return RemoteWriter(
-            self._link,
-            channel,
-            message_id,
-            lease_s=lease_s,
-            create=create,
-            read=lambda: self.read(channel, message_id),
+            self._link, channel, message_id, lease_s=lease_s, create=create, read=lambda: self.read(channel, message_id)
         )
 
     async def _ask(self, kind: str, channel: str, fields: dict[str, Any]) -> dict[str, Any]:

@@ -33,15 +33,7 @@ from tenuto.client.connection import (
     Unreachable,
     error_of,
 )
-from tenuto.core.errors import (
-    Draining,
-    InvalidRequest,
-    InvalidText,
-    LocalError,
-    TenutoError,
-    TooLarge,
-    Unauthenticated,
-)
+from tenuto.core.errors import Draining, InvalidRequest, InvalidText, LocalError, TenutoError, TooLarge, Unauthenticated
 from tenuto.core.limits import Limits
 from tenuto.core.model import lone_surrogate
 

@@ -36,14 +36,7 @@ from tenuto.core.errors import (
 )
 from tenuto.core.events import Page, parse_cursor
 from tenuto.core.model import Message
-from tenuto.core.outgoing import (
-    ENDED,
-    NEW,
-    OPEN,
-    OutgoingRequest,
-    WriterRequest,
-    end_for,
-)
+from tenuto.core.outgoing import ENDED, NEW, OPEN, OutgoingRequest, WriterRequest, end_for
 from tenuto.core.outgoing_remote import RemoteOutgoing
 from tenuto.core.requests import AppendText, FinishMessage, PutPart, UpdateMessage
 from tenuto.portal import Writer, ended_as, retrieve_exception

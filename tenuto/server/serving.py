@@ -164,11 +164,7 @@ class _LogFilter(logging.Filter):
 
 
 def server(
-    app: Any,
-    *,
-    log_level: str = "warning",
-    proxies: Iterable[str] = (),
-    on_startup: Callable[[], None] | None = None,
+    app: Any, *, log_level: str = "warning", proxies: Iterable[str] = (), on_startup: Callable[[], None] | None = None
 ) -> uvicorn.Server:
     """Return a server for `app`, to be run on sockets of `listen`.
 

@@ -22,18 +22,7 @@ from tenuto.core.document import KEPT_MS, Document, document
 from tenuto.core.errors import InvalidRequest, TooLarge, shown
 from tenuto.core.limits import MIB, Limits
 from tenuto.core.message_state import DAMAGED, CommandState, MessageState, part_bytes
-from tenuto.core.model import (
-    ATTEMPT,
-    OPTIONS,
-    ROLES,
-    STATUSES,
-    STEP_NAME,
-    Approval,
-    Json,
-    Part,
-    check_json,
-    check_part,
-)
+from tenuto.core.model import ATTEMPT, OPTIONS, ROLES, STATUSES, STEP_NAME, Approval, Json, Part, check_json, check_part
 from tenuto.core.names import check_id, command_id, command_key
 from tenuto.core.ops import Command, Create, Entry, Finish, Op, Reply
 from tenuto.core.state import apply_to_command, change

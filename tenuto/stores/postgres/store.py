@@ -28,17 +28,7 @@ import asyncpg
 import msgspec
 
 from tenuto.core.errors import LocalError, StoreUnavailable, StoreUnusable, TenutoError, shown
-from tenuto.stores.base import (
-    Committed,
-    CommitUnknown,
-    Conflict,
-    Head,
-    Hold,
-    Notice,
-    Renewal,
-    Tail,
-    Write,
-)
+from tenuto.stores.base import Committed, CommitUnknown, Conflict, Head, Hold, Notice, Renewal, Tail, Write
 from tenuto.stores.postgres.reading import PostgresReader, Uncovered
 from tenuto.stores.postgres.schema import StoreLife, check_room, check_server, prepare_schema, read_holds, renew
 from tenuto.stores.postgres.server import PostgresPool, PostgresServer
