@@ -317,8 +317,7 @@ def demo(host: str | None, port: int, store: str, is_lan: bool) -> None:
             "  The page has buttons that reload it, kill the server, and crash the agent. Ctrl-C ends the demo.\n"
         )
 
-    number = supervise(listening, store, is_lan=is_lan, started=print_start, echo=click.echo)
-    _end_as(number)
+    _end_as(supervise(listening, store, is_lan=is_lan, started=print_start, echo=click.echo))
 
 
 @main.command()

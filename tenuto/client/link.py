@@ -407,8 +407,7 @@ class Link:
             await asyncio.sleep(max(left_s * RENEW_AT, 1.0))
             self._access.forget_token()
             try:
-                token = await self._access.token()
-                await self.request("auth", {"token": token}, is_repeatable=False)
+                await self.request("auth", {"token": await self._access.token()}, is_repeatable=False)
             except TenutoError as error:
                 raise _Broken(f"the token could not be renewed: {error.code}") from None
 

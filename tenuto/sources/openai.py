@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Hashable, Iterator
 
-from tenuto.core.model import Json, Part
+from tenuto.core.model import Json
 from tenuto.sources.reading import (
     CALLED,
     DONE,
@@ -177,8 +177,8 @@ class OpenAIResponses(Source):
         if kind == "image_generation_call":
             yield Set(key, {"state": DONE})
             if image := text(item, "result"):
-                kind_of_image = word(item, "output_format") or "png"
-                yield Open((key, "file"), _image(image, kind_of_image))
+                media_type = f"image/{word(item, 'output_format') or 'png'}"
+                yield Open((key, "file"), free("file", media_type=media_type, url=f"data:{media_type};base64,{image}"))
         elif kind in _CALLS:
             if get(item, "status") != "incomplete":
                 yield Set(key, {"state": CALLED})
@@ -192,8 +192,7 @@ class OpenAIResponses(Source):
                     yield Open(("source", url), free("source", url=url, title=word(note, "title")))
             case "file_citation" | "container_file_citation" | "file_path":
                 if file := word(note, "file_id"):
-                    title = word(note, "filename")
-                    yield Open(("source", file), free("source", file_id=file, title=title))
+                    yield Open(("source", file), free("source", file_id=file, title=word(note, "filename")))
 
     def _end(self, response: object, *, is_complete: bool) -> Iterator[Edit]:
         self.is_open, self._is_ended = False, True
@@ -234,10 +233,6 @@ def _output(item: object) -> dict[str, Json]:
         return {"state": ERROR, "output": plain(get(item, "error"))}
     output = next((found for name in _OUTPUTS if (found := get(item, name)) is not None), None)
     return {"state": DONE} if output is None else {"state": DONE, "output": plain(output)}
-
-
-def _image(base64: str, kind: str) -> Part:
-    return {"type": "file", "media_type": f"image/{kind}", "url": f"data:image/{kind};base64,{base64}"}
 
 
 CHAT_USAGE = {
