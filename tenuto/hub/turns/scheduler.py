@@ -492,7 +492,10 @@ class TurnScheduler:
             self.inspect(live, None)
 
     def _moved(self, channel: str, turn: OpenTurn, left: Left[Worker] | None) -> bool:
-        """Act on the phase that `turn` has entered. Return True if waiting turns of the channel should be offered."""
+        """Act on the phase that `turn` has entered, and tell the worker that no longer has it.
+
+        Return True if waiting turns of the channel should be offered: this one waits, or has made room for another.
+        """
         if left is None:
             return False
         self._set_timers(channel, turn, left.phase)
