@@ -212,9 +212,8 @@ async def regenerate(access: Access, channel: str, turn: TurnStatus, options: Js
     `options` replace those of the message for this answer.
     """
     assert turn.message is not None
-    id, last = turn.message.id, turn.answers[-1].id if turn.answers else ""
-    wishes = [json.dumps(options, sort_keys=True)] if options else []
-    again = hashed("regenerate", id, last, *wishes)  # a repeat is the same command
+    id, wishes = turn.message.id, [json.dumps(options, sort_keys=True)] if options else []
+    again = hashed("regenerate", id, str(turn.round_from), *wishes)  # a repeat at the same moment is the same command
     with suppress(StillStreaming):
         await access.command(channel, "regenerate", target=id, id=again, options=options)
 

@@ -8,6 +8,7 @@ import random
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -245,6 +246,43 @@ async def test_regenerate_joins_the_running_answer_of_another_one(scene: PageSce
         answers = {(await one.aread()).split(b"\n\n")[0] for one in streams}  # the event with the id of the message
     assert ([one.status_code for one in streams], len(answers)) == ([200] * 3, 1)
     assert [one.request.model for one in scene.turns] == [None, "m2"]
+
+
+async def test_each_regenerate_starts_a_turn_also_after_cancelled_ones_and_a_repeat_joins_it(tmp_path: Path) -> None:
+    async def script(turn: Turn) -> None:
+        await scene.gate.wait()
+        await writes("Hello")(turn)
+
+    def playing_at() -> Any:
+        hub = new_hub(f"sqlite:///{tmp_path}/hub.db")
+        return playing(PageScene, lambda hub: AISDK(hub, channel="chat:{id}", version=MAJOR), "/api/chat", hub)
+
+    body = {"id": "1", "messages": [user()]}
+    again = {**body, "trigger": "regenerate-message"}
+    async with playing_at() as scene:
+        scene.script = script
+        scene.gate.set()
+        await scene.http.post("/api/chat", json=body)
+        scene.gate.clear()
+        for count in (2, 3, 4):  # a page sends the same body for each click
+            first = asyncio.ensure_future(scene.http.post("/api/chat", json=again))
+            await scene.served.until(lambda count=count: len(scene.turns) == count)
+            repeat = asyncio.ensure_future(scene.http.post("/api/chat", json=again))
+            await scene.served.until(lambda: len(scene.hub.channel("chat:1").feeds) == 2)
+            assert (await scene.http.post("/api/chat/1/stop")).status_code == 204
+            for stream in (first, repeat):
+                assert '"abort"' in (await stream).text
+        first = asyncio.ensure_future(scene.http.post("/api/chat", json=again))
+        await scene.served.until(lambda: len(scene.turns) == 5)
+    await asyncio.wait([first])
+    async with playing_at() as scene:
+        scene.script = script
+        repeat = asyncio.ensure_future(scene.http.post("/api/chat", json=again))
+        await scene.served.until(lambda: scene.turns and len(scene.hub.channel("chat:1").feeds) == 1)
+        scene.gate.set()
+        assert "Hello" in (await repeat).text
+        assert [one.attempt for one in scene.turns] == [2]
+        assert [one.text for one in await scene.answers()] == ["Hello", "Hello"]
 
 
 async def test_question_follows_the_newest_message_whatever_the_page_lacks(scene: PageScene) -> None:
