@@ -48,7 +48,7 @@ from tenuto.core.deltas import (
 )
 from tenuto.core.errors import Deleted, Draining, Finished, InvalidRequest, NotFound, TenutoError, TooMany
 from tenuto.core.events import Page
-from tenuto.core.model import ATTEMPT, OPTIONS_KEY, Command, Json, Message, Part, Role, app_meta
+from tenuto.core.model import ATTEMPT, OPTIONS_KEY, OPTIONS_MARK, Command, Json, Message, Part, Role, app_meta
 from tenuto.core.names import check_channel, check_id, check_prefix, command_key, is_id
 from tenuto.core.requests import CreateMessage, DeleteMessage, ReplyCommand, SendCommand, references, whole
 from tenuto.core.requests import Request as HubRequest
@@ -83,6 +83,7 @@ __all__ = [
     "ATTEMPT",
     "CACHED",
     "OPTIONS_KEY",
+    "OPTIONS_MARK",
     "OUTPUT",
     "PARTICIPANT",
     "Access",

@@ -65,6 +65,7 @@ from tenuto.core.model import (
     ATTEMPT,
     OPTIONS,
     OPTIONS_KEY,
+    OPTIONS_MARK,
     ROLES,
     STATUSES,
     Json,
@@ -78,7 +79,6 @@ from tenuto.core.names import check_id
 from tenuto.core.ops import Append, Create, Delete, Finish, SetPart, Takeover, Update, WriterIdentity, fingerprint
 from tenuto.core.requests import (
     KEPT,
-    OPTIONS_MARK,
     AppendText,
     Caller,
     ClaimTurn,

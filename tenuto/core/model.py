@@ -25,6 +25,7 @@ ROLES = get_args(Role)
 STATUSES = get_args(Status)
 # role of a message that keeps a value beside the `meta` of others (`options`)
 OPTIONS = "options"
+OPTIONS_MARK = "options-"  # the ids of these messages begin with it, and no others
 # key of `meta` that clients can only repeat: the small values of `options`, and the ids of the messages with others
 OPTIONS_KEY = "$options"
 # name of the commands that keep the steps of a turn: only the attempt that has the turn sends, answers and gets them

@@ -17,7 +17,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from tenuto.core.errors import InvalidRequest, TenutoError, TooLarge
 from tenuto.core.limits import Limits
-from tenuto.core.model import OPTIONS, OPTIONS_KEY, Json, Message, Part, Role, Status, check_json, plain
+from tenuto.core.model import OPTIONS, OPTIONS_KEY, OPTIONS_MARK, Json, Message, Part, Role, Status, check_json, plain
 from tenuto.core.names import is_id
 from tenuto.core.ops import Create, WriterIdentity
 from tenuto.core.turns import reply_ids, rules_of
@@ -258,7 +258,6 @@ ALWAYS_KEPT = ("tools",)  # may hold the key of a tool's server
 KEPT = "kept"
 SMALL = ""  # name of the value that has all small ones, which no viewer gets; no client can send a value of this name
 NAME_CHARS = 64
-OPTIONS_MARK = "options-"  # the ids of messages with wishes begin with it, and no others
 MOST_KEPT = 64  # values of one message that a reader looks for
 
 

@@ -33,7 +33,7 @@ from tenuto.core.errors import (
     TooLarge,
 )
 from tenuto.interop.fold import Json
-from tenuto.routes import CACHED, OPTIONS_KEY, OUTPUT, Access, TurnStatus, guarded, is_id
+from tenuto.routes import CACHED, OPTIONS_KEY, OPTIONS_MARK, OUTPUT, Access, TurnStatus, guarded, is_id
 
 T = TypeVar("T")
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -118,7 +118,7 @@ def fields_in(given: Mapping[str, Any], form: type[T]) -> T:
 
 def stored_id(id: str) -> str:
     """Return the id of the stored message for a client's message `id`: the same, or a hash if it breaks the rules."""
-    return id if is_id(id) and not id.startswith("options-") else hashed(id)  # ids of that form are the server's
+    return id if is_id(id) and not id.startswith(OPTIONS_MARK) else hashed(id)
 
 
 def hashed(*values: str) -> str:
