@@ -213,7 +213,8 @@ async def regenerate(access: Access, channel: str, turn: TurnStatus, options: Js
     """
     assert turn.message is not None
     id, wishes = turn.message.id, [json.dumps(options, sort_keys=True)] if options else []
-    again = hashed("regenerate", id, str(turn.round_from), *wishes)  # a repeat at the same moment is the same command
+    # a repeat at the same moment is the same command, and that of another person finds a turn that waits
+    again = hashed("regenerate", id, turn.round, access.identity.client_id or "", *wishes)
     with suppress(StillStreaming):
         await access.command(channel, "regenerate", target=id, id=again, options=options)
 

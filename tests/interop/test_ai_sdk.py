@@ -20,11 +20,12 @@ from starlette.responses import Response
 from tenuto import Hub, Identity, Turn
 from tenuto.core.model import Message
 from tenuto.core.requests import SERVER, CreateMessage
+from tenuto.hub.keep.exports import export_lines
 from tenuto.interop import AGUI, AISDK, OpenAI
 from tenuto.interop.openai_stream import Reference
 from tenuto.routes import Access
 from tests.interop.pages import IS_STRICT, MAJOR, ROOT, Pages, pages_at, text_of
-from tests.interop.scene import Scene, chooses, playing, writes
+from tests.interop.scene import Scene, chooses, playing, verifier, writes
 from tests.transports.conftest import Served, new_hub, serving
 
 CALL = {"type": "tool", "call": "c1", "name": "weather", "input": '{"city": "Ulm"}'}
@@ -248,13 +249,39 @@ async def test_regenerate_joins_the_running_answer_of_another_one(scene: PageSce
     assert [one.request.model for one in scene.turns] == [None, "m2"]
 
 
-async def test_each_regenerate_starts_a_turn_also_after_cancelled_ones_and_a_repeat_joins_it(tmp_path: Path) -> None:
+async def test_two_people_who_regenerate_at_the_same_moment_get_one_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    command, both_have_read = Access.command, asyncio.Barrier(2)
+
+    async def commands(self: Access, *given: Any, **fields: Any) -> Any:
+        await both_have_read.wait()
+        return await command(self, *given, **fields)
+
+    def adapter(hub: Hub) -> AISDK:
+        return AISDK(hub, channel="chat:{id}", version=MAJOR)
+
+    async with playing(PageScene, adapter, "/api/chat", new_hub(authenticate=verifier())) as scene:
+
+        def post(name: str, **fields: Any) -> Any:
+            body = {"id": "1", "messages": [user()], **fields}
+            return scene.http.post("/api/chat", json=body, headers={"authorization": f"Bearer {name}"})
+
+        scene.gate.set()
+        await post("ann")
+        monkeypatch.setattr(Access, "command", commands)
+        again = await asyncio.gather(*(post(name, trigger="regenerate-message") for name in ("ann", "bob")))
+        assert [one.status_code for one in again] == [200, 200]
+        assert len(scene.turns) == 2
+
+
+async def test_each_regenerate_starts_a_turn_also_after_cancelled_ones_and_an_import_and_a_repeat_joins_it(
+    tmp_path: Path,
+) -> None:
     async def script(turn: Turn) -> None:
         await scene.gate.wait()
         await writes("Hello")(turn)
 
-    def playing_at() -> Any:
-        hub = new_hub(f"sqlite:///{tmp_path}/hub.db")
+    def playing_at(name: str = "hub") -> Any:
+        hub = new_hub(f"sqlite:///{tmp_path}/{name}.db")
         return playing(PageScene, lambda hub: AISDK(hub, channel="chat:{id}", version=MAJOR), "/api/chat", hub)
 
     body = {"id": "1", "messages": [user()]}
@@ -283,6 +310,12 @@ async def test_each_regenerate_starts_a_turn_also_after_cancelled_ones_and_a_rep
         assert "Hello" in (await repeat).text
         assert [one.attempt for one in scene.turns] == [2]
         assert [one.text for one in await scene.answers()] == ["Hello", "Hello"]
+        lines = [one async for one in export_lines(scene.hub.store, "chat:1")]
+    (tmp_path / "chat.jsonl").write_bytes(b"".join(lines))
+    async with playing_at("copy") as scene:  # it has the commands, and no rounds
+        scene.script = writes("Again")
+        await scene.hub.archive.import_file(tmp_path / "chat.jsonl")
+        assert "Again" in (await scene.http.post("/api/chat", json=again)).text
 
 
 async def test_question_follows_the_newest_message_whatever_the_page_lacks(scene: PageScene) -> None:

@@ -182,7 +182,7 @@ def _status(
         cursor=live.state.cursor,
         is_cancelled=claim is not None and claim.state == "cancelled",
         is_deleted=bool(known) and not ordered,
-        round_from=claim.round_from if claim is not None else 0,
+        round=f"{live.state.epoch}:{claim.round_from if claim is not None else 0}",
     )
 
 
