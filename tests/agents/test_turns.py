@@ -547,6 +547,8 @@ async def test_a_new_answer_has_the_wishes_of_the_question_if_those_of_its_regen
     assert seen == [("q", "m1", 0), ("p", None, 0), ("q", "m1", 0)]
     warnings = [one.getMessage() for one in caplog.records if "removed" in one.getMessage()]
     assert warnings == [f"{one} of message q in chat:1 were removed" for one in ("wishes", "tools")]
+    assert (await hub.archive.forget("bob")).messages == 2
+    assert not [one.id for one in (await hub.store.facts("chat:1", after=0, limit=99)).facts if "options-" in one.id]
 
 
 @pytest.mark.parametrize("on_crash", ["interrupt", "restart", "continue"])

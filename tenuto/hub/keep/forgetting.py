@@ -21,6 +21,7 @@ from tenuto.core.errors import StoreUnusable
 from tenuto.core.message_state import CommandState, MessageState
 from tenuto.core.names import COMMAND_MARK, check_id, is_own_name
 from tenuto.core.ops import Delete, Entry, Reply
+from tenuto.core.requests import wishes_id
 from tenuto.core.state import apply_to_command, change
 from tenuto.hub.channel import MAX_CONFLICTS, outpaced
 from tenuto.hub.clock import Clock
@@ -202,6 +203,7 @@ class Forgetting:
             own = [one for one in found if self._is_own(one)]
             if not own:
                 return True
+            own += (await self._read(channel, [wishes_id(one.id) for one in own]))[1]  # of the messages' regenerates
             gone = {one.id for one in own}
             opened = [_thing(one) for one in await self._store.open_documents(channel)]
             about = [one for one in opened if isinstance(one, CommandState) and one.target in gone]
