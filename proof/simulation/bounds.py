@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Container, Iterator, Mapping
+from typing import Any
 
 from proof.oracle import Violation
 from proof.oracle.log import EpochLog
@@ -59,10 +60,8 @@ class Bounds:
         runtime = self._hub.runtime
         committer, limits = runtime.committer, self._hub.limits
         # A writer in this process waits as one item with all its text, beside the limit.
-        if committer.waiting > limits.waiting_requests + len(runtime.writers):
-            self._at_most("requests wait", committer.waiting, limits.waiting_requests + len(runtime.writers))
-        if committer._waiting_bytes > limits.waiting_bytes:
-            self._at_most("bytes wait", committer._waiting_bytes, limits.waiting_bytes)
+        self._at_most("requests wait", committer.waiting, limits.waiting_requests + len(runtime.writers))
+        self._at_most("bytes wait", committer._waiting_bytes, limits.waiting_bytes)
         self._left -= 1
         if self._left == 0:
             self._left = EVERY
@@ -76,12 +75,12 @@ class Bounds:
 
     def _check_parts(self, runtime: Runtime) -> None:
         for part, spare, own in self._parts(runtime):
-            for name, value in _fields(part):
-                if isinstance(value, dict | list | set | deque):
+            for name, value in _sized(part):
+                if not isinstance(value, (str, bytes)):
                     if len(value) > own.get(name, spare):
                         what = f"things are in {type(part).__name__}.{name}"
                         self._at_most(what, len(value), own.get(name, spare))
-                elif isinstance(value, str | bytes) and len(value) > HELD_CHARACTERS and spare <= HELD:
+                elif len(value) > HELD_CHARACTERS and spare <= HELD:
                     self._at_most(f"characters are in {type(part).__name__}.{name}", len(value), HELD_CHARACTERS)
         for name in self._too_much_s.keys() - runtime.channels.keys():
             del self._too_much_s[name]  # the channel has left memory, and a channel of that name was loaded just now
@@ -185,11 +184,25 @@ class Bounds:
             raise Violation(f"{self._who}: {count} {what}, {limit} at most")
 
 
-def _fields(part: object) -> Iterator[tuple[str, object]]:
-    """Yield all attributes of an object, by name."""
+class _IsSized(dict[type, bool]):
+    """Whether values of a type are containers or texts."""
+
+    def __missing__(self, kind: type) -> bool:
+        self[kind] = issubclass(kind, dict | list | set | deque | str | bytes)
+        return self[kind]
+
+
+_is_sized = _IsSized()
+
+
+def _sized(part: Any) -> list[tuple[str, Any]]:
+    """Return all attributes of an object that are containers or texts, and not empty, by name."""
+    found = [one for one in getattr(part, "__dict__", {}).items() if _is_sized[type(one[1])] and one[1]]
     for name in _slots(type(part)):
-        yield name, getattr(part, name, None)
-    yield from getattr(part, "__dict__", {}).items()
+        value = getattr(part, name, None)
+        if _is_sized[type(value)] and value:
+            found.append((name, value))
+    return found
 
 
 _slots_of: dict[type, tuple[str, ...]] = {}
