@@ -20,7 +20,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -182,8 +182,8 @@ class Viewing:
         self.is_cut_off = False
         self.on_cut_off: list[Callable[[], None]] = []  # called when the hub is cut off
         self._store_name = store_name
-        self._reads: set[asyncio.Timeout] = set()  # the reads that end when the hub is cut off
-        self._responses: set[asyncio.Timeout] = set()  # the requests whose responses have not begun
+        self._reads: dict[asyncio.Timeout, None] = {}  # the reads that end when the hub is cut off, oldest first
+        self._responses: dict[asyncio.Timeout, None] = {}  # the requests whose responses have not begun, oldest first
 
     @property
     def is_over(self) -> bool:
@@ -207,11 +207,11 @@ class Viewing:
             raise self._no_response()
         try:
             async with asyncio.timeout(None) as limit:
-                self._reads.add(limit)
+                self._reads[limit] = None
                 try:
                     yield
                 finally:
-                    self._reads.discard(limit)
+                    self._reads.pop(limit, None)
         except TimeoutError:
             if limit.expired():
                 self.check()
@@ -227,17 +227,17 @@ class Viewing:
         limit = asyncio.timeout(RESPONSE_S if self.has_drained else None)
 
         def begin() -> None:
-            self._responses.discard(limit)
+            self._responses.pop(limit, None)
             if not limit.expired():
                 limit.reschedule(None)
 
         try:
             async with limit:
-                self._responses.add(limit)
+                self._responses[limit] = None
                 try:
                     yield begin
                 finally:
-                    self._responses.discard(limit)
+                    self._responses.pop(limit, None)
         except TimeoutError:
             if limit.expired():
                 raise Draining(
@@ -296,7 +296,7 @@ class Viewing:
         )
 
 
-def _end_in(seconds: float, limits: set[asyncio.Timeout]) -> None:
+def _end_in(seconds: float, limits: Iterable[asyncio.Timeout]) -> None:
     """End the blocks of `limits` at that time from now."""
     at_s = asyncio.get_running_loop().time() + seconds
     for limit in tuple(limits):
