@@ -25,11 +25,10 @@ from proof.simulation.actors import RETRY_STATUS, Actor, summary
 from proof.simulation.bounds import members_of
 from proof.simulation.clock import Process
 from proof.simulation.network import RESPONSE_S, SILENCE_S, Connection, ConnectionLost, Frame, Stream, within
-from proof.wirecheck import Checker, SseParser
+from proof.wirecheck import SseParser
 from tenuto.core.errors import TenutoError
 from tenuto.core.events import EMPTY, Page
 from tenuto.core.model import Message
-from tenuto.core.view import View
 from tenuto.hub.hub import HubCore
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ class Viewer(Actor):
         self.node: Node | None = None  # that it is connected to
         self.oracles: dict[str, ViewOracle] = {}
         self._pages: set[asyncio.Task[None]] = set()
-        self._tabs: dict[str, tuple[View, Checker, str]] = {}  # saved pages of a channel, as in the tabs of a browser
+        self._tabs: dict[str, bytes] = {}  # saved pages of a channel, as in the tabs of a browser
         self.process: Process | None = None  # that it is connected to
         self._connection: Connection | None = None  # connection to the process; None: it watches inside the process
         self._busy_s = 0.0  # time until which it reads no bytes
