@@ -52,7 +52,7 @@ class Process:
         self.is_held = False
         self.pauses = 0  # number of times that it was held
         self.thawed_s = float("-inf")  # when the last of them ended
-        self.held: list[asyncio.Handle] = []  # steps that were due while it was held
+        self.held: list[_Step] = []  # steps that were due while it was held
         self.after_step: Callable[[], None] | None = None  # called after each step
         self._fuse = 0
         self._burnt: Callable[[], None] | None = None
@@ -83,14 +83,17 @@ _process: contextvars.ContextVar[Process | None] = contextvars.ContextVar("proce
 NOWHERE = contextvars.Context()  # the context of the network and the disk, which belong to no process
 
 
-class _Step(asyncio.Handle):
-    __slots__ = ("process",)
-    process: Process | None
+class _Step(asyncio.TimerHandle):
+    """A step that is due, now or later. It begins without what asyncio keeps of a step for debugging."""
 
-
-class _Timer(asyncio.TimerHandle):
     __slots__ = ("process",)
-    process: Process | None
+
+    def __init__(self, when: float, callback: Callable[..., Any], args: Any, loop: VirtualLoop, context: Any) -> None:
+        self._when, self._callback, self._args, self._loop = when, callback, args, loop
+        self._context = contextvars.copy_context() if context is None else context
+        self._cancelled = self._scheduled = False
+        self._repr = self._source_traceback = None
+        self.process: Process | None = self._context.get(_process)
 
 
 class _Task(asyncio.Task[Any]):
@@ -114,10 +117,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self.steps = 0
         self.complaints: list[str] = []  # reports of asyncio, for example exceptions that were never retrieved
         self._now_s = 0.0
-        self._due: deque[_Step | _Timer] = deque()
-        self._timers: list[tuple[float, int, _Timer]] = []
+        self._due: deque[_Step] = deque()
+        self._timers: list[tuple[float, int, _Step]] = []
         self._made = 0
-        self._steps_at_once = 0
+        self._moment_steps = 0  # how many steps had run before this moment
         self._second_s = 0.0  # the beginning of the second in which steps are counted
         self._second_steps = 0  # how many steps had run by then
 
@@ -127,8 +130,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def call_soon(  # type: ignore[override]  # asyncio's type of `args` is private
         self, callback: Callable[..., Any], *args: Any, context: Any = None
     ) -> asyncio.Handle:
-        step = _Step(callback, args, self, context)
-        step.process = _process.get() if context is None else context.get(_process)
+        step = _Step(self._now_s, callback, args, self, context)
         self._due.append(step)
         return step
 
@@ -145,8 +147,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., Any], *args: Any, context: Any = None
     ) -> asyncio.TimerHandle:
-        timer = _Timer(when, callback, args, self, context)
-        timer.process = _process.get() if context is None else context.get(_process)
+        timer = _Step(when, callback, args, self, context)
         self._made += 1
         heapq.heappush(self._timers, (when, self._made, timer))
         return timer
@@ -159,12 +160,12 @@ class VirtualLoop(asyncio.BaseEventLoop):
         """Release a held process: it runs the steps that were due in the meantime."""
         process.is_held, process.thawed_s = False, self._now_s
         held, process.held = process.held, []
-        self._due.extend(held)  # type: ignore[arg-type]
+        self._due.extend(held)
 
     def resume(self) -> None:
         """Continue after `Stuck`, with new bounds."""
-        self._steps_at_once = 0
-        self._second_s, self._second_steps = self._now_s, self.steps
+        self._moment_steps = self._second_steps = self.steps
+        self._second_s = self._now_s
 
     def _new_task(self, loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:
         self._tasks_made += 1
@@ -172,25 +173,23 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def _run_once(self) -> None:
         """Run the due steps; otherwise jump to the next deadline. `run_forever` repeats this."""
-        if not self._due:
+        due = self._due
+        if not due:
             self._jump()
-        for _ in range(len(self._due)):
-            handle = self._due.popleft()
-            if handle.cancelled():
+        for _ in range(len(due)):
+            step = due.popleft()
+            if step._cancelled:
                 continue
-            process = handle.process
-            if process is None:
-                handle._run()
-            elif process.is_held:
-                process.held.append(handle)
+            process = step.process
+            if process is not None and process.is_held:
+                process.held.append(step)
                 continue
-            else:
-                handle._run()
+            step._run()
+            if process is not None:
                 process.stepped()
             self.steps += 1
-            self._steps_at_once += 1
-            if self._steps_at_once > MAX_STEPS_AT_ONCE:
-                self._due.appendleft(handle)
+            if self.steps - self._moment_steps > MAX_STEPS_AT_ONCE:
+                due.appendleft(step)
                 raise Stuck(f"time stands still at {self._now_s:.3f} s: a loop never waits", self._where())
 
     def _where(self) -> str:
@@ -198,18 +197,18 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return "\n".join(_describe(handle) for handle in list(self._due)[:SHOWN_STEPS])
 
     def _jump(self) -> None:
-        timers = self._timers
-        while timers and timers[0][2].cancelled():
+        timers, due = self._timers, self._due
+        while timers and timers[0][2]._cancelled:
             heapq.heappop(timers)
         if not timers:
             raise Stuck("no step is left: a task waits for an event that never comes")
         when = timers[0][0]
         if when > self._now_s:
             self._now_s = when
-            self._steps_at_once = 0
+            self._moment_steps = self.steps
             self._check_pace()
         while timers and timers[0][0] <= self._now_s:
-            self._due.append(heapq.heappop(timers)[2])
+            due.append(heapq.heappop(timers)[2])
 
     def _check_pace(self) -> None:
         if self._now_s - self._second_s >= 1.0:
