@@ -64,9 +64,8 @@ class EpochLog:
         self.versions: dict[str, list[Version]] = {}
         self.takeovers: dict[str, list[int]] = {}  # serials, by message
         self.requests: dict[tuple[str, str], int] = {}  # by message and request id, the serial of its entry
-        self.writers: dict[
-            str, list[tuple[int, WriterIdentity | None]]
-        ] = {}  # for each message its writers, each with the serial from which it writes
+        # for each message its writers, each with the serial from which it writes
+        self.writers: dict[str, list[tuple[int, WriterIdentity | None]]] = {}
         # for each message the changes of its turn: serial, state and generation
         self.turns: dict[str, list[tuple[int, str, int]]] = {}
         self.spared: dict[str, int] = {}  # for each message the attempts of its round that were handed over

@@ -4,8 +4,8 @@ Layer: simulation.
 
 The loop calls `Bounds` after each step of a hub's process. After each step it checks the waiting requests;
 after one step in `EVERY` all parts of the hub, and all that it holds for viewers. A container without a
-bound does not shrink by itself, so a violation shows a few steps later. The checks take a quarter more processor time
-(93 ms per seed instead of 73); all checks after each step would take three and a half times as much as a run (330 ms).
+bound does not shrink by itself, so a violation shows a few steps later. The checks take an eighth of the processor time
+of a run; all checks after each step would take twice as much as a run.
 
 Most bounds are those of the product. Any other container may hold `SPARE` items in a world of three channels and a
 dozen actors. All that belongs to one viewer may hold `HELD` items, and a feed holds none: it has a position, and no
@@ -37,9 +37,8 @@ HELD = 16  # limit of items that belong to one viewer; a batch in transit counts
 HELD_CHARACTERS = 1_000  # limit of the length of one text that belongs to a viewer
 PATIENCE_S = 30.0  # time for housekeeping, without faults
 
-Part = tuple[
-    object, int, Mapping[str, int]
-]  # a part of the hub, the bound of its containers, and those of its containers that have bounds of their own
+# A part of the hub, the bound of its containers, and those of its containers that have bounds of their own.
+Part = tuple[object, int, Mapping[str, int]]
 
 
 class Bounds:
@@ -184,37 +183,30 @@ class Bounds:
             raise Violation(f"{self._who}: {count} {what}, {limit} at most")
 
 
-class _IsSized(dict[type, bool]):
-    """Whether values of a type are containers or texts."""
-
-    def __missing__(self, kind: type) -> bool:
-        self[kind] = issubclass(kind, dict | list | set | deque | str | bytes)
-        return self[kind]
-
-
-_is_sized = _IsSized()
-
-
 def _sized(part: Any) -> list[tuple[str, Any]]:
     """Return all attributes of an object that are containers or texts, and not empty, by name."""
     found = [one for one in getattr(part, "__dict__", {}).items() if _is_sized[type(one[1])] and one[1]]
-    for name in _slots(type(part)):
-        value = getattr(part, name, None)
-        if _is_sized[type(value)] and value:
-            found.append((name, value))
-    return found
+    slots = _slots[type(part)]
+    return found + [(name, one) for name in slots if _is_sized[type(one := getattr(part, name, None))] and one]
 
 
-_slots_of: dict[type, tuple[str, ...]] = {}
+class _IsSized(dict[type, bool]):
+    """By type, whether its values are containers or texts."""
+
+    def __missing__(self, kind: type) -> bool:
+        return self.setdefault(kind, issubclass(kind, dict | list | set | deque | str | bytes))
 
 
-def _slots(kind: type) -> tuple[str, ...]:
-    known = _slots_of.get(kind)
-    if known is None:
+class _Slots(dict[type, list[str]]):
+    """By type, the names of its slots."""
+
+    def __missing__(self, kind: type) -> list[str]:
         found = [one.__dict__.get("__slots__", ()) for one in kind.__mro__]
         names = [name for slots in found for name in ((slots,) if isinstance(slots, str) else slots)]
-        known = _slots_of[kind] = tuple(name for name in names if not name.startswith("__"))
-    return known
+        return self.setdefault(kind, [name for name in names if not name.startswith("__")])
+
+
+_is_sized, _slots = _IsSized(), _Slots()
 
 
 def members_of(hub: HubCore, channel: str) -> Presence:

@@ -190,11 +190,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
             self.steps += 1
             if self.steps - self._moment_steps > MAX_STEPS_AT_ONCE:
                 due.appendleft(step)
-                raise Stuck(f"time stands still at {self._now_s:.3f} s: a loop never waits", self._where())
-
-    def _where(self) -> str:
-        """Return the due steps as text."""
-        return "\n".join(_describe(handle) for handle in list(self._due)[:SHOWN_STEPS])
+                where = "\n".join(map(_describe, list(due)[:SHOWN_STEPS]))
+                raise Stuck(f"time stands still at {self._now_s:.3f} s: a loop never waits", where)
 
     def _jump(self) -> None:
         timers, due = self._timers, self._due

@@ -189,10 +189,7 @@ class SimStore:
         self._stored = stored
         self.trace = trace
         self._done: list[Done] = []
-        self._synced = (
-            # number of these changes that survive a power cut, if the store acknowledges writes before they are durable
-            0
-        )
+        self._synced = 0  # how many of them survive a power cut, if the store acknowledges them before it has synced
         self._epochs = 0
         self.life = 0  # counts the failovers
 
@@ -221,11 +218,11 @@ class SimStore:
             if self.promises is not None:
                 self.promises.apply(write)
             written.append(write)
-            self.audit(write.channel, {entry.op.id: None for entry in write.entries})
-            self.audit(write.channel, {document.id: None for document in write.documents})
             deleted = {entry.op.id for entry in write.entries if isinstance(entry.op, Delete)}
             commands = self._stored.head(write.channel).commands if deleted else {}
-            self.audit(write.channel, {key: None for key, (_, op) in commands.items() if op.target in deleted})
+            ids = [*(entry.op.id for entry in write.entries), *(document.id for document in write.documents)]
+            ids += [key for key, (_, op) in commands.items() if op.target in deleted]
+            self.audit(write.channel, list(dict.fromkeys(ids)))
         if written:
             self._done.append(("commit", (written,), {}))
         return results
@@ -268,10 +265,10 @@ class SimStore:
             self.hooks.note_kept(values)
         return True
 
-    def audit(self, channel: str, ids: dict[str, None] | None = None) -> None:
+    def audit(self, channel: str, ids: list[str] | None = None) -> None:
         """Compare the stored messages with the log: all of them, or the messages `ids`. Raises Violation."""
         log = self._stored.head(channel)
-        wanted = [*log.versions, *log.commands] if ids is None else list(ids)
+        wanted = [*log.versions, *log.commands] if ids is None else ids
         head, found = _now(self.memory.messages(channel, wanted))
         if head.serial != log.serial or (log.serial and head.epoch != log.epoch):
             raise Violation(f"{channel} is at {head} in the store and at {log.epoch}:{log.serial} in the log")

@@ -214,12 +214,8 @@ class Report:
 
     def describe(self, lines: int = 100, *, is_as_drawn: bool = True) -> str:
         """Return the last events, the violation, and the command that repeats the run, if the plan is the drawn one."""
-        again = (
-            f"again: python -m proof.simulation --start {self.seed} --seeds 1"
-            if is_as_drawn
-            else "again: only by this test"
-        )
-        return "\n".join((*self.lines[-lines:], f"seed {self.seed}: {self.violation}", again))
+        again = f"python -m proof.simulation --start {self.seed} --seeds 1" if is_as_drawn else "only by this test"
+        return "\n".join((*self.lines[-lines:], f"seed {self.seed}: {self.violation}", f"again: {again}"))
 
 
 class World:
