@@ -256,15 +256,9 @@ class ViewOracle:
                     raise self._violation(f"part {index} of {message.id} shows {text!r}, which it never had")
 
 
-class _Events(msgspec.Struct):
-    """Events in an object: msgspec prepares any other type again for each conversion, which takes much longer."""
-
-    events: list[ServerEvent]
-
-
 def _decode(raw: Sequence[dict[str, Any]]) -> list[ServerEvent]:
     try:
-        return msgspec.convert({"events": raw}, _Events).events
+        return msgspec.convert({"events": raw}, Batch).events
     except msgspec.ValidationError as error:
         raise Violation(f"an event is not of the protocol: {error}") from None
 
