@@ -26,7 +26,9 @@ dist: node_modules/.installed ## build and check what a release publishes, into 
 	@scripts/dist dist $(PYTHON)
 
 # tests that `make test-long` runs: its steps name them
-LONG := simulation fuzz chaos bench attacks browser/long interop/long test_bytes.py agents/test_types.py stores/test_sqlite_damage.py
+LONG := simulation fuzz chaos bench attacks browser/long interop/long test_bytes.py agents/test_types.py
+LONG += examples/test_mcp_task.py stores/test_sqlite_damage.py
+LONG += $(patsubst %,stores/test_postgres_%.py,damage failover newer pooler refusals)
 test: $(VENV)/.dev node_modules/.installed ## all tests but the long ones, the browser's too
 	@scripts/ensure_chromium
 	@npm test --silent

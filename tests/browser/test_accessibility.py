@@ -17,6 +17,7 @@ from tests.browser.tab import script
 from tests.browser.test_chat import scene
 from tests.browser.test_markdown import ROOT
 from tests.browser.test_visitors import TAG, site
+from tests.conftest import in_long
 
 _FOCUSED = script("looks", "defineFocused")
 _SMALL = script("looks", "small")
@@ -68,10 +69,10 @@ _ARTICLE = "<p>A line of the page.</p>" * 50
     ("before", "options", "focused"),
     [
         ("", {}, "textarea"),
-        ("", {"viewport": {"width": 800, "height": 500}}, "textarea"),  # a page with margins scrolls a little
-        ("<input autofocus>", {}, "input"),
-        (_ARTICLE, {}, "body"),  # whose keyboard scrolls the page
         ("", {"has_touch": True, "is_mobile": True}, "body"),  # whose keyboard would cover the page
+        pytest.param("", {"viewport": {"width": 800, "height": 500}}, "textarea", marks=in_long),  # it scrolls a little
+        pytest.param("<input autofocus>", {}, "input", marks=in_long),
+        pytest.param(_ARTICLE, {}, "body", marks=in_long),  # whose keyboard scrolls the page
     ],
 )
 async def test_a_chat_that_is_the_whole_page_has_the_focus(
@@ -141,9 +142,8 @@ async def test_each_block_has_its_own_direction(browser: Browser, address: str) 
     assert await state.evaluate("node => getComputedStyle(node).direction") == "ltr"
 
 
-@pytest.mark.parametrize("name", ["approval", "steering", "branches", "not-sent", "tool-failed", "formats", "floating"])
-async def test_targets_have_44_pixels_on_touch(browser: Browser, address: str, name: str) -> None:
-    page = await open_gallery(browser, address, f"state={name}", has_touch=True, is_mobile=True)
+async def test_targets_have_44_pixels_on_touch(browser: Browser, address: str) -> None:
+    page = await open_gallery(browser, address, has_touch=True, is_mobile=True)
     assert await page.evaluate("matchMedia('(pointer: coarse)').matches")
     assert await page.evaluate(_SMALL) == []
 

@@ -12,7 +12,7 @@ from playwright.async_api import Browser, Page
 
 from tests.browser.tab import script
 from tests.browser.test_client import app_with, follow, opened, page_at, token, verified
-from tests.conftest import transports
+from tests.conftest import in_long, rest_in_long, transports
 
 SECRET_TEXT = "canary of ada"
 
@@ -104,10 +104,7 @@ async def test_identity_that_the_server_does_not_confirm_loses_its_views_at_once
         assert len(await window.evaluate("window.warnings")) == 1
 
 
-_FAULTS = ["newer version", "damaged", "denied", "silent", "full"]
-
-
-@pytest.mark.parametrize("fault", _FAULTS)
+@pytest.mark.parametrize("fault", rest_in_long(["full", "newer version", "damaged", "denied", "silent"]))
 async def test_storage_that_fails_costs_the_cache_and_one_warning(browser: Browser, fault: str) -> None:
     async with opened(browser) as (_, window):
         if fault == "damaged":
@@ -134,6 +131,7 @@ async def test_storage_that_fails_costs_the_cache_and_one_warning(browser: Brows
         assert "cache" in warnings[0]
 
 
+@in_long  # some twelve mebibytes
 async def test_five_mebibytes_are_kept_of_larger_views(browser: Browser) -> None:
     hub = verified()
     async with app_with(hub) as port:

@@ -12,7 +12,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import jwt
-import pytest
 from playwright.async_api import Browser, Page, WebSocketRoute, expect
 from starlette.applications import Starlette
 from starlette.responses import HTMLResponse
@@ -24,6 +23,7 @@ from tenuto.hub.access.tokens import jwt_verifier
 from tests.browser.tab import script
 from tests.browser.test_client import FIRST_WORDS_S, SECRET, app_with, page_at, token, verified
 from tests.browser.test_markdown import POLICY
+from tests.conftest import in_long
 from tests.transports.conftest import new_hub, serving
 
 _MOUNT = script("chat_page", "mount")
@@ -269,26 +269,23 @@ async def test_each_attribute_is_a_property_before_and_after_the_definition(brow
         assert cleared == ["", True, False, False]
 
 
-@pytest.mark.parametrize(
-    ("url", "code", "words"),
-    [
-        ("/nowhere", "not_tenuto", "This chat does not work here"),
-        ("http://localhost:{}/tenuto", "unreachable", "cannot be reached now"),
-    ],
-)
-async def test_a_wrong_address_is_named_to_the_developer_only(
-    browser: Browser, url: str, code: str, words: str
-) -> None:
+async def test_a_wrong_address_is_named_to_the_developer_only(browser: Browser) -> None:
+    unreachable = f"http://localhost:{free_port()}/tenuto"
     async with app_with(new_hub()) as port:
-        page = await page_at(browser, port)
-        async with page.expect_console_message(lambda message: "correct its address" in message.text):
-            await page.evaluate(_TAG, url.format(free_port()))
-        line = page.locator("tenuto-chat [part=status]")
-        await expect(line).to_contain_text(words, timeout=FIRST_WORDS_S * 1000)
-        await page.wait_for_function("code => channel.getSnapshot().status.error?.code === code", arg=code)
-        await page.goto("about:blank")
+        for url, code, words in (
+            ("/nowhere", "not_tenuto", "This chat does not work here"),
+            (unreachable, "unreachable", "cannot be reached now"),
+        ):
+            page = await page_at(browser, port)
+            async with page.expect_console_message(lambda message: "correct its address" in message.text):
+                await page.evaluate(_TAG, url)
+            line = page.locator("tenuto-chat [part=status]")
+            await expect(line).to_contain_text(words, timeout=FIRST_WORDS_S * 1000)
+            await page.wait_for_function("code => channel.getSnapshot().status.error?.code === code", arg=code)
+            await page.goto("about:blank")
 
 
+@in_long
 async def test_a_panel_that_the_network_lost_is_loaded_again(browser: Browser) -> None:
     """The module that is lost is imported by the one that the element imports."""
     module = "chat/list.js"
@@ -331,6 +328,7 @@ _LINES = """[...root.querySelectorAll(".assistant .markdown :is(p, li, h3, pre, 
   .map((node) => (node.matches(".hairline") ? `(${node.ariaLabel})` : node.textContent))"""
 
 
+@in_long
 async def test_mark_stands_before_the_next_block_and_moves_no_more(browser: Browser) -> None:
     async with mounted(browser) as here:
         await here.ask("Explain")
@@ -351,6 +349,7 @@ async def test_mark_stands_before_the_next_block_and_moves_no_more(browser: Brow
         assert "(Kill)" not in await here.page.evaluate(_LINES)
 
 
+@in_long
 async def test_places_of_marks_count_code_points(browser: Browser) -> None:
     async with scene(browser, "", has_agent=False) as here:
         parts = [{"type": "text", "text": "🎉🎉🎉🎉🎉\n\n"}, {"type": "text", "text": "Second\n\nThird"}]
@@ -401,6 +400,7 @@ async def test_connection_that_is_back_within_a_second_is_not_mentioned(browser:
 # Buttons, branches, and edits
 
 
+@in_long
 async def test_question_that_is_deleted_while_it_is_edited_keeps_its_new_text(browser: Browser) -> None:
     async with scene(browser, "", has_agent=False) as here:
         await here.hub.create("chat:1", id="a", text="Old words", author="anonymous")
@@ -443,6 +443,7 @@ async def test_approval_says_who_answered_it_also_after_a_lost_connection(browse
         assert [name for name, _ in await here.page.evaluate("told")].count("ask") == 3
 
 
+@in_long
 async def test_approval_that_moves_to_its_message_can_be_answered(browser: Browser) -> None:
     async with scene(browser, "", has_agent=False) as here:
         await here.hub.create("chat:1", id="old", text="Delete", author="Bea")
@@ -638,6 +639,7 @@ async def test_part_that_is_opened_at_the_end_stays_where_it_is(browser: Browser
 # The composer, and failures
 
 
+@in_long
 async def test_composer_grows_to_eight_lines_and_then_scrolls(browser: Browser) -> None:
     async with mounted(browser) as here:
         input = here.page.locator(".composer textarea")
@@ -703,6 +705,7 @@ async def test_right_that_is_withdrawn_is_named_and_the_draft_stays(browser: Bro
 _NO_CLIPBOARD = "Object.defineProperty(navigator, 'clipboard', { value: undefined, configurable: true })"
 
 
+@in_long
 async def test_copy_puts_a_message_or_its_code_on_the_clipboard(browser: Browser) -> None:
     async with scene(browser, "", has_agent=False) as here:
         text = "Run **this**:\n\n```sh\nmake demo\n```"
@@ -786,6 +789,7 @@ async def test_failed_answer_is_requested_again(browser: Browser) -> None:
         await here.until("2/2")
 
 
+@in_long
 async def test_ids_that_are_names_of_objects_are_messages_like_others(browser: Browser) -> None:
     ids = ["__proto__", "constructor", "toString"]
     async with scene(browser, "") as here:

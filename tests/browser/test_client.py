@@ -29,7 +29,7 @@ from tenuto.app import Hub
 from tenuto.hub.access.tokens import jwt_verifier
 from tenuto.hub.clock import Clock
 from tests.browser.tab import TIMEOUT_MS, script
-from tests.conftest import in_long, transports
+from tests.conftest import in_long, rest_in_long, transports
 from tests.nginx import needs_nginx, nginx
 from tests.transports.conftest import listening, new_hub, serving
 
@@ -121,7 +121,7 @@ async def opened(browser: Browser, hub: Hub | None = None) -> AsyncIterator[tupl
 
 
 @pytest.mark.parametrize("transport", ["websocket", "sse", "poll"])
-@pytest.mark.parametrize(("new", "person"), [(verified, "ada"), (new_hub, "anonymous")])
+@pytest.mark.parametrize(("new", "person"), rest_in_long([(verified, "ada"), (new_hub, "anonymous")]))
 async def test_page_with_a_token_follows_and_writes_on_each_transport(
     browser: Browser, new: Callable[[], Hub], person: str, transport: str
 ) -> None:

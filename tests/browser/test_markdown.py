@@ -17,6 +17,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from tests.browser.test_client import page_at
+from tests.conftest import in_long
 from tests.transports.conftest import new_hub, serving
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +46,7 @@ async def markdown_page(browser: Browser, policy: str = POLICY) -> AsyncIterator
 
 
 async def test_nodes_do_not_depend_on_the_pieces(page: Page) -> None:
-    assert await page.evaluate("tests.random(0, 40)") == []
+    assert await page.evaluate("tests.random(0, 10)") == []
 
 
 async def test_hostile_text_runs_and_fetches_nothing(page: Page) -> None:
@@ -81,6 +82,7 @@ async def test_text_that_is_nested_too_deep_is_shown_and_the_blocks_behind_it_ar
         assert html.endswith(end)
 
 
+@in_long
 async def test_tables_of_30_columns_and_quotes_of_16_kilobytes_are_formatted_and_larger_ones_are_text(
     page: Page,
 ) -> None:
@@ -164,7 +166,7 @@ async def test_formulas_are_those_of_the_app_and_prices_stay_text(page: Page) ->
             assert seen == expected, (text, html)
         plain = await page.evaluate("text => tests.grown(text)", text)
         assert 'class="math"' not in plain
-    assert await page.evaluate("tests.randomFormulas(0, 20)") == []
+    assert await page.evaluate("tests.randomFormulas(0, 5)") == []
 
 
 async def test_formula_that_the_app_does_not_draw_is_shown_as_it_is_written(page: Page) -> None:

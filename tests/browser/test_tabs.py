@@ -19,7 +19,7 @@ from tenuto.app import Hub
 from tests.browser.tab import ARGUMENTS, TIMEOUT_MS, chromium_path, script
 from tests.browser.test_cache import stored
 from tests.browser.test_client import SECRET, app_with, follow, token, until_shown, verified
-from tests.conftest import rest_in_long
+from tests.conftest import in_long, rest_in_long
 from tests.transports.conftest import PATIENCE_S
 
 TAKEOVER_S = 2.0
@@ -85,7 +85,7 @@ async def until_removed(tab: Page, text: str) -> None:
             pass
 
 
-@pytest.mark.parametrize("end", ["closed", "crashed", "stopped"])
+@pytest.mark.parametrize("end", rest_in_long(["closed", "crashed", "stopped"], 2))
 async def test_another_tab_leads_within_two_seconds_and_no_text_is_lost_or_doubled(browser: Browser, end: str) -> None:
     async with served_window(browser) as (hub, port, context), hub.message("chat:1", id="a") as message:
         await message.append("one ")
@@ -167,7 +167,7 @@ _MISSING = [
 ]
 
 
-@pytest.mark.parametrize("missing", rest_in_long(_MISSING, 2))
+@pytest.mark.parametrize("missing", rest_in_long(_MISSING))
 async def test_browser_that_lacks_or_refuses_locks_or_channels_connects_each_tab_alone(
     browser: Browser, missing: str
 ) -> None:
@@ -229,6 +229,7 @@ async def until_kept(case: Callable[[BrowserContext, int], Awaitable[bool]]) -> 
     raise AssertionError("the browser has discarded the page three times")
 
 
+@in_long
 async def test_page_in_the_back_forward_cache_gives_the_lead_away_and_follows_when_it_returns() -> None:
     async def case(context: BrowserContext, port: int) -> bool:
         first = await open_tab(context, port)

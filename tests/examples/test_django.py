@@ -20,6 +20,7 @@ import pytest
 from playwright.async_api import Browser, expect
 
 from proof.chaos.processes import free_port
+from tests.conftest import rest_in_long
 from tests.examples.test_pages import opened
 from tests.processes import Process, request
 
@@ -222,7 +223,7 @@ async def test_the_project_of_the_page_keeps_its_chat_and_its_views_write(projec
         assert "Traceback" not in process.output
 
 
-@pytest.mark.parametrize("engine", ["db", "signed_cookies"])
+@pytest.mark.parametrize("engine", rest_in_long(["db", "signed_cookies"]))
 def test_the_verifier_of_the_page_reads_djangos_session(project: Path, engine: str) -> None:
     (project / "page.py").write_text(VERIFIER)
     (project / "login.py").write_text(LOGIN)
@@ -230,7 +231,7 @@ def test_the_verifier_of_the_page_reads_djangos_session(project: Path, engine: s
     assert ran.stdout.split() == ["200", "403", "401", "401"], ran.stderr
 
 
-@pytest.mark.parametrize(("app", "lifespan"), [("application", "on"), ("below_asgi", "off")])
+@pytest.mark.parametrize(("app", "lifespan"), rest_in_long([("application", "on"), ("below_asgi", "off")]))
 def test_views_below_an_asgi_server_write_and_the_hub_shows_it(project: Path, app: str, lifespan: str) -> None:
     port = free_port()
     arguments = ["-m", "uvicorn", f"mysite:{app}", "--port", str(port), "--lifespan", lifespan]

@@ -19,6 +19,7 @@ from tenuto.core.model import Part
 from tenuto.core.requests import PutPart, UpdateMessage
 from tenuto.interop.openai_stream import Asked, Reference, TurnEvents
 from tenuto.routes import InAnswer, MessageFinished, TurnChanged, TurnDelta
+from tests.conftest import rest_in_long
 from tests.core.harness import LogHarness
 
 KNOWN: Any = {"created": 1, "version": 1, "created_at": 0, "updated_at": 0}
@@ -170,7 +171,7 @@ def batches_from(state: int, states: list[Message], size: int) -> Iterator[list[
 
 
 @pytest.mark.parametrize("scene", [*SCENES])
-@pytest.mark.parametrize("size", [1, 3, 99])
+@pytest.mark.parametrize("size", rest_in_long([1, 3, 99]))
 def test_reader_that_is_cut_after_any_event_gets_the_events_that_it_lacks(scene: str, size: int) -> None:
     states = states_of(SCENES[scene])
     texts = [one.text for one in states]
