@@ -224,11 +224,28 @@ def _carried_out(
     late: type[StoreUnavailable] = StoreUnavailable,
     is_first: bool = False,
 ) -> Callable[Concatenate[SqliteStore, P], Coroutine[Any, Any, T]]:
-    """Return the same method of a store: the engine carries it out on the store's thread. It raises as `_run`."""
+    """Return the same method of a store: the engine carries it out on the store's thread.
+
+    It raises `late` if the call began and did not end in time.
+    """
 
     @wraps(method)
-    def call(self: SqliteStore, /, *args: P.args, **fields: P.kwargs) -> Coroutine[Any, Any, T]:
-        return self._run(lambda engine: method(of(engine), *args, **fields), late=late, is_first=is_first)
+    async def call(self: SqliteStore, /, *args: P.args, **fields: P.kwargs) -> T:
+        opened = self._opened()
+
+        def translated() -> T:
+            try:
+                return method(of(opened.engine), *args, **fields)
+            except sqlite3.Error as error:
+                raise opened.file.unavailable(error) from error
+            except UnicodeDecodeError as error:  # an error of SQLite that names a damaged table or index
+                raise damaged(self.path, error) from error
+
+        try:
+            return await opened.thread.run(translated, timeout_s=TIMEOUT_S, is_first=is_first)
+        except Late as error:
+            kind = late if error.is_begun else StoreUnavailable
+            raise kind(f"store file {self.path} did not respond within {TIMEOUT_S:.0f} s; check the disk") from None
 
     return call
 
@@ -384,26 +401,6 @@ class SqliteStore:
         with contextlib.suppress(OSError):
             backups["disk_free_bytes"] = shutil.disk_usage(self.path.parent).free
         return self._stats | backups
-
-    async def _run(
-        self, call: Callable[[Engine], T], *, late: type[StoreUnavailable] = StoreUnavailable, is_first: bool = False
-    ) -> T:
-        """Run `call` on the store's thread. Raises `late` if the call began and did not end in time."""
-        opened = self._opened()
-
-        def translated() -> T:
-            try:
-                return call(opened.engine)
-            except sqlite3.Error as error:
-                raise opened.file.unavailable(error) from error
-            except UnicodeDecodeError as error:  # an error of SQLite that names a damaged table or index
-                raise damaged(self.path, error) from error
-
-        try:
-            return await opened.thread.run(translated, timeout_s=TIMEOUT_S, is_first=is_first)
-        except Late as error:
-            kind = late if error.is_begun else StoreUnavailable
-            raise kind(f"store file {self.path} did not respond within {TIMEOUT_S:.0f} s; check the disk") from None
 
     def _opened(self) -> _Open:
         if self._open is None:
