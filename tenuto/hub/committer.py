@@ -29,7 +29,7 @@ from msgspec.structs import replace
 from tenuto.core.decide import decide, plain_append
 from tenuto.core.decide_owners import stored_renewal
 from tenuto.core.document import Document, document
-from tenuto.core.draft import Draft
+from tenuto.core.draft import Decision, Draft
 from tenuto.core.errors import Busy, Draining, StoreUnavailable, TenutoError
 from tenuto.core.events import NO_EPOCH
 from tenuto.core.limits import Limits
@@ -39,7 +39,7 @@ from tenuto.core.ops import Append, Entry, SetPart
 from tenuto.core.requests import AppendText, Caller, CreateMessage, SendCommand
 from tenuto.hub.channel import MAX_CONFLICTS, Channel, Ticks, outpaced
 from tenuto.hub.clock import Clock
-from tenuto.hub.pending import Admission, Ask, Decided, DocumentDue, Item, Outcome
+from tenuto.hub.pending import Admission, Ask, Decided, DocumentDue, Item
 from tenuto.stores.base import Committed, CommitUnknown, Conflict, Store, Write
 from tenuto.watchdog import Watchdog
 
@@ -403,16 +403,16 @@ class Committer:
 
     def _decide_item(self, channel: Channel, draft: Draft, item: Item, asks: Sequence[Ask], now_ms: int) -> Decided:
         """Decide the requests of `item`, up to the first refusal: later ones depend on it."""
-        outcomes: list[Outcome] = []
+        outcomes: list[tuple[Decision, int]] = []
         for ask in asks:
-            outcomes.append(self._decide(channel, draft, ask, now_ms))
-            if isinstance(outcomes[-1], TenutoError):
-                break
-        last = outcomes[-1] if outcomes else None
-        refusal = last if isinstance(last, TenutoError) else None
-        return Decided(channel, item, asks[: len(outcomes)], outcomes, refusal)
+            outcome = self._decide(channel, draft, ask, now_ms)
+            if isinstance(outcome, TenutoError):
+                return Decided(channel, item, asks[: len(outcomes)], outcomes, outcome)
+            outcomes.append(outcome)
+        return Decided(channel, item, asks, outcomes)
 
-    def _decide(self, channel: Channel, draft: Draft, ask: Ask, now_ms: int) -> Outcome:
+    def _decide(self, channel: Channel, draft: Draft, ask: Ask, now_ms: int) -> tuple[Decision, int] | TenutoError:
+        """Return the decision with the serial of its last operation, or the refusal."""
         request = ask.request
         is_served = isinstance(request, CreateMessage | SendCommand) and self.is_served(channel.name)
         try:

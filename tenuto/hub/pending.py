@@ -168,64 +168,54 @@ class DocumentDue(Struct, eq=False):
         pass  # no retry needed: the store will request the document again
 
 
-Outcome = tuple[Decision, int] | TenutoError  # a decision with the serial of its last operation, or the refusal
-
-
 class Decided(Struct):
-    """The decisions on an item: an outcome for each request, up to the first refusal."""
+    """The decisions on an item, up to the first refusal."""
 
     channel: Channel
     item: Item
-    asks: Sequence[Ask]
-    outcomes: Sequence[Outcome] = ()
-    # the last outcome if it is a refusal; later requests of the item were not decided
-    refusal: TenutoError | None = None
+    granted: Sequence[Ask]  # the accepted requests
+    outcomes: Sequence[tuple[Decision, int]] = ()  # the decision on each, with the serial of its last operation
+    refusal: TenutoError | None = None  # that of the next request; later requests of the item were not decided
     grown: Entry | None = None  # the entry, if `plain_append` decided the only request; it replaces `outcomes`
 
-    @property
-    def granted(self) -> Sequence[Ask]:
-        """Return the decisions on the accepted requests."""
-        return self.asks if self.refusal is None else self.asks[:-1]
-
     def result(self) -> Result | TenutoError:
-        """Return the result of the first request.
+        """Return the result of the only request.
 
         Call it after the commit. It is built on demand, since most items need none.
         """
+        if self.refusal is not None:
+            return self.refusal
         if self.grown is not None:
-            op = self.grown.op
+            op, serial = self.grown.op, self.grown.serial
             assert type(op) is Append
             decision = Decision(ops=(op,), part=op.part, length=op.at + len(op.text))
-            return _result(self.channel, self.asks[0], decision, self.grown.serial)
-        outcome = self.outcomes[0]
-        return outcome if isinstance(outcome, TenutoError) else _result(self.channel, self.asks[0], *outcome)
-
-
-def _result(channel: Channel, ask: Ask, decision: Decision, serial: int) -> Result:
-    message, command, reply = None, None, None
-    is_new = bool(decision.ops) and not decision.serial
-    if isinstance(ask.request, SendCommand):
-        sent = channel.state.commands.get(ask.key)
-        command = sent.command() if sent is not None else None
-        reply = reply_to(sent) if sent is not None else None
-    elif isinstance(ask.request, CreateMessage | UpdateMessage):
-        known = channel.state.messages.get(ask.key)
-        message = known.message() if known is not None and not known.deleted else None
-        # A commit with an unknown outcome had stored the message for this same request, so its result is `created`.
-        is_new = is_new or (ask.is_unclear and known is not None and known.writer == ask.caller.writer)
-    return Result(
-        serial=serial,
-        cursor=channel.state.cursor,
-        created=is_new,
-        message=message,
-        command=command,
-        reply=reply,
-        generation=decision.generation,
-        part=decision.part,
-        length=decision.length,
-        lengths=decision.lengths,
-        is_blind=not ask.caller.may_read,
-    )
+        else:
+            decision, serial = self.outcomes[0]
+        state, ask = self.channel.state, self.granted[0]
+        message, command, reply = None, None, None
+        is_new = bool(decision.ops) and not decision.serial
+        if isinstance(ask.request, SendCommand):
+            sent = state.commands.get(ask.key)
+            command = sent.command() if sent is not None else None
+            reply = reply_to(sent) if sent is not None else None
+        elif isinstance(ask.request, CreateMessage | UpdateMessage):
+            known = state.messages.get(ask.key)
+            message = known.message() if known is not None and not known.deleted else None
+            # A commit with an unknown outcome had stored the message for this same request, so its result is `created`.
+            is_new = is_new or (ask.is_unclear and known is not None and known.writer == ask.caller.writer)
+        return Result(
+            serial=serial,
+            cursor=state.cursor,
+            created=is_new,
+            message=message,
+            command=command,
+            reply=reply,
+            generation=decision.generation,
+            part=decision.part,
+            length=decision.length,
+            lengths=decision.lengths,
+            is_blind=not ask.caller.may_read,
+        )
 
 
 def _size_of(request: Request) -> int:

@@ -236,7 +236,7 @@ class MessageWriter(Writer):
         self._has_gap = None
         outgoing = self._outgoing
         if decided.refusal is None:
-            outgoing.stored(len(decided.asks))
+            outgoing.stored(len(decided.granted))
         else:
             outgoing.refuse(decided.refusal)
         if outgoing.unstored_bytes:

@@ -134,7 +134,7 @@ def appends_are_acknowledged_before_the_commit(patch: pytest.MonkeyPatch) -> Non
     commit = Committer._commit
 
     async def hasty(self: Committer, cut: Any, watchdog: Watchdog) -> None:
-        appends = [one for one in cut.decided if all(isinstance(ask.request, AppendText) for ask in one.asks)]
+        appends = [one for one in cut.decided if all(isinstance(ask.request, AppendText) for ask in one.granted)]
         rest = [one for one in cut.decided if one not in appends]
         cut.decided = appends
         self._return_all(cut, (), {})
