@@ -367,29 +367,21 @@ def message_bytes(messages: Iterable[Message]) -> int:
 _MAX_TIMER_S = 12 * 3600.0
 
 
-def not_authenticated() -> Unauthenticated:
-    """Return the error for a socket that has not sent its `auth` frame."""
-    return Unauthenticated(
-        "this hub accepts no cookie of this client, if it has one, and got no token: sign in, or pass a token to the "
-        "client (the option or attribute `token`); a socket sends it in its first frame, `auth`"
-    )
-
-
 class Credentials:
-    """The identity behind one request or connection; None until an `auth` frame.
+    """The identity behind one request or connection. It is used on the hub's loop, and only `renew` waits."""
 
-    It is used on the hub's loop, and only `renew` waits.
-    """
+    identity: Identity  # unset until it is known
 
     __slots__ = (
         "_hub",
-        "_identity",
         "_on_expiry",
         "_scope",
         "_slot",
         "_timer",
+        "identity",
         "is_ambient",
         "is_counted",
+        "is_known",
         "peer",
         "refusal",
         "ticket",
@@ -401,7 +393,9 @@ class Credentials:
         self.peer = peer_of(scope)  # the address of the connection
         self._hub = hub
         self._scope = scope
-        self._identity = identity
+        self.is_known = identity is not None  # of a socket, perhaps only after an `auth` frame
+        if identity is not None:
+            self.identity = identity
         # Whether requests and bytes of the client are counted (`hub.rates`). Stored here, since each frame of a socket
         # needs it.
         self.is_counted = identity is not None and self._is_counted(identity)
@@ -412,33 +406,20 @@ class Credentials:
         self.refusal: TooMany | None = None  # why a cookie does not count, unless an `auth` frame comes
 
     @property
-    def identity(self) -> Identity:
-        """Return the identity. Raises Unauthenticated before it is known."""
-        if self._identity is None:
-            raise not_authenticated()
-        return self._identity
-
-    @property
-    def is_known(self) -> bool:
-        """Return whether the identity is known."""
-        return self._identity is not None
-
-    @property
     def is_expired(self) -> bool:
         """Return whether the identity has expired."""
-        identity = self._identity
         # Checked inline: this runs for every frame of a socket, and most identities of servers never expire.
         return (
-            identity is not None
-            and identity.expires_at_ms is not None
-            and identity.is_expired(self._hub.clock.now_ms())
+            self.is_known
+            and self.identity.expires_at_ms is not None
+            and self.identity.is_expired(self._hub.clock.now_ms())
         )
 
     def left_s(self) -> float:
         """Return the seconds until the identity expires."""
-        if self._identity is None or self._identity.expires_at_ms is None:
+        if self.identity.expires_at_ms is None:
             return float("inf")
-        return max(0.0, (self._identity.expires_at_ms - self._hub.clock.now_ms()) / 1000)
+        return max(0.0, (self.identity.expires_at_ms - self._hub.clock.now_ms()) / 1000)
 
     async def renew(self, token: str) -> Identity:
         """Verify a token. The first one sets the identity; later ones must be of the same client.
@@ -450,18 +431,18 @@ class Credentials:
         if self._hub.authenticate is None:
             return self.identity
         identity = await identity_by_token(self._hub, self._scope, token)
-        is_other = self._identity is None or identity.client_id != self._identity.client_id
-        if is_other and self._identity is not None:
+        is_other = not self.is_known or identity.client_id != self.identity.client_id
+        if is_other and self.is_known:
             if not self.is_ambient:
                 raise Forbidden(
-                    f"the token is of client {identity.client_id!r}, but client {self._identity.client_id!r} opened "
+                    f"the token is of client {identity.client_id!r}, but client {self.identity.client_id!r} opened "
                     "this connection; open another connection for another client"
                 )
             self._leave_slot()
         if is_other:
             self._slot = self._take_slot(identity)
             mark_known(self._scope)
-        self._identity = identity
+        self.identity, self.is_known = identity, True
         self.is_counted = self._is_counted(identity)
         self._set_timer()
         return identity
@@ -552,7 +533,7 @@ class Credentials:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._on_expiry is None or self._identity is None or self._identity.expires_at_ms is None:
+        if self._on_expiry is None or not self.is_known or self.identity.expires_at_ms is None:
             return
         self._timer = asyncio.get_running_loop().call_later(min(self.left_s(), _MAX_TIMER_S), self._check_expiry)
 

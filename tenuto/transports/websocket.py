@@ -22,7 +22,7 @@ from tenuto.core.errors import Busy, InvalidRequest, TenutoError, TooMany, Unaut
 from tenuto.hub.access.identity import Scope, header
 from tenuto.hub.access.visitors import VisitorVerifier, visit_in
 from tenuto.hub.hub import HubCore
-from tenuto.transports.access import Credentials, check_serving, identify, known_identity, not_authenticated
+from tenuto.transports.access import Credentials, check_serving, identify, known_identity
 from tenuto.transports.codec import (
     CROWDED,
     DRAINED,
@@ -204,19 +204,14 @@ class Socket:
         if self._pause_s:
             pause_s, self._pause_s = self._pause_s, 0.0
             await asyncio.sleep(pause_s)
-        # until enough requests have been carried out and their responses sent
-        while self._is_full and not self.sender.is_over:
+        # until enough requests have been carried out and their responses sent, and a first `auth` is verified
+        while not self.sender.is_over and (self.session.is_full or (self._is_renewing and self.credentials.is_ambient)):
             self._room = self._loop.create_future()
             try:
                 await self._room
             finally:
                 self._room = None
         return True
-
-    @property
-    def _is_full(self) -> bool:
-        """Return whether no further frame can be received now, also because a first `auth` is being verified."""
-        return self.session.is_full or (self._is_renewing and self.credentials.is_ambient)
 
     # Calls of the heartbeats
 
@@ -244,7 +239,10 @@ class Socket:
         elif (auth := _auth_in(text)) is not None:
             await self._renew(auth)
         else:
-            error = self.credentials.refusal or not_authenticated()
+            error = self.credentials.refusal or Unauthenticated(
+                "this hub accepts no cookie of this client, if it has one, and got no token: sign in, or pass a token "
+                "to the client (the option or attribute `token`); a socket sends it in its first frame, `auth`"
+            )
             session.refuse(ref_in(text.encode(errors="replace")), error)
             session.end(_CODES.get(type(error), UNAUTHENTICATED), error.code)
         self._unauthenticated.discard(self)
@@ -338,7 +336,7 @@ class Socket:
             elif not self._is_closing:
                 self._is_closing = True  # set before the close: do not wait for a peer that does not read
                 self._loop.call_later(FAREWELL_S, partial(sender.end, patience_s=0))
-        if self._room is not None and not self._room.done() and (not self._is_full or sender.is_over):
+        if self._room is not None and not self._room.done() and (not session.is_full or sender.is_over):
             self._room.set_result(None)
 
     freed = _pump  # for the sender, when it is free again
