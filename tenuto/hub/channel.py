@@ -76,19 +76,6 @@ class EncodedBatch(Struct, eq=False):
     _frames: tuple[bytes, ...] | None = None
 
     @property
-    def text_bytes(self) -> int:
-        """Return an estimate of the bytes of text in the batch, without encoding it."""
-        size = 0
-        for event in self.events:
-            if isinstance(event, MessageAppend):
-                size += len(event.text)
-            elif isinstance(event, MessagePart):
-                size += part_bytes(event.part)
-            elif isinstance(event, MessageCreate | MessageUpdate):
-                size += sum(map(part_bytes, event.message.parts))
-        return size
-
-    @property
     def encoded_bytes(self) -> int:
         """Return how many bytes the events take as JSON."""
         return sum(map(len, self.raw))
@@ -188,7 +175,14 @@ class BatchCache:
 
         Beyond the limit drop all others, because each feed may have another cursor.
         """
-        size = batch.text_bytes
+        size = 0  # an estimate, since the batch may never be encoded
+        for event in batch.events:
+            if isinstance(event, MessageAppend):
+                size += len(event.text)
+            elif isinstance(event, MessagePart):
+                size += part_bytes(event.part)
+            elif isinstance(event, MessageCreate | MessageUpdate):
+                size += sum(map(part_bytes, event.message.parts))
         is_full = len(self.live) + len(self.first) >= MAX_CACHED_BATCHES
         if is_full or self.text_bytes + size > MAX_CACHED_BYTES:
             self.forget()

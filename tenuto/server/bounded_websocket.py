@@ -124,14 +124,14 @@ class Gate:
         return True
 
 
-class Inbox(Generic[T]):
+class Inbox(Gate, Generic[T]):
     """An `asyncio.Queue` without a limit: its owner stops reading from the peer after each message."""
 
-    __slots__ = ("_arrived", "messages")
+    __slots__ = ("messages",)
 
     def __init__(self) -> None:
+        super().__init__(is_open=False)
         self.messages: list[T] = []
-        self._arrived = Gate(is_open=False)
 
     def empty(self) -> bool:
         """Return whether `get` would wait."""
@@ -140,13 +140,13 @@ class Inbox(Generic[T]):
     def put_nowait(self, message: T) -> None:
         """Add `message`."""
         self.messages.append(message)
-        self._arrived.set()
+        self.set()
 
     async def get(self) -> T:
         """Remove and return the oldest message; wait for one if there is none."""
         while not self.messages:
-            self._arrived.clear()
-            await self._arrived.wait()
+            self._is_open = False
+            await self.wait()
         return self.messages.pop(0)
 
 

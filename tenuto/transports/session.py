@@ -339,14 +339,14 @@ class Attachments:
         limits = self._hub.limits
         if frame.history is not None and frame.history > limits.history:
             raise InvalidRequest(f"history must be a whole number from 0 to {limits.history}, got {frame.history}")
-        if channel not in self._by_channel and len(self._by_channel) >= limits.socket_channels:
-            limit = limits.socket_channels
+        if channel in self._by_channel:
+            self.leave(channel)
+        elif len(self._by_channel) >= limits.socket_channels:
             raise TooMany(
-                f"this socket is attached to {limit} channels, which is the limit (Limits.socket_channels); open "
-                "another one",
-                limit=limit,
+                f"this socket is attached to {limits.socket_channels} channels, which is the limit "
+                "(Limits.socket_channels); open another one",
+                limit=limits.socket_channels,
             )
-        self.leave(channel)
         attachment = self._by_channel[channel] = Attachment(channel)
         return partial(self._attach, frame, attachment)
 

@@ -292,11 +292,13 @@ async def test_each_transport_sends_a_client_its_identity_capabilities_and_time_
         {"type": "auth", "ref": 1},
         *({"type": "auth", "ref": 1, "token": one} for one in (7, "garbage", "", "\ud800", "a\r\nX-Evil: 1")),
         {"ref": 1},
+        {"ref": 1, "token": "good"},
     ],
 )
 async def test_unauthenticated_socket_is_closed_after_any_other_frame(served: Verified, frame: dict[str, Any]) -> None:
+    text = json.dumps(frame).replace("good", served.token("subscribe"))
     async with dialled(served) as peer:
-        await peer.socket.send(json.dumps(frame))
+        await peer.socket.send(text)
         refused = await peer.receive()
         assert (refused["type"], refused["code"], refused["ref"]) == ("error", "unauthenticated", 1)
         assert await closed_with(peer) == (4201, "unauthenticated")

@@ -78,12 +78,9 @@ class Identity(Struct, frozen=True, kw_only=True):
 
     def capabilities_on(self, channel: str) -> list[str]:
         """Return the capabilities that are granted on `channel`, in alphabetical order."""
-        granted = self._granted_on(channel)
-        return [one for one in _IN_ORDER if one in granted]
-
-    def _granted_on(self, channel: str) -> frozenset[str]:
         known = (names for pattern, names in (self.grants or {}).items() if matches(pattern, channel))
-        return self.capabilities.union(*known)
+        granted = self.capabilities.union(*known)
+        return [one for one in _IN_ORDER if one in granted]
 
     def check(self, capability: str, channel: str) -> None:
         """Raise Forbidden unless this identity holds `capability` on `channel`, or on all channels of a pattern."""
@@ -117,7 +114,8 @@ class Identity(Struct, frozen=True, kw_only=True):
 
     def caller(self, channel: str) -> Caller:
         """Return the caller for a request on `channel`."""
-        granted = self._granted_on(channel)
+        known = (names for pattern, names in (self.grants or {}).items() if matches(pattern, channel))
+        granted = self.capabilities.union(*known)
         return Caller(
             id=self.client_id,
             is_admin="admin" in granted,
