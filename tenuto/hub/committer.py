@@ -371,7 +371,7 @@ class Committer:
             draft = batch.draft(channel)
             before = len(draft.ops)
             now_ms = now_ms or self._clock.now_ms()
-            batch.decided.append(self._decide_item(channel, draft, item, asks, now_ms))
+            batch.decided.append(self._decide(channel, draft, item, asks, now_ms))
             if type(item) is DocumentDue:
                 batch.due.setdefault(channel, []).extend(item.ids)
             rows += len(draft.ops) - before
@@ -401,41 +401,35 @@ class Committer:
             return None
         return Entry(state.serial + 1, op)
 
-    def _decide_item(self, channel: Channel, draft: Draft, item: Item, asks: Sequence[Ask], now_ms: int) -> Decided:
+    def _decide(self, channel: Channel, draft: Draft, item: Item, asks: Sequence[Ask], now_ms: int) -> Decided:
         """Decide the requests of `item`, up to the first refusal: later ones depend on it."""
-        outcomes: list[tuple[Decision, int]] = []
+        outcomes, refusal = list[tuple[Decision, int]](), None
         for ask in asks:
-            outcome = self._decide(channel, draft, ask, now_ms)
-            if isinstance(outcome, TenutoError):
-                return Decided(channel, item, asks[: len(outcomes)], outcomes, outcome)
-            outcomes.append(outcome)
-        return Decided(channel, item, asks, outcomes)
-
-    def _decide(self, channel: Channel, draft: Draft, ask: Ask, now_ms: int) -> tuple[Decision, int] | TenutoError:
-        """Return the decision with the serial of its last operation, or the refusal."""
-        request = ask.request
-        is_served = isinstance(request, CreateMessage | SendCommand) and self.is_served(channel.name)
-        try:
-            decision = decide(
-                draft, ask.key, request, caller=ask.caller, now_ms=now_ms, limits=self._limits, is_served=is_served
-            )
-            if self.check is not None and isinstance(request, CreateMessage | SendCommand) and decision.ops:
-                self.check(request, draft.message)
-        except TenutoError as error:
-            return error.with_traceback(None)
-        except Exception:  # an unexpected exception in a decision must not fail the requests of others
-            logger.exception("a request about %r could not be decided", ask.key)
-            return TenutoError("the request could not be decided because of a bug; the hub's log has the reason")
-        serials = [draft.add(op) for op in decision.ops]
-        serial = decision.serial or (serials[decision.result_op] if serials else 0)
-        if not serials and not self._store.is_exclusive and _renews_lease(ask.caller):
-            for op in stored_renewal(draft.message(ask.key), now_ms):
-                draft.add(op)
-        if isinstance(request, AppendText) and request.at is None and decision.length is not None:
-            # The request keeps its first offset, so that its text is not added twice after a commit with an unknown
-            # outcome.
-            ask.request = replace(request, at=decision.length - len(request.text))
-        return decision, serial
+            request = ask.request
+            is_served = isinstance(request, CreateMessage | SendCommand) and self.is_served(channel.name)
+            try:
+                decision = decide(
+                    draft, ask.key, request, caller=ask.caller, now_ms=now_ms, limits=self._limits, is_served=is_served
+                )
+                if self.check is not None and isinstance(request, CreateMessage | SendCommand) and decision.ops:
+                    self.check(request, draft.message)
+            except TenutoError as error:
+                refusal = error.with_traceback(None)
+                break
+            except Exception:  # an unexpected exception in a decision must not fail the requests of others
+                logger.exception("a request about %r could not be decided", ask.key)
+                refusal = TenutoError("the request could not be decided because of a bug; the hub's log has the reason")
+                break
+            serials = [draft.add(op) for op in decision.ops]
+            outcomes.append((decision, decision.serial or (serials[decision.result_op] if serials else 0)))
+            if not serials and not self._store.is_exclusive and _renews_lease(ask.caller):
+                for op in stored_renewal(draft.message(ask.key), now_ms):
+                    draft.add(op)
+            if isinstance(request, AppendText) and request.at is None and decision.length is not None:
+                # The request keeps its first offset, so that its text is not added twice after a commit with an unknown
+                # outcome.
+                ask.request = replace(request, at=decision.length - len(request.text))
+        return Decided(channel, item, asks[: len(outcomes)], outcomes, refusal)
 
     # -- storing -----------------------------------------------------------------------------------------------
 

@@ -32,6 +32,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar
 
+from msgspec import Struct
+
 from tenuto.core.errors import LocalError, StoreInUse, StoreUnavailable, shown
 from tenuto.stores.base import CommitUnknown
 from tenuto.stores.sqlite.backup import Stopped, check_target, copy, finish, keep_synced, partial_file
@@ -77,7 +79,9 @@ class StoreThread:
         if self._is_stopping:
             raise LocalError(f"store thread {self._thread.name!r} is closed; open the store again to use it")
         result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        work = _Work(call, result, timeout_s)
+        work = _Work(call, result)
+        if timeout_s is not None:
+            work.timer = result.get_loop().call_later(timeout_s, work.expire)
         if is_first:
             self._first.append(work)
         self._queue.put(work)
@@ -160,24 +164,17 @@ class StoreThread:
             return RETRY_S
 
 
-class _Work(Generic[T]):
+class _Work(Struct, Generic[T], eq=False):
     """A queued call, and the future for its result if a caller waits for it."""
 
-    __slots__ = ("_call", "_is_begun", "_is_late", "_result", "_timer")
-
-    def __init__(
-        self, call: Callable[[], T], result: asyncio.Future[T] | None = None, timeout_s: float | None = None
-    ) -> None:
-        self._call = call
-        self._result = result
-        self._is_begun = False
-        self._is_late = False
-        self._timer: asyncio.TimerHandle | None = None
-        if result is not None and timeout_s is not None:
-            self._timer = result.get_loop().call_later(timeout_s, self._expire)
+    _call: Callable[[], T]
+    _result: asyncio.Future[T] | None = None
+    timer: asyncio.TimerHandle | None = None  # calls `expire`, if the caller waits for a limited time
+    _is_begun: bool = False
+    _is_late: bool = False
 
     def run(self) -> None:
-        # This method writes `_is_begun` before it reads `_is_late`; `_expire` does it the other way round. So a call
+        # This method writes `_is_begun` before it reads `_is_late`; `expire` does it the other way round. So a call
         # that was reported as not begun never runs.
         if self._is_begun:
             return  # it passed others
@@ -194,14 +191,15 @@ class _Work(Generic[T]):
         elif error is not None:
             logger.error("the last work of a store failed", exc_info=error)
 
-    def _expire(self) -> None:
+    def expire(self) -> None:
+        """End the wait of the caller."""
         self._is_late = True
         if self._result is not None and not self._result.done():
             self._result.set_exception(Late(is_begun=self._is_begun))
 
     def _settle(self, caller: asyncio.Future[T], result: Any, error: BaseException | None) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        if self.timer is not None:
+            self.timer.cancel()
         if caller.done():
             return  # it has stopped waiting
         if error is not None:
