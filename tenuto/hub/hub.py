@@ -26,14 +26,12 @@ from tenuto.core.errors import LocalError, StoreUnavailable
 from tenuto.core.events import Batch, Cursor, Page, Presence, ServerEvent, parse_cursor
 from tenuto.core.limits import Limits
 from tenuto.core.model import Command, Json, Message, Part
-from tenuto.core.names import check_channel, check_id, check_key, check_pattern, command_key
+from tenuto.core.names import check_channel, check_id, check_pattern, command_key
 from tenuto.core.requests import (
-    Caller,
     CreateMessage,
     DeleteMessage,
     FinishMessage,
     ReplyCommand,
-    Request,
     SendCommand,
     UpdateMessage,
 )
@@ -51,7 +49,7 @@ from tenuto.hub.keep.archive import Archive
 from tenuto.hub.keep.policies import Capacity
 from tenuto.hub.keep.retention import Retainer, Rules
 from tenuto.hub.lifecycle import Lifecycle, SignalHook
-from tenuto.hub.pending import ChannelInfo, Done, info_of, message_of, own_copy
+from tenuto.hub.pending import ChannelInfo, info_of, message_of, own_copy
 from tenuto.hub.turns.status import take_waiting
 from tenuto.hub.writer import Adopter, MessageWriter, Recovery, take_over
 from tenuto.portal import NoResponse, Portal, SyncWriter, blocking, run_on, writing
@@ -388,14 +386,6 @@ class HubCore(Lifecycle):
         return Subscription(self, check_channel(channel), since, history, flush_ms)
 
     # -- for transports ----------------------------------------------------------------------------------------
-
-    def submit(self, channel: str, message_id: str, request: Request, caller: Caller, done: Done) -> None:
-        """Submit `request` and call `done` with the result or the error. The hub must have started.
-
-        Requests of one channel are decided in the order they were submitted. Raises Busy, InvalidName.
-        """
-        key = check_key(message_id)
-        self.runtime.submit(check_channel(channel), key, request, caller, done)
 
     async def take_waiting(self, channel: str, message_id: str, by: str, *, turn: str | None = None) -> bool:
         """Take a waiting user message into a running turn of agent `by`, so that it gets no turn of its own.

@@ -617,7 +617,7 @@ class Session:
             channel = self._checked(frame)
             key = key_of(self.hub, self.credentials.identity, channel, request, frame.id)
             done = partial(self._request_done, frame.ref, (channel, key), request, weight)
-            self.hub.submit(channel, key, request, self.credentials.caller(channel), done)
+            self.hub.runtime.submit(channel, key, request, self.credentials.caller(channel), done)
         except TenutoError as error:
             self.refuse(frame.ref, error)
             return

@@ -88,7 +88,7 @@ async def test_large_request_has_a_commit_of_its_own_and_smaller_ones_go_before_
     await hub.create("d", id="first", text="?")
     for name, text in [("a", "x" * LARGE_BYTES), ("b", "x" * LARGE_BYTES), ("b", "after"), ("d", "?"), ("a", "after")]:
         result, done = result_later()
-        hub.submit(name, f"{len(results)}", CreateMessage(text=text), caller, done)
+        hub.runtime.submit(name, f"{len(results)}", CreateMessage(text=text), caller, done)
         results.append(result)
     serials = [result.serial for result in await asyncio.gather(*results)]
     assert (store.created, serials) == ([1, 0, 1, 0, 1, 0], [1, 1, 2, 2, 2])
@@ -105,13 +105,13 @@ async def test_large_request_does_not_wait_for_ever_behind_channels_that_are_rea
 
     async def come() -> None:
         for number in range(500):
-            hub.submit(f"c{number}", "second", CreateMessage(text="?"), caller, result_later()[1])
+            hub.runtime.submit(f"c{number}", "second", CreateMessage(text="?"), caller, result_later()[1])
             await asyncio.sleep(0.001)
 
     coming = asyncio.create_task(come())
     await asyncio.sleep(0.05)
     begun_s, (result, done) = now_s(), result_later()
-    hub.submit("large", "second", CreateMessage(text="x" * LARGE_BYTES), caller, done)
+    hub.runtime.submit("large", "second", CreateMessage(text="x" * LARGE_BYTES), caller, done)
     await result
     assert now_s() - begun_s < 0.1
     await coming
@@ -128,14 +128,14 @@ async def test_requests_of_a_channel_keep_their_order_beside_a_burst() -> None:
     results: list[asyncio.Future[Result]] = []
     for number in range(100):
         result, done = result_later()
-        hub.submit(f"new{number}", "m", CreateMessage(), caller, done)
+        hub.runtime.submit(f"new{number}", "m", CreateMessage(), caller, done)
         results.append(result)
     for number in range(3):
         for name in ("last", "other"):
             create = CreateMessage(role="assistant", status="streaming")
             for request in (create, AppendText(text="a", generation=1), AppendText(text="b", generation=1)):
                 result, done = result_later()
-                hub.submit(name, f"m{number}", request, caller, done)
+                hub.runtime.submit(name, f"m{number}", request, caller, done)
                 results.append(result)
     stored = (await asyncio.gather(*results))[100:]
     await streaming

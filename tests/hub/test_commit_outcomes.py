@@ -226,7 +226,7 @@ async def test_starting_hub_refuses_requests_as_busy() -> None:
     starting = asyncio.create_task(hub.start())
     await store.opening.wait()
     with pytest.raises(Busy):
-        hub.submit("c", "m", CreateMessage(), hub.caller("ann"), lambda result: None)
+        hub.runtime.submit("c", "m", CreateMessage(), hub.caller("ann"), lambda result: None)
     store.may_open.set()
     await starting
     await hub.close()

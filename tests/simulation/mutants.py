@@ -829,7 +829,7 @@ def a_delete_is_acknowledged_at_once(patch: pytest.MonkeyPatch) -> None:
     def at_once(self: Session, frame: Any, size: int) -> None:
         if isinstance(frame, DeleteMessage):
             caller = self.credentials.caller(frame.channel)
-            self.hub.submit(frame.channel, frame.id, frame, caller, lambda result: None)
+            self.hub.runtime.submit(frame.channel, frame.id, frame, caller, lambda result: None)
             self.respond({"type": "ok", "ref": frame.ref})
         else:
             request(self, frame, size)
