@@ -289,15 +289,15 @@ class Access:
     def is_interrupted(self, channel: str, message_id: str) -> bool:
         """Return whether a newer message has cancelled the turn of this one, as far as this server has it."""
         commands = self._hub.channel(channel).state.commands.values()
-        return any(one.target == message_id and one.data == INTERRUPTED for one in commands)
+        return any(one.sent.target == message_id and one.sent.data == INTERRUPTED for one in commands)
 
     async def replied(self, channel: str, targets: Container[str | None], *, after: int) -> list[Json]:
         """Return the data of the questions with a positive reply; of too many since a serial, those in memory."""
         live = self._hub.channel(channel)
         async with self._hub.viewing.reading():
             await live.load_since(after)
-        commands = live.state.commands.values()
-        return [one.data for one in commands if one.target in targets and one.reply is not None and one.reply.ok]
+        approved = [one.sent for one in live.state.commands.values() if one.reply is not None and one.reply.ok]
+        return [one.data for one in approved if one.target in targets]
 
     def agents(self, channel: str | None = None) -> dict[str, str]:
         """Return the names of the agents, also of other processes, that serve `channel` or any, with their patterns."""

@@ -68,9 +68,9 @@ def send_command(
     known = state.command(key)
     if known is not None:
         # another attempt at the turn, maybe of another agent and about another answer, goes on with a step or question
-        is_same = known.name == request.name and _is_same_question(known.data, request.data)
+        is_same = known.sent.name == request.name and _is_same_question(known.sent.data, request.data)
         is_same = is_same and request.generation is not None
-        if known.digest != sent and not (is_step or is_same):
+        if known.sent.digest != sent and not (is_step or is_same):
             raise IdConflict(f"command id {command_id(key)!r} was used before with other content; use a new id")
         # the reply came while no attempt wrote, or to one that was superseded: it is noted at the part of this one
         noted: tuple[SetPart, ...] = ()
@@ -201,13 +201,13 @@ def _check_room(state: Draft, request: SendCommand, caller: Caller, limits: Limi
     need no limit per sender, because the server replies to each within seconds.
     """
     stops = rules_of(request.name).stops
-    alike = [one for one in state.open_commands() if rules_of(one.name).stops is stops]
+    alike = [one for one in state.open_commands() if rules_of(one.sent.name).stops is stops]
     if stops:
-        _check_count(sum(one.target == request.target for one in alike), OPEN_CANCELS, "cancels of that target")
+        _check_count(sum(one.sent.target == request.target for one in alike), OPEN_CANCELS, "cancels of that target")
         return
     _check_count(len(alike), limits.open_commands, "commands")
     _check_count(
-        sum(one.by == caller.id for one in alike), max(1, limits.open_commands // 4), "commands of this sender"
+        sum(one.sent.by == caller.id for one in alike), max(1, limits.open_commands // 4), "commands of this sender"
     )
 
 
@@ -224,15 +224,15 @@ def reply_command(
     """Store the reply to a command. The first reply counts; a later one is refused."""
     command = _command(state, key)
     if command.is_step:
-        _check_has_turn(state, command.target, request.generation, caller, key)
+        _check_has_turn(state, command.sent.target, request.generation, caller, key)
     if command.reply is not None and _is_repeat(command.reply, request, caller):
         return Decision(serial=command.reply_serial)
-    is_senders = caller.id is not None and command.by == caller.id
-    is_at_work = _is_at_work_on(state, command.target, caller)
+    is_senders = caller.id is not None and command.sent.by == caller.id
+    is_at_work = _is_at_work_on(state, command.sent.target, caller)
     if not (caller.may_read or is_senders or is_at_work):
         raise _unknown(key)
     is_trusted = is_at_work or caller.is_admin or caller.is_app or caller.is_server
-    if rules_of(command.name).replier is Replier.WORKER and not is_trusted:
+    if rules_of(command.sent.name).replier is Replier.WORKER and not is_trusted:
         _check_may_reply(command, caller)
     if command.reply is not None:
         raise AlreadyAnswered(f"command {command_id(key)!r} already has a reply; only the first one counts")
@@ -245,11 +245,11 @@ def reply_command(
         request=check_id(request.request, "request") if request.request is not None else None,
         at_ms=now_ms,
     )
-    return Decision(ops=(reply, *_noted(state, command, command, request, now_ms)), result_op=0)
+    return Decision(ops=(reply, *_noted(state, command, command.sent, request, now_ms)), result_op=0)
 
 
 def _noted(
-    state: Draft, command: CommandState, asked: CommandState | SendCommand, reply: ReplyCommand | Reply, now_ms: int
+    state: Draft, command: CommandState, asked: Command | SendCommand, reply: ReplyCommand | Reply, now_ms: int
 ) -> tuple[SetPart, ...]:
     """Return the operation that notes the reply at the tool call which an `approve` names in `data.call`, if it waits.
 
@@ -258,7 +258,7 @@ def _noted(
     """
     call = asked.data.get("call") if isinstance(asked.data, dict) else None
     target = state.message(asked.target) if asked.target is not None else None
-    is_judgement = command.name == APPROVE.name and reply.error is None
+    is_judgement = command.sent.name == APPROVE.name and reply.error is None
     if not is_judgement or target is None or not target.is_streaming:
         return ()
     for index, part in enumerate(target.parts):
@@ -302,13 +302,13 @@ def _check_may_reply(command: CommandState, caller: Caller) -> None:
     The server does not carry out a `cancel` that has a reply, so a reply by another client would keep the answer
     running. Any client that may write replies to a command without a target.
     """
-    if command.target is not None:
+    if command.sent.target is not None:
         raise Forbidden(
-            f"only the agent that works on message {command.target!r} may reply to this "
-            f"{command.name}; wait for its reply"
+            f"only the agent that works on message {command.sent.target!r} may reply to this "
+            f"{command.sent.name}; wait for its reply"
         )
     if not caller.may_write:
-        raise Forbidden(f"a reply to command {command.name!r} without a target needs the capability 'append'")
+        raise Forbidden(f"a reply to command {command.sent.name!r} without a target needs the capability 'append'")
 
 
 def _is_at_work_on(state: Draft, target_id: str | None, caller: Caller) -> bool:
@@ -364,10 +364,10 @@ def settle_command(state: Draft, key: str, request: SettleCommand, now_ms: int) 
     command = _command(state, key)
     if command.reply is not None:
         return Decision(serial=command.reply_serial)
-    if request.expires_ms not in (None, command.expires_ms):
+    if request.expires_ms not in (None, command.sent.expires_ms):
         return Decision(serial=command.created)
-    if rules_of(command.name).stops and command.target is not None:
-        ops = _carry_out(state, command.target, now_ms)
+    if rules_of(command.sent.name).stops and command.sent.target is not None:
+        ops = _carry_out(state, command.sent.target, now_ms)
         late = Finished("the answer ended before the cancel was carried out; no other cancel is needed")
         error: Json = None if ops else {"code": late.code, "detail": late.detail}
         return Decision(ops=(*ops, _reply(key, now_ms, ok=bool(ops), error=error)))
@@ -431,8 +431,8 @@ def _is_only_waiting(state: Draft, target: MessageState) -> bool:
 
 def is_being_cancelled(state: Draft, message_id: str) -> bool:
     """Return whether a command that stops the turn of a message, or an answer to it, waits for its reply."""
-    stops = (one.target for one in state.open_commands() if rules_of(one.name).stops and one.target is not None)
-    targets = (state.message(target) for target in stops)
+    sent = (one.sent for one in state.open_commands())
+    targets = (state.message(one.target) for one in sent if rules_of(one.name).stops and one.target is not None)
     return any(one is not None and message_id in (one.id, one.reply_to) for one in targets)
 
 
@@ -502,7 +502,7 @@ def _withdrawn(state: Draft, message: MessageState, now_ms: int) -> list[Reply]:
     targets = {message.id, *reply_ids(message.id, message.claim.generation)}
     targets.update(one.id for one in state.messages() if one.reply_to == message.id)
     return [
-        Reply(id=one.id, ok=False, error=WITHDRAWN, by=one.by, at_ms=now_ms)
+        Reply(id=one.id, ok=False, error=WITHDRAWN, by=one.sent.by, at_ms=now_ms)
         for one in questions
-        if one.target in targets
+        if one.sent.target in targets
     ]

@@ -178,24 +178,16 @@ def document(message: MessageState | CommandState) -> Document:
 
 
 def _command_document(command: CommandState) -> Document:
-    reply = command.reply
+    sent, reply = command.sent, command.reply
     head = _encode_head(
         CommandHead(
-            command=Command(
-                id=command.id,
-                name=command.name,
-                target=command.target,
-                by=command.by,
-                at_ms=command.created_at,
-                expires_ms=command.expires_ms,
-                digest=command.digest,
-            ),
+            command=replace(sent, data=None),
             created=command.created,
             reply=replace(reply, data=None, error=_outcome(reply.error)) if reply is not None else None,
             reply_serial=command.reply_serial,
         )
     )
-    data = [command.data, *([reply.data, reply.error] if reply is not None else [])]
+    data = [sent.data, *([reply.data, reply.error] if reply is not None else [])]
     text = msgspec.json.encode(data).decode() if any(one is not None for one in data) else ""
     return Document(
         id=command.id,
@@ -207,8 +199,8 @@ def _command_document(command: CommandState) -> Document:
         head=head,
         fresh=True,
         segments=[Segment(part=0, at=0, text=text, marks=[])] if text else [],
-        target=command.target,
-        until_ms=command.expires_ms + KEPT_MS,
+        target=sent.target,
+        until_ms=sent.expires_ms + KEPT_MS,
         at_ms=command.updated_at,
     )
 
@@ -265,7 +257,8 @@ def restore_command(stored: Stored) -> CommandState:
     try:
         command = _command_in(_decode_command(stored.head))
         for segment in stored.segments:
-            command.data, *of_reply = msgspec.json.decode(segment.text, type=list[Json])
+            sent_data, *of_reply = msgspec.json.decode(segment.text, type=list[Json])
+            command.sent = replace(command.sent, data=sent_data)
             command.stored_bytes += len(segment.text)
             if command.reply is not None:
                 data, error = of_reply
@@ -292,9 +285,7 @@ def _joins(text: Text, segment: Segment) -> bool:
 
 
 def _command_in(head: CommandHead) -> CommandState:
-    command = CommandState.begun(head.command, head.created)
-    command.reply, command.reply_serial = head.reply, head.reply_serial
-    return command
+    return CommandState(sent=head.command, created=head.created, reply=head.reply, reply_serial=head.reply_serial)
 
 
 def used_up_head(message_id: str) -> bytes:

@@ -173,38 +173,21 @@ def set_parts(message: MessageState, parts: list[Part], serial: int) -> None:
 class CommandState(Struct, eq=False, kw_only=True):
     """The state of one command: the fold of its entries."""
 
-    id: str  # with its prefix `!`
-    name: str
-    target: str | None
-    data: Json
-    by: str | None
+    sent: Command
     created: int
-    created_at: int
-    expires_ms: int
-    digest: bytes
     reply: Reply | None = None
     reply_serial: int = 0  # serial of the reply; 0 while there is none
     stored_bytes: int = 0  # size of the data that was read from the store: a step's result may be large
 
-    @classmethod
-    def begun(cls, op: Command, serial: int) -> CommandState:
-        """Return the state after the entry that sent the command."""
-        return cls(
-            id=op.id,
-            name=op.name,
-            target=op.target,
-            data=op.data,
-            by=op.by,
-            created=serial,
-            created_at=op.at_ms,
-            expires_ms=op.expires_ms,
-            digest=op.digest,
-        )
+    @property
+    def id(self) -> str:
+        """Return the id, with its prefix `!`."""
+        return self.sent.id
 
     @property
     def is_damaged(self) -> bool:
         """Return whether this stands for a command that the store cannot read (`document.damaged_head`)."""
-        return self.name == DAMAGED and not self.created_at
+        return self.sent.name == DAMAGED and not self.sent.at_ms
 
     @property
     def version(self) -> int:
@@ -214,12 +197,12 @@ class CommandState(Struct, eq=False, kw_only=True):
     @property
     def updated_at(self) -> int:
         """Return the time of the command or of its reply, in ms since 1970."""
-        return max(self.created_at, self.reply.at_ms) if self.reply is not None else self.created_at
+        return max(self.sent.at_ms, self.reply.at_ms) if self.reply is not None else self.sent.at_ms
 
     @property
     def is_step(self) -> bool:
         """Return whether this keeps a step of a turn, which no viewer gets."""
-        return self.name == STEP_NAME
+        return self.sent.name == STEP_NAME
 
     @property
     def is_open(self) -> bool:
@@ -228,13 +211,14 @@ class CommandState(Struct, eq=False, kw_only=True):
 
     def command(self) -> SentCommand:
         """Return the command in the form that clients see."""
+        sent = self.sent
         return SentCommand(
-            id=command_id(self.id),
-            name=self.name,
-            target=self.target,
-            data=self.data,
-            from_=self.by,
-            expires_at=self.expires_ms,
+            id=command_id(sent.id),
+            name=sent.name,
+            target=sent.target,
+            data=sent.data,
+            from_=sent.by,
+            expires_at=sent.expires_ms,
         )
 
 

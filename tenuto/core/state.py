@@ -184,7 +184,7 @@ def apply_op(message: MessageState | None, op: Op, serial: int) -> MessageState 
 def apply_to_command(command: CommandState | None, op: Op, serial: int) -> CommandState | None:
     """Apply `op` to a command as `apply_op` does to a message. The first reply counts."""
     if command is None:
-        return CommandState.begun(op, serial) if isinstance(op, Command) else None
+        return CommandState(sent=op, created=serial) if isinstance(op, Command) else None
     if isinstance(op, Reply) and command.reply is None:
         command.reply, command.reply_serial = op, serial
     return command

@@ -226,7 +226,7 @@ class LeaseMonitor:
         """Set or drop the deadlines of the command `key`; None if the command no longer exists."""
         if command is None:
             return  # its deadlines need not be dropped: they have no effect on a command that has a reply or is gone
-        expires_ms = command.expires_ms
+        expires_ms = command.sent.expires_ms
         cancel, expiry = ("cancel", channel, key, expires_ms), ("expiry", channel, key, expires_ms)
         if not command.is_open:
             self._deadlines.drop(cancel)
@@ -234,9 +234,9 @@ class LeaseMonitor:
             return
         now_s, now_ms = self._loop.time(), self._clock.now_ms()
         if expiry not in self._deadlines:
-            left_s = max(0.0, min((command.expires_ms - now_ms) / 1000, 24 * 3600))
+            left_s = max(0.0, min((expires_ms - now_ms) / 1000, 24 * 3600))
             self._deadlines.set(expiry, now_s + left_s, partial(self._settle, channel, key, expires_ms, True))
-        after_s = rules_of(command.name).after_s
+        after_s = rules_of(command.sent.name).after_s
         if after_s is not None and cancel not in self._deadlines:
             self._deadlines.set(cancel, now_s + after_s, partial(self._settle, channel, key, expires_ms, False))
 

@@ -48,7 +48,7 @@ def is_end_of_a_turn(op: object) -> bool:
 
 
 def questions(hub: Hub) -> list[str]:
-    return [one.name for one in hub.channel("chat:1").state.pending_commands()]
+    return [one.sent.name for one in hub.channel("chat:1").state.pending_commands()]
 
 
 @pytest.mark.parametrize(

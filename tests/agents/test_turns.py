@@ -302,7 +302,7 @@ async def test_ask_returns_the_first_reply_or_expired() -> None:
 
     hub = await hub_asked(bot, 1)
     (pending,) = hub.channel("chat:1").state.pending_commands()
-    assert (pending.name, pending.data, pending.by) == ("approve", {"tool": "rm"}, "bot")
+    assert (pending.sent.name, pending.sent.data, pending.sent.by) == ("approve", {"tool": "rm"}, "bot")
     await hub.reply("chat:1", pending.id[1:], ok=False, data="no", by="ann")
     with pytest.raises(TenutoError):
         await hub.reply("chat:1", pending.id[1:], ok=True, by="bob")

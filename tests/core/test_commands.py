@@ -235,7 +235,7 @@ def test_wishes_of_a_regenerate_are_kept_beside_the_message_in_the_same_decision
     served.end("q")
     asked, wishes = served.message("q"), {"tools": TOOLS, "model": "m2", "seed": 7}
     assert again(served, "c1", options=wishes) == ["Command", "Create", "Create", "Create", "Claim", "Reply"]
-    assert served.known_command("c1").data is None  # viewers get no wish
+    assert served.known_command("c1").sent.data is None  # viewers get no wish
     assert wishes_of(served, "q") == wishes
     # one that is created anew, after this one was forgotten, has no wishes of this one
     assert served.message(wishes_id("q")).parts[0]["name"] == str(asked.created)

@@ -91,7 +91,10 @@ def _content(world: World) -> dict[str, tuple[object, ...]]:
     }
     hidden = {one.id + " hidden": (one.claim, one.writer, one.generation) for one in world.truth.messages.values()}
     commands = {
-        one.id: (one.name, one.target, one.data, one.reply and (one.reply.ok, one.reply.data, one.reply.error))
+        one.id: (
+            *(one.sent.name, one.sent.target, one.sent.data),
+            one.reply and (one.reply.ok, one.reply.data, one.reply.error),
+        )
         for one in world.truth.commands.values()
     }
     return {**seen, **hidden, **commands}

@@ -1047,7 +1047,7 @@ async def test_answer_without_its_question_is_stopped(is_deleted: bool) -> None:
                 await answer.append("Hello")
                 await answer.flush()
             assert (await client.post("/api/chat/1/stop")).status_code == 204
-            waiting = {command.target for command in hub.channel("chat:1").state.pending_commands()}
+            waiting = {command.sent.target for command in hub.channel("chat:1").state.pending_commands()}
             statuses = {answer.id: (await hub.read("chat:1", answer.id))[0].status for answer in (one, other)}
             assert waiting | {id for id, status in statuses.items() if status == "cancelled"} == {one.id, other.id}
 

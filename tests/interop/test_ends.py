@@ -202,7 +202,7 @@ async def test_turn_that_is_cancelled_before_its_first_text_is_cancelled_for_eac
         await begun.wait()
         if is_asking:
             await served.until(
-                lambda: any(one.name == "approve" for one in hub.channel("chat:1").state.pending_commands())
+                lambda: any(one.sent.name == "approve" for one in hub.channel("chat:1").state.pending_commands())
             )
         readers = Readers(served)
         if not is_asking:

@@ -249,7 +249,7 @@ async def data_of(store: Store, *keys: str) -> list[tuple[Json, Json]]:
     """Return the data of the commands `keys` and of their replies, read from the store."""
     _, stored = await store.messages("c", keys)
     commands = [restore_command(stored[key]) for key in keys]
-    return [(one.data, one.reply.data if one.reply is not None else None) for one in commands]
+    return [(one.sent.data, one.reply.data if one.reply is not None else None) for one in commands]
 
 
 class StoreContract:
@@ -490,7 +490,7 @@ class StoreContract:
         assert await data_of(store, "!c1", "!c2", "!c3") == [(None, None), (None, None), (1, 2)]
         _, found = await store.messages("c", ["!c1"])
         command, known = restore_command(found["!c1"]), chat.state.commands["!c1"]
-        assert (command.digest, command.reply_serial, command.target) == (known.digest, known.reply_serial, "m1")
+        assert (command.sent, command.reply_serial) == (replace(known.sent, data=None), known.reply_serial)
         assert command.reply is not None
         assert (command.reply.ok, command.reply.request, command.reply.error) == (False, "r", {"code": "no"})
 
@@ -1019,7 +1019,7 @@ async def _check(chat: Chat) -> None:
     for key, command in state.commands.items():
         one = read[key]
         assert isinstance(one, CommandState)
-        _check_command(one, command, state.messages.get(command.target or ""))
+        _check_command(one, command, state.messages.get(command.sent.target or ""))
     await _check_entries(chat)
     await _check_lists(chat)
     page = await store.page(chat.channel, before=None, limit=100, limit_bytes=PAGE)
@@ -1086,10 +1086,10 @@ async def _check_lists(chat: Chat) -> None:
 
 def _check_command(read: CommandState, true: CommandState, target: MessageState | None) -> None:
     """Check a command from the store. Data may be missing if it has a reply and its target is deleted."""
-    has_left = true.reply is not None and target is not None and target.deleted and read.data != true.data
+    has_left = true.reply is not None and target is not None and target.deleted and read.sent.data != true.sent.data
     facts, truth = known_command(read), known_command(true)
     if has_left:
-        assert read.data is None
+        assert read.sent.data is None
         facts["reply"] = truth["reply"] = facts["data"] = truth["data"] = None
     assert facts == truth
 

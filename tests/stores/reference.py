@@ -83,7 +83,8 @@ def described(stored: Any) -> dict[str, Any]:
         command = documents.restore_command(stored)
         answer = command.reply
         reply = None if answer is None else [answer.ok, answer.data, answer.error]
-        return {"name": command.name, "target": command.target, "data": digest(command.data), "reply": reply}
+        sent = command.sent
+        return {"name": sent.name, "target": sent.target, "data": digest(sent.data), "reply": reply}
     message = documents.restore(stored)
     claim = message.claim
     return {

@@ -40,6 +40,7 @@ from tenuto.core.errors import (
     shown,
 )
 from tenuto.core.limits import MIB, Limits
+from tenuto.core.message_state import CommandState
 from tenuto.core.model import OPTIONS
 from tenuto.core.names import check_channel, command_key
 from tenuto.core.ops import Entry
@@ -486,7 +487,8 @@ async def _remove_part(store: Store, channel: str, running: _Running, *, epoch: 
         return
     # The epoch does not show whether the last entry is that of the import: a restored backup has another one.
     last = (await store.changes(channel, after=head.serial - 1, limit=1)).messages or []
-    ends = [(head.serial, one.id) for one in restored(last) if one.digest == IMPORTED]
+    digests = ((one.id, one.sent.digest if isinstance(one, CommandState) else one.digest) for one in restored(last))
+    ends = [(head.serial, id) for id, digest in digests if digest == IMPORTED]
     if not any(end in (running.before, running.after) for end in ends):
         if running.after[0]:  # else the import was refused before its first commit, so there is no part
             logger.warning("channel %s was written after a part of an import, so its messages stay", channel)

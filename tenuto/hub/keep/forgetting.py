@@ -113,7 +113,7 @@ class Forgetting:
         if isinstance(thing, MessageState):
             return is_own_name(thing.author, self._client_id)
         by_reply = thing.reply.by if thing.reply is not None else None
-        return is_own_name(thing.by, self._client_id) or is_own_name(by_reply, self._client_id)
+        return is_own_name(thing.sent.by, self._client_id) or is_own_name(by_reply, self._client_id)
 
     async def _read(self, channel: str, ids: Sequence[str]) -> tuple[Head, list[MessageState | CommandState]]:
         """Return the head of `channel`, and those of its messages and commands `ids` that can be read."""
@@ -206,7 +206,7 @@ class Forgetting:
             own += (await self._read(channel, [wishes_id(one.id) for one in own]))[1]  # of the messages' regenerates
             gone = {one.id for one in own}
             opened = [_thing(one) for one in await self._store.open_documents(channel)]
-            about = [one for one in opened if isinstance(one, CommandState) and one.target in gone]
+            about = [one for one in opened if isinstance(one, CommandState) and one.sent.target in gone]
             things = [*own, *(one for one in about if one.id not in gone)]
             entries: list[Entry] = []
             for thing in things:
@@ -259,7 +259,7 @@ def _thing(stored: Stored) -> MessageState | CommandState | None:
 
 def _is_of_person(thing: MessageState | CommandState) -> bool:
     """Return whether a person may have written it: a message of a user, or a command of a client."""
-    return thing.role == "user" if isinstance(thing, MessageState) else thing.by is not None
+    return thing.role == "user" if isinstance(thing, MessageState) else thing.sent.by is not None
 
 
 def _end(thing: MessageState | CommandState, serial: int, now_ms: int, entries: list[Entry]) -> None:

@@ -124,15 +124,15 @@ def message_record(message: MessageState) -> MessageRecord:
 
 def command_record(command: CommandState) -> CommandRecord:
     """Return the line of `command`. A command without a reply is exported as expired."""
-    reply = command.reply
+    sent, reply = command.sent, command.reply
     return CommandRecord(
-        id=command_id(command.id),
-        name=command.name,
-        target=command.target,
-        data=command.data,
-        by=command.by,
-        created_at=command.created_at,
-        expires_at=command.expires_ms,
+        id=command_id(sent.id),
+        name=sent.name,
+        target=sent.target,
+        data=sent.data,
+        by=sent.by,
+        created_at=sent.at_ms,
+        expires_at=sent.expires_ms,
         reply=_EXPIRED if reply is None else ReplyRecord(ok=reply.ok, data=reply.data, error=reply.error, by=reply.by),
     )
 
@@ -285,7 +285,7 @@ def imported(record: Record, serial: int, now_ms: int) -> tuple[list[Entry], Doc
             change(thing, entry.op, entry.serial)
     else:
         assert isinstance(first, Command)
-        thing = CommandState.begun(first, serial)
+        thing = CommandState(sent=first, created=serial)
         for entry in entries[1:]:
             apply_to_command(thing, entry.op, entry.serial)
     stored = document(thing)
