@@ -4,13 +4,16 @@ import asyncio
 import contextlib
 import sqlite3
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from tenuto.stores.sqlite.engine import Engine
 from tenuto.stores.sqlite.store import SqliteStore
 
 PATIENCE_S = 60.0
+
+T = TypeVar("T")
 
 
 @contextlib.asynccontextmanager
@@ -24,9 +27,15 @@ async def opened(path: Path, **settings: Any) -> AsyncIterator[SqliteStore]:
         await store.close()
 
 
+async def call_on_thread(store: SqliteStore, call: Callable[[Engine], T]) -> T:
+    """Return what `call` returns on the store's own thread."""
+    running = store._opened()
+    return await running.thread.run(lambda: call(running.engine), timeout_s=PATIENCE_S)
+
+
 async def run_on_thread(store: SqliteStore, sql: str) -> list[tuple[Any, ...]]:
     """Run a statement on the store's own connection."""
-    return await store._run(lambda engine: engine._file.db.execute(sql).fetchall())
+    return await call_on_thread(store, lambda engine: engine._file.db.execute(sql).fetchall())
 
 
 def run_from_outside(path: Path, sql: str, *arguments: object) -> list[tuple[Any, ...]]:

@@ -5,6 +5,7 @@ import pytest
 from tenuto.stores.base import Write
 from tenuto.stores.sqlite.store import SqliteStore
 from tests.stores.contract import MINUTE_MS, Chat, append, create, delete, finish, texts
+from tests.stores.files import call_on_thread
 
 TOKEN = "word "
 
@@ -55,7 +56,7 @@ async def test_rows_hold_at_most_three_times_the_text_and_20_bytes_per_commit_an
 
 async def test_large_text_takes_few_statements_and_the_slots_of_a_deleted_one_again(store: SqliteStore) -> None:
     chat, statements = Chat(store, "c"), list[str]()
-    await store._run(lambda engine: engine._file.db.set_trace_callback(statements.append))
+    await call_on_thread(store, lambda engine: engine._file.db.set_trace_callback(statements.append))
     text = "".join(map(str, range(100_000)))
     await chat.do(create("a", text), documents=["a"])
     assert (len(statements) < 40, await texts(store, "c", "a")) == (True, [text])

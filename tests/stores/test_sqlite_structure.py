@@ -12,7 +12,7 @@ from tenuto.core.errors import StoreUnavailable, StoreUnusable
 from tenuto.stores.sqlite.file import SCHEMA
 from tenuto.stores.sqlite.store import SqliteStore
 from tenuto.stores.sqlite.verify import verify
-from tests.stores.files import opened, run_from_outside, write
+from tests.stores.files import call_on_thread, opened, run_from_outside, write
 
 WHOLE = gzip.decompress((Path(__file__).parent / "files" / f"schema-{SCHEMA}.db.gz").read_bytes())
 NAME_OF_AN_INDEX = (WHOLE.index(b"tablegravesgraves") + 6, 7)  # no longer UTF-8, and SQLite quotes it in its error
@@ -111,9 +111,9 @@ async def test_removal_of_a_deleted_channel_ends_although_no_key_finds_its_messa
     write(path, flipped(flip))
     async with opened(path) as store:
         for _ in range(20):  # more than it needs
-            pause_s = await store._run(lambda engine: engine.spare(is_idle=True))
+            pause_s = await call_on_thread(store, lambda engine: engine.spare(is_idle=True))
         assert pause_s != 0
-        assert await store._run(lambda engine: engine._deleted) == []
+        assert await call_on_thread(store, lambda engine: engine._deleted) == []
     assert caplog.text.count("of a deleted channel cannot be found by their keys") == 1
 
 
