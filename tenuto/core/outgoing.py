@@ -260,7 +260,8 @@ class Outgoing:
                 if owner is None and self._repeated:
                     owner = LEFT
                     self._repeated.append(given)
-                self._reserve_text_part(owner)
+                self._text_part = len(self._parts)  # reserved: its first whole character opens it
+                self._set_part(self._text_part, {"type": "text", "text": ""}, owner, is_open=False)
             index = self._text_part
         elif self._parts[index].owner is LEFT and self._parts[index].type == "text":
             self._repeated.append(text)
@@ -626,11 +627,6 @@ class Outgoing:
                 "text can be appended to 'text', 'reasoning' and 'tool' only; open such a part"
             )
         return index
-
-    def _reserve_text_part(self, owner: Owner | None) -> None:
-        """Reserve a new text part at the end. Its first whole character opens it."""
-        self._text_part = len(self._parts)
-        self._set_part(self._text_part, {"type": "text", "text": ""}, owner, is_open=False)
 
     def _open_reserved(self) -> None:
         """Open a text part that has only half a surrogate pair so far, because another part opens after it."""

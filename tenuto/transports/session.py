@@ -593,7 +593,9 @@ class Session:
         """Queue a ping, or close the session of a silent peer that holds a lease, presence or a turn."""
         if self.closing is not None:
             return
-        if now_s - self.last_received_s >= SILENCE_S and (self._is_holder() or self._workers):
+        if now_s - self.last_received_s >= SILENCE_S and (
+            self._present or self._workers or (self.hub.is_running and self.hub.runtime.leases.is_holder(self))
+        ):
             self.end(SILENT, "silent")
         elif not self._replies:  # a waiting response shows life as a ping does
             self._pings += 1
@@ -663,10 +665,6 @@ class Session:
             leases.held(channel, message_id, self)
             if self.keeps_leases is False:  # the request was still running when the connection broke
                 leases.broken(self)
-
-    def _is_holder(self) -> bool:
-        """Return whether a member or the lease of a writer depends on this socket."""
-        return bool(self._present) or (self.hub.is_running and self.hub.runtime.leases.is_holder(self))
 
     # Requests with an immediate response
 
