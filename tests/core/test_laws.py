@@ -91,11 +91,8 @@ def _content(world: World) -> dict[str, tuple[object, ...]]:
     }
     hidden = {one.id + " hidden": (one.claim, one.writer, one.generation) for one in world.truth.messages.values()}
     commands = {
-        one.id: (
-            *(one.sent.name, one.sent.target, one.sent.data),
-            one.reply and (one.reply.ok, one.reply.data, one.reply.error),
-        )
-        for one in world.truth.commands.values()
+        sent.id: (sent.name, sent.target, sent.data, reply and (reply.ok, reply.data, reply.error))
+        for sent, reply in ((one.sent, one.reply) for one in world.truth.commands.values())
     }
     return {**seen, **hidden, **commands}
 

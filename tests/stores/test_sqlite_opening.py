@@ -19,7 +19,7 @@ from tenuto.stores.sqlite.file import SCHEMA
 from tenuto.stores.sqlite.slots import sealed
 from tenuto.stores.sqlite.store import SqliteStore
 from tests.stores.contract import Chat, create, put_part
-from tests.stores.files import PATIENCE_S, call_on_thread, no_thread_left, opened, read, run_from_outside, write
+from tests.stores.files import PATIENCE_S, no_thread_left, opened, read, run_from_outside, run_on_thread, write
 
 HOLD = """
 import asyncio, sys
@@ -212,9 +212,7 @@ async def test_missing_index_is_named_with_the_statement_that_creates_it(path: P
 @pytest.mark.parametrize(("setting", "level"), [("normal", 1), ("full", 2), ("extra", 3)])
 async def test_synchronous_is_set_as_configured(path: Path, setting: str, level: int) -> None:
     async with opened(path, synchronous=setting) as store:
-        assert await call_on_thread(store, lambda engine: engine._file.db.execute("PRAGMA synchronous").fetchone()) == (
-            level,
-        )
+        assert await run_on_thread(store, "PRAGMA synchronous") == [(level,)]
 
 
 OPEN = """
