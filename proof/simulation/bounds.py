@@ -5,7 +5,7 @@ Layer: simulation.
 The loop calls `Bounds` after each step of a hub's process. After each step it checks the waiting requests;
 after one step in `EVERY` all parts of the hub, and all that it holds for viewers. A container without a
 bound does not shrink by itself, so a violation shows a few steps later. The checks take an eighth of the processor time
-of a run; all checks after each step would take twice as much as a run.
+of a run; all checks after each step would take twice the rest of a run.
 
 Most bounds are those of the product. Any other container may hold `SPARE` items in a world of three channels and a
 dozen actors. All that belongs to one viewer may hold `HELD` items, and a feed holds none: it has a position, and no

@@ -64,13 +64,13 @@ def send_command(
     if is_step != command_id(key).startswith(STEP_MARK):
         raise InvalidName(f"ids of commands that begin with {STEP_MARK!r} are those of steps; choose another id")
     options = [request.options] if request.options else []
-    sent = fingerprint("the command", caller.id, request.name, request.target, request.data, *options)
+    given = fingerprint("the command", caller.id, request.name, request.target, request.data, *options)
     known = state.command(key)
     if known is not None:
         # another attempt at the turn, maybe of another agent and about another answer, goes on with a step or question
         is_same = known.sent.name == request.name and _is_same_question(known.sent.data, request.data)
         is_same = is_same and request.generation is not None
-        if known.sent.digest != sent and not (is_step or is_same):
+        if known.sent.digest != given and not (is_step or is_same):
             raise IdConflict(f"command id {command_id(key)!r} was used before with other content; use a new id")
         # the reply came while no attempt wrote, or to one that was superseded: it is noted at the part of this one
         noted: tuple[SetPart, ...] = ()
@@ -94,7 +94,7 @@ def send_command(
         by=caller.id,
         at_ms=now_ms,
         expires_ms=now_ms + int((STEP_S if is_step else request.expires_s) * 1000),
-        digest=sent,
+        digest=given,
     )
     if rules_of(request.name).restarts:
         assert target is not None

@@ -287,7 +287,7 @@ class TurnStatus(Struct, frozen=True, kw_only=True):
     cursor: str
     is_cancelled: bool = False  # the turn is over because it was cancelled, perhaps before its first answer
     is_deleted: bool = False  # the turn had answers, and each one was deleted
-    round: str = ""  # another one after each `regenerate` of the message, and in an import
+    round: str = ""  # another one after each `regenerate` of the message, and in another epoch
 
 
 class InAnswer(Struct, frozen=True):

@@ -9,7 +9,8 @@ const defineFocused = () => { window.focused = () => {
   return { name: node.ariaLabel ?? node.textContent.trim() ?? "", tag: node.localName, isSeen }
 } }
 
-const small = () => [...document.querySelector("tenuto-chat").shadowRoot.querySelectorAll("button, summary, a.source")]
+const small = () => [...document.querySelectorAll("tenuto-chat")]
+  .flatMap(({ shadowRoot }) => [...shadowRoot.querySelectorAll("button, summary, a.source")])
   .filter((node) => node.getClientRects().length && (node.offsetWidth < 44 || node.offsetHeight < 44))
   .map((node) => `${node.className || node.localName} ${node.offsetWidth} x ${node.offsetHeight}`)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from hypothesis import strategies as st
-from msgspec.structs import asdict, replace
+from msgspec.structs import replace
 
 from tenuto.core.decide import decide
 from tenuto.core.document import Document, Segment, Stored, document, mark_documented, restored
@@ -272,8 +272,8 @@ def everything_of_message(message: MessageState) -> dict[str, object]:
 
 def everything_of_command(command: CommandState) -> dict[str, object]:
     """Return all fields of a command."""
-    fields = {name: getattr(command, name) for name in ("created", "reply", "reply_serial")}
-    return {**fields, **asdict(command.sent)}
+    left_out = "stored_bytes"  # of commands read from a store alone
+    return {name: getattr(command, name) for name in CommandState.__struct_fields__ if name != left_out}
 
 
 def thing(state: ChannelState, key: str) -> MessageState | CommandState:

@@ -1,8 +1,7 @@
 """Real clients read an answer while it is written, through a proxy that cuts them, and resume as their users do.
 
 Each client has in the end what the log has: no character is missing, none is there twice, and none is of a superseded
-attempt. `scripts/test_interop` installs the npm packages but `ai`, and makes the 200 random cuts of each client; `make
-test` makes some.
+attempt. `scripts/test_interop` installs the npm packages but `ai`, and makes the random cuts of each client.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from msgspec import Struct
 from tenuto.core.document import Stored, document, restore, restore_command
 from tenuto.core.errors import StoreUnusable
 from tenuto.core.message_state import CommandState, MessageState
+from tenuto.core.model import OPTIONS
 from tenuto.core.names import COMMAND_MARK, check_id, is_own_name
 from tenuto.core.ops import Delete, Entry, Reply
 from tenuto.core.requests import wishes_id
@@ -203,7 +204,8 @@ class Forgetting:
             own = [one for one in found if self._is_own(one)]
             if not own:
                 return True
-            own += (await self._read(channel, [wishes_id(one.id) for one in own]))[1]  # of the messages' regenerates
+            _, wishes = await self._read(channel, [wishes_id(one.id) for one in own])  # they have no author
+            own += [one for one in wishes if isinstance(one, MessageState) and one.role == OPTIONS]
             gone = {one.id for one in own}
             opened = [_thing(one) for one in await self._store.open_documents(channel)]
             about = [one for one in opened if isinstance(one, CommandState) and one.sent.target in gone]

@@ -20,9 +20,11 @@ _CUT = script("looks", "cut")
 AXE = Path(__file__).parents[3] / "node_modules" / "axe-core" / "axe.min.js"
 
 
-@pytest.mark.parametrize("themes", [["light"], ["dark"], ["light", "dark"]])
-async def test_axe_finds_nothing_serious(browser: Browser, address: str, themes: list[str]) -> None:
-    page = await open_gallery(browser, address, f"theme={themes[0]}", bypass_csp=True)
+@pytest.mark.parametrize(
+    ("state", "themes"), [("", ["light"]), ("", ["dark"]), ("", ["light", "dark"]), ("state=offline", ["light"])]
+)
+async def test_axe_finds_nothing_serious(browser: Browser, address: str, state: str, themes: list[str]) -> None:
+    page = await open_gallery(browser, address, f"{state}&theme={themes[0]}", bypass_csp=True)
     chats = page.locator("tenuto-chat:not([theme=blue])")
     await chats.evaluate_all("(all, names) => all.forEach((one, n) => (one.theme = names[n % names.length]))", themes)
     await page.evaluate(AXE.read_text())
