@@ -51,7 +51,7 @@ class Clock:
             self._count += 1
             if self._count >= 1 << 15:
                 self._last_ms, self._count = self._last_ms + 1, 0
-        return base32(((self._last_ms << 15 | self._count) << 25) | self.random_bits(25), 18)
+        return base32(self._last_ms, 10) + base32(self._count, 3) + base32(self.random_bits(25), 5)
 
     def id_or_new(self, given: str | None) -> str:
         """Return the id `given`, or a new one for None. Raises InvalidName."""

@@ -367,10 +367,11 @@ def message_bytes(messages: Iterable[Message]) -> int:
 _MAX_TIMER_S = 12 * 3600.0
 
 
+_UNKNOWN = Identity(capabilities=frozenset())  # the identity of a socket before its `auth` frame
+
+
 class Credentials:
     """The identity behind one request or connection. It is used on the hub's loop, and only `renew` waits."""
-
-    identity: Identity  # unset until it is known
 
     __slots__ = (
         "_hub",
@@ -381,7 +382,6 @@ class Credentials:
         "identity",
         "is_ambient",
         "is_counted",
-        "is_known",
         "peer",
         "refusal",
         "ticket",
@@ -393,11 +393,8 @@ class Credentials:
         self.peer = peer_of(scope)  # the address of the connection
         self._hub = hub
         self._scope = scope
-        self.is_known = identity is not None  # of a socket, perhaps only after an `auth` frame
-        if identity is not None:
-            self.identity = identity
-        # Whether requests and bytes of the client are counted (`hub.rates`). Stored here, since each frame of a socket
-        # needs it.
+        self.identity = _UNKNOWN if identity is None else identity
+        # whether requests and bytes of the client are counted (`hub.rates`); kept, as each frame of a socket needs it
         self.is_counted = identity is not None and self._is_counted(identity)
         self._slot: ConnectionSlot | None = None
         self._on_expiry: Callable[[], None] | None = None
@@ -406,14 +403,15 @@ class Credentials:
         self.refusal: TooMany | None = None  # why a cookie does not count, unless an `auth` frame comes
 
     @property
+    def is_known(self) -> bool:
+        """Return whether the identity is known."""
+        return self.identity is not _UNKNOWN
+
+    @property
     def is_expired(self) -> bool:
         """Return whether the identity has expired."""
         # Checked inline: this runs for every frame of a socket, and most identities of servers never expire.
-        return (
-            self.is_known
-            and self.identity.expires_at_ms is not None
-            and self.identity.is_expired(self._hub.clock.now_ms())
-        )
+        return self.identity.expires_at_ms is not None and self.identity.is_expired(self._hub.clock.now_ms())
 
     def left_s(self) -> float:
         """Return the seconds until the identity expires."""
@@ -442,7 +440,7 @@ class Credentials:
         if is_other:
             self._slot = self._take_slot(identity)
             mark_known(self._scope)
-        self.identity, self.is_known = identity, True
+        self.identity = identity
         self.is_counted = self._is_counted(identity)
         self._set_timer()
         return identity
@@ -533,7 +531,7 @@ class Credentials:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._on_expiry is None or not self.is_known or self.identity.expires_at_ms is None:
+        if self._on_expiry is None or self.identity.expires_at_ms is None:
             return
         self._timer = asyncio.get_running_loop().call_later(min(self.left_s(), _MAX_TIMER_S), self._check_expiry)
 

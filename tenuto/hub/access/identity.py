@@ -114,8 +114,7 @@ class Identity(Struct, frozen=True, kw_only=True):
 
     def caller(self, channel: str) -> Caller:
         """Return the caller for a request on `channel`."""
-        known = (names for pattern, names in (self.grants or {}).items() if matches(pattern, channel))
-        granted = self.capabilities.union(*known)
+        granted = self.capabilities_on(channel)
         return Caller(
             id=self.client_id,
             is_admin="admin" in granted,
