@@ -282,8 +282,8 @@ class EpochLog:
             return None if is_right and op.generation == generation else f"it confirms {known}"
         is_same_round = op.state == "taken" and op.generation // ROUND == generation // ROUND
         known = self.claims.get((op.id, generation))
-        is_again = op.within is not None and known is not None and known.within == op.within  # by a later attempt
-        due = self.spared.get(op.id, 0) + is_again if is_same_round else 0
+        is_lost = state == "taken" and op.within is not None and known is not None and known.within == op.within
+        due = self.spared.get(op.id, 0) + is_lost if is_same_round else 0  # what was handed over counts already
         if op.spared != due:
             return f"{due} attempts do not count, not {op.spared}"
         is_given_up = op.state == "done" and op.generation == generation + 1  # fences off its last attempt
