@@ -330,7 +330,7 @@ class OpenAI:
         """Delete what the request of the caller brought, and the answers."""
         access, (of, question, _), _ = await self._response_in(request, "history", "publish")
         if any(of.start):
-            first = of.at().id()[:64]
+            first = of.at().id()
             raise InvalidRequest(f"the response is the rest of a turn; delete the response that began it, {first!r}")
         *earlier, _ = await _brought(access, of.channel, question)
         # the question last, and before it its first message: until then a repeated request finds the others
@@ -428,7 +428,7 @@ class OpenAI:
         """Delete the message of an item that is the only one of its message or turn, and return the conversation."""
         access, of, items = await self._item_in(request, "publish")
         if len(items) > 1:
-            detail = f"item {request.path_params['item'][:64]!r} goes with {len(items) - 1} others"
+            detail = f"item {request.path_params['item'][:256]!r} goes with {len(items) - 1} others"
             raise InvalidRequest(f"{detail}; delete the response or conversation")
         await access.delete_turn(of.channel, of.message_id)
         return await _conversation_in(access, of.channel)
@@ -593,7 +593,7 @@ async def _conversation_in(access: Access, channel: str) -> Response:
 
 def _no_call(id: str) -> NotFound:
     """Return the error about an output or an approval of a call that the response or the conversation does not have."""
-    detail = f"the response has no call {id[:64]!r}; send the call_id of its function_call"
+    detail = f"the response has no call {id[:256]!r}; send the call_id of its function_call"
     return NotFound(f"{detail}, or the id of its mcp_approval_request", param="input")
 
 
@@ -891,7 +891,7 @@ def _given(items: Any, *, is_first: bool = True, joins_calls: bool = True, is_wh
                 given.add_result(item)
             case "item_reference":
                 id = str(item.get("id"))
-                raise InvalidRequest(f"the input has a reference to item {id[:64]!r}; send the message itself here")
+                raise InvalidRequest(f"the input has a reference to item {id[:256]!r}; send the message itself here")
             case kind if kind not in _RESENT:
                 known = "messages, function_call_outputs and approvals"
                 raise InvalidRequest(f"an item of input has the type {kind!r:.80}; send {known}")
@@ -1150,7 +1150,7 @@ class _Socket:
             if found is None:
                 code = "response_already_completed" if status.state == "over" else "response_not_active"
                 running = "waits for a reply; send it first" if status.questions else "does not run on this socket"
-                detail = f"response {of.id()[:64]!r} {'is over' if status.state == 'over' else running}"
+                detail = f"response {of.id()!r} {'is over' if status.state == 'over' else running}"
                 await self._refuse(lane, steer, code, detail)
                 return
             lane = found

@@ -105,7 +105,7 @@ def reference(id: object, param: str | None = None, *, kind: str = "response") -
 
 def unknown(kind: str, id: object, param: str | None = None) -> NotFound:
     """Return the error about an id that this server, or this caller, does not have."""
-    detail = f"{kind} {str(id)[:64]!r} does not exist; use an id that this server has returned"
+    detail = f"{kind} {str(id)[:256]!r} does not exist; use an id that this server has returned"
     return NotFound(detail, **({"param": param} if param else {}))
 
 
