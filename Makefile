@@ -1,7 +1,8 @@
 # The commands of this repository. A newcomer needs `make demo` and `make test` only; both install their dependencies, in
 # .venv and node_modules, and change no other place.
 .DEFAULT_GOAL := help
-.PHONY: help demo web docs dist test test-long lint format sim chaos fuzz attack bench clean
+.PHONY: help demo web docs dist test test-others test-sdks test-web test-long lint format
+.PHONY: sim chaos fuzz attack bench clean
 
 PYTHON ?= python3
 # Tests start several hundred processes; without cached bytecode each one compiles the package again, which takes 0.35 s.
@@ -32,10 +33,22 @@ LONG += $(patsubst %,stores/test_postgres_%.py,damage failover newer pooler refu
 # cases of tests/interop that scripts/test_interop runs with each release of the AI SDK, or each client
 CASES := ai_sdk.py::test_attempt_in_which_a_page_was_asked ai_sdk.py::test_failed_silent_and_double_answers
 CASES += cuts.py::test_answers_that_are_cut_at_random
+# Tests with SDKs of models run in a process of their own: to import those takes each process 7 s of CPU.
+SDKS := agents/test_ended.py sources
+SDKS += $(patsubst %,interop/test_%.py,cuts open_responses openai openai_api openai_attempts openai_socket options)
+DESELECT := $(addprefix --deselect tests/interop/test_,$(CASES))
 test: $(VENV)/.dev node_modules/.installed ## all tests but the long ones, the browser's too
 	@scripts/ensure_chromium
+	@$(MAKE) --no-print-directory --jobs 3 test-others test-sdks test-web
+
+test-others:
+	@$(BIN)/pytest -n 4 --dist loadfile $(addprefix --ignore tests/,$(LONG) $(SDKS)) $(DESELECT)
+
+test-sdks:
+	@$(BIN)/pytest $(DESELECT) $(addprefix tests/,$(SDKS))
+
+test-web:
 	@npm test --silent
-	@$(BIN)/pytest -n 4 --dist loadfile $(addprefix --ignore tests/,$(LONG)) $(addprefix --deselect tests/interop/test_,$(CASES))
 
 test-long: $(VENV)/.dev node_modules/.installed ## the built package, other releases of the dependencies, faults, seeds
 	@scripts/test_long
