@@ -1,10 +1,11 @@
 /**
- * Pages with the npm package `ai`: node ai_sdk_page.mjs MODULE URL. Each line of the input is a call, each line of the
- * output its result: {status, isOver, error, messages, calls}.
+ * Pages with the npm package `ai`: node ai_sdk_page.mjs MODULE. Each line of the input is a call, each line of the output
+ * its result: {status, isOver, error, messages, calls}. One process serves many tests, one after the other.
  */
 import { createInterface } from "node:readline"
 
-const [, , module, url] = process.argv
+const [, , module] = process.argv
+let url, left // the address of the pages, and what ends their requests
 const { AbstractChat, DefaultChatTransport, lastAssistantMessageIsCompleteWithToolCalls: hasOutputs, lastAssistantMessageIsCompleteWithApprovalResponses: hasApprovals } =
   await import(module)
 
@@ -24,11 +25,12 @@ class Chat extends AbstractChat {
   isOver = true // no request is under way
   follow = (request) => void (this.isOver = false, request.finally(() => (this.isOver = true)))
   constructor({ id, tool, sendsOn, prepare }) {
+    const signal = left.signal
     const transport = new DefaultChatTransport({
       api: url,
-      fetch: (...request) => {
+      fetch: (to, options) => {
         this.requests += 1
-        return fetch(...request)
+        return fetch(to, { ...options, signal: AbortSignal.any([signal, options?.signal].filter(Boolean)) })
       },
       ...(process.env.TENUTO_AI_STRICT && {
         prepareReconnectToStreamRequest: () => ({ api: `${url}/${id}/stream?last=${this.messages.at(-1)?.id}` }),
@@ -68,6 +70,12 @@ async function loaded(id) {
 }
 
 const actions = {
+  begin(_, options) {
+    left?.abort()
+    left = new AbortController()
+    url = options.url
+    pages.clear()
+  },
   async open(page, { id, load, resume, ...options }) {
     const chat = new Chat({ id, ...options })
     pages.set(page, chat)
@@ -102,7 +110,7 @@ const actions = {
 for await (const line of createInterface({ input: process.stdin })) {
   const { page, action, ...options } = JSON.parse(line)
   const result = await actions[action](page, options)
-  const { status, isOver, error, messages, calls, requests } = pages.get(page)
+  const { status, isOver, error, messages, calls, requests } = pages.get(page) ?? {}
   console.log(JSON.stringify({ result, status, isOver, error: error?.message, messages, calls, requests }))
 }
 process.exit(0)

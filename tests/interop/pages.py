@@ -6,11 +6,14 @@ Layer: tests.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,43 +30,73 @@ PATIENCE_S = 60.0
 class Pages:
     """The process, with pages by name."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
 
     async def __call__(self, page: str, action: str, **options: Any) -> Any:
         """Carry out an action of a page, and return the page's state."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps({"page": page, "action": action, **options}).encode() + b"\n")
-        async with asyncio.timeout(PATIENCE_S):
-            line = await self._process.stdout.readline()
+        call = json.dumps({"page": page, "action": action, **options}).encode() + b"\n"
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                line = await asyncio.to_thread(self._result, call)
+        except BaseException:
+            end(self._process)  # so that no later test reads the result of this call
+            raise
         assert line, "the process of the pages has ended"
         return json.loads(line)
+
+    def _result(self, call: bytes) -> bytes:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(call)
+        self._process.stdin.flush()
+        return self._process.stdout.readline()
 
 
 @asynccontextmanager
 async def pages_at(url: str, script: Path = SCRIPT, package: Path = PACKAGE) -> AsyncIterator[Pages]:
-    """Run the process until the block ends. `script` gets the module of `package`, and the address."""
+    """Have pages at `url` until the block ends.
+
+    `script` gets the module of `package`, and the address. Pages of the AI SDK share a process, because its start takes
+    longer than most tests; their requests end with the block.
+    """
+    if script != SCRIPT:
+        process = start(script, package, url)
+        try:
+            yield Pages(process)
+        finally:
+            end(process)
+        return
+    if _shared(package).poll() is not None:
+        _shared.cache_clear()
+    pages = Pages(_shared(package))
+    await pages("", "begin", url=url)
+    try:
+        yield pages
+    finally:
+        if _shared(package).poll() is None:
+            await pages("", "begin")
+
+
+@cache
+def _shared(package: Path) -> subprocess.Popen[bytes]:
+    process = start(SCRIPT, package)
+    atexit.register(end, process)
+    return process
+
+
+def start(script: Path, package: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    """Start Node.js with a script, which reads calls."""
     node = os.environ.get("TENUTO_NODE") or shutil.which("node")
     assert node is not None, "no Node.js: install Debian's package nodejs"
-    entry = _entry(package)
-    process = await asyncio.create_subprocess_exec(
-        node,
-        script,
-        package / entry,
-        url,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        limit=16 * 1024 * 1024,
-    )
-    try:
-        yield Pages(process)
-    finally:
-        assert process.stdin is not None
-        process.stdin.close()
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
+    command = [node, str(script), str(package / _entry(package)), *arguments]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    with suppress(BrokenPipeError):  # of a call that the process has not read
+        process.communicate()
 
 
 def _entry(package: Path) -> str:
