@@ -91,23 +91,22 @@ class Answering:
         watch = LocalWatch(self._hub, self._writer.channel)
         try:
             await self._write_until_stopped(watch)
-            await reply_to_stops(watch, self._targets, self._reply_to_stop)
+            await reply_to_stops(watch, self._targets, partial(self._hub.reply, self._writer.channel, by=None))
         finally:
             watch.close()
 
     async def _write_until_stopped(self, watch: LocalWatch) -> None:
         writing = asyncio.ensure_future(self._write())
         watch.follow(partial(self._stop_if_asked, watch, writing))
-        watching = []
+        tasks = [writing]
         if self._cancel_after_s is not None:
-            watching.append(asyncio.ensure_future(self._cancel_without_viewers(writing, self._cancel_after_s)))
+            tasks.append(asyncio.ensure_future(self._cancel_without_viewers(writing, self._cancel_after_s)))
         try:
             await asyncio.wait([writing])
         finally:
-            writing.cancel()
-            for one in watching:
+            for one in tasks:
                 one.cancel()
-            await asyncio.wait([writing, *watching])
+            await asyncio.wait(tasks)
 
     async def _write(self) -> None:
         """Write the whole source into the message. The message records how the source ended."""
@@ -134,9 +133,6 @@ class Answering:
 
     def _targets(self) -> set[str]:
         return {self._writer.id} if self._prompt_id is None else {self._writer.id, self._prompt_id}
-
-    async def _reply_to_stop(self, command_id: str) -> None:
-        await self._hub.reply(self._writer.channel, command_id, by=None)
 
     async def _cancel_without_viewers(self, writing: asyncio.Future[None], cancel_after_s: float) -> None:
         """Cancel the answer when it has had no viewer for `cancel_after_s` seconds."""

@@ -851,11 +851,9 @@ class SharedTurns:
                     await self._show(values)
                 await self.follow()
             await asyncio.sleep(REST_S)
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(FOLLOW_S - REST_S):
                     await self._due.wait()
-            except TimeoutError:
-                pass
 
     async def _show(self, values: Mapping[str, bytes]) -> None:
         patterns = self._scheduler.workers.served()
