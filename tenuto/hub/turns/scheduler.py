@@ -31,7 +31,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -307,27 +306,6 @@ def _send(submit: Submit, channel: str, key: str, request: Request, caller: Call
 MAX_UNENDED = 10_000  # number of handlers of deleted messages to remember; each takes some 200 bytes
 
 
-class UnendedAttempts:
-    """For deleted messages: the last attempt whose handler, in another process, may not have ended.
-
-    It may still send `turn.done` after the message was created again, so new attempts get numbers above this one.
-    """
-
-    def __init__(self) -> None:
-        self._attempts: OrderedDict[tuple[str, str], int] = OrderedDict()
-
-    def note(self, channel: str, message_id: str, attempt: int) -> None:
-        """Note that the handler of `attempt` may still run."""
-        key = (channel, message_id)
-        self._attempts[key] = max(attempt, self._attempts.pop(key, 0))
-        if len(self._attempts) > MAX_UNENDED:
-            self._attempts.popitem(last=False)
-
-    def attempt(self, channel: str, message_id: str) -> int:
-        """Return the last attempt at a deleted message with this id whose handler may still end it, or 0."""
-        return self._attempts.get((channel, message_id), 0)
-
-
 LEASE_S = 15.0  # length of the lease of a remote worker's turn; the worker renews it after a third
 UNCLAIMED_S = 5.0  # if a message is unclaimed for this long, viewers get a `nobody_listening` signal
 NAMED_UNSERVED = 100  # kinds of channels that no agent serves and the log names
@@ -358,7 +336,8 @@ class TurnScheduler:
         self._node = self._nodes.node
         self._request = partial(_send, self._submit)
         self._turns: dict[str, OpenTurns] = {}
-        self.unended = UnendedAttempts()
+        # for each deleted message the last attempt whose handler, in another process, may not have ended
+        self._unended: dict[tuple[str, str], int] = {}
         self._unserved: set[str] = set()  # kinds of channels that the log has named
         self._is_over = False
 
@@ -411,6 +390,19 @@ class TurnScheduler:
         is_left = turn.phase is Phase.RUNNING and turn.attempt == assigned.generation
         (self.lose if is_left else self._handler_ended)(assigned.channel, turn)
         return True
+
+    def unended(self, channel: str, message_id: str) -> int:
+        """Return the last attempt at a deleted message with this id whose handler may still end it, or 0.
+
+        It may do so after the message was created again, so new attempts get numbers above this one.
+        """
+        return self._unended.get((channel, message_id), 0)
+
+    def _note_unended(self, channel: str, turn: OpenTurn) -> None:
+        key = (channel, turn.message_id)
+        self._unended[key] = max(turn.attempt, self._unended.pop(key, 0))
+        if len(self._unended) > MAX_UNENDED:
+            del self._unended[next(iter(self._unended))]
 
     def _handler_ended(self, channel: str, turn: OpenTurn) -> None:
         if turn.handler is not None:
@@ -503,7 +495,7 @@ class TurnScheduler:
             self._turns[channel].put(turn)  # move it to the end: a worker that names no turn means its latest one
         if turn.phase is Phase.OVER:
             if turn.claim is None and turn.attempt:  # a worker that has lost the turn may come back with it
-                self.unended.note(channel, turn.message_id, turn.attempt)
+                self._note_unended(channel, turn)
             self._turns[channel].drop(turn)
             if not self._turns[channel]:
                 del self._turns[channel]
@@ -681,7 +673,7 @@ class TurnScheduler:
             confirmed=turn.confirmed,
             confirms=worker.is_local and turn.is_unbegun_by(self._node),
             lease_s=lease_s,
-            above=self.unended.attempt(channel, turn.message_id),
+            above=self.unended(channel, turn.message_id),
             lost=lost,
         )
         self._request(channel, turn.message_id, request, caller, done)
@@ -773,7 +765,7 @@ class TurnScheduler:
 
         def lapse() -> None:
             if turn.phase is not Phase.RUNNING and turn.handler is not None:
-                self.unended.note(channel, turn.message_id, turn.attempt)
+                self._note_unended(channel, turn)
                 self._handler_ended(channel, turn)
             elif turn.phase is Phase.RUNNING and turn.attempt == attempt:
                 self.lose(channel, turn)

@@ -48,7 +48,7 @@ async def take_waiting(runtime: Runtime, channel: str, message_id: str, by: str,
     caller = Caller(id=by, writer=writer, is_server=True)
     request = ClaimTurn(
         generation=claim.generation,
-        above=scheduler.unended.attempt(channel, message_id),
+        above=scheduler.unended(channel, message_id),
         lease_s=holder.lease_ms / 1000,
         within=within,
         within_generation=attempt,
