@@ -255,6 +255,8 @@ class View:
         match event:
             case MessageCreate() | MessageUpdate():
                 self._show(event.message, event.serial)
+            case MessageAppend() | MessagePart() | MessageFinish() | MessageTakeover() if event.id not in self._shown:
+                _remember(self._seen, event.id, event.serial)
             case MessageAppend():
                 self._append(event)
             case MessagePart():
@@ -293,10 +295,7 @@ class View:
         self._seen.pop(message.id, None)
 
     def _append(self, event: MessageAppend) -> None:
-        shown = self._shown.get(event.id)
-        if shown is None:
-            _remember(self._seen, event.id, event.serial)
-            return
+        shown = self._shown[event.id]
         if event.part >= len(shown.parts):
             if event.serial <= shown.base:
                 return
@@ -316,10 +315,7 @@ class View:
         shown.version = max(shown.version, event.serial)
 
     def _set_part(self, event: MessagePart) -> None:
-        shown = self._shown.get(event.id)
-        if shown is None:
-            _remember(self._seen, event.id, event.serial)
-            return
+        shown = self._shown[event.id]
         count = len(shown.parts)
         serial = shown.parts[event.index].changed if event.index < count else shown.base
         if event.serial <= serial:
@@ -331,10 +327,7 @@ class View:
         shown.head = replace(shown.head, updated_at=event.updated_at)
 
     def _amend(self, event: MessageFinish | MessageTakeover, **changes: object) -> None:
-        shown = self._shown.get(event.id)
-        if shown is None:
-            _remember(self._seen, event.id, event.serial)
-            return
+        shown = self._shown[event.id]
         if event.serial <= shown.version:
             return
         shown.head = replace(shown.head, **changes)
