@@ -206,9 +206,8 @@ class MessageWriter(Writer):
             if creating.done() and creating.exception() is None and creating.result().created:
                 status, reason = self.cancelled_as
                 end = self._ask(FinishMessage(status=status, reason=reason, generation=1))  # type: ignore[arg-type]
-                with contextlib.suppress(
-                    TenutoError
-                ):  # leave the message open: the hub is shutting down, and its next start recovers the message
+                # on an error the message stays open: the hub is shutting down, and its next start recovers the message
+                with contextlib.suppress(TenutoError):
                     await self._hub.ask(self.channel, self.id, end.request, end.caller)
             raise
 
