@@ -210,12 +210,10 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         release_transport(self.transport)
 
     def expire(self) -> None:
-        """End the connection, because its peer has not authenticated in time."""
+        """End the connection, because its peer has not authenticated in time, or to make room for another one."""
         self.transport.abort()
 
-    def evict(self) -> None:
-        """End the connection to make room for another one."""
-        self.transport.abort()
+    evict = expire
 
     def known(self) -> None:
         """Lift the bounds for this connection, because its peer is authenticated (`transports.origin`)."""
