@@ -400,11 +400,8 @@ class Attachments:
 
     def close(self) -> None:
         """Detach from all channels."""
-        for attachment in self._by_channel.values():
-            attachment.close()
-        self._by_channel.clear()
-        self.ready.clear()
-        self.rest = None
+        for channel in tuple(self._by_channel):
+            self.leave(channel)
 
     def feed_woken(self, attachment: Attachment) -> None:
         """Queue an attachment whose channel has new events."""
