@@ -164,13 +164,8 @@ class Entry(Struct, frozen=True, array_like=True, gc=False):
     op: Op
 
 
-_encode_op = msgspec.msgpack.Encoder().encode
+encode_op = msgspec.msgpack.Encoder().encode  # the compact binary form (fields by position) that stores keep
 _decode_op = msgspec.msgpack.Decoder(Op).decode
-
-
-def encode_op(op: Op) -> bytes:
-    """Return `op` in the compact binary form (MessagePack, fields by position) that stores keep."""
-    return _encode_op(op)
 
 
 def decode_op(data: bytes) -> Op:
