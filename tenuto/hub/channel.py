@@ -318,19 +318,14 @@ class Group:
         self.over_s = asyncio.get_running_loop().time() + self._window_s
         self._wake_feeds()
 
-    def _wake_feeds(self) -> None:
-        if len(self.feeds) <= SLICE_FEEDS:
-            for feed in tuple(self.feeds):
-                feed.wake()
-        else:
-            self._release_slice(tuple(self.feeds), 0)
-
-    def _release_slice(self, feeds: tuple[Woken, ...], start: int) -> None:
-        for feed in feeds[start : start + SLICE_FEEDS]:
+    def _wake_feeds(self, feeds: tuple[Woken, ...] = ()) -> None:
+        """Wake `feeds`, by default all, in slices between which the loop runs other callbacks."""
+        feeds = feeds or tuple(self.feeds)
+        for feed in feeds[:SLICE_FEEDS]:
             if feed in self.feeds:
                 feed.wake()
-        if start + SLICE_FEEDS < len(feeds):
-            asyncio.get_running_loop().call_soon(self._release_slice, feeds, start + SLICE_FEEDS)
+        if len(feeds) > SLICE_FEEDS:
+            asyncio.get_running_loop().call_soon(self._wake_feeds, feeds[SLICE_FEEDS:])
 
 
 class Channel:
