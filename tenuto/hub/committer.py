@@ -512,35 +512,26 @@ class Committer:
         return unclear
 
     def _writes(self, batch: _Batch) -> list[tuple[Channel, Write]]:
-        writes = [
-            (
-                channel,
-                Write(
-                    channel=channel.name,
-                    epoch=channel.state.epoch,
-                    expected=entry.serial - 1,
-                    entries=(entry,),
-                    floor=channel.state.floor,
-                ),
-            )
-            for channel, entry in batch.alone.items()
-        ]
+        contents: list[tuple[Channel, Sequence[Entry], Sequence[Document]]]
+        contents = [(channel, (entry,), ()) for channel, entry in batch.alone.items()]
         for channel, draft in batch.drafts.items():
             documents = _documents(draft, batch.due.get(channel, ()))
             # On a shared store a result without an entry may be based on an old state. An empty write checks the head.
             if draft.ops or documents or not self._store.is_exclusive:
-                state = channel.state
-                epoch = self._clock.new_epoch() if state.epoch == NO_EPOCH else state.epoch
-                write = Write(
-                    channel=channel.name,
-                    epoch=epoch,
-                    expected=state.serial,
-                    entries=draft.entries(),
-                    documents=documents,
-                    lives=state.lives,
-                    floor=state.floor,
-                )
-                writes.append((channel, write))
+                contents.append((channel, draft.entries(), documents))
+        writes = []
+        for channel, entries, documents in contents:
+            state = channel.state
+            write = Write(
+                channel=channel.name,
+                epoch=self._clock.new_epoch() if state.epoch == NO_EPOCH else state.epoch,
+                expected=state.serial,
+                entries=entries,
+                documents=documents,
+                lives=state.lives,
+                floor=state.floor,
+            )
+            writes.append((channel, write))
         return writes
 
     def _return_all(self, batch: _Batch, again: Iterable[Channel], unclear: Mapping[Channel, Unclear]) -> None:
