@@ -146,7 +146,7 @@ class TurnState(Generic[W]):
     def host(self) -> tuple[str, int] | None:
         """Return the id of the message whose turn has taken this one in, and the number of that turn's attempt.
 
-        It may do so in a later round, while the handler of an earlier one still runs.
+        In the phase ENDING it has taken the message in for a later round, while the handler of an earlier one runs.
         """
         claim = self.claim
         if self.phase not in (Phase.HELD, Phase.ENDING) or claim is None or claim.within is None or not claim.is_open:

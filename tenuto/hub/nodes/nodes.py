@@ -329,6 +329,7 @@ class NodeLease:
         return is_lost
 
     def _note(self, renewal: Renewal) -> None:
+        """Take in a renewal of the lease. If a node has gone since the last one, recovery is due once that is sure."""
         now_s, term_s = self._now_s(), TERM_MS / 1000
         before, self.renewal, self.renewed_s = self.renewal, renewal, now_s
         if before is None or before.lease != renewal.lease:

@@ -163,7 +163,7 @@ class SharedPresence:
 
     def loaded(self, channel: Channel) -> None:
         """Show the members that enter `channel` here, from now on."""
-        channel.presence_state.on_own = partial(self._own_changed, channel.name)
+        channel.presence_state.own_changed = partial(self._own_changed, channel.name)
 
     def _own_changed(self, channel: str) -> int:
         """Show the members of `channel` to other nodes soon; return the time by the store's clock, in ms."""

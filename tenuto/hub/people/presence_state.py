@@ -129,7 +129,7 @@ class PresenceState:
         self._signals: list[tuple[int, Signal, int]] = []
         self._signal_bytes = 0
         # called with each change of the members of this node; returns the time in ms, by which all nodes order changes
-        self.on_own: Callable[[], int] = lambda: 0
+        self.own_changed: Callable[[], int] = lambda: 0
         # for each other node that shows members, the number of its people that it does not name
         self._unnamed: dict[str, int] = {}
 
@@ -138,7 +138,7 @@ class PresenceState:
 
     def close(self) -> None:
         """Stop notifying. This breaks reference cycles, so that the channel is freed without the garbage collector."""
-        self._changed, self.on_own = lambda: None, lambda: 0
+        self._changed, self.own_changed = lambda: None, lambda: 0
 
     @property
     def has_people(self) -> bool:
@@ -165,7 +165,7 @@ class PresenceState:
         if here is None:
             if kind == "user":
                 self._check_room(member_id)
-            now_ms = self.on_own()
+            now_ms = self.own_changed()
             version = now_ms if kind == "user" and data else 0  # an agent begins everywhere with the same data
             self._add(member_id, _Member(kind, data or {}, 0, {connection: None}, version))
             return
@@ -184,7 +184,7 @@ class PresenceState:
         here.is_here = True
         is_changed = data is not None and (data != here.data or data != here.shown()[0])
         if is_new or is_changed:
-            now_ms = self.on_own()
+            now_ms = self.own_changed()
             if data is not None and is_changed:
                 here.change(data, now_ms)
             self._note(member_id, kind)
@@ -228,7 +228,7 @@ class PresenceState:
         """Set the data of a member if it is present."""
         here = self._members.get(member_id)
         if here is not None and here.is_here and here.data != data:
-            here.change(data, self.on_own())
+            here.change(data, self.own_changed())
             self._note(member_id, here.kind)
 
     def disconnect(self, member_id: str, connection: Hashable) -> bool:
@@ -239,7 +239,7 @@ class PresenceState:
         del here.connections[connection]
         if here.connections:
             self._note(member_id, here.kind)
-            self.on_own()
+            self.own_changed()
         return not here.connections
 
     def remove(self, member_id: str) -> None:
@@ -249,7 +249,7 @@ class PresenceState:
             return
         here.is_here, here.data, here.version = False, {}, 0
         self._drop(member_id, here)
-        self.on_own()
+        self.own_changed()
 
     def _drop(self, member_id: str, here: _Member) -> None:
         """Remove a member, unless a node shows it still."""
@@ -291,6 +291,7 @@ class PresenceState:
                 self._sync_crowd()
 
     def _show(self, node: str, member_id: str, member: NodeMember) -> None:
+        """Show `member` as present at another node. An agent displaces a person with its id, also one of this node."""
         here = self._members.get(member_id)
         if here is None:
             self._add(member_id, _Member(member.kind, {}, 0, is_here=False, elsewhere={node: member}))
@@ -300,7 +301,7 @@ class PresenceState:
                 return  # the agent with this id goes before the person
             self._become_agent(member_id, here)
             here.is_here = False
-            self.on_own()
+            self.own_changed()
         elif here.elsewhere is not None and here.elsewhere.get(node) == member:
             return
         before = here.shown()
