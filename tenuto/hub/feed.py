@@ -99,7 +99,7 @@ class Feed:
         return batch if batch.events else self._take_ephemeral()
 
     def _take_ephemeral(self) -> EncodedBatch | None:
-        """Take the ephemeral events, but only when the feed has caught up with the log."""
+        """Take the ephemeral events since the last ones; `take` keeps them apart from entries, which have a cursor."""
         presence_state = self.channel.presence_state
         if self.ephemeral_position is None or self.ephemeral_position == presence_state.position:
             return None

@@ -104,9 +104,12 @@ _calls: WeakKeyDictionary[Writer, _Calls] = WeakKeyDictionary()
 
 @contextmanager
 def calling(writer: Writer) -> Iterator[None]:
-    """Return a block for one call of `pipe`, whose place in its step names the record that it finds and stores."""
+    """Enclose one call of `pipe`, so that it has a place: its step, and its number among the calls in that step.
+
+    A later attempt repeats the calls in the same order, and finds by the place the record that this one stores.
+    """
     calls, key = _calls.setdefault(writer, _Calls(defaultdict(list))), writer.open_step()
-    step = digest([key]).hex()[:16] if key else ""  # viewers see it, and services take the key for a secret
+    step = digest([key]).hex()[:16] if key else ""  # a hash: viewers see it, but the key may be a secret of a service
     tries = calls.tries[step]
     number = sum(one is None or not one.has_failed for one in tries)
     calls.place = (step, number, len(tries)) if writer.is_answer and not calls.running else None

@@ -161,7 +161,7 @@ def _fill(copy: Path, place: Path) -> str:
 
 
 def _count_anew(db: sqlite3.Connection, place: Path, number: int, name: str) -> None:
-    """Put the counts of a channel right in the copy, unless they may be right: a message is damaged or lost."""
+    """Correct the counts of a channel in the copy. If a message is damaged or lost they stay: they may include it."""
     documents = Documents(db)
     listed = "SELECT count(*) FROM old.documents INDEXED BY documents_message WHERE channel = ?"
     with contextlib.suppress(StoreUnusable, sqlite3.DatabaseError):
