@@ -42,6 +42,7 @@ from tenuto.core.decide_owners import (
 )
 from tenuto.core.draft import Decision, Draft
 from tenuto.core.errors import (
+    AuthorMismatch,
     Deleted,
     Finished,
     Forbidden,
@@ -180,6 +181,11 @@ def _create(
     is_served: bool,
 ) -> Decision:
     check_id(message_id)
+    if request.author is not None and check_id(request.author, "author") != caller.id:
+        raise AuthorMismatch(
+            f"the author of the new message is {request.author!r}, and this client is {shown(caller.id)}: "
+            "sign in as the author, or send it as your own, without `author`"
+        )
     if not isinstance(request.options, dict):
         raise InvalidRequest(f"options must be an object, got {shown(request.options)}")
     sent = fingerprint(

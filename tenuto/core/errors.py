@@ -162,6 +162,12 @@ class IdConflict(TenutoError):
     code, status, title = "id_conflict", 409, "Id conflict"
 
 
+class AuthorMismatch(TenutoError):
+    """The request names an author, and its caller is another client."""
+
+    code, status, title = "author_mismatch", 409, "Author mismatch"
+
+
 class VersionConflict(TenutoError):
     """The message is not at the version that the request names; `version` is the current one."""
 

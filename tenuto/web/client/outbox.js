@@ -103,14 +103,14 @@ export class Outbox {
       const entry = this.entries.get(id)
       if (!entry) throw discarded(id)
       try {
-        const { message } = await channel.create({ ...entry.draft, id, role: "user" })
+        const { message } = await channel.create({ ...entry.draft, id, role: "user", author: entry.by })
         this.#storage?.removeItem(this.prefix + id)
         this.entries.set(id, { ...entry, stored: message })
         return message
       } catch (error) {
         const { code, message, problem } = /** @type {TenutoError} */ (error)
-        // discarded: another tab has removed the entry from the storage
-        if (code === "closed" || code === "discarded" || !this.entries.has(id)) throw error
+        // discarded: another tab has removed the entry; author_mismatch: its sender must sign in again
+        if (["closed", "discarded", "author_mismatch"].includes(code) || !this.entries.has(id)) throw error
         const wait_ms = problem.retry_after_s * 1_000 // NaN without a time
         const isOver = !isTemporary(/** @type {TenutoError} */ (error)) || wait_ms > MAX_WAIT_MS
         this.#put({ ...entry, retryAt: Date.now() + wait_ms, error: isOver && { code, detail: message } })
