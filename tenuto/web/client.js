@@ -286,7 +286,7 @@ export class Client extends Observable {
   identified(id) {
     this.#id = id
     this.sharing?.identified(id)
-    this.outbox.claim()
+    this.outbox.claim(id)
   }
 
   /** @internal The server does not accept `token`. Return whether this closed the client. @param {string | undefined} token @param {boolean} isExpired */

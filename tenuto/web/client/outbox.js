@@ -46,6 +46,8 @@ export class Outbox {
   entries = new Map()
   /** @type {Set<{ channel: Channel, id: string, result: Promise<ShownMessage> }>} the messages that are being sent, in order */
   #deliveries = new Set()
+  /** @type {string | undefined} the client id that the server has confirmed */
+  by
   /** @type {Storage | null} */
   #storage = null
 
@@ -72,7 +74,7 @@ export class Outbox {
     const entries = [...this.entries.values()]
     // keeps the order after a reload, even if the clock was set back
     const at = Math.max(Date.now(), 1 + (entries.at(-1)?.at ?? 0))
-    const entry = { id, channel, by: this.client.id, at, draft, error }
+    const entry = { id, channel, by: this.by, at, draft, error }
     const units = JSON.stringify([...entries, entry]).length
     if (entries.length >= MAX_MESSAGES || units > MAX_UNITS) {
       throw refusal("too_many", `${entries.length} messages with ${units} characters wait: await some`)
@@ -144,9 +146,10 @@ export class Outbox {
     } catch {} // the browser has no such storage, or denies it
   }
 
-  /** Make this client the owner of the entries without one, because the server has confirmed its id. */
-  claim() {
-    for (const entry of this.entries.values()) if (entry.by === undefined && !entry.stored) this.#put({ ...entry, by: this.client.id })
+  /** Make this client the owner of the entries without one, because the server has confirmed its id. @param {string} [by] */
+  claim(by) {
+    this.by = by
+    for (const entry of this.entries.values()) if (entry.by === undefined && !entry.stored) this.#put({ ...entry, by })
   }
 
   /** Remove a message from this tab, and do not send a request that waits. @param {string} id */
