@@ -3,7 +3,8 @@ import { randomOf } from "../web/random.js"
 
 const WORDS = (
   "the cursor server answer token `code` **bold** *em* ~~no~~ [link](https://a.example/x) foo_bar_baz 12 **a `b` c** wörld 漢字 " +
-  "مرحبا a*b [ref] <b>x</b> &amp; &copy; \\* ![i](http://e.example/i.png) 1. - # | <https://x.example>"
+  "مرحبا a*b [ref] <b>x</b> &amp; &copy; \\* ![i](http://e.example/i.png) 1. - # | <https://x.example> " +
+  "https://x.example/a_b?c=(d)&e; **https://y.example** (https://z.example/_f)). [https://v.example"
 ).split(" ")
 
 /** Return a document of at most `most` blocks, which often has the words `more`. @param {number} seed @param {number} most @param {string[]} more */
@@ -51,7 +52,7 @@ export function hostileShapes(length) {
     "closed brackets": "]", "links": "[a](", "link ends": "](x", "nested links": "[a](b ", "angles": "<", "entities": "&", "numbered entities": "&#1",
     "backslashes": "\\", "formulas": "\\(", "dollars": "$a", "double dollars": "$$", "formula blocks": "\\[\n", "dollar lines": "$$\n", "fences": "~~~\n",
     "backtick fences": "```\n", "headings": "# ", "rules": "***\n", "underlines": "a\n=\n", "definitions": "[x]: y\n", "open definitions": "[x", "addresses": "<a@",
-    "schemes": "<http://", "spaces": " ", "tabs": "\t", "line feeds": "\n", "returns": "\r", "letters": "a", "han": "漢", "emoji": "👩‍👩‍👧", "combining": "a\u0301\u0323",
+    "schemes": "<http://", "bare schemes": "http://", "bare addresses": "https://a.b*", "bare paths": "https://a.b/", "ends of addresses": "http://a/;)", "spaces": " ", "tabs": "\t", "line feeds": "\n", "returns": "\r", "letters": "a", "han": "漢", "emoji": "👩‍👩‍👧", "combining": "a\u0301\u0323",
     "overrides": "\u202e\u2066", "zeroes": "\0", "pipes": "|", "rows": "|a", "quoted lines": "> a\n", "one item": "  a\n\n", "tasks": "- [x] ", "surrogates": "\ud83d",
   }
   const texts = Object.fromEntries(Object.entries(repeated).map(([name, one]) => [name, one.repeat(length / one.length)]))
@@ -99,6 +100,8 @@ export function longBlocks(length) {
     "a paragraph": words(length / 8),
     "a paragraph of lines": `${lines(() => words(7))}\n- list\n- two`,
     "a paragraph without spaces": `${"漢".repeat(length)}\n\nend`,
+    "a paragraph of bare addresses": words(length / 8).replaceAll(" the ", " https://a.example/c?d=_e& (https://f.example/g_)). "),
+    "a paragraph that is one bare address": `https://a.example/${"b".repeat(length)}\n\nend`,
     "a paragraph of marks": lines(() => "a - b 1. c # d > e"),
     "a paragraph of sentences": words(length / 8).replaceAll(" the ", " the 2 * 3, a_b and \\* of [it](https://a.example/c d) **some bold words** `two` _em_ ~~no more~~ "),
     "a paragraph with a mark that is never closed": `${words(length / 20)} **open ${words(length / 40)}`,

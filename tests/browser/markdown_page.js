@@ -126,6 +126,17 @@ window.tests = {
     const steps = Array.from(text, (_, n) => n + 1)
     return [steps.filter((at) => (markdown.update(text.slice(0, at)), !words(end).startsWith(words(root)))).length, steps.length]
   },
+  /** Return the texts of links whose address they are, in `text` that came in pieces of `step` characters. */
+  links(text, step) {
+    const links = [...grow(text, () => step).querySelectorAll("a")]
+    return links.filter((one) => one.href === new URL(one.textContent, "https://x.example").href && one.rel).map((one) => one.textContent)
+  },
+  /** Return the addresses of the links in each beginning of `text`. */
+  linksOfSteps(text) {
+    const root = document.createElement("div")
+    const markdown = new GrowingMarkdown(root)
+    return Array.from(text, (_, n) => (markdown.update(text.slice(0, n + 1)), [...root.querySelectorAll("a")].map((one) => one.href)))
+  },
   /** Put `text`, in at most `cuts` pieces, into the page. Return what may not be there. */
   forbidden(text, cuts) {
     const node = document.createElement("div")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 
 from playwright.async_api import Browser, Page
@@ -69,6 +70,58 @@ async def test_link_whose_text_is_another_address_names_its_host(page: Page) -> 
     assert html.count('<span class="host"> (evil.example)</span>') == 1
     assert html.count('class="host"') == 1
     assert html.count('rel="noopener noreferrer nofollow"') == 3
+
+
+async def test_bare_address_is_a_link_as_github_says(page: Page) -> None:
+    addresses = (  # examples 622 to 629 of its specification, with a scheme, and more; text follows "|"
+        "http://commonmark.org",
+        "https://commonmark.org/help| for more information.",
+        "https://commonmark.org/a.b|.",
+        "https://google.com/search?q=Markup+(business)",
+        "https://google.com/search?q=Markup+(business)|))",
+        "https://google.com/search?q=(business))+ok",
+        "https://google.com/search?q=commonmark&hl=en",
+        "https://google.com/search?q=commonmark|&hl;",
+        "https://commonmark.org/he|<lp",
+        "HTTPS://a.example/b_c*d|~\"'*_:!?,",
+        "http://localhost:8000/x|].",
+        "https://a.example/über|“",
+    )
+    for address in addresses:
+        for before in ("", "see (", "**", "- _", "| a |\n|---|\n| "):
+            for step in (1, 5, 1_000):
+                found = await page.evaluate(
+                    "([a, step]) => tests.links(a, step)", [before + address.replace("|", ""), step]
+                )
+                assert found == [address.partition("|")[0]], (before, step)
+
+
+async def test_no_link_begins_in_code_in_another_link_in_html_or_with_another_scheme(page: Page) -> None:
+    texts = (
+        "`https://a.example/` and `` https://a.example``",
+        "```\nhttps://a.example/\n```",
+        "    https://a.example/",
+        '<img src="https://a.example/">',
+        "xhttps://a.example/ javascript://a.example/ ftp://a.example/ www.a.example a@b.example",
+        "https:///a https:// https://[::1]/ https://bank.example@evil.example/ https://user:pass@evil.example/",
+    )
+    for text in texts:
+        assert "<a " not in await page.evaluate("text => tests.grown(text, () => 1)", text), text
+    for text in ("[https://a.example/b](https://c.example/)", "![https://a.example/b](https://c.example/)"):
+        html = await page.evaluate("text => tests.grown(text, () => 1)", f"text {text}.")
+        assert html.count("<a ") == html.count('href="https://c.example/"') == 1, html
+
+
+async def test_bare_address_becomes_a_link_once_it_is_complete_and_stays_one(page: Page) -> None:
+    texts = {
+        "See https://a.example/b.html?c=_d_ and **https://b.example/_e** or more": 2,
+        "- https://a.example\n- **https://b.example**, c\n": 2,
+        "| a | b |\n|--|--|\n| https://a.example | b |\n| https://b.example/c": 1,
+    }
+    for text, count in texts.items():
+        seen = await page.evaluate("text => tests.linksOfSteps(text)", text)
+        assert all(after[: len(before)] == before for before, after in pairwise(seen)), seen
+        assert len(seen[-1]) == count
 
 
 async def test_text_that_is_nested_too_deep_is_shown_and_the_blocks_behind_it_are_blocks(page: Page) -> None:

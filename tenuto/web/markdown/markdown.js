@@ -390,6 +390,7 @@ export class GrowingMarkdown {
   /** Draw the first characters of an open paragraph for the last time. @param {OpenBlock} open @param {string} shown @param {Environment} env */
   #pass(open, shown, env) {
     const words = document.createDocumentFragment()
+    env.growing = shown // a cut address is no link
     appendInline(shown, words, env, this.final)
     patch(open.node, open.count, words)
     open.node.normalize()
@@ -476,7 +477,9 @@ export class GrowingMarkdown {
   #drawTail() {
     const open = this.#open
     const text = this.#fence ? "" : this.#text // an open fence draws its own lines
-    const { blocks, env } = this.#parse(this.#isOver ? text : repaired(text, this.hasFormulas))
+    const shown = this.#isOver ? text : repaired(text, this.hasFormulas)
+    const { blocks, env } = this.#parse(shown)
+    if (!this.#isOver) env.growing = shown
     const inside = document.createDocumentFragment()
     const outside = document.createDocumentFragment()
     const shift = this.#at - (open?.prefix.length ?? 0)

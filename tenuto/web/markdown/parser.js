@@ -12,6 +12,11 @@ const MAX_NESTING = 20
 export const LONG = 4_096
 const MAX_COLUMNS = 30 // limit of columns in a table, since 200 columns in 2,000 rows take 0.7 s
 const MAX_FORMULA = 4_000 // characters; the search for the end of a formula stops there
+// behind a quote it may be an attribute of HTML; a name or a password before the host could feign another host
+const SCHEME = /(?<![a-z\d"'=])https?$/i
+const ADDRESS = /:\/\/(?![^\s<\/?#]*@)[\p{L}\p{N}][\p{L}\p{N}._-]*(:\d+)?([/?#][^\s<]*)?/uy
+const AFTER_ADDRESS = /(&[a-z\d]+;|[?!.,:;*_~'")\]]|[^\P{P}\0-\x7f])$/iu // behind an address, but for a ")" that it has opened
+const MAX_ENTITY = 32 // characters
 const INLINE_FORMULA = /\\\(([^]{1,1000}?)\\\)|\$\$([^$]{1,1000})\$\$|\$(?![\s$])([^$\n]{0,999}[^\s$\\])\$(?![\p{N}$])/uy
 
 const parser = new MarkdownIt({ html: false, maxNesting: MAX_NESTING })
@@ -20,6 +25,7 @@ limitColumns()
 limitNesting()
 parser.block.ruler.before("fence", "formula", blockFormula, { alt: ["paragraph", "reference", "blockquote", "list"] })
 parser.inline.ruler.before("escape", "formula", inlineFormula)
+parser.inline.ruler.before("escape", "address", inlineAddress)
 
 /** Make the parser treat a table with more columns as a paragraph, and let no table begin in a long paragraph. */
 function limitColumns() {
@@ -88,6 +94,43 @@ function inlineFormula(state, isSilent) {
   if (found[3] && /[\p{L}\p{N}$]$/u.test(state.src.slice(Math.max(0, state.pos - 2), state.pos))) return false // this is a price or a name, and no formula
   if (!isSilent) state.push("formula", "", 0).content = found[0]
   state.pos += found[0].length
+  return true
+}
+
+/**
+ * Return the address without marks around it whose scheme ends at `at`, or "": GitHub's extended autolink, of HTTP alone.
+ *
+ * @param {string} text @param {number} at
+ */
+export function bareAddress(text, at) {
+  ADDRESS.lastIndex = at
+  const scheme = SCHEME.exec(text.slice(Math.max(0, at - 6), at))?.[0]
+  let address = scheme && ADDRESS.exec(text)?.[0]
+  if (!address) return ""
+  let surplus = address.split(")").length - address.split("(").length
+  for (let end; (end = AFTER_ADDRESS.exec(address.slice(-MAX_ENTITY))?.[0]); address = address.slice(0, -end.length)) {
+    if (end === ")" && surplus-- <= 0) break
+  }
+  return scheme + address
+}
+
+/** @param {InlineState} state @param {boolean} isSilent True: the parser looks for the end of a link, which has no links inside. */
+function inlineAddress(state, isSilent) {
+  if (isSilent || state.linkLevel > 0 || state.src[state.pos] !== ":") return false
+  const { src, pos, env } = state
+  const address = bareAddress(src, pos)
+  const scheme = address.indexOf(":")
+  if (!address || state.pending.length < scheme) return false
+  state.pos += address.length - scheme
+  const rest = src.slice(state.pos)
+  if (env.growing && !/[\s<]/.test(rest) && env.growing.endsWith(address + rest)) { // more of it may come
+    state.pending += address.slice(scheme)
+    return true
+  }
+  state.pending = state.pending.slice(0, -scheme)
+  state.push("link_open", "a", 1).attrs = [["href", address]]
+  state.push("text", "", 0).content = address
+  state.push("link_close", "a", -1)
   return true
 }
 

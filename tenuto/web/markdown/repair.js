@@ -4,6 +4,8 @@
  * The text itself is not changed, and a wrong guess is corrected with the next piece.
  */
 
+import { bareAddress } from "./parser.js"
+
 const FENCE_LINE = /^[ \t>]*(`{3,}|~{3,})/
 const OPENER = /^[ \t>]*([-+*]|\d{1,9}[.)]?|#{1,6}|[-+*][ \t]+\[[ xX]?\]?|[-=*_]{2,}|[`~]{1,}[^`\n]*|\[[^\]]*\]:.*)[ \t]*$/
 const ROWS = /(^|\n)([ \t>]*\|.*\n)*[ \t>]*\|.*$/
@@ -88,7 +90,7 @@ function withoutHalfLink(text) {
 function openMarks(text) {
   /** @type {string[]} */
   const open = []
-  const marks = /\\[^]|(`+)|(\*{1,3}|~~|_{1,2})/g
+  const marks = /\\[^]|(`+)|(\*{1,3}|~~|_{1,2})|:\/\//g
   for (let found; (found = marks.exec(text)); ) {
     const [whole, code, mark] = found
     if (code) {
@@ -96,6 +98,10 @@ function openMarks(text) {
       if (end < 0) return { open, code }
       marks.lastIndex = end
     } else if (mark) toggle(open, mark, text[found.index - 1] ?? " ", text[found.index + whole.length] ?? "")
+    else if (whole === "://") {
+      const address = bareAddress(text, found.index) // its marks are text
+      if (address) marks.lastIndex = found.index + address.length - address.indexOf(":")
+    }
   }
   return { open, code: "" }
 }

@@ -21,6 +21,8 @@ export interface Environment {
   hasFormulas?: boolean
   /** The text is the rest of a long paragraph. */
   isLong?: boolean
+  /** A text behind which more may come: a bare address at its end is no link yet. */
+  growing?: string
 }
 interface State {
   src: string
@@ -41,6 +43,8 @@ export interface BlockState extends State {
 export interface InlineState extends State {
   pos: number
   posMax: number
+  pending: string
+  linkLevel: number
 }
 type BlockRule = (state: BlockState, start: number, end: number, isSilent: boolean) => boolean
 type InlineRule = (state: InlineState, isSilent: boolean) => boolean
