@@ -172,6 +172,50 @@ async def test_page_without_another_transport_whose_cookie_has_ended_asks_for_a_
 
 
 @pytest.mark.parametrize("transport", transports("websocket"))
+async def test_message_of_a_person_who_is_gone_is_stored_once_as_theirs_when_they_return(
+    browser: Browser, transport: str
+) -> None:
+    async with opened(browser, verified(cookie="session")) as (hub, window):
+
+        async def sign_in(sub: str) -> None:
+            cookie = {"name": "session", "value": token(sub=sub), "url": window.url}
+            await window.context.add_cookies([cookie])  # type: ignore[list-item]
+
+        async def until_attached_as(sub: str) -> None:
+            await window.evaluate("window.client.resume()")
+            await window.wait_for_function("sub => window.channel.getSnapshot().you?.id === sub", arg=sub)
+
+        await sign_in("ada")
+        await window.evaluate(
+            """async (transport) => {
+              const { connect } = await import("/tenuto/web/client.js")
+              window.client = connect({ url: "/tenuto", transport })
+              window.channel = client.channel("chat:1")
+            }""",
+            transport,
+        )
+        await until_attached_as("ada")
+        await window.evaluate(
+            """() => {
+              client.suspend()
+              channel.send({ id: "q", text: "secret" }).catch(({ code }) => { window.code = code })
+            }"""
+        )
+        await sign_in("bob")
+        await until_attached_as("bob")
+        await window.wait_for_function("() => window.code")
+        assert await window.evaluate("[window.code, channel.getSnapshot().messages.length]") == ["author_mismatch", 0]
+        assert (await hub.history("chat:1")).messages == []
+        await window.evaluate("window.client.suspend()")
+        await sign_in("ada")
+        await until_attached_as("ada")
+        await window.wait_for_function(
+            "() => { const [one] = channel.getSnapshot().messages; return one && !one.local }"
+        )
+        assert [(one.id, one.author) for one in (await hub.history("chat:1")).messages] == [("q", "ada")]
+
+
+@pytest.mark.parametrize("transport", transports("websocket"))
 async def test_message_that_is_sent_in_the_task_of_a_reload_is_stored_once(browser: Browser, transport: str) -> None:
     async with opened(browser) as (hub, window):
         await follow(window, token=token(), transport=transport)
