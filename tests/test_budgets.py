@@ -26,7 +26,7 @@ BUDGETS = {
     "modules of tenuto/": 161,
     "files in a folder of tenuto/": 23,
     "lines of interop/": 3_982,
-    "lines of tests/": 62_518,
+    "lines of tests/": 62_675,
     "lines of proof/ and bench/": 19_984,
     "words of docs without decisions": 50_000,
     "words of decisions": 12_000,

@@ -263,6 +263,8 @@ class Server:
             raise
         except (failed.URLError, HTTPException, TimeoutError, ConnectionError) as error:
             reason = error.reason if isinstance(error, failed.URLError) else error
+            if isinstance(reason, ConnectionRefusedError):
+                raise LocalError(f"no server responds at {self.name}; start it, or name its address") from None
             raise LocalError(
                 f"{self.name} did not send the whole {what}: {_printable(reason)}; repeat the command"
             ) from None

@@ -208,7 +208,7 @@ async def _versions(access: Access, channel: str, known: Message) -> AsyncIterat
 
 def _messages_in(body: Json) -> list[Json]:
     """Return the page's messages, in the form that is relied on."""
-    given = body["messages"] if "messages" in body else [body.get("message")]
+    given = body.get("messages", [body["message"]] if "message" in body else None)
     messages = messages_in(given, "id, role and parts", _has_parts)
     last = messages[-1]
     if body.get("trigger", "submit-message") not in ("submit-message", "regenerate-message"):

@@ -440,7 +440,9 @@ async def test_approval_says_who_answered_it_also_after_a_lost_connection(browse
                 await here.page.evaluate("client.resume()")
             await card.get_by_text("Expired" if error else "Answered by Bea: Allowed").wait_for()
             await expect(card.locator("button")).to_have_count(0)
-        assert [name for name, _ in await here.page.evaluate("told")].count("ask") == 3
+        await here.hub.command("chat:1", "approve", target="a", data={"text": "Pay 5?"})  # no name that the card knows
+        await expect(here.page.locator(".approval code").last).to_have_text('{"text":"Pay 5?"}')
+        assert [name for name, _ in await here.page.evaluate("told")].count("ask") == 4
 
 
 @in_long

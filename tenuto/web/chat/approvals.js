@@ -40,8 +40,9 @@ export class Approvals {
     const { data } = command
     const fields = /** @type {Record<string, unknown>} */ (typeof data === "object" && data ? data : { question: data })
     const tool = fields.tool ?? fields.name
-    const input = fields.arguments ?? fields.input ?? fields.args
-    const title = String(fields.question ?? fields.title ?? tool ?? words.approve)
+    const asked = fields.question ?? fields.title ?? tool
+    const input = fields.arguments ?? fields.input ?? fields.args ?? (asked === undefined && data ? data : undefined) // shown as it is
+    const title = String(asked ?? words.approve)
     const args = input === undefined ? "" : typeof input === "string" ? input : JSON.stringify(input)
     const code = tool === undefined ? args : `${tool}(${args})`
     const error = element("p", { class: "mistake", part: "error", hidden: true })
