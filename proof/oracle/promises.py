@@ -153,6 +153,7 @@ class Process(Protocol):
 
     name: str
     is_alive: bool
+    is_held: bool  # True: it is paused
     pauses: int  # number of times that it was paused
 
 
@@ -212,8 +213,8 @@ class Members:
             return
         away_s, early_s = 0.0, EARLY_S if self._is_exclusive else SEEN_S
         for connection, entered_s in known.entered_s.items():
-            if not connection.process.is_alive:
-                continue  # the member is of an earlier run of the hub, which has lost its members
+            if not connection.process.is_alive or (connection.process.is_held and not self._is_exclusive):
+                continue  # the hub of an earlier run has lost its members, and so may one whose lease has ended
             if entered_s - away_s >= GRACE_S - early_s and entered_s >= attached_s - GRACE_S:
                 return
             away_s = max(away_s, float("inf") if connection.ended_s is None else connection.ended_s)
