@@ -27,7 +27,7 @@ BUDGETS = {
     "files in a folder of tenuto/": 23,
     "lines of interop/": 3_982,
     "lines of tests/": 62_675,
-    "lines of proof/ and bench/": 19_984,
+    "lines of proof/ and bench/": 19_985,
     "words of docs without decisions": 50_000,
     "words of decisions": 12_000,
     "words of the changelog": 1_500,

@@ -181,10 +181,10 @@ def _create(
     is_served: bool,
 ) -> Decision:
     check_id(message_id)
-    if request.author is not None and check_id(request.author, "author") != caller.id:
+    if request.if_author is not None and check_id(request.if_author, "if_author") != caller.id:
         raise AuthorMismatch(
-            f"the author of the new message is {request.author!r}, and this client is {shown(caller.id)}: "
-            "sign in as the author, or send it as your own, without `author`"
+            f"the message is of {request.if_author!r} (if_author), and this client is {shown(caller.id)}: "
+            "sign in as its author, or send it as your own, without `if_author`"
         )
     if not isinstance(request.options, dict):
         raise InvalidRequest(f"options must be an object, got {shown(request.options)}")

@@ -36,7 +36,7 @@ class CreateMessage(Struct, frozen=True, kw_only=True):
     """
 
     id: str | None = None
-    author: str | None = None  # who the client believes to be; never stored, and another caller is refused
+    if_author: str | None = None  # who the client believes to be; never stored, and another caller is refused
     role: Role = "user"
     text: str | None = None
     parts: list[Part] | None = None

@@ -89,17 +89,17 @@ def test_a_create_with_other_content_as_sent_is_a_conflict(harness: LogHarness, 
 
 def test_author_that_the_client_names_must_be_the_caller_and_is_no_part_of_the_content(harness: LogHarness) -> None:
     ann = Caller(id="ann")
-    harness.ask("m", CreateMessage(text="hi", author="ann"), ann)
+    harness.ask("m", CreateMessage(text="hi", if_author="ann"), ann)
     assert harness.known("m").author == "ann"
     assert harness.ask("m", CreateMessage(text="hi"), ann).ops == ()
-    assert harness.ask("m", CreateMessage(text="hi", author="ann"), ann).ops == ()
+    assert harness.ask("m", CreateMessage(text="hi", if_author="ann"), ann).ops == ()
     for caller in (Caller(id="bob"), Caller()):
         for message_id in ("m", "new"):  # also of a message that is stored: the outbox of its author keeps it
             with pytest.raises(AuthorMismatch):
-                harness.ask(message_id, CreateMessage(text="hi", author="ann"), caller)
+                harness.ask(message_id, CreateMessage(text="hi", if_author="ann"), caller)
     for author in ("a" * 65, ""):
         with pytest.raises(InvalidName):
-            harness.ask("new", CreateMessage(text="hi", author=author), ann)
+            harness.ask("new", CreateMessage(text="hi", if_author=author), ann)
 
 
 def test_lease_does_not_expire_after_an_entry_that_the_hub_did_not_know(harness: LogHarness) -> None:

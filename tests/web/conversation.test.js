@@ -122,7 +122,7 @@ describe("a verb", () => {
     assert.deepEqual(channel.getSnapshot().messages[2].local, { state: "sending" })
     assert.equal(ids(channel.branches("r")), "p r")
     await settled()
-    assert.deepEqual(w.socket.sentOf("create"), [{ channel: "c", id: "r", role: "user", author: "ann", text: "better", parent: "a", meta: { name: "Ann" } }])
+    assert.deepEqual(w.socket.sentOf("create"), [{ channel: "c", id: "r", role: "user", if_author: "ann", text: "better", parent: "a", meta: { name: "Ann" } }])
     const stored = question("r", 5, "a")
     w.socket.ok("create", { message: stored })
     await edited

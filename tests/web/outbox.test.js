@@ -84,7 +84,7 @@ describe("a sent message", () => {
     const sent = channel.send({ id: "q", text: "hi" })
     assert.deepEqual(shown(channel), [["q", "hi", "sending"]])
     await settled()
-    assert.deepEqual(w.socket.sentOf("create"), [{ channel: "c", id: "q", role: "user", author: "ann", text: "hi" }])
+    assert.deepEqual(w.socket.sentOf("create"), [{ channel: "c", id: "q", role: "user", if_author: "ann", text: "hi" }])
     const stored = message("q", 2, "hi", { role: "user", author: "ann", status: "complete" })
     w.socket.ok("create", { message: stored })
     assert.equal((await sent).text, "hi")
@@ -266,7 +266,7 @@ describe("the outbox", () => {
     assert.deepEqual(w.socket.sentOf("create"), [])
     w.socket.ok("attach", you("ann"))
     await settled()
-    assert.deepEqual(w.socket.sentOf("create"), [{ channel: "c", id: "q", role: "user", author: "ann", text: "hi" }])
+    assert.deepEqual(w.socket.sentOf("create"), [{ channel: "c", id: "q", role: "user", if_author: "ann", text: "hi" }])
     w.socket.ok("create", { message: message("q", 2, "hi") })
     await settled()
     assert.deepEqual(Object.keys(globalThis.sessionStorage), [])
@@ -297,16 +297,16 @@ describe("the outbox", () => {
       w.socket.events("c", "e:1", attached(1))
       await settled()
     }
-    const sent = assert.rejects(channel.send({ id: "q", text: "secret", author: "eve" }), { code: "author_mismatch" })
+    const sent = assert.rejects(channel.send({ id: "q", text: "secret", if_author: "eve" }), { code: "author_mismatch" })
     await settled()
     await as("bob")
-    assert.deepEqual(w.socket.sentOf("create").map(({ author }) => author), ["ann"])
+    assert.deepEqual(w.socket.sentOf("create").map((frame) => frame.if_author), ["ann"])
     w.socket.refuse("create", "author_mismatch")
     await sent
     assert.deepEqual(shown(channel), [])
     await as("ann")
     assert.deepEqual(shown(channel), [["q", "secret", "sending"]])
-    assert.deepEqual(w.socket.sentOf("create").map(({ author }) => author), ["ann"])
+    assert.deepEqual(w.socket.sentOf("create").map((frame) => frame.if_author), ["ann"])
   })
 
   test("of an identity is shared by its tabs, and not by another identity", async (t) => {

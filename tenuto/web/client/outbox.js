@@ -105,7 +105,7 @@ export class Outbox {
       const entry = this.entries.get(id)
       if (!entry) throw discarded(id)
       try {
-        const { message } = await channel.create({ ...entry.draft, id, role: "user", author: entry.by })
+        const { message } = await channel.create({ ...entry.draft, id, role: "user", if_author: entry.by })
         this.#storage?.removeItem(this.prefix + id)
         this.entries.set(id, { ...entry, stored: message })
         return message
