@@ -309,6 +309,29 @@ describe("the outbox", () => {
     assert.deepEqual(w.socket.sentOf("create").map((frame) => frame.if_author), ["ann"])
   })
 
+  test("may be discarded if its page is still its sender's, though the requests are another's", async (t) => {
+    withStorage(t)
+    const { w, channel, sent } = await sending(t)
+    w.socket.refuse("create", "author_mismatch")
+    await assert.rejects(sent, { code: "author_mismatch" })
+    assert.deepEqual(shown(channel), [["q", "hi", "refused"]])
+  })
+
+  test("of a sender who was confirmed while it was sent is not another's after a refusal", async (t) => {
+    withStorage(t)
+    const { w, channel } = channelOf(t)
+    const sent = assert.rejects(channel.send({ id: "q", text: "secret" }), { code: "too_large" })
+    await settled()
+    w.socket.open()
+    w.socket.ok("attach", you("ann"))
+    w.socket.events("c", "e:1", attached(1))
+    await settled()
+    w.socket.refuse("create", "too_large")
+    await sent
+    assert.equal(w.client.outbox.entries.get("q")?.by, "ann")
+    assert.deepEqual(shown(channel), [["q", "secret", "refused"]])
+  })
+
   test("of an identity is shared by its tabs, and not by another identity", async (t) => {
     withStorage(t)
     const tab = world(t, { identity: "ann" })

@@ -27,7 +27,7 @@ import { shownMessage } from "./snapshot.js"
  * @typedef {object} Entry
  * @property {string} id of the message
  * @property {string} channel
- * @property {string} [by] the client id of its sender, once the server has confirmed it
+ * @property {string} [by] the client id of its sender, as far as it is known
  * @property {number} at milliseconds since 1970
  * @property {Draft} draft
  * @property {Refusal | false} [error]
@@ -74,7 +74,7 @@ export class Outbox {
     const entries = [...this.entries.values()]
     // keeps the order after a reload, even if the clock was set back
     const at = Math.max(Date.now(), 1 + (entries.at(-1)?.at ?? 0))
-    const entry = { id, channel, by: this.by, at, draft, error }
+    const entry = { id, channel, by: this.client.id, at, draft, error }
     const units = JSON.stringify([...entries, entry]).length
     if (entries.length >= MAX_MESSAGES || units > MAX_UNITS) {
       throw refusal("too_many", `${entries.length} messages with ${units} characters wait: await some`)
@@ -105,17 +105,19 @@ export class Outbox {
       const entry = this.entries.get(id)
       if (!entry) throw discarded(id)
       try {
-        const { message } = await channel.create({ ...entry.draft, id, role: "user", if_author: entry.by })
+        const { message } = await channel.create({ ...entry.draft, id, role: "user", if_author: this.by && entry.by })
         this.#storage?.removeItem(this.prefix + id)
         this.entries.set(id, { ...entry, stored: message })
         return message
       } catch (error) {
         const { code, message, problem } = /** @type {TenutoError} */ (error)
-        // discarded: another tab has removed the entry; author_mismatch: its sender must sign in again
-        if (["closed", "discarded", "author_mismatch"].includes(code) || !this.entries.has(id)) throw error
+        const known = this.entries.get(id) // its sender may be known since
+        const isOfAnother = code === "author_mismatch" && known?.by !== this.by // it waits until its sender signs in
+        // discarded: another tab has removed the entry from the storage
+        if (code === "closed" || code === "discarded" || !known || isOfAnother) throw error
         const wait_ms = problem.retry_after_s * 1_000 // NaN without a time
         const isOver = !isTemporary(/** @type {TenutoError} */ (error)) || wait_ms > MAX_WAIT_MS
-        this.#put({ ...entry, retryAt: Date.now() + wait_ms, error: isOver && { code, detail: message } })
+        this.#put({ ...known, retryAt: Date.now() + wait_ms, error: isOver && { code, detail: message } })
         if (isOver) throw error
         channel.notify()
         await new Promise((resolve) => setTimeout(resolve, wait_ms || this.client.random() * AGAIN_MS))
