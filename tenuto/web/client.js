@@ -105,8 +105,8 @@ export class Client extends Observable {
   #starts
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   #later
-  /** @type {string | undefined} the client id that the server has confirmed */
-  #id
+  /** @internal @type {string | undefined} the client id that the server has confirmed */
+  confirmedId
 
   /** @internal @param {Options} options */
   constructor(options) {
@@ -221,7 +221,7 @@ export class Client extends Observable {
 
   /** The client id: that of the server, or the app's option. */
   get id() {
-    return this.#id ?? this.options.client
+    return this.confirmedId ?? this.options.client
   }
 
   /** @internal Return the signal that aborts when the client is closed. */
@@ -284,15 +284,15 @@ export class Client extends Observable {
 
   /** @internal The server has confirmed the id of this client. @param {string | undefined} id */
   identified(id) {
-    this.#id = id
+    this.confirmedId = id
     this.sharing?.identified(id)
-    this.outbox.claim(id)
+    this.outbox.claim()
   }
 
   /** @internal The server does not accept `token`. Return whether this closed the client. @param {string | undefined} token @param {boolean} isExpired */
   tokenRefused(token, isExpired) {
     if (this.token.refused(token, isExpired)) return false
-    const known = this.#id === undefined ? "sign in, or pass `token` to connect()" : "sign in again"
+    const known = this.confirmedId === undefined ? "sign in, or pass `token` to connect()" : "sign in again"
     const remedy = this.token.source === undefined ? known : "check the `token` of connect()"
     this.close(refusal("unauthenticated", `${this.base} does not accept this client: ${remedy}`))
     return true

@@ -46,8 +46,6 @@ export class Outbox {
   entries = new Map()
   /** @type {Set<{ channel: Channel, id: string, result: Promise<ShownMessage> }>} the messages that are being sent, in order */
   #deliveries = new Set()
-  /** @type {string | undefined} the client id that the server has confirmed */
-  by
   /** @type {Storage | null} */
   #storage = null
 
@@ -105,14 +103,14 @@ export class Outbox {
       const entry = this.entries.get(id)
       if (!entry) throw discarded(id)
       try {
-        const { message } = await channel.create({ ...entry.draft, id, role: "user", if_author: this.by && entry.by })
+        const { message } = await channel.create({ ...entry.draft, id, role: "user", if_author: this.client.confirmedId && entry.by })
         this.#storage?.removeItem(this.prefix + id)
         this.entries.set(id, { ...entry, stored: message })
         return message
       } catch (error) {
         const { code, message, problem } = /** @type {TenutoError} */ (error)
         const known = this.entries.get(id) // its sender may be known since
-        const isOfAnother = code === "author_mismatch" && known?.by !== this.by // it waits until its sender signs in
+        const isOfAnother = code === "author_mismatch" && known?.by !== this.client.id // it waits until its sender signs in
         // discarded: another tab has removed the entry from the storage
         if (code === "closed" || code === "discarded" || !known || isOfAnother) throw error
         const wait_ms = problem.retry_after_s * 1_000 // NaN without a time
@@ -148,10 +146,9 @@ export class Outbox {
     } catch {} // the browser has no such storage, or denies it
   }
 
-  /** Make this client the owner of the entries without one, because the server has confirmed its id. @param {string} [by] */
-  claim(by) {
-    this.by = by
-    for (const entry of this.entries.values()) if (entry.by === undefined && !entry.stored) this.#put({ ...entry, by })
+  /** Make this client the owner of the entries without one, because the server has confirmed its id. */
+  claim() {
+    for (const entry of this.entries.values()) if (entry.by === undefined && !entry.stored) this.#put({ ...entry, by: this.client.id })
   }
 
   /** Remove a message from this tab, and do not send a request that waits. @param {string} id */
