@@ -97,8 +97,9 @@ window.tests = {
       return dependence(seed, randomDocument(seed, 8, ["$x$", "$$", "\n$$", "\n\\[", "\\]", "\\(y", "\\)", "$5", "\n", "\n- "]), { renderMath: formula })
     })
   },
+  /** Return where the nodes of one long block depend on its pieces: one of `first` characters, then those of `step`. */
   long(name, length, step, first = step) {
-    const text = longBlocks(length)[name]
+    const text = longBlocks(length)[name].slice(0, length)
     const whole = grown(text)
     const steps = [first]
     // A block is cut after 16,384 characters, a paragraph after 8,192, and one of more than 4,096 is no heading or table:
