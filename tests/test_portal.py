@@ -10,13 +10,16 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
 from tenuto import Hub
 from tenuto.core.errors import LocalError
+from tenuto.hub import hub as hub_module
 from tenuto.portal import NoResponse, Portal, run_on
+from tenuto.stores.base import Committed, CommitUnknown, Conflict, Write
+from tenuto.stores.memory import MemoryStore
 
 REMEDY = "await it"
 PATIENCE_S = 60.0
@@ -118,3 +121,28 @@ def test_interrupted_block_cancels_its_message() -> None:
     assert (first.status, first.text, first.meta) == ("cancelled", "so far", {"a": 1})
     assert (newest.status, newest.reason, newest.meta) == ("failed", "why", {"b": 2})
     hub.sync.close()
+
+
+class _Slow(MemoryStore):
+    """A store whose commits wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_commit = threading.Event()
+
+    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
+        await asyncio.to_thread(self.may_commit.wait, PATIENCE_S)
+        return await super().commit(writes)
+
+
+def test_call_without_a_response_in_time_may_be_stored_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = _Slow()
+    hub = Hub(store)
+    assert hub.sync.history("c").messages == []
+    with monkeypatch.context() as short:
+        short.setattr(hub_module, "TIMEOUT_S", 0.05)
+        with pytest.raises(CommitUnknown, match="may still do it"), hub.sync.message("c", id="m"):
+            pass
+    store.may_commit.set()
+    hub.sync.close()
+    assert store._commits > 0

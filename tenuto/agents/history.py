@@ -373,13 +373,13 @@ def _openai(message: Message) -> Iterator[dict[str, Json]]:
 
 def _openai_messages(message: Message) -> Iterator[dict[str, Json]]:
     for content, calls in _steps(message):
-        is_with_calls = bool(calls) and message.role == "assistant"
+        is_one_message = bool(calls) and message.role == "assistant"  # no other role has calls there
         is_text = all(isinstance(one, str) for one in content)
         shown: Json = _text_of(content) if is_text else [_openai_content(one) for one in content]
-        if shown and not is_with_calls:
+        if shown and not is_one_message:
             yield {"role": message.role, "content": shown}
         if calls:
-            text = shown if shown and is_with_calls else None
+            text = shown if shown and is_one_message else None
             yield {"role": "assistant", "content": text, "tool_calls": [_tool_call(part) for part in calls]}
         for part in calls:
             yield {"role": "tool", "tool_call_id": part["call"], "content": _output(part, _openai_text)}

@@ -334,8 +334,8 @@ class Turn:
         The question is a command: it is stored, all devices show it, and the first reply counts. Without a reply within
         `timeout_s` seconds the result is `ok=False` with the error `expired`. A question that is open at the end of the
         turn is withdrawn. After a crash the same question, which is one with the same `name` and `data`, goes on: it
-        stays open for the rest of its time, and a reply that has arrived meanwhile is returned; so it is if this call
-        was cancelled, and is made again. Of equal questions give each a `key`, else their order counts. Raises
+        stays open for the rest of its time, and a reply that has arrived meanwhile is returned. The same holds if this
+        call was cancelled and is made again. Of equal questions give each a `key`, else their order counts. Raises
         InvalidRequest or TooLarge for `data`, LocalError if `name` is that of a step, Fenced, TooMany.
         """
         if not 1 <= timeout_s <= 24 * 3600:
@@ -350,7 +350,7 @@ class Turn:
         stored = plain({"data": data})["data"]  # a later attempt finds the question by it
         content = f"{name}\n{key}\n{await self._question_hash(stored, target)}"
         now_s = asyncio.get_running_loop().time()
-        has_call = isinstance(stored, dict) and "call" in stored  # equal calls have a question each
+        has_call = isinstance(stored, dict) and "call" in stored  # `_question` numbers equal ones
         id, content = self._question(content, None if has_call else key, now_s)
         try:
             command, reply = await self._send_question(content, name, target, stored, timeout_s)
@@ -520,7 +520,7 @@ class Turn:
         try:
             outputs = await asyncio.gather(*tasks)
         except (Exception, asyncio.CancelledError) as error:
-            # Of this turn or its handler, not of a tool: no call goes on, and none waits for an output any more.
+            # The turn or its handler failed, not a tool: cancel all calls, so that none waits for an output.
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)

@@ -659,10 +659,7 @@ class SyncClient:
         return await make(self._target, *names, **fields).open()
 
     def _run(self, call: Coroutine[Any, Any, T]) -> T:
-        """Run `call` on the client's loop and return its result.
-
-        It has its own timeout there; a subscription has none.
-        """
+        """Run `call` on the client's loop and return its result. Calls limit their time; a subscription may wait."""
         loop = self._portal.loop
         if loop is None:
             call.close()

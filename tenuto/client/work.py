@@ -214,7 +214,7 @@ class RemoteWorker:
         if not result.retry:
             self._over.set_exception(result)
         elif self._link.is_live:
-            delay_s = self._link.timing.retry(4, self._link.random)
+            delay_s = self._link.timing.retry(4, self._link.random)  # as after four failures: up to 2 s
             asyncio.get_running_loop().call_later(delay_s, self._ask_again)
 
     def _ask_again(self) -> None:

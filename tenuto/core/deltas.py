@@ -137,7 +137,7 @@ class MessageProgress:
     def __init__(self, message_id: str, sent: Sent | None = None) -> None:
         self._id = message_id
         sent = sent or Sent()
-        self._lengths = list(sent.lengths)  # this list never shrinks: the length of a removed part stays
+        self._lengths = list(sent.lengths)  # the length of a removed part stays
         self._kinds: list[str] = []  # types of the parts that the message has now
         self._inputs: dict[int, int] = {}  # for each tool part the length of its input
         self._attempts = sent.attempts  # number of superseded attempts among the parts
@@ -234,7 +234,7 @@ class MessageProgress:
     def _replace(self, message: Message) -> MessageReplaced:
         attempts, before = _attempts_in(message), self._attempts
         if attempts > before:
-            self._lengths = []
+            self._lengths = []  # nothing that the reader has counts
         sent, self._attempts = tuple(self._lengths), attempts
         del self._kinds[len(message.parts) :]
         for index, part in enumerate(message.parts):

@@ -437,7 +437,7 @@ class Channel:
     def add_feed(self, feed: Woken, flush_ms: int) -> Group:
         """Wake `feed` from now on, and return the group of feeds that is woken together with it.
 
-        Its window is the shortest one of at least `flush_ms`.
+        Its window is the shortest one of at least `flush_ms`, else the longest.
         """
         window = next((known for known in FLUSH_CLASSES_MS if known >= flush_ms), FLUSH_CLASSES_MS[-1])
         group = self._groups.get(window)

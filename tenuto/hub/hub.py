@@ -22,7 +22,7 @@ from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from tenuto.core.document import restore
-from tenuto.core.errors import LocalError, StoreUnavailable
+from tenuto.core.errors import LocalError
 from tenuto.core.events import Batch, Cursor, Page, Presence, ServerEvent, parse_cursor
 from tenuto.core.limits import Limits
 from tenuto.core.model import Command, Json, Message, Part
@@ -53,7 +53,7 @@ from tenuto.hub.pending import ChannelInfo, info_of, message_of, own_copy
 from tenuto.hub.turns.status import take_waiting
 from tenuto.hub.writer import Adopter, MessageWriter, Recovery, take_over
 from tenuto.portal import NoResponse, Portal, SyncWriter, blocking, run_on, writing
-from tenuto.stores.base import Bus, Store, head_of
+from tenuto.stores.base import Bus, CommitUnknown, Store, head_of
 from tenuto.stores.sqlite.store import SqliteStore
 
 USED_UP_MS = 24 * 3600 * 1000  # time for which the ids of messages that streamed in a deleted channel cannot be used
@@ -535,14 +535,14 @@ class SyncHub:
         return await self._target.message(channel, **fields).open()
 
     def _run(self, call: Coroutine[Any, Any, T]) -> T:
-        # The loop runs `call` in a copy of the context, which shares this route with `stream_response`. The main thread
-        # serves no blocking route, and all tasks inherit its context.
+        # `current_route` adds this thread's route to the context if it has none: the loop runs `call` in a copy, and
+        # what is added there, `stream_response` does not see. All tasks inherit the main thread's context: not there.
         if threading.current_thread() is not threading.main_thread():
             current_route()
         try:
             return run_on(self._loop(), call, remedy="await the methods of the hub itself there", timeout_s=TIMEOUT_S)
         except NoResponse:
-            raise StoreUnavailable(f"hub did not respond within {TIMEOUT_S:.0f} s; try again") from None
+            raise CommitUnknown(f"hub did not respond within {TIMEOUT_S:.0f} s; it may still do it") from None
 
     def _loop(self) -> asyncio.AbstractEventLoop:
         running = self._target.loop

@@ -89,6 +89,7 @@ def _modules(stream: object) -> Iterator[str]:
 
 
 def _kind_of(event: object) -> type[Source] | None:
+    """Return the kind of source whose events look like `event`. The order counts: many SDKs' events have a `type`."""
     if isinstance(event, str | bytes | bytearray | memoryview):
         return _kind_of_line(event)
     if isinstance(event, tuple):
@@ -100,7 +101,7 @@ def _kind_of(event: object) -> type[Source] | None:
     name = get(event, "type")
     if isinstance(event, Mapping) and isinstance(event.get("event"), str) and "run_id" in event:
         return LangChain
-    if get(event, "choices") is not None or name == "chunk":
+    if get(event, "choices") is not None or name == "chunk":  # the latter from the helper `stream()` of openai
         return OpenAIChat
     if isinstance(get(event, "event_type"), str):
         return GoogleInteractions

@@ -382,7 +382,7 @@ def unexpected() -> TenutoError:
 def for_peers(error: TenutoError, scope: Mapping[str, Any] | None = None) -> TenutoError:
     """Return `error` in the form that a peer may see; the log has the details. The operator sees it as it is.
 
-    A mistake of the app in this process is an internal error to peers. Store paths are not exposed to clients.
+    A mistake of the app in this process keeps its text, as an internal error. Paths of a store stay in the log.
     """
     if scope is not None and is_operator(scope):
         return error

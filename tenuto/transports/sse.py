@@ -402,7 +402,7 @@ class _Poll:
     async def more(self) -> list[bytes]:
         """Return the events since the last call. Raises StoreUnavailable."""
         events: list[bytes] = []
-        # first the events of the log, then the ephemeral ones
+        # `take` gives the events of the log first, then the ephemeral ones
         while (batch := await take(self.feed, self.hub.viewing.reading)) is not None:
             events += batch.raw
         return events

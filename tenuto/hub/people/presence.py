@@ -187,7 +187,7 @@ class SharedPresence:
         live = self._channels.get(channel)
         own = live.presence_state.own() if live is not None else []
         has_people = any(member.kind == "user" for _, member in own)
-        if live is not None and has_people and not self._known(live).applied:  # limits count those of other nodes
+        if live is not None and has_people and not self._begin_to_follow(live).applied:  # limits count all nodes
             self._due.add(channel)
         if own or channel in self._shown:
             self.lease.holds.show(f"{MEMBERS}{channel}/{self._node}", _encode_members(own) if own else None)
@@ -218,7 +218,7 @@ class SharedPresence:
 
     async def read(self, channel: Channel) -> None:
         """Show the members of other nodes in `channel`, and follow them, unless that is so already."""
-        known = self._known(channel)
+        known = self._begin_to_follow(channel)
         first = known.first
         if first is None:
             return
@@ -232,8 +232,8 @@ class SharedPresence:
                 self._due.add(channel.name)
             known.first = None
 
-    def _known(self, channel: Channel) -> _Followed:
-        """Return the followed `channel`; from now on it is followed."""
+    def _begin_to_follow(self, channel: Channel) -> _Followed:
+        """Follow `channel` unless it is followed already; return its state. A channel loaded anew begins anew."""
         known = self._followed.get(channel.name)
         if known is None or known.live is not channel:
             known = self._followed[channel.name] = _Followed(channel)
