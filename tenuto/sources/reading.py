@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import traceback
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -118,7 +119,7 @@ _CODE_CHARACTERS = 64
 _CAUSES = 8  # limit of exceptions to read in a chain of causes
 
 # Packages whose exceptions count as the upstream's. `json` is one, because SDKs decode server-sent events with it.
-SDKS = (
+UPSTREAM_PACKAGES = (
     *("openai", "anthropic", "google", "agents", "pydantic_ai", "pydantic_graph", "pydantic", "pydantic_core", "jiter"),
     *("langchain", "langchain_core", "langchain_openai", "langchain_anthropic", "langchain_google_genai", "langgraph"),
     *("httpx", "httpx2", "httpcore", "httpcore2", "h11", "h2", "aiohttp", "requests", "urllib3", "json"),
@@ -226,15 +227,14 @@ def _root(module: object) -> str:
 
 def is_from_sdk(thing: object) -> bool:
     """Return whether the class of `thing`, or one that it has as a base, is an SDK's."""
-    return any(_root(kind.__module__) in SDKS for kind in type(thing).__mro__)
+    return any(_root(kind.__module__) in UPSTREAM_PACKAGES for kind in type(thing).__mro__)
 
 
 def _is_raised_by_sdk(error: BaseException) -> bool:
     """Return whether the SDK, or the network code below it, raised `error`; else a tool of the app did."""
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    return frame is not None and _root(frame.tb_frame.f_globals.get("__name__")) in (*SDKS, "ssl", "asyncio", "socket")
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    packages = (*UPSTREAM_PACKAGES, "ssl", "asyncio", "socket")
+    return bool(frames) and _root(frames[-1].f_globals.get("__name__")) in packages
 
 
 def code_of(value: object) -> str:
