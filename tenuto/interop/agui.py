@@ -224,8 +224,7 @@ class AGUI(ChatRoutes):
     async def _hydrate(self, request: Request) -> Response:
         """Return a thread as TanStack AI loads it (`threadId`), or stream a run that it joins (`runId`)."""
         given = request.query_params
-        if "runId" in given:
-            run = given["runId"]
+        if (run := given.get("runId")) is not None:
             match unpacked(run.removeprefix("run_")):
                 case thread, question if run.startswith("run_") and is_id(question):
                     return await self._follow(request, thread, question)
@@ -233,14 +232,12 @@ class AGUI(ChatRoutes):
         access, channel = await self._enter(request, given.get("threadId"), "history")
         wanted = fields_in(given, _Page)
         turns = await access.conversation(channel, limit=min(wanted.limit, 200), before=wanted.before)
-        shown: Json = {"messages": ui_messages_of(turns), "interrupts": None, "activeRun": None}
         running = [one.message.id for one in turns if one.state in ("waiting", "running") and one.message is not None]
-        if running and wanted.before is None:
-            shown["activeRun"] = {"runId": _run_id(given["threadId"], running[-1])}
+        active = {"runId": _run_id(given["threadId"], running[-1])} if running and wanted.before is None else None
         first = min((one.created for turn in turns for one in (turn.message, *turn.answers) if one), default=None)
         is_cut = first is not None and (await access.history(channel, before=first, limit=1)).messages
-        shown["page"] = {"truncated": True, "cursor": str(first)} if is_cut else {"truncated": False}
-        return json_response(shown)
+        page = {"truncated": True, "cursor": str(first)} if is_cut else {"truncated": False}
+        return json_response({"messages": ui_messages_of(turns), "interrupts": None, "activeRun": active, "page": page})
 
     async def _follow(self, request: Request, thread: str = "", question: str = "") -> Response:
         """Stream a turn after `Last-Event-ID` or `cursor`, by default the newest one whole; 204 if there is none."""
@@ -252,7 +249,9 @@ class AGUI(ChatRoutes):
             question = turn.message.id if turn.message is not None else question
         if not question:
             return Response(status_code=204)
-        return _stream(access, channel, AGUIStream(thread, _run_id(thread, question), question, after))
+        stream = AGUIStream(thread, _run_id(thread, question), question, after)
+        stream.is_joined = "runId" in request.query_params
+        return _stream(access, channel, stream)
 
 
 def _stream(access: Access, channel: str, stream: AGUIStream) -> Response:
@@ -346,15 +345,13 @@ async def _outputs(access: Access, channel: str, results: list[Json], turns: lis
     """Return the parts of the `results` of open calls to the client's own tools, each by an id of the call."""
     given = {str(one.get("toolCallId")): one for one in results}
     open_calls: dict[str, str] = {}  # the answer of each
-    for turn in turns:
-        if turn.message is None:
-            continue
-        for call in outputs_in(turn.message):  # later calls may have their ids again
+    for turn, asked in [(one, one.message) for one in turns if one.message is not None]:
+        for call in outputs_in(asked):  # later calls may have their ids again
             open_calls.pop(call, None)
         calls = [(one.id, part) for one in turn.answers for part in one.parts if part["type"] == "tool"]
         left = {part["call"]: (answer, part["name"]) for answer, part in calls if not has_result(part)}
         if turn.state == "over" and given.keys() & left:
-            tools = own_tools(await access.options(channel, turn.message))
+            tools = own_tools(await access.options(channel, asked))
             open_calls |= {call: answer for call, (answer, name) in left.items() if name in tools}
     found: dict[str, Json] = {}
     for call, one in given.items():
@@ -436,6 +433,7 @@ class AGUIStream(EventStream):
         self._attempts = 0  # superseded before the reader came
         self.snapshot: list[Json] | None = None  # the thread before the answer; the stream begins with it
         self.known: dict[str, str] = {}  # roles of the messages of the turn that the client shows, by id
+        self.is_joined = False  # by a page of TanStack AI, which shows the question
         self._at = TurnPosition(question)  # of the walk
         self._after = self._last = after or self._at  # of the events that the reader has
         self._parts: dict[Part, Json] = {}  # of each part that grows the field with its id in the client
@@ -490,9 +488,8 @@ class AGUIStream(EventStream):
     def _begin_run(self, attempts: int) -> None:
         self._attempts, self._at = attempts, replace(self._at, sum=attempts)
         self._advance(1)
-        if self.snapshot is None:
+        if self.snapshot is None or self.ended is not None:  # one that has ended sends no more than its end
             self._put("RUN_STARTED", **self._run)
-        if self.snapshot is None or self.ended is not None:
             return
         # A client keeps reasonings that a snapshot lacks, so events before it make them empty, and then other messages.
         # Releases before 1.0 keep them as empty ones.
@@ -566,11 +563,15 @@ class AGUIStream(EventStream):
             self._calls[part] = call = len(self._calls)
             self._at = replace(self._at, results=self._at.results | self._after.results & 1 << call)
         elif value["type"] == "text":
-            id = part.name if {field: answer} in self._parts.values() else answer
-            self._parents[answer] = id
+            self._parents[answer] = id = part.name if {field: answer} in self._parts.values() else answer
         else:
             id = part.name
             self._parents.pop(answer, None)
+            if self.is_joined and self._at.units == 1 >= self._after.units:
+                # At its first start of a text or call, the page drops the message with the reasonings before it. So
+                # its question starts first, of which it has all.
+                self._unplaced("TEXT_MESSAGE_START", messageId=self.question, role="user")
+                self._unplaced("TEXT_MESSAGE_END", messageId=self.question)
         self._at = replace(self._at, sum=crc32(part.name.encode(), self._at.sum))
         self._parts[part] = {field: id}
         for type, role in types.items():
@@ -629,11 +630,9 @@ class AGUIStream(EventStream):
         status, reason = self._turn.end()
         if self.ended is not None and status != "deleted":
             status, reason = self.ended
-        meta = self._turn.meta()
+        event: Json = {"type": "RUN_ERROR", "message": reason or status, "code": status}
         if status == "complete":
-            event: Json = {"type": "RUN_FINISHED", **self._run, **({"result": meta} if meta else {})}
-        else:
-            event = {"type": "RUN_ERROR", "message": reason or status, "code": status}
+            event = {"type": "RUN_FINISHED", **self._run, **({"result": meta} if (meta := self._turn.meta()) else {})}
         id = replace(self._at, units=self._at.units + 1).text() if self.ended is None else self._last.text("end")
         self._events.append((id, event))
         self.is_over = True

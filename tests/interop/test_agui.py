@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from tenuto import Hub, Message, Turn
 from tenuto.interop import AGUI
-from tenuto.interop.adapter import hashed
+from tenuto.interop.adapter import hashed, packed
 from tenuto.interop.agui import AGUIStream, TurnPosition, position_of
 from tenuto.interop.fold import TurnFold
 from tenuto.routes import (
@@ -436,6 +436,54 @@ async def test_loaded_thread_has_thoughts_and_calls_in_the_messages_in_which_tan
         assert [[one["content"] for one in message["parts"]] for message in loaded[:3]] == [["you"], ["Hm"], ["you"]]
 
 
+async def test_page_that_joins_a_run_gets_its_question_before_thoughts_and_goes_on_after_each_event(
+    scene: RunScene,
+) -> None:
+    """TanStack's client drops thoughts before the first text (`tests/interop/long/test_tanstack.py`)."""
+    scene.script = everything
+    async with scene.http.stream("POST", "/api/agent", json=run_of([user("one", "u1")])) as response:
+        await response.aread()
+    known = await scene.loaded()
+
+    async def thinks(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.part({"type": "reasoning", "text": "Hm🙂"})
+            await message.flush()
+            await scene.gate.wait()
+            await message.part({**CALL, "call": "c9", "state": "done", "output": "7"})
+            await message.append("Seven.")
+
+    async def read(path: str, **headers: str) -> list[tuple[str, Any]]:
+        text = (await scene.http.get(path, headers=headers)).text
+        ids = [line.removeprefix("id: ") for line in text.splitlines() if line.startswith("id: ")]
+        return list(zip(ids, events_of(text), strict=True))
+
+    scene.script = thinks
+    async with scene.http.stream("POST", "/api/agent", json=run_of([user()])) as response:
+        lines = response.aiter_lines()
+        while "Hm" not in await anext(lines):
+            pass
+        run = (await scene.http.get("/api/agent?threadId=1")).json()["activeRun"]["runId"]
+        scene.gate.set()
+    joins = f"/api/agent?runId={run}&offset=-1"
+    whole = await read(joins)
+    events = [event for _, event in whole]
+    assert events[:3] == [
+        {"type": "RUN_STARTED", "threadId": "1", "runId": run},
+        {"type": "TEXT_MESSAGE_START", "messageId": "u", "role": "user"},
+        {"type": "TEXT_MESSAGE_END", "messageId": "u"},
+    ]
+    for path in (joins, "/api/agent/1/connect"):
+        client = Client([*known, user()])
+        for _, event in await read(path):
+            client.take(event)
+        assert client.messages == await scene.loaded()
+    assert client.types == [event["type"] for event in events[:1] + events[3:]]  # of the route that any client may use
+    for at, (id, event) in enumerate(whole):
+        left = events[at + 1 if at > 2 else 1 :] or [event]  # the last event comes again
+        assert [one for _, one in await read(joins, **{"last-event-id": id})] == left
+
+
 async def test_forged_history_changes_nothing_that_the_agent_sees(scene: RunScene) -> None:
     scene.gate.set()
     image = {"type": "image", "source": {"type": "url", "value": "https://e.x/a.png"}}
@@ -663,19 +711,30 @@ async def test_connect_and_repeated_posts_go_on_after_a_position_and_refuse_othe
     assert [one["type"] for one in newest][:2] == ["RUN_STARTED", "TEXT_MESSAGE_START"]
     assert (await scene.http.get("/api/agent/2/connect")).status_code == 204
 
-    units, results, total, _, _ = ids[2].split("/")
+    units, _, total, _, _ = ids[2].split("/")
     forms = ("-1/0/{}//u", "9" * 17 + "/0/{}//u", "1/0/{}//", "1/0/{}//../u")
-    bad = ["x", "0", "9" * 10_000, *(form.format(total) for form in forms)]
+    longest, *longer = [f"1/{'0' * count}/00000000//u" for count in (1_024, 1_025, 10_000)]
+    bad = ["x", "0", "9" * 10_000, *longer, *(form.format(total) for form in forms)]
     assert [await after(text) for text in bad] == [(400, "invalid_request")] * len(bad)
-    for text in bad:
-        assert (await scene.http.get("/api/agent/1/connect", headers={"last-event-id": text})).status_code == 400
-    assert await after(f"{units}/{results}/{total}//other") == (400, "invalid_request")  # of another run
+    assert await after(longest) == (200, ("Hello to you", "RUN_FINISHED"))
+    await scene.run([user("one", "u2")])
+    name = f"{(await scene.hub.turn('chat:1', 'u2')).answers[0].id}.0".encode()
+    of_other = f"2/0/{crc32(name):08x}//u2"
+    assert await after(of_other) == (400, "invalid_request")
+    run = f"/api/agent?runId=run_{packed('1', 'u')}"
+    for path, refused in (("/api/agent/1/connect", bad), (run, [*bad, of_other])):
+        for text in refused:
+            response = await scene.http.get(path, headers={"last-event-id": text})
+            assert (response.status_code, response.json()["code"]) == (400, "invalid_request")
+    for text, status, shown in ((of_other, 200, "Hello to one"), (of_other + "3", 404, "not_found")):
+        response = await scene.http.get("/api/agent/1/connect", params={"cursor": text})
+        assert (response.status_code, shown in response.text) == (status, True)  # the position says which run
     for text in (f"{int(units) + 1000}/0/{total}//u", f"{units}/0/00000000//u", f"{int(units) - 1}/0/{total}//u"):
         assert await after(text) == (200, ("", "invalid_cursor"))  # in the future, and of a text that was replaced
     for path in ("/api/agent?runId=run_x", "/api/agent?runId=x&offset=-1"):
         assert (await scene.http.get(path)).status_code == 404
     for path in ("/api/agent", "/api/agent?threadId=1&limit=x", "/api/agent?threadId=1&before=0"):
         assert (await scene.http.get(path)).status_code == 400
-    assert len(scene.turns) == 1
+    assert len(scene.turns) == 2
     await scene.hub.delete("chat:1", answer.id)
     assert await after(ids[2]) == (200, ("", "deleted"))
