@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tenuto import MessageWriter, Turn
+from tenuto import Turn
 from tests.interop.pages import Pages, pages_at
 from tests.interop.scene import Scene, playing
 from tests.interop.test_agui import adapter, everything
@@ -61,22 +61,21 @@ async def test_stream_that_is_cut_goes_on_and_a_page_that_loads_joins_it() -> No
 async def test_page_that_loads_at_any_step_of_an_answer_that_begins_with_thoughts_shows_it_as_the_others_do() -> None:
     """The client drops a reasoning that stands before the first text or call of a run that it joins."""
     call: Any = {"type": "tool", "call": "c1", "name": "weather", "state": "called", "input": "{}"}
-    words = ["Hm 😀", "more.", "input-complete", '"content":"cold"', "Seven."]  # what a page has after each step
-    gates = [asyncio.Event() for _ in words]
+    steps: dict[str, Any] = {  # by what a page has after it, each with the index of a known part
+        "Hm 😀": ({"type": "reasoning", "text": "Hm 😀, "}, None),
+        "more.": ({"type": "reasoning", "text": "Hm 😀, more."}, 0),
+        "input-complete": (call, None),
+        '"content":"cold"': ({**call, "state": "done", "output": "cold"}, 1),
+        "Seven.": ({"type": "text", "text": "Seven."}, None),
+    }
+    gates = [asyncio.Event() for _ in steps]
 
     async def thinks(turn: Turn) -> None:
-        steps = iter(gates)
         async with turn.reply() as message:
-            await message.part({"type": "reasoning", "text": "Hm 😀, "})
-            await pause(message, next(steps))
-            await message.append("more.", part=0)
-            await pause(message, next(steps))
-            index = await message.part(call)
-            await pause(message, next(steps))
-            await message.part({**call, "state": "done", "output": "cold"}, index=index)
-            await pause(message, next(steps))
-            await message.part({"type": "text", "text": "Seven."})
-            await pause(message, next(steps))
+            for gate, (part, index) in zip(gates, steps.values(), strict=True):
+                await message.part(part, index=index)
+                await message.flush()
+                await gate.wait()
 
     async with scene_of() as (scene, proxy, pages):
         scene.script = calls_first
@@ -86,7 +85,7 @@ async def test_page_that_loads_at_any_step_of_an_answer_that_begins_with_thought
         await pages("a", "ended")
         scene.script = thinks
         await pages("a", "send", text="you")
-        for gate, word in zip(gates, words, strict=True):
+        for gate, word in zip(gates, steps, strict=True):
             shown = await pages("a", "shows", wanted=word)
             await pages(word, "open", thread="1", persistence=True, history={"pageSize": 50})
             await pages(word, "saw", wanted="Hm 😀")
@@ -94,14 +93,9 @@ async def test_page_that_loads_at_any_step_of_an_answer_that_begins_with_thought
             await proxy.cut()
             gate.set()
         built = outline(await pages("a", "ended"))
-        for word in words:
+        for word in steps:
             assert outline(await pages(word, "ended")) == built
     assert "Hm 😀, more." in str(built)
-
-
-async def pause(message: MessageWriter, gate: asyncio.Event) -> None:
-    await message.flush()
-    await gate.wait()
 
 
 async def test_stream_that_is_cut_before_its_first_id_is_an_error_that_a_reload_ends() -> None:
