@@ -18,16 +18,11 @@ _CATEGORIES = ["toplevel", "blink.user_timing", "__metadata"]
 class Spent:
     """CPU time of the main thread since the page was made, in milliseconds."""
 
-    thread_ms: float
     script_ms: float
     layout_ms: float  # with the calculation of styles
 
     def __sub__(self, other: Spent) -> Spent:
-        return Spent(
-            self.thread_ms - other.thread_ms,
-            self.script_ms - other.script_ms,
-            self.layout_ms - other.layout_ms,
-        )
+        return Spent(self.script_ms - other.script_ms, self.layout_ms - other.layout_ms)
 
     @property
     def drawing_ms(self) -> float:
@@ -50,7 +45,6 @@ class MainThread:
         found = await self._session.send("Performance.getMetrics")
         seconds = {one["name"]: one["value"] for one in found["metrics"]}
         return Spent(
-            seconds["ThreadTime"] * 1_000,
             seconds["ScriptDuration"] * 1_000,
             (seconds["LayoutDuration"] + seconds["RecalcStyleDuration"]) * 1_000,
         )
