@@ -22,6 +22,7 @@ import signal
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -58,7 +59,6 @@ class SignalHook:
 
     def __init__(self, drain: Callable[[], Awaitable[None]]) -> None:
         self._drain = drain
-        self._before: dict[int, Any] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self._is_hit = False
@@ -73,55 +73,64 @@ class SignalHook:
             before = signal.getsignal(number)
             # None stands for a handler that is not written in Python. Neither it nor SIG_IGN can be called from ours;
             # ignored signals stay ignored.
-            if before is None or before == signal.SIG_IGN or self in _chain(number):
-                continue
-            self._before[number] = before
-            signal.signal(number, self._hit)
+            if before not in (None, signal.SIG_IGN) and all(one.hook is not self for one in _chain(number)):
+                signal.signal(number, _Handler(self, before))
 
     def remove(self) -> None:
         """Restore the previous handlers, unless another component has hooked the signals since."""
         if threading.current_thread() is not threading.main_thread():
             return
         for number in SIGNALS:
-            chain, before = _chain(number), self._before.pop(number, None)
-            if before is None or self not in chain:
-                continue
-            if at := chain.index(self):
-                chain[at - 1]._before[number] = before
-            else:
-                signal.signal(number, before)
+            chain = _chain(number)
+            for at, one in enumerate(chain):
+                if one.hook is self and at:
+                    chain[at - 1].before = one.before
+                elif one.hook is self:
+                    signal.signal(number, one.before)
 
-    def _hit(self, number: int, frame: FrameType | None) -> None:
-        loop, before = self._loop, self._before.get(number, signal.SIG_DFL)
-        if self._is_hit or loop is None or loop.is_closed() or not loop.is_running():
-            _pass_on(number, frame, before)
+    def hit(self, number: int, frame: FrameType | None, handler: _Handler) -> None:
+        """Begin to drain and pass the signal on later, or pass it on at once if it is not the first one."""
+        loop = self._loop
+        if self._is_hit or loop is None or not loop.is_running():
+            handler.pass_on(number, frame)
             return
         self._is_hit = True
-        loop.call_soon_threadsafe(self._begin, number, before)
+        loop.call_soon_threadsafe(self._begin, number, handler)
 
-    def _begin(self, number: int, before: Any) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._drain_then_pass_on(number, before))
+    def _begin(self, number: int, handler: _Handler) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._drain_and_log())
+        # also if the program ends now, and cancels all tasks: a server that the hub had started before may have ended
+        self._task.add_done_callback(lambda _: handler.pass_on(number, None))
 
-    async def _drain_then_pass_on(self, number: int, before: Any) -> None:
+    async def _drain_and_log(self) -> None:
         with logs_errors("draining failed"):
             await self._drain()
-        _pass_on(number, None, self._before.get(number, before))  # `before`: the hook was removed meanwhile
 
 
-def _pass_on(number: int, frame: FrameType | None, before: Any) -> None:
-    if callable(before):
-        before(number, frame)
-    elif before == signal.SIG_DFL:
-        signal.signal(number, signal.SIG_DFL)
-        signal.raise_signal(number)
+@dataclass(eq=False)
+class _Handler:
+    """A handler of a hub. A server that replaced it may restore it at its end, when the hub has a later one."""
+
+    hook: SignalHook
+    before: Any
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.hook.hit(number, frame, self)
+
+    def pass_on(self, number: int, frame: FrameType | None) -> None:
+        if callable(self.before):
+            self.before(number, frame)
+        elif self.before == signal.SIG_DFL:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
 
-def _chain(number: int) -> list[SignalHook]:
-    """Return the hooks of the hubs that pass the signal on to one another, beginning with the one that gets it."""
-    chain, handler = list[SignalHook](), signal.getsignal(number)
-    while isinstance(hook := getattr(handler, "__self__", None), SignalHook):
-        chain.append(hook)
-        handler = hook._before.get(number)
+def _chain(number: int) -> list[_Handler]:
+    """Return the handlers of the hubs that pass the signal on to one another, beginning with the one that gets it."""
+    chain, handler = list[_Handler](), signal.getsignal(number)
+    while isinstance(handler, _Handler):
+        chain.append(handler)
+        handler = handler.before
     return chain
 
 

@@ -76,6 +76,29 @@ run(hub, hub, listen("127.0.0.1", 0), started=started, force_s=0.5)
 """
 
 
+EMBEDDED = """
+import asyncio, sys
+import uvicorn
+from tenuto.app import Hub
+
+hub = Hub("memory://", drain_s=0.0)
+
+
+async def main():
+    await hub.start()
+    server = uvicorn.Server(uvicorn.Config(hub, port=int(sys.argv[1]), lifespan="off"))
+    serving = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    if sys.argv[2] == "again":
+        hub.hook_signals()
+    await serving
+
+
+asyncio.run(main())
+"""
+
+
 SILENT = """
 import asyncio
 
@@ -224,6 +247,15 @@ async def test_a_server_with_open_streams_ends_at_once(
                     assert 1000 <= one.session.bye["retry_ms"] <= 3000
         assert "Traceback" not in server.output
         assert "ERROR" not in server.output
+
+
+@pytest.mark.parametrize("hooks", ["once", "again"])
+async def test_process_whose_hub_has_started_before_its_server_ends_by_the_signal(tmp_path: Path, hooks: str) -> None:
+    (tmp_path / "embedded.py").write_text(EMBEDDED)
+    async with running(tmp_path, ["embedded.py", "{port}"], hooks) as server:
+        await server.text_at("/healthz")
+        await end(server)
+    assert server.process.returncode == -signal.SIGTERM, server.output  # as uvicorn without a hub
 
 
 class EventSource:
