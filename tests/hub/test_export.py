@@ -379,7 +379,7 @@ async def texts(hub: HubCore) -> list[str]:
 
 
 async def test_a_damaged_note_about_an_import_concerns_only_its_channel(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = await exported_messages(tmp_path, 2)
     url = f"sqlite:///{tmp_path / 'hub.db'}"
@@ -390,9 +390,17 @@ async def test_a_damaged_note_about_an_import_concerns_only_its_channel(
     await hub.store.note({"import:bad": b"\xc1", "import:empty": b"", "import:part": part})
     await hub.close()
     caplog.clear()
+    read, reads = hub.store.notes, list[str]()
+
+    async def notes(prefix: str) -> dict[str, bytes]:
+        reads.append(prefix)
+        return await read(prefix)
+
+    monkeypatch.setattr(hub.store, "notes", notes)
 
     messages = [one.text for one in (await hub.history("bad")).messages]
     assert (messages, (await hub.history("part")).messages) == (["perhaps a part"], [])
+    assert [one for one in reads if one.startswith("import:")] == ["import:"]  # each note is read once
     assert list(await hub.store.notes("import:")) == ["import:bad"]
     (line,) = [one.getMessage() for one in caplog.records if one.levelname == "ERROR"]
     assert line.startswith("an import that has not ended was not undone: note 'import:bad' is damaged")

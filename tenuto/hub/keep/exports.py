@@ -442,11 +442,13 @@ async def is_importing(store: Store, channel: str) -> bool:
     return NOTE + channel in await store.notes(NOTE + channel)
 
 
-async def undo_import(store: Store, channel: str) -> None:
-    """Empty `channel` if an import into it has not ended. Raises StoreUnavailable, StoreUnusable."""
+async def undo_import(store: Store, channel: str, note: bytes | None = None) -> None:
+    """Empty `channel` if an import into it has not ended. `note`: the note about it, if the caller has read it.
+
+    Raises StoreUnavailable, StoreUnusable.
+    """
     name = NOTE + channel
-    note = (await store.notes(name)).get(name)
-    if note is None:
+    if note is None and (note := (await store.notes(name)).get(name)) is None:
         return
     running = decoded(note, _Running)
     if running is None:
@@ -460,10 +462,10 @@ async def undo_import(store: Store, channel: str) -> None:
     await store.note({name: None}, expected={name: taken})
 
 
-async def mend_import(store: Store, channel: str) -> None:
+async def mend_import(store: Store, channel: str, note: bytes | None = None) -> None:
     """Empty `channel` like `undo_import`, or log that its note is damaged and leave it. Raises StoreUnavailable."""
     try:
-        await undo_import(store, channel)
+        await undo_import(store, channel, note)
     except StoreUnusable as error:
         logger.error("an import that has not ended was not undone: %s", error)
 
@@ -473,8 +475,8 @@ async def undo_imports(store: Store) -> None:
 
     Raises StoreUnavailable.
     """
-    for name in await store.notes(NOTE):
-        await mend_import(store, name.removeprefix(NOTE))  # one that is damaged must not keep the others from service
+    for name, note in (await store.notes(NOTE)).items():  # one that is damaged must not keep the others from service
+        await mend_import(store, name.removeprefix(NOTE), note)
 
 
 async def _remove_part(store: Store, channel: str, running: _Running, *, epoch: str | None = None) -> None:
