@@ -37,7 +37,8 @@ CASES += cuts.py::test_answers_that_are_cut_at_random
 SDKS := agents/test_ended.py sources
 SDKS += $(patsubst %,interop/test_%.py,cuts open_responses openai openai_api openai_attempts openai_socket options)
 DESELECT := $(addprefix --deselect tests/interop/test_,$(CASES))
-test: $(VENV)/.dev node_modules/.installed ## all tests but the long ones, the browser's too
+test test-others test-sdks test-web: $(VENV)/.dev node_modules/.installed
+test: ## all tests but the long ones, the browser's too
 	@scripts/ensure_chromium
 	@$(MAKE) --no-print-directory --jobs 3 test-others test-sdks test-web
 
