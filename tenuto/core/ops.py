@@ -13,6 +13,7 @@ the prefix `!`, which no message id can have.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 import msgspec
 from msgspec import Struct
@@ -164,7 +165,8 @@ class Entry(Struct, frozen=True, array_like=True, gc=False):
     op: Op
 
 
-encode_op = msgspec.msgpack.Encoder().encode  # the compact binary form (fields by position) that stores keep
+# Returns an operation in the compact binary form (MessagePack, fields by position) that stores keep.
+encode_op: Callable[[Op], bytes] = msgspec.msgpack.Encoder().encode
 _decode_op = msgspec.msgpack.Decoder(Op).decode
 
 
