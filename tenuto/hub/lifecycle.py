@@ -57,10 +57,11 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class SignalHook:
     """Runs `drain` on the loop at the first signal, then the previous handlers."""
 
+    _loop: asyncio.AbstractEventLoop  # that of the last `install`
+    _task: asyncio.Task[None]  # the drain; kept, since the loop does not
+
     def __init__(self, drain: Callable[[], Awaitable[None]]) -> None:
         self._drain = drain
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._task: asyncio.Task[None] | None = None
         self._is_hit = False
 
     def install(self) -> None:
@@ -90,12 +91,11 @@ class SignalHook:
 
     def hit(self, number: int, frame: FrameType | None, handler: _Handler) -> None:
         """Begin to drain and pass the signal on later, or pass it on at once if it is not the first one."""
-        loop = self._loop
-        if self._is_hit or loop is None or not loop.is_running():
+        if self._is_hit or not self._loop.is_running():
             handler.pass_on(number, frame)
-            return
-        self._is_hit = True
-        loop.call_soon_threadsafe(self._begin, number, handler)
+        else:
+            self._is_hit = True
+            self._loop.call_soon_threadsafe(self._begin, number, handler)
 
     def _begin(self, number: int, handler: _Handler) -> None:
         self._task = asyncio.get_running_loop().create_task(self._drain_and_log())
