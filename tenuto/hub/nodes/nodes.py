@@ -511,26 +511,23 @@ class Follower:
 
     async def run(self) -> None:
         """Follow the store until this task is cancelled."""
-        async with asyncio.TaskGroup() as slow_reads:
-            await self._follow(slow_reads)
-
-    async def _follow(self, slow_reads: asyncio.TaskGroup) -> None:
         loop = asyncio.get_running_loop()
         pause_s = STALE_S if self._store.is_exclusive else FOLLOW_S
         self._heads_s = loop.time() + pause_s
-        while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout_at(self._heads_s):
-                    await self._wake.wait()
-            self._wake.clear()
-            due, self._due = self._due, set()
-            with logs_errors("channels were not read; the hub tries again"):
-                if loop.time() >= self._heads_s:
-                    self._heads_s = loop.time() + pause_s
-                    behind = await self.behind()
-                else:
-                    behind = [self._channels[name] for name in sorted(due) if name in self._channels]
-                await self._refresh_all(deque(behind), slow_reads)
+        async with asyncio.TaskGroup() as slow_reads:
+            while True:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout_at(self._heads_s):
+                        await self._wake.wait()
+                self._wake.clear()
+                due, self._due = self._due, set()
+                with logs_errors("channels were not read; the hub tries again"):
+                    if loop.time() >= self._heads_s:
+                        self._heads_s = loop.time() + pause_s
+                        behind = await self.behind()
+                    else:
+                        behind = [self._channels[name] for name in sorted(due) if name in self._channels]
+                    await self._refresh_all(deque(behind), slow_reads)
 
     async def head(self, channel: str) -> Head:
         """Return the head that `channel` has now or later. Raises StoreUnavailable.
