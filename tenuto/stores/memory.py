@@ -65,9 +65,6 @@ class _Message:
         if not self.entries:
             self.since_ms = None
 
-    def entry_bytes(self) -> int:
-        return sum(len(entry.op.text) for entry in self.entries if type(entry.op) is Append)
-
 
 class _Channel:
     def __init__(self, epoch: str) -> None:
@@ -306,7 +303,8 @@ class MemoryStore:
             for message in known.messages.values()
             if message.entries
         ]
-        is_heavy = sum(message.entry_bytes() for _, message in waiting) > MAX_ENTRY_BYTES
+        texts = [entry.op.text for _, message in waiting for entry in message.entries if type(entry.op) is Append]
+        is_heavy = sum(map(len, texts)) > MAX_ENTRY_BYTES
         due = []
         for channel, message in waiting:
             if message.since_ms is None:
