@@ -315,7 +315,7 @@ def messages_of_an_ended_node_wait(patch: pytest.MonkeyPatch) -> None:
 )
 def a_waiting_turn_is_known_at_one_node(patch: pytest.MonkeyPatch) -> None:
     """The node that stores a message finds an agent for it."""
-    patch.setattr(SharedTurns, "_unplaced", lambda self: [])
+    patch.setattr(SharedTurns, "_waiting", lambda self: [])
 
 
 @mutant("are members of|did not receive in .*presence", hubs=2, members=2, viewers=[SocketViewer] * 2)

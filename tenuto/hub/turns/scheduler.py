@@ -864,7 +864,8 @@ class SharedTurns:
     def _values(self) -> dict[str, bytes]:
         """Return the hold of this node."""
         workers = self._scheduler.workers
-        shown = ShownTurns(patterns=workers.served()[:SHOWN], waiting=self._unplaced()[:SHOWN])
+        waiting = [channel for channel in self._waiting() if not workers.has_room(channel)]  # for other nodes
+        shown = ShownTurns(patterns=workers.served()[:SHOWN], waiting=waiting[:SHOWN])
         return {PREFIX + self._nodes.node: msgspec.msgpack.encode(shown)}
 
     def _waiting(self) -> list[str]:
@@ -874,11 +875,6 @@ class SharedTurns:
         if len(waiting) > SHOWN:
             waiting.sort(key=lambda name: not (workers.has_agent(name) or workers.is_served_elsewhere(name)))
         return waiting
-
-    def _unplaced(self) -> list[str]:
-        """Return the channels whose waiting turns need a worker of another node."""
-        workers = self._scheduler.workers
-        return [channel for channel in self._waiting() if not workers.has_room(channel)]
 
     async def read(self) -> list[ShownTurns]:
         """Return the holds of the other nodes, after noting their patterns. Raises StoreUnavailable."""
