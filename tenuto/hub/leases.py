@@ -42,6 +42,14 @@ Read = Callable[[str, str], Coroutine[Any, Any, MessageState]]  # returns a stor
 Submit = Callable[[str, str, Request, Caller, Done], None]
 
 
+def send(submit: Submit, channel: str, key: str, request: Request, caller: Caller, done: Done) -> None:
+    """Submit `request`. `done` is called with the result, or with the refusal."""
+    try:
+        submit(channel, key, request, caller, done)
+    except TenutoError as error:
+        done(error)
+
+
 class _Lease(Struct, eq=False):
     """The lease of the remote writer of one message, or of its successor with another generation."""
 
@@ -265,7 +273,4 @@ class LeaseMonitor:
                 logger.debug("%s of channel %s was not ended: %s", key, channel, result)
             finished()
 
-        try:
-            self._submit(channel, key, request, SERVER, done)
-        except TenutoError as error:
-            done(error)
+        send(self._submit, channel, key, request, SERVER, done)

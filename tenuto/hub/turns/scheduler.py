@@ -46,7 +46,7 @@ from tenuto.core.events import Signal
 from tenuto.core.message_state import ClaimState, MessageState
 from tenuto.core.names import COMMAND_MARK, command_key, matches
 from tenuto.core.ops import WriterIdentity
-from tenuto.core.requests import SERVER, Caller, ClaimTurn, EndTurn, Request, SendCommand
+from tenuto.core.requests import SERVER, Caller, ClaimTurn, EndTurn, SendCommand
 from tenuto.core.turns import (
     ATTEMPTS,
     CANCEL,
@@ -61,7 +61,7 @@ from tenuto.core.turns import (
 from tenuto.hub.channel import Channel, is_settling
 from tenuto.hub.clock import Clock, Deadlines
 from tenuto.hub.committer import in_time
-from tenuto.hub.leases import BROKEN_S, RETRY_S, Submit
+from tenuto.hub.leases import BROKEN_S, RETRY_S, Submit, send
 from tenuto.hub.nodes.nodes import Follower, NodeLease
 from tenuto.hub.pending import Done, Result
 from tenuto.hub.tasks import logs_errors
@@ -275,7 +275,7 @@ def store_renewal(
         done(None)
         return
     request = ClaimTurn(generation=turn.generation, renews=True, gives_back=gives_back)
-    _send(submit, turn.channel, turn.message_id, request, Caller(id=name), stored)
+    send(submit, turn.channel, turn.message_id, request, Caller(id=name), stored)
 
 
 def share_loss(submit: Submit, channel: str, turn: TurnState[Worker]) -> None:
@@ -292,15 +292,7 @@ def share_loss(submit: Submit, channel: str, turn: TurnState[Worker]) -> None:
             logger.debug("the turn of %s in %s was not given back: %s", turn.message_id, channel, result)
 
     request = ClaimTurn(generation=turn.attempt, confirmed=turn.confirmed, renews=True, gives_back=True)
-    _send(submit, channel, turn.message_id, request, Caller(id=claim.by, is_server=True), stored)
-
-
-def _send(submit: Submit, channel: str, key: str, request: Request, caller: Caller, done: Done) -> None:
-    """Submit `request`. `done` is called with the result, or with the refusal."""
-    try:
-        submit(channel, key, request, caller, done)
-    except TenutoError as error:
-        done(error)
+    send(submit, channel, turn.message_id, request, Caller(id=claim.by, is_server=True), stored)
 
 
 MAX_UNENDED = 10_000  # number of handlers of deleted messages to remember; each takes some 200 bytes
@@ -334,7 +326,7 @@ class TurnScheduler:
 
     def __post_init__(self) -> None:
         self._node = self._nodes.node
-        self._request = partial(_send, self._submit)
+        self._request = partial(send, self._submit)
         self._turns: dict[str, OpenTurns] = {}
         # for each deleted message the last attempt whose handler, in another process, may not have ended
         self._unended: dict[tuple[str, str], int] = {}
