@@ -10,7 +10,7 @@ commit. `Admission` lets bursts of creates and claims into commits in slices.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
@@ -253,7 +253,7 @@ class Admission:
     def __init__(self) -> None:
         self._admitted: deque[Item] = deque()  # items that an earlier commit had admitted; they go before all others
         self._aside: deque[Item] = deque()
-        self._behind: dict[str, int] = {}  # for each channel the number of its items in `_aside`
+        self._behind = Counter[str]()  # for each channel the number of its items in `_aside`
         self._queue: deque[Item] = deque()
         self._beside_until_s = -1.0
         self._took_s = 0.0  # moving average of the time that the store takes for a commit
@@ -317,16 +317,15 @@ class Admission:
 
     def _set_aside(self, item: Item) -> None:
         self._aside.append(item)
-        self._behind[item.channel] = self._behind.get(item.channel, 0) + 1
+        self._behind[item.channel] += 1
 
     def _take_aside(self) -> Item:
         item = self._aside.popleft()
         if self._left is not None:
             self._left -= _weight(item)
-        if self._behind[item.channel] == 1:
+        self._behind[item.channel] -= 1
+        if not self._behind[item.channel]:
             del self._behind[item.channel]
-        else:
-            self._behind[item.channel] -= 1
         return item
 
 
