@@ -9,6 +9,7 @@ a test can distinguish a prefix of the truth from other text.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -66,9 +67,10 @@ class Asked:
     request: Request
 
 
-def weighted(*strategies: st.SearchStrategy[Request]) -> st.SearchStrategy[Request]:
-    """Draw one of `strategies`; one that is listed twice is drawn twice as often (`one_of` drops repeats)."""
-    return st.integers(0, len(strategies) - 1).flatmap(lambda place: strategies[place])
+def weighted(*choices: tuple[int, st.SearchStrategy[Any]]) -> st.SearchStrategy[Any]:
+    """Draw each strategy as often as its weight says; `one_of` ignores one that is listed twice."""
+    which = [strategy for weight, strategy in choices for _ in range(weight)]
+    return st.integers(0, len(which) - 1).flatmap(which.__getitem__)
 
 
 def asked(message_ids: st.SearchStrategy[str]) -> st.SearchStrategy[Asked]:
@@ -81,23 +83,24 @@ def asked(message_ids: st.SearchStrategy[str]) -> st.SearchStrategy[Asked]:
         reply_to=st.sampled_from((None, *IDS)),
     )
     requests = weighted(
-        append,
-        append,
-        append,
-        append,
-        create,
-        st.builds(PutPart, index=st.integers(0, 3), part=parts),
-        st.builds(FinishMessage, status=st.sampled_from(("complete", "failed", "interrupted")), meta=metas),
-        st.builds(TakeOver),
-        st.builds(UpdateMessage, text=st.one_of(st.none(), texts), meta=metas),
-        st.builds(UpdateMessage, text=st.one_of(st.none(), texts), supersede=st.integers(0, 2)),
-        st.builds(DeleteMessage),
-        weighted(st.builds(ClaimTurn, generation=st.just(0)), st.builds(EndTurn, generation=st.just(1))),
-        st.builds(RenewLease, lease_s=st.sampled_from((15.0, 30.0))),
+        (4, append),
+        (1, create),
+        (1, st.builds(PutPart, index=st.integers(0, 3), part=parts)),
+        (1, st.builds(FinishMessage, status=st.sampled_from(("complete", "failed", "interrupted")), meta=metas)),
+        (1, st.builds(TakeOver)),
+        (1, st.builds(UpdateMessage, text=st.one_of(st.none(), texts), meta=metas)),
+        (1, st.builds(UpdateMessage, text=st.one_of(st.none(), texts), supersede=st.integers(0, 2))),
+        (1, st.builds(DeleteMessage)),
+        (
+            1,
+            st.builds(ClaimTurn, generation=st.just(0), lease_s=st.just(15.0))
+            | st.builds(EndTurn, generation=st.just(1)),
+        ),
+        (1, st.builds(RenewLease, lease_s=st.sampled_from((15.0, 30.0)))),
     )
     # Deleting ends an id for good: keep it rare, or other requests find no message.
     likely = requests.flatmap(
-        lambda one: st.just(one) if not isinstance(one, DeleteMessage) else weighted(st.just(one), append, append)
+        lambda one: st.just(one) if not isinstance(one, DeleteMessage) else weighted((1, st.just(one)), (2, append))
     )
     about_messages = st.builds(Asked, message_ids, likely)
     return st.integers(0, 4).flatmap(lambda luck: about_messages if luck else about_commands(message_ids))
@@ -107,10 +110,9 @@ def about_commands(message_ids: st.SearchStrategy[str]) -> st.SearchStrategy[Ask
     """Draw a command, a reply to one, or its settlement by the server."""
     name = st.sampled_from(("cancel", "steer", "approve"))
     requests = weighted(
-        st.builds(SendCommand, name=name, target=message_ids, data=words),
-        st.builds(SendCommand, name=name, target=message_ids, data=words),
-        st.builds(ReplyCommand, ok=st.booleans(), data=words, error=words),
-        st.builds(SettleCommand, is_expired=st.booleans()),
+        (2, st.builds(SendCommand, name=name, target=message_ids, data=words)),
+        (1, st.builds(ReplyCommand, ok=st.booleans(), data=words, error=words)),
+        (1, st.builds(SettleCommand, is_expired=st.booleans())),
     )
     return st.builds(Asked, st.sampled_from(COMMANDS), requests)
 
@@ -226,27 +228,13 @@ def begun(draft: Draft, one: Asked) -> Request:
 
 def current(message: MessageState | None, request: Request) -> Request:
     """Return `request` with the current generation of the message or its turn, if it needs one."""
-    if message is None or isinstance(request, CreateMessage | DeleteMessage):
+    if message is None:
         return request
-    attempt = message.claim.generation if message.claim is not None else 0
-    generation = message.generation
-    match request:
-        case AppendText():
-            return AppendText(text=request.text, part=request.part, generation=generation)
-        case PutPart():
-            return PutPart(index=request.index, part=request.part, generation=generation)
-        case UpdateMessage():
-            return replace(request, generation=generation)
-        case FinishMessage():
-            return FinishMessage(status=request.status, meta=request.meta, generation=generation)
-        case RenewLease():
-            return RenewLease(lease_s=request.lease_s, generation=generation)
-        case ClaimTurn():
-            return ClaimTurn(generation=attempt, lease_s=15.0)
-        case EndTurn():
-            return EndTurn(generation=attempt)
-        case _:
-            return request
+    if isinstance(request, ClaimTurn | EndTurn):
+        return replace(request, generation=message.claim.generation if message.claim is not None else 0)
+    if isinstance(request, AppendText | PutPart | UpdateMessage | FinishMessage | RenewLease):
+        return replace(request, generation=message.generation)
+    return request
 
 
 def fold(entries: list[Entry], state: ChannelState | None = None) -> ChannelState:

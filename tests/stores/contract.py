@@ -80,8 +80,10 @@ from tenuto.stores.base import (
     Write,
     head_of,
 )
+from tests.core.worlds import current, parts, weighted
 from tests.core.worlds import everything_of_command as known_command
 from tests.core.worlds import everything_of_message as known
+from tests.core.worlds import texts as drawn_texts
 
 LIMITS = Limits()
 SERVER = Caller(id="server", writer=WriterIdentity(by="server", node="n1"), is_server=True)
@@ -154,8 +156,8 @@ class Chat:
         draft = Draft(self.state)
         for message_id, request in steps:
             try:
-                current = _in_generation(draft, message_id, request)
-                decision = decide(draft, message_id, current, is_served=self.is_served, **_DECIDING)
+                request = current(draft.message(message_id), request)
+                decision = decide(draft, message_id, request, is_served=self.is_served, **_DECIDING)
             except TenutoError:
                 continue
             for op in decision.ops:
@@ -203,18 +205,6 @@ class Chat:
 
 
 _DECIDING: dict[str, Json] = {"caller": SERVER, "now_ms": 1_000, "limits": LIMITS}
-
-
-def _in_generation(draft: Draft, message_id: str, request: Request) -> Request:
-    """Return `request` with the current generation of its message, or of the message's turn."""
-    message = draft.message(message_id)
-    if message is None:
-        return request
-    if isinstance(request, ClaimTurn | EndTurn):
-        return replace(request, generation=message.claim.generation if message.claim is not None else 0)
-    if isinstance(request, AppendText | PutPart | UpdateMessage | FinishMessage | RenewLease):
-        return replace(request, generation=message.generation)
-    return request
 
 
 async def emptied(store: Store, channel: str, *, used_up: Sequence[str] = (), until_ms: int = 0) -> Head:
@@ -880,29 +870,17 @@ async def check_fold(store: Store, data: st.DataObject) -> None:
 
 _numbers = itertools.count(1)
 _ids = st.sampled_from(["m1", "m1", "m2", "m2", "m3", "m4"])
-_texts = st.text(st.sampled_from("ab é中🙂\n"), max_size=6)
-_parts = st.one_of(
-    st.builds(lambda text: {"type": "text", "text": text}, _texts),
-    st.builds(lambda text: {"type": "tool", "call": "c", "name": "n", "input": text}, _texts),
-    st.builds(lambda data: {"type": "data", "name": "bar", "data": data}, st.integers(0, 9)),
-)
-_append = st.builds(AppendText, text=_texts, part=st.sampled_from((None, None, 0, 1)))
+_append = st.builds(AppendText, text=drawn_texts, part=st.sampled_from((None, None, 0, 1)))
 _append_much = st.builds(AppendText, text=st.integers(200, 6_000).map(lambda count: "x" * count))
-_create = st.builds(CreateMessage, status=st.sampled_from(("streaming", "streaming", "complete")), text=_texts)
-_put_part = st.builds(PutPart, index=st.integers(0, 2), part=_parts)
+_create = st.builds(CreateMessage, status=st.sampled_from(("streaming", "streaming", "complete")), text=drawn_texts)
+_put_part = st.builds(PutPart, index=st.integers(0, 2), part=parts)
 _finish = st.builds(
     FinishMessage, status=st.sampled_from(("complete", "interrupted")), request=st.sampled_from((None, "r"))
 )
-_update = st.builds(UpdateMessage, text=st.one_of(st.none(), _texts), meta=st.just({"x": 1}))
+_update = st.builds(UpdateMessage, text=st.one_of(st.none(), drawn_texts), meta=st.just({"x": 1}))
 
 
-def _weighted(*choices: tuple[int, st.SearchStrategy[Json]]) -> st.SearchStrategy[Json]:
-    """Draw each strategy as often as its weight says; `one_of` ignores one that is listed twice."""
-    which = [strategy for weight, strategy in choices for _ in range(weight)]
-    return st.integers(0, len(which) - 1).flatmap(which.__getitem__)
-
-
-_requests: st.SearchStrategy[Request] = _weighted(
+_requests: st.SearchStrategy[Request] = weighted(
     (8, _append),
     (2, _append_much),
     (5, _create),
@@ -915,13 +893,13 @@ _requests: st.SearchStrategy[Request] = _weighted(
     (1, st.builds(EndTurn, generation=st.just(1))),
     (1, st.builds(RenewLease, lease_s=st.sampled_from((15.0, 30.0)))),
 )
-_about_commands: st.SearchStrategy[Request] = _weighted(
-    (2, st.builds(SendCommand, name=st.sampled_from(("steer", "cancel")), target=_ids, data=_texts)),
-    (1, st.builds(ReplyCommand, data=_texts)),
+_about_commands: st.SearchStrategy[Request] = weighted(
+    (2, st.builds(SendCommand, name=st.sampled_from(("steer", "cancel")), target=_ids, data=drawn_texts)),
+    (1, st.builds(ReplyCommand, data=drawn_texts)),
     (1, st.builds(SettleCommand, is_expired=st.booleans())),
 )
 _command_ids = st.sampled_from(["!m1", "!m2", "!c3"])  # two have the name of a message
-_steps = _weighted((5, st.tuples(_ids, _requests)), (1, st.tuples(_command_ids, _about_commands)))
+_steps = weighted((5, st.tuples(_ids, _requests)), (1, st.tuples(_command_ids, _about_commands)))
 
 
 class _Commit(Struct, frozen=True):
@@ -956,7 +934,7 @@ _commits = st.builds(
     st.sampled_from((False, False, False, True)),
 )
 _acts: st.SearchStrategy[list[_Act]] = st.lists(
-    _weighted(
+    weighted(
         (16, _commits),
         (2, st.builds(_Tidy, st.integers(0, 5).map(lambda minutes: minutes * MINUTE_MS), st.booleans())),
         (1, st.builds(_Reopen)),
