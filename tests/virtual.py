@@ -17,6 +17,7 @@ from typing import Any
 
 from proof.simulation.clock import SimClock, VirtualLoop
 from tenuto import Hub
+from tenuto.hub.clock import Clock
 
 _open: list[Hub] = []
 
@@ -69,3 +70,17 @@ class Time:
 
     def __call__(self) -> float:
         return self.now_s
+
+
+class Watch(Clock):
+    """The wall clock, which the test may move."""
+
+    def __init__(self, ahead_ms: int = 0) -> None:
+        super().__init__()
+        self.ahead_ms = ahead_ms
+
+    def now_ms(self) -> int:
+        return super().now_ms() + self.ahead_ms
+
+    def now_s(self) -> float:
+        return self.now_ms() / 1000

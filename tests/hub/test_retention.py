@@ -30,7 +30,7 @@ from tenuto.stores.sqlite.verify import FileReader
 from tests.hub import hubs
 from tests.hub.watching import Watcher
 from tests.stores.files import run_from_outside
-from tests.virtual import virtually
+from tests.virtual import Watch, virtually
 
 HOUR_S = 3600.0
 DAY_MS = 24 * 3_600_000
@@ -272,22 +272,11 @@ async def test_viewers_never_show_a_mixture(seed: int) -> None:
     assert {one.id: one.text for one in page} == {one.id: texts[one.id] for one in page}
 
 
-class ShiftedClock(Clock):
-    """A clock that is behind by some days."""
-
-    def __init__(self, days: int) -> None:
-        super().__init__()
-        self._days = days
-
-    def now_ms(self) -> int:
-        return super().now_ms() - self._days * DAY_MS
-
-
 async def test_a_damaged_channel_stays_and_the_others_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "chat.db"
-    old = HubCore(f"sqlite:///{path}", hooks_signals=False, drain_s=0.0, clock=ShiftedClock(3))
+    old = HubCore(f"sqlite:///{path}", hooks_signals=False, drain_s=0.0, clock=Watch(-3 * DAY_MS))
     for name in "abcde":
         await old.create(name, text="x")
     await old.close()
@@ -311,7 +300,7 @@ async def test_a_count_that_is_damaged_upwards_removes_no_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: Retention
 ) -> None:
     path = tmp_path / "chat.db"
-    old = HubCore(f"sqlite:///{path}", hooks_signals=False, drain_s=0.0, clock=ShiftedClock(3))
+    old = HubCore(f"sqlite:///{path}", hooks_signals=False, drain_s=0.0, clock=Watch(-3 * DAY_MS))
     for name in "abcd":
         await old.create("c", text=500 * "x", id=name)
     await old.close()
@@ -327,7 +316,7 @@ async def test_a_count_that_is_damaged_upwards_removes_no_message(
 async def test_a_dry_run_says_what_would_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "chat.db"
     url = f"sqlite:///{path}"
-    hub = HubCore(url, hooks_signals=False, drain_s=0.0, clock=ShiftedClock(3))
+    hub = HubCore(url, hooks_signals=False, drain_s=0.0, clock=Watch(-3 * DAY_MS))
     for name in ("chat:1", "chat:2", "log:1"):
         await hub.create(name, text="x" * 1_000)
     await hub.command("chat:2", "approve", target=None)
@@ -343,7 +332,7 @@ async def test_a_dry_run_says_what_would_go(tmp_path: Path, monkeypatch: pytest.
         f"2 messages with {2 * size:,} bytes would go.",
     ]
     assert await run("--keep", "chat:*=2d", "--keep", "*=9w") == expected
-    idle = due_in(FileReader(path), policies=Policies({"*": Retention(idle="2d")}), now_ms=ShiftedClock(0).now_ms())
+    idle = due_in(FileReader(path), policies=Policies({"*": Retention(idle="2d")}), now_ms=Clock().now_ms())
     assert [one.channel async for one in idle] == ["chat:1", "log:1"]  # a command waits in the other one
     assert await run("--keep", "*=4d") == ["0 messages with 0 bytes would go."]
     assert len((await hub.archive.channels()).channels) == 3

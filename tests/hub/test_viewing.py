@@ -29,8 +29,6 @@ CALLS = {"commit", "heads", "changes", "entries", "messages", "page", "hold", "h
 class Remote(Shared):
     """A store behind a network that loses all bytes (`silent`), or refuses connections (`refused`)."""
 
-    is_exclusive = False
-
     def __init__(self) -> None:
         super().__init__()
         self.lost = CALLS  # the calls that a broken network does not pass on

@@ -25,7 +25,6 @@ from tenuto.hub.access.identity import Identity
 from tenuto.hub.access.rates import ClientLimits, Rates
 from tenuto.hub.access.tickets import Tickets
 from tenuto.hub.access.tokens import jwt_verifier
-from tenuto.hub.clock import Clock
 from tenuto.server.bounded_http import BoundedHttpProtocol
 from tenuto.server.bounded_websocket import BoundedWebSocketProtocol
 from tenuto.server.connections import Connections
@@ -35,25 +34,13 @@ from tests.transports.conftest import WAYS, Served, asking, new_hub, serving
 from tests.transports.test_sse import heartbeats
 from tests.transports.test_websocket import Peer, dialled
 from tests.transports.watching import Stream
-from tests.virtual import virtual_clock, virtually
+from tests.virtual import Watch, virtual_clock, virtually
 
 SECRET = "a secret that only tests know, of at least thirty-two bytes"
 EVENTS = "/v1/channels/chat:1/events"
 READER = ("subscribe", "history")
 PERSON = (*READER, "publish", "presence", "command")
 LEFT_S = 600.0  # life of a token
-
-
-class Watch(Clock):
-    """The wall clock, which the test may advance."""
-
-    ahead_ms = 0
-
-    def now_ms(self) -> int:
-        return super().now_ms() + self.ahead_ms
-
-    def now_s(self) -> float:
-        return self.now_ms() / 1000
 
 
 class Verified(Served):

@@ -25,8 +25,8 @@ from tenuto.server.connections import Connections, TrustedProxies
 from tests.interop.test_streams import STREAMS, install_adapters
 from tests.transports.conftest import asking, new_hub, serving
 from tests.transports.permissions import OPERATIONS
-from tests.transports.test_identity import Watch
 from tests.transports.test_websocket import dialled
+from tests.virtual import Watch
 
 HERE = "http://chat.test"
 KEY = "k" * 32
