@@ -186,8 +186,6 @@ def _create(
             f"the message is of {request.if_author!r} (if_author), and this client is {shown(caller.id)}: "
             "sign in as its author, or send it as your own, without `if_author`"
         )
-    if not isinstance(request.options, dict):
-        raise InvalidRequest(f"options must be an object, got {shown(request.options)}")
     sent = fingerprint(
         "the new message",
         caller.id,
