@@ -18,7 +18,7 @@ from __future__ import annotations
 import hmac
 import secrets
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Protocol
 
 from msgspec import DecodeError, Struct
@@ -53,6 +53,10 @@ class Keyed:
     def use(self, key: bytes) -> None:
         """Sign and verify with `key`, which the store keeps."""
         self._keys = [key]
+
+    def has_signed(self, purpose: str, text: str, given: str) -> bool:
+        """Return whether `given` is the signature of `text` for `purpose` by one of the keys."""
+        return any(hmac.compare_digest(signature(key, purpose, text).encode(), given.encode()) for key in self._keys)
 
 
 async def share_key(store: Store, keyed: Keyed) -> None:
@@ -168,7 +172,7 @@ class Tickets(Keyed):
         """Return whether the signature in `cursor` proves that it was given to this client."""
         mark = split_seal(cursor.extra)[1][:_SIGNED_CHARACTERS]
         seen = _seen(cursor, client_id, channel)
-        return mark.startswith(_MARK) and self._is_signed("seen", seen, mark[len(_MARK) :])
+        return mark.startswith(_MARK) and self.has_signed("seen", seen, mark[len(_MARK) :])
 
     def name(self, channel: str, message_id: str) -> str:
         """Return the signed name of an answer, which cursors of the answer's reader carry in their extra field.
@@ -184,7 +188,7 @@ class Tickets(Keyed):
         """Return the id of the answer that `cursor` names; None if it names none or the signature is wrong."""
         name = split_seal(cursor.extra)[0]
         mac, message_id = name[1:-_NAMED_CHARACTERS], name[-_NAMED_CHARACTERS:]
-        is_ours = name.startswith(_NAME) and self._is_signed("answer", f"{channel}/{message_id}", mac)
+        is_ours = name.startswith(_NAME) and self.has_signed("answer", f"{channel}/{message_id}", mac)
         return message_id if is_ours else None
 
     def opened(self, ticket: Ticket, stream: Replaceable) -> None:
@@ -201,7 +205,7 @@ class Tickets(Keyed):
 
     def _verified(self, text: str) -> Ticket:
         body, _, mac = text.partition(".")
-        if len(text) > MAX_CHARACTERS or not text.isascii() or not self._is_signed("ticket", body, mac):
+        if len(text) > MAX_CHARACTERS or not text.isascii() or not self.has_signed("ticket", body, mac):
             raise Unauthenticated("ticket was not signed with a key of this server; request another one")
         try:
             return _ticket.decode(urlsafe_b64decode(body + "=" * (-len(body) % 4)))
@@ -212,10 +216,7 @@ class Tickets(Keyed):
         if last is None:
             return False
         seal = last.extra[:_SIGNED_CHARACTERS]
-        return seal.startswith(_SEAL) and self._is_signed("stream", ticket.id, seal[len(_SEAL) :])
-
-    def _is_signed(self, purpose: str, text: str, mac: str) -> bool:
-        return has_signature(self._keys, purpose, text, mac)
+        return seal.startswith(_SEAL) and self.has_signed("stream", ticket.id, seal[len(_SEAL) :])
 
 
 def split_seal(extra: str) -> tuple[str, str]:
@@ -228,11 +229,6 @@ def split_seal(extra: str) -> tuple[str, str]:
 def _seen(cursor: Cursor, client_id: str | None, channel: str) -> str:
     # a client id contains no slash, so different clients have different texts
     return f"{client_id or ''}/{channel}/{cursor.epoch}:{cursor.serial}"
-
-
-def has_signature(keys: Iterable[bytes], purpose: str, text: str, given: str) -> bool:
-    """Return whether `given` is the signature of `text` for `purpose` by one of `keys`."""
-    return any(hmac.compare_digest(signature(key, purpose, text).encode(), given.encode()) for key in keys)
 
 
 def signature(key: bytes, purpose: str, text: str) -> str:

@@ -20,7 +20,7 @@ from tenuto.core.errors import InvalidName, LocalError, TenutoError, shown
 from tenuto.core.visitor_ids import RANDOM_BYTES, STEM, is_visitor, new_visitor_id
 from tenuto.hub.access.identity import Authenticate, Identity, Scope, cookies_of, header
 from tenuto.hub.access.rates import QuestionLimits, Route, enter_route
-from tenuto.hub.access.tickets import Keyed, has_signature, signature
+from tenuto.hub.access.tickets import Keyed, signature
 from tenuto.hub.clock import Clock
 
 # A cookie holds for all ports and paths of its host, so its name ends in a digest of the key: hubs with different keys
@@ -179,7 +179,7 @@ class VisitorVerifier(Keyed):
         if len(text) > MAX_CHARACTERS or not text.isascii():
             return None
         body, _, mac = text.rpartition(".")
-        if not has_signature(self._keys, _purpose(purpose), body, mac):
+        if not self.has_signed(_purpose(purpose), body, mac):
             return None
         visitor, _, issued_s = body.partition(".")
         age_ms = self.hub.clock.now_ms() - int(issued_s) * 1000
