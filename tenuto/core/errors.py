@@ -121,7 +121,7 @@ class Deleted(TenutoError):
 
 
 class UnsupportedMediaType(TenutoError):
-    """The body of a request that changes state is not of type `application/json`."""
+    """The body of a request that changes state is not of type `application/json`, or is compressed."""
 
     code, status, title = "unsupported_media_type", 415, "Unsupported media type"
 

@@ -18,6 +18,7 @@ import time
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 import msgspec
@@ -174,9 +175,9 @@ def ref_in(data: bytes) -> Json:
     return ref if isinstance(ref, str) and len(ref) <= 64 and _is_text(ref) else None
 
 
-def _is_text(ref: str) -> bool:
-    """Return whether the text `ref` can be sent: half a surrogate pair cannot."""
-    return ref.isascii() or not any("\ud800" <= one <= "\udfff" for one in ref)
+def _is_text(text: str) -> bool:
+    """Return whether `text` can be sent: half a surrogate pair cannot."""
+    return text.encode(errors="ignore").decode() == text
 
 
 def _lenient_ref(data: bytes) -> Json:
@@ -289,21 +290,20 @@ def _refuse(data: bytes, error: Exception) -> NoReturn:
         text = data.decode()
     except UnicodeDecodeError:
         raise InvalidText("the JSON is not encoded in UTF-8; send UTF-8") from None
-    if "\\ud" in text.lower() and _holds_lone_surrogates(text):
-        raise InvalidText("the text contains a lone surrogate: hold it back and join it to the next piece") from None
+    if "\\ud" in text.lower() and (field := _field_with_lone_surrogate(text)) is not None:
+        detail = f"{field!r} holds a lone surrogate, half a character: remove it, or send its other half with it"
+        raise InvalidText(f"{detail}; of an append, hold it back and join it to the next piece", param=field) from None
     raise InvalidRequest(f"the request cannot be decoded: {lowered(error)}") from None
 
 
-def _holds_lone_surrogates(text: str) -> bool:
-    """Return whether `text` is valid but for lone surrogates, which the standard library's decoder accepts."""
-    try:
-        value = json.loads(text, parse_constant=_no_constant)
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return True
-    except (ValueError, RecursionError):
-        pass
-    return False
+def _field_with_lone_surrogate(text: str) -> str | None:
+    """Return the field of an object that is valid but for lone surrogates, and that holds one; None for other texts."""
+    with suppress(ValueError, RecursionError):
+        value = json.loads(text, parse_constant=_no_constant)  # this decoder accepts them
+        for name, one in value.items() if isinstance(value, dict) else [("the body", value)]:
+            if not _is_text(json.dumps([name, one], ensure_ascii=False)):
+                return str(name[:80].encode(errors="replace").decode())
+    return None
 
 
 def _no_constant(name: str) -> NoReturn:

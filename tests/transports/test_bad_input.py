@@ -74,6 +74,9 @@ async def test_body_of_a_change_must_be_json(plain_http: httpx2.AsyncClient, met
         headers = {} if media_type is None else {"content-type": media_type}
         response = await plain_http.request(method, path, content=b'{"text": "x"}', headers=headers)
         assert refused(response) == (415, "unsupported_media_type"), media_type
+    response = await plain_http.request(method, path, content=b"{}", headers={**JSON, "content-encoding": "gzip"})
+    assert refused(response) == (415, "unsupported_media_type")
+    assert response.json()["detail"].endswith("send it without Content-Encoding: gzip")
 
 
 @pytest.mark.parametrize(
