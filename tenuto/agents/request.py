@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any, Literal, TypedDict, get_args
+from typing import Annotated, Any, Literal, TypedDict, get_args
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from tenuto.core.errors import InvalidRequest, LocalError, shown
 from tenuto.core.model import Json
@@ -54,11 +54,11 @@ class TurnRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
     parallel_tool_calls: bool | None = None
     response_format: dict[str, Json] | None = None  # `{"type": "json_schema", "name", "schema", "strict"}`, or others
     verbosity: str | None = None
-    max_output_tokens: int | None = None
+    max_output_tokens: Annotated[int, Meta(ge=1, le=2**63 - 1)] | None = None
     reasoning: dict[str, Json] | None = None  # `{"effort", "summary"}`
     temperature: float | None = None
     top_p: float | None = None
-    seed: int | None = None
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: list[str] = []
     metadata: dict[str, Json] = {}
     context: list[Json] = []  # of AG-UI: `{"description", "value"}`
@@ -291,7 +291,7 @@ _TYPES = _FIELDS | {"tool_choice": str | _Choice | None}
 # By type: other fields of OpenAI's requests, of which a wrong type is refused.
 _CHECKED: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
     (bool, "true or false", ("stream", "store", "logprobs")),
-    (int, "a whole number", ("max_tool_calls", "top_logprobs")),
+    (Annotated[int, Meta(ge=0, le=2**63 - 1)], "a whole number from 0", ("max_tool_calls", "top_logprobs")),
     (Literal[1], "1, as an agent gives one answer", ("n",)),
     (float, "a number", ("frequency_penalty", "presence_penalty")),
     (str, "a text", ("reasoning_effort", "service_tier", "truncation", "user", "prompt_cache_key")),
@@ -310,13 +310,13 @@ _NAMES: dict[str, tuple[str, tuple[str, ...]]] = {
     "response_format": ("an object", ("text.format", "response_format", "responseFormat")),
     "verbosity": ("a text", ("text.verbosity", "verbosity")),
     "max_output_tokens": (
-        "a whole number",
+        "a whole number from 1",
         ("max_output_tokens", "max_completion_tokens", "max_tokens", "maxOutputTokens", "maxTokens"),
     ),
     "reasoning": ("an object", ("reasoning",)),
     "temperature": ("a number", ("temperature",)),
     "top_p": ("a number", ("top_p", "topP")),
-    "seed": ("a whole number", ("seed",)),
+    "seed": ("a whole number of at most 64 bits", ("seed",)),
     "stop": ("a text or a list of texts", ("stop", "stopSequences")),
     "metadata": ("an object", ("metadata",)),
     "context": ("a list", ("context",)),

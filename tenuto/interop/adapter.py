@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from itertools import takewhile
 from mimetypes import guess_type
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import msgspec
 from starlette.requests import Request
@@ -35,7 +35,7 @@ from tenuto.core.errors import (
 from tenuto.interop.fold import Json
 from tenuto.routes import CACHED, OPTIONS_KEY, OPTIONS_MARK, OUTPUT, Access, TurnStatus, guarded, is_id
 
-T = TypeVar("T")
+F = TypeVar("F", bound=msgspec.Struct)
 Endpoint = Callable[[Request], Awaitable[Response]]
 Shown = Callable[[list[TurnStatus]], list[Json]]  # returns the client's messages of a conversation
 MOST_UNSENT = 20  # earlier messages of the user that a request stores
@@ -107,13 +107,14 @@ async def body_of(access: Access, request: Request, remedy: str) -> Json:
         raise TooLarge(text, limit=limit) from None
 
 
-def fields_in(given: Mapping[str, Any], form: type[T]) -> T:
-    """Return the fields of `form`, a struct, in a query or an event. Raises InvalidRequest, which names the value."""
+def fields_in(given: Mapping[str, Any], form: type[F]) -> F:
+    """Return the fields of `form` in a query or an event. Raises InvalidRequest with the description of a field."""
     try:
         return msgspec.convert({name: one for name, one in given.items() if one is not None}, form, strict=False)
     except msgspec.ValidationError as error:
-        expected, _, name = str(error).rstrip("`").partition(" - at `$.")
-        raise InvalidRequest(f"{name} is {given.get(name)!r:.80}: {expected:.200}", param=name) from None
+        name = str(error).rstrip("`").rpartition("$.")[2]
+        meta = next(get_args(one.type)[-1] for one in msgspec.structs.fields(form) if one.name == name)
+        raise InvalidRequest(f"{name} must be {meta.description}, got {given.get(name)!r:.80}", param=name) from None
 
 
 def stored_id(id: str) -> str:
@@ -139,6 +140,7 @@ def unpacked(id: str) -> list[str]:
     return []
 
 
+_URL = re.compile("https?:|data:", re.IGNORECASE)
 _DATA_TYPE = re.compile(r"data:([^;,/\s]{1,100}/[^;,\s]{1,100})[;,]", re.IGNORECASE)
 
 
@@ -232,8 +234,9 @@ def stored_parts(content: object, *, is_strict: bool = False, has_data: bool = F
     parts: list[Json] = []
     for given in content:
         part = _stored_part(given, has_data=has_data)
-        if part is None and is_strict:
-            raise InvalidRequest(f"a part of content must be a text, an image, a sound or a file, got {given!r:.80}")
+        if is_strict and (part is None or not _URL.match(part.get("url", "data:"))):
+            what = "a text, or an image, a sound or a file with a URL of http:, https: or data:"
+            raise InvalidRequest(f"a part of content must be {what}, got {given!r:.80}")
         if part is not None and part.get("text") != "":
             mark = given.get(CACHED) if is_strict else None
             parts += [part] if mark is None else [part, {"type": "data", "name": CACHED, "data": mark}]

@@ -177,8 +177,8 @@ RUN_CHARS = 256  # maximal length of a run's id, which each response repeats
 class _Page(Struct, frozen=True):
     """The messages that a client loads: the newest ones, or those before a serial."""
 
-    limit: Annotated[int, Meta(ge=1)] = 200
-    before: Annotated[int, Meta(ge=1, lt=10**16)] | None = None
+    limit: Annotated[int, Meta(ge=1, description="a whole number from 1")] = 200
+    before: Annotated[Annotated[int, Meta(ge=1, lt=10**16)] | None, Meta(description="the cursor of a page")] = None
 
 
 class AGUI(ChatRoutes):

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, 
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import dropwhile, takewhile
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 from msgspec.structs import replace
@@ -45,7 +45,6 @@ from tenuto.core.errors import (
 )
 from tenuto.interop.adapter import (
     Endpoint,
-    T,
     body_of,
     check_template,
     fields_in,
@@ -87,6 +86,7 @@ from tenuto.routes import (
     own_tools,
 )
 
+T = TypeVar("T")
 logger = logging.getLogger("tenuto.transports")
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _MAX_NEW = 20  # items of one request, as in OpenAI's API
@@ -658,15 +658,16 @@ def _referred(item: Any) -> str | None:
 class Retrieval(Struct, frozen=True):
     """What a request for a response asks for."""
 
-    stream: bool = False
-    starting_after: Annotated[int, Meta(ge=0, lt=2 * STEERED)] | None = None  # the last number that the reader has
+    stream: Annotated[bool, Meta(description="true or false")] = False
+    # the last number that the reader has, or -1
+    starting_after: Annotated[int, Meta(ge=0, lt=2 * STEERED, description="the sequence_number of an event")] = -1
 
 
 class Page(Struct, frozen=True):
     """The page of a list for which a request asks."""
 
-    order: Literal["asc", "desc"] = "desc"
-    limit: Annotated[int, Meta(ge=1, le=100)] = 20
+    order: Annotated[Literal["asc", "desc"], Meta(description="asc or desc")] = "desc"
+    limit: Annotated[int, Meta(ge=1, le=100, description="a whole number from 1 to 100")] = 20
     after: str | None = None
 
     def ordered(self, oldest_first: list[T]) -> list[T]:

@@ -393,10 +393,14 @@ OUTPUT = {"type": "function_call_output", "call_id": "c0", "output": "far"}
 WRONG = {
     "frequency_penalty": "much",
     "include": "usage",
+    "max_completion_tokens": 0,
+    "max_output_tokens": -1,
+    "max_tokens": -1,
     "metadata": {"a": 1},
     "model": None,
     "prompt": "p",
     "reasoning_effort": 7,
+    "seed": 2**63,
     "service_tier": 1,
     "store": "no",
     "text": "x",
@@ -406,7 +410,7 @@ WRONG = {
 
 BAD: list[tuple[int, str | None, bytes | dict[str, Any]]] = [
     (400, None, b"{"),
-    (400, None, b'{"model": "bot", "input": "\\ud800"}'),
+    *((400, name, b'{"model": "bot", "%b": "\\ud800"}' % name.encode()) for name in ("input", "instructions")),
     (413, None, b"x" * 10_000_000),
     (400, "input", {}),
     (400, "input", {"input": []}),
@@ -420,6 +424,8 @@ BAD: list[tuple[int, str | None, bytes | dict[str, Any]]] = [
     (400, "messages", {"messages": [USER, {"role": "assistant", "content": "x"}]}),
     (400, "input", {"input": [{"role": "user", "content": [{"type": "input_audio"}]}]}),
     (400, "input", {"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "f"}]}]}),
+    (400, "input", {"input": [{"role": "user", "content": [{"type": "input_file", "file_url": "file:///a"}]}]}),
+    (400, "input", {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "javascript:a"}]}]}),
     (400, "input", {"input": [{"type": "other"}]}),
     (400, "input", {"input": [{"type": "function_call_output"}]}),
     (400, "input", {"input": [{"type": "mcp_approval_response", "approve": True}]}),

@@ -537,8 +537,8 @@ async def test_input_items_are_what_the_request_brought(scene: ClientScene) -> N
         ("input_text", None),
         ("input_image", photo["image_url"]),
     ]
-    for options in ({"order": "up"}, {"limit": 0}, {"limit": 101}):
-        with pytest.raises(openai.BadRequestError):
+    for options, wrong in (({"order": "up"}, "asc or desc, got 'up'"), ({"limit": 0}, "from 1 to 100, got '0'")):
+        with pytest.raises(openai.BadRequestError, match=f"must be .*{wrong}"):
             await scene.client.responses.input_items.list(response.id, **options)
     with pytest.raises(openai.NotFoundError):
         await scene.client.responses.input_items.list(response.id, after="in_x")
