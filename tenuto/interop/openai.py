@@ -91,6 +91,7 @@ logger = logging.getLogger("tenuto.transports")
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _MAX_NEW = 20  # items of one request, as in OpenAI's API
 _MAX_READ = 1000  # messages among which the further input of a question, or the way to one, is looked for
+_GONE = "conversation.deleted"  # id of a deleted message in each conversation that was deleted
 _NEWEST = 20  # newest messages of a conversation among which the turn to reply to is looked for
 SHORTER = "send only what is new, with previous_response_id"
 SHORTER_CHAT = "send fewer messages, or responses with previous_response_id"
@@ -216,6 +217,7 @@ class OpenAI:
                 detail = f"a message of another role than user needs the capability 'append' on channel {channel!r}"
                 raise Forbidden(f"{detail} in a stored conversation; send what the agent is to do as instructions")
             if not is_response:
+                await _check_exists(access, channel, "conversation")
                 options[CONVERSATION] = True
                 into = await self._turn_in(access, channel, given)
             if into is not None:
@@ -394,6 +396,9 @@ class OpenAI:
                     await access.delete_turn(channel, message.id)
         if (await access.history(channel, after=0, limit=1)).messages:
             raise Forbidden("the messages of others are left, and to delete them needs the capability 'admin'")
+        with suppress(Deleted):  # by an earlier request
+            await access.remember(channel, id=_GONE, role="system", parts=[])
+            await access.delete_turn(channel, _GONE)
         return json_response({"id": request.path_params["id"], "object": "conversation.deleted", "deleted": True})
 
     async def _list_items(self, request: Request) -> Response:
@@ -444,7 +449,10 @@ class OpenAI:
 
     async def _in_conversation(self, request: Request, *needs: str) -> tuple[Access, str]:
         of = reference(request.path_params["id"], kind="conversation")
-        return await self._hub.authorize(request.scope, of.channel, ["history", *needs]), of.channel
+        access = await self._hub.authorize(request.scope, of.channel, ["history", *needs])
+        if request.method != "DELETE":  # which may be a repeat
+            await _check_exists(access, of.channel)
+        return access, of.channel
 
     async def _store_items(self, access: Access, channel: str, body: Json, *, is_new: bool = True) -> list[Json]:
         given = body.get("items") or []
@@ -589,6 +597,17 @@ async def _conversation_in(access: Access, channel: str) -> Response:
     created_at = first[0].created_at // 1000 if first else int(time.time())  # it begins with its first message
     head = {"id": Reference(channel).id("conv_"), "object": "conversation"}
     return json_response({**head, "created_at": created_at, "metadata": {}})
+
+
+async def _check_exists(access: Access, channel: str, param: str | None = None) -> None:
+    """Raise NotFound for a conversation that was deleted, unless another client has stored a message since."""
+    try:
+        await access.turn(channel, _GONE)
+    except NotFound:
+        return
+    except Deleted:
+        if not (await access.history(channel, after=0, limit=1)).messages:
+            raise unknown("conversation", Reference(channel).id("conv_"), param) from None
 
 
 def _no_call(id: str) -> NotFound:

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Awaitable
 from itertools import cycle
+from pathlib import Path
 from typing import Any
 
 import agents
@@ -16,7 +17,7 @@ import pytest
 from tenuto import Turn
 from tenuto.core.requests import SERVER, CreateMessage, FinishMessage
 from tenuto.hub.access.rates import Rates
-from tenuto.interop.openai_stream import ATTEMPT_ROOM, Reference
+from tenuto.interop.openai_stream import ATTEMPT_ROOM, Reference, reference
 from tests.interop.scene import fails, verifier, writes
 from tests.interop.test_openai import (
     ANSWER,
@@ -266,6 +267,34 @@ async def test_delete_of_a_conversation_leaves_only_what_others_have_written() -
         deleted = await client.conversations.delete(made.id, **ben)
         assert (deleted.id, deleted.deleted, deleted.object) == (made.id, True, "conversation.deleted")
         assert (await scene.hub.history(scene.turns[0].channel)).messages == []
+
+
+async def test_deleted_conversation_does_not_exist_also_after_a_restart(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/hub.db"
+    async with scene_of(url) as scene:
+        scene.gate.set()
+        made = [await scene.client.conversations.create() for _ in range(3)]
+        for one in made[:2]:
+            await scene.client.responses.create(model="bot", input="you", conversation=one.id)
+        for one in (made[0], made[2], made[0]):  # the last one has no message, and a repeat is no error
+            assert (await scene.client.conversations.delete(one.id)).deleted
+    async with scene_of(url) as scene:
+        scene.gate.set()
+        client, given = scene.client.conversations, {"role": "user", "content": "you"}
+        for id in (made[0].id, made[2].id):
+            for asked in (
+                client.retrieve(id),
+                client.items.list(id),
+                client.items.create(id, items=[given]),  # type: ignore[list-item]
+                scene.client.responses.create(model="bot", input="you", conversation=id),
+            ):
+                with pytest.raises(openai.NotFoundError, match="conversation 'conv_.*' does not exist"):
+                    await asked
+        for id in (made[1].id, (await client.create()).id):
+            assert (await client.retrieve(id)).id == id
+            assert (await scene.client.responses.create(model="bot", input="me", conversation=id)).output_text
+        await scene.hub.create(reference(made[0].id, kind="conversation").channel, text="Hm.")  # by another client
+        assert len((await client.items.list(made[0].id)).data) > 0
 
 
 @pytest.mark.parametrize("kind", ["conversation", "response"])
