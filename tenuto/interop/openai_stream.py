@@ -556,9 +556,9 @@ class TurnEvents(EventStream):
         self.position = max(self.position, self.after + 1)
         whole, self.is_over = self.response(), True
         name = "incomplete" if whole["status"] == "cancelled" else whole["status"]
-        self._put(f"response.{name}", response=whole)
-        if (error := whole["error"]) is not None:
+        if (error := whole["error"]) is not None:  # first, as in OpenAI's API: clients report one of the two
             self._put("error", code=error["code"], message=error["message"], param=None, error=error)
+        self._put(f"response.{name}", response=whole)
 
     def _put(self, event_type: str, **fields: Any) -> None:
         number, self.position = self.position, self.position + 1

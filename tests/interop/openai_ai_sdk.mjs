@@ -1,8 +1,8 @@
 // The AI SDK's provider of OpenAI (Responses): two turns of `generateText`, the second with the messages of the first,
-// and one with an approval between.
+// and one with an approval between; or a stream that fails.
 const [entry, baseURL] = process.argv.slice(2)
 const { createOpenAI } = await import(entry)
-const { generateText, jsonSchema, stepCountIs, tool } = await import(entry.replace("@ai-sdk/openai", "ai"))
+const { generateText, jsonSchema, stepCountIs, streamText, tool } = await import(entry.replace("@ai-sdk/openai", "ai"))
 const sent = [] // the types of the input's items in each request
 const model = createOpenAI({
   apiKey: "key",
@@ -40,8 +40,14 @@ async function approved() {
   }
   return seen
 }
+async function failed() {
+  const errors = []
+  const onError = ({ error }) => errors.push(error.message ?? error.error?.message)
+  for await (const _ of streamText({ model, prompt: "you", maxRetries: 0, onError }).fullStream);
+  return errors
+}
 if (process.argv[4]) {
-  console.log(JSON.stringify(await approved()))
+  console.log(JSON.stringify(await { approved, failed }[process.argv[4]]()))
   process.exit()
 }
 const plain = await turns({ system: "Be kind." })

@@ -288,7 +288,7 @@ async def test_deleted_conversation_does_not_exist_also_after_a_restart(tmp_path
                 client.items.create(id, items=[given]),  # type: ignore[list-item]
                 scene.client.responses.create(model="bot", input="you", conversation=id),
             ):
-                with pytest.raises(openai.NotFoundError, match="conversation 'conv_.*' does not exist"):
+                with pytest.raises(openai.NotFoundError, match=r"conversation 'conv_.*' does not exist"):
                     await asked
         for id in (made[1].id, (await client.create()).id):
             assert (await client.retrieve(id)).id == id

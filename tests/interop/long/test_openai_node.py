@@ -19,7 +19,7 @@ from fastapi import FastAPI
 
 from tenuto import Turn
 from tenuto.interop import OpenAI
-from tests.interop.scene import refusing
+from tests.interop.scene import fails, refusing
 from tests.interop.test_options import stub_at
 from tests.transports.conftest import new_hub, serving
 
@@ -123,7 +123,7 @@ async def test_approval_of_generate_text_needs_no_previous_response_and_the_next
                 await message.append(f"Done: {turn.text}.")
 
         stub.answer = answer  # type: ignore[method-assign]
-        async with program("openai_ai_sdk.mjs", stub.served.port, PROVIDER, "approval") as process:
+        async with program("openai_ai_sdk.mjs", stub.served.port, PROVIDER, "approved") as process:
             seen = json.loads((await process.communicate())[0])
     assert seen == [
         ["Wait. ", "tool-call", "tool-approval-request"],
@@ -133,3 +133,11 @@ async def test_approval_of_generate_text_needs_no_previous_response_and_the_next
     told = [(one["role"], one["content"]) for one in stub.received[1]["openai"]]
     called = [("assistant", "Wait. "), ("tool", "true")]
     assert told == [("user", "pay"), *called, ("assistant", "Done: pay."), ("user", "again")]
+
+
+async def test_failure_of_stream_text_is_reported_once() -> None:
+    async with stub_at() as stub:
+        stub.answer = fails  # type: ignore[method-assign]
+        async with program("openai_ai_sdk.mjs", stub.served.port, PROVIDER, "failed") as process:
+            errors = json.loads((await process.communicate())[0])
+    assert [one.partition(",")[0] for one in errors] == ["RuntimeError in scene.py"]
