@@ -179,8 +179,7 @@ def messages_in(messages: object, form: str, is_right: Callable[[Json], bool]) -
     """Return `messages`, each with an id and a role, and `is_right`. Raises InvalidRequest with their `form`."""
 
     def is_message(one: object) -> bool:
-        names = ("id", "role")
-        return isinstance(one, dict) and all(isinstance(one.get(name), str) and one[name] for name in names)
+        return isinstance(one, dict) and all(isinstance(one.get(name), str) and one[name] for name in ("id", "role"))
 
     if not isinstance(messages, list) or not messages or not all(is_message(one) and is_right(one) for one in messages):
         raise InvalidRequest(f"messages must be a list of at least one message, each with {form}, got {messages!r:.80}")
@@ -194,8 +193,7 @@ async def store_unsent(
 
     A client goes on after a request that never arrived. `content_of` returns the parts of a message, and its meta.
     """
-    unsent = list(takewhile(lambda one: one["role"] == "user", reversed(earlier)))[:MOST_UNSENT]
-    for one in reversed(unsent):
+    for one in reversed(list(takewhile(lambda one: one["role"] == "user", reversed(earlier)))[:MOST_UNSENT]):
         # it is stored, perhaps with other content, or its own request was refused
         with suppress(IdConflict, Deleted, InvalidRequest, InvalidText, TooLarge):
             await access.remember(channel, id=stored_id(one["id"]), role="user", options=options, **content_of(one))
@@ -235,8 +233,7 @@ def stored_parts(content: object, *, is_strict: bool = False, has_data: bool = F
     for given in content:
         part = _stored_part(given, has_data=has_data)
         if is_strict and (part is None or not _URL.match(part.get("url", "data:"))):
-            what = "a text, or an image, a sound or a file with a URL of http:, https: or data:"
-            raise InvalidRequest(f"a part of content must be {what}, got {given!r:.80}")
+            raise InvalidRequest(f"content must be texts, sounds or files with http(s) or data URLs, got {given!r:.80}")
         if part is not None and part.get("text") != "":
             mark = given.get(CACHED) if is_strict else None
             parts += [part] if mark is None else [part, {"type": "data", "name": CACHED, "data": mark}]
@@ -257,8 +254,7 @@ def _stored_part(given: Any, *, has_data: bool) -> Json | None:
         case {"type": "input_file", **about} | {"type": "file", "file": {**about}}:
             file = about.get("file_data") or about.get("file_url")
             if not isinstance(file, str):
-                detail = "a file needs file_data or file_url, because the server has no files"
-                raise InvalidRequest(f"{detail}, got {given!r:.80}")
+                raise InvalidRequest(f"a file needs file_data or file_url: the server has no files, got {given!r:.80}")
             if file is about.get("file_data") and file[:5].lower() != "data:":
                 media_type = guess_type(str(about.get("filename")))[0] or "application/octet-stream"
                 file = f"data:{media_type};base64,{file}"

@@ -164,8 +164,7 @@ class OpenAI:
         body.pop("previous_response_id", None)
         asked = await self._begin(access, body, given, request.headers.get("idempotency-key"))
         if body.get("stream") is True:
-            options = body.get("stream_options")
-            has_usage = isinstance(options, dict) and options.get("include_usage") is True
+            has_usage = (body.get("stream_options") or {}).get("include_usage") is True
             return _streamed(access, ChatStream(asked, has_usage=has_usage))
         del body, given
         return await whole_response(access, request, ChatStream(asked))
@@ -189,8 +188,7 @@ class OpenAI:
             into = reference(id, "input", kind="approval").at()
             items = [*(one for one in before if one.get("type") in _REPLIES), *new[len(before) :]]
         items = await with_references(access, items, into, "input")
-        given = given_in_responses(items, is_first=into is None)
-        return await self._begin(access, body, given, key, into)
+        return await self._begin(access, body, given_in_responses(items, is_first=into is None), key, into)
 
     async def _begin(
         self, access: Access, body: Json, given: GivenInput, key: str | None, into: Reference | None = None
@@ -251,8 +249,7 @@ class OpenAI:
         turns = await access.conversation(channel, limit=_NEWEST) if replies else await access.open_turns(channel)
         for status in reversed(turns):
             calls = {part["call"] for one in status.answers for part in one.parts if part["type"] == "tool"}
-            is_meant = calls & given.outputs.keys() or (not replies and status.questions)
-            if is_meant and status.message is not None:
+            if status.message is not None and (calls & given.outputs.keys() or (not replies and status.questions)):
                 return Reference(channel, status.message.id)
         if replies:
             raise _no_call(replies[0])
@@ -332,8 +329,7 @@ class OpenAI:
         """Delete what the request of the caller brought, and the answers."""
         access, (of, question, _), _ = await self._response_in(request, "history", "publish")
         if any(of.start):
-            first = of.at().id()
-            raise InvalidRequest(f"the response is the rest of a turn; delete the response that began it, {first!r}")
+            raise InvalidRequest(f"the response is the rest of a turn; delete the one that began it, {of.at().id()!r}")
         *earlier, _ = await _brought(access, of.channel, question)
         # the question last, and before it its first message: until then a repeated request finds the others
         for one in (*reversed(earlier), question):
@@ -470,14 +466,12 @@ class OpenAI:
     # -- models ---------------------------------------------------------------------------------------------------
 
     async def _list_models(self, request: Request) -> Response:
-        access = await self._hub.authorize(request.scope)
-        agents = access.agents()
+        agents = (await self._hub.authorize(request.scope)).agents()
         names = {*agents, *(name for name, agent in self._models.items() if agent in agents)}
         return json_response({"object": "list", "data": [_model_of(name) for name in sorted(names)]})
 
     async def _model(self, request: Request) -> Response:
-        access = await self._hub.authorize(request.scope)
-        self._agent(access, request.path_params["id"])
+        self._agent(await self._hub.authorize(request.scope), request.path_params["id"])
         return json_response(_model_of(request.path_params["id"]))
 
     def _agent(self, access: Access, model: object, channel: str | None = None) -> tuple[str, str]:
@@ -603,10 +597,8 @@ async def _check_exists(access: Access, channel: str, param: str | None = None) 
     """Raise NotFound for a conversation that was deleted, unless another client has stored a message since."""
     try:
         await access.turn(channel, _GONE)
-    except NotFound:
-        return
-    except Deleted:
-        if not (await access.history(channel, after=0, limit=1)).messages:
+    except (NotFound, Deleted) as error:
+        if isinstance(error, Deleted) and not (await access.history(channel, after=0, limit=1)).messages:
             raise unknown("conversation", Reference(channel).id("conv_"), param) from None
 
 
@@ -656,8 +648,7 @@ async def _path_to(access: Access, of: Reference) -> set[str]:
     """Return the ids of the messages of a response and of those that lead to it, as an agent's history has them."""
     last = await _last_of(access, *await turn_of(access, of, param="previous_response_id"))
     older = read_messages(access, of.channel, before=last.created + 1, limit=2 * MAX_EARLIER)
-    messages = [replace(one, parts=[]) async for one in older]
-    return leading_to(messages, last.id) | {of.message_id, last.id}
+    return leading_to([replace(one, parts=[]) async for one in older], last.id) | {of.message_id, last.id}
 
 
 def _is_new(item: Any) -> bool:
@@ -675,10 +666,9 @@ def _referred(item: Any) -> str | None:
 
 
 class Retrieval(Struct, frozen=True):
-    """What a request for a response asks for."""
+    """What a request for a response asks for: after -1 are all events."""
 
     stream: Annotated[bool, Meta(description="true or false")] = False
-    # the last number that the reader has, or -1
     starting_after: Annotated[int, Meta(ge=0, lt=2 * STEERED, description="the sequence_number of an event")] = -1
 
 
@@ -753,7 +743,6 @@ _ROLES: dict[str, Role] = {"user": "user", "assistant": "assistant", "system": "
 # that the request continues.
 _RESENT = ("reasoning", *CALLS, "mcp_call", "mcp_list_tools", "mcp_approval_request", "mcp_approval_response")
 _REPLIES = ("function_call_output", "custom_tool_call_output", "mcp_approval_response")
-_BLANK = {"type": "text", "text": "\n\n"}  # between two messages of the user that steer a response as one
 MAX_EARLIER = 200  # messages before the question
 
 
@@ -845,7 +834,7 @@ def further_input(items: object) -> list[Json]:
     given = given_in_responses(items, is_first=False)
     if given.outputs or given.approvals or any(role != "user" for role, _ in given.earlier):
         raise InvalidRequest("the input of response.steer must be messages of the user; leave out other items")
-    return [one for _, parts in given.earlier for one in (*parts, _BLANK)] + given.parts
+    return [one for _, parts in given.earlier for one in (*parts, {"type": "text", "text": "\n\n"})] + given.parts
 
 
 @_about("messages")
@@ -858,8 +847,7 @@ def given_in_chat(body: Json) -> GivenInput:
             raise InvalidRequest("role function and function_call are not supported; send role tool and tool_calls")
         calls = message.get("tool_calls") if role == "assistant" else None
         if role == "tool":
-            id = _text(message, "tool_call_id")
-            items.append({"type": "function_call_output", "call_id": id, "output": content})
+            items.append({"type": "function_call_output", "call_id": _text(message, "tool_call_id"), "output": content})
             continue
         if role == "assistant" and (refusal := message.get("refusal")):  # as the SDKs return one
             content = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
@@ -1153,8 +1141,7 @@ class _Socket:
                 if is_taken and taken <= of.steers:
                     lane.previous = before or named
                 else:
-                    items = input_items(of.channel, steered.question)
-                    found.append(_Steer(id, named.id(), items, steered, is_taken))
+                    found.append(_Steer(id, named.id(), input_items(of.channel, steered.question), steered, is_taken))
         return found
 
     async def _steer(self, event: Json) -> None:

@@ -219,8 +219,7 @@ _FUNCTION: Json = dict.fromkeys(("description", "parameters", "strict"))  # opti
 
 def usage(answers: list[Answer]) -> Json | None:
     """Return the tokens that the answers name in `meta.usage` at their ends; None if they name none."""
-    ended = [one.meta.get("usage") for one in answers if one.status != "streaming"]
-    found = [one for one in ended if isinstance(one, dict)]
+    found = [got for one in answers if one.status != "streaming" and isinstance(got := one.meta.get("usage"), dict)]
 
     def total(name: str) -> int:
         return sum(one[name] for one in found if isinstance(one.get(name), int))
@@ -354,7 +353,6 @@ class TurnEvents(EventStream):
         options, answers = self._options, self._turn.answers
         extra = options.get("extra")
         repeated = {**_REPEATED, **(extra if isinstance(extra, dict) else {}), **options}
-        conversation = {"id": Reference(self.of.channel).id("conv_")}
         form, cut = options.get("response_format") or {"type": "text"}, _CUTS.get(self.finish_reason(), "steered")
         ended_at = max([self._question.created_at, *(one.ended_at for one in answers)])
         author = next((one.meta["model"] for one in answers if "model" in one.meta), None)
@@ -375,7 +373,7 @@ class TurnEvents(EventStream):
             "usage": usage(answers[self.of.start[0] : None if self.rest is None else self.rest.start[0]]),
             **{name: repeated[name] for name in _REPEATED},
             "store": True,
-            **({"conversation": conversation} if options.get(CONVERSATION) else {}),
+            **({"conversation": {"id": Reference(self.of.channel).id("conv_")}} if options.get(CONVERSATION) else {}),
         }
 
     def _outcome(self) -> tuple[str, Json | None]:
@@ -417,8 +415,7 @@ class TurnEvents(EventStream):
                 if self._items and is_split and self.position > self._seen:
                     self.rest = self._reference(part)._replace(steers=self.steers)
                     return
-                attempts = self._turn.attempts(part.place[0]) + part.attempt
-                self.position = max(self.position, attempts * ATTEMPT_ROOM)
+                self.position = max(self.position, (self._turn.attempts(part.place[0]) + part.attempt) * ATTEMPT_ROOM)
                 self._open(kind, part)
             if self._part is not None:
                 self._grow(part)
@@ -474,8 +471,7 @@ class TurnEvents(EventStream):
         text = part.text()
         name, field, content, place, more = _EVENTS[self._kind]
         # a text that was replaced counts as it is stored
-        opening = 2 if content else 1
-        self.position = max(self.position, self._begins + opening + part.sent.length)
+        self.position = max(self.position, self._begins + (2 if content else 1) + part.sent.length)
         named = {"name": part.value["name"]} if self._kind == "function_call" else {}
         self._put(f"response.{name}.done", **self._where, **place, **named, **{field: text}, **more)
         if content:
@@ -623,12 +619,10 @@ class ChatStream(TurnEvents):
             case "response.output_item.added" if event["item"]["type"] in CALLS:
                 self._sent.append(SentText(_input_of(event["item"])))
                 yield self._more(_chat_call(event["item"]))
-            case "response.function_call_arguments.delta":
-                self._sent[-1].add(event["delta"])
-                yield self._more({"function": {"arguments": event["delta"]}})
-            case "response.custom_tool_call_input.delta":
-                self._sent[-1].add(event["delta"])
-                yield self._more({"custom": {"input": event["delta"]}})
+            case "response.function_call_arguments.delta" | "response.custom_tool_call_input.delta" as name:
+                self._sent[-1].add(delta := event["delta"])
+                is_function = name == "response.function_call_arguments.delta"
+                yield self._more({"function": {"arguments": delta}} if is_function else {"custom": {"input": delta}})
             case "response.completed" | "response.incomplete":
                 error, text = _end_of(event["response"])
                 texts = [text, *(_input_of(one) for one in event["response"]["output"] if one["type"] in CALLS)]
