@@ -54,11 +54,11 @@ class TurnRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
     parallel_tool_calls: bool | None = None
     response_format: dict[str, Json] | None = None  # `{"type": "json_schema", "name", "schema", "strict"}`, or others
     verbosity: str | None = None
-    max_output_tokens: Annotated[int, Meta(ge=1, le=2**63 - 1)] | None = None
+    max_output_tokens: int | None = None
     reasoning: dict[str, Json] | None = None  # `{"effort", "summary"}`
     temperature: float | None = None
     top_p: float | None = None
-    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    seed: int | None = None
     stop: list[str] = []
     metadata: dict[str, Json] = {}
     context: list[Json] = []  # of AG-UI: `{"description", "value"}`
@@ -232,8 +232,7 @@ def _check(value: Json, kind: Any, name: str, expected: str) -> None:
     try:
         msgspec.convert(value, kind)
     except msgspec.ValidationError:
-        param = name.split(".")[0]
-        raise InvalidRequest(f"{name} must be {expected}, got {value!r:.80}", param=param) from None
+        raise InvalidRequest(f"{name} must be {expected}, got {value!r:.80}", param=name.split(".")[0]) from None
 
 
 def _inside(body: Mapping[str, Json], path: str) -> Json:
@@ -278,8 +277,7 @@ def _form(value: Json) -> Json:
     """Return a form as Responses has it. Chat completions nest a schema, and the AI SDK need not name it."""
     if isinstance(value, dict) and value.get("type") == "json":
         named = {"name": "response", **{name: one for name, one in value.items() if one is not None}}
-        is_schema = isinstance(value.get("schema"), dict)
-        return {**named, "type": "json_schema"} if is_schema else {"type": "json_object"}
+        return {**named, "type": "json_schema"} if isinstance(value.get("schema"), dict) else {"type": "json_object"}
     nested = value.get("json_schema") if isinstance(value, dict) else None
     return {"type": "json_schema", **nested} if isinstance(nested, dict) else value
 
@@ -287,11 +285,13 @@ def _form(value: Json) -> Json:
 _SECRETS = ("authorization", "headers")
 _ALLOWED = "allowed_tools"  # type of a `tool_choice` with a mode and the tools that the model may call
 _FIELDS = {one.name: one.type for one in msgspec.structs.fields(TurnRequest)}
-_TYPES = _FIELDS | {"tool_choice": str | _Choice | None}
+_INT64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+_TYPES = _FIELDS | {"tool_choice": str | _Choice | None, "seed": _INT64 | None}
+_TYPES["max_output_tokens"] = Annotated[int, Meta(ge=1, le=2**63 - 1)] | None
 # By type: other fields of OpenAI's requests, of which a wrong type is refused.
 _CHECKED: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
     (bool, "true or false", ("stream", "store", "logprobs")),
-    (Annotated[int, Meta(ge=0, le=2**63 - 1)], "a whole number from 0", ("max_tool_calls", "top_logprobs")),
+    (_INT64, "a whole number", ("max_tool_calls", "top_logprobs")),
     (Literal[1], "1, as an agent gives one answer", ("n",)),
     (float, "a number", ("frequency_penalty", "presence_penalty")),
     (str, "a text", ("reasoning_effort", "service_tier", "truncation", "user", "prompt_cache_key")),
