@@ -309,6 +309,31 @@ describe("the outbox", () => {
     assert.deepEqual(w.socket.sentOf("create").map((frame) => frame.if_author), ["ann"])
   })
 
+  for (const transport of ["websocket", "poll"]) {
+    test(`names its sender when it is sent again, if the server has confirmed who that is since: ${transport}`, async (t) => {
+      withStorage(t)
+      const { w, channel } = channelOf(t, { transport })
+      const of = () => transport === "poll" ? w.http.calls.map(({ body }) => body.if_author) : w.socket.sentOf("create").map((frame) => frame.if_author)
+      channel.send({ id: "q", text: "secret" }).catch(() => {})
+      await settled()
+      if (transport === "poll") {
+        await w.http.poll({ cursor: "e:1", ...you("ann"), events: [attached(1)] })
+        assert.deepEqual(of(), [undefined]) // it is not known yet
+        await w.http.fail()
+        w.pass(10_000)
+        await settled()
+        assert.deepEqual(of(), [undefined, "ann"])
+      } else {
+        w.socket.open()
+        w.socket.ok("attach", you("ann"))
+        assert.deepEqual(of(), [undefined])
+        w.socket.drop()
+        w.openAfter(60_000)
+        assert.deepEqual(of(), ["ann"])
+      }
+    })
+  }
+
   test("may be discarded if its page is still its sender's, though the requests are another's", async (t) => {
     withStorage(t)
     const { w, channel, sent } = await sending(t)

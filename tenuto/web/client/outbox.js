@@ -99,11 +99,13 @@ export class Outbox {
 
   /** Send a message until the server stores or refuses it. @param {Channel} channel @param {string} id @returns {Promise<Message>} */
   async #send(channel, id) {
+    // Each sending of the request asks for it anew: the server may confirm its sender between the first and the second.
+    const if_author = { toJSON: () => this.client.confirmedId && this.entries.get(id)?.by }
     for (;;) {
       const entry = this.entries.get(id)
       if (!entry) throw discarded(id)
       try {
-        const { message } = await channel.create({ ...entry.draft, id, role: "user", if_author: this.client.confirmedId && entry.by })
+        const { message } = await channel.create({ ...entry.draft, id, role: "user", if_author })
         this.#storage?.removeItem(this.prefix + id)
         this.entries.set(id, { ...entry, stored: message })
         return message

@@ -10,7 +10,7 @@ import { TenutoError, refusal } from "./errors.js"
 
 /** @typedef {Record<string, unknown> & { id?: string }} Fields */
 /** @typedef {Fields & { type: string, ref: number, channel: string, leave?: boolean }} Frame */
-/** @typedef {{ frame: Frame, text: string, resolve: (response: any) => void, reject: (error: TenutoError) => void }} Pending */
+/** @typedef {{ frame: Frame, units: number, resolve: (response: any) => void, reject: (error: TenutoError) => void }} Pending */
 
 const MAX_PENDING = 500 // limit of requests without a response; the server stops reading at 1,000 or 4 MiB
 const MAX_UNITS = 1_000_000 // limit of their size in UTF-16 units of at most 3 bytes; one request may exceed it
@@ -45,7 +45,7 @@ export class Requests {
     return new Promise((resolve, reject) => {
       const text = JSON.stringify(frame)
       this.#units += text.length
-      this.pending.set(frame.ref, { frame, text, resolve, reject })
+      this.pending.set(frame.ref, { frame, units: text.length, resolve, reject })
       this.client.send(text)
       this.sendAll()
     })
@@ -58,7 +58,7 @@ export class Requests {
     // a draining server has not carried it out, so the next one gets it again
     if (!request || error?.code === "draining") return
     this.pending.delete(ref)
-    this.#units -= request.text.length
+    this.#units -= request.units
     if (error) request.reject(error)
     else request.resolve(response)
   }

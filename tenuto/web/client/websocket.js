@@ -63,7 +63,7 @@ function dial(connection, token) {
       send({ type: "attach", ref, channel: channel.name, history: channel.limit, since: channel.cursor ?? undefined })
     }
     for (const channel of connection.channels) connection.attach(channel)
-    for (const { text } of client.requests.pending.values()) socket.send(text)
+    for (const { frame } of client.requests.pending.values()) send(frame)
     connection.opened()
   }
 
