@@ -479,12 +479,12 @@ export class GrowingMarkdown {
     const text = this.#fence ? "" : this.#text // an open fence draws its own lines
     const shown = this.#isOver ? text : repaired(text, this.hasFormulas)
     const { blocks, env } = this.#parse(shown)
-    if (!this.#isOver) env.growing = shown
     const inside = document.createDocumentFragment()
     const outside = document.createDocumentFragment()
     const shift = this.#at - (open?.prefix.length ?? 0)
     let begun = this.#begun
     for (const [n, block] of blocks.entries()) {
+      if (!this.#isOver && n === blocks.length - 1) env.growing = shown
       if (n > 0 || !open) {
         begun = this.#begin(outside, begun, shift + block.start)
         appendBlocks(block.tokens, outside, env, this.options)

@@ -39,13 +39,14 @@ const TASK = /^\[([ xX])\]\s+/
 export function appendBlocks(tokens, parent, env, options, isLoose = false) {
   /** @type {Node[]} */
   const stack = [parent]
+  const last = tokens.findLast(({ type, content }) => type === "inline" && content)
   for (const token of tokens) {
     const top = /** @type {Node} */ (stack.at(-1))
     if (token.nesting < 0) {
       if (isShown(token, isLoose)) stack.pop()
     } else if (token.nesting > 0) {
       if (isShown(token, isLoose)) stack.push(top.appendChild(blockElement(token)))
-    } else if (token.type === "inline") appendInline(token.content, top, env, options)
+    } else if (token.type === "inline") appendInline(token.content, top, token === last ? env : { ...env, growing: "" }, options)
     else if (token.type === "fence" || token.type === "code_block") {
       const block = codeBlock(token.info, options)
       block.code.append(visible(token.content.replace(/\n$/, "")))
@@ -142,8 +143,8 @@ function checkbox(isChecked) {
 /** @param {Token} token @param {Node[]} stack the open elements @param {MarkdownOptions} options */
 function appendInlineToken(token, stack, options) {
   const top = /** @type {Node} */ (stack.at(-1))
-  if (token.type === "link_open") stack.push(top.appendChild(link(attribute(token, "href"))))
-  else if (token.type === "link_close") showHost(/** @type {HTMLElement} */ (stack.pop()))
+  if (token.type === "link_open") stack.push(top.appendChild(link(addressOf(token))))
+  else if (token.type === "link_close") showHost(/** @type {HTMLAnchorElement} */ (stack.pop()))
   else if (token.nesting > 0) stack.push(top.appendChild(document.createElement(token.tag)))
   else if (token.nesting < 0) stack.pop()
   else if (token.type === "code_inline") top.appendChild(element("code", {}, visible(token.content)))
@@ -174,16 +175,15 @@ function appendText(parent, text) {
   else parent.appendChild(document.createTextNode(text))
 }
 
-/** @param {Token} token @param {string} name */
-function attribute(token, name) {
-  return token.attrs?.find(([one]) => one === name)?.[1] ?? ""
+/** Return the address of a link or an image, its first attribute. @param {Token} token */
+function addressOf({ attrs }) {
+  return attrs?.[0][1] ?? ""
 }
 
 /** Return an absolute address that may be opened, or null. @param {string} address */
 function safeAddress(address) {
-  if (!/^[a-z]+:/i.test(address)) return null
   try {
-    const url = new URL(address)
+    const url = new URL(address) // throws for an address without a scheme
     return SAFE.has(url.protocol) ? url : null
   } catch {
     return null
@@ -197,9 +197,9 @@ function link(address) {
   return element("a", { href: url.href, target: "_blank", rel: "noopener noreferrer nofollow" })
 }
 
-/** Show the host of a link whose text looks like an address of another host. @param {HTMLElement} node */
+/** Show the host of a link whose text looks like an address of another host. @param {HTMLAnchorElement} node or an element without a host */
 function showHost(node) {
-  if (!(node instanceof HTMLAnchorElement) || !node.host) return
+  if (!node.host) return
   const text = node.textContent ?? ""
   if (!/^\s*([a-z]+:\/\/)?[^\s/]+\.[^\s]/i.test(text)) return
   const shown = safeAddress(/^\s*[a-z]+:\/\//i.test(text) ? text.trim() : `https://${text.trim()}`)
@@ -208,7 +208,7 @@ function showHost(node) {
 
 /** Return a link to an image with its description, or the image if the page allows it. @param {Token} token @param {MarkdownOptions} options */
 function image(token, options) {
-  const address = attribute(token, "src")
+  const address = addressOf(token)
   const words = plainText(token.children ?? []) || "image"
   const own = options.images === "same-origin" ? ownAddress(address) : null
   if (own !== null) return element("img", { alt: words, src: own })

@@ -16,6 +16,7 @@ const MAX_FORMULA = 4_000 // characters; the search for the end of a formula sto
 const SCHEME = /(?<![a-z\d"'=])https?$/i
 const ADDRESS = /:\/\/(?![^\s<\/?#]*@)[\p{L}\p{N}][\p{L}\p{N}._-]*(:\d+)?([/?#][^\s<]*)?/uy
 const AFTER_ADDRESS = /(&[a-z\d]+;|[?!.,:;*_~'")\]]|[^\P{P}\0-\x7f])$/iu // behind an address, but for a ")" that it has opened
+const AT_END = /^[^\s<]{0,99}$/ // behind an address that may grow; without a limit, many addresses would take quadratic time
 const MAX_ENTITY = 32 // characters
 const INLINE_FORMULA = /\\\(([^]{1,1000}?)\\\)|\$\$([^$]{1,1000})\$\$|\$(?![\s$])([^$\n]{0,999}[^\s$\\])\$(?![\p{N}$])/uy
 
@@ -123,7 +124,7 @@ function inlineAddress(state, isSilent) {
   if (!address || state.pending.length < scheme) return false
   state.pos += address.length - scheme
   const rest = src.slice(state.pos)
-  if (env.growing && !/[\s<]/.test(rest) && env.growing.endsWith(address + rest)) { // more of it may come
+  if (AT_END.test(rest) && env.growing?.endsWith(address + rest)) { // more of it may come
     state.pending += address.slice(scheme)
     return true
   }

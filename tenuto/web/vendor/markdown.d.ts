@@ -21,7 +21,7 @@ export interface Environment {
   hasFormulas?: boolean
   /** The text is the rest of a long paragraph. */
   isLong?: boolean
-  /** A text behind which more may come: a bare address at its end is no link yet. */
+  /** A text behind which more may come: a bare address at its end is no link yet. Only its last inline content has it. */
   growing?: string
 }
 interface State {
