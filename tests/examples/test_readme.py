@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from playwright.async_api import Browser, Page, Route, expect
+from playwright.async_api import Browser, Dialog, Page, Route, expect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tests.examples.programs import served_app
@@ -178,3 +178,29 @@ async def test_a_question_that_the_server_refuses_stays_in_its_field_and_so_does
         await model.allow(2)
         await until_shown(name, page, "You asked:")
         assert await page.input_value(FIELDS[name]) == "And how?"
+
+
+async def test_a_question_that_reaches_no_server_stays_in_its_field_and_the_page_says_so(
+    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    async with pasted("own", browser, tmp_path) as (page, _, _):
+        shown = asyncio.Queue[str]()
+
+        async def dismiss(dialog: Dialog) -> None:
+            shown.put_nowait(dialog.message)
+            await dialog.dismiss()
+
+        page.on("dialog", dismiss)
+        await page.context.set_offline(True)
+        await page.fill(FIELDS["own"], "Why?")
+        await page.press(FIELDS["own"], "Enter")
+        async with asyncio.timeout(PATIENCE_MS / 1000):
+            assert await shown.get() == "TypeError: Failed to fetch"
+        assert await page.input_value(FIELDS["own"]) == "Why?"
+
+
+def test_no_page_lets_the_browser_look_for_an_icon_that_the_app_does_not_have() -> None:
+    starter = (Path(__file__).parents[2] / "tenuto" / "cli" / "starter" / "index.html.txt").read_text()
+    for page in (*blocks("html"), starter):
+        assert '<link rel="icon" href="data:,"' in page
