@@ -239,6 +239,17 @@ window.tests = {
       })
     }
   },
+  /** Return the sides of the room for the mark of a list, of the line of a quote, and of the first column of a table. */
+  sides() {
+    const [item, quote, one, two] = ["li", "blockquote", "th", "th + th"].map((name) => stage.node.querySelector(name))
+    const [inner, outer] = [item, item.parentElement].map((node) => node.getBoundingClientRect())
+    const isLeft = [
+      inner.left - outer.left > 16 && inner.right === outer.right,
+      parseFloat(getComputedStyle(quote).borderLeftWidth) > 0,
+      one.getBoundingClientRect().left < two.getBoundingClientRect().left,
+    ]
+    return isLeft.map((one) => (one ? "left" : "right"))
+  },
   stagedTarget: () => stage.text.length,
   stagedLength: () => stage.node.textContent.length,
   longBlock: (name, length) => longBlocks(length)[name].slice(0, length),

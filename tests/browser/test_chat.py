@@ -559,6 +559,17 @@ async def test_people_agents_and_signals_are_named_in_one_line_each(browser: Bro
         await here.end()
 
 
+async def test_steering_is_named_until_the_answer_ends_although_its_agent_never_looks(browser: Browser) -> None:
+    async with mounted(browser, client="ada") as here:
+        await here.ask("Begin")
+        await here.answer("one")
+        await here.page.get_by_role("button", name="Steer this answer").click()
+        await here.ask("Shorter")
+        await expect(here.page.locator(".status")).to_have_text("Steering…")
+        await here.end()
+        await expect(here.page.locator(".status")).to_be_hidden()
+
+
 async def test_sent_question_stands_at_the_top_and_the_view_follows_only_at_the_end(browser: Browser) -> None:
     async with scene(browser, "") as here:
         for n in range(10):

@@ -128,6 +128,17 @@ async def test_bare_address_becomes_a_link_once_it_is_complete_and_stays_one(pag
         assert len(seen[-1]) == count
 
 
+async def test_a_list_a_quote_and_a_table_begin_at_the_side_of_their_text(page: Page) -> None:
+    """The room for the mark, the line and the first column are there, whatever the direction of the page is."""
+    for direction in ("ltr", "rtl"):
+        await page.evaluate("direction => { document.documentElement.dir = direction }", direction)
+        for word, side in (("one", "left"), ("أول", "right")):
+            text = f"- {word}\n\n> {word}\n\n| {word} | b |\n|--|--|\n| c | d |\n"
+            await page.evaluate("async text => { await tests.stage(text); await tests.steps(0, 1, text.length) }", text)
+            assert await page.evaluate("tests.sides()") == [side] * 3, (direction, word)
+    await page.evaluate("document.documentElement.dir = ''")
+
+
 async def test_text_that_is_nested_too_deep_is_shown_and_the_blocks_behind_it_are_blocks(page: Page) -> None:
     end = (
         '<h3 dir="auto">After</h3><ul><li dir="auto">'

@@ -223,7 +223,9 @@ export class Panel {
     setText(nodes.people, peopleWords(this, snapshot))
     if (streaming.length) line.unheard = false
     for (const { local } of messages) line.until = Math.max(line.until, local?.retryAt ?? 0)
-    const words = statusWords(this, snapshot)
+    const isWorking = presence.members.some(({ kind, data }) => kind === "agent" && data?.message && data.state !== "listening")
+    const isRunning = streaming.length > 0 || isWorking
+    const words = statusWords(this, snapshot, isRunning)
     const before = line.node.textContent
     const isCounting = line.until > Date.now()
     if (words && words !== before && !typing.length && !(isCounting && this.#isCounting)) this.voice.speak(words)
@@ -237,8 +239,7 @@ export class Panel {
     line.node.classList.toggle("mistake", Boolean(error ?? status.error))
     line.node.hidden = !words
     nodes.empty.hidden = messages.length > 0 || status.state !== "live"
-    const isWorking = presence.members.some(({ kind, data }) => kind === "agent" && data?.message && data.state !== "listening")
-    this.composer.update(snapshot, streaming.length > 0 || isWorking)
+    this.composer.update(snapshot, isRunning)
     this.scroller.keep()
     this.scroller.drawJump()
     this.keepFocus()

@@ -106,8 +106,12 @@ function toolState({ state, output }, isOver, words) {
 
 /** @param {Part} part */
 function toolWords({ input = "", output }) {
-  const shown = output === undefined ? "" : `\n\n${typeof output === "string" ? output : JSON.stringify(output, null, 2)}`
-  return (typeof input === "string" ? input : JSON.stringify(input, null, 2)) + shown
+  return plain(input) + (output === undefined ? "" : `\n\n${plain(output)}`)
+}
+
+/** Return a text as it is, and other data as JSON. @param {unknown} value */
+function plain(value) {
+  return typeof value === "string" ? value : JSON.stringify(value, null, 2)
 }
 
 /** @param {Part} attempt */

@@ -68,8 +68,8 @@ export function peopleWords({ words, me, names: known }, { presence: { members, 
   return [state === "live" && words.online, names && `${names}${more > 0 ? ` +${more}` : ""} ${words.here}`].filter(Boolean).join(" · ")
 }
 
-/** Return the words of the status line, which name the most important state. @param {Panel} panel @param {Snapshot} snapshot */
-export function statusWords({ words, me, names, client, host, line: { unheard, trouble, isSlow, until } }, { status, isFromCache, error, typing, presence, streaming, commands }) {
+/** Return the words of the status line, which name the most important state. @param {Panel} panel @param {Snapshot} snapshot @param {boolean} isRunning True: an answer can be steered */
+export function statusWords({ words, me, names, client, host, line: { unheard, trouble, isSlow, until } }, { status, isFromCache, error, typing, presence, streaming, commands }, isRunning) {
   if (status.state === "closed") return connectionWords(words, (error ?? status.error)?.code ?? "closed")
   if (status.state !== "live") {
     if (!navigator.onLine || client.state === "suspended") return words.offline
@@ -83,7 +83,7 @@ export function statusWords({ words, me, names, client, host, line: { unheard, t
   if (trouble) return trouble
   const agents = presence.members.filter(({ kind }) => kind === "agent")
   if (unheard && !agents.length && !streaming.length) return words.nobody
-  if (commands.some(({ name, from }) => name === "steer" && from === me)) return words.steering
+  if (isRunning && commands.some(({ name, from }) => name === "steer" && from === me)) return words.steering
   for (const { id, data } of agents) {
     const state = data?.state
     if (state === "thinking" && !streaming.length) return `${names.of(id)} ${words.isThinking}`

@@ -109,18 +109,20 @@ details pre{margin:6px 0;padding:4px 12px;border-inline-start:2px solid var(--bo
 .far :is(.chunk,.group,.lines)~*{display:none}
 :is(.chunk,.group,.lines){contain-intrinsic-height:auto 2000px}
 :is(.chunk,.group):has(+[class]),.lines{content-visibility:auto}
-.markdown :where(p,ul,ol,table,blockquote,.code,div.math,h3,h4,h5,h6){margin:0 0 .75em}
+.markdown :where(p,ul,ol,table,blockquote,.code,div.math,h3,h4,h5,h6){margin:0 0 .75em;padding:0}
 :is(.markdown,.group:last-child)>:last-child>:last-child{margin-bottom:0}
 .markdown :is(h3,h4,h5,h6){margin-top:1.1em;font-size:1em;line-height:1.35}
 .markdown h3{font-size:1.2em}
 :is(.markdown,.group:first-child)>:first-child>:first-child{margin-top:0}
-.markdown :is(ul,ol){padding-inline-start:1.6em}
+li{margin-inline-start:1.6em}
 .markdown li>:is(ul,ol){margin:0}
 .markdown li:has(> input){list-style:none}
 input{margin:0 .4em 0 0}
 hr{border:0;border-top:1px solid var(--border)}
 .markdown a{color:var(--accent)}
 .markdown blockquote{margin-inline:0;padding-inline-start:14px;border-inline-start:3px solid var(--border);color:var(--muted)}
+table{direction:ltr}
+blockquote:has(>:dir(rtl)),table:has(th:first-child:dir(rtl)){direction:rtl}
 .markdown table{display:block;overflow-x:auto;border-collapse:collapse;font-size:.9375em}
 .markdown :is(th,td){padding:5px 18px 5px 0;border-bottom:1px solid var(--border);text-align:start;vertical-align:top;overflow-wrap:normal}
 td>code{white-space:nowrap}

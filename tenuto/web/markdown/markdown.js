@@ -484,7 +484,7 @@ export class GrowingMarkdown {
     const shift = this.#at - (open?.prefix.length ?? 0)
     let begun = this.#begun
     for (const [n, block] of blocks.entries()) {
-      if (!this.#isOver && n === blocks.length - 1) env.growing = shown
+      env.growing = this.#isOver || blocks[n + 1] ? "" : shown
       if (n > 0 || !open) {
         begun = this.#begin(outside, begun, shift + block.start)
         appendBlocks(block.tokens, outside, env, this.options)

@@ -52,7 +52,7 @@ export function appendBlocks(tokens, parent, env, options, isLoose = false) {
       block.code.append(visible(token.content.replace(/\n$/, "")))
       top.appendChild(block.node)
       if (options.isFinal) highlight(block.code, block.language)
-    } else if (token.type === "hr") top.appendChild(document.createElement("hr"))
+    } else if (token.type === "hr") top.appendChild(element("hr", {}))
     else if (token.type === "formula") top.appendChild(formula(token.content, "div", options))
     else appendText(top, token.content)
   }
@@ -106,7 +106,8 @@ export function appendInline(text, parent, env, options) {
   const tokens = parseInline(text, env)
   const task = isStartOfItem(parent) ? TASK.exec(tokens[0]?.content ?? "") : null
   if (task) {
-    parent.appendChild(checkbox(task[1] !== " "))
+    const checked = task[1] !== " "
+    parent.appendChild(element("input", { type: "checkbox", disabled: true, "aria-label": "Task", checked })) // the text behind it is read by itself
     tokens[0].content = " " + tokens[0].content.slice(task[0].length)
   }
   /** @type {Node[]} */
@@ -130,16 +131,6 @@ function isStartOfItem(parent) {
   return parent.parentNode?.nodeName === "LI" && parent.parentNode.firstChild === parent
 }
 
-/** @param {boolean} isChecked */
-function checkbox(isChecked) {
-  const box = document.createElement("input")
-  box.type = "checkbox"
-  box.disabled = true
-  box.ariaLabel = "Task" // the text behind it is read by itself
-  box.checked = box.defaultChecked = isChecked
-  return box
-}
-
 /** @param {Token} token @param {Node[]} stack the open elements @param {MarkdownOptions} options */
 function appendInlineToken(token, stack, options) {
   const top = /** @type {Node} */ (stack.at(-1))
@@ -148,7 +139,7 @@ function appendInlineToken(token, stack, options) {
   else if (token.nesting > 0) stack.push(top.appendChild(document.createElement(token.tag)))
   else if (token.nesting < 0) stack.pop()
   else if (token.type === "code_inline") top.appendChild(element("code", {}, visible(token.content)))
-  else if (token.type === "hardbreak") top.appendChild(document.createElement("br"))
+  else if (token.type === "hardbreak") top.appendChild(element("br", {}))
   else if (token.type === "image") top.appendChild(image(token, options))
   else if (token.type === "formula") top.appendChild(formula(token.content, "span", options))
   else appendText(top, token.content)
@@ -180,14 +171,19 @@ function addressOf({ attrs }) {
   return attrs?.[0][1] ?? ""
 }
 
-/** Return an absolute address that may be opened, or null. @param {string} address */
-function safeAddress(address) {
+/** @param {string} address @param {string} [base] */
+function parsed(address, base) {
   try {
-    const url = new URL(address) // throws for an address without a scheme
-    return SAFE.has(url.protocol) ? url : null
+    return new URL(address, base) // throws for an address without a scheme and a base
   } catch {
     return null
   }
+}
+
+/** Return an absolute address that may be opened, or null. @param {string} address */
+function safeAddress(address) {
+  const url = parsed(address)
+  return url && SAFE.has(url.protocol) ? url : null
 }
 
 /** Return a link to `address`, or an element without an address if it is not safe. @param {string} address */
@@ -210,21 +206,11 @@ function showHost(node) {
 function image(token, options) {
   const address = addressOf(token)
   const words = plainText(token.children ?? []) || "image"
-  const own = options.images === "same-origin" ? ownAddress(address) : null
-  if (own !== null) return element("img", { alt: words, src: own })
+  const own = parsed(address, location.href)
+  if (options.images === "same-origin" && own?.origin === location.origin) return element("img", { alt: words, src: own.href })
   const node = link(address)
   node.append(words)
   return node
-}
-
-/** @param {string} address */
-function ownAddress(address) {
-  try {
-    const url = new URL(address, location.href)
-    return url.origin === location.origin ? url.href : null
-  } catch {
-    return null
-  }
 }
 
 /** @param {Token[]} tokens @returns {string} */
@@ -239,10 +225,8 @@ export function loosen(list) {
     let paragraph = null
     for (const child of [...item.childNodes]) {
       if (isBlock(child)) paragraph = null
-      else if (paragraph) paragraph.append(child)
       else {
-        paragraph = element("p", { dir: "auto" })
-        child.replaceWith(paragraph)
+        if (!paragraph) child.before((paragraph = element("p", { dir: "auto" })))
         paragraph.append(child)
       }
     }
