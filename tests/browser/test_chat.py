@@ -310,6 +310,8 @@ async def test_an_edited_question_is_a_branch_with_its_number(browser: Browser) 
         here.pieces.put_nowait(None)
         await here.until("One.")
         await here.page.locator(".user").get_by_text("Edit", exact=True).click()
+        width = await here.page.locator(".editor").evaluate("editor => editor.offsetWidth")
+        assert width == 620  # room for a long question, however short this one is
         await here.page.fill(".editor", "Second version")
         await here.page.get_by_text("Save", exact=True).click()
         await here.until("Second version")

@@ -91,7 +91,7 @@ h2{margin:0;font-size:1em;line-height:1.3}
 textarea{width:100%;resize:none}
 .composer textarea{padding:2px;border:0;outline:0;background:none}
 textarea::placeholder{color:var(--muted);opacity:1}
-.editing{display:grid}
+.editing{display:grid;width:620px;max-width:100%}
 .editor{padding:10px;border:1px solid var(--border);border-radius:12px;background:var(--surface)}
 .editor:focus-visible{outline:2px solid var(--accent);outline-offset:-1px}
 .fill{flex:1}
