@@ -161,7 +161,7 @@ class OpenAI:
         access = await self._hub.authorize(request.scope)
         body = await body_of(access, request, SHORTER_CHAT)
         given = given_in_chat(body)
-        body.pop("previous_response_id", None)
+        body.pop("previous_response_id", None)  # this API has no such field
         asked = await self._begin(access, body, given, request.headers.get("idempotency-key"))
         if body.get("stream") is True:
             has_usage = (body.get("stream_options") or {}).get("include_usage") is True
@@ -1181,6 +1181,7 @@ class _Socket:
             await self._refuse(lane, steer, "response_not_found" if is_unknown else code, reason.detail)
 
     async def _report(self, lane: _Lane, name: str, steer: _Steer, **about: object) -> None:
+        """Send the event `response.steer.{name}`, with the fields `about`. Failed input is returned in it."""
         named: Json = {"previous_response_id": steer.previous} | ({"id": steer.id} if steer.asked is not None else {})
         named |= {"input": steer.input} if name == "failed" else {}
         last = max(0, lane.events.position - 1) if lane.events is not None else 0  # after it the client may resume

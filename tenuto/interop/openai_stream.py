@@ -520,7 +520,10 @@ class TurnEvents(EventStream):
         return required
 
     def _asked_items(self) -> list[Json]:
-        """Return the approvals that the turn waits for, and the calls before the response that it asks about late."""
+        """Return an approval request for each call that needs one, and each call of the caller's that is open already.
+
+        The latter stand in an earlier response, which had ended before the agent asked about them.
+        """
         return [
             self._approval(part, id) if id else self._whole_item(part, is_ended=True)
             for part, id in self._open_calls().items()
