@@ -184,6 +184,7 @@ class Writer(ABC):
         self.channel = channel
         self.is_begun = False  # True: the beginning of the message is stored
         self.is_answer = False  # True: a turn has begun it, whose later attempts find what it keeps of its streams
+        self.is_continued = False  # True: so do they with what an attempt wrote in which the process died
         # status and reason of the message if its task is cancelled
         self.cancelled_as: tuple[str, str | None] = ("cancelled", None)
         # returns another id if the id of the message is taken; None: the writer raises the error
@@ -321,7 +322,7 @@ class Writer(ABC):
         `failed` or `cancelled` first, all stay. Raises LocalError at the beginning unless the message is open; so does
         what a task of a failed block writes later.
         """
-        return Attempt(self._outgoing, self.is_stopped)
+        return Attempt(self._outgoing, self.is_stopped, self._accepted if self.is_continued else None)
 
     async def check(self) -> None:
         """Store all, and learn whether a client has stopped the message meanwhile. Raises as `append`."""
@@ -486,6 +487,11 @@ def owner_in(outgoing: Outgoing) -> Owner | None:
     return owner
 
 
+def try_of(writer: Writer) -> Attempt:
+    """Return an attempt of `pipe`: what it writes is left to be continued."""
+    return Attempt(writer._outgoing, writer.is_stopped)
+
+
 def has_failed(writer: Writer) -> bool:
     """Return whether parts of failed attempts stay in view until the next part opens."""
     return writer._outgoing.has_failed()
@@ -505,8 +511,14 @@ class Attempt:
     With `outgoing` and `owner`, `pipe` takes up what an earlier writer left.
     """
 
-    def __init__(self, outgoing: Outgoing, is_stopped: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        outgoing: Outgoing,
+        is_stopped: Callable[[], bool],
+        mark: Callable[[], Coroutine[Any, Any, None]] | None = None,
+    ) -> None:
         self.outgoing = outgoing
+        self._mark = mark  # sends that it has ended; None: what it wrote is not marked
         self._is_stopped = is_stopped  # then a cancellation is no failure
         self.owner = Owner()
         self.inside = Try()  # the block in which the attempt is written
@@ -516,7 +528,7 @@ class Attempt:
         self.outgoing.fail_attempt(self.owner)
 
     async def __aenter__(self) -> Self:
-        self.owner = self.outgoing.begin_attempt(owner_in(self.outgoing))
+        self.owner = self.outgoing.begin_attempt(owner_in(self.outgoing), is_marked=self._mark is not None)
         self.inside.outgoing, self.inside.owner = self.outgoing, self.owner
         self.inside.__enter__()
         return self
@@ -527,7 +539,9 @@ class Attempt:
         self.inside.__exit__(kind, error, trace)
         if isinstance(error, Exception) or (isinstance(error, asyncio.CancelledError) and not self._is_stopped()):
             self.supersede()
-        self.outgoing.end_attempt(self.owner)
+        self.outgoing.end_attempt(self.owner, is_cut=error is not None)
+        if error is None and self._mark is not None:
+            await self._mark()
 
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]

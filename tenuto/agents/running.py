@@ -193,7 +193,7 @@ class Running:
             name=self._agent.name,
             previous=left.answer if left.answer is None or left.answer.status != "complete" else None,
             taken_up=self._taken_up,
-            supersedes=self._agent.on_crash == "restart",
+            on_crash=self._agent.on_crash,
             request=await self._request(),
             rests=self.leave_at_rest,
         )

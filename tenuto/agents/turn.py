@@ -88,7 +88,7 @@ class Turn:
         name: str,
         previous: Message | None,
         taken_up: TakenUp,
-        supersedes: bool = False,
+        on_crash: OnCrash = "interrupt",
         request: TurnRequest | None = None,
         rests: Callable[[], None] = lambda: None,
     ) -> None:
@@ -104,7 +104,7 @@ class Turn:
         self._backend = backend
         self._watch = watch
         self._taken_up = taken_up
-        self._supersedes = supersedes  # False: the answers that were taken up continue at their ends
+        self._on_crash = on_crash
         # the parts of the shown steps, by the ids of their answers and their keys
         self._shown_at: dict[tuple[str, Json], int] = {
             (one.answer.id, part.get("call")): PartIndex(index, 0)
@@ -179,7 +179,7 @@ class Turn:
         if left is not None:
             writer = left.writer
             steps = [part.get("call") for part in left.answer.parts if self.steps.is_shown_as(part)]
-            writer.begin_again(meta or {}, supersedes=self._supersedes, steps=steps)
+            writer.begin_again(meta or {}, supersedes=self._on_crash == "restart", steps=steps)
         else:
             message_id = reply_id(self.message.id, self.generation, len(self.replies))
             writer = self._backend.write(
@@ -195,7 +195,7 @@ class Turn:
             writer.cancelled_as = CANCELLED_BY_HANDLER
         writer.on_retry = lambda waits: self.progress("trying again" if waits else "answering")
         writer.on_attach = partial(self._attach, writer)
-        writer.is_answer = True
+        writer.is_answer, writer.is_continued = True, self._on_crash == "continue"
         writer.rested_s = lambda: max(self.steps.ran_s, self.allowance.rested_s if self.allowance is not None else 0.0)
         writer.is_stopped = lambda: writer.cancelled_as != CANCELLED_BY_HANDLER
         writer.open_step = lambda: self.steps.open_key

@@ -422,7 +422,7 @@ def _frame_of(request: WriterRequest) -> tuple[str, dict[str, Any]]:
             return "update", {"meta": request.meta, "request": request.request}
         case UpdateMessage():
             superseding = {"supersede": request.supersede, "beside": request.beside, "parts": request.parts}
-            return "update", {**superseding, "request": request.request}
+            return "update", {**superseding, "meta": request.meta, "request": request.request}
         case FinishMessage():
             fields = given(status=request.status, reason=request.reason, meta=request.meta or None)
             return "finish", {**fields, "request": request.request}

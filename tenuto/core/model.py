@@ -37,6 +37,8 @@ ATTEMPT = "attempt"
 RESPONSES = "$responses"
 # Key of `meta` for the streams that have ended, so that a later attempt does not ask the model for them again.
 PIPED = "$piped"
+# Key of `meta` for the indexes of the parts of open attempts, which the next writer's next attempt supersedes.
+TRIED = "$attempt"
 
 # The key that appended text goes to, by part type; other types accept no appended text.
 APPENDABLE = {"text": "text", "reasoning": "text", "tool": "input"}
@@ -70,7 +72,7 @@ class Message(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 def app_meta(meta: dict[str, Json]) -> dict[str, Json]:
     """Return `meta` without the keys that are Tenuto's own."""
-    return {name: value for name, value in meta.items() if name not in (OPTIONS_KEY, RESPONSES, PIPED)}
+    return {name: value for name, value in meta.items() if name not in (OPTIONS_KEY, RESPONSES, PIPED, TRIED)}
 
 
 class Member(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -14,6 +14,7 @@ After `close` it accepts no more content, in whatever state it was, and keeps it
 
 An attempt owns the parts that it opens, until it ends. If it failed they stay in view until another part opens: they
 are superseded by the request that brings it, so that viewers never see both texts, nor none. Parts of others stay.
+The next writer of a continued answer does so with those of an attempt that was open: `meta` names them meanwhile.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from tenuto.core.decide import check_finish
 from tenuto.core.errors import InvalidRequest, LocalError, NotText, TenutoError, public_reason, shown
 from tenuto.core.limits import Limits
 from tenuto.core.message_state import KEPT_REQUESTS, part_bytes, utf8_len
-from tenuto.core.model import APPENDABLE, ATTEMPT, RESPONSES, Json, Message, Part, check_json, check_part, plain
+from tenuto.core.model import APPENDABLE, ATTEMPT, RESPONSES, TRIED, Json, Message, Part, check_json, check_part, plain
 from tenuto.core.ops import digest
 from tenuto.core.requests import AppendText, FinishMessage, PutPart, UpdateMessage
 from tenuto.core.text import SurrogateJoiner
@@ -65,10 +66,12 @@ class OutgoingRequest(Struct, eq=False, gc=False):
 class Owner:
     """An attempt, which owns the parts that it opens. When it ends, they belong to the attempt around it, `outer`."""
 
-    __slots__ = ("is_over", "outer")
+    __slots__ = ("is_marked", "is_over", "outer")
 
-    def __init__(self, outer: Owner | None = None) -> None:
+    def __init__(self, outer: Owner | None = None, *, is_marked: bool = False) -> None:
+        """With `is_marked` the next writer supersedes the parts if this one does not end it, or one around it."""
         self.outer = outer
+        self.is_marked: bool = is_marked or (outer is not None and outer.is_marked)
         self.is_over = False
 
     def is_within(self, other: Owner) -> bool:
@@ -78,6 +81,7 @@ class Owner:
 
 LEFT, FAILED = Owner(), Owner()  # of parts that an earlier writer left, and of those that the next part supersedes
 SHOWN = Owner(LEFT)  # of the steps among the parts that an earlier writer left: they belong to no response of a model
+CUT = Owner()  # of the parts of an attempt that an earlier writer did not end, while they are made to fail
 
 
 def live(owner: Owner | None) -> Owner | None:
@@ -95,6 +99,13 @@ class OutgoingPart(Struct):
     is_open: bool = True  # False: the part is only reserved, and its first text opens it
     owner: Owner | None = None  # the attempt that opened it
     is_closed: bool = False  # True: text without an index goes to another part (`fail_attempt`, `close_text`)
+    is_cut: bool = False  # True: the marked attempt that opened it has failed, or was not ended
+
+    @property
+    def is_tried(self) -> bool:
+        """Return whether the next attempt of the next writer would supersede it."""
+        owner = live(self.owner)
+        return self.is_cut or (owner is not None and owner.is_marked)
 
 
 class PartIndex(int):
@@ -189,8 +200,10 @@ class Outgoing:
         self.generation = generation
         self.left = [plain(part) for part in message.parts] if generation > 1 else []
         self.meta = plain(message.meta)
+        cut = self.meta.get(TRIED)
         for index, part in enumerate(message.parts):
             self._set_part(index, plain(part), LEFT if generation > 1 else None)
+            self._parts[index].is_cut = isinstance(cut, list) and index in cut
         self.close_text()
 
     def begin_again(self, meta: dict[str, Json], *, supersedes: bool, steps: Container[Json] = ()) -> None:
@@ -252,7 +265,7 @@ class Outgoing:
         if index < 0:
             self._open_reserved()
             given, text = text, self._take_half(owner) + text
-            if self._supersedes():
+            if self._supersedes(owner):
                 text = self._supersede_by_text(text, owner)
                 if not text:
                     return
@@ -262,6 +275,7 @@ class Outgoing:
                     self._repeated.append(given)
                 self._text_part = len(self._parts)  # reserved: its first whole character opens it
                 self._set_part(self._text_part, {"type": "text", "text": ""}, owner, is_open=False)
+                self._put_mark()
             index = self._text_part
         elif self._parts[index].owner is LEFT and self._parts[index].type == "text":
             self._repeated.append(text)
@@ -290,7 +304,7 @@ class Outgoing:
         position = count if index is None else self._found(index)
         if index is not None and self._is_superseded(index) and not self._is_step(position, part):
             position = count
-        if position == count and self._supersedes():
+        if position == count and self._supersedes(owner):
             self._supersede(part, owner)
             self.close_text()
             return PartIndex(len(self._parts) - 1, len(self._superseded))
@@ -313,6 +327,7 @@ class Outgoing:
         self._halves.pop(position, None)
         self._set_part(position, part, owner)
         self._parts[position].is_closed = known is not None and known.is_closed
+        self._put_mark()
         self.close_text()
         size = part_bytes(part)
         self.unstored_bytes += size
@@ -402,7 +417,7 @@ class Outgoing:
         """Let parts that an earlier writer left belong to `owner`, also failed ones."""
         for part in (self._parts[index] for index in indexes):
             if part.owner in (LEFT, FAILED):
-                part.owner = owner
+                part.owner, part.is_cut = owner, False
         self._find_text_part(self._text_owner)
 
     def restore(self, lengths: dict[int, int], content: str, owner: Owner) -> dict[int, Part] | None:
@@ -424,11 +439,19 @@ class Outgoing:
         self._find_text_part(self._text_owner)
         return self._indexed(indexes)
 
-    def _supersedes(self) -> bool:
-        """Return whether the next part supersedes those of failed attempts, or what was left behind restored parts."""
+    def _supersedes(self, owner: Owner | None = None) -> bool:
+        """Return whether the next part, of `owner`, supersedes those of failed attempts, or what was left behind
+        restored parts, or in an attempt those of one that the earlier writer did not end.
+        """
         if self._has_restored:
             self._has_restored = False
             self.fail_attempt(LEFT)
+        is_tried = owner is not None and owner.is_marked
+        cut = [part for part in self._parts if is_tried and part.is_cut and part.owner in (LEFT, SHOWN)]
+        for part in cut:
+            part.owner = CUT
+        if cut:
+            self.fail_attempt(CUT)
         return self.has_failed()
 
     def has_failed(self) -> bool:
@@ -441,15 +464,19 @@ class Outgoing:
         parts = self._parts if before is None else self._parts[: self._found(before)]
         return [part.length for part in parts if part.type != ATTEMPT and part.owner is not FAILED]
 
-    def begin_attempt(self, outer: Owner | None = None) -> Owner:
+    def begin_attempt(self, outer: Owner | None = None, *, is_marked: bool = False) -> Owner:
         """Return a new owner of parts, inside of `outer`."""
         self.check_open()
-        return Owner(outer)
+        return Owner(outer, is_marked=is_marked)
 
-    def end_attempt(self, owner: Owner) -> None:
-        """Let what `owner` has written belong to the attempt around it."""
+    def end_attempt(self, owner: Owner, *, is_cut: bool = False) -> None:
+        """Let what `owner` has written belong to the attempt around it; `is_cut`: the turn ends in it."""
+        for part in self._parts if is_cut else ():
+            part.is_cut |= owner.is_marked and part.owner is not None and part.owner.is_within(owner)
         owner.is_over = True
         self._find_text_part(live(owner))
+        if owner.is_marked and live(owner) is None and self.state is OPEN:
+            self._put_mark()
 
     def fail_attempt(self, owner: Owner) -> None:
         """Let the next part supersede those of `owner`, and of the attempts inside of it.
@@ -459,8 +486,9 @@ class Outgoing:
         self._gather()
         around, has_failed = live(owner.outer), False
         for index, part in enumerate(self._parts):
-            is_behind = has_failed and part.owner in (LEFT, SHOWN)
+            is_behind = has_failed and owner is not CUT and part.owner in (LEFT, SHOWN)
             if part.type != ATTEMPT and part.owner is not None and (is_behind or part.owner.is_within(owner)):
+                part.is_cut = part.is_tried
                 part.owner, has_failed = FAILED, True
                 self._halves.pop(index, None)
             elif live(part.owner) in (around, LEFT):
@@ -511,8 +539,8 @@ class Outgoing:
         check_finish(end, self.limits)
         if status == "complete" and self._supersedes():
             self._supersede(None)
-        if status != "interrupted" and RESPONSES in self.meta:
-            end = replace(end, meta={**end.meta, RESPONSES: None})  # no later attempt attaches to them
+        if status != "interrupted":  # no later attempt needs them
+            end = replace(end, meta={**end.meta, **{key: None for key in (RESPONSES, TRIED) if key in self.meta}})
         for part in tuple(self._halves):
             self._release_half(part)
         self._gather()
@@ -746,11 +774,25 @@ class Outgoing:
         request = UpdateMessage(meta=meta, generation=self.generation, request=self._new_request())
         self._queue.append(OutgoingRequest(request, size))
 
+    def _mark(self) -> dict[str, Json]:
+        """Return the change of `meta` that names the parts of open attempts."""
+        tried = [index for index, part in enumerate(self._parts) if part.is_tried and part.type != ATTEMPT] or None
+        return {TRIED: tried} if tried != self.meta.get(TRIED) else {}
+
+    def _put_mark(self) -> None:
+        if mark := self._mark():
+            self._gather()
+            self.unstored_bytes += 1  # a nominal size
+            self._put_update(mark, 1)
+
     def _put_supersede(self, since: int, beside: list[int], first: Part | None) -> int:
         """Queue a request that supersedes the parts from `since` on, but for `beside`. Return its size in bytes."""
         size = 1 if first is None else part_bytes(first)
+        mark = self._mark()
+        self._merge(mark)
         request = UpdateMessage(
             parts=None if first is None else [first],
+            meta=mark,
             generation=self.generation,
             request=self._new_request(),
             supersede=since,
@@ -784,7 +826,7 @@ class Ended(Outgoing):
     def _stay(self, *_: object, **__: object) -> None:
         """Let all parts be what was left."""
 
-    _give = fail_attempt = _stay
+    _give = fail_attempt = _put_mark = _stay
 
     def accept_part(self, part: Part, index: int | None = None, owner: Owner | None = None) -> int:
         """Return an index for the part."""

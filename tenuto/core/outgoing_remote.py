@@ -22,7 +22,7 @@ from msgspec.structs import replace
 from tenuto.core.errors import Finished, Gap, Mismatch, NoPart, NotFound, TenutoError
 from tenuto.core.limits import Limits
 from tenuto.core.message_state import part_bytes, utf8_len
-from tenuto.core.model import APPENDABLE, ATTEMPT, Json, Message, Part, check_json
+from tenuto.core.model import APPENDABLE, ATTEMPT, TRIED, Json, Message, Part, check_json
 from tenuto.core.outgoing import Outgoing, OutgoingRequest, Owner, part_of
 from tenuto.core.requests import FinishMessage, UpdateMessage
 from tenuto.core.text import Text
@@ -252,4 +252,5 @@ def _depends(one: OutgoingRequest, earlier: OutgoingRequest) -> bool:
 
 
 def _supersedes(one: OutgoingRequest) -> bool:
-    return isinstance(one.request, UpdateMessage) and one.request.supersede is not None
+    update = one.request
+    return isinstance(update, UpdateMessage) and (update.supersede is not None or TRIED in update.meta)

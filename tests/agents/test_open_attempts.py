@@ -1,0 +1,190 @@
+"""Attempts of a continued answer whose process dies in them: what they wrote is superseded by the next one.
+
+Layer: tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from tenuto.agents.turn import Turn
+from tenuto.core.model import Message
+from tenuto.sources import SoFar
+from tenuto.stores.memory import MemoryStore
+from tests.agents.test_ended import answers_of
+from tests.agents.test_turns import Handler, hub_asked, messages
+from tests.sources.test_tries import LONG
+from tests.virtual import virtually
+
+REMOTE = pytest.mark.parametrize("is_remote", [False, True])
+
+
+def shown(answer: Any) -> list[str | list[str]]:
+    """Return the texts of the parts, those of a superseded attempt in a list."""
+    return [
+        [one.get("text", "") for one in part["parts"]] if part["type"] == "attempt" else part.get("text", part["type"])
+        for part in answer.parts
+    ]
+
+
+@REMOTE
+@virtually
+async def test_an_attempt_in_which_the_process_dies_is_superseded_and_nothing_before_it(is_remote: bool) -> None:
+    async def respond(turn: Turn) -> None:
+        async with turn.reply() as message:
+            if turn.previous is None:
+                await message.append("Intro. ")
+                async with message.attempt():
+                    await message.append("First. ")
+            async with message.attempt():
+                await message.append(f"Second {turn.attempt}")
+                await message.flush()
+                await asyncio.sleep(1e6 if turn.attempt < 3 else 0)
+                await message.append(" end. ")
+            await message.append("Signed.")
+
+    (answer,) = await answers_of(respond, "continue", 5, 60, 60, 60, is_remote=is_remote)
+    assert (answer.text, answer.status) == ("Intro. First. Second 3 end. Signed.", "complete")
+    assert shown(answer) == ["Intro. ", "First. ", ["Second 1"], ["Second 2"], "Second 3 end. Signed."]
+    assert answer.meta == {}
+
+
+async def killed(handler: Handler, known: list[set[str]], *lives_s: float) -> Message:
+    """Return the answer of an agent whose processes are killed after these times: the next one has what was stored.
+
+    `known` gets what is known at these times.
+    """
+    store = MemoryStore()
+    for life_s in lives_s:
+        hub = await hub_asked(handler, life_s, store=store, on_crash="continue")
+        store = copy.deepcopy(store)
+        known.append({*known[-1]})
+        (answer,) = [one for one in await messages(hub) if one.role == "assistant"]
+        await hub.close()
+    return answer
+
+
+@example(["attempt", "attempt"], [2, 2], True)
+@example(["attempt", "both"], [5], True)
+@example(["text", "fails"], [3], False)
+@given(
+    st.lists(st.sampled_from(["text", "attempt", "both", "nested", "fails", "step"]), min_size=1, max_size=4),
+    st.lists(st.integers(1, 9), max_size=3),
+    st.booleans(),
+)
+def test_each_attempt_of_a_continued_answer_stands_once_wherever_its_processes_die(
+    script: list[str], lives_s: list[int], is_killed: bool
+) -> None:
+    known = [set[str]()]  # what the handler need not write again
+
+    async def write(turn: Turn, ended: set[str], name: str, kind: str, pause_s: float = 1.0) -> None:
+        message = turn.begun[0]
+        if name in ended:
+            return
+        if kind == "text":
+            await message.append(f"({name}) ")
+        else:
+            with suppress(ValueError):
+                async with message.attempt():
+                    await message.append(f"({name} begins")
+                    await message.flush()
+                    await asyncio.sleep(pause_s)
+                    if kind == "nested":
+                        async with message.attempt():
+                            await message.append(", inside")
+                            await message.flush()
+                            await asyncio.sleep(pause_s)
+                    if kind == "step":
+                        await turn.step(name, asyncio.sleep, 1, show=True)
+                    await message.append(", ends) ")
+                    await message.flush()
+                    if kind == "fails":
+                        raise ValueError
+            if kind == "fails":
+                await asyncio.sleep(1)
+                await write(turn, ended, name, "attempt", pause_s)
+                return
+        await message.flush()
+        ended.add(name)
+        await asyncio.sleep(0.5)
+
+    async def respond(turn: Turn) -> None:
+        write_one = partial(write, turn, known[-1])
+        async with turn.reply() as message:
+            for number, kind in enumerate(script):
+                if kind == "both":
+                    await asyncio.gather(write_one(f"{number}a", "attempt"), write_one(f"{number}b", "attempt", 2.2))
+                else:
+                    await write_one(str(number), kind)
+            await message.flush()
+
+    @virtually
+    async def run() -> None:
+        known[:] = [set()]
+        answer = await (killed(respond, known, *lives_s, 100) if is_killed else answer_of(respond, *lives_s, 100))
+        expected = [
+            text
+            for number, kind in enumerate(script)
+            for text in {
+                "text": [f"({number}) "],
+                "both": [f"({number}a begins, ends) ", f"({number}b begins, ends) "],
+                "nested": [f"({number} begins, inside, ends) "],
+            }.get(kind, [f"({number} begins, ends) "])
+        ]
+        assert sorted(f"({one}" for one in answer.text.split("(")[1:]) == sorted(expected), answer.parts
+        assert (answer.status, answer.meta) == ("complete", {}), answer.parts
+        steps = [part for part in answer.parts if part["type"] == "tool"]
+        assert [one["state"] for one in steps] == ["done"] * script.count("step")
+
+    run()
+
+
+async def answer_of(handler: Handler, *lives_s: float) -> Message:
+    (answer,) = await answers_of(handler, "continue", *lives_s)
+    return answer
+
+
+@REMOTE
+@virtually
+async def test_a_stream_in_an_attempt_in_which_the_process_dies_is_continued(is_remote: bool) -> None:
+    seen = list[str]()
+
+    async def model(so_far: SoFar) -> AsyncIterator[str]:
+        seen.append(so_far.text)
+        yield LONG if not so_far.text else "It goes on."
+        await asyncio.sleep(1e6 if not so_far.text else 0)
+
+    async def respond(turn: Turn) -> None:
+        async with turn.reply() as message, message.attempt():
+            await message.pipe(model, source="text", on_break="continue")
+
+    (answer,) = await answers_of(respond, "continue", 5, 60, is_remote=is_remote)
+    assert (shown(answer), answer.status, seen) == ([f"{LONG}It goes on."], "complete", ["", LONG])
+
+
+@virtually
+async def test_parts_of_an_open_attempt_are_known_with_the_message_and_those_of_one_that_ended_are_not() -> None:
+    async def respond(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("Intro. ")
+            async with message.attempt():
+                await message.append("Text. ")
+                await message.part({"type": "source", "url": "https://example.com"})
+                await asyncio.sleep(2)
+            await asyncio.sleep(2)
+            async with message.attempt():
+                await message.append("More.")
+
+    hub = await hub_asked(respond, 1, on_crash="continue")
+    for meta in ({"$attempt": [1, 2]}, {}, {}):
+        assert (await messages(hub))[-1].meta == meta
+        await asyncio.sleep(2)
