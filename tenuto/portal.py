@@ -322,7 +322,7 @@ class Writer(ABC):
         `failed` or `cancelled` first, all stay. Raises LocalError at the beginning unless the message is open; so does
         what a task of a failed block writes later.
         """
-        return Attempt(self._outgoing, self.is_stopped, self._accepted if self.is_continued else None)
+        return Attempt(self, is_marked=self.is_continued)
 
     async def check(self) -> None:
         """Store all, and learn whether a client has stopped the message meanwhile. Raises as `append`."""
@@ -487,11 +487,6 @@ def owner_in(outgoing: Outgoing) -> Owner | None:
     return owner
 
 
-def try_of(writer: Writer) -> Attempt:
-    """Return an attempt of `pipe`: what it writes is left to be continued."""
-    return Attempt(writer._outgoing, writer.is_stopped)
-
-
 def has_failed(writer: Writer) -> bool:
     """Return whether parts of failed attempts stay in view until the next part opens."""
     return writer._outgoing.has_failed()
@@ -511,15 +506,10 @@ class Attempt:
     With `outgoing` and `owner`, `pipe` takes up what an earlier writer left.
     """
 
-    def __init__(
-        self,
-        outgoing: Outgoing,
-        is_stopped: Callable[[], bool],
-        mark: Callable[[], Coroutine[Any, Any, None]] | None = None,
-    ) -> None:
-        self.outgoing = outgoing
-        self._mark = mark  # sends that it has ended; None: what it wrote is not marked
-        self._is_stopped = is_stopped  # then a cancellation is no failure
+    def __init__(self, writer: Writer, *, is_marked: bool = False) -> None:
+        self.outgoing = writer._outgoing
+        self._writer = writer
+        self._is_marked = is_marked  # the attempt of the next process supersedes what it wrote, unless it ends
         self.owner = Owner()
         self.inside = Try()  # the block in which the attempt is written
 
@@ -528,7 +518,7 @@ class Attempt:
         self.outgoing.fail_attempt(self.owner)
 
     async def __aenter__(self) -> Self:
-        self.owner = self.outgoing.begin_attempt(owner_in(self.outgoing), is_marked=self._mark is not None)
+        self.owner = self.outgoing.begin_attempt(owner_in(self.outgoing), is_marked=self._is_marked)
         self.inside.outgoing, self.inside.owner = self.outgoing, self.owner
         self.inside.__enter__()
         return self
@@ -537,11 +527,13 @@ class Attempt:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.inside.__exit__(kind, error, trace)
-        if isinstance(error, Exception) or (isinstance(error, asyncio.CancelledError) and not self._is_stopped()):
+        if isinstance(error, Exception) or (
+            isinstance(error, asyncio.CancelledError) and not self._writer.is_stopped()
+        ):
             self.supersede()
         self.outgoing.end_attempt(self.owner, is_cut=error is not None)
-        if error is None and self._mark is not None:
-            await self._mark()
+        if error is None and self._is_marked:
+            await self._writer._accepted()
 
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]

@@ -81,7 +81,6 @@ class Owner:
 
 LEFT, FAILED = Owner(), Owner()  # of parts that an earlier writer left, and of those that the next part supersedes
 SHOWN = Owner(LEFT)  # of the steps among the parts that an earlier writer left: they belong to no response of a model
-CUT = Owner()  # of the parts of an attempt that an earlier writer did not end, while they are made to fail
 
 
 def live(owner: Owner | None) -> Owner | None:
@@ -99,13 +98,7 @@ class OutgoingPart(Struct):
     is_open: bool = True  # False: the part is only reserved, and its first text opens it
     owner: Owner | None = None  # the attempt that opened it
     is_closed: bool = False  # True: text without an index goes to another part (`fail_attempt`, `close_text`)
-    is_cut: bool = False  # True: the marked attempt that opened it has failed, or was not ended
-
-    @property
-    def is_tried(self) -> bool:
-        """Return whether the next attempt of the next writer would supersede it."""
-        owner = live(self.owner)
-        return self.is_cut or (owner is not None and owner.is_marked)
+    is_cut: bool = False  # True: the marked attempt that opened it has failed, or an earlier writer did not end it
 
 
 class PartIndex(int):
@@ -440,18 +433,16 @@ class Outgoing:
         return self._indexed(indexes)
 
     def _supersedes(self, owner: Owner | None = None) -> bool:
-        """Return whether the next part, of `owner`, supersedes those of failed attempts, or what was left behind
-        restored parts, or in an attempt those of one that the earlier writer did not end.
+        """Return whether the next part, of `owner`, supersedes those of failed attempts.
+
+        Such are also those left behind restored parts, and for a marked one those of the attempt that was cut.
         """
         if self._has_restored:
             self._has_restored = False
             self.fail_attempt(LEFT)
-        is_tried = owner is not None and owner.is_marked
-        cut = [part for part in self._parts if is_tried and part.is_cut and part.owner in (LEFT, SHOWN)]
-        for part in cut:
-            part.owner = CUT
-        if cut:
-            self.fail_attempt(CUT)
+        for part in self._parts if owner is not None and owner.is_marked else ():
+            if part.is_cut and part.owner in (LEFT, SHOWN):
+                part.owner = FAILED
         return self.has_failed()
 
     def has_failed(self) -> bool:
@@ -470,10 +461,8 @@ class Outgoing:
         return Owner(outer, is_marked=is_marked)
 
     def end_attempt(self, owner: Owner, *, is_cut: bool = False) -> None:
-        """Let what `owner` has written belong to the attempt around it; `is_cut`: the turn ends in it."""
-        for part in self._parts if is_cut else ():
-            part.is_cut |= owner.is_marked and part.owner is not None and part.owner.is_within(owner)
-        owner.is_over = True
+        """Let what `owner` has written belong to the attempt around it, unless it is marked and was cut."""
+        owner.is_over = not (is_cut and owner.is_marked)
         self._find_text_part(live(owner))
         if owner.is_marked and live(owner) is None and self.state is OPEN:
             self._put_mark()
@@ -486,9 +475,9 @@ class Outgoing:
         self._gather()
         around, has_failed = live(owner.outer), False
         for index, part in enumerate(self._parts):
-            is_behind = has_failed and owner is not CUT and part.owner in (LEFT, SHOWN)
+            is_behind = has_failed and part.owner in (LEFT, SHOWN)
             if part.type != ATTEMPT and part.owner is not None and (is_behind or part.owner.is_within(owner)):
-                part.is_cut = part.is_tried
+                part.is_cut |= (live(part.owner) or LEFT).is_marked
                 part.owner, has_failed = FAILED, True
                 self._halves.pop(index, None)
             elif live(part.owner) in (around, LEFT):
@@ -684,7 +673,7 @@ class Outgoing:
         order = [*range(since), *attempts, since, *beside]
         moved = {before: index for index, before in enumerate(order) if before != since}
         self._superseded.append((since, moved))
-        self._halves = {moved[index]: half for index, half in self._halves.items()}
+        self._halves = {moved[index]: half for index, half in self._halves.items() if index in moved}
         self._keep(order)
         self._set_part(since + len(attempts), {"type": ATTEMPT, "parts": []})
         if first is not None:
@@ -776,14 +765,13 @@ class Outgoing:
 
     def _mark(self) -> dict[str, Json]:
         """Return the change of `meta` that names the parts of open attempts."""
-        tried = [index for index, part in enumerate(self._parts) if part.is_tried and part.type != ATTEMPT] or None
+        parts = enumerate(self._parts)
+        tried = [index for index, part in parts if part.is_cut or (live(part.owner) or LEFT).is_marked] or None
         return {TRIED: tried} if tried != self.meta.get(TRIED) else {}
 
     def _put_mark(self) -> None:
         if mark := self._mark():
-            self._gather()
-            self.unstored_bytes += 1  # a nominal size
-            self._put_update(mark, 1)
+            self.accept_update(mark)
 
     def _put_supersede(self, since: int, beside: list[int], first: Part | None) -> int:
         """Queue a request that supersedes the parts from `since` on, but for `beside`. Return its size in bytes."""
@@ -826,7 +814,7 @@ class Ended(Outgoing):
     def _stay(self, *_: object, **__: object) -> None:
         """Let all parts be what was left."""
 
-    _give = fail_attempt = _put_mark = _stay
+    _give = fail_attempt = _stay
 
     def accept_part(self, part: Part, index: int | None = None, owner: Owner | None = None) -> int:
         """Return an index for the part."""

@@ -16,7 +16,7 @@ from typing import TypeVar, cast
 
 from tenuto.core.errors import LocalError, TenutoError, shown
 from tenuto.core.outgoing import first_of, text_of
-from tenuto.portal import OnBreak, Piped, Piping, ToolCall, Writer, try_of
+from tenuto.portal import Attempt, OnBreak, Piped, Piping, ToolCall, Writer
 from tenuto.sources.attaching import attaching, count_call
 from tenuto.sources.reading import (
     LINE_CHARACTERS,
@@ -102,7 +102,7 @@ async def pipe(
                 "call"
             )
         if writer.is_answer:
-            async with try_of(writer) as attempt:  # only a function can be shown what an earlier attempt has left
+            async with Attempt(writer) as attempt:  # only a function can be shown what an earlier attempt has left
                 if attempt.outgoing.take_left(attempt.owner):
                     attempt.supersede()
         writing = Writing(writer)
@@ -120,7 +120,7 @@ async def _restored(writer: Writer, stream: object) -> Piped | None:
     if not writer.had_ended and (record is None or not record.lengths):
         return None
     if record is not None:
-        async with try_of(writer) as attempt:
+        async with Attempt(writer) as attempt:
             parts = attempt.outgoing.restore(record.lengths, record.content, attempt.owner)
     if parts is not None or writer.had_ended:
         await Upstream(stream).close(None, None)

@@ -25,7 +25,7 @@ from typing import get_args
 from tenuto.core.errors import LocalError, TenutoError, shown
 from tenuto.core.model import Part
 from tenuto.core.outgoing import text_of
-from tenuto.portal import Attempt, OnBreak, Piped, Writer, try_of
+from tenuto.portal import Attempt, OnBreak, Piped, Writer
 from tenuto.sources.reading import (
     CALLED,
     INPUT,
@@ -135,7 +135,7 @@ class Tries:
         while True:
             last: BaseException | None = None
             with suppress(_Restart):
-                async with try_of(self._writer) as attempt:
+                async with Attempt(self._writer) as attempt:
                     if self.takes_left:
                         self._take_left(attempt)
                     try:
