@@ -220,10 +220,7 @@ class RemoteWriter(Writer):
 
     async def _accepted(self) -> None:
         """Send what was accepted, and wait while too much of it is not stored."""
-        if self._outgoing.opening is None:
-            self._pump()
-        else:
-            asyncio.get_running_loop().call_soon(self._pump)  # with the text of the caller's next steps
+        self._pump()
         limit = self._link.limits.writer_bytes
         if self._outgoing.unstored_bytes > limit:
             await self._until(lambda: self._outgoing.unstored_bytes <= limit)

@@ -55,7 +55,10 @@ WriterRequest = AppendText | PutPart | UpdateMessage | FinishMessage
 
 
 class OutgoingRequest(Struct, eq=False, gc=False):
-    """A request of a writer, with its size: at least one byte, so that a size of 0 means that no request waits."""
+    """A request of a writer, with its size: at least one byte, so that a size of 0 means that no request waits.
+
+    One has no size: that which supersedes by a part without text is sent with the text, or before the next request.
+    """
 
     request: WriterRequest
     size_bytes: int
@@ -175,18 +178,12 @@ class Outgoing:
     @property
     def has_requests(self) -> bool:
         """Return whether unstored content other than gathered text exists."""
-        return bool(self._queue or self.in_flight)
+        return bool(self.in_flight) or len(self._queue) > self._has_opening
 
     @property
-    def opening(self) -> UpdateMessage | None:
-        """Return the last request if it supersedes by a part without text, and was not sent yet.
-
-        Over a network, text that follows in the same step goes with it: until then viewers have the old text.
-        """
-        last = self._queue[-1] if self._queue else None
-        if last is None or last.was_sent or not isinstance(last.request, UpdateMessage) or not last.request.parts:
-            return None
-        return last.request if self._parts[-1].is_open and not self._parts[-1].length else None
+    def _has_opening(self) -> bool:
+        """Return whether the last request supersedes by a part without text: it waits for the text, or for others."""
+        return bool(self._queue) and not (self._queue[-1].size_bytes or self._queue[-1].was_sent)
 
     def load(self, message: Message, generation: int) -> None:
         """Continue the stored `message` at its end, as the writer with number `generation`."""
@@ -560,9 +557,9 @@ class Outgoing:
         while queue or self._texts:
             if in_flight and (room_bytes <= 0 or len(in_flight) >= self.max_in_flight):
                 break
-            if not queue:
+            if not queue or self._has_opening:
                 self._gather()
-            if in_flight and self._must_wait(queue[0]):
+            if (len(queue) == 1 and self._has_opening) or (in_flight and self._must_wait(queue[0])):
                 break
             one = queue.popleft()
             room_bytes -= one.size_bytes
@@ -711,14 +708,26 @@ class Outgoing:
         texts.clear()
         index = self._texts_part
         part = self._parts[index]
+        if not part.length and part.is_open and part is self._parts[-1] and self._has_opening:
+            text = self._open_with(text)
         length = len(text)
         # the common case: one piece of ASCII text for an open part
-        if part.is_open and length <= self._piece and text.isascii():
+        if part.is_open and 0 < length <= self._piece and text.isascii():
             request = AppendText(text=text, at=part.length, part=index, generation=self.generation)
             self._queue.append(OutgoingRequest(request, length))
             part.length += length
         else:
             self._queue_text(index, text)
+
+    def _open_with(self, text: str) -> str:
+        """Send the beginning of `text` with the request that supersedes by the last part. Return the rest."""
+        request, first = self._queue.pop().request, text[: self._piece]
+        assert isinstance(request, UpdateMessage)
+        assert request.parts
+        request = replace(request, parts=[{**request.parts[0], "text": first}])
+        self._queue.append(OutgoingRequest(request, utf8_len(first)))
+        self._parts[-1].length = len(first)
+        return text[len(first) :]
 
     def _queue_text(self, index: int, text: str) -> None:
         """Queue `text` for the end of part `index`; opens the part if it is only reserved."""
@@ -776,6 +785,8 @@ class Outgoing:
     def _put_supersede(self, since: int, beside: list[int], first: Part | None) -> int:
         """Queue a request that supersedes the parts from `since` on, but for `beside`. Return its size in bytes."""
         size = 1 if first is None else part_bytes(first)
+        if first in ({"type": "text", "text": ""}, {"type": "reasoning", "text": ""}):
+            size = 0  # it waits for its text, so that viewers keep the old text
         mark = self._mark()
         self._merge(mark)
         request = UpdateMessage(

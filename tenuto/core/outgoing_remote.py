@@ -17,11 +17,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from msgspec.structs import replace
-
 from tenuto.core.errors import Finished, Gap, Mismatch, NoPart, NotFound, TenutoError
 from tenuto.core.limits import Limits
-from tenuto.core.message_state import part_bytes, utf8_len
+from tenuto.core.message_state import part_bytes
 from tenuto.core.model import APPENDABLE, ATTEMPT, TRIED, Json, Message, Part, check_json
 from tenuto.core.outgoing import Outgoing, OutgoingRequest, Owner, part_of
 from tenuto.core.requests import FinishMessage, UpdateMessage
@@ -100,8 +98,6 @@ class RemoteOutgoing(Outgoing):
         if self.trouble is not None:
             return []
         before = len(self.in_flight)
-        if not before and self.opening is not None:
-            self._gather()
         return super().requests_to_send(max_bytes)[before:]
 
     def request_stored(self, one: OutgoingRequest) -> None:
@@ -223,15 +219,7 @@ class RemoteOutgoing(Outgoing):
 
     def _gather(self) -> None:
         if self._texts:
-            text, part = "".join(self._texts), self._parts[self._texts_part]
-            self._kept[self._texts_part].text.append(text, 0)
-            opening = self.opening if part is self._parts[-1] and len(text) <= self._piece else None
-            if opening is not None and self._queue[-1].size_bytes < FRAME_BYTES:
-                parts = [{**first, APPENDABLE[part.type]: text} for first in opening.parts or ()]
-                size = self._queue.pop().size_bytes + utf8_len(text)
-                self._queue.append(OutgoingRequest(replace(opening, parts=parts), size))
-                part.length = len(text)
-                self._texts.clear()
+            self._kept[self._texts_part].text.append("".join(self._texts), 0)
         super()._gather()
 
     def _open_text_part(self, index: int, text: str, size: int) -> None:

@@ -64,7 +64,7 @@ async def test_text_of_a_failed_attempt_stays_until_the_next_one_has_some(client
         part = await message.part({"type": "text", "text": ""})
         await message.append("ne", part=part)
         await message.append("w", part=part)
-    assert [one["parts"] for one in wire.sent if one["type"] == "update"] == [[{"type": "text", "text": "new"}]]
+    assert [one["parts"] for one in wire.sent if one["type"] == "update"] == [[{"type": "text", "text": "ne"}]]
 
 
 # How it ends ------------------------------------------------------------------------------------------------------
