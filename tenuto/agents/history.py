@@ -13,6 +13,7 @@ import json
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from mimetypes import guess_type
 from typing import Literal, NamedTuple, get_args
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
@@ -156,15 +157,9 @@ def as_turns(messages: Sequence[Message], shape: Shape, tools: Sequence[dict[str
     if shape not in get_args(Shape):
         raise LocalError(f"shape must be one of {', '.join(get_args(Shape))}, got {shape!r}")
     messages = _joined(messages, own_tools({"tools": [*tools]}), with_calls=shape != "text")
-    match shape:
-        case "text":
-            return [turn for one in messages for turn in _text(one)]
-        case "openai":
-            return [turn for one in messages for turn in _openai(one)]
-        case "responses":
-            return [item for one in messages for item in _responses(one)]
-        case "anthropic":
-            return _alternating([turn for one in messages for turn in _anthropic(one)])
+    shaped = {"text": _text, "openai": _openai, "responses": _responses, "anthropic": _anthropic}[shape]
+    turns = [turn for one in messages for turn in shaped(one)]
+    return _alternating(turns) if shape == "anthropic" else turns
 
 
 def system_texts(messages: Iterable[Message]) -> list[str]:
@@ -382,12 +377,8 @@ def _openai_messages(message: Message) -> Iterator[dict[str, Json]]:
             text = shown if shown and is_one_message else None
             yield {"role": "assistant", "content": text, "tool_calls": [_tool_call(part) for part in calls]}
         for part in calls:
-            yield {"role": "tool", "tool_call_id": part["call"], "content": _output(part, _openai_text)}
-
-
-def _openai_text(one: str | Part) -> dict[str, Json]:
-    """Return a block of a result, which has only texts in this API."""
-    return {"type": "text", "text": one if isinstance(one, str) else _placeholder(one)}
+            output = _output(part, lambda one: {"type": "text", "text": _text_of([one])})  # it takes only texts here
+            yield {"role": "tool", "tool_call_id": part["call"], "content": output}
 
 
 def _openai_content(one: str | Part) -> dict[str, Json]:
@@ -434,18 +425,15 @@ def _responses(message: Message) -> Iterator[dict[str, Json]]:
                 blocks[-1] = {**blocks[-1], CACHED: one["data"]}
         if shown := _text_of(content) if all(isinstance(one, str) for one in content) else blocks:
             yield {"role": message.role, "content": shown}
-        for part in calls:
+        kinds = ["custom_tool_call" if _is_custom(part) else "function_call" for part in calls]
+        for kind, part in zip(kinds, calls, strict=True):
             given = {"input": part["input"]} if _is_custom(part) else {"arguments": part["input"] or "{}"}
             if _TOOL in part and part[_TOOL]["namespace"] is not None:
                 given["namespace"] = part[_TOOL]["namespace"]
-            yield {"type": _call_type(part), "call_id": part["call"], "name": _name(part), **given}
-        for part in calls:
+            yield {"type": kind, "call_id": part["call"], "name": _name(part), **given}
+        for kind, part in zip(kinds, calls, strict=True):
             output = _output(part, _responses_content)
-            yield {"type": f"{_call_type(part)}_output", "call_id": part["call"], "output": output}
-
-
-def _call_type(part: Part) -> str:
-    return "custom_tool_call" if _is_custom(part) else "function_call"
+            yield {"type": f"{kind}_output", "call_id": part["call"], "output": output}
 
 
 def _responses_content(one: str | Part) -> dict[str, Json]:
@@ -525,12 +513,7 @@ def _blank() -> dict[str, Json]:
 
 def _alternating(turns: list[dict[str, Json]]) -> list[dict[str, Json]]:
     """Return `turns` with neighbours of the same role joined, behind a blank one of the user if an answer begins."""
-    joined: list[dict[str, Json]] = []
-    for turn in turns:
-        if not joined and turn["role"] == "assistant":
-            joined.append({"role": "user", "content": [_blank()]})
-        if joined and joined[-1]["role"] == turn["role"]:
-            joined[-1] = {"role": turn["role"], "content": [*joined[-1]["content"], *turn["content"]]}
-        else:
-            joined.append(turn)
-    return joined
+    if turns and turns[0]["role"] == "assistant":
+        turns = [{"role": "user", "content": [_blank()]}, *turns]
+    groups = groupby(turns, key=lambda turn: turn["role"])
+    return [{"role": role, "content": [block for turn in same for block in turn["content"]]} for role, same in groups]

@@ -275,9 +275,6 @@ class Running:
                 await self._give_back(turn)
             return None  # another worker has the turn or will get it
         await self._withdraw(turn.open_questions)
-        if self._is_late:
-            # after a timeout the turn has failed, even if the handler ignored its cancellation
-            self._failure = self._failure or "timeout"
         if self._failure is not None:
             await self._store_failed_answer(turn, self._failure)
         await self._end_what_is_open(turn)
@@ -306,7 +303,6 @@ class Running:
         except asyncio.CancelledError as error:
             if self._is_late:
                 logger.warning("turn of %s in %s took more than %g s", self.message.id, self.channel, left_s)
-                self._failure = "timeout"
             elif self._is_stopped or self._is_shutting_down or self._backend.is_shutting_down:
                 raise
             else:  # the cancellation was not a stop: other code cancelled a task that the handler awaited
@@ -342,6 +338,7 @@ class Running:
 
     def _time_out(self, turn: Turn) -> None:
         self._is_late = True
+        self._failure = "timeout"  # also if the handler ignores its cancellation
         for reply in turn.replies:
             reply.cancelled_as = ("failed", "timeout")
         self._end_handler()

@@ -55,10 +55,7 @@ WriterRequest = AppendText | PutPart | UpdateMessage | FinishMessage
 
 
 class OutgoingRequest(Struct, eq=False, gc=False):
-    """A request of a writer, with its size: at least one byte, so that a size of 0 means that no request waits.
-
-    One has no size: that which supersedes by a part without text is sent with the text, or before the next request.
-    """
+    """A request of a writer, with its size: at least one byte, or 0 while it waits for the text of its part."""
 
     request: WriterRequest
     size_bytes: int
@@ -178,7 +175,7 @@ class Outgoing:
     @property
     def has_requests(self) -> bool:
         """Return whether unstored content other than gathered text exists."""
-        return bool(self.in_flight) or len(self._queue) > self._has_opening
+        return bool(self._queue or self.in_flight)
 
     @property
     def _has_opening(self) -> bool:
@@ -709,7 +706,10 @@ class Outgoing:
         index = self._texts_part
         part = self._parts[index]
         if not part.length and part.is_open and part is self._parts[-1] and self._has_opening:
-            text = self._open_with(text)
+            opening, first, text = self._queue.pop().request, text[: self._piece], text[self._piece :]
+            opening = replace(opening, parts=[{"type": part.type, "text": first}])
+            self._queue.append(OutgoingRequest(opening, utf8_len(first)))
+            part.length = len(first)
         length = len(text)
         # the common case: one piece of ASCII text for an open part
         if part.is_open and 0 < length <= self._piece and text.isascii():
@@ -718,16 +718,6 @@ class Outgoing:
             part.length += length
         else:
             self._queue_text(index, text)
-
-    def _open_with(self, text: str) -> str:
-        """Send the beginning of `text` with the request that supersedes by the last part. Return the rest."""
-        request, first = self._queue.pop().request, text[: self._piece]
-        assert isinstance(request, UpdateMessage)
-        assert request.parts
-        request = replace(request, parts=[{**request.parts[0], "text": first}])
-        self._queue.append(OutgoingRequest(request, utf8_len(first)))
-        self._parts[-1].length = len(first)
-        return text[len(first) :]
 
     def _queue_text(self, index: int, text: str) -> None:
         """Queue `text` for the end of part `index`; opens the part if it is only reserved."""
