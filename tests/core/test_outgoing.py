@@ -133,6 +133,8 @@ outcomes = st.sampled_from([("commit", outcome) for outcome in ("stored", "faile
     ],
     10_000,
 )
+# A text of an attempt is replaced, which opens no part behind that of another task.
+@example([("append", "the "), ("begin", None), ("append", "x"), ("rewrite", "new "), ("lane", 1), ("append", "y")], 1)
 @given(st.lists(tried | outcomes | lanes, min_size=5, max_size=30), st.sampled_from([1, 10_000]))
 def test_failed_attempts_are_superseded_after_failed_commits(todo: list[Action], max_bytes: int) -> None:
     write_with_failed_commits(todo, max_bytes)
@@ -283,7 +285,7 @@ def write_over_a_network(todo: list[Action], at_the_end: list[Action]) -> None:
     message = network.harness.message("m")
     expected.check(message, may_lose=True)
     assert outgoing.text == message.text
-    assert message.text.startswith(text)
+    assert message.text.replace("\ufffd", "").startswith(text.replace("\ufffd", ""))  # halves end at the end
     assert outgoing.unstored_bytes == 0
 
 
