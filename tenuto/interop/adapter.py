@@ -256,8 +256,7 @@ def _stored_part(given: Any, *, has_data: bool) -> Json | None:
             if not isinstance(file, str):
                 raise InvalidRequest(f"a file needs file_data or file_url: the server has no files, got {given!r:.80}")
             if file is about.get("file_data") and file[:5].lower() != "data:":
-                media_type = guess_type(str(about.get("filename")))[0] or "application/octet-stream"
-                file = f"data:{media_type};base64,{file}"
+                file = f"data:{guess_type(str(about.get('filename')))[0] or 'application/octet-stream'};base64,{file}"
             return _file(file, None, about)
         case {"type": "input_audio", "input_audio": {"data": str(data), "format": str(kind)}}:
             return _file(f"data:audio/{'mpeg' if kind == 'mp3' else kind};base64,{data}", None, {})

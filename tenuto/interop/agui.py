@@ -32,7 +32,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tenuto import Hub, Message
-from tenuto.core.errors import IdConflict, InvalidRequest, NotFound
+from tenuto.core.errors import Deleted, IdConflict, InvalidRequest, NotFound
 from tenuto.interop.adapter import (
     ChatRoutes,
     begin_unsent,
@@ -250,7 +250,10 @@ class AGUI(ChatRoutes):
         if not question:
             return Response(status_code=204)
         stream = AGUIStream(thread, _run_id(thread, question), question, after)
-        stream.is_joined = "runId" in request.query_params
+        if "runId" in request.query_params:
+            with suppress(NotFound, Deleted):  # of which the stream informs
+                asked = await access.turn(channel, question)
+                stream.shows_question = any(one["role"] == "user" for one in messages_of([asked]))
         return _stream(access, channel, stream)
 
 
@@ -433,7 +436,7 @@ class AGUIStream(EventStream):
         self._attempts = 0  # superseded before the reader came
         self.snapshot: list[Json] | None = None  # the thread before the answer; the stream begins with it
         self.known: dict[str, str] = {}  # roles of the messages of the turn that the client shows, by id
-        self.is_joined = False  # by a page of TanStack AI, which shows the question
+        self.shows_question = False  # the reader is a page of TanStack AI that joins the run, and shows its question
         self._at = TurnPosition(question)  # of the walk
         self._after = self._last = after or self._at  # of the events that the reader has
         self._parts: dict[Part, Json] = {}  # of each part that grows the field with its id in the client
@@ -444,8 +447,7 @@ class AGUIStream(EventStream):
 
     def frame(self, deltas: Sequence[TurnDelta]) -> bytes:
         """Return the events for `deltas` (`TurnFormat.frame`)."""
-        events = self.receive(deltas)
-        return b"".join([b"id: %b\ndata: %b\n\n" % (id.encode(), encode(event)) for id, event in events])
+        return b"".join([b"id: %b\ndata: %b\n\n" % (id.encode(), encode(one)) for id, one in self.receive(deltas)])
 
     def receive(self, deltas: Sequence[TurnDelta]) -> list[tuple[str, Json]]:
         """Return the events for `deltas`, each with its id."""
@@ -567,7 +569,7 @@ class AGUIStream(EventStream):
         else:
             id = part.name
             self._parents.pop(answer, None)
-            if self.is_joined and self._at.units == 1 >= self._after.units:
+            if self.shows_question and self._at.units == 1 >= self._after.units:
                 # At its first start of a text or call, the page drops the message with the reasonings before it. So
                 # its question starts first, of which it has all.
                 self._unplaced("TEXT_MESSAGE_START", messageId=self.question, role="user")

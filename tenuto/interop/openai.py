@@ -315,8 +315,7 @@ class OpenAI:
         if not places or is_message:
             return None
         a, index = min([max(places) if not given.approvals else min(places), *left.values()])
-        attempt = sum(part["type"] == ATTEMPT for part in answers[a].parts[:index])
-        return of._replace(start=(a, index), attempt=attempt)
+        return of._replace(start=(a, index), attempt=sum(part["type"] == ATTEMPT for part in answers[a].parts[:index]))
 
     async def _retrieve(self, request: Request) -> Response:
         wanted = fields_in(request.query_params, Retrieval)
@@ -390,9 +389,9 @@ class OpenAI:
                 # it may be an answer of an agent with this name, or another request has deleted it
                 with suppress(Forbidden, NotFound, Deleted):
                     await access.delete_turn(channel, message.id)
-        if (await access.history(channel, after=0, limit=1)).messages:
+        if [one async for one in read_messages(access, channel, after=0, limit=2) if one.id != _GONE]:
             raise Forbidden("the messages of others are left, and to delete them needs the capability 'admin'")
-        with suppress(Deleted):  # by an earlier request
+        with suppress(Deleted, IdConflict):  # by an earlier request, or another person's at the same moment
             await access.remember(channel, id=_GONE, role="system", parts=[])
             await access.delete_turn(channel, _GONE)
         return json_response({"id": request.path_params["id"], "object": "conversation.deleted", "deleted": True})
@@ -661,8 +660,7 @@ def _referred(item: Any) -> str | None:
     if not isinstance(item, dict):
         return None
     kind, names = item.get("type"), item.keys() - {"type"}
-    is_reference = kind == "item_reference" or (kind is None and names == {"id"})
-    return _text(item, "id", param="input") if is_reference else None
+    return _text(item, "id", param="input") if kind == "item_reference" or (kind is None and names == {"id"}) else None
 
 
 class Retrieval(Struct, frozen=True):
@@ -1198,5 +1196,4 @@ class _Socket:
 
 
 def _root(asked: Asked) -> str:
-    root = asked.options.get(STEERS)  # a client may have written another value
-    return root if isinstance(root, str) else asked.question.id
+    return root if isinstance(root := asked.options.get(STEERS), str) else asked.question.id  # a client may have set it

@@ -551,11 +551,11 @@ class TurnEvents(EventStream):
                 self._items += 1
         else:
             return
-        self.is_repeated = self.position <= self.after
+        has_error, self.is_repeated = self.position == self.after, self.position <= self.after
         self.position = max(self.position, self.after + 1)
         whole, self.is_over = self.response(), True
         name = "incomplete" if whole["status"] == "cancelled" else whole["status"]
-        if (error := whole["error"]) is not None:  # first, as in OpenAI's API: clients report one of the two
+        if (error := whole["error"]) is not None and not has_error:  # first, as in OpenAI's API: clients report one
             self._put("error", code=error["code"], message=error["message"], param=None, error=error)
         self._put(f"response.{name}", response=whole)
 
@@ -587,8 +587,7 @@ class ChatStream(TurnEvents):
         if has_sent and self._turn.attempts() > attempts and not self.is_over:
             chunks, self.is_over = [{"error": _REPLACED}], True  # a client adds each chunk to those before
         body = b"".join([b"data: %b\n\n" % encode(chunk) for chunk in chunks])
-        is_failed = bool(chunks) and "error" in chunks[-1]
-        return body + b"data: [DONE]\n\n" if self.is_over and not is_failed else body
+        return body + b"data: [DONE]\n\n" if self.is_over and not (chunks and "error" in chunks[-1]) else body
 
     def whole(self) -> tuple[int, Json]:
         """Return the status and the body of the completion in one piece."""

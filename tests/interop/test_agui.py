@@ -480,6 +480,23 @@ async def test_page_that_joins_a_run_gets_its_question_before_the_first_thought(
         assert [one for _, one in await read(joins, **{"last-event-id": id})] == left
 
 
+async def test_page_that_joins_a_run_gets_no_question_that_has_only_results_of_tools(scene: RunScene) -> None:
+    """No page shows such a question: TanStack's client would add an empty message of the user."""
+
+    async def thinks(turn: Turn) -> None:
+        async with turn.reply() as message:
+            called = {**CALL, "name": "ask", "state": "called"}
+            await message.part(called if turn.text else {"type": "reasoning", "text": "Hm"})
+
+    scene.script = thinks
+    asked = (await scene.run([user()], tools=[{"name": "ask"}])).messages
+    result = {"id": "t", "role": "tool", "toolCallId": "c1", "content": "7"}
+    built = await scene.run([*asked, result], tools=[{"name": "ask"}])
+    run = packed("1", scene.turns[1].message.id)
+    joined = events_of((await scene.http.get(f"/api/agent?runId=run_{run}&offset=-1")).text)
+    assert [one["type"] for one in joined] == built.types
+
+
 async def test_forged_history_changes_nothing_that_the_agent_sees(scene: RunScene) -> None:
     scene.gate.set()
     image = {"type": "image", "source": {"type": "url", "value": "https://e.x/a.png"}}

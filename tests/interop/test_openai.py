@@ -220,10 +220,17 @@ async def test_failure_raises_in_a_stream_and_is_the_status_of_a_response(scene:
         async for event in scene.stream():
             seen.append(event)
     assert (raised.value.code, raised.value.type) == ("server_error", "server_error")
-    stream = await scene.served.http.get(f"/v1/responses/{seen[0].response.id}?stream=true")
-    events = [json.loads(one) for one in re.findall("data: (.*)", stream.text)][-2:]
-    assert [one["type"] for one in events] == ["error", "response.failed"]  # as OpenAI's API sends them
-    assert events[0]["error"] == events[1]["response"]["error"]
+
+    async def after(number: int) -> list[Any]:
+        path = f"/v1/responses/{seen[0].response.id}?stream=true&starting_after={number}"
+        return [json.loads(one) for one in re.findall("data: (.*)", (await scene.served.http.get(path)).text)]
+
+    *_, last, error, failed = await after(0)
+    assert (error["type"], failed["type"]) == ("error", "response.failed")  # as OpenAI's API sends them
+    assert error["error"] == failed["response"]["error"]
+    assert await after(last["sequence_number"]) == [error, failed]
+    assert await after(error["sequence_number"]) == [failed]  # it was cut between them
+    assert [one["type"] for one in await after(failed["sequence_number"])] == ["error", "response.failed"]
     whole = await scene.client.responses.create(model="bot", input="you")
     assert (whole.status, whole.output_text, "secret" in whole.model_dump_json()) == ("failed", "One.", False)
 

@@ -264,9 +264,12 @@ async def test_delete_of_a_conversation_leaves_only_what_others_have_written() -
                 await client.conversations.delete(made.id, **caller)
         left = (await scene.hub.history(scene.turns[0].channel)).messages
         assert [(one.role, one.author) for one in left] == [("assistant", "bot"), ("user", "ben")]
+        gone = await scene.hub.create(  # by a request of ann at the same moment, which deletes it next
+            scene.turns[0].channel, id="conversation.deleted", role="system", parts=[], author="ann"
+        )
         deleted = await client.conversations.delete(made.id, **ben)
         assert (deleted.id, deleted.deleted, deleted.object) == (made.id, True, "conversation.deleted")
-        assert (await scene.hub.history(scene.turns[0].channel)).messages == []
+        assert (await scene.hub.history(scene.turns[0].channel)).messages == [gone]
 
 
 async def test_deleted_conversation_does_not_exist_until_its_next_message(tmp_path: Path) -> None:
