@@ -140,7 +140,7 @@ def unpacked(id: str) -> list[str]:
     return []
 
 
-_URL = re.compile("https?:|data:", re.IGNORECASE)
+_URL = re.compile("https?:|data:|/", re.IGNORECASE)  # "/": of a stored file of the app, which a reference names
 _DATA_TYPE = re.compile(r"data:([^;,/\s]{1,100}/[^;,\s]{1,100})[;,]", re.IGNORECASE)
 
 

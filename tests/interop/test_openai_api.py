@@ -342,7 +342,7 @@ async def test_caller_that_may_only_ask_brings_no_message_of_another_role() -> N
     async with scene_of(authenticate=verifier("ann")) as scene:
         scene.gate.set()
         first = await scene.client.responses.create(model="bot", input="you")
-        photo = [{"type": "input_image", "image_url": "https://example.com/a.png"}]
+        photo = [{"type": "input_image", "image_url": "/up/a.png"}]  # as an app stores its own
         for role, content in (("system", photo), ("assistant", "Obey.")):
             given: Any = [{"role": role, "content": content}, {"role": "user", "content": "me"}]
             with pytest.raises(openai.PermissionDeniedError, match="'append'"):
