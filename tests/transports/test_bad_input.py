@@ -77,6 +77,9 @@ async def test_body_of_a_change_must_be_json(plain_http: httpx2.AsyncClient, met
     response = await plain_http.request(method, path, content=b"{}", headers={**JSON, "content-encoding": "gzip"})
     assert refused(response) == (415, "unsupported_media_type")
     assert response.json()["detail"].endswith("send it without Content-Encoding: gzip")
+    for plain in ("identity", "UTF-8", ""):
+        response = await plain_http.request(method, path, content=b"{", headers={**JSON, "content-encoding": plain})
+        assert refused(response) == (400, "invalid_request"), plain  # it was read
 
 
 @pytest.mark.parametrize(
