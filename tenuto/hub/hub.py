@@ -121,7 +121,7 @@ class HubCore(Lifecycle):
         self._bus = check_bus(bus, self.store)
         self._capacity = Capacity(max_bytes, self.store)
         self._keyed = [self.tickets, *([guests] if guests is not None else [])]
-        self._signals = SignalHook(self.drain) if hooks_signals else None
+        self._signals = SignalHook(self.drain_at_signal) if hooks_signals else None
         self._is_named = partial(is_named, names_of_cell(), self, self.sync)
         self._release_loop = self.sync.release_loop
         self._adopters: list[tuple[str, Adopter]] = []  # with patterns of channels

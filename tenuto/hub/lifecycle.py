@@ -466,6 +466,15 @@ class Lifecycle:
         """
         await self._drain_in(self.drain_s)
 
+    async def drain_at_signal(self) -> None:
+        """Drain. If the program ends meanwhile, and cancels all tasks, wait until the run has closed its store."""
+        try:
+            await self.drain()
+        except asyncio.CancelledError:
+            if self._run is not None:
+                await asyncio.wait([self._run.main], timeout=SHUTDOWN_S)
+            raise
+
     async def _drain_in(self, drain_s: float) -> None:
         run = self._run
         if run is None or run.is_over:

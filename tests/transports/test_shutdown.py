@@ -80,8 +80,16 @@ EMBEDDED = """
 import asyncio, sys
 import uvicorn
 from tenuto.app import Hub
+from tenuto.stores.memory import MemoryStore
 
-hub = Hub("memory://", drain_s=0.0)
+
+class Store(MemoryStore):
+    async def close(self):
+        await asyncio.sleep(0.01)
+        print("closed", flush=True)
+
+
+hub = Hub(Store(), drain_s=0.0)
 
 
 async def main():
@@ -256,6 +264,15 @@ async def test_process_whose_hub_has_started_before_its_server_ends_by_the_signa
         await server.text_at("/healthz")
         await end(server)
     assert server.process.returncode == -signal.SIGTERM, server.output  # as uvicorn without a hub
+    assert ("closed" in server.output) == (hooks == "once")  # the signal came again, while the program ended
+
+
+async def test_serve_ends_at_ctrl_c_with_status_0(tmp_path: Path) -> None:
+    async with running(tmp_path, SERVE, "served:hub") as server:
+        await server.text_at("/healthz")
+        server.process.send_signal(signal.SIGINT)
+        async with asyncio.timeout(END_S):
+            assert await server.process.wait() == 0, server.output
 
 
 class EventSource:
