@@ -551,6 +551,32 @@ async def test_a_new_answer_has_the_wishes_of_the_question_if_those_of_its_regen
     assert not [one.id for one in (await hub.store.facts("chat:1", after=0, limit=99)).facts if "options-" in one.id]
 
 
+@virtually
+async def test_retention_keeps_the_wishes_of_a_question_that_waits() -> None:
+    hub, gate = new_hub(retention={"*": "10m"}), asyncio.Event()
+    seen: list[tuple[str, str | None, list[str]]] = []
+
+    @hub.agent("chat:*")
+    async def bot(turn: Turn) -> None:
+        seen.append((turn.message.id, turn.request.model, [tool["name"] for tool in turn.request.tools]))
+        if turn.message.id.startswith("p"):
+            await gate.wait()
+
+    await hub.create("chat:1", id="p1", text="?")
+    await hub.ask("chat:1", "q", CreateMessage(text="?", options={"tools": tools("first"), "model": "m1"}), ANN)
+    for before in ("p2", None):
+        await asyncio.sleep(3600)
+        gate.set()
+        await asyncio.sleep(1)
+        gate.clear()
+        if before is not None:
+            await hub.create("chat:1", id=before, text="?")
+            await asks_again(hub, "1", ANN, tools=tools("second"), model="m2")
+    assert seen == [("p1", None, []), ("q", "m1", ["first"]), ("p2", None, []), ("q", "m2", ["second"])]
+    await asyncio.sleep(3600)
+    assert not (await hub.store.facts("chat:1", after=0, limit=99)).facts
+
+
 @pytest.mark.parametrize("on_crash", ["interrupt", "restart", "continue"])
 @virtually
 async def test_a_turn_whose_process_died_is_another_attempt(on_crash: Any) -> None:

@@ -16,14 +16,17 @@ from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 
 from msgspec.structs import replace
 
+from tenuto.core.document import restore, restored
 from tenuto.core.errors import StoreUnusable, TenutoError
-from tenuto.core.model import ChannelSummary
+from tenuto.core.message_state import MessageState
+from tenuto.core.model import OPTIONS_KEY, OPTIONS_MARK, ChannelSummary
+from tenuto.core.requests import references, wishes_id
 from tenuto.hub.keep.exports import is_importing
 from tenuto.hub.keep.policies import DAY_MS, ClockTrust, Policies, Policy, Retention, Sweep
 from tenuto.hub.lifecycle import Lifecycle
 from tenuto.hub.runtime import Runtime
 from tenuto.hub.tasks import logs_errors
-from tenuto.stores.base import Fact, Head, head_of
+from tenuto.stores.base import Fact, Head, Store, head_of
 
 logger = logging.getLogger("tenuto.hub")
 
@@ -197,7 +200,10 @@ class Retainer:
         )
 
     async def _remove(self, runtime: Runtime, channel: str, epoch: str, step: Sequence[Fact]) -> None:
-        """Remove the messages of one step that have not changed since."""
+        """Remove the messages of one step that have not changed since, but no options of open turns."""
+        if any(one.id.startswith(OPTIONS_MARK) for one in step):
+            needed = await _needed(runtime.store, channel)
+            step = [one for one in step if one.id not in needed]
         pruned = await runtime.store.prune(channel, epoch=epoch, versions={one.id: one.version for one in step})
         gone = [one for one in step if one.id in pruned]
         self._messages += sum(one.is_counted for one in gone)
@@ -223,6 +229,14 @@ async def _facts(runtime: Runtime, channel: str) -> AsyncGenerator[Sequence[Fact
         yield facts
         after = facts[-1].version
         await asyncio.sleep(READ_PAUSE_S)
+
+
+async def _needed(store: Store, channel: str) -> set[str]:
+    """Return the ids of the options of the messages that wait for an agent or are being answered."""
+    asked = [one for one in restored(await store.open_documents(channel)) if isinstance(one, MessageState)]
+    again = (await store.messages(channel, [wishes_id(one.id) for one in asked]))[1]  # of the last `regenerate`
+    wishes = [{OPTIONS_KEY: part.value().get("data")} for one in again.values() for part in restore(one).parts]
+    return again.keys() | {id for meta in [*(one.meta for one in asked), *wishes] for id in references(meta).values()}
 
 
 def steps(due: Sequence[Fact]) -> Iterator[list[Fact]]:
