@@ -585,6 +585,17 @@ describe("requests over WebSocket", () => {
     assert.deepEqual(await request, { serial: 2 })
   })
 
+  test("without a response are sent again as they were, though the app has changed its objects since", async (t) => {
+    const { w, channel } = liveChannel(t)
+    const meta = { n: 1 }
+    for (; meta.n < 3; meta.n++) channel.create({ id: `u${meta.n}`, meta }).catch(() => {})
+    await settled()
+    w.socket.drop()
+    w.openAfter(250)
+    const sent = w.socket.sentOf("create")
+    assert.deepEqual(sent, [{ channel: "c", id: "u1", meta: { n: 1 } }, { channel: "c", id: "u2", meta: { n: 2 } }])
+  })
+
   test("are bounded in number", async (t) => {
     const { w, channel } = channelOf(t)
     const requests = Array.from({ length: 500 }, (_, index) => channel.delete(`m${index}`))
@@ -730,8 +741,10 @@ describe("requests with SSE", () => {
 
   test("are sent again unchanged when the network or the server was down", async (t) => {
     const w = world(t, { transport: "sse" })
-    const request = w.client.channel("c").create({ text: "hi" })
+    const meta = {}
+    const request = w.client.channel("c").create({ text: "hi", meta })
     await settled()
+    meta.is = "changed"
     for (const answer of [[], [502], [503, { code: "draining" }]]) {
       await (answer.length ? w.http.answer(...answer) : w.http.fail())
       w.pass(5_000)

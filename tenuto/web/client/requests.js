@@ -45,7 +45,9 @@ export class Requests {
     return new Promise((resolve, reject) => {
       const text = JSON.stringify(frame)
       this.#units += text.length
-      this.pending.set(frame.ref, { frame, units: text.length, resolve, reject })
+      // the app may change its objects before the request is sent again; `if_author` is asked for each time
+      const kept = { ...JSON.parse(text), if_author: frame.if_author }
+      this.pending.set(frame.ref, { frame: kept, units: text.length, resolve, reject })
       this.client.send(text)
       this.sendAll()
     })
