@@ -239,14 +239,17 @@ window.tests = {
       })
     }
   },
-  /** Return the sides of the room for the mark of a list, of the line of a quote, and of the first column of a table. */
+  /** Return the sides of the room for the marks of lists, of the lines of quotes, and of the first column of a table. */
   sides() {
-    const [item, quote, one, two] = ["li", "blockquote", "th", "th + th"].map((name) => stage.node.querySelector(name))
-    const [inner, outer] = [item, item.parentElement].map((node) => node.getBoundingClientRect())
+    const all = (name) => [...stage.node.querySelectorAll(name)]
+    const [one, two] = all("th").map((node) => node.getBoundingClientRect().left)
     const isLeft = [
-      inner.left - outer.left > 16 && inner.right === outer.right,
-      parseFloat(getComputedStyle(quote).borderLeftWidth) > 0,
-      one.getBoundingClientRect().left < two.getBoundingClientRect().left,
+      ...all("li").map((item) => {
+        const [inner, outer] = [item, item.parentElement].map((node) => node.getBoundingClientRect())
+        return inner.left - outer.left > 16 && inner.right === outer.right
+      }),
+      ...all("blockquote").map((quote) => parseFloat(getComputedStyle(quote).borderLeftWidth) > 0),
+      one < two,
     ]
     return isLeft.map((one) => (one ? "left" : "right"))
   },

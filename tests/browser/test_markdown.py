@@ -65,11 +65,12 @@ async def test_link_whose_text_is_another_address_names_its_host(page: Page) -> 
         "bank.example](https://bank.example/",
         "words](https://c.example",
     )
-    text = " ".join(f"[{one})" for one in addresses)
-    html = await page.evaluate("text => tests.grown(text)", text)
-    assert html.count('<span class="host"> (evil.example)</span>') == 1
-    assert html.count('class="host"') == 1
-    assert html.count('rel="noopener noreferrer nofollow"') == 3
+    for mark in ("", "!"):  # an image is a link with its description
+        text = " ".join(f"{mark}[{one})" for one in addresses)
+        html = await page.evaluate("text => tests.grown(text)", text)
+        assert html.count('<span class="host"> (evil.example)</span>') == 1
+        assert html.count('class="host"') == 1
+        assert html.count('rel="noopener noreferrer nofollow"') == 3
 
 
 async def test_bare_address_is_a_link_as_github_says(page: Page) -> None:
@@ -133,9 +134,10 @@ async def test_a_list_a_quote_and_a_table_begin_at_the_side_of_their_text(page: 
     for direction in ("ltr", "rtl"):
         await page.evaluate("direction => { document.documentElement.dir = direction }", direction)
         for word, side in (("one", "left"), ("أول", "right")):
-            text = f"- {word}\n\n> {word}\n\n| {word} | b |\n|--|--|\n| c | d |\n"
+            lists = f"- {word}\n\n> {word}\n\n1. {word}\n\n2. {word}\n\n> - {word}\n>\n> - {word}\n"
+            text = f"{lists}\n| {word} | b |\n|--|--|\n| c | d |\n"
             await page.evaluate("async text => { await tests.stage(text); await tests.steps(0, 1, text.length) }", text)
-            assert await page.evaluate("tests.sides()") == [side] * 3, (direction, word)
+            assert await page.evaluate("tests.sides()") == [side] * 8, (direction, word)
     await page.evaluate("document.documentElement.dir = ''")
 
 

@@ -116,15 +116,14 @@ details pre{margin:6px 0;padding:4px 12px;border-inline-start:2px solid var(--bo
 :is(.markdown,.group:first-child)>:first-child>:first-child{margin-top:0}
 li{margin-inline-start:1.6em}
 .markdown li>:is(ul,ol){margin:0}
-.markdown li:has(> input){list-style:none}
-input{margin:0 .4em 0 0}
+li:has(>input){list-style:none}
+input{margin:0;margin-inline-end:.4em}
 hr{border:0;border-top:1px solid var(--border)}
-.markdown a{color:var(--accent)}
-.markdown blockquote{margin-inline:0;padding-inline-start:14px;border-inline-start:3px solid var(--border);color:var(--muted)}
-table{direction:ltr}
-blockquote:has(>:dir(rtl)),table:has(th:first-child:dir(rtl)){direction:rtl}
-.markdown table{display:block;overflow-x:auto;border-collapse:collapse;font-size:.9375em}
-.markdown :is(th,td){padding:5px 18px 5px 0;border-bottom:1px solid var(--border);text-align:start;vertical-align:top;overflow-wrap:normal}
+a{color:var(--accent)}
+.markdown blockquote{padding-inline-start:14px;border-inline-start:3px solid var(--border);color:var(--muted)}
+blockquote:has(:first-child:dir(rtl)),li:has(>p:first-child:dir(rtl)),table:has(th:first-child:dir(rtl)){direction:rtl}
+table{display:block;direction:ltr;overflow-x:auto;border-collapse:collapse;font-size:.9375em}
+th,td{padding:5px 18px 5px 0;border-bottom:1px solid var(--border);text-align:start;vertical-align:top;overflow-wrap:normal}
 td>code{white-space:nowrap}
 .code,code{direction:ltr;unicode-bidi:isolate}
 code{font:.875em/1.5 var(--tenuto-mono,ui-monospace,monospace)}

@@ -26,7 +26,6 @@ import { parseInline } from "./parser.js"
 
 // longest paragraph, in characters, whose inline Markdown is parsed; inside another block a longer one is shown as text
 export const MAX_INLINE = 16_384
-const ALIGNED = /text-align:\s*(left|center|right)/
 const SAFE = new Set(["http:", "https:", "mailto:"])
 const BIDI = /[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g
 const TASK = /^\[([ xX])\]\s+/
@@ -71,8 +70,7 @@ function blockElement(token) {
   if (tag === "table") node.tabIndex = 0 // the keyboard scrolls a wide one
   for (const [name, value] of token.attrs ?? []) {
     if (name === "start") node.setAttribute("start", value)
-    const aligned = name === "style" ? ALIGNED.exec(value) : null
-    if (aligned) node.style.textAlign = aligned[1]
+    else if (name === "style") node.style.textAlign = value.replace("text-align:", "")
   }
   return node
 }
@@ -210,6 +208,7 @@ function image(token, options) {
   if (options.images === "same-origin" && own?.origin === location.origin) return element("img", { alt: words, src: own.href })
   const node = link(address)
   node.append(words)
+  showHost(node)
   return node
 }
 
