@@ -133,7 +133,7 @@ function isStartOfItem(parent) {
 function appendInlineToken(token, stack, options) {
   const top = /** @type {Node} */ (stack.at(-1))
   if (token.type === "link_open") stack.push(top.appendChild(link(addressOf(token))))
-  else if (token.type === "link_close") showHost(/** @type {HTMLAnchorElement} */ (stack.pop()))
+  else if (token.type === "link_close") showHost(/** @type {HTMLElement} */ (stack.pop()))
   else if (token.nesting > 0) stack.push(top.appendChild(document.createElement(token.tag)))
   else if (token.nesting < 0) stack.pop()
   else if (token.type === "code_inline") top.appendChild(element("code", {}, visible(token.content)))
@@ -191,7 +191,7 @@ function link(address) {
   return element("a", { href: url.href, target: "_blank", rel: "noopener noreferrer nofollow" })
 }
 
-/** Show the host of a link whose text looks like an address of another host. @param {HTMLAnchorElement} node or an element without a host */
+/** Show the host of a link whose text looks like an address of another host. @param {HTMLElement & { host?: string }} node */
 function showHost(node) {
   if (!node.host) return
   const text = node.textContent ?? ""
