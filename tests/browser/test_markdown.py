@@ -121,6 +121,7 @@ async def test_bare_address_becomes_a_link_once_it_is_complete_and_stays_one(pag
         "- https://a.example\n- https://a.example\n": 2,
         "| a | b |\n|--|--|\n| https://a.example | https://a.example | c": 2,
         "https://a.example\n\nsee https://a.example ": 2,
+        "- https://a.example\n  ```\n  https://a.example\n  ```\n": 1,
         "https://a.example," * 20: 14,  # the others are so near to the end that they may still grow
     }
     for text, count in texts.items():

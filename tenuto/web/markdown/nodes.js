@@ -38,7 +38,7 @@ const TASK = /^\[([ xX])\]\s+/
 export function appendBlocks(tokens, parent, env, options, isLoose = false) {
   /** @type {Node[]} */
   const stack = [parent]
-  const last = tokens.findLast(({ type, content }) => type === "inline" && content)
+  const last = tokens.findLast(({ content }) => content)
   for (const token of tokens) {
     const top = /** @type {Node} */ (stack.at(-1))
     if (token.nesting < 0) {
