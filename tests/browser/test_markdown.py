@@ -118,6 +118,7 @@ async def test_bare_address_becomes_a_link_once_it_is_complete_and_stays_one(pag
         "See https://a.example/b.html?c=_d_ and **https://b.example/_e** or more": 2,
         "- https://a.example\n- **https://b.example**, c\n": 2,
         "| a | b |\n|--|--|\n| https://a.example | b |\n| https://b.example/c": 1,
+        "| https://a.example | b |\n|--|--|\n| c": 1,
         "- https://a.example\n- https://a.example\n": 2,
         "| a | b |\n|--|--|\n| https://a.example | https://a.example | c": 2,
         "https://a.example\n\nsee https://a.example ": 2,

@@ -23,8 +23,8 @@ export function repaired(text, hasFormulas) {
   if (isInFence(text.slice(0, at))) return /^[ \t>]*[`~]+[ \t]*$/.test(line) ? text.slice(0, at) : text
   if (hasFormulas) text = withoutOpenFormula(text)
   if (OPENER.test(line)) return text.slice(0, at)
-  const rows = ROWS.exec(text)
-  if (rows && !isTable(rows[0].trimStart().split("\n"))) return text.slice(0, rows.index + rows[1].length)
+  const rows = ROWS.exec(line ? text : text.slice(0, -1))
+  if (rows && !isTable(rows[0].trimStart().split("\n"), line)) return text.slice(0, rows.index + rows[1].length)
   let start = 0
   for (const { index } of text.matchAll(BREAK)) start = index + 1
   return text.slice(0, start) + closed(text.slice(start))
@@ -59,9 +59,9 @@ function isInFence(text) {
   return mark !== ""
 }
 
-/** Return whether the last `rows` are those of a table, or cannot become one. @param {string[]} rows */
-function isTable(rows) {
-  return rows.length > 2 || (rows.length === 2 && !DELIMITER.test(rows[1]))
+/** Return whether the last `rows` are those of a table, or cannot become one. @param {string[]} rows @param {string} line what is there of the last row; or "", if it is complete */
+function isTable(rows, line) {
+  return rows.length > 2 || (rows.length === 2 && !(line && DELIMITER.test(rows[1])))
 }
 
 /** Return `text`, the last paragraph, with its open inline marks closed. @param {string} text */
