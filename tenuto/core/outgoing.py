@@ -190,7 +190,7 @@ class Outgoing:
         cut = self.meta.get(TRIED)
         for index, part in enumerate(message.parts):
             self._set_part(index, plain(part), LEFT if generation > 1 else None)
-            self._parts[index].is_cut = isinstance(cut, list) and index in cut
+            self._parts[index].is_cut = isinstance(cut, list) and index in cut and part["type"] != ATTEMPT
         self.close_text()
 
     def begin_again(self, meta: dict[str, Json], *, supersedes: bool, steps: Container[Json] = ()) -> None:
@@ -620,7 +620,8 @@ class Outgoing:
 
     def _find_text_part(self, owner: Owner | None) -> None:
         """Find the part to which text of `owner` without an index goes: its last one since an attempt has failed."""
-        texts = [index for index in self._texts_of(owner) if not self._parts[index].is_closed]
+        known = self._parts
+        texts = [index for index in self._texts_of(owner) if not (known[index].is_closed or known[index].is_cut)]
         self._text_owner, self._text_part = owner, texts[-1] if texts else -1
 
     def _texts_of(self, owner: Owner | None) -> list[int]:
