@@ -44,12 +44,10 @@ def names_exceptions(debug: bool | None, is_development: bool) -> bool:
 
 def _line_of_app(error: BaseException) -> traceback.FrameSummary | None:
     """Return the innermost line of the traceback that belongs neither to a library nor to Tenuto."""
-    lines = traceback.extract_tb(error.__traceback__)
-    return next((line for line in reversed(lines) if _is_of_app(line.filename)), None)
-
-
-def _is_of_app(filename: str) -> bool:
-    return "-packages" not in filename and not filename.startswith((*_LIBRARIES, _OURS, "<"))
+    for line in reversed(traceback.extract_tb(error.__traceback__)):
+        if "-packages" not in line.filename and not line.filename.startswith((*_LIBRARIES, _OURS, "<")):
+            return line
+    return None
 
 
 def _text_of(error: BaseException) -> str:

@@ -154,7 +154,9 @@ def _message_since(message: MessageState, since: int) -> list[MessageEvent]:
         return [MessageDelete(serial=message.version, id=message.id)]
     if message.created > since:
         return [MessageCreate(serial=message.version, message=message.message())]
-    if message.edited > since or (message.shaped > since and _has_unknown(message, since)):
+    # a part that was opened and replaced after `since`, and whose first value is unknown, comes with its message
+    unknown = (part for part in message.parts if since < part.opened < part.changed and part.first is None)
+    if message.edited > since or (message.shaped > since and any(unknown)):
         return [MessageUpdate(serial=message.version, message=message.message())]
     events: list[MessageEvent] = []
     ends = sorted(end for end in (message.finished, message.taken_over) if end > since)
@@ -177,11 +179,6 @@ def _message_since(message: MessageState, since: int) -> list[MessageEvent]:
     if message.taken_over > max(since, message.finished):
         events.append(MessageTakeover(serial=message.taken_over, id=message.id))
     return events
-
-
-def _has_unknown(message: MessageState, since: int) -> bool:
-    """Return whether a part was opened and replaced after `since`, and its first value is unknown."""
-    return any(since < part.opened < part.changed and part.first is None for part in message.parts)
 
 
 def _part_events(message: MessageState, since: int, index: int, part: PartState) -> list[MessageEvent]:

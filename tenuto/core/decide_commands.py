@@ -68,7 +68,7 @@ def send_command(
     known = state.command(key)
     if known is not None:
         # another attempt at the turn, maybe of another agent and about another answer, goes on with a step or question
-        is_same = known.sent.name == request.name and _is_same_question(known.sent.data, request.data)
+        is_same = known.sent.name == request.name and _question(known.sent.data) == _question(request.data)
         is_same = is_same and request.generation is not None
         if known.sent.digest != given and not (is_step or is_same):
             raise IdConflict(f"command id {command_id(key)!r} was used before with other content; use a new id")
@@ -112,11 +112,9 @@ def send_command(
     return Decision(ops=(command,))
 
 
-def _is_same_question(known: Json, data: Json) -> bool:
-    """Return whether both are the data of one question: a model that is asked again gives its call another id."""
-    return known == data or (
-        isinstance(known, dict) and isinstance(data, dict) and {**known, "call": None} == {**data, "call": None}
-    )
+def _question(data: Json) -> Json:
+    """Return what the data of equal questions has: a model that is asked again gives its call another id."""
+    return {**data, "call": None} if isinstance(data, dict) else data
 
 
 def _restarted(

@@ -232,12 +232,8 @@ class LangGraph(LangChain):
         found = _message_of(event)
         if found is not None:
             message, about = found
-            yield from self.message(message, _origin(about))
-
-
-def _origin(about: Mapping[str, object]) -> Hashable:
-    """Return the run of the node, and the model call in it, that a message comes from."""
-    return (word(about, "langgraph_checkpoint_ns") or word(about, "langgraph_node"), word(about, "ls_run_id"))
+            node = word(about, "langgraph_checkpoint_ns") or word(about, "langgraph_node")
+            yield from self.message(message, (node, word(about, "ls_run_id")))  # the second is the model's call
 
 
 def _message_of(event: object) -> tuple[object, Mapping[str, object]] | None:

@@ -93,7 +93,8 @@ class BackupSchedule:
         path = self._store.path
         await self._store.backup(self._folder / f"{path.stem}-{number:06d}-{made}{path.suffix}", mb_per_s=MB_PER_S)
         self._due_s = now_s + self._every_s
-        await asyncio.to_thread(self._remove_oldest)
+        for one in (await asyncio.to_thread(self._kept))[: -self._keep]:
+            await asyncio.to_thread((self._folder / one.name).unlink, missing_ok=True)
         return max(0.0, self._due_s - time.monotonic())
 
     def _prepare(self) -> list[_Kept]:
@@ -111,10 +112,6 @@ class BackupSchedule:
         for name, _ in self._found(is_partial=True):
             (self._folder / name).unlink(missing_ok=True)
         return self._kept()
-
-    def _remove_oldest(self) -> None:
-        for one in self._kept()[: -self._keep]:
-            (self._folder / one.name).unlink(missing_ok=True)
 
     def _kept(self) -> list[_Kept]:
         """Return the backups in the folder, oldest first."""

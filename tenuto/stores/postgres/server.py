@@ -119,7 +119,8 @@ class PostgresServer:
             except asyncpg.TargetServerAttributeNotMatched as error:
                 failure = failure or error
             else:
-                if _must_accept_writes(host):  # further connections need not wait for the hosts before it
+                target = dict(parse_qsl(urlsplit(host).query)).get("target_session_attrs")
+                if target in ("read-write", "primary"):  # further connections need not wait for the hosts before it
                     self._hosts = [host, *(one for one in hosts if one != host)]
                 return db
         assert failure is not None
@@ -237,11 +238,6 @@ def _one_by_one(dsn: str) -> list[str]:
     if "," not in hosts:
         return [dsn]
     return [url._replace(netloc=f"{before}{at}{host}").geturl() for host in hosts.split(",")]
-
-
-def _must_accept_writes(dsn: str) -> bool:
-    target = dict(parse_qsl(urlsplit(dsn).query)).get("target_session_attrs")
-    return target in ("read-write", "primary")
 
 
 def _remedy_of_role(reason: str) -> str:
