@@ -133,8 +133,6 @@ outcomes = st.sampled_from([("commit", outcome) for outcome in ("stored", "faile
     ],
     10_000,
 )
-# A text of an attempt is replaced, which opens no part behind that of another task.
-@example([("append", "the "), ("begin", None), ("append", "x"), ("rewrite", "new "), ("lane", 1), ("append", "y")], 1)
 @given(st.lists(tried | outcomes | lanes, min_size=5, max_size=30), st.sampled_from([1, 10_000]))
 def test_failed_attempts_are_superseded_after_failed_commits(todo: list[Action], max_bytes: int) -> None:
     write_with_failed_commits(todo, max_bytes)
