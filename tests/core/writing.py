@@ -113,11 +113,13 @@ class Expected:
                 if (text := self._text()) is None:
                     return []
                 text.content, text.is_reserved = value, False
+                self._close()
                 return [("part", ({"type": "text", "text": value}, self.parts.index(text)), text)]
             case "bar":
                 known = self._others.get((self.owner, "data"))
                 part = known or self._open("data", None)
                 part.content = value
+                self._close()
                 return [("part", ({"type": "data", "name": "bar", "data": value}, known), part)]
             case _:
                 self.meta = {k: v for k, v in {**self.meta, **value}.items() if v is not None}
@@ -143,10 +145,15 @@ class Expected:
         made = Made(kind, empty, self.owner, is_reserved=kind == "text")
         if kind != "text":
             self._others[self.owner, kind] = made
-            for one in self.parts:
-                one.is_closed = True
         self.parts.append(made)
+        if kind != "text":
+            self._close()
         return made
+
+    def _close(self) -> None:
+        """Let text stand behind the last part, because a part was written whole."""
+        for one in self.parts[:-1]:
+            one.is_closed = True
 
     def _grow(self, part: Made, text: str) -> None:
         part.content += text
