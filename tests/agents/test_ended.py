@@ -18,20 +18,12 @@ from tenuto.core.model import Message
 from tenuto.core.requests import SERVER, FinishMessage, TakeOver
 from tenuto.sources import Piped, SoFar, UpstreamEnded, UpstreamError
 from tenuto.stores.memory import MemoryStore
-from tests.agents.test_turns import Handler, hub_asked, lives, messages, new_hub, remote_lives
+from tests.agents.test_turns import answers_of, hub_asked, lives, messages, new_hub
 from tests.sources.test_tries import CUT, LONG, Model, ask_chat
 from tests.sources.wires import CHAT_USAGE, chat_called, chat_end, chat_said
 from tests.virtual import virtually
 
 CALLED = [*chat_said("Let me look. "), *chat_called(), *chat_end("tool_calls")]
-
-
-async def answers_of(handler: Handler, on_crash: Any, *lives_s: float, is_remote: bool = False) -> list[Message]:
-    """Return the answers to a question whose processes die after these times: hubs, or clients of one hub."""
-    processes = (remote_lives if is_remote else lives)(handler, *lives_s, hub={"drain_s": 0.01}, on_crash=on_crash)
-    async for hub in processes:
-        found = [one for one in await messages(hub) if one.role == "assistant"]
-    return found
 
 
 @pytest.mark.parametrize("is_remote", [False, True])

@@ -20,9 +20,7 @@ from tenuto.agents.turn import Turn
 from tenuto.core.model import Message
 from tenuto.sources import SoFar
 from tenuto.stores.memory import MemoryStore
-from tests.agents.test_ended import answers_of
-from tests.agents.test_turns import Handler, hub_asked, messages
-from tests.sources.test_tries import LONG
+from tests.agents.test_turns import Handler, answers_of, hub_asked, messages
 from tests.virtual import virtually
 
 REMOTE = pytest.mark.parametrize("is_remote", [False, True])
@@ -156,11 +154,11 @@ async def answer_of(handler: Handler, *lives_s: float) -> Message:
 @REMOTE
 @virtually
 async def test_a_stream_in_an_attempt_in_which_the_process_dies_is_continued(is_remote: bool) -> None:
-    seen = list[str]()
+    seen, begun = list[str](), "The answer has more than 32 characters, so that it can be continued. "
 
     async def model(so_far: SoFar) -> AsyncIterator[str]:
         seen.append(so_far.text)
-        yield LONG if not so_far.text else "It goes on."
+        yield begun if not so_far.text else "It goes on."
         await asyncio.sleep(1e6 if not so_far.text else 0)
 
     async def respond(turn: Turn) -> None:
@@ -168,7 +166,7 @@ async def test_a_stream_in_an_attempt_in_which_the_process_dies_is_continued(is_
             await message.pipe(model, source="text", on_break="continue")
 
     (answer,) = await answers_of(respond, "continue", 5, 60, is_remote=is_remote)
-    assert (shown(answer), answer.status, seen) == ([f"{LONG}It goes on."], "complete", ["", LONG])
+    assert (shown(answer), answer.status, seen) == ([f"{begun}It goes on."], "complete", ["", begun])
 
 
 @REMOTE

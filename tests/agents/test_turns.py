@@ -74,6 +74,14 @@ async def messages(hub: Hub, channel: str = "chat:1") -> list[Message]:
     return (await hub.history(channel)).messages[::-1]
 
 
+async def answers_of(handler: Handler, on_crash: Any, *lives_s: float, is_remote: bool = False) -> list[Message]:
+    """Return the answers to a question whose processes die after these times: hubs, or clients of one hub."""
+    processes = (remote_lives if is_remote else lives)(handler, *lives_s, hub={"drain_s": 0.01}, on_crash=on_crash)
+    async for hub in processes:
+        found = [one for one in await messages(hub) if one.role == "assistant"]
+    return found
+
+
 async def until_over(hub: Hub, count: int, channel: str = "chat:1") -> list[Message]:
     """Return the messages of the channel when `count` answers have ended."""
     async with asyncio.timeout(120):
