@@ -184,7 +184,7 @@ class Writer(ABC):
         self.channel = channel
         self.is_begun = False  # True: the beginning of the message is stored
         self.is_answer = False  # True: a turn has begun it, whose later attempts find what it keeps of its streams
-        self.is_continued = False  # True: so do they with what an attempt wrote in which the process died
+        self.is_continued = False  # True: they also find the attempts in which the process died
         # status and reason of the message if its task is cancelled
         self.cancelled_as: tuple[str, str | None] = ("cancelled", None)
         # returns another id if the id of the message is taken; None: the writer raises the error
@@ -509,7 +509,7 @@ class Attempt:
     def __init__(self, writer: Writer, *, is_marked: bool = False) -> None:
         self.outgoing = writer._outgoing
         self._writer = writer
-        self._is_marked = is_marked  # the attempt of the next process supersedes what it wrote, unless it ends
+        self._is_marked = is_marked  # an attempt of the next process supersedes its parts, unless it has ended
         self.owner = Owner()
         self.inside = Try()  # the block in which the attempt is written
 

@@ -274,16 +274,14 @@ class StreamResponse(Response):
         name = "" if self._is_repeatable else hub.tickets.name(self._channel, message_id)
         if name and self._style != AI_SDK and since is None and self._is_for_event_source(requested):
             self._first = f"id: {Position(cursor, name, sent).id(is_finished=False)}\n\n".encode()
-        # The app has authenticated the caller. The stream sends no farewell, because its bytes are those of the answer
-        # only.
         stream = MessageStream(
             self._app,
             send,
-            Credentials(hub, dict(scope), None),
+            Credentials(hub, dict(scope), None),  # the app has authenticated the caller
             message_id,
             sent,
             self._framer(requested, message_id),
-            is_own_client=True,
+            is_own_client=True,  # without a farewell: the bytes are those of the answer only
             # not a `DirectSender`, which sends outside of a task: middleware of the app may need a current task
             sender_class=TaskSender,
             name=name,

@@ -113,7 +113,7 @@ def send_command(
 
 
 def _question(data: Json) -> Json:
-    """Return what the data of equal questions has: a model that is asked again gives its call another id."""
+    """Return `data` without its call: a model that is asked again gives it another id."""
     return {**data, "call": None} if isinstance(data, dict) else data
 
 

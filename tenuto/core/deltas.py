@@ -234,7 +234,7 @@ class MessageProgress:
     def _replace(self, message: Message) -> MessageReplaced:
         attempts, before = _attempts_in(message), self._attempts
         if attempts > before:
-            self._lengths = []  # nothing that the reader has counts
+            self._lengths = []  # the text that the reader has is superseded
         sent, self._attempts = tuple(self._lengths), attempts
         del self._kinds[len(message.parts) :]
         for index, part in enumerate(message.parts):

@@ -37,7 +37,7 @@ ATTEMPT = "attempt"
 RESPONSES = "$responses"
 # Key of `meta` for the streams that have ended, so that a later attempt does not ask the model for them again.
 PIPED = "$piped"
-# Key of `meta` for the indexes of the parts of open attempts, which the next writer's next attempt supersedes.
+# Key of `meta` for the indexes of parts of open or failed attempts, which the next writer's next attempt supersedes.
 TRIED = "$attempt"
 
 # The key that appended text goes to, by part type; other types accept no appended text.

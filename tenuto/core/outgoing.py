@@ -14,7 +14,7 @@ After `close` it accepts no more content, in whatever state it was, and keeps it
 
 An attempt owns the parts that it opens, until it ends. If it failed they stay in view until another part opens: they
 are superseded by the request that brings it, so that viewers never see both texts, nor none. Parts of others stay.
-The next writer of a continued answer does so with those of an attempt that was open: `meta` names them meanwhile.
+In a continued answer the next writer supersedes the parts of an attempt that was left open; `meta` names them.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Owner:
     __slots__ = ("is_marked", "is_over", "outer")
 
     def __init__(self, outer: Owner | None = None, *, is_marked: bool = False) -> None:
-        """With `is_marked` the next writer supersedes the parts if this one does not end it, or one around it."""
+        """With `is_marked` the next writer supersedes the parts, unless this attempt and marked ones around it end."""
         self.outer = outer
         self.is_marked: bool = is_marked or (outer is not None and outer.is_marked)
         self.is_over = False
@@ -179,7 +179,7 @@ class Outgoing:
 
     @property
     def _has_opening(self) -> bool:
-        """Return whether the last request supersedes by a part without text: it waits for the text, or for others."""
+        """Return whether the last request supersedes by a part without text; it waits for text or further requests."""
         return bool(self._queue) and not (self._queue[-1].size_bytes or self._queue[-1].was_sent)
 
     def load(self, message: Message, generation: int) -> None:
@@ -429,7 +429,7 @@ class Outgoing:
     def _supersedes(self, owner: Owner | None = None) -> bool:
         """Return whether the next part, of `owner`, supersedes those of failed attempts.
 
-        Such are also those left behind restored parts, and for a marked one those of the attempt that was cut.
+        It first marks as failed those left behind restored parts, and for a marked owner those that were cut.
         """
         if self._has_restored:
             self._has_restored = False
@@ -764,7 +764,7 @@ class Outgoing:
         self._queue.append(OutgoingRequest(request, size))
 
     def _mark(self) -> dict[str, Json]:
-        """Return the change of `meta` that names the parts of open attempts."""
+        """Return the change of `meta`, if any, that names the parts of open or failed attempts."""
         parts = enumerate(self._parts)
         tried = [index for index, part in parts if part.is_cut or (live(part.owner) or LEFT).is_marked] or None
         return {TRIED: tried} if tried != self.meta.get(TRIED) else {}

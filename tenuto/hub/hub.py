@@ -535,8 +535,8 @@ class SyncHub:
         return await self._target.message(channel, **fields).open()
 
     def _run(self, call: Coroutine[Any, Any, T]) -> T:
-        # `current_route` adds this thread's route to the context if it has none: the loop runs `call` in a copy, and
-        # what is added there, `stream_response` does not see. All tasks inherit the main thread's context: not there.
+        # `current_route` puts this thread's route into its context: the loop runs `call` in a copy, whose additions
+        # `stream_response` does not see. Not in the main thread, whose context all tasks inherit.
         if threading.current_thread() is not threading.main_thread():
             current_route()
         try:

@@ -58,7 +58,7 @@ class SignalHook:
     """Runs `drain` on the loop at the first signal, then the previous handlers."""
 
     _loop: asyncio.AbstractEventLoop  # that of the last `install`
-    _task: asyncio.Task[None]  # the drain; kept, since the loop does not
+    _task: asyncio.Task[None]  # the drain; kept, since the loop holds tasks only weakly
 
     def __init__(self, drain: Callable[[], Awaitable[None]]) -> None:
         self._drain = drain
@@ -99,7 +99,7 @@ class SignalHook:
 
     def _begin(self, number: int, handler: _Handler) -> None:
         self._task = asyncio.get_running_loop().create_task(self._drain_and_log())
-        # also if the program ends now, and cancels all tasks: a server that the hub had started before may have ended
+        # also if the end of the program cancels this task: the signal must still reach the previous handler
         self._task.add_done_callback(lambda _: handler.pass_on(number, None))
 
     async def _drain_and_log(self) -> None:

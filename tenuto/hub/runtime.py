@@ -114,8 +114,8 @@ class Runtime:
                 name, self.store, self.limits, self.ticks, now_s=now_s, observe=self._changed
             )
             if self.presence.shared is not None:
-                self.presence.shared.loaded(channel)
-            self.scheduler.workers.loaded(channel)
+                self.presence.shared.added(channel)
+            self.scheduler.workers.added(channel)
             if self.follower.bus is not None:
                 self.follower.bus.follow(name)
         channel.used_s = now_s

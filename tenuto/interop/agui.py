@@ -251,7 +251,7 @@ class AGUI(ChatRoutes):
             return Response(status_code=204)
         stream = AGUIStream(thread, _run_id(thread, question), question, after)
         if "runId" in request.query_params:
-            with suppress(NotFound, Deleted):  # of which the stream informs
+            with suppress(NotFound, Deleted):  # the stream reports these
                 asked = await access.turn(channel, question)
                 stream.shows_question = any(one["role"] == "user" for one in messages_of([asked]))
         return _stream(access, channel, stream)
@@ -349,7 +349,7 @@ async def _outputs(access: Access, channel: str, results: list[Json], turns: lis
     given = {str(one.get("toolCallId")): one for one in results}
     open_calls: dict[str, str] = {}  # the answer of each
     for turn, asked in [(one, one.message) for one in turns if one.message is not None]:
-        for call in outputs_in(asked):  # later calls may have their ids again
+        for call in outputs_in(asked):  # later calls may repeat these ids
             open_calls.pop(call, None)
         calls = [(one.id, part) for one in turn.answers for part in one.parts if part["type"] == "tool"]
         left = {part["call"]: (answer, part["name"]) for answer, part in calls if not has_result(part)}
@@ -490,7 +490,7 @@ class AGUIStream(EventStream):
     def _begin_run(self, attempts: int) -> None:
         self._attempts, self._at = attempts, replace(self._at, sum=attempts)
         self._advance(1)
-        if self.snapshot is None or self.ended is not None:  # one that has ended sends no more than its end
+        if self.snapshot is None or self.ended is not None:  # an ended run sends only its end
             self._put("RUN_STARTED", **self._run)
             return
         # A client keeps reasonings that a snapshot lacks, so events before it make them empty, and then other messages.
@@ -570,8 +570,8 @@ class AGUIStream(EventStream):
             id = part.name
             self._parents.pop(answer, None)
             if self.shows_question and self._at.units == 1 >= self._after.units:
-                # At its first start of a text or call, the page drops the message with the reasonings before it. So
-                # its question starts first, of which it has all.
+                # At the first start of a text or call the page drops the message with the reasonings before it. So
+                # the question, which it has, starts first.
                 self._unplaced("TEXT_MESSAGE_START", messageId=self.question, role="user")
                 self._unplaced("TEXT_MESSAGE_END", messageId=self.question)
         self._at = replace(self._at, sum=crc32(part.name.encode(), self._at.sum))

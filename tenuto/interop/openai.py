@@ -445,7 +445,7 @@ class OpenAI:
     async def _in_conversation(self, request: Request, *needs: str) -> tuple[Access, str]:
         of = reference(request.path_params["id"], kind="conversation")
         access = await self._hub.authorize(request.scope, of.channel, ["history", *needs])
-        if request.method != "DELETE":  # which may be a repeat
+        if request.method != "DELETE":  # a DELETE may be a repeat
             await _check_exists(access, of.channel)
         return access, of.channel
 
@@ -593,7 +593,7 @@ async def _conversation_in(access: Access, channel: str) -> Response:
 
 
 async def _check_exists(access: Access, channel: str, param: str | None = None) -> None:
-    """Raise NotFound for a conversation that was deleted, unless another client has stored a message since."""
+    """Raise NotFound for a conversation that was deleted, unless a message was stored since."""
     try:
         await access.turn(channel, _GONE)
     except (NotFound, Deleted) as error:
@@ -664,7 +664,7 @@ def _referred(item: Any) -> str | None:
 
 
 class Retrieval(Struct, frozen=True):
-    """What a request for a response asks for: after -1 are all events."""
+    """The query of a request for a response; after -1 are all events."""
 
     stream: Annotated[bool, Meta(description="true or false")] = False
     starting_after: Annotated[int, Meta(ge=0, lt=2 * STEERED, description="the sequence_number of an event")] = -1

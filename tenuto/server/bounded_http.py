@@ -204,7 +204,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         connection = self._connection = self._book.opened(self.client[0] if self.client else "", self)
         if connection is None:
             transport.abort()
-        elif not connection.is_from_proxy:  # a proxy's counts for the client that its first head names
+        elif not connection.is_from_proxy:  # a proxy's connection counts once its first head names a client
             connection.wait(HEAD_S, may_burst=True)
 
     def connection_lost(self, exc: Exception | None) -> None:

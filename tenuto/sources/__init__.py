@@ -102,7 +102,7 @@ async def pipe(
                 "call"
             )
         if writer.is_answer:
-            async with Attempt(writer) as attempt:  # only a function can be shown what an earlier attempt has left
+            async with Attempt(writer) as attempt:  # a stream cannot continue what an earlier attempt has left
                 if attempt.outgoing.take_left(attempt.owner):
                     attempt.supersede()
         writing = Writing(writer)

@@ -292,7 +292,7 @@ def _refuse(data: bytes, error: Exception) -> NoReturn:
         raise InvalidText("the JSON is not encoded in UTF-8; send UTF-8") from None
     if "\\ud" in text.lower() and (field := _field_with_lone_surrogate(text)) is not None:
         detail = f"{field!r} holds a lone surrogate, half a character: remove it, or send its other half with it"
-        raise InvalidText(f"{detail}; of an append, hold it back and join it to the next piece", param=field) from None
+        raise InvalidText(f"{detail}; in an append, hold it back and join it to the next piece", param=field) from None
     raise InvalidRequest(f"the request cannot be decoded: {lowered(error)}") from None
 
 

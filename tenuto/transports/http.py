@@ -179,7 +179,7 @@ async def read_body(request: Request, limit_bytes: int, arrived: Callable[[int],
     if media_type != "application/json":
         raise UnsupportedMediaType(f"a body must be JSON: send Content-Type: application/json, not {media_type[:99]!r}")
     encoding = request.headers.get("content-encoding", "").strip().lower()
-    if encoding not in ("", "identity", "utf-8"):  # the last is the charset: a common mistake, which harms nothing
+    if encoding not in ("", "identity", "utf-8"):  # the last is a charset: a common mistake, but harmless
         raise UnsupportedMediaType(f"the body must be plain JSON: send it without Content-Encoding: {encoding[:100]}")
     length = request.headers.get("content-length", "")
     declared = int(length[:18]) if length.isascii() and length.isdigit() else 0

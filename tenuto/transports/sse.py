@@ -402,7 +402,7 @@ class _Poll:
     async def more(self) -> list[bytes]:
         """Return the events since the last call. Raises StoreUnavailable."""
         events: list[bytes] = []
-        # `take` gives the events of the log first, then the ephemeral ones
+        # `take` returns entries and ephemeral events apart
         while (batch := await take(self.feed, self.hub.viewing.reading)) is not None:
             events += batch.raw
         return events

@@ -148,7 +148,7 @@ class VisitorVerifier(Keyed):
         return self._proof("token", visitor)
 
     def _visitor(self, scope: Scope) -> Identity:
-        """Return the visitor that the cookie of a request proves, or a new one."""
+        """Return the visitor that the cookie proves, or a new one; the `Visit` gets its id and the cookies to set."""
         visit = visit_in(scope)
         if visit.client_id is not None:  # verified before in this request
             return _identity(visit.client_id)
@@ -159,7 +159,7 @@ class VisitorVerifier(Keyed):
         # that of the newest key for which the browser has one
         name = next((one for one in names if any(one == known for known, _ in cookies)), names[0])
         given = [value for known, value in cookies if known == name]
-        found = self._proven("cookie", given[0]) if len(given) == 1 else None
+        found = self._proven("cookie", given[0]) if len(given) == 1 else None  # one of two may be planted
         visitor, age_ms = found or (new_visitor_id(secrets.token_bytes(RANDOM_BYTES)), 0)
         visit.client_id, visit.is_new, visit.is_ambient = visitor, found is None, True
         if (found is None or age_ms >= RENEWED_MS or name != names[0]) and not _is_embedded(scope):

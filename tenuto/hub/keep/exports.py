@@ -475,7 +475,7 @@ async def undo_imports(store: Store) -> None:
 
     Raises StoreUnavailable.
     """
-    for name, note in (await store.notes(NOTE)).items():  # one that is damaged must not keep the others from service
+    for name, note in (await store.notes(NOTE)).items():  # a damaged one must not keep other channels from service
         await mend_import(store, name.removeprefix(NOTE), note)
 
 

@@ -173,7 +173,7 @@ class Forgetting:
                 await self._rewrite(channel, partial(self._remove, channel, ids))
 
     async def _remove_channel(self, channel: str, found: _Scan) -> bool:
-        """Empty `channel`, which was `found` so. Return False if it has a new epoch, or others wrote in it.
+        """Empty `channel`, scanned as `found`. Return False if it has a new epoch, or another client wrote in it.
 
         Only what changed since is read, because requests for the channel wait meanwhile.
         """

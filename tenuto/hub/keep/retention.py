@@ -200,7 +200,7 @@ class Retainer:
         )
 
     async def _remove(self, runtime: Runtime, channel: str, epoch: str, step: Sequence[Fact]) -> None:
-        """Remove the messages of one step that have not changed since, but no options of open turns."""
+        """Remove the messages of one step that have not changed since, except options of open turns."""
         if any(one.id.startswith(OPTIONS_MARK) for one in step):
             needed = await _needed(runtime.store, channel)
             step = [one for one in step if one.id not in needed]

@@ -57,13 +57,13 @@ class NodeHolds:
     """The holds that one node should have, with those of them that the store does not have yet."""
 
     def __init__(self) -> None:
-        # each returns small holds that the node should have; one that it has returned stays, perhaps with another value
+        # each returns all small holds that the node should have: later calls may change one, but not leave it out
         self.sources: list[Callable[[], Mapping[str, bytes]]] = []
         self.about_node: Callable[[], Mapping[str, bytes]] = dict  # returns the hold about the node
         self.losses = 0  # number of times that the store may have lost the holds
         self._small: dict[str, bytes] = {}  # the small holds that the store surely has
         self._members: dict[str, bytes] = {}  # the holds about members that the node should have
-        self._stale: dict[str, None] = {}  # those that the store does not have like that, in order
+        self._stale: dict[str, None] = {}  # names of those whose current value the store lacks, in order
 
     @property
     def is_behind(self) -> bool:
@@ -422,7 +422,7 @@ class Notifier:
             self._wake.set()
 
     async def run(self) -> None:
-        """Send the notices, at most once in a window, until this task is cancelled."""
+        """Send the waiting notices and drop them, at most once in a window, until this task is cancelled."""
         while True:
             await self._wake.wait()
             self._wake.clear()

@@ -161,7 +161,7 @@ class SharedPresence:
         self.on_withdrawn: Callable[[str, str, int], None] | None = None
         self.lease.holds.about_node = self._about_node
 
-    def loaded(self, channel: Channel) -> None:
+    def added(self, channel: Channel) -> None:
         """Show the members that enter `channel` here, from now on."""
         channel.presence_state.own_changed = partial(self._own_changed, channel.name)
 

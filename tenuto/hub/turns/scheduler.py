@@ -154,8 +154,8 @@ class WorkerPool:
                 else:
                     channel.presence_state.remove(worker.name)
 
-    def loaded(self, channel: Channel) -> None:
-        """Make the agents that serve `channel` members of it, because it was loaded."""
+    def added(self, channel: Channel) -> None:
+        """Make the agents that serve `channel` members of it, because it is in memory now."""
         for worker in self._workers:
             _show(worker, channel)
 

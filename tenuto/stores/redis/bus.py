@@ -233,7 +233,7 @@ class RedisBus:
             on_notice(notice)
 
     def _unreachable(self, error: BaseException) -> str:
-        files = "" if self.server.options is None else ", ssl_certfile and ssl_keyfile"  # TLS 1.3 refuses late
+        files = "" if self.server.options is None else ", ssl_certfile and ssl_keyfile"  # refused late by TLS 1.3
         return (
             f"bus {self.server.shown} cannot be reached ({error or type(error).__name__}); check scheme, host "
             f"and port{files} in the bus URL, and the server"

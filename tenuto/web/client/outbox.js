@@ -99,7 +99,7 @@ export class Outbox {
 
   /** Send a message until the server stores or refuses it. @param {Channel} channel @param {string} id @returns {Promise<Message>} */
   async #send(channel, id) {
-    // Each sending of the request asks for it anew: the server may confirm its sender between the first and the second.
+    // Computed at each sending: the server may confirm the sender in between.
     const if_author = { toJSON: () => this.client.confirmedId && this.entries.get(id)?.by }
     for (;;) {
       const entry = this.entries.get(id)

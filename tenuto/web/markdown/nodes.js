@@ -105,7 +105,7 @@ export function appendInline(text, parent, env, options) {
   const task = isStartOfItem(parent) ? TASK.exec(tokens[0]?.content ?? "") : null
   if (task) {
     const checked = task[1] !== " "
-    parent.appendChild(element("input", { type: "checkbox", disabled: true, "aria-label": "Task", checked })) // the text behind it is read by itself
+    parent.appendChild(element("input", { type: "checkbox", disabled: true, "aria-label": "Task", checked })) // the text behind it is read separately
     tokens[0].content = " " + tokens[0].content.slice(task[0].length)
   }
   /** @type {Node[]} */

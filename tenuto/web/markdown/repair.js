@@ -59,7 +59,7 @@ function isInFence(text) {
   return mark !== ""
 }
 
-/** Return whether the last `rows` are those of a table, or cannot become one. @param {string[]} rows @param {string} line what is there of the last row; or "", if it is complete */
+/** Return whether the last `rows` are those of a table, or cannot become one. @param {string[]} rows @param {string} line the last row so far; or "", if it is complete */
 function isTable(rows, line) {
   return rows.length > 2 || (rows.length === 2 && !(line && DELIMITER.test(rows[1])))
 }
