@@ -425,15 +425,18 @@ def _responses(message: Message) -> Iterator[dict[str, Json]]:
                 blocks[-1] = {**blocks[-1], CACHED: one["data"]}
         if shown := _text_of(content) if all(isinstance(one, str) for one in content) else blocks:
             yield {"role": message.role, "content": shown}
-        kinds = ["custom_tool_call" if _is_custom(part) else "function_call" for part in calls]
-        for kind, part in zip(kinds, calls, strict=True):
+        for part in calls:
             given = {"input": part["input"]} if _is_custom(part) else {"arguments": part["input"] or "{}"}
             if _TOOL in part and part[_TOOL]["namespace"] is not None:
                 given["namespace"] = part[_TOOL]["namespace"]
-            yield {"type": kind, "call_id": part["call"], "name": _name(part), **given}
-        for kind, part in zip(kinds, calls, strict=True):
+            yield {"type": _call_type(part), "call_id": part["call"], "name": _name(part), **given}
+        for part in calls:
             output = _output(part, _responses_content)
-            yield {"type": f"{kind}_output", "call_id": part["call"], "output": output}
+            yield {"type": f"{_call_type(part)}_output", "call_id": part["call"], "output": output}
+
+
+def _call_type(part: Part) -> str:
+    return "custom_tool_call" if _is_custom(part) else "function_call"
 
 
 def _responses_content(one: str | Part) -> dict[str, Json]:

@@ -286,8 +286,11 @@ _SECRETS = ("authorization", "headers")
 _ALLOWED = "allowed_tools"  # type of a `tool_choice` with a mode and the tools that the model may call
 _FIELDS = {one.name: one.type for one in msgspec.structs.fields(TurnRequest)}
 _INT64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
-_TYPES = _FIELDS | {"tool_choice": str | _Choice | None, "seed": _INT64 | None}
-_TYPES["max_output_tokens"] = Annotated[int, Meta(ge=1, le=2**63 - 1)] | None
+_TYPES = _FIELDS | {
+    "tool_choice": str | _Choice | None,
+    "seed": _INT64 | None,
+    "max_output_tokens": Annotated[int, Meta(ge=1, le=2**63 - 1)] | None,
+}
 # By type: other fields of OpenAI's requests, of which a wrong type is refused.
 _CHECKED: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
     (bool, "true or false", ("stream", "store", "logprobs")),

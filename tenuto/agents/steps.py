@@ -295,8 +295,10 @@ class Steps:
     async def _send(self, id: str, data: dict[str, Json], *, is_new: bool) -> Sent:
         if is_new and attempt_of(self._generation) == 1:  # the ids of a round are new
             self._backend.note_new(self._channel, id)
-        send = partial(self._backend.command, self._channel, STEP_NAME, id=id, target=self._message_id, data=data)
-        return await patiently(partial(send, expires_s=1.0))  # which has no effect on a step
+        send = partial(
+            self._backend.command, self._channel, STEP_NAME, id=id, target=self._message_id, data=data, expires_s=1.0
+        )
+        return await patiently(send)  # `expires_s` has no effect on a step
 
     async def _store(self, name: str, stored: Sent, result: object) -> Json:
         """Store `result`, and return it as a later attempt would get it. Raises InvalidRequest, TooLarge."""
@@ -319,8 +321,8 @@ class Steps:
         kept = msgspec.json.decode(msgspec.json.encode({"result": result}))
         # It has a reply if that of this attempt was stored and the response to it was lost: no other may reply.
         with contextlib.suppress(AlreadyAnswered):
-            reply = partial(self._backend.reply, self._channel, stored.command.id)
-            await patiently(partial(reply, ok=True, data=kept, error=None))
+            reply = partial(self._backend.reply, self._channel, stored.command.id, ok=True, data=kept, error=None)
+            await patiently(reply)
         return kept["result"]
 
     def _count(self, name: str, size: int) -> None:

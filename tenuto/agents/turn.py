@@ -520,7 +520,7 @@ class Turn:
         try:
             outputs = await asyncio.gather(*tasks)
         except (Exception, asyncio.CancelledError) as error:
-            # The turn or its handler failed, not a tool: cancel all calls, so that none waits for an output.
+            # The turn or its handler failed, not a tool: cancel all calls, so that no call waits for an output.
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)

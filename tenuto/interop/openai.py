@@ -832,7 +832,8 @@ def further_input(items: object) -> list[Json]:
     given = given_in_responses(items, is_first=False)
     if given.outputs or given.approvals or any(role != "user" for role, _ in given.earlier):
         raise InvalidRequest("the input of response.steer must be messages of the user; leave out other items")
-    return [one for _, parts in given.earlier for one in (*parts, {"type": "text", "text": "\n\n"})] + given.parts
+    blank = {"type": "text", "text": "\n\n"}  # between two messages of the user that steer a response as one
+    return [one for _, parts in given.earlier for one in (*parts, blank)] + given.parts
 
 
 @_about("messages")
@@ -1196,4 +1197,5 @@ class _Socket:
 
 
 def _root(asked: Asked) -> str:
-    return root if isinstance(root := asked.options.get(STEERS), str) else asked.question.id  # a client may have set it
+    root = asked.options.get(STEERS)  # a client may have written another value
+    return root if isinstance(root, str) else asked.question.id

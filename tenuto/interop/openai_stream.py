@@ -520,10 +520,7 @@ class TurnEvents(EventStream):
         return required
 
     def _asked_items(self) -> list[Json]:
-        """Return an approval request for each call that needs one, and each call of the caller's that is open already.
-
-        The latter stand in an earlier response, which had ended before the agent asked about them.
-        """
+        """Return an approval request for each call that needs one, and the open calls that an earlier response has."""
         return [
             self._approval(part, id) if id else self._whole_item(part, is_ended=True)
             for part, id in self._open_calls().items()
@@ -551,7 +548,8 @@ class TurnEvents(EventStream):
                 self._items += 1
         else:
             return
-        has_error, self.is_repeated = self.position == self.after, self.position <= self.after
+        has_error = self.position == self.after
+        self.is_repeated = self.position <= self.after
         self.position = max(self.position, self.after + 1)
         whole, self.is_over = self.response(), True
         name = "incomplete" if whole["status"] == "cancelled" else whole["status"]

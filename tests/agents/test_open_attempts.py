@@ -36,7 +36,7 @@ def shown(answer: Any) -> list[str | list[str]]:
 
 @REMOTE
 @virtually
-async def test_an_attempt_in_which_the_process_dies_is_superseded_and_nothing_before_it(is_remote: bool) -> None:
+async def test_an_attempt_in_which_the_process_dies_is_superseded_and_text_before_it_stays(is_remote: bool) -> None:
     async def respond(turn: Turn) -> None:
         async with turn.reply() as message:
             if turn.previous is None:
