@@ -384,8 +384,8 @@ class Access:
     ) -> None:
         """Run a turn through its format to its end, with `write` for its bytes, in place of a response.
 
-        It takes a connection slot, and ends with a `http.disconnect` of `receive`. Raises Draining if it was cut, and
-        the errors with which the response of `stream` would refuse.
+        It takes a connection slot. Raises Draining if the hub, or a `http.disconnect` of `receive`, cut it, and the
+        errors with which the response of `stream` would refuse.
         """
         is_complete = False
 

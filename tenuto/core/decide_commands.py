@@ -68,9 +68,8 @@ def send_command(
     known = state.command(key)
     if known is not None:
         # another attempt at the turn, maybe of another agent and about another answer, goes on with a step or question
-        is_same = known.sent.name == request.name and _question(known.sent.data) == _question(request.data)
-        is_same = is_same and request.generation is not None
-        if known.sent.digest != given and not (is_step or is_same):
+        is_same = (known.sent.name, _question(known.sent.data)) == (request.name, _question(request.data))
+        if known.sent.digest != given and not (is_step or (is_same and request.generation is not None)):
             raise IdConflict(f"command id {command_id(key)!r} was used before with other content; use a new id")
         # the reply came while no attempt wrote, or to one that was superseded: it is noted at the part of this one
         noted: tuple[SetPart, ...] = ()
@@ -96,20 +95,20 @@ def send_command(
         expires_ms=now_ms + int((STEP_S if is_step else request.expires_s) * 1000),
         digest=given,
     )
+    ops: list[Op] = []
     if rules_of(request.name).restarts:
         assert target is not None
         claims = _restarted(state, target, is_served, now_ms, limits, has_wishes=bool(request.options))
-        wishes = _wishes(state, request, target, caller, now_ms, limits) if claims else ()
-        return Decision(ops=(command, *wishes, *claims, _reply(key, now_ms, ok=True)), result_op=0)
-    if rules_of(request.name).stops and target is not None and _is_only_waiting(state, target):
+        ops += [*(_wishes(state, request, target, caller, now_ms, limits) if claims else ()), *claims]
+    elif rules_of(request.name).stops and target is not None and _is_only_waiting(state, target):
         assert target.claim is not None
-        ops = (command, *_cancelled(state, target, target.claim, now_ms), _reply(key, now_ms, ok=True))
-        # the result of a `regenerate` carries the serial of the command, so that a repeated request gets the same
-        # result
-        return Decision(ops=ops, result_op=0)
-    if not (is_step or caller.is_server or caller.is_app):
-        _check_room(state, request, caller, limits)
-    return Decision(ops=(command,))
+        ops += _cancelled(state, target, target.claim, now_ms)
+    else:
+        if not (is_step or caller.is_server or caller.is_app):
+            _check_room(state, request, caller, limits)
+        return Decision(ops=(command,))
+    # the result carries the serial of the command, as does that of a repeated request (`known`)
+    return Decision(ops=(command, *ops, _reply(key, now_ms, ok=True)), result_op=0)
 
 
 def _question(data: Json) -> Json:

@@ -529,8 +529,8 @@ class Outgoing:
         self._gather()
         size = END_BYTES
         self.unstored_bytes += size
-        # A last update of `meta` goes with the end, in one request. A message that the server has ended otherwise takes
-        # no meta with a further end, so only a complete one does.
+        # A last update of `meta` goes with the end, in one request, but only with `complete`: if the server has stored
+        # another end already, such as `cancelled`, the same one again has no effect, and its meta would be lost.
         last = self._queue[-1] if self._queue and status == "complete" else None
         if last is not None and isinstance(last.request, UpdateMessage) and last.request.supersede is None:
             self._queue.pop()

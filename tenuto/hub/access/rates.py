@@ -479,7 +479,7 @@ class Questions:
             asked = self.ask(visitor, peer)
         except TooMany as error:
             return replace(caller, refusal=error), None
-        if route is not None:
+        if route is not None:  # the answer that the route begins to it is no second question (`Route.answer`)
             route.channel, route.asked = channel, asked
         return caller, asked
 

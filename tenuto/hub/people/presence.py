@@ -145,11 +145,11 @@ class SharedPresence:
 
     def __post_init__(self) -> None:
         self._node = self.lease.node
-        self._changed = _Due(self._pause_s)  # channels whose members here have changed
+        self._to_show = _Due(self._pause_s)  # channels whose members here have changed
         self._shown: set[str] = set()  # channels with members here
         self._revision = 0
         self._recent: list[str] = []
-        self._due = _Due(self._pause_s)  # channels whose members elsewhere have changed
+        self._to_read = _Due(self._pause_s)  # channels whose members elsewhere have changed
         self._followed: dict[str, _Followed] = {}
         self._reads = 0
         self._nodes: dict[str, _ShownNode] = {}  # the other nodes, with their holds
@@ -167,7 +167,7 @@ class SharedPresence:
 
     def _own_changed(self, channel: str) -> int:
         """Show the members of `channel` to other nodes soon; return the time by the store's clock, in ms."""
-        self._changed.add(channel)
+        self._to_show.add(channel)
         return self.lease.now_ms
 
     def _pause_s(self, channel: str) -> float:
@@ -183,20 +183,22 @@ class SharedPresence:
         return {NODES + self._node: _encode(shown)}
 
     def _show_own(self, channel: str) -> None:
-        """Change the hold of a channel."""
+        """Put the members of `channel` here into its hold, by which other nodes show them; end the hold without any."""
         live = self._channels.get(channel)
         own = live.presence_state.own() if live is not None else []
         has_people = any(member.kind == "user" for _, member in own)
-        if live is not None and has_people and not self._begin_to_follow(live).applied:  # limits count all nodes
-            self._due.add(channel)
+        if live is not None and has_people and not self._begin_to_follow(live).applied:
+            self._to_read.add(channel)  # read them: the limits of members count those of all nodes
         if own or channel in self._shown:
             self.lease.holds.show(f"{MEMBERS}{channel}/{self._node}", _encode_members(own) if own else None)
-        (self._shown.add if own else self._shown.discard)(channel)
+        self._shown.discard(channel)
+        if own:
+            self._shown.add(channel)
 
     async def publish(self) -> None:
         """Put the members of this node into the store, until this task is cancelled."""
         while True:
-            channels = await self._changed.take(None)
+            channels = await self._to_show.take(None)
             if not channels:
                 continue
             for channel in channels:
@@ -229,7 +231,7 @@ class SharedPresence:
                 await self._read([channel.name])
             except TenutoError as error:  # viewers get the members later
                 logger.warning("members of other nodes were not read; the hub tries again: %s", error)
-                self._due.add(channel.name)
+                self._to_read.add(channel.name)
             known.first = None
 
     def _begin_to_follow(self, channel: Channel) -> _Followed:
@@ -243,7 +245,7 @@ class SharedPresence:
         """Follow the members of the other nodes until this task is cancelled."""
         loop = asyncio.get_running_loop()
         while True:
-            channels = await self._due.take(self._check_s)
+            channels = await self._to_read.take(self._check_s)
             begun_s = loop.time()
             with logs_errors("members of other nodes were not read; the hub tries again"):
                 if begun_s >= self._check_s:
@@ -256,7 +258,7 @@ class SharedPresence:
                     for channel in channels:
                         await self._read([channel])
                 channels = []
-            self._due.add(*channels)  # retry the channels whose read failed
+            self._to_read.add(*channels)  # retry the channels whose read failed
             await asyncio.sleep(min(max(MERGE_S, loop.time() - begun_s), FOLLOW_S))  # half of the time without a read
 
     def _forget_unused(self) -> None:
@@ -264,7 +266,7 @@ class SharedPresence:
         self._followed = {
             name: known for name, known in self._followed.items() if self._channels.get(name) is known.live
         }
-        self._changed.add(*(name for name in self._shown if name not in self._channels))
+        self._to_show.add(*(name for name in self._shown if name not in self._channels))
 
     async def _read_nodes(self) -> None:
         """Read the holds of the nodes, and note the channels whose members have changed. Raises StoreUnavailable."""
@@ -278,9 +280,9 @@ class SharedPresence:
             missed = seen.revision - known.revision
             was_ended = self.ended.pop(node, None) is not None
             if was_ended or seen.losses != known.losses or not 0 <= missed <= len(seen.recent):
-                self._due.add(*self._followed)
+                self._to_read.add(*self._followed)
             elif missed:
-                self._due.add(*(one for one in seen.recent[-missed:] if one in self._followed))
+                self._to_read.add(*(one for one in seen.recent[-missed:] if one in self._followed))
             if seen.agents != known.agents:
                 for channel, followed in self._followed.items():
                     self._show(channel, followed, node)
@@ -297,8 +299,7 @@ class SharedPresence:
         followed = {channel: self._followed[channel] for channel in channels if channel in self._followed}
         if not followed:
             return
-        self._reads += 1
-        number = self._reads
+        self._reads = number = self._reads + 1
         losses = {node: shown.losses for node, shown in self._nodes.items()}
         prefix = f"{MEMBERS}{channels[0]}/" if len(channels) == 1 else MEMBERS
         held = await in_time(self._store.holds(prefix), self._store.name)
@@ -339,7 +340,7 @@ class SharedPresence:
         """Take a notice of another node. None: notices may have been missed."""
         if notice is None:
             self._check_s = 0.0
-            self._due.wake()
+            self._to_read.wake()
         elif notice.kind == "here":
             self._receive_here(notice)
         elif notice.kind == "signal":
@@ -352,7 +353,7 @@ class SharedPresence:
         if here.member and self.on_withdrawn is not None:
             self.on_withdrawn(notice.channel, here.member, here.at_ms)
         if notice.channel in self._followed:
-            self._due.add(notice.channel)
+            self._to_read.add(notice.channel)
 
     def send_withdrawn(self, channel: str, member_id: str) -> None:
         """Let the other nodes end the lease of a member."""

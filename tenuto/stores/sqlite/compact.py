@@ -219,7 +219,7 @@ def _compare(db: sqlite3.Connection, tables: list[str], slots: list[int]) -> Non
 def _swap(copy: Path, place: Path, lock: FileLock, mark: str) -> None:
     """Put the copy in the place of the file. At each moment the one or the other is whole, and is known to the lock."""
     placed = at_place(mark, copy.stat().st_ino)
-    lock.keep(*lock.entries, placed)
+    lock.keep(*lock.placed, placed)
     for end in ("-wal", "-shm"):
         Path(f"{place}{end}").unlink(missing_ok=True)
     sync(place.parent)

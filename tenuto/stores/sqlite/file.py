@@ -321,7 +321,7 @@ class SqliteFile:
     def drop_former_marks(self) -> None:
         """Drop former marks from the lock file, once a checkpoint has moved the last one into the file."""
         if len(self._lock.marks) > 1:
-            self._lock.keep(self._lock.entries[-1])
+            self._lock.keep(self._lock.placed[-1])
 
     def refusal(self, error: sqlite3.Error) -> StoreUnusable | StoreUnavailable:
         """Return the Tenuto error for a file that could not be opened."""
@@ -376,7 +376,7 @@ class SqliteFile:
         earlier marks, so that `check_wal` recognises the WAL as the file's own.
         """
         lock = self._lock
-        lock.keep(*(() if self.checkpoint("TRUNCATE") else lock.marks[:-1]), lock.entries[-1])
+        lock.keep(*(() if self.checkpoint("TRUNCATE") else lock.marks[:-1]), lock.placed[-1])
 
     def _check_before_lock(self) -> None:
         """Raise StoreUnusable for a file that Tenuto cannot use, before a lock file is made beside it.
@@ -413,7 +413,7 @@ class SqliteFile:
         self._inode = self.path.stat().st_ino
         row = self.db.execute("SELECT mark FROM life").fetchone()
         before = str(row[0]) if row is not None else NO_MARK
-        known = {at_place(before, self._inode), at_place(before, self._inode, boot)}.intersection(lock.entries)
+        known = {at_place(before, self._inode), at_place(before, self._inode, boot)}.intersection(lock.placed)
         if row is not None and not known:
             logger.warning(
                 "store file %s begins new epochs for all channels: the file is a restored backup or a copy, its lock "
@@ -437,7 +437,7 @@ class SqliteFile:
         lock, mark = self._lock, new_mark(CLOSED)
         self.db.execute("PRAGMA synchronous = FULL")
         with self.transaction() as db:
-            lock.keep(*lock.entries, at_place(mark, self._inode))
+            lock.keep(*lock.placed, at_place(mark, self._inode))
             db.execute("UPDATE life SET mark = ?", (mark,))
 
     def _roll_back(self) -> None:

@@ -34,7 +34,7 @@ class FileLock:
     """
 
     def __init__(self, path: Path) -> None:
-        self.entries: tuple[str, ...] = ()  # the marks, some with their places; none: the lock file was missing
+        self.placed: tuple[str, ...] = ()  # the marks, some with their places; none: the lock file was missing
         self.path = path
         self._handle: int | None = None
         self.give_up = threading.Event()
@@ -64,12 +64,12 @@ class FileLock:
     @property
     def marks(self) -> tuple[str, ...]:
         """Return the marks without their places; NO_MARK alone: the lock file was missing."""
-        return tuple(one.partition(":")[0] for one in self.entries) or (NO_MARK,)
+        return tuple(one.partition(":")[0] for one in self.placed) or (NO_MARK,)
 
-    def keep(self, *entries: str) -> None:
-        """Replace the marks in the file; they are synced to disk when this returns. Raises StoreUnavailable."""
+    def keep(self, *placed: str) -> None:
+        """Name the marks `placed` in the file, in place of all others, and sync it. Raises StoreUnavailable."""
         assert self._handle is not None
-        self.entries = entries
+        self.placed = placed
         try:
             self._write(self._handle)
             os.fsync(self._handle)
@@ -78,7 +78,7 @@ class FileLock:
 
     def look(self) -> None:
         """Read the marks without the lock, which another process may hold; none if the file cannot be read."""
-        self.entries = ()
+        self.placed = ()
         with contextlib.suppress(OSError), self.path.open("rb") as file:
             self._read(file.read(LOCK_BYTES))
 
@@ -93,7 +93,7 @@ class FileLock:
     def _read(self, content: bytes) -> None:
         # Use the first such line: a killed process may have left the rest of an older file behind it.
         lines = (line for line in content.decode(errors="replace").splitlines() if line.startswith(_MARKS))
-        self.entries = tuple(next(lines, "").removeprefix(_MARKS).split())
+        self.placed = tuple(next(lines, "").removeprefix(_MARKS).split())
 
     def _open(self, what: Path) -> int:
         try:
@@ -112,7 +112,7 @@ class FileLock:
 
     def _write(self, handle: int) -> None:
         # Overwrite first and truncate afterwards, so that the file contains marks at every moment.
-        content = f"process {os.getpid()} ({_command()})\n{_MARKS}{' '.join(self.entries)}\n".encode()
+        content = f"process {os.getpid()} ({_command()})\n{_MARKS}{' '.join(self.placed)}\n".encode()
         os.pwrite(handle, content, 0)
         os.ftruncate(handle, len(content))
 
