@@ -74,11 +74,11 @@ class Verifying:
         self.running += 1
         try:
             async with asyncio.timeout(self.wait_s + 1) as limit:
-                connection.verify(limit)
+                connection.verifier_began(limit)
                 try:
                     await asyncio.sleep(self.wait_s)
                 finally:
-                    connection.verified()
+                    connection.verifier_ended()
         except TimeoutError:
             return
         finally:

@@ -41,7 +41,7 @@ REMEDIES = {  # by a part of the browser's message
     "": "check the address, its server and --patience-s",
 }
 # In place of the list of Playwright, with which a frame of another site has no storage.
-SWITCH = "--disable-features=HttpsUpgrades,HttpsFirstBalancedModeAutoEnable"
+FEATURES = "--disable-features=HttpsUpgrades,HttpsFirstBalancedModeAutoEnable"
 TEXT = Path(__file__).with_name("f5_text.js").read_text(encoding="utf-8")
 
 
@@ -91,12 +91,13 @@ async def survey(chat: Chat) -> list[Result]:
     if not re.search(r"\w", chat.question):  # the question is found by its words
         raise LocalError(f"--question must have a word, got {shown(chat.question)}")
     cut = asyncio.Event()
-    chromium = os.environ.get("TENUTO_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    path = os.environ.get("TENUTO_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
     proxy = await asyncio.start_server(lambda *ends: _proxied(cut, *ends), "127.0.0.1", 0)
+    # "<-loopback>": without it, Chromium would not ask the proxy for pages of this machine
     via: Any = {"server": f"socks5://127.0.0.1:{proxy.sockets[0].getsockname()[1]}", "bypass": "<-loopback>"}
     async with proxy, async_playwright() as playwright:
         try:
-            async with await playwright.chromium.launch(proxy=via, executable_path=chromium, args=[SWITCH]) as browser:
+            async with await playwright.chromium.launch(proxy=via, executable_path=path, args=[FEATURES]) as browser:
                 return [await _trial(browser, cut, chat, fault) for fault in FAULTS]
         except Error as error:
             problem = error.message.splitlines()[0].partition(" at http")[0]  # an address may have secrets

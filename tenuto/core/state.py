@@ -191,7 +191,7 @@ def apply_to_command(command: CommandState | None, op: Op, serial: int) -> Comma
 
 
 def change(message: MessageState, op: Op, serial: int) -> None:
-    """Change `message` by `op`, whose serial must be new to it."""
+    """Change `message` by `op`, which must be new to it."""
     if message.deleted:
         return
     if isinstance(op, Append):  # checked first, since nearly all operations are appends
@@ -247,7 +247,7 @@ def change(message: MessageState, op: Op, serial: int) -> None:
 
 
 def _append(message: MessageState, op: Append, serial: int) -> None:
-    if serial > message.last:
+    if serial > message.last:  # in a draft, text that joins an earlier append has the serial of that
         message.last = serial
         message.alive_at = op.at_ms
     if serial > message.version:

@@ -169,10 +169,10 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         "_connection",
         "_extensions",
         "_has_body_grown",
+        "_ignores_input",
         "_is_in_body",
         "_is_known",
         "_is_last",
-        "_is_refused",
         "_stalled_bytes",
         "_unread",
         "_unsent_bytes",
@@ -187,7 +187,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         self._begun_scope: Any = None  # the ASGI scope of the last request whose head is complete
         self._extensions: dict[str, dict[object, object]] = {EXTENSION: {"connection": self}}
         self._is_known = False
-        self._is_refused = False
+        self._ignores_input = False  # True: input was refused, or a WebSocket protocol reads it
         self._is_last = False  # the running request is the last one, because the input behind it was refused
         self._stalled_bytes = 0  # size of an incomplete head, or of later input that contained no body
         self._has_body_grown = False  # True: the last input contained bytes of the body
@@ -226,11 +226,10 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
 
         A peer that reads its response gets more time.
         """
-        if self._is_refused:
-            self.transport.abort()
-            return
         unsent = self.transport.get_write_buffer_size()
-        if unsent and unsent < self._unsent_bytes:
+        if self._ignores_input:
+            self.transport.abort()
+        elif unsent and unsent < self._unsent_bytes:
             self._wait_for_reader()
         elif self._is_in_body and not unsent:
             self._expire_body()
@@ -263,22 +262,22 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             if self.cycle.more_body and not connection.is_from_proxy:
                 connection.rest()
 
-    def verify(self, limit: asyncio.Timeout) -> None:
+    def verifier_began(self, limit: asyncio.Timeout) -> None:
         """Count the connection while a verifier runs, if its peer is unknown (`transports.origin`)."""
         connection = self._connection
         if connection is not None and not self._is_known:
             connection.verification = limit
-            if not self._is_refused:
+            if not self._ignores_input:
                 self._wait_for_verifier(connection)
 
-    def verified(self) -> None:
+    def verifier_ended(self) -> None:
         """Stop counting the connection for its verifier."""
         connection = self._connection
         if connection is None or connection.verification is None:
             return
         connection.verification = None
         is_unread = self.flow.write_paused and not connection.is_from_proxy
-        if not (self._is_refused or self._is_in_body or is_unread):
+        if not (self._ignores_input or self._is_in_body or is_unread):
             connection.proceed()
 
     def _wait_for_verifier(self, connection: Connection) -> None:
@@ -296,7 +295,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         self.data_received(bytes(self._book.input_view[:nbytes]))
 
     def data_received(self, data: bytes) -> None:
-        if self._is_refused:
+        if self._ignores_input:
             return
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
@@ -326,7 +325,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         cycle = self.cycle
         return not (
             len(self._unread) >= (UNREAD_BYTES if self.pipeline or self._is_last else 1)
-            or self._is_refused
+            or self._ignores_input
             or self.flow.write_paused
             or (cycle is not None and not cycle.response_complete and len(cycle.body) > HIGH_WATER_LIMIT)
         )
@@ -334,7 +333,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
     def _parse_in_slices(self, data: bytes) -> None:
         """Parse `data` until a request waits or the time ends. No part of a head is set aside: many fill the memory."""
         at, until_s = 0, self._book.parsing.end_s() - PARSE_S + HTTP_S
-        while at < len(data) and not (self._is_refused or self._is_last):
+        while at < len(data) and not (self._ignores_input or self._is_last):
             is_held = self.pipeline or self.flow.write_paused
             if is_held or (at and not self.is_in_head() and self.loop.time() > until_s):
                 self._unread = data[at:]
@@ -404,7 +403,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             return
         error = too_large("the trailer of a request", MAX_HEAD_BYTES, "bytes")
         if cycle.response_complete:
-            self._is_refused = True
+            self._ignores_input = True
             self._book.note(error.detail)
             self.transport.abort()
         else:
@@ -460,7 +459,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         elif not self._should_upgrade():
             parser = self.parser
             self._parse(head_without_upgrade(parser.get_method(), self.url, parser.get_http_version(), self.headers))
-            if rest and not self._is_refused:
+            if rest and not self._ignores_input:
                 self._parse(rest)
         elif detail := handshake_problem(self.parser.get_http_version(), self.headers, self.cycle):
             self._refuse(InvalidRequest(detail), 400)
@@ -475,8 +474,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         protocol: Any = self.ws_protocol_class  # uvicorn makes one, and gives it its own arguments
         self.ws_protocol_class = partial(protocol, self._book, connection)  # type: ignore[assignment]
         super().handle_websocket_upgrade()
-        # From here on the WebSocket protocol owns the transport, and further input of it.
-        self._is_refused = True
+        self._ignores_input = True  # from here on the WebSocket protocol owns the transport
         self._release()
         self.parser = None  # type: ignore[assignment]
 
@@ -524,7 +522,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
     def _follow_body(self, size: int) -> None:
         """Count the connection as waiting while more of its body is expected. `size` bytes have just arrived."""
         cycle, connection = self.cycle, self._connection
-        if connection is None or self._is_refused:
+        if connection is None or self._ignores_input:
             return
         if not cycle.more_body:
             self._is_in_body = False
@@ -563,7 +561,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
 
     def _refuse(self, error: TenutoError, status: int) -> None:
         """Respond with `error`, and read no more. A running request gets its response first, and is the last one."""
-        if self._is_refused or self._is_last:
+        if self._ignores_input or self._is_last:
             return
         self._unread = b""
         self._book.note(error.detail)
@@ -573,13 +571,13 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
                 cycle.keep_alive = False
                 self._is_last = True
                 return
-            self._is_refused = True
+            self._ignores_input = True
             if cycle.response_started or self.pipeline:
                 self.transport.abort()
                 return
             cycle.disconnected = True  # the application gets no more of the body
             cycle.message_event.set()
-        self._is_refused = True
+        self._ignores_input = True
         self.flow.pause_reading()
         write_last(self.transport, refusal(error, status))
         self._forget_head()

@@ -223,7 +223,7 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
             self.conn.max_message_size = self.config.ws_max_size
             self.transport.set_write_buffer_limits()
 
-    def verify(self, limit: asyncio.Timeout) -> None:
+    def verifier_began(self, limit: asyncio.Timeout) -> None:
         """Count the connection while a verifier runs, if its peer is unknown (`transports.origin`)."""
         if self._is_known:
             return
@@ -232,7 +232,7 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         if self._is_head_large:
             self._connection.grow()
 
-    def verified(self) -> None:
+    def verifier_ended(self) -> None:
         """Stop counting the connection for its verifier. A socket that must yet introduce itself still counts."""
         self._connection.verification = None
         if not (self._is_known or self._is_expected):

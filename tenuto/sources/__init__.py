@@ -150,7 +150,7 @@ async def _pipe_one(writing: Writing, stream: object, chosen: Source | None, sta
         is_alive = True
         while True:
             try:
-                event = await silence.ended_by(anext(events), goes_on=not is_alive)
+                event = await silence.ended_by(anext(events), after_keepalive=not is_alive)
             except StopAsyncIteration:
                 break
             chosen = chosen or by_first_event(event, option)
@@ -160,16 +160,15 @@ async def _pipe_one(writing: Writing, stream: object, chosen: Source | None, sta
         if chosen is not None:
             for edit in chosen.end():
                 await writing.write(edit)
-        elif writing.note is not None or is_from_sdk(upstream.stream):
-            raise unfinished()  # not even a first event came
+        elif writing.note_response is not None or is_from_sdk(upstream.stream):
+            raise unfinished()  # not even a first event came; only the stream of an app may be empty
         await writing.complete()
         await upstream.finish()
     except BaseException as error:
         await upstream.close(error, chosen.stop if chosen is not None else None)
         with suppress(TenutoError):  # a message that has ended stays as it is
             await writing.write_meta()
-        ours = translated(error, is_of_sdk=chosen is not None and chosen.is_of_sdk)
-        if ours is not None:
+        if (ours := translated(error, is_of_sdk=chosen is not None and chosen.is_of_sdk)) is not None:
             raise ours from error
         raise
     finally:
@@ -192,9 +191,9 @@ class _Silence:
         # one timer for all waits: an `asyncio.timeout` for each would double what an event costs
         self._timer = self._loop.call_at(self._since_s + min(stall_s, LONGEST_TIMER_S), self._check)
 
-    async def ended_by(self, call: Awaitable[T], *, goes_on: bool = False) -> T:
-        """Return the result of `call`. Raises UpstreamEnded if it takes too long, from now on unless it `goes_on`."""
-        if not goes_on:
+    async def ended_by(self, call: Awaitable[T], *, after_keepalive: bool = False) -> T:
+        """Return the result of `call`. Raises UpstreamEnded if it takes too long; a keep-alive before gives no time."""
+        if not after_keepalive:
             self._since_s = self._loop.time()
         self._is_waiting = True
         try:
@@ -238,7 +237,7 @@ def named_source(source: str | None, text_field: str | None, *, option: str = "s
 
 
 async def _write(writing: Writing, source: Source, event: object) -> None:
-    cursor = _cursor(event) if writing.note is not None else None
+    cursor = _cursor(event) if writing.note_response is not None else None
     if cursor in writing.behind:
         return  # the provider has begun before the cursor
     writing.source = source

@@ -82,7 +82,7 @@ class Attaching:
 
     async def write(self, make: Make, writing: Writing) -> Piped:
         """Write one response to its end. Raises UpstreamEnded if it is lost, and its error if it has failed."""
-        writing.note, self._writing = self._note, writing
+        writing.note_response, self._writing = self._note, writing
         self._may_stream = True  # until the service refuses a stream of the response (`NOT_STREAMED`)
         kept, attempt = writing.kept, writing.attempt
         assert attempt is not None

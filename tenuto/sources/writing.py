@@ -281,7 +281,7 @@ class Writing:
         self.cursor: int | str | None = None  # place of the last event; None: unknown, so a stream begins at the first
         self.behind = frozenset[int | str | None]()  # places of the events that came before this stream
         # stores the id of a response to attach to, and what it continues
-        self.note: Callable[[str, Kept | None], Awaitable[None]] | None = None
+        self.note_response: Callable[[str, Kept | None], Awaitable[None]] | None = None
         self.replay([], kept, marks=False)
 
     def move(self, cursor: int | str | None) -> None:
@@ -526,10 +526,10 @@ class Writing:
     async def _take_meta(self, meta: Meta) -> None:
         """Note the facts of the stream; the message keeps a new response before its first text."""
         self._model = meta.model or self._model
-        if self.note is not None and meta.response_id not in (None, self.response_id):
+        if self.note_response is not None and meta.response_id not in (None, self.response_id):
             if self.response_id is not None:
                 raise LocalError("attach needs the stream of one response; this one has several")
-            await self.note(meta.response_id, self.kept)  # before the first text of the response
+            await self.note_response(meta.response_id, self.kept)  # before the first text of the response
         self.response_id = meta.response_id or self.response_id
         self._finish_reason = meta.finish_reason or self._finish_reason
         if meta.usage:

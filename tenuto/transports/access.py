@@ -185,12 +185,12 @@ async def _verified(scope: Scope, verify: Callable[[], Awaitable[Identity | None
     try:
         async with asyncio.timeout(VERIFY_TIMEOUT_S) as limit:
             if connection is not None:
-                connection.verify(limit)
+                connection.verifier_began(limit)  # it ends `limit` if the peer is gone
             try:
                 return await _called(verify)
             finally:
                 if connection is not None:
-                    connection.verified()
+                    connection.verifier_ended()
     except TenutoError:
         raise
     except TimeoutError:

@@ -308,10 +308,10 @@ class ServerConnection(Protocol):
     def expect_introduction(self, timeout_s: float) -> None:
         """Bound an unknown peer, which has `timeout_s` seconds to authenticate."""
 
-    def verify(self, limit: asyncio.Timeout) -> None:
-        """Count an unknown peer until `verified`, because a verifier runs for it. End `limit` if the peer is gone."""
+    def verifier_began(self, limit: asyncio.Timeout) -> None:
+        """Count an unknown peer until `verifier_ended`. End `limit`, the time of the verifier, if the peer is gone."""
 
-    def verified(self) -> None:
+    def verifier_ended(self) -> None:
         """Note that the verifier has ended, whatever its result."""
 
 

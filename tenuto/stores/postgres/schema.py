@@ -387,8 +387,9 @@ class StoreLife:
     async def check_transaction(self, db: Connection | PoolConnectionProxy) -> None:
         """Check, for one transaction, that its session is of a server with this life. Raises as `check`.
 
-        Another life begins when the store is opened again, because an error would undo its beginning here.
+        It begins no other life, which its error would undo; the store does when it is opened again.
         """
+        # a role that could not see the cluster at the opening still cannot, and a refusal would end the transaction
         cluster = f"'{_HIDDEN}'" if self._history.startswith(_HIDDEN) else _CLUSTER
         history = await db.fetchval(_HISTORY.format(schema=self._schema, cluster=cluster))
         if history is None:
