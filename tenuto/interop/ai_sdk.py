@@ -452,7 +452,7 @@ class UIStream(EventStream):
                 self._values[part] = chunk
 
     def _grow(self, part: Part, kind: str) -> None:
-        if has := 0 if part.sent.length else self._page.length_of(kind, part.text()):
+        if has := 0 if part.sent.length else self._page.take_length(kind, part.text()):
             self._steps[part] = 0
         text = part.take()[has:]
         if not text:
@@ -477,7 +477,7 @@ class UIStream(EventStream):
         value, tool = part.value, self._tools.get(part)
         text, state = text_of(value), value.get("state")
         if tool is None:
-            shown, is_own = self._page.call(value["call"]), value["name"] in self._release.browser_tools
+            shown, is_own = self._page.take_call(value["call"]), value["name"] in self._release.browser_tools
             stage = _STAGES.get(shown.get("state", ""), 0)
             if stage:
                 self._steps[part] = 0
@@ -625,8 +625,8 @@ class PageParts:
         self._data = {str(one.get("id")): one.get("data") for one in parts if one["type"].startswith("data-")}
         self._others = {str(one.get("sourceId") or one.get("url")) for one in parts}
 
-    def length_of(self, kind: str, text: str) -> int:
-        """Return how many code points of a text the page has, in one or more pieces. Each piece counts for one call.
+    def take_length(self, kind: str, text: str) -> int:
+        """Take the pieces that the page has of a text, and return how many code points they are in all.
 
         The pieces of texts that grew at the same time alternate on the page: up to `SKIPPED` others are passed over.
         """
@@ -641,11 +641,11 @@ class PageParts:
         return sent
 
     def others(self) -> tuple[bool, bool]:
-        """Return whether the page has a text, and a call, that was not asked for (`length_of`, `call`)."""
+        """Return whether the page has a text, and a call, that was not asked for (`take_length`, `take_call`)."""
         return any(self._texts.values()), any(self._calls.values())
 
-    def call(self, id: str) -> Json:
-        """Return the page's part of the next call with this id, once; an empty one without it."""
+    def take_call(self, id: str) -> Json:
+        """Take the page's part of the next call with this id; an empty one without it."""
         known = self._calls.get(id)
         return known.popleft() if known else {}
 

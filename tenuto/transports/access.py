@@ -141,7 +141,6 @@ async def _identity_by_token(hub: HubCore, scope: Scope, token: str) -> Identity
         raise Unauthenticated(
             f"token must be printable ASCII text of at most {MAX_TOKEN_BYTES} characters, got {len(token)} characters"
         )
-    is_person = False
     if isinstance(verify, VisitorVerifier):
         visitor = verify.identity_by_token(token)
         if visitor is not None:
@@ -149,7 +148,6 @@ async def _identity_by_token(hub: HubCore, scope: Scope, token: str) -> Identity
         verify = verify.verify
         if verify is None:
             raise Unauthenticated("token is of no visitor of this hub; get one with POST /v1/visitor")
-        is_person = True
     by_token: Callable[[str], Awaitable[Identity | None]] | None = getattr(verify, "verify_token", None)
     if by_token is not None:
         identity = await _verified(scope, partial(by_token, token))
@@ -159,7 +157,7 @@ async def _identity_by_token(hub: HubCore, scope: Scope, token: str) -> Identity
         identity = await _verified(scope, partial(verify, {**scope, "headers": headers}))
     if identity is None:
         raise Unauthenticated("the hub's verifier does not accept this token; send another one")
-    if is_person:
+    if isinstance(hub.authenticate, VisitorVerifier):
         check_person(identity)
     return identity
 

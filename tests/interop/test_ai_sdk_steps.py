@@ -439,7 +439,7 @@ def test_each_piece_of_a_crafted_page_is_compared_once() -> None:
     stored = CountedText("a" * 300_000)
     pieces = [{"type": "text", "text": "a"}] * 30_000 + [{"type": "text", "text": "a" * 40_000 + "b"}] * 15
     parts = PageParts({"id": "a", "parts": pieces})
-    assert parts.length_of("text", stored) == 30_000
+    assert parts.take_length("text", stored) == 30_000
     assert stored.compared == 30_000 + 15 * 40_001
     assert parts.others() == (True, False)
 

@@ -213,7 +213,7 @@ class WorkerPool:
             with suppress(ValueError):  # of another version of the hub
                 self.patterns[name.removeprefix(PATTERN_NOTE)] = int(value)
         for pattern, noted_ms in known.items():
-            if noted_ms >= self.patterns.get(pattern, 0) + NOTED_MS:
+            if noted_ms >= self.patterns.get(pattern, 0) + NOTED_MS:  # a stored note is late by less than that
                 self.patterns[pattern] = noted_ms
                 self._spawn(self._note(pattern, noted_ms))
 
