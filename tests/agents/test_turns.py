@@ -17,6 +17,7 @@ from tenuto.core.model import Message
 from tenuto.core.names import command_key
 from tenuto.core.requests import Caller, CreateMessage, SendCommand, wishes_id
 from tenuto.core.turns import reply_id
+from tenuto.hub.keep.policies import Retention
 from tenuto.stores.base import Committed, Conflict, Write
 from tenuto.stores.memory import MemoryStore
 from tests.client.wire import Wire, client_of
@@ -583,6 +584,33 @@ async def test_retention_keeps_the_wishes_of_a_question_that_waits() -> None:
     assert seen == [("p1", None, []), ("q", "m1", ["first"]), ("p2", None, []), ("q", "m2", ["second"])]
     await asyncio.sleep(3600)
     assert not (await hub.store.facts("chat:1", after=0, limit=99)).facts
+
+
+@pytest.mark.parametrize("rule", [Retention(age="1d"), Retention(messages=40)], ids=["age", "messages"])
+@virtually
+async def test_retention_keeps_the_wishes_of_answered_questions_that_stay(rule: Retention) -> None:
+    hub = new_hub(retention={"*": rule})
+    seen: list[list[str]] = []
+
+    @hub.agent("chat:*", name="bot")
+    async def bot(turn: Turn) -> None:
+        seen.append([tool["name"] for tool in turn.request.tools])
+        async with turn.reply() as message:
+            await message.append("whole")
+
+    async def ask(id: str, name: str) -> None:
+        await hub.ask("chat:1", id, CreateMessage(text="?", options={"tools": tools(name)}), ANN)
+
+    await ask("first", "of the first alone")
+    for number in range(30):
+        await ask(f"q{number}", "of the others")
+        await asyncio.sleep(1800)
+        request = SendCommand(name="regenerate", target=f"q{number}")
+        await hub.ask("chat:1", command_key(f"again{number}"), request, ANN)
+        await asyncio.sleep(1800)
+    assert seen == [["of the first alone"], *[["of the others"]] * 60]
+    found = (await hub.store.facts("chat:1", after=0, limit=999)).facts
+    assert len([one.id for one in found if one.id.startswith("options-")]) == 1
 
 
 @pytest.mark.parametrize("on_crash", ["interrupt", "restart", "continue"])

@@ -14,7 +14,9 @@ from tenuto.core.errors import IdConflict, InvalidRequest, NotFound, TooLarge
 from tenuto.core.model import OPTIONS_KEY, Message
 from tenuto.core.requests import Caller, CreateMessage, DeleteMessage, UpdateMessage, references, whole
 from tenuto.hub import HubCore
+from tests.hub.hubs import new_hub
 from tests.hub.test_export import exported, lines_of
+from tests.virtual import virtually
 
 CHANNEL = "chat:1"
 ANN = Caller(id="ann")
@@ -55,6 +57,30 @@ async def test_value_is_part_of_an_export_and_goes_with_its_person(hub: HubCore,
     assert await stored(hub) == []
     await ask(hub, "q4", OPTIONS)  # the id of the value is free again
     assert await read_back(hub, "q4") == OPTIONS
+
+
+@virtually
+async def test_values_go_with_retention_after_their_author_has_deleted_the_last_question_with_them() -> None:
+    hub = new_hub(retention={"*": "1d"})
+    for number in range(20):
+        await ask(hub, f"q{number}", OPTIONS)
+        await asyncio.sleep(3600)
+    for number in range(19):
+        await hub.ask(CHANNEL, f"q{number}", DeleteMessage(), ANN)
+    await asyncio.sleep(12 * 3600)
+    assert await read_back(hub, "q19") == OPTIONS
+    await hub.ask(CHANNEL, "q19", DeleteMessage(), ANN)
+    await asyncio.sleep(600)
+    assert await stored(hub) == []
+
+
+async def test_values_of_deleted_questions_go_with_their_person(hub: HubCore) -> None:
+    await ask(hub, "q1", OPTIONS)
+    await hub.create(CHANNEL, id="other", text="by bob", author="bob")
+    await hub.ask(CHANNEL, "q1", DeleteMessage(), ANN)
+    assert len(await stored(hub)) == 1
+    await hub.archive.forget("ann")
+    assert await stored(hub) == []
 
 
 async def test_value_is_read_after_a_restart_and_is_not_stored_again(tmp_path: Path) -> None:

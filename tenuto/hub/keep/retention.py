@@ -16,9 +16,8 @@ from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 
 from msgspec.structs import replace
 
-from tenuto.core.document import restore, restored
+from tenuto.core.document import restore
 from tenuto.core.errors import StoreUnusable, TenutoError
-from tenuto.core.message_state import MessageState
 from tenuto.core.model import OPTIONS_KEY, OPTIONS_MARK, ChannelSummary
 from tenuto.core.requests import references, wishes_id
 from tenuto.hub.keep.exports import is_importing
@@ -169,7 +168,8 @@ class Retainer:
                 now = await head_of(runtime.store, channel)
                 if now.epoch != head.epoch or (sweep.is_whole and now.serial != head.serial):
                     return  # it was deleted, or, though it goes as a whole, written
-                await self._remove(runtime, channel, head.epoch, step)
+                named = set() if sweep.is_whole else await _named(runtime.store, channel, step)
+                await self._remove(runtime, channel, head.epoch, [one for one in step if one.id not in named])
                 await asyncio.sleep(PAUSE_S)
         if sweep.is_emptied:
             await self._remove_channel(runtime, channel)
@@ -200,10 +200,7 @@ class Retainer:
         )
 
     async def _remove(self, runtime: Runtime, channel: str, epoch: str, step: Sequence[Fact]) -> None:
-        """Remove the messages of one step that have not changed since, except options of open turns."""
-        if any(one.id.startswith(OPTIONS_MARK) for one in step):
-            needed = await _needed(runtime.store, channel)
-            step = [one for one in step if one.id not in needed]
+        """Remove the messages of one step that have not changed since."""
         pruned = await runtime.store.prune(channel, epoch=epoch, versions={one.id: one.version for one in step})
         gone = [one for one in step if one.id in pruned]
         self._messages += sum(one.is_counted for one in gone)
@@ -231,12 +228,25 @@ async def _facts(runtime: Runtime, channel: str) -> AsyncGenerator[Sequence[Fact
         await asyncio.sleep(READ_PAUSE_S)
 
 
-async def _needed(store: Store, channel: str) -> set[str]:
-    """Return the ids of the options of the messages that wait for an agent or are being answered."""
-    asked = [one for one in restored(await store.open_documents(channel)) if isinstance(one, MessageState)]
-    again = (await store.messages(channel, [wishes_id(one.id) for one in asked]))[1]  # of the last `regenerate`
-    wishes = [{OPTIONS_KEY: part.value().get("data")} for one in again.values() for part in restore(one).parts]
-    return again.keys() | {id for meta in [*(one.meta for one in asked), *wishes] for id in references(meta).values()}
+async def _named(store: Store, channel: str, step: Sequence[Fact]) -> set[str]:
+    """Return the ids of options, among them those in `step` that a message names which is not in `step`.
+
+    Options have the age of their first use, and later messages name them, mostly the newest: these are read first. Then
+    all are read, with those that were stored meanwhile.
+    """
+    wanted, going = {one.id for one in step if one.id.startswith(OPTIONS_MARK)}, {(one.id, one.version) for one in step}
+    named, after, more = set[str](), None, True
+    while more and not wanted <= named:
+        await asyncio.sleep(READ_PAUSE_S)
+        page = await store.page(channel, before=None, after=after, limit=READ_FACTS, limit_bytes=STEP_BYTES)
+        messages = [restore(one) for one in page.messages]
+        staying = [one for one in messages if (one.id, one.last) not in going]
+        again = (await store.messages(channel, [wishes_id(one.id) for one in staying]))[1]  # of the last `regenerate`
+        wishes = [{OPTIONS_KEY: part.value().get("data")} for one in again.values() for part in restore(one).parts]
+        metas = [*(one.meta for one in staying), *wishes]
+        named |= again.keys() | {id for meta in metas for id in references(meta).values()}
+        after, more = 0 if after is None else messages[-1].created, page.more
+    return named
 
 
 def steps(due: Sequence[Fact]) -> Iterator[list[Fact]]:
