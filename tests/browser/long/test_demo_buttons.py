@@ -1,4 +1,4 @@
-"""Each button of the demo at four moments, with the written answers: the promise holds and it ticks.
+"""The buttons of the demo at four moments, with the written answers: the promise holds and it ticks.
 
 Layer: tests. `tests/demo/test_page.py` has the story that a visitor sees.
 """
@@ -15,8 +15,13 @@ from tests.browser.tab import TIMEOUT_MS
 from tests.demo.test_page import answer_of, until_length, visiting
 from tests.processes import Server
 
-BUTTONS = ("reload", "window", "kill", "crash", "offline")
-MOMENTS = ("before the first word", "in text", "in code", "after the end")
+# Each button in the text, the death of the server at each moment, and the others at one more.
+CASES = [
+    *((button, "in text") for button in ("reload", "window", "kill", "crash", "offline")),
+    *(("kill", moment) for moment in ("before the first word", "in code", "after the end")),
+    *[("reload", "after the end"), ("window", "in code")],
+    *[("crash", "before the first word"), ("offline", "after the end")],
+]
 PLAIN = {
     "reload": "lost on your reload",
     "kill": "server died",
@@ -35,8 +40,7 @@ async def until(page: Page, moment: str) -> None:
     await page.wait_for_function(f"() => ({_IS_AT[moment]})(({answer_of})())")
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize("button", BUTTONS)
+@pytest.mark.parametrize(("button", "moment"), CASES)
 async def test_a_button_ticks(browser: Browser, shared: Server, button: str, moment: str) -> None:
     async with visiting(browser) as context:
         page = await context.new_page()

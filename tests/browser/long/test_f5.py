@@ -152,7 +152,6 @@ NO_LOGIN = "cannot be tested: Page.goto: net::ERR_INVALID_AUTH_CREDENTIALS; give
         ("login", {}, SIGN_IN),
         ("sign-in", {}, SIGN_IN),
         ("forbidden", {}, "has status 403; check the address; .*problem.png shows the page"),
-        ("silent", {}, SILENT),
         ("cookie", {"cookies": ("id=ann",)}, SILENT),
         ("basic", {}, NO_LOGIN),
         ("silent", {"field": "#none"}, "has no visible '#none'; check the address, or give --input"),
@@ -200,13 +199,16 @@ async def test_a_missing_page_or_browser_is_named(
         await f5.survey(chat(url, patience_s=1))
 
 
-@pytest.mark.parametrize(
-    ("name", "goes_on"), [("anew", ["asked again"] * 3), ("replay", KEPT), ("framed", KEPT)], ids=str
-)
+@pytest.mark.parametrize(("name", "goes_on"), [("anew", ["asked again"] * 3), ("replay", KEPT)])
 async def test_an_answer_that_is_replayed_survives_and_one_that_is_asked_again_does_not(
     name: str, goes_on: list[str], pages: str
 ) -> None:
     assert await survey(chat(f"{pages}/{name}")) == goes_on
+
+
+async def test_a_chat_in_a_frame_is_asked(pages: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f5, "FAULTS", ("reload",))
+    assert await survey(chat(f"{pages}/framed")) == ["yes"]
 
 
 async def test_a_page_is_asked_again_and_a_gap_of_its_answer_is_found(
@@ -238,7 +240,8 @@ async def test_a_page_whose_button_waits_for_keys_and_for_the_end_of_its_start_i
     send: str | None, pages: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(f5, "READY_S", 1.0)
-    assert await survey(chat(f"{pages}/late", send=send)) == KEPT
+    monkeypatch.setattr(f5, "FAULTS", ("reload",))
+    assert await survey(chat(f"{pages}/late", send=send)) == ["yes"]
 
 
 def test_an_answer_is_what_grows_in_place() -> None:
