@@ -233,7 +233,7 @@ class OpenAI:
         known = [await _found(access, channel, one) for one in ((f"{id}.0", id) if key else ())]
         if first := next(filter(None, known), None):
             parent = first.parent if parent is not UNSET else UNSET  # a repeat; meanwhile its branch may be longer
-        with _about(lambda: _largest(body, options, access.limits.options_bytes), key):
+        with _about(lambda: _refused(body, options, access.limits.options_bytes), key):
             if not any(known[1:]):  # a request that is repeated stores none behind its question
                 await _store_earlier(access, channel, id, given, parent)
             if given.earlier and parent is not UNSET:
@@ -813,11 +813,14 @@ def _about(name: str | Callable[[], str], key: str | None = None) -> Iterator[No
         raise IdConflict(f"the Idempotency-Key {str(key)[:64]!r} is that of another request; send a new one") from None
 
 
-def _largest(body: Json, options: Json, limit: int) -> str:
-    """Return the field of a refused request: the largest wish if the wishes exceed `limit` bytes, else its input."""
-    are_large = len(encode(options)) > limit
-    sizes = {name: len(encode(options_in({name: body[name]}))) for name in body if are_large}
-    return max(sizes, key=lambda name: sizes[name], default="messages" if "messages" in body else "input")
+def _refused(body: Json, options: Json, limit: int) -> str:
+    """Return the field of a refused request: the largest wish if the wishes exceed `limit` bytes, else the largest with
+    an integer of more than 64 bits, or the input."""
+    wishes = {name: encode(options_in({name: body[name]})) for name in body}
+    if len(encode(options)) <= limit:
+        numbers = {name: re.findall(rb"[:,[]-?(\d{19,999})[],}]", wish) for name, wish in wishes.items()}
+        wishes = {name: wishes[name] for name, found in numbers.items() if any(int(one) >= 2**63 for one in found)}
+    return max(wishes, key=lambda name: len(wishes[name]), default="messages" if "messages" in body else "input")
 
 
 @_about("input")

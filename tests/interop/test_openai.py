@@ -414,6 +414,8 @@ WRONG = {
     "service_tier": 1,
     "store": "no",
     "text": "x",
+    "temperature": 2**70,
+    "tools": [{"type": "function", "name": "f", "parameters": {"maximum": 2**63}}],
     "top_logprobs": 1.5,
 }
 
