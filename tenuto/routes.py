@@ -25,6 +25,7 @@ from starlette.types import Receive, Scope, Send
 
 from tenuto.agents.history import CACHED, OUTPUT, PARTICIPANT, leading_to
 from tenuto.agents.request import options_in, own_tools, tools_in
+from tenuto.core.decide_owners import check_may_change
 from tenuto.core.deltas import (
     Delta,
     InAnswer,
@@ -58,7 +59,7 @@ from tenuto.hub.access.identity import Scope as HubScope
 from tenuto.hub.keep.archive import MAX_CONVERSATIONS, Conversation, read_conversations
 from tenuto.hub.keep.policies import narrowed
 from tenuto.hub.pending import Result, message_of
-from tenuto.hub.turns.status import read_conversation, read_open_turns, read_pending, read_turn
+from tenuto.hub.turns.status import answers_left, read_conversation, read_open_turns, read_pending, read_turn
 from tenuto.transports.access import (
     EXPECTED_BYTES,
     Credentials,
@@ -234,16 +235,21 @@ class Access:
     async def delete_turn(self, channel: str, message_id: str) -> None:
         """Delete a user message of the caller, or one that it has brought, and its answers, without further capability.
 
-        A running turn is cancelled. Raises NotFound, Deleted, Forbidden if another author wrote the message.
+        A running turn is cancelled. A repeat deletes the answers that are left. Raises NotFound, Forbidden if another
+        author wrote the message.
         """
         self.check(channel, "history", "publish")
         async with self._hub.viewing.reading():
-            status = await read_turn(self._hub.runtime, channel, check_id(message_id), has_all_rounds=True)
-        is_brought = status.message is not None and BROUGHT in status.message.meta.get(OPTIONS_KEY, {})
+            _, known = await self._hub.runtime.found(channel, message_id, may_be_gone=True)
+        if known.deleted:
+            check_may_change(known, self._credentials.caller(channel))  # any caller may repeat a deletion
+        is_brought = BROUGHT in known.meta.get(OPTIONS_KEY, {})
         await self._ask(channel, message_id, DeleteMessage(), is_brought=is_brought)
-        for answer in status.answers:
+        async with self._hub.viewing.reading():  # only now, because an answer may have begun meanwhile
+            answers = await answers_left(self._hub.runtime, channel, message_id)
+        for answer_id in answers:
             with suppress(NotFound):
-                await self._hub.delete(channel, answer.id)
+                await self._hub.delete(channel, answer_id)
 
     async def command(
         self,

@@ -210,7 +210,7 @@ def _create(
         raise InvalidName(f"ids of messages that begin with {OPTIONS_MARK!r} are those of options; choose another id")
     check_may_begin(state, caller)
     if request.reply_to is not None:
-        check_attempt(state, request.reply_to, message_id, caller.attempt)
+        check_attempt(state, request.reply_to, message_id, request.role, caller.attempt)
     if request.status == "interrupted":
         raise ForbiddenStatus("status 'interrupted' is set by the server only; create the message as 'streaming'")
     if request.status not in ("complete", "streaming"):

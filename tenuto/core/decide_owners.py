@@ -209,17 +209,19 @@ def _check_takes(state: Draft, message_id: str, attempt: int, *, is_again: bool)
         raise Finished(f"the turn of message {message_id!r} is being cancelled, so it takes no message in")
 
 
-def check_attempt(state: Draft, message_id: str, answer_id: str, attempt: int | None) -> None:
+def check_attempt(state: Draft, message_id: str, answer_id: str, role: str, attempt: int | None) -> None:
     """Raise Fenced if the turn of a message has another attempt by now, or waits for one after a `regenerate`.
 
     The agent of this attempt may not know that yet, for example after its node was cut off from the store. A further
     answer of it would stand beside those of the later attempt. A remote agent names no attempt (None), but the id of
-    its answer shows an earlier one.
+    its answer shows an earlier one. Of a deleted message each answer is refused: nobody asks for it, or may delete it.
     """
     message = state.message(message_id)
-    claim = message.claim if message is not None else None
-    if claim is None:
+    if message is None or (claim := message.claim) is None:
         return
+    if message.deleted and role != "user":
+        detail = f"message {message_id!r} was deleted, so its turn is over; begin no answer to it"
+        raise Fenced(detail, generation=claim.generation)
     if attempt is None:
         attempt = earlier_attempt(message_id, answer_id, claim.generation)
     if attempt in (None, claim.generation):

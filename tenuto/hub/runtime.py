@@ -162,14 +162,14 @@ class Runtime:
         """Return the message in its stored state. Raises NotFound, Deleted, StoreUnavailable."""
         return (await self.found(channel, message_id))[1]
 
-    async def found(self, channel: str, message_id: str) -> tuple[Channel, MessageState]:
+    async def found(self, channel: str, message_id: str, *, may_be_gone: bool = False) -> tuple[Channel, MessageState]:
         """Return the message as `message` does, and the channel in whose state it is: both of one run of the hub."""
         live = await self.fresh(channel)
         await live.load_messages([check_id(message_id)])
         known = live.state.messages.get(message_id)
         if known is None:
             raise NotFound(f"message {message_id!r} does not exist in this channel; check the id")
-        if known.deleted:
+        if known.deleted and not may_be_gone:
             raise Deleted(f"message {message_id!r} was deleted; create another one")
         return live, known
 

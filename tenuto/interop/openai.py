@@ -384,11 +384,14 @@ class OpenAI:
     async def _delete_conversation(self, request: Request) -> Response:
         """Delete the messages of the caller, with their answers. Raises Forbidden if those of others are left."""
         access, channel = await self._in_conversation(request, "publish")
+        seen = set[str | None]()
         async for message in read_messages(access, channel, after=0):
-            if message.author == access.identity.client_id:
-                # it may be an answer of an agent with this name, or another request has deleted it
-                with suppress(Forbidden, NotFound, Deleted):
-                    await access.delete_turn(channel, message.id)
+            asked = message.id if message.author == access.identity.client_id else message.reply_to
+            if asked is not None and asked not in seen:  # else a message of another person, or deleted just now
+                # it may be an answer of an agent with this name, or to a deleted message of another person
+                with suppress(Forbidden, NotFound):
+                    await access.delete_turn(channel, asked)
+            seen |= {message.id, asked}
         if [one async for one in read_messages(access, channel, after=0, limit=2) if one.id != _GONE]:
             raise Forbidden("the messages of others are left, and to delete them needs the capability 'admin'")
         with suppress(Deleted, IdConflict):  # by an earlier request, or another person's at the same moment

@@ -111,6 +111,17 @@ def test_answer_of_an_attempt_is_refused_once_the_turn_has_a_later_attempt(serve
     assert served.ask("a5", replace(answer, reply_to="gone"), first).ops
 
 
+def test_no_agent_begins_an_answer_to_a_deleted_message(served: LogHarness) -> None:
+    answer = CreateMessage(role="assistant", status="streaming", reply_to="q")
+    served.claim("q", caller=AGENT)
+    served.ask("a1", answer, replace(AGENT, attempt=1))
+    served.delete("q")
+    for caller in (replace(AGENT, attempt=1), Caller(id="agent")):  # an agent in another process names no attempt
+        with pytest.raises(Fenced, match="'q' was deleted, so its turn is over; begin no answer to it"):
+            served.ask("a2", answer, caller)
+    assert served.ask("u", replace(answer, role="user", status="complete"), ANN).ops
+
+
 @pytest.mark.parametrize("rounds", [0, 1, 2])
 def test_answer_of_a_remote_agent_shows_its_attempt_by_its_id(served: LogHarness, rounds: int) -> None:
     """After another round the attempt is refused as well, and after two it is not sought any more."""

@@ -272,6 +272,45 @@ async def test_delete_of_a_conversation_leaves_only_what_others_have_written() -
         assert (await scene.hub.history(scene.turns[0].channel)).messages == [gone]
 
 
+async def test_conversation_that_is_deleted_before_its_answer_begins_stays_deleted() -> None:
+    async def writes_at_its_end(turn: Turn) -> None:
+        try:
+            await scene.gate.wait()
+        finally:
+            try:
+                async with turn.reply() as message:
+                    await message.append("Stopped.")
+            finally:
+                ended.set()
+
+    ended = asyncio.Event()
+    async with scene_of(authenticate=verifier("ann")) as scene:
+        scene.script = writes_at_its_end
+        made = await scene.client.conversations.create()
+        await scene.client.responses.create(model="bot", input="you", conversation=made.id, background=True)
+        await scene.served.until(lambda: scene.turns)
+        for _ in range(2):
+            assert (await scene.client.conversations.delete(made.id)).deleted
+            await ended.wait()
+            assert (await scene.hub.history(scene.turns[0].channel)).messages == []
+
+
+@pytest.mark.parametrize("asker", ["ann", "ben"])
+async def test_delete_of_a_conversation_has_answers_to_deleted_messages_of_the_caller(asker: str) -> None:
+    async with scene_of(authenticate=verifier("ann")) as scene:
+        made = await scene.client.conversations.create()
+        channel = reference(made.id, kind="conversation").channel
+        await scene.hub.create(channel, id="q", text="you", author=asker, starts_turn=False)
+        await scene.hub.create(channel, id="a", role="assistant", text="Hm.", reply_to="q")
+        await scene.hub.delete(channel, "q")
+        if asker == "ann":
+            assert (await scene.client.conversations.delete(made.id)).deleted
+        else:
+            with pytest.raises(openai.PermissionDeniedError, match="the messages of others are left"):
+                await scene.client.conversations.delete(made.id)
+        assert [one.id for one in (await scene.hub.history(channel)).messages] == ["a"] * (asker == "ben")
+
+
 async def test_deleted_conversation_does_not_exist_until_its_next_message(tmp_path: Path) -> None:
     given: Any = [{"role": "user", "content": "you"}]
     async with scene_of(f"sqlite:///{tmp_path}/hub.db") as scene:

@@ -364,6 +364,36 @@ async def test_answer_to_an_old_message_leaves_with_its_turn(long_channel: tuple
     assert [one.id for one in (await hub.history("chat:1", after=0, limit=1)).messages] == ["m2"]
 
 
+async def test_answer_that_is_begun_while_its_turn_is_deleted_leaves_with_it() -> None:
+    hub = new_hub()
+    access = await hub.authorize({"type": "http", "headers": [(b"host", b"localhost")], "client": ("127.0.0.1", 1)})
+    await hub.create("chat:1", text="Why?", id="q", starts_turn=False)
+    begun = hub.create("chat:1", role="assistant", id="a", text="Hm.", reply_to="q")
+    await asyncio.gather(begun, access.delete_turn("chat:1", "q"))  # in the same batch
+    assert (await hub.history("chat:1")).messages == []
+    await hub.close()
+
+
+async def test_answer_to_a_deleted_message_is_deleted_by_the_author_of_that_message_alone() -> None:
+    hub = new_hub(authenticate=verifier())
+    scope: Any = {"type": "http", "path": "/", "client": ("127.0.0.1", 1)}
+    ann, ben = [
+        await hub.authorize({**scope, "headers": [(b"host", b"localhost"), (b"authorization", name)]})
+        for name in (b"Bearer ann", b"Bearer ben")
+    ]
+    for channel in ("chat:1", "chat:2"):
+        await ann.create(channel, text="Why?", id="q")
+        await hub.create(channel, role="assistant", id="a", text="Hm.", reply_to="q")
+        await hub.delete(channel, "q")
+        hub.channel("chat:2").trim(0)
+        with pytest.raises(Forbidden, match="'q' belongs to another author than caller 'ben'"):
+            await ben.delete_turn(channel, "q")
+        assert [one.id for one in (await hub.history(channel)).messages] == ["a"]
+        await ann.delete_turn(channel, "q")
+        assert (await hub.history(channel)).messages == []
+    await hub.close()
+
+
 @pytest.mark.parametrize("kind", ["turn", "answer"])
 async def test_stalled_reader_of_a_route_is_cut_when_the_hub_drains(kind: str) -> None:
     hub, app, connections = new_hub(), FastAPI(), list[Any]()

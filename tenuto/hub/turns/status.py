@@ -65,22 +65,26 @@ PAGES = (20, 200)  # newest messages to load until the answers of a turn are in 
 MAX_PAGES = 10  # pages of the store to read for one turn, since a peer may name the oldest message of a long channel
 
 
-async def read_turn(runtime: Runtime, channel: str, message_id: str, *, has_all_rounds: bool = False) -> TurnStatus:
+async def read_turn(runtime: Runtime, channel: str, message_id: str) -> TurnStatus:
     """Return the turn of a user message, with its answers in memory and among the next 2,000 messages (`MAX_PAGES`).
 
-    The answers are those of the last round, unless it `has_all_rounds`. Raises NotFound, Deleted, StoreUnavailable.
+    The answers are those of the last round. Raises NotFound, Deleted, StoreUnavailable.
     """
-    known = await runtime.message(channel, message_id)
-    live = await runtime.fresh(channel)
-    claim = None if has_all_rounds else known.claim
-    older = await _answers_outside_memory(live, runtime, known, claim)
-    if not older and not _answers_in_memory(live, known, claim):
+    live, known = await runtime.found(channel, message_id)
+    older = await _answers_outside_memory(live, runtime, known, known.claim)
+    if not older and not _answers_in_memory(live, known, known.claim):
         await live.load_since(known.created)  # also deleted answers, unless too many messages have changed since
     # No wait from here on, so that the parts of the status belong to one moment.
     known = live.state.messages.get(message_id) or known
-    claim = None if has_all_rounds else known.claim
-    answers = {one.id: one for one in (*older, *_answers_in_memory(live, known, claim))}
+    answers = {one.id: one for one in (*older, *_answers_in_memory(live, known, known.claim))}
     return _status(live, _pending(live), known.message(), known.claim, answers.values())
+
+
+async def answers_left(runtime: Runtime, channel: str, message_id: str) -> set[str]:
+    """Return the ids of the answers that `read_turn` finds, of all rounds, also to a deleted message."""
+    live, known = await runtime.found(channel, message_id, may_be_gone=True)
+    answers = [*await _answers_outside_memory(live, runtime, known, None), *_answers_in_memory(live, known, None)]
+    return {one.id for one in answers if not one.deleted}
 
 
 async def read_open_turns(runtime: Runtime, channel: str) -> list[TurnStatus]:
