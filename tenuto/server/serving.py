@@ -153,14 +153,16 @@ class _LogFilter(logging.Filter):
     the whole URL of each WebSocket, with a query that may hold secrets. At the level DEBUG it logs each frame (`< ` and
     `> `): headers, tokens and messages of users. For text that is not UTF-8 it logs a traceback, although the peer
     is notified (1007). And it logs each handshake, opened or refused, and each upgrade to another protocol, without a
-    reason and without a bound: any peer could fill the disk. `transports.codec` logs why peers are refused.
+    reason and without a bound: any peer could fill the disk. `transports.codec` logs why peers are refused. After a
+    second Ctrl-C it logs a traceback of each task that the end of the program cancels.
     """
 
     _BEGINNINGS = ("< ", "> ", "Invalid UTF-8", "connection open", "connection rejected", "Unsupported upgrade")
 
     def filter(self, record: logging.LogRecord) -> bool:
-        form = str(record.msg)
-        return not (form.startswith(self._BEGINNINGS) or '"WebSocket ' in form or "without completing" in form)
+        form, error = str(record.msg), record.exc_info[1] if record.exc_info else None
+        ends = isinstance(error, asyncio.CancelledError) and isinstance(error.__context__, KeyboardInterrupt)
+        return not (ends or form.startswith(self._BEGINNINGS) or '"WebSocket ' in form or "without completing" in form)
 
 
 def server(

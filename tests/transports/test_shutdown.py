@@ -275,6 +275,23 @@ async def test_serve_ends_at_ctrl_c_with_status_0(tmp_path: Path) -> None:
             assert await server.process.wait() == 0, server.output
 
 
+async def test_second_ctrl_c_ends_serve_without_a_traceback(tmp_path: Path) -> None:
+    head = "POST /v1/channels/c/messages HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    async with running(tmp_path, SERVE, "served:hub") as server:
+        await server.text_at("/healthz")
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(f"{head}Content-Length: 9\r\nExpect: 100-continue\r\n\r\n".encode())
+        assert b"100 Continue" in await reader.readline()  # the request waits for its body
+        async with asyncio.timeout(END_S):
+            server.process.send_signal(signal.SIGINT)
+            while "Shutting down" not in server.output:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)  # the log of a process gives no notification
+            server.process.send_signal(signal.SIGINT)
+            await server.process.wait()
+        writer.close()
+        assert "Traceback" not in server.output
+
+
 class EventSource:
     """A reader that does as the one of a browser: it reconnects, but any status but 200 stops it for good."""
 
