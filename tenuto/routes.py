@@ -235,16 +235,17 @@ class Access:
     async def delete_turn(self, channel: str, message_id: str) -> None:
         """Delete a user message of the caller, or one that it has brought, and its answers, without further capability.
 
-        A running turn is cancelled. A repeat deletes the answers that are left. Raises NotFound, Forbidden if another
-        author wrote the message.
+        A running turn is cancelled. A repeat deletes what is left. Raises NotFound, Forbidden for another author's.
         """
         self.check(channel, "history", "publish")
         async with self._hub.viewing.reading():
             _, known = await self._hub.runtime.found(channel, message_id, may_be_gone=True)
-        if known.deleted:
-            check_may_change(known, self._credentials.caller(channel))  # any caller may repeat a deletion
         is_brought = BROUGHT in known.meta.get(OPTIONS_KEY, {})
-        await self._ask(channel, message_id, DeleteMessage(), is_brought=is_brought)
+        result = await self._ask(channel, message_id, DeleteMessage(), is_brought=is_brought)
+        if not result.created:  # any caller may repeat the deletion of a message
+            if known.role != "user":
+                return
+            check_may_change(known, self._credentials.caller(channel))
         async with self._hub.viewing.reading():  # only now, because an answer may have begun meanwhile
             answers = await answers_left(self._hub.runtime, channel, message_id)
         for answer_id in answers:

@@ -157,9 +157,8 @@ def claim_turn(state: Draft, message: MessageState, request: ClaimTurn, caller: 
         return _renew_turn(message, claim, request, caller, now_ms)
     if (claim.generation, claim.confirmed) != (request.generation, request.confirmed):
         if caller.writer is not None and claim == _claim_of(caller, request, claim):
-            return Decision(
-                serial=message.last, generation=claim.generation
-            )  # an earlier claim by this caller was stored, but its result was lost on the way
+            # an earlier claim by this caller was stored, but its result was lost on the way
+            return Decision(serial=message.last, generation=claim.generation)
         raise _stale(message, claim, request)
     if request.lost is not None:
         _check_alone(state, message, request.lost)
@@ -226,11 +225,9 @@ def check_attempt(state: Draft, message_id: str, answer_id: str, role: str, atte
         attempt = earlier_attempt(message_id, answer_id, claim.generation)
     if attempt in (None, claim.generation):
         return
-    later = (
-        f"attempt {claim.generation} has followed"
-        if claim.state != "pending"
-        else "it waits for a new answer (regenerate)"
-    )
+    later = f"attempt {claim.generation} has followed"
+    if claim.state == "pending":
+        later = "it waits for a new answer (regenerate)"
     raise Fenced(
         f"attempt {attempt} cannot begin a further answer to message {message_id!r}: {later}; end this handler",
         generation=claim.generation,

@@ -387,8 +387,8 @@ class OpenAI:
         seen = set[str | None]()
         async for message in read_messages(access, channel, after=0):
             asked = message.id if message.author == access.identity.client_id else message.reply_to
-            if asked is not None and asked not in seen:  # else a message of another person, or deleted just now
-                # it may be an answer of an agent with this name, or to a deleted message of another person
+            if asked is not None and asked not in seen:
+                # it may be an answer of an agent with this name, or the deleted question of another person
                 with suppress(Forbidden, NotFound):
                     await access.delete_turn(channel, asked)
             seen |= {message.id, asked}

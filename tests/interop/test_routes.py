@@ -384,7 +384,9 @@ async def test_answer_to_a_deleted_message_is_deleted_by_the_author_of_that_mess
     for channel in ("chat:1", "chat:2"):
         await ann.create(channel, text="Why?", id="q")
         await hub.create(channel, role="assistant", id="a", text="Hm.", reply_to="q")
-        await hub.delete(channel, "q")
+        both = hub.delete(channel, "q"), ben.delete_turn(channel, "q")  # in the same batch
+        _, refusal = await asyncio.gather(*both, return_exceptions=True)
+        assert isinstance(refusal, Forbidden)
         hub.channel("chat:2").trim(0)
         with pytest.raises(Forbidden, match="'q' belongs to another author than caller 'ben'"):
             await ben.delete_turn(channel, "q")
