@@ -1,4 +1,4 @@
-"""The README's agent, and the shapes of a history, pass `mypy --strict` with the real packages of the SDKs.
+"""Programs of the documents, and the shapes of a history, pass `mypy --strict` with the real packages of the SDKs.
 
 Layer: tests.
 """
@@ -9,6 +9,8 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+
+from tests.examples.test_documented import typed_blocks
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 (AGENT,) = (
@@ -53,26 +55,16 @@ async def go_on(message: MessageWriter) -> None:
 """
 
 
-def test_the_readmes_agent_and_the_shapes_of_a_history_have_types_that_the_sdks_accept(tmp_path: Path) -> None:
-    # the functions that stand for the app's own code have no types
-    (tmp_path / "readme_agent.py").write_text(
-        f"# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls\n{AGENT}"
-    )
-    (tmp_path / "shapes.py").write_text(SHAPES)
-    ran = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "mypy",
-            "--strict",
-            "--cache-dir",
-            str(tmp_path / "cache"),
-            "readme_agent.py",
-            "shapes.py",
-        ],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+# What a program has whose functions stand for an app's own code, and a block of a page, in a function of its own.
+UNTYPED = "# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls"
+
+
+def test_programs_of_the_documents_and_the_shapes_of_a_history_have_types_that_the_sdks_accept(tmp_path: Path) -> None:
+    modules = {"readme_agent": AGENT, **typed_blocks()}
+    sources = {"shapes": SHAPES, **{name: f"{UNTYPED}\n{source}" for name, source in modules.items()}}
+    for name, source in sources.items():
+        (tmp_path / f"{name}.py").write_text(source)
+    command: list[str | Path] = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", tmp_path / "cache"]
+    command += sorted(tmp_path.glob("*.py"))
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stdout + ran.stderr
