@@ -226,7 +226,7 @@ async def test_idle_connection_of_a_known_peer_ends_only_for_want_of_descriptors
     book = Connections(max_open=3)
     first, second, third = (Peer(book, "192.0.2.1") for _ in range(3))
     for peer in (first, second, third):
-        peer.connection.rest()
+        peer.connection.count_as_idle()
     first.connection.proceed()  # a request of the first peer runs
     third.connection.wait(10, may_burst=True)
     waiting(book, "192.0.2.2")

@@ -25,7 +25,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from tenuto.core.errors import InvalidRequest, TenutoError, TooLarge
-from tenuto.server.connections import LARGE_BYTES, PARSE_S, Connection, Connections
+from tenuto.server.connections import LARGE_BYTES, Connection, Connections
 from tenuto.transports.codec import problem_headers
 from tenuto.transports.origin import EXTENSION
 
@@ -227,7 +227,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         A peer that reads its response gets more time.
         """
         unsent = self.transport.get_write_buffer_size()
-        if self._ignores_input:
+        if self._ignores_input:  # it was refused, and had `LINGER_S` to read why
             self.transport.abort()
         elif unsent and unsent < self._unsent_bytes:
             self._wait_for_reader()
@@ -260,7 +260,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         if connection is not None:
             connection.proceed()
             if self.cycle.more_body and not connection.is_from_proxy:
-                connection.rest()
+                connection.count_as_idle()
 
     def verifier_began(self, limit: asyncio.Timeout) -> None:
         """Count the connection while a verifier runs, if its peer is unknown (`transports.origin`)."""
@@ -277,14 +277,14 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             return
         connection.verification = None
         is_unread = self.flow.write_paused and not connection.is_from_proxy
-        if not (self._ignores_input or self._is_in_body or is_unread):
+        if not (self._ignores_input or self._is_in_body or is_unread):  # else it goes on to wait for its peer
             connection.proceed()
 
     def _wait_for_verifier(self, connection: Connection) -> None:
         connection.wait_for_verifier()
         head_bytes = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
         if head_bytes + len(self.cycle.body) > LARGE_BYTES:
-            connection.grow()
+            connection.count_as_large()
 
     # Reading
 
@@ -332,7 +332,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
 
     def _parse_in_slices(self, data: bytes) -> None:
         """Parse `data` until a request waits or the time ends. No part of a head is set aside: many fill the memory."""
-        at, until_s = 0, self._book.parsing.end_s() - PARSE_S + HTTP_S
+        at, until_s = 0, self._book.parsing.began_s() + HTTP_S
         while at < len(data) and not (self._ignores_input or self._is_last):
             is_held = self.pipeline or self.flow.write_paused
             if is_held or (at and not self.is_in_head() and self.loop.time() > until_s):
@@ -344,7 +344,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             most = at + SLICE_BYTES
             if self.is_in_head():
                 most = min(most, at + MAX_HEAD_BYTES - self._stalled_bytes)
-            end = data.find(HEAD_END, at, most)
+            end = data.find(HEAD_END, at, most)  # a slice ends with a head, so that at most one request begins in it
             end = max(at + self._body_left, most if end < 0 else end + len(HEAD_END))
             self._parse(data[at:end])
             at = end
@@ -352,7 +352,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
     def _go_on(self) -> None:
         """Parse the input that was set aside; when it is used up, read more."""
         if self._unread and self._is_void() and has_peer_left(self.transport):
-            self.transport.abort()
+            self.transport.abort()  # by reading, its end would be noticed only behind all that input
             return
         if self._unread and not (self.pipeline or self._is_last or self.transport.is_closing()):
             data, self._unread = self._unread, b""
@@ -398,11 +398,11 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
     def _bound_trailer(self, cycle: RequestResponseCycle) -> None:
         """Bound the input behind a body: a trailer, or an extension of a chunk. The parser keeps its last line."""
         if self._stalled_bytes > LARGE_BYTES and self._connection is not None:
-            self._connection.grow()
+            self._connection.count_as_large()
         if self._stalled_bytes <= MAX_HEAD_BYTES:
             return
         error = too_large("the trailer of a request", MAX_HEAD_BYTES, "bytes")
-        if cycle.response_complete:
+        if cycle.response_complete:  # the peer would take a refusal for its next response
             self._ignores_input = True
             self._book.note(error.detail)
             self.transport.abort()
@@ -430,7 +430,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         if connection is not None:
             if connection.is_from_proxy:
                 connection.move(self._book.proxies.forward(self.scope))
-                self._is_known = False
+                self._is_known = False  # each request on it may be of another client
             elif connection.verification is None:  # else the request waits behind the one that is verified
                 connection.proceed()
         self.scope["extensions"] = self._extensions
@@ -491,9 +491,9 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         if self.transport.get_write_buffer_size():
             self._wait_for_reader()
         elif not (self._is_known or connection.is_from_proxy) or self.cycle.more_body:
-            connection.wait(HEAD_S, may_burst=self._is_known)
+            connection.wait(HEAD_S, may_burst=self._is_known)  # also for a body that no application takes any more
         elif not connection.is_from_proxy:
-            connection.rest()
+            connection.count_as_idle()
         if not (self.pipeline or self.is_in_head() or self.cycle.more_body):
             self._forget_head()  # it may be large, and the connection may now be idle
             self.cycle.scope = None  # type: ignore[assignment]
@@ -512,7 +512,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         super().resume_writing()
         connection = self._connection
         if connection is not None and not self.cycle.response_complete:
-            connection.proceed()
+            connection.proceed()  # it waited for the peer to read
             if self._is_in_body:
                 self._wait_for_body()
             elif connection.verification is not None:
@@ -533,7 +533,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             self._is_in_body = True
             self._wait_for_body()
         if connection.verification is not None:
-            self._wait_for_verifier(connection)
+            self._wait_for_verifier(connection)  # `proceed` and `wait` have ended its count
 
     def _wait_for_body(self) -> None:
         connection = self._connection
@@ -544,9 +544,9 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
 
     def _wait_for_head(self, connection: Connection) -> None:
         if not (connection.is_waiting or connection.is_from_proxy):
-            connection.wait(HEAD_S, may_burst=self._is_known or self.cycle is None)
+            connection.wait(HEAD_S, may_burst=self._is_known or self.cycle is None)  # None: no request came before
         if self._stalled_bytes > LARGE_BYTES:
-            connection.grow()
+            connection.count_as_large()
 
     def _wait_for_reader(self) -> None:
         connection = self._connection
@@ -555,7 +555,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         self._unsent_bytes = self.transport.get_write_buffer_size()
         connection.wait(UNREAD_S, may_burst=self._is_known)
         if self._unsent_bytes > LARGE_BYTES:
-            connection.grow()
+            connection.count_as_large()
 
     # Refusals
 
@@ -572,7 +572,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
                 self._is_last = True
                 return
             self._ignores_input = True
-            if cycle.response_started or self.pipeline:
+            if cycle.response_started or self.pipeline:  # no other response can be sent now
                 self.transport.abort()
                 return
             cycle.disconnected = True  # the application gets no more of the body

@@ -164,11 +164,11 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         "_control_since_s",
         "_extensions",
         "_is_accepted",
-        "_is_expected",
         "_is_head_large",
         "_is_known",
         "_is_throttled",
         "_is_write_paused",
+        "_must_introduce",
         "_unread",
     )
 
@@ -181,14 +181,14 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         self._extensions: dict[str, dict[object, object]] = {}
         self._unread = b""  # input that was read but not parsed yet
         self._is_known = False
-        self._is_head_large = False
-        self._is_expected = False  # True: the peer must authenticate in its first frame
+        self._is_head_large = False  # so the connection counts as large while it waits
+        self._must_introduce = False  # True: the peer must authenticate in its first frame
         self._is_accepted = False
         self._is_write_paused = False
         self._is_throttled = False
-        self._control_frames = 0
+        self._control_frames = 0  # since `_control_since_s`
         self._control_since_s = 0.0
-        self._burst = 0
+        self._burst = 0  # messages taken since the loop could serve other connections
         self.queue: Inbox[ASGIReceiveEvent] = Inbox()  # type: ignore[assignment]  # has the methods that uvicorn calls
         self.writable: Gate = Gate(is_open=True)  # type: ignore[assignment]  # as above
         self.conn.max_message_size = INTRODUCTION_BYTES
@@ -230,21 +230,21 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         self._connection.verification = limit
         self._connection.wait_for_verifier()
         if self._is_head_large:
-            self._connection.grow()
+            self._connection.count_as_large()
 
     def verifier_ended(self) -> None:
         """Stop counting the connection for its verifier. A socket that must yet introduce itself still counts."""
         self._connection.verification = None
-        if not (self._is_known or self._is_expected):
+        if not (self._is_known or self._must_introduce):
             self._connection.proceed()
 
     def expect_introduction(self, timeout_s: float) -> None:
         """Keep the bounds for unknown peers until the peer authenticates, at most `timeout_s` seconds."""
-        self._is_expected = True
+        self._must_introduce = True
         # a WebSocket's buffers take more memory than a head, so it may not exceed the limits as part of a burst
         self._connection.wait(timeout_s, may_burst=False)
         if self._is_head_large:
-            self._connection.grow()
+            self._connection.count_as_large()
 
     # The handshake
 
@@ -265,7 +265,7 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         # The handshake is over. Its headers would stay for the life of the socket (3.5 KB); the scope has its own copy.
         self.request.headers.clear()
         self.response.headers.clear()
-        if not self._is_expected:
+        if not self._must_introduce:
             self.known()
         self._go_on()
 
@@ -303,8 +303,8 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
 
     def _parse_in_slices(self, data: bytes) -> None:
         """Parse `data` until the connection must pause or the time to parse ends; set the rest aside."""
-        # The little input of unknown peers is parsed at once: set aside, that of thousands would fill the memory.
-        at, until_s = 0, self._book.parsing.end_s() if self._is_known else self.loop.time() + PARSE_S
+        # An unknown peer shares its time with no other: set aside, the input of thousands would fill the memory.
+        at, until_s = 0, (self._book.parsing.began_s() if self._is_known else self.loop.time()) + PARSE_S
         while at < len(data) and not self.transport.is_closing():
             is_held = self.is_held()
             if is_held or self.loop.time() > until_s:

@@ -119,7 +119,7 @@ class Connection:
         self._book.by_address.setdefault(self.address, {})[self] = None
         self._book.sweep_later()
 
-    def grow(self) -> None:
+    def count_as_large(self) -> None:
         """Note that the server holds more than `LARGE_BYTES` for this waiting connection."""
         large = self._book.large
         if self.is_waiting and self not in large:
@@ -140,7 +140,7 @@ class Connection:
                 self._book.evict(next(iter(verifying)), f"the verifier ran for {most} unknown peers")
             verifying[self] = None
 
-    def rest(self) -> None:
+    def count_as_idle(self) -> None:
         """Count the connection as idle: its peer is known, and has to act."""
         self.proceed()
         self.is_idle = True
@@ -173,7 +173,7 @@ class Connection:
 
         A verifier that runs for the peer ends, as if its time were over.
         """
-        # An evicted connection no longer counts as waiting, but no verifier has identified its peer either.
+        # An evicted connection no longer counts as waiting, but nearly always waited until then.
         self._book.closed += self.is_waiting or self.is_evicted
         self.proceed()
         self.owner = None
@@ -195,14 +195,13 @@ class Connections:
         self.proxies = proxies or TrustedProxies(())
         self.input_view = memoryview(bytearray(READ_BYTES))
         self.parsing = ParseQueue()
-        # What each `Connection` counts, the oldest first: waiting ones by address, and those of them that are large or
-        # wait for a verifier; idle ones.
-        self.open = self.waiting = 0
+        self.open = self.waiting = 0  # numbers of connections; below are the connections, the oldest first
+        # waiting ones by address, and those of them that are large or wait for a verifier; idle ones
         self.by_address: dict[str, dict[Connection, None]] = {}
         self.large: dict[Connection, None] = {}
         self.verifying: dict[Connection, None] = {}
         self.idle: dict[Connection, None] = {}
-        self.closed = 0  # connections closed since memory was given back
+        self.closed = 0  # connections closed while they waited, since memory was given back
         self._timer: asyncio.TimerHandle | None = None
         self._ended = 0  # connections ended since the last log line
         self._reason = ""
@@ -347,11 +346,10 @@ class TrustedProxies:
         """Return the scheme of a request from the trusted proxy `peer`: the last that it names, else `scheme`."""
         named = [value for name, value in headers if name == b"x-forwarded-proto"]
         last = named[-1].decode("latin-1").rpartition(",")[2].strip().lower() if named else ""
-        is_plain = last not in ("https", "wss")
         if not last or not self.includes(peer):
             return scheme
         plain = "ws" if scheme in ("ws", "wss") else "http"
-        return plain if is_plain else f"{plain}s"
+        return f"{plain}s" if last in ("https", "wss") else plain
 
     def _includes(self, address: str) -> bool:
         try:
@@ -393,16 +391,16 @@ class ParseQueue:
 
     def __init__(self) -> None:
         self._waiting: deque[Callable[[], None]] = deque()
-        self._end_s = 0.0  # when the time to parse ends, in the loop's time; 0 until a connection has requested it
+        self._began_s = 0.0  # when parsing began in this iteration, in the loop's time; 0 before
         self._is_called = False
 
-    def end_s(self) -> float:
-        """Return until when, in the time of the running loop, input may be parsed in this iteration."""
-        if not self._end_s:
+    def began_s(self) -> float:
+        """Return when, in the time of the running loop, parsing began in this iteration: now, if it had not."""
+        if not self._began_s:
             loop = asyncio.get_running_loop()
-            self._end_s = loop.time() + PARSE_S
-            self._call_soon(loop)
-        return self._end_s
+            self._began_s = loop.time()
+            self._call_soon(loop)  # also without a waiting connection: `_next` ends the iteration
+        return self._began_s
 
     def add(self, go_on: Callable[[], None]) -> None:
         """Call `go_on` in one of the next iterations."""
@@ -417,11 +415,11 @@ class ParseQueue:
     def _next(self) -> None:
         """Begin an iteration: let the connections go on that have waited for longest."""
         self._is_called = False
-        self._end_s = 0.0
+        self._began_s = 0.0
         loop = asyncio.get_running_loop()
         for _ in range(min(len(self._waiting), MOST_AT_ONCE)):
             self._waiting.popleft()()
-            if self._end_s and loop.time() > self._end_s:
+            if self._began_s and loop.time() > self._began_s + PARSE_S:
                 break
         if self._waiting:
             self._call_soon(loop)

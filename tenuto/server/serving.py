@@ -206,7 +206,7 @@ def server(
         http=cast("Any", partial(BoundedHttpProtocol, book)),
         ws=BoundedWebSocketProtocol,
         backlog=ACCEPTED_AT_ONCE,
-        ws_max_size=most_bytes + 64 * 1024,
+        ws_max_size=most_bytes + 64 * 1024,  # above the hub's own limit, which closes with a reason
         ws_ping_interval=None,  # the protocol has its own pings
         ws_per_message_deflate=False,  # compression costs memory per socket, and joined text compresses little
         lifespan="on",
@@ -327,7 +327,7 @@ def load_app(target: str) -> Any:
     module, _, name = target.partition(":")
     if not module:
         raise LocalError(f"--app must be MODULE:NAME, for example --app chat:hub, got {target!r}")
-    sys.path.insert(0, "")
+    sys.path.insert(0, "")  # the current folder, which an installed command does not search
     try:
         app = getattr(importlib.import_module(module), name or "hub")
     except Exception as error:

@@ -54,7 +54,7 @@ def inherited_socket(drain_s: float) -> socket.socket | None:
 
 def beat(link: socket.socket | None = None) -> None:
     """Show the parent that this worker serves and that its event loop runs, now and every `BEAT_S`."""
-    link = link or socket.socket(fileno=os.dup(0))
+    link = link or socket.socket(fileno=os.dup(0))  # the standard input
     with suppress(OSError):  # the parent is suspended and the buffer full, or it has ended
         link.send(b".", socket.MSG_DONTWAIT)
     asyncio.get_running_loop().call_later(BEAT_S, beat, link)
@@ -173,9 +173,9 @@ class Supervisor:
     def _look_after(self) -> None:
         """Take the workers that have ended off the list, and kill those that hang."""
         now_s = self.now_s()
-        passed_s, self._looked_s = min(now_s - self._looked_s, 2 * BEAT_S), now_s
+        passed_s, self._looked_s = min(now_s - self._looked_s, 2 * BEAT_S), now_s  # the parent may have stood still
         for worker in list(self._workers):
-            code = worker.process.poll()  # read after the end, the link holds all bytes that the worker sent
+            code = worker.process.poll()  # before the link is read, which then has all that an ended worker sent
             worker.silent_s += passed_s
             with suppress(OSError):  # nothing to read
                 if worker.link.recv(4096, socket.MSG_DONTWAIT):
@@ -183,7 +183,7 @@ class Supervisor:
                     self._has_served = True
             if code is None:
                 if worker.is_serving and worker.silent_s >= HUNG_S and not self._is_ending:
-                    worker.silent_s = 0.0
+                    worker.silent_s = 0.0  # kill it once
                     print(
                         f"worker {worker.process.pid} hangs, and is killed: its event loop has not run for "
                         f"{HUNG_S:.0f} s. Probably a call blocks it: run that call with asyncio.to_thread",
