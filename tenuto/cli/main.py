@@ -68,13 +68,13 @@ class _Group(click.Group):
 
 @contextlib.contextmanager
 def _as_one_line() -> Iterator[None]:
-    """Raise the errors of the block that a command prints as one line as click's own."""
+    """Raise errors of the block that a user can act on as those of click, which prints them as one line."""
     try:
         yield
     except TenutoError as error:
         raise click.ClickException(str(error)) from None
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None:  # of a write, not of the opening of a file
             if error.errno not in _OF_DISK:
                 raise
             _drop_output()
@@ -224,6 +224,7 @@ def serve(
     else:
         settings = {name: given[name] for name in _SETTINGS if given[name] is not None}
         size = given["max_bytes"] or ""
+        # a number without a unit, of at most 63 bits, is a number of bytes
         settings["max_bytes"] = int(size) if size.isdecimal() and len(size) < 19 else given["max_bytes"]
         settings |= {"authenticate": verifier, "retention": rules_of("--retention", given["ages"])}
         app = Hub("sqlite:///tenuto.db" if given["store"] is None else given["store"], **settings)
@@ -236,7 +237,7 @@ def serve(
             one.requires_own_host = True
     hub = app if isinstance(app, Hub) else None
     if hub is not None:
-        hub.drive_by_hand = True  # safe, because no middleware stands between the hub and the server
+        hub.drive_by_hand = True  # no middleware, which could need a task, stands between the hub and the server
     inherited = None
     if workers > 1:
         check_shared(hubs_in(app), workers)
@@ -332,7 +333,7 @@ def new(name: Path) -> None:
         raise LocalError(f"folder {name} is not empty; give the name of a new one")
     for path in Path(__file__).with_name("starter").iterdir():
         text = path.read_text(encoding="utf-8").replace("{name}", title)
-        (name / path.stem.replace("dot-", ".")).write_text(text, encoding="utf-8")
+        (name / path.stem.replace("dot-", ".")).write_text(text, encoding="utf-8")  # from `dot-gitignore.txt`
     click.echo(f"cd {shlex.quote(str(name))}\n\n{(name / 'README.md').read_text(encoding='utf-8')}")
 
 

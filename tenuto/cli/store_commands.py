@@ -191,7 +191,7 @@ class Server:
                 is_begin, line = line.endswith(b"\n"), response.readline(LINE_BYTES)
                 if not line:
                     raise HTTPException(_CUT)
-                kind = _LAST.match(line) if is_begin else None
+                kind = _LAST.match(line) if is_begin else None  # else a further piece of a long line
             if kind[1] == b"error":
                 raise self._ended("export", self._decoded("export", line, dict[str, Any]))
             try:
@@ -669,7 +669,7 @@ async def due_in(store: Store | FileReader, *, policies: Policies, now_ms: int) 
     """Yield what retention would remove of each channel of a store at `now_ms`; of a damaged one, its damage."""
     async for summary in _listed(store, policies.within()):
         policy = policies.find(summary.channel)
-        if policy is None or not Sweep(policy, summary, now_ms).is_needed:
+        if policy is None or not Sweep(policy, summary, now_ms).is_needed:  # without a read, as for most channels
             continue
         try:
             sweep = Sweep(policy, summary, now_ms, is_busy=bool(await store.open_documents(summary.channel)))

@@ -96,10 +96,10 @@ class Agents:
 
     def borrow(self, channel: str) -> ChannelView:
         """Return the view of `channel`. The caller must return it with `give_back`."""
-        is_anothers = channel in self._client._views and channel not in {view.channel for view in self._shared}
+        is_of_app = channel in self._client._views and channel not in {view.channel for view in self._shared}
         view = self._client.channel(channel, history=HISTORY)
         # if the app has opened the view, the app counts as one more user, so that the view is never closed here
-        self._shared[view] = self._shared.get(view, int(is_anothers)) + 1
+        self._shared[view] = self._shared.get(view, int(is_of_app)) + 1
         return view
 
     def give_back(self, view: ChannelView) -> None:
@@ -139,10 +139,8 @@ class RemoteBackend:
     def reason_of(self, error: BaseException) -> str | None:
         """Return the reason for a message that `error` ended (`Backend.reason_of`).
 
-        The hub decides whether a reason names the exception; this process decides whether it includes the exception's
-        text.
-
-        The text of an exception may hold a key of this process, so only the process's own setting `debug` sends it.
+        The hub decides whether a reason names the exception. The exception's text may hold a key of this process, so
+        only the process's own setting `debug` sends it.
         """
         return failure_reason(error, debug=self._debug, is_development=self._turn.is_development)
 

@@ -536,7 +536,7 @@ class Presence:
             return
         self._is_here = False
         self._link.remove_listener(self)
-        self.broken()
+        self._retry.cancel()
         # withdraw presence only on an open connection, since members leave with their socket
         if self._link.is_live and self.error is None:
             with contextlib.suppress(Unreachable):

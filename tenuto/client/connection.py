@@ -228,7 +228,7 @@ class UnknownProblem(TenutoError):
 
     def __init__(self, detail: str, *, code: str, status: int, title: str, **details: Any) -> None:
         super().__init__(detail or title, **details)
-        # Codes of errors whose class has these values as attributes.
+        # in other errors these are attributes of the class, by its code
         vars(self).update(code=code, status=status, title=title, retry=status in (429, 502, 503, 504))
 
 
@@ -425,8 +425,8 @@ class Http:
                     if isinstance(result, dict):
                         return result
                     failures += 1
-                    may_pass = result.retry or (isinstance(result, Unauthenticated) and failures == 1)
-                    if not may_pass or (isinstance(result, Unauthenticated) and not self._access.forget_token()):
+                    is_first = isinstance(result, Unauthenticated) and failures == 1
+                    if not (result.retry or (is_first and self._access.forget_token())):
                         raise result
                     why = result.detail or result.code
                     await asyncio.sleep(stay_away_s + self._timing.backoff(failures, self._random))

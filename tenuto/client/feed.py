@@ -286,7 +286,7 @@ class _Inbox:
 State = Literal["connecting", "live", "reconnecting", "closed"]
 
 KEPT = 100  # replies and signals kept for one watcher that has not read them; beyond this the oldest are dropped
-PAGE_TRIES = 3
+PAGE_TRIES = 3  # reads of an older page, which a new start or a change meanwhile makes useless
 
 
 class Change(Struct, frozen=True, kw_only=True):
@@ -443,7 +443,7 @@ class ChannelView:
         if cursor is not None:
             self._starts += self._is_starting
             self._is_starting = False
-            if self._view.cursor is not None:
+            if self._view.cursor is not None:  # None after a gap
                 self._become("live")
 
     def cut(self) -> None:

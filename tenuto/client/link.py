@@ -307,14 +307,14 @@ class Link:
         failures = 0
         try:
             while self.error is None:
-                opened_at_s = loop.time()
+                began_at_s = loop.time()
                 over = await self._one_socket()
                 if over.error is not None:
                     self._stop(over.error)
                 if self.state in (LinkState.ENDING, LinkState.STOPPED):
                     return
                 self._why = str(over)
-                failures = 1 if loop.time() - opened_at_s > self.timing.stable_s else failures + 1
+                failures = 1 if loop.time() - began_at_s > self.timing.stable_s else failures + 1
                 delay_s = over.stay_away_s + self.timing.backoff(failures, self.random)
                 # Log one warning per outage; further attempts are less important.
                 level = logging.WARNING if failures == 1 else logging.INFO
@@ -340,11 +340,11 @@ class Link:
         except (OSError, TimeoutError, Closed) as error:
             return _Broken(str(error) or "no response")
         try:
-            return await self._carry(socket)
+            return await self._use(socket)
         finally:
             await socket.close()
 
-    async def _carry(self, socket: FrameSocket) -> _Broken:
+    async def _use(self, socket: FrameSocket) -> _Broken:
         over: _Broken | None = None
         try:
             self._opened()
@@ -421,7 +421,7 @@ class Link:
         self._bye = {}
         self._refused_tokens = 0
         self._out.clear()
-        pending = self._pending.all()
+        pending = self._pending.all()  # without those that the listeners begin, which are sent at once
         for one in tuple(self._listeners):
             # call this first: the server accepts the end of a turn only on a socket that has requested work
             one.opened()
@@ -471,7 +471,7 @@ class Link:
             case "error":
                 error = error_of(frame)
                 if isinstance(error, Unauthenticated) and not self._access.has_token:
-                    raise _Broken("no token", error=self._unknown())
+                    raise _Broken("no token", error=self._unauthenticated())
                 if (receiver := self.receivers.get(frame.get("channel", ""))) is not None:
                     receiver.detached(error)
                 elif frame.get("ref") is None and "channel" not in frame:
@@ -504,14 +504,14 @@ class Link:
             what = f"the server has closed the connection for good: {why}"
             return _Broken(why, error=error_of({"code": reason, "detail": what}))
         if 4200 <= code < 4300 and not self._access.forget_token():
-            return _Broken(why, error=self._unknown())
+            return _Broken(why, error=self._unauthenticated())
         if 4100 <= code < 4200:
             for receiver in self.receivers.values():
                 receiver.forget_cursor()
         retry_ms = self._bye.get("retry_ms")
         return _Broken(why, stay_away_s=retry_ms / 1000 if isinstance(retry_ms, int | float) else 0.0)
 
-    def _unknown(self) -> Unauthenticated:
+    def _unauthenticated(self) -> Unauthenticated:
         """Return the error for missing or expired credentials that the client cannot renew."""
         if not self._access.has_token:
             return Unauthenticated("the server requires a token, and this client has none; give Client(..., token=...)")
@@ -528,13 +528,13 @@ class Link:
         if status == 401 and self._access.forget_token() and self._refused_tokens < TOKENS_TRIED:
             self._refused_tokens += 1
             return _Broken("the token was refused")
-        error = error_of(problem) if problem and status != 404 else self._plain_refusal(status)
+        error = error_of(problem) if problem and status != 404 else self._unlike_ours(status)  # a hub has this path
         may_pass = error.retry or status >= 500 or status in (408, 425, 429)
         if may_pass or (not problem and self.sockets and status != 401):
             return _Broken(str(refusal), stay_away_s=refusal.retry_after_s)
         return _Broken(str(refusal), error=error)
 
-    def _plain_refusal(self, status: int) -> TenutoError:
+    def _unlike_ours(self, status: int) -> TenutoError:
         detail = self._access.unlike_ours(status, " to a WebSocket")
         detail += ", or served without WebSockets (uvicorn needs the package websockets)"
         return Unauthenticated(detail) if status == 401 else NotTenuto(detail)

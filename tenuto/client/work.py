@@ -197,7 +197,7 @@ class RemoteWorker:
             logger.exception("the turn of %s in %s failed", turn.message.id, turn.channel)
             return
         finally:
-            turn.end()
+            turn.stop_renewing()
             if self._turns.get(key) is turn:
                 del self._turns[key]
         if turn.outcome is None:
@@ -255,7 +255,7 @@ class ClaimedTurn:
     # Calls of the worker
 
     def renew_later(self) -> None:
-        self.end()
+        self.stop_renewing()
         self._timer = asyncio.get_running_loop().call_later(self.lease_s / RENEWALS, self.renew)
 
     def renew(self) -> None:
@@ -268,8 +268,8 @@ class ClaimedTurn:
         """Renew the claim and wait for the response, because the turn may have arrived late. Raises Fenced."""
         await self._link.request("turn.renew", self._claim())
 
-    def end(self) -> None:
-        """Renew no more."""
+    def stop_renewing(self) -> None:
+        """Renew the claim no more."""
         if self._timer is not None:
             self._timer.cancel()
 
