@@ -154,7 +154,7 @@ class Hub(HubCore):
         async def join(known: str, scope: Scope) -> Opened | None:
             """Return the answer `known` if this request may read it: its id may come from the page."""
             try:
-                if reply_id is not None or not resumes:
+                if reply_id is not None or not resumes:  # else the hub has found it
                     prompt_id = reply_id_of(known, 0) if prompt is not None else None
                     await _check_own_answer(self, channel, known, author=author, reply_to=prompt_id)
                     await ask(known, scope)  # raises IdConflict if the prompt is another one
@@ -201,7 +201,7 @@ class Hub(HubCore):
             """
             if new_id is not None and (reply_id is not None or since is None):
                 return await begin(new_id, scope)
-            async with self._openings.setdefault(channel, asyncio.Lock()):
+            async with self._openings.setdefault(channel, asyncio.Lock()):  # behind answers that begin now
                 await self.start()
             known = reply_id or (self.tickets.named(since, channel) if since is not None else None)
             known = known or await find_newest(self, channel, since)

@@ -530,10 +530,10 @@ class Attempt:
         if isinstance(error, Exception) or (
             isinstance(error, asyncio.CancelledError) and not self._writer.is_stopped()
         ):
-            self.supersede()
+            self.supersede()  # else the turn has stopped, and what it wrote stays in view
         self.outgoing.end_attempt(self.owner, is_cut=error is not None)
         if error is None and self._is_marked:
-            await self._writer._accepted()
+            await self._writer._accepted()  # sends that the attempt is over
 
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]

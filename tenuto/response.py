@@ -236,7 +236,7 @@ class StreamResponse(Response):
             except TenutoError as error:
                 may_reconnect = scope.get("method") == "GET" and self._is_for_event_source(requested)
                 if may_reconnect and error.retry and error.status == 503:
-                    # another status stops an EventSource for good, and a response that looks complete other readers
+                    # another status would stop an EventSource for good; no reader may take this for a whole answer
                     self._unname()
                     await self._send(send, reconnect_delay(error) + self._first)
                     break_off(receive)
@@ -358,7 +358,7 @@ async def _newest(hub: HubCore, channel: str) -> tuple[Message | None, Message |
             if message.role == "assistant":
                 answers.append(message)
             elif message.role == "user":
-                ours = (one for one in answers if one.reply_to in (message.id, None))
+                ours = (one for one in answers if one.reply_to in (message.id, None))  # None: it answers by its place
                 return next(ours, None), message, first
         if not page.more:
             return next(iter(answers), None), None, first

@@ -157,7 +157,6 @@ class Access:
 
         Raises InvalidRequest, InvalidText, TooLarge, TooMany, …
         """
-        # The server reads and discards the rest of a refused body.
         limit_bytes = limit_bytes or self._hub.limits.request_bytes
         declared = declared_bytes(self._scope, limit_bytes)
         count = self._credentials.open_body(limit_bytes)
@@ -165,10 +164,10 @@ class Access:
             with count:
                 data = await read_body(request, limit_bytes, count.grow)
         except ClientDisconnect:
-            declared = 0
+            declared = 0  # no more of it came
             raise
         finally:
-            self.charge(max(declared, count.size))
+            self.charge(max(declared, count.size))  # the server reads and discards the rest of a refused body
         if len(data) < LARGE_BODY_BYTES:
             return decode(data, _JSON_OBJECT)
         async with self._hub.runtime.large_bodies:
@@ -299,7 +298,7 @@ class Access:
         return any(one.sent.target == message_id and one.sent.data == INTERRUPTED for one in commands)
 
     async def replied(self, channel: str, targets: Container[str | None], *, after: int) -> list[Json]:
-        """Return the data of the questions with a positive reply; of too many since a serial, those in memory."""
+        """Return data of approved questions about `targets`: all since serial `after`; of too many those in memory."""
         live = self._hub.channel(channel)
         async with self._hub.viewing.reading():
             await live.load_since(after)
@@ -416,7 +415,7 @@ class Access:
         caller = replace(caller, brings_answer=not starts_turn, may_write=caller.may_write or is_brought)
         result = await hub.ask(channel, key, request, caller)
         self._credentials.count_new_channel(result)
-        if result.created and hub.channel(channel).watchers:
+        if result.created and hub.channel(channel).watchers:  # else no event costs anything
             self.charge(event_bytes(hub, channel, result, len(msgspec.json.encode(request))))
         return result
 
@@ -498,7 +497,7 @@ class RouteSocket:
                 if self._closing is None and not hub.viewing.is_over:
                     await handle(self)
                 else:
-                    drain()
+                    drain()  # it may have begun before the hook
         except TimeoutError:
             if not self._limit.expired():
                 raise

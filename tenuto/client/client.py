@@ -418,7 +418,7 @@ class Client:
         link = next(room, None) or self._open_link()
 
         def let_go() -> None:
-            if link is not first and not link.receivers:
+            if link is not first and not link.receivers:  # it was opened for channels alone
                 self._links.remove(link)
                 link.end()
 
