@@ -151,17 +151,17 @@ class Hub(HubCore):
             await self.ask(channel, prompt_id, request, caller)
             return prompt_id
 
-        async def join(known: str, scope: Scope) -> Opened | None:
-            """Return the answer `known` if this request may read it: its id may come from the page."""
+        async def join(message_id: str, scope: Scope) -> Opened | None:
+            """Return the answer `message_id` if this request may read it: its id may come from the page."""
             try:
                 if reply_id is not None or not resumes:  # else the hub has found it
-                    prompt_id = reply_id_of(known, 0) if prompt is not None else None
-                    await _check_own_answer(self, channel, known, author=author, reply_to=prompt_id)
-                    await ask(known, scope)  # raises IdConflict if the prompt is another one
-                await self.read(channel, known)
+                    prompt_id = reply_id_of(message_id, 0) if prompt is not None else None
+                    await _check_own_answer(self, channel, message_id, author=author, reply_to=prompt_id)
+                    await ask(message_id, scope)  # raises IdConflict if the prompt is another one
+                await self.read(channel, message_id)
             except (NotFound, Deleted, IdConflict):
                 return None
-            return Opened(known, None)
+            return Opened(message_id, None)
 
         async def begin(message_id: str, scope: Scope) -> Opened:
             async with self._openings.setdefault(channel, asyncio.Lock()):
@@ -376,7 +376,7 @@ def _count_answer(
         return Asked([])
     if (refusal := refusal_of_page(hub, dict(scope))) is not None:
         raise refusal
-    if route.answer(channel) and not prompt:
+    if route.answer(channel) and not prompt:  # a `prompt` is one more question
         return Asked([])
     return hub.questions.ask(visitor, peer_of(dict(scope)))
 

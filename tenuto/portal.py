@@ -335,8 +335,8 @@ class Writer(ABC):
         self, status: str = "complete", *, reason: str | None = None, meta: dict[str, Json] | None = None
     ) -> None:
         """End the message (`complete`, `cancelled` or `failed`) and wait until it is stored whole."""
-        is_whole = status == "complete" and not self._outgoing.is_over
-        if is_whole and (misuse := self._not_awaited()) is not None:
+        must_be_whole = status == "complete" and not self._outgoing.is_over
+        if must_be_whole and (misuse := self._not_awaited()) is not None:
             raise misuse
         self._outgoing.accept_end(status, reason=reason, meta=meta)
         await self._stored_whole()

@@ -483,8 +483,8 @@ class RouteSocket:
         self._receive = receive
         self._send = send
         self._sending = asyncio.Lock()
-        self._limit = asyncio.timeout(None)
-        self._closing: tuple[int, str] | None = None
+        self._limit = asyncio.timeout(None)  # `run` sets another
+        self._closing: tuple[int, str] | None = None  # code and reason, once it closes
 
     async def run(self, handle: Callable[[RouteSocket], Awaitable[None]], *, max_s: float) -> None:
         """Accept the socket, and close it when `handle` returns, after `max_s`, on expiry, and when the hub drains."""

@@ -220,7 +220,7 @@ def serve(
         if not given["allow_everyone"]:
             check_guarded(host, app)
         for one in hubs_in(app):
-            one.authenticate = one.authenticate or verifier  # that of --allow-everyone: here are no keys
+            one.authenticate = one.authenticate or verifier  # only --allow-everyone gives one here
     else:
         settings = {name: given[name] for name in _SETTINGS if given[name] is not None}
         size = given["max_bytes"] or ""

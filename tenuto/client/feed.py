@@ -162,7 +162,7 @@ class Feed:
 
     def _on_result(self, attach: int, result: Outcome) -> None:
         if attach != self._attaches or isinstance(result, Unreachable):
-            return
+            return  # another attach has followed, or will on the next socket
         self._is_requested = not isinstance(result, TenutoError)
         if isinstance(result, TenutoError):
             self._refused(result)
@@ -265,7 +265,7 @@ class _Inbox:
             return
         self.cursor = cursor
         batch, size = Batch(events=self._pieces, cursor=cursor), self._pieces_size
-        self.cut()
+        self._pieces, self._pieces_size = [], 0
         self._add(batch, size)
 
     def cut(self) -> None:

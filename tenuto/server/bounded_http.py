@@ -222,10 +222,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         self.flow.protocol = None
 
     def expire(self) -> None:
-        """End the connection, because its peer has missed the deadline.
-
-        A peer that reads its response gets more time.
-        """
+        """End the connection of a peer that has missed the deadline. A peer that reads its response gets more time."""
         unsent = self.transport.get_write_buffer_size()
         if self._ignores_input:  # it was refused, and had `LINGER_S` to read why
             self.transport.abort()
@@ -253,7 +250,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         self.transport.abort()
 
     def known(self) -> None:
-        """Stop counting the connection, because its peer is known (`transports.origin`)."""
+        """Count the connection as waiting no longer: its peer is known (`transports.origin`), maybe before its body."""
         self._is_known = True
         self._is_in_body = False
         connection = self._connection
