@@ -76,11 +76,11 @@ class Growth:
 
     def take(self, lines: list[str]) -> list[str]:
         """Return those lines of the page that have grown since the last call."""
-        gone = tuple(old for old in self._last if old not in lines)
+        gone = tuple(old for old in self._last if old not in lines)  # a line that grows is gone as it was
         grown = [line for line in lines if line not in self._last and line.startswith(gone)]
         grown = [line for line in grown if not line.startswith(self.others)]
         self.lines = [one for one in self.lines if not any(line.startswith(one) for line in grown)] + grown
-        self.times += bool(grown)
+        self.times += bool(grown)  # of calls, not of lines
         self._last = lines
         return grown
 
@@ -109,12 +109,12 @@ async def _proxied(cut: asyncio.Event, reader: asyncio.StreamReader, writer: asy
     """Carry a connection of the browser by SOCKS until `cut`: its own offline switch leaves open streams alone."""
     with closing(writer), suppress(OSError, EOFError):
         await reader.readexactly((await reader.readexactly(2))[1])  # the ways to sign in: none is needed
-        writer.write(b"\x05\x00")
+        writer.write(b"\x05\x00")  # version 5, no sign-in
         host = await reader.readexactly((await reader.readexactly(5))[4])  # Chromium names each host
         port = int.from_bytes(await reader.readexactly(2), "big")
         upstream, sink = await asyncio.open_connection(host.decode(), port)
         with closing(sink):
-            writer.write(b"\x05\x00\x00\x01" + bytes(6))
+            writer.write(b"\x05\x00\x00\x01" + bytes(6))  # connected
             ends = [asyncio.create_task(one) for one in (cut.wait(), _pump(reader, sink), _pump(upstream, writer))]
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
 
@@ -127,6 +127,7 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 async def _trial(browser: Browser, cut: asyncio.Event, chat: Chat, fault: str) -> Result:
+    """Ask in a new profile of the browser, cause `fault` while the answer grows, and return what is left after it."""
     address = urlsplit(chat.url)
     login: Any = {"username": unquote(address.username or ""), "password": unquote(address.password or "")}
     url = address._replace(netloc=address.netloc.rpartition("@")[2]).geturl()  # a page at one with a login cannot fetch
@@ -151,7 +152,8 @@ async def _trial(browser: Browser, cut: asyncio.Event, chat: Chat, fault: str) -
     else:
         url, page = page.url, await context.new_page()
         await page.goto(url, wait_until="domcontentloaded")
-    answer, kept, goes_on, after, again = growth.lines, 0.0, "no", Growth([*growth.others]), set[str]()
+    answer, after, again = growth.lines, Growth([*growth.others]), set[str]()  # again: beginnings of it that grow anew
+    kept, goes_on = 0.0, "no"
     deadline_s = time.monotonic() + chat.patience_s
     while time.monotonic() < deadline_s and goes_on == "no":
         lines = await _lines(page, chat.answer, is_framed)
@@ -162,7 +164,7 @@ async def _trial(browser: Browser, cut: asyncio.Event, chat: Chat, fault: str) -
         is_longer = any(line.startswith(answer[-1]) and len(line) >= len(answer[-1]) + LETTERS for line in lines)
         if kept >= KEPT and (is_longer or after.times >= GROWTHS):
             goes_on = "yes"
-    if len(again) >= GROWTHS // 2:  # a replay is faster and shows fewer
+    if len(again) >= GROWTHS // 2:  # a replay of stored text is faster, so that fewer stages of it are seen
         goes_on = "asked again"
     await page.screenshot(path=f"{pictures}-after.png")
     has_question = chat.question in " ".join(await _lines(page, None, is_framed))
@@ -199,7 +201,7 @@ async def _continued(page: Page, chat: Chat, text: str, is_framed: bool) -> list
 
 
 def _lacks(line: str, whole: str) -> bool:
-    """Return whether `line` goes on with a later place of `whole`; its end may be in the making."""
+    """Return whether `line` leaves out a piece from the middle of `whole`. Its last letters may not be final yet."""
     same = _kept(line, whole)
     rest = line[same:-EDGE]
     return len(rest) >= EDGE and rest in whole[same:]
@@ -216,13 +218,15 @@ async def _answer(page: Page, chat: Chat, sent: list[str | bytes], picture: str)
     is_framed, idle, words = frame != page.main_frame, Growth([]), re.findall(r"\w+", chat.question)
     for _ in range(int(QUIET_S * 1000 / POLL_MS)):
         idle.take(await _lines(page, chat.answer, is_framed))
-    growth, before, asked_s, deadline_s = Growth(idle.lines), -1, float("-inf"), time.monotonic() + chat.patience_s
+    growth, found_then, asked_s, deadline_s = Growth(idle.lines), -1, float("-inf"), time.monotonic() + chat.patience_s
     while (now_s := time.monotonic()) < deadline_s:
         if now_s > asked_s + READY_S and not growth.times:
             seen = map(unquote, [*await _lines(page, None, is_framed), *sent])  # also by earlier trials
-            count = sum(all(word in text for word in words) for text in seen)
-            before, asked_s = count, now_s if before in (-1, count) else float("inf")
-        if asked_s == now_s:  # or again: the page has ignored the question, or its button waits
+            found = sum(all(word in text for word in words) for text in seen)
+            # ask again if the page has ignored the question, or its button waits; else it has shown or sent it
+            asked_s = now_s if found_then in (-1, found) else float("inf")
+            found_then = found
+        if asked_s == now_s:
             with suppress(Error):
                 await field.fill(chat.question)
                 await field.press("End")  # a page may wait for keys
