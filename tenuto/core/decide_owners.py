@@ -213,14 +213,13 @@ def check_attempt(state: Draft, message_id: str, answer_id: str, role: str, atte
 
     The agent of this attempt may not know that yet, for example after its node was cut off from the store. A further
     answer of it would stand beside those of the later attempt. A remote agent names no attempt (None), but the id of
-    its answer shows an earlier one. Of a deleted message each answer is refused: nobody asks for it, or may delete it.
+    its answer shows an earlier one. No answer to a deleted message is begun: it would stay behind.
     """
     message = state.message(message_id)
     if message is None or (claim := message.claim) is None:
         return
     if message.deleted and role != "user":
-        detail = f"message {message_id!r} was deleted, so its turn is over; begin no answer to it"
-        raise Fenced(detail, generation=claim.generation)
+        raise Fenced(f"message {message_id!r} was deleted; begin no answer to it", generation=claim.generation)
     if attempt is None:
         attempt = earlier_attempt(message_id, answer_id, claim.generation)
     if attempt in (None, claim.generation):

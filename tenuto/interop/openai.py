@@ -384,16 +384,18 @@ class OpenAI:
     async def _delete_conversation(self, request: Request) -> Response:
         """Delete the messages of the caller, with their answers. Raises Forbidden if those of others are left."""
         access, channel = await self._in_conversation(request, "publish")
-        seen = set[str | None]()
-        async for message in read_messages(access, channel, after=0):
-            asked = message.id if message.author == access.identity.client_id else message.reply_to
-            if asked is not None and asked not in seen:
-                # it may be an answer of an agent with this name, or the deleted question of another person
-                with suppress(Forbidden, NotFound):
-                    await access.delete_turn(channel, asked)
-            seen |= {message.id, asked}
-        if [one async for one in read_messages(access, channel, after=0, limit=2) if one.id != _GONE]:
-            raise Forbidden("the messages of others are left, and to delete them needs the capability 'admin'")
+        seen, last = set[str | None](), 0
+        while left := [one async for one in read_messages(access, channel, after=0, limit=2) if one.id != _GONE]:
+            if left[0].created <= last:
+                raise Forbidden("the messages of others are left, and to delete them needs the capability 'admin'")
+            async for message in read_messages(access, channel, after=last):
+                asked = message.id if message.author == access.identity.client_id else message.reply_to
+                if asked is not None and asked not in seen:
+                    # it may be an answer of an agent with this name, or the deleted question of another person
+                    with suppress(Forbidden, NotFound):
+                        await access.delete_turn(channel, asked)
+                seen |= {message.id, asked}
+                last = message.created
         with suppress(Deleted, IdConflict):  # by an earlier request, or another person's at the same moment
             await access.remember(channel, id=_GONE, role="system", parts=[])
             await access.delete_turn(channel, _GONE)

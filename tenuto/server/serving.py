@@ -149,12 +149,12 @@ def address_of(listening: socket.socket) -> str:
 class _LogFilter(logging.Filter):
     """Drops records of the server that do not belong in a log.
 
-    A stream that is broken off shows its viewer that it is not complete, but the server logs an error. The server logs
-    the whole URL of each WebSocket, with a query that may hold secrets. At the level DEBUG it logs each frame (`< ` and
-    `> `): headers, tokens and messages of users. For text that is not UTF-8 it logs a traceback, although the peer
-    is notified (1007). And it logs each handshake, opened or refused, and each upgrade to another protocol, without a
-    reason and without a bound: any peer could fill the disk. `transports.codec` logs why peers are refused. After a
-    second Ctrl-C it logs a traceback of each task that the end of the program cancels.
+    A stream that is broken off shows its viewer that it is incomplete, but the server logs an error. The server logs
+    the whole URL of each WebSocket, whose query may hold secrets. At the level DEBUG it logs each frame (`< ` and `>
+    `): headers, tokens and messages of users. It logs a traceback for text that is not UTF-8, although the peer is
+    notified (1007), and for each task that a second Ctrl-C cancels. It also logs each handshake and each upgrade to
+    another protocol, without a reason or a bound: any peer could fill the disk. `transports.codec` logs why peers are
+    refused.
     """
 
     _BEGINNINGS = ("< ", "> ", "Invalid UTF-8", "connection open", "connection rejected", "Unsupported upgrade")

@@ -18,6 +18,7 @@ from tenuto import Turn
 from tenuto.core.requests import SERVER, CreateMessage, FinishMessage
 from tenuto.hub.access.rates import Rates
 from tenuto.interop.openai_stream import ATTEMPT_ROOM, Reference, reference
+from tenuto.routes import Access
 from tests.interop.scene import fails, verifier, writes
 from tests.interop.test_openai import (
     ANSWER,
@@ -293,6 +294,21 @@ async def test_conversation_that_is_deleted_before_its_answer_begins_stays_delet
             assert (await scene.client.conversations.delete(made.id)).deleted
             await ended.wait()
             assert (await scene.hub.history(scene.turns[0].channel)).messages == []
+
+
+async def test_delete_of_a_conversation_has_what_the_caller_stores_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    delete_turn = Access.delete_turn
+
+    async def while_another_is_stored(access: Access, channel: str, message_id: str) -> None:
+        await delete_turn(access, channel, message_id)
+        if message_id != "later":
+            await scene.hub.create(channel, id="later", text="Hm.", author="ann", starts_turn=False)
+
+    async with scene_of(authenticate=verifier("ann")) as scene:
+        made = await scene.client.conversations.create(items=[{"role": "user", "content": "note"}])
+        monkeypatch.setattr(Access, "delete_turn", while_another_is_stored)
+        assert (await scene.client.conversations.delete(made.id)).deleted
+        assert (await scene.hub.history(reference(made.id, kind="conversation").channel)).messages == []
 
 
 @pytest.mark.parametrize("asker", ["ann", "ben"])
