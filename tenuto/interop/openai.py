@@ -332,7 +332,7 @@ class OpenAI:
         *earlier, _ = await _brought(access, of.channel, question)
         # the question last, and before it its first message: until then a repeated request finds the others
         for one in (*reversed(earlier), question):
-            with suppress(NotFound, Deleted):  # another request has deleted it
+            with suppress(NotFound):  # another request has removed it
                 await access.delete_turn(of.channel, one.id)
         return json_response({"id": of.id(), "object": "response", "deleted": True})
 

@@ -150,11 +150,10 @@ class _LogFilter(logging.Filter):
     """Drops records of the server that do not belong in a log.
 
     A stream that is broken off shows its viewer that it is incomplete, but the server logs an error. The server logs
-    the whole URL of each WebSocket, whose query may hold secrets. At the level DEBUG it logs each frame (`< ` and `>
-    `): headers, tokens and messages of users. It logs a traceback for text that is not UTF-8, although the peer is
-    notified (1007), and for each task that a second Ctrl-C cancels. It also logs each handshake and each upgrade to
-    another protocol, without a reason or a bound: any peer could fill the disk. `transports.codec` logs why peers are
-    refused.
+    the whole URL of each WebSocket, whose query may hold secrets. At the level DEBUG it logs each frame (`<` and `>`):
+    headers, tokens and messages of users. It logs a traceback for text that is not UTF-8, although the peer is notified
+    (1007), and for each task that a second Ctrl-C cancels. Handshakes and upgrades it logs without a reason or a bound:
+    any peer could fill the disk. `transports.codec` logs why peers are refused.
     """
 
     _BEGINNINGS = ("< ", "> ", "Invalid UTF-8", "connection open", "connection rejected", "Unsupported upgrade")
