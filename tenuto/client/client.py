@@ -551,7 +551,7 @@ class Presence:
     # Calls of the link
 
     def opened(self) -> None:
-        self._link.begin("presence", self._frame(), self._on_result, is_repeatable=False)
+        self._link.begin("presence", self._frame(), self._on_result)
 
     def broken(self) -> None:
         self._retry.cancel()

@@ -156,8 +156,7 @@ class Feed:
         self.link.begin(
             "attach",
             {"channel": self.channel, **self._fields, **given(since=self._consumer.cursor)},
-            lambda result: self._on_result(attach, result),
-            is_repeatable=False,  # not repeated by the link, because `opened` sends it again
+            lambda result: self._on_result(attach, result),  # not repeated by the link: `opened` sends it again
         )
 
     def _on_result(self, attach: int, result: Outcome) -> None:
@@ -186,7 +185,7 @@ class Feed:
         self._attaches += 1
         if self._is_requested:
             self._is_attached = self._is_requested = False
-            self.link.begin("detach", {"channel": self.channel}, ignore, is_repeatable=False)
+            self.link.begin("detach", {"channel": self.channel}, ignore)
 
 
 # Limit, in characters, of unread frames; above it the feed pauses after the current batch.

@@ -84,15 +84,15 @@ class PendingRequests:
         self._by_ref[one.ref] = one
         self._bytes += len(one.text)
 
-    def forget(self, one: Pending) -> None:
-        """Remove a request, and let calls that wait for room proceed."""
-        if self._by_ref.pop(one.ref, None) is not None:
+    def forget(self, ref: int) -> None:
+        """Remove a request, if it has no response yet, and let calls that wait for room proceed."""
+        if (one := self._by_ref.pop(ref, None)) is not None:
             self._bytes -= len(one.text)
             self._room.set()
 
     def settle(self, one: Pending, result: Outcome) -> None:
         """Remove a request, and pass its response or error to its callback."""
-        self.forget(one)
+        self.forget(one.ref)
         one.on_result(result)
 
     def stop(self, error: TenutoError) -> None:
@@ -198,19 +198,18 @@ class Link:
     ) -> dict[str, Any]:
         """Send a request over any number of sockets, and return the response. Raises the refusal, Unreachable."""
         response: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        request: Pending | None = None
+        ref = 0
         patience_s = self.timing.request_s if timeout_s is None else timeout_s
         try:
             async with asyncio.timeout(patience_s):
                 await self._pending.until_room()
-                request = self.begin(kind, fields, partial(_settle, response), is_repeatable=is_repeatable)
+                ref = self.begin(kind, fields, partial(_settle, response), is_repeatable=is_repeatable)
                 await self.until_connected(response)
                 return await response
         except TimeoutError:
             raise self.unreachable(f"request {kind!r} had no response within {patience_s:.0f} s") from None
         finally:
-            if request is not None:
-                self._pending.forget(request)
+            self._pending.forget(ref)
 
     async def insist(self, kind: str, fields: dict[str, Any]) -> dict[str, Any]:
         """Send a request as `request` does, and repeat it while the server refuses it for now."""
@@ -227,26 +226,27 @@ class Link:
                     raise
             await asyncio.sleep(delay_s)
 
-    def begin(self, kind: str, fields: dict[str, Any], on_result: OnResult, *, is_repeatable: bool = True) -> Pending:
-        """Send a request; `on_result` gets the response or an error. The caller bounds the number of requests.
+    def begin(self, kind: str, fields: dict[str, Any], on_result: OnResult, *, is_repeatable: bool = False) -> int:
+        """Send a request, and return its reference; `on_result` gets the response or an error.
 
-        A request that `is_repeatable` is sent again on each new socket until it has a response. Others end as
-        Unreachable with their socket.
+        It ends as Unreachable with its socket. One that `is_repeatable` is sent again on each new socket until it has a
+        response. The caller bounds the number of requests.
         """
         self._refs += 1
+        ref = self._refs
         try:
-            text = encode({"type": kind, "ref": self._refs, **fields}, self.limits)
+            text = encode({"type": kind, "ref": ref, **fields}, self.limits)
         except TenutoError as error:
             on_result(error)
-            return Pending(self._refs, "", on_result, is_repeatable)
-        request = Pending(self._refs, text, on_result, is_repeatable)
+            return ref
         if self.state is LinkState.STOPPED or not (is_repeatable or self.is_live):
             on_result(self.error or self.unreachable(f"request {kind!r} was not sent"))
-            return request
+            return ref
+        request = Pending(ref, text, on_result, is_repeatable)
         self._pending.add(request)
         if self.is_live:
             self._send(request)
-        return request
+        return ref
 
     async def until_connected(self, response: asyncio.Future[dict[str, Any]] | None = None) -> None:
         """Wait for the first connection, or for `response`. Raises Unreachable after `connect_s`, not if stopped."""

@@ -101,7 +101,7 @@ class RemoteWorker:
                 finally:
                     self._link.remove_listener(self)
                     if self._link.is_live and not self._is_draining:
-                        self._link.begin("work", self._frame(0), ignore, is_repeatable=False)
+                        self._link.begin("work", self._frame(0), ignore)
         except* TenutoError as group:
             raise group.exceptions[0] from None
 
@@ -142,7 +142,7 @@ class RemoteWorker:
         # work.
         slots = self._open if self._is_draining else self._slots
         self._is_asking = self._is_listed = True
-        self._link.begin("work", self._frame(slots), self._on_result, is_repeatable=False)
+        self._link.begin("work", self._frame(slots), self._on_result)
         for turn in self._turns.values():
             turn.renew()  # renew at once, because the server shortened the claims when the previous socket ended
 
@@ -160,7 +160,7 @@ class RemoteWorker:
 
         A turn that was assigned before the server's response arrives before that response, and is carried out.
         """
-        self._link.begin("work", self._frame(0), self._unlisted, is_repeatable=False)
+        self._link.begin("work", self._frame(0), self._unlisted)
 
     def _unlisted(self, result: Outcome) -> None:
         # without a connection this is certain, because the server assigns turns over connections only
@@ -261,7 +261,7 @@ class ClaimedTurn:
     def renew(self) -> None:
         """Renew the claim. Without a connection it lasts for the rest of its lease."""
         on_result = partial(self._renewed, self._state)
-        self._link.begin("turn.renew", {**self._claim(), **given(state=self._state)}, on_result, is_repeatable=False)
+        self._link.begin("turn.renew", {**self._claim(), **given(state=self._state)}, on_result)
         self.renew_later()
 
     async def confirm(self) -> None:
@@ -282,7 +282,7 @@ class ClaimedTurn:
     def hand_over(self) -> None:
         """Let another worker take the turn at once, because this one ends; without a connection when the lease ends."""
         if self._link.is_live:
-            self._link.begin("turn.done", {**self._claim(), "state": "handed_over"}, ignore, is_repeatable=False)
+            self._link.begin("turn.done", {**self._claim(), "state": "handed_over"}, ignore)
 
     async def done(self) -> None:
         """Report the end of the turn, or of this attempt."""

@@ -236,7 +236,7 @@ class RemoteWriter(Writer):
             self._used_at_s = _now_s()
             kind, fields = _frame_of(one.request)
             fields = {**self._frame(fields), "generation": outgoing.generation}
-            self._link.begin(kind, fields, partial(self._request_done, one), is_repeatable=False)
+            self._link.begin(kind, fields, partial(self._request_done, one))
 
     def _request_done(self, one: OutgoingRequest, result: Outcome) -> None:
         outgoing = self._outgoing
@@ -261,7 +261,7 @@ class RemoteWriter(Writer):
         is_idle = _now_s() - self._used_at_s >= self._lease_s / RENEWALS * 0.9
         if self._has_lease and self._link.is_live and (is_idle or self._outgoing.trouble is not None):
             self._used_at_s = _now_s()
-            self._link.begin("lease", self._lease(self._lease_s), self._renewed, is_repeatable=False)
+            self._link.begin("lease", self._lease(self._lease_s), self._renewed)
         self._renew_later()
 
     def _renew_later(self) -> None:
@@ -298,10 +298,10 @@ class RemoteWriter(Writer):
         self._reads += 1
         when_done = partial(self._message_read, self._reads)
         if self._create is not None:
-            self._link.begin("create", self._frame(self._create), when_done, is_repeatable=False)
+            self._link.begin("create", self._frame(self._create), when_done)
         else:
             fields = {"channel": self.channel, "before": self._created + 1, "limit": 1}
-            self._link.begin("history", fields, when_done, is_repeatable=False)
+            self._link.begin("history", fields, when_done)
 
     def _message_read(self, number: int, result: Outcome) -> None:
         outgoing = self._outgoing
