@@ -49,7 +49,7 @@ from tenuto.hub.channel import Behind
 from tenuto.hub.feed import Feed
 from tenuto.hub.hub import HubCore
 from tenuto.hub.pending import Result
-from tenuto.hub.turns.scheduler import LEASE_S, AssignedTurn, store_renewal
+from tenuto.hub.turns.scheduler import LEASE_S, AssignedTurn
 from tenuto.transports.access import (
     EXPECTED_BYTES,
     Credentials,
@@ -258,8 +258,7 @@ class SocketWorkers:
             else:
                 done({"lease_s": LEASE_S})
 
-        runtime = self._hub.runtime
-        store_renewal(runtime.submit, runtime.nodes, worker.name, turn, stored)
+        self._hub.runtime.scheduler.store_renewal(worker, turn, stored, gives_back=False)
 
     def end(self, frame: TurnDoneFrame, done: Respond) -> None:
         """End a turn, or let it wait for its next attempt if the agent has lost this one."""
@@ -267,9 +266,8 @@ class SocketWorkers:
         turn = worker.turn_of(frame)._replace(unheard=tuple(map(check_id, frame.unheard)))
 
         if frame.state == "lost":
-            runtime = self._hub.runtime
             given_back = partial(worker.given_back, turn, done)
-            store_renewal(runtime.submit, runtime.nodes, worker.name, turn, given_back, gives_back=True)
+            self._hub.runtime.scheduler.store_renewal(worker, turn, given_back, gives_back=True)
         else:
             worker.end(turn, "pending" if frame.state == "handed_over" else frame.state, done)
 

@@ -71,7 +71,7 @@ from tenuto.hub.turns import scheduler as shared_turns
 from tenuto.hub.turns.scheduler import LEASE_S, AssignedTurn, OpenTurn, SharedTurns, TurnScheduler, Worker, WorkerPool
 from tenuto.stores.base import head_of
 from tenuto.stores.memory import MemoryStore
-from tenuto.transports import codec, session, streams
+from tenuto.transports import codec, streams
 from tenuto.transports.session import Session
 from tenuto.watchdog import Watchdog
 from tests.simulation.directed import edit, mutant
@@ -439,7 +439,7 @@ def a_lease_ends_without_a_read_of_the_store(patch: pytest.MonkeyPatch) -> None:
 @mutant("gave a sign of life", hubs=2, authors=[Commander, Commander], workers=2, bad_s=16.0)
 def a_turn_renewal_reaches_one_hub(patch: pytest.MonkeyPatch) -> None:
     """This hub knows the agent that has the turn."""
-    patch.setattr(session, "store_renewal", lambda submit, nodes, name, turn, done, gives_back=False: done(None))
+    patch.setattr(TurnScheduler, "store_renewal", lambda self, worker, turn, done, gives_back: done(None))
 
 
 @mutant(

@@ -254,47 +254,6 @@ def _show(worker: Worker, channel: Channel) -> None:
             channel.presence_state.enter(worker.name, "agent", worker, {"state": "listening"})
 
 
-def store_renewal(
-    submit: Submit,
-    nodes: NodeLease,
-    name: str,
-    turn: AssignedTurn,
-    done: Callable[[TenutoError | None], None],
-    *,
-    gives_back: bool = False,
-) -> None:
-    """Store that the agent `name` renews `turn`, or `gives_back` the lost attempt, on a shared store.
-
-    `done` is called with None, or with the refusal.
-    """
-
-    def stored(result: Result | TenutoError) -> None:
-        done(result if isinstance(result, TenutoError) else None)
-
-    if nodes.is_exclusive:
-        done(None)
-        return
-    request = ClaimTurn(generation=turn.generation, renews=True, gives_back=gives_back)
-    send(submit, turn.channel, turn.message_id, request, Caller(id=name), stored)
-
-
-def share_loss(submit: Submit, channel: str, turn: TurnState[Worker]) -> None:
-    """Give back, on a shared store, the attempt of a remote worker whose connection is broken, unless it was renewed.
-
-    This hub ends such an attempt before its lease ends, and the other hubs would wait for that.
-    """
-    claim = turn.claim
-    if claim is None or claim.node is not None or claim.within is not None:
-        return
-
-    def stored(result: Result | TenutoError) -> None:
-        if isinstance(result, TenutoError):
-            logger.debug("the turn of %s in %s was not given back: %s", turn.message_id, channel, result)
-
-    request = ClaimTurn(generation=turn.attempt, confirmed=turn.confirmed, renews=True, gives_back=True)
-    send(submit, channel, turn.message_id, request, Caller(id=claim.by, is_server=True), stored)
-
-
 MAX_UNENDED = 10_000  # number of handlers of deleted messages to remember; each takes some 200 bytes
 
 
@@ -713,6 +672,23 @@ class TurnScheduler:
         self._lapse_in(assigned.channel, turn, (turn.claim.lease_ms or LEASE_S * 1000) / 1000)
         return True
 
+    def store_renewal(
+        self, worker: Worker, turn: AssignedTurn, done: Callable[[TenutoError | None], None], *, gives_back: bool
+    ) -> None:
+        """Store, on a shared store, that a remote worker renews a turn, or `gives_back` the lost attempt.
+
+        `done` is called with None, or with the refusal.
+        """
+
+        def stored(result: Result | TenutoError) -> None:
+            done(result if isinstance(result, TenutoError) else None)
+
+        if self._nodes.is_exclusive:
+            done(None)
+            return
+        request = ClaimTurn(generation=turn.generation, renews=True, gives_back=gives_back)
+        self._request(turn.channel, turn.message_id, request, Caller(id=worker.name), stored)
+
     def claimed_by(self, channel: str, message_id: str) -> str | None:
         """Return the name of the agent that has the turn of `message_id`, or None."""
         turn = self._turn(channel, message_id)
@@ -770,7 +746,23 @@ class TurnScheduler:
         self._moved(channel, turn, turn.lose())
         self.offer(channel)
         if is_broken and turn.phase is Phase.WAITING and self.workers.is_served_elsewhere(channel):  # not taken here
-            share_loss(self._submit, channel, turn)
+            self._share_loss(channel, turn)
+
+    def _share_loss(self, channel: str, turn: OpenTurn) -> None:
+        """Give back, on a shared store, the attempt of a remote worker with a broken connection, unless it was renewed.
+
+        This hub ends such an attempt before its lease ends, and the other hubs would wait for that.
+        """
+        claim = turn.claim
+        if claim is None or claim.node is not None or claim.within is not None:
+            return
+
+        def done(result: Result | TenutoError) -> None:
+            if isinstance(result, TenutoError):
+                logger.debug("the turn of %s in %s was not given back: %s", turn.message_id, channel, result)
+
+        request = ClaimTurn(generation=turn.attempt, confirmed=turn.confirmed, renews=True, gives_back=True)
+        self._request(channel, turn.message_id, request, Caller(id=claim.by, is_server=True), done)
 
     def _interrupt(self, channel: str, message_id: str, key: str) -> None:
         """Cancel the turn of `message_id`, as a `cancel` command would, because a newer message interrupts it."""
