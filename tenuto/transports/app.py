@@ -219,7 +219,7 @@ def path_below(scope: Scope) -> str:
 def _plain_app(hub: HubCore) -> ASGIApp:
     known: list[BaseRoute] = [*routes(hub)]
     if WEB.is_dir():
-        known.append(Mount("/web", Web(WEB)))
+        known.append(Mount("/web", serve_web))
     app: ASGIApp = Router(known, redirect_slashes=False, default=_not_found)
     origins = hub.allowed_origins
     if origins:
@@ -252,36 +252,31 @@ _NAME = re.compile(r"/((?:(?:chat|client|markdown|vendor)/)?[\w-]+(?:\.[\w-]+)*\
 _GZIP = re.compile(r"(gzip|^(?!.*gzip).*\*)(?!\s*;\s*q=0(\.0*)?\s*(,|$))", re.IGNORECASE)
 
 
-class Web:
-    """Serves the browser's modules in `folder`, compressed once, without those in `demo` and `gallery`.
+async def serve_web(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    """Serve one of the browser's modules in `WEB`, compressed once, without those in `demo` and `gallery`.
 
-    They may change with each release, so browsers must revalidate their copies.
+    They may change with each release, so browsers must revalidate their copies. Raises MethodNotAllowed, and NotFound
+    for a missing file.
     """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        """Serve one request. Raises MethodNotAllowed, and NotFound for a missing file."""
-        if scope["method"] not in ("GET", "HEAD"):
-            raise no_such_method(scope["method"], ["GET", "HEAD"])
-        name = _NAME.fullmatch(scope["path"].removeprefix(scope.get("root_path", "")))
-        if name is None:
-            raise no_such_path(scope["path"])
-        try:
-            path = self._folder / name[1]
-            body, zipped, digest = _module(path, path.stat().st_mtime_ns)
-        except OSError:
-            raise no_such_path(scope["path"]) from None
-        asked = RequestHeaders(scope=scope)
-        headers = {"cache-control": "no-cache", "etag": f'"{digest}"', "vary": "Accept-Encoding"}
-        if _GZIP.search(asked.get("accept-encoding", "")):
-            body = zipped
-            headers |= {"content-encoding": "gzip", "etag": f'"{digest}-gzip"'}
-        response = Response(body, headers=headers, media_type="application/json" if name[2] else "text/javascript")
-        if headers["etag"] in asked.get("if-none-match", ""):
-            response = NotModifiedResponse(response.headers)
-        await response(scope, receive, send)
+    if scope["method"] not in ("GET", "HEAD"):
+        raise no_such_method(scope["method"], ["GET", "HEAD"])
+    name = _NAME.fullmatch(scope["path"].removeprefix(scope.get("root_path", "")))
+    if name is None:
+        raise no_such_path(scope["path"])
+    try:
+        path = WEB / name[1]
+        body, zipped, digest = _module(path, path.stat().st_mtime_ns)
+    except OSError:
+        raise no_such_path(scope["path"]) from None
+    asked = RequestHeaders(scope=scope)
+    headers = {"cache-control": "no-cache", "etag": f'"{digest}"', "vary": "Accept-Encoding"}
+    if _GZIP.search(asked.get("accept-encoding", "")):
+        body = zipped
+        headers |= {"content-encoding": "gzip", "etag": f'"{digest}-gzip"'}
+    response = Response(body, headers=headers, media_type="application/json" if name[2] else "text/javascript")
+    if headers["etag"] in asked.get("if-none-match", ""):
+        response = NotModifiedResponse(response.headers)
+    await response(scope, receive, send)
 
 
 @lru_cache
