@@ -61,7 +61,7 @@ class ServerAccess:
             )
         self._scheme = _SCHEMES[parts.scheme]
         self._mount = parts.netloc + parts.path.rstrip("/")
-        self._query = {"client": check_id(client_id, "a client id")} if client_id is not None else {}
+        self._query = f"?{urlencode({'client': check_id(client_id, 'a client id')})}" if client_id is not None else ""
         self._token = _checked(token) if token is not None else None
         self._provider = token_provider
         self._now = now
@@ -85,12 +85,11 @@ class ServerAccess:
 
     def socket_url(self) -> str:
         """Return the URL of the WebSocket."""
-        return self._address(self._scheme, "/v1/ws", self._query)
+        return f"{self._scheme}://{self._mount}/v1/ws{self._query}"
 
-    def http_url(self, *path: str, **query: str) -> str:
+    def http_url(self, *path: str) -> str:
         """Return the HTTP URL of `path`, which is given in segments that are not encoded yet."""
-        scheme = "https" if self._scheme == "wss" else "http"
-        return self._address(scheme, "".join("/" + quote(one, safe="") for one in path), {**self._query, **query})
+        return self.address + "".join("/" + quote(one, safe="") for one in path) + self._query
 
     async def headers(self) -> dict[str, str]:
         """Return the headers of every request. Raises Unreachable if the provider returns no token."""
@@ -126,9 +125,6 @@ class ServerAccess:
         """Return the seconds until the token expires; None if it has no expiry or cannot be renewed."""
         expires = _expiry(self._token) if self._token is not None and self._provider is not None else None
         return None if expires is None else max(0.0, expires - self._now())
-
-    def _address(self, scheme: str, path: str, query: dict[str, str]) -> str:
-        return f"{scheme}://{self._mount}{path}" + (f"?{urlencode(query)}" if query else "")
 
 
 def check_address(url: object, *, name: str = "url", example: str = "'https://host/tenuto'") -> SplitResult:
@@ -410,12 +406,12 @@ class Http:
     _client: httpx2.AsyncClient | None = None
     _has_responded: bool = False  # True: a Tenuto server has responded, so the address is right
 
-    async def get(self, *path: str, **query: str) -> dict[str, Any]:
+    async def get(self, *path: str) -> dict[str, Any]:
         """Return the response to a GET request; `path` is a list of segments.
 
         Raises the server's refusal; Unreachable.
         """
-        url = self._access.http_url(*path, **query)
+        url = self._access.http_url(*path)
         failures, why = 0, "no response"
         wait_s = self._timing.request_s if self._has_responded else min(self._timing.connect_s, self._timing.request_s)
         try:
