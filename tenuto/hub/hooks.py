@@ -23,7 +23,7 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 from msgspec import Struct
 
@@ -42,8 +42,6 @@ from tenuto.stores.base import Store, head_of
 from tenuto.watchdog import timed
 
 logger = logging.getLogger("tenuto.hooks")
-
-T = TypeVar("T")
 
 HookKind = Literal["message.create", "message.update", "message.finish", "message.delete", "command", "command.reply"]
 KINDS = get_args(HookKind)
@@ -240,12 +238,13 @@ class HookRunner:
                 async with asyncio.timeout(STOP_S):
                     await self._store.note({self._term_note: None}, expected={self._term_note: own})
 
-    async def _until_stored(self, step: Callable[[], Awaitable[T]]) -> T:
-        """Return the result of `step`, which is repeated as long as the store fails."""
+    async def _until_stored(self, step: Callable[[], Awaitable[None]]) -> None:
+        """Carry out `step`, which is repeated as long as the store fails."""
         wait_s = FIRST_RETRY_S
         while True:
             try:
-                return await step()
+                await step()
+                return
             except TenutoError as error:
                 logger.error(
                     "hook %r cannot begin yet (%s); it is tried again in %.0f s", self._hook.name, error, wait_s
