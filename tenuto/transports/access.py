@@ -27,6 +27,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import KW_ONLY, InitVar, dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -368,37 +369,30 @@ _MAX_TIMER_S = 12 * 3600.0
 _UNKNOWN = Identity(capabilities=frozenset())  # the identity of a socket before its `auth` frame
 
 
+@dataclass(slots=True, eq=False)
 class Credentials:
     """The identity behind one request or connection. It is used on the hub's loop, and only `renew` waits."""
 
-    __slots__ = (
-        "_hub",
-        "_on_expiry",
-        "_scope",
-        "_slot",
-        "_timer",
-        "identity",
-        "is_ambient",
-        "is_counted",
-        "peer",
-        "refusal",
-        "ticket",
-    )
+    _hub: HubCore
+    _scope: Scope
+    known: InitVar[Identity | None]
+    _: KW_ONLY
+    ticket: Ticket | None = None
+    # of a socket, by a cookie, or a visitor, before the first frame, which may still be an `auth` of another client
+    is_ambient: bool = False
+    refusal: TooMany | None = None  # why a cookie does not count, unless an `auth` frame comes
+    peer: str = field(init=False)  # the address of the connection
+    identity: Identity = field(init=False)
+    # whether requests and bytes of the client are counted (`hub.rates`); kept, as each frame of a socket needs it
+    is_counted: bool = field(init=False)
+    _slot: ConnectionSlot | None = None
+    _on_expiry: Callable[[], None] | None = None
+    _timer: asyncio.TimerHandle | None = None
 
-    def __init__(self, hub: HubCore, scope: Scope, identity: Identity | None, *, ticket: Ticket | None = None) -> None:
-        # of a socket, by a cookie, or a visitor, before the first frame, which may still be an `auth` of another client
-        self.is_ambient = False
-        self.peer = peer_of(scope)  # the address of the connection
-        self._hub = hub
-        self._scope = scope
-        self.identity = _UNKNOWN if identity is None else identity
-        # whether requests and bytes of the client are counted (`hub.rates`); kept, as each frame of a socket needs it
-        self.is_counted = identity is not None and self._is_counted(identity)
-        self._slot: ConnectionSlot | None = None
-        self._on_expiry: Callable[[], None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self.ticket = ticket
-        self.refusal: TooMany | None = None  # why a cookie does not count, unless an `auth` frame comes
+    def __post_init__(self, known: Identity | None) -> None:
+        self.peer = peer_of(self._scope)
+        self.identity = _UNKNOWN if known is None else known
+        self.is_counted = known is not None and self._is_counted(known)
 
     @property
     def is_known(self) -> bool:
