@@ -10,6 +10,7 @@ import io
 import socket
 import threading
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,8 +18,9 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from proof.chaos.processes import free_port
+from tenuto.cli import tail as command
 from tenuto.cli.tail import Refused, follow
-from tenuto.client import Timing
+from tenuto.client import Client
 from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
 
 NO_CONNECTION = (
@@ -116,21 +118,23 @@ async def test_tail_ends_when_the_server_refuses() -> None:
 
 
 @pytest.mark.parametrize("is_closed", [True, False])
-async def test_tail_ends_within_its_time_at_a_wrong_port(is_closed: bool) -> None:
+async def test_tail_ends_within_its_time_at_a_wrong_port(monkeypatch: pytest.MonkeyPatch, is_closed: bool) -> None:
+    monkeypatch.setattr(command, "Client", partial(Client, connect_s=0.3))
     with socket.create_server(("127.0.0.1", 0)) as silent:  # it accepts connections and sends nothing
         port = free_port() if is_closed else silent.getsockname()[1]
-        running = tail(f"http://127.0.0.1:{port}", Screen(), io.StringIO(), timing=Timing(connect_s=0.3))
+        running = tail(f"http://127.0.0.1:{port}", Screen(), io.StringIO())
         with pytest.raises(Refused, match=NO_CONNECTION.format(code="unreachable: ", port=port, connect_s="0.3")):
             await asyncio.wait_for(running, PATIENCE_S)
 
 
 @pytest.mark.parametrize(("path", "status"), [("/other", 403), ("/tenuto/v2", 404)])
-async def test_tail_names_a_wrong_path(path: str, status: int) -> None:
+async def test_tail_names_a_wrong_path(monkeypatch: pytest.MonkeyPatch, path: str, status: int) -> None:
+    monkeypatch.setattr(command, "Client", partial(Client, connect_s=PATIENCE_S))
     hub = new_hub()
     async with serving(hub, Starlette(routes=[Mount("/tenuto", hub)])) as served:
         url = f"http://{served.host}:{served.port}{path}"
         with pytest.raises(Refused) as raised:
-            await asyncio.wait_for(tail(url, Screen(), io.StringIO(), timing=Timing(connect_s=PATIENCE_S)), PATIENCE_S)
+            await asyncio.wait_for(tail(url, Screen(), io.StringIO()), PATIENCE_S)
     assert raised.value.detail.startswith(f"not_tenuto: {url} responded {status} to a WebSocket, unlike a Tenuto")
 
 

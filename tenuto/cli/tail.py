@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable
 from typing import TextIO
 
 from tenuto.client import Client
-from tenuto.client.connection import Timing
 from tenuto.core.errors import LocalError, TenutoError
 from tenuto.core.model import Message
 from tenuto.core.names import check_channel
@@ -80,23 +79,14 @@ class _Notices(logging.Handler):
         print(f"(no response from {self._url}, trying again)", file=self._notices, flush=True)
 
 
-def follow(
-    url: str,
-    channel: str,
-    *,
-    since: str | None,
-    history: int,
-    out: TextIO,
-    notices: TextIO,
-    timing: Timing | None = None,
-) -> None:
+def follow(url: str, channel: str, *, since: str | None, history: int, out: TextIO, notices: TextIO) -> None:
     """Print `channel` to `out` as it happens, until interrupted. Raises Refused, LocalError."""
     check_channel(channel)
     logger, handler = logging.getLogger("tenuto.client"), _Notices(url, notices)
     does_propagate, logger.propagate = logger.propagate, False
     logger.addHandler(handler)
     try:
-        asyncio.run(_follow(url, channel, since, history, out, timing or Timing()))
+        asyncio.run(_follow(url, channel, since, history, out))
     except LocalError:
         raise
     except TenutoError as error:
@@ -106,9 +96,9 @@ def follow(
         logger.propagate = does_propagate
 
 
-async def _follow(url: str, channel: str, since: str | None, history: int, out: TextIO, timing: Timing) -> None:
+async def _follow(url: str, channel: str, since: str | None, history: int, out: TextIO) -> None:
     printer = Printer(out.write)
-    async with Client(url, timing=timing) as client:
+    async with Client(url) as client:
         view = client.channel(channel, history=history)
         view.cursor = since  # before the first connection
         await view.live(timeout_s=math.inf)
