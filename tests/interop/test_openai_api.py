@@ -342,7 +342,8 @@ async def test_deleted_conversation_does_not_exist_until_its_next_message(tmp_pa
                 with pytest.raises(openai.NotFoundError, match=r"conversation 'conv_.*' does not exist"):
                     await asked
         assert (await client.retrieve(left)).id == left
-        await scene.hub.create(reference(used, kind="conversation").channel, text="Hm.")  # by another client
+        channel = reference(used, kind="conversation").channel
+        await scene.hub.create(channel, text="Hm.", starts_turn=False)  # by another client
         assert len((await client.items.list(used)).data) == 1
 
 
