@@ -14,6 +14,7 @@ from tenuto.core.errors import IdConflict, InvalidRequest, NotFound, TooLarge
 from tenuto.core.model import OPTIONS_KEY, Message
 from tenuto.core.requests import Caller, CreateMessage, DeleteMessage, UpdateMessage, references, whole
 from tenuto.hub import HubCore
+from tenuto.hub.keep import retention
 from tests.hub.hubs import new_hub
 from tests.hub.test_export import exported, lines_of
 from tests.virtual import virtually
@@ -72,6 +73,22 @@ async def test_values_go_with_retention_after_their_author_has_deleted_the_last_
     await hub.ask(CHANNEL, "q19", DeleteMessage(), ANN)
     await asyncio.sleep(600)
     assert await stored(hub) == []
+
+
+@virtually
+async def test_values_that_no_message_names_are_found_while_the_messages_are_deleted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(retention, "READ_FACTS", 1)
+    hub = new_hub()
+    await ask(hub, "q1", OPTIONS)
+    await hub.create(CHANNEL, id="newest", text="without options")
+    facts = (await hub.store.facts(CHANNEL, after=0, limit=99)).facts
+    step = [one for one in facts if one.id.startswith("options-")]
+    reading = asyncio.create_task(retention._named(hub.store, CHANNEL, step))
+    await asyncio.sleep(1.5 * retention.READ_PAUSE_S)  # the newest page was read
+    await hub.delete_channel(CHANNEL)
+    assert await reading == set()
 
 
 async def test_values_of_deleted_questions_go_with_their_person(hub: HubCore) -> None:

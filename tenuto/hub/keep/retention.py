@@ -229,7 +229,7 @@ async def _facts(runtime: Runtime, channel: str) -> AsyncGenerator[Sequence[Fact
 
 
 async def _named(store: Store, channel: str, step: Sequence[Fact]) -> set[str]:
-    """Return the ids of options, among them those in `step` that a message names which is not in `step`.
+    """Return ids of options that messages outside `step` name, among them all such options that are in `step`.
 
     Options have the age of their first use, and later messages name them, mostly the newest: these are read first. Then
     all are read, with those that were stored meanwhile.
@@ -245,7 +245,8 @@ async def _named(store: Store, channel: str, step: Sequence[Fact]) -> set[str]:
         wishes = [{OPTIONS_KEY: part.value().get("data")} for one in again.values() for part in restore(one).parts]
         metas = [*(one.meta for one in staying), *wishes]
         named |= again.keys() | {id for meta in metas for id in references(meta).values()}
-        after, more = 0 if after is None else messages[-1].created, page.more
+        # an empty page: the rest was deleted meanwhile
+        after, more = messages[-1].created if after is not None and messages else 0, page.more
     return named
 
 
