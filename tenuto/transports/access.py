@@ -369,7 +369,7 @@ _MAX_TIMER_S = 12 * 3600.0
 _UNKNOWN = Identity(capabilities=frozenset())  # the identity of a socket before its `auth` frame
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)  # the scope has secrets, which a log of values would show
 class Credentials:
     """The identity behind one request or connection. It is used on the hub's loop, and only `renew` waits."""
 

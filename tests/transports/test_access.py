@@ -343,6 +343,11 @@ async def test_public_origin_replaces_the_host_of_the_request(origin: str, statu
         assert response[0] == status
 
 
+async def test_text_of_credentials_has_no_secret(closed: Hub) -> None:
+    scope = {"headers": [(b"authorization", b"Bearer secret"), (b"cookie", b"sid=secret")]}
+    assert "secret" not in repr(access.Credentials(closed, scope, Identity(client_id="ann")))
+
+
 async def test_expired_identity_is_401() -> None:
     async def over(scope: Any) -> Identity | None:
         return Identity(client_id="ada", expires_at_ms=1)
