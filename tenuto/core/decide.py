@@ -194,7 +194,7 @@ def _create(
         request.parts,
         request.status,
         request.meta,
-        "default" if request.parent is UNSET else [request.parent],
+        "default" if request.parent is UNSET else [request.parent],  # a list, which differs from any text
         request.reply_to,
         request.options,
     )
@@ -249,7 +249,7 @@ def _repeated_options(state: Draft, meta: Json, by: str | None) -> dict[str, Jso
     found = references(meta)
     kept = [state.message(one) for one in found.values()]
     is_own = all(one is not None and one.role == OPTIONS and one.author == by for one in kept)
-    return options if is_own and options.get(KEPT, {}) == found else {}
+    return options if is_own and options.get(KEPT, {}) == found else {}  # `found` lacks damaged references
 
 
 def _parent(state: Draft, request: CreateMessage) -> str | None:
@@ -286,7 +286,10 @@ def plain_append(state: ChannelState, key: str, request: AppendText, limits: Lim
 
 
 def _append(message: MessageState, request: AppendText, limits: Limits, now_ms: int) -> Decision:
-    """Decide an append. Hot path: each piece of a model's output comes here, so the common case is checked inline."""
+    """Decide an append. Hot path: each piece of a model's output comes here, so the common case is checked inline.
+
+    `check_streaming` comes late, as text that is stored may be sent again after the end.
+    """
     at, index, text = request.at, request.part, request.text
     _check_not_negative(at, "at")
     _check_not_negative(index, "part")
@@ -327,7 +330,7 @@ def _append(message: MessageState, request: AppendText, limits: Limits, now_ms: 
         _check_part_count(count + 1, limits)
         op = SetPart(id=message.id, index=index, part={"type": "text", "text": new}, at_ms=now_ms)
     else:
-        at_ms = now_ms if message.writer is not None and message.writer.lease_ms else 0
+        at_ms = now_ms if message.writer is not None and message.writer.lease_ms else 0  # it renews a lease
         op = Append(id=message.id, part=index, at=message.parts[index].length, text=new, at_ms=at_ms)
     return Decision(ops=(op,), part=index, length=length + len(new))
 
@@ -418,8 +421,8 @@ def _update(message: MessageState, request: UpdateMessage, caller: Caller, limit
         check_streaming(message)  # an answer that was stopped meanwhile stays as it is
         parts = _superseded(message, request.supersede, request.beside, parts or [], limits)
         if parts is None and not request.meta and request.request is None:
-            return Decision(serial=message.version)
-    elif parts is not None:
+            return Decision(serial=message.version)  # there is nothing to store
+    elif parts is not None:  # an edit may not know of approvals
         calls = {one.fields["call"]: one.value() for one in message.parts if one.fields["type"] == "tool"}
         parts = [with_approval(one, calls.get(one["call"], one)) if one["type"] == "tool" else one for one in parts]
     meta = _merged(message.meta, request.meta, limits)
@@ -454,11 +457,12 @@ def _superseded(
     if taken:
         since, beside = taken[0], [index for index in beside if index > taken[0]]
         parts = known[:since] + [one for one in known[since:] if one["type"] == ATTEMPT]
-        texts = [known[index] for index in taken]
-        characters = sum(len(one["text"]) for one in texts if one["type"] == "text")
-        moved: Part = {"indexes": taken} if beside or since < len(parts) else {}
-        moved |= {"beside": beside} if beside else {}
-        parts.append({"type": ATTEMPT, "parts": texts, "characters": characters, **moved})
+        contents = [known[index] for index in taken]
+        characters = sum(len(one["text"]) for one in contents if one["type"] == "text")
+        # where they stood, if not in a row from here on
+        places: Part = {"indexes": taken} if beside or since < len(parts) else {}
+        places |= {"beside": beside} if beside else {}
+        parts.append({"type": ATTEMPT, "parts": contents, "characters": characters, **places})
         parts += [known[index] for index in beside]
     parts = _without_old_attempts(parts, limits.message_bytes // ATTEMPTS_SHARE) + new
     _check_part_count(len(parts), limits)
@@ -509,7 +513,7 @@ def check_finish(request: FinishMessage, limits: Limits) -> None:
         )
     if request.reason is not None:
         check_json(request.reason, limits.data_bytes, "reason", depth=1)
-    _merged({}, request.meta, limits)
+    _merged({}, request.meta, limits)  # raises if this cannot be stored
 
 
 def _take_over(message: MessageState, request: TakeOver, caller: Caller, now_ms: int) -> Decision:

@@ -132,7 +132,7 @@ def _restarted(
         )
     if _is_only_waiting(state, target) and not has_wishes:
         return ()
-    if _is_at_work(state, target):
+    if _is_in_progress(state, target):
         raise StillStreaming(f"message {target.id!r} is being answered: wait for the end, or send a cancel first")
     if not is_served:
         raise Finished(f"message {target.id!r} cannot wait for an answer: no agent serves its channel")
@@ -151,6 +151,7 @@ def _wishes(
     """
     wishes, values = split(request.options, caller.id, now_ms, limits, is_hidden=True)
     check_json(wishes, limits.data_bytes, "the list of large options", depth=limits.depth)
+    # the name tells `target` from a later message with the same id
     part = {"type": "data", "name": str(target.created), "data": wishes}
     ops: list[Op] = [one for one in values if state.message(one.id) is None]
     known = state.message(id := wishes_id(target.id))
@@ -361,10 +362,10 @@ def settle_command(state: Draft, key: str, request: SettleCommand, now_ms: int) 
     command = _command(state, key)
     if command.reply is not None:
         return Decision(serial=command.reply_serial)
-    if request.expires_ms not in (None, command.sent.expires_ms):
+    if request.expires_ms not in (None, command.sent.expires_ms):  # a later command with the same id
         return Decision(serial=command.created)
     if rules_of(command.sent.name).stops and command.sent.target is not None:
-        ops = _carry_out(state, command.sent.target, now_ms)
+        ops = _carry_out_cancel(state, command.sent.target, now_ms)
         late = Finished("the answer ended before the cancel was carried out; no other cancel is needed")
         error: Json = None if ops else {"code": late.code, "detail": late.detail}
         return Decision(ops=(*ops, _reply(key, now_ms, ok=bool(ops), error=error)))
@@ -374,8 +375,8 @@ def settle_command(state: Draft, key: str, request: SettleCommand, now_ms: int) 
     return Decision(serial=command.created)
 
 
-def _carry_out(state: Draft, target: str, now_ms: int) -> list[Op]:
-    """Return the operations that end the turn and one answer, or all answers to a user message."""
+def _carry_out_cancel(state: Draft, target: str, now_ms: int) -> list[Op]:
+    """Return the operations that end `target`, an answer or all answers to a user message, and the turn."""
     ops: list[Op] = []
     turns = {target}
     for message in state.streaming():
@@ -400,13 +401,12 @@ def _target(state: Draft, request: SendCommand, caller: Caller) -> MessageState 
         return None
     check_id(request.target, "target")
     target = state.message(request.target)
-    if target is None or not (
-        caller.may_read or _is_of(target, caller)
-    ):  # a caller without the right to read must not learn which messages exist
+    # a caller without the right to read must not learn which messages exist
+    if target is None or not (caller.may_read or _is_of(target, caller)):
         raise NotFound(f"message {request.target!r} does not exist in this channel; check the target")
     if target.deleted:
         raise Deleted(f"message {request.target!r} was deleted; check the target")
-    if rules_of(request.name).stops and not _is_at_work(state, target):
+    if rules_of(request.name).stops and not _is_in_progress(state, target):
         raise Finished(f"message {request.target!r} has no running answer to cancel; it may have ended already")
     return target
 
@@ -417,7 +417,7 @@ def _is_of(message: MessageState, caller: Caller) -> bool:
     return caller.id is not None and (message.author == caller.id or (writer is not None and writer.by == caller.id))
 
 
-def _is_at_work(state: Draft, target: MessageState) -> bool:
+def _is_in_progress(state: Draft, target: MessageState) -> bool:
     return target.is_open or _has_answers(state, target)
 
 

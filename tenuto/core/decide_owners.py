@@ -168,9 +168,9 @@ def claim_turn(state: Draft, message: MessageState, request: ClaimTurn, caller: 
 
 
 def _renew_turn(message: MessageState, claim: ClaimState, request: ClaimTurn, caller: Caller, now_ms: int) -> Decision:
-    """Confirm the attempt of a remote worker, so that each hub of a shared store gives it another term, or none."""
-    is_known = not caller.is_server or claim.confirmed == request.confirmed  # a worker does not know the confirmations
-    if (claim.state, claim.generation) != ("taken", request.generation) or not is_known:
+    """Confirm the attempt of a remote worker: each hub of a shared store gives it another term, or ends its lease."""
+    is_latest = not caller.is_server or claim.confirmed == request.confirmed  # a worker does not know the confirmations
+    if (claim.state, claim.generation) != ("taken", request.generation) or not is_latest:
         raise _stale(message, claim, request)
     if (claim.by, claim.node, claim.within) != (caller.id, None, None):
         raise NotWriter(f"another worker has the turn of message {message.id!r}; stop working on it")
@@ -241,7 +241,7 @@ def end_turn(state: Draft, message: MessageState, request: EndTurn, caller: Call
     claim = message.claim
     is_ours = caller.is_app or caller.is_server or (claim is not None and claim.node is None and claim.by == caller.id)
     if claim is not None and is_ours and (claim.state, claim.generation) == (request.state, request.generation):
-        return Decision(serial=message.last, generation=claim.generation)  # a repeated request, without `failure`
+        return Decision(serial=message.last, generation=claim.generation)  # a repeat; one with `failure` is refused
     claim = _open_claim(message)
     if claim.generation != request.generation or request.confirmed not in (None, claim.confirmed):
         raise _stale(message, claim, request)
@@ -282,9 +282,10 @@ def _handed_over(state: Draft, message: MessageState, claim: ClaimState, now_ms:
 
 
 def _failed(state: Draft, message: MessageState, claim: ClaimState, answer_id: str, now_ms: int) -> list[Op]:
-    """Return the operations by which the answer of a turn fails, whose last attempt may still write it.
+    """Return the operations by which the answer of a turn fails, which is the one that people see.
 
-    That is the answer that people see. If the attempts have begun none, it is an empty one, with the id `answer_id`.
+    The takeovers fence the last attempt, which may still write. If no answer was begun, an empty one fails, with the id
+    `answer_id`.
     """
     answers = [one for one in state.messages() if is_answer_of(one, message.id, claim) and not one.deleted]
     seen = {one.id for one in newest_branch([one.message() for one in answers])}
@@ -320,7 +321,7 @@ def _claim_of(caller: Caller, request: ClaimTurn, known: ClaimState) -> ClaimSta
         taken = ClaimState("taken", request.generation, caller.id, node, confirmed=request.confirmed + 1)
         return taken._replace(round_from=known.round_from, spared=known.spared)
     before = request.generation if request.generation >= request.above else next_round(request.above)
-    spared = known.spared if before == request.generation else 0
+    spared = known.spared if before == request.generation else 0  # it counts those of this round
     if within is not None and (known.within, known.generation) == (within, request.generation):
         # a later attempt at the same turn takes the message in again
         spared = min(spared + 1, MOST_SPARED)

@@ -151,7 +151,7 @@ class MessageProgress:
 
     def begin(self, message: Message) -> list[Delta]:
         """Return the deltas that bring the reader to `message`."""
-        before, known = self._was_finished, len(self._lengths)
+        known = len(self._lengths)
         deltas: list[Delta] = []
         # the message has fewer parts than the reader was sent, or other ones: parts were removed meanwhile
         if known > len(message.parts) or (known and _attempts_in(message) != self._attempts):
@@ -161,10 +161,10 @@ class MessageProgress:
                 deltas.append(MessageOpened(replace(message, parts=[])))
             self._attempts = _attempts_in(message)
             if self._attempts and not known:  # whole, as to a reader that was there when an attempt was superseded
-                return [*deltas, self._replace(message), *self._change_status(message, was_finished=before)]
+                return [*deltas, self._replace(message), *self._change_status(message, was_finished=self._was_finished)]
             for index, part in enumerate(message.parts):
                 deltas += self._continue(index, part) if index < known else self._open(index, part)
-        return deltas + self._change_status(message, was_finished=before)
+        return deltas + self._change_status(message, was_finished=self._was_finished)
 
     def receive(self, events: Sequence[ServerEvent]) -> list[Delta]:
         """Return the deltas of a batch of the channel's events; events of other messages have none."""
@@ -355,7 +355,7 @@ class TurnProgress:
         self._answers: dict[str, MessageProgress] = {}
         self._questions: set[str] = set()
         self._is_deleted = False
-        self._had_answers = False  # answers that were deleted before the reader came
+        self._had_answers = False  # True: the turn had answers, which were deleted before the reader came
         self.is_broken = False  # True if events are missing, so that the reader has to begin again
         self._claim: ClaimState | None = None  # the claim of the turn as of the last batch
         self.state: TurnState = "none"
@@ -431,9 +431,9 @@ class TurnProgress:
         """Return the delta of the turn's new state, if it has changed."""
         statuses = [progress.status or "streaming" for progress in self._answers.values()]
         state = turn_state(claim, statuses)
-        # a message that has left memory has no open turn
-        was_open = claim is None and self.state in ("waiting", "running") and "streaming" not in statuses
-        if was_open or (self._is_deleted and state != "running"):
+        # the turn ended, because only a message without an open one leaves memory
+        has_left = claim is None and self.state in ("waiting", "running") and "streaming" not in statuses
+        if has_left or (self._is_deleted and state != "running"):
             state = "over"
         if state == self.state:
             return []

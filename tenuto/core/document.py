@@ -323,7 +323,7 @@ def _segment(index: int, text: Text | TextFork, start: int) -> Segment:
         if length - length_before >= MARK_BYTES or _json_len(text, length_before, length) >= MARK_BYTES:
             marks += (serial - serial_before, length - length_before)
             serial_before, length_before, pending = serial, length, None
-    if pending is not None:
+    if pending is not None:  # the marks must cover all text (`_joins`)
         marks += (pending[0] - serial_before, pending[1] - length_before)
     return Segment(part=index, at=start, text=text.slice(start), marks=marks)
 
@@ -335,7 +335,7 @@ def _json_len(text: Text | TextFork, start: int, end: int) -> int:
 
 
 def _extend(text: Text, segment: Segment) -> str:
-    """Add a segment's text, and all its marks, to `text`; returns the text that was not there yet."""
+    """Add the end of a segment's text that `text` lacks, with its marks, and return that end."""
     new = segment.text[max(0, text.length - segment.at) :]
     serial, length = 0, segment.at
     before = text.length

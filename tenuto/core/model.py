@@ -240,7 +240,7 @@ def _check_shape(value: Json, what: str, left: int, depth: int) -> None:
                 if not isinstance(inner, str):
                     raise InvalidRequest(f"{what} has the key {shown(inner)}, but keys must be text")
                 inner = value[inner]
-            if type(inner) is not str or not left:
+            if type(inner) is not str or not left:  # of a text only the level is checked
                 _check_shape(inner, what, left - 1, depth)
     elif isinstance(value, float):
         if value != value or value in (float("inf"), float("-inf")):

@@ -147,7 +147,7 @@ class Outgoing:
         self._has_restored = False  # True: what an earlier writer left behind the restored parts is written again
         # for each time that parts were superseded: the index from which, and the new indexes of those that stayed
         self._superseded: list[tuple[int, dict[int, int]]] = []
-        self._repeated: list[str] = []  # text that this writer added to texts in `left`, and behind those
+        self._added: list[str] = []  # text that this writer added to what was left, and behind it
         self._queue: deque[OutgoingRequest] = deque()  # accepted requests that are not in flight
         self._texts: list[str] = []  # text that gathers for the next append
         self._texts_part = 0  # index of the part that the gathered text belongs to
@@ -257,15 +257,15 @@ class Outgoing:
                 if not text:
                     return
             if self._text_part < 0:
-                if owner is None and self._repeated:
-                    owner = LEFT
-                    self._repeated.append(given)
+                if owner is None and self._added:
+                    owner = LEFT  # superseded with the text that it follows, if that is
+                    self._added.append(given)
                 self._text_part = len(self._parts)  # reserved: its first whole character opens it
                 self._set_part(self._text_part, {"type": "text", "text": ""}, owner, is_open=False)
                 self._put_mark()
             index = self._text_part
         elif self._parts[index].owner is LEFT and self._parts[index].type == "text":
-            self._repeated.append(text)
+            self._added.append(text)
         if text.isascii() and not self._halves:  # the common case, without a call
             size = len(text)
         else:
@@ -338,7 +338,7 @@ class Outgoing:
     def _is_step(self, position: int, part: Part) -> bool:
         """Return whether an earlier writer has shown the step of `part` at this position."""
         left = self.left[position] if 0 <= position < len(self.left) else {}
-        return left.get("call") == part.get("call") in self._steps
+        return part.get("call") in self._steps and left.get("call") == part.get("call")
 
     def _indexed(self, indexes: list[int]) -> dict[int, Part]:
         return {PartIndex(index, len(self._superseded)): self.left[index] for index in indexes}
@@ -354,18 +354,18 @@ class Outgoing:
         the next part supersedes them. Steps, and parts that it has put again, are not among them.
         """
         theirs = [index for index, part in enumerate(self._parts) if part.owner is LEFT and part.type != ATTEMPT]
-        if not theirs or self._has_added_to(theirs):
+        if not theirs or self._give_up_if_added(theirs):
             return {}
         self._give(theirs, owner)
         return self._indexed(theirs)
 
-    def _has_added_to(self, left: list[int]) -> bool:
-        """Return whether this writer has added content to text that was left, or behind the parts `left`.
+    def _give_up_if_added(self, left: list[int]) -> bool:
+        """Let the next part supersede all that was left if this writer has added content to it, or behind `left`.
 
-        Then the next part supersedes all that was left, and what was added to its text is written anew.
+        Then text that was added is written anew. Return whether content was added.
         """
         self._gather()
-        added, self._repeated = self._repeated, []
+        added, self._added = self._added, []
         has_more = bool(added) or (bool(left) and len(self._parts) != len(self.left))
         if not has_more and all(self._parts[index].length == len(text_of(self.left[index])) for index in left):
             return False
@@ -384,7 +384,7 @@ class Outgoing:
         before = [index for index in counted[:after] if index not in steps]
         theirs = [index for index in counted[after:until] if index not in steps]
         ours = [index for index in theirs if self._parts[index].owner in (LEFT, FAILED)]
-        if self._has_added_to(ours) or not ours or any(self._parts[index].owner is FAILED for index in before):
+        if self._give_up_if_added(ours) or not ours or any(self._parts[index].owner is FAILED for index in before):
             return {}
         self._give(before, None)
         self._give(ours, owner)
@@ -415,13 +415,13 @@ class Outgoing:
         """
         indexes = [index for index in lengths if index < len(self.left) and self._parts[index].owner is LEFT]
         now = content_of(first_of(self.left[index], lengths[index]) for index in indexes)
-        if now != content or self._has_added_to(indexes):
+        if now != content or self._give_up_if_added(indexes):
             return None
         before = range(min(indexes, default=0))  # such as the text of a step, which does not run again
         self._give([index for index in before if self._parts[index].owner is LEFT], None)
         self._give(indexes, owner)
         for last in self._parts[-1:]:
-            last.is_closed = last.owner is LEFT
+            last.is_closed = last.owner is LEFT  # only restored text is continued
         self._has_restored = True
         self._find_text_part(self._text_owner)
         return self._indexed(indexes)
@@ -476,7 +476,7 @@ class Outgoing:
                 self._halves.pop(index, None)
             elif live(part.owner) in (around, LEFT):
                 part.is_closed = True
-        if self._parts and self._parts[-1].owner is FAILED and not self._parts[-1].is_open:
+        if self._parts and self._parts[-1].owner is FAILED and not self._parts[-1].is_open:  # only reserved
             self._keep(range(len(self._parts) - 1))
         self._find_text_part(self._text_owner)
 
@@ -501,8 +501,8 @@ class Outgoing:
         self.check_open()
         self._gather()
         self.unstored_bytes += 1
-        none = UpdateMessage(generation=self.generation, supersede=sum(part.is_open for part in self._parts))
-        self._queue.append(OutgoingRequest(none, 1))
+        end = sum(part.is_open for part in self._parts)  # no part follows, so none is superseded
+        self._queue.append(OutgoingRequest(UpdateMessage(generation=self.generation, supersede=end), 1))
 
     def accept_end(
         self,
@@ -617,7 +617,7 @@ class Outgoing:
         self._parts = [self._parts[index] for index in order]
 
     def _find_text_part(self, owner: Owner | None) -> None:
-        """Find the part to which text of `owner` without an index goes: its last one since an attempt has failed."""
+        """Find the part to which text of `owner` without an index goes: its last text, unless closed or cut."""
         known = self._parts
         texts = [index for index in self._texts_of(owner) if not (known[index].is_closed or known[index].is_cut)]
         self._text_owner, self._text_part = owner, texts[-1] if texts else -1

@@ -108,7 +108,7 @@ class RemoteOutgoing(Outgoing):
         self.unstored_bytes -= one.size_bytes
         self._refills = 0
         self._take_back()
-        self.stored(0)
+        self.stored(0)  # 0 more: if none is left, an accepted end is stored
 
     def request_failed(self, one: OutgoingRequest, error: TenutoError) -> None:
         """Note that the server refused `one`, or that its outcome is unknown.

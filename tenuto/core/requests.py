@@ -245,10 +245,10 @@ def needs(key: str, request: Request, caller: Caller) -> tuple[str, ...]:
     if isinstance(request, SendCommand) and rules_of(request.name).restarts:
         if target is not None and is_id(target):
             kept = (wishes_id(target), *kept_ids(request.options, caller.id, is_hidden=True))
-    elif isinstance(request, CreateMessage):  # the answer of an earlier attempt at that message is refused
-        target = request.reply_to
+    elif isinstance(request, CreateMessage):
+        target = request.reply_to  # its claim shows whether the new answer is of an earlier attempt, and refused
         kept = kept_ids(request.options, caller.id)
-    elif isinstance(request, EndTurn) and request.failure is not None:  # the answers that have no end yet
+    elif isinstance(request, EndTurn) and request.failure is not None:  # the answers, which fail with the turn
         kept = tuple(reply_ids(key, request.generation))
     # `decide` refuses an invalid id later
     return (key, target, *kept) if target is not None and is_id(target) else (key, *kept)
@@ -319,11 +319,12 @@ def _kept(options: Mapping[str, Json], by: str | None, *, is_hidden: bool) -> It
     small = {
         name: value for name, value in options.items() if name not in ALWAYS_KEPT and len(encoded[name]) <= INLINE_BYTES
     }
-    if is_hidden and small:  # first: a reader looks for `MOST_KEPT` values
+    if is_hidden and small:  # they come first, because a reader looks for the first `MOST_KEPT` values only
         encoded = {SMALL: msgspec.json.encode(small, order="deterministic"), **encoded}
     for name, data in encoded.items():
         if name not in small:
-            yield _options_id(msgspec.json.encode([by, name]) + data), name, options.get(name, small)
+            value = small if name == SMALL else options[name]
+            yield _options_id(msgspec.json.encode([by, name]) + data), name, value
 
 
 def _options_id(content: bytes) -> str:

@@ -162,7 +162,7 @@ def apply_entry(state: ChannelState, entry: Entry) -> None:
         return
     if known is None:
         state.messages[op.id] = changed
-    elif type(op) is not Claim and type(op) is not Lease:
+    elif type(op) is not Claim and type(op) is not Lease:  # viewers get no event for these
         state.messages.move_to_end(op.id)
     if type(op) is Create:
         if op.role != OPTIONS:

@@ -211,7 +211,7 @@ class TurnState(Generic[W]):
         self._requests -= 1
         is_stored = event not in (TurnEvent.REFUSED, TurnEvent.FAILED)
         if self.phase is not Phase.CLAIMING or (self._requests and not is_stored):
-            return None
+            return None  # another claim of this hub may yet be stored
         left = self._leave()
         if event is TurnEvent.TAKEN_IN:
             # the turn that had taken this one in has ended meanwhile
@@ -272,9 +272,8 @@ class TurnState(Generic[W]):
         if self.phase in (Phase.CLAIMING, Phase.DELAYED, Phase.ENDING, Phase.OVER):
             return
         if claim is None or not claim.is_open:
-            self._move(
-                TurnEvent.ENDED if self.handler is None or self.phase is not Phase.RUNNING else TurnEvent.STOPPED
-            )
+            is_at_work = self.handler is not None and self.phase is Phase.RUNNING
+            self._move(TurnEvent.STOPPED if is_at_work else TurnEvent.ENDED)
             self.worker = None
             return
         if self.is_taken:
@@ -283,6 +282,7 @@ class TurnState(Generic[W]):
                 return
             self._lose()
         known, self.attempt, self.confirmed = (self.attempt, self.confirmed), claim.generation, claim.confirmed
+        # an attempt that this hub knows was lost here
         if claim.state == "taken" and known != (claim.generation, claim.confirmed) and not self._is_orphan:
             self._move(TurnEvent.TAKEN if claim.within is None else TurnEvent.TAKEN_IN)
         elif self.phase is Phase.NEW:
@@ -426,10 +426,10 @@ def rules_of(name: str) -> CommandRules:
     return BUILT_IN_COMMANDS.get(name) or APPROVE._replace(name=name)
 
 
+STEP_MARK = f"{STEP_NAME}~"  # the ids of steps, and no others, begin so: a client cannot take one that it computes
 QUESTION_MARK = "turn.ask~"  # the ids of questions of turns begin so, for the same reason
 WITHDRAWN: dict[str, Json] = {"code": "withdrawn", "detail": "the agent no longer waits for the reply"}
-STEP_MARK = f"{STEP_NAME}~"  # the ids of steps, and no others, begin so: a client cannot take one that it computes
-ID_DIGITS = 18
+ID_DIGITS = 18  # of 5 bits each
 
 
 def step_id(channel: str, message_id: str, generation: int, name: str) -> str:
@@ -471,15 +471,12 @@ def reply_ids(message_id: str, generation: int = ATTEMPTS) -> Iterator[str]:
 def earlier_attempt(message_id: str, answer_id: str, generation: int) -> int | None:
     """Return the attempt before `generation`, of the last two rounds, that gives its answers the id `answer_id`.
 
-    Of the round before it finds the first attempts only, because the number of the others is unknown.
+    Of the round before it tries the first attempts only: how many more there were is unknown.
     """
     for earlier in range(generation - 1, max(0, generation - 2 * ROUND), -1):
-        is_known = earlier // ROUND == generation // ROUND or attempt_of(earlier) <= 2 * ATTEMPTS
-        if (
-            attempt_of(earlier)
-            and is_known
-            and any(answer_id == reply_id(message_id, earlier, number) for number in range(ANSWERS))
-        ):
+        attempt = attempt_of(earlier)  # 0: no attempt has this generation
+        is_likely = 0 < attempt <= 2 * ATTEMPTS or (attempt and earlier // ROUND == generation // ROUND)
+        if is_likely and any(answer_id == reply_id(message_id, earlier, number) for number in range(ANSWERS)):
             return earlier
     return None
 
@@ -494,13 +491,13 @@ def newest_branch(messages: Iterable[Message], selected: Container[str] = ()) ->
     for message in ordered:
         if (group := _group_of(message)) is not None:
             groups.setdefault(group, []).append(message)
-    ages = _ages_of(ordered)
+    newest = _newest_after(ordered)
     unselected: set[str] = set()
     for alternatives in groups.values():
         # messages after an interrupted answer do not select it: the next attempt takes its place
         followed = [one for one in alternatives if one.id in selected and one.status != "interrupted"]
         shown = max(
-            followed or alternatives, key=lambda one: one.created if one.status == "interrupted" else ages[one.id]
+            followed or alternatives, key=lambda one: one.created if one.status == "interrupted" else newest[one.id]
         )
         unselected.update(one.id for one in alternatives if one is not shown)
     branch: list[Message] = []
@@ -528,11 +525,11 @@ def _group_of(message: Message) -> tuple[str, str | None] | None:
     return (message.role, message.parent) if is_question or is_answer else None
 
 
-def _ages_of(ordered: Sequence[Message]) -> dict[str | None, int]:
+def _newest_after(ordered: Sequence[Message]) -> dict[str | None, int]:
     """Return for each id the serial of the newest message that follows it, or is it."""
-    ages: dict[str | None, int] = {}
+    newest: dict[str | None, int] = {}
     for message in reversed(ordered):
-        age = max(message.created, ages.get(message.id, 0))
-        ages[message.id] = age
-        ages[message.parent] = max(age, ages.get(message.parent, 0))
-    return ages
+        serial = max(message.created, newest.get(message.id, 0))
+        newest[message.id] = serial
+        newest[message.parent] = max(serial, newest.get(message.parent, 0))
+    return newest

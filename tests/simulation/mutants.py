@@ -537,7 +537,7 @@ def a_second_reply_is_accepted(patch: pytest.MonkeyPatch) -> None:
 def a_cancel_ends_the_newest_answer(patch: pytest.MonkeyPatch) -> None:
     """A user cancels the answer that began last."""
     target = "target = [target, *(one.id for one in state.streaming())][-1]"
-    edit(patch, decide_commands, "_carry_out", {"turns = {target}": f"{target}\n    turns = {{target}}"})
+    edit(patch, decide_commands, "_carry_out_cancel", {"turns = {target}": f"{target}\n    turns = {{target}}"})
 
 
 @mutant("gave a sign of life", authors=[Commander, Commander], workers=1)
