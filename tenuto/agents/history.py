@@ -117,7 +117,7 @@ def _followed(parent: Message, ordered: list[Message], places: dict[str, int], p
 
 
 def _parents(messages: Sequence[Message]) -> Iterator[Message | None]:
-    """Yield the parent of each of `messages`, oldest first; it is one of those before it."""
+    """Yield the parent of each of `messages`, oldest first; until they branch, a missing one is the message before."""
     known: dict[str, Message] = {}
     answered: dict[str, Message] = {}  # questions by the ids of their answers, which cost time and are rarely needed
     unhashed: list[Message] = []  # questions that are not among them yet

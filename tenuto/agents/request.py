@@ -175,9 +175,9 @@ def turn_request(stored: Mapping[str, Json]) -> TurnRequest:
     """Return the view of stored fields. A field of another type is left out: a client may have stored it itself."""
     known: dict[str, Any] = {}
     for name, kind in _FIELDS.items():
-        if name in stored and name != "system":
+        if name in stored and name != "system":  # that is no wish: `turn.history` sets it
             with suppress(msgspec.ValidationError):
-                msgspec.convert(stored[name], _TYPES[name])
+                msgspec.convert(stored[name], _TYPES[name])  # checks more, such as ranges
                 known[name] = msgspec.convert(stored[name], kind)
     return TurnRequest(**known)
 

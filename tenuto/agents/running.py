@@ -54,7 +54,7 @@ def stops(watch: Watch, targets: Targets) -> list[Command]:
 
 
 async def reply_to_stops(watch: Watch, targets: Targets, reply: Callable[[str], Awaitable[None]]) -> None:
-    """Call `reply` with the id of each command that waits for a reply."""
+    """Call `reply` with the id of each command without a reply that stops one of `targets`."""
     for command in stops(watch, targets):
         with contextlib.suppress(TenutoError):  # another client has replied already
             await reply(command.id)
@@ -169,11 +169,11 @@ class Running:
         if not self._backend.is_shutting_down or self._agent.on_crash == "interrupt" or turn is None or task is None:
             return
         waits = turn.allowance is not None and turn.allowance.waits > 0
-        go_on = {reply: going_on(reply, is_continued=self._agent.on_crash == "continue") for reply in turn.replies}
+        streams = {reply: going_on(reply, is_continued=self._agent.on_crash == "continue") for reply in turn.replies}
         writing = [reply for reply in turn.begun if not reply.is_over]
-        is_at_rest = waits or (writing and all(turn.attached[reply] or go_on[reply] for reply in writing))
-        # a stream that is read elsewhere in the turn would be cut
-        if is_at_rest and not turn.steps.is_running and all(map(all, go_on.values())):
+        is_at_rest = waits or (writing and all(turn.attached[reply] or streams[reply] for reply in writing))
+        # each stream must be able to go on, also one that is read beside a wait: it would be cut
+        if is_at_rest and not turn.steps.is_running and all(map(all, streams.values())):
             task.cancel()
 
     async def run(self) -> State | None:
@@ -199,8 +199,8 @@ class Running:
         )
         if self.attempt > 1:
             turn.open_questions.update(self._questions_left(watch, left.answer))
-        is_left = self.attempt > 1 and self._agent.on_crash == "interrupt"
-        is_given_up = is_left or self.tries > self._agent.max_tries
+        ends_at_crash = self._agent.on_crash == "interrupt"
+        is_given_up = (self.attempt > 1 and ends_at_crash) or self.tries > self._agent.max_tries
         if self.attempt > 1 and (left.is_over or is_given_up):
             await turn.recall(self._complete)
         if left.is_over:
@@ -359,7 +359,7 @@ class Running:
             logger.warning("the failure of a turn was not stored: %s", error)
 
     async def _end_what_is_open(self, turn: Turn, reason: str | None = None) -> None:
-        """Finish the answers that the handler has left open, and earlier answers that it did not continue."""
+        """Finish the answers that the handler has left open, and, for `reason`, those that it did not continue."""
         for taken_up in turn.take_unused():
             with contextlib.suppress(TenutoError):
                 async with taken_up:
@@ -369,8 +369,8 @@ class Running:
                 if reply.is_over:
                     await reply.flush()  # store the end of the answer first, the end of the turn afterwards
                 else:
-                    reason = "timeout" if self._is_late else None
-                    await reply.finish("cancelled" if self._is_stopped else "failed", reason=reason)
+                    late = "timeout" if self._is_late else None
+                    await reply.finish("cancelled" if self._is_stopped else "failed", reason=late)
 
     async def _give_back(self, turn: Turn) -> None:
         """Interrupt earlier answers that the handler did not continue, so that the next attempt can continue them."""
@@ -410,9 +410,9 @@ class Running:
     async def _after_crash(self, watch: Watch) -> _Left:
         """Return the first answer of the previous attempts, and take over all of them unless one has ended the turn.
 
-        That is one that a client has stopped, or, if none is left unfinished, a last one whose failure the handler has
-        shown to people: a hub that finds a process gone ends its answers as `interrupted`. So is a complete one beside
-        a failed one, in whose place the handler might write another.
+        An answer has ended it that a client has stopped. So has a last one that failed, if none is unfinished: only a
+        handler lets an answer fail, while a hub that finds a process gone interrupts it. So has a complete one beside a
+        failed one, in whose place the handler might write another.
         """
         answers = await self._earlier_answers()
         states = [one.status for one in answers]

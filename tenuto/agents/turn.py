@@ -149,8 +149,7 @@ class Turn:
         if page.more and page.messages[-1].created > created:  # an old message is being answered again
             page = await self._backend.page(self.channel, before=created, limit=missing)
         messages = list(page.messages)
-        # one page has no message beside a large photo
-        while page.more:
+        while page.more:  # the page may be small, as its size in bytes is limited
             before = messages[-1].created
             first = begin_of(self.message, messages)
             if first.parent is not None and first.created > before:  # the others are of other branches
@@ -286,10 +285,10 @@ class Turn:
         return sent.reply is not None and sent.reply.ok and sent.reply.from_ in repliers
 
     async def recall(self, complete: Collection[int]) -> None:
-        """Read what earlier attempts got: it is due again, or its answer is complete with it, and it stays in the turn.
+        """Read the input that earlier attempts got: it is due again, unless the answer that it was for is complete.
 
-        The latter if the last attempt before one that found the answer complete got it for this answer: each later
-        attempt first notes the numbers of the `complete` answers.
+        Each attempt first notes the numbers of the `complete` answers. Such an answer has the input of the last attempt
+        before that note, which stays in the turn.
         """
         found: dict[InputKey, Any] = {}
         closed: set[InputKey] = set()
@@ -350,7 +349,7 @@ class Turn:
         stored = plain({"data": data})["data"]  # a later attempt finds the question by it
         content = f"{name}\n{key}\n{await self._question_hash(stored, target)}"
         now_s = asyncio.get_running_loop().time()
-        has_call = isinstance(stored, dict) and "call" in stored  # `_question` numbers equal ones
+        has_call = isinstance(stored, dict) and "call" in stored  # equal calls may be asked about with the same key
         id, content = self._question(content, None if has_call else key, now_s)
         try:
             command, reply = await self._send_question(content, name, target, stored, timeout_s)
