@@ -224,14 +224,14 @@ def _joined(messages: Sequence[Message], own: Mapping[str, dict[str, Json]], *, 
 class _ModelStep(NamedTuple):
     """Texts and files, and the tool calls after them.
 
-    An answer of a model that called tools several times has one step for each round.
+    An answer of a model that called tools several times has one step for each time.
     """
 
     content: list[str | Part]
     calls: list[Part]
 
 
-def _steps(message: Message, *, with_marks: bool = False) -> Iterator[_ModelStep]:
+def _model_steps(message: Message, *, with_marks: bool = False) -> Iterator[_ModelStep]:
     """Yield the content and tool calls of `message`, in order, except calls without a result: the APIs refuse those.
 
     Files of other messages than those of the user are placeholders: no API accepts them there. `with_marks` the content
@@ -253,7 +253,7 @@ def _steps(message: Message, *, with_marks: bool = False) -> Iterator[_ModelStep
         else:
             continue
         if message.role == "tool":
-            continue
+            continue  # only its calls count
         if calls and (not isinstance(shown, str) or shown.strip()):
             yield _ModelStep(content, calls)
             content, calls = [], []
@@ -367,7 +367,7 @@ def _openai(message: Message) -> Iterator[dict[str, Json]]:
 
 
 def _openai_messages(message: Message) -> Iterator[dict[str, Json]]:
-    for content, calls in _steps(message):
+    for content, calls in _model_steps(message):
         is_one_message = bool(calls) and message.role == "assistant"  # no other role has calls there
         is_text = all(isinstance(one, str) for one in content)
         shown: Json = _text_of(content) if is_text else [_openai_content(one) for one in content]
@@ -416,7 +416,7 @@ def _tool_call(part: Part) -> dict[str, Json]:
 
 
 def _responses(message: Message) -> Iterator[dict[str, Json]]:
-    for content, calls in _steps(message, with_marks=message.role != "assistant"):
+    for content, calls in _model_steps(message, with_marks=message.role != "assistant"):
         blocks: list[Json] = []
         for one in content:
             if isinstance(one, str) or one["type"] != "data":
@@ -453,7 +453,7 @@ def _responses_content(one: str | Part) -> dict[str, Json]:
 
 
 def _anthropic(message: Message) -> Iterator[dict[str, Json]]:
-    for content, calls in _steps(message) if message.role != "system" else ():
+    for content, calls in _model_steps(message) if message.role != "system" else ():
         shown = [block for one in content if (block := _anthropic_content(one)) is not None]
         if content and not shown and message.role == "user":
             shown = [_blank()]  # without it the history would end with an answer

@@ -214,7 +214,7 @@ class Steps:
                 }
                 known = (await self._note(str(self._notes), data)).command.data
                 self._notes += 1
-                is_ours = known["attempt"] == self._generation
+                is_ours = known["attempt"] == self._generation  # then all time since counts: less than `now_ms`
                 self._used = known["used_ms"], known["since_ms"], now_ms if is_ours else _interval_ms(known["used_ms"])
                 if known == data:  # else that of another attempt, or one whose sending was cancelled
                     return used_ms
@@ -259,7 +259,7 @@ class Steps:
         """Use `name`; return whether this is the first time. Raises LocalError if it cannot be used, TooMany."""
         if kind != "ask" and (outer := self._outer) is not None:
             raise LocalError(f"step {name!r} was begun inside of step {outer!r}; call it after that one")
-        self._id(name)
+        self._id(name)  # raises for an invalid one
         used_as = self._names.get(name)
         if used_as not in (None, kind):
             raise _renamed(name, kind, f"this attempt has used it for `{used_as}`")

@@ -234,7 +234,8 @@ class Turn:
         waiting = [one for one in self._watch.waiting() if (one.id, False) not in self._inputs] if messages else []
         self._conversation |= self.targets
         parents: dict[str, str] = {}
-        if not {one.parent for one in waiting} <= {*self._conversation, *(one.id for one in waiting)}:
+        known = {*self._conversation, *(one.id for one in waiting)}
+        if any(one.parent not in known for one in waiting):
             with contextlib.suppress(Forbidden):
                 page = await patiently(lambda: self._backend.page(self.channel, before=None, limit=200))
                 parents = parents_in(page.messages)
@@ -275,8 +276,7 @@ class Turn:
         return is_command or await self._take_in(id)
 
     async def _take_in(self, id: str) -> bool:
-        take = partial(self._backend.take_waiting, self.channel, id, turn=self.message.id)
-        return await patiently(take)
+        return await patiently(partial(self._backend.take_waiting, self.channel, id, turn=self.message.id))
 
     async def _was_accepted(self, id: str, data: Json, repliers: Container[str | None]) -> bool:
         """Return whether the reply to a `steer` is that of this turn: the command is read by sending it again."""

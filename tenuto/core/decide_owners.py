@@ -59,7 +59,7 @@ def is_writer(message: MessageState, caller: Caller) -> bool:
     writer = message.writer
     if writer is None:
         return is_author(message, caller)
-    if caller.writer is not None:  # two writers may have the same client id, in one process or in two
+    if caller.writer is not None:  # of writers with one client id the generation tells which may write
         return writer.by == caller.id
     return writer.node is None and writer.by == caller.id
 
@@ -224,9 +224,8 @@ def check_attempt(state: Draft, message_id: str, answer_id: str, role: str, atte
         attempt = earlier_attempt(message_id, answer_id, claim.generation)
     if attempt in (None, claim.generation):
         return
-    later = f"attempt {claim.generation} has followed"
-    if claim.state == "pending":
-        later = "it waits for a new answer (regenerate)"
+    is_waiting = claim.state == "pending"
+    later = "it waits for a new answer (regenerate)" if is_waiting else f"attempt {claim.generation} has followed"
     raise Fenced(
         f"attempt {attempt} cannot begin a further answer to message {message_id!r}: {later}; end this handler",
         generation=claim.generation,

@@ -58,7 +58,7 @@ def kept_serial(epoch: str, current: str) -> int:
     found, known = _FOLLOWING.match(current), _FOLLOWING.match(epoch)
     if found is None:
         return -1
-    if known is not None and known[1] == found[1]:  # no entry has stored either: both follow the same epoch
+    if known is not None and known[1] == found[1]:  # both follow it: an epoch is stored with its first entry
         return min(int(known[2]), int(found[2]))
     return int(found[2]) if found[1] == epoch.partition("_")[0] else -1
 

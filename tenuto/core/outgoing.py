@@ -100,6 +100,12 @@ class OutgoingPart(Struct):
     is_closed: bool = False  # True: text without an index goes to another part (`fail_attempt`, `close_text`)
     is_cut: bool = False  # True: the marked attempt that opened it has failed, or an earlier writer did not end it
 
+    @property
+    def is_marked(self) -> bool:
+        """Return whether the attempt that the part belongs to now is marked."""
+        owner = live(self.owner)
+        return owner is not None and owner.is_marked
+
 
 class PartIndex(int):
     """The index of a part, by which it is found although it was moved since."""
@@ -377,7 +383,8 @@ class Outgoing:
         """Return the parts that an earlier writer left of a response.
 
         Of the parts that count they follow the first `after`, up to `until`; they count again, and are of `owner`.
-        There are none if this writer has added content: then the next part supersedes what is left.
+        There are none if a part before them has failed, or if this writer has added content: then the next part
+        supersedes what is left.
         """
         counted = [index for index, part in enumerate(self.left) if part["type"] != ATTEMPT]
         steps = {index for index in counted if self._is_step(index, self.left[index])}
@@ -386,7 +393,7 @@ class Outgoing:
         ours = [index for index in theirs if self._parts[index].owner in (LEFT, FAILED)]
         if self._give_up_if_added(ours) or not ours or any(self._parts[index].owner is FAILED for index in before):
             return {}
-        self._give(before, None)
+        self._give(before, None)  # to the message itself: `owner` did not open them
         self._give(ours, owner)
         return self._indexed(ours)
 
@@ -471,11 +478,11 @@ class Outgoing:
         for index, part in enumerate(self._parts):
             is_behind = has_failed and part.owner in (LEFT, SHOWN)
             if part.type != ATTEMPT and part.owner is not None and (is_behind or part.owner.is_within(owner)):
-                part.is_cut |= (live(part.owner) or LEFT).is_marked
+                part.is_cut |= part.is_marked
                 part.owner, has_failed = FAILED, True
                 self._halves.pop(index, None)
             elif live(part.owner) in (around, LEFT):
-                part.is_closed = True
+                part.is_closed = True  # further text stands behind what failed
         if self._parts and self._parts[-1].owner is FAILED and not self._parts[-1].is_open:  # only reserved
             self._keep(range(len(self._parts) - 1))
         self._find_text_part(self._text_owner)
@@ -665,7 +672,7 @@ class Outgoing:
         after = range(since, len(self._parts))
         attempts = [index for index in after if self._parts[index].type == ATTEMPT]
         beside = [index for index in after if index not in attempts and self._parts[index].owner is not FAILED]
-        order = [*range(since), *attempts, since, *beside]
+        order = [*range(since), *attempts, since, *beside]  # as `decide` orders them
         moved = {before: index for index, before in enumerate(order) if before != since}
         self._superseded.append((since, moved))
         self._halves = {moved[index]: half for index, half in self._halves.items() if index in moved}
@@ -765,8 +772,7 @@ class Outgoing:
 
     def _mark(self) -> dict[str, Json]:
         """Return the change of `meta`, if any, that names the parts of open or failed attempts."""
-        parts = enumerate(self._parts)
-        tried = [index for index, part in parts if part.is_cut or (live(part.owner) or LEFT).is_marked] or None
+        tried = [index for index, part in enumerate(self._parts) if part.is_cut or part.is_marked] or None
         return {TRIED: tried} if tried != self.meta.get(TRIED) else {}
 
     def _put_mark(self) -> None:

@@ -198,7 +198,7 @@ class RemoteOutgoing(Outgoing):
     def _refill_part(self, index: int, stored: Part | None) -> None:
         part, kept = self._parts[index], self._kept[index]
         length = kept.stored_length(stored) if stored is not None else None
-        if length is None and part.type == ATTEMPT:  # only the server makes such a part; the others keep their indexes
+        if length is None and part.type == ATTEMPT:  # only the server makes such a part; an empty text takes its place
             self._set_part(index, {"type": "text", "text": ""})
             part, kept = self._parts[index], self._kept[index]
             part.is_closed = True
