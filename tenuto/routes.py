@@ -51,7 +51,7 @@ from tenuto.core.errors import Deleted, Draining, Finished, InvalidRequest, NotF
 from tenuto.core.events import Page
 from tenuto.core.model import ATTEMPT, OPTIONS_KEY, OPTIONS_MARK, Command, Json, Message, Part, Role, app_meta
 from tenuto.core.names import check_channel, check_id, check_prefix, command_key, is_id
-from tenuto.core.requests import CreateMessage, DeleteMessage, ReplyCommand, SendCommand, references, whole
+from tenuto.core.requests import CreateMessage, DeleteMessage, ReplyCommand, SendCommand, references, wishes_in
 from tenuto.core.requests import Request as HubRequest
 from tenuto.core.turns import INTERRUPTED, newest_branch, versions_of
 from tenuto.hub.access.identity import Identity
@@ -208,7 +208,7 @@ class Access:
             with suppress(NotFound, Deleted):
                 kept.append((await self._hub.read(channel, id))[0])
         self.charge(message_bytes(kept))
-        return whole(message.meta, kept)
+        return wishes_in(message.meta, kept)
 
     async def remember(
         self,

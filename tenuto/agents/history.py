@@ -231,11 +231,11 @@ class _ModelStep(NamedTuple):
     calls: list[Part]
 
 
-def _model_steps(message: Message, *, with_marks: bool = False) -> Iterator[_ModelStep]:
+def _model_steps(message: Message, *, with_breakpoints: bool = False) -> Iterator[_ModelStep]:
     """Yield the content and tool calls of `message`, in order, except calls without a result: the APIs refuse those.
 
-    Files of other messages than those of the user are placeholders: no API accepts them there. `with_marks` the content
-    has the marks of cached prompts, too.
+    Files of other messages than those of the user are placeholders: no API accepts them there. `with_breakpoints` the
+    content has those of cached prompts, too.
     """
     content, calls = list[str | Part](), list[Part]()
     for part in message.parts:
@@ -248,7 +248,7 @@ def _model_steps(message: Message, *, with_marks: bool = False) -> Iterator[_Mod
             shown: str | Part = part["text"]
         elif part["type"] == "file":
             shown = part if message.role == "user" else _placeholder(part)
-        elif with_marks and not calls and _is_mark(part):
+        elif with_breakpoints and not calls and _is_breakpoint(part):
             shown = part
         else:
             continue
@@ -265,8 +265,8 @@ def _model_steps(message: Message, *, with_marks: bool = False) -> Iterator[_Mod
         yield _ModelStep(content, calls)
 
 
-def _is_mark(part: Part) -> bool:
-    """Return whether a part is a mark of a cached prompt. Of another one, the provider would refuse each later turn."""
+def _is_breakpoint(part: Part) -> bool:
+    """Return whether a part ends a cached prompt. Of another one, the provider would refuse each later turn."""
     data = part.get("data") if part["type"] == "data" and part["name"] == CACHED else None
     return isinstance(data, dict) and data.get("mode") == "explicit" and data.keys() <= {"mode", "ttl"}
 
@@ -416,7 +416,7 @@ def _tool_call(part: Part) -> dict[str, Json]:
 
 
 def _responses(message: Message) -> Iterator[dict[str, Json]]:
-    for content, calls in _model_steps(message, with_marks=message.role != "assistant"):
+    for content, calls in _model_steps(message, with_breakpoints=message.role != "assistant"):
         blocks: list[Json] = []
         for one in content:
             if isinstance(one, str) or one["type"] != "data":

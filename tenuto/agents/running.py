@@ -37,7 +37,7 @@ from tenuto.core.errors import (
 )
 from tenuto.core.model import OPTIONS, OPTIONS_KEY, Command, Json, Message
 from tenuto.core.names import check_id
-from tenuto.core.requests import references, whole, wishes_id
+from tenuto.core.requests import references, wishes_id, wishes_in
 from tenuto.core.turns import ANSWERS, ATTEMPTS, ROUND, WITHDRAWN, Replier, attempt_of, reply_id, reply_ids, rules_of
 from tenuto.portal import Writer, current_try
 from tenuto.sources.writing import going_on
@@ -222,19 +222,19 @@ class Running:
 
     async def _request(self) -> TurnRequest:
         """Return the wishes of the client beside its message, with those of the `regenerate` that began this round."""
-        wishes = whole(self.message.meta, ())
+        wishes = wishes_in(self.message.meta, ())  # those in it, if the others may not be read
         try:
-            wishes |= await self._whole(self.message.meta)
+            wishes |= await self._wishes_in(self.message.meta)
             # only a turn that was begun again has an attempt above the first round
             again = await self._found(wishes_id(self.message.id)) if self.generation > ROUND else None
             part = again.parts[0] if again is not None and again.role == OPTIONS and again.parts else {}
             if part.get("name") == str(self.message.created):  # else they were of a removed message with the same id
-                wishes |= await self._whole({OPTIONS_KEY: part.get("data")})
+                wishes |= await self._wishes_in({OPTIONS_KEY: part.get("data")})
         except Forbidden as error:
             logger.warning("an agent may not read all that a client asks beside its messages: %s", error)
         return turn_request(wishes)
 
-    async def _whole(self, meta: Mapping[str, Json]) -> dict[str, Json]:
+    async def _wishes_in(self, meta: Mapping[str, Json]) -> dict[str, Json]:
         """Return the wishes in `meta`, and in the messages to which it refers. Raises Forbidden."""
         kept = []
         for name, message_id in references(meta).items():
@@ -242,7 +242,7 @@ class Running:
                 kept.append(one)
             else:
                 logger.warning("%s of message %s in %s were removed", name or "wishes", self.message.id, self.channel)
-        return whole(meta, kept)
+        return wishes_in(meta, kept)
 
     async def _found(self, message_id: str) -> Message | None:
         return await patiently(partial(find, self._backend, self.channel, message_id))
@@ -439,7 +439,7 @@ class Running:
         return _Left(next(iter(unfinished), next(iter(answers), None)))
 
     async def _earlier_answers(self) -> list[Message]:
-        """Return the newest answer of each number; none if the agent has no right to read them."""
+        """Return the newest answer of each number in this round; none if the agent has no right to read them."""
         answers: list[Message] = []
         try:
             for number in range(ANSWERS):
@@ -473,6 +473,7 @@ class Running:
         return True
 
     async def _taken_over(self, watch: Watch, previous: Message) -> Writer | None:
+        """Return the writer of an answer that is taken over; None if it streams for too long, or is not free."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE_S):
                 while True:

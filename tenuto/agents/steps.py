@@ -222,7 +222,7 @@ class Steps:
     async def note_input(self, note: dict[str, Json], content: Json = None) -> list[Sent]:
         """Store the next note about input, with its content as the reply; return those before, and this one.
 
-        One `of` None is a mark of the attempt, and has no content.
+        One `of` None is about the attempt itself, and has no content.
         """
         data = {"kind": "input", "attempt": self._generation, **note}
         before: list[Sent] = []
@@ -295,10 +295,8 @@ class Steps:
     async def _send(self, id: str, data: dict[str, Json], *, is_new: bool) -> Sent:
         if is_new and attempt_of(self._generation) == 1:  # the ids of a round are new
             self._backend.note_new(self._channel, id)
-        send = partial(
-            self._backend.command, self._channel, STEP_NAME, id=id, target=self._message_id, data=data, expires_s=1.0
-        )
-        return await patiently(send)  # `expires_s` has no effect on a step
+        send = partial(self._backend.command, self._channel, STEP_NAME, id=id, target=self._message_id, data=data)
+        return await patiently(lambda: send(expires_s=1.0))  # that has no effect on a step
 
     async def _store(self, name: str, stored: Sent, result: object) -> Json:
         """Store `result`, and return it as a later attempt would get it. Raises InvalidRequest, TooLarge."""

@@ -144,10 +144,10 @@ class Turn:
         this message. Each item is a dict; a type checker accepts it for the type that the SDK declares.
         """
         created = self.message.created
-        missing, room = max(1, min(limit, 200)), 8 * self._backend.limits.message_bytes
-        page = await self._backend.page(self.channel, before=None, limit=min(missing + 1, 200))
+        wanted, room_bytes = max(1, min(limit, 200)), 8 * self._backend.limits.message_bytes
+        page = await self._backend.page(self.channel, before=None, limit=min(wanted + 1, 200))
         if page.more and page.messages[-1].created > created:  # an old message is being answered again
-            page = await self._backend.page(self.channel, before=created, limit=missing)
+            page = await self._backend.page(self.channel, before=created, limit=wanted)
         messages = list(page.messages)
         while page.more:  # the page may be small, as its size in bytes is limited
             before = messages[-1].created
@@ -157,8 +157,8 @@ class Turn:
                 if parent is not None and parent.created < first.created:
                     before = min(before, parent.created + 1)
                     messages = [one for one in messages if one.created >= first.created]
-            room -= sum(part_bytes(part) for one in page.messages for part in one.parts)
-            if (left := missing - sum(one.created < created for one in messages)) <= 0 or room <= 0:
+            room_bytes -= sum(part_bytes(part) for one in page.messages for part in one.parts)
+            if (left := wanted - sum(one.created < created for one in messages)) <= 0 or room_bytes <= 0:
                 break
             page = await self._backend.page(self.channel, before=before, limit=left)
             messages += page.messages
@@ -322,7 +322,7 @@ class Turn:
             self._conversation.add(id)
             steer = Steer(message.text, None, message, message.author, id)
             if is_closed:
-                await self._take_in(id)
+                await self._take_in(id)  # so that it gets no turn of its own
         self._inputs.add(key)
         if not is_closed:
             self._due[key] = steer
@@ -434,7 +434,7 @@ class Turn:
                 raise LocalError(f"key {key!r} was used before for the same question; give each one a key of its own")
             numbered = f"{content}\n{number}"
             id = question_id(self.channel, self.message.id, self.generation, numbered)
-            if self.steps.is_free(id) and self._cancelled_ends_s.get(id, now_s + 1) > now_s:
+            if self.steps.is_free(id) and self._cancelled_ends_s.get(id, float("inf")) > now_s:
                 break
         self.steps.use(id)
         return id, numbered
@@ -511,7 +511,7 @@ class Turn:
         run it again. If a function raises, whatever it is, or its result cannot be stored, the output is
         `{"error": reason}`, for the model. Raises LocalError without an answer, TooMany, Fenced; then all calls end.
         """
-        asked = {*map(id, piped.tool_calls)}
+        asked = {*map(id, piped.tool_calls)}  # by identity: several answers may have equal calls
         own = (one for one in self.begun if not asked.isdisjoint(map(id, one.tool_calls)))
         message = next(own, None) or self._answer("the output of a tool is written")
         calls = [call for call in piped.tool_calls if call.name in tools]

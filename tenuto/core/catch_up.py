@@ -39,7 +39,7 @@ def events_since(state: ChannelState, since: int, *, limit: int) -> list[StoredE
     """
     assert since >= state.complete_since
     events: list[StoredEvent] = []
-    for count, message in enumerate(reversed(state.messages.values()), 1):  # in the order of their last change
+    for count, message in enumerate(reversed(state.messages.values()), 1):  # last change first
         if message.version <= since:
             break
         if count > limit:
@@ -100,7 +100,7 @@ def newest_messages(state: ChannelState, history: int, limits: Limits) -> tuple[
         if page and size > limits.history_bytes:
             return page, True
         page.append(message)
-    is_whole = len(page) >= history or (state.is_history_cut and page) or not state.has_older
+    is_whole = len(page) >= history or (state.is_history_cut and page) or not state.has_older  # cut: in bytes
     return (page, state.has_older) if is_whole else None
 
 

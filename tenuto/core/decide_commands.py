@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Container
 
-import msgspec
 from msgspec.structs import replace
 
 from tenuto.core.draft import Decision, Draft
@@ -204,9 +203,8 @@ def _check_room(state: Draft, request: SendCommand, caller: Caller, limits: Limi
         _check_count(sum(one.sent.target == request.target for one in alike), OPEN_CANCELS, "cancels of that target")
         return
     _check_count(len(alike), limits.open_commands, "commands")
-    _check_count(
-        sum(one.sent.by == caller.id for one in alike), max(1, limits.open_commands // 4), "commands of this sender"
-    )
+    own = sum(one.sent.by == caller.id for one in alike)
+    _check_count(own, max(1, limits.open_commands // 4), "commands of this sender")
 
 
 def _check_count(count: int, limit: int, what: str) -> None:
@@ -261,8 +259,8 @@ def _noted(
         return ()
     for index, part in enumerate(target.parts):
         fields = part.fields
-        is_noted = isinstance(asked, SendCommand) and "approval" in fields  # maybe of a newer question
-        if fields["type"] == "tool" and fields["call"] == call and "output" not in fields and not is_noted:
+        has_other = isinstance(asked, SendCommand) and "approval" in fields  # maybe of a newer question
+        if fields["type"] == "tool" and fields["call"] == call and "output" not in fields and not has_other:
             denied = {} if reply.ok else {"state": DENIED}
             noted = {**part.value(), **denied, "approval": _approval(command, reply)}
             if noted == part.value():
@@ -275,10 +273,7 @@ def _approval(command: CommandState, reply: ReplyCommand | Reply) -> dict[str, J
     """Return the field `approval` of a tool part: the reply, without its author."""
     reason = reply.data.get("reason") if isinstance(reply.data, dict) else None
     short = reason[:REASON_CHARS] if isinstance(reason, str) else None
-    approval: dict[str, Json] = msgspec.to_builtins(
-        Approval(id=command_id(command.id), approved=reply.ok, reason=short)
-    )
-    return approval
+    return plain(Approval(id=command_id(command.id), approved=reply.ok, reason=short))
 
 
 def with_approval(part: Part, earlier: Part) -> Part:

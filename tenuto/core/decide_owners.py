@@ -312,7 +312,7 @@ def _failed(state: Draft, message: MessageState, claim: ClaimState, answer_id: s
 
 
 def _claim_of(caller: Caller, request: ClaimTurn, known: ClaimState) -> ClaimState:
-    """Return the claim that `request` makes of the turn with the claim `known`."""
+    """Return the claim that `request` makes of the turn with the claim `known`: of the same attempt, or of the next."""
     node = caller.writer.node if caller.writer is not None else None
     lease_ms = 0 if node is not None else int(request.lease_s * 1000)
     within, attempt = request.within, request.within_generation

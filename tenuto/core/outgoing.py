@@ -258,7 +258,7 @@ class Outgoing:
         if index < 0:
             self._open_reserved()
             given, text = text, self._take_half(owner) + text
-            if self._supersedes(owner):
+            if self._note_failed(owner):
                 text = self._supersede_by_text(text, owner)
                 if not text:
                     return
@@ -297,7 +297,7 @@ class Outgoing:
         position = count if index is None else self._found(index)
         if index is not None and self._is_superseded(index) and not self._is_step(position, part):
             position = count
-        if position == count and self._supersedes(owner):
+        if position == count and self._note_failed(owner):
             self._supersede(part, owner)
             self.close_text()
             return PartIndex(len(self._parts) - 1, len(self._superseded))
@@ -311,7 +311,7 @@ class Outgoing:
             )
         known = self._parts[position] if position < count else None
         if known is not None and known.owner not in (LEFT, SHOWN, FAILED):
-            owner = known.owner
+            owner = known.owner  # a replaced part stays with its attempt
         if position < len(self.left):
             self.left[position] = part
         if position >= count - 1:  # all parts after it are reserved, so it is the last part that exists
@@ -433,10 +433,10 @@ class Outgoing:
         self._find_text_part(self._text_owner)
         return self._indexed(indexes)
 
-    def _supersedes(self, owner: Owner | None = None) -> bool:
-        """Return whether the next part, of `owner`, supersedes those of failed attempts.
+    def _note_failed(self, owner: Owner | None = None) -> bool:
+        """Note as failed the parts left behind restored ones, and for a marked `owner` those that were cut.
 
-        It first marks as failed those left behind restored parts, and for a marked owner those that were cut.
+        Return whether the next part, of `owner`, supersedes any.
         """
         if self._has_restored:
             self._has_restored = False
@@ -527,7 +527,7 @@ class Outgoing:
             )
         end = FinishMessage(status=status, reason=reason, meta=meta or {}, generation=self.generation)  # type: ignore[arg-type]
         check_finish(end, self.limits)
-        if status == "complete" and self._supersedes():
+        if status == "complete" and self._note_failed():
             self._supersede(None)
         if status != "interrupted":  # no later attempt needs them
             end = replace(end, meta={**end.meta, **{key: None for key in (RESPONSES, TRIED) if key in self.meta}})
@@ -714,6 +714,7 @@ class Outgoing:
         index = self._texts_part
         part = self._parts[index]
         if not part.length and part.is_open and part is self._parts[-1] and self._has_opening:
+            # the opening of the part waits for this text
             opening, first, text = self._queue.pop().request, text[: self._piece], text[self._piece :]
             opening = replace(opening, parts=[{"type": part.type, "text": first}])
             self._queue.append(OutgoingRequest(opening, utf8_len(first)))

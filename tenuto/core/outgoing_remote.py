@@ -108,7 +108,7 @@ class RemoteOutgoing(Outgoing):
         self.unstored_bytes -= one.size_bytes
         self._refills = 0
         self._take_back()
-        self.stored(0)  # 0 more: if none is left, an accepted end is stored
+        self.stored(0)  # if this was the end, the message has ended
 
     def request_failed(self, one: OutgoingRequest, error: TenutoError) -> None:
         """Note that the server refused `one`, or that its outcome is unknown.
@@ -187,7 +187,7 @@ class RemoteOutgoing(Outgoing):
         self.trouble = None
 
     def _supersede_again(self, stored: list[Part]) -> list[Part]:
-        """Queue requests for failed attempts that `stored`, the server's parts, still shows. Return the parts after."""
+        """Queue requests for failed attempts that `stored`, the server's parts, still shows. Return the parts then."""
         for index, part in enumerate(self._parts):
             if part.type == ATTEMPT and index < len(stored) and stored[index]["type"] != ATTEMPT:
                 self._put_supersede(index, [], None)

@@ -339,7 +339,7 @@ def references(meta: Mapping[str, Json]) -> dict[str, str]:
     return {name: id for name, id in found if isinstance(id, str) and is_id(id)}
 
 
-def whole(meta: Mapping[str, Json], kept: Iterable[Message]) -> dict[str, Json]:
+def wishes_in(meta: Mapping[str, Json], kept: Iterable[Message]) -> dict[str, Json]:
     """Return the wishes beside a message: the small values in its `meta`, and those in the messages `kept`."""
     options = meta.get(OPTIONS_KEY)
     found = {name: value for name, value in options.items() if name != KEPT} if isinstance(options, dict) else {}

@@ -490,13 +490,12 @@ def newest_branch(messages: Iterable[Message], selected: Container[str] = ()) ->
         if (group := _group_of(message)) is not None:
             groups.setdefault(group, []).append(message)
     newest = _newest_after(ordered)
+    # messages after an interrupted answer do not select it: the next attempt takes its place
+    newest |= {one.id: one.created for one in ordered if one.status == "interrupted"}
     unselected: set[str] = set()
     for alternatives in groups.values():
-        # messages after an interrupted answer do not select it: the next attempt takes its place
         followed = [one for one in alternatives if one.id in selected and one.status != "interrupted"]
-        shown = max(
-            followed or alternatives, key=lambda one: one.created if one.status == "interrupted" else newest[one.id]
-        )
+        shown = max(followed or alternatives, key=lambda one: newest[one.id])
         unselected.update(one.id for one in alternatives if one is not shown)
     branch: list[Message] = []
     ends: set[str] = set()  # ids of messages whose followers belong to another branch

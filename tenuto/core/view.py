@@ -289,7 +289,7 @@ class View:
             return
         is_old = self.before is not None and message.created < self.before
         if shown is None and is_old and message.status != "streaming":
-            _remember(self._seen, message.id, serial)
+            _remember(self._seen, message.id, serial)  # it comes with its page of history
             return
         self._shown[message.id] = _Shown(message, serial)
         self._seen.pop(message.id, None)

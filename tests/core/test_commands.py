@@ -30,7 +30,7 @@ from tenuto.core.limits import Limits
 from tenuto.core.message_state import ClaimState
 from tenuto.core.model import OPTIONS_KEY
 from tenuto.core.ops import Claim, Command, Finish, Reply
-from tenuto.core.requests import Caller, references, whole, wishes_id
+from tenuto.core.requests import Caller, references, wishes_id, wishes_in
 from tests.core.harness import ADMIN, AGENT, ANN, APP, BOB, NAMELESS, PERSON, SERVER, LogHarness
 
 EVE = Caller(id="eve", may_read=False)
@@ -218,7 +218,7 @@ def wishes_of(harness: LogHarness, message_id: str) -> dict[str, Any]:
     """Return the wishes of the last regenerate of a message, as an agent finds them."""
     about = harness.message(wishes_id(message_id))
     meta = {OPTIONS_KEY: about.parts[0]["data"]}
-    return whole(meta, [harness.message(one) for one in references(meta).values()])
+    return wishes_in(meta, [harness.message(one) for one in references(meta).values()])
 
 
 def again(harness: LogHarness, command_id: str, **fields: Any) -> list[str]:

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from tenuto.core.errors import IdConflict, InvalidRequest, NotFound, TooLarge
 from tenuto.core.model import OPTIONS_KEY, Message
-from tenuto.core.requests import Caller, CreateMessage, DeleteMessage, UpdateMessage, references, whole
+from tenuto.core.requests import Caller, CreateMessage, DeleteMessage, UpdateMessage, references, wishes_in
 from tenuto.hub import HubCore
 from tenuto.hub.keep import retention
 from tests.hub.hubs import new_hub
@@ -35,7 +35,7 @@ async def ask(hub: HubCore, id: str, options: dict[str, Any], caller: Caller = A
 async def read_back(hub: HubCore, id: str) -> dict[str, Any]:
     question, _ = await hub.read(CHANNEL, id)
     kept = [(await hub.read(CHANNEL, one))[0] for one in references(question.meta).values()]
-    return whole(question.meta, kept)
+    return wishes_in(question.meta, kept)
 
 
 async def stored(hub: HubCore) -> list[str]:
@@ -147,7 +147,7 @@ async def test_edit_repeats_the_values_of_its_author_alone(hub: HubCore) -> None
 @pytest.mark.parametrize("damaged", [{"kept": {"tools": "bad id!"}}, {"kept": ["x"]}, [1], "x", 1])
 def test_damaged_values_count_as_none(damaged: object) -> None:
     meta = {OPTIONS_KEY: damaged}
-    assert (references(meta), whole(meta, [])) == ({}, {})
+    assert (references(meta), wishes_in(meta, [])) == ({}, {})
 
 
 async def test_values_above_the_limit_are_refused_before_anything_is_stored(hub: HubCore) -> None:
