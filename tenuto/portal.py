@@ -322,7 +322,7 @@ class Writer(ABC):
         `failed` or `cancelled` first, all stay. Raises LocalError at the beginning unless the message is open; so does
         what a task of a failed block writes later.
         """
-        return Attempt(self, is_marked=self.is_continued)
+        return Attempt(self, is_listed=self.is_continued)
 
     async def check(self) -> None:
         """Store all, and learn whether a client has stopped the message meanwhile. Raises as `append`."""
@@ -506,10 +506,10 @@ class Attempt:
     With `outgoing` and `owner`, `pipe` takes up what an earlier writer left.
     """
 
-    def __init__(self, writer: Writer, *, is_marked: bool = False) -> None:
+    def __init__(self, writer: Writer, *, is_listed: bool = False) -> None:
         self.outgoing = writer._outgoing
         self._writer = writer
-        self._is_marked = is_marked  # an attempt of the next process supersedes its parts, unless it has ended
+        self._is_listed = is_listed  # an attempt of the next process supersedes its parts, unless it has ended
         self.owner = Owner()
         self.inside = Try()  # the block in which the attempt is written
 
@@ -518,7 +518,7 @@ class Attempt:
         self.outgoing.fail_attempt(self.owner)
 
     async def __aenter__(self) -> Self:
-        self.owner = self.outgoing.begin_attempt(owner_in(self.outgoing), is_marked=self._is_marked)
+        self.owner = self.outgoing.begin_attempt(owner_in(self.outgoing), is_listed=self._is_listed)
         self.inside.outgoing, self.inside.owner = self.outgoing, self.owner
         self.inside.__enter__()
         return self
@@ -532,7 +532,7 @@ class Attempt:
         ):
             self.supersede()  # else the turn has stopped, and what it wrote stays in view
         self.outgoing.end_attempt(self.owner, is_cut=error is not None)
-        if error is None and self._is_marked:
+        if error is None and self._is_listed:
             await self._writer._accepted()  # sends that the attempt is over
 
 

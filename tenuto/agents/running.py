@@ -311,7 +311,7 @@ class Running:
         except Exception as raised:
             failures = failures_in(raised)
             if self._is_stopped and all(isinstance(one, Finished | Fenced) for one in failures):
-                return
+                return  # it wrote after the end of its answer
             if any(isinstance(one, Finished) for one in failures) and await self._is_interrupted(turn):
                 self._is_lost = True  # the turn waits for its next attempt, as after a crash
                 return
@@ -386,7 +386,7 @@ class Running:
             self.stop()
 
     def _questions_left(self, watch: Watch, answer: Message | None) -> list[str]:
-        """Return the ids of open questions of earlier attempts."""
+        """Return the ids of open questions of earlier attempts, which may be those of another agent."""
         authors = {self._agent.name, answer.author if answer is not None else None} - {None}
         targets = {self.message.id, *reply_ids(self.message.id, self.generation - 1)}
         return [

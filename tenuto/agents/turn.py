@@ -123,7 +123,7 @@ class Turn:
         self._conversation: set[str] = set()  # ids of its own messages, and of those that follow them
         self.replies: list[Writer] = []
         self._rests = rests  # called when the turn may be at rest
-        self.attached = Counter[Writer]()  # answers, with the responses in the background that they read
+        self.attached = Counter[Writer]()  # answers, with the number of responses in the background that they read
         self._cancelled_ends_s: dict[str, float] = {}  # ends of questions whose `ask` was cancelled, by their ids
         # ids of questions that have no reply yet, also of earlier attempts: this one may ask them again
         self.open_questions: set[str] = set()

@@ -152,7 +152,7 @@ def document(message: MessageState | CommandState) -> Document:
     """Return the document to store for `message` as it is now. Once it is stored, call `mark_documented`."""
     if isinstance(message, CommandState):
         return _command_document(message)
-    # Deleted text must leave the store too, so the document of a deleted message replaces all segments.
+    # All segments are replaced if more than text has changed since, and if deleted text must leave the store.
     fresh = message.deleted or message.documented < message.shaped or not message.documented
     since = 0 if fresh else message.documented
     segments, is_open = [], message.is_open

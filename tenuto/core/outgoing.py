@@ -66,12 +66,12 @@ class OutgoingRequest(Struct, eq=False, gc=False):
 class Owner:
     """An attempt, which owns the parts that it opens. When it ends, they belong to the attempt around it, `outer`."""
 
-    __slots__ = ("is_marked", "is_over", "outer")
+    __slots__ = ("is_listed", "is_over", "outer")
 
-    def __init__(self, outer: Owner | None = None, *, is_marked: bool = False) -> None:
-        """With `is_marked` the next writer supersedes the parts, unless this attempt and marked ones around it end."""
+    def __init__(self, outer: Owner | None = None, *, is_listed: bool = False) -> None:
+        """If it is listed in `meta`, the next writer supersedes its parts, unless it and listed ones around it end."""
         self.outer = outer
-        self.is_marked: bool = is_marked or (outer is not None and outer.is_marked)
+        self.is_listed: bool = is_listed or (outer is not None and outer.is_listed)
         self.is_over = False
 
     def is_within(self, other: Owner) -> bool:
@@ -98,13 +98,13 @@ class OutgoingPart(Struct):
     is_open: bool = True  # False: the part is only reserved, and its first text opens it
     owner: Owner | None = None  # the attempt that opened it
     is_closed: bool = False  # True: text without an index goes to another part (`fail_attempt`, `close_text`)
-    is_cut: bool = False  # True: the marked attempt that opened it has failed, or an earlier writer did not end it
+    is_cut: bool = False  # True: the listed attempt that opened it has failed, or an earlier writer did not end it
 
     @property
-    def is_marked(self) -> bool:
-        """Return whether the attempt that the part belongs to now is marked."""
+    def is_listed(self) -> bool:
+        """Return whether the attempt that the part belongs to now is listed."""
         owner = live(self.owner)
-        return owner is not None and owner.is_marked
+        return owner is not None and owner.is_listed
 
 
 class PartIndex(int):
@@ -268,7 +268,7 @@ class Outgoing:
                     self._added.append(given)
                 self._text_part = len(self._parts)  # reserved: its first whole character opens it
                 self._set_part(self._text_part, {"type": "text", "text": ""}, owner, is_open=False)
-                self._put_mark()
+                self._put_tried()
             index = self._text_part
         elif self._parts[index].owner is LEFT and self._parts[index].type == "text":
             self._added.append(text)
@@ -320,7 +320,7 @@ class Outgoing:
         self._halves.pop(position, None)
         self._set_part(position, part, owner)
         self._parts[position].is_closed = known is not None and known.is_closed
-        self._put_mark()
+        self._put_tried()
         self.close_text()
         size = part_bytes(part)
         self.unstored_bytes += size
@@ -434,14 +434,14 @@ class Outgoing:
         return self._indexed(indexes)
 
     def _note_failed(self, owner: Owner | None = None) -> bool:
-        """Note as failed the parts left behind restored ones, and for a marked `owner` those that were cut.
+        """Note as failed the parts left behind restored ones, and for a listed `owner` those that were cut.
 
         Return whether the next part, of `owner`, supersedes any.
         """
         if self._has_restored:
             self._has_restored = False
             self.fail_attempt(LEFT)
-        for part in self._parts if owner is not None and owner.is_marked else ():
+        for part in self._parts if owner is not None and owner.is_listed else ():
             if part.is_cut and part.owner in (LEFT, SHOWN):
                 part.owner = FAILED
         return self.has_failed()
@@ -456,17 +456,17 @@ class Outgoing:
         parts = self._parts if before is None else self._parts[: self._found(before)]
         return [part.length for part in parts if part.type != ATTEMPT and part.owner is not FAILED]
 
-    def begin_attempt(self, outer: Owner | None = None, *, is_marked: bool = False) -> Owner:
+    def begin_attempt(self, outer: Owner | None = None, *, is_listed: bool = False) -> Owner:
         """Return a new owner of parts, inside of `outer`."""
         self.check_open()
-        return Owner(outer, is_marked=is_marked)
+        return Owner(outer, is_listed=is_listed)
 
     def end_attempt(self, owner: Owner, *, is_cut: bool = False) -> None:
-        """Let what `owner` has written belong to the attempt around it, unless it is marked and was cut."""
-        owner.is_over = not (is_cut and owner.is_marked)
+        """Let what `owner` has written belong to the attempt around it, unless it is listed and was cut."""
+        owner.is_over = not (is_cut and owner.is_listed)
         self._find_text_part(live(owner))
-        if owner.is_marked and live(owner) is None and self.state is OPEN:
-            self._put_mark()
+        if owner.is_listed and live(owner) is None and self.state is OPEN:
+            self._put_tried()
 
     def fail_attempt(self, owner: Owner) -> None:
         """Let the next part supersede those of `owner`, and of the attempts inside of it.
@@ -478,7 +478,7 @@ class Outgoing:
         for index, part in enumerate(self._parts):
             is_behind = has_failed and part.owner in (LEFT, SHOWN)
             if part.type != ATTEMPT and part.owner is not None and (is_behind or part.owner.is_within(owner)):
-                part.is_cut |= part.is_marked
+                part.is_cut |= part.is_listed
                 part.owner, has_failed = FAILED, True
                 self._halves.pop(index, None)
             elif live(part.owner) in (around, LEFT):
@@ -634,7 +634,7 @@ class Outgoing:
         return [i for i, part in enumerate(self._parts) if part.type == "text" and live(part.owner) in owners]
 
     def _checked_index(self, index: int) -> int:
-        """Return `index` if the message has this part and the part accepts text."""
+        """Return the index that the part `index` has now. Raises LocalError, or NotText if it accepts no text."""
         if self._is_superseded(index):
             raise LocalError(f"part {index} of message {self.id!r} was superseded; write it again, with part()")
         index, count = self._found(index), len(self._parts)
@@ -771,25 +771,25 @@ class Outgoing:
         request = UpdateMessage(meta=meta, generation=self.generation, request=self._new_request())
         self._queue.append(OutgoingRequest(request, size))
 
-    def _mark(self) -> dict[str, Json]:
+    def _tried(self) -> dict[str, Json]:
         """Return the change of `meta`, if any, that names the parts of open or failed attempts."""
-        tried = [index for index, part in enumerate(self._parts) if part.is_cut or part.is_marked] or None
+        tried = [index for index, part in enumerate(self._parts) if part.is_cut or part.is_listed] or None
         return {TRIED: tried} if tried != self.meta.get(TRIED) else {}
 
-    def _put_mark(self) -> None:
-        if mark := self._mark():
-            self.accept_update(mark)
+    def _put_tried(self) -> None:
+        if change := self._tried():
+            self.accept_update(change)
 
     def _put_supersede(self, since: int, beside: list[int], first: Part | None) -> int:
         """Queue a request that supersedes the parts from `since` on, but for `beside`. Return its size in bytes."""
         size = 1 if first is None else part_bytes(first)
         if first in ({"type": "text", "text": ""}, {"type": "reasoning", "text": ""}):
             size = 0  # it waits for its text, so that viewers keep the old text
-        mark = self._mark()
-        self._merge(mark)
+        change = self._tried()
+        self._merge(change)
         request = UpdateMessage(
             parts=None if first is None else [first],
-            meta=mark,
+            meta=change,
             generation=self.generation,
             request=self._new_request(),
             supersede=since,

@@ -138,7 +138,7 @@ def apply_entry(state: ChannelState, entry: Entry) -> None:
     state.serial = serial
     if type(op) is Append:  # checked first, since nearly all entries are appends
         message = state.messages.get(op.id)
-        if message is None:
+        if message is None:  # viewers with an older cursor need the store
             state.complete_since = serial
         else:
             if serial > message.last and not message.deleted:
@@ -157,7 +157,7 @@ def apply_entry(state: ChannelState, entry: Entry) -> None:
         return
     known = state.messages.get(op.id)
     changed = apply_op(known, op, serial)
-    if changed is None:  # the message is not in memory: viewers with an older cursor need the store
+    if changed is None:  # the message is not in memory
         state.complete_since = serial
         return
     if known is None:
