@@ -410,9 +410,9 @@ class Running:
     async def _after_crash(self, watch: Watch) -> _Left:
         """Return the first answer of the previous attempts, and take over all of them unless one has ended the turn.
 
-        An answer has ended it that a client has stopped. So has a last one that failed, if none is unfinished: only a
-        handler lets an answer fail, while a hub that finds a process gone interrupts it. So has a complete one beside a
-        failed one, in whose place the handler might write another.
+        An answer that a client has stopped has ended it. So has a failed last one, if none is unfinished: only handlers
+        fail answers, while a hub that finds a process gone interrupts them. So has a complete one with
+        `on_crash="interrupt"`, or beside a failed one, in whose place the handler might write another.
         """
         answers = await self._earlier_answers()
         states = [one.status for one in answers]

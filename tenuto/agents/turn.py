@@ -188,7 +188,7 @@ class Turn:
                 parent=self.begun[-1].id if self.begun else None,
                 meta=meta or {},
             )
-            writer.spare_id = lambda: base32(secrets.randbits(90), 18)  # which a client cannot guess, and take, too
+            writer.spare_id = lambda: base32(secrets.randbits(90), 18)  # a client can compute, and take, the first id
         # if no client stopped the turn, a cancellation of the block comes from the handler itself
         if not self.is_cancelled:
             writer.cancelled_as = CANCELLED_BY_HANDLER

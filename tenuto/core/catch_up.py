@@ -76,7 +76,7 @@ def sole_append(state: ChannelState, entry: Entry) -> MessageAppend | None:
     message = state.messages.get(op.id)
     if message is None or message.deleted or op.part >= len(message.parts):
         return None
-    text = message.parts[op.part].text
+    text = message.parts[op.part].text  # of which the viewer has `length_at` characters
     if not isinstance(text, Text) or text.length != op.at or text.length_at(state.serial) != op.at:
         return None
     return MessageAppend(serial=entry.serial, id=op.id, part=op.part, at=op.at, text=op.text)

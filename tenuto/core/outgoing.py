@@ -313,7 +313,7 @@ class Outgoing:
         if known is not None and known.owner not in (LEFT, SHOWN, FAILED):
             owner = known.owner  # a replaced part stays with its attempt
         if position < len(self.left):
-            self.left[position] = part
+            self.left[position] = part  # so its text is not taken for added content
         if position >= count - 1:  # all parts after it are reserved, so it is the last part that exists
             self._open_reserved()
         self._gather()
@@ -380,9 +380,9 @@ class Outgoing:
         return True
 
     def reopen_left(self, after: int, until: int | None, owner: Owner) -> dict[int, Part]:
-        """Return the parts that an earlier writer left of a response.
+        """Return the parts that an earlier writer left of a response, which count again, and are of `owner`.
 
-        Of the parts that count they follow the first `after`, up to `until`; they count again, and are of `owner`.
+        They are those behind the first `after` of the parts that count, up to the number `until`.
         There are none if a part before them has failed, or if this writer has added content: then the next part
         supersedes what is left.
         """
