@@ -83,15 +83,16 @@ async def pipe(
     with calling(writer):
         if (known := await _restored(writer, stream)) is not None:
             if attach is not None:
-                count_call(writer)
+                count_call(writer)  # a later call keeps its number
             return known
         if is_maker(stream):
             make = cast("Callable[..., object]", stream)
 
             async def write(made: Callable[[], object], writing: Writing) -> Piped:
-                again = writing.source or named_source(source, text_field, option=option)
+                # a stream that goes on needs the state of its translator; any other one begins with a new one
+                translator = writing.source or named_source(source, text_field, option=option)
                 with reading(writer, writing):
-                    return await _pipe_one(writing, made(), again, silent_s, option)
+                    return await _pipe_one(writing, made(), translator, silent_s, option)
 
             tries = Tries(writer, make, write, retries=retries, retry_s=retry_s, on_break=on_break)
             with attaching(writer, tries, attach) if attach is not None else nullcontext():
@@ -237,9 +238,9 @@ def named_source(source: str | None, text_field: str | None, *, option: str = "s
 
 
 async def _write(writing: Writing, source: Source, event: object) -> None:
-    cursor = _cursor(event) if writing.note_response is not None else None
-    if cursor in writing.behind:
-        return  # the provider has begun before the cursor
+    place = _place(event) if writing.note_response is not None else None
+    if place in writing.written_before:
+        return  # the provider has begun before the place where the stream is to go on
     writing.source = source
     try:
         for edit in source.take(event):
@@ -250,10 +251,10 @@ async def _write(writing: Writing, source: Source, event: object) -> None:
         # Errors about unexpected provider data become errors of the upstream.
         raise malformed(f"an event of type {type(event).__name__} has an unexpected shape") from error
     if source.is_alive:
-        writing.move(cursor)
+        writing.move(place)
 
 
-def _cursor(event: object) -> int | str | None:
+def _place(event: object) -> int | str | None:
     """Return the place of an event in its response: OpenAI's number, or Google's id."""
     number, id = get(event, "sequence_number"), word(event, "event_id", LINE_CHARACTERS)
     return number if isinstance(number, int) else id

@@ -70,7 +70,6 @@ class Anthropic(Source):
 
     def __init__(self) -> None:
         self._calls: dict[int, tuple[str, str]] = {}  # call and block type, by the index of the block
-        self._streamed: set[int] = set()  # indexes of tool blocks whose input was streamed
 
     def take(self, event: object) -> Iterator[Edit]:
         self.is_alive = get(event, "type") != "ping"
@@ -107,7 +106,6 @@ class Anthropic(Source):
             self._calls[position] = (call, kind)
             yield Open(("call", call), tool(call, needed(block, "name")))
             if given := get(block, "input"):  # the input came at once instead of in deltas
-                self._streamed.add(position)
                 yield Add(("call", call), as_json(given), "tool")
         elif kind.endswith("_tool_result"):
             content = get(block, "content")
@@ -124,7 +122,6 @@ class Anthropic(Source):
             case "input_json_delta":
                 if position not in self._calls:
                     raise malformed(f"block {shown(position)} has tool input, but is not a tool call")
-                self._streamed.add(position)
                 yield Add(("call", self._calls[position][0]), text(delta, "partial_json"), "tool")
             case "citations_delta":
                 cited = get(delta, "citation")

@@ -76,8 +76,9 @@ class Attaching:
         self._step, self._number, notes = step, number, _notes(writer)
         self.found = next((one for one in notes if one.step == step and one.number == number), None)
         after = self.found.after if self.found is not None else 0
+        # where the parts of a later response begin, those of this one end
         later = [one.after for one in notes if one.after > after or (one.step == step and one.number > number)]
-        self._until = min(later, default=None)  # where its parts end
+        self._until = min(later, default=None)
         self._writing: Writing | None = None  # the response that is read
 
     async def write(self, make: Make, writing: Writing) -> Piped:
@@ -90,7 +91,7 @@ class Attaching:
         self._after = len(attempt.outgoing.lengths(None if kept is None else kept.parts[0][0]))
         try:
             if self.found is not None:
-                note, self.found = self.found, None
+                note, self.found = self.found, None  # the try after this one makes another response
                 writing.response_id, writing.usage_before, self._after = note.id, note.usage, note.after
                 # of a response that had ended: other text behind it stays in view until its successor begins
                 ended = record_of(self._writer)
@@ -99,17 +100,17 @@ class Attaching:
                 left = [*attempt.outgoing.reopen_left(note.after, until, attempt.owner).items()]
                 number, length = note.kept or (0, 0)  # of the parts that it continues, and of the text of the last one
                 kept = _kept(attempt, left[:number], number, length, is_exact=self._is_exact) if number else None
-                writing.replay(left[number:], kept, marks=True)
+                writing.replay(left[number:], kept, notes_join=True)
                 self._go_on(is_attached=True)
                 make = await self._next(writing, None, has_moved=True)
             while True:
-                cursor = writing.cursor
+                place = writing.place
                 try:
                     return await self._write(make, writing)
                 except Exception as error:
                     if writing.response_id is None or isinstance(error, Differs):
                         raise
-                    make = await self._next(writing, error, has_moved=writing.cursor != cursor)
+                    make = await self._next(writing, error, has_moved=writing.place != place)
         except (asyncio.CancelledError, Finished, Deleted):
             status, reason = self._writer.cancelled_as
             if writing.response_id is not None and (status == "cancelled" or reason == "timeout"):
@@ -128,6 +129,7 @@ class Attaching:
             self._failures, self._moved_s = 0, self._now_s()
         if error is not None:
             await self._wait_after(error)
+        # a stream that brought events is read on at once; of another one the response may have ended
         while not self._may_stream or (self._has_methods and not (has_moved and writing.has_content)):
             asked_s = self._now_s()
             try:
@@ -154,12 +156,12 @@ class Attaching:
                 break
             await pause(self._writer, POLL_S)
         writing.go_on()
-        cursor = writing.cursor
+        place = writing.place
         if not self._has_methods:
-            return partial(self._attach, id, cursor)
+            return partial(self._attach, id, place)
         if self._is_openai:
-            return partial(self._get, id, stream=True, starting_after=cursor or 0)
-        return partial(self._get, id, stream=True, **({} if cursor is None else {"last_event_id": cursor}))
+            return partial(self._get, id, stream=True, starting_after=place or 0)
+        return partial(self._get, id, stream=True, **({} if place is None else {"last_event_id": place}))
 
     def _get(self, id: str, **options: Any) -> Awaitable[object]:
         """Return the response, or a stream of it."""

@@ -76,7 +76,7 @@ class GoogleGenAI(Source):
                     yield from self._output(response)
         for candidate in list(items(event, "candidates"))[:1]:
             for part in items(get(candidate, "content"), "parts"):
-                self._is_ended = False
+                self._is_ended = False  # another response has begun, as after an automatic function call
                 yield from self._part(part)
             yield from self._sources(get(candidate, "grounding_metadata"))
             if reason := word(candidate, "finish_reason"):

@@ -153,7 +153,7 @@ class LangChain(Source):
         state = self._closed[where] = self._open.pop(where)
         self._is_ended = not self._open
         finish = _FINISH.get(reason, reason) if reason else None
-        if finish != "length":
+        if finish != "length":  # the input of a call may be cut off there
             for call in dict.fromkeys(state.calls.values()):
                 yield Set(("call", call), {"state": CALLED})
         yield Meta(finish_reason="tool_calls" if state.calls and finish in ("stop", None) else finish)
@@ -191,8 +191,9 @@ class LangChain(Source):
         key = position if isinstance(position, int | str) else None
         call = state.calls.get(key)
         if given is not None and (call is None or (key is None and given != call)):
-            call = state.calls[key if key is not None else given] = given
-            state.calls[key] = given
+            call = state.calls[key] = given  # without an index the next chunks are those of the latest call
+            if key is None:
+                state.calls[given] = given
             yield Open(("call", call), tool(call, name or ""))
         arguments = get(block, "args")
         if call is not None:

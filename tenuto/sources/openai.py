@@ -72,7 +72,7 @@ class OpenAIResponses(Source):
 
     def __init__(self) -> None:
         self.is_open = False  # True while a response has begun and not ended
-        self._turn = 0  # number of the agent's response, because its responses may reuse the ids of items
+        self._response = 0  # number of the response in an agent's run; the next one has the same indexes again
         self._calls: dict[Hashable, str] = {}  # tool calls, by the id of their item
         self._streamed: set[Hashable] = set()  # keys of parts that received a delta
         self._has_calls = False
@@ -119,14 +119,14 @@ class OpenAIResponses(Source):
         yield Meta(model=word(response, "model"), response_id=word(response, "id"))
 
     def _item(self, event: object) -> Hashable:
-        item = (self._turn, index(event, "output_index"))
+        item = (self._response, index(event, "output_index"))
         return ("call", self._calls[item]) if item in self._calls else item
 
     def _content(self, event: object) -> Hashable:
-        return (self._turn, index(event, "output_index"), index(event, "content_index"))
+        return (self._response, index(event, "output_index"), index(event, "content_index"))
 
     def _summary(self, event: object) -> Hashable:
-        return (self._turn, index(event, "output_index"), "summary", index(event, "summary_index"))
+        return (self._response, index(event, "output_index"), "summary", index(event, "summary_index"))
 
     def _delta(self, key: Hashable, more: str, kind: str = "text") -> Add:
         self._streamed.add(key)
@@ -162,7 +162,7 @@ class OpenAIResponses(Source):
             call = word(item, "id") or name
         else:
             return
-        self._calls[self._turn, index(event, "output_index")] = call
+        self._calls[self._response, index(event, "output_index")] = call
         yield Open(("call", call), tool(call, name))
 
     def _item_done(self, event: object, item: object) -> Iterator[Edit]:
@@ -202,8 +202,8 @@ class OpenAIResponses(Source):
             cause = word(get(response, "incomplete_details"), "reason") or "other"
             reason = FINISH.get(cause, cause)
         usage = counts(get(response, "usage"), USAGE)
-        yield Meta(model=word(response, "model"), finish_reason=reason, usage=usage, of=self._turn)
-        self._turn += 1
+        yield Meta(model=word(response, "model"), finish_reason=reason, usage=usage, of=self._response)
+        self._response += 1
 
 
 async def events_of(response: object) -> AsyncIterator[dict[str, object]]:
@@ -290,7 +290,7 @@ class OpenAIChat(Source):
                 yield Open(("source", url), free("source", url=url, title=word(cited, "title")))
         if reason := word(choice, "finish_reason"):
             self._is_ended = True
-            if reason != "length":
+            if reason != "length":  # the input of a call may be cut off there
                 for call_id in self._calls.values():
                     yield Set(("call", call_id), {"state": CALLED})
             yield Meta(finish_reason="tool_calls" if reason == "function_call" else reason)

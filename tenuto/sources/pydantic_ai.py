@@ -104,7 +104,7 @@ class PydanticAI(Source):
                 yield from self._result(event)
 
     def _start(self, position: int, part: object) -> Iterator[Edit]:
-        if position == 0 and 0 in self._started:
+        if position == 0 and 0 in self._started:  # its first part
             self._next_response()
         self._started.add(position)
         yield from self._part((self._response, position), part)

@@ -250,7 +250,7 @@ def codes_of(report: object) -> Iterator[object]:
     for fields in (get(body, "error"), body, error, report):
         yield from (get(fields, name) for name in ("status", "code", "type"))
     if not isinstance(report, Exception) or is_from_sdk(report):
-        yield from (body, error)
+        yield from (body, error)  # some are the code itself; in an app's own exception they may be any text
 
 
 WORD_CHARACTERS = 512  # limit of a name, id, model or reason; URLs and titles may be longer
@@ -318,6 +318,7 @@ def counts(thing: object, names: Mapping[str, str]) -> dict[str, int] | None:
         value: object = thing
         for name in theirs.split("."):
             value = get(value, name)
+        # half of the limit, because usages are added up
         if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _INTEGERS // 2:
             found[ours] = value
     return found or None

@@ -44,10 +44,7 @@ _AGENTS = ("raw_response_event", "run_item_stream_event", "agent_updated_stream_
 
 
 def by_stream(stream: object) -> Source | None:
-    """Return the source of `stream` if its class identifies one.
-
-    If the stream only yields text, the source is plain text.
-    """
+    """Return the source of `stream` if its class, or the function behind a generator, is of a known package."""
     for module in _modules(stream):
         for package, kind in _BY_MODULE:
             if module == package or module.startswith(f"{package}."):
@@ -76,6 +73,7 @@ def by_first_event(event: object, option: str = "source") -> Source | None:
 
 
 def _modules(stream: object) -> Iterator[str]:
+    """Yield the names of the modules that define the classes of `stream`, or the function of a generator."""
     if inspect.isasyncgen(stream):
         code, frame = stream.ag_code, stream.ag_frame
     elif inspect.isgenerator(stream):
@@ -83,7 +81,7 @@ def _modules(stream: object) -> Iterator[str]:
     else:
         yield from (kind.__module__ for kind in type(stream).__mro__)
         return
-    # Generators of SDKs that yield plain text instead of events (`text_stream`, `stream_text`).
+    # those of SDKs with `text` in their names (`text_stream`, `stream_text`) yield plain text instead of events
     if frame is not None and "text" not in code.co_name:
         yield str(frame.f_globals.get("__name__", ""))
 

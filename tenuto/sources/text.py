@@ -126,7 +126,8 @@ class SSEText(Source):
         if self._is_text:
             yield Add("text", self._checked(event))
         elif isinstance(event, str):
-            self.is_alive = not self._reader.has_frame and "\n" not in event  # it may be text
+            # a piece of a line shows no life, unless it may be plain text; `_frame` notes that of a whole frame
+            self.is_alive = not self._reader.has_frame and "\n" not in event
             if self._before is not None:
                 self._before.append(event)
             yield from self._frames(self._reader.read(event))
@@ -135,7 +136,7 @@ class SSEText(Source):
             raw = get(event, "raw_data")
             yield from self._frame(str(get(event, "event") or ""), get(event, "data") if raw is None else raw)
         else:
-            self._checked(event)
+            self._checked(event)  # raises
 
     def end(self) -> Iterator[Edit]:
         if self._is_text:

@@ -143,7 +143,7 @@ class Tries:
                     except (Exception, asyncio.CancelledError) as error:
                         if isinstance(error, _Restart) or self._on_break == "restart":
                             raise
-                        last = error  # the text stays, also if the handler goes on
+                        last = error  # raised behind the block, which would supersede the text that is to stay
             if last is not None:
                 raise last
             await wait_to_retry(self._writer, self._wait_s)
@@ -180,7 +180,7 @@ class Tries:
                     "try %d at message %s failed; the next one begins in %.1f s: %r",
                     *(self._number, self._writer.id, self._wait_s, error),
                 )
-                if has_content or self._kept is None:
+                if has_content or self._kept is None:  # else the kept text is still as it was
                     is_continued = self._on_break in ("continue", "prefix")
                     self._kept = continuable(writing.written(), is_exact=self.is_exact) if is_continued else None
                     if self._kept is None:
@@ -189,11 +189,14 @@ class Tries:
             await wait_to_retry(self._writer, self._wait_s)
 
     def _can_go_on(self, attempt: Attempt, writing: Writing) -> bool:
-        """Return whether the next process could continue the text: it is the only one that may be taken for that."""
+        """Return whether the next process could continue the text.
+
+        It finds the text by leaving out those of ended streams, so the message must hold no others.
+        """
         parts = writing.written()
         known = [*lengths_known(self._writer), *(len(text_of(part)) for _, part in parts)]
-        is_only = sorted(known) == sorted(attempt.outgoing.lengths())
-        return self.is_exact and is_only and continuable(parts) is not None
+        has_no_others = sorted(known) == sorted(attempt.outgoing.lengths())
+        return self.is_exact and has_no_others and continuable(parts) is not None
 
     def _made(self) -> object:
         given: list[SoFar] = []
@@ -289,7 +292,7 @@ def _passes(error: BaseException) -> bool | None:
     """Return whether `error` passes, as far as it shows by itself; None: it does not show."""
     is_known = isinstance(error, TenutoError) or is_from_sdk(error)
     reported = [error.details.get("reason")] if isinstance(error, TenutoError) else codes_of(error)
-    # a status of the app's own exceptions is a number
+    # in the app's own exceptions a text of digits may be any code, so only a number is a status
     codes = [code_of(code) for code in reported if is_known or isinstance(code, int) or not str(code).isdecimal()]
     kinds = {kind.__name__ for kind in type(error).__mro__}
     names = {*codes, *(kinds if is_known else kinds - _COMMON)}

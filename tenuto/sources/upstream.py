@@ -172,6 +172,7 @@ class _InThread:
 
 async def called(function: Callable[[], object]) -> object:
     """Return the result of `function`, which is called in a thread unless it is async, because it may block."""
+    # a built-in one is the `aclose` of an async generator
     if inspect.iscoroutinefunction(function) or inspect.isbuiltin(function):
         result = function()
     else:

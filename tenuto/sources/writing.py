@@ -26,20 +26,20 @@ HELD_CHARACTERS = 200  # the beginning of a continuation is held back, because a
 MISSING = 1_000  # streams that a complete message may not know, before its handler is taken for one that never ends
 
 
-# those that are read, of each message, with their blocks
+# for each message the streams that are read, by the block that reads them
 _streams: WeakKeyDictionary[Writer, dict[Try, Writing]] = WeakKeyDictionary()
 
 
 @contextmanager
 def reading(writer: Writer, writing: Writing) -> Iterator[None]:
-    """Return a block that reads a stream into the message, as a try."""
-    stream = Try()
-    _streams.setdefault(writer, {})[stream] = writing
+    """Enclose the reading of one stream: a try, which counts the questions and sleeps that are open in it."""
+    block = Try()
+    _streams.setdefault(writer, {})[block] = writing
     try:
-        with stream:
+        with block:
             yield
     finally:
-        _streams[writer].pop(stream)
+        _streams[writer].pop(block)
 
 
 def going_on(writer: Writer, *, is_continued: bool) -> list[bool]:
@@ -48,8 +48,8 @@ def going_on(writer: Writer, *, is_continued: bool) -> list[bool]:
     It waits for a question or sleep, outlives its reader, or is a text whose prefix a continued answer continues.
     """
     return [
-        stream.waits > 0 or writing.is_attached or (is_continued and writing.can_go_on())
-        for stream, writing in _streams.get(writer, {}).items()
+        block.waits > 0 or writing.is_attached or (is_continued and writing.can_go_on())
+        for block, writing in _streams.get(writer, {}).items()
     ]
 
 
@@ -95,7 +95,7 @@ class _Calls:
     running: int = 0
     missing: int = 0  # those that a complete message does not know
     # the first fields of the record of the one that runs
-    # None: it is of no turn, or no later attempt could tell it from one beside it
+    # None: it is of no turn, or beside another one
     place: tuple[str, int, int] | None = None
 
 
@@ -106,7 +106,8 @@ _calls: WeakKeyDictionary[Writer, _Calls] = WeakKeyDictionary()
 def calling(writer: Writer) -> Iterator[None]:
     """Enclose one call of `pipe`, so that it has a place: its step, and its number among the calls in that step.
 
-    A later attempt repeats the calls in the same order, and finds by the place the record that this one stores.
+    A later attempt repeats the calls in the same order, and finds by the place the record that this one stores. A call
+    beside another one has no place, since their order may change.
     """
     calls, key = _calls.setdefault(writer, _Calls(defaultdict(list))), writer.open_step()
     step = digest([key]).hex()[:16] if key else ""  # a hash: viewers see it, but the key may be a secret of a service
@@ -278,34 +279,34 @@ class Writing:
         self._finish_reason: str | None = None
         self._usage: dict[Hashable, dict[str, int]] = {}
         self.usage_before: dict[str, int] | None = None  # that of the earlier streams; None: the message has it
-        self.cursor: int | str | None = None  # place of the last event; None: unknown, so a stream begins at the first
-        self.behind = frozenset[int | str | None]()  # places of the events that came before this stream
+        self.place: int | str | None = None  # that of the last event; None: unknown, so a stream begins at the first
+        self.written_before = frozenset[int | str | None]()  # places of the events that came before this stream
         # stores the id of a response to attach to, and what it continues
         self.note_response: Callable[[str, Kept | None], Awaitable[None]] | None = None
-        self.replay([], kept, marks=False)
+        self.replay([], kept, notes_join=False)
 
-    def move(self, cursor: int | str | None) -> None:
+    def move(self, place: int | str | None) -> None:
         """Keep the place of the event that was written."""
-        self.cursor = cursor
-        if cursor is not None:
-            self._passed.add(cursor)
+        self.place = place
+        if place is not None:
+            self._passed.add(place)
 
     def go_on(self) -> None:
         """Expect the rest of the response, behind the last event; all of it if its place is unknown."""
-        if self.cursor is None:
+        if self.place is None:
             self.rewind()
-        self.behind = frozenset(self._passed)
+        self.written_before = frozenset(self._passed)
 
-    def replay(self, left: list[tuple[int, Part]], kept: Kept | None, *, marks: bool) -> None:
+    def replay(self, left: list[tuple[int, Part]], kept: Kept | None, *, notes_join: bool) -> None:
         """Expect the response from its beginning: what `kept`, and then `left`, hold of it is not written again."""
         self.kept = kept
         self._join = Join(kept) if kept is not None else None
         self._join_key: Hashable = None
         self.source: Source | None = None  # translates the events of the response
         self._left = deque(left)  # parts of it that the message holds, with their indexes, until they are repeated
-        self._marks = marks  # True: the text that follows the left parts begins at a mark
+        self._notes_join = notes_join  # True: the part of the first new text notes where it joins the one that was left
         self._slots: dict[Hashable, _Slot] = {}
-        self._unopened: list[Open] = []  # without text yet, they would take that of a failed try from view
+        self._unopened: list[Open] = []  # parts that wait for their first text
         self._halves: defaultdict[Hashable, SurrogateJoiner] = defaultdict(SurrogateJoiner)  # half characters
         self._passed = set[int | str]()  # places of all events so far
 
@@ -313,9 +314,9 @@ class Writing:
         """Expect the response from its beginning."""
         parts, kept = self._parts(), self.kept
         if kept is not None:
-            (_, part), *parts = parts
-            kept = replace(kept, parts=[*kept.parts[:-1], (kept.index, part)], length=len(kept.text))
-        self.replay(parts, kept, marks=self._marks)
+            (index, part), *parts = parts  # the first is the kept text, with what this stream has added to it
+            kept = replace(kept, parts=[*kept.parts[:-1], (index, part)], length=len(kept.text))
+        self.replay(parts, kept, notes_join=self._notes_join)
 
     async def write(self, edit: Edit) -> None:
         """Write one edit. Raises the writer's errors; UpstreamError for a part that the writer refuses as invalid."""
@@ -325,12 +326,11 @@ class Writing:
                     await self._text(edit.key, self._halves[edit.key].write(edit.text), edit.kind)
                 case Open() if self._is_joined_by(edit.key, edit.part["type"]):
                     self._join_key = edit.key
+                case Open() if len(edit.part) == 1 and not (self._left or self._join) and has_failed(self._writer):
+                    self._unopened.append(edit)  # without text yet, it would take that of the failed try from view
                 case Open():
-                    if len(edit.part) == 1 and not (self._left or self._join) and has_failed(self._writer):
-                        self._unopened.append(edit)
-                    else:
-                        await self._open_rest()
-                        await self._open(edit.key, edit.part)
+                    await self._open_rest()
+                    await self._open(edit.key, edit.part)
                 case Set():
                     await self._change(edit.key, edit.fields)
                 case Drop():
@@ -405,7 +405,7 @@ class Writing:
             await self._add_joined(self._join.end(is_broken=is_broken))
 
     async def complete(self) -> None:
-        """Write what the whole stream leaves to write. If the message holds more of it than it has, begin anew."""
+        """Write what the whole stream leaves to write. If the message holds more than it brought, begin anew."""
         await self.end()
         await self._open_rest()
         for key in self._slots:
@@ -425,7 +425,7 @@ class Writing:
         self._join = None
         left, length, joins = kept.part, len(kept.text), kept.part.get("joins", [])
         slot = _Slot(kept.index, {"type": "text", "joins": joins}, [kept.text], left, length=length)
-        if not kept.is_continued:
+        if not kept.is_continued:  # else the continuation first repeats what an earlier process has written of it
             slot.left, slot.part = None, {"type": "text", "joins": [*joins, length]}
             await self._writer.part({**left, **slot.part}, index=kept.index)
         self._slots[key] = slot
@@ -462,10 +462,10 @@ class Writing:
         if text == same:
             return
         slot.left = None
-        if self._marks and left["type"] == "text" and slot.length:
+        if self._notes_join and left["type"] == "text" and slot.length:
             slot.part = {**slot.part, "joins": [*left.get("joins", []), slot.length]}
             await self._writer.part({**left, **slot.part}, index=slot.index)
-        self._marks = False
+        self._notes_join = False
         await self._writer.append(text[len(same) :], part=slot.index)
 
     async def _begin_anew(self) -> None:
@@ -507,7 +507,7 @@ class Writing:
             if "type" in fields:
                 await self._open(key, fields)
             return
-        changed = {**slot.part, **{name: value for name, value in fields.items() if name != "input"}}
+        changed = {**slot.part, **fields}
         if changed != slot.part:
             slot.part = changed
             if slot.unrepeated:
