@@ -17,18 +17,20 @@ answer's meta (`Settled`) determine the whole text, so another process continues
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import importlib
 import random
+import re
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 import msgspec
+from msgspec import Struct
 
 from tenuto.agents.history import Shape
 from tenuto.agents.turn import Steer, Turn
@@ -39,12 +41,6 @@ from tenuto.portal import Writer
 if TYPE_CHECKING:  # the server needs no client, and the agents need no server
     from tenuto.app import Hub
     from tenuto.client import Client
-import re
-from collections.abc import Iterator
-from pathlib import Path
-from typing import NamedTuple
-
-from msgspec import Struct
 
 FASTEST_S, SLOWEST_S = 0.02, 0.09  # bounds of the mean pause between two tokens
 LONGEST_S, THINKING_S = 30.0, 1.5  # duration of an answer, and the pause before it: time to press the buttons
@@ -337,7 +333,7 @@ def who_answers(environ: Mapping[str, str]) -> str:
     """Return a line for people that names the answering model and the reason for it. It contains no secret."""
     if environ.get("OPENAI_API_KEY") and environ.get("OPENAI_BASE_URL"):
         host = None
-        with contextlib.suppress(ValueError):  # the only piece that is safe to show: the rest may contain a password
+        with suppress(ValueError):  # the only piece that is safe to show: the rest may contain a password
             host = urlsplit(environ["OPENAI_BASE_URL"]).hostname
         which = f"{environ.get('OPENAI_MODEL') or 'the first model'} of {host or 'OPENAI_BASE_URL'}"
         return f"{which} answers: OPENAI_API_KEY and OPENAI_BASE_URL are set."

@@ -112,7 +112,7 @@ def fields_in(given: Mapping[str, Any], form: type[F]) -> F:
     try:
         return msgspec.convert({name: one for name, one in given.items() if one is not None}, form, strict=False)
     except msgspec.ValidationError as error:
-        name = str(error).rstrip("`").rpartition("$.")[2]
+        name = str(error).rstrip("`").rpartition("$.")[2]  # the message ends with it, as in "at `$.limit`"
         meta = next(get_args(one.type)[-1] for one in msgspec.structs.fields(form) if one.name == name)
         raise InvalidRequest(f"{name} must be {meta.description}, got {given.get(name)!r:.80}", param=name) from None
 
@@ -212,9 +212,9 @@ async def regenerate(access: Access, channel: str, turn: TurnStatus, options: Js
     `options` replace those of the message for this answer.
     """
     assert turn.message is not None
-    id, wishes = turn.message.id, [json.dumps(options, sort_keys=True)] if options else []
+    id, given = turn.message.id, [json.dumps(options, sort_keys=True)] if options else []
     # a repeat at the same moment is the same command, and that of another person finds a turn that waits
-    again = hashed("regenerate", id, turn.round, access.identity.client_id or "", *wishes)
+    again = hashed("regenerate", id, turn.round, access.identity.client_id or "", *given)
     with suppress(StillStreaming):
         await access.command(channel, "regenerate", target=id, id=again, options=options)
 
@@ -235,8 +235,8 @@ def stored_parts(content: object, *, is_strict: bool = False, has_data: bool = F
         if is_strict and (part is None or not _URL.match(part.get("url", "data:"))):
             raise InvalidRequest(f"content must be texts, sounds or files with http(s) or data URLs, got {given!r:.80}")
         if part is not None and part.get("text") != "":
-            mark = given.get(CACHED) if is_strict else None
-            parts += [part] if mark is None else [part, {"type": "data", "name": CACHED, "data": mark}]
+            cached = given.get(CACHED) if is_strict else None
+            parts += [part] if cached is None else [part, {"type": "data", "name": CACHED, "data": cached}]
     if not parts and not is_strict:
         raise InvalidRequest("the message has no text, file or data; send one at least")
     return parts

@@ -217,7 +217,7 @@ class AGUI(ChatRoutes):
         if request.headers.get("x-run-id"):  # TanStack AI joins a run by the id that the run has named, and no thread
             run = _run_id(body["threadId"], question)
         stream = AGUIStream(body["threadId"], run, question, after)
-        if after is None or after.units == 1:  # it shows a part of the turn from an earlier run
+        if after is None or after.units == 1:  # before all content: what it shows of the turn is of an earlier run
             stream.known = {one["id"]: one["role"] for one in later}
         return _stream(access, channel, stream)
 
@@ -245,8 +245,9 @@ class AGUI(ChatRoutes):
         access, channel = await self._enter(request, thread, "subscribe", "history")
         after = _after(request, question or None)
         question = question or (after.question if after is not None else "")
-        for turn in await access.conversation(channel, limit=NEWEST) if not question else ():
-            question = turn.message.id if turn.message is not None else question
+        if not question:
+            turns = await access.conversation(channel, limit=NEWEST)
+            question = next((one.message.id for one in reversed(turns) if one.message is not None), "")
         if not question:
             return Response(status_code=204)
         stream = AGUIStream(thread, _run_id(thread, question), question, after)
@@ -326,6 +327,7 @@ async def _add_results(
     stored = stored[next((at for at, (id, _) in enumerate(stored) if id == question), 0) :]
     by_call = {call: id for id, outputs in stored for call in outputs}
     by_id = {str(data.get("id", "")): id for id, outputs in stored for data in outputs.values()}
+    # by its id first, which shows that a result is stored; a later call may have the id of an earlier one
     for name, known in (("id", by_id), ("toolCallId", by_call)):
         for at in reversed(range(len(later))):
             is_own = later[at]["role"] == "tool" and not later[at]["id"].endswith(SERVER_RESULT)
@@ -563,8 +565,10 @@ class AGUIStream(EventStream):
             id, parent = value["call"], self._parents.setdefault(answer, part.name)
             start = {"toolCallName": value["name"], "parentMessageId": parent}
             self._calls[part] = call = len(self._calls)
+            # the reader may have its result
             self._at = replace(self._at, results=self._at.results | self._after.results & 1 << call)
         elif value["type"] == "text":
+            # the first text of an answer is its message in the client
             self._parents[answer] = id = part.name if {field: answer} in self._parts.values() else answer
         else:
             id = part.name

@@ -321,7 +321,7 @@ class UIStream(EventStream):
         self._is_silent = True  # the page got no more than the beginning
         self._open: dict[Part, tuple[str, str]] = {}  # kinds and ids of the texts that the page waits for
         self._values: dict[Part, Json] = {}  # the last value of each other part
-        self._ended: set[str] = set()  # ids of texts that have ended: the page takes no more text for them
+        self._ended: set[str] = set()  # ids of texts that have ended
         self._tools: dict[Part, PageCall] = {}
         self._shown_questions: set[str] = set()  # ids of the questions that are sent as `data-question`
 
@@ -352,6 +352,7 @@ class UIStream(EventStream):
             self.ended = self._turn.end()
         has_text, has_call = self._page.others() if self._is_first else (False, False)
         if has_text or (has_call and self._turn.attempts()):
+            # with an empty last step, a page that has calls with replies does not send them again by itself
             self.ended, self._step_due = self.REPLACED, ALWAYS if has_call or self._has_replied() else ""
             self._open.clear()
             del self._events[1:]  # behind `start`: a page shows no mixture of two texts
@@ -446,7 +447,7 @@ class UIStream(EventStream):
                 known = self._values.get(part) or self._page.known(chunk)
                 if known != chunk:
                     if not chunk["type"].startswith("data-") or known.get("type") != chunk["type"]:
-                        self._content(part)
+                        self._content(part)  # else the page changes the part where it is
                     self._put(**chunk)
                 self._steps.setdefault(part, 0)
                 self._values[part] = chunk
@@ -460,7 +461,7 @@ class UIStream(EventStream):
         if part not in self._open:
             self._content(part)
             id = part.name
-            while id in self._ended:
+            while id in self._ended:  # the page takes no more text for it
                 id += ".more"
             self._open[part] = kind, id
             self._put(type=f"{kind}-start", id=id)
@@ -489,7 +490,7 @@ class UIStream(EventStream):
             self._put(type="tool-input-start", toolCallId=tool.call, toolName=tool.name, **self._executed(tool))
         self._grow_input(part, tool)
         if tool.stage == STARTED:
-            tool.input = [text]
+            tool.input = [text]  # the stored input counts, also if it has replaced what was sent
         is_over = has_result(value)
         if state == "called" or is_over:
             tool.is_held = tool.is_held or (self._is_first and tool.is_own)
@@ -502,8 +503,8 @@ class UIStream(EventStream):
                     self._question(id)  # an earlier attempt has asked, and the question stays open
         if is_over and tool.stage < OVER:
             tool.stage = OVER
-            is_certain = tool.is_own or approval_of(value, self._release) is not None or self._step_due == ALWAYS
-            self._step_due = ALWAYS if is_certain else IN_STEP
+            needs_step = tool.is_own or approval_of(value, self._release) is not None or self._step_due == ALWAYS
+            self._step_due = ALWAYS if needs_step else IN_STEP
             self._is_step_empty = self._is_step_empty and not is_new
             executed = self._executed(tool, is_output=True) if state != "denied" else {}
             self._put(**result_of(value, self._release), **executed)
@@ -741,7 +742,7 @@ def _answer(turn: TurnStatus, release: Release) -> Json:
     # the chunks of version 7 have the replies to approvals, which pages of 6 have from their users
     as_built = Release(7 if release.version > 5 else 5, browser_tools=release.browser_tools)
     stream = UIStream(turn.message.id if turn.message is not None else "", as_built)
-    stream.receive(())
+    stream.receive(())  # before the turn as it is, so that its calls count as new ones
     message, parts = Json(role="assistant"), list[Json]()
     texts, calls = dict[str, Json](), dict[str, Json]()  # calls also by the ids of their approvals
     for chunk in stream.receive(deltas_of(turn)):

@@ -312,7 +312,7 @@ class TurnFold:
         if all(one.status != "interrupted" for one in self.answers):
             return
         left = [one for one in self.answers if one.status != "deleted"]
-        # an empty failure replaces no other answer
+        # with their statuses and parts, because an empty failure replaces no other answer
         heads = [replace(one.head, status=one.status, parts=[part.value for part in one.parts]) for one in left]
         shown = {one.id for one in newest_branch(heads)}
         for one in left:
@@ -357,7 +357,7 @@ class TurnFold:
         if known is not None:
             is_same = known.value["type"] == value["type"]
             answer.is_rewritten = answer.is_rewritten or (known.is_taken and not is_same)
-            if is_same or not self._keeps_text:  # its last event has all parts, with the types that were sent
+            if is_same or not self._keeps_text:  # else a part keeps the type that was sent
                 known.put(value)
             return known
         text, index = text_of(value), min(index, len(answer.parts))

@@ -115,7 +115,7 @@ class OpenAI:
         path = path.rstrip("/")
         routes: dict[str, dict[str, Endpoint]] = {
             f"{path}/responses": {"POST": self._create},
-            **{f"{path}/responses/{name}": {} for name in ("compact", "input_tokens")},  # they are no ids
+            **{f"{path}/responses/{name}": {} for name in ("compact", "input_tokens")},  # else they would be ids
             f"{path}/responses/{{id}}": {"GET": self._retrieve, "DELETE": self._delete},
             f"{path}/responses/{{id}}/input_items": {"GET": self._input_items},
             f"{path}/responses/{{id}}/cancel": {"POST": self._cancel},
@@ -205,6 +205,7 @@ class OpenAI:
             channel = self._new_channel(access, body.get("model"), id, needs, is_empty=not given.earlier)
         else:
             channel, is_response = into.channel, bool(into.message_id)
+            # what an output needs depends on its call (`_reply`)
             reply = ["command"] if given.approvals else ["publish"] if not given.outputs else []
             access.check(channel, "subscribe", "history", *reply)
             may_append = access.identity.has("append", channel)
@@ -314,6 +315,7 @@ class OpenAI:
             places.append((place[0], place[1] + 1))
         if not places or is_message:
             return None
+        # behind the last output, or at the first approved call, which gets its result; a call left open is sent anew
         a, index = min([max(places) if not given.approvals else min(places), *left.values()])
         return of._replace(start=(a, index), attempt=sum(part["type"] == ATTEMPT for part in answers[a].parts[:index]))
 
@@ -509,6 +511,7 @@ async def turn_of(
         raise unknown(kind, of.id(), param) from None
     a, index = of.start
     has_place = not any(of.start) or (a < len(status.answers) and index <= len(status.answers[a].parts))
+    # a superseded attempt may have had it
     has_place = has_place or any(part["type"] == ATTEMPT for one in status.answers[a : a + 1] for part in one.parts)
     if status.message is None or (kind == "response" and not (status.message.role == "user" and has_place)):
         raise unknown(kind, of.id(), param)
@@ -524,7 +527,7 @@ async def _items_of(access: Access, of: Reference, param: str | None = None) -> 
 async def whole_response(access: Access, request: Request, events: TurnEvents) -> Response:
     """Return the response in one piece when the turn has ended."""
     events.after = 2 * ASKING  # the other events are not made
-    headers = {"cache-control": "no-cache, no-transform", "x-should-retry": "false"}  # else it sends the question again
+    headers = {"cache-control": "no-cache, no-transform", "x-should-retry": "false"}  # else the SDK asks again
     try:
         await access.follow(events.of.channel, events.of.message_id, events, request.receive)
     except (Draining, TooMany) as error:  # the question is stored
@@ -767,7 +770,7 @@ class GivenInput:
         if self.parts:
             self.earlier.append(("user", self.parts))
             self.parts = []
-        if role == "assistant" or not self.joins_calls:
+        if role == "assistant" or not self.joins_calls:  # outputs that an answer follows reply to no open call
             self.earlier += [("user", [one]) for one in self.outputs.values()]
             self.outputs.clear()
         if role == "user":
@@ -993,8 +996,8 @@ class _Frames(TurnEvents):
         self._lane = lane
 
     def frame(self, deltas: Sequence[TurnDelta]) -> bytes:
-        """Return the events for `deltas` (`TurnFormat.frame`)."""
-        # for each batch of deltas, also for text alone, because messages of a turn that is over leave memory
+        """Return the events for `deltas` (`TurnFormat.frame`), up to where further input was taken in or interrupts."""
+        # asked with each batch, also one of text alone: the messages of a turn that is over leave memory
         for one in self._lane.steers:
             one.is_taken = one.is_taken or self._access.taken_by(self.of.channel, one.id) == self.of.message_id
         count = sum(one.is_taken for one in self._lane.steers)
@@ -1093,7 +1096,7 @@ class _Socket:
             del self._lanes[lane.stream_id]
 
     async def _respond(self, lane: _Lane, asked: Asked, after: int | None, *, is_new: bool) -> None:
-        """Send a response, and the successors that further input gives it: unless it `is_new`, also stored input."""
+        """Send a response, and its successors: for input that comes now and, unless it `is_new`, for stored input."""
         steer: _Steer | None = None  # the input whose turn is sent
         while True:
             lane.steers = [] if is_new else await self._read_steers(lane, asked)
@@ -1141,11 +1144,11 @@ class _Socket:
                 steered, _ = await turn_of(access, Reference(of.channel, id))
                 named = reference(steered.options.get("previous_response_id"))
                 is_taken = (host := access.taken_by(of.channel, id)) == question.id
-                is_later = named.at() == of.at() and named.steers > of.steers
-                if is_later if is_taken else host in hosts:
-                    continue  # another response has the answer
+                # a later response of this turn has its answer, or the turn of an earlier input
+                if (named.at() == of.at() and named.steers > of.steers) if is_taken else host in hosts:
+                    continue
                 taken += is_taken
-                if is_taken and taken <= of.steers:
+                if is_taken and taken <= of.steers:  # this response begins after it
                     lane.previous = before or named
                 else:
                     found.append(_Steer(id, named.id(), input_items(of.channel, steered.question), steered, is_taken))

@@ -270,7 +270,7 @@ class TurnEvents(EventStream):
         if any(self.of.start) and not self._options.get(CONVERSATION):  # one in a conversation names no other response
             self._options = {**self._options, "previous_response_id": (previous or self.of.at()).id()}
         self.after = -1 if after is None else after
-        self._seen = self.after - (STEERED + 1 if self.after >= STEERED else 0)  # the last before another response
+        self._seen = self.after - (STEERED + 1 if self.after >= STEERED else 0)  # without what a steered end adds
         self._own_tools = own_tools(self._options)
         self._turn.place = self.of.start[0], 0
         self._part: Part | None = None  # the part whose item is open
@@ -314,7 +314,7 @@ class TurnEvents(EventStream):
             self._turn.receive(delta)
             for a, answer in enumerate(self._turn.answers):
                 if answer.is_replaced and answer not in before:
-                    answer.is_replaced = False
+                    answer.is_replaced = False  # else the walk leaves its parts out
                     self._walk(lost=(a, 0))
                     answer.is_replaced = True
             self._take_back()
@@ -548,7 +548,7 @@ class TurnEvents(EventStream):
                 self._items += 1
         else:
             return
-        has_error = self.position == self.after
+        has_error = self.position == self.after  # the reader has the event `error`, but not the last one
         self.is_repeated = self.position <= self.after
         self.position = max(self.position, self.after + 1)
         whole, self.is_over = self.response(), True

@@ -89,12 +89,10 @@ class AISDKSource(Source):
     def take(self, event: object) -> Iterator[Edit]:
         if isinstance(event, bytes | bytearray | memoryview):
             event = self._decode(bytes(event))
-        self.is_alive = not isinstance(event, str)
-        if not isinstance(event, str):
-            yield from self._edits(event)
-            return
-        for line in self._lines(event):
-            if (chunk := chunk_of(line)) is not None:
+        chunks = map(chunk_of, self._lines(event)) if isinstance(event, str) else [event]
+        self.is_alive = False
+        for chunk in chunks:
+            if chunk is not None:
                 self.is_alive = True
                 yield from self._edits(chunk)
 

@@ -90,7 +90,7 @@ class PydanticAI(Source):
             case "part_end":
                 yield from self._called((self._response, index(event, "index")))
             case "function_tool_call" | "output_tool_call":
-                yield from self._call(get(event, "part"), CALLED)
+                yield from self._call(get(event, "part"))
             case kind if kind in _RESULTS:
                 yield from self._return(get(event, "part") or get(event, "result"))
             case "agent_run_result":
@@ -147,11 +147,11 @@ class PydanticAI(Source):
         if key in self._calls:
             yield Set(("call", self._calls[key]), {"state": CALLED})
 
-    def _call(self, part: object, state: str) -> Iterator[Edit]:
+    def _call(self, part: object) -> Iterator[Edit]:
         call = needed(part, "tool_call_id")
         yield Open(("call", call), tool(call, word(part, "tool_name") or ""))
         yield from self._more(("call", call), _arguments(get(part, "args")))
-        yield Set(("call", call), {"state": state})
+        yield Set(("call", call), {"state": CALLED})
 
     def _return(self, part: object) -> Iterator[Edit]:
         call = word(part, "tool_call_id")

@@ -549,10 +549,7 @@ def _added(usages: list[dict[str, int]]) -> dict[str, int]:
 
 def used(writer: Writer) -> dict[str, int]:
     """Return the token usage of the streams that were written into the message."""
-    return _used[writer] if writer in _used else _numbers(writer.meta.get("usage"))
-
-
-def _numbers(value: Json) -> dict[str, int]:
-    if not isinstance(value, dict):
-        return {}
-    return {name: number for name, number in value.items() if type(number) is int}
+    if writer in _used:
+        return _used[writer]
+    usage = writer.meta.get("usage")  # by an earlier process, or by the app
+    return {name: count for name, count in usage.items() if type(count) is int} if isinstance(usage, dict) else {}
