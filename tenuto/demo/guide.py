@@ -255,7 +255,7 @@ class Guide:
         found = _name_in(data)
         with suppress(TenutoError):  # an agent may have no connection at this moment
             present = [] if found else await self._hub.members(channel)
-            members = present if isinstance(present, list) else present.members
+            members = present if isinstance(present, list) else present.members  # a client returns a list
             found = found or next((_name_in(member.data) for member in members if member.id == by), "")
         return found or by or "a person"
 

@@ -245,9 +245,8 @@ class AGUI(ChatRoutes):
         access, channel = await self._enter(request, thread, "subscribe", "history")
         after = _after(request, question or None)
         question = question or (after.question if after is not None else "")
-        if not question:
-            turns = await access.conversation(channel, limit=NEWEST)
-            question = next((one.message.id for one in reversed(turns) if one.message is not None), "")
+        for turn in [] if question else await access.conversation(channel, limit=NEWEST):  # the newest one comes last
+            question = turn.message.id if turn.message is not None else question
         if not question:
             return Response(status_code=204)
         stream = AGUIStream(thread, _run_id(thread, question), question, after)
@@ -327,8 +326,7 @@ async def _add_results(
     stored = stored[next((at for at, (id, _) in enumerate(stored) if id == question), 0) :]
     by_call = {call: id for id, outputs in stored for call in outputs}
     by_id = {str(data.get("id", "")): id for id, outputs in stored for data in outputs.values()}
-    # by its id first, which shows that a result is stored; a later call may have the id of an earlier one
-    for name, known in (("id", by_id), ("toolCallId", by_call)):
+    for name, known in (("id", by_id), ("toolCallId", by_call)):  # a later call may have the id of an earlier one
         for at in reversed(range(len(later))):
             is_own = later[at]["role"] == "tool" and not later[at]["id"].endswith(SERVER_RESULT)
             if is_own and (sent := str(later[at].get(name))) in known:
@@ -565,10 +563,8 @@ class AGUIStream(EventStream):
             id, parent = value["call"], self._parents.setdefault(answer, part.name)
             start = {"toolCallName": value["name"], "parentMessageId": parent}
             self._calls[part] = call = len(self._calls)
-            # the reader may have its result
-            self._at = replace(self._at, results=self._at.results | self._after.results & 1 << call)
-        elif value["type"] == "text":
-            # the first text of an answer is its message in the client
+            self._at = replace(self._at, results=self._at.results | self._after.results & 1 << call)  # if it was sent
+        elif value["type"] == "text":  # the first one of an answer has the answer's id
             self._parents[answer] = id = part.name if {field: answer} in self._parts.values() else answer
         else:
             id = part.name

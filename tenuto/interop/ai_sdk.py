@@ -117,7 +117,7 @@ class AISDK(ChatRoutes):
             newest = newest or version.id
             if is_edit:
                 break  # an edit back to an earlier content is another version
-        id = hashed(newest, json.dumps(content["parts"]))
+        id = hashed(newest, json.dumps(content["parts"]))  # the same for a repeated request
         return (await access.create(channel, id=id, **content, parent=known.parent)).id
 
     async def _answer(self, access: Access, channel: str, last: Json) -> tuple[str, bool]:
@@ -351,8 +351,7 @@ class UIStream(EventStream):
         if self._turn.is_gone():
             self.ended = self._turn.end()
         has_text, has_call = self._page.others() if self._is_first else (False, False)
-        if has_text or (has_call and self._turn.attempts()):
-            # with an empty last step, a page that has calls with replies does not send them again by itself
+        if has_text or (has_call and self._turn.attempts()):  # ALWAYS: an empty last step, so that no page replies
             self.ended, self._step_due = self.REPLACED, ALWAYS if has_call or self._has_replied() else ""
             self._open.clear()
             del self._events[1:]  # behind `start`: a page shows no mixture of two texts
@@ -401,6 +400,7 @@ class UIStream(EventStream):
 
     def _content(self, part: Part | None = None, tool: PageCall | None = None) -> None:
         """Begin a new step if one is due, before the chunk that makes or continues a part; `tool` is its call."""
+        # a call that gets more input, or of which the page may be asked, must stay in the last step
         stages = {one.stage for one in self._calls_of_step() if one is not tool}
         is_joined = self._step_due == IN_STEP and (AVAILABLE in stages or (tool is not None and not tool.is_own))
         if self._step_due and not self._is_step_empty and not is_joined and STARTED not in stages:
@@ -505,7 +505,6 @@ class UIStream(EventStream):
             tool.stage = OVER
             needs_step = tool.is_own or approval_of(value, self._release) is not None or self._step_due == ALWAYS
             self._step_due = ALWAYS if needs_step else IN_STEP
-            self._is_step_empty = self._is_step_empty and not is_new
             executed = self._executed(tool, is_output=True) if state != "denied" else {}
             self._put(**result_of(value, self._release), **executed)
 

@@ -166,7 +166,7 @@ class OpenAI:
         if body.get("stream") is True:
             has_usage = (body.get("stream_options") or {}).get("include_usage") is True
             return _streamed(access, ChatStream(asked, has_usage=has_usage))
-        del body, given
+        del body, given  # they may be large, and the turn may take long
         return await whole_response(access, request, ChatStream(asked))
 
     async def _begin_response(self, access: Access, body: Json, key: str | None = None) -> Asked:
@@ -205,8 +205,7 @@ class OpenAI:
             channel = self._new_channel(access, body.get("model"), id, needs, is_empty=not given.earlier)
         else:
             channel, is_response = into.channel, bool(into.message_id)
-            # what an output needs depends on its call (`_reply`)
-            reply = ["command"] if given.approvals else ["publish"] if not given.outputs else []
+            reply = ["command"] if given.approvals else [] if given.outputs else ["publish"]  # outputs: see `_reply`
             access.check(channel, "subscribe", "history", *reply)
             may_append = access.identity.has("append", channel)
             if not may_append and (told := given.take_instructions()):
@@ -243,10 +242,10 @@ class OpenAI:
         return Asked(Reference(channel, question.id), question, options)
 
     async def _turn_in(self, access: Access, channel: str, given: GivenInput) -> Reference | None:
-        """Return the turn of a conversation to which the input replies, else one that asks. Raises NotFound."""
+        """Return the turn to which the input replies; without replies one that asks, if any. Raises NotFound."""
         replies = [*(one.id("mcpr_") for one in given.approvals), *given.outputs]
         if own := [one.at() for one in given.approvals if one.channel == channel]:
-            return own[0]
+            return own[0]  # an approval names its turn
         turns = await access.conversation(channel, limit=_NEWEST) if replies else await access.open_turns(channel)
         for status in reversed(turns):
             calls = {part["call"] for one in status.answers for part in one.parts if part["type"] == "tool"}
@@ -769,13 +768,11 @@ class GivenInput:
             return
         if self.parts:
             self.earlier.append(("user", self.parts))
-            self.parts = []
+        self.parts = parts if role == "user" else []
         if role == "assistant" or not self.joins_calls:  # outputs that an answer follows reply to no open call
             self.earlier += [("user", [one]) for one in self.outputs.values()]
             self.outputs.clear()
-        if role == "user":
-            self.parts = parts
-        else:
+        if role != "user":
             self.earlier.append((role, parts))  # without parts it may get calls
 
     def take_instructions(self) -> str:

@@ -430,6 +430,7 @@ class TurnEvents(EventStream):
         """Return whether the item of a part may end. Those of calls that run at the same time follow one another."""
         is_whole, state = has_result(part.value), part.value.get("state")
         if kind_of(part.value, self._own_tools) in CALLS:  # its result is another item, or the caller's
+            # an agent may write no state; then a part behind it shows that it is whole
             is_whole = part is not part.answer.parts[-1] if state is None else state != "input"
         return self._turn.has_ended(part, is_whole=is_whole)
 

@@ -87,7 +87,7 @@ class Attaching:
         self._may_stream = True  # until the service refuses a stream of the response (`NOT_STREAMED`)
         kept, attempt = writing.kept, writing.attempt
         assert attempt is not None
-        # a step may be shown behind the text that is continued, and between it and the parts before it
+        # before all parts that are continued: a step may be shown between them and those of the response
         self._after = len(attempt.outgoing.lengths(None if kept is None else kept.parts[0][0]))
         try:
             if self.found is not None:

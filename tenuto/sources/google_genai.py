@@ -219,7 +219,7 @@ class GoogleInteractions(Source):
         yield Meta(model=word(interaction, "model"), usage=usage, of=id, response_id=id)
         if is_end and status == "failed":
             raise reported(*(get(error, "code") for error in items(interaction, "errors")))
-        if is_end and status not in ("cancelled", "in_progress", "queued"):
+        if is_end and status not in ("cancelled", "in_progress", "queued"):  # else it has broken off
             self._is_ended = True
             yield Meta(finish_reason=INTERACTION_FINISH.get(status, "stop" if status == "completed" else status))
 
@@ -231,7 +231,7 @@ class GoogleInteractions(Source):
             yield Open(("call", call), tool(call, word(step, "name") or kind.removesuffix("_call")))
         elif kind.endswith("_result"):
             self._calls[place] = needed(step, "call_id")
-        if kind == "user_input":
+        if kind == "user_input":  # the question
             return
         yield from self._content(place, step)
         for content in items(step, "content"):

@@ -270,7 +270,7 @@ class OpenAIChat(Source):
         if get(event, "error") is not None:
             raise reported(*codes_of(event))
         if get(event, "choices") is None and get(event, "usage") is None:
-            return
+            return  # another event of the helper
         usage = counts(get(event, "usage"), CHAT_USAGE)
         yield Meta(model=word(event, "model"), usage=usage, response_id=word(event, "id"))
         for choice in items(event, "choices"):

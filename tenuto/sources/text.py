@@ -142,7 +142,7 @@ class SSEText(Source):
         if self._is_text:
             return
         if self._before is not None:
-            yield Add("text", "".join(self._before))
+            yield Add("text", "".join(self._before))  # no whole frame came, so it was text
             return
         yield from self._frames(self._reader.end())
         if self._keys and not self._has_text:

@@ -125,7 +125,8 @@ def calling(writer: Writer) -> Iterator[None]:
 def record_of(writer: Writer) -> Record | None:
     """Return what an earlier attempt has stored of the stream of the call that runs.
 
-    In a complete message a try that failed then need not fail again: the record is that of the first call that counts.
+    As many calls came before it then, and as many of them had failed. One of both is enough in a complete message,
+    where a try that failed then need not fail again.
     """
     if (place := _calls[writer].place) is None:
         return None
@@ -362,7 +363,7 @@ class Writing:
         waiting = [int(call.part) for call in piped.tool_calls]
         content, usage, model = content_of(parts.values()), piped.usage, piped.model
         record = Record(*place, lengths, content, waiting, piped.finish_reason, usage, model)
-        # later calls follow from this one
+        # what later calls were, followed from what this call returned in an earlier attempt
         earlier = [one for one in _records(self._writer) if one.step != record.step or one.number < record.number]
         kept = msgspec.json.encode([*earlier, record]).decode()  # as one value it costs the least
         size = len(msgspec.json.encode({**self._writer.meta, **meta, PIPED: kept}))
