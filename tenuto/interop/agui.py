@@ -532,7 +532,7 @@ class AGUIStream(EventStream):
             if self.ended is not None:
                 return
             if part.value["type"] not in _EVENTS:
-                self._parents.pop(part.answer.id, None)
+                self._parents.pop(part.answer.id, None)  # a call behind it is in another message
                 self._value(part)
                 continue
             if part not in self._parts:
@@ -546,7 +546,7 @@ class AGUIStream(EventStream):
             if not self._turn.has_ended(part, is_whole=is_whole) or self.ended is not None:
                 self._growing = part
                 later = part.answer.parts[part.place[1] + 1 :] if self.ended is None else []
-                for one in takewhile(lambda one: one.value["type"] not in _EVENTS, later):
+                for one in takewhile(lambda one: one.value["type"] not in _EVENTS, later):  # they need not wait
                     if one.value["type"] != ATTEMPT:
                         self._value(one)
                 return

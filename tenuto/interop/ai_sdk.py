@@ -662,7 +662,7 @@ def is_tool(part: Json) -> bool:
 
 
 def approval_of(part: Json, release: Release) -> Json | None:
-    """Return the reply to the approval of a stored call, if it has one that the release shows."""
+    """Return the reply to the approval of a stored call, if the release shows it. A denied call always has a reply."""
     if release.version < 6:
         return None
     stored = part.get("approval")

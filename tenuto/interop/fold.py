@@ -174,7 +174,7 @@ def earlier_parts(parts: list[Json]) -> list[tuple[int, list[Json]]]:
         attempt, after, parts = parts[places[-1]], parts[places[-1] + 1 :], parts[: places[-1]]
         indexes = attempt.get("indexes") or [len(parts) + number for number in range(len(attempt["parts"]))]
         found.append((indexes[0] if indexes else len(parts), parts))
-        beside = zip(attempt.get("beside", ()), after, strict=False)
+        beside = zip(attempt.get("beside", ()), after, strict=False)  # the parts that stay, which stand behind it now
         for index, one in sorted([*zip(indexes, attempt["parts"], strict=False), *beside], key=itemgetter(0)):
             parts.insert(index, one)
     return found[::-1]

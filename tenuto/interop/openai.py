@@ -226,7 +226,7 @@ class OpenAI:
                     raise InvalidRequest("it is of a conversation; send `conversation`", param="previous_response_id")
                 parent = (await _last_of(access, asked, status)).id if is_response else UNSET
             if not is_response or body.get("model") is not None:
-                self._agent(access, body.get("model"), channel)
+                self._agent(access, body.get("model"), channel)  # raises if it is not the one that answers
         parts = [*given.outputs.values(), *given.parts]
         if not parts:
             raise NotFound("the input replies to a question that has a reply; send a message")
@@ -234,7 +234,7 @@ class OpenAI:
         if first := next(filter(None, known), None):
             parent = first.parent if parent is not UNSET else UNSET  # a repeat; meanwhile its branch may be longer
         with _about(lambda: _refused(body, options, access.limits.options_bytes), key):
-            if not any(known[1:]):  # a request that is repeated stores none behind its question
+            if not any(known[1:]):  # where a repeated request finds its question, they would come behind it
                 await _store_earlier(access, channel, id, given, parent)
             if given.earlier and parent is not UNSET:
                 parent = f"{id}.{len(given.earlier) - 1}"

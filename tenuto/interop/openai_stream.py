@@ -337,7 +337,7 @@ class TurnEvents(EventStream):
         """Return the `Response` as it is now."""
         status, error = self._outcome()
         output: list[Json] = []
-        asked = self._open_calls()
+        asked = self._open_calls()  # those with an approval are in the output as requests for it
         for part in (part for answer in self._turn.counted() for part in answer.parts):
             kind = kind_of(part.value, self._own_tools)
             if kind and self._has(part) and not asked.get(part) and (self.rest is None or part.place < self.rest.start):
@@ -355,7 +355,7 @@ class TurnEvents(EventStream):
         repeated = {**_REPEATED, **(extra if isinstance(extra, dict) else {}), **options}
         form, cut = options.get("response_format") or {"type": "text"}, _CUTS.get(self.finish_reason(), "steered")
         ended_at = max([self._question.created_at, *(one.ended_at for one in answers)])
-        author = next((one.meta["model"] for one in answers if "model" in one.meta), None)
+        model = next((one.meta["model"] for one in answers if "model" in one.meta), None)
         return {
             "id": self.of.id(),
             "object": "response",
@@ -366,7 +366,7 @@ class TurnEvents(EventStream):
             "error": error,
             "incomplete_details": {"reason": cut} if status == "incomplete" else None,
             "metadata": options.get("metadata") or {},
-            "model": options.get("model") or (author if isinstance(author, str) else ""),
+            "model": options.get("model") or (model if isinstance(model, str) else ""),
             "output": output,
             "tool_choice": options.get("tool_choice") or "auto",
             "tools": [{**_FUNCTION, **one} if one.get("type") == "function" else one for one in tools_in(options)],
@@ -430,8 +430,7 @@ class TurnEvents(EventStream):
         """Return whether the item of a part may end. Those of calls that run at the same time follow one another."""
         is_whole, state = has_result(part.value), part.value.get("state")
         if kind_of(part.value, self._own_tools) in CALLS:  # its result is another item, or the caller's
-            # an agent may write no state; then a part behind it shows that it is whole
-            is_whole = part is not part.answer.parts[-1] if state is None else state != "input"
+            is_whole = part is not part.answer.parts[-1] if state is None else state != "input"  # None: a part follows
         return self._turn.has_ended(part, is_whole=is_whole)
 
     def _open(self, kind: str, part: Part) -> None:

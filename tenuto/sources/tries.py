@@ -220,7 +220,7 @@ async def pause(writer: Writer, wait_s: float) -> None:
     try:
         await writer.check()
     except TenutoError as error:
-        if not error.retry:
+        if not error.retry:  # else the next try meets it
             raise
 
 
