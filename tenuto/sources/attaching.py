@@ -173,7 +173,7 @@ class Attaching:
         if GONE in statuses or (NOT_STREAMED in statuses and not self._has_methods):
             raise UpstreamEnded("the model's provider does not have the response any more") from None
         if NOT_STREAMED in statuses and self._may_stream:
-            self._may_stream = False
+            self._may_stream = False  # so `_next` asks for it as a whole
             return
         has_failed = isinstance(error, UpstreamError) and error.__cause__ is None  # an event has said so
         if has_failed or not may_pass(error):
