@@ -125,16 +125,16 @@ def calling(writer: Writer) -> Iterator[None]:
 def record_of(writer: Writer) -> Record | None:
     """Return what an earlier attempt has stored of the stream of the call that runs.
 
-    As many calls came before it then, and as many of them had failed. In a complete message a try that failed
-    then need not fail again: the record is that of the call with as many before it that had not failed, else in all.
+    As many calls came before it then, and as many of them had failed. In a complete message a try that failed then need
+    not fail again: without such a record, that of the call with as many before it that had not failed, else in all.
     """
     if (place := _calls[writer].place) is None:
         return None
     step, number, before = place
     records = [one for one in _records(writer) if one.step == step]
-    found = [one for one in records if one.number == number and (one.calls == before or writer.had_ended)]
+    found = [one for one in records if (one.number, one.calls) == (number, before)]
     if not found and writer.had_ended:
-        found = [one for one in records if one.calls == before]
+        found = [one for one in records if one.number == number] or [one for one in records if one.calls == before]
     return found[0] if found else None
 
 
