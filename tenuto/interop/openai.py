@@ -823,7 +823,7 @@ def _refused(body: Json, options: Json, limit: int) -> str:
     an integer of more than 64 bits, or the input."""
     wishes = {name: encode(options_in({name: body[name]})) for name in body}
     if len(encode(options)) <= limit:
-        numbers = {name: re.findall(rb"[:,[]-?(\d{19,999})[],}]", wish) for name, wish in wishes.items()}
+        numbers = {name: re.findall(rb"[:,[]-?(\d{19,999})(?=[],}])", wish) for name, wish in wishes.items()}
         wishes = {name: wishes[name] for name, found in numbers.items() if any(int(one) >= 2**63 for one in found)}
     return max(wishes, key=lambda name: len(wishes[name]), default="messages" if "messages" in body else "input")
 

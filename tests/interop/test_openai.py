@@ -415,7 +415,7 @@ WRONG = {
     "store": "no",
     "text": "x",
     "temperature": 2**70,
-    "tools": [{"type": "function", "name": "f", "parameters": {"maximum": 2**63}}],
+    "tools": [{"type": "function", "name": "f", "parameters": {"enum": [2**62, 2**63]}}],
     "top_logprobs": 1.5,
 }
 
