@@ -530,7 +530,7 @@ class Attempt:
         if isinstance(error, Exception) or (
             isinstance(error, asyncio.CancelledError) and not self._writer.is_stopped()
         ):
-            self.supersede()  # else the turn has stopped, and what it wrote stays in view
+            self.supersede()  # a turn that was stopped leaves what it wrote in view
         self.outgoing.end_attempt(self.owner, is_cut=error is not None)
         if error is None and self._is_listed:
             await self._writer._accepted()  # sends that the attempt is over

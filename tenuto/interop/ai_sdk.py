@@ -641,7 +641,7 @@ class PageParts:
         return sent
 
     def others(self) -> tuple[bool, bool]:
-        """Return whether the page has a text, and a call, that was not asked for (`take_length`, `take_call`)."""
+        """Return whether the page has a text, and a call, that was not taken (`take_length`, `take_call`)."""
         return any(self._texts.values()), any(self._calls.values())
 
     def take_call(self, id: str) -> Json:

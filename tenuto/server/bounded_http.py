@@ -250,7 +250,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         self.transport.abort()
 
     def known(self) -> None:
-        """Count the connection as waiting no longer: its peer is known (`transports.origin`), maybe before its body."""
+        """Stop counting the connection as waiting: its peer is known (`transports.origin`), maybe before its body."""
         self._is_known = True
         self._is_in_body = False
         connection = self._connection

@@ -193,7 +193,7 @@ class _Silence:
         self._timer = self._loop.call_at(self._since_s + min(stall_s, LONGEST_TIMER_S), self._check)
 
     async def ended_by(self, call: Awaitable[T], *, after_keepalive: bool = False) -> T:
-        """Return the result of `call`. Raises UpstreamEnded if it takes too long; a keep-alive before gives no time."""
+        """Return the result of `call`. Raises UpstreamEnded if it takes too long, counted from before a keep-alive."""
         if not after_keepalive:
             self._since_s = self._loop.time()
         self._is_waiting = True

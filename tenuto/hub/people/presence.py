@@ -183,7 +183,7 @@ class SharedPresence:
         return {NODES + self._node: _encode(shown)}
 
     def _show_own(self, channel: str) -> None:
-        """Put the members of `channel` here into its hold, by which other nodes show them; end the hold without any."""
+        """Put the members of `channel` here into its hold, which other nodes show; without members, end it."""
         live = self._channels.get(channel)
         own = live.presence_state.own() if live is not None else []
         has_people = any(member.kind == "user" for _, member in own)

@@ -387,7 +387,7 @@ class StoreLife:
     async def check_transaction(self, db: Connection | PoolConnectionProxy) -> None:
         """Check, for one transaction, that its session is of a server with this life. Raises as `check`.
 
-        It begins no other life, which its error would undo; the store does when it is opened again.
+        Another life begins when the store is opened again, not here, where the error would undo it.
         """
         # a role that could not see the cluster at the opening still cannot, and a refusal would end the transaction
         cluster = f"'{_HIDDEN}'" if self._history.startswith(_HIDDEN) else _CLUSTER

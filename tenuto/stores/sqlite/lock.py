@@ -67,7 +67,7 @@ class FileLock:
         return tuple(one.partition(":")[0] for one in self.placed) or (NO_MARK,)
 
     def keep(self, *placed: str) -> None:
-        """Name the marks `placed` in the file, in place of all others, and sync it. Raises StoreUnavailable."""
+        """Write the marks `placed` to the file, in place of all others, and sync it. Raises StoreUnavailable."""
         assert self._handle is not None
         self.placed = placed
         try:
