@@ -150,18 +150,14 @@ def test_events_since_any_position_also_delayed_ones_of_a_crowd_bring_every_view
         patch.setattr("tenuto.hub.people.presence_state.CROWD_MEMBERS", 1)
         due: list[Callable[[], None]] = []
         received: list[int] = []
-        presence_state = PresenceState(Limits(), lambda: received.append(presence_state.position))
-
-        def run_second() -> None:
-            if not presence_state._is_timed:
-                presence_state._is_timed = True
-                due.append(presence_state._second_over)
+        presence_state = PresenceState(
+            Limits(), lambda: received.append(presence_state.position), lambda _, callback: due.append(callback)
+        )
 
         def is_crowded() -> bool:
             """The channel counts as crowded while all members are still named, so that views can be compared."""
             return named is not None and (len(presence_state) > named or presence_state._moves > 2)
 
-        patch.setattr(presence_state, "_run_second", run_second)
         patch.setattr(presence_state, "_is_crowded", is_crowded)
         views = [(0, View()), (0, View()), (0, View())]
 
@@ -204,7 +200,7 @@ def test_events_since_any_position_also_delayed_ones_of_a_crowd_bring_every_view
 
 
 def test_user_with_the_id_of_an_agent_neither_replaces_nor_keeps_it() -> None:
-    presence_state = PresenceState(Limits(), lambda: None)
+    presence_state = PresenceState(Limits(), lambda: None, lambda _, callback: None)
     presence_state.enter("assistant", "user", "tab", {"state": "I am the agent"})
     presence_state.enter("assistant", "agent", "worker", {"state": "listening"})
     assert presence_state.presence().members[0].data == {"state": "listening"}

@@ -98,16 +98,22 @@ class _Member(Struct):
 class PresenceState:
     """The members and recent signals of a channel. It calls `changed` after each change; its owner handles leases.
 
-    `position` rises with each change.
+    `position` rises with each change. `later(seconds, callback)` is the loop's `call_later`.
     """
 
-    def __init__(self, limits: Limits, changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        changed: Callable[[], None],
+        later: Callable[[float, Callable[[], None]], object] | None = None,
+    ) -> None:
         self.position = 0
         # Random id of this instance; positions of another instance are not comparable. Assigned when a long poll first
         # needs it. An instance ends with its hub, or when its channel leaves memory.
         self.epoch = ""
         self._limits = limits
         self._changed = changed
+        self._later = later
         self._members: dict[str, _Member] = {}
         self._people = 0  # number of members that are people, not agents
         self._owned: Counter[str] = Counter()  # number of those of each client
@@ -390,7 +396,7 @@ class PresenceState:
     def _run_second(self) -> None:
         if not self._is_timed:
             self._is_timed = True
-            asyncio.get_running_loop().call_later(CROWD_S, self._second_over)
+            (self._later or asyncio.get_running_loop().call_later)(CROWD_S, self._second_over)
 
     def _second_over(self) -> None:
         self._is_timed = False
