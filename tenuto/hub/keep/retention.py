@@ -161,15 +161,12 @@ class Retainer:
                         break
         if not sweep.is_needed:
             return
-        while not sweep.is_over:
-            found = await runtime.store.facts(channel, after=sweep.after, limit=READ_FACTS)
-            await asyncio.sleep(READ_PAUSE_S)
-            for step in steps(sweep.take(found.facts, is_last=len(found.facts) < READ_FACTS)):
+        async with contextlib.aclosing(_going(runtime.store, channel, sweep)) as going:
+            async for step in going:
                 now = await head_of(runtime.store, channel)
                 if now.epoch != head.epoch or (sweep.is_whole and now.serial != head.serial):
                     return  # it was deleted, or, though it goes as a whole, written
-                named = set() if sweep.is_whole else await _named(runtime.store, channel, step)
-                await self._remove(runtime, channel, head.epoch, [one for one in step if one.id not in named])
+                await self._remove(runtime, channel, head.epoch, step)
                 await asyncio.sleep(PAUSE_S)
         if sweep.is_emptied:
             await self._remove_channel(runtime, channel)
@@ -228,26 +225,36 @@ async def _facts(runtime: Runtime, channel: str) -> AsyncGenerator[Sequence[Fact
         await asyncio.sleep(READ_PAUSE_S)
 
 
-async def _named(store: Store, channel: str, step: Sequence[Fact]) -> set[str]:
-    """Return ids of options that messages outside `step` name, among them all such options that are in `step`.
-
-    Options have the age of their first use, and later messages name them, mostly the newest: these are read first. Then
-    all are read, with those that were stored meanwhile.
-    """
-    wanted, going = {one.id for one in step if one.id.startswith(OPTIONS_MARK)}, {(one.id, one.version) for one in step}
-    named, after, more = set[str](), None, True
-    while more and not wanted <= named:
+async def _going(store: Store, channel: str, sweep: Sweep) -> AsyncGenerator[Sequence[Fact]]:
+    """Yield what goes in steps, to be removed before the next one; last the options that no remaining message names."""
+    options: list[Fact] = []
+    while not sweep.is_over:
+        found = await store.facts(channel, after=sweep.after, limit=READ_FACTS)
         await asyncio.sleep(READ_PAUSE_S)
-        page = await store.page(channel, before=None, after=after, limit=READ_FACTS, limit_bytes=STEP_BYTES)
-        messages = [restore(one) for one in page.messages]
-        staying = [one for one in messages if (one.id, one.last) not in going]
-        again = (await store.messages(channel, [wishes_id(one.id) for one in staying]))[1]  # of the last `regenerate`
-        wishes = [{OPTIONS_KEY: part.value().get("data")} for one in again.values() for part in restore(one).parts]
-        metas = [*(one.meta for one in staying), *wishes]
-        named |= again.keys() | {id for meta in metas for id in references(meta).values()}
-        # an empty page: the rest was deleted meanwhile
-        after, more = messages[-1].created if after is not None and messages else 0, page.more
-    return named
+        due = sweep.take(found.facts, is_last=len(found.facts) < READ_FACTS)
+        if not sweep.is_whole:
+            options += [one for one in due if one.id.startswith(OPTIONS_MARK)]
+            due = [one for one in due if not one.id.startswith(OPTIONS_MARK)]
+        for step in steps(due):
+            yield step
+    # Options have the age of their first use, and later messages name them, mostly the newest: these are read first.
+    # Then all are read once, and before each step those that were stored meanwhile.
+    unnamed, after = {one.id for one in options}, None
+    for step in steps(options):
+        more = True
+        while more and unnamed:
+            await asyncio.sleep(READ_PAUSE_S)
+            page = await store.page(channel, before=None, after=after, limit=READ_FACTS, limit_bytes=STEP_BYTES)
+            messages = [restore(one) for one in page.messages]
+            again = (await store.messages(channel, [wishes_id(one.id) for one in messages]))[1]  # of `regenerate`
+            wishes = [{OPTIONS_KEY: part.value().get("data")} for one in again.values() for part in restore(one).parts]
+            metas = [*(one.meta for one in messages), *wishes]
+            unnamed -= again.keys() | {id for meta in metas for id in references(meta).values()}
+            if after is None or messages:
+                after = 0 if after is None else messages[-1].created
+            more = page.more
+        if left := [one for one in step if one.id in unnamed]:
+            yield left
 
 
 def steps(due: Sequence[Fact]) -> Iterator[list[Fact]]:
