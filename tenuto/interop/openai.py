@@ -389,14 +389,18 @@ class OpenAI:
         while left := [one async for one in read_messages(access, channel, after=0, limit=2) if one.id != _GONE]:
             if left[0].created <= last:
                 raise Forbidden("the messages of others are left, and to delete them needs the capability 'admin'")
+            asked = list[str]()
             async for message in read_messages(access, channel, after=last):
-                asked = message.id if message.author == access.identity.client_id else message.reply_to
-                if asked is not None and asked not in seen:
-                    # it may be an answer of an agent with this name, or the deleted question of another person
-                    with suppress(Forbidden, NotFound):
-                        await access.delete_turn(channel, asked)
-                seen |= {message.id, asked}
+                one = message.id if message.author == access.identity.client_id else message.reply_to
+                if one is not None and one not in seen:
+                    asked.append(one)
+                seen |= {message.id, one}
                 last = message.created
+            # The newest first: its answers are sought among the messages behind it, and no turn that waits begins.
+            for one in reversed(asked):
+                # it may be an answer of an agent with this name, or the deleted question of another person
+                with suppress(Forbidden, NotFound):
+                    await access.delete_turn(channel, one)
         with suppress(Deleted, IdConflict):  # by an earlier request, or another person's at the same moment
             await access.remember(channel, id=_GONE, role="system", parts=[])
             await access.delete_turn(channel, _GONE)

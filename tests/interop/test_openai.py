@@ -80,7 +80,7 @@ class ClientScene(Scene):
 
 @asynccontextmanager
 async def scene_of(
-    url: str = "memory://",
+    url: Any = "memory://",
     *,
     models: dict[str, str] | None = None,
     channel: str | None = None,

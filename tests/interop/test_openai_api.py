@@ -19,6 +19,7 @@ from tenuto.core.requests import SERVER, CreateMessage, FinishMessage
 from tenuto.hub.access.rates import Rates
 from tenuto.interop.openai_stream import ATTEMPT_ROOM, Reference, reference
 from tenuto.routes import Access
+from tenuto.stores.memory import MemoryStore
 from tests.interop.scene import fails, verifier, writes
 from tests.interop.test_openai import (
     ANSWER,
@@ -309,6 +310,31 @@ async def test_delete_of_a_conversation_has_what_the_caller_stores_meanwhile(mon
         monkeypatch.setattr(Access, "delete_turn", while_another_is_stored)
         assert (await scene.client.conversations.delete(made.id)).deleted
         assert (await scene.hub.history(reference(made.id, kind="conversation").channel)).messages == []
+
+
+async def test_delete_of_a_conversation_begins_no_turn_that_waits_and_reads_few_pages() -> None:
+    class Counting(MemoryStore):
+        pages = 0
+
+        async def page(self, channel: str, **about: Any) -> Any:
+            self.pages += 1
+            return await super().page(channel, **about)
+
+    store = Counting()
+    async with scene_of(store, authenticate=verifier("ann")) as scene:
+        made = await scene.client.conversations.create()
+        channel = reference(made.id, kind="conversation").channel
+        for number in range(300):
+            await scene.hub.create(channel, id=f"q{number}", text="you", author="ann", starts_turn=False)
+            await scene.hub.create(channel, id=f"a{number}", role="assistant", text="Hm.", reply_to=f"q{number}")
+        for _ in range(3):
+            await scene.client.responses.create(model="bot", input="you", conversation=made.id, background=True)
+        await scene.served.until(lambda: scene.turns)
+        scene.hub.channel(channel).trim(0)
+        store.pages = 0
+        assert (await scene.client.conversations.delete(made.id)).deleted
+        assert (len(scene.turns), store.pages < 50) == (1, True)
+        assert (await scene.hub.history(channel)).messages == []
 
 
 @pytest.mark.parametrize("asker", ["ann", "ben"])
