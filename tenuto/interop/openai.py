@@ -827,8 +827,9 @@ def _refused(body: Json, options: Json, limit: int) -> str:
     an integer of more than 64 bits, or the input."""
     wishes = {name: encode(options_in({name: body[name]})) for name in body}
     if len(encode(options)) <= limit:
-        numbers = {name: re.findall(rb"[:,[]-?(\d{19,999})(?=[],}])", wish) for name, wish in wishes.items()}
-        wishes = {name: wishes[name] for name, found in numbers.items() if any(int(one) >= 2**63 for one in found)}
+        bare = {name: re.sub(rb'"(?:\\.|[^"\\])*"', b"", wish) for name, wish in wishes.items()}
+        numbers = {name: map(int, re.findall(rb"[:,[](-?\d{19,999})(?=[],}])", one)) for name, one in bare.items()}
+        wishes = {name: wishes[name] for name in numbers if any(not -(2**63) <= one < 2**63 for one in numbers[name])}
     return max(wishes, key=lambda name: len(wishes[name]), default="messages" if "messages" in body else "input")
 
 

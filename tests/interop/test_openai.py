@@ -420,6 +420,9 @@ WRONG = {
 }
 
 
+WORD = {"type": "input_text", "text": "x"}
+NUMBERS = {"minimum": -(2**63), "maximum": 2**63 - 1, "description": f"ids:{2**63},"}
+LONGEST_INTEGERS = [{"type": "function", "name": "f", "parameters": NUMBERS}]
 BAD: list[tuple[int, str | None, bytes | dict[str, Any]]] = [
     (400, None, b"{"),
     *((400, name, b'{"model": "bot", "%b": "\\ud800"}' % name.encode()) for name in ("input", "instructions")),
@@ -448,6 +451,7 @@ BAD: list[tuple[int, str | None, bytes | dict[str, Any]]] = [
     (400, "input", {"input": [{"type": "item_reference", "id": 7}, USER]}),
     (404, "previous_response_id", {"input": [APPROVAL, USER]}),
     (400, "input", {"input": [OUTPUT, USER]}),
+    (413, "input", {"input": [{**USER, "content": [WORD] * 300}], "tools": LONGEST_INTEGERS}),
     (400, "tools", {"input": [USER], "tools": "x"}),
     (400, "tools", {"input": "you", "tools": [1]}),
     (400, "stream", {"input": "you", "stream": "yes"}),
