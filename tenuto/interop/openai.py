@@ -90,6 +90,7 @@ T = TypeVar("T")
 logger = logging.getLogger("tenuto.transports")
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _MAX_NEW = 20  # items of one request, as in OpenAI's API
+_MAX_PASSES = 10  # of DELETE over a conversation in which its caller goes on storing messages
 _MAX_READ = 1000  # messages among which the further input of a question, or the way to one, is looked for
 _GONE = "conversation.deleted"  # id of a deleted message in each conversation that was deleted
 _NEWEST = 20  # newest messages of a conversation among which the turn to reply to is looked for
@@ -386,9 +387,12 @@ class OpenAI:
         """Delete the messages of the caller, with their answers. Raises Forbidden if those of others are left."""
         access, channel = await self._in_conversation(request, "publish")
         seen, last = set[str | None](), 0
-        while left := [one async for one in read_messages(access, channel, after=0, limit=2) if one.id != _GONE]:
-            if left[0].created <= last:
+        for _ in range(_MAX_PASSES):
+            left = [one async for one in read_messages(access, channel, after=0, limit=2) if one.id != _GONE]
+            if left and left[0].created <= last:
                 raise Forbidden("the messages of others are left, and to delete them needs the capability 'admin'")
+            if not left:
+                break
             asked = list[str]()
             async for message in read_messages(access, channel, after=last):
                 one = message.id if message.author == access.identity.client_id else message.reply_to

@@ -312,6 +312,24 @@ async def test_delete_of_a_conversation_has_what_the_caller_stores_meanwhile(mon
         assert (await scene.hub.history(reference(made.id, kind="conversation").channel)).messages == []
 
 
+async def test_delete_of_a_conversation_ends_although_its_caller_stores_message_after_message(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    delete_turn, stored = Access.delete_turn, list[str]()
+
+    async def while_another_is_stored(access: Access, channel: str, message_id: str) -> None:
+        await delete_turn(access, channel, message_id)
+        assert len(stored) < 100
+        stored.append((await scene.hub.create(channel, text="Hm.", author="ann", starts_turn=False)).id)
+
+    async with scene_of(authenticate=verifier("ann")) as scene:
+        made = await scene.client.conversations.create(items=[{"role": "user", "content": "note"}])
+        monkeypatch.setattr(Access, "delete_turn", while_another_is_stored)
+        assert (await scene.client.conversations.delete(made.id)).deleted
+        left = (await scene.hub.history(reference(made.id, kind="conversation").channel)).messages
+        assert {one.id for one in left} == {*stored[-2:]}  # the last ones: of the last pass, and of the note of its end
+
+
 async def test_delete_of_a_conversation_begins_no_turn_that_waits_and_reads_few_pages() -> None:
     class Counting(MemoryStore):
         pages = 0
