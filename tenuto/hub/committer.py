@@ -35,7 +35,7 @@ from tenuto.core.events import NO_EPOCH
 from tenuto.core.limits import Limits
 from tenuto.core.message_state import MessageState
 from tenuto.core.model import Part
-from tenuto.core.ops import Append, Entry, SetPart
+from tenuto.core.ops import Append, Create, Entry, SetPart
 from tenuto.core.requests import AppendText, Caller, CreateMessage, SendCommand
 from tenuto.hub.channel import MAX_CONFLICTS, Channel, Ticks, outpaced
 from tenuto.hub.clock import Clock
@@ -497,13 +497,14 @@ class Committer:
         """Return what the channels will have if the writes were stored.
 
         On a shared store another hub's write may have led to the same serial, so there the messages are compared, too.
-        That tells text and parts, but not a claim or a command: two hubs can make equal ones for different callers.
+        That tells a message, text and parts, but not a claim or a command: two hubs can make equal ones for different
+        callers.
         """
         unclear = {}
         for channel, write in writes:
             things: dict[str, object] = {}
             if not self._store.is_exclusive:
-                if not write.entries or any(type(entry.op) not in (Append, SetPart) for entry in write.entries):
+                if not write.entries or any(type(entry.op) not in (Append, Create, SetPart) for entry in write.entries):
                     continue
                 draft = batch.draft(channel)
                 things = {key: _content(draft.message(key)) for key in {entry.op.id for entry in write.entries}}

@@ -118,19 +118,23 @@ async def test_start_after_a_failed_start_recovers_the_remaining_messages() -> N
 
 
 @pytest.mark.parametrize("outcome", ["kept", "lost", "other"])
+@pytest.mark.parametrize("is_created_before", [True, False])
 @virtually
 async def test_pipelined_requests_without_ids_keep_their_order_after_a_commit_with_an_unknown_outcome(
-    outcome: str,
+    outcome: str, is_created_before: bool
 ) -> None:
     store = ScriptedStore()
     store.is_exclusive = False
     hub = new_hub(store)
     await hub.start()
-    await hub.ask("c", "m", CreateMessage(role="assistant", status="streaming", parts=[]), SERVER)
+    creating = hub.ask("c", "m", CreateMessage(role="assistant", status="streaming", parts=[]), SERVER)
+    if is_created_before:
+        await creating
     store.script = [outcome]
     parts = [{"type": "text", "text": "a"}, {"type": "data", "name": "n", "data": 1}]
     requests = (PutPart(index=0, part=parts[0]), AppendText(text="b"), PutPart(index=1, part=parts[1]))
-    await asyncio.gather(*(hub.ask("c", "m", request, SERVER) for request in requests))
+    asked = [hub.ask("c", "m", request, SERVER) for request in requests]
+    await asyncio.gather(*([] if is_created_before else [creating]), *asked)
     assert (await hub.read("c", "m"))[0].parts == [{"type": "text", "text": "ab"}, parts[1]]
 
 
