@@ -21,12 +21,12 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 53_154,
-    "lines of its kernel": 32_001,
+    "lines of tenuto/": 53_159,
+    "lines of its kernel": 32_002,
     "modules of tenuto/": 161,
     "files in a folder of tenuto/": 23,
-    "lines of interop/": 3_995,
-    "lines of tests/": 63_503,
+    "lines of interop/": 3_999,
+    "lines of tests/": 63_525,
     "lines of proof/ and bench/": 19_985,
     "words of docs without decisions": 50_000,
     "words of decisions": 12_000,

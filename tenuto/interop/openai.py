@@ -389,10 +389,10 @@ class OpenAI:
         seen, last = set[str | None](), 0
         for _ in range(_MAX_PASSES):
             left = [one async for one in read_messages(access, channel, after=0, limit=2) if one.id != _GONE]
-            if left and left[0].created <= last:
-                raise Forbidden("the messages of others are left, and to delete them needs the capability 'admin'")
             if not left:
                 break
+            if left[0].created <= last:
+                raise Forbidden("the messages of others are left, and to delete them needs the capability 'admin'")
             asked = list[str]()
             async for message in read_messages(access, channel, after=last):
                 one = message.id if message.author == access.identity.client_id else message.reply_to
