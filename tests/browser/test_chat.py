@@ -558,7 +558,8 @@ async def test_people_agents_and_signals_are_named_in_one_line_each(browser: Bro
         await here.until("Guide: searching…")
         await here.ask("Second question")
         await here.until("Waiting")
-        await here.end()
+        here.pieces.put_nowait(None)
+        await here.page.get_by_text("Waiting").first.wait_for(state="hidden")  # its answer has begun
 
 
 async def test_steering_is_named_until_the_answer_ends_although_its_agent_never_looks(browser: Browser) -> None:
