@@ -35,11 +35,11 @@ gc.disable()  # until pytest_collection_finish
 pytest.register_assert_rewrite("tests.stores.contract")
 
 # No deadlines, because machines differ in speed. The same commit has the same examples, so that a failure belongs to a
-# change. `HYPOTHESIS_PROFILE=long` tries others in each run, and scripts/test_releases has `few` and `more`.
-settings.register_profile("more", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
-settings.register_profile("default", parent=settings.get_profile("more"), max_examples=40)
-settings.register_profile("long", parent=settings.get_profile("more"), derandomize=False, max_examples=5_000)
-settings.register_profile("few", parent=settings.get_profile("more"), max_examples=15)
+# change. `HYPOTHESIS_PROFILE=long` tries others in each run, and scripts/test_releases has `few`.
+CHECKS = [HealthCheck.too_slow]
+settings.register_profile("default", deadline=None, suppress_health_check=CHECKS, derandomize=True, max_examples=40)
+settings.register_profile("long", parent=settings.get_profile("default"), derandomize=False, max_examples=5_000)
+settings.register_profile("few", parent=settings.get_profile("default"), max_examples=15)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 # `make test` has one server, signal, transport and way of sending; `make test-long` has the others, and slow cases.
