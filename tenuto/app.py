@@ -455,7 +455,7 @@ class Visitors(VisitorVerifier):
                 raise
             headers = {name: value for name, value in problem_headers(error).items() if name != "content-type"}
             raise HTTPException(error.status, error.detail, headers) from None
-        visit.enter_route(peer_of(scope), refusal_of_get(hub, scope))
+        visit.enter_route(peer_of(scope), refusal_of_get(hub, scope))  # what the route asks counts for the caller
         if identity.client_id is None:
             raise LocalError("the identity of the second verifier of visitors() has no client_id; give it one")
         for name, value in visit.headers if response is not None else ():

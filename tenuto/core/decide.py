@@ -363,7 +363,7 @@ def _slice(message: MessageState, texts: list[int], start: int, end: int) -> str
     """Return the text from `start` to `end` of the parts `texts`, as if they were one."""
     pieces = []
     for part in (message.parts[one] for one in texts):
-        if part.text is not None and start < part.length and end > 0:
+        if part.text is not None and start < part.length and end > 0:  # each has a text; the types do not say so
             pieces.append(part.text.slice(max(0, start), end))
         start, end = start - part.length, end - part.length
     return "".join(pieces)

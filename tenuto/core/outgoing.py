@@ -672,7 +672,7 @@ class Outgoing:
         after = range(since, len(self._parts))
         attempts = [index for index in after if self._parts[index].type == ATTEMPT]
         beside = [index for index in after if index not in attempts and self._parts[index].owner is not FAILED]
-        order = [*range(since), *attempts, since, *beside]  # as `decide` orders them
+        order = [*range(since), *attempts, since, *beside]  # as `decide` orders them; `since` is for the new attempt
         moved = {before: index for index, before in enumerate(order) if before != since}
         self._superseded.append((since, moved))
         self._halves = {moved[index]: half for index, half in self._halves.items() if index in moved}

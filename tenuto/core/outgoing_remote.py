@@ -111,10 +111,7 @@ class RemoteOutgoing(Outgoing):
         self.stored(0)  # if this was the end, the message has ended
 
     def request_failed(self, one: OutgoingRequest, error: TenutoError) -> None:
-        """Note that the server refused `one`, or that its outcome is unknown.
-
-        Unless `error` is temporary, refuse all.
-        """
+        """Note that the server refused `one`, or that its outcome is unknown. After a final refusal, refuse all."""
         if self.is_settled:
             return
         if not (error.retry or isinstance(error, LOST)):

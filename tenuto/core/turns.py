@@ -226,7 +226,7 @@ class TurnState(Generic[W]):
         return self._moved(left)
 
     def due(self) -> Left[W] | None:
-        """Note that the delay after a failed claim has passed."""
+        """Note that the delay after a failed claim has passed, and follow the log again. Return as `observe` does."""
         if self.phase is not Phase.DELAYED:
             return None
         left = self._leave()
@@ -292,6 +292,7 @@ class TurnState(Generic[W]):
         self.phase = TRANSITIONS[self.phase][event]
 
     def _leave(self) -> Left[W]:
+        """Return where the turn is now, for `_moved` after a transition."""
         return Left(self.phase, self.attempt, self.worker)
 
     def _moved(self, left: Left[W]) -> Left[W] | None:

@@ -73,7 +73,7 @@ class SignalHook:
         for number in SIGNALS:
             before = signal.getsignal(number)
             # None stands for a handler that is not written in Python. Neither it nor SIG_IGN can be called from ours;
-            # ignored signals stay ignored.
+            # ignored signals stay ignored. `pass_on` restores SIG_DFL.
             if before not in (None, signal.SIG_IGN) and all(one.hook is not self for one in _chain(number)):
                 signal.signal(number, _Handler(self, before))
 

@@ -250,7 +250,7 @@ class AGUI(ChatRoutes):
         if not question:
             return Response(status_code=204)
         stream = AGUIStream(thread, _run_id(thread, question), question, after)
-        if "runId" in request.query_params:
+        if "runId" in request.query_params:  # a page of TanStack AI; results of tools alone are no question to show
             with suppress(NotFound, Deleted):  # the stream reports these
                 asked = await access.turn(channel, question)
                 stream.shows_question = any(one["role"] == "user" for one in messages_of([asked]))

@@ -602,7 +602,7 @@ class Endpoint:
         await response(scope, receive, send)
 
     async def _response(self, request: Request) -> Response:
-        if self._is_on_socket and not is_operator(request.scope):
+        if self._is_on_socket and not is_operator(request.scope):  # the control socket
             raise no_such_path(request.scope["path"])
         if request.method not in self._methods:
             raise no_such_method(request.method, self._methods)

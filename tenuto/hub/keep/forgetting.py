@@ -142,7 +142,7 @@ class Forgetting:
                 yield head, ids, (await self._read(channel, ids))[1]
             is_over = len(facts) < READ_FACTS
             after = facts[-1].version if facts else after
-            await asyncio.sleep(0 if self.tidies else READ_PAUSE_S)  # a hub serves requests meanwhile
+            await asyncio.sleep(0 if self.tidies else READ_PAUSE_S)  # a hub, if there is one, serves meanwhile
 
     async def _scan_on(self, channel: str, found: _Scan) -> None:
         """Add to `found` the messages and commands that have changed since."""
@@ -184,7 +184,7 @@ class Forgetting:
             await self._scan_on(channel, found)
             if not found.is_theirs:
                 return False
-            until_ms = self._clock.now_ms() + GONE_MS
+            until_ms = self._clock.now_ms() + GONE_MS  # until then writers find their messages deleted
             result = await self._store.delete_channel(
                 channel, expected=head, used_up=sorted(found.streaming), until_ms=until_ms
             )

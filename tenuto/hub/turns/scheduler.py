@@ -675,9 +675,9 @@ class TurnScheduler:
     def store_renewal(
         self, worker: Worker, turn: AssignedTurn, done: Callable[[TenutoError | None], None], *, gives_back: bool
     ) -> None:
-        """Store, on a shared store, that a remote worker renews a turn, or `gives_back` the lost attempt.
+        """Store that a remote worker renews a turn, or `gives_back` an attempt that it has lost: its lease ends then.
 
-        `done` is called with None, or with the refusal.
+        Only a shared store needs it, for its other hubs. `done` is called with None, or with the refusal.
         """
 
         def stored(result: Result | TenutoError) -> None:
@@ -686,7 +686,7 @@ class TurnScheduler:
         if self._nodes.is_exclusive:
             done(None)
             return
-        request = ClaimTurn(generation=turn.generation, renews=True, gives_back=gives_back)
+        request = ClaimTurn(generation=turn.generation, renews=True, gives_back=gives_back)  # renews=True for both
         self._request(turn.channel, turn.message_id, request, Caller(id=worker.name), stored)
 
     def claimed_by(self, channel: str, message_id: str) -> str | None:

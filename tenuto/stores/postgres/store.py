@@ -84,7 +84,7 @@ class PostgresNotices:
     """The connection for notices of one open store. The first `listen` opens it; it is opened again if it breaks."""
 
     def __init__(self, connect: Callable[[], Awaitable[Connection]], name: str) -> None:
-        """Make the notices of the instances that know `name`; `connect` opens a connection."""
+        """Make the notices of the instances that listen to `name` (of LISTEN); `connect` opens a connection."""
         self._connect = connect
         self._name = name
         self._listeners: list[OnNotice] = []
