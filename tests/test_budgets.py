@@ -27,7 +27,7 @@ BUDGETS = {
     "files in a folder of tenuto/": 23,
     "lines of interop/": 4_001,
     "lines of tests/": 63_526,
-    "lines of proof/ and bench/": 19_985,
+    "lines of proof/ and bench/": 19_987,
     "words of docs without decisions": 50_000,
     "words of decisions": 12_000,
     "words of the changelog": 1_500,

@@ -599,6 +599,8 @@ class Promises:
     def _take_claim(self, place: Place, op: Claim) -> None:
         before = self._turns.get(place)
         if before is not None and op.state == "taken" and op.confirmed and op.node is None:
+            if op.lease_ms >= before.term_s * 1000:  # else it is given back
+                before.tried_s = self._now_s()  # it may have waited at a node without a store; others count it from now
             return  # the renewal of a remote agent
         self._turns.pop(place, None)
         if op.state != "taken":
