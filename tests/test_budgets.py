@@ -21,12 +21,12 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 53_159,
-    "lines of its kernel": 32_000,
+    "lines of tenuto/": 53_164,
+    "lines of its kernel": 32_005,
     "modules of tenuto/": 161,
     "files in a folder of tenuto/": 23,
     "lines of interop/": 4_001,
-    "lines of tests/": 63_526,
+    "lines of tests/": 63_535,
     "lines of proof/ and bench/": 19_987,
     "words of docs without decisions": 50_000,
     "words of decisions": 12_000,

@@ -162,7 +162,7 @@ def document(message: MessageState | CommandState) -> Document:
         if part.text is not None:
             start = part.text.length_at(since)
             if start < part.text.length:
-                segments.append(_segment(index, part.text, start))
+                segments.append(_segment(index, part.text, start, part.changed))
     return Document(
         id=message.id,
         created=message.created if message.role != OPTIONS else 0,
@@ -313,14 +313,19 @@ def damaged_head(message_id: str, created: int, version: int) -> bytes:
     return _encode_head(_head(message))
 
 
-def _segment(index: int, text: Text | TextFork, start: int) -> Segment:
+def _segment(index: int, text: Text | TextFork, start: int, changed: int) -> Segment:
+    """Return the text from `start` on, with a mark about every `MARK_BYTES`, and that of `changed`, which set the part.
+
+    A viewer that was cut off behind the event of the part may continue at another hub, which must begin appends there.
+    """
     marks: list[int] = []
     serial_before, length_before = 0, start
     pending: tuple[int, int] | None = None
     for serial, length in text.marks_after(start):
         pending = (serial, length)
         # Compare characters first: text is never shorter in JSON than in characters, so most marks need no encoding.
-        if length - length_before >= MARK_BYTES or _json_len(text, length_before, length) >= MARK_BYTES:
+        is_far = length - length_before >= MARK_BYTES or _json_len(text, length_before, length) >= MARK_BYTES
+        if is_far or serial == changed:
             marks += (serial - serial_before, length - length_before)
             serial_before, length_before, pending = serial, length, None
     if pending is not None:  # the marks must cover all text (`_joins`)

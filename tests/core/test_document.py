@@ -104,6 +104,15 @@ def test_stored_marks_stand_about_every_256_bytes_of_json(piece: str, bytes_each
         assert len(encode_json(missing)) - 2 < MARK_BYTES
 
 
+def test_a_part_that_was_set_with_text_is_known_as_it_was_set_behind_its_document() -> None:
+    harness = LogHarness()
+    harness.stream("m", "a")
+    harness.part("m", 0, text_part("set "))
+    harness.append("m", "and appended")
+    back = restore(stored(harness.known("m")))
+    assert back.parts[0].as_changed() == harness.known("m").parts[0].as_changed() == text_part("set ")
+
+
 # -- turns and commands ----------------------------------------------------------------------------------------
 
 
