@@ -21,11 +21,11 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 53_164,
-    "lines of its kernel": 32_005,
+    "lines of tenuto/": 53_171,
+    "lines of its kernel": 32_006,
     "modules of tenuto/": 161,
     "files in a folder of tenuto/": 23,
-    "lines of interop/": 4_001,
+    "lines of interop/": 4_007,
     "lines of tests/": 63_535,
     "lines of proof/ and bench/": 19_987,
     "words of docs without decisions": 50_000,

@@ -829,12 +829,18 @@ def _about(name: str | Callable[[], str], key: str | None = None) -> Iterator[No
 def _refused(body: Json, options: Json, limit: int) -> str:
     """Return the field of a refused request: the largest wish if the wishes exceed `limit` bytes, else the largest with
     an integer of more than 64 bits, or the input."""
-    wishes = {name: encode(options_in({name: body[name]})) for name in body}
+    wishes = {name: options_in({name: body[name]}) for name in body}
     if len(encode(options)) <= limit:
-        bare = {name: re.sub(rb'"(?:\\.|[^"\\])*"', b"", wish) for name, wish in wishes.items()}
-        numbers = {name: map(int, re.findall(rb"[:,[](-?\d{19,999})(?=[],}])", one)) for name, one in bare.items()}
-        wishes = {name: wishes[name] for name in numbers if any(not -(2**63) <= one < 2**63 for one in numbers[name])}
-    return max(wishes, key=lambda name: len(wishes[name]), default="messages" if "messages" in body else "input")
+        wishes = {name: wish for name, wish in wishes.items() if _has_wide_integer(wish)}
+    sizes = {name: len(encode(wish)) for name, wish in wishes.items()}
+    return max(sizes, key=lambda name: sizes[name], default="messages" if "messages" in body else "input")
+
+
+def _has_wide_integer(value: Any) -> bool:
+    values = [value]
+    for one in values:  # which grows meanwhile: a recursion would end at a depth that a request may exceed
+        values += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
+    return any(isinstance(one, int) and not -(2**63) <= one < 2**63 for one in values)
 
 
 @_about("input")
