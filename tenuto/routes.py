@@ -415,7 +415,7 @@ class Access:
         caller = replace(caller, brings_answer=not starts_turn, may_write=caller.may_write or is_brought)
         result = await hub.ask(channel, key, request, caller)
         self._credentials.count_new_channel(result)
-        if result.created and hub.channel(channel).watchers:  # else no event costs anything
+        if result.created and hub.channel(channel).watchers:  # else no viewer gets the event
             self.charge(event_bytes(hub, channel, result, len(msgspec.json.encode(request))))
         return result
 

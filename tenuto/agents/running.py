@@ -439,7 +439,7 @@ class Running:
         return _Left(next(iter(unfinished), next(iter(answers), None)))
 
     async def _earlier_answers(self) -> list[Message]:
-        """Return the newest answer of each number in this round; none if the agent has no right to read them."""
+        """Return the newest answer of each number in this round; an empty list if the agent may not read them."""
         answers: list[Message] = []
         try:
             for number in range(ANSWERS):

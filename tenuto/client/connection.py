@@ -439,7 +439,7 @@ class Http:
             await client.aclose()
 
     async def _once(self, url: str) -> tuple[dict[str, Any] | TenutoError, float]:
-        """Return the response or why there is none, and the seconds for which the server asks to be left alone."""
+        """Return the response or an error, and the seconds for which the server asks to be left alone."""
         try:
             import httpx2
         except ImportError:

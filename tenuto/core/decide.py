@@ -421,7 +421,7 @@ def _update(message: MessageState, request: UpdateMessage, caller: Caller, limit
         check_streaming(message)  # an answer that was stopped meanwhile stays as it is
         parts = _superseded(message, request.supersede, request.beside, parts or [], limits)
         if parts is None and not request.meta and request.request is None:
-            return Decision(serial=message.version)  # there is nothing to store
+            return Decision(serial=message.version)  # the update changes no stored value
     elif parts is not None:  # an edit may not know of approvals
         calls = {one.fields["call"]: one.value() for one in message.parts if one.fields["type"] == "tool"}
         parts = [with_approval(one, calls.get(one["call"], one)) if one["type"] == "tool" else one for one in parts]

@@ -383,7 +383,7 @@ class Outgoing:
         """Return the parts that an earlier writer left of a response, which count again, and are of `owner`.
 
         They are those behind the first `after` of the parts that count, up to the number `until`.
-        There are none if a part before them has failed, or if this writer has added content: then the next part
+        If a part before them has failed, or this writer has added content, no part counts again: the next part
         supersedes what is left.
         """
         counted = [index for index, part in enumerate(self.left) if part["type"] != ATTEMPT]
@@ -508,7 +508,7 @@ class Outgoing:
         self.check_open()
         self._gather()
         self.unstored_bytes += 1
-        end = sum(part.is_open for part in self._parts)  # no part follows, so none is superseded
+        end = sum(part.is_open for part in self._parts)  # no part follows, so this supersedes no part
         self._queue.append(OutgoingRequest(UpdateMessage(generation=self.generation, supersede=end), 1))
 
     def accept_end(

@@ -320,7 +320,7 @@ class TurnEvents(EventStream):
             self._take_back()
 
     def _is_lost(self, part: Part) -> bool:
-        """Return whether `part` counts no longer: the walk only counts its events, and sends none."""
+        """Return whether `part` counts no longer: the walk only counts its events, without sending them."""
         return self._lost is not None and part.place >= self._lost
 
     def _take_back(self) -> None:
@@ -458,7 +458,7 @@ class TurnEvents(EventStream):
         return self.of.at(part.place, part.attempt)
 
     def _grow(self, part: Part) -> None:
-        """Send the new text that the reader lacks, none of a superseded part; each character counts as one event."""
+        """Send the new text that the reader lacks, except a superseded part's; each character counts as one event."""
         text = part.take()
         if not text:
             return

@@ -189,7 +189,7 @@ class Tries:
             await wait_to_retry(self._writer, self._wait_s)
 
     def _can_go_on(self, attempt: Attempt, writing: Writing) -> bool:
-        """Return whether the next process could continue the text: none but those of ended streams may be beside it."""
+        """Return whether the next process could continue the text: only texts of ended streams may stand beside it."""
         parts = writing.written()
         known = [*lengths_known(self._writer), *(len(text_of(part)) for _, part in parts)]
         has_no_others = sorted(known) == sorted(attempt.outgoing.lengths())

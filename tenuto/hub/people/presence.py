@@ -299,7 +299,8 @@ class SharedPresence:
         followed = {channel: self._followed[channel] for channel in channels if channel in self._followed}
         if not followed:
             return
-        self._reads = number = self._reads + 1
+        self._reads += 1
+        number = self._reads
         losses = {node: shown.losses for node, shown in self._nodes.items()}
         prefix = f"{MEMBERS}{channels[0]}/" if len(channels) == 1 else MEMBERS
         held = await in_time(self._store.holds(prefix), self._store.name)
