@@ -15,14 +15,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import tenuto
 from tenuto.client import SyncClient
-from tenuto.core.events import MessageFinish
+from tenuto.core.events import MessageCreate, MessageFinish, MessageUpdate, ServerEvent
 
 TENUTO = str(Path(sys.executable).with_name("tenuto"))
 CLONE = Path(__file__).parents[1]
-END_S = 20
+END_S, LIMIT_S = 20, 300  # limits of a response or the end of a process, and of the whole test, which takes some 40 s
 TEXT = "You asked: 你好 👋 "
 
 
@@ -37,7 +38,10 @@ def running(*arguments: str, ends_with: int) -> Iterator[str]:
             yield next(found[0] for line in process.stdout if (found := re.search(r"http://[\d.:]+", line)))
         finally:
             process.send_signal(ends_with)
-            process.wait(END_S)
+            try:
+                process.wait(END_S)
+            finally:
+                process.kill()  # otherwise the end of this block would wait for it
     assert process.returncode == -ends_with, process.returncode  # uvicorn ends by the signal that it has handled
 
 
@@ -48,8 +52,23 @@ def page(url: str) -> str:
     return text
 
 
+def ended_answer(event: ServerEvent) -> str | None:
+    """Return the id of the answer that `event` ends: the end may also come with the whole message."""
+    if isinstance(event, MessageCreate | MessageUpdate):
+        message = event.message
+        return message.id if message.role == "assistant" and message.status != "streaming" else None
+    return event.id if isinstance(event, MessageFinish) else None
+
+
+def give_up(*_: Any) -> None:
+    """Handle SIGALRM: the traceback of this error shows what the test waits for."""
+    raise AssertionError(f"the test has not ended within {LIMIT_S} s")
+
+
 def main() -> None:
     """Raise AssertionError if the installed package does not work."""
+    signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(LIMIT_S)
     assert not Path(tenuto.__file__).is_relative_to(CLONE), tenuto.__file__
     shown = subprocess.run([TENUTO, "--version"], capture_output=True, text=True, check=True).stdout
     assert version("tenuto") in shown, shown
@@ -70,10 +89,15 @@ def main() -> None:
     with running("demo", ends_with=signal.SIGTERM) as address:
         assert "<html" in page(address)
         with SyncClient(f"{address}/tenuto", client_id="ada") as client:
-            question = client.create("demo:smoke", text="What is a cursor?", id="q1")
+            client.create("demo:smoke", text="What is a cursor?", id="q1")
             events = client.subscribe("demo:smoke")
-            end = next(event for event in events if isinstance(event, MessageFinish) and event.id != question.id)
-            answer, _ = client.read("demo:smoke", end.id)
+            try:
+                answer_id = next(found for event in events if (found := ended_answer(event)))
+            except BaseException:
+                print("Messages:", client.history("demo:smoke").messages, file=sys.stderr)
+                print("Members:", client.members("demo:smoke"), file=sys.stderr)
+                raise
+            answer, _ = client.read("demo:smoke", answer_id)
             assert answer.status == "complete"
             assert len("".join(part["text"] for part in answer.parts if part["type"] == "text")) > 100, answer
     print(f"{shown.strip()} works outside of the clone, in {Path.cwd()}")
