@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
@@ -20,7 +19,6 @@ from proof.simulation.store import SharedMemoryStore
 from tenuto.core.document import document
 from tenuto.core.draft import Draft
 from tenuto.core.errors import Busy, Deleted, Draining, Finished, StoreUnavailable, TenutoError
-from tenuto.core.limits import Limits
 from tenuto.core.message_state import MessageState
 from tenuto.core.ops import Create
 from tenuto.core.requests import SERVER, AppendText, CreateMessage, DeleteMessage, FinishMessage, PutPart
@@ -79,42 +77,23 @@ class ScriptedStore(SharedMemoryStore):
         return results
 
 
-@asynccontextmanager
-async def scripted(**limits: int) -> AsyncIterator[tuple[HubCore, ScriptedStore]]:
-    """Yield a hub on a scripted store."""
-    store = ScriptedStore()
-    hub = HubCore(store, hooks_signals=False, drain_s=0.1, limits=Limits(**limits))
-    try:
-        yield hub, store
-    finally:
-        await hub.close()
-
-
-async def kill(hub: HubCore) -> None:
-    """End the hub's task as `kill -9` would: it finishes and stores no pending work."""
-    run = hub._run
-    assert run is not None
-    run.main.cancel()
-    await asyncio.wait([run.main])
-
-
 async def texts(hub: HubCore, message_id: str) -> list[str]:
     return [part["text"] for part in (await hub.read("c", message_id))[0].parts]
 
 
 async def test_start_after_a_failed_start_recovers_the_remaining_messages() -> None:
-    async with scripted() as (hub, store):
-        for number in range(2):
-            await hub.message("c", id=f"m{number}").__aenter__()
-        await kill(hub)
-        successor = HubCore(store, hooks_signals=False, drain_s=0.1)
-        store.script = ["ok", "no"]
-        with pytest.raises(StoreUnavailable):
-            await successor.start()
+@virtually
+    store = ScriptedStore()
+    hub, successor = new_hub(store, 1), new_hub(store, 2)
+    for number in range(2):
+        await hub.message("c", id=f"m{number}").__aenter__()
+    await hub.close()
+    store.script = ["ok", "no"]
+    with pytest.raises(StoreUnavailable):
         await successor.start()
-        messages = (await successor.history("c")).messages
-        assert [one.status for one in messages] == ["interrupted", "interrupted"]
-        await successor.close()
+    await successor.start()
+    messages = (await successor.history("c")).messages
+    assert [one.status for one in messages] == ["interrupted", "interrupted"]
 
 
 @pytest.mark.parametrize("outcome", ["kept", "lost", "other"])
@@ -151,7 +130,8 @@ async def test_appends_wait_for_the_back_off_while_the_store_fails(has_viewer: b
 
     hub = new_hub(store)
     async with hub.message("c", id="m") as message:
-        feeds = [await hub.attach("c", None, wake=lambda: None)] if has_viewer else []
+        if has_viewer:
+            await hub.attach("c", None, wake=lambda: None)
         await message.append("x")
         await message.flush()
         store.commit = counted  # type: ignore[method-assign]
@@ -164,8 +144,6 @@ async def test_appends_wait_for_the_back_off_while_the_store_fails(has_viewer: b
         store.script.clear()
         await message.flush()
     assert await texts(hub, "m") == ["x" + "y" * 1_000]
-    for feed in feeds:
-        feed.close()
 
 
 @virtually

@@ -25,13 +25,9 @@ def test_capabilities_without_patterns_hold_on_every_channel() -> None:
 
 def test_grants_of_several_matching_patterns_add_up() -> None:
     identity = Identity(grants={"*": READER, "chat:*": frozenset({"publish"}), "chat:1": frozenset({"append"})})
-    assert [identity.has(one, "chat:1") for one in ("history", "publish", "append", "admin")] == [
-        True,
-        True,
-        True,
-        False,
-    ]
-    assert [identity.has(one, "chat:2") for one in ("history", "publish", "append")] == [True, True, False]
+    asked = ("history", "publish", "append", "admin")
+    assert [one for one in asked if identity.has(one, "chat:1")] == ["history", "publish", "append"]
+    assert [one for one in asked if identity.has(one, "chat:2")] == ["history", "publish"]
     assert identity.has("history", "*")
     assert not identity.has("publish", "*")
 

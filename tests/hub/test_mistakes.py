@@ -5,7 +5,7 @@ Layer: tests.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +67,6 @@ async def hub() -> AsyncIterator[Hub]:
     await hub.close()
 
 
-def forget(append: Coroutine[Any, Any, object]) -> None:
-    """Drop an append or a pipe without awaiting it, and without Python's own warning."""
-    append.close()
-
-
 @pytest.mark.parametrize(
     ("begin", "count", "detail"),
     [
@@ -117,7 +112,7 @@ async def test_call_without_await_fails_the_block(hub: Hub, begin: Any, count: i
 async def test_finish_reports_an_append_without_await(hub: Hub) -> None:
     with pytest.raises(LocalError, match="without await"):
         async with hub.message("chat:1", id="m") as message:
-            forget(message.append("one"))
+            message.append("one").close()  # without Python's own warning
             await message.finish()
     assert (await hub.read("chat:1", "m"))[0].status == "failed"
 
@@ -125,5 +120,5 @@ async def test_finish_reports_an_append_without_await(hub: Hub) -> None:
 async def test_error_of_the_block_is_raised_rather_than_the_one_for_a_missing_await(hub: Hub) -> None:
     with pytest.raises(ZeroDivisionError):
         async with hub.message("chat:1") as message:
-            forget(message.append("one"))
+            message.append("one").close()
             raise ZeroDivisionError

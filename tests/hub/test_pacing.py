@@ -125,7 +125,10 @@ ENDS: dict[str, Callable[[MessageWriter], Awaitable[object]]] = {
 async def test_each_call_but_a_plain_append_ends_the_gap_of_queued_text(call: str) -> None:
     store = Timed(TAKES_S)
     stage = await staged(store, 2)
-    await queue_in_the_gap(stage)
+    await asyncio.sleep(GRID_S * 0.1)
+    for writer in stage.writers:  # a text queued during the commit of the first one waits for the gap
+        await writer.append("x")
+        await asyncio.sleep(TAKES_S / 2)
     await asyncio.sleep(TAKES_S)  # the commit of the first text is over, and the gap is not
     called_s, commits = now_s(), len(store.begun_s)
     await ENDS[call](stage.writers[1])
@@ -134,15 +137,6 @@ async def test_each_call_but_a_plain_append_ends_the_gap_of_queued_text(call: st
     await stage.stack.aclose()
     assert (await stage.hub.read("c1", "m"))[0].text == "-" + "x" * (2 if call == "append beyond the limit" else 1)
     await stage.hub.close()
-
-
-async def queue_in_the_gap(stage: Stage) -> None:
-    """Queue a second text during the commit of a first one, so that it waits for the gap."""
-    await asyncio.sleep(GRID_S * 0.1)
-    for number in (0, 1):
-        await stage.writers[number].append("x")
-        stage.appended_s[number].append(now_s())
-        await asyncio.sleep(TAKES_S / 2)
 
 
 @pytest.mark.parametrize("takes_s", [0.0, 0.0005, 0.003, 0.008])

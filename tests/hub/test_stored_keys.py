@@ -52,10 +52,8 @@ async def test_ticket_of_one_node_is_accepted_by_another_and_by_the_next_start()
 @virtually
 async def test_store_gets_no_key_of_one_process_and_none_that_the_app_has_given(is_exclusive: bool) -> None:
     store: MemoryStore = MemoryStore() if is_exclusive else Shared()
-    hub = HubCore(store, hooks_signals=False, drain_s=0, ticket_keys=() if is_exclusive else [b"k" * 32])
-    await hub.start()
+    await new_hub(store, ticket_keys=() if is_exclusive else [b"k" * 32]).start()
     assert await store.notes(NOTE) == {}
-    await hub.close()
 
 
 @virtually

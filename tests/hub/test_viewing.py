@@ -31,13 +31,12 @@ class Remote(Shared):
 
     def __init__(self) -> None:
         super().__init__()
-        self.lost = CALLS  # the calls that a broken network does not pass on
         self._how = ""
         self._is_back = asyncio.Event()
 
     def __getattribute__(self, name: str) -> Any:
         value = super().__getattribute__(name)
-        return self._reached(value) if name in CALLS and name in self.lost else value
+        return self._reached(value) if name in CALLS else value
 
     def break_off(self, how: str) -> None:
         self._how = how
@@ -135,15 +134,10 @@ async def test_viewers_stay_when_the_process_was_suspended_for_longer_than_the_l
     await watched
 
 
-class Disk(Remote):
-    """A disk that one hub has for itself."""
-
-    is_exclusive = True
-
-
 @virtually
 async def test_a_slow_disk_disconnects_no_viewer() -> None:
-    store = Disk()
+    store = Remote()
+    store.is_exclusive = True
     hub = new_hub(store)
     watcher = await watching(hub)
     store.break_off("silent")
