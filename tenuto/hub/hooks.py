@@ -302,7 +302,10 @@ class HookRunner:
                 try:
                     async with self._room:
                         await self._deliver(channel, self._term)
-                except Exception as error:
+                except (Exception, asyncio.CancelledError) as error:
+                    task = asyncio.current_task()
+                    if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
+                        raise  # otherwise the function has awaited another task, which was cancelled
                     self._log(channel, error, wait_s)
                     await asyncio.sleep(wait_s)
                     wait_s = min(2 * wait_s, LAST_RETRY_S)
@@ -313,7 +316,7 @@ class HookRunner:
         finally:
             self._running.discard(channel)
 
-    def _log(self, channel: str, error: Exception, wait_s: float) -> None:
+    def _log(self, channel: str, error: BaseException, wait_s: float) -> None:
         """Log a failure; the first of several in a row with its traceback, unless the store is damaged."""
         is_damage = isinstance(error, StoreUnusable)
         trace = error if wait_s == FIRST_RETRY_S and not is_damage else None
@@ -322,6 +325,7 @@ class HookRunner:
         logger.error(message, self._hook.name, channel, kind, wait_s, exc_info=trace)
 
     async def _deliver(self, channel: str, term: int) -> None:
+        """Call the function for each new entry, and store the position after each call. Raises as the function does."""
         if not self._may_call(term):
             return
         store = self._store
