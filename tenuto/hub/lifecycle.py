@@ -444,10 +444,9 @@ class Lifecycle:
         while (run := self._run) is not None and run.loop is not loop:
             if not await self._release_loop(run.loop) and run.loop.is_running():
                 raise LocalError("hub runs on the event loop of another thread; use hub.sync, or create another hub")
-            await self._close_store()  # needed if the event loop of the last run ended without `close`
-            if self._run is run:
-                self._run = None
-                self._runtime = None
+            if self._run is run:  # otherwise another call has come this far, and may have begun a run
+                self._run = self._runtime = None
+                await self._close_store()  # needed if the event loop of the last run ended without `close`
         while run is not None and run.is_over and not run.main.done():
             await asyncio.wait([run.main])  # which still closes the store
             run = self._run

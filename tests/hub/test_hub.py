@@ -8,6 +8,7 @@ import signal
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -88,10 +89,16 @@ def test_event_loop_that_ends_with_an_open_message_does_not_wait_for_its_hub(tmp
     assert time.monotonic() - start_s < PATIENCE_S / 2
 
 
-async def test_hub_started_by_a_thread_moves_to_the_event_loop_of_its_caller(tmp_path: Path) -> None:
+async def test_hub_started_by_a_thread_moves_to_the_event_loop_of_its_callers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hub = HubCore(f"sqlite:///{tmp_path}/hub.db", hooks_signals=False)
+    closing = AsyncMock(side_effect=hub.store.close)
+    monkeypatch.setattr(hub.store, "close", closing)
     await asyncio.to_thread(hub.sync.create, "chat:1", id="u", text="hi")
-    assert (await hub.read("chat:1", "u"))[0].text == "hi"
+    found = await asyncio.gather(*(hub.read("chat:1", "u") for _ in range(3)))
+    assert [message.text for message, _ in found] == ["hi"] * 3
+    assert closing.await_count == 2  # at the end of the first run, and by one of the callers before the second run
     await asyncio.to_thread(hub.sync.create, "chat:1", id="v", text="ho")
     assert (await hub.read("chat:1", "v"))[0].text == "ho"
     assert (await asyncio.to_thread(hub.sync.history, "chat:1")).messages[0].text == "ho"
