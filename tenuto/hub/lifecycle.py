@@ -15,13 +15,12 @@ does not wait.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -44,7 +43,7 @@ from tenuto.hub.keep.exports import undo_imports
 from tenuto.hub.keep.policies import Capacity
 from tenuto.hub.nodes.nodes import TERM_MS, IsMine, every_channel
 from tenuto.hub.pending import DocumentDue, Result
-from tenuto.hub.runtime import Runtime
+from tenuto.hub.runtime import OpenWriter, Runtime
 from tenuto.hub.tasks import logs_errors
 from tenuto.hub.turns.scheduler import SharedTurns
 from tenuto.stores.base import Bus, Store
@@ -137,12 +136,14 @@ def _chain(number: int) -> list[_Handler]:
 TIDY_S = 5.0  # time between two rounds of housekeeping
 
 
-async def keep_house(runtime: Runtime, forget: Callable[[], None]) -> None:
-    """Run the housekeeping every few seconds, until this task is cancelled. `forget` frees counters of clients."""
+async def keep_house(hub: Lifecycle, runtime: Runtime) -> None:
+    """Run the housekeeping every few seconds, until this task is cancelled."""
     while True:
         await asyncio.sleep(TIDY_S)
         free_memory(runtime)
-        forget()
+        hub.rates.forget_new()
+        if hub.questions is not None:
+            hub.questions.forget_full()
         runtime.scheduler.workers.tidy()
         with logs_errors("housekeeping failed, and will try again"):
             # let the store compact itself, and write the documents that let it release old entries
@@ -336,6 +337,13 @@ class Run:
         self.main: asyncio.Task[None] = loop.create_task(serve(self), name="tenuto-hub")
 
 
+async def _store_rest(message_id: str, writer: OpenWriter) -> None:
+    """Store the text that `writer` has accepted; log an error, also if that takes longer than `SHUTDOWN_S`."""
+    with logs_errors(f"the last text of message {message_id!r} was not stored"):
+        async with asyncio.timeout(SHUTDOWN_S):
+            await writer.flush()
+
+
 _owners: dict[str, Lifecycle] = {}  # the lifecycles by the paths of the files that their hubs have open
 
 
@@ -386,12 +394,6 @@ class Lifecycle:
     def reason_of(self, error: BaseException) -> str | None:
         """Return the reason for a message that `error` ended: in development the exception's name, else None."""
         return failure_reason(error, debug=self.debug, is_development=self.authenticate is None)
-
-    def _forget_gone(self) -> None:
-        """Free counters of clients in each round of housekeeping."""
-        self.rates.forget_new()
-        if self.questions is not None:
-            self.questions.forget_full()
 
     @property
     def runtime(self) -> Runtime:
@@ -463,7 +465,16 @@ class Lifecycle:
         Messages whose work was cancelled stay `streaming` in the store; the next start adopts or interrupts them. That
         start follows only after `close`. Until then a hub alone with its store ends no leases of remote writers.
         """
-        await self._drain_in(self.drain_s)
+        run = self._run
+        if run is None or run.is_over:
+            return
+        if not run.ready.done():
+            await asyncio.wait([run.ready])  # a start in progress must complete before the run can be ended
+        if run.ready.exception() is not None:
+            return
+        if run.draining is None:
+            run.draining = asyncio.get_running_loop().create_task(self._drain(self.runtime))
+        await asyncio.shield(run.draining)
 
     async def drain_at_signal(self) -> None:
         """Drain. If the program ends meanwhile, and cancels all tasks, wait until the run has closed its store."""
@@ -473,18 +484,6 @@ class Lifecycle:
             if self._run is not None:
                 await asyncio.wait([self._run.main], timeout=SHUTDOWN_S)
             raise
-
-    async def _drain_in(self, drain_s: float) -> None:
-        run = self._run
-        if run is None or run.is_over:
-            return
-        if not run.ready.done():
-            await asyncio.wait([run.ready])  # a start in progress must complete before the run can be ended
-        if run.ready.exception() is not None:
-            return
-        if run.draining is None:
-            run.draining = asyncio.get_running_loop().create_task(self._drain(self.runtime, drain_s))
-        await asyncio.shield(run.draining)
 
     async def close(self) -> None:
         """Drain, store all accepted requests, and close the store. A second call has no effect."""
@@ -518,7 +517,7 @@ class Lifecycle:
             self._restarting = asyncio.get_running_loop().create_task(self._restart(run))
 
     async def _restart(self, run: Run) -> None:
-        await self._drain_in(0.0)
+        await self.drain()
         run.stop.set()
         await asyncio.wait([run.main])
         while True:
@@ -601,12 +600,12 @@ class Lifecycle:
             runtime.begin_hook(hook)
         run.has_begun = True
         workers += [
-            group.create_task(keep_house(runtime, self._forget_gone)),
+            group.create_task(keep_house(self, runtime)),
             group.create_task(runtime.follower.run()),
         ]
         if not self.store.is_exclusive:
             # a callback may have blocked the event loop for longer than the lease; `keep` repeats a renewal that fails
-            with contextlib.suppress(StoreUnavailable):
+            with suppress(StoreUnavailable):
                 await shared_turns.begin()
             workers.append(group.create_task(shared_turns.run()))
             workers.append(group.create_task(self.viewing.watch(runtime.responded_s, runtime.wake_feeds)))
@@ -623,14 +622,15 @@ class Lifecycle:
             # a driver that fails at the moment of a cancellation may raise its error in place of it (Python 3.11)
             workers = list((await asyncio.wait(workers, timeout=SHUTDOWN_S))[1])
 
-    async def _drain(self, runtime: Runtime, drain_s: float) -> None:
+    async def _drain(self, runtime: Runtime) -> None:
+        """Drain as `drain` says. It raises no error of the store or the app, and each of its waits has a bound."""
         runtime.scheduler.close()
         runtime.leases.close()
         runtime.nodes.is_leaving = True
         self._send_away(runtime)
         tasks, writers = runtime.tasks, runtime.writers
         try:
-            async with asyncio.timeout(drain_s):
+            async with asyncio.timeout(self.drain_s if self._restarting is None else 0.0):
                 while tasks.jobs or writers:
                     tasks.quieter.clear()
                     await tasks.quieter.wait()
@@ -641,11 +641,9 @@ class Lifecycle:
             job.cancel()
         if jobs:
             await asyncio.wait(jobs, timeout=SHUTDOWN_S)
-        # writers in tasks of the app: store the text that they have accepted, unless the store refuses everything
-        for (_, message_id), writer in list(writers.items()) if self._restarting is None else ():
-            with logs_errors(f"the last text of message {message_id!r} was not stored"):
-                async with asyncio.timeout(SHUTDOWN_S):
-                    await writer.flush()
+        if self._restarting is None:  # a store that was replaced takes no text of this run
+            # of writers in tasks of the app; all at once, so that the wait has one bound
+            await asyncio.gather(*(_store_rest(message_id, writer) for (_, message_id), writer in writers.items()))
         if not self.store.is_exclusive:  # other nodes may have the hooks, before the lease of this one ends
             hooks, runtime.hooks = runtime.hooks, []
             await asyncio.gather(*(hook.stop() for hook in hooks))
@@ -658,7 +656,8 @@ class Lifecycle:
         """Disconnect all viewers; they reconnect to the next run of the hub, or to another hub."""
         self.viewing.drain()
         for callback in list(self._drain_callbacks):
-            callback()
+            with logs_errors("a callback of `on_drain` failed"):
+                callback()
         runtime.wake_feeds()
 
     async def _open_store(self) -> None:

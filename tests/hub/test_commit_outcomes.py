@@ -293,3 +293,4 @@ async def test_defect_that_stops_the_hub_drains_its_viewers(
     await hub.close()
     assert "ZeroDivisionError" in caplog.text
     gc.collect()  # asyncio reports unretrieved exceptions only then
+    hub.on_drain(lambda: 1 / 0)
