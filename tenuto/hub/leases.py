@@ -5,7 +5,8 @@ Layer: hub.
 The lease monitor inspects each message and command that changed, and sets deadlines: for the lease of a remote
 writer, whose message ends as `interrupted`; for a `cancel` that no writer carries out; for a command without a reply.
 Deadlines belong to this hub and are not stored: after a restart a lease begins with one full term, so that a writer
-that reconnects in time keeps it. The lease monitor's requests go through the committer like all others.
+that reconnects in time keeps it. The lease monitor's requests go through the committer like all others. At the end of a
+term it waits for the requests that the committer has: a slow store ends no lease of a writer that has sent one.
 
 On a shared store the writer may send its requests to another hub. That hub stores text and renewals as entries, with
 their times. So the lease monitor reads the message at the end of a term, and ends it only if it has no new entry by the
@@ -38,7 +39,7 @@ logger = logging.getLogger("tenuto.hub")
 BROKEN_S = 3.0  # rest of a lease when the connection of its holder breaks
 RETRY_S = 1.0  # wait before the next try after the store failed
 
-Read = Callable[[str, str], Coroutine[Any, Any, MessageState]]  # returns a stored message of a channel
+Read = Callable[[str, str], Coroutine[Any, Any, MessageState]]
 Submit = Callable[[str, str, Request, Caller, Done], None]
 
 
@@ -71,7 +72,8 @@ class LeaseMonitor:
     _deadlines: Deadlines
     _submit: Submit
     _: KW_ONLY
-    read: Read | None  # reads a message from a shared store; None: no other hub hears its writer
+    read: Read  # returns a message once all requests about it that were submitted before are decided
+    is_alone: bool  # True: no other hub has the store open, so this one receives all requests of a writer
     left_s: Callable[[float, int], float]  # returns the rest of a term from a stored time on (`NodeLease.left_s`)
     spawn: Callable[[Coroutine[Any, Any, None]], object]
     _is_closed: bool = field(default=False, init=False)
@@ -83,7 +85,7 @@ class LeaseMonitor:
 
         Remote writers lose their sockets, and their leases begin anew with its next start.
         """
-        self._is_closed = self.read is None
+        self._is_closed = self.is_alone
 
     def inspect(self, channel: Channel, keys: Iterable[str] | None) -> None:
         """Update the deadlines of the messages and commands `keys` of `channel`; None means all of them."""
@@ -115,14 +117,14 @@ class LeaseMonitor:
             self._leases.setdefault(channel, {})[key] = _Lease(channel, key, generation, term_s)
         elif known.term_s != term_s:
             known.term_s = term_s
-        elif self.read is None or message.last <= known.last:
+        elif self.is_alone or message.last <= known.last:
             return  # no other hub has received a request of the writer
         is_late = is_late or known is None
         self.renew(channel, key, message, self.left_s(term_s, message.alive_at) if is_late else None)
 
     def followed(self, channel: Channel) -> None:
         """Restart the leases of the messages in `channel` that have new text of another hub, which is not inspected."""
-        for key, lease in self._leases.get(channel.name, {}).items() if self.read is not None else ():
+        for key, lease in self._leases.get(channel.name, {}).items() if not self.is_alone else ():
             message = channel.state.messages.get(key)
             if message is not None and message.last > lease.last:
                 self.renew(channel.name, key, message)
@@ -165,8 +167,7 @@ class LeaseMonitor:
                 self._deadlines.hasten(("lease", lease.channel, lease.key), self._loop.time() + BROKEN_S)
 
     def _lease(self, channel: str, key: str) -> _Lease | None:
-        leases = self._leases.get(channel)
-        return None if leases is None else leases.get(key)
+        return self._leases.get(channel, {}).get(key)
 
     def _release(self, lease: _Lease) -> None:
         """Forget on which connection the writer was last seen."""
@@ -178,20 +179,16 @@ class LeaseMonitor:
             lease.connection = None
 
     def _lapse(self, channel: str, key: str) -> None:
-        """End the lease, whose term has passed, unless another hub has received a request of the writer."""
-        if self._is_closed:
-            return
+        """End the lease, whose term has passed, unless this hub or another one has received a request of the writer."""
         lease = self._lease(channel, key)
-        if lease is not None and self.read is not None:
+        if lease is not None:
             with suppress(RuntimeError):  # the hub is ending
-                self.spawn(self._read_and_expire(self.read, lease))
-        else:
-            self.end(channel, key)
+                self.spawn(self._read_and_expire(lease))
 
-    async def _read_and_expire(self, read: Read, lease: _Lease) -> None:
+    async def _read_and_expire(self, lease: _Lease) -> None:
         channel, key, last = lease.channel, lease.key, lease.last
         try:
-            message = await read(channel, key)
+            message = await self.read(channel, key)
         except Exception as error:  # an error of a third-party store must not end the lease, nor keep it for good
             if isinstance(error, TenutoError) and not error.retry:
                 self._forget(lease)
@@ -203,7 +200,7 @@ class LeaseMonitor:
             return
         self.inspect_writer(channel, key, message)  # renews the lease if the message has new entries
         if self._lease(channel, key) is lease:
-            if lease.last != last:
+            if lease.last != last and not self.is_alone:  # a full term has begun when this hub read of the entries
                 self.renew(channel, key, message, self.left_s(lease.term_s, message.alive_at))
             if ("lease", channel, key) not in self._deadlines:
                 self.end(channel, key)
@@ -211,12 +208,12 @@ class LeaseMonitor:
     def end(self, channel: str, key: str) -> None:
         """End the message `key` if it has a lease, whose writer is gone, unless it gets another entry first."""
         lease = self._lease(channel, key)
-        if lease is not None:
+        if lease is not None and not self._is_closed:
             end = FinishMessage(status="interrupted", reason="writer_gone", generation=lease.generation)
             self._submit_as_server(
                 channel,
                 key,
-                end if self.read is None else ExpireLease(end=end, last=lease.last),
+                end if self.is_alone else ExpireLease(end=end, last=lease.last),
                 partial(self._lapse, channel, key),
                 finished=partial(self._forget, lease),
             )
@@ -265,12 +262,11 @@ class LeaseMonitor:
         def done(result: Result | TenutoError) -> None:
             if isinstance(result, TenutoError) and result.retry:
                 self._deadlines.set(("again", channel, key), self._loop.time() + RETRY_S, again)
-                return
-            if isinstance(request, ExpireLease) and isinstance(result, Result) and not result.created:
+            elif isinstance(request, ExpireLease) and isinstance(result, Result) and not result.created:
                 again()  # the message had a new entry
-                return
-            if isinstance(result, TenutoError):
-                logger.debug("%s of channel %s was not ended: %s", key, channel, result)
-            finished()
+            else:
+                if isinstance(result, TenutoError):
+                    logger.debug("%s of channel %s was not ended: %s", key, channel, result)
+                finished()
 
         send(self._submit, channel, key, request, SERVER, done)

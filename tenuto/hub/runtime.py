@@ -18,7 +18,7 @@ from tenuto.core.errors import Deleted, NotFound, TenutoError
 from tenuto.core.limits import Limits
 from tenuto.core.message_state import MessageState
 from tenuto.core.names import check_channel, check_id
-from tenuto.core.requests import Caller, CreateMessage, Request, SendCommand
+from tenuto.core.requests import SERVER, Caller, CreateMessage, ExpireLease, FinishMessage, Request, SendCommand
 from tenuto.hub.access.rates import Asked, Questions
 from tenuto.hub.channel import Channel, Ticks
 from tenuto.hub.clock import Clock, Deadlines
@@ -32,6 +32,9 @@ from tenuto.hub.people.presence import PresenceTracker, SharedPresence
 from tenuto.hub.tasks import Tasks
 from tenuto.hub.turns.scheduler import TurnScheduler, WorkerPool
 from tenuto.stores.base import Bus, SharedStore, Store
+
+# it waits at the committer behind earlier requests, and has no effect: each message has an entry after serial -1
+_NO_CHANGE = ExpireLease(end=FinishMessage(), last=-1)
 
 
 class OpenWriter(Protocol):
@@ -71,7 +74,8 @@ class Runtime:
             clock,
             self.deadlines,
             self.submit,
-            read=None if store.is_exclusive else self.message_in_time,
+            read=self.settled,
+            is_alone=store.is_exclusive,
             left_s=self.nodes.left_s,
             spawn=self.tasks.spawn,
         )
@@ -173,8 +177,12 @@ class Runtime:
             raise Deleted(f"message {message_id!r} was deleted; create another one")
         return live, known
 
-    async def message_in_time(self, channel: str, message_id: str) -> MessageState:
-        """Return the message as `message` does, or raise StoreUnavailable if the reads take too long."""
+    async def settled(self, channel: str, message_id: str) -> MessageState:
+        """Return the message as it is once all requests about it that were submitted before this call are decided.
+
+        Raises NotFound, Deleted, StoreUnavailable, Busy, Draining.
+        """
+        await self.ask(channel, message_id, _NO_CHANGE, SERVER)
         return await in_time(self.message(channel, message_id), self.store.name)
 
     def submit(

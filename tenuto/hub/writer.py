@@ -42,7 +42,7 @@ from tenuto.core.errors import (
 )
 from tenuto.core.message_state import MessageState
 from tenuto.core.model import Message
-from tenuto.core.names import COMMAND_MARK, check_key, matches
+from tenuto.core.names import COMMAND_MARK, matches
 from tenuto.core.ops import WriterIdentity
 from tenuto.core.outgoing import NEW, OPEN, Outgoing, WriterRequest
 from tenuto.core.requests import SERVER, Caller, CreateMessage, FinishMessage, TakeOver
@@ -411,34 +411,27 @@ async def take_over(hub: Lifecycle, channel: str, message_id: str, author: str |
     """Return a writer that continues an interrupted message. Raises the refusal of the takeover."""
     await hub.start()
     known = await hub.runtime.message(channel, message_id)
-    return await _continue_after(hub, channel, known, hub.caller(author), author)
+    return await _continue_after(hub, channel, known, hub.caller(author))
 
 
-async def _continue_after(
-    hub: Lifecycle, channel: str, known: MessageState, caller: Caller, author: str | None
-) -> MessageWriter:
-    """Return a writer that continues `known`, which has no other takeover since. Raises the refusal.
+async def _continue_after(hub: Lifecycle, channel: str, known: MessageState, caller: Caller) -> MessageWriter:
+    """Return a writer by `caller` that continues `known`, which has no other takeover since. Raises the refusal.
 
     The takeover has a request id, so that a repeat after an unknown outcome is recognised instead of fenced.
     """
-    runtime, message_id = hub.runtime, check_key(known.id)
-    next_generation = known.generation + 1
+    runtime, message_id, generation = hub.runtime, known.id, known.generation + 1
     request = TakeOver(generation=known.generation, request=runtime.clock.new_id())
     try:
-        taken = await runtime.ask(channel, message_id, request, caller)
-    except (StoreUnavailable, Busy, asyncio.CancelledError):
-        # The takeover may have been stored although the request failed. No writer would then continue the message, so
-        # the server interrupts it later.
-        interrupt_abandoned(hub, channel, message_id, next_generation)
-        raise
-    writer = MessageWriter(hub, channel, message_id, create=None, author=author)
-    generation = taken.generation or next_generation
-    try:
+        await runtime.ask(channel, message_id, request, caller)
         # read now: the text may have grown before the takeover
-        stored = own_copy((await runtime.message_in_time(channel, message_id)).message())
-    except BaseException:
-        interrupt_abandoned(hub, channel, message_id, generation)
+        stored = own_copy((await in_time(runtime.message(channel, message_id), runtime.store.name)).message())
+    except BaseException as error:
+        # Unless it was refused, the takeover may be stored. No writer would then continue the message, so the server
+        # interrupts it later.
+        if not isinstance(error, TenutoError) or error.retry:
+            interrupt_abandoned(hub, channel, message_id, generation)
         raise
+    writer = MessageWriter(hub, channel, message_id, create=None, author=caller.id)
     writer.take_up(stored, generation)
     return writer
 
@@ -459,13 +452,16 @@ def interrupt_abandoned(hub: Lifecycle, channel: str, message_id: str, generatio
 
 
 async def _interrupt(hub: Lifecycle, channel: str, message_id: str, generation: int) -> None:
-    """Retry until the abandoned message is stored as interrupted; no other component will finish it."""
+    """Retry until the abandoned message is stored as interrupted; no other component will finish it.
+
+    Its create or takeover may still wait at the committer, because the caller was cancelled: `settled` waits for it.
+    """
     end = FinishMessage(status="interrupted", reason="writer_gone", generation=generation)
     while True:
         await asyncio.sleep(ABANDONED_S)
         try:
             runtime = hub.runtime
-            known = await runtime.message_in_time(channel, message_id)
+            known = await runtime.settled(channel, message_id)
             if _is_abandoned(runtime, known, channel, generation):
                 await runtime.ask(channel, message_id, end, SERVER)
             return
@@ -665,7 +661,7 @@ async def _end_or_adopt(
             end = FinishMessage(status="interrupted", generation=message.generation)
             await runtime.ask(channel, message.id, end, server)
             return
-        successor = await _continue_after(hub, channel, message, server, author)
+        successor = await _continue_after(hub, channel, message, server)
         if not runtime.nodes.is_leaving:  # otherwise the message is left to the next node
             runtime.tasks.start_job(_adopt(adopter, successor))
 

@@ -25,7 +25,8 @@ from tenuto.core.requests import SERVER, AppendText, CreateMessage, DeleteMessag
 from tenuto.core.state import ChannelState
 from tenuto.hub import HubCore
 from tenuto.hub.committer import STORE_TIMEOUT_S, Pace
-from tenuto.hub.writer import ABANDONED_S, RETRY_S, interrupt_abandoned
+from tenuto.hub.lifecycle import SHUTDOWN_S
+from tenuto.hub.writer import ABANDONED_S, RETRY_S
 from tenuto.stores.base import Committed, CommitUnknown, Conflict, Tail, Write
 from tenuto.stores.memory import MemoryStore
 from tests.hub.hubs import new_hub
@@ -81,8 +82,8 @@ async def texts(hub: HubCore, message_id: str) -> list[str]:
     return [part["text"] for part in (await hub.read("c", message_id))[0].parts]
 
 
-async def test_start_after_a_failed_start_recovers_the_remaining_messages() -> None:
 @virtually
+async def test_start_after_a_failed_start_recovers_the_remaining_messages() -> None:
     store = ScriptedStore()
     hub, successor = new_hub(store, 1), new_hub(store, 2)
     for number in range(2):
@@ -166,13 +167,30 @@ async def test_store_that_hangs_is_noticed_after_thirty_seconds_and_the_text_is_
 
 
 @virtually
-async def test_abandoned_message_is_interrupted_although_a_read_of_it_fails_in_an_unexpected_way(
-    monkeypatch: pytest.MonkeyPatch,
+async def test_drain_waits_for_the_texts_of_all_writers_at_the_same_time() -> None:
+    store, loop = ScriptedStore(), asyncio.get_running_loop()
+    hub = new_hub(store)
+    writers = [await hub.message("c", id=f"m{number}").open() for number in range(9)]
+    store.gate = asyncio.Event()
+    for writer in writers:
+        await writer.append("x")
+    begun_s = loop.time()
+    await hub.drain()
+    assert loop.time() - begun_s == pytest.approx(SHUTDOWN_S)
+    store.gate.set()
+
+
+@pytest.mark.parametrize("is_continued", [False, True])
+@virtually
+async def test_message_whose_writer_was_cancelled_before_it_was_stored_is_interrupted_although_a_read_fails(
+    is_continued: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = ScriptedStore()
     hub = new_hub(store)
-    writer = hub.message("c", id="m")
-    await writer.__aenter__()
+    await hub.start()
+    if is_continued:
+        await hub.ask("c", "m", CreateMessage(status="streaming"), SERVER)
+        await hub.ask("c", "m", FinishMessage(status="interrupted"), SERVER)
     message, errors = hub.runtime.message, [OSError("the disk is away")]
 
     async def fails_once(channel: str, message_id: str) -> MessageState:
@@ -180,9 +198,15 @@ async def test_abandoned_message_is_interrupted_although_a_read_of_it_fails_in_a
             raise errors.pop()
         return await message(channel, message_id)
 
+    store.gate = asyncio.Event()
+    opening = asyncio.ensure_future(hub.take_over("c", "m") if is_continued else hub.message("c", id="m").open())
+    await store.is_committing.wait()
+    for _ in range(2):  # the first cancellation waits for the end of the creation
+        opening.cancel()
+        await asyncio.sleep(0)
     monkeypatch.setattr(hub.runtime, "message", fails_once)
-    hub.runtime.writers.pop(("c", "m"))
-    interrupt_abandoned(hub, "c", "m", 1)
+    await asyncio.sleep(3 * ABANDONED_S)
+    store.gate.set()
     await asyncio.sleep(3 * ABANDONED_S)
     assert (await hub.read("c", "m"))[0].status == "interrupted"
 
@@ -273,6 +297,7 @@ async def test_defect_that_stops_the_hub_drains_its_viewers(
     hub = new_hub()
     await hub.start()
     sent_away = asyncio.Event()
+    hub.on_drain(lambda: 1 / 0)
     hub.on_drain(sent_away.set)
 
     async def watch() -> None:
@@ -293,4 +318,3 @@ async def test_defect_that_stops_the_hub_drains_its_viewers(
     await hub.close()
     assert "ZeroDivisionError" in caplog.text
     gc.collect()  # asyncio reports unretrieved exceptions only then
-    hub.on_drain(lambda: 1 / 0)

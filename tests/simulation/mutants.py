@@ -431,7 +431,7 @@ def a_lease_ends_without_a_read_of_the_store(patch: pytest.MonkeyPatch) -> None:
     make = LeaseMonitor.__init__
 
     def make_blind(self: LeaseMonitor, *about: Any, **more: Any) -> None:
-        make(self, *about, **{**more, "read": None})
+        make(self, *about, **{**more, "is_alone": True})
 
     patch.setattr(LeaseMonitor, "__init__", make_blind)
 
