@@ -611,11 +611,15 @@ class Channel:
                 oldest = min((one.created for one in found), default=1)
                 state.history_from = min(state.history_from, oldest if page.more else 1)
 
-    async def refresh(self) -> None:
-        """Read what another hub, or a commit with an unknown outcome, has stored. Raises StoreUnavailable."""
+    async def refresh(self, head: Head | None = None) -> None:
+        """Read what another hub, or a commit with an unknown outcome, has stored. Raises StoreUnavailable.
+
+        With `head`, the caller needs no more than the entries up to it: an earlier call may have read them meanwhile.
+        """
         await self.load()
         async with self._exclusive():
-            await self._catch_up()
+            if head is None or self.is_stale or not self.is_past(head):
+                await self._catch_up()
             self.is_stale, self.batches.unreadable = False, None
 
     async def delete(self, until_ms: int) -> None:
@@ -627,10 +631,10 @@ class Channel:
         await self.load()
         async with self._exclusive():
             head = await head_of(self._store, self.name)
-            self.is_stale = True  # until it is read again: a call that fails may have emptied the channel all the same
             for _ in range(MAX_CONFLICTS):
                 if not self.is_at(head):
                     await self._catch_up()
+                self.is_stale = True  # a call that fails may have emptied the channel all the same
                 streaming = [message.id for message in self.state.messages.values() if message.is_streaming]
                 result = await self._store.delete_channel(
                     self.name, expected=head, used_up=streaming, until_ms=until_ms
@@ -641,8 +645,6 @@ class Channel:
             else:
                 raise outpaced(self.name, MAX_CONFLICTS)
             await self._reload()
-            self.is_stale, self.batches.unreadable = False, None
-        self.moved()
 
     async def rewrite(self, write: Callable[[], Awaitable[T]], mend: Callable[[], Awaitable[None]] | None = None) -> T:
         """Run `write`, which changes this channel in the store without a request, and return its result.
@@ -655,9 +657,9 @@ class Channel:
             try:
                 return await write()
             finally:
-                self.is_loaded, self._mend = False, mend
+                # stale: if this read fails, the `Follower` repeats it for the viewers, since no request may follow
+                self.is_loaded, self.is_stale, self._mend = False, True, mend
                 await self._reload()
-                self.moved()
 
     async def _has_passed(self, head: Head) -> bool:
         """Return whether the state is at `head`, which a read of the store returned, or further; catch up first.
@@ -668,12 +670,16 @@ class Channel:
         if self.is_at(head):
             return True
         await self._catch_up()
-        return self.state is state and head == (state.epoch, min(head.serial, state.serial), state.floor, state.lives)
+        return self.state is state and self.is_past(head)
 
     def is_at(self, head: Head) -> bool:
         """Return whether the state in memory is at `head`."""
         state = self.state
         return head == (state.epoch, state.serial, state.floor, state.lives)
+
+    def is_past(self, head: Head) -> bool:
+        """Return whether the state in memory is at `head`, or further in the same epoch: it has moved since."""
+        return self.is_at(head._replace(serial=max(head.serial, self.state.serial)))
 
     async def _catch_up(self) -> None:
         """Bring the state up to the channel's head in the store.
@@ -700,7 +706,6 @@ class Channel:
                 self._changed(None)
                 return
         await self._reload()
-        self.moved()
 
     def take_entries(self, epoch: str, floor: int, serial: int, entries: Sequence[Entry], *, lives: int) -> bool:
         """Apply `entries`, which another hub has stored up to `serial`; return whether the state is at `serial` now.
@@ -722,6 +727,7 @@ class Channel:
         return all(entry.op.id in begun or self.state.knows(entry.op.id) for entry in entries)
 
     async def _reload(self) -> None:
+        """Replace the state by what the store has, and wake the feeds. Raises StoreUnavailable, StoreUnusable."""
         if self._mend is not None:
             await self._mend()
         while True:
@@ -740,7 +746,8 @@ class Channel:
         state.insert(restored([*(opened if since else ()), *(changes.messages or ())]))
         self.state = state
         self._absent.clear()
-        self.is_loaded, self._mend = True, None
+        self.is_loaded, self.is_stale, self._mend, self.batches.unreadable = True, False, None, None
+        self.moved()
         self._changed(None)
 
     def _insert(self, found: Iterable[MessageState | CommandState]) -> None:

@@ -150,17 +150,13 @@ class Runtime:
         while live is None or self.channels.get(name) is not live:
             live = self.channel(check_channel(name))
             await live.load()
-            if live.is_stale or not (self.store.is_exclusive or await self._has_latest(live)):
-                await live.refresh()
+            head = None if self.store.is_exclusive else await self.follower.head(live.name)
+            if live.is_stale or (head is not None and not live.is_past(head)):
+                await live.refresh(head)
                 self.leases.followed(live)
             if with_members and self.presence.shared is not None:
                 await self.presence.shared.read(live)
         return live
-
-    async def _has_latest(self, live: Channel) -> bool:
-        """Return whether the channel has all entries that the store has at this call. Raises StoreUnavailable."""
-        head = await self.follower.head(live.name)
-        return live.is_at(head._replace(serial=max(head.serial, live.state.serial)))
 
     async def message(self, channel: str, message_id: str) -> MessageState:
         """Return the message in its stored state. Raises NotFound, Deleted, StoreUnavailable."""
@@ -222,7 +218,7 @@ class Runtime:
         channels = self.channels.values()
         return {
             "channels": len(channels),
-            "feeds": sum(len(channel.feeds) for channel in channels),
+            "feeds": sum(channel.watchers for channel in channels),
             "writers": len(self.writers),
             "commits": self.committer.commits,
             "entries": self.committer.entries,

@@ -584,7 +584,7 @@ async def _read(store: Store, read: Callable[[], Awaitable[T]]) -> T:
 
 
 async def _current(runtime: Runtime, names: Sequence[str]) -> frozenset[str]:
-    """Return those of the channels `names` that are in memory as they are in the store. Raises StoreUnavailable.
+    """Return those of the channels `names` that are in memory as the store has them. Raises StoreUnavailable.
 
     With thousands of streaming messages, a read of each channel in each round would cost more than their text.
     """
@@ -593,7 +593,7 @@ async def _current(runtime: Runtime, names: Sequence[str]) -> frozenset[str]:
         return frozenset()
     live_names = [channel.name for channel in live]
     heads = await _read(runtime.store, lambda: runtime.store.heads(live_names))
-    return frozenset(channel.name for channel, head in zip(live, heads, strict=True) if channel.is_at(head))
+    return frozenset(channel.name for channel, head in zip(live, heads, strict=True) if channel.is_past(head))
 
 
 def _has_living_writers(runtime: Runtime, name: str) -> bool:

@@ -11,11 +11,12 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
 from pathlib import Path
+from unittest.mock import AsyncMock
 
 import pytest
 
 from tenuto.core.document import Stored, restore_command
-from tenuto.core.errors import NotFound
+from tenuto.core.errors import NotFound, StoreUnavailable
 from tenuto.core.events import ChannelAttached
 from tenuto.core.names import command_key
 from tenuto.core.requests import Caller, CreateMessage
@@ -25,9 +26,11 @@ from tenuto.hub.keep import forgetting as forgetting_module
 from tenuto.hub.keep.forgetting import Forgetting, Forgotten
 from tenuto.stores.base import Head
 from tenuto.stores.memory import MemoryStore
+from tests.hub.hubs import new_hub
 from tests.hub.watching import Watcher
 from tests.stores.files import on_disk, opened
 from tests.stores.forgetting import CALLS, CHANNELS, fill
+from tests.virtual import virtually
 
 ANN, BOB = Caller(id="ann"), Caller(id="bob")
 FILES = Path(__file__).parents[1] / "stores" / "files"
@@ -76,6 +79,28 @@ async def test_the_messages_and_commands_of_a_person_go_and_others_stay(hub: Hub
     await say(hub, "chat:1", "later", "ann")
     assert (await hub.archive.forget("ann")).messages == 1
     assert (await hub.archive.forget("nobody")).messages == 0
+
+
+@virtually
+async def test_viewers_see_a_removal_after_which_the_channel_could_not_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = new_hub()
+    await say(hub, "chat:1", "m1", "ann")
+    await say(hub, "chat:1", "m2", "bob")
+    watcher = Watcher(hub, "chat:1")
+    await watcher.take()
+
+    async def forget(person: str) -> None:
+        with monkeypatch.context() as patch, pytest.raises(StoreUnavailable):
+            patch.setattr(hub.store, "changes", AsyncMock(side_effect=StoreUnavailable("the disk is away")))
+            await hub.archive.forget(person)
+
+    await forget("ann")
+    other = Watcher(hub, "chat:1")
+    await other.take()
+    assert [one.id for one in other.view.messages()] == ["m2"]
+    assert [one.id for one in await watcher.until(lambda view: len(view.messages()) == 1)] == ["m2"]
+    await forget("bob")  # the hub reads the channel again by itself
+    await watcher.until(lambda view: not view.messages())
 
 
 class _Counting(MemoryStore):

@@ -553,7 +553,7 @@ class Follower:
         channels = list(self._channels.values())
         if self._store.is_exclusive:
             return [channel for channel in channels if channel.is_stale]
-        channels = [channel for channel in channels if channel.is_loaded]
+        channels = [channel for channel in channels if channel.is_loaded or channel.is_stale]
         heads = await _heads(self._store, [channel.name for channel in channels])
         if channels:
             self.responded_s = asyncio.get_running_loop().time()
@@ -611,4 +611,4 @@ class Follower:
 
 
 def _is_due(channel: Channel, head: Head) -> bool:
-    return channel.is_stale or channel.batches.unreadable is not None or not channel.is_at(head)
+    return channel.is_stale or channel.batches.unreadable is not None or not channel.is_past(head)
