@@ -41,7 +41,7 @@ class Draft:
         self.ops: list[Op] = []
         # ids of messages and commands with other changes than appends, which need a new document
         self.reshaped: dict[str, None] = {}
-        self.grown: dict[str, int] = {}  # for each message the number of code points appended
+        self.appended: dict[str, int] = {}  # for each message the number of code points appended
         self._texts: dict[int, list[str]] = {}  # for each joined append, by its index in `ops`: the texts to join
         self._forks: dict[str, MessageState] = {}
         self._commands: dict[str, CommandState] = {}
@@ -117,7 +117,7 @@ class Draft:
         index = len(self.ops)
         joinable = self._joinable.setdefault(op.id, {})
         if type(op) is Append:
-            self.grown[op.id] = self.grown.get(op.id, 0) + len(op.text)
+            self.appended[op.id] = self.appended.get(op.id, 0) + len(op.text)
             index = joinable.setdefault(op.part, index)
         elif type(op) is SetPart:
             joinable.pop(op.index, None)  # text must not move across another operation of the same part

@@ -131,7 +131,7 @@ class Pace:
         return Begin.NOW
 
     def took(self, took_s: float) -> None:
-        """Update the average by a commit that took `took_s` from queued to stored: fast upwards, slowly downwards."""
+        """Update the average by a commit whose oldest item waited `took_s` for it: fast upwards, slowly downwards."""
         more_s = took_s - self._took_s
         self._took_s += more_s * (0.5 if more_s > 0 else 0.1)
 
@@ -159,7 +159,7 @@ class Pace:
 MAX_ROWS = 64
 # With no subscribers there is no tail latency to protect, and larger commits are cheaper: an awaited append takes 12.3
 # µs of CPU with 64 rows, 10.4 with 128 and 8.9 with 512. A channel with viewers that queues meanwhile waits 4 ms more.
-UNSEEN_TIMES = 8
+UNWATCHED_FACTOR = 8
 # limit of items in one batch: many requests may join to few rows, and this bounds the work between two commits
 MAX_ITEMS = 1_024
 # Size from which an item, such as a question with a photo, has a commit of its own, or is the last of the commit after
@@ -179,7 +179,7 @@ class _Batch(Struct):
     """The decisions of one commit, with one draft for each channel."""
 
     drafts: dict[Channel, Draft]
-    alone: dict[Channel, Entry]  # the single append of a channel, which then needs no draft
+    single: dict[Channel, Entry]  # the single append of a channel, which then needs no draft
     decided: list[Decided]
     due: dict[Channel, list[str]]  # ids of messages whose document the store has requested
     since_s: float | None  # loop time at which the oldest item of the batch was queued, or earlier
@@ -189,7 +189,7 @@ class _Batch(Struct):
         draft = self.drafts.get(channel)
         if draft is None:
             draft = self.drafts[channel] = Draft(channel.state)
-            entry = self.alone.pop(channel, None)
+            entry = self.single.pop(channel, None)
             if entry is not None:
                 draft.add(entry.op)
         return draft
@@ -226,7 +226,7 @@ class Committer:
         self._was_held = False  # True: a large item waited while others came first
         self._wake = asyncio.Event()  # set while items are queued
         self._since_s: float | None = None  # loop time at which the oldest item was queued, or earlier
-        self._cut_now: _Batch | None = None
+        self._batch_in_flight: _Batch | None = None
         self._is_over = False
         self._failure: StoreUnavailable | None = None  # of the last commit
         self._probe_at_s = 0.0  # loop time from which `check_writes` may try again
@@ -291,19 +291,19 @@ class Committer:
                     # The gap is no part of the time that a commit takes: text inside of a flush window does not wait
                     # for it.
                     self._since_s = asyncio.get_running_loop().time()
-                self._cut_now = self._assemble()
-                if self._cut_now.decided:
-                    await self._commit(self._cut_now, watchdog)
+                self._batch_in_flight = self._assemble()
+                if self._batch_in_flight.decided:
+                    await self._commit(self._batch_in_flight, watchdog)
                 else:
                     await asyncio.sleep(0)  # all items are parked; let other tasks run
-                self._cut_now = None
+                self._batch_in_flight = None
         finally:
             self._end()
 
     def _end(self) -> None:
         """Fail all items that are queued or in flight."""
         self._is_over = True
-        in_flight = self._cut_now.decided if self._cut_now is not None else []
+        in_flight = self._batch_in_flight.decided if self._batch_in_flight is not None else []
         for decided in in_flight:
             for ask in decided.granted:
                 ask.is_unclear = True
@@ -321,7 +321,7 @@ class Committer:
     def _assemble(self) -> _Batch:
         """Decide a batch of queued items. It never awaits, so all decisions see the same state."""
         batch = _Batch({}, {}, [], {}, self._since_s)
-        rows, limit = 0, UNSEEN_TIMES * MAX_ROWS
+        rows, limit = 0, UNWATCHED_FACTOR * MAX_ROWS
         may_be_large, self._may_be_large = self._may_be_large, True
         held: list[Item] = []  # large items that wait for a later commit, and those behind them
         held_channels: set[str] = set()
@@ -340,7 +340,7 @@ class Committer:
                 continue
             channel = self._channels.get(item.channel) or self._channel(item.channel)
             channel.used_s = now_s
-            is_first = channel not in batch.drafts and channel not in batch.alone
+            is_first = channel not in batch.drafts and channel not in batch.single
             if is_first and channel.trim_bytes is not None:
                 channel.trim(channel.trim_bytes)
             if channel in self._parked or not channel.is_ready_for(item.ids):
@@ -361,11 +361,11 @@ class Committer:
                 limit = MAX_ROWS
                 if not item.is_beginning:
                     self._queue.note_running(now_s)
-            # A plain append that comes first needs no draft: `alone` holds its entry until the channel's next request.
-            entry = self._grow(channel, asks) if is_first and len(asks) == 1 and not is_large else None
+            # A plain append that comes first needs no draft: `single` holds its entry until the channel's next request.
+            entry = self._plain_append(channel, asks) if is_first and len(asks) == 1 and not is_large else None
             if entry is not None:
-                batch.alone[channel] = entry
-                batch.decided.append(Decided(channel, item, asks, grown=entry))
+                batch.single[channel] = entry
+                batch.decided.append(Decided(channel, item, asks, single=entry))
                 rows += 1
                 continue
             draft = batch.draft(channel)
@@ -390,8 +390,8 @@ class Committer:
                 self._since_s = None
         return batch
 
-    def _grow(self, channel: Channel, asks: Sequence[Ask]) -> Entry | None:
-        """Return the entry of the first request for `channel` if it is a plain append, else None."""
+    def _plain_append(self, channel: Channel, asks: Sequence[Ask]) -> Entry | None:
+        """Return the entry of the only request of `asks` if it is a plain append by the app, else None."""
         (ask,) = asks
         request, state = ask.request, channel.state
         if type(request) is not AppendText or not ask.caller.is_app:
@@ -434,9 +434,10 @@ class Committer:
     # -- storing -----------------------------------------------------------------------------------------------
 
     async def _commit(self, batch: _Batch, watchdog: Watchdog) -> None:
+        """Store `batch`, apply it to its channels, and return its results, also if it fails. Only a bug raises."""
         writes, loop = self._writes(batch), asyncio.get_running_loop()
         over = loop.create_future()
-        channels = [*batch.drafts, *batch.alone]
+        channels = [*batch.drafts, *batch.single]
         for channel in channels:
             channel.commit_over = over
         begun_s, results = loop.time(), list[Committed | Conflict]()
@@ -513,8 +514,9 @@ class Committer:
         return unclear
 
     def _writes(self, batch: _Batch) -> list[tuple[Channel, Write]]:
+        """Return what to store for the batch; on an exclusive store only new entries and documents."""
         contents: list[tuple[Channel, Sequence[Entry], Sequence[Document]]]
-        contents = [(channel, (entry,), ()) for channel, entry in batch.alone.items()]
+        contents = [(channel, (entry,), ()) for channel, entry in batch.single.items()]
         for channel, draft in batch.drafts.items():
             documents = _documents(draft, batch.due.get(channel, ()))
             # On a shared store a result without an entry may be based on an old state. An empty write checks the head.
@@ -569,13 +571,14 @@ class Committer:
         self.waiting -= 1
         self._waiting_bytes -= item.size_bytes
         # the remote writers' leases concern decided requests; `plain_append` handles writers of this process only
-        if decided.grown is None:
+        if decided.single is None:
             for ask in decided.granted:
                 if _renews_lease(ask.caller):
                     self.accepted(decided.channel, ask.key)
         item.decided(decided)
 
     def _fail(self, item: Item, error: TenutoError) -> None:
+        """Return `error` to an item of which no request is stored, or of which that is unknown (CommitUnknown)."""
         self.waiting -= 1
         self._waiting_bytes -= item.size_bytes
         item.failed(error)
@@ -641,7 +644,7 @@ class Committer:
 
 
 def _content(message: MessageState | None) -> tuple[bytes, list[Part]] | None:
-    """Return all that a store keeps of a message."""
+    """Return all that a store keeps of a message, for a comparison; None if there is no message."""
     return (document(message).head, [part.value() for part in message.parts]) if message is not None else None
 
 
@@ -651,14 +654,14 @@ def _renews_lease(caller: Caller) -> bool:
 
 
 def _documents(draft: Draft, due: Iterable[str]) -> Sequence[Document]:
-    """Return the documents to store with a batch:
+    """Return the documents that a batch must store.
 
-    of messages with other entries than appends, with much new text, or whose document the store has requested. A
-    damaged message gets none, since that would replace the rest of its text.
+    They are those of messages that changed by more than appended text, that have much new text, or whose document the
+    store has requested (`due`). A damaged message gets no document, which would replace the rest of its text.
     """
     messages = draft.base.messages
     grown = []
-    for message_id, length in draft.grown.items():
+    for message_id, length in draft.appended.items():
         known = messages.get(message_id)
         if known is not None and known.undocumented_bytes + length > DOCUMENT_BYTES:
             grown.append(message_id)

@@ -49,7 +49,7 @@ from tenuto.hub.keep.archive import Archive
 from tenuto.hub.keep.policies import Capacity
 from tenuto.hub.keep.retention import Retainer, Rules
 from tenuto.hub.lifecycle import Lifecycle, SignalHook
-from tenuto.hub.pending import ChannelInfo, info_of, message_of, own_copy
+from tenuto.hub.pending import ChannelInfo, message_of, own_copy
 from tenuto.hub.turns.status import take_waiting
 from tenuto.hub.writer import Adopter, MessageWriter, Recovery, take_over
 from tenuto.portal import NoResponse, Portal, SyncWriter, blocking, run_on, writing
@@ -430,7 +430,8 @@ class HubCore(Lifecycle):
     async def info(self, channel: str) -> ChannelInfo:
         """Return the head of `channel`."""
         await self.start()
-        return info_of(channel, await head_of(self.store, check_channel(channel)))
+        epoch, serial, *_ = await head_of(self.store, check_channel(channel))
+        return ChannelInfo(channel=channel, epoch=epoch, serial=serial, cursor=str(Cursor(epoch, serial)))
 
     def channel(self, name: str) -> Channel:
         """Return the live channel `name`; it may not be loaded yet."""

@@ -20,13 +20,12 @@ from msgspec.structs import replace
 from tenuto.core.catch_up import reply_to
 from tenuto.core.draft import Decision
 from tenuto.core.errors import Deleted, TenutoError
-from tenuto.core.events import CommandReply, Cursor, encode_json
+from tenuto.core.events import CommandReply, encode_json
 from tenuto.core.message_state import part_bytes, utf8_len
 from tenuto.core.model import Command, Message, plain
 from tenuto.core.ops import Append, Entry
 from tenuto.core.requests import Caller, ClaimTurn, CreateMessage, Request, SendCommand, UpdateMessage, needs
 from tenuto.hub.channel import Channel
-from tenuto.stores.base import Head
 
 
 class ChannelInfo(Struct, frozen=True, kw_only=True):
@@ -79,11 +78,6 @@ def message_of(result: Result, message_id: str) -> Message:
     if result.message is None:
         raise Deleted(f"message {message_id!r} was deleted before the hub could return it; create another one")
     return own_copy(result.message)
-
-
-def info_of(channel: str, head: Head) -> ChannelInfo:
-    """Return the position of `channel`, whose head is `head`."""
-    return ChannelInfo(channel=channel, epoch=head.epoch, serial=head.serial, cursor=str(Cursor(*head[:2])))
 
 
 def own_copy(message: Message) -> Message:
@@ -176,7 +170,7 @@ class Decided(Struct):
     granted: Sequence[Ask]  # the accepted requests
     outcomes: Sequence[tuple[Decision, int]] = ()  # the decision on each, with the serial of its last operation
     refusal: TenutoError | None = None  # that of the next request; later requests of the item were not decided
-    grown: Entry | None = None  # the entry, if `plain_append` decided the only request; it replaces `outcomes`
+    single: Entry | None = None  # the entry, if `plain_append` decided the only request; it replaces `outcomes`
 
     def result(self) -> Result | TenutoError:
         """Return the result of the only request.
@@ -185,8 +179,8 @@ class Decided(Struct):
         """
         if self.refusal is not None:
             return self.refusal
-        if self.grown is not None:
-            op, serial = self.grown.op, self.grown.serial
+        if self.single is not None:
+            op, serial = self.single.op, self.single.serial
             assert type(op) is Append
             decision = Decision(ops=(op,), part=op.part, length=op.at + len(op.text))
         else:
