@@ -605,6 +605,7 @@ def _has_living_writers(runtime: Runtime, name: str) -> bool:
 
 
 async def _recover_channel(hub: Lifecycle, runtime: Runtime, channel: str, adopter: Adopter | None) -> None:
+    """End or continue the messages that ended nodes have left in `channel`, and let their turns wait again."""
     store, found, asked = runtime.store, [], []
     for stored in await _read(store, lambda: store.open_documents(channel)):
         if stored.id.startswith(COMMAND_MARK):

@@ -24,7 +24,6 @@ the hub reads, every five seconds, the channels that a failed read or a commit w
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import logging
 import math
@@ -295,7 +294,7 @@ class NodeLease:
 
     async def _draining(self) -> frozenset[str]:
         """Return the nodes that drain; none if the store does not respond soon. Raises StoreUnavailable."""
-        with contextlib.suppress(TimeoutError):
+        with suppress(TimeoutError):
             async with asyncio.timeout(RENEW_TIMEOUT_S):
                 return frozenset(node for node, _ in (await self._store.holds(LEAVING)).values())
         return frozenset()
@@ -414,9 +413,8 @@ class Notifier:
     def send(self, notice: Notice) -> None:
         """Send `notice` soon. It is dropped if too many wait."""
         size = len(notice.channel) + len(notice.body)
-        if not self._nodes.has_others or len(self._others) >= WAITING_NOTICES:
-            return
-        if self._others_bytes + size <= WAITING_BYTES:
+        is_full = len(self._others) >= WAITING_NOTICES or self._others_bytes + size > WAITING_BYTES
+        if self._nodes.has_others and not is_full:
             self._others.append(notice)
             self._others_bytes += size
             self._wake.set()
@@ -487,23 +485,19 @@ class Follower:
         """Apply the entries of a notice, or have the store read soon. None: notices may have been missed."""
         if self._is_over:
             return
-        for pass_on in self.receivers if notice is None or notice.kind != "moved" else ():
-            pass_on(notice)
-        if notice is None:
-            self._heads_s = 0.0
-            self._wake.set()
-            return
-        channel = self._channels.get(notice.channel)
-        if channel is None or notice.kind != "moved":
-            return
-        moved = decoded(notice.body, Moved)
-        if moved is not None and channel.take_entries(
-            moved.epoch, moved.floor, moved.serial, moved.entries, lives=moved.lives
-        ):
-            self.followed(channel)
-        else:
-            self._due.add(notice.channel)
-            self._wake.set()
+        if notice is None or notice.kind != "moved":
+            for pass_on in self.receivers:
+                pass_on(notice)
+            if notice is None:
+                self._heads_s = 0.0
+                self._wake.set()
+        elif (channel := self._channels.get(notice.channel)) is not None:
+            one = decoded(notice.body, Moved)
+            if one is not None and channel.take_entries(one.epoch, one.floor, one.serial, one.entries, lives=one.lives):
+                self.followed(channel)
+            else:
+                self._due.add(notice.channel)
+                self._wake.set()
 
     def stop(self) -> None:
         """Ignore further notices, because the hub ends."""
@@ -544,6 +538,7 @@ class Follower:
             raise error.with_traceback(None) from None  # it is raised for each of the callers
 
     async def _wanted_heads(self) -> dict[str, Head]:
+        """Return the heads of all channels that are wanted when the query before has ended. Raises StoreUnavailable."""
         async with self._turn:
             names, self._wanted, self._next = list(self._wanted), {}, None
             return dict(zip(names, await _heads(self._store, names), strict=True))

@@ -481,15 +481,13 @@ class TurnScheduler:
                 self._deadlines.drop(key)
 
     def _turn(self, channel: str, message_id: str) -> OpenTurn | None:
-        turns = self._turns.get(channel)
-        return turns.get(message_id) if turns is not None else None
+        return self._turns.get(channel, OpenTurns()).get(message_id)
 
     def _signal_unclaimed(self, channel: str, turn: OpenTurn) -> None:
         live = self._find(channel)
         has_agent = self.workers.has_agent(channel) or self.workers.is_served_elsewhere(channel)
         if turn.phase is Phase.WAITING and live is not None and not has_agent:
-            live.presence_state.signal(Signal(name="nobody_listening", data={"message": turn.message_id}))
-            self._log_unserved(channel)
+            self._note_unserved(live, turn.message_id)
 
     def _check_served(self, channel: str, message: MessageState) -> None:
         """Check later whether a new message waits in vain: other channels have agents, and this one has none."""
@@ -504,12 +502,12 @@ class TurnScheduler:
             return
         if any(one.created > asked.created and one.role != "user" for one in live.state.messages.values()):
             return  # a route of the app answers here
-        live.presence_state.signal(Signal(name="nobody_listening", data={"message": message_id}))
-        self._log_unserved(channel)
+        self._note_unserved(live, message_id)
 
-    def _log_unserved(self, channel: str) -> None:
-        """Log once for each kind of channels that none of the present agents serves `channel`, and which they serve."""
-        kind = channel.rpartition(":")[0]
+    def _note_unserved(self, live: Channel, message_id: str) -> None:
+        """Notify viewers that no agent has taken a message, and log once for each kind of channels what is served."""
+        live.presence_state.signal(Signal(name="nobody_listening", data={"message": message_id}))
+        channel, kind = live.name, live.name.rpartition(":")[0]
         if kind in self._unserved or len(self._unserved) >= NAMED_UNSERVED:
             return
         self._unserved.add(kind)
@@ -606,6 +604,7 @@ class TurnScheduler:
     def _claim(
         self, channel: str, turn: OpenTurn, worker: Worker, lost: tuple[tuple[str, int, int], ...] | None
     ) -> None:
+        """Send a claim of the turn for `worker`, which begins it once the claim is stored. `lost`: `ClaimTurn.lost`."""
         writer = WriterIdentity(by=worker.name, node=self._node) if worker.is_local else None
         caller = Caller(id=worker.name, writer=writer, is_server=True)
         lease_s, asked_s = 0.0 if worker.is_local else LEASE_S, self._loop.time()
@@ -832,6 +831,7 @@ class SharedTurns:
                     await self._due.wait()
 
     async def _show(self, values: Mapping[str, bytes]) -> None:
+        """Put the hold `values`; if it has other patterns, notify the other nodes. Raises StoreUnavailable."""
         patterns = self._scheduler.workers.served()
         await self._nodes.renew()
         self._shown = values
