@@ -54,11 +54,6 @@ def rest_in_long(cases: Sequence[Any], first: int = 1) -> list[Any]:
     return [*cases[:first], *(one._replace(marks=[*one.marks, in_long]) for one in given)]
 
 
-def transports(one: str) -> list[Any]:
-    """Return the transports of a test that `make test` runs with `one`, and `make test-long` with the others."""
-    return rest_in_long([one, *(other for other in ("websocket", "sse", "poll") if other != one)])
-
-
 # No test trusts an authority of the system: to load those takes a client 20 to 50 ms, and this one less than 1 ms.
 os.environ["SSL_CERT_FILE"] = str(Path(__file__).with_name("authority.pem"))
 

@@ -226,17 +226,3 @@ const tagWithToken = token => {
   chat.append(Object.assign(document.createElement("b"), { slot: "launcher", textContent: "Help" }))
   document.body.append(chat)
 }
-
-// Return whether all these agents are present.
-const hasAgents = names => {
-  const chat = document.querySelector("tenuto-chat")
-  const { members } = chat.client.channel(chat.getAttribute("channel")).getSnapshot().presence
-  return names.every(name => members.some(({ id }) => id === name))
-}
-
-// Count in `gone` how often a person was away.
-const countAbsences = () => {
-  window.gone = 0
-  const people = document.getElementById("people")
-  new MutationObserver(() => { if (people.children.length < 2) window.gone++ }).observe(people, { childList: true })
-}

@@ -76,20 +76,6 @@ const faults = {
   },
 }
 
-const isPath = path => {
-  const { messages } = channel.getSnapshot()
-  const isOver = messages.every(({ local, status }) => !local && status !== "streaming")
-  return isOver && messages.map(({ text }) => text).join(", ") === path
-}
-
-// Send three messages that only the storage has, by a clock that goes back, and reload.
-const sendAndReload = () => {
-  client.suspend()
-  Date.now = () => 1_000_000 - performance.now() // a clock that goes back
-  for (const id of ["z", "a", "m"]) void channel.send({ id, text: id }).catch(() => {})
-  location.reload()
-}
-
 // All that a page receives from other pages, for the test that two people share a browser.
 const listen = () => {
   window.received = []

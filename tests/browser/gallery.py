@@ -32,14 +32,19 @@ async def gallery_server() -> AsyncIterator[str]:
 
 
 async def open_gallery(browser: Browser, address: str, query: str = "", **options: Any) -> Page:
-    """Return a window that shows the state of the query, or all states. It fails if a state is not reached."""
+    """Return a window that shows the state of the query, or all states.
+
+    It fails if a state is not reached, or violates the policy of the page.
+    """
     context = await browser.new_context(**options)
     context.set_default_timeout(TIMEOUT_MS)
-    page = await context.new_page()
+    page, violations = await context.new_page(), list[str]()
+    page.on("console", lambda message: violations.append(message.text) if "Policy" in message.text else None)
     await page.goto(f"{address}?{query}")
     try:
         await page.wait_for_selector("body[data-ready]")
     except TimeoutError as error:
         error.add_note(f"not reached: {await page.locator('figure:not([data-ready]) figcaption').all_inner_texts()}")
         raise
+    assert violations == []
     return page

@@ -162,6 +162,7 @@ async def test_all_states_are_seen_in_forced_colours_and_each_element_has_its_pa
 ) -> None:
     page = await open_gallery(browser, address, forced_colors="active")
     assert await page.evaluate("matchMedia('(forced-colors: active)').matches")
+    assert await page.locator("tenuto-chat").count() == len(STATES)
     documented = (ROOT / "docs/widget.md").read_text().split("`::part`:")[1].split("\n\n")[0]
     found = await page.evaluate(_PARTS)
     assert set(found["parts"]) == set(re.findall(r"`([\w-]+)`", documented))

@@ -12,7 +12,7 @@ from playwright.async_api import Browser, Page
 
 from tests.browser.tab import script
 from tests.browser.test_client import app_with, follow, opened, page_at, token, verified
-from tests.conftest import in_long, rest_in_long, transports
+from tests.conftest import in_long, rest_in_long
 
 SECRET_TEXT = "canary of ada"
 
@@ -34,22 +34,19 @@ async def stored(window: Page) -> str:
     return found
 
 
-@pytest.mark.parametrize("transport", transports("websocket"))
-async def test_reload_begins_with_the_cached_view_and_fetches_only_the_difference(
-    browser: Browser, transport: str
-) -> None:
+async def test_reload_begins_with_the_cached_view_and_fetches_only_the_difference(browser: Browser) -> None:
     hub, text = verified(), "word " * 20_000
     async with opened(browser, hub) as (_, window):
         async with hub.message("chat:1", id="a") as message:
             await message.append(text)
-            await follow(window, token=token(), transport=transport)
+            await follow(window, token=token())
             await window.wait_for_function("length => window.snapshots?.at(-1)?.text.length === length", arg=len(text))
             await window.wait_for_function(_IS_LIVE)
             first_length = await window.evaluate("window.channel.stats.characters")
             await until_stored(window, text)
             await window.reload()
             await message.append("and more")
-            await follow(window, token=token(), transport=transport)
+            await follow(window, token=token())
             await window.wait_for_function(_IS_LIVE)
             first, *_, last = await window.evaluate("window.snapshots")
         assert (first["text"], first["isFromCache"], first["state"]) == (text, True, "connecting")

@@ -6,23 +6,18 @@ Layer: tests.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import jwt
 from playwright.async_api import Browser, Page, WebSocketRoute, expect
-from starlette.applications import Starlette
-from starlette.responses import HTMLResponse
-from starlette.routing import Mount, Route
 
 from proof.chaos.processes import free_port
 from tenuto import Hub, Limits
 from tenuto.hub.access.tokens import jwt_verifier
 from tests.browser.tab import script
-from tests.browser.test_client import FIRST_WORDS_S, SECRET, app_with, page_at, token, verified
-from tests.browser.test_markdown import POLICY
+from tests.browser.test_client import FIRST_WORDS_S, SECRET, app_with, page_app, page_at, token, verified
+from tests.browser.test_markdown import POLICY, WITH_ELEMENT
 from tests.conftest import in_long
 from tests.transports.conftest import new_hub, serving
 
@@ -111,12 +106,7 @@ async def scene(
                 await message.flush()
                 stored.set()
 
-    async def document(request: object) -> HTMLResponse:
-        page = f"<!doctype html><title>Chat</title><script type=module src=/tenuto/web/chat.js></script>{tag}"
-        return HTMLResponse(page, headers={"content-security-policy": POLICY})
-
-    app = Starlette(routes=[Route("/", document), Mount("/tenuto", hub)])
-    async with serving(hub, app) as served:
+    async with serving(hub, page_app(WITH_ELEMENT + tag, hub, policy=POLICY)) as served:
         page = await page_at(browser, served.port)
         here = Scene(page, hub, pieces, stored)
         page.on("console", lambda message: here.violations.append(message.text) if "Policy" in message.text else None)
@@ -707,8 +697,7 @@ async def test_right_that_is_withdrawn_is_named_and_the_draft_stays(browser: Bro
         await here.until("Online")
         await here.hub.create("chat:1", text="kept", author="Bea")
         await here.page.fill("textarea", "My draft")
-        claims = {"sub": "ada", "aud": "chat", "exp": time.time() + 600, "tenuto": {"other": ["subscribe"]}}
-        lost = jwt.encode(claims, SECRET, algorithm="HS256")
+        lost = token(channels=["other"])
         await here.page.evaluate("lost => { client.token.source = () => lost; client.token.renew('expired') }", lost)
         await here.page.evaluate("client.suspend(), client.resume()")
         await here.until("You have no access to this chat.")

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -22,16 +23,16 @@ from playwright.async_api import Browser, Page
 from playwright.async_api import Route as Interception
 from starlette.applications import Starlette
 from starlette.responses import HTMLResponse
-from starlette.routing import Mount, Route
+from starlette.routing import BaseRoute, Mount, Route
 
 from proof.chaos.processes import free_port
 from tenuto.app import Hub
 from tenuto.hub.access.tokens import jwt_verifier
-from tenuto.hub.clock import Clock
 from tests.browser.tab import TIMEOUT_MS, script
-from tests.conftest import in_long, rest_in_long, transports
+from tests.conftest import in_long, rest_in_long
 from tests.nginx import needs_nginx, nginx
 from tests.transports.conftest import listening, new_hub, serving
+from tests.virtual import Watch
 
 WEB = Path(__file__).parents[2] / "tenuto" / "web"
 SECRET = "0123456789abcdef0123456789abcdef"
@@ -41,15 +42,22 @@ FIRST_WORDS_S = 15.0  # the client must name the reason of a failure within 5 s;
 FOLLOW = script("follow", "follow")
 
 
-async def page(request: Any) -> HTMLResponse:
-    return HTMLResponse("<!doctype html><title>test</title><link rel='icon' href='data:,'>")
+EMPTY = "<!doctype html><title>test</title><link rel='icon' href='data:,'>"
+
+
+def page_app(html: str, hub: Hub | None = None, *more: BaseRoute, policy: str = "") -> Starlette:
+    """Return an app with a page at /, perhaps under a content security policy, and perhaps with `hub` at /tenuto."""
+
+    async def document(request: object) -> HTMLResponse:
+        return HTMLResponse(html, headers={"content-security-policy": policy} if policy else None)
+
+    return Starlette(routes=[Route("/", document), *more, *([Mount("/tenuto", hub)] if hub is not None else [])])
 
 
 @asynccontextmanager
 async def app_with(hub: Hub) -> AsyncIterator[int]:
     """Serve `hub` at /tenuto, beside an empty page; yield the port."""
-    app = Starlette(routes=[Route("/", page), Mount("/tenuto", hub)])
-    async with serving(hub, app) as served:
+    async with serving(hub, page_app(EMPTY, hub)) as served:
         yield served.port
 
 
@@ -80,31 +88,16 @@ async def error_code(window: Page) -> str:
     return code
 
 
-class Watch(Clock):
-    """A clock that a test moves."""
-
-    ahead_ms = 0
-
-    def now_ms(self) -> int:
-        return super().now_ms() + self.ahead_ms
+def verified(watch: Watch | None = None, cookie: str | None = None, **options: Any) -> Hub:
+    watch = watch or Watch()
+    verify = jwt_verifier(secret=SECRET, audience="chat", leeway_s=0, now_s=watch.now_s, cookie=cookie)
+    return new_hub(authenticate=verify, clock=watch, **options)
 
 
-def verified(clock: Clock | None = None, cookie: str | None = None, **options: Any) -> Hub:
-    clock = clock or Clock()
-    verify = jwt_verifier(
-        secret=SECRET, audience="chat", leeway_s=0, now_s=lambda: clock.now_ms() / 1000, cookie=cookie
-    )
-    return new_hub(authenticate=verify, clock=clock, **options)
-
-
-def token(left_s: float = 600, *, ahead_s: float = 0, secret: str = SECRET, sub: str = "ada") -> str:
-    claims = {
-        "sub": sub,
-        "aud": "chat",
-        "exp": Clock().now_ms() / 1000 + ahead_s + left_s,
-        "tenuto": {"chat:*": ["subscribe", "history", "publish"]},
-    }
-    return jwt.encode(claims, secret, algorithm="HS256")
+def token(left_s: float = 600, *, ahead_s: float = 0, sub: str = "ada", channels: Sequence[str] = ("chat:*",)) -> str:
+    rights = {name: ["subscribe", "history", "publish", "presence"] for name in channels}
+    claims = {"sub": sub, "aud": "chat", "exp": time.time() + ahead_s + left_s, "tenuto": rights}
+    return jwt.encode(claims, SECRET, algorithm="HS256")
 
 
 @asynccontextmanager
@@ -121,25 +114,20 @@ async def opened(browser: Browser, hub: Hub | None = None) -> AsyncIterator[tupl
 
 
 @pytest.mark.parametrize("transport", ["websocket", "sse", "poll"])
-@pytest.mark.parametrize(("new", "person"), rest_in_long([(verified, "ada"), (new_hub, "anonymous")]))
-async def test_page_with_a_token_follows_and_writes_on_each_transport(
-    browser: Browser, new: Callable[[], Hub], person: str, transport: str
-) -> None:
-    hub = new()
-    async with opened(browser, hub) as (_, window):
+async def test_page_with_a_token_follows_and_writes_on_each_transport(browser: Browser, transport: str) -> None:
+    async with opened(browser) as (hub, window):
         await follow(window, token=token(), transport=transport)
         await window.evaluate("window.channel.create({ id: 'q', text: 'hello' })")
         await until_shown(window, "hello")
-        assert await window.evaluate("window.channel.getSnapshot().you.id") == person
-        assert (await hub.read("chat:1", "q"))[0].author == person
+        assert await window.evaluate("window.channel.getSnapshot().you.id") == "ada"
+        assert (await hub.read("chat:1", "q"))[0].author == "ada"
 
 
-@pytest.mark.parametrize("transport", transports("sse"))
-async def test_token_that_expires_in_the_middle_of_an_answer_costs_no_text(browser: Browser, transport: str) -> None:
+async def test_token_that_expires_in_the_middle_of_an_answer_costs_no_text(browser: Browser) -> None:
     watch = Watch()
     hub = verified(watch)
     async with opened(browser, hub) as (_, window):
-        await follow(window, tokens=[token(60), token(600, ahead_s=120)], transport=transport)
+        await follow(window, tokens=[token(60), token(600, ahead_s=120)], transport="sse")
         async with hub.message("chat:1", id="a") as message:
             await message.append("before ")
             await until_shown(window, "before ")
@@ -171,10 +159,7 @@ async def test_page_without_another_transport_whose_cookie_has_ended_asks_for_a_
         await window.wait_for_function("() => window.client.state === 'live'")
 
 
-@pytest.mark.parametrize("transport", transports("websocket"))
-async def test_message_of_a_person_who_is_gone_is_stored_once_as_theirs_when_they_return(
-    browser: Browser, transport: str
-) -> None:
+async def test_message_of_a_person_who_is_gone_is_stored_once_as_theirs_when_they_return(browser: Browser) -> None:
     async with opened(browser, verified(cookie="session")) as (hub, window):
 
         async def sign_in(sub: str) -> None:
@@ -187,12 +172,11 @@ async def test_message_of_a_person_who_is_gone_is_stored_once_as_theirs_when_the
 
         await sign_in("ada")
         await window.evaluate(
-            """async (transport) => {
+            """async () => {
               const { connect } = await import("/tenuto/web/client.js")
-              window.client = connect({ url: "/tenuto", transport })
+              window.client = connect({ url: "/tenuto", transport: "websocket" })
               window.channel = client.channel("chat:1")
-            }""",
-            transport,
+            }"""
         )
         await until_attached_as("ada")
         await window.evaluate(
@@ -215,7 +199,7 @@ async def test_message_of_a_person_who_is_gone_is_stored_once_as_theirs_when_the
         assert [(one.id, one.author) for one in (await hub.history("chat:1")).messages] == [("q", "ada")]
 
 
-@pytest.mark.parametrize("transport", transports("websocket"))
+@pytest.mark.parametrize("transport", rest_in_long(["websocket", "sse", "poll"]))
 async def test_message_that_is_sent_in_the_task_of_a_reload_is_stored_once(browser: Browser, transport: str) -> None:
     async with opened(browser) as (hub, window):
         await follow(window, token=token(), transport=transport)
@@ -266,7 +250,7 @@ async def test_module_that_is_not_loaded_at_first_is_loaded_later(browser: Brows
 
 async def test_foreign_page_learns_the_setting_that_allows_its_origin(browser: Browser) -> None:
     warnings: list[str] = []
-    async with app_with(new_hub()) as port, listening(Starlette(routes=[Route("/", page)])) as elsewhere:
+    async with app_with(new_hub()) as port, listening(page_app(EMPTY)) as elsewhere:
         window = await page_at(browser, elsewhere)
         window.on("console", lambda line: warnings.append(line.text) if line.type == "warning" else None)
 
@@ -292,13 +276,8 @@ async def test_foreign_page_learns_the_setting_that_allows_its_origin(browser: B
 
 
 async def test_content_security_policy_that_blocks_the_server_is_named(browser: Browser) -> None:
-    async def strict(request: Any) -> HTMLResponse:
-        policy = "default-src 'self'; script-src 'self' 'unsafe-eval'; connect-src 'none'"
-        return HTMLResponse("<!doctype html><title>test</title>", headers={"Content-Security-Policy": policy})
-
-    hub = new_hub()
-    app = Starlette(routes=[Route("/", strict), Mount("/tenuto", hub)])
-    async with serving(hub, app) as served:
+    hub, policy = new_hub(), "default-src 'self'; script-src 'self' 'unsafe-eval'; connect-src 'none'"
+    async with serving(hub, page_app("<!doctype html><title>test</title>", hub, policy=policy)) as served:
         window = await page_at(browser, served.port)
         await follow(window)
         assert await error_code(window) == "blocked_by_csp"

@@ -8,18 +8,12 @@ Layer: tests.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 from playwright.async_api import Browser, expect
-from starlette.applications import Starlette
-from starlette.responses import HTMLResponse
-from starlette.routing import Mount, Route
 
-from tenuto.app import Hub
-from tests.browser.test_client import page_at
-from tests.transports.conftest import Served, new_hub, serving
+from tests.browser.test_client import page_app, page_at
+from tests.transports.conftest import new_hub, serving
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -32,17 +26,9 @@ def block(page: str, heading: str) -> str:
     return found[1]
 
 
-@asynccontextmanager
-async def served_page(hub: Hub, html: str) -> AsyncIterator[Served]:
-    async def document(request: object) -> HTMLResponse:
-        return HTMLResponse(html)
-
-    async with serving(hub, Starlette(routes=[Route("/", document), Mount("/tenuto", hub)])) as served:
-        yield served
-
-
 async def test_first_page_of_the_reference_sends_and_shows_a_message(browser: Browser) -> None:
-    async with served_page(new_hub(), block("browser.md", "The browser client")) as served:
+    hub = new_hub()
+    async with serving(hub, page_app(block("browser.md", "The browser client"), hub)) as served:
         window = await page_at(browser, served.port)
         await expect(window.locator("body")).to_contain_text(": Hello")
         await expect(window.locator("body")).to_contain_text("(live)")
@@ -51,7 +37,7 @@ async def test_first_page_of_the_reference_sends_and_shows_a_message(browser: Br
 
 async def test_plain_page_changes_only_the_element_of_the_changed_message(browser: Browser) -> None:
     hub = new_hub()
-    async with served_page(hub, block("frameworks.md", "Plain JavaScript")) as served:
+    async with serving(hub, page_app(block("frameworks.md", "Plain JavaScript"), hub)) as served:
         window = await page_at(browser, served.port)
         await window.fill("input", "Why?")
         await window.dblclick("button")
@@ -68,7 +54,7 @@ async def test_plain_page_changes_only_the_element_of_the_changed_message(browse
 
 async def test_page_with_an_eventsource_shows_one_answer_to_its_end(browser: Browser) -> None:
     hub = new_hub()
-    async with served_page(hub, block("frameworks.md", "Without the client")) as served:
+    async with serving(hub, page_app(block("frameworks.md", "Without the client"), hub)) as served:
         async with hub.message("chat:1", id="a1") as message:
             await message.append("One, ")
             window = await page_at(browser, served.port, "/?id=a1")

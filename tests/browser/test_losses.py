@@ -14,13 +14,11 @@ from contextlib import asynccontextmanager
 from itertools import count, pairwise
 from pathlib import Path
 
-import pytest
 from playwright.async_api import Browser, Page
 
 from tenuto.app import Hub
 from tests.browser.test_client import app_with, follow, token, verified
 from tests.browser.test_tabs import open_tab, transport, window_of
-from tests.conftest import transports
 from tests.proxy import FaultProxy
 
 _IS_SENT = "() => channel.getSnapshot().messages.every(({ local }) => !local)"
@@ -57,14 +55,13 @@ async def writing(hub: Hub) -> AsyncIterator[None]:
         await task
 
 
-@pytest.mark.parametrize("name", transports("poll"))
-async def test_tabs_that_are_reloaded_at_random_moments_lose_and_double_nothing(browser: Browser, name: str) -> None:
+async def test_tabs_that_are_reloaded_at_random_moments_lose_and_double_nothing(browser: Browser) -> None:
     hub, chosen = verified(), random.Random(12)
     sent = [f"sent-{number}" for number in range(9)]
     async with app_with(hub) as port:
         context = await window_of(browser)
         async with writing(hub):
-            tabs = [await open_tab(context, port, transport=name) for _ in range(3)]
+            tabs = [await open_tab(context, port, transport="poll") for _ in range(3)]
             for number, text in enumerate(sent):
                 tab = tabs[number] if number < 3 else chosen.choice(tabs)  # each at least once, the leader first
                 length = len(await tab.evaluate("text('a')")) + chosen.randrange(1, 300)
@@ -75,7 +72,7 @@ async def test_tabs_that_are_reloaded_at_random_moments_lose_and_double_nothing(
                     await tab.evaluate(
                         "text => { void channel.send({ id: text, text }).catch(() => {}); location.reload() }", text
                     )
-                await follow(tab, token=token(), transport=name)
+                await follow(tab, token=token(), transport="poll")
             for tab in tabs:
                 await tab.wait_for_function(_IS_SENT)
         await check_shown(tabs, (await hub.read("chat:1", "a"))[0].text)
@@ -83,12 +80,11 @@ async def test_tabs_that_are_reloaded_at_random_moments_lose_and_double_nothing(
         assert sorted(texts) == sent
         for tab in tabs:
             await tab.wait_for_function("count => channel.getSnapshot().all.length === count", arg=1 + len(sent))
-        assert sorted([await transport(tab) for tab in tabs]) == sorted([name, "tab", "tab"])
+        assert sorted([await transport(tab) for tab in tabs]) == ["poll", "tab", "tab"]
 
 
-@pytest.mark.parametrize("name", transports("sse"))
 async def test_tabs_lose_nothing_over_ten_seconds_offline_and_a_restart_of_the_server(
-    browser: Browser, tmp_path: Path, name: str
+    browser: Browser, tmp_path: Path
 ) -> None:
     def new() -> Hub:
         return verified(url=f"sqlite:///{tmp_path}/test.db")
@@ -99,7 +95,7 @@ async def test_tabs_lose_nothing_over_ten_seconds_offline_and_a_restart_of_the_s
         hub = new()
         async with app_with(hub) as port:
             proxy.upstream = ("127.0.0.1", port)
-            tabs = [await open_tab(context, proxy.port, transport=name) for _ in range(3)]
+            tabs = [await open_tab(context, proxy.port, transport="sse") for _ in range(3)]
             async with hub.message("chat:1", id="a") as message:
                 await message.append("before ")
                 for tab in tabs:

@@ -1,23 +1,20 @@
-"""The Markdown of the chat element in Chromium: pieces, long blocks, half-open ends, and hostile text.
+"""The Markdown of the chat element in Chromium: links, code, formulas, and half-open ends.
 
-Layer: tests.
+Layer: tests. `long` has all texts in all pieces, and hostile text.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
 
 from playwright.async_api import Browser, Page
-from starlette.applications import Starlette
-from starlette.responses import HTMLResponse
-from starlette.routing import Mount, Route
+from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 
-from tests.browser.test_client import page_at
+from tests.browser.test_client import page_app, page_at
 from tests.conftest import in_long
 from tests.transports.conftest import new_hub, serving
 
@@ -25,38 +22,20 @@ ROOT = Path(__file__).parents[2]
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; require-trusted-types-for 'script'"
 )
+WITH_ELEMENT = "<!doctype html><title>Chat</title><script type=module src=/tenuto/web/chat.js></script>"
 _PAGE = "<!doctype html><div id=root></div><script type=module src=/tests/browser/markdown_page.js></script>"
-HOSTILE = json.loads((Path(__file__).parent / "hostile.json").read_text())
 
 
 @asynccontextmanager
 async def markdown_page(browser: Browser, policy: str = POLICY) -> AsyncIterator[Page]:
     """Open a page with the functions of `markdown_page.js`."""
 
-    async def document(request: object) -> HTMLResponse:
-        return HTMLResponse(_PAGE, headers={"content-security-policy": policy})
-
-    hub = new_hub()
-    files = StaticFiles(directory=ROOT / "tests")
-    app = Starlette(routes=[Route("/", document), Mount("/tests", files), Mount("/tenuto", hub)])
-    async with serving(hub, app) as served:
+    hub, files = new_hub(), Mount("/tests", StaticFiles(directory=ROOT / "tests"))
+    async with serving(hub, page_app(_PAGE, hub, files, policy=policy)) as served:
         page = await page_at(browser, served.port)
         await page.wait_for_function("() => window.tests !== undefined")
         yield page
         await page.goto("about:blank")
-
-
-async def test_nodes_do_not_depend_on_the_pieces(page: Page) -> None:
-    assert await page.evaluate("tests.random(0, 10)") == []
-
-
-async def test_hostile_text_runs_and_fetches_nothing(page: Page) -> None:
-    requests: list[str] = []
-    page.on("request", lambda request: requests.append(request.url))
-    for text in HOSTILE:
-        assert await page.evaluate("text => tests.forbidden(text, 7)", text) == [], text[:80]
-    assert await page.evaluate("[window.hit, tests.violations, Object.prototype.href]") == [None, [], None]
-    assert requests == [one for one in requests if one.endswith("/web/vendor/highlight.js")]
 
 
 async def test_link_whose_text_is_another_address_names_its_host(page: Page) -> None:

@@ -12,13 +12,10 @@ from pathlib import Path
 
 import pytest
 from playwright.async_api import Browser
-from starlette.applications import Starlette
-from starlette.responses import HTMLResponse
-from starlette.routing import Mount, Route
 
 from tenuto.agents.turn import Turn
 from tenuto.transports import app as transport
-from tests.browser.test_client import page_at
+from tests.browser.test_client import page_app, page_at
 from tests.processes import PATIENCE_S
 from tests.transports.conftest import new_hub, serving
 
@@ -35,16 +32,12 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return package
 
 
-async def page(request: object) -> HTMLResponse:
-    return HTMLResponse(_PAGE)
-
-
 async def test_page_gets_the_minified_client_from_the_hub(
     browser: Browser, package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transport, "WEB", package)
     hub = new_hub()
-    async with serving(hub, Starlette(routes=[Route("/", page), Mount("/tenuto", hub)])) as served:
+    async with serving(hub, page_app(_PAGE, hub)) as served:
         window = await page_at(browser, served.port)
         loaded: list[str] = []
         window.on("response", lambda response: loaded.append(response.url.rpartition("/")[2]))

@@ -8,15 +8,16 @@ from __future__ import annotations
 import asyncio
 import re
 import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from playwright.async_api import Browser
-from starlette.applications import Starlette
-from starlette.responses import HTMLResponse, Response
-from starlette.routing import Mount, Route
+from starlette.responses import Response
+from starlette.routing import Route
 
-from tests.browser.test_client import page_at
-from tests.transports.conftest import new_hub, serving
+from tests.browser.test_client import page_app, page_at
+from tests.transports.conftest import Served, new_hub, serving
 
 ROOT = Path(__file__).parents[2]
 _MAIN = (Path(__file__).parent / "react" / "main.jsx").read_text()
@@ -49,25 +50,23 @@ def bundle(folder: Path, page: str) -> str:
     return (folder / "bundle.js").read_text()
 
 
-async def app_of(folder: Path, page: str) -> Starlette:
-    script = await asyncio.to_thread(bundle, folder, page)
-
-    async def document(request: object) -> HTMLResponse:
-        return HTMLResponse("<!doctype html><div id=root></div><script type=module src=/bundle.js></script>")
+@asynccontextmanager
+async def serving_page(folder: Path, page: str) -> AsyncIterator[Served]:
+    """Serve the page with React and the client, and a hub."""
+    script, hub = await asyncio.to_thread(bundle, folder, page), new_hub()
 
     async def code(request: object) -> Response:
         return Response(script, media_type="text/javascript")
 
-    return Starlette(routes=[Route("/", document), Route("/bundle.js", code)])
+    html = "<!doctype html><div id=root></div><script type=module src=/bundle.js></script>"
+    async with serving(hub, page_app(html, hub, Route("/bundle.js", code))) as served:
+        yield served
 
 
 async def test_documented_chat_has_ten_lines_and_runs_in_strict_mode(browser: Browser, tmp_path: Path) -> None:
     assert len(documented_page().splitlines()) == 10
-    hub = new_hub()
-    app = await app_of(tmp_path, documented_page())
-    app.routes.append(Mount("/tenuto", hub))
-    async with serving(hub, app) as served:
-        window = await page_at(browser, served.port)
+    async with serving_page(tmp_path, documented_page()) as served:
+        hub, window = served.hub, await page_at(browser, served.port)
         await window.fill("input[name=text]", "Hello")
         await window.evaluate("for (let n = 0; n < 2; n++) document.querySelector('form').requestSubmit()")
         await window.wait_for_selector("text=Hello")
@@ -80,12 +79,9 @@ async def test_documented_chat_has_ten_lines_and_runs_in_strict_mode(browser: Br
 
 
 async def test_component_of_one_message_renders_only_for_its_own_changes(browser: Browser, tmp_path: Path) -> None:
-    hub = new_hub()
-    app = await app_of(tmp_path, _OWN)
-    app.routes.append(Mount("/tenuto", hub))
-    async with serving(hub, app) as served:
-        await hub.create("chat:1", id="first", text="one")
-        async with hub.message("chat:1", id="second") as message:
+    async with serving_page(tmp_path, _OWN) as served:
+        await served.hub.create("chat:1", id="first", text="one")
+        async with served.hub.message("chat:1", id="second") as message:
             await message.append("two")
             window = await page_at(browser, served.port)
             await window.wait_for_function("() => document.getElementById('second')?.textContent === 'two'")
@@ -104,12 +100,9 @@ async def test_component_of_one_message_renders_only_for_its_own_changes(browser
 async def test_hook_closes_the_channel_that_it_has_opened_and_not_that_of_the_app(
     browser: Browser, tmp_path: Path
 ) -> None:
-    hub = new_hub()
-    app = await app_of(tmp_path, _MOUNTED)
-    app.routes.append(Mount("/tenuto", hub))
-    async with serving(hub, app) as served:
+    async with serving_page(tmp_path, _MOUNTED) as served:
         for name in ("named", "own"):
-            await hub.create(f"chat:{name}", text=name)
+            await served.hub.create(f"chat:{name}", text=name)
         context = await browser.new_context()
         await context.clock.install()
         window = await context.new_page()

@@ -11,14 +11,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-import jwt
 import pytest
 from playwright.async_api import Browser, BrowserContext, Page, async_playwright
 
 from tenuto.app import Hub
 from tests.browser.tab import ARGUMENTS, TIMEOUT_MS, chromium_path, script
 from tests.browser.test_cache import stored
-from tests.browser.test_client import SECRET, app_with, follow, token, until_shown, verified
+from tests.browser.test_client import app_with, follow, token, until_shown, verified
 from tests.conftest import in_long, rest_in_long
 from tests.transports.conftest import PATIENCE_S
 
@@ -29,11 +28,9 @@ _NOTE_DELAYS = script("follow", "noteDelays")
 _LISTEN = f"({script('follow', 'listen')})()"
 
 
-def token_for(sub: str, *channels: str) -> str:
-    """Return a token for `channels` only."""
-    rights = {name: ["subscribe", "history", "publish", "presence"] for name in channels}
-    claims = {"sub": sub, "aud": "chat", "exp": time.time() + 600, "tenuto": rights}
-    return jwt.encode(claims, SECRET, algorithm="HS256")
+def token_for(sub: str, channel: str) -> str:
+    """Return a token for one channel only."""
+    return token(sub=sub, channels=[channel])
 
 
 async def window_of(browser: Browser) -> BrowserContext:

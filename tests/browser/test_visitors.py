@@ -11,13 +11,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from playwright.async_api import Browser, Locator, Page, expect
-from starlette.applications import Starlette
-from starlette.responses import HTMLResponse
-from starlette.routing import Mount, Route
 
 from tenuto import Hub, visitors
 from tests.browser.tab import TIMEOUT_MS, script
-from tests.browser.test_markdown import POLICY
+from tests.browser.test_client import page_app
+from tests.browser.test_markdown import POLICY, WITH_ELEMENT
 from tests.transports.conftest import listening, new_hub, serving
 
 TAG = "<tenuto-chat></tenuto-chat>"
@@ -54,12 +52,7 @@ async def site(browser: Browser, tag: str = TAG, hub: Hub | None = None, **limit
             await here.goes_on.wait()
             await message.append(" The end.")
 
-    async def document(request: object) -> HTMLResponse:
-        page = f"<!doctype html><title>Chat</title><script type=module src=/tenuto/web/chat.js></script>{tag}"
-        return HTMLResponse(page, headers={"content-security-policy": POLICY})
-
-    app = Starlette(routes=[Route("/", document), Mount("/tenuto", here.hub)])
-    async with serving(here.hub, app) as served:
+    async with serving(here.hub, page_app(WITH_ELEMENT + tag, here.hub, policy=POLICY)) as served:
         here.address = f"http://localhost:{served.port}/"
         yield here
         here.goes_on.set()
@@ -120,11 +113,7 @@ async def test_a_page_of_another_origin_keeps_a_token(browser: Browser) -> None:
     async with site(browser, hub=hub) as here:
         address = here.address.replace("localhost", "127.0.0.1")
         tag = f"<script type=module src={address}tenuto/web/chat.js></script>{TAG}"
-
-        async def document(request: object) -> HTMLResponse:
-            return HTMLResponse(f"<!doctype html><title>Blog</title>{tag}")
-
-        async with listening(Starlette(routes=[Route("/", document)])) as port:
+        async with listening(page_app(f"<!doctype html><title>Blog</title>{tag}")) as port:
             page = await here.visitor(f"http://localhost:{port}/")
             await ask(page, "from a blog")
             await expect(messages(page)).to_have_count(2)

@@ -95,7 +95,7 @@ async def test_a_reload_loses_the_plain_stream_and_costs_tenuto_nothing(browser:
         assert [*(await counts(page, "plain"))[::2], *await counts(page, "tenuto")] == [1, 2, 1, 0, 1]
 
 
-async def test_another_window_sees_the_same_text_and_was_never_sent_the_plain_stream(
+async def test_another_window_sees_the_same_text_and_may_steer_and_stop_it_and_was_never_sent_the_plain_stream(
     browser: Browser, shared: Server
 ) -> None:
     async with visiting(browser) as context:
@@ -109,6 +109,13 @@ async def test_another_window_sees_the_same_text_and_was_never_sent_the_plain_st
         await tile(page, "window").to_contain_text(f"{name} sees the same text")
         await expect(page.locator("#people li")).to_have_count(2)
         await expect(other.locator(".loss")).to_contain_text("This window was never sent the stream.")
+        await other.fill("textarea", "Hm")
+        await expect(page.locator(".status")).to_have_text(re.compile(".+ is typing…"))
+        await other.get_by_role("button", name="Steer this answer").click()
+        await other.fill("textarea", "And what is an epoch?")
+        await other.press("textarea", "Enter")
+        await expect(page.locator(".assistant")).to_contain_text("says: And what is an epoch?")
+        assert await page.locator(".user").count() == 1
         await other.click(".stop")
         await expect(page.locator(".assistant .state")).to_have_text("Stopped")
 

@@ -1,6 +1,6 @@
-"""The buttons of the demo at four moments, with the written answers: the promise holds and it ticks.
+"""The buttons of the demo at other moments than in the text: the promise holds and it ticks.
 
-Layer: tests. `tests/demo/test_page.py` has the story that a visitor sees.
+Layer: tests. `tests/demo/test_page.py` has the story that a visitor sees, with each button in the text.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from tests.browser.tab import TIMEOUT_MS
 from tests.demo.test_page import answer_of, until_length, visiting
 from tests.processes import Server
 
-# Each button in the text, the death of the server at each moment, and the others at one more.
+# The death of the server at each moment, and the others at one.
 CASES = [
-    *((button, "in text") for button in ("reload", "window", "kill", "crash", "offline")),
     *(("kill", moment) for moment in ("before the first word", "in code", "after the end")),
     *[("reload", "after the end"), ("window", "in code")],
     *[("crash", "before the first word"), ("offline", "after the end")],
@@ -26,7 +25,6 @@ PLAIN = {
     "reload": "lost on your reload",
     "kill": "server died",
     "crash": "agent died",
-    "offline": "network was",
 }
 _IS_AT = {
     "before the first word": "({ answer }) => answer === undefined || answer.text === ''",

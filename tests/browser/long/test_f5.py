@@ -156,7 +156,6 @@ NO_LOGIN = "cannot be tested: Page.goto: net::ERR_INVALID_AUTH_CREDENTIALS; give
         ("basic", {}, NO_LOGIN),
         ("silent", {"field": "#none"}, "has no visible '#none'; check the address, or give --input"),
         ("silent", {"field": "##"}, f'css selector "##".*; {SELECTORS}'),
-        ("silent", {"send": "a[", "field": "textarea"}, rf'css selector "a\[".*; {SELECTORS}'),
         ("silent", {"answer": "text=Why"}, f"'text=Why' is not a valid selector.; {SELECTORS}"),
         ("silent", {"send": "#none"}, SILENT),
         ("log", {}, SILENT),
