@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import Any
 
 from proof.wirecheck import encode_frame
 
@@ -447,33 +447,6 @@ def introductions(port: int, seconds: float, bearer: str, at_once: int) -> Repor
     return again(attempt, seconds, at_once)
 
 
-def frame_from(stream: BinaryIO) -> bytes:
-    """Read one frame of the server and return its payload."""
-    length = stream.read(2)[1]
-    if length >= 126:
-        length = int.from_bytes(stream.read(2 if length == 126 else 8))
-    return stream.read(length)
-
-
-def publishing_frames(port: int, seconds: float, bearer: str, channel: str, text_bytes: int) -> Report:
-    """Send one `create` after another on a socket, and read the replies."""
-    create = {"type": "create", "ref": 1, "channel": channel, "text": "x" * text_bytes}
-    frame = encode_frame(1, json.dumps(create).encode(), mask=b"\0\0\0\0")
-    counts = {"stored": 0, "refused": 0}
-    with connect(port) as one:
-        one.sendall(f"{HANDSHAKE}Authorization: Bearer {bearer}\r\n\r\n".encode())
-        one.recv(4096)
-        until_s = time.monotonic() + seconds
-        begun(until_s)
-        stream = one.makefile("rb")
-        while time.monotonic() < until_s:
-            one.sendall(frame)
-            while (reply := frame_from(stream)).startswith(b'{"type":"ping"'):
-                pass
-            counts["stored" if reply.startswith(b'{"type":"ok"') else "refused"] += 1
-    return counts
-
-
 ATTACKS: dict[str, Callable[..., Report]] = {
     "endless_head": endless_head,
     "endless_trailer": endless_trailer,
@@ -482,7 +455,6 @@ ATTACKS: dict[str, Callable[..., Report]] = {
     "frames": frames,
     "within_rates": within_rates,
     "aborted_bodies": aborted_bodies,
-    "publishing_frames": publishing_frames,
     "introductions": introductions,
 }
 

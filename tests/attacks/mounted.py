@@ -8,7 +8,6 @@ the scene reads the memory of the largest process.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import importlib.util
 import os
@@ -23,7 +22,7 @@ import pytest
 
 from proof.chaos.engines import DEPLOYMENT
 from proof.chaos.processes import free_port
-from tests.attacks.scene import AUDIENCE, CHANNEL, SECRET, Scene, ask, writer_token
+from tests.attacks.scene import AUDIENCE, SECRET, Scene
 from tests.nginx import nginx_of_the_docs
 from tests.processes import Process, request
 
@@ -132,9 +131,5 @@ async def mounted_scene(folder: Path, name: str, *, is_behind_nginx: bool) -> As
         if is_behind_nginx:
             port = stack.enter_context(nginx_of_the_docs(folder, server.port))
         one = Scene(server, port=port, pid=server.pid_of_hub)
-        reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
-        path = f"/v1/channels/{CHANNEL}/messages"
-        begun = {"id": "m", "role": "assistant", "status": "streaming"}
-        assert (await ask(reader, writer, "POST", path, begun, writer_token()))[0] == 201
-        writer.close()
+        await one.begin()
         yield one

@@ -114,6 +114,14 @@ class Scene:
 
     # The bystander
 
+    async def begin(self) -> None:
+        """Begin the message to which the bystander appends."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        path = f"/v1/channels/{CHANNEL}/messages"
+        begun = {"id": "m", "role": "assistant", "status": "streaming"}
+        assert (await ask(reader, writer, "POST", path, begun, writer_token()))[0] == 201
+        writer.close()
+
     async def append_until(self, until: asyncio.Future[Any] | None, *, most: int | None = None) -> list[Request]:
         """Append small texts, one after another, until `until` is done; return the requests."""
         requests: list[Request] = []
@@ -202,11 +210,7 @@ async def scene(folder: Path, *options: str, by: tuple[str, ...] = ("-m", "tenut
     verifier = ("--jwt-secret-file", str(secret), "--jwt-audience", AUDIENCE)
     with Server("serve", folder, "--store", store, *verifier, *options, by=by) as server:
         one = Scene(server, server.port, server.running.pid)
-        reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
-        path = f"/v1/channels/{CHANNEL}/messages"
-        begun = {"id": "m", "role": "assistant", "status": "streaming"}
-        assert (await ask(reader, writer, "POST", path, begun, writer_token()))[0] == 201
-        writer.close()
+        await one.begin()
         for number in range(WARMING_SOCKETS):
             assert await introduces_itself(one, f"early-{number}")
         yield one

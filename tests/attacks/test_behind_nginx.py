@@ -32,8 +32,8 @@ async def behind_nginx(tmp_path: Path) -> AsyncIterator[Scene]:
 
 @pytest.mark.parametrize(
     ("begin", "piece", "status"),
-    [(HEAD, "X-Long: y\r\n", 400), (HEAD + "X-Long: ", "y", 400), ("GET /", "y", 414)],
-    ids=["header lines", "a header", "a path"],
+    [(HEAD, "X-Long: y\r\n", 400), ("GET /", "y", 414)],
+    ids=["header lines", "a path"],
 )
 async def test_nginx_refuses_an_endless_head(behind_nginx: Scene, begin: str, piece: str, status: int) -> None:
     outcome = await run(behind_nginx, "endless_head", begin=begin, piece=piece)

@@ -24,11 +24,9 @@ HEAD = "GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
     [
         (HEAD, "X-Long: y\r\n", 431, 100),
         (HEAD + "X-Long: ", "y", 431, 65536),
-        (HEAD + "X", "x", 431, 65536),
         ("GET /", "y", 414, 65536),
-        ("GET /?", "y", 414, 65536),
     ],
-    ids=["header lines", "a header", "a name", "a path", "a query"],
+    ids=["header lines", "a header", "a path"],
 )
 async def test_endless_head_is_refused(attacked: Scene, begin: str, piece: str, status: int, limit: int) -> None:
     outcome = await run(attacked, "endless_head", begin=begin, piece=piece)
@@ -88,49 +86,48 @@ INSIDE = b"GET /healthz?inside-a-body HTTP/1.1\r\nHost: localhost\r\nX-Forwarded
 UPGRADE = "Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\nUpgrade: "
 
 
-@pytest.mark.parametrize("is_chunked", [False, True], ids=["length", "chunked"])
-@pytest.mark.parametrize(
-    ("first", "status"),
-    [
-        (f"POST /healthz HTTP/1.1\r\n{UPGRADE}h2c\r\n", 405),
-        (f"POST /healthz HTTP/1.1\r\n{UPGRADE}websocket\r\n", 400),
-        (f"GET /v1/ws HTTP/1.1\r\n{UPGRADE}websocket\r\n", 400),
-        ("CONNECT localhost:80 HTTP/1.1\r\n", 400),
-        ("CONNECT /healthz HTTP/1.1\r\n", 400),
-    ],
-    ids=["h2c", "websocket", "handshake", "connect", "connect to a path"],
-)
-async def test_body_behind_an_upgrade_is_no_request(
-    watched_server: Scene, first: str, status: int, is_chunked: bool
-) -> None:
-    head = f"{first}Host: localhost\r\n".encode()
-    body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(INSIDE), INSIDE) if is_chunked else INSIDE
-    head += b"Transfer-Encoding: chunked\r\n\r\n" if is_chunked else b"Content-Length: %d\r\n\r\n" % len(body)
-    for pieces in ([head + body], [head, body], [head[:-3], head[-3:] + body[:5], body[5:]]):
-        with connect(watched_server.port) as one, connect(watched_server.port) as other:
-            for piece in pieces:
-                one.sendall(piece)
-                exchange(other, GET + b"\r\n")  # meanwhile the server has read the piece
-            received = one.recv(65536)  # waits longer than for the silence behind it
-            received += read_all(one, 0.3)
-        assert received.count(b"HTTP/1.1 ") == 1, received
-        assert received.startswith(b"HTTP/1.1 %d " % status), received
+UPGRADES = [
+    (f"POST /healthz HTTP/1.1\r\n{UPGRADE}h2c\r\n", 405),
+    (f"POST /healthz HTTP/1.1\r\n{UPGRADE}websocket\r\n", 400),
+    (f"GET /v1/ws HTTP/1.1\r\n{UPGRADE}websocket\r\n", 400),
+    ("CONNECT localhost:80 HTTP/1.1\r\n", 400),
+    ("CONNECT /healthz HTTP/1.1\r\n", 400),
+]
 
 
-@pytest.mark.parametrize("size", [10, 200_000])
-async def test_request_that_offers_http_2_is_served_with_its_body(attacked: Scene, size: int) -> None:
+async def test_body_behind_an_upgrade_is_no_request(watched_server: Scene) -> None:
+    def check(head: bytes, body: bytes, status: int) -> None:
+        for pieces in ([head + body], [head, body], [head[:-3], head[-3:] + body[:5], body[5:]]):
+            with connect(watched_server.port) as one, connect(watched_server.port) as other:
+                for piece in pieces:
+                    one.sendall(piece)
+                    exchange(other, GET + b"\r\n")  # meanwhile the server has read the piece
+                received = one.recv(65536)  # waits longer than for the silence behind it
+                received += read_all(one, 0.3)
+            assert received.count(b"HTTP/1.1 ") == 1, received
+            assert received.startswith(b"HTTP/1.1 %d " % status), (head, received)
+
+    chunked = b"%x\r\n%b\r\n0\r\n\r\n" % (len(INSIDE), INSIDE)
+    for first, status in UPGRADES:
+        head = f"{first}Host: localhost\r\n".encode()
+        check(head + b"Content-Length: %d\r\n\r\n" % len(INSIDE), INSIDE, status)
+        check(head + b"Transfer-Encoding: chunked\r\n\r\n", chunked, status)
+
+
+async def test_request_that_offers_http_2_is_served_with_its_body(attacked: Scene) -> None:
     """As `curl --http2 -d` sends it: a server may ignore the offer."""
-    body = json.dumps({"text": "x" * size}).encode()
-    head = (
-        f"POST /v1/channels/h2c/messages HTTP/1.1\r\nHost: localhost\r\n{UPGRADE}h2c\r\n"
-        f"Authorization: Bearer {writer_token()}\r\nContent-Type: application/json\r\n"
-        f"X-Empty:\r\nContent-Length: {len(body)}\r\n\r\n"
-    ).encode()
-    for pieces in ([head + body], [head, body], [head[:100], head[100:] + body]):
-        with connect(attacked.port) as one:
-            for piece in pieces[:-1]:
-                one.sendall(piece)
-            status, length = exchange(one, pieces[-1])
-            assert (status, length > size) == (201, True)
-            assert exchange(one, GET + b"Connection: upgrade\r\nUpgrade: h2c\r\n\r\n" + GET + b"\r\n")[0] == 200
-            assert read_all(one, 0.3).count(b"HTTP/1.1 200") <= 1
+    for size in (10, 200_000):
+        body = json.dumps({"text": "x" * size}).encode()
+        head = (
+            f"POST /v1/channels/h2c/messages HTTP/1.1\r\nHost: localhost\r\n{UPGRADE}h2c\r\n"
+            f"Authorization: Bearer {writer_token()}\r\nContent-Type: application/json\r\n"
+            f"X-Empty:\r\nContent-Length: {len(body)}\r\n\r\n"
+        ).encode()
+        for pieces in ([head + body], [head, body], [head[:100], head[100:] + body]):
+            with connect(attacked.port) as one:
+                for piece in pieces[:-1]:
+                    one.sendall(piece)
+                status, length = exchange(one, pieces[-1])
+                assert (status, length > size) == (201, True)
+                assert exchange(one, GET + b"Connection: upgrade\r\nUpgrade: h2c\r\n\r\n" + GET + b"\r\n")[0] == 200
+                assert read_all(one, 0.3).count(b"HTTP/1.1 200") <= 1

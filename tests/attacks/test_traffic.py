@@ -77,14 +77,6 @@ async def test_aborted_bodies_cost_the_rate_of_their_bytes(attacked: Scene) -> N
     assert await attacked.until_memory_is_back(outcome.before_bytes) < 30, outcome
 
 
-async def test_large_frames_cost_the_rate_of_their_bytes(attacked: Scene) -> None:
-    options = {"bearer": attacker(), "channel": CHANNEL, "text_bytes": TEXT_BYTES}
-    outcome = await run(attacked, "publishing_frames", **options)
-    outcome.check(64 * MIB)
-    assert outcome.report["stored"] >= 4, outcome
-    assert outcome.report["stored"] * 2 * TEXT_BYTES < PAID_BYTES + 2 * MIB, outcome
-
-
 async def test_edits_cost_the_rate_of_their_bytes_to_each_viewer(attacked: Scene) -> None:
     await publish(attacked, 1, 10, attacker())
     options = {
