@@ -8,7 +8,7 @@ import tracemalloc
 from typing import Any
 
 import uvicorn
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
@@ -191,7 +191,6 @@ async def results(queue: Any, event: Any, plan: list[Step]) -> list[object]:
     return [*log, left, event.is_set()]
 
 
-@settings(max_examples=100, deadline=None)
 @given(steps)
 def test_waits_equal_those_of_asyncio(plan: list[Step]) -> None:
     async def both() -> tuple[list[object], list[object]]:

@@ -3,10 +3,10 @@
 Layer: tests.
 
 `served` is a hub behind uvicorn on this event loop, which sends as under `tenuto serve`; one of `new_hub` sends as with
-another server. `http` sends requests to a hub through ASGI alone, which is enough for tests without streams.
+another server. `plain_http` sends requests to a hub through ASGI alone, which is enough for tests without streams.
 
-With `TENUTO_SERVERS=long` (`make test-long`) the tests also run with the other way of sending, a store in a file, each
-server and each signal.
+With `TENUTO_SERVERS=long` (`make test-long`) the tests also run with the other way of sending, each server and each
+signal.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -134,14 +133,6 @@ async def served(request: pytest.FixtureRequest) -> AsyncIterator[Served]:
         yield one
 
 
-@pytest.fixture(params=rest_in_long(["memory", "sqlite"]))
-async def hub(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Hub]:
-    """A hub without a server."""
-    hub = new_hub("memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/hub.db")
-    yield hub
-    await hub.close()
-
-
 def asking(app: Any, *, client: str = "127.0.0.1", base_url: str = "http://localhost") -> httpx2.AsyncClient:
     """Return a client that sends requests to `app` without a network, as if from the address `client`."""
     return httpx2.AsyncClient(
@@ -150,15 +141,8 @@ def asking(app: Any, *, client: str = "127.0.0.1", base_url: str = "http://local
 
 
 @pytest.fixture
-async def http(hub: Hub) -> AsyncIterator[httpx2.AsyncClient]:
-    """Plain requests to `hub`."""
-    async with asking(hub) as client:
-        yield client
-
-
-@pytest.fixture
 async def plain_http() -> AsyncIterator[httpx2.AsyncClient]:
-    """Plain requests for tests that do not depend on the store."""
+    """Plain requests to a hub without a server."""
     hub = new_hub()
     async with asking(hub) as client:
         yield client

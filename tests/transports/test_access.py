@@ -53,14 +53,7 @@ OUTSIDE: list[tuple[str, dict[str, Any]]] = [
     ("no host", {"headers": []}),
     ("an empty host", {"headers": [(b"host", b"")]}),
     ("two hosts", {"headers": [*HERE, (b"host", b"evil.example")]}),
-    *(
-        (f"a proxy: {name.decode()}", {"headers": [*HERE, (name, b"127.0.0.1")]})
-        for name in (
-            b"forwarded",
-            b"x-forwarded-for",
-            b"X-Forwarded-Host",
-        )
-    ),
+    ("a proxy", {"headers": [*HERE, (b"X-Forwarded-For", b"127.0.0.1")]}),
     ("a foreign origin", {"headers": [*HERE, (b"origin", b"https://evil.example")]}),
     ("an origin without a name", {"headers": [*HERE, (b"origin", b"null")]}),
     ("an origin on another port", {"headers": [*HERE, (b"origin", b"http://localhost:3000")]}),

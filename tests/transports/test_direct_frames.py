@@ -15,7 +15,7 @@ from typing import Any
 from unittest.mock import patch
 
 import uvicorn
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
@@ -125,7 +125,6 @@ BLOCKED = ["text", "pause", "text", "text", "resume"]  # a write is blocked
 PING = ["text", "ping", "text"]
 
 
-@settings(max_examples=60, deadline=None)
 @example(BLOCKED, 0)
 @example(PING, 0)
 @given(steps, st.sampled_from([0, 20, 40]))

@@ -200,17 +200,6 @@ async def closed_with(peer: Peer) -> tuple[int, str]:
     return code, bye.get("reason", "")
 
 
-async def test_cookie_at_the_upgrade_needs_an_allowed_origin(served: Verified) -> None:
-    cookie = {"Cookie": f"session={served.token()}"}
-    async with dialled(served, additional_headers=cookie, origin=f"http://localhost:{served.port}") as peer:
-        assert (await peer.ask("attach", channel="chat:1"))["type"] == "ok"
-    for origin in (None, "https://evil.example"):
-        with pytest.raises(InvalidStatus) as refused:
-            async with dialled(served, additional_headers=cookie, origin=origin):
-                pass
-        assert refused.value.response.status_code == 403
-
-
 SESSIONS = {"expired": {"left_s": -5}, "of another person": {"sub": "eve"}, "with more rights": {"channel": "*"}}
 
 
@@ -271,42 +260,33 @@ async def test_each_transport_sends_a_client_its_identity_capabilities_and_time_
         assert 500 < you["expires_s"] <= 600
 
 
-@pytest.mark.parametrize(
-    "frame",
-    [
-        {"type": "attach", "ref": 1, "channel": "chat:1"},
-        {"type": "create", "ref": 1, "channel": "chat:1", "text": "x"},
-        {"type": "auth", "ref": 1},
-        *({"type": "auth", "ref": 1, "token": one} for one in (7, "garbage", "", "\ud800", "a\r\nX-Evil: 1")),
-        {"ref": 1},
-        {"ref": 1, "token": "good"},
-    ],
-)
-async def test_unauthenticated_socket_is_closed_after_any_other_frame(served: Verified, frame: dict[str, Any]) -> None:
-    text = json.dumps(frame).replace("good", served.token("subscribe"))
-    async with dialled(served) as peer:
-        await peer.socket.send(text)
-        refused = await peer.receive()
-        assert (refused["type"], refused["code"], refused["ref"]) == ("error", "unauthenticated", 1)
-        assert await closed_with(peer) == (4201, "unauthenticated")
+async def test_unauthenticated_socket_is_closed_after_any_other_frame(served: Verified) -> None:
+    for frame in (
+        {"type": "attach", "channel": "chat:1"},
+        {"type": "create", "channel": "chat:1", "text": "x"},
+        {"type": "auth"},
+        *({"type": "auth", "token": one} for one in (7, "garbage", "", "\ud800", "a\r\nX-Evil: 1")),
+        {},
+        {"token": served.token("subscribe")},
+    ):
+        async with dialled(served) as peer:
+            await peer.socket.send(json.dumps({"ref": 1, **frame}))
+            refused = await peer.receive()
+            assert (refused["type"], refused["code"], refused["ref"]) == ("error", "unauthenticated", 1), frame
+            assert await closed_with(peer) == (4201, "unauthenticated"), frame
     assert (await served.hub.info("chat:1")).serial == 0
 
 
-@pytest.mark.parametrize(
-    ("frame", "code", "reason"),
-    [
+async def test_invalid_first_frame_closes_the_socket(served: Verified) -> None:
+    large = json.dumps({"type": "auth", "ref": 1, "token": "x" * 8200})  # above 8 KiB
+    for frame, code, reason in (
         *((text, 4201, "unauthenticated") for text in ("", "x", "[]", "null", '{"type":"auth"', "5")),
-        (json.dumps({"type": "auth", "ref": 1, "token": "x" * 8200}), 4301, "too_large"),  # above 8 KiB
+        (large, 4301, "too_large"),
         (b"\x00", 4300, "invalid_request"),
-    ],
-    ids=range(8),
-)
-async def test_invalid_first_frame_closes_the_socket(
-    served: Verified, frame: str | bytes, code: int, reason: str
-) -> None:
-    async with dialled(served) as peer:
-        await peer.socket.send(frame)
-        assert await closed_with(peer) == (code, reason)
+    ):
+        async with dialled(served) as peer:
+            await peer.socket.send(frame)
+            assert await closed_with(peer) == (code, reason), frame
 
 
 async def test_silent_unauthenticated_socket_is_closed(served: Verified, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -356,15 +336,6 @@ async def test_token_sent_in_time_renews_the_socket(served: Verified) -> None:
     await served.until(lambda: served.hub.stats()["feeds"] == 0)
 
 
-async def test_renewal_must_be_of_the_same_client(served: Verified) -> None:
-    async with dialled(served, additional_headers=served.bearer()) as peer:
-        assert (await peer.ask("auth", token=served.token(sub="eve")))["code"] == "forbidden"
-        assert (await peer.ask("auth", token="garbage"))["code"] == "unauthenticated"
-        assert (await peer.ask("auth", token=served.token(left_s=-5)))["code"] == "unauthenticated"
-        created = await peer.ask("create", channel="chat:1", id="m1", text="x")
-        assert created["message"]["author"] == "ada"
-
-
 @pytest.mark.parametrize("is_of_serve", [False, True], ids=["uvicorn", "tenuto serve"])
 async def test_close_codes_of_an_identity_arrive_under_each_server(is_of_serve: bool) -> None:
     """The fixture `served` lets uvicorn choose its implementation of WebSockets; here it is named."""
@@ -399,9 +370,9 @@ async def test_apps_own_verifier_receives_the_token_of_a_frame() -> None:
         page = f"http://localhost:{served.port}"
         async with dialled(served, additional_headers={"Cookie": "a=b"}, origin=page) as peer:
             assert (await peer.ask("auth", token="u-ada"))["type"] == "ok"
-            assert (await peer.ask("create", channel="c", text="x"))["message"]["author"] == "u-ada"
             assert (await peer.ask("auth", token="x"))["code"] == "unauthenticated"
             assert (await peer.ask("auth", token="u-eve"))["code"] == "forbidden"
+            assert (await peer.ask("create", channel="c", text="x"))["message"]["author"] == "u-ada"
     assert b"cookie" in seen[0]
     assert all(b"cookie" not in headers for headers in seen[1:])
 
@@ -654,7 +625,6 @@ def secret_file(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--host", "0.0.0.0"], "verifier"),
         (["--jwt-secret-file", "{secret}"], "--jwt-audience"),
         (["--jwt-audience", "chat"], "--jwt-secret-file or --jwks"),
         (["--jwt-secret-file", "{short}", "--jwt-audience", "chat"], "32 bytes"),

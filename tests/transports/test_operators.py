@@ -17,12 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
 from tenuto.app import Hub
-from tenuto.cli.main import main
 from tenuto.core.errors import Busy, StoreUnusable
 from tenuto.hub.access.identity import CAPABILITIES, Identity
 from tenuto.hub.keep.archive import MAX_REMOVALS
@@ -30,13 +28,9 @@ from tenuto.hub.keep.records import End, encode_line
 from tenuto.hub.lifecycle import Viewing
 from tenuto.transports import http
 from tenuto.transports.http import LinesResponse, with_signs
+from tests.stores.files import cli
 from tests.transports.conftest import PATIENCE_S, Served, asking, new_hub, serving
 from tests.virtual import virtually
-
-
-def run(*arguments: str) -> Result:
-    return CliRunner().invoke(main, list(arguments))
-
 
 GRANTS = {"operator": {"*": frozenset({"admin"})}, "owner": {"chat:*": CAPABILITIES}}
 
@@ -64,15 +58,15 @@ async def test_an_operator_works_over_http_as_on_the_machine(stored: Hub) -> Non
         await stored.create("chat:1", text=f"by {author}", author=author)
     async with serving(stored) as served:
         server = ("--url", f"http://{served.host}:{served.port}", "--token", "operator")
-        done = json.loads((await asyncio.to_thread(run, "forget", "ann", *server)).output)
+        done = json.loads((await asyncio.to_thread(cli, "forget", "ann", *server)).output)
         assert done == {"messages": 1, "commands": 0, "channels": 0, "unreadable": 0, "is_clean": True}
         assert [one.author for one in (await stored.history("chat:1")).messages] == ["bob"]
-        again = json.loads((await asyncio.to_thread(run, "forget", "ann", *server)).output)
+        again = json.loads((await asyncio.to_thread(cli, "forget", "ann", *server)).output)
         assert again == done | {"messages": 0}
 
-        state = json.loads((await asyncio.to_thread(run, "inspect", *server)).output)
+        state = json.loads((await asyncio.to_thread(cli, "inspect", *server)).output)
         assert (state["pid"], state["counters"]["waiting"]) == (os.getpid(), 0)
-        checked = await asyncio.to_thread(run, "verify", *server)
+        checked = await asyncio.to_thread(cli, "verify", *server)
         assert (checked.exit_code, checked.output) == (0, f"'{server[1]}': no damage found\n")
 
 
@@ -92,7 +86,7 @@ async def test_damage_is_listed_and_one_check_runs_at_a_time(stored: Hub, tmp_pa
         assert (busy.status_code, busy.json()["code"]) == (503, "busy")
     async with serving(stored) as served:
         server = ("--url", f"http://{served.host}:{served.port}", "--token", "operator")
-        checked = await asyncio.to_thread(run, "verify", *server)
+        checked = await asyncio.to_thread(cli, "verify", *server)
     file, *damage, last = checked.output.splitlines()
     assert (checked.exit_code, last) == (1, f"'{server[1]}': 3 damaged")
     assert [line.split(": ")[1] for line in damage] == ["message 'm0'", "message 'm1'"]
@@ -326,7 +320,7 @@ def listing(*names: str, more: bool = False) -> bytes:
 async def test_a_response_that_breaks_off_is_named(command: tuple[str, ...], body: bytes, expected: str) -> None:
     server, url = await responding(body)
     async with server:
-        done = await asyncio.to_thread(run, *command, "--url", url)
+        done = await asyncio.to_thread(cli, *command, "--url", url)
     assert (done.exit_code, expected in done.stderr) == (1, True), done.stderr
 
 
@@ -372,7 +366,7 @@ async def test_only_a_whole_export_is_written_with_its_last_line(
 ) -> None:
     server, url = await responding(*lines)
     async with server:
-        done = await asyncio.to_thread(run, "export", "c", "--url", url)
+        done = await asyncio.to_thread(cli, "export", "c", "--url", url)
     assert (done.exit_code, expected in done.stderr) == (int(written != 3), True), done.stderr
     assert done.stdout_bytes == b"".join(lines[:written])
 
@@ -390,7 +384,7 @@ async def test_only_a_whole_export_is_written_with_its_last_line(
     ],
 )
 def test_a_wrong_url_is_refused_and_its_secrets_are_not_shown(url: str) -> None:
-    done = run("inspect", "--url", url)
+    done = cli("inspect", "--url", url)
     assert (done.exit_code, done.stderr.startswith("Error: --url must be like http://host:8000")) == (1, True), done
     assert "ann:" not in url or "@" not in url or "geheim" not in done.stderr
     assert "geheim" not in done.output

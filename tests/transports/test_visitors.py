@@ -9,7 +9,6 @@ from typing import Any
 import httpx2
 import pytest
 from fastapi import Depends, FastAPI, Request, Response
-from starlette.applications import Starlette
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.routing import Route
 
@@ -440,7 +439,7 @@ async def test_route_learns_the_visitor_and_sets_the_cookie() -> None:
         assert (question.author, answer.text) == (channel.removeprefix("chat:"), "hello")
 
 
-def asking_app(hub: Hub, guests: Visitors, kind: type[Starlette], *, streams: bool = False) -> Starlette:
+def asking_app(hub: Hub, guests: Visitors, *, streams: bool = False) -> FastAPI:
     """Return an app with a route that stores a question itself, and answers it by `stream_response` if it `streams`."""
 
     async def ask(request: Request) -> Response:
@@ -454,17 +453,16 @@ def asking_app(hub: Hub, guests: Visitors, kind: type[Starlette], *, streams: bo
         stored = hub.sync.create(request.query_params["channel"], text="why?", author="you")
         return Response(stored.id)
 
-    app = kind()
+    app = FastAPI()
     app.router.routes += [Route("/ask", ask, methods=["POST"]), Route("/thread", ask_in_thread)]
     hub.install(app, "/tenuto")
     return app
 
 
-@pytest.mark.parametrize("kind", [Starlette, FastAPI])
-async def test_question_that_a_route_stores_counts_and_is_refused_with_429(kind: type[Starlette]) -> None:
+async def test_question_that_a_route_stores_counts_and_is_refused_with_429() -> None:
     guests = visitors(questions_per_minute=2)
     hub = new_hub(authenticate=guests)
-    async with serving(hub, asking_app(hub, guests, kind)) as served:
+    async with serving(hub, asking_app(hub, guests)) as served:
         visitor = (await served.http.post("/tenuto/v1/visitor")).json()["id"]
         served.http.headers["origin"] = f"http://127.0.0.1:{served.port}"
         assert [(await served.http.post(f"/ask?id=q{number}")).status_code for number in (1, 1, 2)] == [200] * 3
@@ -481,7 +479,7 @@ async def test_question_that_a_route_stores_counts_and_is_refused_with_429(kind:
 async def test_questions_that_a_route_stores_count_for_the_address_of_its_caller() -> None:
     guests = visitors(questions_per_minute=1, address_factor=3)
     hub = new_hub(authenticate=guests)
-    async with serving(hub, asking_app(hub, guests, FastAPI)) as served:
+    async with serving(hub, asking_app(hub, guests)) as served:
         statuses = []
         for _ in range(5):
             statuses.append((await served.http.post("/ask")).status_code)
@@ -492,8 +490,7 @@ async def test_questions_that_a_route_stores_count_for_the_address_of_its_caller
 async def test_question_of_a_route_and_its_answer_count_once() -> None:
     guests = visitors(questions_per_minute=3)
     hub = new_hub(authenticate=guests)
-    app = asking_app(hub, guests, FastAPI, streams=True)
-    assert isinstance(app, FastAPI)
+    app = asking_app(hub, guests, streams=True)
 
     @app.post("/blocking")
     def blocking(visitor: str = Depends(guests.of)) -> Any:

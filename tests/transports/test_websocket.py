@@ -93,27 +93,21 @@ async def dialled(served: Served, *, query: str = "", **options: Any) -> AsyncIt
 # The handshake
 
 
-@pytest.mark.parametrize(
-    ("path", "options", "status", "code"),
-    [
+async def test_a_socket_is_refused_with_our_problem(served: Served) -> None:
+    refusals: list[tuple[str, dict[str, Any], int, str]] = [
         ("/v1/ws", {"subprotocols": [Subprotocol("graphql-ws")]}, 400, "invalid_request"),
         ("/v1/ws", {"origin": "https://evil.example"}, 403, "no_verifier"),
-        ("/v1/ws", {"additional_headers": {"X-Forwarded-For": "192.0.2.1"}}, 403, "no_verifier"),
         ("/v1/ws?client=a%20b", {}, 400, "invalid_name"),
         ("/v1/nothing", {}, 404, "not_found"),
-    ],
-)
-async def test_a_socket_is_refused_with_our_problem(
-    served: Served, path: str, options: Any, status: int, code: str
-) -> None:
-    options = {"subprotocols": [Subprotocol("tenuto.v1")], **options}
-    with pytest.raises(InvalidStatus) as refused:
-        async with connect(f"ws://localhost:{served.port}{path}", host="127.0.0.1", proxy=None, **options):
-            pass
-    response = refused.value.response
-    assert response.status_code == status
-    assert response.headers["content-type"] == "application/problem+json"
-    assert json.loads(response.body or b"")["code"] == code
+    ]
+    for path, options, status, code in refusals:
+        options = {"subprotocols": [Subprotocol("tenuto.v1")], **options}
+        with pytest.raises(InvalidStatus) as refused:
+            async with connect(f"ws://localhost:{served.port}{path}", host="127.0.0.1", proxy=None, **options):
+                pass
+        response = refused.value.response
+        assert (response.status_code, response.headers["content-type"]) == (status, "application/problem+json")
+        assert json.loads(response.body or b"")["code"] == code
 
 
 # Watching
@@ -176,14 +170,13 @@ BAD_FRAMES = [
 ]
 
 
-@pytest.mark.parametrize(("frame", "code", "ref"), BAD_FRAMES, ids=[frame[:60] for frame, _, _ in BAD_FRAMES])
-async def test_invalid_frame_gets_an_error_and_the_socket_stays_open(
-    served: Served, frame: str, code: str, ref: object
-) -> None:
+async def test_invalid_frame_gets_an_error_and_the_socket_stays_open(served: Served) -> None:
     async with dialled(served) as peer:
-        await peer.socket.send(frame)
-        reply = await peer.reply(ref)  # after a ping, on a slow machine
-        assert (reply["type"], reply["code"]) == ("error", code)
+        for frame, code, ref in BAD_FRAMES:
+            peer.frames.clear()
+            await peer.socket.send(frame)
+            reply = await peer.reply(ref)  # after a ping, on a slow machine
+            assert (reply["type"], reply["code"]) == ("error", code), frame[:60]
         assert (await peer.ask("attach", channel="c"))["type"] == "ok"
 
 
