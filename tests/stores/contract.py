@@ -89,7 +89,14 @@ LIMITS = Limits()
 SERVER = Caller(id="server", writer=WriterIdentity(by="server", node="n1"), is_server=True)
 MINUTE_MS = 60_000
 PATIENCE_S = 20.0
-EXAMPLES = settings().max_examples // 2  # of the law: each example is many calls of a real store
+LAW = settings(
+    max_examples=settings().max_examples // 2,  # each example is many calls of a real store
+    suppress_health_check=[
+        HealthCheck.function_scoped_fixture,  # allowed, because each example uses a channel of its own
+        HealthCheck.differing_executors,  # allowed, because each store's test class runs this test once
+        HealthCheck.too_slow,
+    ],
+)
 PAGE = 1_000_000  # page size in bytes: more than the messages of a test have
 
 Step = tuple[str, Request]
@@ -773,15 +780,7 @@ class StoreContract:
 
     # -- the law ------------------------------------------------------------------------------------------------
 
-    @settings(
-        max_examples=EXAMPLES,
-        deadline=None,
-        suppress_health_check=[
-            HealthCheck.function_scoped_fixture,  # allowed, because each example uses a channel of its own
-            HealthCheck.differing_executors,  # allowed, because each store's test class runs this test once
-            HealthCheck.too_slow,
-        ],
-    )
+    @LAW
     @given(st.data())
     async def test_a_store_returns_the_fold_of_all_entries(self, store: Store, data: st.DataObject) -> None:
         await check_fold(store, data)

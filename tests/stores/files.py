@@ -1,4 +1,4 @@
-"""SQLite stores in files, and helpers that read those files from outside."""
+"""SQLite stores in files, and helpers that read those files from outside, or run the command on them."""
 
 import asyncio
 import contextlib
@@ -8,6 +8,9 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from click.testing import CliRunner, Result
+
+from tenuto.cli.main import main
 from tenuto.stores.sqlite.engine import Engine
 from tenuto.stores.sqlite.store import SqliteStore
 
@@ -42,6 +45,17 @@ def run_from_outside(path: Path, sql: str, *arguments: object) -> list[tuple[Any
     """Run a statement on the file as another program would."""
     with contextlib.closing(sqlite3.connect(path)) as db, db:
         return db.execute(sql, arguments).fetchall()
+
+
+def cli(*words: object, store: Path | None = None, **environ: str) -> Result:
+    """Run the command `tenuto` in this process, on the file `store` if it is given."""
+    place = ("--store", f"sqlite:///{store}") if store is not None else ()
+    return CliRunner(env=environ).invoke(main, [*map(str, words), *place])
+
+
+def modes(path: Path) -> dict[str, int]:
+    """Return the modes of the files in the folder of a store."""
+    return {one.name: one.stat().st_mode & 0o777 for one in path.parent.iterdir()}
 
 
 def on_disk(path: Path) -> bytes:

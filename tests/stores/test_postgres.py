@@ -26,7 +26,7 @@ from tests.hub.watching import Watcher
 from tests.postgres import Postgres, needs_postgres
 from tests.proxy import FaultProxy
 from tests.stores.contract import MINUTE_MS, Chat, append, create, texts
-from tests.stores.two import Two, TwoContract, opened
+from tests.stores.two import Two, TwoContract, opened, until_it_listens
 
 pytestmark = needs_postgres
 
@@ -170,28 +170,25 @@ def _end_sessions(server: Postgres) -> None:
     server.disconnect("application_name LIKE 'tenuto on %'")
 
 
-@pytest.mark.parametrize("steps", range(8))
 async def test_call_in_each_moment_of_the_end_of_a_connection_is_unavailable(
-    server: Postgres, steps: int, store: PostgresStore
+    server: Postgres, store: PostgresStore
 ) -> None:
     """The error of the server arrives first, then the end of the connection. In between the driver takes no call."""
-    is_listening = asyncio.Event()
-    store.listen(lambda _: is_listening.set())
-    async with asyncio.timeout(60):
-        await is_listening.wait()
+    await until_it_listens(store)
     chat = Chat(store)
     await chat.do(create("m1", "a"))
-    await head_of(store, "c")
-    for call in (
-        lambda: store.notify([Notice("moved", "c", b"1")]),
-        lambda: chat.do(create("m2", "b")),
-        lambda: head_of(store, "c"),
-    ):
-        _end_sessions(server)  # meanwhile the event loop stands still
-        for _ in range(steps):
-            await asyncio.sleep(0)
-        with suppress(StoreUnavailable):
-            await call()
+    for steps in range(8):
+        assert await head_of(store, "c")
+        for call in (
+            lambda: store.notify([Notice("moved", "c", b"1")]),
+            lambda: chat.do(create(f"m{chat.state.serial + 1}", "b")),
+            lambda: head_of(store, "c"),
+        ):
+            _end_sessions(server)  # meanwhile the event loop stands still
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            with suppress(StoreUnavailable):
+                await call()
     assert await head_of(store, "c")
 
 

@@ -10,13 +10,13 @@ import pytest
 from tenuto import Hub
 from tenuto.core.errors import StoreUnusable
 from tenuto.core.events import Signal
-from tenuto.stores.base import Hold, Notice, Store
+from tenuto.stores.base import Hold, Notice
 from tenuto.stores.postgres.schema import VERSION
 from tenuto.stores.postgres.store import PostgresStore
 from tests.hub.watching import Watcher
 from tests.postgres import Postgres, needs_postgres
 from tests.stores.contract import MINUTE_MS, Chat, create, texts
-from tests.stores.two import opened
+from tests.stores.two import opened, until_it_listens
 
 pytestmark = needs_postgres
 
@@ -76,13 +76,6 @@ async def test_channel_with_an_unknown_entry_sends_its_viewers_away_and_no_other
     await hub.create("c", id="m3", text="again")
     await viewers[1].leave()
     await hub.close()
-
-
-async def until_it_listens(store: Store) -> None:
-    """Wait until notices reach `store`; those that were sent before are lost."""
-    is_listening = asyncio.Event()
-    store.listen(lambda _: is_listening.set())
-    await is_listening.wait()
 
 
 async def test_hub_reads_notes_holds_and_notices_of_a_newer_release_as_far_as_it_knows_them(

@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
 from tenuto.app import Hub
-from tenuto.cli.main import main
 from tenuto.core.errors import LocalError, StoreInUse, StoreUnavailable, StoreUnusable
 from tenuto.stores.base import Committed, head_of
 from tenuto.stores.sqlite import backup as sqlite_backup
@@ -23,7 +21,19 @@ from tenuto.stores.sqlite.backup import keep_wal, restore
 from tenuto.stores.sqlite.file import BACKUP, read_mark
 from tenuto.stores.sqlite.store import SqliteStore, StoreThread
 from tests.stores.contract import Chat, append, create, texts
-from tests.stores.files import PATIENCE_S, lock, on_disk, opened, read, run_from_outside, run_on_thread, wal, write
+from tests.stores.files import (
+    PATIENCE_S,
+    cli,
+    lock,
+    modes,
+    on_disk,
+    opened,
+    read,
+    run_from_outside,
+    run_on_thread,
+    wal,
+    write,
+)
 from tests.stores.test_sqlite_crashes import write_and_be_killed
 from tests.stores.writing import MESSAGES
 
@@ -34,11 +44,6 @@ SPEED = 10_000.0  # MB per second: no pause between steps
 def target(tmp_path: Path) -> Path:
     (tmp_path / "backups").mkdir()
     return tmp_path / "backups" / "one.db"
-
-
-def modes(folder: Path) -> dict[str, int]:
-    """Return the modes of the files in `folder`."""
-    return {one.name: one.stat().st_mode & 0o777 for one in folder.iterdir()}
 
 
 async def made(path: Path, target: Path) -> None:
@@ -91,7 +96,7 @@ async def test_commands_do_not_mix_a_copied_backup_with_a_wal(
         write(file, data)
     place = path.with_name("restored.db") if command.startswith("restore") else path
     words = [word.format(path=path) for word in command.split()]
-    done = await asyncio.to_thread(CliRunner().invoke, main, [*words, "--store", f"sqlite:///{place}"])
+    done = await asyncio.to_thread(cli, *words, store=place)
     assert (done.exit_code, "lost" in done.output) == (0, False), done.output
     assert expected in done.output
     assert read(wal(path)) == frames
@@ -182,7 +187,7 @@ async def test_backup_during_commits_holds_a_prefix_and_stops_none(
         await backing
         whole = "".join(f"{number} " for number in range(count))
     assert count > 3
-    assert modes(target.parent) == {"one.db": 0o600}
+    assert modes(target) == {"one.db": 0o600}
     async with opened(target) as store:
         (old, new) = await texts(store, "c", "old", "m1")
         assert old == "x" * 400_000
@@ -276,7 +281,7 @@ async def test_restore_keeps_the_replaced_file_with_its_wal(path: Path, target: 
     serial = await asyncio.to_thread(write_and_be_killed, path, 20)
     kept = restore(target, path).kept
     assert kept is not None
-    assert [name for name in modes(path.parent) if name in ("chat.db-wal", "chat.db-shm")] == []
+    assert [name for name in modes(path) if name in ("chat.db-wal", "chat.db-shm")] == []
     async with opened(path) as store:
         assert await texts(store, "c", "m0") == ["backed up"]
         assert (await head_of(store, "c")).epoch != "e1"
@@ -359,7 +364,7 @@ def test_commands_make_a_backup_and_restore_it(path: Path, target: Path) -> None
         await hub.close()
 
     def run(*arguments: str, store: Path = path) -> str:
-        result = CliRunner().invoke(main, [*arguments, "--store", f"sqlite:///{store}"])
+        result = cli(*arguments, store=store)
         return f"{result.exit_code}: {result.output}"
 
     asyncio.run(fill("kept"))

@@ -8,9 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from tenuto.cli.main import main
 from tenuto.core.errors import StoreInUse, StoreUnavailable
 from tenuto.stores.sqlite import compact as sqlite_compact
 from tenuto.stores.sqlite import engine as sqlite_engine
@@ -19,7 +17,7 @@ from tenuto.stores.sqlite.compact import compact
 from tenuto.stores.sqlite.verify import verify
 from tests.stores.compacting import TEXT, check, fill
 from tests.stores.contract import Chat, append, create, emptied, finish, texts
-from tests.stores.files import PATIENCE_S, opened, read, run_from_outside, run_on_thread, write
+from tests.stores.files import PATIENCE_S, cli, opened, read, run_from_outside, run_on_thread, write
 
 
 def test_compacted_file_has_its_messages_and_epochs_without_its_free_slots(path: Path) -> None:
@@ -29,13 +27,10 @@ def test_compacted_file_has_its_messages_and_epochs_without_its_free_slots(path:
             await chat.do_each(create("m1", streaming=True), append("m1", TEXT), finish("m1"))
             assert await texts(store, "new", "m1") == [TEXT]
 
-    def verified() -> str:
-        return CliRunner().invoke(main, ["verify", "--store", f"sqlite:///{path}"]).output
-
     asyncio.run(fill(path))
-    assert "bytes are free; tenuto compact gives them back" in verified()
+    assert "bytes are free; tenuto compact gives them back" in cli("verify", store=path).output
     sizes = compact(path)
-    assert verified() == f"{path}: no damage found\n"
+    assert cli("verify", store=path).output == f"{path}: no damage found\n"
     assert (sizes.after, path.stat().st_mode & 0o777) == (path.stat().st_size, 0o600)
     assert sizes.after < sizes.before / 4
     assert list(verify(path)) == []
@@ -67,11 +62,11 @@ async def test_open_store_is_not_compacted(path: Path) -> None:
     async with opened(path):
         with pytest.raises(StoreInUse):
             await asyncio.to_thread(compact, path)
-        result = CliRunner().invoke(main, ["compact", "--store", f"sqlite:///{path}"])
+        result = cli("compact", store=path)
     assert (result.exit_code, "cannot be compacted while a process has it open" in result.output) == (1, True)
-    result = CliRunner().invoke(main, ["compact", "--store", f"sqlite:///{path}"])
+    result = cli("compact", store=path)
     assert (result.exit_code, f"{path} had " in result.output) == (0, True)
-    result = CliRunner().invoke(main, ["compact", "--store", f"sqlite:///{path}.other"])
+    result = cli("compact", store=path.with_name("other.db"))
     assert (result.exit_code, "does not exist; name the store" in result.output) == (1, True)
 
 
@@ -126,7 +121,7 @@ def test_compaction_counts_anew_unless_messages_may_be_lost(
             await Chat(store, "chat:1").do(create("m1", "one"), create("m2", "two"))
 
     def run(*words: str) -> str:
-        return CliRunner().invoke(main, [*words, "--store", f"sqlite:///{path}"]).output
+        return cli(*words, store=path).output
 
     asyncio.run(write_messages())
     whole = run("export", "chat:1")

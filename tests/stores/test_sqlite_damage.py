@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tenuto.cli.main import main
 from tenuto.core.document import Stored, restored
 from tenuto.core.errors import Damaged, StoreUnavailable, StoreUnusable
 from tenuto.core.requests import SendCommand
@@ -31,12 +29,12 @@ from tenuto.stores.sqlite.slots import opened as opened_row
 from tenuto.stores.sqlite.store import SqliteStore
 from tenuto.stores.sqlite.verify import verify
 from tests.stores.contract import Chat, append, create, edit, emptied
-from tests.stores.files import opened, read, run_from_outside, run_on_thread, write
+from tests.stores.files import cli, opened, read, run_from_outside, run_on_thread, write
 from tests.stores.reference import described
 
 FILE = Path(__file__).parent / "files" / f"schema-{SCHEMA}.db.gz"
 IS_LONG = os.environ.get("TENUTO_STORES") == "long"
-FLIPS, TORN = (2_000, 200) if IS_LONG else (300, 30)
+FLIPS, TORN = (1_000, 100) if IS_LONG else (300, 30)
 PAGE = 4_096
 
 
@@ -327,10 +325,9 @@ async def test_damaged_time_or_name_of_a_channel_ends_no_list(path: Path) -> Non
         await Chat(store, "a-b").do(create("m1", "x"))
     run_from_outside(path, "UPDATE channels SET updated_ms = updated_ms - (1 << 47) WHERE name = 'c'")
     run_from_outside(path, "UPDATE channels SET name = replace(name, '-', char(13)) WHERE name = 'a-b'")
-    where = ("--store", f"sqlite:///{path}")
-    listed = await asyncio.to_thread(CliRunner().invoke, main, ["channels", *where])
+    listed = await asyncio.to_thread(cli, "channels", store=path)
     assert [line.split()[-1] for line in listed.output.splitlines()] == ["channel", "'a\\rb'", "c"]
-    due = await asyncio.to_thread(CliRunner().invoke, main, ["retention", "--dry-run", "--keep", "*=10m", *where])
+    due = await asyncio.to_thread(cli, "retention", "--dry-run", "--keep", "*=10m", store=path)
     assert [line.split()[2] for line in due.stdout.splitlines()[:-1]] == ["c"]
     assert due.stderr.startswith("retention leaves out a channel that cannot be read: channel 'a\\rb' is damaged")
 

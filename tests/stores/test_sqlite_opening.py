@@ -19,7 +19,16 @@ from tenuto.stores.sqlite.file import SCHEMA
 from tenuto.stores.sqlite.slots import sealed
 from tenuto.stores.sqlite.store import SqliteStore
 from tests.stores.contract import Chat, create, put_part
-from tests.stores.files import PATIENCE_S, no_thread_left, opened, read, run_from_outside, run_on_thread, write
+from tests.stores.files import (
+    PATIENCE_S,
+    modes,
+    no_thread_left,
+    opened,
+    read,
+    run_from_outside,
+    run_on_thread,
+    write,
+)
 
 HOLD = """
 import asyncio, sys
@@ -252,11 +261,6 @@ async def test_file_or_folder_that_may_not_be_written_is_named(folder_mode: int,
     assert expected in done.stdout, done.stderr
 
 
-def modes(path: Path) -> dict[str, int]:
-    """Return the modes of the store's files."""
-    return {one.name.removeprefix(path.name): one.stat().st_mode & 0o777 for one in path.parent.glob(f"{path.name}*")}
-
-
 @pytest.fixture
 def generous_umask() -> Iterator[None]:
     before = os.umask(0)
@@ -268,7 +272,7 @@ def generous_umask() -> Iterator[None]:
 async def test_new_files_are_for_the_user_of_the_server_alone(path: Path) -> None:
     async with opened(path) as store:
         assert await Chat(store).do(create("m1", "a")) == Committed(1)
-        assert modes(path) == {"": 0o600, "-wal": 0o600, "-shm": 0o600, ".lock": 0o600}
+        assert modes(path) == dict.fromkeys(("chat.db", "chat.db-wal", "chat.db-shm", "chat.db.lock"), 0o600)
 
 
 @pytest.mark.usefixtures("generous_umask")
@@ -279,4 +283,5 @@ async def test_existing_files_keep_their_mode(path: Path) -> None:
     os.chmod(f"{path}.lock", 0o660)
     async with opened(path) as store:
         assert await Chat(store).do(create("m1", "a")) == Committed(1)
-        assert modes(path) == {"": 0o640, "-wal": 0o640, "-shm": 0o640, ".lock": 0o660}
+        files = dict.fromkeys(("chat.db", "chat.db-wal", "chat.db-shm"), 0o640)
+        assert modes(path) == {**files, "chat.db.lock": 0o660}

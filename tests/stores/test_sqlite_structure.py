@@ -5,14 +5,12 @@ import gzip
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from tenuto.cli.main import main
 from tenuto.core.errors import StoreUnavailable, StoreUnusable
 from tenuto.stores.sqlite.file import SCHEMA
 from tenuto.stores.sqlite.store import SqliteStore
 from tenuto.stores.sqlite.verify import verify
-from tests.stores.files import call_on_thread, opened, run_from_outside, write
+from tests.stores.files import call_on_thread, cli, opened, run_from_outside, write
 
 WHOLE = gzip.decompress((Path(__file__).parent / "files" / f"schema-{SCHEMA}.db.gz").read_bytes())
 NAME_OF_AN_INDEX = (WHOLE.index(b"tablegravesgraves") + 6, 7)  # no longer UTF-8, and SQLite quotes it in its error
@@ -42,7 +40,7 @@ def flipped(flip: tuple[int, int]) -> bytes:
 
 def run(*arguments: str, store: Path) -> str:
     """Return the one line of a command that fails."""
-    result = CliRunner().invoke(main, [*arguments, "--store", f"sqlite:///{store}"])
+    result = cli(*arguments, store=store)
     assert result.exit_code == 1, result.output
     assert isinstance(result.exception, SystemExit), repr(result.exception)
     (line,) = result.output.splitlines()
@@ -82,7 +80,7 @@ def test_compact_brings_messages_back_that_an_index_lost(tmp_path: Path) -> None
     write(path, flipped(INDEX_OF_MESSAGES))
     (line,) = verify(path)
     assert line.endswith("if no message is named below, run `tenuto compact`; if that fails, restore a backup")
-    result = CliRunner().invoke(main, ["compact", "--store", f"sqlite:///{path}"])
+    result = cli("compact", store=path)
     assert result.exit_code == 0, result.output
     assert list(verify(path)) == []
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tenuto.stores.base import Notice, Store
+from tenuto.stores.base import Notice, SharedStore, Store
 from tenuto.stores.postgres.store import PostgresStore
 from tests.postgres import Postgres
-from tests.stores.contract import SharedStoreContract, StoreContract, check_fold
+from tests.stores.contract import LAW, PATIENCE_S, SharedStoreContract, StoreContract, check_fold
 
 
 @asynccontextmanager
@@ -26,6 +27,14 @@ async def opened(server: Postgres, schema: str) -> AsyncIterator[PostgresStore]:
         yield store
     finally:
         await store.close()
+
+
+async def until_it_listens(store: SharedStore) -> None:
+    """Wait until notices reach `store`; those that were sent before are lost."""
+    is_listening = asyncio.Event()
+    store.listen(lambda _: is_listening.set())
+    async with asyncio.timeout(PATIENCE_S):
+        await is_listening.wait()
 
 
 class Two:
@@ -74,15 +83,7 @@ class TwoContract(StoreContract, SharedStoreContract):
         return store.stores[1]
 
     # Fewer examples than for other stores, because each act is a round trip.
-    @settings(
-        max_examples=20,
-        deadline=None,
-        suppress_health_check=[
-            HealthCheck.function_scoped_fixture,
-            HealthCheck.too_slow,
-            HealthCheck.differing_executors,  # allowed, because each store's test class runs this test once
-        ],
-    )
+    @settings(LAW, max_examples=20)
     @given(st.data())
     async def test_a_store_returns_the_fold_of_all_entries(self, store: Store, data: st.DataObject) -> None:
         await check_fold(store, data)
