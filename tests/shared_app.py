@@ -2,7 +2,7 @@
 
 Layer: tests.
 
-`python -m tests.shared_app PORT URL [agent] [root]`: with an agent; under the root path `/chat`, as a proxy shows it.
+`python -m tests.shared_app URL agent|root --port PORT`: with an agent, or under the root path `/chat`, as by a proxy.
 The header `X-Node` of a response is the address of the process that sent it.
 """
 
@@ -26,9 +26,9 @@ async def seen(request: Request) -> JSONResponse:
     return JSONResponse([str(request.url), request.client.host])
 
 
-def main(port: str, url: str, *parts: str) -> None:
+def main(url: str, part: str, _: str, port: str) -> None:
     hub = Hub(url, drain_s=0, authenticate=allow_everyone)
-    if "agent" in parts:
+    if part == "agent":
 
         @hub.agent("chat:*")
         async def answer(turn: Turn) -> None:
@@ -47,7 +47,7 @@ def main(port: str, url: str, *parts: str) -> None:
         app,
         port=int(port),
         log_level="info",
-        root_path="/chat" if "root" in parts else "",
+        root_path="/chat" if part == "root" else "",
         headers=[("X-Node", f"127.0.0.1:{port}")],
     )
 

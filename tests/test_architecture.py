@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 from tenuto import routes
-from tenuto.core import errors
+from tests.transports.test_protocol import classes
 
 PACKAGE = Path(__file__).parents[1] / "tenuto"
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -152,23 +151,15 @@ def test_core_never_waits_and_performs_no_io() -> None:
         assert not called & set(IO_CALLS), path
 
 
-def error_classes(base: type[errors.TenutoError] = errors.TenutoError) -> Iterator[type[errors.TenutoError]]:
-    """Yield each error class of `core.errors`."""
-    yield base
-    for one in base.__subclasses__():
-        if one.__module__ == errors.__name__:
-            yield from error_classes(one)
-
-
 def test_every_error_has_a_code_of_its_own() -> None:
-    codes = [one.code for one in error_classes()]
+    codes = [one.code for one in classes()]
     assert len(codes) > 30
     assert len(set(codes)) == len(codes)
-    assert all("code" in vars(one) for one in error_classes())
+    assert all("code" in vars(one) for one in classes())
 
 
 def test_every_error_has_a_title_and_a_status_that_fits_its_retry() -> None:
-    for error in error_classes():
+    for error in classes():
         assert error.__doc__
         assert error.title[0].isupper()
         assert error.status in ((429, 503) if error.retry else range(400, 600))

@@ -14,22 +14,15 @@ from typing import Any
 
 import httpx2
 import pytest
-from click.testing import CliRunner, Result
 
 from tenuto import Hub
-from tenuto.cli.main import main
 from tenuto.cli.store_commands import beside
 from tenuto.hub.keep import control
 from tenuto.hub.keep.control import MAX_OPEN, REQUEST_BYTES
 from tenuto.stores.sqlite.file import control_of
 from tenuto.transports import http
 from tests.processes import PATIENCE_S, Server, serving
-from tests.stores.files import run_from_outside
-
-
-def run(*arguments: str, store: Path) -> Result:
-    """Run a command of `tenuto` in this process, beside the server's."""
-    return CliRunner().invoke(main, [*arguments, "--store", f"sqlite:///{store}"])
+from tests.stores.files import cli, run_from_outside
 
 
 async def export_of_another_store(path: Path) -> bytes:
@@ -85,35 +78,35 @@ def secret(folder: Path) -> Path:
 
 
 def test_commands_reach_a_served_hub_without_a_token(server: Server, tmp_path: Path) -> None:
-    made = run("backup", str(tmp_path / "one.db"), store=server.store)
+    made = cli("backup", str(tmp_path / "one.db"), store=server.store)
     assert made.stdout.startswith(f"{tmp_path / 'one.db'} is a backup of {server.store}"), made
     assert run_from_outside(tmp_path / "one.db", "SELECT mark LIKE 'backup-%' FROM life") == [(1,)]
-    again = run("backup", str(tmp_path / "one.db"), store=server.store)
+    again = cli("backup", str(tmp_path / "one.db"), store=server.store)
     assert (again.exit_code, "exists already; name a new file" in again.stderr) == (1, True)
-    inspected = json.loads(run("inspect", store=server.store).stdout)
+    inspected = json.loads(cli("inspect", store=server.store).stdout)
     assert (inspected["pid"], inspected["counters"]["waiting"]) == (server.running.pid, 0)
 
     exported = tmp_path / "chat.jsonl"
     exported.write_bytes(asyncio.run(export_of_another_store(tmp_path / "other.db")))
-    done = run("import", str(exported), store=server.store)
+    done = cli("import", str(exported), store=server.store)
     assert done.stdout == f"c has 1 messages and 0 commands of {exported}.\n", done
-    assert run("export", "c", store=server.store).stdout == exported.read_text()
-    assert "channel 'd' has no messages" in run("export", "d", store=server.store).stderr
-    again = run("import", str(exported), store=server.store)
+    assert cli("export", "c", store=server.store).stdout == exported.read_text()
+    assert "channel 'd' has no messages" in cli("export", "d", store=server.store).stderr
+    again = cli("import", str(exported), store=server.store)
     assert (again.exit_code, "channel 'c' is not empty" in again.stderr) == (1, True)
-    done = run("import", str(exported), "--channel", "copy", store=server.store)
+    done = cli("import", str(exported), "--channel", "copy", store=server.store)
     assert done.stdout == f"copy has 1 messages and 0 commands of {exported}.\n", done
 
-    listed = map(json.loads, run("channels", "c", "--json", store=server.store).stdout.splitlines())
+    listed = map(json.loads, cli("channels", "c", "--json", store=server.store).stdout.splitlines())
     assert [(one["channel"], one["messages"]) for one in listed] == [("c", 1), ("copy", 1)]
-    assert run("channels", "d", "--json", store=server.store).stdout == ""
+    assert cli("channels", "d", "--json", store=server.store).stdout == ""
 
     path = control_of(server.store)
     assert path.stat().st_mode & 0o777 == 0o600
     server.end()
     assert not path.exists()
-    assert "has no control socket; start its server" in run("inspect", store=server.store).stderr
-    assert run("backup", str(tmp_path / "two.db"), store=server.store).exit_code == 0
+    assert "has no control socket; start its server" in cli("inspect", store=server.store).stderr
+    assert cli("backup", str(tmp_path / "two.db"), store=server.store).exit_code == 0
 
 
 async def test_a_backup_that_the_server_wrote_elsewhere_is_not_taken_for_a_file_here(tmp_path: Path) -> None:
@@ -124,10 +117,10 @@ async def test_a_backup_that_the_server_wrote_elsewhere_is_not_taken_for_a_file_
     await hub.close()
     receipt = json.dumps({"type": "end", "size_bytes": place.stat().st_size, "mark": "0123456789abcdef"}).encode()
     async with another_program(place, b"HTTP/1.1 200 OK\r\n\r\n{}\n" + receipt + b"\n"):
-        gone = await asyncio.to_thread(run, "backup", str(target), store=place)
+        gone = await asyncio.to_thread(cli, "backup", str(target), store=place)
         assert (gone.exit_code, "and is not here: that process has other disks" in gone.stderr) == (1, True), gone
         await asyncio.to_thread(target.write_bytes, place.read_bytes())
-        again = await asyncio.to_thread(run, "backup", str(target), store=place)
+        again = await asyncio.to_thread(cli, "backup", str(target), store=place)
         assert (again.exit_code, "exists already; name a new file" in again.stderr) == (1, True)
 
 
@@ -142,7 +135,7 @@ async def test_refusal_of_another_program_is_named(response: bytes, tmp_path: Pa
     place = tmp_path / "test.db"
     place.touch()
     async with another_program(place, response):
-        done = await asyncio.to_thread(run, "inspect", store=place)
+        done = await asyncio.to_thread(cli, "inspect", store=place)
     assert (done.exit_code, done.stdout) == (1, "")
     assert (" refused the " in done.stderr, "\x1b" in done.stderr) == (True, False)
 

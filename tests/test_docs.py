@@ -33,7 +33,6 @@ from tests.examples.programs import client_of
 ROOT = Path(__file__).parents[1]
 PYTHON = (ROOT / "docs" / "python.md").read_text()
 CLIENT = (ROOT / "docs" / "client.md").read_text()
-PROTOCOL = (ROOT / "docs" / "protocol.md").read_text()
 GLOSSARY = (ROOT / "docs" / "glossary.md").read_text()
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 CODE = [*(ROOT / "tenuto").rglob("*.py"), *(ROOT / "proof").rglob("*.py"), *(ROOT / "tenuto" / "web").rglob("*.js")]
@@ -129,8 +128,6 @@ def test_every_error_is_documented() -> None:
     known = [one for one in vars(errors).values() if inspect.isclass(one) and issubclass(one, errors.TenutoError)]
     table = section(PYTHON, "## Errors")
     assert [one.__name__ for one in known if f"`{one.__name__}`" not in table or f"`{one.code}`" not in table] == []
-    on_the_wire = [one.code for one in known if one is not errors.LocalError]
-    assert [code for code in on_the_wire if f"`{code}`" not in section(PROTOCOL, "## 9. Errors")] == []
 
 
 _SIGNATURE = re.compile(r"^(?:\||###) `(?:await )?hub\.(archive\.)?(\w+)\(([^`]*)\)`", re.MULTILINE)

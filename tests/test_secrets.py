@@ -14,11 +14,10 @@ from typing import Any
 
 import jwt
 import pytest
-from click.testing import CliRunner
 
 from proof.chaos.processes import free_port
-from tenuto.cli.main import main
 from tests.processes import PATIENCE_S, Process, request
+from tests.stores.files import cli
 
 APP = """
 from tenuto import Hub
@@ -50,11 +49,6 @@ def first_lines(port: int, path: str, headers: dict[str, str]) -> tuple[int, byt
         connection.request("GET", path, headers=headers)
         response = connection.getresponse()
         return response.status, response.readline()
-
-
-def run(*arguments: str, store: Path | None = None) -> str:
-    place = ("--store", f"sqlite:///{store}") if store is not None else ()
-    return CliRunner().invoke(main, [*arguments, *place]).output
 
 
 def test_secrets_are_in_no_log_result_or_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,21 +83,12 @@ def test_secrets_are_in_no_log_result_or_export(tmp_path: Path, monkeypatch: pyt
         assert first_lines(port, f"/v1/channels/chat:1/events?ticket={tickets[1]}", {})[0] in (401, 403)
         outputs = [str(ask("GET", path, **bearer)[1]) for path in ("/metrics", "/v1/channels", "/readyz")]
         at_server = ("--url", f"http://127.0.0.1:{port}", "--token", good)
-        outputs += [
-            run("inspect", *at_server),
-            run("verify", *at_server),
-            run("export", "chat:1", *at_server),
-        ]
+        commands = (("inspect",), ("verify",), ("export", "chat:1"))
+        outputs += [cli(*command, *at_server).output for command in commands]
         assert "no damage found" in outputs[-2]
         assert "kept" in outputs[-1]
-        outputs += [
-            run("export", "chat:1", store=store),
-            run("inspect", store=store),
-            run("channels", store=store),
-            run("backup", str(tmp_path / "one.db"), store=store),
-            run("forget", "ann", store=store),
-            run("verify", store=store),
-        ]
+        further = (("channels",), ("backup", tmp_path / "one.db"), ("forget", "ann"), ("verify",))
+        outputs += [cli(*command, store=store).output for command in (*commands, *further)]
         assert '"messages": 1' in outputs[-2]
     assert "more requests since the last such line" in server.output
     outputs += [server.output, store.read_bytes().decode(errors="replace")]

@@ -10,28 +10,16 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from proof.chaos.processes import free_port
 from proof.wirecheck import Checker, SseViewer, WsViewer
 from tests.caddy import caddy_of_the_docs, needs_caddy
+from tests.examples.nodes import Node
 from tests.nginx import needs_nginx, nginx_of_the_docs
 from tests.postgres import Postgres, needs_postgres
-from tests.processes import Process, request
+from tests.processes import request
 
 pytestmark = needs_postgres
 
 PATIENCE_S = 60.0
-
-
-class Node(Process):
-    """A server process on the shared store."""
-
-    def __init__(self, url: str, log: Path, *parts: str) -> None:
-        self.port = free_port()
-        super().__init__(["-m", "tests.shared_app", str(self.port), url, *parts], log)
-        self.url = f"http://127.0.0.1:{self.port}/tenuto"
-
-    def until_ready(self) -> None:
-        self.until(lambda: request(self.port, "GET", "/tenuto/readyz")[0] == 200)
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +27,12 @@ def nodes(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """Run a process with an agent, and one without."""
     folder = tmp_path_factory.mktemp("nodes")
     with ExitStack() as stack:
-        here, there = (Node(postgres.url, folder / f"{name}.log", name) for name in ("agent", "root"))
-        for node in (here, there):
-            stack.enter_context(node).until_ready()  # the second process learns of the agent at its start
+        here, there = (
+            Node(["tests.shared_app", postgres.url, part], folder / f"{part}.log") for part in ("agent", "root")
+        )
+        for node in (here, there):  # the second process learns of the agent at its start
+            port = stack.enter_context(node).port
+            node.until(lambda port=port: request(port, "GET", "/tenuto/readyz")[0] == 200)  # type: ignore[misc]
         yield here, there
 
 

@@ -98,21 +98,14 @@ def test_a_question_in_other_words_gets_its_answer_and_another_one_the_list_of_a
 # The pace and the rest -----------------------------------------------------------------------------------------
 
 
-def text_of(text: str, start: int) -> str:
-    return "".join(token for token, _ in paced(text, start, random.Random(1)))
+WHOLE = [whole(question, Settled()) for question in (*(one.question for one in written_answers()), "zebra")]
 
 
-@given(st.integers(0, 2_000), st.sampled_from([one.question for one in written_answers()] + ["hello", "zebra"]))
-def test_stored_text_and_the_rest_make_the_whole_answer_at_every_offset(offset: int, question: str) -> None:
-    text = whole(question, Settled())
-    assert text[:offset] + text_of(text, offset) == text
-
-
-@given(st.text(max_size=300))
-def test_any_text_is_cut_into_tokens_of_a_model_and_none_is_lost(text: str) -> None:
-    steps = list(paced(text, 0, random.Random(1)))
-    assert "".join(token for token, _ in steps) == text
-    assert all(len(token) <= 12 for token, _ in steps)
+@given(st.one_of(st.sampled_from(WHOLE), st.text(max_size=300)), st.integers(0, 2_000))
+def test_stored_text_and_the_tokens_of_the_rest_make_the_whole_answer_at_every_offset(text: str, offset: int) -> None:
+    tokens = [token for token, _ in paced(text, offset, random.Random(1))]
+    assert text[:offset] + "".join(tokens) == text
+    assert all(len(token) <= 12 for token in tokens)
 
 
 @given(st.lists(st.tuples(st.integers(0, 3_000), st.sampled_from(["shorter", "cursor?", "zebra", "…"])), max_size=4))

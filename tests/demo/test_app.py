@@ -134,7 +134,7 @@ def planned(message: dict[str, Any], question: str = QUESTION) -> str:
     return whole(question, msgspec.convert(message["meta"], Settled))
 
 
-@pytest.mark.parametrize("tokens", [2, 3, 40, 200])
+@pytest.mark.parametrize("tokens", [2, 40])
 async def test_an_answer_continues_at_its_offset_after_a_restart(store: str, tokens: int) -> None:
     pace = Pace(tokens)
     async with demo(store, pace.sleep) as here:
@@ -225,16 +225,14 @@ class Switches:
         self.killed += 1
 
 
-@pytest.mark.parametrize(("method", "path", "body"), PATHS)
 @pytest.mark.parametrize("headers", [{"host": "evil.example"}, {"origin": "http://evil.example"}])
-async def test_foreign_origins_and_hosts_are_refused(
-    method: str, path: str, body: object, headers: dict[str, str]
-) -> None:
-    switches = Switches()
-    guests = Guests(BASE, key=KEY) if "invite" in path or "join" in path else None
-    async with demo("memory://", controls=switches.controls, guests=guests) as here:
-        response = await here.http.request(method, path, json=body, headers=headers)
-        assert response.status_code in (401, 403)
+async def test_foreign_origins_and_hosts_are_refused(headers: dict[str, str]) -> None:
+    for guests, paths in ((None, PATHS[:-2]), (Guests(BASE, key=KEY), PATHS[-2:])):
+        switches = Switches()
+        async with demo("memory://", controls=switches.controls, guests=guests) as here:
+            for method, path, body in paths:
+                response = await here.http.request(method, path, json=body, headers=headers)
+                assert response.status_code in (401, 403), path
         assert (switches.killed, switches.crashed) == (0, [])
 
 
@@ -244,23 +242,26 @@ async def test_a_demo_without_a_supervisor_or_a_network_has_no_routes_for_them()
             assert (await here.http.request(method, path, json=body)).status_code == 404
 
 
-@pytest.mark.parametrize(
-    ("body", "status", "code"),
-    [
-        (b"{}", 400, "invalid_name"),
-        (b'{"channel": 1, "question": "q"}', 400, "invalid_request"),
-        (b'{"channel": "chat:1", "question": "q"}', 400, "invalid_name"),
-        (b'{"channel": "demo:a/b", "question": "q"}', 400, "invalid_name"),
-        (b'{"channel": "demo:' + b"a" * 2_000 + b'"}', 413, "too_large"),
-        (b'{"channel": "demo:test", "question": "gone"}', 404, "not_found"),
-    ],
-)
-async def test_a_crash_needs_a_question(body: bytes, status: int, code: str) -> None:
+async def test_a_crash_needs_a_question() -> None:
     switches = Switches()
     async with demo("memory://", controls=switches.controls) as here:
-        response = await here.http.post("/demo/crash", content=body, headers={"content-type": "application/json"})
-        assert (response.status_code, response.json()["code"]) == (status, code)
+        for body, status, code in (
+            (b"{}", 400, "invalid_name"),
+            (b'{"channel": 1, "question": "q"}', 400, "invalid_request"),
+            (b'{"channel": "chat:1", "question": "q"}', 400, "invalid_name"),
+            (b'{"channel": "demo:a/b", "question": "q"}', 400, "invalid_name"),
+            (b'{"channel": "demo:' + b"a" * 2_000 + b'"}', 413, "too_large"),
+            (b'{"channel": "demo:test", "question": "gone"}', 404, "not_found"),
+        ):
+            response = await here.http.post("/demo/crash", content=body, headers={"content-type": "application/json"})
+            assert (response.status_code, response.json()["code"]) == (status, code), body
     assert switches.crashed == []
+
+
+async def test_a_form_cannot_crash_the_agent() -> None:
+    async with demo("memory://", controls=Switches().controls) as here:
+        response = await here.http.post("/demo/crash", content=b"{}", headers={"content-type": "text/plain"})
+        assert (response.status_code, response.json()["code"]) == (415, "unsupported_media_type")
 
 
 async def test_a_crash_kills_the_agent_of_the_question_or_else_an_idle_one() -> None:
@@ -279,13 +280,6 @@ async def test_a_crash_kills_the_agent_of_the_question_or_else_an_idle_one() -> 
         assert (await here.http.post("/demo/crash", json=body)).json()["agent"] in AGENTS  # the answer has ended
         assert await plain_of(here) == ("", False)  # a stream that began after the crash ends without the last event
     assert switches.crashed[0] == "guide~2"
-
-
-async def test_a_form_cannot_crash_the_agent() -> None:
-    switches = Switches()
-    async with demo("memory://", controls=switches.controls) as here:
-        response = await here.http.post("/demo/crash", content=b"{}", headers={"content-type": "text/plain"})
-        assert (response.status_code, response.json()["code"]) == (415, "unsupported_media_type")
 
 
 # The plain endpoint ----------------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ def with_cookie(value: str) -> Scope:
     return scope(cookie=f"other=1; {COOKIE}={value}")
 
 
-@pytest.mark.parametrize(("after_s", "is_open"), [(INVITE_S - 1, True), (INVITE_S, False), (INVITE_S + 1, False)])
+@pytest.mark.parametrize(("after_s", "is_open"), [(INVITE_S - 1, True), (INVITE_S, False)])
 def test_an_invitation_is_open_for_ten_minutes(guests: Guests, clock: Time, after_s: float, is_open: bool) -> None:
     secret = invited(guests)
     clock.now_s += after_s
@@ -58,13 +58,6 @@ def test_an_invitation_is_open_for_ten_minutes(guests: Guests, clock: Time, afte
     else:
         with pytest.raises(NoInvite):
             guests.join(secret, PEER)
-
-
-@pytest.mark.parametrize("secret", ["", "x", "ü🌊", "x" * 500])
-def test_a_wrong_secret_is_refused(guests: Guests, secret: str) -> None:
-    guests.invite()
-    with pytest.raises(NoInvite):
-        guests.join(secret, PEER)
 
 
 def test_the_number_of_open_invitations_is_bounded(guests: Guests) -> None:
@@ -76,10 +69,10 @@ def test_the_number_of_open_invitations_is_bounded(guests: Guests) -> None:
 
 
 def test_guesses_of_one_address_are_bounded_and_others_get_in(guests: Guests, clock: Time) -> None:
+    secret = invited(guests)
     for _ in range(MOST_GUESSES):
         with pytest.raises(NoInvite):
-            guests.join("wrong", PEER)
-    secret = invited(guests)
+            guests.join("wrong ü🌊", PEER)
     with pytest.raises(TooMany):
         guests.join(secret, PEER)
     assert guests.join(invited(guests), "127.0.0.4")
@@ -108,15 +101,6 @@ async def test_a_cookie_names_its_person_until_it_ends(guests: Guests, clock: Ti
     assert await Guests("http://x", key=KEY[::-1], now_s=clock).person(with_cookie(cookie)) is None
     clock.now_s += 12 * 3600
     assert await guests.person(with_cookie(cookie)) is None
-
-
-async def test_a_changed_cookie_is_refused(guests: Guests) -> None:
-    head, body, signature = guests.cookie_of(guests.join(invited(guests), PEER)).split(".")
-    forged = agent_token(KEY[::-1]).split(".")[1]
-    changed = (f"{head}.{forged}.{signature}", f"{head}.{body}.{signature[:-1]}", f"{head}.{body}.")
-    for value in (*changed, body, "", "é.é"):
-        assert await guests.person(with_cookie(value)) is None
-    assert await guests.verify(scope()) is None
 
 
 async def test_an_agent_is_known_by_its_token(guests: Guests) -> None:
