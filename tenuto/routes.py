@@ -51,7 +51,7 @@ from tenuto.core.errors import Deleted, Draining, Finished, InvalidRequest, NotF
 from tenuto.core.events import Page
 from tenuto.core.model import ATTEMPT, OPTIONS_KEY, OPTIONS_MARK, Command, Json, Message, Part, Role, app_meta
 from tenuto.core.names import check_channel, check_id, check_prefix, command_key, is_id
-from tenuto.core.requests import CreateMessage, DeleteMessage, ReplyCommand, SendCommand, references, wishes_in
+from tenuto.core.requests import CreateMessage, DeleteMessage, ReplyCommand, SendCommand, references, stored_options
 from tenuto.core.requests import Request as HubRequest
 from tenuto.core.turns import INTERRUPTED, newest_branch, versions_of
 from tenuto.hub.access.identity import Identity
@@ -188,7 +188,7 @@ class Access:
     ) -> Message:
         """Store a user message of the caller, and return it. With an `id` it is safe to repeat.
 
-        `options` has the wishes of the caller beside the message (`options_in`); the agent has them as
+        `options` has what the caller asks beside the message (`options_in`); the agent has it as
         `turn.request`. Large values are stored once for each person in the channel, and no viewer gets them.
 
         Raises IdConflict, and Deleted if the message was deleted at once.
@@ -201,14 +201,14 @@ class Access:
         return message_of(await self._ask(channel, message_id, request), message_id)
 
     async def options(self, channel: str, message: Message) -> dict[str, Json]:
-        """Return the wishes of a client beside `message`, under the names of `create`. Removed values are left out."""
+        """Return the options of a client beside `message`, under the names of `create`. Removed values are left out."""
         self.check(channel, "history")
         kept = []
         for id in references(message.meta).values():
             with suppress(NotFound, Deleted):
                 kept.append((await self._hub.read(channel, id))[0])
         self.charge(message_bytes(kept))
-        return wishes_in(message.meta, kept)
+        return stored_options(message.meta, kept)
 
     async def remember(
         self,

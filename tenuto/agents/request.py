@@ -1,8 +1,8 @@
-"""The wishes of a client beside its message: tools, instructions, a form of the response, limits.
+"""The options that a client sends beside its message: tools, instructions, a form of the response, limits.
 
 Layer: agents.
 
-Pure functions. Each API has names of its own for the same wish. `options_in` reads them from the body of a request
+Pure functions. Each API has names of its own for the same option. `options_in` reads them from the body of a request
 under the names of `TurnRequest`, which are stored with the question; `docs/interop.md` has the table. Safe to change: a
 new optional field. The stored names stay.
 """
@@ -39,10 +39,10 @@ class _Choice(TypedDict, total=False):
 
 
 class TurnRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The wishes of a client beside its message. A field that it has not sent is None, or empty.
+    """The options that a client sends beside its message. A field that it has not sent is None, or empty.
 
-    The forms are those of OpenAI's Responses, whichever API the client uses. The values are the client's wishes, so
-    the handler decides which of them it follows.
+    The forms are those of OpenAI's Responses, whichever API the client uses. The handler decides which of the options
+    it follows.
     """
 
     model: str | None = None
@@ -71,8 +71,8 @@ class TurnRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
         """Return the arguments for a call of the model, in the form of its API: all but `model`, and the messages.
 
         `openai` is for Chat Completions, `responses` for OpenAI's Responses, `anthropic` for Anthropic's Messages.
-        A wish that the API does not know is left out (`docs/agents.md`); so are instructions in Chat Completions, which
-        takes them as a message. `anthropic` has the system messages of the conversation too, after `turn.history`.
+        What the API does not know is left out (`docs/agents.md`); so are instructions in Chat Completions, which takes
+        them as a message. `anthropic` has the system messages of the conversation too, after `turn.history`.
         """
         if api not in get_args(Api):
             raise LocalError(f"api must be one of {', '.join(get_args(Api))}, got {shown(api)}")
@@ -175,7 +175,7 @@ def turn_request(stored: Mapping[str, Json]) -> TurnRequest:
     """Return the view of stored fields. A field of another type is left out: a client may have stored it itself."""
     known: dict[str, Any] = {}
     for name, kind in _FIELDS.items():
-        if name in stored and name != "system":  # that is no wish: `turn.history` sets it
+        if name in stored and name != "system":  # no client sends it: `turn.history` sets it
             with suppress(msgspec.ValidationError):
                 msgspec.convert(stored[name], _TYPES[name])  # checks more, such as ranges
                 known[name] = msgspec.convert(stored[name], kind)
@@ -194,7 +194,7 @@ def own_tools(options: Mapping[str, Json]) -> dict[str, dict[str, Json]]:
 
 
 def tools_in(options: Mapping[str, Json]) -> list[dict[str, Json]]:
-    """Return the tools in stored wishes, which a client of the hub may have written in any form."""
+    """Return the tools in stored options, which a client of the hub may have written in any form."""
     tools = options.get("tools")
     return [one for one in tools if isinstance(one, dict)] if isinstance(tools, list) else []
 

@@ -37,7 +37,7 @@ from tenuto.core.errors import (
 )
 from tenuto.core.model import OPTIONS, OPTIONS_KEY, Command, Json, Message
 from tenuto.core.names import check_id
-from tenuto.core.requests import references, wishes_id, wishes_in
+from tenuto.core.requests import references, regenerate_options_id, stored_options
 from tenuto.core.turns import ANSWERS, ATTEMPTS, ROUND, WITHDRAWN, Replier, attempt_of, reply_id, reply_ids, rules_of
 from tenuto.portal import Writer, current_try
 from tenuto.sources.writing import going_on
@@ -221,28 +221,28 @@ class Running:
         return await self._work_on(watch, turn)
 
     async def _request(self) -> TurnRequest:
-        """Return the wishes of the client beside its message, with those of the `regenerate` that began this round."""
-        wishes = wishes_in(self.message.meta, ())  # those in it, if the others may not be read
+        """Return the options of the client beside its message, with those of the `regenerate` that began this round."""
+        options = stored_options(self.message.meta, ())  # those in it, if the others may not be read
         try:
-            wishes |= await self._wishes_in(self.message.meta)
+            options |= await self._stored_options(self.message.meta)
             # only a turn that was begun again has an attempt above the first round
-            again = await self._found(wishes_id(self.message.id)) if self.generation > ROUND else None
+            again = await self._found(regenerate_options_id(self.message.id)) if self.generation > ROUND else None
             part = again.parts[0] if again is not None and again.role == OPTIONS and again.parts else {}
             if part.get("name") == str(self.message.created):  # else they were of a removed message with the same id
-                wishes |= await self._wishes_in({OPTIONS_KEY: part.get("data")})
+                options |= await self._stored_options({OPTIONS_KEY: part.get("data")})
         except Forbidden as error:
             logger.warning("an agent may not read all that a client asks beside its messages: %s", error)
-        return turn_request(wishes)
+        return turn_request(options)
 
-    async def _wishes_in(self, meta: Mapping[str, Json]) -> dict[str, Json]:
-        """Return the wishes in `meta`, and in the messages to which it refers. Raises Forbidden."""
+    async def _stored_options(self, meta: Mapping[str, Json]) -> dict[str, Json]:
+        """Return the options in `meta`, and in the messages to which it refers. Raises Forbidden."""
         kept = []
         for name, message_id in references(meta).items():
             if (one := await self._found(message_id)) is not None:
                 kept.append(one)
             else:
-                logger.warning("%s of message %s in %s were removed", name or "wishes", self.message.id, self.channel)
-        return wishes_in(meta, kept)
+                logger.warning("%s of message %s in %s were removed", name or "options", self.message.id, self.channel)
+        return stored_options(meta, kept)
 
     async def _found(self, message_id: str) -> Message | None:
         return await patiently(partial(find, self._backend, self.channel, message_id))

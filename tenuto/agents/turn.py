@@ -94,7 +94,7 @@ class Turn:
     ) -> None:
         self.channel = channel
         self.message = message  # the user message that the turn answers
-        self.request = request or TurnRequest()  # the client's wishes beside the message
+        self.request = request or TurnRequest()  # the client's options beside the message
         self.attempt = attempt_of(generation)  # number of the attempt: 1, or higher after a crash
         self.previous = previous  # the unfinished answer of an attempt that crashed
         self.name = name  # the agent's name: author of the answers, and member that people see

@@ -29,7 +29,7 @@ from tenuto.core.message_state import ClaimState, CommandState, MessageState
 from tenuto.core.model import OPTIONS, Approval, Json, Part, check_json, plain
 from tenuto.core.names import COMMAND_MARK, check_id, command_id, is_own_name
 from tenuto.core.ops import Claim, Command, Create, Finish, Op, Reply, SetPart, Update, fingerprint
-from tenuto.core.requests import Caller, ReplyCommand, SendCommand, SettleCommand, split, wishes_id
+from tenuto.core.requests import Caller, ReplyCommand, SendCommand, SettleCommand, regenerate_options_id, split
 from tenuto.core.turns import (
     APPROVE,
     MOST_SPARED,
@@ -97,8 +97,8 @@ def send_command(
     ops: list[Op] = []
     if rules_of(request.name).restarts:
         assert target is not None
-        claims = _restarted(state, target, is_served, now_ms, limits, has_wishes=bool(request.options))
-        ops += [*(_wishes(state, request, target, caller, now_ms, limits) if claims else ()), *claims]
+        claims = _restarted(state, target, is_served, now_ms, limits, has_options=bool(request.options))
+        ops += [*(_kept_options(state, request, target, caller, now_ms, limits) if claims else ()), *claims]
     elif rules_of(request.name).stops and target is not None and _is_only_waiting(state, target):
         assert target.claim is not None
         ops += _cancelled(state, target, target.claim, now_ms)
@@ -116,11 +116,11 @@ def _question(data: Json) -> Json:
 
 
 def _restarted(
-    state: Draft, target: MessageState, is_served: bool, now_ms: int, limits: Limits, *, has_wishes: bool
+    state: Draft, target: MessageState, is_served: bool, now_ms: int, limits: Limits, *, has_options: bool
 ) -> tuple[Claim, ...]:
     """Return the operation by which `target` waits for an agent again; none if it waits already.
 
-    With wishes such a message is refused: an attempt may know the earlier ones, and go on with its steps.
+    With options such a message is refused: an attempt may know the earlier ones, and go on with its steps.
     The next attempts are numbered in a new round. Their answers therefore get new ids, and earlier crashes do not count
     towards the limit of attempts.
     """
@@ -129,7 +129,7 @@ def _restarted(
             f"a regenerate needs the id of a user message as `target`, got a message of role {target.role!r}: "
             "name the message in its `reply_to`"
         )
-    if _is_only_waiting(state, target) and not has_wishes:
+    if _is_only_waiting(state, target) and not has_options:
         return ()
     if _is_in_progress(state, target):
         raise StillStreaming(f"message {target.id!r} is being answered: wait for the end, or send a cancel first")
@@ -140,23 +140,23 @@ def _restarted(
     return (Claim(id=target.id, state="pending", generation=generation, at_ms=now_ms),)
 
 
-def _wishes(
+def _kept_options(
     state: Draft, request: SendCommand, target: MessageState, caller: Caller, now_ms: int, limits: Limits
 ) -> list[Op]:
-    """Return the operations that keep the wishes of a `regenerate`, in place of those of an earlier one.
+    """Return the operations that keep the options of a `regenerate`, in place of those of an earlier one.
 
     They are in messages of their authors, to which one without an author refers: all attempts find that one, wherever
     they run.
     """
-    wishes, values = split(request.options, caller.id, now_ms, limits, is_hidden=True)
-    check_json(wishes, limits.data_bytes, "the list of large options", depth=limits.depth)
+    options, values = split(request.options, caller.id, now_ms, limits, is_hidden=True)
+    check_json(options, limits.data_bytes, "the list of large options", depth=limits.depth)
     # the name tells `target` from a later message with the same id
-    part = {"type": "data", "name": str(target.created), "data": wishes}
+    part = {"type": "data", "name": str(target.created), "data": options}
     ops: list[Op] = [one for one in values if state.message(one.id) is None]
-    known = state.message(id := wishes_id(target.id))
+    known = state.message(id := regenerate_options_id(target.id))
     if known is not None and known.role != OPTIONS:  # of an import
         raise IdConflict(f"message {id!r} has the id of the options of this regenerate; name another user message")
-    if known is None and wishes:
+    if known is None and options:
         ops.append(Create(id=id, role=OPTIONS, status="complete", parts=[part], at_ms=now_ms))
     elif known is not None and [one.value() for one in known.parts] != [part]:
         ops.append(Update(id=id, parts=[part], meta={}, at_ms=now_ms))

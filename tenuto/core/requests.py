@@ -32,7 +32,7 @@ ExpirySeconds = Annotated[float, Meta(ge=1, le=24 * 3600)]
 class CreateMessage(Struct, frozen=True, kw_only=True):
     """`POST …/messages`. Without `parent` the message follows `reply_to`, else the newest message; null: no message.
 
-    `options` has the wishes of the client beside the message, such as tools (`tenuto.core.requests`).
+    `options` has what the client asks beside the message, such as tools (`stored_options`).
     """
 
     id: str | None = None
@@ -123,7 +123,7 @@ class ExpireLease(Struct, frozen=True, kw_only=True):
 class SendCommand(Struct, frozen=True, kw_only=True):
     """`POST …/commands`. Without a reply within `expires_s` the server replies.
 
-    `options` of a `regenerate` has the wishes for the new answers, as in `CreateMessage`.
+    `options` of a `regenerate` has what the client asks for the new answers, as in `CreateMessage`.
     """
 
     name: str
@@ -244,7 +244,7 @@ def needs(key: str, request: Request, caller: Caller) -> tuple[str, ...]:
     kept: tuple[str, ...] = ()
     if isinstance(request, SendCommand) and rules_of(request.name).restarts:
         if target is not None and is_id(target):
-            kept = (wishes_id(target), *kept_ids(request.options, caller.id, is_hidden=True))
+            kept = (regenerate_options_id(target), *kept_ids(request.options, caller.id, is_hidden=True))
     elif isinstance(request, CreateMessage):
         target = request.reply_to  # its claim shows whether the new answer is of an earlier attempt, and refused
         kept = kept_ids(request.options, caller.id)
@@ -262,8 +262,8 @@ NAME_CHARS = 64
 MOST_KEPT = 64  # values of one message that a reader looks for
 
 
-def wishes_id(message_id: str) -> str:
-    """Return the id of the message that refers to the wishes of the last `regenerate` of a message."""
+def regenerate_options_id(message_id: str) -> str:
+    """Return the id of the message that refers to the options of the last `regenerate` of a message."""
     return _options_id(message_id.encode())
 
 
@@ -339,8 +339,8 @@ def references(meta: Mapping[str, Json]) -> dict[str, str]:
     return {name: id for name, id in found if isinstance(id, str) and is_id(id)}
 
 
-def wishes_in(meta: Mapping[str, Json], kept: Iterable[Message]) -> dict[str, Json]:
-    """Return the wishes beside a message: the small values in its `meta`, and those in the messages `kept`."""
+def stored_options(meta: Mapping[str, Json], kept: Iterable[Message]) -> dict[str, Json]:
+    """Return the options beside a message: the small values in its `meta`, and those in the messages `kept`."""
     options = meta.get(OPTIONS_KEY)
     found = {name: value for name, value in options.items() if name != KEPT} if isinstance(options, dict) else {}
     by_id = {one.id: one for one in kept if one.role == OPTIONS and one.parts}

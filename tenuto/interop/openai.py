@@ -827,12 +827,12 @@ def _about(name: str | Callable[[], str], key: str | None = None) -> Iterator[No
 
 
 def _refused(body: Json, options: Json, limit: int) -> str:
-    """Return the field of a refused request: the largest wish if the wishes exceed `limit` bytes, else the largest with
-    an integer of more than 64 bits, or the input."""
-    wishes = {name: options_in({name: body[name]}) for name in body}
+    """Return the field of a refused request: the largest option if all exceed `limit` bytes, else the largest with an
+    integer of more than 64 bits, or the input."""
+    fields = {name: options_in({name: body[name]}) for name in body}
     if len(encode(options)) <= limit:
-        wishes = {name: wish for name, wish in wishes.items() if _has_wide_integer(wish)}
-    sizes = {name: len(encode(wish)) for name, wish in wishes.items()}
+        fields = {name: found for name, found in fields.items() if _has_wide_integer(found)}
+    sizes = {name: len(encode(found)) for name, found in fields.items()}
     return max(sizes, key=lambda name: sizes[name], default="messages" if "messages" in body else "input")
 
 

@@ -83,7 +83,7 @@ class Reference(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """A response that a request asks for: the question of its turn, and all wishes beside it."""
+    """A response that a request asks for: the question of its turn, and all options beside it."""
 
     of: Reference
     question: Message

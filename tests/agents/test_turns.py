@@ -15,7 +15,7 @@ from tenuto.client import Client
 from tenuto.core.errors import Draining, Finished, LocalError, StoreUnavailable, TenutoError
 from tenuto.core.model import Message
 from tenuto.core.names import command_key
-from tenuto.core.requests import Caller, CreateMessage, SendCommand, wishes_id
+from tenuto.core.requests import Caller, CreateMessage, SendCommand, regenerate_options_id
 from tenuto.core.turns import reply_id
 from tenuto.hub.keep.policies import Retention
 from tenuto.stores.base import Committed, Conflict, Write
@@ -457,7 +457,7 @@ def asks_again(hub: Hub, id: str, caller: Caller, **options: Any) -> Awaitable[o
 
 @pytest.mark.parametrize("is_remote", [False, True])
 @virtually
-async def test_a_new_answer_has_the_wishes_of_its_regenerate_before_those_of_the_question(is_remote: bool) -> None:
+async def test_a_new_answer_has_the_options_of_its_regenerate_before_those_of_the_question(is_remote: bool) -> None:
     hub = new_hub()
     worker: Any = client_of(Wire(hub), client_id="bot") if is_remote else hub
     seen: list[tuple[Any, ...]] = []
@@ -477,8 +477,8 @@ async def test_a_new_answer_has_the_wishes_of_its_regenerate_before_those_of_the
     await hub.start()
     tasks = [asyncio.ensure_future(watch())] + ([asyncio.ensure_future(worker.run())] if is_remote else [])
     await asyncio.sleep(1)
-    wishes: dict[str, Any] = {"tools": tools("first"), "model": "m1", "temperature": 0.5}
-    await hub.ask("chat:1", "q", CreateMessage(text="?", options=wishes), ANN)
+    options: dict[str, Any] = {"tools": tools("first"), "model": "m1", "temperature": 0.5}
+    await hub.ask("chat:1", "q", CreateMessage(text="?", options=options), ANN)
     await asyncio.sleep(1)
     await asks_again(hub, "1", BOB)
     await asyncio.sleep(1)
@@ -499,14 +499,14 @@ async def test_a_new_answer_has_the_wishes_of_its_regenerate_before_those_of_the
 
 
 @virtually
-async def test_the_wishes_of_a_regenerate_outlive_the_process_that_had_its_turn(
+async def test_the_options_of_a_regenerate_outlive_the_process_that_had_its_turn(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     store, read = MemoryStore(), LocalBackend.read
     seen: list[tuple[int, int, str | None]] = []
 
     async def hanging(self: LocalBackend, channel: str, message_id: str) -> tuple[Message, str]:
-        if life == 1 and message_id == wishes_id("q"):
+        if life == 1 and message_id == regenerate_options_id("q"):
             await asyncio.sleep(1000)  # the turn is claimed, and the process dies before the handler begins
         return await read(self, channel, message_id)
 
@@ -531,7 +531,7 @@ async def test_the_wishes_of_a_regenerate_outlive_the_process_that_had_its_turn(
 
 
 @virtually
-async def test_a_new_answer_has_the_wishes_of_the_question_if_those_of_its_regenerate_were_removed(
+async def test_a_new_answer_has_the_options_of_the_question_if_those_of_its_regenerate_were_removed(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     hub, gate = new_hub(), asyncio.Event()
@@ -550,18 +550,18 @@ async def test_a_new_answer_has_the_wishes_of_the_question_if_those_of_its_regen
     assert b"m2" not in await exported(hub)  # nothing waits after an import
     await hub.archive.forget("ann")
     found = (await hub.store.facts("chat:1", after=0, limit=99)).facts
-    assert [one.id for one in found if one.id.startswith("options-")] == [wishes_id("q")]
+    assert [one.id for one in found if one.id.startswith("options-")] == [regenerate_options_id("q")]
     gate.set()
     await asyncio.sleep(1)
     assert seen == [("q", "m1", 0), ("p", None, 0), ("q", "m1", 0)]
     warnings = [one.getMessage() for one in caplog.records if "removed" in one.getMessage()]
-    assert warnings == [f"{one} of message q in chat:1 were removed" for one in ("wishes", "tools")]
+    assert warnings == [f"{one} of message q in chat:1 were removed" for one in ("options", "tools")]
     assert (await hub.archive.forget("bob")).messages == 2
     assert not [one.id for one in (await hub.store.facts("chat:1", after=0, limit=99)).facts if "options-" in one.id]
 
 
 @virtually
-async def test_retention_keeps_the_wishes_of_a_question_that_waits() -> None:
+async def test_retention_keeps_the_options_of_a_question_that_waits() -> None:
     hub, gate = new_hub(retention={"*": "10m"}), asyncio.Event()
     seen: list[tuple[str, str | None, list[str]]] = []
 
@@ -588,7 +588,7 @@ async def test_retention_keeps_the_wishes_of_a_question_that_waits() -> None:
 
 @pytest.mark.parametrize("rule", [Retention(age="1d"), Retention(messages=40)], ids=["age", "messages"])
 @virtually
-async def test_retention_keeps_the_wishes_of_answered_questions_that_stay(rule: Retention) -> None:
+async def test_retention_keeps_the_options_of_answered_questions_that_stay(rule: Retention) -> None:
     hub = new_hub(retention={"*": rule})
     seen: list[list[str]] = []
 

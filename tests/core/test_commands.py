@@ -30,7 +30,7 @@ from tenuto.core.limits import Limits
 from tenuto.core.message_state import ClaimState
 from tenuto.core.model import OPTIONS_KEY
 from tenuto.core.ops import Claim, Command, Finish, Reply
-from tenuto.core.requests import Caller, references, wishes_id, wishes_in
+from tenuto.core.requests import Caller, references, regenerate_options_id, stored_options
 from tests.core.harness import ADMIN, AGENT, ANN, APP, BOB, NAMELESS, PERSON, SERVER, LogHarness
 
 EVE = Caller(id="eve", may_read=False)
@@ -214,11 +214,11 @@ def test_regenerated_messages_count_towards_the_bound_of_waiting_ones_within_a_b
 TOOLS = [{"type": "function", "name": "weather"}]
 
 
-def wishes_of(harness: LogHarness, message_id: str) -> dict[str, Any]:
-    """Return the wishes of the last regenerate of a message, as an agent finds them."""
-    about = harness.message(wishes_id(message_id))
+def options_of(harness: LogHarness, message_id: str) -> dict[str, Any]:
+    """Return the options of the last regenerate of a message, as an agent finds them."""
+    about = harness.message(regenerate_options_id(message_id))
     meta = {OPTIONS_KEY: about.parts[0]["data"]}
-    return wishes_in(meta, [harness.message(one) for one in references(meta).values()])
+    return stored_options(meta, [harness.message(one) for one in references(meta).values()])
 
 
 def again(harness: LogHarness, command_id: str, **fields: Any) -> list[str]:
@@ -230,29 +230,29 @@ def again(harness: LogHarness, command_id: str, **fields: Any) -> list[str]:
     return [type(op).__name__ for op in ops]
 
 
-def test_wishes_of_a_regenerate_are_kept_beside_the_message_in_the_same_decision(served: LogHarness) -> None:
+def test_options_of_a_regenerate_are_kept_beside_the_message_in_the_same_decision(served: LogHarness) -> None:
     served.claim("q")
     served.end("q")
-    asked, wishes = served.message("q"), {"tools": TOOLS, "model": "m2", "seed": 7}
-    assert again(served, "c1", options=wishes) == ["Command", "Create", "Create", "Create", "Claim", "Reply"]
-    assert served.known_command("c1").sent.data is None  # viewers get no wish
-    assert wishes_of(served, "q") == wishes
-    # one that is created anew, after this one was forgotten, has no wishes of this one
-    assert served.message(wishes_id("q")).parts[0]["name"] == str(asked.created)
+    asked, options = served.message("q"), {"tools": TOOLS, "model": "m2", "seed": 7}
+    assert again(served, "c1", options=options) == ["Command", "Create", "Create", "Create", "Claim", "Reply"]
+    assert served.known_command("c1").sent.data is None  # viewers get no option
+    assert options_of(served, "q") == options
+    # one that is created anew, after this one was forgotten, has no options of this one
+    assert served.message(regenerate_options_id("q")).parts[0]["name"] == str(asked.created)
     assert served.message("q") == asked
     assert served.state.newest == "q"  # the next message follows the question
-    assert again(served, "c2", options=wishes) == ["Command", "Claim", "Reply"]
+    assert again(served, "c2", options=options) == ["Command", "Claim", "Reply"]
     assert again(served, "c3", options={"model": "m3"}) == ["Command", "Create", "Update", "Claim", "Reply"]
-    assert wishes_of(served, "q") == {"model": "m3"}
+    assert options_of(served, "q") == {"model": "m3"}
     assert again(served, "c4") == ["Command", "Update", "Claim", "Reply"]
-    assert wishes_of(served, "q") == {}
+    assert options_of(served, "q") == {}
     assert again(served, "c5") == ["Command", "Claim", "Reply"]
     served.create("p", text="next")
     assert served.message("p").parent == "q"
 
 
-def test_regenerate_with_other_wishes_is_another_command(served: LogHarness) -> None:
-    with pytest.raises(StillStreaming):  # the first attempt may begin with the wishes of the question
+def test_regenerate_with_other_options_is_another_command(served: LogHarness) -> None:
+    with pytest.raises(StillStreaming):  # the first attempt may begin with the options of the question
         regenerate(served, "c", "q", options={"seed": 1})
     served.claim("q")
     served.end("q")
@@ -261,13 +261,13 @@ def test_regenerate_with_other_wishes_is_another_command(served: LogHarness) -> 
     for other in ({"seed": 2}, {}):
         with pytest.raises(IdConflict):
             regenerate(served, "c", "q", options=other)
-    assert wishes_of(served, "q") == {"seed": 1}
+    assert options_of(served, "q") == {"seed": 1}
 
 
 @pytest.mark.parametrize(
     ("name", "options"), [("steer", {"seed": 1}), ("regenerate", {"kept": {}}), ("regenerate", {"": 1})]
 )
-def test_wishes_that_cannot_be_kept_are_refused(served: LogHarness, name: str, options: dict[str, Any]) -> None:
+def test_options_that_cannot_be_kept_are_refused(served: LogHarness, name: str, options: dict[str, Any]) -> None:
     served.claim("q")
     served.end("q")
     with pytest.raises(InvalidRequest, match="options"):
@@ -278,16 +278,16 @@ def test_wishes_that_cannot_be_kept_are_refused(served: LogHarness, name: str, o
     assert list(served.state.messages) == ["q"]
 
 
-def test_no_message_of_a_client_takes_the_id_of_wishes(served: LogHarness) -> None:
+def test_no_message_of_a_client_takes_the_id_of_options(served: LogHarness) -> None:
     with pytest.raises(InvalidName, match="are those of options"):
-        served.create(wishes_id("q"), text="mine")
+        served.create(regenerate_options_id("q"), text="mine")
 
 
-def test_wishes_of_many_values_keep_the_small_ones_among_those_that_a_reader_looks_for(served: LogHarness) -> None:
+def test_options_of_many_values_keep_the_small_ones_among_those_that_a_reader_looks_for(served: LogHarness) -> None:
     served.claim("q")
     served.end("q")
     regenerate(served, "c", "q", options={**{f"l{number}": "x" * 600 for number in range(64)}, "model": "m2"})
-    assert wishes_of(served, "q")["model"] == "m2"
+    assert options_of(served, "q")["model"] == "m2"
 
 
 # -- cancel ----------------------------------------------------------------------------------------------------

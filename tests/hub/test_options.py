@@ -1,4 +1,4 @@
-"""The wishes of clients beside their messages: stored once, never sent to a viewer, exported and forgotten."""
+"""The options of clients beside their messages: stored once, never sent to a viewer, exported and forgotten."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from tenuto.core.errors import IdConflict, InvalidRequest, NotFound, TooLarge
 from tenuto.core.model import OPTIONS_KEY, Message
-from tenuto.core.requests import Caller, CreateMessage, DeleteMessage, UpdateMessage, references, wishes_in
+from tenuto.core.requests import Caller, CreateMessage, DeleteMessage, UpdateMessage, references, stored_options
 from tenuto.hub import HubCore
 from tenuto.stores.memory import MemoryStore
 from tests.hub.hubs import new_hub
@@ -52,7 +52,7 @@ async def ask(hub: HubCore, id: str, options: dict[str, Any], caller: Caller = A
 async def read_back(hub: HubCore, id: str) -> dict[str, Any]:
     question, _ = await hub.read(CHANNEL, id)
     kept = [(await hub.read(CHANNEL, one))[0] for one in references(question.meta).values()]
-    return wishes_in(question.meta, kept)
+    return stored_options(question.meta, kept)
 
 
 async def stored(hub: HubCore) -> list[str]:
@@ -167,7 +167,7 @@ async def test_edit_repeats_the_values_of_its_author_alone(hub: HubCore) -> None
 @pytest.mark.parametrize("damaged", [{"kept": {"tools": "bad id!"}}, {"kept": ["x"]}, [1], "x", 1])
 def test_damaged_values_count_as_none(damaged: object) -> None:
     meta = {OPTIONS_KEY: damaged}
-    assert (references(meta), wishes_in(meta, [])) == ({}, {})
+    assert (references(meta), stored_options(meta, [])) == ({}, {})
 
 
 async def test_values_above_the_limit_are_refused_before_anything_is_stored(hub: HubCore) -> None:

@@ -204,7 +204,7 @@ async def test_regenerate_and_edit_branch_and_the_next_turn_follows_them(scene: 
     assert len(scene.turns) == 5
 
 
-async def test_regenerate_brings_the_wishes_that_the_page_has_now(scene: PageScene) -> None:
+async def test_regenerate_brings_the_options_that_the_page_has_now(scene: PageScene) -> None:
     pages = scene.pages
     scene.gate.set()
     tools = [{"type": "function", "name": name, "description": "x" * 2_000} for name in ("first", "second")]
@@ -221,13 +221,13 @@ async def test_regenerate_brings_the_wishes_that_the_page_has_now(scene: PageSce
         await pages("a", "regenerate", body=body)
         await scene.served.until(lambda count=number: len(scene.turns) == count)
     shown = (await finished(pages, "a"))["messages"]
-    wishes = [one.request for one in scene.turns]
-    assert [(one.model, one.temperature, one.instructions) for one in wishes] == [
+    requests = [one.request for one in scene.turns]
+    assert [(one.model, one.temperature, one.instructions) for one in requests] == [
         ("m1", 0.5, None),
         ("m2", 0.5, "Be brief."),
         ("m1", 0.5, None),
     ]
-    assert [one.tools for one in wishes] == [tools[:1], tools[1:], tools[:1]]
+    assert [one.tools for one in requests] == [tools[:1], tools[1:], tools[:1]]
     assert shown == await scene.loaded()
     assert [one.text for one in (await scene.hub.history("chat:1")).messages] == ["Hello to one"] * 3 + ["one"]
 

@@ -462,8 +462,8 @@ async def test_messages_of_the_system_are_instructions_of_a_caller_that_may_only
             {"role": "developer", "content": [{"type": "input_text", "text": "Be brief."}]},
             {"role": "user", "content": "me"},
         ]
-        for wish, expected in (({}, ""), ({"instructions": "Rhyme."}, "Rhyme.\n\n")):  # the AI SDK sends them each time
-            response = await scene.client.responses.create(model="bot", input=given, **into, **wish)
+        for own, expected in (({}, ""), ({"instructions": "Rhyme."}, "Rhyme.\n\n")):  # the AI SDK sends them each time
+            response = await scene.client.responses.create(model="bot", input=given, **into, **own)
             assert response.output_text == ANSWER.replace("you", "me")
             assert scene.turns[-1].request.instructions == f"{expected}Be kind.\n\nBe brief."
             if kind == "previous_response_id":

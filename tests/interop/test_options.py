@@ -489,7 +489,7 @@ def settings(**values: Any) -> list[dict[str, Any]]:
 
 
 # For each field of `TurnRequest` its value, and for each of `PROTOCOLS` the bodies that ask for it
-WISHES: dict[str, tuple[Any, list[Any], list[Any], list[Any], list[Any]]] = {
+FIELDS: dict[str, tuple[Any, list[Any], list[Any], list[Any], list[Any]]] = {
     "instructions": ("Be kind.", [], [{"instructions": "Be kind."}], *[[{"system": "Be kind."}]] * 2),
     "tools": (
         [TOOL],
@@ -600,12 +600,12 @@ async def send(stub: Stub, client: openai.AsyncOpenAI, protocol: str, body: dict
 
 @pytest.mark.parametrize(
     ("protocol", "variant"),
-    [(one, at) for n, one in enumerate(PROTOCOLS, 1) for at in range(max(len(row[n]) for row in WISHES.values()))],
+    [(one, at) for n, one in enumerate(PROTOCOLS, 1) for at in range(max(len(row[n]) for row in FIELDS.values()))],
 )
-async def test_each_wish_of_a_client_reaches_the_model_in_the_form_of_its_api(
+async def test_each_option_of_a_client_reaches_the_model_in_the_form_of_its_api(
     stub: Stub, client: openai.AsyncOpenAI, protocol: str, variant: int
 ) -> None:
-    rows = {name: (row[0], row[1 + PROTOCOLS.index(protocol)]) for name, row in WISHES.items()}
+    rows = {name: (row[0], row[1 + PROTOCOLS.index(protocol)]) for name, row in FIELDS.items()}
     bodies = [bodies[min(variant, len(bodies) - 1)] for _, bodies in rows.values() if bodies]
     await send(stub, client, protocol, merged([*bodies, {"theme": "dark"}]), "hi")
     request = msgspec.to_builtins(stub.turns[0].request)
@@ -623,11 +623,11 @@ async def test_each_wish_of_a_client_reaches_the_model_in_the_form_of_its_api(
     assert (request, stub.received[0]["options"]) == (asked, expected)
 
 
-async def test_wishes_under_names_that_a_client_of_ag_ui_sends_empty_reach_the_model(stub: Stub) -> None:
+async def test_options_under_names_that_a_client_of_ag_ui_sends_empty_reach_the_model(stub: Stub) -> None:
     """TanStack AI always sends an empty `state` and `context`, and an app's own values in `forwardedProps`."""
-    wishes: Any = {"state": {"n": 1}, **_CONTEXT[0]}
-    await run_agui(stub, "hi", forwardedProps=wishes)
-    assert msgspec.to_builtins(stub.turns[0].request) == wishes
+    options: Any = {"state": {"n": 1}, **_CONTEXT[0]}
+    await run_agui(stub, "hi", forwardedProps=options)
+    assert msgspec.to_builtins(stub.turns[0].request) == options
 
 
 async def test_form_that_a_client_parses_reaches_the_model_as_the_client_sent_it(
@@ -680,12 +680,12 @@ def test_form_and_choice_of_a_model_of_the_ai_sdk_are_those_of_responses(sent: A
     assert stored == {"response_format": form, "tool_choice": "required"}
 
 
-def test_the_matrix_and_the_page_have_each_name_of_a_wish() -> None:
-    assert {*WISHES, "system"} == {one.name for one in msgspec.structs.fields(TurnRequest)}
+def test_the_matrix_and_the_page_have_each_name_of_an_option() -> None:
+    assert {*FIELDS, "system"} == {one.name for one in msgspec.structs.fields(TurnRequest)}
     assert EXTRA.keys() == set(_EXTRA)
     sent = {
         ".".join(path)
-        for row in WISHES.values()
+        for row in FIELDS.values()
         for body in itertools.chain(*row[1:])
         for name, value in body.items()
         for path in ([(name,)] + [(name, inner) for inner in value] if isinstance(value, dict) else [(name,)])
@@ -838,7 +838,7 @@ async def test_each_file_of_a_question_reaches_the_model_in_the_form_of_each_sha
     assert received["text"][-1]["content"] == "\n".join(["What?", *(FILES[name][3] for name, _ in sent)])
 
 
-# -- large wishes ----------------------------------------------------------------------------------------------
+# -- large options ---------------------------------------------------------------------------------------------
 
 MANY: Any = [{**TOOL, "name": f"tool{n}", "description": "x" * 700} for n in range(30)]  # 25 KB, as of Open WebUI
 
@@ -1111,7 +1111,7 @@ async def test_refusal_that_a_client_sends_again_is_a_text(stub: Stub, client: o
     assert stub.received[-1]["text"][1] == {"role": "assistant", "content": "I can't."}
 
 
-async def test_secrets_of_a_tool_are_not_kept_and_a_choice_without_tools_is_no_wish(
+async def test_secrets_of_a_tool_are_not_kept_and_a_choice_without_tools_is_no_option(
     stub: Stub, client: openai.AsyncOpenAI
 ) -> None:
     stub.text = "Yes."
@@ -1137,7 +1137,7 @@ async def test_empty_result_is_an_empty_text_and_a_file_in_percents_has_its_byte
     assert result["content"] == ""
 
 
-async def test_metadata_of_a_page_is_kept_and_makes_no_wishes(stub: Stub) -> None:
+async def test_metadata_of_a_page_is_kept_and_makes_no_options(stub: Stub) -> None:
     metadata = {"options": {"kept": {"tools": "bad id!"}, "theme": "dark", "temperature": 2}, "a": 1}
     forged = {"$options": {"kept": {"tools": "bad id!"}, "temperature": 2}}
     message = {"id": "m", "role": "user", "parts": [{"type": "text", "text": "q"}], "metadata": metadata | forged}

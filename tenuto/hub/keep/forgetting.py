@@ -22,7 +22,7 @@ from tenuto.core.message_state import CommandState, MessageState
 from tenuto.core.model import OPTIONS
 from tenuto.core.names import COMMAND_MARK, check_id, is_own_name
 from tenuto.core.ops import Delete, Entry, Reply
-from tenuto.core.requests import wishes_id
+from tenuto.core.requests import regenerate_options_id
 from tenuto.core.state import apply_to_command, change
 from tenuto.hub.channel import MAX_CONFLICTS, outpaced
 from tenuto.hub.clock import Clock
@@ -204,8 +204,9 @@ class Forgetting:
             own = [one for one in found if self._is_own(one)]
             if not own:
                 return True
-            _, wishes = await self._read(channel, [wishes_id(one.id) for one in own])  # they have no author
-            own += [one for one in wishes if isinstance(one, MessageState) and one.role == OPTIONS]
+            # those of a `regenerate` are listed by a message that has no author
+            _, lists = await self._read(channel, [regenerate_options_id(one.id) for one in own])
+            own += [one for one in lists if isinstance(one, MessageState) and one.role == OPTIONS]
             gone = {one.id for one in own}
             opened = [_thing(one) for one in await self._store.open_documents(channel)]
             about = [one for one in opened if isinstance(one, CommandState) and one.sent.target in gone]

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from tenuto.core.document import restore
 from tenuto.core.errors import StoreUnusable, TenutoError
 from tenuto.core.model import OPTIONS_KEY, OPTIONS_MARK, ChannelSummary
-from tenuto.core.requests import references, wishes_id
+from tenuto.core.requests import references, regenerate_options_id
 from tenuto.hub.keep.exports import is_importing
 from tenuto.hub.keep.policies import DAY_MS, ClockTrust, Policies, Policy, Retention, Sweep
 from tenuto.hub.lifecycle import Lifecycle
@@ -246,10 +246,11 @@ async def _going(store: Store, channel: str, sweep: Sweep) -> AsyncGenerator[Seq
             await asyncio.sleep(READ_PAUSE_S)
             page = await store.page(channel, before=None, after=after, limit=READ_FACTS, limit_bytes=STEP_BYTES)
             messages = [restore(one) for one in page.messages]
-            again = (await store.messages(channel, [wishes_id(one.id) for one in messages]))[1]  # of `regenerate`
-            wishes = [{OPTIONS_KEY: part.value().get("data")} for one in again.values() for part in restore(one).parts]
-            metas = [*(one.meta for one in messages), *wishes]
-            unnamed -= again.keys() | {id for meta in metas for id in references(meta).values()}
+            # the messages that list the options of a `regenerate`
+            lists = (await store.messages(channel, [regenerate_options_id(one.id) for one in messages]))[1]
+            listed = [part.value().get("data") for one in lists.values() for part in restore(one).parts]
+            metas = [*(one.meta for one in messages), *({OPTIONS_KEY: one} for one in listed)]
+            unnamed -= lists.keys() | {id for meta in metas for id in references(meta).values()}
             if after is None or messages:
                 after = 0 if after is None else messages[-1].created
             more = page.more
