@@ -528,6 +528,10 @@ async def test_withdrawn_key_is_refused_after_ten_minutes(fetching: JwtVerifier,
     with pytest.raises(Unauthenticated):
         await fetching.verify_token(signed_by("one"))
     assert (await fetching.verify_token(signed_by("two", OTHER_RSA))).client_id == "ada"
+    issuer.keys = [jwk(RSA, kid="one")]
+    time.now_s += 3000
+    with pytest.raises(Unauthenticated):  # no token has come for so long that the keys are older
+        await fetching.verify_token(signed_by("two", OTHER_RSA))
 
 
 async def test_keys_of_an_unreachable_issuer_are_used_for_an_hour(

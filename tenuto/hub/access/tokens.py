@@ -43,7 +43,7 @@ MIN_RSA_BITS = 2048
 MAX_SET_BYTES = 2**20
 MAX_KEYS = 100  # limit of keys in one set; issuers publish two or three
 FETCH_TIMEOUT_S = 5.0  # longest time of a whole fetch; access control waits 10 s for a verifier
-FRESH_S = 600.0  # age after which the key set is fetched again; so a revoked key is accepted no longer than this
+FRESH_S = 600.0  # age after which the key set is fetched again, because the issuer may have revoked a key
 STALE_S = 3600.0  # how long the keys are accepted while the issuer cannot be reached; then every token is refused
 COOLDOWN_S = 30.0  # least time between two fetches, even if many tokens name unknown keys
 
@@ -198,7 +198,8 @@ class KeySet:
         """Return the keys that may have signed a token that names `kid`. Raises Busy if the set is unavailable."""
         if self._age_s() > FRESH_S:
             fetching = self._fetch()
-            if fetching is not None and self._age_s() > STALE_S:
+            # A busy server has fetched by then, without a wait. After a pause the first token may be of a revoked key.
+            if fetching is not None and self._age_s() > FRESH_S + COOLDOWN_S:
                 # all callers wait for the same fetch; cancelling one of them does not cancel it
                 await asyncio.shield(fetching)
         if self._age_s() > STALE_S:
