@@ -23,7 +23,7 @@ from tenuto.hub import HubCore
 from tenuto.hub.clock import Clock
 from tenuto.hub.keep import retention as retention_module
 from tenuto.hub.keep.policies import Policies, Retention
-from tenuto.hub.keep.retention import PAUSE_S, ROUND_S, STEP_BYTES, STEP_MESSAGES
+from tenuto.hub.keep.retention import PAUSE_S, READ_FACTS, ROUND_S, STEP_BYTES, STEP_MESSAGES
 from tenuto.stores.base import head_of
 from tenuto.stores.memory import MemoryStore
 from tenuto.stores.sqlite.verify import FileReader
@@ -119,6 +119,18 @@ async def test_streaming_and_waiting_messages_and_targets_of_open_commands_stay(
     assert command_key("ask") not in [one.id for one in (await hub.store.facts("c", after=0, limit=9)).facts]
 
 
+@virtually
+async def test_young_commands_before_messages_above_the_limit_do_not_keep_them() -> None:
+    hub = new_hub({"*": Retention(messages=1)})
+    for number in range(READ_FACTS):
+        await hub.command("c", "mine", id=f"k{number}")
+        await hub.reply("c", f"k{number}")
+    for number in range(3):
+        await hub.create("c", text="x", id=f"m{number}")
+    await asyncio.sleep(HOUR_S)
+    assert await ids(hub, "c") == ["m2"]
+
+
 @pytest.mark.parametrize("jump_days", [365, -365])
 @virtually
 async def test_a_clock_that_jumps_by_a_year_removes_nothing(jump_days: int, caplog: pytest.LogCaptureFixture) -> None:
@@ -172,11 +184,9 @@ class CountingStore(MemoryStore):
     def __init__(self) -> None:
         super().__init__()
         self.steps: list[tuple[float, int]] = []
-        self.began = asyncio.Event()
 
     async def prune(self, channel: str, *, epoch: str, versions: Mapping[str, int]) -> Any:
         self.steps.append((asyncio.get_running_loop().time(), len(versions)))
-        self.began.set()
         return await super().prune(channel, epoch=epoch, versions=versions)
 
 

@@ -197,7 +197,7 @@ class Sweep:
     def take(self, facts: Sequence[Fact], *, is_last: bool) -> list[Fact]:
         """Return those of `facts` that go. `is_last`: no further ones follow."""
         due = []
-        is_young = False
+        rest_stays = False
         for given in facts:
             fact = self._in_order(given)
             self.after = fact.version
@@ -208,9 +208,11 @@ class Sweep:
                     self._bytes -= fact.size_bytes
             else:
                 self._kept += 1
-                # a time in the future comes from a clock that was wrong, and proves nothing about later messages
-                is_young |= not fact.is_busy and fact.at_ms is not None and fact.at_ms <= self._now_ms
-        self.is_over = is_last or (not due and is_young)
+                # One that stays for its age shows that the later ones stay. A time in the future does not, as it comes
+                # from a clock that was wrong; above the limit a command does not, as it stays for longer than messages.
+                is_in_time = not fact.is_busy and fact.at_ms is not None and fact.at_ms <= self._now_ms
+                rest_stays |= is_in_time and (fact.is_counted or not self.is_above)
+        self.is_over = is_last or (not due and rest_stays)
         return due
 
     def _in_order(self, fact: Fact) -> Fact:
