@@ -238,7 +238,8 @@ def _create(
         writer=_writer(caller, request.lease_s) if request.status == "streaming" else None,
         is_pending=is_pending,
     )
-    return Decision(ops=(*(one for one in kept if state.message(one.id) is None), op), generation=1)
+    # the message comes first, so its serial shows whether it begins the channel (`Credentials.count_new_channel`)
+    return Decision(ops=(op, *(one for one in kept if state.message(one.id) is None)), result_op=0, generation=1)
 
 
 def _repeated_options(state: Draft, meta: Json, by: str | None) -> dict[str, Json]:

@@ -677,7 +677,8 @@ async def test_new_channels_of_a_client_are_bounded_per_hour(served: Verified) -
     still(served, client_channels=2)
     headers = served.bearer()
     for channel, status in (("chat:1", 201), ("chat:2", 201), ("chat:3", 429), ("chat:1", 201)):
-        response = await served.post(f"/v1/channels/{channel}/messages", {"text": "x"}, headers)
+        asked = {"text": "x", "options": {"tools": [{"name": channel}]}}
+        response = await served.post(f"/v1/channels/{channel}/messages", asked, headers)
         assert response.status_code == status, response.text
     async with dialled(served, additional_headers=headers) as peer:
         assert (await peer.ask("create", channel="chat:4", text="x"))["code"] == "too_many"
