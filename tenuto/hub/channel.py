@@ -654,7 +654,6 @@ class Channel:
         """
         await self.load()
         async with self._exclusive():
-            self.is_stale = True  # so the hub reads it by itself if that fails here: its viewers may send no request
             try:
                 return await write()
             finally:
