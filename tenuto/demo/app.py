@@ -94,6 +94,8 @@ def build(
     for one, channels in served:
         serve = one.agent(channels, name="guide", on_crash="continue" if model is None else "restart")
         serve(Guide(one, model, sleep).answer)
+    if controls is not None:  # the agents start beside the server, and a question may come before they connect
+        hub.on_start(lambda: hub.runtime.scheduler.workers.remember(CHANNELS))
     routes = _Routes(hub, model, sleep, controls, guests)
     app = Starlette(routes=[Route(path, _endpoint(hub, *one)) for path, *one in routes.table()])
     app.state.hub = hub

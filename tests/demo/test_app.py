@@ -282,6 +282,13 @@ async def test_a_crash_kills_the_agent_of_the_question_or_else_an_idle_one() -> 
     assert switches.crashed[0] == "guide~2"
 
 
+async def test_a_question_that_comes_before_the_agents_is_answered() -> None:
+    async with demo("memory://", controls=Switches().controls) as here:
+        await here.ask()
+        here.hub.agent("demo:*", name=AGENTS[0])(Guide(here.hub, None, at_once).answer)
+        assert (await here.answer())["status"] == "complete"
+
+
 # The plain endpoint ----------------------------------------------------------------------------------------------
 
 

@@ -135,7 +135,7 @@ class WorkerPool:
     def add(self, worker: Worker) -> None:
         """Add `worker`, and make it a member of each channel that it serves."""
         self._workers[worker] = None
-        self._remember(worker.pattern)
+        self.remember(worker.pattern)
         for channel in self._live():
             _show(worker, channel)
         self.changed()
@@ -220,18 +220,18 @@ class WorkerPool:
     def tidy(self) -> None:
         """Renew the stored notes of served patterns and drop the expired ones. The hub calls this every few seconds."""
         for worker in self._workers:
-            self._remember(worker.pattern)
+            self.remember(worker.pattern)
         oldest_ms = self._clock.now_ms() - REMEMBERED_MS
         for pattern in [pattern for pattern, noted_ms in self.patterns.items() if noted_ms < oldest_ms]:
             del self.patterns[pattern]
             self._spawn(self._store.note({PATTERN_NOTE + pattern: None}))
 
-    def _remember(self, pattern: str) -> None:
+    def remember(self, pattern: str) -> None:
+        """Let messages in channels that match `pattern` wait for an agent, from now on."""
         now_ms = self._clock.now_ms()
-        noted_ms = self.patterns.get(pattern)
-        if noted_ms is not None and 0 <= now_ms - noted_ms < NOTED_MS:
+        if 0 <= now_ms - self.patterns.get(pattern, -NOTED_MS) < NOTED_MS:
             return
-        if noted_ms is None and len(self.patterns) >= REMEMBERED_PATTERNS:
+        if pattern not in self.patterns and len(self.patterns) >= REMEMBERED_PATTERNS:
             logger.warning("agents serve more than %d patterns; %r is not remembered", REMEMBERED_PATTERNS, pattern)
             return
         self.patterns[pattern] = now_ms
