@@ -94,10 +94,9 @@ async def _work(start: ChildTask) -> None:
 
 def main() -> None:
     """Carry out the task in the first line of standard input."""
-    line = os.read(sys.stdin.fileno(), 65_536)
-    while line and not line.endswith(b"\n"):
-        line += os.read(sys.stdin.fileno(), 65_536) or sys.exit(0)
-    start = msgspec.json.decode(line or sys.exit(0), type=ChildTask)  # without a line, the supervisor is gone
+    with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as stdin:  # a buffer would take later lines, too
+        line = stdin.readline() or sys.exit(0)  # without a line, the supervisor is gone
+    start = msgspec.json.decode(line, type=ChildTask)
     try:
         if not start.agent:
             _serve(start)

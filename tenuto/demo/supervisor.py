@@ -87,8 +87,7 @@ class _Supervisor:
         if serving.done():
             serving.result()  # raises the reason why it could not start
         for task in (serving, *others, ending):
-            task.cancel()
-        await asyncio.gather(serving, *others, ending, return_exceptions=True)
+            task.cancel()  # `asyncio.run` waits for its end
         return self._ended_by or 0
 
     def _end(self, number: int) -> None:

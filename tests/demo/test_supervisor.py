@@ -9,19 +9,22 @@ import logging
 import os
 import select
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from tenuto.demo.child import is_of_interest
+from tenuto.demo.child import READY, ChildTask, is_of_interest
 from tenuto.demo.guide import AGENTS, written_answers
+from tenuto.server.serving import address_of, listen
 from tenuto.transports.origin import SocketOwner, objection
 from tests.processes import PATIENCE_S, Process, Server, text_of
 
 CHANNEL = "demo:test"
-QUESTION = written_answers()[0].question
 
 
 def has_ended(pid: int, *, within_s: float = PATIENCE_S) -> bool:
@@ -43,28 +46,6 @@ def children_of(pid: int) -> list[int]:
     return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def info(demo: Server) -> dict[str, Any]:
-    status, found = demo.get("/demo/info")
-    assert status == 200
-    described: dict[str, Any] = found
-    return described
-
-
-def wait_for_agents(demo: Server) -> None:
-    """Wait until all agents are members of CHANNEL."""
-
-    def are_there() -> bool:
-        _, present = demo.get(f"{demo.hub}/v1/channels/{CHANNEL}/presence")
-        return {one["id"] for one in present["members"]} >= set(AGENTS)
-
-    demo.until(are_there)
-
-
-def ask(demo: Server, question: str = QUESTION) -> None:
-    status, _ = demo.post(f"{demo.hub}/v1/channels/{CHANNEL}/messages", {"id": "q1", "text": question})
-    assert status == 201
-
-
 def follow(demo: Server, is_wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     """Wait like a viewer until the answer in CHANNEL `is_wanted`, through restarts of the server, and return it."""
     found: list[dict[str, Any]] = []
@@ -83,8 +64,8 @@ def longer_than(length: int) -> Callable[[dict[str, Any]], bool]:
 
 
 def test_all_processes_end_with_a_killed_supervisor_and_the_next_start_continues_the_answer(demo: Server) -> None:
-    wait_for_agents(demo)
-    ask(demo)
+    question = {"id": "q1", "text": written_answers()[0].question}
+    assert demo.post(f"{demo.hub}/v1/channels/{CHANNEL}/messages", question)[0] == 201
     begun = follow(demo, longer_than(30))
     end(demo, signal.SIGKILL)
     demo.start()
@@ -97,11 +78,21 @@ def test_all_processes_end_with_a_killed_supervisor_and_the_next_start_continues
 def end(demo: Server, number: signal.Signals) -> None:
     """End the supervisor with a signal, and assert that no child is left."""
     children = children_of(demo.running.pid)
-    assert info(demo)["pid"] in children
+    assert demo.get("/demo/info")[1]["pid"] in children
     assert len(children) == 1 + len(AGENTS)
     status = demo.end(number)
     assert all(has_ended(pid) for pid in children)
     assert status == (0 if number is signal.SIGINT else -number)
+
+
+def test_the_server_reads_its_task_also_if_a_name_of_an_agent_arrives_with_it(tmp_path: Path) -> None:
+    with listen("127.0.0.1", 0) as listening:
+        store, number = f"sqlite:///{tmp_path}/demo.db", listening.fileno()
+        task = ChildTask(address=address_of(listening), store=store, guest_key=None, descriptor=number)
+        lines = msgspec.json.encode(task) + f"\n{AGENTS[0]}\n".encode()
+        command = [sys.executable, "-m", "tenuto.demo.child"]
+        ended = subprocess.run(command, input=lines, stdout=subprocess.PIPE, pass_fds=[number], timeout=PATIENCE_S)
+    assert (ended.returncode, ended.stdout.startswith(READY)) == (0, True)
 
 
 def test_a_server_that_cannot_start_ends_the_demo_with_its_reason(tmp_path: Path) -> None:
