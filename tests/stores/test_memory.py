@@ -1,7 +1,5 @@
 """The memory store keeps every promise, and the one for tests those of a shared store."""
 
-from collections.abc import AsyncIterator
-
 import pytest
 
 from proof.simulation.store import SharedMemoryStore
@@ -12,11 +10,8 @@ from tests.stores.contract import SharedStoreContract, StoreContract
 
 class TestMemoryStore(StoreContract):
     @pytest.fixture
-    async def store(self) -> AsyncIterator[MemoryStore]:
-        store = MemoryStore()
-        await store.open()
-        yield store
-        await store.close()
+    async def store(self) -> MemoryStore:
+        return MemoryStore()
 
 
 class TestSharedMemoryStore(SharedStoreContract):

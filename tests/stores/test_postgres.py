@@ -256,16 +256,12 @@ async def test_renewal_over_a_silent_connection_ends_with_the_time_of_its_caller
 async def test_instances_that_open_an_empty_schema_at_the_same_moment_make_its_tables_once(
     server: Postgres, schema: str
 ) -> None:
-    stores = [PostgresStore(server.url, schema=schema) for _ in range(8)]
-    try:
-        await asyncio.gather(*(store.open() for store in stores))
+    async with AsyncExitStack() as stack:
+        stores = await asyncio.gather(*(stack.enter_async_context(opened(server, schema)) for _ in range(8)))
         assert len({store.notices_name for store in stores}) == 1
         chat = Chat(stores[0])
         await chat.do(create("m1", "a"))
         assert await texts(stores[7], "c", "m1") == ["a"]
-    finally:
-        for store in stores:
-            await store.close()
 
 
 async def test_a_setting_that_is_reloaded_does_not_weaken_the_commits_of_an_open_store(

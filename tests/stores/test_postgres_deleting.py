@@ -11,6 +11,7 @@ from tenuto.stores.postgres.store import PostgresStore
 from tests.postgres import Postgres, needs_postgres, running_postgres
 from tests.stores.contract import Chat, append, create, delete, emptied, finish, put_part, texts
 from tests.stores.test_sqlite_deleting import tidy_for_a_minute
+from tests.stores.two import opened
 
 pytestmark = needs_postgres
 
@@ -36,10 +37,8 @@ def server() -> Iterator[Postgres]:
 
 @pytest.fixture
 async def store(server: Postgres) -> AsyncIterator[PostgresStore]:
-    store = PostgresStore(server.url, schema="chats")
-    await store.open()
-    yield store
-    await store.close()
+    async with opened(server, "chats") as store:
+        yield store
 
 
 def in_rows(server: Postgres) -> set[str]:

@@ -22,6 +22,7 @@ from tenuto.stores.postgres.store import PostgresStore
 from tests.hub.watching import Watcher
 from tests.postgres import Postgres, needs_postgres, running_postgres
 from tests.stores.contract import Chat, append, create, texts
+from tests.stores.two import opened
 
 pytestmark = needs_postgres
 
@@ -59,36 +60,32 @@ async def reopened(store: PostgresStore) -> Head:
 
 
 async def test_channels_of_a_replaced_store_have_new_epochs_that_name_the_former_ones(server: Postgres) -> None:
-    first, second = (PostgresStore(server.url, schema="replaced") for _ in range(2))
-    await first.open()
-    await second.open()
-    chat, idle = Chat(first), Chat(first, "d")
-    await chat.do_each(create("m1", streaming=True), append("m1", "a"))
-    await idle.do_each(create("m1"))
-    before, notices = chat.head, first.notices_name
+    async with opened(server, "replaced") as first, opened(server, "replaced") as second:
+        chat, idle = Chat(first), Chat(first, "d")
+        await chat.do_each(create("m1", streaming=True), append("m1", "a"))
+        await idle.do_each(create("m1"))
+        before, notices = chat.head, first.notices_name
 
-    replace(server, "replaced")
-    after = await reopened(first)
-    assert after == await reopened(second)
-    assert first.notices_name == second.notices_name != notices
-    assert (after.serial, kept_serial(before.epoch, after.epoch)) == (2, 2)
-    assert (await first.changes("c", after=0, limit=9)).head == after
-    assert (await first.entries("c", after=0, limit_bytes=999)).head == after
-    assert await chat.do(append("m1", "lost")) == Conflict(after)
-    assert await idle.do(append("m1", "lost")) != Committed(2)
+        replace(server, "replaced")
+        after = await reopened(first)
+        assert after == await reopened(second)
+        assert first.notices_name == second.notices_name != notices
+        assert (after.serial, kept_serial(before.epoch, after.epoch)) == (2, 2)
+        assert (await first.changes("c", after=0, limit=9)).head == after
+        assert (await first.entries("c", after=0, limit_bytes=999)).head == after
+        assert await chat.do(append("m1", "lost")) == Conflict(after)
+        assert await idle.do(append("m1", "lost")) != Committed(2)
 
-    chat.state.epoch = after.epoch
-    chat.store = second
-    await chat.do_each(append("m1", "b"), append("m1", "c"))
-    assert await head_of(first, "c") == Head(after.epoch, 4)
-    assert await texts(first, "c", "m1") == ["abc"]
+        chat.state.epoch = after.epoch
+        chat.store = second
+        await chat.do_each(append("m1", "b"), append("m1", "c"))
+        assert await head_of(first, "c") == Head(after.epoch, 4)
+        assert await texts(first, "c", "m1") == ["abc"]
 
-    replace(server, "replaced")
-    last = await reopened(first)
-    assert kept_serial(after.epoch, last.epoch) == 4
-    assert kept_serial(before.epoch, last.epoch) == -1
-    await first.close()
-    await second.close()
+        replace(server, "replaced")
+        last = await reopened(first)
+        assert kept_serial(after.epoch, last.epoch) == 4
+        assert kept_serial(before.epoch, last.epoch) == -1
 
 
 async def test_url_that_names_a_standby_first_finds_the_server_that_accepts_writes() -> None:
@@ -98,9 +95,9 @@ async def test_url_that_names_a_standby_first_finds_the_server_that_accepts_writ
         hosts = f"127.0.0.1:{standby.port},127.0.0.1:{primary.port}"
         try:
             for options in ("", "?target_session_attrs=primary"):
-                opened = open_url(f"postgresql://app@{hosts}/app{options}")
-                assert isinstance(opened, PostgresStore)
-                store = opened
+                named = open_url(f"postgresql://app@{hosts}/app{options}")
+                assert isinstance(named, PostgresStore)
+                store = named
                 await store.open()
                 assert store._db is not None
                 assert await store._db.fetchval("SELECT inet_server_port()") == primary.port

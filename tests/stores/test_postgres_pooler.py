@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
-from itertools import count
 
 import asyncpg
 import pytest
@@ -26,7 +25,6 @@ from tests.stores.two import Two, TwoContract
 
 pytestmark = [needs_postgres, needs_pgbouncer]
 
-_numbers = count(1)
 PATIENCE_S = 60.0
 
 
@@ -37,8 +35,8 @@ def pooler(server: Postgres) -> Iterator[int]:
 
 
 @pytest.fixture
-def url(pooler: int) -> str:
-    return f"postgresql://app@127.0.0.1:{pooler}/app?schema=test_{next(_numbers)}&prepare=0"
+def url(pooler: int, schema: str) -> str:
+    return f"postgresql://app@127.0.0.1:{pooler}/app?schema={schema}&prepare=0"
 
 
 @asynccontextmanager

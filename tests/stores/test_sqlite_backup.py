@@ -84,9 +84,7 @@ async def test_backup_copied_over_the_file_of_a_killed_process_is_not_mixed_with
 async def test_commands_do_not_mix_a_copied_backup_with_a_wal(
     path: Path, target: Path, command: str, expected: str
 ) -> None:
-    async with opened(path.with_name("old.db")) as store:
-        await Chat(store).do(create("m0", "backed up"))
-        await store.backup(target, mb_per_s=SPEED)
+    await made(path.with_name("old.db"), target)
     async with opened(path) as store:
         for number in range(20):
             await Chat(store, f"lost{number}").do(create("m0", "lost " * 500))

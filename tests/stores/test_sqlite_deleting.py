@@ -86,9 +86,8 @@ async def test_text_deleted_just_before_a_crash_is_removed_after_it(path: Path, 
         await chat.do(delete("m1"), documents=["m1"])
         await emptied(store, "c")
         crashed = tmp_path / "crashed" / "chat.db"
-        write(crashed, read(path))
-        write(wal(crashed), read(wal(path)))
-        write(lock(crashed), read(lock(path)))
+        for one in (path, wal(path), lock(path)):
+            write(crashed.with_name(one.name), read(one))
     assert b"SECRET" in on_disk(crashed)
     async with opened(crashed) as store:
         assert (await head_of(store, "c")).serial == 0

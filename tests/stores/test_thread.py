@@ -13,13 +13,9 @@ from tenuto.stores.sqlite.store import Late, StoreThread
 PATIENCE_S = 60.0
 
 
-def nothing(is_idle: bool) -> float | None:
-    return None
-
-
 @pytest.fixture
 def thread() -> Iterator[StoreThread]:
-    thread = StoreThread("test-thread", nothing)
+    thread = StoreThread("test-thread", lambda is_idle: None)
     yield thread
     thread.stop(lambda: None)
     thread.join(PATIENCE_S)
@@ -54,7 +50,7 @@ async def test_call_that_is_first_passes_those_that_wait(thread: StoreThread, is
 
 
 async def test_last_call_runs_without_a_waiting_caller() -> None:
-    thread = StoreThread("test-thread", nothing)
+    thread = StoreThread("test-thread", lambda is_idle: None)
     held, ended = threading.Event(), threading.Event()
     holding = thread.run(held.wait, timeout_s=None)
     finishing = asyncio.create_task(thread.finish(ended.set, timeout_s=PATIENCE_S))
