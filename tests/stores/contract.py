@@ -295,6 +295,15 @@ class StoreContract:
         assert await store.commit([Write(channel="c", epoch="e1", expected=0)]) == [Committed(0)]
         assert await head_of(store, "c") == NOTHING
 
+    async def test_call_that_is_cancelled_while_it_waits_leaves_a_running_commit_alone(self, store: Store) -> None:
+        chat = Chat(store)
+        for number in range(8):
+            committing = asyncio.create_task(chat.do(create(f"m{number}", "a")))
+            waiting = asyncio.create_task(store.note({"n": b"1"}))
+            await asyncio.sleep(0)  # both have begun
+            waiting.cancel()
+            assert await committing == Committed(number + 1)
+
     # -- documents and entries ----------------------------------------------------------------------------------
 
     async def test_a_document_covers_only_up_to_its_version(self, store: Store) -> None:

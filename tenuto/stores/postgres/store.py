@@ -302,28 +302,24 @@ class PostgresStore:
         pool, self._pool = self._pool, None
         if pool is None:
             return
-        if self._notices is not None:
-            await self._notices.close()
-        async with self._writing:
-            db, self._db = self._db, None
-            try:
-                async with asyncio.timeout(self._server.timeout_s):
+        try:
+            if self._notices is not None:
+                await self._notices.close()
+            with suppress(Exception):
+                async with asyncio.timeout(self._server.timeout_s), self._writing:
                     await pool.close()
-                    if db is not None:
-                        await db.close()
-            except Exception:
-                pool.terminate()
-                if db is not None:
-                    db.terminate()
+                    if self._db is not None:
+                        await self._db.close()
+        finally:  # also if the time is over, or the caller stops waiting
+            pool.terminate()
+            self._drop_connection()
 
     async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
         """Store the writes that do not conflict (`Store.commit`)."""
         if not writes:
             return []
-        channels = [write.channel for write in writes]
         try:
-            async with self._writing, self._server.translated(late=CommitUnknown):
-                db = await self._writer()
+            async with self._connection(late=CommitUnknown) as db:
                 writer = PostgresWriter(db, self.schema, self._life.name, self._uncovered)
                 if self._server.is_pooled or any(write.documents or not write.expected for write in writes):
                     async with _in_one_session(db):
@@ -331,10 +327,8 @@ class PostgresStore:
                         results = await writer.commit(writes)
                 else:
                     results = await writer.commit(writes)
-        except BaseException as error:
-            self._uncovered.unsure.update(channels)
-            if not isinstance(error, StoreUnavailable) or isinstance(error, CommitUnknown):
-                self._drop_connection()
+        except BaseException:
+            self._uncovered.unsure.update(write.channel for write in writes)
             raise
         stored = [write for write, result in zip(writes, results, strict=True) if isinstance(result, Committed)]
         for write in stored:
@@ -482,18 +476,27 @@ class PostgresStore:
 
     @asynccontextmanager
     async def _transaction(self, *, late: type[StoreUnavailable] = StoreUnavailable) -> AsyncIterator[PostgresWriter]:
-        try:
-            async with self._writing, self._server.translated(late=late):
-                db = await self._writer()
-                async with _in_one_session(db):
-                    await self._begin(db)
-                    if not self._server.is_pooled:
-                        await self._life.check_stored(db)
-                    yield PostgresWriter(db, self.schema, self._life.name, self._uncovered)
-        except BaseException as error:
-            if not isinstance(error, StoreUnavailable) or isinstance(error, CommitUnknown):
-                self._drop_connection()
-            raise
+    @asynccontextmanager
+    async def _connection(self, *, late: type[StoreUnavailable]) -> AsyncIterator[Connection]:
+        """Give the connection for writes to one caller at a time. It is dropped if a call on it breaks off.
+
+        A caller that stops waiting for it has not used it: it must not break off the call of another one.
+        """
+        async with self._writing:
+            try:
+                async with self._server.translated(late=late):
+                    yield await self._writer()
+            except BaseException as error:
+                if not isinstance(error, StoreUnavailable) or isinstance(error, CommitUnknown):
+                    self._drop_connection()
+                raise
+
+        """Give a writer in a transaction. Raises StoreReplaced, and `late` if the transaction may be stored."""
+        async with self._connection(late=late) as db, _in_one_session(db):
+            await self._begin(db)
+            if not self._server.is_pooled:
+                await self._life.check_stored(db)
+            yield PostgresWriter(db, self.schema, self._life.name, self._uncovered)
 
     @asynccontextmanager
     async def _pooled(self, *, is_renewal: bool = False) -> AsyncIterator[PoolConnectionProxy]:
