@@ -114,16 +114,22 @@ async def test_instances_that_write_to_the_same_channels_do_not_deadlock(server:
     assert "deadlock" not in (server.folder / "log").read_text()
 
 
-async def test_entries_of_a_node_that_has_ended_get_documents_from_another(server: Postgres, schema: str) -> None:
+@pytest.mark.parametrize("is_crash", [False, True])
+async def test_entries_of_a_node_that_has_ended_get_documents_from_another(
+    server: Postgres, schema: str, is_crash: bool
+) -> None:
     async with opened(server, schema) as second:
-        await second.tidy(0)
         await second.hold("n2", MINUTE_MS, {})
+        await second.tidy(0)
         async with opened(server, schema) as first:
             await first.hold("n1", MINUTE_MS, {})
             chat = Chat(first)
             await chat.do(create("m1", streaming=True))
             await chat.do(append("m1", "a"))
-            await first.hold("n1", 0, {})
+            if is_crash:  # of the server, too
+                server.sql(f"TRUNCATE {schema}.leases, {schema}.nodes, {schema}.holds")
+            else:
+                await first.hold("n1", 0, {})
         await second.hold("n2", MINUTE_MS, {})
         assert await second.tidy(0) == []
         assert await second.tidy(MINUTE_MS) == [("c", "m1")]

@@ -257,7 +257,7 @@ class PostgresStore:
         self._notices: PostgresNotices | None = None
         self._life = StoreLife(schema, self._server.shown)
         self._uncovered = Uncovered()
-        self._ended = 0  # number of leases that had ended at the last renewal
+        self._ended = ("", 0)  # at the last renewal: the lease, and the number of leases that had ended
         self._is_left = True  # a node may have left entries that no instance tracks
         self._left_out: dict[str, int] = {}  # channels whose entries could not be read, with the number of attempts
         self._locked = 0  # commits in a row that met a locked row
@@ -286,7 +286,7 @@ class PostgresStore:
                     if not server.is_pooled:
                         await check_room(db, self.schema, CONNECTIONS)
                 self._pool = await server.pool(READERS + 1, self._life.check)
-                self._uncovered, self._ended, self._is_left = Uncovered(), 0, True
+                self._uncovered, self._is_left = Uncovered(), True
                 if not server.is_pooled:
                     self._notices = PostgresNotices(server.connect_translated, self.notices_name)
             except BaseException:
@@ -376,8 +376,9 @@ class PostgresStore:
             if not self._server.is_pooled:
                 await self._life.check_stored(db)
             renewal = await renew(db, self.schema, node, term_ms, values)
-        self._is_left |= renewal.ended != self._ended
-        self._ended = renewal.ended
+        ended = (renewal.lease, renewal.ended)  # a crash of the server ends all leases, and the number begins anew
+        self._is_left |= ended != self._ended
+        self._ended = ended
         return renewal
 
     async def holds(self, prefix: str) -> Mapping[str, tuple[str, Hold]]:
