@@ -45,7 +45,7 @@ from tenuto.core.errors import IdConflict, TenutoError
 from tenuto.core.limits import Limits
 from tenuto.core.message_state import CommandState, MessageState, part_bytes
 from tenuto.core.model import ChannelSummary, Json
-from tenuto.core.ops import Command, Create, Entry, WriterIdentity
+from tenuto.core.ops import Command, Create, Entry, WriterIdentity, encode_op
 from tenuto.core.requests import (
     AppendText,
     Caller,
@@ -553,6 +553,10 @@ class StoreContract:
         await chat.do(documents=["m1"])
         assert (await store.entries("c", after=1, limit_bytes=PAGE)).entries in (None, chat.entries[1:])
         assert await store.entries("c", after=4, limit_bytes=PAGE) == (chat.head, [])
+        await chat.do_each(*[append("m1", "d")] * 100)
+        size = sum(len(encode_op(entry.op)) for entry in chat.entries[4:])
+        assert await store.entries("c", after=4, limit_bytes=size) == (chat.head, chat.entries[4:])
+        assert await store.entries("c", after=4, limit_bytes=size - 1) == Tail(chat.head, None)
         gone = await emptied(store, "c")
         assert await store.entries("c", after=4, limit_bytes=PAGE) == Tail(gone, None)
         assert await store.entries("c", after=0, limit_bytes=PAGE) == (gone, [])

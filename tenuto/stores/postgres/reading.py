@@ -211,12 +211,13 @@ SELECT id, {epoch}, serial, floor, lives, has_tail, tail, CASE WHEN has_tail THE
   FROM (VALUES ($1)) AS w (name) LEFT JOIN {schema}.channels USING (name) LEFT JOIN {schema}.lives USING (name)
 """
 _MOVED = "SELECT body FROM {schema}.tails WHERE channel = channels.id ORDER BY last"
-# Rows of entries after a serial; older ones are left out once the newer ones take the limit.
+# Rows of entries after a serial; older ones are left out once the newer ones exceed the limit, which is that of the
+# operations: in a row, the smallest ones take less than twice as much.
 _MOVED_AFTER = """
 SELECT body FROM (
   SELECT body, last, sum(length(body)) OVER (ORDER BY last DESC) - length(body) AS newer FROM {schema}.tails
     WHERE channel = channels.id AND last > $2
-) t WHERE newer <= $3 ORDER BY last
+) t WHERE newer <= 2 * $3 ORDER BY last
 """
 
 
