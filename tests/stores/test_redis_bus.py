@@ -45,6 +45,11 @@ class Listener:
         async with asyncio.timeout(PATIENCE_S):
             return await self.notices.get()
 
+    async def until_its_link_is_lost(self) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while not self.bus.stats()["bus_losses"]:  # noqa: ASYNC110 - it counts without a signal
+                await asyncio.sleep(0.01)
+
 
 @asynccontextmanager
 async def listening(url: str, *channels: str, name: str = "store") -> AsyncIterator[Listener]:
@@ -144,9 +149,15 @@ async def test_silence_is_noticed_without_a_notice(server: RedisServer, monkeypa
     async with FaultProxy("127.0.0.1", server.port) as proxy, listening(f"redis://127.0.0.1:{proxy.port}") as one:
         monkeypatch.setattr("tenuto.stores.redis.bus.RESPONSE_TIMEOUT_S", 0.5)
         proxy.stall("down")
-        async with asyncio.timeout(PATIENCE_S):
-            while not one.bus.stats()["bus_losses"]:  # noqa: ASYNC110 - it counts without a signal
-                await asyncio.sleep(0.01)
+        await one.until_its_link_is_lost()
+
+
+async def test_server_that_becomes_a_replica_is_left(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tenuto.stores.redis.bus.CHECK_S", 0.05)
+    with running_redis() as former:
+        async with listening(former.url) as one:
+            former.ask("REPLICAOF", "127.0.0.1", str(server.port))
+            await one.until_its_link_is_lost()
 
 
 async def test_a_bus_that_is_away_delays_no_start(monkeypatch: pytest.MonkeyPatch) -> None:

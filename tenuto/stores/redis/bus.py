@@ -259,6 +259,14 @@ class _BusLink:
     async def connect(self) -> None:
         """Connect, and check that the server accepts what the bus needs. Raises StoreUnusable with the remedy."""
         await self._publisher.connect()
+        await self._check_role()
+        await self._subscriber.connect()
+        await _ask(self._subscriber, "SUBSCRIBE", self._own)
+        await _ask(self._publisher, "PUBLISH", self._own, b"")
+        await self._subscriber.read_response()  # that message
+
+    async def _check_role(self) -> None:
+        """Raise StoreUnusable, or ConnectionError, for a server whose messages do not reach all nodes."""
         hello = await _ask(self._publisher, "HELLO")
         about = dict(zip(hello[::2], hello[1::2], strict=True))
         if about.get(b"mode") == b"sentinel":
@@ -271,10 +279,6 @@ class _BusLink:
             raise StoreUnusable(
                 f"bus {self._shown} is a replica, whose messages do not reach the others; name the primary"
             )
-        await self._subscriber.connect()
-        await _ask(self._subscriber, "SUBSCRIBE", self._own)
-        await _ask(self._publisher, "PUBLISH", self._own, b"")
-        await self._subscriber.read_response()  # that message
 
     async def read(self, receive: Callable[[bytes, bytes], None]) -> None:
         """Pass the messages to `receive`. Raises the failure of the connection."""
@@ -294,7 +298,7 @@ class _BusLink:
                 await asyncio.sleep(0)
 
     async def keep(self) -> None:
-        """Send the link a message every few seconds. Raises the failure of a call, or TimeoutError."""
+        """Check every few seconds that messages arrive, and reach all nodes. Raises the failure, or TimeoutError."""
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(CHECK_S):
@@ -305,6 +309,8 @@ class _BusLink:
                 self._failed.result()
             async with _responding():
                 await self._is_delivered.wait()
+                async with self._publishing:
+                    await self._check_role()
 
     async def change(self, command: str, names: Sequence[bytes]) -> None:
         """Send SUBSCRIBE or UNSUBSCRIBE, and wait until the server has confirmed it."""
