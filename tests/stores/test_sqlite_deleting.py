@@ -10,9 +10,10 @@ import pytest
 
 from tenuto.core.requests import ReplyCommand, SendCommand
 from tenuto.stores.base import Store, head_of
+from tenuto.stores.sqlite import engine as sqlite_engine
 from tenuto.stores.sqlite.store import SqliteStore
 from tests.stores.contract import MINUTE_MS, Chat, append, create, data_of, delete, edit, emptied, texts
-from tests.stores.files import lock, on_disk, opened, read, run_on_thread, wal, write
+from tests.stores.files import PATIENCE_S, lock, on_disk, opened, read, run_on_thread, wal, write
 
 WORD = re.compile(rb"<(\d{6})>")
 
@@ -76,6 +77,19 @@ async def test_text_of_a_deleted_channel_is_gone_within_a_minute(store: SqliteSt
     await tidy_for_a_minute(store, other)
     assert b"SECRET" not in on_disk(path)
     assert await texts(store, "other", "m1") == ["x" * 60]
+
+
+async def test_deleted_text_leaves_the_wal_of_a_busy_store_where_more_is_deleted_again_and_again(
+    store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_engine, "IDLE_S", PATIENCE_S)  # the store is never idle
+    chat = Chat(store)
+    await chat.do(create("a", "x" * 6_000_000), create("d0", "SECRET" * 1_000))
+    for number in range(12):
+        await chat.do(create(f"m{number}", streaming=True), create(f"d{number + 1}", "x"))
+        await chat.do(append(f"m{number}", "x"), delete(f"d{number}"), documents=[f"m{number - 3}", f"d{number}"])
+        await store.tidy(number * 5_000)
+    assert b"SECRET" not in on_disk(path)
 
 
 async def test_text_deleted_just_before_a_crash_is_removed_after_it(path: Path, tmp_path: Path) -> None:

@@ -654,6 +654,8 @@ class Engine:
 
     def tidy(self, now_ms: int) -> list[tuple[str, str]]:
         """Do a round of housekeeping (`Store.tidy`)."""
+        if self._is_wiping and not self._is_wal_empty:  # further deletions may put off the end of the wipe
+            self._checkpoint("TRUNCATE")
         self._space.count_free()  # first, because the rest fails if the list of free slots is damaged
         due = list(self._log.due(now_ms, old_ms=OLD_MS, limit_bytes=MAX_LOG_BYTES))
         outdated = self._drop_outdated(now_ms)
