@@ -410,10 +410,11 @@ class Engine:
         handed = -self._documents.row_bytes
         with self._file.transaction() as db:
             for plan in plans:
+        handed += self._documents.row_bytes + log_bytes
+        # last: if it fails, the state in memory is that of the file
+        self._note_written(handed, documents=sum(len(plan.documents) for plan in plans))
                 handed += self._write_plan(db, plan)
             slots, log_bytes = self._log.write(db, rows)
-        handed += self._documents.row_bytes + log_bytes
-        self._note_written(handed, documents=sum(len(plan.documents) for plan in plans))
         self._log.written(rows, slots)
         for plan in plans:
             self._note_plan(plan)
