@@ -61,6 +61,12 @@ class Write(Struct, frozen=True, kw_only=True, gc=False):
     lives: int = 0
     floor: int = 0
 
+    def fits(self, head: Head) -> bool:
+        """Return whether the write may be stored in a channel at `head`."""
+        if not self.expected:
+            return not head.serial and self.lives == head.lives
+        return (self.epoch, self.expected, self.floor) == (head.epoch, head.serial, head.floor)
+
 
 class Committed(NamedTuple):
     """The write is stored, as durably as the store is configured."""

@@ -328,9 +328,7 @@ class MemoryStore:
     def _commit(self, write: Write) -> Committed | Conflict:
         channel = self._channels.get(write.channel)
         head = self._head(write.channel)
-        is_same_life = write.lives == head.lives if channel is None else write.epoch == head.epoch
-        is_same_life = is_same_life and write.floor == head.floor
-        if write.expected != head.serial or not is_same_life:
+        if not write.fits(head):
             return Conflict(head)
         if channel is None:
             if not write.entries:

@@ -569,7 +569,7 @@ class PostgresStore:
     async def _pause_if_locked(self, writes: Sequence[Write], results: Sequence[Committed | Conflict]) -> None:
         """Wait a moment if another instance had a channel locked: the caller finds nothing new, and tries again."""
         pairs = zip(writes, results, strict=True)
-        if any(isinstance(result, Conflict) and _expects(write, result.head) for write, result in pairs):
+        if any(isinstance(result, Conflict) and write.fits(result.head) for write, result in pairs):
             shortest_s, longest_s = LOCKED_S
             await asyncio.sleep(min(shortest_s * 2 ** min(self._locked, 10), longest_s))
             self._locked += 1
@@ -580,9 +580,3 @@ class PostgresStore:
 def _in_one_session(db: Connection) -> Transaction:
     """Return a transaction of a writer: behind a pooler, its statements reach one session."""
     return db.transaction(isolation="read_committed")
-
-
-def _expects(write: Write, head: Head) -> bool:
-    if not write.expected:
-        return not head.serial and write.lives == head.lives
-    return (write.epoch, write.expected, write.floor) == (head.epoch, head.serial, head.floor)
