@@ -465,6 +465,7 @@ class PostgresStore:
             raise
 
     async def _take_over(self, db: Connection) -> None:
+        """Make `db` the connection for writes, and note its session, which the next one ends (`_open_writer`)."""
         if self._server.is_pooled:
             await self._server.set_locally(db)
         started = await db.fetchval("SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()")
@@ -475,8 +476,6 @@ class PostgresStore:
         if db is not None:
             db.terminate()
 
-    @asynccontextmanager
-    async def _transaction(self, *, late: type[StoreUnavailable] = StoreUnavailable) -> AsyncIterator[PostgresWriter]:
     @asynccontextmanager
     async def _connection(self, *, late: type[StoreUnavailable]) -> AsyncIterator[Connection]:
         """Give the connection for writes to one caller at a time. It is dropped if a call on it breaks off.
@@ -492,6 +491,8 @@ class PostgresStore:
                     self._drop_connection()
                 raise
 
+    @asynccontextmanager
+    async def _transaction(self, *, late: type[StoreUnavailable] = StoreUnavailable) -> AsyncIterator[PostgresWriter]:
         """Give a writer in a transaction. Raises StoreReplaced, and `late` if the transaction may be stored."""
         async with self._connection(late=late) as db, _in_one_session(db):
             await self._begin(db)

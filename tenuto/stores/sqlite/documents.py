@@ -400,6 +400,7 @@ class Documents:
         return count
 
     def _write(self, place: tuple[int, int, int], data: bytes, wanted: int) -> int:
+        """Write `data` into a free slot of `wanted` bytes or little more, or into a new one; returns its number."""
         free = self._db.execute(
             "SELECT room, slot FROM free WHERE room BETWEEN ? AND ? ORDER BY room LIMIT 1",
             (wanted, larger_rooms(wanted)[-1]),

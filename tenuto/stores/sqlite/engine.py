@@ -18,12 +18,12 @@ import contextlib
 import logging
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from tenuto.core.document import DAMAGE, Stored, damaged_head, used_up_head
+from tenuto.core.document import Stored, damaged_head, used_up_head
 from tenuto.core.errors import StoreUnavailable, StoreUnusable
 from tenuto.stores.base import (
     OLD_MS,
@@ -41,7 +41,7 @@ from tenuto.stores.sqlite.channels import ChannelRow, Channels, Plan, begin_epoc
 from tenuto.stores.sqlite.documents import INTEGER_BYTES, Documents
 from tenuto.stores.sqlite.file import FREE, SET_ASIDE, SqliteFile
 from tenuto.stores.sqlite.log import CommitLog, LogEntry, Tracked
-from tenuto.stores.sqlite.slots import SLOT_BYTES, check_above, damaged, is_damage, opened, room_for, sealed
+from tenuto.stores.sqlite.slots import SLOT_BYTES, check_above, is_damage, opened, room_for, sealed
 
 logger = logging.getLogger("tenuto.stores")
 
@@ -279,14 +279,6 @@ class Engine:
         self._file.open(self._load)
         self._is_open = True
 
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[None]:
-        """Turn errors about rows of an impossible form into StoreUnusable: the file is damaged."""
-        try:
-            yield
-        except DAMAGE as error:
-            raise damaged(self._file.path, error) from error
-
     def _load(self) -> None:
         db = self._file.db
         self._commits = 0
@@ -371,6 +363,7 @@ class Engine:
         return results
 
     def _plan(self, write: Write, channel: ChannelRow, *, is_born: bool) -> Plan:
+        """Return which documents of `write` are stored: those that are not older than the stored ones."""
         plan = Plan(channel, is_born)
         for document in write.documents:
             tracked = plan.new.get(document.id) or self._tracked(channel, document.id, document.created)
@@ -410,9 +403,6 @@ class Engine:
         handed = -self._documents.row_bytes
         with self._file.transaction() as db:
             for plan in plans:
-        handed += self._documents.row_bytes + log_bytes
-        # last: if it fails, the state in memory is that of the file
-        self._note_written(handed, documents=sum(len(plan.documents) for plan in plans))
                 handed += self._write_plan(db, plan)
             slots, log_bytes = self._log.write(db, rows)
         self._log.written(rows, slots)
@@ -420,6 +410,9 @@ class Engine:
             self._note_plan(plan)
         for channel, serial in heads:
             channel.serial = serial
+        handed += self._documents.row_bytes + log_bytes
+        # last: if it fails, the state in memory is that of the file
+        self._note_written(handed, documents=sum(len(plan.documents) for plan in plans))
 
     def _write_plan(self, db: sqlite3.Connection, plan: Plan) -> int:
         """Write the rows outside the log. Return the bytes handed to the database, apart from those of documents."""
@@ -444,6 +437,7 @@ class Engine:
         return handed
 
     def _note_plan(self, plan: Plan) -> None:
+        """Change the state in memory after the commit of a plan: its documents free slots of the log."""
         channel = plan.channel
         self.channels.use(channel)
         channel.tracked.update(plan.new)
@@ -471,13 +465,13 @@ class Engine:
             return head
         with self._file.transaction():
             handed = self.channels.bury(name, used_up, until_ms)
-        self._note_written(handed)
         self.channels.by_name.pop(name, None)
         if channel is not None:
             for tracked in channel.tracked.values():
                 self._log.release(tracked, channel.serial)
             self._deleted.append(channel.id)
             self._is_wipe_due = True
+        self._note_written(handed)
         return self.channels.head(name)
 
     def note(self, values: Mapping[str, bytes | None], *, expected: Mapping[str, bytes | None] | None = None) -> bool:
@@ -500,51 +494,47 @@ class Engine:
 
     def changes(self, name: str, *, after: int, limit: int) -> Changes:
         """Return the messages that changed after a serial (`Store.changes`)."""
-        with self._reading():
-            channel = self.channels.find(name)
-            if channel is None:
-                return Changes(self.channels.head(name), None, [])
-            changed = {found.key: found.id for found in self._documents.changed(channel.id, after, limit + 1)}
-            changed |= {tracked.key: tracked.id for tracked in channel.tracked.values() if tracked.last > after}
-            messages = self._stored(channel, changed) if len(changed) <= limit else None
-            return Changes(channel.head, self._documents.newest(channel.id), messages)
+        channel = self.channels.find(name)
+        if channel is None:
+            return Changes(self.channels.head(name), None, [])
+        changed = {found.key: found.id for found in self._documents.changed(channel.id, after, limit + 1)}
+        changed |= {tracked.key: tracked.id for tracked in channel.tracked.values() if tracked.last > after}
+        messages = self._stored(channel, changed) if len(changed) <= limit else None
+        return Changes(channel.head, self._documents.newest(channel.id), messages)
 
     def entries(self, name: str, *, after: int, limit_bytes: int) -> Tail:
         """Return the entries after a serial (`Store.entries`)."""
-        with self._reading():
-            channel = self.channels.find(name)
-            known = channel.tracked.values() if channel is not None else ()
-            keys = [tracked.key for tracked in known if tracked.last > after]
-            found, _ = self._log.entries(self._file.db, keys)
-            entries = [entry for of_message in found.values() for entry in of_message]
-            return tail_of(self.channels.head(name), entries, after=after, limit_bytes=limit_bytes)
+        channel = self.channels.find(name)
+        known = channel.tracked.values() if channel is not None else ()
+        keys = [tracked.key for tracked in known if tracked.last > after]
+        found, _ = self._log.entries(self._file.db, keys)
+        entries = [entry for of_message in found.values() for entry in of_message]
+        return tail_of(self.channels.head(name), entries, after=after, limit_bytes=limit_bytes)
 
     def messages(self, name: str, ids: Sequence[str]) -> tuple[Head, dict[str, Stored]]:
         """Return messages and commands by their ids (`Store.messages`)."""
-        with self._reading():
-            channel = self.channels.find(name)
-            known: dict[str, Stored] = {}
-            if channel is not None:
-                found = [one for message_id in ids if (one := self._documents.find(channel.id, message_id)) is not None]
-                known = {stored.id: stored for stored in self._stored(channel, {one.key: one.id for one in found})}
-            for message_id in ids:
-                if message_id not in known and self._documents.is_used_up(name, message_id):
-                    known[message_id] = Stored(id=message_id, head=used_up_head(message_id), segments=[], entries=[])
-            return self.channels.head(name), known
+        channel = self.channels.find(name)
+        known: dict[str, Stored] = {}
+        if channel is not None:
+            found = [one for message_id in ids if (one := self._documents.find(channel.id, message_id)) is not None]
+            known = {stored.id: stored for stored in self._stored(channel, {one.key: one.id for one in found})}
+        for message_id in ids:
+            if message_id not in known and self._documents.is_used_up(name, message_id):
+                known[message_id] = Stored(id=message_id, head=used_up_head(message_id), segments=[], entries=[])
+        return self.channels.head(name), known
 
     def page(
         self, name: str, *, before: int | None, after: int | None = None, limit: int, limit_bytes: int
     ) -> StoredPage:
         """Return a page of messages (`Store.page`)."""
-        with self._reading():
-            channel = self.channels.find(name)
-            if channel is None:
-                return StoredPage(self.channels.head(name), [], False)
-            while True:
-                page, more = self._page(channel, before, after, limit, limit_bytes)
-                messages = self._stored(channel, page)
-                if len(messages) == len(page):  # otherwise one is found renamed now, and another takes its place
-                    return StoredPage(channel.head, messages, more)
+        channel = self.channels.find(name)
+        if channel is None:
+            return StoredPage(self.channels.head(name), [], False)
+        while True:
+            page, more = self._page(channel, before, after, limit, limit_bytes)
+            messages = self._stored(channel, page)
+            if len(messages) == len(page):  # otherwise one is found renamed now, and another takes its place
+                return StoredPage(channel.head, messages, more)
 
     def _page(
         self, channel: ChannelRow, before: int | None, after: int | None, limit: int, limit_bytes: int
@@ -637,31 +627,23 @@ class Engine:
             )
         return not (rows and removed)
 
-    def _drop_outdated(self, now_ms: int) -> int | None:
-        """Remove used-up ids and the data of up to `STEP_DOCUMENTS` commands whose time is over.
-
-        Return the number of these commands; None if there was no data to remove.
-        """
+    def _drop_outdated(self, now_ms: int) -> None:
+        """Remove used-up ids and the data of up to `STEP_DOCUMENTS` commands whose time is over."""
         commands = self._documents.outdated(now_ms, STEP_DOCUMENTS)
         over = self._file.db.execute("SELECT 1 FROM graves WHERE until_ms <= ? LIMIT 1", (now_ms,)).fetchone()
-        if not commands and over is None:
-            return None
-        with self._file.transaction() as db:
-            db.execute("DELETE FROM graves WHERE until_ms <= ?", (now_ms,))
-            self._documents.drop_data(commands)
-        return len(commands)
+        if commands or over is not None:
+            with self._file.transaction() as db:
+                db.execute("DELETE FROM graves WHERE until_ms <= ?", (now_ms,))
+                self._documents.drop_data(commands)
+            self._note_pages(COMMIT_PAGES + len(commands) * DOCUMENT_PAGES)
 
     # -- housekeeping ------------------------------------------------------------------------------------------
 
     def tidy(self, now_ms: int) -> list[tuple[str, str]]:
         """Do a round of housekeeping (`Store.tidy`)."""
-        if self._is_wiping and not self._is_wal_empty:  # further deletions may put off the end of the wipe
-            self._checkpoint("TRUNCATE")
         self._space.count_free()  # first, because the rest fails if the list of free slots is damaged
         due = list(self._log.due(now_ms, old_ms=OLD_MS, limit_bytes=MAX_LOG_BYTES))
-        outdated = self._drop_outdated(now_ms)
-        if outdated is not None:
-            self._note_pages(COMMIT_PAGES + outdated * DOCUMENT_PAGES)
+        self._drop_outdated(now_ms)
         self.wipe()
         self._space.measure(self._log)
         known = self._whole  # a message that is known to be damaged, or whose channel is, gets no document
@@ -672,6 +654,8 @@ class Engine:
     def wipe(self, limit_s: float = TIDY_S) -> bool:
         """Go on with the pending housekeeping for `limit_s` (`Store.wipe`)."""
         deadline_s = time.monotonic() + limit_s
+        if self._is_wiping and not self._is_wal_empty:  # further deletions may put off the end of the wipe
+            self._checkpoint("TRUNCATE")
         if self._is_wipe_due:
             self._is_wipe_due, self._is_wiping = False, True
             self._log.start_wipe()
@@ -699,8 +683,10 @@ class Engine:
                 self._checkpoint("TRUNCATE" if is_idle else "PASSIVE")
             except (sqlite3.Error, StoreUnavailable) as error:
                 return self._put_off(error)
-        if has_stepped or self._is_wal_empty:
-            return 0.0 if has_stepped else wait_s or None
+        if has_stepped:
+            return 0.0
+        if self._is_wal_empty:
+            return wait_s or None
         return min(wait_s, IDLE_S) or IDLE_S
 
     def _put_off(self, error: Exception) -> float:

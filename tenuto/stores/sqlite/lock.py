@@ -42,7 +42,14 @@ class FileLock:
     def take(self, what: Path, *, wait_s: float) -> None:
         """Wait up to `wait_s` seconds for the lock on `what`. Raises StoreInUse or StoreUnavailable."""
         deadline_s = time.monotonic() + wait_s
-        handle = self._open(what)
+        try:
+            handle = os.open(self.path, os.O_RDWR | os.O_CREAT, FILE_MODE)
+        except FileNotFoundError as error:
+            raise StoreUnavailable(
+                f"store file {what} cannot be created: there is no directory {self.path.parent}; create it"
+            ) from error
+        except OSError as error:
+            raise self._unwritable(error) from error
         try:
             while not locked(handle):
                 name, remedy = holder_of(self.path)
@@ -94,16 +101,6 @@ class FileLock:
         # Use the first such line: a killed process may have left the rest of an older file behind it.
         lines = (line for line in content.decode(errors="replace").splitlines() if line.startswith(_MARKS))
         self.placed = tuple(next(lines, "").removeprefix(_MARKS).split())
-
-    def _open(self, what: Path) -> int:
-        try:
-            return os.open(self.path, os.O_RDWR | os.O_CREAT, FILE_MODE)
-        except FileNotFoundError as error:
-            raise StoreUnavailable(
-                f"store file {what} cannot be created: there is no directory {self.path.parent}; create it"
-            ) from error
-        except OSError as error:
-            raise self._unwritable(error) from error
 
     def _unwritable(self, error: OSError) -> StoreUnavailable:
         is_of_disk = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)

@@ -34,6 +34,7 @@ from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar
 
 from msgspec import Struct
 
+from tenuto.core.document import DAMAGE
 from tenuto.core.errors import LocalError, StoreInUse, StoreUnavailable, shown
 from tenuto.stores.base import CommitUnknown
 from tenuto.stores.sqlite.backup import Stopped, check_target, copy, finish, keep_synced, partial_file
@@ -224,8 +225,10 @@ def _carried_out(
 ) -> Callable[Concatenate[SqliteStore, P], Coroutine[Any, Any, T]]:
     """Return the same method of a store: the engine carries it out on the store's thread.
 
-    It raises `late` if the call began and did not end in time.
+    It raises `late` if the call began and did not end in time, and StoreUnusable for rows of an impossible form.
     """
+    # In a call that writes, only SQLite's error that names a damaged table or index: others are mistakes of the caller.
+    damage = (UnicodeDecodeError,) if late is CommitUnknown else DAMAGE
 
     @wraps(method)
     async def call(self: SqliteStore, /, *args: P.args, **fields: P.kwargs) -> T:
@@ -236,7 +239,7 @@ def _carried_out(
                 return method(of(opened.engine), *args, **fields)
             except sqlite3.Error as error:
                 raise opened.file.unavailable(error) from error
-            except UnicodeDecodeError as error:  # an error of SQLite that names a damaged table or index
+            except damage as error:
                 raise damaged(self.path, error) from error
 
         try:
