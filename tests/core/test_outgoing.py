@@ -87,6 +87,7 @@ def requests(outgoing: Outgoing, max_bytes: int = 10_000) -> list[Any]:
 # The law in process -----------------------------------------------------------------------------------------------
 
 commits = st.tuples(st.just("commit"), st.sampled_from(["stored", "failed", "unknown"]))
+outcomes = st.sampled_from([("commit", outcome) for outcome in ("stored", "failed", "unknown", "unknown")])
 
 
 def commit(outgoing: Outgoing, harness: LogHarness, outcome: str, max_bytes: int = 10_000) -> None:
@@ -109,14 +110,6 @@ def commit(outgoing: Outgoing, harness: LogHarness, outcome: str, max_bytes: int
 @example([("append", "\ud83d"), ("rewrite", "new "), ("append", "\ude00")], 10_000)
 # Half a character has reserved the text part when another part opens.
 @example([("append", "\ud83d"), ("bar", 1)], 10_000)
-@given(st.lists(st.one_of(contents, contents, commits), max_size=30), st.sampled_from([1, 200, 10_000]))
-def test_stored_message_is_the_accepted_content_after_failed_commits(todo: list[Action], max_bytes: int) -> None:
-    write_with_failed_commits(todo, max_bytes)
-
-
-outcomes = st.sampled_from([("commit", outcome) for outcome in ("stored", "failed", "unknown", "unknown")])
-
-
 # Text of the attempt is in a commit with an unknown outcome, and so are the requests after it.
 @example(
     [
@@ -133,12 +126,11 @@ outcomes = st.sampled_from([("commit", outcome) for outcome in ("stored", "faile
     ],
     10_000,
 )
-@given(st.lists(tried | outcomes | lanes, min_size=5, max_size=30), st.sampled_from([1, 10_000]))
-def test_failed_attempts_are_superseded_after_failed_commits(todo: list[Action], max_bytes: int) -> None:
-    write_with_failed_commits(todo, max_bytes)
-
-
-def write_with_failed_commits(todo: list[Action], max_bytes: int) -> None:
+@given(
+    st.lists(contents | contents | commits, max_size=30) | st.lists(tried | outcomes | lanes, min_size=5, max_size=30),
+    st.sampled_from([1, 200, 10_000]),
+)
+def test_stored_message_is_the_accepted_content_after_failed_commits(todo: list[Action], max_bytes: int) -> None:
     harness, expected, owners = new_log(), Expected(), dict[int, Owner]()
     outgoing = opened(Outgoing, harness)
     for action in todo:
@@ -163,6 +155,9 @@ responses = st.tuples(st.just("respond"), st.sampled_from(["stored", "stored", "
 cuts = st.tuples(st.just("cut"), st.integers(0, 8))
 losses = st.tuples(st.just("lose"), st.none())
 events = st.one_of(responses, responses, responses, cuts, losses)
+troubles = st.sampled_from(
+    [*[("respond", "stored")] * 3, ("respond", "busy"), ("cut", 0), ("cut", 1), ("cut", 8), ("lose", None)]
+)
 
 
 class Network:
@@ -246,26 +241,13 @@ class Network:
 @example([("meta", {"a": None}), ("respond", "stored"), ("lose", None)], [])
 # A refill needs several requests.
 @example([("append", "x" * 300), ("respond", "stored"), ("lose", None)], [("lose", None)])
-@given(st.lists(st.one_of(contents, events, events), max_size=40), st.lists(events, max_size=10))
+@given(
+    st.lists(contents | events | events, max_size=40) | st.lists(tried | troubles | lanes, min_size=5, max_size=30),
+    st.lists(events, max_size=10) | st.lists(troubles, max_size=10),
+)
 def test_stored_message_is_the_accepted_content_after_cuts_refusals_and_losses(
     todo: list[Action], at_the_end: list[Action]
 ) -> None:
-    write_over_a_network(todo, at_the_end)
-
-
-troubles = st.sampled_from(
-    [*[("respond", "stored")] * 3, ("respond", "busy"), ("cut", 0), ("cut", 1), ("cut", 8), ("lose", None)]
-)
-
-
-@given(st.lists(tried | troubles | lanes, min_size=5, max_size=30), st.lists(troubles, max_size=10))
-def test_failed_attempts_are_superseded_after_cuts_refusals_and_losses(
-    todo: list[Action], at_the_end: list[Action]
-) -> None:
-    write_over_a_network(todo, at_the_end)
-
-
-def write_over_a_network(todo: list[Action], at_the_end: list[Action]) -> None:
     network, expected, owners = Network(), Expected({"kept": 1}), dict[int, Owner]()
     outgoing = network.outgoing
     for action in todo:
