@@ -8,8 +8,6 @@ a caller, a row is a request, a cell is "ok" or the code of the refusal.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from msgspec.structs import replace
 
@@ -246,23 +244,25 @@ def prepare(state: str, harness: LogHarness) -> None:
             harness.create("n", text="other")
 
 
-def cells() -> Iterator[tuple[str, str, str, str]]:
-    """Yield state, row, column and content of every cell."""
-    for table in TABLES.strip().split("\n\n"):
-        head, *rows = (line.split() for line in table.splitlines() if not line.startswith("#"))
-        for name, *contents in rows:
-            for row in GROUPS.get(name, (name,)):
-                for who, cell in zip(head[1:], contents, strict=True):
-                    yield head[0], row, who, cell
+LINES = [
+    [line.split() for line in table.splitlines() if not line.startswith("#")] for table in TABLES.strip().split("\n\n")
+]
 
 
-@pytest.mark.parametrize(("state", "row", "who", "cell"), [*cells()])
-def test_request_is_granted_or_refused_as_in_the_table(state: str, row: str, who: str, cell: str) -> None:
-    harness = LogHarness()
-    prepare(state, harness)
-    before = len(harness.log)
-    assert outcome(harness, REQUESTS[row], WHO[who]) == cell
-    assert cell == "ok" or len(harness.log) == before
+@pytest.mark.parametrize("lines", LINES, ids=lambda lines: lines[0][0])
+def test_request_is_granted_or_refused_as_in_the_table(lines: list[list[str]]) -> None:
+    found, expected = dict[tuple[str, str], str](), dict[tuple[str, str], str]()
+    (state, *columns), *rows = lines
+    for name, *contents in rows:
+        for row in GROUPS.get(name, (name,)):
+            for who, cell in zip(columns, contents, strict=True):
+                harness = LogHarness()
+                prepare(state, harness)
+                before = len(harness.log)
+                expected[row, who] = cell
+                found[row, who] = outcome(harness, REQUESTS[row], WHO[who])
+                assert cell == "ok" or len(harness.log) == before, (row, who)
+    assert found == expected
 
 
 def outcome(harness: LogHarness, request: Request, caller: Caller) -> str:
