@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import subprocess
-import sys
+import copy
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from datetime import datetime
-from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -39,6 +36,7 @@ from tenuto.core.requests import Caller, ReplyCommand, SendCommand
 from tenuto.core.turns import question_id, step_id
 from tenuto.portal import Try
 from tenuto.sources import Piped, SoFar, ToolCall
+from tenuto.stores.base import Committed, Conflict, Write
 from tenuto.stores.memory import MemoryStore
 from tests.agents.test_turns import Failing, hub_asked, lives, new_hub
 from tests.hub.test_commit_outcomes import ScriptedStore
@@ -317,12 +315,9 @@ class Dumped(pydantic.BaseModel):
         (lambda turn: turn.step("a", int, show=True), LocalError, "in the block of `turn.reply()`"),
         (lambda turn: turn.run_tools(Piped(""), {}), LocalError, "in the block of `turn.reply()`"),
         (lambda turn: turn.sleep("a", 30 * 86_400 + 1), LocalError, "30 days"),
-        (lambda turn: turn.sleep("a", 10**400), LocalError, "30 days"),
-        (lambda turn: turn.sleep("a", float("inf")), LocalError, "30 days"),
         (lambda turn: turn.sleep("a", float("nan")), LocalError, "30 days"),
         (lambda turn: turn.ask("approve", timeout_s=2, key="\ud800"), None, "None"),
         (lambda turn: turn.step("a", turn.step_progress, 2.0, retries=1), LocalError, "from 0 to 1, got 2.0"),
-        (lambda turn: turn.step("a", turn.step_progress, float("nan")), LocalError, "from 0 to 1, got nan"),
         (lambda turn: turn.step("a", turn.step_progress, "half"), LocalError, "from 0 to 1, got 'half'"),
     ],
 )
@@ -337,14 +332,10 @@ async def test_a_wrong_argument_is_named(call: Any, error: Any, words: str) -> N
     ("result", "error", "words"),
     [
         (object(), InvalidRequest, "is no JSON: Object of type object is not JSON serializable; return JSON, such as"),
-        (b"bytes", InvalidRequest, "Object of type bytes is not JSON serializable"),
         ([{"a": {1}}], InvalidRequest, "Object of type set"),
-        ({"at": datetime.now()}, InvalidRequest, "Object of type datetime"),
-        ((Decimal(1),), InvalidRequest, "Object of type Decimal"),
         (Sent(), InvalidRequest, "msgspec.to_builtins(result)"),
         (Dumped(), InvalidRequest, 'result.model_dump(mode="json")'),
         (float("nan"), InvalidRequest, "has the number nan, but numbers must be finite"),
-        (float("inf"), InvalidRequest, "has the number inf, but numbers must be finite"),
         (10**400, InvalidRequest, "has an integer of 1329 bits, the limit is 64 bits with the sign; send it as text"),
         ({1: 2}, InvalidRequest, "has the key 1, but keys must be text"),
         (
@@ -500,45 +491,63 @@ async def test_a_later_attempt_fences_the_steps_of_an_older_one() -> None:
     assert late == [1]
 
 
-def test_a_process_killed_before_any_line_repeats_no_finished_step(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-m", "tests.agents.killed_steps", tmp_path], check=True, timeout=240)
-    chains = [[line.split() for line in (one / "journal").read_text().splitlines()] for one in tmp_path.iterdir()]
-    lives = 0
-    for journal in chains:
-        lives += sum(line[0] == "attempt" for line in journal)
-        assert journal[-1] == ["answer", "complete", "search", "left", "right", "pay", "1"]
-        for name in ("search", "left", "right", "pay", "bill"):
-            about = [line[0] for line in journal if line[1] == name]
-            assert about.index("has") > max(place for place, what in enumerate(about) if what == "begins"), journal
-        assert len({line[2] for line in journal if line[:2] == ["begins", "pay"]}) == 1
-    assert lives > 30  # the handler was killed before each of its lines
+class Mortal(MemoryStore):
+    """A store that is copied before one of its commits, as a process leaves it that is killed then; with a journal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.journal: list[tuple[str, ...]] = []
+        self.commits = 0  # number of the commit before which the process is killed; 0: it lives on
+        self.left: Mortal | None = None
+
+    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
+        self.commits -= 1
+        if not self.commits:
+            self.left = copy.deepcopy(self)
+        return await super().commit(writes)
 
 
 @virtually
-@pytest.mark.parametrize("replied", ["before the second attempt", "during it"])
-async def test_a_question_stays_open_while_its_process_is_gone(replied: str) -> None:
-    store = MemoryStore()
-    found: list[Any] = []
+async def test_a_process_killed_before_any_commit_repeats_no_finished_step() -> None:
+    """The next process is killed before the commit of that number, too, and a third one lives on."""
 
-    async def script(turn: Turn) -> None:
-        async with turn.reply():
-            found.append(await turn.ask("approve", {"tool": "rm"}, timeout_s=3600))
+    async def work(name: str, *words: str) -> list[str]:
+        store.journal.append(("begins", name, *words))
+        await asyncio.sleep(0)
+        return [name]
 
-    await attempts(script, store=store)
-    hub = new_hub(store)  # has no agent
-    await hub.start()
-    (question,) = await hub.pending_commands("chat:1")
-    if replied == "before the second attempt":
-        await hub.reply("chat:1", question.id, data="yes", by="ann")
-        await attempts(script, store=store)
-    await hub.close()
-    hub = await hub_asked(script, 1, store=store)
-    if replied == "during it":
-        assert [one.id for one in await hub.pending_commands("chat:1")] == [question.id]
-        await hub.reply("chat:1", question.id, data="yes", by="ann")
-        await asyncio.sleep(1)
-    assert {(one.ok, one.data, one.by) for one in found} == {(True, "yes", "ann")}
-    assert await hub.pending_commands("chat:1") == []
+    async def step(turn: Turn, name: str, *words: str) -> Any:
+        result = await turn.step(name, work, name, *words)
+        store.journal.append(("has", name))
+        return result
+
+    async def bot(turn: Turn) -> None:
+        search = await step(turn, "search")
+        left, right = await asyncio.gather(step(turn, "left"), step(turn, "right"))
+        await turn.sleep("nap", 0.01)
+        paid = await step(turn, "pay", turn.step_key("pay"))
+        async with turn.reply() as message:
+            await message.append(" ".join(search + left + right + paid))
+        await step(turn, "bill")
+
+    for number in itertools.count(1):
+        store, kills = Mortal(), 0
+        while True:
+            store.commits = number if kills < 2 else 0
+            hub = await hub_asked(bot, 20, store=store)
+            answers = (await hub.history("chat:1")).messages[:-1]
+            await hub.close()
+            if store.left is None:
+                break
+            store, kills = store.left, kills + 1
+        assert [(one.text, one.status) for one in answers] == [("search left right pay", "complete")]
+        for name in ("search", "left", "right", "pay", "bill"):
+            about = [line[0] for line in store.journal if line[1] == name]
+            assert "begins" not in about[about.index("has") :], (number, store.journal)
+        assert len({line[2] for line in store.journal if line[:2] == ("begins", "pay")}) == 1
+        if not kills:
+            break
+    assert number > 10  # the process was killed before each commit of the handler
 
 
 @virtually
@@ -802,18 +811,17 @@ async def test_a_task_that_outlives_its_step_may_begin_another_one() -> None:
 
 @virtually
 async def test_a_client_cannot_ask_a_question_of_a_turn_before_the_agent_does() -> None:
-    hub, asked = new_hub(), list[str]()
+    asked = list[str]()
 
-    @hub.agent("chat:*", name="bot")
     async def bot(turn: Turn) -> None:
+        hub = turn._backend._hub  # type: ignore[attr-defined]
         id = question_id("chat:1", "m1", 1, f"approve\nNone\n{digest('delete all').hex()}\n1")
         with pytest.raises(InvalidName):
             await hub.command("chat:1", "approve", target="m1", id=id, data="delete all", by="eve")
         asked.append(id)
         await turn.ask("approve", "delete all")
 
-    await hub.create("chat:1", id="m1", text="?", author="eve")
-    await asyncio.sleep(1)
+    hub = await hub_asked(bot, 1)
     (question,) = await hub.pending_commands("chat:1")
     assert (question.data, [question.id]) == ("delete all", asked)
 
@@ -877,23 +885,6 @@ async def test_a_wait_that_is_over_stores_nothing_in_a_later_attempt() -> None:
     async for _ in lives(bot, 20, 20, budget_s=100):
         pass
     assert entries == [15, 0]  # the waits, and that the time used stands still and goes on
-
-
-@virtually
-async def test_a_turn_fails_after_its_most_tries() -> None:
-    store, seen = Failing(), list[int]()
-
-    async def bot(turn: Turn) -> None:
-        seen.append(turn.attempt)
-        await asyncio.sleep(10_000)
-
-    async for hub in lives(bot, 1, 1, 1, 1, store=store, max_tries=2):
-        (answer,) = (await hub.history("chat:1")).messages[:1]
-        store.is_down = True
-        await hub.close()
-        store.is_down = False
-    assert seen == [1, 2]
-    assert (answer.status, answer.reason) == ("failed", "crashed")
 
 
 @virtually
