@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from tenuto import Hub
 from tenuto.agents.local import LocalBackend
 from tenuto.agents.turn import Turn
 from tenuto.core.errors import InvalidRequest, InvalidText, StoreUnavailable, TenutoError, TooLarge
@@ -20,9 +19,9 @@ from tenuto.hub.lifecycle import free_memory
 from tenuto.portal import Writer
 from tenuto.stores.base import Committed, Conflict, Write
 from tenuto.stores.memory import MemoryStore
-from tests.agents.test_endings import endings
+from tests.agents.test_endings import Slow, endings
 from tests.agents.test_turns import Failing, hub_asked, lives, messages, new_hub, until_over
-from tests.virtual import virtual_clock, virtually
+from tests.virtual import virtually
 
 
 class Refusing(MemoryStore):
@@ -45,10 +44,6 @@ def is_answer(op: object) -> bool:
 
 def is_end_of_a_turn(op: object) -> bool:
     return isinstance(op, Claim) and op.state in ("done", "cancelled")
-
-
-def questions(hub: Hub) -> list[str]:
-    return [one.sent.name for one in hub.channel("chat:1").state.pending_commands()]
 
 
 @pytest.mark.parametrize(
@@ -143,72 +138,13 @@ async def test_answer_of_a_handler_that_ignores_its_time_limit_is_failed_with_ti
 
     async def deaf(turn: Turn) -> None:
         while not release.is_set():
-            try:
+            with contextlib.suppress(asyncio.CancelledError):
                 await release.wait()
-            except asyncio.CancelledError:
-                continue
 
     hub = await hub_asked(deaf, 30, timeout_s=5)
     assert await endings(hub) == [("", "failed", "timeout")]
     release.set()
     await asyncio.sleep(1)
-
-
-@pytest.mark.parametrize("end", ["cancel", "error", "own timeout"])
-@virtually
-async def test_a_question_is_withdrawn_when_its_turn_ends(end: str) -> None:
-    async def bot(turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.append("May I?")
-            if end == "error":
-                task = asyncio.ensure_future(turn.ask("approve", {"tool": "rm"}, timeout_s=3600))
-                await asyncio.sleep(1)
-                task.cancel()
-                raise RuntimeError
-            try:
-                async with asyncio.timeout(2 if end == "own timeout" else None):
-                    await turn.ask("approve", {"tool": "rm"}, timeout_s=3600)
-            except TimeoutError:
-                await message.append(" No?")
-
-    hub = await hub_asked(bot, 0.5)
-    (question,) = hub.channel("chat:1").state.pending_commands()
-    if end == "cancel":
-        await hub.command("chat:1", "cancel", target="m1", by="ann")
-    await asyncio.sleep(5)
-    known = hub.channel("chat:1").state.commands.get(question.id)
-    assert questions(hub) == []
-    assert known is not None
-    assert known.reply is not None
-    assert (known.reply.ok, known.reply.error["code"], known.reply.by) == (False, "withdrawn", "bot")
-
-
-@pytest.mark.parametrize("has_reply", [True, False])
-@virtually
-async def test_questions_of_a_process_that_died_and_are_not_asked_again_are_withdrawn_and_no_other_commands(
-    has_reply: bool,
-) -> None:
-    store = MemoryStore()
-
-    async def asking(turn: Turn) -> None:
-        if has_reply:
-            async with turn.reply() as message:
-                await message.append("May I?")
-                await turn.ask("approve", timeout_s=3600)
-        await turn.ask("approve", timeout_s=3600)
-
-    first = await hub_asked(asking, 1, store=store)
-    await first.command("chat:1", "steer", target="m1", data="shorter", by="bot", expires_s=3600)
-    await first.command("chat:1", "translate", target="m1", by="ann", expires_s=3600)
-    await first.close()
-    seen: list[list[str]] = []
-
-    async def looking(turn: Turn) -> None:
-        seen.append(sorted(questions(turn._backend._hub)))  # type: ignore[attr-defined]
-
-    second = await hub_asked(looking, 5, store=store)
-    assert seen == [["approve", "steer", "translate"]]
-    assert sorted(questions(second)) == ["steer", "translate"]
 
 
 @virtually
@@ -337,18 +273,9 @@ async def test_answer_that_its_first_writer_completes_while_the_next_attempt_wai
     assert await endings(hub) == [("by attempt 1, and its end", "complete", None)]
 
 
-class Pausing(MemoryStore):
-    """A store whose commits take a moment."""
-
-    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
-        await asyncio.sleep(0.01)
-        return await super().commit(writes)
-
-
 @virtually
 async def test_reply_that_has_left_memory_reaches_the_agent() -> None:
-    limits = Limits(channel_bytes=2_000)
-    hub = Hub(Pausing(), hooks_signals=False, drain_s=0, clock=virtual_clock(), limits=limits)
+    hub = new_hub(Slow(), limits=Limits(channel_bytes=2_000))
     replies: list[bool] = []
 
     @hub.agent("c")

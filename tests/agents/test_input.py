@@ -39,7 +39,7 @@ async def lived(
                 id, expires_s = ("late", 20) if input == "late" else ("q2", 3600)
                 await hub.command("chat:1", "steer", id=id, target="m1", data=input, by="ann", expires_s=expires_s)
             else:
-                await hub.create("chat:1", id=input, text=f"m {input}")
+                await hub.create("chat:1", id=input, text=f"m {input}", author="cem")
         await asyncio.sleep(200)
         if "gone" in inputs and not found:
             await hub.delete("chat:1", "gone")
@@ -67,7 +67,7 @@ async def test_what_a_dead_attempt_got_comes_again(on_crash: Any, way: dict[str,
             await asyncio.sleep(1e6 if turn.attempt < 3 else 0)
 
     found = await lived(respond, "steer", "gone", "q2", lives=3, on_crash=on_crash, **way)
-    assert got == [[("steer", "ann"), *gone, ("m q2", None)] for gone in ([("m gone", None)], [], [])]
+    assert got == [[("steer", "ann"), *gone, ("m q2", "cem")] for gone in ([("m gone", "cem")], [], [])]
     assert [text for text, _ in found] == ["?", "m q2", "To all."]
 
 

@@ -143,20 +143,16 @@ async def test_a_channel_has_one_turn_at_a_time_in_order_or_as_many_as_are_allow
 
 @virtually
 async def test_a_newer_message_interrupts_the_running_turn() -> None:
-    hub = new_hub()
-
-    @hub.agent("chat:*", when_busy="interrupt")
     async def bot(turn: Turn) -> None:
         async with turn.reply() as message:
             await message.append(f"to {turn.text}")
             await asyncio.sleep(10)
 
-    await hub.create("chat:1", text="first")
-    await asyncio.sleep(1)
+    hub = await hub_asked(bot, 1, when_busy="interrupt")
     await hub.create("chat:1", text="second")
     found = await until_over(hub, 2)
     assert [(one.text, one.status) for one in found if one.role == "assistant"] == [
-        ("to first", "cancelled"),
+        ("to ?", "cancelled"),
         ("to second", "complete"),
     ]
 
@@ -195,23 +191,14 @@ async def raises(turn: Turn) -> None:
         raise OverQuota
 
 
-async def takes_too_long(turn: Turn) -> None:
-    async with turn.reply() as message:
-        await message.append("begun")
-        await asyncio.sleep(1000)
-
-
 async def misuses(turn: Turn) -> None:
     await turn.history("gpt")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    ("handler", "text", "reason"),
-    [(raises, "begun", "over_quota"), (takes_too_long, "begun", "timeout"), (misuses, "", "misuse")],
-)
+@pytest.mark.parametrize(("handler", "text", "reason"), [(raises, "begun", "over_quota"), (misuses, "", "misuse")])
 @virtually
 async def test_failed_answer_has_a_public_reason(handler: Any, text: str, reason: str) -> None:
-    hub = await hub_asked(handler, timeout_s=5)
+    hub = await hub_asked(handler)
     _, answer = await until_over(hub, 1)
     assert (answer.text, answer.status, answer.reason) == (text, "failed", reason)
 
@@ -277,26 +264,6 @@ async def test_cancel_stops_the_handler_at_once_and_gets_a_reply(target: str) ->
     await hub.create("chat:1", text="again")
     await asyncio.sleep(1)
     assert len(await messages(hub)) == 4
-
-
-@virtually
-async def test_steer_commands_and_later_messages_reach_the_running_turn() -> None:
-    got: list[tuple[str, str | None]] = []
-
-    async def bot(turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.append("…")
-            await asyncio.sleep(2)
-            got.extend((steer.text, steer.by) for steer in await turn.steered())
-            assert await turn.steered() == []
-
-    hub = await hub_asked(bot, 1)
-    await hub.command("chat:1", "steer", target="m1", data={"text": "shorter"}, by="bob")
-    await hub.create("chat:1", text="and in French", author="cem")
-    await until_over(hub, 1)
-    assert got == [("shorter", "bob"), ("and in French", "cem")]
-    await asyncio.sleep(10)
-    assert sum(one.role == "assistant" for one in await messages(hub)) == 1
 
 
 @virtually
@@ -586,10 +553,9 @@ async def test_retention_keeps_the_options_of_a_question_that_waits() -> None:
     assert not (await hub.store.facts("chat:1", after=0, limit=99)).facts
 
 
-@pytest.mark.parametrize("rule", [Retention(age="1d"), Retention(messages=40)], ids=["age", "messages"])
 @virtually
-async def test_retention_keeps_the_options_of_answered_questions_that_stay(rule: Retention) -> None:
-    hub = new_hub(retention={"*": rule})
+async def test_retention_keeps_the_options_of_answered_questions_that_stay() -> None:
+    hub = new_hub(retention={"*": Retention(messages=40)})
     seen: list[list[str]] = []
 
     @hub.agent("chat:*", name="bot")

@@ -1,7 +1,7 @@
 """An agent in a process of its own, for tests that end it.
 
-Layer: tests. `python -m tests.client.agent_process URL NAME ON_CRASH DRAIN_S` writes a word and then waits until it is
-steered, or for an approval that its message asks for; if its name is `second`, it ends its answers at once.
+Layer: tests. `python -m tests.client.agent_process URL DRAIN_S` writes a word and then waits until it is steered, or
+for an approval that its message asks for.
 """
 
 from __future__ import annotations
@@ -13,15 +13,12 @@ from tenuto.agents.turn import Turn
 from tenuto.client import Client
 
 
-async def main(url: str, name: str, on_crash: str, drain_s: str) -> None:
-    client = Client(url, client_id=name)
+async def main(url: str, drain_s: str) -> None:
+    client = Client(url, client_id="bot")
 
-    @client.agent("chat:*", on_crash=on_crash)  # type: ignore[arg-type]
+    @client.agent("chat:*")
     async def agent(turn: Turn) -> None:
         async with turn.reply() as message:
-            if name == "second":
-                await message.append("whole")
-                return
             await message.append("half ")
             await message.flush()
             print("working", flush=True)
@@ -35,4 +32,4 @@ async def main(url: str, name: str, on_crash: str, drain_s: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:5]))
+    asyncio.run(main(*sys.argv[1:]))

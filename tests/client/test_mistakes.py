@@ -98,7 +98,6 @@ PRODUCTION: dict[str, Any] = {"authenticate": allow_everyone}
     ("debug", "settings", "before", "within"),
     [
         (None, {}, NAMED, NAMED),
-        (None, {**PRODUCTION, "debug": True}, NAMED, NAMED),
         (True, PRODUCTION, NAMED + ": of customer 4711", NAMED + ": of customer 4711"),
         (None, PRODUCTION, "error", ""),
         (None, {"debug": False}, "error", ""),

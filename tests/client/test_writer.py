@@ -8,7 +8,6 @@ Layer: tests.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from typing import Any
 
 import pytest
@@ -20,7 +19,7 @@ from tenuto.core.model import Message
 from tests.client.script import Script, ScriptedSocket, message_of
 from tests.client.script import client_of as scripted
 from tests.client.test_agents import virtual_hub
-from tests.client.wire import Wire, becomes, client_of, memory_hub
+from tests.client.wire import Wire, becomes, client_of, memory_hub, until
 from tests.virtual import virtually
 
 
@@ -52,19 +51,6 @@ async def test_a_block_writes_a_message(hub: Hub, client: Client) -> None:
     ]
     assert (answer.status, answer.reply_to, answer.parent) == ("complete", asked.id, asked.id)
     assert answer.meta == message.meta == {"tokens": 3, "usage": 9}
-
-
-async def test_text_of_a_failed_attempt_stays_until_the_next_one_has_some(client: Client, wire: Wire) -> None:
-    async with client.message("c") as message:
-        with contextlib.suppress(ValueError):
-            async with message.attempt():
-                await message.append("old")
-                await message.flush()
-                raise ValueError
-        part = await message.part({"type": "text", "text": ""})
-        await message.append("ne", part=part)
-        await message.append("w", part=part)
-    assert [one["parts"] for one in wire.sent if one["type"] == "update"] == [[{"type": "text", "text": "ne"}]]
 
 
 # How it ends ------------------------------------------------------------------------------------------------------
@@ -211,10 +197,7 @@ async def test_an_interrupted_message_can_be_taken_over() -> None:
         async with client.channel("c") as view:
             other.app = no_server
             other.cut()
-            async with asyncio.timeout(60):
-                async for _ in view:
-                    if view.messages[0].status == "interrupted":
-                        break
+            await until(view, lambda: view.messages[0].status == "interrupted")
         refusals = iter(["store_unavailable"])
         wire.refuse = lambda frame: next(refusals, None) if frame["type"] == "takeover" else None
         async with client.take_over("c", dying.id) as message:
@@ -245,9 +228,6 @@ async def test_message_that_broke_upstream_is_interrupted_by_its_lease() -> None
             async with client.message("c") as message:
                 await message.append("half an ans")
                 raise BrokeOff
-        async with asyncio.timeout(60):
-            async for _ in view:
-                if view.messages[0].status != "streaming":
-                    break
+        await until(view, lambda: view.messages[0].status != "streaming")
         left = await stored(hub, message.id)
     assert (left.status, left.text) == ("interrupted", "half an ans")

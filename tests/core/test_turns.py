@@ -261,6 +261,7 @@ ENDS: dict[str, Callable[[LogHarness], object]] = {
     "cancelled": lambda log: log.end("q", state="cancelled"),
     "cancel of a waiting turn": lambda log: (log.end("q", state="pending"), log.cancel("stop", "q")),
     "late cancel": lambda log: (log.cancel("stop", "q"), log.settle("stop")),
+    "done by another attempt": lambda log: (log.claim("q", 1), log.end("q", 2)),
     "deleted": lambda log: log.delete("q"),
 }
 OVER = ("done", "cancelled")  # those with which a message that was taken in ends: the attempt itself ends the turn

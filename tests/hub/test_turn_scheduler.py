@@ -119,17 +119,6 @@ async def test_message_that_a_turn_has_without_knowing_it_waits_for_a_turn_of_it
 
 
 @virtually
-async def test_message_that_the_handler_of_a_turn_did_not_get_waits_for_a_turn_of_its_own() -> None:
-    hub, worker = new_hub(), Worker()
-    await start_with_messages(hub, worker, "m1", "m2")
-    assert await hub.take_waiting(CHANNEL, "m2", "far", turn="m1")
-    ended = worker.begun[0]._replace(unheard=("m2", "none"))
-    hub.runtime.scheduler.end(worker, ended, "done", lambda result: None)
-    await asyncio.sleep(1)
-    assert [turn.message_id for turn in worker.begun] == ["m1", "m2"]
-
-
-@virtually
 async def test_message_that_a_lost_attempt_has_taken_in_is_offered_at_once() -> None:
     hub, worker = new_hub(), Worker(when_busy="parallel")
     worker.free = 1
@@ -185,17 +174,6 @@ async def test_answer_is_made_again_soon_after_the_death_of_the_agent_whose_turn
     assert await claim_of(hub, "m1") == ("pending", 128)
     await asyncio.sleep(0.2)
     assert (await claim_of(hub, "m1"), len(other.begun)) == (("taken", 129), 1)
-
-
-@virtually
-async def test_message_behind_one_that_is_given_up_is_next() -> None:
-    hub, worker = new_hub(), Worker()
-    await start_with_messages(hub, worker, "poison", "next")
-    await asyncio.sleep(ATTEMPTS * LEASE_S + 1)  # the worker renews no lease
-    assert [(turn.message_id, turn.generation) for turn in worker.begun] == [
-        *(("poison", attempt) for attempt in range(1, ATTEMPTS + 1)),
-        ("next", 1),
-    ]
 
 
 @pytest.mark.parametrize("outcome", ["ok", "no", "lost", "kept"])
