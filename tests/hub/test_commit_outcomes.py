@@ -30,6 +30,7 @@ from tenuto.hub.writer import ABANDONED_S, RETRY_S
 from tenuto.stores.base import Committed, CommitUnknown, Conflict, Tail, Write
 from tenuto.stores.memory import MemoryStore
 from tests.hub.hubs import new_hub
+from tests.hub.watching import Watcher
 from tests.virtual import virtually
 
 
@@ -275,19 +276,12 @@ class Broken(MemoryStore):
 @virtually
 async def test_failing_housekeeping_ends_no_subscription() -> None:
     hub = new_hub(Broken())
-    await hub.start()
-    shown: list[str] = []
-
-    async def watch() -> None:
-        async for event in hub.subscribe("c"):
-            shown.append(event.__struct_config__.tag or "")
-
-    watching = asyncio.ensure_future(watch())
+    watcher = Watcher(hub, "c")
+    await watcher.take()
     await asyncio.sleep(60)
-    await hub.create("c", id="m", text="hello")
-    await asyncio.sleep(1)
-    assert shown[-1] == "message.create"
-    watching.cancel()
+    await hub.create("c", text="hello")
+    await watcher.until(lambda view: bool(view.messages()))
+    await watcher.leave()
 
 
 @virtually
@@ -295,16 +289,11 @@ async def test_defect_that_stops_the_hub_drains_its_viewers(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     hub = new_hub()
-    await hub.start()
+    watcher = Watcher(hub, "c")
+    await watcher.take()
     sent_away = asyncio.Event()
     hub.on_drain(lambda: 1 / 0)
     hub.on_drain(sent_away.set)
-
-    async def watch() -> None:
-        async for _ in hub.subscribe("c"):
-            pass
-
-    watching = asyncio.ensure_future(watch())
     await hub.create("c", text="hello")
     monkeypatch.setattr(Pace, "took", lambda *_: 1 / 0)
     with pytest.raises((Draining, TenutoError)):
@@ -313,7 +302,7 @@ async def test_defect_that_stops_the_hub_drains_its_viewers(
     async with asyncio.timeout(60):
         await sent_away.wait()
         with pytest.raises(Draining):
-            await watching
+            await watcher.until(lambda view: False)
     await hub.create("c", text="in the next life")  # the next request starts the hub again
     await hub.close()
     assert "ZeroDivisionError" in caplog.text

@@ -16,6 +16,7 @@ from tenuto.core.model import OPTIONS_KEY, Message
 from tenuto.core.requests import Caller, CreateMessage, DeleteMessage, UpdateMessage, references, stored_options
 from tenuto.hub import HubCore
 from tenuto.stores.memory import MemoryStore
+from tests.core.harness import nested
 from tests.hub.hubs import new_hub
 from tests.hub.test_export import exported, lines_of
 from tests.virtual import virtually
@@ -174,10 +175,7 @@ async def test_values_above_the_limit_are_refused_before_anything_is_stored(hub:
     with pytest.raises(TooLarge, match=r"options of the request have 60\d{4} bytes.*Limits.options_bytes") as refused:
         await ask(hub, "q1", {"tools": [{"name": "x" * 600_000}]})
     assert refused.value.details["limit"] == 512 * 1024
-    deep: Any = []
-    for _ in range(70):
-        deep = [deep]
-    for wrong in ({"kept": {}}, {"": 1}, {"x": deep}, {"x": float("nan")}):
+    for wrong in ({"kept": {}}, {"": 1}, {"x": nested(70)}, {"x": float("nan")}):
         with pytest.raises(InvalidRequest):
             await ask(hub, "q1", wrong)
     assert await hub.store.channels(after=None, limit=1) == []

@@ -107,12 +107,12 @@ def test_the_most_specific_pattern_holds(patterns: set[str], channel: str) -> No
     assert sum(matches(one, channel) for one in within) == bool(fitting)
 
 
-def test_matching_costs_the_same_with_100_000_patterns() -> None:
-    policies = Policies({f"{number}:*": "90d" for number in range(100_000)})
+def test_matching_costs_the_same_with_20_000_patterns() -> None:
+    policies = Policies({f"{number}:*": "90d" for number in range(20_000)})
     began_s = time.process_time()
     for _ in range(1_000):
-        assert policies.find("99999:" + "x:" * 90) is not None
-    assert time.process_time() - began_s < 1.0  # a comparison with each pattern takes 20 s
+        assert policies.find("19999:" + "x:" * 90) is not None
+    assert time.process_time() - began_s < 1.0  # a comparison with each pattern takes 4 s
     assert policies.within() == ["*"]
 
 

@@ -16,7 +16,7 @@ from tenuto.agents.turn import Turn
 from tenuto.app import Hub
 from tenuto.core.errors import Fenced, StoreUnusable
 from tenuto.core.ops import Claim, Create
-from tenuto.core.turns import ATTEMPTS, WhenBusy, reply_id
+from tenuto.core.turns import ATTEMPTS, reply_id
 from tenuto.hub.turns import scheduler as shared_turns
 from tenuto.hub.turns.scheduler import LEASE_S, AssignedTurn
 from tenuto.portal import Writer
@@ -33,6 +33,7 @@ from tenuto.stores.base import (
 )
 from tests.hub.hubs import new_hub
 from tests.hub.test_recovery import Shared
+from tests.hub.test_turn_scheduler import Worker
 from tests.virtual import virtually
 
 
@@ -60,21 +61,12 @@ async def answer(turn: Turn) -> None:
         await message.append("!")
 
 
-class Remote:
-    """A worker of another process, which the hub knows until the connection ends."""
-
-    name, pattern, is_local = "bot", "chat:*", False
-    when_busy: WhenBusy = "queue"
-    free = 1
+class Remote(Worker):
+    """A worker of another process with one slot, which the hub knows until the connection ends."""
 
     def __init__(self) -> None:
-        self.begun: list[str] = []
-
-    def begin(self, turn: AssignedTurn) -> None:
-        self.begun.append(turn.message_id)
-
-    def ended(self, turn: AssignedTurn, state: str) -> None:
-        """Do nothing."""
+        super().__init__("bot")
+        self.free = 1
 
 
 class FailedOver(Shared):
@@ -117,7 +109,7 @@ async def test_message_after_a_failover_that_lost_the_note_of_its_pattern_waits_
     assert await store.notes("served/") == noted
     hub.runtime.scheduler.register(agent)
     await asyncio.sleep(1.0)
-    assert agent.begun == ["q"]
+    assert [turn.message_id for turn in agent.begun] == ["q"]
 
 
 @virtually
@@ -262,7 +254,7 @@ async def test_turn_of_a_worker_that_no_node_hears_of_is_over_when_another_agent
     here.runtime.scheduler.register(again := Remote())
     await here.command("chat:1", "regenerate", target="q")
     await asyncio.sleep(1)
-    assert again.begun == ["q"]
+    assert [turn.message_id for turn in again.begun] == ["q"]
 
 
 @virtually
