@@ -144,8 +144,8 @@ class Heartbeats:
 
     def __init__(self) -> None:
         self._slots: dict[tuple[int, int], Slot] = {}  # targets by period and by second within the period
-        self._now_s = 0
-        self._next = 0
+        self._now_s = 0  # number of ticks so far
+        self._next = 0  # number of added targets, which spreads them over the seconds of their period
         # when the next tick is due: exactly one second after the last one was due, even if that ran late
         self._due_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -239,6 +239,8 @@ class Sender:
     _finishing: asyncio.Task[None] | None = None  # sends what is not sent at once
     _is_aborted: bool = False  # True: `carry` must return although a write is still blocked
     _busy_since_s: float = 0.0  # when the write in progress began, in the loop's time
+    _unread: tuple[float, int] | None = None  # at the last heartbeat: the write in progress, and the bytes that waited
+    _read_s: float = 0.0  # time of the last heartbeat at which the peer had read
     is_busy: bool = False  # while True, no message may be written
     is_over: bool = False  # once True, no message will be written any more
     error: BaseException | None = None  # exception that the server or a middleware raised at a write
@@ -273,10 +275,26 @@ class Sender:
         elif patience_s < SEND_TIMEOUT_S:
             asyncio.get_running_loop().call_later(patience_s, self._abort)
 
-    def end_if_stalled(self) -> None:
-        """Let `carry` return if the write in progress has taken too long. Call it with each heartbeat."""
-        if self.is_busy and asyncio.get_running_loop().time() - self._busy_since_s >= SEND_TIMEOUT_S:
+    def check_reader(self) -> bool:
+        """Return whether the peer has read since the last heartbeat, if a write waited for it then.
+
+        Let `carry` return if it has read no bytes for too long. A server that hides its buffer shows ends of writes.
+        """
+        now_s, before = asyncio.get_running_loop().time(), self._unread
+        self._unread = (self._busy_since_s, self._unread_bytes()) if self.is_busy else None
+        has_read = before is not None and (
+            self._unread is None or self._unread[0] > before[0] or self._unread[1] < before[1]
+        )
+        if has_read:
+            self._read_s = now_s
+        elif self.is_busy and now_s - max(self._busy_since_s, self._read_s) >= SEND_TIMEOUT_S:
             self._abort()
+        return has_read
+
+    def _unread_bytes(self) -> int:
+        connection = self._cycle or socket_of(self._send)
+        size: int = connection.transport.get_write_buffer_size() if connection is not None else 0
+        return size
 
     async def carry(self, receive: Receive) -> None:
         """Pass the peer's messages to the owner until the peer disconnects or `end` is called.

@@ -109,11 +109,6 @@ class SocketWorker:
     turns: set[AssignedTurn] = field(default_factory=set)
     is_listed: bool = True  # True: the scheduler may give this worker turns
 
-    def change(self, slots: int, when_busy: WhenBusy) -> None:
-        """Take at most `slots` turns at the same time from now on, with those that it has."""
-        self.free += slots - self.slots
-        self.slots, self.when_busy, self.is_listed = slots, when_busy, True
-
     def has(self, channel: str, message_id: str | None) -> bool:
         """Return whether this worker has this turn or, with None, any turn in the channel."""
         return any(turn.channel == channel and message_id in (None, turn.message_id) for turn in self.turns)
@@ -215,7 +210,8 @@ class SocketWorkers:
                     limit=MAX_PATTERNS,
                 )
             worker = self._workers[pattern, name] = SocketWorker(self._session, name, pattern)
-        worker.change(frame.slots, frame.when_busy)
+        worker.free += frame.slots - worker.slots  # the turns that it has keep their slots
+        worker.slots, worker.when_busy, worker.is_listed = frame.slots, frame.when_busy, True
         self._session.start_task(self._register(worker))
 
     async def _register(self, worker: SocketWorker) -> None:
@@ -294,16 +290,10 @@ class Attachment:
     """A channel that a socket is attached to, or is attaching to."""
 
     channel: str
-    feed: Feed | None = None  # None until the hub has attached it, and after `close`
+    feed: Feed | None = None  # None until the hub has attached it, and after `leave`
     is_catching_up: bool = False
     # resume limits of a viewer without the capability `history`; else None
     resume_limits: ResumeLimits | None = None
-
-    def close(self) -> None:
-        """Detach from the channel."""
-        if self.feed is not None:
-            self.feed.close()
-            self.feed = None
 
 
 class Attachments:
@@ -391,7 +381,9 @@ class Attachments:
         attachment = self._by_channel.pop(channel, None)
         if attachment is None:
             return
-        attachment.close()
+        if attachment.feed is not None:
+            attachment.feed.close()
+            attachment.feed = None
         self.ready.pop(attachment, None)
         if self.rest is not None and self.rest[0] is attachment:
             self.rest = None
@@ -492,7 +484,7 @@ class Session:
     # called instead of `wake` by a channel's tick, after which no further events follow soon
     released: Callable[[], None]
     start_task: Callable[[Coroutine[Any, Any, None]], object]
-    last_received_s: float
+    last_received_s: float  # when the peer last showed that it is there
     closing: Closing | None = None
     keeps_leases: bool | None = None  # that of `close`; None while the connection is open
     _attachments: Attachments = field(init=False)
@@ -503,9 +495,10 @@ class Session:
     # a short list, since an empty deque takes 760 B of an idle socket
     _replies: list[bytes] = field(default_factory=list)
     _reply_bytes: int = 0
-    _pending: int = 0
-    _pending_bytes: int = 0
-    _pings: int = 0
+    _pending: int = 0  # number of requests without a response
+    _pending_bytes: int = 0  # what they and their responses take, as far as it is known
+    _pings: int = 0  # number of pings so far
+    _beats: int = 0  # number of calls of `keep_alive` since `last_received_s`
 
     def __post_init__(self) -> None:
         self._attachments = Attachments(self)
@@ -525,7 +518,7 @@ class Session:
         """Carry out a text frame. An error is sent as the response, never raised."""
         if self.closing is not None:
             return
-        self.last_received_s = now_s
+        self.last_received_s, self._beats = now_s, 0
         data = text.encode(errors="surrogatepass")
         if len(data) > self.hub.limits.request_bytes:
             self.end(FRAME_TOO_LARGE, "too_large")
@@ -584,12 +577,22 @@ class Session:
             self._reply_bytes -= len(frame)
         return frame
 
-    def keep_alive(self, *, now_s: float) -> None:
-        """Queue a ping, or close the session of a silent peer that holds a lease, presence or a turn."""
+    def keep_alive(self, *, now_s: float, has_read: bool = False) -> None:
+        """Queue a ping, or close the session of a silent peer that holds a lease, presence or a turn.
+
+        A peer that still reads earlier bytes (`has_read`) has not come to the ping yet, and the frames of one whose
+        requests fill the session are not received, so neither is silent.
+        """
         if self.closing is not None:
             return
-        if now_s - self.last_received_s >= SILENCE_S and (
-            self._present or self._workers or (self.hub.is_running and self.hub.runtime.leases.is_holder(self))
+        if has_read or (self._pending and self.is_full):
+            self.last_received_s, self._beats = now_s, 0
+        self._beats += 1
+        # only after two pings: while the event loop is blocked, the peer gets none to which it could respond
+        if (
+            self._beats > 2
+            and now_s - self.last_received_s >= SILENCE_S
+            and (self._present or self._workers or (self.hub.is_running and self.hub.runtime.leases.is_holder(self)))
         ):
             self.end(SILENT, "silent")
         elif not self._replies:  # a waiting response shows life as a ping does
@@ -608,7 +611,9 @@ class Session:
 
     def _request(self, frame: Any, size: int) -> None:
         """Submit a request to the hub; the response is sent when the request has been stored."""
-        request: Request = frame if not isinstance(frame, PartFrame) else _put_part(frame)
+        request: Request = frame
+        if isinstance(frame, PartFrame):
+            request = PutPart(index=frame.part, part=frame.value, generation=frame.generation, request=frame.request)
         weight = size + (_MESSAGE_BYTES if isinstance(frame, CreateMessage | UpdateMessage) else 0)
         try:
             channel = self._checked(frame)
@@ -819,7 +824,3 @@ _HANDLERS: dict[type, Callable[[Session, Any], Fields]] = {
     SignalFrame: lambda session, frame: session._signal(frame),
     WorkFrame: lambda session, frame: session._work(frame),
 }
-
-
-def _put_part(frame: PartFrame) -> PutPart:
-    return PutPart(index=frame.part, part=frame.value, generation=frame.generation, request=frame.request)

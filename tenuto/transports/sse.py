@@ -20,7 +20,7 @@ import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import KW_ONLY, InitVar, dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from starlette.types import Message, Receive, Send
 
@@ -163,7 +163,7 @@ class EventStream:
 
     def send_heartbeat(self) -> None:
         """Send a heartbeat, for the peer and for proxies in between; end the stream of a peer that reads nothing."""
-        self.sender.end_if_stalled()
+        self.sender.check_reader()
         if self.credentials.is_expired:  # check here, too: the timers of a suspended machine do not run
             self.expire()
         elif self._ping is not None and not self.sender.is_busy and not self.sender.is_over:
@@ -371,9 +371,16 @@ async def poll(app: StreamApp, scope: Scope, receive: Receive, send: Send, chann
             feed.close()
     finally:
         credentials.leave()
-    about = credentials.describe(channel) if is_own_client(scope, query) else None
     credentials.charge(sum(map(len, events)))
-    await _send_response(app, scope, send, cursor, events, about)
+    you = b'"you":%b,' % encode_json(credentials.describe(channel)) if is_own_client(scope, query) else b""
+    body = b'{%b"cursor":%b,"events":[%b]}' % (you, encode_json(cursor), b",".join(events))
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"cache-control", b"no-store"),
+        (b"content-length", str(len(body)).encode()),
+    ]
+    await send_head(app, scope, send, 200, headers)
+    await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 class _Poll:
@@ -479,17 +486,3 @@ async def _await_events(
 async def _until_disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def _send_response(
-    app: StreamApp, scope: Scope, send: Send, cursor: str, events: list[bytes], about: dict[str, Any] | None
-) -> None:
-    you = b"" if about is None else b'"you":%b,' % encode_json(about)
-    body = b'{%b"cursor":%b,"events":[%b]}' % (you, encode_json(cursor), b",".join(events))
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"cache-control", b"no-store"),
-        (b"content-length", str(len(body)).encode()),
-    ]
-    await send_head(app, scope, send, 200, headers)
-    await send({"type": "http.response.body", "body": body, "more_body": False})

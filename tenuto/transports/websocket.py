@@ -159,13 +159,13 @@ class Socket:
     sender: Sender = field(init=False)
     session: Session = field(init=False)
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
-    _tasks: set[asyncio.Task[None]] | None = None
-    _room: asyncio.Future[None] | None = None
+    _tasks: set[asyncio.Task[None]] | None = None  # None: there are none
+    _room: asyncio.Future[None] | None = None  # done when another frame may be received; None: no wait for that
     _pause_s: float = 0.0  # pause before the next frame is received
-    _is_renewing: bool = False
-    _is_due: bool = False
-    _is_closing: bool = False
-    _is_restart: bool = False
+    _is_renewing: bool = False  # an `auth` frame is being verified
+    _is_due: bool = False  # `_pump` is scheduled
+    _is_closing: bool = False  # a timer ends the sender, whose peer does not read the last frames
+    _is_restart: bool = False  # the server has closed the connection, because it restarts
     _limit: asyncio.TimerHandle | None = None  # ends the wait for the first frame, `auth`
 
     def __post_init__(self, hub: HubCore, send: Send) -> None:
@@ -217,9 +217,9 @@ class Socket:
 
     def send_heartbeat(self) -> None:
         """Send a ping, and close the socket of a peer that has been silent, or has read nothing, for too long."""
-        self.sender.end_if_stalled()
+        has_read = self.sender.check_reader()
         if self.credentials.is_known:
-            self.session.keep_alive(now_s=self._loop.time())
+            self.session.keep_alive(now_s=self._loop.time(), has_read=has_read)
         if self.credentials.is_expired:  # check here, too: the timers of a suspended machine do not run
             self._expire()
         self._pump()

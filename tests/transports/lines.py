@@ -111,14 +111,6 @@ class LiveLine(Line):
                 self._came.clear()
                 await self._came.wait()
 
-    def events(self, channel: str = "chat:1") -> list[Json]:
-        return [
-            event
-            for frame in self.frames
-            if frame["type"] == "events" and frame["channel"] == channel
-            for event in frame["events"]
-        ]
-
     async def turn(self) -> Json:
         """Return the next frame `turn`."""
         turn = await self.until(lambda frame: frame["type"] == "turn")

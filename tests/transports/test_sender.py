@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 
 from tenuto.transports.sender import DirectSender, Heartbeats, Sender, TaskSender
+from tests.transports.asgi import scope_of
 from tests.transports.conftest import PATIENCE_S, new_hub
 from tests.virtual import virtually
 
@@ -33,7 +33,9 @@ class Peer:
     def freed(self) -> None:
         self.pump()
 
-    def send_heartbeat(self) -> None: ...
+    def send_heartbeat(self) -> None:
+        assert self.sender is not None
+        self.sender.check_reader()
 
     async def received(self, message: Any) -> bool:
         return bool(message["type"] != "http.disconnect")
@@ -131,17 +133,43 @@ async def test_end_is_immediate_and_earlier_writes_are_sent(make: Make) -> None:
     assert asyncio.current_task().cancelling() == 0  # type: ignore[union-attr]
 
 
-@virtually
-async def test_write_in_progress_gets_half_a_second_when_its_sender_ends() -> None:
+async def until_ended(make: Make, *, ends_s: float | None) -> float:
+    """Write a message that the peer never reads, and end the sender after `ends_s`. Return the seconds until then."""
+
     async def send(message: Any) -> None:
         await asyncio.Event().wait()
 
-    peer, loop = Peer("never read"), asyncio.get_running_loop()
-    sender = peer.sender = TaskSender(send, peer)
-    loop.call_later(10.0, sender.end)
+    peer = Peer("x")
+    sender = peer.sender = make(send, peer)
+    loop = asyncio.get_running_loop()
+    begun_s = loop.time()
+    if ends_s is not None:
+        loop.call_later(ends_s, sender.end)
+    heartbeats = Heartbeats()
+    slot = heartbeats.add(peer, 15)
     peer.pump()
     await sender.carry(peer.receive)
-    assert loop.time() == 10.5
+    heartbeats.remove(peer, slot)
+    return loop.time() - begun_s
+
+
+class Read(TaskSender):
+    """The sender of a peer that reads a byte a second, of a thousand that wait."""
+
+    def _unread_bytes(self) -> int:
+        return max(0, 1_000 - int(asyncio.get_running_loop().time()))
+
+
+@virtually
+async def test_peer_that_reads_no_bytes_is_gone_after_five_minutes() -> None:
+    assert 1_300.0 <= await until_ended(Read, ends_s=None) <= 1_330.0
+    assert 300.0 <= await until_ended(TaskSender, ends_s=None) <= 315.0
+    assert 300.0 <= await until_ended(DirectSender, ends_s=None) <= 315.0
+
+
+@virtually
+async def test_write_in_progress_gets_half_a_second_when_its_sender_ends() -> None:
+    assert await until_ended(TaskSender, ends_s=10.0) == 10.5
 
 
 # The heartbeats: one timer, which calls every target at least once in its period.
@@ -197,27 +225,16 @@ async def test_failing_heartbeat_does_not_stop_the_others(caplog: pytest.LogCapt
     assert "a heartbeat failed" in caplog.text
 
 
-@pytest.mark.parametrize("kind", ["http", "websocket"])
-@pytest.mark.parametrize("is_by_hand", [False, True], ids=["task", "hand"])
 @virtually
-async def test_peer_that_reads_nothing_is_left_after_five_minutes(kind: str, is_by_hand: bool) -> None:
-    hub, incoming = new_hub(), [{"type": f"{kind}.connect"}] if kind == "websocket" else [{"type": "http.request"}]
-    hub.drive_by_hand = is_by_hand
-
+async def test_stream_whose_peer_reads_nothing_is_left_after_five_minutes() -> None:
     async def receive() -> Any:
-        if incoming:
-            return incoming.pop()
-        await asyncio.sleep(5 if kind == "websocket" else 1e6)
-        return {"type": "websocket.receive", "text": '{"type": "pong"}'}
+        await asyncio.Event().wait()
 
     async def send(message: Any) -> None:
-        if message["type"] == "websocket.send" or not message.get("body", b"retry").startswith(b"retry"):
-            await asyncio.sleep(1e6)
+        if not message.get("body", b"retry").startswith(b"retry"):
+            await asyncio.Event().wait()
 
-    scope = {"type": kind, "path": "/v1/channels/c/events" if kind == "http" else "/v1/ws", "method": "GET"}
-    more = {"headers": [(b"host", b"localhost")], "query_string": b"", "client": ("127.0.0.1", 5), "root_path": ""}
     begun_s = asyncio.get_running_loop().time()
-    with contextlib.suppress(Exception):
-        async with asyncio.timeout(1_000):
-            await hub({**scope, **more}, receive, send)
+    async with asyncio.timeout(1_000):
+        await new_hub()(scope_of("/v1/channels/c/events", type="http", method="GET"), receive, send)
     assert 300 <= asyncio.get_running_loop().time() - begun_s <= 315

@@ -69,6 +69,26 @@ async def test_socket_is_full_while_its_requests_or_replies_are_too_large(own_hu
     assert not line.session.is_full
 
 
+async def test_peer_is_not_silent_while_its_requests_fill_the_session(own_hub: Hub) -> None:
+    line = Line(own_hub)
+    line.request("presence", channel="c")
+    line.request("create", channel="c", id="m1", text="x" * 90_000)
+    for now_s in (5.0, 10.0, 15.0):
+        line.session.keep_alive(now_s=now_s)
+    assert line.session.closing is None
+
+
+async def test_peer_is_not_silent_before_it_got_pings(own_hub: Hub) -> None:
+    """While the event loop is blocked, it gets none."""
+    line = Line(own_hub)
+    line.request("presence", channel="c")
+    for now_s in (60.0, 65.0):
+        line.session.keep_alive(now_s=now_s)
+        assert line.session.closing is None
+    line.session.keep_alive(now_s=70.0)
+    assert line.session.closing == (4001, "silent")
+
+
 async def test_closed_session_takes_and_sends_no_frames(own_hub: Hub) -> None:
     line = Line(own_hub)
     line.request("attach", channel="c")

@@ -17,6 +17,7 @@ from proof.wirecheck import encode_frame
 from tenuto.core.errors import StoreUnavailable, StoreUnusable
 from tenuto.core.limits import Limits
 from tenuto.hub.channel import Channel
+from tests.test_bounded_websocket import HANDSHAKE
 from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
 from tests.transports.test_sse import pass_seconds
 
@@ -72,14 +73,10 @@ class Peer:
             code = error.rcvd.code if error.rcvd is not None else 1006
             return code, next((frame for frame in self.frames if frame["type"] == "bye"), {})
 
-    def events(self, channel: str = "c") -> list[Json]:
+    def events(self, channel: str) -> list[Json]:
         """Return all received events of a channel."""
-        return [
-            event
-            for frame in self.frames
-            if frame["type"] == "events" and frame["channel"] == channel
-            for event in frame["events"]
-        ]
+        of_channel = [frame for frame in self.frames if frame["type"] == "events" and frame["channel"] == channel]
+        return [event for frame in of_channel for event in frame["events"]]
 
 
 @asynccontextmanager
@@ -211,10 +208,7 @@ async def test_server_stops_reading_from_a_peer_that_does_not_read(served: Serve
     await served.hub.create("c", id="m1", text="x" * 500_000)
     asked = encode_frame(0x1, b'{"type":"history","ref":1,"channel":"c"}', mask=b"mask") * 2_000
     reader, writer = await served.connect()
-    writer.write(
-        b"GET /v1/ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-    )
+    writer.write(HANDSHAKE % 1)
     async with asyncio.timeout(PATIENCE_S):
         await reader.readuntil(b"\r\n\r\n")
         writer.write(asked)

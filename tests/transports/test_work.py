@@ -55,10 +55,11 @@ async def test_a_network_that_vanished_is_noticed_within_twenty_seconds() -> Non
 
 
 class Clogged:
-    """A peer that sends the frames of the test, and then neither reads nor sends."""
+    """A peer that sends the frames of the test, and then sends no more, and reads `bytes_s` bytes a second."""
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, bytes_s: float = 1e-6) -> None:
         self.is_clogged = False
+        self._bytes_s = bytes_s
         self._inbox: asyncio.Queue[Json] = asyncio.Queue()
         self._responded = asyncio.Event()
         credentials = Credentials(hub, {"headers": []}, Identity(client_id="ann"))
@@ -67,7 +68,7 @@ class Clogged:
 
     async def _send(self, message: Json) -> None:
         if self.is_clogged:
-            await asyncio.Event().wait()
+            await asyncio.sleep(len(message.get("text", "")) / self._bytes_s)
         if '"ref":1' in message.get("text", ""):
             self._responded.set()
 
@@ -107,6 +108,19 @@ async def test_silent_peer_with_a_lease_is_closed_despite_unread_text(holding: s
     if holding == "lease":
         assert (await hub.read("chat:1", "a"))[0].status == "interrupted"
     assert hub.runtime.scheduler.stats()["agents"] == 0
+
+
+@virtually
+async def test_peer_is_not_silent_while_it_reads() -> None:
+    hub = new_hub()
+    for number in range(6):
+        await hub.create("chat:1", id=f"m{number}", text="x" * 250_000)
+    peer = Clogged(hub, bytes_s=32_000)
+    await peer.ask("presence", channel="chat:1")
+    peer.is_clogged, begun_s = True, asyncio.get_running_loop().time()
+    await peer.ask("attach", channel="chat:1")
+    await peer.is_sent_away()
+    assert asyncio.get_running_loop().time() - begun_s > 46.0  # it has read all
 
 
 # Turns
