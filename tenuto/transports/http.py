@@ -294,7 +294,7 @@ class LinesResponse(StreamingResponse):
         try:
             async with aclosing(self._rest), self._viewing.responding():
                 await super().__call__(scope, receive, send_in_time)
-        except Draining:
+        except (Draining, TimeoutError):  # the second is that of `send_in_time`
             break_off(receive)
             abort_if_unread(receive, is_draining=True)
 
@@ -530,19 +530,18 @@ async def visitor(hub: HubCore, request: Request) -> Response:
     Credentials(hub, scope, identity).charge(EXPECTED_BYTES // 4)  # it reads the beginnings of many chats
     about: dict[str, Any] = {"id": identity.client_id, "channel": None, "chats": []}
     channel = f"{STEM}{identity.client_id}"
+    # a page that may keep no cookie says so; a visitor that has one gets no token, which a script could carry away
+    needs_token = _is_foreign(hub, scope) or (visit_in(scope).is_new and "token" in request.query_params)
     if identity.client_id is not None:
         if identity.has("publish", channel) and identity.has("subscribe", channel):
             about["channel"] = channel
+        if is_visitor(identity.client_id) and needs_token:
+            about["token"] = guests.token_of(identity.client_id)
         if not visit_in(scope).is_new:  # a new visitor has none
             about["chats"] = [
                 {"channel": one.channel, "title": one.title, "updated_ms": one.updated_ms}
                 for one in await read_conversations(hub.store, identity, [channel, f"{channel}.*"])
             ]
-    # a page that may keep no cookie says so; a visitor that has one gets no token, which a script could carry away
-    needs_token = _is_foreign(hub, scope) or (visit_in(scope).is_new and "token" in request.query_params)
-    if is_visitor(identity.client_id) and needs_token:
-        assert identity.client_id is not None
-        about["token"] = guests.token_of(identity.client_id)
     return json_response(about)
 
 

@@ -266,8 +266,9 @@ async def test_lines_have_signs_of_life_and_end_with_the_error(monkeypatch: pyte
         await anext(with_signs(slow(release, Busy("c"))))
 
 
+@pytest.mark.parametrize("version", ["2.3", "2.4"])
 @virtually
-async def test_reader_of_lines_that_reads_no_bytes_is_gone_after_five_minutes() -> None:
+async def test_reader_of_lines_that_reads_no_bytes_is_gone_after_five_minutes(version: str) -> None:
     rest = with_signs(slow(asyncio.Event(), None))
     response = LinesResponse(Viewing("memory"), await anext(rest), rest)
 
@@ -276,8 +277,8 @@ async def test_reader_of_lines_that_reads_no_bytes_is_gone_after_five_minutes() 
             await asyncio.Event().wait()
 
     begun_s = asyncio.get_running_loop().time()
-    with pytest.raises(ClientDisconnect):
-        await response({"type": "http", "method": "POST", "asgi": {"spec_version": "2.4"}}, never, send)
+    with contextlib.suppress(ClientDisconnect):
+        await response({"type": "http", "method": "POST", "asgi": {"spec_version": version}}, never, send)
     assert asyncio.get_running_loop().time() - begun_s == 300.0
     assert await anext(rest, None) is None  # the work has ended with its response
 
