@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
@@ -22,6 +23,7 @@ from tenuto.server.bounded_http import BoundedHttpProtocol
 from tenuto.server.bounded_websocket import BoundedWebSocketProtocol
 from tenuto.server.connections import Connections, TrustedProxies
 from tests.interop.test_streams import STREAMS, install_adapters
+from tests.transports.asgi import exchange
 from tests.transports.conftest import asking, new_hub, serving
 from tests.transports.permissions import OPERATIONS
 from tests.transports.test_websocket import dialled
@@ -434,6 +436,10 @@ async def test_route_learns_the_visitor_and_sets_the_cookie() -> None:
             assert response.status_code == 200
             assert len(response.headers.get_list("set-cookie")) == 1
             served.http.cookies.clear()
+        accepted, *_ = await exchange(
+            partial(hub.serve_socket, handle=lambda socket: asyncio.sleep(0)), kind="websocket"
+        )
+        assert [name for name, _ in accepted["headers"]] == [b"set-cookie"]
         channel = response.headers["tenuto-channel"]
         question, answer = (await hub.history(channel)).messages[::-1]
         assert (question.author, answer.text) == (channel.removeprefix("chat:"), "hello")
