@@ -203,18 +203,17 @@ def test_last_address_that_no_trusted_proxy_added_is_the_client(forwarded: list[
 
 
 @pytest.mark.parametrize(
-    ("peer", "named", "scheme", "found"),
+    ("named", "scheme", "found"),
     [
-        ("127.0.0.1", ["https"], "http", "https"),
-        ("127.0.0.1", ["http, https"], "ws", "wss"),
-        ("127.0.0.1", ["https", "http"], "https", "http"),
-        ("127.0.0.1", [], "http", "http"),
-        ("192.0.2.1", ["https"], "http", "http"),
+        (["https"], "http", "https"),
+        (["http, https"], "ws", "wss"),
+        (["https", "http"], "https", "http"),
+        ([], "http", "http"),
     ],
 )
-def test_trusted_proxy_names_the_scheme(peer: str, named: list[str], scheme: str, found: str) -> None:
+def test_trusted_proxy_names_the_scheme(named: list[str], scheme: str, found: str) -> None:
     headers = [(b"x-forwarded-proto", value.encode()) for value in named]
-    assert TrustedProxies(["127.0.0.1"]).scheme_of(peer, headers, scheme) == found
+    assert TrustedProxies(["127.0.0.1"]).scheme_of(headers, scheme) == found
 
 
 def test_proxy_that_is_not_an_address_is_refused() -> None:

@@ -30,8 +30,6 @@ from tenuto.transports.codec import problem_headers
 from tenuto.transports.origin import EXTENSION
 
 HTTP_S = 0.0005  # the part of `PARSE_S` for HTTP, whose peers may be unknown
-
-
 MAX_HEAD_BYTES = 64 * 1024  # limit of a request line with its headers, and of a trailer
 MAX_HEADERS = 100
 HEAD_END = b"\r\n\r\n"
@@ -306,7 +304,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             self._parse(data)
         else:
             self._parse_in_slices(data)
-        if self.scope is not self._begun_scope and self._connection is not None:
+        if self.is_in_head() and self._connection is not None:
             self._wait_for_head(self._connection)
 
     def is_in_head(self) -> bool:
@@ -365,7 +363,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
 
     def _parse(self, data: bytes) -> None:
         cycle = self.cycle
-        was_in_head = self.scope is not self._begun_scope
+        was_in_head = self.is_in_head()
         was_in_body = cycle is not None and cycle.more_body
         self._has_body_grown = False
         try:
@@ -378,7 +376,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             else:
                 self._refuse(InvalidRequest(f"the request does not follow HTTP/1.1: {error}"), 400)
         else:
-            if self.scope is not self._begun_scope:
+            if self.is_in_head():
                 # A head that begins behind a body is counted from here, because most of the data may have been the
                 # body.
                 self._stalled_bytes = 0 if was_in_body and not was_in_head else self._stalled_bytes + len(data)
@@ -409,7 +407,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
     # Callbacks of the parser
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self.scope is not self._begun_scope:
+        if self.is_in_head():
             super().on_header(name, value)
         # A line of a trailer is thrown away.
 

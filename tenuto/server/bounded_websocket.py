@@ -84,7 +84,6 @@ _UVICORNS = (
     "writable",
 )
 
-
 T = TypeVar("T")
 
 
@@ -291,7 +290,9 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
             self._is_head_large = len(data) > LARGE_BYTES
             self._parse(data)
             if not self.handshake_initiated:  # the package `websockets` refuses here without informing its caller
-                self._refuse_handshake()
+                self._book.note("a handshake was invalid")
+                detail = "the WebSocket handshake is invalid, has more than 128 headers, or a header of more than 8 KiB"
+                self._write_last(refusal(InvalidRequest(detail), 400))
         elif len(data) > WHOLE_BYTES or self.is_held():
             self._parse_in_slices(data)
         else:
@@ -408,11 +409,6 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
         self._write_last(b"".join(self.conn.data_to_send()))
 
-    def _refuse_handshake(self) -> None:
-        self._book.note("a handshake was invalid")
-        detail = "the WebSocket handshake is invalid, has more than 128 headers, or a header of more than 8 KiB"
-        self._write_last(refusal(InvalidRequest(detail), 400))
-
     def _write_last(self, data: bytes) -> None:
         """Write `data`, and end the connection a little later: a reset at once could hide the reason from the peer."""
         self.close_sent = True
@@ -430,5 +426,6 @@ def _rejection(book: Connections, status: StatusLike, text: str) -> Response:
     book.note("a handshake was invalid")
     error = InvalidRequest(text.partition("\n")[0])
     body = msgspec.json.encode({**error.problem(), "status": int(status)})
-    headers = {**refusal_headers(error), "content-length": str(len(body))}
+    # a client that asked for another version learns the one that this server speaks (RFC 6455, 4.2.2)
+    headers = {**refusal_headers(error), "content-length": str(len(body)), "sec-websocket-version": "13"}
     return Response(int(status), HTTPStatus(status).phrase, Headers(headers), body)

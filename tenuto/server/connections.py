@@ -323,7 +323,7 @@ class TrustedProxies:
         client = self.client_of(proxy, scope["headers"])
         if client != proxy:
             scope["client"] = (client, 0)
-        scope["scheme"] = self.scheme_of(proxy, scope["headers"], scope["scheme"])
+        scope["scheme"] = self.scheme_of(scope["headers"], scope["scheme"])
         return client
 
     def client_of(self, peer: str, headers: Iterable[tuple[bytes, bytes]]) -> str:
@@ -342,11 +342,11 @@ class TrustedProxies:
                 break
         return client
 
-    def scheme_of(self, peer: str, headers: Iterable[tuple[bytes, bytes]], scheme: str) -> str:
-        """Return the scheme of a request from the trusted proxy `peer`: the last that it names, else `scheme`."""
+    def scheme_of(self, headers: Iterable[tuple[bytes, bytes]], scheme: str) -> str:
+        """Return the scheme of a request from a trusted proxy: the last that it names, else `scheme`."""
         named = [value for name, value in headers if name == b"x-forwarded-proto"]
         last = named[-1].decode("latin-1").rpartition(",")[2].strip().lower() if named else ""
-        if not last or not self.includes(peer):
+        if not last:
             return scheme
         plain = "ws" if scheme in ("ws", "wss") else "http"
         return f"{plain}s" if last in ("https", "wss") else plain

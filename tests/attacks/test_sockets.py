@@ -116,6 +116,7 @@ async def test_refused_handshake_has_the_form_of_other_refusals(watched_server: 
             head, _, body = read_all(one, 0.3).partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 %d " % status), head
         assert b"x-content-type-options: nosniff" in head
+        assert (b"sec-websocket-version: 13" in head) == (word != "HTTP/1.1")
         problem = json.loads(body)
         assert (problem["code"], problem["status"]) == ("invalid_request", status)
         assert word in problem["detail"]
