@@ -23,8 +23,6 @@ from tenuto.core.model import Json, Message, Part
 from tenuto.core.outgoing import Ended, Outgoing, Owner, end_for, live
 
 T = TypeVar("T")
-
-
 P = ParamSpec("P")
 
 

@@ -68,7 +68,6 @@ _CREDENTIAL_HEADERS = (b"authorization", b"cookie")
 # Types of parts that only writers create: a tool call or a source from a user would look like the agent's.
 _WRITER_PARTS = ("tool", "source")
 
-
 OPERATOR = Identity()  # the caller on the control socket: all capabilities on all channels
 
 
@@ -364,8 +363,6 @@ def message_bytes(messages: Iterable[Message]) -> int:
 
 # A longer timer is set in steps: event loops count time in floats, and none sleeps for longer than a day.
 _MAX_TIMER_S = 12 * 3600.0
-
-
 _UNKNOWN = Identity(capabilities=frozenset())  # the identity of a socket before its `auth` frame
 
 

@@ -74,7 +74,6 @@ UNAUTHENTICATED = 4201
 MISUSED = 4300
 FRAME_TOO_LARGE = 4301
 
-
 Ref = Annotated[str, Meta(max_length=64)] | Annotated[int, Meta(ge=-(2**53), le=2**53)]
 
 
@@ -261,8 +260,6 @@ def _name(peer: str) -> str:
 
 
 refusals = Refusals()
-
-
 _store_failures = Refusals()  # apart from refused peers, who must not hide them
 
 T = TypeVar("T")

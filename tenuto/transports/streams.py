@@ -377,7 +377,9 @@ async def _message_stream(
     credentials.charge(message_bytes([message]))
     sent = resume_point(since, cursor)
     if sent.is_finished and message.status != "streaming":
-        await send_no_content(app, scope, send)
+        # 204 stops an EventSource that reconnects after `done` for good
+        await send_head(app, scope, send, 204, [(b"cache-control", b"no-store")])
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
         return None
     if scope["method"] == "HEAD":
         await send_empty_stream(app, scope, send)
@@ -391,12 +393,6 @@ async def _message_stream(
         stream.close()
         raise
     return stream
-
-
-async def send_no_content(app: StreamApp, scope: Scope, send: Send) -> None:
-    """Send status 204, which stops an EventSource that reconnects after `done` for good."""
-    await send_head(app, scope, send, 204, [(b"cache-control", b"no-store")])
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 class TurnFormat(Protocol):

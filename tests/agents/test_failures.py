@@ -214,30 +214,30 @@ async def test_answer_that_had_failed_before_the_crash_is_the_answer_until_it_is
     assert [one[0] for one in await endings(hub)] == ["by attempt 1", "by attempt 129"]
 
 
-async def one_after_the_other(turn: Turn) -> None:
-    """Try another model in a second answer."""
-    with contextlib.suppress(RuntimeError):
-        async with turn.reply():
-            raise RuntimeError("quota")
+async def long_at_first(turn: Turn) -> None:
+    """Answer, which takes long in the first attempt."""
     async with turn.reply() as message:
         await message.append(f"by attempt {turn.attempt}")
         await asyncio.sleep(1000 if turn.attempt == 1 else 0)
 
 
+async def one_after_the_other(turn: Turn) -> None:
+    """Try another model in a second answer."""
+    with contextlib.suppress(RuntimeError):
+        async with turn.reply():
+            raise RuntimeError("quota")
+    await long_at_first(turn)
+
+
 async def both_at_once(turn: Turn) -> None:
     """Ask two models at once."""
-
-    async def first() -> None:
-        async with turn.reply() as message:
-            await message.append(f"by attempt {turn.attempt}")
-            await asyncio.sleep(1000 if turn.attempt == 1 else 0)
 
     async def second() -> None:
         await asyncio.sleep(1)
         async with turn.reply():
             raise RuntimeError("quota")
 
-    await asyncio.gather(first(), second(), return_exceptions=True)
+    await asyncio.gather(long_at_first(turn), second(), return_exceptions=True)
 
 
 @pytest.mark.parametrize("handler", [one_after_the_other, both_at_once])
@@ -255,13 +255,8 @@ async def test_answer_that_had_not_ended_is_taken_up_beside_one_that_had_failed(
 async def test_answer_that_its_first_writer_completes_while_the_next_attempt_waits_stays_the_only_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def once(turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.append(f"by attempt {turn.attempt}")
-            await asyncio.sleep(1000 if turn.attempt == 1 else 0)
-
     store = MemoryStore()
-    await (await hub_asked(once, 0.5, store=store)).close()
+    await (await hub_asked(long_at_first, 0.5, store=store)).close()
 
     async def late(self: LocalBackend, channel: str, message_id: str) -> Writer:
         async with await self._hub.take_over(channel, message_id, author="bot") as writer:
@@ -269,7 +264,7 @@ async def test_answer_that_its_first_writer_completes_while_the_next_attempt_wai
         return await self._hub.take_over(channel, message_id, author="bot")
 
     monkeypatch.setattr(LocalBackend, "take_over", late)
-    hub = await hub_asked(once, 20, store=store)
+    hub = await hub_asked(long_at_first, 20, store=store)
     assert await endings(hub) == [("by attempt 1, and its end", "complete", None)]
 
 

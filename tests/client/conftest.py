@@ -1,7 +1,6 @@
 """A hub in memory, and clients on a connection that tests can cut.
 
 Layer: tests.
-
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """A server whose frames a test writes, for frames that a real server sends rarely or never.
 
 Layer: tests.
-
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The results and the errors of plain calls, against a real hub.
 
 Layer: tests.
-
 """
 
 from __future__ import annotations

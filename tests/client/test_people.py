@@ -1,7 +1,6 @@
 """Presence, commands, signals and turns, on a real hub, over connections that come and go.
 
 Layer: tests.
-
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The blocking client: a script's view of a real server.
 
 Layer: tests.
-
 """
 
 from __future__ import annotations

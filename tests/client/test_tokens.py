@@ -1,7 +1,6 @@
 """The credentials of a client, with real tokens and a real hub that verifies them.
 
 Layer: tests.
-
 """
 
 from __future__ import annotations

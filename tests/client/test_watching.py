@@ -1,7 +1,6 @@
 """Watching a channel: views and subscriptions, over connections that come and go.
 
 Layer: tests.
-
 """
 
 from __future__ import annotations

@@ -27,21 +27,16 @@ EXAMPLE = FOLDER / "mcp_task.py"
 NAME = "io.modelcontextprotocol/tasks"
 
 
-class Task(Result):
-    model_config = ConfigDict(extra="allow")
-    result_type: Literal["task"]
-
-    def __getitem__(self, name: str) -> Any:
-        assert self.model_extra is not None
-        return self.model_extra[name]
-
-
 class State(Result):
     model_config = ConfigDict(extra="allow")
 
     def __getitem__(self, name: str) -> Any:
         assert self.model_extra is not None
         return self.model_extra[name]
+
+
+class Task(State):
+    result_type: Literal["task"]
 
 
 class TaskRequest(Request[dict[str, Any], str]):

@@ -622,14 +622,15 @@ async def test_every_route_needs_its_capabilities_and_has_the_same_words_for_eac
         assert (await asked(needs))[0] == (404 if is_about_no_call else 200)
 
 
+async def two(turn: Turn) -> None:
+    for text in ("One.", "Two."):
+        async with turn.reply() as message:
+            await message.append(text)
+
+
 async def test_turn_without_an_answer_and_turn_with_two_are_complete(scene: ClientScene) -> None:
     async def silent(turn: Turn) -> None:
         pass
-
-    async def two(turn: Turn) -> None:
-        for text in ("One.", "Two."):
-            async with turn.reply() as message:
-                await message.append(text)
 
     for script, text in ((silent, ""), (two, "One.Two.")):
         scene.script = script

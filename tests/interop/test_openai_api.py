@@ -31,6 +31,7 @@ from tests.interop.test_openai import (
     ClientScene,
     channel_of,
     scene_of,
+    two,
 )
 
 
@@ -505,12 +506,7 @@ async def test_requests_that_continue_one_response_are_branches(scene: ClientSce
 
 
 async def test_request_that_continues_the_last_response_follows_its_last_answer(scene: ClientScene) -> None:
-    async def answers_twice(turn: Turn) -> None:
-        for text in ("One.", "Two."):
-            async with turn.reply() as message:
-                await message.append(text)
-
-    scene.script = answers_twice
+    scene.script = two
     first = await scene.client.responses.create(model="bot", input="you")
     await scene.client.responses.create(model="bot", input="me", previous_response_id=first.id)
     messages = sorted((await scene.hub.history(channel_of(first.id))).messages, key=lambda one: one.created)

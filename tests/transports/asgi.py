@@ -1,7 +1,6 @@
 """Requests to an ASGI app, made by hand: for scopes that no client would send, and sockets without a network.
 
 Layer: tests.
-
 """
 
 from __future__ import annotations

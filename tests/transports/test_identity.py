@@ -305,8 +305,7 @@ async def test_unauthenticated_socket_gets_bye_when_the_hub_drains(served: Verif
 
 
 def unknown(served: Served) -> int:
-    app: Any = served.hub._asgi
-    return len(app._sockets._unauthenticated)
+    return len(served.hub._asgi._sockets._unauthenticated)
 
 
 async def test_unauthenticated_sockets_are_bounded(served: Verified, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,6 @@ from proof.wirecheck import SseViewer, WsViewer
 from tenuto.core.errors import StoreUnavailable, StoreUnusable, TenutoError
 from tenuto.hub.channel import Channel
 from tenuto.transports import sender
-from tenuto.transports.app import App
 from tenuto.transports.sender import socket_of
 from tests.transports.conftest import PATIENCE_S, Served
 from tests.transports.watching import Stream
@@ -26,9 +25,7 @@ def watching(served: Served, channel: str = "c", **options: Any) -> SseViewer:
 
 
 def heartbeats(served: Served) -> Any:
-    known = served.hub._asgi
-    assert isinstance(known, App)
-    return known.heartbeats
+    return served.hub._asgi.heartbeats
 
 
 async def pass_seconds(served: Served, count: int) -> None:

@@ -1,7 +1,6 @@
 """Shared by tests of streams: difficult texts, streams read line by line, and a message that grows meanwhile.
 
 Layer: tests.
-
 """
 
 from __future__ import annotations
