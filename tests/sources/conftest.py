@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
+from openai import AsyncOpenAI
 
 from tenuto import Hub
 from tenuto.sources import tries
+from tests.sources.provider import Provider
 
 _QUIET = {
     "NO_PROXY": "127.0.0.1",
@@ -31,6 +33,11 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 def steady(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the pauses between tries have the lengths that are documented."""
     monkeypatch.setattr(tries, "jitter", lambda: 1.0)
+
+
+@pytest.fixture
+def client(provider: Provider) -> AsyncOpenAI:
+    return AsyncOpenAI(base_url=f"{provider.url}/v1", api_key="sk-none", max_retries=0)
 
 
 @pytest.fixture

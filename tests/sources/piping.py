@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import aclosing, suppress
 from typing import Any
 
@@ -18,6 +18,11 @@ from tests.sources.wires import TEXT
 
 PATIENCE_S = 60.0
 SEEN_WITHIN_S = 1.0  # time within which a provider must see that a stream was stopped
+
+
+async def one_by_one(items: Iterable[Any]) -> AsyncIterator[Any]:
+    for item in items:
+        yield item
 
 
 async def pipe_all(hub: Hub, stream: object, *, source: str | None = None) -> tuple[Message, Piped]:

@@ -45,17 +45,6 @@ def lines_of(chunks: Iterable[object]) -> list[str]:
     return [": ping", *(line for chunk in chunks for line in (f"data: {json.dumps(chunk)}", "")), "data: [DONE]", ""]
 
 
-async def test_chunks_become_parts_in_order(hub: Hub) -> None:
-    stored, piped = await pipe_all(hub, ANSWER)
-    assert (stored.status, stored.parts) == ("complete", PARTS)
-    assert stored.meta == {
-        "model": "gpt-test",
-        "finish_reason": "tool_calls",
-        "usage": {"input_tokens": 11, "output_tokens": 7},
-    }
-    assert piped.tool_calls[0].arguments == {"city": "Oslo"}
-
-
 @pytest.mark.parametrize("size", [1, 7, 4096])
 async def test_bytes_may_be_cut_anywhere(hub: Hub, size: int) -> None:
     wire = "".join(f"{line}\n" for line in lines_of([{**chunk, "x": "æ😀"} for chunk in ANSWER])).encode()

@@ -31,11 +31,6 @@ CHAT = {"model": "gpt-test", "messages": [{"role": "user", "content": "Hi"}]}
 META = {"model": "gpt-test", "finish_reason": "tool_calls"}
 
 
-@pytest.fixture
-def client(provider: Provider) -> AsyncOpenAI:
-    return AsyncOpenAI(base_url=f"{provider.url}/v1", api_key="sk-none", max_retries=0)
-
-
 # Responses --------------------------------------------------------------------------------------------------------
 
 

@@ -25,11 +25,6 @@ def weather(city: str) -> str:
 
 
 @pytest.fixture
-def client(provider: Provider) -> AsyncOpenAI:
-    return AsyncOpenAI(base_url=f"{provider.url}/v1", api_key="sk-none", max_retries=0)
-
-
-@pytest.fixture
 def agent(client: AsyncOpenAI) -> Agent[Any]:
     return Agent(name="test", model=OpenAIResponsesModel("gpt-test", client), tools=[weather])
 

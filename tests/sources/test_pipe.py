@@ -25,7 +25,7 @@ from tenuto.core.errors import Finished, LocalError, TenutoError, TooLarge
 from tenuto.core.limits import Limits
 from tenuto.sources import SOURCES, UpstreamEnded, UpstreamError, pipe
 from tenuto.sources.reading import reported
-from tests.sources.piping import PATIENCE_S, broken, pipe_all
+from tests.sources.piping import PATIENCE_S, broken, one_by_one, pipe_all
 
 ROOT = Path(__file__).parents[2]
 IMPORTS = """
@@ -129,8 +129,7 @@ async def test_a_blocking_iterator_is_one_item_ahead_at_most(hub: Hub, monkeypat
         taken += 1
 
     monkeypatch.setattr(MessageWriter, "append", slowly)
-    async with hub.message("chat:1") as message:
-        await pipe(message, items())
+    await pipe_all(hub, items())
     assert len(made) == 200
     assert most <= 3  # one being written, one waiting, one being produced
 
@@ -149,11 +148,7 @@ async def test_blocking_iterator_is_closed_early_in_its_thread(hub: Hub) -> None
         finally:
             closed.set()
 
-    async def answer() -> None:
-        async with hub.message("chat:1") as message:
-            await pipe(message, items())
-
-    task = asyncio.create_task(answer())
+    task = asyncio.create_task(pipe_all(hub, items()))
     await waiting.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -248,12 +243,7 @@ class Stubborn(Endless):
 
 async def test_stream_that_does_not_close_is_abandoned(hub: Hub) -> None:
     stream = Stubborn()
-
-    async def answer() -> None:
-        async with hub.message("chat:1") as message:
-            await pipe(message, stream)
-
-    task = asyncio.create_task(answer())
+    task = asyncio.create_task(pipe_all(hub, stream))
     async with asyncio.timeout(PATIENCE_S):
         await stream.is_asked.wait()
         task.cancel()
@@ -307,15 +297,11 @@ def test_random_events_raise_only_our_errors(name: str, events: list[Any]) -> No
         hub = Hub("memory://", hooks_signals=False, drain_s=0.2)
         try:
             async with hub.message("chat:1") as message:
-                await pipe(message, events_of(events), source=name)
+                await pipe(message, one_by_one(events), source=name)
         except TenutoError:
             pass
         finally:
             await hub.close()
-
-    async def events_of(items: list[Any]) -> AsyncIterator[Any]:
-        for item in items:
-            yield item
 
     asyncio.run(run())
 

@@ -6,7 +6,7 @@ Layer: tests.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +19,7 @@ from tenuto.core.errors import LocalError
 from tenuto.sources import UpstreamError
 from tenuto.sources.reading import Add
 from tenuto.sources.text import SSEText
-from tests.sources.piping import broken, pipe_all
+from tests.sources.piping import broken, one_by_one, pipe_all
 
 TOKENS = ["You ", "asked:\n", '"why?" ', "🙂 "]
 WHOLE = "".join(TOKENS)
@@ -29,11 +29,6 @@ def frames(tokens: Iterable[object], event: str = "") -> list[str]:
     """Return the frames of an endpoint with JSON data."""
     name = f"event: {event}\n" if event else ""
     return [f"{name}data: {json.dumps(token)}\n\n" for token in tokens]
-
-
-async def one_by_one(items: Iterable[object]) -> AsyncIterator[object]:
-    for item in items:
-        yield item
 
 
 def server_sent_event(**fields: Any) -> object:
