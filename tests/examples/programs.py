@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import re
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -24,10 +25,16 @@ from starlette.testclient import TestClient
 
 from tenuto.server.serving import address_of, listen, server
 
-FOLDER = Path(__file__).parents[2] / "examples"
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "examples"
 PROCESSES = ("agent_elsewhere",)  # they run no server: `test_agents` starts them
 PAGELESS = ("mcp_task",)  # they serve programs: `test_mcp_task`
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in PROCESSES + PAGELESS)
+
+
+def blocks(page: str, language: str = "python") -> list[str]:
+    """Return the programs in `language` on a page of the repository."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
 
 
 def load(name: str) -> ModuleType:

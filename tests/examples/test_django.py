@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from playwright.async_api import Browser, expect
 
 from proof.chaos.processes import free_port
 from tests.conftest import rest_in_long
+from tests.examples.programs import ROOT, blocks
 from tests.examples.test_pages import opened
 from tests.processes import Process, request
 
@@ -121,7 +121,7 @@ def running(folder: Path, *arguments: str, port: int) -> Iterator[Process]:
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "mysite.py").write_text(PROJECT)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parents[2]}")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
     return tmp_path
 
 
@@ -134,26 +134,20 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ids=["runserver", "gunicorn"],
 )
 def test_server_over_wsgi_is_reported_with_the_remedy(project: Path, arguments: list[str]) -> None:
-    port = free_port()
+    port, expected = free_port(), "no page can reach the hub: this process serves WSGI, and the hub needs ASGI"
     with running(project, *arguments, f"127.0.0.1:{port}", port=port) as process:
-        assert "no page can reach the hub: this process serves WSGI" in process.output
-        check_refusals(process, port)
+        assert expected in process.output
+        for path in ("/say", "/async", "/asgiref"):  # each way to write in a view
+            status, page = request(port, "POST", path, {})
+            assert status == 500, path
+            assert expected in page, path
+        assert request(port, "POST", "/thread", {})[1].startswith(expected)
+        before = process.output.count(expected)
+        assert request(port, "POST", "/later", {}) == (200, "later")
+        process.until(lambda: process.output.count(expected) > before)
+        for remedy in ("uvicorn mysite.asgi:application", "daphne mysite.asgi:application", "docs/django.md"):
+            assert remedy in process.output
     assert not (project / "mysite.db").exists()
-
-
-def check_refusals(process: Process, port: int) -> None:
-    """Check that each way to write in a view is refused with the remedy."""
-    expected = "no page can reach the hub: this process serves WSGI, and the hub needs ASGI"
-    for path in ("/say", "/async", "/asgiref"):
-        status, page = request(port, "POST", path, {})
-        assert status == 500, path
-        assert expected in page, path
-    assert request(port, "POST", "/thread", {})[1].startswith(expected)
-    before = process.output.count(expected)
-    assert request(port, "POST", "/later", {}) == (200, "later")
-    process.until(lambda: process.output.count(expected) > before)
-    for remedy in ("uvicorn mysite.asgi:application", "daphne mysite.asgi:application", "docs/django.md"):
-        assert remedy in process.output
 
 
 LOGIN = """\
@@ -195,9 +189,7 @@ for number, cookie in ((ann.pk, known), (ann.pk + 1, known), (ann.pk, "sessionid
 """
 
 
-CHAT, URLS, ASGI, VERIFIER, REFUSALS = re.findall(
-    r"^```python\n(.*?)^```$", (Path(__file__).parents[2] / "docs" / "django.md").read_text(), re.MULTILINE | re.DOTALL
-)
+CHAT, URLS, ASGI, VERIFIER, REFUSALS = blocks("docs/django.md")
 
 
 async def test_the_project_of_the_page_keeps_its_chat_and_its_views_write(project: Path, browser: Browser) -> None:

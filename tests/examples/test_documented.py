@@ -25,6 +25,7 @@ from starlette.testclient import TestClient
 from tenuto import Hub, MessageWriter, allow_everyone
 from tenuto.client import Client, SyncClient
 from tenuto.testing import wait_for_answer
+from tests.examples import programs
 from tests.examples.programs import served_app
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -65,7 +66,7 @@ NOT_RUN = {
 
 
 def blocks(page: str) -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```$", (DOCS / page).read_text(), re.MULTILINE | re.DOTALL)
+    return programs.blocks(f"docs/{page}")
 
 
 def block(page: str, text: str) -> str:

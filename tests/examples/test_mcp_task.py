@@ -6,13 +6,11 @@ Layer: tests.
 from __future__ import annotations
 
 import asyncio
-from asyncio.subprocess import Process
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import httpx2
 import pytest
 from mcp import Client, ClientSession
 from mcp.client.extension import ClaimContext, ClientExtension, ResultClaim
@@ -21,9 +19,8 @@ from mcp_types import CallToolResult, Request, Result
 from pydantic import ConfigDict
 
 from tests.examples.programs import FOLDER
-from tests.processes import python
+from tests.processes import Process, listening
 
-EXAMPLE = FOLDER / "mcp_task.py"
 NAME = "io.modelcontextprotocol/tasks"
 
 
@@ -56,18 +53,12 @@ class KnowsTasks(ClientExtension):
         return [ResultClaim(result_type="task", model=Task, resolve=resolve)]
 
 
-@asynccontextmanager
-async def served(folder: Path, port: int) -> AsyncIterator[Process]:
-    program = f"import os, runpy; os.chdir({str(folder)!r}); runpy.run_path({str(EXAMPLE)!r}, run_name='__main__')"
-    async with python("-c", program, PORT=str(port), PYTHONPATH=str(FOLDER.parent)) as process:
-        async with asyncio.timeout(60), httpx2.AsyncClient() as http:
-            while True:
-                try:
-                    await http.get(f"http://127.0.0.1:{port}/healthz")
-                    break
-                except httpx2.TransportError:
-                    await asyncio.sleep(0.05)  # between two tries to connect to a process that is starting
-        yield process
+@pytest.fixture
+def server(tmp_path: Path, unused_tcp_port: int, monkeypatch: pytest.MonkeyPatch) -> Process:
+    """The example as a process, with its store in a folder of the test."""
+    monkeypatch.setenv("PORT", str(unused_tcp_port))
+    monkeypatch.setenv("PYTHONPATH", str(FOLDER.parent))
+    return Process([str(FOLDER / "mcp_task.py")], tmp_path / "server.log", folder=tmp_path)
 
 
 async def send(session: ClientSession, method: str, task: str, **params: Any) -> State:
@@ -89,10 +80,10 @@ async def call(session: ClientSession) -> Task:
 
 
 async def test_task_is_a_turn_that_asks_is_cancelled_and_survives_a_killed_server(
-    tmp_path: Path, unused_tcp_port: int
+    server: Process, unused_tcp_port: int
 ) -> None:
     url = f"http://127.0.0.1:{unused_tcp_port}/mcp"
-    async with served(tmp_path, unused_tcp_port) as process:
+    with listening(server, unused_tcp_port, end=signal.SIGKILL):
         async with Client(url, extensions=[KnowsTasks()]) as client:
             session = client.session
             assert [tool.name for tool in (await client.list_tools()).tools] == ["book"]
@@ -119,16 +110,16 @@ async def test_task_is_a_turn_that_asks_is_cancelled_and_survives_a_killed_serve
         async with Client(url) as client:
             with pytest.raises(MCPError, match="Missing required client capability"):
                 await client.call_tool("book", {"guests": 4})
-        process.kill()
-        await process.wait()
-    async with served(tmp_path, unused_tcp_port), Client(url, extensions=[KnowsTasks()]) as client:
-        session = client.session
-        asked: dict[str, Any] = (await until(session, task, "input_required"))["inputRequests"]
-        assert list(asked) == [before]  # the question of the killed attempt stays open
-        assert asked[before]["method"] == "elicitation/create"
-        assert asked[before]["params"]["message"] == "At what time do 4 guests come?"
-        responses = {before: {"action": "accept", "content": {"time": "19:30"}}}
-        await send(session, "update", task, inputResponses=responses)
-        state = await until(session, task, "completed")
-        assert state["result"] == {"content": [{"type": "text", "text": "A table for 4 at 19:30."}], "isError": False}
-        assert (await send(session, "get", other))["status"] == "cancelled"
+    with listening(server, unused_tcp_port):
+        async with Client(url, extensions=[KnowsTasks()]) as client:
+            session = client.session
+            asked: dict[str, Any] = (await until(session, task, "input_required"))["inputRequests"]
+            assert list(asked) == [before]  # the question of the killed attempt stays open
+            assert asked[before]["method"] == "elicitation/create"
+            assert asked[before]["params"]["message"] == "At what time do 4 guests come?"
+            responses = {before: {"action": "accept", "content": {"time": "19:30"}}}
+            await send(session, "update", task, inputResponses=responses)
+            state = await until(session, task, "completed")
+            text = {"type": "text", "text": "A table for 4 at 19:30."}
+            assert state["result"] == {"content": [text], "isError": False}
+            assert (await send(session, "get", other))["status"] == "cancelled"

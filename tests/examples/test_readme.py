@@ -19,18 +19,11 @@ import pytest
 from playwright.async_api import Browser, Dialog, Page, Route, expect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tests.examples.programs import served_app
+from tests.examples.programs import ROOT, blocks, served_app
 from tests.examples.test_pages import PATIENCE_MS, opened
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
-
-
-def blocks(language: str) -> list[str]:
-    found: list[str] = re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-    return found
-
-
-PROGRAMS = dict(zip(("endpoint", "widget", "own"), zip(blocks("python"), blocks("html"), strict=True), strict=True))
+PAGES = blocks("README.md", "html")
+PROGRAMS = dict(zip(("endpoint", "widget", "own"), zip(blocks("README.md"), PAGES, strict=True), strict=True))
 WORDS = 22 + 100  # of an answer to a question of 20 words
 MOMENTS = {
     "at once": -1,
@@ -204,6 +197,6 @@ async def test_a_question_that_is_refused_or_reaches_no_server_stays_in_its_fiel
 
 
 def test_no_page_lets_the_browser_look_for_an_icon_that_the_app_does_not_have() -> None:
-    starter = (Path(__file__).parents[2] / "tenuto" / "cli" / "starter" / "index.html.txt").read_text()
-    for page in (*blocks("html"), starter):
+    starter = (ROOT / "tenuto" / "cli" / "starter" / "index.html.txt").read_text()
+    for page in (*PAGES, starter):
         assert '<link rel="icon" href="data:,"' in page

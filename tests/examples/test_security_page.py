@@ -5,7 +5,6 @@ Layer: tests.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,10 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from tenuto import Hub, allow_everyone
-from tests.examples.programs import client_of, served_app
+from tests.examples.programs import blocks, client_of, served_app
 from tests.examples.test_pages import opened
 
-PAGE = (Path(__file__).parents[2] / "docs" / "sign-in.md").read_text()
-PROGRAM = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)[0]
+PROGRAM = blocks("docs/sign-in.md")[0]
 CHANNEL = "/tenuto/v1/channels/chat:ann:notes/messages"
 
 

@@ -25,23 +25,16 @@ from tenuto import Hub, Turn, allow_everyone
 from tenuto.interop import OpenAI
 from tests.conftest import in_long
 from tests.examples.nodes import Node
-from tests.examples.programs import served_app
+from tests.examples.programs import blocks, served_app
 from tests.examples.test_pages import opened
 from tests.nginx import needs_nginx, nginx
 
-TUTORIAL = (Path(__file__).parents[2] / "docs" / "tutorial.md").read_text()
+PAGE = "docs/tutorial.md"
 RUN = ".venv/bin/uvicorn main:app"
-
-
-def blocks(language: str) -> list[str]:
-    found: list[str] = re.findall(rf"^```{language}\n(.*?)^```$", TUTORIAL, re.MULTILINE | re.DOTALL)
-    return found
-
-
-ENDPOINT, AGENT, MODEL, VISITORS, TEST = blocks("python")
-WATCHED, CHAT, OWN_CHAT = blocks("html")
-INSTALL, TESTED = blocks("sh")
-(PROXY,) = blocks("nginx")
+ENDPOINT, AGENT, MODEL, VISITORS, TEST = blocks(PAGE)
+WATCHED, CHAT, OWN_CHAT = blocks(PAGE, "html")
+INSTALL, TESTED = blocks(PAGE, "sh")
+(PROXY,) = blocks(PAGE, "nginx")
 WITH_MODEL = re.sub(r"async def model.*?(?=\n\n\n)", lambda _: MODEL.strip(), AGENT, flags=re.DOTALL)
 IMPORT, HUB = VISITORS.strip().split("\n\n")
 PRIVATE = re.sub("^from tenuto import.*$", IMPORT, re.sub("^hub = .*$", HUB, WITH_MODEL, flags=re.M), flags=re.M)
