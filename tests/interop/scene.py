@@ -6,15 +6,21 @@ Layer: tests.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import httpx2
 from fastapi import FastAPI
 from starlette.responses import Response
 
 from tenuto import Hub, Identity, Turn
-from tests.transports.conftest import Served, new_hub, serving
+from tenuto.interop import AGUI, AISDK, OpenAI
+from tests.transports.conftest import Served, asking, new_hub, serving
+
+CALL: dict[str, Any] = {"type": "tool", "call": "c1", "name": "weather", "input": '{"city": "Ulm"}'}
+ASKED_PLACE = {**CALL, "name": "place", "state": "called"}
 
 
 class Scene:
@@ -45,47 +51,18 @@ class Scene:
     async def writes_behind(self, turn: Turn) -> None:
         """Write a text, a part of a kind in `BEHIND`, and when the gate opens a text behind it, or around a source."""
         async with turn.reply() as message:
-            if turn.text == "tools":
-                call = {"index": 0, "id": "c1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
-                piped = await message.pipe(chunks({"content": "See "}, {"tool_calls": [call]}))
-                await turn.run_tools(piped, {"look": lambda: 7})
-            else:
-                await message.append("See ")
-            if turn.text == "step":
-                await turn.step("look", lambda: 7, show=True)
-            elif turn.text == "reasoning":
-                await message.part({"type": "reasoning", "text": "Hm."})
-            elif turn.text == "data":
-                await message.part({"type": "data", "name": "map", "data": 1})
-            elif turn.text == "source":
-                await message.part({"type": "source", "url": "https://example.com/"})
+            await message.append("See ")
+            await message.part(BEHIND[turn.text])
             await message.flush()
             await self.gate.wait()
             await message.append("this.", part=0 if turn.text == "source" else None)
 
-    async def writes_both(self, turn: Turn) -> None:
-        """Write two answers at the same time: the second one is the first to end."""
-        async with turn.reply() as one:
-            await one.flush()
-            async with turn.reply() as two:
-                await two.append("B1 ")
-                await two.flush()
-                await one.append("A1 ")
-                await two.append("B2 ")
-            await one.flush()
-            await self.gate.wait()
-            await one.append("A2 ")
 
-
-BEHIND = ["step", "tools", "reasoning", "data", "source"]
-
-
-async def chunks(*deltas: Any, end: str = "stop") -> AsyncIterator[Any]:
-    """Yield a chat completion in chunks, as dicts: the adapters are tested without OpenAI's package, too."""
-    head: Any = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": "gpt"}
-    for delta, reason in [*((one, None) for one in deltas), ({}, end)]:
-        choice: Any = {"index": 0, "delta": delta, "finish_reason": reason}
-        yield {**head, "choices": [choice]}
+BEHIND: dict[str, Any] = {  # `test_ends.py` has a call
+    "reasoning": {"type": "reasoning", "text": "Hm."},
+    "data": {"type": "data", "name": "map", "data": 1},
+    "source": {"type": "source", "url": "https://example.com/"},
+}
 
 
 @asynccontextmanager
@@ -107,6 +84,18 @@ async def playing(
         yield scene
 
 
+@asynccontextmanager
+async def routes_only(**options: Any) -> AsyncIterator[tuple[Hub, httpx2.AsyncClient]]:
+    """The routes of all adapters without an agent and without a server."""
+    hub, app = new_hub(**options), FastAPI()
+    AISDK(hub, channel="chat:{id}").install(app, "/api/chat")
+    AGUI(hub, channel="chat:{id}").install(app, "/api/agent")
+    OpenAI(hub).install(app, "/v1")
+    async with asking(app) as client:
+        yield hub, client
+    await hub.close()
+
+
 def refusing(app: Any) -> Any:
     """Return `app` behind a server that refuses the first stream, as one does that is about to end."""
     left = [Response(status_code=503, headers={"x-should-retry": "false"})]  # else the SDK waits
@@ -116,6 +105,13 @@ def refusing(app: Any) -> Any:
         await (left.pop() if left and is_stream else app)(scope, receive, send)
 
     return refuses
+
+
+def names_of(program: str, hub: Hub) -> dict[str, Any]:
+    """Return what a program of the docs defines, with `hub` in place of its own."""
+    names: dict[str, Any] = {"hub": hub}
+    exec(program.replace('app, hub = FastAPI(), Hub("sqlite:///chat.db")', "app = FastAPI()"), names)
+    return names
 
 
 FULL = frozenset({"subscribe", "history", "publish", "command"})
@@ -131,6 +127,21 @@ def verifier(name: str | None = None, channels: str = "chat:*") -> Any:
     return verify
 
 
+def units(events: list[Any]) -> list[tuple[int, str, str]]:
+    """Return the events of a response with their numbers: its structure, and one unit for each code point of a delta.
+
+    An event of the structure is with all its fields.
+    """
+    found: list[tuple[int, str, str]] = []
+    for event in events:
+        fields = dict(event) if isinstance(event, dict) else event.model_dump()
+        number = fields.pop("sequence_number")
+        letters = fields.get("delta") or [json.dumps(fields, sort_keys=True, default=str)]
+        first = number - len(letters) + 1
+        found += [(first + at, fields["type"], letter) for at, letter in enumerate(letters)]
+    return found
+
+
 def writes(*values: Any) -> Any:
     """Return a script that writes one answer of these parts and texts."""
 
@@ -142,10 +153,37 @@ def writes(*values: Any) -> Any:
     return script
 
 
+async def answers_twice(turn: Turn) -> None:
+    for text in ("One.", "Two."):
+        async with turn.reply() as message:
+            await message.append(text)
+
+
 async def fails(turn: Turn) -> None:
     async with turn.reply() as message:
         await message.append("One.")
         raise RuntimeError("secret")
+
+
+async def with_question(turn: Turn) -> None:
+    """Ask before a call, and write the outcome."""
+    async with turn.reply() as message:
+        await message.append("May I? ")
+        index = await message.part({**CALL, "state": "called"})
+        reply = await turn.ask("approve", {"call": "c1"})
+        if reply.ok:
+            await message.part({**CALL, "state": "done", "output": {"c": 7}}, index=index)
+        await message.part({"type": "text", "text": "Seven." if reply.ok else f"No: {reply.data['reason']}."})
+
+
+async def asks_where(turn: Turn) -> None:
+    """Ask the tool `place` of the client, and write what it returns."""
+    async with turn.reply() as message:
+        await message.append("Where? ")
+        index = await message.part(ASKED_PLACE)
+        reply = await turn.ask("where", {"call": "c1"})
+        await message.part({**ASKED_PLACE, "state": "done", "output": reply.data}, index=index)
+        await message.part({"type": "text", "text": f"Here: {reply.data}."})
 
 
 async def chooses(turn: Turn) -> None:

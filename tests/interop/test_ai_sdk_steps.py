@@ -194,8 +194,19 @@ PARALLEL_CALLS = [
 ]
 
 
-@pytest.mark.parametrize("events", [TEXT_AROUND_A_CALL, PARALLEL_CALLS], ids=["text around a call", "parallel calls"])
-def test_page_that_follows_a_turn_from_any_moment_equals_the_loaded_messages(events: list[tuple[int, Any]]) -> None:
+FOLLOWED: dict[str, list[tuple[int, Any]]] = {
+    "text around a call": TEXT_AROUND_A_CALL,
+    "parallel calls": PARALLEL_CALLS,
+    "call without a result": [(0, call("c0", "called")), (1, call("c1", "done")), (2, TEXT)],
+    "approved call that runs": [(0, call("c1", "called", approval=APPROVED)), (1, TEXT)],
+    "approved call": [(0, call("c1", "done", approval=APPROVED)), (1, TEXT)],
+    "denied call": [(0, call("c1", "denied", approval={**APPROVED, "approved": False})), (1, TEXT)],
+}
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_page_that_follows_a_turn_from_any_moment_equals_the_loaded_messages(name: str) -> None:
+    events = FOLLOWED[name]
     parts = moments(events)[-1][0]
     for start in range(len(events) + 1):
         for size in (1, 2, 3, len(events)):
@@ -221,12 +232,6 @@ def test_batch_with_the_end_of_the_answer_makes_no_second_part_of_a_call(end: st
         states = [one["state"] for one in page.parts if one.get("toolCallId") in ("c0", "c1")]
         shown = "output-available" if end == "done" else "input-available"
         assert (start, size, states) == (start, size, [shown, "output-available"])
-
-
-def test_call_without_a_result_makes_the_same_steps_live_and_loaded() -> None:
-    events = [(0, call("c0", "called")), (1, call("c1", "done")), (2, TEXT)]
-    for start, size in ((start, size) for start in range(4) for size in (1, 2, 4)):
-        assert page_from(start, events, size).parts[:4] == loaded([part for _, part in events])[:4]
 
 
 def test_end_of_an_answer_in_the_batch_of_another_one_makes_no_second_part_of_its_call() -> None:
@@ -316,15 +321,10 @@ def test_page_of_version_6_resumes_after_an_approval_on_a_server_with_the_defaul
     assert b"tool-approval-response" not in body  # 6.0.326 refuses the chunk
 
 
-@pytest.mark.parametrize("state", ["called", "done", "denied"])
-def test_page_that_resumes_after_the_reply_to_an_approval_shows_the_reply(state: str) -> None:
-    reply = APPROVED if state != "denied" else {**APPROVED, "approved": False}
-    events = [(0, call("c1", state, approval=reply)), (1, TEXT)]
-    for start in range(3):
-        page = page_from(start, events)
-        assert page.parts[1]["approval"] == reply
-        assert page.parts == loaded([part for _, part in events])
-    assert loaded([events[0][1]], Release(version=5))[1].get("approval") is None
+def test_loaded_call_has_the_reply_to_its_approval_but_for_version_5() -> None:
+    parts = [call("c1", "done", approval=APPROVED)]
+    assert loaded(parts)[1]["approval"] == APPROVED
+    assert loaded(parts, Release(version=5))[1].get("approval") is None
 
 
 def test_reply_that_a_page_repeats_while_another_question_is_open_ends_with_an_error() -> None:

@@ -29,6 +29,7 @@ from tenuto.interop import AGUI, AISDK, OpenAI, ai_sdk
 from tenuto.interop.openai_stream import ATTEMPT_ROOM, ENDS_ROOM, reference
 from tests.conftest import IS_LONG
 from tests.interop import pages
+from tests.interop.scene import units
 from tests.proxy import FaultProxy
 from tests.transports.conftest import new_hub, serving
 
@@ -128,17 +129,6 @@ def of_openai(state: Any) -> Shown:
     content = [part for one in last["output"] if one["type"] == "message" for part in one["content"]]
     assert text == "".join(part["text"] for part in content)
     return reasoning, text, json.loads(arguments), call["output"]
-
-
-def units(events: list[dict[str, Any]]) -> list[tuple[int, str, str]]:
-    """Return one unit for each event of the structure, and one for each code point of a delta, with their numbers."""
-    found: list[tuple[int, str, str]] = []
-    for event in events:
-        number, delta = event["sequence_number"], event.get("delta", "")
-        first = number - len(delta) + 1
-        found += [(first + at, event["type"], letter) for at, letter in enumerate(delta)]
-        found += [] if delta else [(number, event["type"], "")]
-    return found
 
 
 def package(variable: str, name: str) -> Path:

@@ -16,6 +16,7 @@ from tenuto.core.errors import Deleted
 from tenuto.core.requests import SERVER, AppendText, CreateMessage, EndTurn, FinishMessage, PutPart, TakeOver
 from tenuto.routes import OPTIONS_KEY
 from tests.hub.test_shared_turns import Remote
+from tests.interop.scene import answers_twice
 from tests.interop.test_streams import STREAMS as OF_ALL
 from tests.interop.test_streams import install_routes
 from tests.transports.conftest import Served, new_hub, serving
@@ -160,9 +161,7 @@ async def test_turn_with_another_answer_has_not_failed_for_those_that_join_later
 
         @hub.agent("chat:*", name="bot")
         async def answers(turn: Turn) -> None:
-            for text in ("One.", "Two."):
-                async with turn.reply() as message:
-                    await message.append(text)
+            await answers_twice(turn)
             await gate.wait()
 
         await hub.create("chat:1", id="u", text="you")

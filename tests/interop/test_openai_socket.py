@@ -6,7 +6,6 @@ import asyncio
 import json
 import weakref
 from collections.abc import AsyncIterator, Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import AsyncMock
@@ -21,8 +20,8 @@ from tenuto.hub.access.rates import ClientLimits, Rates
 from tenuto.interop import OpenAI
 from tenuto.interop.openai_stream import Reference
 from tenuto.transports.codec import decode
-from tests.interop.scene import FULL, verifier, writes
-from tests.interop.test_openai import ANSWER, ASKED_PLACE, CALL, PLACE, ClientScene, channel_of, scene_of, units
+from tests.interop.scene import ASKED_PLACE, CALL, FULL, units, verifier, writes
+from tests.interop.test_openai import ANSWER, PLACE, ClientScene, channel_of, scene_of
 
 LAST = ("response.completed", "response.incomplete", "response.failed", "response.steer.failed")
 
@@ -115,20 +114,6 @@ async def test_lanes_run_at_the_same_time(scene: ClientScene) -> None:
         events = begun + await until(socket) + await until(socket)
         for lane in ("a", "b"):
             assert text_of([one for one in events if one.stream_id == lane]) == ANSWER.replace("you", lane)
-
-
-async def test_two_sockets_that_create_at_once_each_get_their_own_response(scene: ClientScene) -> None:
-    scene.gate.set()
-    first = await scene.client.responses.create(model="bot", input="you")
-    async with scene.client.responses.connect() as one, scene.client.responses.connect() as two:
-        asked = {"me": one, "us": two}
-        options: Any = {"model": "bot", "previous_response_id": first.id}
-        await asyncio.gather(*(socket.response.create(input=text, **options) for text, socket in asked.items()))
-        told = {text: await until(socket) for text, socket in asked.items()}
-    assert {text: text_of(events) for text, events in told.items()} == {
-        text: ANSWER.replace("you", text) for text in asked
-    }
-    assert {channel_of(events[0].response.id) for events in told.values()} == {channel_of(first.id)}
 
 
 # Further input
@@ -374,47 +359,44 @@ def by_response(events: list[Any], id: str = "") -> list[tuple[str, Any]]:
     return found
 
 
-def has_feeds(scene: ClientScene, response_id: str, count: int) -> bool:
-    return len(scene.hub.channel(channel_of(response_id)).feeds) == count
-
-
 async def test_steered_response_that_is_cut_after_any_event_goes_on_to_its_successors(tmp_path: Path) -> None:
-    """The agent takes an input into the turn, leaves one for a turn of its own, and takes another one into that."""
-    gates = {text: (asyncio.Event(), asyncio.Event()) for text in ("you", "b")}
+    """The agent takes an input into the turn, leaves one for a turn of its own, and takes three others into that."""
+    gates = [asyncio.Event() for _ in range(5)]
 
     async def listens(turn: Turn) -> None:
-        is_steered, is_over = gates[turn.text]
+        text = turn.text
         async with turn.reply() as message:
-            await message.append(f"To {turn.text}. ")
-            await message.flush()
-            await is_steered.wait()
-            (steer,) = await turn.steered()
-            await message.append("Rest 😀. ")
-            await message.part({"type": "text", "text": f"Now {steer.text}. "})
-            await message.part({**CALL, "state": "done", "output": "7"})
-            await message.flush()
-            await is_over.wait()
+            for gate in gates[:2] if text == "you" else gates[2:]:
+                await message.part({"type": "text", "text": f"To {text}. "})
+                await message.flush()
+                await gate.wait()
+                if gate is not gates[1]:
+                    text = (await turn.steered())[0].text
+                await message.append("Rest 😀. ")
+            if turn.text == "you":  # behind the last input of the other turn is no item
+                await message.part({**CALL, "state": "done", "output": "7"})
 
     url, events, running = f"sqlite:///{tmp_path}/hub.db", list[Any](), list[asyncio.Task[list[Any]]]()
     async with scene_of(url) as scene, scene.client.responses.connect() as socket:
         scene.script = listens
         await socket.response.create(model="bot", input="you")
-        for last, text, gate in (("To you. ", "a", 0), ("Now a. ", "b", 1), ("To b. ", "c", 0), ("Now c. ", "", 1)):
-            events += await until(socket, lambda one, last=last: getattr(one, "delta", "") == last)
+        for last, text, gate in zip(("you", *"abcd"), "abcde", gates, strict=True):
+            events += await until(socket, lambda one, last=last: getattr(one, "delta", "") == f"To {last}. ")
             (id, _) = by_response(events)[-1]
-            if text:
-                events += await steer(socket, id, text)
+            events += await steer(socket, id, text)
             if text == "a":
                 cuts = [one.sequence_number for _, one in by_response(events)]
                 running = [asyncio.create_task(resumed(scene.client, id, after)) for after in cuts]
-                await scene.served.until(partial(has_feeds, scene, id, 1 + len(cuts)))
-            gates["you" if text in ("a", "b") else "b"][gate].set()
-        events += await until(socket)
+                channel, count = scene.hub.channel(channel_of(id)), 1 + len(cuts)
+                await scene.served.until(lambda channel=channel, count=count: len(channel.feeds) == count)
+            gate.set()
+        for _ in range(2):
+            events += await until(socket)
         whole = by_response(events)
-        ends = ["response.incomplete", "response.completed"]
-        assert [one.type for _, one in whole if one.type in LAST] == ends * 2
-        assert text_of(events) == "To you. Rest 😀. Now a. To b. Rest 😀. Now c. "
-        of_turn = {id: None for id, _ in whole[: [one.type for _, one in whole].index("response.completed")]}
+        steered, over = "response.incomplete", "response.completed"
+        assert [one.type for _, one in whole if one.type in LAST] == [steered, over, steered, steered, over, over]
+        assert text_of(events) == "".join(f"To {text}. Rest 😀. " for text in ("you", *"abcd"))
+        of_turn = {id: None for id, _ in whole[: [one.type for _, one in whole].index(over)]}
         for number, task in enumerate(running, 1):  # these knew the first input alone when they began
             live = by_response(await task, whole[0][0])
             assert units([one for id, one in live if id in of_turn]) == units(
@@ -426,41 +408,7 @@ async def test_steered_response_that_is_cut_after_any_event_goes_on_to_its_succe
             left = [one for _, one in whole[number + 1 :]]
             assert units(await resumed(scene.client, id, event.sequence_number)) == units(left)
         (again,) = await resumed(scene.client, whole[-1][0], whole[-1][1].sequence_number)
-        assert again.type == "response.completed"
-
-
-async def test_response_that_is_steered_three_times_and_cut_after_any_event_has_each_event_once(tmp_path: Path) -> None:
-    gates = [asyncio.Event() for _ in range(3)]
-
-    async def listens(turn: Turn) -> None:
-        async with turn.reply() as message:
-            text = turn.text
-            for gate in gates:
-                await message.part({"type": "text", "text": f"To {text}, "})
-                await message.flush()
-                await gate.wait()
-                for steer in await turn.steered():
-                    text = steer.text
-                await message.append("well. ")
-
-    url, events = f"sqlite:///{tmp_path}/hub.db", list[Any]()
-    async with scene_of(url) as scene, scene.client.responses.connect() as socket:
-        scene.script = listens
-        await socket.response.create(model="bot", input="you")
-        for gate, last, text in zip(gates, ("you", "a", "b"), ("a", "b", "c"), strict=True):
-            events += await until(socket, lambda one, last=last: getattr(one, "delta", "") == f"To {last}, ")
-            events += await steer(socket, by_response(events)[-1][0], text)
-            gate.set()
-        events += await until(socket)
-        events += await until(socket)  # the agent has taken the last input in, and writes no item after it
-        whole = by_response(events)
-    ends = [number for number, (_, one) in enumerate(whole) if one.type in LAST]
-    assert [whole[number][1].type for number in ends] == ["response.incomplete"] * 2 + ["response.completed"] * 2
-    async with scene_of(url) as scene:
-        for number, (id, event) in enumerate(whole[:-1]):
-            left = [one for _, one in whole[number + 1 :]]
-            found = await resumed(scene.client, id, event.sequence_number)
-            assert units(found) == units(left)
+        assert again.type == over
 
 
 async def test_input_of_another_person_is_no_successor_of_a_resumed_response() -> None:
@@ -580,29 +528,29 @@ async def test_socket_keeps_the_rules_of_the_hub() -> None:
             assert "; retrieve the response resp_" in errors[0].error.message  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize(
-    ("frame", "status"),
-    [
-        ("{", 400),
-        ("[]", 400),
-        ("{}", 400),
-        ('{"type": "response.other"}', 400),
-        ("", 400),
-        ('{"type": "response.create", "model": "bot"}', 400),
-        ('{"type": "response.create", "model": "bot", "input": "x", "background": true}', 400),
-        ('{"type": "response.create", "model": "bot", "input": "x", "generate": false}', 400),
-        ('{"type": "response.create", "model": "bot", "input": "x", "stream_id": 7}', 400),
-        ('{"type": "response.create", "model": "bot", "input": "x", "conversation": "a/b"}', 404),
-        ('{"type": "response.retrieve"}', 404),
-        ('{"type": "response.retrieve", "response_id": "resp_x"}', 404),
-    ],
-)
-async def test_bad_event_gets_an_error_and_the_socket_stays(scene: ClientScene, frame: str, status: int) -> None:
+BAD = [
+    ("{", 400),
+    ("[]", 400),
+    ("{}", 400),
+    ('{"type": "response.other"}', 400),
+    ("", 400),
+    ('{"type": "response.create", "model": "bot"}', 400),
+    ('{"type": "response.create", "model": "bot", "input": "x", "background": true}', 400),
+    ('{"type": "response.create", "model": "bot", "input": "x", "generate": false}', 400),
+    ('{"type": "response.create", "model": "bot", "input": "x", "stream_id": 7}', 400),
+    ('{"type": "response.create", "model": "bot", "input": "x", "conversation": "a/b"}', 404),
+    ('{"type": "response.retrieve"}', 404),
+    ('{"type": "response.retrieve", "response_id": "resp_x"}', 404),
+]
+
+
+async def test_bad_event_gets_an_error_and_the_socket_stays(scene: ClientScene) -> None:
     scene.gate.set()
     async with scene.client.responses.connect() as socket:
-        await socket.send_raw(frame)
-        error: Any = await socket.recv()
-        assert (error.type, error.status, bool(error.error.message)) == ("error", status, True)
+        for frame, status in BAD:
+            await socket.send_raw(frame)
+            error: Any = await socket.recv()
+            assert (error.type, error.status, bool(error.error.message)) == ("error", status, True), frame
         await socket.response.create(model="bot", input="you")
         assert text_of(await until(socket)) == ANSWER
 

@@ -156,6 +156,19 @@ async def test_agents_sdk_runs_its_function_tool_and_gets_an_answer(
     assert called in stub.received[1]["responses"]
 
 
+async def pays(turn: Turn, before: str = "") -> None:
+    """Ask before a payment, if the question is "pay"."""
+    async with turn.reply() as message:
+        if turn.text == "pay":
+            if before:
+                await message.append(before)
+            part = {"type": "tool", "call": "c1", "name": "pay", "input": "{}"}
+            index = await message.part({**part, "state": "called"})
+            reply = await turn.ask("approve", {"call": "c1"})
+            await message.part({**part, "state": "done", "output": reply.ok}, index=index)
+        await message.append(f"Done: {turn.text}.")
+
+
 @pytest.mark.parametrize("is_callback", [True, False], ids=["callback", "interruption"])
 async def test_hosted_tool_of_the_agents_sdk_runs_after_its_approval_without_a_previous_response(
     stub: Stub, client: openai.AsyncOpenAI, agents: Any, is_callback: bool
@@ -164,13 +177,7 @@ async def test_hosted_tool_of_the_agents_sdk_runs_after_its_approval_without_a_p
 
     async def answer(turn: Turn) -> None:
         histories.append([(one["role"], one["content"]) for one in await turn.history("openai")])
-        async with turn.reply() as message:
-            if turn.text == "pay":
-                part = {"type": "tool", "call": "c1", "name": "pay", "input": "{}"}
-                index = await message.part({**part, "state": "called"})
-                reply = await turn.ask("approve", {"call": "c1"})
-                await message.part({**part, "state": "done", "output": reply.ok}, index=index)
-            await message.append(f"Done: {turn.text}.")
+        await pays(turn)
 
     def approves(_: Any) -> Any:
         return {"approve": True}
@@ -381,19 +388,6 @@ async def test_photo_without_a_word_reaches_the_model(stub: Stub, client: openai
     assert [one["mediaType"] for one in question.parts] == ["image/png", "application/pdf", "audio/wav"]
     usage: Any = completion.usage
     assert (usage.prompt_tokens_details.cached_tokens, usage.completion_tokens_details.reasoning_tokens) == (4, 3)
-
-
-async def test_photo_that_a_page_sends_reaches_the_model(stub: Stub) -> None:
-    stub.text = "A cat."
-    photo = {"type": "file", "mediaType": "image/png", "filename": "cat.png", "url": PNG}
-    async with pages_at(f"{stub.url}/page") as pages:
-        await pages("a", "open", id="1")
-        await pages("a", "send", parts=[photo])
-        await pages("a", "saw", wanted="A cat.")
-        built = (await pages("a", "is", status="ready"))["messages"]
-        loaded = (await pages("b", "open", id="1", load=True))["messages"]
-    assert stub.received[0]["openai"][0]["content"] == [{"type": "image_url", "image_url": {"url": PNG}}]
-    assert built[0]["parts"] == loaded[0]["parts"] == [photo]
 
 
 @pytest.mark.parametrize("path", ["agui", "page", "v1/responses", "v1/chat/completions"])
@@ -916,21 +910,19 @@ async def test_large_photo_that_a_request_brings_leaves_no_message_out(stub: Stu
     assert len(stub.received[-1]["openai"]) == 201
 
 
-@pytest.mark.parametrize("path", ["/agui", "/page"])
-async def test_large_photo_leaves_no_message_of_a_page_out(stub: Stub, path: str) -> None:
+async def test_large_photo_leaves_no_message_of_a_page_out(stub: Stub) -> None:
+    """The chat adapters read a thread by the same code."""
     stub.text = "Yes."
     photo = {"type": "image", "source": {"type": "data", "value": "A" * 4_000_000, "mimeType": "a/b"}}
-    file = {"type": "file", "mediaType": "image/jpeg", "url": PHOTO}
-    for number, files in enumerate(([], [photo if path == "/agui" else file], [])):
-        content = [{"type": "text", "text": "Look"}, *files]
-        message = {"id": f"u{number}", "role": "user", "content" if path == "/agui" else "parts": content}
-        body = {"id": "1", "threadId": "1", "runId": "r", "messages": [message]}
-        assert (await stub.served.http.post(path, json=body)).status_code == 200
-    loaded = (await stub.served.http.get(f"{path}/1/messages")).json()
-    state = (await stub.served.http.get(f"{path}?threadId=1")).json() if path == "/agui" else None
+    for number, files in enumerate(([], [photo], [])):
+        message = {"id": f"u{number}", "role": "user", "content": [{"type": "text", "text": "Look"}, *files]}
+        body = {"threadId": "1", "runId": "r", "messages": [message]}
+        assert (await stub.served.http.post("/agui", json=body)).status_code == 200
+    loaded = (await stub.served.http.get("/agui/1/messages")).json()
+    state = (await stub.served.http.get("/agui?threadId=1")).json()
     assert [one["role"] for one in stub.received[-1]["openai"]] == FIVE
     assert [one["role"] for one in loaded] == [*FIVE, "assistant"]
-    assert state is None or (len(state["messages"]), state["page"]) == (6, {"truncated": False})
+    assert (len(state["messages"]), state["page"]) == (6, {"truncated": False})
 
 
 async def test_result_that_a_message_of_the_user_follows_is_joined_to_its_call(stub: Stub) -> None:

@@ -1,4 +1,4 @@
-"""Routes of an app's own: the program of `docs/python.md`, access control, joined turns, and how streams end."""
+"""Routes of an app's own: the program of `docs/python.md`, joined turns, reads, and how streams end."""
 
 from __future__ import annotations
 
@@ -21,21 +21,14 @@ from tenuto.core.limits import Limits
 from tenuto.hub.access.rates import Rates
 from tenuto.hub.turns import status as turn_status
 from tenuto.interop.ai_sdk import UIStream
-from tenuto.routes import Sent, TurnChanged, TurnDelta, guarded, newest_branch
+from tenuto.routes import Sent, TurnChanged, TurnDelta, guarded
 from tenuto.stores.base import StoredPage
 from tenuto.transports.sender import cycle_of
-from tests.interop.scene import verifier
+from tests.interop.scene import names_of, verifier
 from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
 
 PAGE = (Path(__file__).parents[2] / "docs" / "python.md").read_text()
-
-
-def program(hub: Hub) -> Any:
-    """Return the app of the program in `docs/python.md`, with `hub` in place of its own."""
-    (source,) = (one for one in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "class Lines" in one)
-    names: dict[str, Any] = {"hub": hub}
-    exec(source.replace('app, hub = FastAPI(), Hub("sqlite:///chat.db")', "app = FastAPI()"), names)
-    return names["app"]
+(PROGRAM,) = (one for one in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "class Lines" in one)
 
 
 class Agent:
@@ -58,7 +51,7 @@ class Agent:
 async def served_app(**options: Any) -> AsyncIterator[tuple[Served, Agent]]:
     hub = new_hub(**options)
     agent = Agent(hub)
-    async with serving(hub, program(hub)) as served:
+    async with serving(hub, names_of(PROGRAM, hub)["app"]) as served:
         yield served, agent
 
 
@@ -119,38 +112,9 @@ async def test_turn_reports_its_states_and_waits_for_the_next_one() -> None:
             await hub_waits
 
 
-async def test_route_follows_the_rules_of_the_verifier() -> None:
-    granted = frozenset({"publish", "subscribe", "history"})
-
-    async def verify(scope: dict[str, Any]) -> Identity | None:
-        token = dict(scope["headers"]).get(b"cookie", b"").decode().removeprefix("token=")
-        grants = {"all": {"chat:*": granted}, "reader": {"chat:*": granted - {"publish"}}}
-        return Identity(client_id=token, grants=grants[token]) if token in grants else None
-
-    async with served_app(authenticate=verify) as (served, agent):
-        agent.gate.set()
-
-        async def status(token: str, channel: str = "chat:1", **headers: str) -> tuple[int, str]:
-            headers = {"origin": str(served.http.base_url).rstrip("/"), "cookie": f"token={token}", **headers}
-            response = await served.http.post(f"/ask/{channel}", json={"text": "Why?"}, headers=headers)
-            is_problem = response.headers["content-type"] == "application/problem+json"
-            return response.status_code, response.json()["code"] if is_problem else response.headers["content-type"]
-
-        assert await status("all") == (200, "application/x-ndjson")
-        assert await status("nobody") == (401, "unauthenticated")
-        assert await status("reader") == (403, "forbidden")
-        assert await status("all", "other") == (403, "forbidden")
-        assert await status("all", "a b") == (400, "invalid_name")
-        assert await status("all", origin="https://evil.example") == (403, "forbidden")
-        page = await served.hub.history("chat:1")
-        assert [one.author for one in page.messages if one.role == "user"] == ["all"]
-
-
 async def test_stream_begins_at_the_position_of_its_caller() -> None:
     hub, app = new_hub(), FastAPI()
-    (source,) = (one for one in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "class Lines" in one)
-    names: dict[str, Any] = {}
-    exec(source.replace('Hub("sqlite:///chat.db")', 'Hub("memory://")'), names)
+    lines_format = names_of(PROGRAM, new_hub())["Lines"]
 
     @app.get("/{sent}")
     @guarded
@@ -158,7 +122,7 @@ async def test_stream_begins_at_the_position_of_its_caller() -> None:
         sent = int(request.path_params["sent"])
         access = await hub.authorize(request.scope)
         positions = {"a": Sent([sent]), "unknown": Sent([9])}
-        return access.stream("chat:1", "q", names["Lines"](), sent=positions)
+        return access.stream("chat:1", "q", lines_format(), sent=positions)
 
     await hub.create("chat:1", text="Why?", id="q", starts_turn=False)
     await hub.create("chat:1", text="Because", id="a", role="assistant", reply_to="q")
@@ -169,16 +133,6 @@ async def test_stream_begins_at_the_position_of_its_caller() -> None:
         refused = await served.http.get("/-3")
         assert (refused.status_code, refused.json()["code"]) == (400, "invalid_request")
         assert "sent['a']" in refused.json()["detail"]
-
-
-async def test_newest_branch_of_the_messages_of_a_channel_is_public() -> None:
-    hub = new_hub()
-    for id, text in (("q", "Why?"), ("edited", "How?")):
-        await hub.create("chat:1", id=id, text=text, parent=None, starts_turn=False)
-        await hub.create("chat:1", text=f"{text} So.", role="assistant", reply_to=id)
-    page = await hub.history("chat:1")
-    assert [one.text for one in newest_branch(page.messages)] == ["How?", "How? So."]
-    await hub.close()
 
 
 class Broken:

@@ -31,15 +31,3 @@ async def agent(turn: Turn) -> None:
         while not (FOLDER / "go").exists():  # noqa: ASYNC110 - another process makes the file
             await asyncio.sleep(0.02)
         await message.append(f"to {turn.text}")
-
-
-@hub.agent("again:*", name="again")
-async def begins_again(turn: Turn) -> None:
-    """Write the answer anew after a crash: the default of `on_crash`."""
-    async with turn.reply() as message:
-        await message.part({"type": "reasoning", "text": "Hm."})
-        await message.part({"type": "text", "text": "Hello "})
-        await message.flush()
-        while not (FOLDER / "go").exists():  # noqa: ASYNC110 - another process makes the file
-            await asyncio.sleep(0.02)
-        await message.append(f"to {turn.text}")

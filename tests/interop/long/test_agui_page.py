@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import re
 import subprocess
-from typing import Any
+from functools import partial
 
 import pytest
 from playwright.async_api import expect
-from starlette.responses import HTMLResponse, Response
-from starlette.routing import Route
 
-from tenuto import Hub, Turn
 from tests.browser.tab import chromium
+from tests.interop.long import test_react as react
 from tests.interop.long.test_agui_client import PACKAGE
 from tests.interop.pages import ROOT
 from tests.transports.conftest import new_hub, serving
@@ -38,20 +36,7 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return (folder / "built.js").read_bytes()
 
 
-def program(hub: Hub, script: bytes, *, has_agent: bool = True) -> Any:
-    """Return the app of the program in the document, with `hub` in place of its own, and with the page."""
-    source = block("python") if has_agent else block("python").partition("@hub.agent")[0]
-    names: dict[str, Any] = {"hub": hub}
-    exec(source.replace('app, hub = FastAPI(), Hub("sqlite:///chat.db")', "app = FastAPI()"), names)
-
-    async def page(_: object) -> Response:
-        return HTMLResponse(f"<!doctype html>{block('html')}")
-
-    async def main(_: object) -> Response:
-        return Response(script, media_type="text/javascript")
-
-    names["app"].router.routes += [Route("/", page), Route("/page.js", main)]
-    return names["app"]
+program = partial(react.program, document=PAGE, html=f"<!doctype html>{block('html')}", path="/page.js")
 
 
 async def test_page_of_the_document_answers_and_a_reloaded_page_and_another_tab_join_the_turn(script: bytes) -> None:
@@ -69,15 +54,7 @@ async def test_page_of_the_document_answers_and_a_reloaded_page_and_another_tab_
         await expect(page.locator("li")).to_have_text(["hi", "You said: hi"])
 
     hub = new_hub()
-
-    @hub.agent("chat:*")
-    async def waits(turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.append("Hello ")
-            await gate.wait()
-            await message.append("to you")
-            await asyncio.Event().wait()
-
+    hub.agent("chat:*")(react.waiting_for(gate))
     async with serving(hub, program(hub, script, has_agent=False)) as served, chromium() as browser:
         one, other = await browser.new_page(), await browser.new_page()
         await one.goto(f"http://127.0.0.1:{served.port}/")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.interop.long.restarts import served
+from tests.interop.long.test_restart import server_in
+from tests.processes import listening
 from tests.transports.conftest import new_hub, serving
 
 PROGRAM = Path(__file__).parents[1] / "Post.java"
@@ -17,22 +18,23 @@ PATIENCE_S = 120.0
 
 @pytest.mark.skipif(shutil.which("java") is None, reason="no java on the path (Debian: default-jre-headless)")
 async def test_client_of_java_gets_the_cause_and_the_cure_under_uvicorn_and_none_is_needed_under_serve(
-    tmp_path: Path, unused_tcp_port: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = "v1/channels/c/messages"
-    async with serving(new_hub()) as plain, served(tmp_path, unused_tcp_port):
-        urls = [f"http://127.0.0.1:{plain.port}/{path}", f"http://127.0.0.1:{unused_tcp_port}/tenuto/{path}"]
+    path, server = "v1/channels/c/messages", server_in(tmp_path, monkeypatch)
+    async with serving(new_hub()) as plain:
+        urls = [f"http://127.0.0.1:{plain.port}/{path}", f"{server.hub}/{path}"]
         pipe = asyncio.subprocess.PIPE
-        java = await asyncio.create_subprocess_exec(
-            "java", PROGRAM, urls[0], f"{urls[0]}!HTTP_1_1", urls[1], stdout=pipe
-        )
-        try:
-            async with asyncio.timeout(PATIENCE_S):
-                lost, cured, whole = (await java.communicate())[0].decode().splitlines()
-        finally:
-            if java.returncode is None:
-                java.kill()
-                await java.wait()
+        with listening(server, server.port):
+            java = await asyncio.create_subprocess_exec(
+                "java", PROGRAM, urls[0], f"{urls[0]}!HTTP_1_1", urls[1], stdout=pipe
+            )
+            try:
+                async with asyncio.timeout(PATIENCE_S):
+                    lost, cured, whole = (await java.communicate())[0].decode().splitlines()
+            finally:
+                if java.returncode is None:
+                    java.kill()
+                    await java.wait()
     assert lost.startswith("400 ")
     assert "has lost the body of a request with the header Upgrade: 'h2c'" in lost
     assert "HttpClient.Version.HTTP_1_1 in Java, or use `tenuto serve`" in lost

@@ -20,7 +20,7 @@ from fastapi import FastAPI
 from tenuto import Turn
 from tenuto.interop import OpenAI
 from tests.interop.scene import fails, refusing
-from tests.interop.test_options import stub_at
+from tests.interop.test_options import pays, stub_at
 from tests.transports.conftest import new_hub, serving
 
 FOLDER = Path(__file__).parents[1]
@@ -30,7 +30,7 @@ LINE_BYTES = 16 * 1024 * 1024
 PATIENCE_S = 180.0
 
 
-def node(entry: Path = PACKAGE) -> str:
+def node(entry: Path) -> str:
     """Return the path of Node.js, which needs the npm package."""
     found = os.environ.get("TENUTO_NODE") or shutil.which("node")
     assert found, "no Node.js: install Debian's package nodejs"
@@ -71,19 +71,8 @@ async def test_programs_of_the_document_have_the_answer(tmp_path: Path) -> None:
         for number, source in enumerate(sources):
             script = tmp_path / f"program{number}.mjs"
             script.write_text(source.replace("127.0.0.1:8000", f"127.0.0.1:{served.port}"))
-            assert await output_of(script) == b"You said: Hello\n"
-
-
-async def output_of(script: Path) -> bytes:
-    """Run a program of Node.js, and return its output."""
-    process = await asyncio.create_subprocess_exec(node(), script, stdout=asyncio.subprocess.PIPE)
-    try:
-        async with asyncio.timeout(PATIENCE_S):
-            return (await process.communicate())[0]
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+            async with program(str(script), served.port) as process:
+                assert (await process.communicate())[0] == b"You said: Hello\n"
 
 
 async def test_two_turns_of_generate_text_have_the_stored_items_with_and_without_a_tool() -> None:
@@ -113,14 +102,7 @@ async def test_approval_of_generate_text_needs_no_previous_response_and_the_next
 
         async def answer(turn: Turn) -> None:
             stub.received.append({"openai": await turn.history("openai")})
-            async with turn.reply() as message:
-                await message.append("Wait. " if turn.text == "pay" else "")
-                if turn.text == "pay":
-                    part = {"type": "tool", "call": "c1", "name": "pay", "input": "{}"}
-                    index = await message.part({**part, "state": "called"})
-                    reply = await turn.ask("approve", {"call": "c1"})
-                    await message.part({**part, "state": "done", "output": reply.ok}, index=index)
-                await message.append(f"Done: {turn.text}.")
+            await pays(turn, "Wait. ")
 
         stub.answer = answer  # type: ignore[method-assign]
         async with program("openai_ai_sdk.mjs", stub.served.port, PROVIDER, "approved") as process:

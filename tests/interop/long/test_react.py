@@ -16,6 +16,7 @@ from starlette.routing import Route as AppRoute
 from tenuto import Hub, Turn
 from tenuto.interop import AISDK
 from tests.interop.pages import IS_STRICT, MAJOR, PACKAGE, ROOT
+from tests.interop.scene import names_of
 from tests.transports.conftest import new_hub, serving
 
 PAGE = (ROOT / "docs" / "ai-sdk.md").read_text()
@@ -56,21 +57,34 @@ def built(folder: Path, page: str) -> bytes:
     return (folder / "main.js").read_bytes()
 
 
-def program(hub: Hub, script: bytes, *, has_agent: bool = True) -> Any:
-    """Return the app of the program in the document, with `hub` in place of its own, and with the page."""
-    source = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[0]
-    source = source if has_agent else source.partition("@hub.agent")[0]
-    names: dict[str, Any] = {"hub": hub}
-    exec(source.replace('app, hub = FastAPI(), Hub("sqlite:///chat.db")', "app = FastAPI()"), names)
+def program(
+    hub: Hub, script: bytes, *, document: str = PAGE, html: str = HTML, path: str = "/main.js", has_agent: bool = True
+) -> Any:
+    """Return the app of the program in a document, with `hub` in place of its own, and with a page and its script."""
+    source = re.findall(r"```python\n(.*?)```", document, re.DOTALL)[0]
+    app = names_of(source if has_agent else source.partition("@hub.agent")[0], hub)["app"]
 
     async def page(_: object) -> Response:
-        return HTMLResponse(HTML)
+        return HTMLResponse(html)
 
     async def main(_: object) -> Response:
         return Response(script, media_type="text/javascript")
 
-    names["app"].router.routes += [AppRoute("/", page), AppRoute("/main.js", main)]
-    return names["app"]
+    app.router.routes += [AppRoute("/", page), AppRoute(path, main)]
+    return app
+
+
+def waiting_for(gate: asyncio.Event) -> Any:
+    """Return an agent whose answer waits in its middle for `gate`, and does not end."""
+
+    async def waits(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("Hello ")
+            await gate.wait()
+            await message.append("to you")
+            await asyncio.Event().wait()
+
+    return waits
 
 
 async def ask(page: Page, text: str) -> None:
@@ -92,17 +106,8 @@ async def test_program_of_the_page_answers_and_keeps_the_answer(browser: Browser
 
 
 async def test_reloaded_page_resumes_and_the_stop_button_stops_both_tabs(browser: Browser, script: bytes) -> None:
-    hub = new_hub()
-    gate = asyncio.Event()
-
-    @hub.agent("chat:*")
-    async def waits(turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.append("Hello ")
-            await gate.wait()
-            await message.append("to you")
-            await asyncio.Event().wait()
-
+    hub, gate = new_hub(), asyncio.Event()
+    hub.agent("chat:*")(waiting_for(gate))
     async with serving(hub, program(hub, script, has_agent=False)) as served:
         context = await browser.new_context()
         one, other = await context.new_page(), await context.new_page()

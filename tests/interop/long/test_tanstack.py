@@ -40,24 +40,6 @@ def shown(state: Any, role: str = "assistant") -> list[str]:
     ]
 
 
-async def test_stream_that_is_cut_goes_on_and_a_page_that_loads_joins_it() -> None:
-    async with scene_of() as (scene, proxy, pages):
-        await pages("a", "open", thread="1")
-        await pages("a", "send", text="you")
-        await pages("a", "saw", wanted="Hello ")
-        await pages("b", "open", thread="1", persistence=True)  # loads the thread, and joins the run
-        await pages("b", "saw", wanted="Hello ")
-        await proxy.cut()
-        scene.gate.set()
-        for name in "ab":
-            state = await pages(name, "ended")
-            assert (state["status"], shown(state)) == ("ready", ["Hello to you"]), state
-            assert shown(state, "user") == ["you"]
-        await pages("b", "send", text="two")
-        await pages("b", "saw", wanted="to two")
-        assert shown(await pages("b", "ended")) == ["Hello to you", "Hello to two"]
-
-
 async def test_page_that_loads_at_any_step_of_an_answer_that_begins_with_thoughts_shows_it_as_the_others_do() -> None:
     """The client drops a reasoning that stands before the first text or call of a run that it joins."""
     call: Any = {"type": "tool", "call": "c1", "name": "weather", "state": "called", "input": "{}"}
@@ -86,15 +68,20 @@ async def test_page_that_loads_at_any_step_of_an_answer_that_begins_with_thought
         scene.script = thinks
         await pages("a", "send", text="you")
         for gate, word in zip(gates, steps, strict=True):
-            shown = await pages("a", "shows", wanted=word)
+            state = await pages("a", "shows", wanted=word)
             await pages(word, "open", thread="1", persistence=True, history={"pageSize": 50})
             await pages(word, "saw", wanted="Hm 😀")
-            assert outline(await pages(word, "shows", wanted=word)) == outline(shown)
+            assert outline(await pages(word, "shows", wanted=word)) == outline(state)
             await proxy.cut()
             gate.set()
         built = outline(await pages("a", "ended"))
         for word in steps:
             assert outline(await pages(word, "ended")) == built
+        scene.script = Scene.script.__get__(scene)
+        scene.gate.set()
+        await pages(word, "send", text="two")
+        await pages(word, "saw", wanted="to two")
+        assert shown(await pages(word, "ended"))[-2:] == ["Seven.", "Hello to two"]
     assert "Hm 😀, more." in str(built)
 
 
@@ -126,26 +113,27 @@ def outline(state: Any) -> Any:
     return [[{name: part.get(name) for name in names} for part in one["parts"]] for one in state["messages"]]
 
 
-@pytest.mark.parametrize("script", [everything, calls_first])
-async def test_loaded_thread_equals_the_one_that_a_page_built(script: Any) -> None:
+@asynccontextmanager
+async def built_by(script: Any) -> AsyncIterator[tuple[Any, Pages]]:
+    """A page that has built the answer of a script, and pages for the same thread."""
     async with scene_of() as (scene, _, pages):
         scene.script = script
         await pages("a", "open", thread="1")
         await pages("a", "send", text="you")
         await pages("a", "saw", wanted="Two.")
-        built = await pages("a", "ended")
+        yield await pages("a", "ended"), pages
+
+
+@pytest.mark.parametrize("script", [everything, calls_first])
+async def test_loaded_thread_equals_the_one_that_a_page_built(script: Any) -> None:
+    async with built_by(script) as (built, pages):
         await pages("b", "open", thread="1", persistence=True)
         assert outline(await pages("b", "saw", wanted="Two.")) == outline(built)
 
 
 @pytest.mark.parametrize(("script", "size"), [(everything, 2), (calls_first, 1)])
 async def test_thread_in_pages_equals_the_whole_one(script: Any, size: int) -> None:
-    async with scene_of() as (scene, _, pages):
-        scene.script = script
-        await pages("a", "open", thread="1")
-        await pages("a", "send", text="you")
-        await pages("a", "saw", wanted="Two.")
-        built = await pages("a", "ended")
+    async with built_by(script) as (built, pages):
         await pages("c", "open", thread="1", persistence=True, history={"pageSize": size})
         assert len((await pages("c", "saw", wanted="Two."))["messages"]) < len(built["messages"])
         assert outline(await pages("c", "older")) == outline(built)
