@@ -209,8 +209,7 @@ class Committer:
     _: KW_ONLY
     is_served: Callable[[str], bool]  # returns whether agents serve a channel
     accepted: Callable[[Channel, str], None]  # called with the accepted requests of remote writers
-    # raises StoreFull if there is no space for a message; None: there is always space
-    check: Callable[[CreateMessage | SendCommand, Find], None] | None
+    check: Callable[[CreateMessage | SendCommand, Find], None]  # raises StoreFull if there is no space for a message
     stored: Callable[[Write], None] | None  # called with each write that was stored
     followed: Callable[[Channel], None]  # called with each channel that was read again
     waiting: int = field(default=0, init=False)  # number of items that are queued or parked
@@ -411,7 +410,7 @@ class Committer:
                 decision = decide(
                     draft, ask.key, request, caller=ask.caller, now_ms=now_ms, limits=self._limits, is_served=is_served
                 )
-                if self.check is not None and isinstance(request, CreateMessage | SendCommand) and decision.ops:
+                if decision.ops and isinstance(request, CreateMessage | SendCommand):
                     self.check(request, draft.message)
             except TenutoError as error:
                 refusal = error.with_traceback(None)

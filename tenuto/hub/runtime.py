@@ -104,7 +104,7 @@ class Runtime:
             Pace(self.ticks),
             is_served=workers.serves,
             accepted=lambda channel, key: self.leases.renew(channel.name, key, channel.state.messages.get(key)),
-            check=capacity.check_create if capacity.is_bounded else None,
+            check=capacity.check_create,
             stored=None if store.is_exclusive else self.follower.notifier.stored,
             followed=self.leases.followed,
         )
