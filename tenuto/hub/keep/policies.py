@@ -114,8 +114,8 @@ class Policies:
         for end in range(len(channel), 0, -1):
             if channel[end - 1] in ":/." and (found := self._stems.get(channel[:end])) is not None:
                 return found
-        own = self._stems.get("")
-        return self._of_visitors if own is None and owner_of(channel) is not None else own
+        everywhere = self._stems.get("")
+        return self._of_visitors if everywhere is None and owner_of(channel) is not None else everywhere
 
     def within(self) -> list[str]:
         """Return patterns that cover all channels with a policy; none begins with another one's prefix."""
@@ -234,6 +234,7 @@ class Sweep:
         return is_above_bytes or (most is not None and self._messages > most)
 
     def _goes(self, fact: Fact) -> bool:
+        """Return whether a rule lets go the message or command of `fact`."""
         if fact.is_busy:
             return False
         if fact.at_ms is None:
@@ -381,11 +382,6 @@ class Capacity:
         if self._max_bytes < LEAST_BYTES:
             raise LocalError(f'max_bytes must be "{LEAST_BYTES // 10**6}MB" or more, got {max_bytes!r}')
 
-    @property
-    def is_bounded(self) -> bool:
-        """Return whether there is a bound."""
-        return bool(self._max_bytes)
-
     def check(self) -> None:
         """Raise StoreFull if the store has no space for a new message."""
         if self._max_bytes and (used := self._used_bytes()) >= self._max_bytes * FULL_AT:
@@ -397,7 +393,7 @@ class Capacity:
             )
 
     def check_create(self, request: CreateMessage | SendCommand, find: Callable[[str], MessageState | None]) -> None:
-        """Raise StoreFull if there is no space for options, or a message that answers none that waits for it."""
+        """Raise StoreFull if there is no space for options, or for a message. Answers of open turns use the reserve."""
         if isinstance(request, SendCommand):
             if request.options:
                 self.check()
