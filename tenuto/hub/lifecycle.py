@@ -35,7 +35,7 @@ from tenuto.core.requests import Caller, Request
 from tenuto.development import failure_reason
 from tenuto.hub.access.identity import Authenticate
 from tenuto.hub.access.rates import Questions, Rates
-from tenuto.hub.access.tickets import Keyed, share_key
+from tenuto.hub.access.tickets import Keyed
 from tenuto.hub.checks import check_not_wsgi
 from tenuto.hub.clock import Clock
 from tenuto.hub.hooks import Hook, register
@@ -585,7 +585,7 @@ class Lifecycle:
             )
             await shared_turns.read()  # before a message is refused an agent of another node
         for one in self._keyed:
-            await share_key(self.store, one)
+            await one.share_key(self.store)
         await runtime.scheduler.workers.recall(run.known_patterns)
         run.known_patterns = runtime.scheduler.workers.patterns
         committing = group.create_task(runtime.committer.run())

@@ -89,9 +89,9 @@ class Identity(Struct, frozen=True, kw_only=True):
             raise Forbidden(f"{self._name()} needs the capability {capability!r} on {where} {shown(channel)}")
 
     def patterns(self, *capabilities: str) -> list[str]:
-        """Return the patterns of channels on which one of them is granted. Raises Forbidden if there is none.
+        """Return the patterns of channels on which one of `capabilities` is granted, for a list of channels.
 
-        The list of channels needs them, so it also raises Forbidden without `may_list`.
+        Raises Forbidden if there is none, and without `may_list`.
         """
         if not self.may_list:
             raise Forbidden(f"{self._name()} may not list channels; give it an identity that `authenticate` returns")
@@ -104,7 +104,7 @@ class Identity(Struct, frozen=True, kw_only=True):
         return found
 
     def includes(self, other: Identity) -> bool:
-        """Return whether this identity holds every grant of `other`."""
+        """Return whether this identity has each capability of `other`, on the same channels or more."""
         granted = {EVERYWHERE: other.capabilities, **(other.grants or {})}
         return all(self.has(one, pattern) for pattern, names in granted.items() for one in names)
 
@@ -140,8 +140,7 @@ def check_capabilities(names: Iterable[str], pattern: str) -> frozenset[str]:
     Raises LocalError for an unknown name, since an unknown capability could not be enforced.
     """
     granted = frozenset(names)
-    unknown = sorted(str(name)[:50] for name in granted - CAPABILITIES)
-    if unknown:
+    if unknown := sorted(str(name)[:50] for name in granted - CAPABILITIES):
         raise LocalError(
             f"grant on {pattern!r} names the unknown capabilities {', '.join(map(repr, unknown))}; there are "
             f"{', '.join(sorted(CAPABILITIES))}"

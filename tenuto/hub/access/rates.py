@@ -171,13 +171,13 @@ UNCOUNTED = OpenBody()  # the open body of a client whose traffic is not limited
 class Rates:
     """Counts the requests, bytes, open bodies, signals, connections and new channels of clients.
 
-    A call that raises TooMany leaves the counts as they are. Visitors have an id for nothing, so all that is counted
-    for one counts for its address, too.
+    A call that raises TooMany leaves the counts as they are. A new id costs a visitor nothing, so all that is counted
+    for a visitor counts for its address, too.
     """
 
     limits: ClientLimits = ClientLimits()
     _: KW_ONLY
-    address_factor: int = 0  # how many times as much all visitors of one address may; 0: there are none
+    address_factor: int = 0  # limits of all visitors of an address, as a multiple of one's; 0: no client is one
     now_s: Callable[[], float] = time.monotonic
     # clients and addresses in order of their last activity, the latest last
     _clients: OrderedDict[str, _Client] = field(default_factory=OrderedDict, init=False)
@@ -191,7 +191,7 @@ class Rates:
         self._request(self._counted(identity, peer), size)
 
     def new_visitor(self, peer: str) -> None:
-        """Count a request without an id, whose sender becomes a visitor, for its address alone. Raises TooMany."""
+        """Count the request of a peer that becomes a visitor by it, for its address alone. Raises TooMany."""
         self._request([self._address(peer)], 0)
 
     def _request(self, clients: Sequence[_Client], size: int) -> None:
@@ -296,7 +296,7 @@ class Rates:
     def _address(self, peer: str) -> _Client:
         """Return the counters of all visitors of the address."""
         group = address_group(peer)
-        return self._client(f"//{group}", group, self.address_factor or 1, ADDRESS_CONNECTIONS)
+        return self._client(f"//{group}", group, self.address_factor, ADDRESS_CONNECTIONS)
 
     def _client(self, key: str, name: str, factor: int = 1, connections_factor: int = 1) -> _Client:
         client = self._clients.get(key)
@@ -376,7 +376,7 @@ class Asked(Struct, eq=False):
         self.buckets = ()
 
     def settle(self, result: Result | TenutoError, *, may_be_stored: bool) -> None:
-        """Give the question back if `result` shows that it was not stored, and it is not unclear either."""
+        """Give the question back, unless `result` shows that it is new in the store, or it `may_be_stored`."""
         if not may_be_stored and not (isinstance(result, Result) and result.created):
             self.give_back()
 
@@ -391,7 +391,7 @@ class Route(Struct, eq=False):
     asked: Asked | None = None  # a question that the app has stored, and whose answer has not begun
 
     def answer(self, channel: str) -> bool:
-        """Return whether an answer in `channel` is that to a question which counts already; such an answer is one."""
+        """Return whether an answer in `channel` is the first one to the question `asked`, which counts already."""
         asked, self.asked = self.asked, None
         return asked is not None and asked.is_counted and self.channel == channel
 
@@ -489,6 +489,7 @@ class Questions:
         _forget_next(self._buckets, lambda pair: all(bucket.refilled(now_s) >= bucket.size for bucket in pair))
 
     def _log(self, refusal: TooMany, now_s: float) -> None:
+        """Log that an address is at its limit, once in `LOG_S`: a wrong setting of a proxy looks like that."""
         if now_s - self._logged_s >= LOG_S:
             self._logged_s = now_s
             logger.warning(

@@ -50,23 +50,17 @@ class Keyed:
         self.generated = None if keys else secrets.token_bytes(MIN_KEY_BYTES)  # the key, if the app has given none
         self._keys = list(keys) if self.generated is None else [self.generated]
 
-    def use(self, key: bytes) -> None:
-        """Sign and verify with `key`, which the store keeps."""
-        self._keys = [key]
+    async def share_key(self, store: Store) -> None:
+        """Use the key in `store`, and keep the generated one there if there is none. Raises StoreUnavailable."""
+        if self.generated is None or (store.is_exclusive and not self.keeps_key_always):
+            return
+        # of two hubs that start on a new store at the same moment, one keeps its key
+        await in_time(store.note({self.key_note: self.generated}, expected={self.key_note: None}), store.name)
+        self._keys = [(await in_time(store.notes(self.key_note), store.name))[self.key_note]]
 
     def has_signed(self, purpose: str, text: str, given: str) -> bool:
         """Return whether `given` is the signature of `text` for `purpose` by one of the keys."""
         return any(hmac.compare_digest(signature(key, purpose, text).encode(), given.encode()) for key in self._keys)
-
-
-async def share_key(store: Store, keyed: Keyed) -> None:
-    """Use the key in `store`, and keep the generated one there if there is none. Raises StoreUnavailable."""
-    if keyed.generated is None or (store.is_exclusive and not keyed.keeps_key_always):
-        return
-    name = keyed.key_note
-    # of two hubs that start on a new store at the same moment, one keeps its key
-    await in_time(store.note({name: keyed.generated}, expected={name: None}), store.name)
-    keyed.use((await in_time(store.notes(name), store.name))[name])
 
 
 START_S = 60  # seconds in which the stream must be opened
@@ -142,7 +136,7 @@ class Tickets(Keyed):
             start_by_ms=now_ms + START_S * 1000,
             expires_at_ms=ends_ms if identity.expires_at_ms is None else min(ends_ms, identity.expires_at_ms),
         )
-        body = _text(encode_json(ticket))
+        body = _base64(encode_json(ticket))
         return f"{body}.{signature(self._keys[0], 'ticket', body)}"
 
     def read(self, text: str, channel: str, last: Cursor | None) -> Ticket:
@@ -213,6 +207,7 @@ class Tickets(Keyed):
             raise Unauthenticated("ticket was issued by another version of the server; request another one") from None
 
     def _is_sealed(self, ticket: Ticket, last: Cursor | None) -> bool:
+        """Return whether `last` is a cursor of the ticket's stream."""
         if last is None:
             return False
         seal = last.extra[:_SIGNED_CHARACTERS]
@@ -234,8 +229,8 @@ def _seen(cursor: Cursor, client_id: str | None, channel: str) -> str:
 def signature(key: bytes, purpose: str, text: str) -> str:
     """Return the signature of `text` for `purpose`: 22 characters of letters, digits, - and _."""
     digest = hmac.digest(key, f"{purpose}:{text}".encode(), "sha256")
-    return _text(digest[:_MAC_BYTES])
+    return _base64(digest[:_MAC_BYTES])
 
 
-def _text(data: bytes) -> str:
+def _base64(data: bytes) -> str:
     return urlsafe_b64encode(data).rstrip(b"=").decode()

@@ -79,10 +79,9 @@ def public_keys(given: str | bytes | dict[str, Any]) -> list[Key]:
     check_cryptography()
     if isinstance(given, str | bytes):
         text = given.decode(errors="replace") if isinstance(given, bytes) else given
-        if text.lstrip().startswith("{"):
-            given = _json(text)
-        else:
+        if not text.lstrip().startswith("{"):
             return [_pem_key(text)]
+        given = _json(text)
     found = keys_of_set(given if "keys" in given else {"keys": [given]})
     if not found:
         raise LocalError("public_key holds no public key that could verify a token; give PEM, a JWK or a JWK set")
@@ -285,8 +284,7 @@ def jwt_verifier(
     if not keys and jwks_url is None:
         raise LocalError("jwt_verifier needs a secret, a public_key or a jwks_url, got none of them")
     if algorithms is not None:
-        unknown = sorted(set(algorithms) - ALGORITHMS)
-        if unknown:
+        if unknown := sorted(set(algorithms) - ALGORITHMS):
             raise LocalError(
                 f"algorithms must be among {', '.join(sorted(ALGORITHMS))}, got {shown(', '.join(unknown))}"
             )
@@ -382,6 +380,7 @@ class JwtVerifier:
         return self._identity_of(await self._verified_claims(token))
 
     def _token_of(self, scope: Scope) -> str | None:
+        """Return the token in the header, else in the cookie, or None. Raises Unauthenticated for another header."""
         values = headers_of(scope, b"authorization")
         if len(values) > 1:
             raise Unauthenticated(f"request has {len(values)} Authorization headers; send exactly one")
@@ -413,6 +412,7 @@ class JwtVerifier:
         return claims
 
     def _identity_of(self, claims: dict[str, Any]) -> Identity:
+        """Return the identity in the claims of a verified token. Raises Unauthenticated, Expired."""
         expires_s = _time(claims, "exp")
         if expires_s is None:
             raise Unauthenticated("token has no claim exp; a token must expire")

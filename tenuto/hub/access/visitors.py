@@ -171,6 +171,7 @@ class VisitorVerifier(Keyed):
         return _identity(visitor)
 
     def _proof(self, purpose: str, visitor: str) -> str:
+        """Return the text that proves the id `visitor` from now on: a "cookie" or a "token" (`purpose`)."""
         body = f"{visitor}.{self.hub.clock.now_ms() // 1000}"
         return f"{body}.{signature(self._keys[0], _purpose(purpose), body)}"
 

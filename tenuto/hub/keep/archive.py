@@ -54,8 +54,6 @@ class Archive:
         self._store = lifecycle.store
         self._limits = lifecycle.limits
         self._clock = lifecycle.clock
-        self._forgetting = asyncio.Lock()
-        self._removals = asyncio.Semaphore(MAX_REMOVALS)
         self._is_verifying = False
         lifecycle.on_start(self._begin)
 
@@ -69,10 +67,8 @@ class Archive:
     ) -> ChannelPage:
         """Return at most `limit` (500) channels with messages or commands, in order of their names.
 
-        A channel into which an import runs is left out.
-
-        Their names begin with `prefix`, come after the name `after`, and match one of `patterns`. Raises InvalidName,
-        InvalidRequest.
+        Their names begin with `prefix`, come after the name `after`, and match one of `patterns`. A channel into which
+        an import runs is left out. Raises InvalidName, InvalidRequest, StoreUnavailable.
         """
         check_prefix(prefix)
         if after is not None:
@@ -162,7 +158,8 @@ class Archive:
         return await self._lifecycle.runtime.channel(channel).rewrite(write)
 
     def _begin(self) -> None:
-        self._forgetting = asyncio.Lock()  # an earlier run may have used another event loop
+        """Prepare for a run of the hub, which may use another event loop than the one before."""
+        self._forgetting = asyncio.Lock()
         self._removals = asyncio.Semaphore(MAX_REMOVALS)
 
 
@@ -241,24 +238,21 @@ async def read_conversations(
 
 
 async def _title(store: Store, channel: str) -> str:
-    """Return the first words of the first question of a chat; empty if it has none."""
+    """Return the first words of the first question of a chat, `TITLE_CHARACTERS` at most; empty if it has none."""
     page = await store.page(channel, before=None, after=0, limit=_TITLE_MESSAGES, limit_bytes=_TITLE_BYTES)
     messages: list[Message] = [restore(stored).message() for stored in page.messages]
     for message in messages:
         if message.role == "user":
             texts = [str(part["text"]) for part in message.parts if part.get("type") == "text"]
-            return _beginning(" ".join(" ".join(texts)[: 8 * TITLE_CHARACTERS].split()))
+            text = " ".join(" ".join(texts)[: 8 * TITLE_CHARACTERS].split())
+            if len(text) <= TITLE_CHARACTERS:
+                return text
+            words, _, _ = text[:TITLE_CHARACTERS].rpartition(" ")
+            return f"{words or text[: TITLE_CHARACTERS - 1]}…"
     return ""
 
 
-def _beginning(text: str) -> str:
-    """Return the first words of `text`, at most `TITLE_CHARACTERS` characters."""
-    if len(text) <= TITLE_CHARACTERS:
-        return text
-    words, _, _ = text[:TITLE_CHARACTERS].rpartition(" ")
-    return f"{words or text[: TITLE_CHARACTERS - 1]}…"
-
-
 async def _is_running(store: Store, channel: str) -> bool:
+    """Return whether the newest message of a chat streams, waits for an agent or is answered."""
     page = await store.page(channel, before=None, limit=1, limit_bytes=1)
     return any(one.is_streaming or one.is_open for one in map(restore, page.messages))

@@ -111,6 +111,7 @@ async def export_lines(store: Store, channel: str) -> AsyncGenerator[bytes]:
 
 
 async def _records(store: Store, channel: str, head: Head) -> AsyncIterator[Record]:
+    """Yield the messages up to `head`, each behind options that it names first, then the commands. Raises Damaged."""
     after, more = 0, True
     kept: set[str] = set()  # ids of the values beside the `meta` of messages (`options`) that were exported
     while more:
@@ -173,6 +174,7 @@ async def _count_after(store: Store, channel: str, serial: int) -> int:
 
 
 def _check_same(now: Head, head: Head, channel: str) -> None:
+    """Raise Busy if the channel has another epoch than at `head`."""
     if now.epoch != head.epoch:
         raise Busy(f"channel {channel!r} was deleted while it was exported; export it again if it has messages")
 
@@ -270,6 +272,7 @@ class ExportFile:
         return data
 
     def _check_end(self, end: End, messages: int, commands: int, damaged: int) -> None:
+        """Raise InvalidRequest unless `end` names these counts, and the checksum of the lines before it."""
         if (end.messages, end.commands, end.damaged) != (messages, commands, damaged):
             raise InvalidRequest(
                 f"the file has {messages} messages and {commands} commands, {damaged} of them damaged; its end names "
@@ -382,6 +385,7 @@ class Import:
         return running.run == self._run
 
     async def _write(self, file: ExportFile, head: Head) -> None:
+        """Write the records of `file` into the channel, whose empty head is `head`, each batch after its note."""
         lines, channel = file.lines(), self._channel
         serial, lives, before = 0, head.lives, (0, "")
         while batch := await asyncio.to_thread(_batch, lines):

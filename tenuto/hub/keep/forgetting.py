@@ -62,7 +62,7 @@ class _Scan:
 
     @property
     def is_theirs(self) -> bool:
-        """Return whether the channel is the person's."""
+        """Return whether the person wrote in the channel, and no other person."""
         return self.has_own and not self.has_others
 
 
@@ -89,7 +89,7 @@ class Forgetting:
         self._messages = self._commands = self._channels = 0
 
     async def run(self, *, channels: bool) -> Forgotten:
-        """Remove the person's messages and commands; with `channels` also their channels. Raises StoreUnavailable."""
+        """Remove the person's messages and commands, with `channels` also channels. Raises StoreUnavailable, Busy."""
         after = None
         while names := await self._store.channels(after=after, limit=PAGE):
             for name in names:
@@ -130,9 +130,9 @@ class Forgetting:
     async def _walk(
         self, channel: str, after: int = 0
     ) -> AsyncGenerator[tuple[Head, list[str], list[MessageState | CommandState]], None]:
-        """Yield the head, some ids, and those of their messages and commands that can be read; all ids in turn.
+        """Yield the head, some of the ids that changed after serial `after`, and the readable ones of their things.
 
-        They are those that have changed after a serial.
+        All such ids come in turn, in the order of their changes.
         """
         is_over = False
         while not is_over:
@@ -145,7 +145,7 @@ class Forgetting:
             await asyncio.sleep(0 if self.tidies else READ_PAUSE_S)  # a hub, if there is one, serves meanwhile
 
     async def _scan_on(self, channel: str, found: _Scan) -> None:
-        """Add to `found` the messages and commands that have changed since."""
+        """Add to `found` the messages and commands that have changed since its head, and move that."""
         reached = found.head.serial
         async for head, step, things in self._walk(channel, reached):
             found.ids.update(step)

@@ -86,6 +86,7 @@ class Retainer:
                 await self._round(runtime)
 
     async def _round(self, runtime: Runtime) -> None:
+        """Remove what goes now from each channel with a policy, if the clock is plausible."""
         now_ms = runtime.clock.now_ms()  # of the whole round: the clock may jump meanwhile
         if not await self._trusts_clock(runtime, now_ms):
             return
@@ -118,11 +119,8 @@ class Retainer:
                 logger.warning(
                     "the clock of %s is %.1f days %s the newest stored time, so retention removes no message yet; "
                     "correct the clock, or, if it is right, let it run evenly for a day",
-                    *(
-                        runtime.clock.owner,
-                        abs(now_ms - newest_ms) / DAY_MS,
-                        "after" if now_ms > newest_ms else "before",
-                    ),
+                    *(runtime.clock.owner, abs(now_ms - newest_ms) / DAY_MS),
+                    "after" if now_ms > newest_ms else "before",
                 )
             else:
                 logger.warning(

@@ -171,6 +171,7 @@ class SharedPresence:
         return self.lease.now_ms
 
     def _pause_s(self, channel: str) -> float:
+        """Return the least time between two puts, or two reads, of the members of `channel`."""
         live = self._channels.get(channel)
         return CROWD_S if live is not None and live.presence_state.is_crowd else 0.0
 
@@ -348,6 +349,7 @@ class SharedPresence:
             self._receive_signal(notice)
 
     def _receive_here(self, notice: Notice) -> None:
+        """Read the members of the channel soon, and end the lease that the notice withdraws, if it does."""
         here = decoded(notice.body, _MembersMoved)
         if here is None or here.node == self._node:
             return
@@ -363,7 +365,7 @@ class SharedPresence:
         )
 
     def send_signal(self, channel: str, signal: Signal) -> None:
-        """Send a signal to the viewers at other nodes."""
+        """Send a signal to the viewers at other nodes, unless it takes more than `SIGNAL_BYTES`."""
         self._signals += 1
         body = _encode(_Sent(self._node, self._signals, signal.name, signal.data, signal.from_))
         if len(body) <= SIGNAL_BYTES:
@@ -439,7 +441,10 @@ class PresenceTracker:
         """End one connection of a member. With `is_final` the member leaves at once, else after the grace period."""
         is_last = self._channel(channel).presence_state.disconnect(member_id, connection)
         grace = ("grace", channel, member_id)
-        remove = partial(self._remove, channel, member_id)
+
+        def remove() -> None:
+            self._channel(channel).presence_state.remove(member_id)
+
         if is_final:
             if is_last and grace not in self._deadlines:
                 remove()
@@ -509,9 +514,6 @@ class PresenceTracker:
         self._channel(channel).presence_state.signal(signal)
         if self.shared is not None:
             self.shared.send_signal(channel, signal)
-
-    def _remove(self, channel: str, member_id: str) -> None:
-        self._channel(channel).presence_state.remove(member_id)
 
 
 def check_member(member_id: str, client_id: str | None) -> str:

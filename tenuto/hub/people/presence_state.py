@@ -356,6 +356,7 @@ class PresenceState:
         return events
 
     def _event(self, member_id: str, position: int, *, was_here: bool) -> EphemeralEvent | None:
+        """Return the event of a member for a feed at `position`. `was_here`: the feed shows one that has left since."""
         member = self.member(member_id)
         if member is None:
             return PresenceLeave(id=member_id) if was_here else None
@@ -399,6 +400,7 @@ class PresenceState:
             (self._later or asyncio.get_running_loop().call_later)(CROWD_S, self._second_over)
 
     def _second_over(self) -> None:
+        """Decide anew whether the channel is a crowd, and send the changes that were held back."""
         self._is_timed = False
         self.is_crowd = self.is_crowd and self._is_crowded()
         self._moves = 0
