@@ -85,7 +85,7 @@ from tenuto.stores.memory import MemoryStore
 
 class Store(MemoryStore):
     async def close(self):
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.01 if sys.argv[2] == "once" else 60)
         print("closed", flush=True)
 
 
