@@ -21,15 +21,15 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 53_171,
-    "lines of its kernel": 32_006,
+    "lines of tenuto/": 53_162,
+    "lines of its kernel": 32_000,
     "modules of tenuto/": 161,
     "files in a folder of tenuto/": 23,
     "lines of interop/": 4_007,
-    "lines of tests/": 63_535,
+    "lines of tests/": 62_118,
     "lines of proof/ and bench/": 19_987,
     "words of docs without decisions": 50_000,
-    "words of decisions": 12_000,
+    "words of decisions": 11_990,
     "words of the changelog": 1_500,
     "words of the README": 1_000,
     "terms of the glossary": 55,
