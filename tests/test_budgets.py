@@ -21,8 +21,8 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 53_162,
-    "lines of its kernel": 32_000,
+    "lines of tenuto/": 53_169,
+    "lines of its kernel": 32_006,
     "modules of tenuto/": 161,
     "files in a folder of tenuto/": 23,
     "lines of interop/": 4_007,

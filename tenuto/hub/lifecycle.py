@@ -473,7 +473,8 @@ class Lifecycle:
         if run.ready.exception() is not None:
             return
         if run.draining is None:
-            run.draining = asyncio.get_running_loop().create_task(self._drain(self.runtime))
+            drain_s = self.drain_s if self._restarting is None else 0.0
+            run.draining = asyncio.get_running_loop().create_task(self._drain(self.runtime, drain_s))
         await asyncio.shield(run.draining)
 
     async def drain_at_signal(self) -> None:
@@ -622,7 +623,7 @@ class Lifecycle:
             # a driver that fails at the moment of a cancellation may raise its error in place of it (Python 3.11)
             workers = list((await asyncio.wait(workers, timeout=SHUTDOWN_S))[1])
 
-    async def _drain(self, runtime: Runtime) -> None:
+    async def _drain(self, runtime: Runtime, drain_s: float) -> None:
         """Drain as `drain` says. It raises no error of the store or the app, and each of its waits has a bound."""
         runtime.scheduler.close()
         runtime.leases.close()
@@ -630,7 +631,7 @@ class Lifecycle:
         self._send_away(runtime)
         tasks, writers = runtime.tasks, runtime.writers
         try:
-            async with asyncio.timeout(self.drain_s if self._restarting is None else 0.0):
+            async with asyncio.timeout(drain_s):
                 while tasks.jobs or writers:
                     tasks.quieter.clear()
                     await tasks.quieter.wait()

@@ -8,7 +8,7 @@ The owner of a connection, a real one (`websocket`) or a simulator's, drives a `
 - after each `wake` or `released`, and after each written frame, it calls `frame_to_send()` until there is none, only
   when the frame can be written: no event is taken from a feed before there is room for it;
 - when there is no frame and `closing` is set, it closes with that code;
-- it calls `keep_alive(now_s=)` every `PING_S` seconds, also while the peer does not read;
+- it calls `keep_alive(now_s=, has_read=)` every `PING_S` seconds, also while the peer does not read;
 - it calls `close()` when the connection is gone.
 
 Requests go to the hub in order and get their responses as they commit. `Attachments` has the followed channels.

@@ -197,7 +197,7 @@ class KeySet:
         """Return the keys that may have signed a token that names `kid`. Raises Busy if the set is unavailable."""
         if self._age_s() > FRESH_S:
             fetching = self._fetch()
-            # A busy server has fetched by then, without a wait. After a pause the first token may be of a revoked key.
+            # Unless the issuer is down, a busy server has fetched by then. After a pause the key may have been revoked.
             if fetching is not None and self._age_s() > FRESH_S + COOLDOWN_S:
                 # all callers wait for the same fetch; cancelling one of them does not cancel it
                 await asyncio.shield(fetching)

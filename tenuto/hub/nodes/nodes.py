@@ -549,10 +549,11 @@ class Follower:
         if self._store.is_exclusive:
             return [channel for channel in channels if channel.is_stale]
         channels = [channel for channel in channels if channel.is_loaded or channel.is_stale]
+        serials = [channel.state.serial for channel in channels]
         heads = await _heads(self._store, [channel.name for channel in channels])
         if channels:
             self.responded_s = asyncio.get_running_loop().time()
-        return [one for one, head in zip(channels, heads, strict=True) if _is_due(one, head)]
+        return [one for one, serial, head in zip(channels, serials, heads, strict=True) if _is_due(one, serial, head)]
 
     async def _refresh_all(self, behind: deque[Channel], slow_reads: asyncio.TaskGroup) -> None:
         """Read the entries of the channels `behind`, several at a time. Raises StoreUnavailable.
@@ -605,5 +606,7 @@ class Follower:
             logger.exception("channel %r could not be read; the hub tries again", channel.name)
 
 
-def _is_due(channel: Channel, head: Head) -> bool:
-    return channel.is_stale or channel.batches.unreadable is not None or not channel.is_past(head)
+def _is_due(channel: Channel, serial: int, head: Head) -> bool:
+    """Return whether to read `channel`, at `serial` before `head` was read: a store may lose its last commits."""
+    is_unread = channel.is_stale or channel.batches.unreadable is not None
+    return is_unread or head.serial < serial or not channel.is_past(head)

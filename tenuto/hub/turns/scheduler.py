@@ -481,7 +481,8 @@ class TurnScheduler:
                 self._deadlines.drop(key)
 
     def _turn(self, channel: str, message_id: str) -> OpenTurn | None:
-        return self._turns.get(channel, OpenTurns()).get(message_id)
+        turns = self._turns.get(channel)
+        return turns.get(message_id) if turns is not None else None
 
     def _signal_unclaimed(self, channel: str, turn: OpenTurn) -> None:
         live = self._find(channel)

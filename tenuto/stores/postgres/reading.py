@@ -217,7 +217,7 @@ _MOVED_AFTER = """
 SELECT body FROM (
   SELECT body, last, sum(length(body)) OVER (ORDER BY last DESC) - length(body) AS newer FROM {schema}.tails
     WHERE channel = channels.id AND last > $2
-) t WHERE newer <= 2 * $3 ORDER BY last
+) t WHERE newer <= 2 * $3::bigint ORDER BY last
 """
 
 

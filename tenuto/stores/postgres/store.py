@@ -441,6 +441,7 @@ class PostgresStore:
         if self._db is None or self._db.is_closed():
             async with self._server.translated():  # of a commit that waits for it, nothing is stored
                 await self._open_writer()
+            self._open_pool()  # raises if the store was closed meanwhile
         assert self._db is not None
         return self._db
 

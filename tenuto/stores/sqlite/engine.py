@@ -14,12 +14,11 @@ damaged cannot be read at all.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -64,7 +63,7 @@ class Space:
         """Note written bytes, and measure the file if they are many."""
         self._written += size_bytes
         if self._written >= MEASURED_BYTES:
-            with contextlib.suppress(sqlite3.Error):  # the commit is stored; `tidy` measures again
+            with suppress(sqlite3.Error):  # the commit is stored; `tidy` measures again
                 self.measure(log)
 
     def count_free(self) -> None:
@@ -313,7 +312,7 @@ class Engine:
     def close(self) -> None:
         """Finish pending housekeeping for at most a second, and close the file cleanly."""
         self._is_open = False
-        with contextlib.suppress(sqlite3.Error, StoreUnavailable):
+        with suppress(sqlite3.Error, StoreUnavailable):
             self.wipe(1.0)
         self._file.close()
 
@@ -542,7 +541,7 @@ class Engine:
         """Return keys and ids of the messages of a page, and whether there are more."""
         page: dict[int, str] = {}
         size_bytes = 0
-        with contextlib.closing(self._documents.by_creation(channel.id, before, after)) as documents:
+        with closing(self._documents.by_creation(channel.id, before, after)) as documents:
             for found in documents:
                 tracked = self._log.pinned.get(found.key)
                 if (tracked is not None and tracked.is_deleted) or found.key in self._whole.renamed:
@@ -655,7 +654,8 @@ class Engine:
         """Go on with the pending housekeeping for `limit_s` (`Store.wipe`)."""
         deadline_s = time.monotonic() + limit_s
         if self._is_wiping and not self._is_wal_empty:  # further deletions may put off the end of the wipe
-            self._checkpoint("TRUNCATE")
+            with suppress(sqlite3.Error, StoreUnavailable):  # `spare` tries it, too, and reports the error
+                self._checkpoint("TRUNCATE")
         if self._is_wipe_due:
             self._is_wipe_due, self._is_wiping = False, True
             self._log.start_wipe()
