@@ -27,7 +27,7 @@ BUDGETS = {
     "files in a folder of tenuto/": 23,
     "lines of interop/": 4_007,
     "lines of tests/": 62_118,
-    "lines of proof/ and bench/": 19_987,
+    "lines of proof/ and bench/": 19_996,
     "words of docs without decisions": 50_000,
     "words of decisions": 11_990,
     "words of the changelog": 1_500,

@@ -67,6 +67,11 @@ class Viewer(Actor):
         )
 
     @property
+    def is_busy(self) -> bool:
+        """Return whether it reads no bytes at present."""
+        return self._busy_s == float("inf")
+
+    @property
     def is_settled(self) -> bool:
         """Return whether its views are at the end of their logs."""
         return all(oracle.is_settled for oracle in self.oracles.values())
