@@ -554,8 +554,12 @@ class RouteSocket:
         try:
             await self.access.follow(channel, message_id, turn_format, receive, write)
         except TenutoError as error:
-            return for_peers(error).problem()
+            return self.problem(error)
         return None
+
+    def problem(self, error: TenutoError) -> dict[str, Json]:
+        """Return `error` as a problem object for the peer; paths of a store stay in the log."""
+        return for_peers(error).problem()
 
     def close(self, code: int, reason: str) -> None:
         """Close the socket; the wait of `handle` is cancelled. A second call has no effect."""

@@ -21,12 +21,12 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 53_169,
-    "lines of its kernel": 32_006,
+    "lines of tenuto/": 53_174,
+    "lines of its kernel": 32_010,
     "modules of tenuto/": 161,
     "files in a folder of tenuto/": 23,
-    "lines of interop/": 4_007,
-    "lines of tests/": 62_118,
+    "lines of interop/": 4_008,
+    "lines of tests/": 62_134,
     "lines of proof/ and bench/": 19_996,
     "words of docs without decisions": 50_000,
     "words of decisions": 11_990,

@@ -64,7 +64,7 @@ def network_address() -> str:
 
 
 class _Supervisor:
-    """One run of the demo."""
+    """One run of the demo; `started` and `echo` are as of `supervise`."""
 
     def __init__(self, task: ChildTask, started: Callable[[str | None], object], echo: Callable[[str], object]) -> None:
         self._task = task  # of the server; that of an agent has its name, too

@@ -574,11 +574,11 @@ async def _last_of(access: Access, asked: Asked, status: TurnStatus) -> Message:
 
 
 async def _brought(access: Access, channel: str, question: Message) -> list[Message]:
-    """Return the messages that the request of a question brought, which is the last one."""
+    """Return the messages that one request brought, oldest first; `question` is the last of them."""
     ids = {f"{question.id}.{number}" for number in range(MAX_EARLIER)}  # another person may have taken one
     first = await _found(access, channel, f"{question.id}.0")
     brought = [question]
-    limit = MAX_EARLIER if first is None else _MAX_READ  # others may have written at the same time
+    limit = MAX_EARLIER if first is None else _MAX_READ  # None: perhaps deleted; else people may have written between
     async for one in read_messages(access, channel, before=question.created, limit=limit):
         if one.id in ids and one.author == question.author:
             brought.append(one)
@@ -1053,7 +1053,8 @@ class _Socket:
                             self._lanes[lane.stream_id] = lane
                             lane.task = tasks.create_task(self._work(lane))
                     except TenutoError as error:
-                        await self._fail(_Lane(stream_id if isinstance(stream_id, str) else None), error.problem())
+                        lane = _Lane(stream_id if isinstance(stream_id, str) else None)
+                        await self._fail(lane, self._socket.problem(error))
                     finally:
                         del event  # it may be large, and the next one may come late
                 for lane in self._lanes.values():
@@ -1096,7 +1097,7 @@ class _Socket:
                     del event
                     await self._respond(lane, asked, after, is_new=is_new and not any(asked.of.start))
                 except TenutoError as error:
-                    await self._fail(lane, error.problem())
+                    await self._fail(lane, self._socket.problem(error))
                 except (OSError, TimeoutError):
                     raise  # the peer is gone
                 except Exception:
@@ -1167,7 +1168,7 @@ class _Socket:
         return found
 
     async def _steer(self, event: Json) -> None:
-        """Store further input for a response of this socket, and report it."""
+        """Store further input for a response of this socket and report it, or return it refused. Needs `_steering`."""
         previous = _text(event, "previous_response_id", param="previous_response_id")
         steer = _Steer(secrets.token_hex(16), previous[:1000], event.get("input"))
         lane, access = _Lane(), self._socket.access
@@ -1187,7 +1188,7 @@ class _Socket:
             parts = further_input(steer.input)
             if len(lane.steers) >= _MAX_WAITING:
                 raise TooMany(f"{_MAX_WAITING} inputs wait for this response already; send them later")
-            lane.steers.append(steer)
+            lane.steers.append(steer)  # before it is stored: the agent may take it in at once (`_Frames.frame`)
             stored = [one.asked.question for one in lane.steers if one.asked is not None]
             last = max([await _last_of(access, asked, status), *stored], key=lambda one: one.created)
             parent = UNSET if options.get(CONVERSATION) else last.id  # UNSET is the newest message
@@ -1197,10 +1198,10 @@ class _Socket:
         except TenutoError as error:
             with suppress(ValueError):
                 lane.steers.remove(steer)
-            is_unknown = isinstance(error, NotFound | Forbidden | InvalidName)  # or another person's
             code = "too_many_pending_steers" if isinstance(error, TooMany) else "invalid_input"
-            reason = unknown("response", previous) if is_unknown else error
-            await self._refuse(lane, steer, "response_not_found" if is_unknown else code, reason.detail)
+            if isinstance(error, NotFound | Forbidden | InvalidName):  # or another person's
+                code, error = "response_not_found", unknown("response", previous)
+            await self._refuse(lane, steer, code, self._socket.problem(error)["detail"])
 
     async def _report(self, lane: _Lane, name: str, steer: _Steer, **about: object) -> None:
         """Send the event `response.steer.{name}`, with the fields `about`. Failed input is returned in it."""

@@ -55,13 +55,13 @@ def by_stream(stream: object) -> Source | None:
 def by_first_event(event: object, option: str = "source") -> Source | None:
     """Return the source whose events have the form of `event`; None: it is a keep-alive.
 
-    Raises LocalError, with `option`, if there is none.
+    Raises LocalError if there is none. The errors of a source name `option`, the caller's option for it.
     """
     if get(event, "type") == KEEPALIVE:
         return None
     kind = _kind_of(event)
     if kind is SSEText:
-        return SSEText(is_certain=not isinstance(event, str), option=option)
+        return SSEText(is_certain=not isinstance(event, str), option=option)  # a `str` may be plain text after all
     if kind is PlainText:
         return PlainText(unnamed=option)
     if kind is None:

@@ -525,7 +525,7 @@ class Writing:
             await self._writer.part({"type": "text", "text": ""}, index=slot.index)
 
     async def _take_meta(self, meta: Meta) -> None:
-        """Note the facts of the stream; the message keeps a new response before its first text."""
+        """Note the facts of the stream; the message keeps the id of a new response before its first text."""
         self._model = meta.model or self._model
         if self.note_response is not None and meta.response_id not in (None, self.response_id):
             if self.response_id is not None:

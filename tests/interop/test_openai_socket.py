@@ -15,6 +15,7 @@ import pytest
 import websockets
 
 from tenuto import Identity, Turn
+from tenuto.core.errors import StoreUnavailable
 from tenuto.core.requests import CreateMessage
 from tenuto.hub.access.rates import ClientLimits, Rates
 from tenuto.interop import OpenAI
@@ -103,6 +104,21 @@ async def test_body_leaves_memory_while_its_turn_runs(
     await scene.served.until(lambda: [one() for one in bodies] == [None])
     scene.gate.set()
     await asking
+
+
+async def test_errors_of_the_store_name_no_path(scene: ClientScene, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with scene.client.responses.connect() as socket:
+        begun = await begun_on(socket)
+        failing = AsyncMock(side_effect=StoreUnavailable("store file /srv/chat.db fails"))
+        monkeypatch.setattr(scene.hub.store, "commit", failing)
+        await socket.response.steer(previous_response_id=begun[0].response.id, input="me")
+        steered = (await until(socket))[-1]
+        create = {"type": "response.create", "model": "bot", "input": "us", "stream_id": "b"}
+        await socket.send_raw(json.dumps(create))
+        refused = (await until(socket, lambda event: event.type == "error"))[-1]
+    assert "/srv" not in f"{steered}{refused}", (steered, refused)
+    assert "nothing of the request was stored" in f"{steered}"
+    assert "nothing of the request was stored" in f"{refused}"
 
 
 async def test_lanes_run_at_the_same_time(scene: ClientScene) -> None:

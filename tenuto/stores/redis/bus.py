@@ -402,7 +402,7 @@ def _check_files(server: BusServer) -> None:
 
 
 async def _address(server: BusServer) -> tuple[str, int]:
-    """Return the host and port of the server; a Sentinel knows them. Raises the failure of the last Sentinel."""
+    """Return the host and port of the server; a Sentinel, if any, knows them. Raises the last failure of one."""
     if server.service is None:
         return server.hosts[0]
     failure: Exception = StoreUnusable(f"bus {server.shown} has no server of this name; check the name in the bus URL")
