@@ -220,7 +220,7 @@ def requests_are_decided_on_arrival(patch: pytest.MonkeyPatch) -> None:
 )
 def the_wake_up_is_trusted(patch: pytest.MonkeyPatch) -> None:
     """A wake-up always reports the writes of another hub."""
-    edit(patch, Follower, "behind", {"_is_due(one, head)": "False"})
+    edit(patch, Follower, "behind", {"_is_due(one, serial, head)": "False"})
 
 
 @mutant(
