@@ -26,7 +26,7 @@ BUDGETS = {
     "modules of tenuto/": 161,
     "files in a folder of tenuto/": 23,
     "lines of interop/": 4_008,
-    "lines of tests/": 62_134,
+    "lines of tests/": 62_136,
     "lines of proof/ and bench/": 19_996,
     "words of docs without decisions": 50_000,
     "words of decisions": 11_990,

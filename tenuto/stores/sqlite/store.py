@@ -152,8 +152,8 @@ class StoreThread:
             wait_s = self._do_spare(is_idle=False)
 
     def _run(self, work: _Work[Any]) -> None:
-        """Run `work`, after the calls that pass it. These come from the queue once more, and do nothing then."""
-        while self._first:
+        """Run `work`, after the calls that pass it now. These come from the queue once more, and do nothing then."""
+        for _ in range(len(self._first)):  # not those that come meanwhile, which would put off `spare`
             self._first.popleft().run()
         work.run()
 
