@@ -30,7 +30,7 @@ from tenuto.core.deltas import Delta, InAnswer, TurnChanged
 from tenuto.core.errors import Forbidden, LocalError, TenutoError, TooMany, shown
 from tenuto.core.events import Cursor, parse_cursor
 from tenuto.core.model import Message
-from tenuto.hub.access.visitors import VisitorVerifier, visit_in
+from tenuto.hub.access.visitors import cookie_headers
 from tenuto.hub.hub import HubCore
 from tenuto.hub.writer import MessageWriter
 from tenuto.sources import named_source, pipe
@@ -220,7 +220,7 @@ class StreamResponse(Response):
         self._path = scope.get("app_root_path", scope.get("root_path", "")).rstrip("/") + self._path
         # a format of another client begins with the first character, because its chunks have no ids
         since = parse_cursor(requested.get("last-event-id", "")) if self._style != AI_SDK else None
-        cookie = visit_in(scope).headers if isinstance(hub.authenticate, VisitorVerifier) else []
+        cookie = cookie_headers(hub.authenticate, scope)
         self.raw_headers += [one for one in cookie if one not in self.raw_headers]
         if scope.get("method") == "HEAD":  # also of a link checker or a preview: it begins and finds no answer
             self._unname()

@@ -56,7 +56,7 @@ from tenuto.core.requests import Request as HubRequest
 from tenuto.core.turns import INTERRUPTED, newest_branch, versions_of
 from tenuto.hub.access.identity import Identity
 from tenuto.hub.access.identity import Scope as HubScope
-from tenuto.hub.access.visitors import VisitorVerifier, visit_in
+from tenuto.hub.access.visitors import cookie_headers
 from tenuto.hub.keep.archive import MAX_CONVERSATIONS, Conversation, read_conversations
 from tenuto.hub.keep.policies import narrowed
 from tenuto.hub.pending import Result, message_of
@@ -493,7 +493,7 @@ class RouteSocket:
         unhook = hub.on_drain(drain := partial(self.close, DRAINED, "draining"))
         self._credentials.watch(lambda: self.close(EXPIRED, "unauthenticated"))
         try:
-            headers = visit_in(self.access._scope).headers if isinstance(hub.authenticate, VisitorVerifier) else []
+            headers = cookie_headers(hub.authenticate, self.access._scope)
             await self._send({"type": "websocket.accept", "headers": headers})
             async with asyncio.timeout(max_s) as self._limit:
                 if self._closing is None and not hub.viewing.is_over:

@@ -39,7 +39,7 @@ class _Choice(TypedDict, total=False):
 
 
 class TurnRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The options that a client sends beside its message. A field that it has not sent is None, or empty.
+    """The options that a client sends beside its message. A field that it has not sent is `None`, or empty.
 
     The forms are those of OpenAI's Responses, whichever API the client uses. The handler decides which of the options
     it follows.

@@ -222,7 +222,7 @@ class Running:
 
     async def _request(self) -> TurnRequest:
         """Return the options of the client beside its message, with those of the `regenerate` that began this round."""
-        options = stored_options(self.message.meta, ())  # those in it, if the others may not be read
+        options = stored_options(self.message.meta, ())  # without the messages that it names, if they may not be read
         try:
             options |= await self._stored_options(self.message.meta)
             # only a turn that was begun again has an attempt above the first round

@@ -674,12 +674,13 @@ class Channel:
 
     def is_at(self, head: Head) -> bool:
         """Return whether the state in memory is at `head`."""
-        state = self.state
-        return head == (state.epoch, state.serial, state.floor, state.lives)
+        return head.serial == self.state.serial and self.is_past(head)
 
     def is_past(self, head: Head) -> bool:
         """Return whether the state in memory is at `head`, or further in the same epoch: it has moved since."""
-        return self.is_at(head._replace(serial=max(head.serial, self.state.serial)))
+        state = self.state
+        is_same = (head.epoch, head.floor, head.lives) == (state.epoch, state.floor, state.lives)
+        return is_same and head.serial <= state.serial
 
     async def _catch_up(self) -> None:
         """Bring the state up to the channel's head in the store.

@@ -303,8 +303,8 @@ class HookRunner:
                     async with self._room:
                         await self._deliver(channel, self._term)
                 except (Exception, asyncio.CancelledError) as error:
-                    task = asyncio.current_task()
-                    if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
+                    is_cancelled = isinstance(error, asyncio.CancelledError)
+                    if is_cancelled and (task := asyncio.current_task()) and task.cancelling():
                         raise  # otherwise the function has awaited another task, which was cancelled
                     self._log(channel, error, wait_s)
                     await asyncio.sleep(wait_s)

@@ -55,7 +55,7 @@ def by_stream(stream: object) -> Source | None:
 def by_first_event(event: object, option: str = "source") -> Source | None:
     """Return the source whose events have the form of `event`; None: it is a keep-alive.
 
-    Raises LocalError if there is none. The errors of a source name `option`, the caller's option for it.
+    Raises LocalError for another form. The errors of a source name `option`, the caller's option for it.
     """
     if get(event, "type") == KEEPALIVE:
         return None

@@ -33,7 +33,7 @@ from starlette.types import ASGIApp, Receive, Send
 
 from tenuto.core.errors import LocalError, TenutoError, shown
 from tenuto.hub.access.identity import Scope, header
-from tenuto.hub.access.visitors import VisitorVerifier, visit_in
+from tenuto.hub.access.visitors import VisitorVerifier, cookie_headers, visit_in
 from tenuto.hub.hub import HubCore
 from tenuto.transports.codec import GUARDS, MISUSED, Headers, unexpected
 from tenuto.transports.http import no_such_method, no_such_path, problem_response, routes
@@ -92,10 +92,7 @@ class App:
 
     def added_headers(self, scope: Scope) -> Headers:
         """Return the headers for CORS, and for the cookie of a visitor, of a response that bypasses the middleware."""
-        return [*self._cors(scope), *self._cookie(scope)]
-
-    def _cookie(self, scope: Scope) -> Headers:
-        return visit_in(scope).headers if isinstance(self.hub.authenticate, VisitorVerifier) else []
+        return [*self._cors(scope), *cookie_headers(self.hub.authenticate, scope)]
 
     def _cors(self, scope: Scope) -> Headers:
         origin, cors = header(scope, b"origin"), self._plain
@@ -156,7 +153,7 @@ class App:
             async def send_begun(message: MutableMapping[str, Any]) -> None:
                 begin()
                 if message["type"] == "http.response.start":
-                    headers = [*message.get("headers", ()), *self._cookie(scope)]
+                    headers = [*message.get("headers", ()), *cookie_headers(self.hub.authenticate, scope)]
                     known = {name for name, _ in headers}
                     message = {**message, "headers": headers + [one for one in GUARDS if one[0] not in known]}
                 await send(message)

@@ -588,7 +588,7 @@ class Session:
         if has_read or (self._pending and self.is_full):
             self.last_received_s, self._beats = now_s, 0
         self._beats += 1
-        # only after two pings: while the event loop is blocked, the peer gets none to which it could respond
+        # only after two pings: while the event loop is blocked, the peer gets no ping to respond to
         if (
             self._beats > 2
             and now_s - self.last_received_s >= SILENCE_S

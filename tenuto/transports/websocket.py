@@ -20,7 +20,7 @@ from starlette.types import Message, Receive, Send
 
 from tenuto.core.errors import Busy, InvalidRequest, TenutoError, TooMany, Unauthenticated
 from tenuto.hub.access.identity import Scope, header
-from tenuto.hub.access.visitors import VisitorVerifier, visit_in
+from tenuto.hub.access.visitors import cookie_headers, visit_in
 from tenuto.hub.hub import HubCore
 from tenuto.transports.access import Credentials, check_serving, identify, known_identity
 from tenuto.transports.codec import (
@@ -105,13 +105,9 @@ class Sockets:
     async def serve(self, credentials: Credentials, scope: Scope, receive: Receive, send: Send) -> None:
         """Accept the socket, and run it until its end."""
         try:
-            accepted: Message = {
-                "type": "websocket.accept",
-                "subprotocol": SUBPROTOCOL if scope.get("subprotocols") else None,
-            }
-            if isinstance(self._hub.authenticate, VisitorVerifier):
-                accepted["headers"] = visit_in(scope).headers
-            await send(accepted)
+            subprotocol = SUBPROTOCOL if scope.get("subprotocols") else None
+            headers = cookie_headers(self._hub.authenticate, scope)
+            await send({"type": "websocket.accept", "subprotocol": subprotocol, "headers": headers})
             socket = Socket(self._hub, credentials, send, self._unauthenticated)
             self._open.add(socket)
             slot = self._heartbeats.add(socket, int(PING_S))
@@ -159,7 +155,7 @@ class Socket:
     sender: Sender = field(init=False)
     session: Session = field(init=False)
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
-    _tasks: set[asyncio.Task[None]] | None = None  # None: there are none
+    _tasks: set[asyncio.Task[None]] | None = None  # None: no task runs
     _room: asyncio.Future[None] | None = None  # done when another frame may be received; None: no wait for that
     _pause_s: float = 0.0  # pause before the next frame is received
     _is_renewing: bool = False  # an `auth` frame is being verified

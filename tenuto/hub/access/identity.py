@@ -91,7 +91,7 @@ class Identity(Struct, frozen=True, kw_only=True):
     def patterns(self, *capabilities: str) -> list[str]:
         """Return the patterns of channels on which one of `capabilities` is granted, for a list of channels.
 
-        Raises Forbidden if there is none, and without `may_list`.
+        Raises Forbidden if the identity has no such pattern, and without `may_list`.
         """
         if not self.may_list:
             raise Forbidden(f"{self._name()} may not list channels; give it an identity that `authenticate` returns")

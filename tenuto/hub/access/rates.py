@@ -171,8 +171,8 @@ UNCOUNTED = OpenBody()  # the open body of a client whose traffic is not limited
 class Rates:
     """Counts the requests, bytes, open bodies, signals, connections and new channels of clients.
 
-    A call that raises TooMany leaves the counts as they are. A new id costs a visitor nothing, so all that is counted
-    for a visitor counts for its address, too.
+    A call that raises TooMany leaves the counts as they are. A visitor gets a new id for free, so each count of a
+    visitor is one of its address, too.
     """
 
     limits: ClientLimits = ClientLimits()

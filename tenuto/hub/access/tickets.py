@@ -51,7 +51,7 @@ class Keyed:
         self._keys = list(keys) if self.generated is None else [self.generated]
 
     async def share_key(self, store: Store) -> None:
-        """Use the key in `store`, and keep the generated one there if there is none. Raises StoreUnavailable."""
+        """Use the key in `store`, and keep the generated one there if it has no key. Raises StoreUnavailable."""
         if self.generated is None or (store.is_exclusive and not self.keeps_key_always):
             return
         # of two hubs that start on a new store at the same moment, one keeps its key

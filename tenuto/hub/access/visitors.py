@@ -196,6 +196,11 @@ def check_person(identity: object) -> None:
         )
 
 
+def cookie_headers(authenticate: object, scope: MutableMapping[str, Any]) -> list[tuple[bytes, bytes]]:
+    """Return the headers that set the cookie of a new visitor; an empty list unless `visitors()` authenticates."""
+    return visit_in(scope).headers if isinstance(authenticate, VisitorVerifier) else []
+
+
 def _purpose(kind: str) -> str:
     return f"visitor {kind}"
 

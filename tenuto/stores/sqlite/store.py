@@ -152,7 +152,7 @@ class StoreThread:
             wait_s = self._do_spare(is_idle=False)
 
     def _run(self, work: _Work[Any]) -> None:
-        """Run `work`, after the calls that pass it now. These come from the queue once more, and do nothing then."""
+        """Run `work`, after the calls that pass it now. These come from the queue once more, without effect."""
         for _ in range(len(self._first)):  # not those that come meanwhile, which would put off `spare`
             self._first.popleft().run()
         work.run()
@@ -227,7 +227,7 @@ def _carried_out(
 
     It raises `late` if the call began and did not end in time, and StoreUnusable for rows of an impossible form.
     """
-    # In a call that writes, only SQLite's error that names a damaged table or index: others are mistakes of the caller.
+    # In a call that writes, only SQLite's error that names a damaged table or index: the caller made other ones.
     damage = (UnicodeDecodeError,) if late is CommitUnknown else DAMAGE
 
     @wraps(method)

@@ -15,7 +15,7 @@ from tests.browser.tab import TIMEOUT_MS
 from tests.demo.test_page import answer_of, until_length, visiting
 from tests.processes import Server
 
-# The death of the server at each moment, and the others at one.
+# The death of the server at each moment, and each other button at one.
 CASES = [
     *(("kill", moment) for moment in ("before the first word", "in code", "after the end")),
     *[("reload", "after the end"), ("window", "in code")],
