@@ -21,8 +21,8 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 53_174,
-    "lines of its kernel": 32_010,
+    "lines of tenuto/": 53_173,
+    "lines of its kernel": 32_009,
     "modules of tenuto/": 161,
     "files in a folder of tenuto/": 23,
     "lines of interop/": 4_008,
