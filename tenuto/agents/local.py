@@ -46,11 +46,13 @@ class LocalAgent:
         self.free = slots
         self._hub = hub
         self._agent = agent
+        self._open: dict[tuple[str, str], AssignedTurn] = {}  # turns that are not over, by channel and message
         self._running: dict[str, dict[str, Running]] = {}  # by channels and messages
 
     def start(self) -> None:
         """Take turns from now on, because the hub has started."""
         self.free = self.slots
+        self._open.clear()
         self._running.clear()
         self._hub.runtime.scheduler.register(self)
         self._hub.on_drain(self._leave)
@@ -63,10 +65,14 @@ class LocalAgent:
 
     def begin(self, turn: AssignedTurn) -> None:
         """Begin the turn (`Worker.begin`)."""
+        self._open[turn.channel, turn.message_id] = turn
         self._hub.runtime.tasks.start_job(self._run(turn, asyncio.get_running_loop().time()))
 
     def ended(self, turn: AssignedTurn, state: str) -> None:
         """Stop the handler of a turn that ended elsewhere (`Worker.ended`)."""
+        key = (turn.channel, turn.message_id)
+        if key in self._open and self._open[key].generation == turn.generation:
+            del self._open[key]
         running = self._running.get(turn.channel, {}).get(turn.message_id)
         if running is not None and running.generation == turn.generation:
             running.stop(is_lost=state == "lost")
@@ -74,9 +80,10 @@ class LocalAgent:
     async def _run(self, turn: AssignedTurn, claimed_s: float) -> None:
         backend = LocalBackend(self._hub, self.name, turn.generation, claimed_s)
         running = None
+        key = (turn.channel, turn.message_id)
         try:
             message = await patiently(lambda: find(backend, turn.channel, turn.message_id))
-            if message is None:
+            if message is None or self._open.get(key) is not turn:  # it ended meanwhile
                 return
             running = Running(self._agent, backend, turn.channel, message, turn.generation, tries=turn.tries)
             self._running.setdefault(turn.channel, {})[turn.message_id] = running
@@ -84,6 +91,8 @@ class LocalAgent:
             if state is not None:
                 await self._end(turn._replace(unheard=running.unheard), state)
         finally:
+            if self._open.get(key) is turn:
+                del self._open[key]
             if self._hub.is_draining and (running is None or running.may_be_handed_over):
                 await self._hand_over(turn)
             turns = self._running.get(turn.channel, {})

@@ -498,6 +498,33 @@ async def test_the_options_of_a_regenerate_outlive_the_process_that_had_its_turn
 
 
 @virtually
+async def test_no_handler_begins_for_a_turn_that_ended_while_its_message_was_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read, may_read = LocalBackend.read, asyncio.Event()
+    begun: list[str] = []
+
+    async def slow(self: LocalBackend, channel: str, message_id: str) -> tuple[Message, str]:
+        await may_read.wait()
+        return await read(self, channel, message_id)
+
+    async def bot(turn: Turn) -> None:
+        begun.append(turn.text)
+        async with turn.reply() as message:
+            await message.append("whole")
+
+    monkeypatch.setattr(LocalBackend, "read", slow)
+    hub = await hub_asked(bot, 1)
+    await hub.delete_channel("chat:1")
+    await hub.create("chat:1", id="m1", text="again")
+    await asyncio.sleep(1)
+    may_read.set()
+    await until_over(hub, 1)
+    await asyncio.sleep(1)
+    assert begun == ["again"]
+
+
+@virtually
 async def test_a_new_answer_has_the_options_of_the_question_if_those_of_its_regenerate_were_removed(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
