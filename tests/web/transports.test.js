@@ -90,6 +90,36 @@ describe("a proxy that buffers", () => {
   })
 })
 
+describe("a slow network", () => {
+  test("brings a long event in a stream, whose pieces are seen, after a WebSocket was silent since its opening", async (t) => {
+    const { w, channel } = channelOf(t)
+    w.socket.open()
+    w.socket.ok("attach")
+    w.pass(14_000)
+    assert.equal(w.client.status.transport, "sse")
+    await w.source.open()
+    await w.source.receive(attached(1))
+    const text = "long".repeat(20)
+    const event = `event: message.update\ndata: ${JSON.stringify(update(message("m", 1, text)))}\nid: e:1\n\n`
+    for (let at = 0; at < event.length; at += 40) {
+      w.pass(4_999)
+      await w.source.write(event.slice(at, at + 40))
+    }
+    assert.deepEqual([w.client.status.transport, w.sources.length, texts(channel)], ["sse", 1, [text]])
+  })
+
+  test("that falls silent within a long event is left for a long poll after 5 s", async (t) => {
+    const { w } = channelOf(t)
+    w.socket.drop()
+    await w.source.open()
+    await w.source.write("event: message.update\ndata: {")
+    w.pass(4_999)
+    assert.equal(w.client.status.transport, "sse")
+    w.pass(1)
+    assert.equal(w.client.status.transport, "poll")
+  })
+})
+
 describe("a better transport", () => {
   async function polling(t) {
     const { w } = channelOf(t)

@@ -57,7 +57,7 @@ export const POLL = overHttp("poll", 25_000 + OPEN_MS) // a poll is silent for 2
 /** @internal */
 export class Connection {
   isOpen = false
-  isBuffered = false // True: a proxy holds the stream back
+  isBuffered = false // True: soon after the opening a proxy holds the stream back, or one long event takes all of the time
   isReached = false // True: the server has responded, perhaps with a refusal
   attempt = 0
   /** @type {number | null} time of the next attempt, in milliseconds since 1970 */
@@ -93,7 +93,7 @@ export class Connection {
   start() {
     this.#retry = undefined
     this.retryAt = null
-    this.isReached = false
+    this.isReached = this.isBuffered = false
     const token = this.transport.Socket ? undefined : this.client.token.get()
     if (!(token instanceof Promise)) return this.#dial(token)
     const dial = this.#dials
@@ -183,7 +183,8 @@ export class Connection {
     const left_ms = this.#receivedAt + (this.isOpen ? this.transport.silence_ms : OPEN_MS) - this.client.now()
     if (left_ms > 0) this.#timer = setTimeout(() => this.#watch(), left_ms)
     else {
-      this.isBuffered = true // True: some proxies hold back even the headers
+      // some proxies hold back even the headers; silence after a longer life means that the network is away
+      this.isBuffered = !this.isOpen || this.client.now() - this.#openedAt < 2 * this.transport.silence_ms
       this.fail()
     }
   }

@@ -10,7 +10,7 @@ import { refused, request } from "./http.js"
 /** @typedef {{ type: string, data: string, id: string | undefined }} StreamEvent */
 
 const PING_S = 4
-// time for the first batch after the headers; if it takes longer, a proxy buffers the stream
+// longest silence before the end of the first batch; if it takes longer, a proxy buffers the stream
 const FIRST_BATCH_MS = 5_000
 
 /** @param {import("./connection.js").Connection} connection @param {string | undefined} token @param {AbortController} stop */
@@ -18,23 +18,29 @@ export function dial(connection, token, stop) {
   const { client } = connection
   const channel = /** @type {import("./channel.js").Channel<any, any>} */ (connection.channel)
   const { limit, cursor } = channel
-  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  /** @type {ReturnType<typeof setTimeout> | undefined} until the end of the first batch */
   let buffered
-  stop.signal.addEventListener("abort", () => clearTimeout(buffered))
+  const watch = () => {
+    clearTimeout(buffered)
+    buffered = setTimeout(() => {
+      connection.isBuffered = true
+      connection.fail()
+    }, FIRST_BATCH_MS)
+  }
+  stop.signal.addEventListener("abort", () => (buffered = void clearTimeout(buffered)))
   channel.attaching()
 
   /** @param {StreamEvent} event */
   const receive = ({ type, data, id }) => {
     if (stop.signal.aborted) return // an event before this one has ended the connection
-    if (type === "" || type === "ping") connection.received()
-    else if (type === "bye") {
+    if (type === "bye") {
       if (data !== '"unauthenticated"' || !client.tokenRefused(token, true)) connection.fail()
-    } else {
+    } else if (type !== "ping") {
       connection.receive(data, (event) => {
         if (type === "you") channel.attached(event)
         else channel.receive({ cursor: id, events: [event] }, data, connection)
       })
-      if (id) clearTimeout(buffered)
+      if (id) buffered = void clearTimeout(buffered)
     }
   }
 
@@ -43,15 +49,14 @@ export function dial(connection, token, stop) {
     const response = await request(client, "GET", channel.name, "events", { query, token, signal: stop.signal })
     if (!response.body) throw refusal("not_tenuto", `${client.base} sent status ${response.status} without a stream: correct its address`)
     connection.opened()
-    buffered = setTimeout(() => {
-      connection.isBuffered = true
-      connection.fail()
-    }, FIRST_BATCH_MS)
+    watch()
     const parse = eventParser(receive)
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader()
     for (;;) {
       const { done, value } = await reader.read()
       if (done) return connection.fail()
+      connection.received() // a long event comes in pieces, and a slow network takes minutes for it
+      if (buffered) watch()
       parse(value)
     }
   }
@@ -63,8 +68,8 @@ export function dial(connection, token, stop) {
 }
 
 /**
- * Return a function that takes pieces of an event stream and calls `receive` for each event, and with the type "" for
- * each comment. An event holds its own `id` only: the protocol sends one where a batch ends.
+ * Return a function that takes pieces of an event stream and calls `receive` for each event. An event holds its own `id`
+ * only: the protocol sends one where a batch ends.
  * @param {(event: StreamEvent) => void} receive
  */
 export function eventParser(receive) {
@@ -79,7 +84,7 @@ export function eventParser(receive) {
     lines[0] = rest + lines[0]
     rest = /** @type {string} */ (lines.pop())
     for (const raw of lines) {
-      const line = raw.endsWith("\r") ? raw.slice(0, -1) : raw
+      const line = raw.replace(/\r$/, "")
       if (!line) {
         const event = { type: type || "message", data: data.join("\n"), id }
         const isEvent = data.length > 0
@@ -90,8 +95,7 @@ export function eventParser(receive) {
         continue
       }
       const [, name, value] = /^([^:]*):? ?(.*)$/s.exec(line) ?? []
-      if (!name) receive({ type: "", data: "", id: undefined })
-      else if (name === "event") type = value
+      if (name === "event") type = value
       else if (name === "data") data.push(value)
       else if (name === "id") id = value
     }
