@@ -415,11 +415,11 @@ export class Client extends Observable {
   }
 }
 
-/** @param {string} url */
+/** @param {string} [url] without one, "//" is refused as any invalid address is */
 function baseOf(url) {
   try {
-    return new URL(url, globalThis.location?.href).href.replace(/\/+$/, "")
+    return new URL(url ?? "//", globalThis.location?.href).href.replace(/\/+$/, "")
   } catch {
-    throw refusal("invalid_request", `connect() needs an absolute \`url\` outside of a page, got "${url}": call it in the browser only`)
+    throw refusal("invalid_request", `connect({ url }) needs the address of a hub, absolute outside of a page, got "${url}": pass it, in the browser only`)
   }
 }
