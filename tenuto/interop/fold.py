@@ -128,6 +128,7 @@ class Part:
 class Answer:
     """One answer of the turn."""
 
+    id: str  # of the message
     head: Message  # as it was opened, without parts
     parts: list[Part] = field(default_factory=list)
     status: str = "streaming"
@@ -136,11 +137,6 @@ class Answer:
     ended_at: int = 0  # time of its last end, in ms
     is_replaced: bool = False  # the next attempt could not take it over, and has another answer in its place
     is_rewritten: bool = False  # a part that grows was removed, or got another type after a reader had it
-
-    @property
-    def id(self) -> str:
-        """Return the id of the message."""
-        return self.head.id
 
     def attempts_in(self, count: int) -> int:
         """Return the number of superseded attempts among the first `count` parts."""
@@ -293,7 +289,7 @@ class TurnFold:
         """Apply a delta of the turn, and return the parts that it has changed."""
         match delta:
             case InAnswer(message_id, MessageOpened(message)):
-                self._by_id[message_id] = Answer(message, meta=message.meta)
+                self._by_id[message_id] = Answer(message_id, message, meta=message.meta)
                 self.answers.append(self._by_id[message_id])
                 self._note_replaced()
             case InAnswer(message_id, inner):

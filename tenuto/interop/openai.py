@@ -150,12 +150,11 @@ class OpenAI:
         access = await self._hub.authorize(request.scope)
         body = await body_of(access, request, SHORTER)
         asked = await self._begin_response(access, body, request.headers.get("idempotency-key"))
-        if body.get("stream") is True:
-            return _streamed(access, TurnEvents(asked))
-        if body.get("background") is True:
+        is_streamed = body.get("stream") is True
+        if body.get("background") is True and not is_streamed:
             return json_response(response_of(*await turn_of(access, asked.of)))
         del body  # it may be large, and the turn may take long
-        return await whole_response(access, request, TurnEvents(asked))
+        return await respond(access, request, TurnEvents(asked), is_streamed=is_streamed)
 
     async def _complete(self, request: Request) -> Response:
         """Begin a channel with the messages, and respond with the completion."""
@@ -164,11 +163,10 @@ class OpenAI:
         given = given_in_chat(body)
         body.pop("previous_response_id", None)  # this API has no such field
         asked = await self._begin(access, body, given, request.headers.get("idempotency-key"))
-        if body.get("stream") is True:
-            has_usage = (body.get("stream_options") or {}).get("include_usage") is True
-            return _streamed(access, ChatStream(asked, has_usage=has_usage))
+        is_streamed = body.get("stream") is True
+        has_usage = is_streamed and (body.get("stream_options") or {}).get("include_usage") is True
         del body, given  # they may be large, and the turn may take long
-        return await whole_response(access, request, ChatStream(asked))
+        return await respond(access, request, ChatStream(asked, has_usage=has_usage), is_streamed=is_streamed)
 
     async def _begin_response(self, access: Access, body: Json, key: str | None = None) -> Asked:
         """Begin the response that a request asks for (`_begin`)."""
@@ -304,7 +302,6 @@ class OpenAI:
         for call, one in list(given.outputs.items()):
             place, part = calls[call]
             if call in open_calls:
-                access.check(of.channel, "command")
                 with suppress(AlreadyAnswered):
                     await access.reply(of.channel, open_calls[call], data=one["data"]["output"])
             elif status.state == "over" and not has_result(part):
@@ -354,7 +351,7 @@ class OpenAI:
                 await access.command(asked.of.channel, "cancel", target=asked.of.message_id)
         events = TurnEvents(asked)
         events.is_cancelled = True
-        return await whole_response(access, request, events)
+        return await respond(access, request, events)
 
     async def _response_in(self, request: Request, *needs: str) -> tuple[Access, Asked, TurnStatus]:
         """Return the access of the caller, the response that the path names, and its turn."""
@@ -531,8 +528,12 @@ async def _items_of(access: Access, of: Reference, param: str | None = None) -> 
     return [*input_items(of.channel, asked.question), *response_of(asked, status)["output"]]
 
 
-async def whole_response(access: Access, request: Request, events: TurnEvents) -> Response:
-    """Return the response in one piece when the turn has ended."""
+async def respond(access: Access, request: Request, events: TurnEvents, *, is_streamed: bool = False) -> Response:
+    """Return the stream of a response whose question is stored, else the response when the turn has ended."""
+    if is_streamed:
+        stream = access.stream(events.of.channel, events.of.message_id, events)
+        stream.problem_form = lambda problem: {"error": error_of({**problem, "response_id": events.of.id()})}
+        return stream
     events.after = 2 * ASKING  # the other events are not made
     headers = {"cache-control": "no-cache, no-transform", "x-should-retry": "false"}  # else the SDK asks again
     try:
@@ -544,13 +545,6 @@ async def whole_response(access: Access, request: Request, events: TurnEvents) -
         return JSONResponse({"error": error_of(problem)}, error.status, headers)
     status, body = events.whole()
     return Response(encode(body), status, headers, "application/json")
-
-
-def _streamed(access: Access, events: TurnEvents) -> Response:
-    """Return the stream of a response whose question is stored."""
-    response = access.stream(events.of.channel, events.of.message_id, events)
-    response.problem_form = lambda problem: {"error": error_of({**problem, "response_id": events.of.id()})}
-    return response
 
 
 async def _found(access: Access, channel: str, id: str) -> Message | None:
@@ -643,7 +637,6 @@ async def with_references(access: Access, items: object, into: Reference | None,
     for of, ids in named.items():
         stored: list[Json] = []
         with suppress(Forbidden, InvalidName, NotFound):  # another person's item is unknown
-            access.check(of.channel, "history")
             stored = [item for item in await _items_of(access, of, param) if item["id"] in ids]
         if strange := ids - {item["id"] for item in stored}:
             raise unknown("item", min(strange), param)

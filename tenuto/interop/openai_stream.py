@@ -220,19 +220,16 @@ _FUNCTION: Json = dict.fromkeys(("description", "parameters", "strict"))  # opti
 def usage(answers: list[Answer]) -> Json | None:
     """Return the tokens that the answers name in `meta.usage` at their ends; None if they name none."""
     found = [got for one in answers if one.status != "streaming" and isinstance(got := one.meta.get("usage"), dict)]
-
-    def total(name: str) -> int:
-        return sum(one[name] for one in found if isinstance(one.get(name), int))
-
     if not found:
         return None
-    given, written = total("input_tokens"), total("output_tokens")
+    names = ("input_tokens", "output_tokens", "total_tokens", "cached_tokens", "reasoning_tokens")
+    total = {name: sum(one[name] for one in found if isinstance(one.get(name), int)) for name in names}
     return {
-        "input_tokens": given,
-        "output_tokens": written,
-        "total_tokens": total("total_tokens") or given + written,
-        "input_tokens_details": {"cached_tokens": total("cached_tokens")},
-        "output_tokens_details": {"reasoning_tokens": total("reasoning_tokens")},
+        "input_tokens": total["input_tokens"],
+        "output_tokens": total["output_tokens"],
+        "total_tokens": total["total_tokens"] or total["input_tokens"] + total["output_tokens"],
+        "input_tokens_details": {"cached_tokens": total["cached_tokens"]},
+        "output_tokens_details": {"reasoning_tokens": total["reasoning_tokens"]},
     }
 
 
