@@ -478,7 +478,8 @@ class UIStream(EventStream):
         value, tool = part.value, self._tools.get(part)
         text, state = text_of(value), value.get("state")
         if tool is None:
-            shown, is_own = self._page.take_call(value["call"]), value["name"] in self._release.browser_tools
+            known, is_own = self._page.calls.get(value["call"]), value["name"] in self._release.browser_tools
+            shown = known.popleft() if known else {}
             stage = _STAGES.get(shown.get("state", ""), 0)
             if stage:
                 self._steps[part] = 0
@@ -615,9 +616,9 @@ class PageParts:
     def __init__(self, page: Json | None) -> None:
         self.id: str | None = page["id"] if page is not None else None
         parts = page["parts"] if page is not None else []
-        self._calls: dict[str, deque[Json]] = {}  # by id, which later calls may have again
+        self.calls: dict[str, deque[Json]] = {}  # those that were not taken, by id, which later calls may have again
         for one in filter(is_tool, parts):
-            self._calls.setdefault(one["toolCallId"], deque()).append(one)
+            self.calls.setdefault(one["toolCallId"], deque()).append(one)
         self._texts = {
             kind: deque(one["text"] for one in parts if one["type"] == kind and one["text"])
             for kind in ("text", "reasoning")
@@ -641,13 +642,8 @@ class PageParts:
         return sent
 
     def others(self) -> tuple[bool, bool]:
-        """Return whether the page has a text, and a call, that was not taken (`take_length`, `take_call`)."""
-        return any(self._texts.values()), any(self._calls.values())
-
-    def take_call(self, id: str) -> Json:
-        """Take the page's part of the next call with this id; an empty one without it."""
-        known = self._calls.get(id)
-        return known.popleft() if known else {}
+        """Return whether the page has a text, and a call, that was not taken."""
+        return any(self._texts.values()), any(self.calls.values())
 
     def known(self, chunk: Json) -> Json:
         """Return `chunk` with the value that the page has of its part; an empty one without it."""

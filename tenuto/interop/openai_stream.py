@@ -411,7 +411,7 @@ class TurnEvents(EventStream):
             waits = asked.get(part) and not self._has_ended(part)  # its approval has its place until then
             if self._part is None and not waits:
                 if self._items and is_split and self.position > self._seen:
-                    self.rest = self._reference(part)._replace(steers=self.steers)
+                    self.rest = self.of.at(part.place, part.attempt)._replace(steers=self.steers)
                     return
                 self.position = max(self.position, (self._turn.attempts(part.place[0]) + part.attempt) * ATTEMPT_ROOM)
                 self._open(kind, part)
@@ -447,12 +447,9 @@ class TurnEvents(EventStream):
         return part.place >= self.of.start or (part.place[0] == self.of.start[0] and part.attempt > self.of.attempt)
 
     def _item(self, kind: str, part: Part, text: str, state: str) -> Json:
-        item = item_of(kind, part.value, text, self._reference(part), state=state)
+        item = item_of(kind, part.value, text, self.of.at(part.place, part.attempt), state=state)
         group = self._own_tools[part.value["name"]]["namespace"] if kind in CALLS else None
         return item if group is None else {**item, "namespace": group}
-
-    def _reference(self, part: Part) -> Reference:
-        return self.of.at(part.place, part.attempt)
 
     def _grow(self, part: Part) -> None:
         """Send the new text that the reader lacks, except a superseded part's; each character counts as one event."""
@@ -527,8 +524,9 @@ class TurnEvents(EventStream):
         ]
 
     def _approval(self, part: Part, id: str) -> Json:
-        item = {"id": self._reference(part)._replace(question=id).id("mcpr_"), "type": "mcp_approval_request"}
-        return {**item, "arguments": part.text(), "name": part.value["name"], "server_label": SERVER}
+        of = self.of.at(part.place, part.attempt)._replace(question=id)
+        about = {"arguments": part.text(), "name": part.value["name"], "server_label": SERVER}
+        return {"id": of.id("mcpr_"), "type": "mcp_approval_request", **about}
 
     def _end(self) -> None:
         """End the response if its turn has ended, waits for the caller's next request, or goes on in another response.
