@@ -108,7 +108,6 @@ def _block(part: object) -> Json | None:
 def _folded(events: Iterable[Json]) -> list[Json]:
     """Return the messages that a client builds from `events`."""
     messages: dict[str, Json] = {}
-    calls: dict[str, Json] = {}
     for event in events:
         match event:
             case {"type": "TEXT_MESSAGE_START" | "REASONING_MESSAGE_START", "messageId": id, "role": role}:
@@ -116,11 +115,11 @@ def _folded(events: Iterable[Json]) -> list[Json]:
             case {"type": "TEXT_MESSAGE_CONTENT" | "REASONING_MESSAGE_CONTENT", "messageId": id, "delta": text}:
                 messages[id]["content"] = messages[id].get("content", "") + text
             case {"type": "TOOL_CALL_START", "toolCallId": id, "toolCallName": name, "parentMessageId": parent}:
-                calls[id] = {"id": id, "type": "function", "function": {"name": name, "arguments": ""}}
+                call = {"name": name, "arguments": ""}
                 owner = messages.setdefault(parent, {"id": parent, "role": "assistant"})
-                owner.setdefault("toolCalls", []).append(calls[id])
-            case {"type": "TOOL_CALL_ARGS", "toolCallId": id, "delta": text}:
-                calls[id]["function"]["arguments"] += text
+                owner.setdefault("toolCalls", []).append({"id": id, "type": "function", "function": call})
+            case {"type": "TOOL_CALL_ARGS", "delta": text}:  # of the call that began last
+                call["arguments"] += text
             case {"type": "TOOL_CALL_RESULT", "messageId": id}:
                 names = ("toolCallId", "role", "content", "metadata")
                 messages[id] = {"id": id, **{name: event[name] for name in names if name in event}}
