@@ -661,11 +661,8 @@ def approval_of(part: Json, release: Release) -> Json | None:
     """Return the reply to the approval of a stored call, if the release shows it. A denied call always has a reply."""
     if release.version < 6:
         return None
-    stored = part.get("approval")
-    if isinstance(stored, dict) and isinstance(stored.get("id"), str) and isinstance(stored.get("approved"), bool):
-        reason = {"reason": stored["reason"]} if isinstance(stored.get("reason"), str) else {}
-        return {"id": stored["id"], "approved": stored["approved"], **reason}
-    return {"id": part["call"], "approved": False} if part.get("state") == "denied" else None
+    denied = {"id": part["call"], "approved": False} if part.get("state") == "denied" else None
+    return part.get("approval", denied)  # no request and no writer sets this field: the core has made or checked it
 
 
 def result_of(part: Json, release: Release) -> Json:
