@@ -482,7 +482,7 @@ class AGUIStream(EventStream):
             self._result(part)
         for id in questions:
             self._custom("tenuto.question", id, {"id": id, **self._turn.question(id)})
-        if not self.is_over and (self._turn.is_over or self.ended or self._turn.is_gone()):
+        if self._turn.is_over or self.ended or self._turn.is_gone():
             self._finish()
         return self._taken()
 

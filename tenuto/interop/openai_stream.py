@@ -292,9 +292,8 @@ class TurnEvents(EventStream):
             for name in () if self.position else ("created", "in_progress"):
                 self._put(f"response.{name}", response=self._response("in_progress", []))
             self._fold(deltas)
-            if not self.is_over:
-                self._walk(is_split=self.steers > 0)
-                self._end()
+            self._walk(is_split=self.steers > 0)
+            self._end()
         return self._taken()
 
     def _fold(self, deltas: Sequence[TurnDelta]) -> None:
@@ -454,8 +453,6 @@ class TurnEvents(EventStream):
     def _grow(self, part: Part) -> None:
         """Send the new text that the reader lacks, except a superseded part's; each character counts as one event."""
         text = part.take()
-        if not text:
-            return
         begins, self.position = self.position, self.position + len(text)
         missing = text[max(0, self.after + 1 - begins) :]
         if missing and not self._is_lost(part):
