@@ -25,7 +25,7 @@ from starlette.types import Receive, Scope, Send
 
 from tenuto.agents.history import CACHED, OUTPUT, PARTICIPANT, leading_to
 from tenuto.agents.request import options_in, own_tools, tools_in
-from tenuto.core.decide_owners import check_may_change
+from tenuto.core.decide import check_may_change
 from tenuto.core.deltas import (
     Delta,
     InAnswer,

@@ -20,7 +20,7 @@ from tenuto.agents.backend import Backend, Watch, find, patiently
 from tenuto.agents.request import TurnRequest, turn_request
 from tenuto.agents.steps import Allowance
 from tenuto.agents.turn import LeftAnswer, OnCrash, TakenUp, Turn
-from tenuto.core.decide_owners import CRASHED
+from tenuto.core.decide import CRASHED
 from tenuto.core.errors import (
     AlreadyAnswered,
     Deleted,

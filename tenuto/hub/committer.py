@@ -26,8 +26,7 @@ from typing import NamedTuple, TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tenuto.core.decide import decide, plain_append
-from tenuto.core.decide_owners import stored_renewal
+from tenuto.core.decide import decide, plain_append, stored_renewal
 from tenuto.core.document import Document, document
 from tenuto.core.draft import Decision, Draft
 from tenuto.core.errors import Busy, Draining, StoreUnavailable, TenutoError

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 from msgspec.structs import replace
 
-from tenuto.core.decide_owners import GIVEN_BACK_MS
+from tenuto.core.decide import GIVEN_BACK_MS
 from tenuto.core.errors import Fenced, Finished, NotWriter, TooMany
 from tenuto.core.limits import Limits
 from tenuto.core.message_state import ClaimState

@@ -37,7 +37,7 @@ from tenuto.agents import history
 from tenuto.agents import turn as turns
 from tenuto.agents.backend import Sent
 from tenuto.agents.steps import Steps
-from tenuto.core import catch_up, decide_commands, decide_owners
+from tenuto.core import catch_up, decide_commands
 from tenuto.core import decide as decisions
 from tenuto.core.draft import Draft
 from tenuto.core.errors import TenutoError
@@ -506,7 +506,7 @@ def a_local_append_has_no_offset_check(patch: pytest.MonkeyPatch) -> None:
 @mutant("after a takeover", authors=[LeaseWriter, LeaseWriter])
 def a_takeover_fences_no_writer(patch: pytest.MonkeyPatch) -> None:
     """The earlier writer has stopped."""
-    patch.setattr(decisions, "check_generation", lambda message, generation: None)
+    patch.setattr(decisions, "_check_generation", lambda message, generation: None)
 
 
 @mutant("gave a sign of life", authors=[LeaseWriter, LeaseWriter], cut_rate=0.3)
@@ -617,7 +617,7 @@ def a_step_is_stored_after_it_has_returned(patch: pytest.MonkeyPatch) -> None:
 @mutant("its turn is taken", authors=[Commander], agents=[AGENT], faults=["restart"])
 def a_drain_counts_as_a_death(patch: pytest.MonkeyPatch) -> None:
     """Each attempt has a number, and the fifth is the last."""
-    patch.setattr(decide_owners, "MOST_SPARED", 0)
+    patch.setattr(decisions, "MOST_SPARED", 0)
 
 
 @mutant("there are still", authors=[Commander, Commander], workers=1, faults=["kill"])
