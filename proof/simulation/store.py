@@ -33,9 +33,9 @@ from proof.simulation.clock import NOWHERE, START_MS, Process, Trace, VirtualLoo
 from proof.simulation.faults import FaultModel
 from tenuto.core.document import restore, restore_command
 from tenuto.core.errors import StoreUnavailable
-from tenuto.core.message_state import CommandState
 from tenuto.core.names import COMMAND_MARK
 from tenuto.core.ops import Delete
+from tenuto.core.state import CommandState
 from tenuto.stores.base import (
     NOTHING,
     OVER_MS,

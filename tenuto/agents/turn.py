@@ -27,11 +27,11 @@ from tenuto.agents.history import Shape, as_turns, begin_of, chain_to, parents_i
 from tenuto.agents.request import TurnRequest
 from tenuto.agents.steps import UNSTORABLE, Allowance, Steps, check_function, input_of
 from tenuto.core.errors import AlreadyAnswered, Forbidden, LocalError, TenutoError, TooLarge, public_reason, shown
-from tenuto.core.message_state import part_bytes
 from tenuto.core.model import Json, Message, check_json, plain
 from tenuto.core.names import base32
 from tenuto.core.ops import digest
 from tenuto.core.outgoing import PartIndex
+from tenuto.core.state import part_bytes
 from tenuto.core.turns import STEER, WITHDRAWN, attempt_of, question_id, reply_id
 from tenuto.portal import Piped, ToolCall, Try, Writer, current_try
 from tenuto.sources.reading import CALLED, DONE, ERROR

@@ -24,11 +24,10 @@ from tenuto.core.events import (
     StoredEvent,
 )
 from tenuto.core.limits import Limits
-from tenuto.core.message_state import CommandState, MessageState
 from tenuto.core.model import OPTIONS
 from tenuto.core.names import command_id
 from tenuto.core.ops import Append, Entry
-from tenuto.core.state import ChannelState
+from tenuto.core.state import ChannelState, CommandState, MessageState
 from tenuto.core.text import PartState, Text
 
 

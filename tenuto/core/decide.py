@@ -50,7 +50,6 @@ from tenuto.core.errors import (
     shown,
 )
 from tenuto.core.limits import Limits
-from tenuto.core.message_state import CLAIMED, ClaimState, MessageState, part_bytes, utf8_len
 from tenuto.core.model import (
     ATTEMPT,
     OPTIONS,
@@ -102,7 +101,7 @@ from tenuto.core.requests import (
     references,
     split,
 )
-from tenuto.core.state import ChannelState
+from tenuto.core.state import CLAIMED, ChannelState, ClaimState, MessageState, part_bytes, utf8_len
 from tenuto.core.turns import MOST_SPARED, earlier_attempt, newest_branch, next_round, reply_ids
 
 # the contents of superseded attempts may have this share of `Limits.message_bytes`, because documents repeat them

@@ -25,11 +25,11 @@ from tenuto.core.errors import (
     shown,
 )
 from tenuto.core.limits import Limits
-from tenuto.core.message_state import ClaimState, CommandState, MessageState
 from tenuto.core.model import OPTIONS, Approval, Json, Part, check_json, plain
 from tenuto.core.names import COMMAND_MARK, check_id, command_id, is_own_name
 from tenuto.core.ops import Claim, Command, Create, Finish, Op, Reply, SetPart, Update, fingerprint
 from tenuto.core.requests import Caller, ReplyCommand, SendCommand, SettleCommand, regenerate_options_id, split
+from tenuto.core.state import ClaimState, CommandState, MessageState
 from tenuto.core.turns import (
     APPROVE,
     MOST_SPARED,

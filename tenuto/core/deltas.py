@@ -34,8 +34,8 @@ from tenuto.core.events import (
     MessageUpdate,
     ServerEvent,
 )
-from tenuto.core.message_state import ClaimState, MessageState
 from tenuto.core.model import APPENDABLE, ATTEMPT, Command, Json, Message, Part
+from tenuto.core.state import ClaimState, MessageState
 from tenuto.core.turns import CANCEL, REGENERATE, STEER
 
 # Types of parts whose text grows by `TextAdded`. The input of a tool is sent again as a whole to a reader that resumes.

@@ -22,11 +22,19 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from tenuto.core.errors import StoreUnusable
-from tenuto.core.message_state import DAMAGED, ClaimState, CommandState, MessageState, part_bytes, utf8_len
 from tenuto.core.model import OPTIONS, Json, Part
 from tenuto.core.names import COMMAND_MARK, is_id
 from tenuto.core.ops import Append, Command, Create, Entry, Reply, WriterIdentity
-from tenuto.core.state import apply_op, apply_to_command
+from tenuto.core.state import (
+    DAMAGED,
+    ClaimState,
+    CommandState,
+    MessageState,
+    apply_op,
+    apply_to_command,
+    part_bytes,
+    utf8_len,
+)
 from tenuto.core.text import MARK_BYTES, PartState, Text, TextFork
 
 T = TypeVar("T")

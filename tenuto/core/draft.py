@@ -14,10 +14,9 @@ from collections.abc import Iterator
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tenuto.core.message_state import ClaimState, CommandState, MessageState
 from tenuto.core.model import OPTIONS
 from tenuto.core.ops import Append, Claim, Command, Create, Entry, Lease, Op, Reply, SetPart
-from tenuto.core.state import ChannelState, apply_to_command, change
+from tenuto.core.state import ChannelState, ClaimState, CommandState, MessageState, apply_to_command, change
 
 
 class Decision(Struct, frozen=True, kw_only=True):

@@ -29,10 +29,10 @@ from msgspec.structs import replace
 from tenuto.core.decide import check_finish
 from tenuto.core.errors import InvalidRequest, LocalError, NotText, TenutoError, public_reason, shown
 from tenuto.core.limits import Limits
-from tenuto.core.message_state import KEPT_REQUESTS, part_bytes, utf8_len
 from tenuto.core.model import APPENDABLE, ATTEMPT, RESPONSES, TRIED, Json, Message, Part, check_json, check_part, plain
 from tenuto.core.ops import digest
 from tenuto.core.requests import AppendText, FinishMessage, PutPart, UpdateMessage
+from tenuto.core.state import KEPT_REQUESTS, part_bytes, utf8_len
 from tenuto.core.text import SurrogateJoiner
 
 

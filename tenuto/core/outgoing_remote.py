@@ -19,10 +19,10 @@ from collections.abc import Sequence
 
 from tenuto.core.errors import Finished, Gap, Mismatch, NoPart, NotFound, TenutoError
 from tenuto.core.limits import Limits
-from tenuto.core.message_state import part_bytes
 from tenuto.core.model import APPENDABLE, ATTEMPT, TRIED, Json, Message, Part, check_json
 from tenuto.core.outgoing import Outgoing, OutgoingRequest, Owner, part_of
 from tenuto.core.requests import FinishMessage, UpdateMessage
+from tenuto.core.state import part_bytes
 from tenuto.core.text import Text
 
 FRAME_BYTES = 1024  # estimated size of a request without its part

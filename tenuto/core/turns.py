@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Generic, Literal, NamedTuple, TypeVar
 
-from tenuto.core.message_state import ClaimState, MessageState
 from tenuto.core.model import STEP_NAME, Json, Message
 from tenuto.core.names import base32
+from tenuto.core.state import ClaimState, MessageState
 
 CANCEL_S = 2.0  # time in which the worker or writer can carry out a `cancel` before the server does
 # Limit of attempts at one message that died (crash, lost lease); then the turn fails. An attempt that its process hands

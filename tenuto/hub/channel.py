@@ -37,10 +37,9 @@ from tenuto.core.events import (
     encode_json,
 )
 from tenuto.core.limits import Limits
-from tenuto.core.message_state import CommandState, MessageState, part_bytes
 from tenuto.core.names import command_key
 from tenuto.core.ops import Append, Command, Create, Entry
-from tenuto.core.state import ChannelState, apply_entry
+from tenuto.core.state import ChannelState, CommandState, MessageState, apply_entry, part_bytes
 from tenuto.core.turns import STEP_MARK
 from tenuto.hub.people.presence_state import PresenceState
 from tenuto.stores.base import Conflict, Head, Store, head_of

@@ -32,10 +32,10 @@ from tenuto.core.draft import Decision, Draft
 from tenuto.core.errors import Busy, Draining, StoreUnavailable, TenutoError
 from tenuto.core.events import NO_EPOCH
 from tenuto.core.limits import Limits
-from tenuto.core.message_state import MessageState
 from tenuto.core.model import Part
 from tenuto.core.ops import Append, Create, Entry, SetPart
 from tenuto.core.requests import AppendText, Caller, CreateMessage, SendCommand
+from tenuto.core.state import MessageState
 from tenuto.hub.channel import MAX_CONFLICTS, Channel, Ticks, outpaced
 from tenuto.hub.clock import Clock
 from tenuto.hub.pending import Admission, Ask, Decided, DocumentDue, Item

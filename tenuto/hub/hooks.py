@@ -31,9 +31,9 @@ from tenuto.core.catch_up import reply_to
 from tenuto.core.document import restored
 from tenuto.core.errors import LocalError, StoreUnusable, TenutoError
 from tenuto.core.events import NO_EPOCH, kept_serial
-from tenuto.core.message_state import CommandState, MessageState
 from tenuto.core.model import OPTIONS, Command, Json, Message
 from tenuto.core.names import check_id, check_pattern, command_id, matches
+from tenuto.core.state import CommandState, MessageState
 from tenuto.hub.channel import Channel
 from tenuto.hub.committer import in_time
 from tenuto.hub.nodes.nodes import NodeLease

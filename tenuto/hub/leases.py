@@ -26,9 +26,9 @@ from typing import Any
 from msgspec import Struct
 
 from tenuto.core.errors import TenutoError
-from tenuto.core.message_state import CommandState, MessageState
 from tenuto.core.names import COMMAND_MARK
 from tenuto.core.requests import SERVER, Caller, ExpireLease, FinishMessage, Request, SettleCommand
+from tenuto.core.state import CommandState, MessageState
 from tenuto.core.turns import rules_of
 from tenuto.hub.channel import Channel
 from tenuto.hub.clock import Clock, Deadlines

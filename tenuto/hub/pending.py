@@ -21,10 +21,10 @@ from tenuto.core.catch_up import reply_to
 from tenuto.core.draft import Decision
 from tenuto.core.errors import Deleted, TenutoError
 from tenuto.core.events import CommandReply, encode_json
-from tenuto.core.message_state import part_bytes, utf8_len
 from tenuto.core.model import Command, Message, plain
 from tenuto.core.ops import Append, Entry
 from tenuto.core.requests import Caller, ClaimTurn, CreateMessage, Request, SendCommand, UpdateMessage, needs
+from tenuto.core.state import part_bytes, utf8_len
 from tenuto.hub.channel import Channel
 
 

@@ -16,9 +16,9 @@ from typing import Protocol, cast
 
 from tenuto.core.errors import Deleted, NotFound, TenutoError
 from tenuto.core.limits import Limits
-from tenuto.core.message_state import MessageState
 from tenuto.core.names import check_channel, check_id
 from tenuto.core.requests import SERVER, Caller, CreateMessage, ExpireLease, FinishMessage, Request, SendCommand
+from tenuto.core.state import MessageState
 from tenuto.hub.access.rates import Asked, Questions
 from tenuto.hub.channel import Channel, Ticks
 from tenuto.hub.clock import Clock, Deadlines

@@ -40,12 +40,12 @@ from tenuto.core.errors import (
     StoreUnusable,
     TenutoError,
 )
-from tenuto.core.message_state import MessageState
 from tenuto.core.model import Message
 from tenuto.core.names import COMMAND_MARK, matches
 from tenuto.core.ops import WriterIdentity
 from tenuto.core.outgoing import NEW, OPEN, Outgoing, WriterRequest
 from tenuto.core.requests import SERVER, Caller, CreateMessage, FinishMessage, TakeOver
+from tenuto.core.state import MessageState
 from tenuto.hub.channel import Channel
 from tenuto.hub.committer import Begin, in_time, sent_again
 from tenuto.hub.lifecycle import Lifecycle

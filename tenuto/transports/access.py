@@ -45,10 +45,10 @@ from tenuto.core.errors import (
     shown,
 )
 from tenuto.core.events import Cursor, parse_cursor
-from tenuto.core.message_state import part_bytes
 from tenuto.core.model import Message
 from tenuto.core.names import check_channel, check_id, command_key
 from tenuto.core.requests import Caller, CreateMessage, ReplyCommand, Request, SendCommand, UpdateMessage
+from tenuto.core.state import part_bytes
 from tenuto.hub.access.identity import EVERYWHERE, Expired, Identity, Scope, claimed_identity, header
 from tenuto.hub.access.rates import FREE_BYTES, OPEN_BODIES, UNCOUNTED, ConnectionSlot, OpenBody
 from tenuto.hub.access.tickets import Ticket, Tickets

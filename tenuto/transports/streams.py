@@ -36,9 +36,9 @@ from tenuto.core.deltas import (
 )
 from tenuto.core.errors import LocalError, shown
 from tenuto.core.events import Cursor, encode_json, parse_cursor
-from tenuto.core.message_state import MessageState
 from tenuto.core.model import Message, Part
 from tenuto.core.names import check_id
+from tenuto.core.state import MessageState
 from tenuto.hub.access.identity import Scope
 from tenuto.hub.access.tickets import split_seal
 from tenuto.hub.channel import EncodedBatch

@@ -14,7 +14,6 @@ from msgspec.structs import replace
 from tenuto.core.decide import decide
 from tenuto.core.draft import Decision, Draft
 from tenuto.core.limits import Limits
-from tenuto.core.message_state import CommandState, MessageState
 from tenuto.core.model import Message
 from tenuto.core.names import command_key
 from tenuto.core.ops import Entry, WriterIdentity
@@ -34,7 +33,7 @@ from tenuto.core.requests import (
     TakeOver,
     UpdateMessage,
 )
-from tenuto.core.state import ChannelState, apply_entry
+from tenuto.core.state import ChannelState, CommandState, MessageState, apply_entry
 
 ANN = Caller(id="ann")
 BOB = Caller(id="bob")

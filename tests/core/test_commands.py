@@ -27,10 +27,10 @@ from tenuto.core.errors import (
     TooMany,
 )
 from tenuto.core.limits import Limits
-from tenuto.core.message_state import ClaimState
 from tenuto.core.model import OPTIONS_KEY
 from tenuto.core.ops import Claim, Command, Finish, Reply
 from tenuto.core.requests import Caller, references, regenerate_options_id, stored_options
+from tenuto.core.state import ClaimState
 from tests.core.harness import ADMIN, AGENT, ANN, APP, BOB, NAMELESS, PERSON, SERVER, LogHarness
 
 EVE = Caller(id="eve", may_read=False)

@@ -15,7 +15,7 @@ import pytest
 
 from tenuto.core.document import MessageHead, Segment, Stored, document, mark_documented, restore, restore_command
 from tenuto.core.events import encode_json
-from tenuto.core.message_state import MessageState
+from tenuto.core.state import MessageState
 from tenuto.core.text import MARK_BYTES, Text
 from tests.core.harness import BOB, PERSON, LogHarness, data_part, text_part, tool_part
 from tests.core.worlds import everything_of_command

@@ -17,10 +17,9 @@ from tenuto.core.draft import Draft
 from tenuto.core.errors import TenutoError
 from tenuto.core.events import EMPTY, NO_EPOCH, Batch, CommandReply, CommandSent, ServerEvent, encode_json
 from tenuto.core.limits import Limits
-from tenuto.core.message_state import MessageState
 from tenuto.core.ops import Append, Claim, Lease, WriterIdentity, decode_op, encode_op
 from tenuto.core.requests import AppendText, Caller
-from tenuto.core.state import ChannelState, apply_entry
+from tenuto.core.state import ChannelState, MessageState, apply_entry
 from tenuto.core.view import View
 from tests.core.worlds import IDS, LIMITS, Asked, Shelf, World, batches, everything, fold, thing, worlds
 

@@ -15,10 +15,10 @@ from msgspec.structs import replace
 from tenuto.core.decide import GIVEN_BACK_MS
 from tenuto.core.errors import Fenced, Finished, NotWriter, TooMany
 from tenuto.core.limits import Limits
-from tenuto.core.message_state import ClaimState
 from tenuto.core.names import command_id
 from tenuto.core.ops import WriterIdentity
 from tenuto.core.requests import AppendText, Caller, ClaimTurn, CreateMessage, EndTurn, FinishMessage, needs
+from tenuto.core.state import ClaimState
 from tenuto.core.turns import WITHDRAWN, question_id, reply_id
 from tests.core.harness import AGENT, ANN, APP, SERVER, LogHarness
 

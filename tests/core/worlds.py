@@ -20,7 +20,6 @@ from tenuto.core.draft import Draft
 from tenuto.core.errors import TenutoError
 from tenuto.core.events import CommandReply
 from tenuto.core.limits import Limits
-from tenuto.core.message_state import CommandState, MessageState
 from tenuto.core.model import Command, Message
 from tenuto.core.names import COMMAND_MARK
 from tenuto.core.ops import Entry
@@ -41,7 +40,7 @@ from tenuto.core.requests import (
     TakeOver,
     UpdateMessage,
 )
-from tenuto.core.state import ChannelState, apply_entry
+from tenuto.core.state import ChannelState, CommandState, MessageState, apply_entry
 
 IDS = ("m1", "m2", "m3")
 COMMANDS = ("!k1", "!k2", "!k3", "!k4")  # a command ends with its reply, so the worlds need several

@@ -19,10 +19,9 @@ from proof.simulation.store import SharedMemoryStore
 from tenuto.core.document import document
 from tenuto.core.draft import Draft
 from tenuto.core.errors import Busy, Deleted, Draining, Finished, StoreUnavailable, TenutoError
-from tenuto.core.message_state import MessageState
 from tenuto.core.ops import Create
 from tenuto.core.requests import SERVER, AppendText, CreateMessage, DeleteMessage, FinishMessage, PutPart
-from tenuto.core.state import ChannelState
+from tenuto.core.state import ChannelState, MessageState
 from tenuto.hub import HubCore
 from tenuto.hub.committer import STORE_TIMEOUT_S, Pace
 from tenuto.hub.lifecycle import SHUTDOWN_S

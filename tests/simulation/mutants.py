@@ -46,10 +46,10 @@ from tenuto.core.events import (
     encode_json,
     kept_serial,
 )
-from tenuto.core.message_state import MessageState
 from tenuto.core.model import Message
 from tenuto.core.outgoing import Outgoing
 from tenuto.core.requests import AppendText, DeleteMessage
+from tenuto.core.state import MessageState
 from tenuto.core.text import Text
 from tenuto.hub import channel as channels
 from tenuto.hub import committer, hooks, writer

@@ -43,7 +43,6 @@ from tenuto.core.document import (
 from tenuto.core.draft import Draft
 from tenuto.core.errors import IdConflict, TenutoError
 from tenuto.core.limits import Limits
-from tenuto.core.message_state import CommandState, MessageState, part_bytes
 from tenuto.core.model import ChannelSummary, Json
 from tenuto.core.ops import Command, Create, Entry, WriterIdentity, encode_op
 from tenuto.core.requests import (
@@ -63,7 +62,7 @@ from tenuto.core.requests import (
     TakeOver,
     UpdateMessage,
 )
-from tenuto.core.state import ChannelState, apply_entry
+from tenuto.core.state import ChannelState, CommandState, MessageState, apply_entry, part_bytes
 from tenuto.core.text import Text
 from tenuto.hub import HubCore
 from tenuto.hub.clock import Clock

@@ -40,11 +40,11 @@ from tenuto.core.errors import (
     shown,
 )
 from tenuto.core.limits import MIB, Limits
-from tenuto.core.message_state import CommandState
 from tenuto.core.model import OPTIONS
 from tenuto.core.names import check_channel, command_key
 from tenuto.core.ops import Entry
 from tenuto.core.requests import references
+from tenuto.core.state import CommandState
 from tenuto.hub.clock import Clock
 from tenuto.hub.keep.records import (
     FORMAT,

@@ -18,12 +18,11 @@ from msgspec import Struct
 
 from tenuto.core.document import Stored, document, restore, restore_command
 from tenuto.core.errors import StoreUnusable
-from tenuto.core.message_state import CommandState, MessageState
 from tenuto.core.model import OPTIONS
 from tenuto.core.names import COMMAND_MARK, check_id, is_own_name
 from tenuto.core.ops import Delete, Entry, Reply
 from tenuto.core.requests import regenerate_options_id
-from tenuto.core.state import apply_to_command, change
+from tenuto.core.state import CommandState, MessageState, apply_to_command, change
 from tenuto.hub.channel import MAX_CONFLICTS, outpaced
 from tenuto.hub.clock import Clock
 from tenuto.hub.keep.retention import GONE_MS, READ_FACTS, READ_PAUSE_S, steps

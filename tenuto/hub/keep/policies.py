@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeGuard
 
 from tenuto.core.errors import InvalidName, LocalError, StoreFull, shown
-from tenuto.core.message_state import MessageState
 from tenuto.core.model import ChannelSummary
 from tenuto.core.names import check_prefix, invalid_pattern, is_pattern
 from tenuto.core.requests import CreateMessage, SendCommand
+from tenuto.core.state import MessageState
 from tenuto.core.visitor_ids import STEM, owner_of
 from tenuto.hub.keep.records import LEAD_MS
 from tenuto.stores.base import Fact, Store

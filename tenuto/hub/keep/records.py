@@ -21,11 +21,10 @@ from tenuto.core.decide_commands import LONGEST_S, STEP_S
 from tenuto.core.document import KEPT_MS, Document, document
 from tenuto.core.errors import InvalidRequest, TooLarge, shown
 from tenuto.core.limits import MIB, Limits
-from tenuto.core.message_state import DAMAGED, CommandState, MessageState, part_bytes
 from tenuto.core.model import ATTEMPT, OPTIONS, ROLES, STATUSES, STEP_NAME, Approval, Json, Part, check_json, check_part
 from tenuto.core.names import check_id, command_id, command_key
 from tenuto.core.ops import Command, Create, Entry, Finish, Op, Reply
-from tenuto.core.state import apply_to_command, change
+from tenuto.core.state import DAMAGED, CommandState, MessageState, apply_to_command, change, part_bytes
 
 FORMAT = 1
 HEADER_BYTES = 4096  # limit of the first line, and of the last one

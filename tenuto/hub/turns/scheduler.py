@@ -43,10 +43,10 @@ from msgspec import Struct
 from tenuto.core.document import decoded
 from tenuto.core.errors import StoreUnavailable, TenutoError, TooMany
 from tenuto.core.events import Signal
-from tenuto.core.message_state import ClaimState, MessageState
 from tenuto.core.names import COMMAND_MARK, command_key, matches
 from tenuto.core.ops import WriterIdentity
 from tenuto.core.requests import SERVER, Caller, ClaimTurn, EndTurn, SendCommand
+from tenuto.core.state import ClaimState, MessageState
 from tenuto.core.turns import (
     ATTEMPTS,
     CANCEL,

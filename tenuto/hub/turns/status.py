@@ -15,10 +15,10 @@ from collections.abc import Iterable
 from tenuto.core.deltas import TurnStatus, is_answer_of, is_question, turn_state
 from tenuto.core.document import restore
 from tenuto.core.errors import Deleted, Fenced, Finished, NotFound
-from tenuto.core.message_state import ClaimState, MessageState
 from tenuto.core.model import Command, Message
 from tenuto.core.ops import WriterIdentity
 from tenuto.core.requests import Caller, ClaimTurn
+from tenuto.core.state import ClaimState, MessageState
 from tenuto.core.turns import CANCEL, newest_branch
 from tenuto.hub.channel import Channel
 from tenuto.hub.pending import own_copy
