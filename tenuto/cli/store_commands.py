@@ -43,11 +43,21 @@ from tenuto.core.model import ChannelSummary
 from tenuto.core.names import check_channel, check_id, check_prefix
 from tenuto.hub.clock import Clock
 from tenuto.hub.keep.archive import MAX_LISTED, ChannelPage
+from tenuto.hub.keep.exports import (
+    HEADER_BYTES,
+    End,
+    Import,
+    Imported,
+    check_file,
+    damaged_in,
+    decode_header,
+    decode_line,
+    export_lines,
+    undo_imports,
+)
 from tenuto.hub.keep.exports import NOTE as IMPORT
-from tenuto.hub.keep.exports import Import, Imported, check_file, export_lines, undo_imports
 from tenuto.hub.keep.forgetting import Forgetting, Forgotten
 from tenuto.hub.keep.policies import Due, Policies, Sweep, rules_of
-from tenuto.hub.keep.records import HEADER_BYTES, End, damaged_in, decode_header, decode_line
 from tenuto.server.serving import hubs_in, is_local, load_app
 from tenuto.stores import open_url
 from tenuto.stores.base import Store

@@ -24,7 +24,7 @@ from tenuto.app import Hub
 from tenuto.core.errors import Busy, StoreUnusable
 from tenuto.hub.access.identity import CAPABILITIES, Identity
 from tenuto.hub.keep.archive import MAX_REMOVALS
-from tenuto.hub.keep.records import End, encode_line
+from tenuto.hub.keep.exports import End, encode_line
 from tenuto.hub.lifecycle import Viewing
 from tenuto.transports import http
 from tenuto.transports.http import LinesResponse, with_signs

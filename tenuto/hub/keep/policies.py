@@ -25,7 +25,7 @@ from tenuto.core.names import check_prefix, invalid_pattern, is_pattern
 from tenuto.core.requests import CreateMessage, SendCommand
 from tenuto.core.state import MessageState
 from tenuto.core.visitor_ids import STEM, owner_of
-from tenuto.hub.keep.records import LEAD_MS
+from tenuto.hub.keep.exports import LEAD_MS
 from tenuto.stores.base import Fact, Store
 from tenuto.stores.sqlite.store import SqliteStore
 
