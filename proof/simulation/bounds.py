@@ -126,14 +126,14 @@ class Bounds:
         yield scheduler, SPARE, {}
         yield scheduler.workers, SPARE, {}
         for turns in scheduler._turns.values():
-            yield turns, SPARE, {}
+            self._at_most("turns are open in a channel", len(turns), SPARE)
         for runner in runtime.hooks:
             yield runner, SPARE, {}
         for channel in runtime.channels.values():
             yield from self._parts_of_channel(channel)
         app = vars(self._hub).get("_asgi")  # created at the first request
         if isinstance(app, App):
-            running = sum(turn.is_taken for turns in scheduler._turns.values() for turn in turns)
+            running = sum(turn.is_taken for turns in scheduler._turns.values() for turn in turns.values())
             yield from self._parts_of_app(app, running)
 
     def _parts_of_channel(self, channel: Channel) -> Iterator[Part]:

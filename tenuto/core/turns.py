@@ -299,48 +299,29 @@ class TurnState(Generic[W]):
         return None if (left.phase, left.attempt) == (self.phase, self.attempt) else left
 
 
-class ChannelTurns(Generic[W]):
-    """The open turns of one channel."""
-
-    __slots__ = ("_turns",)
-
-    def __init__(self) -> None:
-        self._turns: dict[str, TurnState[W]] = {}  # in the order in which they were taken, the latest last
-
-    def __iter__(self) -> Iterator[TurnState[W]]:
-        return iter(tuple(self._turns.values()))
-
-    def __len__(self) -> int:
-        return len(self._turns)
-
-    def get(self, message_id: str) -> TurnState[W] | None:
-        """Return the open turn of a message."""
-        return self._turns.get(message_id)
+class ChannelTurns(dict[str, TurnState[W]]):
+    """The open turns of one channel by their messages, in the order in which they were taken, the latest last."""
 
     def put(self, turn: TurnState[W]) -> None:
         """Add `turn`, or move it to the end."""
-        self._turns.pop(turn.message_id, None)
-        self._turns[turn.message_id] = turn
-
-    def drop(self, turn: TurnState[W]) -> None:
-        """Forget `turn`, which is over."""
-        self._turns.pop(turn.message_id, None)
+        self.pop(turn.message_id, None)
+        self[turn.message_id] = turn
 
     @property
     def is_busy(self) -> bool:
         """Return whether a turn runs or is being claimed."""
-        return any(turn.is_taken or turn.phase is Phase.CLAIMING for turn in self._turns.values())
+        return any(turn.is_taken or turn.phase is Phase.CLAIMING for turn in self.values())
 
     def waiting(self) -> list[TurnState[W]]:
         """Return the waiting turns whose earlier attempts have no running handler, oldest message first."""
-        waiting = [turn for turn in self._turns.values() if turn.phase is Phase.WAITING and turn.handler is None]
+        waiting = [turn for turn in self.values() if turn.phase is Phase.WAITING and turn.handler is None]
         return sorted(waiting, key=lambda turn: (turn.created, turn.attempt))
 
     def lost(self) -> tuple[tuple[str, int, int], ...]:
         """Return the lost attempts that the log may show as running: each with its message and its confirmations."""
         return tuple(
             (turn.message_id, turn.attempt, turn.confirmed)
-            for turn in self._turns.values()
+            for turn in self.values()
             if turn.claim is not None
             and turn.claim.state == "taken"
             and turn.claim.within is None
@@ -349,12 +330,12 @@ class ChannelTurns(Generic[W]):
 
     def to_interrupt(self, newest: TurnState[W]) -> list[TurnState[W]]:
         """Return the turns that the author of message `newest` interrupts by sending it."""
-        older = [turn for turn in self if turn.phase is Phase.RUNNING] + self.waiting()
+        older = [turn for turn in self.values() if turn.phase is Phase.RUNNING] + self.waiting()
         return [turn for turn in older if turn is not newest and not turn.is_interrupted]
 
     def held_by(self, message_id: str) -> list[TurnState[W]]:
         """Return the turns of the messages that the turn of `message_id` has taken in."""
-        return [turn for turn in self._turns.values() if turn.host is not None and turn.host[0] == message_id]
+        return [turn for turn in self.values() if turn.host is not None and turn.host[0] == message_id]
 
     def is_lost(self, held: TurnState[W]) -> bool:
         """Return whether the attempt that has taken a message in does not run, or does not know that it has it."""
@@ -365,7 +346,7 @@ class ChannelTurns(Generic[W]):
 
     def newest_of(self, name: str, message_id: str | None) -> TurnState[W] | None:
         """Return the latest running turn of agent `name`; with `message_id`, only the turn of that message."""
-        for turn in reversed(self._turns.values()):
+        for turn in reversed(self.values()):
             is_own = turn.phase is Phase.RUNNING and turn.claim is not None and turn.claim.by == name
             if is_own and message_id in (None, turn.message_id):
                 return turn

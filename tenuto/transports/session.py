@@ -158,7 +158,7 @@ class SocketWorker:
 
     def turn_of(self, frame: TurnRenewFrame | TurnDoneFrame) -> AssignedTurn:
         """Return the turn that `frame` names. Raises InvalidName."""
-        return AssignedTurn(check_channel(frame.channel), check_id(frame.message), frame.generation, LEASE_S)
+        return AssignedTurn(check_channel(frame.channel), check_id(frame.message), frame.generation)
 
     def _free(self, turn: AssignedTurn) -> None:
         known = next((one for one in self.turns if one[:3] == turn[:3]), None)
@@ -770,7 +770,7 @@ class Session:
             "channel": turn.channel,
             "message": message.message(),
             "generation": turn.generation,
-            "lease_s": turn.lease_s,
+            "lease_s": LEASE_S,
             "pattern": worker.pattern,
             "name": worker.name,
             "tries": turn.tries,

@@ -109,7 +109,7 @@ def held(log: LogHarness, *, is_known: bool = True) -> ChannelTurns[str]:
 def test_turn_is_held_while_the_attempt_that_has_it_runs_and_knows_it(is_known: bool) -> None:
     log = served_log("q1", "q2")
     turns = held(log, is_known=is_known)
-    host, turn = turns
+    host, turn = turns.values()
     assert turns.held_by("q1") == [turn]
     assert turns.is_lost(turn) is not is_known
     log.claim("q1", 1, caller=FAR, lease_s=15)

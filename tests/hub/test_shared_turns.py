@@ -246,7 +246,7 @@ async def test_turn_of_a_worker_that_no_node_hears_of_is_over_when_another_agent
     there.agent("chat:*", name="other")(answer)
     for _ in range(20):  # the renewals reach this node's memory alone
         await asyncio.sleep(1)
-        here.runtime.scheduler.renew(worker, AssignedTurn("chat:1", "q", 1, LEASE_S))
+        here.runtime.scheduler.renew(worker, AssignedTurn("chat:1", "q", 1))
     assert await answered(there, "chat:1", "q", 1) == ["complete"]
     here.runtime.scheduler.unregister(worker, is_broken=True)
     await there.close()

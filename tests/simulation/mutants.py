@@ -68,7 +68,7 @@ from tenuto.hub.people import presence
 from tenuto.hub.people.presence import SharedPresence
 from tenuto.hub.people.presence_state import PresenceState
 from tenuto.hub.turns import scheduler as shared_turns
-from tenuto.hub.turns.scheduler import LEASE_S, AssignedTurn, OpenTurn, SharedTurns, TurnScheduler, Worker, WorkerPool
+from tenuto.hub.turns.scheduler import AssignedTurn, OpenTurn, SharedTurns, TurnScheduler, Worker, WorkerPool
 from tenuto.stores.base import head_of
 from tenuto.stores.memory import MemoryStore
 from tenuto.transports import codec, streams
@@ -564,7 +564,7 @@ def a_turn_begins_before_its_claim_is_stored(patch: pytest.MonkeyPatch) -> None:
 
     def eager(self: TurnScheduler, channel: str, turn: OpenTurn, worker: Worker, *lost: Any) -> None:
         if not worker.is_local:
-            worker.begin(AssignedTurn(channel, turn.message_id, turn.attempt + 1, LEASE_S))
+            worker.begin(AssignedTurn(channel, turn.message_id, turn.attempt + 1))
         claim(self, channel, turn, worker, *lost)
 
     patch.setattr(TurnScheduler, "_claim", eager)

@@ -83,7 +83,6 @@ class AssignedTurn(NamedTuple):
     channel: str
     message_id: str
     generation: int
-    lease_s: float | None  # None: the worker lives in this process, so its lease needs no renewal
     tries: int = 1  # number of attempts of this round that count, with this one
     unheard: tuple[str, ...] = ()  # at its end: messages that it may have taken in, and its handler did not get
 
@@ -318,7 +317,7 @@ class TurnScheduler:
         Return the lost attempts. Without this call the turns wait again at the end of their leases.
         """
         lost = self.where(lambda turn: turn.is_run_by(name))
-        attempts = [AssignedTurn(channel, turn.message_id, turn.attempt, None) for channel, turn in lost]
+        attempts = [AssignedTurn(channel, turn.message_id, turn.attempt) for channel, turn in lost]
         for channel, turn in lost:
             self.lose(channel, turn)
         return attempts
@@ -367,14 +366,14 @@ class TurnScheduler:
 
     def stats(self) -> dict[str, int]:
         """Return the counters of waiting and running turns and of workers."""
-        phases = [turn.phase for turns in self._turns.values() for turn in turns]
+        phases = [turn.phase for turns in self._turns.values() for turn in turns.values()]
         waiting = phases.count(Phase.WAITING) + phases.count(Phase.DELAYED)
         return {"agents": len(self.workers), "turns_waiting": waiting, "turns_running": phases.count(Phase.RUNNING)}
 
     def where(self, is_wanted: Callable[[OpenTurn], bool], channel: str | None = None) -> list[tuple[str, OpenTurn]]:
         """Return the open turns that are wanted, of `channel` or of all channels, each with its channel."""
         channels = self._turns if channel is None else {channel: self._turns.get(channel, OpenTurns())}
-        return [(name, turn) for name, turns in channels.items() for turn in turns if is_wanted(turn)]
+        return [(name, turn) for name, turns in channels.items() for turn in turns.values() if is_wanted(turn)]
 
     def close(self) -> None:
         """Assign no more turns, because the hub is shutting down."""
@@ -386,7 +385,7 @@ class TurnScheduler:
         """Update the turns of the messages `keys` of `channel`; None means all of them."""
         state = channel.state
         if keys is None:
-            keys = dict.fromkeys((*state.messages, *(turn.message_id for turn in self._turns.get(channel.name, ()))))
+            keys = dict.fromkeys((*state.messages, *self._turns.get(channel.name, ())))
             is_new = False
         else:
             is_new = bool(self.workers.patterns)
@@ -422,11 +421,11 @@ class TurnScheduler:
 
     def forget(self, channel: str) -> None:
         """Forget the turns of other nodes in `channel`, which leaves memory: this node follows it no longer."""
-        for turn in self._turns.get(channel, OpenTurns()):
+        for turn in tuple(self._turns.get(channel, OpenTurns()).values()):
             node = turn.claim.node if turn.claim is not None and turn.handler is None else None
             if node not in (None, self._node) and turn.is_taken:
                 self._deadlines.drop(("turn", channel, turn.message_id))
-                self._turns[channel].drop(turn)
+                del self._turns[channel][turn.message_id]
         if not self._turns.get(channel, True):
             del self._turns[channel]
 
@@ -447,13 +446,13 @@ class TurnScheduler:
         if turn.phase is Phase.OVER:
             if turn.claim is None and turn.attempt:  # a worker that has lost the turn may come back with it
                 self._note_unended(channel, turn)
-            self._turns[channel].drop(turn)
+            self._turns[channel].pop(turn.message_id, None)
             if not self._turns[channel]:
                 del self._turns[channel]
         if left.worker is not None:
             is_over = turn.phase in (Phase.ENDING, Phase.OVER)
             state = turn.claim.state if is_over and turn.claim is not None else "cancelled" if is_over else "lost"
-            left.worker.ended(AssignedTurn(channel, turn.message_id, left.attempt, None), state)
+            left.worker.ended(AssignedTurn(channel, turn.message_id, left.attempt), state)
         if left.phase is Phase.RUNNING:
             for held in self._turns.get(channel, OpenTurns()).held_by(turn.message_id):
                 self._set_timers(channel, held, held.phase)
@@ -608,7 +607,7 @@ class TurnScheduler:
         """Send a claim of the turn for `worker`, which begins it once the claim is stored. `lost`: `ClaimTurn.lost`."""
         writer = WriterIdentity(by=worker.name, node=self._node) if worker.is_local else None
         caller = Caller(id=worker.name, writer=writer, is_server=True)
-        lease_s, asked_s = 0.0 if worker.is_local else LEASE_S, self._loop.time()
+        asked_s = self._loop.time()
 
         def done(result: Result | TenutoError) -> None:
             if isinstance(result, TenutoError):
@@ -616,14 +615,14 @@ class TurnScheduler:
                 self._not_claimed(channel, turn, result)
                 return
             assert result.generation is not None
-            assigned = AssignedTurn(channel, turn.message_id, result.generation, lease_s or None)
+            assigned = AssignedTurn(channel, turn.message_id, result.generation)
             self._claimed(worker, turn, assigned, self._nodes.is_kept_since(asked_s))
 
         request = ClaimTurn(
             generation=turn.attempt,
             confirmed=turn.confirmed,
             confirms=worker.is_local and turn.is_unbegun_by(self._node),
-            lease_s=lease_s,
+            lease_s=0.0 if worker.is_local else LEASE_S,
             above=self.unended(channel, turn.message_id),
             lost=lost,
         )
@@ -717,7 +716,7 @@ class TurnScheduler:
             turn.worker = None  # the worker that ends the turn itself needs no notification
         caller = Caller(id=worker.name, is_server=worker.is_local)
         host = assigned.message_id, assigned.generation
-        unheard = [one.message_id for one in self._turns.get(assigned.channel, ()) if one.unheard == host]
+        unheard = [id for id, one in self._turns.get(assigned.channel, OpenTurns()).items() if one.unheard == host]
         request = EndTurn(generation=assigned.generation, state=state, unheard=(*unheard, *assigned.unheard))
         self._request(assigned.channel, assigned.message_id, request, caller, done)
         if turn is not None and is_own:  # do this after the request, which must not end a turn that follows
