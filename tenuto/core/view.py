@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TypeVar
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from tenuto.core.events import (
@@ -71,14 +72,11 @@ class _Shown:
         return replace(self.head, parts=[part.value() for part in self.parts], version=self.version)
 
 
-class _Here:
+class _Here(Struct):
     """The members of a channel that are known by name, and the number of all members."""
 
-    __slots__ = ("count", "members")
-
-    def __init__(self) -> None:
-        self.members: dict[str, Member] = {}
-        self.count = 0
+    members: dict[str, Member] = {}
+    count: int = 0
 
     def sync(self, members: Iterable[Member], count: int | None) -> None:
         self.members = {member.id: member for member in members}
@@ -99,14 +97,11 @@ class _Here:
                 self.sync(event.members, event.count)
 
 
-class _Commands:
+class _Commands(Struct):
     """The pending commands, and for each known command whether it has a reply."""
 
-    __slots__ = ("_has_reply", "pending")
-
-    def __init__(self) -> None:
-        self.pending: dict[str, Command] = {}
-        self._has_reply: dict[str, bool] = {}
+    pending: dict[str, Command] = {}
+    _has_reply: dict[str, bool] = {}
 
     def sync(self, pending: Iterable[Command]) -> None:
         """Replace the pending commands by those in `channel.attached`, which lists them all."""

@@ -43,9 +43,10 @@ from tenuto.hub.keep.exports import undo_imports
 from tenuto.hub.keep.policies import Capacity
 from tenuto.hub.nodes.nodes import TERM_MS, IsMine, every_channel
 from tenuto.hub.pending import DocumentDue, Result
-from tenuto.hub.runtime import OpenWriter, Runtime
+from tenuto.hub.runtime import Runtime
 from tenuto.hub.tasks import logs_errors
 from tenuto.hub.turns.scheduler import SharedTurns
+from tenuto.portal import Writer
 from tenuto.stores.base import Bus, Store
 
 logger = logging.getLogger("tenuto.hub")
@@ -202,10 +203,8 @@ class Viewing:
 
     def check(self, *, has_ended: bool = False) -> None:
         """Raise Draining or StoreUnavailable if viewers must leave; `has_ended`: the run of the hub is over."""
-        if self.is_draining or has_ended:
-            raise Draining("hub is shutting down; retry with the cursor")
-        if self.is_cut_off:
-            raise self._no_response()
+        if self.is_over or has_ended:
+            raise self._refusal(has_ended=has_ended)
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[None]:
@@ -214,19 +213,9 @@ class Viewing:
         Raises Draining if the hub begins to drain meanwhile: the read may last longer than the server's shutdown.
         """
         if self.is_cut_off:
-            raise self._no_response()
-        try:
-            async with asyncio.timeout(None) as limit:
-                self._reads[limit] = None
-                try:
-                    yield
-                finally:
-                    self._reads.pop(limit, None)
-        except TimeoutError:
-            if limit.expired():
-                self.check()
-                raise self._no_response() from None  # the store responds again by now
-            raise
+            raise self._refusal()
+        async with _ended_by(self._reads, asyncio.timeout(None), self._refusal):
+            yield
 
     @asynccontextmanager
     async def responding(self) -> AsyncIterator[Callable[[], None]]:
@@ -241,20 +230,9 @@ class Viewing:
             if not limit.expired():
                 limit.reschedule(None)
 
-        try:
-            async with limit:
-                self._responses[limit] = None
-                try:
-                    yield begin
-                finally:
-                    self._responses.pop(limit, None)
-        except TimeoutError:
-            if limit.expired():
-                raise Draining(
-                    f"this server shuts down, and store {self._store_name!r} has not responded to the request; send "
-                    "it again, with the same ids"
-                ) from None
-            raise
+        detail = f"store {self._store_name!r} has not responded to the request; send it again, with the same ids"
+        async with _ended_by(self._responses, limit, lambda: Draining(f"this server shuts down, and {detail}")):
+            yield begin
 
     def end_drain(self) -> None:
         """Note that the hub has drained, and limit the time of all requests without a response."""
@@ -299,11 +277,31 @@ class Viewing:
             callback()
         wake_feeds()
 
-    def _no_response(self) -> StoreUnavailable:
-        return StoreUnavailable(
+    def _refusal(self, *, has_ended: bool = False) -> TenutoError:
+        if self.is_draining or has_ended:
+            return Draining("hub is shutting down; retry with the cursor")
+        return StoreUnavailable(  # also if the store responds again by now
             f"store {self._store_name!r} has not responded to this server for {CUT_OFF_S:g} s; connect to another "
             "server, or try again later"
         )
+
+
+@asynccontextmanager
+async def _ended_by(
+    limits: dict[asyncio.Timeout, None], limit: asyncio.Timeout, refusal: Callable[[], TenutoError]
+) -> AsyncIterator[None]:
+    """Run a block within `limit`, which is one of `limits` meanwhile. Raises `refusal()` when that time is over."""
+    try:
+        async with limit:
+            limits[limit] = None
+            try:
+                yield
+            finally:
+                limits.pop(limit, None)
+    except TimeoutError:
+        if limit.expired():
+            raise refusal() from None
+        raise
 
 
 def _end_in(seconds: float, limits: Iterable[asyncio.Timeout]) -> None:
@@ -337,7 +335,7 @@ class Run:
         self.main: asyncio.Task[None] = loop.create_task(serve(self), name="tenuto-hub")
 
 
-async def _store_rest(message_id: str, writer: OpenWriter) -> None:
+async def _store_rest(message_id: str, writer: Writer) -> None:
     """Store the text that `writer` has accepted; log an error, also if that takes longer than `SHUTDOWN_S`."""
     with logs_errors(f"the last text of message {message_id!r} was not stored"):
         async with asyncio.timeout(SHUTDOWN_S):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from dataclasses import InitVar, dataclass
-from typing import Protocol, cast
+from typing import cast
 
 from tenuto.core.errors import Deleted, NotFound, TenutoError
 from tenuto.core.limits import Limits
@@ -31,17 +31,11 @@ from tenuto.hub.pending import Done, Result, Waiting, result_later
 from tenuto.hub.people.presence import PresenceTracker, SharedPresence
 from tenuto.hub.tasks import Tasks
 from tenuto.hub.turns.scheduler import TurnScheduler, WorkerPool
+from tenuto.portal import Writer
 from tenuto.stores.base import Bus, SharedStore, Store
 
 # it waits at the committer behind earlier requests, and has no effect: each message has an entry after serial -1
 _NO_CHANGE = ExpireLease(end=FinishMessage(), last=-1)
-
-
-class OpenWriter(Protocol):
-    """A writer in this process whose message streams."""
-
-    async def flush(self) -> None:
-        """Store the text that the writer has accepted."""
 
 
 @dataclass(eq=False)
@@ -64,7 +58,7 @@ class Runtime:
         self.nodes = NodeLease(shared_store, self.node, self.loop.time, clock)
         self.tasks = Tasks(group)
         self.channels: dict[str, Channel] = {}  # the channels in memory, by name
-        self.writers: dict[tuple[str, str], OpenWriter] = {}  # the writers in this process, by channel and message id
+        self.writers: dict[tuple[str, str], Writer] = {}  # the writers in this process, by channel and message id
         self.deadlines = Deadlines(self.loop)
         self.ticks = Ticks()
         self.large_bodies = asyncio.Lock()  # held while a large body is decoded

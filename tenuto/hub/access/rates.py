@@ -66,15 +66,13 @@ class ClientLimits:
 ADDRESS_CONNECTIONS = 50
 
 
-class Bucket:
+class Bucket(Struct, eq=False):
     """A token bucket that fills up in `fill_s`. Below zero it is in debt, and refills from there."""
 
-    __slots__ = ("_at_s", "fill_s", "level", "size")
-
-    def __init__(self, size: float, fill_s: float, now_s: float) -> None:
-        self.size, self.fill_s = size, fill_s
-        self.level = size
-        self._at_s = now_s
+    size: float
+    fill_s: float
+    _at_s: float  # time of the last call of `refilled`
+    level: float = inf  # the first call of `refilled` makes it full
 
     def refilled(self, now_s: float) -> float:
         """Refill the bucket for the time since the last call and return how many tokens it holds."""

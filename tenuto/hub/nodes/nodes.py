@@ -553,7 +553,12 @@ class Follower:
         heads = await _heads(self._store, [channel.name for channel in channels])
         if channels:
             self.responded_s = asyncio.get_running_loop().time()
-        return [one for one, serial, head in zip(channels, serials, heads, strict=True) if _is_due(one, serial, head)]
+        # a store may lose its last commits
+        return [
+            one
+            for one, serial, head in zip(channels, serials, heads, strict=True)
+            if one.is_stale or one.batches.unreadable is not None or head.serial < serial or not one.is_past(head)
+        ]
 
     async def _refresh_all(self, behind: deque[Channel], slow_reads: asyncio.TaskGroup) -> None:
         """Read the entries of the channels `behind`, several at a time. Raises StoreUnavailable.
@@ -604,9 +609,3 @@ class Follower:
             channel.moved()
         except Exception:
             logger.exception("channel %r could not be read; the hub tries again", channel.name)
-
-
-def _is_due(channel: Channel, serial: int, head: Head) -> bool:
-    """Return whether to read `channel`, at `serial` before `head` was read: a store may lose its last commits."""
-    is_unread = channel.is_stale or channel.batches.unreadable is not None
-    return is_unread or head.serial < serial or not channel.is_past(head)
