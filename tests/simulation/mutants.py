@@ -37,7 +37,7 @@ from tenuto.agents import history
 from tenuto.agents import turn as turns
 from tenuto.agents.backend import Sent
 from tenuto.agents.steps import Steps
-from tenuto.core import catch_up, decide_commands
+from tenuto.core import catch_up
 from tenuto.core import decide as decisions
 from tenuto.core.draft import Draft
 from tenuto.core.errors import TenutoError
@@ -537,7 +537,7 @@ def a_second_reply_is_accepted(patch: pytest.MonkeyPatch) -> None:
 def a_cancel_ends_the_newest_answer(patch: pytest.MonkeyPatch) -> None:
     """A user cancels the answer that began last."""
     target = "target = [target, *(one.id for one in state.streaming())][-1]"
-    edit(patch, decide_commands, "_carry_out_cancel", {"turns = {target}": f"{target}\n    turns = {{target}}"})
+    edit(patch, decisions, "_carry_out_cancel", {"turns = {target}": f"{target}\n    turns = {{target}}"})
 
 
 @mutant("gave a sign of life", authors=[Commander, Commander], workers=1)
@@ -554,7 +554,7 @@ def a_turn_renewal_has_no_effect(patch: pytest.MonkeyPatch) -> None:
 @mutant("which took it in, is over", asks_by_socket=True, authors=[Commander] * 3, hubs=2, workers=1)
 def a_message_that_was_taken_in_goes_on(patch: pytest.MonkeyPatch) -> None:
     """The answer of a turn ends the turn; the messages that it has taken in have no answer of their own."""
-    patch.setattr(decide_commands, "released", lambda *_: ())
+    patch.setattr(decisions, "_released", lambda *_: ())
 
 
 @mutant("was offered before its claim", authors=[Commander], workers=1)

@@ -32,7 +32,7 @@ from typing import BinaryIO, NamedTuple
 import msgspec
 from msgspec import Struct
 
-from tenuto.core.decide_commands import LONGEST_S, STEP_S
+from tenuto.core.decide import LONGEST_S, STEP_S
 from tenuto.core.document import KEPT_MS, Document, decoded, document, restore, restore_command, restored
 from tenuto.core.errors import (
     Busy,
