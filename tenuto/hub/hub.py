@@ -51,7 +51,7 @@ from tenuto.hub.keep.retention import Retainer, Rules
 from tenuto.hub.lifecycle import Lifecycle, SignalHook
 from tenuto.hub.pending import ChannelInfo, message_of, own_copy
 from tenuto.hub.turns.status import take_waiting
-from tenuto.hub.writer import Adopter, MessageWriter, Recovery, take_over
+from tenuto.hub.writer import Adopter, MessageWriter, Recovery, continue_after
 from tenuto.portal import NoResponse, Portal, SyncWriter, blocking, run_on, writing
 from tenuto.stores.base import Bus, CommitUnknown, Store, head_of
 from tenuto.stores.sqlite.store import SqliteStore
@@ -292,7 +292,9 @@ class HubCore(Lifecycle):
 
         Enter it like a writer of `message`. Raises StillStreaming, Finished, NotFound, Deleted.
         """
-        return await take_over(self, check_channel(channel), message_id, author)
+        await self.start()
+        known = await self.runtime.message(channel, message_id)
+        return await continue_after(self, channel, known, self.caller(author))
 
     async def delete(self, channel: str, message_id: str) -> None:
         """Delete a message. Its text leaves the store within a minute; its id cannot be used again."""

@@ -407,14 +407,7 @@ class MessageWriter(Writer):
 ABANDONED_S = 1.0  # wait before the check that an abandoned message has ended, and between two tries to end it
 
 
-async def take_over(hub: Lifecycle, channel: str, message_id: str, author: str | None) -> MessageWriter:
-    """Return a writer that continues an interrupted message. Raises the refusal of the takeover."""
-    await hub.start()
-    known = await hub.runtime.message(channel, message_id)
-    return await _continue_after(hub, channel, known, hub.caller(author))
-
-
-async def _continue_after(hub: Lifecycle, channel: str, known: MessageState, caller: Caller) -> MessageWriter:
+async def continue_after(hub: Lifecycle, channel: str, known: MessageState, caller: Caller) -> MessageWriter:
     """Return a writer by `caller` that continues `known`, which has no other takeover since. Raises the refusal.
 
     The takeover has a request id, so that a repeat after an unknown outcome is recognised instead of fenced.
@@ -662,7 +655,7 @@ async def _end_or_adopt(
             end = FinishMessage(status="interrupted", generation=message.generation)
             await runtime.ask(channel, message.id, end, server)
             return
-        successor = await _continue_after(hub, channel, message, server)
+        successor = await continue_after(hub, channel, message, server)
         if not runtime.nodes.is_leaving:  # otherwise the message is left to the next node
             runtime.tasks.start_job(_adopt(adopter, successor))
 

@@ -146,14 +146,14 @@ class SocketWorker:
         self.session.hub.runtime.scheduler.end(self, turn, state, ended)
         self._free(turn)
 
-    def given_back(self, turn: AssignedTurn, done: Respond, error: TenutoError | None) -> None:
-        """Let a turn wait for its next attempt, because its agent has lost this one, or `done` gets the `error`."""
+    def given_back(self, turn: AssignedTurn, done: Respond, result: Result | TenutoError | None) -> None:
+        """Let a turn wait for its next attempt, because its agent has lost this one, or `done` gets the refusal."""
         scheduler = self.session.hub.runtime.scheduler
-        if error is None:
+        if isinstance(result, TenutoError):
+            done(result if result.retry else _not_its_turn())
+        else:
             scheduler.renew(self, turn)  # it may be a turn of the previous socket
             done({} if scheduler.left(self, turn) else _not_its_turn())
-        else:
-            done(error if error.retry else _not_its_turn())
         self._free(turn)
 
     def turn_of(self, frame: TurnRenewFrame | TurnDoneFrame) -> AssignedTurn:
@@ -236,13 +236,13 @@ class SocketWorkers:
         worker = self.find(frame)
         turn = worker.turn_of(frame)
 
-        def stored(error: TenutoError | None) -> None:
+        def stored(result: Result | TenutoError | None) -> None:
             try:
-                if isinstance(error, NotWriter) and self.find(frame) is not worker:  # the channel is loaded by now
+                if isinstance(result, NotWriter) and self.find(frame) is not worker:  # the channel is loaded by now
                     self.renew(frame, done)
                     return
-                if error is not None:
-                    raise error if error.retry else _not_its_turn()
+                if isinstance(result, TenutoError):
+                    raise result if result.retry else _not_its_turn()
                 keeps_leases = self._session.keeps_leases
                 if keeps_leases is not None:  # the socket has closed meanwhile, as in `release`
                     self._hub.runtime.scheduler.renew(worker, turn)

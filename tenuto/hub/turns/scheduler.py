@@ -672,21 +672,22 @@ class TurnScheduler:
         return True
 
     def store_renewal(
-        self, worker: Worker, turn: AssignedTurn, done: Callable[[TenutoError | None], None], *, gives_back: bool
+        self,
+        worker: Worker,
+        turn: AssignedTurn,
+        done: Callable[[Result | TenutoError | None], None],
+        *,
+        gives_back: bool,
     ) -> None:
         """Store that a remote worker renews a turn, or `gives_back` an attempt that it has lost: its lease ends then.
 
-        Only a shared store needs it, for its other hubs. `done` is called with None, or with the refusal.
+        Only a shared store needs it, for its other hubs; `done` gets None from an exclusive one.
         """
-
-        def stored(result: Result | TenutoError) -> None:
-            done(result if isinstance(result, TenutoError) else None)
-
         if self._nodes.is_exclusive:
             done(None)
             return
         request = ClaimTurn(generation=turn.generation, renews=True, gives_back=gives_back)  # renews=True for both
-        self._request(turn.channel, turn.message_id, request, Caller(id=worker.name), stored)
+        self._request(turn.channel, turn.message_id, request, Caller(id=worker.name), done)
 
     def claimed_by(self, channel: str, message_id: str) -> str | None:
         """Return the name of the agent that has the turn of `message_id`, or None."""
