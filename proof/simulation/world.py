@@ -40,7 +40,7 @@ from tenuto.app import Hub
 from tenuto.core.errors import TenutoError
 from tenuto.core.events import Cursor
 from tenuto.core.turns import Phase
-from tenuto.hub.feed import take
+from tenuto.hub.channel import take
 from tenuto.hub.lifecycle import free_memory
 from tenuto.hub.people.presence_state import GRACE_S
 from tenuto.hub.writer import MessageWriter

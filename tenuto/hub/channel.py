@@ -1,4 +1,4 @@
-"""A live channel: its durable state in memory, and the feeds that follow it.
+"""A live channel: its durable state in memory, and the feeds that follow it, each for one subscriber.
 
 Layer: hub.
 
@@ -9,6 +9,9 @@ flight, because a read that races a commit would leave a hole.
 The feeds with one flush class form a `Group`, which is released once per flush window. All windows end on the grid of
 `Ticks`, so one timer serves many channels. The events behind one cursor are the same for all feeds of a channel, so a
 batch is made and encoded once (`BatchCache`).
+
+A feed is a cursor and a wake-up, never a queue: when it is woken it takes all missed events as one batch. A slow reader
+takes later, and gets more at once.
 """
 
 from __future__ import annotations
@@ -16,10 +19,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import KW_ONLY, InitVar, dataclass, field
 from math import ceil, floor
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -28,7 +31,10 @@ from tenuto.core.catch_up import events_since, new_start, newest_messages, resum
 from tenuto.core.document import Document, mark_documented, restored
 from tenuto.core.errors import Busy, StoreUnusable, shown
 from tenuto.core.events import (
+    EMPTY,
+    NO_EPOCH,
     ChannelAttached,
+    Cursor,
     MessageAppend,
     MessageCreate,
     MessagePart,
@@ -216,13 +222,6 @@ SLICE_FEEDS = 100
 EPHEMERAL_S = 0.1  # presence changes and signals within this time are sent together
 
 
-class Woken(Protocol):
-    """The interface of a feed that its group uses."""
-
-    def wake(self) -> None:
-        """Take what is new."""
-
-
 class Ticks:
     """The timers of all flush windows, on a grid of a few milliseconds, so that one timer serves many channels."""
 
@@ -284,7 +283,7 @@ class Group:
 
     _ticks: Ticks
     _window_s: float
-    feeds: dict[Woken, None] = field(default_factory=dict)
+    feeds: dict[Feed, None] = field(default_factory=dict)
     _is_due: bool = False  # a release is scheduled
     _is_ephemeral_due: bool = False  # a release of ephemeral events is scheduled; it does not start a flush window
     # End of the flush window, in the loop's time: changes before it are released then, later ones at once. It begins in
@@ -317,7 +316,7 @@ class Group:
         self.over_s = asyncio.get_running_loop().time() + self._window_s
         self._wake_feeds()
 
-    def _wake_feeds(self, feeds: tuple[Woken, ...] = ()) -> None:
+    def _wake_feeds(self, feeds: tuple[Feed, ...] = ()) -> None:
         """Wake `feeds`, by default all, in slices between which the loop runs other callbacks."""
         feeds = feeds or tuple(self.feeds)
         for feed in feeds[:SLICE_FEEDS]:
@@ -433,7 +432,7 @@ class Channel:
 
     # -- for feeds ---------------------------------------------------------------------------------------------
 
-    def add_feed(self, feed: Woken, flush_ms: int) -> Group:
+    def add_feed(self, feed: Feed, flush_ms: int) -> Group:
         """Wake `feed` from now on, and return the group of feeds that is woken together with it.
 
         Its window is the shortest one of at least `flush_ms`, else the longest.
@@ -446,14 +445,14 @@ class Channel:
         self.watchers += 1
         return group
 
-    def remove_feed(self, feed: Woken, group: Group) -> None:
+    def remove_feed(self, feed: Feed, group: Group) -> None:
         """Stop waking `feed`. A second call has no effect."""
         if feed in group.feeds:
             del group.feeds[feed]
             self.watchers -= 1
 
     @property
-    def feeds(self) -> list[Woken]:
+    def feeds(self) -> list[Feed]:
         """Return the feeds of this channel."""
         return [feed for group in self._groups.values() for feed in group.feeds]
 
@@ -791,3 +790,152 @@ def outpaced(channel: str, conflicts: int) -> Busy:
         f"other processes write to channel {shown(channel)} faster than this hub can read it: "
         f"{conflicts} commits in a row have failed; try again later"
     )
+
+
+@dataclass(slots=True, eq=False)
+class Feed:
+    """One subscriber's position in a channel. It holds no entries, so a slow reader uses no memory.
+
+    It follows `channel` until `close`. A tick calls `wake` when there are events to take.
+    """
+
+    channel: Channel
+    since: InitVar[Cursor | None]
+    _: KW_ONLY
+    history: int
+    flush_ms: InitVar[int]
+    wake: Callable[[], None]
+    has_ephemeral: InitVar[bool] = False  # True: it also takes presence and signals, in batches without a cursor
+    # called with the first batch that this feed takes after it was attached
+    on_first: Callable[[EncodedBatch], None] | None = field(default=None, init=False)
+    # Position in the presence state up to which changes were taken; None: not subscribed to ephemeral events.
+    ephemeral_position: int | None = field(init=False)
+    _attached: bool = field(default=False, init=False)  # `channel.attached` has been taken
+    # epoch of the cursor; None: the next batch is a new start
+    _epoch: str | None = field(default=None, init=False)
+    _serial: int = field(default=0, init=False)
+    _group: Group = field(init=False)
+
+    def __post_init__(self, since: Cursor | None, flush_ms: int, has_ephemeral: bool) -> None:
+        if since is not None:
+            self._epoch, self._serial = since.epoch, since.serial
+        self.ephemeral_position = -1 if has_ephemeral else None
+        self._group = self.channel.add_feed(self, flush_ms)
+
+    @property
+    def cursor(self) -> Cursor:
+        """Return the cursor of the last entry that this feed has taken."""
+        return Cursor(self._epoch or NO_EPOCH, self._serial)
+
+    @property
+    def is_behind(self) -> bool:
+        """Return whether there are events to take."""
+        state = self.channel.state
+        if not self._attached or self._serial != state.serial or self._epoch != state.epoch:
+            return True
+        if self.channel.batches.unreadable is not None:
+            return True
+        return self.ephemeral_position is not None and self.ephemeral_position != self.channel.presence_state.position
+
+    def take(self) -> EncodedBatch | None:
+        """Take all missed events as one batch, or None. Raises Behind if the store must be read first."""
+        channel = self.channel
+        state = channel.state
+        if self._attached and self._epoch == state.epoch:
+            if self._serial == state.serial:
+                if channel.batches.unreadable is not None:
+                    raise Behind
+                return self._take_ephemeral()
+            # Hot path: another feed has already taken the batch that follows this cursor, for example one of a thousand
+            # viewers.
+            known = channel.batches.live.get(self._serial) or channel.append_since(self._serial)
+            if known is not None:
+                self._serial = state.serial
+                return known if known.events else self._take_ephemeral()
+        is_start = not self._attached or self._epoch == NO_EPOCH  # True: the batch begins with `channel.attached`
+        batch = channel.batch_since(self._serial, attach=is_start) if self._is_continued() else None
+        if batch is None:  # None also means that more messages have changed than one catch-up may hold
+            is_start = True
+            # set it first: if `new_start` raises Behind, `catch_up` must load the messages of a new start
+            self._epoch = None
+        if is_start and self.ephemeral_position is not None:
+            # `channel.attached` carries presence. Presence changes before it, and their signals, must therefore go
+            # before it.
+            if self._attached and (ephemeral := self._take_ephemeral()) is not None:
+                return ephemeral
+            self.ephemeral_position = channel.presence_state.position
+        if batch is None:
+            batch = channel.new_start(self.history)
+        if self.on_first is not None:
+            self.on_first(batch)
+            self.on_first = None
+        self._attached = True
+        self._epoch, self._serial = state.epoch, state.serial
+        return batch if batch.events else self._take_ephemeral()
+
+    def _take_ephemeral(self) -> EncodedBatch | None:
+        """Take the ephemeral events since the last ones; `take` keeps them apart from entries, which have a cursor."""
+        presence_state = self.channel.presence_state
+        if self.ephemeral_position is None or self.ephemeral_position == presence_state.position:
+            return None
+        batch = self.channel.ephemeral_since(self.ephemeral_position)
+        self.ephemeral_position = presence_state.position
+        return batch if batch.events else None
+
+    async def prepare(self) -> None:
+        """Load the messages of the first batch, or close this feed. Raises StoreUnavailable, StoreUnusable."""
+        try:
+            try:
+                if not self._is_continued() or self.channel.batch_since(self._serial, attach=True) is None:
+                    self._epoch = None  # so that `catch_up` loads the messages of a new start
+                    self.channel.new_start(self.history)
+            except Behind:
+                await self.catch_up()
+        except BaseException:
+            self.close()
+            raise
+
+    async def catch_up(self) -> None:
+        """Load from the store the messages that `take` needs. Raises StoreUnavailable, StoreUnusable."""
+        if self.channel.batches.unreadable is not None:
+            raise self.channel.batches.unreadable.with_traceback(None)
+        if self._is_continued() and await self.channel.load_since(self._serial):
+            return
+        self._epoch = None
+        await self.channel.load_history(self.history)
+
+    def done(self) -> None:
+        """Note that the reader is ready again; the next tick wakes this feed if there are events to take.
+
+        If only ephemeral events are due, wake it at once, without waiting for the flush window. Otherwise they would
+        wait behind a growing answer until that answer ends.
+        """
+        channel = self.channel
+        state, passed = channel.state, self.ephemeral_position
+        if not self._attached or self._serial != state.serial or self._epoch != state.epoch:
+            self._group.moved()
+        elif passed is not None and passed != channel.presence_state.position:
+            asyncio.get_running_loop().call_soon(self.wake)
+
+    def close(self) -> None:
+        """Detach from the channel. A second call has no effect."""
+        self.channel.remove_feed(self, self._group)
+
+    def _is_continued(self) -> bool:
+        """Return whether the feed's cursor belongs to the channel's current epoch, so that it can resume."""
+        state = self.channel.state
+        if self._epoch is None:
+            return False
+        if (self._epoch, self._serial) == EMPTY[:2]:
+            return state.floor == 0  # a cursor of the empty channel resumes, whatever the first entry was
+        return self._epoch == state.epoch and state.floor <= self._serial <= state.serial
+
+
+async def take(feed: Feed, reading: Callable[[], AbstractAsyncContextManager[None]]) -> EncodedBatch | None:
+    """Take the missed events of `feed`; reads the store if needed, in the context `reading`."""
+    while True:
+        try:
+            return feed.take()
+        except Behind:
+            async with reading():
+                await feed.catch_up()

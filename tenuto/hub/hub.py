@@ -40,10 +40,9 @@ from tenuto.hub.access.identity import Authenticate
 from tenuto.hub.access.rates import ClientLimits, Questions, Rates, current_route
 from tenuto.hub.access.tickets import Tickets
 from tenuto.hub.access.visitors import VisitorVerifier
-from tenuto.hub.channel import Channel, until_settled
+from tenuto.hub.channel import Channel, Feed, take, until_settled
 from tenuto.hub.checks import check_bus, check_job, check_settings, check_store, is_named, names_of_cell, warn_of_wsgi
 from tenuto.hub.clock import Clock, StoreClock
-from tenuto.hub.feed import Feed, take
 from tenuto.hub.hooks import Hook, HookHandler, HookKind
 from tenuto.hub.keep.archive import Archive
 from tenuto.hub.keep.policies import Capacity

@@ -45,8 +45,7 @@ from tenuto.core.requests import (
 from tenuto.core.turns import WhenBusy
 from tenuto.development import names_exceptions
 from tenuto.hub.access.identity import Identity
-from tenuto.hub.channel import Behind
-from tenuto.hub.feed import Feed
+from tenuto.hub.channel import Behind, Feed
 from tenuto.hub.hub import HubCore
 from tenuto.hub.pending import Result
 from tenuto.hub.turns.scheduler import LEASE_S, AssignedTurn

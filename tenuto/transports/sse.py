@@ -27,8 +27,7 @@ from starlette.types import Message, Receive, Send
 from tenuto.core.errors import Draining, TenutoError, TooMany
 from tenuto.core.events import ChannelAttached, Cursor, PresenceSync, Signal, encode_json, parse_cursor
 from tenuto.hub.access.identity import Expired, Scope, header
-from tenuto.hub.channel import Behind, EncodedBatch
-from tenuto.hub.feed import Feed, take
+from tenuto.hub.channel import Behind, EncodedBatch, Feed, take
 from tenuto.hub.hub import HubCore
 from tenuto.transports.access import (
     OPERATOR,

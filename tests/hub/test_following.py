@@ -15,7 +15,7 @@ from proof.simulation.store import SharedMemoryStore
 from tenuto.core.errors import StoreUnavailable
 from tenuto.core.requests import SERVER, AppendText, Caller, CreateMessage, FinishMessage
 from tenuto.hub import HubCore
-from tenuto.hub.feed import Feed
+from tenuto.hub.channel import Feed
 from tenuto.hub.nodes.nodes import WINDOW_S
 from tenuto.stores.base import Changes, Head, Notice, Tail
 from tests.hub.hubs import new_hub

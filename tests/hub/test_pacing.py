@@ -19,9 +19,8 @@ import pytest
 from proof.simulation.clock import VirtualLoop
 from tenuto.core.events import MessageAppend, MessagePart
 from tenuto.hub import HubCore, MessageWriter
-from tenuto.hub.channel import Ticks
+from tenuto.hub.channel import Feed, Ticks
 from tenuto.hub.committer import STORE_TIMEOUT_S
-from tenuto.hub.feed import Feed
 from tenuto.hub.lifecycle import TIDY_S
 from tenuto.stores.base import Committed, Conflict, Write
 from tenuto.stores.memory import MemoryStore

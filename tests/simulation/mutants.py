@@ -54,10 +54,9 @@ from tenuto.core.text import Text
 from tenuto.hub import channel as channels
 from tenuto.hub import committer, hooks, writer
 from tenuto.hub import hub as hubs
-from tenuto.hub.channel import BatchCache, Channel, EncodedBatch, Group
+from tenuto.hub.channel import BatchCache, Channel, EncodedBatch, Feed, Group
 from tenuto.hub.clock import StoreClock
 from tenuto.hub.committer import Committer
-from tenuto.hub.feed import Feed
 from tenuto.hub.hooks import KINDS, HookRunner
 from tenuto.hub.hub import HubCore
 from tenuto.hub.leases import LeaseMonitor

@@ -12,7 +12,7 @@ from tenuto.app import Hub
 from tenuto.core.errors import StoreUnavailable
 from tenuto.core.limits import Limits
 from tenuto.hub.access.identity import CAPABILITIES, Identity
-from tenuto.hub.feed import Feed
+from tenuto.hub.channel import Feed
 from tests.transports.conftest import new_hub
 from tests.transports.lines import Line
 
