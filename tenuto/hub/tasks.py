@@ -20,12 +20,15 @@ logger = logging.getLogger("tenuto.hub")
 
 
 @contextmanager
-def logs_errors(message: str) -> Iterator[None]:
-    """Log an error of the block after `message`, and go on: also one of a third-party store must not end the hub."""
+def logs_errors(message: str, *, level: int = logging.WARNING) -> Iterator[None]:
+    """Log an error of the block after `message`, and go on: also one of a third-party store must not end the hub.
+
+    The `level` is that of an error of Tenuto; any other one is logged with its traceback.
+    """
     try:
         yield
     except (TenutoError, TimeoutError) as error:
-        logger.warning("%s: %s", message, error or "timed out")
+        logger.log(level, "%s: %s", message, error or "timed out")
     except Exception:
         logger.exception("%s", message)
 

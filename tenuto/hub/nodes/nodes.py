@@ -431,13 +431,9 @@ class Notifier:
     async def _send(self, notices: list[Notice]) -> None:
         self._unsent.clear()
         self._others, self._others_bytes = [], 0
-        try:
+        with logs_errors(f"{len(notices)} notices were not sent; other nodes read the heads", level=logging.DEBUG):
             async with asyncio.timeout(NOTIFY_TIMEOUT_S):
                 await self._way.notify(notices)
-        except (TenutoError, TimeoutError) as error:
-            logger.debug("%d notices were not sent; other nodes read the heads: %r", len(notices), error)
-        except Exception:  # an error of a third-party store or bus must not end the notices
-            logger.exception("%d notices were not sent; other nodes read the heads", len(notices))
 
 
 FOLLOW_S = 1.0  # time between two reads of the heads

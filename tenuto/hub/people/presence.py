@@ -206,13 +206,9 @@ class SharedPresence:
                 self._show_own(channel)
             self._revision += len(channels)
             self._recent = (self._recent + channels)[-RECENT:]
-            try:
+            # after an error the next renewal puts them
+            with logs_errors(f"members of {len(channels)} channels are shown to others later", level=logging.DEBUG):
                 await self.lease.put()
-            except TenutoError as error:  # the next renewal puts them
-                logger.debug("members of %d channels are shown to other nodes later: %s", len(channels), error)
-            except Exception:  # an error of a third-party store must not end the hub
-                logger.exception("members of %d channels are shown to other nodes later", len(channels))
-            else:
                 for channel in channels:
                     self._notifier.send(Notice("here", channel, _encode(_MembersMoved(self._node))))
             await asyncio.sleep(MERGE_S)
