@@ -581,14 +581,6 @@ class Outgoing:
         if self.state is ENDING and not in_flight and not self._queue:
             self.state = ENDED
 
-    def failed(self, error: TenutoError) -> None:
-        """Note that the requests in flight were not stored.
-
-        Repeat them if `error` is temporary, else refuse all of them.
-        """
-        if not error.retry:
-            self.refuse(error)
-
     def refuse(self, error: TenutoError) -> None:
         """Drop all content that is not stored, and raise `error` at the next call."""
         self.state = REFUSED

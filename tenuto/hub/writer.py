@@ -249,10 +249,8 @@ class MessageWriter(Writer):
     def failed(self, error: TenutoError) -> None:
         """Keep all requests and retry later, because the store failed. If the hub has stopped, refuse them."""
         self._has_gap = None
-        if isinstance(error, Draining):
+        if isinstance(error, Draining) or not error.retry:
             self._outgoing.refuse(error)
-        else:
-            self._outgoing.failed(error)
         if self._outgoing.error is None:
             self._trouble = error
             if self._retry is None:

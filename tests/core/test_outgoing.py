@@ -93,8 +93,7 @@ outcomes = st.sampled_from([("commit", outcome) for outcome in ("stored", "faile
 def commit(outgoing: Outgoing, harness: LogHarness, outcome: str, max_bytes: int = 10_000) -> None:
     """Decide the writer's requests as one batch. With an unknown outcome it is stored, and decided again later."""
     sent = requests(outgoing, max_bytes)
-    if outcome == "failed":
-        outgoing.failed(StoreUnavailable("disk full"))
+    if outcome == "failed":  # the store stays as it was, and the requests stay in flight
         return
     for request in sent:
         harness.ask("m", request, APP)
@@ -445,13 +444,12 @@ def test_content_is_accepted_in_the_open_state_only(
         assert outgoing.unstored_bytes == before
 
 
-def test_failure_that_passes_keeps_the_requests_and_another_one_drops_them() -> None:
+def test_requests_stay_until_they_are_stored_and_a_refusal_drops_them() -> None:
     outgoing = opened()
     outgoing.accept_text("x")
     sent = requests(outgoing)
-    outgoing.failed(StoreUnavailable("disk full"))
     assert requests(outgoing) == sent
-    outgoing.failed(TooLarge("message 'm' would have 9 bytes, the limit is 8"))
+    outgoing.refuse(TooLarge("message 'm' would have 9 bytes, the limit is 8"))
     assert requests(outgoing) == []
     assert outgoing.unstored_bytes == 0
     assert outgoing.state is OutgoingState.REFUSED
