@@ -20,7 +20,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import re
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -30,7 +29,7 @@ from msgspec import Struct
 from tenuto.core.catch_up import reply_to
 from tenuto.core.document import restored
 from tenuto.core.errors import LocalError, StoreUnusable, TenutoError
-from tenuto.core.events import NO_EPOCH, kept_serial
+from tenuto.core.events import NO_EPOCH, Cursor, kept_serial, parse_cursor
 from tenuto.core.model import OPTIONS, Command, Json, Message
 from tenuto.core.names import check_id, check_pattern, command_id, matches
 from tenuto.core.state import CommandState, MessageState
@@ -71,7 +70,6 @@ class HookEvent(Struct, frozen=True, kw_only=True):
 
 
 HookHandler = Callable[[HookEvent], Awaitable[None]]
-_POSITION = re.compile(rb"([A-Za-z0-9_-]*):([0-9]{1,16})")
 Start = Callable[[Coroutine[Any, Any, None]], asyncio.Task[Any]]  # a function that starts a background task
 
 
@@ -109,7 +107,7 @@ async def register(store: Store, hook: Hook, early: Mapping[str, tuple[str, int]
     while page := await in_time(store.channels(after=after, limit=SCAN_PAGE), store.name):
         fresh = [one for one in page if matches(hook.pattern, one) and one not in known]
         heads = zip(fresh, await in_time(store.heads(fresh), store.name), strict=True)
-        found = {_note_name(hook, one): _encoded(*early.get(one, (head.epoch, head.serial))) for one, head in heads}
+        found = {_note_name(hook, one): str(Cursor(*early.get(one, head[:2]))).encode() for one, head in heads}
         if not await in_time(store.note(found, expected=is_new), store.name):
             return
         after = page[-1]
@@ -378,7 +376,7 @@ class HookRunner:
         positions = self._positions  # replaced when another term of this node begins
         if not self._may_call(term) or positions.get(channel) == position:
             return
-        await self._store.note({_note_name(self._hook, channel): _encoded(*position) if position else None})
+        await self._store.note({_note_name(self._hook, channel): str(Cursor(*position)).encode() if position else None})
         if position is not None:
             positions[channel] = position
         else:
@@ -408,11 +406,7 @@ def _happened(one: MessageState | CommandState) -> Iterator[tuple[str, int, dict
             yield "message.finish", one.finished, fields
 
 
-def _encoded(epoch: str, serial: int) -> bytes:
-    return f"{epoch}:{serial}".encode()
-
-
 def _position(value: bytes) -> tuple[str, int]:
-    """Return the position in a note; DAMAGED if it is not of the form of `_encoded`."""
-    found = _POSITION.fullmatch(value)
-    return (found[1].decode(), int(found[2])) if found is not None else DAMAGED
+    """Return the position in a note, which has the form of a cursor; DAMAGED if it has another one."""
+    found = parse_cursor(value.decode(errors="replace"))
+    return found[:2] if found is not None else DAMAGED

@@ -158,7 +158,7 @@ class WorkerPool:
         for worker in self._workers:
             _show(worker, channel)
 
-    def best_for(self, channel: str, suspect: Worker | None) -> Worker | None:
+    def best_for(self, channel: str, suspect: Worker | None = None) -> Worker | None:
         """Return the worker with the most free slots. `suspect`, whose connection may be dead, is the last resort."""
         fitting = [one for one in self._workers if one.free > 0 and matches(one.pattern, channel)]
         return max(fitting, key=lambda one: (one is not suspect, one.free), default=None)
@@ -171,10 +171,6 @@ class WorkerPool:
     def has_agent(self, channel: str) -> bool:
         """Return whether an agent for `channel` is present."""
         return any(matches(worker.pattern, channel) for worker in self._workers)
-
-    def has_room(self, channel: str) -> bool:
-        """Return whether a worker for `channel` has a free slot."""
-        return self.best_for(channel, None) is not None
 
     # -- served patterns ---------------------------------------------------------------------------------------
 
@@ -189,11 +185,6 @@ class WorkerPool:
     def served(self) -> list[str]:
         """Return the patterns of the workers that are present."""
         return sorted({worker.pattern for worker in self._workers})
-
-    @property
-    def present(self) -> set[str]:
-        """Return the patterns of the agents that are present, at this node or another one."""
-        return {*self.served(), *self.elsewhere}
 
     def note_elsewhere(self, patterns: Iterable[str]) -> None:
         """Note all patterns that other nodes serve now. Those nodes keep the notes in the store."""
@@ -511,7 +502,7 @@ class TurnScheduler:
         if kind in self._unserved or len(self._unserved) >= NAMED_UNSERVED:
             return
         self._unserved.add(kind)
-        present = _listed(self.workers.present)
+        present = _listed([*self.workers.served(), *self.workers.elsewhere])
         gone = _listed(pattern for pattern in self.workers.patterns if matches(pattern, channel))
         logger.warning(
             'no agent serves "%s"; %s%s',
@@ -849,7 +840,7 @@ class SharedTurns:
     def _values(self) -> dict[str, bytes]:
         """Return the hold of this node."""
         workers = self._scheduler.workers
-        waiting = [channel for channel in self._waiting() if not workers.has_room(channel)]  # for other nodes
+        waiting = [channel for channel in self._waiting() if workers.best_for(channel) is None]  # for other nodes
         shown = ShownTurns(patterns=workers.served()[:SHOWN], waiting=waiting[:SHOWN])
         return {PREFIX + self._nodes.node: msgspec.msgpack.encode(shown)}
 
@@ -882,7 +873,7 @@ class SharedTurns:
         looked_at = []
         for name in dict.fromkeys(wanted):
             live = self._channels.get(name)
-            if (name not in own and not workers.has_room(name)) or (live is not None and is_settling(live)):
+            if (name not in own and workers.best_for(name) is None) or (live is not None and is_settling(live)):
                 continue
             try:
                 self._scheduler.inspect(await in_time(self._fresh(name), self._store.name), None)
