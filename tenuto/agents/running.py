@@ -332,7 +332,7 @@ class Running:
         """Return whether the hub has interrupted the handler's answer, because a lease had ended."""
         for last in turn.begun[-1:]:
             with contextlib.suppress(TenutoError):
-                answer = await patiently(partial(find, self._backend, self.channel, last.id))
+                answer = await self._found(last.id)
                 return answer is not None and answer.status == "interrupted"
         return False
 
@@ -457,30 +457,23 @@ class Running:
 
     async def _take_over(self, watch: Watch, number: int, previous: Message) -> bool:
         """Take over an answer of an earlier attempt once its lease has ended. Return False if it ends meanwhile."""
+        writer: Writer | None = None
         try:
-            writer = await self._taken_over(watch, previous)
+            async with asyncio.timeout(PATIENCE_S):
+                while writer is None:
+                    try:
+                        writer = await self._backend.take_over(self.channel, previous.id)
+                    except StillStreaming:
+                        await watch.changed()
         except Finished:
             return False
-        if writer is None:
+        except (TimeoutError, Fenced, Deleted, NotFound):  # another client continues the answer, or it is gone
             return True
         # from here on this attempt must end the answer, even after an error
         self._taken_up[number] = LeftAnswer(previous, writer)
         try:
-            known = await patiently(lambda: find(self._backend, self.channel, previous.id))
+            known = await self._found(previous.id)
             self._taken_up[number] = LeftAnswer(known or previous, writer)
         except TenutoError as error:
             logger.warning("an answer that was taken over could not be read: %s", error)
         return True
-
-    async def _taken_over(self, watch: Watch, previous: Message) -> Writer | None:
-        """Return the writer of an answer that is taken over; None if it streams for too long, or is not free."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(PATIENCE_S):
-                while True:
-                    try:
-                        return await self._backend.take_over(self.channel, previous.id)
-                    except StillStreaming:
-                        await watch.changed()
-                    except (Fenced, Deleted, NotFound):  # another client continues the answer, or it is gone
-                        return None
-        return None

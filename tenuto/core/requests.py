@@ -200,9 +200,9 @@ class SendSignal(Struct, frozen=True, kw_only=True):
     data: Json = None
 
 
-AboutCommands = SendCommand | ReplyCommand | SettleCommand
-AboutMessages = (
-    AppendText
+Request = (
+    CreateMessage
+    | AppendText
     | PutPart
     | UpdateMessage
     | FinishMessage
@@ -212,8 +212,10 @@ AboutMessages = (
     | RenewLease
     | ClaimTurn
     | EndTurn
+    | SendCommand
+    | ReplyCommand
+    | SettleCommand
 )
-Request = CreateMessage | AboutMessages | AboutCommands
 
 
 class Caller(Struct, frozen=True, kw_only=True):

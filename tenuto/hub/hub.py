@@ -46,7 +46,7 @@ from tenuto.hub.clock import Clock, StoreClock
 from tenuto.hub.hooks import Hook, HookHandler, HookKind
 from tenuto.hub.keep.archive import Archive
 from tenuto.hub.keep.policies import Capacity
-from tenuto.hub.keep.retention import Retainer, Rules
+from tenuto.hub.keep.retention import GONE_MS, Retainer, Rules
 from tenuto.hub.lifecycle import Lifecycle, SignalHook
 from tenuto.hub.pending import ChannelInfo, message_of, own_copy
 from tenuto.hub.turns.status import take_waiting
@@ -54,8 +54,6 @@ from tenuto.hub.writer import Adopter, MessageWriter, Recovery, continue_after
 from tenuto.portal import NoResponse, Portal, SyncWriter, blocking, run_on, writing
 from tenuto.stores.base import Bus, CommitUnknown, Store, head_of
 from tenuto.stores.sqlite.store import SqliteStore
-
-USED_UP_MS = 24 * 3600 * 1000  # time for which the ids of messages that streamed in a deleted channel cannot be used
 
 
 class HubCore(Lifecycle):
@@ -302,7 +300,7 @@ class HubCore(Lifecycle):
     async def delete_channel(self, channel: str) -> None:
         """Empty a channel. Its viewers get a new start, and its next message begins a new epoch."""
         await self.start()
-        await self.channel(channel).delete(self.clock.now_ms() + USED_UP_MS)
+        await self.channel(channel).delete(self.clock.now_ms() + GONE_MS)
 
     async def command(
         self,

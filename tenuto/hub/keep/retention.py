@@ -40,7 +40,8 @@ STEP_BYTES = 128 * 1024
 # pause, and 45 ms with 50 ms, mostly because of checkpoints (a machine of two cores under load).
 PAUSE_S = 0.2
 MAX_COUNTS = 10_000  # channels whose counts are remembered
-GONE_MS = 24 * 3_600_000  # as after `Hub.delete_channel`: the life of a removed channel is remembered for this time
+# time for which the life of a removed channel is remembered, and the ids of messages that streamed in it are used up
+GONE_MS = 24 * 3_600_000
 
 Rules = Mapping[str, str | Retention]  # how long messages stay, by channel pattern
 
