@@ -35,7 +35,7 @@ from tenuto.core.names import check_id, check_pattern, command_id, matches
 from tenuto.core.state import CommandState, MessageState
 from tenuto.hub.channel import Channel
 from tenuto.hub.committer import in_time
-from tenuto.hub.nodes.nodes import NodeLease
+from tenuto.hub.nodes import NodeLease
 from tenuto.hub.tasks import logs_errors
 from tenuto.stores.base import Store, head_of
 from tenuto.watchdog import timed

@@ -41,7 +41,7 @@ from tenuto.hub.clock import Clock
 from tenuto.hub.hooks import Hook, register
 from tenuto.hub.keep.exports import undo_imports
 from tenuto.hub.keep.policies import Capacity
-from tenuto.hub.nodes.nodes import TERM_MS, IsMine
+from tenuto.hub.nodes import TERM_MS, IsMine
 from tenuto.hub.pending import DocumentDue, Result
 from tenuto.hub.runtime import Runtime
 from tenuto.hub.tasks import logs_errors

@@ -26,7 +26,7 @@ from tenuto.hub.committer import Committer, Pace, in_time
 from tenuto.hub.hooks import Hook, HookRunner
 from tenuto.hub.keep.policies import Capacity
 from tenuto.hub.leases import LeaseMonitor
-from tenuto.hub.nodes.nodes import Follower, NodeLease, Notifier
+from tenuto.hub.nodes import Follower, NodeLease, Notifier
 from tenuto.hub.pending import Done, Result, Waiting, result_later
 from tenuto.hub.people.presence import PresenceTracker, SharedPresence
 from tenuto.hub.tasks import Tasks

@@ -12,7 +12,7 @@ is ended later, because no other component would.
 
 A message whose writer ended with its node is continued by an adopter of the app, or becomes `interrupted`. A remote
 writer gets one full lease to reconnect. Commands and turns continue to wait. On an exclusive store a hub recovers
-before it serves; on a shared store, when the lease of a node has expired (`tenuto.hub.nodes.nodes`).
+before it serves; on a shared store, when the lease of a node has expired (`tenuto.hub.nodes`).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from tenuto.core.state import MessageState
 from tenuto.hub.channel import Channel
 from tenuto.hub.committer import Begin, in_time, sent_again
 from tenuto.hub.lifecycle import Lifecycle
-from tenuto.hub.nodes.nodes import IsMine
+from tenuto.hub.nodes import IsMine
 from tenuto.hub.pending import Ask, Decided, Result, own_copy, result_later
 from tenuto.hub.runtime import Runtime
 from tenuto.hub.turns.scheduler import lose_turns

@@ -16,7 +16,7 @@ from tenuto.core.errors import StoreUnavailable
 from tenuto.core.requests import SERVER, AppendText, Caller, CreateMessage, FinishMessage
 from tenuto.hub import HubCore
 from tenuto.hub.channel import Feed
-from tenuto.hub.nodes.nodes import WINDOW_S
+from tenuto.hub.nodes import WINDOW_S
 from tenuto.stores.base import Changes, Head, Notice, Tail
 from tests.hub.hubs import new_hub
 from tests.hub.watching import Watcher

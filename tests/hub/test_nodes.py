@@ -14,7 +14,7 @@ from proof.simulation.clock import SimClock
 from proof.simulation.store import SharedMemoryStore
 from tenuto.core.errors import StoreUnavailable
 from tenuto.hub.clock import Clock, StoreClock
-from tenuto.hub.nodes.nodes import BATCH_BYTES, NodeLease
+from tenuto.hub.nodes import BATCH_BYTES, NodeLease
 from tenuto.hub.people.presence import HOLD_BYTES
 from tenuto.stores.base import Hold, Renewal
 from tests.hub.hubs import new_hub

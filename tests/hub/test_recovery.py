@@ -16,7 +16,7 @@ from proof.simulation.store import SharedMemoryStore
 from tenuto.core.document import Stored
 from tenuto.core.errors import StoreUnavailable, StoreUnusable
 from tenuto.hub import HubCore
-from tenuto.hub.nodes.nodes import responsible_node
+from tenuto.hub.nodes import responsible_node
 from tenuto.hub.writer import MessageWriter
 from tenuto.stores.base import Hold, Renewal
 from tests.hub.hubs import new_hub

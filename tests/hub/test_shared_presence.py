@@ -17,7 +17,7 @@ from tenuto.core.events import Signal
 from tenuto.core.limits import Limits
 from tenuto.core.model import Member
 from tenuto.hub import HubCore
-from tenuto.hub.nodes.nodes import WAITING_NOTICES
+from tenuto.hub.nodes import WAITING_NOTICES
 from tenuto.hub.people.presence import FOLLOW_S, HOLD_BYTES, MEMBERS, MERGE_S, READS
 from tenuto.hub.people.presence_state import MAX_CONNECTIONS
 from tenuto.stores.base import Hold, Notice, Renewal

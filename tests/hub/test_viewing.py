@@ -15,7 +15,7 @@ from proof.simulation.clock import Process, VirtualLoop
 from tenuto.core.errors import Draining, StoreUnavailable
 from tenuto.hub import HubCore
 from tenuto.hub.lifecycle import CUT_OFF_S, RESPONSE_S, STEP_S, Viewing
-from tenuto.hub.nodes.nodes import TERM_MS
+from tenuto.hub.nodes import TERM_MS
 from tests.hub.hubs import new_hub
 from tests.hub.test_recovery import Shared
 from tests.hub.watching import Watcher

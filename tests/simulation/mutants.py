@@ -61,7 +61,7 @@ from tenuto.hub.hooks import KINDS, HookRunner
 from tenuto.hub.hub import HubCore
 from tenuto.hub.leases import LeaseMonitor
 from tenuto.hub.lifecycle import Lifecycle
-from tenuto.hub.nodes.nodes import Follower, NodeLease
+from tenuto.hub.nodes import Follower, NodeLease
 from tenuto.hub.pending import Waiting
 from tenuto.hub.people import presence
 from tenuto.hub.people.presence import SharedPresence

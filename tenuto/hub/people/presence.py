@@ -35,7 +35,7 @@ from tenuto.core.names import check_id, client_of, is_own_name, matches
 from tenuto.hub.channel import Channel
 from tenuto.hub.clock import Deadlines
 from tenuto.hub.committer import in_time
-from tenuto.hub.nodes.nodes import NodeLease, Notifier
+from tenuto.hub.nodes import NodeLease, Notifier
 from tenuto.hub.people.presence_state import CROWD_S, GRACE_S, NAMED, NodeMember
 from tenuto.hub.tasks import logs_errors
 from tenuto.stores.base import Notice, SharedStore

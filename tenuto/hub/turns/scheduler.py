@@ -62,7 +62,7 @@ from tenuto.hub.channel import Channel, is_settling
 from tenuto.hub.clock import Clock, Deadlines
 from tenuto.hub.committer import in_time
 from tenuto.hub.leases import BROKEN_S, RETRY_S, Submit, send
-from tenuto.hub.nodes.nodes import Follower, NodeLease
+from tenuto.hub.nodes import Follower, NodeLease
 from tenuto.hub.pending import Done, Result
 from tenuto.hub.tasks import logs_errors
 from tenuto.stores.base import Notice, SharedStore, Store
@@ -865,7 +865,7 @@ class SharedTurns:
         """Read the holds of the other nodes, and offer the turns that wait there. Raises StoreUnavailable."""
         others = await self.read()
         workers = self._scheduler.workers
-        # own turns of channels outside memory, which `tenuto.hub.nodes.nodes` does not read, may be taken
+        # own turns of channels outside memory, which `tenuto.hub.nodes` does not read, may be taken
         # elsewhere, or wait for a turn of another node that has ended
         wanted = [channel for channel in self._waiting() if channel not in self._channels][:SHOWN]
         own = set(wanted)

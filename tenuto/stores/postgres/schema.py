@@ -54,7 +54,7 @@ CREATE UNLOGGED TABLE {schema}.holds (
 """
 
 # A renewal whose process stops in the middle ends after this time: those of all other nodes wait for it, at most for
-# two seconds (`RENEW_TIMEOUT_S` in `hub/nodes/nodes.py`).
+# two seconds (`RENEW_TIMEOUT_S` in `hub/nodes.py`).
 STOPPED_MS = 1_000
 
 _NOW_MS = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
