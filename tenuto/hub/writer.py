@@ -104,24 +104,15 @@ class MessageWriter(Writer):
         if self._has_gap is None:
             self._schedule_submit()
         if outgoing.unstored_bytes > self._max_bytes:
-            await self._not_too_far_ahead()
+            await self._stored_but(self._max_bytes)
 
     async def _accepted(self) -> None:
         self._submit()
-        await self._not_too_far_ahead()
+        await self._stored_but(self._max_bytes)
 
     async def flush(self) -> None:
         """Wait until all accepted requests are stored. Raises as `append`."""
-        outgoing = self._outgoing
-        until_s: float | None = None
-        while outgoing.unstored_bytes:
-            waiter = self._waiter()
-            if self._trouble is None and until_s is None:  # the common case, without a call of another coroutine
-                await waiter
-            else:
-                until_s = await self._wait_for_store(waiter, until_s)
-        if outgoing.error is not None:
-            raise outgoing.error
+        await self._stored_but(0)
 
     async def _stored_whole(self) -> None:
         self._submit()
@@ -329,11 +320,26 @@ class MessageWriter(Writer):
 
     # -- waiting -----------------------------------------------------------------------------------------------
 
-    async def _not_too_far_ahead(self) -> None:
-        until_s: float | None = None
-        while self._outgoing.unstored_bytes > self._max_bytes:
-            until_s = await self._wait_for_store(self._waiter(), until_s)
-        self._outgoing.raise_error()
+    async def _stored_but(self, left_bytes: int) -> None:
+        """Wait until all content but so many bytes is stored. Raises the refusal.
+
+        While the store fails, wait for `PATIENCE_S`, then raise StoreUnavailable.
+        """
+        outgoing, until_s = self._outgoing, None
+        while outgoing.unstored_bytes > left_bytes:
+            waiter = self._waiter()
+            if self._trouble is None:  # a timeout would cost more than the rest of a flush
+                until_s = None
+                await waiter
+                continue
+            until_s = until_s or asyncio.get_running_loop().time() + PATIENCE_S
+            try:
+                async with asyncio.timeout_at(until_s):
+                    await waiter
+            except TimeoutError:
+                detail = self._trouble.detail if self._trouble is not None else "store did not respond"
+                raise StoreUnavailable(detail) from None
+        outgoing.raise_error()
 
     def _waiter(self) -> asyncio.Future[None]:
         """Return a future that is done after the next commit or failure."""
@@ -343,23 +349,6 @@ class MessageWriter(Writer):
         if self._has_gap or (self._is_delayed and self._trouble is None):
             self._submit()
         return waiter
-
-    async def _wait_for_store(self, waiter: asyncio.Future[None], until_s: float | None) -> float | None:
-        """Wait for `waiter`. While the store fails, wait only until `until_s`, then raise StoreUnavailable.
-
-        Return the deadline for further waits while the store fails.
-        """
-        if self._trouble is None:  # a timeout would cost more than the rest of a flush
-            await waiter
-            return None
-        until_s = until_s or asyncio.get_running_loop().time() + PATIENCE_S
-        try:
-            async with asyncio.timeout_at(until_s):
-                await waiter
-        except TimeoutError:
-            detail = self._trouble.detail if self._trouble is not None else "store did not respond"
-            raise StoreUnavailable(detail) from None
-        return until_s
 
     def _wake_waiters(self) -> None:
         waiters, self._waiters = self._waiters, []
