@@ -20,7 +20,7 @@ import os
 import signal
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -206,16 +206,14 @@ class Viewing:
         if self.is_over or has_ended:
             raise self._refusal(has_ended=has_ended)
 
-    @asynccontextmanager
-    async def reading(self) -> AsyncIterator[None]:
+    def reading(self) -> AbstractAsyncContextManager[None]:
         """Run a block that reads the store for a viewer. Raises StoreUnavailable when the hub is cut off.
 
         Raises Draining if the hub begins to drain meanwhile: the read may last longer than the server's shutdown.
         """
         if self.is_cut_off:
             raise self._refusal()
-        async with _ended_by(self._reads, asyncio.timeout(None), self._refusal):
-            yield
+        return _ended_by(self._reads, asyncio.timeout(None), self._refusal)
 
     @asynccontextmanager
     async def responding(self) -> AsyncIterator[Callable[[], None]]:
