@@ -201,10 +201,12 @@ class Running:
             turn.open_questions.update(self._questions_left(watch, left.answer))
         ends_at_crash = self._agent.on_crash == "interrupt"
         is_given_up = (self.attempt > 1 and ends_at_crash) or self.tries > self._agent.max_tries
-        if self.attempt > 1 and (left.is_over or is_given_up):
+        if not (left.is_over or is_given_up):
+            return await self._work_on(watch, turn)
+        if self.attempt > 1:
             await turn.recall(self._complete)
+        await self._withdraw(turn.open_questions)
         if left.is_over:
-            await self._withdraw(turn.open_questions)
             self._is_stopped |= left.answer is not None and left.answer.status == "cancelled"
             await self._end_what_is_open(turn)
             if self._is_stopped:
@@ -212,13 +214,10 @@ class Running:
             detail = "message %s of %s had its answer before the crash, so its handler does not run again"
             logger.warning(detail, self.message.id, self.channel)
             return "done"
-        if is_given_up:
-            await self._withdraw(turn.open_questions)
-            if left.answer is None:
-                await self._store_failed_answer(turn, CRASHED)
-            await self._end_what_is_open(turn, CRASHED)
-            return "done"
-        return await self._work_on(watch, turn)
+        if left.answer is None:
+            await self._store_failed_answer(turn, CRASHED)
+        await self._end_what_is_open(turn, CRASHED)
+        return "done"
 
     async def _request(self) -> TurnRequest:
         """Return the options of the client beside its message, with those of the `regenerate` that began this round."""
