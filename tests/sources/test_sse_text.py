@@ -96,62 +96,31 @@ async def test_text_field_names_the_text_of_objects(hub: Hub, field: str, object
     assert (await hub.read("chat:1", message.id))[0].text == WHOLE
 
 
-async def failure(hub: Hub, stream: list[Any], text_field: str | None = None, **options: Any) -> str:
-    """Return the words of the error with which `pipe` refuses the stream."""
-    stored, error = await broken(hub, stream, LocalError, text_field=text_field, **options)
-    assert stored.status == "failed"
-    return str(error.detail)
-
-
-async def test_objects_without_a_text_field_are_refused_with_the_remedy(hub: Hub) -> None:
-    assert await failure(hub, frames([{"token": "a", "n": 1}])) == (
-        "server-sent event holds a JSON object with the keys 'token', 'n'; name the one that holds the text, as in "
-        "text_field='token', or yield the text itself, and let style= of stream_response make the frames"
-    )
+NESTED = {"id": "1", "object": "chunk", "choices": [{"index": 0, "delta": {"content": "a"}}]}
+OBJECTS = frames([{"token": "a", "n": 1}])
 
 
 @pytest.mark.parametrize(
-    ("value", "path"),
+    ("stream", "options", "words"),
     [
-        (
-            {"id": "1", "object": "chunk", "choices": [{"index": 0, "delta": {"content": "a"}}]},
-            "choices.0.delta.content",
-        ),
-        ({"id": "1", "token": {"text": "a"}}, "token.text"),
-        ({"kind": "a", "delta": "a"}, "delta"),
-        ({"n": 1}, "text"),
+        (OBJECTS, {}, "a JSON object with the keys 'token', 'n'; name the one that holds the text, as in"),
+        (OBJECTS, {}, "as in text_field='token', or yield the text itself, and let style= of stream_response make"),
+        (frames([NESTED]), {}, "as in text_field='choices.0.delta.content', or"),
+        (frames([{"id": "1", "token": {"text": "a"}}]), {}, "as in text_field='token.text', or"),
+        (frames([{"kind": "a", "delta": "a"}]), {}, "as in text_field='delta', or"),
+        (frames([{"n": 1}]), {}, "as in text_field='text', or"),
+        (OBJECTS, {"text_field": "text"}, "'text' is in no object of the stream, the first of which has the keys"),
+        (frames([{"token": ["a"]}]), {"text_field": "token"}, "must name a string, it names a value of type list;"),
+        (frames(["x"], "weather"), {}, "server-sent event has the name 'weather'"),
+        *((frames(["x"]), {"text_field": field}, "text_field must be the name of a field") for field in ("", 5)),
+        (["x"], {"text_field": "a", "source": "text"}, "leave it out"),
     ],
-    ids=["of OpenAI", "inside", "beside a kind", "none"],
 )
-async def test_remedy_names_the_field_that_holds_the_text(hub: Hub, value: object, path: str) -> None:
-    assert f"as in text_field='{path}', or" in await failure(hub, frames([value]))
-
-
-async def test_a_text_field_that_no_object_has_is_refused(hub: Hub) -> None:
-    detail = await failure(hub, frames([{"token": "a"}, {"token": "b"}]), "text")
-    assert detail == (
-        "text_field 'text' is in no object of the stream, the first of which has the keys 'token'; name the key that "
-        "holds the text"
-    )
-
-
-async def test_a_text_field_that_holds_no_text_is_refused(hub: Hub) -> None:
-    assert await failure(hub, frames([{"token": ["a"]}]), "token") == (
-        "text_field 'token' must name a string, it names a value of type list; name the field that holds the text"
-    )
-
-
-async def test_an_event_of_another_name_is_refused_with_the_remedy(hub: Hub) -> None:
-    assert (await failure(hub, frames(["x"], "weather"))).startswith("server-sent event has the name 'weather'")
-
-
-@pytest.mark.parametrize("field", ["", 5])
-async def test_text_field_must_be_a_name(hub: Hub, field: Any) -> None:
-    assert "text_field must be the name of a field" in await failure(hub, frames(["x"]), field)
-
-
-async def test_text_field_belongs_to_server_sent_events(hub: Hub) -> None:
-    assert "leave it out" in await failure(hub, ["x"], "a", source="text")
+async def test_stream_whose_text_cannot_be_found_is_refused_with_the_remedy(
+    hub: Hub, stream: list[Any], options: dict[str, Any], words: str
+) -> None:
+    stored, error = await broken(hub, stream, LocalError, **options)
+    assert (stored.status, words in error.detail) == ("failed", True), error.detail
 
 
 @pytest.mark.parametrize(
