@@ -40,18 +40,13 @@ def stream(client: AsyncAnthropic, request: pytest.FixtureRequest) -> Any:
     return client.messages.stream(**ASK) if request.param == "helper" else client.messages.create(**ASK, stream=True)
 
 
-async def test_a_message_becomes_parts_in_order(hub: Hub, provider: Provider, client: AsyncAnthropic) -> None:
+async def test_a_message_becomes_parts_in_order(hub: Hub, provider: Provider, stream: Any) -> None:
+    """Also the events of the helper, which come beside those of the stream."""
     provider.will_say(claude_answer())
-    stored, piped = await pipe_all(hub, await client.messages.create(**ASK, stream=True))
+    stored, piped = await pipe_all(hub, stream)
     assert (stored.status, stored.parts) == ("complete", PARTS)
     assert stored.meta == {"model": "claude-test", "finish_reason": "tool_calls", "usage": CLAUDE_USAGE}
     assert (piped.text, piped.tool_calls) == (TEXT, [ToolCall("call_1", "weather", INPUT, 2)])
-
-
-async def test_helper_events_are_not_written_twice(hub: Hub, provider: Provider, client: AsyncAnthropic) -> None:
-    provider.will_say(claude_answer())
-    stored, _ = await pipe_all(hub, client.messages.stream(**ASK))
-    assert stored.parts == PARTS
 
 
 async def test_a_search_of_the_providers_is_done_with_its_results_and_sources(
