@@ -44,11 +44,14 @@ def model(provider: Provider) -> ChatOpenAI:
 # LangChain --------------------------------------------------------------------------------------------------------
 
 
-async def test_a_model_becomes_parts_in_order(hub: Hub, provider: Provider, model: ChatOpenAI) -> None:
+@pytest.mark.parametrize(("way", "options"), [("astream", {}), ("astream_events", {"version": "v2"})])
+async def test_a_model_becomes_parts_in_order(
+    hub: Hub, provider: Provider, model: ChatOpenAI, way: str, options: dict[str, Any]
+) -> None:
     provider.will_say(chat_answer(halves=False, thought=False))
-    stored, piped = await pipe_all(hub, model.astream("Hi"))
+    stored, piped = await pipe_all(hub, getattr(model, way)("Hi", **options))
     assert (stored.status, stored.parts) == ("complete", PARTS[1:])
-    assert stored.meta["usage"] == CHAT_USAGE
+    assert stored.meta["usage"] == piped.usage == CHAT_USAGE
     assert (stored.meta["finish_reason"], piped.tool_calls[0].input) == ("tool_calls", INPUT)
 
 
@@ -62,12 +65,6 @@ async def test_a_model_over_responses(hub: Hub, provider: Provider) -> None:
     stored, _ = await pipe_all(hub, model.astream("Hi"))
     assert stored.parts == PARTS
     assert stored.meta["usage"] == {**RESPONSES_USAGE, "cache_write_tokens": 0}
-
-
-async def test_events_of_a_model_become_the_same_parts(hub: Hub, provider: Provider, model: ChatOpenAI) -> None:
-    provider.will_say(chat_answer(halves=False, thought=False))
-    stored, piped = await pipe_all(hub, model.astream_events("Hi", version="v2"))
-    assert (stored.parts, piped.usage) == (PARTS[1:], CHAT_USAGE)
 
 
 async def test_a_model_of_the_apps_own_ends_with_its_last_chunk(hub: Hub) -> None:
