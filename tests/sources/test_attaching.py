@@ -368,23 +368,6 @@ async def test_text_that_a_response_has_continued_beside_a_shown_step_stands_onc
 
 
 @pytest.mark.parametrize("on_crash", ["restart", "continue"])
-@pytest.mark.parametrize("at", [1, 6])
-@virtually
-async def test_own_text_before_a_response_that_has_no_text_yet_stands_once(at: int, on_crash: Any) -> None:
-    model = Model([*EVENTS[:at], HOLD], state("in_progress"), EVENTS)
-    client = model.openai()
-
-    async def respond(turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.append("own text. ")
-            await message.pipe(ask(client), attach=client.responses)
-
-    (answer,) = await answers_over_a_crash(respond, on_crash)
-    assert (answer.status, answer.text) == ("complete", f"own text. {TEXT}")
-    assert model.asked.count("POST") == 1
-
-
-@pytest.mark.parametrize("on_crash", ["restart", "continue"])
 @pytest.mark.parametrize("takes_s", [1, 60])
 @pytest.mark.parametrize("order", [1, -1])
 @pytest.mark.parametrize("is_first", [True, False])
