@@ -420,8 +420,9 @@ async def test_loaded_thread_has_thoughts_and_calls_in_the_messages_in_which_tan
             await hub.create("chat:1", text="you", id=f"u{id}", starts_turn=False)
             await hub.create("chat:1", id=id, role="assistant", parts=parts, reply_to=f"u{id}")
         for limit, shown in ((1, ["b"]), (200, ["ua", "a.0", "ub", "b"])):  # a page may begin with an answer
-            loaded = (await client.get(f"/api/agent?threadId=1&limit={limit}")).json()["messages"]
-            assert [one["id"] for one in loaded] == shown
+            thread = (await client.get(f"/api/agent?threadId=1&limit={limit}")).json()
+            loaded = thread["messages"]
+            assert ([one["id"] for one in loaded], thread["page"]["truncated"]) == (shown, limit == 1)
             assert [one["type"] for one in loaded[-1]["parts"]] == ["tool-call", done, "text", "thinking"]
         assert [[one["content"] for one in message["parts"]] for message in loaded[:3]] == [["you"], ["Hm"], ["you"]]
 
