@@ -174,64 +174,6 @@ async def test_regenerate_and_edit_branch_and_the_next_turn_follows_them(scene: 
     assert len(scene.turns) == 5
 
 
-async def test_regenerate_brings_the_options_that_the_page_has_now(scene: PageScene) -> None:
-    pages = scene.pages
-    scene.gate.set()
-    tools = [{"type": "function", "name": name, "description": "x" * 2_000} for name in ("first", "second")]
-    await pages("a", "open", id="1")
-    bodies: list[Any] = [
-        {"tools": tools[:1], "model": "m1", "temperature": 0.5},
-        {"tools": tools[1:], "model": "m2", "system": "Be brief."},
-        {},
-    ]
-    await pages("a", "send", text="one", options={"body": bodies[0]})
-    await pages("a", "saw", wanted="to one")
-    for number, body in enumerate(bodies[1:], 2):
-        await finished(pages, "a")
-        await pages("a", "regenerate", body=body)
-        await scene.served.until(lambda count=number: len(scene.turns) == count)
-    shown = (await finished(pages, "a"))["messages"]
-    requests = [one.request for one in scene.turns]
-    assert [(one.model, one.temperature, one.instructions) for one in requests] == [
-        ("m1", 0.5, None),
-        ("m2", 0.5, "Be brief."),
-        ("m1", 0.5, None),
-    ]
-    assert [one.tools for one in requests] == [tools[:1], tools[1:], tools[:1]]
-    assert shown == await scene.loaded()
-    assert [one.text for one in (await scene.hub.history("chat:1")).messages] == ["Hello to one"] * 3 + ["one"]
-
-
-async def test_question_follows_the_newest_message_whatever_the_page_lacks(scene: PageScene) -> None:
-    async def late(turn: Turn) -> None:
-        await scene.gate.wait()
-        await PageScene.script(scene, turn)
-
-    pages = scene.pages
-    scene.script = late  # type: ignore[method-assign]
-    scene.gate.set()
-    await ask(pages, "to you")
-    await finished(pages, "a")
-    await pages("b", "open", id="1", load=True)
-    scene.gate.clear()
-    await pages("a", "send", text="two")
-    await scene.served.until(lambda: len(scene.turns) == 2)
-    await pages("a", "leave")  # before the first chunk
-    await finished(pages, "a")
-    await pages("a", "send", text="three")
-    while (await scene.hub.history("chat:1", limit=1)).messages[0].text != "three":  # noqa: ASYNC110 - at once
-        await asyncio.sleep(0)
-    scene.gate.set()
-    await pages("a", "saw", wanted="to three")
-    await finished(pages, "a")
-    await pages("b", "send", text="four")  # this page has the first turn alone
-    await pages("b", "saw", wanted="to four")
-    await finished(pages, "b")
-    told = [text for name in ("you", "two", "three", "four") for text in (name, f"Hello to {name}")]
-    assert [one["content"] for one in await scene.turns[-1].history()] == told[:-1]
-    assert [one["parts"][-1]["text"] for one in await scene.loaded()] == told
-
-
 def plain(messages: Any) -> Any:
     """Return messages without the fields of a failed call that depend on the release and the moment of a reload."""
     for message in messages:
@@ -354,39 +296,6 @@ async def test_loaded_messages_equal_those_of_a_page_with_each_kind_of_part(
             assert plain(state["messages"]) == plain(await scene.loaded())
         assert [one["metadata"] for one in state["messages"]] == [{"from": "a"}, {"model": "m"}]
         assert state["requests"] == (2 if page == "a" else 1)
-
-
-@pytest.mark.skipif(MAJOR < 6, reason="pages of version 5 know no approvals")
-async def test_reply_to_an_expired_approval_is_sent_once_and_gets_the_answer_and_an_error(scene: PageScene) -> None:
-    codes: list[str] = []
-
-    async def asks(turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.append("May I? ")
-            await message.part({**CALL, "state": "called"})
-            codes.append((await turn.ask("approve", {"call": "c1"})).error["code"])
-            await scene.gate.wait()
-            await message.part({"type": "text", "text": "Too late."})
-
-    scene.script = asks
-    pages, approvals = scene.pages, {}
-    await ask(pages, "May I?", sendsOn=True)
-    await finished(pages, "a")
-    await join(pages, "b", "May I?", sendsOn=True)
-    for name in "ab":
-        approvals[name] = tool_of(await finished(pages, name))["approval"]["id"]
-    await scene.hub.reply("chat:1", approvals["a"], ok=False, error={"code": "expired"})  # as the server does
-    await scene.served.until(lambda: codes)
-    for name in "ab":  # the first one while the turn runs, the second one after its end
-        await pages(name, "approve", id=approvals[name], approved=True)
-        if name == "a":
-            await scene.served.until(lambda: scene.hub.channel("chat:1").feeds)
-        scene.gate.set()
-        state = await pages(name, "is", status="error")
-        assert (state["status"], text_of(state), state["requests"]) == ("error", "May I? Too late.", 2)
-        assert state["error"].endswith("the question has expired or was answered: no effect")
-    assert (codes, len(scene.turns)) == (["expired"], 1)
-    assert (await scene.answers())[0].parts[1]["state"] == "called"
 
 
 def step_of(message: Any) -> Any:
