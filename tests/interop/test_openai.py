@@ -164,21 +164,6 @@ async def test_stream_that_a_restart_cuts_continues_after_its_last_event(tmp_pat
         assert seen[-1].response.output_text == ANSWER
 
 
-async def test_create_that_a_drain_cuts_names_its_response_which_has_the_answer_later(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/hub.db"
-    async with scene_of(url) as scene:
-        asked = asyncio.ensure_future(scene.client.responses.create(model="bot", input="you"))
-        await scene.served.until(lambda: len(scene.turns) == 1)
-        await scene.hub.drain()
-        with pytest.raises(openai.InternalServerError) as raised:
-            await asked
-    cut: Any = raised.value.body
-    assert (cut["code"], cut["response_id"] in cut["message"]) == ("draining", True)
-    async with scene_of(url) as scene:
-        scene.gate.set()
-        assert (await scene.events(cut["response_id"]))[-1].response.output_text == ANSWER
-
-
 async def test_cancel_is_seen_by_clients_that_joined_and_is_repeated_alike(scene: ClientScene) -> None:
     response_id = await scene.begin()
     joined = [asyncio.ensure_future(scene.events(response_id, after)) for after in (None, 9)]
@@ -873,20 +858,6 @@ async def asks_about_calls(turn: Turn) -> None:
 
 def output_of(call: str) -> Any:
     return {"type": "function_call_output", "call_id": call, "output": f"out {call}"}
-
-
-async def test_output_that_leaves_an_earlier_call_open_is_refused_and_not_lost(scene: ClientScene) -> None:
-    scene.script = asks_about_calls
-    create, options = scene.client.responses.create, {"model": "bot", "tools": [PLACE]}
-    for text, sent, left in (("2", "c1", "c0"), ("3", "c2", "c0")):
-        first = await create(input=text, **options)
-        with pytest.raises(openai.BadRequestError, match=f"No tool output found for function call {left}") as raised:
-            await create(input=[output_of(sent)], previous_response_id=first.id, **options)
-        assert raised.value.param == "input"
-        assert len(scene.turns[-1].open_questions) == int(text)
-        calls = [f"c{n}" for n in range(int(text))]
-        whole = await create(input=[output_of(one) for one in calls[::-1]], previous_response_id=first.id, **options)
-        assert whole.output_text == f"got {[f'out {one}' for one in calls]}"
 
 
 async def test_calls_that_are_left_open_are_in_the_next_response(scene: ClientScene) -> None:

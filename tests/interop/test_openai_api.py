@@ -573,27 +573,6 @@ async def test_branch_has_no_question_that_came_before_the_answer_where_it_begin
     assert (await paths_of(scene))["b"] == ["you", "One."]
 
 
-async def test_turn_takes_in_no_question_of_another_branch(scene: ClientScene) -> None:
-    first = await scene.client.responses.create(model="bot", input="you")
-    begun = asyncio.Event()
-
-    async def listens(turn: Turn) -> None:
-        async with turn.reply() as message:
-            begun.set()
-            await scene.gate.wait()
-            await message.append(", ".join([turn.text, *(one.text for one in await turn.steered())]))
-
-    scene.gate.clear()
-    scene.script = listens  # type: ignore[method-assign]
-    options: Any = {"model": "bot", "previous_response_id": first.id}
-    one = asyncio.ensure_future(scene.client.responses.create(input="a", **options))
-    await begun.wait()
-    other = await scene.client.responses.create(input="b", background=True, **options)
-    scene.gate.set()
-    assert (await one).output_text == "a"
-    assert (await scene.events(other.id))[-1].response.output_text == "b"
-
-
 async def test_repeated_request_is_the_same_branch_although_the_response_before_it_has_grown(
     scene: ClientScene,
 ) -> None:
@@ -692,15 +671,6 @@ async def test_pages_have_all_items_of_a_long_conversation(scene: ClientScene, o
     assert items[40] in (await client.list(id, order=order, after=items[38].id, limit=2)).data
     with pytest.raises(openai.NotFoundError):
         await client.list(id, order=order, after="in_x")
-
-
-async def test_items_of_a_conversation_are_of_its_newest_branch(scene: ClientScene) -> None:
-    for id, text in (("q1", "first"), ("q2", "edited")):
-        await scene.hub.create("chat:1", id=id, text=text, parent=None, starts_turn=False)
-        async with scene.hub.message("chat:1", reply_to=id, parent=id) as message:
-            await message.append(f"answer to {text}")
-    listed: Any = [one async for one in scene.client.conversations.items.list(conversation_id("chat:1"), order="asc")]
-    assert [one.content[0].text for one in listed] == ["edited", "answer to edited"]
 
 
 @pytest.mark.parametrize(
