@@ -213,16 +213,6 @@ def test_page_that_follows_a_turn_from_any_moment_equals_the_loaded_messages(nam
             assert (start, size, page_from(start, events, size).parts) == (start, size, loaded(parts))
 
 
-@pytest.mark.parametrize("between", [TEXT, SOURCE, call("c2", "called", name="place")], ids=["text", "source", "call"])
-def test_input_of_a_call_that_arrives_after_the_result_of_another_one_makes_no_second_part(between: Any) -> None:
-    begun = {**call("c1", "input"), "input": ""}
-    events = [(0, call("c0", "called")), (1, begun), (0, call("c0", "done")), (2, between), (1, '{"x": 1}')]
-    for start in range(7):
-        page = page_from(start, [*events, (1, call("c1", "called")), (1, call("c1", "done"))])
-        calls = [one["state"] for one in page.parts if one.get("toolCallId") in ("c0", "c1")]
-        assert (start, calls) == (start, ["output-available"] * 2)
-
-
 @pytest.mark.parametrize("end", ["done", "called"])
 def test_batch_with_the_end_of_the_answer_makes_no_second_part_of_a_call(end: str) -> None:
     begun = [(index, {**call(f"c{index}", "input"), "input": ""}) for index in range(2)]
@@ -232,15 +222,6 @@ def test_batch_with_the_end_of_the_answer_makes_no_second_part_of_a_call(end: st
         states = [one["state"] for one in page.parts if one.get("toolCallId") in ("c0", "c1")]
         shown = "output-available" if end == "done" else "input-available"
         assert (start, size, states) == (start, size, [shown, "output-available"])
-
-
-def test_end_of_an_answer_in_the_batch_of_another_one_makes_no_second_part_of_its_call() -> None:
-    page, stream, cut = FoldedPage(), UIStream("u", RELEASE), {**call("c0", "input"), "input": ""}
-    second = InAnswer("b", MessageOpened(msgspec.structs.replace(answer([]), id="b")))
-    page.take(stream.frame([InAnswer("a", MessageOpened(answer([]))), InAnswer("a", PartOpened(0, cut)), second]))
-    ends = PartReplaced(0, call("c0", "done"), 0), MessageFinished("complete", None, {})
-    page.take(stream.frame([InAnswer("b", PartOpened(0, TEXT)), *(InAnswer("a", one) for one in ends)]))
-    assert [one["type"] for one in page.parts] == ["step-start", "tool-weather", "step-start", "text"]
 
 
 def test_response_ends_with_a_question_in_the_batch_of_the_end_of_the_answer() -> None:
@@ -278,15 +259,6 @@ def test_response_ends_with_a_question_only_when_no_other_call_of_the_step_runs(
     assert (stream.is_over, page.ending, page.posts_again()) == (True, "finish", False)
     page.parts[3]["state"] = "approval-responded"
     assert page.posts_again()
-
-
-def test_two_calls_that_are_approved_one_after_the_other_end_the_response_together() -> None:
-    page, stream = opened([call(f"c{index}", "called") for index in range(2)])
-    page.take(stream.frame([asked("q0", "c0")]))
-    assert not stream.is_over
-    page.take(stream.frame([asked("q1", "c1")]))
-    assert [one.get("state") for one in page.parts[1:]] == ["approval-requested"] * 2
-    assert (stream.is_over, page.ending) == (True, "finish")
 
 
 @pytest.mark.parametrize("name", ["weather", "place"])
