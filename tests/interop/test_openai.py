@@ -494,17 +494,6 @@ async def test_other_path_or_method_gets_an_error_of_openai(scene: ClientScene) 
         assert (await own.served.http.get("/models")).json()["object"] == "list"
 
 
-async def test_parameter_stream_must_be_a_boolean(scene: ClientScene) -> None:
-    scene.gate.set()
-    whole = await scene.client.responses.create(model="bot", input="you")
-    for value in ("yes", "", "2"):
-        response = await scene.served.http.get(f"/v1/responses/{whole.id}?stream={value}")
-        assert (response.status_code, response.json()["error"]["param"]) == (400, "stream")
-    for is_stream in (True, False):
-        response = await scene.served.http.get(f"/v1/responses/{whole.id}?stream={is_stream}")
-        assert response.headers["content-type"].startswith("text/event-stream") == is_stream
-
-
 BAD_IDS = ["x", "%2e%2e", "resp_", "resp_é", "resp_AA", Reference("chat:1", "u").id()[:-1], "resp_" + "A" * 2_000]
 BAD_IDS += [Reference(*one).id() for one in (("chat:1", "a b"), ("a b", "u"), ("chat:1", "u", (-1, 0)))]
 
@@ -527,13 +516,18 @@ async def test_id_of_no_response_is_refused(scene: ClientScene) -> None:
     assert (len(scene.turns), scene.turns[0].replies[0].length) == (1, len("Hello "))
 
 
-async def test_invalid_sequence_number_is_refused(scene: ClientScene) -> None:
-    response_id = await scene.begin()
-    for after in ("-1", "x", "1.5", "", "9" * 400, "٣", str(2**42)):
-        query = {"stream": "true", "starting_after": after}
-        response = await scene.served.http.get(f"/v1/responses/{response_id}", params=query)
+async def test_invalid_sequence_number_or_parameter_stream_is_refused(scene: ClientScene) -> None:
+    scene.gate.set()
+    path = f"/v1/responses/{(await scene.client.responses.create(model='bot', input='you')).id}"
+    wrong = [{"stream": value} for value in ("yes", "", "2")]
+    wrong += [{"stream": "true", "starting_after": one} for one in ("-1", "x", "1.5", "", "9" * 400, "٣", str(2**42))]
+    for query in wrong:
+        response = await scene.served.http.get(path, params=query)
         error = response.json()["error"]
-        assert (response.status_code, error["code"], error["param"]) == (400, "invalid_request", "starting_after")
+        assert (response.status_code, error["code"], error["param"]) == (400, "invalid_request", [*query][-1])
+    for is_stream in (True, False):
+        response = await scene.served.http.get(path, params={"stream": str(is_stream)})
+        assert response.headers["content-type"].startswith("text/event-stream") == is_stream
 
 
 async def test_turn_without_an_answer_and_turn_with_two_are_complete(scene: ClientScene) -> None:
