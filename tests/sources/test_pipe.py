@@ -51,11 +51,6 @@ async def test_empty_stream_becomes_an_empty_message(hub: Hub) -> None:
     assert (stored.status, stored.parts, piped.text) == ("complete", [], "")
 
 
-async def test_text_that_looks_like_an_event_stays_text(hub: Hub) -> None:
-    stored, _ = await pipe_all(hub, words('data: {"a": 1}\n', "data: more"))
-    assert stored.text == 'data: {"a": 1}\ndata: more'
-
-
 async def test_the_apps_own_error_passes_unchanged(hub: Hub) -> None:
     for error in (ZeroDivisionError(), ConnectionError(), TimeoutError()):
         stored, met = await broken(hub, words("Hello", error=error), type(error))

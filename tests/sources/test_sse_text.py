@@ -147,6 +147,7 @@ async def test_a_frame_unlike_the_first_is_malformed(hub: Hub, last: str) -> Non
         ["data: 1\n", "data: 2\n"],
         ["id: 7\nname: x\n\n"],
         [": a colon begins this line"],
+        ['data: {"a": 1}\n', "data: more"],
     ],
 )
 async def test_text_that_begins_like_a_field_stays_text(hub: Hub, items: list[str]) -> None:
