@@ -12,7 +12,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Callable
-from itertools import cycle, groupby
+from itertools import cycle
 from typing import Any
 
 import httpx2
@@ -29,7 +29,7 @@ from tenuto.core.view import View
 from tenuto.sources import pipe
 from tenuto.sources.openai import events_of
 from tenuto.stores.memory import MemoryStore
-from tests.agents.test_turns import hub_asked, lives, messages
+from tests.agents.test_turns import lives, messages
 from tests.sources.piping import broken, one_by_one
 from tests.sources.provider import CUT, HOLD, Provider
 from tests.sources.test_tries import LONG, Model, ask_chat, counted, new_hub, piped, stopped
@@ -307,66 +307,6 @@ async def test_streams_of_a_continued_answer_that_had_ended_stay_in_view_and_are
     assert pipes[len(kinds) :] == pipes[: len(kinds)]
 
 
-@virtually
-async def test_text_of_another_stream_behind_a_response_stays_in_view_until_its_successor_begins() -> None:
-    first, shown = long_events("It is ", "sunny. "), list[str]()
-    model = Model(first, [*chat_said("The old text."), HOLD], first, [*chat_said("The new text."), *chat_end()])
-    client = model.openai()
-
-    async def respond(turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.pipe(ask(client), attach=client.responses)
-            await asyncio.sleep(1)
-            await message.pipe(ask_chat(client))
-
-    (answer,) = await answers_over_a_crash(respond, "restart", [], shown)
-    before, after = "It is sunny. The old text.", "It is sunny. The new text."
-    assert (answer.status, answer.text, counted(answer)) == ("complete", after, ["text", "attempt", "text"])
-    assert [text for text, _ in groupby(filter(None, shown))] == [before, after]
-    assert len(model.asked) == 4
-
-
-@virtually
-async def test_a_stream_in_place_of_a_function_supersedes_its_text_of_before_the_crash() -> None:
-    model, shown = Model([*chat_said(LONG), HOLD], [*chat_said(LONG, "It goes on."), *chat_end()]), list[str]()
-    client = model.openai()
-
-    async def respond(turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.pipe(ask_chat(client)())
-
-    (answer,) = await answers_over_a_crash(respond, "continue", [], shown)
-    assert (answer.status, answer.text, counted(answer)) == ("complete", LONG + "It goes on.", ["attempt", "text"])
-    assert all(answer.text.startswith(text) for text in shown)
-
-
-# the step begins once the first response has broken off, or when its reasoning has come and no text
-@pytest.mark.parametrize(("begins_s", "parts"), [(1.5, ["text", "tool"]), (0.5, ["reasoning", "tool", "text"])])
-@virtually
-async def test_text_that_a_response_has_continued_beside_a_shown_step_stands_once(
-    begins_s: float, parts: list[str]
-) -> None:
-    wire, second = Responses(), long_events("x" * 250, "y", response="resp_2")
-    begin, thought = wire.begin(), wire.thought() if "reasoning" in parts else []
-    begun, text = [*begin, *thought], wire.said(pieces=(LONG, "It goes on."))
-    first = [[*begun, CUT], [*text[:3], CUT]] if thought else [[*begun, *text[:3], CUT]]
-    model = Model(*first, UNKNOWN, [*second[:5], HOLD], second)
-    client = model.openai()
-
-    async def step(turn: Turn) -> None:
-        await asyncio.sleep(begins_s)
-        await turn.step("beside", asyncio.sleep, 1, show=True)
-
-    async def respond(turn: Turn) -> None:
-        async with turn.reply() as message:
-            piping = message.pipe(lambda so_far: ask(client)(), attach=client.responses, on_break="continue")
-            await asyncio.gather(piping, step(turn))
-
-    (answer,) = await answers_over_a_crash(respond, "continue")
-    assert (answer.status, answer.text, counted(answer)) == ("complete", LONG + "x" * 250 + "y", parts)
-    assert model.asked.count("POST") == 2
-
-
 @pytest.mark.parametrize("on_crash", ["restart", "continue"])
 @pytest.mark.parametrize("takes_s", [1, 60])
 @pytest.mark.parametrize("order", [1, -1])
@@ -578,36 +518,6 @@ async def test_response_that_continues_a_lost_one_is_attached_again(
     assert (after.status, after.text) == ("complete", before.text + "!" if how == "lost" else whole)
     assert model.asked.count("POST") == (3 if how == "lost" else 2)
     assert counted(after) == ["text"]
-
-
-def thought_events(*pieces: str, response: str) -> list[bytes]:
-    wire = Responses(response)
-    return [*wire.begin(), *wire.thought(), *wire.said(1, pieces), *wire.completed()]
-
-
-@pytest.mark.parametrize("supersedes", [True, False])
-@virtually
-async def test_response_that_continues_a_lost_one_is_attached_after_each_death(supersedes: bool) -> None:
-    first = thought_events(LONG, response="resp_1")
-    second = thought_events(*BEGUN, response="resp_2")
-    # in the thought, and behind two pieces of the text
-    lengths = [5, *(next(at for at, one in enumerate(second, 1) if piece.encode() in one) for piece in ("xxx", "yyy"))]
-    model = Model()
-    messages = await written(
-        model,
-        lambda text: [[*first[:-2], HOLD]],
-        lambda text: [UNKNOWN, [*second[:1], HOLD]],
-        lambda text: [state("in_progress"), [*second[: lengths[0]], HOLD]],
-        lambda text: [[*second[: lengths[1]], HOLD]],
-        lambda text: [[*second[: lengths[2]], HOLD]],
-        lambda text: [second],
-        supersedes=supersedes,
-    )
-    assert messages[1].meta["$responses"] == [["", 0, "resp_2", 0, {}, [2, len(LONG)]]]
-    assert unmarked(messages[-1])[1] == {"type": "text", "text": LONG + "".join(BEGUN)}
-    assert counted(messages[-1]) == ["reasoning", "text", "reasoning"]
-    assert messages[-1].parts[1]["joins"] == [len(LONG), len(LONG) + 250, len(LONG) + 300]
-    assert model.asked.count("POST") == 2
 
 
 @virtually
@@ -966,33 +876,6 @@ async def test_next_process_finds_the_responses_of_calls_that_run_at_once_by_the
     assert [answer.text.count(f"The text of {id} and its end. ") for id in ids] == [1] * len(ids)
 
 
-@pytest.mark.parametrize("on_crash", ["restart", "continue"])
-@pytest.mark.parametrize("is_tool", [True, False])
-@virtually
-async def test_response_of_a_step_that_is_not_run_again_is_taken_for_no_other(is_tool: bool, on_crash: Any) -> None:
-    provider, model, results = Background(), Model(call_events("resp_1"), call_events("resp_1")), list[object]()
-    client = model.openai()
-
-    async def bot(turn: Turn) -> None:
-        async with turn.reply() as message:
-
-            async def research(**arguments: str) -> str:
-                return await provider.piped(message, provider.maker("r0", holds=False))
-
-            if is_tool:
-                piped = await message.pipe(ask(client), attach=client.responses)
-                results.append(await turn.run_tools(piped, {"weather": research}))
-            else:
-                results.append(await turn.step("research", research))
-            results.append(await provider.piped(message, provider.maker("r1")))
-
-    (answer,) = await answers_over_a_crash(bot, on_crash)
-    noted, last = (f"The text of {id} and its end. " for id in ("r0", "r1"))
-    assert results == [{"call_1": noted} if is_tool else noted] * 2 + [last]
-    assert (provider.made, provider.attached) == (["r0", "r1"], ["r1"])
-    assert (answer.status, answer.text.endswith(last), answer.text.count(last)) == ("complete", True, 1)
-
-
 @virtually
 async def test_calls_with_attach_at_once_are_refused_outside_of_steps() -> None:
     provider, hub = Background(), new_hub()
@@ -1005,34 +888,3 @@ async def test_calls_with_attach_at_once_are_refused_outside_of_steps() -> None:
         assert await provider.piped(message, provider.maker("r2", holds=False)) == "The text of r2 and its end. "
         places = [place for *place, _, _, _ in message.meta["$responses"]]
     assert (provider.made, places) == (["r0", "r2"], [["", 0], ["", 1]])
-
-
-@virtually
-async def test_drain_waits_for_a_stream_beside_a_response_in_the_background() -> None:
-    store, calls = MemoryStore(), list[int]()
-
-    async def slow() -> AsyncIterator[dict[str, Any]]:
-        for event in said_by("r0"):
-            yield event
-            await asyncio.sleep(20)
-
-    async def attach(id: str, cursor: int | None) -> AsyncIterator[dict[str, Any]]:
-        for event in said_by(id):
-            yield event
-
-    async def plain() -> AsyncIterator[str]:
-        calls.append(1)
-        for number in range(8):
-            yield f"{number} "
-            await asyncio.sleep(1)
-
-    async def bot(turn: Turn) -> None:
-        async with turn.reply() as message:
-            await asyncio.gather(
-                message.pipe(lambda: slow(), source="openai-responses", attach=attach),
-                message.pipe(lambda: plain(), source="text"),
-            )
-
-    await (await hub_asked(bot, 2, store=store, hub={"drain_s": 30})).close()
-    answer = (await new_hub(store).history("chat:1")).messages[0]
-    assert "0 1 2 3 4 5 6 7 " in answer.text
