@@ -750,24 +750,6 @@ async def test_text_of_a_last_try_stays_when_the_handler_goes_on(on_break: OnBre
 
 
 @virtually
-async def test_text_of_a_continued_stream_is_that_of_its_message() -> None:
-    model = Model([*said(LONG), CUT], [*said(LONG[-40:] + "It goes on."), *chat_end()])
-    ask = ask_chat(model.openai())
-    hub = new_hub()
-    async with hub.message("chat:1", id="m") as writer:
-        summary = await writer.pipe(lambda so_far: ask(), on_break="continue")
-    assert summary.text == LONG + "It goes on." == (await hub.read("chat:1", "m"))[0].text
-    call = {"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"q":1}'}}
-    model = Model([*said(LONG), CUT], [chat({"tool_calls": [call]}), *chat_end()])
-    ask = ask_chat(model.openai())
-    async with hub.message("chat:1", id="m2") as writer:
-        summary = await writer.pipe(lambda so_far: ask(), on_break="continue")
-    assert (summary.text, [one.part for one in summary.tool_calls]) == (LONG, [1])
-    asked = {"type": "tool", "call": "c1", "name": "f", "state": "called"}  # its output is the handler's to write
-    assert tries.continuable([(0, asked), (1, {"type": "text", "text": LONG})]) is None
-
-
-@virtually
 async def test_model_is_not_called_again_for_a_message_that_was_stopped() -> None:
     hub, model = new_hub(), Model([*said("Hello"), CUT], [*said("Hello"), *chat_end()])
     ask = ask_chat(model.openai())
