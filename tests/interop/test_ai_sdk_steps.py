@@ -317,6 +317,14 @@ def test_reply_that_a_page_repeats_while_another_question_is_open_ends_with_an_e
     assert page.ending == "error"  # after which the page does not post by itself
 
 
+def test_reply_to_an_approval_that_had_expired_ends_with_an_error() -> None:
+    reply = {"id": "q1", "approved": True}
+    part = {"type": "tool-weather", "toolCallId": "c1", "state": "approval-responded", "approval": reply}
+    page, stream = FoldedPage(), UIStream("u", RELEASE, {"id": "a", "parts": [part]}, is_late=True)
+    page.take(stream.frame([*begun([call("c1", "called")], "complete"), TurnChanged("over")]))
+    assert page.ending == "error"
+
+
 def test_page_that_loads_after_the_reply_to_its_call_does_not_run_the_call_again() -> None:
     page, stream = FoldedPage(), UIStream("u", RELEASE)
     place = call("c1", "called", name="place")
