@@ -259,29 +259,6 @@ async def test_delete_of_a_conversation_leaves_only_what_others_have_written() -
         assert (await scene.hub.history(scene.turns[0].channel)).messages == [gone]
 
 
-async def test_conversation_that_is_deleted_before_its_answer_begins_stays_deleted() -> None:
-    async def writes_at_its_end(turn: Turn) -> None:
-        try:
-            await scene.gate.wait()
-        finally:
-            try:
-                async with turn.reply() as message:
-                    await message.append("Stopped.")
-            finally:
-                ended.set()
-
-    ended = asyncio.Event()
-    async with scene_of(authenticate=verifier("ann")) as scene:
-        scene.script = writes_at_its_end
-        made = await scene.client.conversations.create()
-        await scene.client.responses.create(model="bot", input="you", conversation=made.id, background=True)
-        await scene.served.until(lambda: scene.turns)
-        for _ in range(2):
-            assert (await scene.client.conversations.delete(made.id)).deleted
-            await ended.wait()
-            assert (await scene.hub.history(scene.turns[0].channel)).messages == []
-
-
 async def test_delete_of_a_conversation_ends_although_its_caller_stores_message_after_message(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -391,22 +368,6 @@ async def test_messages_that_a_request_brought_are_deleted_by_their_maker_alone(
         with pytest.raises(openai.PermissionDeniedError):
             await scene.client.conversations.delete(conversation_id(channel))
         assert [one.text for one in (await scene.hub.history(channel)).messages] == ["Welcome."]
-
-
-@pytest.mark.parametrize("kind", ["previous_response_id", "conversation"])
-async def test_all_new_input_of_a_stored_conversation_reaches_the_agent(scene: ClientScene, kind: str) -> None:
-    first = await scene.client.responses.create(model="bot", input="you")
-    into: Any = {kind: first.id if kind == "previous_response_id" else conversation_id(scene.turns[0].channel)}
-    given: Any = [
-        {"role": "user", "content": "A"},
-        {"role": "developer", "content": "S"},
-        {"role": "user", "content": "C"},
-    ]
-    second = await scene.client.responses.create(model="bot", input=given, **into)
-    shown = [("user", "A"), ("system", "S"), ("user", "C")]
-    assert [(one["role"], one["content"]) for one in await scene.turns[1].history()][2:] == shown
-    items: Any = [one async for one in scene.client.responses.input_items.list(second.id, order="asc")]
-    assert [(one.role, one.content[0].text) for one in items] == shown
 
 
 async def test_caller_that_may_only_ask_brings_no_message_of_another_role() -> None:
