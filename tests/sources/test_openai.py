@@ -80,12 +80,6 @@ async def test_tool_that_the_provider_runs_is_done(hub: Hub, provider: Provider,
     assert source == {"type": "source", "url": "https://example.org/", "title": "Oslo"}
 
 
-async def test_a_response_that_is_cut_was_a_crash(hub: Hub, provider: Provider, client: AsyncOpenAI) -> None:
-    wire = Responses()
-    provider.will_say([*wire.begin(), *wire.said(0, ("Hello",)), CUT])
-    assert await ended(hub, await client.responses.create(**ASK, stream=True)) == "Hello"
-
-
 async def test_a_response_cut_short_by_its_limit_is_complete(hub: Hub, provider: Provider, client: AsyncOpenAI) -> None:
     wire = Responses()
     end = wire.completed("incomplete", incomplete_details={"reason": "max_output_tokens"})
