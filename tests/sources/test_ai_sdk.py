@@ -53,14 +53,10 @@ async def test_bytes_may_be_cut_anywhere(hub: Hub, size: int) -> None:
     assert stored.parts == PARTS
 
 
-async def test_other_parts_and_outputs_are_written(hub: Hub) -> None:
+async def test_parts_that_the_package_does_not_send_are_written(hub: Hub) -> None:
+    """`test_ai_sdk_package.py` has the others."""
     chunks = [
         *START,
-        *CALLED,
-        {"type": "tool-output-available", "toolCallId": "call_1", "output": {"rain": True}},
-        {"type": "source-url", "sourceId": "s1", "url": "https://example.org/", "title": "Oslo"},
-        {"type": "source-document", "sourceId": "s2", "mediaType": "text/plain", "title": "Notes"},
-        {"type": "file", "url": "https://example.org/a.png", "mediaType": "image/png"},
         {"type": "data-progress", "id": "p", "data": {"done": 1}},
         {"type": "data-progress", "id": "p", "data": {"done": 2}},
         {"type": "data-toast", "data": "hi", "transient": True},
@@ -70,10 +66,6 @@ async def test_other_parts_and_outputs_are_written(hub: Hub) -> None:
     ]
     stored, piped = await pipe_all(hub, chunks)
     assert stored.parts == [
-        {**PARTS[2], "state": "done", "output": {"rain": True}},
-        {"type": "source", "url": "https://example.org/", "title": "Oslo"},
-        {"type": "source", "title": "Notes", "media_type": "text/plain"},
-        {"type": "file", "media_type": "image/png", "url": "https://example.org/a.png"},
         {"type": "data", "name": "progress", "data": {"done": 2}},
         {"type": "tool", "call": "c2", "name": "f", "input": "5", "state": "error", "output": "no"},
     ]
