@@ -306,32 +306,6 @@ async def test_requests_of_open_webui_reach_the_agent_with_all_tools_and_a_resul
     assert stub.received[1]["openai"] == [instructions, question, {**call, "content": None}, result]
 
 
-@pytest.mark.parametrize("output", ["3.10", '{"a":1,"a":2}', '{"wei": 12345678901234567890}'])
-async def test_result_of_a_tool_is_the_text_that_the_client_sent(
-    stub: Stub, client: openai.AsyncOpenAI, output: str
-) -> None:
-    stub.text = "Yes."
-    call: Any = {"id": "x", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
-    chat: Any = [
-        {"role": "user", "content": "q"},
-        {"role": "assistant", "content": None, "tool_calls": [call]},
-        {"role": "tool", "tool_call_id": "x", "content": output},
-    ]
-    items: Any = [
-        {"role": "user", "content": "q"},
-        {"type": "function_call", "call_id": "x", "name": "weather", "arguments": "{}"},
-        {"type": "function_call_output", "call_id": "x", "output": output},
-    ]
-    await client.chat.completions.create(model="bot", messages=chat)
-    told = await client.responses.create(model="bot", input=items)
-    for received in stub.received:
-        assert received["openai"][-1]["content"] == output
-        assert received["responses"][-1] == items[-1]
-        assert received["anthropic"][-1]["content"][0]["content"] == output
-        assert output in received["text"][-1]["content"]
-    assert (await client.responses.input_items.list(told.id)).data[0].output == output  # type: ignore[union-attr]
-
-
 async def test_texts_and_images_of_a_result_reach_each_api_that_takes_them(
     stub: Stub, client: openai.AsyncOpenAI, agents: Any
 ) -> None:
