@@ -154,10 +154,10 @@ class Steps:
         """Return the stored result of the step `name`; without one, that of `call`, once it is stored."""
         if type(retries) is not int or retries < 0 or not (isinstance(retry_s, int | float) and retry_s >= 0):
             raise LocalError(f"retries and retry_s must be 0 or more, got {shown(retries)} and {shown(retry_s)}")
-        is_new = self._take(name, "step")
+        taken = self._take(name, "step")
         try:
             async with self._locks[name]:  # a try that has failed may have left the function running
-                stored = await self._begin(name, "step", is_new, function=_name_of(function))
+                stored = await self._begin(name, "step", taken, function=_name_of(function))
                 if stored.reply is not None:
                     if not isinstance(data := stored.reply.data, dict):
                         raise _lost(name)
@@ -255,11 +255,11 @@ class Steps:
         """Note that `name` may be used again."""
         self._uses.pop(name, None)
 
-    def _take(self, name: str, kind: Kind) -> bool:
-        """Use `name`; return whether this is the first time. Raises LocalError if it cannot be used, TooMany."""
+    def _take(self, name: str, kind: Kind) -> tuple[str, bool]:
+        """Use `name`; return its id, and whether it is new. Raises LocalError if it cannot be used, TooMany."""
         if kind != "ask" and (outer := self._outer) is not None:
             raise LocalError(f"step {name!r} was begun inside of step {outer!r}; call it after that one")
-        self._id(name)  # raises for an invalid one
+        id = self._id(name)  # raises for an invalid one
         used_as = self._names.get(name)
         if used_as not in (None, kind):
             raise _renamed(name, kind, f"this attempt has used it for `{used_as}`")
@@ -272,12 +272,12 @@ class Steps:
             raise TooMany(f"the turn has {limit} steps, which is the limit (Limits.steps); join some", limit=limit)
         self._names[name] = kind
         self.use(name)
-        return used_as is None
+        return id, used_as is None
 
-    async def _begin(self, name: str, kind: Kind, is_new: bool, **fields: Json) -> Sent:
+    async def _begin(self, name: str, kind: Kind, taken: tuple[str, bool], **fields: Json) -> Sent:
         """Store the beginning of a step, or return the stored one. Raises LocalError if that has another kind."""
         data = {"kind": kind, "name": name, "attempt": self._generation, **fields}
-        stored = await self._send(self._id(name), data, is_new=is_new)
+        stored = await self._send(taken[0], data, is_new=taken[1])
         known = stored.command.data
         if not isinstance(known, dict):
             raise _lost(name)

@@ -82,7 +82,7 @@ def client_of(member_id: str) -> str:
 
 def base32(number: int, width: int) -> str:
     """Return `number` in `width` digits of Crockford's base 32, lower case."""
-    return "".join(_DIGITS[(number >> (5 * digit)) & 31] for digit in range(width - 1, -1, -1))
+    return "".join([_DIGITS[number >> shift & 31] for shift in range(5 * width - 5, -1, -5)])
 
 
 def is_pattern(text: str) -> bool:

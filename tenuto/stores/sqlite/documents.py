@@ -71,6 +71,10 @@ _FACT = (
     " (SELECT 1 FROM documents AS one WHERE one.channel = documents.channel AND one.target = documents.message"
     " AND one.open = 1) FROM documents "
 )
+_BEFORE = (  # counts of the channel, whether `open` and `deleted` have these values, and the last blob
+    "SELECT created > 0 AND NOT deleted, (created > 0 AND NOT deleted) * size_bytes, (open, deleted) = (?, ?),"
+    " (SELECT coalesce(max(blob), 0) FROM pieces WHERE document = documents.id) FROM documents WHERE id = ?"
+)
 _MOST = 2**62  # above every serial, and an integer of SQLite
 _FOUND = "SELECT id, message, version, size_bytes FROM documents "
 
@@ -126,15 +130,10 @@ class Documents:
 
     def update(self, channel: int, key: int, document: Document) -> Counted:
         """Write a further document of a message."""
-        before = Counted(
-            *self._db.execute(
-                "SELECT counted, counted * size_bytes FROM"
-                " (SELECT created > 0 AND NOT deleted AS counted, size_bytes FROM documents WHERE id = ?)",
-                (key,),
-            ).fetchone()
-        )
+        messages, size_bytes, is_marked_so, known = self._db.execute(
+            _BEFORE, (document.is_open, document.is_deleted, key)
+        ).fetchone()
         self._replace(document, key, HEAD, document.head)
-        (known,) = self._db.execute("SELECT max(blob) FROM pieces WHERE document = ?", (key,)).fetchone()
         has_segments = bool(document.segments) and self._may_keep_data(channel, document)
         last = (HEAD if document.fresh else known) + has_segments
         if last < known:
@@ -142,15 +141,17 @@ class Documents:
         if has_segments:
             write = self._replace if last <= known else self._put
             write(document, key, last, _encode_segments(document.segments))
+        # SQLite writes the indexes of all columns that are set, also those of equal values
+        marks = "" if is_marked_so else "open = ?2, deleted = ?3, "
         self._db.execute(
-            "UPDATE documents SET version = ?, open = ?, deleted = ?, size_bytes = ?, crc = ? WHERE id = ?",
+            f"UPDATE documents SET version = ?1, {marks}size_bytes = ?4, crc = ?5 WHERE id = ?6",
             (*_changing(document), _sum_of(channel, document, last), key),
         )
         self.row_bytes += 6 * INTEGER_BYTES
         if document.is_deleted:
             self._drop_data_about(channel, document.id)
         counted = _counted(document)
-        return Counted(counted.messages - before.messages, counted.size_bytes - before.size_bytes)
+        return Counted(counted.messages - messages, counted.size_bytes - size_bytes)
 
     def remove_keys(self, keys: Collection[int]) -> int:
         """Remove the documents `keys`, and return how many of them were found.
@@ -401,10 +402,9 @@ class Documents:
 
     def _write(self, place: tuple[int, int, int], data: bytes, wanted: int) -> int:
         """Write `data` into a free slot of `wanted` bytes or little more, or into a new one; returns its number."""
-        free = self._db.execute(
-            "SELECT room, slot FROM free WHERE room BETWEEN ? AND ? ORDER BY room LIMIT 1",
-            (wanted, larger_rooms(wanted)[-1]),
-        ).fetchone()
+        rooms = (wanted, larger_rooms(wanted)[-1])
+        search = "SELECT room, slot FROM free WHERE room BETWEEN ? AND ? ORDER BY room LIMIT 1"
+        free = self._db.execute(search, rooms).fetchone() if self.free_bytes else None
         if free is not None:
             room, slot = free
             self._db.execute("DELETE FROM free WHERE room = ? AND slot = ?", free)
