@@ -44,8 +44,7 @@ from tenuto.response import Answering, Opened, StreamResponse, Style, check_sour
 from tenuto.routes import Access, RouteSocket, authorize, serve_socket
 from tenuto.transports.access import identify
 from tenuto.transports.app import App, check_asgi, check_path, mount, respond_to_refusals
-from tenuto.transports.codec import problem_headers
-from tenuto.transports.headers import peer_of
+from tenuto.transports.codec import peer_of, problem_headers
 from tenuto.transports.origin import check_peer, refusal_of_get, refusal_of_page
 from tenuto.transports.streams import EndFrame
 

@@ -47,8 +47,7 @@ from tenuto.demo.guide import (
 )
 from tenuto.transports.access import identify
 from tenuto.transports.app import WEB
-from tenuto.transports.codec import decode
-from tenuto.transports.headers import Query, peer_of
+from tenuto.transports.codec import Query, decode, peer_of
 from tenuto.transports.http import Endpoint, read_body
 from tenuto.transports.origin import check_peer
 from tenuto.transports.streams import added_texts

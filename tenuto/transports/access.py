@@ -56,8 +56,7 @@ from tenuto.hub.access.visitors import VisitorVerifier, check_person, visit_in
 from tenuto.hub.hub import HubCore
 from tenuto.hub.pending import Result
 from tenuto.hub.people.presence import check_member, check_signal
-from tenuto.transports.codec import refusals, unexpected
-from tenuto.transports.headers import Query, is_operator, peer_of
+from tenuto.transports.codec import Query, is_operator, peer_of, refusals, unexpected
 from tenuto.transports.operations import Operation
 from tenuto.transports.origin import check_origin, connection_of, mark_known
 

@@ -75,8 +75,16 @@ from tenuto.transports.access import (
     member_of,
     start_hub,
 )
-from tenuto.transports.codec import decode, for_peers, problem_headers, result_fields, unexpected
-from tenuto.transports.headers import Query, is_operator, whole
+from tenuto.transports.codec import (
+    Query,
+    decode,
+    for_peers,
+    is_operator,
+    problem_headers,
+    result_fields,
+    unexpected,
+    whole,
+)
 from tenuto.transports.operations import BY_NAME, OF_FILES, OPERATIONS, Operation
 from tenuto.transports.origin import check_peer, is_own_origin
 from tenuto.transports.sender import SEND_TIMEOUT_S, abort_if_unread, break_off

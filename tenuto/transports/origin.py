@@ -29,8 +29,7 @@ from tenuto.hub.access.hosts import is_loopback, parse_host, parse_origin
 from tenuto.hub.access.identity import Scope, header, headers_of
 from tenuto.hub.access.visitors import VisitorVerifier
 from tenuto.hub.hub import HubCore
-from tenuto.transports.codec import refusals
-from tenuto.transports.headers import is_operator, peer_of
+from tenuto.transports.codec import is_operator, peer_of, refusals
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 # Headers by which proxies, content delivery networks and tunnels state where a request came from: these, and each whose

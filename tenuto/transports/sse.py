@@ -36,8 +36,7 @@ from tenuto.transports.access import (
     admit_stream,
     allowed_start,
 )
-from tenuto.transports.codec import GUARDS, Headers, unexpected
-from tenuto.transports.headers import Query
+from tenuto.transports.codec import GUARDS, Headers, Query, unexpected
 from tenuto.transports.operations import BY_NAME
 from tenuto.transports.sender import DirectSender, Heartbeats, Sender, TaskSender, abort_if_unread, break_off
 

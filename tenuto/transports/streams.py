@@ -44,7 +44,7 @@ from tenuto.hub.access.tickets import split_seal
 from tenuto.hub.channel import EncodedBatch
 from tenuto.hub.turns.status import read_turn
 from tenuto.transports.access import Credentials, admit_stream, message_bytes, turn_bytes
-from tenuto.transports.headers import Query
+from tenuto.transports.codec import Query
 from tenuto.transports.operations import BY_NAME
 from tenuto.transports.sender import SEND_TIMEOUT_S, Sender, TaskSender
 from tenuto.transports.sse import (
