@@ -15,7 +15,6 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
-from enum import Enum, auto
 from functools import partial
 from random import Random
 from typing import Any, Protocol
@@ -95,12 +94,6 @@ class PendingRequests:
         self.forget(one.ref)
         one.on_result(result)
 
-    def stop(self, error: TenutoError) -> None:
-        """Settle all requests with `error`, and let waiting calls proceed."""
-        for one in self.all():
-            self.settle(one, error)
-        self._room.set()
-
     async def until_room(self) -> None:
         """Wait until one more request may be sent."""
         while self._by_ref and (len(self._by_ref) >= PENDING_REQUESTS or self._bytes >= PENDING_BYTES):
@@ -113,16 +106,6 @@ RENEW_AT = 0.8  # share of a token's life after which the client renews it
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
-
-
-class LinkState(Enum):
-    """The state of a link."""
-
-    CONNECTING = auto()
-    LIVE = auto()
-    AWAY = auto()  # waiting between two sockets
-    ENDING = auto()  # the owner has ended the link: it opens no other socket
-    STOPPED = auto()  # the link has stopped for good
 
 
 class Listener(Protocol):
@@ -164,8 +147,8 @@ class Link:
     """Keeps a socket to one server open, one after another, from `start` until it is stopped."""
 
     def __init__(self, access: ServerAccess, dial: Dial, *, timing: Timing, random: Random, limits: Limits) -> None:
-        self.state = LinkState.CONNECTING
-        self.error: TenutoError | None = None  # the error with which the link has stopped
+        self.is_live = False  # True: a socket is open
+        self.error: TenutoError | None = None  # the error with which the link has stopped for good
         self.sockets = 0  # number of sockets opened so far
         self.timing = timing
         self.random = random
@@ -180,6 +163,7 @@ class Link:
         self._out: deque[str] = deque()
         self._has_out = asyncio.Event()
         self._run: asyncio.Task[None] | None = None
+        self._is_ending = False  # True: the owner has ended the link, which opens no other socket
         self._first = asyncio.Event()  # set when the first socket has opened, or when none will open
         self._received_at_s = 0.0
         self._bye: dict[str, Any] = {}
@@ -187,11 +171,6 @@ class Link:
         self._why = ""  # why the last socket ended or did not open
 
     # -- requests ----------------------------------------------------------------------------------------------
-
-    @property
-    def is_live(self) -> bool:
-        """Return whether a socket is open."""
-        return self.state is LinkState.LIVE
 
     async def request(
         self, kind: str, fields: dict[str, Any], *, is_repeatable: bool = True, timeout_s: float | None = None
@@ -239,7 +218,7 @@ class Link:
         except TenutoError as error:
             on_result(error)
             return ref
-        if self.state is LinkState.STOPPED or not (is_repeatable or self.is_live):
+        if self.error is not None or not (is_repeatable or self.is_live):
             on_result(self.error or self.unreachable(f"request {kind!r} was not sent"))
             return ref
         request = Pending(ref, text, on_result, is_repeatable)
@@ -250,7 +229,7 @@ class Link:
 
     async def until_connected(self, response: asyncio.Future[dict[str, Any]] | None = None) -> None:
         """Wait for the first connection, or for `response`. Raises Unreachable after `connect_s`, not if stopped."""
-        if self.sockets or self.state is LinkState.STOPPED:
+        if self.sockets or self.error is not None:
             return
         first = asyncio.ensure_future(self._first.wait())
         waiting: list[asyncio.Future[Any]] = [first, *([response] if response is not None else [])]
@@ -296,22 +275,21 @@ class Link:
         return self._run
 
     def end(self) -> None:
-        """End the link. The state is needed too: a task group drops a cancellation while it handles a broken socket."""
-        if self.state is not LinkState.STOPPED:
-            self.state = LinkState.ENDING
+        """End the link. The mark is needed too: a task group drops a cancellation while it handles a broken socket."""
+        self._is_ending, self.is_live = True, False
         if self._run is not None:
             self._run.cancel()
 
     async def _keep_open(self) -> None:
         loop = asyncio.get_running_loop()
         failures = 0
+        error: TenutoError = LocalError(f"the client of {self._access.address} is closed; open another one")
         try:
-            while self.error is None:
+            while True:
                 began_at_s = loop.time()
                 over = await self._one_socket()
-                if over.error is not None:
-                    self._stop(over.error)
-                if self.state in (LinkState.ENDING, LinkState.STOPPED):
+                if over.error is not None or self._is_ending:
+                    error = over.error or error
                     return
                 self._why = str(over)
                 failures = 1 if loop.time() - began_at_s > self.timing.stable_s else failures + 1
@@ -323,7 +301,7 @@ class Link:
         except Exception:
             logger.exception("the client has failed")
         finally:
-            self._stop(LocalError(f"the client of {self._access.address} is closed; open another one"))
+            self._stop(error)
 
     async def _one_socket(self) -> _Broken:
         """Open a socket and use it until it ends. Return how it ended."""
@@ -414,7 +392,7 @@ class Link:
     # -- inside ------------------------------------------------------------------------------------------------
 
     def _opened(self) -> None:
-        self.state = LinkState.LIVE
+        self.is_live = True
         self.sockets += 1
         self._first.set()
         self._received_at_s = asyncio.get_running_loop().time()
@@ -429,8 +407,7 @@ class Link:
             self._send(request)
 
     def _lost(self) -> None:
-        if self.state is LinkState.LIVE:
-            self.state = LinkState.AWAY
+        self.is_live = False
         for request in self._pending.all():
             request.sent_at_s = None
             if not request.is_repeatable:
@@ -440,10 +417,9 @@ class Link:
             one.broken()
 
     def _stop(self, error: TenutoError) -> None:
-        if self.state is LinkState.STOPPED:
-            return
-        self.state, self.error = LinkState.STOPPED, error
-        self._pending.stop(error)
+        self.error = error
+        for request in self._pending.all():
+            self._pending.settle(request, error)
         for one in tuple(self._listeners):
             self._notify_stopped(one, error)
         self._first.set()
@@ -486,11 +462,9 @@ class Link:
 
     def _settle_ref(self, ref: Any, result: Outcome) -> None:
         request = self._pending.get(ref)
-        if request is None:
-            return
-        if isinstance(result, Draining) and request.is_repeatable:
-            return  # the server has not carried out the request; it is sent again on the next socket
-        self._pending.settle(request, result)
+        # one that a draining server has not carried out is sent again on the next socket
+        if request is not None and not (isinstance(result, Draining) and request.is_repeatable):
+            self._pending.settle(request, result)
 
     def _ended(self, closed: Closed) -> _Broken:
         """Return whether and when to reconnect after this close code (`docs/protocol.md`, 7.5)."""
