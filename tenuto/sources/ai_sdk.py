@@ -29,6 +29,7 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import Hashable, Iterator
+from contextlib import suppress
 
 from tenuto.sources.reading import (
     CALLED,
@@ -43,6 +44,7 @@ from tenuto.sources.reading import (
     Set,
     Source,
     UpstreamEnded,
+    UpstreamError,
     as_json,
     counts,
     free,
@@ -89,7 +91,7 @@ class AISDKSource(Source):
     def take(self, event: object) -> Iterator[Edit]:
         if isinstance(event, bytes | bytearray | memoryview):
             event = self._decode(bytes(event))
-        chunks = map(chunk_of, self._lines(event)) if isinstance(event, str) else [event]
+        chunks = self._chunks(event) if isinstance(event, str) else [event]
         self.is_alive = False
         for chunk in chunks:
             if chunk is not None:
@@ -101,21 +103,25 @@ class AISDKSource(Source):
             yield from self._edits(chunk)
         yield from super().end()
 
-    def _lines(self, piece: str) -> Iterator[str]:
-        """Yield whole lines.
+    def _chunks(self, piece: str) -> Iterator[object]:
+        """Yield the chunks of whole lines, and None for a line without one.
 
         The items may be lines without their line ends, or bytes that are cut anywhere. If an item is a line with
         complete JSON, the items are lines.
         """
-        *whole, self._line = (self._line + piece).split("\n")
-        yield from whole
-        if len(self._line) > _LINE_LIMIT:
+        *whole, line = (self._line + piece).split("\n")
+        yield from map(chunk_of, whole)
+        self._line = line
+        if len(line) > _LINE_LIMIT:
             raise malformed(f"an event is longer than {_LINE_LIMIT} characters")
-        if self._line.endswith(("}", "[DONE]")) and is_whole(self._line):
-            line, self._line = self._line, ""
-            yield line
-        elif self._line and "\n" not in piece and not "data:".startswith(self._line[:5]):
-            self._line = ""  # a comment, or a field other than `data`: a complete line without a chunk
+        chunk: object = None
+        with suppress(UpstreamError):  # the line goes on
+            chunk = chunk_of(line) if line.endswith("}") else None
+        # a comment, or a field other than `data`, is a complete line without a chunk
+        is_other = "\n" not in piece and not "data:".startswith(line[:5])
+        if chunk is not None or line.endswith("[DONE]") or is_other:
+            self._line = ""
+            yield chunk
 
     def _edits(self, chunk: object) -> Iterator[Edit]:
         """Yield the edits for `chunk`, and record which parts its step has opened."""
@@ -219,14 +225,6 @@ def _opens(edit: Edit) -> Hashable | None:
         case Add(key, text) if text:
             return key
     return None
-
-
-def is_whole(line: str) -> bool:
-    """Return whether the text is one complete `data:` line."""
-    try:
-        return chunk_of(line) is not None or line.endswith("[DONE]")
-    except Exception:
-        return False
 
 
 def chunk_of(line: str) -> object | None:

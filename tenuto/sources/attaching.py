@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple, cast
-from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -27,7 +25,7 @@ from tenuto.sources.openai import events_of
 from tenuto.sources.reading import UpstreamEnded, UpstreamError, causes_of, get
 from tenuto.sources.tries import LONGEST_RETRY_AFTER_S, Tries, backoff_s, may_pass, pause, retry_after_s, wait_to_retry
 from tenuto.sources.upstream import called
-from tenuto.sources.writing import Differs, Kept, Writing, record_of, used
+from tenuto.sources.writing import Differs, Kept, Writing, record_of, streams_of, used
 
 logger = logging.getLogger("tenuto.agents")
 
@@ -38,11 +36,6 @@ NOTES = 32  # responses that a message keeps; they must fit into its `meta`
 NOT_STREAMED, GONE = 400, 404  # OpenAI's statuses for a response that is older than five minutes, and an expired one
 
 Make = Callable[[], object]
-
-# for each message, the number of calls of `pipe` with `attach` in each step in this process, and the steps of those
-# that run
-_numbers: WeakKeyDictionary[Writer, Counter[str]] = WeakKeyDictionary()
-_running: WeakKeyDictionary[Writer, set[str]] = WeakKeyDictionary()
 
 
 class _Note(NamedTuple):
@@ -225,7 +218,7 @@ def _kept(attempt: Attempt, left: list[tuple[int, Part]], number: int, length: i
 @contextmanager
 def attaching(writer: Writer, tries: Tries, attach: object) -> Iterator[None]:
     """Let `tries` attach to the response. Raises LocalError if another such block is open in the same step."""
-    step, running = writer.open_step(), _running.setdefault(writer, set())
+    step, running = writer.open_step(), streams_of(writer).attaching
     if step in running:
         raise LocalError(
             f"message {writer.id!r} has two calls of pipe with attach= at once, and after a crash the next "
@@ -243,7 +236,7 @@ def attaching(writer: Writer, tries: Tries, attach: object) -> Iterator[None]:
 
 def count_call(writer: Writer) -> int:
     """Return the number of a call of `pipe` with `attach` in its step, from 0."""
-    numbers, step = _numbers.setdefault(writer, Counter()), writer.open_step()
+    numbers, step = streams_of(writer).attached, writer.open_step()
     numbers[step] += 1
     return numbers[step] - 1
 

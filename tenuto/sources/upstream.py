@@ -16,6 +16,7 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from tenuto.core.errors import LocalError
@@ -32,7 +33,7 @@ class Upstream:
 
     def __init__(self, given: object) -> None:
         self.stream = given
-        self._manager: Any = None  # the SDK's context manager that was entered and must be exited
+        self._exit: Callable[..., Awaitable[object]] | None = None  # of the SDK's context manager that was entered
         self._iterator: AsyncIterator[object] | None = None
 
     async def open(self) -> None:
@@ -42,11 +43,11 @@ class Upstream:
         if hasattr(self.stream, "__aiter__") or hasattr(self.stream, "__iter__"):
             return
         manager: Any = self.stream
-        if hasattr(manager, "__enter__") and not hasattr(manager, "__aenter__"):
-            manager = _InThread(manager)
         if hasattr(manager, "__aenter__"):
-            self.stream = await manager.__aenter__()
-            self._manager = manager
+            self.stream, self._exit = await manager.__aenter__(), manager.__aexit__
+        elif hasattr(manager, "__enter__"):
+            self.stream = await asyncio.to_thread(manager.__enter__)
+            self._exit = partial(asyncio.to_thread, manager.__exit__)
 
     def events(self, events: object) -> AsyncIterator[object]:
         """Return `events`, which is the stream or was made from it, as an async iterator."""
@@ -65,9 +66,9 @@ class Upstream:
 
     async def finish(self) -> None:
         """Close a stream that has ended by itself. Raises the SDK's errors."""
-        if self._manager is not None:
-            manager, self._manager = self._manager, None
-            await manager.__aexit__(None, None, None)
+        if self._exit is not None:
+            leave, self._exit = self._exit, None
+            await leave(None, None, None)
         await self.close(None, None)
 
     async def close(self, error: BaseException | None, stop: Callable[[object], Awaitable[None]] | None) -> None:
@@ -84,10 +85,10 @@ class Upstream:
             close = getattr(thing, "aclose", None) or getattr(thing, "close", None)
             if callable(close) and not inspect.isgenerator(thing):  # a generator is closed by its own thread
                 await _quietly(called(close))
-        if self._manager is not None:
-            manager, self._manager = self._manager, None
-            kind = type(error) if error is not None else None
-            await _quietly(manager.__aexit__(kind, error, error.__traceback__ if error is not None else None))
+        if self._exit is not None:
+            leave, self._exit = self._exit, None
+            how = (type(error), error, error.__traceback__) if error is not None else (None, None, None)
+            await _quietly(leave(*how))
         if task.cancelling() > cancelled:
             raise asyncio.CancelledError
 
@@ -155,19 +156,6 @@ class Threaded:
     def _put(self, item: object, error: BaseException | None) -> None:
         with suppress(RuntimeError):  # the event loop is closed, so no task reads the items any more
             self._loop.call_soon_threadsafe(self._made.put_nowait, (item, error))
-
-
-class _InThread:
-    """Turns a blocking context manager into an async one."""
-
-    def __init__(self, manager: Any) -> None:
-        self._manager = manager
-
-    async def __aenter__(self) -> object:
-        return await asyncio.to_thread(self._manager.__enter__)
-
-    async def __aexit__(self, *how: object) -> None:
-        await asyncio.to_thread(self._manager.__exit__, *how)
 
 
 async def called(function: Callable[[], object]) -> object:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Awaitable, Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -26,20 +26,42 @@ HELD_CHARACTERS = 200  # the beginning of a continuation is held back, because a
 MISSING = 1_000  # streams that a complete message may not know, before its handler is taken for one that never ends
 
 
-# for each message the streams that are read, by the block that reads them
-_streams: WeakKeyDictionary[Writer, dict[Try, Writing]] = WeakKeyDictionary()
+@dataclass
+class Streams:
+    """What this process knows of the streams of one message, and of the calls of `pipe` for it."""
+
+    reading: dict[Try, Writing] = field(default_factory=dict)  # those that are read, by the block that reads them
+    # token usage of the earlier ones, which is added up: a handler that continues after tool calls pipes several
+    # None: it is in the message
+    used: dict[str, int] | None = None
+    tries: defaultdict[str, list[Try | None]] = field(default_factory=lambda: defaultdict(list))  # calls, by the step
+    running: int = 0  # number of calls that run
+    missing: int = 0  # number of those that a complete message does not know
+    # the first fields of the record of the call that runs
+    # None: it is of no turn, or beside another one
+    place: tuple[str, int, int] | None = None
+    attached: Counter[str] = field(default_factory=Counter)  # number of calls with `attach` in each step
+    attaching: set[str] = field(default_factory=set)  # the steps of those that run
+
+
+_streams: WeakKeyDictionary[Writer, Streams] = WeakKeyDictionary()
+
+
+def streams_of(writer: Writer) -> Streams:
+    """Return what is known of the streams of the message of `writer`."""
+    return _streams.setdefault(writer, Streams())
 
 
 @contextmanager
 def reading(writer: Writer, writing: Writing) -> Iterator[None]:
     """Enclose the reading of one stream: a try, which counts the questions and sleeps that are open in it."""
-    block = Try()
-    _streams.setdefault(writer, {})[block] = writing
+    block, read = Try(), streams_of(writer).reading
+    read[block] = writing
     try:
         with block:
             yield
     finally:
-        _streams[writer].pop(block)
+        del read[block]
 
 
 def going_on(writer: Writer, *, is_continued: bool) -> list[bool]:
@@ -49,13 +71,8 @@ def going_on(writer: Writer, *, is_continued: bool) -> list[bool]:
     """
     return [
         block.waits > 0 or writing.is_attached or (is_continued and writing.can_go_on())
-        for block, writing in _streams.get(writer, {}).items()
+        for block, writing in streams_of(writer).reading.items()
     ]
-
-
-# Token usage of the earlier streams of each message: a handler that continues after tool calls pipes several streams
-# into one message, and their usage is added up.
-_used: WeakKeyDictionary[Writer, dict[str, int]] = WeakKeyDictionary()
 
 
 class Record(NamedTuple):
@@ -87,21 +104,6 @@ def lengths_known(writer: Writer) -> list[int]:
     return [length for one in _records(writer) for length in one.lengths.values()]
 
 
-@dataclass
-class _Calls:
-    """The calls of `pipe` for one answer."""
-
-    tries: defaultdict[str, list[Try | None]]  # those that made them, by the step
-    running: int = 0
-    missing: int = 0  # those that a complete message does not know
-    # the first fields of the record of the one that runs
-    # None: it is of no turn, or beside another one
-    place: tuple[str, int, int] | None = None
-
-
-_calls: WeakKeyDictionary[Writer, _Calls] = WeakKeyDictionary()
-
-
 @contextmanager
 def calling(writer: Writer) -> Iterator[None]:
     """Enclose one call of `pipe`, so that it has a place: its step, and its number among the calls in that step.
@@ -109,7 +111,7 @@ def calling(writer: Writer) -> Iterator[None]:
     A later attempt repeats the calls in the same order, and finds by the place the record that this one stores. A call
     beside another one has no place, since their order may change.
     """
-    calls, key = _calls.setdefault(writer, _Calls(defaultdict(list))), writer.open_step()
+    calls, key = streams_of(writer), writer.open_step()
     step = digest([key]).hex()[:16] if key else ""  # a hash: viewers see it, but the key may be a secret of a service
     tries = calls.tries[step]
     number = sum(one is None or not one.has_failed for one in tries)
@@ -128,7 +130,7 @@ def record_of(writer: Writer) -> Record | None:
     As many calls came before it then, and as many of them had failed. In a complete message a try that failed then need
     not fail again: without such a record, that of the call with as many before it that had not failed, else in all.
     """
-    if (place := _calls[writer].place) is None:
+    if (place := streams_of(writer).place) is None:
         return None
     step, number, before = place
     records = [one for one in _records(writer) if one.step == step]
@@ -141,9 +143,10 @@ def record_of(writer: Writer) -> Record | None:
 def not_kept(writer: Writer) -> NotKept | asyncio.CancelledError:
     """Return the error for a stream that a complete message does not know: after `MISSING` one that ends the turn."""
     # a handler may try for ever, and people have the whole answer
-    _calls[writer].missing += 1
+    streams = streams_of(writer)
+    streams.missing += 1
     detail = f"message {writer.id!r} is complete without this stream, as one that broke off"
-    return NotKept(detail) if _calls[writer].missing <= MISSING else asyncio.CancelledError(detail)
+    return NotKept(detail) if streams.missing <= MISSING else asyncio.CancelledError(detail)
 
 
 @dataclass(slots=True)
@@ -352,11 +355,11 @@ class Writing:
             meta.update(self._recorded(meta))
         if meta:
             await self._writer.update(meta=meta)
-        _used[self._writer] = both
+        streams_of(self._writer).used = both
 
     def _recorded(self, meta: dict[str, Json]) -> dict[str, Json]:
         """Return the `meta` with the record of this stream, if a later attempt could find it."""
-        if (place := _calls[self._writer].place) is None:
+        if (place := streams_of(self._writer).place) is None:
             return {}
         piped, parts = self.piped(), {int(index): part for index, part in self.written()}
         lengths = {index: len(text_of(part)) for index, part in parts.items()}
@@ -550,7 +553,7 @@ def _added(usages: list[dict[str, int]]) -> dict[str, int]:
 
 def used(writer: Writer) -> dict[str, int]:
     """Return the token usage of the streams that were written into the message."""
-    if writer in _used:
-        return _used[writer]
+    if (known := streams_of(writer).used) is not None:
+        return known
     usage = writer.meta.get("usage")  # by an earlier process, or by the app
     return {name: count for name, count in usage.items() if type(count) is int} if isinstance(usage, dict) else {}
