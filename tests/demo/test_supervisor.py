@@ -18,8 +18,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from tenuto.demo.child import READY, ChildTask, is_of_interest
 from tenuto.demo.guide import AGENTS, written_answers
+from tenuto.demo.supervisor import READY, ChildTask, is_of_interest
 from tenuto.server.serving import address_of, listen
 from tenuto.transports.origin import SocketOwner, objection
 from tests.processes import PATIENCE_S, Process, Server, text_of
@@ -90,7 +90,7 @@ def test_the_server_reads_its_task_also_if_a_name_of_an_agent_arrives_with_it(tm
         store, number = f"sqlite:///{tmp_path}/demo.db", listening.fileno()
         task = ChildTask(address=address_of(listening), store=store, guest_key=None, descriptor=number)
         lines = msgspec.json.encode(task) + f"\n{AGENTS[0]}\n".encode()
-        command = [sys.executable, "-m", "tenuto.demo.child"]
+        command = [sys.executable, "-m", "tenuto.demo.supervisor"]
         ended = subprocess.run(command, input=lines, stdout=subprocess.PIPE, pass_fds=[number], timeout=PATIENCE_S)
     assert (ended.returncode, ended.stdout.startswith(READY)) == (0, True)
 
