@@ -246,7 +246,7 @@ class PostgresReader:
         self._epoch = f"{epoch_in(life)} AS epoch"
 
     async def heads(self, channels: Sequence[str]) -> list[Head]:
-        """Return the heads of `channels`, in order."""
+        """Return the heads of `channels` (`Store.heads`)."""
         rows = await self._db.fetch(
             f"SELECT name, {self._epoch}, serial, floor, lives FROM unnest($1::text[]) AS w (name)"
             f" LEFT JOIN {self._schema}.channels USING (name) LEFT JOIN {self._schema}.lives USING (name)",
@@ -306,7 +306,8 @@ class PostgresReader:
         stored = await self._stored(log, ids) if len(ids) <= limit else {}
         return Changes(log.head, newest, [stored[key] for key in ids] if len(ids) <= limit else None)
 
-    async def entries(self, channel: str, after: int, limit_bytes: int) -> Tail:
+    async def entries(self, channel: str, *, after: int, limit_bytes: int) -> Tail:
+        """Return the entries after a serial (`Store.entries`)."""
         row, bodies = await self._channel(_MOVED_AFTER, channel, after, limit_bytes)
         return tail_of(_head(row), entries_in(bodies), after=after, limit_bytes=limit_bytes)
 

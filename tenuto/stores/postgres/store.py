@@ -28,7 +28,7 @@ import asyncpg
 import msgspec
 
 from tenuto.core.errors import LocalError, StoreUnavailable, StoreUnusable, TenutoError, shown
-from tenuto.stores.base import Committed, CommitUnknown, Conflict, Head, Hold, Notice, Renewal, Tail, Write
+from tenuto.stores.base import Committed, CommitUnknown, Conflict, Head, Hold, Notice, Renewal, Write
 from tenuto.stores.postgres.reading import PostgresReader, Uncovered
 from tenuto.stores.postgres.schema import StoreLife, check_room, check_server, prepare_schema, read_holds, renew
 from tenuto.stores.postgres.server import PostgresPool, PostgresServer
@@ -202,13 +202,13 @@ T = TypeVar("T")
 
 
 def _read(
-    method: Callable[Concatenate[PostgresReader, P], Coroutine[Any, Any, T]],
+    method: Callable[Concatenate[PostgresReader, P], Coroutine[Any, Any, T]], *, is_one_statement: bool = False
 ) -> Callable[Concatenate[PostgresStore, P], Coroutine[Any, Any, T]]:
-    """Return the same method of a store: it reads in a transaction of its own."""
+    """Return the same method of a store: it reads in a transaction of its own, which one statement need not have."""
 
     @wraps(method)
     async def call(self: PostgresStore, /, *args: P.args, **fields: P.kwargs) -> T:
-        async with self._reading() as reader:
+        async with self._reading(is_one_statement=is_one_statement) as reader:
             return await method(reader, *args, **fields)
 
     return call
@@ -227,6 +227,8 @@ class PostgresStore:
     name = "postgresql"
     is_exclusive = False
 
+    heads = _read(PostgresReader.heads, is_one_statement=True)
+    entries = _read(PostgresReader.entries, is_one_statement=True)
     changes = _read(PostgresReader.changes)
     messages = _read(PostgresReader.messages)
     page = _read(PostgresReader.page)
@@ -337,16 +339,6 @@ class PostgresStore:
         self._stats["row_bytes"] += writer.row_bytes
         await self._pause_if_locked(writes, results)
         return results
-
-    async def heads(self, channels: Sequence[str]) -> list[Head]:
-        """Return the heads of `channels` (`Store.heads`)."""
-        async with self._reading_once() as reader:
-            return await reader.heads(channels)
-
-    async def entries(self, channel: str, *, after: int, limit_bytes: int) -> Tail:
-        """Return the entries after a serial (`Store.entries`)."""
-        async with self._reading_once() as reader:
-            return await reader.entries(channel, after, limit_bytes)
 
     async def delete_channel(
         self, channel: str, *, expected: Head, used_up: Sequence[str], until_ms: int
@@ -541,19 +533,12 @@ class PostgresStore:
             await self._life.check_transaction(db)
 
     @asynccontextmanager
-    async def _reading(self) -> AsyncIterator[PostgresReader]:
-        async with self._pooled_transaction(isolation="repeatable_read", readonly=True) as db:
+    async def _reading(self, *, is_one_statement: bool = False) -> AsyncIterator[PostgresReader]:
+        """Give a reader in a transaction, which one statement needs behind a pooler only."""
+        needs_transaction = self._server.is_pooled or not is_one_statement
+        options = {"isolation": "repeatable_read", "readonly": True}
+        async with self._pooled_transaction(**options) if needs_transaction else self._pooled() as db:
             yield PostgresReader(db, self.schema, self._life.name)
-
-    @asynccontextmanager
-    async def _reading_once(self) -> AsyncIterator[PostgresReader]:
-        """Give a reader for one statement, which needs a transaction behind a pooler only."""
-        if self._server.is_pooled:
-            async with self._reading() as reader:
-                yield reader
-        else:
-            async with self._pooled() as db:
-                yield PostgresReader(db, self.schema, self._life.name)
 
     async def _reload_unsure(self) -> None:
         """Read again which entries of unsure channels no document contains, first of those with the fewest attempts."""
