@@ -1,12 +1,9 @@
-"""The frames of clients, and the codec: JSON and queries of a peer into requests, results and errors into fields.
+"""The codec of HTTP and WebSocket: JSON and queries of a peer into requests, results and errors into fields.
 
 Layer: transports.
 
-HTTP and WebSocket share this, so that the same mistake gets the same code on both. The code of a mistake is part of the
-protocol (`docs/protocol.md`, "Errors"); the wording is not. `refusals` logs why peers are refused, each reason seldom.
-
-Names of frames and fields are part of the wire (7.2); new optional fields are welcome. `operations` lists the frames
-with the capabilities they need, and makes those of requests to store; `session` carries them out.
+Both share this, so that the same mistake gets the same code on both. The code of a mistake is part of the protocol
+(`docs/protocol.md`, "Errors"); the wording is not. `refusals` logs why peers are refused, each reason seldom.
 """
 
 from __future__ import annotations
@@ -20,11 +17,11 @@ import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
-from msgspec import UNSET, Meta, Struct
+from msgspec import UNSET, Struct
 from msgspec.structs import replace
 
 from tenuto.core.errors import (
@@ -40,28 +37,24 @@ from tenuto.core.errors import (
     Unauthenticated,
 )
 from tenuto.core.events import NO_EPOCH, CommandReply, Cursor, parse_cursor
-from tenuto.core.model import Json, Message, Part, lowered
+from tenuto.core.model import Json, Message, lowered
 from tenuto.core.requests import (
     AppendText,
     ClaimTurn,
-    Count,
     CreateMessage,
     DeleteMessage,
     EndTurn,
     ExpireLease,
     FinishMessage,
-    Generation,
     PutPart,
     RenewLease,
     ReplyCommand,
     Request,
     SendCommand,
-    SendSignal,
     SettleCommand,
     TakeOver,
     UpdateMessage,
 )
-from tenuto.core.turns import MOST_UNHEARD, WhenBusy
 from tenuto.hub.access.identity import Scope
 from tenuto.hub.keep.control import CONTROL
 from tenuto.hub.pending import Result
@@ -76,87 +69,6 @@ EXPIRED = 4200
 UNAUTHENTICATED = 4201
 MISUSED = 4300
 FRAME_TOO_LARGE = 4301
-
-Ref = Annotated[str, Meta(max_length=64)] | Annotated[int, Meta(ge=-(2**53), le=2**53)]
-
-
-class _Frame(Struct, frozen=True, kw_only=True, tag_field="type"):
-    """The fields that nearly all frames have."""
-
-    ref: Ref
-    channel: str
-
-
-class AttachFrame(_Frame, frozen=True, kw_only=True, tag="attach"):
-    since: Json = None  # a cursor; an invalid one is treated as no cursor
-    history: Annotated[int, Meta(ge=0, le=2**53)] | None = None
-    flush_ms: Annotated[int, Meta(ge=0, le=1000)] | None = None
-
-
-class DetachFrame(_Frame, frozen=True, kw_only=True, tag="detach"):
-    """The end of an attachment."""
-
-
-class HistoryFrame(_Frame, frozen=True, kw_only=True, tag="history"):
-    before: Count | None = None
-    limit: Annotated[int, Meta(ge=1, le=2**53)] | None = None
-
-
-class PongFrame(Struct, frozen=True, kw_only=True, tag_field="type", tag="pong"):
-    n: Json = None
-
-
-class PartFrame(_Frame, frozen=True, kw_only=True, tag="part"):
-    id: str
-    part: Count
-    value: Part
-    generation: Generation | None = None
-    request: str | None = None
-
-
-class PresenceFrame(_Frame, frozen=True, kw_only=True, tag="presence"):
-    member: str | None = None  # id of the member; by default the client's id
-    data: dict[str, Json] | None = None
-    leave: bool = False
-
-
-class SignalFrame(SendSignal, frozen=True, kw_only=True, tag_field="type", tag="signal"):
-    ref: Ref
-    channel: str
-
-
-class WorkFrame(Struct, frozen=True, kw_only=True, tag_field="type", tag="work"):
-    ref: Ref
-    pattern: str
-    # turns that the worker can take at the same time; 0: no further ones
-    slots: Annotated[int, Meta(ge=0, le=1_000)] = 1
-    when_busy: WhenBusy = "queue"
-    name: str | None = None  # name of the agent as a member: the client's id, alone or with `~` and a suffix
-
-
-class TurnRenewFrame(_Frame, frozen=True, kw_only=True, tag="turn.renew"):
-    message: str
-    generation: Generation
-    state: dict[str, Json] | None = None  # state that the agent shows to viewers
-
-
-class TurnTakeFrame(_Frame, frozen=True, kw_only=True, tag="turn.take"):
-    message: str
-    turn: str | None = None  # id of the message whose turn takes this message in; lets the server recognise a repeat
-
-
-class TurnDoneFrame(_Frame, frozen=True, kw_only=True, tag="turn.done"):
-    message: str
-    generation: Generation
-    state: Literal["done", "cancelled", "lost", "handed_over"] = "done"
-    unheard: Annotated[list[str], Meta(max_length=MOST_UNHEARD)] = []  # messages taken in that no handler got
-
-
-class AuthFrame(Struct, frozen=True, kw_only=True, tag_field="type", tag="auth"):
-    """A token: the first frame of a socket whose caller is not known yet; later tokens renew the identity."""
-
-    ref: Ref
-    token: str
 
 
 class _Ref(Struct):

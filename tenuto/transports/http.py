@@ -21,7 +21,6 @@ from typing import Any
 
 import msgspec
 from anyio import CancelScope
-from msgspec import Struct
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
@@ -85,54 +84,30 @@ from tenuto.transports.codec import (
     unexpected,
     whole,
 )
-from tenuto.transports.operations import BY_NAME, OF_FILES, OPERATIONS, Operation
+from tenuto.transports.operations import (
+    BY_NAME,
+    OF_FILES,
+    OPERATIONS,
+    BackupFile,
+    CreateTicket,
+    ForgetClient,
+    ImportFile,
+    NoFields,
+    Operation,
+)
 from tenuto.transports.origin import check_peer, is_own_origin
 from tenuto.transports.sender import SEND_TIMEOUT_S, abort_if_unread, break_off
-
-
-class CreateTicket(Struct, frozen=True, kw_only=True):
-    """A request for a ticket that opens one stream of `channel`."""
-
-    channel: str
-
 
 BODY_TIMEOUT_S = 60.0  # time in which the whole body, at most a megabyte, must arrive
 NO_STORE = {"cache-control": "no-store"}
 
 
-class ForgetClient(Struct, frozen=True, kw_only=True):
-    """The body of the removal of a person; with `channels` also of the channels in which no other person wrote."""
-
-    client_id: str
-    channels: bool = False
-
-
-class BackupFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The body of a backup into the new file `path`, at most `mb_per_s` MB in a second."""
-
-    path: str
-    mb_per_s: float = 50
-
-
-class ImportFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The body of an import of the file `path` (`Archive.import_file`)."""
-
-    path: str
-    channel: str | None = None
-    damaged: bool = False
-
-
-class NoFields(Struct, frozen=True):
-    """A body without fields."""
-
-
-# Operations whose body is the request itself. The body of a part is only a part of the request, which the core checks.
+# The body of a part is only a part of the request, which the core checks. All others are the request itself.
 _BODIES: dict[str, msgspec.json.Decoder[Any]] = {
-    one.name: msgspec.json.Decoder(one.request) for one in OPERATIONS if one.request is not None
+    one.name: msgspec.json.Decoder(one.request if one.name != "part" else dict[str, Any])
+    for one in (*OPERATIONS, *OF_FILES)
+    if one.request is not None
 }
-_BODIES |= {"part": msgspec.json.Decoder(dict[str, Any]), "ticket": msgspec.json.Decoder(CreateTicket)}
-_BODIES |= {"forget": msgspec.json.Decoder(ForgetClient), "verify": msgspec.json.Decoder(NoFields)}
-_BODIES |= {"backup": msgspec.json.Decoder(BackupFile), "import": msgspec.json.Decoder(ImportFile)}
 
 
 class Call:

@@ -1,9 +1,10 @@
-"""The table of operations: the requests and frames of clients, the capabilities they need, and the status of success.
+"""The frames of clients, and the table of operations: requests, frames, the capabilities they need, and the status.
 
 Layer: transports.
 
 The HTTP router (`http`, `app`) and the frame decoder (`session`) are built from this one table, and `access` reads the
-capabilities from it. Methods, paths, frame types, capabilities and statuses are part of the protocol.
+capabilities from it. Methods, paths, frame types, fields, capabilities and statuses are part of the protocol; new
+optional fields are welcome.
 `tests/transports/permissions.py` states the capabilities a second time, on purpose: it is the oracle.
 """
 
@@ -11,17 +12,20 @@ from __future__ import annotations
 
 from functools import reduce
 from operator import or_
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
+from tenuto.core.model import Json, Part
 from tenuto.core.requests import (
     AppendText,
+    Count,
     CreateMessage,
     DeleteMessage,
     EnterChannel,
     FinishMessage,
+    Generation,
     PutPart,
     RenewLease,
     ReplyCommand,
@@ -30,20 +34,121 @@ from tenuto.core.requests import (
     TakeOver,
     UpdateMessage,
 )
-from tenuto.transports.codec import (
-    AttachFrame,
-    DetachFrame,
-    HistoryFrame,
-    PartFrame,
-    PongFrame,
-    PresenceFrame,
-    Ref,
-    SignalFrame,
-    TurnDoneFrame,
-    TurnRenewFrame,
-    TurnTakeFrame,
-    WorkFrame,
-)
+from tenuto.core.turns import MOST_UNHEARD, WhenBusy
+
+Ref = Annotated[str, Meta(max_length=64)] | Annotated[int, Meta(ge=-(2**53), le=2**53)]
+
+
+class _Frame(Struct, frozen=True, kw_only=True, tag_field="type"):
+    """The fields that nearly all frames have."""
+
+    ref: Ref
+    channel: str
+
+
+class AttachFrame(_Frame, frozen=True, kw_only=True, tag="attach"):
+    since: Json = None  # a cursor; an invalid one is treated as no cursor
+    history: Annotated[int, Meta(ge=0, le=2**53)] | None = None
+    flush_ms: Annotated[int, Meta(ge=0, le=1000)] | None = None
+
+
+class DetachFrame(_Frame, frozen=True, kw_only=True, tag="detach"):
+    """The end of an attachment."""
+
+
+class HistoryFrame(_Frame, frozen=True, kw_only=True, tag="history"):
+    before: Count | None = None
+    limit: Annotated[int, Meta(ge=1, le=2**53)] | None = None
+
+
+class PongFrame(Struct, frozen=True, kw_only=True, tag_field="type", tag="pong"):
+    n: Json = None
+
+
+class PartFrame(_Frame, frozen=True, kw_only=True, tag="part"):
+    id: str
+    part: Count
+    value: Part
+    generation: Generation | None = None
+    request: str | None = None
+
+
+class PresenceFrame(_Frame, frozen=True, kw_only=True, tag="presence"):
+    member: str | None = None  # id of the member; by default the client's id
+    data: dict[str, Json] | None = None
+    leave: bool = False
+
+
+class SignalFrame(SendSignal, frozen=True, kw_only=True, tag_field="type", tag="signal"):
+    ref: Ref
+    channel: str
+
+
+class WorkFrame(Struct, frozen=True, kw_only=True, tag_field="type", tag="work"):
+    ref: Ref
+    pattern: str
+    # turns that the worker can take at the same time; 0: no further ones
+    slots: Annotated[int, Meta(ge=0, le=1_000)] = 1
+    when_busy: WhenBusy = "queue"
+    name: str | None = None  # name of the agent as a member: the client's id, alone or with `~` and a suffix
+
+
+class TurnRenewFrame(_Frame, frozen=True, kw_only=True, tag="turn.renew"):
+    message: str
+    generation: Generation
+    state: dict[str, Json] | None = None  # state that the agent shows to viewers
+
+
+class TurnTakeFrame(_Frame, frozen=True, kw_only=True, tag="turn.take"):
+    message: str
+    turn: str | None = None  # id of the message whose turn takes this message in; lets the server recognise a repeat
+
+
+class TurnDoneFrame(_Frame, frozen=True, kw_only=True, tag="turn.done"):
+    message: str
+    generation: Generation
+    state: Literal["done", "cancelled", "lost", "handed_over"] = "done"
+    unheard: Annotated[list[str], Meta(max_length=MOST_UNHEARD)] = []  # messages taken in that no handler got
+
+
+class AuthFrame(Struct, frozen=True, kw_only=True, tag_field="type", tag="auth"):
+    """A token: the first frame of a socket whose caller is not known yet; later tokens renew the identity."""
+
+    ref: Ref
+    token: str
+
+
+class CreateTicket(Struct, frozen=True, kw_only=True):
+    """A request for a ticket that opens one stream of `channel`."""
+
+    channel: str
+
+
+class ForgetClient(Struct, frozen=True, kw_only=True):
+    """The removal of a person; with `channels` also of the channels in which no other person wrote."""
+
+    client_id: str
+    channels: bool = False
+
+
+class BackupFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A backup into the new file `path`, at most `mb_per_s` MB in a second."""
+
+    path: str
+    mb_per_s: float = 50
+
+
+class ImportFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An import of the file `path` (`Archive.import_file`)."""
+
+    path: str
+    channel: str | None = None
+    damaged: bool = False
+
+
+class NoFields(Struct, frozen=True):
+    """A request without fields."""
+
 
 SOCKET_PATH = "/v1/ws"
 CHANNEL = "/v1/channels/{channel}"
@@ -63,7 +168,7 @@ class Operation(NamedTuple):
     needs: tuple[str, ...] = ()
     method: str = ""  # HTTP method; empty if only sockets have this operation
     path: str = ""
-    request: type[Struct] | None = None  # type of the request that the hub receives
+    request: type[Struct] | None = None  # type of the request, and of the body that brings it
     frame: type[Struct] | None = None  # type of the WebSocket frame; None if only HTTP has this operation
     status: int = 200  # HTTP status of success; 201 stands for 201, or 200 for a repeat
     kind: Kind = "call"
@@ -102,10 +207,10 @@ OPERATIONS = (
     Operation("read_channel", ("history",), "GET", CHANNEL),
     Operation("export", ("history", "admin"), "GET", f"{CHANNEL}/export"),
     Operation("delete_channel", ("admin",), "DELETE", CHANNEL, status=204),
-    Operation("forget", ("admin",), "POST", "/v1/forget", is_for_all=True),
-    Operation("verify", ("admin",), "POST", "/v1/verify", is_for_all=True),
+    Operation("forget", ("admin",), "POST", "/v1/forget", ForgetClient, is_for_all=True),
+    Operation("verify", ("admin",), "POST", "/v1/verify", NoFields, is_for_all=True),
     Operation("inspect", ("admin",), "GET", "/v1/inspect", is_for_all=True),
-    Operation("ticket", ("subscribe",), "POST", "/v1/tickets", status=201),
+    Operation("ticket", ("subscribe",), "POST", "/v1/tickets", CreateTicket, status=201),
     Operation("events", ("subscribe",), "GET", f"{CHANNEL}/events", frame=AttachFrame, kind="stream"),
     Operation("poll", ("subscribe",), "GET", f"{CHANNEL}/poll", kind="stream"),
     Operation("message_events", ("subscribe", "history"), "GET", f"{MESSAGE}/events", kind="stream"),
@@ -129,8 +234,8 @@ OPERATIONS = (
 
 # These name files of the server's machine, so they are on the control socket only, and elsewhere no path of the server.
 OF_FILES = (
-    Operation("backup", ("admin",), "POST", "/v1/backup", is_for_all=True),
-    Operation("import", ("admin",), "POST", "/v1/import", is_for_all=True),
+    Operation("backup", ("admin",), "POST", "/v1/backup", BackupFile, is_for_all=True),
+    Operation("import", ("admin",), "POST", "/v1/import", ImportFile, is_for_all=True),
 )
 
 BY_NAME = {one.name: one for one in OPERATIONS}

@@ -65,6 +65,14 @@ from tenuto.transports.codec import (
     FRAME_TOO_LARGE,
     MISUSED,
     SILENT,
+    decode,
+    for_peers,
+    ref_in,
+    result_fields,
+    unexpected,
+)
+from tenuto.transports.operations import (
+    BY_FRAME,
     AttachFrame,
     DetachFrame,
     HistoryFrame,
@@ -77,13 +85,8 @@ from tenuto.transports.codec import (
     TurnRenewFrame,
     TurnTakeFrame,
     WorkFrame,
-    decode,
-    for_peers,
-    ref_in,
-    result_fields,
-    unexpected,
+    frame_decoder,
 )
-from tenuto.transports.operations import BY_FRAME, frame_decoder
 from tenuto.transports.sse import RETRY_MS
 
 Fields = dict[str, Json] | None  # of a response; None: there is none, or it comes later

@@ -32,9 +32,9 @@ from tenuto.transports.codec import (
     MISUSED,
     NARROWED,
     UNAUTHENTICATED,
-    AuthFrame,
     ref_in,
 )
+from tenuto.transports.operations import AuthFrame
 from tenuto.transports.origin import expect_introduction, is_by_cookie, is_by_star
 from tenuto.transports.sender import FAREWELL_S, DirectSender, Heartbeats, Sender, TaskSender
 from tenuto.transports.session import PING_S, Session
