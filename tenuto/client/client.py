@@ -388,13 +388,17 @@ class Client:
         """
         if self._agents is None:
             raise LocalError("this client has no agent to run; register one with @client.agent")
-        if drain_s is None:
-            await self._run_agents(self._agents)
-            return
-        if drain_s < 0:
-            raise LocalError(f"drain_s must be 0 or more, got {drain_s}")
-        with Signals(first=partial(self._drain_within, drain_s), again=self._agents.leave):
-            await self._run_agents(self._agents)
+        signals: AbstractContextManager[object] = contextlib.nullcontext()
+        if drain_s is not None:
+            if drain_s < 0:
+                raise LocalError(f"drain_s must be 0 or more, got {drain_s}")
+            signals = Signals(first=partial(self._drain_within, drain_s), again=self._agents.leave)
+        with signals:
+            await self.start()
+            try:
+                await self._agents.run()
+            finally:
+                await self.close()
 
     def drain(self) -> None:
         """Take no more turns: `run` and `work` return when the running turns are over."""
@@ -433,13 +437,6 @@ class Client:
         return link
 
     # -- inside ------------------------------------------------------------------------------------------------
-
-    async def _run_agents(self, agents: Agents) -> None:
-        await self.start()
-        try:
-            await agents.run()
-        finally:
-            await self.close()
 
     def _take_turn(self, frame: dict[str, Any]) -> None:
         try:

@@ -75,10 +75,9 @@ class Feed:
     _consumer: EventConsumer
     _fields: dict[str, int]  # further ones of the frame `attach`
     _when_closed: Callable[[], None]
-    _is_attached: bool = False  # True: the batches that arrive belong to the newest attach
-    _is_requested: bool = False  # True: this connection has sent an attach, and no detach since
+    _attach_request: object = None  # stands for the newest attach of this connection; None: a detach has followed
+    _is_attached: bool = False  # True: the batches that arrive belong to it
     _is_paused: bool = False
-    _attaches: int = 0  # number of attaches, so that responses to earlier ones are ignored
 
     def __post_init__(self) -> None:
         self._retry = Retry(self.link)
@@ -121,8 +120,7 @@ class Feed:
             self._attach()
 
     def broken(self) -> None:
-        self._is_attached = self._is_requested = False
-        self._attaches += 1
+        self._is_attached, self._attach_request = False, None
         self._retry.cancel()
         self._consumer.cut()
 
@@ -135,7 +133,7 @@ class Feed:
 
     def detached(self, error: TenutoError) -> None:
         if self._is_attached:  # otherwise the error belongs to an earlier attach
-            self._is_attached = self._is_requested = False
+            self._is_attached, self._attach_request = False, None
             self._consumer.cut()
             self._refused(error)
 
@@ -150,20 +148,18 @@ class Feed:
 
     def _attach(self) -> None:
         self._retry.cancel()
-        self._attaches += 1
-        self._is_attached, self._is_requested = False, True
-        attach = self._attaches
+        self._is_attached, self._attach_request = False, (attach := object())
         self.link.begin(
             "attach",
             {"channel": self.channel, **self._fields, **given(since=self._consumer.cursor)},
             lambda result: self._on_result(attach, result),  # not repeated by the link: `opened` sends it again
         )
 
-    def _on_result(self, attach: int, result: Outcome) -> None:
-        if attach != self._attaches or isinstance(result, Unreachable):
+    def _on_result(self, attach: object, result: Outcome) -> None:
+        if attach is not self._attach_request or isinstance(result, Unreachable):
             return  # another attach has followed, or will on the next socket
-        self._is_requested = not isinstance(result, TenutoError)
         if isinstance(result, TenutoError):
+            self._attach_request = None
             self._refused(result)
         else:
             self._is_attached = True
@@ -182,9 +178,8 @@ class Feed:
 
     def _leave(self) -> None:
         self._retry.cancel()
-        self._attaches += 1
-        if self._is_requested:
-            self._is_attached = self._is_requested = False
+        if self._attach_request is not None:
+            self._is_attached, self._attach_request = False, None
             self.link.begin("detach", {"channel": self.channel}, ignore)
 
 

@@ -135,8 +135,19 @@ class RemoteWriter(Writer):
         return self
 
     async def _begin(self, create: dict[str, Any]) -> None:
-        """Create the message."""
-        created = decode_response(await self._created_or_ended(create), Created)
+        """Create the message. If cancelled meanwhile, end it in case it was created."""
+        try:
+            response = await self._link.insist("create", self._frame(create))
+        except asyncio.CancelledError:
+            status, reason = self.cancelled_as
+            kind, fields = "finish", {"generation": 1, "status": status, "reason": reason}
+            if status == "interrupted":  # the server alone sets `interrupted`, when the lease ends
+                kind, fields = "lease", {"generation": 1, "lease_s": SHORTEST_LEASE_S}
+            # the message was not created, or there is no connection, in which case its lease will end
+            with contextlib.suppress(TenutoError):
+                await self._link.request(kind, self._frame(fields), timeout_s=self._link.timing.leave_s)
+            raise
+        created = decode_response(response, Created)
         message = created.message
         if message.version != message.created or message.status != "streaming":
             raise IdConflict(f"message {self.id!r} exists already; use another id")
@@ -162,23 +173,6 @@ class RemoteWriter(Writer):
         self._used_at_s = _now_s()
         self._renew_later()
         self._link.add_listener(self, since=sockets)
-
-    async def _created_or_ended(self, create: dict[str, Any]) -> dict[str, Any]:
-        """Send the create and return the response.
-
-        If cancelled meanwhile, end the message in case it was created.
-        """
-        try:
-            return await self._link.insist("create", self._frame(create))
-        except asyncio.CancelledError:
-            status, reason = self.cancelled_as
-            kind, fields = "finish", {"generation": 1, "status": status, "reason": reason}
-            if status == "interrupted":  # the server alone sets `interrupted`, when the lease ends
-                kind, fields = "lease", {"generation": 1, "lease_s": SHORTEST_LEASE_S}
-            # the message was not created, or there is no connection, in which case its lease will end
-            with contextlib.suppress(TenutoError):
-                await self._link.request(kind, self._frame(fields), timeout_s=self._link.timing.leave_s)
-            raise
 
     async def _end(self, error: BaseException | None, misuse: LocalError | None) -> None:
         try:
