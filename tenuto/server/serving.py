@@ -93,9 +93,9 @@ def hubs_in(app: Any) -> list[HubCore]:
     return [one for one in seen.values() if isinstance(one, HubCore)]
 
 
-def longest_drain_s(app: Any, default: float = DRAIN_S) -> float:
-    """Return the longest `drain_s` of the hubs in `app`, or `default` if none is found."""
-    return max((one.drain_s for one in hubs_in(app)), default=default)
+def longest_drain_s(app: Any) -> float:
+    """Return the longest `drain_s` of the hubs in `app`, or `DRAIN_S` if none is found."""
+    return max((one.drain_s for one in hubs_in(app)), default=DRAIN_S)
 
 
 class _Listening(socket.socket):
@@ -304,7 +304,6 @@ def run(
     The process ends within the hub's `drain_s` plus `force_s` seconds after the signal, even with work in progress.
     """
     running = server(app, **options)
-    drain_s = longest_drain_s(app, hub.drain_s if hub is not None else DRAIN_S)
 
     async def main() -> None:
         if hub is not None:
@@ -313,7 +312,7 @@ def run(
         if running.started and not serving.done():
             if hub is not None:
                 hub.hook_signals()
-            _LastResort(drain_s + force_s, running.handle_exit).install()
+            _LastResort(longest_drain_s(app) + force_s, running.handle_exit).install()
             started()
         await serving
 
