@@ -12,8 +12,8 @@ import asyncio
 import inspect
 import logging
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -75,17 +75,18 @@ class Answering:
     _cancel_after_s: float | None
     _readers: int = 0
 
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Count one more reader of the response."""
+        self._readers += 1
+        try:
+            yield
+        finally:
+            self._readers -= 1
+
     def start(self) -> None:
         """Write the answer in a task of the hub, which does not depend on the caller."""
         self._hub.start_task(self._run())
-
-    def reader_came(self) -> None:
-        """Count one more reader of the response."""
-        self._readers += 1
-
-    def reader_left(self) -> None:
-        """Count one reader of the response less."""
-        self._readers -= 1
 
     async def _run(self) -> None:
         watch = LocalWatch(self._hub, self._writer.channel)
@@ -202,9 +203,10 @@ class StreamResponse(Response):
         """Let the headers name the answer, for a reloaded page, except for those that the app has set."""
         message = f"channels/{quote(self._channel, safe='')}/messages/{quote(message_id, safe='')}"
         known = {"Tenuto-Message": message_id, "Location": f"{self._path}/v1/{message}/events"}
-        self._turn_format = _turn_format_of(self._style, message_id)
-        if self._turn_format is not None:
-            known |= self._turn_format.headers
+        if self._style == AI_SDK:
+            turn_format: TurnFormat = import_module("tenuto.interop.ai_sdk").UIStream(message_id)  # in a layer above
+            self._turn_format = turn_format
+            known |= turn_format.headers
         for name, value in known.items():
             if name.lower() not in self._own_headers:
                 self.headers[name] = value
@@ -263,8 +265,7 @@ class StreamResponse(Response):
             return None
         message_id, answering = opened
         if answering is not None:
-            answering.reader_came()
-            closing.callback(answering.reader_left)
+            closing.enter_context(answering.reading())
         self._name(message_id)
         message, cursor = await hub.read(self._channel, message_id)
         # no reader has received any text of a new answer
@@ -363,13 +364,6 @@ async def _newest(hub: HubCore, channel: str) -> tuple[Message | None, Message |
         if not page.more:
             return next(iter(answers), None), None, first
         before = page.messages[-1].created
-
-
-def _turn_format_of(style: Style, message_id: str) -> TurnFormat | None:
-    if style != AI_SDK:
-        return None
-    turn_format: TurnFormat = import_module("tenuto.interop.ai_sdk").UIStream(message_id)  # in a layer above
-    return turn_format
 
 
 class TurnFrames:

@@ -99,14 +99,6 @@ def handshake_problem(
     return ""
 
 
-def body_length(headers: Iterable[tuple[bytes, bytes]]) -> int:
-    """Return the length that a head announces for its body; 0 without one, as for a body in chunks.
-
-    The parser refuses a request with two lengths, or with a length and chunks.
-    """
-    return next((int(value) for name, value in headers if name == b"content-length"), 0)
-
-
 # States of a TCP connection in Linux: closed, and closed by the peer.
 _ENDED = (b"\x07", b"\x08")
 
@@ -430,7 +422,8 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
                 connection.proceed()
         self.scope["extensions"] = self._extensions
         self._begun_scope = self.scope
-        self._body_left = body_length(self.headers)
+        # 0 for a body in chunks; the parser refuses a request with two lengths, or with a length and chunks
+        self._body_left = next((int(value) for name, value in self.headers if name == b"content-length"), 0)
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
