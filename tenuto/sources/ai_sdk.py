@@ -85,8 +85,8 @@ class AISDKSource(Source):
         self._made = 0
         # for each id the number of its latest text, because the steps of a stream use the same ids again
         self._last: dict[Hashable, int] = {}
-        self._opened: set[Hashable] = set()  # keys of the parts that were opened
-        self._step: list[Hashable] = []  # keys of the parts that the current step has opened
+        self._opened: dict[Hashable, int] = {}  # the steps that have opened parts, by the keys of these
+        self._step = 0
 
     def take(self, event: object) -> Iterator[Edit]:
         if isinstance(event, bytes | bytearray | memoryview):
@@ -126,10 +126,8 @@ class AISDKSource(Source):
     def _edits(self, chunk: object) -> Iterator[Edit]:
         """Yield the edits for `chunk`, and record which parts its step has opened."""
         for edit in self._chunk(chunk):
-            key = _opens(edit)
-            if key is not None and key not in self._opened:
-                self._opened.add(key)
-                self._step.append(key)
+            if (key := _opens(edit)) is not None:
+                self._opened.setdefault(key, self._step)
             yield edit
 
     def _chunk(self, chunk: object) -> Iterator[Edit]:
@@ -161,7 +159,7 @@ class AISDKSource(Source):
                     reason = word(chunk, "finishReason")
                     yield Meta(finish_reason=FINISH.get(reason, reason) if reason else None)
             case "start-step":
-                self._step.clear()
+                self._step += 1
             case "reset-step":
                 yield from self._reset()
             case "abort":
@@ -205,10 +203,9 @@ class AISDKSource(Source):
                 yield Set(key, {"state": ERROR, "output": "denied"})
 
     def _reset(self) -> Iterator[Edit]:
-        for key in self._step:
-            self._opened.discard(key)
+        for key in [key for key, step in self._opened.items() if step == self._step]:
+            del self._opened[key]
             yield Drop(key)
-        self._step.clear()
         self._streamed.clear()  # the calls of earlier steps already have their input
 
     def _metadata(self, about: object) -> Iterator[Edit]:
