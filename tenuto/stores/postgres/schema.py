@@ -4,7 +4,7 @@ Layer: stores.
 
 All tables stand in a schema of their own. `channels` has one row per channel, which each commit updates in place: no
 index contains a column that an append changes, so PostgreSQL keeps the update on its page (HOT). These columns stand
-side by side, so that the WAL contains only them (`reading`).
+side by side, so that the WAL contains only them (`statements`).
 
 `store.version` is the version of the tables. A start makes them in an empty schema, in one transaction under an
 advisory lock, and refuses those of another version.

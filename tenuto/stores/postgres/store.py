@@ -29,10 +29,9 @@ import msgspec
 
 from tenuto.core.errors import LocalError, StoreUnavailable, StoreUnusable, TenutoError, shown
 from tenuto.stores.base import Committed, CommitUnknown, Conflict, Head, Hold, Notice, Renewal, Write
-from tenuto.stores.postgres.reading import PostgresReader, Uncovered
 from tenuto.stores.postgres.schema import StoreLife, check_room, check_server, prepare_schema, read_holds, renew
 from tenuto.stores.postgres.server import PostgresPool, PostgresServer
-from tenuto.stores.postgres.writing import PostgresWriter
+from tenuto.stores.postgres.statements import PostgresReader, PostgresWriter, Uncovered
 
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]
@@ -536,7 +535,7 @@ class PostgresStore:
     async def _reading(self, *, is_one_statement: bool = False) -> AsyncIterator[PostgresReader]:
         """Give a reader in a transaction, which one statement needs behind a pooler only."""
         needs_transaction = self._server.is_pooled or not is_one_statement
-        options = {"isolation": "repeatable_read", "readonly": True}
+        options: dict[str, Any] = {"isolation": "repeatable_read", "readonly": True}
         async with self._pooled_transaction(**options) if needs_transaction else self._pooled() as db:
             yield PostgresReader(db, self.schema, self._life.name)
 
