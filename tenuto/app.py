@@ -172,26 +172,25 @@ class Hub(HubCore):
                     if joined is not None:
                         return joined  # a repeat begins no answer
                     raise
+                answering: Answering | None = None
                 try:
-                    opened = await begin_counted(message_id, scope)
-                except BaseException:
-                    asked.give_back()
-                    raise
-                if opened.answering is None:
-                    asked.give_back()  # the answer was counted when it began
-                return opened
+                    answering = await begin_counted(message_id, scope)
+                finally:
+                    if answering is None:  # it failed, or the answer was counted when it began
+                        asked.give_back()
+                return Opened(message_id, answering)
 
-        async def begin_counted(message_id: str, scope: Scope) -> Opened:
+        async def begin_counted(message_id: str, scope: Scope) -> Answering | None:
             prompt_id = await ask(message_id, scope)
             writer = self.message(channel, id=message_id, author=author, meta=meta, reply_to=prompt_id)
             try:
                 await writer.open()
             except IdConflict:
                 await _check_own_answer(self, channel, message_id, author=author, reply_to=prompt_id)
-                return Opened(message_id, None)
+                return None
             answering = Answering(self, writer, source, source_kind, text_field, prompt_id, cancel_after_s)
             answering.start()
-            return Opened(message_id, answering)
+            return answering
 
         async def open_answer(since: Cursor | None, scope: Scope) -> Opened | None:
             """Begin the answer, or join the one that the reader with the cursor `since` was reading.
