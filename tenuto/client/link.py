@@ -183,7 +183,8 @@ class Link:
             async with asyncio.timeout(patience_s):
                 await self._pending.until_room()
                 ref = self.begin(kind, fields, partial(_settle, response), is_repeatable=is_repeatable)
-                await self.until_connected(response)
+                if not response.done():  # else the request could not be sent
+                    await self.until_connected()
                 return await response
         except TimeoutError:
             raise self.unreachable(f"request {kind!r} had no response within {patience_s:.0f} s") from None
@@ -227,22 +228,19 @@ class Link:
             self._send(request)
         return ref
 
-    async def until_connected(self, response: asyncio.Future[dict[str, Any]] | None = None) -> None:
-        """Wait for the first connection, or for `response`. Raises Unreachable after `connect_s`, not if stopped."""
-        if self.sockets or self.error is not None:
+    async def until_connected(self) -> None:
+        """Wait for the first connection. Raises Unreachable after `connect_s`, not if stopped."""
+        if self._first.is_set():
             return
-        first = asyncio.ensure_future(self._first.wait())
-        waiting: list[asyncio.Future[Any]] = [first, *([response] if response is not None else [])]
         connect_s = self.timing.connect_s
         try:
-            done, _ = await asyncio.wait(waiting, timeout=connect_s, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            first.cancel()
-        if not done:
+            async with asyncio.timeout(connect_s):
+                await self._first.wait()
+        except TimeoutError:
             raise Unreachable(
                 f"Client could not connect to {self._access.address} within {connect_s:g} s "
                 f"({self._why or 'no response'}); check that the server runs there, and that port and path are right"
-            )
+            ) from None
 
     def unreachable(self, what: str) -> Unreachable:
         """Return the error whose text is `what`, with the reason for the missing connection."""
