@@ -1,6 +1,7 @@
 """A watchdog: limits how long each commit may take, with one timer for all of them; and `timed`, for code of the app.
 
-Layer: watchdog, directly above `core`. The committer of a hub has one watchdog. Handlers and hooks run in `timed`.
+Layer: watchdog, directly above `core`. The committer of a hub has one watchdog, and so has each stream of a model, for
+its events. Handlers and hooks run in `timed`.
 
 `asyncio.timeout` makes and cancels a timer for each operation, which costs more than many a commit. The timer of a
 watchdog stays: when it fires, it is set for the operation of that time. So an operation is cancelled exactly at its
@@ -69,7 +70,7 @@ def _report(name: str, blocked_s: float, now_s: float, logger: logging.Logger) -
 class Watchdog:
     """Cancels the operation in `with watchdog:` at its limit, and raises TimeoutError. Only one runs at a time."""
 
-    __slots__ = ("_cancelling", "_due_s", "_has_timer", "_is_late", "_limit_s", "_loop", "_task")
+    __slots__ = ("_cancelling", "_due_s", "_is_late", "_limit_s", "_loop", "_task", "_timer")
 
     def __init__(self, limit_s: float) -> None:
         self._limit_s = limit_s
@@ -78,7 +79,7 @@ class Watchdog:
         self._cancelling = 0  # number of cancellations of the task that other code had requested before
         self._due_s = 0.0
         self._is_late = False
-        self._has_timer = False
+        self._timer: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> None:
         task = asyncio.current_task()
@@ -86,9 +87,8 @@ class Watchdog:
         assert self._task is None
         self._task, self._cancelling, self._is_late = task, task.cancelling(), False
         self._due_s = self._loop.time() + self._limit_s
-        if not self._has_timer:
-            self._has_timer = True
-            self._loop.call_at(self._due_s, self._expire)
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._due_s, self._expire)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -101,9 +101,14 @@ class Watchdog:
 
     def _expire(self) -> None:
         """End the operation if its limit has passed, else wait for the limit of the present one."""
-        self._has_timer = self._task is not None and self._due_s > self._loop.time()
-        if self._has_timer:
-            self._loop.call_at(self._due_s, self._expire)
+        self._timer = None
+        if self._task is not None and self._due_s > self._loop.time():
+            self._timer = self._loop.call_at(self._due_s, self._expire)
         elif self._task is not None:
             self._is_late = True
             self._task.cancel()
+
+    def close(self) -> None:
+        """Drop the timer at once, and with it what refers to this watchdog."""
+        if self._timer is not None:
+            self._timer.cancel()

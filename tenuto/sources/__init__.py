@@ -10,7 +10,6 @@ errors and the names of the sources; `docs/sources.md` lists the result of each 
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import nullcontext, suppress
@@ -42,11 +41,11 @@ from tenuto.sources.text import PlainText, SSEText, begins_frames, is_frame_obje
 from tenuto.sources.tries import STALL_S, SoFar, Tries, is_maker
 from tenuto.sources.upstream import Upstream
 from tenuto.sources.writing import Writing, calling, not_kept, reading, record_of
+from tenuto.watchdog import Watchdog
 
 T = TypeVar("T")
 
 LONGEST_TIMER_S = 3600.0  # no event loop sleeps for ever
-WRITING_S = 1.0  # time between two looks whether a stream is silent, while an event is written
 
 _KINDS: tuple[type[Source], ...] = (
     *(PlainText, OpenAIResponses, OpenAIChat, Anthropic, GoogleGenAI, GoogleInteractions),
@@ -207,50 +206,33 @@ async def _pipe_one(writing: Writing, stream: object, chosen: Source | None, sta
     return writing.piped()
 
 
-class _Silence:
+class _Silence(Watchdog):
     """The time in which a stream must bring its next event. It stands still while the turn waits, or runs a step."""
 
     def __init__(self, stall_s: float, rested_s: Callable[[], float]) -> None:
+        super().__init__(stall_s)
         self._stall_s, self._rested_s = stall_s, rested_s
-        self._loop = asyncio.get_running_loop()
         self._since_s = self._loop.time()
-        self._is_waiting = self._is_over = False
-        task = asyncio.current_task()
-        assert task is not None
-        self._task, self._cancelling = task, task.cancelling()
-        # one timer for all waits: an `asyncio.timeout` for each would double what an event costs
-        self._timer = self._loop.call_at(self._since_s + min(stall_s, LONGEST_TIMER_S), self._check)
 
     async def ended_by(self, call: Awaitable[T], *, after_keepalive: bool = False) -> T:
         """Return the result of `call`. Raises UpstreamEnded if it takes too long, counted from before a keep-alive."""
+        now_s = self._loop.time()
         if not after_keepalive:
-            self._since_s = self._loop.time()
-        self._is_waiting = True
+            self._since_s = now_s
+        self._limit_s = min(self._since_s + self._stall_s - now_s, LONGEST_TIMER_S)
         try:
-            return await call
-        except asyncio.CancelledError:
-            if not self._is_over or self._task.uncancel() > self._cancelling:
-                raise
+            with self:
+                return await call
+        except TimeoutError:
+            if not self._is_late:
+                raise  # of the stream
             detail = f"the model sent nothing for {self._stall_s:g} s, so the answer may be incomplete"
             raise UpstreamEnded(detail) from None
-        finally:
-            self._is_waiting = False
 
-    def _check(self) -> None:
-        """End the wait if the time is over, else check again at its end."""
-        now_s = self._loop.time()
+    def _expire(self) -> None:
         until_s = max(self._since_s, self._rested_s()) + self._stall_s
-        if until_s > now_s:
-            self._timer = self._loop.call_at(min(until_s, now_s + LONGEST_TIMER_S), self._check)
-        elif self._is_waiting:
-            self._is_over = True
-            self._task.cancel()
-        else:  # the event is being written
-            self._timer = self._loop.call_at(now_s + WRITING_S, self._check)
-
-    def close(self) -> None:
-        """Check no more."""
-        self._timer.cancel()
+        self._due_s = min(until_s, self._loop.time() + LONGEST_TIMER_S)
+        super()._expire()
 
 
 def named_source(source: str | None, text_field: str | None, *, option: str = "source") -> Source | None:
