@@ -514,7 +514,8 @@ async def visitor(hub: HubCore, request: Request) -> Response:
     about: dict[str, Any] = {"id": identity.client_id, "channel": None, "chats": []}
     channel = f"{STEM}{identity.client_id}"
     # a page that may keep no cookie says so; a visitor that has one gets no token, which a script could carry away
-    needs_token = _is_foreign(hub, scope) or (visit_in(scope).is_new and "token" in request.query_params)
+    is_foreign = any(not is_own_origin(hub, scope, origin) for origin in headers_of(scope, b"origin"))
+    needs_token = is_foreign or (visit_in(scope).is_new and "token" in request.query_params)
     if identity.client_id is not None:
         if identity.has("publish", channel) and identity.has("subscribe", channel):
             about["channel"] = channel
@@ -526,11 +527,6 @@ async def visitor(hub: HubCore, request: Request) -> Response:
                 for one in await read_conversations(hub.store, identity, [channel, f"{channel}.*"])
             ]
     return json_response(about)
-
-
-def _is_foreign(hub: HubCore, scope: HubScope) -> bool:
-    """Return whether a page of another origin than the hub's sent the request."""
-    return any(not is_own_origin(hub, scope, origin) for origin in headers_of(scope, b"origin"))
 
 
 _HANDLERS: dict[str, Handler] = {

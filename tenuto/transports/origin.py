@@ -85,15 +85,8 @@ def check_peer(hub: HubCore, scope: Scope) -> None:
     except (NoVerifier, Forbidden) as error:
         refusals.log(peer_of(scope), error)
         raise
-    if hub.authenticate is None:
-        _check_own_user(scope)
-
-
-def _check_own_user(scope: Scope) -> None:
-    """Raise NoVerifier if the peer's socket belongs to another user. Only the log names the accounts."""
-    reason = foreign_owner(scope)
-    if reason is not None:
-        refusals.log(peer_of(scope), _not_ours(reason))
+    if hub.authenticate is None and (reason := foreign_owner(scope)) is not None:
+        refusals.log(peer_of(scope), _not_ours(reason))  # only the log names the accounts
         raise _not_ours(
             "the peer's socket does not belong to the user that runs this server, or it is closed already (the log of "
             "the server has the details)"
