@@ -77,13 +77,6 @@ def refusal_headers(error: TenutoError) -> dict[str, str]:
     return {**problem_headers(error), "connection": "close"}
 
 
-def head_without_upgrade(method: bytes, url: bytes, version: str, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Return the head of a request without its offer of an upgrade, which a server may ignore."""
-    lines = [b"%b %b HTTP/%b" % (method, url, version.encode())]
-    lines += [b"%b: %b" % header for header in headers if header[0] != b"upgrade"]
-    return b"\r\n".join(lines) + HEAD_END
-
-
 def handshake_problem(
     version: str, headers: Iterable[tuple[bytes, bytes]], previous: RequestResponseCycle | None
 ) -> str:
@@ -445,8 +438,10 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             detail = "method CONNECT is not supported: this server is not a proxy; request a path of the server"
             self._refuse(InvalidRequest(detail), 400)
         elif not self._should_upgrade():
-            parser = self.parser
-            self._parse(head_without_upgrade(parser.get_method(), self.url, parser.get_http_version(), self.headers))
+            method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+            # without the offer, which a server may ignore
+            lines = [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
+            self._parse(b"\r\n".join([b"%b %b HTTP/%b" % (method, self.url, version), *lines]) + HEAD_END)
             if rest and not self._ignores_input:
                 self._parse(rest)
         elif detail := handshake_problem(self.parser.get_http_version(), self.headers, self.cycle):

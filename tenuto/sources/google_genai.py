@@ -78,7 +78,10 @@ class GoogleGenAI(Source):
             for part in items(get(candidate, "content"), "parts"):
                 self._is_ended = False  # another response has begun, as after an automatic function call
                 yield from self._part(part)
-            yield from self._sources(get(candidate, "grounding_metadata"))
+            for chunk in items(get(candidate, "grounding_metadata"), "grounding_chunks"):
+                web = get(chunk, "web")
+                if url := word(web, "uri", LINE_CHARACTERS):
+                    yield Open(("source", url), free("source", url=url, title=word(web, "title")))
             if reason := word(candidate, "finish_reason"):
                 yield from self._end(reason)
         if blocked := word(get(event, "prompt_feedback"), "block_reason"):
@@ -141,12 +144,6 @@ class GoogleGenAI(Source):
             raise malformed("a file has neither data nor URI")
         self._made += 1
         return Open(("file", self._made), free("file", media_type=media_type, url=url))
-
-    def _sources(self, grounding: object) -> Iterator[Edit]:
-        for chunk in items(grounding, "grounding_chunks"):
-            web = get(chunk, "web")
-            if url := word(web, "uri", LINE_CHARACTERS):
-                yield Open(("source", url), free("source", url=url, title=word(web, "title")))
 
 
 def _data_url(blob: object) -> str:
