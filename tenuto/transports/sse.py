@@ -171,7 +171,8 @@ class EventStream:
         """Send a batch of the feed."""
         if batch.cursor and (self._seal or self.resume_limits is not None):  # ephemeral batches have no cursor
             extra = self._seal if self.resume_limits is None else self._seal + self.resume_limits.mark(batch.cursor)
-            self.sender.write({"type": "http.response.body", "body": sealed(batch, extra), "more_body": True})
+            body = b"%b:%b\n\n" % (batch.sse.removesuffix(b"\n\n"), extra.encode())  # for this viewer, and not shared
+            self.sender.write({"type": "http.response.body", "body": body, "more_body": True})
         else:
             self.sender.write_batch(batch)
 
@@ -262,14 +263,6 @@ async def send_refusal(app: StreamApp, scope: Scope, send: Send, error: TenutoEr
         await send_empty_stream(app, scope, send, farewell(error))
     else:
         raise error
-
-
-def sealed(batch: EncodedBatch, extra: str) -> bytes:
-    """Return the batch as Server-Sent Events with `extra` in its cursor.
-
-    These bytes are for one viewer and not shared.
-    """
-    return b"%b:%b\n\n" % (batch.sse.removesuffix(b"\n\n"), extra.encode())
 
 
 _STREAM_HEADERS: Headers = [
