@@ -70,23 +70,23 @@ def _report(name: str, blocked_s: float, now_s: float, logger: logging.Logger) -
 class Watchdog:
     """Cancels the operation in `with watchdog:` at its limit, and raises TimeoutError. Only one runs at a time."""
 
-    __slots__ = ("_cancelling", "_due_s", "_is_late", "_limit_s", "_loop", "_task", "_timer")
+    __slots__ = ("_cancelling", "_due_s", "_loop", "_task", "_timer", "is_late", "limit_s")
 
     def __init__(self, limit_s: float) -> None:
-        self._limit_s = limit_s
+        self.limit_s = limit_s
         self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[Any] | None = None  # that of the operation; None between two
         self._cancelling = 0  # number of cancellations of the task that other code had requested before
         self._due_s = 0.0
-        self._is_late = False
+        self.is_late = False  # True: the last operation was ended at its limit
         self._timer: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> None:
         task = asyncio.current_task()
         assert task is not None
         assert self._task is None
-        self._task, self._cancelling, self._is_late = task, task.cancelling(), False
-        self._due_s = self._loop.time() + self._limit_s
+        self._task, self._cancelling, self.is_late = task, task.cancelling(), False
+        self._due_s = self._loop.time() + self.limit_s
         if self._timer is None:
             self._timer = self._loop.call_at(self._due_s, self._expire)
 
@@ -96,17 +96,23 @@ class Watchdog:
         task, self._task = self._task, None
         assert task is not None
         # If other code has cancelled the task as well, that cancellation goes on; `asyncio.timeout` does the same.
-        if self._is_late and task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+        if self.is_late and task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise TimeoutError from error
 
     def _expire(self) -> None:
         """End the operation if its limit has passed, else wait for the limit of the present one."""
         self._timer = None
-        if self._task is not None and self._due_s > self._loop.time():
-            self._timer = self._loop.call_at(self._due_s, self._expire)
-        elif self._task is not None:
-            self._is_late = True
+        if self._task is None:
+            return
+        if (due_s := self.due_s()) > self._loop.time():
+            self._timer = self._loop.call_at(due_s, self._expire)
+        else:
+            self.is_late = True
             self._task.cancel()
+
+    def due_s(self) -> float:
+        """Return when the present operation must have ended, in the loop's time. A subclass may move this."""
+        return self._due_s
 
     def close(self) -> None:
         """Drop the timer at once, and with it what refers to this watchdog."""

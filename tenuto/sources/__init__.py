@@ -10,6 +10,7 @@ errors and the names of the sources; `docs/sources.md` lists the result of each 
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import nullcontext, suppress
@@ -212,27 +213,27 @@ class _Silence(Watchdog):
     def __init__(self, stall_s: float, rested_s: Callable[[], float]) -> None:
         super().__init__(stall_s)
         self._stall_s, self._rested_s = stall_s, rested_s
-        self._since_s = self._loop.time()
+        self._now_s = asyncio.get_running_loop().time
+        self._since_s = self._now_s()
 
     async def ended_by(self, call: Awaitable[T], *, after_keepalive: bool = False) -> T:
         """Return the result of `call`. Raises UpstreamEnded if it takes too long, counted from before a keep-alive."""
-        now_s = self._loop.time()
+        now_s = self._now_s()
         if not after_keepalive:
             self._since_s = now_s
-        self._limit_s = min(self._since_s + self._stall_s - now_s, LONGEST_TIMER_S)
+        self.limit_s = min(self._since_s + self._stall_s - now_s, LONGEST_TIMER_S)
         try:
             with self:
                 return await call
         except TimeoutError:
-            if not self._is_late:
+            if not self.is_late:
                 raise  # of the stream
             detail = f"the model sent nothing for {self._stall_s:g} s, so the answer may be incomplete"
             raise UpstreamEnded(detail) from None
 
-    def _expire(self) -> None:
+    def due_s(self) -> float:
         until_s = max(self._since_s, self._rested_s()) + self._stall_s
-        self._due_s = min(until_s, self._loop.time() + LONGEST_TIMER_S)
-        super()._expire()
+        return min(until_s, self._now_s() + LONGEST_TIMER_S)
 
 
 def named_source(source: str | None, text_field: str | None, *, option: str = "source") -> Source | None:
