@@ -47,9 +47,9 @@ class Segment(Struct, frozen=True, array_like=True):
     """A stretch of a part's text. `marks` alternate serial and length, each as the difference to the mark before."""
 
     part: int
-    at: int  # offset of the segment in the part's text; FIELDS: `text` has long fields of the part, as JSON
+    at: int  # offset of the segment in the part's text; FIELDS: `text` is a long field of the part
     text: str
-    marks: list[int]
+    marks: list[int]  # of a field: its position among those of the part
 
 
 class PartHead(Struct, frozen=True, array_like=True):
@@ -165,8 +165,8 @@ def document(message: MessageState | CommandState) -> Document:
     since = 0 if fresh else message.documented
     segments, is_open = [], message.is_open
     for index, part in enumerate(message.parts):
-        if fresh and (long := _long_fields(part)):
-            segments.append(Segment(index, FIELDS, msgspec.json.encode(long).decode(), []))
+        if fresh:
+            segments += [Segment(index, FIELDS, part.fields[name], [at]) for name, at in _long_fields(part).items()]
         if part.text is not None:
             start = part.text.length_at(since)
             if start < part.text.length:
@@ -243,13 +243,12 @@ def restore(stored: Stored) -> MessageState:
         for segment in stored.segments:
             part = message.parts[segment.part] if 0 <= segment.part < len(message.parts) else None
             if part is not None and segment.at == FIELDS:
-                message.size_bytes -= part_bytes(part.fields)
-                part.fields = {**part.fields, **msgspec.json.decode(segment.text, type=dict[str, str])}
-                message.size_bytes += part_bytes(part.fields)
+                part.fields[[*part.fields][segment.marks[0]]] = segment.text
                 continue
             if part is None or not isinstance(part.text, Text) or not _joins(part.text, segment):
                 raise ValueError(f"text at offset {segment.at} of part {segment.part} does not fit there")
             message.size_bytes += utf8_len(_extend(part.text, segment))
+        message.size_bytes += sum(part_bytes(part.fields) for part in message.parts)
         mark_documented(message, head.last)
         for entry in stored.entries:
             if type(entry.op) is Append and not _follows(message, entry.op, entry.serial):
@@ -376,8 +375,9 @@ def _head(message: MessageState, *, alive_at: int = 0) -> MessageHead:
     )
 
 
-def _long_fields(part: PartState) -> dict[str, str]:
-    return {name: value for name, value in part.fields.items() if type(value) is str and len(value) >= LONG_FIELD}
+def _long_fields(part: PartState) -> dict[str, int]:
+    fields = enumerate(part.fields.items())
+    return {name: at for at, (name, value) in fields if type(value) is str and len(value) >= LONG_FIELD}
 
 
 def _from_head(message_id: str, head: MessageHead) -> MessageState:
@@ -385,7 +385,6 @@ def _from_head(message_id: str, head: MessageHead) -> MessageState:
     message = MessageState(id=message_id, alive_at=head.alive_at, **same)
     message.requests.extend(head.requests)
     message.parts = [PartState(part.fields, part.opened, part.changed) for part in head.parts]
-    message.size_bytes = sum(part_bytes(part.fields) for part in head.parts)
     return message
 
 
