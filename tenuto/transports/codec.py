@@ -180,7 +180,7 @@ _store_failures = Refusals()  # apart from refused peers, who must not hide them
 T = TypeVar("T")
 
 
-def decode(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
+def decode(data: bytes | bytearray, decoder: msgspec.json.Decoder[T]) -> T:
     """Return the decoded `data`. Raises InvalidRequest, and InvalidText for text that is not valid Unicode."""
     try:
         return decoder.decode(data)
@@ -194,7 +194,7 @@ def decode(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
         _refuse(data, error)
 
 
-def _refuse(data: bytes, error: Exception) -> NoReturn:
+def _refuse(data: bytes | bytearray, error: Exception) -> NoReturn:
     """Raise the error that names why `data` is not accepted. The decoder's own error hides half a surrogate pair."""
     if not data.strip():
         raise InvalidRequest("the body is empty: send {} for a request without fields") from None

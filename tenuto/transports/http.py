@@ -152,7 +152,7 @@ class Call:
         return Response(status_code=self.operation.status, headers=NO_STORE)
 
 
-async def read_body(request: Request, limit_bytes: int, arrived: Callable[[int], None] = UNCOUNTED.grow) -> bytes:
+async def read_body(request: Request, limit_bytes: int, arrived: Callable[[int], None] = UNCOUNTED.grow) -> bytearray:
     """Return the body. While it arrives, `arrived` is called with the size of each piece, and may raise.
 
     Raises UnsupportedMediaType, TooLarge, and InvalidRequest for a body that does not end in time. The server discards
@@ -168,27 +168,25 @@ async def read_body(request: Request, limit_bytes: int, arrived: Callable[[int],
     declared = int(length[:18]) if length.isascii() and length.isdigit() else 0
     if declared > limit_bytes:
         raise _too_large(declared, limit_bytes)
-    pieces: list[bytes] = []
-    size = 0
+    body = bytearray()  # it grows in place: a list of the pieces would need the memory of a large body twice
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
             async for piece in request.stream():
-                size += len(piece)
                 arrived(len(piece))
-                if size > limit_bytes:
-                    raise _too_large(size, limit_bytes)
-                pieces.append(piece)
+                body += piece
+                if len(body) > limit_bytes:
+                    raise _too_large(len(body), limit_bytes)
     except TimeoutError:
         raise InvalidRequest(
             f"the body of the request did not end within {BODY_TIMEOUT_S:.0f} s; send it without pauses"
         ) from None
-    if not size and "upgrade" in request.headers and (declared or "transfer-encoding" in request.headers):
+    if not body and "upgrade" in request.headers and (declared or "transfer-encoding" in request.headers):
         offered = request.headers["upgrade"][:40]
         raise InvalidRequest(
             f"the server (uvicorn does so) has lost the body of a request with the header Upgrade: {offered!r}; let "
             "the client send none, as with HttpClient.Version.HTTP_1_1 in Java, or use `tenuto serve`"
         )
-    return b"".join(pieces)
+    return body
 
 
 def _too_large(size: int, limit_bytes: int) -> TooLarge:
