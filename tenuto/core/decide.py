@@ -209,18 +209,7 @@ def _create(
             f"the message is of {request.if_author!r} (if_author), and this client is {shown(caller.id)}: "
             "sign in as its author, or send it as your own, without `if_author`"
         )
-    sent = fingerprint(
-        "the new message",
-        caller.id,
-        request.role,
-        request.text,
-        request.parts,
-        request.status,
-        request.meta,
-        "default" if request.parent is UNSET else [request.parent],  # a list, which differs from any text
-        request.reply_to,
-        request.options,
-    )
+    sent, size_bytes = caller.sent or request.fingerprint(caller.id)
     known = state.message(message_id)
     if known is not None:
         # A caller without the right to read, which did not write the message either, learns only that the id is taken.
@@ -240,7 +229,7 @@ def _create(
         raise InvalidRequest(f"status of a new message must be 'complete' or 'streaming', got {shown(request.status)}")
     if request.role not in ROLES:
         raise InvalidRequest(f"role must be 'user', 'assistant', 'system' or 'tool', got {shown(request.role)}")
-    parts = _parts(request.text, request.parts, limits) or []
+    parts = _parts(request.text, request.parts, limits, most_bytes=size_bytes) or []
     is_pending = is_served and request.role == "user" and request.status == "complete" and not caller.brings_answer
     if is_pending:
         _check_room_for_pending(state, limits)
@@ -600,7 +589,7 @@ def _check_part_count(count: int, limits: Limits) -> None:
 
 
 def _parts(
-    text: str | None, parts: list[Part] | None, limits: Limits, attempts: Sequence[Part] = ()
+    text: str | None, parts: list[Part] | None, limits: Limits, attempts: Sequence[Part] = (), most_bytes: int = 0
 ) -> list[Part] | None:
     """Return the checked parts of a create or update; None if the request has neither `text` nor `parts`.
 
@@ -613,7 +602,7 @@ def _parts(
     if parts is None:
         return None
     _check_part_count(len(parts), limits)
-    checked = [part if part in attempts else check_part(part, limits) for part in parts]
+    checked = [part if part in attempts else check_part(part, limits, most_bytes) for part in parts]
     if (size := sum(map(part_bytes, checked))) > limits.message_bytes:
         raise _too_large(f"the message would have {size} bytes", limits.message_bytes, "message_bytes", "send less")
     return checked
@@ -647,7 +636,7 @@ def _send_command(
     if is_step != command_id(key).startswith(STEP_MARK):
         raise InvalidName(f"ids of commands that begin with {STEP_MARK!r} are those of steps; choose another id")
     options = [request.options] if request.options else []
-    given = fingerprint("the command", caller.id, request.name, request.target, request.data, *options)
+    given, _ = fingerprint("the command", caller.id, request.name, request.target, request.data, *options)
     known = state.command(key)
     if known is not None:
         # another attempt at the turn, maybe of another agent and about another answer, goes on with a step or question

@@ -146,11 +146,17 @@ _FREE = ("source", "file")
 MAX_REASON = 300  # limit of characters of a decoder's error that a response shows
 
 
-def check_part(part: object, limits: Limits) -> Part:
-    """Return `part` in its stored form; raises InvalidRequest, InvalidText or TooLarge."""
+def check_part(part: object, limits: Limits, most_bytes: int = 0) -> Part:
+    """Return `part` in its stored form; raises InvalidRequest, InvalidText or TooLarge.
+
+    `most_bytes`: the size of a larger value that has the part, if it was encoded as JSON; otherwise 0.
+    """
     if not isinstance(part, dict):
         raise InvalidRequest(f"part must be an object with a type, got {shown(part)}")
-    check_json(part, limits.message_bytes, "part", depth=limits.depth)
+    if 0 < most_bytes <= limits.message_bytes:
+        _check_shape(part, "part", limits.depth, limits.depth)
+    else:
+        check_json(part, limits.message_bytes, "part", depth=limits.depth)
     kind = part.get("type")
     if isinstance(kind, str) and kind in _FIXED:
         return _fixed_part(part, _FIXED[kind])

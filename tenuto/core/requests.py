@@ -19,7 +19,7 @@ from tenuto.core.errors import InvalidRequest, TenutoError, TooLarge
 from tenuto.core.limits import Limits
 from tenuto.core.model import OPTIONS, OPTIONS_KEY, OPTIONS_MARK, Json, Message, Part, Role, Status, check_json, plain
 from tenuto.core.names import is_id
-from tenuto.core.ops import Create, WriterIdentity
+from tenuto.core.ops import Create, WriterIdentity, fingerprint
 from tenuto.core.turns import reply_ids, rules_of
 
 # Browsers keep numbers as doubles: an integer above 2**53 did not arrive as it was sent.
@@ -46,6 +46,13 @@ class CreateMessage(Struct, frozen=True, kw_only=True):
     reply_to: str | None = None
     lease_s: LeaseSeconds = 15.0
     options: dict[str, Json] = {}
+
+    def fingerprint(self, by: str | None) -> tuple[bytes, int]:
+        """Return the digest of the message that client `by` sends, and its size. Raises InvalidText, InvalidRequest."""
+        # a list for `parent`, because it differs from any text
+        parent: Json = "default" if self.parent is UNSET else [self.parent]
+        content = (self.role, self.text, self.parts, self.status, self.meta, parent, self.reply_to, self.options)
+        return fingerprint("the new message", by, *content)
 
 
 class AppendText(Struct, frozen=True, kw_only=True, gc=False):
@@ -235,6 +242,7 @@ class Caller(Struct, frozen=True, kw_only=True):
     refusal: TenutoError | None = None
     # the agent's attempt at the turn of the message that its new message answers; refused if there is a later attempt
     attempt: int | None = None
+    sent: tuple[bytes, int] | None = None  # the `fingerprint` of its new message, if it was made before the decision
 
 
 SERVER = Caller(is_server=True)  # the caller of the hub's own requests

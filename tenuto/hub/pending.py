@@ -121,7 +121,7 @@ class Waiting:
         self, channel: str, key: str, request: Request, caller: Caller, done: Done, *, is_repeat: bool = False
     ) -> None:
         self.channel = channel
-        self.size_bytes = _size_of(request)
+        self.size_bytes = size_of(request)
         self.ids = needs(key, request, caller)
         is_claim = isinstance(request, ClaimTurn) and not request.renews  # a renewal is no beginning
         self.is_beginning = is_claim or isinstance(request, CreateMessage)
@@ -212,7 +212,7 @@ class Decided(Struct):
         )
 
 
-def _size_of(request: Request) -> int:
+def size_of(request: Request) -> int:
     """Return an estimate of the bytes that a waiting request holds."""
     size = 200
     text = getattr(request, "text", None)
