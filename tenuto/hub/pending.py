@@ -235,9 +235,6 @@ SLICE = 4
 # Limit on a slow disk. There a commit takes long in any case, and small slices would only make a burst last longer.
 LARGEST_SLICE = 16
 PER_BEGINNING_S = 0.001  # time that a commit takes in the store for each beginning that a slice may have
-# A large create, such as a question with a photo, counts as several. The commit after one has no beginnings, so text
-# that comes while a photo is stored does not wait for the next photo, too.
-BEGINNING_BYTES = 64 * 1024
 BESIDE_S = 1.0  # time after the last request about a watched message during which beginnings are limited
 
 
@@ -271,9 +268,8 @@ class Admission:
 
     def begin(self, now_s: float) -> None:
         """Begin to admit items to a commit, at the loop time `now_s`."""
-        is_exceeded, self._left = self._left is not None and self._left < 0, None
-        if now_s < self._beside_until_s:
-            self._left = 0 if is_exceeded else max(SLICE, min(LARGEST_SLICE, int(self._took_s / PER_BEGINNING_S)))
+        beginnings = max(SLICE, min(LARGEST_SLICE, int(self._took_s / PER_BEGINNING_S)))
+        self._left = beginnings if now_s < self._beside_until_s else None
 
     def stored(self, took_s: float) -> None:
         """Note that the store took `took_s` for a commit."""
@@ -288,7 +284,13 @@ class Admission:
         if self._admitted:
             return self._admitted.popleft()
         if self._aside and (self._left is None or self._left > 0):
-            return self._take_aside()
+            item = self._aside.popleft()
+            if self._left is not None:
+                self._left -= 1
+            self._behind[item.channel] -= 1
+            if not self._behind[item.channel]:
+                del self._behind[item.channel]
+            return item
         while self._queue:
             item = self._queue.popleft()
             if self._behind and item.channel in self._behind:
@@ -296,7 +298,7 @@ class Admission:
             elif not item.is_beginning or self._left is None:
                 return item
             elif self._left > 0:
-                self._left -= _weight(item)
+                self._left -= 1
                 return item
             else:
                 self._set_aside(item)
@@ -312,17 +314,3 @@ class Admission:
     def _set_aside(self, item: Item) -> None:
         self._aside.append(item)
         self._behind[item.channel] += 1
-
-    def _take_aside(self) -> Item:
-        item = self._aside.popleft()
-        if self._left is not None:
-            self._left -= _weight(item)
-        self._behind[item.channel] -= 1
-        if not self._behind[item.channel]:
-            del self._behind[item.channel]
-        return item
-
-
-def _weight(item: Item) -> int:
-    """Return how many beginnings an item counts for."""
-    return 1 + item.size_bytes // BEGINNING_BYTES
