@@ -9,7 +9,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
-from typing import Literal
 
 import pytest
 from msgspec.structs import replace
@@ -22,7 +21,7 @@ from tenuto.stores.sqlite import store as sqlite
 from tenuto.stores.sqlite.file import SqliteFile
 from tenuto.stores.sqlite.store import SqliteStore
 from tests.stores.contract import Chat, StoreContract, append, create, texts
-from tests.stores.files import PATIENCE_S, opened, run_from_outside, store_threads, wal
+from tests.stores.files import PATIENCE_S, call_on_thread, opened, run_from_outside, store_threads, wal
 
 
 class TestSqliteStore(StoreContract):
@@ -101,11 +100,8 @@ async def test_many_channels_leave_memory_and_come_back(path: Path, monkeypatch:
             await chat.do(create("m1", "a", streaming=number % 10 == 0))
             await chat.do(append("m1", "b"))
         assert store.stats()["channels"] < 20  # 8, and those with pinned rows: 4 always, others for a moment
-        assert [await head_of(store, f"c{number}") for number in (0, 1, 20)] == [
-            Head("e1", 2),
-            Head("e1", 1),
-            Head("e1", 2),
-        ]
+        heads = [await head_of(store, f"c{number}") for number in (0, 1, 20)]
+        assert heads == [Head("e1", serial) for serial in (2, 1, 2)]
         assert await texts(store, "c20", "m1") == ["ab"]
 
 
@@ -179,19 +175,17 @@ async def test_a_commit_that_takes_too_long_is_unknown_and_may_still_happen(
         assert await head_of(store, "c") == Head("e1", 1)
 
 
-async def test_an_idle_store_empties_its_wal(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite_engine, "IDLE_S", 0.01)
-    emptied = threading.Event()
-    checkpoint = SqliteFile.checkpoint
-
-    def noted(file: SqliteFile, mode: Literal["PASSIVE", "TRUNCATE"]) -> bool:
-        is_done = checkpoint(file, mode)
-        if mode == "TRUNCATE" and is_done:
-            emptied.set()
-        return is_done
-
+async def test_an_idle_store_empties_its_wal(path: Path) -> None:
     async with opened(path) as store:
-        monkeypatch.setattr(SqliteFile, "checkpoint", noted)
         await Chat(store).do(create("m1", "a"))
-        assert await asyncio.to_thread(emptied.wait, PATIENCE_S)
+        assert await call_on_thread(store, lambda engine: (engine.spare(False), engine.spare(True))) == (1.0, None)
         assert wal(path).stat().st_size == 0
+
+
+async def test_wal_that_is_full_is_moved_into_the_file_after_one_more_call(store: SqliteStore) -> None:
+    def checkpoints(engine: sqlite_engine.Engine) -> list[int]:
+        engine._note_pages(sqlite_engine.CHECKPOINT_PAGES)
+        return [engine.stats()["checkpoints"] for _ in range(3) if engine.spare(is_idle=False)]
+
+    before, *after = await call_on_thread(store, checkpoints)
+    assert after == [before + 1, before + 1]

@@ -285,6 +285,7 @@ class Engine:
         self._checkpoints = 0
         self._row_bytes = 0
         self._wal_pages = 0  # estimated pages in the WAL since the last checkpoint
+        self._is_wal_full = False  # True: they were too many after the last call
         self._is_wal_empty = True
         self._retry_at_s = 0.0
         self._truncate_at_s = 0.0
@@ -678,7 +679,9 @@ class Engine:
             wait_s = self._put_off(error)
         is_idle &= not has_stepped
         # also after a step or an error: neither many steps nor one that damage ends each time may let the WAL grow
-        if self._wal_pages >= CHECKPOINT_PAGES or (is_idle and not self._is_wal_empty):
+        # Only after the next call: commits that waited for a photo's do not wait for its checkpoint, too.
+        was_full, self._is_wal_full = self._is_wal_full, self._wal_pages >= CHECKPOINT_PAGES
+        if (was_full and self._is_wal_full) or (is_idle and not self._is_wal_empty):
             try:
                 self._checkpoint("TRUNCATE" if is_idle else "PASSIVE")
             except (sqlite3.Error, StoreUnavailable) as error:
