@@ -49,8 +49,7 @@ class CreateMessage(Struct, frozen=True, kw_only=True):
 
     def fingerprint(self, by: str | None) -> tuple[bytes, int]:
         """Return the digest of the message that client `by` sends, and its size. Raises InvalidText, InvalidRequest."""
-        # a list for `parent`, because it differs from any text
-        parent: Json = "default" if self.parent is UNSET else [self.parent]
+        parent: Json = "default" if self.parent is UNSET else [self.parent]  # a list, which differs from any text
         content = (self.role, self.text, self.parts, self.status, self.meta, parent, self.reply_to, self.options)
         return fingerprint("the new message", by, *content)
 

@@ -293,15 +293,14 @@ class Admission:
             return item
         while self._queue:
             item = self._queue.popleft()
-            if self._behind and item.channel in self._behind:
-                self._set_aside(item)
-            elif not item.is_beginning or self._left is None:
-                return item
-            elif self._left > 0:
-                self._left -= 1
-                return item
-            else:
-                self._set_aside(item)
+            if not (self._behind and item.channel in self._behind):
+                if not item.is_beginning or self._left is None:
+                    return item
+                if self._left > 0:
+                    self._left -= 1
+                    return item
+            self._aside.append(item)
+            self._behind[item.channel] += 1
         return None
 
     def drain(self) -> Iterator[Item]:
@@ -310,7 +309,3 @@ class Admission:
             while items:
                 yield items.popleft()
         self._behind.clear()
-
-    def _set_aside(self, item: Item) -> None:
-        self._aside.append(item)
-        self._behind[item.channel] += 1
