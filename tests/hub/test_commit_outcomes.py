@@ -13,15 +13,11 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
-from msgspec.structs import replace
 
 from proof.simulation.store import SharedMemoryStore
-from tenuto.core.document import document
-from tenuto.core.draft import Draft
 from tenuto.core.errors import Busy, Deleted, Draining, Finished, StoreUnavailable, TenutoError
-from tenuto.core.ops import Create
-from tenuto.core.requests import SERVER, AppendText, CreateMessage, DeleteMessage, FinishMessage, PutPart
-from tenuto.core.state import ChannelState, MessageState
+from tenuto.core.requests import SERVER, CreateMessage, DeleteMessage, FinishMessage
+from tenuto.core.state import MessageState
 from tenuto.hub import HubCore
 from tenuto.hub.committer import STORE_TIMEOUT_S, Pace
 from tenuto.hub.lifecycle import SHUTDOWN_S
@@ -36,8 +32,7 @@ from tests.virtual import virtually
 class ScriptedStore(SharedMemoryStore):
     """A store in memory whose next commits follow `script`.
 
-    "ok" stores, "no" refuses, "lost", "kept" and "other" leave the outcome unknown: not stored, stored, and not stored,
-    while another hub has written as many entries.
+    "ok" stores, "no" refuses, "lost" and "kept" leave the outcome unknown: not stored, and stored.
     """
 
     is_exclusive = True
@@ -63,15 +58,6 @@ class ScriptedStore(SharedMemoryStore):
             raise StoreUnavailable("the script refuses the commit")
         if act == "lost":
             raise CommitUnknown("the script loses the commit")
-        if act == "other":
-            (write,) = writes
-            others = Draft(ChannelState(write.channel))
-            others.base.serial = write.expected
-            for number in range(len(write.entries)):
-                others.add(Create(id=f"other{number}", role="user", status="done", at_ms=1))
-            documents = [document(one) for one in others.messages()]
-            await super().commit([replace(write, entries=others.entries(), documents=documents)])
-            raise CommitUnknown("the script loses the commit, and another hub is there first")
         results = await super().commit(writes)
         if act == "kept":
             raise CommitUnknown("the script loses the outcome")
@@ -95,27 +81,6 @@ async def test_start_after_a_failed_start_recovers_the_remaining_messages() -> N
     await successor.start()
     messages = (await successor.history("c")).messages
     assert [one.status for one in messages] == ["interrupted", "interrupted"]
-
-
-@pytest.mark.parametrize("outcome", ["kept", "lost", "other"])
-@pytest.mark.parametrize("is_created_before", [True, False])
-@virtually
-async def test_pipelined_requests_without_ids_keep_their_order_after_a_commit_with_an_unknown_outcome(
-    outcome: str, is_created_before: bool
-) -> None:
-    store = ScriptedStore()
-    store.is_exclusive = False
-    hub = new_hub(store)
-    await hub.start()
-    creating = hub.ask("c", "m", CreateMessage(role="assistant", status="streaming", parts=[]), SERVER)
-    if is_created_before:
-        await creating
-    store.script = [outcome]
-    parts = [{"type": "text", "text": "a"}, {"type": "data", "name": "n", "data": 1}]
-    requests = (PutPart(index=0, part=parts[0]), AppendText(text="b"), PutPart(index=1, part=parts[1]))
-    asked = [hub.ask("c", "m", request, SERVER) for request in requests]
-    await asyncio.gather(*([] if is_created_before else [creating]), *asked)
-    assert (await hub.read("c", "m"))[0].parts == [{"type": "text", "text": "ab"}, parts[1]]
 
 
 @pytest.mark.parametrize("has_viewer", [False, True])

@@ -62,23 +62,6 @@ async def pair(store: Shared) -> AsyncIterator[tuple[HubCore, HubCore, Watcher]]
     await viewer.leave()
 
 
-async def late_s(here: HubCore, viewer: Watcher, text: str) -> float:
-    """Append `text` at the first hub; return how long the viewer waits for it."""
-    loop, shown = asyncio.get_running_loop(), len(viewer.view.text("m"))
-    await here.ask("c", "m", AppendText(text=text, at=shown), ANN)
-    stored_s = loop.time()
-    await viewer.until(lambda view: len(view.text("m")) == shown + len(text))
-    return loop.time() - stored_s
-
-
-@virtually
-async def test_small_entries_arrive_with_their_notice_and_without_a_read() -> None:
-    async with pair(store := Shared()) as (here, _, viewer):
-        assert await late_s(here, viewer, "hello") < 0.1
-        assert await late_s(here, viewer, ", world") < 0.1
-        assert store.reads == []
-
-
 @virtually
 async def test_notices_of_many_commits_are_sent_at_most_once_in_a_window() -> None:
     async with pair(store := Shared()) as (here, there, _):

@@ -170,21 +170,6 @@ async def test_a_removal_killed_in_each_kind_of_its_steps_is_ended_by_the_next_c
             assert b"words of ann" not in on_disk(path)
 
 
-@virtually
-async def test_viewers_begin_anew_after_a_removal_behind_which_the_store_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def fail(*_: object, **__: object) -> None:
-        raise StoreUnavailable("the disk fails")
-
-    hub = new_hub()
-    await say(hub, "chat:1", "m1", "ann")
-    watcher = Watcher(hub, "chat:1")
-    await watcher.take()
-    with monkeypatch.context() as patch, pytest.raises(StoreUnavailable):
-        patch.setattr(hub.store, "changes", fail)
-        await hub.archive.forget("ann")
-    assert await watcher.until(lambda view: not view.messages()) == []
-
-
 async def test_a_damaged_channel_does_not_keep_the_others_from_being_emptied(tmp_path: Path) -> None:
     hub = HubCore(f"sqlite:///{tmp_path / 'chat.db'}", hooks_signals=False)
     for name in ("a", "b", "c"):

@@ -56,25 +56,15 @@ async def test_store_gets_no_key_of_one_process_and_none_that_the_app_has_given(
     assert await store.notes(NOTE) == {}
 
 
+@pytest.mark.parametrize("is_exclusive", [True, False])
 @virtually
-async def test_visitor_is_known_after_a_restart_on_a_store_of_one_process() -> None:
-    store, guests = MemoryStore(), [visitors(), visitors()]
-    token = None
-    for number, one in enumerate(guests):
-        hub = new_hub(store, number, authenticate=one)
+async def test_visitor_is_known_after_a_restart_and_at_each_other_node(is_exclusive: bool) -> None:
+    store, guests = MemoryStore() if is_exclusive else Shared(), [visitors() for _ in range(3)]
+    hubs = [new_hub(store, number, authenticate=one) for number, one in enumerate(guests)]
+    await asyncio.gather(*(hub.start() for hub in hubs[: 1 if is_exclusive else 2]))
+    for hub, one in zip(hubs, guests, strict=True):
         await hub.start()
-        token = token or one.token_of(new_visitor_id(bytes(13)))
+        token = guests[0].token_of(new_visitor_id(bytes(13)))
         assert one.identity_by_token(token) is not None
-        await hub.close()
-
-
-@virtually
-async def test_visitor_of_one_node_is_known_at_another_and_after_a_restart() -> None:
-    store, guests = Shared(), [visitors() for _ in range(3)]
-    here, there, later = (new_hub(store, number, authenticate=one) for number, one in enumerate(guests))
-    await asyncio.gather(here.start(), there.start())
-    token = guests[0].token_of(new_visitor_id(bytes(13)))
-    assert guests[1].identity_by_token(token) is not None
-    await asyncio.gather(here.close(), there.close())
-    await later.start()
-    assert guests[2].identity_by_token(token) is not None
+        if is_exclusive or hub is not hubs[0]:
+            await hub.close()

@@ -254,6 +254,13 @@ def an_unknown_outcome_is_never_resolved(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Committer, "_unclear", lambda self, batch, writes: {})
 
 
+@mutant("was acknowledged as|before it was stored", hubs=2, authors=[PipelinedWriter] * 4, unknown_chance=0.3)
+def an_unclear_commit_is_told_by_its_serial(patch: pytest.MonkeyPatch) -> None:
+    """No other hub has written as many entries meanwhile."""
+    contents = "{key: _content(draft.message(key)) for key in {entry.op.id for entry in write.entries}}"
+    edit(patch, Committer, "_unclear", {contents: "{}"})
+
+
 @mutant("wrote to", hubs=2, authors=[BlindWriter] * 4, unknown_chance=0.1, store_s=(0.0001, 0.05), token_s=0.1)
 def an_append_gets_a_new_offset_after_an_unknown_outcome(patch: pytest.MonkeyPatch) -> None:
     """A request is immutable, so its offset is decided each time."""
