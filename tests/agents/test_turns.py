@@ -12,12 +12,12 @@ from tenuto import Hub
 from tenuto.agents.local import LocalBackend
 from tenuto.agents.turn import Turn
 from tenuto.client import Client
-from tenuto.core.errors import Draining, Finished, LocalError, StoreUnavailable, TenutoError
+from tenuto.core.errors import Draining, LocalError, StoreUnavailable, TenutoError
 from tenuto.core.model import Message
 from tenuto.core.names import command_key
 from tenuto.core.requests import Caller, CreateMessage, SendCommand, regenerate_options_id
 from tenuto.core.turns import reply_id
-from tenuto.hub.keep.policies import Retention
+from tenuto.sources.reading import UpstreamEnded
 from tenuto.stores.base import Committed, Conflict, Write
 from tenuto.stores.memory import MemoryStore
 from tests.client.wire import Wire, client_of
@@ -157,81 +157,59 @@ async def test_a_newer_message_interrupts_the_running_turn() -> None:
     ]
 
 
-@virtually
-async def test_answer_of_a_handler_that_raises_is_failed_and_the_next_turn_runs(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    hub = new_hub()
-
-    @hub.agent("chat:*")
-    async def bot(turn: Turn) -> None:
-        if turn.text == "early":
-            raise RuntimeError("secret 1")
-        async with turn.reply() as message:
-            await message.append("half")
-            if turn.text == "late":
-                raise RuntimeError("secret 2")
-
-    for text in ("early", "late", "fine"):
-        await hub.create("chat:1", text=text)
-    found = [one for one in await until_over(hub, 3) if one.role == "assistant"]
-    assert [(one.text, one.status) for one in found] == [("", "failed"), ("half", "failed"), ("half", "complete")]
-    assert [(one.reason or "").partition(",")[0] for one in found] == [*["RuntimeError in test_turns.py"] * 2, ""]
-    assert "secret" not in str(found)
-    assert "secret 1" in caplog.text
-
-
 class OverQuota(Exception):
     public_reason = "over_quota"
 
 
-async def raises(turn: Turn) -> None:
-    async with turn.reply() as message:
-        await message.append("begun")
-        raise OverQuota
+async def fail(error: Exception) -> None:
+    raise error
 
 
-async def misuses(turn: Turn) -> None:
-    await turn.history("gpt")  # type: ignore[arg-type]
+async def fail_in_a_group() -> None:
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(fail(UpstreamEnded("no more")))
 
 
-@pytest.mark.parametrize(("handler", "text", "reason"), [(raises, "begun", "over_quota"), (misuses, "", "misuse")])
+async def be_cancelled() -> None:
+    """Await a task that other code cancels."""
+    task = asyncio.ensure_future(asyncio.sleep(100))
+    asyncio.get_running_loop().call_soon(task.cancel)
+    await task
+
+
+FAILURES: dict[str, tuple[Callable[[Turn], Awaitable[Any]], str, str]] = {
+    "an error": (lambda turn: fail(RuntimeError("secret 1")), "failed", "RuntimeError in test_turns.py"),
+    "a public reason": (lambda turn: fail(OverQuota()), "failed", "over_quota"),
+    "misuse": (lambda turn: turn.history("gpt"), "failed", "misuse"),  # type: ignore[arg-type]
+    "the first failure of a group": (lambda turn: fail_in_a_group(), "interrupted", "upstream_ended"),
+    "cancelled by its own code": (lambda turn: be_cancelled(), "failed", "error"),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
 @virtually
-async def test_failed_answer_has_a_public_reason(handler: Any, text: str, reason: str) -> None:
-    hub = await hub_asked(handler)
-    _, answer = await until_over(hub, 1)
-    assert (answer.text, answer.status, answer.reason) == (text, "failed", reason)
-
-
-@virtually
-async def test_server_ends_the_answer_of_a_handler_that_ignores_its_cancellation() -> None:
-    """After two seconds the server ends the answer, and the handler's next append is refused."""
-    refused: list[TenutoError] = []
+async def test_answer_of_a_handler_that_fails_has_the_reason_and_the_next_turn_runs(
+    failure: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, status, reason = FAILURES[failure]
 
     async def bot(turn: Turn) -> None:
+        if turn.text == "early":
+            await run(turn)
         async with turn.reply() as message:
-            await message.append("stub")
-            for _ in range(10):
-                try:
-                    await asyncio.sleep(1)
-                except asyncio.CancelledError:
-                    continue
-            try:
-                await message.append("born")
-                await message.flush()
-            except Finished as error:
-                refused.append(error)
-                raise
+            await message.append("half")
+            if turn.text == "late":
+                await run(turn)
 
-    hub = await hub_asked(bot, 1)
-    begun_s = asyncio.get_running_loop().time()
-    await hub.command("chat:1", "cancel", target="m1", by="ann")
-    found = await until_over(hub, 1)
-    assert asyncio.get_running_loop().time() - begun_s <= 2.5
-    assert (found[1].text, found[1].status) == ("stub", "cancelled")
-    await asyncio.sleep(20)
-    assert len(refused) == 1
-    assert (await messages(hub))[1].text == "stub"
+    hub = await hub_asked(bot)
+    for text in ("early", "late", "fine"):
+        await hub.create("chat:1", text=text)
+    _, *found = [one for one in await until_over(hub, 4) if one.role == "assistant"]
+    assert [(one.text, one.status) for one in found] == [("", "failed"), ("half", status), ("half", "complete")]
+    assert [(one.reason or "").partition(",")[0] for one in found] == [reason, reason, ""]
+    assert "secret" not in str(found)
+    assert failure != "an error" or "secret 1" in caplog.text
+    assert (hub.runtime.scheduler.stats()["turns_running"], hub.runtime.scheduler.stats()["turns_waiting"]) == (0, 0)
 
 
 @pytest.mark.parametrize("target", ["question", "answer"])
@@ -578,32 +556,6 @@ async def test_retention_keeps_the_options_of_a_question_that_waits() -> None:
     assert seen == [("p1", None, []), ("q", "m1", ["first"]), ("p2", None, []), ("q", "m2", ["second"])]
     await asyncio.sleep(3600)
     assert not (await hub.store.facts("chat:1", after=0, limit=99)).facts
-
-
-@virtually
-async def test_retention_keeps_the_options_of_answered_questions_that_stay() -> None:
-    hub = new_hub(retention={"*": Retention(messages=40)})
-    seen: list[list[str]] = []
-
-    @hub.agent("chat:*", name="bot")
-    async def bot(turn: Turn) -> None:
-        seen.append([tool["name"] for tool in turn.request.tools])
-        async with turn.reply() as message:
-            await message.append("whole")
-
-    async def ask(id: str, name: str) -> None:
-        await hub.ask("chat:1", id, CreateMessage(text="?", options={"tools": tools(name)}), ANN)
-
-    await ask("first", "of the first alone")
-    for number in range(30):
-        await ask(f"q{number}", "of the others")
-        await asyncio.sleep(1800)
-        request = SendCommand(name="regenerate", target=f"q{number}")
-        await hub.ask("chat:1", command_key(f"again{number}"), request, ANN)
-        await asyncio.sleep(1800)
-    assert seen == [["of the first alone"], *[["of the others"]] * 60]
-    found = (await hub.store.facts("chat:1", after=0, limit=999)).facts
-    assert len([one.id for one in found if one.id.startswith("options-")]) == 1
 
 
 @pytest.mark.parametrize("on_crash", ["interrupt", "restart", "continue"])
