@@ -7,16 +7,13 @@ Every batch is written out; the laws in `test_laws` hold for all of them.
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
-from tenuto.core.catch_up import events_since, new_start, newest_messages, resumed
-from tenuto.core.events import MessageAppend, MessagePart, MessageUpdate, StoredEvent, encode_json
+from tenuto.core.catch_up import events_since, new_start, newest_messages
+from tenuto.core.events import MessageAppend, MessagePart, MessageUpdate, StoredEvent
 from tenuto.core.limits import Limits
 from tenuto.core.ops import Entry, Update
 from tenuto.core.state import ChannelState, apply_entry
-from tenuto.hub.channel import EncodedBatch
 from tests.core.harness import LogHarness, data_part
 from tests.core.worlds import Shelf
 
@@ -155,67 +152,3 @@ def test_a_new_start_is_bounded_in_bytes_of_finished_messages_but_shows_the_newe
     assert begin(harness, 50, limits) == (["stream"], True, 7)
     harness.create("small", text="x")
     assert begin(harness, 50, limits) == (["stream", "small"], True, 7)
-
-
-# -- bytes -----------------------------------------------------------------------------------------------------
-
-ANSWERS = {
-    "prose": "The answer is in the documents, word by word. ",
-    "quotes and lines": 'She said: "no"\n\tand left.\r\n',
-    "emoji": "👩\u200d🚀🇫🇷 ",
-    "cjk": "持久的实时传输，",
-    "control": "a\x01b\x02 ",
-}
-MISSING = 1_200  # bytes of JSON text
-
-
-def answer(text: str, *, tokens: int) -> tuple[LogHarness, str, int]:
-    """Build an 8 KB answer in mid-stream from pieces of one size; returns the missing text and the serial before it."""
-    harness = LogHarness()
-    harness.create("u", text="question")
-    harness.stream("m", reply_to="u", meta={"model": "none", "seed": 7})
-    whole = (text * 8_000)[: len((text * 8_000).encode()[:8_000].decode(errors="ignore"))]
-    for start in range(0, len(whole), tokens):
-        harness.append("m", whole[start : start + tokens])
-    for index, entry in enumerate(harness.log[2:], 2):
-        seen = whole[: (index - 1) * tokens]
-        if json_bytes(whole[len(seen) :]) <= MISSING:
-            return harness, whole[len(seen) :], entry.serial
-    raise AssertionError("the answer is too short")
-
-
-def json_bytes(text: str) -> int:
-    return len(encode_json(text)) - 2
-
-
-def resume(harness: LogHarness, since: int) -> EncodedBatch:
-    events: list[Any] = [resumed(harness.state), *catch_up_events(harness, since)]
-    return EncodedBatch("c", harness.state.cursor, events)
-
-
-@pytest.mark.parametrize("tokens", [1, 4, 40])
-@pytest.mark.parametrize("text", ANSWERS.values(), ids=ANSWERS)
-def test_a_resume_costs_the_missing_text_and_400_bytes_or_700_after_a_restart(text: str, tokens: int) -> None:
-    harness, missing, since = answer(text, tokens=tokens)
-    batch = resume(harness, since)
-    (append,) = [event for event in batch.events if isinstance(event, MessageAppend)]
-    assert append.text == missing
-    assert json_bytes(missing) > MISSING - 300
-    assert len(batch.sse) <= json_bytes(missing) + 400
-    assert sum(map(len, batch.frames)) <= json_bytes(missing) + 400
-    for status in ("streaming", "complete"):
-        assert harness.message("m").status == status
-        batch = resume(from_store(harness), since)
-        (append,) = [event for event in batch.events if isinstance(event, MessageAppend)]
-        assert append.text.endswith(missing)
-        assert len(batch.sse) <= json_bytes(missing) + 700
-        harness.finish("m", meta={"tokens": 1_000})
-
-
-def test_a_hydration_costs_the_text_and_500_bytes() -> None:
-    harness, _, _ = answer(ANSWERS["quotes and lines"], tokens=4)
-    page = newest_messages(harness.state, 1, LIMITS)
-    assert page is not None
-    attached, updates = new_start(harness.state, *page)
-    batch = EncodedBatch("c", harness.state.cursor, [attached, *updates])
-    assert len(batch.sse) <= 1.05 * json_bytes(harness.text("m")) + 500
