@@ -7,7 +7,7 @@ The simulator found each of these defects. The store is the one in memory, decla
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -17,39 +17,25 @@ from tenuto.core.limits import Limits
 from tenuto.core.names import command_key
 from tenuto.core.requests import Caller, CreateMessage, SendCommand
 from tenuto.hub import HubCore
-from tenuto.stores.base import Conflict, Head, Write, head_of
-from tests.stores.contract import Chat, append, create
+from tenuto.stores.base import head_of
+from tests.stores.contract import Chat, create
 
 ANN = Caller(id="ann")
 
 
-class Shared(SharedMemoryStore):
-    """A store in memory that several hubs may have open."""
-
-    crossing: Write | None = None  # stored between the reads of a deletion and the deletion
-
-    async def delete_channel(
-        self, channel: str, *, expected: Head, used_up: Sequence[str], until_ms: int
-    ) -> Head | Conflict:
-        if self.crossing is not None:
-            write, self.crossing = self.crossing, None
-            await self.commit([write])
-        return await super().delete_channel(channel, expected=expected, used_up=used_up, until_ms=until_ms)
+@pytest.fixture
+async def store() -> SharedMemoryStore:
+    return SharedMemoryStore()
 
 
 @pytest.fixture
-async def store() -> Shared:
-    return Shared()
-
-
-@pytest.fixture
-async def here(store: Shared) -> AsyncIterator[HubCore]:
+async def here(store: SharedMemoryStore) -> AsyncIterator[HubCore]:
     hub = HubCore(store, hooks_signals=False, drain_s=0.1, limits=Limits(catch_up_messages=3))
     yield hub
     await hub.close()
 
 
-async def test_limit_of_open_commands_counts_those_of_all_nodes(here: HubCore, store: Shared) -> None:
+async def test_limit_of_open_commands_counts_those_of_all_nodes(here: HubCore, store: SharedMemoryStore) -> None:
     there = HubCore(store, hooks_signals=False, drain_s=0.1)
     for number in range(24):
         await (here, there)[number % 2].ask("c", command_key(f"c{number}"), SendCommand(name="poke"), ANN)
@@ -59,29 +45,15 @@ async def test_limit_of_open_commands_counts_those_of_all_nodes(here: HubCore, s
     await there.close()
 
 
-async def test_message_that_another_hub_begins_during_the_deletion_of_its_channel_is_used_up(
-    here: HubCore, store: Shared
-) -> None:
-    chat = Chat(store)
-    await chat.do(create("m1", streaming=True))
-    await here.start()
-    await here.channel("c").load()
-    store.crossing = chat.write(append("m1", "x"), create("m2", streaming=True))
-    await here.delete_channel("c")
-    for used_up in ("m1", "m2"):
-        with pytest.raises(Deleted):
-            await here.ask("c", used_up, CreateMessage(status="streaming"), ANN)
-
-
 async def test_new_channel_needs_no_read_to_know_that_an_id_is_free(
-    here: HubCore, store: Shared, monkeypatch: pytest.MonkeyPatch
+    here: HubCore, store: SharedMemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "messages", None)
     assert (await here.ask("c", "m1", CreateMessage(), ANN)).created
 
 
 async def test_channel_that_was_empty_here_knows_the_ids_that_another_hub_has_used_up(
-    here: HubCore, store: Shared
+    here: HubCore, store: SharedMemoryStore
 ) -> None:
     await here.start()
     await here.channel("c").load()
