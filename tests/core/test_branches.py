@@ -1,7 +1,9 @@
-"""The newest branch of a conversation: the cases of `tests/web/conversation.test.js`, with the same rules."""
+"""The newest branch of a conversation: `tests/vectors/branches.json`, as in the browser."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,62 +11,25 @@ import pytest
 from tenuto.core.model import Message
 from tenuto.core.turns import newest_branch, versions_of
 
-
-def question(id: str, created: int, parent: str | None = None, **fields: Any) -> Message:
-    return message(id, created, role="user", parent=parent, **fields)
+VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "branches.json").read_text())
 
 
-def answer(id: str, created: int, parent: str, **fields: Any) -> Message:
-    return message(id, created, role="assistant", parent=parent, reply_to=parent, **fields)
+def messages_of(vector: dict[str, Any]) -> list[Message]:
+    """Return the messages of a vector, each complete and with its id as text, unless the vector has these fields."""
+    messages = []
+    for created, given in enumerate(vector["messages"], 1):
+        role: Any = "assistant" if "reply_to" in given else "user"
+        text = [{"type": "text", "text": given["id"]}]
+        fields = {"status": "complete", "parts": text, "parent": given.get("reply_to"), **given}
+        messages.append(Message(role=role, created=created, version=created, created_at=0, updated_at=0, **fields))
+    return messages
 
 
-def message(id: str, created: int, **fields: Any) -> Message:
-    parts = [{"type": "text", "text": id}]
-    known = {"status": "complete", "parts": parts, "version": created, "created_at": 0, "updated_at": 0}
-    return Message(id=id, created=created, **{**known, **fields})
-
-
-EDITED = [
-    question("q", 1),
-    answer("a", 2, "q"),
-    question("p", 3, "a"),
-    answer("b", 4, "p"),
-    question("r", 5, "a"),
-    answer("c", 6, "r"),
-]
-
-
-@pytest.mark.parametrize(
-    ("messages", "branch"),
-    [
-        ([question("q", 1), question("p", 2, "q"), answer("a", 3, "q"), answer("b", 4, "p")], "q p a b"),
-        (EDITED, "q a r c"),
-        ([*EDITED, question("s", 7, "b")], "q a p b s"),
-        ([question("q", 1), answer("a", 2, "q"), question("r", 3)], "r"),
-        ([question("q", 1), answer("a", 2, "q"), question("p", 3, "a"), answer("b", 4, "q")], "q b"),
-        (
-            [
-                question("q", 1),
-                answer("a", 2, "q", status="interrupted"),
-                question("p", 3, "a"),
-                answer("b", 4, "q"),
-                answer("c", 5, "p"),
-            ],
-            "q p b c",
-        ),
-        (
-            [
-                question("q", 1),
-                answer("a", 2, "q", status="interrupted"),
-                answer("b", 3, "q", status="failed", parts=[]),
-            ],
-            "q a b",
-        ),
-    ],
-)
-def test_newest_branch(messages: list[Message], branch: str) -> None:
-    assert " ".join(one.id for one in newest_branch(messages)) == branch
+@pytest.mark.parametrize("vector", VECTORS, ids=[vector["name"] for vector in VECTORS])
+def test_newest_branch_is_that_of_the_vector(vector: dict[str, Any]) -> None:
+    assert " ".join(one.id for one in newest_branch(messages_of(vector))) == vector["branch"]
 
 
 def test_versions_of_a_question_have_its_parent() -> None:
-    assert [one.id for one in versions_of(EDITED[4], EDITED)] == ["p", "r"]
+    edited = messages_of(VECTORS[1])
+    assert [one.id for one in versions_of(edited[4], edited)] == ["p", "r"]

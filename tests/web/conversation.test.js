@@ -1,9 +1,13 @@
 /** Branches, the verbs of a conversation, typing and unread messages. */
 import assert from "node:assert/strict"
+import { readFileSync } from "node:fs"
 import { describe, test } from "node:test"
 
 import { Conversation } from "../../tenuto/web/client/conversation.js"
 import { attached, channelOf, message, settled, update } from "./fakes.js"
+
+/** Conversations with their newest branches, which Python reads too. */
+const VECTORS = JSON.parse(readFileSync(new URL("../vectors/branches.json", import.meta.url), "utf8"))
 
 const question = (id, created, parent, fields = {}) => message(id, created, id, { role: "user", author: "ann", status: "complete", ...(parent && { parent }), ...fields })
 const answer = (id, created, parent, fields = {}) => message(id, created, id, { author: "bot", status: "complete", parent, reply_to: parent, ...fields })
@@ -26,6 +30,16 @@ function selected(one, id) {
 
 describe("the path", () => {
   const edited = () => conversation(question("q", 1), answer("a", 2, "q"), question("p", 3, "a"), answer("b", 4, "p"), question("r", 5, "a"), answer("c", 6, "r"))
+
+  for (const { name, messages, branch } of VECTORS) {
+    test(`of the vector: ${name}`, () => {
+      const one = conversation(...messages.map(({ id, parent, reply_to, parts, ...fields }, index) => {
+        const more = { ...fields, ...(parts && { parts: undefined }) } // on the wire an empty list is omitted
+        return reply_to ? answer(id, index + 1, reply_to, more) : question(id, index + 1, parent, more)
+      }))
+      assert.equal(ids(one.messages), branch)
+    })
+  }
 
   test("of a conversation without branches holds all messages", () => {
     const one = conversation(question("q", 1), question("p", 2, "q"), answer("a", 3, "q"), answer("b", 4, "p"))
@@ -50,13 +64,6 @@ describe("the path", () => {
     assert.equal(selected(one, "unknown"), "q a r c")
   })
 
-  test("shows the branch in which the conversation went on, as after a reload", () => {
-    const one = edited()
-    const later = [...one.stored, question("s", 7, "b")]
-    one.update(later, [])
-    assert.equal(ids(one.messages), "q a p b s")
-  })
-
   test("of an edited first question begins with the edit", () => {
     const one = conversation(question("q", 1), answer("a", 2, "q"), question("r", 3))
     assert.equal(ids(one.messages), "r")
@@ -67,17 +74,6 @@ describe("the path", () => {
     const one = conversation(question("q", 1), answer("a", 2, "q"), question("p", 3, "a"), answer("b", 4, "q"))
     assert.equal(ids(one.messages), "q b")
     assert.equal(selected(one, "a"), "q a p")
-  })
-
-  test("keeps a question behind an interrupted answer that another attempt replaced", () => {
-    const one = conversation(question("q", 1), answer("a", 2, "q", { status: "interrupted" }), question("p", 3, "a"), answer("b", 4, "q"), answer("c", 5, "p"))
-    assert.equal(ids(one.messages), "q p b c")
-  })
-
-  test("keeps the text of an interrupted answer before a failure without text", () => {
-    const one = conversation(question("q", 1), answer("a", 2, "q", { status: "interrupted" }), answer("b", 3, "q", { status: "failed", parts: [] }))
-    one.update(one.stored.map((stored) => ({ ...stored, parts: stored.id === "b" ? undefined : stored.parts })), [])
-    assert.equal(ids(one.messages), "q a b")
   })
 
   test("holds replies, other roles, and messages whose parent is unknown", () => {
