@@ -225,22 +225,3 @@ async def test_parts_of_an_open_attempt_are_known_with_the_message_and_those_of_
     for meta in ({"$attempt": [1, 2]}, {}, {}):
         assert (await messages(hub))[-1].meta == meta
         await asyncio.sleep(2)
-
-
-@virtually
-async def test_old_text_stays_in_view_until_an_empty_part_has_text() -> None:
-    async def respond(turn: Turn) -> None:
-        async with turn.reply() as message:
-            with suppress(ValueError):
-                async with message.attempt():
-                    await message.append("Old text.")
-                    raise ValueError
-            part = await message.part({"type": "text", "text": ""})
-            await message.flush()
-            await asyncio.sleep(2)
-            await message.append("New text.", part=part)
-
-    hub = await hub_asked(respond, 1)
-    assert (await messages(hub))[-1].text == "Old text."
-    await asyncio.sleep(2)
-    assert shown((await messages(hub))[-1]) == [["Old text."], "New text."]
