@@ -5,7 +5,6 @@ Layer: tests. `tests/browser` covers the client and the chat element; its long t
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,13 +15,12 @@ from playwright.async_api import Browser, BrowserContext, Page, expect
 
 from tests.browser.tab import TIMEOUT_MS, script
 from tests.conftest import in_long
-from tests.processes import Server, serving, text_of
+from tests.processes import Server, serving
 
 pytestmark = in_long  # the waits of its stories, with the pace of a model
 
 LAN = "127.0.0.2"  # stands for an address in a network; no test listens on a real one
 answer_of = script("../demo/demo_page", "answerOf")
-_PAUSE_OF = script("../demo/demo_page", "pauseOf")
 
 expect.set_options(timeout=TIMEOUT_MS)
 
@@ -118,59 +116,6 @@ async def test_another_window_sees_the_same_text_and_may_steer_and_stop_it_and_w
         assert await page.locator(".user").count() == 1
         await other.click(".stop")
         await expect(page.locator(".assistant .state")).to_have_text("Stopped")
-
-
-async def test_a_killed_server_and_a_crashed_agent_end_the_plain_stream_and_lose_no_word(
-    browser: Browser, demo: Server
-) -> None:
-    async with visiting(browser) as context:
-        page = await open_page(context, demo, "demo:test")
-        before = await ask(page)
-        _, killed = await asyncio.to_thread(demo.get, "/demo/info")
-        pause_s = await page.evaluate(_PAUSE_OF, "do-kill")
-        print(f"from the kill to moving text: {pause_s:.2f} s")
-        assert pause_s < 20, pause_s  # ten times what is promised: a busy machine starts processes late
-        await tile(page, "kill").to_have_attribute("data-state", "ok")
-        await tile(page, "kill").to_contain_text(re.compile(rf"kill -9 {killed['pid']} · back after \d+\.\d s"))
-        await expect(page.locator(".loss")).to_contain_text(re.compile(r"Cut off after [\d,]+ characters: the server"))
-        after = await until_length(page, len(before) + 40)
-        assert after.startswith(before)
-        assert re.search(r"^Server restarted after \d+\.\d s\.$", demo.output, re.MULTILINE)
-        assert "no connection" not in demo.output  # the line about the restart is enough
-
-        await page.click("#do-crash")
-        await tile(page, "crash").to_have_attribute("data-state", "ok")
-        await tile(page, "crash").to_contain_text(re.compile(r"guide\S* went on after [\d,]+ characters, \d+\.\d s"))
-        assert (await until_length(page, len(after) + 40)).startswith(after)
-        assert (await counts(page, "plain"))[0] == 1  # the crash hit no stream
-        assert await counts(page, "tenuto") == [2, 0, 1]
-        await page.click(".stop")
-        await expect(page.locator(".assistant .state")).to_have_text("Stopped")
-        shown = (await page.evaluate(f"({answer_of})()"))["answer"]
-        stored = await asyncio.to_thread(demo.message, "demo:test", shown["id"])
-        assert shown["text"] == text_of(stored)
-
-
-async def test_offline_for_ten_seconds_a_question_waits_and_is_sent(
-    browser: Browser, shared: Server, channel: str
-) -> None:
-    async with visiting(browser) as context:
-        page = await context.new_page()
-        await page.clock.install()
-        await page.goto(f"http://127.0.0.1:{shared.port}/?channel={channel}")
-        await ask(page)
-        await page.click("#do-offline")
-        await expect(page.locator("#connection")).to_have_text("offline")
-        await expect(page.locator("tenuto-chat .status")).to_have_text("Offline. Messages are sent later.")
-        await expect(page.locator(".loss")).to_contain_text("the network was gone")
-        await page.fill("textarea", "Are you still there?")
-        await page.press("textarea", "Enter")
-        await expect(page.locator('.user[data-status="sending"]')).to_contain_text("Are you still there?")
-        await page.clock.fast_forward(10_000)
-        await tile(page, "offline").to_have_attribute("data-state", "ok")
-        await tile(page, "offline").to_contain_text(re.compile(r"[\d,]+ characters? followed in \d+ events?, \d+ ms"))
-        await expect(page.locator('.user[data-status="complete"]')).to_have_count(2)
-        await expect(page.locator("tenuto-chat .hairline")).to_contain_text("You were offline here.")
 
 
 async def test_a_name_is_text(browser: Browser, shared: Server, channel: str) -> None:

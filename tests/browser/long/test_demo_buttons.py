@@ -1,6 +1,6 @@
-"""The buttons of the demo at other moments than in the text: the promise holds and it ticks.
+"""The buttons of the demo at each moment: the promise holds and it ticks.
 
-Layer: tests. `tests/demo/test_page.py` has the story that a visitor sees, with each button in the text.
+Layer: tests. `tests/demo/test_page.py` has the story that a visitor sees.
 """
 
 from __future__ import annotations
@@ -19,12 +19,20 @@ from tests.processes import Server
 CASES = [
     *(("kill", moment) for moment in ("before the first word", "in code", "after the end")),
     *[("reload", "after the end"), ("window", "in code")],
-    *[("crash", "before the first word"), ("offline", "after the end")],
+    *[("crash", "before the first word"), ("crash", "in text"), ("offline", "after the end"), ("offline", "in text")],
 ]
 PLAIN = {
     "reload": "lost on your reload",
     "kill": "server died",
     "crash": "agent died",
+    "offline": "the network was gone",
+}
+# the texts of the tiles after a trial in the answer
+TILES = {
+    "kill": r"kill -9 \d+ · back after \d+\.\d s",
+    "crash": r"guide\S* went on after [\d,]+ characters, \d+\.\d s",
+    "offline": r"[\d,]+ characters? followed in \d+ events?, \d+ ms",
+    "window": r"\S+ sees the same text",
 }
 _IS_AT = {
     "before the first word": "({ answer }) => answer === undefined || answer.text === ''",
@@ -66,6 +74,11 @@ async def test_a_button_ticks(browser: Browser, shared: Server, button: str, mom
             await expect(page.locator(".loss"), case).to_contain_text(PLAIN[button])
         else:
             await expect(page.locator(".loss"), case).to_have_count(0)
+        if moment.startswith("in "):
+            await expect(tile, case).to_contain_text(re.compile(TILES[button]))
+        if button == "kill":
+            assert re.search(r"^Server restarted after \d+\.\d s\.$", shared.output, re.MULTILINE)
+            assert "no connection" not in shared.output  # the line about the restart is enough
         if not is_over:
             await until_length(page, len(before["text"]) + 1 if before else 1)
         after = await page.evaluate(f"({answer_of})().answer")
