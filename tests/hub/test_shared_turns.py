@@ -14,9 +14,8 @@ import pytest
 from tenuto.agents.local import LocalBackend
 from tenuto.agents.turn import Turn
 from tenuto.app import Hub
-from tenuto.core.errors import Fenced, StoreUnusable
+from tenuto.core.errors import StoreUnusable
 from tenuto.core.ops import Claim, Create
-from tenuto.core.turns import ATTEMPTS, reply_id
 from tenuto.hub.turns import scheduler as shared_turns
 from tenuto.hub.turns.scheduler import LEASE_S, AssignedTurn
 from tenuto.portal import Writer
@@ -255,28 +254,6 @@ async def test_turn_of_a_worker_that_no_node_hears_of_is_over_when_another_agent
     await here.command("chat:1", "regenerate", target="q")
     await asyncio.sleep(1)
     assert [turn.message_id for turn in again.begun] == ["q"]
-
-
-@virtually
-async def test_turn_that_no_agent_renews_has_one_failed_answer_which_its_writer_does_not_change() -> None:
-    """Both nodes count the attempts, and give the turn up at the same time."""
-    store = Shared()
-    first, second = new_hub(store, 1), new_hub(store, 2)
-    await started(first, second)
-    for hub in (first, second):
-        agent = Remote()
-        agent.free = ATTEMPTS
-        hub.runtime.scheduler.register(agent)
-    await say(first, "chat:1", "q")
-    late = await first.message("chat:1", id=reply_id("q", 1), author="bot", reply_to="q").open()
-    await late.append("half")
-    assert await answered(second, "chat:1", "q", (ATTEMPTS + 1) * LEASE_S) == ["failed"]
-    await late.append(", and late")
-    with pytest.raises(Fenced):
-        await late.flush()
-    for hub in (first, second):
-        (answer,) = (await hub.turn("chat:1", "q")).answers
-        assert (answer.text, answer.status, answer.reason) == ("half", "failed", "crashed")
 
 
 class LateClaims:
