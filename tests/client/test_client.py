@@ -5,7 +5,6 @@ Layer: tests.
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import pytest
@@ -26,20 +25,6 @@ async def test_a_message_is_changed_and_deleted(client: Client) -> None:
     await client.delete("c", made.id)
     with pytest.raises(Deleted):
         await client.read("c", made.id)
-
-
-async def test_many_calls_at_once_over_a_connection_that_breaks(wire: Wire, client: Client) -> None:
-    async def cut() -> None:
-        for _ in range(10):
-            await asyncio.sleep(0.002)
-            wire.cut()
-
-    cutting = asyncio.create_task(cut())
-    made = await asyncio.gather(*(client.create(f"c{number % 7}", text=str(number)) for number in range(700)))
-    await cutting
-    assert [message.text for message in made] == [str(number) for number in range(700)]
-    pages = [await client.history(f"c{number}", limit=200) for number in range(7)]
-    assert sum(len(page.messages) for page in pages) == 700
 
 
 async def test_response_of_a_wrong_form_names_the_field() -> None:
