@@ -136,54 +136,6 @@ async def test_a_stream_that_had_ended_is_not_asked_for_again_by_a_continued_ans
 
 
 @virtually
-async def test_a_stream_that_a_failed_try_has_piped_is_asked_for_again() -> None:
-    asked = list[int]()
-
-    async def stream(turn: Turn) -> AsyncIterator[str]:
-        asked.append(turn.attempt)
-        yield LONG
-
-    async def respond(turn: Turn) -> None:
-        async with turn.reply() as message:
-            for number in range(2):
-                try:
-                    async with message.attempt():
-                        await message.pipe(stream(turn))
-                        await message.flush()
-                        if number == 0:
-                            raise ValueError
-                except ValueError:
-                    pass
-            await asyncio.sleep(1e6 if turn.attempt == 1 else 0)
-
-    (answer,) = await answers_of(respond, "continue", 10, 10)
-    assert (answer.text, answer.status, asked) == (LONG, "complete", [1, 1, 2, 2])
-
-
-@virtually
-async def test_streams_behind_a_try_that_had_failed_are_found_in_their_order_in_a_complete_answer() -> None:
-    asked, found = list[str](), list[str]()
-
-    async def stream(name: str) -> AsyncIterator[str]:
-        asked.append(name)
-        yield name
-        if len(asked) == 1:
-            raise ConnectionError
-
-    async def respond(turn: Turn) -> None:
-        async with turn.reply() as message:
-            with suppress(ConnectionError):
-                async with message.attempt():
-                    found.append((await message.pipe(stream("a"))).text)
-            for name in ("a", "b") if turn.attempt == 1 else ("b",):
-                found.append((await message.pipe(stream(name))).text)
-        await asyncio.sleep(1e6 if turn.attempt == 1 else 0)
-
-    (answer,) = await answers_of(respond, "restart", 10, 10)
-    assert (answer.text, answer.status, found) == ("ab", "complete", ["a", "b"] * 2)
-
-
-@virtually
 async def test_streams_at_once_and_those_that_were_changed_are_not_taken_for_others() -> None:
     asked = list[str]()
 
