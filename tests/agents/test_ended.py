@@ -19,7 +19,7 @@ from tenuto.core.requests import SERVER, FinishMessage, TakeOver
 from tenuto.sources import Piped, SoFar, UpstreamEnded, UpstreamError
 from tenuto.stores.memory import MemoryStore
 from tests.agents.test_turns import answers_of, hub_asked, lives, messages, new_hub
-from tests.sources.test_tries import CUT, LONG, Model, ask_chat
+from tests.sources.test_tries import LONG, Model, ask_chat
 from tests.sources.wires import CHAT_USAGE, chat_called, chat_end, chat_said
 from tests.virtual import virtually
 
@@ -88,25 +88,6 @@ async def test_a_complete_answer_stays_if_the_handler_fails_or_goes_on_otherwise
 
     (answer,) = await answers_of(respond, "restart", 10, 10, 10)
     assert (answer.text, answer.status, asked) == ("Text 0.", "complete", [0])
-
-
-@virtually
-async def test_a_handler_that_had_turned_to_another_model_does_so_again_after_its_answer() -> None:
-    model, found = Model([*chat_said("Half "), CUT], [*chat_said("Whole."), *chat_end()]), list[Any]()
-    client = model.openai()
-
-    async def respond(turn: Turn) -> None:
-        async with turn.reply() as message:
-            try:
-                await message.pipe(ask_chat(client)())
-            except (UpstreamEnded, UpstreamError):
-                found.append((await message.pipe(ask_chat(client)())).text)
-        found.append(await turn.step("later", lambda: turn.attempt))
-        await asyncio.sleep(1e6)
-
-    (answer,) = await answers_of(respond, "restart", 10, 10)
-    assert (answer.text, answer.status, found) == ("Half Whole.", "complete", ["Whole.", 1, "Whole.", 1])
-    assert len(model.asked) == 2
 
 
 @pytest.mark.parametrize("is_remote", [False, True])

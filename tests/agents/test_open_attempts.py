@@ -169,25 +169,6 @@ async def test_a_stream_in_an_attempt_in_which_the_process_dies_is_continued(is_
     assert (shown(answer), answer.status, seen) == ([f"{begun}It goes on."], "complete", ["", begun])
 
 
-@REMOTE
-@virtually
-async def test_text_ahead_of_the_next_attempt_stays_when_that_supersedes_the_one_in_which_the_process_died(
-    is_remote: bool,
-) -> None:
-    async def respond(turn: Turn) -> None:
-        async with turn.reply() as message:
-            if turn.previous is not None:
-                await message.append(f"Again {turn.attempt}. ")
-            async with message.attempt():
-                await message.append(f"Try {turn.attempt}.")
-                await message.flush()
-                await asyncio.sleep(1e6 if turn.attempt < 3 else 0)
-
-    (answer,) = await answers_of(respond, "continue", 5, 60, 60, is_remote=is_remote)
-    assert shown(answer) == [["Try 1."], "Again 2. ", ["Try 2."], "Again 3. ", "Try 3."]
-    assert (answer.status, answer.meta) == ("complete", {})
-
-
 @pytest.mark.parametrize("mark", [True, 1, "x", {"1": 1}, [None, "x", [1], 1e300, -1, 2**62], [1], [0, 1, 2, 3]])
 @virtually
 async def test_a_mark_of_another_form_or_of_superseded_parts_does_no_harm(mark: Any) -> None:
@@ -206,22 +187,3 @@ async def test_a_mark_of_another_form_or_of_superseded_parts_does_no_harm(mark: 
     texts = [text for part in shown(answer) for text in ([part] if isinstance(part, str) else part)]
     assert texts == [f"{name} {attempt}. " for attempt in (1, 2, 3) for name in ("Old", "New")]
     assert (shown(answer)[-2:], answer.status, answer.meta) == ([["Old 3. "], "New 3. "], "complete", {})
-
-
-@virtually
-async def test_parts_of_an_open_attempt_are_known_with_the_message_and_those_of_one_that_ended_are_not() -> None:
-    async def respond(turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.append("Intro. ")
-            async with message.attempt():
-                await message.append("Text. ")
-                await message.part({"type": "source", "url": "https://example.com"})
-                await asyncio.sleep(2)
-            await asyncio.sleep(2)
-            async with message.attempt():
-                await message.append("More.")
-
-    hub = await hub_asked(respond, 1, on_crash="continue")
-    for meta in ({"$attempt": [1, 2]}, {}, {}):
-        assert (await messages(hub))[-1].meta == meta
-        await asyncio.sleep(2)
