@@ -131,21 +131,6 @@ async def test_message_that_a_lost_attempt_has_taken_in_is_offered_at_once() -> 
     assert [await claim_of(hub, one) for one in ("m1", "m2")] == [("taken", 2), ("taken", 2)]
 
 
-@pytest.mark.parametrize("is_deleted", [False, True])
-@virtually
-async def test_message_waits_again_when_the_lost_turn_that_has_it_is_stopped_or_deleted(is_deleted: bool) -> None:
-    hub, worker, other = new_hub(), Worker(), Worker("other")
-    await start_with_messages(hub, worker, "m1", "m2")
-    assert await hub.take_waiting(CHANNEL, "m2", "far", turn="m1")
-    hub.runtime.scheduler.unregister(worker, is_broken=True)
-    await asyncio.sleep(LEASE_S + 1)
-    await (hub.delete(CHANNEL, "m1") if is_deleted else hub.command(CHANNEL, "cancel", target="m1"))
-    await asyncio.sleep(5)
-    hub.runtime.scheduler.register(other)
-    await asyncio.sleep(1)
-    assert [turn.message_id for turn in other.begun] == ["m2"]
-
-
 @virtually
 async def test_message_that_interrupts_a_turn_is_not_taken_into_it() -> None:
     hub, worker = new_hub(), Worker(when_busy="interrupt")
