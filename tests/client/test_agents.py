@@ -17,7 +17,7 @@ from tenuto.client import ClaimedTurn, Client, Timing
 from tenuto.client.writer import SHORTEST_LEASE_S
 from tenuto.core.errors import Forbidden, NotFound
 from tenuto.core.model import STEP_NAME, Message
-from tenuto.core.requests import Caller, CreateMessage
+from tenuto.core.requests import SERVER, Caller, CreateMessage, FinishMessage
 from tenuto.core.turns import BUILT_IN_COMMANDS, CANCEL, reply_id, step_id
 from tenuto.hub.access.identity import Identity
 from tests.agents.test_endings import Slow
@@ -241,6 +241,31 @@ async def test_claim_is_renewed_although_the_server_refuses_the_state_with_it() 
         async with questioned(hub, client):
             await asyncio.sleep(100)
         assert begun == [1]
+
+
+@virtually
+async def test_turn_whose_answer_the_hub_interrupts_gets_its_next_attempt() -> None:
+    """A lease had ended, although the process and its handler run on."""
+    is_interrupted = asyncio.Event()
+    async with virtual_hub() as (hub, wire):
+        client = client_of(wire, client_id="bot")
+
+        @client.agent("chat:*")
+        async def bot(turn: Turn) -> None:
+            async with turn.reply() as message:
+                await message.append(f"attempt {turn.attempt}")
+                await message.flush()
+                if turn.attempt == 1:
+                    await is_interrupted.wait()
+                    await message.append("not stored")
+
+        async with questioned(hub, client) as asked:
+            await asyncio.sleep(1)
+            end = FinishMessage(status="interrupted", reason="writer_gone", generation=1)
+            await hub.ask("chat:1", reply_id(asked, 1), end, SERVER)
+            is_interrupted.set()
+            await asyncio.sleep(1)
+        assert await endings(hub) == [("bot", "attempt 2", "complete", None)]
 
 
 @virtually

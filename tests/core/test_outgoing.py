@@ -569,15 +569,6 @@ def test_text_added_before_an_attempt_outlives_it_and_an_attached_response_follo
     assert counted(harness, then) == ["note " if is_attached else "left ", "end"]
 
 
-def test_text_added_by_index_before_an_attempt_outlives_what_was_left() -> None:
-    harness, then = taken_over()
-    then.accept_text("note ", 0)
-    trying = then.begin_attempt()
-    assert then.take_left(trying) == {}
-    then.accept_text("tried", owner=trying)
-    assert counted(harness, then) == ["note ", "tried"]
-
-
 @pytest.mark.parametrize("is_attached", [False, True], ids=["continued", "attached"])
 def test_text_that_goes_on_after_what_was_left_stands_behind_a_later_part_until_an_attempt_begins(
     is_attached: bool,

@@ -94,7 +94,7 @@ async def test_damaged_position_stops_the_hook_in_its_channel_only_until_it_is_p
 
 
 @virtually
-async def test_new_hook_receives_no_entry_stored_before_it() -> None:
+async def test_new_hook_receives_all_entries_but_those_stored_before_it() -> None:
     store = MemoryStore()
     hub = new_hub(store)
     await hub.create("chat:1", id="m1", text="x")
@@ -105,8 +105,18 @@ async def test_new_hook_receives_no_entry_stored_before_it() -> None:
     await again.start()
     await asyncio.sleep(1)
     await again.create("chat:1", id="m2", text="x")
+    async with again.message("chat:1", id="m3") as message:
+        await asyncio.sleep(1)
+        await message.append("whole")
+    await again.update("chat:1", "m2", text="y")
+    await again.reply("chat:1", (await again.command("chat:1", "pause", id="c")).id)
     await asyncio.sleep(1)
-    assert [(one.type, one.id, one.serial) for one in received] == [("message.create", "m2", 2)]
+    await again.delete("chat:1", "m2")
+    await asyncio.sleep(1)
+    found = [("create", "m2"), ("create", "m3"), ("finish", "m3"), ("update", "m2"), ("delete", "m2")]
+    assert [(one.type.removeprefix("message."), one.id) for one in received if one.command is None] == found
+    assert [one.type for one in received if one.command is not None] == ["command", "command.reply"]
+    assert (received[0].serial, received[2].message and received[2].message.text) == (2, "whole")
 
 
 def test_hook_with_a_used_name_or_a_wrong_kind_or_pattern_is_refused() -> None:

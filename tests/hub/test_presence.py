@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -17,6 +18,29 @@ from tenuto.hub.people.presence_state import GRACE_S, OWN_MEMBERS, PresenceState
 from tests.hub.hubs import new_hub
 from tests.hub.watching import Watcher
 from tests.virtual import virtually
+
+
+@virtually
+async def test_viewer_receives_the_entry_change_and_departure_of_members() -> None:
+    hub = new_hub()
+    await hub.start()
+    watcher = Watcher(hub, "c")
+    await watcher.take()
+    received: list[Any] = []
+    for connection, data in (("tab", {"name": "Ann"}), ("tab", {"name": "Ann", "mood": "typing"}), ("phone", None)):
+        hub.runtime.presence.enter("c", "ann", connection, data)
+        received += (await watcher.take()).events
+    assert [type(one) for one in received] == [PresenceEnter, PresenceUpdate, PresenceUpdate]
+    assert (received[2].member.connections, received[2].member.data["mood"]) == (2, "typing")
+    hub.runtime.presence.leave("c", "ann", "tab")
+    hub.runtime.presence.leave("c", "ann", "phone")
+    left_s = asyncio.get_running_loop().time()
+    received = [*(await watcher.take()).events, *(await watcher.take()).events]
+    assert [type(one) for one in received] == [PresenceUpdate, PresenceLeave]
+    assert GRACE_S <= asyncio.get_running_loop().time() - left_s <= GRACE_S + 1
+    assert watcher.view.members() == []
+    assert watcher.view.cursor == "-:0"  # presence events do not move the cursor
+    await watcher.leave()
 
 
 @virtually
