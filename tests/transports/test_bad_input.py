@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 
 import httpx2
 import pytest
 
-from tests.transports.conftest import PATIENCE_S, Served
 from tests.transports.test_http import M1, MESSAGES, refused, stream
 
 JSON = {"content-type": "application/json"}
@@ -112,32 +110,3 @@ async def test_numbers_of_a_part_and_of_a_generation_are_whole(
     for one in (number, "0") if "generation" in path else (number,):
         response = await plain_http.put(path.format(one), json={"type": "text", "text": "x"})
         assert refused(response) == (400, "invalid_request")
-
-
-# Sizes
-
-
-async def raw(served: Served, request: bytes, *chunks: bytes) -> bytes:
-    """Return the response of a server to these bytes, after which the connection closes."""
-    reader, writer = await served.connect()
-    try:
-        writer.write(request)
-        for chunk in chunks:
-            writer.write(chunk)
-        async with asyncio.timeout(PATIENCE_S):
-            head = await reader.readuntil(b"\r\n\r\n")
-            length = next(int(line.split(b":")[1]) for line in head.split(b"\r\n") if b"content-length" in line)
-            return head + await reader.readexactly(length)
-    finally:
-        writer.close()
-
-
-async def test_a_server_refuses_a_large_body_while_it_still_comes_and_serves_on(served: Served) -> None:
-    head = f"POST {MESSAGES} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n".encode()
-    chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
-    response = await raw(served, head + b"Transfer-Encoding: chunked\r\n\r\n", *[chunk] * 17)
-    assert response.startswith(b"HTTP/1.1 413 ")
-    assert b'"code":"too_large"' in response
-    response = await raw(served, head + b"Content-Length: 99999999\r\n\r\n")
-    assert response.startswith(b"HTTP/1.1 413 ")
-    assert (await served.http.post(MESSAGES, json={"text": "still here"})).status_code == 201

@@ -134,12 +134,18 @@ async def test_large_traffic_counts_on_each_transport(
     assert (await counted.http.get(CHANNEL, headers=counted.bearer(sub="eve"))).status_code == 200
 
 
-async def test_body_in_chunks_above_the_limit_counts_what_has_arrived(counted: Verified) -> None:
+async def test_body_in_chunks_above_the_limit_is_refused_and_counts_what_has_arrived(counted: Verified) -> None:
     limit = counted.hub.limits.request_bytes
     reader, _ = await body_begun(counted, text="x" * (limit + 1))
     assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 413 ")
+    assert b'"code":"too_large"' in await reader.readuntil(b"}")
     assert limit < charged_bytes(counted) < limit + 5_000
     assert open_bytes(counted) == 0
+
+
+async def test_body_of_an_announced_length_above_the_limit_is_refused_before_it_arrives(served: Verified) -> None:
+    reader, _ = await body_begun(served, length=served.hub.limits.request_bytes + 1, text="x")
+    assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 413 ")
 
 
 async def test_open_bodies_of_a_client_are_bounded_in_bytes(served: Verified) -> None:
