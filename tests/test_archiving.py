@@ -44,23 +44,15 @@ def test_a_channel_moves_from_one_store_to_another(tmp_path: Path) -> None:
             return await export(hub, "chat:1")
 
     data = asyncio.run(fill())
-    exported = cli("export", "chat:1", "--store", old)
-    assert (exported.exit_code, exported.stdout_bytes) == (0, data)
-    file.write_bytes(exported.stdout_bytes)
+    file.write_bytes(cli("export", "chat:1", TENUTO_STORE=old).stdout_bytes)
     done = cli("import", file, "--store", new)
     assert (done.exit_code, done.output) == (0, f"chat:1 has 450 messages and 0 commands of {file}.\n")
     assert cli("export", "chat:1", "--store", new).stdout_bytes == data
     again = cli("import", file, "--store", new)
     assert (again.exit_code, again.output.split(";")[0]) == (1, "Error: channel 'chat:1' is not empty")
-    assert cli("import", file, "--store", new, "--channel", "copy").exit_code == 0
-    assert len(cli("export", "copy", "--store", new).stdout_bytes) == len(data) - len("chat:1") + len("copy")
-
-    assert cli("export", "chat:1", TENUTO_STORE=new).stdout_bytes == data
     missing = cli("export", "none", "--store", new)
     assert (missing.exit_code, missing.stdout_bytes) == (1, b"")
     assert "channel 'none' has no messages" in missing.stderr
-    unknown = cli("export", "chat:1", "--store", f"sqlite:///{tmp_path}/none.db")
-    assert "none.db does not exist; name the store with --store" in unknown.stderr
 
 
 async def test_each_command_on_a_store_without_a_control_socket_names_the_remedy(

@@ -53,23 +53,6 @@ def as_(token: str) -> dict[str, str]:
     return {"authorization": f"Bearer {token}"}
 
 
-async def test_an_operator_works_over_http_as_on_the_machine(stored: Hub) -> None:
-    for author in ("ann", "bob"):
-        await stored.create("chat:1", text=f"by {author}", author=author)
-    async with serving(stored) as served:
-        server = ("--url", f"http://{served.host}:{served.port}", "--token", "operator")
-        done = json.loads((await asyncio.to_thread(cli, "forget", "ann", *server)).output)
-        assert done == {"messages": 1, "commands": 0, "channels": 0, "unreadable": 0, "is_clean": True}
-        assert [one.author for one in (await stored.history("chat:1")).messages] == ["bob"]
-        again = json.loads((await asyncio.to_thread(cli, "forget", "ann", *server)).output)
-        assert again == done | {"messages": 0}
-
-        state = json.loads((await asyncio.to_thread(cli, "inspect", *server)).output)
-        assert (state["pid"], state["counters"]["waiting"]) == (os.getpid(), 0)
-        checked = await asyncio.to_thread(cli, "verify", *server)
-        assert (checked.exit_code, checked.output) == (0, f"'{server[1]}': no damage found\n")
-
-
 async def test_damage_is_listed_and_one_check_runs_at_a_time(stored: Hub, tmp_path: Path) -> None:
     before = new_hub(f"sqlite:///{tmp_path}/hub.db")
     for number in range(2):
