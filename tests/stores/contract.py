@@ -65,8 +65,6 @@ from tenuto.core.requests import (
 from tenuto.core.state import ChannelState, CommandState, MessageState, apply_entry, part_bytes
 from tenuto.core.text import Text
 from tenuto.hub import HubCore
-from tenuto.hub.clock import Clock
-from tenuto.hub.keep.forgetting import Forgetting
 from tenuto.stores.base import (
     NOTHING,
     Committed,
@@ -726,25 +724,6 @@ class StoreContract:
         await chat.do_each(create("m1", "a"), create("m2", "b"))
         await store.prune("c", epoch="e1", versions={"m1": 1})
         assert any([await store.wipe() is not False for _ in range(100)])
-
-    async def test_a_person_is_forgotten(self, store: Store) -> None:
-        ann, bob = Caller(id="ann"), Caller(id="bob")
-        hub = HubCore(store, hooks_signals=False)
-        for channel, other in (("own", Caller(id="agent")), ("shared", bob), ("unnamed", Caller())):
-            await hub.ask(channel, "m1", CreateMessage(text="a", role="user"), ann)
-            await hub.ask(
-                channel, "m2", CreateMessage(text="b", role="assistant" if channel == "own" else "user"), other
-            )
-            await hub.ask(channel, "!c", SendCommand(name="note", target="m2", data=1), ann)
-            await hub.ask(channel, "s", CreateMessage(status="streaming", role="assistant"), ann)
-        await hub.close()
-        await store.open()
-        for counts in ((7, 3, 1), (0, 0, 0)):
-            done = await Forgetting(store, "ann", Clock()).run(channels=True)
-            assert (done.messages, done.commands, done.channels) == counts
-        assert await store.channels(after=None, limit=3) == ["shared", "unnamed"]
-        assert [one.id for one in (await store.facts("shared", after=0, limit=9)).facts] == ["m2"]
-        assert await texts(store, "shared", "m2") == ["b"]
 
     async def test_an_import_of_an_export_gives_the_same_export(self, store: Store, tmp_path: Path) -> None:
         hub, file = HubCore(store, hooks_signals=False), tmp_path / "chat.jsonl"
