@@ -35,11 +35,10 @@ _FRAMES = "await new Promise((done) => requestAnimationFrame(() => requestAnimat
 class Scene:
     """A page with the element, and the hub behind it. The agent's answer grows when the test says so."""
 
-    def __init__(self, page: Page, hub: Hub, pieces: asyncio.Queue[str | None], stored: asyncio.Event) -> None:
+    def __init__(self, page: Page, hub: Hub, pieces: asyncio.Queue[str | None]) -> None:
         self.page = page
         self.hub = hub
         self.pieces = pieces
-        self.stored = stored
         self.violations: list[str] = []
 
     async def ask(self, text: str) -> None:
@@ -59,12 +58,6 @@ class Scene:
             self.pieces.put_nowait(piece)
         last = pieces[-1].split("\n")[-1].strip("- ")
         await self.page.wait_for_function("last => root.textContent.includes(last)", arg=last)
-
-    async def write(self, piece: str) -> None:
-        """Let the agent store a piece that the page cannot receive."""
-        self.stored.clear()
-        self.pieces.put_nowait(piece)
-        await self.stored.wait()
 
     async def end(self) -> None:
         """Let the agent end its answer."""
@@ -88,8 +81,6 @@ async def scene(
     hub = hub or new_hub()
     pieces: asyncio.Queue[str | None] = asyncio.Queue()
 
-    stored = asyncio.Event()
-
     @hub.agent("chat:*" if has_agent else "none", name="Guide")
     async def guide(turn: Any) -> None:
         async with turn.reply() as message:
@@ -104,11 +95,10 @@ async def scene(
                     piece = "Deleted." if reply.ok else "Kept."
                 await message.append(piece)
                 await message.flush()
-                stored.set()
 
     async with serving(hub, page_app(WITH_ELEMENT + tag, hub, policy=POLICY)) as served:
         page = await page_at(browser, served.port)
-        here = Scene(page, hub, pieces, stored)
+        here = Scene(page, hub, pieces)
         page.on("console", lambda message: here.violations.append(message.text) if "Policy" in message.text else None)
         yield here
         assert here.violations == []
@@ -354,23 +344,6 @@ async def test_places_of_marks_count_code_points(browser: Browser) -> None:
             found = await here.page.evaluate(_LINES)
             after = [*found, "(end)"][found.index("(Mark)") + 1] if "(Mark)" in found else "none"
             assert after == {"end": "(end)"}.get(place, place.removeprefix("before ")), (at, found)
-
-
-async def test_connection_that_comes_back_leaves_a_mark_with_what_it_brought(browser: Browser) -> None:
-    async with mounted(browser) as here:
-        await here.ask("Explain")
-        await here.answer("Before.\n\nMore")
-        await here.page.evaluate("client.suspend()")
-        await here.write(" words 🎉.\n\nAfter.")
-        await here.page.evaluate("client.resume()")
-        await here.until("came back")
-        await here.until("After.")  # the next frame draws the text
-        words = "(Reconnected. 17 characters came back.)"
-        assert await here.page.evaluate(_LINES) == ["Before.", "More words 🎉.", words, "After."]
-        await here.page.evaluate("client.suspend()")
-        await here.page.evaluate("client.resume()")
-        await here.until("nothing was missed")
-        assert (await here.page.evaluate(_LINES))[-1] == "(Reconnected, nothing was missed.)"
 
 
 async def test_connection_that_is_back_within_a_second_is_not_mentioned(browser: Browser) -> None:

@@ -29,7 +29,7 @@ from proof.chaos.processes import free_port
 from tenuto.app import Hub
 from tenuto.hub.access.tokens import jwt_verifier
 from tests.browser.tab import TIMEOUT_MS, script
-from tests.conftest import in_long, rest_in_long
+from tests.conftest import in_long
 from tests.nginx import needs_nginx, nginx
 from tests.transports.conftest import listening, new_hub, serving
 from tests.virtual import Watch
@@ -157,60 +157,6 @@ async def test_page_without_another_transport_whose_cookie_has_ended_asks_for_a_
         assert await window.evaluate("window.client.state") == "closed"
         await follow(window, transport="websocket", token=token(ahead_s=120))  # to which that cookie does not matter
         await window.wait_for_function("() => window.client.state === 'live'")
-
-
-async def test_message_of_a_person_who_is_gone_is_stored_once_as_theirs_when_they_return(browser: Browser) -> None:
-    async with opened(browser, verified(cookie="session")) as (hub, window):
-
-        async def sign_in(sub: str) -> None:
-            cookie = {"name": "session", "value": token(sub=sub), "url": window.url}
-            await window.context.add_cookies([cookie])  # type: ignore[list-item]
-
-        async def until_attached_as(sub: str) -> None:
-            await window.evaluate("window.client.resume()")
-            await window.wait_for_function("sub => window.channel.getSnapshot().you?.id === sub", arg=sub)
-
-        await sign_in("ada")
-        await window.evaluate(
-            """async () => {
-              const { connect } = await import("/tenuto/web/client.js")
-              window.client = connect({ url: "/tenuto", transport: "websocket" })
-              window.channel = client.channel("chat:1")
-            }"""
-        )
-        await until_attached_as("ada")
-        await window.evaluate(
-            """() => {
-              client.suspend()
-              channel.send({ id: "q", text: "secret" }).catch(({ code }) => { window.code = code })
-            }"""
-        )
-        await sign_in("bob")
-        await until_attached_as("bob")
-        await window.wait_for_function("() => window.code")
-        assert await window.evaluate("[window.code, channel.getSnapshot().messages.length]") == ["author_mismatch", 0]
-        assert (await hub.history("chat:1")).messages == []
-        await window.evaluate("window.client.suspend()")
-        await sign_in("ada")
-        await until_attached_as("ada")
-        await window.wait_for_function(
-            "() => { const [one] = channel.getSnapshot().messages; return one && !one.local }"
-        )
-        assert [(one.id, one.author) for one in (await hub.history("chat:1")).messages] == [("q", "ada")]
-
-
-@pytest.mark.parametrize("transport", rest_in_long(["websocket", "sse", "poll"]))
-async def test_message_that_is_sent_in_the_task_of_a_reload_is_stored_once(browser: Browser, transport: str) -> None:
-    async with opened(browser) as (hub, window):
-        await follow(window, token=token(), transport=transport)
-        await window.wait_for_function("() => window.channel.state === 'live'")
-        async with window.expect_navigation():
-            await window.evaluate("void window.channel.send('hello').catch(() => {}); location.reload()")
-        await follow(window, token=token(), transport=transport)
-        await until_shown(window, "hello")
-        await window.wait_for_function("() => window.channel.getSnapshot().messages.every(({ local }) => !local)")
-        page = await hub.history("chat:1")
-        assert [one.text for one in page.messages] == ["hello"]
 
 
 # Errors, each with its name

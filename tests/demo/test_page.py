@@ -1,6 +1,6 @@
 """The demo's pages in a real browser, on the real server: both panes, the buttons, people, and invitations.
 
-Layer: tests. `tests/browser` covers the client and the chat element; its long tests press each button at each moment.
+Layer: tests. `tests/browser` covers the client and the chat element.
 """
 
 from __future__ import annotations
