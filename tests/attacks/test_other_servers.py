@@ -6,17 +6,15 @@ These tests run in the long form alone (`make attack`).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from proof.wirecheck import encode_frame
 from tests.attacks.attacker import HANDSHAKE
 from tests.attacks.mounted import mounted_scene
-from tests.attacks.scene import IS_LONG, MIB, run, writer_token
+from tests.attacks.scene import IS_LONG, MIB, run
 from tests.attacks.test_connections import GRACE_S, HALF, good_clients
 from tests.attacks.test_http import HEAD
-from tests.attacks.test_traffic import MESSAGES, PAID_BYTES, attacker, publish
 
 pytestmark = pytest.mark.skipif(not IS_LONG, reason="set TENUTO_ATTACKS=long, as `make attack` does")
 
@@ -66,13 +64,3 @@ async def test_socket_with_an_unfinished_first_frame_ends(tmp_path: Path, server
     assert outcome.beside == 20
     assert outcome.report["left"] == 0, outcome
     assert outcome.growth_bytes < 128 * MIB
-
-
-@pytest.mark.parametrize("server", ["uvicorn-sockets", "granian", "hypercorn"])
-async def test_hub_bounds_the_traffic_of_a_person_under_each_server(tmp_path: Path, server: str) -> None:
-    async with mounted_scene(tmp_path, server, is_behind_nginx=False) as one:
-        await publish(one, 200, 10_000, writer_token())
-        options: dict[str, Any] = {"path": f"{MESSAGES}?limit=200", "bearer": attacker(), "connections": 4}
-        outcome = await run(one, "within_rates", **options)
-    assert outcome.report["statuses"]["200"] >= 4, outcome
-    assert outcome.report["bytes"] < PAID_BYTES + 4 * 2 * MIB, outcome
