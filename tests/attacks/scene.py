@@ -56,15 +56,55 @@ def token(client: str, capabilities: list[str], channels: str = "*") -> str:
     return jwt.encode(claims, SECRET, algorithm="HS256")
 
 
-class Scene:
+class Bystander:
+    """A client that appends small texts to the message `m` of a channel, and the requests that it has sent."""
+
+    def __init__(self, port: int, channel: str, bearer: str) -> None:
+        self.port = port
+        self.text = ""
+        self._path = f"/v1/channels/{channel}/messages"
+        self._bearer = bearer
+
+    def loop_cpu_s(self) -> float:
+        """Return the CPU time of the server's event loop, where it is measured."""
+        return 0.0
+
+    async def begin(self) -> None:
+        """Begin the message."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        begun = {"id": "m", "role": "assistant", "status": "streaming"}
+        assert (await ask(reader, writer, "POST", self._path, begun, self._bearer))[0] == 201
+        writer.close()
+
+    async def append_until(self, is_over: Callable[[], bool], *, most: int | None = None) -> list[Request]:
+        """Append small texts, one after another, until `is_over`; return the requests."""
+        requests: list[Request] = []
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            while not is_over() and (most is None or len(requests) < most):
+                began_s, began_cpu_s = time.monotonic(), self.loop_cpu_s()
+                body = {"text": f"{len(self.text)} ", "at": len(self.text)}
+                status, response = await ask(reader, writer, "POST", f"{self._path}/m/append", body, self._bearer)
+                assert status == 200, response
+                self.text += str(body["text"])
+                requests.append(Request(began_s, time.monotonic() - began_s, self.loop_cpu_s() - began_cpu_s))
+                if len(requests) % REQUESTS == 0:
+                    writer.close()
+                    reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+                await asyncio.sleep(PAUSE_S)  # more text would make the server grow by itself
+        finally:
+            writer.close()
+        return requests
+
+
+class Scene(Bystander):
     """A server under attack, and the clients that must not notice."""
 
     def __init__(self, server: Process, port: int, pid: int) -> None:
         """Attack `port`, which may be that of a proxy, and measure the process `pid`."""
+        super().__init__(port, CHANNEL, writer_token())
         self.server = server
-        self.port = port
         self.pid = pid
-        self.text = ""
         self.attack_times_s = (0.0, 0.0)  # of the last attack: when it was under way, and its end at the latest
 
     # The server's memory
@@ -112,39 +152,6 @@ class Scene:
         assert found
         return int(found[1]) * 1024
 
-    # The bystander
-
-    async def begin(self) -> None:
-        """Begin the message to which the bystander appends."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        path = f"/v1/channels/{CHANNEL}/messages"
-        begun = {"id": "m", "role": "assistant", "status": "streaming"}
-        assert (await ask(reader, writer, "POST", path, begun, writer_token()))[0] == 201
-        writer.close()
-
-    async def append_until(self, until: asyncio.Future[Any] | None, *, most: int | None = None) -> list[Request]:
-        """Append small texts, one after another, until `until` is done; return the requests."""
-        requests: list[Request] = []
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        try:
-            while (until is None or not until.done()) and (most is None or len(requests) < most):
-                began_s, began_cpu_s = time.monotonic(), self.loop_cpu_s()
-                await self._append(reader, writer, f"{len(self.text)} ")
-                requests.append(Request(began_s, time.monotonic() - began_s, self.loop_cpu_s() - began_cpu_s))
-                if len(requests) % REQUESTS == 0:
-                    writer.close()
-                    reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-                await asyncio.sleep(PAUSE_S)  # more text would make the server grow by itself
-        finally:
-            writer.close()
-        return requests
-
-    async def _append(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, text: str) -> None:
-        path = f"/v1/channels/{CHANNEL}/messages/m/append"
-        status, response = await ask(reader, writer, "POST", path, {"text": text, "at": len(self.text)}, writer_token())
-        assert status == 200, response
-        self.text += text
-
     # The attack
 
     async def attack(self, name: str, under_way: asyncio.Event, **options: Any) -> dict[str, Any]:
@@ -180,7 +187,7 @@ async def ask(
     head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n"
     if body is not None:
         head += "Content-Type: application/json\r\n"
-    if bearer is not None:
+    if bearer:
         head += f"Authorization: Bearer {bearer}\r\n"
     writer.write(head.encode() + b"\r\n" + data)
     async with asyncio.timeout(PATIENCE_S):
@@ -260,27 +267,13 @@ def bystander(port: int, bearer: str = "") -> Iterator[None]:
 
 async def _stand_by(port: int, bearer: str, begun: threading.Event, over: asyncio.Event) -> None:
     """Append to a message of a channel of its own until `over`, and once more."""
-    channel, text = f"bystander-{secrets.token_hex(8)}", ""
-    message = f"/v1/channels/{channel}/messages"
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-
-    async def send(path: str, body: Any) -> None:
-        status, response = await ask(reader, writer, "POST", path, body, bearer or None)
-        assert status in (200, 201), response
-
-    try:
-        await send(message, {"id": "m", "role": "assistant", "status": "streaming"})
-        async with watched(port, channel, bearer, lambda: text):
-            begun.set()
-            is_last = False
-            while not is_last:
-                is_last = over.is_set()
-                piece = f"{len(text)} "
-                await send(f"{message}/m/append", {"text": piece, "at": len(text)})
-                text += piece
-                await asyncio.sleep(PAUSE_S)  # more text would make the server grow by itself
-    finally:
-        writer.close()
+    channel = f"bystander-{secrets.token_hex(8)}"
+    one = Bystander(port, channel, bearer)
+    await one.begin()
+    async with watched(port, channel, bearer, lambda: one.text):
+        begun.set()
+        await one.append_until(over.is_set)
+        await one.append_until(lambda: False, most=1)
 
 
 async def _no_step() -> None:
@@ -379,14 +372,14 @@ async def run(one: Scene, name: str, *, beside: Callable[[], Awaitable[Any]] | N
 
     under_way = asyncio.Event()
     async with watched(one.port, CHANNEL, writer_token(), lambda: one.text):
-        quiet = await one.append_until(None, most=QUIET_REQUESTS)
+        quiet = await one.append_until(lambda: False, most=QUIET_REQUESTS)
         before_bytes = one.memory_bytes()
         one.reset_peak()
         async with asyncio.TaskGroup() as tasks:
             attack = tasks.create_task(one.attack(name, under_way, **options))
             descriptors = tasks.create_task(one.most_descriptors(attack))
             result = tasks.create_task(others())
-            requests = await one.append_until(attack)
+            requests = await one.append_until(attack.done)
         growth_bytes = one.peak_bytes() - before_bytes
     under_way_s, until_s = one.attack_times_s
     during = [request for request in requests if request.falls_between(under_way_s, until_s)]
