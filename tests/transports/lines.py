@@ -70,7 +70,6 @@ class LiveLine(Line):
     def __init__(self, hub: Hub, client: str = "ann", *, capabilities: frozenset[str] = CAPABILITIES) -> None:
         super().__init__(hub, Identity(client_id=client, capabilities=capabilities))
         self.frames: list[Json] = []
-        self.is_silent = False
         self._came = asyncio.Event()
         self._refs = 0
         self._pumping = asyncio.ensure_future(self._pump())
@@ -85,7 +84,7 @@ class LiveLine(Line):
             while (frame := self.take()) is not None:
                 self.frames.append(frame)
                 self._came.set()
-                if frame["type"] == "ping" and not self.is_silent:
+                if frame["type"] == "ping":
                     self.session.receive(json.dumps({"type": "pong", "n": frame["n"]}), now_s=self.now_s)
             self.woken.clear()
             with contextlib.suppress(TimeoutError):
