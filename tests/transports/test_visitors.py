@@ -482,17 +482,6 @@ async def test_question_that_a_route_stores_counts_and_is_refused_with_429() -> 
         assert len((await hub.history(f"chat:{visitor}")).messages) == 2
 
 
-async def test_questions_that_a_route_stores_count_for_the_address_of_its_caller() -> None:
-    guests = visitors(questions_per_minute=1, address_factor=3)
-    hub = new_hub(authenticate=guests)
-    async with serving(hub, asking_app(hub, guests)) as served:
-        statuses = []
-        for _ in range(5):
-            statuses.append((await served.http.post("/ask")).status_code)
-            served.http.cookies.clear()
-    assert statuses == [200, 200, 200, 429, 429]
-
-
 async def test_question_of_a_route_and_its_answer_count_once() -> None:
     guests = visitors(questions_per_minute=3)
     hub = new_hub(authenticate=guests)
