@@ -8,11 +8,10 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from random import Random
 
-import asyncpg
 import pytest
 
 from proof.chaos.engines import ACCOUNT
@@ -132,15 +131,6 @@ async def test_a_server_that_is_too_old_is_refused(server: Postgres, monkeypatch
     monkeypatch.setattr(postgres_schema, "OLDEST_SERVER", 990_000)
     error = await refusal(server.url)
     assert re.fullmatch(r"PostgreSQL \d+\.\d+ .*is too old; use PostgreSQL 13 or newer", str(error))
-
-
-async def test_connections_that_are_all_taken_are_named(server: Postgres) -> None:
-    async with AsyncExitStack() as others:
-        with pytest.raises(asyncpg.TooManyConnectionsError):
-            while True:
-                other = await asyncpg.connect(f"postgresql://few@127.0.0.1:{server.port}/app")
-                others.push_async_callback(other.close)
-        assert "has no connection left" in str(await refusal(f"postgresql://few@127.0.0.1:{server.port}/app"))
 
 
 async def test_reads_and_renewals_share_the_few_connections_that_the_server_gives(
