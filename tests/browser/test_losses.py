@@ -130,23 +130,3 @@ async def test_tabs_lose_nothing_over_ten_seconds_offline_and_a_restart_of_the_s
             texts = [one.text for one in (await hub.history("chat:1")).messages]
             assert sorted(texts) == ["after the restart", "before meanwhile ", "offline"]
             await context.close()
-
-
-async def test_page_that_sleeps_while_its_network_vanishes_connects_again_when_it_wakes(browser: Browser) -> None:
-    hub = verified()
-    async with app_with(hub) as port, FaultProxy("127.0.0.1", port) as proxy:
-        context = await window_of(browser)
-        await context.clock.install()
-        tab = await open_tab(context, proxy.port)
-        async with hub.message("chat:1", id="a") as message:
-            await message.append("before ")
-            await tab.wait_for_function("() => text('a') === 'before '")
-            proxy.black_hole()  # neither side is notified
-            await message.append("and after")
-            await context.clock.fast_forward(3_600_000)  # an hour in which no timer of the page ran
-            await tab.evaluate("dispatchEvent(new Event('visibilitychange'))")
-            await tab.wait_for_function("() => channel.state === 'reconnecting'")
-            proxy.resume()
-            await context.clock.fast_forward(15_000)  # the longest back-off
-            await check_shown([tab], "before and after")
-        await context.close()

@@ -18,7 +18,7 @@ from tenuto.app import Hub
 from tests.browser.tab import ARGUMENTS, TIMEOUT_MS, chromium_path, script
 from tests.browser.test_cache import stored
 from tests.browser.test_client import app_with, follow, token, until_shown, verified
-from tests.conftest import in_long, rest_in_long
+from tests.conftest import rest_in_long
 from tests.transports.conftest import PATIENCE_S
 
 TAKEOVER_S = 2.0
@@ -224,24 +224,6 @@ async def until_kept(case: Callable[[BrowserContext, int], Awaitable[bool]]) -> 
             if await case(context, port):
                 return
     raise AssertionError("the browser has discarded the page three times")
-
-
-@in_long
-async def test_page_in_the_back_forward_cache_gives_the_lead_away_and_follows_when_it_returns() -> None:
-    async def case(context: BrowserContext, port: int) -> bool:
-        first = await open_tab(context, port)
-        second = await open_tab(context, port)
-        await leave_page(first)
-        await second.wait_for_function("() => window.client.status.transport === 'websocket'")
-        await second.evaluate("window.channel.send('meanwhile')")
-        await until_shown(second, "meanwhile")
-        if not await return_to_page(first):
-            return False
-        await until_shown(first, "meanwhile")
-        assert await transport(first) == "tab"
-        return True
-
-    await until_kept(case)
 
 
 async def test_page_that_returns_from_the_back_forward_cache_is_closed_after_a_sign_out() -> None:
