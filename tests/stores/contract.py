@@ -303,18 +303,6 @@ class StoreContract:
 
     # -- documents and entries ----------------------------------------------------------------------------------
 
-    async def test_a_document_covers_only_up_to_its_version(self, store: Store) -> None:
-        chat = Chat(store)
-        await chat.do(create("m1", "a", streaming=True))
-        await chat.do(append("m1", "b"))
-        earlier = chat.write(documents=["m1"])
-        await chat.do(append("m1", "c"))
-        late = replace(earlier, expected=3)
-        assert await store.commit([late]) == [Committed(3)]
-        _, stored = await store.messages("c", ["m1"])
-        assert [entry.serial for entry in stored["m1"].entries] == [3]
-        assert await texts(store, "c", "m1") == ["abc"]
-
     async def test_a_document_may_end_in_the_middle_of_a_commit(self, store: Store) -> None:
         chat, other = Chat(store), Chat(store)
         first = chat.write(create("m1", "a", streaming=True))

@@ -12,7 +12,7 @@ from tenuto.core.requests import ReplyCommand, SendCommand
 from tenuto.stores.base import Store, head_of
 from tenuto.stores.sqlite import engine as sqlite_engine
 from tenuto.stores.sqlite.store import SqliteStore
-from tests.stores.contract import MINUTE_MS, Chat, append, create, data_of, delete, edit, emptied, texts
+from tests.stores.contract import MINUTE_MS, Chat, append, create, delete, edit, emptied, texts
 from tests.stores.files import PATIENCE_S, lock, on_disk, opened, read, run_on_thread, wal, write
 
 WORD = re.compile(rb"<(\d{6})>")
@@ -32,21 +32,6 @@ async def tidy_for_a_minute(store: Store, *chats: Chat) -> None:
         for chat in chats:
             await chat.write_documents(due)
     await store.tidy(MINUTE_MS + 10_000)
-
-
-async def test_reply_that_fits_is_written_over_its_command_and_a_longer_one_elsewhere(
-    store: SqliteStore, path: Path
-) -> None:
-    chat = Chat(store)
-    await chat.do(create("m1", "a"))
-    for key, data, frees in (("!c1", "1" * 20, 0), ("!c2", "2" * 2_000, 1)):
-        send = SendCommand(name="step", target="m1", data="x" * 30)
-        await chat.do((key, send), documents=[key])
-        used = await run_on_thread(store, "SELECT count(*) FROM texts")
-        await chat.do((key, ReplyCommand(data=data)), documents=[key])
-        assert await run_on_thread(store, "SELECT count(*) FROM free") == [(frees,)]
-        assert (await run_on_thread(store, "SELECT count(*) FROM texts") == used) is (frees == 0)
-        assert await data_of(store, key) == [("x" * 30, data)]
 
 
 async def test_data_of_a_command_is_gone_within_a_minute_after_its_target(store: SqliteStore, path: Path) -> None:
