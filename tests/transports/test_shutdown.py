@@ -14,9 +14,8 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext, suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import pytest
@@ -331,31 +330,24 @@ class EventSource:
 
 
 SSE_PAGE = (Path(__file__).parents[2] / "docs" / "sse-endpoint.md").read_text()
-ENDPOINTS: list[Any] = [
-    (SERVERS["uvicorn"], False),  # granian closes its port at the signal
-    (SERVE, False),
-    pytest.param(SERVERS["uvicorn"], True, marks=needs_nginx),
-]
 
 
-@pytest.mark.parametrize(("command", "is_proxied"), rest_in_long(ENDPOINTS))
-async def test_eventsource_of_an_endpoint_survives_a_restart(
-    tmp_path: Path, command: list[str], is_proxied: bool
-) -> None:
+@needs_nginx
+async def test_eventsource_of_an_endpoint_survives_a_restart_behind_nginx(tmp_path: Path) -> None:
     (tmp_path / "endpoint.py").write_text(ENDPOINT)
     port = free_port()
     (block,) = re.findall(r"```nginx\n(.*?)```", SSE_PAGE, re.DOTALL)
     assert "retry: 2000" in block
     block = block.replace("retry: 2000", "retry: 777")  # which the hub never sends
     location = f"proxy_pass http://hub; proxy_buffering off; }} {block} location /none {{"
-    with nginx(tmp_path, port, location) if is_proxied else nullcontext(port) as shown:
-        async with running(tmp_path, command, "endpoint:app", port=port) as server:
+    with nginx(tmp_path, port, location) as shown:
+        async with running(tmp_path, SERVE, "endpoint:app", port=port) as server:
             await server.text_at("/tenuto/healthz")
             source = EventSource(f"http://127.0.0.1:{shown}/chat?q=why")
             reading = asyncio.ensure_future(source.read())
             await source.until("data: one ")
             await end(server)
-        async with running(tmp_path, command, "endpoint:app", port=port) as server:
+        async with running(tmp_path, SERVE, "endpoint:app", port=port) as server:
             async with asyncio.timeout(START_S):
                 assert await reading == 204  # the answer is complete
             answer = await server.text_at("/chat?q=")
@@ -363,7 +355,7 @@ async def test_eventsource_of_an_endpoint_survives_a_restart(
     assert first == ["data: one "]
     assert draining  # it has come again during the drain
     assert all(len(block) == 1 and block[0].startswith("retry: ") for block in draining)
-    assert (["retry: 777"] in draining) == is_proxied  # of nginx, while no server runs
+    assert ["retry: 777"] in draining  # of nginx, while no server runs
     assert rest == ["event: interrupted", "data: ", "data: [DONE]"]
     assert answer == "data: one \n\nevent: interrupted\ndata: \n\ndata: [DONE]\n\n"
     assert "Traceback" not in server.output
