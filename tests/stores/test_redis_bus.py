@@ -184,7 +184,6 @@ async def test_a_bus_that_is_away_delays_no_start(monkeypatch: pytest.MonkeyPatc
     ("user", "expected"),
     [
         ("app:wrong@", "refused the user .*; check user and password in the bus URL"),
-        ("none:wrong@", "refused the user .*; check user and password in the bus URL"),
         ("other:secret@", r"refused a command .*needs: ACL SETUSER name &tenuto:\* \+publish \+subscribe"),
     ],
 )
@@ -333,7 +332,6 @@ async def test_a_file_that_cannot_be_read_is_refused(path: str) -> None:
     [
         ("", "bus URL must be redis://host:6379, .* got ''"),
         ("http://user:geheim@db", "bus URL must be redis://.* got 'http://db'"),
-        ("redis://", "bus URL must be"),
         ("redis://db:port", "bus URL must be"),
         ("redis://:geheim@one,two", "bus URL must be"),
         ("redis://db\n", "bus URL must be"),
