@@ -59,7 +59,7 @@ def test_a_postgresql_url_names_a_schema_and_keeps_the_drivers_options() -> None
         ("postgres://user:geheim@db", "does not name a database; use postgresql://role@host:5432/database"),
         ("postgresql://user:ge/heim?x=geheim@db/tenuto", "URL"),
         ("postgresql://user:heim/geheim@db/tenuto", "URL"),
-        ("postgres://db/tenuto?password=geheim", "unknown option 'password'; a PostgreSQL store has schema, durability"),
+        ("postgres://db/tenuto?password=geheim", "unknown option 'password'; a PostgreSQL store has schema"),
         ("sqlite://user:geheim@chat.db", "use sqlite:///chat.db"),
         ("sqlite:///?password=geheim", "does not name a file"),
         ("memory://user:geheim@here", "use memory://"),
