@@ -29,9 +29,13 @@ def bearer() -> str:
     return token("attacker", PERSON)
 
 
-async def test_frame_above_8_kib_ends_an_unknown_socket(attacked: Scene) -> None:
-    frame = encode_frame(1, b"x", mask=MASK, length=8193).hex()
-    outcome = await run(attacked, "frames", first=frame, piece="78" * 100)
+@pytest.mark.parametrize(
+    ("first", "piece"),
+    [(encode_frame(1, b"x", mask=MASK, length=8193).hex(), "78" * 100), (BEGINNING, EMPTY)],
+    ids=["a frame above 8 KiB", "many empty fragments"],
+)
+async def test_large_frame_or_many_fragments_end_an_unknown_socket(attacked: Scene, first: str, piece: str) -> None:
+    outcome = await run(attacked, "frames", first=first, piece=piece)
     outcome.check(4 * MIB)
     assert set(outcome.report["codes"]) == {"1009"}, outcome
     assert await attacked.until_memory_is_back(outcome.before_bytes) < 30
@@ -70,24 +74,11 @@ async def test_socket_whose_introduction_failed_is_aborted(attacked: Scene) -> N
 
 @pytest.mark.parametrize(
     ("piece", "is_known", "reads"),
-    [(PING, False, False), (PING, True, True), (EMPTY_PING, True, False), (PONG, False, False)],
-    ids=["unread ping", "read ping", "empty ping", "pong"],
+    [(PING, False, False), (PING, True, True), (EMPTY_PING, True, False), (PONG, False, False), (TEXT, True, False)],
+    ids=["unread ping", "read ping", "empty ping", "pong", "small messages"],
 )
-async def test_flood_of_control_frames_is_not_read(attacked: Scene, piece: str, is_known: bool, reads: bool) -> None:
+async def test_flood_of_small_frames_is_not_read(attacked: Scene, piece: str, is_known: bool, reads: bool) -> None:
     outcome = await run(attacked, "frames", first="", piece=piece, bearer=bearer() if is_known else "", reads=reads)
-    outcome.check(4 * MIB)
-    assert await attacked.until_memory_is_back(outcome.before_bytes) < 30
-
-
-async def test_message_of_many_empty_fragments_is_refused(attacked: Scene) -> None:
-    outcome = await run(attacked, "frames", first=BEGINNING, piece=EMPTY)
-    outcome.check(4 * MIB)
-    assert set(outcome.report["codes"]) == {"1009"}, outcome
-    assert await attacked.until_memory_is_back(outcome.before_bytes) < 30
-
-
-async def test_flood_of_small_messages_does_not_hold_the_loop(attacked: Scene) -> None:
-    outcome = await run(attacked, "frames", first="", piece=TEXT, bearer=bearer())
     outcome.check(4 * MIB)
     assert await attacked.until_memory_is_back(outcome.before_bytes) < 30
 
