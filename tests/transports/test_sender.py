@@ -116,23 +116,6 @@ async def test_errors_of_receiving_are_raised_by_the_asgi_call(make: Make) -> No
         await sender.carry(receive)
 
 
-async def test_end_is_immediate_and_earlier_writes_are_sent(make: Make) -> None:
-    sent: list[str] = []
-
-    async def send(message: Any) -> None:
-        sent.append(message["body"])
-
-    peer = Peer("last words")
-    sender = peer.sender = make(send, peer)
-    carrying = asyncio.create_task(carried(sender, peer))
-    await asyncio.sleep(0)
-    peer.pump()
-    sender.end()
-    await carrying
-    assert sent == ["last words"]
-    assert asyncio.current_task().cancelling() == 0  # type: ignore[union-attr]
-
-
 async def until_ended(make: Make, *, ends_s: float | None) -> float:
     """Write a message that the peer never reads, and end the sender after `ends_s`. Return the seconds until then."""
 

@@ -41,17 +41,6 @@ async def test_waiting_channels_alternate_and_each_sends_all_missed_events(own_h
     assert line.take() is None
 
 
-async def test_replies_go_before_events(own_hub: Hub) -> None:
-    line = Line(own_hub)
-    line.request("attach", channel="c", flush_ms=0)
-    await line.frame()
-    await line.frame()
-    line.request("create", ref="mine", channel="c", id="m1")
-    await own_hub.info("c")
-    assert (await line.frame())["ref"] == "mine"
-    assert (await line.frame())["type"] == "events"
-
-
 async def test_socket_is_full_while_its_requests_or_replies_are_too_large(own_hub: Hub) -> None:
     line = Line(own_hub)
     line.request("create", channel="c", id="m1", text="x" * 90_000)
