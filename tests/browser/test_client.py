@@ -88,9 +88,9 @@ async def error_code(window: Page) -> str:
     return code
 
 
-def verified(watch: Watch | None = None, cookie: str | None = None, **options: Any) -> Hub:
+def verified(watch: Watch | None = None, **options: Any) -> Hub:
     watch = watch or Watch()
-    verify = jwt_verifier(secret=SECRET, audience="chat", leeway_s=0, now_s=watch.now_s, cookie=cookie)
+    verify = jwt_verifier(secret=SECRET, audience="chat", leeway_s=0, now_s=watch.now_s)
     return new_hub(authenticate=verify, clock=watch, **options)
 
 
@@ -139,24 +139,6 @@ async def test_token_that_expires_in_the_middle_of_an_answer_costs_no_text(brows
         assert shown[-2:] == ["before ", "before and after"]
         assert (await window.evaluate("window.calls"))[:2] in (["start", "expired"], ["start", "refused"])
         await window.evaluate("window.client.close()")
-
-
-async def test_page_without_another_transport_whose_cookie_has_ended_asks_for_a_sign_in(browser: Browser) -> None:
-    watch = Watch()
-    hub = verified(watch, cookie="session")
-    async with opened(browser, hub) as (_, window):
-        cookie = {"name": "session", "value": token(60), "url": window.url}
-        await window.context.add_cookies([cookie])  # type: ignore[list-item]
-        await follow(window, transport="websocket")
-        await window.wait_for_function("() => window.client.state === 'live'")
-        watch.ahead_ms = 120_000
-        # The server's timers do not see the clock that the test moved; a request finds that the identity has ended.
-        await window.evaluate("window.channel.delete('nothing').catch(() => {})")
-        assert await error_code(window) == "unauthenticated"
-        assert (await window.evaluate("window.client.status.error.message")).endswith(": sign in again")
-        assert await window.evaluate("window.client.state") == "closed"
-        await follow(window, transport="websocket", token=token(ahead_s=120))  # to which that cookie does not matter
-        await window.wait_for_function("() => window.client.state === 'live'")
 
 
 # Errors, each with its name
