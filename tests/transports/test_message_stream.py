@@ -12,7 +12,7 @@ from tenuto.core.events import parse_cursor
 from tenuto.core.model import Message
 from tenuto.transports.streams import OwnFrames, PlainData, Position, sent_by, sent_field
 from tests.transports.conftest import Served
-from tests.transports.watching import Stream
+from tests.transports.watching import Stream, write
 
 EVENTS = "/v1/channels/c/messages/m1/events"
 
@@ -25,9 +25,29 @@ def last_id(stream: Stream) -> str:
     return [event.id for event in stream.events if event.id is not None][-1]
 
 
+async def test_coming_back_after_done_gets_204_which_stops_an_event_source(served: Served) -> None:
+    await write(served.hub, "c", ["text"])
+    stream = await Stream.open(served, EVENTS)
+    await stream.until_over()
+    again = await Stream.open(served, EVENTS, Last_Event_ID=last_id(stream))
+    await again.until_over()
+    assert (again.response.status, again.body) == (204, b"")
+
+
 async def change(served: Served, method: str, path: str, body: object) -> None:
     response = await served.http.request(method, f"/v1/channels/c/messages{path}", json=body)
     assert response.status_code in (200, 201), response.text
+
+
+async def test_deleted_message_ends_with_done(served: Served) -> None:
+    await change(served, "POST", "", {"id": "m1", "role": "assistant", "status": "streaming"})
+    stream = await Stream.open(served, EVENTS)
+    await served.http.delete("/v1/channels/c/messages/m1")
+    assert await stream.until_over() is True
+    assert [json.loads(event.data) for event in stream.events if event.event == "done"] == [{"status": "deleted"}]
+    again = await Stream.open(served, EVENTS, Last_Event_ID=last_id(stream))
+    await again.until_over()
+    assert (again.response.status, json.loads(again.body)["code"]) == (410, "deleted")
 
 
 async def test_superseded_attempt_is_reset_once_for_each_reader(served: Served) -> None:

@@ -61,6 +61,23 @@ async def test_socket_that_ends_while_a_renewal_is_stored_has_three_seconds_or_a
     await ended(hubs, other, person)
 
 
+@virtually
+async def test_socket_of_several_agents_continues_the_turn_of_each_at_a_node_without_its_channel() -> None:
+    store = Shared()
+    here, there = hubs = new_hub(store, 1), new_hub(store, 2)
+    await started(*hubs)
+    first, person = Line(here, "bot"), Line(here, "ann")
+    await first.ask("work", pattern="chat:*", name="bot~two")
+    about = await asked(person, first)
+    await first.cut()
+    again = Line(there, "bot")
+    for name in ("bot~one", "bot~two"):
+        await again.ask("work", pattern="chat:*", name=name)
+    assert (await again.ask("turn.renew", **about))["type"] == "ok"
+    assert (await again.ask("turn.done", **about))["type"] == "ok"
+    await ended(hubs, again, person)
+
+
 @pytest.mark.parametrize("how", ["gives it back", "gives it back while it renews it", "is cut off", "is abandoned"])
 @virtually
 async def test_turn_of_an_agent_that_gives_it_back_or_is_gone_goes_to_an_agent_of_another_node(how: str) -> None:
