@@ -203,7 +203,7 @@ class Viewing:
 
     def check(self, *, has_ended: bool = False) -> None:
         """Raise Draining or StoreUnavailable if viewers must leave; `has_ended`: the run of the hub is over."""
-        if self.is_over or has_ended:
+        if self.is_draining or self.is_cut_off or has_ended:
             raise self._refusal(has_ended=has_ended)
 
     def reading(self) -> AbstractAsyncContextManager[None]:

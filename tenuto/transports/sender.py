@@ -335,12 +335,13 @@ class Sender:
         return is_lost
 
     async def _send_pieces(self, message: Message) -> None:
-        """Send `message`, a large body in pieces: the copies of a whole photo would take 7 ms of the event loop."""
-        body: bytes = message.get("body", b"")
-        for at in range(0, len(body) - MAX_CHUNK_BYTES, MAX_CHUNK_BYTES):
+        """Send the large body of `message` in pieces: copies of a whole photo would take 7 ms of the event loop."""
+        body: bytes = message["body"]
+        last = (len(body) - 1) // MAX_CHUNK_BYTES * MAX_CHUNK_BYTES
+        for at in range(0, last, MAX_CHUNK_BYTES):
             await self._send({**message, "body": body[at : at + MAX_CHUNK_BYTES], "more_body": True})
             self._busy_since_s = asyncio.get_running_loop().time()
-        await self._send({**message, "body": body[at + MAX_CHUNK_BYTES :]} if len(body) > MAX_CHUNK_BYTES else message)
+        await self._send({**message, "body": body[last:]})
 
     async def _finish(self, sending: Awaitable[None]) -> None:
         """Await the write in progress, and let the owner write again."""
@@ -404,7 +405,8 @@ class TaskSender(Sender):
                 await self._changed
             else:
                 message, self._message = self._message, None
-                await self._finish(self._send_pieces(message))
+                is_large = len(message.get("body", b"")) > MAX_CHUNK_BYTES
+                await self._finish((self._send_pieces if is_large else self._send)(message))
 
 
 class DirectSender(Sender):
@@ -420,7 +422,8 @@ class DirectSender(Sender):
         assert not self.is_busy
         if self._cycle is not None and self._has_lost_peer():
             return
-        sending: Any = self._send_pieces(message)
+        is_large = len(message.get("body", b"")) > MAX_CHUNK_BYTES
+        sending: Any = (self._send_pieces if is_large else self._send)(message)
         try:
             blocked = sending.send(None)
         except StopIteration:
