@@ -311,9 +311,8 @@ export class Client extends Observable {
     const retry = () => connection.start()
     if (!this.#isFree || !this.channels.size || transport.Socket) return retry
     if (transport === WEBSOCKET) {
-      // A WebSocket shows a long event when it is complete. Of a stream each piece is seen, so a slow network is not silent.
-      const isUnfit = connection.isReached ? connection.isBuffered : !this.#worked.has(WEBSOCKET) || connection.attempt >= SOCKET_TRIES
-      return isUnfit && !isExplained ? void this.use(STREAM, connection.attempt) : retry
+      const isBlocked = !isExplained && !connection.isReached && (!this.#worked.has(WEBSOCKET) || connection.attempt >= SOCKET_TRIES)
+      return isBlocked ? void this.use(STREAM, connection.attempt) : retry
     }
     if (connection.isBuffered && transport === STREAM) return void this.use(POLL)
     // A transport that worked is tried again, unless a better one worked before; else all are tried in turn.
@@ -420,6 +419,6 @@ function baseOf(url) {
   try {
     return new URL(url ?? "//", globalThis.location?.href).href.replace(/\/+$/, "")
   } catch {
-    throw refusal("invalid_request", `connect({ url }) needs the address of a hub, absolute outside of a page, got "${url}": pass it, in the browser only`)
+    throw refusal("invalid_request", `connect({ url }) needs the address of a hub, absolute outside of a page, got "${url}"`)
   }
 }

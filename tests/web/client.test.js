@@ -10,7 +10,7 @@ import {
 const refusal = (code) => (error) => error.name === "Error" && error.code === code
 
 test("a relative url outside of a page is refused with the remedy", () => {
-  const expected = 'connect({ url }) needs the address of a hub, absolute outside of a page, got "/tenuto": pass it, in the browser only'
+  const expected = 'connect({ url }) needs the address of a hub, absolute outside of a page, got "/tenuto"'
   assert.throws(() => connect({ url: "/tenuto" }), { code: "invalid_request", message: expected })
 })
 
@@ -217,11 +217,9 @@ describe("a connection", () => {
 
   test("that is silent for 14 s is given up", (t) => {
     const { w, channel } = liveChannel(t)
-    for (const n of [6, 7]) {
-      w.pass(10_000)
-      w.socket.receive({ type: "ping", n })
-      assert.deepEqual(w.socket.sent.at(-1), { type: "pong", n })
-    }
+    w.pass(10_000)
+    w.socket.receive({ type: "ping", n: 7 })
+    assert.deepEqual(w.socket.sent.at(-1), { type: "pong", n: 7 })
     w.pass(13_999)
     assert.equal(channel.state, "live")
     w.pass(1)

@@ -91,32 +91,45 @@ describe("a proxy that buffers", () => {
 })
 
 describe("a slow network", () => {
-  test("brings a long event in a stream, whose pieces are seen, after a WebSocket was silent since its opening", async (t) => {
+  const text = "long".repeat(20)
+
+  test("gets eight times as long for the first batch of a further WebSocket, and not for later ones", async (t) => {
     const { w, channel } = channelOf(t)
     w.socket.open()
     w.socket.ok("attach")
     w.pass(14_000)
-    assert.equal(w.client.status.transport, "sse")
-    await w.source.open()
-    await w.source.receive(attached(1))
-    const text = "long".repeat(20)
-    const event = `event: message.update\ndata: ${JSON.stringify(update(message("m", 1, text)))}\nid: e:1\n\n`
-    for (let at = 0; at < event.length; at += 40) {
-      w.pass(4_999)
-      await w.source.write(event.slice(at, at + 40))
-    }
-    assert.deepEqual([w.client.status.transport, w.sources.length, texts(channel)], ["sse", 1, [text]])
+    assert.ok(w.socket.isClosed)
+    w.pass(250)
+    w.socket.open()
+    w.socket.ok("attach")
+    w.pass(8 * 14_000 - 1)
+    w.socket.events("c", "e:1", attached(1), update(message("m", 1, text)))
+    assert.deepEqual([w.client.status.transport, w.sockets.length, texts(channel)], ["websocket", 2, [text]])
+    w.pass(14_000 + 1)
+    assert.equal(channel.state, "reconnecting")
   })
 
-  test("that falls silent within a long event is left for a long poll after 5 s", async (t) => {
-    const { w } = channelOf(t)
-    w.socket.drop()
+  test("brings a long event of a stream in pieces, each within the longest silence", async (t) => {
+    const { w, channel } = channelOf(t, { transport: "sse" })
     await w.source.open()
-    await w.source.write("event: message.update\ndata: {")
-    w.pass(4_999)
-    assert.equal(w.client.status.transport, "sse")
+    await w.source.receive(attached(1))
+    const event = `event: message.update\ndata: ${JSON.stringify(update(message("m", 1, text)))}\nid: e:1\n\n`
+    for (let at = 0; at < event.length; at += 40) {
+      w.pass(9_999)
+      await w.source.write(event.slice(at, at + 40))
+    }
+    assert.deepEqual([w.sources.length, texts(channel)], [1, [text]])
+  })
+
+  test("brings a first poll within 35 s of its headers", async (t) => {
+    const { w } = channelOf(t, { transport: "poll" })
+    w.http.polls[0].resolve(new Response(new ReadableStream({ start() {} })))
+    await settled()
+    w.pass(34_999)
+    assert.equal(w.http.polls.length, 1)
     w.pass(1)
-    assert.equal(w.client.status.transport, "poll")
+    w.pass(250)
+    assert.equal(w.http.polls.length, 2)
   })
 })
 

@@ -309,6 +309,11 @@ export class Channel extends Observable {
 
   // The members below are internal to this file.
 
+  /** @internal True: the first batch since the attach is not complete */
+  get isArriving() {
+    return this.#arriving !== null
+  }
+
   /** @internal */
   attaching() {
     this.#arriving = { events: 0, points: 0, ms: -this.client.now() }

@@ -57,7 +57,7 @@ export const POLL = overHttp("poll", 25_000 + OPEN_MS) // a poll is silent for 2
 /** @internal */
 export class Connection {
   isOpen = false
-  isBuffered = false // True: soon after the opening a proxy holds the stream back, or one long event takes all of the time
+  isBuffered = false // True: a proxy holds the stream back
   isReached = false // True: the server has responded, perhaps with a refusal
   attempt = 0
   /** @type {number | null} time of the next attempt, in milliseconds since 1970 */
@@ -68,6 +68,7 @@ export class Connection {
   attach
   #dials = 0
   #openedAt = 0
+  #isSlow = false // True: a connection was silent before its first batch was complete
   #receivedAt = 0
   #receivedDate = 0
   #release = () => {}
@@ -93,7 +94,7 @@ export class Connection {
   start() {
     this.#retry = undefined
     this.retryAt = null
-    this.isReached = this.isBuffered = false
+    this.isReached = false
     const token = this.transport.Socket ? undefined : this.client.token.get()
     if (!(token instanceof Promise)) return this.#dial(token)
     const dial = this.#dials
@@ -180,11 +181,15 @@ export class Connection {
   }
 
   #watch() {
-    const left_ms = this.#receivedAt + (this.isOpen ? this.transport.silence_ms : OPEN_MS) - this.client.now()
+    // A frame is seen when it is complete, and a slow network takes a minute for that of a photo: so a further
+    // connection has eight times as long for its first batch.
+    const isLoading = this.isOpen && [...this.channels].some((channel) => channel.isArriving)
+    const silence_ms = this.isOpen ? this.transport.silence_ms * (isLoading && this.#isSlow ? 8 : 1) : OPEN_MS
+    const left_ms = this.#receivedAt + silence_ms - this.client.now()
     if (left_ms > 0) this.#timer = setTimeout(() => this.#watch(), left_ms)
     else {
-      // some proxies hold back even the headers; silence after a longer life means that the network is away
-      this.isBuffered = !this.isOpen || this.client.now() - this.#openedAt < 2 * this.transport.silence_ms
+      this.#isSlow ||= isLoading
+      this.isBuffered = true // True: some proxies hold back even the headers
       this.fail()
     }
   }

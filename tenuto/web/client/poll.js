@@ -17,9 +17,9 @@ export function dial(connection, token, stop) {
     for (let wait_s = 0; ; wait_s = WAIT_S) {
       const query = { since: channel.cursor, history: channel.limit, wait_s }
       const response = await request(client, "GET", channel.name, "poll", { query, token, signal: stop.signal })
+      if (!connection.isOpen) connection.opened()
       const text = await response.text()
       if (stop.signal.aborted) return
-      if (!connection.isOpen) connection.opened()
       connection.receive(text, ({ you, ...batch }) => {
         if (you) channel.attached(you)
         channel.receive(batch, text, connection)

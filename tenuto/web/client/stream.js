@@ -10,24 +10,14 @@ import { refused, request } from "./http.js"
 /** @typedef {{ type: string, data: string, id: string | undefined }} StreamEvent */
 
 const PING_S = 4
-// longest silence before the end of the first batch; if it takes longer, a proxy buffers the stream
-const FIRST_BATCH_MS = 5_000
+// time for the first bytes after the headers; if they take longer, a proxy buffers the stream
+const FIRST_BYTES_MS = 5_000
 
 /** @param {import("./connection.js").Connection} connection @param {string | undefined} token @param {AbortController} stop */
 export function dial(connection, token, stop) {
   const { client } = connection
   const channel = /** @type {import("./channel.js").Channel<any, any>} */ (connection.channel)
   const { limit, cursor } = channel
-  /** @type {ReturnType<typeof setTimeout> | undefined} until the end of the first batch */
-  let buffered
-  const watch = () => {
-    clearTimeout(buffered)
-    buffered = setTimeout(() => {
-      connection.isBuffered = true
-      connection.fail()
-    }, FIRST_BATCH_MS)
-  }
-  stop.signal.addEventListener("abort", () => (buffered = void clearTimeout(buffered)))
   channel.attaching()
 
   /** @param {StreamEvent} event */
@@ -40,7 +30,6 @@ export function dial(connection, token, stop) {
         if (type === "you") channel.attached(event)
         else channel.receive({ cursor: id, events: [event] }, data, connection)
       })
-      if (id) buffered = void clearTimeout(buffered)
     }
   }
 
@@ -48,15 +37,19 @@ export function dial(connection, token, stop) {
     const query = { history: limit, since: cursor, ping_s: PING_S }
     const response = await request(client, "GET", channel.name, "events", { query, token, signal: stop.signal })
     if (!response.body) throw refusal("not_tenuto", `${client.base} sent status ${response.status} without a stream: correct its address`)
+    const buffered = setTimeout(() => {
+      connection.isBuffered = true
+      connection.fail()
+    }, FIRST_BYTES_MS)
+    stop.signal.addEventListener("abort", () => clearTimeout(buffered))
     connection.opened()
-    watch()
     const parse = eventParser(receive)
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader()
     for (;;) {
       const { done, value } = await reader.read()
       if (done) return connection.fail()
+      clearTimeout(buffered)
       connection.received() // a long event comes in pieces, and a slow network takes minutes for it
-      if (buffered) watch()
       parse(value)
     }
   }
