@@ -64,8 +64,8 @@ export class Channel extends Observable {
   error = null
   /** @type {You | null} this client according to the server */
   you = null
-  /** @type {CatchUp | null} */
-  #arriving = null
+  /** @internal @type {CatchUp | null} what came since the attach, until the first batch is complete */
+  arriving = null
   /** @internal True: this page has opened the channel; false: only another tab has. */
   isOwn = false
   /** @type {Set<(event: any) => void>} */
@@ -309,14 +309,9 @@ export class Channel extends Observable {
 
   // The members below are internal to this file.
 
-  /** @internal True: the first batch since the attach is not complete */
-  get isArriving() {
-    return this.#arriving !== null
-  }
-
   /** @internal */
   attaching() {
-    this.#arriving = { events: 0, points: 0, ms: -this.client.now() }
+    this.arriving = { events: 0, points: 0, ms: -this.client.now() }
   }
 
   /** @internal The server has attached this client. @param {(You & { expires_s?: number }) | undefined} you */
@@ -341,7 +336,7 @@ export class Channel extends Observable {
     stats.characters += text.length
     stats.events += events.length
     for (const event of events) {
-      if (this.#arriving) countIn(this.#arriving, event)
+      if (this.arriving) countIn(this.arriving, event)
       this.#typing.receive(event)
     }
     const { isGap, passed } = this.view.apply({ cursor, events })
@@ -395,10 +390,10 @@ export class Channel extends Observable {
 
   #goLive() {
     if (this.state === "reconnecting") this.stats.reconnects++
-    if (this.#arriving) {
-      this.#arriving.ms += this.client.now()
-      this.stats.catchUp = this.#arriving
-      this.#arriving = null
+    if (this.arriving) {
+      this.arriving.ms += this.client.now()
+      this.stats.catchUp = this.arriving
+      this.arriving = null
     }
     if (this.#seen === Infinity && globalThis.document?.hidden) this.turned(true)
     this.#become("live")

@@ -183,7 +183,7 @@ export class Connection {
   #watch() {
     // A frame is seen when it is complete, and a slow network takes a minute for that of a photo: so a further
     // connection has eight times as long for its first batch.
-    const isLoading = this.isOpen && [...this.channels].some((channel) => channel.isArriving)
+    const isLoading = this.isOpen && [...this.channels].some((channel) => channel.arriving)
     const silence_ms = this.isOpen ? this.transport.silence_ms * (isLoading && this.#isSlow ? 8 : 1) : OPEN_MS
     const left_ms = this.#receivedAt + silence_ms - this.client.now()
     if (left_ms > 0) this.#timer = setTimeout(() => this.#watch(), left_ms)
