@@ -207,6 +207,9 @@ async def _pipe_one(writing: Writing, stream: object, chosen: Source | None, sta
     return writing.piped()
 
 
+LEAST_S = 1.0  # time that an event has at least
+
+
 class _Silence(Watchdog):
     """The time in which a stream must bring its next event. It stands still while the turn waits, or runs a step."""
 
@@ -221,7 +224,8 @@ class _Silence(Watchdog):
         now_s = self._now_s()
         if not after_keepalive:
             self._since_s = now_s
-        self.limit_s = min(self._since_s + self._stall_s - now_s, LONGEST_TIMER_S)
+        # a keep-alive may have waited longer for the store: the event behind it is perhaps there, and has a moment
+        self.limit_s = min(max(self._since_s + self._stall_s - now_s, LEAST_S), LONGEST_TIMER_S)
         try:
             with self:
                 return await call
@@ -232,7 +236,7 @@ class _Silence(Watchdog):
             raise UpstreamEnded(detail) from None
 
     def due_s(self) -> float:
-        until_s = max(self._since_s, self._rested_s()) + self._stall_s
+        until_s = max(self._rested_s() + self._stall_s, super().due_s())
         return min(until_s, self._now_s() + LONGEST_TIMER_S)
 
 

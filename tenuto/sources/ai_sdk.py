@@ -114,12 +114,13 @@ class AISDKSource(Source):
         self._line = line
         if len(line) > _LINE_LIMIT:
             raise malformed(f"an event is longer than {_LINE_LIMIT} characters")
-        chunk: object = None
-        with suppress(UpstreamError):  # the line goes on
-            chunk = chunk_of(line) if line.endswith("}") else None
+        chunk, is_whole = None, False
+        if line.endswith(("}", "[DONE]")):
+            with suppress(UpstreamError):  # the line goes on
+                chunk, is_whole = chunk_of(line), True
         # a comment, or a field other than `data`, is a complete line without a chunk
         is_other = "\n" not in piece and not "data:".startswith(line[:5])
-        if chunk is not None or line.endswith("[DONE]") or is_other:
+        if is_whole or is_other:
             self._line = ""
             yield chunk
 

@@ -47,7 +47,7 @@ def lines_of(chunks: Iterable[object]) -> list[str]:
 
 @pytest.mark.parametrize("size", [1, 7, 4096])
 async def test_bytes_may_be_cut_anywhere(hub: Hub, size: int) -> None:
-    wire = "".join(f"{line}\n" for line in lines_of([{**chunk, "x": "æ😀"} for chunk in ANSWER])).encode()
+    wire = "".join(f"{line}\n" for line in lines_of([{**chunk, "x": "æ😀} [DONE]"} for chunk in ANSWER])).encode()
     pieces = [wire[at : at + size] for at in range(0, len(wire), size)]
     stored, _ = await pipe_all(hub, pieces, source="ai-sdk")
     assert stored.parts == PARTS
