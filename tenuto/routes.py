@@ -59,7 +59,7 @@ from tenuto.hub.access.identity import Scope as HubScope
 from tenuto.hub.access.visitors import cookie_headers
 from tenuto.hub.keep.archive import MAX_CONVERSATIONS, Conversation, read_conversations
 from tenuto.hub.keep.policies import narrowed
-from tenuto.hub.pending import Result, message_of, size_of
+from tenuto.hub.pending import Result, message_of
 from tenuto.hub.turns.status import answers_left, read_conversation, read_open_turns, read_pending, read_turn
 from tenuto.transports.access import (
     EXPECTED_BYTES,
@@ -414,13 +414,10 @@ class Access:
             raise refusal
         caller = self._credentials.caller(channel)
         caller = replace(caller, brings_answer=not starts_turn, may_write=caller.may_write or is_brought)
-        size = size_of(request)
-        if isinstance(request, CreateMessage) and size >= LARGE_BODY_BYTES:
-            async with hub.runtime.large_bodies:  # a hash of a photo takes 2 ms, in which streams go on
-                caller = replace(caller, sent=await asyncio.to_thread(request.fingerprint, caller.id))
         result = await hub.ask(channel, key, request, caller)
         self._credentials.count_new_channel(result)
-        self.charge(event_bytes(hub, channel, result, size))
+        if result.created and hub.channel(channel).watchers:  # else no viewer gets the event
+            self.charge(event_bytes(hub, channel, result, len(msgspec.json.encode(request))))
         return result
 
     def _charged(self, turns: list[TurnStatus]) -> list[TurnStatus]:

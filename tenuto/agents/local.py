@@ -91,9 +91,9 @@ class LocalAgent:
             if state is not None:
                 await self._end(turn._replace(unheard=running.unheard), state)
         finally:
-            if self._open.get(key) is turn:
+            if is_open := self._open.get(key) is turn:
                 del self._open[key]
-            if self._hub.is_draining and (running is None or running.may_be_handed_over):
+            if self._hub.is_draining and (is_open if running is None else running.may_be_handed_over):
                 await self._hand_over(turn)
             turns = self._running.get(turn.channel, {})
             if turns.get(turn.message_id) is running:

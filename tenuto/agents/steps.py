@@ -275,9 +275,13 @@ class Steps:
         return id, used_as is None
 
     async def _begin(self, name: str, kind: Kind, taken: tuple[str, bool], **fields: Json) -> Sent:
-        """Store the beginning of a step, or return the stored one. Raises LocalError if that has another kind."""
+        """Store the beginning of a step, or return the stored one. Raises LocalError if that has another kind.
+
+        `taken` is what `_take` has returned: the id, and whether this handler uses the name for the first time.
+        """
+        id, is_new = taken
         data = {"kind": kind, "name": name, "attempt": self._generation, **fields}
-        stored = await self._send(taken[0], data, is_new=taken[1])
+        stored = await self._send(id, data, is_new=is_new)
         known = stored.command.data
         if not isinstance(known, dict):
             raise _lost(name)

@@ -209,7 +209,7 @@ def _create(
             f"the message is of {request.if_author!r} (if_author), and this client is {shown(caller.id)}: "
             "sign in as its author, or send it as your own, without `if_author`"
         )
-    sent, size_bytes = caller.sent or request.fingerprint(caller.id)
+    sent, size_bytes = request.fingerprint(caller.id)
     known = state.message(message_id)
     if known is not None:
         # A caller without the right to read, which did not write the message either, learns only that the id is taken.

@@ -711,7 +711,14 @@ class Outgoing:
             opening = replace(opening, parts=[{"type": part.type, "text": first}])
             self._queue.append(OutgoingRequest(opening, utf8_len(first)))
             part.length = len(first)
-        self._queue_text(index, text)
+        length = len(text)
+        # the common case: one piece of ASCII text for an open part
+        if part.is_open and 0 < length <= self._piece and text.isascii():
+            request = AppendText(text=text, at=part.length, part=index, generation=self.generation)
+            self._queue.append(OutgoingRequest(request, length))
+            part.length += length
+        else:
+            self._queue_text(index, text)
 
     def _queue_text(self, index: int, text: str) -> None:
         """Queue `text` for the end of part `index`; opens the part if it is only reserved."""

@@ -241,7 +241,6 @@ class Caller(Struct, frozen=True, kw_only=True):
     refusal: TenutoError | None = None
     # the agent's attempt at the turn of the message that its new message answers; refused if there is a later attempt
     attempt: int | None = None
-    sent: tuple[bytes, int] | None = None  # the `fingerprint` of its new message, if it was made before the decision
 
 
 SERVER = Caller(is_server=True)  # the caller of the hub's own requests

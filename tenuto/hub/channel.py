@@ -95,6 +95,10 @@ class EncodedBatch(Struct, eq=False):
     @property
     def sse(self) -> bytes:
         """Return the batch as Server-Sent Events; only the last one carries the cursor as its id."""
+        if self._sse is None and len(self.events) == 1 and self.cursor:  # hot path, with the same bytes as below
+            event = self.events[0]
+            kind = _APPEND if type(event) is MessageAppend else _type_of(event)
+            self._sse = b"event: %b\ndata: %b\nid: %b\n\n" % (kind, self.raw[0], self.cursor.encode())
         if self._sse is None:
             pieces: list[bytes] = []
             for event, data in zip(self.events, self.raw, strict=True):
@@ -150,6 +154,9 @@ def _groups(raw: Sequence[bytes]) -> list[bytes]:
         size += len(data)
     groups.append(b",".join(group))
     return groups
+
+
+_APPEND = str(MessageAppend.__struct_config__.tag).encode()
 
 
 @dataclass(eq=False, slots=True)

@@ -409,4 +409,4 @@ def _happened(one: MessageState | CommandState) -> Iterator[tuple[str, int, dict
 def _position(value: bytes) -> tuple[str, int]:
     """Return the position in a note, which has the form of a cursor; DAMAGED if it has another one."""
     found = parse_cursor(value.decode(errors="replace"))
-    return found[:2] if found is not None else DAMAGED
+    return (found.epoch, found.serial) if found is not None and not found.extra else DAMAGED

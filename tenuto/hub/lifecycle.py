@@ -209,7 +209,7 @@ class Viewing:
     def reading(self) -> AbstractAsyncContextManager[None]:
         """Run a block that reads the store for a viewer. Raises StoreUnavailable when the hub is cut off.
 
-        Raises Draining if the hub begins to drain meanwhile: the read may last longer than the server's shutdown.
+        Raises Draining if the hub drains by then: the read may last longer than the server's shutdown.
         """
         if self.is_cut_off:
             raise self._refusal()

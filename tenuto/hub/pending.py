@@ -121,7 +121,7 @@ class Waiting:
         self, channel: str, key: str, request: Request, caller: Caller, done: Done, *, is_repeat: bool = False
     ) -> None:
         self.channel = channel
-        self.size_bytes = size_of(request)
+        self.size_bytes = _size_of(request)
         self.ids = needs(key, request, caller)
         is_claim = isinstance(request, ClaimTurn) and not request.renews  # a renewal is no beginning
         self.is_beginning = is_claim or isinstance(request, CreateMessage)
@@ -212,7 +212,7 @@ class Decided(Struct):
         )
 
 
-def size_of(request: Request) -> int:
+def _size_of(request: Request) -> int:
     """Return an estimate of the bytes that a waiting request holds."""
     size = 200
     text = getattr(request, "text", None)
@@ -235,6 +235,9 @@ SLICE = 4
 # Limit on a slow disk. There a commit takes long in any case, and small slices would only make a burst last longer.
 LARGEST_SLICE = 16
 PER_BEGINNING_S = 0.001  # time that a commit takes in the store for each beginning that a slice may have
+# A large create, such as a question with a photo, counts as several. The commit after one has no beginnings, so text
+# that comes while a photo is stored does not wait for the next photo, too.
+BEGINNING_BYTES = 64 * 1024
 BESIDE_S = 1.0  # time after the last request about a watched message during which beginnings are limited
 
 
@@ -268,8 +271,9 @@ class Admission:
 
     def begin(self, now_s: float) -> None:
         """Begin to admit items to a commit, at the loop time `now_s`."""
-        beginnings = max(SLICE, min(LARGEST_SLICE, int(self._took_s / PER_BEGINNING_S)))
-        self._left = beginnings if now_s < self._beside_until_s else None
+        is_exceeded, self._left = self._left is not None and self._left < 0, None
+        if now_s < self._beside_until_s:
+            self._left = 0 if is_exceeded else max(SLICE, min(LARGEST_SLICE, int(self._took_s / PER_BEGINNING_S)))
 
     def stored(self, took_s: float) -> None:
         """Note that the store took `took_s` for a commit."""
@@ -286,7 +290,7 @@ class Admission:
         if self._aside and (self._left is None or self._left > 0):
             item = self._aside.popleft()
             if self._left is not None:
-                self._left -= 1
+                self._left -= _weight(item)
             self._behind[item.channel] -= 1
             if not self._behind[item.channel]:
                 del self._behind[item.channel]
@@ -297,7 +301,7 @@ class Admission:
                 if not item.is_beginning or self._left is None:
                     return item
                 if self._left > 0:
-                    self._left -= 1
+                    self._left -= _weight(item)
                     return item
             self._aside.append(item)
             self._behind[item.channel] += 1
@@ -309,3 +313,8 @@ class Admission:
             while items:
                 yield items.popleft()
         self._behind.clear()
+
+
+def _weight(item: Item) -> int:
+    """Return how many beginnings an item counts for."""
+    return 1 + item.size_bytes // BEGINNING_BYTES

@@ -104,15 +104,15 @@ class MessageWriter(Writer):
         if self._has_gap is None:
             self._schedule_submit()
         if outgoing.unstored_bytes > self._max_bytes:
-            await self._stored_but(self._max_bytes)
+            await self._until_unstored(self._max_bytes)
 
     async def _accepted(self) -> None:
         self._submit()
-        await self._stored_but(self._max_bytes)
+        await self._until_unstored(self._max_bytes)
 
     async def flush(self) -> None:
         """Wait until all accepted requests are stored. Raises as `append`."""
-        await self._stored_but(0)
+        await self._until_unstored(0)
 
     async def _stored_whole(self) -> None:
         self._submit()
@@ -320,8 +320,8 @@ class MessageWriter(Writer):
 
     # -- waiting -----------------------------------------------------------------------------------------------
 
-    async def _stored_but(self, left_bytes: int) -> None:
-        """Wait until all content but so many bytes is stored. Raises the refusal.
+    async def _until_unstored(self, left_bytes: int) -> None:
+        """Wait until at most `left_bytes` of the content are not stored. Raises the refusal.
 
         While the store fails, wait for `PATIENCE_S`, then raise StoreUnavailable.
         """

@@ -173,9 +173,9 @@ async def read_body(request: Request, limit_bytes: int, arrived: Callable[[int],
         async with asyncio.timeout(BODY_TIMEOUT_S):
             async for piece in request.stream():
                 arrived(len(piece))
+                if len(body) + len(piece) > limit_bytes:
+                    raise _too_large(len(body) + len(piece), limit_bytes)
                 body += piece
-                if len(body) > limit_bytes:
-                    raise _too_large(len(body), limit_bytes)
     except TimeoutError:
         raise InvalidRequest(
             f"the body of the request did not end within {BODY_TIMEOUT_S:.0f} s; send it without pauses"

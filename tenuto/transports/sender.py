@@ -334,15 +334,6 @@ class Sender:
             self._abort()
         return is_lost
 
-    async def _send_pieces(self, message: Message) -> None:
-        """Send the large body of `message` in pieces: copies of a whole photo would take 7 ms of the event loop."""
-        body: bytes = message["body"]
-        last = (len(body) - 1) // MAX_CHUNK_BYTES * MAX_CHUNK_BYTES
-        for at in range(0, last, MAX_CHUNK_BYTES):
-            await self._send({**message, "body": body[at : at + MAX_CHUNK_BYTES], "more_body": True})
-            self._busy_since_s = asyncio.get_running_loop().time()
-        await self._send({**message, "body": body[last:]})
-
     async def _finish(self, sending: Awaitable[None]) -> None:
         """Await the write in progress, and let the owner write again."""
         try:
@@ -405,8 +396,7 @@ class TaskSender(Sender):
                 await self._changed
             else:
                 message, self._message = self._message, None
-                is_large = len(message.get("body", b"")) > MAX_CHUNK_BYTES
-                await self._finish((self._send_pieces if is_large else self._send)(message))
+                await self._finish(self._send(message))
 
 
 class DirectSender(Sender):
@@ -422,8 +412,7 @@ class DirectSender(Sender):
         assert not self.is_busy
         if self._cycle is not None and self._has_lost_peer():
             return
-        is_large = len(message.get("body", b"")) > MAX_CHUNK_BYTES
-        sending: Any = (self._send_pieces if is_large else self._send)(message)
+        sending: Any = self._send(message)  # a coroutine, as uvicorn's is
         try:
             blocked = sending.send(None)
         except StopIteration:

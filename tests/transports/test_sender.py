@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from tenuto.hub.channel import MAX_CHUNK_BYTES
 from tenuto.transports.sender import DirectSender, Heartbeats, Sender, TaskSender
 from tests.transports.asgi import scope_of
 from tests.transports.conftest import PATIENCE_S, new_hub
@@ -29,7 +28,7 @@ class Peer:
     def pump(self) -> None:
         assert self.sender is not None
         while self.texts and not self.sender.is_busy:
-            self.sender.write({"body": self.texts.pop(0), "more_body": False})
+            self.sender.write({"text": self.texts.pop(0)})
 
     def freed(self) -> None:
         self.pump()
@@ -58,26 +57,27 @@ async def carried(sender: Sender, peer: Peer) -> None:
         await sender.carry(peer.receive)
 
 
-async def test_messages_and_pieces_of_a_large_one_are_sent_one_after_another(make: Make) -> None:
-    sent, sending = list[str](), 0
+async def test_messages_are_sent_one_after_another(make: Make) -> None:
+    sent: list[str] = []
+    sending = 0
 
     async def send(message: Any) -> None:
         nonlocal sending
         sending += 1
         assert sending == 1
-        for _ in range(len(message["body"]) % 3):  # some block, some do not
+        for _ in range(len(message["text"]) % 3):  # some block, some do not
             await asyncio.sleep(0)
-        sent.append(message["body"] + "+" * message["more_body"])
+        sent.append(message["text"])
         sending -= 1
-        if len(sent) == 51:
+        if len(sent) == 50:
             peer.left.set()
 
-    texts = ["x" * number for number in range(49)]
-    peer = Peer(*texts, "y" * (MAX_CHUNK_BYTES + 1))
+    texts = ["x" * number for number in range(50)]
+    peer = Peer(*texts)
     sender = peer.sender = make(send, peer)
     peer.pump()
     await carried(sender, peer)
-    assert sent == [*texts, "y" * MAX_CHUNK_BYTES + "+", "y"]
+    assert sent == texts
 
 
 async def test_aborted_blocked_write_runs_its_cleanup(make: Make) -> None:

@@ -142,11 +142,12 @@ class Documents:
             write = self._replace if last <= known else self._put
             write(document, key, last, _encode_segments(document.segments))
         # SQLite writes the indexes of all columns that are set, also those of equal values
-        marks = "" if is_marked_so else "open = ?2, deleted = ?3, "
-        self._db.execute(
-            f"UPDATE documents SET version = ?1, {marks}size_bytes = ?4, crc = ?5 WHERE id = ?6",
-            (*_changing(document), _sum_of(channel, document, last), key),
-        )
+        values = {"version": document.version, "size_bytes": document.size_bytes}
+        if not is_marked_so:
+            values |= {"open": document.is_open, "deleted": document.is_deleted}
+        values["crc"] = _sum_of(channel, document, last)
+        columns = ", ".join(f"{name} = ?" for name in values)
+        self._db.execute(f"UPDATE documents SET {columns} WHERE id = ?", (*values.values(), key))
         self.row_bytes += 6 * INTEGER_BYTES
         if document.is_deleted:
             self._drop_data_about(channel, document.id)

@@ -726,7 +726,8 @@ class Engine:
         return True
 
     def _checkpoint(self, mode: Literal["PASSIVE", "TRUNCATE"]) -> bool:
-        self._wal_pages = 0  # reset it even if a reader blocked the checkpoint, so that the next try is not immediate
+        # reset them even if a reader blocked the checkpoint, so that the next try is not immediate
+        self._wal_pages, self._is_wal_full = 0, False
         is_done = self._file.checkpoint(mode)
         self._is_wal_empty = is_done and mode == "TRUNCATE"
         self._checkpoints += 1
