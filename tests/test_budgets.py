@@ -26,7 +26,7 @@ BUDGETS = {
     "modules of tenuto/": 151,
     "files in a folder of tenuto/": 20,
     "lines of interop/": 3_981,
-    "lines of tests/": 60_546,
+    "lines of tests/": 60_547,
     "lines of proof/ and bench/": 19_996,
     "words of docs without decisions": 50_000,
     "words of decisions": 11_980,
