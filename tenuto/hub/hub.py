@@ -523,12 +523,14 @@ class SyncHub:
 
     async def release_loop(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Close the hub if `loop` is this object's loop, so that the hub can run on another loop. Called by the hub."""
-        if loop is self._portal.loop:
-            self._left, self._has_left = loop, threading.Event()
-            await asyncio.to_thread(self.close)
-            self._has_left.set()
-        elif loop is self._left:
+        if loop is self._left:  # also while the portal still has it: the first call closes the hub
             await asyncio.to_thread(self._has_left.wait, TIMEOUT_S)
+        elif loop is self._portal.loop:
+            self._left, self._has_left = loop, threading.Event()
+            try:
+                await asyncio.to_thread(self.close)
+            finally:
+                self._has_left.set()
         return loop is self._left
 
     async def _open(self, channel: str, fields: dict[str, Any]) -> MessageWriter:

@@ -442,18 +442,25 @@ class Lifecycle:
         while (run := self._run) is not None and run.loop is not loop:
             if not await self._release_loop(run.loop) and run.loop.is_running():
                 raise LocalError("hub runs on the event loop of another thread; use hub.sync, or create another hub")
-            if self._run is run:  # otherwise another call has come this far, and may have begun a run
-                self._run = self._runtime = None
-                await self._close_store()  # needed if the event loop of the last run ended without `close`
+            if self._run is run:  # otherwise another call has come this far, and has begun a run
+                self._begin_run(loop, {}, takes_over=True)
         while run is not None and run.is_over and not run.main.done():
             await asyncio.wait([run.main])  # which still closes the store
             run = self._run
         if run is None or run.is_over:
-            check_not_wsgi(is_exclusive=self.store.is_exclusive)
-            self.node = self.clock.new_id()
-            self.viewing.is_draining = self.viewing.has_drained = False
-            run = self._run = Run(loop, self._serve, {} if run is None else run.known_patterns)
+            run = self._begin_run(loop, {} if run is None else run.known_patterns)
         await asyncio.shield(run.ready)
+
+    def _begin_run(
+        self, loop: asyncio.AbstractEventLoop, known_patterns: Mapping[str, int], *, takes_over: bool = False
+    ) -> Run:
+        """Begin a run. `takes_over`: the event loop of the last run ended, perhaps without `close`."""
+        check_not_wsgi(is_exclusive=self.store.is_exclusive)
+        self.node = self.clock.new_id()
+        self.viewing.is_draining = self.viewing.has_drained = False
+        self._runtime = None
+        self._run = Run(loop, partial(self._serve, takes_over=takes_over), known_patterns)
+        return self._run
 
     async def drain(self) -> None:
         """Shut down gracefully: disconnect viewers, give running answers `drain_s` seconds, then cancel the rest.
@@ -526,10 +533,12 @@ class Lifecycle:
                 await asyncio.sleep(RESTART_S)
         self._restarting = None
 
-    async def _serve(self, run: Run) -> None:
+    async def _serve(self, run: Run, *, takes_over: bool) -> None:
         """Run the hub on this event loop until `run.stop` is set."""
         runtime: Runtime | None = None
         try:
+            if takes_over:
+                await self._close_store()
             await self._open_store()
             if self._bus is not None:
                 await self._bus.open(getattr(self.store, "notices_name", ""))
@@ -555,15 +564,15 @@ class Lifecycle:
             run.is_over = True
             if runtime is not None:
                 runtime.deadlines.close()
-            if self._run is run:
+            if self._run is run:  # otherwise the store is that of another run, which has taken it over
                 self._runtime = None
-            if self._signals is not None:
-                self._signals.remove()
-            try:
-                if self._bus is not None:
-                    await self._bus.close()
-            finally:
-                await self._close_store()
+                if self._signals is not None:
+                    self._signals.remove()
+                try:
+                    if self._bus is not None:
+                        await self._bus.close()
+                finally:
+                    await self._close_store()
 
     async def _serve_open(self, run: Run, runtime: Runtime, group: asyncio.TaskGroup) -> None:
         """Recover and serve, after the store was opened and the services were built."""
