@@ -152,7 +152,7 @@ export class Connection {
   wake(isOffline) {
     // The monotonic clock of some systems stops while they sleep. The date does not; a wrong one costs one reconnect.
     const silent_ms = Math.max(this.client.now() - this.#receivedAt, Date.now() - this.#receivedDate)
-    if (this.isOpen && (isOffline || silent_ms > this.transport.silence_ms / 2)) this.fail()
+    if (this.isOpen && (isOffline || silent_ms > this.#silence_ms / 2)) this.fail()
     if (!this.#retry) return
     clearTimeout(this.#timer)
     this.#retry()
@@ -181,16 +181,23 @@ export class Connection {
   }
 
   #watch() {
-    // A frame is seen when it is complete, and a slow network takes a minute for that of a photo: so a further
-    // connection has eight times as long for its first batch.
-    const isLoading = this.isOpen && [...this.channels].some((channel) => channel.arriving)
-    const silence_ms = this.isOpen ? this.transport.silence_ms * (isLoading && this.#isSlow ? 8 : 1) : OPEN_MS
-    const left_ms = this.#receivedAt + silence_ms - this.client.now()
-    if (left_ms > 0) this.#timer = setTimeout(() => this.#watch(), left_ms)
+    // A frame is seen when it is complete, and a slow network takes a minute for that of a photo: so after a silence the
+    // next connection has eight times as long for its first batch.
+    this.#isSlow &&= this.#isLoading
+    const left_ms = this.#receivedAt + (this.isOpen ? this.#silence_ms : OPEN_MS) - this.client.now()
+    if (left_ms > 0) this.#timer = setTimeout(() => this.#watch(), Math.min(left_ms, OPEN_MS))
     else {
-      this.#isSlow ||= isLoading
+      this.#isSlow = this.#isLoading
       this.isBuffered = true // True: some proxies hold back even the headers
       this.fail()
     }
+  }
+
+  get #silence_ms() {
+    return this.transport.silence_ms * (this.#isSlow ? 8 : 1)
+  }
+
+  get #isLoading() {
+    return [...this.channels].some((channel) => channel.arriving)
   }
 }

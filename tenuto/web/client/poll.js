@@ -17,6 +17,7 @@ export function dial(connection, token, stop) {
     for (let wait_s = 0; ; wait_s = WAIT_S) {
       const query = { since: channel.cursor, history: channel.limit, wait_s }
       const response = await request(client, "GET", channel.name, "poll", { query, token, signal: stop.signal })
+      if (stop.signal.aborted) return
       if (!connection.isOpen) connection.opened()
       const text = await response.text()
       if (stop.signal.aborted) return

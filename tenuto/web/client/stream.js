@@ -36,6 +36,7 @@ export function dial(connection, token, stop) {
   const read = async () => {
     const query = { history: limit, since: cursor, ping_s: PING_S }
     const response = await request(client, "GET", channel.name, "events", { query, token, signal: stop.signal })
+    if (stop.signal.aborted) return
     if (!response.body) throw refusal("not_tenuto", `${client.base} sent status ${response.status} without a stream: correct its address`)
     const buffered = setTimeout(() => {
       connection.isBuffered = true
@@ -79,12 +80,10 @@ export function eventParser(receive) {
     for (const raw of lines) {
       const line = raw.replace(/\r$/, "")
       if (!line) {
-        const event = { type: type || "message", data: data.join("\n"), id }
-        const isEvent = data.length > 0
+        if (data.length) receive({ type: type || "message", data: data.join("\n"), id })
         type = ""
         data = []
         id = undefined
-        if (isEvent) receive(event)
         continue
       }
       const [, name, value] = /^([^:]*):? ?(.*)$/s.exec(line) ?? []
