@@ -217,7 +217,7 @@ class _Silence(Watchdog):
         super().__init__(stall_s)
         self._stall_s, self._rested_s = stall_s, rested_s
         self._now_s = asyncio.get_running_loop().time
-        self._since_s = self._now_s()
+        self._since_s = self._until_s = self._now_s()
 
     async def ended_by(self, call: Awaitable[T], *, after_keepalive: bool = False) -> T:
         """Return the result of `call`. Raises UpstreamEnded if it takes too long, counted from before a keep-alive."""
@@ -225,7 +225,8 @@ class _Silence(Watchdog):
         if not after_keepalive:
             self._since_s = now_s
         # a keep-alive may have waited longer for the store: the event behind it is perhaps there, and has a moment
-        self.limit_s = min(max(self._since_s + self._stall_s - now_s, LEAST_S), LONGEST_TIMER_S)
+        self._until_s = max(self._since_s + self._stall_s, now_s + LEAST_S)
+        self.limit_s = min(self._until_s - now_s, LONGEST_TIMER_S)
         try:
             with self:
                 return await call
@@ -236,7 +237,7 @@ class _Silence(Watchdog):
             raise UpstreamEnded(detail) from None
 
     def due_s(self) -> float:
-        until_s = max(self._rested_s() + self._stall_s, super().due_s())
+        until_s = max(self._rested_s() + self._stall_s, self._until_s)
         return min(until_s, self._now_s() + LONGEST_TIMER_S)
 
 

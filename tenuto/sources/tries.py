@@ -233,7 +233,7 @@ async def wait_to_retry(writer: Writer, wait_s: float) -> None:
 
 def backoff_s(first_s: float, failures: int) -> float:
     """Return the time to wait after so many failures in a row; `first_s` is that after the first one."""
-    return float(min(first_s * 2 ** (failures - 1), LONGEST_WAIT_S) * jitter())
+    return float(min(first_s * 2 ** min(failures - 1, 30), LONGEST_WAIT_S) * jitter())
 
 
 class _Restart(Exception):
