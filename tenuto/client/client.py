@@ -382,15 +382,15 @@ class Client:
     async def run(self, *, drain_s: float | None = 30.0) -> None:
         """Connect and run the agents until cancelled. Raises the server's refusal, such as Forbidden.
 
-        At SIGTERM or Ctrl-C it takes no more turns, and gives the running ones that do not only wait `drain_s` seconds.
-        It cancels the others, which other workers take over, and passes the signal on. A second signal cancels all at
-        once. With None it leaves the signals alone.
+        At SIGTERM or Ctrl-C it takes no more turns, cancels those that only wait, and gives the running ones `drain_s`
+        seconds. Other workers take over the cancelled turns. Then it passes the signal on. A second signal cancels all
+        at once. With None it leaves the signals alone.
         """
         if self._agents is None:
             raise LocalError("this client has no agent to run; register one with @client.agent")
         signals: AbstractContextManager[object] = contextlib.nullcontext()
         if drain_s is not None:
-            if drain_s < 0:
+            if not drain_s >= 0:  # also not a number
                 raise LocalError(f"drain_s must be 0 or more, got {drain_s}")
             signals = Signals(first=partial(self._drain_within, drain_s), again=self._agents.leave)
         with signals:

@@ -451,7 +451,8 @@ def reply_ids(message_id: str, generation: int = ATTEMPTS) -> Iterator[str]:
 def earlier_attempt(message_id: str, answer_id: str, generation: int) -> int | None:
     """Return the attempt before `generation`, of the last two rounds, that gives its answers the id `answer_id`.
 
-    Of the round before it tries the first attempts only: how many more there were is unknown.
+    So an answer of an agent that names no attempt is known as late. Of the round before only the first attempts are
+    tried: five, and some more that drains have handed on.
     """
     for earlier in range(generation - 1, max(0, generation - 2 * ROUND), -1):
         attempt = attempt_of(earlier)  # 0: no attempt has this generation

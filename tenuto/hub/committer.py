@@ -384,7 +384,8 @@ class Committer:
             self._wake.clear()
         else:
             self.pace.hurry()
-            if self._queue.has_only_beginnings:  # they wait for their slice: `Admission` lets few into a commit
+            # new messages and claims wait for later commits beside running text (`Admission`), not for the store
+            if self._queue.has_only_beginnings:
                 self._since_s = None
         return batch
 

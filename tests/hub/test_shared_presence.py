@@ -208,3 +208,15 @@ async def test_flood_of_signals_waits_in_bounded_memory() -> None:
             await here.signal("c", "typing", number)
         await asyncio.sleep(SOON_S)
         assert store.notified - before == WAITING_NOTICES
+
+
+@virtually
+async def test_a_member_sets_its_data_again_after_those_of_another_node() -> None:
+    async with pair(Notifying()) as (here, there, _):
+        for hub in (here, there):
+            enter(hub, "ann", {"state": "listens"})
+        await asyncio.sleep(SOON_S)
+        for hub, state in ((here, "writes"), (there, "writes"), (there, "listens"), (here, "writes")):
+            hub.runtime.scheduler.set_state("c", "ann", {"state": state})
+            await asyncio.sleep(SOON_S)
+        assert [one.data for hub in (here, there) for one in await members(hub)] == [{"state": "writes"}] * 2

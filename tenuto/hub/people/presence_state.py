@@ -182,7 +182,7 @@ class PresenceState:
             )
         here.connections[connection] = None
         here.is_here = True
-        is_changed = data is not None and (data != here.data or data != here.shown()[0])
+        is_changed = data is not None and here.data != data
         if is_new or is_changed:
             now_ms = self.own_changed()
             if data is not None and is_changed:
@@ -227,7 +227,7 @@ class PresenceState:
     def update(self, member_id: str, data: dict[str, Json]) -> None:
         """Set the data of a member if it is present."""
         here = self._members.get(member_id)
-        if here is not None and here.is_here and here.data != data:
+        if here is not None and here.is_here and (data != here.data or data != here.shown()[0]):
             here.change(data, self.own_changed())
             self._note(member_id, here.kind)
 

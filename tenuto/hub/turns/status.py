@@ -122,8 +122,8 @@ async def read_conversation(
 ) -> list[TurnStatus]:
     """Return the turns of the newest branch, oldest first, of the newest `limit` messages of the channel.
 
-    With `before` only messages that were created before this serial count. The reading ends with the page at which the
-    messages exceed twice `Limits.message_bytes`: one page would have no message beside a large photo.
+    With `before` only messages that were created before this serial count. Pages are read, since one may hold a large
+    photo alone, until their messages exceed twice `Limits.message_bytes`.
     """
     live = await runtime.fresh(channel)
     limits = runtime.limits
@@ -143,6 +143,7 @@ async def read_conversation(
     branch = newest_branch(messages.values())
     pending = _pending(live)
     turns: list[TurnStatus] = []
+    questions = {one.id for one in branch if one.role == "user"}
     answers, shown_answers = _by_question(messages.values()), _by_question(branch)
     for message in branch:
         if message.role == "user":
@@ -153,7 +154,7 @@ async def read_conversation(
             if is_open or is_last_round:  # also the interrupted attempts of the round, which the branch leaves out
                 shown = [one for one in answers.get(message.id, ()) if is_answer_of(one, message.id, claim)]
             turns.append(_status(live, pending, message, claim, (states[one.id] for one in shown)))
-        elif message.reply_to not in messages or message.reply_to not in shown_answers:
+        elif message.reply_to not in questions:
             turns.append(_status(live, pending, None, None, [states[message.id]]))
     return turns
 

@@ -257,7 +257,7 @@ class PostgresStore:
         self._reads = asyncio.Semaphore(READERS)
         self._notices: PostgresNotices | None = None
         self._life = StoreLife(schema, self._server.shown)
-        self._uncovered = Uncovered()
+        self._uncovered = Uncovered()  # messages with entries after their documents, as far as this store knows
         self._ended = ("", 0)  # at the last renewal: the lease, and the number of leases that had ended
         self._is_left = True  # a node may have left entries that no instance tracks
         self._left_out: dict[str, int] = {}  # channels whose entries could not be read, with the number of attempts
@@ -345,7 +345,7 @@ class PostgresStore:
         """Empty `channel` (`Store.delete_channel`)."""
         async with self._transaction(late=CommitUnknown) as writer:
             result = await writer.delete_channel(channel, expected, used_up, until_ms)
-        if isinstance(result, Head) and (expected.serial or used_up):
+        if isinstance(result, Head) and (expected.serial or used_up):  # else the channel had never been written
             self._uncovered.forget(channel)
         return result
 
