@@ -61,16 +61,16 @@ class Portal:
 
     def stop(self, close: Callable[[], Coroutine[Any, Any, None]], timeout_s: float) -> None:
         """Run `close` on the loop, then end the loop and its thread. Each step takes at most `timeout_s`."""
-        with self._lock:
-            loop, self.loop = self.loop, None
-        if loop is None or self._thread is None:
+        with self._lock:  # another call of `start` has a loop and a thread of its own
+            loop, thread, self.loop, self._thread = self.loop, self._thread, None, None
+        if loop is None or thread is None:
             return
         try:
             asyncio.run_coroutine_threadsafe(close(), loop).result(timeout_s)
             asyncio.run_coroutine_threadsafe(loop.shutdown_asyncgens(), loop).result(timeout_s)
         finally:
             loop.call_soon_threadsafe(loop.stop)
-            self._thread.join(timeout_s)
+            thread.join(timeout_s)
             loop.close()
 
 

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -52,6 +53,18 @@ def test_portal_runs_one_loop_and_starts_again_after_its_end(portal: Portal) -> 
     portal.stop(no_op, PATIENCE_S)
     assert (threads(), first.is_closed()) == ([], True)
     assert portal.start() is not first
+
+
+def test_end_of_a_portal_does_not_wait_for_the_thread_of_a_start_meanwhile(portal: Portal) -> None:
+    first = portal.start()
+
+    async def close() -> None:
+        await asyncio.to_thread(portal.start)  # a blocking call in another thread
+
+    began_s = time.monotonic()
+    portal.stop(close, PATIENCE_S / 4)
+    assert time.monotonic() - began_s < PATIENCE_S / 8
+    assert (first.is_closed(), threads()) == (True, ["test-portal"])
 
 
 def test_thread_of_the_loop_may_not_block_on_it(portal: Portal) -> None:

@@ -524,14 +524,17 @@ class SyncHub:
     async def release_loop(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Close the hub if `loop` is this object's loop, so that the hub can run on another loop. Called by the hub."""
         if loop is self._left:  # also while the portal still has it: the first call closes the hub
-            await asyncio.to_thread(self._has_left.wait, TIMEOUT_S)
-        elif loop is self._portal.loop:
+            return await asyncio.to_thread(self._has_left.wait, TIMEOUT_S)
+        if loop is self._portal.loop:
             self._left, self._has_left = loop, threading.Event()
-            try:
-                await asyncio.to_thread(self.close)
-            finally:
-                self._has_left.set()
+            await asyncio.to_thread(self._leave, self._has_left)
         return loop is self._left
+
+    def _leave(self, has_left: threading.Event) -> None:
+        try:
+            self.close()  # it goes on if the call that waits for it is cancelled
+        finally:
+            has_left.set()
 
     async def _open(self, channel: str, fields: dict[str, Any]) -> MessageWriter:
         return await self._target.message(channel, **fields).open()

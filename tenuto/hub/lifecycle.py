@@ -459,6 +459,8 @@ class Lifecycle:
         self.node = self.clock.new_id()
         self.viewing.is_draining = self.viewing.has_drained = False
         self._runtime = None
+        if takes_over:
+            self._restarting = None  # it was of the loop that has ended
         self._run = Run(loop, partial(self._serve, takes_over=takes_over), known_patterns)
         return self._run
 
