@@ -419,6 +419,6 @@ function baseOf(url) {
   try {
     return new URL(url ?? "//", globalThis.location?.href).href.replace(/\/+$/, "")
   } catch {
-    throw refusal("invalid_request", `connect({ url }) needs a url, absolute outside of a page: "${url}"`)
+    throw refusal("invalid_request", `connect({ url }) needs a url, absolute outside of a page: ${url}`)
   }
 }

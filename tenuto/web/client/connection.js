@@ -45,7 +45,7 @@ const overHttp = (name, silence_ms) => ({
     const { signal } = stop
     const begin = () => signal.aborted || fallback?.[name](connection, token, stop)
     /** @param {Error} error */
-    const fail = ({ message }) => signal.aborted || connection.fail(0, refusal("unreachable", `transport ${name} was not loaded: ${message}. Reload the page`))
+    const fail = ({ message }) => signal.aborted || connection.fail(0, refusal("unreachable", `transport ${name} was not loaded: ${message}: reload the page`))
     if (fallback) begin()
     else loadFallback().then(begin, fail)
     return () => stop.abort()
@@ -187,7 +187,7 @@ export class Connection {
     const left_ms = this.#receivedAt + (this.isOpen ? this.#silence_ms : OPEN_MS) - this.client.now()
     if (left_ms > 0) this.#timer = setTimeout(() => this.#watch(), Math.min(left_ms, OPEN_MS))
     else {
-      this.#isSlow = this.#isLoading
+      this.#isSlow = this.isOpen && this.#isLoading
       this.isBuffered = true // True: some proxies hold back even the headers
       this.fail()
     }

@@ -14,7 +14,8 @@ export function dial(connection, token, stop) {
   channel.attaching()
 
   const read = async () => {
-    for (let wait_s = 0; ; wait_s = WAIT_S) {
+    // an event may end this connection: a gap, or a watcher that closed the channel
+    for (let wait_s = 0; !stop.signal.aborted; wait_s = WAIT_S) {
       const query = { since: channel.cursor, history: channel.limit, wait_s }
       const response = await request(client, "GET", channel.name, "poll", { query, token, signal: stop.signal })
       if (stop.signal.aborted) return
@@ -25,8 +26,6 @@ export function dial(connection, token, stop) {
         if (you) channel.attached(you)
         channel.receive(batch, text, connection)
       })
-      // an event may have ended this connection: a gap, or a watcher that closed the channel
-      if (stop.signal.aborted) return
     }
   }
 
