@@ -123,7 +123,7 @@ class Running:
         self.tries = tries
         self.message = message
         self.generation = generation
-        self.attempt = attempt_of(generation)
+        self.attempt = attempt_of(generation)  # its number in this round; `tries` leaves out those that do not count
         self._agent = agent
         self._backend = backend
         self._work: asyncio.Task[None] | None = None
@@ -132,7 +132,7 @@ class Running:
         self._is_lost = False
         self.came_too_late = False  # the handler was not begun
         self.unheard: tuple[str, ...] = ()  # `Turn.unheard` at the end
-        self._is_late = False
+        self._is_late = False  # True: the time of the attempt was over
         self._is_shutting_down = False
         self._failure: str | None = None  # public reason of the handler's failure
         self._ending = asyncio.get_running_loop().create_future()  # done when the handler must end

@@ -312,7 +312,7 @@ class RemoteWriter(Writer):
                 self._again.later(self._read_message)
             return
         if outgoing.seen(message, epoch):
-            logger.warning("message %r of %s lacks stored content; it is written again", self.id, self.channel)
+            logger.warning("message %r of %s may lack stored content, which is written again", self.id, self.channel)
         self._pump()
         self._changed.set()  # a waiting call must check again, since no content may be left to store
 

@@ -905,7 +905,7 @@ def _check_has_turn(
 ) -> None:
     """Raise Fenced unless attempt `generation` of `caller` has the turn of the target, or of the message it answers.
 
-    A caller without that turn gets NotFound for a command `key`, else Forbidden.
+    A caller without that turn gets NotFound for a command `key`, else Forbidden. `within`: another turn took it in.
     """
     message = state.message(target_id) if target_id is not None else None
     if message is not None and message.claim is None and message.reply_to is not None:

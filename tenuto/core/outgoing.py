@@ -314,7 +314,7 @@ class Outgoing:
             owner = known.owner  # a replaced part stays with its attempt
         if position < len(self.left):
             self.left[position] = part  # so its text is not taken for added content
-        if position >= count - 1:  # all parts after it are reserved, so it is the last part that exists
+        if position >= count - 1:  # only the last part may be reserved: it opens before it is replaced or followed
             self._open_reserved()
         self._gather()
         self._halves.pop(position, None)

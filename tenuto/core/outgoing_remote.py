@@ -133,7 +133,7 @@ class RemoteOutgoing(Outgoing):
         self.trouble = None
 
     def seen(self, stored: Message, epoch: str) -> bool:
-        """Continue from the message as the server has it. Return whether content was missing and will be sent again."""
+        """Go on from the message as the server has it, and send what it lacks. Return False if it was not compared."""
         if epoch == self.epoch and not self.is_lost:
             self.trouble = None
             return False

@@ -725,7 +725,7 @@ def _question_part(part: Json) -> Json:
         case {"type": "data", "name": name}:
             return {"type": f"data-{name}", "data": part.get("data")}
         case {"type": "file"}:
-            return {"mediaType": "application/octet-stream", **part}
+            return {**part, "mediaType": part.get("mediaType") or part.get("media_type") or "application/octet-stream"}
     return part
 
 

@@ -650,7 +650,7 @@ def _input_of(item: Json) -> str:
 
 
 def _end_of(response: Json) -> tuple[Json | None, str]:
-    """Return the error and the text of the end of a chat completion."""
+    """Return the error that ends a chat completion, None without one, and the whole text."""
     output = response["output"]
     asks = any(one["type"] == "mcp_approval_request" for one in output)
     error = response["error"] or (_CANCELLED if response["status"] == "cancelled" else _APPROVAL if asks else None)

@@ -243,7 +243,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
                 connection.count_as_idle()
 
     def verifier_began(self, limit: asyncio.Timeout) -> None:
-        """Count the connection while a verifier runs, if its peer is unknown (`transports.origin`)."""
+        """Count the connection while a verifier runs, until `limit`, if its peer is unknown (`transports.origin`)."""
         connection = self._connection
         if connection is not None and not self._is_known:
             connection.verification = limit

@@ -306,7 +306,7 @@ class Engine:
         # Deleted channels whose documents are still to be removed.
         self._deleted = [number for (number,) in db.execute("SELECT id FROM channels WHERE name IS NULL")]
         self._is_wipe_due = True  # True: text may have been deleted just before the last process ended
-        self._is_wiping = False
+        self._is_wiping = False  # True: deleted text may still be in rows of the log, or in the WAL
         self._space = Space(self._file, self._documents)
         self._space.measure(self._log)
 
