@@ -6,7 +6,7 @@ Layer: tests. The store is the one in memory, declared as shared, and time is vi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -210,13 +210,23 @@ async def test_flood_of_signals_waits_in_bounded_memory() -> None:
         assert store.notified - before == WAITING_NOTICES
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda hub, data: enter(hub, "ann", data),
+        lambda hub, data: hub.runtime.scheduler.set_state("c", "ann", data),
+    ],
+    ids=["person", "agent"],
+)
 @virtually
-async def test_a_member_sets_its_data_again_after_those_of_another_node() -> None:
+async def test_a_member_sets_its_data_again_after_those_of_another_node(
+    change: Callable[[HubCore, dict[str, Any]], None],
+) -> None:
     async with pair(Notifying()) as (here, there, _):
         for hub in (here, there):
             enter(hub, "ann", {"state": "listens"})
         await asyncio.sleep(SOON_S)
         for hub, state in ((here, "writes"), (there, "writes"), (there, "listens"), (here, "writes")):
-            hub.runtime.scheduler.set_state("c", "ann", {"state": state})
+            change(hub, {"state": state})
             await asyncio.sleep(SOON_S)
         assert [one.data for hub in (here, there) for one in await members(hub)] == [{"state": "writes"}] * 2

@@ -84,6 +84,10 @@ class _Member(Struct):
         newest = max(found, key=lambda one: (one.version, encode_json(one.data)))
         return newest.data, sum(one.connections for one in found)
 
+    def has(self, data: dict[str, Json]) -> bool:
+        """Return whether `data` are those of this node, and people see them: another node may have set newer ones."""
+        return data == self.data == self.shown()[0]
+
     def at(self, nodes: Container[str]) -> int:
         """Return the number of connections at `nodes`, which are other nodes."""
         return sum(one.connections for node, one in (self.elsewhere or {}).items() if node in nodes)
@@ -182,7 +186,7 @@ class PresenceState:
             )
         here.connections[connection] = None
         here.is_here = True
-        is_changed = data is not None and here.data != data
+        is_changed = data is not None and not here.has(data)
         if is_new or is_changed:
             now_ms = self.own_changed()
             if data is not None and is_changed:
@@ -227,7 +231,7 @@ class PresenceState:
     def update(self, member_id: str, data: dict[str, Json]) -> None:
         """Set the data of a member if it is present."""
         here = self._members.get(member_id)
-        if here is not None and here.is_here and (data != here.data or data != here.shown()[0]):
+        if here is not None and here.is_here and not here.has(data):
             here.change(data, self.own_changed())
             self._note(member_id, here.kind)
 
