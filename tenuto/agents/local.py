@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from tenuto.agents.backend import Sent, Watch, find, patiently
@@ -32,6 +33,15 @@ if TYPE_CHECKING:
 HAND_OVER_S = 2.0  # time that a draining process waits until its store has the hand-over of a turn
 
 
+@dataclass(eq=False)
+class _Begun:
+    """A turn that the agent has, and its attempt once the message has been read."""
+
+    turn: AssignedTurn
+    running: Running | None = None
+    is_over: bool = False  # True: the turn ended elsewhere
+
+
 class LocalAgent:
     """A worker that runs an agent's handler in this process."""
 
@@ -46,65 +56,61 @@ class LocalAgent:
         self.free = slots
         self._hub = hub
         self._agent = agent
-        self._open: dict[tuple[str, str], AssignedTurn] = {}  # turns that are not over, by channel and message
-        self._running: dict[str, dict[str, Running]] = {}  # by channels and messages
+        self._begun: dict[str, dict[str, _Begun]] = {}  # by channels and messages
 
     def start(self) -> None:
         """Take turns from now on, because the hub has started."""
         self.free = self.slots
-        self._open.clear()
-        self._running.clear()
+        self._begun.clear()
         self._hub.runtime.scheduler.register(self)
         self._hub.on_drain(self._leave)
 
     def _leave(self) -> None:
         """Hand over at once the turns that lose nothing by it; the others have `drain_s`."""
-        for turns in self._running.values():
-            for running in turns.values():
-                running.leave_at_rest()
+        for turns in self._begun.values():
+            for one in turns.values():
+                if one.running is not None:
+                    one.running.leave_at_rest()
 
     def begin(self, turn: AssignedTurn) -> None:
         """Begin the turn (`Worker.begin`)."""
-        self._open[turn.channel, turn.message_id] = turn
-        self._hub.runtime.tasks.start_job(self._run(turn, asyncio.get_running_loop().time()))
+        one = self._begun.setdefault(turn.channel, {})[turn.message_id] = _Begun(turn)
+        self._hub.runtime.tasks.start_job(self._run(one, asyncio.get_running_loop().time()))
 
     def ended(self, turn: AssignedTurn, state: str) -> None:
         """Stop the handler of a turn that ended elsewhere (`Worker.ended`)."""
-        key = (turn.channel, turn.message_id)
-        if key in self._open and self._open[key].generation == turn.generation:
-            del self._open[key]
-        running = self._running.get(turn.channel, {}).get(turn.message_id)
-        if running is not None and running.generation == turn.generation:
-            running.stop(is_lost=state == "lost")
+        one = self._begun.get(turn.channel, {}).get(turn.message_id)
+        if one is not None and one.turn.generation == turn.generation:
+            one.is_over = True
+            if one.running is not None:
+                one.running.stop(is_lost=state == "lost")
 
-    async def _run(self, turn: AssignedTurn, claimed_s: float) -> None:
+    async def _run(self, one: _Begun, claimed_s: float) -> None:
+        turn = one.turn
         backend = LocalBackend(self._hub, self.name, turn.generation, claimed_s)
-        running = None
-        key = (turn.channel, turn.message_id)
         try:
             message = await patiently(lambda: find(backend, turn.channel, turn.message_id))
-            if message is None or self._open.get(key) is not turn:  # it ended meanwhile
+            if message is None or one.is_over:
                 return
             running = Running(self._agent, backend, turn.channel, message, turn.generation, tries=turn.tries)
-            self._running.setdefault(turn.channel, {})[turn.message_id] = running
+            one.running = running
             state = await running.run()
             if state is not None:
                 await self._end(turn._replace(unheard=running.unheard), state)
         finally:
-            if is_open := self._open.get(key) is turn:
-                del self._open[key]
-            if self._hub.is_draining and (is_open if running is None else running.may_be_handed_over):
+            may_leave = not one.is_over if one.running is None else one.running.may_be_handed_over
+            if self._hub.is_draining and may_leave:
                 await self._hand_over(turn)
-            turns = self._running.get(turn.channel, {})
-            if turns.get(turn.message_id) is running:
-                turns.pop(turn.message_id, None)
+            turns = self._begun.get(turn.channel, {})
+            if turns.get(turn.message_id) is one:
+                del turns[turn.message_id]
             if not turns:
-                self._running.pop(turn.channel, None)
+                self._begun.pop(turn.channel, None)
             if not self._hub.is_draining and self._hub.is_running:
                 scheduler = self._hub.runtime.scheduler
                 if not turns:
                     scheduler.set_state(turn.channel, self.name, {"state": "listening"})
-                has_begun = running is None or not running.came_too_late
+                has_begun = one.running is None or not one.running.came_too_late
                 scheduler.left(self, turn, has_begun=has_begun)
                 scheduler.freed(self)
 
