@@ -70,10 +70,10 @@ def _report(name: str, blocked_s: float, now_s: float, logger: logging.Logger) -
 class Watchdog:
     """Cancels the operation in `with watchdog:` at its limit, and raises TimeoutError. Only one runs at a time."""
 
-    __slots__ = ("_cancelling", "_due_s", "_loop", "_task", "_timer", "is_late", "limit_s")
+    __slots__ = ("_cancelling", "_due_s", "_limit_s", "_loop", "_task", "_timer", "is_late")
 
     def __init__(self, limit_s: float) -> None:
-        self.limit_s = limit_s
+        self._limit_s = limit_s
         self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[Any] | None = None  # that of the operation; None between two
         self._cancelling = 0  # number of cancellations of the task that other code had requested before
@@ -86,9 +86,9 @@ class Watchdog:
         assert task is not None
         assert self._task is None
         self._task, self._cancelling, self.is_late = task, task.cancelling(), False
-        self._due_s = self._loop.time() + self.limit_s
+        self._due_s = self._loop.time() + self._limit_s
         if self._timer is None:
-            self._timer = self._loop.call_at(self._due_s, self._expire)
+            self._timer = self._loop.call_at(self.due_s(), self._expire)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -226,7 +226,6 @@ class _Silence(Watchdog):
             self._since_s = now_s
         # a keep-alive may have waited longer for the store: the event behind it is perhaps there, and has a moment
         self._until_s = max(self._since_s + self._stall_s, now_s + LEAST_S)
-        self.limit_s = min(self._until_s - now_s, LONGEST_TIMER_S)
         try:
             with self:
                 return await call
