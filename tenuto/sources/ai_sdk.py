@@ -117,7 +117,8 @@ class AISDKSource(Source):
         chunk, is_whole = None, False
         if line.endswith(("}", "[DONE]")):
             with suppress(UpstreamError):  # the line goes on
-                chunk, is_whole = chunk_of(line), True
+                chunk = chunk_of(line)
+                is_whole = chunk is not None or line.endswith("[DONE]")
         # a comment, or a field other than `data`, is a complete line without a chunk
         is_other = "\n" not in piece and not "data:".startswith(line[:5])
         if is_whole or is_other:
