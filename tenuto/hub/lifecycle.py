@@ -41,7 +41,7 @@ from tenuto.hub.clock import Clock
 from tenuto.hub.hooks import Hook, register
 from tenuto.hub.keep.exports import undo_imports
 from tenuto.hub.keep.policies import Capacity
-from tenuto.hub.nodes import TERM_MS, IsMine
+from tenuto.hub.nodes import TERM_MS, IsMine, every_channel
 from tenuto.hub.pending import DocumentDue, Result
 from tenuto.hub.runtime import Runtime
 from tenuto.hub.tasks import logs_errors
@@ -601,7 +601,7 @@ class Lifecycle:
             await register(self.store, hook, {})  # before this node stores entries
         if self.store.is_exclusive:
             await undo_imports(self.store)
-            await recover(lambda _: True)  # each channel
+            await recover(every_channel)
         for callback in self._start_callbacks:
             callback()
         for hook in self._hooks.values():

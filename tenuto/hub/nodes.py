@@ -125,6 +125,11 @@ IsMine = Callable[[str], bool]  # returns whether this node recovers a channel
 Recover = Callable[[IsMine], Awaitable[None]]  # recovers the messages of all nodes that are gone in those channels
 
 
+def every_channel(channel: str) -> bool:
+    """Return True: this node recovers each channel."""
+    return True
+
+
 def responsible_node(channel: str, nodes: Iterable[str]) -> str:
     """Return the node that recovers `channel` first: all nodes with the same view name the same one."""
     return max(nodes, key=lambda node: hashlib.blake2b(f"{channel}\n{node}".encode(), digest_size=8).digest())
@@ -265,7 +270,7 @@ class NodeLease:
         """Recover the messages that ended nodes have left. If this fails, it is due again soon."""
         self._is_recovering, is_for_all = True, self._now_s() >= self._all_due_s
         try:
-            is_mine = (lambda _: True) if is_for_all else partial(self._is_mine, await self._draining())
+            is_mine = every_channel if is_for_all else partial(self._is_mine, await self._draining())
             await self.renew()  # this process may have been suspended since the last renewal
             if not self.is_recovery_due:
                 return

@@ -676,20 +676,23 @@ def result_of(part: Json, release: Release) -> Json:
     return {"type": "tool-output-available", **known, "output": output}
 
 
+def _media_type(part: Json, default: str = "application/octet-stream") -> str:
+    return str(part.get("mediaType") or part.get("media_type") or default)
+
+
 def ui_part(id: str, part: Json) -> Json | None:
     """Return a source, file or data part, which is the same as a chunk and in a message; None for other parts."""
-    media_type = part.get("mediaType") or part.get("media_type")
     match part:
         case {"type": "data", "name": str(name)}:
             return {"type": f"data-{name}", "id": id, "data": part.get("data")}
         case {"type": "file", "url": str(url)}:
-            return {"type": "file", "url": url, "mediaType": str(media_type or "application/octet-stream")}
+            return {"type": "file", "url": url, "mediaType": _media_type(part)}
         case {"type": "source", "url": str(url)}:
             title = {"title": part["title"]} if isinstance(part.get("title"), str) else {}
             return {"type": "source-url", "sourceId": id, "url": url, **title}
         case {"type": "source"}:
             name = str(part.get("title") or part.get("filename") or "source")
-            media = {"mediaType": str(media_type or "text/plain")}
+            media = {"mediaType": _media_type(part, "text/plain")}
             return {"type": "source-document", "sourceId": id, **media, "title": name}
     return None
 
@@ -725,7 +728,7 @@ def _question_part(part: Json) -> Json:
         case {"type": "data", "name": name}:
             return {"type": f"data-{name}", "data": part.get("data")}
         case {"type": "file"}:
-            return {**part, "mediaType": part.get("mediaType") or part.get("media_type") or "application/octet-stream"}
+            return {**part, "mediaType": _media_type(part)}
     return part
 
 

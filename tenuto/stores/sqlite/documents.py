@@ -142,12 +142,10 @@ class Documents:
             write = self._replace if last <= known else self._put
             write(document, key, last, _encode_segments(document.segments))
         # SQLite writes the indexes of all columns that are set, also those of equal values
-        values = {"version": document.version, "size_bytes": document.size_bytes}
-        if not is_marked_so:
-            values |= {"open": document.is_open, "deleted": document.is_deleted}
-        values["crc"] = _sum_of(channel, document, last)
-        columns = ", ".join(f"{name} = ?" for name in values)
-        self._db.execute(f"UPDATE documents SET {columns} WHERE id = ?", (*values.values(), key))
+        marks = () if is_marked_so else (document.is_open, document.is_deleted)
+        columns = "version = ?, size_bytes = ?, crc = ?" + (", open = ?, deleted = ?" if marks else "")
+        values = (document.version, document.size_bytes, _sum_of(channel, document, last), *marks, key)
+        self._db.execute(f"UPDATE documents SET {columns} WHERE id = ?", values)
         self.row_bytes += 6 * INTEGER_BYTES
         if document.is_deleted:
             self._drop_data_about(channel, document.id)
