@@ -21,12 +21,12 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 52_791,
-    "lines of its kernel": 31_829,
+    "lines of tenuto/": 52_807,
+    "lines of its kernel": 31_842,
     "modules of tenuto/": 151,
     "files in a folder of tenuto/": 20,
-    "lines of interop/": 3_981,
-    "lines of tests/": 60_569,
+    "lines of interop/": 3_984,
+    "lines of tests/": 60_579,
     "lines of proof/ and bench/": 19_996,
     "words of docs without decisions": 50_000,
     "words of decisions": 11_980,
