@@ -409,29 +409,32 @@ async def continue_after(hub: Lifecycle, channel: str, known: MessageState, call
         # Unless it was refused, the takeover may be stored. No writer would then continue the message, so the server
         # interrupts it later.
         if not isinstance(error, TenutoError) or error.retry:
-            interrupt_abandoned(hub, channel, message_id, generation)
+            interrupt_abandoned(hub, channel, message_id, generation, takeover=request.request)
         raise
     writer = MessageWriter(hub, channel, message_id, create=None, author=caller.id)
     writer.take_up(stored, generation)
     return writer
 
 
-def interrupt_abandoned(hub: Lifecycle, channel: str, message_id: str, generation: int) -> None:
+def interrupt_abandoned(
+    hub: Lifecycle, channel: str, message_id: str, generation: int, *, takeover: str | None = None
+) -> None:
     """Interrupt the message, which has no writer here any more, after a while, unless it has an end by then.
 
-    The channel in memory need not have the takeover with this generation yet.
+    The channel in memory need not have the takeover with this generation yet. With `takeover`, its request id, a later
+    takeover that has got the same generation, because this one was not stored, keeps the message.
     """
     if not hub.is_running or hub.viewing.is_draining:  # the next start recovers the message
         return
     runtime = hub.runtime
     live = runtime.channels.get(channel)
     known = live.state.messages.get(message_id) if live is not None else None
-    if known is None or known.generation < generation or _is_abandoned(runtime, known, channel, generation):
+    if known is None or known.generation < generation or _is_abandoned(runtime, known, channel, generation, takeover):
         with contextlib.suppress(RuntimeError):  # RuntimeError: the hub is ending
-            runtime.tasks.start_background(_interrupt(hub, channel, message_id, generation))
+            runtime.tasks.start_background(_interrupt(hub, channel, message_id, generation, takeover))
 
 
-async def _interrupt(hub: Lifecycle, channel: str, message_id: str, generation: int) -> None:
+async def _interrupt(hub: Lifecycle, channel: str, message_id: str, generation: int, takeover: str | None) -> None:
     """Retry until the abandoned message is stored as interrupted; no other component will finish it.
 
     Its create or takeover may still wait at the committer, because the caller was cancelled: `settled` waits for it.
@@ -442,7 +445,7 @@ async def _interrupt(hub: Lifecycle, channel: str, message_id: str, generation: 
         try:
             runtime = hub.runtime
             known = await runtime.settled(channel, message_id)
-            if _is_abandoned(runtime, known, channel, generation):
+            if _is_abandoned(runtime, known, channel, generation, takeover):
                 await runtime.ask(channel, message_id, end, SERVER)
             return
         except TenutoError as error:
@@ -454,8 +457,11 @@ async def _interrupt(hub: Lifecycle, channel: str, message_id: str, generation: 
             )
 
 
-def _is_abandoned(runtime: Runtime, message: MessageState, channel: str, generation: int) -> bool:
+def _is_abandoned(runtime: Runtime, message: MessageState, channel: str, generation: int, takeover: str | None) -> bool:
     """Return whether the message still streams although its writer in this process has gone."""
+    by = [request for request, serial, _ in message.requests if serial == message.taken_over]  # empty: forgotten
+    if takeover is not None and by not in ([], [takeover]):
+        return False
     is_ours = message.writer is not None and message.writer.node == runtime.node
     is_written = (channel, message.id) in runtime.writers
     return message.is_streaming and is_ours and message.generation == generation and not is_written

@@ -176,6 +176,22 @@ async def test_message_whose_writer_was_cancelled_before_it_was_stored_is_interr
     assert (await hub.read("c", "m"))[0].status == "interrupted"
 
 
+@virtually
+async def test_takeover_that_failed_does_not_interrupt_the_message_that_a_repeat_took_over() -> None:
+    store = ScriptedStore()
+    hub = new_hub(store)
+    await hub.ask("c", "m", CreateMessage(status="streaming"), SERVER)
+    await hub.ask("c", "m", FinishMessage(status="interrupted"), SERVER)
+    store.script = ["no"]
+    with pytest.raises(StoreUnavailable):
+        await hub.take_over("c", "m")
+    writer = await hub.take_over("c", "m")
+    await asyncio.sleep(3 * ABANDONED_S)
+    async with writer as message:
+        await message.append("more")
+    assert await texts(hub, "m") == ["more"]
+
+
 # Races that the simulator found
 
 
