@@ -247,7 +247,7 @@ class SimStore:
         """Renew the lease of a node now."""
         renewal = _now(self.memory.hold(node, term_ms, values))
         self._node_of[who] = node
-        self.nodes.hold(node, term_ms)
+        self.nodes.hold(node, term_ms if renewal.lease else 0)  # a late renewal begins no lease anew
         return renewal
 
     def restart(self) -> None:
