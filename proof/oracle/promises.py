@@ -616,8 +616,11 @@ class Promises:
         self._begin_turn(place, op)
 
     def _has_lost_host(self, place: Place, held: Held) -> bool:
-        """Return whether the attempt that has taken the message in is lost, so that the message waits again."""
-        return held.host is not None and self._turn((place[0], held.host[0]), held.host[1]) is None
+        """Return whether the attempt that has taken the message in is lost or given back: the message waits again."""
+        if held.host is None:
+            return False
+        host = self._turn((place[0], held.host[0]), held.host[1])
+        return host is None or not host.is_given
 
     def _check_held(self, host: Place) -> None:
         """Check, behind the entry that ends a turn, that no message is held by it any more. Raises Violation."""
