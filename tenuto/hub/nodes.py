@@ -50,6 +50,7 @@ from tenuto.stores.base import Bus, Head, Hold, Notice, Notices, Renewal, Shared
 logger = logging.getLogger("tenuto.hub")
 
 BATCH_BYTES = 256 * 1024  # a batch of holds about members ends with the one that reaches this size
+LATE_S = 60.0  # a store carries out a renewal that failed within this time, or not at all (`SharedStore.hold`)
 
 
 class NodeHolds:
@@ -63,6 +64,8 @@ class NodeHolds:
         self._small: dict[str, bytes] = {}  # the small holds that the store surely has
         self._members: dict[str, bytes] = {}  # the holds about members that the node should have
         self._stale: dict[str, None] = {}  # names of those whose current value the store lacks, in order
+        self._doubtful: dict[str, None] = {}  # names in renewals that failed, and that the store may carry out later
+        self._again_s = float("inf")  # when those are put again, with all small holds
 
     @property
     def is_behind(self) -> bool:
@@ -76,8 +79,12 @@ class NodeHolds:
             self._members[name] = value
         self._stale[name] = None
 
-    def due(self) -> dict[str, Hold | None]:
+    def due(self, now_s: float) -> dict[str, Hold | None]:
         """Return the holds of the next renewal: the small ones that have changed, and a batch about members."""
+        if now_s >= self._again_s:
+            self._small.clear()
+            self._stale |= self._doubtful
+            self._doubtful, self._again_s = {}, float("inf")
         small = {name: value for source in self.sources for name, value in source().items()}
         batch: dict[str, Hold | None] = {}
         size = 0
@@ -93,6 +100,11 @@ class NodeHolds:
         for name in changed:
             self._small.pop(name, None)
         return {**changed, **batch}
+
+    def note_failed(self, now_s: float) -> None:
+        """Note that the last renewal failed: the store may carry it out later, and so bring back earlier values."""
+        self._doubtful |= self._stale
+        self._again_s = now_s + LATE_S
 
     def note_put(self, values: Mapping[str, Hold | None]) -> None:
         """Note that the store has `values`, which `due` has returned."""
@@ -309,8 +321,12 @@ class NodeLease:
     async def _send(self) -> bool:
         """Renew the lease, and put the holds that are due. Return whether the store may have lost the others."""
         sent_s = self._now_s()
-        values = self.holds.due()
-        renewal = await self._store.hold(self.node, TERM_MS, values)
+        values = self.holds.due(sent_s)
+        try:
+            renewal = await self._store.hold(self.node, TERM_MS, values)
+        except BaseException:
+            self.holds.note_failed(sent_s)
+            raise
         if self._clock is not None:
             self._clock.measure(renewal.now_ms, sent_s, self._now_s)
         self.holds.note_put(values)

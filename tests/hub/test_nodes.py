@@ -14,7 +14,7 @@ from proof.simulation.clock import SimClock
 from proof.simulation.store import SharedMemoryStore
 from tenuto.core.errors import StoreUnavailable
 from tenuto.hub.clock import Clock, StoreClock
-from tenuto.hub.nodes import BATCH_BYTES, NodeLease
+from tenuto.hub.nodes import BATCH_BYTES, LATE_S, TERM_MS, NodeLease
 from tenuto.hub.people.presence import HOLD_BYTES
 from tenuto.stores.base import Hold, Renewal
 from tests.hub.hubs import new_hub
@@ -65,6 +65,23 @@ async def test_lease_returns_before_many_holds_are_put_again_and_the_hold_about_
     await here.put()
     assert list(await store.holds("members/")) == names[1:]
     assert (await store.holds("here/"))["here/a"][1].value == b"1"
+
+
+async def test_renewal_that_failed_and_is_carried_out_later_brings_earlier_holds_back_for_a_minute_at_most() -> None:
+    store, now_s, turns = FailingStore(now_ms=lambda: 0), 0.0, b"busy"
+    here = NodeLease(store, "a", lambda: now_s)
+    here.holds.sources = [lambda: {"turns/a": turns}]
+    here.holds.show("members/1/a", b"x")
+    store.limit_bytes = -1
+    with pytest.raises(StoreUnavailable):
+        await here.renew()
+    store.limit_bytes, turns = 1 << 30, b"idle"
+    here.holds.show("members/1/a", None)
+    await here.put()
+    await store.hold("a", TERM_MS, {"turns/a": Hold(b"busy"), "members/1/a": Hold(b"x")})
+    now_s = LATE_S
+    await here.put()
+    assert await store.holds("") == {"turns/a": ("a", Hold(b"idle"))}
 
 
 @virtually
