@@ -163,6 +163,7 @@ class Hub(HubCore):
             return Opened(message_id, None)
 
         async def begin(message_id: str, scope: Scope) -> Opened:
+            """Begin the answer `message_id`, or join it if an earlier request has begun it."""
             async with self._openings.setdefault(channel, asyncio.Lock()):
                 await self.start()
                 try:
@@ -174,23 +175,18 @@ class Hub(HubCore):
                     raise
                 answering: Answering | None = None
                 try:
-                    answering = await begin_counted(message_id, scope)
+                    prompt_id = await ask(message_id, scope)
+                    writer = self.message(channel, id=message_id, author=author, meta=meta, reply_to=prompt_id)
+                    try:
+                        await writer.open()
+                        answering = Answering(self, writer, source, source_kind, text_field, prompt_id, cancel_after_s)
+                        answering.start()
+                    except IdConflict:
+                        await _check_own_answer(self, channel, message_id, author=author, reply_to=prompt_id)
                 finally:
                     if answering is None:  # it failed, or the answer was counted when it began
                         asked.give_back()
                 return Opened(message_id, answering)
-
-        async def begin_counted(message_id: str, scope: Scope) -> Answering | None:
-            prompt_id = await ask(message_id, scope)
-            writer = self.message(channel, id=message_id, author=author, meta=meta, reply_to=prompt_id)
-            try:
-                await writer.open()
-            except IdConflict:
-                await _check_own_answer(self, channel, message_id, author=author, reply_to=prompt_id)
-                return None
-            answering = Answering(self, writer, source, source_kind, text_field, prompt_id, cancel_after_s)
-            answering.start()
-            return answering
 
         async def open_answer(since: Cursor | None, scope: Scope) -> Opened | None:
             """Begin the answer, or join the one that the reader with the cursor `since` was reading.
@@ -234,11 +230,10 @@ class Hub(HubCore):
         The verifier identifies the caller, by the rules about origins, cookies and rates. With `channel`, the caller
         needs all `capabilities` on it. Raises Unauthenticated, Forbidden, NoVerifier, InvalidName, TooMany, Draining.
         """
-        if self.questions is None:
-            return await authorize(self._asgi, dict(scope), channel, capabilities)
-        visit = visit_in(scope)  # now, so that the copy of the scope shares it
+        visit = visit_in(scope) if self.questions is not None else None  # now, so that the copy of the scope shares it
         access = await authorize(self._asgi, dict(scope), channel, capabilities)
-        visit.enter_route(peer_of(dict(scope)), refusal_of_get(self, dict(scope)))
+        if visit is not None:
+            visit.enter_route(peer_of(dict(scope)), refusal_of_get(self, dict(scope)))
         return access
 
     async def serve_socket(
