@@ -415,7 +415,8 @@ def _verifier(given: Mapping[str, Any]) -> Authenticate | None:
             raise LocalError("verifying tokens needs an audience: name it with --jwt-audience")
         from tenuto.hub.access.tokens import jwt_verifier  # imported here, because the import is slow
 
-        secrets = [_secret(path) for path in given["secret_files"]]
+        # without the line ends that editors add
+        secrets = [path.read_bytes().rstrip(b"\r\n") for path in given["secret_files"]]
         verifier = jwt_verifier(secret=secrets, jwks_url=jwks, audience=given["audiences"], issuer=issuers or None)
     elif has_names:
         raise LocalError("--jwt-audience and --jwt-issuer need --jwt-secret-file or --jwks")
@@ -424,14 +425,6 @@ def _verifier(given: Mapping[str, Any]) -> Authenticate | None:
 
         return visitors(verifier)
     return verifier
-
-
-def _secret(path: Path) -> bytes:
-    """Return the secret in a file, without the line end that editors add."""
-    try:
-        return path.read_bytes().rstrip(b"\r\n")
-    except OSError as error:
-        raise LocalError(f"--jwt-secret-file {path} cannot be read: {error.strerror}") from None
 
 
 def _warn_of_readable(secret_files: tuple[Path, ...]) -> None:
