@@ -105,13 +105,12 @@ class Feed:
         """Attach again after a pause."""
         if self._is_paused:
             self._is_paused = False
-            if self.link.is_live:
-                self._attach()
+            self._attach()
 
     def begin_anew(self) -> None:
         """Attach again after a delay, because events were lost. The consumer has cleared its cursor."""
         self._leave()
-        self._retry.later(self._attach_again)
+        self._retry.later(self._attach)
 
     # Calls of the link
 
@@ -141,18 +140,17 @@ class Feed:
         self._consumer.cursor = None
 
     def stopped(self, error: TenutoError) -> None:
-        self._retry.cancel()
         self._consumer.failed(error)
 
     # Internal
 
     def _attach(self) -> None:
-        self._retry.cancel()
+        """Attach on the present socket. Without one the request has no effect, and `opened` sends it."""
         self._is_attached, self._attach_request = False, (attach := object())
         self.link.begin(
             "attach",
             {"channel": self.channel, **self._fields, **given(since=self._consumer.cursor)},
-            lambda result: self._on_result(attach, result),  # not repeated by the link: `opened` sends it again
+            lambda result: self._on_result(attach, result),
         )
 
     def _on_result(self, attach: object, result: Outcome) -> None:
@@ -167,14 +165,10 @@ class Feed:
     def _refused(self, error: TenutoError) -> None:
         if error.retry or error.status >= 500:
             logger.info("channel %s cannot be attached now: %s", self.channel, error.code)
-            self._retry.later(self._attach_again)
+            self._retry.later(self._attach)
         else:
             self.close()
             self._consumer.failed(error)
-
-    def _attach_again(self) -> None:
-        if self.link.is_live and not self._is_paused:
-            self._attach()
 
     def _leave(self) -> None:
         self._retry.cancel()
@@ -209,25 +203,24 @@ class Subscription:
 
     async def batches(self) -> AsyncGenerator[Batch, None]:
         """Yield the events in batches, in the form that `core.view.View` accepts. Ephemeral batches have no cursor."""
-        inbox = _Inbox(self.cursor)
-        feed = inbox.feed = self._open_feed(inbox)
-        feed.open()
+        inbox = _Inbox(self.cursor, self._open_feed)
+        inbox.feed.open()
         try:
-            await feed.link.until_connected()
+            await inbox.feed.link.until_connected()
             while True:
                 batch = await inbox.next_batch()
                 yield batch
                 self.cursor = batch.cursor or self.cursor
         finally:
-            feed.close()
+            inbox.feed.close()
 
 
 class _Inbox:
     """Complete batches that the app has not read yet."""
 
-    def __init__(self, cursor: str | None) -> None:
+    def __init__(self, cursor: str | None, open_feed: OpenFeed) -> None:
         self.cursor = cursor
-        self.feed: Feed | None = None
+        self.feed = open_feed(self)
         self._batches: deque[tuple[Batch, int]] = deque()
         self._size = 0
         self._pieces: list[ServerEvent] = []  # pieces of an incomplete batch
@@ -240,8 +233,7 @@ class _Inbox:
         while not self._batches:
             if self._error is not None:
                 raise self._error
-            if self.feed is not None:
-                self.feed.go_on()
+            self.feed.go_on()
             self._woken.clear()
             await self._woken.wait()
         batch, size = self._batches.popleft()
@@ -273,7 +265,7 @@ class _Inbox:
         self._batches.append((batch, size))
         self._size += size
         self._woken.set()
-        if self._size > WAITING and self.feed is not None:
+        if self._size > WAITING:
             self.feed.pause()
 
 
@@ -298,9 +290,7 @@ class Change(Struct, frozen=True, kw_only=True):
 class ChannelView:
     """One channel, live. Use `async with`, or `close` it; its properties never wait."""
 
-    def __init__(
-        self, channel: str, *, open_feed: Callable[[EventConsumer], Feed], when_closed: Callable[[], None]
-    ) -> None:
+    def __init__(self, channel: str, *, open_feed: OpenFeed, when_closed: Callable[[], None]) -> None:
         self.channel = check_channel(channel)
         self.state: State = "connecting"
         self.error: TenutoError | None = None  # the error with which the view was closed
