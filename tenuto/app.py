@@ -41,11 +41,12 @@ from tenuto.hub.checks import check_authenticate
 from tenuto.hub.keep.control import open_control
 from tenuto.hub.turns.status import next_status, read_pending, read_turn
 from tenuto.response import Answering, Opened, StreamResponse, Style, check_source, check_style, find_newest
-from tenuto.routes import Access, RouteSocket, authorize, serve_socket
-from tenuto.transports.access import identify
-from tenuto.transports.app import App, check_asgi, check_path, mount, respond_to_refusals
+from tenuto.routes import Access, RouteSocket, authorize
+from tenuto.transports.access import Credentials, identify
+from tenuto.transports.app import App, check_asgi, check_path, mount, refuse_socket, respond_to_refusals
 from tenuto.transports.codec import peer_of, problem_headers
 from tenuto.transports.origin import check_peer, refusal_of_get, refusal_of_page
+from tenuto.transports.sender import abort_if_unread
 from tenuto.transports.streams import EndFrame
 
 Scope = MutableMapping[str, Any]
@@ -251,7 +252,20 @@ class Hub(HubCore):
         is no `auth` frame. A refused caller gets a problem response. The socket closes, and `handle` is cancelled, when
         the identity expires or the hub drains.
         """
-        await serve_socket(self._asgi, dict(scope), receive, send, handle, max_s=max_s)
+        scope = dict(scope)
+        await receive()  # the first ASGI message: websocket.connect
+        try:
+            access = await authorize(self._asgi, scope, None, ())
+            credentials = Credentials(self, scope, access.identity)
+            credentials.take_slot()
+        except TenutoError as error:
+            await refuse_socket(scope, error, receive, send)
+            return
+        try:
+            await RouteSocket(access, credentials, receive, send).run(handle, max_s=max_s)
+        finally:
+            credentials.leave()
+            abort_if_unread(receive, is_draining=self.viewing.is_over)
 
     async def turn(self, channel: str, message_id: str, *, after: TurnStatus | None = None) -> TurnStatus:
         """Return the turn of a user message: its state, its answers, and the agent's questions without a reply.

@@ -72,11 +72,10 @@ from tenuto.transports.access import (
     message_bytes,
     turn_bytes,
 )
-from tenuto.transports.app import refuse_socket
 from tenuto.transports.codec import DRAINED, EXPIRED, FRAME_TOO_LARGE, GUARDS, MISUSED, decode, for_peers, unexpected
 from tenuto.transports.http import ProblemForm, problem_response, read_body
 from tenuto.transports.origin import check_peer, refusal_of_get
-from tenuto.transports.sender import FAREWELL_S, SEND_TIMEOUT_S, abort_if_unread
+from tenuto.transports.sender import FAREWELL_S, SEND_TIMEOUT_S
 from tenuto.transports.sse import StreamApp
 from tenuto.transports.streams import TurnFormat, TurnStream
 from tenuto.transports.websocket import REFUSED_PAUSE_S
@@ -567,31 +566,6 @@ class RouteSocket:
             self._closing = code, reason
             if self._limit.when() is not None and not self._limit.expired():
                 self._limit.reschedule(asyncio.get_running_loop().time())
-
-
-async def serve_socket(
-    app: StreamApp,
-    scope: HubScope,
-    receive: Receive,
-    send: Send,
-    handle: Callable[[RouteSocket], Awaitable[None]],
-    *,
-    max_s: float,
-) -> None:
-    """Serve a socket of a route (`Hub.serve_socket`)."""
-    await receive()  # the first ASGI message: websocket.connect
-    try:
-        access = await authorize(app, scope, None, ())
-        credentials = Credentials(app.hub, scope, access.identity)
-        credentials.take_slot()
-    except TenutoError as error:
-        await refuse_socket(scope, error, receive, send)
-        return
-    try:
-        await RouteSocket(access, credentials, receive, send).run(handle, max_s=max_s)
-    finally:
-        credentials.leave()
-        abort_if_unread(receive, is_draining=app.hub.viewing.is_over)
 
 
 async def authorize(app: StreamApp, scope: HubScope, channel: str | None, capabilities: Iterable[str]) -> Access:
