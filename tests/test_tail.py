@@ -19,8 +19,9 @@ from starlette.routing import Mount
 
 from proof.chaos.processes import free_port
 from tenuto.cli import tail as command
-from tenuto.cli.tail import Refused, follow
+from tenuto.cli.tail import follow
 from tenuto.client import Client
+from tenuto.core.errors import TenutoError
 from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
 
 NO_CONNECTION = (
@@ -113,7 +114,7 @@ async def test_tail_ends_when_the_server_refuses() -> None:
         return None
 
     async with serving(new_hub(authenticate=accepts_none)) as served:
-        with pytest.raises(Refused, match=r"^unauthenticated: "):
+        with pytest.raises(TenutoError, match=r"^unauthenticated: "):
             await asyncio.wait_for(tail(served, Screen(), io.StringIO()), PATIENCE_S)
 
 
@@ -122,7 +123,7 @@ async def test_tail_ends_within_its_time_at_a_wrong_port(monkeypatch: pytest.Mon
     with socket.create_server(("127.0.0.1", 0)) as silent:  # it accepts connections and sends nothing
         for port in (free_port(), silent.getsockname()[1]):
             running = tail(f"http://127.0.0.1:{port}", Screen(), io.StringIO())
-            with pytest.raises(Refused, match=NO_CONNECTION.format(port=port)):
+            with pytest.raises(TenutoError, match=NO_CONNECTION.format(port=port)):
                 await asyncio.wait_for(running, PATIENCE_S)
 
 
@@ -132,7 +133,7 @@ async def test_tail_names_a_wrong_path(monkeypatch: pytest.MonkeyPatch) -> None:
     async with serving(hub, Starlette(routes=[Mount("/tenuto", hub)])) as served:
         for path, status in (("/other", 403), ("/tenuto/v2", 404)):
             url = f"http://{served.host}:{served.port}{path}"
-            with pytest.raises(Refused) as raised:
+            with pytest.raises(TenutoError) as raised:
                 await asyncio.wait_for(tail(url, Screen(), io.StringIO()), PATIENCE_S)
             assert raised.value.detail.startswith(f"not_tenuto: {url} responded {status} to a WebSocket, unlike")
 

@@ -25,10 +25,6 @@ _CONTROLS = dict.fromkeys([*range(0x20), 0x7F, *range(0x80, 0xA0)], "\N{REPLACEM
 _TEXT = {code: shown for code, shown in _CONTROLS.items() if chr(code) not in "\n\t"}
 
 
-class Refused(TenutoError):
-    """The server refused the request, and would refuse it again."""
-
-
 class Printer:
     """Prints the difference of a view since the last call of `show`."""
 
@@ -80,7 +76,7 @@ class _Notices(logging.Handler):
 
 
 def follow(url: str, channel: str, *, since: str | None, history: int, out: TextIO, notices: TextIO) -> None:
-    """Print `channel` to `out` as it happens, until interrupted. Raises Refused, LocalError."""
+    """Print `channel` to `out` as it happens, until interrupted. Raises LocalError, and a refusal as TenutoError."""
     check_channel(channel)
     logger, handler = logging.getLogger("tenuto.client"), _Notices(url, notices)
     does_propagate, logger.propagate = logger.propagate, False
@@ -90,7 +86,7 @@ def follow(url: str, channel: str, *, since: str | None, history: int, out: Text
     except LocalError:
         raise
     except TenutoError as error:
-        raise Refused(f"{error.code}: {error.detail}".translate(_CONTROLS)) from None
+        raise TenutoError(f"{error.code}: {error.detail}".translate(_CONTROLS)) from None
     finally:
         logger.removeHandler(handler)
         logger.propagate = does_propagate
