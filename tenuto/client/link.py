@@ -62,45 +62,6 @@ class Pending(msgspec.Struct, eq=False):
     sent_at_s: float | None = None
 
 
-class PendingRequests:
-    """All requests without a response, the oldest first."""
-
-    def __init__(self) -> None:
-        self._by_ref: dict[int, Pending] = {}
-        self._bytes = 0
-        self._room = asyncio.Event()
-
-    def all(self) -> tuple[Pending, ...]:
-        """Return the requests, the oldest first."""
-        return tuple(self._by_ref.values())
-
-    def get(self, ref: object) -> Pending | None:
-        """Return the request with the reference `ref` of a frame, or None."""
-        return self._by_ref.get(ref) if isinstance(ref, int) else None
-
-    def add(self, one: Pending) -> None:
-        """Add a request."""
-        self._by_ref[one.ref] = one
-        self._bytes += len(one.text)
-
-    def forget(self, ref: int) -> None:
-        """Remove a request, if it has no response yet, and let calls that wait for room proceed."""
-        if (one := self._by_ref.pop(ref, None)) is not None:
-            self._bytes -= len(one.text)
-            self._room.set()
-
-    def settle(self, one: Pending, result: Outcome) -> None:
-        """Remove a request, and pass its response or error to its callback."""
-        self.forget(one.ref)
-        one.on_result(result)
-
-    async def until_room(self) -> None:
-        """Wait until one more request may be sent."""
-        while self._by_ref and (len(self._by_ref) >= PENDING_REQUESTS or self._bytes >= PENDING_BYTES):
-            self._room.clear()
-            await self._room.wait()
-
-
 TOKENS_TRIED = 3  # tokens in a row that the server may refuse before the client gives up
 RENEW_AT = 0.8  # share of a token's life after which the client renews it
 
@@ -158,7 +119,8 @@ class Link:
         self._access = access
         self._dial = dial
         self._listeners: dict[Listener, None] = {}
-        self._pending = PendingRequests()
+        self._pending: dict[int, Pending] = {}  # by reference, the oldest first
+        self._has_room = asyncio.Event()
         self._refs = 0
         self._out: deque[str] = deque()
         self._has_out = asyncio.Event()
@@ -181,15 +143,15 @@ class Link:
         patience_s = self.timing.request_s if timeout_s is None else timeout_s
         try:
             async with asyncio.timeout(patience_s):
-                await self._pending.until_room()
-                ref = self.begin(kind, fields, partial(_settle, response), is_repeatable=is_repeatable)
+                await self._until_room()
+                ref = self.begin(kind, fields, partial(_resolve, response), is_repeatable=is_repeatable)
                 if not response.done():  # else the request could not be sent
                     await self.until_connected()
                 return await response
         except TimeoutError:
             raise self.unreachable(f"request {kind!r} had no response within {patience_s:.0f} s") from None
         finally:
-            self._pending.forget(ref)
+            self._forget(ref)
 
     async def insist(self, kind: str, fields: dict[str, Any]) -> dict[str, Any]:
         """Send a request as `request` does, and repeat it while the server refuses it for now."""
@@ -223,10 +185,29 @@ class Link:
             on_result(self.error or self.unreachable(f"request {kind!r} was not sent"))
             return ref
         request = Pending(ref, text, on_result, is_repeatable)
-        self._pending.add(request)
+        self._pending[ref] = request
         if self.is_live:
             self._send(request)
         return ref
+
+    async def _until_room(self) -> None:
+        """Wait until one more request may be sent."""
+        while (
+            len(self._pending) >= PENDING_REQUESTS
+            or sum(len(one.text) for one in self._pending.values()) >= PENDING_BYTES
+        ):
+            self._has_room.clear()
+            await self._has_room.wait()
+
+    def _forget(self, ref: int) -> None:
+        """Remove a request, if it has no response yet, and let calls that wait for room proceed."""
+        if self._pending.pop(ref, None) is not None:
+            self._has_room.set()
+
+    def _settle(self, request: Pending, result: Outcome) -> None:
+        """Remove a request, and pass its response or error to its callback."""
+        self._forget(request.ref)
+        request.on_result(result)
 
     async def until_connected(self) -> None:
         """Wait for the first connection. Raises Unreachable after `connect_s`, not if stopped."""
@@ -368,7 +349,7 @@ class Link:
         loop = asyncio.get_running_loop()
         while True:
             due_s = self._received_at_s + self.timing.silence_s
-            oldest = next(iter(self._pending.all()), None)
+            oldest = next(iter(self._pending.values()), None)
             if oldest is not None and oldest.sent_at_s is not None:
                 due_s = min(due_s, oldest.sent_at_s + self.timing.response_s)
             left_s = due_s - loop.time()
@@ -397,7 +378,7 @@ class Link:
         self._bye = {}
         self._refused_tokens = 0
         self._out.clear()
-        pending = self._pending.all()  # without those that the listeners begin, which are sent at once
+        pending = tuple(self._pending.values())  # without those that the listeners begin, which are sent at once
         for one in tuple(self._listeners):
             # call this first: the server accepts the end of a turn only on a socket that has requested work
             one.opened()
@@ -406,18 +387,18 @@ class Link:
 
     def _lost(self) -> None:
         self.is_live = False
-        for request in self._pending.all():
+        for request in tuple(self._pending.values()):
             request.sent_at_s = None
             if not request.is_repeatable:
                 broken = f"the connection to {self._access.address} broke before the response arrived; send it again"
-                self._pending.settle(request, Unreachable(broken))
+                self._settle(request, Unreachable(broken))
         for one in tuple(self._listeners):
             one.broken()
 
     def _stop(self, error: TenutoError) -> None:
         self.error = error
-        for request in self._pending.all():
-            self._pending.settle(request, error)
+        for request in tuple(self._pending.values()):
+            self._settle(request, error)
         for one in tuple(self._listeners):
             self._notify_stopped(one, error)
         self._first.set()
@@ -459,10 +440,10 @@ class Link:
                 self.when_turn(frame)
 
     def _settle_ref(self, ref: Any, result: Outcome) -> None:
-        request = self._pending.get(ref)
+        request = self._pending.get(ref) if isinstance(ref, int) else None
         # one that a draining server has not carried out is sent again on the next socket
         if request is not None and not (isinstance(result, Draining) and request.is_repeatable):
-            self._pending.settle(request, result)
+            self._settle(request, result)
 
     def _ended(self, closed: Closed) -> _Broken:
         """Return whether and when to reconnect after this close code (`docs/protocol.md`, 7.5)."""
@@ -556,7 +537,7 @@ def encode(frame: dict[str, Any], limits: Limits) -> str:
     return data.decode()
 
 
-def _settle(future: asyncio.Future[dict[str, Any]], result: Outcome) -> None:
+def _resolve(future: asyncio.Future[dict[str, Any]], result: Outcome) -> None:
     if future.done():
         return
     if isinstance(result, TenutoError):
