@@ -30,22 +30,24 @@ class Printer:
 
     def __init__(self, write: Callable[[str], object]) -> None:
         self._write = write
-        self._printed: dict[str, str] = {}
-        self._status: dict[str, str] = {}
+        self._shown: dict[str, Message] = {}  # each as it was printed last, by id
         self._current: str | None = None
 
     def show(self, messages: Iterable[Message]) -> None:
         """Print the text and the ends that are new in `messages`, which are in view."""
         for message in messages:
-            text, before = message.text, self._printed.get(message.id)
-            if before is None or not text.startswith(before):
+            text, before = message.text, self._shown.get(message.id)
+            printed = before.text if before is not None else ""
+            if before is None or not text.startswith(printed):
                 self._begin(message, "" if before is None else " (edited)")
-                before = ""
-            elif text != before and self._current != message.id:
+                printed = ""
+            elif text != printed and self._current != message.id:
                 self._begin(message, " (goes on)")
-            self._write(text[len(before) :].translate(_TEXT))
-            self._printed[message.id] = text
-            self._end(message)
+            self._write(text[len(printed) :].translate(_TEXT))
+            if before is not None and before.status == "streaming" and message.status not in ("streaming", "complete"):
+                reason = f": {message.reason.translate(_CONTROLS)}" if message.reason else ""
+                self._write(f"\n[{message.status}{reason}]")
+            self._shown[message.id] = message
 
     def _begin(self, message: Message, note: str) -> None:
         if self._current is not None:
@@ -53,13 +55,6 @@ class Printer:
         author = message.role if message.author is None else f"{message.role} {message.author}"
         self._write(f"── {author.translate(_CONTROLS)}{note}\n")
         self._current = message.id
-
-    def _end(self, message: Message) -> None:
-        before = self._status.get(message.id)
-        self._status[message.id] = message.status
-        if before == "streaming" and message.status not in ("streaming", "complete"):
-            reason = f": {message.reason.translate(_CONTROLS)}" if message.reason else ""
-            self._write(f"\n[{message.status}{reason}]")
 
 
 class _Notices(logging.Handler):
