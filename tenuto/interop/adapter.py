@@ -90,7 +90,7 @@ def check_template(channel: str, chat: str = "chat") -> str:
 
 
 def json_response(value: object) -> Response:
-    """Return a response that nobody keeps."""
+    """Return a response that no cache keeps."""
     return JSONResponse(value, headers={"cache-control": "no-store"})
 
 

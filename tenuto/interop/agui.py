@@ -120,9 +120,8 @@ def _folded(events: Iterable[Json]) -> list[Json]:
                 owner.setdefault("toolCalls", []).append({"id": id, "type": "function", "function": call})
             case {"type": "TOOL_CALL_ARGS", "delta": text}:  # of the call that began last
                 call["arguments"] += text
-            case {"type": "TOOL_CALL_RESULT", "messageId": id}:
-                names = ("toolCallId", "role", "content", "metadata")
-                messages[id] = {"id": id, **{name: event[name] for name in names if name in event}}
+            case {"type": "TOOL_CALL_RESULT", "messageId": id, **result}:
+                messages[id] = {"id": id, **result}
     return list(messages.values())
 
 
@@ -134,7 +133,7 @@ def ui_messages_of(turns: Iterable[TurnStatus]) -> list[Json]:
     messages: list[Json] = []
     calls: dict[str, tuple[list[Json], Json]] = {}  # for each call the parts of its message, and its own part
     for turn in turns:
-        awaits_text = False
+        awaits_text = False  # the last message has no text yet, whose id it gets
         for one in messages_of([turn]):
             role, content = one["role"], one.get("content", "")
             if role == "tool":
@@ -208,6 +207,7 @@ class AGUI(ChatRoutes):
         filled = {name: value for name, value in body.items() if name not in ("state", "context") or value}
         options = options_in({**(forwarded if isinstance(forwarded, dict) else {}), **filled}, is_strict=False)
         question, has_results = stored_id(last["id"]), any(one["role"] == "tool" for one in later)
+        # checked before a message is stored; with results it is a position in the turn that these have begun
         after = None if has_results else _after(request, question)
         await _ask(access, channel, last, before, earlier, options)
         if has_results:
@@ -244,15 +244,16 @@ class AGUI(ChatRoutes):
         access, channel = await self._enter(request, thread, "subscribe", "history")
         after = _after(request, question or None)
         question = question or (after.question if after is not None else "")
-        for turn in [] if question else await access.conversation(channel, limit=NEWEST):  # the newest one comes last
-            question = turn.message.id if turn.message is not None else question
         if not question:
-            return Response(status_code=204)
+            asked = [one.message for one in await access.conversation(channel, limit=NEWEST) if one.message is not None]
+            if not asked:
+                return Response(status_code=204)
+            question = asked[-1].id
         stream = AGUIStream(thread, _run_id(thread, question), question, after)
         if "runId" in request.query_params:  # a page of TanStack AI; results of tools alone are no question to show
             with suppress(NotFound, Deleted):  # the stream reports these
-                asked = await access.turn(channel, question)
-                stream.shows_question = any(one["role"] == "user" for one in messages_of([asked]))
+                turn = await access.turn(channel, question)
+                stream.shows_question = any(one["role"] == "user" for one in messages_of([turn]))
         return _stream(access, channel, stream)
 
 
@@ -325,7 +326,9 @@ async def _add_results(
     stored = stored[next((at for at, (id, _) in enumerate(stored) if id == question), 0) :]
     by_call = {call: id for id, outputs in stored for call in outputs}
     by_id = {str(data.get("id", "")): id for id, outputs in stored for data in outputs.values()}
-    for name, known in (("id", by_id), ("toolCallId", by_call)):  # a later call may have the id of an earlier one
+    # What follows the last stored result is new: by its own id or, if another tab has sent it, by that of its call,
+    # which may also be an earlier call's.
+    for name, known in (("id", by_id), ("toolCallId", by_call)):
         for at in reversed(range(len(later))):
             is_own = later[at]["role"] == "tool" and not later[at]["id"].endswith(SERVER_RESULT)
             if is_own and (sent := str(later[at].get(name))) in known:
@@ -482,7 +485,7 @@ class AGUIStream(EventStream):
             self._result(part)
         for id in questions:
             self._custom("tenuto.question", id, {"id": id, **self._turn.question(id)})
-        if self._turn.is_over or self.ended or self._turn.is_gone():
+        if self._turn.is_over or self.ended or self._turn.is_gone:
             self._finish()
         return self._taken()
 

@@ -83,7 +83,7 @@ class AISDK(ChatRoutes):
         needs = ["command"] if last["role"] == "assistant" else ["publish", "command"] if is_again else ["publish"]
         access.check(channel, "subscribe", "history", *needs)
         if last["role"] == "assistant":
-            question, has_replied = await self._answer(access, channel, last)
+            question, has_replied = await self._reply(access, channel, last)
             return access.stream(channel, question, UIStream(question, self._release, last, is_late=not has_replied))
         options = options_in(body, is_strict=False)
         is_edit = body.get("messageId") is not None and not is_again  # else it names the answer
@@ -120,7 +120,7 @@ class AISDK(ChatRoutes):
         id = hashed(newest, json.dumps(content["parts"]))  # the same for a repeated request
         return (await access.create(channel, id=id, **content, parent=known.parent)).id
 
-    async def _answer(self, access: Access, channel: str, last: Json) -> tuple[str, bool]:
+    async def _reply(self, access: Access, channel: str, last: Json) -> tuple[str, bool]:
         """Reply to the agent's questions that the page's last message answers.
 
         Return the id of the message that its turn is about, and whether a question got a reply.
@@ -179,12 +179,13 @@ class AISDK(ChatRoutes):
         return max((one.updated_at for one in turn.answers), default=0) > (time.time() - JUST_ENDED_S) * 1_000
 
     async def _list(self, request: Request) -> Response:
-        """Return the chats that the caller may read, newest first. `or "-"`: `_channel_of` refuses an empty id."""
+        """Return the chats that the caller may read, newest first."""
         access = await self._hub.authorize(request.scope)
         before, _, after = self._channel.partition("{id}")
         chats = [
             {"id": id, "title": one.title, "updated": one.updated_ms, "running": one.is_running}
             for one in await access.conversations(before)
+            # "-": an empty id would be refused
             if self._channel_of(id := one.channel.removeprefix(before).removesuffix(after) or "-") == one.channel
         ]
         return json_response(chats)
@@ -290,7 +291,7 @@ class Release:
     browser_tools: frozenset[str] = frozenset()
 
 
-DEFAULT = Release()
+DEFAULT = Release()  # of `Hub.stream_response`
 
 
 class UIStream(EventStream):
@@ -337,7 +338,7 @@ class UIStream(EventStream):
     def receive(self, deltas: Sequence[TurnDelta]) -> list[Json]:
         """Return the chunks for `deltas`."""
         parts, questions = self._turn.receive_all(deltas)
-        for id in filter(None, [self._page.id, *(one.id for one in self._turn.answers[:1])]):
+        if id := self._page.id or next((one.id for one in self._turn.answers), ""):
             self._begin(id)
         self._take_back()
         if self._turn.is_rewritten:
@@ -348,7 +349,7 @@ class UIStream(EventStream):
         for id in questions if self.ended is None else ():
             self._question(id)
         self._ended_answers = [one for one in self._turn.answers if one.status != "streaming"]
-        if self._turn.is_gone():
+        if self._turn.is_gone:
             self.ended = self._turn.end()
         has_text, has_call = self._page.others() if self._is_first else (False, False)
         if has_text or (has_call and self._turn.attempts()):  # ALWAYS: an empty last step, so that no page replies
@@ -398,7 +399,7 @@ class UIStream(EventStream):
             self._is_step_empty = True
             self._put(type="reset-step")
 
-    def _content(self, part: Part | None = None, tool: PageCall | None = None) -> None:
+    def _enter_step(self, part: Part | None = None, tool: PageCall | None = None) -> None:
         """Begin a new step if one is due, before the chunk that makes or continues a part; `tool` is its call."""
         # a call that gets more input, or of which the page may be asked, must stay in the last step
         stages = {one.stage for one in self._calls_of_step() if one is not tool}
@@ -447,7 +448,7 @@ class UIStream(EventStream):
                 known = self._values.get(part) or self._page.known(chunk)
                 if known != chunk:
                     if not chunk["type"].startswith("data-") or known.get("type") != chunk["type"]:
-                        self._content(part)  # else the page changes the part where it is
+                        self._enter_step(part)  # else the page changes the part where it is
                     self._put(**chunk)
                 self._steps.setdefault(part, 0)
                 self._values[part] = chunk
@@ -459,7 +460,7 @@ class UIStream(EventStream):
         if not text:
             return
         if part not in self._open:
-            self._content(part)
+            self._enter_step(part)
             id = part.name
             while id in self._ended:  # the page takes no more text for it
                 id += ".more"
@@ -486,7 +487,7 @@ class UIStream(EventStream):
             tool = self._tools[part] = PageCall(value["call"], value["name"], is_own, shown, stage)
         is_new = tool.stage == 0
         if is_new:
-            self._content(part, tool)
+            self._enter_step(part, tool)
             tool.stage = STARTED
             self._put(type="tool-input-start", toolCallId=tool.call, toolName=tool.name, **self._executed(tool))
         self._grow_input(part, tool)
@@ -541,11 +542,12 @@ class UIStream(EventStream):
         question = self._turn.questions[id].command
         call, is_approval = call_of(question.data), question.name == "approve" and self._release.version >= 6
         part, tool = next((one for one in reversed(self._tools.items()) if one[1].call == call), (None, None))
-        if id in self._shown_questions or part is None or tool is None or not (is_approval or tool.is_own):
-            if id not in self._shown_questions:
+        is_shown = id in self._shown_questions
+        if is_shown or part is None or tool is None or not (is_approval or tool.is_own):
+            if not is_shown:
                 self._shown_questions.add(id)
                 self._begin(silent_id(self._message_id))
-                self._content()
+                self._enter_step()
             self._put(type="data-question", id=id, data=self._turn.question(id))
         elif id not in self._turn.open:
             tool.question = "" if tool.question == id else tool.question
@@ -585,8 +587,11 @@ class UIStream(EventStream):
         meta = self._turn.meta()
         status, reason = self.ended or self._turn.end()
         if status in ("complete", "cancelled"):
-            replied = [(part.value, tool) for part, tool in self._tools.items() if tool.has_reply]
-            has_all = all(has_result(one) or tool.has_approval(approval_of(one, DEFAULT)) for one, tool in replied)
+            has_all = all(
+                has_result(part.value) or tool.has_approval(approval_of(part.value, self._release))
+                for part, tool in self._tools.items()
+                if tool.has_reply
+            )
             if self._is_late and not has_all:
                 status, reason = "late", LATE
             else:
@@ -712,7 +717,7 @@ def ui_messages(turns: Iterable[TurnStatus], release: Release) -> list[Json]:
             parts = [_question_part(one) for one in question.parts]
             messages.append({"id": question.id, "role": "user", "parts": parts, **meta})
         if turn.state == "over":
-            messages.append(_answer(turn, release))
+            messages.append(_answer_of(turn, release))
             shown = messages[-1]["parts"]
             calls |= {one["toolCallId"]: one for one in shown if one.get("state") == "input-available"}
     return messages
@@ -732,7 +737,7 @@ def _question_part(part: Json) -> Json:
     return part
 
 
-def _answer(turn: TurnStatus, release: Release) -> Json:
+def _answer_of(turn: TurnStatus, release: Release) -> Json:
     """Return the message with a turn's answers as a page builds it that follows the turn from its beginning."""
     # the chunks of version 7 have the replies to approvals, which pages of 6 have from their users
     as_built = Release(7 if release.version > 5 else 5, browser_tools=release.browser_tools)

@@ -111,7 +111,7 @@ class Part:
         return "".join([*(self.kept or ()), *self.new])
 
     def restart(self) -> None:
-        """Hand out the text from its beginning."""
+        """Hand out the text from its beginning. A value was put just now, which has the text that was taken."""
         self.sent, self.new = SentText(), [text_of(self.value)[: self.sent.length], *self.new]
 
     def put(self, value: Json) -> None:
@@ -208,6 +208,7 @@ class TurnFold:
         """Return the answers that count: those that were neither deleted nor replaced by a later attempt."""
         return [one for one in self.answers if one.status != "deleted" and not one.is_replaced]
 
+    @property
     def is_gone(self) -> bool:
         """Return whether the turn had answers, and each was deleted."""
         return bool(self.answers) and not self.counted()
@@ -246,12 +247,12 @@ class TurnFold:
                 if part.value["type"] != ATTEMPT and not part.answer.is_replaced:
                     yield part
                 self.place = a, index + 1
-            elif a + 1 < len(self.answers) and (is_last or self._is_left(self.answers[a])):
+            elif a + 1 < len(self.answers) and (is_last or self._is_answer_over(self.answers[a])):
                 self.place = a + 1, 0
             else:
                 return
 
-    def _is_left(self, answer: Answer) -> bool:
+    def _is_answer_over(self, answer: Answer) -> bool:
         """Return whether an answer gets no more content, unless it is continued."""
         return self.is_over or answer.is_replaced or answer.status != "streaming"
 
@@ -261,8 +262,8 @@ class TurnFold:
         A call ends when it `is_whole`, or a text or a reasoning follows; those end when one, or a call, follows.
         Others, such as sources, may stand in the midst of a text.
         """
-        is_left = part.place[0] + 1 < len(self.answers) and self._is_left(part.answer)
-        if self.is_over or part.is_superseded or is_left:
+        is_passed = part.place[0] + 1 < len(self.answers) and self._is_answer_over(part.answer)
+        if self.is_over or part.is_superseded or is_passed:
             return True
         is_call, later = part.value["type"] == "tool", part.answer.parts[part.place[1] + 1 :]
         ends = _TEXT_FIELDS.keys() - ({"tool"} if is_call else ())

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, 
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import dropwhile, takewhile
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 from msgspec.structs import replace
@@ -86,7 +86,6 @@ from tenuto.routes import (
     own_tools,
 )
 
-T = TypeVar("T")
 logger = logging.getLogger("tenuto.transports")
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _MAX_NEW = 20  # items of one request, as in OpenAI's API
@@ -685,7 +684,7 @@ class Page(Struct, frozen=True):
     limit: Annotated[int, Meta(ge=1, le=100, description="a whole number from 1 to 100")] = 20
     after: str | None = None
 
-    def ordered(self, oldest_first: list[T]) -> list[T]:
+    def ordered(self, oldest_first: list[Any]) -> list[Any]:
         """Return a list in the order of the page."""
         return oldest_first if self.order == "asc" else oldest_first[::-1]
 
@@ -1138,7 +1137,10 @@ class _Socket:
             asked = steer.asked or asked
 
     async def _read_steers(self, lane: _Lane, asked: Asked) -> list[_Steer]:
-        """Return the stored inputs of this person that a response or its successor is for."""
+        """Return the stored inputs of this person that a response or its successor is for.
+
+        `lane.previous` becomes the response that the last one before it has ended, unless it is known.
+        """
         of, question, _ = asked
         access, before = self._socket.access, lane.previous
         later = read_messages(access, of.channel, after=question.created, limit=_MAX_READ)

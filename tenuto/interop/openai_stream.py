@@ -47,7 +47,7 @@ CUSTOM = "custom"  # the names of the custom tools that the message calls; in th
 STEERS = "steers"  # of further input: the id of the question with the first response
 _ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
-_ID = re.compile(r"(resp_|chatcmpl-|conv_|msg_|rs_|fc_|ctc_|mcp_|mcpr_|in_)([A-Za-z0-9_-]{1,700})\Z")
+_ID = re.compile(r"([a-z]+[_-])([A-Za-z0-9_-]{1,700})\Z")
 _ITEMS = ("msg_", "rs_", "fc_", "ctc_", "mcp_", "mcpr_", "in_")  # prefixes of ids; items of input have `in_`
 _KINDS = {"response": ("resp_", "chatcmpl-"), "conversation": ("conv_",), "item": _ITEMS, "approval": ("mcpr_",)}
 SERVER = "tenuto"  # `server_label` of tools that the server runs
