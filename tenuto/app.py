@@ -146,7 +146,8 @@ class Hub(HubCore):
             if not prompt:
                 return None
             request = CreateMessage(role="user", text=prompt)
-            caller = replace(self.caller(prompt_by or _visitor_in(self, scope)), brings_answer=True)
+            visitor = visit_in(dict(scope)).client_id if self.questions is not None else None
+            caller = replace(self.caller(prompt_by or visitor), brings_answer=True)
             prompt_id = reply_id_of(message_id, 0)
             await self.ask(channel, prompt_id, request, caller)
             return prompt_id
@@ -364,11 +365,6 @@ def _with_cookies(visit: Visit, send: Send) -> Send:
     return send_marked
 
 
-def _visitor_in(hub: Hub, scope: Scope) -> str | None:
-    """Return the visitor that `visitors().of` found in the request of `scope`, if any."""
-    return visit_in(dict(scope)).client_id if hub.questions is not None else None
-
-
 def _count_answer(
     hub: Hub, route: Route, channel: str, prompt: str | None, prompt_by: str | None, scope: Scope
 ) -> Asked:
@@ -378,7 +374,7 @@ def _count_answer(
     """
     if hub.questions is None:
         return Asked([])
-    visitor = _visitor_in(hub, scope) or visitor_of(channel, hub.caller(prompt_by))
+    visitor = visit_in(dict(scope)).client_id or visitor_of(channel, hub.caller(prompt_by))
     if visitor is None:
         return Asked([])
     if (refusal := refusal_of_page(hub, dict(scope))) is not None:
