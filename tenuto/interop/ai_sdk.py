@@ -185,8 +185,7 @@ class AISDK(ChatRoutes):
         chats = [
             {"id": id, "title": one.title, "updated": one.updated_ms, "running": one.is_running}
             for one in await access.conversations(before)
-            # "-": an empty id would be refused
-            if self._channel_of(id := one.channel.removeprefix(before).removesuffix(after) or "-") == one.channel
+            if (id := one.channel.removeprefix(before).removesuffix(after)) and self._channel_of(id) == one.channel
         ]
         return json_response(chats)
 
@@ -243,7 +242,6 @@ STARTED, AVAILABLE, OVER = 1, 2, 3  # stages of a tool call on the page
 # When the next part needs a new step: after a result of the server, unless it joins the step; always.
 IN_STEP, ALWAYS = "result", "always"
 LATE = 'the agent did not ask, with turn.ask(…, {"call": …}), or the question has expired or was answered: no effect'
-SHARED_CHARS = 16_384  # maximal length of a text whose frame is kept for the next viewer
 _STAGES = dict.fromkeys(("input-available", "approval-requested", "approval-responded"), AVAILABLE)
 _STAGES |= dict.fromkeys(("output-available", "output-error", "output-denied"), OVER) | {"input-streaming": STARTED}
 SKIPPED = 100  # pieces of other texts among which the rest of a text is looked for on a page
@@ -331,7 +329,7 @@ class UIStream(EventStream):
         if (found := self._turn.sole_text(deltas)) is not None and (opened := self._open.get(found[0])) is not None:
             part, text = found
             part.sent.add(text)
-            return _shared_frame(*opened, text) if len(text) <= SHARED_CHARS else _frame(*opened, text)
+            return _frame(*opened, text)
         body = b"".join([b"data: %b\n\n" % encode(one) for one in self.receive(deltas)])
         return body + b"data: [DONE]\n\n" if self.is_over else body
 
@@ -505,14 +503,21 @@ class UIStream(EventStream):
                     self._question(id)  # an earlier attempt has asked, and the question stays open
         if is_over and tool.stage < OVER:
             tool.stage = OVER
-            needs_step = tool.is_own or approval_of(value, self._release) is not None or self._step_due == ALWAYS
+            needs_step = tool.is_own or self._approval_of(value) is not None or self._step_due == ALWAYS
             self._step_due = ALWAYS if needs_step else IN_STEP
             executed = self._executed(tool, is_output=True) if state != "denied" else {}
             self._put(**result_of(value, self._release), **executed)
 
+    def _approval_of(self, part: Json) -> Json | None:
+        """Return the reply to the approval of a call, if the release shows it. A denied call always has a reply."""
+        if self._release.version < 6:
+            return None
+        denied = {"id": part["call"], "approved": False} if part.get("state") == "denied" else None
+        return part.get("approval", denied)  # no request and no writer sets this field: the core has made or checked it
+
     def _approve(self, tool: PageCall, part: Json) -> None:
         """Give the page the reply to an approval, which it lacks if it loads or resumes after the reply."""
-        approval = approval_of(part, self._release)
+        approval = self._approval_of(part)
         if approval is None or tool.stage == OVER or tool.has_approval(approval):
             return
         knows_replies = self._release.version >= 7 and not self._release.strict
@@ -587,11 +592,8 @@ class UIStream(EventStream):
         meta = self._turn.meta()
         status, reason = self.ended or self._turn.end()
         if status in ("complete", "cancelled"):
-            has_all = all(
-                has_result(part.value) or tool.has_approval(approval_of(part.value, self._release))
-                for part, tool in self._tools.items()
-                if tool.has_reply
-            )
+            replied = [(part.value, tool) for part, tool in self._tools.items() if tool.has_reply]
+            has_all = all(has_result(one) or tool.has_approval(self._approval_of(one)) for one, tool in replied)
             if self._is_late and not has_all:
                 status, reason = "late", LATE
             else:
@@ -608,11 +610,9 @@ class UIStream(EventStream):
         self.is_over = True
 
 
+@lru_cache(maxsize=1)  # the viewers of a turn get the same text in a row: it is encoded once
 def _frame(kind: str, id: str, text: str) -> bytes:
     return b"data: %b\n\n" % encode({"type": f"{kind}-delta", "id": id, "delta": text})
-
-
-_shared_frame = lru_cache(maxsize=1)(_frame)  # the viewers of a turn get the same text in a row: it is encoded once
 
 
 class PageParts:
@@ -660,14 +660,6 @@ class PageParts:
 def is_tool(part: Json) -> bool:
     """Return whether a part of a page's message is a call of a tool."""
     return str(part["type"]).startswith("tool-") and isinstance(part.get("toolCallId"), str)
-
-
-def approval_of(part: Json, release: Release) -> Json | None:
-    """Return the reply to the approval of a stored call, if the release shows it. A denied call always has a reply."""
-    if release.version < 6:
-        return None
-    denied = {"id": part["call"], "approved": False} if part.get("state") == "denied" else None
-    return part.get("approval", denied)  # no request and no writer sets this field: the core has made or checked it
 
 
 def result_of(part: Json, release: Release) -> Json:
