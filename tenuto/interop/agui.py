@@ -326,8 +326,7 @@ async def _add_results(
     stored = stored[next((at for at, (id, _) in enumerate(stored) if id == question), 0) :]
     by_call = {call: id for id, outputs in stored for call in outputs}
     by_id = {str(data.get("id", "")): id for id, outputs in stored for data in outputs.values()}
-    # What follows the last stored result is new: by its own id or, if another tab has sent it, by that of its call,
-    # which may also be an earlier call's.
+    # Results behind the last stored one are new. Another tab's is found by its call, whose id an earlier call may have.
     for name, known in (("id", by_id), ("toolCallId", by_call)):
         for at in reversed(range(len(later))):
             is_own = later[at]["role"] == "tool" and not later[at]["id"].endswith(SERVER_RESULT)

@@ -1137,10 +1137,7 @@ class _Socket:
             asked = steer.asked or asked
 
     async def _read_steers(self, lane: _Lane, asked: Asked) -> list[_Steer]:
-        """Return the stored inputs of this person that a response or its successor is for.
-
-        `lane.previous` becomes the response that the last one before it has ended, unless it is known.
-        """
+        """Return the stored inputs of this person that a response or its successor is for; set `lane.previous`."""
         of, question, _ = asked
         access, before = self._socket.access, lane.previous
         later = read_messages(access, of.channel, after=question.created, limit=_MAX_READ)

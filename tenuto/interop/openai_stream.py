@@ -8,8 +8,8 @@ come in the order of their index. So the number depends on the stored answers al
 ends when the next one begins. Text for a part that has ended is in the last event only. Each stream has a last event.
 The n-th attempt that is superseded leaves room behind it: the parts after it begin at n times `ATTEMPT_ROOM`. So their
 numbers are the same for a reader that saw it and for one that did not, and so is `output_index`, which counts its
-items. Items are taken back in the last `ENDS_ROOM` numbers before that, the newest first: a number there is the same
-whatever the reader had of the text, and says that the reader has lost the items behind it.
+items. They are taken back in the last numbers before that, the newest first: a number there depends on no text, and
+says that the reader has lost the items behind it.
 """
 
 from __future__ import annotations
@@ -202,7 +202,6 @@ def error_of(problem: Json) -> Json:
 ASKING = 2**40
 STEERED = 2 * ASKING  # a response that further input ends has this and the number of its next item as its last number
 ATTEMPT_ROOM = 2**28  # more than a message has characters
-ENDS_ROOM = 2**20  # more than a turn has items
 _REPEATED: Json = {  # fields of a request that its response repeats as they are, and their defaults
     **dict.fromkeys(("max_output_tokens", "max_tool_calls", "reasoning", "instructions", "previous_response_id")),
     **dict.fromkeys(("prompt", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "user")),

@@ -26,7 +26,7 @@ from fastapi import FastAPI
 
 from tenuto import Hub, MessageWriter, Turn
 from tenuto.interop import AGUI, AISDK, OpenAI, ai_sdk
-from tenuto.interop.openai_stream import ATTEMPT_ROOM, ENDS_ROOM, reference
+from tenuto.interop.openai_stream import ATTEMPT_ROOM, reference
 from tests.conftest import IS_LONG
 from tests.interop import pages
 from tests.interop.scene import units
@@ -118,7 +118,7 @@ def of_openai(state: Any) -> Shown:
         lives.setdefault(one[0] // ATTEMPT_ROOM, []).append(one)
     for life, found in lives.items():
         first = life * ATTEMPT_ROOM  # events that take items back have numbers before those of the next attempt
-        numbers = [one[0] for one in found if one[0] < first + ATTEMPT_ROOM - ENDS_ROOM]
+        numbers = [one[0] for one in found if one[0] < first + ATTEMPT_ROOM // 2]
         assert numbers == list(range(first, first + len(numbers))), life
     every = found
     deltas = ("reasoning_summary_text", "output_text", "mcp_call_arguments")
