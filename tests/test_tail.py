@@ -19,7 +19,6 @@ from starlette.routing import Mount
 
 from proof.chaos.processes import free_port
 from tenuto.cli import tail as command
-from tenuto.cli.tail import follow
 from tenuto.client import Client
 from tenuto.core.errors import TenutoError
 from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
@@ -57,7 +56,7 @@ def tail(url: str | Served, screen: Screen, notices: Any, scheme: str = "http", 
     """Run `follow` in a thread, because it runs an event loop of its own."""
     url = url if isinstance(url, str) else f"{scheme}://{url.host}:{url.port}"
     arguments = {"since": None, "history": 10, **options}
-    return asyncio.ensure_future(asyncio.to_thread(follow, url, "c", out=screen, notices=notices, **arguments))
+    return asyncio.ensure_future(asyncio.to_thread(command.follow, url, "c", out=screen, notices=notices, **arguments))
 
 
 async def stop(served: Served, screen: Screen, running: asyncio.Task[None]) -> None:

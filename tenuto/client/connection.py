@@ -246,7 +246,7 @@ def given(**fields: Any) -> dict[str, Any]:
 
 
 def decode_response(response: dict[str, Any] | bytes, kind: type[T]) -> T:
-    """Return the fields `response`, or those in a body, as an object of type `kind`.
+    """Return the fields of a response, or its body, as an object of type `kind`.
 
     Raises TenutoError if they do not follow the protocol.
     """

@@ -233,8 +233,8 @@ class _Inbox:
         while not self._batches:
             if self._error is not None:
                 raise self._error
-            self.feed.go_on()
             self._woken.clear()
+            self.feed.go_on()  # which may fail at once
             await self._woken.wait()
         batch, size = self._batches.popleft()
         self._size -= size

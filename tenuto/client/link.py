@@ -361,7 +361,7 @@ class Link:
     async def _renew(self) -> None:
         """Send a new token before the old one expires, if there is a provider of tokens."""
         while (left_s := self._access.token_left_s()) is not None:
-            await asyncio.sleep(max(left_s * RENEW_AT, 1.0))
+            await asyncio.sleep(max(left_s * RENEW_AT, 1.0))  # at most one token a second
             self._access.forget_token()
             try:
                 await self.request("auth", {"token": await self._access.token()}, is_repeatable=False)

@@ -528,7 +528,7 @@ class UIStream(EventStream):
             if knows_replies:
                 reply = {name: value for name, value in approval.items() if name != "id"}
                 self._put(type="tool-approval-response", approvalId=approval["id"], **reply)
-                self._step_due, self._is_step_empty = ALWAYS, False
+                self._step_due, self._is_step_empty = ALWAYS, False  # a page would repeat the reply of its last step
 
     def _make_available(self, tool: PageCall, *, is_silent: bool = False) -> None:
         if tool.stage != STARTED:

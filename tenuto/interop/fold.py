@@ -393,7 +393,7 @@ def parsed(text: str) -> tuple[Any, bool]:
         value = msgspec.json.decode(text)
         if _levels(value) <= LEVELS:
             return value, True
-    return text or {}, not text
+    return text or {}, not text  # no input is that of a call without arguments
 
 
 def _levels(value: object) -> int:

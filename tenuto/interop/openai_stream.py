@@ -384,10 +384,11 @@ class TurnEvents(EventStream):
 
     def finish_reason(self) -> str:
         """Return why the response ends, in the words of chat completions."""
-        metas = [one.meta for one in self._turn.counted()] if self._turn.is_over and self.rest is None else []
-        if metas and (reason := str(metas[-1].get("finish_reason"))) in _CUTS:
+        counted = self._turn.counted()
+        has_ended = bool(counted) and self._turn.is_over and self.rest is None
+        if has_ended and (reason := str(counted[-1].meta.get("finish_reason"))) in _CUTS:
             return reason
-        parts = (part.value for answer in self._turn.counted() for part in answer.parts)
+        parts = (part.value for answer in counted for part in answer.parts)
         is_asking = any(kind_of(one, self._own_tools) in CALLS and not has_result(one) for one in parts)
         return "tool_calls" if is_asking else "stop"
 
@@ -621,7 +622,7 @@ class ChatStream(TurnEvents):
                 texts = [text, *(_input_of(one) for one in event["response"]["output"] if one["type"] in CALLS)]
                 has_all = [one.length for one in self._sent] == [*map(len, texts)]
                 if error is None and not (has_all and all(map(SentText.begins, self._sent, texts))):
-                    error = _REPLACED
+                    error = _REPLACED  # the client has added up other texts
                 yield {"error": error} if error is not None else self._chunk({}, finish_reason=self.finish_reason())
                 if self._has_usage and error is None:
                     yield {**self._head, "choices": [], "usage": _usage(event["response"])}
