@@ -152,6 +152,21 @@ async def _trial(browser: Browser, cut: asyncio.Event, chat: Chat, fault: str) -
     else:
         url, page = page.url, await context.new_page()
         await page.goto(url, wait_until="domcontentloaded")
+    kept, goes_on = await _after_fault(page, chat, growth, is_framed)
+    await page.screenshot(path=f"{pictures}-after.png")
+    has_question = chat.question in " ".join(await _lines(page, None, is_framed))
+    if goes_on == "yes" and fault == "no network":
+        continued = await _continued(page, chat, growth.lines[-1], is_framed)
+        await page.reload(wait_until="domcontentloaded")
+        whole = continued[-1:] + (await _continued(page, chat, growth.lines[-1], is_framed))[-1:]
+        if any(_lacks(one, other) for one in continued for other in whole):
+            goes_on = "with a gap"
+    await context.close()
+    return Result(fault, has_question, kept, goes_on)
+
+
+async def _after_fault(page: Page, chat: Chat, growth: Growth, is_framed: bool) -> tuple[float, str]:
+    """Wait until the answer that has grown before a fault goes on. Return `Result.kept` and `Result.goes_on`."""
     answer, after, again = growth.lines, Growth([*growth.others]), set[str]()  # again: beginnings of it that grow anew
     kept, goes_on = 0.0, "no"
     deadline_s = time.monotonic() + chat.patience_s
@@ -164,18 +179,8 @@ async def _trial(browser: Browser, cut: asyncio.Event, chat: Chat, fault: str) -
         is_longer = any(line.startswith(answer[-1]) and len(line) >= len(answer[-1]) + LETTERS for line in lines)
         if kept >= KEPT and (is_longer or after.times >= GROWTHS):
             goes_on = "yes"
-    if len(again) >= GROWTHS // 2:  # a replay of stored text is faster, so that fewer stages of it are seen
-        goes_on = "asked again"
-    await page.screenshot(path=f"{pictures}-after.png")
-    has_question = chat.question in " ".join(await _lines(page, None, is_framed))
-    if goes_on == "yes" and fault == "no network":
-        continued = await _continued(page, chat, answer[-1], is_framed)
-        await page.reload(wait_until="domcontentloaded")
-        whole = continued[-1:] + (await _continued(page, chat, answer[-1], is_framed))[-1:]
-        if any(_lacks(one, other) for one in continued for other in whole):
-            goes_on = "with a gap"
-    await context.close()
-    return Result(fault, has_question, kept, goes_on)
+    # a replay of stored text is faster, so that fewer stages of it are seen
+    return kept, "asked again" if len(again) >= GROWTHS // 2 else goes_on
 
 
 async def _lines(page: Page, selector: str | None, is_framed: bool) -> list[str]:

@@ -414,7 +414,7 @@ class UIStream(EventStream):
     def _calls_of_step(self) -> list[PageCall]:
         """Return the calls of the last step that may get more input or a result, also with the end of their answer."""
         last = [one for one in self._tools if self._steps.get(one) == self._step]
-        ended = [*self._ended_answers, *self._turn.answers[: self._answer]]
+        ended = [*self._ended_answers, *self._turn.answers[: self._answer]]  # before this batch, or behind the page
         return [self._tools[one] for one in last if one.answer.status == "streaming" or one.answer not in ended]
 
     def _begin_step(self) -> None:

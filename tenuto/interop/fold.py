@@ -349,7 +349,8 @@ class TurnFold:
         if is_whole and known is not None and (known.attempt, known.value["type"] == ATTEMPT) != (attempt, is_attempt):
             del answer.parts[index:]
             known = None
-            self.place = min(self.place, (number, index)) if self.place[0] == number else self.place
+            if self.place[0] == number:  # the walk goes back to the parts in their place
+                self.place = min(self.place, (number, index))
         value = {"type": ATTEMPT} if is_attempt else value  # a stream does not keep what counts no longer
         if known is not None:
             is_same = known.value["type"] == value["type"]

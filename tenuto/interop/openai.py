@@ -278,7 +278,7 @@ class OpenAI:
             detail = "the input has a reply to a call that waits for it, and a message"
             raise InvalidRequest(f"{detail}; send the message when the response to the reply has ended", param="input")
         own = own_tools(asked.options)
-        calls = {
+        calls = {  # of the caller's tools, each with its place
             part["call"]: ((a, index), part)
             for a, answer in enumerate(answers)
             for index, part in enumerate(answer.parts)
@@ -292,7 +292,7 @@ class OpenAI:
         if missing := [call for call, place in left.items() if (is_asker if is_message else place <= of.start)]:
             detail = f"No tool output found for function call {', '.join(missing)[:200]}"
             raise InvalidRequest(f"{detail}; send the outputs of all calls, or cancel the response", param="input")
-        targets = [of.message_id, *(one.id for one in answers)]
+        targets = [of.message_id, *(one.id for one in answers)]  # of the agent's questions in this turn
         places: list[Place] = []
         for approval, reply in given.approvals.items():
             with suppress(AlreadyAnswered):  # another client may have been faster: the response has the outcome
