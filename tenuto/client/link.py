@@ -539,7 +539,7 @@ def encode(frame: dict[str, Any], limits: Limits) -> str:
 
 def _resolve(future: asyncio.Future[dict[str, Any]], result: Outcome) -> None:
     if future.done():
-        return
+        return  # its caller waits no more
     if isinstance(result, TenutoError):
         future.set_exception(result)
     else:

@@ -394,7 +394,7 @@ def parsed(text: str) -> tuple[Any, bool]:
         value = msgspec.json.decode(text)
         if _levels(value) <= LEVELS:
             return value, True
-    return text or {}, not text  # no input is that of a call without arguments
+    return text or {}, not text  # a call without arguments may have no input: as JSON, an empty object
 
 
 def _levels(value: object) -> int:
