@@ -36,6 +36,7 @@ from tenuto.core.errors import (
     NotText,
     NotWriter,
     StillStreaming,
+    TenutoError,
     TooLarge,
     TooMany,
     VersionConflict,
@@ -301,7 +302,7 @@ def plain_append(state: ChannelState, key: str, request: AppendText, limits: Lim
 def _append(message: MessageState, request: AppendText, limits: Limits, now_ms: int) -> Decision:
     """Decide an append. Hot path: each piece of a model's output comes here, so the common case is checked inline.
 
-    `check_streaming` comes late, as text that is stored may be sent again after the end.
+    `_check_streaming` comes late, as text that is stored may be sent again after the end.
     """
     at, index, text = request.at, request.part, request.text
     _check_not_negative(at, "at")
@@ -632,7 +633,8 @@ def _send_command(
     check_id(request.name, "a command's name")
     is_step = request.name == STEP.name
     if is_step or request.generation is not None:
-        _check_has_turn(state, request.target, request.generation, caller)
+        refusal = Forbidden("a step, and a command with `generation`, is for the agent that has the turn of its target")
+        _check_has_turn(state, request.target, request.generation, caller, refusal)
     if is_step != command_id(key).startswith(STEP_MARK):
         raise InvalidName(f"ids of commands that begin with {STEP_MARK!r} are those of steps; choose another id")
     options = [request.options] if request.options else []
@@ -667,20 +669,17 @@ def _send_command(
         expires_ms=now_ms + int((STEP_S if is_step else request.expires_s) * 1000),
         digest=given,
     )
-    ops: list[Op] = []
     if rules_of(request.name).restarts:
         assert target is not None
-        claims = _restarted(state, target, is_served, now_ms, limits, has_options=bool(request.options))
-        ops += [*(_kept_options(state, request, target, caller, now_ms, limits) if claims else ()), *claims]
+        ops = _restarted(state, request, target, caller, now_ms, limits, is_served)
     elif rules_of(request.name).stops and target is not None and _is_only_waiting(state, target):
-        assert target.claim is not None
-        ops += _cancelled(state, target, target.claim, now_ms)
+        ops = _cancelled(state, target, now_ms)
     else:
         if not (is_step or caller.is_server or caller.is_app):
             _check_room(state, request, caller, limits)
         return Decision(ops=(command,))
     # the result carries the serial of the command, as does that of a repeated request (`known`)
-    return Decision(ops=(command, *ops, _reply(key, now_ms, ok=True)), result_op=0)
+    return Decision(ops=(command, *ops, Reply(id=key, ok=True, at_ms=now_ms)), result_op=0)
 
 
 def _question(data: Json) -> Json:
@@ -689,9 +688,15 @@ def _question(data: Json) -> Json:
 
 
 def _restarted(
-    state: Draft, target: MessageState, is_served: bool, now_ms: int, limits: Limits, *, has_options: bool
-) -> tuple[Claim, ...]:
-    """Return the operation by which `target` waits for an agent again; none if it waits already.
+    state: Draft,
+    request: SendCommand,
+    target: MessageState,
+    caller: Caller,
+    now_ms: int,
+    limits: Limits,
+    is_served: bool,
+) -> list[Op]:
+    """Return the operations by which `target` waits for an agent again; none if it waits already.
 
     With options such a message is refused: an attempt may know the earlier ones, and go on with its steps.
     The next attempts are numbered in a new round. Their answers therefore get new ids, and earlier crashes do not count
@@ -702,15 +707,16 @@ def _restarted(
             f"a regenerate needs the id of a user message as `target`, got a message of role {target.role!r}: "
             "name the message in its `reply_to`"
         )
-    if _is_only_waiting(state, target) and not has_options:
-        return ()
+    if _is_only_waiting(state, target) and not request.options:
+        return []
     if _is_in_progress(state, target):
         raise StillStreaming(f"message {target.id!r} is being answered: wait for the end, or send a cancel first")
     if not is_served:
         raise Finished(f"message {target.id!r} cannot wait for an answer: no agent serves its channel")
     _check_room_for_pending(state, limits)
     generation = next_round(target.claim.generation if target.claim is not None else 0)
-    return (Claim(id=target.id, state="pending", generation=generation, at_ms=now_ms),)
+    claim = Claim(id=target.id, state="pending", generation=generation, at_ms=now_ms)
+    return [*_kept_options(state, request, target, caller, now_ms, limits), claim]
 
 
 def _kept_options(
@@ -739,17 +745,16 @@ def _kept_options(
 def _check_room_for_pending(state: Draft, limits: Limits) -> None:
     """Raise TooMany if too many messages wait for an agent: such messages stay in memory until an agent takes them."""
     pending = state.pending()
-    if len(pending) >= (limit := limits.pending_messages):
-        raise TooMany(
-            f"the channel has {len(pending)} messages that wait for an agent, the limit is {limit}; try again later",
-            limit=limit,
-        )
-    if (size_bytes := sum(one.size_bytes for one in pending)) >= (limit := limits.pending_bytes):
-        raise TooMany(
-            f"the channel has {size_bytes} bytes of messages that wait for an agent, the limit is {limit}; "
-            "try again later",
-            limit=limit,
-        )
+    size_bytes = sum(one.size_bytes for one in pending)
+    for count, limit, what in (
+        (len(pending), limits.pending_messages, "messages"),
+        (size_bytes, limits.pending_bytes, "bytes of messages"),
+    ):
+        if count >= limit:
+            raise TooMany(
+                f"the channel has {count} {what} that wait for an agent, the limit is {limit}; try again later",
+                limit=limit,
+            )
 
 
 def _check_may_begin(state: Draft, caller: Caller) -> None:
@@ -757,10 +762,9 @@ def _check_may_begin(state: Draft, caller: Caller) -> None:
     if caller.refusal is not None:
         raise caller.refusal
     if not caller.may_begin and state.is_empty:
-        name = f"client {shown(caller.id)}" if caller.id is not None else "a client without an id"
         raise TooMany(
-            f"the channel does not exist, and {name} has created as many channels in the last hour as it may; "
-            "try again later"
+            f"the channel does not exist, and {_name_of(caller)} has created as many channels in the last hour as it "
+            "may; try again later"
         )
 
 
@@ -793,7 +797,7 @@ def _reply_command(
     """Store the reply to a command. The first reply counts; a later one is refused."""
     command = _command(state, key)
     if command.is_step:
-        _check_has_turn(state, command.sent.target, request.generation, caller, key)
+        _check_has_turn(state, command.sent.target, request.generation, caller, _unknown(key))
     if command.reply is not None and _is_repeat(command.reply, request, caller):
         return Decision(serial=command.reply_serial)
     is_senders = caller.id is not None and command.sent.by == caller.id
@@ -811,7 +815,7 @@ def _reply_command(
         data=_data(request.data, limits.step_bytes if command.is_step else limits.data_bytes, limits),
         error=_data(request.error, limits.data_bytes, limits),
         by=caller.id,
-        request=check_id(request.request, "request") if request.request is not None else None,
+        request=_request(request.request),
         at_ms=now_ms,
     )
     return Decision(ops=(reply, *_noted(state, command, command.sent, request, now_ms)), result_op=0)
@@ -901,11 +905,11 @@ def _is_written_by(message: MessageState, caller: Caller) -> bool:
 
 
 def _check_has_turn(
-    state: Draft, target_id: str | None, generation: int | None, caller: Caller, key: str | None = None
+    state: Draft, target_id: str | None, generation: int | None, caller: Caller, refusal: TenutoError
 ) -> None:
     """Raise Fenced unless attempt `generation` of `caller` has the turn of the target, or of the message it answers.
 
-    A caller without that turn gets NotFound for a command `key`, else Forbidden. `within`: another turn took it in.
+    A caller without that turn, or without a `generation`, gets `refusal`.
     """
     message = state.message(target_id) if target_id is not None else None
     if message is not None and message.claim is None and message.reply_to is not None:
@@ -913,9 +917,7 @@ def _check_has_turn(
     claim = message.claim if message is not None and not message.deleted else None
     is_holder = caller.is_app or (message is not None and _has_turn(message, caller))
     if generation is None or not is_holder:
-        if key is not None:
-            raise _unknown(key)
-        raise Forbidden("a step, and a command with `generation`, is for the agent that has the turn of its target")
+        raise refusal
     if claim is None or (claim.state, claim.generation, claim.within) != ("taken", generation, None):
         raise Fenced(f"attempt {generation} no longer has the turn of message {target_id!r}; end this handler")
 
@@ -936,10 +938,10 @@ def _settle_command(state: Draft, key: str, request: SettleCommand, now_ms: int)
         ops = _carry_out_cancel(state, command.sent.target, now_ms)
         late = Finished("the answer ended before the cancel was carried out; no other cancel is needed")
         error: Json = None if ops else {"code": late.code, "detail": late.detail}
-        return Decision(ops=(*ops, _reply(key, now_ms, ok=bool(ops), error=error)))
+        return Decision(ops=(*ops, Reply(id=key, ok=bool(ops), error=error, at_ms=now_ms)))
     if request.is_expired:
         expired: Json = {"code": "expired", "detail": "no reply arrived in time"}
-        return Decision(ops=(_reply(key, now_ms, ok=False, error=expired),))
+        return Decision(ops=(Reply(id=key, ok=False, error=expired, at_ms=now_ms),))
     return Decision(serial=command.created)
 
 
@@ -955,7 +957,7 @@ def _carry_out_cancel(state: Draft, target: str, now_ms: int) -> list[Op]:
     for message_id in sorted(turns):
         asked = state.message(message_id)
         if asked is not None and not asked.deleted and asked.claim is not None and asked.claim.is_open:
-            ops += _cancelled(state, asked, asked.claim, now_ms)
+            ops += _cancelled(state, asked, now_ms)
     return ops
 
 
@@ -970,19 +972,13 @@ def _target(state: Draft, request: SendCommand, caller: Caller) -> MessageState 
     check_id(request.target, "target")
     target = state.message(request.target)
     # a caller without the right to read must not learn which messages exist
-    if target is None or not (caller.may_read or _is_of(target, caller)):
+    if target is None or not (caller.may_read or _is_author_or_writer(target, caller)):
         raise NotFound(f"message {request.target!r} does not exist in this channel; check the target")
     if target.deleted:
         raise Deleted(f"message {request.target!r} was deleted; check the target")
     if rules_of(request.name).stops and not _is_in_progress(state, target):
         raise Finished(f"message {request.target!r} has no running answer to cancel; it may have ended already")
     return target
-
-
-def _is_of(message: MessageState, caller: Caller) -> bool:
-    """Return whether `caller` created the message or is its current writer."""
-    writer = message.writer
-    return caller.id is not None and (message.author == caller.id or (writer is not None and writer.by == caller.id))
 
 
 def _is_in_progress(state: Draft, target: MessageState) -> bool:
@@ -1016,10 +1012,6 @@ def _unknown(key: str) -> NotFound:
     return NotFound(f"command {command_id(key)!r} does not exist in this channel; check the id")
 
 
-def _reply(key: str, now_ms: int, *, ok: bool, error: Json = None) -> Reply:
-    return Reply(id=key, ok=ok, error=error, at_ms=now_ms)
-
-
 def _data(value: Json, limit_bytes: int, limits: Limits) -> Json:
     if value is None:
         return None
@@ -1027,7 +1019,9 @@ def _data(value: Json, limit_bytes: int, limits: Limits) -> Json:
     return plain({"data": value})["data"]
 
 
-def _cancelled(state: Draft, message: MessageState, claim: ClaimState, now_ms: int) -> list[Op]:
+def _cancelled(state: Draft, message: MessageState, now_ms: int) -> list[Op]:
+    """Return the operations by which the open turn of `message` ends as cancelled."""
+    claim = _open_claim(message)
     op = Claim(id=message.id, state="cancelled", generation=claim.generation, by=claim.by, at_ms=now_ms)
     return [*_ended_with(state, message, now_ms), op]
 
@@ -1363,17 +1357,25 @@ def _failed(state: Draft, message: MessageState, claim: ClaimState, answer_id: s
 def _claim_of(caller: Caller, request: ClaimTurn, known: ClaimState) -> ClaimState:
     """Return the claim that `request` makes of the turn with the claim `known`: of the same attempt, or of the next."""
     node = caller.writer.node if caller.writer is not None else None
-    lease_ms = 0 if node is not None else int(request.lease_s * 1000)
-    within, attempt = request.within, request.within_generation
-    if request.confirms and request.generation >= request.above:
-        taken = ClaimState("taken", request.generation, caller.id, node, confirmed=request.confirmed + 1)
-        return taken._replace(round_from=known.round_from, spared=known.spared)
-    before = request.generation if request.generation >= request.above else next_round(request.above)
-    spared = known.spared if before == request.generation else 0  # it counts those of this round
-    if within is not None and (known.within, known.generation) == (within, request.generation):
+    generation, confirmed, spared = request.generation + 1, 0, known.spared
+    if request.generation < request.above:
+        generation, spared = next_round(request.above) + 1, 0  # `spared` counts the attempts of one round
+    elif request.confirms:
+        generation, confirmed = request.generation, request.confirmed + 1
+    if request.within is not None and (known.within, known.generation) == (request.within, request.generation):
         # a later attempt at the same turn takes the message in again
         spared = min(spared + 1, MOST_SPARED)
-    return ClaimState("taken", before + 1, caller.id, node, lease_ms, within, attempt, known.round_from, spared=spared)
+    return known._replace(
+        state="taken",
+        generation=generation,
+        by=caller.id,
+        node=node,
+        lease_ms=0 if node is not None else int(request.lease_s * 1000),
+        within=request.within,
+        within_generation=request.within_generation,
+        confirmed=confirmed,
+        spared=spared,
+    )
 
 
 def _stale(message: MessageState, claim: ClaimState, request: ClaimTurn | EndTurn) -> Fenced:
