@@ -99,7 +99,8 @@ def newest_messages(state: ChannelState, history: int, limits: Limits) -> tuple[
         if page and size > limits.history_bytes:
             return page, True
         page.append(message)
-    is_whole = len(page) >= history or (state.is_history_cut and page) or not state.has_older  # cut: in bytes
+    # cut: the store has older messages, but the page of those in memory has reached its limit in bytes
+    is_whole = len(page) >= history or (state.is_history_cut and page) or not state.has_older
     return (page, state.has_older) if is_whole else None
 
 

@@ -151,17 +151,17 @@ class MessageProgress:
 
     def begin(self, message: Message) -> list[Delta]:
         """Return the deltas that bring the reader to `message`."""
-        known = len(self._lengths)
+        known, attempts = len(self._lengths), _attempts_in(message)
         deltas: list[Delta] = []
-        # the message has fewer parts than the reader was sent, or other ones: parts were removed meanwhile
-        if known > len(message.parts) or (known and _attempts_in(message) != self._attempts):
+        if not known:
+            deltas.append(MessageOpened(replace(message, parts=[])))
+            self._attempts = attempts
+            is_whole = attempts > 0  # as to a reader that was there when an attempt was superseded
+        else:  # fewer parts than the reader was sent, or other ones: parts were removed meanwhile
+            is_whole = known > len(message.parts) or attempts != self._attempts
+        if is_whole:
             deltas.append(self._replace(message))
         else:
-            if not known:
-                deltas.append(MessageOpened(replace(message, parts=[])))
-            self._attempts = _attempts_in(message)
-            if self._attempts and not known:  # whole, as to a reader that was there when an attempt was superseded
-                return [*deltas, self._replace(message), *self._change_status(message, was_finished=self._was_finished)]
             for index, part in enumerate(message.parts):
                 deltas += self._continue(index, part) if index < known else self._open(index, part)
         return deltas + self._change_status(message, was_finished=self._was_finished)

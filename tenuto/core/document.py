@@ -163,7 +163,7 @@ def document(message: MessageState | CommandState) -> Document:
     # All segments are replaced if more than text has changed since, and if deleted text must leave the store.
     fresh = message.deleted or message.documented < message.shaped or not message.documented
     since = 0 if fresh else message.documented
-    segments, is_open = [], message.is_open
+    segments: list[Segment] = []
     for index, part in enumerate(message.parts):
         if fresh:
             segments += [Segment(index, FIELDS, part.fields[name], [at]) for name, at in _long_fields(part).items()]
@@ -175,10 +175,10 @@ def document(message: MessageState | CommandState) -> Document:
         id=message.id,
         created=message.created if message.role != OPTIONS else 0,
         version=message.last,
-        is_open=is_open,
+        is_open=message.is_open,
         is_deleted=message.deleted,
         size_bytes=message.size_bytes,
-        head=_encode_head(_head(message, alive_at=message.alive_at if is_open else 0)),
+        head=_encode_head(_head(message)),
         fresh=fresh,
         segments=segments,
         at_ms=max(message.updated_at, message.moved_at),
@@ -330,9 +330,7 @@ def _segment(index: int, text: Text | TextFork, start: int, changed: int) -> Seg
     pending: tuple[int, int] | None = None
     for serial, length in text.marks_after(start):
         pending = (serial, length)
-        # Compare characters first: text is never shorter in JSON than in characters, so most marks need no encoding.
-        is_far = length - length_before >= MARK_BYTES or _json_len(text, length_before, length) >= MARK_BYTES
-        if is_far or serial == changed:
+        if serial == changed or _is_far(text, length_before, length):
             marks += (serial - serial_before, length - length_before)
             serial_before, length_before, pending = serial, length, None
     if pending is not None:  # the marks must cover all text (`_joins`)
@@ -340,10 +338,12 @@ def _segment(index: int, text: Text | TextFork, start: int, changed: int) -> Seg
     return Segment(part=index, at=start, text=text.slice(start), marks=marks)
 
 
-def _json_len(text: Text | TextFork, start: int, end: int) -> int:
-    if (end - start) * 6 < MARK_BYTES:  # a character takes at most 6 bytes in JSON (\u1234) and at most 4 in UTF-8
-        return 0
-    return len(msgspec.json.encode(text.slice(start, end))) - 2
+def _is_far(text: Text | TextFork, start: int, end: int) -> bool:
+    """Return whether the text between two offsets takes at least `MARK_BYTES` in JSON, without its quotes."""
+    characters = end - start
+    if characters >= MARK_BYTES or characters * 6 < MARK_BYTES:  # mostly so: a character takes 1 to 6 bytes (\u1234)
+        return characters >= MARK_BYTES
+    return len(msgspec.json.encode(text.slice(start, end))) - 2 >= MARK_BYTES
 
 
 def _extend(text: Text, segment: Segment) -> str:
@@ -363,7 +363,7 @@ def _extend(text: Text, segment: Segment) -> str:
 _SAME = tuple(name for name in MessageHead.__struct_fields__ if name not in ("requests", "parts", "alive_at"))
 
 
-def _head(message: MessageState, *, alive_at: int = 0) -> MessageHead:
+def _head(message: MessageState) -> MessageHead:
     return MessageHead(
         **{name: getattr(message, name) for name in _SAME},
         requests=list(message.requests),
@@ -371,7 +371,7 @@ def _head(message: MessageState, *, alive_at: int = 0) -> MessageHead:
             PartHead({**part.fields, **dict.fromkeys(_long_fields(part))}, part.opened, part.changed)
             for part in message.parts
         ],
-        alive_at=alive_at,
+        alive_at=message.alive_at if message.is_open else 0,
     )
 
 

@@ -141,7 +141,7 @@ class Draft:
 
     def thing(self, key: str) -> MessageState | CommandState | None:
         """Return the message or command as it will be after the batch so far."""
-        return self._commands.get(key) or self.base.commands.get(key) or self.message(key)
+        return self.command(key) or self.message(key)
 
     def entries(self) -> list[Entry]:
         """Return the entries to store for the batch."""

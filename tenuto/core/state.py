@@ -261,8 +261,7 @@ def part_bytes(part: Part) -> int:
     key = _LONG.get(part["type"], "")
     if not isinstance(text := part.get(key, ""), str):  # a file of another form
         return len(msgspec.json.encode(part))
-    size = len(msgspec.json.encode({name: value for name, value in part.items() if name != key}))
-    return size + (len(text) if text.isascii() else utf8_len(text))
+    return utf8_len(text) + len(msgspec.json.encode({name: value for name, value in part.items() if name != key}))
 
 
 KEPT_COMMANDS = 1_000  # commands that stay in memory although they have a reply
@@ -413,14 +412,13 @@ def apply_to_command(command: CommandState | None, op: Op, serial: int) -> Comma
 
 
 def change(message: MessageState, op: Op, serial: int) -> None:
-    """Change `message` by `op`, which must be new to it."""
+    """Change `message` by `op`, which must be new to it, and later than its other entries unless it is an append."""
     if message.deleted:
         return
     if isinstance(op, Append):  # checked first, since nearly all operations are appends
         _append(message, op, serial)
         return
-    if serial > message.last:
-        message.last = serial
+    message.last = serial
     if isinstance(op, Claim):
         before = message.claim.round_from if message.claim is not None else 0
         is_restart = op.state == "pending" and not op.spared  # otherwise the last attempt was handed over
@@ -434,7 +432,7 @@ def change(message: MessageState, op: Op, serial: int) -> None:
         if message.writer is not None:
             message.writer = replace(message.writer, lease_ms=op.lease_ms)
         return
-    message.version = max(message.version, serial)
+    message.version = serial
     match op:
         case SetPart():
             _set_part(message, op, serial)

@@ -190,7 +190,7 @@ class TurnState(Generic[W]):
         gone. Unless the turn runs here, it waits again. Like `resolve`, `due` and `lose`, return the phase that the
         turn has left, or None if it has not moved.
         """
-        left = self._leave()
+        left = self._position()
         self.claim = None if message is None or message.deleted else message.claim
         if message is not None:
             self.created, self.alive_at = message.created, message.alive_at
@@ -212,7 +212,7 @@ class TurnState(Generic[W]):
         is_stored = event not in (TurnEvent.REFUSED, TurnEvent.FAILED)
         if self.phase is not Phase.CLAIMING or (self._requests and not is_stored):
             return None  # another claim of this hub may yet be stored
-        left = self._leave()
+        left = self._position()
         if event is TurnEvent.TAKEN_IN:
             # the turn that had taken this one in has ended meanwhile
             if self.claim is None or self.claim.within is None or not self.claim.is_open:
@@ -229,7 +229,7 @@ class TurnState(Generic[W]):
         """Note that the delay after a failed claim has passed, and follow the log again. Return as `observe` does."""
         if self.phase is not Phase.DELAYED:
             return None
-        left = self._leave()
+        left = self._position()
         self._move(TurnEvent.DUE)
         self._follow()
         return self._moved(left)
@@ -247,7 +247,7 @@ class TurnState(Generic[W]):
         self.handler = None
         if self.phase is not Phase.ENDING:
             return None
-        left = self._leave()
+        left = self._position()
         is_open = self.claim is not None and self.claim.is_open
         self._move(TurnEvent.PENDING if is_open else TurnEvent.ENDED)
         self.attempt, self.confirmed, self.begun, self.suspect, self.is_interrupted = 0, 0, 0, None, False
@@ -256,7 +256,7 @@ class TurnState(Generic[W]):
 
     def lose(self) -> Left[W] | None:
         """Let the turn wait again, because its worker is gone, or the attempt that has taken the message in."""
-        left = self._leave()
+        left = self._position()
         self._lose()
         self.handler = None
         return self._moved(left)
@@ -291,11 +291,12 @@ class TurnState(Generic[W]):
     def _move(self, event: TurnEvent) -> None:
         self.phase = TRANSITIONS[self.phase][event]
 
-    def _leave(self) -> Left[W]:
-        """Return where the turn is now, for `_moved` after a transition."""
+    def _position(self) -> Left[W]:
+        """Return the phase, attempt and worker of now, for `_moved` after a transition."""
         return Left(self.phase, self.attempt, self.worker)
 
     def _moved(self, left: Left[W]) -> Left[W] | None:
+        """Return the position `left` if the turn is in another phase or attempt now, else None."""
         return None if (left.phase, left.attempt) == (self.phase, self.attempt) else left
 
 

@@ -312,8 +312,7 @@ class View:
     def _set_part(self, event: MessagePart) -> None:
         shown = self._shown[event.id]
         count = len(shown.parts)
-        serial = shown.parts[event.index].changed if event.index < count else shown.base
-        if event.serial <= serial:
+        if event.serial <= (shown.parts[event.index].changed if event.index < count else shown.base):
             return
         if event.index > count:
             raise ViewGap(f"message {event.id!r} has {count} parts, part {event.index} came; attach anew")

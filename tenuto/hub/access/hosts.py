@@ -108,7 +108,7 @@ def check_allowed_origins(given: Iterable[str]) -> tuple[str, ...]:
     origins = tuple(given)
     for one in origins:
         if one != "*":
-            _check_origin(one, "allowed_origins must hold origins such as", example=_EXAMPLE)
+            _check_origin(one, f"allowed_origins must hold origins such as {_EXAMPLE}")
     return origins
 
 
@@ -116,16 +116,17 @@ def check_public_origin(given: str | None) -> str | None:
     """Return the setting `public_origin`. Raises LocalError unless it is None or an origin with http or https."""
     if given is None:
         return None
-    origin = _check_origin(given, "public_origin must be an origin such as", example='"https://chat.example"')
+    origin = _check_origin(given, 'public_origin must be an origin such as "https://chat.example"')
     if origin.scheme not in _PORTS:
         raise LocalError(f"public_origin must begin with http:// or https://, got {shown(given)}")
     return given
 
 
-def _check_origin(given: object, what: str, *, example: str) -> Origin:
+def _check_origin(given: object, expected: str) -> Origin:
+    """Return the origin `given`, in the form of browsers. Raises LocalError, which begins with `expected`."""
     origin = parse_origin(given) if isinstance(given, str) else None
     if origin is None or given != _normal(origin) or origin.scheme in _SOCKETS:
-        raise LocalError(f"{what} {example}, got {shown(given)}")
+        raise LocalError(f"{expected}, got {shown(given)}")
     return origin
 
 

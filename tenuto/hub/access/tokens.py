@@ -29,6 +29,7 @@ from jwt.algorithms import HMACAlgorithm, get_default_algorithms
 
 from tenuto.core.errors import Busy, LocalError, TenutoError, Unauthenticated, shown, shown_url
 from tenuto.core.names import check_id
+from tenuto.hub.access.hosts import LOCAL_HOSTS
 from tenuto.hub.access.identity import Expired, Identity, Scope, cookies_of, headers_of
 
 logger = logging.getLogger("tenuto.hub")
@@ -184,8 +185,8 @@ class KeySet:
         """Raise LocalError unless `url` is https, or http on this machine."""
         check_cryptography()
         parts = urlsplit(url)
-        is_here = parts.hostname in ("localhost", "127.0.0.1", "::1")
-        if not parts.hostname or not (parts.scheme == "https" or (parts.scheme == "http" and is_here)):
+        is_plain = parts.scheme == "http" and parts.hostname in LOCAL_HOSTS
+        if not parts.hostname or not (parts.scheme == "https" or is_plain):
             raise LocalError(f"jwks_url must be an https URL (http only on this machine), got {shown_url(url)}")
         self.url = url
         self._monotonic_s = monotonic_s
@@ -311,6 +312,7 @@ def _listed(given: Any, one: Any) -> list[Any]:
 
 
 def _named(given: str | Iterable[str], what: str) -> frozenset[str]:
+    """Return the names in the argument `what` of `jwt_verifier`. Raises LocalError for an empty one."""
     names = frozenset([given] if isinstance(given, str) else given)
     if "" in names:
         raise LocalError(f"{what} must be a name, got an empty string")
@@ -402,7 +404,7 @@ class JwtVerifier:
             raise Unauthenticated(f"token must have no header crit, got {shown(header['crit'])}")
         if not isinstance(algorithm, str) or algorithm not in self._algorithms:
             raise Unauthenticated(
-                f"token algorithm {shown(algorithm)} is not accepted, expected {_names(self._algorithms)}"
+                f"token algorithm {shown(algorithm)} is not accepted, expected {_any_of(self._algorithms)}"
             )
         claims = _claims_by(_meant(self._keys, kid), algorithm, token)
         if claims is None and self._key_set is not None:
@@ -425,12 +427,12 @@ class JwtVerifier:
         if not self._audiences & _texts(claims.get("aud")):
             raise Unauthenticated(
                 f"token has another audience: claim aud is {shown(claims.get('aud'))}, "
-                f"expected {_names(self._audiences)}"
+                f"expected {_any_of(self._audiences)}"
             )
         issuer = claims.get("iss")
         if self._issuers is not None and not (isinstance(issuer, str) and issuer in self._issuers):
             raise Unauthenticated(
-                f"token has another issuer: claim iss is {shown(issuer)}, expected {_names(self._issuers)}"
+                f"token has another issuer: claim iss is {shown(issuer)}, expected {_any_of(self._issuers)}"
             )
         try:
             return Identity(
@@ -471,8 +473,8 @@ def _time(claims: dict[str, Any], name: str) -> float | None:
     return float(value)
 
 
-def _names(names: Iterable[str]) -> str:
-    """Return the list `names` as text for an error message."""
+def _any_of(names: Iterable[str]) -> str:
+    """Return `names` as text for an error message, with "or" between them."""
     return " or ".join(map(repr, sorted(names)))
 
 

@@ -40,6 +40,7 @@ MAX_CHARACTERS = 200  # of a cookie or token; ours have 60
 RIGHTS = frozenset(("subscribe", "history", "publish", "presence", "command"))
 _GRANTS = {f"{STEM}{{sub}}": RIGHTS, f"{STEM}{{sub}}.*": RIGHTS}
 _NAME = re.compile(rf"(?:{HOST_PREFIX})?{COOKIE}[A-Za-z0-9_-]{{{DIGEST_CHARACTERS}}}")
+_COOKIE, _TOKEN = "visitor cookie", "visitor token"  # purposes of signatures: neither proof stands for the other
 _VISIT = "tenuto.visit"  # key of the `Visit` in the scope of a request
 
 
@@ -140,12 +141,12 @@ class VisitorVerifier(Keyed):
 
     def identity_by_token(self, token: str) -> Identity | None:
         """Return the identity of the visitor that `token` proves; None if it proves none."""
-        found = self._proven("token", token)
+        found = self._proven(_TOKEN, token)
         return None if found is None else _identity(found[0])
 
     def token_of(self, visitor: str) -> str:
         """Return a token that proves the id `visitor`."""
-        return self._proof("token", visitor)
+        return self._proof(_TOKEN, visitor)
 
     def _visitor(self, scope: Scope) -> Identity:
         """Return the visitor that the cookie proves, or a new one; the `Visit` gets its id and the cookies to set."""
@@ -154,33 +155,33 @@ class VisitorVerifier(Keyed):
             return _identity(visit.client_id)
         is_encrypted = scope.get("scheme") in ("https", "wss") or (self.hub.public_origin or "").startswith("https:")
         stem = HOST_PREFIX + COOKIE if is_encrypted else COOKIE
-        names = [stem + signature(key, _purpose("cookie's name"), "")[:DIGEST_CHARACTERS] for key in self._keys]
+        names = [stem + signature(key, "visitor cookie's name", "")[:DIGEST_CHARACTERS] for key in self._keys]
         cookies = [one for one in cookies_of(scope) if one[0].startswith(stem) and _NAME.fullmatch(one[0])]
         # that of the newest key for which the browser has one
         name = next((one for one in names if any(one == known for known, _ in cookies)), names[0])
         given = [value for known, value in cookies if known == name]
-        found = self._proven("cookie", given[0]) if len(given) == 1 else None  # one of two may be planted
+        found = self._proven(_COOKIE, given[0]) if len(given) == 1 else None  # one of two may be planted
         visitor, age_ms = found or (new_visitor_id(secrets.token_bytes(RANDOM_BYTES)), 0)
         visit.client_id, visit.is_new, visit.is_ambient = visitor, found is None, True
         if (found is None or age_ms >= RENEWED_MS or name != names[0]) and not _is_embedded(scope):
             end = "; Path=/; HttpOnly; SameSite=Lax" + ("; Secure" if is_encrypted else "")
-            new = f"{names[0]}={self._proof('cookie', visitor)}; Max-Age={MAX_AGE_MS // 1000}{end}"
+            new = f"{names[0]}={self._proof(_COOKIE, visitor)}; Max-Age={MAX_AGE_MS // 1000}{end}"
             others = [known for known, _ in cookies if known not in names]  # the oldest first
             gone = [f"{one}=; Max-Age=0{end}" for one in others[:-MAX_OTHERS][:REMOVED_AT_ONCE]]
             visit.set_cookies = [one.encode() for one in (new, *gone)]
         return _identity(visitor)
 
     def _proof(self, purpose: str, visitor: str) -> str:
-        """Return the text that proves the id `visitor` from now on: a "cookie" or a "token" (`purpose`)."""
+        """Return the text that proves the id `visitor` from now on, as `_COOKIE` or `_TOKEN` (`purpose`)."""
         body = f"{visitor}.{self.hub.clock.now_ms() // 1000}"
-        return f"{body}.{signature(self._keys[0], _purpose(purpose), body)}"
+        return f"{body}.{signature(self._keys[0], purpose, body)}"
 
     def _proven(self, purpose: str, text: str) -> tuple[str, int] | None:
         """Return the visitor that `text` proves, and the age of the proof in ms; None for any other text."""
         if len(text) > MAX_CHARACTERS or not text.isascii():
             return None
         body, _, mac = text.rpartition(".")
-        if not self.has_signed(_purpose(purpose), body, mac):
+        if not self.has_signed(purpose, body, mac):
             return None
         visitor, _, issued_s = body.partition(".")
         age_ms = self.hub.clock.now_ms() - int(issued_s) * 1000
@@ -199,10 +200,6 @@ def check_person(identity: object) -> None:
 def cookie_headers(authenticate: object, scope: MutableMapping[str, Any]) -> list[tuple[bytes, bytes]]:
     """Return the headers that set the cookie of a new visitor; an empty list unless `visitors()` authenticates."""
     return visit_in(scope).headers if isinstance(authenticate, VisitorVerifier) else []
-
-
-def _purpose(kind: str) -> str:
-    return f"visitor {kind}"
 
 
 def _identity(visitor: str) -> Identity:
