@@ -96,7 +96,7 @@ from tenuto.core.requests import (
     UpdateMessage,
     references,
     regenerate_options_id,
-    split,
+    split_options,
 )
 from tenuto.core.state import CLAIMED, ChannelState, ClaimState, CommandState, MessageState, part_bytes, utf8_len
 from tenuto.core.turns import (
@@ -236,7 +236,7 @@ def _create(
         _check_room_for_pending(state, limits)
     options, kept = _repeated_options(state, request.meta, caller.id), list[Create]()
     if request.options:
-        options, kept = split(request.options, caller.id, now_ms, limits)
+        options, kept = split_options(request.options, caller.id, now_ms, limits)
     op = Create(
         id=message_id,
         role=request.role,
@@ -468,7 +468,7 @@ def _superseded(
     if not (taken or new):
         return None
     parts = known
-    if taken:
+    if taken:  # parts before the first of them stay where they are
         since, beside = taken[0], [index for index in beside if index > taken[0]]
         parts = known[:since] + [one for one in known[since:] if one["type"] == ATTEMPT]
         contents = [known[index] for index in taken]
@@ -727,7 +727,7 @@ def _kept_options(
     They are in messages of their authors, to which one without an author refers: all attempts find that one, wherever
     they run.
     """
-    options, values = split(request.options, caller.id, now_ms, limits, is_hidden=True)
+    options, values = split_options(request.options, caller.id, now_ms, limits, is_hidden=True)
     check_json(options, limits.data_bytes, "the list of large options", depth=limits.depth)
     # the name tells `target` from a later message with the same id
     part = {"type": "data", "name": str(target.created), "data": options}

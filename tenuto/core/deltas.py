@@ -194,8 +194,8 @@ class MessageProgress:
     def append(self, event: MessageAppend) -> list[Delta]:
         """Return the delta of an append to this message, if it has one. Hot path: `receive` without the other kinds."""
         index, at = event.part, event.at
-        kind = self._kinds[index] if index < len(self._kinds) else None
-        if kind is None or kind not in APPENDABLE:
+        kind = self._kinds[index] if index < len(self._kinds) else ""
+        if kind not in APPENDABLE:
             return []
         known = self._lengths[index] if kind in COUNTED else self._inputs[index]
         if at > known:

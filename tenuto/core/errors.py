@@ -255,13 +255,14 @@ class LocalError(TenutoError):
     code, title = "misuse", "Misuse"
 
 
-def shown(value: object, limit: int = SHOWN_CHARACTERS) -> str:
-    """Return `value` as a message shows it: its `repr`, cut in the middle to at most `limit` characters.
+def shown(value: object) -> str:
+    """Return `value` as a message shows it: its `repr`, cut in the middle to at most `SHOWN_CHARACTERS`.
 
     Never raises and never reads more of `value` than it shows: a peer chooses many of these values.
     """
-    if isinstance(value, str) and len(value) > 2 * limit:
-        value = value[:limit] + value[-limit:]  # only the ends of the value are shown, so its middle needs no repr
+    if isinstance(value, str) and len(value) > 2 * SHOWN_CHARACTERS:
+        # only the ends of the value are shown, so its middle needs no repr
+        value = value[:SHOWN_CHARACTERS] + value[-SHOWN_CHARACTERS:]
     elif isinstance(value, bytes | bytearray | memoryview):
         return f"{len(value)} bytes"
     elif isinstance(value, list | tuple | dict | set | frozenset) and value:
@@ -273,10 +274,10 @@ def shown(value: object, limit: int = SHOWN_CHARACTERS) -> str:
     if not text.isascii():
         # a foreign `__repr__` may return half a surrogate pair
         text = text.encode("utf-8", "backslashreplace").decode()
-    if len(text) <= limit:
+    if len(text) <= SHOWN_CHARACTERS:
         return text
-    head = (limit - 3) * 2 // 3
-    return f"{text[:head]}...{text[head + 3 - limit :]}"
+    head = (SHOWN_CHARACTERS - 3) * 2 // 3
+    return f"{text[:head]}...{text[head + 3 - SHOWN_CHARACTERS :]}"
 
 
 def shown_url(url: str) -> str:

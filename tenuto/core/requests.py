@@ -276,9 +276,9 @@ def regenerate_options_id(message_id: str) -> str:
 
 
 def kept_ids(options: Mapping[str, Json], by: str | None, *, is_hidden: bool = False) -> tuple[str, ...]:
-    """Return the ids of the messages that keep values of `options`, which client `by` sends, as `split` does.
+    """Return the ids of the messages that keep values of `options`, which client `by` sends, as `split_options` does.
 
-    There are none if it is no JSON, which `split` refuses.
+    There are none if it is no JSON, which `split_options` refuses.
     """
     try:
         return tuple(id for id, _, _ in _kept(options, by, is_hidden=is_hidden))
@@ -286,7 +286,7 @@ def kept_ids(options: Mapping[str, Json], by: str | None, *, is_hidden: bool = F
         return ()
 
 
-def split(
+def split_options(
     options: Mapping[str, Json], by: str | None, now_ms: int, limits: Limits, *, is_hidden: bool = False
 ) -> tuple[dict[str, Json], list[Create]]:
     """Return the value of `OPTIONS_KEY`, and the messages of the large values. Raises InvalidRequest, TooLarge.

@@ -473,7 +473,7 @@ def _append(message: MessageState, op: Append, serial: int) -> None:
     if serial > message.version:
         message.version = serial
     known = message.parts[op.part].text if op.part < len(message.parts) else None
-    if known is None or op.at > known.length:
+    if known is None or op.at > known.length:  # `decide` prevents both
         return
     text = op.text if op.at == known.length else op.text[known.length - op.at :]
     known.append(text, serial)

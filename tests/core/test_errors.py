@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tenuto.core.errors import public_reason, shown, shown_url
+from tenuto.core.errors import SHOWN_CHARACTERS, public_reason, shown, shown_url
 from tenuto.core.limits import Limits
 from tenuto.core.model import check_json
 
@@ -68,8 +68,8 @@ def test_value_is_shown_by_its_repr(value: object, expected: str) -> None:
     ids=["text", "line ends", "emoji", "large number", "number beyond repr"],
 )
 def test_shown_value_is_bounded(value: object) -> None:
-    text = shown(value, 60)
-    assert len(text) <= 60
+    text = shown(value)
+    assert len(text) <= SHOWN_CHARACTERS
     assert text.isprintable()
 
 

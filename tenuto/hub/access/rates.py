@@ -297,6 +297,7 @@ class Rates:
         return self._client(f"//{group}", group, self.address_factor, ADDRESS_CONNECTIONS)
 
     def _client(self, key: str, name: str, factor: int = 1, connections_factor: int = 1) -> _Client:
+        """Return the counters at `key`, new ones if there are none, and note that their client is active."""
         client = self._clients.get(key)
         if client is None:
             self._make_room()
@@ -389,7 +390,7 @@ class Route(Struct, eq=False):
     asked: Asked | None = None  # a question that the app has stored, and whose answer has not begun
 
     def answer(self, channel: str) -> bool:
-        """Return whether an answer in `channel` is the first one to the question `asked`, which counts already."""
+        """Return whether an answer in `channel` is the first one to `asked`, which counts already; no other will be."""
         asked, self.asked = self.asked, None
         return asked is not None and asked.is_counted and self.channel == channel
 

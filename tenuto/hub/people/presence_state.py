@@ -377,7 +377,7 @@ class PresenceState:
         """
         if is_move and kind == "user" and len(self._members) > CROWD_MEMBERS:
             self._moves += 1
-            self._run_second()
+            self._begin_second()
             self.is_crowd = self.is_crowd or self._is_crowded()
         if self.is_crowd and kind == "user":
             self._is_held = True
@@ -398,7 +398,8 @@ class PresenceState:
     def _is_crowded(self) -> bool:
         return len(self._members) > NAMED or self._moves > CROWD_MOVES
 
-    def _run_second(self) -> None:
+    def _begin_second(self) -> None:
+        """Begin a second of which the moves count, and in which changes of a crowd are held back, unless one runs."""
         if not self._is_timed:
             self._is_timed = True
             (self._later or asyncio.get_running_loop().call_later)(CROWD_S, self._second_over)
@@ -414,7 +415,7 @@ class PresenceState:
     def _sync_crowd(self) -> None:
         """Send all members to all feeds, and hold back the changes of the next second."""
         self._is_held = False
-        self._run_second()
+        self._begin_second()
         self.position += 1
         self._floor = self.position  # every feed gets all members now, so the single changes are not needed any more
         self._changes.clear()

@@ -328,8 +328,8 @@ class TurnScheduler:
         if turn is None or turn.handler is not worker or turn.begun != assigned.generation:
             return False
         turn.begun = assigned.generation if has_begun else 0  # 0: the next claim confirms the attempt
-        is_left = turn.phase is Phase.RUNNING and turn.attempt == assigned.generation
-        (self.lose if is_left else self._handler_ended)(assigned.channel, turn)
+        has_no_end = turn.phase is Phase.RUNNING and turn.attempt == assigned.generation
+        (self.lose if has_no_end else self._handler_ended)(assigned.channel, turn)
         return True
 
     def unended(self, channel: str, message_id: str) -> int:
@@ -375,17 +375,16 @@ class TurnScheduler:
     def inspect(self, channel: Channel, keys: Iterable[str] | None) -> None:
         """Update the turns of the messages `keys` of `channel`; None means all of them."""
         state = channel.state
+        # of messages that were only loaded, and in a hub without agents, no viewer learns that no agent takes them
+        checks_served = keys is not None and bool(self.workers.patterns)
         if keys is None:
             keys = dict.fromkeys((*state.messages, *self._turns.get(channel.name, ())))
-            is_new = False
-        else:
-            is_new = bool(self.workers.patterns)
         is_changed = False
         for key in keys:
             if not key.startswith(COMMAND_MARK):
                 message = state.messages.get(key)
                 is_changed |= self.inspect_message(channel.name, key, message)
-                if is_new and message is not None and message.version == message.created:
+                if checks_served and message is not None and message.version == message.created:  # a new one
                     self._check_served(channel.name, message)
         if is_changed:
             self.offer(channel.name)
@@ -441,8 +440,9 @@ class TurnScheduler:
             if not self._turns[channel]:
                 del self._turns[channel]
         if left.worker is not None:
-            is_over = turn.phase in (Phase.ENDING, Phase.OVER)
-            state = turn.claim.state if is_over and turn.claim is not None else "cancelled" if is_over else "lost"
+            state = "lost"
+            if turn.phase in (Phase.ENDING, Phase.OVER):
+                state = turn.claim.state if turn.claim is not None else "cancelled"
             left.worker.ended(AssignedTurn(channel, turn.message_id, left.attempt), state)
         if left.phase is Phase.RUNNING:
             for held in self._turns.get(channel, OpenTurns()).held_by(turn.message_id):
@@ -450,6 +450,7 @@ class TurnScheduler:
         return turn.phase in (Phase.WAITING, Phase.ENDING, Phase.OVER)
 
     def _set_timers(self, channel: str, turn: OpenTurn, left: Phase) -> None:
+        """Set the timers of the phase that `turn` has entered from `left`, and drop those that it no longer needs."""
         key, unclaimed = ("turn", channel, turn.message_id), ("unclaimed", channel, turn.message_id)
         now_s = self._loop.time()
         if turn.phase is Phase.WAITING:
@@ -475,6 +476,7 @@ class TurnScheduler:
         return turns.get(message_id) if turns is not None else None
 
     def _signal_unclaimed(self, channel: str, turn: OpenTurn) -> None:
+        """Notify viewers if `turn` still waits, and not for a free slot."""
         live = self._find(channel)
         has_agent = self.workers.has_agent(channel) or self.workers.is_served_elsewhere(channel)
         if turn.phase is Phase.WAITING and live is not None and not has_agent:
@@ -487,6 +489,7 @@ class TurnScheduler:
             self._deadlines.set(("unserved", channel), due_s, partial(self._signal_unserved, channel, message.id))
 
     def _signal_unserved(self, channel: str, message_id: str) -> None:
+        """Notify viewers if a message that has no turn still has no answer."""
         live = self._find(channel)
         asked = live.state.messages.get(message_id) if live is not None else None
         if live is None or asked is None or asked.deleted or self.workers.serves(channel):
@@ -620,6 +623,7 @@ class TurnScheduler:
         self._request(channel, turn.message_id, request, caller, done)
 
     def _not_claimed(self, channel: str, turn: OpenTurn, error: TenutoError) -> None:
+        """Let a turn whose claim, or end as given up, was refused with `error` wait: for a second, or for the log."""
         # Wait first: after a refusal that the log does not explain, the same claim would be refused again at once.
         event = TurnEvent.FAILED if error.retry or turn.is_unchanged else TurnEvent.REFUSED
         self._moved(channel, turn, turn.resolve(event))
@@ -634,6 +638,7 @@ class TurnScheduler:
         self.offer(channel)
 
     def _claimed(self, worker: Worker, turn: OpenTurn, assigned: AssignedTurn, is_safe: bool) -> None:
+        """Begin the attempt `assigned`, whose claim is stored. `is_safe`: this node has kept its lease meanwhile."""
         self._moved(assigned.channel, turn, turn.resolve(TurnEvent.TAKEN, assigned.generation))
         assigned = assigned._replace(tries=turn.tries)
         is_ours = turn.phase is Phase.RUNNING and turn.attempt == assigned.generation
@@ -703,15 +708,16 @@ class TurnScheduler:
         `done` is called with the result.
         """
         turn = self._turn(assigned.channel, assigned.message_id)
-        is_own = turn is not None and turn.handler is worker and turn.attempt == assigned.generation
-        if turn is not None and is_own:
+        if turn is not None and (turn.handler is not worker or turn.attempt != assigned.generation):
+            turn = None  # another worker or attempt has it; the log decides about the request
+        if turn is not None:
             turn.worker = None  # the worker that ends the turn itself needs no notification
         caller = Caller(id=worker.name, is_server=worker.is_local)
         host = assigned.message_id, assigned.generation
         unheard = [id for id, one in self._turns.get(assigned.channel, OpenTurns()).items() if one.unheard == host]
         request = EndTurn(generation=assigned.generation, state=state, unheard=(*unheard, *assigned.unheard))
         self._request(assigned.channel, assigned.message_id, request, caller, done)
-        if turn is not None and is_own:  # do this after the request, which must not end a turn that follows
+        if turn is not None:  # do this after the request, which must not end a turn that follows
             self._handler_ended(assigned.channel, turn)
 
     def _check_held(self, channel: str, turn: OpenTurn) -> None:
@@ -720,6 +726,7 @@ class TurnScheduler:
             self.lose(channel, turn)
 
     def _lapse_in(self, channel: str, turn: OpenTurn, term_s: float) -> None:
+        """Count the attempt, or the handler of an earlier one, as gone in `term_s`, in place of an earlier deadline."""
         attempt = turn.attempt
 
         def lapse() -> None:
@@ -795,8 +802,7 @@ class SharedTurns:
 
     def __post_init__(self) -> None:
         self._due = asyncio.Event()  # set when the hold has changed
-        self._shown: Mapping[str, bytes] = {}  # the hold that the store has
-        self._patterns: list[str] = []  # the patterns in it
+        self._shown = ShownTurns()  # the hold that the store has
         self._follower.receivers.append(self._receive)
         self._nodes.holds.sources.append(self._values)
         self._scheduler.workers.changed = self._due.set
@@ -806,7 +812,7 @@ class SharedTurns:
 
         So of two nodes that begin at the same moment one finds the other, which learns of it by a notice.
         """
-        await self._show(self._values())
+        await self._show(self._hold())
         await self.read()
 
     async def run(self) -> None:
@@ -814,21 +820,19 @@ class SharedTurns:
         while True:
             self._due.clear()
             with logs_errors("the turns of other nodes were not read; the hub tries again"):
-                if (values := self._values()) != self._shown:
-                    await self._show(values)
+                if (hold := self._hold()) != self._shown:
+                    await self._show(hold)
                 await self.follow()
             await asyncio.sleep(REST_S)
             with suppress(TimeoutError):
                 async with asyncio.timeout(FOLLOW_S - REST_S):
                     await self._due.wait()
 
-    async def _show(self, values: Mapping[str, bytes]) -> None:
-        """Put the hold `values`; if it has other patterns, notify the other nodes. Raises StoreUnavailable."""
-        patterns = self._scheduler.workers.served()
+    async def _show(self, hold: ShownTurns) -> None:
+        """Put `hold` by a renewal; if it has other patterns, notify the other nodes. Raises StoreUnavailable."""
         await self._nodes.renew()
-        self._shown = values
-        if patterns != self._patterns:
-            self._patterns = patterns
+        known, self._shown = self._shown, hold
+        if hold.patterns != known.patterns:
             self._follower.notifier.send(Notice("here", "", self._nodes.node.encode()))
 
     def _receive(self, notice: Notice | None) -> None:
@@ -838,11 +842,13 @@ class SharedTurns:
             self._due.set()
 
     def _values(self) -> dict[str, bytes]:
+        return {PREFIX + self._nodes.node: msgspec.msgpack.encode(self._hold())}
+
+    def _hold(self) -> ShownTurns:
         """Return the hold of this node."""
         workers = self._scheduler.workers
         waiting = [channel for channel in self._waiting() if workers.best_for(channel) is None]  # for other nodes
-        shown = ShownTurns(patterns=workers.served()[:SHOWN], waiting=waiting[:SHOWN])
-        return {PREFIX + self._nodes.node: msgspec.msgpack.encode(shown)}
+        return ShownTurns(patterns=workers.served()[:SHOWN], waiting=waiting[:SHOWN])
 
     def _waiting(self) -> list[str]:
         """Return the channels in which turns wait; if there are many, first those that an agent serves."""

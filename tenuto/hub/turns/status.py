@@ -39,17 +39,17 @@ async def take_waiting(runtime: Runtime, channel: str, message_id: str, by: str,
     if known.claim is None or known.deleted or host is None:
         return False
     claim = known.claim
-    within, attempt, holder = host
+    within, attempt, host_claim = host
     # a later attempt takes in again what an earlier one had, unless that has a turn of its own by now
-    is_left = (claim.state, claim.within) == ("taken", within) and claim.within_generation < attempt
-    if claim.state != "pending" and not is_left:
+    was_taken_in = (claim.state, claim.within) == ("taken", within) and claim.within_generation < attempt
+    if claim.state != "pending" and not was_taken_in:
         return turn is not None and scheduler.is_held(channel, message_id, within, attempt)
-    writer = WriterIdentity(by=by, node=runtime.node) if holder.node is not None else None
+    writer = WriterIdentity(by=by, node=runtime.node) if host_claim.node is not None else None
     caller = Caller(id=by, writer=writer, is_server=True)
     request = ClaimTurn(
         generation=claim.generation,
         above=scheduler.unended(channel, message_id),
-        lease_s=holder.lease_ms / 1000,
+        lease_s=host_claim.lease_ms / 1000,
         within=within,
         within_generation=attempt,
     )
@@ -201,12 +201,14 @@ def _pending(live: Channel) -> list[Command]:
 
 
 def _answers_in_memory(live: Channel, message: MessageState, claim: ClaimState | None) -> list[MessageState]:
+    """Return the answers of the last round of the turn, or with None as `claim` those of all rounds."""
     return [one for one in live.state.messages.values() if is_answer_of(one, message.id, claim)]
 
 
 async def _answers_outside_memory(
     live: Channel, runtime: Runtime, message: MessageState, claim: ClaimState | None
 ) -> list[MessageState]:
+    """Return the further answers that only the store has, as `_answers_in_memory` does. First some are loaded."""
     # serial of the first entry that can be an answer of the last round (`is_answer_of`)
     first = 1 + max(message.created, claim.round_from if claim is not None else 0)
     for wanted in PAGES:
