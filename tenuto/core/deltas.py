@@ -291,7 +291,7 @@ class TurnStatus(Struct, frozen=True, kw_only=True):
 
 
 class InAnswer(Struct, frozen=True):
-    """A delta of one answer of the turn (`tenuto.core.deltas`)."""
+    """A delta of one answer of the turn."""
 
     message_id: str
     delta: Delta

@@ -38,7 +38,7 @@ class Draft:
         self.base = base
         self.newest = base.newest
         self.ops: list[Op] = []
-        # ids of messages and commands with other changes than appends, which need a new document
+        # ids of messages and commands with other changes than appends and parts, which need a new document
         self.reshaped: dict[str, None] = {}
         self.appended: dict[str, int] = {}  # for each message the number of code points appended
         self._texts: dict[int, list[str]] = {}  # for each joined append, by its index in `ops`: the texts to join

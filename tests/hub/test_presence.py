@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -150,9 +151,9 @@ def test_events_since_any_position_also_delayed_ones_of_a_crowd_bring_every_view
         patch.setattr("tenuto.hub.people.presence_state.CROWD_MEMBERS", 1)
         due: list[Callable[[], None]] = []
         received: list[int] = []
-        presence_state = PresenceState(
-            Limits(), lambda: received.append(presence_state.position), lambda _, callback: due.append(callback)
-        )
+        presence_state = PresenceState(Limits(), lambda: received.append(presence_state.position))
+        loop = SimpleNamespace(call_later=lambda _, callback: due.append(callback))
+        patch.setattr("asyncio.get_running_loop", lambda: loop)
 
         def is_crowded() -> bool:
             """The channel counts as crowded while all members are still named, so that views can be compared."""
@@ -200,7 +201,7 @@ def test_events_since_any_position_also_delayed_ones_of_a_crowd_bring_every_view
 
 
 def test_user_with_the_id_of_an_agent_neither_replaces_nor_keeps_it() -> None:
-    presence_state = PresenceState(Limits(), lambda: None, lambda _, callback: None)
+    presence_state = PresenceState(Limits(), lambda: None)
     presence_state.enter("assistant", "user", "tab", {"state": "I am the agent"})
     presence_state.enter("assistant", "agent", "worker", {"state": "listening"})
     assert presence_state.presence().members[0].data == {"state": "listening"}

@@ -68,8 +68,8 @@ START_S = 60  # seconds in which the stream must be opened
 # while a stream reconnects by itself.
 MAX_LIFE_S = 12 * 3600
 READING = ("subscribe", "history")  # the only capabilities that a ticket may carry
-MAX_CHARACTERS = 1024
-_MAC_BYTES = 16
+MAX_CHARACTERS = 1024  # of a ticket; one with the longest names has some 500
+_MAC_BYTES = 16  # of the 32 of SHA-256: enough against guessing, and short in URLs and cursors
 _SIGNED_CHARACTERS = 23  # a letter and a signature
 _SEAL = "k"  # first letter of a seal in a cursor's extra field; other fields begin with other letters
 _MARK = "h"  # first letter of the signature in a cursor that was given to a client without the capability `history`
@@ -107,13 +107,9 @@ class Replaceable(Protocol):
 
 
 class Tickets(Keyed):
-    """Issues and verifies tickets. The first of `keys` signs; all of them verify.
+    """Issues and verifies tickets."""
 
-    Without keys it generates one for this process; after a restart, pages have to request new tickets. Hubs that share
-    a store keep it there (`share_key`).
-    """
-
-    key_note = "ticket-key/0"  # tickets live for hours, so an exclusive store keeps no key of them
+    key_note = "ticket-key/0"
 
     def __init__(self, keys: Sequence[bytes] = (), *, now_ms: Callable[[], int] | None = None) -> None:
         super().__init__(keys, "ticket key")

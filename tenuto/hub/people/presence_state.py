@@ -48,7 +48,7 @@ CROWD_MOVES = 4  # a channel is a crowd if more people than this enter or leave 
 CROWD_MEMBERS = 20  # a crowd has more members than this
 OWN_MEMBERS = 100  # limit of members of one client in one channel: its id, and its id with `~` and suffixes
 KEPT_LEFT = 1_000  # number of departed members for which feeds can still get single `presence.leave` events
-KEPT_SIGNALS = 256
+KEPT_SIGNALS = 256  # number, and size together, of the last signals, which slow feeds can still get
 KEPT_SIGNAL_BYTES = 64 * 1024
 # limit of connections of one person at all nodes; the connections of an agent are limited by its sockets
 MAX_CONNECTIONS = 100
@@ -102,22 +102,16 @@ class _Member(Struct):
 class PresenceState:
     """The members and recent signals of a channel. It calls `changed` after each change; its owner handles leases.
 
-    `position` rises with each change. `later(seconds, callback)` is the loop's `call_later`.
+    `position` rises with each change.
     """
 
-    def __init__(
-        self,
-        limits: Limits,
-        changed: Callable[[], None],
-        later: Callable[[float, Callable[[], None]], object] | None = None,
-    ) -> None:
+    def __init__(self, limits: Limits, changed: Callable[[], None]) -> None:
         self.position = 0
         # Random id of this instance; positions of another instance are not comparable. Assigned when a long poll first
         # needs it. An instance ends with its hub, or when its channel leaves memory.
         self.epoch = ""
         self._limits = limits
         self._changed = changed
-        self._later = later
         self._members: dict[str, _Member] = {}
         self._people = 0  # number of members that are people, not agents
         self._owned: Counter[str] = Counter()  # number of those of each client
@@ -402,7 +396,7 @@ class PresenceState:
         """Begin a second of which the moves count, and in which changes of a crowd are held back, unless one runs."""
         if not self._is_timed:
             self._is_timed = True
-            (self._later or asyncio.get_running_loop().call_later)(CROWD_S, self._second_over)
+            asyncio.get_running_loop().call_later(CROWD_S, self._second_over)
 
     def _second_over(self) -> None:
         """Decide anew whether the channel is a crowd, and send the changes that were held back."""

@@ -13,17 +13,9 @@ turn according to the log and to the outcomes of its own requests, and sets a ti
 A `WorkerPool` has the registered workers, the patterns that they serve, and their presence in channels. A worker is an
 agent in this process (`tenuto.agents`) or a socket that sent `work` (`transports.session`).
 
-On a store that several hubs share, each of them has a deadline for the turn of an agent in another process. So a
-renewal is stored before it is answered, as a confirmation of the attempt: each hub that reads it gives the turn another
-term, and a hub that has not read it cannot claim the turn, because its claim names the confirmation before. An attempt
-that its agent has lost is given back by a confirmation with a lease that ends at once: then each hub offers the turn to
-its own agents.
-
-The nodes of one store show one another a part of their turns (`SharedTurns`). Each keeps one hold: the patterns that
-its workers serve, and the channels in which turns wait and it has no worker with a free slot. Each reads the holds of
-the others every second. It lets messages wait for agents of other nodes, and reads the channels whose waiting turns its
-own workers can take. The claim of a turn is a conditional commit, so one node gets the turn. The holds of a node end
-with its lease. An exclusive store has one node, which has no use for this.
+On a store that several hubs share, each of them has a deadline for the turn of an agent in another process. So its
+renewal is a stored confirmation of the attempt, and so is the loss that its agent gives back: a lease that ends at
+once. The nodes show one another the patterns that they serve and their waiting turns (`SharedTurns`, decision 0073).
 """
 
 from __future__ import annotations
