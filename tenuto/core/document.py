@@ -327,14 +327,12 @@ def _segment(index: int, text: Text | TextFork, start: int, changed: int) -> Seg
     """
     marks: list[int] = []
     serial_before, length_before = 0, start
-    pending: tuple[int, int] | None = None
-    for serial, length in text.marks_after(start):
-        pending = (serial, length)
-        if serial == changed or _is_far(text, length_before, length):
+    found = list(text.marks_after(start))
+    for serial, length in found:
+        # the last one stays, because the marks must cover all text (`_joins`)
+        if serial in (changed, found[-1][0]) or _is_far(text, length_before, length):
             marks += (serial - serial_before, length - length_before)
-            serial_before, length_before, pending = serial, length, None
-    if pending is not None:  # the marks must cover all text (`_joins`)
-        marks += (pending[0] - serial_before, pending[1] - length_before)
+            serial_before, length_before = serial, length
     return Segment(part=index, at=start, text=text.slice(start), marks=marks)
 
 

@@ -107,7 +107,7 @@ class Left(NamedTuple, Generic[W]):
 
 
 @dataclass(slots=True, eq=False)
-class TurnState(Generic[W]):
+class TurnMachine(Generic[W]):
     """The open turn of one message. Its methods move it along `TRANSITIONS`, and are the only ones to do so.
 
     The log decides: call `observe` with each change of the message. While a claim of this hub is under way or delayed,
@@ -300,10 +300,10 @@ class TurnState(Generic[W]):
         return None if (left.phase, left.attempt) == (self.phase, self.attempt) else left
 
 
-class ChannelTurns(dict[str, TurnState[W]]):
+class ChannelTurns(dict[str, TurnMachine[W]]):
     """The open turns of one channel by their messages, in the order in which they were taken, the latest last."""
 
-    def put(self, turn: TurnState[W]) -> None:
+    def put(self, turn: TurnMachine[W]) -> None:
         """Add `turn`, or move it to the end."""
         self.pop(turn.message_id, None)
         self[turn.message_id] = turn
@@ -313,7 +313,7 @@ class ChannelTurns(dict[str, TurnState[W]]):
         """Return whether a turn runs or is being claimed."""
         return any(turn.is_taken or turn.phase is Phase.CLAIMING for turn in self.values())
 
-    def waiting(self) -> list[TurnState[W]]:
+    def waiting(self) -> list[TurnMachine[W]]:
         """Return the waiting turns whose earlier attempts have no running handler, oldest message first."""
         waiting = [turn for turn in self.values() if turn.phase is Phase.WAITING and turn.handler is None]
         return sorted(waiting, key=lambda turn: (turn.created, turn.attempt))
@@ -329,23 +329,23 @@ class ChannelTurns(dict[str, TurnState[W]]):
             and not turn.is_taken
         )
 
-    def to_interrupt(self, newest: TurnState[W]) -> list[TurnState[W]]:
+    def to_interrupt(self, newest: TurnMachine[W]) -> list[TurnMachine[W]]:
         """Return the turns that the author of message `newest` interrupts by sending it."""
         older = [turn for turn in self.values() if turn.phase is Phase.RUNNING] + self.waiting()
         return [turn for turn in older if turn is not newest and not turn.is_interrupted]
 
-    def held_by(self, message_id: str) -> list[TurnState[W]]:
+    def held_by(self, message_id: str) -> list[TurnMachine[W]]:
         """Return the turns of the messages that the turn of `message_id` has taken in."""
         return [turn for turn in self.values() if turn.host is not None and turn.host[0] == message_id]
 
-    def is_lost(self, held: TurnState[W]) -> bool:
+    def is_lost(self, held: TurnMachine[W]) -> bool:
         """Return whether the attempt that has taken a message in does not run, or does not know that it has it."""
         assert held.host is not None
         message_id, attempt = held.host
         host = self.get(message_id)
         return host is None or not host.is_taken or host.attempt != attempt or held.unheard == held.host
 
-    def newest_of(self, name: str, message_id: str | None) -> TurnState[W] | None:
+    def newest_of(self, name: str, message_id: str | None) -> TurnMachine[W] | None:
         """Return the latest running turn of agent `name`; with `message_id`, only the turn of that message."""
         for turn in reversed(self.values()):
             is_own = turn.phase is Phase.RUNNING and turn.claim is not None and turn.claim.by == name

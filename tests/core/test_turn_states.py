@@ -14,21 +14,21 @@ from msgspec.structs import replace
 
 from tenuto.core.errors import StillStreaming, TenutoError
 from tenuto.core.requests import Caller, ClaimTurn
-from tenuto.core.turns import TRANSITIONS, ChannelTurns, Left, Phase, TurnEvent, TurnState
+from tenuto.core.turns import TRANSITIONS, ChannelTurns, Left, Phase, TurnEvent, TurnMachine
 from tests.core.harness import AGENT, LogHarness, served_log
 
 ARCHITECTURE = Path(__file__).parents[2] / "docs" / "architecture.md"
 FAR = Caller(id="far", is_server=True)  # a worker in another process, for which the hub sends requests
 
 
-def observed(log: LogHarness, message_id: str = "q", *, is_orphan: bool = False) -> TurnState[str]:
+def observed(log: LogHarness, message_id: str = "q", *, is_orphan: bool = False) -> TurnMachine[str]:
     """Return the turn of a message as a hub knows it that has just read the log."""
-    turn = TurnState[str](message_id)
+    turn = TurnMachine[str](message_id)
     turn.observe(log.state.messages.get(message_id), is_orphan=is_orphan)
     return turn
 
 
-def look(turn: TurnState[str], log: LogHarness, *, is_orphan: bool = False) -> Left[str] | None:
+def look(turn: TurnMachine[str], log: LogHarness, *, is_orphan: bool = False) -> Left[str] | None:
     return turn.observe(log.state.messages.get(turn.message_id), is_orphan=is_orphan)
 
 

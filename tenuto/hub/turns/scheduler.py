@@ -47,7 +47,7 @@ from tenuto.core.turns import (
     Left,
     Phase,
     TurnEvent,
-    TurnState,
+    TurnMachine,
     WhenBusy,
 )
 from tenuto.hub.channel import Channel, is_settling
@@ -244,7 +244,7 @@ UNCLAIMED_S = 5.0  # if a message is unclaimed for this long, viewers get a `nob
 NAMED_UNSERVED = 100  # kinds of channels that no agent serves and the log names
 NAMED_PATTERNS = 5  # served patterns that such a line names
 
-OpenTurn = TurnState[Worker]
+OpenTurn = TurnMachine[Worker]
 OpenTurns = ChannelTurns[Worker]
 
 
