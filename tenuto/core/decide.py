@@ -154,9 +154,12 @@ def decide(
         or (not caller.may_read and not _is_author_or_writer(message, caller))
     ):
         raise NotFound(f"message {shown(key)} does not exist in this channel; check the id")
-    if message.deleted and isinstance(request, DeleteMessage):
-        return Decision(serial=message.version)
-    _check_readable(message, request)
+    if message.deleted:
+        if isinstance(request, DeleteMessage):
+            return Decision(serial=message.version)
+        raise Deleted(f"message {shown(key)} was deleted; create another one")
+    if message.is_damaged and not isinstance(request, DeleteMessage):
+        raise Damaged(f"message {shown(key)} is damaged in the store; delete it, or restore a backup of the store")
     match request:
         case AppendText():
             _check_writer(message, caller, request.generation)
@@ -1152,16 +1155,6 @@ def _check_streaming(message: MessageState) -> None:
     """Raise Finished if the message has an end."""
     if message.status != "streaming":
         raise Finished(f"message {message.id!r} is {message.status!r}; only a 'streaming' one can be written")
-
-
-def _check_readable(message: MessageState, request: Request) -> None:
-    """Raise Deleted, or Damaged for a message that the store cannot read; such a message may be deleted."""
-    if message.deleted:
-        raise Deleted(f"message {shown(message.id)} was deleted; create another one")
-    if message.is_damaged and not isinstance(request, DeleteMessage):
-        raise Damaged(
-            f"message {shown(message.id)} is damaged in the store; delete it, or restore a backup of the store"
-        )
 
 
 def _renew_lease(message: MessageState, request: RenewLease, now_ms: int) -> Decision:

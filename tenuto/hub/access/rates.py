@@ -359,14 +359,9 @@ class QuestionLimits(Struct, frozen=True, kw_only=True):
 
 
 class Asked(Struct, eq=False):
-    """A question that was counted in `buckets`."""
+    """A question that counts in `buckets`; in none, once it was given back."""
 
     buckets: Sequence[Bucket]
-
-    @property
-    def is_counted(self) -> bool:
-        """Return whether the question still counts."""
-        return bool(self.buckets)
 
     def give_back(self) -> None:
         """Count the question no more, because it was not stored, or was stored before."""
@@ -392,7 +387,7 @@ class Route(Struct, eq=False):
     def answer(self, channel: str) -> bool:
         """Return whether an answer in `channel` is the first one to `asked`, which counts already; no other will be."""
         asked, self.asked = self.asked, None
-        return asked is not None and asked.is_counted and self.channel == channel
+        return asked is not None and bool(asked.buckets) and self.channel == channel
 
 
 _route: ContextVar[Route | None] = ContextVar("tenuto_route", default=None)
