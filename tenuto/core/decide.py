@@ -259,7 +259,10 @@ def _create(
 
 
 def _repeated_options(state: Draft, meta: Json, by: str | None) -> dict[str, Json]:
-    """Return the options in a `meta` that repeats that of an earlier message, as an edit does; none if not its own."""
+    """Return the options in a `meta` that repeats that of an earlier message, as an edit does.
+
+    There are none if it refers to values that client `by` has not sent, or that are gone.
+    """
     options = meta.get(OPTIONS_KEY) if isinstance(meta, dict) else None
     if not isinstance(options, dict):
         return {}
@@ -1331,6 +1334,7 @@ def _failed(state: Draft, message: MessageState, claim: ClaimState, answer_id: s
             status, reason = ("failed", CRASHED) if one.id in seen else ("interrupted", None)
             ops.append(Takeover(id=one.id, generation=one.generation + 1, writer=writer, at_ms=now_ms))
             ops.append(Finish(id=one.id, status=status, reason=reason, meta=one.meta, at_ms=now_ms))
+    # an answer with another id is by another author, for example by a route of the app
     if ops or not {one.id for one in answers}.isdisjoint(reply_ids(message.id, claim.generation)):
         return ops
     answer = Create(

@@ -50,7 +50,10 @@ class Text:
             self._loose += 1
             self.length += len(text)
             if self._loose >= JOIN_PIECES:
-                self._join_loose()
+                first = len(self._pieces) - self._loose
+                self._pieces[first:] = ["".join(self._pieces[first:])]
+                del self._starts[first + 1 :]
+                self._loose = 0
         serials = self.mark_serials
         if serials[-1] == serial:
             self.mark_lengths[-1] = self.length
@@ -98,12 +101,6 @@ class Text:
     def cost_bytes(self) -> int:
         """Return an estimate of the memory that this text uses."""
         return self.length + 80 * len(self._pieces) + 16 * len(self.mark_serials) + 300
-
-    def _join_loose(self) -> None:
-        first = len(self._pieces) - self._loose
-        self._pieces[first:] = ["".join(self._pieces[first:])]
-        del self._starts[first + 1 :]
-        self._loose = 0
 
 
 class TextFork:

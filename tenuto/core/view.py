@@ -133,12 +133,12 @@ class View:
     def __init__(self) -> None:
         self.cursor: str | None = None
         self.passed: list[CommandReply | Signal] = []  # events of the last `receive` that the view itself does not keep
-        self.gaps = 0
-        self.more = False
-        self.before: int | None = None
+        self.gaps = 0  # number of gaps so far
+        self.more = False  # True: there are messages before the oldest one in view
+        self.before: int | None = None  # serial before which they were created: the next page is requested from it
         self._shown: dict[str, _Shown] = {}
         self._seen: dict[str, int] = {}  # for messages that are not in view: serial of the last event about them
-        self._deleted: dict[str, int] = {}
+        self._deleted: dict[str, int] = {}  # for deleted messages: serial of the deletion
         self._here = _Here()
         self._commands = _Commands()
         self._incoming: View | None = None  # the view of a new start while its batches are not complete

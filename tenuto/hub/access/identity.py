@@ -69,12 +69,9 @@ class Identity(Struct, frozen=True, kw_only=True):
 
         Those begin with its stem (the text before `*`), so a grant that covers the stem covers them all.
         """
-        if capability in self.capabilities:
-            return True
-        grants = self.grants
-        if grants is None:
-            return False
-        return any(capability in granted and matches(pattern, channel) for pattern, granted in grants.items())
+        return capability in self.capabilities or any(
+            capability in granted and matches(pattern, channel) for pattern, granted in (self.grants or {}).items()
+        )
 
     def capabilities_on(self, channel: str) -> list[str]:
         """Return the capabilities that are granted on `channel`, in alphabetical order."""
@@ -125,9 +122,8 @@ class Identity(Struct, frozen=True, kw_only=True):
     @property
     def is_trusted(self) -> bool:
         """Return whether the client serves others (`append`, `agent` or `admin` on a channel), without rate limits."""
-        if not self.capabilities.isdisjoint(TRUSTED):
-            return True
-        return self.grants is not None and not all(map(TRUSTED.isdisjoint, self.grants.values()))
+        granted = (self.capabilities, *(self.grants or {}).values())
+        return not all(map(TRUSTED.isdisjoint, granted))
 
     def is_expired(self, now_ms: int) -> bool:
         """Return whether the identity has expired."""

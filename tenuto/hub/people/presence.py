@@ -442,7 +442,7 @@ class PresenceTracker:
             self._channel(channel).presence_state.remove(member_id)
 
         if is_final:
-            if is_last and grace not in self._deadlines:
+            if is_last and grace not in self._deadlines:  # else a broken connection may come back in its grace period
                 remove()
         elif is_last or (channel, member_id) in self._leases.get(client_of(member_id), ()):
             # With a lease, too, because the lease may end within the grace period.

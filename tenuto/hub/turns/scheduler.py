@@ -308,7 +308,7 @@ class TurnScheduler:
     def freed(self, worker: Worker) -> None:
         """Offer waiting turns, because the worker has one more free slot.
 
-        If it had one before, no turn waits for a slot: what releases a waiting turn offers the turns of its channel.
+        If it had a free slot before, no turn waits for one, because each turn that begins to wait is offered at once.
         """
         worker.free += 1
         if worker.free == 1:
@@ -437,7 +437,7 @@ class TurnScheduler:
                 state = turn.claim.state if turn.claim is not None else "cancelled"
             left.worker.ended(AssignedTurn(channel, turn.message_id, left.attempt), state)
         if left.phase is Phase.RUNNING:
-            for held in self._turns.get(channel, OpenTurns()).held_by(turn.message_id):
+            for held in self._turns.get(channel, OpenTurns()).held_by(turn.message_id):  # they are checked anew
                 self._set_timers(channel, held, held.phase)
         return turn.phase in (Phase.WAITING, Phase.ENDING, Phase.OVER)
 
@@ -446,7 +446,7 @@ class TurnScheduler:
         key, unclaimed = ("turn", channel, turn.message_id), ("unclaimed", channel, turn.message_id)
         now_s = self._loop.time()
         if turn.phase is Phase.WAITING:
-            if left in (Phase.NEW, Phase.RUNNING, Phase.HELD):
+            if left in (Phase.NEW, Phase.RUNNING, Phase.HELD):  # after a refused claim the time goes on
                 self._deadlines.set(unclaimed, now_s + UNCLAIMED_S, partial(self._signal_unclaimed, channel, turn))
         elif turn.phase is not Phase.DELAYED:
             self._deadlines.drop(unclaimed)

@@ -138,6 +138,7 @@ async def read_conversation(
         if not page.more or not found:
             break
         before, room = found[-1].created, room - sum(one.size_bytes for one in found)
+    # those in memory may be newer
     states |= {message_id: one for message_id, one in live.state.messages.items() if message_id in states}
     messages = {message_id: one.message() for message_id, one in states.items() if not one.deleted}
     branch = newest_branch(messages.values())
@@ -149,7 +150,7 @@ async def read_conversation(
         if message.role == "user":
             claim = states[message.id].claim
             shown = shown_answers.get(message.id, [])
-            is_last_round = not shown or all(is_answer_of(one, message.id, claim) for one in shown)
+            is_last_round = all(is_answer_of(one, message.id, claim) for one in shown)
             is_open = claim is not None and claim.is_open
             if is_open or is_last_round:  # also the interrupted attempts of the round, which the branch leaves out
                 shown = [one for one in answers.get(message.id, ()) if is_answer_of(one, message.id, claim)]
