@@ -389,7 +389,8 @@ class JwtVerifier:
         if values:
             scheme, _, token = values[0].strip().partition(" ")
             if scheme.lower() != "bearer" or not token.strip():
-                raise Unauthenticated(f"Authorization header must be 'Bearer <token>', got the scheme {shown(scheme)}")
+                # without its value: a token that was sent alone stands in place of the scheme
+                raise Unauthenticated("Authorization header must be 'Bearer <token>'; it has another form, or no token")
             return token.strip()
         return next((value.strip('"') for name, value in cookies_of(scope) if name == self.cookie and value), None)
 
