@@ -82,7 +82,12 @@ def public_keys(given: str | bytes | dict[str, Any]) -> list[Key]:
         text = given.decode(errors="replace") if isinstance(given, bytes) else given
         if not text.lstrip().startswith("{"):
             return [_pem_key(text)]
-        given = _json(text)
+        try:
+            given = json.loads(text)
+        except (ValueError, RecursionError):
+            raise LocalError(
+                "public_key begins like a JWK but is not valid JSON; give PEM, a JWK or a JWK set"
+            ) from None
     found = keys_of_set(given if "keys" in given else {"keys": [given]})
     if not found:
         raise LocalError("public_key holds no public key that could verify a token; give PEM, a JWK or a JWK set")
@@ -103,16 +108,6 @@ def check_cryptography() -> None:
     """Raise LocalError unless the package for public keys (`cryptography`) is installed."""
     if "RS256" not in get_default_algorithms():
         raise LocalError("public keys need the package cryptography; install Tenuto with [jwt], as its README shows")
-
-
-def _json(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        raise LocalError("public_key begins like a JWK but is not valid JSON; give PEM, a JWK or a JWK set") from None
-    if not isinstance(value, dict):
-        raise LocalError(f"public_key must be a JWK object, got {shown(value)}")
-    return value
 
 
 def _pem_key(text: str) -> Key:
