@@ -40,7 +40,7 @@ MAX_CHARACTERS = 200  # of a cookie or token; ours have 60
 RIGHTS = frozenset(("subscribe", "history", "publish", "presence", "command"))
 _GRANTS = {f"{STEM}{{sub}}": RIGHTS, f"{STEM}{{sub}}.*": RIGHTS}
 _NAME = re.compile(rf"(?:{HOST_PREFIX})?{COOKIE}[A-Za-z0-9_-]{{{DIGEST_CHARACTERS}}}")
-_COOKIE, _TOKEN = "visitor cookie", "visitor token"  # purposes of signatures: neither proof stands for the other
+_IN_COOKIE, _AS_TOKEN = "visitor cookie", "visitor token"  # purposes of signatures: neither proof stands for the other
 _VISIT = "tenuto.visit"  # key of the `Visit` in the scope of a request
 
 
@@ -141,12 +141,12 @@ class VisitorVerifier(Keyed):
 
     def identity_by_token(self, token: str) -> Identity | None:
         """Return the identity of the visitor that `token` proves; None if it proves none."""
-        found = self._proven(_TOKEN, token)
+        found = self._proven(_AS_TOKEN, token)
         return None if found is None else _identity(found[0])
 
     def token_of(self, visitor: str) -> str:
         """Return a token that proves the id `visitor`."""
-        return self._proof(_TOKEN, visitor)
+        return self._proof(_AS_TOKEN, visitor)
 
     def _visitor(self, scope: Scope) -> Identity:
         """Return the visitor that the cookie proves, or a new one; the `Visit` gets its id and the cookies to set."""
@@ -160,19 +160,19 @@ class VisitorVerifier(Keyed):
         # that of the newest key for which the browser has one
         name = next((one for one in names if any(one == known for known, _ in cookies)), names[0])
         given = [value for known, value in cookies if known == name]
-        found = self._proven(_COOKIE, given[0]) if len(given) == 1 else None  # one of two may be planted
+        found = self._proven(_IN_COOKIE, given[0]) if len(given) == 1 else None  # one of two may be planted
         visitor, age_ms = found or (new_visitor_id(secrets.token_bytes(RANDOM_BYTES)), 0)
         visit.client_id, visit.is_new, visit.is_ambient = visitor, found is None, True
         if (found is None or age_ms >= RENEWED_MS or name != names[0]) and not _is_embedded(scope):
             end = "; Path=/; HttpOnly; SameSite=Lax" + ("; Secure" if is_encrypted else "")
-            new = f"{names[0]}={self._proof(_COOKIE, visitor)}; Max-Age={MAX_AGE_MS // 1000}{end}"
+            new = f"{names[0]}={self._proof(_IN_COOKIE, visitor)}; Max-Age={MAX_AGE_MS // 1000}{end}"
             others = [known for known, _ in cookies if known not in names]  # the oldest first
             gone = [f"{one}=; Max-Age=0{end}" for one in others[:-MAX_OTHERS][:REMOVED_AT_ONCE]]
             visit.set_cookies = [one.encode() for one in (new, *gone)]
         return _identity(visitor)
 
     def _proof(self, purpose: str, visitor: str) -> str:
-        """Return the text that proves the id `visitor` from now on, as `_COOKIE` or `_TOKEN` (`purpose`)."""
+        """Return the text that proves the id `visitor` from now on, as `_IN_COOKIE` or `_AS_TOKEN` (`purpose`)."""
         body = f"{visitor}.{self.hub.clock.now_ms() // 1000}"
         return f"{body}.{signature(self._keys[0], purpose, body)}"
 
