@@ -152,8 +152,7 @@ def test_events_since_any_position_also_delayed_ones_of_a_crowd_bring_every_view
         due: list[Callable[[], None]] = []
         received: list[int] = []
         presence_state = PresenceState(Limits(), lambda: received.append(presence_state.position))
-        loop = SimpleNamespace(call_later=lambda _, callback: due.append(callback))
-        patch.setattr("asyncio.get_running_loop", lambda: loop)
+        patch.setattr("asyncio.get_running_loop", lambda: SimpleNamespace(call_later=lambda _, one: due.append(one)))
 
         def is_crowded() -> bool:
             """The channel counts as crowded while all members are still named, so that views can be compared."""

@@ -328,8 +328,7 @@ async def test_errors_logs_and_reprs_contain_no_token_and_no_secret(caplog: pyte
     output = repr(one) + str(one) + repr(one._keys)
     tokens = [signed(OTHER_SECRET), signed(exp=1), signed(sub="a b"), signed(tenuto={"x": ["writ"]}), "garbage" * 9]
     for token in tokens:
-        headers = ("authorization", f"Bearer {token}"), ("cookie", f"session={token}"), ("authorization", token)
-        for header in headers:
+        for header in (("authorization", f"Bearer {token}"), ("cookie", f"session={token}"), ("authorization", token)):
             with pytest.raises(Unauthenticated) as refused:
                 await one(scope(header))
             output += "".join(traceback.format_exception(refused.value)) + json.dumps(refused.value.problem())
