@@ -390,6 +390,7 @@ def _slice(message: MessageState, texts: list[int], start: int, end: int) -> str
 
 
 def _put_part(message: MessageState, request: PutPart, limits: Limits, now_ms: int) -> Decision:
+    """Open a part at the end, or replace one; a superseded attempt stays, and so does the approval of a call."""
     _check_not_negative(request.index, "index")
     _check_generation(message, request.generation)
     _check_streaming(message)
@@ -537,6 +538,7 @@ def check_finish(request: FinishMessage, limits: Limits) -> None:
 
 
 def _take_over(message: MessageState, request: TakeOver, caller: Caller, now_ms: int) -> Decision:
+    """Continue an interrupted message in the next generation; the server and an admin, also one that streams."""
     if request.generation is not None and request.generation != message.generation:
         raise _fenced(message, request.generation)
     if message.status == "streaming" and not (caller.is_server or caller.is_admin):

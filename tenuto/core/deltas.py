@@ -232,6 +232,7 @@ class MessageProgress:
         return [PartReplaced(index, part, sent)]
 
     def _replace(self, message: Message) -> MessageReplaced:
+        """Record `message` as sent in place of all before; a further superseded attempt takes back the sent text."""
         attempts, before = _attempts_in(message), self._attempts
         if attempts > before:
             self._lengths = []  # the text that the reader has is superseded

@@ -277,6 +277,7 @@ class View:
                 self._here.apply(event)
 
     def _show(self, message: Message, serial: int) -> None:
+        """Show a whole message as of `serial`, unless the view knows it newer or deleted, or has not paged to it."""
         shown = self._shown.get(message.id)
         if shown is not None and serial <= shown.version:
             return

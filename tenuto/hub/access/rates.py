@@ -193,6 +193,7 @@ class Rates:
         self._request([self._address(peer)], 0)
 
     def _request(self, clients: Sequence[_Client], size: int) -> None:
+        """Count one request of `size` bytes for each of `clients`; raises TooMany if one of them is in debt."""
         now_s = self.now_s()
         for client in clients:
             requests, traffic = client.requests, client.bytes

@@ -176,6 +176,7 @@ def _status(
     claim: ClaimState | None,
     answers: Iterable[MessageState],
 ) -> TurnStatus:
+    """Return the turn of `message` as of now; deleted ones among `answers` only show that it had answers."""
     known = list(answers)
     ordered = sorted((one for one in known if not one.deleted), key=lambda one: one.created)
     ids = {one.id for one in ordered} | ({message.id} if message is not None else set())
