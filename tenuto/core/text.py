@@ -182,7 +182,7 @@ class PartState:
         return self.value(self.text.length_at(self.changed) if self.text is not None else None)
 
     def replaced(self, part: Part, serial: int) -> PartState:
-        """Return the state after entry `serial` has replaced the part by `part`; the first time it keeps this value."""
+        """Return the state after entry `serial` has replaced the part by `part`; it keeps the first value if small."""
         new = PartState(part, self.opened, serial)
         new.first = self.first
         if self.changed == self.opened and len(msgspec.json.encode(first := self.as_changed())) <= FIRST_BYTES:

@@ -33,7 +33,7 @@ import msgspec
 from msgspec import Struct
 
 from tenuto.core.document import decoded
-from tenuto.core.errors import StoreUnavailable, TenutoError, TooMany
+from tenuto.core.errors import StoreUnavailable, TenutoError
 from tenuto.core.events import Signal
 from tenuto.core.names import COMMAND_MARK, command_key, matches
 from tenuto.core.ops import WriterIdentity
@@ -230,10 +230,9 @@ class WorkerPool:
 
 
 def _show(worker: Worker, channel: Channel) -> None:
-    """Make `worker` a member of `channel` if it serves it. In a full channel it works without being a member."""
+    """Make `worker` a member of `channel` if it serves it, also in a full one."""
     if matches(worker.pattern, channel.name):
-        with suppress(TooMany):
-            channel.presence_state.enter(worker.name, "agent", worker, {"state": "listening"})
+        channel.presence_state.enter(worker.name, "agent", worker, {"state": "listening"})
 
 
 MAX_UNENDED = 10_000  # number of handlers of deleted messages to remember; each takes some 200 bytes
