@@ -214,17 +214,22 @@ def lowered(error: Exception) -> str:
 def check_json(value: Json, limit_bytes: int, what: str, *, depth: int) -> int:
     """Return the size in bytes of `value` as JSON; raises InvalidRequest, InvalidText or TooLarge."""
     _check_shape(value, what, depth, depth)
-    try:
-        size = len(msgspec.json.encode(value))
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        if isinstance(error, UnicodeEncodeError):
-            raise InvalidText(f"{what} holds {lone_surrogate(error)}") from None
-        raise InvalidRequest(f"{what} cannot be stored as JSON ({error}); send JSON values only") from None
+    size = len(encoded(value, what))
     if size > limit_bytes:
         raise TooLarge(
             f"{what} has {size} bytes as JSON, the limit is {limit_bytes}; make it smaller", limit=limit_bytes
         )
     return size
+
+
+def encoded(value: Json, what: str, order: Literal["deterministic"] | None = None) -> bytes:
+    """Return `value` as JSON; raises InvalidText or InvalidRequest, which call it `what`."""
+    try:
+        return msgspec.json.encode(value, order=order)
+    except UnicodeEncodeError as error:
+        raise InvalidText(f"{what} holds {lone_surrogate(error)}") from None
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise InvalidRequest(f"{what} cannot be stored as JSON ({error}); send JSON values only") from None
 
 
 def plain(value: Struct | dict[str, Json]) -> dict[str, Json]:

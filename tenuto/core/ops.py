@@ -18,8 +18,7 @@ from collections.abc import Callable
 import msgspec
 from msgspec import Struct
 
-from tenuto.core.errors import InvalidRequest, InvalidText
-from tenuto.core.model import Json, Part, lone_surrogate
+from tenuto.core.model import Json, Part, encoded
 
 
 class WriterIdentity(Struct, frozen=True, array_like=True):
@@ -181,21 +180,15 @@ def decode_op(data: bytes) -> Op:
 
 def digest(*fields: Json) -> bytes:
     """Return a hash of fields as sent: equal for equal JSON, regardless of the order of its keys."""
-    return _hashed(fields)[0]
+    return _hashed(msgspec.json.encode(fields, order="deterministic"))
 
 
 def fingerprint(what: str, *fields: Json) -> tuple[bytes, int]:
     """Return the `digest` of a request, which errors call `what`, and its size. Raises InvalidText, InvalidRequest."""
-    try:
-        return _hashed(fields)
-    except UnicodeEncodeError as error:
-        raise InvalidText(f"a string in {what} holds {lone_surrogate(error)}") from None
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise InvalidRequest(f"{what} cannot be stored as JSON ({error}); send JSON values only") from None
+    data = encoded(fields, what, "deterministic")
+    return _hashed(data), len(data)
 
 
-def _hashed(fields: tuple[Json, ...]) -> tuple[bytes, int]:
-    """Return a hash of fields, and their size in bytes as JSON."""
-    data = msgspec.json.encode(fields, order="deterministic")
+def _hashed(data: bytes) -> bytes:
     # SHA-256, because most CPUs have instructions for it: a photo's is computed in half of the time of BLAKE2
-    return hashlib.sha256(data).digest()[:16], len(data)
+    return hashlib.sha256(data).digest()[:16]
