@@ -1044,10 +1044,10 @@ def _ended_with(
 def _released(
     state: Draft, message: MessageState, now_ms: int, end: str = "pending", unheard: Container[str] = ()
 ) -> list[Claim]:
-    """Return the operations by which the messages that the turn of `message` has taken in wait again.
+    """Return the operations by which the messages that the turn of `message` has taken in wait again, or end with it.
 
-    If its attempt ends the turn in the state `end`, they end so, too, but for those that this attempt has not taken in,
-    or that its handler did not get (`unheard`). Of a turn ended from outside the log does not show which these are.
+    If its attempt ends the turn in the state `end`, those that this attempt has taken in end so, too, but for those that
+    its handler did not get (`unheard`). Of a turn ended from outside the log does not show which these are.
     """
     ops: list[Claim] = []
     for one, known in state.held_by(message.id):

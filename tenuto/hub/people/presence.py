@@ -259,7 +259,7 @@ class SharedPresence:
             await asyncio.sleep(min(max(MERGE_S, loop.time() - begun_s), FOLLOW_S))  # half of the time without a read
 
     def _forget_unused(self) -> None:
-        """Forget the channels that have left memory."""
+        """Forget the channels that have left memory, and end the holds of their members here."""
         self._followed = {
             name: known for name, known in self._followed.items() if self._channels.get(name) is known.live
         }
