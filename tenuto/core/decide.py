@@ -1046,8 +1046,8 @@ def _released(
 ) -> list[Claim]:
     """Return the operations by which the messages that the turn of `message` has taken in wait again, or end with it.
 
-    If its attempt ends the turn in the state `end`, those that this attempt has taken in end so, too, but for those that
-    its handler did not get (`unheard`). Of a turn ended from outside the log does not show which these are.
+    If its attempt ends the turn in the state `end`, those that this attempt has taken in end so, too, except those
+    that its handler did not get (`unheard`). Of a turn ended from outside the log does not show which these are.
     """
     ops: list[Claim] = []
     for one, known in state.held_by(message.id):
