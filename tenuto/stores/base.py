@@ -278,11 +278,11 @@ class Store(Protocol):
         almost a minute old, take more than 64 MiB in all, share rows with deleted text, or delete the message.
         """
 
-    async def wipe(self) -> bool | None:
-        """Go on with the removal of deleted text from the disk; call again while this returns False.
+    async def wipe(self, *, goes_on: bool = False) -> bool | None:
+        """Go on with the removal of deleted text from the disk; call again, with `goes_on`, while this returns False.
 
-        True: none of the text that was deleted or pruned before the first of these calls is left in a file of the
-        store. None: the store cannot know.
+        True: none of the text that was deleted or pruned before the last call without `goes_on` is left in a file of
+        the store. None: the store cannot know, or damage keeps such text.
         """
 
     def stats(self) -> dict[str, int]:

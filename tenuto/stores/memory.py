@@ -313,7 +313,7 @@ class MemoryStore:
                 due.append((channel, message.document.id))
         return due
 
-    async def wipe(self) -> bool:
+    async def wipe(self, *, goes_on: bool = False) -> bool:
         """Return True: no file holds deleted text (`Store.wipe`)."""
         return True
 

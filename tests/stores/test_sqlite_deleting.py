@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tenuto.core.requests import ReplyCommand, SendCommand
-from tenuto.stores.base import Store, head_of
+from tenuto.stores.base import OLD_MS, Store, head_of
 from tenuto.stores.sqlite import engine as sqlite_engine
 from tenuto.stores.sqlite.store import SqliteStore
 from tests.stores.contract import MINUTE_MS, Chat, append, create, delete, edit, emptied, texts
@@ -75,6 +75,27 @@ async def test_deleted_text_leaves_the_wal_of_a_busy_store_where_more_is_deleted
         await chat.do(append(f"m{number}", "x"), delete(f"d{number}"), documents=[f"m{number - 3}", f"d{number}"])
         await store.tidy(number * 5_000)
     assert b"SECRET" not in on_disk(path)
+
+
+async def test_wipe_ends_although_more_is_deleted_again_and_again(
+    store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_engine, "IDLE_S", PATIENCE_S)  # the store is never idle
+    chat = Chat(store)
+    await chat.do(create("a", "SECRET", streaming=True), create("b", streaming=True))
+    await chat.do(append("a", "SECRET"), append("b", "x"))
+    await chat.do(delete("a"), documents=["a"])
+    assert await store.wipe() is False  # `b` needs a row with the text
+    for number in range(1, 20):
+        open_id, gone_id = f"open{number}", f"gone{number}"
+        await chat.do(create(open_id, streaming=True), create(gone_id, "x"))
+        await chat.do(append(open_id, "x"), delete(gone_id), documents=[gone_id])
+        await chat.write_documents(await store.tidy(number * 5_000))
+        if await store.wipe(goes_on=True):
+            break
+    assert number * 5_000 == OLD_MS  # `b` gets a document
+    assert b"SECRET" not in on_disk(path)
+    assert await store.wipe() is False  # of the later ones
 
 
 async def test_text_deleted_just_before_a_crash_is_removed_after_it(path: Path, tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ from tenuto.core.errors import StoreUnavailable, StoreUnusable
 from tenuto.stores.sqlite.file import SCHEMA
 from tenuto.stores.sqlite.store import SqliteStore
 from tenuto.stores.sqlite.verify import verify
-from tests.stores.files import call_on_thread, cli, opened, run_from_outside, write
+from tests.stores.contract import Chat, append, create, delete, emptied, texts
+from tests.stores.files import call_on_thread, cli, on_disk, opened, read, run_from_outside, write
+from tests.stores.test_sqlite_deleting import tidy_for_a_minute
 
 WHOLE = gzip.decompress((Path(__file__).parent / "files" / f"schema-{SCHEMA}.db.gz").read_bytes())
 NAME_OF_AN_INDEX = (WHOLE.index(b"tablegravesgraves") + 6, 7)  # no longer UTF-8, and SQLite quotes it in its error
@@ -28,6 +30,7 @@ COMMANDS = (
     ["forget", "alice"],
     ["compact"],
 )
+PAGE = 4_096
 KEY_OF_A_MESSAGE = (16423, 6)  # the keys after it are not in order, so SQLite does not find them
 INDEX_OF_MESSAGES = (24216, 7)
 
@@ -99,6 +102,31 @@ async def test_removal_of_a_damaged_message_leaves_the_text_of_others(tmp_path: 
         await store.tidy(0)
     assert run_from_outside(path, "SELECT count(*) FROM documents WHERE channel IN (6, 7)") == [(0,)]
     assert list(verify(path)) == []
+
+
+async def test_documents_that_cannot_be_removed_delay_no_other_housekeeping(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(path) as store:
+        await Chat(store, "gone").do(*(create(f"m{number}", "x") for number in range(200)))
+        chat = Chat(store)
+        await chat.do(create("m1", "SECRET", streaming=True), create("m2", streaming=True))
+    ((root,),) = run_from_outside(path, "SELECT rootpage FROM sqlite_master WHERE name = 'documents'")
+    data = bytearray(read(path))
+    cell = PAGE * (root - 1) + int.from_bytes(data[PAGE * (root - 1) + 12 :][:2])
+    leaf = int.from_bytes(data[cell : cell + 4])
+    data[(leaf - 1) * PAGE : leaf * PAGE] = b"\xff" * PAGE
+    write(path, bytes(data))
+    async with opened(path) as store:
+        chat.store = store
+        await chat.do(append("m1", "SECRET"), append("m2", "x"))
+        await emptied(store, "gone")
+        await chat.do(delete("m1"), documents=["m1"])
+        await tidy_for_a_minute(store, chat)
+        assert b"SECRET" not in on_disk(path)
+        assert await store.wipe() is None
+        assert await texts(store, "c", "m2") == ["x"]
+    assert caplog.text.count("documents of a deleted channel cannot be removed") == 1
 
 
 @pytest.mark.parametrize("flip", [(32513, 6), (19588, 7), (16453, 7)], ids=str)

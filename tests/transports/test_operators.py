@@ -80,9 +80,9 @@ async def test_removals_beyond_a_number_are_refused_at_once(stored: Hub, monkeyp
     await stored.create("chat:1", text="by ann", author="ann")
     gate, wipe = asyncio.Event(), stored.store.wipe
 
-    async def waiting() -> bool | None:
+    async def waiting(**options: bool) -> bool | None:
         await gate.wait()
-        return await wipe()
+        return await wipe(**options)
 
     monkeypatch.setattr(stored.store, "wipe", waiting)
     async with asking(stored) as http, asyncio.timeout(PATIENCE_S):

@@ -44,8 +44,8 @@ class Forgotten(Struct, frozen=True, kw_only=True):
     commands: int
     channels: int
     unreadable: int  # damaged messages, commands and channels, whose authors are not known; they stay
-    # Neither the database nor its WAL holds removed text any more. False: other deletions went on for three minutes;
-    # None: the store cannot know.
+    # Neither the database nor its WAL holds removed text any more. False: three minutes were not enough, as while
+    # another process reads the file; None: the store cannot know.
     is_clean: bool | None
 
 
@@ -239,11 +239,11 @@ class Forgetting:
         """Wait until the store's files are without removed text, for three minutes (`Forgotten.is_clean`)."""
         if self.tidies:  # no server keeps the ages of entries, so the next call sees all of them as old
             await self._store.tidy(self._clock.now_ms() - OLD_MS)
-        for _ in range(WIPE_TRIES):
+        for number in range(WIPE_TRIES):
             if self.tidies:
                 for channel, message_id in await self._store.tidy(self._clock.now_ms()):
                     await _write_document(self._store, channel, message_id)
-            is_clean = await self._store.wipe()
+            is_clean = await self._store.wipe(goes_on=number > 0)
             if is_clean is not False:
                 return is_clean
             await asyncio.sleep(WIPE_PAUSE_S)

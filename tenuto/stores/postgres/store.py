@@ -411,7 +411,7 @@ class PostgresStore:
             due = [one for one in self._uncovered.due(now_ms) if one[0] not in self._uncovered.unsure]
         return due
 
-    async def wipe(self) -> None:
+    async def wipe(self, *, goes_on: bool = False) -> None:
         """Return None: PostgreSQL removes deleted rows itself, and its WAL keeps them (`Store.wipe`)."""
 
     def stats(self) -> dict[str, int]:

@@ -307,6 +307,7 @@ class Engine:
         self._deleted = [number for (number,) in db.execute("SELECT id FROM channels WHERE name IS NULL")]
         self._is_wipe_due = True  # True: text may have been deleted just before the last process ended
         self._is_wiping = False  # True: deleted text may still be in rows of the log, or in the WAL
+        self._keeps_deleted = False  # True: damage keeps the documents of a deleted channel in the file
         self._space = Space(self._file, self._documents)
         self._space.measure(self._log)
 
@@ -314,7 +315,7 @@ class Engine:
         """Finish pending housekeeping for at most a second, and close the file cleanly."""
         self._is_open = False
         with suppress(sqlite3.Error, StoreUnavailable):
-            self.wipe(1.0)
+            self._go_on(1.0)
         self._file.close()
 
     # -- commits -----------------------------------------------------------------------------------------------
@@ -611,21 +612,38 @@ class Engine:
             self._is_wipe_due = True
         return [fact.id for _, fact in gone]
 
-    def _sweep(self, channel: int, limit: int) -> bool:
-        """Remove up to `limit` remaining documents of a deleted channel; returns whether no more can be removed."""
-        with self._file.transaction() as db:
-            rows = db.execute("SELECT id FROM documents WHERE channel = ? LIMIT ?", (channel, limit)).fetchall()
-            removed = self._documents.remove_keys([key for (key,) in rows])
-            if not rows:
-                db.execute("DELETE FROM channels WHERE id = ?", (channel,))
+    def _sweep(self) -> None:
+        """Remove some documents of a deleted channel, or its row when none is left.
+
+        If damage prevents that, the channel stays until the next start tries it again.
+        """
+        channel = self._deleted[-1]
+        try:
+            with self._file.transaction() as db:
+                some = "SELECT id FROM documents WHERE channel = ? LIMIT ?"
+                rows = db.execute(some, (channel, STEP_DOCUMENTS)).fetchall()
+                removed = self._documents.remove_keys([key for (key,) in rows])
+                if not rows:
+                    db.execute("DELETE FROM channels WHERE id = ?", (channel,))
+        except sqlite3.DatabaseError as error:
+            if not is_damage(error):
+                raise
+            logger.error(
+                "store file %s: documents of a deleted channel cannot be removed (%s), so they stay, perhaps with "
+                "their text; restore a backup",
+                *(self._file.path, error),
+            )
+            self._keeps_deleted = True
+            self._deleted.pop()
+            return
         if rows and not removed:
             logger.error(
                 "store file %s: the rows of %d documents of a deleted channel cannot be found by their keys, so they "
                 "stay, without their text; restore a backup",
-                self._file.path,
-                len(rows),
+                *(self._file.path, len(rows)),
             )
-        return not (rows and removed)
+        if not (rows and removed):
+            self._deleted.pop()
 
     def _drop_outdated(self, now_ms: int) -> None:
         """Remove used-up ids and the data of up to `STEP_DOCUMENTS` commands whose time is over."""
@@ -643,26 +661,36 @@ class Engine:
         """Do a round of housekeeping (`Store.tidy`)."""
         self._space.count_free()  # first, because the rest fails if the list of free slots is damaged
         due = list(self._log.due(now_ms, old_ms=OLD_MS, limit_bytes=MAX_LOG_BYTES))
-        self._drop_outdated(now_ms)
-        self.wipe()
+        try:
+            self._drop_outdated(now_ms)
+            self._go_on(TIDY_S)
+        except (sqlite3.Error, StoreUnavailable) as error:  # damage, for example: the documents are due all the same
+            self._put_off(error)
         self._space.measure(self._log)
         known = self._whole  # a message that is known to be damaged, or whose channel is, gets no document
         return [
             (one.channel, one.id) for one in due if one.key not in known.messages and one.channel not in known.damaged
         ]
 
-    def wipe(self, limit_s: float = TIDY_S) -> bool:
-        """Go on with the pending housekeeping for `limit_s` (`Store.wipe`)."""
+    def wipe(self, *, goes_on: bool = False) -> bool | None:
+        """Go on with the removal of deleted text (`Store.wipe`)."""
+        self._go_on(TIDY_S)
+        if not goes_on:
+            self._log.await_wipe()
+        if self._deleted or self._log.awaits_wipe or (self._is_wiping and not self._is_wal_empty):
+            return False
+        return None if self._keeps_deleted else True
+
+    def _go_on(self, limit_s: float) -> None:
+        """Go on with the pending housekeeping for `limit_s`."""
         deadline_s = time.monotonic() + limit_s
-        if self._is_wiping and not self._is_wal_empty:  # further deletions may put off the end of the wipe
-            with suppress(sqlite3.Error, StoreUnavailable):  # `spare` tries it, too, and reports the error
-                self._checkpoint("TRUNCATE")
         if self._is_wipe_due:
             self._is_wipe_due, self._is_wiping = False, True
             self._log.start_wipe()
         while self._step() and time.monotonic() < deadline_s:
             pass
-        return not (self._is_wiping or self._deleted)
+        if self._is_wiping and not self._is_wal_empty:  # further deletions may put off the end of the wipe
+            self._checkpoint("TRUNCATE")
 
     def spare(self, is_idle: bool) -> float | None:
         """Do a step of housekeeping, as after each call.
@@ -702,8 +730,7 @@ class Engine:
         """Do one step of the pending housekeeping; returns False if none is pending."""
         log = self._log
         if self._deleted:
-            if self._sweep(self._deleted[-1], STEP_DOCUMENTS):
-                self._deleted.pop()
+            self._sweep()
             self._note_pages(STEP_DOCUMENTS * DOCUMENT_PAGES)
         elif not log.live_rows and log.slot_bytes > IDLE_LOG_BYTES:
             with self._file.transaction() as db:

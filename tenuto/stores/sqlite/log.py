@@ -37,6 +37,8 @@ MAX_ITEM_BYTES = MAX_DATA - 3  # largest item: a slot without the head of a long
 PIECE_CHARACTERS = 1_000
 PIECE_BYTES = 4_000
 
+EMPTY, WRITTEN, AWAITED = range(3)  # what a slot holds
+
 Item = list[Any]  # an item as decoded: a list whose forms the module's docstring describes
 
 _SERIAL = itemgetter(1)
@@ -88,7 +90,7 @@ class CommitLog:
         # These arrays are indexed by slot number, which begins at 1:
         self._rooms = array("H", [0])
         self._pins = array("L", [0])
-        self._written = bytearray(1)  # 0: the slot is empty
+        self._written = bytearray(1)  # EMPTY, WRITTEN, or AWAITED: written, and a caller waits until it is overwritten
         self._free: dict[int, list[int]] = {}  # free slots, by their size
         self.to_wipe: list[int] = []  # slots that are to be overwritten with zeros
         self._wiped_later: set[int] = set()  # those that are still pinned
@@ -152,7 +154,7 @@ class CommitLog:
             else:
                 last_free = self._free[self._rooms[slot]].pop()
                 assert last_free == slot
-            self._written[slot] = 1
+            self._written[slot] = WRITTEN
             for tracked, serial, op in row.entries:
                 self._pin(tracked, serial, slot)
                 if type(op) is Delete:
@@ -219,7 +221,7 @@ class CommitLog:
                 self.damaged.append(slot)
                 continue
             for item in _read_items(data, slot):
-                self._written[slot] = 1
+                self._written[slot] = WRITTEN
                 key, serial = item[0], item[1]
                 if key not in known:
                     known[key] = find(key)
@@ -252,6 +254,17 @@ class CommitLog:
         """Return whether all rows that were in the log at `start_wipe` are overwritten."""
         return not self.to_wipe and not self._wiped_later
 
+    def await_wipe(self) -> None:
+        """Begin to await that all rows are overwritten that may hold deleted text now."""
+        free = [slot for slot in self.to_wipe if not self._pins[slot]]  # the others have been overwritten
+        for slot in (*free, *self._wiped_later):
+            self._written[slot] = AWAITED
+
+    @property
+    def awaits_wipe(self) -> bool:
+        """Return whether one of the awaited rows is not overwritten yet."""
+        return AWAITED in self._written
+
     def wipe(self, db: sqlite3.Connection, limit: int) -> Callable[[], None]:
         """Overwrite up to `limit` slots with zeros. The caller must call the returned function after the commit."""
         taken = self.to_wipe[-limit:]
@@ -262,7 +275,7 @@ class CommitLog:
         def wiped() -> None:
             del self.to_wipe[-len(taken) :]
             for slot in free:
-                self._written[slot] = 0
+                self._written[slot] = EMPTY
 
         return wiped
 
@@ -285,7 +298,7 @@ class CommitLog:
     def _add_slot(self, room: int) -> None:
         self._rooms.append(room)
         self._pins.append(0)
-        self._written.append(0)
+        self._written.append(EMPTY)
         self.slot_bytes += room
 
     def _find_free(self, wanted: int, taken: dict[int, int]) -> int | None:
