@@ -50,7 +50,8 @@ TAIL_BYTES = 400  # a longer tail moves to a row of its own; 200 and 800 cost th
 LENGTH_BYTES = 4
 MAX_UNCOVERED_BYTES = 64 * 1024 * 1024
 MAX_KNOWN = 10_000  # channels whose last serial is kept
-TIDY_ROWS = 500  # rows that one call of `tidy` removes at most
+TIDY_ROWS = 500  # rows of one table that one statement of the housekeeping removes at most
+DELETED_MS = -1  # `created_ms` of a deleted channel whose rows are still to be removed
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[Entry]).decode
@@ -702,9 +703,33 @@ class PostgresWriter(PostgresReader):
         )
         number = await self._db.fetchval(f"DELETE FROM {self._schema}.channels WHERE name = $1 RETURNING id", channel)
         if number is not None:
-            for table in ("tails", "documents", "texts", "times"):  # `tidy` locks them in this order, too
-                await self._db.execute(f"DELETE FROM {self._schema}.{table} WHERE channel = $1", number)
+            await self._db.execute(
+                f"INSERT INTO {self._schema}.times VALUES ($1, {DELETED_MS}, 0) ON CONFLICT (channel) DO UPDATE"
+                " SET created_ms = excluded.created_ms, updated_ms = excluded.updated_ms",
+                number,
+            )
+            await self._remove_rows(number)
         return (await self.heads([channel]))[0]
+
+    async def sweep(self) -> bool:
+        """Remove some rows of a deleted channel; return whether one was found that no other instance sweeps now."""
+        number = await self._db.fetchval(
+            f"SELECT channel FROM {self._schema}.times WHERE created_ms = {DELETED_MS} LIMIT 1 FOR UPDATE SKIP LOCKED"
+        )
+        if number is not None:
+            await self._remove_rows(number)
+        return number is not None
+
+    async def _remove_rows(self, number: int) -> None:
+        """Remove some rows of a deleted channel; with the last of them the row in `times` that marks it."""
+        rest = ""
+        for table in ("tails", "documents", "texts"):  # `tidy` locks them in this order, too
+            some = f"SELECT ctid FROM {self._schema}.{table} WHERE channel = $1 LIMIT $2"
+            await self._db.execute(
+                f"DELETE FROM {self._schema}.{table} WHERE ctid = ANY(ARRAY({some}))", number, TIDY_ROWS
+            )
+            rest += f" AND NOT EXISTS (SELECT FROM {self._schema}.{table} WHERE channel = $1)"
+        await self._db.execute(f"DELETE FROM {self._schema}.times WHERE channel = $1{rest}", number)
 
     async def prune(self, channel: str, epoch: str, versions: Mapping[str, int]) -> list[str]:
         """Remove messages and commands (`Store.prune`)."""
