@@ -22,7 +22,7 @@ from tenuto.stores import open_url
 from tenuto.stores.base import NOTHING, Committed, CommitUnknown, Conflict, Notice, Store, Write, head_of
 from tenuto.stores.postgres import statements
 from tenuto.stores.postgres.server import PostgresServer
-from tenuto.stores.postgres.store import READERS, PostgresStore
+from tenuto.stores.postgres.store import READERS, PostgresNotices, PostgresStore
 from tests.hub.watching import Watcher
 from tests.postgres import Postgres, needs_postgres
 from tests.proxy import FaultProxy
@@ -193,6 +193,33 @@ async def test_notices_that_never_arrive_are_reported_with_the_remedy(
         async with asyncio.timeout(60):
             while "a pooler in transaction mode" not in caplog.text:
                 await head_of(store, "c")
+
+
+async def test_pause_before_another_connection_for_notices_is_short_after_one_that_worked(
+    server: Postgres, schema: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def ignore(self: object, *arguments: object) -> None:
+        pass
+
+    for name, value in (("RETRY_S", (0.01, 9.0)), ("CHECK_TIMEOUT_S", 0.1), ("CHECK_S", 0.2)):
+        monkeypatch.setattr(f"tenuto.stores.postgres.store.{name}", value)
+    async with opened(server, schema) as store, asyncio.timeout(60):
+        with monkeypatch.context() as broken:
+            broken.setattr(asyncpg.Connection, "add_listener", ignore)
+            store.listen(lambda notice: None)
+            while "tries again in 0.04 s" not in caplog.text:
+                await head_of(store, "c")
+        notices = store._notices
+        assert notices is not None
+        monkeypatch.setattr("tenuto.stores.postgres.store.CHECK_TIMEOUT_S", 60)
+        while not notices._is_delivered.is_set():
+            await head_of(store, "c")
+        monkeypatch.setattr("tenuto.stores.postgres.store.CHECK_TIMEOUT_S", 0.1)
+        monkeypatch.setattr(PostgresNotices, "_send", ignore)
+        caplog.clear()
+        while "tries again in" not in caplog.text:
+            await head_of(store, "c")
+        assert "tries again in 0.01 s" in caplog.text
 
 
 # -- a server that ends, restarts or hangs -----------------------------------------------------------------------

@@ -91,6 +91,7 @@ class PostgresNotices:
         self._db: Connection | None = None  # the connection while it listens
         self._busy = asyncio.Lock()  # a connection carries out one statement at a time
         self._is_delivered = asyncio.Event()  # set by the notice of the connection to itself
+        self._pause_s = RETRY_S[0]  # before the connection is opened again
 
     def listen(self, on_notice: OnNotice) -> None:
         """Call `on_notice` with each notice of other instances (`Notices.listen`)."""
@@ -125,13 +126,11 @@ class PostgresNotices:
 
     async def _run(self) -> None:
         """Keep a connection that listens, until this task is cancelled."""
-        wait_s, longest_s = RETRY_S
         while True:
             try:
                 db = await self._connect()
                 try:
                     await self._serve(db)
-                    wait_s = RETRY_S[0]
                 finally:
                     self._db = None
                     db.terminate()
@@ -140,12 +139,12 @@ class PostgresNotices:
                 logger.warning(
                     "notices of other nodes do not arrive, and text of other nodes is a second late; "
                     "the store tries again in %g s: %s",
-                    *(wait_s, error or type(error).__name__),
+                    *(self._pause_s, error or type(error).__name__),
                 )
             except Exception:
                 logger.exception("the connection to PostgreSQL for notices failed; it is opened again")
-            await asyncio.sleep(wait_s)
-            wait_s = min(2 * wait_s, longest_s)
+            await asyncio.sleep(self._pause_s)
+            self._pause_s = min(2 * self._pause_s, RETRY_S[1])
 
     async def _serve(self, db: Connection) -> None:
         """Listen until the connection ends. Raises ConnectionError if notices do not arrive on it."""
@@ -170,6 +169,7 @@ class PostgresNotices:
                     "PostgreSQL does not deliver a notice on this connection; if a pooler in transaction mode is in "
                     "between, name the server itself in the store URL"
                 ) from None
+            self._pause_s = RETRY_S[0]
             with suppress(TimeoutError):
                 async with asyncio.timeout(CHECK_S):
                     await ended.wait()
