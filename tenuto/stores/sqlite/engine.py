@@ -288,7 +288,6 @@ class Engine:
         self._is_wal_full = False  # True: they were too many after the last call
         self._is_wal_empty = True
         self._retry_at_s = 0.0
-        self._truncate_at_s = 0.0
         self._documents = Documents(db)
         self.channels = Channels(db, self._documents)
         self._whole = WholeMessages(self._file.path, self._documents, self.channels)
@@ -689,7 +688,7 @@ class Engine:
             self._log.start_wipe()
         while self._step() and time.monotonic() < deadline_s:
             pass
-        if self._is_wiping and not self._is_wal_empty:  # further deletions may put off the end of the wipe
+        if self._is_wiping:  # also before its end, which further deletions may put off
             self._checkpoint("TRUNCATE")
 
     def spare(self, is_idle: bool) -> float | None:
@@ -740,15 +739,10 @@ class Engine:
             self._note_pages(log.slot_bytes // 4096)
         elif self._is_wiping and log.to_wipe:
             with self._file.transaction() as db:
-                wiped = log.wipe(db, STEP_SLOTS)
-            wiped()
+                slots = log.wipe(db, STEP_SLOTS)
+            log.wiped(slots)
             self._note_pages(STEP_SLOTS)
         else:
-            if self._is_wiping and log.is_wiped and time.monotonic() >= self._truncate_at_s:
-                if self._checkpoint("TRUNCATE"):
-                    self._is_wiping = False
-                else:
-                    self._truncate_at_s = time.monotonic() + IDLE_S  # a reader in another process blocks it
             return False
         return True
 
@@ -758,6 +752,8 @@ class Engine:
         is_done = self._file.checkpoint(mode)
         self._is_wal_empty = is_done and mode == "TRUNCATE"
         self._checkpoints += 1
+        if self._is_wal_empty and self._log.is_wiped and not self._deleted:
+            self._is_wiping = False
         if is_done:
             self._file.drop_former_marks()
         return is_done

@@ -37,7 +37,8 @@ MAX_ITEM_BYTES = MAX_DATA - 3  # largest item: a slot without the head of a long
 PIECE_CHARACTERS = 1_000
 PIECE_BYTES = 4_000
 
-EMPTY, WRITTEN, AWAITED = range(3)  # what a slot holds
+# What a slot holds: zeros, a row, a row that is due for overwriting, or one of these for which a caller waits.
+EMPTY, WRITTEN, DUE, AWAITED = range(4)
 
 Item = list[Any]  # an item as decoded: a list whose forms the module's docstring describes
 
@@ -90,10 +91,9 @@ class CommitLog:
         # These arrays are indexed by slot number, which begins at 1:
         self._rooms = array("H", [0])
         self._pins = array("L", [0])
-        self._written = bytearray(1)  # EMPTY, WRITTEN, or AWAITED: written, and a caller waits until it is overwritten
+        self._written = bytearray(1)  # EMPTY, WRITTEN, DUE or AWAITED
         self._free: dict[int, list[int]] = {}  # free slots, by their size
-        self.to_wipe: list[int] = []  # slots that are to be overwritten with zeros
-        self._wiped_later: set[int] = set()  # those that are still pinned
+        self.to_wipe: list[int] = []  # the slots that are due for overwriting and free, and some that are due no more
         self.damaged: list[int] = []  # slots whose rows were found damaged by `load`
 
     @property
@@ -245,39 +245,37 @@ class CommitLog:
 
     def start_wipe(self) -> None:
         """Schedule all present rows for overwriting as soon as they are not needed: each may hold deleted text."""
-        written = [slot for slot in range(1, len(self._rooms)) if self._written[slot]]
-        self.to_wipe = [slot for slot in written if not self._pins[slot]]
-        self._wiped_later = {slot for slot in written if self._pins[slot]}
-
-    @property
-    def is_wiped(self) -> bool:
-        """Return whether all rows that were in the log at `start_wipe` are overwritten."""
-        return not self.to_wipe and not self._wiped_later
+        self._written = self._written.replace(bytes((WRITTEN,)), bytes((DUE,)))
+        self.to_wipe = [slot for slot, held in enumerate(self._written) if held >= DUE and not self._pins[slot]]
 
     def await_wipe(self) -> None:
-        """Begin to await that all rows are overwritten that may hold deleted text now."""
-        free = [slot for slot in self.to_wipe if not self._pins[slot]]  # the others have been overwritten
-        for slot in (*free, *self._wiped_later):
-            self._written[slot] = AWAITED
+        """Begin to wait for the rows that are due for overwriting now."""
+        self._written = self._written.replace(bytes((DUE,)), bytes((AWAITED,)))
 
     @property
     def awaits_wipe(self) -> bool:
-        """Return whether one of the awaited rows is not overwritten yet."""
+        """Return whether one of the rows that `await_wipe` has seen is not overwritten yet."""
         return AWAITED in self._written
 
-    def wipe(self, db: sqlite3.Connection, limit: int) -> Callable[[], None]:
-        """Overwrite up to `limit` slots with zeros. The caller must call the returned function after the commit."""
-        taken = self.to_wipe[-limit:]
-        free = [slot for slot in taken if not self._pins[slot]]  # one that is pinned has been overwritten
-        empty = [(sealed((slot,), b"", self._rooms[slot]), slot) for slot in free]
+    @property
+    def is_wiped(self) -> bool:
+        """Return whether no row is due for overwriting."""
+        return DUE not in self._written and AWAITED not in self._written
+
+    def wipe(self, db: sqlite3.Connection, limit: int) -> list[int]:
+        """Overwrite up to `limit` slots with zeros, and return them. Call `wiped` after the commit."""
+        slots = self.to_wipe[-limit:]
+        due = [slot for slot in slots if self._written[slot] >= DUE]
+        empty = [(sealed((slot,), b"", self._rooms[slot]), slot) for slot in due]
         db.executemany("UPDATE log SET body = ? WHERE id = ?", empty)
+        return slots
 
-        def wiped() -> None:
-            del self.to_wipe[-len(taken) :]
-            for slot in free:
+    def wiped(self, slots: Sequence[int]) -> None:
+        """Note that the overwriting of `slots` is committed."""
+        del self.to_wipe[-len(slots) :]
+        for slot in slots:
+            if self._written[slot] >= DUE:
                 self._written[slot] = EMPTY
-
-        return wiped
 
     def due(self, now_ms: int, *, old_ms: int, limit_bytes: int) -> Iterator[Tracked]:
         """Yield the messages that need a new document:
@@ -330,8 +328,7 @@ class CommitLog:
         self._free.setdefault(room, []).append(slot)
         self.live_rows -= 1
         self.live_bytes -= room
-        if slot in self._wiped_later:
-            self._wiped_later.remove(slot)
+        if self._written[slot] >= DUE:
             self.to_wipe.append(slot)
 
 
