@@ -84,7 +84,6 @@ class Plan(Struct, eq=False):
     """The documents that one write stores, with the tracked message of each."""
 
     channel: ChannelRow
-    is_born: bool
     new: dict[str, Tracked] = {}  # messages that have no document yet
     documents: list[tuple[Tracked, Document]] = []
 

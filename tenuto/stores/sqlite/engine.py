@@ -25,7 +25,6 @@ from typing import Literal
 from tenuto.core.document import Stored, damaged_head, used_up_head
 from tenuto.core.errors import StoreUnavailable, StoreUnusable
 from tenuto.stores.base import (
-    OLD_MS,
     Changes,
     Committed,
     Conflict,
@@ -249,7 +248,6 @@ def _keep_whole(db: sqlite3.Connection, rows: list[tuple[int, bytes | None]]) ->
 
 
 MOST_MISSING = 8  # numbers of the log under which a row is looked for if its own is wrong
-MAX_LOG_BYTES = 64 * 1024 * 1024
 IDLE_LOG_BYTES = 1024 * 1024  # space that the log keeps for the next entries when none of its rows is needed
 # Beyond about this many pages (4 MiB) the WAL is moved into the file. A higher limit did not help (at four times that,
 # disk bytes within 3 %), and a start has to read the whole WAL.
@@ -329,22 +327,10 @@ class Engine:
         known = self.channels.by_name
         for write in writes:
             channel = known.get(write.channel) or self.channels.find(write.channel)
-            new = write.entries
-            if channel is None:
-                fits = write.expected == 0 and write.lives == self.channels.empty(write.channel).lives
-            else:
-                fits = (
-                    write.expected == channel.serial and write.epoch == channel.epoch and write.floor == channel.floor
-                )
-                if fits and len(new) == 1 and not write.documents:  # hot path: nearly all writes are a single append
-                    tracked = channel.tracked.get(new[0].op.id)
-                    if tracked is not None:
-                        entries.append((tracked, new[0].serial, new[0].op))
-                        heads.append((channel, new[0].serial))
-                        results.append(Committed(new[0].serial))
-                        continue
-            if not fits:
-                results.append(Conflict(self.channels.head(write.channel)))
+            head = channel.head if channel is not None else self.channels.empty(write.channel)
+            is_hidden = channel is not None and not head.serial  # damage hides its documents
+            if is_hidden or not write.fits(head):
+                results.append(Conflict(head))
                 continue
             serial = write.expected + len(write.entries)
             results.append(Committed(serial))
@@ -352,19 +338,19 @@ class Engine:
                 if not write.entries:
                     continue
                 channel = self.channels.new(write.channel, write.epoch)
-                plans.append(self._plan(write, channel, is_born=True))
-            elif write.documents:
-                plans.append(self._plan(write, channel, is_born=False))
-            self._collect_entries(write, channel, plans[-1] if write.documents else None, entries)
+            plan = None
+            if write.documents:
+                plans.append(plan := self._plan(write, channel))
+            self._collect_entries(write, channel, plan, entries)
             if write.entries:
                 heads.append((channel, serial))
         if plans or entries:
             self._store(plans, entries, heads)
         return results
 
-    def _plan(self, write: Write, channel: ChannelRow, *, is_born: bool) -> Plan:
+    def _plan(self, write: Write, channel: ChannelRow) -> Plan:
         """Return which documents of `write` are stored: those that are not older than the stored ones."""
-        plan = Plan(channel, is_born)
+        plan = Plan(channel)
         for document in write.documents:
             tracked = plan.new.get(document.id) or self._tracked(channel, document.id, document.created)
             if tracked is None:
@@ -418,7 +404,7 @@ class Engine:
         """Write the rows outside the log. Return the bytes handed to the database, apart from those of documents."""
         channel = plan.channel
         handed = 0
-        if plan.is_born:
+        if not channel.serial:  # it begins with this commit
             self.channels.add(channel)
             handed = 3 * INTEGER_BYTES + len(channel.name) + len(channel.epoch)
         new = set(plan.new)
@@ -659,7 +645,7 @@ class Engine:
     def tidy(self, now_ms: int) -> list[tuple[str, str]]:
         """Do a round of housekeeping (`Store.tidy`)."""
         self._space.count_free()  # first, because the rest fails if the list of free slots is damaged
-        due = list(self._log.due(now_ms, old_ms=OLD_MS, limit_bytes=MAX_LOG_BYTES))
+        due = list(self._log.due(now_ms))
         try:
             self._drop_outdated(now_ms)
             self._go_on(TIDY_S)

@@ -29,6 +29,7 @@ from msgspec.structs import replace
 from tenuto.core.document import DAMAGE
 from tenuto.core.errors import StoreUnusable
 from tenuto.core.ops import Append, Delete, Entry, Op, decode_op, encode_op
+from tenuto.stores.base import OLD_MS
 from tenuto.stores.sqlite.slots import MAX_DATA, SLOT_BYTES, larger_rooms, opened, room_for, sealed
 
 SHORT_LIST = 15  # items in a list whose head takes one byte
@@ -36,6 +37,7 @@ MAX_ITEM_BYTES = MAX_DATA - 3  # largest item: a slot without the head of a long
 # length of the pieces of an append that does not fit into a slot; each has at most 4,000 bytes
 PIECE_CHARACTERS = 1_000
 PIECE_BYTES = 4_000
+MAX_LIVE_BYTES = 64 * 1024 * 1024  # limit of the rows that are needed; it bounds the memory and the time of a start
 
 # What a slot holds: zeros, a row, a row that is due for overwriting, or one of these for which a caller waits.
 EMPTY, WRITTEN, DUE, AWAITED = range(4)
@@ -277,18 +279,18 @@ class CommitLog:
             if self._written[slot] >= DUE:
                 self._written[slot] = EMPTY
 
-    def due(self, now_ms: int, *, old_ms: int, limit_bytes: int) -> Iterator[Tracked]:
+    def due(self, now_ms: int) -> Iterator[Tracked]:
         """Yield the messages that need a new document:
 
-        deleted ones, those that have pinned slots for `old_ms`, and all if the needed rows exceed `limit_bytes`.
+        deleted ones, those that have pinned slots for `OLD_MS`, and all if the needed rows exceed `MAX_LIVE_BYTES`.
         """
         # Pins keep their age although the clock was set back: else a wipe due in a minute could take an hour.
         set_back_ms = 0 if self.now_ms is None else max(0, self.now_ms - now_ms)
         self.now_ms = now_ms
-        is_heavy = self.live_bytes > limit_bytes
+        is_heavy = self.live_bytes > MAX_LIVE_BYTES
         for tracked in self.pinned.values():
             tracked.since_ms = now_ms if tracked.since_ms is None else tracked.since_ms - set_back_ms
-            if is_heavy or tracked.is_deleted or now_ms - tracked.since_ms >= old_ms:
+            if is_heavy or tracked.is_deleted or now_ms - tracked.since_ms >= OLD_MS:
                 yield tracked
 
     # -- slots ---------------------------------------------------------------------------------------------------
