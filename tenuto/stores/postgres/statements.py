@@ -681,7 +681,10 @@ class PostgresWriter(PostgresReader):
     async def delete_channel(
         self, channel: str, expected: Head, used_up: Sequence[str], until_ms: int
     ) -> Head | Conflict:
-        """Empty `channel`, and keep the ids `used_up` until `until_ms` (`Store.delete_channel`)."""
+        """Empty `channel`, and keep the ids `used_up` until `until_ms` (`Store.delete_channel`).
+
+        Its rows in the other tables have no effect any more: `sweep` removes them in steps, because there may be many.
+        """
         await self._db.execute(  # an empty channel has no row to lock
             "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", f"{self._schema}.{channel}"
         )
@@ -708,20 +711,18 @@ class PostgresWriter(PostgresReader):
                 " SET created_ms = excluded.created_ms, updated_ms = excluded.updated_ms",
                 number,
             )
-            await self._remove_rows(number)
         return (await self.heads([channel]))[0]
 
     async def sweep(self) -> bool:
-        """Remove some rows of a deleted channel; return whether one was found that no other instance sweeps now."""
+        """Remove some rows of a deleted channel; return whether one was found that no other instance sweeps now.
+
+        With the last of them goes the row in `times`, which marks the channel.
+        """
         number = await self._db.fetchval(
             f"SELECT channel FROM {self._schema}.times WHERE created_ms = {DELETED_MS} LIMIT 1 FOR UPDATE SKIP LOCKED"
         )
-        if number is not None:
-            await self._remove_rows(number)
-        return number is not None
-
-    async def _remove_rows(self, number: int) -> None:
-        """Remove some rows of a deleted channel; with the last of them the row in `times` that marks it."""
+        if number is None:
+            return False
         rest = ""
         for table in ("tails", "documents", "texts"):  # `tidy` locks them in this order, too
             some = f"SELECT ctid FROM {self._schema}.{table} WHERE channel = $1 LIMIT $2"
@@ -730,6 +731,7 @@ class PostgresWriter(PostgresReader):
             )
             rest += f" AND NOT EXISTS (SELECT FROM {self._schema}.{table} WHERE channel = $1)"
         await self._db.execute(f"DELETE FROM {self._schema}.times WHERE channel = $1{rest}", number)
+        return True
 
     async def prune(self, channel: str, epoch: str, versions: Mapping[str, int]) -> list[str]:
         """Remove messages and commands (`Store.prune`)."""

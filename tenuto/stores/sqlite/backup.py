@@ -40,7 +40,7 @@ from tenuto.stores.sqlite.file import (
     wal_of,
 )
 from tenuto.stores.sqlite.lock import FILE_MODE, FileLock, locked
-from tenuto.stores.sqlite.slots import tolerant_text
+from tenuto.stores.sqlite.slots import damaged, tolerant_text
 from tenuto.stores.sqlite.verify import check, damage_in
 
 STEP_PAGES = 64
@@ -210,9 +210,7 @@ def restore(backup: Path, store: Path) -> Restored:
             except sqlite3.DatabaseError as error:
                 raise StoreUnusable(f"backup {backup} cannot be read: {error}; use an earlier one") from error
             except DAMAGE as error:
-                raise StoreUnusable(
-                    f"backup {backup} cannot be read: the file is damaged ({type(error).__name__}); use an earlier one"
-                ) from error
+                raise damaged(f"backup {backup}", error, remedy="use an earlier one") from error
             new.unlink(missing_ok=True)
             finish(partial, new, is_new=False)
         give_owner_of(place, new)

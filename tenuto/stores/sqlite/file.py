@@ -254,7 +254,7 @@ class SqliteFile:
         except sqlite3.Error as error:
             raise self.refusal(error) from error
         except DAMAGE as error:  # also an error of SQLite that names a damaged table or index
-            raise damaged(self.path, error) from error
+            raise damaged(f"store file {self.path}", error) from error
         except PermissionError as error:
             raise StoreUnavailable(
                 f"store file {self.path} cannot be used ({error.strerror}); run as its owner"

@@ -15,7 +15,6 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 from zlib import crc32
 
@@ -105,14 +104,12 @@ def opened(place: tuple[int, ...], body: object, *, mends: bool = False) -> byte
     return rest[LENGTH_BYTES : LENGTH_BYTES + int.from_bytes(rest[:LENGTH_BYTES])]
 
 
-def damaged(path: Path, error: Exception) -> StoreUnusable:
-    """Return the Tenuto error for a file with content that it cannot have.
+def damaged(what: str, error: Exception, *, remedy: str = "restore a backup") -> StoreUnusable:
+    """Return the Tenuto error for a file, called `what`, with content that it cannot have.
 
     `error` is one of `DAMAGE` (`core/document`).
     """
-    return StoreUnusable(
-        f"store file {path} cannot be read: the file is damaged ({type(error).__name__}); restore a backup"
-    )
+    return StoreUnusable(f"{what} cannot be read: the file is damaged ({type(error).__name__}); {remedy}")
 
 
 def check_above(keys: Sequence[object], after: str | int) -> None:

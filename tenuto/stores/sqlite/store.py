@@ -240,7 +240,7 @@ def _carried_out(
             except sqlite3.Error as error:
                 raise opened.file.unavailable(error) from error
             except damage as error:
-                raise damaged(self.path, error) from error
+                raise damaged(f"store file {self.path}", error) from error
 
         try:
             return await opened.thread.run(translated, timeout_s=TIMEOUT_S, is_first=is_first)

@@ -47,7 +47,7 @@ def reading_store(path: Path) -> Iterator[sqlite3.Connection]:
     except sqlite3.DatabaseError as error:
         raise StoreUnusable(f"store file {path} cannot be read: {error}; restore a backup") from error
     except DAMAGE as error:
-        raise damaged(path, error) from error
+        raise damaged(f"store file {path}", error) from error
 
 
 def check(db: sqlite3.Connection, path: Path, *, kind: str = "backup", remedy: str = "use an earlier one") -> None:
@@ -63,9 +63,7 @@ def check(db: sqlite3.Connection, path: Path, *, kind: str = "backup", remedy: s
             raise
         raise StoreUnusable(f"{kind} {path} cannot be read: {error}; {remedy}") from error
     except DAMAGE as error:
-        raise StoreUnusable(
-            f"{kind} {path} cannot be read: the file is damaged ({type(error).__name__}); {remedy}"
-        ) from error
+        raise damaged(f"{kind} {path}", error, remedy=remedy) from error
     if found != "ok":
         raise StoreUnusable(f"{kind} {path} is damaged ({' '.join(found.split())}); {remedy}")
 
