@@ -195,6 +195,22 @@ async def test_notices_that_never_arrive_are_reported_with_the_remedy(
                 await head_of(store, "c")
 
 
+async def test_call_that_waits_behind_another_notice_and_is_given_up_leaves_the_connection(
+    server: Postgres, schema: str
+) -> None:
+    async with opened(server, schema) as store:
+        await until_it_listens(store)
+        notices = store._notices
+        assert notices is not None
+        db = notices._db
+        async with notices._busy:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0):
+                    await store.notify([Notice("moved", "c", b"")])
+        assert db is not None
+        assert not db.is_closed()
+
+
 async def test_pause_before_another_connection_for_notices_is_short_after_one_that_worked(
     server: Postgres, schema: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

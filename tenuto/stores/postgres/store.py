@@ -116,13 +116,14 @@ class PostgresNotices:
             await asyncio.wait([task])
 
     async def _send(self, db: Connection, name: str, payloads: Sequence[str]) -> None:
-        try:
-            async with self._busy:
+        """Send notices. A failure ends the connection, and so does a caller that stops waiting for its own response."""
+        async with self._busy:
+            try:
                 await db.execute(_NOTIFY, name, payloads)
-        except BaseException as error:
-            db.terminate()  # `_run` opens another one
-            if not isinstance(error, _FAILURES):
-                raise
+            except BaseException as error:
+                db.terminate()  # `_run` opens another one
+                if not isinstance(error, _FAILURES):
+                    raise
 
     async def _run(self) -> None:
         """Keep a connection that listens, until this task is cancelled."""
@@ -158,9 +159,9 @@ class PostgresNotices:
         self._notify(None)
         while not ended.is_set():
             self._is_delivered.clear()
-            await self._send(db, own, [""])
             try:
                 async with asyncio.timeout(CHECK_TIMEOUT_S):
+                    await self._send(db, own, [""])
                     await self._is_delivered.wait()
             except TimeoutError:
                 if db.is_closed():
