@@ -133,7 +133,7 @@ class Archive:
                 f"{MAX_REMOVALS} removals of persons run or wait, the most at once; repeat the call when one ends"
             )
         async with self._removals, self._forgetting:
-            running = Forgetting(self._store, client_id, self._clock, self._rewrite, tidies=False)
+            running = Forgetting(self._store, client_id, self._clock, self._rewrite)
             return await running.run(channels=channels)
 
     async def verify(self) -> AsyncGenerator[str]:

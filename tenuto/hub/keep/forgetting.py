@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
@@ -78,12 +78,11 @@ class Forgetting:
     _client_id: str  # of that person
     _clock: Clock
     _rewrite: Rewrite[bool] = direct
-    _: KW_ONLY
-    tidies: bool = True  # no hub does the housekeeping of the store
 
     def __post_init__(self) -> None:
         """Raise InvalidName."""
         check_id(self._client_id, "a client id")
+        self._has_hub = self._rewrite is not direct  # it serves meanwhile, and does the housekeeping of the store
         self._unreadable: set[tuple[str, str]] = set()
         self._messages = self._commands = self._channels = 0
 
@@ -141,7 +140,7 @@ class Forgetting:
                 yield head, ids, (await self._read(channel, ids))[1]
             is_over = len(facts) < READ_FACTS
             after = facts[-1].version if facts else after
-            await asyncio.sleep(0 if self.tidies else READ_PAUSE_S)  # a hub, if there is one, serves meanwhile
+            await asyncio.sleep(READ_PAUSE_S if self._has_hub else 0)
 
     async def _scan_on(self, channel: str, found: _Scan) -> None:
         """Add to `found` the messages and commands that have changed since its head, and move that."""
@@ -237,10 +236,10 @@ class Forgetting:
 
     async def _wait_until_clean(self) -> bool | None:
         """Wait until the store's files are without removed text, for three minutes (`Forgotten.is_clean`)."""
-        if self.tidies:  # no server keeps the ages of entries, so the next call sees all of them as old
+        if not self._has_hub:  # the ages of entries begin now, so the next call sees all of them as old
             await self._store.tidy(self._clock.now_ms() - OLD_MS)
         for number in range(WIPE_TRIES):
-            if self.tidies:
+            if not self._has_hub:
                 for channel, message_id in await self._store.tidy(self._clock.now_ms()):
                     await _write_document(self._store, channel, message_id)
             is_clean = await self._store.wipe(goes_on=number > 0)

@@ -128,7 +128,7 @@ class Uncovered:
         self.unsure.update(name for name, head in heads.items() if self._known.get(name) != (head.epoch, head.serial))
 
     def note_channels(self, channels: Iterable[str]) -> None:
-        """Be unsure of those `channels`, which have entries, of which none is tracked."""
+        """Be unsure of those of `channels`, all of which have entries, of which no entry is tracked."""
         self.unsure.update(name for name in channels if name not in self._channels)
 
     def reload(self, channel: str, head: Head, entries: Iterable[Entry], versions: Mapping[str, int]) -> None:
@@ -174,6 +174,7 @@ class Uncovered:
     def stored(self, write: Write) -> None:
         """Stop tracking the messages that the stored documents of `write` contain whole."""
         after = write.expected + len(write.entries)
+        # the second: `reload` has read the channel within the transaction of the write
         if self.is_complete(write) or self._known.get(write.channel) == (write.epoch, after):
             self._know(write.channel, write.epoch, after)
         else:

@@ -261,8 +261,8 @@ class PostgresStore:
         self._life = StoreLife(schema, self._server.shown)
         self._uncovered = Uncovered()  # messages with entries after their documents, as far as this store knows
         self._ended = ("", 0)  # at the last renewal: the lease, and the number of leases that had ended
-        self._is_left = True  # a node may have left entries that no instance tracks
-        self._is_sweep_due = True  # a deleted channel may have rows
+        self._is_scan_due = True  # a node may have left entries that no instance tracks
+        self._is_sweep_due = True  # a deleted channel may have rows that no transaction has removed
         self._left_out: dict[str, int] = {}  # channels whose entries could not be read, with the number of attempts
         self._locked = 0  # commits in a row that met a locked row
         self._stats = {"commits": 0, "row_bytes": 0}
@@ -290,7 +290,7 @@ class PostgresStore:
                     if not server.is_pooled:
                         await check_room(db, self.schema, CONNECTIONS)
                 self._pool = await server.pool(READERS + 1, self._life.check)
-                self._uncovered, self._is_left = Uncovered(), True
+                self._uncovered, self._is_scan_due = Uncovered(), True
                 if not server.is_pooled:
                     self._notices = PostgresNotices(server.connect_translated, self.notices_name)
             except BaseException:
@@ -372,7 +372,7 @@ class PostgresStore:
                 await self._life.check_stored(db)
             renewal = await renew(db, self.schema, node, term_ms, values)
         ended = (renewal.lease, renewal.ended)  # a crash of the server ends all leases, and the number begins anew
-        self._is_left |= ended != self._ended
+        self._is_scan_due |= ended != self._ended
         self._ended = ended
         return renewal
 
@@ -401,11 +401,11 @@ class PostgresStore:
         """Do a round of housekeeping (`Store.tidy`)."""
         async with self._transaction() as writer:
             await writer.tidy(now_ms)
-        if self._is_left:
+        if self._is_scan_due:
             ended = self._ended
             async with self._reading() as reader:
                 self._uncovered.note_channels(await reader.channels_with_entries())
-            self._is_left, self._is_sweep_due = ended != self._ended, True
+            self._is_scan_due, self._is_sweep_due = ended != self._ended, True
         for _ in range(SWEEPS):
             if self._is_sweep_due:
                 async with self._transaction() as writer:

@@ -246,8 +246,7 @@ class _BusLink:
     def __init__(self, address: tuple[str, int], server: BusServer, own: bytes) -> None:
         """Make a link, not yet connected. `own` is the Redis channel of its messages to itself."""
         self._own = own
-        self._shown = server.shown
-        self._is_found = server.service is not None  # by a Sentinel, which learns of a failover a little later
+        self._server = server
         self._publisher = _connection(address, server)
         self._subscriber = _connection(address, server)
         self._publishing = asyncio.Lock()
@@ -271,13 +270,13 @@ class _BusLink:
         about = dict(zip(hello[::2], hello[1::2], strict=True))
         if about.get(b"mode") == b"sentinel":
             raise StoreUnusable(
-                f"bus {self._shown} is a Sentinel; write redis+sentinel://host:26379/name-of-the-server"
+                f"bus {self._server.shown} is a Sentinel; write redis+sentinel://host:26379/name-of-the-server"
             )
         if about.get(b"role") != b"master":
-            if self._is_found:
+            if self._server.service is not None:  # its Sentinel learns of a failover a little later
                 raise exceptions.ConnectionError("its Sentinel names a replica, as during a failover")
             raise StoreUnusable(
-                f"bus {self._shown} is a replica, whose messages do not reach the others; name the primary"
+                f"bus {self._server.shown} is a replica, whose messages do not reach the others; name the primary"
             )
 
     async def read(self, receive: Callable[[bytes, bytes], None]) -> None:

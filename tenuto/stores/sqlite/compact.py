@@ -63,7 +63,8 @@ def compact(path: Path) -> Sizes:
     if not path.is_file():
         raise LocalError(f"store file {path} does not exist; name the store with --store")
     place = Path(os.path.realpath(path))
-    _settle(path)
+    file = SqliteFile(path, synchronous="full", busy_s=BUSY_S, lock_wait_s=0)
+    _settle(file)
     lock = FileLock(Path(f"{place}.lock"))
     lock.take(path, wait_s=0)
     try:
@@ -73,7 +74,6 @@ def compact(path: Path) -> Sizes:
             try:
                 mark = _fill(copy, place)
             except sqlite3.DatabaseError as error:
-                file = SqliteFile(path, synchronous="full", busy_s=BUSY_S, lock_wait_s=0)
                 raise file.refusal(error) from error
             give_owner_of(place, copy)
             sync(copy)
@@ -87,9 +87,8 @@ def compact(path: Path) -> Sizes:
         lock.release()
 
 
-def _settle(path: Path) -> None:
+def _settle(file: SqliteFile) -> None:
     """Open and close the store, and finish its housekeeping; the file is then whole without its `-wal`."""
-    file = SqliteFile(path, synchronous="full", busy_s=BUSY_S, lock_wait_s=0)
     engine = Engine(file)
     engine.open()
     try:

@@ -234,6 +234,7 @@ def _keep_whole(db: sqlite3.Connection, rows: list[tuple[int, bytes | None]]) ->
     missing = sorted(set(range(1, len(rows) + 1)).difference(slot for slot, _ in rows))[:MOST_MISSING]
     whole: dict[int, bytes] = {}
     for slot, row in rows:
+        # whole under its number, or under a missing one, or under its number with one bit put right
         for number, mends in ((slot, False), *((one, False) for one in missing), (slot, True)):
             if (data := opened((number,), row, mends=mends)) is not None:
                 whole[number] = data
@@ -283,7 +284,7 @@ class Engine:
         self._checkpoints = 0
         self._row_bytes = 0
         self._wal_pages = 0  # estimated pages in the WAL since the last checkpoint
-        self._is_wal_full = False  # True: they were too many after the last call
+        self._is_wal_full = False  # True: they were more than `CHECKPOINT_PAGES` after the last call
         self._is_wal_empty = True
         self._retry_at_s = 0.0
         self._documents = Documents(db)
@@ -692,7 +693,7 @@ class Engine:
             wait_s = self._put_off(error)
         is_idle &= not has_stepped
         # also after a step or an error: neither many steps nor one that damage ends each time may let the WAL grow
-        # Only after the next call: commits that waited for a photo's do not wait for its checkpoint, too.
+        # A full WAL is moved after the next call: commits that waited for a large one do not wait for this, too.
         was_full, self._is_wal_full = self._is_wal_full, self._wal_pages >= CHECKPOINT_PAGES
         if (was_full and self._is_wal_full) or (is_idle and not self._is_wal_empty):
             try:
