@@ -603,7 +603,7 @@ class Engine:
 
         If damage prevents that, the channel stays until the next start tries it again.
         """
-        channel = self._deleted[-1]
+        channel, problem = self._deleted[-1], ""
         try:
             with self._file.transaction() as db:
                 some = "SELECT id FROM documents WHERE channel = ? LIMIT ?"
@@ -611,24 +611,18 @@ class Engine:
                 removed = self._documents.remove_keys([key for (key,) in rows])
                 if not rows:
                     db.execute("DELETE FROM channels WHERE id = ?", (channel,))
+            if rows and not removed:
+                problem = "their keys do not find their rows, which stay without their text"
         except sqlite3.DatabaseError as error:
             if not is_damage(error):
                 raise
+            problem, self._keeps_deleted = f"{error}; their text may stay, too", True
+        if problem:
             logger.error(
-                "store file %s: documents of a deleted channel cannot be removed (%s), so they stay, perhaps with "
-                "their text; restore a backup",
-                *(self._file.path, error),
+                "store file %s: documents of a deleted channel cannot be removed: %s; restore a backup",
+                *(self._file.path, problem),
             )
-            self._keeps_deleted = True
-            self._deleted.pop()
-            return
-        if rows and not removed:
-            logger.error(
-                "store file %s: the rows of %d documents of a deleted channel cannot be found by their keys, so they "
-                "stay, without their text; restore a backup",
-                *(self._file.path, len(rows)),
-            )
-        if not (rows and removed):
+        if problem or not rows:
             self._deleted.pop()
 
     def _drop_outdated(self, now_ms: int) -> None:
