@@ -178,23 +178,6 @@ async def test_broken_connection_for_notices_is_opened_again_and_reports_it(serv
             assert await received.get() == sent
 
 
-async def test_notices_that_never_arrive_are_reported_with_the_remedy(
-    server: Postgres, schema: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A pooler in transaction mode gives LISTEN to a session of the server that it then takes away."""
-
-    async def ignore(self: object, *arguments: object) -> None:
-        pass
-
-    monkeypatch.setattr(asyncpg.Connection, "add_listener", ignore)
-    monkeypatch.setattr("tenuto.stores.postgres.store.CHECK_TIMEOUT_S", 0.1)
-    async with opened(server, schema) as store:
-        store.listen(lambda notice: None)
-        async with asyncio.timeout(60):
-            while "a pooler in transaction mode" not in caplog.text:
-                await head_of(store, "c")
-
-
 async def test_call_that_waits_behind_another_notice_and_is_given_up_leaves_the_connection(
     server: Postgres, schema: str
 ) -> None:
@@ -211,13 +194,15 @@ async def test_call_that_waits_behind_another_notice_and_is_given_up_leaves_the_
         assert not db.is_closed()
 
 
-async def test_pause_before_another_connection_for_notices_is_short_after_one_that_worked(
+async def test_notices_that_do_not_arrive_are_reported_with_the_remedy_at_once_after_others_have_arrived(
     server: Postgres, schema: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """A pooler in transaction mode gives LISTEN to a session of the server that it then takes away."""
+
     async def ignore(self: object, *arguments: object) -> None:
         pass
 
-    for name, value in (("RETRY_S", (0.01, 9.0)), ("CHECK_TIMEOUT_S", 0.1), ("CHECK_S", 0.2)):
+    for name, value in (("RETRY_S", (0.01, 9.0)), ("CHECK_S", 0.2), ("CHECK_TIMEOUT_S", 0.1)):
         monkeypatch.setattr(f"tenuto.stores.postgres.store.{name}", value)
     async with opened(server, schema) as store, asyncio.timeout(60):
         with monkeypatch.context() as broken:
@@ -227,15 +212,14 @@ async def test_pause_before_another_connection_for_notices_is_short_after_one_th
                 await head_of(store, "c")
         notices = store._notices
         assert notices is not None
-        monkeypatch.setattr("tenuto.stores.postgres.store.CHECK_TIMEOUT_S", 60)
         while not notices._is_delivered.is_set():
             await head_of(store, "c")
-        monkeypatch.setattr("tenuto.stores.postgres.store.CHECK_TIMEOUT_S", 0.1)
-        monkeypatch.setattr(PostgresNotices, "_send", ignore)
         caplog.clear()
+        monkeypatch.setattr(PostgresNotices, "_send", ignore)
         while "tries again in" not in caplog.text:
             await head_of(store, "c")
-        assert "tries again in 0.01 s" in caplog.text
+        assert "tries again in 0.01 s: PostgreSQL does not deliver a notice" in caplog.text
+        assert "a pooler in transaction mode" in caplog.text
 
 
 # -- a server that ends, restarts or hangs -----------------------------------------------------------------------

@@ -401,7 +401,9 @@ class PostgresReader:
 
     async def newest_ms(self) -> int:
         """Return the time of the latest change (`Store.newest_ms`)."""
-        newest_ms: int = await self._db.fetchval(f"SELECT coalesce(max(updated_ms), 0) FROM {self._schema}.times")
+        newest_ms: int = await self._db.fetchval(
+            f"SELECT coalesce(max(updated_ms), 0) FROM {self._schema}.times WHERE created_ms <> {DELETED_MS}"
+        )
         return newest_ms
 
     async def facts(self, channel: str, *, after: int, limit: int) -> Facts:
@@ -707,11 +709,7 @@ class PostgresWriter(PostgresReader):
         )
         number = await self._db.fetchval(f"DELETE FROM {self._schema}.channels WHERE name = $1 RETURNING id", channel)
         if number is not None:
-            await self._db.execute(
-                f"INSERT INTO {self._schema}.times VALUES ($1, {DELETED_MS}, 0) ON CONFLICT (channel) DO UPDATE"
-                " SET created_ms = excluded.created_ms, updated_ms = excluded.updated_ms",
-                number,
-            )
+            await self._each(_TIMES, [(number, DELETED_MS, 0)])
         return (await self.heads([channel]))[0]
 
     async def sweep(self) -> bool:

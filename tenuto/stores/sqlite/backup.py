@@ -161,7 +161,7 @@ def finish(partial: Path, target: Path, *, is_new: bool = True) -> None:
             db.execute("PRAGMA journal_mode = DELETE")  # a backup has no -wal
             db.execute("UPDATE life SET mark = ?", (new_mark(BACKUP),))
             if is_new:
-                check(db, partial, remedy="check the store with `tenuto verify`")
+                check(db, f"backup {partial}", remedy="check the store with `tenuto verify`")
         sync(partial)
         if is_new and target.exists():
             raise LocalError(f"backup target {target} exists already; name a new file, or remove it first")
@@ -205,7 +205,7 @@ def restore(backup: Path, store: Path) -> Restored:
                     check_header(db, f"backup {backup}", advice="name the file that `tenuto backup` wrote")
                     copy(db, partial, bytes_per_s=float("inf"), pause=lambda _: True)
                 with reading(partial, is_immutable=True) as db:
-                    check(db, backup)
+                    check(db, f"backup {backup}", remedy="use an earlier one")
                     damage = list(damage_in(db))
             except sqlite3.DatabaseError as error:
                 raise StoreUnusable(f"backup {backup} cannot be read: {error}; use an earlier one") from error

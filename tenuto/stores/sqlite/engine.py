@@ -279,10 +279,7 @@ class Engine:
 
     def _load(self) -> None:
         db = self._file.db
-        self._commits = 0
-        self._documents_written = 0
-        self._checkpoints = 0
-        self._row_bytes = 0
+        self._stats = {"commits": 0, "row_bytes": 0, "documents": 0, "checkpoints": 0}
         self._wal_pages = 0  # estimated pages in the WAL since the last checkpoint
         self._is_wal_full = False  # True: they were more than `CHECKPOINT_PAGES` after the last call
         self._is_wal_empty = True
@@ -437,9 +434,9 @@ class Engine:
                 channel.tracked.pop(document.id, None)
 
     def _note_written(self, row_bytes: int, *, documents: int = 0) -> None:
-        self._commits += 1
-        self._documents_written += documents
-        self._row_bytes += row_bytes
+        self._stats["commits"] += 1
+        self._stats["documents"] += documents
+        self._stats["row_bytes"] += row_bytes
         self._space.wrote(row_bytes, self._log)
         self._note_pages(COMMIT_PAGES + row_bytes // 4096 + DOCUMENT_PAGES * documents)
 
@@ -732,7 +729,7 @@ class Engine:
         self._wal_pages, self._is_wal_full = 0, False
         is_done = self._file.checkpoint(mode)
         self._is_wal_empty = is_done and mode == "TRUNCATE"
-        self._checkpoints += 1
+        self._stats["checkpoints"] += 1
         if self._is_wal_empty and self._log.is_wiped and not self._deleted:
             self._is_wiping = False
         if is_done:
@@ -747,10 +744,7 @@ class Engine:
         """Return counters (`Store.stats`). May be called from any thread, since it only reads numbers."""
         log = self._log
         return {
-            "commits": self._commits,
-            "row_bytes": self._row_bytes,
-            "documents": self._documents_written,
-            "checkpoints": self._checkpoints,
+            **self._stats,
             "channels": len(self.channels.by_name),
             "log_rows": log.live_rows,
             "log_bytes": log.live_bytes,

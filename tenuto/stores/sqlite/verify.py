@@ -50,22 +50,19 @@ def reading_store(path: Path) -> Iterator[sqlite3.Connection]:
         raise damaged(f"store file {path}", error) from error
 
 
-def check(db: sqlite3.Connection, path: Path, *, kind: str = "backup", remedy: str = "use an earlier one") -> None:
-    """Raise StoreUnusable for a database whose structure is damaged; the caller knows its header.
-
-    The error calls the database a `kind`, and names the `remedy` for damage.
-    """
+def check(db: sqlite3.Connection, what: str, *, remedy: str) -> None:
+    """Raise StoreUnusable for a database, called `what`, whose structure is damaged; the caller knows its header."""
     try:
-        check_tables(db, f"{kind} {path}", remedy=remedy)
+        check_tables(db, what, remedy=remedy)
         (found,) = db.execute("PRAGMA integrity_check(1)").fetchone()
     except sqlite3.DatabaseError as error:
         if not is_damage(error):
             raise
-        raise StoreUnusable(f"{kind} {path} cannot be read: {error}; {remedy}") from error
+        raise StoreUnusable(f"{what} cannot be read: {error}; {remedy}") from error
     except DAMAGE as error:
-        raise damaged(f"{kind} {path}", error, remedy=remedy) from error
+        raise damaged(what, error, remedy=remedy) from error
     if found != "ok":
-        raise StoreUnusable(f"{kind} {path} is damaged ({' '.join(found.split())}); {remedy}")
+        raise StoreUnusable(f"{what} is damaged ({' '.join(found.split())}); {remedy}")
 
 
 class FileReader:
@@ -107,7 +104,7 @@ def verify(path: Path) -> Iterator[str]:
     with reading_store(path) as db:
         remedy = "if no message is named below, run `tenuto compact`; if that fails, restore a backup"
         try:
-            check(db, path, kind="store file", remedy=remedy)
+            check(db, f"store file {path}", remedy=remedy)
         except StoreUnusable as error:
             yield str(error)
         yield from damage_in(db)
