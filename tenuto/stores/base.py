@@ -349,6 +349,15 @@ class Bus(Notices, Protocol):
         """Return counters, whose names begin with `bus_`."""
 
 
+def unreadable(path: str) -> str | None:
+    """Return why the file at `path` cannot be read; None if it can."""
+    try:
+        with open(path, "rb"):
+            return None
+    except (OSError, ValueError) as error:
+        return str(getattr(error, "strerror", None) or error)
+
+
 async def head_of(store: Store, channel: str) -> Head:
     """Return the current head of one channel. Raises StoreUnavailable."""
     (head,) = await store.heads([channel])

@@ -35,7 +35,6 @@ from tenuto.stores.sqlite.store import SqliteStore
 MAX_REMOVALS = 8  # removals of persons at once: one of them runs, and the others wait
 MAX_LISTED = 500  # channels on a page
 DEFAULT_LISTED = 100
-_STEP = 200  # patterns in one call of the store
 LINE_BYTES = 1024 * 1024  # of a check: far above the longest line
 
 
@@ -54,7 +53,6 @@ class Archive:
         self._store = lifecycle.store
         self._limits = lifecycle.limits
         self._clock = lifecycle.clock
-        self._is_verifying = False
         lifecycle.on_start(self._begin)
 
     async def channels(
@@ -77,15 +75,9 @@ class Archive:
             raise InvalidRequest(f"limit must be a whole number from 1 to {MAX_LISTED}, got {limit!r}")
         await self._lifecycle.start()
         importing = {name.removeprefix(NOTE) for name in await self._store.notes(NOTE)}
-        found: list[ChannelSummary] = []
         wanted = narrowed(prefix, after or "", patterns)
-        for start in range(0, len(wanted), _STEP):
-            listed = await self._store.summaries(
-                wanted[start : start + _STEP], after=after, limit=limit + 1 - len(found) + len(importing)
-            )
-            found += [one for one in listed if one.channel not in importing]
-            if len(found) > limit:
-                break
+        listed = await self._store.summaries(wanted, after=after, limit=limit + 1 + len(importing))
+        found = [one for one in listed if one.channel not in importing]
         return ChannelPage(channels=found[:limit], more=len(found) > limit)
 
     async def export(self, channel: str) -> AsyncGenerator[bytes]:
@@ -144,22 +136,18 @@ class Archive:
         await self._lifecycle.start()
         if not isinstance(self._store, SqliteStore):
             raise InvalidRequest(f"store {self._store.name!r} cannot be verified; a check needs a store in a file")
-        if self._is_verifying:
+        if self._verifying.locked():
             raise Busy("the store is being verified already; wait until that has ended")
-        self._is_verifying = True
-        try:
-            async with contextlib.aclosing(_damage_in(self._store.path)) as lines:
-                async for line in lines:
-                    yield line.replace(str(self._store.path), self._store.path.name)
-        finally:
-            self._is_verifying = False
+        async with self._verifying, contextlib.aclosing(_damage_in(self._store.path)) as lines:
+            async for line in lines:
+                yield line.replace(str(self._store.path), self._store.path.name)
 
     async def _rewrite(self, channel: str, write: Callable[[], Awaitable[bool]]) -> bool:
         return await self._lifecycle.runtime.channel(channel).rewrite(write)
 
     def _begin(self) -> None:
         """Prepare for a run of the hub, which may use another event loop than the one before."""
-        self._forgetting = asyncio.Lock()
+        self._verifying, self._forgetting = asyncio.Lock(), asyncio.Lock()
         self._removals = asyncio.Semaphore(MAX_REMOVALS)
 
 

@@ -23,6 +23,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import asyncpg
 
 from tenuto.core.errors import StoreUnavailable, StoreUnusable, TenutoError, shown, shown_url
+from tenuto.stores.base import unreadable
 from tenuto.stores.postgres.schema import behind_pooler, grant_of_tables
 
 if TYPE_CHECKING:
@@ -149,15 +150,8 @@ class PostgresServer:
     def _check_files(self) -> None:
         """Check that the files in the URL can be read; the driver's error would not name them."""
         for name, path in parse_qsl(urlsplit(self._dsn).query):
-            if name in _FILES:
-                try:
-                    with open(path, "rb"):
-                        pass
-                except (OSError, ValueError) as error:
-                    reason = getattr(error, "strerror", None) or error
-                    raise asyncpg.ClientConfigurationError(
-                        f"{name} names {shown(path)}, which cannot be read: {reason}"
-                    ) from None
+            if name in _FILES and (reason := unreadable(path)) is not None:
+                raise asyncpg.ClientConfigurationError(f"{name} names {shown(path)}, which cannot be read: {reason}")
 
     @asynccontextmanager
     async def translated(

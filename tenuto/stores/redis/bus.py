@@ -23,7 +23,7 @@ from msgspec import Struct
 from redis import exceptions
 
 from tenuto.core.errors import StoreUnusable, failures_in, shown
-from tenuto.stores.base import Notice
+from tenuto.stores.base import Notice, unreadable
 
 logger = logging.getLogger("tenuto.stores")
 
@@ -389,15 +389,11 @@ async def _translated(server: BusServer, pattern: str) -> AsyncIterator[None]:
 def _check_files(server: BusServer) -> None:
     """Raise StoreUnusable for a file of TLS that cannot be read."""
     for option, path in (server.options or {}).items():
-        try:
-            with open(path, "rb"):
-                pass
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
+        if (reason := unreadable(path)) is not None:
             raise StoreUnusable(
                 f"bus {server.shown} needs the file {shown(path)}, which cannot be read ({reason}); check {option} in "
                 "the bus URL"
-            ) from error
+            )
 
 
 async def _address(server: BusServer) -> tuple[str, int]:
