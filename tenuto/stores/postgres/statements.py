@@ -296,14 +296,6 @@ class PostgresReader:
         """Return the only column of a query."""
         return [row[0] for row in await self._db.fetch(query, *values)]
 
-    async def versions(self, log: Log) -> dict[str, int]:
-        """Return the versions of the documents of all messages that have entries in `log`."""
-        rows = await self._db.fetch(
-            f"SELECT message, version FROM {self._schema}.documents WHERE channel = $1 AND message = ANY($2)",
-            *(log.id, list(log.entries)),
-        )
-        return {row["message"]: row["version"] for row in rows}
-
     async def changes(self, channel: str, *, after: int, limit: int) -> Changes:
         """Return the messages that changed after a serial (`Store.changes`)."""
         log = await self.log(channel)
@@ -752,7 +744,11 @@ class PostgresWriter(PostgresReader):
         """Track the entries of `channel` that no document contains, as the database has them."""
         log = await self.log(channel)
         entries = sorted((entry for of in log.entries.values() for entry in of), key=lambda entry: entry.serial)
-        self._uncovered.reload(channel, log.head, entries, await self.versions(log))
+        rows = await self._db.fetch(
+            f"SELECT message, version FROM {self._schema}.documents WHERE channel = $1 AND message = ANY($2)",
+            *(log.id, list(log.entries)),
+        )
+        self._uncovered.reload(channel, log.head, entries, {row["message"]: row["version"] for row in rows})
 
     async def note(self, values: Mapping[str, bytes | None], expected: Mapping[str, bytes | None]) -> bool:
         """Keep notes of the hub, if those named in `expected` have these values; None: it does not exist, delete it."""

@@ -19,6 +19,7 @@ import sqlite3
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -638,11 +639,11 @@ class Engine:
         """Do a round of housekeeping (`Store.tidy`)."""
         self._space.count_free()  # first, because the rest fails if the list of free slots is damaged
         due = list(self._log.due(now_ms))
-        try:
-            self._drop_outdated(now_ms)
-            self._go_on(TIDY_S)
-        except (sqlite3.Error, StoreUnavailable) as error:  # damage, for example: the documents are due all the same
-            self._put_off(error)
+        for work in (partial(self._drop_outdated, now_ms), partial(self._go_on, TIDY_S)):
+            try:
+                work()
+            except (sqlite3.Error, StoreUnavailable) as error:  # such as damage, which keeps no other work from its end
+                self._put_off(error)
         self._space.measure(self._log)
         known = self._whole  # a message that is known to be damaged, or whose channel is, gets no document
         return [
@@ -724,7 +725,7 @@ class Engine:
             return False
         return True
 
-    def _checkpoint(self, mode: Literal["PASSIVE", "TRUNCATE"]) -> bool:
+    def _checkpoint(self, mode: Literal["PASSIVE", "TRUNCATE"]) -> None:
         # reset them even if a reader blocked the checkpoint, so that the next try is not immediate
         self._wal_pages, self._is_wal_full = 0, False
         is_done = self._file.checkpoint(mode)
@@ -734,7 +735,6 @@ class Engine:
             self._is_wiping = False
         if is_done:
             self._file.drop_former_marks()
-        return is_done
 
     def _note_pages(self, pages: int) -> None:
         self._wal_pages += pages

@@ -319,13 +319,12 @@ class SqliteStore:
         engine = Engine(file)
         thread = StoreThread(f"tenuto-sqlite-{self.path.name}", engine.spare)
         try:
-            async with asyncio.timeout(OPEN_TIMEOUT_S):
-                await thread.run(engine.open, timeout_s=None)
+            await thread.run(engine.open, timeout_s=OPEN_TIMEOUT_S)
         except BaseException as error:
             file.give_up()
             thread.stop(file.abandon)
             self._was_in_use = isinstance(error, StoreInUse)
-            if isinstance(error, TimeoutError):
+            if isinstance(error, Late):
                 raise StoreUnavailable(
                     f"store file {self.path} could not be opened in {OPEN_TIMEOUT_S:.0f} s; check the disk"
                 ) from None
