@@ -49,7 +49,6 @@ from tenuto.hub.keep.exports import (
     Import,
     Imported,
     check_file,
-    damaged_in,
     decode_header,
     decode_line,
     export_lines,
@@ -351,7 +350,9 @@ async def export_channel(url: str, channel: str, out: BinaryIO) -> int:
     async with opened(url) as store:
         async for line in export_lines(store, channel):
             out.write(line)
-        return damaged_in(line)
+        end = decode_line(line)
+        assert isinstance(end, End)
+        return end.damaged
 
 
 async def import_channel(url: str, path: Path, channel: str | None, *, damaged: bool) -> Imported:

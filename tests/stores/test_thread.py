@@ -17,8 +17,7 @@ PATIENCE_S = 60.0
 def thread() -> Iterator[StoreThread]:
     thread = StoreThread("test-thread", lambda is_idle: None)
     yield thread
-    thread.stop(lambda: None)
-    thread.join(PATIENCE_S)
+    thread.stop(lambda: None, wait_s=PATIENCE_S)
 
 
 async def test_call_that_timed_out_in_the_queue_never_runs(thread: StoreThread) -> None:

@@ -642,13 +642,6 @@ def decode_line(line: bytes) -> Record | End:
         ) from None
 
 
-def damaged_in(last_line: bytes) -> int:
-    """Return the number of damaged messages and commands that the last line of an export names."""
-    end = decode_line(last_line)
-    assert isinstance(end, End)
-    return end.damaged
-
-
 def check_record(record: Record, limits: Limits, now_ms: int) -> Record:
     """Return `record` in its stored form. Raises InvalidRequest, InvalidName, InvalidText or TooLarge."""
     for at_ms in (record.created_at, record.updated_at if isinstance(record, MessageRecord) else record.created_at):

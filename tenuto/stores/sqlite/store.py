@@ -123,13 +123,10 @@ class StoreThread:
             self._do_spare(is_idle=False)
         return False
 
-    def stop(self, last: Callable[[], object]) -> None:
-        """Finish as `finish` does, but without waiting and from any thread."""
+    def stop(self, last: Callable[[], object], *, wait_s: float = 0.0) -> None:
+        """Finish as `finish` does, but from any thread. Block until the thread has ended, or for `wait_s`."""
         self._put_last(_Work(last))
-
-    def join(self, timeout_s: float) -> None:
-        """Block until the thread has ended, or for `timeout_s`."""
-        self._thread.join(timeout_s)
+        self._thread.join(wait_s)
 
     def _put_last(self, work: _Work[Any]) -> None:
         if not self._is_stopping:
@@ -417,8 +414,7 @@ class SqliteStore:
         """Close the file cleanly at the end of a process that has not closed the store."""
         opened = self._take_open()
         if opened is not None:
-            opened.thread.stop(opened.engine.close)
-            opened.thread.join(JOIN_S)
+            opened.thread.stop(opened.engine.close, wait_s=JOIN_S)
 
 
 class _Open(NamedTuple):
