@@ -30,11 +30,10 @@ MB_PER_S = 50.0
 
 
 class _Kept(NamedTuple):
-    """A backup in the folder."""
+    """A backup in the folder, or an unfinished one."""
 
     number: int
     name: str
-    made_s: float  # in seconds since 1970
 
 
 class BackupSchedule:
@@ -83,7 +82,8 @@ class BackupSchedule:
         kept = await asyncio.to_thread(self._prepare)
         # the newest backup is from an earlier process, whose clock may have been ahead
         if self._due_s is None and kept:
-            age_s = max(0.0, time.time() - kept[-1].made_s)
+            made_s = await asyncio.to_thread(os.path.getmtime, self._folder / kept[-1].name)
+            age_s = max(0.0, time.time() - made_s)
             self._store.note_backup(age_s)
             self._due_s = now_s + max(0.0, self._every_s - age_s)
         if self._due_s is not None and now_s < self._due_s:
@@ -93,7 +93,7 @@ class BackupSchedule:
         path = self._store.path
         await self._store.backup(self._folder / f"{path.stem}-{number:06d}-{made}{path.suffix}", mb_per_s=MB_PER_S)
         self._due_s = now_s + self._every_s
-        for one in (await asyncio.to_thread(self._kept))[: -self._keep]:
+        for one in (await asyncio.to_thread(self._found, is_partial=False))[: -self._keep]:
             await asyncio.to_thread((self._folder / one.name).unlink, missing_ok=True)
         return max(0.0, self._due_s - time.monotonic())
 
@@ -109,19 +109,13 @@ class BackupSchedule:
                 os.close(handle)
                 raise LocalError(f"another server holds {path}; give each server a folder of its own")
             self._lock = handle
-        for name, _ in self._found(is_partial=True):
-            (self._folder / name).unlink(missing_ok=True)
-        return self._kept()
+        for one in self._found(is_partial=True):
+            (self._folder / one.name).unlink(missing_ok=True)
+        return self._found(is_partial=False)
 
-    def _kept(self) -> list[_Kept]:
-        """Return the backups in the folder, oldest first."""
-        return sorted(
-            _Kept(number, name, (self._folder / name).stat().st_mtime) for name, number in self._found(is_partial=False)
-        )
-
-    def _found(self, *, is_partial: bool) -> list[tuple[str, int]]:
-        """Return names and numbers of the backups, or of unfinished ones."""
+    def _found(self, *, is_partial: bool) -> list[_Kept]:
+        """Return the backups in the folder, or the unfinished ones, oldest first."""
         with os.scandir(self._folder) as entries:
             names = [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
         found = [match for name in names if (match := self._form.fullmatch(name)) is not None]
-        return [(match[0], int(match[1])) for match in found if (match[2] is not None) == is_partial]
+        return sorted(_Kept(int(match[1]), match[0]) for match in found if (match[2] is not None) == is_partial)
