@@ -615,7 +615,7 @@ class PostgresWriter(PostgresReader):
             if n in stored:
                 results.append(Committed(stored[n][1]))
             elif not write.entries and heads[write.channel] == NOTHING._replace(lives=write.lives):
-                results.append(Committed(0))
+                results.append(Committed(0))  # documents of an empty channel are left out
             else:
                 results.append(Conflict(heads[write.channel]))
         return results

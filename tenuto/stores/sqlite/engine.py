@@ -334,7 +334,7 @@ class Engine:
             serial = write.expected + len(write.entries)
             results.append(Committed(serial))
             if channel is None:
-                if not write.entries:
+                if not write.entries:  # documents of an empty channel are left out
                     continue
                 channel = self.channels.new(write.channel, write.epoch)
             plan = None

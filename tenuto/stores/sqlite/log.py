@@ -235,7 +235,7 @@ class CommitLog:
         # sort, because slots are not in the order of serials
         for serial, slot, tracked in sorted(pins, key=lambda pin: pin[:2]):
             self._pin(tracked, serial, slot)
-        for (key, _), items in operations.items():
+        for (key, _), items in operations.items():  # only the kind matters, not the id
             self.pinned[key].is_deleted |= isinstance(_operation("", items), Delete)
         _check_removed(db, {key for key, tracked in known.items() if tracked is None})
         for slot in range(1, len(self._rooms)):
