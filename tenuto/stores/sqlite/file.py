@@ -357,17 +357,13 @@ class SqliteFile:
         db.execute("PRAGMA secure_delete = ON")
         db.execute("PRAGMA temp_store = MEMORY")
         db.execute("PRAGMA cache_size = -16000")
-        self._start(is_new=is_new)
-        self._keep_after_checkpoint()
-        db.execute(f"PRAGMA synchronous = {self._synchronous}")
-
-    def _start(self, *, is_new: bool) -> None:
-        """Make the tables of a new file, and record the start."""
-        with self.transaction() as db:
+        with self.transaction():
             for statement in _TABLES if is_new else ():
                 db.execute(statement)
             check_tables(db, f"store file {self.path}")
             self._record_start()
+        self._keep_after_checkpoint()
+        db.execute(f"PRAGMA synchronous = {self._synchronous}")
 
     def _keep_after_checkpoint(self) -> None:
         """Move the WAL with the new mark into the file; from then on the lock file names only that mark.
