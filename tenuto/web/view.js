@@ -180,10 +180,6 @@ class Fold {
   #replied = []
   /** @type {Entry[] | null} in order; null when a message was added or removed */
   #order = null
-  /** @type {Set<Entry>} entries that changed since the last snapshot */
-  #touched = new Set()
-  /** @type {Message[]} messages of the last snapshot */
-  #messages = []
   /** @type {{ messages?: readonly Message[], presence?: Presence, commands?: readonly Command[], all?: Snapshot }} */
   #shown = {}
 
@@ -206,7 +202,6 @@ class Fold {
       case "message.takeover": {
         const entry = this.entries.get(event.id)
         if (!entry) return this.#rememberSerial(event.id, event.serial)
-        this.#touched.add(entry)
         this.#changed("messages")
         return entry.take(event)
       }
@@ -364,24 +359,15 @@ class Fold {
     })
   }
 
-  /** Only changed messages cost more than the copy of a reference. */
+  /** An unchanged message costs one call. */
   #getMessages() {
-    if (!this.#order) {
-      this.#order = [...this.entries.values()].sort((a, b) => a.head.created - b.head.created)
-      this.#order.forEach((entry, index) => (entry.index = index))
-      this.#messages = this.#order.map((entry) => entry.getMessage())
-    } else {
-      this.#messages = [...this.#messages]
-      for (const entry of this.#touched) this.#messages[entry.index] = entry.getMessage()
-    }
-    this.#touched.clear()
-    return this.#messages
+    this.#order ??= [...this.entries.values()].sort((a, b) => a.head.created - b.head.created)
+    return this.#order.map((entry) => entry.getMessage())
   }
 }
 
 /** One message in view. */
 class Entry {
-  index = 0 // position in the order of the messages
   #whole // serial of the last create or update; used for parts that do not exist yet (rule 1)
   /** @type {Message | null} the shown value; null when it must be rebuilt */
   #shown

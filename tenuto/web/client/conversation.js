@@ -34,10 +34,10 @@ export class Conversation {
   /** @param {readonly import("../view.js").Message[]} stored in order @param {readonly Message[]} unsent */
   update(stored, unsent) {
     const { all } = this
-    const now = [...stored.map((one, index) => (one === this.#stored[index] ? all[index] : shownMessage(one))), ...unsent]
+    const now = [...stored.map(shownMessage), ...unsent]
     this.#stored = stored
     this.all = isSameList(now, all) ? all : now
-    const isAlike = now.length === all.length && now.every(({ id, status }, index) => id === all[index].id && status === all[index].status)
+    const isAlike = now.length === all.length && now.every((one, n) => one === all[n] || (one.id === all[n].id && one.status === all[n].status))
     if (this.#isStale || !isAlike) this.#divide()
     this.#isStale = false
     const shown = this.#hidden.size ? this.all.filter(({ id }) => !this.#hidden.has(id)) : this.all

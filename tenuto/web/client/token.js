@@ -52,8 +52,7 @@ export class Token {
     if (typeof this.source === "function" && token !== this.#current) return true
     // Without a token the browser's cookies count: those of the next attempt may prove the identity for longer.
     if (this.source === undefined) return isExpired
-    if (isExpired && this.#wasAccepted) this.#refusals = 0
-    else this.#refusals++
+    if (!isExpired || !this.#wasAccepted) this.#refusals++
     this.#wasAccepted = false
     this.renew(isExpired ? "expired" : "refused")
     return this.#refusals < REFUSALS
