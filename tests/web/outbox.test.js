@@ -255,21 +255,58 @@ describe("a sent message", () => {
 })
 
 describe("the outbox", () => {
-  test("sends again after a reload, under the same id, when the server has confirmed who this is", async (t) => {
+  /** Return a client after a reload at once, with a message that was sent before: the server confirms that it is now `id`'s. */
+  async function reloadedAtOnce(t, id, options) {
     withStorage(t)
-    const before = world(t)
-    before.client.channel("c").send({ id: "q", text: "hi" }).catch(() => {}) // the page is reloaded at once
-    const { w, channel } = channelOf(t)
+    const before = world(t, options)
+    before.client.channel("c").send({ id: "q", text: "hi" }).catch(() => {})
+    const { w, channel } = channelOf(t, options)
     assert.deepEqual(shown(channel), [["q", "hi", "sending"]])
     w.socket.open()
     await settled()
     assert.deepEqual(w.socket.sentOf("create"), [])
-    w.socket.ok("attach", you("ann"))
+    w.socket.ok("attach", you(id))
+    w.socket.events("c", "e:1", attached(1))
     await settled()
-    assert.deepEqual(w.socket.sentOf("create"), [{ channel: "c", id: "q", role: "user", if_author: "ann", text: "hi" }])
-    w.socket.ok("create", { message: message("q", 2, "hi") })
-    await settled()
-    assert.deepEqual(Object.keys(globalThis.sessionStorage), [])
+    return { w, channel }
+  }
+
+  for (const [what, id, options] of [["of an identity", "ann", { identity: "ann" }], ["of a hub that knows no person", undefined, {}]]) {
+    test(`${what} sends again after a reload, under the same id, when the server has confirmed who this is`, async (t) => {
+      const { w } = await reloadedAtOnce(t, id, options)
+      assert.deepEqual(w.socket.sentOf("create"), [{ channel: "c", id: "q", role: "user", ...(id && { if_author: id }), text: "hi" }])
+      w.socket.ok("create", { message: message("q", 2, "hi") })
+      await settled()
+      assert.deepEqual([...Object.keys(globalThis.sessionStorage), ...Object.keys(globalThis.localStorage)], [])
+    })
+  }
+
+  for (const [what, options] of [["a tab", {}], ["an identity that the server does not confirm", { identity: "ann" }]]) {
+    test(`of ${what} sends no message of a page that ended before its person was confirmed, until a person does`, async (t) => {
+      const { w, channel } = await reloadedAtOnce(t, "bob", options) // a person who has signed in meanwhile, perhaps
+      assert.deepEqual(w.socket.sentOf("create"), [])
+      assert.equal(channel.getSnapshot().messages[0].local.error.code, "author_mismatch")
+      w.socket.drop()
+      w.openAfter(60_000)
+      w.socket.ok("attach", you("bob"))
+      await settled()
+      assert.deepEqual(w.socket.sentOf("create"), [])
+      channel.retry("q").catch(() => {})
+      await settled()
+      assert.deepEqual(w.socket.sentOf("create").map((frame) => frame.if_author), ["bob"])
+      channel.discard("q")
+      assert.deepEqual([...Object.keys(globalThis.sessionStorage), ...Object.keys(globalThis.localStorage)], [])
+    })
+  }
+
+  test("keeps a message of a page whose person was not confirmed through any number of reloads", async (t) => {
+    await reloadedAtOnce(t, "bob", {})
+    for (const id of ["bob", "ann"]) {
+      const { w, channel } = live(t, id)
+      await settled()
+      assert.deepEqual(shown(channel), [["q", "hi", "refused"]])
+      assert.deepEqual(w.socket.sentOf("create"), [])
+    }
   })
 
   test("keeps the messages of another person to that person", async (t) => {

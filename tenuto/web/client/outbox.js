@@ -4,8 +4,8 @@
  * Each is in the browser's storage before `send` returns, so that a reload sends it again, under the same id. A refused
  * message stays, with its error, until the app retries or discards it. With an `identity` the storage is shared by all
  * tabs (`localStorage`), else it is the tab's own (`sessionStorage`). An entry belongs to the client id that the server
- * confirms: the messages of another person are neither shown nor sent. A message that one tab discards is removed from
- * all tabs.
+ * confirms to its page: the messages of another person are neither shown nor sent. If that page ended before, a person
+ * decides. A message that one tab discards is removed from all tabs.
  * @module
  */
 
@@ -27,7 +27,7 @@ import { shownMessage } from "./snapshot.js"
  * @typedef {object} Entry
  * @property {string} id of the message
  * @property {string} channel
- * @property {string} [by] the client id of its sender, as far as it is known
+ * @property {string} [by] the client id of its sender; undefined until the server confirms it, empty if the page ended before
  * @property {number} at milliseconds since 1970
  * @property {Draft} draft
  * @property {Refusal | false} [error]
@@ -39,6 +39,8 @@ const MAX_MESSAGES = 200
 const MAX_UNITS = 1_000_000 // limit of all unsent messages together, in UTF-16 units
 const AGAIN_MS = 5_000 // longest wait before the next attempt after a temporary refusal without a time
 const MAX_WAIT_MS = 60_000 // limit of a wait that the server names: after a longer one, the person decides
+/** @type {Refusal} */
+const UNKNOWN = { code: "author_mismatch", detail: "its sender is not known: call retry() or discard()" }
 
 /** @internal */
 export class Outbox {
@@ -64,7 +66,7 @@ export class Outbox {
   /** Return the entries of a channel that this client may show and send. @param {string} channel @returns {Entry[]} */
   of(channel) {
     const { id } = this.client
-    return [...this.entries.values()].filter((entry) => entry.channel === channel && (entry.by ?? id) === id)
+    return [...this.entries.values()].filter((entry) => entry.channel === channel && (entry.by || id) === id)
   }
 
   /** Add a message before it is sent. Throws `too_many`. @param {string} channel @param {string} id @param {Draft} draft @param {Refusal} [error] the reason, if it must not be sent yet */
@@ -99,13 +101,11 @@ export class Outbox {
 
   /** Send a message until the server stores or refuses it. @param {Channel} channel @param {string} id @returns {Promise<Message>} */
   async #send(channel, id) {
-    // Computed at each sending: the server may confirm the sender in between.
-    const if_author = { toJSON: () => this.client.confirmedId && this.entries.get(id)?.by }
     for (;;) {
       const entry = this.entries.get(id)
       if (!entry) throw discarded(id)
       try {
-        const { message } = await channel.create({ ...entry.draft, id, role: "user", if_author })
+        const { message } = await channel.create({ ...entry.draft, id, role: "user", if_author: this.client.confirmedId && entry.by })
         this.#storage?.removeItem(this.prefix + id)
         this.entries.set(id, { ...entry, stored: message })
         return message
@@ -125,10 +125,10 @@ export class Outbox {
     }
   }
 
-  /** Forget the error of a refused message. @param {string} id */
+  /** Forget the error of a refused message, which is from now on a message of this page. @param {string} id */
   clear(id) {
     const entry = this.entries.get(id)
-    if (entry) this.#put({ ...entry, error: undefined })
+    if (entry) this.#put({ ...entry, by: entry.by || this.client.id, error: undefined })
   }
 
   /** Remove a message that is not stored yet, from all tabs. @param {string} id */
@@ -142,22 +142,35 @@ export class Outbox {
   forget() {
     const { id, options } = this.client
     this.#load() // load the messages that closed tabs have left in the storage
-    for (const entry of this.entries.values()) if (options.identity !== undefined || (entry.by ?? id) === id) this.remove(entry.id)
+    for (const entry of this.entries.values()) if (options.identity !== undefined || (entry.by || id) === id) this.remove(entry.id)
     try {
       for (const key of Object.keys(sessionStorage)) if (key.startsWith("chat-" + this.prefix)) sessionStorage.removeItem(key)
     } catch {} // the browser has no such storage, or denies it
   }
 
-  /** Make this client the owner of the entries without one, because the server has confirmed its id. */
+  /**
+   * Make this client the owner of the entries without one, because the server has confirmed its id. What an earlier page
+   * has left without an owner may be another person's, unless the storage is that of this identity: a person decides.
+   */
   claim() {
-    for (const entry of this.entries.values()) if (entry.by === undefined && !entry.stored) this.#put({ ...entry, by: this.client.id })
+    const { id, options } = this.client
+    for (const entry of this.entries.values()) {
+      if (entry.by || entry.stored) continue
+      const isOwn = entry.by === undefined || options.identity === id
+      this.#put(isOwn ? { ...entry, by: id } : { ...entry, error: UNKNOWN })
+      for (const { frame } of this.#creates(entry.id)) frame.if_author = id
+    }
   }
 
   /** Remove a message from this tab, and do not send a request that waits. @param {string} id */
   drop(id) {
     this.entries.delete(id)
-    const { requests } = this.client
-    for (const [ref, { frame }] of requests.pending) if (frame.id === id && frame.type === "create") requests.settle(ref, discarded(id))
+    for (const { frame } of this.#creates(id)) this.client.requests.settle(frame.ref, discarded(id))
+  }
+
+  /** Return the waiting requests that create a message. @param {string} id */
+  #creates(id) {
+    return [...this.client.requests.pending.values()].filter(({ frame }) => frame.id === id && frame.type === "create")
   }
 
   /** @param {Entry} entry */
@@ -171,7 +184,6 @@ export class Outbox {
   }
 
   #load() {
-    let damage
     const found = []
     for (const key of Object.keys(this.#storage ?? {})) {
       const text = key.startsWith(this.prefix) && this.#storage?.getItem(key)
@@ -179,13 +191,13 @@ export class Outbox {
       try {
         const entry = JSON.parse(text)
         if (this.prefix + entry.id !== key || !(entry.at > 0 && Object.keys(entry.draft)[0])) throw key
+        entry.by ??= ""
         found.push(entry)
       } catch (error) {
         this.#storage?.removeItem(key)
-        damage = error
+        failed(error)
       }
     }
-    if (damage) failed(damage)
     for (const entry of found.sort((a, b) => a.at - b.at)) this.entries.set(entry.id, entry)
   }
 }

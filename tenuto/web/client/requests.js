@@ -45,9 +45,8 @@ export class Requests {
     return new Promise((resolve, reject) => {
       const text = JSON.stringify(frame)
       this.#units += text.length
-      // the app may change its objects before the request is sent again; `if_author` is computed each time
-      const kept = { ...JSON.parse(text), if_author: frame.if_author }
-      this.pending.set(frame.ref, { frame: kept, units: text.length, resolve, reject })
+      // a copy, because the app may change its objects before the request is sent again
+      this.pending.set(frame.ref, { frame: JSON.parse(text), units: text.length, resolve, reject })
       this.client.send(text)
       this.sendAll()
     })
