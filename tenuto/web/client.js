@@ -68,7 +68,8 @@ import { WEBSOCKET } from "./client/websocket.js"
 export { Channel } from "./client/channel.js"
 export { TenutoError }
 
-const TRANSPORTS = [WEBSOCKET, STREAM, POLL]
+/** @type {{ [name: string]: import("./client/connection.js").Transport }} */
+const CHOSEN = { sse: STREAM, poll: POLL }
 // failed attempts before another transport: after a working WebSocket, the server is more likely down than the network
 // blocked
 const SOCKET_TRIES = 3
@@ -103,7 +104,7 @@ export class Client extends Observable {
   #closed = new AbortController()
   /** @type {Promise<unknown> | undefined} the import that sets `sharing`; undefined on a page without an identity or a token */
   #starts
-  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  /** @type {ReturnType<typeof setTimeout> | undefined} timer of the climb, or of the probe */
   #later
   /** @internal @type {string | undefined} the client id that the server has confirmed */
   confirmedId
@@ -216,7 +217,7 @@ export class Client extends Observable {
 
   /** @internal True: each channel has its own connection, and requests go over HTTP. */
   get isHttp() {
-    return this.#transport === STREAM || this.#transport === POLL
+    return this.#transport.isHttp
   }
 
   /** The client id: that of the server, or the app's option. */
@@ -328,7 +329,7 @@ export class Client extends Observable {
   }
 
   /** @internal Connect. @param {import("./client/connection.js").Transport} [transport] @param {number} [attempt] the number of failed attempts */
-  use(transport = TRANSPORTS.find(({ name }) => name === this.options.transport) ?? WEBSOCKET, attempt = 0) {
+  use(transport = CHOSEN[/** @type {string} */ (this.options.transport)] ?? WEBSOCKET, attempt = 0) {
     if (this.#isSuspended || this.state === "closed") return
     this.#stopAll()
     this.#transport = transport
@@ -338,7 +339,7 @@ export class Client extends Observable {
       connection.attempt = attempt
       connection.start()
     }
-    this.#later = this.isHttp && this.#isFree ? setTimeout(() => this.#climb(), UPGRADE_MS) : setTimeout(() => this.#probe(), SLOW_MS)
+    this.#later = this.isHttp && this.#isFree ? setInterval(() => this.#climb(), UPGRADE_MS) : setTimeout(() => this.#probe(), SLOW_MS)
   }
 
   #stopAll() {
@@ -347,10 +348,11 @@ export class Client extends Observable {
     this.#connections = []
   }
 
-  /** Use a better transport if it works now. The present one stays in use until a WebSocket has opened. */
+  /** Use a better transport if it works now. The present one stays in use until a WebSocket has opened, or until it has loaded what it loads. */
   #climb() {
+    if (this.#connections.some(({ isOpen, isLoading }) => isOpen && isLoading)) return
     const before = this.#transport
-    const next = (/** @type {boolean} */ isOpen) => this.#transport === before && this.use(isOpen ? WEBSOCKET : before === POLL ? STREAM : before)
+    const next = (/** @type {boolean} */ isOpen) => this.#transport === before && (isOpen || before === POLL) && this.use(isOpen ? WEBSOCKET : STREAM)
     withFallback((fallback) => fallback.tryWebSocket(this, next))
   }
 

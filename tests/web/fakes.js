@@ -187,7 +187,7 @@ export function world(t, options = {}) {
   FakeSource.all = []
   current?.close() // before the reset: to clear a timer of before would damage the queue of the mocked timers
   mock.timers.reset()
-  mock.timers.enable({ apis: ["setTimeout", "Date"], now: 1_000_000 })
+  mock.timers.enable({ apis: ["setTimeout", "setInterval", "Date"], now: 1_000_000 })
   const page = new EventTarget()
   usePage(page)
   const http = new FakeFetch()

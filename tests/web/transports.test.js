@@ -109,6 +109,24 @@ describe("a slow network", () => {
     assert.equal(channel.state, "reconnecting")
   })
 
+  test("gets eight times as long for a page of older messages on a further WebSocket, and not afterwards", async (t) => {
+    const { w, channel } = channelOf(t)
+    w.socket.open()
+    w.socket.events("c", "e:9", attached(9, { before: 9, more: true }))
+    const page = channel.loadOlder()
+    w.pass(14_000)
+    assert.ok(w.socket.isClosed)
+    w.openAfter(250)
+    w.socket.events("c", "e:9", attached(9, { resumed: true }))
+    w.pass(60_000)
+    assert.ok(!w.socket.isClosed)
+    w.socket.ok("history", { messages: [message("m", 1, text)], more: false })
+    await page
+    assert.deepEqual(texts(channel), [text])
+    w.pass(14_000 + 1)
+    assert.equal(channel.state, "reconnecting")
+  })
+
   test("brings a long event of a stream in pieces, each within the longest silence", async (t) => {
     const { w, channel } = channelOf(t, { transport: "sse" })
     await w.source.open()
@@ -158,6 +176,26 @@ describe("a better transport", () => {
     assert.equal(w.client.status.transport, "websocket")
     w.socket.open()
     assert.deepEqual(w.socket.sentOf("attach"), [{ channel: "c", since: "e:1" }])
+  })
+
+  test("is not tried while a stream loads its first batch", async (t) => {
+    const { w, channel } = channelOf(t)
+    w.socket.drop()
+    await w.source.open()
+    const event = `event: message.update\ndata: ${JSON.stringify(update(message("m", 1, "a".repeat(100))))}\nid: e:1\n\n`
+    await w.source.receive(attached(1))
+    for (const piece of event.match(/[^]{1,4}/g)) {
+      w.pass(9_000)
+      await w.source.write(piece)
+    }
+    assert.deepEqual([w.sockets.length, w.sources.length, channel.state], [1, 1, "live"])
+    for (let passed_ms = 0; passed_ms < 300_000; passed_ms += 5_000) {
+      w.pass(5_000)
+      await w.source.write(": ping\n\n")
+    }
+    assert.equal(w.sockets.length, 2)
+    w.socket.drop()
+    assert.deepEqual([w.sources.length, channel.state], [1, "live"]) // the stream stays, if there is no better transport
   })
 
   test("is SSE if a WebSocket still fails", async (t) => {

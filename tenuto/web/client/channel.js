@@ -158,7 +158,7 @@ export class Channel extends Observable {
       throw error
     }
     if (known.role !== "user" || known.reply_to) {
-      throw refusal("invalid_request", `edit() is for questions, and message ${id} is ${known.reply_to ? "a reply" : `of role ${known.role}`}: use update()`)
+      throw refusal("invalid_request", `edit() is for questions, and message ${id} is none: use update()`)
     }
     if (known.local) client.outbox.remove(id)
     const parent = known.local ? known.parent : known.parent ?? null
@@ -308,6 +308,11 @@ export class Channel extends Observable {
   }
 
   // The members below are internal to this file.
+
+  /** @internal True: the first batch, or a page of older messages, is on its way. */
+  get isLoading() {
+    return this.arriving ?? this.#paging
+  }
 
   /** @internal */
   attaching() {

@@ -15,6 +15,7 @@ import { isTemporary, refusal } from "./errors.js"
  * @typedef {object} Transport
  * @property {import("../client.js").TransportName | "tab"} name
  * @property {any} [Socket] used instead of a WebSocket; it needs no token
+ * @property {boolean} [isHttp]
  * @property {(connection: Connection, token: string | undefined) => () => void} dial starts to open a connection, and
  *   returns a function that releases it
  * @property {number} silence_ms the longest silence of a live connection
@@ -40,6 +41,7 @@ export const withFallback = (action) => void loadFallback().then(action).catch((
 const overHttp = (name, silence_ms) => ({
   name,
   silence_ms,
+  isHttp: true,
   dial(connection, token) {
     const stop = new AbortController()
     const { signal } = stop
@@ -68,7 +70,7 @@ export class Connection {
   attach
   #dials = 0
   #openedAt = 0
-  #isSlow = false // True: a connection was silent before its first batch was complete
+  #isSlow = false // True: a connection was silent while it loaded
   #receivedAt = 0
   #receivedDate = 0
   #release = () => {}
@@ -151,8 +153,7 @@ export class Connection {
   /** Reconnect now, because the page or the network is back, and replace a connection that was silent meanwhile. @param {boolean} [isOffline] replace it anyway: the network is away, so the connection is dead unless the server is on this machine */
   wake(isOffline) {
     // The monotonic clock of some systems stops while they sleep. The date does not; a wrong one costs one reconnect.
-    const silent_ms = Math.max(this.client.now() - this.#receivedAt, Date.now() - this.#receivedDate)
-    if (this.isOpen && (isOffline || silent_ms > this.#silence_ms / 2)) this.fail()
+    if (this.isOpen && (isOffline || Date.now() - this.#receivedDate > this.#silence_ms / 2)) this.fail()
     if (!this.#retry) return
     clearTimeout(this.#timer)
     this.#retry()
@@ -182,12 +183,12 @@ export class Connection {
 
   #watch() {
     // A frame is seen when it is complete, and a slow network takes a minute for that of a photo: so after a silence the
-    // next connection has eight times as long for its first batch.
-    this.#isSlow &&= this.#isLoading
+    // next connection has eight times as long for its first batch, or for a page of older messages.
+    this.#isSlow &&= this.isLoading
     const left_ms = this.#receivedAt + (this.isOpen ? this.#silence_ms : OPEN_MS) - this.client.now()
     if (left_ms > 0) this.#timer = setTimeout(() => this.#watch(), Math.min(left_ms, OPEN_MS))
     else {
-      this.#isSlow = this.isOpen && this.#isLoading
+      this.#isSlow = this.isOpen && this.isLoading
       this.isBuffered = true // True: some proxies hold back even the headers
       this.fail()
     }
@@ -197,7 +198,7 @@ export class Connection {
     return this.transport.silence_ms * (this.#isSlow ? 8 : 1)
   }
 
-  get #isLoading() {
-    return [...this.channels].some((channel) => channel.arriving)
+  get isLoading() {
+    return [...this.channels].some((channel) => channel.isLoading)
   }
 }
