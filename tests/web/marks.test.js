@@ -4,7 +4,7 @@ import { test } from "node:test"
 
 import { Marks } from "../../tenuto/web/chat/marks.js"
 import { STRINGS } from "../../tenuto/web/chat/strings.js"
-import { append, attached, channelOf, goLive, message, settled, update } from "./fakes.js"
+import { append, attached, channelOf, goLive, message, settled, update, usePage } from "./fakes.js"
 
 Object.assign(globalThis, { addEventListener() {} })
 
@@ -97,4 +97,27 @@ test("an identity that is renewed leaves no mark, over SSE and long poll", async
   await settled()
   await poll.w.http.poll({ cursor: "e:2", events: [append(2, "m", 1, "b")] })
   assert.deepEqual(poll.words(), [])
+})
+
+test("an answer through which the page is reloaded again and again has one mark, at the last place", (t) => {
+  const kept = new Map()
+  globalThis.sessionStorage = /** @type {any} */ ({ getItem: (/** @type {string} */ key) => kept.get(key), setItem: (/** @type {string} */ key, /** @type {string} */ value) => kept.set(key, value) })
+  t.after(() => {
+    Reflect.deleteProperty(globalThis, "sessionStorage")
+    usePage()
+  })
+  const client = { now: () => 0, token: {}, outbox: { prefix: "" }, closing: new AbortController().signal }
+  let shown = /** @type {unknown[]} */ ([])
+  for (const text of ["a", "ab", "abc", "abcd"]) {
+    const page = new EventTarget()
+    usePage(page)
+    const answer = /** @type {any} */ ({ id: "a", status: "streaming", text, attempts: [] })
+    const channel = { name: "chat:1", state: "connecting", getSnapshot: () => ({ messages: [answer] }) }
+    const marks = new Marks(/** @type {any} */ ({ host: {}, words: STRINGS, channel, client, closing: new AbortController() }))
+    channel.state = "live"
+    marks.changed()
+    shown = marks.of(answer).map(({ at, text }) => [at, text])
+    page.dispatchEvent(new Event("pagehide"))
+  }
+  assert.deepEqual(shown, [[3, "Welcome back. **4 characters** came back."]])
 })

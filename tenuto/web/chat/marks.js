@@ -75,7 +75,7 @@ export class Marks {
     if (length < at) return
     const start = this.#wasLive ? words.reconnected : words.welcomeBack
     const text = count ? `${start}. **${count.toLocaleString()} ${words.charactersBack}** ${words.cameBack}.` : `${start}, ${words.nothingMissed}.`
-    this.#own = [...this.#own.filter((one) => one.message !== message.id || one.at !== at), { message: message.id, at, text, attempts }].slice(-MAX_MARKS)
+    this.#own = [...this.#own.filter((one) => one.message !== message.id || (this.#wasLive && one.at !== at)), { message: message.id, at, text, attempts }].slice(-MAX_MARKS)
   }
 
   /** Save the lengths and marks for the next page of this tab. */
