@@ -385,7 +385,7 @@ export class Client extends Observable {
 
   /** Find out once why no connection has opened yet. Later ask only for a WebSocket without another transport, whose refusal no page sees. */
   async #probe() {
-    if (this.#isProbing || this.state === "live" || ((this.#error || this.#worked.size) && this.options.transport !== "websocket")) return
+    if (this.#isProbing || this.state === "live" || (this.#worked.size && this.options.transport !== "websocket")) return
     this.#isProbing = true
     // Loaded on demand, because few pages ever need it. If loading fails, the next failure tries again.
     await import("./client/probe.js").then(({ probe }) => probe(this)).catch(() => {})

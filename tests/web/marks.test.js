@@ -4,9 +4,7 @@ import { test } from "node:test"
 
 import { Marks } from "../../tenuto/web/chat/marks.js"
 import { STRINGS } from "../../tenuto/web/chat/strings.js"
-import { append, attached, channelOf, goLive, message, settled, update, usePage } from "./fakes.js"
-
-Object.assign(globalThis, { addEventListener() {} })
+import { append, attached, channelOf, goLive, message, settled, update } from "./fakes.js"
 
 /** Return the marks of a channel with one running answer, and a function that changes its text, its attempts and the connection. */
 function marked() {
@@ -102,22 +100,17 @@ test("an identity that is renewed leaves no mark, over SSE and long poll", async
 test("an answer through which the page is reloaded again and again has one mark, at the last place", (t) => {
   const kept = new Map()
   globalThis.sessionStorage = /** @type {any} */ ({ getItem: (/** @type {string} */ key) => kept.get(key), setItem: (/** @type {string} */ key, /** @type {string} */ value) => kept.set(key, value) })
-  t.after(() => {
-    Reflect.deleteProperty(globalThis, "sessionStorage")
-    usePage()
-  })
+  t.after(() => Reflect.deleteProperty(globalThis, "sessionStorage"))
   const client = { now: () => 0, token: {}, outbox: { prefix: "" }, closing: new AbortController().signal }
   let shown = /** @type {unknown[]} */ ([])
   for (const text of ["a", "ab", "abc", "abcd"]) {
-    const page = new EventTarget()
-    usePage(page)
     const answer = /** @type {any} */ ({ id: "a", status: "streaming", text, attempts: [] })
     const channel = { name: "chat:1", state: "connecting", getSnapshot: () => ({ messages: [answer] }) }
     const marks = new Marks(/** @type {any} */ ({ host: {}, words: STRINGS, channel, client, closing: new AbortController() }))
     channel.state = "live"
-    marks.changed()
+    if (marks.changed()) marks.choose()
     shown = marks.of(answer).map(({ at, text }) => [at, text])
-    page.dispatchEvent(new Event("pagehide"))
+    marks.save() // as the panel does when its page ends
   }
   assert.deepEqual(shown, [[3, "Welcome back. **4 characters** came back."]])
 })

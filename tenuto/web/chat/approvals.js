@@ -72,7 +72,7 @@ export class Approvals {
       this.#cards.delete(command.id)
       return card.remove()
     }
-    const reply = list.replies.get(command.id)
+    const reply = list.replies.get(command)
     const code = /** @type {{ code?: unknown } | undefined} */ (reply?.error)?.code
     let end = reply ? (reply.ok ? words.allowed : words.denied) : words.answered
     if (code === "expired") end = words.expired

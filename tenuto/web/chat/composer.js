@@ -93,7 +93,8 @@ export class Composer {
   submit() {
     const { input, panel } = this
     const text = input.value.trim()
-    if (!text || input.readOnly || panel.line.until > Date.now()) return
+    this.#drawSend()
+    if (this.send.disabled) return
     const sent = panel.send(text, this.isSteering)
     if (!sent) return // the app has prevented the sending; the text stays in the field
     input.value = ""

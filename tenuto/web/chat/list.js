@@ -24,8 +24,8 @@ export class MessageList {
   isPaused = false // True: older messages are not built before the reader scrolls near them
   /** The commands that wait for a reply. @type {readonly Command[]} */
   commands = NONE
-  /** @type {Map<string, import("../view.js").Reply>} by the id of the command */
-  replies = new Map()
+  /** @type {WeakMap<Command, import("../view.js").Reply>} of the drawn commands */
+  replies = new WeakMap()
   #newest = Infinity // the serial of the newest message that was drawn
   #rights = ""
   #deadline = 0

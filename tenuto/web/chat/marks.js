@@ -30,9 +30,8 @@ export class Marks {
   constructor(panel) {
     this.panel = panel
     ;({ stood: this.#stood = null, own: this.#own = [] } = recall(panel, "marks") ?? {})
-    keep(panel, "marks", null)
-    addEventListener("pagehide", () => this.#save(), { signal: panel.closing.signal })
-    if (!this.changed()) this.choose()
+    this.changed()
+    this.choose()
   }
 
   /** Return the marks of a message, in order, without those of text that another attempt replaced. @param {import("../client/snapshot.js").Message} message */
@@ -53,16 +52,16 @@ export class Marks {
     const isLive = channel.state === "live"
     if (isLive === this.#isLive && (isLive || this.#stood)) return false
     const { messages, isFromCache } = channel.getSnapshot()
-    const hasReturned = isLive && !this.#isLive
-    if (!isLive && (this.#isLive || isFromCache)) this.#stood = lengthsOf(messages)
-    if (!isLive && this.#isLive) this.#quietUntil = client.token.isExpired ? client.now() + RENEWAL_MS : 0
+    if (!isLive) {
+      if (this.#isLive || isFromCache) this.#stood = lengthsOf(messages)
+      this.#quietUntil = client.token.isExpired ? client.now() + RENEWAL_MS : 0
+    }
     this.#isLive = isLive
-    if (!hasReturned) return false
+    if (!isLive) return false
     if (client.now() < this.#quietUntil) this.#stood = null
     for (const [id, at, attempts] of this.#stood ?? []) this.#return(messages.find((one) => one.id === id), at, attempts)
     this.#stood = null
     this.#wasLive = true
-    this.choose()
     return true
   }
 
@@ -79,9 +78,8 @@ export class Marks {
   }
 
   /** Save the lengths and marks for the next page of this tab. */
-  #save() {
-    const stood = this.#stood ?? lengthsOf(this.panel.channel.getSnapshot().messages)
-    if (stood.length || this.#own.length) keep(this.panel, "marks", { stood, own: this.#own })
+  save() {
+    keep(this.panel, "marks", { stood: this.#stood ?? lengthsOf(this.panel.channel.getSnapshot().messages), own: this.#own })
   }
 }
 

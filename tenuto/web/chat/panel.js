@@ -14,7 +14,6 @@ import { button, copyText, element, setText, SPARK, svg } from "./elements.js"
 import { Names, peopleWords, statusWords } from "./people.js"
 import { NEAR_START, Scroller } from "./scroll.js"
 import { PANEL_STYLE, sheetOf } from "./style.js"
-import { remember } from "../view.js"
 
 /** @typedef {import("../client.js").Client} Client */
 /** @typedef {import("../client/channel.js").Snapshot} Snapshot */
@@ -25,7 +24,6 @@ const HELD_MS = 6 // time limit of a drawing that also lays out messages above t
 const FIRST_MS = 30 // time limit of the first drawing
 const SLOW_MS = 1_000 // time without a connection after which the status line mentions it
 const COUNT_MS = 1_000 // time between two drawings of the time until the next question
-const MAX_REPLIES = 100
 const MARGINS = 32 // pixels by which a page that is only a chat may be higher than its window: a browser's margins are 16
 const CLOSE = "M6 6l12 12M18 6L6 18"
 const NEW = "M12 5v14M5 12h14"
@@ -40,8 +38,7 @@ export class Panel {
   #isDrawing = false
   #shownState = ""
   #isPresent = false
-  #isCounting = false
-  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  /** @type {ReturnType<typeof setTimeout> | undefined} set while the time until the next question is shown */
   #count
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   #slow
@@ -85,7 +82,10 @@ export class Panel {
       if (ownsChannel) channel.close()
       this.node.remove()
     }
-    addEventListener("pagehide", () => this.#keepSeen(), { signal: this.closing.signal })
+    addEventListener("pagehide", () => {
+      this.marks.save()
+      this.#keepSeen()
+    }, { signal: this.closing.signal })
     this.#drawChats()
     this.#awaitConnection()
     root.append(this.node)
@@ -188,7 +188,7 @@ export class Panel {
 
   /** The client id of this person; until the server confirms it, that of the cached view. */
   get me() {
-    return this.channel.getSnapshot().you?.id ?? this.client.id ?? this.client.sharing?.identity
+    return this.client.id ?? this.client.sharing?.identity
   }
 
   /** Return whether this person may do something here. @param {string} capability */
@@ -228,15 +228,14 @@ export class Panel {
     const words = statusWords(this, snapshot, isRunning)
     const before = line.node.textContent
     const isCounting = line.until > Date.now()
-    if (words && words !== before && !typing.length && !(isCounting && this.#isCounting)) this.voice.speak(words)
-    this.#isCounting = isCounting
+    if (words && words !== before && !typing.length && !(isCounting && this.#count)) this.voice.speak(words)
     clearTimeout(this.#count)
-    if (isCounting) this.#count = setTimeout(() => this.schedule(), COUNT_MS)
+    this.#count = isCounting ? setTimeout(() => this.schedule(), COUNT_MS) : undefined
     if (error?.code === "forbidden" && this.visit) this.host.revisit()
     nodes.fresh.hidden = !this.visit?.channel
     nodes.fresh.toggleAttribute("disabled", !messages.length)
     setText(line.node, words)
-    line.node.classList.toggle("mistake", Boolean(error ?? status.error))
+    line.node.classList.toggle("mistake", Boolean(status.error))
     line.node.hidden = !words
     nodes.empty.hidden = messages.length > 0 || status.state !== "live"
     this.composer.update(snapshot, isRunning)
@@ -280,8 +279,8 @@ export class Panel {
   /** @param {import("../view.js").WireEvent} event */
   #receive(event) {
     if (event.type === "command.reply") {
-      remember(this.list.replies, event.id, event, MAX_REPLIES)
       const command = this.list.commands.find(({ id }) => id === event.id)
+      if (command) this.list.replies.set(command, event)
       if (command?.name === "steer" && command.from === this.me && !event.ok) {
         this.line.trouble = this.words.notSteered
         this.composer.restore(/** @type {{ text?: string } | undefined} */ (command.data)?.text ?? "")
@@ -373,8 +372,10 @@ export class Panel {
     if (wait_s) this.line.until = Date.now() + wait_s * 1_000
     console.warn(`<tenuto-chat> a request in ${this.channel.name} failed: ${code ?? ""} ${message ?? error}`)
     const words = requestWords(this.words, code)
-    if (isShown && !wait_s) this.line.trouble = words
-    if (!wait_s) this.voice.speak(words)
+    if (!wait_s) {
+      if (isShown) this.line.trouble = words
+      this.voice.speak(words)
+    }
     this.emit("error", { error })
     this.schedule()
     return words

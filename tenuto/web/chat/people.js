@@ -69,8 +69,8 @@ export function peopleWords({ words, me, names: known }, { presence: { members, 
 }
 
 /** Return the words of the status line, which name the most important state. @param {Panel} panel @param {Snapshot} snapshot @param {boolean} isRunning True: an answer can be steered */
-export function statusWords({ words, me, names, client, host, line: { unheard, trouble, isSlow, until } }, { status, isFromCache, error, typing, presence, streaming, commands }, isRunning) {
-  if (status.state === "closed") return connectionWords(words, (error ?? status.error)?.code ?? "closed")
+export function statusWords({ words, me, names, client, host, line: { unheard, trouble, isSlow, until } }, { status, isFromCache, typing, presence, streaming, commands }, isRunning) {
+  if (status.state === "closed") return connectionWords(words, status.error?.code ?? "closed")
   if (status.state !== "live") {
     if (!navigator.onLine || client.state === "suspended") return words.offline
     if (status.error) return connectionWords(words, status.error.code)

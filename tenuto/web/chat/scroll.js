@@ -103,7 +103,7 @@ export class Scroller {
     const { host, words, me, channel } = this.panel
     const { messages } = channel.getSnapshot()
     if (host.isOpen && isFollowing && !document.hidden) this.seen = messages.reduce((most, { version }) => Math.max(most, version), 0)
-    const unread = (this.unread = messages.filter(({ version, author, local }) => version > this.seen && author !== me && !local).length)
+    const unread = (this.unread = messages.filter(({ version, author }) => version > this.seen && author !== me).length)
     const label = unread ? `${words.jump} (${unread})` : words.jump
     jump.hidden = isFollowing
     setText(/** @type {Node} */ (jump.lastChild), label)

@@ -93,7 +93,7 @@ textarea{width:100%;resize:none}
 textarea::placeholder{color:var(--muted);opacity:1}
 .editing{display:grid;width:620px;max-width:100%}
 .editor{padding:10px;border:1px solid var(--border);border-radius:12px;background:var(--surface)}
-.editor:focus-visible{outline:2px solid var(--accent);outline-offset:-1px}
+.editor:focus-visible{outline-offset:-1px}
 .fill{flex:1}
 .choices{display:flex;border:1px solid var(--border);border-radius:20px}
 .choice{padding:4px 12px;border:0;border-radius:20px;background:none}

@@ -69,13 +69,13 @@ async function visit(hub) {
 async function request(hub, key) {
   const { base } = hub
   const own = await hub.token.get()
-  const kept = own === undefined ? read(key) : undefined
+  const kept = own === undefined ? storage()?.[key] : undefined
   const token = own ?? kept
   /** @type {Response} */
   let response
   try {
     // Without cookies the hub would not know the page again a moment later, so it gives a new visitor a token for the life of the page.
-    response = await hub.fetch(`${base}/v1/visitor${hasCookies() ? "" : "?token=1"}`, {
+    response = await hub.fetch(`${base}/v1/visitor${storage() && navigator.cookieEnabled ? "" : "?token=1"}`, {
       method: "POST",
       headers: token ? { Authorization: `Bearer ${token}` } : {},
       signal: AbortSignal.timeout(REQUEST_MS),
@@ -89,7 +89,7 @@ async function request(hub, key) {
     return new Visit(hub, { ...body, token: body.token ?? kept })
   }
   if (response.status === 401 && kept !== undefined) {
-    write(key) // of another hub at this address, or with an older key
+    delete storage()?.[key] // of another hub at this address, or with an older key
     return request(hub, key)
   }
   if (response.status >= 500 && !body.code) throw new Error(`${base} sent status ${response.status}: read its log`)
@@ -98,28 +98,18 @@ async function request(hub, key) {
   throw refusal("not_tenuto", `${base} sent status ${response.status} without a code: correct its address`)
 }
 
-/** Return whether the browser keeps cookies, which it denies together with the storage. */
-function hasCookies() {
+/** Return the storage of the browser, which denies it together with cookies: then the id lasts as long as the page. @returns {Record<string, string> | undefined} */
+function storage() {
   try {
-    return Boolean(localStorage) && navigator.cookieEnabled
+    return localStorage
   } catch {
-    return false
+    return undefined
   }
 }
 
-/** @param {string} key @returns {string | undefined} */
-function read(key) {
-  try {
-    return localStorage[key]
-  } catch {
-    return undefined // the storage is denied: the id lasts as long as the page
-  }
-}
-
-/** @param {string} key @param {string} [token] absent: remove it */
+/** Keep the token. If the storage is full, it lasts as long as the page. @param {string} key @param {string} token */
 function write(key, token) {
   try {
-    if (token) localStorage[key] = token
-    else delete localStorage[key]
-  } catch {} // as above
+    Object.assign(storage() ?? {}, { [key]: token })
+  } catch {}
 }
