@@ -762,6 +762,22 @@ describe("requests with SSE", () => {
     for (const call of w.http.calls) assert.deepEqual(call.body, w.http.calls[0].body)
   })
 
+  test("have 10 s, and longer for a long text or a page of messages on a slow network", async (t) => {
+    const limits_ms = t.mock.method(AbortSignal, "timeout", () => new AbortController().signal)
+    const w = world(t, { transport: "sse" })
+    const channel = w.client.channel("c")
+    await w.source.open()
+    await w.source.receive(attached(20, { before: 10, more: true }), "e:20")
+    for (const request of [channel.delete("m"), channel.create({ text: "x".repeat(900_000) }), channel.history()]) {
+      request.catch(() => {})
+      await settled()
+      await w.http.answer(200, { messages: [], more: false })
+    }
+    const [short_ms, long_ms, page_ms] = limits_ms.mock.calls.map(({ arguments: [limit_ms] }) => limit_ms)
+    assert.deepEqual([short_ms, page_ms], [10_000, 80_000])
+    assert.ok(long_ms >= 100_000 && long_ms < 101_000, `${long_ms}`)
+  })
+
   test("are sent again as soon as the stream is back", async (t) => {
     const w = world(t, { transport: "sse" })
     w.client.channel("c").delete("m").catch(() => {})

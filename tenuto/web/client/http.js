@@ -7,11 +7,12 @@ import { TenutoError, refusal } from "./errors.js"
 
 /** @typedef {import("../client.js").Client} Client */
 
-const RESPONSE_MS = 10_000
+const RESPONSE_MS = 10_000 // time limit of a request without its body
+const UNITS_PER_MS = 10 // the slowest network whose uploads succeed: `fetch` does not show their progress
+const PAGE_MS = 80_000 // time limit of a page of older messages
 // Length of the presence lease. Browsers run the timers of a hidden page only once a minute, and its member must not
 // leave meanwhile.
 const LEASE_S = 90
-const TRIAL_MS = 10_000 // time limit for trying a WebSocket while another transport is in use
 // Method and path by request type; a colon stands for the id. All other types are POST requests to a message's path
 // that ends in the type.
 const ROUTES = new Map([
@@ -28,7 +29,7 @@ const ROUTES = new Map([
 /**
  * Send one HTTP request about a channel, with the token if there is one. Throw the error of a refusal.
  * @param {Client} client @param {string} method @param {string} channel @param {string} name the end of its path
- * @param {{ query?: Record<string, unknown>, body?: object, token?: string, signal: AbortSignal }} request
+ * @param {{ query?: Record<string, unknown>, body?: string, token?: string, signal: AbortSignal }} request
  */
 export async function request(client, method, channel, name, { query, body, token, signal }) {
   const { base } = client
@@ -43,7 +44,7 @@ export async function request(client, method, channel, name, { query, body, toke
       ...(body && { "Content-Type": "application/json" }),
       ...(token !== undefined && { Authorization: `Bearer ${token}` }),
     },
-    ...(body && { body: JSON.stringify(body) }),
+    body,
   })
   if (response.ok) return response
   const problem = await response.json().catch(() => ({}))
@@ -82,14 +83,16 @@ export async function sendOne(client, frame) {
   const name = pattern.replace(":", () => encodeURIComponent(fields.id ?? ""))
   if (name !== pattern) delete fields.id
   const method = leave ? "DELETE" : verb
+  const body = method[0] === "P" ? JSON.stringify(fields) : undefined
+  const limit_ms = method === "GET" ? PAGE_MS : RESPONSE_MS + Math.ceil((body ?? "").length / UNITS_PER_MS)
   const known = client.token.get()
   const token = known instanceof Promise ? await known : known
   try {
     const response = await request(client, method, channel, name, {
       token,
       query: method === "GET" ? fields : {},
-      body: method[0] === "P" ? fields : undefined,
-      signal: AbortSignal.any([client.closing, AbortSignal.timeout(RESPONSE_MS)]),
+      body,
+      signal: AbortSignal.any([client.closing, AbortSignal.timeout(limit_ms)]),
     })
     return response.status > 201 ? {} : await response.json()
   } catch (error) {
@@ -118,12 +121,10 @@ export function tryWebSocket(client, done) {
     const socket = client.openSocket()
     /** @param {boolean} isOpen */
     const end = (isOpen) => {
-      clearTimeout(timer)
       socket.onopen = socket.onclose = null
       socket.close()
       done(isOpen)
     }
-    const timer = setTimeout(() => socket.close(), TRIAL_MS)
     socket.onopen = () => end(true)
     socket.onclose = () => end(false)
   } catch {
