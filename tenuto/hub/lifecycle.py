@@ -321,10 +321,12 @@ class Run:
         self,
         loop: asyncio.AbstractEventLoop,
         serve: Callable[[Run], Coroutine[Any, Any, None]],
-        known_patterns: Mapping[str, int],
+        last: Run | None,
     ) -> None:
         self.loop = loop
-        self.known_patterns = known_patterns  # of the workers (`WorkerPool.patterns`): at first those of the last run
+        self.takes_over = last is not None and last.loop is not loop  # perhaps the last run has not closed the store
+        # of the workers (`WorkerPool.patterns`): at first those of the last run
+        self.known_patterns: Mapping[str, int] = {} if last is None or self.takes_over else last.known_patterns
         self.ready: asyncio.Future[None] = loop.create_future()  # done when the hub serves or its start has failed
         self.stop = asyncio.Event()
         self.has_begun = False  # whether the callbacks of the start were called and all hooks begin
@@ -375,6 +377,7 @@ class Lifecycle:
         self._hooks: dict[str, Hook] = {}  # hooks by name
         self._start_callbacks: list[Callable[[], object]] = []
         self._run: Run | None = None  # the current run, or the last one
+        self._beginning = threading.Lock()  # held while a run begins: callers may be in several threads
         self._restarting: asyncio.Task[None] | None = None  # begins a run after the store was replaced
         self._runtime: Runtime | None = None  # the services of the current run, once its store is open
 
@@ -420,7 +423,9 @@ class Lifecycle:
     def loop(self) -> asyncio.AbstractEventLoop | None:
         """Return the event loop on which the hub runs, or None."""
         run = self._run
-        return run.loop if run is not None and not run.is_over and run.loop.is_running() else None
+        if run is None or (run.is_over and self._restarting is None) or not run.loop.is_running():
+            return None
+        return run.loop
 
     def on_start(self, callback: Callable[[], object]) -> None:
         """Call `callback` at each start, after recovery and before any request is served; at once if the hub serves."""
@@ -439,30 +444,37 @@ class Lifecycle:
     async def start(self) -> None:
         """Open the store and serve, as happens on first use. Raises StoreInUse, StoreUnusable, StoreUnavailable."""
         loop = asyncio.get_running_loop()
-        while (run := self._run) is not None and run.loop is not loop:
-            if not await self._release_loop(run.loop) and run.loop.is_running():
+        while (run := self._run) is None or run.loop is not loop or run.is_over:
+            if run is not None and run.loop is loop:
+                await asyncio.wait([run.main])  # which may still close the store
+            elif (
+                run is not None
+                and (not run.main.done() or self._restarting is not None)
+                and not await self._release_loop(run.loop)
+                and run.loop.is_running()
+            ):
                 raise LocalError("hub runs on the event loop of another thread; use hub.sync, or create another hub")
-            if self._run is run:  # otherwise another call has come this far, and has begun a run
-                self._begin_run(loop, {}, takes_over=True)
-        while run is not None and run.is_over and not run.main.done():
-            await asyncio.wait([run.main])  # which still closes the store
-            run = self._run
-        if run is None or run.is_over:
-            run = self._begin_run(loop, {} if run is None else run.known_patterns)
+            self._begin_run(loop, run)
         await asyncio.shield(run.ready)
 
-    def _begin_run(
-        self, loop: asyncio.AbstractEventLoop, known_patterns: Mapping[str, int], *, takes_over: bool = False
-    ) -> Run:
-        """Begin a run. `takes_over`: the event loop of the last run ended, perhaps without `close`."""
+    def _begin_run(self, loop: asyncio.AbstractEventLoop, last: Run | None) -> None:
+        """Begin a run after `last`, unless another call has begun one. If `last` is of another loop, cancel its tasks.
+
+        That loop ended, perhaps without `close`, and may run again.
+        """
         check_not_wsgi(is_exclusive=self.store.is_exclusive)
-        self.node = self.clock.new_id()
-        self.viewing.is_draining = self.viewing.has_drained = False
-        self._runtime = None
-        if takes_over:
-            self._restarting = None  # it was of the loop that has ended
-        self._run = Run(loop, partial(self._serve, takes_over=takes_over), known_patterns)
-        return self._run
+        with self._beginning:
+            if self._run is not last:
+                return
+            self.node = self.clock.new_id()
+            self.viewing.is_draining = self.viewing.has_drained = False
+            self._runtime = None
+            if last is not None and last.loop is not loop:
+                for task in filter(None, (last.main, self._restarting)):
+                    with suppress(RuntimeError):  # the loop is closed
+                        last.loop.call_soon_threadsafe(task.cancel)
+                self._restarting = None
+            self._run = Run(loop, self._serve, last)
 
     async def drain(self) -> None:
         """Shut down gracefully: disconnect viewers, give running answers `drain_s` seconds, then cancel the rest.
@@ -523,23 +535,28 @@ class Lifecycle:
             self._restarting = asyncio.get_running_loop().create_task(self._restart(run))
 
     async def _restart(self, run: Run) -> None:
-        await self.drain()
-        run.stop.set()
-        await asyncio.wait([run.main])
-        while True:
-            try:
-                await self.start()
-                break
-            except Exception as error:
-                logger.warning("the hub did not start again; it tries again: %r", error)
-                await asyncio.sleep(RESTART_S)
-        self._restarting = None
+        try:
+            if self._run is run:  # otherwise another event loop has the hub
+                await self.drain()
+            run.stop.set()
+            await asyncio.wait([run.main])
+            while True:
+                try:
+                    await self.start()
+                    break
+                except Exception as error:
+                    logger.warning("the hub did not start again; it tries again: %r", error)
+                    await asyncio.sleep(RESTART_S)
+        finally:
+            run.stop.set()  # also if this task is cancelled while the run drains
+            if self._restarting is asyncio.current_task():
+                self._restarting = None
 
-    async def _serve(self, run: Run, *, takes_over: bool) -> None:
+    async def _serve(self, run: Run) -> None:
         """Run the hub on this event loop until `run.stop` is set."""
         runtime: Runtime | None = None
         try:
-            if takes_over:
+            if run.takes_over:
                 await self._close_store()
             await self._open_store()
             if self._bus is not None:
@@ -558,7 +575,10 @@ class Lifecycle:
                     self._send_away(runtime)
                 return
             cause = failures_in(error)[0]
-            run.ready.set_exception(cause)
+            if isinstance(cause, asyncio.CancelledError):  # the event loop ends, or has lost the hub to another one
+                run.ready.set_exception(Draining("the start of the hub was cancelled; start it again"))
+            else:
+                run.ready.set_exception(cause)
             run.ready.exception()  # marked as retrieved: each caller may have been cancelled
             if not isinstance(cause, TenutoError):
                 raise

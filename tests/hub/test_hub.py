@@ -12,7 +12,7 @@ from unittest.mock import AsyncMock
 
 import pytest
 
-from tenuto.core.errors import Busy, Deleted, IdConflict, LocalError
+from tenuto.core.errors import Busy, Deleted, Draining, IdConflict, LocalError
 from tenuto.core.limits import Limits
 from tenuto.core.model import Message
 from tenuto.hub import HubCore, MessageWriter
@@ -105,6 +105,69 @@ async def test_hub_started_by_a_thread_moves_to_the_event_loop_of_its_callers(
     with pytest.raises(LocalError):
         hub.sync.history("chat:1")
     await hub.close()
+
+
+def test_hub_used_in_turn_on_two_event_loops_has_the_tasks_of_one_run(tmp_path: Path) -> None:
+    hub = HubCore(f"sqlite:///{tmp_path}/hub.db", hooks_signals=False)
+    loops = asyncio.new_event_loop(), asyncio.new_event_loop()
+
+    async def begin(id: str) -> None:
+        began = asyncio.Event()
+
+        async def answer() -> None:
+            async with hub.message("chat:1", id=id) as message:
+                await message.append("so far")
+                await message.flush()
+                began.set()
+                await asyncio.Event().wait()
+
+        await hub.start()
+        hub.start_task(answer())
+        await began.wait()
+
+    for number in range(4):
+        loops[number % 2].run_until_complete(begin(f"m{number}"))
+    first, last = loops
+    done, running = first.run_until_complete(asyncio.wait(asyncio.all_tasks(first), timeout=PATIENCE_S))
+    assert (len(done) > 2, running) == (True, set())
+    page = last.run_until_complete(hub.history("chat:1"))
+    assert [(one.text, one.status) for one in page.messages] == [
+        ("so far", "streaming"),
+        *(("so far", "interrupted"),) * 3,
+    ]
+    last.run_until_complete(hub.close())
+    assert asyncio.all_tasks(last) == set()
+    first.close()
+    last.close()
+
+
+def test_start_on_an_event_loop_that_has_lost_the_hub_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = HubCore("memory://", hooks_signals=False)
+    open_store = hub.store.open
+
+    async def hang() -> None:
+        monkeypatch.setattr(hub.store, "open", open_store)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(hub.store, "open", hang)
+    first, last = asyncio.new_event_loop(), asyncio.new_event_loop()
+    start = first.create_task(hub.start())
+    first.run_until_complete(asyncio.sleep(0.0))
+    last.run_until_complete(hub.create("chat:1", text="hi"))
+    with pytest.raises(Draining):
+        first.run_until_complete(start)
+    page = last.run_until_complete(hub.history("chat:1"))
+    assert [message.text for message in page.messages] == ["hi"]
+    last.run_until_complete(hub.close())
+    first.close()
+    last.close()
+
+
+async def test_blocking_call_after_the_close_of_a_hub_starts_it_again(hub: HubCore) -> None:
+    await hub.create("chat:1", text="hi")
+    await hub.close()
+    await asyncio.to_thread(hub.sync.create, "chat:1", text="ho")
+    assert [message.text for message in (await hub.history("chat:1")).messages] == ["ho", "hi"]
 
 
 async def test_writer_far_ahead_of_its_store_waits(hub: HubCore) -> None:

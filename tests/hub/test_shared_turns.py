@@ -112,6 +112,35 @@ async def test_message_after_a_failover_that_lost_the_note_of_its_pattern_waits_
 
 
 @virtually
+async def test_hub_whose_restart_was_cancelled_starts_on_its_next_use_and_notices_the_next_failover() -> None:
+    store = FailedOver()
+    hub = new_hub(store, 1)
+
+    draining = asyncio.Event()
+
+    async def slow_to_end() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            draining.set()
+            await asyncio.sleep(1.0)
+
+    await hub.start()
+    hub.start_task(slow_to_end())
+    store.is_replaced = True
+    await draining.wait()
+    restarting = hub._restarting
+    assert restarting is not None
+    assert hub._run is not None
+    restarting.cancel()
+    await asyncio.wait([restarting, hub._run.main])
+    await hub.create("chat:1", id="m", text="hi")
+    store.is_replaced = True
+    ended, _ = await asyncio.wait([hub._run.main], timeout=10.0)
+    assert len(ended) == 1
+
+
+@virtually
 async def test_handler_that_does_not_begin_leaves_the_answer_that_it_has_taken_over_to_the_next_attempt(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
