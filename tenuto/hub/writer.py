@@ -163,11 +163,11 @@ class MessageWriter(Writer):
 
     def _close(self) -> None:
         """Note that this has ended, and see to the end of its message."""
-        if self._hub.is_running:
-            runtime, key = self._hub.runtime, (self.channel, self.id)
-            if runtime.writers.get(key) is self:  # after a restart of the hub, another writer may have the key
-                del runtime.writers[key]
-                runtime.tasks.quieter.set()
+        # the next run of the hub, which may be in another thread, recovers the message
+        if self._hub.is_running and (run := self._hub.runtime) is self._run:
+            if run.writers.get((self.channel, self.id)) is self:
+                del run.writers[self.channel, self.id]
+                run.tasks.quieter.set()
             interrupt_abandoned(self._hub, self.channel, self.id, self.generation)
 
     async def _created(self, create: CreateMessage) -> Result:
@@ -392,6 +392,7 @@ class MessageWriter(Writer):
 
 
 ABANDONED_S = 1.0  # wait before the check that an abandoned message has ended, and between two tries to end it
+DAMAGED_S = 60.0  # wait before the next try if the channel is damaged: an operator may mend it
 
 
 async def continue_after(hub: Lifecycle, channel: str, known: MessageState, caller: Caller) -> MessageWriter:
@@ -400,15 +401,16 @@ async def continue_after(hub: Lifecycle, channel: str, known: MessageState, call
     The takeover has a request id, so that a repeat after an unknown outcome is recognised instead of fenced.
     """
     runtime, message_id, generation = hub.runtime, known.id, known.generation + 1
-    request = TakeOver(generation=known.generation, request=runtime.clock.new_id())
+    request, is_stored = TakeOver(generation=known.generation, request=runtime.clock.new_id()), False
     try:
         await runtime.ask(channel, message_id, request, caller)
+        is_stored = True
         # read now: the text may have grown before the takeover
         stored = own_copy((await in_time(runtime.message(channel, message_id), runtime.store.name)).message())
     except BaseException as error:
         # Unless it was refused, the takeover may be stored. No writer would then continue the message, so the server
         # interrupts it later.
-        if not isinstance(error, TenutoError) or error.retry:
+        if is_stored or not isinstance(error, TenutoError) or error.retry:
             interrupt_abandoned(hub, channel, message_id, generation, takeover=request.request)
         raise
     writer = MessageWriter(hub, channel, message_id, create=None, author=caller.id)
@@ -439,9 +441,9 @@ async def _interrupt(hub: Lifecycle, channel: str, message_id: str, generation: 
 
     Its create or takeover may still wait at the committer, because the caller was cancelled: `settled` waits for it.
     """
-    end = FinishMessage(status="interrupted", reason="writer_gone", generation=generation)
+    end, wait_s = FinishMessage(status="interrupted", reason="writer_gone", generation=generation), ABANDONED_S
     while True:
-        await asyncio.sleep(ABANDONED_S)
+        await asyncio.sleep(wait_s)
         try:
             runtime = hub.runtime
             known = await runtime.settled(channel, message_id)
@@ -449,7 +451,8 @@ async def _interrupt(hub: Lifecycle, channel: str, message_id: str, generation: 
                 await runtime.ask(channel, message_id, end, SERVER)
             return
         except TenutoError as error:
-            if not error.retry or isinstance(error, Draining):
+            wait_s = DAMAGED_S if isinstance(error, StoreUnusable) else ABANDONED_S
+            if isinstance(error, Draining) or not (error.retry or isinstance(error, StoreUnusable)):
                 return
         except Exception:
             logger.exception(

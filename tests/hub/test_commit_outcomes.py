@@ -15,13 +15,13 @@ from itertools import pairwise
 import pytest
 
 from proof.simulation.store import SharedMemoryStore
-from tenuto.core.errors import Busy, Deleted, Draining, Finished, StoreUnavailable, TenutoError
+from tenuto.core.errors import Busy, Deleted, Draining, Finished, StoreUnavailable, StoreUnusable, TenutoError
 from tenuto.core.requests import SERVER, CreateMessage, DeleteMessage, FinishMessage
 from tenuto.core.state import MessageState
 from tenuto.hub import HubCore
 from tenuto.hub.committer import STORE_TIMEOUT_S, Pace
 from tenuto.hub.lifecycle import SHUTDOWN_S
-from tenuto.hub.writer import ABANDONED_S, RETRY_S
+from tenuto.hub.writer import ABANDONED_S, DAMAGED_S, RETRY_S, continue_after
 from tenuto.stores.base import Committed, CommitUnknown, Conflict, Tail, Write
 from tenuto.stores.memory import MemoryStore
 from tests.hub.hubs import new_hub
@@ -190,6 +190,28 @@ async def test_takeover_that_failed_does_not_interrupt_the_message_that_a_repeat
     async with writer as message:
         await message.append("more")
     assert await texts(hub, "m") == ["more"]
+
+
+@virtually
+async def test_message_that_was_taken_over_is_interrupted_once_its_damaged_channel_is_mended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hub = new_hub(ScriptedStore())
+    await hub.start()
+    await hub.ask("c", "m", CreateMessage(status="streaming"), SERVER)
+    await hub.ask("c", "m", FinishMessage(status="interrupted"), SERVER)
+    known = await hub.runtime.message("c", "m")
+
+    async def damaged(channel: str, message_id: str) -> MessageState:
+        raise StoreUnusable("its row is damaged")
+
+    with monkeypatch.context() as damage:
+        damage.setattr(hub.runtime, "message", damaged)
+        with pytest.raises(StoreUnusable):
+            await continue_after(hub, "c", known, hub.caller(None))
+        await asyncio.sleep(3 * ABANDONED_S)
+    await asyncio.sleep(DAMAGED_S)
+    assert (await hub.read("c", "m"))[0].status == "interrupted"
 
 
 # Races that the simulator found
