@@ -669,12 +669,14 @@ class Lifecycle:
             job.cancel()
         if jobs:
             await asyncio.wait(jobs, timeout=SHUTDOWN_S)
+        endings: list[Coroutine[Any, Any, None]] = []  # all at once, so that the wait has one bound
         if self._restarting is None:  # a store that was replaced takes no text of this run
-            # of writers in tasks of the app; all at once, so that the wait has one bound
-            await asyncio.gather(*(_store_rest(message_id, writer) for (_, message_id), writer in writers.items()))
+            # of writers in tasks of the app
+            endings += [_store_rest(message_id, writer) for (_, message_id), writer in writers.items()]
         if not self.store.is_exclusive:  # other nodes may have the hooks, before the lease of this one ends
             hooks, runtime.hooks = runtime.hooks, []
-            await asyncio.gather(*(hook.stop() for hook in hooks))
+            endings += [hook.stop() for hook in hooks]
+        await asyncio.gather(*endings)
         await runtime.nodes.end()
         if self._restarting is None:
             self.viewing.end_drain()

@@ -251,9 +251,9 @@ class NodeLease:
         self.is_leaving = self._is_over = True
         if self.is_exclusive:
             return
-        async with self._renewing:  # a renewal that the store carries out later would begin a new lease
-            with logs_errors(f"the lease of this node was not ended; it expires within {TERM_MS} ms"):
-                async with asyncio.timeout(RENEW_TIMEOUT_S):
+        with logs_errors(f"the lease of this node was not ended; it expires within {TERM_MS} ms"):
+            async with asyncio.timeout(RENEW_TIMEOUT_S):
+                async with self._renewing:  # a renewal that the store carries out later would begin a new lease
                     await self._store.hold(self.node, 0, {})
 
     # -- other nodes -------------------------------------------------------------------------------------------
