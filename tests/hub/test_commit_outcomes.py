@@ -24,7 +24,7 @@ from tenuto.hub.committer import STORE_TIMEOUT_S, Pace
 from tenuto.hub.hooks import HookEvent
 from tenuto.hub.lifecycle import SHUTDOWN_S
 from tenuto.hub.writer import ABANDONED_S, DAMAGED_S, RETRY_S, continue_after
-from tenuto.stores.base import Committed, CommitUnknown, Conflict, Hold, Renewal, Tail, Write
+from tenuto.stores.base import Changes, Committed, CommitUnknown, Conflict, Hold, Renewal, Tail, Write
 from tenuto.stores.memory import MemoryStore
 from tests.hub.hubs import new_hub
 from tests.hub.watching import Watcher
@@ -267,6 +267,22 @@ async def test_message_that_was_taken_over_is_interrupted_once_its_damaged_chann
         await asyncio.sleep(3 * ABANDONED_S)
     await asyncio.sleep(DAMAGED_S)
     assert (await hub.read("c", "m"))[0].status == "interrupted"
+
+
+@virtually
+async def test_channel_that_is_damaged_after_a_removal_leaves_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = new_hub()
+    await hub.create("c", text="hi", author="ann")
+
+    async def damaged(channel: str, **how: object) -> Changes:
+        raise StoreUnusable("its row is damaged")
+
+    monkeypatch.setattr(hub.store, "changes", damaged)
+    assert (await hub.archive.forget("ann")).messages == 1
+    await asyncio.sleep(100.0)
+    assert hub.runtime.channels == {}
+    monkeypatch.undo()
+    assert (await hub.history("c")).messages == []
 
 
 # Races that the simulator found
