@@ -82,7 +82,7 @@ def run_on(
     Raises LocalError, with `remedy` in its text, when called in the thread that runs `loop`, and NoResponse after
     `timeout_s`.
     """
-    if loop is _running_loop():
+    if asyncio._get_running_loop() is loop:  # of this thread; None if it runs no loop
         call.close()
         raise LocalError(f"a blocking call would stop the event loop that runs in this thread; {remedy}")
     future = asyncio.run_coroutine_threadsafe(call, loop)
@@ -95,13 +95,6 @@ def run_on(
     except BaseException:
         future.cancel()
         raise
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
 
 
 def ended_as(

@@ -458,12 +458,9 @@ class Channel:
 
     @property
     def is_idle(self) -> bool:
-        """Return whether the channel is unused: no subscriber, member, commit, pending read or rest of a `rewrite`.
-
-        The read of a channel that is damaged, which may fail for ever, keeps it no longer.
-        """
+        """Return whether the channel is unused: no subscriber, member, commit, pending read or rest of a `rewrite`."""
         is_wanted = self.listeners or self.presence_state.has_people or self.watchers
-        is_read_later = self.is_stale and self.batches.unreadable is None
+        is_read_later = self.is_stale and self.batches.unreadable is None  # a damaged one may never be read
         return not (self._loaders or self.commit_over or is_read_later or self._mend or is_wanted)
 
     def windows_end_s(self) -> tuple[float, float]:

@@ -70,7 +70,6 @@ class HookEvent(Struct, frozen=True, kw_only=True):
 
 
 HookHandler = Callable[[HookEvent], Awaitable[None]]
-Start = Callable[[Coroutine[Any, Any, None]], asyncio.Task[Any]]  # a function that starts a background task
 
 
 class Hook:
@@ -132,7 +131,7 @@ class HookRunner:
 
     _store: Store
     _nodes: NodeLease
-    _start_background: Start
+    _start_background: Callable[[Coroutine[Any, Any, None]], asyncio.Task[Any]]
     _hook: Hook
     # Until the positions are known: the heads of channels as they were loaded, or before they moved. A new hook begins
     # there, because the head has moved on when the hook reads such a channel.

@@ -13,7 +13,7 @@ import os
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -453,9 +453,7 @@ class Subscription:
     cursor: str | None
     _history: int | None
     _flush_ms: int | None
-
-    def __post_init__(self) -> None:
-        self._woken = asyncio.Event()
+    _woken: asyncio.Event = field(default_factory=asyncio.Event, init=False)
 
     async def __aiter__(self) -> AsyncIterator[ServerEvent]:
         async for batch in self.batches():
@@ -544,13 +542,8 @@ class SyncHub:
         # `stream_response` does not see. Not in the main thread, whose context all tasks inherit.
         if threading.current_thread() is not threading.main_thread():
             current_route()
+        loop = self._target.loop or self._portal.start()
         try:
-            return run_on(self._loop(), call, remedy="await the methods of the hub itself there", timeout_s=TIMEOUT_S)
+            return run_on(loop, call, remedy="await the methods of the hub itself there", timeout_s=TIMEOUT_S)
         except NoResponse:
             raise CommitUnknown(f"hub did not respond within {TIMEOUT_S:.0f} s; it may still do it") from None
-
-    def _loop(self) -> asyncio.AbstractEventLoop:
-        running = self._target.loop
-        if running is not None and running is not self._portal.loop:
-            return running
-        return self._portal.start()

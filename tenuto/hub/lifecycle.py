@@ -60,7 +60,7 @@ class SignalHook:
     _loop: asyncio.AbstractEventLoop  # that of the last `install`
     _task: asyncio.Task[None]  # the drain; kept, since the loop holds tasks only weakly
 
-    def __init__(self, drain: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, drain: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._drain = drain
         self._is_hit = False
 
@@ -98,13 +98,9 @@ class SignalHook:
             self._loop.call_soon_threadsafe(self._begin, number, handler)
 
     def _begin(self, number: int, handler: _Handler) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._drain_and_log())
+        self._task = asyncio.get_running_loop().create_task(self._drain())
         # also if the end of the program cancels this task: the signal must still reach the previous handler
         self._task.add_done_callback(lambda _: handler.pass_on(number, None))
-
-    async def _drain_and_log(self) -> None:
-        with logs_errors("draining failed"):
-            await self._drain()
 
 
 @dataclass(eq=False)
@@ -318,10 +314,7 @@ class Run:
     """One run of the hub on one event loop, from its start to its end."""
 
     def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        serve: Callable[[Run], Coroutine[Any, Any, None]],
-        last: Run | None,
+        self, loop: asyncio.AbstractEventLoop, serve: Callable[[Run], Coroutine[Any, Any, None]], last: Run | None
     ) -> None:
         self.loop = loop
         self.takes_over = last is not None and last.loop is not loop  # perhaps the last run has not closed the store
@@ -458,10 +451,7 @@ class Lifecycle:
         await asyncio.shield(run.ready)
 
     def _begin_run(self, loop: asyncio.AbstractEventLoop, last: Run | None) -> None:
-        """Begin a run after `last`, unless another call has begun one. If `last` is of another loop, cancel its tasks.
-
-        That loop ended, perhaps without `close`, and may run again.
-        """
+        """Begin a run after `last`, unless another call has begun one. Cancel the tasks of `last` on another loop."""
         check_not_wsgi(is_exclusive=self.store.is_exclusive)
         with self._beginning:
             if self._run is not last:
@@ -471,7 +461,7 @@ class Lifecycle:
             self._runtime = None
             if last is not None and last.loop is not loop:
                 for task in filter(None, (last.main, self._restarting)):
-                    with suppress(RuntimeError):  # the loop is closed
+                    with suppress(RuntimeError):  # that loop is closed; otherwise it may run again
                         last.loop.call_soon_threadsafe(task.cancel)
                 self._restarting = None
             self._run = Run(loop, self._serve, last)
@@ -485,8 +475,7 @@ class Lifecycle:
         run = self._run
         if run is None or run.is_over:
             return
-        if not run.ready.done():
-            await asyncio.wait([run.ready])  # a start in progress must complete before the run can be ended
+        await asyncio.wait([run.ready])  # a start in progress must complete before the run can be ended
         if run.ready.exception() is not None:
             return
         if run.draining is None:
@@ -497,7 +486,8 @@ class Lifecycle:
     async def drain_at_signal(self) -> None:
         """Drain. If the program ends meanwhile, and cancels all tasks, wait until the run has closed its store."""
         try:
-            await self.drain()
+            with logs_errors("draining failed"):
+                await self.drain()
         except asyncio.CancelledError:
             if self._run is not None:
                 await asyncio.wait([self._run.main], timeout=SHUTDOWN_S)
@@ -575,10 +565,8 @@ class Lifecycle:
                     self._send_away(runtime)
                 return
             cause = failures_in(error)[0]
-            if isinstance(cause, asyncio.CancelledError):  # the event loop ends, or has lost the hub to another one
-                run.ready.set_exception(Draining("the start of the hub was cancelled; start it again"))
-            else:
-                run.ready.set_exception(cause)
+            cancelled = Draining("the start of the hub was cancelled; start it again")  # as when another loop has it
+            run.ready.set_exception(cause if isinstance(cause, Exception) else cancelled)
             run.ready.exception()  # marked as retrieved: each caller may have been cancelled
             if not isinstance(cause, TenutoError):
                 raise
