@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import pytest
 
@@ -24,7 +23,7 @@ from tenuto.hub.committer import STORE_TIMEOUT_S, Pace
 from tenuto.hub.hooks import HookEvent
 from tenuto.hub.lifecycle import SHUTDOWN_S
 from tenuto.hub.writer import ABANDONED_S, DAMAGED_S, RETRY_S, continue_after
-from tenuto.stores.base import Changes, Committed, CommitUnknown, Conflict, Hold, Renewal, Tail, Write
+from tenuto.stores.base import Changes, Committed, CommitUnknown, Conflict, Tail, Write
 from tenuto.stores.memory import MemoryStore
 from tests.hub.hubs import new_hub
 from tests.hub.watching import Watcher
@@ -147,42 +146,20 @@ async def test_drain_waits_for_the_texts_of_all_writers_at_the_same_time() -> No
     store.gate.set()
 
 
-class Hanging(SharedMemoryStore):
-    """A shared store that responds to no write once `is_hanging` is set, until `responds` is."""
-
-    is_hanging = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.responds = asyncio.Event()
-
-    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
-        await self._respond()
-        return await super().commit(writes)
-
-    async def note(self, values: Mapping[str, bytes | None], **conditions: Any) -> bool:
-        await self._respond()
-        return await super().note(values, **conditions)
-
-    async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Renewal:
-        await self._respond()
-        return await super().hold(node, term_ms, values)
-
-    async def _respond(self) -> None:
-        if self.is_hanging:
-            await self.responds.wait()
-
-
 @virtually
-async def test_drain_ends_soon_on_a_shared_store_that_hangs() -> None:
-    store, loop = Hanging(), asyncio.get_running_loop()
-    hub, called = new_hub(store, drain_s=1.0), asyncio.Event()
+async def test_drain_ends_soon_on_a_shared_store_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, loop = SharedMemoryStore(), asyncio.get_running_loop()
+    hub, called, responds = new_hub(store, drain_s=1.0), asyncio.Event(), asyncio.Event()
 
     async def slow_to_end() -> None:
         try:
             await asyncio.Event().wait()
         finally:
             await asyncio.sleep(2 * SHUTDOWN_S)
+
+    async def hang(*args: object, **conditions: object) -> None:
+        await responds.wait()
+        raise StoreUnavailable("it is away")
 
     @hub.on("message.create", "c", name="slow")
     async def call(event: HookEvent) -> None:
@@ -192,12 +169,13 @@ async def test_drain_ends_soon_on_a_shared_store_that_hangs() -> None:
     writer = await hub.message("c", id="m").open()
     await called.wait()
     hub.start_task(slow_to_end())
-    store.is_hanging = True
+    for name in ("commit", "note", "hold"):
+        monkeypatch.setattr(store, name, hang)
     await writer.append("x")
     begun_s = loop.time()
     await hub.drain()
     assert loop.time() - begun_s <= 1.0 + 3 * SHUTDOWN_S
-    store.responds.set()
+    responds.set()
 
 
 @pytest.mark.parametrize("is_continued", [False, True])

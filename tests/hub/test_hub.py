@@ -131,10 +131,8 @@ def test_hub_used_in_turn_on_two_event_loops_has_the_tasks_of_one_run(tmp_path: 
     done, running = first.run_until_complete(asyncio.wait(asyncio.all_tasks(first), timeout=PATIENCE_S))
     assert (len(done) > 2, running) == (True, set())
     page = last.run_until_complete(hub.history("chat:1"))
-    assert [(one.text, one.status) for one in page.messages] == [
-        ("so far", "streaming"),
-        *(("so far", "interrupted"),) * 3,
-    ]
+    assert [one.text for one in page.messages] == ["so far"] * 4
+    assert [one.status for one in page.messages] == ["streaming", *["interrupted"] * 3]
     last.run_until_complete(hub.close())
     assert asyncio.all_tasks(last) == set()
     first.close()
@@ -156,8 +154,6 @@ def test_start_on_an_event_loop_that_has_lost_the_hub_is_refused(monkeypatch: py
     last.run_until_complete(hub.create("chat:1", text="hi"))
     with pytest.raises(Draining):
         first.run_until_complete(start)
-    page = last.run_until_complete(hub.history("chat:1"))
-    assert [message.text for message in page.messages] == ["hi"]
     last.run_until_complete(hub.close())
     first.close()
     last.close()

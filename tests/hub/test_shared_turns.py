@@ -113,10 +113,8 @@ async def test_message_after_a_failover_that_lost_the_note_of_its_pattern_waits_
 
 @virtually
 async def test_hub_whose_restart_was_cancelled_starts_on_its_next_use_and_notices_the_next_failover() -> None:
-    store = FailedOver()
+    store, draining = FailedOver(), asyncio.Event()
     hub = new_hub(store, 1)
-
-    draining = asyncio.Event()
 
     async def slow_to_end() -> None:
         try:
