@@ -50,7 +50,7 @@ TIMEOUT_S = 60.0  # longest time that one call may take
 EVERYTHING = 2**53  # limit of messages in a hook's catch-up: none, since a hook must receive all of them
 SCAN_PAGE = 500  # channels that one step of the scan after a start reads
 SHARE_S = 3.0  # time between two looks at a store that several hubs share, for entries and for other nodes
-STOP_S = 2.0  # time in which the running calls of a node that drains must end, and others learn of it
+STOP_S = 2.0  # time in which the running calls of a node that drains must end, and other nodes learn of it
 REST = 10  # a node rests that many times as long as its last scan took, because a store may have many channels
 DAMAGED = ("", -1)  # stands for a position that cannot be read
 MAX_RUNNING = 100  # channels for which one hook may run at the same time
@@ -227,7 +227,7 @@ class HookRunner:
         self._end_term()
         for task in self._tasks:
             task.cancel()
-        # if the hook is not given back, the others see soon that the lease of this node has ended
+        # if the hook is not given back, the other nodes see soon that the lease of this node has ended
         with logs_errors(f"hook {self._hook.name!r} was not given back"):
             async with asyncio.timeout(STOP_S):
                 if self._tasks:
