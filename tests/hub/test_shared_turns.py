@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,10 +15,11 @@ import pytest
 from tenuto.agents.local import LocalBackend
 from tenuto.agents.turn import Turn
 from tenuto.app import Hub
-from tenuto.core.errors import StoreUnusable
+from tenuto.core.errors import StoreUnavailable, StoreUnusable
 from tenuto.core.ops import Claim, Create
+from tenuto.hub.lifecycle import TIDY_S
 from tenuto.hub.turns import scheduler as shared_turns
-from tenuto.hub.turns.scheduler import LEASE_S, AssignedTurn
+from tenuto.hub.turns.scheduler import LEASE_S, REMEMBERED_MS, AssignedTurn
 from tenuto.portal import Writer
 from tenuto.stores.base import (
     Changes,
@@ -109,6 +111,34 @@ async def test_message_after_a_failover_that_lost_the_note_of_its_pattern_waits_
     hub.runtime.scheduler.register(agent)
     await asyncio.sleep(1.0)
     assert [turn.message_id for turn in agent.begun] == ["q"]
+
+
+@virtually
+async def test_note_of_a_pattern_is_stored_again_after_a_failure_and_only_its_last_writer_removes_it() -> None:
+    store, noting = Shared(), Shared.note
+    hub = new_hub(store, 1)
+    await hub.start()
+    workers = hub.runtime.scheduler.workers
+
+    async def fails(*args: object, **how: object) -> bool:
+        raise StoreUnavailable("the store is down")
+
+    store.note = fails  # type: ignore[method-assign]
+    hub.runtime.scheduler.register(agent := Remote())
+    hub.runtime.scheduler.unregister(agent)
+    await asyncio.sleep(0.1)
+    store.note = partial(noting, store)  # type: ignore[method-assign]
+    await asyncio.sleep(TIDY_S)
+    noted = await store.notes("served/")
+    assert list(noted) == ["served/chat:*"]
+    workers.patterns["chat:*"] = 1
+    workers.tidy()
+    await asyncio.sleep(0.1)
+    assert await store.notes("served/") == noted
+    workers.patterns["chat:*"] = int(noted["served/chat:*"])
+    store.ahead_ms = REMEMBERED_MS + 60_000
+    await asyncio.sleep(2 * TIDY_S)
+    assert await store.notes("served/") == {}
 
 
 @virtually
@@ -218,16 +248,19 @@ class Damaged(Shared):
     """A store that cannot read the channel `bad` once `is_damaged`."""
 
     is_damaged = False
+    error: Exception
 
     async def changes(self, channel: str, *, after: int, limit: int) -> Changes:
         if channel == "bad" and self.is_damaged:
-            raise StoreUnusable("channel 'bad' is damaged")
+            raise self.error
         return await super().changes(channel, after=after, limit=limit)
 
 
+@pytest.mark.parametrize("error", [StoreUnusable("it is damaged"), StoreUnavailable("too slow"), OSError("a mistake")])
 @virtually
-async def test_channel_that_cannot_be_read_holds_up_no_turn_of_another() -> None:
+async def test_channel_that_cannot_be_read_holds_up_no_turn_of_another(error: Exception) -> None:
     store, release = Damaged(), asyncio.Event()
+    store.error = error
     here, there = new_hub(store, 1), new_hub(store, 2)
 
     @there.agent("*", name="bot", slots=1)

@@ -116,6 +116,7 @@ class WorkerPool:
         # patterns that are or were recently served, with the time of the last note about it; messages there wait for an
         # agent
         self.patterns: dict[str, int] = {}
+        self._unnoted: set[str] = set()  # patterns whose last note may not be stored
 
     def __contains__(self, worker: Worker) -> bool:
         return worker in self._workers
@@ -204,9 +205,14 @@ class WorkerPool:
         for worker in self._workers:
             self.remember(worker.pattern)
         oldest_ms = self._clock.now_ms() - REMEMBERED_MS
-        for pattern in [pattern for pattern, noted_ms in self.patterns.items() if noted_ms < oldest_ms]:
-            del self.patterns[pattern]
-            self._spawn(self._store.note({PATTERN_NOTE + pattern: None}))
+        for pattern, noted_ms in tuple(self.patterns.items()):
+            if noted_ms < oldest_ms:
+                del self.patterns[pattern]
+                self._unnoted.discard(pattern)
+                name = PATTERN_NOTE + pattern  # a later note is that of another node
+                self._spawn(self._store.note({name: None}, expected={name: json.dumps(noted_ms).encode()}))
+            elif pattern in self._unnoted:
+                self._spawn(self._note(pattern, noted_ms))
 
     def remember(self, pattern: str) -> None:
         """Let messages in channels that match `pattern` wait for an agent, from now on."""
@@ -221,12 +227,9 @@ class WorkerPool:
 
     async def _note(self, pattern: str, now_ms: int) -> None:
         """Store that `pattern` is served at `now_ms`. After a failure of the store, `tidy` does it again."""
-        try:
-            await self._store.note({PATTERN_NOTE + pattern: json.dumps(now_ms).encode()})
-        except TenutoError:
-            if self.patterns.get(pattern) == now_ms:
-                self.patterns[pattern] = now_ms - NOTED_MS
-            raise
+        self._unnoted.add(pattern)
+        await self._store.note({PATTERN_NOTE + pattern: json.dumps(now_ms).encode()})
+        self._unnoted.discard(pattern)
 
 
 def _show(worker: Worker, channel: Channel) -> None:
@@ -797,6 +800,7 @@ class SharedTurns:
         self._follower.receivers.append(self._receive)
         self._nodes.holds.sources.append(self._values)
         self._scheduler.workers.changed = self._due.set
+        self._unread: dict[str, None] = {}  # channels whose last read failed: they are read after the others
 
     async def begin(self) -> None:
         """Show this node to the others, then read theirs. Raises StoreUnavailable.
@@ -868,16 +872,20 @@ class SharedTurns:
         own = set(wanted)
         wanted += [channel for one in others for channel in one.waiting]
         looked_at = []
-        for name in dict.fromkeys(wanted):
+        names = dict.fromkeys(wanted)
+        self._unread = {name: names.pop(name) for name in self._unread if name in names}
+        for name in (*names, *self._unread):
             live = self._channels.get(name)
             if (name not in own and workers.best_for(name) is None) or (live is not None and is_settling(live)):
                 continue
+            self._unread.pop(name, None)
             try:
                 self._scheduler.inspect(await in_time(self._fresh(name), self._store.name), None)
-            except StoreUnavailable:
-                raise
-            except TenutoError as error:
-                logger.warning("the turns of channel %s were not read: %s", name, error)
+            except Exception as error:
+                self._unread[name] = None
+                logger.warning("the turns of channel %s were not read: %r", name, error)
+                if isinstance(error, StoreUnavailable):  # the store may not respond for the others either
+                    break
                 continue
             looked_at.append(name)
         await lose_turns(self._nodes, self._scheduler)
