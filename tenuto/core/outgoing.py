@@ -20,7 +20,7 @@ In a continued answer the next writer supersedes the parts of an attempt that wa
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from enum import Enum, auto
 
 from msgspec import Struct
@@ -99,6 +99,7 @@ class OutgoingPart(Struct):
     owner: Owner | None = None  # the attempt that opened it
     is_closed: bool = False  # True: text without an index goes to another part (`fail_attempt`, `close_text`)
     is_cut: bool = False  # True: the listed attempt that opened it has failed, or an earlier writer did not end it
+    ended: Part | None = None  # as its stream has left it: further content removes what an earlier writer added
 
     @property
     def is_listed(self) -> bool:
@@ -346,8 +347,13 @@ class Outgoing:
         left = self.left[position] if 0 <= position < len(self.left) else {}
         return part.get("call") in self._steps and left.get("call") == part.get("call")
 
-    def _indexed(self, indexes: list[int]) -> dict[int, Part]:
-        return {PartIndex(index, len(self._superseded)): self.left[index] for index in indexes}
+    def _indexed(self, indexes: list[int], lengths: Mapping[int, int]) -> dict[int, Part]:
+        """Return parts that were left, of texts up to `lengths`: what follows stays in view until more is written."""
+        found = {PartIndex(at, len(self._superseded)): first_of(self.left[at], lengths.get(at)) for at in indexes}
+        for index, part in found.items():
+            self._parts[index].ended = part if part != self.left[index] else None
+        self._find_text_part(self._text_owner)
+        return found
 
     def has_left(self) -> bool:
         """Return whether parts that an earlier writer left are neither continued nor superseded."""
@@ -363,7 +369,7 @@ class Outgoing:
         if not theirs or self._give_up_if_added(theirs):
             return {}
         self._give(theirs, owner)
-        return self._indexed(theirs)
+        return self._indexed(theirs, {})
 
     def _give_up_if_added(self, left: list[int]) -> bool:
         """Let the next part supersede all that was left if this writer has added content to it, or behind `left`.
@@ -379,10 +385,11 @@ class Outgoing:
         self.accept_text("".join(added))  # an attempt adds nothing to text of others
         return True
 
-    def reopen_left(self, after: int, until: int | None, owner: Owner) -> dict[int, Part]:
+    def reopen_left(self, after: int, until: int | None, owner: Owner, lengths: Mapping[int, int]) -> dict[int, Part]:
         """Return the parts that an earlier writer left of a response, which count again, and are of `owner`.
 
-        They are those behind the first `after` of the parts that count, up to the number `until`.
+        They are those behind the first `after` of the parts that count, up to the number `until`, with texts up to
+        `lengths`, those of a response that had ended.
         If a part before them has failed, or this writer has added content, no part counts again: the next part
         supersedes what is left.
         """
@@ -395,7 +402,7 @@ class Outgoing:
             return {}
         self._give(before, None)  # to the message itself: `owner` did not open them
         self._give(ours, owner)
-        return self._indexed(ours)
+        return self._indexed(ours, lengths)
 
     def end_of(self, lengths: dict[int, int], content: str) -> int | None:
         """Return how many parts an earlier writer left that count, up to the last with an index in `lengths`.
@@ -430,14 +437,16 @@ class Outgoing:
         for last in self._parts[-1:]:
             last.is_closed = last.owner is LEFT  # only restored text is continued
         self._has_restored = True
-        self._find_text_part(self._text_owner)
-        return self._indexed(indexes)
+        return self._indexed(indexes, lengths)
 
     def _note_failed(self, owner: Owner | None = None) -> bool:
         """Note as failed the parts left behind restored ones, and for a listed `owner` those that were cut.
 
-        Return whether the next part, of `owner`, supersedes any.
+        End the texts of streams that had ended. Return whether the next part, of `owner`, supersedes any.
         """
+        for index, part in enumerate(self._parts):
+            if part.ended is not None and part.owner is not FAILED:
+                self.accept_part(part.ended, index)
         if self._has_restored:
             self._has_restored = False
             self.fail_attempt(LEFT)
@@ -618,7 +627,7 @@ class Outgoing:
     def _find_text_part(self, owner: Owner | None) -> None:
         """Find the part to which text of `owner` without an index goes: its last text, unless closed or cut."""
         known = self._parts
-        texts = [index for index in self._texts_of(owner) if not (known[index].is_closed or known[index].is_cut)]
+        texts = [i for i in self._texts_of(owner) if not (known[i].is_closed or known[i].is_cut or known[i].ended)]
         self._text_owner, self._text_part = owner, texts[-1] if texts else -1
 
     def _texts_of(self, owner: Owner | None) -> list[int]:
@@ -833,8 +842,8 @@ def text_of(part: Part) -> str:
     return str(part.get(APPENDABLE.get(part["type"], ""), ""))
 
 
-def first_of(part: Part, length: int) -> Part:
-    """Return a part with the first `length` characters of its text."""
+def first_of(part: Part, length: int | None) -> Part:
+    """Return a part with the first `length` characters of its text; None: with all."""
     name = APPENDABLE.get(part["type"])
     return {**part, name: part[name][:length]} if name in part else part
 

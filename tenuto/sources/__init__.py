@@ -17,7 +17,7 @@ from contextlib import nullcontext, suppress
 from typing import TypeVar, cast
 
 from tenuto.core.errors import LocalError, TenutoError, shown
-from tenuto.core.outgoing import first_of, text_of
+from tenuto.core.outgoing import text_of
 from tenuto.portal import Attempt, OnBreak, Piped, Piping, ToolCall, Writer
 from tenuto.sources.ai_sdk import STARTS, AISDKSource, chunk_of
 from tenuto.sources.anthropic import Anthropic
@@ -158,10 +158,6 @@ async def _restored(writer: Writer, stream: object) -> Piped | None:
         if writer.had_ended:
             raise not_kept(writer)
         return None
-    for index, part in parts.items():
-        parts[index] = first_of(part, record.lengths[index])
-        if parts[index] != part:  # the handler writes again what follows
-            await writer.part(parts[index], index=index)
     calls = [
         ToolCall(parts[at]["call"], parts[at]["name"], text_of(parts[at]), at) for at in parts if at in record.waiting
     ]

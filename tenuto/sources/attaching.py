@@ -89,8 +89,9 @@ class Attaching:
                 # of a response that had ended: other text behind it stays in view until its successor begins
                 ended = record_of(self._writer)
                 until = attempt.outgoing.end_of(ended.lengths, ended.content) if ended is not None else None
+                lengths = ended.lengths if ended is not None and until is not None else {}
                 until = self._until if until is None else until
-                left = [*attempt.outgoing.reopen_left(note.after, until, attempt.owner).items()]
+                left = [*attempt.outgoing.reopen_left(note.after, until, attempt.owner, lengths).items()]
                 number, length = note.kept or (0, 0)  # of the parts that it continues, and of the text of the last one
                 kept = _kept(attempt, left[:number], number, length, is_exact=self._is_exact) if number else None
                 writing.replay(left[number:], kept, notes_join=True)

@@ -12,7 +12,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Callable
-from itertools import cycle
+from itertools import cycle, groupby
 from typing import Any
 
 import httpx2
@@ -305,6 +305,29 @@ async def test_streams_of_a_continued_answer_that_had_ended_stay_in_view_and_are
     assert {*filter(None, shown[1])} == {answer.text}
     assert len(model.asked) == len(kinds)
     assert pipes[len(kinds) :] == pipes[: len(kinds)]
+
+
+@pytest.mark.parametrize("on_crash", ["restart", "continue"])
+@virtually
+async def test_own_text_behind_a_response_that_had_ended_stays_in_view_until_it_is_written_again(on_crash: Any) -> None:
+    streams = [[*chat_said(f"Stream {n}. "), *chat_end()] for n in (1, 2)]
+    events = long_events("Some ", "text. ")
+    model = Model(events, streams[0], *([events] if on_crash == "restart" else []), streams[1])
+    client, shown = model.openai(), (list[str](), list[str]())
+
+    async def respond(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.pipe(ask(client), attach=client.responses)
+            await asyncio.sleep(1)
+            await message.append(f"Own {turn.attempt}. ")
+            await message.pipe(ask_chat(client)())
+            await turn.step("last", asyncio.sleep, 1e6 if turn.attempt == 1 else 1)
+
+    (answer,) = await answers_over_a_crash(respond, on_crash, *shown)
+    assert (answer.status, answer.text) == ("complete", "Some text. Own 2. Stream 2. ")
+    assert [text for text, _ in groupby(shown[1])] == [
+        *("Some text. Own 1. Stream 1. ", "Some text. Own 2. ", "Some text. Own 2. Stream 2. ")
+    ]
 
 
 @pytest.mark.parametrize("on_crash", ["restart", "continue"])
