@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import Container, Iterable, Mapping, Sequence
 from enum import Enum, auto
 
+import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -351,7 +352,8 @@ class Outgoing:
 
     def _indexed(self, indexes: list[int], lengths: Mapping[int, int]) -> dict[int, Part]:
         """Return parts that were left, of texts up to `lengths`: what follows stays in view until more is written."""
-        found = {PartIndex(at, len(self._superseded)): first_of(self.left[at], lengths.get(at)) for at in indexes}
+        count = len(self._superseded)
+        found: dict[int, Part] = {PartIndex(at, count): first_of(self.left[at], lengths.get(at)) for at in indexes}
         for index, part in found.items():
             self._parts[index].ended = part if part != self.left[index] else None
         self._find_text_part(self._text_owner)
@@ -513,6 +515,14 @@ class Outgoing:
         self._gather()
         self.unstored_bytes += size
         self._put_update(plain(meta), size)
+
+    def fitting(self, meta: dict[str, Json]) -> dict[str, Json]:
+        """Return the fields of `meta` for which there is room: fields that no app has set must not fail its message."""
+        found: dict[str, Json] = {}
+        for name, value in meta.items():
+            if len(msgspec.json.encode({**self.meta, **found, name: value})) <= self.limits.meta_bytes:
+                found[name] = value
+        return found
 
     def accept_check(self) -> None:
         """Queue a request that changes nothing, and is refused if the message has ended."""
@@ -777,7 +787,9 @@ class Outgoing:
     def _tried(self) -> dict[str, Json]:
         """Return the change of `meta`, if any, that names the parts of open or failed attempts."""
         tried = [index for index, part in enumerate(self._parts) if part.is_cut or part.is_listed] or None
-        return {TRIED: tried} if tried != self.meta.get(TRIED) else {}
+        if tried == self.meta.get(TRIED):
+            return {}
+        return self.fitting({TRIED: tried}) if tried else {TRIED: None}
 
     def _put_tried(self) -> None:
         if change := self._tried():

@@ -135,7 +135,7 @@ async def pipe(
             async with Attempt(writer) as attempt:  # a stream cannot continue what an earlier attempt has left
                 if attempt.outgoing.take_left(attempt.owner):
                     attempt.supersede()
-        writing = Writing(writer)
+        writing = Writing(writer, Attempt(writer))
         with reading(writer, writing):
             return await _pipe_one(writing, stream, named, silent_s, option)
 

@@ -79,7 +79,6 @@ class Attaching:
         writing.note_response, self._writing = self._note, writing
         self._may_stream = True  # until the service refuses a stream of the response (`NOT_STREAMED`)
         kept, attempt = writing.kept, writing.attempt
-        assert attempt is not None
         # before all parts that are continued: a step may be shown between them and those of the response
         self._after = len(attempt.outgoing.lengths(None if kept is None else kept.parts[0][0]))
         try:
@@ -191,11 +190,12 @@ class Attaching:
         """Store the id of the response, ahead of its text."""
         # later calls follow from another response now
         notes = [one for one in _notes(self._writer) if one.step != self._step or one.number < self._number]
-        if len(notes) < NOTES:
-            place = [len(kept.parts), len(kept.text)] if kept is not None else None
-            notes.append(_Note(self._step, self._number, id, self._after, used(self._writer), place))
-            stored: list[Json] = [[one for one in note if one is not None] for note in notes]
-            await self._writer.update(meta={RESPONSES: stored})
+        place = [len(kept.parts), len(kept.text)] if kept is not None else None
+        notes.append(_Note(self._step, self._number, id, self._after, used(self._writer), place))
+        stored: list[Json] = [[one for one in note if one is not None] for note in notes]
+        assert self._writing is not None
+        if len(notes) <= NOTES and (meta := self._writing.attempt.outgoing.fitting({RESPONSES: stored})):
+            await self._writer.update(meta=meta)
             self._go_on(is_attached=True)
 
     def _go_on(self, *, is_attached: bool) -> None:

@@ -163,7 +163,7 @@ class Tries:
         """Try until a try succeeds, as long as the text stays. Raises _Restart if it cannot be continued."""
         while True:
             self._number += 1
-            writing = Writing(self._writer, self._kept, attempt)
+            writing = Writing(self._writer, attempt, self._kept)
             writing.can_go_on = functools.partial(self._can_go_on, attempt, writing)
             try:
                 return await self.write(self._made, writing)

@@ -270,7 +270,7 @@ class Differs(UpstreamEnded):
 class Writing:
     """The writing of one stream into one message, and the stream's summary so far."""
 
-    def __init__(self, writer: Writer, kept: Kept | None = None, attempt: Attempt | None = None) -> None:
+    def __init__(self, writer: Writer, attempt: Attempt, kept: Kept | None = None) -> None:
         """Write into `writer`, from the end of the text `kept` on, within `attempt`, which can supersede that text."""
         self.response_id: str | None = None
         self.is_attached = False  # True: the model's response goes on without its reader
@@ -353,7 +353,7 @@ class Writing:
         meta = {name: value for name, value in known.items() if value is not None}
         if has_ended:
             meta.update(self._recorded(meta))
-        if meta:
+        if meta := self.attempt.outgoing.fitting(meta):
             await self._writer.update(meta=meta)
         streams_of(self._writer).used = both
 
@@ -476,8 +476,7 @@ class Writing:
         """Supersede what the message holds by what the stream has brought so far. Raises Differs for a continuation."""
         if self.kept is not None:
             raise Differs("the model's response differs from the text that it has continued")
-        if self.attempt is not None:
-            self.attempt.supersede()
+        self.attempt.supersede()
         self._left.clear()
         for slot in self._slots.values():
             slot.left = None
