@@ -46,7 +46,8 @@ class ChildTask(Struct, frozen=True, kw_only=True):
     guest_key: str | None
     agent: str = ""  # name of the agent; the server has none
     descriptor: int = 0  # file descriptor of the server's listening socket
-    is_first: bool = False  # True: the agents of an earlier run are gone
+    is_first: bool = False  # True: this is the first server of the run
+    lost_agents: tuple[str, ...] = ()  # names of agents that have ended while no server ran
 
 
 def supervise(
@@ -93,6 +94,7 @@ class _Supervisor:
         self._started, self._echo = started, echo
         self._server: Process | None = None
         self._agents: dict[str, Process] = {}
+        self._lost_agents = set(AGENTS)  # those that have ended while no server ran, also those of an earlier run
         self._ended_by: int | None = None
         self._ending = asyncio.Event()
 
@@ -133,8 +135,10 @@ class _Supervisor:
         failed, is_first, died_s = 0, True, None
         while True:
             began_s = time.monotonic()
-            self._server = await _begin(replace(self._task, is_first=is_first))
+            lost, self._lost_agents = self._lost_agents, set()
+            self._server = await _begin(replace(self._task, is_first=is_first, lost_agents=(*lost,)))
             is_ready = await self._read_lines(self._server, died_s)
+            self._lost_agents |= set() if is_ready else lost
             status = await self._server.wait()
             if self._ending.is_set():
                 return
@@ -166,12 +170,20 @@ class _Supervisor:
     async def _keep_agent(self, name: str) -> None:
         while not self._ending.is_set():
             began_s = time.monotonic()
-            self._agents[name] = agent = await _begin(replace(self._task, agent=name))
+            try:
+                self._agents[name] = agent = await _begin(replace(self._task, agent=name))
+            except OSError as error:  # for example too many processes
+                self._echo(f"Agent {name} could not be started, and is tried again: {error}")
+                await asyncio.sleep(PAUSE_S)
+                continue
             status = await agent.wait()
             if self._ending.is_set():
                 return
-            if self._server is not None:
-                _send(self._server, name.encode())  # the server gives the agent's turns to the other one
+            # the server gives the agent's turns to the other one
+            if self._server is not None and self._server.returncode is None:
+                _send(self._server, name.encode())
+            else:
+                self._lost_agents.add(name)
             if status == -signal.SIGKILL:
                 self._echo(f"Agent {name} killed (process {agent.pid}); the other agent continues its answers.")
             await asyncio.sleep(max(0.0, began_s + PAUSE_S - time.monotonic()))
@@ -229,8 +241,7 @@ def _serve(start: ChildTask) -> None:
         crash=lambda agent: os.write(sys.stdout.fileno(), CRASH + agent.encode() + b"\n"),
     )
     app = build(start.store, controls=controls, guests=guests)
-    if start.is_first:
-        app.state.hub.on_start(lambda: [app.state.lose_agent(name) for name in AGENTS])
+    app.state.hub.on_start(lambda: [app.state.lose_agent(name) for name in start.lost_agents])
 
     def begin() -> None:
         invite = guests.invite() if guests is not None and start.is_first else ""

@@ -5,12 +5,14 @@ Layer: tests.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import select
 import signal
 import subprocess
 import sys
+from asyncio.subprocess import PIPE
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ import msgspec
 import pytest
 
 from tenuto.demo.guide import AGENTS, written_answers
-from tenuto.demo.supervisor import READY, ChildTask, is_of_interest
+from tenuto.demo.supervisor import READY, ChildTask, _Supervisor, is_of_interest
 from tenuto.server.serving import address_of, listen
 from tenuto.transports.origin import SocketOwner, objection
 from tests.processes import PATIENCE_S, Process, Server, text_of
@@ -93,6 +95,44 @@ def test_the_server_reads_its_task_also_if_a_name_of_an_agent_arrives_with_it(tm
         command = [sys.executable, "-m", "tenuto.demo.supervisor"]
         ended = subprocess.run(command, input=lines, stdout=subprocess.PIPE, pass_fds=[number], timeout=PATIENCE_S)
     assert (ended.returncode, ended.stdout.startswith(READY)) == (0, True)
+
+
+async def test_children_are_begun_again_and_the_next_server_learns_of_agents_that_ended_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun, echoed, killed = list[ChildTask](), list[str](), asyncio.Event()
+
+    async def begin(task: ChildTask) -> asyncio.subprocess.Process:
+        begun.append(task)
+        if len(begun) == 2:
+            raise OSError("too many processes")
+        if task.agent:
+            agent = await asyncio.create_subprocess_exec("sleep", "1000")
+            agent.kill()
+            return agent
+        if len(begun) > 1:
+            supervisor._ending.set()
+        return await asyncio.create_subprocess_exec("echo", READY, stdin=PIPE, stdout=PIPE)
+
+    def echo(line: str) -> None:
+        echoed.append(line)
+        if "killed" in line:
+            killed.set()
+
+    monkeypatch.setattr("tenuto.demo.supervisor._begin", begin)
+    monkeypatch.setattr("tenuto.demo.supervisor.PAUSE_S", 0.01)
+    task = ChildTask(address="", store="", guest_key=None)
+    supervisor = _Supervisor(task, lambda link: None, echo)
+    supervisor._server = await begin(task)
+    await supervisor._server.wait()
+    supervisor._lost_agents.clear()
+    keeping = asyncio.ensure_future(supervisor._keep_agent(AGENTS[1]))
+    async with asyncio.timeout(PATIENCE_S):
+        await killed.wait()
+        await supervisor._keep_server()
+        await keeping
+    assert echoed[0] == f"Agent {AGENTS[1]} could not be started, and is tried again: too many processes"
+    assert [one.lost_agents for one in begun if not one.agent] == [(), (AGENTS[1],)]
 
 
 def test_a_server_that_cannot_start_ends_the_demo_with_its_reason(tmp_path: Path) -> None:
