@@ -20,7 +20,7 @@ In a continued answer the next writer supersedes the parts of an attempt that wa
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Sequence
 from enum import Enum, auto
 
 import msgspec
@@ -350,14 +350,8 @@ class Outgoing:
         left = self.left[position] if 0 <= position < len(self.left) else {}
         return part.get("call") in self._steps and left.get("call") == part.get("call")
 
-    def _indexed(self, indexes: list[int], lengths: Mapping[int, int]) -> dict[int, Part]:
-        """Return parts that were left, of texts up to `lengths`: what follows stays in view until more is written."""
-        count = len(self._superseded)
-        found: dict[int, Part] = {PartIndex(at, count): first_of(self.left[at], lengths.get(at)) for at in indexes}
-        for index, part in found.items():
-            self._parts[index].ended = part if part != self.left[index] else None
-        self._find_text_part(self._text_owner)
-        return found
+    def _indexed(self, indexes: list[int]) -> dict[int, Part]:
+        return {PartIndex(index, len(self._superseded)): self.left[index] for index in indexes}
 
     def has_left(self) -> bool:
         """Return whether parts that an earlier writer left are neither continued nor superseded."""
@@ -373,7 +367,7 @@ class Outgoing:
         if not theirs or self._give_up_if_added(theirs):
             return {}
         self._give(theirs, owner)
-        return self._indexed(theirs, {})
+        return self._indexed(theirs)
 
     def _give_up_if_added(self, left: list[int]) -> bool:
         """Let the next part supersede all that was left if this writer has added content to it, or behind `left`.
@@ -389,11 +383,10 @@ class Outgoing:
         self.accept_text("".join(added))  # an attempt adds nothing to text of others
         return True
 
-    def reopen_left(self, after: int, until: int | None, owner: Owner, lengths: Mapping[int, int]) -> dict[int, Part]:
+    def reopen_left(self, after: int, until: int | None, owner: Owner) -> dict[int, Part]:
         """Return the parts that an earlier writer left of a response, which count again, and are of `owner`.
 
-        They are those behind the first `after` of the parts that count, up to the number `until`, with texts up to
-        `lengths`, those of a response that had ended.
+        They are those behind the first `after` of the parts that count, up to the number `until`.
         If a part before them has failed, or this writer has added content, no part counts again: the next part
         supersedes what is left.
         """
@@ -406,17 +399,7 @@ class Outgoing:
             return {}
         self._give(before, None)  # to the message itself: `owner` did not open them
         self._give(ours, owner)
-        return self._indexed(ours, lengths)
-
-    def end_of(self, lengths: dict[int, int], content: str) -> int | None:
-        """Return how many parts an earlier writer left that count, up to the last with an index in `lengths`.
-
-        None if these parts, with such texts, have another hash than `content`.
-        """
-        known = [first_of(part, lengths[index]) for index, part in enumerate(self.left) if index in lengths]
-        if not known or content_of(known) != content:
-            return None
-        return len([part for part in self.left[: max(lengths) + 1] if part["type"] != ATTEMPT])
+        return self._indexed(ours)
 
     def _give(self, indexes: list[int], owner: Owner | None) -> None:
         """Let parts that an earlier writer left belong to `owner`, also failed ones."""
@@ -425,13 +408,17 @@ class Outgoing:
                 part.owner, part.is_cut = owner, False
         self._find_text_part(self._text_owner)
 
-    def restore(self, lengths: dict[int, int], content: str, owner: Owner) -> dict[int, Part] | None:
+    def restore(
+        self, lengths: dict[int, int], content: str, owner: Owner, *, counts_failed: bool
+    ) -> dict[int, Part] | None:
         """Return parts that an earlier writer left, which are of `owner` now; the next part supersedes the others left.
 
         `lengths` are those of their texts, by their indexes, and `content` is the hash of them. None if they changed
-        since, or if this writer has added content: then the next part supersedes all that is left.
+        since, or if this writer has added content: then the next part supersedes all that is left. With `counts_failed`
+        parts count also if the next part would supersede them.
         """
-        indexes = [index for index in lengths if index < len(self.left) and self._parts[index].owner is LEFT]
+        owners = (LEFT, FAILED) if counts_failed else (LEFT,)
+        indexes = [index for index in lengths if index < len(self.left) and self._parts[index].owner in owners]
         now = content_of(first_of(self.left[index], lengths[index]) for index in indexes)
         if now != content or self._give_up_if_added(indexes):
             return None
@@ -441,7 +428,11 @@ class Outgoing:
         for last in self._parts[-1:]:
             last.is_closed = last.owner is LEFT  # only restored text is continued
         self._has_restored = True
-        return self._indexed(indexes, lengths)
+        found = {index: first_of(part, lengths[index]) for index, part in self._indexed(indexes).items()}
+        for index, part in found.items():
+            self._parts[index].ended = part if part != self.left[index] else None
+        self._find_text_part(self._text_owner)
+        return found
 
     def _note_failed(self, owner: Owner | None = None) -> bool:
         """Note as failed the parts left behind restored ones, and for a listed `owner` those that were cut.
@@ -856,8 +847,8 @@ def text_of(part: Part) -> str:
     return str(part.get(APPENDABLE.get(part["type"], ""), ""))
 
 
-def first_of(part: Part, length: int | None) -> Part:
-    """Return a part with the first `length` characters of its text; None: with all."""
+def first_of(part: Part, length: int) -> Part:
+    """Return a part with the first `length` characters of its text."""
     name = APPENDABLE.get(part["type"])
     return {**part, name: part[name][:length]} if name in part else part
 

@@ -25,7 +25,7 @@ from tenuto.sources.openai import events_of
 from tenuto.sources.reading import UpstreamEnded, UpstreamError, causes_of, get
 from tenuto.sources.tries import LONGEST_RETRY_AFTER_S, Tries, backoff_s, may_pass, pause, retry_after_s, wait_to_retry
 from tenuto.sources.upstream import called
-from tenuto.sources.writing import Differs, Kept, Writing, record_of, streams_of, used
+from tenuto.sources.writing import Differs, Kept, Writing, streams_of, used
 
 logger = logging.getLogger("tenuto.agents")
 
@@ -85,12 +85,7 @@ class Attaching:
             if self.found is not None:
                 note, self.found = self.found, None  # the try after this one makes another response
                 writing.response_id, writing.usage_before, self._after = note.id, note.usage, note.after
-                # of a response that had ended: other text behind it stays in view until its successor begins
-                ended = record_of(self._writer)
-                until = attempt.outgoing.end_of(ended.lengths, ended.content) if ended is not None else None
-                lengths = ended.lengths if ended is not None and until is not None else {}
-                until = self._until if until is None else until
-                left = [*attempt.outgoing.reopen_left(note.after, until, attempt.owner, lengths).items()]
+                left = [*attempt.outgoing.reopen_left(note.after, self._until, attempt.owner).items()]
                 number, length = note.kept or (0, 0)  # of the parts that it continues, and of the text of the last one
                 kept = _kept(attempt, left[:number], number, length, is_exact=self._is_exact) if number else None
                 writing.replay(left[number:], kept, notes_join=True)
