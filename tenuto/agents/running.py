@@ -133,9 +133,9 @@ class Running:
         self.came_too_late = False  # the handler was not begun
         self.unheard: tuple[str, ...] = ()  # `Turn.unheard` at the end
         self._is_late = False  # True: the time of the attempt was over
-        self._is_shutting_down = False
         self._failure: str | None = None  # public reason of the handler's failure
-        self._ending = asyncio.get_running_loop().create_future()  # done when the handler must end
+        # done when the handler must end: its turn was stopped, its time is over, or the process ends
+        self._ending = asyncio.get_running_loop().create_future()
         self._turn: Turn | None = None
         self._taken_up: TakenUp = {}
         self._complete: set[int] = set()  # numbers of the complete answers of earlier attempts
@@ -171,7 +171,7 @@ class Running:
         waits = turn.allowance is not None and turn.allowance.waits > 0
         streams = {reply: going_on(reply, is_continued=self._agent.on_crash == "continue") for reply in turn.replies}
         writing = [reply for reply in turn.begun if not reply.is_over]
-        is_at_rest = waits or (writing and all(turn.attached[reply] or streams[reply] for reply in writing))
+        is_at_rest = waits or (writing and all(streams[reply] for reply in writing))
         # each stream must be able to go on, also one that is read beside a wait: it would be cut
         if is_at_rest and not turn.steps.is_running and all(map(all, streams.values())):
             task.cancel()
@@ -264,8 +264,7 @@ class Running:
         except asyncio.CancelledError:  # the process shuts down, so the answer is interrupted instead of cancelled
             for reply in turn.replies:
                 reply.cancelled_as = ("interrupted", None)
-            self._is_shutting_down = True
-            self._work.cancel()
+            self._end_handler()
             await asyncio.wait([self._work], timeout=SHUTDOWN_S)
             raise
         is_left = backend.is_shutting_down and self._work.cancelled() and not self._is_stopped
@@ -302,7 +301,7 @@ class Running:
         except asyncio.CancelledError as error:
             if self._is_late:
                 logger.warning("turn of %s in %s took more than %g s", self.message.id, self.channel, left_s)
-            elif self._is_stopped or self._is_shutting_down or self._backend.is_shutting_down:
+            elif self._ending.done() or self._backend.is_shutting_down:
                 raise
             else:  # the cancellation was not a stop: other code cancelled a task that the handler awaited
                 logger.error("turn of %s in %s failed", self.message.id, self.channel, exc_info=error)

@@ -14,7 +14,6 @@ import inspect
 import json
 import logging
 import secrets
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Container, Mapping
 from functools import partial
 from itertools import count
@@ -123,7 +122,6 @@ class Turn:
         self._conversation: set[str] = set()  # ids of its own messages, and of those that follow them
         self.replies: list[Writer] = []
         self._rests = rests  # called when the turn may be at rest
-        self.attached = Counter[Writer]()  # answers, with the number of responses in the background that they read
         self._cancelled_ends_s: dict[str, float] = {}  # ends of questions whose `ask` was cancelled, by their ids
         # ids of questions that have no reply yet, also of earlier attempts: this one may ask them again
         self.open_questions: set[str] = set()
@@ -193,7 +191,7 @@ class Turn:
         if not self.is_cancelled:
             writer.cancelled_as = CANCELLED_BY_HANDLER
         writer.on_retry = lambda waits: self.progress("trying again" if waits else "answering")
-        writer.on_attach = partial(self._attach, writer)
+        writer.on_attach = lambda is_attached: self._rests()
         writer.is_answer, writer.is_continued = True, self._on_crash == "continue"
         writer.rested_s = lambda: max(self.steps.ran_s, self.allowance.rested_s if self.allowance is not None else 0.0)
         writer.is_stopped = lambda: writer.cancelled_as != CANCELLED_BY_HANDLER
@@ -587,10 +585,6 @@ class Turn:
         if until_ms > self._backend.now_ms():  # a wait that is over costs no notes of the time used
             async with self._standing_still():
                 await asyncio.sleep(max(0, until_ms - self._backend.now_ms()) / 1000)
-
-    def _attach(self, answer: Writer, is_attached: bool) -> None:
-        self.attached[answer] += 1 if is_attached else -1
-        self._rests()
 
     def take_unused(self) -> list[Writer]:
         """Return, and remove, the answers of earlier attempts that `reply` has not returned."""

@@ -120,8 +120,7 @@ async def pipe(
             async def write(made: Callable[[], object], writing: Writing) -> Piped:
                 # a stream that goes on needs the state of its translator; any other one begins with a new one
                 translator = writing.source or named_source(source, text_field, option=option)
-                with reading(writer, writing):
-                    return await _pipe_one(writing, made(), translator, silent_s, option)
+                return await _pipe_one(writing, made(), translator, silent_s, option)
 
             tries = Tries(writer, make, write, retries=retries, retry_s=retry_s, on_break=on_break)
             with attaching(writer, tries, attach) if attach is not None else nullcontext():

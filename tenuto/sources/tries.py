@@ -42,7 +42,7 @@ from tenuto.sources.reading import (
     items,
     word,
 )
-from tenuto.sources.writing import SHORTEST_OVERLAP, Kept, Writing, lengths_known
+from tenuto.sources.writing import SHORTEST_OVERLAP, Kept, Writing, lengths_known, reading
 
 logger = logging.getLogger("tenuto.agents")
 
@@ -166,7 +166,8 @@ class Tries:
             writing = Writing(self._writer, attempt, self._kept)
             writing.can_go_on = functools.partial(self._can_go_on, attempt, writing)
             try:
-                return await self.write(self._made, writing)
+                with reading(self._writer, writing):
+                    return await self.write(self._made, writing)
             except Exception as error:
                 has_content = writing.has_content
                 try:

@@ -54,7 +54,7 @@ def streams_of(writer: Writer) -> Streams:
 
 @contextmanager
 def reading(writer: Writer, writing: Writing) -> Iterator[None]:
-    """Enclose the reading of one stream: a try, which counts the questions and sleeps that are open in it."""
+    """Enclose the reading of one stream, or of a response from one stream to the next: a try, which counts waits."""
     block, read = Try(), streams_of(writer).reading
     read[block] = writing
     try:
