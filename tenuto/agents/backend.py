@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -25,19 +26,28 @@ RETRY_S = 1.0  # wait before the next try after the store failed
 T = TypeVar("T")
 
 
-class Watch(Protocol):
+class Watch(ABC):
     """The state of a channel, followed while a turn runs."""
 
-    _woken: asyncio.Event  # set when the channel may have changed
+    def __init__(self) -> None:
+        self._woken = asyncio.Event()  # set when the channel may have changed
+        self._on_change: Callable[[], None] = lambda: None
 
+    @abstractmethod
     def commands(self) -> list[Command]:
         """Return the commands that wait for a reply."""
 
+    @abstractmethod
     async def reply_to(self, command: Command) -> CommandReply:
         """Wait for the reply to a command that was sent since this watch began, and return it."""
 
+    @abstractmethod
     def waiting(self) -> list[Message]:
         """Return the user messages that wait for an agent."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop following the channel."""
 
     async def changed(self) -> None:
         """Wait until the channel may have changed since the last call."""
@@ -46,9 +56,13 @@ class Watch(Protocol):
 
     def follow(self, on_change: Callable[[], None]) -> None:
         """Call `on_change` now, and whenever the channel may have changed, until `close`. A watch has one follower."""
+        self._on_change = on_change
+        on_change()
 
-    def close(self) -> None:
-        """Stop following the channel."""
+    def _wake(self) -> None:
+        """Note that the channel may have changed."""
+        self._woken.set()
+        self._on_change()
 
 
 class Sent(NamedTuple):

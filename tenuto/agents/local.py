@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -234,10 +233,9 @@ class LocalWatch(Watch):
     """A channel's state in memory, with a wake-up after each change."""
 
     def __init__(self, hub: HubCore, channel: str) -> None:
+        super().__init__()
         self._channel = hub.channel(channel)
-        self._woken = asyncio.Event()
-        self._channel.listeners[self._woken.set] = None
-        self._on_change: Callable[[], None] = self._woken.set
+        self._channel.listeners[self._wake] = None
 
     def commands(self) -> list[Command]:
         """Return the commands without a reply (`Watch.commands`)."""
@@ -260,13 +258,6 @@ class LocalWatch(Watch):
         found = [one for message_id in state.turns if (one := state.messages[message_id]).is_pending]
         return [one.message() for one in sorted(found, key=lambda one: one.created)]
 
-    def follow(self, on_change: Callable[[], None]) -> None:
-        """Call `on_change` now, and at each change of the channel (`Watch.follow`)."""
-        self._on_change = on_change
-        self._channel.listeners[on_change] = None
-        on_change()
-
     def close(self) -> None:
         """Stop following the channel (`Watch.close`)."""
-        for listener in (self._woken.set, self._on_change):
-            self._channel.listeners.pop(listener, None)
+        self._channel.listeners.pop(self._wake, None)

@@ -201,14 +201,13 @@ class RemoteWatch(Watch):
     """A view of the turn's channel. All turns that run in the channel share it."""
 
     def __init__(self, client: Client, agents: Agents, turn: ClaimedTurn) -> None:
+        super().__init__()
         self._client = client
         self._agents = agents
         self._view = agents.borrow(turn.channel)
         self._turn = turn
         self._replies: dict[str, CommandReply] = {}
         self._starts = 0  # number of new starts that the view had when this watch began
-        self._woken = asyncio.Event()
-        self._on_change: Callable[[], None] = self._woken.set
         self._reading = asyncio.ensure_future(self._read())
 
     async def begin(self) -> Self:
@@ -263,11 +262,6 @@ class RemoteWatch(Watch):
             if one.role == "user" and one.status == "complete" and one.created > self._turn.message.created
         ]
 
-    def follow(self, on_change: Callable[[], None]) -> None:
-        """Call `on_change` now, and at each change of the view (`Watch.follow`)."""
-        self._on_change = on_change
-        on_change()
-
     def close(self) -> None:
         """Stop using the view (`Watch.close`)."""
         self._reading.cancel()
@@ -280,7 +274,6 @@ class RemoteWatch(Watch):
                     self._replies[reply.id] = reply
                     if len(self._replies) > KEPT_REPLIES:
                         del self._replies[next(iter(self._replies))]
-                self._woken.set()
-                self._on_change()
+                self._wake()
         except TenutoError:
             self._woken.set()  # no need to raise the error here: the turn's own requests raise it
