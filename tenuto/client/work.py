@@ -78,7 +78,7 @@ class RemoteWorker:
         self._turns: dict[tuple[str, str], ClaimedTurn] = {}
         self._tasks: asyncio.TaskGroup | None = None
         # done when the server has refused the worker, or when the worker has drained
-        self._over: asyncio.Future[None] | None = None
+        self._over = asyncio.get_running_loop().create_future()
         self._is_draining = False
         self._is_asking = False  # True: a request for work has no response yet
         self._is_listed = True  # True: the server may assign turns to this worker
@@ -90,9 +90,6 @@ class RemoteWorker:
         If it is cancelled, its running turns are cancelled without a report: their claims lapse, and another worker
         takes them over.
         """
-        if self._is_draining:
-            return
-        self._over = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.TaskGroup() as self._tasks:
                 self._link.add_listener(self)
@@ -150,7 +147,7 @@ class RemoteWorker:
         """Continue the turns, since a claim lasts for the rest of its lease without a socket."""
 
     def stopped(self, error: TenutoError) -> None:
-        if self._over is not None and not self._over.done():
+        if not self._over.done():
             self._over.set_exception(error)
 
     # Internal
@@ -173,7 +170,7 @@ class RemoteWorker:
 
     def _check_drained(self) -> None:
         is_drained = self._is_draining and not self._is_listed and not self._open
-        if is_drained and self._over is not None and not self._over.done():
+        if is_drained and not self._over.done():
             self._over.set_result(None)
 
     async def _run(self, key: tuple[str, str], turn: ClaimedTurn) -> None:
@@ -209,7 +206,7 @@ class RemoteWorker:
         self._is_asking = False
         if self._is_draining:
             self._unlist()
-        if not isinstance(result, TenutoError) or self._over is None or self._over.done():
+        if not isinstance(result, TenutoError) or self._over.done():
             return
         if not result.retry:
             self._over.set_exception(result)
@@ -218,7 +215,7 @@ class RemoteWorker:
             asyncio.get_running_loop().call_later(delay_s, self._ask_again)
 
     def _ask_again(self) -> None:
-        if self._link.is_live and self._over is not None and not self._over.done():
+        if self._link.is_live and not self._over.done():
             self.opened()
 
     def _frame(self, slots: int) -> dict[str, Any]:

@@ -72,11 +72,10 @@ class Attaching:
         # where the parts of a later response begin, those of this one end
         later = [one.after for one in notes if one.after > after or (one.step == step and one.number > number)]
         self._until = min(later, default=None)
-        self._writing: Writing | None = None  # the response that is read
 
     async def write(self, make: Make, writing: Writing) -> Piped:
         """Write one response to its end. Raises UpstreamEnded if it is lost, and its error if it has failed."""
-        writing.note_response, self._writing = self._note, writing
+        writing.note_response = partial(self._note, writing)
         self._may_stream = True  # until the service refuses a stream of the response (`NOT_STREAMED`)
         kept, attempt = writing.kept, writing.attempt
         # before all parts that are continued: a step may be shown between them and those of the response
@@ -89,7 +88,7 @@ class Attaching:
                 number, length = note.kept or (0, 0)  # of the parts that it continues, and of the text of the last one
                 kept = _kept(attempt, left[:number], number, length, is_exact=self._is_exact) if number else None
                 writing.replay(left[number:], kept, notes_join=True)
-                self._go_on(is_attached=True)
+                self._go_on(writing, is_attached=True)
                 make = await self._next(writing, None, has_moved=True)
             while True:
                 place = writing.place
@@ -105,7 +104,7 @@ class Attaching:
                 await self._cancel(writing.response_id)
             raise
         finally:
-            self._go_on(is_attached=False)
+            self._go_on(writing, is_attached=False)
 
     async def _next(self, writing: Writing, error: Exception | None, *, has_moved: bool) -> Make:
         """Wait, and return the rest of the response: its stream, or its events if it has ended or may not be streamed.
@@ -181,23 +180,21 @@ class Attaching:
                 async with asyncio.timeout(CANCEL_S):
                     await called(partial(self._attach.cancel, id))
 
-    async def _note(self, id: str, kept: Kept | None) -> None:
+    async def _note(self, writing: Writing, id: str, kept: Kept | None) -> None:
         """Store the id of the response, ahead of its text."""
         # later calls follow from another response now
         notes = [one for one in _notes(self._writer) if one.step != self._step or one.number < self._number]
         place = [len(kept.parts), len(kept.text)] if kept is not None else None
         notes.append(_Note(self._step, self._number, id, self._after, used(self._writer), place))
         stored: list[Json] = [[one for one in note if one is not None] for note in notes]
-        assert self._writing is not None
-        if len(notes) <= NOTES and (meta := self._writing.attempt.outgoing.fitting({RESPONSES: stored})):
+        if len(notes) <= NOTES and (meta := writing.attempt.outgoing.fitting({RESPONSES: stored})):
             await self._writer.update(meta=meta)
-            self._go_on(is_attached=True)
+            self._go_on(writing, is_attached=True)
 
-    def _go_on(self, *, is_attached: bool) -> None:
+    def _go_on(self, writing: Writing, *, is_attached: bool) -> None:
         """Report whether the next process could read the response on."""
-        assert self._writing is not None
-        if self._writing.is_attached != is_attached:
-            self._writing.is_attached = is_attached
+        if writing.is_attached != is_attached:
+            writing.is_attached = is_attached
             self._writer.on_attach(is_attached)
 
 

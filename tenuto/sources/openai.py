@@ -71,7 +71,6 @@ class OpenAIResponses(Source):
     last = "the event response.completed"
 
     def __init__(self) -> None:
-        self.is_open = False  # True while a response has begun and not ended
         self._response = 0  # number of the response in an agent's run; the next one has the same indexes again
         self._calls: dict[Hashable, str] = {}  # tool calls, by the id of their item
         self._streamed: set[Hashable] = set()  # keys of parts that received a delta
@@ -114,8 +113,7 @@ class OpenAIResponses(Source):
                 yield from self._input(event, what)
 
     def _begin(self, response: object) -> Iterator[Edit]:
-        if not self.is_open:
-            self.is_open, self._is_ended, self._has_calls = True, False, False
+        self._is_ended = False
         yield Meta(model=word(response, "model"), response_id=word(response, "id"))
 
     def _item(self, event: object) -> Hashable:
@@ -195,7 +193,7 @@ class OpenAIResponses(Source):
                     yield Open(("source", file), free("source", file_id=file, title=word(note, "filename")))
 
     def _end(self, response: object, *, is_complete: bool) -> Iterator[Edit]:
-        self.is_open, self._is_ended = False, True
+        self._is_ended = True
         if is_complete:
             reason = "tool_calls" if self._has_calls else "stop"
         else:
@@ -203,7 +201,7 @@ class OpenAIResponses(Source):
             reason = FINISH.get(cause, cause)
         usage = counts(get(response, "usage"), USAGE)
         yield Meta(model=word(response, "model"), finish_reason=reason, usage=usage, of=self._response)
-        self._response += 1
+        self._response, self._has_calls = self._response + 1, False
 
 
 async def events_of(response: object) -> AsyncIterator[dict[str, object]]:
