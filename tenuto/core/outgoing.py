@@ -149,8 +149,6 @@ class Outgoing:
         # index of the part that receives text of `_text_owner` without an index; -1: there is no text part
         self._text_part = -1
         self._text_owner: Owner | None = None
-        # how to continue a stored message once it is open
-        self._again: tuple[dict[str, Json], bool, Container[Json]] | None = None
         self._steps: Container[Json] = ()  # calls of the steps that an earlier writer has shown
         self._has_restored = False  # True: what an earlier writer left behind the restored parts is written again
         # for each time that parts were superseded: the index from which, and the new indexes of those that stayed
@@ -202,25 +200,20 @@ class Outgoing:
         self.close_text()
 
     def begin_again(self, meta: dict[str, Json], *, supersedes: bool, steps: Container[Json] = ()) -> None:
-        """Once open, merge `meta`; with `supersedes` the next content supersedes all. `steps`: calls of shown steps."""
-        self._again = (meta, supersedes, steps)
-        if self.state is OPEN:
-            self.open()
+        """Merge `meta`; with `supersedes` the next content supersedes all. `steps`: calls of shown steps."""
+        self._steps = steps
+        for part, left in zip(self._parts, self.left, strict=False):
+            if left.get("call") in steps:
+                part.owner = SHOWN
+        changed = {key: value for key, value in meta.items() if self.meta.get(key) != value}
+        if changed:
+            self._update(changed)
+        if supersedes:
+            self.fail_attempt(LEFT)
 
     def open(self) -> None:
         """Accept content from now on: the beginning of the message is stored."""
         self.state = OPEN
-        if self._again is None:
-            return
-        (meta, supersedes, self._steps), self._again = self._again, None
-        for part, left in zip(self._parts, self.left, strict=False):
-            if left.get("call") in self._steps:
-                part.owner = SHOWN
-        changed = {key: value for key, value in meta.items() if self.meta.get(key) != value}
-        if changed:
-            self.accept_update(changed)
-        if supersedes:
-            self.fail_attempt(LEFT)
 
     def close(self) -> None:
         """Accept no more content."""
@@ -500,6 +493,10 @@ class Outgoing:
     def accept_update(self, meta: dict[str, Json]) -> None:
         """Merge `meta` into the message's meta; None removes a key."""
         self.check_open()
+        self._update(meta)
+
+    def _update(self, meta: dict[str, Json]) -> None:
+        """Merge `meta`, also before the writer is open."""
         if not isinstance(meta, dict):
             raise InvalidRequest(f"meta must be an object, got {shown(meta)}")
         size = check_json(meta, self.limits.meta_bytes, "meta", depth=self.limits.depth)
