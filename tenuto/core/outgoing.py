@@ -221,8 +221,7 @@ class Outgoing:
 
     def check_open(self) -> None:
         """Raise the server's refusal, or LocalError, unless the writer accepts content."""
-        if self.state is REFUSED and self.error is not None:
-            raise self.error
+        self.raise_error()
         if self.state is NEW:
             raise LocalError(f"message {self.id!r} is not open; enter `async with` before you write")
         if self.state is not OPEN:
@@ -350,18 +349,6 @@ class Outgoing:
         """Return whether parts that an earlier writer left are neither continued nor superseded."""
         return any(part.owner is LEFT and part.type != ATTEMPT for part in self._parts)
 
-    def take_left(self, owner: Owner) -> dict[int, Part]:
-        """Return the parts that an earlier writer left to be continued, which are of `owner` now; a second call none.
-
-        If this writer has added content, that is taken for what stands before them: then they cannot be continued, and
-        the next part supersedes them. Steps, and parts that it has put again, are not among them.
-        """
-        theirs = [index for index, part in enumerate(self._parts) if part.owner is LEFT and part.type != ATTEMPT]
-        if not theirs or self._give_up_if_added(theirs):
-            return {}
-        self._give(theirs, owner)
-        return self._indexed(theirs)
-
     def _give_up_if_added(self, left: list[int]) -> bool:
         """Let the next part supersede all that was left if this writer has added content to it, or behind `left`.
 
@@ -376,18 +363,22 @@ class Outgoing:
         self.accept_text("".join(added))  # an attempt adds nothing to text of others
         return True
 
-    def reopen_left(self, after: int, until: int | None, owner: Owner) -> dict[int, Part]:
-        """Return the parts that an earlier writer left of a response, which count again, and are of `owner`.
+    def reopen_left(
+        self, owner: Owner, after: int = 0, until: int | None = None, *, counts_failed: bool = False
+    ) -> dict[int, Part]:
+        """Return the parts that an earlier writer left to be continued, which are of `owner` now; a second call none.
 
-        They are those behind the first `after` of the parts that count, up to the number `until`.
-        If a part before them has failed, or this writer has added content, no part counts again: the next part
-        supersedes what is left.
+        They are those behind the first `after` of the parts that count, up to the number `until`; with `counts_failed`
+        also those that the next part would supersede. If this writer has added content, or a part before them has
+        failed, none is continued: the next part supersedes what is left. Steps, and parts that this writer has put
+        again, are not among them.
         """
+        owners = (LEFT, FAILED) if counts_failed else (LEFT,)
         counted = [index for index, part in enumerate(self.left) if part["type"] != ATTEMPT]
         steps = {index for index in counted if self._is_step(index, self.left[index])}
         before = [index for index in counted[:after] if index not in steps]
         theirs = [index for index in counted[after:until] if index not in steps]
-        ours = [index for index in theirs if self._parts[index].owner in (LEFT, FAILED)]
+        ours = [index for index in theirs if self._parts[index].owner in owners]
         if self._give_up_if_added(ours) or not ours or any(self._parts[index].owner is FAILED for index in before):
             return {}
         self._give(before, None)  # to the message itself: `owner` did not open them
@@ -581,13 +572,9 @@ class Outgoing:
 
     def stored(self, count: int) -> None:
         """Forget the first `count` requests in flight, which are stored."""
-        in_flight = self.in_flight
-        if count == 1:  # the common case: one request was stored
-            self.unstored_bytes -= in_flight.pop(0).size_bytes
-        else:
-            self.unstored_bytes -= sum([one.size_bytes for one in in_flight[:count]])
-            del in_flight[:count]
-        if self.state is ENDING and not in_flight and not self._queue:
+        self.unstored_bytes -= sum([one.size_bytes for one in self.in_flight[:count]])
+        del self.in_flight[:count]
+        if self.state is ENDING and not self.in_flight and not self._queue:
             self.state = ENDED
 
     def refuse(self, error: TenutoError) -> None:

@@ -146,10 +146,6 @@ class RemoteOutgoing(Outgoing):
         self._refill(stored)
         return True
 
-    def refuse(self, error: TenutoError) -> None:
-        super().refuse(error)
-        self._failed.clear()
-
     def _take_back(self) -> None:
         """Queue the failed requests before all others once no request is in flight."""
         if not self.in_flight:

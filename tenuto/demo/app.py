@@ -98,13 +98,12 @@ def build(
     routes = _Routes(hub, model, sleep, controls, guests)
     app = Starlette(routes=[Route(path, _endpoint(hub, *one)) for path, *one in routes.table()])
     app.state.hub = hub
-    app.state.lose_agent = lambda name: _lose_agent(hub, name)
     hub.install(app, "/tenuto")
     post.install(app, "/post/tenuto")
     return app
 
 
-def _lose_agent(hub: Hub, name: str) -> None:
+def lose_agent(hub: Hub, name: str) -> None:
     """Let another agent take the turns of an agent whose process is gone, and end the leases of its answers."""
     for turn in hub.runtime.scheduler.abandon(name):
         for answer in reply_ids(turn.message_id, turn.generation):

@@ -21,6 +21,7 @@ import sys
 import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 
 import msgspec
@@ -230,7 +231,7 @@ def is_of_interest(record: logging.LogRecord) -> bool:
 
 
 def _serve(start: ChildTask) -> None:
-    from tenuto.demo.app import Controls, build
+    from tenuto.demo.app import Controls, build, lose_agent
     from tenuto.demo.guests import Guests
     from tenuto.server.serving import adopt, run
 
@@ -241,12 +242,13 @@ def _serve(start: ChildTask) -> None:
         crash=lambda agent: os.write(sys.stdout.fileno(), CRASH + agent.encode() + b"\n"),
     )
     app = build(start.store, controls=controls, guests=guests)
-    app.state.hub.on_start(lambda: [app.state.lose_agent(name) for name in start.lost_agents])
+    lose = partial(lose_agent, app.state.hub)
+    app.state.hub.on_start(lambda: [lose(name) for name in start.lost_agents])
 
     def begin() -> None:
         invite = guests.invite() if guests is not None and start.is_first else ""
         os.write(sys.stdout.fileno(), READY + invite.encode() + b"\n")
-        app.state.hub.start_background(_until_parent_ends(app.state.lose_agent))
+        app.state.hub.start_background(_until_parent_ends(lose))
 
     sys.exit(not run(app, app.state.hub, adopt(start.descriptor), started=begin, log_level="warning"))
 

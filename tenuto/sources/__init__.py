@@ -132,7 +132,7 @@ async def pipe(
             )
         if writer.is_answer:
             async with Attempt(writer) as attempt:  # a stream cannot continue what an earlier attempt has left
-                if attempt.outgoing.take_left(attempt.owner):
+                if attempt.outgoing.reopen_left(attempt.owner):
                     attempt.supersede()
         writing = Writing(writer, Attempt(writer))
         with reading(writer, writing):

@@ -84,7 +84,8 @@ class Attaching:
             if self.found is not None:
                 note, self.found = self.found, None  # the try after this one makes another response
                 writing.response_id, writing.usage_before, self._after = note.id, note.usage, note.after
-                left = [*attempt.outgoing.reopen_left(note.after, self._until, attempt.owner).items()]
+                reopened = attempt.outgoing.reopen_left(attempt.owner, note.after, self._until, counts_failed=True)
+                left = [*reopened.items()]
                 number, length = note.kept or (0, 0)  # of the parts that it continues, and of the text of the last one
                 kept = _kept(attempt, left[:number], number, length, is_exact=self._is_exact) if number else None
                 writing.replay(left[number:], kept, notes_join=True)
@@ -204,7 +205,7 @@ def _kept(attempt: Attempt, left: list[tuple[int, Part]], number: int, length: i
         kept = Kept(left, is_exact, length)
         if len(kept.text) == length and (not kept.is_continued or length in kept.part.get("joins", [])):
             return kept
-    attempt.outgoing.take_left(attempt.owner)  # all that was left is superseded with it
+    attempt.outgoing.reopen_left(attempt.owner)  # all that was left is superseded with it
     raise Differs("the message does not hold the text that the model's response continues")
 
 

@@ -118,7 +118,8 @@ class GoogleGenAI(Source):
             if key := self._take_call("code_execution", None):
                 yield Set(("call", key), {"output": text(result, "output"), "state": state})
         elif blob := get(part, "inline_data"):
-            yield self._file(word(blob, "mime_type"), _data_url(blob))
+            media_type = word(blob, "mime_type")
+            yield self._file(media_type, _data_url(media_type, get(blob, "data")))
         elif file := get(part, "file_data"):
             yield self._file(word(file, "mime_type"), word(file, "file_uri", LINE_CHARACTERS))
         else:
@@ -146,13 +147,12 @@ class GoogleGenAI(Source):
         return Open(("file", self._made), free("file", media_type=media_type, url=url))
 
 
-def _data_url(blob: object) -> str:
-    data = get(blob, "data")
+def _data_url(media_type: str | None, data: object) -> str:
     if isinstance(data, bytes):
         data = base64.b64encode(data).decode()
     if not isinstance(data, str):
         raise malformed(f"field 'data' of a file must be bytes or text, got {type(data).__name__}")
-    return f"data:{word(blob, 'mime_type') or ''};base64,{data}"
+    return f"data:{media_type or ''};base64,{data}"
 
 
 INTERACTION_USAGE = {
@@ -277,8 +277,8 @@ class GoogleInteractions(Source):
         if kind == self._kind:
             return
         if self._pieces:
-            blob = {"mime_type": self._media_type, "data": b"".join(self._pieces)}
-            yield Open(self._number, free("file", media_type=self._media_type, url=_data_url(blob)))
+            url = _data_url(self._media_type, b"".join(self._pieces))
+            yield Open(self._number, free("file", media_type=self._media_type, url=url))
         self._kind, self._number, self._media_type = kind, self._number + 1, None
         self._pieces.clear()
 

@@ -153,7 +153,7 @@ class Tries:
 
         Of several texts the last may be that of another stream, one that ran beside this one or came after it.
         """
-        left = [*attempt.outgoing.take_left(attempt.owner).items()]
+        left = [*attempt.outgoing.reopen_left(attempt.owner).items()]
         if self._takes_so_far and sum(part["type"] == "text" for _, part in left) == 1:
             self._kept = continuable(left, is_exact=self.is_exact)
         if left and self._kept is None:
