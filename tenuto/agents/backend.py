@@ -75,13 +75,11 @@ class Sent(NamedTuple):
 class Backend(Protocol):
     """The operations of a hub that a turn uses, in the name of its agent."""
 
+    limits: Limits  # those that content is checked against before it is sent
+
     @property
     def is_shutting_down(self) -> bool:
         """Return whether the process is about to end; its turns are then left for another process."""
-
-    @property
-    def limits(self) -> Limits:
-        """Return the limits that content is checked against before it is sent."""
 
     def now_ms(self) -> int:
         """Return the time in ms since 1970."""

@@ -16,8 +16,7 @@ from tenuto.agents.backend import Sent, Watch, find, patiently
 from tenuto.agents.running import Agent, Running, check_worker_settings
 from tenuto.core.catch_up import reply_to
 from tenuto.core.errors import Deleted, Fenced, Finished, TenutoError
-from tenuto.core.events import CommandReply, Page
-from tenuto.core.limits import Limits
+from tenuto.core.events import CommandReply
 from tenuto.core.model import Command, Json, Message, check_json, plain
 from tenuto.core.names import command_key
 from tenuto.core.requests import ReplyCommand, SendCommand
@@ -145,6 +144,8 @@ class LocalBackend:
         self._name = name
         self._attempt = attempt
         self._claimed_s = claimed_s
+        # what the hub has in the same form
+        self.limits, self.now_ms, self.reason_of, self.page = hub.limits, hub.clock.now_ms, hub.reason_of, hub.history
 
     @property
     def is_shutting_down(self) -> bool:
@@ -152,22 +153,9 @@ class LocalBackend:
         return self._hub.is_draining
 
     @property
-    def limits(self) -> Limits:
-        """Return the limits of the hub (`Backend.limits`)."""
-        return self._hub.limits
-
-    def now_ms(self) -> int:
-        """Return the time of the hub's clock (`Backend.now_ms`)."""
-        return self._hub.clock.now_ms()
-
-    @property
     def may_begin(self) -> bool:
         """Return whether the other nodes have counted this one as alive since the claim (`Backend.may_begin`)."""
         return self._hub.runtime.nodes.is_kept_since(self._claimed_s)
-
-    def reason_of(self, error: BaseException) -> str | None:
-        """Return the reason for a message that `error` ended (`Backend.reason_of`)."""
-        return self._hub.reason_of(error)
 
     def write(
         self,
@@ -192,10 +180,6 @@ class LocalBackend:
     async def read(self, channel: str, message_id: str) -> tuple[Message, str]:
         """Return a message and its cursor (`Backend.read`)."""
         return await self._hub.read(channel, message_id)
-
-    async def page(self, channel: str, *, before: int | None, limit: int) -> Page:
-        """Return a page of messages (`Backend.page`)."""
-        return await self._hub.history(channel, before=before, limit=limit)
 
     async def command(self, channel: str, name: str, *, id: str, target: str, data: Json, expires_s: float) -> Sent:
         """Send a command (`Backend.command`)."""
@@ -223,9 +207,8 @@ class LocalBackend:
 
     def progress(self, channel: str, data: dict[str, Json]) -> None:
         """Show people the state of the agent (`Backend.progress`)."""
-        limits = self._hub.limits
         # bounded, because the state is sent to all viewers
-        check_json(data, limits.data_bytes, "an agent's state", depth=limits.depth)
+        check_json(data, self.limits.data_bytes, "an agent's state", depth=self.limits.depth)
         self._hub.runtime.scheduler.set_state(channel, self._name, plain(data))
 
 

@@ -20,8 +20,7 @@ from tenuto.client.connection import given
 from tenuto.client.feed import ChannelView
 from tenuto.client.work import ClaimedTurn
 from tenuto.core.errors import LocalError, TenutoError, shown
-from tenuto.core.events import CommandReply, Page
-from tenuto.core.limits import Limits
+from tenuto.core.events import CommandReply
 from tenuto.core.model import Command, Json, Message
 from tenuto.core.names import check_pattern
 from tenuto.core.turns import WhenBusy
@@ -121,16 +120,14 @@ class RemoteBackend:
         self._agents = agents
         self._turn = turn
         self._debug = debug
+        self.limits = client._limits
+        # what the client has in the same form
+        self.read, self.page, self.take_waiting = client.read, client.history, client.take_waiting
 
     @property
     def is_shutting_down(self) -> bool:
         """Return whether the process ends (`Backend.is_shutting_down`)."""
         return self._agents.is_ending
-
-    @property
-    def limits(self) -> Limits:
-        """Return the limits of the client (`Backend.limits`)."""
-        return self._client._limits
 
     def now_ms(self) -> int:
         """Return the time of the client's clock (`Backend.now_ms`)."""
@@ -161,14 +158,6 @@ class RemoteBackend:
         writer.reason_of = self.reason_of
         return await writer.open()
 
-    async def read(self, channel: str, message_id: str) -> tuple[Message, str]:
-        """Return a message and its cursor (`Backend.read`)."""
-        return await self._client.read(channel, message_id)
-
-    async def page(self, channel: str, *, before: int | None, limit: int) -> Page:
-        """Return a page of messages (`Backend.page`)."""
-        return await self._client.history(channel, before=before, limit=limit)
-
     async def command(self, channel: str, name: str, *, id: str, target: str, data: Json, expires_s: float) -> Sent:
         """Send a command (`Backend.command`)."""
         sent = await self._client._send(
@@ -187,10 +176,6 @@ class RemoteBackend:
     async def watch(self, channel: str) -> Watch:
         """Follow a channel (`Backend.watch`)."""
         return await RemoteWatch(self._client, self._agents, self._turn).begin()
-
-    async def take_waiting(self, channel: str, message_id: str, *, turn: str) -> bool:
-        """Take a waiting user message into a turn (`Backend.take_waiting`)."""
-        return await self._client.take_waiting(channel, message_id, turn=turn)
 
     def progress(self, channel: str, data: dict[str, Json]) -> None:
         """Show people the state of the agent (`Backend.progress`)."""
