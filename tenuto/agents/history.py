@@ -87,6 +87,7 @@ def parents_in(messages: Iterable[Message]) -> dict[str, str]:
     places = {one.id: number for number, one in enumerate(ordered)}
     parents: dict[str, str] = {}
     for number, (one, parent) in enumerate(zip(ordered, _parents(ordered), strict=True)):
+        # a client that names no parent gets the newest message as such, also if that is a late answer
         if parent is not None and one.reply_to is None and parent is ordered[number - 1]:
             parent = _followed(parent, ordered, places, parents)
         if parent is not None:

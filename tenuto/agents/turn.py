@@ -233,7 +233,7 @@ class Turn:
         self._conversation |= self.targets
         parents: dict[str, str] = {}
         known = {*self._conversation, *(one.id for one in waiting)}
-        if any(one.parent not in known for one in waiting):
+        if any(one.parent not in known for one in waiting):  # messages between may lead to this turn
             with contextlib.suppress(Forbidden):
                 page = await patiently(lambda: self._backend.page(self.channel, before=None, limit=200))
                 parents = parents_in(page.messages)

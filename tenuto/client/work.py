@@ -355,6 +355,7 @@ class Signals:
                 signal.signal(number, before)
 
     def _pass_on(self, number: int) -> None:
+        """Let the handler from before the block have the signal; the default one of the system is no function."""
         before = self._before[number]
         if callable(before):
             before(number, None)

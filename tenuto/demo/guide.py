@@ -180,8 +180,6 @@ class Guide:
     async def answer(self, turn: Turn) -> None:
         """Answer one message."""
         before = turn.previous
-        if before is not None and before.status not in ("streaming", "interrupted"):
-            return  # only the end of the turn was not stored
         if self._model is not None and not ASKS_TO_DELETE.match(turn.text):
             await talk(turn, self._model)
             return

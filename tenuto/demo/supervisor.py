@@ -47,7 +47,6 @@ class ChildTask(Struct, frozen=True, kw_only=True):
     guest_key: str | None
     agent: str = ""  # name of the agent; the server has none
     descriptor: int = 0  # file descriptor of the server's listening socket
-    is_first: bool = False  # True: this is the first server of the run
     lost_agents: tuple[str, ...] = ()  # names of agents that have ended while no server ran
 
 
@@ -133,21 +132,20 @@ class _Supervisor:
 
     async def _keep_server(self) -> None:
         """Start the server, and start it again after each crash. Raises LocalError."""
-        failed, is_first, died_s = 0, True, None
+        failed, died_s = 0, None
         while True:
             began_s = time.monotonic()
             lost, self._lost_agents = self._lost_agents, set()
-            self._server = await _begin(replace(self._task, is_first=is_first, lost_agents=(*lost,)))
+            self._server = await _begin(replace(self._task, lost_agents=(*lost,)))
             is_ready = await self._read_lines(self._server, died_s)
-            self._lost_agents |= set() if is_ready else lost
+            self._lost_agents |= set() if is_ready else lost  # for the next one: this one may not know of them
             status = await self._server.wait()
             if self._ending.is_set():
                 return
             failed = 0 if is_ready else failed + 1
             # If the first start fails, the server has printed the reason, and another start would fail, too.
-            if failed and (is_first or failed == MOST_FAILED_STARTS):
+            if failed and (died_s is None or failed == MOST_FAILED_STARTS):
                 raise LocalError(f"the demo's server did not start (exit status {status}); its output is above")
-            is_first = False
             died_s = time.monotonic() if is_ready else died_s
             await asyncio.sleep(max(0.0, began_s + PAUSE_S - time.monotonic()))
 
@@ -246,7 +244,7 @@ def _serve(start: ChildTask) -> None:
     app.state.hub.on_start(lambda: [lose(name) for name in start.lost_agents])
 
     def begin() -> None:
-        invite = guests.invite() if guests is not None and start.is_first else ""
+        invite = guests.invite() if guests is not None else ""
         os.write(sys.stdout.fileno(), READY + invite.encode() + b"\n")
         app.state.hub.start_background(_until_parent_ends(lose))
 

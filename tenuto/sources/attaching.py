@@ -89,7 +89,7 @@ class Attaching:
                 number, length = note.kept or (0, 0)  # of the parts that it continues, and of the text of the last one
                 kept = _kept(attempt, left[:number], number, length, is_exact=self._is_exact) if number else None
                 writing.replay(left[number:], kept, notes_join=True)
-                self._go_on(writing, is_attached=True)
+                self._go_on(writing)
                 make = await self._next(writing, None, has_moved=True)
             while True:
                 place = writing.place
@@ -104,8 +104,6 @@ class Attaching:
             if writing.response_id is not None and (status == "cancelled" or reason == "timeout"):
                 await self._cancel(writing.response_id)
             raise
-        finally:
-            self._go_on(writing, is_attached=False)
 
     async def _next(self, writing: Writing, error: Exception | None, *, has_moved: bool) -> Make:
         """Wait, and return the rest of the response: its stream, or its events if it has ended or may not be streamed.
@@ -190,13 +188,12 @@ class Attaching:
         stored: list[Json] = [[one for one in note if one is not None] for note in notes]
         if len(notes) <= NOTES and (meta := writing.attempt.outgoing.fitting({RESPONSES: stored})):
             await self._writer.update(meta=meta)
-            self._go_on(writing, is_attached=True)
+            self._go_on(writing)
 
-    def _go_on(self, writing: Writing, *, is_attached: bool) -> None:
-        """Report whether the next process could read the response on."""
-        if writing.is_attached != is_attached:
-            writing.is_attached = is_attached
-            self._writer.on_attach(is_attached)
+    def _go_on(self, writing: Writing) -> None:
+        """Report that the next process could read the response on, until it is read no more (`reading`)."""
+        writing.is_attached = True
+        self._writer.on_attach(True)
 
 
 def _kept(attempt: Attempt, left: list[tuple[int, Part]], number: int, length: int, *, is_exact: bool) -> Kept:

@@ -51,10 +51,10 @@ class _OpenMessage:
 
     def __init__(self, number: int) -> None:
         self.number = number  # counts the messages that follow each other under the same name
-        self.has_provider = False
+        self.has_provider = False  # True: a reason ends it, not the mark that LangChain sets
         self.kind = ""  # kind of the text that is streaming, for blocks without an index
         self.run = 0  # number of the text that is streaming
-        self.calls: dict[Hashable, str] = {}
+        self.calls: dict[Hashable, str] = {}  # by the index that the provider uses; by None the latest without one
         self.usage: dict[str, int] = {}
 
 

@@ -86,7 +86,8 @@ class OpenAIResponses(Source):
         what = kind.removeprefix("response.")
         match what:
             case "created" | "in_progress" | "queued":
-                yield from self._begin(get(event, "response"))
+                self._is_ended, response = False, get(event, "response")
+                yield Meta(model=word(response, "model"), response_id=word(response, "id"))
             case "output_item.added":
                 yield from self._item_added(event, get(event, "item"))
             case "output_item.done":
@@ -111,10 +112,6 @@ class OpenAIResponses(Source):
                 raise reported(get(get(get(event, "response"), "error"), "code"))
             case _:
                 yield from self._input(event, what)
-
-    def _begin(self, response: object) -> Iterator[Edit]:
-        self._is_ended = False
-        yield Meta(model=word(response, "model"), response_id=word(response, "id"))
 
     def _item(self, event: object) -> Hashable:
         item = (self._response, index(event, "output_index"))

@@ -33,13 +33,13 @@ class FrameReader:
     """Splits items of text into frames. An item may be cut anywhere, or be a line without its line end."""
 
     def __init__(self) -> None:
-        self.has_frame = False
+        self.has_frame = False  # True: a whole frame has come
         self._first: list[str] | None = []  # the items so far, until it is known whether they are lines
         self._line_end = ""  # the line end to add to each item
         self._rest = ""  # received text of an incomplete line
         self._event = ""
         self._data: list[str] = []
-        self._size = 0
+        self._size = 0  # characters of the incomplete frame; 0: none has begun
 
     def read(self, item: str) -> Iterator[tuple[str, str | None]]:
         """Yield the event name and the data of each complete frame.

@@ -62,6 +62,8 @@ def reading(writer: Writer, writing: Writing) -> Iterator[None]:
             yield
     finally:
         del read[block]
+        if writing.is_attached:
+            writer.on_attach(False)
 
 
 def going_on(writer: Writer, *, is_continued: bool) -> list[bool]:
