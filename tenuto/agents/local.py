@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from tenuto.agents.backend import Sent, Watch, find, patiently
@@ -94,7 +95,10 @@ class LocalAgent:
             one.running = running
             state = await running.run()
             if state is not None:
-                await self._end(turn._replace(unheard=running.unheard), state)
+                ended = turn._replace(unheard=running.unheard)
+                with contextlib.suppress(Finished, Fenced, Deleted):
+                    # also while the store fails: a turn without an end would keep its channel busy
+                    await patiently(partial(self._end_once, ended, state))
         finally:
             may_leave = not one.is_over if one.running is None else one.running.may_be_handed_over
             if self._hub.is_draining and may_leave:
@@ -111,14 +115,6 @@ class LocalAgent:
                 has_begun = one.running is None or not one.running.came_too_late
                 scheduler.left(self, turn, has_begun=has_begun)
                 scheduler.freed(self)
-
-    async def _end(self, turn: AssignedTurn, state: Literal["done", "cancelled"]) -> None:
-        """Store the end of the turn, and retry while the store fails.
-
-        A turn without an end would keep its channel busy.
-        """
-        with contextlib.suppress(Finished, Fenced, Deleted):
-            await patiently(lambda: self._end_once(turn, state))
 
     async def _hand_over(self, turn: AssignedTurn) -> None:
         """Let the turn wait for another process, since this one drains: the attempt does not count as a death.

@@ -215,7 +215,7 @@ class Turn:
         answers = [reply for reply in self.begun[-1:] if not reply.is_over]
         if (left := self._taken_up.get(len(self.replies))) is not None:
             answers.append(left.writer)
-        if any(one.had_ended for one in answers):
+        if any(one.had_ended for one in answers):  # the handler cannot answer input there any more
             return []
         async with self._steering:
             await self._look_for_input(messages)

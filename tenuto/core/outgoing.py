@@ -426,9 +426,9 @@ class Outgoing:
         for index, part in enumerate(self._parts):
             if part.ended is not None and part.owner is not FAILED:
                 self.accept_part(part.ended, index)
-        if self._has_restored:
-            self._has_restored = False
+        if self._has_restored and self.has_left():
             self.fail_attempt(LEFT)
+        self._has_restored = False
         for part in self._parts if owner is not None and owner.is_listed else ():
             if part.is_cut and part.owner in (LEFT, SHOWN):
                 part.owner = FAILED
@@ -633,6 +633,8 @@ class Outgoing:
                 f"part {index} of message {self.id!r} is of type {shown(self._parts[index].type)}, "
                 "text can be appended to 'text', 'reasoning' and 'tool' only; open such a part"
             )
+        if (ended := self._parts[index].ended) is not None:
+            self.accept_part(ended, index)
         return index
 
     def _open_reserved(self) -> None:

@@ -262,7 +262,7 @@ async def _write(writing: Writing, source: Source, event: object) -> None:
     except (AttributeError, TypeError, ValueError, LookupError, RecursionError) as error:
         # Errors about unexpected provider data become errors of the upstream.
         raise malformed(f"an event of type {type(event).__name__} has an unexpected shape") from error
-    if source.is_alive:
+    if source.is_alive:  # a keep-alive is no event behind which a response goes on
         writing.move(place)
 
 

@@ -30,7 +30,7 @@ from tenuto.core.errors import (
     TooLarge,
 )
 from tenuto.core.limits import Limits
-from tenuto.core.outgoing import Outgoing, OutgoingRequest, OutgoingState, Owner
+from tenuto.core.outgoing import Outgoing, OutgoingRequest, OutgoingState, Owner, content_of
 from tenuto.core.outgoing_remote import MAX_REFILLS, KeptPart, RemoteOutgoing
 from tenuto.core.requests import AppendText, FinishMessage, PutPart
 from tests.core.harness import APP, LogHarness
@@ -560,6 +560,19 @@ def test_text_of_another_task_stands_behind_the_text_that_an_attempt_takes_up(is
     then.accept_text("on", index, trying)
     then.accept_part({"type": "text", "text": "left on", "joins": [5]}, index, trying)
     assert counted(harness, then) == ["left on", "of a task"]
+
+
+@pytest.mark.parametrize("part", [None, 0])
+def test_text_that_follows_a_restored_stream_replaces_what_an_earlier_writer_added_behind_it(part: int | None) -> None:
+    harness, then = taken_over()
+    trying = then.begin_attempt()
+    content = content_of([{"type": "text", "text": "le"}])
+    assert then.restore({0: 2}, content, trying, counts_failed=False) == {0: {"type": "text", "text": "le"}}
+    then.end_attempt(trying)
+    assert counted(harness, then) == ["left "]
+    for text in ("gal", "ly"):
+        then.accept_text(text, part)
+    assert counted(harness, then) == ["legally"]
 
 
 @pytest.mark.parametrize("is_attached", [False, True], ids=["continued", "attached"])
