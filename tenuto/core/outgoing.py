@@ -342,9 +342,6 @@ class Outgoing:
         left = self.left[position] if 0 <= position < len(self.left) else {}
         return part.get("call") in self._steps and left.get("call") == part.get("call")
 
-    def _indexed(self, indexes: list[int]) -> dict[int, Part]:
-        return {PartIndex(index, len(self._superseded)): self.left[index] for index in indexes}
-
     def has_left(self) -> bool:
         """Return whether parts that an earlier writer left are neither continued nor superseded."""
         return any(part.owner is LEFT and part.type != ATTEMPT for part in self._parts)
@@ -383,7 +380,7 @@ class Outgoing:
             return {}
         self._give(before, None)  # to the message itself: `owner` did not open them
         self._give(ours, owner)
-        return self._indexed(ours)
+        return {PartIndex(index, len(self._superseded)): self.left[index] for index in ours}
 
     def _give(self, indexes: list[int], owner: Owner | None) -> None:
         """Let parts that an earlier writer left belong to `owner`, also failed ones."""
@@ -412,7 +409,8 @@ class Outgoing:
         for last in self._parts[-1:]:
             last.is_closed = last.owner is LEFT  # only restored text is continued
         self._has_restored = True
-        found = {index: first_of(part, lengths[index]) for index, part in self._indexed(indexes).items()}
+        times = len(self._superseded)
+        found: dict[int, Part] = {PartIndex(one, times): first_of(self.left[one], lengths[one]) for one in indexes}
         for index, part in found.items():
             self._parts[index].ended = part if part != self.left[index] else None
         self._find_text_part(self._text_owner)
