@@ -481,6 +481,8 @@ def test_approval_or_denial_is_noted_at_its_tool_call(harness: LogHarness) -> No
         assert harness.message("m").parts == [redacted, *rest]
     for other in ({**call, "state": "error", "output": "no"}, {**call, "call": "c2"}):
         harness.part("m", 0, other)
+        harness.command(f"late-{other['call']}", "approve", target="m", data={"call": "c1"})
+        harness.reply(f"late-{other['call']}", ok=True, caller=BOB)
         approval = {"approval": denied["approval"]} if other["call"] == "c1" else {}
         assert harness.message("m").parts == [{**other, **approval}]
     assert harness.known_command("no").reply_serial == result.serial

@@ -79,6 +79,9 @@ def test_attempt_that_its_agent_gives_back_has_a_lease_that_ends_at_once(served:
     assert served.ask("q", giving_back, owner).ops == ()  # the result of this request was lost
     with pytest.raises(Fenced):
         served.ask("q", renewing, owner)
+    for late in (ClaimTurn(generation=1, lease_s=15), EndTurn(generation=1, confirmed=0, failure="failure")):
+        with pytest.raises(Fenced):  # a hub that has not read the renewal
+            served.ask("q", late, SERVER)
     assert served.ask("q", ClaimTurn(generation=1, confirmed=1, lease_s=15), REMOTE).generation == 2
     with pytest.raises(Fenced):
         served.ask("q", giving_back, owner)
