@@ -30,6 +30,7 @@ from tenuto.core.errors import (
     TooLarge,
 )
 from tenuto.core.limits import Limits
+from tenuto.core.model import Part
 from tenuto.core.outgoing import Outgoing, OutgoingRequest, OutgoingState, Owner, content_of
 from tenuto.core.outgoing_remote import MAX_REFILLS, KeptPart, RemoteOutgoing
 from tenuto.core.requests import AppendText, FinishMessage, PutPart
@@ -117,10 +118,10 @@ def commit(outgoing: Outgoing, harness: LogHarness, outcome: str, max_bytes: int
     ],
     10_000,
 )
-# Two attempts fail, and each is a part of its own; the third one has two appends.
+# Two attempts fail behind a text, and each is a part of its own; the third one has two appends.
 @example(
     [
-        *[("begin", None), ("append", "the "), ("fail", None), ("begin", None), ("append", "the "), ("fail", None)],
+        *[("append", "\n"), *[("begin", None), ("append", "the "), ("fail", None)] * 2],
         *[("append", "中文"), ("append", "the ")],
     ],
     10_000,
@@ -234,7 +235,7 @@ class Network:
 @example([("bar", 0), ("append", "\ud83d"), ("bar", 0), ("append", "\ude00")], [])
 # The last value of a part, or of a key, must stay last when an earlier one was refused for now.
 @example([("bar", 1), ("bar", 2), ("respond", "busy"), ("bar", 3)], [])
-@example([("meta", {"a": 1}), ("respond", "stored"), ("meta", {"a": 2}), ("respond", "busy")], [])
+@example([("meta", {"a": 1}), ("meta", {"a": 2}), ("respond", "busy")], [])
 # Text for a replaced part must not be added to the earlier one, which is as long.
 @example(
     [("append", "the "), ("respond", "stored"), ("rewrite", "new "), ("append", "\n"), ("respond", "busy")],
@@ -248,6 +249,14 @@ class Network:
 @example([("meta", {"a": None}), ("respond", "stored"), ("lose", None)], [])
 # A refill needs several requests.
 @example([("append", "x" * 300), ("respond", "stored"), ("lose", None)], [("lose", None)])
+# A lost log has neither the attempt nor what another task wrote beside it; text stands behind the sign of the attempt.
+@example(
+    [
+        *[("begin", None), ("append", "the "), ("bar", 1), ("lane", 1), ("bar", 2), ("lane", 0), ("fail", None)],
+        *[("think", "the "), ("lose", None), ("begin", None), ("append", "x"), ("lane", 1), ("append", "the ")],
+    ],
+    [],
+)
 @given(
     st.lists(contents | events | events, max_size=40) | st.lists(tried | troubles | lanes, min_size=5, max_size=30),
     st.lists(events, max_size=10) | st.lists(troubles, max_size=10),
@@ -531,12 +540,15 @@ def test_index_from_before_a_supersede_names_no_later_part() -> None:
     assert outgoing.accept_part({"type": "data", "name": "n", "data": 4}, new) == 3
 
 
-def taken_over() -> tuple[LogHarness, Outgoing]:
-    """Return a later writer of message `m`, to which an earlier one has written a text."""
+def taken_over(*parts: Part) -> tuple[LogHarness, Outgoing]:
+    """Return a later writer of message `m`, to which an earlier one has written a text, and `parts`."""
     harness = new_log()
     first = opened(harness=harness)
     first.accept_text("left ")
-    commit(first, harness, "stored")
+    for part in parts:
+        first.accept_part(part)
+    while first.unstored_bytes:
+        commit(first, harness, "stored")
     then = Outgoing("m", LIMITS, "o")
     then.load(harness.message("m"), 2)
     then.generation = 1  # no other writer has taken it over
@@ -604,6 +616,13 @@ def test_text_that_goes_on_after_what_was_left_stands_behind_a_later_part_until_
     assert then.reopen_left(trying, counts_failed=is_attached) == {}
     then.accept_text("tried", owner=trying)
     assert counted(harness, then) == ["and 😀 more ", "tried"]
+
+
+def test_parts_before_a_response_that_is_attached_to_again_belong_to_the_message() -> None:
+    _, then = taken_over({"type": "text", "text": "of the response"})
+    trying = then.begin_attempt()
+    assert list(then.reopen_left(1, None, trying)) == [1]
+    assert (then.has_left(), then.take_left(trying)) == (False, {})
 
 
 def test_text_that_another_task_adds_after_a_question_stands_behind_it() -> None:
