@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from starlette.responses import JSONResponse
 
-from tenuto.core.deltas import MessageProgress, TurnProgress
+from tenuto.core.deltas import MessageContinued, MessageProgress, TurnProgress
 from tenuto.core.model import Command, Message
 from tenuto.interop.agui import AGUIStream
 from tenuto.interop.ai_sdk import PageParts, Release, UIStream, ui_messages
@@ -213,6 +213,25 @@ def test_page_that_follows_a_turn_from_any_moment_equals_the_loaded_messages(nam
             assert (start, size, page_from(start, events, size).parts) == (start, size, loaded(parts))
 
 
+OWN, A, B, C = (call(id, "called", name="place" if id == "o" else "weather") for id in "oabc")
+DONE = {"state": "done", "output": 7}
+
+
+@pytest.mark.parametrize(
+    ("steps", "events"),
+    [
+        ("|oac|b|", [*enumerate([OWN, A, C]), (0, OWN | DONE), (1, A | DONE), (3, B), (2, C | DONE), (3, B | DONE)]),
+        ("|abt|o|", [*enumerate([A, B]), (1, B | DONE), (2, TEXT), (0, A | DONE), (3, OWN | DONE)]),
+        ("|a|b|", [(0, A | DONE | {"approval": APPROVED}), (1, B | DONE)]),
+    ],
+)
+def test_step_ends_behind_the_result_of_a_page_or_of_an_approved_call_and_before_a_call_of_the_page(
+    steps: str, events: list[tuple[int, Any]]
+) -> None:
+    shown = ["|" if one["type"] == "step-start" else one.get("toolCallId", "t") for one in page_from(0, events).parts]
+    assert "".join(shown) == steps
+
+
 @pytest.mark.parametrize("end", ["done", "called"])
 def test_batch_with_the_end_of_the_answer_makes_no_second_part_of_a_call(end: str) -> None:
     begun = [(index, {**call(f"c{index}", "input"), "input": ""}) for index in range(2)]
@@ -268,7 +287,8 @@ def test_question_about_a_call_comes_with_the_whole_input(known: str, name: str)
     for size in (1, 2, 3, 4):
         page, stream = opened([])
         beginning = {**call("c1", "input", name=name), "input": known[:2]}
-        batches: list[TurnDelta] = [InAnswer("a", PartOpened(0, beginning))]
+        begins = PartOpened(0, beginning), MessageFinished("interrupted", None, {}), MessageContinued()
+        batches: list[TurnDelta] = [InAnswer("a", delta) for delta in begins]
         batches += [InAnswer("a", TextAdded(0, "tool", 2, known[2:])), asked("q", "c1")]
         batches.append(InAnswer("a", TextAdded(0, "tool", len(known), whole[len(known) :])))
         for at in range(0, len(batches), size):
