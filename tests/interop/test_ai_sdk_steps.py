@@ -167,10 +167,10 @@ def moments(events: list[tuple[int, Any]]) -> list[tuple[list[Any], TurnDelta]]:
     return [*found, ([dict(part) for part in parts], InAnswer("a", MessageFinished("complete", None, {})))]
 
 
-def page_from(start: int, events: list[tuple[int, Any]], size: int = 1) -> FoldedPage:
+def page_from(start: int, events: list[tuple[int, Any]], size: int = 1, release: Release = RELEASE) -> FoldedPage:
     """Return the page that follows the turn from before the event `start` to its end, `size` events at once."""
     steps = moments(events)
-    page, stream = opened(steps[start][0])
+    page, stream = opened(steps[start][0], release)
     for at in range(start, len(steps), size):
         page.take(stream.frame([delta for _, delta in steps[at : at + size]]))
     page.take(stream.frame([TurnChanged("over")]))
@@ -228,8 +228,10 @@ DONE = {"state": "done", "output": 7}
 def test_step_ends_behind_the_result_of_a_page_or_of_an_approved_call_and_before_a_call_of_the_page(
     steps: str, events: list[tuple[int, Any]]
 ) -> None:
-    shown = ["|" if one["type"] == "step-start" else one.get("toolCallId", "t") for one in page_from(0, events).parts]
-    assert "".join(shown) == steps
+    for version in (6, 7):
+        page = page_from(0, events, release=Release(version, browser_tools=RELEASE.browser_tools))
+        shown = ["|" if one["type"] == "step-start" else one.get("toolCallId", "t") for one in page.parts]
+        assert "".join(shown) == steps
 
 
 @pytest.mark.parametrize("end", ["done", "called"])
