@@ -188,6 +188,10 @@ async def test_until_empty_returns_after_the_last_removal() -> None:
         await asyncio.sleep(0)
         assert not any(task.done() for task in waiting)
         heartbeats.remove(heart, slot)
+    slot = heartbeats.add(hearts[0], 15)  # before the tasks run
+    await asyncio.sleep(0)
+    assert not any(task.done() for task in waiting)
+    heartbeats.remove(hearts[0], slot)
     async with asyncio.timeout(60):
         await asyncio.gather(*waiting)
         await heartbeats.until_empty()
