@@ -225,15 +225,20 @@ async def test_cancel_stops_the_handler_at_once_and_gets_a_reply(target: str) ->
                 await asyncio.sleep(100)
         finally:
             stopped.append(loop.time())
+            async with turn.reply() as late:
+                await late.append("late")
+                raise asyncio.CancelledError
 
     hub = await hub_asked(bot, 1)
     sent_s = loop.time()
     command = await hub.command(
         "chat:1", "cancel", target="m1" if target == "question" else reply_id("m1", 1), by="ann"
     )
-    found = await until_over(hub, 1)
-    assert (found[1].text, found[1].status) == ("half", "cancelled")
+    await until_over(hub, 1)
     await asyncio.sleep(1)
+    found = await messages(hub)
+    assert [(one.text, one.status) for one in found[1:]] == [("half", "cancelled"), ("late", "cancelled")]
+    assert found[2].parent == found[1].id
     assert stopped[0] - sent_s < 0.5
     state = hub.channel("chat:1").state.commands.get(f"!{command.id}")
     assert state is not None
@@ -241,7 +246,7 @@ async def test_cancel_stops_the_handler_at_once_and_gets_a_reply(target: str) ->
     assert (state.reply.ok, state.reply.by) == (True, "bot")
     await hub.create("chat:1", text="again")
     await asyncio.sleep(1)
-    assert len(await messages(hub)) == 4
+    assert len(await messages(hub)) == 5
 
 
 @virtually
