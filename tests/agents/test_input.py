@@ -13,6 +13,7 @@ from tenuto.agents.backend import find
 from tenuto.agents.local import LocalBackend
 from tenuto.agents.steps import Steps
 from tenuto.agents.turn import Turn
+from tenuto.client.agents import RemoteBackend
 from tenuto.core.errors import Forbidden
 from tenuto.core.ops import Claim
 from tenuto.core.turns import STEP_MARK
@@ -104,9 +105,11 @@ async def test_a_message_that_a_later_attempt_left_out_of_its_answer_gets_one() 
 
 
 @pytest.mark.parametrize("moment", ["before the note", "after the note", "before the reply", "after the reply"])
-@pytest.mark.parametrize("dies", [True, False])
+@pytest.mark.parametrize(("dies", "is_remote"), [(True, False), (False, False), (False, True)])
 @virtually
-async def test_input_is_kept_at_each_moment(moment: str, dies: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_input_is_kept_at_each_moment(
+    moment: str, dies: bool, is_remote: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The process dies, or the call is cancelled while others wait."""
     got: list[list[str]] = []
     is_held = True
@@ -127,7 +130,8 @@ async def test_input_is_kept_at_each_moment(moment: str, dies: bool, monkeypatch
         return run
 
     monkeypatch.setattr(Steps, "note_input", held("note", Steps.note_input))
-    monkeypatch.setattr(LocalBackend, "reply", held("reply", LocalBackend.reply))
+    for backend in (LocalBackend, RemoteBackend):
+        monkeypatch.setattr(backend, "reply", held("reply", backend.reply))
 
     async def respond(turn: Turn) -> None:
         await asyncio.sleep(10)
@@ -140,7 +144,7 @@ async def test_input_is_kept_at_each_moment(moment: str, dies: bool, monkeypatch
             got.append([one.text for one in (*first, *second)])
             await message.append(" ".join(got[-1]))
 
-    found = await lived(respond, "late", "steer", "q2", lives=2 if dies else 1)
+    found = await lived(respond, "late", "steer", "q2", lives=2 if dies else 1, is_remote=is_remote)
     is_late = dies and moment != "after the reply"  # it has expired before the next life
     assert got == [[*([] if is_late else ["late"]), "steer", "m q2"]]
     assert [text for text, _ in found] == ["?", "m q2", " ".join(got[0])]
