@@ -8,6 +8,7 @@ The simulator found each of these defects. The store is the one in memory, decla
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from tenuto.core.limits import Limits
 from tenuto.core.names import command_key
 from tenuto.core.requests import Caller, CreateMessage, SendCommand
 from tenuto.hub import HubCore
-from tenuto.stores.base import head_of
+from tenuto.stores.base import CommitUnknown, head_of
 from tests.stores.contract import Chat, create
 
 ANN = Caller(id="ann")
@@ -62,3 +63,41 @@ async def test_channel_that_was_empty_here_knows_the_ids_that_another_hub_has_us
     await Chat(store, lives=2**50).do(create("m2"))
     with pytest.raises(Deleted):
         await here.ask("c", "m1", CreateMessage(status="streaming"), ANN)
+
+
+async def test_deletion_uses_up_the_ids_of_messages_that_another_hub_streams_meanwhile(
+    here: HubCore, store: SharedMemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat, delete = Chat(store), store.delete_channel
+    await here.start()
+    await here.channel("c").load()
+    await chat.do(create("m1", streaming=True))
+
+    async def raced(*about: Any, **how: Any) -> Any:
+        monkeypatch.undo()
+        await chat.do(create("m2", streaming=True))
+        return await delete(*about, **how)
+
+    monkeypatch.setattr(store, "delete_channel", raced)
+    await here.delete_channel("c")
+    for id in ("m1", "m2"):
+        with pytest.raises(Deleted):
+            await here.ask("c", id, CreateMessage(status="streaming"), ANN)
+
+
+@pytest.mark.parametrize(("id", "asked"), [("m", CreateMessage()), (command_key("c"), SendCommand(name="poke"))])
+async def test_entry_of_another_hub_is_not_taken_for_one_whose_commit_was_lost(
+    here: HubCore, store: SharedMemoryStore, monkeypatch: pytest.MonkeyPatch, id: str, asked: Any
+) -> None:
+    chat = Chat(store)
+    await chat.do(create("m1"))
+    await here.start()
+    await here.channel("c").load()
+
+    async def lost(writes: Any) -> Any:
+        monkeypatch.undo()
+        await chat.do(create("m2"))
+        raise CommitUnknown("the connection broke before the request came")
+
+    monkeypatch.setattr(store, "commit", lost)
+    assert (await here.ask("c", id, asked, ANN)).serial == 3

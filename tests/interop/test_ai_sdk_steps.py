@@ -14,6 +14,7 @@ from tenuto.core.deltas import MessageContinued, MessageProgress, TurnProgress
 from tenuto.core.model import Command, Message
 from tenuto.interop.agui import AGUIStream
 from tenuto.interop.ai_sdk import PageParts, Release, UIStream, ui_messages
+from tenuto.interop.fold import TurnFold
 from tenuto.routes import (
     InAnswer,
     MessageFinished,
@@ -358,6 +359,15 @@ def test_page_that_loads_after_the_reply_to_its_call_does_not_run_the_call_again
     page.take(stream.frame(ends))
     assert (page.calls, page.ending, page.posts_again()) == ([], "finish", False)
     assert page.parts == loaded([call("c1", "done", name="place")])
+
+
+def test_attempt_that_was_replaced_stays_so_when_the_next_one_fails_without_text() -> None:
+    turn = TurnFold()
+    for number, parts, status in ((1, [TEXT], "interrupted"), (2, [], "failed")):
+        begins = MessageOpened(msgspec.structs.replace(answer([]), id=f"a{number}", parent="u", created=number))
+        for delta in (begins, *(PartOpened(0, one) for one in parts), MessageFinished(status, None, {})):
+            turn.receive(InAnswer(f"a{number}", delta))
+    assert [one.id for one in turn.counted()] == ["a2"]
 
 
 def test_page_that_continues_over_a_text_that_was_replaced_gets_an_error_and_no_mixture() -> None:
