@@ -466,6 +466,7 @@ def test_requests_stay_until_they_are_stored_and_a_refusal_drops_them() -> None:
     outgoing.accept_text("x")
     sent = requests(outgoing)
     assert requests(outgoing) == sent
+    outgoing.accept_text("y")
     outgoing.refuse(TooLarge("message 'm' would have 9 bytes, the limit is 8"))
     assert requests(outgoing) == []
     assert outgoing.unstored_bytes == 0
@@ -623,6 +624,14 @@ def test_parts_before_a_response_that_is_attached_to_again_belong_to_the_message
     trying = then.begin_attempt()
     assert list(then.reopen_left(1, None, trying)) == [1]
     assert (then.has_left(), then.take_left(trying)) == (False, {})
+
+
+def test_thoughts_that_are_added_to_those_left_are_not_written_again_as_text() -> None:
+    harness, then = taken_over({"type": "reasoning", "text": "Hm"})
+    then.accept_text(", yes", 1)
+    assert then.take_left(then.begin_attempt()) == {}
+    then.accept_part({"type": "data", "name": "n", "data": 1})
+    assert counted(harness, then) == []
 
 
 def test_text_that_another_task_adds_after_a_question_stands_behind_it() -> None:

@@ -298,6 +298,9 @@ def test_questions_of_a_turn_that_is_handed_over_stay_open(served: LogHarness) -
     asked = ask_question(served, "q")
     served.end("q", state="pending")
     assert served.known_command(asked).is_open
+    served.claim("q", 1)
+    with pytest.raises(Fenced):
+        ask_question(served, "q", 1)
 
 
 # -- messages that a turn has taken in -------------------------------------------------------------------------

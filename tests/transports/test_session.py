@@ -69,13 +69,14 @@ async def test_peer_is_not_silent_while_its_requests_fill_the_session(own_hub: H
 
 async def test_peer_is_not_silent_before_it_got_pings(own_hub: Hub) -> None:
     """While the event loop is blocked, it gets none."""
-    line = Line(own_hub)
+    line, viewer = Line(own_hub), Line(own_hub)
     line.request("presence", channel="c")
-    for now_s in (60.0, 65.0):
-        line.session.keep_alive(now_s=now_s)
+    for now_s in (60.0, 65.0, 70.0):
         assert line.session.closing is None
-    line.session.keep_alive(now_s=70.0)
+        for one in (line, viewer):
+            one.session.keep_alive(now_s=now_s)
     assert line.session.closing == (4001, "silent")
+    assert viewer.session.closing is None  # no member, writer or agent is lost with it
 
 
 async def test_closed_session_takes_and_sends_no_frames(own_hub: Hub) -> None:
