@@ -1229,6 +1229,8 @@ async def test_calls_that_the_handler_cancels_do_not_stay_open() -> None:
 
     assert await attempts(script, seconds=5.0) == [None]
     assert states == dict.fromkeys(("slow" * 45, "slow", "step"), "error")
+    await attempts(lambda turn: run_tools(turn, {"slow": slow}, states), drain_s=0.01)
+    assert states["slow"] == "called"  # the next attempt calls it again
 
 
 @virtually
