@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -42,13 +42,11 @@ from tenuto.core import decide as decisions
 from tenuto.core.draft import Draft
 from tenuto.core.errors import TenutoError
 from tenuto.core.events import (
-    ChannelAttached,
-    encode_json,
     kept_serial,
 )
 from tenuto.core.model import Message
 from tenuto.core.outgoing import Outgoing
-from tenuto.core.requests import AppendText, DeleteMessage
+from tenuto.core.requests import DeleteMessage
 from tenuto.core.state import MessageState
 from tenuto.core.text import Text
 from tenuto.hub import channel as channels
@@ -72,7 +70,6 @@ from tenuto.stores.base import head_of
 from tenuto.stores.memory import MemoryStore
 from tenuto.transports import codec, streams
 from tenuto.transports.session import Session
-from tenuto.watchdog import Watchdog
 from tests.simulation.directed import edit, mutant
 
 HOOK = HookPlan(name="hook0", kinds=KINDS, pattern="*", pause_s=0.01, fail_chance=0.0, hang_chance=0.0, late_chance=0.0)
@@ -125,61 +122,6 @@ def catch_up_skips_an_entry(patch: pytest.MonkeyPatch) -> None:
 def appends_join_across_an_edit(patch: pytest.MonkeyPatch) -> None:
     """Appends to one part are one text, in spite of the edits between them."""
     edit(patch, Draft, "add", {"joinable.pop(op.index, None)": "pass", "joinable.clear()": "pass"})
-
-
-@mutant("was acknowledged as", authors=[PipelinedWriter])
-def appends_are_acknowledged_before_the_commit(patch: pytest.MonkeyPatch) -> None:
-    """A decided append will be stored, so its writer need not wait."""
-    commit = Committer._commit
-
-    async def hasty(self: Committer, cut: Any, watchdog: Watchdog) -> None:
-        appends = [one for one in cut.decided if all(isinstance(ask.request, AppendText) for ask in one.granted)]
-        rest = [one for one in cut.decided if one not in appends]
-        cut.decided = appends
-        self._return_all(cut, (), {})
-        cut.decided = rest
-        await commit(self, cut, watchdog)
-
-    patch.setattr(Committer, "_commit", hasty)
-
-
-@mutant(
-    "it shows|it does not show|pending are|back to",
-    authors=[HttpWriter, PipelinedWriter],
-    cut_rate=0.3,
-    split_chance=0.5,
-    viewers=[StreamViewer, StreamViewer],
-    store_s=(0.0001, 0.05),
-)
-def each_event_moves_the_cursor(patch: pytest.MonkeyPatch) -> None:
-    """A viewer that is cut off in the middle of a batch then has fewer events to catch up."""
-
-    def cursors(self: EncodedBatch) -> Iterator[str | None]:
-        epoch = self.cursor.partition(":")[0]
-        for event in self.events[:-1]:
-            is_of_the_log = self.cursor and not isinstance(event, ChannelAttached)
-            yield f"{epoch}:{getattr(event, 'serial', 0)}" if is_of_the_log else None
-        yield self.cursor or None
-
-    def frames(self: EncodedBatch) -> tuple[bytes, ...]:
-        named = zip(self.raw, cursors(self), strict=True)
-        return tuple(
-            b'{"type":"events","channel":"%b",' % self.channel.encode()
-            + (b'"cursor":"%b",' % cursor.encode() if cursor is not None else b"")
-            + b'"events":[%b]}' % raw
-            for raw, cursor in named
-        )
-
-    def sse(self: EncodedBatch) -> bytes:
-        events = zip(self.events, cursors(self), strict=True)
-        return b"".join(
-            b"event: %b\ndata: %b\n" % (str(event.__struct_config__.tag).encode(), encode_json(event))
-            + (b"id: %b\n\n" % cursor.encode() if cursor is not None else b"\n")
-            for event, cursor in events
-        )
-
-    patch.setattr(EncodedBatch, "frames", property(frames))
-    patch.setattr(EncodedBatch, "sse", property(sse))
 
 
 @mutant(
@@ -253,13 +195,6 @@ def a_conflict_of_a_deletion_is_lost(patch: pytest.MonkeyPatch) -> None:
 def an_unknown_outcome_is_never_resolved(patch: pytest.MonkeyPatch) -> None:
     """The requests of the commit are decided again; the store shows which of them it holds."""
     patch.setattr(Committer, "_unclear", lambda self, batch, writes: {})
-
-
-@mutant("was acknowledged as|before it was stored", hubs=2, authors=[PipelinedWriter] * 4, unknown_chance=0.3)
-def an_unclear_commit_is_told_by_its_serial(patch: pytest.MonkeyPatch) -> None:
-    """No other hub has written as many entries meanwhile."""
-    contents = "{key: _content(draft.message(key)) for key in {entry.op.id for entry in write.entries}}"
-    edit(patch, Committer, "_unclear", {contents: "{}"})
 
 
 @mutant("wrote to", hubs=2, authors=[BlindWriter] * 4, unknown_chance=0.1, store_s=(0.0001, 0.05), token_s=0.1)
@@ -432,17 +367,6 @@ def a_late_read_begins_another_term(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(NodeLease, "left_s", lambda self, term_s, alive_ms: term_s)
 
 
-@mutant("gave a sign of life", hubs=2, authors=[LeaseWriter, LeaseWriter])
-def a_lease_ends_without_a_read_of_the_store(patch: pytest.MonkeyPatch) -> None:
-    """This hub receives all requests of the writer."""
-    make = LeaseMonitor.__init__
-
-    def make_blind(self: LeaseMonitor, *about: Any, **more: Any) -> None:
-        make(self, *about, **{**more, "is_alone": True})
-
-    patch.setattr(LeaseMonitor, "__init__", make_blind)
-
-
 @mutant("gave a sign of life", hubs=2, authors=[Commander, Commander], workers=2, bad_s=16.0)
 def a_turn_renewal_reaches_one_hub(patch: pytest.MonkeyPatch) -> None:
     """This hub knows the agent that has the turn."""
@@ -514,24 +438,6 @@ def a_local_append_has_no_offset_check(patch: pytest.MonkeyPatch) -> None:
 def a_takeover_fences_no_writer(patch: pytest.MonkeyPatch) -> None:
     """The earlier writer has stopped."""
     patch.setattr(decisions, "_check_generation", lambda message, generation: None)
-
-
-@mutant("gave a sign of life", authors=[LeaseWriter, LeaseWriter], cut_rate=0.3)
-def a_renewal_after_a_broken_socket_does_not_count(patch: pytest.MonkeyPatch) -> None:
-    """The socket broke, so the writer has three seconds."""
-    renew, broken = LeaseMonitor.renew, LeaseMonitor.broken
-    is_broken: set[tuple[LeaseMonitor, str, str]] = set()
-
-    def note(self: LeaseMonitor, connection: Hashable) -> None:
-        is_broken.update((self, lease.channel, lease.key) for lease in self._held.get(connection, ()))
-        broken(self, connection)
-
-    def renew_unless_broken(self: LeaseMonitor, channel: str, key: str, *about: Any) -> None:
-        if (self, channel, key) not in is_broken:
-            renew(self, channel, key, *about)
-
-    patch.setattr(LeaseMonitor, "broken", note)
-    patch.setattr(LeaseMonitor, "renew", renew_unless_broken)
 
 
 @mutant("a second one", authors=[Commander, Commander, Commander])
