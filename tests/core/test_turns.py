@@ -17,7 +17,7 @@ from tenuto.core.errors import Fenced, Finished, NotWriter, TooMany
 from tenuto.core.limits import Limits
 from tenuto.core.names import command_id
 from tenuto.core.ops import WriterIdentity
-from tenuto.core.requests import AppendText, Caller, ClaimTurn, CreateMessage, EndTurn, FinishMessage, needs
+from tenuto.core.requests import AppendText, Caller, ClaimTurn, CreateMessage, EndTurn, FinishMessage, RenewLease, needs
 from tenuto.core.state import ClaimState
 from tenuto.core.turns import WITHDRAWN, question_id, reply_id
 from tests.core.harness import AGENT, ANN, APP, SERVER, LogHarness
@@ -85,6 +85,12 @@ def test_attempt_that_its_agent_gives_back_has_a_lease_that_ends_at_once(served:
     assert served.ask("q", ClaimTurn(generation=1, confirmed=1, lease_s=15), REMOTE).generation == 2
     with pytest.raises(Fenced):
         served.ask("q", giving_back, owner)
+
+
+def test_renewal_of_a_lease_stores_another_term_alone() -> None:
+    harness = LogHarness()
+    harness.ask("m", CreateMessage(status="streaming", lease_s=15.0), ANN)
+    assert [len(harness.ask("m", RenewLease(lease_s=term_s), ANN).ops) for term_s in (15.0, 30.0, 30.0)] == [0, 1, 0]
 
 
 def test_repeated_claim_succeeds_if_its_result_was_lost(served: LogHarness) -> None:

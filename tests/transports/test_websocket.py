@@ -195,11 +195,12 @@ async def test_binary_or_too_large_frame_closes_the_socket(served: Served) -> No
 async def test_channels_of_a_socket_are_bounded() -> None:
     hub = new_hub(limits=Limits(socket_channels=3))
     async with serving(hub) as served, dialled(served) as peer:
-        for number in range(3):
-            assert (await peer.ask("attach", channel=f"c{number}"))["type"] == "ok"
-        reply = await peer.ask("attach", channel="c3")
-        assert (reply["code"], reply["limit"]) == ("too_many", 3)
-        assert (await peer.ask("attach", channel="c2"))["type"] == "ok"
+        for type in ("presence", "attach"):
+            for number in range(3):
+                assert (await peer.ask(type, channel=f"c{number}"))["type"] == "ok"
+            reply = await peer.ask(type, channel="c3")
+            assert (reply["code"], reply["limit"]) == ("too_many", 3)
+            assert (await peer.ask(type, channel="c2"))["type"] == "ok"
         await peer.ask("detach", channel="c0")
         assert (await peer.ask("attach", channel="c3"))["type"] == "ok"
 
