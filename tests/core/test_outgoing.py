@@ -622,14 +622,14 @@ def test_text_that_goes_on_after_what_was_left_stands_behind_a_later_part_until_
 def test_parts_before_a_response_that_is_attached_to_again_belong_to_the_message() -> None:
     _, then = taken_over({"type": "text", "text": "of the response"})
     trying = then.begin_attempt()
-    assert list(then.reopen_left(1, None, trying)) == [1]
-    assert (then.has_left(), then.take_left(trying)) == (False, {})
+    assert list(then.reopen_left(trying, 1, counts_failed=True)) == [1]
+    assert (then.has_left(), then.reopen_left(trying)) == (False, {})
 
 
 def test_thoughts_that_are_added_to_those_left_are_not_written_again_as_text() -> None:
     harness, then = taken_over({"type": "reasoning", "text": "Hm"})
     then.accept_text(", yes", 1)
-    assert then.take_left(then.begin_attempt()) == {}
+    assert then.reopen_left(then.begin_attempt()) == {}
     then.accept_part({"type": "data", "name": "n", "data": 1})
     assert counted(harness, then) == []
 

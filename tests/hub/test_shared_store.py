@@ -7,19 +7,21 @@ The simulator found each of these defects. The store is the one in memory, decla
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from proof.simulation.store import SharedMemoryStore
 from tenuto.core.errors import Deleted, TooMany
 from tenuto.core.limits import Limits
 from tenuto.core.names import command_key
-from tenuto.core.requests import Caller, CreateMessage, SendCommand
+from tenuto.core.requests import Caller, ClaimTurn, CreateMessage, SendCommand
 from tenuto.hub import HubCore
 from tenuto.stores.base import CommitUnknown, head_of
-from tests.stores.contract import Chat, create
+from tests.stores.contract import Chat, Step, create
 
 ANN = Caller(id="ann")
 
@@ -85,19 +87,27 @@ async def test_deletion_uses_up_the_ids_of_messages_that_another_hub_streams_mea
             await here.ask("c", id, CreateMessage(status="streaming"), ANN)
 
 
-@pytest.mark.parametrize(("id", "asked"), [("m", CreateMessage()), (command_key("c"), SendCommand(name="poke"))])
+@pytest.mark.parametrize(
+    ("asked", "other", "serial"),
+    [
+        (("m", CreateMessage()), create("m2"), 3),
+        ((command_key("c"), SendCommand(name="poke")), create("m2"), 3),
+        (("m1", ClaimTurn(generation=0)), None, None),  # two hubs can make equal claims
+    ],
+)
 async def test_entry_of_another_hub_is_not_taken_for_one_whose_commit_was_lost(
-    here: HubCore, store: SharedMemoryStore, monkeypatch: pytest.MonkeyPatch, id: str, asked: Any
+    here: HubCore, store: SharedMemoryStore, monkeypatch: pytest.MonkeyPatch, asked: Step, other: Any, serial: Any
 ) -> None:
-    chat = Chat(store)
+    chat, commit = Chat(store, is_served=True), store.commit
     await chat.do(create("m1"))
     await here.start()
     await here.channel("c").load()
 
     async def lost(writes: Any) -> Any:
         monkeypatch.undo()
-        await chat.do(create("m2"))
+        await (chat.do(other) if other is not None else commit(writes))
         raise CommitUnknown("the connection broke before the request came")
 
     monkeypatch.setattr(store, "commit", lost)
-    assert (await here.ask("c", id, asked, ANN)).serial == 3
+    (result,) = await asyncio.gather(here.ask("c", *asked, replace(ANN, is_server=True)), return_exceptions=True)
+    assert getattr(result, "serial", None) == serial

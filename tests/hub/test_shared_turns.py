@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import pytest
 
@@ -16,7 +15,7 @@ from tenuto.agents.local import LocalBackend
 from tenuto.agents.turn import Turn
 from tenuto.app import Hub
 from tenuto.core.errors import StoreUnavailable, StoreUnusable
-from tenuto.core.ops import Claim, Create
+from tenuto.core.ops import Create
 from tenuto.hub.lifecycle import TIDY_S
 from tenuto.hub.turns import scheduler as shared_turns
 from tenuto.hub.turns.scheduler import LEASE_S, REMEMBERED_MS, AssignedTurn
@@ -24,13 +23,11 @@ from tenuto.portal import Writer
 from tenuto.stores.base import (
     Changes,
     Committed,
-    CommitUnknown,
     Conflict,
     Hold,
     Renewal,
     StoreReplaced,
     Write,
-    head_of,
 )
 from tests.hub.hubs import new_hub
 from tests.hub.test_recovery import Shared
@@ -314,40 +311,3 @@ async def test_turn_of_a_worker_that_no_node_hears_of_is_over_when_another_agent
     await here.command("chat:1", "regenerate", target="q")
     await asyncio.sleep(1)
     assert [turn.message_id for turn in again.begun] == ["q"]
-
-
-class LateClaims:
-    """The store of one hub. Its first claim comes after that of another hub, and the result is lost."""
-
-    def __init__(self, store: Shared) -> None:
-        self._store = store
-        self._is_over = False
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
-
-    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
-        if self._is_over or not any(type(entry.op) is Claim for write in writes for entry in write.entries):
-            return await self._store.commit(writes)
-        self._is_over = True
-        while (await head_of(self._store, writes[0].channel)).serial == writes[0].expected:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-        await self._store.commit(writes)
-        raise CommitUnknown("the connection broke before the result came")
-
-
-@virtually
-async def test_equal_claim_of_another_hub_is_not_taken_for_an_unclear_one() -> None:
-    store = Shared()
-    hubs = [new_hub(LateClaims(store), 1), new_hub(store, 2), new_hub(store, 3)]
-    workers = [Remote(), Remote()]
-    for hub in hubs:
-        await hub.start()
-    for hub, worker in zip(hubs, workers, strict=False):
-        hub.runtime.scheduler.register(worker)
-    await asyncio.sleep(1.5)
-    await say(hubs[2], "chat:1", "q0")
-    await asyncio.sleep(3)
-    assert sum(len(worker.begun) for worker in workers) == 1
-    for hub in hubs:
-        await hub.close()
