@@ -281,12 +281,6 @@ def notices_of_members_are_trusted(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(presence, "FOLLOW_S", 10_000.0)
 
 
-@mutant("did not receive in .*signal", hubs=2, members=2, bad_s=16.0, viewers=[SocketViewer] * 2)
-def signals_stay_at_their_node(patch: pytest.MonkeyPatch) -> None:
-    """The viewers of this node receive the signal."""
-    patch.setattr(SharedPresence, "send_signal", lambda self, channel, signal: None)
-
-
 @mutant("waits for no agent", hubs=2, agents=[AGENT], agents_at="A", authors=[Commander])
 def agents_of_other_nodes_are_unknown(patch: pytest.MonkeyPatch) -> None:
     """A message waits for the agents of its node."""
@@ -365,12 +359,6 @@ def a_renewal_reaches_one_hub(patch: pytest.MonkeyPatch) -> None:
 def a_late_read_begins_another_term(patch: pytest.MonkeyPatch) -> None:
     """This hub has not seen the writer before, so its lease begins now."""
     patch.setattr(NodeLease, "left_s", lambda self, term_s, alive_ms: term_s)
-
-
-@mutant("gave a sign of life", hubs=2, authors=[Commander, Commander], workers=2, bad_s=16.0)
-def a_turn_renewal_reaches_one_hub(patch: pytest.MonkeyPatch) -> None:
-    """This hub knows the agent that has the turn."""
-    patch.setattr(TurnScheduler, "store_renewal", lambda self, worker, turn, done, gives_back: done(None))
 
 
 @mutant(
@@ -646,16 +634,6 @@ def each_node_calls_a_hook(patch: pytest.MonkeyPatch) -> None:
 def a_node_that_was_away_goes_on_with_its_hook(patch: pytest.MonkeyPatch) -> None:
     """The node had the hook, and knows how far it came."""
     patch.setattr(HookRunner, "_may_call", lambda self, term: self._is_ready)
-
-
-@mutant("though its position is", hooks=[HOOK])
-def a_hook_keeps_its_position_before_the_call(patch: pytest.MonkeyPatch) -> None:
-    """A second call is as harmful as a missing one."""
-    begin, note = (
-        "async with asyncio.timeout(TIMEOUT_S):",
-        "await self._note(channel, (head.epoch, event.serial), term)",
-    )
-    edit(patch, HookRunner, "_deliver", {note: "pass", begin: f"{note}\n        {begin}"})
 
 
 @mutant(
