@@ -311,3 +311,22 @@ async def test_turn_of_a_worker_that_no_node_hears_of_is_over_when_another_agent
     await here.command("chat:1", "regenerate", target="q")
     await asyncio.sleep(1)
     assert [turn.message_id for turn in again.begun] == ["q"]
+
+
+@virtually
+async def test_turn_of_an_ended_node_gets_its_next_attempt_at_another_one() -> None:
+    store, attempts = Shared(), list[int]()
+    hubs = [new_hub(store, 1), new_hub(store, 2)]
+
+    async def bot(turn: Turn) -> None:
+        attempts.append(turn.attempt)
+        await asyncio.sleep(1e6 if turn.attempt == 1 else 0)
+
+    for hub in hubs:
+        hub.agent("*", name="bot")(bot)
+    await started(hubs[0])
+    await say(hubs[0], "c", "q")
+    await started(hubs[1])
+    hubs[0].runtime.scheduler.end = lambda *_: None  # type: ignore[method-assign]
+    await hubs[0].close()
+    assert (await answered(hubs[1], "c", "q", 20.0), attempts) == ([], [1, 2])

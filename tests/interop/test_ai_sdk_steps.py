@@ -42,6 +42,7 @@ class FoldedPage:
         self.parts: list[Any] = parts or []
         self.calls: list[str] = []  # calls that the page was asked to run
         self.ending = ""  # type of the last chunk
+        self.metadata: Any = None  # that of the last chunk
         self._texts: dict[str, Any] = {}
         self._inputs: dict[str, str] = {}
 
@@ -50,7 +51,7 @@ class FoldedPage:
         for frame in body.decode().split("\n\n"):
             if frame.startswith("data: {"):
                 chunk = json.loads(frame.removeprefix("data: "))
-                self.ending = chunk["type"]
+                self.ending, self.metadata = chunk["type"], chunk.get("messageMetadata")
                 self._take(chunk)
 
     def posts_again(self) -> bool:
@@ -165,7 +166,7 @@ def moments(events: list[tuple[int, Any]]) -> list[tuple[list[Any], TurnDelta]]:
             delta = PartReplaced(index, value, 0)
             parts[index] = value
         found.append((before, InAnswer("a", delta)))
-    return [*found, ([dict(part) for part in parts], InAnswer("a", MessageFinished("complete", None, {})))]
+    return [*found, ([dict(part) for part in parts], InAnswer("a", MessageFinished("complete", None, {"model": "m"})))]
 
 
 def page_from(start: int, events: list[tuple[int, Any]], size: int = 1, release: Release = RELEASE) -> FoldedPage:
@@ -175,7 +176,7 @@ def page_from(start: int, events: list[tuple[int, Any]], size: int = 1, release:
     for at in range(start, len(steps), size):
         page.take(stream.frame([delta for _, delta in steps[at : at + size]]))
     page.take(stream.frame([TurnChanged("over")]))
-    assert page.ending == "finish"
+    assert (page.ending, page.metadata) == ("finish", {"model": "m"})
     assert not page.posts_again()
     return page
 

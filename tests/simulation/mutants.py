@@ -37,7 +37,6 @@ from tenuto.agents import history
 from tenuto.agents import turn as turns
 from tenuto.agents.backend import Sent
 from tenuto.agents.steps import Steps
-from tenuto.core import catch_up
 from tenuto.core import decide as decisions
 from tenuto.core.draft import Draft
 from tenuto.core.errors import TenutoError
@@ -104,12 +103,6 @@ def a_mark_counts_for_the_serial_before(patch: pytest.MonkeyPatch) -> None:
     """A viewer at a serial has the text of the next serial, too."""
     length_at = Text.length_at
     patch.setattr(Text, "length_at", lambda self, serial: length_at(self, serial + 1))
-
-
-@mutant("hole|a gap|it shows", cut_rate=1.0, viewers=[SocketViewer, StreamViewer])
-def viewers_miss_a_mark(patch: pytest.MonkeyPatch) -> None:
-    """The same for viewers that resume; the stored text is right."""
-    edit(patch, catch_up, "_appends", {"text.length_at(since)": "text.length_at(since + 1)"})
 
 
 @mutant("it shows", cut_rate=1.0, viewers=[SocketViewer, StreamViewer])
@@ -273,12 +266,6 @@ def members_of_other_nodes_are_unknown(patch: pytest.MonkeyPatch) -> None:
 def members_of_an_ended_node_stay(patch: pytest.MonkeyPatch) -> None:
     """The node will return."""
     patch.setattr(presence, "GRACE_S", 10_000.0)
-
-
-@mutant("are members of", hubs=2, members=6, notice_loss=1.0, viewers=[SocketViewer] * 4)
-def notices_of_members_are_trusted(patch: pytest.MonkeyPatch) -> None:
-    """A notice follows each change of members."""
-    patch.setattr(presence, "FOLLOW_S", 10_000.0)
 
 
 @mutant("waits for no agent", hubs=2, agents=[AGENT], agents_at="A", authors=[Commander])
