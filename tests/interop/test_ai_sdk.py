@@ -311,6 +311,7 @@ async def test_result_for_which_the_agent_does_not_ask_ends_with_how_it_asks(sce
     state = await scene.pages("a", "is", status="error")
     assert (state["calls"], state["requests"], len(scene.turns)) == (["c1"], 2, 1)
     assert state["error"].startswith('the agent did not ask, with turn.ask(…, {"call": …}), or')
+    assert (await scene.http.get("/api/chat/1/stream")).status_code == 204  # a replay would run the call again
 
 
 async def test_loaded_call_has_the_result_that_another_client_has_sent_after_its_turn() -> None:
