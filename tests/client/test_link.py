@@ -23,6 +23,7 @@ from tenuto.client.connection import Refusal
 from tenuto.client.link import PENDING_REQUESTS
 from tenuto.core import errors
 from tenuto.core.errors import LocalError, TenutoError
+from tenuto.core.limits import Limits
 from tests.client.script import Script, ScriptedSocket, client_of
 from tests.client.wire import QUICK
 from tests.virtual import virtually
@@ -96,11 +97,12 @@ async def test_request_without_a_response_times_out_and_is_not_sent_again() -> N
         await check_answered(client, await script.socket())
 
 
-async def test_calls_wait_while_too_many_requests_have_no_response(script: Script) -> None:
-    async with client_of(script) as client:
-        asked = [asyncio.create_task(client.delete("c", f"m{number}")) for number in range(PENDING_REQUESTS + 1)]
+@pytest.mark.parametrize(("data", "count"), [("", PENDING_REQUESTS), ("x" * 60_000, 18)], ids=["count", "bytes"])
+async def test_calls_wait_while_too_many_requests_have_no_response(script: Script, data: str, count: int) -> None:
+    async with client_of(script, limits=Limits(data_bytes=64 * 1024)) as client:
+        asked = [asyncio.create_task(client.reply("c", f"m{number}", data=data)) for number in range(count + 1)]
         socket = await script.socket()
-        frames = [await socket.frame() for _ in range(PENDING_REQUESTS)]
+        frames = [await socket.frame() for _ in range(count)]
         socket.say(type="ping", n=1)
         assert await socket.frame() == {"type": "pong", "n": 1}
         socket.say(type="ok", ref=frames[0]["ref"])
