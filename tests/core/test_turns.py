@@ -90,7 +90,9 @@ def test_attempt_that_its_agent_gives_back_has_a_lease_that_ends_at_once(served:
 def test_renewal_of_a_lease_stores_another_term_alone() -> None:
     harness = LogHarness()
     harness.ask("m", CreateMessage(status="streaming", lease_s=15.0), ANN)
+    harness.now_ms = 5_000
     assert [len(harness.ask("m", RenewLease(lease_s=term_s), ANN).ops) for term_s in (15.0, 30.0, 30.0)] == [0, 1, 0]
+    assert harness.known("m").alive_at == 5_000
 
 
 def test_repeated_claim_succeeds_if_its_result_was_lost(served: LogHarness) -> None:

@@ -196,14 +196,6 @@ def an_append_gets_a_new_offset_after_an_unknown_outcome(patch: pytest.MonkeyPat
     patch.setattr(committer, "replace", lambda request, **about: request)
 
 
-@mutant("was refused with (gap|mismatch)|wrote to", authors=[HttpWriter, BlindWriter], unknown_chance=0.3)
-def an_offset_counts_the_last_text_part(patch: pytest.MonkeyPatch) -> None:
-    """Text without an index goes to the end, so its offset is that of the last text part."""
-    text_parts = MessageState.text_parts.fget
-    assert text_parts is not None
-    patch.setattr(MessageState, "text_parts", property(lambda self: text_parts(self)[-1:]))
-
-
 @mutant("was refused with (mismatch|gap|not_found|no_part)", authors=[BlindWriter, PipelinedWriter], unknown_chance=0.3)
 def requests_change_their_order_after_an_unknown_outcome(patch: pytest.MonkeyPatch) -> None:
     """Each request of the commit is decided again; their order is a detail."""
