@@ -979,8 +979,9 @@ def _target(state: Draft, request: SendCommand, caller: Caller) -> MessageState 
         return None
     check_id(request.target, "target")
     target = state.message(request.target)
-    # a caller without the right to read must not learn which messages exist
-    if target is None or not (caller.may_read or _is_author_or_writer(target, caller)):
+    # a caller without the right to read must not learn which messages exist, also of another anonymous caller
+    is_known = target is not None and caller.id is not None and _is_author_or_writer(target, caller)
+    if target is None or not (caller.may_read or is_known):
         raise NotFound(f"message {request.target!r} does not exist in this channel; check the target")
     if target.deleted:
         raise Deleted(f"message {request.target!r} was deleted; check the target")

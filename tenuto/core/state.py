@@ -467,7 +467,7 @@ def change(message: MessageState, op: Op, serial: int) -> None:
 
 
 def _append(message: MessageState, op: Append, serial: int) -> None:
-    """Add the end of the text that the part lacks; text that does not fit to a part changes none."""
+    """Add the end of the text that the part lacks; text that does not fit changes no part."""
     if serial > message.last:  # in a draft, text that joins an earlier append has the serial of that
         message.last = serial
         message.alive_at = op.at_ms

@@ -45,12 +45,24 @@ from tenuto.hub.clock import Clock, StoreClock
 from tenuto.hub.committer import in_time, sent_again
 from tenuto.hub.tasks import logs_errors
 from tenuto.portal import retrieve_exception
-from tenuto.stores.base import Bus, Head, Hold, Notice, Notices, Renewal, SharedStore, Store, StoreReplaced, Write
+from tenuto.stores.base import (
+    OVER_MS,
+    Bus,
+    Head,
+    Hold,
+    Notice,
+    Notices,
+    Renewal,
+    SharedStore,
+    Store,
+    StoreReplaced,
+    Write,
+)
 
 logger = logging.getLogger("tenuto.hub")
 
 BATCH_BYTES = 256 * 1024  # a batch of holds about members ends with the one that reaches this size
-LATE_S = 60.0  # a store carries out a renewal that failed within this time, or not at all (`SharedStore.hold`)
+LATE_S = OVER_MS / 1000  # a store carries out a renewal that failed within this time, or not at all
 
 
 class NodeHolds:
@@ -65,7 +77,8 @@ class NodeHolds:
         self._members: dict[str, bytes] = {}  # the holds about members that the node should have
         self._stale: dict[str, None] = {}  # names of those whose current value the store lacks, in order
         self._doubtful: dict[str, None] = {}  # names in renewals that failed, and that the store may carry out later
-        self._again_s = float("inf")  # when those are put again, with all small holds
+        self._failed_s = float("-inf")  # when the last one that failed was sent
+        self._again_s = float("inf")  # when those names are put again, with all small holds
 
     @property
     def is_behind(self) -> bool:
@@ -84,7 +97,9 @@ class NodeHolds:
         if now_s >= self._again_s:
             self._small.clear()
             self._stale |= self._doubtful
-            self._doubtful, self._again_s = {}, float("inf")
+            self._again_s = self._failed_s + LATE_S
+            if self._again_s <= now_s:
+                self._doubtful, self._again_s = {}, float("inf")
         small = {name: value for source in self.sources for name, value in source().items()}
         batch: dict[str, Hold | None] = {}
         size = 0
@@ -101,10 +116,10 @@ class NodeHolds:
             self._small.pop(name, None)
         return {**changed, **batch}
 
-    def note_failed(self, now_s: float) -> None:
-        """Note that the last renewal failed: the store may carry it out later, and so bring back earlier values."""
-        self._doubtful |= self._stale
-        self._again_s = now_s + LATE_S
+    def note_failed(self, values: Mapping[str, Hold | None], now_s: float) -> None:
+        """Note that a renewal with `values` failed: the store may carry it out later, and so bring them back."""
+        self._doubtful |= {name: None for name in values if name in self._stale}
+        self._failed_s, self._again_s = now_s, min(self._again_s, now_s + LATE_S)
 
     def note_put(self, values: Mapping[str, Hold | None]) -> None:
         """Note that the store has `values`, which `due` has returned."""
@@ -325,7 +340,7 @@ class NodeLease:
         try:
             renewal = await self._store.hold(self.node, TERM_MS, values)
         except BaseException:
-            self.holds.note_failed(sent_s)
+            self.holds.note_failed(values, sent_s)
             raise
         if self._clock is not None:
             self._clock.measure(renewal.now_ms, sent_s, self._now_s)

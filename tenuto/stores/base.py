@@ -162,7 +162,7 @@ class StoreReplaced(StoreUnavailable):
     """
 
 
-OVER_MS = 60_000  # time for which an ended lease stays ended, because a renewal may arrive late
+OVER_MS = 60_000  # a renewal that failed may arrive as late as that; so long an ended lease stays ended
 
 
 class Store(Protocol):
@@ -314,7 +314,8 @@ class SharedStore(Store, Notices, Protocol):
 
         A hold replaces that of another node. The holds without `until_ms` end with the lease; a node that returns after
         that has another `lease`. Term 0 ends the lease at once and for good: a call of this node that the store
-        carries out later, within a minute, has no effect. Holds need not survive a restart of the store.
+        carries out later, within `OVER_MS`, has no effect. A call that failed may be carried out as late as that, too.
+        Holds need not survive a restart of the store.
         """
 
     async def holds(self, prefix: str) -> Mapping[str, tuple[str, Hold]]:

@@ -79,7 +79,10 @@ async def test_renewal_that_failed_and_is_carried_out_later_brings_earlier_holds
     here.holds.show("members/1/a", None)
     await here.put()
     await store.hold("a", TERM_MS, {"turns/a": Hold(b"busy"), "members/1/a": Hold(b"x")})
-    now_s = LATE_S
+    store.limit_bytes, now_s = -1, LATE_S / 2
+    with pytest.raises(StoreUnavailable):
+        await here.renew()
+    store.limit_bytes, now_s = 1 << 30, LATE_S
     await here.put()
     assert await store.holds("") == {"turns/a": ("a", Hold(b"idle"))}
 

@@ -360,7 +360,7 @@ class QuestionLimits(Struct, frozen=True, kw_only=True):
 
 
 class Asked(Struct, eq=False):
-    """A question that counts in `buckets`; in none, once it was given back."""
+    """A question that counts in `buckets`, which are empty once it was given back."""
 
     buckets: Sequence[Bucket]
 
