@@ -93,14 +93,16 @@ def framed(text: bytes) -> bytes:
 
     The last one is kept, since the viewers of a channel take the same batch in a row.
     """
-    size = len(text)
+    return _opening(len(text)) + text
+
+
+def _opening(size: int) -> bytes:
+    """Return the head of an unmasked WebSocket frame with a text of `size` bytes."""
     if size < 126:
-        opening = bytes((0x81, size))
-    elif size < 1 << 16:
-        opening = b"\x81\x7e" + size.to_bytes(2)
-    else:
-        opening = b"\x81\x7f" + size.to_bytes(8)
-    return opening + text
+        return bytes((0x81, size))
+    if size < 1 << 16:
+        return b"\x81\x7e" + size.to_bytes(2)
+    return b"\x81\x7f" + size.to_bytes(8)
 
 
 def socket_of(send: Send) -> Any:
@@ -127,6 +129,24 @@ def can_frame(protocol: Any) -> bool:
         and protocol.initial_response is None
         and protocol.conn.state == OPEN
     )
+
+
+def transport_of(receive: Any) -> Any:
+    """Return the transport of a connection, from the `receive` of the server; None if a middleware or server hides it.
+
+    Ask `receive`, because less middleware wraps it than `send`.
+    """
+    transport = getattr(getattr(receive, "__self__", None), "transport", None)
+    return transport if hasattr(transport, "get_write_buffer_size") else None
+
+
+def unread_bytes(transport: Any) -> int:
+    """Return how many bytes wait for the peer in `transport`; 0 for None. Those below asyncio's TLS count, too."""
+    protocol = getattr(transport, "_ssl_protocol", transport)
+    if protocol is None:  # also of a transport with TLS that is closed
+        return 0
+    size: int = transport.get_write_buffer_size()
+    return size + unread_bytes(getattr(protocol, "_transport", None))
 
 
 class HeartbeatTarget(Protocol):
@@ -239,7 +259,9 @@ class Sender:
     _finishing: asyncio.Task[None] | None = None  # sends what is not sent at once
     _is_aborted: bool = False  # True: `carry` must return although a write is still blocked
     _busy_since_s: float = 0.0  # when the write in progress began, in the loop's time
-    _unread: tuple[float, int] | None = None  # at the last heartbeat: the write in progress, and the bytes that waited
+    _transport: Any = None  # of the connection, once `carry` runs
+    # at the last heartbeat: when the write in progress began, and the bytes that waited for the peer
+    _unread: tuple[float | None, int] = (None, 0)
     _read_s: float = 0.0  # time of the last heartbeat at which the peer had read
     is_busy: bool = False  # while True, no message may be written
     is_over: bool = False  # once True, no message will be written any more
@@ -276,25 +298,18 @@ class Sender:
             asyncio.get_running_loop().call_later(patience_s, self._abort)
 
     def check_reader(self) -> bool:
-        """Return whether the peer has read since the last heartbeat, if a write waited for it then.
+        """Return whether the peer has read since the last heartbeat, if bytes waited for it then.
 
         Let `carry` return if it has read no bytes for too long. A server that hides its buffer shows ends of writes.
         """
-        now_s, before = asyncio.get_running_loop().time(), self._unread
-        self._unread = (self._busy_since_s, self._unread_bytes()) if self.is_busy else None
-        has_read = before is not None and (
-            self._unread is None or self._unread[0] > before[0] or self._unread[1] < before[1]
-        )
+        now_s, (write_s, size) = asyncio.get_running_loop().time(), self._unread
+        self._unread = (self._busy_since_s if self.is_busy else None, unread_bytes(self._transport))
+        has_read = write_s not in (None, self._unread[0]) or self._unread[1] < size
         if has_read:
             self._read_s = now_s
         elif self.is_busy and now_s - max(self._busy_since_s, self._read_s) >= SEND_TIMEOUT_S:
             self._abort()
         return has_read
-
-    def _unread_bytes(self) -> int:
-        connection = self._cycle or socket_of(self._send)
-        size: int = connection.transport.get_write_buffer_size() if connection is not None else 0
-        return size
 
     async def carry(self, receive: Receive) -> None:
         """Pass the peer's messages to the owner until the peer disconnects or `end` is called.
@@ -303,7 +318,7 @@ class Sender:
         """
         call = self._call = asyncio.current_task()
         assert call is not None
-        owner = self._owner
+        owner, self._transport = self._owner, transport_of(receive)
         try:
             while not self._is_aborted and await owner.received(await receive()):
                 pass
@@ -426,37 +441,41 @@ class DirectSender(Sender):
 
     def write_batch(self, batch: EncodedBatch) -> None:
         cycle = self._cycle
-        chunk = batch.chunk if cycle is not None and can_write(cycle) else None
-        if chunk is None:
+        if cycle is None or not can_write(cycle):
             super().write_batch(batch)
-        else:
+        elif (chunk := batch.chunk) is not None:
             cycle.transport.write(chunk)
+        else:  # without copies, as in `write_frame`
+            cycle.transport.write(b"%x\r\n" % len(batch.sse))
+            cycle.transport.write(memoryview(batch.sse))
+            cycle.transport.write(b"\r\n")
 
     def write_frame(self, text: bytes) -> None:
         socket = self._socket
-        if socket is not None and len(text) <= MAX_CHUNK_BYTES and can_frame(socket):
-            socket.transport.write(framed(text))
-        else:
+        if socket is None or not can_frame(socket):
             super().write_frame(text)
+        elif len(text) <= MAX_CHUNK_BYTES:
+            socket.transport.write(framed(text))
+        else:  # without copies, which take milliseconds for each viewer of a photo
+            socket.transport.write(_opening(len(text)))
+            socket.transport.write(memoryview(text))
 
 
 def abort_if_unread(receive: Any, *, is_draining: bool) -> None:
     """Abort the connection of an ended stream or socket if its peer does not read the rest.
 
-    The connection must be known, as under `tenuto serve`. Servers close a connection when all bytes are sent. A
+    The server must show the connection, as `tenuto serve` does. Servers close a connection when all bytes are sent. A
     reader that has stalled would hold its connection, and a server that shuts down, for ever.
     """
-    # ask `receive`, because less middleware wraps it than `send`
-    connection = cycle_of(receive) or socket_of(receive)
-    if connection is None or getattr(connection, "response_complete", False):
-        return  # the response is complete, and reading it may take any time
-    if connection.transport.get_write_buffer_size():
+    transport = transport_of(receive)
+    # a complete response is left alone: reading it may take any time
+    if unread_bytes(transport) and not getattr(receive.__self__, "response_complete", False):
         timeout_s = FAREWELL_S if is_draining else UNREAD_S
-        asyncio.get_running_loop().call_later(timeout_s, _abort_unread, connection.transport)
+        asyncio.get_running_loop().call_later(timeout_s, _abort_unread, transport)
 
 
 def _abort_unread(transport: asyncio.WriteTransport) -> None:
-    if transport.get_write_buffer_size():
+    if unread_bytes(transport):
         transport.abort()
 
 

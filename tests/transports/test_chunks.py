@@ -47,7 +47,7 @@ async def watched(served: Served, prefix: str = "") -> None:
     """Watch an answer, with a strict viewer of every byte."""
     async with SseViewer(served.host, served.port, "c", prefix=prefix, query={"flush_ms": "0"}) as viewer:
         await viewer.until_attached()
-        text = await write(served.hub, "c", [f"{number} " for number in range(100)])
+        text = await write(served.hub, "c", ["x" * (MAX_CHUNK_BYTES + 1), *(f"{number} " for number in range(100))])
         await viewer.until(lambda: viewer.checker.status("m1") == "complete")
         assert viewer.checker.text("m1") == text
         assert viewer.checker.violations == []

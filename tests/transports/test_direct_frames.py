@@ -194,13 +194,13 @@ async def test_frames_to_an_idle_socket_do_not_go_through_send() -> None:
             sent.append(message)
         await send(protocol, message)
 
-    with place.watched():
+    with place.watched(), patch.object(WebSocketsSansIOProtocol, "send", noting):
         await place.open(flush_ms=0)
+        sent.clear()  # the accept
         async with place.hub.message("c:1", id="one") as message:
-            with patch.object(WebSocketsSansIOProtocol, "send", noting):
-                for n in range(5):
-                    await message.append(f"{n}")
-                    await asyncio.sleep(STEP_S)
+            for text in ("0", "1", "2", "3", "4" * (MAX_CHUNK_BYTES + 1)):
+                await message.append(text)
+                await asyncio.sleep(STEP_S)
             assert place.peers[0].transport.written.count(b"message.append") == 4  # the first text opens a part
             assert sent == []
         await place.close()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tenuto.transports.sender import DirectSender, Heartbeats, Sender, TaskSender
+from tenuto.transports.sender import DirectSender, Heartbeats, Sender, TaskSender, unread_bytes
+from tests.certificates import make_certificate
 from tests.transports.asgi import scope_of
 from tests.transports.conftest import PATIENCE_S, new_hub
 from tests.virtual import virtually
@@ -24,6 +27,7 @@ class Peer:
         self.texts = list(texts)
         self.sender: Sender | None = None
         self.left = asyncio.Event()
+        self.transport: Any = None  # of the connection, if the server shows it
 
     def pump(self) -> None:
         assert self.sender is not None
@@ -35,7 +39,7 @@ class Peer:
 
     def send_heartbeat(self) -> None:
         assert self.sender is not None
-        self.sender.check_reader()
+        self.has_read = self.sender.check_reader()
 
     async def received(self, message: Any) -> bool:
         return bool(message["type"] != "http.disconnect")
@@ -116,13 +120,14 @@ async def test_errors_of_receiving_are_raised_by_the_asgi_call(make: Make) -> No
         await sender.carry(receive)
 
 
-async def until_ended(make: Make, *, ends_s: float | None) -> float:
-    """Write a message that the peer never reads, and end the sender after `ends_s`. Return the seconds until then."""
+async def until_ended(make: Make, *, ends_s: float | None, transport: Any = None) -> float:
+    """Write a message whose write never ends, and end the sender after `ends_s`. Return the seconds until then."""
 
     async def send(message: Any) -> None:
         await asyncio.Event().wait()
 
     peer = Peer("x")
+    peer.transport = transport
     sender = peer.sender = make(send, peer)
     loop = asyncio.get_running_loop()
     begun_s = loop.time()
@@ -136,18 +141,56 @@ async def until_ended(make: Make, *, ends_s: float | None) -> float:
     return loop.time() - begun_s
 
 
-class Read(TaskSender):
-    """The sender of a peer that reads a byte a second, of a thousand that wait."""
+class Transport:
+    """The transport of a peer that reads a byte a second, of a thousand that wait."""
 
-    def _unread_bytes(self) -> int:
+    def get_write_buffer_size(self) -> int:
         return max(0, 1_000 - int(asyncio.get_running_loop().time()))
 
 
 @virtually
 async def test_peer_that_reads_no_bytes_is_gone_after_five_minutes() -> None:
-    assert 1_300.0 <= await until_ended(Read, ends_s=None) <= 1_330.0
+    assert 1_300.0 <= await until_ended(TaskSender, ends_s=None, transport=Transport()) <= 1_330.0
     assert 300.0 <= await until_ended(TaskSender, ends_s=None) <= 315.0
     assert 300.0 <= await until_ended(DirectSender, ends_s=None) <= 315.0
+
+
+@virtually
+async def test_peer_reads_also_if_no_write_waits_for_it() -> None:
+    peer = Peer()
+    peer.transport = Transport()
+    peer.sender = TaskSender(lambda message: asyncio.sleep(0), peer)
+    carrying = asyncio.create_task(peer.sender.carry(peer.receive))
+    seen = []
+    for seconds in (1, 5, 1_000, 5):
+        await asyncio.sleep(seconds)
+        peer.send_heartbeat()
+        seen.append(peer.has_read)
+    assert seen == [False, True, True, False]
+    peer.left.set()
+    await carrying
+
+
+async def test_bytes_below_tls_wait_for_the_peer(tmp_path: Path) -> None:
+    certificate = make_certificate(tmp_path)
+    theirs = ssl.create_default_context(cafile=str(certificate))
+    ours = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    ours.load_cert_chain(certificate, tmp_path / "key.pem")
+    opened: asyncio.Queue[asyncio.StreamWriter] = asyncio.Queue()
+    async with asyncio.timeout(PATIENCE_S):
+        server = await asyncio.start_server(lambda _, writer: opened.put_nowait(writer), "127.0.0.1", ssl=ours)
+        port = server.sockets[0].getsockname()[1]
+        _, client = await asyncio.open_connection("127.0.0.1", port, ssl=theirs, server_hostname="localhost")
+        transport = (await opened.get()).transport
+        assert unread_bytes(transport) == 0
+        transport.write(bytes(32_000_000))
+        assert unread_bytes(transport) > 16_000_000
+        transport.abort()
+        client.transport.abort()
+        transport.close()
+        transport.close()
+        assert unread_bytes(transport) == unread_bytes(None) == 0
+        server.close()
 
 
 @virtually
