@@ -271,7 +271,8 @@ async def serve_web(scope: MutableMapping[str, Any], receive: Receive, send: Sen
         body = zipped
         headers |= {"content-encoding": "gzip", "etag": f'"{digest}-gzip"'}
     response = Response(body, headers=headers, media_type="application/json" if name[2] else "text/javascript")
-    if headers["etag"] in asked.get("if-none-match", ""):
+    known = asked.get("if-none-match", "")
+    if headers["etag"] in known or known.strip() == "*":
         response = NotModifiedResponse(response.headers)
     await response(scope, receive, send)
 

@@ -163,6 +163,7 @@ async def test_browser_files_are_compressed_for_clients_that_accept_it(
     again = await plain_http.get("/web/view.js", headers=known)
     assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", response.headers["etag"])
     assert again.headers["vary"] == "Accept-Encoding"
+    assert (await plain_http.get("/web/view.js", headers={"if-none-match": "*"})).status_code == 304
     assert response.headers["cache-control"] == again.headers["cache-control"] == "no-cache"
     head = await plain_http.head("/web/view.js", headers={"accept-encoding": accepted})
     assert (head.content, head.headers["content-length"]) == (b"", str(length))
