@@ -113,6 +113,7 @@ class OwnFrames:
     def __init__(self, make_frame: Callable[[str], str | bytes], end_frame: EndFrame | None, *, has_ids: bool) -> None:
         self._make_frame = make_frame
         self._end_frame = end_frame
+        self._lines = _Lines()
         self._has_ids = has_ids  # False: leave out the ids, which only an EventSource uses
 
     def frame(self, deltas: Sequence[Delta], status: str | None, position: Position) -> bytes:
@@ -124,7 +125,8 @@ class OwnFrames:
         left = texts_left(deltas)
         text = "".join(text for kind, text in added_texts(deltas) if kind == "text")
         if left is not None:
-            reset = f"event: reset\n{_data(left['text'])}\n".encode()
+            self._lines.ends_in_cr = False
+            reset = f"event: reset\n{self._lines.data(left['text'])}\n".encode()
             frames.append(self._with_id(reset, position, is_finished=False))
         elif text:
             frames.append(self._with_id(_bytes_of(self._make_frame(text), "style"), position, is_finished=False))
@@ -151,7 +153,9 @@ class PlainData(OwnFrames):
     """The format of unnamed Server-Sent Events with the text of the answer, and `[DONE]` at the end."""
 
     def __init__(self, *, has_ids: bool) -> None:
-        super().__init__(lambda text: f"{_data(text)}\n", _done, has_ids=has_ids)
+        lines = _Lines()
+        super().__init__(lambda text: f"{lines.data(text)}\n", _done, has_ids=has_ids)
+        self._lines = lines
 
 
 def _done(status: str) -> str:
@@ -214,10 +218,17 @@ def _rest(part: Part, sent: int) -> Iterator[tuple[str, str]]:
         yield kind, rest
 
 
-def _data(text: str) -> str:
-    """Return `text` as the data of one event: SSE requires one `data` field per line."""
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    return "".join(f"data: {line}\n" for line in lines)
+class _Lines:
+    """The pieces of one text as data of events. A line end may be cut: `\\r` is one, and so is `\\r\\n`."""
+
+    ends_in_cr = False  # of the last piece
+
+    def data(self, text: str) -> str:
+        """Return the next piece as the data of one event: SSE requires one `data` field per line."""
+        rest = text.removeprefix("\n") if self.ends_in_cr else text
+        self.ends_in_cr = text.endswith("\r")
+        lines = rest.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        return "".join(f"data: {line}\n" for line in lines)
 
 
 def sent_field(sent: Sent, *, is_finished: bool) -> str:

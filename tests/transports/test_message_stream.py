@@ -102,6 +102,12 @@ def test_formats_of_plain_text_send_what_is_left_of_the_answer() -> None:
     assert own.frame(deltas, "complete", position) == (b"event: reset\ndata: right\ndata: on\n\ndata: [DONE]\n\n")
 
 
+def test_a_line_end_cut_in_two_is_one_line_end() -> None:
+    plain, position = PlainData(has_ids=False), Position("e:9", "", Sent([3]))
+    frames = [plain.frame([TextAdded(0, "text", 0, text)], None, position) for text in ("a\r", "\nb\n", "\nc\r", "d")]
+    assert frames == [b"data: a\ndata: \n\n", b"data: b\ndata: \n\n", b"data: \ndata: c\ndata: \n\n", b"data: d\n\n"]
+
+
 # The sent lengths in a cursor
 
 
