@@ -258,11 +258,10 @@ class Sender:
     _call: asyncio.Task[Any] | None = None  # task of the ASGI call, while it waits in `carry`
     _finishing: asyncio.Task[None] | None = None  # sends what is not sent at once
     _is_aborted: bool = False  # True: `carry` must return although a write is still blocked
-    _busy_since_s: float = 0.0  # when the write in progress began, in the loop's time
+    _since_s: float = 0.0  # when the write in progress began, or its peer was last seen to read, in the loop's time
     _transport: Any = None  # of the connection, once `carry` runs
-    # at the last heartbeat: when the write in progress began, and the bytes that waited for the peer
+    # at the last heartbeat: `_since_s` if a write was in progress, and the bytes that waited for the peer
     _unread: tuple[float | None, int] = (None, 0)
-    _read_s: float = 0.0  # time of the last heartbeat at which the peer had read
     is_busy: bool = False  # while True, no message may be written
     is_over: bool = False  # once True, no message will be written any more
     error: BaseException | None = None  # exception that the server or a middleware raised at a write
@@ -302,13 +301,14 @@ class Sender:
 
         Let `carry` return if it has read no bytes for too long. A server that hides its buffer shows ends of writes.
         """
-        now_s, (write_s, size) = asyncio.get_running_loop().time(), self._unread
-        self._unread = (self._busy_since_s if self.is_busy else None, unread_bytes(self._transport))
-        has_read = write_s not in (None, self._unread[0]) or self._unread[1] < size
+        now_s, (since_s, size_before) = asyncio.get_running_loop().time(), self._unread
+        size = unread_bytes(self._transport)
+        has_read = since_s not in (None, self._since_s if self.is_busy else None) or size < size_before
         if has_read:
-            self._read_s = now_s
-        elif self.is_busy and now_s - max(self._busy_since_s, self._read_s) >= SEND_TIMEOUT_S:
+            self._since_s = now_s
+        elif self.is_busy and now_s - self._since_s >= SEND_TIMEOUT_S:
             self._abort()
+        self._unread = (self._since_s if self.is_busy else None, size)
         return has_read
 
     async def carry(self, receive: Receive) -> None:
@@ -394,7 +394,7 @@ class TaskSender(Sender):
         assert not self.is_busy
         if self._cycle is not None and self._has_lost_peer():
             return
-        self.is_busy, self._busy_since_s = True, asyncio.get_running_loop().time()
+        self.is_busy, self._since_s = True, asyncio.get_running_loop().time()
         self._message = message
         if self._changed is not None:
             self._changed.set_result(None)
@@ -436,7 +436,7 @@ class DirectSender(Sender):
             self._fail(error)
             self._abort()
             return
-        self.is_busy, self._busy_since_s = True, asyncio.get_running_loop().time()
+        self.is_busy, self._since_s = True, asyncio.get_running_loop().time()
         self._finishing = asyncio.get_running_loop().create_task(self._finish(_drive(sending, blocked)))
 
     def write_batch(self, batch: EncodedBatch) -> None:
