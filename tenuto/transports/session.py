@@ -644,19 +644,13 @@ class Session:
             size = self.respond({"type": "ok", "ref": ref, **result_fields(request, result)})
         except TenutoError as error:
             size = self.refuse(ref, error)
-        if self.credentials.is_counted:
-            self.credentials.charge(self._late_bytes(key[0], request, result, weight, size))
-
-    def _late_bytes(
-        self, channel: str, request: Request, result: Result | TenutoError, weight: int, reply_bytes: int
-    ) -> int:
-        """Return the bytes of a completed request to charge to its client, besides those charged when it arrived."""
-        expected = EXPECTED_BYTES if isinstance(request, UpdateMessage) else 0
-        if isinstance(result, TenutoError):
-            return -expected
-        # The expected size of a create or update is not its true size, but the response to it holds the whole message.
-        is_whole = isinstance(request, CreateMessage | UpdateMessage)
-        return event_bytes(self.hub, channel, result, reply_bytes if is_whole else max(reply_bytes, weight)) - expected
+        if isinstance(request, UpdateMessage):
+            self.credentials.charge(-EXPECTED_BYTES)
+        if isinstance(result, Result) and self.credentials.is_counted:
+            # `weight` of a create or update is not its true size, but the response to it holds the whole message
+            is_whole = isinstance(request, CreateMessage | UpdateMessage)
+            largest = size if is_whole else max(size, weight)
+            self.credentials.charge(event_bytes(self.hub, key[0], result, largest))
 
     def _note_request(self, channel: str, message_id: str, request: Request) -> None:
         """Note a stored request, which shows whether its message's writer depends on this socket from now on."""
