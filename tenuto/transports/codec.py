@@ -109,6 +109,7 @@ REPEAT_S = 3600.0  # least time between two lines with the same reason
 PERIOD_S = 60.0
 LINES = 10  # limit of lines in a period
 MAX_TEXT = 1000  # limit of characters of an exception's text in its reason
+NO_ADDRESS = "a peer without an address"  # in a log line
 MAX_REASONS = 100  # limit of reasons that are remembered at the same time
 
 
@@ -126,7 +127,7 @@ class Refusals:
         """Log that `peer` was refused with `error`, unless this reason was logged recently or too many lines were."""
         more = self._more({error.detail: REPEAT_S})
         if more is not None:
-            logger.warning("refused %s with %s: %s%s", _name(peer), error.code, error.detail, more)
+            logger.warning("refused %s with %s: %s%s", peer or NO_ADDRESS, error.code, error.detail, more)
 
     def log_failure(self, peer: str, error: Exception) -> None:
         """Log that the app's verifier raised `error`, with its traceback, within the same limits.
@@ -139,7 +140,7 @@ class Refusals:
         text = "".join(traceback.format_exception_only(error))[:MAX_TEXT]
         more = self._more({f"{kind}: {text}": REPEAT_S, kind: PERIOD_S})
         if more is not None:
-            logger.error("the verifier failed for a request of %s%s", _name(peer), more, exc_info=error)
+            logger.error("the verifier failed for a request of %s%s", peer or NO_ADDRESS, more, exc_info=error)
 
     def log_store(self, error: TenutoError) -> None:
         """Log that a request failed because of the store, within the same limits: each code once a minute."""
@@ -168,10 +169,6 @@ class Refusals:
                 self._logged_at_s.popitem(last=False)
         left_out, self._left_out = self._left_out, 0
         return f" ({left_out} more requests since the last such line)" if left_out else ""
-
-
-def _name(peer: str) -> str:
-    return peer or "a peer without an address"
 
 
 refusals = Refusals()

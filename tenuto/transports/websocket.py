@@ -155,7 +155,7 @@ class Socket:
     sender: Sender = field(init=False)
     session: Session = field(init=False)
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
-    _tasks: set[asyncio.Task[None]] | None = None  # None: no task runs
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _room: asyncio.Future[None] | None = None  # done when another frame may be received; None: no wait for that
     _pause_s: float = 0.0  # pause before the next frame is received
     _is_renewing: bool = False  # an `auth` frame is being verified
@@ -307,17 +307,9 @@ class Socket:
             self._loop.call_soon(self._pump)
 
     def _start_task(self, job: Coroutine[Any, Any, None]) -> None:
-        if self._tasks is None:
-            self._tasks = set()
         task = self._loop.create_task(job)
         self._tasks.add(task)
-        task.add_done_callback(self._task_ended)
-
-    def _task_ended(self, task: asyncio.Task[None]) -> None:
-        if self._tasks is not None:
-            self._tasks.discard(task)
-            if not self._tasks:
-                self._tasks = None  # drop the empty set, so that an idle socket uses less memory
+        task.add_done_callback(self._tasks.discard)
 
     def _pump(self) -> None:
         """Write frames as long as there are some and the peer reads them."""
@@ -342,8 +334,7 @@ class Socket:
         self._end_limit()
         self._unauthenticated.discard(self)
         self.session.close(keeps_leases=self._is_restart)
-        tasks = tuple(self._tasks or ())
-        for task in tasks:
+        for task in self._tasks:
             task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        if self._tasks:
+            await asyncio.wait(self._tasks)
