@@ -98,6 +98,7 @@ class EventStream:
             if ticket is not None:
                 self._app.hub.tickets.opened(ticket, self)
             self.credentials.watch(self.expire)
+            self.listen()
             self.wake()
             await self.sender.carry(receive)
             break_off(receive)
@@ -109,6 +110,11 @@ class EventStream:
             if self._catching_up is not None:
                 self._catching_up.cancel()
                 await asyncio.wait([self._catching_up])
+
+    def listen(self) -> None:
+        """Let the feed wake this stream from now on, when its response has begun."""
+        if self.feed is not None:
+            self.feed.wake = self.wake
 
     def close(self) -> None:
         """Detach from the channel, and give back the connection slot. A second call has no effect."""
@@ -244,7 +250,7 @@ async def _channel_stream(
     closing.callback(stream.close)
     stream.resume_limits = resume_limits
     stream.feed = await hub.attach(
-        channel, since, history=history, flush_ms=flush_ms, wake=stream.wake, has_ephemeral=True
+        channel, since, history=history, flush_ms=flush_ms, wake=lambda: None, has_ephemeral=True
     )
     if credentials.is_counted:
         stream.feed.on_first = lambda batch: credentials.charge(batch.encoded_bytes)

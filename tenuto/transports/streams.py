@@ -273,13 +273,7 @@ class DeltaStream(EventStream):
     async def run(self, receive: Receive) -> None:
         """Send the first deltas, then the changes until the last one or until the peer disconnects."""
         self.send_first()  # in a method of its own, so that no variable keeps the text until the stream ends
-        self.listen()
         await super().run(receive)
-
-    def listen(self) -> None:
-        """Let the feed wake this stream from now on."""
-        if self.feed is not None:
-            self.feed.wake = self.wake
 
     def send_first(self) -> None:
         """Send the deltas that bring a new reader up to date, and keep none of them."""
