@@ -151,7 +151,6 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         "_book",
         "_connection",
         "_extensions",
-        "_has_body_grown",
         "_ignores_input",
         "_is_in_body",
         "_is_known",
@@ -173,10 +172,9 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         self._ignores_input = False  # True: input was refused, or a WebSocket protocol reads it
         self._is_last = False  # the running request is the last one, because the input behind it was refused
         self._stalled_bytes = 0  # size of an incomplete head, or of later input that contained no body
-        self._has_body_grown = False  # True: the last input contained bytes of the body
         self._is_in_body = False  # True while an unknown peer's request runs and more of its body is expected
         self._body_left = 0  # bytes of the body that are still to come, if its head announced the length
-        self._body_bytes = 0  # bytes of the body received since its deadline was set
+        self._body_bytes = 0  # bytes of bodies received, since the last deadline for one was set
         self._unsent_bytes = 0  # bytes that the peer had not read when the deadline for reading was set
 
     # The connection
@@ -350,7 +348,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         cycle = self.cycle
         was_in_head = self.is_in_head()
         was_in_body = cycle is not None and cycle.more_body
-        self._has_body_grown = False
+        body_bytes = self._body_bytes
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -365,15 +363,15 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
                 # A head that begins behind a body is counted from here, because most of the data may have been the
                 # body.
                 self._stalled_bytes = 0 if was_in_body and not was_in_head else self._stalled_bytes + len(data)
-                if self._stalled_bytes >= MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
+                if self._stalled_bytes >= MAX_HEAD_BYTES:
                     self._refuse(*head_refusal(self.url, self.headers))
-            elif was_in_body and cycle is self.cycle and cycle.more_body and not self._has_body_grown:
+            elif was_in_body and cycle is self.cycle and cycle.more_body and self._body_bytes == body_bytes:
                 self._stalled_bytes += len(data)
                 self._bound_trailer(cycle)
             else:
                 self._stalled_bytes = 0
             if not self._is_known and self.cycle is not None and (self._is_in_body or self.cycle.more_body):
-                self._follow_body(len(data))
+                self._follow_body()
 
     def _bound_trailer(self, cycle: RequestResponseCycle) -> None:
         """Bound the input behind a body: a trailer, or an extension of a chunk. The parser keeps its last line."""
@@ -392,18 +390,18 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
     # Callbacks of the parser
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self.is_in_head():
-            super().on_header(name, value)
-        # A line of a trailer is thrown away.
+        if not self.is_in_head():
+            return  # a line of a trailer is thrown away
+        super().on_header(name, value)
+        if len(self.headers) > MAX_HEADERS:
+            raise HeadTooLarge
 
     def on_body(self, body: bytes) -> None:
-        self._has_body_grown = True
         self._body_left -= len(body)
+        self._body_bytes += len(body)
         super().on_body(body)
 
     def on_headers_complete(self) -> None:
-        if len(self.headers) > MAX_HEADERS:
-            raise HeadTooLarge
         if self.parser.should_upgrade() and not self._should_upgrade():
             return  # `_upgrade` parses this head again
         connection = self._connection
@@ -502,17 +500,15 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
                 self._wait_for_verifier(connection)
         self._go_on()
 
-    def _follow_body(self, size: int) -> None:
-        """Count the connection as waiting while more of its body is expected. `size` bytes have just arrived."""
+    def _follow_body(self) -> None:
+        """Count the connection as waiting while more of its body is expected."""
         cycle, connection = self.cycle, self._connection
         if connection is None or self._ignores_input:
             return
         if not cycle.more_body:
             self._is_in_body = False
             connection.proceed()
-        elif self._is_in_body:
-            self._body_bytes += size
-        elif not cycle.response_complete:
+        elif not (self._is_in_body or cycle.response_complete):
             self._is_in_body = True
             self._wait_for_body()
         if connection.verification is not None:
