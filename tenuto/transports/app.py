@@ -214,10 +214,7 @@ def path_below(scope: Scope) -> str:
 
 
 def _plain_app(hub: HubCore) -> ASGIApp:
-    known: list[BaseRoute] = [*routes(hub)]
-    if WEB.is_dir():
-        known.append(Mount("/web", serve_web))
-    app: ASGIApp = Router(known, redirect_slashes=False, default=_not_found)
+    app: ASGIApp = Router([*routes(hub), Mount("/web", serve_web)], redirect_slashes=False, default=_not_found)
     origins = hub.allowed_origins
     if origins:
         return CORSMiddleware(

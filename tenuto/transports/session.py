@@ -516,9 +516,12 @@ class Session:
             or self._pending_bytes + self._reply_bytes >= limits.socket_request_bytes
         )
 
-    def receive(self, text: str, *, now_s: float) -> None:
-        """Carry out a text frame. An error is sent as the response, never raised."""
+    def receive(self, text: str | None, *, now_s: float) -> None:
+        """Carry out a text frame. An error is sent as the response, never raised. None is a binary frame."""
         if self.closing is not None:
+            return
+        if text is None:  # the protocol has no binary frames
+            self.end(MISUSED, "invalid_request")
             return
         self.last_received_s, self._beats = now_s, 0
         data = text.encode(errors="surrogatepass")
@@ -540,11 +543,6 @@ class Session:
                 self.respond({"type": "ok", "ref": frame.ref, **fields})
         except Exception as error:
             self.respond_error(frame.ref, error)
-
-    def receive_binary(self) -> None:
-        """Refuse a binary frame: the protocol has none."""
-        if self.closing is None:
-            self.end(MISUSED, "invalid_request")
 
     def drain(self) -> None:
         """Close the session because the hub drains."""

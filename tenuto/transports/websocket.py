@@ -192,9 +192,7 @@ class Socket:
         text = message.get("text")
         if self._limit is not None:
             await self._introduce(text)
-        elif text is None:
-            self.session.receive_binary()
-        elif self.session.closing is None and self._is_for_session(text):
+        elif self.session.closing is None and (text is None or self._is_for_session(text)):
             self.session.receive(text, now_s=self._loop.time())
         del message, text  # the wait may be long
         if self._pause_s:

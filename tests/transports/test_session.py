@@ -86,7 +86,7 @@ async def test_closed_session_takes_and_sends_no_frames(own_hub: Hub) -> None:
     line.session.drain()
     line.session.drain()
     line.request("create", ref=7, channel="c", id="m1")
-    line.session.receive_binary()
+    line.session.receive(None, now_s=0.0)
     line.now_s = 100.0
     bye = line.take()
     assert bye is not None
