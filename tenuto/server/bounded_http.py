@@ -209,19 +209,19 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             self.transport.abort()
         elif unsent and unsent < self._unsent_bytes:
             self._wait_for_reader()
-        elif self._is_in_body and not unsent:
-            self._expire_body()
+        elif self._is_in_body and not unsent and self._connection is not None:
+            self._expire_body(self._connection)
         elif unsent or not self.is_in_head():
             self.transport.abort()
         else:
             detail = f"the head of the request was not complete within {HEAD_S:.0f} s; send it without pauses"
             self._refuse(InvalidRequest(detail), 408)
 
-    def _expire_body(self) -> None:
+    def _expire_body(self, connection: Connection) -> None:
         # True: the application does not read the body now
         is_held_here = self.flow.read_paused or self.cycle.waiting_for_100_continue
         if is_held_here or self._body_bytes >= BODY_BYTES:
-            self._wait_for_body()
+            self._wait_for_body(connection)
         else:
             detail = f"the body of a request must be complete, or grow by {BODY_BYTES} bytes, within {BODY_S:.0f} s"
             self._refuse(InvalidRequest(detail), 408)
@@ -495,7 +495,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         if connection is not None and not self.cycle.response_complete:
             connection.proceed()  # it waited for the peer to read
             if self._is_in_body:
-                self._wait_for_body()
+                self._wait_for_body(connection)
             elif connection.verification is not None:
                 self._wait_for_verifier(connection)
         self._go_on()
@@ -510,16 +510,14 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             connection.proceed()
         elif not (self._is_in_body or cycle.response_complete):
             self._is_in_body = True
-            self._wait_for_body()
+            self._wait_for_body(connection)
         if connection.verification is not None:
             self._wait_for_verifier(connection)  # `proceed` and `wait` have ended its count
 
-    def _wait_for_body(self) -> None:
-        connection = self._connection
-        if connection is not None:
-            self._body_bytes = 0
-            # while its first request arrives, the connection may be part of a burst, as for the head
-            connection.wait(BODY_S, may_burst=connection.may_burst)
+    def _wait_for_body(self, connection: Connection) -> None:
+        self._body_bytes = 0
+        # while its first request arrives, the connection may be part of a burst, as for the head
+        connection.wait(BODY_S, may_burst=connection.may_burst)
 
     def _wait_for_head(self, connection: Connection) -> None:
         if not (connection.is_waiting or connection.is_from_proxy):

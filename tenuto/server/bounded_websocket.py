@@ -162,11 +162,9 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         "_control_frames",
         "_control_since_s",
         "_extensions",
-        "_is_accepted",
         "_is_head_large",
         "_is_known",
         "_is_throttled",
-        "_is_write_paused",
         "_must_introduce",
         "_unread",
     )
@@ -182,8 +180,6 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         self._is_known = False
         self._is_head_large = False  # so the connection counts as large while it waits
         self._must_introduce = False  # True: the peer must authenticate in its first frame
-        self._is_accepted = False
-        self._is_write_paused = False
         self._is_throttled = False
         self._control_frames = 0  # since `_control_since_s`
         self._control_since_s = 0.0
@@ -260,7 +256,6 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
     def start_keepalive(self) -> None:
         """Begin to read frames: uvicorn calls this when the application has accepted the socket."""
         super().start_keepalive()
-        self._is_accepted = True
         # The handshake is over. Its headers would stay for the life of the socket (3.5 KB); the scope has its own copy.
         self.request.headers.clear()
         self.response.headers.clear()
@@ -300,7 +295,7 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
 
     def is_held(self) -> bool:
         """Return whether parsing must pause now."""
-        return self.read_paused or self._is_write_paused or self._is_throttled or not self._is_accepted
+        return self.read_paused or self._is_throttled or not (self.writable.is_set() and self.handshake_complete)
 
     def _parse_in_slices(self, data: bytes) -> None:
         """Parse `data` until the connection must pause or the time to parse ends; set the rest aside."""
@@ -353,12 +348,10 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._is_write_paused = True
         self.transport.pause_reading()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._is_write_paused = False
         self._go_on()
 
     # Frames

@@ -571,20 +571,18 @@ class Endpoint:
         self._respond = respond
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            response = await self._response(Request(scope, receive))
-        except OSError as error:  # of the operation: one of `send` would mean that the peer has gone
-            raise RuntimeError("an HTTP request failed") from error
+        if self._is_on_socket and not is_operator(scope):  # the control socket
+            raise no_such_path(scope["path"])
+        if scope["method"] not in self._methods:
+            raise no_such_method(scope["method"], self._methods)
+        if scope["method"] == "OPTIONS":
+            response = Response(status_code=204, headers={**NO_STORE, "allow": ", ".join(self._methods)})
+        else:
+            try:
+                response = await self._respond(Request(scope, receive))
+            except OSError as error:  # of the operation: one of `send` would mean that the peer has gone
+                raise RuntimeError("an HTTP request failed") from error
         await response(scope, receive, send)
-
-    async def _response(self, request: Request) -> Response:
-        if self._is_on_socket and not is_operator(request.scope):  # the control socket
-            raise no_such_path(request.scope["path"])
-        if request.method not in self._methods:
-            raise no_such_method(request.method, self._methods)
-        if request.method == "OPTIONS":
-            return Response(status_code=204, headers={**NO_STORE, "allow": ", ".join(self._methods)})
-        return await self._respond(request)
 
 
 def routes(hub: HubCore) -> list[Route]:

@@ -425,8 +425,7 @@ class Attachments:
         them.
         """
         feed = attachment.feed
-        if feed is None:
-            return ()
+        assert feed is not None  # one that has left is not ready
         try:
             batch = feed.take()
             if batch is None:
