@@ -186,6 +186,12 @@ def server(
     )
 
     class Server(uvicorn.Server):
+        async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+            # If the app cannot start, uvicorn exits from within a task, and asyncio would print a long report about
+            # that.
+            with contextlib.suppress(SystemExit):
+                await super().serve(sockets)
+
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             if self.started and on_startup is not None:
@@ -227,7 +233,7 @@ def _abort_connections(running: uvicorn.Server) -> None:
 
 async def start(running: uvicorn.Server, listening: socket.socket) -> asyncio.Task[None]:
     """Serve on `listening`. Returns once the server has started or failed, with the task that ends with the server."""
-    serving = asyncio.ensure_future(_serve(running, listening))
+    serving = asyncio.ensure_future(running.serve(sockets=[listening]))
     while not (running.started or serving.done()):  # noqa: ASYNC110
         await asyncio.sleep(STARTED_POLL_S)  # the server gives no notification when it has started
     settle_collector()
@@ -246,12 +252,6 @@ def settle_collector() -> None:
     gc.freeze()
     gc.collect()  # freeze after a collection; the next full one runs when the other objects have grown by a quarter
     gc.set_threshold(20_000, 2, 2)
-
-
-async def _serve(running: uvicorn.Server, listening: socket.socket) -> None:
-    # If the app cannot start, uvicorn exits from within a task, and asyncio would print a long report about that.
-    with contextlib.suppress(SystemExit):
-        await running.serve(sockets=[listening])
 
 
 class _LastResort:

@@ -249,7 +249,8 @@ class Sender:
 
     _send: Send
     _owner: SenderOwner
-    _cycle: Any = field(init=False)
+    _cycle: Any = field(init=False)  # uvicorn's objects of the connection; None if they are not known
+    _socket: Any = field(init=False)
     _call: asyncio.Task[Any] | None = None  # task of the ASGI call, while it waits in `carry`
     _finishing: asyncio.Task[None] | None = None  # sends what is not sent at once
     _is_aborted: bool = False  # True: `carry` must return although a write is still blocked
@@ -262,7 +263,7 @@ class Sender:
     error: BaseException | None = None  # exception that the server or a middleware raised at a write
 
     def __post_init__(self) -> None:
-        self._cycle = cycle_of(self._send)
+        self._cycle, self._socket = cycle_of(self._send), socket_of(self._send)
 
     def write(self, message: Message) -> None:
         """Send `message`. The sender must be neither busy nor over, and may be busy afterwards."""
@@ -398,11 +399,7 @@ class TaskSender(Sender):
 class DirectSender(Sender):
     """Drives `send` by hand, and lets a task finish it only when it blocks."""
 
-    __slots__ = ("_socket",)
-
-    def __init__(self, send: Send, owner: SenderOwner) -> None:
-        super().__init__(send, owner)
-        self._socket = socket_of(send)
+    __slots__ = ()
 
     def write(self, message: Message) -> None:
         assert not self.is_busy

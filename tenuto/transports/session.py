@@ -698,8 +698,6 @@ class Session:
     # Requests that read the store
 
     def _renew_or_end_turn(self, frame: TurnRenewFrame | TurnDoneFrame) -> None:
-        self._pending += 1
-
         def done(result: dict[str, Json] | TenutoError) -> None:
             self._pending -= 1
             if isinstance(result, TenutoError):
@@ -707,14 +705,11 @@ class Session:
             else:
                 self.respond({"type": "ok", "ref": frame.ref, **result})
 
-        try:
-            if isinstance(frame, TurnRenewFrame):
-                self._agents().renew(frame, done)
-            else:
-                self._agents().end(frame, done)
-        except Exception:
-            self._pending -= 1
-            raise
+        if isinstance(frame, TurnRenewFrame):
+            self._agents().renew(frame, done)
+        else:
+            self._agents().end(frame, done)
+        self._pending += 1  # only now, as an error above is the response; `done` may have run already
 
     async def _take_turn(self, frame: TurnTakeFrame) -> dict[str, Json]:
         return {"taken": await self._agents().take(frame)}
