@@ -286,9 +286,9 @@ class StreamResponse(Response):
             # not a `DirectSender`, which sends outside of a task: middleware of the app may need a current task
             sender_class=TaskSender,
             name=name,
-            # a page's own parser may know no comments: it gets what the app's endpoint sent before
-            has_heartbeat=self._style in ("events", AI_SDK) or self._is_for_event_source(requested),
         )
+        if self._style not in ("events", AI_SDK) and not self._is_for_event_source(requested):
+            stream.heartbeat = None  # a page's own parser may know no comments: it gets what the app's endpoint sent
         closing.callback(stream.close)
         await stream.attach(self._channel, message, cursor)
         return stream

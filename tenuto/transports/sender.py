@@ -37,11 +37,9 @@ OPEN = 1  # the state of an open WebSocket in the package `websockets`
 
 def cycle_of(send: Send) -> Any:
     """Return uvicorn's response cycle if `send` is its method and not a middleware's; else None."""
-    module = sys.modules.get("uvicorn.protocols.http.httptools_impl")
-    cycle: Any = getattr(send, "__self__", None)
     # `Any`, because uvicorn need not be installed, and these attributes are not part of its interface.
-    kind: Any = getattr(module, "RequestResponseCycle", None)
-    if kind is None or type(cycle) is not kind:
+    cycle: Any = getattr(send, "__self__", None)
+    if type(cycle).__module__ != "uvicorn.protocols.http.httptools_impl":
         return None
     expected = ("transport", "flow", "disconnected", "chunked_encoding", "response_complete")
     return cycle if all(hasattr(cycle, name) for name in expected) and hasattr(cycle.flow, "write_paused") else None

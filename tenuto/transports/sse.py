@@ -78,14 +78,14 @@ class EventStream:
     # resume limits of a viewer without the capability `history`; else None
     resume_limits: ResumeLimits | None = field(default=None, init=False)
     _seal: str = field(default="", init=False)  # with which a stream that a ticket opened can resume
-    _ping: Message | None = field(init=False)  # None: the reader gets no heartbeat
+    heartbeat: Message | None = field(init=False)  # None: the reader gets no heartbeat
     _catching_up: asyncio.Task[None] | None = field(default=None, init=False)
 
     def __post_init__(self, send: Send, sender_class: type[Sender] | None) -> None:
         hub, credentials = self._app.hub, self.credentials
         if credentials.ticket is not None:
             self._seal = hub.tickets.seal(credentials.ticket)
-        self._ping = _COMMENT if self.ping_s is None else _PING
+        self.heartbeat = _COMMENT if self.ping_s is None else _PING
         if sender_class is None:
             sender_class = DirectSender if hub.drive_by_hand and credentials.identity is not OPERATOR else TaskSender
         self.sender = sender_class(send, self)
@@ -170,8 +170,8 @@ class EventStream:
         self.sender.check_reader()
         if self.credentials.is_expired:  # check here, too: the timers of a suspended machine do not run
             self.expire()
-        elif self._ping is not None and not self.sender.is_busy and not self.sender.is_over:
-            self.sender.write(self._ping)
+        elif self.heartbeat is not None and not self.sender.is_busy and not self.sender.is_over:
+            self.sender.write(self.heartbeat)
 
     def write_batch(self, batch: EncodedBatch) -> None:
         """Send a batch of the feed."""

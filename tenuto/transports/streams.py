@@ -308,12 +308,9 @@ class MessageStream(DeltaStream):
         ping_s: int | None = None,
         sender_class: type[Sender] | None = None,
         name: str = "",
-        has_heartbeat: bool = True,
     ) -> None:
         """Serve one reader. Its cursors carry `name` (from `hub.tickets.name`) if given, else a ticket's seal."""
         super().__init__(app, send, credentials, is_own_client=is_own_client, ping_s=ping_s, sender_class=sender_class)
-        if not has_heartbeat:
-            self._ping = None
         self._seal = name or self._seal
         self._progress = MessageProgress(message_id, sent)
         self._framer = framer
@@ -425,7 +422,7 @@ class TurnStream(DeltaStream):
     ) -> None:
         # middleware of the app may need a current task, so another sender would not do
         super().__init__(app, send, credentials, is_own_client=True, ping_s=None, sender_class=TaskSender)
-        self._ping = {"type": "http.response.body", "body": turn_format.heartbeat, "more_body": True}
+        self.heartbeat = {"type": "http.response.body", "body": turn_format.heartbeat, "more_body": True}
         self._channel = ""
         self._message_id = message_id
         self._format = turn_format

@@ -162,7 +162,7 @@ class Socket:
     _is_due: bool = False  # `_pump` is scheduled
     _is_closing: bool = False  # a timer ends the sender, whose peer does not read the last frames
     _is_restart: bool = False  # the server has closed the connection, because it restarts
-    _limit: asyncio.TimerHandle | None = None  # ends the wait for the first frame, `auth`
+    _auth_timer: asyncio.TimerHandle | None = None  # ends the wait for the first frame, `auth`; None: no such wait
 
     def __post_init__(self, hub: HubCore, send: Send) -> None:
         credentials = self.credentials
@@ -180,7 +180,7 @@ class Socket:
         if not credentials.is_known:
             self._unauthenticated.add(self)
             late = (UNAUTHENTICATED, "unauthenticated") if credentials.refusal is None else (CROWDED, "too_many")
-            self._limit = self._loop.call_later(AUTH_TIMEOUT_S, self._expire, *late)
+            self._auth_timer = self._loop.call_later(AUTH_TIMEOUT_S, self._expire, *late)
 
     # Calls of the sender
 
@@ -190,7 +190,7 @@ class Socket:
             self._is_restart = message.get("code") == DRAINED  # uvicorn may stop before the hub knows of it
             return False
         text = message.get("text")
-        if self._limit is not None:
+        if self._auth_timer is not None:
             await self._introduce(text)
         elif self.session.closing is None and (text is None or self._is_for_session(text)):
             self.session.receive(text, now_s=self._loop.time())
@@ -225,7 +225,7 @@ class Socket:
         session = self.session
         if session.closing is not None:
             return
-        self._end_limit()
+        self._end_auth_timer()
         if text is None:
             session.end(MISUSED, "invalid_request")
         elif len(text) > AUTH_BYTES:
@@ -241,10 +241,10 @@ class Socket:
             session.end(_CODES.get(type(error), UNAUTHENTICATED), error.code)
         self._unauthenticated.discard(self)
 
-    def _end_limit(self) -> None:
-        if self._limit is not None:
-            self._limit.cancel()
-            self._limit = None
+    def _end_auth_timer(self) -> None:
+        if self._auth_timer is not None:
+            self._auth_timer.cancel()
+            self._auth_timer = None
 
     def _is_for_session(self, text: str) -> bool:
         """Return whether the session handles this frame.
@@ -329,7 +329,7 @@ class Socket:
 
     async def close(self) -> None:
         """Close the session, and wait for the tasks of the socket, because the connection has ended."""
-        self._end_limit()
+        self._end_auth_timer()
         self._unauthenticated.discard(self)
         self.session.close(keeps_leases=self._is_restart)
         for task in self._tasks:
