@@ -161,9 +161,10 @@ async def results(queue: Any, event: Any, plan: list[Step]) -> list[object]:
     """Carry out `plan` on both, and return in order who got which message, and who passed the event."""
     log: list[object] = []
     waiting: list[asyncio.Task[None]] = []
+    is_empty = (lambda: not queue.messages) if isinstance(queue, Inbox) else queue.empty
 
     async def take(number: int) -> None:
-        log.append((number, await queue.get(), queue.empty()))
+        log.append((number, await queue.get(), is_empty()))
 
     async def go_through(number: int) -> None:
         log.append((number, await event.wait(), event.is_set()))
@@ -186,7 +187,7 @@ async def results(queue: Any, event: Any, plan: list[Step]) -> list[object]:
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
     left = []
-    while not queue.empty():
+    while not is_empty():
         left.append(await queue.get())
     return [*log, left, event.is_set()]
 

@@ -132,10 +132,6 @@ class Inbox(Gate, Generic[T]):
         super().__init__(is_open=False)
         self.messages: list[T] = []
 
-    def empty(self) -> bool:
-        """Return whether `get` would wait."""
-        return not self.messages
-
     def put_nowait(self, message: T) -> None:
         """Add `message`."""
         self.messages.append(message)

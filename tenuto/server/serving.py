@@ -187,8 +187,7 @@ def server(
 
     class Server(uvicorn.Server):
         async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-            # If the app cannot start, uvicorn exits from within a task, and asyncio would print a long report about
-            # that.
+            # uvicorn exits from within a task if the app cannot start: asyncio would print a long report about that
             with contextlib.suppress(SystemExit):
                 await super().serve(sockets)
 
