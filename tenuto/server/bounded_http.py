@@ -460,6 +460,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         self.parser = None  # type: ignore[assignment]
 
     def on_response_complete(self) -> None:
+        """Begin the next request that waits; else wait for the peer to read, or to send one, or count it as idle."""
         super().on_response_complete()
         if self._unread:
             self._unset_keepalive_if_required()
@@ -520,6 +521,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         connection.wait(BODY_S, may_burst=connection.may_burst)
 
     def _wait_for_head(self, connection: Connection) -> None:
+        """Give the peer time to complete the head that has begun, unless it has a deadline already."""
         if not (connection.is_waiting or connection.is_from_proxy):
             connection.wait(HEAD_S, may_burst=self._is_known or self.cycle is None)  # None: no request came before
         if self._stalled_bytes > LARGE_BYTES:

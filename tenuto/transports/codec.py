@@ -263,14 +263,10 @@ def _hide_channel(request: Request, fields: dict[str, Any]) -> dict[str, Any]:
     message, reply = fields.get("message"), fields.get("reply")
     if isinstance(message, Message):
         parent = request.parent if isinstance(request, CreateMessage) else None
-        shown["message"] = replace(
-            message,
-            parent=message.reply_to
-            if parent is UNSET
-            else parent,  # the parent that the caller sent, or that follows from `reply_to`
-            created=0,
-            version=int(message.version != message.created),
-        )
+        if parent is UNSET:  # the caller sent none, so it follows from `reply_to`
+            parent = message.reply_to
+        version = int(message.version != message.created)
+        shown["message"] = replace(message, parent=parent, created=0, version=version)
     if isinstance(reply, CommandReply):
         shown["reply"] = replace(reply, serial=0)
     if "cursor" in fields:

@@ -630,6 +630,7 @@ class Session:
     def _request_done(
         self, ref: Ref, key: tuple[str, str], request: Request, weight: int, result: Result | TenutoError
     ) -> None:
+        """Send the response to a request that was pending with `weight` bytes, and charge what its event takes."""
         self._pending -= 1
         self._pending_bytes -= weight
         if isinstance(result, Result):
