@@ -268,3 +268,28 @@ async def test_stream_whose_peer_reads_nothing_is_left_after_five_minutes() -> N
     async with asyncio.timeout(1_000):
         await new_hub()(scope_of("/v1/channels/c/events", type="http", method="GET"), receive, send)
     assert 300 <= asyncio.get_running_loop().time() - begun_s <= 315
+
+
+async def test_event_that_comes_before_the_head_of_a_stream_is_sent_after_it() -> None:
+    hub = new_hub()
+    hub.drive_by_hand = True
+    sent: list[str] = []
+    over = asyncio.Event()
+
+    async def receive() -> Any:
+        await over.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            await hub.create("c", id="m1", text="x")
+        sent.append(message["type"])
+        if b'"m1"' in message.get("body", b""):
+            over.set()
+
+    async with asyncio.timeout(PATIENCE_S):
+        await hub.start()
+        scope = scope_of("/v1/channels/c/events", type="http", method="GET", query_string=b"flush_ms=0")
+        await hub(scope, receive, send)
+        await hub.close()
+    assert sent == ["http.response.start", *["http.response.body"] * (len(sent) - 1)]
