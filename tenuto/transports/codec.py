@@ -263,7 +263,7 @@ def _hide_channel(request: Request, fields: dict[str, Any]) -> dict[str, Any]:
     message, reply = fields.get("message"), fields.get("reply")
     if isinstance(message, Message):
         parent = request.parent if isinstance(request, CreateMessage) else None
-        if parent is UNSET:  # the caller sent none, so it follows from `reply_to`
+        if parent is UNSET:  # the caller sent no parent, so it follows from `reply_to`
             parent = message.reply_to
         version = int(message.version != message.created)
         shown["message"] = replace(message, parent=parent, created=0, version=version)
