@@ -414,7 +414,7 @@ class Lifecycle:
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
-        """Return the event loop on which the hub runs, or None."""
+        """Return the event loop on which the hub runs or begins again, or None."""
         run = self._run
         if run is None or (run.is_over and self._restarting is None) or not run.loop.is_running():
             return None
@@ -460,10 +460,13 @@ class Lifecycle:
             self.viewing.is_draining = self.viewing.has_drained = False
             self._runtime = None
             if last is not None and last.loop is not loop:
-                for task in filter(None, (last.main, self._restarting)):
+                ends = [last.stop.set if last.ready.done() else last.main.cancel]
+                if self._restarting is not None:
+                    ends.append(self._restarting.cancel)
+                    self._restarting = None
+                for end in ends:
                     with suppress(RuntimeError):  # that loop is closed; otherwise it may run again
-                        last.loop.call_soon_threadsafe(task.cancel)
-                self._restarting = None
+                        last.loop.call_soon_threadsafe(end)
             self._run = Run(loop, self._serve, last)
 
     async def drain(self) -> None:
@@ -476,7 +479,7 @@ class Lifecycle:
         if run is None or run.is_over:
             return
         await asyncio.wait([run.ready])  # a start in progress must complete before the run can be ended
-        if run.ready.exception() is not None:
+        if run.is_over or run.ready.exception() is not None:
             return
         if run.draining is None:
             drain_s = self.drain_s if self._restarting is None else 0.0
@@ -503,7 +506,7 @@ class Lifecycle:
             restarting.cancel()
             await asyncio.wait([restarting])
             run = self._run
-        if run is None or run.main.done():
+        if run is None or run.main.done() or run.loop is not asyncio.get_running_loop():
             return
         if not run.is_over:  # a start that has failed is over, and still closes the store
             await self.drain()
@@ -520,7 +523,7 @@ class Lifecycle:
 
     def _begin_again(self, run: Run) -> None:
         """End `run` and begin another one: its memory may hold entries that the store has lost."""
-        if self._restarting is None and run.draining is None:
+        if self._run is run and self._restarting is None and run.draining is None:
             logger.warning("the store was replaced, so this run of the hub ends, and another one begins")
             self._restarting = asyncio.get_running_loop().create_task(self._restart(run))
 
@@ -538,8 +541,8 @@ class Lifecycle:
                     logger.warning("the hub did not start again; it tries again: %r", error)
                     await asyncio.sleep(RESTART_S)
         finally:
-            run.stop.set()  # also if this task is cancelled while the run drains
-            if self._restarting is asyncio.current_task():
+            if self._restarting is asyncio.current_task():  # else the call that has cancelled this one ends the run
+                run.stop.set()
                 self._restarting = None
 
     async def _serve(self, run: Run) -> None:
@@ -551,6 +554,8 @@ class Lifecycle:
             await self._open_store()
             if self._bus is not None:
                 await self._bus.open(getattr(self.store, "notices_name", ""))
+            if self._run is not run:
+                raise asyncio.CancelledError  # another event loop has the hub since
             async with asyncio.TaskGroup() as group:
                 runtime = self._runtime = Runtime(
                     self.store, self.limits, self.clock, self.node, group, self._capacity, self._bus, self.questions
@@ -561,7 +566,7 @@ class Lifecycle:
                 if not isinstance(error, Exception):
                     raise
                 logger.error("a mistake has ended this life of the hub", exc_info=error)
-                if not self.viewing.is_draining and runtime is not None:
+                if self._run is run and not self.viewing.is_draining and runtime is not None:
                     self._send_away(runtime)
                 return
             cause = failures_in(error)[0]

@@ -28,7 +28,7 @@ def logs_errors(message: str, *, level: int = logging.WARNING) -> Iterator[None]
     try:
         yield
     except (TenutoError, TimeoutError) as error:
-        logger.log(level, "%s: %s", message, error or "timed out")
+        logger.log(level, "%s: %s", message, str(error) or "timed out")
     except Exception:
         logger.exception("%s", message)
 

@@ -392,7 +392,7 @@ class MessageWriter(Writer):
 
 
 ABANDONED_S = 1.0  # wait before the check that an abandoned message has ended, and between two tries to end it
-DAMAGED_S = 60.0  # wait before the next try if the channel is damaged: an operator may mend it
+DAMAGED_S = 300.0  # the same if the channel is damaged: it leaves memory meanwhile, and an operator may mend it
 
 
 async def continue_after(hub: Lifecycle, channel: str, known: MessageState, caller: Caller) -> MessageWriter:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import pytest
 
@@ -16,9 +15,8 @@ from tenuto.agents.turn import Turn
 from tenuto.app import Hub
 from tenuto.core.errors import StoreUnavailable, StoreUnusable
 from tenuto.core.ops import Create
-from tenuto.hub.lifecycle import TIDY_S
 from tenuto.hub.turns import scheduler as shared_turns
-from tenuto.hub.turns.scheduler import LEASE_S, REMEMBERED_MS, AssignedTurn
+from tenuto.hub.turns.scheduler import LEASE_S, AssignedTurn
 from tenuto.portal import Writer
 from tenuto.stores.base import (
     Changes,
@@ -108,34 +106,6 @@ async def test_message_after_a_failover_that_lost_the_note_of_its_pattern_waits_
     hub.runtime.scheduler.register(agent)
     await asyncio.sleep(1.0)
     assert [turn.message_id for turn in agent.begun] == ["q"]
-
-
-@virtually
-async def test_note_of_a_pattern_is_stored_again_after_a_failure_and_only_its_last_writer_removes_it() -> None:
-    store, noting = Shared(), Shared.note
-    hub = new_hub(store, 1)
-    await hub.start()
-    workers = hub.runtime.scheduler.workers
-
-    async def fails(*args: object, **how: object) -> bool:
-        raise StoreUnavailable("the store is down")
-
-    store.note = fails  # type: ignore[method-assign]
-    hub.runtime.scheduler.register(agent := Remote())
-    hub.runtime.scheduler.unregister(agent)
-    await asyncio.sleep(0.1)
-    store.note = partial(noting, store)  # type: ignore[method-assign]
-    await asyncio.sleep(TIDY_S)
-    noted = await store.notes("served/")
-    assert list(noted) == ["served/chat:*"]
-    workers.patterns["chat:*"] = 1
-    workers.tidy()
-    await asyncio.sleep(0.1)
-    assert await store.notes("served/") == noted
-    workers.patterns["chat:*"] = int(noted["served/chat:*"])
-    store.ahead_ms = REMEMBERED_MS + 60_000
-    await asyncio.sleep(2 * TIDY_S)
-    assert await store.notes("served/") == {}
 
 
 @virtually

@@ -13,9 +13,9 @@ turn according to the log and to the outcomes of its own requests, and sets a ti
 A `WorkerPool` has the registered workers, the patterns that they serve, and their presence in channels. A worker is an
 agent in this process (`tenuto.agents`) or a socket that sent `work` (`transports.session`).
 
-On a store that several hubs share, each of them has a deadline for the turn of an agent in another process. So its
-renewal is a stored confirmation of the attempt, and so is the loss that its agent gives back: a lease that ends at
-once. The nodes show one another the patterns that they serve and their waiting turns (`SharedTurns`, decision 0073).
+On a store that several hubs share, each of them has a deadline for the turn of an agent in another process. So a
+renewal is a stored confirmation of the attempt. The loss that an agent gives back is one, too: its lease ends at once.
+The nodes show one another the patterns that they serve and their waiting turns (`SharedTurns`, decision 0073).
 """
 
 from __future__ import annotations
@@ -116,7 +116,6 @@ class WorkerPool:
         # patterns that are or were recently served, with the time of the last note about it; messages there wait for an
         # agent
         self.patterns: dict[str, int] = {}
-        self._unnoted: set[str] = set()  # patterns whose last note may not be stored
 
     def __contains__(self, worker: Worker) -> bool:
         return worker in self._workers
@@ -205,14 +204,9 @@ class WorkerPool:
         for worker in self._workers:
             self.remember(worker.pattern)
         oldest_ms = self._clock.now_ms() - REMEMBERED_MS
-        for pattern, noted_ms in tuple(self.patterns.items()):
-            if noted_ms < oldest_ms:
-                del self.patterns[pattern]
-                self._unnoted.discard(pattern)
-                name = PATTERN_NOTE + pattern  # a later note is that of another node
-                self._spawn(self._store.note({name: None}, expected={name: json.dumps(noted_ms).encode()}))
-            elif pattern in self._unnoted:
-                self._spawn(self._note(pattern, noted_ms))
+        for pattern in [pattern for pattern, noted_ms in self.patterns.items() if noted_ms < oldest_ms]:
+            del self.patterns[pattern]
+            self._spawn(self._store.note({PATTERN_NOTE + pattern: None}))
 
     def remember(self, pattern: str) -> None:
         """Let messages in channels that match `pattern` wait for an agent, from now on."""
@@ -227,9 +221,12 @@ class WorkerPool:
 
     async def _note(self, pattern: str, now_ms: int) -> None:
         """Store that `pattern` is served at `now_ms`. After a failure of the store, `tidy` does it again."""
-        self._unnoted.add(pattern)
-        await self._store.note({PATTERN_NOTE + pattern: json.dumps(now_ms).encode()})
-        self._unnoted.discard(pattern)
+        try:
+            await self._store.note({PATTERN_NOTE + pattern: json.dumps(now_ms).encode()})
+        except TenutoError:
+            if self.patterns.get(pattern) == now_ms:
+                self.patterns[pattern] = now_ms - NOTED_MS
+            raise
 
 
 def _show(worker: Worker, channel: Channel) -> None:
