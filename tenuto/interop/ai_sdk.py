@@ -400,7 +400,7 @@ class UIStream(EventStream):
     def _enter_step(self, part: Part | None = None, tool: PageCall | None = None) -> None:
         """Begin a new step if one is due, before the chunk that makes or continues a part; `tool` is its call."""
         # a call that gets more input, or of which the page may be asked, must stay in the last step
-        stages = {one.stage for one in self._calls_of_step() if one is not tool}
+        stages = {one.stage for one in self._calls_of_step()}
         is_joined = self._step_due == IN_STEP and (AVAILABLE in stages or (tool is not None and not tool.is_own))
         if self._step_due and not self._is_step_empty and not is_joined and STARTED not in stages:
             self._begin_step()
