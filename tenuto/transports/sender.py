@@ -163,7 +163,7 @@ class Heartbeats:
         self._due_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._emptied = asyncio.Event()  # set when the last target was removed
+        self._removed = asyncio.Event()  # set when a target was removed
 
     def __len__(self) -> int:
         return sum(map(len, self._slots.values()))
@@ -172,7 +172,7 @@ class Heartbeats:
         """Call `target` every `period_s` seconds, until it is removed from the returned slot."""
         loop = asyncio.get_running_loop()
         if self._loop is not loop:  # drop the targets of a loop that is closed
-            self._slots, self._timer, self._emptied, self._loop = {}, None, asyncio.Event(), loop
+            self._slots, self._timer, self._removed, self._loop = {}, None, asyncio.Event(), loop
         self._next += 1
         slot = self._slots.setdefault((period_s, self._next % period_s), set())
         slot.add(target)
@@ -184,14 +184,13 @@ class Heartbeats:
     def remove(self, target: HeartbeatTarget, slot: Slot) -> None:
         """Stop calling `target`."""
         slot.discard(target)
-        if not len(self):
-            self._emptied.set()
+        self._removed.set()
 
     async def until_empty(self) -> None:
         """Wait until no target is left."""
         while len(self):
-            self._emptied.clear()
-            await self._emptied.wait()
+            self._removed.clear()
+            await self._removed.wait()
 
     def tick(self) -> None:
         """Advance by one second and call the targets that are due."""
