@@ -174,7 +174,7 @@ class Fold {
   #count = 0 // number of all members, including those that are not listed
   /** @type {Map<string, Command>} */
   #pending = new Map()
-  /** @type {Map<string, boolean>} id → whether it has a reply */
+  /** @type {Map<string, Command | null>} id → the command, which may be over; null after its reply */
   #commands = new Map()
   /** @type {readonly Replied[]} */
   #replied = []
@@ -211,11 +211,16 @@ class Fold {
       case "command":
         if (!this.#commands.has(event.command.id)) this.#open(event.command) // rule 7
         break
-      case "command.reply":
-        if (this.#commands.get(event.id)) break // rule 7
-        this.#settle(event)
+      case "command.reply": {
+        const command = this.#commands.get(event.id) // the pending ones lack it if the reply came before a resume
+        if (command === null) break // rule 7
+        remember(this.#commands, event.id, null)
+        if (command) this.#replied = [...this.#replied, { ...command, reply: event }].slice(-REPLIED)
+        this.#pending.delete(event.id)
+        this.#changed("commands")
         passed.push(event)
         break
+      }
       case "presence.enter":
         if (!this.#members.has(event.member.id)) this.#count++
         this.#setMember(event.member)
@@ -308,18 +313,9 @@ class Fold {
 
   /** @param {Command} command */
   #open(command) {
-    if (this.#commands.get(command.id)) return // the command already has a reply
-    remember(this.#commands, command.id, false)
+    if (this.#commands.get(command.id) === null) return // the command already has a reply
+    remember(this.#commands, command.id, command)
     this.#pending.set(command.id, command)
-    this.#changed("commands")
-  }
-
-  /** @param {Reply} reply */
-  #settle(reply) {
-    remember(this.#commands, reply.id, true)
-    const command = this.#pending.get(reply.id)
-    if (command) this.#replied = [...this.#replied, { ...command, reply }].slice(-REPLIED)
-    this.#pending.delete(reply.id)
     this.#changed("commands")
   }
 

@@ -4,6 +4,7 @@ import { readFileSync } from "node:fs"
 import { describe, test } from "node:test"
 
 import { Conversation } from "../../tenuto/web/client/conversation.js"
+import { View } from "../../tenuto/web/view.js"
 import { attached, channelOf, message, settled, update } from "./fakes.js"
 
 /** Conversations with their newest branches, which Python reads too. */
@@ -253,6 +254,19 @@ describe("a snapshot", () => {
     const { commands, replied } = channel.getSnapshot()
     assert.deepEqual(commands, [])
     assert.deepEqual(replied.map(({ id, name, reply }) => [id, name, reply.ok, reply.from]), [["__proto__", "approve", true, "bob"]])
+  })
+
+  test("shows a command whose reply came while the connection was lost", () => {
+    const view = new View()
+    const attached = { type: "channel.attached", channel: "c", epoch: "e", serial: 1, resumed: false, more: false, before: 1 }
+    const command = { id: "k", name: "approve", data: { tool: "rm" }, expires_at: 9 }
+    view.apply({ cursor: "e:1", events: [{ ...attached, commands: [command] }] })
+    view.disconnect()
+    view.apply({ events: [{ ...attached, serial: 2, resumed: true }] })
+    assert.deepEqual([view.getSnapshot().commands, view.getSnapshot().replied], [[], []])
+    const reply = { type: "command.reply", serial: 2, id: "k", ok: true, from: "bob" }
+    view.apply({ cursor: "e:2", events: [reply, reply] })
+    assert.deepEqual(view.getSnapshot().replied, [{ ...command, reply }])
   })
 
   test("keeps the messages of a channel whose right was withdrawn, and the unsent messages", async (t) => {
