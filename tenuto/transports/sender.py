@@ -6,7 +6,7 @@ An owner (an event stream, a socket) writes a message when the sender is not bus
 free again. The sender keeps no messages meanwhile: when it is free, the owner takes the missed events, joined. There
 are two kinds of senders, with the same interface for owners:
 
-- `TaskSender`, inside an app of any kind: a task awaits each `send`, since middleware may need a current task.
+- `TaskSender`, inside an app of any kind: an ordinary task awaits `send`, since middleware may need a current task.
 - `DirectSender`, under our own `serve`: the coroutine `send(message)` is driven by hand, and a task finishes it only
   when it blocks. That saves 2 µs a delivery and a task a viewer (measured on the prototype).
 
@@ -24,6 +24,7 @@ import sys
 import types
 from collections.abc import Awaitable, Coroutine, Generator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Protocol
 
 from starlette.types import Message, Receive, Send
@@ -84,8 +85,12 @@ def end_refusal(receive: Receive) -> None:
         protocol.handshake_complete = True
 
 
+@lru_cache(maxsize=1)
 def framed(text: bytes) -> bytes:
-    """Return `text` as one unmasked WebSocket frame."""
+    """Return `text` as one unmasked WebSocket frame.
+
+    The last one is kept, since the viewers of a channel take the same batch in a row.
+    """
     return _opening(len(text)) + text
 
 
@@ -342,12 +347,6 @@ class Sender:
             self._abort()
         return is_lost
 
-    def _wait_for(self, finishing: Coroutine[Any, Any, None]) -> None:
-        """Let a task run `finishing`, which ends the write in progress."""
-        loop = asyncio.get_running_loop()
-        self.is_busy, self._since_s = True, loop.time()
-        self._finishing = loop.create_task(finishing)
-
     async def _finish(self, sending: Awaitable[None]) -> None:
         """Await the write in progress, and let the owner write again."""
         try:
@@ -380,17 +379,37 @@ class Sender:
 
 
 class TaskSender(Sender):
-    """Sends each message from an ordinary task."""
+    """Sends from one ordinary task, which has the context of the ASGI call."""
 
-    __slots__ = ()
+    __slots__ = ("_changed", "_message")
+
+    def __init__(self, send: Send, owner: SenderOwner) -> None:
+        super().__init__(send, owner)
+        self._message: Message | None = None
+        self._changed: asyncio.Future[None] | None = None  # while the task waits for a message
 
     def write(self, message: Message) -> None:
         assert not self.is_busy
-        if self._cycle is None or not self._has_lost_peer():
-            self._wait_for(self._send_one(message))
+        if self._cycle is not None and self._has_lost_peer():
+            return
+        self.is_busy, self._since_s = True, asyncio.get_running_loop().time()
+        self._message = message
+        if self._changed is not None:
+            self._changed.set_result(None)
+            self._changed = None
 
-    async def _send_one(self, message: Message) -> None:
-        await self._finish(self._send(message))
+    def carry(self, receive: Receive) -> Coroutine[Any, Any, None]:
+        self._finishing = asyncio.get_running_loop().create_task(self._send_all())
+        return super().carry(receive)
+
+    async def _send_all(self) -> None:
+        while not self._is_aborted:
+            if self._message is None:
+                self._changed = asyncio.get_running_loop().create_future()
+                await self._changed
+            else:
+                message, self._message = self._message, None
+                await self._finish(self._send(message))
 
 
 class DirectSender(Sender):
@@ -411,7 +430,8 @@ class DirectSender(Sender):
             self._fail(error)
             self._abort()
             return
-        self._wait_for(self._finish(_drive(sending, blocked)))
+        self.is_busy, self._since_s = True, asyncio.get_running_loop().time()
+        self._finishing = asyncio.get_running_loop().create_task(self._finish(_drive(sending, blocked)))
 
     def write_batch(self, batch: EncodedBatch) -> None:
         cycle = self._cycle
@@ -441,16 +461,23 @@ def abort_if_unread(receive: Any, *, is_draining: bool) -> None:
     The server must show the connection, as `tenuto serve` does. Servers close a connection when all bytes are sent. A
     reader that has stalled would hold its connection, and a server that shuts down, for ever.
     """
-    transport = transport_of(receive)
+    transport, loop = transport_of(receive), asyncio.get_running_loop()
+    size = unread_bytes(transport)
     # a complete response is left alone: reading it may take any time
-    if unread_bytes(transport) and not getattr(receive.__self__, "response_complete", False):
-        timeout_s = FAREWELL_S if is_draining else UNREAD_S
-        asyncio.get_running_loop().call_later(timeout_s, _abort_unread, transport)
+    if size and not getattr(receive.__self__, "response_complete", False):
+        if is_draining:
+            loop.call_later(FAREWELL_S, _abort_unread, transport, 0, 0.0)
+        else:
+            loop.call_later(UNREAD_S, _abort_unread, transport, size, loop.time() + SEND_TIMEOUT_S)
 
 
-def _abort_unread(transport: asyncio.WriteTransport) -> None:
-    if unread_bytes(transport):
+def _abort_unread(transport: asyncio.WriteTransport, before: int, end_s: float) -> None:
+    """Abort `transport` if its peer has read none of the `before` bytes that waited, or not all of them by `end_s`."""
+    size, loop = unread_bytes(transport), asyncio.get_running_loop()
+    if size and (size >= before or loop.time() >= end_s):
         transport.abort()
+    elif size:
+        loop.call_later(UNREAD_S, _abort_unread, transport, size, end_s)
 
 
 @types.coroutine

@@ -18,7 +18,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import KW_ONLY, InitVar, dataclass, field
 from typing import Protocol
 
@@ -220,21 +220,21 @@ class EventStream:
 
 async def channel_events(app: StreamApp, scope: Scope, receive: Receive, send: Send, channel: str) -> None:
     """Serve `GET /v1/channels/{channel}/events`. Raises the error of the response, before the response has started."""
-    with ExitStack() as closing:
-        stream = await _channel_stream(app, scope, send, channel, closing)
-        if stream is None:
-            return
+    stream = await _channel_stream(app, scope, send, channel)
+    if stream is None:
+        return
+    try:
         # The batches of a channel are the same bytes for all its viewers, so the caller's identity is sent in a
         # separate event. An EventSource does not get it.
         about = encode_json({"type": "you", **stream.credentials.describe(channel)})
         await start_stream(app, scope, send, b"event: you\ndata: %b\n\n" % about if stream.is_own_client else b"")
         await stream.run(receive)
+    finally:
+        stream.close()
 
 
-async def _channel_stream(
-    app: StreamApp, scope: Scope, send: Send, channel: str, closing: ExitStack
-) -> EventStream | None:
-    """Return a stream with its feed, which `closing` ends; None if the response has been sent already."""
+async def _channel_stream(app: StreamApp, scope: Scope, send: Send, channel: str) -> EventStream | None:
+    """Return a stream with its feed; None if the response has been sent already."""
     hub = app.hub
     query = Query(scope)
     credentials = await admit_stream(hub, scope, query, channel, BY_NAME["events"])
@@ -247,11 +247,14 @@ async def _channel_stream(
         return None
     credentials.take_slot()
     stream = EventStream(app, send, credentials, is_own_client=is_own_client(scope, query), ping_s=ping_s)
-    closing.callback(stream.close)
     stream.resume_limits = resume_limits
-    stream.feed = await hub.attach(
-        channel, since, history=history, flush_ms=flush_ms, wake=lambda: None, has_ephemeral=True
-    )
+    try:
+        stream.feed = await hub.attach(
+            channel, since, history=history, flush_ms=flush_ms, wake=lambda: None, has_ephemeral=True
+        )
+    except BaseException:
+        stream.close()
+        raise
     if credentials.is_counted:
         stream.feed.on_first = lambda batch: credentials.charge(batch.encoded_bytes)
     return stream

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -355,17 +354,20 @@ async def message_events(
     app: StreamApp, scope: Scope, receive: Receive, send: Send, channel: str, message_id: str
 ) -> None:
     """Serve `GET …/messages/{id}/events`. Raises the error of the HTTP response, before the response has started."""
-    with ExitStack() as closing:
-        stream = await _message_stream(app, scope, send, channel, message_id, closing)
-        if stream is not None:
-            await start_stream(app, scope, send)
-            await stream.run(receive)
+    stream = await _message_stream(app, scope, send, channel, message_id)
+    if stream is None:
+        return
+    try:
+        await start_stream(app, scope, send)
+        await stream.run(receive)
+    finally:
+        stream.close()
 
 
 async def _message_stream(
-    app: StreamApp, scope: Scope, send: Send, channel: str, message_id: str, closing: ExitStack
+    app: StreamApp, scope: Scope, send: Send, channel: str, message_id: str
 ) -> MessageStream | None:
-    """Return an attached stream, which `closing` ends; None if the response has been sent already."""
+    """Return an attached stream; None if the response has been sent already."""
     hub = app.hub
     query = Query(scope)
     credentials = await admit_stream(hub, scope, query, channel, BY_NAME["message_events"])
@@ -387,8 +389,11 @@ async def _message_stream(
     credentials.take_slot()
     is_own = is_own_client(scope, query)
     stream = MessageStream(app, send, credentials, message_id, sent, NamedEvents(), is_own_client=is_own, ping_s=ping_s)
-    closing.callback(stream.close)
-    await stream.attach(channel, message, cursor, flush_ms=flush_ms)
+    try:
+        await stream.attach(channel, message, cursor, flush_ms=flush_ms)
+    except BaseException:
+        stream.close()
+        raise
     return stream
 
 
