@@ -36,7 +36,7 @@ WRITER = "its writer"  # the page defines it before the table
 OWN = "own messages; with `admin` all"
 IN_1 = "its writer, with `append`, while it streams; then as for `change`"
 LEFT = "every interrupted message; with `admin` also a streaming one"
-KNOWN = "a target that the caller may read, or created"
+KNOWN = "a target that the caller may read, created or writes"
 REPLY = (
     "commands that the caller may read, or sent, or on whose target it works. A reply to `cancel` or `steer` needs one "
     "of these: the caller works on the target (as its writer with `append`, the holder of its turn, or the writer of "
