@@ -44,12 +44,11 @@ from tenuto.core.events import (
     kept_serial,
 )
 from tenuto.core.model import Message
-from tenuto.core.outgoing import Outgoing
 from tenuto.core.requests import DeleteMessage
 from tenuto.core.state import MessageState
 from tenuto.core.text import Text
 from tenuto.hub import channel as channels
-from tenuto.hub import committer, hooks, writer
+from tenuto.hub import committer, writer
 from tenuto.hub import hub as hubs
 from tenuto.hub.channel import BatchCache, Channel, EncodedBatch, Feed, Group
 from tenuto.hub.clock import StoreClock
@@ -60,12 +59,10 @@ from tenuto.hub.leases import LeaseMonitor
 from tenuto.hub.lifecycle import Lifecycle
 from tenuto.hub.nodes import Follower, NodeLease
 from tenuto.hub.pending import Waiting
-from tenuto.hub.people import presence
 from tenuto.hub.people.presence import SharedPresence
 from tenuto.hub.people.presence_state import PresenceState
 from tenuto.hub.turns import scheduler as shared_turns
 from tenuto.hub.turns.scheduler import AssignedTurn, OpenTurn, SharedTurns, TurnScheduler, Worker, WorkerPool
-from tenuto.stores.base import head_of
 from tenuto.stores.memory import MemoryStore
 from tenuto.transports import codec, streams
 from tenuto.transports.session import Session
@@ -105,12 +102,6 @@ def a_mark_counts_for_the_serial_before(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Text, "length_at", lambda self, serial: length_at(self, serial + 1))
 
 
-@mutant("it shows", cut_rate=1.0, viewers=[SocketViewer, StreamViewer])
-def catch_up_skips_an_entry(patch: pytest.MonkeyPatch) -> None:
-    """A cursor names the next entry."""
-    edit(patch, channels, "events_since", {"assert since >= state.complete_since": "since += since < state.serial"})
-
-
 @mutant("wrote to", authors=[BlindWriter] * 2, latency_s=(0.0002, 0.05), viewers=[])
 def appends_join_across_an_edit(patch: pytest.MonkeyPatch) -> None:
     """Appends to one part are one text, in spite of the edits between them."""
@@ -132,12 +123,6 @@ def a_reload_runs_beside_a_commit(patch: pytest.MonkeyPatch) -> None:
     free = {"self._loaders += 1": "pass", "self._loaders -= 1": "pass", "self.commit_over is not None": "False"}
     edit(patch, Channel, "_exclusive", free)
     edit(patch, Channel, "_has_passed", {"self.is_at(head)": "True"})
-
-
-@mutant("was refused with", authors=[PipelinedWriter], **SLOW_STORE)
-def requests_are_decided_on_arrival(patch: pytest.MonkeyPatch) -> None:
-    """The durable state decides each request as it arrives."""
-    edit(patch, Committer, "_decide", {"draft, ask.key, request": "Draft(draft.base), ask.key, request"})
 
 
 @mutant(
@@ -202,12 +187,6 @@ def requests_change_their_order_after_an_unknown_outcome(patch: pytest.MonkeyPat
     edit(patch, Committer, "_return_all", {"extendleft(reversed(items))": "extendleft(items)"})
 
 
-@mutant("before it was stored|wrote to|was acknowledged as", hubs=3, authors=[HttpWriter, LocalWriter, PipelinedWriter])
-def a_conflict_is_ignored(patch: pytest.MonkeyPatch) -> None:
-    """The channel is read again, so its next request is decided on the new state."""
-    edit(patch, Committer, "_commit", {"conflicted.append(channel)": "channel.is_stale = True"})
-
-
 @mutant("offered a second time|received .*'ref'", authors=[Commander] * 2, workers=1)
 def a_result_is_sent_twice(patch: pytest.MonkeyPatch) -> None:
     """A second copy of a result does no harm."""
@@ -254,12 +233,6 @@ def members_of_other_nodes_are_unknown(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(SharedPresence, "_read", read)
 
 
-@mutant("are members of", hubs=2, members=6, faults=["kill"], fault_s=3.0, viewers=[SocketViewer] * 4)
-def members_of_an_ended_node_stay(patch: pytest.MonkeyPatch) -> None:
-    """The node will return."""
-    patch.setattr(presence, "GRACE_S", 10_000.0)
-
-
 @mutant("waits for no agent", hubs=2, agents=[AGENT], agents_at="A", authors=[Commander])
 def agents_of_other_nodes_are_unknown(patch: pytest.MonkeyPatch) -> None:
     """A message waits for the agents of its node."""
@@ -269,12 +242,6 @@ def agents_of_other_nodes_are_unknown(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(WorkerPool, "note_elsewhere", lambda self, patterns: None)
     patch.setattr(WorkerPool, "recall", skip)
-
-
-@mutant("was alive", hubs=2, loss="pause")
-def a_living_node_is_recovered(patch: pytest.MonkeyPatch) -> None:
-    """When a node is recovered, all messages of other nodes are those of this one."""
-    patch.setattr(NodeLease, "is_gone", lambda self, node: node != self.node)
 
 
 @mutant("two agents work on", hubs=2, loss="pause", agents=[AGENT], authors=[Commander, Commander, Commander])
@@ -465,12 +432,6 @@ def a_superseded_part_counts_in_a_history(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(turns, "as_turns", with_attempts)
 
 
-@mutant("wrote to", authors=[LocalWriter])
-def an_attempt_is_superseded_twice(patch: pytest.MonkeyPatch) -> None:
-    """Content follows a failed attempt, so what is there has failed."""
-    edit(patch, Outgoing, "_supersede", {"first, owner)\n    self._find": "first, FAILED)\n    self._find"})
-
-
 @mutant(
     "runs again",
     authors=[Commander, Commander],
@@ -514,12 +475,6 @@ def a_restart_forgets_waiting_messages(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(TurnScheduler, "inspect", look_at_what_is_new)
     patch.setattr(TurnScheduler, "inspect_message", look_at_nothing_yet)
-
-
-@mutant("presence.leave of", members=2, cut_rate=0.5)
-def a_member_leaves_without_grace(patch: pytest.MonkeyPatch) -> None:
-    """A member without a connection has left."""
-    patch.setattr(presence, "GRACE_S", 0.0)
 
 
 @mutant("presence.leave of", hubs=2, members=4, viewers=[SocketViewer] * 2, cut_rate=0.3, bad_s=16.0)
@@ -570,12 +525,6 @@ def presence_waits_for_a_pause_of_the_text(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Feed, "done", lambda self: self._group.moved() if self.is_behind else None)
 
 
-@mutant("did not receive in .*signal", members=2)
-def signals_are_not_sent(patch: pytest.MonkeyPatch) -> None:
-    """A signal is not stored, so a viewer cannot miss it."""
-    patch.setattr(PresenceState, "signal", lambda self, signal: None)
-
-
 @mutant("a response holds the cursor", viewers=[SocketViewer, PollViewer])
 def a_page_has_a_later_cursor(patch: pytest.MonkeyPatch) -> None:
     """A client that reads a page wants the later entries."""
@@ -595,12 +544,6 @@ def a_create_has_a_later_cursor(patch: pytest.MonkeyPatch) -> None:
 
 
 # -- hooks -----------------------------------------------------------------------------------------------------------
-
-
-@mutant("while .* calls it since", hubs=2, hooks=[SLOW_HOOK])
-def each_node_calls_a_hook(patch: pytest.MonkeyPatch) -> None:
-    """A hook may be called twice anyway."""
-    edit(patch, HookRunner, "_has_term", {"return False": "return True"})
 
 
 @mutant(
@@ -623,19 +566,6 @@ def a_node_that_was_away_goes_on_with_its_hook(patch: pytest.MonkeyPatch) -> Non
 def a_hook_is_called_message_by_message(patch: pytest.MonkeyPatch) -> None:
     """All events of one message belong together."""
     edit(patch, HookRunner, "_deliver", {"sorted(events, key=lambda event: event.serial)": "events"})
-
-
-@mutant("hooks have missed", hooks=[SLOW_HOOK], faults=["kill"], authors=[Commander, Editor])
-def a_late_hook_begins_at_the_head(patch: pytest.MonkeyPatch) -> None:
-    """Entries before the start of the process are not due."""
-
-    async def scan_nothing(self: HookRunner) -> None:
-        store = self._store
-        for channel in await store.channels(after=None, limit=hooks.SCAN_PAGE):
-            head = await head_of(store, channel)
-            await self._note(channel, (head.epoch, head.serial), self._term)
-
-    patch.setattr(HookRunner, "_scan", scan_nothing)
 
 
 @mutant(
