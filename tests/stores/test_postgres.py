@@ -20,13 +20,12 @@ from tenuto.core.events import ChannelAttached
 from tenuto.hub.keep import exports
 from tenuto.stores import open_url
 from tenuto.stores.base import NOTHING, Committed, CommitUnknown, Conflict, Notice, Store, Write, head_of
-from tenuto.stores.postgres import statements
 from tenuto.stores.postgres.server import PostgresServer
 from tenuto.stores.postgres.store import READERS, PostgresNotices, PostgresStore
 from tests.hub.watching import Watcher
 from tests.postgres import Postgres, needs_postgres
 from tests.proxy import FaultProxy
-from tests.stores.contract import MINUTE_MS, Chat, append, create, emptied, texts
+from tests.stores.contract import MINUTE_MS, Chat, append, create, texts
 from tests.stores.two import Two, TwoContract, opened, until_it_listens
 
 pytestmark = needs_postgres
@@ -92,32 +91,6 @@ async def test_a_locked_channel_conflicts_and_a_deleted_one_cannot_begin_meanwhi
     await blocker.close()
     assert await chat.do(append("m1", "a")) == Committed(2)
     assert await other.do(create("m1", "a")) == Committed(1)
-
-
-async def test_rows_of_a_large_deleted_channel_go_in_steps_also_after_its_node_has_ended(
-    server: Postgres, schema: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(statements, "TIDY_ROWS", 20)
-    monkeypatch.setattr(PostgresServer, "timeout_s", 2.0)
-    async with opened(server, schema) as first, opened(server, schema) as second:
-        await second.tidy(0)
-        chat, other = Chat(first), Chat(first, "other")
-        await chat.do(*(create(f"m{number}", "x") for number in range(300)))
-        await other.do(create("m1", "stays"))
-        server.sql(  # all rows at once would take three seconds
-            f"CREATE FUNCTION {schema}.slow() RETURNS trigger LANGUAGE plpgsql AS"
-            " $$ BEGIN PERFORM pg_sleep(0.01); RETURN OLD; END $$;"
-            f" CREATE TRIGGER slow BEFORE DELETE ON {schema}.texts FOR EACH ROW EXECUTE FUNCTION {schema}.slow()"
-        )
-        await emptied(first, "c")
-        rows = f"SELECT count(*) FROM {schema}.{{}} WHERE channel NOT IN (SELECT id FROM {schema}.channels)"
-        assert await Chat(first, epoch="e2", lives=(await head_of(first, "c")).lives).do(create("m1", "new"))
-        assert server.sql(rows.format("texts")) == "300"
-        await second.hold("first", 1_000, {})
-        await second.hold("first", 0, {})
-        await second.tidy(0)
-        assert [server.sql(rows.format(table)) for table in ("documents", "texts", "times")] == ["0"] * 3
-        assert await texts(second, "other", "m1") == ["stays"]
 
 
 async def test_instances_that_write_to_the_same_channels_do_not_deadlock(server: Postgres, schema: str) -> None:

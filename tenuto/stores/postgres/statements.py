@@ -50,8 +50,7 @@ TAIL_BYTES = 400  # a longer tail moves to a row of its own; 200 and 800 cost th
 LENGTH_BYTES = 4
 MAX_UNCOVERED_BYTES = 64 * 1024 * 1024
 MAX_KNOWN = 10_000  # channels whose last serial is kept
-TIDY_ROWS = 500  # rows of one table that one statement of the housekeeping removes at most
-DELETED_MS = -1  # `created_ms` of a deleted channel whose rows are still to be removed
+TIDY_ROWS = 500  # rows that one call of `tidy` removes at most
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[Entry]).decode
@@ -393,9 +392,7 @@ class PostgresReader:
 
     async def newest_ms(self) -> int:
         """Return the time of the latest change (`Store.newest_ms`)."""
-        newest_ms: int = await self._db.fetchval(
-            f"SELECT coalesce(max(updated_ms), 0) FROM {self._schema}.times WHERE created_ms <> {DELETED_MS}"
-        )
+        newest_ms: int = await self._db.fetchval(f"SELECT coalesce(max(updated_ms), 0) FROM {self._schema}.times")
         return newest_ms
 
     async def facts(self, channel: str, *, after: int, limit: int) -> Facts:
@@ -676,10 +673,7 @@ class PostgresWriter(PostgresReader):
     async def delete_channel(
         self, channel: str, expected: Head, used_up: Sequence[str], until_ms: int
     ) -> Head | Conflict:
-        """Empty `channel`, and keep the ids `used_up` until `until_ms` (`Store.delete_channel`).
-
-        Its rows in the other tables have no effect any more: `sweep` removes them in steps, because there may be many.
-        """
+        """Empty `channel`, and keep the ids `used_up` until `until_ms` (`Store.delete_channel`)."""
         await self._db.execute(  # an empty channel has no row to lock
             "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", f"{self._schema}.{channel}"
         )
@@ -701,28 +695,9 @@ class PostgresWriter(PostgresReader):
         )
         number = await self._db.fetchval(f"DELETE FROM {self._schema}.channels WHERE name = $1 RETURNING id", channel)
         if number is not None:
-            await self._each(_TIMES, [(number, DELETED_MS, 0)])
+            for table in ("tails", "documents", "texts", "times"):  # `tidy` locks them in this order, too
+                await self._db.execute(f"DELETE FROM {self._schema}.{table} WHERE channel = $1", number)
         return (await self.heads([channel]))[0]
-
-    async def sweep(self) -> bool:
-        """Remove some rows of a deleted channel; return whether one was found that no other instance sweeps now.
-
-        With the last of them goes the row in `times`, which marks the channel.
-        """
-        number = await self._db.fetchval(
-            f"SELECT channel FROM {self._schema}.times WHERE created_ms = {DELETED_MS} LIMIT 1 FOR UPDATE SKIP LOCKED"
-        )
-        if number is None:
-            return False
-        rest = ""
-        for table in ("tails", "documents", "texts"):  # `tidy` locks them in this order, too
-            some = f"SELECT ctid FROM {self._schema}.{table} WHERE channel = $1 LIMIT $2"
-            await self._db.execute(
-                f"DELETE FROM {self._schema}.{table} WHERE ctid = ANY(ARRAY({some}))", number, TIDY_ROWS
-            )
-            rest += f" AND NOT EXISTS (SELECT FROM {self._schema}.{table} WHERE channel = $1)"
-        await self._db.execute(f"DELETE FROM {self._schema}.times WHERE channel = $1{rest}", number)
-        return True
 
     async def prune(self, channel: str, epoch: str, versions: Mapping[str, int]) -> list[str]:
         """Remove messages and commands (`Store.prune`)."""

@@ -194,7 +194,6 @@ class PostgresNotices:
 READERS = 4  # connections for reads at most; the pool has one more, so that renewals of the lease do not wait for them
 LOCKED_S = (0.002, 0.05)  # shortest and longest pause after a commit that met a locked row
 CONNECTIONS = READERS + 3  # of a process at most: also one for writes, and one for notices
-SWEEPS = 100  # transactions of one call of `tidy` that remove rows of deleted channels, at most
 RELOADED = 500  # channels that one call of `tidy` reads again at most
 
 
@@ -262,7 +261,6 @@ class PostgresStore:
         self._uncovered = Uncovered()  # messages with entries after their documents, as far as this store knows
         self._ended = ("", 0)  # at the last renewal: the lease, and the number of leases that had ended
         self._is_scan_due = True  # a node may have left entries that no instance tracks
-        self._is_sweep_due = True  # a deleted channel may have rows that no transaction has removed
         self._left_out: dict[str, int] = {}  # channels whose entries could not be read, with the number of attempts
         self._locked = 0  # commits in a row that met a locked row
         self._stats = {"commits": 0, "row_bytes": 0}
@@ -350,7 +348,6 @@ class PostgresStore:
             result = await writer.delete_channel(channel, expected, used_up, until_ms)
         if isinstance(result, Head) and (expected.serial or used_up):  # else the channel had never been written
             self._uncovered.forget(channel)
-            self._is_sweep_due = True
         return result
 
     async def prune(self, channel: str, *, epoch: str, versions: Mapping[str, int]) -> list[str]:
@@ -405,11 +402,7 @@ class PostgresStore:
             ended = self._ended
             async with self._reading() as reader:
                 self._uncovered.note_channels(await reader.channels_with_entries())
-            self._is_scan_due, self._is_sweep_due = ended != self._ended, True
-        for _ in range(SWEEPS):
-            if self._is_sweep_due:
-                async with self._transaction() as writer:
-                    self._is_sweep_due = await writer.sweep()
+            self._is_scan_due = ended != self._ended
         await self._reload_unsure()
         due = self._uncovered.due(now_ms)
         if due:  # another instance may have stored their documents
