@@ -28,7 +28,7 @@ from tenuto.stores.sqlite.slots import MAX_DATA, MAX_ROOM, SLOT_BYTES, room_for,
 from tenuto.stores.sqlite.slots import opened as opened_row
 from tenuto.stores.sqlite.store import SqliteStore
 from tenuto.stores.sqlite.verify import verify
-from tests.stores.contract import Chat, append, create, edit, emptied
+from tests.stores.contract import Chat, append, create, edit, emptied, texts
 from tests.stores.files import cli, opened, read, run_from_outside, run_on_thread, write
 from tests.stores.reference import described
 
@@ -344,6 +344,14 @@ async def test_message_that_an_index_does_not_list_gets_no_second_document(path:
         await again.do(edit("m2", "new"), documents=["m2"])
         page = await store.page("c", before=None, limit=9, limit_bytes=10**9)
         assert [one.message().text for one in restored(page.messages) if one.id == "m2"] == ["new"]
+
+
+async def test_channel_whose_documents_damage_hides_takes_new_messages(path: Path) -> None:
+    run_from_outside(path, "DELETE FROM documents")
+    run_from_outside(path, "DELETE FROM pieces")
+    async with opened(path) as store:
+        assert await Chat(store).do(create("new", "new")) == Committed(1)
+        assert await texts(store, "c", "new") == ["new"]
 
 
 async def test_stand_in_of_a_damaged_message_is_never_stored(path: Path) -> None:
