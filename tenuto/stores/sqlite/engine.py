@@ -19,11 +19,10 @@ import sqlite3
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from tenuto.core.document import Stored, damaged_head, used_up_head
+from tenuto.core.document import DAMAGE, Stored, damaged_head, used_up_head
 from tenuto.core.errors import StoreUnavailable, StoreUnusable
 from tenuto.stores.base import (
     Changes,
@@ -257,6 +256,7 @@ CHECKPOINT_PAGES = 1_024
 COMMIT_PAGES = 3  # estimated WAL pages of a commit, in addition to those for its bytes
 DOCUMENT_PAGES = 8
 IDLE_S = 1.0  # after this time without work the WAL is emptied, which removes deleted text from it
+FAILURES = (sqlite3.Error, StoreUnavailable, StoreUnusable, *DAMAGE)  # those of housekeeping
 RETRY_S = 5.0  # wait before the next try after housekeeping failed
 # Housekeeping between two commits goes in steps of a few milliseconds at most.
 STEP_SLOTS = 128
@@ -623,8 +623,8 @@ class Engine:
                     db.execute("DELETE FROM channels WHERE id = ?", (channel,))
             if rows and not removed:
                 problem = "their keys do not find their rows, which stay without their text"
-        except sqlite3.DatabaseError as error:
-            if not is_damage(error):
+        except (sqlite3.DatabaseError, StoreUnusable, *DAMAGE) as error:
+            if isinstance(error, sqlite3.Error) and not is_damage(error):
                 raise
             problem, self._keeps_deleted = f"{error}; their text may stay, too", True
         if problem:
@@ -651,11 +651,14 @@ class Engine:
         """Do a round of housekeeping (`Store.tidy`)."""
         self._space.count_free()  # first, because the rest fails if the list of free slots is damaged
         due = list(self._log.due(now_ms))
-        for work in (partial(self._drop_outdated, now_ms), partial(self._go_on, TIDY_S)):
-            try:
-                work()
-            except (sqlite3.Error, StoreUnavailable) as error:  # such as damage, which keeps no other work from its end
-                self._put_off(error)
+        try:
+            self._drop_outdated(now_ms)
+        except FAILURES as error:  # such as damage, which puts off no other work
+            logger.warning("store file %s: outdated data cannot be removed: %s", self._file.path, error)
+        try:
+            self._go_on(TIDY_S)
+        except FAILURES as error:
+            self._put_off(error)
         self._space.measure(self._log)
         known = self._whole  # a message that is known to be damaged, or whose channel is, gets no document
         return [
@@ -693,7 +696,7 @@ class Engine:
         wait_s, has_stepped = max(self._retry_at_s - time.monotonic(), 0.0), False
         try:
             has_stepped = not wait_s and self._step()
-        except (sqlite3.Error, StoreUnavailable) as error:
+        except FAILURES as error:
             wait_s = self._put_off(error)
         is_idle &= not has_stepped
         # also after a step or an error: neither many steps nor one that damage ends each time may let the WAL grow
@@ -702,7 +705,7 @@ class Engine:
         if (was_full and self._is_wal_full) or (is_idle and not self._is_wal_empty):
             try:
                 self._checkpoint("TRUNCATE" if is_idle else "PASSIVE")
-            except (sqlite3.Error, StoreUnavailable) as error:
+            except FAILURES as error:
                 return self._put_off(error)
         if has_stepped:
             return 0.0
