@@ -11,9 +11,10 @@ import pytest
 from tenuto.core.requests import ReplyCommand, SendCommand
 from tenuto.stores.base import OLD_MS, Store, head_of
 from tenuto.stores.sqlite import engine as sqlite_engine
+from tenuto.stores.sqlite.engine import Engine
 from tenuto.stores.sqlite.store import SqliteStore
 from tests.stores.contract import MINUTE_MS, Chat, append, create, delete, edit, emptied, texts
-from tests.stores.files import PATIENCE_S, lock, on_disk, opened, read, run_on_thread, wal, write
+from tests.stores.files import PATIENCE_S, call_on_thread, lock, on_disk, opened, read, run_on_thread, wal, write
 
 WORD = re.compile(rb"<(\d{6})>")
 
@@ -83,6 +84,28 @@ async def test_wipe_of_a_busy_store_ends_although_more_is_deleted_again_and_agai
     assert number * 5_000 == OLD_MS  # `b` gets a document
     assert b"SECRET" not in on_disk(path)
     assert await store.wipe() is False  # of the later ones
+
+
+async def test_wipe_waits_for_no_channel_that_is_deleted_later(
+    store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_engine, "TIDY_S", 0)  # one step for each call
+    for number in range(12):
+        chat = Chat(store, f"c{number}")
+        await chat.do(*(create(f"m{one}", "SECRET" if not number else "x", streaming=True) for one in range(40)))
+        await chat.do(append("m0", "SECRET" if not number else "x"))
+
+    def wipe(engine: Engine) -> list[bool | None]:
+        results = []
+        for number in range(12):
+            name = f"c{number}"
+            engine.delete_channel(name, expected=engine.channels.head(name), used_up=(), until_ms=0)
+            results.append(engine.wipe(goes_on=number > 0))
+        return [*results, engine.wipe()]
+
+    results = await call_on_thread(store, wipe)
+    assert (results[0], *results[-2:]) == (False, True, False)
+    assert b"SECRET" not in on_disk(path)
 
 
 async def test_text_deleted_just_before_a_crash_is_removed_after_it(path: Path, tmp_path: Path) -> None:

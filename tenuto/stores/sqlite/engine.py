@@ -299,7 +299,8 @@ class Engine:
                 continue
             channel.tracked[tracked.id] = tracked
             channel.serial = max(channel.serial, tracked.last)
-        # Deleted channels whose documents are still to be removed.
+        # Deleted channels whose documents are still to be removed, and those of them for which a caller waits.
+        self._awaited: set[int] = set()
         self._deleted = [number for (number,) in db.execute("SELECT id FROM channels WHERE name IS NULL")]
         self._is_wipe_due = True  # True: text may have been deleted just before the last process ended
         self._is_wiping = False  # True: deleted text may still be in rows of the log, or in the WAL
@@ -310,7 +311,7 @@ class Engine:
     def close(self) -> None:
         """Finish pending housekeeping for at most a second, and close the file cleanly."""
         self._is_open = False
-        with suppress(sqlite3.Error, StoreUnavailable):
+        with suppress(*FAILURES):
             self._go_on(1.0)
         self._file.close()
 
@@ -613,7 +614,7 @@ class Engine:
 
         If damage prevents that, the channel stays until the next start tries it again.
         """
-        channel, problem = self._deleted[-1], ""
+        channel, problem = self._deleted[0], ""
         try:
             with self._file.transaction() as db:
                 some = "SELECT id FROM documents WHERE channel = ? LIMIT ?"
@@ -633,7 +634,8 @@ class Engine:
                 *(self._file.path, problem),
             )
         if problem or not rows:
-            self._deleted.pop()
+            self._deleted.pop(0)
+        self._note_pages(STEP_DOCUMENTS * DOCUMENT_PAGES)
 
     def _drop_outdated(self, now_ms: int) -> None:
         """Remove used-up ids and the data of up to `STEP_DOCUMENTS` commands whose time is over."""
@@ -670,7 +672,9 @@ class Engine:
         self._go_on(TIDY_S)
         if not goes_on:
             self._log.await_wipe()
-        if self._deleted or self._log.awaits_wipe or (self._is_wiping and not self._is_wal_empty):
+            self._awaited = set(self._deleted)
+        is_over = self._awaited.isdisjoint(self._deleted) and not self._log.awaits_wipe
+        if not is_over or (self._is_wiping and not self._is_wal_empty):
             return False
         return None if self._keeps_deleted else True
 
@@ -722,9 +726,8 @@ class Engine:
     def _step(self) -> bool:
         """Do one step of the pending housekeeping; returns False if none is pending."""
         log = self._log
-        if self._deleted:
+        if self._deleted and self._deleted[0] in self._awaited:
             self._sweep()
-            self._note_pages(STEP_DOCUMENTS * DOCUMENT_PAGES)
         elif not log.live_rows and log.slot_bytes > IDLE_LOG_BYTES:
             with self._file.transaction() as db:
                 # delete all rows at once: this moves no row to another page, and zeroes their pages
@@ -736,6 +739,8 @@ class Engine:
                 slots = log.wipe(db, STEP_SLOTS)
             log.wiped(slots)
             self._note_pages(STEP_SLOTS)
+        elif self._deleted:  # last, because clients may delete more again and again
+            self._sweep()
         else:
             return False
         return True
