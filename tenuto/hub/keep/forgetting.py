@@ -45,7 +45,7 @@ class Forgotten(Struct, frozen=True, kw_only=True):
     channels: int
     unreadable: int  # damaged messages, commands and channels, whose authors are not known; they stay
     # Neither the database nor its WAL holds removed text any more. False: three minutes were not enough, as while
-    # another process reads the file; None: the store cannot know.
+    # another process reads the file; None: the store cannot know, or damage keeps such text.
     is_clean: bool | None
 
 
