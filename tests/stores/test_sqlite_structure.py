@@ -198,7 +198,8 @@ async def test_removal_of_a_deleted_channel_ends_although_no_key_finds_its_messa
             pause_s = await call_on_thread(store, lambda engine: engine.spare(is_idle=True))
         assert pause_s != 0
         assert await call_on_thread(store, lambda engine: engine._deleted) == []
-    assert caplog.text.count("of a deleted channel cannot be removed: their keys do not find their rows") == 1
+    reports = caplog.text.count("of a deleted channel cannot be removed: their keys do not find their rows")
+    assert reports in (1, 2)  # one for each of the two channels at most
 
 
 @pytest.mark.parametrize("flip", [(12308, 0), (12308, 1), (12308, 2), (12308, 3), (12309, 6)], ids=str)
