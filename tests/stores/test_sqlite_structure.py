@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from tenuto.stores.sqlite.engine import Engine
 from tenuto.stores.sqlite.file import SCHEMA
 from tenuto.stores.sqlite.store import SqliteStore
 from tenuto.stores.sqlite.verify import verify
-from tests.stores.contract import MINUTE_MS, Chat, append, create, delete, emptied, texts
+from tests.stores.contract import Chat, append, create, delete, emptied, texts
 from tests.stores.files import call_on_thread, cli, on_disk, opened, read, run_from_outside, write
 from tests.stores.test_sqlite_deleting import tidy_for_a_minute
 
@@ -132,58 +133,33 @@ async def test_documents_that_cannot_be_removed_delay_no_other_housekeeping(
     assert caplog.text.count("documents of a deleted channel cannot be removed") == 1
 
 
-async def test_text_without_a_value_puts_off_no_other_housekeeping(
-    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with opened(path) as store:
-        await Chat(store, "gone").do(create("lost", "a" * 200))
-        await Chat(store, "large").do(*(create(f"m{number}", "x") for number in range(40)))
-        chat = Chat(store)
-        await chat.do(create("over", "b" * 200), create("m2", streaming=True))
-    run_from_outside(path, "UPDATE documents SET until_ms = 1 WHERE message = 'over'")
-    bodies = run_from_outside(
-        path, "SELECT body FROM texts JOIN pieces ON slot = texts.id WHERE instr(body, 'aaa') OR instr(body, 'bbb')"
-    )
-    assert len(bodies) == 2
-    data = bytearray(read(path))
-    for (body,) in bodies:
-        at = data.index(body)
-        data[at - 2 : at] = b"\x80\x00"  # the type of the value, now NULL
-    write(path, bytes(data))
-    monkeypatch.setattr(sqlite_engine, "TIDY_S", 0)  # one step for each call
-
-    def round_of(engine: Engine) -> tuple[object, object]:
-        for name in ("gone", "large"):
-            engine.delete_channel(name, expected=engine.channels.head(name), used_up=(), until_ms=0)
-        engine.tidy(0)
-        return engine.tidy(MINUTE_MS), engine.spare(is_idle=False)
-
-    async with opened(path) as store:
-        chat.store = store
-        await chat.do(append("m2", "x"))
-        assert await call_on_thread(store, round_of) == ([("c", "m2")], 0.0)
-        for _ in range(20):  # more than it needs
-            await call_on_thread(store, lambda engine: engine.spare(is_idle=True))
-        assert await call_on_thread(store, lambda engine: engine._deleted) == []
-    assert caplog.text.count("outdated data cannot be removed") == 1
-    assert caplog.text.count("documents of a deleted channel cannot be removed") == 1
+def corrupt() -> sqlite3.Error:
+    error = sqlite3.DatabaseError("database disk image is malformed")
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    return error
 
 
-@pytest.mark.parametrize("error", [StoreUnusable("no row has the key 1"), TypeError("a number was expected")], ids=repr)
-async def test_error_that_tells_of_damage_ends_no_round_of_housekeeping(
+@pytest.mark.parametrize("error", [corrupt(), StoreUnusable("no row"), TypeError("no number")], ids=repr)
+async def test_error_that_tells_of_damage_puts_off_no_other_housekeeping(
     path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def fail(*arguments: object) -> None:
         raise error
 
+    def round_of(engine: Engine) -> tuple[object, object]:
+        for name in ("gone", "other"):
+            engine.delete_channel(name, expected=engine.channels.head(name), used_up=(), until_ms=0)
+        return engine.tidy(0), engine.spare(is_idle=False)
+
+    monkeypatch.setattr(sqlite_engine, "TIDY_S", 0)  # one step for each call
     async with opened(path) as store:
         chat = Chat(store)
         await chat.do_each(create("m1", "a"), delete("m1"))
-        await Chat(store, "gone").do(create("m1", "b"))
+        for name in ("gone", "other"):
+            await Chat(store, name).do(create("m1", "b"))
         monkeypatch.setattr(Documents, "outdated", fail)
         monkeypatch.setattr(Documents, "remove_keys", fail)
-        await emptied(store, "gone")
-        assert await store.tidy(0) == [("c", "m1")]
+        assert await call_on_thread(store, round_of) == ([("c", "m1")], 0.0)
         assert await call_on_thread(store, lambda engine: engine._deleted) == []
 
 
