@@ -86,6 +86,9 @@ async def test_deleted_text_leaves_the_rows_with_vacuum_and_the_files_with_vacuu
 
     await chat.do(delete("m1"), documents=["m1"])
     await emptied(store, "gone")
+    for table in ("tails", "documents", "texts", "times"):
+        rows = f"SELECT count(*) FROM chats.{table} WHERE channel NOT IN (SELECT id FROM chats.channels)"
+        assert server.sql(rows) == "0"
     await tidy_for_a_minute(store, chat)
     assert await store.prune("c", epoch="e1", versions={"m3": finished}) == ["m3"]
     assert in_rows(server) == set()
