@@ -20,7 +20,7 @@ In a continued answer the next writer supersedes the parts of an attempt that wa
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from enum import Enum, auto
 
 import msgspec
@@ -342,6 +342,21 @@ class Outgoing:
         left = self.left[position] if 0 <= position < len(self.left) else {}
         return part.get("call") in self._steps and left.get("call") == part.get("call")
 
+    def _indexed(self, indexes: list[int], lengths: Mapping[int, int]) -> dict[int, Part]:
+        """Return parts that were left, of texts up to `lengths`: what follows stays in view until more is written."""
+        times = len(self._superseded)
+        found: dict[int, Part] = {PartIndex(at, times): first_of(self.left[at], lengths.get(at)) for at in indexes}
+        self._end_texts(found)
+        self._find_text_part(self._text_owner)
+        return found
+
+    def _end_texts(self, found: dict[int, Part]) -> None:
+        """Count no text behind that of the parts `found`: further content removes it."""
+        for index, part in found.items():
+            if part != self.left[index]:
+                self.left[index] = self._parts[index].ended = part
+                self._parts[index].length = len(text_of(part))
+
     def has_left(self) -> bool:
         """Return whether parts that an earlier writer left are neither continued nor superseded."""
         return any(part.owner is LEFT and part.type != ATTEMPT for part in self._parts)
@@ -361,14 +376,20 @@ class Outgoing:
         return True
 
     def reopen_left(
-        self, owner: Owner, after: int = 0, until: int | None = None, *, counts_failed: bool = False
+        self,
+        owner: Owner,
+        after: int = 0,
+        until: int | None = None,
+        lengths: Mapping[int, int] | None = None,
+        *,
+        counts_failed: bool = False,
     ) -> dict[int, Part]:
         """Return the parts that an earlier writer left to be continued, which are of `owner` now; a second call none.
 
-        They are those behind the first `after` of the parts that count, up to the number `until`; with `counts_failed`
-        also those that the next part would supersede. If this writer has added content, or a part before them has
-        failed, none is continued: the next part supersedes what is left. Steps, and parts that this writer has put
-        again, are not among them.
+        They are those behind the first `after` of the parts that count, up to the number `until`, with texts up to
+        `lengths`, those of a response that had ended; with `counts_failed` also those that the next part would
+        supersede. If this writer has added content, or a part before them has failed, no part is continued: the next
+        part supersedes what is left. Steps, and parts that this writer has put again, are not among them.
         """
         owners = (LEFT, FAILED) if counts_failed else (LEFT,)
         counted = [index for index, part in enumerate(self.left) if part["type"] != ATTEMPT]
@@ -380,7 +401,17 @@ class Outgoing:
             return {}
         self._give(before, None)  # to the message itself: `owner` did not open them
         self._give(ours, owner)
-        return {PartIndex(index, len(self._superseded)): self.left[index] for index in ours}
+        return self._indexed(ours, lengths or {})
+
+    def end_of(self, lengths: dict[int, int], content: str) -> int | None:
+        """Return how many parts an earlier writer left that count, up to the last with an index in `lengths`.
+
+        None if these parts, with such texts, have another hash than `content`.
+        """
+        known = [first_of(part, lengths[index]) for index, part in enumerate(self.left) if index in lengths]
+        if not known or content_of(known) != content:
+            return None
+        return len([part for part in self.left[: max(lengths) + 1] if part["type"] != ATTEMPT])
 
     def _give(self, indexes: list[int], owner: Owner | None) -> None:
         """Let parts that an earlier writer left belong to `owner`, also failed ones."""
@@ -389,17 +420,13 @@ class Outgoing:
                 part.owner, part.is_cut = owner, False
         self._find_text_part(self._text_owner)
 
-    def restore(
-        self, lengths: dict[int, int], content: str, owner: Owner, *, counts_failed: bool
-    ) -> dict[int, Part] | None:
+    def restore(self, lengths: dict[int, int], content: str, owner: Owner) -> dict[int, Part] | None:
         """Return parts that an earlier writer left, which are of `owner` now; the next part supersedes the others left.
 
         `lengths` are those of their texts, by their indexes, and `content` is the hash of them. None if they changed
-        since, or if this writer has added content: then the next part supersedes all that is left. With `counts_failed`
-        parts count also if the next part would supersede them.
+        since, or if this writer has added content: then the next part supersedes all that is left.
         """
-        owners = (LEFT, FAILED) if counts_failed else (LEFT,)
-        indexes = [index for index in lengths if index < len(self.left) and self._parts[index].owner in owners]
+        indexes = [index for index in lengths if index < len(self.left) and self._parts[index].owner is LEFT]
         now = content_of(first_of(self.left[index], lengths[index]) for index in indexes)
         if now != content or self._give_up_if_added(indexes):
             return None
@@ -409,12 +436,7 @@ class Outgoing:
         for last in self._parts[-1:]:
             last.is_closed = last.owner is LEFT  # only restored text is continued
         self._has_restored = True
-        times = len(self._superseded)
-        found: dict[int, Part] = {PartIndex(one, times): first_of(self.left[one], lengths[one]) for one in indexes}
-        for index, part in found.items():
-            self._parts[index].ended = part if part != self.left[index] else None
-        self._find_text_part(self._text_owner)
-        return found
+        return self._indexed(indexes, lengths)
 
     def _note_failed(self, owner: Owner | None = None) -> bool:
         """Note as failed the parts left behind restored ones, and for a listed `owner` those that were cut.
@@ -813,7 +835,7 @@ class Ended(Outgoing):
     def _stay(self, *_: object, **__: object) -> None:
         """Let all parts be what was left."""
 
-    _give = fail_attempt = _stay
+    _give = _end_texts = fail_attempt = _stay
 
     def accept_part(self, part: Part, index: int | None = None, owner: Owner | None = None) -> int:
         """Return an index for the part."""
@@ -831,8 +853,8 @@ def text_of(part: Part) -> str:
     return str(part.get(APPENDABLE.get(part["type"], ""), ""))
 
 
-def first_of(part: Part, length: int) -> Part:
-    """Return a part with the first `length` characters of its text."""
+def first_of(part: Part, length: int | None) -> Part:
+    """Return a part with the first `length` characters of its text; None: with all."""
     name = APPENDABLE.get(part["type"])
     return {**part, name: part[name][:length]} if name in part else part
 

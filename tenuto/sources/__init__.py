@@ -110,7 +110,7 @@ async def pipe(
         raise LocalError(f"stall_s must be a number of seconds above 0, got {shown(stall_s)}")
     silent_s = STALL_S if stall_s is None else stall_s
     with calling(writer):
-        if (known := await _restored(writer, stream, is_attached=attach is not None)) is not None:
+        if (known := await _restored(writer, stream)) is not None:
             if attach is not None:
                 count_call(writer)  # a later call keeps its number
             return known
@@ -139,11 +139,10 @@ async def pipe(
             return await _pipe_one(writing, stream, named, silent_s, option)
 
 
-async def _restored(writer: Writer, stream: object, *, is_attached: bool) -> Piped | None:
+async def _restored(writer: Writer, stream: object) -> Piped | None:
     """Return the summary of this stream if an earlier attempt has written all of it; the stream is closed then.
 
-    None if its parts are not left to be continued, unless it `is_attached`: then it goes on also in an answer that
-    begins anew. Raises `not_kept` if the message is complete without it.
+    None if its parts are not left to be continued. Raises `not_kept` if the message is complete without it.
     """
     record, parts = record_of(writer), None
     # a stream without content is asked for again
@@ -151,7 +150,7 @@ async def _restored(writer: Writer, stream: object, *, is_attached: bool) -> Pip
         return None
     if record is not None:
         async with Attempt(writer) as attempt:
-            parts = attempt.outgoing.restore(record.lengths, record.content, attempt.owner, counts_failed=is_attached)
+            parts = attempt.outgoing.restore(record.lengths, record.content, attempt.owner)
     if parts is not None or writer.had_ended:
         await Upstream(stream).close(None, None)
     if record is None or parts is None:

@@ -25,7 +25,7 @@ from tenuto.sources.openai import events_of
 from tenuto.sources.reading import UpstreamEnded, UpstreamError, causes_of, get
 from tenuto.sources.tries import LONGEST_RETRY_AFTER_S, Tries, backoff_s, may_pass, pause, retry_after_s, wait_to_retry
 from tenuto.sources.upstream import called
-from tenuto.sources.writing import Differs, Kept, Writing, streams_of, used
+from tenuto.sources.writing import Differs, Kept, Writing, record_of, streams_of, used
 
 logger = logging.getLogger("tenuto.agents")
 
@@ -84,8 +84,12 @@ class Attaching:
             if self.found is not None:
                 note, self.found = self.found, None  # the try after this one makes another response
                 writing.response_id, writing.usage_before, self._after = note.id, note.usage, note.after
-                reopened = attempt.outgoing.reopen_left(attempt.owner, note.after, self._until, counts_failed=True)
-                left = [*reopened.items()]
+                # of a response that had ended: other text behind it stays in view until its successor begins
+                ended, lengths, until = record_of(self._writer), dict[int, int](), self._until
+                if ended is not None and (end := attempt.outgoing.end_of(ended.lengths, ended.content)) is not None:
+                    lengths, until = ended.lengths, end
+                found = attempt.outgoing.reopen_left(attempt.owner, note.after, until, lengths, counts_failed=True)
+                left = [*found.items()]
                 number, length = note.kept or (0, 0)  # of the parts that it continues, and of the text of the last one
                 kept = _kept(attempt, left[:number], number, length, is_exact=self._is_exact) if number else None
                 writing.replay(left[number:], kept, notes_join=True)

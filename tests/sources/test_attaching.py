@@ -255,8 +255,9 @@ def call_events(response: str) -> list[bytes]:
 async def test_next_process_goes_on_with_each_response_of_a_tool_loop(on_crash: Any, own: str) -> None:
     calls = list[str]()
     first, second = call_events("resp_1"), long_events("It is ", "sunny.", response="resp_2")
+    again = [] if on_crash == "continue" else [first]  # the text of a continued answer is not asked for again
     looks = [state("in_progress")] if own else []  # the own text follows the call, so what follows it is superseded
-    model = Model(first, [*second[:5], HOLD], *looks, second)
+    model = Model(first, [*second[:5], HOLD], *again, *looks, second)
     client = model.openai()
 
     def weather(city: str) -> str:
@@ -312,7 +313,7 @@ async def test_streams_of_a_continued_answer_that_had_ended_stay_in_view_and_are
 async def test_own_text_behind_a_response_that_had_ended_stays_in_view_until_it_is_written_again(on_crash: Any) -> None:
     streams = [[*chat_said(f"Stream {n}. "), *chat_end()] for n in (1, 2)]
     events = long_events("Some ", "text. ")
-    model = Model(events, *streams)
+    model = Model(events, streams[0], *([events] if on_crash == "restart" else []), streams[1])
     client, shown = model.openai(), (list[str](), list[str]())
 
     async def respond(turn: Turn) -> None:
