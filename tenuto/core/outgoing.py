@@ -23,7 +23,6 @@ from collections import deque
 from collections.abc import Container, Iterable, Mapping, Sequence
 from enum import Enum, auto
 
-import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -221,7 +220,8 @@ class Outgoing:
 
     def check_open(self) -> None:
         """Raise the server's refusal, or LocalError, unless the writer accepts content."""
-        self.raise_error()
+        if self.state is REFUSED:
+            self.raise_error()
         if self.state is NEW:
             raise LocalError(f"message {self.id!r} is not open; enter `async with` before you write")
         if self.state is not OPEN:
@@ -515,14 +515,6 @@ class Outgoing:
         self.unstored_bytes += size
         self._put_update(plain(meta), size)
 
-    def fitting(self, meta: dict[str, Json]) -> dict[str, Json]:
-        """Return the fields of `meta` for which there is room: fields that no app has set must not fail its message."""
-        found: dict[str, Json] = {}
-        for name, value in meta.items():
-            if len(msgspec.json.encode({**self.meta, **found, name: value})) <= self.limits.meta_bytes:
-                found[name] = value
-        return found
-
     def accept_check(self) -> None:
         """Queue a request that changes nothing, and is refused if the message has ended."""
         self.check_open()
@@ -592,9 +584,13 @@ class Outgoing:
 
     def stored(self, count: int) -> None:
         """Forget the first `count` requests in flight, which are stored."""
-        self.unstored_bytes -= sum([one.size_bytes for one in self.in_flight[:count]])
-        del self.in_flight[:count]
-        if self.state is ENDING and not self.in_flight and not self._queue:
+        in_flight = self.in_flight
+        if count == 1:  # the common case: one request was stored
+            self.unstored_bytes -= in_flight.pop(0).size_bytes
+        else:
+            self.unstored_bytes -= sum([one.size_bytes for one in in_flight[:count]])
+            del in_flight[:count]
+        if self.state is ENDING and not in_flight and not self._queue:
             self.state = ENDED
 
     def refuse(self, error: TenutoError) -> None:
@@ -784,9 +780,7 @@ class Outgoing:
     def _tried(self) -> dict[str, Json]:
         """Return the change of `meta`, if any, that names the parts of open or failed attempts."""
         tried = [index for index, part in enumerate(self._parts) if part.is_cut or part.is_listed] or None
-        if tried == self.meta.get(TRIED):
-            return {}
-        return self.fitting({TRIED: tried}) if tried else {TRIED: None}
+        return {TRIED: tried} if tried != self.meta.get(TRIED) else {}
 
     def _put_tried(self) -> None:
         if change := self._tried():

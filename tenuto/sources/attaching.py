@@ -187,11 +187,11 @@ class Attaching:
         """Store the id of the response, ahead of its text."""
         # later calls follow from another response now
         notes = [one for one in _notes(self._writer) if one.step != self._step or one.number < self._number]
-        place = [len(kept.parts), len(kept.text)] if kept is not None else None
-        notes.append(_Note(self._step, self._number, id, self._after, used(self._writer), place))
-        stored: list[Json] = [[one for one in note if one is not None] for note in notes]
-        if len(notes) <= NOTES and (meta := writing.attempt.outgoing.fitting({RESPONSES: stored})):
-            await self._writer.update(meta=meta)
+        if len(notes) < NOTES:
+            place = [len(kept.parts), len(kept.text)] if kept is not None else None
+            notes.append(_Note(self._step, self._number, id, self._after, used(self._writer), place))
+            stored: list[Json] = [[one for one in note if one is not None] for note in notes]
+            await self._writer.update(meta={RESPONSES: stored})
             self._go_on(writing)
 
     def _go_on(self, writing: Writing) -> None:

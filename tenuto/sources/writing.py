@@ -355,7 +355,7 @@ class Writing:
         meta = {name: value for name, value in known.items() if value is not None}
         if has_ended:
             meta.update(self._recorded(meta))
-        if meta := self.attempt.outgoing.fitting(meta):
+        if meta:
             await self._writer.update(meta=meta)
         streams_of(self._writer).used = both
 

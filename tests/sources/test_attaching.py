@@ -24,13 +24,12 @@ from openai import AsyncOpenAI, OpenAI
 from tenuto import Hub
 from tenuto.agents.turn import Turn
 from tenuto.core.errors import Finished, LocalError
-from tenuto.core.limits import Limits
 from tenuto.core.model import Message
 from tenuto.core.view import View
 from tenuto.sources import pipe
 from tenuto.sources.openai import events_of
 from tenuto.stores.memory import MemoryStore
-from tests.agents.test_turns import answers_of, lives, messages
+from tests.agents.test_turns import lives, messages
 from tests.sources.piping import broken, one_by_one
 from tests.sources.provider import CUT, HOLD, Provider
 from tests.sources.test_tries import LONG, Model, ask_chat, counted, new_hub, piped, stopped
@@ -753,23 +752,6 @@ async def test_person_who_stops_the_answer_cancels_the_interaction() -> None:
 
 
 # -- other providers, and other uses -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("room", "fields"), [(0, ()), (30, ("model",)), (400, ("model", "finish_reason", "usage"))])
-@virtually
-async def test_answer_whose_meta_has_little_room_for_more_is_complete(room: int, fields: tuple[str, ...]) -> None:
-    client, meta = Model(EVENTS).openai(), {"app": "x" * (Limits().meta_bytes - len('{"app":""}') - room)}
-
-    async def respond(turn: Turn) -> None:
-        async with turn.reply(meta=meta) as message:
-            async with message.attempt():
-                await message.append("Own text. ")
-            await message.pipe(ask(client), attach=client.responses)
-
-    (answer,) = await answers_of(respond, "continue", 5)
-    assert (answer.status, answer.text) == ("complete", f"Own text. {TEXT}")
-    known = {"model": "gpt-test", "finish_reason": "tool_calls", "usage": RESPONSES_USAGE}
-    assert answer.meta == meta | {name: known[name] for name in fields}
 
 
 @virtually
