@@ -363,7 +363,7 @@ class Writer(ABC):
         return self._outgoing.length
 
     def begin_again(self, meta: dict[str, Json], *, supersedes: bool, steps: Container[Json] = ()) -> None:
-        """Continue a message that was taken over: once it is open, as `Outgoing.begin_again` says."""
+        """Continue a message that was taken over, as `Outgoing.begin_again` says; a writer stores `meta` once open."""
         self._outgoing.begin_again(meta, supersedes=supersedes, steps=steps)
 
     def begin_ended(self, message: Message) -> None:

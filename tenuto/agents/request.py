@@ -220,7 +220,7 @@ def options_in(body: Mapping[str, Json], *, is_strict: bool = True) -> dict[str,
                 _check(value, _TYPES[name], given, expected)
                 found[name] = value
                 break
-    # some APIs have the effort as a text; the AI SDK's text for none is `provider-default`
+    # some APIs have the effort as a text; in the AI SDK, `provider-default` sets no effort
     efforts = (_inside(body, name) for name in ("reasoning_effort", "reasoning", "config.reasoningEffort"))
     if effort := next((one for one in efforts if isinstance(one, str) and one != "provider-default"), None):
         found["reasoning"] = {"effort": effort, **found.get("reasoning", {})}

@@ -112,6 +112,7 @@ class RemoteWriter(Writer):
 
     async def flush(self) -> None:
         """Wait until all accepted content is stored. Raises as `append`."""
+        self._pump()
         await self._until(lambda: not self._outgoing.unstored_bytes)
 
     async def _stored_whole(self) -> None:

@@ -446,7 +446,7 @@ class Outgoing:
         for index, part in enumerate(self._parts):
             if part.ended is not None and part.owner is not FAILED:
                 self.accept_part(part.ended, index)
-        if self._has_restored and self.has_left():
+        if self._has_restored and any(one.type != ATTEMPT and one.owner in (LEFT, SHOWN) for one in self._parts):
             self.fail_attempt(LEFT)
         self._has_restored = False
         for part in self._parts if owner is not None and owner.is_listed else ():

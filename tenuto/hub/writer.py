@@ -112,7 +112,8 @@ class MessageWriter(Writer):
 
     async def flush(self) -> None:
         """Wait until all accepted requests are stored. Raises as `append`."""
-        await self._until_unstored(0)
+        if self._outgoing.state is not NEW:
+            await self._until_unstored(0)
 
     async def _stored_whole(self) -> None:
         self._submit()
@@ -137,6 +138,7 @@ class MessageWriter(Writer):
                         raise
                     self.name(self.spare_id())
         self._outgoing.open()
+        self._submit()  # meta of a message that is continued
         return self
 
     async def _begin(self, create: CreateMessage) -> None:

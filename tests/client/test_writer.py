@@ -202,6 +202,9 @@ async def test_an_interrupted_message_can_be_taken_over() -> None:
         wire.refuse = lambda frame: next(refusals, None) if frame["type"] == "takeover" else None
         async with client.take_over("c", dying.id) as message:
             assert (message.generation, message.length, message.text) == (2, 9, "Once upon")
+            message.begin_again({"model": "m"}, supersedes=False)
+            await message.flush()
+            assert (await stored(hub, dying.id)).meta == {"model": "m"}
             await message.append(" a time")
             wire.cut()
             other.app = hub

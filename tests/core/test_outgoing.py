@@ -471,6 +471,9 @@ def test_requests_stay_until_they_are_stored_and_a_refusal_drops_them() -> None:
     assert requests(outgoing) == []
     assert outgoing.unstored_bytes == 0
     assert outgoing.state is OutgoingState.REFUSED
+    outgoing.close()
+    with pytest.raises(LocalError, match="has ended"):
+        outgoing.accept_text("z")
 
 
 def test_late_response_changes_no_refused_writer() -> None:
@@ -586,6 +589,15 @@ def test_text_that_follows_a_restored_stream_replaces_what_an_earlier_writer_add
     for text in ("gal", "ly"):
         then.accept_text(text, part)
     assert counted(harness, then) == ["legally"]
+
+
+def test_text_behind_a_restored_stream_supersedes_a_step_that_the_answer_has_no_more() -> None:
+    harness, then = taken_over({"type": "tool", "call": "c", "name": "step", "state": "done"})
+    then.begin_again({}, supersedes=False, steps=["c"])
+    then.restore({0: 5}, content_of([{"type": "text", "text": "left "}]), then.begin_attempt())
+    then.accept_text("on")
+    assert counted(harness, then) == ["left ", "on"]
+    assert [part["type"] for part in harness.message("m").parts] == ["text", "attempt", "text"]
 
 
 @pytest.mark.parametrize("is_attached", [False, True], ids=["continued", "attached"])

@@ -226,6 +226,20 @@ async def test_takeover_that_failed_does_not_interrupt_the_message_that_a_repeat
 
 
 @virtually
+async def test_first_flush_of_a_message_that_is_continued_stores_its_meta_once_it_is_open() -> None:
+    hub = new_hub(ScriptedStore())
+    await hub.ask("c", "m", CreateMessage(status="streaming"), SERVER)
+    await hub.ask("c", "m", FinishMessage(status="interrupted"), SERVER)
+    writer = await hub.take_over("c", "m")
+    writer.begin_again({"model": "m"}, supersedes=False)
+    async with asyncio.timeout(1):
+        await writer.flush()
+        async with writer as message:
+            await message.flush()
+            assert (await hub.read("c", "m"))[0].meta == {"model": "m"}
+
+
+@virtually
 async def test_message_that_was_taken_over_is_interrupted_once_its_damaged_channel_is_mended(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
