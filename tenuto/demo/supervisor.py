@@ -47,7 +47,7 @@ class ChildTask(Struct, frozen=True, kw_only=True):
     guest_key: str | None
     agent: str = ""  # name of the agent; the server has none
     descriptor: int = 0  # file descriptor of the server's listening socket
-    lost_agents: tuple[str, ...] = ()  # names of agents that have ended while no server ran
+    is_first: bool = False  # True: the agents of an earlier run are gone
 
 
 def supervise(
@@ -94,7 +94,6 @@ class _Supervisor:
         self._started, self._echo = started, echo
         self._server: Process | None = None
         self._agents: dict[str, Process] = {}
-        self._lost_agents = set(AGENTS)  # those that have ended while no server ran, also those of an earlier run
         self._ended_by: int | None = None
         self._ending = asyncio.Event()
 
@@ -135,10 +134,8 @@ class _Supervisor:
         failed, died_s = 0, None
         while True:
             began_s = time.monotonic()
-            lost, self._lost_agents = self._lost_agents, set()
-            self._server = await _begin(replace(self._task, lost_agents=(*lost,)))
+            self._server = await _begin(replace(self._task, is_first=died_s is None))
             is_ready = await self._read_lines(self._server, died_s)
-            self._lost_agents |= set() if is_ready else lost  # for the next one: this one may not know of them
             status = await self._server.wait()
             if self._ending.is_set():
                 return
@@ -178,11 +175,8 @@ class _Supervisor:
             status = await agent.wait()
             if self._ending.is_set():
                 return
-            # the server gives the agent's turns to the other one
-            if self._server is not None and self._server.returncode is None:
-                _send(self._server, name.encode())
-            else:
-                self._lost_agents.add(name)
+            if self._server is not None:
+                _send(self._server, name.encode())  # the server gives the agent's turns to the other one
             if status == -signal.SIGKILL:
                 self._echo(f"Agent {name} killed (process {agent.pid}); the other agent continues its answers.")
             await asyncio.sleep(max(0.0, began_s + PAUSE_S - time.monotonic()))
@@ -241,10 +235,11 @@ def _serve(start: ChildTask) -> None:
     )
     app = build(start.store, controls=controls, guests=guests)
     lose = partial(lose_agent, app.state.hub)
-    app.state.hub.on_start(lambda: [lose(name) for name in start.lost_agents])
+    if start.is_first:
+        app.state.hub.on_start(lambda: [lose(name) for name in AGENTS])
 
     def begin() -> None:
-        invite = guests.invite() if guests is not None else ""
+        invite = guests.invite() if guests is not None and start.is_first else ""
         os.write(sys.stdout.fileno(), READY + invite.encode() + b"\n")
         app.state.hub.start_background(_until_parent_ends(lose))
 

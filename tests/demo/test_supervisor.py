@@ -97,7 +97,7 @@ def test_the_server_reads_its_task_also_if_a_name_of_an_agent_arrives_with_it(tm
     assert (ended.returncode, ended.stdout.startswith(READY)) == (0, True)
 
 
-async def test_children_are_begun_again_and_the_next_server_learns_of_agents_that_ended_meanwhile(
+async def test_children_are_begun_again_and_only_the_first_server_makes_an_invitation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     begun, echoed = list[ChildTask](), list[str]()
@@ -107,20 +107,17 @@ async def test_children_are_begun_again_and_the_next_server_learns_of_agents_tha
         begun.append(task)
         if len(begun) == 1:
             raise OSError("too many processes")
-        if len(begun) == 3:  # the agent has ended, and is begun again
-            await supervisor._keep_server()
-        if not task.agent:
+        if len(begun) in (2, 4):
             supervisor._ending.set()
         return await asyncio.create_subprocess_exec("echo", READY, stdin=PIPE, stdout=PIPE)
 
     monkeypatch.setattr("tenuto.demo.supervisor._begin", begin)
     monkeypatch.setattr("tenuto.demo.supervisor.PAUSE_S", 0.0)
-    supervisor._lost_agents.clear()
-    supervisor._server = await asyncio.create_subprocess_exec("true")
-    await supervisor._server.wait()
     await supervisor._keep_agent(AGENTS[1])
     assert echoed == [f"Agent {AGENTS[1]} could not be started, and is tried again: too many processes"]
-    assert [one.lost_agents for one in begun if not one.agent] == [(AGENTS[1],)]
+    supervisor._ending.clear()
+    await supervisor._keep_server()
+    assert [(one.agent, one.is_first) for one in begun[1:]] == [(AGENTS[1], False), ("", True), ("", False)]
 
 
 def test_a_server_that_cannot_start_ends_the_demo_with_its_reason(tmp_path: Path) -> None:
