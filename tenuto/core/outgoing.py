@@ -376,22 +376,16 @@ class Outgoing:
         return True
 
     def reopen_left(
-        self,
-        owner: Owner,
-        after: int = 0,
-        until: int | None = None,
-        lengths: Mapping[int, int] | None = None,
-        *,
-        counts_failed: bool = False,
+        self, owner: Owner, after: int = 0, until: int | None = None, lengths: Mapping[int, int] | None = None
     ) -> dict[int, Part]:
         """Return the parts that an earlier writer left to be continued, which are of `owner` now; a second call none.
 
-        They are those behind the first `after` of the parts that count, up to the number `until`, with texts up to
-        `lengths`, those of a response that had ended; with `counts_failed` also those that the next part would
-        supersede. If this writer has added content, or a part before them has failed, no part is continued: the next
-        part supersedes what is left. Steps, and parts that this writer has put again, are not among them.
+        They are those behind the first `after` of the parts that count, up to the number `until`. If this writer has
+        added content, or a part before them has failed, no part is continued: the next part supersedes what is left.
+        Steps, and parts that this writer has put again, are not among them. For a response in the background, `lengths`
+        are those of its texts if it had ended, else {}: its parts count again if the next part would supersede them.
         """
-        owners = (LEFT, FAILED) if counts_failed else (LEFT,)
+        owners = (LEFT,) if lengths is None else (LEFT, FAILED)
         counted = [index for index, part in enumerate(self.left) if part["type"] != ATTEMPT]
         steps = {index for index in counted if self._is_step(index, self.left[index])}
         before = [index for index in counted[:after] if index not in steps]

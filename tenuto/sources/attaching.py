@@ -88,8 +88,7 @@ class Attaching:
                 ended, lengths, until = record_of(self._writer), dict[int, int](), self._until
                 if ended is not None and (end := attempt.outgoing.end_of(ended.lengths, ended.content)) is not None:
                     lengths, until = ended.lengths, end
-                found = attempt.outgoing.reopen_left(attempt.owner, note.after, until, lengths, counts_failed=True)
-                left = [*found.items()]
+                left = [*attempt.outgoing.reopen_left(attempt.owner, note.after, until, lengths).items()]
                 number, length = note.kept or (0, 0)  # of the parts that it continues, and of the text of the last one
                 kept = _kept(attempt, left[:number], number, length, is_exact=self._is_exact) if number else None
                 writing.replay(left[number:], kept, notes_join=True)

@@ -571,7 +571,7 @@ def counted(harness: LogHarness, outgoing: Outgoing) -> list[str]:
 def test_text_of_another_task_stands_behind_the_text_that_an_attempt_takes_up(is_attached: bool) -> None:
     harness, then = taken_over()
     trying = then.begin_attempt()
-    (index,) = then.reopen_left(trying, counts_failed=is_attached)
+    (index,) = then.reopen_left(trying, lengths={} if is_attached else None)
     then.accept_text("of a task")
     then.accept_text("on", index, trying)
     then.accept_part({"type": "text", "text": "left on", "joins": [5]}, index, trying)
@@ -606,7 +606,7 @@ def test_text_added_before_an_attempt_outlives_it_and_an_attached_response_follo
     then.accept_text("note " if is_attached else "left ")
     around = then.begin_attempt()
     trying = then.begin_attempt(around)
-    assert then.reopen_left(trying, counts_failed=is_attached) == {}
+    assert then.reopen_left(trying, lengths={} if is_attached else None) == {}
     then.accept_text("tried", owner=trying)
     then.end_attempt(trying)
     then.fail_attempt(around)
@@ -626,7 +626,7 @@ def test_text_that_goes_on_after_what_was_left_stands_behind_a_later_part_until_
         then.accept_text(text)
     assert counted(harness, then) == ["left and ", "😀 more "]
     trying = then.begin_attempt()
-    assert then.reopen_left(trying, counts_failed=is_attached) == {}
+    assert then.reopen_left(trying, lengths={} if is_attached else None) == {}
     then.accept_text("tried", owner=trying)
     assert counted(harness, then) == ["and 😀 more ", "tried"]
 
@@ -634,7 +634,7 @@ def test_text_that_goes_on_after_what_was_left_stands_behind_a_later_part_until_
 def test_parts_before_a_response_that_is_attached_to_again_belong_to_the_message() -> None:
     _, then = taken_over({"type": "text", "text": "of the response"})
     trying = then.begin_attempt()
-    assert list(then.reopen_left(trying, 1, counts_failed=True)) == [1]
+    assert list(then.reopen_left(trying, 1, lengths={})) == [1]
     assert (then.has_left(), then.reopen_left(trying)) == (False, {})
 
 
