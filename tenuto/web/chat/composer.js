@@ -109,24 +109,6 @@ export class Composer {
     this.input.value = text
     this.changed()
   }
-
-  /**
-   * Send a steer again whose time has ended while the agent still works, or show that it was not read. All tabs of this
-   * person send it under one id, so that it is one command.
-   * @param {import("../view.js").Command<any>} command @param {any} error of its reply
-   */
-  async steerAgain({ id, target, data }, error) {
-    const { panel } = this
-    const { streaming, presence } = panel.channel.getSnapshot()
-    try {
-      if (error?.code !== "expired" || !(streaming.some((one) => one.id === target || one.reply_to === target) || presence.members.some((one) => one.data?.message === target))) throw error
-      await panel.channel.command("steer", { id: id + "+", target, data })
-    } catch {
-      panel.line.trouble = panel.words.notSteered
-      this.restore(data?.text ?? "")
-      panel.schedule()
-    }
-  }
 }
 
 /** Return whether a key press sends the message: Enter without Shift, unless it ends the composition of an input method. @param {KeyboardEvent} event */

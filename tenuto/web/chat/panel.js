@@ -281,7 +281,10 @@ export class Panel {
     if (event.type === "command.reply") {
       const command = this.list.commands.find(({ id }) => id === event.id)
       if (command) this.list.replies.set(command, event)
-      if (command?.name === "steer" && command.from === this.me && !event.ok) void this.composer.steerAgain(command, event.error)
+      if (command?.name === "steer" && command.from === this.me && !event.ok) {
+        this.line.trouble = this.words.notSteered
+        this.composer.restore(/** @type {{ text?: string } | undefined} */ (command.data)?.text ?? "")
+      }
     } else if (event.type === "signal" && event.name === "nobody_listening") this.line.unheard = true
     this.schedule()
   }
