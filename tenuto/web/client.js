@@ -180,7 +180,7 @@ export class Client extends Observable {
 
   /** Disconnect until `resume`. Views and pending requests stay. */
   suspend() {
-    if (this.state === "closed" || this.#isSuspended) return
+    if (this.state === "closed") return
     this.#isSuspended = true
     this.#stopAll()
     this.notify()
@@ -188,7 +188,7 @@ export class Client extends Observable {
 
   /** Connect again after `suspend`. */
   resume() {
-    if (this.state !== "suspended") return
+    if (!this.#isSuspended) return
     this.#isSuspended = false
     this.use(this.#transport)
     this.notify()

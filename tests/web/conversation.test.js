@@ -161,7 +161,7 @@ describe("a verb", () => {
 
   test("edit refuses answers and replies", async (t) => {
     const { channel } = live(t, question("q", 1), answer("a", 2, "q"), question("x", 3, "a", { reply_to: "a" }))
-    await assert.rejects(channel.edit("a", "x"), { code: "invalid_request" })
+    await assert.rejects(channel.edit("a", "x"), { code: "invalid_request", message: /message a is a reply: use update\(\)/ })
     await assert.rejects(channel.edit("x", "y"), { code: "invalid_request" })
   })
 

@@ -299,6 +299,51 @@ describe("the outbox", () => {
     })
   }
 
+  test("drops a message that an earlier page has sent before its person was confirmed, once the view has it", async (t) => {
+    withStorage(t)
+    const before = channelOf(t)
+    before.channel.send({ id: "q", text: "hi" }).catch(() => {})
+    await settled()
+    before.w.socket.open()
+    assert.equal(before.w.socket.sentOf("create").length, 1) // it is stored, and the page is reloaded before the response
+    const stored = update(message("q", 1, "hi", { role: "user", author: "ann", status: "complete" }))
+    for (const [events, texts] of [[[stored], [["q", "hi", undefined]]], [[], []]]) {
+      const { w, channel } = channelOf(t)
+      w.socket.open()
+      w.socket.ok("attach", you("ann"))
+      w.socket.events("c", "e:1", attached(1), ...events)
+      await settled()
+      assert.deepEqual(shown(channel), texts)
+      assert.deepEqual(Object.keys(globalThis.sessionStorage), [])
+    }
+  })
+
+  const reconnected = (t, { w }) => {
+    w.socket.drop()
+    w.openAfter(60_000)
+    return w
+  }
+  const reloaded = (t, { w: { client } }) => {
+    const { w } = channelOf(t, { identity: client.options.identity })
+    w.socket.open()
+    return w
+  }
+  for (const later of [reconnected, reloaded]) {
+    test(`sends a message of an unknown sender when the page is ${later.name} as its identity`, async (t) => {
+      const w = later(t, await reloadedAtOnce(t, "bob", { identity: "ann" }))
+      w.socket.ok("attach", you("ann"))
+      await settled()
+      assert.deepEqual(w.socket.sentOf("create").map((frame) => frame.if_author), ["ann"])
+    })
+  }
+
+  test("keeps the reason why a message of an unknown sender was not sent", async (t) => {
+    withStorage(t)
+    await assert.rejects(world(t).client.channel("c").edit("gone", "new text"), { code: "deleted" }) // the page is reloaded at once
+    const { channel } = live(t, "bob")
+    assert.equal(channel.getSnapshot().messages[0].local.error.code, "deleted")
+  })
+
   test("keeps a message of a page whose person was not confirmed through any number of reloads", async (t) => {
     await reloadedAtOnce(t, "bob", {})
     for (const id of ["bob", "ann"]) {

@@ -158,7 +158,7 @@ export class Channel extends Observable {
       throw error
     }
     if (known.role !== "user" || known.reply_to) {
-      throw refusal("invalid_request", `edit() is for questions, and message ${id} is none: use update()`)
+      throw refusal("invalid_request", `edit() is for questions, and message ${id} is ${known.reply_to ? "a reply" : `of role ${known.role}`}: use update()`)
     }
     if (known.local) client.outbox.remove(id)
     const parent = known.local ? known.parent : known.parent ?? null
@@ -355,7 +355,8 @@ export class Channel extends Observable {
     } else this.#notifyTimer ??= setTimeout(() => this.notify(), NOTIFY_MS)
     this.client.sharing?.received(this, { cursor, events })
     for (const event of passed) callAll(this.#listeners, event)
-    for (const { id, stored } of this.client.outbox.of(this.name)) if (stored && this.view.knows(id)) this.client.outbox.entries.delete(id)
+    // An earlier page may have sent what this one must not send: `error`.
+    for (const { id, stored, error } of this.client.outbox.of(this.name)) if ((stored || error) && this.view.knows(id)) this.client.outbox.drop(id)
   }
 
   /** @internal Show `view` instead of the present one. */

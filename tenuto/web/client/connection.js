@@ -153,7 +153,8 @@ export class Connection {
   /** Reconnect now, because the page or the network is back, and replace a connection that was silent meanwhile. @param {boolean} [isOffline] replace it anyway: the network is away, so the connection is dead unless the server is on this machine */
   wake(isOffline) {
     // The monotonic clock of some systems stops while they sleep. The date does not; a wrong one costs one reconnect.
-    if (this.isOpen && (isOffline || Date.now() - this.#receivedDate > this.#silence_ms / 2)) this.fail()
+    const silent_ms = Math.max(this.client.now() - this.#receivedAt, Date.now() - this.#receivedDate)
+    if (this.isOpen && (isOffline || silent_ms > this.#silence_ms / 2)) this.fail()
     if (!this.#retry) return
     clearTimeout(this.#timer)
     this.#retry()

@@ -35,11 +35,11 @@ export class Observable {
 
   /** @internal */
   notify() {
-    callAll(this.#watchers, undefined)
+    callAll(this.#watchers)
   }
 }
 
-/** @internal Call each callback; an exception of one does not stop the others. @template T @param {Set<(value: T) => void>} callbacks @param {T} value */
+/** @internal Call each callback; an exception of one does not stop the others. @param {Set<(value: any) => void>} callbacks @param {unknown} [value] */
 export function callAll(callbacks, value) {
   for (const callback of [...callbacks]) {
     try {

@@ -48,15 +48,15 @@ export class Outbox {
   entries = new Map()
   /** @type {Set<{ channel: Channel, id: string, result: Promise<ShownMessage> }>} the messages that are being sent, in order */
   #deliveries = new Set()
-  /** @type {Storage | null} */
-  #storage = null
+  /** @type {Storage | undefined} */
+  #storage
 
   /** @param {import("../client.js").Client} client @param {string} [identity] */
   constructor(client, identity) {
     this.client = client
     this.prefix = `tenuto:${client.base}:${identity ?? ""}:`
     try {
-      this.#storage = (identity === undefined ? globalThis.sessionStorage : globalThis.localStorage) ?? null
+      this.#storage = identity === undefined ? globalThis.sessionStorage : globalThis.localStorage
       this.#load()
     } catch (error) {
       this.#storage = failed(error) // storage is denied, so the outbox works from memory
@@ -134,7 +134,6 @@ export class Outbox {
   /** Remove a message that is not stored yet, from all tabs. @param {string} id */
   remove(id) {
     this.drop(id)
-    this.#storage?.removeItem(this.prefix + id)
     this.client.sharing?.discarded(id)
   }
 
@@ -157,7 +156,8 @@ export class Outbox {
     for (const entry of this.entries.values()) {
       if (entry.by || entry.stored) continue
       const isOwn = entry.by === undefined || options.identity === id
-      this.#put(isOwn ? { ...entry, by: id } : { ...entry, error: UNKNOWN })
+      if (isOwn) this.#put({ ...entry, by: id, error: entry.error !== UNKNOWN && entry.error })
+      else this.entries.set(entry.id, { ...entry, error: entry.error || UNKNOWN }) // not stored: the next page may know its sender
       for (const { frame } of this.#creates(entry.id)) frame.if_author = id
     }
   }
@@ -165,6 +165,7 @@ export class Outbox {
   /** Remove a message from this tab, and do not send a request that waits. @param {string} id */
   drop(id) {
     this.entries.delete(id)
+    this.#storage?.removeItem(this.prefix + id)
     for (const { frame } of this.#creates(id)) this.client.requests.settle(frame.ref, discarded(id))
   }
 
@@ -206,7 +207,4 @@ export class Outbox {
 const discarded = (id) => refusal("discarded", `message ${id} was discarded: send another`)
 
 /** @param {unknown} why */
-function failed(why) {
-  console.warn("tenuto: unsent messages are not kept:", why)
-  return null
-}
+const failed = (why) => void console.warn("tenuto: unsent messages are not kept:", why)

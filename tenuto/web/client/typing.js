@@ -35,8 +35,8 @@ export class Typing {
 
   /** @param {any} event */
   receive({ type, name, from, data, message }) {
-    if (type === "message.create" && this.#ends.has(message.author)) this.#set(message.author, false)
-    if (type === "signal" && name === "typing" && typeof from === "string" && from !== this.#channel.client.id) {
+    if (type === "message.create") this.#set(message.author, false)
+    if (type === "signal" && name === "typing" && from && from !== this.#channel.client.id) {
       this.#set(from, data?.typing === true)
     }
   }

@@ -26,7 +26,7 @@ function dial(connection, token) {
   const socket = client.openSocket(connection.transport.Socket)
   /** @type {Map<unknown, Channel>} by the `ref` of the `attach`, until its response */
   const attaching = new Map()
-  /** @type {unknown} the `ref` of the pending `auth` */
+  /** @type {unknown} the `ref` of the latest `auth` */
   let auth
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   let renewal
@@ -75,20 +75,18 @@ function dial(connection, token) {
       // A batch before the response to the newest attach of its channel belongs to an older one.
       if (channel && ![...attaching.values()].includes(channel)) channel.receive(rest, text, connection)
     }
-    else if (type === "ping") connection.send?.(JSON.stringify({ type: "pong", n: rest.n }))
+    else if (type === "ping") send({ type: "pong", n: rest.n })
     else if (type === "bye") bye = rest // the code of the following close decides whether to reconnect
     else if (type === "ok") {
-      if (ref === auth && auth !== undefined) {
-        auth = undefined
+      if (ref === auth) {
         const left_s = rest.you?.expires_s
-        if (typeof left_s === "number" && typeof client.token.source === "function") renewLater(left_s * 1000)
+        if (left_s > 0 && typeof client.token.source === "function") renewLater(left_s * 1000)
         if (!connection.isOpen) begin()
       }
       channel?.attached(rest.you)
       client.requests.settle(ref, rest)
     } else if (type === "error") {
       const error = new TenutoError(rest.code, rest)
-      if (ref === auth) auth = undefined // if this was the first token, the server closes the socket next
       // Ignore a response for a closed channel: another channel may have been opened under its name since.
       if (channel && channel.state !== "closed") connection.refused(error, channel)
       client.requests.settle(ref, error)
