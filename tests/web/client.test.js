@@ -315,6 +315,14 @@ describe("a connection", () => {
     assert.equal(w.sockets.length, 2)
   })
 
+  test("is replaced on waking also if the date was set back while it was silent", (t) => {
+    let now_ms = 0
+    const { w } = liveChannel(t, { now: () => now_ms })
+    now_ms += 7_001
+    w.page.dispatchEvent(new Event("pageshow"))
+    assert.equal(w.sockets.length, 2)
+  })
+
   test("is replaced at once when the browser goes offline: the page does not look online until the watchdog notices", (t) => {
     const { w, channel } = liveChannel(t)
     w.page.dispatchEvent(new Event("offline"))
@@ -768,14 +776,32 @@ describe("requests with SSE", () => {
     const channel = w.client.channel("c")
     await w.source.open()
     await w.source.receive(attached(20, { before: 10, more: true }), "e:20")
-    for (const request of [channel.delete("m"), channel.create({ text: "x".repeat(900_000) }), channel.history()]) {
-      request.catch(() => {})
+    for (const request of [() => channel.delete("m"), () => channel.create({ text: "x".repeat(900_000) }), () => channel.history()]) {
+      request().catch(() => {})
       await settled()
       await w.http.answer(200, { messages: [], more: false })
     }
     const [short_ms, long_ms, page_ms] = limits_ms.mock.calls.map(({ arguments: [limit_ms] }) => limit_ms)
     assert.deepEqual([short_ms, page_ms], [10_000, 80_000])
-    assert.ok(long_ms >= 100_000 && long_ms < 101_000, `${long_ms}`)
+    assert.ok(long_ms >= 310_000 && long_ms < 311_000, `${long_ms}`) // 2.7 MB, if each unit has 3 bytes
+  })
+
+  test("do not wait for a page of older messages, which is requested once meanwhile", async (t) => {
+    const w = world(t, { transport: "sse" })
+    const channel = w.client.channel("c")
+    await w.source.open()
+    await w.source.receive(attached(20, { before: 10, more: true }), "e:20")
+    const page = channel.history()
+    await settled()
+    for (const id of ["a", "b"]) {
+      const request = channel.delete(id)
+      await settled()
+      await w.http.answer(200, { serial: 1 })
+      await request
+    }
+    assert.deepEqual(w.http.calls.map(({ method, path }) => [method, path.split("/").at(-1)]), [["GET", "messages"], ["DELETE", "a"], ["DELETE", "b"]])
+    w.http.calls[0].resolve(new Response(JSON.stringify({ messages: [], more: false })))
+    assert.equal(await page, false)
   })
 
   test("are sent again as soon as the stream is back", async (t) => {

@@ -8,7 +8,7 @@ import { TenutoError, refusal } from "./errors.js"
 /** @typedef {import("../client.js").Client} Client */
 
 const RESPONSE_MS = 10_000 // time limit of a request without its body
-const UNITS_PER_MS = 10 // the slowest network whose uploads succeed: `fetch` does not show their progress
+const UNITS_PER_MS = 3 // of at most 3 bytes, on the slowest network whose uploads succeed: `fetch` does not show their progress
 const PAGE_MS = 80_000 // time limit of a page of older messages
 // Length of the presence lease. Browsers run the timers of a hidden page only once a minute, and its member must not
 // leave meanwhile.
@@ -55,13 +55,19 @@ export async function request(client, method, channel, name, { query, body, toke
   throw refusal("not_tenuto", `${base} sent status ${status} without a code: correct its address`)
 }
 
-/** Send all requests, one after another, since appends depend on each other. @param {import("./requests.js").Requests} requests */
-export async function sendAll(requests) {
-  const { client, pending, isSending } = requests
-  if (isSending) return
-  requests.isSending = true
+/** Send all requests, one after another, since appends depend on each other; but none waits for a page of older messages. @param {import("./requests.js").Requests} requests */
+export function sendAll(requests) {
+  for (const ofPages of [false, true]) void sendQueue(requests, ofPages)
+}
+
+/** @param {import("./requests.js").Requests} requests @param {boolean} ofPages */
+async function sendQueue(requests, ofPages) {
+  const { client, pending, sending } = requests
+  if (sending.has(ofPages)) return
+  sending.add(ofPages)
   for (const [ref, { frame }] of pending) {
     if (!client.isHttp || client.state === "suspended") break
+    if ((frame.type === "history") !== ofPages) continue
     await sendOne(client, frame).then(
       (response) => requests.settle(ref, response),
       (error) => error instanceof TenutoError && requests.settle(ref, error),
@@ -72,7 +78,7 @@ export async function sendAll(requests) {
       break
     }
   }
-  requests.isSending = false
+  sending.delete(ofPages)
 }
 
 /** Send a request of a channel, again if its token had to be replaced. @param {Client} client @param {import("./requests.js").Frame} frame @returns {Promise<any>} */

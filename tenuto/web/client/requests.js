@@ -21,8 +21,8 @@ export class Requests {
   pending = new Map()
   #units = 0
   #refs = 0
-  /** @internal True while requests are being sent over HTTP. */
-  isSending = false
+  /** @internal The queues that are being sent over HTTP: true is that of pages of older messages. */
+  sending = new Set()
 
   /** @param {import("../client.js").Client} client */
   constructor(client) {
