@@ -198,6 +198,18 @@ describe("a better transport", () => {
     assert.deepEqual([w.sources.length, channel.state], [1, "live"]) // the stream stays, if there is no better transport
   })
 
+  test("is given up if it does not respond in 10 s", async (t) => {
+    const w = await polling(t)
+    for (let minute = 0; minute < 10; minute++) {
+      w.pass(30_000)
+      await w.http.poll({ cursor: "e:1", events: [] })
+    }
+    w.pass(9_999)
+    assert.ok(!w.sockets[1].isClosed)
+    w.pass(1)
+    assert.ok(w.sockets[1].isClosed)
+  })
+
   test("is SSE if a WebSocket still fails", async (t) => {
     const w = await polling(t)
     for (let minute = 0; minute < 10; minute++) {

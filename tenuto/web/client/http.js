@@ -133,6 +133,7 @@ export function tryWebSocket(client, done) {
     }
     socket.onopen = () => end(true)
     socket.onclose = () => end(false)
+    setTimeout(() => socket.close(), RESPONSE_MS) // some proxies never respond
   } catch {
     done(false)
   }

@@ -80,7 +80,7 @@ export function eventParser(receive) {
     for (const raw of lines) {
       const line = raw.replace(/\r$/, "")
       if (!line) {
-        if (data.length) receive({ type: type || "message", data: data.join("\n"), id })
+        if (data.length) receive({ type, data: data.join("\n"), id })
         type = ""
         data = []
         id = undefined
