@@ -30,6 +30,7 @@ export class Marks {
   constructor(panel) {
     this.panel = panel
     ;({ stood: this.#stood = null, own: this.#own = [] } = recall(panel, "marks") ?? {})
+    keep(panel, "marks", null) // a page that ends without `save` leaves no old marks
     this.changed()
     this.choose()
   }
