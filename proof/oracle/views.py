@@ -194,7 +194,8 @@ class ViewOracle:
         if event.resumed:
             self.epoch, self._next_epoch = event.epoch, None
             return
-        if since is not None and event.serial and since.epoch in (event.epoch, NO_EPOCH):
+        has_missed = self._stored.has_changed_epoch(self.channel, 0)  # an empty view perhaps missed a whole epoch
+        if since is not None and event.serial and since.epoch in (event.epoch, event.epoch if has_missed else NO_EPOCH):
             changed = log.changed_between(since.serial, event.serial)
             if since.serial <= event.serial and changed <= self._limits.catch_up_messages:
                 raise self._violation(f"a needless new start: only {changed} messages changed since {since}")
