@@ -21,15 +21,15 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 52_807,
-    "lines of its kernel": 31_842,
+    "lines of tenuto/": 52_676,
+    "lines of its kernel": 31_839,
     "modules of tenuto/": 151,
     "files in a folder of tenuto/": 20,
     "lines of interop/": 3_984,
-    "lines of tests/": 60_579,
-    "lines of proof/ and bench/": 19_996,
+    "lines of tests/": 60_992,
+    "lines of proof/ and bench/": 20_000,
     "words of docs without decisions": 50_000,
-    "words of decisions": 11_980,
+    "words of decisions": 11_976,
     "words of the changelog": 1_500,
     "words of the README": 1_000,
     "terms of the glossary": 55,

@@ -62,7 +62,7 @@ def is_id(value: str) -> bool:
 
 def check_id(value: object, what: str = "an id") -> str:
     """Return `value`; raises InvalidName unless it is a valid id. `what` names it in the error."""
-    if isinstance(value, str) and is_id(value):
+    if isinstance(value, str) and _ID.match(value) and value not in _DOTS:
         return value
     raise InvalidName(
         f"{what} must be 1-64 characters of A-Z a-z 0-9 _ . : ~ @ = + -, and not . or .., got {shown(value)}"

@@ -261,7 +261,8 @@ def part_bytes(part: Part) -> int:
     key = _LONG.get(part["type"], "")
     if not isinstance(text := part.get(key, ""), str):  # a file of another form
         return len(msgspec.json.encode(part))
-    return utf8_len(text) + len(msgspec.json.encode({name: value for name, value in part.items() if name != key}))
+    size = len(msgspec.json.encode({name: value for name, value in part.items() if name != key}))
+    return size + (len(text) if text.isascii() else utf8_len(text))
 
 
 KEPT_COMMANDS = 1_000  # commands that stay in memory although they have a reply

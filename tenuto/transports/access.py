@@ -395,7 +395,8 @@ class Credentials:
     @property
     def is_expired(self) -> bool:
         """Return whether the identity has expired."""
-        return self.identity.is_expired(self._hub.clock.now_ms())
+        # Checked inline: this runs for every frame of a socket, and most identities of servers never expire.
+        return self.identity.expires_at_ms is not None and self.identity.is_expired(self._hub.clock.now_ms())
 
     def left_s(self) -> float:
         """Return the seconds until the identity expires."""
