@@ -266,7 +266,7 @@ class Hub(HubCore):
             await RouteSocket(access, credentials, receive, send).run(handle, max_s=max_s)
         finally:
             credentials.leave()
-            abort_if_unread(receive, is_draining=self.viewing.is_over)
+            abort_if_unread(receive, lambda: self.viewing.is_over)
 
     async def turn(self, channel: str, message_id: str, *, after: TurnStatus | None = None) -> TurnStatus:
         """Return the turn of a user message: its state, its answers, and the agent's questions without a reply.

@@ -172,11 +172,12 @@ class Turn:
         complete stays: what is written has no effect, and `pipe` returns what it returned. Its block raises Fenced if
         the turn has a later attempt by now.
         """
-        left = self._taken_up.pop(len(self.replies), None)
+        left = self._taken_up.get(len(self.replies))
         if left is not None:
             writer = left.writer
             steps = [part.get("call") for part in left.answer.parts if self.steps.is_shown_as(part)]
             writer.begin_again(meta or {}, supersedes=self._on_crash == "restart", steps=steps)
+            del self._taken_up[len(self.replies)]  # only now: an answer whose meta is refused is ended with the turn
         else:
             message_id = reply_id(self.message.id, self.generation, len(self.replies))
             writer = self._backend.write(

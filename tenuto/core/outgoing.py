@@ -391,7 +391,12 @@ class Outgoing:
         before = [index for index in counted[:after] if index not in steps]
         theirs = [index for index in counted[after:until] if index not in steps]
         ours = [index for index in theirs if self._parts[index].owner in owners]
-        if self._give_up_if_added(ours) or not ours or any(self._parts[index].owner is FAILED for index in before):
+        # once a part was superseded, `self.left` is empty, and what is left cannot be continued
+        left = [index for index, part in enumerate(self._parts) if part.owner is LEFT and part.type != ATTEMPT]
+        if not (ours or left):
+            return {}
+        is_added = self._give_up_if_added(ours if self.left else left)
+        if is_added or not ours or any(self._parts[index].owner is FAILED for index in before):
             return {}
         self._give(before, None)  # to the message itself: `owner` did not open them
         self._give(ours, owner)

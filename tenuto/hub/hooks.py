@@ -228,7 +228,7 @@ class HookRunner:
         for task in self._tasks:
             task.cancel()
         # if the hook is not given back, the other nodes see soon that the lease of this node has ended
-        with logs_errors(f"hook {self._hook.name!r} was not given back"):
+        with logs_errors(f"hook {self._hook.name!r} was not stopped and given back"):
             async with asyncio.timeout(STOP_S):
                 if self._tasks:
                     await asyncio.wait(self._tasks)

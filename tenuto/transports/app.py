@@ -183,7 +183,7 @@ class App:
         try:
             await self._sockets.serve(credentials, scope, receive, send)
         finally:
-            abort_if_unread(receive, is_draining=self.hub.viewing.is_over)
+            abort_if_unread(receive, lambda: self.hub.viewing.is_over)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()  # the ASGI message lifespan.startup

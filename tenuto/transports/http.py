@@ -277,7 +277,7 @@ class LinesResponse(StreamingResponse):
                 await super().__call__(scope, receive, send_in_time)
         except (Draining, TimeoutError):  # the second is that of `send_in_time`
             break_off(receive)
-            abort_if_unread(receive, is_draining=True)
+            abort_if_unread(receive, lambda: True)
 
     async def _lines(self, scope: Scope) -> AsyncGenerator[bytes]:
         if scope["method"] == "HEAD":

@@ -22,7 +22,7 @@ import asyncio
 import logging
 import sys
 import types
-from collections.abc import Awaitable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol
@@ -455,7 +455,7 @@ class DirectSender(Sender):
             socket.transport.write(memoryview(text))
 
 
-def abort_if_unread(receive: Any, *, is_draining: bool) -> None:
+def abort_if_unread(receive: Any, is_draining: Callable[[], bool]) -> None:
     """Abort the connection of an ended stream or socket if its peer does not read the rest.
 
     The server must show the connection, as `tenuto serve` does. Servers close a connection when all bytes are sent. A
@@ -465,19 +465,19 @@ def abort_if_unread(receive: Any, *, is_draining: bool) -> None:
     size = unread_bytes(transport)
     # a complete response is left alone: reading it may take any time
     if size and not getattr(receive.__self__, "response_complete", False):
-        if is_draining:
-            loop.call_later(FAREWELL_S, _abort_unread, transport, 0, 0.0)
-        else:
-            loop.call_later(UNREAD_S, _abort_unread, transport, size, loop.time() + SEND_TIMEOUT_S)
+        timeout_s = FAREWELL_S if is_draining() else UNREAD_S
+        loop.call_later(timeout_s, _abort_unread, transport, size, loop.time() + SEND_TIMEOUT_S, is_draining)
 
 
-def _abort_unread(transport: asyncio.WriteTransport, before: int, end_s: float) -> None:
-    """Abort `transport` if its peer has read none of the `before` bytes that waited, or not all of them by `end_s`."""
+def _abort_unread(
+    transport: asyncio.WriteTransport, before: int, end_s: float, is_draining: Callable[[], bool]
+) -> None:
+    """Abort `transport` if bytes wait, and its peer has read none of the `before` bytes, or had enough time."""
     size, loop = unread_bytes(transport), asyncio.get_running_loop()
-    if size and (size >= before or loop.time() >= end_s):
+    if size and (size >= before or loop.time() >= end_s or is_draining()):
         transport.abort()
     elif size:
-        loop.call_later(UNREAD_S, _abort_unread, transport, size, end_s)
+        loop.call_later(UNREAD_S, _abort_unread, transport, size, end_s, is_draining)
 
 
 @types.coroutine

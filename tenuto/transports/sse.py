@@ -103,7 +103,7 @@ class EventStream:
             await self.sender.carry(receive)
             break_off(receive)
         finally:
-            abort_if_unread(receive, is_draining=self._app.hub.viewing.is_over)
+            abort_if_unread(receive, lambda: self._app.hub.viewing.is_over)
             heartbeats.remove(self, slot)
             if ticket is not None:
                 self._app.hub.tickets.closed(ticket, self)

@@ -323,6 +323,38 @@ async def test_a_stream_behind_text_that_was_left_does_not_keep_that_text() -> N
     assert (answer.text, answer.status) == ("(good) It goes on. End.", "complete")
 
 
+@virtually
+async def test_a_stream_behind_an_attempt_that_was_replaced_does_not_keep_what_was_left() -> None:
+    async def model() -> AsyncIterator[str]:
+        for piece in ("Half ", "and half."):
+            yield piece
+            await asyncio.sleep(1)
+
+    async def respond(turn: Turn) -> None:
+        async with turn.reply() as message:
+            for number in range(2):
+                with suppress(ValueError):
+                    async with message.attempt():
+                        await message.part({"type": "data", "name": "draft", "data": number})
+                        if number == 0:
+                            raise ValueError("not good enough")
+            await message.pipe(model(), source="text")
+
+    (answer,) = await answers_of(respond, "continue", 0.5, 60)
+    assert (answer.text, answer.status) == ("Half and half.", "complete")
+
+
+@virtually
+async def test_an_answer_that_was_left_and_whose_next_meta_is_refused_ends_as_failed() -> None:
+    async def respond(turn: Turn) -> None:
+        async with turn.reply(meta={"note": "x" * (1 if turn.attempt == 1 else 100_000)}) as message:
+            await message.append("left")
+            await asyncio.sleep(60)
+
+    (answer,) = await answers_of(respond, "continue", 0.5, 60)
+    assert (answer.text, answer.status, answer.reason) == ("left", "failed", "too_large")
+
+
 @pytest.mark.parametrize("end", ["before", "behind"])
 @virtually
 async def test_a_stream_whose_try_has_failed_does_not_get_what_the_next_one_wrote(end: str) -> None:

@@ -45,7 +45,7 @@ async def test_page_gets_the_minified_client_from_the_hub(
         await window.wait_for_function("() => text.textContent.endsWith('Hello 👋: 7')")
         scripts = {name for name in loaded if name.endswith(".js")}
         assert {"client.js", "view.js"} < scripts
-        assert len(scripts) <= 5, scripts  # two entries, the code that they share, and the fallback transports
+        assert len(scripts) <= 6, scripts  # two entries, the code that they and other modules share, the fallback
         await window.goto("about:blank")
 
 

@@ -386,7 +386,7 @@ class Route(Struct, eq=False):
     asked: Asked | None = None  # a question that the app has stored, and whose answer has not begun
 
     def answer(self, channel: str) -> bool:
-        """Return whether an answer in `channel` is the first one to `asked`, which counts already; no other will be."""
+        """Return whether an answer in `channel` is the first one to `asked`, which counts already. No later one is."""
         asked, self.asked = self.asked, None
         return asked is not None and bool(asked.buckets) and self.channel == channel
 

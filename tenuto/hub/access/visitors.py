@@ -40,7 +40,7 @@ MAX_CHARACTERS = 200  # of a cookie or token; ours have 60
 RIGHTS = frozenset(("subscribe", "history", "publish", "presence", "command"))
 _GRANTS = {f"{STEM}{{sub}}": RIGHTS, f"{STEM}{{sub}}.*": RIGHTS}
 _NAME = re.compile(rf"(?:{HOST_PREFIX})?{COOKIE}[A-Za-z0-9_-]{{{DIGEST_CHARACTERS}}}")
-_IN_COOKIE, _AS_TOKEN = "visitor cookie", "visitor token"  # purposes of signatures: neither proof stands for the other
+_IN_COOKIE, _AS_TOKEN = "visitor cookie", "visitor token"  # purposes of signatures
 _VISIT = "tenuto.visit"  # key of the `Visit` in the scope of a request
 
 

@@ -35,6 +35,7 @@ from tenuto.stores.sqlite.store import SqliteStore
 MAX_REMOVALS = 8  # removals of persons at once: one of them runs, and the others wait
 MAX_LISTED = 500  # channels on a page
 DEFAULT_LISTED = 100
+_STEP = 200  # patterns in one call of the store
 LINE_BYTES = 1024 * 1024  # of a check: far above the longest line
 
 
@@ -75,9 +76,15 @@ class Archive:
             raise InvalidRequest(f"limit must be a whole number from 1 to {MAX_LISTED}, got {limit!r}")
         await self._lifecycle.start()
         importing = {name.removeprefix(NOTE) for name in await self._store.notes(NOTE)}
+        found: list[ChannelSummary] = []
         wanted = narrowed(prefix, after or "", patterns)
-        listed = await self._store.summaries(wanted, after=after, limit=limit + 1 + len(importing))
-        found = [one for one in listed if one.channel not in importing]
+        for start in range(0, len(wanted), _STEP):
+            listed = await self._store.summaries(
+                wanted[start : start + _STEP], after=after, limit=limit + 1 - len(found) + len(importing)
+            )
+            found += [one for one in listed if one.channel not in importing]
+            if len(found) > limit:
+                break
         return ChannelPage(channels=found[:limit], more=len(found) > limit)
 
     async def export(self, channel: str) -> AsyncGenerator[bytes]:

@@ -797,7 +797,7 @@ class SharedTurns:
         self._follower.receivers.append(self._receive)
         self._nodes.holds.sources.append(self._values)
         self._scheduler.workers.changed = self._due.set
-        self._unread: dict[str, None] = {}  # channels whose last read failed: they are read after the others
+        self._unread: dict[str, None] = {}  # channels whose last read failed: they are read last
 
     async def begin(self) -> None:
         """Show this node to the others, then read theirs. Raises StoreUnavailable.
@@ -881,7 +881,7 @@ class SharedTurns:
             except Exception as error:
                 self._unread[name] = None
                 logger.warning("the turns of channel %s were not read: %r", name, error)
-                if isinstance(error, StoreUnavailable):  # the store may not respond for the others either
+                if isinstance(error, StoreUnavailable):  # the store may not respond for further channels either
                     break
                 continue
             looked_at.append(name)

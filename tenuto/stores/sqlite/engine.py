@@ -610,7 +610,7 @@ class Engine:
         return [fact.id for _, fact in gone]
 
     def _sweep(self) -> None:
-        """Remove some documents of a deleted channel, or its row when none is left.
+        """Remove some documents of a deleted channel, or its row when no document is left.
 
         If damage prevents that, the channel stays until the next start tries it again.
         """
@@ -656,7 +656,7 @@ class Engine:
         try:
             self._drop_outdated(now_ms)
         except FAILURES as error:  # such as damage, which puts off no other work
-            logger.warning("store file %s: outdated data cannot be removed: %s", self._file.path, error)
+            logger.warning("store file %s: outdated data cannot be removed: %r", self._file.path, error)
         try:
             self._go_on(TIDY_S)
         except FAILURES as error:

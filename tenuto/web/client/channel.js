@@ -251,7 +251,7 @@ export class Channel extends Observable {
       const [message, part] = key.split(" ")
       if (message !== id) continue
       this.#joiners.delete(key)
-      const end = { id, part: part ? Number(part) : undefined, generation: fields.generation, ...joiner.end() }
+      const end = { id, part: part ? +part : undefined, generation: fields.generation, ...joiner.end() }
       if (end.text) requests.push(this.#request("append", end))
     }
     requests.push(this.#request("finish", { request: this.client.newId(), ...fields, id, status }))
@@ -309,9 +309,9 @@ export class Channel extends Observable {
 
   // The members below are internal to this file.
 
-  /** @internal True: the first batch, or a page of older messages, is on its way. */
+  /** @internal True: the connection carries the first batch, or a page of older messages, which over HTTP has its own. */
   get isLoading() {
-    return this.arriving ?? this.#paging
+    return this.arriving ?? (!this.client.isHttp && this.#paging)
   }
 
   /** @internal */

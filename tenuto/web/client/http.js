@@ -55,7 +55,7 @@ export async function request(client, method, channel, name, { query, body, toke
   throw refusal("not_tenuto", `${base} sent status ${status} without a code: correct its address`)
 }
 
-/** Send all requests, one after another, since appends depend on each other; but none waits for a page of older messages. @param {import("./requests.js").Requests} requests */
+/** Send all requests, one after another, since appends depend on each other; but no other one waits for a page of older messages. @param {import("./requests.js").Requests} requests */
 export function sendAll(requests) {
   for (const ofPages of [false, true]) void sendQueue(requests, ofPages)
 }
