@@ -416,6 +416,18 @@ describe("the outbox", () => {
     })
   }
 
+  test("names the sender that its page has named if the server confirms another one", async (t) => {
+    withStorage(t)
+    const { w, channel } = channelOf(t, { transport: "poll", client: "eve" })
+    channel.send({ id: "q", text: "secret" }).catch(() => {})
+    await settled()
+    await w.http.poll({ cursor: "e:1", ...you("ann"), events: [attached(1)] })
+    await w.http.fail()
+    w.pass(10_000)
+    await settled()
+    assert.deepEqual(w.http.calls.map(({ body }) => body.if_author), [undefined, "eve"])
+  })
+
   test("may be discarded if its page is still its sender's, though the requests are another's", async (t) => {
     withStorage(t)
     const { w, channel, sent } = await sending(t)
