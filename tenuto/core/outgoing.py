@@ -315,9 +315,7 @@ class Outgoing:
         self._set_part(position, part, owner)
         self._parts[position].is_closed = known is not None and known.is_closed
         self._put_tried()
-        if known is None:
-            self.close_text()
-        self._find_text_part(self._text_owner)
+        self.close_text()
         size = part_bytes(part)
         self.unstored_bytes += size
         self._put_part(position, part, size, is_replacing=position < count)

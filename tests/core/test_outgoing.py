@@ -126,14 +126,6 @@ def commit(outgoing: Outgoing, harness: LogHarness, outcome: str, max_bytes: int
     ],
     10_000,
 )
-# A part is replaced while two attempts behind it write texts, which go on.
-@example(
-    [
-        *[("bar", 1), ("lane", 1), ("begin", None), ("append", "the "), ("lane", 2), ("begin", None)],
-        *[("append", "中文"), ("lane", 0), ("bar", 2), ("lane", 1), ("append", "the ")],
-    ],
-    10_000,
-)
 @given(
     st.lists(contents | contents | commits, max_size=30) | st.lists(tried | outcomes | lanes, min_size=5, max_size=30),
     st.sampled_from([1, 200, 10_000]),

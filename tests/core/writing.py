@@ -113,11 +113,13 @@ class Expected:
                 if (text := self._text()) is None:
                     return []
                 text.content, text.is_reserved = value, False
+                self._close()
                 return [("part", ({"type": "text", "text": value}, self.parts.index(text)), text)]
             case "bar":
                 known = self._others.get((self.owner, "data"))
                 part = known or self._open("data", None)
                 part.content = value
+                self._close()
                 return [("part", ({"type": "data", "name": "bar", "data": value}, known), part)]
             case _:
                 self.meta = {k: v for k, v in {**self.meta, **value}.items() if v is not None}
