@@ -10,7 +10,7 @@ import json
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import wraps
@@ -82,9 +82,10 @@ def run_on(
     Raises LocalError, with `remedy` in its text, when called in the thread that runs `loop`, and NoResponse after
     `timeout_s`.
     """
-    if asyncio._get_running_loop() is loop:  # of this thread; None if it runs no loop
-        call.close()
-        raise LocalError(f"a blocking call would stop the event loop that runs in this thread; {remedy}")
+    with suppress(RuntimeError):  # of a thread that runs no loop
+        if asyncio.get_running_loop() is loop:
+            call.close()
+            raise LocalError(f"a blocking call would stop the event loop that runs in this thread; {remedy}")
     future = asyncio.run_coroutine_threadsafe(call, loop)
     try:
         return future.result(timeout_s)

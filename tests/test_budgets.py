@@ -21,8 +21,8 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 52_687,
-    "lines of its kernel": 31_843,
+    "lines of tenuto/": 52_691,
+    "lines of its kernel": 31_847,
     "modules of tenuto/": 151,
     "files in a folder of tenuto/": 20,
     "lines of interop/": 3_984,

@@ -261,7 +261,7 @@ def _create(
 def _repeated_options(state: Draft, meta: Json, by: str | None) -> dict[str, Json]:
     """Return the options in a `meta` that repeats that of an earlier message, as an edit does.
 
-    There are none if it refers to values that client `by` has not sent, or that are gone.
+    The result is {} if it refers to values that client `by` has not sent, or that are gone.
     """
     options = meta.get(OPTIONS_KEY) if isinstance(meta, dict) else None
     if not isinstance(options, dict):
@@ -704,7 +704,7 @@ def _restarted(
     limits: Limits,
     is_served: bool,
 ) -> list[Op]:
-    """Return the operations by which `target` waits for an agent again; none if it waits already.
+    """Return the operations by which `target` waits for an agent again; [] if it waits already.
 
     With options such a message is refused: an attempt may know the earlier ones, and go on with its steps.
     The next attempts are numbered in a new round. Their answers therefore get new ids, and earlier crashes do not count

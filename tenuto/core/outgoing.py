@@ -357,7 +357,10 @@ class Outgoing:
 
     def has_left(self) -> bool:
         """Return whether parts that an earlier writer left are neither continued nor superseded."""
-        return any(part.owner is LEFT and part.type != ATTEMPT for part in self._parts)
+        return bool(self._still_left())
+
+    def _still_left(self) -> list[int]:
+        return [index for index, part in enumerate(self._parts) if part.owner is LEFT and part.type != ATTEMPT]
 
     def _give_up_if_added(self, left: list[int]) -> bool:
         """Let the next part supersede all that was left if this writer has added content to it, or behind `left`.
@@ -376,7 +379,7 @@ class Outgoing:
     def reopen_left(
         self, owner: Owner, after: int = 0, until: int | None = None, lengths: Mapping[int, int] | None = None
     ) -> dict[int, Part]:
-        """Return the parts that an earlier writer left to be continued, which are of `owner` now; a second call none.
+        """Return the parts that an earlier writer left to be continued, which are of `owner` now; a second call: {}.
 
         They are those behind the first `after` of the parts that count, up to the number `until`. If this writer has
         added content, or a part before them has failed, no part is continued: the next part supersedes what is left.
@@ -389,8 +392,7 @@ class Outgoing:
         before = [index for index in counted[:after] if index not in steps]
         theirs = [index for index in counted[after:until] if index not in steps]
         ours = [index for index in theirs if self._parts[index].owner in owners]
-        # once a part was superseded, `self.left` is empty, and what is left cannot be continued
-        left = [index for index, part in enumerate(self._parts) if part.owner is LEFT and part.type != ATTEMPT]
+        left = self._still_left()  # once a part was superseded, `self.left` is empty, and these cannot be continued
         if not (ours or left):
             return {}
         is_added = self._give_up_if_added(ours if self.left else left)

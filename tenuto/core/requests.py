@@ -278,7 +278,7 @@ def regenerate_options_id(message_id: str) -> str:
 def kept_ids(options: Mapping[str, Json], by: str | None, *, is_hidden: bool = False) -> tuple[str, ...]:
     """Return the ids of the messages that keep values of `options`, which client `by` sends, as `split_options` does.
 
-    There are none if it is no JSON, which `split_options` refuses.
+    The result is () if it is no JSON, which `split_options` refuses.
     """
     try:
         return tuple(id for id, _, _ in _kept(options, by, is_hidden=is_hidden))

@@ -451,7 +451,7 @@ class Lifecycle:
         await asyncio.shield(run.ready)
 
     def _begin_run(self, loop: asyncio.AbstractEventLoop, last: Run | None) -> None:
-        """Begin a run after `last`, unless another call has begun one. Cancel the tasks of `last` on another loop."""
+        """Begin a run after `last`, unless another call has begun one. End `last` if it is on another loop."""
         check_not_wsgi(is_exclusive=self.store.is_exclusive)
         with self._beginning:
             if self._run is not last:

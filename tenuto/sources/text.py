@@ -39,7 +39,7 @@ class FrameReader:
         self._rest = ""  # received text of an incomplete line
         self._event = ""
         self._data: list[str] = []
-        self._size = 0  # characters of the incomplete frame; 0: none has begun
+        self._size = 0  # characters of the incomplete frame; 0: no frame has begun
 
     def read(self, item: str) -> Iterator[tuple[str, str | None]]:
         """Yield the event name and the data of each complete frame.

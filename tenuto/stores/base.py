@@ -281,8 +281,8 @@ class Store(Protocol):
     async def wipe(self, *, goes_on: bool = False) -> bool | None:
         """Go on with the removal of deleted text from the disk; call again, with `goes_on`, while this returns False.
 
-        True: none of the text that was deleted or pruned before the last call without `goes_on` is left in a file of
-        the store. None: the store cannot know, or damage keeps such text.
+        True: no file of the store holds text that was deleted or pruned before the last call without `goes_on`.
+        None: the store cannot know, or damage keeps such text.
         """
 
     def stats(self) -> dict[str, int]:

@@ -301,7 +301,8 @@ class Sender:
         """
         now_s, (since_s, size_before) = asyncio.get_running_loop().time(), self._unread
         size = unread_bytes(self._transport)
-        has_read = since_s not in (None, self._since_s if self.is_busy else None) or size < size_before
+        has_ended = since_s is not None and not (self.is_busy and self._since_s == since_s)  # the write of then
+        has_read = has_ended or size < size_before
         if has_read:
             self._since_s = now_s
         elif self.is_busy and now_s - self._since_s >= SEND_TIMEOUT_S:
@@ -472,7 +473,7 @@ def abort_if_unread(receive: Any, is_draining: Callable[[], bool]) -> None:
 def _abort_unread(
     transport: asyncio.WriteTransport, before: int, end_s: float, is_draining: Callable[[], bool]
 ) -> None:
-    """Abort `transport` if bytes wait, and its peer has read none of the `before` bytes, or had enough time."""
+    """Abort `transport` if bytes wait, and its peer has not read on since `before` bytes waited, or is late."""
     size, loop = unread_bytes(transport), asyncio.get_running_loop()
     if size and (size >= before or loop.time() >= end_s or is_draining()):
         transport.abort()

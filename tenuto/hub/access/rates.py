@@ -298,7 +298,7 @@ class Rates:
         return self._client(f"//{group}", group, self.address_factor, ADDRESS_CONNECTIONS)
 
     def _client(self, key: str, name: str, factor: int = 1, connections_factor: int = 1) -> _Client:
-        """Return the counters at `key`, new ones if there are none, and note that their client is active."""
+        """Return the counters at `key`, which the first call makes, and note that their client is active."""
         client = self._clients.get(key)
         if client is None:
             self._make_room()

@@ -44,7 +44,7 @@ class Forgotten(Struct, frozen=True, kw_only=True):
     commands: int
     channels: int
     unreadable: int  # damaged messages, commands and channels, whose authors are not known; they stay
-    # Neither the database nor its WAL holds removed text any more. False: three minutes were not enough, as while
+    # The database and its WAL are without removed text. False: three minutes were not enough, as while
     # another process reads the file; None: the store cannot know, or damage keeps such text.
     is_clean: bool | None
 

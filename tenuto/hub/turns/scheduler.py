@@ -607,7 +607,7 @@ class TurnScheduler:
             generation=turn.attempt,
             confirmed=turn.confirmed,
             confirms=worker.is_local and turn.is_unbegun_by(self._node),
-            lease_s=LEASE_S,  # none in the claim of a local worker, which its node keeps
+            lease_s=LEASE_S,  # not in the claim of a local worker, which its node keeps
             above=self.unended(channel, turn.message_id),
             lost=lost,
         )

@@ -39,7 +39,7 @@ export class Observable {
   }
 }
 
-/** @internal Call each callback; an exception of one does not stop the others. @param {Set<(value: any) => void>} callbacks @param {unknown} [value] */
+/** @internal Call each callback; an exception of one does not stop the next ones. @param {Set<(value: any) => void>} callbacks @param {unknown} [value] */
 export function callAll(callbacks, value) {
   for (const callback of [...callbacks]) {
     try {
