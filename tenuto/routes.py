@@ -277,6 +277,7 @@ class Access:
         self.check(channel, "command")
         for turn in await self.open_turns(channel):
             with suppress(Finished, NotFound):
+                # an answer to no message is cancelled itself
                 target = turn.message if turn.message is not None else turn.answers[0]
                 await self.command(channel, "cancel", target=target.id)
 

@@ -61,7 +61,7 @@ def path_to(message: Message, older: Iterable[Message]) -> list[Message]:
 
 
 def begin_of(message: Message, older: Iterable[Message]) -> Message:
-    """Return the first message of the path to `message` that is known; its parent is not among `older`."""
+    """Return the first known message of the path to `message`: its parent is not among `older`, or not older."""
     known = {one.id: one for one in older}
     while (parent := known.get(message.parent or "")) is not None and parent.created < message.created:
         message = parent

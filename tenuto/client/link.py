@@ -114,13 +114,13 @@ class Link:
         self.timing = timing
         self.random = random
         self.limits = limits
-        self.when_turn: Callable[[dict[str, Any]], None] | None = None
+        self.when_turn: Callable[[dict[str, Any]], None] | None = None  # gets the frames that assign turns
         self.receivers: dict[str, Receiver] = {}  # receivers of events, by channel
         self._access = access
         self._dial = dial
         self._listeners: dict[Listener, None] = {}
         self._pending: dict[int, Pending] = {}  # by reference, the oldest first
-        self._has_room = asyncio.Event()
+        self._has_room = asyncio.Event()  # set when a request has left `_pending`
         self._refs = 0
         self._out: deque[str] = deque()
         self._has_out = asyncio.Event()
@@ -128,7 +128,7 @@ class Link:
         self._is_ending = False  # True: the owner has ended the link, which opens no other socket
         self._first = asyncio.Event()  # set when the first socket has opened, or when none will open
         self._received_at_s = 0.0
-        self._bye: dict[str, Any] = {}
+        self._bye: dict[str, Any] = {}  # the server's last frame before it closes the socket
         self._refused_tokens = 0
         self._why = ""  # why the last socket ended or did not open
 

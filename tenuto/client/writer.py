@@ -152,7 +152,7 @@ class RemoteWriter(Writer):
         message = created.message
         if message.version != message.created or message.status != "streaming":
             raise IdConflict(f"message {self.id!r} exists already; use another id")
-        self._opened_at(message, created.generation, created.cursor, sockets=self._link.sockets)
+        self._accept_after(message, created.generation, created.cursor, sockets=self._link.sockets)
 
     async def _take_over(self) -> None:
         """Take the message over, and read it."""
@@ -161,9 +161,9 @@ class RemoteWriter(Writer):
         fields = {"lease_s": self._lease_s, "request": request}
         taken = decode_response(await self._link.insist("takeover", self._frame(fields)), TakenOver)
         message, cursor = await self._read()
-        self._opened_at(message, taken.generation, cursor, sockets=sockets)
+        self._accept_after(message, taken.generation, cursor, sockets=sockets)
 
-    def _opened_at(self, message: Message, generation: int, cursor: str, *, sockets: int) -> None:
+    def _accept_after(self, message: Message, generation: int, cursor: str, *, sockets: int) -> None:
         """Accept content after that of `message`; a socket after number `sockets` of the link reads it again."""
         self.is_begun = True
         self._created = message.created

@@ -858,6 +858,7 @@ def _approval(command: CommandState, reply: ReplyCommand | Reply) -> dict[str, J
     """Return the field `approval` of a tool part: the reply, without its author."""
     reason = reply.data.get("reason") if isinstance(reply.data, dict) else None
     short = reason[:REASON_CHARS] if isinstance(reason, str) else None
+    # the key of a command is its id with a mark
     return plain(Approval(id=command_id(command.id), approved=reply.ok, reason=short))
 
 

@@ -354,8 +354,8 @@ class TurnProgress:
         self._id = message_id
         self._sent = dict(sent or {})
         self._answers: dict[str, MessageProgress] = {}
-        self._questions: set[str] = set()
-        self._is_deleted = False
+        self._questions: set[str] = set()  # ids of the agent's commands without a reply
+        self._is_deleted = False  # True: the user message was deleted
         self._had_answers = False  # True: the turn had answers, which were deleted before the reader came
         self.is_broken = False  # True if events are missing, so that the reader has to begin again
         self._claim: ClaimState | None = None  # the claim of the turn as of the last batch

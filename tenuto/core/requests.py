@@ -247,19 +247,22 @@ SERVER = Caller(is_server=True)  # the caller of the hub's own requests
 
 
 def needs(key: str, request: Request, caller: Caller) -> tuple[str, ...]:
-    """Return the ids of the messages and commands that must be in memory before `request` about `key` is decided."""
+    """Return the ids of the messages and commands that must be in memory before `request` about `key` is decided.
+
+    Large options of a message are messages of their own; so are all options of a command that restarts a turn.
+    """
     target = request.target if isinstance(request, SendCommand) else None
-    kept: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
     if isinstance(request, SendCommand) and rules_of(request.name).restarts:
         if target is not None and is_id(target):
-            kept = (regenerate_options_id(target), *kept_ids(request.options, caller.id, is_hidden=True))
+            others = (regenerate_options_id(target), *kept_ids(request.options, caller.id, is_hidden=True))
     elif isinstance(request, CreateMessage):
         target = request.reply_to  # its claim shows whether the new answer is of an earlier attempt, and refused
-        kept = kept_ids(request.options, caller.id)
+        others = kept_ids(request.options, caller.id)
     elif isinstance(request, EndTurn) and request.failure is not None:  # the answers, which fail with the turn
-        kept = tuple(reply_ids(key, request.generation))
+        others = tuple(reply_ids(key, request.generation))
     # `decide` refuses an invalid id later
-    return (key, target, *kept) if target is not None and is_id(target) else (key, *kept)
+    return (key, target, *others) if target is not None and is_id(target) else (key, *others)
 
 
 INLINE_BYTES = 512  # largest value that is in `meta`, which all viewers get

@@ -147,7 +147,10 @@ class _Supervisor:
             await asyncio.sleep(max(0.0, began_s + PAUSE_S - time.monotonic()))
 
     async def _read_lines(self, server: Process, died_s: float | None) -> bool:
-        """Carry out the lines of the server until it ends. Return whether it has served."""
+        """Carry out the lines of the server until it ends. Return whether it has served.
+
+        `died_s`: when the server before it died; None for the first one, whose first line may have the owner's link.
+        """
         assert server.stdout is not None
         is_ready = False
         async for line in server.stdout:

@@ -714,7 +714,7 @@ class Lifecycle:
     def _is_out_of_reach(self) -> bool:
         """Return whether a later cell of a notebook may take the store: no name leads to this hub, and it is idle."""
         runtime = self._runtime
-        if runtime is None or self._is_named():
+        if runtime is None or self._is_named():  # without a runtime it is starting or ending, so not idle
             return False
         is_watched = any(channel.watchers for channel in list(runtime.channels.values()))  # another thread may ask
         return not (is_watched or runtime.tasks.jobs or runtime.writers)

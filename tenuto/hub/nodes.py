@@ -426,8 +426,8 @@ class Notifier:
 
     def __post_init__(self) -> None:
         self._unsent: dict[str, _Unsent] = {}
-        self._others: list[Notice] = []  # notices about members, and signals
-        self._others_bytes = 0
+        self._waiting: list[Notice] = []  # notices about members, and signals
+        self._waiting_bytes = 0
         self._wake = asyncio.Event()
 
     def stored(self, write: Write) -> None:
@@ -442,12 +442,12 @@ class Notifier:
         self._wake.set()
 
     def send(self, notice: Notice) -> None:
-        """Send `notice` soon. It is dropped if too many wait."""
+        """Send `notice` soon. It is dropped if too many wait, or if no other node lives."""
         size = len(notice.channel) + len(notice.body)
-        is_full = len(self._others) >= WAITING_NOTICES or self._others_bytes + size > WAITING_BYTES
+        is_full = len(self._waiting) >= WAITING_NOTICES or self._waiting_bytes + size > WAITING_BYTES
         if self._nodes.has_others and not is_full:
-            self._others.append(notice)
-            self._others_bytes += size
+            self._waiting.append(notice)
+            self._waiting_bytes += size
             self._wake.set()
 
     async def run(self) -> None:
@@ -460,13 +460,13 @@ class Notifier:
                     Notice("moved", channel, _encode((one.epoch, one.floor, one.serial, one.entries, one.lives)))
                     for channel, one in self._unsent.items()
                 ]
-                + self._others
+                + self._waiting
             )
             await asyncio.sleep(WINDOW_S)
 
     async def _send(self, notices: list[Notice]) -> None:
         self._unsent.clear()
-        self._others, self._others_bytes = [], 0
+        self._waiting, self._waiting_bytes = [], 0
         with logs_errors(f"{len(notices)} notices were not sent; other nodes read the heads", level=logging.DEBUG):
             async with asyncio.timeout(NOTIFY_TIMEOUT_S):
                 await self._way.notify(notices)

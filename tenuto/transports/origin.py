@@ -375,7 +375,7 @@ def foreign_owner(scope: Scope) -> str | None:
     connection = connection_of(scope)
     if connection is not None and connection in _owned:
         return None
-    reason = _look_up(scope)
+    reason = _objection_to_peer(scope)
     if reason is None and connection is not None:
         _owned.add(connection)
     return reason
@@ -385,7 +385,8 @@ def foreign_owner(scope: Scope) -> str | None:
 _owned: WeakSet[Any] = WeakSet()
 
 
-def _look_up(scope: Scope) -> str | None:
+def _objection_to_peer(scope: Scope) -> str | None:
+    """Return why the owner of the peer's socket is foreign; None also if the system shows no owners. Raises Busy."""
     pair = pair_of(scope)
     try:
         if pair is None or not _knows_owners():

@@ -440,7 +440,7 @@ class DirectSender(Sender):
             super().write_batch(batch)
         elif (chunk := batch.chunk) is not None:
             cycle.transport.write(chunk)
-        else:  # without copies, as in `write_frame`
+        else:  # a large batch is written without copies
             cycle.transport.write(b"%x\r\n" % len(batch.sse))
             cycle.transport.write(memoryview(batch.sse))
             cycle.transport.write(b"\r\n")

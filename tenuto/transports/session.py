@@ -301,8 +301,8 @@ class Attachment:
 class Attachments:
     """All attachments of one session, and the next frames of their events.
 
-    Attachments whose feeds have missed events wait in `ready`, in the order they were woken; each takes all its missed
-    events in its turn.
+    Attachments whose feeds have missed events wait in `ready`, in the order they were woken. In its turn each takes
+    one batch: of all its missed entries, or of all its missed ephemeral events.
     """
 
     __slots__ = ("_attaching", "_by_channel", "_hub", "_session", "ready", "rest")
@@ -419,7 +419,7 @@ class Attachments:
             self.rest = (attachment, iter(frames))
 
     def _take_frames(self, attachment: Attachment) -> tuple[bytes, ...]:
-        """Take all events that a feed has missed, and return their frames.
+        """Take the next batch that a feed has missed, of entries or of ephemeral events, and return its frames.
 
         The feed has moved behind the taken events. If they cannot be framed, the session must end, since it would skip
         them.
@@ -430,11 +430,11 @@ class Attachments:
             batch = feed.take()
             if batch is None:
                 return ()
-            if feed.is_behind:  # more is left: take again later
+            if feed.is_behind:  # the other kind is left: take again later
                 self.ready[attachment] = None
             limits = attachment.resume_limits
             return batch.frames if limits is None or not batch.cursor else batch.frames_with(limits.mark(batch.cursor))
-        except Behind:
+        except Behind:  # the store must be read first
             attachment.is_catching_up = True
             self._session.start_task(self._catch_up(attachment, feed))
         except Exception:

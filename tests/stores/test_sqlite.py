@@ -184,7 +184,7 @@ async def test_an_idle_store_empties_its_wal(path: Path) -> None:
 
 async def test_wal_that_is_full_is_moved_into_the_file_after_one_more_call(store: SqliteStore) -> None:
     def checkpoints(engine: sqlite_engine.Engine) -> list[int]:
-        engine._note_pages(sqlite_engine.CHECKPOINT_PAGES)
+        engine._count_pages(sqlite_engine.CHECKPOINT_PAGES)
         return [engine.stats()["checkpoints"] for _ in range(3) if engine.spare(is_idle=False)]
 
     before, *after = await call_on_thread(store, checkpoints)

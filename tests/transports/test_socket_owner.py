@@ -181,13 +181,13 @@ def test_shortage_of_descriptors_lets_no_stranger_in(monkeypatch: pytest.MonkeyP
 
 async def test_a_connection_of_serve_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
     looked_up: list[Any] = []
-    real = origin._look_up
+    real = origin._objection_to_peer
 
     def counted(scope: Any) -> str | None:
         looked_up.append(scope["client"])
         return real(scope)
 
-    monkeypatch.setattr(origin, "_look_up", counted)
+    monkeypatch.setattr(origin, "_objection_to_peer", counted)
     monkeypatch.setattr(serving, "settle_collector", lambda: None)  # which is for a process of its own
     hub = new_hub()
     running, listening = serving.server(hub), serving.listen(HERE, 0)

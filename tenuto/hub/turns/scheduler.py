@@ -544,7 +544,7 @@ class TurnScheduler:
 
         This is called only when the turn would be offered, so never before the hub has recovered: recovery decides
         about the answer of the last attempt. The request stores the end of the turn and a failed answer in one
-        decision, so that the answer is created once.
+        decision, so that the answer is created once. Returns whether it was sent: a turn that no agent serves waits.
         """
         if not turn.is_used_up(self._node) or not self.workers.has_agent(channel):
             return False
@@ -557,7 +557,7 @@ class TurnScheduler:
             self._moved(channel, turn, turn.resolve(TurnEvent.ENDED))
             self.offer(channel)
 
-        turn.send_claim()
+        turn.send_claim()  # no worker takes the turn before the decision, as with a claim
         request = EndTurn(generation=turn.attempt, confirmed=turn.confirmed, failure=self._clock.new_id())
         self._request(channel, turn.message_id, request, SERVER, done)
         return True

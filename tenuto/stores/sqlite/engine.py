@@ -410,7 +410,7 @@ class Engine:
             channel.serial = serial
         handed += self._documents.row_bytes + log_bytes
         # last: if it fails, the state in memory is that of the file
-        self._note_written(handed, documents=sum(len(plan.documents) for plan in plans))
+        self._count_written(handed, documents=sum(len(plan.documents) for plan in plans))
 
     def _write_plan(self, db: sqlite3.Connection, plan: Plan) -> int:
         """Write the rows outside the log. Return the bytes handed to the database, apart from those of documents."""
@@ -447,12 +447,12 @@ class Engine:
             if not document.is_open and not tracked.slots:
                 channel.tracked.pop(document.id, None)
 
-    def _note_written(self, row_bytes: int, *, documents: int = 0) -> None:
+    def _count_written(self, row_bytes: int, *, documents: int = 0) -> None:
         self._stats["commits"] += 1
         self._stats["documents"] += documents
         self._stats["row_bytes"] += row_bytes
         self._space.wrote(row_bytes, self._log)
-        self._note_pages(COMMIT_PAGES + row_bytes // 4096 + DOCUMENT_PAGES * documents)
+        self._count_pages(COMMIT_PAGES + row_bytes // 4096 + DOCUMENT_PAGES * documents)
 
     def delete_channel(self, name: str, *, expected: Head, used_up: Sequence[str], until_ms: int) -> Head | Conflict:
         """Empty the channel `name` (`Store.delete_channel`)."""
@@ -469,11 +469,11 @@ class Engine:
                 self._log.release(tracked, channel.serial)
             self._deleted.append(channel.id)
             self._is_wipe_due = True
-        self._note_written(handed)
+        self._count_written(handed)
         return self.channels.head(name)
 
     def note(self, values: Mapping[str, bytes | None], *, expected: Mapping[str, bytes | None] | None = None) -> bool:
-        """Keep or delete notes of the hub (`Store.note`)."""
+        """Keep or delete notes of the hub; return False if one is not as `expected` (`Store.note`)."""
         gone = [(name,) for name, value in values.items() if value is None]
         kept = [(name, value) for name, value in values.items() if value is not None]
         if any(self.notes(name).get(name) != value for name, value in (expected or {}).items()):
@@ -481,7 +481,7 @@ class Engine:
         with self._file.transaction() as db:
             db.executemany("DELETE FROM notes WHERE name = ?", gone)
             db.executemany("REPLACE INTO notes VALUES (?, ?)", kept)
-        self._note_written(sum(len(name) + len(value) for name, value in kept))
+        self._count_written(sum(len(name) + len(value) for name, value in kept))
         return True
 
     # -- reads -------------------------------------------------------------------------------------------------
@@ -605,7 +605,7 @@ class Engine:
             channel.floor = floor
             for _, fact in gone:
                 channel.tracked.pop(fact.id, None)
-            self._note_written(5 * INTEGER_BYTES, documents=len(gone))
+            self._count_written(5 * INTEGER_BYTES, documents=len(gone))
             self._is_wipe_due = True
         return [fact.id for _, fact in gone]
 
@@ -635,7 +635,7 @@ class Engine:
             )
         if problem or not rows:
             self._deleted.pop(0)
-        self._note_pages(STEP_DOCUMENTS * DOCUMENT_PAGES)
+        self._count_pages(STEP_DOCUMENTS * DOCUMENT_PAGES)
 
     def _drop_outdated(self, now_ms: int) -> None:
         """Remove used-up ids and the data of up to `STEP_DOCUMENTS` commands whose time is over."""
@@ -645,7 +645,7 @@ class Engine:
             with self._file.transaction() as db:
                 db.execute("DELETE FROM graves WHERE until_ms <= ?", (now_ms,))
                 self._documents.drop_data(commands)
-            self._note_pages(COMMIT_PAGES + len(commands) * DOCUMENT_PAGES)
+            self._count_pages(COMMIT_PAGES + len(commands) * DOCUMENT_PAGES)
 
     # -- housekeeping ------------------------------------------------------------------------------------------
 
@@ -733,12 +733,12 @@ class Engine:
                 # delete all rows at once: this moves no row to another page, and zeroes their pages
                 db.execute("DELETE FROM log")
             self._log = CommitLog(log.now_ms)
-            self._note_pages(log.slot_bytes // 4096)
+            self._count_pages(log.slot_bytes // 4096)
         elif self._is_wiping and log.to_wipe:
             with self._file.transaction() as db:
                 slots = log.wipe(db, STEP_SLOTS)
             log.wiped(slots)
-            self._note_pages(STEP_SLOTS)
+            self._count_pages(STEP_SLOTS)
         elif self._deleted:  # last, because clients may delete more again and again
             self._sweep()
         else:
@@ -756,7 +756,7 @@ class Engine:
         if is_done:
             self._file.drop_former_marks()
 
-    def _note_pages(self, pages: int) -> None:
+    def _count_pages(self, pages: int) -> None:
         self._wal_pages += pages
         self._is_wal_empty = False
 
