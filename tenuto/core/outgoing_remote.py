@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from tenuto.core.errors import Finished, Gap, Mismatch, NoPart, NotFound, TenutoError
 from tenuto.core.limits import Limits
 from tenuto.core.model import APPENDABLE, ATTEMPT, TRIED, Json, Message, Part, check_json
-from tenuto.core.outgoing import Outgoing, OutgoingRequest, Owner, part_of
+from tenuto.core.outgoing import Outgoing, OutgoingRequest, Owner, part_of, text_of
 from tenuto.core.requests import FinishMessage, UpdateMessage
 from tenuto.core.state import part_bytes
 from tenuto.core.text import Text
@@ -201,6 +201,8 @@ class RemoteOutgoing(Outgoing):
             self._put_part(index, value, part_bytes(value), is_replacing=stored is not None)
         part.length = length
         self._queue_text(index, kept.text.slice(length))
+        if part.ended is not None:  # the rest does not count: further content removes it
+            part.length = len(text_of(part.ended))
 
     def _set_part(self, index: int, part: Part, owner: Owner | None = None, *, is_open: bool = True) -> None:
         super()._set_part(index, part, owner, is_open=is_open)

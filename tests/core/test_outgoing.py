@@ -536,7 +536,7 @@ def test_index_from_before_a_supersede_names_no_later_part() -> None:
     assert outgoing.accept_part({"type": "data", "name": "n", "data": 4}, new) == 3
 
 
-def taken_over(*parts: Part) -> tuple[LogHarness, Outgoing]:
+def taken_over(*parts: Part, kind: type[Outgoing] = Outgoing) -> tuple[LogHarness, Any]:
     """Return a later writer of message `m`, to which an earlier one has written a text, and `parts`."""
     harness = new_log()
     first = opened(harness=harness)
@@ -545,7 +545,7 @@ def taken_over(*parts: Part) -> tuple[LogHarness, Outgoing]:
         first.accept_part(part)
     while first.unstored_bytes:
         commit(first, harness, "stored")
-    then = Outgoing("m", LIMITS, "o")
+    then = kind("m", LIMITS, "o")
     then.load(harness.message("m"), 2)
     then.generation = 1  # no other writer has taken it over
     then.open()
@@ -583,6 +583,15 @@ def test_text_that_follows_a_restored_stream_replaces_what_an_earlier_writer_add
     assert counted(harness, then) == ["legally"]
 
 
+def test_text_behind_a_restored_stream_does_not_count_in_another_epoch_either() -> None:
+    (_, then), harness = taken_over(kind=RemoteOutgoing), new_log()
+    then.restore({0: 2}, content_of([{"type": "text", "text": "le"}]), then.begin_attempt())
+    then.seen(harness.message("m"), "e2")
+    assert (counted(harness, then), then.length) == (["left "], 2)
+    then.accept_text("gal", 0)
+    assert (counted(harness, then), then.length) == (["legal"], 5)
+
+
 def test_text_behind_a_restored_stream_supersedes_a_step_that_the_answer_has_no_more() -> None:
     harness, then = taken_over({"type": "tool", "call": "c", "name": "step", "state": "done"})
     then.begin_again({}, supersedes=False, steps=["c"])
@@ -608,9 +617,7 @@ def test_text_added_before_an_attempt_outlives_it_and_an_attached_response_follo
 
 
 @pytest.mark.parametrize("is_attached", [False, True], ids=["continued", "attached"])
-def test_text_that_goes_on_after_what_was_left_stands_behind_a_later_part_until_an_attempt_begins(
-    is_attached: bool,
-) -> None:
+def test_text_added_to_what_was_left_stands_behind_a_later_part_until_an_attempt_begins(is_attached: bool) -> None:
     harness, then = taken_over()
     then.accept_text("and \ud83d")
     then.accept_part({"type": "data", "name": "n", "data": 1})
