@@ -92,13 +92,7 @@ class Backend(Protocol):
         """Return the reason to store for a turn that `error` ended: in development the exception's name, else None."""
 
     def write(
-        self,
-        channel: str,
-        message_id: str,
-        *,
-        reply_to: str,
-        parent: str | None,
-        meta: dict[str, Json],
+        self, channel: str, message_id: str, *, reply_to: str, parent: str | None, meta: dict[str, Json]
     ) -> Writer:
         """Return the writer of a new answer, for `async with`. It follows `parent`, else `reply_to`."""
 

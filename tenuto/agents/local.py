@@ -154,13 +154,7 @@ class LocalBackend:
         return self._hub.runtime.nodes.is_kept_since(self._claimed_s)
 
     def write(
-        self,
-        channel: str,
-        message_id: str,
-        *,
-        reply_to: str,
-        parent: str | None,
-        meta: dict[str, Json],
+        self, channel: str, message_id: str, *, reply_to: str, parent: str | None, meta: dict[str, Json]
     ) -> Writer:
         """Return the writer of a new answer (`Backend.write`)."""
         writer = self._hub.message(

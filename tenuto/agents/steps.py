@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import msgspec
 
@@ -76,14 +76,8 @@ class Allowance:
         self._timer.cancel()
 
 
-class _Open(NamedTuple):
-    """The step whose function runs."""
-
-    steps: Steps
-    name: str
-
-
-_open: ContextVar[_Open | None] = ContextVar("tenuto_open_step", default=None)
+# the step whose function runs: the steps of its turn, and its name
+_open: ContextVar[tuple[Steps | None, str]] = ContextVar("tenuto_open_step", default=(None, ""))
 
 
 class Steps:
@@ -145,8 +139,8 @@ class Steps:
     @property
     def _outer(self) -> str | None:
         """Return the name of the step whose function has led here, and still runs; a task may outlive it."""
-        step = _open.get()
-        return step.name if step is not None and step.steps is self and step.name in self._running else None
+        steps, name = _open.get()
+        return name if steps is self and name in self._running else None
 
     async def run(
         self, name: str, call: Callable[[], object], function: object, *, retries: int, retry_s: float
@@ -163,7 +157,7 @@ class Steps:
                         raise _lost(name)
                     self._count(name, len(msgspec.json.encode(data)))
                     return data["result"]
-                token = _open.set(_Open(self, name))
+                token = _open.set((self, name))
                 self._running.add(name)
                 try:
                     result = await _called(name, call, retries, retry_s)

@@ -56,8 +56,8 @@ async def test_an_attempt_in_which_the_process_dies_is_superseded_and_text_befor
     assert answer.meta == {}
 
 
-async def killed(handler: Handler, known: list[set[str]], *lives_s: float) -> Message:
-    """Return the answer of an agent whose processes are killed after these times: the next one has what was stored.
+async def killed(handler: Handler, known: list[set[str]], *lives_s: float) -> list[Message]:
+    """Return the answers of an agent whose processes are killed after these times: the next one has what was stored.
 
     `known` gets what is known at these times.
     """
@@ -66,9 +66,9 @@ async def killed(handler: Handler, known: list[set[str]], *lives_s: float) -> Me
         hub = await hub_asked(handler, life_s, store=store, on_crash="continue")
         store = copy.deepcopy(store)
         known.append({*known[-1]})
-        (answer,) = [one for one in await messages(hub) if one.role == "assistant"]
+        answers = [one for one in await messages(hub) if one.role == "assistant"]
         await hub.close()
-    return answer
+    return answers
 
 
 @example(["attempt", "attempt"], [2, 2], True)
@@ -128,7 +128,8 @@ def test_each_attempt_of_a_continued_answer_stands_once_wherever_its_processes_d
     @virtually
     async def run() -> None:
         known[:] = [set()]
-        answer = await (killed(respond, known, *lives_s, 100) if is_killed else answer_of(respond, *lives_s, 100))
+        lives = [*lives_s, 100]
+        (answer,) = await (killed(respond, known, *lives) if is_killed else answers_of(respond, "continue", *lives))
         expected = [
             text
             for number, kind in enumerate(script)
@@ -144,11 +145,6 @@ def test_each_attempt_of_a_continued_answer_stands_once_wherever_its_processes_d
         assert [one["state"] for one in steps] == ["done"] * script.count("step")
 
     run()
-
-
-async def answer_of(handler: Handler, *lives_s: float) -> Message:
-    (answer,) = await answers_of(handler, "continue", *lives_s)
-    return answer
 
 
 @REMOTE

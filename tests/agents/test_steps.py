@@ -215,9 +215,7 @@ async def test_a_step_that_the_handler_cancels_has_no_result() -> None:
 
 
 @virtually
-async def test_a_handler_that_has_changed_gets_the_results_that_it_still_names(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+async def test_handler_that_has_changed_gets_the_results_that_it_still_names(caplog: pytest.LogCaptureFixture) -> None:
     counted = Counted()
 
     async def before(turn: Turn) -> None:

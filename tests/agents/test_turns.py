@@ -449,9 +449,7 @@ async def test_a_new_answer_has_the_options_of_its_regenerate_before_those_of_th
 
 
 @virtually
-async def test_the_options_of_a_regenerate_outlive_the_process_that_had_its_turn(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_options_of_a_regenerate_outlive_the_process_that_had_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     store, read = MemoryStore(), LocalBackend.read
     seen: list[tuple[int, int, str | None]] = []
 
@@ -481,9 +479,7 @@ async def test_the_options_of_a_regenerate_outlive_the_process_that_had_its_turn
 
 
 @virtually
-async def test_no_handler_begins_for_a_turn_that_ended_while_its_message_was_read(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_no_handler_begins_a_turn_that_ends_while_its_message_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     read, may_read = LocalBackend.read, asyncio.Event()
     begun: list[str] = []
 
