@@ -42,7 +42,7 @@ from tenuto.core.errors import (
     VersionConflict,
     shown,
 )
-from tenuto.core.limits import Limits
+from tenuto.core.limits import KIB, Limits
 from tenuto.core.model import (
     ATTEMPT,
     OPTIONS,
@@ -50,6 +50,7 @@ from tenuto.core.model import (
     OPTIONS_MARK,
     ROLES,
     STATUSES,
+    STREAMED,
     Approval,
     Json,
     Part,
@@ -116,6 +117,7 @@ from tenuto.core.turns import (
 
 # the contents of superseded attempts may have this share of `Limits.message_bytes`, because documents repeat them
 ATTEMPTS_SHARE = 8
+STREAMED_BYTES = 16 * KIB  # room in `meta` for the keys `STREAMED`, beside `Limits.meta_bytes`
 LONGEST_S = 24 * 3600  # longest time that a command may wait for its reply
 STEP_S = 30 * 24 * 3600  # time after which the store may drop the data of a step
 OPEN_CANCELS = 16  # limit of `cancel` commands without a reply per target; the server carries out the first
@@ -625,8 +627,18 @@ def _merged(old: dict[str, Json], new: dict[str, Json], limits: Limits, options:
         return old
     own = {OPTIONS_KEY: options or old.get(OPTIONS_KEY)}
     merged = {name: value for name, value in {**old, **new, **own}.items() if value is not None}
-    check_json(merged, limits.meta_bytes, "meta", depth=limits.depth)
+    check_meta(merged, limits)
     return plain(merged)
+
+
+def check_meta(meta: dict[str, Json], limits: Limits) -> int:
+    """Return the size of `meta` in bytes as JSON. Raises as `check_json`.
+
+    An app that has filled it must not fail its answer: fields that `pipe` and attempts write have room beside its own.
+    """
+    own = {name: value for name, value in meta.items() if name not in STREAMED}
+    check_json(own, limits.meta_bytes, "meta", depth=limits.depth)
+    return check_json(meta, limits.meta_bytes + STREAMED_BYTES, "meta with its streams' fields", depth=limits.depth)
 
 
 # -- commands: each is stored, and the first reply to it counts ------------------------------------------------

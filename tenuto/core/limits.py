@@ -21,7 +21,7 @@ class Limits:
     append_bytes: int = 256 * KIB
     message_bytes: int = 8 * MIB
     parts: int = 256
-    meta_bytes: int = 16 * KIB
+    meta_bytes: int = 16 * KIB  # of the fields that `pipe` and attempts have not written
     options_bytes: int = 512 * KIB  # options of a client beside a message: tools, instructions and the like
     data_bytes: int = 4 * KIB  # largest data of a member or a signal
     open_commands: int = 100  # commands without a reply per channel; one sender may have a quarter of them

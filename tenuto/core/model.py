@@ -39,6 +39,8 @@ RESPONSES = "$responses"
 PIPED = "$piped"
 # Key of `meta` for the indexes of parts of open or failed attempts, which the next writer's next attempt supersedes.
 TRIED = "$attempt"
+# Keys of `meta` that `pipe` and attempts write.
+STREAMED = frozenset((RESPONSES, PIPED, TRIED, "model", "finish_reason", "usage"))
 
 # The key that appended text goes to, by part type; other types accept no appended text.
 APPENDABLE = {"text": "text", "reasoning": "text", "tool": "input"}

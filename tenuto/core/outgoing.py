@@ -26,10 +26,10 @@ from enum import Enum, auto
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tenuto.core.decide import check_finish
+from tenuto.core.decide import check_finish, check_meta
 from tenuto.core.errors import InvalidRequest, LocalError, NotText, TenutoError, public_reason, shown
 from tenuto.core.limits import Limits
-from tenuto.core.model import APPENDABLE, ATTEMPT, RESPONSES, TRIED, Json, Message, Part, check_json, check_part, plain
+from tenuto.core.model import APPENDABLE, ATTEMPT, RESPONSES, TRIED, Json, Message, Part, check_part, plain
 from tenuto.core.ops import digest
 from tenuto.core.requests import AppendText, FinishMessage, PutPart, UpdateMessage
 from tenuto.core.state import KEPT_REQUESTS, part_bytes, utf8_len
@@ -509,7 +509,7 @@ class Outgoing:
         """Merge `meta`, also before the writer is open."""
         if not isinstance(meta, dict):
             raise InvalidRequest(f"meta must be an object, got {shown(meta)}")
-        size = check_json(meta, self.limits.meta_bytes, "meta", depth=self.limits.depth)
+        size = check_meta(meta, self.limits)
         self._gather()
         self.unstored_bytes += size
         self._put_update(plain(meta), size)

@@ -74,9 +74,7 @@ async def test_code_files_and_sources_have_their_parts(hub: Hub, provider: Provi
     assert (text["text"], source["url"], piped.finish_reason) == ("Two", "https://example.org/", "length")
 
 
-async def test_a_prompt_that_is_blocked_ends_with_its_reason(
-    hub: Hub, provider: Provider, client: genai.Client
-) -> None:
+async def test_prompt_that_is_blocked_ends_with_its_reason(hub: Hub, provider: Provider, client: genai.Client) -> None:
     provider.will_say([sse({"promptFeedback": {"blockReason": "SAFETY"}})])
     stored, piped = await pipe_all(hub, await client.aio.models.generate_content_stream(**ASK))
     assert (stored.status, stored.text, piped.finish_reason) == ("complete", "", "content_filter")

@@ -75,14 +75,16 @@ async def test_unknown_source_is_misuse(hub: Hub) -> None:
     assert "openai-chat" in error.detail
 
 
-async def test_usage_of_several_streams_of_one_message_adds_up(hub: Hub) -> None:
+async def test_usage_of_several_streams_of_one_message_adds_up_beside_a_full_meta_of_the_app(hub: Hub) -> None:
+    own = {"own": "x" * (Limits().meta_bytes - len('{"own":""}'))}
     chunk = {"choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": "stop"}]}
     stream = [{**chunk, "usage": {"prompt_tokens": 3, "completion_tokens": 2}}]
-    async with hub.message("chat:1", meta={"usage": {"input_tokens": 1}}) as message:
+    async with hub.message("chat:1", meta={"usage": {"input_tokens": 1}, **own}) as message:
         first = await pipe(message, stream)
         await pipe(message, stream)
     stored, _ = await hub.read("chat:1", message.id)
-    assert stored.meta["usage"] == {"input_tokens": 7, "output_tokens": 4}
+    usage = {"input_tokens": 7, "output_tokens": 4}
+    assert (stored.status, stored.meta) == ("complete", {**own, "finish_reason": "stop", "usage": usage})
     assert first.usage == {"input_tokens": 3, "output_tokens": 2}
 
 

@@ -32,7 +32,7 @@ from typing import BinaryIO, NamedTuple
 import msgspec
 from msgspec import Struct
 
-from tenuto.core.decide import LONGEST_S, STEP_S
+from tenuto.core.decide import LONGEST_S, STEP_S, check_meta
 from tenuto.core.document import KEPT_MS, Document, decoded, document, restore, restore_command, restored
 from tenuto.core.errors import (
     Busy,
@@ -663,7 +663,7 @@ def check_record(record: Record, limits: Limits, now_ms: int) -> Record:
         if value is not None:
             check_id(value, name)
     _check_small(limits, author=record.author, reason=record.reason)
-    check_json(record.meta, limits.meta_bytes, "meta", depth=limits.depth)
+    check_meta(record.meta, limits)
     return msgspec.structs.replace(record, parts=_checked_parts(record.parts, limits))
 
 
