@@ -60,7 +60,7 @@ def head_refusal(url: bytes, headers: list[tuple[bytes, bytes]]) -> tuple[TooLar
     """Return the error and the status for a head beyond the limits, of which `url` and `headers` were parsed."""
     if len(headers) > MAX_HEADERS:
         return too_large("a request", MAX_HEADERS, "headers"), 431
-    if not headers and len(url) > MAX_HEAD_BYTES // 2:
+    if not headers and len(url) > MAX_HEAD_BYTES // 2:  # most of the head is its URL
         return too_large("the head of a request, with its URL,", MAX_HEAD_BYTES, "bytes"), 414
     return too_large("the head of a request", MAX_HEAD_BYTES, "bytes"), 431
 
@@ -183,7 +183,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         super().connection_made(transport)
         self.flow: Flow = Flow(transport, self)
         connection = self._connection = self._book.opened(self.client[0] if self.client else "", self)
-        if connection is None:
+        if connection is None:  # no descriptor is left
             transport.abort()
         elif not connection.is_from_proxy:  # a proxy's connection counts once its first head names a client
             connection.wait(HEAD_S, may_burst=True)
@@ -211,13 +211,14 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             self._wait_for_reader()
         elif self._is_in_body and not unsent and self._connection is not None:
             self._expire_body(self._connection)
-        elif unsent or not self.is_in_head():
+        elif unsent or not self.is_in_head():  # it does not read, or begins no request
             self.transport.abort()
         else:
             detail = f"the head of the request was not complete within {HEAD_S:.0f} s; send it without pauses"
             self._refuse(InvalidRequest(detail), 408)
 
     def _expire_body(self, connection: Connection) -> None:
+        """Refuse a body that comes too slowly, unless the application does not read it now."""
         # True: the application does not read the body now
         is_held_here = self.flow.read_paused or self.cycle.waiting_for_100_continue
         if is_held_here or self._body_bytes >= BODY_BYTES:
@@ -237,7 +238,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         connection = self._connection
         if connection is not None:
             connection.proceed()
-            if self.cycle.more_body and not connection.is_from_proxy:
+            if self.cycle.more_body and not connection.is_from_proxy:  # its body is yet to come
                 connection.count_as_idle()
 
     def verifier_began(self, limit: asyncio.Timeout) -> None:
@@ -275,9 +276,9 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
     def data_received(self, data: bytes) -> None:
         if self._ignores_input:
             return
-        if self.timeout_keep_alive_task is not None:
+        if self.timeout_keep_alive_task is not None:  # uvicorn's timer of a connection between requests
             self._unset_keepalive_if_required()
-        if self._unread or self.pipeline or self._is_last:
+        if self._unread or self.pipeline or self._is_last:  # it waits, or is behind the last request
             self._unread += data
             if not self.may_read():
                 self.flow.pause_reading()
@@ -316,10 +317,10 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             if is_held or (at and not self.is_in_head() and self.loop.time() > until_s):
                 self._unread = data[at:]
                 self.flow.pause_reading()
-                if not is_held:
+                if not is_held:  # else the end of a response, or the peer that reads, lets it go on
                     self._book.parsing.add(self._go_on)
                 return
-            most = at + SLICE_BYTES
+            most = at + SLICE_BYTES  # end of the slice at most, but for a body of known length
             if self.is_in_head():
                 most = min(most, at + MAX_HEAD_BYTES - self._stalled_bytes)
             end = data.find(HEAD_END, at, most)  # a slice ends with a head, so that at most one request begins in it
@@ -345,6 +346,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         return (cycle is not None and cycle.more_body) or not self._unread.strip(b"\r\n")
 
     def _parse(self, data: bytes) -> None:
+        """Give `data` to uvicorn's parser, refuse invalid input, and bound incomplete heads, bodies and trailers."""
         cycle = self.cycle
         was_in_head = self.is_in_head()
         was_in_body = cycle is not None and cycle.more_body
@@ -422,7 +424,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             return  # a head that requests an upgrade is not yet a request
         super().on_message_complete()
         connection = self._connection
-        if connection is not None and connection.is_idle:
+        if connection is not None and connection.is_idle:  # `known` counts it as idle until its body has ended
             connection.proceed()
 
     # Requests

@@ -44,7 +44,7 @@ FAREWELL_S = 0.5  # time in which an unknown peer can read the last frame
 # Limit of pongs and refusals that an unknown peer has not read. A known peer has the limit of asyncio, 64 KiB.
 UNKNOWN_WRITE_BYTES = 4 * 1024
 
-_UVICORNS = (
+_UVICORNS = (  # the attributes of uvicorn's protocol
     "app",
     "app_state",
     "asgi_version",
@@ -176,7 +176,7 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         self._is_known = False
         self._is_head_large = False  # so the connection counts as large while it waits
         self._must_introduce = False  # True: the peer must authenticate in its first frame
-        self._is_throttled = False
+        self._is_throttled = False  # True: reading pauses after a burst of control frames
         self._control_frames = 0  # since `_control_since_s`
         self._control_since_s = 0.0
         self._burst = 0  # messages taken since the loop could serve other connections
@@ -241,7 +241,7 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
 
     def handle_connect(self, event: Request) -> None:
         super().handle_connect(event)
-        if not self.close_sent:
+        if not self.close_sent:  # else uvicorn has refused the handshake
             self._extensions = self.scope["extensions"]
             self._extensions[EXTENSION] = {"connection": self}
             if self._connection.is_from_proxy:
@@ -332,10 +332,10 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
             self._burst = 0
             await asyncio.sleep(0)  # with a full queue, this method would not let the loop serve other connections
         message = await self.queue.get()
-        if self.read_paused and not self.queue.messages:
+        if self.read_paused and not self.queue.messages:  # uvicorn pauses after each message
             self.read_paused = False
             if self._unread:
-                self._book.parsing.add(self._go_on)
+                self._book.parsing.add(self._go_on)  # in turn with other connections
             else:
                 self._go_on()
         return message

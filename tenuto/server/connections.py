@@ -92,10 +92,10 @@ class Connection:
     is_from_proxy: bool
     is_waiting: bool = False
     is_idle: bool = False
-    may_burst: bool = True
-    is_evicted: bool = False
+    may_burst: bool = True  # that of the last `wait`
+    is_evicted: bool = False  # True: the book has ended it
     since_s: float = field(default_factory=_loop_s)  # when the peer's `CHANCE_S` begins
-    deadline_s: float = 0.0
+    deadline_s: float = 0.0  # when its owner's `expire` is called, if it still waits
     verification: asyncio.Timeout | None = None  # time limit of the verifier that runs for an unknown peer
 
     def wait(self, timeout_s: float, *, may_burst: bool) -> None:
@@ -204,10 +204,10 @@ class Connections:
         self.closed = 0  # connections closed while they waited, since memory was given back
         self._timer: asyncio.TimerHandle | None = None
         self._ended = 0  # connections ended since the last log line
-        self._reason = ""
-        self._notice_due_s = 0.0
-        self._is_after_wave = False
-        self._trim_due_s = 0.0
+        self._reason = ""  # why the last of them ended
+        self._notice_due_s = 0.0  # earliest time of the next log line
+        self._is_after_wave = False  # True: memory was last given back after `TRIM_AFTER` ends or more
+        self._trim_due_s = 0.0  # earliest time to give memory back again
         _malloc_trim()  # loaded now, because objects made during a wave would keep memory of that wave
 
     def opened(self, peer: str, owner: ConnectionOwner) -> Connection | None:
@@ -260,9 +260,9 @@ class Connections:
         older than `CHANCE_S`. Without such an address, the oldest connection of all is ended if `is_forced`. With a
         thousand addresses the search takes 50 µs, less than accepting a connection.
         """
-        chance_s = _loop_s() - CHANCE_S
+        before_s = _loop_s() - CHANCE_S
         oldest = [(next(iter(group)), len(group)) for group in self.by_address.values()]
-        had_chance = [(count, one) for one, count in oldest if one.since_s <= chance_s]
+        had_chance = [(count, one) for one, count in oldest if one.since_s <= before_s]
         if had_chance:
             victim = max(had_chance, key=lambda found: found[0])[1]
         elif not is_forced:
@@ -272,11 +272,11 @@ class Connections:
         self.evict(victim, reason)
         return True
 
-    def _end_burst(self, chance_s: float) -> None:
-        """End the connections beyond the limits that are older than `CHANCE_S`, the oldest first."""
+    def _end_burst(self, before_s: float) -> None:
+        """End the connections beyond the limits whose chance began at `before_s` or earlier, the oldest first."""
         for address, group in list(self.by_address.items()):
             for one in list(group)[: max(0, len(group) - self.max_waiting_of_address)]:
-                if one.since_s <= chance_s:
+                if one.since_s <= before_s:
                     self.evict(one, f"{address} kept more than {self.max_waiting_of_address} connections waiting")
         reason = f"more than {self.max_waiting} connections were waiting"
         while self.waiting > self.max_waiting and self._evict_oldest(reason, is_forced=False):
@@ -322,7 +322,7 @@ class TrustedProxies:
         proxy = scope["client"][0] if scope["client"] else ""
         client = self.client_of(proxy, scope["headers"])
         if client != proxy:
-            scope["client"] = (client, 0)
+            scope["client"] = (client, 0)  # its port is unknown, or of no use
         scope["scheme"] = self.scheme_of(scope["headers"], scope["scheme"])
         return client
 

@@ -79,7 +79,7 @@ def check_guarded(host: str, app: Any) -> None:
 def hubs_in(app: Any) -> list[HubCore]:
     """Return the hubs that `app` is, wraps or has mounted, as far as `app` and `routes` of these objects show them."""
     seen: dict[int, Any] = {}
-    level = [app]
+    level = [app]  # the objects at one depth within `app`
     for _ in range(MAX_NESTED):
         level = list({id(one): one for one in level if one is not None and id(one) not in seen}.values())
         seen |= {id(one): one for one in level}
@@ -263,9 +263,9 @@ class _LastResort:
 
     def __init__(self, bound_s: float, last: Callable[[int, FrameType | None], None]) -> None:
         self._bound_s = bound_s
-        self._last = last
-        self._is_hit = False
-        self._is_passing_on = False
+        self._last = last  # the server's own handler, for a signal that comes back here
+        self._is_hit = False  # True: a first signal has come
+        self._is_passing_on = False  # True: an earlier handler runs, called by `_hit`
 
     def install(self) -> None:
         """Install signal handlers that act first, and then call the present handlers."""
@@ -275,6 +275,7 @@ class _LastResort:
                 signal.signal(number, partial(self._hit, before))
 
     def _hit(self, before: Callable[[int, FrameType | None], Any], number: int, frame: FrameType | None) -> None:
+        """Start the timer at the first signal, then call `before`, the handler that this one has replaced."""
         if self._is_passing_on:  # by the handler of a hub that restarted, which was installed after this one
             self._last(number, frame)
             return

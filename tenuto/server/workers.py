@@ -84,10 +84,10 @@ def run_workers(count: int, listening: socket.socket, drain_s: float) -> int:
 
 @dataclass(eq=False)
 class _Worker:
-    """A worker that runs, and what the parent has heard of it."""
+    """A worker that runs, and its signs of life."""
 
     process: subprocess.Popen[bytes]
-    link: socket.socket
+    link: socket.socket  # the parent's end of the socket pair
     started_s: float
     is_serving: bool = False
     silent_s: float = 0.0  # since its last byte; time in which the parent itself was suspended does not count
@@ -124,7 +124,7 @@ class Supervisor:
                 now_s = self.now_s()
                 if self._is_end_due:
                     self._is_end_due, self._missing = False, 0
-                    if not self._is_ending:
+                    if not self._is_ending:  # a second signal does not extend the time
                         self._is_ending, self._kill_s = True, now_s + self._end_s
                     for worker in self._workers:
                         worker.process.send_signal(signal.SIGTERM)
@@ -216,6 +216,7 @@ class Supervisor:
         print(f"{reason}{next_step}", file=sys.stderr, flush=True)
 
     def _start(self) -> None:
+        """Start a worker, whose standard input is the other end of its link."""
         self._missing -= 1
         try:
             link, theirs = socket.socketpair()

@@ -100,7 +100,7 @@ async def known_identity(hub: HubCore, scope: Scope) -> Identity | None:
         return OPERATOR
     verify = hub.authenticate
     if verify is None:
-        claimed = claimed_identity(scope)
+        claimed = claimed_identity(scope)  # taken as it is: `check_peer` has admitted only this machine
         check_id(claimed.client_id, "a client id")
         mark_known(scope)
         return claimed
@@ -112,7 +112,7 @@ async def known_identity(hub: HubCore, scope: Scope) -> Identity | None:
         if identity is not None:
             check_identity(hub, identity)
     if identity is not None and isinstance(verify, VisitorVerifier) and visit_in(scope).is_new:
-        hub.rates.new_visitor(peer_of(scope))  # and the peer stays unknown: whoever sends no proof gets an id each time
+        hub.rates.new_visitor(peer_of(scope))  # the peer stays unknown: each request without a proof gets a new id
     elif identity is not None:
         hub.rates.request(identity, peer_of(scope))
         mark_known(scope)  # only now, because a refused request must not lift the bounds on its connection
@@ -133,28 +133,29 @@ async def identity_by_token(hub: HubCore, scope: Scope, token: str) -> Identity:
 
 
 async def _identity_by_token(hub: HubCore, scope: Scope, token: str) -> Identity:
+    """Return the identity that `token` proves, before `check_identity`."""
     verify = hub.authenticate
-    assert verify is not None
+    assert verify is not None  # else `Credentials.renew` ignores the token
     if not token.isascii() or not token.isprintable():
         raise Unauthenticated(f"token must be printable ASCII text, got other text of {len(token)} characters")
     if isinstance(verify, VisitorVerifier):
         visitor = verify.identity_by_token(token)
         if visitor is not None:
             return visitor
-        verify = verify.verify
+        verify = verify.verify  # the verifier of persons, if the app has one
         if verify is None:
             raise Unauthenticated("token is of no visitor of this hub; get one with POST /v1/visitor")
     by_token: Callable[[str], Awaitable[Identity | None]] | None = getattr(verify, "verify_token", None)
     if by_token is not None:
         identity = await _verified(scope, partial(by_token, token))
     else:
-        others = [(name, value) for name, value in scope["headers"] if name.lower() not in _CREDENTIAL_HEADERS]
-        headers = [*others, (b"authorization", b"Bearer " + token.encode())]
+        kept = [(name, value) for name, value in scope["headers"] if name.lower() not in _CREDENTIAL_HEADERS]
+        headers = [*kept, (b"authorization", b"Bearer " + token.encode())]
         identity = await _verified(scope, partial(verify, {**scope, "headers": headers}))
     if identity is None:
         raise Unauthenticated("the hub's verifier does not accept this token; send another one")
     if isinstance(hub.authenticate, VisitorVerifier):
-        check_person(identity)
+        check_person(identity)  # a person must not have a visitor's id
     return identity
 
 
@@ -181,7 +182,7 @@ async def _verified(scope: Scope, verify: Callable[[], Awaitable[Identity | None
             if connection is not None:
                 connection.verifier_began(limit)  # it ends `limit` if the peer is gone
             try:
-                return await _called(verify)
+                return await _identity_from(verify)
             finally:
                 if connection is not None:
                     connection.verifier_ended()
@@ -194,7 +195,8 @@ async def _verified(scope: Scope, verify: Callable[[], Awaitable[Identity | None
         raise unexpected() from None
 
 
-async def _called(verify: Callable[[], object]) -> Identity | None:
+async def _identity_from(verify: Callable[[], object]) -> Identity | None:
+    """Return the identity that `verify` returns. Raises TypeError if it is not as `Authenticate` demands."""
     result = verify()
     if not isinstance(result, Awaitable):
         name = type(result).__name__
@@ -217,13 +219,13 @@ def check_operation(identity: Identity, operation: Operation, channel: str) -> N
 
 def check_content(request: Request, identity: Identity, channel: str) -> None:
     """Raise Forbidden if the content of a request needs `append` or `publish` besides, and `identity` lacks it."""
-    if isinstance(request, SendCommand) and request.options:
+    if isinstance(request, SendCommand) and request.options:  # they are stored as messages
         identity.check("publish", channel)
     if not isinstance(request, CreateMessage | UpdateMessage):
         return
-    is_writers = isinstance(request, CreateMessage) and (request.role != "user" or request.status == "streaming")
+    is_by_writer = isinstance(request, CreateMessage) and (request.role != "user" or request.status == "streaming")
     # the parts are not validated yet, so any type may appear
-    if is_writers or any(part.get("type") in _WRITER_PARTS for part in request.parts or ()):
+    if is_by_writer or any(part.get("type") in _WRITER_PARTS for part in request.parts or ()):
         identity.check("append", channel)
 
 
@@ -231,11 +233,11 @@ def key_of(hub: HubCore, identity: Identity, channel: str, request: Request, id:
     """Return the key under which `request` is decided, with a new id for None. Raises Forbidden, InvalidName."""
     check_content(request, identity, channel)
     key = hub.clock.id_or_new(id)
-    return command_key(key) if isinstance(request, SendCommand | ReplyCommand) else key
+    return command_key(key) if isinstance(request, SendCommand | ReplyCommand) else key  # a command's id with a mark
 
 
 def member_of(identity: Identity, member: str | None) -> str:
-    """Return the id of a member of this client, by default the client id. Raises Forbidden, InvalidName."""
+    """Return the member id `member`, by default the client id, else `anonymous`. Raises Forbidden, InvalidName."""
     return check_member(member or identity.client_id or "anonymous", identity.client_id)
 
 
@@ -254,7 +256,7 @@ async def check_serving(hub: HubCore) -> None:
     await start_hub(hub)
     if hub.is_draining:
         raise Draining("this server is shutting down; connect to another server, or to this one after its restart")
-    hub.viewing.check()
+    hub.viewing.check()  # raises if the hub is cut off from its store
 
 
 async def admit_stream(
@@ -272,12 +274,12 @@ async def admit_stream(
         identity = await identify(hub, scope)
         check_channel(channel)
     else:
-        last = parse_cursor(header(scope, b"last-event-id"))
+        last = parse_cursor(header(scope, b"last-event-id"))  # its seal lets a stream reconnect with an old ticket
         check_channel(channel)
         with logged_refusals(scope):
             ticket = hub.tickets.read(text, channel, last)
         identity = ticket.identity()
-        if hub.authenticate is not None:
+        if hub.authenticate is not None:  # else no traffic is limited
             hub.rates.request(identity, peer_of(scope))
         mark_known(scope)
     check_operation(identity, operation, channel)
@@ -328,8 +330,8 @@ _READS = ("history", "read", "update", "channels")
 
 def expected_bytes(hub: HubCore, operation: Operation, scope: Scope) -> int:
     """Return the bytes that an HTTP request counts for while it is carried out."""
-    is_large = operation.name in _READS or header(scope, b"transfer-encoding") is not None
-    return max(declared_bytes(scope, hub.limits.request_bytes), EXPECTED_BYTES if is_large else 0)
+    may_be_large = operation.name in _READS or header(scope, b"transfer-encoding") is not None  # no declared length
+    return max(declared_bytes(scope, hub.limits.request_bytes), EXPECTED_BYTES if may_be_large else 0)
 
 
 def declared_bytes(scope: Scope, limit_bytes: int) -> int:
@@ -337,12 +339,12 @@ def declared_bytes(scope: Scope, limit_bytes: int) -> int:
     length = header(scope, b"content-length")
     if length is None or not (length.isascii() and length.isdigit()):
         return 0
-    return min(int(length[:18]), limit_bytes)
+    return min(int(length[:18]), limit_bytes)  # 18 digits exceed any limit; `int` refuses thousands
 
 
 def event_bytes(hub: HubCore, channel: str, result: Result, size: int) -> int:
     """Return the bytes of a stored request's event for all viewers of its channel; `size` is that of one event."""
-    if size <= FREE_BYTES or not result.created:
+    if size <= FREE_BYTES or not result.created:  # included in each request; a repeat makes no event
         return 0
     return (size - FREE_BYTES) * hub.channel(channel).watchers
 
@@ -368,19 +370,19 @@ class Credentials:
 
     _hub: HubCore
     _scope: Scope
-    known: InitVar[Identity | None]
+    known: InitVar[Identity | None]  # None: not known, or an `auth` frame will bring it
     _: KW_ONLY
     ticket: Ticket | None = None
-    # of a socket, by a cookie, or a visitor, before the first frame, which may still be an `auth` of another client
+    # True: a browser chose the credentials of a socket, or had none; the first frame may be another client's `auth`
     is_ambient: bool = False
     refusal: TooMany | None = None  # why a cookie does not count, unless an `auth` frame comes
     peer: str = field(init=False)  # the address of the connection
     identity: Identity = field(init=False)
     # whether requests and bytes of the client are counted (`hub.rates`); kept, as each frame of a socket needs it
     is_counted: bool = field(init=False)
-    _slot: ConnectionSlot | None = None
-    _on_expiry: Callable[[], None] | None = None
-    _timer: asyncio.TimerHandle | None = None
+    _slot: ConnectionSlot | None = None  # of a stream, poll or socket; None: not taken, or given back
+    _on_expiry: Callable[[], None] | None = None  # that of `watch`
+    _timer: asyncio.TimerHandle | None = None  # of the next check of the expiry
 
     def __post_init__(self, known: Identity | None) -> None:
         self.peer = peer_of(self._scope)
@@ -405,11 +407,11 @@ class Credentials:
         return max(0.0, (self.identity.expires_at_ms - self._hub.clock.now_ms()) / 1000)
 
     async def renew(self, token: str) -> Identity:
-        """Verify a token. The first one sets the identity; later ones must be of the same client.
+        """Verify a token. The first one sets the identity or replaces an ambient one; later ones must be of its client.
 
         Without a verifier a token is ignored, as in the header of a request.
         Raises Unauthenticated, Expired, Forbidden, Busy, and TooMany if the client has no connection slot left. After
-        an error the credentials are as before.
+        an error the identity is as before.
         """
         if self._hub.authenticate is None:
             return self.identity
@@ -447,7 +449,7 @@ class Credentials:
         """Return the caller of a request for `channel`, with the limit of new channels applied."""
         caller, rates = self.identity.caller(channel), self._hub.rates
         if self._hub.questions is not None:
-            caller = replace(caller, peer=self.peer)
+            caller = replace(caller, peer=self.peer)  # a visitor's questions count for its address, too
         return caller if rates.may_begin(self.identity, self.peer) else replace(caller, may_begin=False)
 
     # Rates
@@ -487,7 +489,7 @@ class Credentials:
     def leave(self) -> None:
         """Give back the connection slot and stop the timer. A second call has no effect."""
         self._on_expiry = None
-        self._set_timer()
+        self._set_timer()  # only stops it now
         self._leave_slot()
 
     def _leave_slot(self) -> None:
@@ -513,6 +515,7 @@ class Credentials:
         self._set_timer()
 
     def _set_timer(self) -> None:
+        """Set the timer of the next check, in place of an earlier one; none without `watch` or without an expiry."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

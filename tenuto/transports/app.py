@@ -95,13 +95,14 @@ class App:
         return [*self._cors(scope), *cookie_headers(self.hub.authenticate, scope)]
 
     def _cors(self, scope: Scope) -> Headers:
+        """Return the headers of CORS for a response that Starlette's middleware does not see."""
         origin, cors = header(scope, b"origin"), self._plain
         if origin is None or not isinstance(cors, CORSMiddleware):
-            return []
+            return []  # not from a page, or the hub allows no other origin
         if not cors.is_allowed_origin(origin):
-            return [(b"vary", b"Origin")]
+            return [(b"vary", b"Origin")]  # so that no cache gives this response to an allowed page
         headers = MutableHeaders(cors.simple_headers)
-        if not cors.allow_all_origins:
+        if not cors.allow_all_origins:  # else `simple_headers` has `*`
             cors.allow_explicit_origin(headers, origin)
         return headers.raw
 
@@ -114,7 +115,7 @@ class App:
     async def _until_all_disconnected(self) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(SHUTDOWN_S):
-                await self.heartbeats.until_empty()
+                await self.heartbeats.until_empty()  # each stream and socket is one of their targets
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = path_below(scope)
@@ -127,11 +128,11 @@ class App:
                 await self._respond({**scope, "path": path, "root_path": ""}, receive, send)
                 return
             assert stream.lastgroup is not None
-            _, *names = [group for group in stream.groups() if group is not None]
+            _, *names = [group for group in stream.groups() if group is not None]  # the path, and the names in it
             try:
                 await _ENDPOINTS[stream.lastgroup](self, scope, receive, send, *names)
             except TenutoError as error:
-                if stream.lastgroup == "poll":
+                if stream.lastgroup == "poll":  # no EventSource sends it
                     raise
                 await send_refusal(self, scope, send, error)
         except TenutoError as error:
@@ -140,7 +141,7 @@ class App:
             return
         except Exception as error:
             if isinstance(error, OSError) and not isinstance(error, TimeoutError):
-                return  # ASGI 2.4 servers raise OSError when the peer has disconnected
+                return  # ASGI 2.4 servers raise OSError when the peer has left; a TimeoutError, also one, is a failure
             if is_started(scope):
                 raise  # the server ends the stream and logs the error
             logger.exception("an HTTP request failed")
@@ -151,7 +152,7 @@ class App:
         async with self.hub.viewing.responding() as begin:
 
             async def send_begun(message: MutableMapping[str, Any]) -> None:
-                begin()
+                begin()  # ends the limit of time for the response to begin
                 if message["type"] == "http.response.start":
                     headers = [*message.get("headers", ()), *cookie_headers(self.hub.authenticate, scope)]
                     known = {name for name, _ in headers}
@@ -214,6 +215,7 @@ def path_below(scope: Scope) -> str:
 
 
 def _plain_app(hub: HubCore) -> ASGIApp:
+    """Return the ASGI app for plain requests, within CORS if the hub allows other origins."""
     app: ASGIApp = Router([*routes(hub), Mount("/web", serve_web)], redirect_slashes=False, default=_not_found)
     origins = hub.allowed_origins
     if origins:
@@ -222,7 +224,7 @@ def _plain_app(hub: HubCore) -> ASGIApp:
             allow_origins=origins,
             allow_methods=_METHODS,
             allow_headers=_REQUEST_HEADERS,
-            allow_credentials="*" not in origins,
+            allow_credentials="*" not in origins,  # with `*` any page could use a user's cookies
             expose_headers=("Retry-After",),
         )
     return app
@@ -262,14 +264,14 @@ async def serve_web(scope: MutableMapping[str, Any], receive: Receive, send: Sen
         body, zipped, digest = _module(path, path.stat().st_mtime_ns)
     except OSError:
         raise no_such_path(scope["path"]) from None
-    asked = RequestHeaders(scope=scope)
+    request_headers = RequestHeaders(scope=scope)
     headers = {"cache-control": "no-cache", "etag": f'"{digest}"', "vary": "Accept-Encoding"}
-    if _GZIP.search(asked.get("accept-encoding", "")):
+    if _GZIP.search(request_headers.get("accept-encoding", "")):
         body = zipped
         headers |= {"content-encoding": "gzip", "etag": f'"{digest}-gzip"'}
     response = Response(body, headers=headers, media_type="application/json" if name[2] else "text/javascript")
-    known = asked.get("if-none-match", "")
-    if headers["etag"] in known or known.strip() == "*":
+    etags = request_headers.get("if-none-match", "")  # of the browser's copies
+    if headers["etag"] in etags or etags.strip() == "*":
         response = NotModifiedResponse(response.headers)
     await response(scope, receive, send)
 
@@ -307,7 +309,7 @@ def mount(app: Any, path: str, hub: Any) -> None:
             path,
             shown(routes[hiding]),
         )
-        routes.insert(hiding, routes.pop())
+        routes.insert(hiding, routes.pop())  # the last one is the hub's
 
 
 def respond_to_refusals(app: Any) -> None:
@@ -317,7 +319,7 @@ def respond_to_refusals(app: Any) -> None:
     """
 
     async def respond(request: Request, error: TenutoError) -> Response:
-        if error.status == 500 or request.scope["type"] != "http":
+        if error.status == 500 or request.scope["type"] != "http":  # a mistake or bug; a socket of the app
             raise error
         response = problem_response(error)
         response.raw_headers += visit_in(request.scope).headers

@@ -79,7 +79,7 @@ _ref = msgspec.json.Decoder(_Ref)
 
 
 def ref_in(data: bytes) -> Json:
-    """Return the `ref` of an invalid frame, if it has one that can be sent back."""
+    """Return the `ref` of an invalid frame; None if it has none that can be sent back."""
     try:
         ref = _ref.decode(data).ref
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -106,7 +106,7 @@ def _lenient_ref(data: bytes) -> Json:
 logger = logging.getLogger("tenuto.transports")
 
 REPEAT_S = 3600.0  # least time between two lines with the same reason
-PERIOD_S = 60.0
+PERIOD_S = 60.0  # period in which `LINES` are counted
 LINES = 10  # limit of lines in a period
 MAX_TEXT = 1000  # limit of characters of an exception's text in its reason
 NO_ADDRESS = "a peer without an address"  # in a log line
@@ -118,10 +118,10 @@ class Refusals:
 
     def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
         self._now_s = now_s
-        self._logged_at_s: OrderedDict[str, float] = OrderedDict()
-        self._period_at_s = 0.0
-        self._lines = 0
-        self._left_out = 0
+        self._logged_at_s: OrderedDict[str, float] = OrderedDict()  # when a reason was logged, the oldest first
+        self._period_at_s = 0.0  # when the period began
+        self._lines = 0  # lines in this period
+        self._left_out = 0  # lines left out since the last logged one
 
     def log(self, peer: str, error: TenutoError) -> None:
         """Log that `peer` was refused with `error`, unless this reason was logged recently or too many lines were."""
@@ -156,7 +156,7 @@ class Refusals:
         now_s = self._now_s()
         if now_s - self._period_at_s >= PERIOD_S:
             self._period_at_s, self._lines = now_s, 0
-        never_s = now_s - REPEAT_S
+        never_s = now_s - REPEAT_S  # for a reason without a line: long enough ago
         is_recent = any(now_s - self._logged_at_s.get(one, never_s) < least_s for one, least_s in reasons.items())
         if is_recent or self._lines >= LINES:
             self._left_out += 1

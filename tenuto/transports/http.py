@@ -126,7 +126,7 @@ class Call:
         self.channel = check_channel(request.path_params["channel"]) if "channel" in request.path_params else ""
         message_id = request.path_params.get("id")  # id of a message, command or member
         self.id = check_id(message_id) if message_id is not None else ""
-        if self.channel or operation.is_for_all:
+        if self.channel or operation.is_for_all:  # else the handler checks: no channel is in the path
             check_operation(self.identity, operation, self.channel)
 
     async def body(self) -> Any:
@@ -143,7 +143,7 @@ class Call:
         key = key_of(self.hub, self.identity, self.channel, request, self.id or getattr(request, "id", None))
         result = await self.hub.ask(self.channel, key, request, self.credentials.caller(self.channel))
         self.credentials.count_new_channel(result)
-        status = 200 if self.operation.status == 201 and not result.created else self.operation.status
+        status = 200 if self.operation.status == 201 and not result.created else self.operation.status  # 200: a repeat
         self.result = result
         return json_response(result_fields(request, result), status=status)
 
@@ -243,7 +243,7 @@ def _absolute(path: str) -> Path:
     return Path(path)
 
 
-async def _long(work: Callable[[HubCore, Any], AsyncGenerator[object]], call: Call) -> Response:
+async def _respond_in_lines(work: Callable[[HubCore, Any], AsyncGenerator[object]], call: Call) -> Response:
     """Return the values of `work` as lines of JSON, with signs of life. Raises an error before the first line."""
     lines = with_signs(work(call.hub, await call.body()))
     first = await anext(lines)  # raises the errors that a response can still show
@@ -271,13 +271,13 @@ class LinesResponse(StreamingResponse):
             async with asyncio.timeout(SEND_TIMEOUT_S):
                 await send(message)
 
-        self.body_iterator = self._lines(scope)
+        self.body_iterator = self._lines(scope)  # in place of `rest`: HEAD has no lines
         try:
-            async with aclosing(self._rest), self._viewing.responding():
+            async with aclosing(self._rest), self._viewing.responding():  # to the end: `begin` is not called
                 await super().__call__(scope, receive, send_in_time)
         except (Draining, TimeoutError):  # the second is that of `send_in_time`
             break_off(receive)
-            abort_if_unread(receive, lambda: True)
+            abort_if_unread(receive, lambda: True)  # soon, as while the hub drains
 
     async def _lines(self, scope: Scope) -> AsyncGenerator[bytes]:
         if scope["method"] == "HEAD":
@@ -295,7 +295,7 @@ class LinesResponse(StreamingResponse):
 
 async def with_signs(values: AsyncGenerator[object]) -> AsyncGenerator[bytes]:
     """Yield `values` as lines of JSON, and an empty object when none has come for five seconds."""
-    step = asyncio.ensure_future(anext(values, None))
+    step = asyncio.ensure_future(anext(values, None))  # of the next value; None at the end
     try:
         while True:
             done, _ = await asyncio.wait({step}, timeout=SIGN_S)
@@ -308,7 +308,7 @@ async def with_signs(values: AsyncGenerator[object]) -> AsyncGenerator[bytes]:
             yield _line(value)
             step = asyncio.ensure_future(anext(values, None))
     finally:
-        with CancelScope(shield=True):  # Starlette cancels the response of a client that left again and again
+        with CancelScope(shield=True):  # Starlette cancels again and again when a client has left
             step.cancel()
             await asyncio.gather(step, return_exceptions=True)
             await values.aclose()
@@ -350,7 +350,7 @@ async def enter(call: Call) -> Response:
     """Make a member present without a socket, for the length of its lease."""
     member_id = member_of(call.identity, call.id)
     request: EnterChannel = await call.body()
-    await call.hub.runtime.presence.read(call.channel)
+    await call.hub.runtime.presence.read(call.channel)  # members at other nodes count for the limits, too
     # A socket closes when its identity expires. A lease has no socket, so it must not outlast the identity.
     lease_s = min(request.lease_s, call.credentials.left_s())
     call.hub.runtime.presence.lease(call.channel, member_id, request.data, lease_s)
@@ -486,7 +486,7 @@ async def ready(hub: HubCore, request: Request) -> Response:
 
 async def metrics(hub: HubCore, request: Request) -> Response:
     """Return the counters in the text format of Prometheus. Raises Forbidden."""
-    if hub.authenticate is not None:
+    if hub.authenticate is not None:  # without one `check_peer` has admitted only this machine
         check_operation(await identify(hub, dict(request.scope)), BY_NAME["metrics"], "")
     lines = [f"tenuto_{name} {value}\n" for name, value in sorted(hub.stats().items())]
     return Response("".join(lines), media_type="text/plain; version=0.0.4; charset=utf-8", headers=NO_STORE)
@@ -511,8 +511,8 @@ async def visitor(hub: HubCore, request: Request) -> Response:
     Credentials(hub, scope, identity).charge(EXPECTED_BYTES // 4)  # it reads the beginnings of many chats
     about: dict[str, Any] = {"id": identity.client_id, "channel": None, "chats": []}
     channel = f"{STEM}{identity.client_id}"
-    # a page that may keep no cookie says so; a visitor that has one gets no token, which a script could carry away
     is_foreign = any(not is_own_origin(hub, scope, origin) for origin in headers_of(scope, b"origin"))
+    # a page that may keep no cookie says so; a visitor that has one gets no token, which a script could carry away
     needs_token = is_foreign or (visit_in(scope).is_new and "token" in request.query_params)
     if identity.client_id is not None:
         if identity.has("publish", channel) and identity.has("subscribe", channel):
@@ -541,10 +541,10 @@ _HANDLERS: dict[str, Handler] = {
     "read_channel": read_channel,
     "export": export,
     "delete_channel": delete_channel,
-    "forget": partial(_long, _forgotten),
-    "verify": partial(_long, _damage),
-    "backup": partial(_long, _backed_up),
-    "import": partial(_long, _imported),
+    "forget": partial(_respond_in_lines, _forgotten),
+    "verify": partial(_respond_in_lines, _damage),
+    "backup": partial(_respond_in_lines, _backed_up),
+    "import": partial(_respond_in_lines, _imported),
     "inspect": inspect,
     "ticket": create_ticket,
 }
@@ -595,6 +595,8 @@ def routes(hub: HubCore) -> list[Route]:
 
 
 def _endpoint(hub: HubCore, operations: dict[str, Operation]) -> Endpoint:
+    """Return the endpoint of one path, whose `operations` are by method."""
+
     async def respond(request: Request) -> Response:
         operation = operations["GET" if request.method == "HEAD" else request.method]
         if operation.kind == "open":
@@ -616,19 +618,19 @@ async def _charged(call: Call, scope: HubScope) -> Response:
     charge(expected)
     # The server reads and discards the rest of a refused body.
     sent_bytes = declared_bytes(scope, hub.limits.request_bytes)
-    response_bytes = of_events = 0
+    response_bytes = events_bytes = 0
     try:
         response = await _HANDLERS[call.operation.name](call)
-        response_bytes = len(response.body)
+        response_bytes = len(response.body)  # no `LinesResponse`: those need `admin`, which is not counted
         if call.result is not None:
-            of_events = event_bytes(hub, call.channel, call.result, max(call.opened.size, response_bytes))
+            events_bytes = event_bytes(hub, call.channel, call.result, max(call.opened.size, response_bytes))
         return response
     except ClientDisconnect:
         sent_bytes = call.opened.size
         raise
     finally:
         charge(-expected)
-        charge(max(sent_bytes, call.opened.size) + response_bytes + of_events)
+        charge(max(sent_bytes, call.opened.size) + response_bytes + events_bytes)
 
 
 def no_such_path(path: str) -> NotFound:

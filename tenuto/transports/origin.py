@@ -112,8 +112,8 @@ def is_by_cookie(hub: HubCore, scope: Scope) -> bool:
 def check_origin(hub: HubCore, scope: Scope) -> None:
     """Raise Forbidden, and log it, if a foreign page sends a request that a browser sends without permission.
 
-    These are WebSockets, which CORS does not guard, and changes carried by cookies. A change carried by cookies must
-    come from a known page. One without an `Origin` is refused too, because browsers name the origin of every change.
+    These are WebSockets, which CORS does not guard, and changes by a cookie or a visitor. A request by a cookie without
+    `Origin` is refused, too, unless `Sec-Fetch-Site` is `same-origin`: browsers name the origin of every change.
     """
     by_cookie = is_by_cookie(hub, scope)
     is_checked = by_cookie or _becomes_visitor(hub, scope)
@@ -193,15 +193,15 @@ def is_own_origin(hub: HubCore, scope: Scope, origin: str) -> bool:
 def _is_same_host(scope: Scope, origin: str) -> bool:
     hosts = headers_of(scope, b"host")
     host, page = parse_host(hosts[0]) if len(hosts) == 1 else None, parse_origin(origin)
-    if host is None or page is None or (page.scheme == "http" and _is_encrypted(scope)):
+    if host is None or page is None or (page.scheme == "http" and _is_encrypted(scope)):  # see `is_own_origin`
         return False
     return page.is_at(host)
 
 
 def _is_encrypted(scope: Scope) -> bool:
-    """Return whether the page was reached over https.
+    """Return whether the request came to this server or its proxy over https.
 
-    A proxy's header can make a page foreign, but never this server's.
+    A forged header of a proxy can make a page foreign, but never this server's.
     """
     forwarded = ",".join(headers_of(scope, b"x-forwarded-proto")).lower()
     return scope.get("scheme") in ("https", "wss") or "https" in forwarded or "wss" in forwarded
@@ -230,10 +230,10 @@ def _check_own_machine(hub: HubCore, scope: Scope) -> None:
                 f"the page's origin {shown(origin)} is another host or port and is not in allowed_origins",
                 _origin_remedy(origin),
             )
-    others = [site for site in headers_of(scope, b"sec-fetch-site") if site not in _OWN_SITE]
-    if others and not foreign:
+    other_sites = [site for site in headers_of(scope, b"sec-fetch-site") if site not in _OWN_SITE]
+    if other_sites and not foreign:  # a page of an allowed origin is of another site, too
         raise _not_ours(
-            f"a page of another origin sent the request (Sec-Fetch-Site: {shown(others[0])})",
+            f"a page of another origin sent the request (Sec-Fetch-Site: {shown(other_sites[0])})",
             "Open the address itself, or list the page's origin in Hub(allowed_origins=[...]).",
         )
 
@@ -398,7 +398,7 @@ def _objection_to_peer(scope: Scope) -> str | None:
 
 def objection(owner: SocketOwner | None, uid: int) -> str | None:
     """Return why a socket of `owner` does not belong to the user `uid` or to root; None if it does."""
-    if owner is None or (owner.uid == _ROOT and not owner.inode):
+    if owner is None or (owner.uid == _ROOT and not owner.inode):  # a closed socket looks like root's
         return "the peer's socket is closed already, or not of this machine, so its user is unknown"
     if owner.uid in (_ROOT, uid):
         return None
@@ -416,7 +416,7 @@ def pair_of(scope: Scope) -> Pair | None:
         return None
     if remote.is_unspecified:  # the server gives the address that it listens on instead of the connection's
         remote = address
-    if address.version != remote.version:
+    if address.version != remote.version:  # not the ends of one connection
         return None
     return Pair(address, client[1], remote, server[1])
 

@@ -87,10 +87,7 @@ def end_refusal(receive: Receive) -> None:
 
 @lru_cache(maxsize=1)
 def framed(text: bytes) -> bytes:
-    """Return `text` as one unmasked WebSocket frame.
-
-    The last one is kept, since the viewers of a channel take the same batch in a row.
-    """
+    """Return `text` as one unmasked WebSocket frame. The last one is kept: many viewers take the same text in a row."""
     return _opening(len(text)) + text
 
 
@@ -114,7 +111,7 @@ def socket_of(send: Send) -> Any:
     conn = getattr(protocol, "conn", None)
     of_conn = ("state", "extensions")
     is_known = all(hasattr(protocol, name) for name in expected) and all(hasattr(conn, name) for name in of_conn)
-    return protocol if is_known and not protocol.conn.extensions else None
+    return protocol if is_known and not protocol.conn.extensions else None  # an extension changes frames
 
 
 def can_frame(protocol: Any) -> bool:
@@ -140,7 +137,7 @@ def transport_of(receive: Any) -> Any:
 
 def unread_bytes(transport: Any) -> int:
     """Return how many bytes wait for the peer in `transport`; 0 for None. Those below asyncio's TLS count, too."""
-    protocol = getattr(transport, "_ssl_protocol", transport)
+    protocol = getattr(transport, "_ssl_protocol", transport)  # without TLS the transport, with no other below it
     if protocol is None:  # also of a transport with TLS that is closed
         return 0
     size: int = transport.get_write_buffer_size()
@@ -215,7 +212,7 @@ class Heartbeats:
         if self._slots and self._loop is not None:
             self._set_timer(self._loop)
         else:
-            self._timer = None
+            self._timer = None  # `add` sets the next one
 
     def _set_timer(self, loop: asyncio.AbstractEventLoop) -> None:
         self._due_s = max(self._due_s + 1.0, loop.time())
@@ -291,7 +288,7 @@ class Sender:
         self.is_over = True
         if not self.is_busy:
             self._abort()
-        elif patience_s < SEND_TIMEOUT_S:
+        elif patience_s < SEND_TIMEOUT_S:  # else `check_reader` ends it
             asyncio.get_running_loop().call_later(patience_s, self._abort)
 
     def check_reader(self) -> bool:
@@ -362,6 +359,7 @@ class Sender:
             self._abort()
 
     def _abort(self) -> None:
+        """Let `carry` return now, although a write may be blocked. A second call has no effect."""
         self.is_over = True
         if not self._is_aborted:
             self._is_aborted = True
@@ -386,7 +384,7 @@ class TaskSender(Sender):
 
     def __init__(self, send: Send, owner: SenderOwner) -> None:
         super().__init__(send, owner)
-        self._message: Message | None = None
+        self._message: Message | None = None  # the one to send next
         self._changed: asyncio.Future[None] | None = None  # while the task waits for a message
 
     def write(self, message: Message) -> None:
@@ -425,7 +423,7 @@ class DirectSender(Sender):
         sending: Any = self._send(message)  # a coroutine, as uvicorn's is
         try:
             blocked = sending.send(None)
-        except StopIteration:
+        except StopIteration:  # it has not blocked
             return
         except Exception as error:
             self._fail(error)

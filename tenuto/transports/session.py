@@ -139,17 +139,17 @@ class SocketWorker:
     def end(self, turn: AssignedTurn, state: Literal["done", "cancelled", "pending"], done: Respond) -> None:
         """End a turn, or hand it over."""
 
-        def ended(result: Result | TenutoError) -> None:
+        def stored(result: Result | TenutoError) -> None:
             if not isinstance(result, TenutoError):
                 done({"serial": result.serial})
             else:  # the response must not show which turns other workers have
                 done(result if result.retry else _not_its_turn())
 
-        self.session.hub.runtime.scheduler.end(self, turn, state, ended)
+        self.session.hub.runtime.scheduler.end(self, turn, state, stored)
         self._free(turn)
 
     def given_back(self, turn: AssignedTurn, done: Respond, result: Result | TenutoError | None) -> None:
-        """Let a turn wait for its next attempt, because its agent has lost this one, or `done` gets the refusal."""
+        """Let a turn that its agent has lost wait again, unless `result` (None on an exclusive store) is a refusal."""
         scheduler = self.session.hub.runtime.scheduler
         if isinstance(result, TenutoError):
             done(result if result.retry else _not_its_turn())
@@ -163,11 +163,12 @@ class SocketWorker:
         return AssignedTurn(check_channel(frame.channel), check_id(frame.message), frame.generation)
 
     def _free(self, turn: AssignedTurn) -> None:
-        known = next((one for one in self.turns if one[:3] == turn[:3]), None)
+        """Give the slot of a turn back, if the turn is one of this worker's."""
+        known = next((one for one in self.turns if one[:3] == turn[:3]), None)  # without `tries` and `unheard`
         if known is not None:
             self.turns.discard(known)
             self.session.hub.runtime.scheduler.freed(self)
-            if not self.has(turn.channel, None):
+            if not self.has(turn.channel, None):  # it works on no other turn there
                 self.session.hub.runtime.scheduler.set_state(turn.channel, self.name, {"state": "listening"})
 
 
@@ -193,7 +194,7 @@ class SocketWorkers:
         name, pattern = member_of(identity, frame.name), frame.pattern
         worker = self._workers.get((pattern, name))
         if worker is not None:
-            self._hub.runtime.scheduler.unregister(worker)
+            self._hub.runtime.scheduler.unregister(worker)  # registered again below, unless it ends
         # With no slots, the worker takes no more turns. It keeps those that it has, and those of its previous socket,
         # which it may have yet to renew here.
         if not frame.slots:
@@ -204,7 +205,7 @@ class SocketWorkers:
             raise InvalidRequest(invalid_pattern(pattern))
         check_operation(identity, BY_FRAME[WorkFrame], pattern)  # in all channels that it covers
         if worker is None:
-            if len(self._workers) >= MAX_PATTERNS:
+            if len(self._workers) >= MAX_PATTERNS:  # first forget those that have ended
                 self._workers = {key: one for key, one in self._workers.items() if one.is_listed or one.turns}
             if len(self._workers) >= MAX_PATTERNS:
                 raise TooMany(
@@ -218,13 +219,13 @@ class SocketWorkers:
 
     async def _register(self, worker: SocketWorker) -> None:
         """Register in a separate task, so that the response is sent before the first turn."""
-        if self._workers.get((worker.pattern, worker.name)) is worker and worker.is_listed:
+        if self._workers.get((worker.pattern, worker.name)) is worker and worker.is_listed:  # else it has ended
             self._hub.runtime.scheduler.register(worker)
 
     def find(self, frame: TurnRenewFrame | TurnTakeFrame | TurnDoneFrame) -> SocketWorker:
         """Return the worker that a frame about a turn is meant for. Raises InvalidRequest if no worker fits."""
         fitting = [one for one in self._workers.values() if matches(one.pattern, frame.channel)]
-        for worker in fitting:
+        for worker in fitting:  # to take a message in, a worker needs any turn in the channel
             if worker.has(frame.channel, None if isinstance(frame, TurnTakeFrame) else frame.message):
                 return worker
         if fitting:  # for a turn of the previous socket: the claim in the log names the worker
@@ -352,7 +353,7 @@ class Attachments:
             attachment.resume_limits, since, history = allowed_start(
                 self._hub, session.credentials.identity, channel, since, frame.history
             )
-            if self._by_channel.get(channel) is attachment:
+            if self._by_channel.get(channel) is attachment:  # else replaced or detached meanwhile
                 feed = await self._hub.attach(
                     channel,
                     since,
@@ -374,7 +375,7 @@ class Attachments:
             if session.credentials.is_counted:
                 feed.on_first = lambda batch: session.credentials.charge(batch.encoded_bytes)
             self.ready[attachment] = None  # the response, which goes before its events, wakes the sender
-        elif feed is not None:  # otherwise the client has attached again or detached meanwhile
+        elif feed is not None:  # the client has attached again or detached meanwhile
             feed.close()
         return {"you": session.credentials.describe(channel)}
 
@@ -443,6 +444,7 @@ class Attachments:
         return ()
 
     async def _catch_up(self, attachment: Attachment, feed: Feed) -> None:
+        """Let `feed` read the store, and take its events later; detach, or end the session, if that fails."""
         try:
             await feed.catch_up()
         except StoreUnusable as error:  # an attach would be refused; the other channels go on
@@ -493,7 +495,7 @@ class Session:
     # through this socket, and the agents. The lease monitor knows the messages that depend on it.
     _present: set[tuple[str, str]] | None = None
     _workers: SocketWorkers | None = None
-    # a short list, since an empty deque takes 760 B of an idle socket
+    # frames that go before events: responses, turns and pings; a short list, as an empty deque takes 760 B
     _replies: list[bytes] = field(default_factory=list)
     _reply_bytes: int = 0
     _pending: int = 0  # number of requests without a response
@@ -523,7 +525,7 @@ class Session:
             self.end(MISUSED, "invalid_request")
             return
         self.last_received_s, self._beats = now_s, 0
-        data = text.encode(errors="surrogatepass")
+        data = text.encode(errors="surrogatepass")  # `decode` refuses half a surrogate pair
         if len(data) > self.hub.limits.request_bytes:
             self.end(FRAME_TOO_LARGE, "too_large")
             return
@@ -555,7 +557,7 @@ class Session:
         turns last as long as they would have.
         """
         self._attachments.close()
-        if self.keeps_leases is None:
+        if self.keeps_leases is None:  # the first call decides
             self.keeps_leases = keeps_leases or self.hub.viewing.is_over
         present, self._present = self._present or (), None
         if self.hub.is_running:
@@ -625,12 +627,12 @@ class Session:
         self._pending += 1
         self._pending_bytes += weight
         if isinstance(frame, UpdateMessage):
-            self.credentials.charge(EXPECTED_BYTES)
+            self.credentials.charge(EXPECTED_BYTES)  # until `_request_done`: the response has a whole message
 
     def _request_done(
         self, ref: Ref, key: tuple[str, str], request: Request, weight: int, result: Result | TenutoError
     ) -> None:
-        """Send the response to a request that was pending with `weight` bytes, and charge what its event takes."""
+        """Respond to a request about `key` (channel and id), pending with `weight` bytes, and charge its event."""
         self._pending -= 1
         self._pending_bytes -= weight
         if isinstance(result, Result):
@@ -667,7 +669,7 @@ class Session:
         member, present = member_of(self.credentials.identity, frame.member), self._present or set()
         if frame.leave and (channel, member) in present:
             present.discard((channel, member))
-            self.hub.runtime.presence.leave(channel, member, self, is_final=True)
+            self.hub.runtime.presence.leave(channel, member, self, is_final=True)  # without the grace period
         elif not frame.leave:
             limit = self.hub.limits.socket_channels
             if (channel, member) not in present and len(present) >= limit:
@@ -699,6 +701,8 @@ class Session:
     # Requests that read the store
 
     def _renew_or_end_turn(self, frame: TurnRenewFrame | TurnDoneFrame) -> None:
+        """Renew or end a turn; `done` sends the response, perhaps before this method returns."""
+
         def done(result: dict[str, Json] | TenutoError) -> None:
             self._pending -= 1
             if isinstance(result, TenutoError):
@@ -725,7 +729,7 @@ class Session:
         limit = limits.default_history if frame.limit is None else frame.limit
         if limit > limits.history:
             raise InvalidRequest(f"limit must be a whole number from 1 to {limits.history}, got {limit}")
-        self.credentials.charge(EXPECTED_BYTES)
+        self.credentials.charge(EXPECTED_BYTES)  # until the page is read
         try:
             page = await self.hub.history(channel, before=frame.before, limit=limit)
         finally:
@@ -733,12 +737,13 @@ class Session:
         return {"messages": page.messages, "more": page.more, "cursor": page.cursor}
 
     def _begin(self, frame: Any, job: Callable[[], Coroutine[Any, Any, dict[str, Json]]], weight: int) -> None:
-        """Run a request that reads the store; it counts as pending until it has ended."""
+        """Run a request that reads the store; it counts as pending, with `weight` bytes, until it has ended."""
         self._pending += 1
         self._pending_bytes += weight
         self.start_task(self._counted(frame, job, weight))
 
     async def _counted(self, frame: Any, job: Callable[[], Coroutine[Any, Any, dict[str, Json]]], weight: int) -> None:
+        """Respond with the fields that `job` returns, or its error, and count the request as pending no longer."""
         try:
             self.respond({"type": "ok", "ref": frame.ref, **await job()})
         except Exception as error:
@@ -765,7 +770,7 @@ class Session:
             "tries": turn.tries,
         }
         if names_exceptions(self.hub.debug, self.hub.authenticate is None):
-            frame["debug"] = True
+            frame["debug"] = True  # the text of a failure may name the exception
         self.respond(frame)
 
     def refuse(self, ref: Json, error: TenutoError, **fields: Json) -> int:

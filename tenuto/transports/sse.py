@@ -70,9 +70,9 @@ class EventStream:
     send: InitVar[Send]
     credentials: Credentials
     _: KW_ONLY
-    is_own_client: bool
+    is_own_client: bool  # True: it gets no reconnect delay; Tenuto's own clients compute theirs
     ping_s: int | None  # the period of events named `ping`; None: comments at the usual period
-    sender_class: InitVar[type[Sender] | None] = None
+    sender_class: InitVar[type[Sender] | None] = None  # None: as the hub and the caller allow
     sender: Sender = field(init=False)
     feed: Feed | None = field(default=None, init=False)
     # resume limits of a viewer without the capability `history`; else None
@@ -86,7 +86,7 @@ class EventStream:
         if credentials.ticket is not None:
             self._seal = hub.tickets.seal(credentials.ticket)
         self.heartbeat = _COMMENT if self.ping_s is None else _PING
-        if sender_class is None:
+        if sender_class is None:  # the `send` of an operator needs a current task, for its timeout
             sender_class = DirectSender if hub.drive_by_hand and credentials.identity is not OPERATOR else TaskSender
         self.sender = sender_class(send, self)
 
@@ -154,10 +154,7 @@ class EventStream:
             self._fail()
 
     def freed(self) -> None:
-        """Ask the channel's tick to wake this stream next time, because the sender is free again.
-
-        Missed events come joined.
-        """
+        """Let the channel's tick wake this stream again, because the sender is free. Missed events come joined."""
         if self.feed is not None:
             self.feed.done()
 
@@ -177,7 +174,7 @@ class EventStream:
         """Send a batch of the feed."""
         if batch.cursor and (self._seal or self.resume_limits is not None):  # ephemeral batches have no cursor
             extra = self._seal if self.resume_limits is None else self._seal + self.resume_limits.mark(batch.cursor)
-            body = b"%b:%b\n\n" % (batch.sse.removesuffix(b"\n\n"), extra.encode())  # for this viewer, and not shared
+            body = b"%b:%b\n\n" % (batch.sse.removesuffix(b"\n\n"), extra.encode())  # the cursor is at its end
             self.sender.write({"type": "http.response.body", "body": body, "more_body": True})
         else:
             self.sender.write_batch(batch)
@@ -186,7 +183,7 @@ class EventStream:
         self._catching_up = asyncio.get_running_loop().create_task(self._read(read))
 
     async def _read(self, read: Callable[[], Awaitable[None]]) -> None:
-        """Wait for what must be read from the store, and go on; end the stream if it cannot be read."""
+        """Wait for `read`, a read of the store, and go on; end the stream if it fails."""
         try:
             await read()
         except TenutoError as error:
@@ -207,10 +204,7 @@ class EventStream:
         self._break_off(unexpected())
 
     def _break_off(self, why: TenutoError) -> None:
-        """Break the stream off.
-
-        An EventSource is first sent its reconnect delay; Tenuto's own clients compute theirs.
-        """
+        """Break the stream off. An EventSource first gets its reconnect delay; Tenuto's own clients compute theirs."""
         if self.sender.is_over:
             return
         has_farewell = not self.sender.is_busy and not self.is_own_client
@@ -238,8 +232,8 @@ async def _channel_stream(app: StreamApp, scope: Scope, send: Send, channel: str
     hub = app.hub
     query = Query(scope)
     credentials = await admit_stream(hub, scope, query, channel, BY_NAME["events"])
-    asked = query.whole("history", 0, hub.limits.history)
-    resume_limits, since, history = allowed_start(hub, credentials.identity, channel, since_of(scope, query), asked)
+    limit = query.whole("history", 0, hub.limits.history)
+    resume_limits, since, history = allowed_start(hub, credentials.identity, channel, since_of(scope, query), limit)
     flush_ms = query.whole("flush_ms", 0, 1000)
     ping_s = query.whole("ping_s", 2, HEARTBEAT_S)
     if scope["method"] == "HEAD":
@@ -249,7 +243,7 @@ async def _channel_stream(app: StreamApp, scope: Scope, send: Send, channel: str
     stream = EventStream(app, send, credentials, is_own_client=is_own_client(scope, query), ping_s=ping_s)
     stream.resume_limits = resume_limits
     try:
-        stream.feed = await hub.attach(
+        stream.feed = await hub.attach(  # `listen` replaces `wake`
             channel, since, history=history, flush_ms=flush_ms, wake=lambda: None, has_ephemeral=True
         )
     except BaseException:
@@ -319,18 +313,12 @@ def reconnect_delay(error: TenutoError) -> bytes:
 
 
 def is_own_client(scope: Scope, query: Query) -> bool:
-    """Return whether the request has the header of Tenuto's own clients.
-
-    Without it, the client may be an EventSource.
-    """
+    """Return whether one of Tenuto's own clients sent the request; any other client may be an EventSource."""
     return query.text("sdk") is not None or header(scope, b"tenuto-client") is not None
 
 
 def since_of(scope: Scope, query: Query) -> Cursor | None:
-    """Return the viewer's cursor.
-
-    EventSource reconnects to its old URL with a newer header, so the header takes precedence.
-    """
+    """Return the viewer's cursor: of the header, which is newer when an EventSource reconnects, else of the URL."""
     return parse_cursor(header(scope, b"last-event-id") or query.text("since"))
 
 
@@ -349,8 +337,8 @@ async def poll(app: StreamApp, scope: Scope, receive: Receive, send: Send, chann
     credentials = await admit_stream(hub, scope, None, channel, BY_NAME["poll"])
     credentials.take_slot()
     try:
-        asked = query.whole("history", 0, hub.limits.history)
-        resume_limits, since, history = allowed_start(hub, credentials.identity, channel, since_of(scope, query), asked)
+        limit = query.whole("history", 0, hub.limits.history)
+        resume_limits, since, history = allowed_start(hub, credentials.identity, channel, since_of(scope, query), limit)
         wait_s = query.whole("wait_s", 0, MAX_WAIT_S)
         woken = asyncio.Event()
         feed = await hub.attach(channel, since, history=history, flush_ms=0, wake=woken.set, has_ephemeral=True)
@@ -360,7 +348,7 @@ async def poll(app: StreamApp, scope: Scope, receive: Receive, send: Send, chann
             if not events and scope["method"] != "HEAD":
                 timeout_s = min(DEFAULT_WAIT_S if wait_s is None else wait_s, credentials.left_s())
                 awaited = await _await_events(this_poll, woken, receive, credentials, timeout_s)
-                if awaited is None:
+                if awaited is None:  # the peer has disconnected
                     return
                 events = awaited
             cursor = this_poll.cursor(has_events=bool(events))
@@ -389,17 +377,18 @@ class _Poll:
         self._since = since
         self._resume_limits = resume_limits
         self._presence_state = feed.channel.presence_state
+        # the epoch of positions in the presence state, which is not stored: the first poll of a channel makes one
         self._epoch = self._presence_state.epoch = self._presence_state.epoch or hub.clock.new_epoch()
         self._known = self._known_position(since)  # position in the presence state; None if the cursor has no valid one
 
     async def begin(self) -> list[bytes]:
         """Return the events since the last poll as JSON. Raises StoreUnavailable."""
         batch = await take(self.feed, self.hub.viewing.reading)
-        assert batch is not None
+        assert batch is not None  # the first batch of a feed has `channel.attached` at least
         attached, since = batch.events[0], self._since
         assert isinstance(attached, ChannelAttached)
         if since is None or not attached.resumed or since.epoch != attached.epoch:
-            return batch.raw  # its first event already contains the present members
+            return batch.raw  # the first event, of a new start or epoch, has the present members
         # Leave out the first event, which only confirms the client's view.
         return batch.raw[1:] + self._missed_presence()
 
@@ -417,7 +406,7 @@ class _Poll:
         If no event was delivered, keep the client's previous position: a member that came and left makes no event.
         """
         position = self.feed.ephemeral_position if has_events or self._known is None else self._known
-        assert position is not None
+        assert position is not None  # the feed has ephemeral events
         cursor, presence = self.feed.cursor, Cursor(self._epoch, position)
         if self._resume_limits is not None:
             cursor = cursor._replace(extra=self._resume_limits.mark(str(cursor)))

@@ -72,10 +72,7 @@ class Position(NamedTuple):
     sent: Sent
 
     def id(self, *, is_finished: bool) -> str:
-        """Return the id of an event: a cursor from which `sent_by` reads the position.
-
-        `is_finished`: the frame is the last.
-        """
+        """Return an event's id: a cursor from which `sent_by` reads `sent`. `is_finished`: the event is the last."""
         return f"{self.cursor}:{self.seal}{sent_field(self.sent, is_finished=is_finished)}"
 
 
@@ -95,7 +92,7 @@ class NamedEvents:
         Only the last event has an id, because the id covers all of them.
         """
         left = texts_left(deltas)
-        texts = added_texts(deltas) if left is None else ()
+        texts = added_texts(deltas) if left is None else ()  # a reset has all texts
         events = [b"event: " + _EVENTS[kind] + b"\ndata: " + encode_json(text) for kind, text in texts]
         if left is not None:
             events.append(b"event: reset\ndata: " + encode_json({_EVENTS[kind].decode(): left[kind] for kind in left}))
@@ -135,12 +132,13 @@ class OwnFrames:
         return b"".join(frames)
 
     def _end(self, status: str) -> bytes:
+        """Return the frame of the end; an `end_frame` that is no function stands for `complete` alone."""
         if callable(self._end_frame):
             return _bytes_of(self._end_frame(status), "end_frame")
         return _bytes_of(self._end_frame, "end_frame") if self._end_frame is not None and status == "complete" else b""
 
     def _with_id(self, frame: bytes, position: Position, *, is_finished: bool) -> bytes:
-        """Return `frame` with an id from which an EventSource can resume.
+        """Return `frame`, if it is an event or an empty end, with an id from which an EventSource can resume.
 
         The field `id` alone does not make an event; it changes the position only.
         """
@@ -332,7 +330,7 @@ class MessageStream(DeltaStream):
     def _send_deltas(self, deltas: Sequence[Delta], cursor: str) -> None:
         """Write `deltas`. The end of the message completes the response."""
         progress = self._progress
-        if progress.is_broken:
+        if progress.is_broken:  # events are missing, so the reader has to connect again
             self.sender.end()
             return
         status = progress.status
@@ -428,7 +426,7 @@ class TurnStream(DeltaStream):
         # middleware of the app may need a current task, so another sender would not do
         super().__init__(app, send, credentials, is_own_client=True, ping_s=None, sender_class=TaskSender)
         self.heartbeat = {"type": "http.response.body", "body": turn_format.heartbeat, "more_body": True}
-        self._channel = ""
+        self._channel = ""  # set by `attach`
         self._message_id = message_id
         self._format = turn_format
         self._progress = TurnProgress(message_id, sent)
@@ -459,7 +457,7 @@ class TurnStream(DeltaStream):
         super().wake()
         feed = self.feed
         is_ready = not (self.sender.is_over or self.sender.is_busy or self._catching_up is not None)
-        if is_ready and feed is not None and not feed.is_behind:
+        if is_ready and feed is not None and not feed.is_behind:  # else the state is ahead of the sent entries
             try:
                 self._send_deltas(self._progress.receive((), self._message()))
             except Exception:
@@ -476,7 +474,7 @@ class TurnStream(DeltaStream):
 
     def _send_deltas(self, deltas: Sequence[TurnDelta]) -> int:
         """Send what the format makes of `deltas`, and return its size in bytes."""
-        if self._progress.is_broken:
+        if self._progress.is_broken:  # events are missing, so the reader has to connect again
             self.sender.end()
             return 0
         if not deltas:
@@ -490,6 +488,7 @@ class TurnStream(DeltaStream):
         return len(body)
 
     async def _begin_anew(self, following: Callable[[], Awaitable[TurnFormat]]) -> None:
+        """Go on in the format that `following` returns, from the turn as it is now."""
         hub = self._app.hub
         async with hub.viewing.reading():
             self._format = await following()

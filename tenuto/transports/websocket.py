@@ -73,7 +73,7 @@ class Sockets:
         if offered and SUBPROTOCOL not in offered:
             raise InvalidRequest(f"the subprotocol must be {SUBPROTOCOL}, got {', '.join(offered)[:100]!r}")
         credentials = await self._credentials(scope)
-        is_bounded = credentials.is_known or expect_introduction(scope, 2 * AUTH_TIMEOUT_S)
+        is_bounded = credentials.is_known or expect_introduction(scope, 2 * AUTH_TIMEOUT_S)  # so that ours ends first
         if not is_bounded and len(self._unauthenticated) >= MAX_UNAUTHENTICATED:
             raise Busy(
                 f"server has {MAX_UNAUTHENTICATED} sockets that are not authenticated yet, which is the limit; try "
@@ -131,7 +131,7 @@ class Sockets:
             socket.session.drain()
 
 
-_CODES: dict[type[TenutoError], int] = {TooMany: CROWDED, Busy: FAILED, TenutoError: FAILED}
+_CODES: dict[type[TenutoError], int] = {TooMany: CROWDED, Busy: FAILED, TenutoError: FAILED}  # else UNAUTHENTICATED
 
 
 def _auth_in(text: str) -> AuthFrame | None:
@@ -247,13 +247,10 @@ class Socket:
             self._auth_timer = None
 
     def _is_for_session(self, text: str) -> bool:
-        """Return whether the session handles this frame.
-
-        Frames beyond the rate limit and `auth` frames are handled here.
-        """
+        """Return whether the session handles this frame. `auth` frames and refused ones are handled here."""
         credentials, session = self.credentials, self.session
         auth = _auth_in(text)
-        if auth is None and credentials.is_expired:
+        if auth is None and credentials.is_expired:  # an `auth` frame may renew it
             self._expire()
             return False
         try:
@@ -273,6 +270,7 @@ class Socket:
         return False
 
     async def _renew(self, auth: AuthFrame) -> None:
+        """Verify a token and respond; close the socket if no identity counts then, or the new one grants less."""
         session, credentials = self.session, self.credentials
         before = credentials.identity if credentials.is_known and not credentials.is_ambient else None
         try:
