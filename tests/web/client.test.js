@@ -3,6 +3,7 @@ import assert from "node:assert/strict"
 import { describe, test } from "node:test"
 
 import { connect } from "../../tenuto/web/client.js"
+import { tryWebSocket } from "../../tenuto/web/client/fallback.js"
 import {
   append, attached, channelOf, goLive, liveChannel, message, settled, streamedChannel, texts, update, world,
 } from "./fakes.js"
@@ -520,6 +521,20 @@ describe("the fallback to SSE", () => {
     w.pass(15_000)
     assert.equal(w.sockets.length, before + 1)
     assert.equal(w.sources.length, 1)
+  })
+
+  test("is left for a WebSocket that opens, whose time limit has no effect any more", (t) => {
+    const w = world(t, { transport: "sse" })
+    const seen = []
+    tryWebSocket(w.client, (isOpen) => seen.push(isOpen))
+    w.socket.open()
+    w.socket.close = () => seen.push("closed again") // by the timer, which would keep a program of Node.js alive
+    w.pass(10_000)
+    assert.deepEqual(seen, [true])
+    tryWebSocket(w.client, (isOpen) => seen.push(isOpen))
+    w.socket.close = () => w.socket.drop()
+    w.pass(10_000)
+    assert.deepEqual(seen, [true, false])
   })
 
   test("is used in a browser without WebSocket, and never with transport websocket", async (t) => {

@@ -125,15 +125,16 @@ export function refused(connection, error, token) {
 export function tryWebSocket(client, done) {
   try {
     const socket = client.openSocket()
+    const timer = setTimeout(() => socket.close(), RESPONSE_MS) // some proxies never respond
     /** @param {boolean} isOpen */
     const end = (isOpen) => {
+      clearTimeout(timer)
       socket.onopen = socket.onclose = null
       socket.close()
       done(isOpen)
     }
     socket.onopen = () => end(true)
     socket.onclose = () => end(false)
-    setTimeout(() => socket.close(), RESPONSE_MS) // some proxies never respond
   } catch {
     done(false)
   }
