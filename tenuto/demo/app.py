@@ -15,7 +15,7 @@ import os
 import random
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -195,11 +195,10 @@ class _Routes:
         """Yield `texts` as events. A stream whose source is gone ends without the last one, `[DONE]`."""
         self._plain += 1
         try:
-            async for text in texts:
-                yield f"data: {json.dumps(text)}\n\n".encode()  # a model may send half a surrogate pair
-            yield b"data: [DONE]\n\n"
-        except (EOFError, TimeoutError):
-            return
+            with suppress(EOFError, TimeoutError):
+                async for text in texts:
+                    yield f"data: {json.dumps(text)}\n\n".encode()  # a model may send half a surrogate pair
+                yield b"data: [DONE]\n\n"
         finally:
             self._plain -= 1
 

@@ -178,8 +178,9 @@ class _Supervisor:
             status = await agent.wait()
             if self._ending.is_set():
                 return
-            if self._server is not None:
-                _send(self._server, name.encode())  # the server gives the agent's turns to the other one
+            while self._server is None or self._server.returncode is not None:  # noqa: ASYNC110
+                await asyncio.sleep(PAUSE_S)  # the next server needs the name
+            _send(self._server, name.encode())  # the server gives the agent's turns to the other one
             if status == -signal.SIGKILL:
                 self._echo(f"Agent {name} killed (process {agent.pid}); the other agent continues its answers.")
             await asyncio.sleep(max(0.0, began_s + PAUSE_S - time.monotonic()))

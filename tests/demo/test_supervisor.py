@@ -120,6 +120,28 @@ async def test_children_are_begun_again_and_only_the_first_server_makes_an_invit
     assert [(one.agent, one.is_first) for one in begun[1:]] == [(AGENTS[1], False), ("", True), ("", False)]
 
 
+async def test_name_of_an_agent_that_ends_while_the_server_is_dead_reaches_the_next_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    echoed, has_ended = list[str](), asyncio.Event()
+    supervisor = _Supervisor(ChildTask(address="", store="", guest_key=None), lambda link: None, echoed.append)
+
+    async def begin(task: ChildTask) -> asyncio.subprocess.Process:
+        command = ["true"] if task.agent else ["head", "-n", "1"]  # the server prints the first line that it gets
+        child = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE)
+        await (child if task.agent else has_ended).wait()
+        (has_ended if task.agent else supervisor._ending).set()
+        return child
+
+    monkeypatch.setattr("tenuto.demo.supervisor._begin", begin)
+    monkeypatch.setattr("tenuto.demo.supervisor.PAUSE_S", 0.0)
+    supervisor._server = await asyncio.create_subprocess_exec("true")
+    await supervisor._server.wait()
+    async with asyncio.timeout(PATIENCE_S):
+        await asyncio.gather(supervisor._keep_server(), supervisor._keep_agent(AGENTS[0]))
+    assert echoed == [AGENTS[0]]
+
+
 def test_a_server_that_cannot_start_ends_the_demo_with_its_reason(tmp_path: Path) -> None:
     with Process(["-m", "tenuto", "demo", "--port", "0", "--store", "nonsense://"], tmp_path / "log") as process:
         assert process.wait() == 1
