@@ -3,11 +3,16 @@ import assert from "node:assert/strict"
 import { readFileSync, readdirSync } from "node:fs"
 import { test } from "node:test"
 
+import { requestWords } from "../../tenuto/web/chat/error_words.js"
 import { STRINGS, stringsOf } from "../../tenuto/web/chat/strings.js"
 
 const folder = new URL("../../tenuto/web/", import.meta.url)
 const isCode = (/** @type {string} */ name) => /^(chat\/(?!strings).*|element)\.js$/.test(name)
 const code = readdirSync(folder, { encoding: "utf8", recursive: true }).filter(isCode).map((name) => readFileSync(new URL(name, folder), "utf8")).join("\n")
+
+test("a message that an earlier page has left without a sender asks the person whose it is", () => {
+  assert.equal(requestWords(STRINGS, "author_mismatch"), "Did you send this? Try again.")
+})
 
 test("each word is used", () => {
   assert.deepEqual(Object.keys(STRINGS).filter((name) => !new RegExp(`\\bwords\\.${name}\\b|(: |\\?\\? )"${name}"`).test(code)), [])

@@ -8,7 +8,7 @@ const REQUESTS = new Map(Object.entries({
   too_large: "tooLong", too_many: "busy", busy: "busy", internal: "busy", store_unavailable: "busy", store_full: "busy", draining: "busy", unreachable: "busy",
   deleted: "gone", not_found: "gone",
   already_answered: "tooLate", finished: "tooLate", streaming: "tooLate", version_conflict: "tooLate",
-  closed: "closed",
+  closed: "closed", author_mismatch: "unclaimed",
 }))
 /** The words for each code of a connection or a channel. With any other code only the page's owner can help. @type {Map<string, keyof Strings>} */
 const CONNECTIONS = new Map(Object.entries({

@@ -82,6 +82,7 @@ export const STRINGS = {
   busy: "Der Chat ist überlastet. Versuchen Sie es gleich noch einmal.",
   gone: "Diese Nachricht gibt es nicht mehr.",
   tooLate: "Zu spät: Das wurde schon geändert.",
+  unclaimed: "Ist das Ihre Nachricht? Versuchen Sie es noch einmal.",
   notDone: "Das hat nicht geklappt. Versuchen Sie es noch einmal.",
   askAgain: "In {time} können Sie wieder fragen.",
 }
