@@ -174,7 +174,7 @@ class Fold {
   #count = 0 // number of all members, including those that are not listed
   /** @type {Map<string, Command>} */
   #pending = new Map()
-  /** @type {Map<string, Command | null>} id → the command, which may be over; null after its reply */
+  /** @type {Map<string, Command | null>} id → the command; null after its reply, so the hub's limits bound the others: they wait, or ended while the page was away */
   #commands = new Map()
   /** @type {readonly Replied[]} */
   #replied = []
