@@ -79,13 +79,11 @@ class Demo:
 
         After a restart it is `interrupted` for a moment, until the guide continues it.
         """
+        wanted = [status] if status else ["complete", "cancelled", "failed"]
         async with asyncio.timeout(60):
             async for _ in self.hub.subscribe(CHANNEL):
                 for message in await self.messages():
-                    is_wanted = (
-                        message["status"] == status if status else message["status"] not in ("streaming", "interrupted")
-                    )
-                    if message.get("reply_to") == to and is_wanted:
+                    if message.get("reply_to") == to and message["status"] in wanted:
                         return message
         raise AssertionError
 
@@ -96,8 +94,7 @@ class Demo:
                 page = await self.http.get(f"/tenuto/v1/channels/{CHANNEL}/poll", params={"history": 0})
                 for command in page.json()["events"][0].get("commands", []):
                     if command["name"] == "approve":
-                        found: dict[str, Any] = command
-                        return found
+                        return dict(command)
         raise AssertionError
 
 
@@ -217,12 +214,8 @@ class Switches:
     """The controls of a supervisor that only notes its calls."""
 
     def __init__(self) -> None:
-        self.killed = 0
-        self.crashed: list[str] = []
-        self.controls = Controls(kill=self._kill, crash=self.crashed.append)
-
-    def _kill(self) -> None:
-        self.killed += 1
+        self.killed, self.crashed = list[None](), list[str]()
+        self.controls = Controls(kill=lambda: self.killed.append(None), crash=self.crashed.append)
 
 
 @pytest.mark.parametrize("headers", [{"host": "evil.example"}, {"origin": "http://evil.example"}])
@@ -233,7 +226,7 @@ async def test_foreign_origins_and_hosts_are_refused(headers: dict[str, str]) ->
             for method, path, body in paths:
                 response = await here.http.request(method, path, json=body, headers=headers)
                 assert response.status_code in (401, 403), path
-        assert (switches.killed, switches.crashed) == (0, [])
+        assert (switches.killed, switches.crashed) == ([], [])
 
 
 async def test_a_demo_without_a_supervisor_or_a_network_has_no_routes_for_them() -> None:
@@ -292,18 +285,14 @@ async def test_a_question_that_comes_before_the_agents_is_answered() -> None:
 # The plain endpoint ----------------------------------------------------------------------------------------------
 
 
-def events_of(body: str) -> tuple[str, bool]:
+async def plain_of(here: Demo, question: str = "q1", **more: str) -> tuple[str, bool]:
     """Return the text of a plain stream, and whether it has its last event."""
-    events = [event.removeprefix("data: ") for event in body.split("\n\n") if event]
+    response = await here.http.get("/demo/plain", params={"channel": CHANNEL, "question": question, **more})
+    assert response.headers["content-type"].startswith("text/event-stream"), response.text
+    events = [event.removeprefix("data: ") for event in response.text.split("\n\n") if event]
     texts = [json.loads(event) for event in events if event != "[DONE]"]
     text = "".join(texts).encode("utf-16", "surrogatepass").decode("utf-16")  # as JavaScript joins it
     return text, events[-1:] == ["[DONE]"]
-
-
-async def plain_of(here: Demo, question: str = "q1", **more: str) -> tuple[str, bool]:
-    response = await here.http.get("/demo/plain", params={"channel": CHANNEL, "question": question, **more})
-    assert response.headers["content-type"].startswith("text/event-stream"), response.text
-    return events_of(response.text)
 
 
 async def test_the_plain_stream_has_the_tokens_of_the_answer_from_before_its_first_word() -> None:
