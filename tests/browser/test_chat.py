@@ -531,7 +531,7 @@ async def test_steering_is_named_until_the_answer_ends_and_put_back_if_its_agent
         await here.ask("Begin")
         await here.answer("one")
         await here.page.get_by_role("button", name="Steer this answer").click()
-        for written, words in (("\nAnd then?", "That did not work. Try again."), ("", "Too late to steer.")):
+        for written, words in (("\nShorter words?", "That did not work. Try again."), ("", "Too late to steer.")):
             await here.ask("Shorter")
             await expect(status).to_have_text("Steering…")
             await field.fill(written.strip())
