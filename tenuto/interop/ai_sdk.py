@@ -320,7 +320,6 @@ class UIStream(EventStream):
         self._is_silent = True  # the page got no more than the beginning
         self._open: dict[Part, tuple[str, str]] = {}  # kinds and ids of the texts that the page waits for
         self._values: dict[Part, Json] = {}  # the last value of each other part
-        self._ended: set[str] = set()  # ids of texts that have ended
         self._tools: dict[Part, PageCall] = {}
         self._shown_questions: set[str] = set()  # ids of the questions that are sent as `data-question`
 
@@ -393,7 +392,6 @@ class UIStream(EventStream):
                 part.restart()
                 for known in (self._open, self._values, self._tools, self._steps):
                     known.pop(part, None)
-                self._ended.discard(part.name)
             self._is_step_empty = True
             self._put(type="reset-step")
 
@@ -425,7 +423,6 @@ class UIStream(EventStream):
 
     def _close(self) -> None:
         for kind, id in self._open.values():
-            self._ended.add(id)
             self._put(type=f"{kind}-end", id=id)
         self._open.clear()
 
@@ -452,16 +449,15 @@ class UIStream(EventStream):
                 self._values[part] = chunk
 
     def _grow(self, part: Part, kind: str) -> None:
-        if has := 0 if part.sent.length else self._page.take_length(kind, part.text()):
+        begins = part.sent.length
+        if has := 0 if begins else self._page.take_length(kind, part.text()):
             self._steps[part] = 0
         text = part.take()[has:]
         if not text:
             return
         if part not in self._open:
             self._enter_step(part)
-            id = part.name
-            while id in self._ended:  # the page takes no more text for it
-                id += ".more"
+            id = f"{part.name}+{begins}" if begins else part.name  # one that has ended takes no more text
             self._open[part] = kind, id
             self._put(type=f"{kind}-start", id=id)
         self._put(type=f"{kind}-delta", id=self._open[part][1], delta=text)
