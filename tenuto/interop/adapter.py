@@ -22,16 +22,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from tenuto import Hub, Message
-from tenuto.core.errors import (
-    Deleted,
-    Finished,
-    IdConflict,
-    InvalidRequest,
-    InvalidText,
-    LocalError,
-    StillStreaming,
-    TooLarge,
-)
+from tenuto.core.errors import Deleted, Finished, IdConflict, InvalidRequest, LocalError, StillStreaming, TooLarge
 from tenuto.interop.fold import Json
 from tenuto.routes import CACHED, OPTIONS_KEY, OPTIONS_MARK, OUTPUT, Access, TurnStatus, guarded, is_id
 
@@ -195,7 +186,7 @@ async def store_unsent(
     """
     for one in reversed(list(takewhile(lambda one: one["role"] == "user", reversed(earlier)))[:MOST_UNSENT]):
         # it is stored, perhaps with other content, or its own request was refused
-        with suppress(IdConflict, Deleted, InvalidRequest, InvalidText, TooLarge):
+        with suppress(IdConflict, Deleted, InvalidRequest, TooLarge):
             await access.remember(channel, id=stored_id(one["id"]), role="user", options=options, **content_of(one))
 
 
