@@ -88,8 +88,7 @@ class AISDK(ChatRoutes):
         options = options_in(body, is_strict=False)
         is_edit = body.get("messageId") is not None and not is_again  # else it names the answer
         question = await self._question(access, channel, earlier, last, options, is_edit=is_edit)
-        turn = await access.turn(channel, question) if is_again else None
-        if turn is not None and turn.state in ("over", "none"):  # else the request is a repeat
+        if is_again and (turn := await access.turn(channel, question)).state in ("over", "none"):  # else it is a repeat
             await regenerate(access, channel, turn, options)
         return access.stream(channel, question, UIStream(question, self._release))
 
@@ -346,15 +345,13 @@ class UIStream(EventStream):
         for id in questions if self.ended is None else ():
             self._question(id)
         self._ended_answers = [one for one in self._turn.answers if one.status != "streaming"]
-        if self._turn.is_gone:
-            self.ended = self._turn.end()
         has_text, has_call = self._page.others() if self._is_first else (False, False)
         if has_text or (has_call and self._turn.attempts()):  # ALWAYS: an empty last step, so that no page replies
             self.ended, self._step_due = self.REPLACED, ALWAYS if has_call or self._has_replied() else ""
             self._open.clear()
             del self._events[1:]  # behind `start`: a page shows no mixture of two texts
         self._is_first = False
-        if self.ended is not None or self._turn.is_over:
+        if self.ended is not None or self._turn.is_over or self._turn.is_gone:
             self._finish()
         elif any(one.question for one in self._tools.values()):
             for tool in self._calls_of_step():  # the page sends no reply before it has the outputs of these, too
