@@ -208,11 +208,11 @@ class AGUI(ChatRoutes):
         options = options_in({**(forwarded if isinstance(forwarded, dict) else {}), **filled}, is_strict=False)
         question, has_results = stored_id(last["id"]), any(one["role"] == "tool" for one in later)
         # checked before a message is stored; with results it is a position in the turn that these have begun
-        after = None if has_results else _after(request, question)
+        after = None if has_results else position_of(request, question)
         await _ask(access, channel, last, before, earlier, options)
         if has_results:
             question, later = await _add_results(access, channel, question, later, options)
-            after = _after(request, question)
+            after = position_of(request, question)
         if request.headers.get("x-run-id"):  # TanStack AI joins a run by the id that the run has named, and no thread
             run = _run_id(body["threadId"], question)
         stream = AGUIStream(body["threadId"], run, question, after)
@@ -242,7 +242,7 @@ class AGUI(ChatRoutes):
         """Stream a turn after `Last-Event-ID` or `cursor`, by default the newest one whole; 204 if there is none."""
         thread = thread or request.path_params["id"]
         access, channel = await self._enter(request, thread, "subscribe", "history")
-        after = _after(request, question or None)
+        after = position_of(request, question)
         question = question or (after.question if after is not None else "")
         if not question:
             asked = [one.message for one in await access.conversation(channel, limit=NEWEST) if one.message is not None]
@@ -269,19 +269,6 @@ def _stream(access: Access, channel: str, stream: AGUIStream) -> Response:
 
     stream.read_snapshot = snapshot
     return access.stream(channel, stream.question, stream)
-
-
-def _after(request: Request, question: str | None = None) -> TurnPosition | None:
-    """Return the position after which a client continues: `Last-Event-ID`, which moves on, else the parameter.
-
-    Raises InvalidRequest for one of another run than that of `question`.
-    """
-    given = request.query_params
-    after = position_of(request.headers.get("last-event-id") or given.get("cursor") or given.get("offset"))
-    if after is not None and question not in (None, after.question):
-        text = f"Last-Event-ID is a position in the answer to message {after.question!r}, and this run answers"
-        raise InvalidRequest(f"{text} {question!r}; leave the header out to get the run from its beginning")
-    return after
 
 
 def _run_id(thread: str, question: str) -> str:
@@ -415,14 +402,23 @@ class TurnPosition(Struct, frozen=True):
         return f"{self.units}/{self.results:x}/{self.sum:08x}/{unique}/{self.question}"
 
 
-def position_of(text: str | None) -> TurnPosition | None:
-    """Return the position that a client sends; None if it has none (also `-1`). Raises InvalidRequest."""
-    if text is None or text in ("", "-1"):
+def position_of(request: Request, question: str) -> TurnPosition | None:
+    """Return the position after which a client continues: `Last-Event-ID`, which moves on, else the parameter.
+
+    None if it has none (also `-1`). Raises InvalidRequest for one of another run than that of a `question`.
+    """
+    given = request.query_params
+    text = request.headers.get("last-event-id") or given.get("cursor") or given.get("offset")
+    if not text or text == "-1":
         return None
     found = _CURSOR.match(text)
     if found is None or not is_id(found[5]):
         raise InvalidRequest(f"Last-Event-ID and cursor must be the id of an event of this run, got {text!r:.80}")
-    return TurnPosition(found[5], int(found[1]), int(found[2], 16), int(found[3], 16))
+    after = TurnPosition(found[5], int(found[1]), int(found[2], 16), int(found[3], 16))
+    if question not in ("", after.question):
+        text = f"Last-Event-ID is a position in the answer to message {after.question!r}, and this run answers"
+        raise InvalidRequest(f"{text} {question!r}; leave the header out to get the run from its beginning")
+    return after
 
 
 class AGUIStream(EventStream):
