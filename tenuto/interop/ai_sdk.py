@@ -472,12 +472,10 @@ class UIStream(EventStream):
         if tool is None:
             known, is_own = self._page.calls.get(value["call"]), value["name"] in self._release.browser_tools
             shown = known.popleft() if known else {}
-            stage = _STAGES.get(shown.get("state", ""), 0)
-            if stage:
+            if stage := _STAGES.get(shown.get("state", ""), 0):
                 self._steps[part] = 0
             tool = self._tools[part] = PageCall(value["call"], value["name"], is_own, shown, stage)
-        is_new = tool.stage == 0
-        if is_new:
+        if is_new := tool.stage == 0:
             self._enter_step(part, tool)
             tool.stage = STARTED
             self._put(type="tool-input-start", toolCallId=tool.call, toolName=tool.name, **self._executed(tool))

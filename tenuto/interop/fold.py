@@ -210,8 +210,7 @@ class TurnFold:
 
     def end(self) -> End:
         """Return the end of a turn that is over."""
-        left = self.counted()
-        if left:
+        if left := self.counted():
             return left[-1].status, left[-1].reason
         if self.is_deleted or self.answers:
             return "deleted", "the answer was deleted"
