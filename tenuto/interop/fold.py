@@ -136,6 +136,7 @@ class Answer:
     meta: Json = field(default_factory=dict)
     ended_at: int = 0  # time of its last end, in ms
     is_replaced: bool = False  # the next attempt could not take it over, and has another answer in its place
+    is_rewritten: bool = False  # a part that grows was removed, or got another type after a reader had it
 
     def attempts_in(self, count: int) -> int:
         """Return the number of superseded attempts among the first `count` parts."""
@@ -182,7 +183,6 @@ class TurnFold:
         self.answers: list[Answer] = []  # in order, also deleted ones
         self.state: TurnState = "waiting"
         self.is_cancelled = self.is_deleted = False
-        self.is_rewritten = False  # a part that grows was removed, or got another type after a reader had it
         self.questions: dict[str, QuestionAsked] = {}  # of the agent, by id; also those with a reply
         self.open: list[str] = []  # ids of the questions without a reply
         self._replies: dict[str, QuestionReplied] = {}
@@ -194,6 +194,11 @@ class TurnFold:
     def is_over(self) -> bool:
         """Return whether no answer changes any more."""
         return self.state in ("over", "none")
+
+    @property
+    def is_rewritten(self) -> bool:
+        """Return whether an answer that counts has lost a part that a reader may have (`Answer.is_rewritten`)."""
+        return any(one.is_rewritten for one in self.counted())
 
     def attempts(self, before: int | None = None) -> int:
         """Return the number of superseded attempts, in all or `before` an answer. Each took back text of readers."""
@@ -319,9 +324,9 @@ class TurnFold:
                 return [self._put(answer, index, value)]
             case MessageReplaced(message):
                 answer.meta = message.meta
-                changed = [self._put(answer, index, value) for index, value in enumerate(message.parts)]
+                changed = [self._put(answer, index, value, is_whole=True) for index, value in enumerate(message.parts)]
                 gone = answer.parts[len(message.parts) :]
-                self.is_rewritten = self.is_rewritten or any(one.value["type"] in _TEXT_FIELDS for one in gone)
+                answer.is_rewritten = answer.is_rewritten or any(one.value["type"] in _TEXT_FIELDS for one in gone)
                 return changed
             case MessageFinished(status, reason, meta, at_ms):
                 answer.status, answer.reason, answer.meta = status, reason, {**answer.meta, **meta}
@@ -333,11 +338,14 @@ class TurnFold:
                 answer.status = "deleted"
         return []
 
-    def _put(self, answer: Answer, index: int, value: Json) -> Part:
-        """Take a part. If it stands behind further attempts, the known parts from there on count no longer."""
+    def _put(self, answer: Answer, index: int, value: Json, *, is_whole: bool = False) -> Part:
+        """Take a part. If all of the message comes (`is_whole`), it may stand behind further attempts.
+
+        Then the known parts from there on count no longer.
+        """
         number, known = self.answers.index(answer), answer.parts[index] if index < len(answer.parts) else None
         attempt, is_attempt = answer.attempts_in(index), value["type"] == ATTEMPT
-        if known is not None and (known.attempt, known.value["type"] == ATTEMPT) != (attempt, is_attempt):
+        if is_whole and known is not None and (known.attempt, known.value["type"] == ATTEMPT) != (attempt, is_attempt):
             del answer.parts[index:]
             known = None
             if self.place[0] == number:  # the walk goes back to the parts in their place
@@ -345,7 +353,7 @@ class TurnFold:
         value = {"type": ATTEMPT} if is_attempt else value  # a stream does not keep what counts no longer
         if known is not None:
             is_same = known.value["type"] == value["type"]
-            self.is_rewritten = self.is_rewritten or (known.is_taken and not is_same)
+            answer.is_rewritten = answer.is_rewritten or (known.is_taken and not is_same)
             if is_same or not self._keeps_text:  # else a part keeps the type that was sent
                 known.put(value)
             return known
