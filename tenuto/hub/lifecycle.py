@@ -478,8 +478,12 @@ class Lifecycle:
         run = self._run
         if run is None or run.is_over:
             return
-        await asyncio.wait([run.ready])  # a start in progress must complete before the run can be ended
-        if run.is_over or run.ready.exception() is not None:
+        # a start in progress must complete before the run can be ended; one that hangs is cancelled
+        await asyncio.wait([run.ready], timeout=self.drain_s + SHUTDOWN_S)
+        if not (run.ready.done() or run.main.cancelling()):
+            self.viewing.drain()  # so that the messages of adopters stay open for the next start
+            run.main.cancel()
+        if run.is_over or not run.ready.done() or run.ready.exception() is not None:
             return
         if run.draining is None:
             drain_s = self.drain_s if self._restarting is None else 0.0
