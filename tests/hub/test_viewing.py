@@ -169,16 +169,10 @@ async def test_hub_drains_again_while_a_request_of_its_last_run_is_still_being_c
     await request
 
 
-class Unopened(Shared):
-    """A store that does not respond to its opening."""
-
-    async def open(self) -> None:
-        await asyncio.Event().wait()
-
-
 @virtually
 async def test_start_that_hangs_ends_two_seconds_after_the_time_of_a_drain() -> None:
-    hub = new_hub(Unopened(), drain_s=3.0)
+    hub = new_hub(store := Remote(), drain_s=3.0)
+    store.break_off("silent")
     starting = asyncio.create_task(hub.start())
     await asyncio.sleep(1)
     async with asyncio.timeout(5.5):

@@ -33,7 +33,7 @@ import msgspec
 from msgspec import Struct
 
 from tenuto.core.document import decoded
-from tenuto.core.errors import StoreUnavailable, TenutoError
+from tenuto.core.errors import TenutoError
 from tenuto.core.events import Signal
 from tenuto.core.names import COMMAND_MARK, command_key, matches
 from tenuto.core.ops import WriterIdentity
@@ -803,7 +803,6 @@ class SharedTurns:
         self._follower.receivers.append(self._receive)
         self._nodes.holds.sources.append(self._values)
         self._scheduler.workers.changed = self._due.set
-        self._unread: dict[str, None] = {}  # channels whose last read failed or runs: they are read last
 
     async def begin(self) -> None:
         """Show this node to the others, then read theirs. Raises StoreUnavailable.
@@ -878,30 +877,18 @@ class SharedTurns:
         wanted = [channel for channel in self._waiting() if channel not in self._channels][:SHOWN]
         own = set(wanted)
         wanted += [channel for one in others for channel in one.waiting]
-        names = dict.fromkeys(wanted)
-        self._unread = {name: names.pop(name) for name in self._unread if name in names}
-        for name in (*names, *self._unread):
+        for name in dict.fromkeys(wanted):
             live = self._channels.get(name)
             if (name not in own and workers.best_for(name) is None) or (live is not None and is_settling(live)):
                 continue
-            read = reads.create_task(self._look_at(name))
-            await asyncio.wait([read], timeout=SLOW_S)
-            if not (read.done() and read.result()):  # the store may not respond for further channels either
-                break
+            await asyncio.wait([reads.create_task(self._look_at(name))], timeout=SLOW_S)
         await lose_turns(self._nodes, self._scheduler)
 
-    async def _look_at(self, channel: str) -> bool:
-        """Read the turns of `channel` and offer them. Return False if the store does not respond."""
-        self._unread.pop(channel, None)
-        self._unread[channel] = None
-        try:
+    async def _look_at(self, channel: str) -> None:
+        """Read the turns of `channel`, and offer them."""
+        with logs_errors(f"the turns of channel {channel} were not read; the hub tries again"):
             self._scheduler.inspect(await in_time(self._fresh(channel), self._store.name), None)
             self._scheduler.offer(channel)
-        except Exception as error:
-            logger.warning("the turns of channel %s were not read: %r", channel, error)
-            return not isinstance(error, StoreUnavailable)
-        self._unread.pop(channel, None)
-        return True
 
 
 async def lose_turns(nodes: NodeLease, scheduler: TurnScheduler, channel: str | None = None) -> None:
