@@ -455,21 +455,17 @@ class Notifier:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            await self._send(
-                [
-                    Notice("moved", channel, _encode((one.epoch, one.floor, one.serial, one.entries, one.lives)))
-                    for channel, one in self._unsent.items()
-                ]
-                + self._waiting
-            )
+            notices = [
+                Notice("moved", channel, _encode((one.epoch, one.floor, one.serial, one.entries, one.lives)))
+                for channel, one in self._unsent.items()
+            ]
+            notices += self._waiting
+            self._unsent.clear()
+            self._waiting, self._waiting_bytes = [], 0
+            with logs_errors(f"{len(notices)} notices were not sent; other nodes read the heads", level=logging.DEBUG):
+                async with asyncio.timeout(NOTIFY_TIMEOUT_S):
+                    await self._way.notify(notices)
             await asyncio.sleep(WINDOW_S)
-
-    async def _send(self, notices: list[Notice]) -> None:
-        self._unsent.clear()
-        self._waiting, self._waiting_bytes = [], 0
-        with logs_errors(f"{len(notices)} notices were not sent; other nodes read the heads", level=logging.DEBUG):
-            async with asyncio.timeout(NOTIFY_TIMEOUT_S):
-                await self._way.notify(notices)
 
 
 FOLLOW_S = 1.0  # time between two reads of the heads

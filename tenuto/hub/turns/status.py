@@ -243,11 +243,10 @@ async def next_status(runtime: Runtime, channel: str, status: TurnStatus, woken:
     live.listeners[woken.set] = None
     try:
         now = await read_turn(runtime, channel, status.message.id)
-        if _outline(now) != _outline(status):
-            return now
-        await woken.wait()
-        woken.clear()
-        now = await read_turn(runtime, channel, status.message.id)
+        if _outline(now) == _outline(status):
+            await woken.wait()
+            woken.clear()
+            now = await read_turn(runtime, channel, status.message.id)
         return now if _outline(now) != _outline(status) else None
     finally:
         live.listeners.pop(woken.set, None)
