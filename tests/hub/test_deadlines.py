@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 import time
 
@@ -52,8 +51,7 @@ async def test_failing_action_does_not_prevent_the_next(caplog: pytest.LogCaptur
     known, called = new()
     known.set("a", 1.0, lambda: 1 / 0)
     known.set("b", 1.0, lambda: called.append("b"))
-    with caplog.at_level(logging.ERROR):
-        await asyncio.sleep(2)
+    await asyncio.sleep(2)
     assert called == ["b"]
     assert "a deadline's action failed" in caplog.text
 

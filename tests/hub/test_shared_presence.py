@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
 from tenuto.core.errors import TooMany
-from tenuto.core.events import Signal
 from tenuto.core.limits import Limits
 from tenuto.core.model import Member
 from tenuto.hub import HubCore
@@ -32,11 +31,10 @@ SOON_S = 3 * MERGE_S  # time in which a notice shows a change at another node
 
 
 class Notifying(Shared):
-    """A shared store that counts its calls, and takes its time for notices."""
+    """A shared store that counts its calls."""
 
     notified = 0
     late = ""  # the node that gets the results of its renewals late
-    notice_s = 0.0  # time that a notice takes
     renewals = 0
 
     def __init__(self) -> None:
@@ -50,13 +48,12 @@ class Notifying(Shared):
             await asyncio.sleep(0.8)
         return renewal
 
-    async def holds(self, prefix: str) -> Mapping[str, tuple[str, Hold]]:
+    async def holds(self, prefix: str) -> dict[str, tuple[str, Hold]]:
         self.reads.append(prefix)
         return await super().holds(prefix)
 
     async def notify(self, notices: Sequence[Notice]) -> None:
         self.notified += len(notices)
-        await asyncio.sleep(self.notice_s)
         await super().notify(notices)
 
 
@@ -74,19 +71,6 @@ async def pair(store: Shared) -> AsyncIterator[tuple[HubCore, HubCore, Watcher]]
 
 def enter(hub: HubCore, member: str, data: dict[str, Any] | None = None) -> None:
     hub.runtime.presence.enter("c", member, "tab", data)
-
-
-def leave(hub: HubCore, member: str) -> None:
-    hub.runtime.presence.leave("c", member, "tab", is_final=True)
-
-
-async def signals(viewer: Watcher) -> list[Any]:
-    """Return the data of all signals that a viewer gets within a second."""
-    with suppress(TimeoutError, StopAsyncIteration):
-        async with asyncio.timeout(1):
-            while True:
-                await viewer.take()
-    return [event.data for event in viewer.events if isinstance(event, Signal)]
 
 
 async def members(hub: HubCore) -> list[Member]:
