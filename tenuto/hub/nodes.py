@@ -296,28 +296,26 @@ class NodeLease:
     async def recover(self, recover: Recover) -> None:
         """Recover the messages that ended nodes have left. If this fails, it is due again soon."""
         self._is_recovering, is_for_all = True, self._now_s() >= self._all_due_s
-        try:
-            is_mine = every_channel if is_for_all else partial(self._is_mine, await self._draining())
-            await self.renew()  # this process may have been suspended since the last renewal
-            if not self.is_recovery_due:
-                return
-            self._own_due_s = self._now_s() + ROUND_S
-            if is_for_all:
-                self._all_due_s = float("inf")
-            await recover(is_mine)
-            self._retry_s = RENEW_S
-        except Exception as error:  # an error of a third-party store must not end the recovery for good
-            due_s = self._now_s() + self._retry_s
-            self._own_due_s = min(self._own_due_s, due_s)
-            if is_for_all:
-                self._all_due_s = min(self._all_due_s, due_s)
-            self._retry_s = min(2 * self._retry_s, RETRY_S if isinstance(error, StoreUnavailable) else ROUND_S)
-            if isinstance(error, TenutoError):
-                logger.warning("the messages of other nodes were not recovered; the hub tries again: %s", error)
-            else:
-                logger.exception("the messages of other nodes were not recovered; the hub tries again")
-        finally:
-            self._is_recovering = False
+        with logs_errors("the messages of other nodes were not recovered; the hub tries again"):
+            try:
+                is_mine = every_channel if is_for_all else partial(self._is_mine, await self._draining())
+                await self.renew()  # this process may have been suspended since the last renewal
+                if not self.is_recovery_due:
+                    return
+                self._own_due_s = self._now_s() + ROUND_S
+                if is_for_all:
+                    self._all_due_s = float("inf")
+                await recover(is_mine)
+                self._retry_s = RENEW_S
+            except Exception as error:  # an error of a third-party store must not end the recovery for good
+                due_s = self._now_s() + self._retry_s
+                self._own_due_s = min(self._own_due_s, due_s)
+                if is_for_all:
+                    self._all_due_s = min(self._all_due_s, due_s)
+                self._retry_s = min(2 * self._retry_s, RETRY_S if isinstance(error, StoreUnavailable) else ROUND_S)
+                raise
+            finally:
+                self._is_recovering = False
 
     async def _draining(self) -> frozenset[str]:
         """Return the nodes that drain; none if the store does not respond soon. Raises StoreUnavailable."""
