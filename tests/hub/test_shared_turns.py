@@ -20,7 +20,6 @@ from tenuto.hub.turns import scheduler as shared_turns
 from tenuto.hub.turns.scheduler import LEASE_S, AssignedTurn
 from tenuto.portal import Writer
 from tenuto.stores.base import (
-    Changes,
     Committed,
     Conflict,
     Hold,
@@ -223,25 +222,16 @@ async def test_answer_of_an_attempt_that_its_node_has_lost_goes_on_and_is_not_ca
     assert await answered(hub, "c", "q", 3.0) == ["complete"]
 
 
-class Damaged(Shared):
-    """A store that cannot read the channel `bad` once `is_damaged`."""
-
-    is_damaged = False
-    error: Exception | None  # None: it does not respond
-
-    async def changes(self, channel: str, *, after: int, limit: int) -> Changes:
-        while channel == "bad" and self.is_damaged:
-            if self.error is not None:
-                raise self.error
-            await asyncio.sleep(1)
-        return await super().changes(channel, after=after, limit=limit)
-
-
 @pytest.mark.parametrize("error", [StoreUnusable("damaged"), StoreUnavailable("slow"), OSError("a mistake"), None])
 @virtually
 async def test_channel_that_cannot_be_read_holds_up_no_turn_of_another(error: Exception | None) -> None:
-    store, release = Damaged(), asyncio.Event()
-    store.error = error
+    store, release = Shared(), asyncio.Event()
+
+    async def read(channel: str) -> None:
+        if channel == "bad":
+            await asyncio.sleep(0.0 if error is not None else 1e6)
+            raise error or OSError
+
     here, there = new_hub(store, 1), new_hub(store, 2)
 
     @there.agent("*", name="bot", slots=1)
@@ -254,7 +244,7 @@ async def test_channel_that_cannot_be_read_holds_up_no_turn_of_another(error: Ex
     await say(there, "busy", "q")
     await say(here, "bad", "q")
     await say(here, "c", "q")
-    store.is_damaged = True
+    store.before = read
     release.set()
     assert await answered(here, "c", "q", 3.0) == ["complete"]
 
