@@ -33,7 +33,7 @@ import msgspec
 from msgspec import Struct
 
 from tenuto.core.document import decoded
-from tenuto.core.errors import TenutoError
+from tenuto.core.errors import StoreUnavailable, TenutoError
 from tenuto.core.events import Signal
 from tenuto.core.names import COMMAND_MARK, command_key, matches
 from tenuto.core.ops import WriterIdentity
@@ -54,7 +54,7 @@ from tenuto.hub.channel import Channel, is_settling
 from tenuto.hub.clock import Clock, Deadlines
 from tenuto.hub.committer import in_time
 from tenuto.hub.leases import BROKEN_S, RETRY_S, Submit, send
-from tenuto.hub.nodes import SLOW_S, Follower, NodeLease
+from tenuto.hub.nodes import Follower, NodeLease
 from tenuto.hub.pending import Done, Result
 from tenuto.hub.tasks import logs_errors
 from tenuto.stores.base import Notice, SharedStore, Store
@@ -803,6 +803,7 @@ class SharedTurns:
         self._follower.receivers.append(self._receive)
         self._nodes.holds.sources.append(self._values)
         self._scheduler.workers.changed = self._due.set
+        self._unread: dict[str, None] = {}  # channels whose last read failed: they are read last
 
     async def begin(self) -> None:
         """Show this node to the others, then read theirs. Raises StoreUnavailable.
@@ -814,17 +815,16 @@ class SharedTurns:
 
     async def run(self) -> None:
         """Show and follow until this task is cancelled."""
-        async with asyncio.TaskGroup() as reads:
-            while True:
-                self._due.clear()
-                with logs_errors("the turns of other nodes were not read; the hub tries again"):
-                    if (hold := self._hold()) != self._shown:
-                        await self._show(hold)
-                    await self._follow(reads)
-                await asyncio.sleep(REST_S)
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(FOLLOW_S - REST_S):
-                        await self._due.wait()
+        while True:
+            self._due.clear()
+            with logs_errors("the turns of other nodes were not read; the hub tries again"):
+                if (hold := self._hold()) != self._shown:
+                    await self._show(hold)
+                await self.follow()
+            await asyncio.sleep(REST_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(FOLLOW_S - REST_S):
+                    await self._due.wait()
 
     async def _show(self, hold: ShownTurns) -> None:
         """Put `hold` by a renewal; if it has other patterns, notify the other nodes. Raises StoreUnavailable."""
@@ -865,11 +865,8 @@ class SharedTurns:
         self._scheduler.workers.note_elsewhere(pattern for one in others for pattern in one.patterns)
         return others
 
-    async def _follow(self, reads: asyncio.TaskGroup) -> None:
-        """Read the holds of the other nodes, and offer the turns that wait there. Raises StoreUnavailable.
-
-        A read of a channel that takes too long goes on in `reads`: it must not hold up the other channels.
-        """
+    async def follow(self) -> None:
+        """Read the holds of the other nodes, and offer the turns that wait there. Raises StoreUnavailable."""
         others = await self.read()
         workers = self._scheduler.workers
         # own turns of channels outside memory, which `tenuto.hub.nodes` does not read, may be taken
@@ -877,18 +874,26 @@ class SharedTurns:
         wanted = [channel for channel in self._waiting() if channel not in self._channels][:SHOWN]
         own = set(wanted)
         wanted += [channel for one in others for channel in one.waiting]
-        for name in dict.fromkeys(wanted):
+        looked_at = []
+        names = dict.fromkeys(wanted)
+        self._unread = {name: names.pop(name) for name in self._unread if name in names}
+        for name in (*names, *self._unread):
             live = self._channels.get(name)
             if (name not in own and workers.best_for(name) is None) or (live is not None and is_settling(live)):
                 continue
-            await asyncio.wait([reads.create_task(self._look_at(name))], timeout=SLOW_S)
+            self._unread.pop(name, None)
+            try:
+                self._scheduler.inspect(await in_time(self._fresh(name), self._store.name), None)
+            except Exception as error:
+                self._unread[name] = None
+                logger.warning("the turns of channel %s were not read: %r", name, error)
+                if isinstance(error, StoreUnavailable):  # the store may not respond for further channels either
+                    break
+                continue
+            looked_at.append(name)
         await lose_turns(self._nodes, self._scheduler)
-
-    async def _look_at(self, channel: str) -> None:
-        """Read the turns of `channel`, and offer them."""
-        with logs_errors(f"the turns of channel {channel} were not read; the hub tries again"):
-            self._scheduler.inspect(await in_time(self._fresh(channel), self._store.name), None)
-            self._scheduler.offer(channel)
+        for name in looked_at:
+            self._scheduler.offer(name)
 
 
 async def lose_turns(nodes: NodeLease, scheduler: TurnScheduler, channel: str | None = None) -> None:
