@@ -133,6 +133,27 @@ async def test_documents_that_cannot_be_removed_delay_no_other_housekeeping(
     assert caplog.text.count("documents of a deleted channel cannot be removed") == 1
 
 
+async def test_damaged_document_of_a_deleted_channel_keeps_no_other_one(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    texts_of = [f"<{number:03d}>" * 700 for number in range(100)]
+    async with opened(path) as store:
+        await Chat(store, "gone").do(*(create(f"m{number}", text) for number, text in enumerate(texts_of)))
+    data = bytearray(read(path))
+    page = data.index(b"<050>" * 100) // PAGE
+    data[page * PAGE : (page + 1) * PAGE] = b"\xff" * PAGE
+    write(path, bytes(data))
+    for deletes in (True, False):  # also a later start
+        async with opened(path) as store:
+            if deletes:
+                await emptied(store, "gone")
+            await tidy_for_a_minute(store)
+            assert await store.wipe() is None
+        assert run_from_outside(path, "SELECT message FROM documents") == [("m50",), ("m51",)]  # it has their heads
+        assert [text[:5] for text in texts_of if text[:5].encode() in on_disk(path)] == ["<051>"]
+    assert caplog.text.count("2 documents of a deleted channel cannot be removed") == 2
+
+
 def corrupt() -> sqlite3.Error:
     error = sqlite3.DatabaseError("database disk image is malformed")
     error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
@@ -149,7 +170,7 @@ async def test_error_that_tells_of_damage_puts_off_no_other_housekeeping(
     def round_of(engine: Engine) -> tuple[object, object]:
         for name in ("gone", "other"):
             engine.delete_channel(name, expected=engine.channels.head(name), used_up=(), until_ms=0)
-        return engine.tidy(0), engine.spare(is_idle=False)
+        return engine.tidy(0), [engine.spare(is_idle=False) for _ in range(4)][0]
 
     monkeypatch.setattr(sqlite_engine, "TIDY_S", 0)  # one step for each call
     async with opened(path) as store:

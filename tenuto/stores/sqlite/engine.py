@@ -302,6 +302,8 @@ class Engine:
         # Deleted channels whose documents are still to be removed, and those of them for which a caller waits.
         self._awaited: set[int] = set()
         self._deleted = [number for (number,) in db.execute("SELECT id FROM channels WHERE name IS NULL")]
+        self._sweep_limit = STEP_DOCUMENTS  # of the next step; after damage, one that fails concerns one document
+        self._kept: list[str] = []  # for each document of the first of them that damage keeps, the reason
         self._is_wipe_due = True  # True: text may have been deleted just before the last process ended
         self._is_wiping = False  # True: deleted text may still be in rows of the log, or in the WAL
         self._keeps_deleted = False  # True: damage keeps the documents of a deleted channel in the file
@@ -612,30 +614,36 @@ class Engine:
     def _sweep(self) -> None:
         """Remove some documents of a deleted channel, or its row when no document is left.
 
-        If damage prevents that, the channel stays until the next start tries it again.
+        Those that damage keeps stay, each alone, until the next start tries it again.
         """
-        channel, problem = self._deleted[0], ""
+        channel, limit = self._deleted[0], self._sweep_limit
+        self._sweep_limit = min(2 * limit, STEP_DOCUMENTS)
+        keys: list[int] = []
         try:
             with self._file.transaction() as db:
-                some = "SELECT id FROM documents WHERE channel = ? LIMIT ?"
-                rows = db.execute(some, (channel, STEP_DOCUMENTS)).fetchall()
-                removed = self._documents.remove_keys([key for (key,) in rows])
-                if not rows:
+                some = "SELECT id FROM documents WHERE channel = ? LIMIT ? OFFSET ?"  # those that stay come first
+                keys = [key for (key,) in db.execute(some, (channel, limit, len(self._kept))).fetchall()]
+                removed = self._documents.remove_keys(keys)
+                if not keys and not self._kept:
                     db.execute("DELETE FROM channels WHERE id = ?", (channel,))
-            if rows and not removed:
-                problem = "their keys do not find their rows, which stay without their text"
+            reason = "their keys do not find their rows, which stay without their text"
+            self._kept += [reason] * (len(keys) - removed)
         except (sqlite3.DatabaseError, StoreUnusable, *DAMAGE) as error:
             if isinstance(error, sqlite3.Error) and not is_damage(error):
                 raise
-            problem, self._keeps_deleted = f"{error}; their text may stay, too", True
-        if problem:
-            logger.error(
-                "store file %s: documents of a deleted channel cannot be removed: %s; restore a backup",
-                *(self._file.path, problem),
-            )
-        if problem or not rows:
+            self._sweep_limit = 1
+            if len(keys) < 2:
+                self._kept.append(f"{error}; their text may stay, too")
+                self._keeps_deleted = True
+        if not keys:
+            if self._kept:
+                logger.error(
+                    "store file %s: %d documents of a deleted channel cannot be removed: %s; restore a backup",
+                    *(self._file.path, len(self._kept), self._kept[0]),
+                )
             self._deleted.pop(0)
-        self._count_pages(STEP_DOCUMENTS * DOCUMENT_PAGES)
+            self._kept = []
+        self._count_pages(limit * DOCUMENT_PAGES)
 
     def _drop_outdated(self, now_ms: int) -> None:
         """Remove used-up ids and the data of up to `STEP_DOCUMENTS` commands whose time is over."""
