@@ -86,6 +86,20 @@ async def test_wipe_of_a_busy_store_ends_although_more_is_deleted_again_and_agai
     assert await store.wipe() is False  # of the later ones
 
 
+async def test_wipe_waits_for_no_text_in_a_row_that_a_damaged_message_needs(store: SqliteStore, path: Path) -> None:
+    chat = Chat(store)
+    await chat.do(create("a", streaming=True), create("b", streaming=True), create("c", streaming=True))
+    await chat.do(append("a", "SECRET"), append("b", "x"))
+    await chat.do(append("c", "SECRET"))
+    await chat.do(delete("a"), delete("c"), documents=["a", "c"])
+    await run_on_thread(store, "UPDATE documents SET crc = crc + 1 WHERE message = 'b'")
+    assert await store.wipe() is False
+    assert (await store.tidy(0), await store.tidy(OLD_MS)) == ([], [("c", "b")])
+    assert await texts(store, "c", "b") == [""]  # the hub reads it, and finds the damage
+    assert await store.wipe(goes_on=True) is None
+    assert on_disk(path).count(b"SECRET") == 1
+
+
 async def test_wipe_waits_for_no_channel_that_is_deleted_later(
     store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -165,6 +165,10 @@ class WholeMessages:
         version = max(version, created, tracked.last if tracked is not None else 0)
         return [Stored(id=message_id, head=damaged_head(message_id, created, version), segments=[], entries=[])]
 
+    def is_damaged(self, tracked: Tracked) -> bool:
+        """Return whether a message is known to be damaged, or its channel: it gets no document."""
+        return tracked.key in self.messages or tracked.channel in self.damaged
+
     def channel(self, name: str) -> ChannelRow | None:
         """Return a channel that exists, as `Channels.find` does; None if it is damaged."""
         try:
@@ -670,10 +674,7 @@ class Engine:
         except FAILURES as error:
             self._put_off(error)
         self._space.measure(self._log)
-        known = self._whole  # a message that is known to be damaged, or whose channel is, gets no document
-        return [
-            (one.channel, one.id) for one in due if one.key not in known.messages and one.channel not in known.damaged
-        ]
+        return [(one.channel, one.id) for one in due if not self._whole.is_damaged(one)]
 
     def wipe(self, *, goes_on: bool = False) -> bool | None:
         """Go on with the removal of deleted text (`Store.wipe`)."""
@@ -681,10 +682,12 @@ class Engine:
         if not goes_on:
             self._log.await_wipe()
             self._awaited = set(self._deleted)
-        is_over = self._awaited.isdisjoint(self._deleted) and not self._log.awaits_wipe
+        awaited = self._log.awaited
+        kept = {slot for one in self._log.pinned.values() if self._whole.is_damaged(one) for slot in one.slots}
+        is_over = self._awaited.isdisjoint(self._deleted) and awaited <= kept
         if not is_over or (self._is_wiping and not self._is_wal_empty):
             return False
-        return None if self._keeps_deleted else True
+        return None if self._keeps_deleted or awaited else True
 
     def _go_on(self, limit_s: float) -> None:
         """Go on with the pending housekeeping for `limit_s`."""

@@ -255,9 +255,9 @@ class CommitLog:
         self._written = self._written.replace(bytes((DUE,)), bytes((AWAITED,)))
 
     @property
-    def awaits_wipe(self) -> bool:
-        """Return whether one of the rows that `await_wipe` has seen is not overwritten yet."""
-        return AWAITED in self._written
+    def awaited(self) -> set[int]:
+        """Return the rows that `await_wipe` has seen and that are not overwritten yet."""
+        return {slot for slot, held in enumerate(self._written) if held == AWAITED}
 
     @property
     def is_wiped(self) -> bool:
