@@ -20,6 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proof.simulation.store import SharedMemoryStore
+from tenuto import Hub
+from tenuto.agents.turn import Turn
 from tenuto.cli.main import main
 from tenuto.core.errors import (
     Damaged,
@@ -39,6 +41,7 @@ from tenuto.stores.base import Committed, Conflict, Write
 from tenuto.stores.memory import MemoryStore
 from tests.core.harness import nested, text_part
 from tests.stores.files import run_from_outside
+from tests.virtual import virtual_clock, virtually
 
 CHANNEL = "chat:1"
 DAY_MS = 24 * 3_600_000
@@ -228,6 +231,37 @@ async def test_messages_that_come_and_go_during_an_export_are_not_missing(monkey
     lines = lines_of(await exported(hub))
     assert [one["id"] for one in lines[1:-1]] == ["m0", "m1", "m2"]
     assert len((await hub.history(CHANNEL)).messages) == 7
+    await hub.close()
+
+
+@virtually
+async def test_a_round_after_an_import_takes_no_reply_of_an_earlier_round() -> None:
+    hub = Hub("memory://", hooks_signals=False, drain_s=0, clock=virtual_clock())
+    rounds: list[tuple[int, bool]] = []
+
+    @hub.agent("chat:*")
+    async def bot(turn: Turn) -> None:
+        rounds.append((turn.generation, (await turn.ask("approve", timeout_s=10)).ok))
+
+    await hub.create(CHANNEL, id="m1", text="?")
+    await asyncio.sleep(1)
+    for _ in range(2):
+        (asked,) = hub.channel(CHANNEL).state.pending_commands()
+        await hub.reply(CHANNEL, asked.command().id, ok=True)
+        await asyncio.sleep(1)
+        await hub.command(CHANNEL, "regenerate", target="m1")
+        await asyncio.sleep(1)
+    await asyncio.sleep(20)
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(before := await exported(hub))
+        file.flush()
+        await hub.delete_channel(CHANNEL)
+        await hub.archive.import_file(file.name)
+    assert await exported(hub) == before
+    for _ in range(2):
+        await hub.command(CHANNEL, "regenerate", target="m1")
+        await asyncio.sleep(20)
+    assert rounds == [(1, True), (129, True), (257, False), (385, False), (513, False)]
     await hub.close()
 
 

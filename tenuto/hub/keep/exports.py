@@ -50,7 +50,7 @@ from tenuto.core.errors import (
 from tenuto.core.limits import MIB, Limits
 from tenuto.core.model import ATTEMPT, OPTIONS, ROLES, STATUSES, STEP_NAME, Approval, Json, Part, check_json, check_part
 from tenuto.core.names import check_channel, check_id, command_id, command_key
-from tenuto.core.ops import Command, Create, Entry, Finish, Op, Reply
+from tenuto.core.ops import Claim, Command, Create, Entry, Finish, Op, Reply
 from tenuto.core.requests import references
 from tenuto.core.state import DAMAGED, CommandState, MessageState, apply_to_command, change, part_bytes
 from tenuto.hub.clock import Clock
@@ -209,6 +209,7 @@ class ExportFile:
         self.may_be_damaged = damaged
         self.channel = ""  # the name in the header
         self.end: End | None = None  # the last line, once it was read
+        self.attempts: dict[str, int] = {}  # the last attempt at each message with steps, as far as the file was read
         self.limits = limits
         self._now_ms = now_ms
         self._digest = hashlib.sha256()
@@ -226,6 +227,8 @@ class ExportFile:
                 while not isinstance(record := decode_line(data := self._next(file, limit)), End):
                     self._digest.update(data)
                     yield _Line(self._number, len(data), check_record(record, self.limits, self._now_ms))
+                    if isinstance(record, CommandRecord) and record.target and (attempt := _attempt(record)):
+                        self.attempts[record.target] = max(attempt, self.attempts.get(record.target, 0))
                     messages += isinstance(record, MessageRecord)
                     commands += not isinstance(record, MessageRecord)
                     damaged += record.is_damaged
@@ -391,7 +394,8 @@ class Import:
             entries: list[Entry] = []
             documents: list[Document] = []
             for line in batch:
-                added, document = imported(line.record, serial + len(entries) + 1, self._clock.now_ms())
+                attempt = self._checked.attempts.get(line.record.id, 0)
+                added, document = imported(line.record, serial + len(entries) + 1, self._clock.now_ms(), attempt)
                 entries += added
                 documents.append(document)
             after = (serial + len(entries), documents[-1].id)
@@ -735,17 +739,26 @@ def _checked_command(record: CommandRecord, limits: Limits) -> CommandRecord:
     return record
 
 
+def _attempt(record: CommandRecord) -> int:
+    """Return the attempt that has begun a step; 0 if the command is none."""
+    attempt = record.data.get("attempt") if isinstance(record.data, dict) and record.name == STEP_NAME else None
+    return attempt if type(attempt) is int and 0 < attempt < 2**50 else 0  # those of a request are below 2**53
+
+
 def _check_small(limits: Limits, **values: Json) -> None:
     for name, value in values.items():
         check_json(value, limits.data_bytes, name, depth=limits.depth)
 
 
-def imported(record: Record, serial: int, now_ms: int) -> tuple[list[Entry], Document]:
+def imported(record: Record, serial: int, now_ms: int, attempt: int) -> tuple[list[Entry], Document]:
     """Return the entries and the document of a checked record, whose first entry is at `serial`.
 
-    The store keeps the data of an old command as if the command expired now.
+    The store keeps the data of an old command as if the command expired now. `attempt` is the last one at a message, so
+    that the ids of a later round are not those of its steps and questions; 0: it had no step.
     """
     ops = _message_ops(record) if isinstance(record, MessageRecord) else _command_ops(record)
+    if attempt and isinstance(record, MessageRecord) and record.role == "user":
+        ops.append(Claim(id=record.id, state="done", generation=attempt, at_ms=record.updated_at))
     entries = [Entry(serial + index, op) for index, op in enumerate(ops)]
     first = ops[0]
     thing: MessageState | CommandState
