@@ -19,13 +19,12 @@ import into one channel, one that has lost the note fails.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import hashlib
 import logging
 import os
 import stat
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -678,7 +677,7 @@ def _checked_parts(parts: list[Part], limits: Limits) -> list[Part]:
             "a higher limit",
             limit=limits.parts,
         )
-    as_json = dataclasses.replace(limits, message_bytes=ESCAPED * limits.message_bytes)
+    as_json = replace(limits, message_bytes=ESCAPED * limits.message_bytes)
     checked = [_checked_part(part, as_json) for part in parts]
     size = sum(part_bytes(part) for part in checked)
     if size > limits.message_bytes:

@@ -697,34 +697,27 @@ class PostgresWriter(PostgresReader):
             " ON CONFLICT (channel, message) DO UPDATE SET until_ms = excluded.until_ms",
             [(channel, message_id, until_ms) for message_id in used_up],
         )
-        number = await self._db.fetchval(
-            f"UPDATE {self._schema}.channels SET name = '!' || id, has_tail = false, tail = '' WHERE name = $1"
-            " RETURNING id",
-            channel,
-        )
-        if number is not None:
+        hidden = f"UPDATE {self._schema}.channels SET name = '!' || id, has_tail = false WHERE name = $1 RETURNING id"
+        if (number := await self._db.fetchval(hidden, channel)) is not None:
             await self._db.execute(f"DELETE FROM {self._schema}.times WHERE channel = $1", number)
-            await self._remove_rows(number)
+            await self.sweep(number)
         return (await self.heads([channel]))[0]
 
-    async def sweep(self) -> bool:
-        """Remove some rows of a deleted channel. Return False if there is none that no other instance has locked."""
-        number = await self._db.fetchval(
-            f"SELECT id FROM {self._schema}.channels WHERE name < '{FIRST}' ORDER BY name LIMIT 1"
-            " FOR UPDATE SKIP LOCKED"
-        )
-        if number is not None:
-            await self._remove_rows(number)
-        return number is not None
+    async def sweep(self, number: int | None = None) -> bool:
+        """Remove some rows of a deleted channel, by default of any one, and with the last ones that in `channels`.
 
-    async def _remove_rows(self, number: int) -> None:
-        """Remove some rows of a deleted channel, and with the last ones that in `channels`."""
+        Return False if there is none that no other instance has locked.
+        """
+        hidden = f"SELECT id FROM {self._schema}.channels WHERE name < '{FIRST}' ORDER BY name LIMIT 1"
+        if number is None and (number := await self._db.fetchval(f"{hidden} FOR UPDATE SKIP LOCKED")) is None:
+            return False
         rest = ""
         for table in ("tails", "documents", "texts"):  # `tidy` locks them in this order, too
             some = f"SELECT ctid FROM {self._schema}.{table} WHERE channel = $1 LIMIT {TIDY_ROWS}"
             await self._db.execute(f"DELETE FROM {self._schema}.{table} WHERE ctid = ANY(ARRAY({some}))", number)
             rest += f" AND NOT EXISTS (SELECT FROM {self._schema}.{table} WHERE channel = $1)"
         await self._db.execute(f"DELETE FROM {self._schema}.channels WHERE id = $1{rest}", number)
+        return True
 
     async def prune(self, channel: str, epoch: str, versions: Mapping[str, int]) -> list[str]:
         """Remove messages and commands (`Store.prune`)."""
@@ -776,16 +769,9 @@ class PostgresWriter(PostgresReader):
 
     async def tidy(self, now_ms: int) -> None:
         """Remove used-up ids and data of commands whose time is over."""
-        await self._db.execute(
-            f"DELETE FROM {self._schema}.used_up WHERE (channel, message) IN (SELECT channel, message"
-            f" FROM {self._schema}.used_up WHERE until_ms <= $1 FOR UPDATE SKIP LOCKED)",
-            now_ms,
-        )
-        await self._db.execute(
-            f"DELETE FROM {self._schema}.lives WHERE name IN"
-            f" (SELECT name FROM {self._schema}.lives WHERE lives <= $1 FOR UPDATE SKIP LOCKED)",
-            now_ms,
-        )
+        for table, key, end in (("used_up", "channel, message", "until_ms"), ("lives", "name", "lives")):
+            over = f"SELECT {key} FROM {self._schema}.{table} WHERE {end} <= $1 FOR UPDATE SKIP LOCKED"
+            await self._db.execute(f"DELETE FROM {self._schema}.{table} WHERE ({key}) IN ({over})", now_ms)
         rows = await self._db.fetch(
             f"UPDATE {self._schema}.documents SET until_ms = NULL WHERE (channel, message) IN"
             f" (SELECT channel, message FROM {self._schema}.documents WHERE until_ms <= $1 AND NOT is_open LIMIT $2"

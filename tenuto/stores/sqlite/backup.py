@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tenuto.core.document import DAMAGE
-from tenuto.core.errors import LocalError, StoreUnavailable, StoreUnusable, shown
+from tenuto.core.errors import LocalError, StoreUnavailable, shown
 from tenuto.stores.sqlite.file import (
     BACKUP,
     check_header,
@@ -207,9 +207,7 @@ def restore(backup: Path, store: Path) -> Restored:
                 with reading(partial, is_immutable=True) as db:
                     check(db, f"backup {backup}", remedy="use an earlier one")
                     damage = list(damage_in(db))
-            except sqlite3.DatabaseError as error:
-                raise StoreUnusable(f"backup {backup} cannot be read: {error}; use an earlier one") from error
-            except DAMAGE as error:
+            except (sqlite3.DatabaseError, *DAMAGE) as error:
                 raise damaged(f"backup {backup}", error, remedy="use an earlier one") from error
             new.unlink(missing_ok=True)
             finish(partial, new, is_new=False)

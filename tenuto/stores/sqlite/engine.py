@@ -24,17 +24,7 @@ from typing import Literal
 
 from tenuto.core.document import DAMAGE, Stored, damaged_head, used_up_head
 from tenuto.core.errors import StoreUnavailable, StoreUnusable
-from tenuto.stores.base import (
-    Changes,
-    Committed,
-    Conflict,
-    Facts,
-    Head,
-    StoredPage,
-    Tail,
-    Write,
-    tail_of,
-)
+from tenuto.stores.base import Changes, Committed, Conflict, Facts, Head, StoredPage, Tail, Write, tail_of
 from tenuto.stores.sqlite.channels import ChannelRow, Channels, Plan, begin_epochs
 from tenuto.stores.sqlite.documents import INTEGER_BYTES, Documents
 from tenuto.stores.sqlite.file import FREE, SET_ASIDE, SqliteFile

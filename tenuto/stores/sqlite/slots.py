@@ -107,9 +107,10 @@ def opened(place: tuple[int, ...], body: object, *, mends: bool = False) -> byte
 def damaged(what: str, error: Exception, *, remedy: str = "restore a backup") -> StoreUnusable:
     """Return the Tenuto error for a file, called `what`, with content that it cannot have.
 
-    `error` is one of `DAMAGE` (`core/document`).
+    `error` is one of SQLite or one of `DAMAGE` (`core/document`).
     """
-    return StoreUnusable(f"{what} cannot be read: the file is damaged ({type(error).__name__}); {remedy}")
+    reason = str(error) if isinstance(error, sqlite3.Error) else f"the file is damaged ({type(error).__name__})"
+    return StoreUnusable(f"{what} cannot be read: {reason}; {remedy}")
 
 
 def check_above(keys: Sequence[object], after: str | int) -> None:

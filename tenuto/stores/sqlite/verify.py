@@ -44,9 +44,7 @@ def reading_store(path: Path) -> Iterator[sqlite3.Connection]:
             check_header(db, f"store file {path}", advice="name the store with --store")
             check_tables(db, f"store file {path}")
             yield db
-    except sqlite3.DatabaseError as error:
-        raise StoreUnusable(f"store file {path} cannot be read: {error}; restore a backup") from error
-    except DAMAGE as error:
+    except (sqlite3.DatabaseError, *DAMAGE) as error:
         raise damaged(f"store file {path}", error) from error
 
 
@@ -55,11 +53,9 @@ def check(db: sqlite3.Connection, what: str, *, remedy: str) -> None:
     try:
         check_tables(db, what, remedy=remedy)
         (found,) = db.execute("PRAGMA integrity_check(1)").fetchone()
-    except sqlite3.DatabaseError as error:
-        if not is_damage(error):
+    except (sqlite3.DatabaseError, *DAMAGE) as error:
+        if isinstance(error, sqlite3.Error) and not is_damage(error):
             raise
-        raise StoreUnusable(f"{what} cannot be read: {error}; {remedy}") from error
-    except DAMAGE as error:
         raise damaged(what, error, remedy=remedy) from error
     if found != "ok":
         raise StoreUnusable(f"{what} is damaged ({' '.join(found.split())}); {remedy}")
