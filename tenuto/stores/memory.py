@@ -99,7 +99,8 @@ class _Channel:
     def drop_data_of_deleted(self, documents: Sequence[Document]) -> None:
         """Remove the segments of documents whose target is deleted, as far as the write of `documents` causes this."""
         deleted = {document.id for document in documents if document.is_deleted}
-        deleted |= {one.target for one in documents if one.target is not None and self._is_deleted(one.target)}
+        targets = [self.messages[one.target] for one in documents if one.target in self.messages]
+        deleted |= {one.document.id for one in targets if one.document.is_deleted}
         for message in self.messages.values() if deleted else ():
             if message.document.target in deleted and not message.document.is_open:
                 message.segments.clear()
@@ -119,9 +120,6 @@ class _Channel:
             )
             for one in documents
         ]
-
-    def _is_deleted(self, message_id: str) -> bool:
-        return message_id in self.messages and self.messages[message_id].document.is_deleted
 
     def by_creation(self, *, newest_first: bool) -> list[_Message]:
         return sorted(self.messages.values(), key=lambda message: message.document.created, reverse=newest_first)

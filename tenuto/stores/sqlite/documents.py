@@ -112,14 +112,9 @@ class Documents:
     def add(self, channel: int, key: int, document: Document) -> Counted:
         """Write the first document of a message."""
         has_segments = bool(document.segments) and self._may_keep_data(channel, document)
+        row = (key, channel, document.id, document.created, *_changing(document), document.target, document.until_ms)
         checksum = _sum_of(channel, document, HEAD + has_segments)
-        self._db.execute(
-            "INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                *(key, channel, document.id, document.created, *_changing(document)),
-                *(document.target, document.until_ms, checksum),
-            ),
-        )
+        self._db.execute("INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*row, checksum))
         self.row_bytes += 8 * INTEGER_BYTES + len(document.id) + len(document.target or "")
         self._put(document, key, HEAD, document.head)
         if has_segments:
