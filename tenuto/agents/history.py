@@ -184,7 +184,7 @@ def _joined(messages: Sequence[Message], own: Mapping[str, dict[str, Json]], *, 
         # calls behind an answer may be messages of their own, as items of a conversation are; no agent has written them
         before = found[-1].role if found and one.reply_to is None else ""
         is_more = one.role == before == "assistant" and {part["type"] for part in one.parts} == {"tool"}
-        parts, late = answer if is_more else list[Part](), list[Part]()
+        parts, late = answer if is_more else list[Part](), list[Part]()  # `late`: calls whose results stand here
         for part in one.parts:
             data = part.get("data") if part["type"] == "data" and part["name"] == OUTPUT else None
             if part["type"] == "tool":
@@ -297,7 +297,7 @@ def _file(part: Part) -> _File:
             data = base64.b64encode(unquote_to_bytes(data)).decode()
             url = f"data:{media_type};base64,{data}"
         if not data or not data.isascii():
-            url, data = "", None
+            url, data = "", None  # malformed
     try:
         path = urlsplit(url).path if data is None else ""
     except ValueError:
@@ -363,7 +363,7 @@ def _by_participant(message: Message) -> list[tuple[dict[str, Json], Message]]:
 
 
 def _openai(message: Message) -> Iterator[dict[str, Json]]:
-    for named, one in _by_participant(message):
+    for named, one in _by_participant(message):  # the results of tools are of no participant
         yield from ({**turn, **named} if turn["role"] != "tool" else turn for turn in _openai_messages(one))
 
 
@@ -422,7 +422,7 @@ def _responses(message: Message) -> Iterator[dict[str, Json]]:
         for one in content:
             if isinstance(one, str) or one["type"] != "data":
                 blocks.append(_responses_content(one))
-            elif blocks:
+            elif blocks:  # a breakpoint marks the block before it
                 blocks[-1] = {**blocks[-1], CACHED: one["data"]}
         if shown := _text_of(content) if all(isinstance(one, str) for one in content) else blocks:
             yield {"role": message.role, "content": shown}
@@ -454,7 +454,7 @@ def _responses_content(one: str | Part) -> dict[str, Json]:
 
 
 def _anthropic(message: Message) -> Iterator[dict[str, Json]]:
-    for content, calls in _model_steps(message) if message.role != "system" else ():
+    for content, calls in _model_steps(message) if message.role != "system" else ():  # `system_texts` has those
         shown = [block for one in content if (block := _anthropic_content(one)) is not None]
         if content and not shown and message.role == "user":
             shown = [_blank()]  # without it the history would end with an answer

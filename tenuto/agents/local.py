@@ -52,10 +52,10 @@ class LocalAgent:
         self.pattern = pattern
         self.when_busy = when_busy
         self.slots = slots
-        self.free = slots
+        self.free = slots  # number of further turns that it can take now; the scheduler counts
         self._hub = hub
         self._agent = agent
-        self._begun: dict[str, dict[str, _Begun]] = {}  # by channels and messages
+        self._begun: dict[str, dict[str, _Begun]] = {}  # by the ids of channels and messages
 
     def start(self) -> None:
         """Take turns from now on, because the hub has started."""
@@ -85,6 +85,7 @@ class LocalAgent:
                 one.running.stop(is_lost=state == "lost")
 
     async def _run(self, one: _Begun, claimed_s: float) -> None:
+        """Run the attempt, store the end of its turn, or hand it over if the process drains; then free the slot."""
         turn = one.turn
         backend = LocalBackend(self._hub, self.name, turn.generation, claimed_s)
         try:

@@ -81,11 +81,12 @@ class TurnRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def _for_chat(one: TurnRequest) -> dict[str, Json]:
+    """Return the arguments for Chat Completions, with the tools of the types that it knows."""
     choice, form = one.tool_choice, one.response_format
     tools = [tool for tool in one.tools if tool.get("type") in ("function", "custom")]
     known = {_named(tool) for tool in tools}
     if isinstance(choice, dict) and choice.get("type") == _ALLOWED:
-        allowed = [_nested(tool) for tool in _allowed(one) if _named(tool) in known]
+        allowed = [_nested(tool) for tool in _allowed(one) if _named(tool) in known]  # the others are not sent
         choice = _nested({**choice, "tools": allowed}) if allowed else "none"
     elif isinstance(choice, dict):
         choice = _nested({"type": "function", **choice}) if _named(choice) in known else None
@@ -119,6 +120,7 @@ def _named(tool: dict[str, Json]) -> tuple[str, str]:
 
 
 def _nested(tool: dict[str, Json]) -> dict[str, Json]:
+    """Return a tool, a choice or a form as Chat Completions nests it: its fields below the name of its type."""
     kind, fields = tool["type"], {name: value for name, value in tool.items() if name != "type"}
     if kind == "custom" and isinstance(form := fields.get("format"), dict) and form.get("type") == "grammar":
         fields["format"] = _nested(form)
@@ -144,13 +146,13 @@ def _for_anthropic(one: TurnRequest) -> dict[str, Json]:
     choice: dict[str, Json] | None = None
     allowed = {_named(tool) for tool in _allowed(one) or one.tools}
     functions = [tool for tool in one.tools if tool.get("type") == "function" and _named(tool) in allowed]
-    mode = one.tool_choice.get("mode") if isinstance(one.tool_choice, dict) else one.tool_choice
+    mode = one.tool_choice.get("mode") if isinstance(one.tool_choice, dict) else one.tool_choice  # dict: of `_ALLOWED`
     if isinstance(mode, str):
         kinds = {"auto": "auto", "required": "any", "none": "none"}
         choice = {"type": kinds[mode]} if mode in kinds else None
     elif isinstance(one.tool_choice, dict) and _named(one.tool_choice) in map(_named, functions):
         choice = {"type": "tool", "name": one.tool_choice["name"]}
-    if one.parallel_tool_calls is False and one.tools and (choice or {}).get("type") != "none":
+    if one.parallel_tool_calls is False and one.tools and (choice or {}).get("type") != "none":  # that has no calls
         choice = {**(choice or {"type": "auto"}), "disable_parallel_tool_use": True}
     tools = [
         {
@@ -252,6 +254,7 @@ def _tools(value: Json) -> Json:
 
 
 def _flat(tool: dict[str, Json]) -> dict[str, Json]:
+    """Return a tool or a choice as Responses has it: its fields beside its type, and without secrets."""
     kind = tool.get("type", "function")
     nested = tool.get(kind) if isinstance(kind, str) else None
     flat = {"type": kind, **nested} if isinstance(nested, dict) else {"type": kind, **tool}
@@ -264,6 +267,7 @@ def _flat(tool: dict[str, Json]) -> dict[str, Json]:
 
 
 def _choice(value: Json) -> Json:
+    """Return a `tool_choice` in the form of Responses; a value that is no choice stays as it is."""
     if isinstance(value, dict) and isinstance(value.get("toolName"), str):  # of the AI SDK
         return {"type": "function", "name": value["toolName"]}
     if not isinstance(value, dict):

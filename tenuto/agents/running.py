@@ -60,8 +60,7 @@ async def reply_to_stops(watch: Watch, targets: Targets, reply: Callable[[str], 
             await reply(command.id)
 
 
-# longest wait for the end of an earlier attempt's lease, after which this attempt continues its answer
-PATIENCE_S = 30.0
+PATIENCE_S = 30.0  # longest wait for the end of an earlier attempt's lease, whose answer this attempt continues
 SHUTDOWN_S = 10.0  # time that a cancelled handler has to clean up
 
 State = Literal["done", "cancelled"]  # how a turn ends
@@ -126,10 +125,10 @@ class Running:
         self.attempt = attempt_of(generation)  # its number in this round; `tries` leaves out those that do not count
         self._agent = agent
         self._backend = backend
-        self._work: asyncio.Task[None] | None = None
+        self._work: asyncio.Task[None] | None = None  # that of the handler
         self._task: asyncio.Task[object] | None = None  # that of `run`
-        self._is_stopped = False
-        self._is_lost = False
+        self._is_stopped = False  # True: the turn was cancelled, or is lost
+        self._is_lost = False  # True: another attempt has the turn, or will get it
         self.came_too_late = False  # the handler was not begun
         self.unheard: tuple[str, ...] = ()  # `Turn.unheard` at the end
         self._is_late = False  # True: the time of the attempt was over
@@ -183,6 +182,7 @@ class Running:
             return await self._run(watch)
 
     async def _run(self, watch: Watch) -> State | None:
+        """Run the handler, unless an earlier attempt has ended the turn, or was the last: then end what is open."""
         left = await patiently(lambda: self._after_crash(watch))
         turn = self._turn = Turn(
             self._backend,
@@ -429,7 +429,7 @@ class Running:
                     )
                     writer.begin_ended(answer)
                     self._taken_up[number] = LeftAnswer(answer, writer)
-                elif answer.status == "failed" or number in self._taken_up:
+                elif answer.status == "failed" or number in self._taken_up:  # by an earlier call of this method
                     continue
                 elif not await self._take_over(watch, number, answer):
                     return await self._after_crash(watch)  # by what it has ended as
@@ -467,8 +467,7 @@ class Running:
             return False
         except (TimeoutError, Fenced, Deleted, NotFound):  # another client continues the answer, or it is gone
             return True
-        # from here on this attempt must end the answer, even after an error
-        self._taken_up[number] = LeftAnswer(previous, writer)
+        self._taken_up[number] = LeftAnswer(previous, writer)  # now this attempt must end it, even after an error
         try:
             known = await self._found(previous.id)
             self._taken_up[number] = LeftAnswer(known or previous, writer)

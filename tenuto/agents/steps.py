@@ -51,7 +51,7 @@ class Allowance:
         self._rested_s = 0.0  # time at which it last went on
 
     def pause(self) -> bool:
-        """Stand still until `resume` is called as often. Return whether it did not before."""
+        """Stand still until `resume` is called as often. Return whether the time went on before."""
         self.waits += 1
         if self.waits == 1:
             self._left_s = self._timer.when() - self._loop.time()
@@ -92,13 +92,13 @@ class Steps:
         self._uses: dict[str, Try | None] = {}  # names of steps and ids of questions, with the tries that used them
         self._running: set[str] = set()  # steps whose functions run
         self._ran_s = 0.0  # time at which a step last ended
-        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._interrupted: set[str] = set()
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by step, each held while it runs
+        self._interrupted: set[str] = set()  # steps that an earlier attempt has begun without storing a result
         self._sizes: dict[str, int] = {}  # of the results of this attempt, as JSON
         self._noting = asyncio.Lock()
         self._notes = 0  # number of the next note about the time
         self._inputs = 0  # number of the next note about input
-        # of the last note: time used, since when more is, and the most that this can be if its attempt has died
+        # last note of the time: used until then; when it went on (None: it stands still); the most that counts since
         self._used: tuple[int, int | None, int] = (0, None, 0)
 
     def key(self, name: str) -> str:
@@ -148,14 +148,14 @@ class Steps:
         """Return the stored result of the step `name`; without one, that of `call`, once it is stored."""
         if type(retries) is not int or retries < 0 or not (isinstance(retry_s, int | float) and retry_s >= 0):
             raise LocalError(f"retries and retry_s must be 0 or more, got {shown(retries)} and {shown(retry_s)}")
-        taken = self._take(name, "step")
+        taken = self._use_name(name, "step")
         try:
             async with self._locks[name]:  # a try that has failed may have left the function running
                 stored = await self._begin(name, "step", taken, function=_name_of(function))
                 if stored.reply is not None:
                     if not isinstance(data := stored.reply.data, dict):
                         raise _lost(name)
-                    self._count(name, len(msgspec.json.encode(data)))
+                    self._count_result(name, len(msgspec.json.encode(data)))
                     return data["result"]
                 token = _open.set((self, name))
                 self._running.add(name)
@@ -173,13 +173,13 @@ class Steps:
         if not (isinstance(seconds, int | float) and 0 <= seconds <= LONGEST_SLEEP_S):
             raise LocalError(f"seconds must be a number from 0 to {LONGEST_SLEEP_S} (30 days), got {shown(seconds)}")
         until_ms = self._backend.now_ms() + round(seconds * 1000)
-        stored = await self._begin(name, "sleep", self._take(name, "sleep"), until_ms=until_ms)
+        stored = await self._begin(name, "sleep", self._use_name(name, "sleep"), until_ms=until_ms)
         return int(stored.command.data["until_ms"])
 
     async def ask(self, name: str) -> None:
         """Store that `name` is that of questions. Raises LocalError if it is that of a step; also TooMany, Fenced."""
         if self._names.get(name) != "ask":
-            await self._begin(name, "ask", self._take(name, "ask"))
+            await self._begin(name, "ask", self._use_name(name, "ask"))
 
     async def note_time(self) -> None:
         """Store the time used again and again, because the time after the last note of a dead attempt is not known."""
@@ -206,7 +206,7 @@ class Steps:
                     "used_ms": used_ms,
                     "since_ms": now_ms if now_is_used else None,
                 }
-                known = (await self._note(str(self._notes), data)).command.data
+                known = (await self._store_note(str(self._notes), data)).command.data
                 self._notes += 1
                 is_ours = known["attempt"] == self._generation  # then all time since counts: less than `now_ms`
                 self._used = known["used_ms"], known["since_ms"], now_ms if is_ours else _interval_ms(known["used_ms"])
@@ -219,9 +219,9 @@ class Steps:
         One `of` None is about the attempt itself, and has no content.
         """
         data = {"kind": "input", "attempt": self._generation, **note}
-        before: list[Sent] = []
+        notes: list[Sent] = []
         while True:
-            before.append(sent := await self._note(f"input {self._inputs}", data))
+            notes.append(sent := await self._store_note(f"input {self._inputs}", data))
             self._inputs += 1
             if sent.command.data == data:  # of this call, or of one that was cancelled
                 break
@@ -230,12 +230,13 @@ class Steps:
             reply = partial(self._backend.reply, self._channel, id, ok=True, data=content, error=None)
             with contextlib.suppress(AlreadyAnswered):
                 await patiently(reply)
-        return before
+        return notes
 
-    async def _note(self, name: str, data: dict[str, Json]) -> Sent:
+    async def _store_note(self, name: str, data: dict[str, Json]) -> Sent:
         """Store a note, unless an attempt has; return the stored one."""
         name = name.rjust(NAME_CHARS + 1)  # longer than the name of a step may be
-        return await self._send(step_id(self._channel, self._message_id, self._generation, name), data, is_new=True)
+        id = step_id(self._channel, self._message_id, self._generation, name)
+        return await self._send_step(id, data, is_new=True)
 
     def is_free(self, name: str) -> bool:
         """Return whether no try has used `name`, a step's name or a question's id, but for tries that have failed."""
@@ -249,7 +250,7 @@ class Steps:
         """Note that `name` may be used again."""
         self._uses.pop(name, None)
 
-    def _take(self, name: str, kind: Kind) -> tuple[str, bool]:
+    def _use_name(self, name: str, kind: Kind) -> tuple[str, bool]:
         """Use `name`; return its id, and whether it is new. Raises LocalError if it cannot be used, TooMany."""
         if kind != "ask" and (outer := self._outer) is not None:
             raise LocalError(f"step {name!r} was begun inside of step {outer!r}; call it after that one")
@@ -271,11 +272,11 @@ class Steps:
     async def _begin(self, name: str, kind: Kind, taken: tuple[str, bool], **fields: Json) -> Sent:
         """Store the beginning of a step, or return the stored one. Raises LocalError if that has another kind.
 
-        `taken` is what `_take` has returned: the id, and whether this handler uses the name for the first time.
+        `taken` is what `_use_name` has returned: the id, and whether this handler uses the name for the first time.
         """
         id, is_new = taken
         data = {"kind": kind, "name": name, "attempt": self._generation, **fields}
-        stored = await self._send(id, data, is_new=is_new)
+        stored = await self._send_step(id, data, is_new=is_new)
         known = stored.command.data
         if not isinstance(known, dict):
             raise _lost(name)
@@ -290,8 +291,9 @@ class Steps:
             self._interrupted.add(name)
         return stored
 
-    async def _send(self, id: str, data: dict[str, Json], *, is_new: bool) -> Sent:
-        if is_new and attempt_of(self._generation) == 1:  # the ids of a round are new
+    async def _send_step(self, id: str, data: dict[str, Json], *, is_new: bool) -> Sent:
+        """Store the command of a step or note, or return the stored one. `is_new`: this attempt knows of none."""
+        if is_new and attempt_of(self._generation) == 1:  # no earlier attempt of this round can have sent it
             self._backend.note_new(self._channel, id)
         send = partial(self._backend.command, self._channel, STEP_NAME, id=id, target=self._message_id, data=data)
         return await patiently(lambda: send(expires_s=1.0))  # that has no effect on a step
@@ -313,7 +315,7 @@ class Steps:
         except TooLarge as error:
             detail = f"{error.detail}, or return a reference to it (Limits.step_bytes)"
             raise TooLarge(detail, **error.details) from None
-        self._count(name, size)
+        self._count_result(name, size)
         kept = msgspec.json.decode(msgspec.json.encode({"result": result}))
         # It has a reply if that of this attempt was stored and the response to it was lost: no other may reply.
         with contextlib.suppress(AlreadyAnswered):
@@ -321,8 +323,8 @@ class Steps:
             await patiently(reply)
         return kept["result"]
 
-    def _count(self, name: str, size: int) -> None:
-        self._sizes[name] = size
+    def _count_result(self, name: str, size: int) -> None:
+        self._sizes[name] = size  # also of a stored result: the limit is that of the turn
         if (total := sum(self._sizes.values())) > (limit := self._backend.limits.turn_bytes):
             raise TooLarge(
                 f"with step {name!r} the results of this turn have {total} bytes as JSON, the limit is {limit} "

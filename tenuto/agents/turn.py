@@ -188,8 +188,7 @@ class Turn:
                 meta=meta or {},
             )
             writer.spare_id = lambda: base32(secrets.randbits(90), 18)  # a client can compute, and take, the first id
-        # if no client stopped the turn, a cancellation of the block comes from the handler itself
-        if not self.is_cancelled:
+        if not self.is_cancelled:  # then a cancellation of the block is the handler's own
             writer.cancelled_as = CANCELLED_BY_HANDLER
         writer.on_retry = lambda waits: self.progress("trying again" if waits else "answering")
         writer.on_attach = lambda is_attached: self._rests()
@@ -289,36 +288,37 @@ class Turn:
         Each attempt first notes the numbers of the `complete` answers. Such an answer has the input of the last attempt
         before that note, which stays in the turn.
         """
-        found: dict[InputKey, Any] = {}
-        closed: set[InputKey] = set()
-        last = 0
+        notes: dict[InputKey, Any] = {}  # the last note about each input
+        closed: set[InputKey] = set()  # input of complete answers
+        last_attempt = 0  # generation of the attempt that stored the note before
         try:
             for command, reply in await self.steps.note_input({"of": None, "complete": sorted(complete)}):
                 if not isinstance(note := command.data, dict):
                     continue  # it is older than 30 days
                 if note["of"] is None:
-                    seen = {key for key, one in found.items() if one["answer"] in note["complete"]}
-                    closed |= {key for key in seen if found[key]["attempt"] == last}
+                    answered = {key for key, one in notes.items() if one["answer"] in note["complete"]}
+                    closed |= {key for key in answered if notes[key]["attempt"] == last_attempt}
                 elif reply is not None:  # else its attempt died before it accepted this
-                    found[key := (note["of"], note["is_command"])] = {**note, "data": reply.data}
+                    notes[key := (note["of"], note["is_command"])] = {**note, "data": reply.data}
                     self._noted.setdefault(key, {self.name}).add(command.from_)
-                last = note["attempt"]
+                last_attempt = note["attempt"]
         except Forbidden as error:
             logger.warning("an agent may not read what it got before a crash: %s", error)
-        for key, note in found.items():
+        for key, note in notes.items():
             try:
-                await self._recall_one(key, note, is_closed=key in closed)
+                await self._recall_input(key, note, is_closed=key in closed)
             except Forbidden as error:  # the message gets a turn of its own
                 logger.warning("an agent may not read what it got before a crash: %s", error)
 
-    async def _recall_one(self, key: InputKey, note: dict[str, Any], *, is_closed: bool) -> None:
+    async def _recall_input(self, key: InputKey, note: dict[str, Any], *, is_closed: bool) -> None:
+        """Make an input due again; with `is_closed`, as that of a complete answer, keep its message in the turn."""
         id, is_command = key
         steer = Steer(_text_in(note["data"]), note["data"], None, note["by"], id)
         if not is_command:
             message = await patiently(partial(find, self._backend, self.channel, id))
             if message is None:
                 return
-            self._conversation.add(id)
+            self._conversation.add(id)  # messages that follow it are for this turn, too
             steer = Steer(message.text, None, message, message.author, id)
             if is_closed:
                 await self._take_in(id)  # so that it gets no turn of its own
@@ -349,7 +349,7 @@ class Turn:
         content = f"{name}\n{key}\n{await self._question_hash(stored, target)}"
         now_s = asyncio.get_running_loop().time()
         has_call = isinstance(stored, dict) and "call" in stored  # equal calls may be asked about with the same key
-        id, content = self._question(content, None if has_call else key, now_s)
+        id, content = self._numbered_question(content, None if has_call else key, now_s)
         try:
             command, reply = await self._send_question(content, name, target, stored, timeout_s)
             if reply is None:
@@ -373,7 +373,7 @@ class Turn:
         """Let the time of the turn stand still."""
         allowance, here = self.allowance, current_try.get() or Try()
         assert allowance is not None  # the handler has begun
-        here.wait(1)
+        here.wait(1)  # counts in the tries that lead here, whose streams only wait now (`going_on`)
         try:
             if allowance.pause() and self.has_budget:
                 await self.steps.time_used_ms(now_is_used=False)
@@ -422,7 +422,7 @@ class Turn:
                 with contextlib.suppress(AlreadyAnswered):
                     await self._backend.reply(self.channel, id, ok=False, data=None, error=WITHDRAWN)
 
-    def _question(self, content: str, key: str | None, now_s: float) -> tuple[str, str]:
+    def _numbered_question(self, content: str, key: str | None, now_s: float) -> tuple[str, str]:
         """Return an id for a question, and the numbered content that it is the hash of.
 
         Equal questions get a number each. But one takes the number, and with it the reply, of an earlier one that no
@@ -462,9 +462,9 @@ class Turn:
         check_function(name, function)
         call = partial(function, *args, **kwargs)
         run = partial(self.steps.run, name, call, function, retries=retries, retry_s=retry_s)
-        return await (self._shown(name, call, run) if show else run())
+        return await (self._run_shown(name, call, run) if show else run())
 
-    async def _shown(self, name: str, call: partial[object], run: Callable[[], Awaitable[Json]]) -> Json:
+    async def _run_shown(self, name: str, call: partial[object], run: Callable[[], Awaitable[Json]]) -> Json:
         """Carry out a step as a tool part, which it shares with the earlier attempts."""
         key, message = self.step_key(name), self._answer(f"step {name!r} is shown")
         part = {"type": "tool", "call": key, "name": name, "input": input_of(call)}
@@ -534,6 +534,8 @@ class Turn:
         return {call.call: output for call, output in zip(calls, outputs, strict=True)}
 
     async def _run_tool(self, message: Writer, call: ToolCall, function: Callable[..., object]) -> Json:
+        """Run a call as a step, and return its output, which is written into its part; a failure is an output, too."""
+
         async def run(arguments: dict[str, Any]) -> object:
             try:
                 result = function(**arguments)
@@ -541,7 +543,7 @@ class Turn:
             except (Exception, asyncio.CancelledError, SystemExit) as error:  # that of `argparse` would end the process
                 if isinstance(error, asyncio.CancelledError) and (task := asyncio.current_task()) and task.cancelling():
                     raise
-                raise _ToolFailed from error  # also if the tool has cancelled something of its own
+                raise _ToolFailed from error  # also if the tool has cancelled a task of its own
 
         try:
             arguments = call.arguments

@@ -152,12 +152,12 @@ def decide(
     message = state.message(key)
     if (
         message is None
-        or message.role == OPTIONS
-        or (not caller.may_read and not _is_author_or_writer(message, caller))
+        or message.role == OPTIONS  # it keeps a value beside other messages; no client may change it
+        or (not caller.may_read and not _is_author_or_writer(message, caller))  # it must not learn that the id exists
     ):
         raise NotFound(f"message {shown(key)} does not exist in this channel; check the id")
     if message.deleted:
-        if isinstance(request, DeleteMessage):
+        if isinstance(request, DeleteMessage):  # a repeat
             return Decision(serial=message.version)
         raise Deleted(f"message {shown(key)} was deleted; create another one")
     if message.is_damaged and not isinstance(request, DeleteMessage):
@@ -209,21 +209,22 @@ def _create(
     limits: Limits,
     is_served: bool,
 ) -> Decision:
+    """Store a new message, with its large options, which are messages of their own. A repeat gets the first result."""
     check_id(message_id)
     if request.if_author is not None and check_id(request.if_author, "if_author") != caller.id:
         raise AuthorMismatch(
             f"the message is of {request.if_author!r} (if_author), and this client is {shown(caller.id)}: "
             "sign in as its author, or send it as your own, without `if_author`"
         )
-    sent, size_bytes = request.fingerprint(caller.id)
+    sent_digest, size_bytes = request.fingerprint(caller.id)
     known = state.message(message_id)
     if known is not None:
         # A caller without the right to read, which did not write the message either, learns only that the id is taken.
         if known.deleted and (caller.may_read or _is_author(known, caller)):
             raise Deleted(f"message {message_id!r} was deleted; its id cannot be used again, choose another one")
-        if known.deleted or known.digest != sent:
+        if known.deleted or known.digest != sent_digest:
             raise IdConflict(f"message {message_id!r} exists and was created with other content; choose another id")
-        return Decision(serial=known.created, generation=1)
+        return Decision(serial=known.created, generation=1)  # a repeat
     if message_id.startswith(OPTIONS_MARK):
         raise InvalidName(f"ids of messages that begin with {OPTIONS_MARK!r} are those of options; choose another id")
     _check_may_begin(state, caller)
@@ -239,9 +240,9 @@ def _create(
     is_pending = is_served and request.role == "user" and request.status == "complete" and not caller.brings_answer
     if is_pending:
         _check_room_for_pending(state, limits)
-    options, kept = _repeated_options(state, request.meta, caller.id), list[Create]()
+    options, large_options = _repeated_options(state, request.meta, caller.id), list[Create]()
     if request.options:
-        options, kept = split_options(request.options, caller.id, now_ms, limits)
+        options, large_options = split_options(request.options, caller.id, now_ms, limits)
     op = Create(
         id=message_id,
         role=request.role,
@@ -252,12 +253,13 @@ def _create(
         parent=_parent(state, request),
         reply_to=check_id(request.reply_to, "reply_to") if request.reply_to is not None else None,
         at_ms=now_ms,
-        digest=sent,
+        digest=sent_digest,
         writer=_writer(caller, request.lease_s) if request.status == "streaming" else None,
         is_pending=is_pending,
     )
     # the message comes first, so its serial shows whether it begins the channel (`Credentials.count_new_channel`)
-    return Decision(ops=(op, *(one for one in kept if state.message(one.id) is None)), result_op=0, generation=1)
+    new_options = (one for one in large_options if state.message(one.id) is None)  # an equal value has the same id
+    return Decision(ops=(op, *new_options), result_op=0, generation=1)
 
 
 def _repeated_options(state: Draft, meta: Json, by: str | None) -> dict[str, Json]:
@@ -268,10 +270,10 @@ def _repeated_options(state: Draft, meta: Json, by: str | None) -> dict[str, Jso
     options = meta.get(OPTIONS_KEY) if isinstance(meta, dict) else None
     if not isinstance(options, dict):
         return {}
-    found = references(meta)
-    kept = [state.message(one) for one in found.values()]
-    is_own = all(one is not None and one.role == OPTIONS and one.author == by for one in kept)
-    return options if is_own and options.get(KEPT, {}) == found else {}  # `found` lacks damaged references
+    value_ids = references(meta)
+    values = [state.message(one) for one in value_ids.values()]
+    is_own = all(one is not None and one.role == OPTIONS and one.author == by for one in values)
+    return options if is_own and options.get(KEPT, {}) == value_ids else {}  # `value_ids` lacks damaged references
 
 
 def _parent(state: Draft, request: CreateMessage) -> str | None:
@@ -339,7 +341,7 @@ def _append(message: MessageState, request: AppendText, limits: Limits, now_ms: 
     length = sum([message.parts[one].length for one in texts])
     new = text if at is None or at == length else _text_after_overlap(message, texts, length, request)
     if not new:  # the result names the part that has the end of the text
-        start, end = length, length if at is None else at + len(text)
+        start, end = length, length if at is None else at + len(text)  # `start` falls to where part `index` begins
         while text and start >= end and texts:
             index = texts.pop()
             start -= message.parts[index].length
@@ -348,7 +350,7 @@ def _append(message: MessageState, request: AppendText, limits: Limits, now_ms: 
     _check_size(message, size if new is text else utf8_len(new), limits)
     op: Append | SetPart
     if request.part is None and index != count - 1:
-        index = count
+        index = count  # further text opens a part behind the last one
         _check_part_count(count + 1, limits)
         op = SetPart(id=message.id, index=index, part={"type": "text", "text": new}, at_ms=now_ms)
     else:
@@ -404,21 +406,22 @@ def _put_part(message: MessageState, request: PutPart, limits: Limits, now_ms: i
         )
     _check_part_count(request.index + 1, limits)
     part = check_part(request.part, limits)
-    replaced = 0
+    replaced_bytes = 0
     if request.index < count:
         earlier = message.parts[request.index].value()
         if earlier["type"] == ATTEMPT:
             raise InvalidRequest(
                 f"part {request.index} of message {message.id!r} is a superseded attempt; open another"
             )
-        replaced = part_bytes(earlier)
+        replaced_bytes = part_bytes(earlier)
         part = _with_approval(part, earlier)
-    _check_size(message, part_bytes(part) - replaced, limits)
+    _check_size(message, part_bytes(part) - replaced_bytes, limits)
     op = SetPart(id=message.id, index=request.index, part=part, at_ms=now_ms, request=_request(request.request))
     return Decision(ops=(op,))
 
 
 def _update(message: MessageState, request: UpdateMessage, caller: Caller, limits: Limits, now_ms: int) -> Decision:
+    """Merge `meta`, and replace or supersede parts. While the message streams, only its writer may do so."""
     if message.is_streaming and request.generation is None:
         raise StillStreaming(
             f"message {message.id!r} is streaming in generation {message.generation}; "
@@ -482,8 +485,7 @@ def _superseded(
         parts = known[:since] + [one for one in known[since:] if one["type"] == ATTEMPT]
         contents = [known[index] for index in taken]
         characters = sum(len(one["text"]) for one in contents if one["type"] == "text")
-        # where they stood, if not in a row from here on
-        places: Part = {"indexes": taken} if beside or since < len(parts) else {}
+        places: Part = {"indexes": taken} if beside or since < len(parts) else {}  # {}: they were in a row from here
         places |= {"beside": beside} if beside else {}
         parts.append({"type": ATTEMPT, "parts": contents, "characters": characters, **places})
         parts += [known[index] for index in beside]
@@ -508,6 +510,7 @@ def _without_old_attempts(parts: list[Part], room_bytes: int) -> list[Part]:
 
 
 def _finish(message: MessageState, request: FinishMessage, caller: Caller, limits: Limits, now_ms: int) -> Decision:
+    """End the writing of a message. The same end again has no effect; another one is refused."""
     _check_generation(message, request.generation)
     if request.status == "interrupted" and not caller.is_server:
         raise ForbiddenStatus(
@@ -515,7 +518,7 @@ def _finish(message: MessageState, request: FinishMessage, caller: Caller, limit
         )
     check_finish(request, limits)
     if message.status == request.status:
-        return Decision(serial=message.finished or message.created)
+        return Decision(serial=message.finished or message.created)  # `created`: it was never streaming
     _check_streaming(message)
     op = Finish(
         id=message.id,
@@ -604,7 +607,7 @@ def _parts(
 ) -> list[Part] | None:
     """Return the checked parts of a create or update; None if the request has neither `text` nor `parts`.
 
-    A message that is edited may keep its `attempts`, which no request can make otherwise.
+    A message that is edited may keep its `attempts`, which no request can make otherwise. `most_bytes`: `check_part`.
     """
     if text is not None and parts is not None:
         raise InvalidRequest(f"the request has both the text {shown(text)} and {len(parts)} parts; send one of them")
@@ -658,17 +661,17 @@ def _send_command(
     if is_step != command_id(key).startswith(STEP_MARK):
         raise InvalidName(f"ids of commands that begin with {STEP_MARK!r} are those of steps; choose another id")
     options = [request.options] if request.options else []
-    given, _ = fingerprint("the command", caller.id, request.name, request.target, request.data, *options)
+    sent_digest, _ = fingerprint("the command", caller.id, request.name, request.target, request.data, *options)
     known = state.command(key)
     if known is not None:
         # another attempt at the turn, maybe of another agent and about another answer, goes on with a step or question
         is_same = (known.sent.name, _question(known.sent.data)) == (request.name, _question(request.data))
-        if known.sent.digest != given and not (is_step or (is_same and request.generation is not None)):
+        if known.sent.digest != sent_digest and not (is_step or (is_same and request.generation is not None)):
             raise IdConflict(f"command id {command_id(key)!r} was used before with other content; use a new id")
         # the reply came while no attempt wrote, or to one that was superseded: it is noted at the part of this one
         noted: tuple[SetPart, ...] = ()
         if known.reply is not None and request.generation is not None:
-            noted = _noted(state, known, request, known.reply, now_ms)
+            noted = _approval_noted(state, known, request, known.reply, now_ms)
         return Decision(ops=noted, serial=known.created)
     if command_id(key).startswith(QUESTION_MARK) and request.generation is None:
         raise InvalidName(f"ids that begin with {QUESTION_MARK!r} are those of a turn's questions; choose another id")
@@ -687,7 +690,7 @@ def _send_command(
         by=caller.id,
         at_ms=now_ms,
         expires_ms=now_ms + int((STEP_S if is_step else request.expires_s) * 1000),
-        digest=given,
+        digest=sent_digest,
     )
     if rules_of(request.name).restarts:
         assert target is not None
@@ -751,9 +754,9 @@ def _kept_options(
     check_json(options, limits.data_bytes, "the list of large options", depth=limits.depth)
     # the name tells `target` from a later message with the same id
     part = {"type": "data", "name": str(target.created), "data": options}
-    ops: list[Op] = [one for one in values if state.message(one.id) is None]
+    ops: list[Op] = [one for one in values if state.message(one.id) is None]  # an equal value has the same id
     known = state.message(id := regenerate_options_id(target.id))
-    if known is not None and known.role != OPTIONS:  # of an import
+    if known is not None and known.role != OPTIONS:  # an import may have stored any id
         raise IdConflict(f"message {id!r} has the id of the options of this regenerate; name another user message")
     if known is None and options:
         ops.append(Create(id=id, role=OPTIONS, status="complete", parts=[part], at_ms=now_ms))
@@ -822,7 +825,7 @@ def _reply_command(
         return Decision(serial=command.reply_serial)
     is_senders = caller.id is not None and command.sent.by == caller.id
     is_at_work = _is_at_work_on(state, command.sent.target, caller)
-    if not (caller.may_read or is_senders or is_at_work):
+    if not (caller.may_read or is_senders or is_at_work):  # it must not learn which commands exist
         raise _unknown(key)
     is_trusted = is_at_work or caller.is_admin or caller.is_app or caller.is_server
     if rules_of(command.sent.name).replier is Replier.WORKER and not is_trusted:
@@ -838,10 +841,10 @@ def _reply_command(
         request=_request(request.request),
         at_ms=now_ms,
     )
-    return Decision(ops=(reply, *_noted(state, command, command.sent, request, now_ms)), result_op=0)
+    return Decision(ops=(reply, *_approval_noted(state, command, command.sent, request, now_ms)), result_op=0)
 
 
-def _noted(
+def _approval_noted(
     state: Draft, command: CommandState, asked: Command | SendCommand, reply: ReplyCommand | Reply, now_ms: int
 ) -> tuple[SetPart, ...]:
     """Return the operation that notes the reply at the tool call which an `approve` names in `data.call`, if it waits.
@@ -856,11 +859,11 @@ def _noted(
         return ()
     for index, part in enumerate(target.parts):
         fields = part.fields
-        has_other = isinstance(asked, SendCommand) and "approval" in fields  # maybe of a newer question
+        has_other = isinstance(asked, SendCommand) and "approval" in fields  # a repeat; maybe of a newer question
         if fields["type"] == "tool" and fields["call"] == call and "output" not in fields and not has_other:
             denied = {} if reply.ok else {"state": DENIED}
             noted = {**part.value(), **denied, "approval": _approval(command, reply)}
-            if noted == part.value():
+            if noted == part.value():  # it was noted before
                 return ()
             return (SetPart(id=target.id, index=index, part=noted, at_ms=now_ms),)
     return ()
@@ -870,8 +873,7 @@ def _approval(command: CommandState, reply: ReplyCommand | Reply) -> dict[str, J
     """Return the field `approval` of a tool part: the reply, without its author."""
     reason = reply.data.get("reason") if isinstance(reply.data, dict) else None
     short = reason[:REASON_CHARS] if isinstance(reason, str) else None
-    # the key of a command is its id with a mark
-    return plain(Approval(id=command_id(command.id), approved=reply.ok, reason=short))
+    return plain(Approval(id=command_id(command.id), approved=reply.ok, reason=short))  # `command.id` has a mark
 
 
 def _with_approval(part: Part, earlier: Part) -> Part:
@@ -963,13 +965,13 @@ def _settle_command(state: Draft, key: str, request: SettleCommand, now_ms: int)
     if request.is_expired:
         expired: Json = {"code": "expired", "detail": "no reply arrived in time"}
         return Decision(ops=(Reply(id=key, ok=False, error=expired, at_ms=now_ms),))
-    return Decision(serial=command.created)
+    return Decision(serial=command.created)  # it still waits for its reply
 
 
 def _carry_out_cancel(state: Draft, target: str, now_ms: int) -> list[Op]:
     """Return the operations that end `target`, an answer or all answers to a user message, and the turn."""
     ops: list[Op] = []
-    turns = {target}
+    turns = {target}  # ids of the messages whose turns end, if they have open ones
     for message in state.streaming():
         if target in (message.id, message.reply_to):
             ops.append(Finish(id=message.id, status="cancelled", reason=None, meta=message.meta, at_ms=now_ms))
@@ -992,7 +994,7 @@ def _target(state: Draft, request: SendCommand, caller: Caller) -> MessageState 
         return None
     check_id(request.target, "target")
     target = state.message(request.target)
-    # a caller without the right to read must not learn which messages exist, also of another anonymous caller
+    # without the right to read, a caller must learn only of its own messages; an anonymous one cannot prove these
     is_known = target is not None and caller.id is not None and _is_author_or_writer(target, caller)
     if target is None or not (caller.may_read or is_known):
         raise NotFound(f"message {request.target!r} does not exist in this channel; check the target")
@@ -1137,7 +1139,7 @@ def _is_writer(message: MessageState, caller: Caller) -> bool:
         return _is_author(message, caller)
     if caller.writer is not None:  # of writers with one client id the generation tells which may write
         return writer.by == caller.id
-    return writer.node is None and writer.by == caller.id
+    return writer.node is None and writer.by == caller.id  # a writer with a `node` is in a hub's process
 
 
 def _is_author(message: MessageState, caller: Caller) -> bool:
@@ -1181,7 +1183,7 @@ def _renew_lease(message: MessageState, request: RenewLease, now_ms: int) -> Dec
     _check_generation(message, request.generation)
     _check_streaming(message)
     lease_ms = int(request.lease_s * 1000)
-    if message.writer is None or message.writer.lease_ms in (0, lease_ms):
+    if message.writer is None or message.writer.lease_ms in (0, lease_ms):  # 0: the writer has no lease
         return Decision(serial=message.version)
     return Decision(ops=(Lease(id=message.id, lease_ms=lease_ms, at_ms=now_ms),))
 
@@ -1218,7 +1220,7 @@ def _claim_turn(state: Draft, message: MessageState, request: ClaimTurn, caller:
     if request.lost is not None:
         _check_alone(state, message, request.lost)
     if request.within is not None:
-        _check_takes(state, request.within, request.within_generation, is_again=claim.within == request.within)
+        _check_may_take_in(state, request.within, request.within_generation, is_again=claim.within == request.within)
     return _taken(message, _claim_of(caller, request, claim), now_ms)
 
 
@@ -1229,7 +1231,7 @@ def _renew_turn(message: MessageState, claim: ClaimState, request: ClaimTurn, ca
         raise _stale(message, claim, request)
     if (claim.by, claim.node, claim.within) != (caller.id, None, None):
         raise NotWriter(f"another worker has the turn of message {message.id!r}; stop working on it")
-    if claim.lease_ms == GIVEN_BACK_MS:
+    if claim.lease_ms == GIVEN_BACK_MS:  # given back already, which a renewal cannot undo
         if not request.gives_back:
             raise _stale(message, claim, request)
         return Decision(serial=message.last, generation=claim.generation)
@@ -1244,17 +1246,17 @@ def _taken(message: MessageState, claim: ClaimState, now_ms: int) -> Decision:
 
 
 def _check_alone(state: Draft, message: MessageState, lost: tuple[tuple[str, int, int], ...]) -> None:
-    """Raise StillStreaming if another turn runs in the channel: another hub may have claimed it just now."""
+    """Raise StillStreaming if a further turn runs, except those `lost`: another hub may have claimed it just now."""
     for other in state.running():
         assert other.claim is not None
         if other.id != message.id and (other.id, other.claim.generation, other.claim.confirmed) not in lost:
             raise StillStreaming(f"message {other.id!r} is being answered: wait for the end of its turn")
 
 
-def _check_takes(state: Draft, message_id: str, attempt: int, *, is_again: bool) -> None:
+def _check_may_take_in(state: Draft, message_id: str, attempt: int, *, is_again: bool) -> None:
     """Raise Finished unless this attempt has the turn of a message, and no client cancels it.
 
-    What the turn has had before, it takes again even then: one of its answers may contain it.
+    With `is_again`, the turn had the message before: a cancel does not count, as one of its answers may contain it.
     """
     host = state.message(message_id)
     if host is None or not host.is_taken or host.claim is None or host.claim.generation != attempt:
@@ -1321,9 +1323,9 @@ def _end_turn(state: Draft, message: MessageState, request: EndTurn, caller: Cal
 def _handed_over(state: Draft, message: MessageState, claim: ClaimState, now_ms: int) -> Decision:
     """Return the decision that the turn waits for its next attempt, and that the answers of this one are interrupted.
 
-    The turns that it has taken in wait again, too, and theirs does not count either.
+    The messages that it has taken in wait again, too; this attempt does not count for them either.
     """
-    if claim.state != "taken" or claim.within is not None:
+    if claim.state != "taken" or claim.within is not None:  # `within`: another turn has taken it in
         raise Finished(f"the turn of message {message.id!r} is {claim.state!r}, so it cannot be handed over")
     ends = [
         Finish(id=one.id, status="interrupted", reason=None, meta=one.meta, at_ms=now_ms)
@@ -1350,7 +1352,7 @@ def _failed(state: Draft, message: MessageState, claim: ClaimState, answer_id: s
             status, reason = ("failed", CRASHED) if one.id in seen else ("interrupted", None)
             ops.append(Takeover(id=one.id, generation=one.generation + 1, writer=writer, at_ms=now_ms))
             ops.append(Finish(id=one.id, status=status, reason=reason, meta=one.meta, at_ms=now_ms))
-    # an answer with another id is by another author, for example by a route of the app
+    # no empty one beside an answer of an attempt; one with another id is by another author, such as a route of the app
     if ops or not {one.id for one in answers}.isdisjoint(reply_ids(message.id, claim.generation)):
         return ops
     answer = Create(
@@ -1371,7 +1373,7 @@ def _claim_of(caller: Caller, request: ClaimTurn, known: ClaimState) -> ClaimSta
     """Return the claim that `request` makes of the turn with the claim `known`: of the same attempt, or of the next."""
     node = caller.writer.node if caller.writer is not None else None
     generation, confirmed, spared = request.generation + 1, 0, known.spared
-    if request.generation < request.above:
+    if request.generation < request.above:  # a worker of a deleted message with this id may use the numbers up to it
         generation, spared = next_round(request.above) + 1, 0  # `spared` counts the attempts of one round
     elif request.confirms:
         generation, confirmed = request.generation, request.confirmed + 1

@@ -195,10 +195,10 @@ class MessageProgress:
         """Return the delta of an append to this message, if it has one. Hot path: `receive` without the other kinds."""
         index, at = event.part, event.at
         kind = self._kinds[index] if index < len(self._kinds) else ""
-        if kind not in APPENDABLE:
+        if kind not in APPENDABLE:  # an unknown part, or one without growing text
             return []
         known = self._lengths[index] if kind in COUNTED else self._inputs[index]
-        if at > known:
+        if at > known:  # text before it is missing
             self.is_broken = True
             return []
         text = event.text[known - at :]
@@ -214,18 +214,18 @@ class MessageProgress:
         if index >= len(self._kinds):
             return self._open(index, part)
         sent = self._lengths[index]
-        self._note(index, part)
+        self._mark_sent(index, part)
         return [PartReplaced(index, part, sent)]
 
     def _open(self, index: int, part: Part) -> list[Delta]:
         sent = self._lengths[index] if index < len(self._lengths) else 0
-        self._note(index, part)
+        self._mark_sent(index, part)
         return [PartOpened(index, part, sent)]
 
     def _continue(self, index: int, part: Part) -> list[Delta]:
         """Return the delta with the rest of a part, for a reader that resumes and has the part's beginning."""
         kind, sent = part["type"], self._lengths[index]
-        self._note(index, part)
+        self._mark_sent(index, part)
         if kind in COUNTED and (sent == ALL_SENT or sent <= len(part["text"])):
             rest = part["text"][sent:]
             return [TextAdded(index, kind, sent, rest)] if rest else []
@@ -239,11 +239,11 @@ class MessageProgress:
         sent, self._attempts = tuple(self._lengths), attempts
         del self._kinds[len(message.parts) :]
         for index, part in enumerate(message.parts):
-            self._note(index, part)
+            self._mark_sent(index, part)
         return MessageReplaced(message, sent, is_superseded=attempts > before)
 
-    def _note(self, index: int, part: Part) -> None:
-        """Record `part` as completely sent."""
+    def _mark_sent(self, index: int, part: Part) -> None:
+        """Record that the reader has the whole `part`."""
         kind = part["type"]
         self._kinds += [""] * (index + 1 - len(self._kinds))
         self._lengths += [0] * (index + 1 - len(self._lengths))

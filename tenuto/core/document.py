@@ -191,7 +191,7 @@ def _command_document(command: CommandState) -> Document:
         CommandHead(
             command=replace(sent, data=None),
             created=command.created,
-            reply=replace(reply, data=None, error=_outcome(reply.error)) if reply is not None else None,
+            reply=replace(reply, data=None, error=_only_code(reply.error)) if reply is not None else None,
             reply_serial=command.reply_serial,
         )
     )
@@ -223,8 +223,8 @@ def changed_ms(document_id: str, head: bytes) -> int | None:
         return None
 
 
-def _outcome(error: Json) -> Json:
-    """Return the code of a reply's error. The code stays in the store when the rest of the error is removed."""
+def _only_code(error: Json) -> Json:
+    """Return a reply's error with its code alone, which stays in the store when the rest is removed; None: no code."""
     code = error.get("code") if isinstance(error, dict) else None
     return {"code": code} if isinstance(code, str) and is_id(code) else None
 
@@ -243,7 +243,7 @@ def restore(stored: Stored) -> MessageState:
         for segment in stored.segments:
             part = message.parts[segment.part] if 0 <= segment.part < len(message.parts) else None
             if part is not None and segment.at == FIELDS:
-                part.fields[[*part.fields][segment.marks[0]]] = segment.text
+                part.fields[[*part.fields][segment.marks[0]]] = segment.text  # the mark is the field's position
                 continue
             if part is None or not isinstance(part.text, Text) or not _joins(part.text, segment):
                 raise ValueError(f"text at offset {segment.at} of part {segment.part} does not fit there")

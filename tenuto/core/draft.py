@@ -42,10 +42,10 @@ class Draft:
         self.reshaped: dict[str, None] = {}
         self.appended: dict[str, int] = {}  # for each message the number of code points appended
         self._texts: dict[int, list[str]] = {}  # for each joined append, by its index in `ops`: the texts to join
-        self._forks: dict[str, MessageState] = {}
-        self._commands: dict[str, CommandState] = {}
+        self._forks: dict[str, MessageState] = {}  # copies of messages, and new ones, with their changes
+        self._commands: dict[str, CommandState] = {}  # new commands, and copies of those that have changed
         self._turns: dict[str, None] = {}  # ids of messages whose turns this batch may begin, claim or end
-        self._unapplied: dict[str, list[tuple[int, Op]]] = {}
+        self._unapplied: dict[str, list[tuple[int, Op]]] = {}  # for each message the changes that no fork has yet
         # message id → part → index in `ops` of the append that the next text of this part can join
         self._joinable: dict[str, dict[int, int]] = {}
 

@@ -23,16 +23,14 @@ Role = Literal["user", "assistant", "system", "tool"]
 Status = Literal["streaming", "complete", "cancelled", "interrupted", "failed"]
 ROLES = get_args(Role)
 STATUSES = get_args(Status)
-# role of a message that keeps a value beside the `meta` of others (`options`)
-OPTIONS = "options"
+OPTIONS = "options"  # role of a message that keeps a value beside the `meta` of others (`options`)
 OPTIONS_MARK = "options-"  # the ids of these messages begin with it, and no others
 # key of `meta` that clients can only repeat: the small values of `options`, and the ids of the messages with others
 OPTIONS_KEY = "$options"
 # name of the commands that keep the steps of a turn: only the attempt that has the turn sends, answers and gets them
 STEP_NAME = "turn.step"
 
-# Type of a part with the parts that an earlier attempt at the answer wrote; only `supersede` makes one.
-ATTEMPT = "attempt"
+ATTEMPT = "attempt"  # type of a part with those that an earlier attempt at the answer wrote; `supersede` makes it
 # Key of `meta` for the provider's responses that a later attempt can attach to; the end of the message removes it.
 RESPONSES = "$responses"
 # Key of `meta` for the streams that have ended, so that a later attempt does not ask the model for them again.

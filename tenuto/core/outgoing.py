@@ -141,9 +141,8 @@ class Outgoing:
         self.meta: dict[str, Json] = {}  # the message's meta after all accepted updates
         self.in_flight: list[OutgoingRequest] = []
         self.unstored_bytes = 0  # size of all accepted requests that are not stored, including gathered text
-        self._numbers = 0
-        # characters in one append at most: a character has up to four bytes
-        self._piece = max(1, limits.append_bytes // 4)
+        self._request_count = 0  # number of request ids given so far
+        self._piece_length = max(1, limits.append_bytes // 4)  # limit for one append: a character has up to four bytes
         self._parts: list[OutgoingPart] = []
         # index of the part that receives text of `_text_owner` without an index; -1: there is no text part
         self._text_part = -1
@@ -199,7 +198,7 @@ class Outgoing:
         self.close_text()
 
     def begin_again(self, meta: dict[str, Json], *, supersedes: bool, steps: Container[Json] = ()) -> None:
-        """Merge `meta`; with `supersedes` the next content supersedes all. `steps`: calls of shown steps."""
+        """Merge `meta`; with `supersedes` the next content supersedes all. `steps`: the call ids of shown steps."""
         self._steps = steps
         for part, left in zip(self._parts, self.left, strict=False):
             if left.get("call") in steps:
@@ -256,13 +255,13 @@ class Outgoing:
                 text = self._supersede_by_text(text, owner)
                 if not text:
                     return
-            if self._text_part < 0:
+            if self._text_part < 0:  # else `_supersede_by_text` has opened it
                 if owner is None and self._added:
                     owner = LEFT  # superseded with the text that it follows, if that is
                     self._added.append(given)
                 self._text_part = len(self._parts)  # reserved: its first whole character opens it
                 self._set_part(self._text_part, {"type": "text", "text": ""}, owner, is_open=False)
-                self._put_tried()
+                self._put_tried_meta()
             index = self._text_part
         elif self._parts[index].owner is LEFT and self._parts[index].type == "text":
             self._added.append(text)
@@ -288,7 +287,7 @@ class Outgoing:
         self.check_open()
         part = check_part(part, self.limits)
         count = len(self._parts)
-        position = count if index is None else self._found(index)
+        position = count if index is None else self._position_of(index)
         if index is not None and self._is_superseded(index) and not self._is_step(position, part):
             position = count
         if position == count and self._note_failed(owner):
@@ -314,14 +313,14 @@ class Outgoing:
         self._halves.pop(position, None)
         self._set_part(position, part, owner)
         self._parts[position].is_closed = known is not None and known.is_closed
-        self._put_tried()
+        self._put_tried_meta()
         self.close_text()
         size = part_bytes(part)
         self.unstored_bytes += size
         self._put_part(position, part, size, is_replacing=position < count)
         return PartIndex(position, len(self._superseded))
 
-    def _found(self, index: int) -> int:
+    def _position_of(self, index: int) -> int:
         """Return the index that a part has now; -1: it was superseded since `accept_part` returned its index."""
         position = int(index)
         if isinstance(index, PartIndex):
@@ -331,8 +330,8 @@ class Outgoing:
 
     def _is_superseded(self, index: int) -> bool:
         """Return whether the part with this index was superseded, or the next part will supersede it."""
-        position = self._found(index)
-        is_known = 0 <= position < len(self._parts)
+        position = self._position_of(index)
+        is_known = 0 <= position < len(self._parts)  # else only a `PartIndex` was that of a part, which is superseded
         return self._parts[position].owner is FAILED if is_known else isinstance(index, PartIndex)
 
     def _is_step(self, position: int, part: Part) -> bool:
@@ -340,8 +339,8 @@ class Outgoing:
         left = self.left[position] if 0 <= position < len(self.left) else {}
         return part.get("call") in self._steps and left.get("call") == part.get("call")
 
-    def _indexed(self, indexes: list[int], lengths: Mapping[int, int]) -> dict[int, Part]:
-        """Return parts that were left, of texts up to `lengths`: what follows stays in view until more is written."""
+    def _taken_up(self, indexes: list[int], lengths: Mapping[int, int]) -> dict[int, Part]:
+        """Return the left parts `indexes`, with texts up to `lengths`: the rest stays in view until more is written."""
         times = len(self._superseded)
         found: dict[int, Part] = {PartIndex(at, times): first_of(self.left[at], lengths.get(at)) for at in indexes}
         self._end_texts(found)
@@ -357,9 +356,9 @@ class Outgoing:
 
     def has_left(self) -> bool:
         """Return whether parts that an earlier writer left are neither continued nor superseded."""
-        return bool(self._still_left())
+        return bool(self._left_indexes())
 
-    def _still_left(self) -> list[int]:
+    def _left_indexes(self) -> list[int]:
         return [index for index, part in enumerate(self._parts) if part.owner is LEFT and part.type != ATTEMPT]
 
     def _give_up_if_added(self, left: list[int]) -> bool:
@@ -390,17 +389,17 @@ class Outgoing:
         counted = [index for index, part in enumerate(self.left) if part["type"] != ATTEMPT]
         steps = {index for index in counted if self._is_step(index, self.left[index])}
         before = [index for index in counted[:after] if index not in steps]
-        theirs = [index for index in counted[after:until] if index not in steps]
-        ours = [index for index in theirs if self._parts[index].owner in owners]
-        left = self._still_left()  # once a part was superseded, `self.left` is empty, and these cannot be continued
-        if not (ours or left):
+        wanted = [index for index in counted[after:until] if index not in steps]
+        reopened = [index for index in wanted if self._parts[index].owner in owners]
+        left = self._left_indexes()  # once a part was superseded, `self.left` is empty, and these cannot be continued
+        if not (reopened or left):
             return {}
-        is_added = self._give_up_if_added(ours if self.left else left)
-        if is_added or not ours or any(self._parts[index].owner is FAILED for index in before):
+        is_added = self._give_up_if_added(reopened if self.left else left)
+        if is_added or not reopened or any(self._parts[index].owner is FAILED for index in before):
             return {}
         self._give(before, None)  # to the message itself: `owner` did not open them
-        self._give(ours, owner)
-        return self._indexed(ours, lengths or {})
+        self._give(reopened, owner)
+        return self._taken_up(reopened, lengths or {})
 
     def end_of(self, lengths: dict[int, int], content: str) -> int | None:
         """Return how many parts an earlier writer left that count, up to the last with an index in `lengths`.
@@ -435,7 +434,7 @@ class Outgoing:
         for last in self._parts[-1:]:
             last.is_closed = last.owner is LEFT  # only restored text is continued
         self._has_restored = True
-        return self._indexed(indexes, lengths)
+        return self._taken_up(indexes, lengths)
 
     def _note_failed(self, owner: Owner | None = None) -> bool:
         """Note as failed the parts left behind restored ones, and for a listed `owner` those that were cut.
@@ -444,7 +443,7 @@ class Outgoing:
         """
         for index, part in enumerate(self._parts):
             if part.ended is not None and part.owner is not FAILED:
-                self.accept_part(part.ended, index)
+                self.accept_part(part.ended, index)  # removes what an earlier writer has added to it
         if self._has_restored and any(one.type != ATTEMPT and one.owner in (LEFT, SHOWN) for one in self._parts):
             self.fail_attempt(LEFT)
         self._has_restored = False
@@ -460,7 +459,7 @@ class Outgoing:
     def lengths(self, before: int | None = None) -> list[int]:
         """Return the lengths of the texts of the parts that count, or of those before the part with index `before`."""
         self._gather()
-        parts = self._parts if before is None else self._parts[: self._found(before)]
+        parts = self._parts if before is None else self._parts[: self._position_of(before)]
         return [part.length for part in parts if part.type != ATTEMPT and part.owner is not FAILED]
 
     def begin_attempt(self, outer: Owner | None = None, *, is_listed: bool = False) -> Owner:
@@ -473,7 +472,7 @@ class Outgoing:
         owner.is_over = not (is_cut and owner.is_listed)
         self._find_text_part(live(owner))
         if owner.is_listed and live(owner) is None and self.state is OPEN:
-            self._put_tried()
+            self._put_tried_meta()
 
     def fail_attempt(self, owner: Owner) -> None:
         """Let the next part supersede those of `owner`, and of the attempts inside of it.
@@ -640,7 +639,7 @@ class Outgoing:
         """Return the index that the part `index` has now. Raises LocalError, or NotText if it accepts no text."""
         if self._is_superseded(index):
             raise LocalError(f"part {index} of message {self.id!r} was superseded; write it again, with part()")
-        index, count = self._found(index), len(self._parts)
+        index, count = self._position_of(index), len(self._parts)
         if not 0 <= index < count:
             raise LocalError(f"message {self.id!r} has {count} parts, got the index {index}; open that part first")
         if self._parts[index].type not in APPENDABLE:
@@ -649,7 +648,7 @@ class Outgoing:
                 "text can be appended to 'text', 'reasoning' and 'tool' only; open such a part"
             )
         if (ended := self._parts[index].ended) is not None:
-            self.accept_part(ended, index)
+            self.accept_part(ended, index)  # removes what an earlier writer has added to it
         return index
 
     def _open_reserved(self) -> None:
@@ -664,7 +663,7 @@ class Outgoing:
         """Supersede the failed attempt by a new text part, and return the rest of `text`, which goes to this part."""
         joiner = SurrogateJoiner()
         whole = joiner.write(text)
-        first = whole[: self._piece]
+        first = whole[: self._piece_length]
         self._supersede({"type": "text", "text": first} if first else None, owner)
         return whole[len(first) :] + joiner.held
 
@@ -720,13 +719,13 @@ class Outgoing:
         part = self._parts[index]
         if not part.length and part.is_open and part is self._parts[-1] and self._has_opening:
             # the opening of the part waits for this text
-            opening, first, text = self._queue.pop().request, text[: self._piece], text[self._piece :]
+            opening, first, text = self._queue.pop().request, text[: self._piece_length], text[self._piece_length :]
             opening = replace(opening, parts=[{"type": part.type, "text": first}])
             self._queue.append(OutgoingRequest(opening, utf8_len(first)))
             part.length = len(first)
         length = len(text)
         # the common case: one piece of ASCII text for an open part
-        if part.is_open and 0 < length <= self._piece and text.isascii():
+        if part.is_open and 0 < length <= self._piece_length and text.isascii():
             request = AppendText(text=text, at=part.length, part=index, generation=self.generation)
             self._queue.append(OutgoingRequest(request, length))
             part.length += length
@@ -736,8 +735,8 @@ class Outgoing:
     def _queue_text(self, index: int, text: str) -> None:
         """Queue `text` for the end of part `index`; opens the part if it is only reserved."""
         part = self._parts[index]
-        for start in range(0, len(text), self._piece):
-            piece = text[start : start + self._piece]
+        for start in range(0, len(text), self._piece_length):
+            piece = text[start : start + self._piece_length]
             size = utf8_len(piece)
             if part.is_open:
                 request = AppendText(text=piece, at=part.length, part=index, generation=self.generation)
@@ -759,8 +758,8 @@ class Outgoing:
 
     def _new_request(self) -> str:
         """Return a request id, unique to this writer, by which the message recognises a repeat."""
-        self._numbers += 1
-        return f"{self.nonce}{self.generation}.{self._numbers}"
+        self._request_count += 1
+        return f"{self.nonce}{self.generation}.{self._request_count}"
 
     def _put_part(self, index: int, part: Part, size: int, *, is_replacing: bool = False) -> None:
         last = self._queue[-1] if self._queue else None
@@ -776,13 +775,13 @@ class Outgoing:
         request = UpdateMessage(meta=meta, generation=self.generation, request=self._new_request())
         self._queue.append(OutgoingRequest(request, size))
 
-    def _tried(self) -> dict[str, Json]:
+    def _tried_meta(self) -> dict[str, Json]:
         """Return the change of `meta`, if any, that names the parts of open or failed attempts."""
         tried = [index for index, part in enumerate(self._parts) if part.is_cut or part.is_listed] or None
         return {TRIED: tried} if tried != self.meta.get(TRIED) else {}
 
-    def _put_tried(self) -> None:
-        if change := self._tried():
+    def _put_tried_meta(self) -> None:
+        if change := self._tried_meta():
             self.accept_update(change)
 
     def _put_supersede(self, since: int, beside: list[int], first: Part | None) -> int:
@@ -790,7 +789,7 @@ class Outgoing:
         size = 1 if first is None else part_bytes(first)
         if first in ({"type": "text", "text": ""}, {"type": "reasoning", "text": ""}):
             size = 0  # it waits for its text, so that viewers keep the old text
-        change = self._tried()
+        change = self._tried_meta()
         self._merge(change)
         request = UpdateMessage(
             parts=None if first is None else [first],

@@ -189,14 +189,15 @@ class RemoteOutgoing(Outgoing):
         return stored
 
     def _refill_part(self, index: int, stored: Part | None) -> None:
+        """Queue the content of part `index` that `stored`, the server's part, lacks; None: it has no such part."""
         part, kept = self._parts[index], self._kept[index]
-        length = kept.stored_length(stored) if stored is not None else None
+        length = kept.stored_length(stored) if stored is not None else None  # None: it must be put anew
         if length is None and part.type == ATTEMPT:  # only the server makes such a part; an empty text takes its place
             self._set_part(index, {"type": "text", "text": ""})
             part, kept = self._parts[index], self._kept[index]
             part.is_closed = True
         if length is None:
-            length = min(kept.text.length, self._piece)
+            length = min(kept.text.length, self._piece_length)
             value = kept.value(length)
             self._put_part(index, value, part_bytes(value), is_replacing=stored is not None)
         part.length = length

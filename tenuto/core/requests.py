@@ -252,24 +252,24 @@ def needs(key: str, request: Request, caller: Caller) -> tuple[str, ...]:
     Large options of a message are messages of their own; so are all options of a command that restarts a turn.
     """
     target = request.target if isinstance(request, SendCommand) else None
-    others: tuple[str, ...] = ()
+    further: tuple[str, ...] = ()
     if isinstance(request, SendCommand) and rules_of(request.name).restarts:
         if target is not None and is_id(target):
-            others = (regenerate_options_id(target), *kept_ids(request.options, caller.id, is_hidden=True))
+            further = (regenerate_options_id(target), *kept_ids(request.options, caller.id, is_hidden=True))
     elif isinstance(request, CreateMessage):
         target = request.reply_to  # its claim shows whether the new answer is of an earlier attempt, and refused
-        others = kept_ids(request.options, caller.id)
+        further = kept_ids(request.options, caller.id)
     elif isinstance(request, EndTurn) and request.failure is not None:  # the answers, which fail with the turn
-        others = tuple(reply_ids(key, request.generation))
+        further = tuple(reply_ids(key, request.generation))
     # `decide` refuses an invalid id later
-    return (key, target, *others) if target is not None and is_id(target) else (key, *others)
+    return (key, target, *further) if target is not None and is_id(target) else (key, *further)
 
 
 INLINE_BYTES = 512  # largest value that is in `meta`, which all viewers get
-ALWAYS_KEPT = ("tools",)  # may hold the key of a tool's server
-KEPT = "kept"
+ALWAYS_KEPT = ("tools",)  # options that are never in `meta`: they may hold the key of a tool's server
+KEPT = "kept"  # key, beside the small values in `meta`, of the ids of the messages with the other values, by name
 SMALL = ""  # name of the value that has all small ones, which no viewer gets; no client can send a value of this name
-NAME_CHARS = 64
+NAME_CHARS = 64  # limit for the name of an option
 MOST_KEPT = 64  # values of one message that a reader looks for
 
 
@@ -284,7 +284,7 @@ def kept_ids(options: Mapping[str, Json], by: str | None, *, is_hidden: bool = F
     The result is () if it is no JSON, which `split_options` refuses.
     """
     try:
-        return tuple(id for id, _, _ in _kept(options, by, is_hidden=is_hidden))
+        return tuple(id for id, _, _ in _values_apart(options, by, is_hidden=is_hidden))
     except (TypeError, ValueError, OverflowError, RecursionError):
         return ()
 
@@ -309,7 +309,7 @@ def split_options(
         raise InvalidRequest(f"options must have names of 1 to {NAME_CHARS} characters, and none may be {KEPT!r}")
     creates: list[Create] = []
     inline = {} if is_hidden else dict(options)
-    for id, name, value in _kept(options, by, is_hidden=is_hidden):
+    for id, name, value in _values_apart(options, by, is_hidden=is_hidden):
         inline.pop(name, None)
         inline.setdefault(KEPT, {})[name] = id
         create = Create(
@@ -324,8 +324,8 @@ def split_options(
     return plain(inline), creates
 
 
-def _kept(options: Mapping[str, Json], by: str | None, *, is_hidden: bool) -> Iterator[tuple[str, str, Json]]:
-    """Yield id, name and value of each value that is stored in a message of its own."""
+def _values_apart(options: Mapping[str, Json], by: str | None, *, is_hidden: bool) -> Iterator[tuple[str, str, Json]]:
+    """Yield the message id, name and value of each option that is stored in a message of its own."""
     encoded = {name: msgspec.json.encode(value, order="deterministic") for name, value in options.items()}
     small = {
         name: value for name, value in options.items() if name not in ALWAYS_KEPT and len(encoded[name]) <= INLINE_BYTES

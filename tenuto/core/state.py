@@ -40,8 +40,7 @@ from tenuto.core.ops import (
 )
 from tenuto.core.text import FIRST_BYTES, PartState, Text
 
-# requests remembered per message, so that a repeated request with an id is recognised (`docs/protocol.md`, 8.2)
-KEPT_REQUESTS = 16
+KEPT_REQUESTS = 16  # remembered per message, to recognise one with an id that is repeated (`docs/protocol.md`, 8.2)
 
 
 DAMAGED = "damaged"  # reason of a message that a store can no longer read; a command has it as its error's code
@@ -280,12 +279,10 @@ class ChannelState:
         self.lives = 0  # of an empty channel: the number of its life, which each deletion raises (`Head.lives`)
         self.newest: str | None = None  # id of the message that was created last, even if it is deleted
         self.complete_since = serial  # `messages` holds every message that changed after this serial
-        # True: `messages` and `commands` hold all ids that the store has, except those of ended steps
-        self.is_whole = False
+        self.is_whole = False  # True: `messages` and `commands` hold all ids in the store, except those of ended steps
         self.history_from = serial + 1  # `messages` holds every message that was created at or after this serial
         self.has_older = serial > 0  # the store may have messages that are older than `history_from`
-        # True: older messages were not loaded because the page had reached its limit in bytes
-        self.is_history_cut = False
+        self.is_history_cut = False  # True: older messages were not loaded, as the page had reached its limit in bytes
         self.messages: OrderedDict[str, MessageState] = OrderedDict()  # in order of their last change
         self.turns: dict[str, None] = {}  # ids of the messages that wait for an agent, or that an attempt has
         # commands in order of their last change; all commands without a reply are here
@@ -492,7 +489,7 @@ def _set_part(message: MessageState, op: SetPart, serial: int) -> None:
         old = message.parts[op.index]
         message.size_bytes += size - part_bytes(old.value())
         message.parts[op.index] = old.replaced(op.part, serial)
-    elif op.index == len(message.parts):
+    elif op.index == len(message.parts):  # `decide` refuses a higher index
         message.size_bytes += size
         message.parts.append(PartState(op.part, serial, serial))
     message.shaped = serial

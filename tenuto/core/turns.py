@@ -129,7 +129,7 @@ class TurnMachine(Generic[W]):
     is_interrupted: bool = False  # True: a newer message has cancelled this turn
     # the turn and attempt that may have taken this message in without knowing it (the result of the request was lost)
     unheard: tuple[str, int] | None = None
-    _is_orphan: bool = False
+    _is_orphan: bool = False  # `is_orphan` of the last call of `observe`
     _requests: int = 0  # number of claims without an outcome yet
 
     @property
@@ -211,7 +211,7 @@ class TurnMachine(Generic[W]):
         self._requests -= 1
         is_stored = event not in (TurnEvent.REFUSED, TurnEvent.FAILED)
         if self.phase is not Phase.CLAIMING or (self._requests and not is_stored):
-            return None  # another claim of this hub may yet be stored
+            return None  # this ends only CLAIMING, and not while another claim of this hub may yet be stored
         left = self._position()
         if event is TurnEvent.TAKEN_IN:
             # the turn that had taken this one in has ended meanwhile
@@ -487,7 +487,7 @@ def newest_branch(messages: Iterable[Message], selected: Container[str] = ()) ->
         is_off = message.parent in ends
         if not is_off and message.id not in unselected:
             branch.append(message)
-        elif is_off or message.status != "interrupted":
+        elif is_off or message.status != "interrupted":  # messages after an interrupted answer stay
             ends.add(message.id)
     return branch
 

@@ -293,7 +293,7 @@ class View:
     def _append(self, event: MessageAppend) -> None:
         shown = self._shown[event.id]
         if event.part >= len(shown.parts):
-            if event.serial <= shown.base:
+            if event.serial <= shown.base:  # older than the message, which has lost the part since
                 return
             raise ViewGap(
                 f"message {event.id!r} has {len(shown.parts)} parts, an append came for part {event.part}; attach anew"

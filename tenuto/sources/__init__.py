@@ -165,7 +165,7 @@ async def _restored(writer: Writer, stream: object) -> Piped | None:
 
 
 async def _pipe_one(writing: Writing, stream: object, chosen: Source | None, stall_s: float, option: str) -> Piped:
-    """Write one stream, as `pipe` does."""
+    """Write one stream, as `pipe` does. `chosen`: its source if that is known; else the stream shows it."""
     upstream, silence = Upstream(stream), _Silence(stall_s, writing.rested_s)
     chosen = chosen or by_stream(stream)
     try:

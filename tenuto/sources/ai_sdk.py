@@ -66,8 +66,7 @@ USAGE = {
     "cache_write_tokens": "inputTokenDetails.cacheWriteTokens",
     "reasoning_tokens": "outputTokenDetails.reasoningTokens",
 }
-# names up to version 6 of the SDK
-OLDER_USAGE = {"cached_tokens": "cachedInputTokens", "reasoning_tokens": "reasoningTokens"}
+OLDER_USAGE = {"cached_tokens": "cachedInputTokens", "reasoning_tokens": "reasoningTokens"}  # names up to version 6
 FINISH = {"content-filter": "content_filter", "tool-calls": "tool_calls"}
 # Types of chunks; a stream of this SDK begins with one of them.
 STARTS = ("start", "start-step", "text-start", "reasoning-start", "tool-input-start", "message-metadata", "error")
@@ -79,14 +78,13 @@ class AISDKSource(Source):
     last = "a finish chunk"
 
     def __init__(self) -> None:
-        self._line = ""
+        self._line = ""  # the beginning of a line that is not complete yet
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
         self._streamed: set[str] = set()  # tool calls whose input was streamed
-        self._made = 0
-        # for each id the number of its latest text, because the steps of a stream use the same ids again
-        self._last: dict[Hashable, int] = {}
+        self._made = 0  # the last number given to a part whose id is missing, or is used again
+        self._last: dict[Hashable, int] = {}  # for each id the number of its latest text: steps use an id again
         self._opened: dict[Hashable, int] = {}  # the steps that have opened parts, by the keys of these
-        self._step = 0
+        self._step = 0  # number of the model's step
 
     def take(self, event: object) -> Iterator[Edit]:
         if isinstance(event, bytes | bytearray | memoryview):

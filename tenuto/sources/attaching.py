@@ -71,11 +71,11 @@ class Attaching:
         after = self.found.after if self.found is not None else 0
         # where the parts of a later response begin, those of this one end
         later = [one.after for one in notes if one.after > after or (one.step == step and one.number > number)]
-        self._until = min(later, default=None)
+        self._until = min(later, default=None)  # number of the parts that count before the next response
 
     async def write(self, make: Make, writing: Writing) -> Piped:
         """Write one response to its end. Raises UpstreamEnded if it is lost, and its error if it has failed."""
-        writing.note_response = partial(self._note, writing)
+        writing.note_response = partial(self._store_note, writing)
         self._may_stream = True  # until the service refuses a stream of the response (`NOT_STREAMED`)
         kept, attempt = writing.kept, writing.attempt
         # before all parts that are continued: a step may be shown between them and those of the response
@@ -90,10 +90,10 @@ class Attaching:
                     lengths, until = ended.lengths, end
                 left = [*attempt.outgoing.reopen_left(attempt.owner, note.after, until, lengths).items()]
                 number, length = note.kept or (0, 0)  # of the parts that it continues, and of the text of the last one
-                kept = _kept(attempt, left[:number], number, length, is_exact=self._is_exact) if number else None
+                kept = _kept_text(attempt, left[:number], number, length, is_exact=self._is_exact) if number else None
                 writing.replay(left[number:], kept, notes_join=True)
-                self._go_on(writing)
-                make = await self._next(writing, None, has_moved=True)
+                self._report_attached(writing)
+                make = await self._rest_of_response(writing, None, has_moved=True)
             while True:
                 place = writing.place
                 try:
@@ -101,17 +101,18 @@ class Attaching:
                 except Exception as error:
                     if writing.response_id is None or isinstance(error, Differs):
                         raise
-                    make = await self._next(writing, error, has_moved=writing.place != place)
+                    make = await self._rest_of_response(writing, error, has_moved=writing.place != place)
         except (asyncio.CancelledError, Finished, Deleted):
             status, reason = self._writer.cancelled_as
             if writing.response_id is not None and (status == "cancelled" or reason == "timeout"):
                 await self._cancel(writing.response_id)
             raise
 
-    async def _next(self, writing: Writing, error: Exception | None, *, has_moved: bool) -> Make:
+    async def _rest_of_response(self, writing: Writing, error: Exception | None, *, has_moved: bool) -> Make:
         """Wait, and return the rest of the response: its stream, or its events if it has ended or may not be streamed.
 
-        Raises UpstreamEnded if it is lost, or UpstreamError, `error`.
+        `error` broke its last stream, if any; `has_moved`: it had brought events. Raises UpstreamEnded if the response
+        is lost; else UpstreamError, or `error` if it is no break.
         """
         id = writing.response_id or ""
         if has_moved:
@@ -157,12 +158,12 @@ class Attaching:
         return called(partial(self._attach.retrieve if self._is_openai else self._attach.get, id, **options))
 
     async def _wait_after(self, error: Exception) -> None:
-        """Wait until the next call. Raises as `_next`, and `error` if it is no break."""
+        """Wait until the next call. Raises as `_rest_of_response`, and `error` if it is no break."""
         statuses = {getattr(one, "status_code", None) for one in causes_of(error)}
         if GONE in statuses or (NOT_STREAMED in statuses and not self._has_methods):
             raise UpstreamEnded("the model's provider does not have the response any more") from None
         if NOT_STREAMED in statuses and self._may_stream:
-            self._may_stream = False  # so `_next` asks for it as a whole
+            self._may_stream = False  # so `_rest_of_response` asks for it as a whole
             return
         has_failed = isinstance(error, UpstreamError) and error.__cause__ is None  # an event has said so
         if has_failed or not may_pass(error):
@@ -182,7 +183,7 @@ class Attaching:
                 async with asyncio.timeout(CANCEL_S):
                     await called(partial(self._attach.cancel, id))
 
-    async def _note(self, writing: Writing, id: str, kept: Kept | None) -> None:
+    async def _store_note(self, writing: Writing, id: str, kept: Kept | None) -> None:
         """Store the id of the response, ahead of its text."""
         # later calls follow from another response now
         notes = [one for one in _notes(self._writer) if one.step != self._step or one.number < self._number]
@@ -191,15 +192,15 @@ class Attaching:
             notes.append(_Note(self._step, self._number, id, self._after, used(self._writer), place))
             stored: list[Json] = [[one for one in note if one is not None] for note in notes]
             await self._writer.update(meta={RESPONSES: stored})
-            self._go_on(writing)
+            self._report_attached(writing)
 
-    def _go_on(self, writing: Writing) -> None:
+    def _report_attached(self, writing: Writing) -> None:
         """Report that the next process could read the response on, until it is read no more (`reading`)."""
         writing.is_attached = True
         self._writer.on_attach(True)
 
 
-def _kept(attempt: Attempt, left: list[tuple[int, Part]], number: int, length: int, *, is_exact: bool) -> Kept:
+def _kept_text(attempt: Attempt, left: list[tuple[int, Part]], number: int, length: int, *, is_exact: bool) -> Kept:
     """Return the text that a response continues, the last of `left`. Raises Differs if the message does not hold it."""
     if len(left) == number and left[-1][1]["type"] == "text":
         kept = Kept(left, is_exact, length)

@@ -65,7 +65,7 @@ class GoogleGenAI(Source):
         self._kind = ""  # kind of the text that is streaming: text or reasoning
         self._number = 0  # number of that text: neighbouring pieces of the same kind make up one part
         self._calls: list[tuple[str, str]] = []  # name and call id of each tool call without a response
-        self._made = 0
+        self._made = 0  # number of calls and files so far, for those without an id
 
     def take(self, event: object) -> Iterator[Edit]:
         usage = counts(get(event, "usage_metadata"), USAGE)
@@ -74,7 +74,7 @@ class GoogleGenAI(Source):
             for part in items(content, "parts"):
                 if response := get(part, "function_response"):
                     yield from self._output(response)
-        for candidate in list(items(event, "candidates"))[:1]:
+        for candidate in list(items(event, "candidates"))[:1]:  # others are alternatives
             for part in items(get(candidate, "content"), "parts"):
                 self._is_ended = False  # another response has begun, as after an automatic function call
                 yield from self._part(part)
@@ -123,8 +123,8 @@ class GoogleGenAI(Source):
         elif file := get(part, "file_data"):
             yield self._file(word(file, "mime_type"), word(file, "file_uri", LINE_CHARACTERS))
         else:
-            return
-        self._kind = ""
+            return  # an unknown part does not end the text that is streaming
+        self._kind = ""  # further text is another part
 
     def _output(self, response: object) -> Iterator[Edit]:
         key = self._take_call(word(response, "name") or "", word(response, "id"))
@@ -135,7 +135,7 @@ class GoogleGenAI(Source):
 
     def _take_call(self, name: str, given: str | None) -> str | None:
         for called, key in self._calls:
-            if given == key or (given is None and called == name):
+            if given == key or (given is None and called == name):  # without an id: the oldest call of the name
                 self._calls.remove((called, key))
                 return key
         return None
@@ -187,7 +187,7 @@ class GoogleInteractions(Source):
 
     def __init__(self) -> None:
         self._calls: dict[int, str] = {}  # call of the step at each index: its own, or that of which it is the result
-        self._kinds: dict[int, str] = {}
+        self._kinds: dict[int, str] = {}  # type of the step at each index
         self._given: set[str] = set()  # calls whose input has begun
         self._pieces: list[bytes] = []  # data of the file that is streaming
         self._media_type: str | None = None

@@ -82,11 +82,10 @@ class LangChain(Source):
     name = "langchain"
 
     def __init__(self) -> None:
-        self._open: dict[Hashable, _OpenMessage] = {}
-        self._closed: dict[Hashable, _OpenMessage] = {}
-        self._made = 0
-        # ids of messages and runs that were written chunk by chunk, so that the whole message must be skipped
-        self._written: set[object] = set()
+        self._open: dict[Hashable, _OpenMessage] = {}  # by the names under which their chunks come (`where`)
+        self._closed: dict[Hashable, _OpenMessage] = {}  # the last one of each name
+        self._made = 0  # number of messages and files so far
+        self._written: set[object] = set()  # ids of messages and runs that came in chunks: the whole one is skipped
 
     def take(self, event: object) -> Iterator[Edit]:
         if isinstance(event, Mapping):

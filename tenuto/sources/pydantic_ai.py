@@ -66,7 +66,7 @@ class PydanticAI(Source):
 
     def __init__(self) -> None:
         self._is_counted = False  # True: usage came with each response, so the total of the run must not be added
-        self._response = 0
+        self._response = 0  # number of the response in the run; the parts of each have indexes from 0
         self._started: set[int] = set()  # indexes of the parts of the current response
         self._calls: dict[Hashable, str] = {}  # tool calls, by response and part
         self._lengths: dict[Hashable, int] = {}  # for each key the length of the text written so far
@@ -104,7 +104,7 @@ class PydanticAI(Source):
                 yield from self._result(event)
 
     def _start(self, position: int, part: object) -> Iterator[Edit]:
-        if position == 0 and 0 in self._started:  # its first part
+        if position == 0 and 0 in self._started:  # the first part of the next response
             self._next_response()
         self._started.add(position)
         yield from self._part((self._response, position), part)

@@ -37,8 +37,8 @@ class FrameReader:
         self._first: list[str] | None = []  # the items so far, until it is known whether they are lines
         self._line_end = ""  # the line end to add to each item
         self._rest = ""  # received text of an incomplete line
-        self._event = ""
-        self._data: list[str] = []
+        self._event = ""  # name of the event of the incomplete frame
+        self._data: list[str] = []  # lines of its data
         self._size = 0  # characters of the incomplete frame; 0: no frame has begun
 
     def read(self, item: str) -> Iterator[tuple[str, str | None]]:
@@ -114,10 +114,10 @@ class SSEText(Source):
         self._reader = FrameReader()
         # the items until the first complete frame; None: certain that these are frames
         self._before: list[str] | None = None if is_certain else []
-        self._is_text = False
+        self._is_text = False  # True: the items were plain text after all
         self._is_json: bool | None = None  # whether the data of the first frame is JSON; None: not known yet
         self._keys: list[str] = []  # keys of the first object that has no text, for the error message
-        self._has_text = False
+        self._has_text = False  # True: an event had text
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
 
     def take(self, event: object) -> Iterator[Edit]:
@@ -200,6 +200,7 @@ class SSEText(Source):
         return value
 
     def _field_of(self, value: Mapping[str, object]) -> str:
+        """Return the text in the field `text_field`; "" if the object lacks it: another one may have it (`end`)."""
         found: object = value if self._path else None
         for name in self._path or ():
             found = _item(found, name)

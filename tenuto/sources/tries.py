@@ -124,11 +124,11 @@ class Tries:
             raise LocalError(
                 f'on_break="{on_break}" needs a function with the parameter `so_far`, to show its text to the model'
             )
-        self._number = 0
+        self._number = 0  # number of the try, from 1
         self._last: object = None  # what `make` returned
-        self._kept: Kept | None = None
-        self._response_id: str | None = None
-        self._wait_s = 0.0
+        self._kept: Kept | None = None  # the text that the next try continues
+        self._response_id: str | None = None  # id of the last response that broke off
+        self._wait_s = 0.0  # wait before the next try
 
     async def run(self) -> Piped:
         """Return the summary of the first try that succeeds. Raises the error of the last one."""
@@ -167,7 +167,7 @@ class Tries:
             writing.can_go_on = functools.partial(self._can_go_on, attempt, writing)
             try:
                 with reading(self._writer, writing):
-                    return await self.write(self._made, writing)
+                    return await self.write(self._make_stream, writing)
             except Exception as error:
                 has_content = writing.has_content
                 try:
@@ -196,7 +196,8 @@ class Tries:
         has_no_others = sorted(known) == sorted(attempt.outgoing.lengths())
         return self.is_exact and has_no_others and continuable(parts) is not None
 
-    def _made(self) -> object:
+    def _make_stream(self) -> object:
+        """Return what the app's function makes for this try: a stream, or an awaitable or a context manager of one."""
         given: list[SoFar] = []
         if self._takes_so_far:
             text, parts = (self._kept.text, self._kept.parts) if self._kept is not None else ("", [])
@@ -278,8 +279,7 @@ def may_pass(error: BaseException) -> bool:
     is_ours = isinstance(error, TenutoError) and not isinstance(error, UpstreamEnded | UpstreamError)
     if is_ours or isinstance(error, NotKept):
         return False  # of the writer or of Tenuto
-    # an error of the app is not that of the model, whatever caused it
-    is_apps = not (isinstance(error, TenutoError | OSError) or is_from_sdk(error))
+    is_apps = not (isinstance(error, TenutoError | OSError) or is_from_sdk(error))  # then its causes do not count
     known = [_passes(one) for one in ((error,) if is_apps else causes_of(error))]
     if False in known:
         return False
@@ -322,7 +322,7 @@ def retry_after_s(error: BaseException) -> float:
 
 
 def _seconds(after: str) -> float:
-    with suppress(ValueError):
+    with suppress(ValueError):  # else it is an HTTP date
         return max(0.0, float(after))
     return max(0.0, (parsedate_to_datetime(after) - datetime.now(UTC)).total_seconds())
 

@@ -102,8 +102,7 @@ class Threaded:
     def __init__(self, items: Any) -> None:  # `Any`: an iterable of any items
         self._items = items
         self._loop = asyncio.get_running_loop()
-        # produced items; the semaphore limits their number
-        self._made: asyncio.Queue[tuple[object, BaseException | None]] = asyncio.Queue()
+        self._made: asyncio.Queue[tuple[object, BaseException | None]] = asyncio.Queue()  # items; `_room` limits them
         self._room = threading.Semaphore(1)
         self._is_closed = False
         self._thread: threading.Thread | None = None
@@ -160,8 +159,7 @@ class Threaded:
 
 async def called(function: Callable[[], object]) -> object:
     """Return the result of `function`, which is called in a thread unless it is async, because it may block."""
-    # a built-in one is the `aclose` of an async generator
-    if inspect.iscoroutinefunction(function) or inspect.isbuiltin(function):
+    if inspect.iscoroutinefunction(function) or inspect.isbuiltin(function):  # built in: an `aclose`
         result = function()
     else:
         result = await asyncio.to_thread(function)

@@ -31,14 +31,12 @@ class Streams:
     """What this process knows of the streams of one message, and of the calls of `pipe` for it."""
 
     reading: dict[Try, Writing] = field(default_factory=dict)  # those that are read, by the block that reads them
-    # token usage of the earlier ones, which is added up: a handler that continues after tool calls pipes several
-    # None: it is in the message
+    # token usage of earlier ones, added up: a handler pipes several, between tool calls; None: it is in the message
     used: dict[str, int] | None = None
     tries: defaultdict[str, list[Try | None]] = field(default_factory=lambda: defaultdict(list))  # calls, by the step
     running: int = 0  # number of calls that run
     missing: int = 0  # number of those that a complete message does not know
-    # the first fields of the record of the call that runs
-    # None: it is of no turn, or beside another one
+    # the first three fields of the `Record` of the call that runs; None: it is of no turn, or beside another one
     place: tuple[str, int, int] | None = None
     attached: Counter[str] = field(default_factory=Counter)  # number of calls with `attach` in each step
     attaching: set[str] = field(default_factory=set)  # the steps of those that run
@@ -144,9 +142,8 @@ def record_of(writer: Writer) -> Record | None:
 
 def not_kept(writer: Writer) -> NotKept | asyncio.CancelledError:
     """Return the error for a stream that a complete message does not know: after `MISSING` one that ends the turn."""
-    # a handler may try for ever, and people have the whole answer
     streams = streams_of(writer)
-    streams.missing += 1
+    streams.missing += 1  # limited: a handler may try for ever, and people have the whole answer
     detail = f"message {writer.id!r} is complete without this stream, as one that broke off"
     return NotKept(detail) if streams.missing <= MISSING else asyncio.CancelledError(detail)
 
@@ -306,12 +303,12 @@ class Writing:
     def replay(self, left: list[tuple[int, Part]], kept: Kept | None, *, notes_join: bool) -> None:
         """Expect the response from its beginning: what `kept`, and then `left`, hold of it is not written again."""
         self.kept = kept
-        self._join = Join(kept) if kept is not None else None
-        self._join_key: Hashable = None
+        self._join = Join(kept) if kept is not None else None  # None: no continuation, or its beginning is written
+        self._join_key: Hashable = None  # key of the part that continues the kept text; None: it has not begun
         self.source: Source | None = None  # translates the events of the response
         self._left = deque(left)  # parts of it that the message holds, with their indexes, until they are repeated
         self._notes_join = notes_join  # True: the part of the first new text notes where it joins the one that was left
-        self._slots: dict[Hashable, _Slot] = {}
+        self._slots: dict[Hashable, _Slot] = {}  # parts of the stream, by the keys of its source
         self._unopened: list[Open] = []  # parts that wait for their first text
         self._halves: defaultdict[Hashable, SurrogateJoiner] = defaultdict(SurrogateJoiner)  # half characters
         self._passed = set[int | str]()  # places of all events so far
@@ -350,7 +347,7 @@ class Writing:
         """Write the known model, finish reason and usage to the message's meta, with a record of an ended stream."""
         if self.usage_before is None:
             self.usage_before = used(self._writer)
-        both = _added([self.usage_before, self._total()])
+        both = _summed([self.usage_before, self._total()])
         known: dict[str, Json] = {"model": self._model, "finish_reason": self._finish_reason, "usage": both or None}
         meta = {name: value for name, value in known.items() if value is not None}
         if has_ended:
@@ -368,7 +365,7 @@ class Writing:
         waiting = [int(call.part) for call in piped.tool_calls]
         content, usage, model = content_of(parts.values()), piped.usage, piped.model
         record = Record(*place, lengths, content, waiting, piped.finish_reason, usage, model)
-        # what later calls were, followed from what this call returned in an earlier attempt
+        # those of later calls are dropped: they followed from what this call returned in an earlier attempt
         earlier = [one for one in _records(self._writer) if one.step != record.step or one.number < record.number]
         kept = msgspec.json.encode([*earlier, record]).decode()  # as one value it costs the least
         size = len(msgspec.json.encode({**self._writer.meta, **meta, PIPED: kept}))
@@ -490,12 +487,13 @@ class Writing:
             await self._open(first.key, first.part)
 
     async def _open(self, key: Hashable, part: Part) -> _Slot:
+        """Return the slot of part `key`: open the part, or take up the next one that the message holds."""
         slot = self._slots.get(key)
-        if slot is None:
+        if slot is None:  # else it was opened before
             await self.end()  # what is held back stands before the new part
             left = self._left[0][1] if self._left else None
             if left and any(left.get(name) != value for name, value in part.items() if name not in _CHANGING):
-                await self._begin_anew()
+                await self._begin_anew()  # the message holds another part here
                 left = None
             index = await self._writer.part(part) if left is None else self._left.popleft()[0]
             slot = self._slots[key] = _Slot(index, part, left=left)
@@ -541,10 +539,10 @@ class Writing:
             self._usage[meta.of] = {**self._usage.get(meta.of, {}), **meta.usage}
 
     def _total(self) -> dict[str, int]:
-        return _added(list(self._usage.values()))
+        return _summed(list(self._usage.values()))
 
 
-def _added(usages: list[dict[str, int]]) -> dict[str, int]:
+def _summed(usages: list[dict[str, int]]) -> dict[str, int]:
     total: dict[str, int] = {}
     for usage in usages:
         for name, value in usage.items():
