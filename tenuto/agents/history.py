@@ -174,7 +174,7 @@ def _joined(messages: Sequence[Message], own: Mapping[str, dict[str, Json]], *, 
     An id may repeat: its call is the latest one before the result that has none. If another answer is between, both
     stand where the result came, as a conversation must not end with an answer. A result without such a call becomes a
     text. Without `with_calls`, for a shape without calls, each one does. Of the calls with one id, the later ones get
-    others, as the APIs refuse two with the same id.
+    others, as the APIs refuse two with the same id. `own`: `own_tools`.
     """
     found: list[Message] = []
     answer: list[Part] = []  # parts of the last answer
@@ -502,7 +502,7 @@ def _tool_use(part: Part) -> dict[str, Json]:
         arguments = {"input": part["input"]} if _is_custom(part) else json.loads(part["input"] or "{}")
     except (ValueError, RecursionError):
         arguments = {}
-    arguments = arguments if isinstance(arguments, dict) else {}
+    arguments = arguments if isinstance(arguments, dict) else {}  # Anthropic takes no other values
     return {"type": "tool_use", "id": _anthropic_id(part), "name": _name(part), "input": arguments}
 
 

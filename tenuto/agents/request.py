@@ -108,7 +108,7 @@ def _for_chat(one: TurnRequest) -> dict[str, Json]:
 
 
 def _allowed(one: TurnRequest) -> list[dict[str, Json]]:
-    """Return the tools to which `tool_choice` restricts the model; an empty list if to none."""
+    """Return the tools to which `tool_choice` restricts the model; [] if it names none."""
     choice = one.tool_choice
     tools = choice.get("tools") if isinstance(choice, dict) and choice.get("type") == _ALLOWED else None
     return [tool for tool in tools if isinstance(tool, dict) and "type" in tool] if isinstance(tools, list) else []
@@ -144,7 +144,7 @@ def _for_responses(one: TurnRequest) -> dict[str, Json]:
 
 def _for_anthropic(one: TurnRequest) -> dict[str, Json]:
     choice: dict[str, Json] | None = None
-    allowed = {_named(tool) for tool in _allowed(one) or one.tools}
+    allowed = {_named(tool) for tool in _allowed(one) or one.tools}  # all, unless the client restricts them
     functions = [tool for tool in one.tools if tool.get("type") == "function" and _named(tool) in allowed]
     mode = one.tool_choice.get("mode") if isinstance(one.tool_choice, dict) else one.tool_choice  # dict: of `_ALLOWED`
     if isinstance(mode, str):
@@ -208,7 +208,7 @@ def options_in(body: Mapping[str, Json], *, is_strict: bool = True) -> dict[str,
     """
     settings, found = body.get("callSettings"), dict[str, Json]()  # those of assistant-ui
     body = {**settings, **body} if isinstance(settings, dict) else body
-    left_out = () if is_strict else (InvalidRequest,)
+    suppressed = () if is_strict else (InvalidRequest,)
     for kind, expected, names in _CHECKED if is_strict else ():
         for name in names:
             _check(body.get(name), kind | None, name, expected)
@@ -218,7 +218,7 @@ def options_in(body: Mapping[str, Json], *, is_strict: bool = True) -> dict[str,
             if value in (None, [], {}):
                 continue
             value = _READERS[name](value) if name in _READERS else value
-            with suppress(*left_out):
+            with suppress(*suppressed):
                 _check(value, _TYPES[name], given, expected)
                 found[name] = value
                 break

@@ -415,9 +415,9 @@ class Running:
         answers = await self._earlier_answers()
         states = [one.status for one in answers]
         self._complete = {number for number, status in enumerate(states) if status == "complete"}
-        is_kept = "complete" in states and (self._agent.on_crash == "interrupt" or "failed" in states)
-        has_failed = states[-1:] == ["failed"] and not {"streaming", "interrupted"} & {*states}
-        if has_failed or is_kept or "cancelled" in states:
+        ends_complete = "complete" in states and (self._agent.on_crash == "interrupt" or "failed" in states)
+        ends_failed = states[-1:] == ["failed"] and not {"streaming", "interrupted"} & {*states}
+        if ends_failed or ends_complete or "cancelled" in states:
             # a handler may have cancelled a draft itself, before its complete answer
             by_people = [] if states[-1] == "complete" else [one for one in answers if one.status == "cancelled"]
             return _Left((by_people or answers[-1:])[0], is_over=True)
@@ -448,7 +448,7 @@ class Running:
                         answers.append(one)
                         break
                 else:
-                    break
+                    break  # no attempt has an answer of this number
         except Forbidden as error:
             logger.warning("an agent may not read its answers from before a crash: %s", error)
         return answers

@@ -151,19 +151,19 @@ class MessageProgress:
 
     def begin(self, message: Message) -> list[Delta]:
         """Return the deltas that bring the reader to `message`."""
-        known, attempts = len(self._lengths), _attempts_in(message)
+        sent_parts, attempts = len(self._lengths), _attempts_in(message)
         deltas: list[Delta] = []
-        if not known:
+        if not sent_parts:
             deltas.append(MessageOpened(replace(message, parts=[])))
             self._attempts = attempts
             is_whole = attempts > 0  # as to a reader that was there when an attempt was superseded
         else:  # fewer parts than the reader was sent, or other ones: parts were removed meanwhile
-            is_whole = known > len(message.parts) or attempts != self._attempts
+            is_whole = sent_parts > len(message.parts) or attempts != self._attempts
         if is_whole:
             deltas.append(self._replace(message))
         else:
             for index, part in enumerate(message.parts):
-                deltas += self._continue(index, part) if index < known else self._open(index, part)
+                deltas += self._continue(index, part) if index < sent_parts else self._open(index, part)
         return deltas + self._change_status(message, was_finished=self._was_finished)
 
     def receive(self, events: Sequence[ServerEvent]) -> list[Delta]:

@@ -154,7 +154,7 @@ class Draft:
         self.ops.append(op)
         serial = self.base.serial + len(self.ops)
         known = self.command(op.id)
-        changed = apply_to_command(replace(known) if known is not None else None, op, serial)
+        changed = apply_to_command(replace(known) if known is not None else None, op, serial)  # changes a copy
         if changed is not None:
             self._commands[op.id] = changed
         self.reshaped[op.id] = None

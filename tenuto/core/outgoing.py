@@ -471,7 +471,7 @@ class Outgoing:
         """Let what `owner` has written belong to the attempt around it, unless it is listed and was cut."""
         owner.is_over = not (is_cut and owner.is_listed)
         self._find_text_part(live(owner))
-        if owner.is_listed and live(owner) is None and self.state is OPEN:
+        if owner.is_listed and live(owner) is None and self.state is OPEN:  # `meta` names its parts no longer
             self._put_tried_meta()
 
     def fail_attempt(self, owner: Owner) -> None:

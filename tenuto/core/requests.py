@@ -325,7 +325,7 @@ def split_options(
 
 
 def _values_apart(options: Mapping[str, Json], by: str | None, *, is_hidden: bool) -> Iterator[tuple[str, str, Json]]:
-    """Yield the message id, name and value of each option that is stored in a message of its own."""
+    """Yield the message id, name and value of each option in a message of its own; `is_hidden`: `split_options`."""
     encoded = {name: msgspec.json.encode(value, order="deterministic") for name, value in options.items()}
     small = {
         name: value for name, value in options.items() if name not in ALWAYS_KEPT and len(encoded[name]) <= INLINE_BYTES

@@ -225,10 +225,10 @@ class View:
         self._incoming = None
         view = self
         if not event.resumed:
-            view = self._incoming = View()
+            view = self._incoming = View()  # takes the place of this one once its batches are complete (`receive`)
             view.more = bool(event.more)
             view.before = event.before
-        elif self._is_lost:
+        elif self._is_lost:  # until a new start
             return
         elif f"{self.cursor}:".startswith(f"{EMPTY}:"):  # a transport may have added further fields to the cursor
             # The cursor of an empty channel names no epoch, so it resumes in any epoch. The view may show part of a
@@ -299,7 +299,7 @@ class View:
                 f"message {event.id!r} has {len(shown.parts)} parts, an append came for part {event.part}; attach anew"
             )
         part = shown.parts[event.part]
-        if event.serial <= part.changed or part.text is None:
+        if event.serial <= part.changed or part.text is None:  # a repeat; a part without text gets no appends
             return
         if event.at > part.text.length:
             raise ViewGap(
@@ -313,7 +313,7 @@ class View:
     def _set_part(self, event: MessagePart) -> None:
         shown = self._shown[event.id]
         count = len(shown.parts)
-        if event.serial <= (shown.parts[event.index].changed if event.index < count else shown.base):
+        if event.serial <= (shown.parts[event.index].changed if event.index < count else shown.base):  # a repeat
             return
         if event.index > count:
             raise ViewGap(f"message {event.id!r} has {count} parts, part {event.index} came; attach anew")
@@ -323,7 +323,7 @@ class View:
 
     def _amend(self, event: MessageFinish | MessageTakeover, **changes: object) -> None:
         shown = self._shown[event.id]
-        if event.serial <= shown.version:
+        if event.serial <= shown.version:  # a repeat, or the view has a later state
             return
         shown.head = replace(shown.head, **changes)
         shown.version = event.serial

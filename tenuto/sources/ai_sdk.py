@@ -135,7 +135,7 @@ class AISDKSource(Source):
         match kind:
             case "text-start" | "reasoning-start":
                 self._made += 1
-                self._last[kind[0], word(chunk, "id")] = self._made
+                self._last[kind[0], word(chunk, "id")] = self._made  # `kind[0]`: t of text, r of reasoning
                 yield Open((kind[0], self._made), {"type": kind.removesuffix("-start")})
             case "text-delta" | "reasoning-delta":
                 name = word(chunk, "id")

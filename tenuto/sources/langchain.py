@@ -116,7 +116,7 @@ class LangChain(Source):
                 output = get(data, "output")
                 if run not in self._written:
                     yield from self._chunk(output, where, is_whole=True)
-                elif where in self._open and (reason := _reason(output)):
+                elif where in self._open and (reason := _reason(output)):  # its chunks had none
                     yield from self._close(where, reason)
             case "on_tool_end":
                 yield from self.message(get(data, "output"), where)

@@ -86,7 +86,7 @@ class OpenAIResponses(Source):
         what = kind.removeprefix("response.")
         match what:
             case "created" | "in_progress" | "queued":
-                self._is_ended, response = False, get(event, "response")
+                self._is_ended, response = False, get(event, "response")  # in a run, several follow each other
                 yield Meta(model=word(response, "model"), response_id=word(response, "id"))
             case "output_item.added":
                 yield from self._item_added(event, get(event, "item"))
@@ -167,7 +167,7 @@ class OpenAIResponses(Source):
         yield from self._item_added(event, item)  # some items come without an `added` event
         key = self._item(event)
         given = next(filter(None, (text(item, name) for name in _WHOLE)), "")
-        action = get(item, "action") or get(item, "queries")
+        action = get(item, "action") or get(item, "queries")  # the input of a tool that the provider runs
         yield from self._rest(key, given or (as_json(action) if action else ""))
         if kind == "image_generation_call":
             yield Set(key, {"state": DONE})
@@ -297,7 +297,7 @@ class OpenAIChat(Source):
         # Some servers give every call the index 0, so that only the ids distinguish calls.
         if position not in self._calls or (given is not None and given != self._calls[position]):
             if position in self._calls:
-                yield Set(("call", self._calls[position]), {"state": CALLED})
+                yield Set(("call", self._calls[position]), {"state": CALLED})  # the call before it is complete
             self._calls[position] = given or f"call_{position}"
             yield Open(("call", self._calls[position]), tool(self._calls[position], word(called, "name") or ""))
         yield Add(("call", self._calls[position]), text(called, "arguments") or text(called, "input"))

@@ -69,7 +69,7 @@ class FrameReader:
             yield from self._take_line(line.removesuffix("\r"))
 
     def _take_line(self, line: str) -> Iterator[tuple[str, str | None]]:
-        if not line:
+        if not line:  # it ends a frame
             if self._size:
                 event, data = self._event, "\n".join(self._data) if self._data else None
                 self._event, self._data, self._size = "", [], 0
@@ -190,7 +190,7 @@ class SSEText(Source):
         value = _decoded(data) if isinstance(data, str) else data
         if self._is_json is None:
             self._is_json = isinstance(value, str | Mapping)
-        if not self._is_json and isinstance(data, str):
+        if not self._is_json and isinstance(data, str):  # then what looks like JSON is text
             value = data
         if isinstance(value, Mapping):
             value = self._field_of(value)

@@ -227,7 +227,7 @@ class Join:
         return "".join(self._pieces)
 
     def take(self, new: str) -> str | None:
-        """Return the text to add, once that is known."""
+        """Take a further piece; return the text to add once it is known, and None until then."""
         self._pieces.append(new)
         bare, text = new if self._bare else new.lstrip(), self._kept.text
         # an overlap may be longer than `held`; only the new piece is compared, since a repetition may be long
