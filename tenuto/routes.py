@@ -307,8 +307,8 @@ class Access:
         return [one.data for one in approved if one.target in targets]
 
     def agents(self, channel: str | None = None) -> dict[str, str]:
-        """Return the names of the agents, also of other processes, that serve `channel` or any, with their patterns."""
-        return self._hub.runtime.scheduler.workers.patterns_by_name(channel)
+        """Return the names of the agents that serve `channel` or any, with their patterns (`WorkerPool.agents`)."""
+        return self._hub.runtime.scheduler.workers.agents(channel)
 
     async def turn(self, channel: str, message_id: str) -> TurnStatus:
         """Return the turn of a user message, as `Hub.turn` does. Raises NotFound, Deleted."""

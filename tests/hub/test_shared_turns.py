@@ -110,6 +110,20 @@ async def test_message_after_a_failover_that_lost_the_note_of_its_pattern_waits_
 
 
 @virtually
+async def test_agent_is_known_at_each_node_and_for_a_minute_after_it_has_left() -> None:
+    here, there = (new_hub(store, number) for store in [Shared()] for number in (1, 2))
+    await started(here, there)
+    known = [hub.runtime.scheduler.workers.agents for hub in (here, there)]
+    agent = Remote()
+    there.runtime.scheduler.register(agent)
+    for still in (True, True, False):
+        await asyncio.sleep(2.0 if still else 60.0)
+        assert [one("chat:1") for one in known] == [{"bot": "chat:*"} if still else {}] * 2
+        assert [one("room:1") for one in known] == [{}, {}]
+        there.runtime.scheduler.unregister(agent)  # the second time it is known no longer
+
+
+@virtually
 async def test_note_of_a_pattern_is_removed_after_a_day_unless_another_node_has_stored_a_later_one() -> None:
     store = Shared()
     hub = new_hub(store, 1)

@@ -64,6 +64,7 @@ logger = logging.getLogger("tenuto.hub")
 REMEMBERED_PATTERNS = 1_000
 # messages wait for an agent for this time after the last agent of their pattern was present
 REMEMBERED_MS = 24 * 3600 * 1000
+REJOIN_S = 60.0  # an agent that left less than this time ago may reconnect, such as after a deploy
 NOTED_MS = 3600 * 1000  # time between two notes in the store that a pattern is still served
 # prefix of the notes in the store that a pattern is served: its messages wait even while all its agents are absent
 PATTERN_NOTE = "served/"
@@ -111,7 +112,9 @@ class WorkerPool:
     def __post_init__(self) -> None:
         # called when other nodes should know of a pattern or a waiting turn
         self.changed: Callable[[], None] = lambda: None
-        self.elsewhere: frozenset[str] = frozenset()  # patterns that other living nodes serve
+        self.elsewhere: frozenset[tuple[str, str]] = frozenset()  # agents at other living nodes: names and patterns
+        # names of agents that left, with their patterns and the time; a deploy must not make their model unknown
+        self._left: dict[str, tuple[str, float]] = {}
         self._workers: dict[Worker, None] = {}
         # patterns that are or were recently served, with the time of the last note about it; messages there wait for an
         # agent
@@ -133,7 +136,10 @@ class WorkerPool:
 
     def remove(self, worker: Worker) -> bool:
         """Remove `worker`, but leave it a member of its channels until `hide`. Return whether it was there."""
-        return self._workers.pop(worker, worker) is None
+        if self._workers.pop(worker, worker) is not None:
+            return False
+        self._note_left([(worker.name, worker.pattern)])
+        return True
 
     def hide(self, worker: Worker, *, is_broken: bool) -> None:
         """End the presence of `worker` in its channels; with `is_broken` a little later."""
@@ -155,10 +161,27 @@ class WorkerPool:
         fitting = [one for one in self._workers if one.free > 0 and matches(one.pattern, channel)]
         return max(fitting, key=lambda one: (one is not suspect, one.free), default=None)
 
-    def patterns_by_name(self, channel: str | None = None) -> dict[str, str]:
-        """Return the names of the workers, each with its pattern; with `channel`, of those that serve it."""
-        fitting = (one for one in self._workers if channel is None or matches(one.pattern, channel))
-        return {worker.name: worker.pattern for worker in fitting}
+    def patterns_by_name(self) -> dict[str, str]:
+        """Return the names of the workers, each with its pattern."""
+        return dict(self.present())
+
+    def agents(self, channel: str | None = None) -> dict[str, str]:
+        """Return the names of the agents of all nodes, each with its pattern; with `channel`, of those that serve it.
+
+        An agent that left less than `REJOIN_S` ago is among them.
+        """
+        since_s = self._loop.time() - REJOIN_S
+        left = {name: pattern for name, (pattern, left_s) in self._left.items() if left_s >= since_s}
+        agents = {**left, **dict(sorted(self.elsewhere)), **self.patterns_by_name()}
+        return {name: one for name, one in agents.items() if channel is None or matches(one, channel)}
+
+    def _note_left(self, agents: Iterable[tuple[str, str]]) -> None:
+        """Note that `agents`, names with patterns, are not present any more."""
+        for name, pattern in agents:
+            self._left.pop(name, None)
+            self._left[name] = pattern, self._loop.time()
+        for name in list(self._left)[:-REMEMBERED_PATTERNS]:
+            del self._left[name]
 
     def has_agent(self, channel: str) -> bool:
         """Return whether an agent for `channel` is present."""
@@ -172,17 +195,18 @@ class WorkerPool:
 
     def is_served_elsewhere(self, channel: str) -> bool:
         """Return whether an agent for `channel` is present at another node."""
-        return any(matches(pattern, channel) for pattern in self.elsewhere)
+        return any(matches(pattern, channel) for _, pattern in self.elsewhere)
 
-    def served(self) -> list[str]:
-        """Return the patterns of the workers that are present."""
-        return sorted({worker.pattern for worker in self._workers})
+    def present(self) -> list[tuple[str, str]]:
+        """Return the names of the workers with their patterns."""
+        return sorted({(worker.name, worker.pattern) for worker in self._workers})
 
-    def note_elsewhere(self, patterns: Iterable[str]) -> None:
-        """Note all patterns that other nodes serve now. Those nodes keep the notes in the store."""
-        self.elsewhere = frozenset(patterns)
+    def note_elsewhere(self, agents: Iterable[tuple[str, str]]) -> None:
+        """Note all agents that are at other nodes now. Those nodes keep notes of their patterns in the store."""
+        known, self.elsewhere = self.elsewhere, frozenset(agents)
+        self._note_left(sorted(known - self.elsewhere))
         now_ms = self._clock.now_ms()
-        for pattern in self.elsewhere:
+        for _, pattern in self.elsewhere:
             if pattern in self.patterns or len(self.patterns) < REMEMBERED_PATTERNS:
                 self.patterns[pattern] = now_ms
 
@@ -502,7 +526,7 @@ class TurnScheduler:
         if kind in self._unserved or len(self._unserved) >= NAMED_UNSERVED:
             return
         self._unserved.add(kind)
-        present = _listed([*self.workers.served(), *self.workers.elsewhere])
+        present = _listed(pattern for _, pattern in (*self.workers.present(), *self.workers.elsewhere))
         gone = _listed(pattern for pattern in self.workers.patterns if matches(pattern, channel))
         logger.warning(
             'no agent serves "%s"; %s%s',
@@ -782,7 +806,7 @@ SHOWN = 500  # number of patterns, and of channels, in the hold of a node
 class ShownTurns(Struct, frozen=True):
     """The hold of a node."""
 
-    patterns: list[str] = []
+    agents: list[tuple[str, str]] = []  # names with patterns
     waiting: list[str] = []
 
 
@@ -827,14 +851,14 @@ class SharedTurns:
                     await self._due.wait()
 
     async def _show(self, hold: ShownTurns) -> None:
-        """Put `hold` by a renewal; if it has other patterns, notify the other nodes. Raises StoreUnavailable."""
+        """Put `hold` by a renewal; if it has other agents, notify the other nodes. Raises StoreUnavailable."""
         await self._nodes.renew()
         known, self._shown = self._shown, hold
-        if hold.patterns != known.patterns:
+        if hold.agents != known.agents:
             self._follower.notifier.send(Notice("here", "", self._nodes.node.encode()))
 
     def _receive(self, notice: Notice | None) -> None:
-        """Read the holds soon, because another node serves other patterns. None: notices may have been missed."""
+        """Read the holds soon, because another node has other agents. None: notices may have been missed."""
         is_about_turns = notice is not None and notice.kind == "here" and not notice.channel
         if notice is None or (is_about_turns and notice.body != self._nodes.node.encode()):
             self._due.set()
@@ -846,7 +870,7 @@ class SharedTurns:
         """Return the hold of this node."""
         workers = self._scheduler.workers
         waiting = [channel for channel in self._waiting() if workers.best_for(channel) is None]  # for other nodes
-        return ShownTurns(patterns=workers.served()[:SHOWN], waiting=waiting[:SHOWN])
+        return ShownTurns(agents=workers.present()[:SHOWN], waiting=waiting[:SHOWN])
 
     def _waiting(self) -> list[str]:
         """Return the channels in which turns wait; if there are many, first those that an agent serves."""
@@ -857,12 +881,12 @@ class SharedTurns:
         return waiting
 
     async def read(self) -> list[ShownTurns]:
-        """Return the holds of the other nodes, after noting their patterns. Raises StoreUnavailable."""
+        """Return the holds of the other nodes, after noting their agents. Raises StoreUnavailable."""
         held = await in_time(self._store.holds(PREFIX), self._store.name)
         others = [
             decoded(hold.value, ShownTurns) or ShownTurns() for node, hold in held.values() if node != self._nodes.node
         ]
-        self._scheduler.workers.note_elsewhere(pattern for one in others for pattern in one.patterns)
+        self._scheduler.workers.note_elsewhere(agent for one in others for agent in one.agents)
         return others
 
     async def follow(self) -> None:
