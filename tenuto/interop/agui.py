@@ -424,6 +424,8 @@ def position_of(request: Request, question: str) -> TurnPosition | None:
 class AGUIStream(EventStream):
     """The events of the turn of `question`, after a position."""
 
+    heartbeat = b":\n"  # a blank line behind an id would be an event for some clients (`transports.sse`)
+
     def __init__(self, thread: str, run: str, question: str, after: TurnPosition | None = None) -> None:
         super().__init__()
         self.question = question

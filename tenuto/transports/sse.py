@@ -48,7 +48,8 @@ RETRY_MS = (1000, 3000)
 LONG_RETRY_MS = (15_000, 45_000)  # range of delays after a refusal whose reason will last
 
 _STARTED = "tenuto.is_started"
-_COMMENT: Message = {"type": "http.response.body", "body": b":\n\n", "more_body": True}
+# A comment. `httpx-sse` makes an event of each blank line behind the first `id`, so none follows.
+_COMMENT: Message = {"type": "http.response.body", "body": b":\n", "more_body": True}
 _PING: Message = {"type": "http.response.body", "body": b"event: ping\ndata: {}\n\n", "more_body": True}
 
 

@@ -40,18 +40,26 @@ async def pass_seconds(served: Served, count: int) -> None:
 
 
 @pytest.mark.parametrize("path", [EVENTS, "/v1/channels/c/messages/m1/events"])
-async def test_reconnect_delay_is_in_the_block_of_the_first_event(served: Served, path: str) -> None:
-    """`httpx-sse`, and `aiosseclient` too, yield an empty event for a block that has `retry` alone."""
-    await served.hub.create("c", id="m1", text="one")
-    async with (
-        httpx.AsyncClient(base_url=str(served.http.base_url), trust_env=False) as http,
-        aconnect_sse(http, "GET", path, timeout=PATIENCE_S) as source,
-    ):
-        events = source.aiter_sse()
-        first = await anext(events)
-        await events.aclose()
-    assert first.json()  # an empty event has no data
-    assert 1000 <= (first.retry or 0) <= 3000
+async def test_no_block_is_without_an_event(served: Served, path: str) -> None:
+    """`httpx-sse`, and `aiosseclient` too, yield an empty event for a block that has `retry` alone, or no line."""
+    async with served.hub.message("c", id="m1") as message:
+        await message.append("one")
+        await message.flush()
+        async with (
+            httpx.AsyncClient(base_url=str(served.http.base_url), trust_env=False) as http,
+            aconnect_sse(http, "GET", path, timeout=PATIENCE_S) as source,
+        ):
+            events = source.aiter_sse()
+            found = [await anext(events)]
+            while "one" not in found[-1].data:
+                found.append(await anext(events))
+            await pass_seconds(served, 30)
+            await message.append(" two")
+            while "two" not in found[-1].data:
+                found.append(await anext(events))
+            await events.aclose()
+    assert all(one.json() for one in found)  # an empty event has no data
+    assert 1000 <= (found[0].retry or 0) <= 3000
 
 
 # Many, slow, silent and disconnected viewers
