@@ -18,6 +18,7 @@ from importlib import import_module
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Literal, ParamSpec, Self, TypeVar
 
+from tenuto.core.decide import STREAMED_BYTES
 from tenuto.core.errors import LocalError, TenutoError, failures_in
 from tenuto.core.model import Json, Message, Part
 from tenuto.core.outgoing import Ended, Outgoing, Owner, end_for, live
@@ -485,11 +486,11 @@ def has_failed(writer: Writer) -> bool:
 
 
 def record_bytes(writer: Writer) -> int:
-    """Return how large `meta` may be with a record of a stream that has ended, so that more may follow.
+    """Return how large the records of streams that have ended may be, so that the rest of `STREAMED` has room.
 
     It is 0 behind parts that are left: a later attempt could not tell whether they count.
     """
-    return 0 if writer._outgoing.has_left() else writer._outgoing.limits.meta_bytes // 4
+    return 0 if writer._outgoing.has_left() else STREAMED_BYTES * 3 // 4
 
 
 class Attempt:

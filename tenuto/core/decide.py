@@ -117,7 +117,8 @@ from tenuto.core.turns import (
 
 # the contents of superseded attempts may have this share of `Limits.message_bytes`, because documents repeat them
 ATTEMPTS_SHARE = 8
-STREAMED_BYTES = 16 * KIB  # room in `meta` for the keys `STREAMED`, beside `Limits.meta_bytes`
+# room in `meta` for the keys `STREAMED`, beside `Limits.meta_bytes`: for the records of some 130 streams
+STREAMED_BYTES = 32 * KIB
 LONGEST_S = 24 * 3600  # longest time that a command may wait for its reply
 STEP_S = 30 * 24 * 3600  # time after which the store may drop the data of a step
 OPEN_CANCELS = 16  # limit of `cancel` commands without a reply per target; the server carries out the first
@@ -249,7 +250,7 @@ def _create(
         author=caller.id,
         status=request.status,
         parts=parts,
-        meta=_merged({}, request.meta, limits, options),
+        meta=_merged({}, request.meta, limits, options, STREAMED_BYTES if request.role == "assistant" else 0),
         parent=_parent(state, request),
         reply_to=check_id(request.reply_to, "reply_to") if request.reply_to is not None else None,
         at_ms=now_ms,
@@ -622,7 +623,13 @@ def _parts(
     return checked
 
 
-def _merged(old: dict[str, Json], new: dict[str, Json], limits: Limits, options: Json = None) -> dict[str, Json]:
+def _merged(
+    old: dict[str, Json],
+    new: dict[str, Json],
+    limits: Limits,
+    options: Json = None,
+    streamed_bytes: int = STREAMED_BYTES,
+) -> dict[str, Json]:
     """Return `new` merged into `old` at the top level; null removes a key. Only `options` sets the server's own key."""
     if not isinstance(new, dict):
         raise InvalidRequest(f"meta must be an object, got {shown(new)}")
@@ -630,18 +637,18 @@ def _merged(old: dict[str, Json], new: dict[str, Json], limits: Limits, options:
         return old
     own = {OPTIONS_KEY: options or old.get(OPTIONS_KEY)}
     merged = {name: value for name, value in {**old, **new, **own}.items() if value is not None}
-    check_meta(merged, limits)
+    check_meta(merged, limits, streamed_bytes)
     return plain(merged)
 
 
-def check_meta(meta: dict[str, Json], limits: Limits) -> int:
+def check_meta(meta: dict[str, Json], limits: Limits, streamed_bytes: int = STREAMED_BYTES) -> int:
     """Return the size of `meta` in bytes as JSON. Raises as `check_json`.
 
     An app that has filled it must not fail its answer: fields that `pipe` and attempts write have room beside its own.
     """
     own = {name: value for name, value in meta.items() if name not in STREAMED}
     check_json(own, limits.meta_bytes, "meta", depth=limits.depth)
-    return check_json(meta, limits.meta_bytes + STREAMED_BYTES, "meta with its streams' fields", depth=limits.depth)
+    return check_json(meta, limits.meta_bytes + streamed_bytes, "meta with its streams' fields", depth=limits.depth)
 
 
 # -- commands: each is stored, and the first reply to it counts ------------------------------------------------

@@ -144,7 +144,7 @@ def not_kept(writer: Writer) -> NotKept | asyncio.CancelledError:
     """Return the error for a stream that a complete message does not know: after `MISSING` one that ends the turn."""
     streams = streams_of(writer)
     streams.missing += 1  # limited: a handler may try for ever, and people have the whole answer
-    detail = f"message {writer.id!r} is complete without this stream, as one that broke off"
+    detail = f"message {writer.id!r} is complete without this stream, as one that broke off; call pipe in turn.step"
     return NotKept(detail) if streams.missing <= MISSING else asyncio.CancelledError(detail)
 
 
@@ -351,12 +351,12 @@ class Writing:
         known: dict[str, Json] = {"model": self._model, "finish_reason": self._finish_reason, "usage": both or None}
         meta = {name: value for name, value in known.items() if value is not None}
         if has_ended:
-            meta.update(self._recorded(meta))
+            meta.update(self._recorded())
         if meta:
             await self._writer.update(meta=meta)
         streams_of(self._writer).used = both
 
-    def _recorded(self, meta: dict[str, Json]) -> dict[str, Json]:
+    def _recorded(self) -> dict[str, Json]:
         """Return the `meta` with the record of this stream, if a later attempt could find it."""
         if (place := streams_of(self._writer).place) is None:
             return {}
@@ -368,8 +368,7 @@ class Writing:
         # those of later calls are dropped: they followed from what this call returned in an earlier attempt
         earlier = [one for one in _records(self._writer) if one.step != record.step or one.number < record.number]
         kept = msgspec.json.encode([*earlier, record]).decode()  # as one value it costs the least
-        size = len(msgspec.json.encode({**self._writer.meta, **meta, PIPED: kept}))
-        return {PIPED: kept} if size <= record_bytes(self._writer) else {}
+        return {PIPED: kept} if len(msgspec.json.encode(kept)) <= record_bytes(self._writer) else {}
 
     def piped(self) -> Piped:
         """Return the summary of the stream so far."""

@@ -291,13 +291,14 @@ async def test_a_stream_that_ended_without_content_is_asked_for_again() -> None:
 async def test_records_of_streams_leave_room_in_the_meta() -> None:
     async def respond(turn: Turn) -> None:
         async with turn.reply() as message:
-            for _ in range(20):
+            for _ in range(250):
                 await message.pipe(said("Text. "))
             await message.update(meta={"own": "x" * 600})
 
     hub = await hub_asked(respond, 5, hub={"limits": Limits(meta_bytes=1024)})
     (answer,) = (await hub.history("chat:1", limit=1)).messages
-    assert (answer.text, answer.status) == ("Text. " * 20, "complete")
+    assert (answer.text, answer.status) == ("Text. " * 250, "complete")
+    assert 100 < answer.meta["$piped"].count("[") // 3 < 250
 
 
 @virtually

@@ -376,7 +376,7 @@ def test_meta_is_bounded_after_it_is_merged() -> None:
     assert harness.message("m").meta == {"b": "x" * 30}
     harness.update("m", meta={"$attempt": [*range(200)], "usage": {"input_tokens": 1}}, generation=1)
     with pytest.raises(TooLarge):
-        harness.finish("m", meta={"usage": {"x" * 17_000: 1}})
+        harness.finish("m", meta={"usage": {"x" * 33_000: 1}})
 
 
 @pytest.mark.parametrize(
