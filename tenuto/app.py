@@ -133,13 +133,13 @@ class Hub(HubCore):
         """
         check_source(source, source_kind, text_field)
         check_style(style, end_frame)
-        resumes = prompt == ""
+        resumes = prompt == ""  # True: the request begins no answer
         route = current_route()  # here: the response of a blocking route is sent in another context
         new_id = None if resumes else self.clock.id_or_new(reply_id)
         check_channel(channel)
 
         async def ask(message_id: str, scope: Scope) -> str | None:
-            """Store the prompt of the answer `message_id`.
+            """Store the prompt of the answer `message_id`, and return its id; None without a prompt.
 
             A repeated call adds no second prompt, because it computes the same id.
             """
@@ -266,7 +266,7 @@ class Hub(HubCore):
             await RouteSocket(access, credentials, receive, send).run(handle, max_s=max_s)
         finally:
             credentials.leave()
-            abort_if_unread(receive, lambda: self.viewing.is_over)
+            abort_if_unread(receive, lambda: self.viewing.is_over)  # the peer may not read on
 
     async def turn(self, channel: str, message_id: str, *, after: TurnStatus | None = None) -> TurnStatus:
         """Return the turn of a user message: its state, its answers, and the agent's questions without a reply.
@@ -284,7 +284,7 @@ class Hub(HubCore):
                 if self.is_draining:
                     raise Draining("hub is shutting down; ask for the turn again after its restart")
                 now = await next_status(self.runtime, check_channel(channel), after, woken)
-                if now is not None:
+                if now is not None:  # otherwise it was woken without a change
                     return now
         finally:
             unhook()
@@ -376,7 +376,7 @@ def _count_answer(
         return Asked([])
     visitor = visit_in(dict(scope)).client_id or visitor_of(channel, hub.caller(prompt_by))
     if visitor is None:
-        return Asked([])
+        return Asked([])  # only answers to visitors are counted
     if (refusal := refusal_of_page(hub, dict(scope))) is not None:
         raise refusal
     if route.answer(channel) and not prompt:  # a `prompt` is one more question

@@ -33,8 +33,7 @@ def failure_reason(error: BaseException, *, debug: bool | None, is_development: 
     reason = f"{name} in {Path(line.filename).name}, line {line.lineno}" if line is not None else name
     if debug and (text := _text_of(error)):
         reason = f"{reason}: {text}"
-    reason = "".join(letter if letter.isprintable() else " " for letter in reason)
-    return reason[:REASON_CHARACTERS].encode("utf-8", "replace").decode()
+    return "".join(letter if letter.isprintable() else " " for letter in reason)[:REASON_CHARACTERS]
 
 
 def names_exceptions(debug: bool | None, is_development: bool) -> bool:

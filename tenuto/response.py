@@ -68,12 +68,12 @@ class Answering:
 
     _hub: HubCore
     _writer: MessageWriter
-    _source: object
+    _source: object  # as `source_kind` and `text_field`, that of `Hub.stream_response`
     _source_kind: str | None
     _text_field: str | None
-    _prompt_id: str | None
-    _cancel_after_s: float | None
-    _readers: int = 0
+    _prompt_id: str | None  # the message that it answers
+    _cancel_after_s: float | None  # time without a viewer after which it is cancelled; None: it never is
+    _readers: int = 0  # number of readers of the response that has begun it
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -97,6 +97,7 @@ class Answering:
             watch.close()
 
     async def _write_until_stopped(self, watch: LocalWatch) -> None:
+        """Write the answer until it ends, a client stops it, or it has no viewer for too long."""
         writing = asyncio.ensure_future(self._write())
         watch.follow(partial(self._stop_if_asked, watch, writing))
         tasks = [writing]
@@ -347,7 +348,7 @@ async def find_newest(hub: HubCore, channel: str, since: Cursor | None) -> str |
 
 
 async def _newest(hub: HubCore, channel: str) -> tuple[Message | None, Message | None, Cursor]:
-    """Return the answer to the newest question, if there is one, the question, and the position of the first read."""
+    """Return the answer to the newest question, or else the newest, that question, and the cursor of the first page."""
     answers: list[Message] = []
     before: int | None = None
     first: Cursor | None = None

@@ -124,8 +124,7 @@ __all__ = [
 
 logger = logging.getLogger("tenuto.transports")
 _JSON_OBJECT = msgspec.json.Decoder(dict[str, Any])
-# Option of messages that `Access.remember` has stored. No agent has written them, whatever their role.
-BROUGHT = "brought"
+BROUGHT = "brought"  # option of messages that `Access.remember` stored: no agent wrote them, whatever their role
 LARGE_BODY_BYTES = 256 * 1024  # size from which bodies are decoded one at a time
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -239,7 +238,7 @@ class Access:
         self.check(channel, "history", "publish")
         async with self._hub.viewing.reading():
             _, known = await self._hub.runtime.found(channel, message_id, may_be_gone=True)
-        is_brought = BROUGHT in known.meta.get(OPTIONS_KEY, {})
+        is_brought = BROUGHT in known.meta.get(OPTIONS_KEY, {})  # then `publish` is enough, also for an answer
         result = await self._ask(channel, message_id, DeleteMessage(), is_brought=is_brought)
         if not result.created:  # any caller may repeat the deletion of a message
             if known.role != "user":
@@ -409,6 +408,7 @@ class Access:
     async def _ask(
         self, channel: str, key: str, request: HubRequest, *, starts_turn: bool = True, is_brought: bool = False
     ) -> Result:
+        """Submit a request of the caller, and count its bytes. If its message `is_brought`, it needs no `append`."""
         hub = self._hub
         if (refusal := refusal_of_get(hub, self._scope)) is not None:
             raise refusal
@@ -479,7 +479,7 @@ class RouteSocket:
 
     def __init__(self, access: Access, credentials: Credentials, receive: Receive, send: Send) -> None:
         self.access = access
-        self.frame_bytes = 0  # of the frame that `frames` has yielded last
+        self.frame_bytes = 0  # size of the frame that `frames` has yielded last
         self._credentials = credentials
         self._receive = receive
         self._send = send

@@ -46,7 +46,7 @@ def timed(name: str, work: Awaitable[T], logger: logging.Logger) -> Generator[An
             result: T = end.value
             return result
         finally:
-            value = None  # an error that was thrown refers to this frame
+            value = None  # keep no thrown error, which refers to this frame
             if (now_s := monotonic()) - begun_s > BLOCKED_S:
                 _report(name, now_s - begun_s, now_s, logger)
         try:
@@ -115,6 +115,6 @@ class Watchdog:
         return self._due_s
 
     def close(self) -> None:
-        """Drop the timer at once, and with it what refers to this watchdog."""
+        """Drop the timer at once, and with it the reference to this watchdog."""
         if self._timer is not None:
             self._timer.cancel()

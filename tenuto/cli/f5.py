@@ -26,9 +26,10 @@ except ImportError:
 FIELDS = "textarea, [contenteditable=true], [role=textbox], input[type=text], input:not([type])"
 FAULTS = ("reload", "no network", "second window")
 OFFLINE_S = 5.0
-QUIET_S, READY_S = 2.0, 5.0  # of a text that has ended; longest wait for a page, which may ignore earlier questions
-LETTERS, GROWTHS = 40, 12  # by which a text is an answer that streams
-KEPT, EDGE = 0.95, 12  # of the letters
+QUIET_S = 2.0  # a text without a change for this time has ended
+READY_S = 5.0  # longest wait for a page that is not ready: it may ignore a question, which is then asked again
+LETTERS, GROWTHS = 40, 12  # length of a text, and number of its changes, from which it is an answer that streams
+KEPT, EDGE = 0.95, 12  # share of an answer that counts as all of it; letters at the end of a text that may not be final
 POLL_MS, FIELD_MS = 100, 1000  # between two looks; for a field in one frame
 LOGIN = "give its cookie as --cookie NAME=VALUE, or a login of HTTP as https://USER:PASSWORD@HOST"
 SIGN_IN = f"asks for a sign-in; {LOGIN}"
@@ -71,7 +72,7 @@ class Growth:
     """The lines of a page that have grown in place, as an answer does, without `others`, which grew before it."""
 
     def __init__(self, others: list[str]) -> None:
-        self.others, self.times = tuple(others), 0
+        self.others, self.times = tuple(others), 0  # `times`: calls of `take` that found growth
         self.lines, self._last = list[str](), list[str]()
 
     def take(self, lines: list[str]) -> list[str]:
@@ -80,7 +81,7 @@ class Growth:
         grown = [line for line in lines if line not in self._last and line.startswith(gone)]
         grown = [line for line in grown if not line.startswith(self.others)]
         self.lines = [one for one in self.lines if not any(line.startswith(one) for line in grown)] + grown
-        self.times += bool(grown)  # of calls, not of lines
+        self.times += bool(grown)
         self._last = lines
         return grown
 
@@ -136,7 +137,7 @@ async def _trial(browser: Browser, cut: asyncio.Event, chat: Chat, fault: str) -
     await context.add_cookies([{"name": name, "value": value, "url": url} for name, _, value in cookies])
     page, pictures = await context.new_page(), str(chat.screenshots / fault.replace(" ", "-"))
     page.set_default_timeout(chat.patience_s * 1000)
-    sent = list[str | bytes]()
+    sent = list[str | bytes]()  # by the page: the question may be in it
     page.on("request", lambda one: sent.extend((one.url, one.post_data_buffer or b"")))
     page.on("websocket", lambda one: one.on("framesent", lambda data: sent.append(data)))
     response = await page.goto(url, wait_until="domcontentloaded")
@@ -159,7 +160,7 @@ async def _trial(browser: Browser, cut: asyncio.Event, chat: Chat, fault: str) -
         continued = await _continued(page, chat, growth.lines[-1], is_framed)
         await page.reload(wait_until="domcontentloaded")
         whole = continued[-1:] + (await _continued(page, chat, growth.lines[-1], is_framed))[-1:]
-        if any(_lacks(one, other) for one in continued for other in whole):
+        if any(_lacks(one, other) for one in continued for other in whole):  # one of its states had a gap
             goes_on = "with a gap"
     await context.close()
     return Result(fault, has_question, kept, goes_on)
@@ -223,14 +224,14 @@ async def _answer(page: Page, chat: Chat, sent: list[str | bytes], picture: str)
     is_framed, idle, words = frame != page.main_frame, Growth([]), re.findall(r"\w+", chat.question)
     for _ in range(int(QUIET_S * 1000 / POLL_MS)):
         idle.take(await _lines(page, chat.answer, is_framed))
-    growth, found_then, asked_s, deadline_s = Growth(idle.lines), -1, float("-inf"), time.monotonic() + chat.patience_s
+    growth, found_last, asked_s, deadline_s = Growth(idle.lines), -1, float("-inf"), time.monotonic() + chat.patience_s
     while (now_s := time.monotonic()) < deadline_s:
         if now_s > asked_s + READY_S and not growth.times:
             seen = map(unquote, [*await _lines(page, None, is_framed), *sent])  # also by earlier trials
             found = sum(all(word in text for word in words) for text in seen)
-            # ask again if the page has ignored the question, or its button waits; else it has shown or sent it
-            asked_s = now_s if found_then in (-1, found) else float("inf")
-            found_then = found
+            # ask first (-1), and again if the page has ignored the question, or its button waits; else it has it
+            asked_s = now_s if found_last in (-1, found) else float("inf")
+            found_last = found
         if asked_s == now_s:
             with suppress(Error):
                 await field.fill(chat.question)

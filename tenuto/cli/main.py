@@ -47,7 +47,7 @@ from tenuto.server.serving import (
 from tenuto.server.workers import beat, check_shared, inherited_socket, run_workers
 
 DEFAULT_PORT = 8000
-_OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+_OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # errors that a user can act on
 LOG_LEVELS = ("critical", "error", "warning", "info", "debug")
 
 
@@ -76,7 +76,7 @@ def _as_one_line() -> Iterator[None]:
     except OSError as error:
         if error.filename is None:  # of a write, not of the opening of a file
             if error.errno not in _OF_DISK:
-                raise
+                raise  # such as that of a closed pipe, at which click ends the command
             _drop_output()
             raise click.ClickException(
                 f"output or a file cannot be written: {error.strerror}; check its disk, and repeat the command"
@@ -238,13 +238,13 @@ def serve(
     hub = app if isinstance(app, Hub) else None
     if hub is not None:
         hub.drive_by_hand = True  # no middleware, which could need a task, stands between the hub and the server
-    inherited = None
+    inherited = None  # in a worker of `--workers`: the socket of its parent process
     if workers > 1:
         check_shared(hubs_in(app), workers)
         inherited = inherited_socket(longest_drain_s(app))
     listening = inherited or _listen(host, port)
     start = f"Tenuto {__version__} serves {address_of(listening)}"
-    if inherited is None:  # with --workers, the parent process says it for all
+    if inherited is None:  # a worker prints none of this: its parent process has done it
         _warn_of_readable(given["secret_files"])
         if workers > 1:
             click.echo(f"{start} with {workers} workers")
@@ -438,11 +438,11 @@ def _warn_of_readable(secret_files: tuple[Path, ...]) -> None:
             )
 
 
-def _end_as(number: int) -> None:
-    """End as other programs do after SIGTERM, so that the caller sees the signal."""
-    if number == signal.SIGTERM:
-        signal.signal(number, signal.SIG_DFL)
-        signal.raise_signal(number)
+def _end_as(received: int) -> None:
+    """End as other programs do if the `received` signal is SIGTERM, so that the caller sees the signal."""
+    if received == signal.SIGTERM:
+        signal.signal(received, signal.SIG_DFL)
+        signal.raise_signal(received)
 
 
 def _listen(host: str, port: int, *, tries: int = 1) -> Any:

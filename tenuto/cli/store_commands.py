@@ -239,7 +239,7 @@ class Server:
     def _get(self, what: str, path: str, kind: type[T]) -> T:
         with self._response(what, path) as response:
             body = response.read(PAGE_BYTES)
-            if response.length and len(body) < PAGE_BYTES:  # a read with a bound does not raise it
+            if response.length and len(body) < PAGE_BYTES:  # a read with a bound raises no error for a cut body
                 raise HTTPException(_CUT)
         return self._decoded(what, body, kind)
 
@@ -253,7 +253,7 @@ class Server:
                 yield line
                 if line.get("type") == "end":
                     return
-            raise HTTPException(_CUT)
+            raise HTTPException(_CUT)  # `_response` turns it into a LocalError
 
     @contextlib.contextmanager
     def _response(self, what: str, path: str, wanted: object = None) -> Iterator[Any]:

@@ -19,10 +19,9 @@ from tenuto.core.errors import LocalError, TenutoError
 from tenuto.core.model import Message
 from tenuto.core.names import check_channel
 
-# A terminal obeys control characters, which could move the cursor, change the title, or type a command. They are
-# replaced.
+# Control characters are replaced: a terminal obeys them, so they could move the cursor, or type a command.
 _CONTROLS = dict.fromkeys([*range(0x20), 0x7F, *range(0x80, 0xA0)], "\N{REPLACEMENT CHARACTER}")
-_TEXT = {code: shown for code, shown in _CONTROLS.items() if chr(code) not in "\n\t"}
+_TEXT = {code: shown for code, shown in _CONTROLS.items() if chr(code) not in "\n\t"}  # in text these two stay
 
 
 class Printer:
@@ -31,7 +30,7 @@ class Printer:
     def __init__(self, write: Callable[[str], object]) -> None:
         self._write = write
         self._shown: dict[str, Message] = {}  # each as it was printed last, by id
-        self._current: str | None = None
+        self._current: str | None = None  # id of the message whose text was printed last
 
     def show(self, messages: Iterable[Message]) -> None:
         """Print the text and the ends that are new in `messages`, which are in view."""
@@ -74,7 +73,7 @@ def follow(url: str, channel: str, *, since: str | None, history: int, out: Text
     """Print `channel` to `out` as it happens, until interrupted. Raises LocalError, and a refusal as TenutoError."""
     check_channel(channel)
     logger, handler = logging.getLogger("tenuto.client"), _Notices(url, notices)
-    does_propagate, logger.propagate = logger.propagate, False
+    does_propagate, logger.propagate = logger.propagate, False  # the notices replace its warnings
     logger.addHandler(handler)
     try:
         asyncio.run(_follow(url, channel, since, history, out))

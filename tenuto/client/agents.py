@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("tenuto.client")
 
-KEPT_REPLIES = 100
+KEPT_REPLIES = 100  # replies that a watch remembers; of more, the oldest are dropped
 HISTORY = 20  # earlier messages that a turn loads at first; it can request more
 
 
@@ -41,23 +41,23 @@ class Agents:
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self._works: list[Callable[[], Coroutine[Any, Any, None]]] = []  # take the turns of one agent each
+        self._works: list[Callable[[], Coroutine[Any, Any, None]]] = []  # each takes the turns of one agent
         self._shared: dict[ChannelView, int] = {}  # views in use, with the number of turns that use each
-        self._runs: list[asyncio.Task[None]] = []
+        self._runs: list[asyncio.Task[None]] = []  # the tasks of `_works`
         self.running: set[Running] = set()
         self.is_ending = False  # True: the process ends
 
     def register(
         self, pattern: str, *, name: str | None, when_busy: WhenBusy, slots: int, debug: bool | None, **settings: Any
     ) -> Callable[[Handler], Handler]:
-        """Register an agent (`Client.agent`)."""
+        """Register an agent (`Client.agent`); `settings` are the other fields of `Agent`."""
         check_pattern(pattern)
         check_worker_settings(when_busy, slots)
         if debug is not None and not isinstance(debug, bool):
             raise LocalError(f"debug must be True, False or None, got {shown(debug)}")
 
         def register(handler: Handler) -> Handler:
-            on_turn = partial(self._turn, check_agent(Agent(handler, name or "agent", **settings)), debug)
+            on_turn = partial(self._run_turn, check_agent(Agent(handler, name or "agent", **settings)), debug)
             work = partial(self._client.work, pattern, on_turn=on_turn, slots=slots, when_busy=when_busy, name=name)
             self._works.append(work)
             return handler
@@ -65,14 +65,15 @@ class Agents:
         return register
 
     async def run(self) -> None:
-        """Run all agents until cancelled, drained or shut down."""
+        """Run all agents until cancelled, drained or ended by `leave`. Raises a refusal of the server."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._runs = [tasks.create_task(work()) for work in self._works]
         except* TenutoError as group:
             raise group.exceptions[0] from None
 
-    async def _turn(self, agent: Agent, debug: bool | None, turn: ClaimedTurn) -> None:
+    async def _run_turn(self, agent: Agent, debug: bool | None, turn: ClaimedTurn) -> None:
+        """Carry out `turn` with `agent`, and note in it how it ended."""
         backend = RemoteBackend(self._client, self, turn, debug=debug)
         running = Running(agent, backend, turn.channel, turn.message, turn.generation, tries=turn.tries)
         self.running.add(running)
@@ -106,7 +107,7 @@ class Agents:
         left = self._shared.pop(view, 0) - 1
         if left > 0:
             self._shared[view] = left
-        elif left == 0:
+        elif left == 0:  # below 0, the view was closed before
             view.close()
 
 
@@ -191,7 +192,7 @@ class RemoteWatch(Watch):
         self._agents = agents
         self._view = agents.borrow(turn.channel)
         self._turn = turn
-        self._replies: dict[str, CommandReply] = {}
+        self._replies: dict[str, CommandReply] = {}  # received replies, by the ids of their commands
         self._starts = 0  # number of new starts that the view had when this watch began
         self._reading = asyncio.ensure_future(self._read())
 
@@ -213,7 +214,7 @@ class RemoteWatch(Watch):
     async def reply_to(self, command: Command) -> CommandReply:
         """Wait for the reply to a command (`Watch.reply_to`).
 
-        A view that has begun anew since has missed replies; then the reply is requested from the server.
+        A view that has begun anew may have missed it: unless the command is pending there, this requests the reply.
         """
         seen = self._starts
         while (reply := self._replies.get(command.id)) is None:
@@ -227,7 +228,7 @@ class RemoteWatch(Watch):
         return reply
 
     async def _ask_for_reply(self, command: Command) -> CommandReply | None:
-        """Send a command again as this attempt, under the same id. Return its reply, or None while there is none.
+        """Send a command again as this attempt, under the same id. Return its reply; None: no reply yet, or an error.
 
         The server responds to a repeated command with its reply, and stores the command again if a crash has lost it.
         """

@@ -59,14 +59,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger("tenuto.client")
 
 
-LEASE_S = 15.0
-# The largest message, with each character escaped.
-FRAME_FACTOR = 8
+LEASE_S = 15.0  # lease of a writer, unless the app gives another
+FRAME_FACTOR = 8  # a frame may hold the largest message with each character escaped
 
 
 class _Stored(Struct, frozen=True, kw_only=True):
     message: Message
-    cursor: str = ""  # of a read
+    cursor: str = ""  # from which to follow the message; only a read returns it
 
 
 class Commanded(Struct, frozen=True, kw_only=True):
@@ -115,11 +114,11 @@ class Client:
             Link, self._access, dial, timing=self._timing, random=self._random, limits=self._limits
         )
         self._links: list[Link] = []  # the first one carries the requests
-        self._runs: set[asyncio.Task[None]] = set()  # of the links, also of one that ends
+        self._runs: set[asyncio.Task[None]] = set()  # the tasks of the links, also of one that ends
         self._is_closed = False
         self._views: dict[str, ChannelView] = {}
         self._workers: list[RemoteWorker] = []
-        self._is_draining = False
+        self._is_draining = False  # True: the client takes no more turns
         self._agents: Agents | None = None
 
     # -- opening and closing ---------------------------------------------------------------------------------------
@@ -390,7 +389,7 @@ class Client:
             raise LocalError("this client has no agent to run; register one with @client.agent")
         signals: AbstractContextManager[object] = contextlib.nullcontext()
         if drain_s is not None:
-            if not drain_s >= 0:  # also not a number
+            if not drain_s >= 0:  # also for NaN
                 raise LocalError(f"drain_s must be 0 or more, got {drain_s}")
             signals = Signals(first=partial(self._drain_within, drain_s), again=self._agents.leave)
         with signals:
@@ -422,7 +421,7 @@ class Client:
         link = next(room, None) or self._open_link()
 
         def let_go() -> None:
-            if link is not first and not link.receivers:  # it was opened for channels alone
+            if link is not first and not link.receivers:  # `first` stays: it carries the requests
                 self._links.remove(link)
                 link.end()
 
@@ -456,6 +455,7 @@ class Client:
         asyncio.get_running_loop().call_later(drain_s, self._agents.leave)
 
     def _writer(self, channel: str, message_id: str, lease_s: float, create: dict[str, Any] | None) -> RemoteWriter:
+        """Return a writer that creates the message with the fields `create`, or with None takes it over."""
         check_channel(channel)
         return RemoteWriter(
             self._link, channel, message_id, lease_s=lease_s, create=create, read=lambda: self.read(channel, message_id)
@@ -475,7 +475,7 @@ class Client:
     ) -> dict[str, Any]:
         # The client makes the id, so that the request is safe to repeat.
         fields = {"id": self._new_id() if id is None else check_id(id), "role": role, **self._content(parts, meta)}
-        if parent is not UNSET:
+        if parent is not UNSET:  # None is sent: the message follows no other one
             fields["parent"] = parent
         return {**fields, **given(reply_to=reply_to)}
 
@@ -507,7 +507,7 @@ class Presence:
         self._link = link
         self._member = member
         self._data = self._checked(data)
-        self._is_here = False
+        self._is_here = False  # True: the app has entered, and has not left
         self._retry = Retry(link)
 
     async def enter(self) -> Self:
@@ -515,7 +515,7 @@ class Presence:
         if not self._is_here:
             await self._link.request("presence", self._frame())
             self._is_here = True
-            self._link.add_listener(self, since=self._link.sockets)
+            self._link.add_listener(self, since=self._link.sockets)  # it has entered on the present socket
         return self
 
     async def update(self, data: dict[str, Json]) -> None:
@@ -579,7 +579,7 @@ class Presence:
 
 
 T = TypeVar("T")
-STOP_S = 5.0
+STOP_S = 5.0  # longest time of each step of `SyncClient.close`
 
 
 class SyncClient:

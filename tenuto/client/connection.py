@@ -60,9 +60,9 @@ class ServerAccess:
                 "give credentials as token=..."
             )
         self._scheme = _SCHEMES[parts.scheme]
-        self._mount = parts.netloc + parts.path.rstrip("/")
+        self._mount = parts.netloc + parts.path.rstrip("/")  # host, port and path of the hub
         self._query = f"?{urlencode({'client': check_id(client_id, 'a client id')})}" if client_id is not None else ""
-        self._token = _checked(token) if token is not None else None
+        self._token = _checked_token(token) if token is not None else None
         self._provider = token_provider
         self._now = now
 
@@ -77,7 +77,7 @@ class ServerAccess:
         return self._token is not None or self._provider is not None
 
     def unlike_ours(self, status: int, kind: str = "") -> str:
-        """Return why a response with `status`, to a request of this `kind`, is not one of a Tenuto server."""
+        """Return the error text for a `status` unlike a Tenuto server's; `kind` is added, such as " to a WebSocket"."""
         return (
             f"{self.address} responded {status}{kind}, unlike a Tenuto server; the hub may be at another port or path, "
             "such as /tenuto"
@@ -104,8 +104,8 @@ class ServerAccess:
         if self._token is None and self._provider is not None:
             try:
                 async with asyncio.timeout(PROVIDER_S):
-                    self._token = _checked(await self._provider())
-            except TenutoError:
+                    self._token = _checked_token(await self._provider())
+            except TenutoError:  # such as that of `_checked_token`
                 raise
             except Exception as error:
                 # Log only the class: the text of an app's exception may contain a secret.
@@ -136,19 +136,19 @@ def check_address(url: object, *, name: str = "url", example: str = "'https://ho
         parts = urlsplit(url)
         (parts.hostname or "").encode("idna")  # the system's look-up encodes a name like this
     except ValueError:
-        parts = SplitResult("", "", "", "", "")
+        parts = SplitResult("", "", "", "", "")  # refused below
     if parts.scheme not in _SCHEMES or not parts.hostname or not parts.netloc.isprintable() or " " in parts.netloc:
         raise LocalError(f"{form}, got {shown_url(url)}")
     try:
-        is_port = parts.port is None or parts.port > 0
-    except ValueError:
-        is_port = False
-    if not is_port:
+        has_valid_port = parts.port is None or parts.port > 0
+    except ValueError:  # of `port`, for a number that is too high, or for a text
+        has_valid_port = False
+    if not has_valid_port:
         raise LocalError(f"{form}, with a port from 1 to 65535 or none, got {shown_url(url)}")
     return parts
 
 
-def _checked(token: str) -> str:
+def _checked_token(token: str) -> str:
     if not isinstance(token, str) or not token.isascii() or not token.isprintable() or not token:
         found = f"a str of {len(token)} characters" if isinstance(token, str) else type(token).__name__
         raise LocalError(f"token must be one line of printable ASCII text, got {found}")
@@ -156,9 +156,9 @@ def _checked(token: str) -> str:
 
 
 def _expiry(token: str) -> float | None:
-    """Return the expiry of a JWT, in seconds since 1970. Only the server verifies the token."""
+    """Return the expiry of a JWT, in seconds since 1970; None if it has none, or is no JWT. It is not verified here."""
     try:
-        claims: Any = json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "==="))
+        claims: Any = json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "==="))  # padding, which a JWT lacks
         return float(claims["exp"])
     except (ValueError, IndexError, KeyError, TypeError):
         return None
@@ -168,19 +168,16 @@ def _expiry(token: str) -> float | None:
 class Timing:
     """All time limits of a client, in seconds."""
 
-    # time limit for the very first connection; if it takes longer, the address is probably wrong
-    connect_s: float = 5.0
+    connect_s: float = 5.0  # time limit for the very first connection; beyond it, the address is probably wrong
     open_s: float = 10.0  # time limit for opening a socket, since some proxies never respond to an upgrade
-    # time without any frame after which a connection counts as broken; the server pings every 5 s
-    silence_s: float = 14.0
-    # time without a response after which a connection counts as broken, even if other frames arrive
-    response_s: float = 20.0
-    send_s: float = 14.0
+    silence_s: float = 14.0  # time without any frame after which a connection is broken; the server pings every 5 s
+    response_s: float = 20.0  # time without a response after which it is broken, even if other frames arrive
+    send_s: float = 14.0  # time in which the connection must accept a frame
     request_s: float = 30.0  # time limit of one call, over any number of connections
     # A delay is random, from 0 up to a limit that doubles ("full jitter"), so that the clients of a restarted server
     # spread out. The first limit is far below the 3 s that a writer's lease has left when its socket broke.
     backoff_s: float = 0.5
-    backoff_cap_s: float = 15.0
+    backoff_cap_s: float = 15.0  # the limit doubles no further than this
     # A connection that breaks sooner than this counts as one more failure. With a much longer time, an outage and then
     # a broken connection would cost a turn.
     stable_s: float = 1.0
@@ -192,19 +189,18 @@ class Timing:
         return random.uniform(0, self._ceiling(self.backoff_s, failures))
 
     def retry(self, failures: int, random: Random) -> float:
-        """Return the delay before a request is repeated, after `failures` temporary refusals."""
+        """Return the delay before a request is repeated, after `failures` refusals for now: at least half its limit."""
         ceiling_s = self._ceiling(self.retry_s, failures)
         return ceiling_s / 2 + random.uniform(0, ceiling_s / 2)
 
     def _ceiling(self, base_s: float, failures: int) -> float:
-        doubled: float = base_s * 2 ** min(failures - 1, 16)
+        doubled: float = base_s * 2 ** min(failures - 1, 16)  # a higher power of 2 could overflow
         return min(self.backoff_cap_s, doubled)
 
 
 T = TypeVar("T")
 
-# text fields of each problem; all other fields are numbers that help the client
-_TEXT_FIELDS = ("type", "title", "status", "detail", "code", "ref")
+_COMMON_FIELDS = ("type", "title", "status", "detail", "code", "ref")  # a problem's other fields are its details
 
 
 class Unreachable(TenutoError):
@@ -231,7 +227,7 @@ class UnknownProblem(TenutoError):
 def error_of(problem: dict[str, Any]) -> TenutoError:
     """Return the exception for a problem object or an `error` frame."""
     code, detail = str(problem.get("code", "internal")), str(problem.get("detail", ""))
-    details = {name: value for name, value in problem.items() if name not in _TEXT_FIELDS}
+    details = {name: value for name, value in problem.items() if name not in _COMMON_FIELDS}
     known = _KNOWN.get(code)
     if known is not None:
         return known(detail, **details)
@@ -312,22 +308,22 @@ Dial = Callable[[str, dict[str, str]], Awaitable[FrameSocket]]
 
 class _WebSocket:
     def __init__(self, connection: Any) -> None:
-        from websockets.exceptions import ConnectionClosed
+        from websockets.exceptions import ConnectionClosed  # here, because the package is optional
 
         self._connection = connection
-        self._ended = ConnectionClosed
+        self._closed_error = ConnectionClosed
 
     async def send(self, text: str) -> None:
         try:
             await self._connection.send(text)
-        except self._ended as error:
-            raise _closed(error) from None
+        except self._closed_error as error:
+            raise _closed_as(error) from None
 
     async def receive(self) -> str:
         try:
             frame = await self._connection.recv()
-        except self._ended as error:
-            raise _closed(error) from None
+        except self._closed_error as error:
+            raise _closed_as(error) from None
         if not isinstance(frame, str):
             raise Closed(reason="the server sent a binary frame")
         return frame
@@ -384,11 +380,11 @@ def problem_in(body: bytes) -> dict[str, Any]:
 
 
 def retry_after_s(value: str) -> float:
-    """Return the seconds in a `Retry-After` header; 0 if the header holds a date."""
+    """Return the seconds in a `Retry-After` header, at most 300; 0 without a number, as for a date."""
     return min(float(value), 300.0) if value.isascii() and value.isdigit() and len(value) < 10 else 0.0
 
 
-def _closed(error: Any) -> Closed:
+def _closed_as(error: Any) -> Closed:
     if error.rcvd is not None:
         return Closed(error.rcvd.code, error.rcvd.reason)
     # The client closed the connection because a frame was too large; the frame would be as large next time.
@@ -404,7 +400,7 @@ class Http:
     _random: Random
     _transport: httpx2.AsyncBaseTransport | None
     _client: httpx2.AsyncClient | None = None
-    _has_responded: bool = False  # True: a Tenuto server has responded, so the address is right
+    _has_responded: bool = False  # True: a Tenuto server has responded, so a call may take longer than `connect_s`
 
     async def get(self, *path: str) -> dict[str, Any]:
         """Return the response to a GET request; `path` is a list of segments.
@@ -421,8 +417,8 @@ class Http:
                     if isinstance(result, dict):
                         return result
                     failures += 1
-                    is_first = isinstance(result, Unauthenticated) and failures == 1
-                    if not (result.retry or (is_first and self._access.forget_token())):
+                    is_old_token = isinstance(result, Unauthenticated) and failures == 1  # only at the first failure
+                    if not (result.retry or (is_old_token and self._access.forget_token())):
                         raise result
                     why = result.detail or result.code
                     await asyncio.sleep(stay_away_s + self._timing.backoff(failures, self._random))

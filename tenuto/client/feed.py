@@ -57,7 +57,7 @@ class EventConsumer(Protocol):
     cursor: str | None  # cursor of the last complete batch, from which the next attach resumes
 
     def receive(self, events: list[ServerEvent], cursor: str | None, size: int) -> None:
-        """Receive a batch or a piece of one. Only the last piece of a batch has the cursor."""
+        """Receive a batch or a piece of one, of `size` characters. Only the last piece of a batch has the cursor."""
 
     def cut(self) -> None:
         """Forget the pieces of an incomplete batch, which will come again."""
@@ -75,9 +75,9 @@ class Feed:
     _consumer: EventConsumer
     _fields: dict[str, int]  # further ones of the frame `attach`
     _when_closed: Callable[[], None]
-    _attach_request: object = None  # stands for the newest attach of this connection; None: a detach has followed
+    _attach_request: object = None  # stands for the newest attach on this socket; None: no attach, or it has ended
     _is_attached: bool = False  # True: the batches that arrive belong to it
-    _is_paused: bool = False
+    _is_paused: bool = False  # True: the consumer accepts no more for now
 
     def __post_init__(self) -> None:
         self._retry = Retry(self.link)
@@ -92,7 +92,7 @@ class Feed:
         """Detach from the channel."""
         self._leave()
         self.link.remove_listener(self)
-        if self.link.receivers.get(self.channel) is self:
+        if self.link.receivers.get(self.channel) is self:  # otherwise it was closed before
             del self.link.receivers[self.channel]
             self._when_closed()
 
@@ -125,7 +125,7 @@ class Feed:
 
     def received(self, events: list[Any], cursor: str | None, size: int) -> None:
         if not self._is_attached:
-            return  # the response belongs to an earlier attach
+            return  # the events belong to an earlier attach
         if cursor is not None:
             self._retry.succeeded()
         self._consumer.receive(known_events(events), cursor, size)
@@ -134,7 +134,7 @@ class Feed:
         if self._is_attached:  # otherwise the error belongs to an earlier attach
             self._is_attached, self._attach_request = False, None
             self._consumer.cut()
-            self._refused(error)
+            self._retry_or_fail(error)
 
     def forget_cursor(self) -> None:
         self._consumer.cursor = None
@@ -158,11 +158,11 @@ class Feed:
             return  # another attach has followed, or will on the next socket
         if isinstance(result, TenutoError):
             self._attach_request = None
-            self._refused(result)
+            self._retry_or_fail(result)
         else:
             self._is_attached = True
 
-    def _refused(self, error: TenutoError) -> None:
+    def _retry_or_fail(self, error: TenutoError) -> None:
         if error.retry or error.status >= 500:
             logger.info("channel %s cannot be attached now: %s", self.channel, error.code)
             self._retry.later(self._attach)
@@ -178,7 +178,7 @@ class Feed:
 
 
 # Limit, in characters, of unread frames; above it the feed pauses after the current batch.
-WAITING = 256 * 1024
+MAX_UNREAD = 256 * 1024
 
 OpenFeed = Callable[[EventConsumer], Feed]
 
@@ -191,8 +191,7 @@ class Subscription:
 
     def __init__(self, channel: str, since: str | None, open_feed: OpenFeed) -> None:
         self.channel = channel
-        # cursor of the last batch that the app has read; a later subscription resumes from it
-        self.cursor: str | None = since
+        self.cursor: str | None = since  # that of the last batch that the app has read, to resume from
         self._open_feed = open_feed
 
     async def __aiter__(self) -> AsyncIterator[ServerEvent]:
@@ -221,8 +220,8 @@ class _Inbox:
     def __init__(self, cursor: str | None, open_feed: OpenFeed) -> None:
         self.cursor = cursor
         self.feed = open_feed(self)
-        self._batches: deque[tuple[Batch, int]] = deque()
-        self._size = 0
+        self._batches: deque[tuple[Batch, int]] = deque()  # with the size of each, in characters
+        self._size = 0  # that of all `_batches`
         self._pieces: list[ServerEvent] = []  # pieces of an incomplete batch
         self._pieces_size = 0
         self._error: TenutoError | None = None
@@ -234,7 +233,7 @@ class _Inbox:
             if self._error is not None:
                 raise self._error
             self._woken.clear()
-            self.feed.go_on()  # which may fail at once
+            self.feed.go_on()  # may fail at once: `failed` then sets `_woken`
             await self._woken.wait()
         batch, size = self._batches.popleft()
         self._size -= size
@@ -243,7 +242,7 @@ class _Inbox:
     def receive(self, events: list[ServerEvent], cursor: str | None, size: int) -> None:
         is_ephemeral = bool(events) and all(isinstance(event, EphemeralEvent) for event in events)
         if cursor is None and not self._pieces and is_ephemeral:
-            self._add(Batch(events=events), size)
+            self._add(Batch(events=events), size)  # a batch of its own, without a cursor
             return
         self._pieces += events
         self._pieces_size += size
@@ -265,14 +264,14 @@ class _Inbox:
         self._batches.append((batch, size))
         self._size += size
         self._woken.set()
-        if self._size > WAITING:
+        if self._size > MAX_UNREAD:
             self.feed.pause()
 
 
 State = Literal["connecting", "live", "reconnecting", "closed"]
 
 KEPT = 100  # replies and signals kept for one watcher that has not read them; beyond this the oldest are dropped
-PAGE_TRIES = 3  # reads of an older page, which a new start or a change meanwhile makes useless
+PAGE_TRIES = 3  # most reads of one older page: a new start or a change meanwhile makes a read useless
 
 
 class Change(Struct, frozen=True, kw_only=True):
@@ -280,9 +279,9 @@ class Change(Struct, frozen=True, kw_only=True):
 
     messages: frozenset[str] = frozenset()  # ids of messages that were created, changed or deleted
     is_new_start: bool = False  # True: each message, member and command may differ
-    members: bool = False
-    commands: bool = False
-    state: bool = False
+    members: bool = False  # True: the members may differ
+    commands: bool = False  # True: the pending commands may differ
+    state: bool = False  # True: `ChannelView.state` has changed
     replies: tuple[CommandReply, ...] = ()
     signals: tuple[Signal, ...] = ()
 
@@ -413,6 +412,7 @@ class ChannelView:
     # -- for the feed ------------------------------------------------------------------------------------------
 
     def receive(self, events: list[ServerEvent], cursor: str | None, size: int) -> None:
+        """Fold events into the view (`EventConsumer.receive`), and notify its watchers unless it is incomplete."""
         try:
             self._view.receive(Batch(events=events, cursor=cursor))
         except ViewGap:
@@ -443,9 +443,9 @@ class ChannelView:
 
     def _change(self, events: list[ServerEvent]) -> Change:
         is_attach = any(isinstance(event, ChannelAttached) for event in events)
-        passed = self._view.passed
+        passed = self._view.passed  # the replies and signals among the events
         return Change(
-            messages=frozenset(one for event in events if (one := _message_of(event)) is not None),
+            messages=frozenset(one for event in events if (one := _message_id_of(event)) is not None),
             is_new_start=self._is_starting,
             members=is_attach or any(isinstance(event, PresenceEvent) for event in events),
             commands=is_attach or any(isinstance(event, CommandEvent) for event in events),
@@ -507,7 +507,7 @@ def _joined(one: Change, other: Change) -> Change:
     )
 
 
-def _message_of(event: ServerEvent) -> str | None:
+def _message_id_of(event: ServerEvent) -> str | None:
     match event:
         case MessageCreate() | MessageUpdate():
             return event.message.id

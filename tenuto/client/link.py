@@ -43,11 +43,10 @@ OnResult = Callable[[Outcome], None]
 
 
 def ignore(result: Outcome) -> None:
-    """Take no notice of a response, after which the caller does nothing; without a socket the server knows as much."""
+    """Ignore a response, or the error in its place, because no further step depends on it."""
 
 
-# Below the server's limits (it stops reading at 1,000 requests or 4 MiB); at this size calls wait. One call may exceed
-# it.
+# Calls wait at this size, which one call may exceed. The server stops reading at 1,000 requests or 4 MiB.
 PENDING_REQUESTS = 500
 PENDING_BYTES = 1024 * 1024
 
@@ -59,7 +58,7 @@ class Pending(msgspec.Struct, eq=False):
     text: str
     on_result: OnResult
     is_repeatable: bool
-    sent_at_s: float | None = None
+    sent_at_s: float | None = None  # None: not sent on the present socket
 
 
 TOKENS_TRIED = 3  # tokens in a row that the server may refuse before the client gives up
@@ -96,7 +95,7 @@ class Receiver(Protocol):
 
 
 class _Broken(Exception):
-    """A socket has ended. With an `error` the link opens no other one."""
+    """A socket has ended. With an `error` the link opens no other one, else it waits `stay_away_s` longer."""
 
     def __init__(self, why: str, *, error: TenutoError | None = None, stay_away_s: float = 0.0) -> None:
         super().__init__(why)
@@ -118,18 +117,18 @@ class Link:
         self.receivers: dict[str, Receiver] = {}  # receivers of events, by channel
         self._access = access
         self._dial = dial
-        self._listeners: dict[Listener, None] = {}
+        self._listeners: dict[Listener, None] = {}  # in their order
         self._pending: dict[int, Pending] = {}  # by reference, the oldest first
         self._has_room = asyncio.Event()  # set when a request has left `_pending`
-        self._refs = 0
-        self._out: deque[str] = deque()
+        self._refs = 0  # number of requests so far
+        self._out: deque[str] = deque()  # frames to send on the present socket
         self._has_out = asyncio.Event()
-        self._run: asyncio.Task[None] | None = None
+        self._run: asyncio.Task[None] | None = None  # that of `_keep_open`
         self._is_ending = False  # True: the owner has ended the link, which opens no other socket
         self._first = asyncio.Event()  # set when the first socket has opened, or when none will open
-        self._received_at_s = 0.0
+        self._received_at_s = 0.0  # when the last frame arrived, or the socket opened
         self._bye: dict[str, Any] = {}  # the server's last frame before it closes the socket
-        self._refused_tokens = 0
+        self._refused_tokens = 0  # number of them since a socket opened
         self._why = ""  # why the last socket ended or did not open
 
     # -- requests ----------------------------------------------------------------------------------------------
@@ -139,7 +138,7 @@ class Link:
     ) -> dict[str, Any]:
         """Send a request over any number of sockets, and return the response. Raises the refusal, Unreachable."""
         response: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        ref = 0
+        ref = 0  # that of no request
         patience_s = self.timing.request_s if timeout_s is None else timeout_s
         try:
             async with asyncio.timeout(patience_s):
@@ -266,16 +265,16 @@ class Link:
         try:
             while True:
                 began_at_s = loop.time()
-                over = await self._one_socket()
-                if over.error is not None or self._is_ending:
-                    error = over.error or error
+                broken = await self._one_socket()
+                if broken.error is not None or self._is_ending:
+                    error = broken.error or error
                     return
-                self._why = str(over)
+                self._why = str(broken)
                 failures = 1 if loop.time() - began_at_s > self.timing.stable_s else failures + 1
-                delay_s = over.stay_away_s + self.timing.backoff(failures, self.random)
+                delay_s = broken.stay_away_s + self.timing.backoff(failures, self.random)
                 # Log one warning per outage; further attempts are less important.
                 level = logging.WARNING if failures == 1 else logging.INFO
-                logger.log(level, "no connection to %s (%s); trying again", self._access.address, over)
+                logger.log(level, "no connection to %s (%s); trying again", self._access.address, broken)
                 await asyncio.sleep(delay_s)
         except Exception:
             logger.exception("the client has failed")
@@ -290,9 +289,9 @@ class Link:
                 socket = await self._dial(self._access.socket_url(), headers)
         except Refusal as refusal:
             return self._refused(refusal)
-        except Unreachable as error:
+        except Unreachable as error:  # the app's provider returned no token
             return _Broken(error.detail)
-        except TenutoError as error:
+        except TenutoError as error:  # such as a token that is not valid
             return _Broken(error.detail, error=error)
         except (OSError, TimeoutError, Closed) as error:
             return _Broken(str(error) or "no response")
@@ -302,7 +301,8 @@ class Link:
             await socket.close()
 
     async def _use(self, socket: FrameSocket) -> _Broken:
-        over: _Broken | None = None
+        """Use an open socket until it ends. Return how it ended."""
+        broken: _Broken | None = None
         try:
             self._opened()
             async with asyncio.TaskGroup() as tasks:
@@ -311,11 +311,11 @@ class Link:
                 tasks.create_task(self._watch())
                 tasks.create_task(self._renew())
         except* _Broken as group:
-            over = next(one for one in group.exceptions if isinstance(one, _Broken))
+            broken = next(one for one in group.exceptions if isinstance(one, _Broken))
         finally:
             self._lost()
-        assert over is not None
-        return over
+        assert broken is not None  # the reader ends only with one
+        return broken
 
     async def _read(self, socket: FrameSocket) -> None:
         loop = asyncio.get_running_loop()
@@ -371,6 +371,7 @@ class Link:
     # -- inside ------------------------------------------------------------------------------------------------
 
     def _opened(self) -> None:
+        """Notify the listeners of a new socket, and then send the requests without a response again."""
         self.is_live = True
         self.sockets += 1
         self._first.set()
@@ -386,6 +387,7 @@ class Link:
             self._send(request)
 
     def _lost(self) -> None:
+        """Notify the listeners of the end of a socket. Requests that may not be sent again end as Unreachable."""
         self.is_live = False
         for request in tuple(self._pending.values()):
             request.sent_at_s = None
@@ -452,13 +454,13 @@ class Link:
         if code == 1009:
             what = f"a frame exceeded the size that its receiver accepts ({why}); send smaller requests"
             return _Broken(why, error=TooLarge(what))
-        if code >= 4300:
+        if code >= 4300:  # for good
             reason = str(self._bye.get("reason") or closed.reason or "refused")
             what = f"the server has closed the connection for good: {why}"
             return _Broken(why, error=error_of({"code": reason, "detail": what}))
-        if 4200 <= code < 4300 and not self._access.forget_token():
+        if 4200 <= code < 4300 and not self._access.forget_token():  # the token, which only a provider can renew
             return _Broken(why, error=self._unauthenticated())
-        if 4100 <= code < 4200:
+        if 4100 <= code < 4200:  # the cursors: attach without them
             for receiver in self.receivers.values():
                 receiver.forget_cursor()
         retry_ms = self._bye.get("retry_ms")
@@ -481,16 +483,16 @@ class Link:
         if status == 401 and self._access.forget_token() and self._refused_tokens < TOKENS_TRIED:
             self._refused_tokens += 1
             return _Broken("the token was refused")
-        error = error_of(problem) if problem and status != 404 else self._unlike_ours(status)  # a hub has this path
+        error = error_of(problem) if problem and status != 404 else self._not_tenuto(status)  # no hub responds 404
         may_pass = error.retry or status >= 500 or status in (408, 425, 429)
         if may_pass or (not problem and self.sockets and status != 401):
             return _Broken(str(refusal), stay_away_s=refusal.retry_after_s)
         return _Broken(str(refusal), error=error)
 
-    def _unlike_ours(self, status: int) -> TenutoError:
+    def _not_tenuto(self, status: int) -> TenutoError:
         detail = self._access.unlike_ours(status, " to a WebSocket")
         detail += ", or served without WebSockets (uvicorn needs the package websockets)"
-        return Unauthenticated(detail) if status == 401 else NotTenuto(detail)
+        return Unauthenticated(detail) if status == 401 else NotTenuto(detail)  # 401: a proxy may need a login
 
 
 class Retry:

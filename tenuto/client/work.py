@@ -41,9 +41,8 @@ from tenuto.core.turns import MOST_UNHEARD
 logger = logging.getLogger("tenuto.client")
 
 RENEWALS = 3  # number of renewals within the length of a lease
-_LOST = (Fenced, Finished, Deleted, NotFound)
-# errors that concern the state sent along with a renewal, while the renewal itself is fine
-_STATE_REFUSED = (InvalidRequest, InvalidText, TooLarge)
+_LOST = (Fenced, Finished, Deleted, NotFound)  # the turn is over, at least for this attempt
+_STATE_REFUSED = (InvalidRequest, InvalidText, TooLarge)  # the state in a renewal is refused, not the renewal itself
 
 
 class TurnOffer(Struct, frozen=True, kw_only=True):
@@ -73,12 +72,11 @@ class RemoteWorker:
             raise LocalError(f"slots must be 1 or more, got {slots}")
         self._link = link
         self._slots = slots
-        self._fields = given(when_busy=when_busy, name=name)
+        self._fields = given(when_busy=when_busy, name=name)  # further ones of the frame `work`
         self._on_turn = on_turn
         self._turns: dict[tuple[str, str], ClaimedTurn] = {}
         self._tasks: asyncio.TaskGroup | None = None
-        # done when the server has refused the worker, or when the worker has drained
-        self._over = asyncio.get_running_loop().create_future()
+        self._over = asyncio.get_running_loop().create_future()  # done when it is refused, or has drained
         self._is_draining = False
         self._is_asking = False  # True: a request for work has no response yet
         self._is_listed = True  # True: the server may assign turns to this worker
@@ -98,7 +96,7 @@ class RemoteWorker:
                 finally:
                     self._link.remove_listener(self)
                     if self._link.is_live and not self._is_draining:
-                        self._link.begin("work", self._frame(0), ignore)
+                        self._link.begin("work", self._frame(0), ignore)  # 0: no more turns
         except* TenutoError as group:
             raise group.exceptions[0] from None
 
@@ -127,7 +125,7 @@ class RemoteWorker:
         turn = self._turns[key] = ClaimedTurn(self._link, offer)
         turn.task = self._tasks.create_task(self._run(key, turn), name=f"turn {offer.channel}")
         self._open += 1
-        turn.task.add_done_callback(self._closed)
+        turn.task.add_done_callback(self._turn_ended)
 
     # Calls of the link
 
@@ -135,8 +133,7 @@ class RemoteWorker:
         if self._is_draining and not self._open:
             self._unlist()
             return
-        # Also while draining: the server accepts a renewal and the end of a turn only on a socket that has requested
-        # work.
+        # also while draining: the server accepts renewals and ends of turns only on a socket that has requested work
         slots = self._open if self._is_draining else self._slots
         self._is_asking = self._is_listed = True
         self._link.begin("work", self._frame(slots), self._on_result)
@@ -164,7 +161,7 @@ class RemoteWorker:
         self._is_listed = False
         self._check_drained()
 
-    def _closed(self, task: asyncio.Task[None]) -> None:
+    def _turn_ended(self, task: asyncio.Task[None]) -> None:
         self._open -= 1
         self._check_drained()
 
@@ -231,16 +228,15 @@ class ClaimedTurn:
         self.generation = offer.generation  # number of the attempt that the claim began
         self.tries = offer.tries  # number of attempts that count: all but those that were handed over
         self.lease_s = offer.lease_s
-        # True: the hub is in development, so that reasons of failed answers name the exception
-        self.is_development = offer.debug
+        self.is_development = offer.debug  # True: the hub's reasons of failed answers name the exception
         # how the turn ends when the handler returns; None: it does not, and waits for its next attempt
         self.outcome: Literal["done", "cancelled"] | None = "done"
         self.unheard: tuple[str, ...] = ()  # ids of messages that it took in without its handler
         self.is_lost = False  # True: the turn is over, or another worker has it; the handler is being cancelled
         self.task: asyncio.Task[None] | None = None
         self._link = link
-        self._state: dict[str, Json] | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._state: dict[str, Json] | None = None  # the agent's state, which renewals carry
+        self._timer: asyncio.TimerHandle | None = None  # for the next renewal
 
     def progress(self, state: dict[str, Json]) -> None:
         """Show people the state of the agent, which is never stored. Raises InvalidRequest, InvalidText or TooLarge."""
@@ -289,12 +285,13 @@ class ClaimedTurn:
         except TenutoError as error:
             logger.warning("the end of the turn of %s could not be sent: %s", self.message.id, error.code)
 
-    def _renewed(self, sent: dict[str, Json] | None, result: Outcome) -> None:
+    def _renewed(self, sent_state: dict[str, Json] | None, result: Outcome) -> None:
+        """Handle the response to a renewal that carried `sent_state`; None: it carried no state."""
         if self.task is None or self.task.done():
             return
         if isinstance(result, _LOST):
             self.cancel()
-        elif isinstance(result, _STATE_REFUSED) and sent is not None and sent is self._state:
+        elif isinstance(result, _STATE_REFUSED) and sent_state is not None and sent_state is self._state:
             logger.warning("the state of the agent for %s cannot be sent: %s", self.message.id, result)
             self._state = None
             self.renew()  # renew separately, because the frame with the state may be refused
@@ -307,7 +304,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Signals:
-    """Handles signals while the block runs: calls `first` at the first one, `again` at the second, and ignores others.
+    """Handles two signals while the block runs: calls `first` at the first one, and `again` at the second one.
 
     At the end of the block a received signal is passed on to the previous handler: the process ends as it would have
     without this class, but later.
@@ -316,9 +313,9 @@ class Signals:
     def __init__(self, *, first: Callable[[], object], again: Callable[[], object]) -> None:
         self._first = first
         self._again = again
-        self._before: dict[int, Any] = {}
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._received: int | None = None
+        self._before: dict[int, Any] = {}  # the previous handler of each signal
+        self._loop: asyncio.AbstractEventLoop | None = None  # None outside of the block
+        self._received: int | None = None  # the first signal
 
     def __enter__(self) -> Self:
         # Python allows handlers to be set in this thread only
@@ -326,8 +323,7 @@ class Signals:
             self._loop = asyncio.get_running_loop()
             for number in SIGNALS:
                 before = signal.getsignal(number)
-                # None means that the handler was not set by Python; an ignored signal stays ignored. Neither can be
-                # called.
+                # None: the handler was not set by Python. An ignored signal stays ignored. Neither can be called.
                 if before is not None and before != signal.SIG_IGN:
                     self._before[number] = before
                     signal.signal(number, self._hit)
@@ -346,7 +342,7 @@ class Signals:
             self._received = number
             self._loop.call_soon_threadsafe(self._first)
         else:
-            self._remove()
+            self._remove()  # a third signal goes to the previous handler
             self._loop.call_soon_threadsafe(self._again)
 
     def _remove(self) -> None:

@@ -88,7 +88,7 @@ class RemoteWriter(Writer):
         """Create the message with the fields `create`, or take it over if they are None; then `read` returns it."""
         outgoing = RemoteOutgoing(message_id, link.limits, f"{link.random.getrandbits(40):010x}")
         super().__init__(channel, outgoing)
-        # Returns the reason to store for a message whose block an exception ended.
+        # returns the reason to store for a message whose block that exception ended; None: without a reason
         self.reason_of: Callable[[BaseException], str | None] = lambda _: None
         self._link = link
         self._create = create
@@ -96,12 +96,12 @@ class RemoteWriter(Writer):
         self._lease_s = lease_s
         self._has_lease = True  # False: the server has no leases, or the writer lets its lease end
         self._used_at_s = 0.0  # when the last request was sent: each one renews the lease
-        self._renewal: asyncio.TimerHandle | None = None
+        self._renewal: asyncio.TimerHandle | None = None  # timer of the next renewal
         self._created = 0  # serial of the message's create
         self._reads = 0  # number of the latest read of the message, so that results of earlier ones are ignored
-        self._again = Retry(link)
-        self._stored_at_s = 0.0
-        self._changed = asyncio.Event()
+        self._again = Retry(link)  # of requests, or of a read of the message
+        self._stored_at_s = 0.0  # when content was stored last
+        self._changed = asyncio.Event()  # set when `_until` must check again
 
     # -- public ------------------------------------------------------------------------------------------------
 
@@ -176,14 +176,15 @@ class RemoteWriter(Writer):
         self._link.add_listener(self, since=sockets)
 
     async def _end(self, error: BaseException | None, misuse: LocalError | None) -> None:
+        """End the message whole, or as the block's `error` or its `misuse` says."""
         try:
-            if misuse is not None:
+            if misuse is not None:  # a call was not awaited
                 await self._end_early(*end_for(misuse))
             elif error is None and self._outgoing.error is None:
                 await self._end_as("complete", None)
         except Unreachable:
             raise  # the writer has already waited for a connection, so it does not retry
-        except BaseException:
+        except BaseException:  # such as a cancellation meanwhile
             await self._end_early(*self.cancelled_as)
             raise
         else:
@@ -299,6 +300,7 @@ class RemoteWriter(Writer):
             self._link.begin("history", fields, when_done)
 
     def _message_read(self, number: int, result: Outcome) -> None:
+        """Go on from the message as the server has it, unless a later read than `number` has begun."""
         outgoing = self._outgoing
         if number != self._reads or outgoing.is_settled:
             return
@@ -346,7 +348,7 @@ class RemoteWriter(Writer):
                 async with asyncio.timeout(left_s):
                     await self._changed.wait()
             except TimeoutError:
-                if _now_s() - max(began_s, self._stored_at_s) < patience_s:
+                if _now_s() - max(began_s, self._stored_at_s) < patience_s:  # a request was stored meanwhile
                     continue
                 trouble = self._outgoing.trouble
                 if trouble is not None and not isinstance(trouble, Unreachable):
@@ -369,6 +371,7 @@ class RemoteWriter(Writer):
             logger.warning("message %r of %s could not be ended as %s: %r", self.id, self.channel, status, error)
 
     async def _end_as(self, status: str, reason: str | None) -> None:
+        """End the message as `status` unless it has an end, and wait until that is stored, except for `interrupted`."""
         if self._outgoing.state is OPEN:
             # the server alone sets `interrupted`, when the lease ends, which is soon
             if status == "interrupted" and not self.had_ended:

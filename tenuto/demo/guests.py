@@ -55,7 +55,7 @@ class Guests:
         self._guesses: OrderedDict[str, list[float]] = OrderedDict()  # for each address the times of its wrong secrets
 
     async def invited(self, scope: Scope) -> Identity:
-        """Return the identity for chats of one's own. Raises Unauthenticated for a stranger, who is no visitor here."""
+        """Return a guest's identity, for its own chats. Raises Unauthenticated without one: None means a visitor."""
         if (known := await self.verify(scope)) is None:
             raise Unauthenticated("this chat needs an invitation; open the link of one in this browser")
         return replace(known, grants={"chat:{sub}": _RIGHTS, "chat:{sub}.*": _RIGHTS})
@@ -94,6 +94,7 @@ class Guests:
         return f"{secrets.choice(_HOW)}-{secrets.choice(_WHO)}-{secrets.token_hex(4)}".lower()
 
     def _check_guesses(self, peer: str, now_s: float) -> None:
+        """Raise TooMany if too many secrets from the address `peer` were wrong. Forget old guesses."""
         if guesses := [at_s for at_s in self._guesses.pop(peer, ()) if now_s - at_s < GUESSES_S]:
             self._guesses[peer] = guesses
         while len(self._guesses) > MOST_GUESSERS:

@@ -186,7 +186,7 @@ class Guide:
         question = turn.text[:LONGEST_QUESTION]
         async with turn.reply(meta={"agent": turn.name}) as message:
             settled = Settled()
-            if before is not None and before.id == message.id:
+            if before is not None and before.id == message.id:  # this attempt continues that answer
                 settled = msgspec.convert(before.meta, Settled)
                 await message.update(meta=continued(before.meta, message.length, turn.name))
                 if not whole(question, settled).startswith(before.text):
@@ -225,13 +225,13 @@ class Guide:
                 await message.append(token)
         return []
 
-    async def _older(self, turn: Turn) -> list[str]:
+    async def _earlier_ids(self, turn: Turn) -> list[str]:
         page = await self._hub.history(turn.channel, before=turn.message.created, limit=MOST_DELETED)
         return [message.id for message in page.messages if message.status != "streaming"]
 
     async def _decide(self, turn: Turn) -> Deletion:
         """Ask the people in the channel whether the earlier messages may be deleted."""
-        count = len(await self._older(turn))
+        count = len(await self._earlier_ids(turn))
         if not count:
             return Deletion(ok=True)
         question = f"Delete the {count} messages above?" if count > 1 else "Delete the message above?"
@@ -240,7 +240,7 @@ class Guide:
         return Deletion(ok=reply.ok, by=by, count=count)
 
     async def _delete(self, turn: Turn, decision: Deletion | None) -> None:
-        for message_id in await self._older(turn) if decision is not None and decision.ok else ():
+        for message_id in await self._earlier_ids(turn) if decision is not None and decision.ok else ():
             with suppress(Deleted):
                 await self._hub.delete(turn.channel, message_id)
 
