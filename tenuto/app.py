@@ -147,7 +147,7 @@ class Hub(HubCore):
                 return None
             request = CreateMessage(role="user", text=prompt)
             visitor = visit_in(dict(scope)).client_id if self.questions is not None else None
-            caller = replace(self.caller(prompt_by or visitor), brings_answer=True)
+            caller = replace(self.caller(prompt_by or visitor), brings_answer=True)  # no agent answers the prompt
             prompt_id = reply_id_of(message_id, 0)
             await self.ask(channel, prompt_id, request, caller)
             return prompt_id

@@ -185,7 +185,7 @@ class StreamResponse(Response):
         self._turn_format: TurnFormat | None = None  # of this one response, if the style names one
         # an id before the first text: an EventSource that reconnects then asks for this answer, not for another
         self._first = b""
-        self._own_headers = {name.lower() for name in headers or ()}
+        self._own_headers = {name.lower() for name in headers or ()}  # those that the app has set, which stay
         del self.headers["content-length"]
         known = {
             "Content-Type": "text/event-stream; charset=utf-8",
@@ -336,7 +336,7 @@ async def find_newest(hub: HubCore, channel: str, since: Cursor | None) -> str |
                 answer, question, cursor = await _newest(hub, channel)
                 if answer is not None:
                     is_read = since is None or (since.epoch == cursor.epoch and since.serial >= answer.created)
-                    return answer.id if is_read else None
+                    return answer.id if is_read else None  # None: the reader was reading an older one
                 if question is None or hub.clock.now_ms() - question.created_at >= BEGINNING_S * 1000:
                     return None
                 await changed.wait()

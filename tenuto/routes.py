@@ -298,7 +298,7 @@ class Access:
         return any(one.sent.target == message_id and one.sent.data == INTERRUPTED for one in commands)
 
     async def replied(self, channel: str, targets: Container[str | None], *, after: int) -> list[Json]:
-        """Return data of approved questions about `targets`: all since serial `after`; of too many those in memory."""
+        """Return data of approved questions about `targets`: at least all since `after`, unless too many changed."""
         live = self._hub.channel(channel)
         async with self._hub.viewing.reading():
             await live.load_since(after)
@@ -502,7 +502,7 @@ class RouteSocket:
                     drain()  # it may have begun before the hook
         except TimeoutError:
             if not self._limit.expired():
-                raise
+                raise  # that of `handle` itself
         finally:
             unhook()
             code, reason = self._closing or (1000, "")
@@ -529,7 +529,7 @@ class RouteSocket:
             except TenutoError as error:
                 yield error
                 if isinstance(error, TooMany):
-                    await asyncio.sleep(REFUSED_PAUSE_S)
+                    await asyncio.sleep(REFUSED_PAUSE_S)  # read the next frames of such a peer slowly
             del message, text, data  # the next one may come late
 
     async def send(self, frame: bytes) -> None:
@@ -548,7 +548,7 @@ class RouteSocket:
                 await self.send(line)
 
         async def receive() -> MutableMapping[str, Any]:
-            await asyncio.get_running_loop().create_future()  # the peer's frames are not for the stream
+            await asyncio.get_running_loop().create_future()  # for ever: the peer's frames are not for the stream
             raise AssertionError
 
         try:

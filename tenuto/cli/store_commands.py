@@ -267,7 +267,7 @@ class Server:
                 yield response
         except failed.HTTPError as error:
             with error:
-                raise LocalError(f"{self.name} refused the {what}: {_problem(error)}") from None
+                raise LocalError(f"{self.name} refused the {what}: {_problem_text(error)}") from None
         except BrokenPipeError:  # no program reads the output of the block
             raise
         except (failed.URLError, HTTPException, TimeoutError, ConnectionError) as error:
@@ -292,7 +292,7 @@ class Server:
         return LocalError(f"{self.name} sent no valid {what} ({reason}); {self.remedy}")
 
 
-def _problem(error: failed.HTTPError) -> str:
+def _problem_text(error: failed.HTTPError) -> str:
     try:
         problem = msgspec.json.decode(error.read(PROBLEM_BYTES))
     except (*_INVALID, OSError, HTTPException):
@@ -316,7 +316,7 @@ _ASK = "for another store ask its server with --url http://host:8000"
 
 
 def server_of(store: str, url: str | None = None, token: str | None = None) -> Server | None:
-    """Return the server that carries out a command: that at `url`, or else of the file `store`, if a hub serves it."""
+    """Return the server that carries out a command: at `url`, or of the file `store`; None: this process does it."""
     if url is not None:
         return at_url(url, token)
     known = open_url(store)
@@ -577,7 +577,7 @@ def verify(store: str, url: str | None, token: str | None) -> None:
 
 
 def _print_damage(place: str, lines: Iterator[str]) -> int:
-    """Print the lines and their number, and return it."""
+    """Print the lines and their number, and return this number."""
     found = 0
     for line in lines:
         click.echo(line)

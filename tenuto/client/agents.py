@@ -194,7 +194,7 @@ class RemoteWatch(Watch):
         self._turn = turn
         self._replies: dict[str, CommandReply] = {}  # received replies, by the ids of their commands
         self._starts = 0  # number of new starts that the view had when this watch began
-        self._reading = asyncio.ensure_future(self._read())
+        self._reading = asyncio.ensure_future(self._read())  # until `close`
 
     async def begin(self) -> Self:
         """Follow the channel from now on; returns when the view is complete and the turn confirmed."""
@@ -216,7 +216,7 @@ class RemoteWatch(Watch):
 
         A view that has begun anew may have missed it: unless the command is pending there, this requests the reply.
         """
-        seen = self._starts
+        seen = self._starts  # new starts of the view after which the reply was requested, or need not be
         while (reply := self._replies.get(command.id)) is None:
             if seen != self._view._starts and all(one.id != command.id for one in self.commands()):
                 seen = self._view._starts

@@ -74,13 +74,13 @@ class RemoteWorker:
         self._slots = slots
         self._fields = given(when_busy=when_busy, name=name)  # further ones of the frame `work`
         self._on_turn = on_turn
-        self._turns: dict[tuple[str, str], ClaimedTurn] = {}
+        self._turns: dict[tuple[str, str], ClaimedTurn] = {}  # whose handler runs, by channel and message
         self._tasks: asyncio.TaskGroup | None = None
         self._over = asyncio.get_running_loop().create_future()  # done when it is refused, or has drained
         self._is_draining = False
         self._is_asking = False  # True: a request for work has no response yet
         self._is_listed = True  # True: the server may assign turns to this worker
-        self._open = 0  # number of turns whose end the server has not confirmed
+        self._open = 0  # number of turns whose task runs: after the handler it reports the end
 
     async def run(self) -> None:
         """Work until cancelled or drained. Raises the server's refusal, such as Forbidden.
@@ -179,7 +179,7 @@ class RemoteWorker:
         try:
             await self._on_turn(turn)
         except asyncio.CancelledError:
-            if not turn.is_lost:
+            if not turn.is_lost:  # the worker was cancelled, and still has the turn
                 turn.hand_over()
                 raise
             logger.warning("the turn of %s in %s was lost", turn.message.id, turn.channel)

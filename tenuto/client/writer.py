@@ -279,7 +279,7 @@ class RemoteWriter(Writer):
     # -- after a failure ---------------------------------------------------------------------------------------
 
     def _retry(self) -> None:
-        if self._outgoing.is_lost:
+        if self._outgoing.is_lost:  # the server has less than it has acknowledged
             self._read_message()
         else:
             self._outgoing.resume()

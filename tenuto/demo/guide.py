@@ -106,7 +106,7 @@ def written_answer(question: str) -> str | None:
     wanted = _stems(question)
     known = [(_stems(one.question), one.text) for one in written_answers()]
     score, text = max((len(wanted & stems) / len(wanted | stems), text) for stems, text in known)
-    return text if score >= 0.5 else None
+    return text if score >= 0.5 else None  # of the stems of both, at least half are the same
 
 
 def whole(question: str, settled: Settled) -> str:
