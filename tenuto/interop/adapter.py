@@ -51,14 +51,14 @@ class ChatRoutes:
         channel = self._channel_of(id)
         return await self._hub.authorize(request.scope, channel, capabilities), channel
 
-    def _install(self, app: Any, path: str, post: Endpoint, get: Endpoint, **others: Endpoint) -> None:
-        """Add the routes at `path` itself, and those of a chat by their names, before other routes."""
+    def _install(self, app: Any, path: str, post: Endpoint, get: Endpoint, **of_chat: Endpoint) -> None:
+        """Add the routes at `path`, and those of a chat, before other routes. `of_chat` has GET routes by name."""
         path = path.rstrip("/")
-        others["messages"] = self._messages
+        of_chat["messages"] = self._messages
         app.router.routes[:0] = [
             Route(path, guarded(post), methods=["POST"]),
             Route(path, guarded(get), methods=["GET"]),
-            *(Route(f"{path}/{{id}}/{name}", guarded(one), methods=["GET"]) for name, one in others.items()),
+            *(Route(f"{path}/{{id}}/{name}", guarded(one), methods=["GET"]) for name, one in of_chat.items()),
             Route(f"{path}/{{id}}/stop", guarded(self._stop), methods=["POST"]),
         ]
 
@@ -86,10 +86,7 @@ def json_response(value: object) -> Response:
 
 
 async def body_of(access: Access, request: Request, remedy: str) -> Json:
-    """Return the body (`Access.body`), which may hold files of the size of a message.
-
-    A TooLarge says with `remedy` what the client sends in its place.
-    """
+    """Return the body (`Access.body`), of at most the size of a message. A TooLarge has the `remedy` for the client."""
     try:
         return await access.body(request, limit_bytes=access.limits.message_bytes)
     except TooLarge as error:
@@ -99,7 +96,7 @@ async def body_of(access: Access, request: Request, remedy: str) -> Json:
 
 
 def fields_in(given: Mapping[str, Any], form: type[F]) -> F:
-    """Return the fields of `form` in a query or an event. Raises InvalidRequest with the description of a field."""
+    """Return the fields of `form` in a query or an event, null as absent. Raises InvalidRequest with a description."""
     try:
         return msgspec.convert({name: one for name, one in given.items() if one is not None}, form, strict=False)
     except msgspec.ValidationError as error:
@@ -155,7 +152,7 @@ def requested_in(question: Message) -> Json:
 async def read_messages(
     access: Access, channel: str, *, before: int | None = None, after: int | None = None, limit: int = sys.maxsize
 ) -> AsyncIterator[Message]:
-    """Yield at most `limit` messages: those created before a serial, newest first, or after one, oldest first."""
+    """Yield at most `limit` messages, newest first, before a serial if any; or those after a serial, oldest first."""
     while limit > 0:
         page = await access.history(channel, before=before, after=after, limit=min(limit, 200))
         for one in page.messages:
@@ -167,7 +164,7 @@ async def read_messages(
 
 
 def messages_in(messages: object, form: str, is_right: Callable[[Json], bool]) -> list[Json]:
-    """Return `messages`, each with an id and a role, and `is_right`. Raises InvalidRequest with their `form`."""
+    """Return `messages`. Raises InvalidRequest, with `form`, unless each has an id and a role, and `is_right`."""
 
     def is_message(one: object) -> bool:
         return isinstance(one, dict) and all(isinstance(one.get(name), str) and one[name] for name in ("id", "role"))
@@ -185,8 +182,7 @@ async def store_unsent(
     A client goes on after a request that never arrived. `content_of` returns the parts of a message, and its meta.
     """
     for one in reversed(list(takewhile(lambda one: one["role"] == "user", reversed(earlier)))[:MOST_UNSENT]):
-        # it is stored, perhaps with other content, or its own request was refused
-        with suppress(IdConflict, Deleted, InvalidRequest, TooLarge):
+        with suppress(IdConflict, Deleted, InvalidRequest, TooLarge):  # it is stored, or its own request was refused
             await access.remember(channel, id=stored_id(one["id"]), role="user", options=options, **content_of(one))
 
 
@@ -205,9 +201,9 @@ async def regenerate(access: Access, channel: str, turn: TurnStatus, options: Js
     assert turn.message is not None
     id, given = turn.message.id, [json.dumps(options, sort_keys=True)] if options else []
     # a repeat at the same moment is the same command, and that of another person finds a turn that waits
-    again = hashed("regenerate", id, turn.round, access.identity.client_id or "", *given)
+    command_id = hashed("regenerate", id, turn.round, access.identity.client_id or "", *given)
     with suppress(StillStreaming):
-        await access.command(channel, "regenerate", target=id, id=again, options=options)
+        await access.command(channel, "regenerate", target=id, id=command_id, options=options)
 
 
 def stored_parts(content: object, *, is_strict: bool = False, has_data: bool = False) -> list[Json]:
@@ -223,10 +219,10 @@ def stored_parts(content: object, *, is_strict: bool = False, has_data: bool = F
     parts: list[Json] = []
     for given in content:
         part = _stored_part(given, has_data=has_data)
-        if is_strict and (part is None or not _URL.match(part.get("url", "data:"))):
+        if is_strict and (part is None or not _URL.match(part.get("url", "data:"))):  # a text has no URL
             raise InvalidRequest(f"content must be texts, sounds or files with http(s) or data URLs, got {given!r:.80}")
         if part is not None and part.get("text") != "":
-            cached = given.get(CACHED) if is_strict else None
+            cached = given.get(CACHED) if is_strict else None  # OpenAI: the prompt is cached up to this part
             parts += [part] if cached is None else [part, {"type": "data", "name": CACHED, "data": cached}]
     if not parts and not is_strict:
         raise InvalidRequest("the message has no text, file or data; send one at least")
@@ -246,7 +242,7 @@ def _stored_part(given: Any, *, has_data: bool) -> Json | None:
             file = about.get("file_data") or about.get("file_url")
             if not isinstance(file, str):
                 raise InvalidRequest(f"a file needs file_data or file_url: the server has no files, got {given!r:.80}")
-            if file is about.get("file_data") and file[:5].lower() != "data:":
+            if file is about.get("file_data") and file[:5].lower() != "data:":  # base64 alone
                 file = f"data:{guess_type(str(about.get('filename')))[0] or 'application/octet-stream'};base64,{file}"
             return _file(file, None, about)
         case {"type": "input_audio", "input_audio": {"data": str(data), "format": str(kind)}}:
@@ -263,7 +259,7 @@ def _stored_part(given: Any, *, has_data: bool) -> Json | None:
 
 
 def _file(url: str, media_type: object, about: dict[Any, Any]) -> Json:
-    """Return the part of a file with the texts `about` it. If its type is unknown, the URL of data names it."""
+    """Return the part of a file with the texts `about` it. A data URL names a type that `media_type` leaves open."""
     kind, _, subtype = media_type.partition("/") if isinstance(media_type, str) else ("", "", "")
     found = _DATA_TYPE.match(url) if subtype in ("", "*") else None  # the AI SDK may name the kind alone
     about = about["metadata"] if isinstance(about.get("metadata"), dict) else about  # AG-UI

@@ -91,7 +91,7 @@ def _content(parts: Sequence[object]) -> str | list[Json]:
     return blocks
 
 
-def _block(part: object) -> Json | None:
+def _block(part: object) -> Json | None:  # None: it is neither a text nor a file with a URL
     match part:
         case {"type": "text", "text": str(text)}:
             return {"type": "text", "text": text}
@@ -133,7 +133,7 @@ def ui_messages_of(turns: Iterable[TurnStatus]) -> list[Json]:
     messages: list[Json] = []
     calls: dict[str, tuple[list[Json], Json]] = {}  # for each call the parts of its message, and its own part
     for turn in turns:
-        awaits_text = False  # the last message has no text yet, whose id it gets
+        awaits_text = False  # the last message has no text yet; it gets the id of its first text
         for one in messages_of([turn]):
             role, content = one["role"], one.get("content", "")
             if role == "tool":
@@ -432,13 +432,13 @@ class AGUIStream(EventStream):
         self.read_snapshot: Callable[[], Awaitable[list[Json] | None]] | None = None  # returns the thread
         self.following: Callable[[], Awaitable[AGUIStream]] | None = None  # goes on once text must be taken back
         self._run: Json = {"threadId": thread, "runId": run}
-        self._attempts = 0  # superseded before the reader came
+        self._attempts = 0  # number of those superseded before the reader came
         self.snapshot: list[Json] | None = None  # the thread before the answer; the stream begins with it
         self.known: dict[str, str] = {}  # roles of the messages of the turn that the client shows, by id
         self.shows_question = False  # the reader is a page of TanStack AI that joins the run, and shows its question
-        self._at = TurnPosition(question)  # of the walk
-        self._after = self._last = after or self._at  # of the events that the reader has
-        self._parts: dict[Part, Json] = {}  # of each part that grows the field with its id in the client
+        self._at = TurnPosition(question)  # the position of the walk
+        self._after = self._last = after or self._at  # those of the reader at first, and of the last event sent to it
+        self._parts: dict[Part, Json] = {}  # for each part that grows the field with its id in the client
         self._calls: dict[Part, int] = {}  # their numbers in the turn
         self._values: dict[str, tuple[str, Any]] = {}  # last names and values of other parts and questions, by id
         self._growing: Part | None = None  # the open part at the end of the walk
@@ -461,12 +461,12 @@ class AGUIStream(EventStream):
         if is_first:
             self._begin_run(attempts)
         if attempts > self._attempts or (is_first and self.known and self.snapshot is None):
-            return self._take_back()
+            return self._take_back()  # the client shows text of that attempt, or of an earlier run
         if self._turn.is_rewritten:
             self.ended = self.REPLACED
         for part in changed:
-            is_begun = part.value["type"] not in _EVENTS or part in self._parts
-            is_late = part.place < self._turn.place and (bool(part.new) or not is_begun)
+            is_missing = part.value["type"] in _EVENTS and part not in self._parts
+            is_late = part.place < self._turn.place and (bool(part.new) or is_missing)
             if not part.is_superseded and (part.is_replaced or is_late):
                 self.ended = self.REPLACED  # text that was sent is gone, or text came too late
             elif part.name in self._values and self.ended is None:
@@ -487,6 +487,7 @@ class AGUIStream(EventStream):
         return self._taken()
 
     def _begin_run(self, attempts: int) -> None:
+        """Send `RUN_STARTED`, or the snapshot of a stream that goes on after another one of the same run."""
         self._attempts, self._at = attempts, replace(self._at, sum=attempts)
         self._advance(1)
         if self.snapshot is None or self.ended is not None:  # an ended run sends only its end
@@ -504,7 +505,7 @@ class AGUIStream(EventStream):
         self._unplaced("MESSAGES_SNAPSHOT", messages=self.snapshot)
 
     def _take_back(self) -> list[tuple[str, Json]]:
-        """End the open message or call, and let `following` go on with a snapshot."""
+        """Let `following` go on with a snapshot. This batch has only `RUN_STARTED`, and the end of an open part."""
         self._events = [one for one in self._events if one[1]["type"] == "RUN_STARTED"]
         if self._growing is not None:
             for type in _EVENTS[self._growing.value["type"]][2]:
@@ -537,7 +538,7 @@ class AGUIStream(EventStream):
             if part not in self._parts:
                 self._begin(part)
             id = self._parts[part]
-            text, has = part.take(), max(self._after.units - self._at.units, 0)
+            text, has = part.take(), max(self._after.units - self._at.units, 0)  # units that the reader has ahead
             self._advance(len(text), text)
             if text[has:]:
                 self._put(_EVENTS[part.value["type"]][1], **id, delta=text[has:])
@@ -556,13 +557,14 @@ class AGUIStream(EventStream):
                 self._result(part)
 
     def _begin(self, part: Part) -> None:
+        """Send the events before the text of a part, and note its id in the client."""
         value, answer, start = part.value, part.answer.id, Json()
         types, _, _, field = _EVENTS[value["type"]]
         if value["type"] == "tool":
             id, parent = value["call"], self._parents.setdefault(answer, part.name)
             start = {"toolCallName": value["name"], "parentMessageId": parent}
             self._calls[part] = call = len(self._calls)
-            self._at = replace(self._at, results=self._at.results | self._after.results & 1 << call)  # if it was sent
+            self._at = replace(self._at, results=self._at.results | self._after.results & 1 << call)  # the reader's bit
         elif value["type"] == "text":  # the first one of an answer has the answer's id
             self._parents[answer] = id = part.name if {field: answer} in self._parts.values() else answer
         else:
@@ -601,7 +603,7 @@ class AGUIStream(EventStream):
     # -- the events and their positions --------------------------------------------------------------------------
 
     def _advance(self, units: int, text: str = "") -> None:
-        """Move the walk on, and compare the checksum with that of the reader's position."""
+        """Move the walk on. At the reader's position its checksum must be that of the reader, else the run ends."""
         has = self._after.units - self._at.units
         if 0 < has <= units and crc32(text[:has].encode(), self._at.sum) != self._after.sum:
             self.ended = LOST
@@ -624,7 +626,7 @@ class AGUIStream(EventStream):
         self._events.append((self._last.text(secrets.token_hex(8)), {"type": type, **fields}))
 
     def _finish(self) -> None:
-        """Send the last event, which a reader who has it already gets again, with the same id.
+        """Send the last event, which a reader that has it already gets again, with the same id.
 
         A stream that ends because it cannot continue after the reader's position leaves it where it is.
         """

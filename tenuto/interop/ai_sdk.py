@@ -86,13 +86,13 @@ class AISDK(ChatRoutes):
             question, has_replied = await self._reply(access, channel, last)
             return access.stream(channel, question, UIStream(question, self._release, last, is_late=not has_replied))
         options = options_in(body, is_strict=False)
-        is_edit = body.get("messageId") is not None and not is_again  # else it names the answer
-        question = await self._question(access, channel, earlier, last, options, is_edit=is_edit)
+        is_edit = body.get("messageId") is not None and not is_again  # of a regenerate it names the answer
+        question = await self._stored_question(access, channel, earlier, last, options, is_edit=is_edit)
         if is_again and (turn := await access.turn(channel, question)).state in ("over", "none"):  # else it is a repeat
             await regenerate(access, channel, turn, options)
         return access.stream(channel, question, UIStream(question, self._release))
 
-    async def _question(
+    async def _stored_question(
         self, access: Access, channel: str, earlier: list[Json], last: Json, options: Json, *, is_edit: bool
     ) -> str:
         """Return the id of the page's last message, or of its version with this content, either stored if it is new."""
@@ -107,10 +107,10 @@ class AISDK(ChatRoutes):
         known = turn.message
         if known is None or known.role != "user":
             raise IdConflict(f"message {given!r} is an answer; send a question with another id")
-        newest = ""
+        newest = ""  # id of the newest version
         async for version in _versions(access, channel, known):
             if version.parts == content["parts"]:
-                if version is known:
+                if version is known:  # which a later request may have stored, without a turn
                     await begin_unsent(access, channel, turn, options)
                 return version.id
             newest = newest or version.id
@@ -128,9 +128,9 @@ class AISDK(ChatRoutes):
         if turn is None or turn.message is None:
             raise NotFound(f"message {last['id'][:64]!r} is no answer in channel {channel!r}; load the messages again")
         open_ids = {one.id for one in turn.questions}
-        calls = {call: one.id for one in turn.questions if (call := call_of(one.data))}
+        calls = {call: one.id for one in turn.questions if (call := call_of(one.data))}  # questions by call
         has_replied = False
-        for part in {one["toolCallId"]: one for one in last["parts"] if is_tool(one)}.values():
+        for part in {one["toolCallId"]: one for one in last["parts"] if is_tool(one)}.values():  # the last of each id
             is_own = part["type"].removeprefix("tool-") in self._release.browser_tools
             asked = calls.get(part["toolCallId"]) if is_own else None
             match part:
@@ -144,8 +144,7 @@ class AISDK(ChatRoutes):
                     reply = {"command_id": asked, "ok": False, "error": error}
                 case _:
                     continue
-            # another tab may have been faster, or the question may have expired meanwhile
-            with suppress(AlreadyAnswered, NotFound):
+            with suppress(AlreadyAnswered, NotFound):  # another tab has replied, or the question has expired
                 await access.reply(channel, **reply)
                 has_replied = True
         return turn.message.id, has_replied
@@ -168,23 +167,20 @@ class AISDK(ChatRoutes):
         return access.stream(channel, questions[-1], UIStream(questions[-1], self._release))
 
     def _has_just_ended(self, turn: TurnStatus) -> bool:
-        """Return whether an answer ended just now, and each call of the page's has its result.
-
-        Without one, a replay would make the page run it again, in vain.
-        """
+        """Return whether an answer ended just now, and each call of the page's tools has its result."""
         parts = [part for answer in turn.answers for part in answer.parts if part["type"] == "tool"]
         if any(one["name"] in self._release.browser_tools and not has_result(one) for one in parts):
-            return False
+            return False  # a replay would make the page run the call again, in vain
         return max((one.updated_at for one in turn.answers), default=0) > (time.time() - JUST_ENDED_S) * 1_000
 
     async def _list(self, request: Request) -> Response:
         """Return the chats that the caller may read, newest first."""
         access = await self._hub.authorize(request.scope)
-        before, _, after = self._channel.partition("{id}")
+        prefix, _, suffix = self._channel.partition("{id}")
         chats = [
             {"id": id, "title": one.title, "updated": one.updated_ms, "running": one.is_running}
-            for one in await access.conversations(before)
-            if (id := one.channel.removeprefix(before).removesuffix(after)) and self._channel_of(id) == one.channel
+            for one in await access.conversations(prefix)
+            if (id := one.channel.removeprefix(prefix).removesuffix(suffix)) and self._channel_of(id) == one.channel
         ]
         return json_response(chats)
 
@@ -196,17 +192,17 @@ def _content_of(message: Json) -> Json:
 
 
 async def _versions(access: Access, channel: str, known: Message) -> AsyncIterator[Message]:
-    """Yield the versions of a question, the newest first and `known` last, of the newest 2,000 messages."""
+    """Yield the later versions of the question `known` among the newest 2,000 messages, newest first, and then it."""
     async for one in read_messages(access, channel, limit=VERSION_MESSAGES):
         if one.created <= known.created:
             break
-        if len(versions_of(known, [one])) > 1:
+        if len(versions_of(known, [one])) > 1:  # `known`, and `one` if it is a version of it
             yield one
     yield known
 
 
 def _messages_in(body: Json) -> list[Json]:
-    """Return the page's messages, in the form that is relied on."""
+    """Return the page's messages. Raises InvalidRequest unless they have the form that this module reads."""
     given = body.get("messages", [body["message"]] if "message" in body else None)
     messages = messages_in(given, "id, role and parts", _has_parts)
     last = messages[-1]
@@ -217,7 +213,7 @@ def _messages_in(body: Json) -> list[Json]:
     return messages
 
 
-def _has_parts(message: Json) -> bool:
+def _has_parts(message: Json) -> bool:  # with the fields that this module reads
     parts = message.get("parts")
     return isinstance(parts, list) and all(
         isinstance(part, dict)
@@ -237,9 +233,9 @@ def _ids_of(turn: TurnStatus) -> set[str]:
 # -- the stream, and what a page makes of it --------------------------------------------------------------------------
 
 FINISH_REASONS = {"content_filter": "content-filter", "tool_calls": "tool-calls", "stop": "stop", "length": "length"}
-STARTED, AVAILABLE, OVER = 1, 2, 3  # stages of a tool call on the page
-# When the next part needs a new step: after a result of the server, unless it joins the step; always.
-IN_STEP, ALWAYS = "result", "always"
+STARTED, AVAILABLE, OVER = 1, 2, 3  # stages of a call on the page: input begins, is whole, result is there
+# Why the next part needs a new step: AFTER_RESULT of a tool of the server, unless it may join that step; or ALWAYS.
+AFTER_RESULT, ALWAYS = "result", "always"
 LATE = 'the agent did not ask, with turn.ask(…, {"call": …}), or the question has expired or was answered: no effect'
 _STAGES = dict.fromkeys(("input-available", "approval-requested", "approval-responded"), AVAILABLE)
 _STAGES |= dict.fromkeys(("output-available", "output-error", "output-denied"), OVER) | {"input-streaming": STARTED}
@@ -254,7 +250,7 @@ class PageCall:
     name: str
     is_own: bool  # the page runs it
     shown: Json  # the page's part of it from earlier responses; empty without one
-    stage: int = 0
+    stage: int = 0  # 0: the page does not have the call
     is_approved: bool = False  # the page has the reply to an approval from this stream
     question: str = ""  # id of the open question about it: the next request of the page has the reply
     input: list[str] = field(default_factory=list)  # in pieces, until the page has the whole
@@ -267,8 +263,8 @@ class PageCall:
 
     @property
     def is_running(self) -> bool:
-        """Return whether it gets more input, or a result without a reply of the page's."""
-        is_settled = self.is_own or self.is_approved or self.has_reply
+        """Return whether the page sends no reply yet, as it lacks the rest of the input, or the server's result."""
+        is_settled = self.is_own or self.is_approved or self.has_reply  # to the page it needs no result of the server
         return not self.question and (self.stage == STARTED or (self.stage == AVAILABLE and not is_settled))
 
     def has_approval(self, approval: Json | None) -> bool:
@@ -305,17 +301,17 @@ class UIStream(EventStream):
         self.headers["x-vercel-ai-ui-message-stream"] = "v1"
         self._release = release
         self._message_id = message_id
-        self._page = PageParts(page)
+        self._page = PageParts(page)  # those parts that the turn has are taken from it
         self._is_late = is_late
         self._is_first = True  # first comes the turn as it is, whose calls may have their replies already
         self.begun_id = ""  # id of the page's message after its beginning
         self._answer = 0  # number of the last answer of which the page has parts
-        self._ended_answers: list[Answer] = []  # before the batch
-        self._step = 0
-        self._steps: dict[Part, int] = {}  # the step in which each part began; 0 for those that the page had
-        self._is_spread = False  # a text goes on in another step than that in which it began
-        self._step_due = ""  # why the next part needs a new step, or ""
-        self._is_step_empty = True
+        self._ended_answers: list[Answer] = []  # those that had ended before this batch of deltas
+        self._step = 0  # number of the last step
+        self._steps: dict[Part, int] = {}  # the newest step with a piece of each part; 0 for those that the page had
+        self._has_spread_part = False  # a part has pieces in two steps, such as a text that goes on behind a result
+        self._step_due = ""  # why the next part needs a new step: AFTER_RESULT or ALWAYS; "" if it needs none
+        self._is_step_empty = True  # a step that is due has begun already
         self._is_silent = True  # the page got no more than the beginning
         self._open: dict[Part, tuple[str, str]] = {}  # kinds and ids of the texts that the page waits for
         self._values: dict[Part, Json] = {}  # the last value of each other part
@@ -345,8 +341,10 @@ class UIStream(EventStream):
         for id in questions if self.ended is None else ():
             self._question(id)
         self._ended_answers = [one for one in self._turn.answers if one.status != "streaming"]
-        has_text, has_call = self._page.others() if self._is_first else (False, False)
-        if has_text or (has_call and self._turn.attempts()):  # ALWAYS: an empty last step, so that no page replies
+        # the first batch is the whole turn: a text of the page that it lacks was replaced, a call perhaps by an attempt
+        has_text, has_call = self._page.untaken() if self._is_first else (False, False)
+        if has_text or (has_call and self._turn.attempts()):
+            # with ALWAYS `_finish` begins an empty step, so that the page repeats no reply to a call of its last step
             self.ended, self._step_due = self.REPLACED, ALWAYS if has_call or self._has_replied() else ""
             self._open.clear()
             del self._events[1:]  # behind `start`: a page shows no mixture of two texts
@@ -366,6 +364,7 @@ class UIStream(EventStream):
         self._events.append(chunk)
 
     def _begin(self, message_id: str) -> None:
+        """Send `start` once, and the first step unless the page continues a message of its own."""
         if not self.begun_id:
             self.begun_id, meta = message_id, self._turn.meta()
             self._put(type="start", messageId=message_id, **({"messageMetadata": meta} if meta else {}))
@@ -375,15 +374,13 @@ class UIStream(EventStream):
                 self._step_due, self._is_step_empty = ALWAYS, False
 
     def _take_back(self) -> None:
-        """Let the page drop what counts no longer: with its last step, the rest of which is sent again.
-
-        A page that cannot drop it resumes: the stream ends.
-        """
+        """Let the page drop parts that count no longer: with its last step, the rest of which is sent again."""
         gone = [part for part in self._steps if part.is_superseded]
-        is_late = self._is_spread or any(self._steps[part] < self._step for part in gone)
-        is_known = bool(self._shown_questions) or (self._page.id is not None and not self._step)
-        if gone and (self._release.version < 7 or is_late or is_known):
-            self.ended = self.RESTARTED
+        is_in_earlier_step = self._has_spread_part or any(self._steps[part] < self._step for part in gone)
+        # the page would also drop questions, or parts of earlier responses, which are not sent again
+        drops_more = bool(self._shown_questions) or (self._page.id is not None and not self._step)
+        if gone and (self._release.version < 7 or is_in_earlier_step or drops_more):
+            self.ended = self.RESTARTED  # the page resumes: before 7 it drops no step, and then only the last
         elif gone:
             for part in [one for one, step in self._steps.items() if step == self._step]:
                 part.restart()
@@ -393,23 +390,24 @@ class UIStream(EventStream):
             self._put(type="reset-step")
 
     def _enter_step(self, part: Part | None = None, tool: PageCall | None = None) -> None:
-        """Begin a new step if one is due, before the chunk that makes or continues a part; `tool` is its call."""
-        # a call that gets more input, or of which the page may be asked, must stay in the last step
+        """Begin a step if one is due, before a chunk of `part`, by default of a question. `tool` is the part's call."""
+        # A call that gets more input (STARTED) must stay in the last step. So must one of which the page may be asked
+        # (AVAILABLE), but for ALWAYS. Calls of the server share a step; a call of the page does not join theirs.
         stages = {one.stage for one in self._calls_of_step()}
-        is_joined = self._step_due == IN_STEP and (AVAILABLE in stages or (tool is not None and not tool.is_own))
+        is_joined = self._step_due == AFTER_RESULT and (AVAILABLE in stages or (tool is not None and not tool.is_own))
         if self._step_due and not self._is_step_empty and not is_joined and STARTED not in stages:
             self._begin_step()
         elif self._is_step_empty:
-            self._step_due = ""
+            self._step_due = ""  # the empty step is the new one
         self._is_step_empty = False
         if part is not None:
-            self._is_spread = self._is_spread or self._steps.get(part, self._step) != self._step
+            self._has_spread_part = self._has_spread_part or self._steps.get(part, self._step) != self._step
             self._steps[part] = self._step
 
     def _calls_of_step(self) -> list[PageCall]:
-        """Return the calls of the last step that may get more input or a result, also with the end of their answer."""
+        """Return the calls of the last step whose answers had not ended before this batch: they may get a result."""
         last = [one for one in self._tools if self._steps.get(one) == self._step]
-        ended = [*self._ended_answers, *self._turn.answers[: self._answer]]  # before this batch, or behind the page
+        ended = [*self._ended_answers, *self._turn.answers[: self._answer]]  # or before a later answer
         return [self._tools[one] for one in last if one.answer.status == "streaming" or one.answer not in ended]
 
     def _begin_step(self) -> None:
@@ -426,7 +424,7 @@ class UIStream(EventStream):
     def _change(self, part: Part) -> None:
         """Send what has changed in a part: its text alone, or its value."""
         if part.place[0] > self._answer:
-            self._answer, self._step_due = part.place[0], ALWAYS
+            self._answer, self._step_due = part.place[0], ALWAYS  # a further answer begins a step
         match part.value["type"]:
             case "text" | "reasoning" if part.is_replaced:
                 self.ended = self.REPLACED
@@ -435,19 +433,20 @@ class UIStream(EventStream):
             case "tool" if not part.is_put:
                 self._grow_input(part, self._tools[part])
             case "tool":
-                self._tool(part)
+                self._change_call(part)
             case _ if (chunk := ui_part(part.name, part.value)) is not None:
                 known = self._values.get(part) or self._page.known(chunk)
                 if known != chunk:
                     if not chunk["type"].startswith("data-") or known.get("type") != chunk["type"]:
                         self._enter_step(part)  # else the page changes the part where it is
                     self._put(**chunk)
-                self._steps.setdefault(part, 0)
+                self._steps.setdefault(part, 0)  # of a part that the page had
                 self._values[part] = chunk
 
     def _grow(self, part: Part, kind: str) -> None:
+        """Send the new text of a part, without the beginning that the page has of it."""
         begins = part.sent.length
-        if has := 0 if begins else self._page.take_length(kind, part.text()):
+        if has := 0 if begins else self._page.take_length(kind, part.text()):  # until text was taken
             self._steps[part] = 0
         text = part.take()[has:]
         if not text:
@@ -463,17 +462,18 @@ class UIStream(EventStream):
         text = part.take()
         if text and tool.stage == STARTED:
             tool.input.append(text)
-            if not tool.shown:
+            if not tool.shown:  # a part of an earlier response gets the whole input alone
                 self._put(type="tool-input-delta", toolCallId=tool.call, inputTextDelta=text)
 
-    def _tool(self, part: Part) -> None:
+    def _change_call(self, part: Part) -> None:
+        """Send what the stored call has and the page lacks: beginning, input, approval, question and result."""
         value, tool = part.value, self._tools.get(part)
         text, state = text_of(value), value.get("state")
         if tool is None:
             known, is_own = self._page.calls.get(value["call"]), value["name"] in self._release.browser_tools
             shown = known.popleft() if known else {}
             if stage := _STAGES.get(shown.get("state", ""), 0):
-                self._steps[part] = 0
+                self._steps[part] = 0  # of a part that the page had
             tool = self._tools[part] = PageCall(value["call"], value["name"], is_own, shown, stage)
         if is_new := tool.stage == 0:
             self._enter_step(part, tool)
@@ -494,8 +494,9 @@ class UIStream(EventStream):
                     self._question(id)  # an earlier attempt has asked, and the question stays open
         if is_over and tool.stage < OVER:
             tool.stage = OVER
+            # a page would send its output or reply again while the call is in the last step
             needs_step = tool.is_own or self._approval_of(value) is not None or self._step_due == ALWAYS
-            self._step_due = ALWAYS if needs_step else IN_STEP
+            self._step_due = ALWAYS if needs_step else AFTER_RESULT
             executed = self._executed(tool, is_output=True) if state != "denied" else {}
             self._put(**result_of(value, self._release), **executed)
 
@@ -511,7 +512,7 @@ class UIStream(EventStream):
         approval = self._approval_of(part)
         if approval is None or tool.stage == OVER or tool.has_approval(approval):
             return
-        knows_replies = self._release.version >= 7 and not self._release.strict
+        knows_replies = self._release.version >= 7 and not self._release.strict  # other pages may refuse these chunks
         if (knows_replies or part.get("state") == "denied") and not tool.is_approved:
             tool.is_approved = True
             if "approval" not in tool.shown:
@@ -522,6 +523,7 @@ class UIStream(EventStream):
                 self._step_due, self._is_step_empty = ALWAYS, False  # a page would repeat the reply of its last step
 
     def _make_available(self, tool: PageCall, *, is_silent: bool = False) -> None:
+        """End the input of a call. If it `is_silent`, the page gets a chunk only of input that is no JSON."""
         if tool.stage != STARTED:
             return
         value, is_json = parsed("".join(tool.input))
@@ -534,7 +536,7 @@ class UIStream(EventStream):
         return {"providerExecuted": True} if not tool.is_own and (is_output or not self._release.strict) else {}
 
     def _question(self, id: str) -> None:
-        """Send a question or its reply: as data, if the page has no call for it."""
+        """Send a question or its reply: as data, unless it approves a call, or is about a call of the page's tool."""
         question = self._turn.questions[id].command
         call, is_approval = call_of(question.data), question.name == "approve" and self._release.version >= 6
         part, tool = next((one for one in reversed(self._tools.items()) if one[1].call == call), (None, None))
@@ -542,12 +544,12 @@ class UIStream(EventStream):
         if is_shown or part is None or tool is None or not (is_approval or tool.is_own):
             if not is_shown:
                 self._shown_questions.add(id)
-                self._begin(silent_id(self._message_id))
+                self._begin(silent_id(self._message_id))  # no answer may have begun
                 self._enter_step()
             self._put(type="data-question", id=id, data=self._turn.question(id))
-        elif id not in self._turn.open:
+        elif id not in self._turn.open:  # it has its reply, so the call goes on
             tool.question = "" if tool.question == id else tool.question
-        elif tool.question != id and not self._is_growing(part, tool):  # else `_tool` sends it with the whole input
+        elif tool.question != id and not self._is_growing(part, tool):  # else `_change_call` sends it with the whole
             tool.question = id
             self._make_available(tool)
             if is_approval and tool.shown.get("state") != "approval-requested":
@@ -575,7 +577,7 @@ class UIStream(EventStream):
         return {} if self._release.strict and self._release.version < 6 else {"finishReason": reason}
 
     def _finish(self) -> None:
-        self._begin(silent_id(self._message_id))
+        self._begin(silent_id(self._message_id))  # if the turn has no answer
         self._close()
         if self._step_due and not self._is_step_empty:
             self._begin_step()
@@ -584,14 +586,14 @@ class UIStream(EventStream):
         status, reason = self.ended or self._turn.end()
         if status in ("complete", "cancelled"):
             replied = [(part.value, tool) for part, tool in self._tools.items() if tool.has_reply]
-            has_all = all(has_result(one) or tool.has_approval(self._approval_of(one)) for one, tool in replied)
-            if self._is_late and not has_all:
+            has_outcomes = all(has_result(one) or tool.has_approval(self._approval_of(one)) for one, tool in replied)
+            if self._is_late and not has_outcomes:
                 status, reason = "late", LATE
             else:
                 self._put(type="finish-step")
         if status == "complete":
             finish: Json = {"messageMetadata": meta} if meta else {}
-            if self._turn.counted():  # the reason may be of any JSON type
+            if self._turn.counted():  # else there is no reason; it may be of any JSON type
                 finish |= self._reason(FINISH_REASONS.get(str(meta.get("finish_reason", "stop")), "other"))
             self._put(type="finish", **finish)
         elif status == "cancelled":
@@ -620,32 +622,29 @@ class PageParts:
             for kind in ("text", "reasoning")
         }
         self._data = {str(one.get("id")): one.get("data") for one in parts if one["type"].startswith("data-")}
-        self._others = {str(one.get("sourceId") or one.get("url")) for one in parts}
+        self._sources = {str(one.get("sourceId") or one.get("url")) for one in parts}  # and files
 
     def take_length(self, kind: str, text: str) -> int:
-        """Take the pieces that the page has of a text, and return how many code points they are in all.
-
-        The pieces of texts that grew at the same time alternate on the page: up to `SKIPPED` others are passed over.
-        """
-        sent, known, others = 0, self._texts[kind], list[str]()
-        while known and sent < len(text) and len(others) < SKIPPED:
-            piece = known.popleft()
-            if text.startswith(piece, sent):
-                sent += len(piece)
+        """Take the pieces that the page has of a text, and return how many code points they are in all."""
+        length, pieces, passed = 0, self._texts[kind], list[str]()
+        while pieces and length < len(text) and len(passed) < SKIPPED:
+            piece = pieces.popleft()
+            if text.startswith(piece, length):
+                length += len(piece)
             else:
-                others.append(piece)
-        known.extendleft(reversed(others))
-        return sent
+                passed.append(piece)  # of another text: pieces of texts that grew at the same time alternate
+        pieces.extendleft(reversed(passed))
+        return length
 
-    def others(self) -> tuple[bool, bool]:
-        """Return whether the page has a text, and a call, that was not taken."""
+    def untaken(self) -> tuple[bool, bool]:
+        """Return whether the page has a text that was not taken, and whether it has such a call."""
         return any(self._texts.values()), any(self.calls.values())
 
     def known(self, chunk: Json) -> Json:
         """Return `chunk` with the value that the page has of its part; an empty one without it."""
         if chunk["type"].startswith("data-"):
             return {**chunk, "data": self._data[chunk["id"]]} if chunk["id"] in self._data else {}
-        return chunk if (chunk.get("sourceId") or chunk.get("url")) in self._others else {}
+        return chunk if (chunk.get("sourceId") or chunk.get("url")) in self._sources else {}
 
 
 def is_tool(part: Json) -> bool:
@@ -692,7 +691,7 @@ def ui_messages(turns: Iterable[TurnStatus], release: Release) -> list[Json]:
     for turn in turns:
         if (question := turn.message) is not None:
             for call, one in outputs_in(question).items():
-                if part := calls.pop(call, None):  # its turn has ended without the result of another client
+                if part := calls.pop(call, None):  # a client of another adapter has sent its result with this question
                     ended = {"call": call, "state": "error" if "error" in one else "done", "output": one.get("output")}
                     result = result_of(ended, release)
                     part |= {**result, "type": part["type"], "state": result["type"].removeprefix("tool-")}
@@ -725,7 +724,7 @@ def _answer_of(turn: TurnStatus, release: Release) -> Json:
     # the chunks of version 7 have the replies to approvals, which pages of 6 have from their users
     as_built = Release(7 if release.version > 5 else 5, browser_tools=release.browser_tools)
     stream = UIStream(turn.message.id if turn.message is not None else "", as_built)
-    stream.receive(())  # before the turn as it is, so that its calls count as new ones
+    stream.receive(())  # the first batch, in which calls of the page's tools would be held
     message, parts = Json(role="assistant"), list[Json]()
     texts, calls = dict[str, Json](), dict[str, Json]()  # calls also by the ids of their approvals
     for chunk in stream.receive(deltas_of(turn)):
@@ -735,8 +734,7 @@ def _answer_of(turn: TurnStatus, release: Release) -> Json:
             case {"type": "start-step"}:
                 parts.append({"type": "step-start"})
             case {"type": "text-start" | "reasoning-start" as kind, "id": id}:
-                # pages keep the id of a reasoning, but for early releases
-                kept = {"id": id} if kind == "reasoning-start" and not release.strict else {}
+                kept = {"id": id} if kind == "reasoning-start" and not release.strict else {}  # as pages do
                 texts[id] = {"type": kind.removesuffix("-start"), **kept, "text": "", "state": "done"}
                 parts.append(texts[id])
             case {"type": "text-delta" | "reasoning-delta", "id": id, "delta": text}:

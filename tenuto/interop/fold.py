@@ -101,7 +101,7 @@ class Part:
         if self.kept is not None:
             self.kept.append(text)
         elif text_of(self.value):
-            self.value = {**self.value, _TEXT_FIELDS[self.value["type"]]: ""}
+            self.value = {**self.value, _TEXT_FIELDS[self.value["type"]]: ""}  # a long text is in memory once
         return text
 
     def text(self) -> str:
@@ -111,11 +111,11 @@ class Part:
         return "".join([*(self.kept or ()), *self.new])
 
     def restart(self) -> None:
-        """Hand out the text from its beginning. A value was put just now, which has the text that was taken."""
+        """Let `take` return the text from its beginning. A value was put just now, which has the taken text."""
         self.sent, self.new = SentText(), [text_of(self.value)[: self.sent.length], *self.new]
 
     def put(self, value: Json) -> None:
-        """Take a new value. Text that was taken cannot be withdrawn: of another text nothing is new."""
+        """Store a new value. If its text does not begin with the taken text, the part `is_replaced`: no text is new."""
         self.value, self.is_put, text = value, True, text_of(value)
         if self.sent.begins(text):
             self.new = [text[self.sent.length :]] if len(text) > self.sent.length else []
@@ -168,10 +168,10 @@ def earlier_parts(parts: list[Json]) -> list[tuple[int, list[Json]]]:
     found: list[tuple[int, list[Json]]] = []
     while places := [index for index, one in enumerate(parts) if one["type"] == ATTEMPT]:
         attempt, after, parts = parts[places[-1]], parts[places[-1] + 1 :], parts[: places[-1]]
-        indexes = attempt.get("indexes") or [len(parts) + number for number in range(len(attempt["parts"]))]
-        found.append((indexes[0] if indexes else len(parts), parts))
+        stood_at = attempt.get("indexes") or [len(parts) + number for number in range(len(attempt["parts"]))]
+        found.append((stood_at[0] if stood_at else len(parts), parts))
         beside = zip(attempt.get("beside", ()), after, strict=False)  # the parts that stay, which stand behind it now
-        for index, one in sorted([*zip(indexes, attempt["parts"], strict=False), *beside], key=itemgetter(0)):
+        for index, one in sorted([*zip(stood_at, attempt["parts"], strict=False), *beside], key=itemgetter(0)):
             parts.insert(index, one)
     return found[::-1]
 
@@ -201,7 +201,7 @@ class TurnFold:
         return any(one.is_rewritten for one in self.counted())
 
     def attempts(self, before: int | None = None) -> int:
-        """Return the number of superseded attempts, in all or `before` an answer. Each took back text of readers."""
+        """Return the number of superseded attempts, in all or in the first `before` answers. Each took back text."""
         return sum(one.attempts_in(len(one.parts)) + one.is_replaced for one in self.answers[:before])
 
     def counted(self) -> list[Answer]:
@@ -237,7 +237,7 @@ class TurnFold:
         """Yield the part at the place of the walk, and each time that another is asked for, the one after it.
 
         Parts that count no longer are left out. An answer that streams may get more parts, so that the walk does not go
-        on to the next one unless it `is_last`.
+        on to the next one unless this walk `is_last`.
         """
         while self.place[0] < len(self.answers):
             a, index = self.place
@@ -306,7 +306,7 @@ class TurnFold:
     def _note_replaced(self) -> None:
         """Note which answers a later attempt has replaced, as histories leave them out."""
         if all(one.status != "interrupted" for one in self.answers):
-            return
+            return  # a later attempt replaces only these
         left = [one for one in self.answers if one.status != "deleted"]
         # with their statuses and parts, because an empty failure replaces no other answer
         heads = [replace(one.head, status=one.status, parts=[part.value for part in one.parts]) for one in left]
@@ -314,7 +314,7 @@ class TurnFold:
         for one in left:
             one.is_replaced = one.is_replaced or one.id not in shown
 
-    def _fold_answer(self, answer: Answer, delta: object) -> list[Part]:
+    def _fold_answer(self, answer: Answer, delta: object) -> list[Part]:  # the parts that it has changed
         match delta:
             case TextAdded(index, _, _, text) if index < len(answer.parts):
                 part = answer.parts[index]

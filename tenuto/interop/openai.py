@@ -131,12 +131,12 @@ class OpenAI:
             WebSocketRoute(f"{path}/responses", self),
             *(Route(path, _by_method(endpoints), methods=_METHODS) for path, endpoints in routes.items()),
         ]
-        others, no_route = app.router.default, Route(f"{path}/{{rest:path}}", _by_method({}), methods=_METHODS)
+        default, no_route = app.router.default, Route(f"{path}/{{rest:path}}", _by_method({}), methods=_METHODS)
 
         async def last(scope: Scope, receive: Receive, send: Send) -> None:
             """Answer where the app has no route, so that those that it adds later are not hidden."""
             is_own = bool(path) and scope["type"] == "http" and no_route.matches(scope)[0] is Match.FULL
-            await (no_route.app if is_own else others)(scope, receive, send)
+            await (no_route.app if is_own else default)(scope, receive, send)
 
         app.router.default = last
 
@@ -197,15 +197,15 @@ class OpenAI:
         """
         id = hashed(access.identity.client_id or "", key) if key else secrets.token_hex(16)
         options = options_in(body)
-        parent: str | UnsetType | None = UNSET  # the newest message
+        parent: str | UnsetType | None = UNSET  # that is, the newest message of the channel
         if into is None:
             needs = ("subscribe", "history", "publish")
             channel = self._new_channel(access, body.get("model"), id, needs, is_empty=not given.earlier)
         else:
             channel, is_response = into.channel, bool(into.message_id)
-            reply = ["command"] if given.approvals else [] if given.outputs else ["publish"]  # outputs: see `_reply`
+            reply = ["command"] if given.approvals else [] if given.outputs else ["publish"]  # outputs: checked later
             access.check(channel, "subscribe", "history", *reply)
-            may_append = access.identity.has("append", channel)
+            may_append = access.identity.has("append", channel)  # else system messages are instructions
             if not may_append and (told := given.take_instructions()):
                 body = {**body, "instructions": "\n\n".join(filter(None, [options.get("instructions"), told]))}
                 options = options_in(body)
@@ -228,6 +228,7 @@ class OpenAI:
         parts = [*given.outputs.values(), *given.parts]
         if not parts:
             raise NotFound("the input replies to a question that has a reply; send a message")
+        # of a repeated request: its first earlier message, and its question
         known = [await _found(access, channel, one) for one in ((f"{id}.0", id) if key else ())]
         if first := next(filter(None, known), None):
             parent = first.parent if parent is not UNSET else UNSET  # a repeat; meanwhile its branch may be longer
@@ -387,7 +388,7 @@ class OpenAI:
             left = [one async for one in read_messages(access, channel, after=0, limit=2) if one.id != _GONE]
             if not left:
                 break
-            if left[0].created <= last:
+            if left[0].created <= last:  # the pass before has left it
                 raise Forbidden("the messages of others are left, and to delete them needs the capability 'admin'")
             asked = list[str]()
             async for message in read_messages(access, channel, after=last):
@@ -398,8 +399,7 @@ class OpenAI:
                 last = message.created
             # The newest first: its answers are sought among the messages behind it, and no turn that waits begins.
             for one in reversed(asked):
-                # it may be an answer of an agent with this name, or the deleted question of another person
-                with suppress(Forbidden, NotFound):
+                with suppress(Forbidden, NotFound):  # perhaps an agent's of this name, or another person's question
                     await access.delete_turn(channel, one)
         with suppress(Deleted, IdConflict):  # by an earlier request, or another person's at the same moment
             await access.remember(channel, id=_GONE, role="system", parts=[])
@@ -460,6 +460,7 @@ class OpenAI:
         return access, of.channel
 
     async def _store_items(self, access: Access, channel: str, body: Json, *, is_new: bool = True) -> list[Json]:
+        """Store the messages of a body, and return them as items. A conversation that `is_new` may have none."""
         given = body.get("items") or []
         if not isinstance(given, list) or len(given) > _MAX_NEW or (not given and not is_new):
             raise InvalidRequest(f"items must be a list of 1 to {_MAX_NEW} items, got {given!r:.80}", param="items")
@@ -533,7 +534,7 @@ async def respond(access: Access, request: Request, events: TurnEvents, *, is_st
         stream = access.stream(events.of.channel, events.of.message_id, events)
         stream.problem_form = lambda problem: {"error": error_of({**problem, "response_id": events.of.id()})}
         return stream
-    events.after = 2 * ASKING  # the other events are not made
+    events.after = 2 * ASKING  # no event before the last one is made
     headers = {"cache-control": "no-cache, no-transform", "x-should-retry": "false"}  # else the SDK asks again
     try:
         await access.follow(events.of.channel, events.of.message_id, events, request.receive)
@@ -630,6 +631,7 @@ async def with_references(access: Access, items: object, into: Reference | None,
     if len(named) > MAX_EARLIER:
         raise InvalidRequest(f"{param} refers to more than {MAX_EARLIER} messages; send fewer", param=param)
     channel = into.channel if into is not None else None
+    # only some messages of the channel lead to a response; a conversation (`path` None) has all
     is_branch = into is not None and into.message_id and any(of.channel == channel for of in named)
     path = await _path_to(access, into) if into is not None and is_branch else None
     found, size = dict[str, Json](), 0
@@ -878,9 +880,10 @@ def given_in_chat(body: Json) -> GivenInput:
 
 
 def _given(items: Any, *, is_first: bool = True, joins_calls: bool = True, is_whole: bool = True) -> GivenInput:
+    """Return items as input: of a new channel if it `is_first`. If it `is_whole`, it has the calls of its outputs."""
     given = GivenInput(joins_calls=joins_calls)
     messages = [one for one in _objects(items, "input must be a text or") if one.get("type", "message") == "message"]
-    is_named = any(_text(one, "name") for one in messages if one.get("name") is not None)
+    is_named = any(_text(one, "name") for one in messages if one.get("name") is not None)  # one is: all say whose
     for item in items:
         match item.get("type", "message"):
             case "message":
@@ -914,7 +917,7 @@ def _given(items: Any, *, is_first: bool = True, joins_calls: bool = True, is_wh
             case "item_reference":
                 id = str(item.get("id"))
                 raise InvalidRequest(f"the input has a reference to item {id[:256]!r}; send the message itself here")
-            case kind if kind not in _RESENT:
+            case kind if kind not in _RESENT:  # which are left out
                 known = "messages, function_call_outputs and approvals"
                 raise InvalidRequest(f"an item of input has the type {kind!r:.80}; send {known}")
     if not joins_calls:
@@ -965,8 +968,8 @@ class _Steer:
     """Further input for a turn, which has no successor response yet."""
 
     id: str  # of the message that it becomes
-    previous: str
-    input: object
+    previous: str  # id of the response that it steers
+    input: object  # as the client has sent it
     asked: Asked | None = None  # its own response, which it has if no other one takes it in; None until it is stored
     is_taken: bool = False  # the agent has taken it in
 
@@ -980,7 +983,7 @@ class _Lane:
     waiting: deque[tuple[Json, int]] = field(default_factory=deque)  # requests, and their bytes
     sending: Asked | None = None  # the response that is being sent
     previous: Reference | None = None  # the response before it in its turn, which input has ended
-    events: TurnEvents | None = None
+    events: TurnEvents | None = None  # of its newest response, until the request ends
     steers: list[_Steer] = field(default_factory=list)  # for the response
 
     def frame(self, event: Json) -> bytes:
@@ -1055,6 +1058,7 @@ class _Socket:
             logger.debug("a socket ends: %r", errors)
 
     def _lane_for(self, event: Json) -> _Lane:
+        """Return the lane of a request, perhaps a new one. Raises InvalidRequest, and TooMany if the socket is full."""
         kind, stream_id = event.get("type"), event.get("stream_id")
         if kind not in ("response.create", "response.retrieve"):
             raise InvalidRequest(f"type must be response.create, .steer or .retrieve, got {kind!r:.80}", param="type")

@@ -157,7 +157,7 @@ def kind_of(part: Json, own_tools: Mapping[str, Json]) -> str:
 
 
 def item_of(kind: str, part: Json, text: str, of: Reference, *, state: str = "completed") -> Json:
-    """Return the item of the part at `of`; `state` is `empty`, `in_progress`, `completed` or `incomplete`."""
+    """Return the item of the part at `of`; `state` is `empty` at its beginning, later its `status`."""
     status = "in_progress" if state == "empty" else state
     head = {"id": of.id(_PREFIXES[kind]), "type": kind}
     match kind:
@@ -259,8 +259,7 @@ class TurnEvents(EventStream):
         self.of, self._question, self._options = asked
         self.rest: Reference | None = None
         self.steers = 0  # number of inputs that the agent has taken in, if the rest of the turn is another response
-        # the caller has just cancelled the turn: its end counts, also while a question is open
-        self.is_cancelled = False
+        self.is_cancelled = False  # the caller has just cancelled the turn: its end counts, also with an open question
         self.is_repeated = False  # the reader has the last event, which was sent again
         self.position = 0  # number of the next event
         if any(self.of.start) and not self._options.get(CONVERSATION):  # one in a conversation names no other response
@@ -300,7 +299,8 @@ class TurnEvents(EventStream):
         for delta in deltas:
             if isinstance(delta, InAnswer) and isinstance(whole := delta.delta, MessageReplaced):
                 a, answer = next(one for one in enumerate(self._turn.answers) if one[1].id == delta.message_id)
-                for since, parts in earlier_parts(whole.message.parts)[answer.attempts_in(len(answer.parts)) :]:
+                known = answer.attempts_in(len(answer.parts))  # attempts that this fold has superseded before
+                for since, parts in earlier_parts(whole.message.parts)[known:]:
                     earlier = MessageReplaced(replace(whole.message, parts=parts), ())
                     self._turn.receive(InAnswer(delta.message_id, earlier))
                     self._take_back()
@@ -372,9 +372,9 @@ class TurnEvents(EventStream):
             **({"conversation": {"id": Reference(self.of.channel).id("conv_")}} if options.get(CONVERSATION) else {}),
         }
 
-    def _outcome(self) -> tuple[str, Json | None]:
+    def _outcome(self) -> tuple[str, Json | None]:  # status and error of the response
         if self.rest is not None:
-            return "incomplete", None
+            return "incomplete", None  # further input has ended it
         if not self._turn.is_over:
             return ("completed" if self._open_calls() else "in_progress" if self._turn.answers else "queued"), None
         ended, reason = self._turn.end()
@@ -406,10 +406,10 @@ class TurnEvents(EventStream):
                 return
             kind = kind_of(part.value, self._own_tools)
             if not kind or not self._has(part):
-                continue
-            waits = asked.get(part) and not self._has_ended(part)  # its approval has its place until then
+                continue  # it has no item, or belongs to an earlier response
+            waits = asked.get(part) and not self._has_ended(part)  # the request for its approval is in its place
             if self._part is None and not waits:
-                if self._items and is_split and self.position > self._seen:
+                if self._items and is_split and self.position > self._seen:  # the reader has none of the item
                     self.rest = self.of.at(part.place, part.attempt)._replace(steers=self.steers)
                     return
                 self.position = max(self.position, (self._turn.attempts(part.place[0]) + part.attempt) * ATTEMPT_ROOM)
@@ -419,15 +419,15 @@ class TurnEvents(EventStream):
             if not (is_last or self._is_lost(part) or self._has_ended(part)):
                 return
             if waits and self._part is None:
-                self._items += 1
+                self._items += 1  # an earlier reader has its item: further indexes are the same for both
                 continue
             self._close(part)
 
     def _has_ended(self, part: Part) -> bool:
         """Return whether the item of a part may end. Those of calls that run at the same time follow one another."""
         is_whole, state = has_result(part.value), part.value.get("state")
-        if kind_of(part.value, self._own_tools) in CALLS:  # its result is another item, or the caller's
-            is_whole = part is not part.answer.parts[-1] if state is None else state != "input"  # None: a part follows
+        if kind_of(part.value, self._own_tools) in CALLS:  # whole with its input: without a state, when a part follows
+            is_whole = part is not part.answer.parts[-1] if state is None else state != "input"
         return self._turn.has_ended(part, is_whole=is_whole)
 
     def _open(self, kind: str, part: Part) -> None:
@@ -435,7 +435,7 @@ class TurnEvents(EventStream):
         self._part, self._kind, self._begins = part, kind, self.position
         self._where = {"item_id": item["id"], "output_index": self._items}
         if self.position <= self.after or not self._is_lost(part):
-            self._indexes[part] = self._items
+            self._indexes[part] = self._items  # the reader has the item, or gets it
         self._put("response.output_item.added", output_index=self._items, item=item)
         _, _, content, place, _ = _EVENTS[kind]
         if content:
@@ -463,14 +463,14 @@ class TurnEvents(EventStream):
     def _close(self, part: Part) -> None:
         text = part.text()
         name, field, content, place, more = _EVENTS[self._kind]
-        # a text that was replaced counts as it is stored
+        # behind the events before the text, and the text: one that was replaced counts as it is stored
         self.position = max(self.position, self._begins + (2 if content else 1) + part.sent.length)
         named = {"name": part.value["name"]} if self._kind == "function_call" else {}
         self._put(f"response.{name}.done", **self._where, **place, **named, **{field: text}, **more)
         if content:
             self._put(f"response.{content}.done", **self._where, **place, part=text_block(self._kind, text))
         item = self._whole_item(part, is_ended=True)
-        # a second end would run a call again in some clients, and makes the AI SDK raise for a reasoning
+        # not taken back: a second end would run a call again in some clients, and the AI SDK raises for a reasoning
         if self._kind in (*CALLS, "reasoning") and (self.position <= self.after or not self._is_lost(part)):
             del self._indexes[part]
         self._put("response.output_item.done", output_index=self._items, item=item)
@@ -482,7 +482,7 @@ class TurnEvents(EventStream):
         kind, text = kind_of(part.value, self._own_tools), part.text()
         has_ended = is_ended or self._has_ended(part)
         if has_ended and kind == "function_call" and part.value.get("state") == "input":
-            is_cut = is_cut or not (text and parsed(text)[1])  # a later attempt went on behind it
+            is_cut = is_cut or not (text and parsed(text)[1])  # an attempt cut it off, and a later one went on
         state = "incomplete" if is_cut or self._open_calls().get(part) else "completed" if has_ended else "in_progress"
         return self._item(kind, part, text, state)
 
@@ -568,7 +568,7 @@ class ChatStream(TurnEvents):
 
     def __init__(self, asked: Asked, *, has_usage: bool = False) -> None:
         super().__init__(asked)
-        self._has_usage = has_usage
+        self._has_usage = has_usage  # a last chunk has the usage
         self._head: Json = {"id": self.of.id(CHAT_ID), "object": "chat.completion.chunk"}
         self._sent = [SentText()]  # the text, and the arguments of each call
 

@@ -454,7 +454,7 @@ def test_each_piece_of_a_crafted_page_is_compared_once() -> None:
     parts = PageParts({"id": "a", "parts": pieces})
     assert parts.take_length("text", stored) == 30_000
     assert stored.compared == 30_000 + 15 * 40_001
-    assert parts.others() == (True, False)
+    assert parts.untaken() == (True, False)
 
 
 @pytest.mark.parametrize("parts", [[TEXT], [TEXT, call("c1", "done")], []], ids=["removed", "another type", "all"])
