@@ -67,7 +67,7 @@ class ChatRoutes:
         return json_response(self._shown(await access.conversation(channel)))
 
     async def _stop(self, request: Request) -> Response:
-        """Cancel the running turns, for all clients. Closing a connection cancels nothing."""
+        """Cancel the running turns, for all clients. Closing a connection cancels no turn."""
         access, channel = await self._enter(request, request.path_params["id"], "history", "command")
         await access.cancel_turns(channel)
         return Response(status_code=204)
@@ -182,7 +182,7 @@ async def store_unsent(
     A client goes on after a request that never arrived. `content_of` returns the parts of a message, and its meta.
     """
     for one in reversed(list(takewhile(lambda one: one["role"] == "user", reversed(earlier)))[:MOST_UNSENT]):
-        with suppress(IdConflict, Deleted, InvalidRequest, TooLarge):  # it is stored, or its own request was refused
+        with suppress(IdConflict, Deleted, InvalidRequest, TooLarge):  # stored with other content, deleted, or refused
             await access.remember(channel, id=stored_id(one["id"]), role="user", options=options, **content_of(one))
 
 

@@ -209,7 +209,7 @@ class AGUI(ChatRoutes):
         question, has_results = stored_id(last["id"]), any(one["role"] == "tool" for one in later)
         # checked before a message is stored; with results it is a position in the turn that these have begun
         after = None if has_results else position_of(request, question)
-        await _ask(access, channel, last, before, earlier, options)
+        await _store_message(access, channel, last, before, earlier, options)
         if has_results:
             question, later = await _add_results(access, channel, question, later, options)
             after = position_of(request, question)
@@ -238,7 +238,7 @@ class AGUI(ChatRoutes):
         page = {"truncated": True, "cursor": str(first)} if is_cut else {"truncated": False}
         return json_response({"messages": ui_messages_of(turns), "interrupts": None, "activeRun": active, "page": page})
 
-    async def _follow(self, request: Request, thread: str = "", question: str = "") -> Response:
+    async def _follow(self, request: Request, thread: str = "", question: str = "") -> Response:  # of a joined run
         """Stream a turn after `Last-Event-ID` or `cursor`, by default the newest one whole; 204 if there is none."""
         thread = thread or request.path_params["id"]
         access, channel = await self._enter(request, thread, "subscribe", "history")
@@ -276,7 +276,7 @@ def _run_id(thread: str, question: str) -> str:
     return "run_" + packed(thread, question)
 
 
-async def _ask(
+async def _store_message(
     access: Access, channel: str, last: Json, before: list[Json], earlier: list[Json], options: Json
 ) -> None:
     """Store the user's message if it is new. Raises IdConflict for other content.

@@ -82,7 +82,7 @@ class AISDK(ChatRoutes):
             raise InvalidRequest("regenerate-message needs a list that ends with a message of role user, got assistant")
         needs = ["command"] if last["role"] == "assistant" else ["publish", "command"] if is_again else ["publish"]
         access.check(channel, "subscribe", "history", *needs)
-        if last["role"] == "assistant":
+        if last["role"] == "assistant":  # with the page's replies
             question, has_replied = await self._reply(access, channel, last)
             return access.stream(channel, question, UIStream(question, self._release, last, is_late=not has_replied))
         options = options_in(body, is_strict=False)
@@ -96,17 +96,17 @@ class AISDK(ChatRoutes):
         self, access: Access, channel: str, earlier: list[Json], last: Json, options: Json, *, is_edit: bool
     ) -> str:
         """Return the id of the page's last message, or of its version with this content, either stored if it is new."""
-        content, given = {**_content_of(last), "options": options}, stored_id(last["id"])
+        content, given_id = {**_content_of(last), "options": options}, stored_id(last["id"])
         try:
-            turn = await access.turn(channel, given)
+            turn = await access.turn(channel, given_id)
         except NotFound:
             await store_unsent(access, channel, earlier, options, _content_of)
             with suppress(IdConflict):  # another request has stored the same message at the same moment
-                return (await access.create(channel, id=given, **content)).id
-            turn = await access.turn(channel, given)
+                return (await access.create(channel, id=given_id, **content)).id
+            turn = await access.turn(channel, given_id)
         known = turn.message
         if known is None or known.role != "user":
-            raise IdConflict(f"message {given!r} is an answer; send a question with another id")
+            raise IdConflict(f"message {given_id!r} is an answer; send a question with another id")
         newest = ""  # id of the newest version
         async for version in _versions(access, channel, known):
             if version.parts == content["parts"]:
@@ -115,7 +115,7 @@ class AISDK(ChatRoutes):
                 return version.id
             newest = newest or version.id
             if is_edit:
-                break  # an edit back to an earlier content is another version
+                break  # the newest may be this edit, repeated; an edit back to earlier content is another version
         id = hashed(newest, json.dumps(content["parts"]))  # the same for a repeated request
         return (await access.create(channel, id=id, **content, parent=known.parent)).id
 
@@ -280,7 +280,7 @@ class Release:
     """The release of `ai` in the page, and the tools that the page runs."""
 
     version: int = 6  # pages of 7 take all chunks of 6, and those of 6 refuse a chunk of 7
-    strict: bool = False
+    strict: bool = False  # the page refuses optional fields
     browser_tools: frozenset[str] = frozenset()
 
 
@@ -303,7 +303,7 @@ class UIStream(EventStream):
         self._message_id = message_id
         self._page = PageParts(page)  # those parts that the turn has are taken from it
         self._is_late = is_late
-        self._is_first = True  # first comes the turn as it is, whose calls may have their replies already
+        self._is_first = True  # in the first batch: the turn as it is, whose calls may have their replies already
         self.begun_id = ""  # id of the page's message after its beginning
         self._answer = 0  # number of the last answer of which the page has parts
         self._ended_answers: list[Answer] = []  # those that had ended before this batch of deltas
@@ -311,11 +311,11 @@ class UIStream(EventStream):
         self._steps: dict[Part, int] = {}  # the newest step with a piece of each part; 0 for those that the page had
         self._has_spread_part = False  # a part has pieces in two steps, such as a text that goes on behind a result
         self._step_due = ""  # why the next part needs a new step: AFTER_RESULT or ALWAYS; "" if it needs none
-        self._is_step_empty = True  # a step that is due has begun already
+        self._is_step_empty = True  # the last step has no part, and is the one that is due, if any
         self._is_silent = True  # the page got no more than the beginning
         self._open: dict[Part, tuple[str, str]] = {}  # kinds and ids of the texts that the page waits for
         self._values: dict[Part, Json] = {}  # the last value of each other part
-        self._tools: dict[Part, PageCall] = {}
+        self._tools: dict[Part, PageCall] = {}  # the calls that the page has
         self._shown_questions: set[str] = set()  # ids of the questions that are sent as `data-question`
 
     def frame(self, deltas: Sequence[TurnDelta]) -> bytes:
@@ -356,7 +356,7 @@ class UIStream(EventStream):
                 if tool.is_held:
                     self._make_available(tool)
             if not any(one.is_running for one in self._calls_of_step()):  # before their end the page sends no reply
-                self._wait()
+                self._end_for_reply()
         return self._taken()
 
     def _put(self, **chunk: Any) -> None:
@@ -380,7 +380,7 @@ class UIStream(EventStream):
         # the page would also drop questions, or parts of earlier responses, which are not sent again
         drops_more = bool(self._shown_questions) or (self._page.id is not None and not self._step)
         if gone and (self._release.version < 7 or is_in_earlier_step or drops_more):
-            self.ended = self.RESTARTED  # the page resumes: before 7 it drops no step, and then only the last
+            self.ended = self.RESTARTED  # the page resumes: one before 7 drops no step, one of 7 only its last
         elif gone:
             for part in [one for one, step in self._steps.items() if step == self._step]:
                 part.restart()
@@ -407,7 +407,7 @@ class UIStream(EventStream):
     def _calls_of_step(self) -> list[PageCall]:
         """Return the calls of the last step whose answers had not ended before this batch: they may get a result."""
         last = [one for one in self._tools if self._steps.get(one) == self._step]
-        ended = [*self._ended_answers, *self._turn.answers[: self._answer]]  # or before a later answer
+        ended = [*self._ended_answers, *self._turn.answers[: self._answer]]  # the latter: a later one has begun
         return [self._tools[one] for one in last if one.answer.status == "streaming" or one.answer not in ended]
 
     def _begin_step(self) -> None:
@@ -446,7 +446,7 @@ class UIStream(EventStream):
     def _grow(self, part: Part, kind: str) -> None:
         """Send the new text of a part, without the beginning that the page has of it."""
         begins = part.sent.length
-        if has := 0 if begins else self._page.take_length(kind, part.text()):  # until text was taken
+        if has := 0 if begins else self._page.take_length(kind, part.text()):  # only before its first text
             self._steps[part] = 0
         text = part.take()[has:]
         if not text:
@@ -460,7 +460,7 @@ class UIStream(EventStream):
 
     def _grow_input(self, part: Part, tool: PageCall) -> None:
         text = part.take()
-        if text and tool.stage == STARTED:
+        if text and tool.stage == STARTED:  # else the page has the whole input
             tool.input.append(text)
             if not tool.shown:  # a part of an earlier response gets the whole input alone
                 self._put(type="tool-input-delta", toolCallId=tool.call, inputTextDelta=text)
@@ -536,7 +536,7 @@ class UIStream(EventStream):
         return {"providerExecuted": True} if not tool.is_own and (is_output or not self._release.strict) else {}
 
     def _question(self, id: str) -> None:
-        """Send a question or its reply: as data, unless it approves a call, or is about a call of the page's tool."""
+        """Send a question or its reply: as data, unless it is for an approval of a call, or for a tool of the page."""
         question = self._turn.questions[id].command
         call, is_approval = call_of(question.data), question.name == "approve" and self._release.version >= 6
         part, tool = next((one for one in reversed(self._tools.items()) if one[1].call == call), (None, None))
@@ -549,19 +549,19 @@ class UIStream(EventStream):
             self._put(type="data-question", id=id, data=self._turn.question(id))
         elif id not in self._turn.open:  # it has its reply, so the call goes on
             tool.question = "" if tool.question == id else tool.question
-        elif tool.question != id and not self._is_growing(part, tool):  # else `_change_call` sends it with the whole
+        elif tool.question != id and not self._is_growing(part, tool):  # else sent, or `_change_call` sends it
             tool.question = id
             self._make_available(tool)
             if is_approval and tool.shown.get("state") != "approval-requested":
                 self._put(type="tool-approval-request", approvalId=id, toolCallId=tool.call)
 
     def _is_growing(self, part: Part, tool: PageCall) -> bool:
-        """Return whether the input of a call is not whole, as far as it can be known. An empty one is."""
+        """Return whether the input of a call is not whole, as far as it can be known. Empty input counts as whole."""
         has_more = part.value.get("state") == "input" and part.answer.status == "streaming"
         return tool.stage == STARTED and has_more and not parsed("".join(tool.input))[1]
 
-    def _wait(self) -> None:
-        """End the response, as a page can reply only then. A page that repeats a reply would repeat it for ever."""
+    def _end_for_reply(self) -> None:
+        """End the response, as a page can reply only then. One that repeats a reply gets an error, and stops."""
         if self._is_late and self._is_silent and self._has_replied():
             self._put(type="error", errorText=LATE)
         else:
@@ -579,7 +579,7 @@ class UIStream(EventStream):
     def _finish(self) -> None:
         self._begin(silent_id(self._message_id))  # if the turn has no answer
         self._close()
-        if self._step_due and not self._is_step_empty:
+        if self._step_due and not self._is_step_empty:  # else a page may send its last step again
             self._begin_step()
             self._put(type="start", messageId=self.begun_id)  # a page stores an empty step only with a later chunk
         meta = self._turn.meta()
@@ -654,13 +654,13 @@ def is_tool(part: Json) -> bool:
 
 def result_of(part: Json, release: Release) -> Json:
     """Return the chunk with the result of a call."""
-    known, state, output = {"toolCallId": part["call"]}, part.get("state"), part.get("output")
+    call, state, output = {"toolCallId": part["call"]}, part.get("state"), part.get("output")
     if state == "denied" and release.version >= 6:
-        return {"type": "tool-output-denied", **known}
-    if state in ("denied", "error"):
+        return {"type": "tool-output-denied", **call}
+    if state in ("denied", "error"):  # version 5 shows a denial as an error
         text = state if state == "denied" else output if isinstance(output, str) else json.dumps(output)
-        return {"type": "tool-output-error", **known, "errorText": text}
-    return {"type": "tool-output-available", **known, "output": output}
+        return {"type": "tool-output-error", **call, "errorText": text}
+    return {"type": "tool-output-available", **call, "output": output}
 
 
 def _media_type(part: Json, default: str = "application/octet-stream") -> str:
@@ -734,7 +734,7 @@ def _answer_of(turn: TurnStatus, release: Release) -> Json:
             case {"type": "start-step"}:
                 parts.append({"type": "step-start"})
             case {"type": "text-start" | "reasoning-start" as kind, "id": id}:
-                kept = {"id": id} if kind == "reasoning-start" and not release.strict else {}  # as pages do
+                kept = {"id": id} if kind == "reasoning-start" and not release.strict else {}  # not on early pages
                 texts[id] = {"type": kind.removesuffix("-start"), **kept, "text": "", "state": "done"}
                 parts.append(texts[id])
             case {"type": "text-delta" | "reasoning-delta", "id": id, "delta": text}:

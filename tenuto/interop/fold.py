@@ -161,15 +161,15 @@ def call_of(data: object) -> str:
 
 
 def earlier_parts(parts: list[Json]) -> list[tuple[int, list[Json]]]:
-    """Return the parts of a message as each attempt left them, oldest first, and the index from which it is superseded.
+    """Return for each superseded attempt, oldest first, its first index and the message's parts as it left them.
 
     Of an attempt whose contents were dropped no part is left.
     """
     found: list[tuple[int, list[Json]]] = []
-    while places := [index for index, one in enumerate(parts) if one["type"] == ATTEMPT]:
+    while places := [index for index, one in enumerate(parts) if one["type"] == ATTEMPT]:  # undo the last one
         attempt, after, parts = parts[places[-1]], parts[places[-1] + 1 :], parts[: places[-1]]
         stood_at = attempt.get("indexes") or [len(parts) + number for number in range(len(attempt["parts"]))]
-        found.append((stood_at[0] if stood_at else len(parts), parts))
+        found.append((stood_at[0] if stood_at else len(parts), parts))  # which get those of the attempt below
         beside = zip(attempt.get("beside", ()), after, strict=False)  # the parts that stay, which stand behind it now
         for index, one in sorted([*zip(stood_at, attempt["parts"], strict=False), *beside], key=itemgetter(0)):
             parts.insert(index, one)
@@ -186,9 +186,9 @@ class TurnFold:
         self.questions: dict[str, QuestionAsked] = {}  # of the agent, by id; also those with a reply
         self.open: list[str] = []  # ids of the questions without a reply
         self._replies: dict[str, QuestionReplied] = {}
-        self.place: Place = (0, 0)  # of the walk
+        self.place: Place = (0, 0)  # of the part that `walk` yields next
         self._keeps_text = keeps_text
-        self._by_id: dict[str, Answer] = {}
+        self._by_id: dict[str, Answer] = {}  # the answers
 
     @property
     def is_over(self) -> bool:
@@ -269,7 +269,7 @@ class TurnFold:
         return (is_call and is_whole) or any(one.value["type"] in ends for one in later)
 
     def sole_text(self, deltas: Sequence[TurnDelta]) -> tuple[Part, str] | None:
-        """Return the part and its text if `deltas` are nothing but more text. Hot path: nearly all deltas are.
+        """Return the part and its new text if `deltas` only add text to one part. Hot path: nearly all deltas do.
 
         The fold has not received it then. A caller that has taken all text before sends it, and adds it to `Part.sent`.
         """

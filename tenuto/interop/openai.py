@@ -179,6 +179,7 @@ class OpenAI:
         elif previous is not None:
             into = reference(previous, "previous_response_id")
         items = body.get("input")
+        # a client may name no response, and send a whole conversation that ends with an approval
         new = [*takewhile(_is_new, reversed(items))][::-1] if isinstance(items, list) and into is None else []
         before = [*takewhile(lambda one: one.get("type") != "mcp_approval_response", new)]
         if len(before) < len(new) and isinstance(id := new[len(before)].get("approval_request_id"), str):
@@ -202,7 +203,7 @@ class OpenAI:
             needs = ("subscribe", "history", "publish")
             channel = self._new_channel(access, body.get("model"), id, needs, is_empty=not given.earlier)
         else:
-            channel, is_response = into.channel, bool(into.message_id)
+            channel, is_response = into.channel, bool(into.message_id)  # else it is a conversation
             reply = ["command"] if given.approvals else [] if given.outputs else ["publish"]  # outputs: checked later
             access.check(channel, "subscribe", "history", *reply)
             may_append = access.identity.has("append", channel)  # else system messages are instructions
@@ -225,15 +226,14 @@ class OpenAI:
                 parent = (await _last_of(access, asked, status)).id if is_response else UNSET
             if not is_response or body.get("model") is not None:
                 self._agent(access, body.get("model"), channel)  # raises if it is not the one that answers
-        parts = [*given.outputs.values(), *given.parts]
+        parts = [*given.outputs.values(), *given.parts]  # outputs that are no replies begin a turn
         if not parts:
             raise NotFound("the input replies to a question that has a reply; send a message")
-        # of a repeated request: its first earlier message, and its question
-        known = [await _found(access, channel, one) for one in ((f"{id}.0", id) if key else ())]
-        if first := next(filter(None, known), None):
-            parent = first.parent if parent is not UNSET else UNSET  # a repeat; meanwhile its branch may be longer
+        repeated = [await _found(access, channel, one) for one in ((f"{id}.0", id) if key else ())]
+        if first := next(filter(None, repeated), None):  # its first message, or else its question
+            parent = first.parent if parent is not UNSET else UNSET  # meanwhile its branch may be longer
         with _about(lambda: _refused(body, options, access.limits.options_bytes), key):
-            if not any(known[1:]):  # where a repeated request finds its question, they would come behind it
+            if not any(repeated[1:]):  # else the question is stored, and they would come behind it
                 await _store_earlier(access, channel, id, given, parent)
             if given.earlier and parent is not UNSET:
                 parent = f"{id}.{len(given.earlier) - 1}"
@@ -308,7 +308,7 @@ class OpenAI:
                 replied = await access.replied(of.channel, targets, after=asked.question.created)
                 if call not in map(call_of, replied):
                     continue  # the agent has ended its turn, so the output begins a new one
-            del given.outputs[call]
+            del given.outputs[call]  # sent now, or known already
             places.append((place[0], place[1] + 1))
         if not places or is_message:
             return None
@@ -336,7 +336,7 @@ class OpenAI:
         return json_response({"id": of.id(), "object": "response", "deleted": True})
 
     async def _input_items(self, request: Request) -> Response:
-        """Return the messages that the request of the response brought; of replies nothing is kept."""
+        """Return the messages that the request of the response brought; replies are not kept."""
         access, (of, question, _), _ = await self._response_in(request, "history")
         brought = [] if any(of.start) else await _brought(access, of.channel, question)
         items = [item for one in brought for item in input_items(of.channel, one)]
@@ -880,10 +880,10 @@ def given_in_chat(body: Json) -> GivenInput:
 
 
 def _given(items: Any, *, is_first: bool = True, joins_calls: bool = True, is_whole: bool = True) -> GivenInput:
-    """Return items as input: of a new channel if it `is_first`. If it `is_whole`, it has the calls of its outputs."""
+    """Return items as input: with calls and without approvals if `is_first`; an output needs its call if `is_whole`."""
     given = GivenInput(joins_calls=joins_calls)
     messages = [one for one in _objects(items, "input must be a text or") if one.get("type", "message") == "message"]
-    is_named = any(_text(one, "name") for one in messages if one.get("name") is not None)  # one is: all say whose
+    is_named = any(_text(one, "name") for one in messages if one.get("name") is not None)  # then each says its own
     for item in items:
         match item.get("type", "message"):
             case "message":
@@ -956,7 +956,7 @@ def _text(item: Json, name: str, **about: str) -> str:
 # -- responses over a WebSocket: several on one socket, further input for a running one, and resuming ----------------
 #
 # Requests with the same `stream_id` are carried out one after the other, others at the same time. Input for a running
-# response (`response.steer`) is a user message in its channel, so nothing is lost with the socket: the agent takes it
+# response (`response.steer`) is a user message in its channel, so it outlives the socket: the agent takes it
 # in (`Turn.steered`), or it gets a turn of its own. In both cases a successor response follows.
 
 _MAX_LANES = 8
@@ -1125,7 +1125,7 @@ class _Socket:
                 lane.previous, asked = asked.of, asked._replace(of=events.rest)
                 continue
             steers = [] if is_new else await self._read_steers(lane, asked)
-            if not asked.of.steers:  # the response to a call's output is the successor of input that waited for it
+            if not asked.of.steers:  # this response to a call's output is the successor of input that waited for it
                 steers = [one for one in steers if not one.is_taken or reference(one.previous).start >= asked.of.start]
             if not steers:
                 for frame in events.late.splitlines():
@@ -1147,7 +1147,7 @@ class _Socket:
         later = read_messages(access, of.channel, after=question.created, limit=_MAX_READ)
         root, author = _root(asked), access.identity.client_id
         own = [one async for one in later if requested_in(one).get(STEERS) == root and one.author == author]
-        found, taken, hosts = list[_Steer](), 0, {root, *(one.id for one in own)}
+        found, taken, hosts = list[_Steer](), 0, {root, *(one.id for one in own)}  # whose turns may take input in
         for id in (one.id for one in own):
             with suppress(NotFound):
                 steered, _ = await turn_of(access, Reference(of.channel, id))
