@@ -53,14 +53,8 @@ USAGE = {
     "cached_tokens": "cache_read_input_tokens",
     "cache_write_tokens": "cache_creation_input_tokens",
 }
-FINISH = {
-    "end_turn": "stop",
-    "stop_sequence": "stop",
-    "max_tokens": "length",
-    "model_context_window_exceeded": "length",
-    "tool_use": "tool_calls",
-    "refusal": "content_filter",
-}
+FINISH = {"end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length", "tool_use": "tool_calls"}
+FINISH |= {"model_context_window_exceeded": "length", "refusal": "content_filter"}
 _TOOLS = ("tool_use", "server_tool_use", "mcp_tool_use")
 
 
@@ -70,14 +64,14 @@ class Anthropic(Source):
 
     def __init__(self) -> None:
         self._calls: dict[int, tuple[str, str]] = {}  # call and block type, by the index of the block
+        self._counts: dict[str, int] = {}  # the newest counts of the provider, under Tenuto's names
 
     def take(self, event: object) -> Iterator[Edit]:
         self.is_alive = get(event, "type") != "ping"
         match get(event, "type"):
             case "message_start":
                 message = get(event, "message")
-                usage = counts(get(message, "usage"), USAGE)
-                yield Meta(model=word(message, "model"), usage=usage, response_id=word(message, "id"))
+                yield Meta(model=word(message, "model"), usage=self._usage(message), response_id=word(message, "id"))
             case "content_block_start":
                 yield from self._start(index(event, "index"), get(event, "content_block"))
             case "content_block_delta":
@@ -86,12 +80,17 @@ class Anthropic(Source):
                 yield from self._stop(index(event, "index"))
             case "message_delta":
                 reason = word(get(event, "delta"), "stop_reason")
-                usage = counts(get(event, "usage"), USAGE)
-                yield Meta(finish_reason=FINISH.get(reason, reason) if reason else None, usage=usage)
+                yield Meta(finish_reason=FINISH.get(reason, reason) if reason else None, usage=self._usage(event))
             case "message_stop":
                 self._is_ended = True
             case "error":
                 raise reported(get(get(event, "error"), "type"))
+
+    def _usage(self, event: object) -> dict[str, int]:
+        """Return the usage so far. Unlike the provider's, its `input_tokens` include those of the cache."""
+        self._counts |= counts(get(event, "usage"), USAGE) or {}
+        cached = sum(self._counts.get(name, 0) for name in ("cached_tokens", "cache_write_tokens"))
+        return {name: count + (cached if name == "input_tokens" else 0) for name, count in self._counts.items()}
 
     def _start(self, position: int, block: object) -> Iterator[Edit]:
         kind = word(block, "type") or ""
@@ -126,10 +125,9 @@ class Anthropic(Source):
             case "citations_delta":
                 cited = get(delta, "citation")
                 title = word(cited, "title") or word(cited, "document_title")
-                if url := word(cited, "url", LINE_CHARACTERS) or word(cited, "source", LINE_CHARACTERS):
-                    yield Open(("source", url), free("source", url=url, title=title))
-                elif title:
-                    yield Open(("source", title), free("source", title=title))
+                url = word(cited, "url", LINE_CHARACTERS) or word(cited, "source", LINE_CHARACTERS)
+                if name := url or title:
+                    yield Open(("source", name), free("source", url=url, title=title))
 
     def _stop(self, position: int) -> Iterator[Edit]:
         call, kind = self._calls.get(position, ("", ""))

@@ -54,18 +54,9 @@ async def test_a_search_of_the_providers_is_done_with_its_results_and_sources(
 ) -> None:
     use = {"type": "server_tool_use", "id": "srv_1", "name": "web_search", "input": {}}
     page = {"type": "web_search_result", "url": "https://example.org/", "title": "Oslo", "page_age": None}
-    result = {
-        "type": "web_search_tool_result",
-        "tool_use_id": "srv_1",
-        "content": [{**page, "encrypted_content": "x" * 1000}],
-    }
-    cited = {
-        "type": "web_search_result_location",
-        "url": "https://example.org/",
-        "title": "Oslo",
-        "cited_text": "Rain",
-        "encrypted_index": "x",
-    }
+    content = [{**page, "encrypted_content": "x" * 1000}]
+    result = {"type": "web_search_tool_result", "tool_use_id": "srv_1", "content": content}
+    cited = {**page, "type": "web_search_result_location", "cited_text": "Rain", "encrypted_index": "x"}
     said = ({"type": "text_delta", "text": "Rain"}, {"type": "citations_delta", "citation": cited})
     provider.will_say(
         [
@@ -79,9 +70,7 @@ async def test_a_search_of_the_providers_is_done_with_its_results_and_sources(
     stored, piped = await pipe_all(hub, await client.messages.create(**ASK, stream=True))
     search, text, source = stored.parts
     assert (search["name"], search["input"], search["state"]) == ("web_search", '{"query": "Oslo"}', "done")
-    assert [{name: one[name] for name in ("url", "title")} for one in search["output"]] == [
-        {"url": "https://example.org/", "title": "Oslo"}
-    ]
+    assert [(one["url"], one["title"]) for one in search["output"]] == [("https://example.org/", "Oslo")]
     assert "encrypted_content" not in search["output"][0]
     assert (text["text"], piped.tool_calls) == ("Rain", [])
     assert source == {"type": "source", "url": "https://example.org/", "title": "Oslo"}

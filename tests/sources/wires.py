@@ -190,17 +190,9 @@ def claude(kind: str, **fields: Any) -> bytes:
 
 
 def claude_begin() -> list[bytes]:
-    usage = {"input_tokens": 11, "output_tokens": 1, "cache_read_input_tokens": 3, "cache_creation_input_tokens": 0}
-    message = {
-        "id": "msg_1",
-        "type": "message",
-        "role": "assistant",
-        "model": "claude-test",
-        "content": [],
-        "stop_reason": None,
-        "stop_sequence": None,
-        "usage": usage,
-    }
+    usage = {"input_tokens": 11, "output_tokens": 1, "cache_read_input_tokens": 3, "cache_creation_input_tokens": 2}
+    message: Any = {"id": "msg_1", "type": "message", "role": "assistant", "model": "claude-test", "content": []}
+    message |= {"stop_reason": None, "stop_sequence": None, "usage": usage}
     return [claude("message_start", message=message), claude("ping")]
 
 
@@ -229,11 +221,11 @@ def claude_called(place: int = 2) -> list[bytes]:
 
 
 def claude_end(reason: str = "end_turn") -> list[bytes]:
-    delta = {"stop_reason": reason, "stop_sequence": None}
-    return [claude("message_delta", delta=delta, usage={"output_tokens": 7}), claude("message_stop")]
+    delta, usage = {"stop_reason": reason, "stop_sequence": None}, {"input_tokens": 11, "output_tokens": 7}
+    return [claude("message_delta", delta=delta, usage=usage), claude("message_stop")]
 
 
-CLAUDE_USAGE = {"input_tokens": 11, "output_tokens": 7, "cached_tokens": 3, "cache_write_tokens": 0}
+CLAUDE_USAGE = {"input_tokens": 16, "output_tokens": 7, "cached_tokens": 3, "cache_write_tokens": 2}
 
 
 def claude_answer() -> list[bytes]:
