@@ -221,13 +221,13 @@ def usage(answers: list[Answer]) -> Json | None:
     found = [got for one in answers if one.status != "streaming" and isinstance(got := one.meta.get("usage"), dict)]
     if not found:
         return None
-    names = ("input_tokens", "output_tokens", "total_tokens", "cached_tokens", "reasoning_tokens")
+    names = ("input_tokens", "output_tokens", "total_tokens", "cached_tokens", "cache_write_tokens", "reasoning_tokens")
     total = {name: sum(one[name] for one in found if isinstance(one.get(name), int)) for name in names}
     return {
         "input_tokens": total["input_tokens"],
         "output_tokens": total["output_tokens"],
-        "total_tokens": total["total_tokens"] or total["input_tokens"] + total["output_tokens"],
-        "input_tokens_details": {"cached_tokens": total["cached_tokens"]},
+        "total_tokens": max(total["total_tokens"], total["input_tokens"] + total["output_tokens"]),
+        "input_tokens_details": {name: total[name] for name in ("cached_tokens", "cache_write_tokens")},
         "output_tokens_details": {"reasoning_tokens": total["reasoning_tokens"]},
     }
 

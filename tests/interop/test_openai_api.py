@@ -96,7 +96,7 @@ async def answered_twice(scene: ClientScene) -> str:
     """Store a turn with an attempt that a crash has interrupted, and a complete one; return the id of the response."""
     await scene.hub.create("chat:1", id="u", text="you", starts_turn=False)
     for id, status, text in (("a1", "interrupted", "Hello to"), ("a2", "complete", "Hello to you")):
-        usage: Any = {"usage": {"input_tokens": 3, "output_tokens": 2}}
+        usage: Any = {"usage": {"input_tokens": 3, "output_tokens": 2} | ({"total_tokens": 5} if id == "a1" else {})}
         request = CreateMessage(role="assistant", status="streaming", text=text, reply_to="u", parent="u", meta=usage)
         await scene.hub.ask("chat:1", id, request, SERVER)
         await scene.hub.ask("chat:1", id, FinishMessage(status=status), SERVER)  # type: ignore[arg-type]
