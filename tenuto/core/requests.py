@@ -300,9 +300,10 @@ def split_options(
     try:
         check_json(options, limit, "options", depth=limits.depth)
     except TooLarge:
+        largest = max(options, key=lambda name: len(msgspec.json.encode(options[name])))[:NAME_CHARS]
         raise TooLarge(
-            f"the tools, instructions and other options of the request have {len(msgspec.json.encode(options))} bytes "
-            f"as JSON, the limit is {limit} (Limits.options_bytes); send fewer tools",
+            f"the options of the request have {len(msgspec.json.encode(options))} bytes as JSON, the limit is {limit} "
+            f"(Limits.options_bytes); make {largest!r} smaller, the largest of them",
             limit=limit,
         ) from None
     if KEPT in options or any(not 0 < len(name) <= NAME_CHARS for name in options):

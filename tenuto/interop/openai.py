@@ -232,7 +232,7 @@ class OpenAI:
         repeated = [await _found(access, channel, one) for one in ((f"{id}.0", id) if key else ())]
         if first := next(filter(None, repeated), None):  # its first message, or else its question
             parent = first.parent if parent is not UNSET else UNSET  # meanwhile its branch may be longer
-        with _about(lambda: _refused(body, options, access.limits.options_bytes), key):
+        with _about(lambda: _refused(access, body, options), key):
             if not any(repeated[1:]):  # else the question is stored, and they would come behind it
                 await _store_earlier(access, channel, id, given, parent)
             if given.earlier and parent is not UNSET:
@@ -820,21 +820,21 @@ def _about(name: str | Callable[[], str], key: str | None = None) -> Iterator[No
         raise IdConflict(f"the Idempotency-Key {str(key)[:64]!r} is that of another request; send a new one") from None
 
 
-def _refused(body: Json, options: Json, limit: int) -> str:
-    """Return the field of a refused request: the largest option if all exceed `limit` bytes, else the largest with an
-    integer of more than 64 bits, or the input."""
+def _refused(access: Access, body: Json, options: Json) -> str:
+    """Return the field of a refused request: an option with a value that cannot be stored, the largest option if they
+    exceed their limit, or the input."""
     fields = {name: options_in({name: body[name]}) for name in body}
-    if len(encode(options)) <= limit:
-        fields = {name: found for name, found in fields.items() if _has_wide_integer(found)}
-    sizes = {name: len(encode(found)) for name, found in fields.items()}
-    return max(sizes, key=lambda name: sizes[name], default="messages" if "messages" in body else "input")
+    wrong = [name for name, found in fields.items() if _is_wrong(found, access.limits.depth)]
+    if wrong or len(encode(options)) <= access.limits.options_bytes:
+        return [*wrong, "messages" if "messages" in body else "input"][0]
+    return max(fields, key=lambda name: len(encode(fields[name])))
 
 
-def _has_wide_integer(value: Any) -> bool:
-    values = [value]
-    for one in values:  # which grows meanwhile: a recursion would end at a depth that a request may exceed
-        values += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
-    return any(isinstance(one, int) and not -(2**63) <= one < 2**63 for one in values)
+def _is_wrong(value: Any, depth: int) -> bool:
+    """Return whether `value` has an integer of more than 64 bits, or more than `depth` levels below it."""
+    if isinstance(value, dict | list) and depth >= 0:
+        return any(_is_wrong(one, depth - 1) for one in (value.values() if isinstance(value, dict) else value))
+    return depth < 0 or (isinstance(value, int) and not -(2**63) <= value < 2**63)
 
 
 @_about("input")

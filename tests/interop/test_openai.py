@@ -391,6 +391,7 @@ WRONG = {
     "text": "x",
     "temperature": 2**70,
     "tools": [{"type": "function", "name": "f", "parameters": {"enum": [2**62, 2**63]}}],
+    "tool_choice": {"type": "function", "name": "f", "of": json.loads("[" * 64 + "]" * 64)},
     "top_logprobs": 1.5,
 }
 
