@@ -66,9 +66,8 @@ class Stub:
                 )
                 return
             await message.append(self.text or f"It is {last['content']}.")
-            await message.update(
-                meta={"usage": {"input_tokens": 9, "output_tokens": 5, "cached_tokens": 4, "reasoning_tokens": 3}}
-            )
+            names = ("input_tokens", "output_tokens", "cached_tokens", "cache_write_tokens", "reasoning_tokens")
+            await message.update(meta={"usage": dict(zip(names, (9, 5, 4, 2, 3), strict=True))})
 
 
 @asynccontextmanager
@@ -239,6 +238,24 @@ async def test_tool_that_langchain_binds_is_called_and_its_result_is_at_the_call
     assert [one["role"] for one in stub.received[1]["openai"]] == ["user", "assistant", "tool"]
 
 
+@pytest.mark.parametrize("way", ["chat", "responses", "previous"])
+async def test_pydantic_ai_runs_its_tool_and_streams(stub: Stub, client: openai.AsyncOpenAI, way: str) -> None:
+    from pydantic_ai import Agent  # see `agents`
+    from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
+    from pydantic_ai.providers.openai import OpenAIProvider
+
+    kind = OpenAIChatModel if way == "chat" else OpenAIResponsesModel
+    settings: Any = {"openai_previous_response_id": "auto"} if way == "previous" else {}
+    model = kind("bot", provider=OpenAIProvider(openai_client=client), settings=settings)
+    agent = Agent(model, instructions="Be kind.", tools=[weather])
+    first = await agent.run("How is Ulm?")
+    assert (first.output, first.usage.cache_read_tokens) == ("It is 7 degrees in Ulm.", 4)
+    async with agent.run_stream("And now?", message_history=first.all_messages()) as second:
+        assert [one async for one in second.stream_text(delta=True)] == ["It is 7 degrees in Ulm."]
+    roles = [one["role"] for one in stub.received[3]["openai"] if one["role"] != "system"]
+    assert roles == ["user", "assistant", "tool", "assistant", "user", "assistant", "tool"]
+
+
 async def test_name_of_each_message_of_a_chat_completion_is_in_the_history(
     stub: Stub, client: openai.AsyncOpenAI
 ) -> None:
@@ -346,7 +363,8 @@ async def test_photo_without_a_word_reaches_the_model(stub: Stub, client: openai
     (question,) = [one for one in (await stub.hub.history(stub.turns[1].channel)).messages if one.role == "user"]
     assert [one["mediaType"] for one in question.parts] == ["image/png", "application/pdf", "audio/wav"]
     usage: Any = completion.usage
-    assert (usage.prompt_tokens_details.cached_tokens, usage.completion_tokens_details.reasoning_tokens) == (4, 3)
+    assert usage.prompt_tokens_details.model_dump(exclude_none=True) == {"cached_tokens": 4, "cache_write_tokens": 2}
+    assert usage.completion_tokens_details.reasoning_tokens == 3
 
 
 @pytest.mark.parametrize("path", ["agui", "page", "v1/responses", "v1/chat/completions"])
@@ -374,7 +392,7 @@ async def test_question_may_have_a_photo_of_4_mb_but_not_300_photos_or_600_kb_of
         params.append(response.json()["error"]["param"] if response.status_code == 413 and "v1" in path else None)
     assert statuses == [200, 413, 413]
     assert params == [None, *(["messages" if "chat" in path else "input", "tools"] if "v1" in path else [None, None])]
-    assert "the limit is 524288 (Limits.options_bytes); send fewer" in response.text
+    assert "the limit is 524288 (Limits.options_bytes); make 'tools' smaller, the largest" in response.text
     assert '"too_large"' in response.text
     assert len(await stub.hub.store.channels(after=None, limit=9)) == 1
     ((question,),) = [one["openai"] for one in stub.received]
