@@ -20,13 +20,12 @@ from tenuto.core.events import ChannelAttached
 from tenuto.hub.keep import exports
 from tenuto.stores import open_url
 from tenuto.stores.base import NOTHING, Committed, CommitUnknown, Conflict, Notice, Store, Write, head_of
-from tenuto.stores.postgres import statements
 from tenuto.stores.postgres.server import PostgresServer
 from tenuto.stores.postgres.store import READERS, PostgresNotices, PostgresStore
 from tests.hub.watching import Watcher
 from tests.postgres import Postgres, needs_postgres
 from tests.proxy import FaultProxy
-from tests.stores.contract import MINUTE_MS, Chat, append, create, delete, emptied, texts
+from tests.stores.contract import MINUTE_MS, Chat, append, create, texts
 from tests.stores.two import Two, TwoContract, opened, until_it_listens
 
 pytestmark = needs_postgres
@@ -92,44 +91,6 @@ async def test_a_locked_channel_conflicts_and_a_deleted_one_cannot_begin_meanwhi
     await blocker.close()
     assert await chat.do(append("m1", "a")) == Committed(2)
     assert await other.do(create("m1", "a")) == Committed(1)
-
-
-async def test_rows_of_a_large_deleted_channel_go_in_steps_also_after_its_process_has_ended(
-    server: Postgres, schema: str, store: PostgresStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(statements, "TIDY_ROWS", 20)
-    await store.tidy(0)
-    async with opened(server, schema) as first:
-        chat, other = Chat(first), Chat(first, "other")
-        await chat.do(*(create(f"m{number}", "x") for number in range(50)), create("open", streaming=True))
-        await chat.do(append("open", "x" * 1_000))
-        await other.do(create("m1", "stays"))
-        refuse = (  # as a server that carries out no larger statement in time
-            f"CREATE OR REPLACE FUNCTION {schema}.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
-            " IF (SELECT count(*) FROM gone) > {} THEN RAISE 'too slow'; END IF; RETURN NULL; END $$"
-        )
-        server.sql(
-            f"{refuse.format(20)}; CREATE TRIGGER bound AFTER DELETE ON {schema}.texts REFERENCING OLD TABLE AS gone"
-            f" FOR EACH STATEMENT EXECUTE FUNCTION {schema}.refuse()"
-        )
-        await emptied(first, "c")
-    assert (await store.channels(after=None, limit=9), await store.open_channels()) == (["other"], [])
-    assert [one.channel for one in await store.summaries(["*"], after=None, limit=9)] == ["other"]
-    again = Chat(store, epoch="e2", lives=(await head_of(store, "c")).lives)
-    await again.do(create("m1", "new"))
-    rows = f"SELECT count(*) FROM {schema}.{{}}"
-    server.sql(refuse.format(10))
-    await again.do(create("m2", streaming=True))
-    await again.do(append("m2", "x"))
-    assert (await store.tidy(0), await store.tidy(MINUTE_MS)) == ([], [("c", "m2")])
-    assert server.sql(rows.format("texts")) == "32"
-    server.sql(refuse.format(20))
-    await again.do(delete("m2"), documents=["m2"])
-    for _ in range(4):  # each call does one step at least
-        await store.tidy(0)
-    await store.prune("c", epoch="e2", versions={"m2": again.state.serial})
-    assert [server.sql(rows.format(table)) for table in ("channels", "documents", "texts", "times")] == ["2"] * 4
-    assert (await texts(store, "c", "m1"), await texts(store, "other", "m1")) == (["new"], ["stays"])
 
 
 async def test_instances_that_write_to_the_same_channels_do_not_deadlock(server: Postgres, schema: str) -> None:

@@ -50,8 +50,7 @@ TAIL_BYTES = 400  # a longer tail moves to a row of its own; 200 and 800 cost th
 LENGTH_BYTES = 4
 MAX_UNCOVERED_BYTES = 64 * 1024 * 1024
 MAX_KNOWN = 10_000  # channels whose last serial is kept
-TIDY_ROWS = 500  # rows of a table that one transaction of the housekeeping removes at most
-FIRST = "*"  # below the names of all channels, and above those of deleted ones with rows: "!" and their number
+TIDY_ROWS = 500  # rows that one call of `tidy` removes at most
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[Entry]).decode
@@ -358,7 +357,7 @@ class PostgresReader:
     async def open_channels(self) -> list[str]:
         """Return the channels with open messages or commands (`Store.open_channels`)."""
         return await self._column(
-            f"SELECT name FROM {self._schema}.channels WHERE name > '{FIRST}' AND id IN"
+            f"SELECT name FROM {self._schema}.channels WHERE id IN"
             f" (SELECT channel FROM {self._schema}.documents WHERE is_open) ORDER BY name"
         )
 
@@ -371,7 +370,7 @@ class PostgresReader:
     async def channels(self, *, after: str | None, limit: int) -> list[str]:
         """Return the names of channels that are not empty (`Store.channels`)."""
         return await self._column(
-            f"SELECT name FROM {self._schema}.channels WHERE name > $1 ORDER BY name LIMIT $2", after or FIRST, limit
+            f"SELECT name FROM {self._schema}.channels WHERE name > $1 ORDER BY name LIMIT $2", after or "", limit
         )
 
     async def summaries(self, within: Sequence[str], *, after: str | None, limit: int) -> list[ChannelSummary]:
@@ -384,7 +383,7 @@ class PostgresReader:
             f" FROM {self._schema}.documents d WHERE d.channel = c.id AND created > 0 AND NOT is_deleted) s"
             " WHERE name > $1 AND (name = ANY($2) OR EXISTS"
             " (SELECT FROM unnest($3::text[]) AS p (prefix) WHERE starts_with(name, prefix))) ORDER BY name LIMIT $4",
-            after or FIRST,
+            after or "",
             [one for one in within if not one.endswith("*")],
             [one.removesuffix("*") for one in within if one.endswith("*")],
             limit,
@@ -674,10 +673,7 @@ class PostgresWriter(PostgresReader):
     async def delete_channel(
         self, channel: str, expected: Head, used_up: Sequence[str], until_ms: int
     ) -> Head | Conflict:
-        """Empty `channel`, and keep the ids `used_up` until `until_ms` (`Store.delete_channel`).
-
-        The rows of a large one stay without effect under its number, which no other channel gets; `sweep` removes them.
-        """
+        """Empty `channel`, and keep the ids `used_up` until `until_ms` (`Store.delete_channel`)."""
         await self._db.execute(  # an empty channel has no row to lock
             "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", f"{self._schema}.{channel}"
         )
@@ -697,27 +693,11 @@ class PostgresWriter(PostgresReader):
             " ON CONFLICT (channel, message) DO UPDATE SET until_ms = excluded.until_ms",
             [(channel, message_id, until_ms) for message_id in used_up],
         )
-        hidden = f"UPDATE {self._schema}.channels SET name = '!' || id, has_tail = false WHERE name = $1 RETURNING id"
-        if (number := await self._db.fetchval(hidden, channel)) is not None:
-            await self._db.execute(f"DELETE FROM {self._schema}.times WHERE channel = $1", number)
-            await self.sweep(number)
+        number = await self._db.fetchval(f"DELETE FROM {self._schema}.channels WHERE name = $1 RETURNING id", channel)
+        if number is not None:
+            for table in ("tails", "documents", "texts", "times"):  # `tidy` locks them in this order, too
+                await self._db.execute(f"DELETE FROM {self._schema}.{table} WHERE channel = $1", number)
         return (await self.heads([channel]))[0]
-
-    async def sweep(self, number: int | None = None) -> bool:
-        """Remove some rows of a deleted channel, by default of any one, and with the last ones that in `channels`.
-
-        Return False if there is none that no other instance has locked.
-        """
-        hidden = f"SELECT id FROM {self._schema}.channels WHERE name < '{FIRST}' ORDER BY name LIMIT 1"
-        if number is None and (number := await self._db.fetchval(f"{hidden} FOR UPDATE SKIP LOCKED")) is None:
-            return False
-        rest = ""
-        for table in ("tails", "documents", "texts"):  # `tidy` locks them in this order, too
-            some = f"SELECT ctid FROM {self._schema}.{table} WHERE channel = $1 LIMIT {TIDY_ROWS}"
-            await self._db.execute(f"DELETE FROM {self._schema}.{table} WHERE ctid = ANY(ARRAY({some}))", number)
-            rest += f" AND NOT EXISTS (SELECT FROM {self._schema}.{table} WHERE channel = $1)"
-        await self._db.execute(f"DELETE FROM {self._schema}.channels WHERE id = $1{rest}", number)
-        return True
 
     async def prune(self, channel: str, epoch: str, versions: Mapping[str, int]) -> list[str]:
         """Remove messages and commands (`Store.prune`)."""
@@ -769,9 +749,16 @@ class PostgresWriter(PostgresReader):
 
     async def tidy(self, now_ms: int) -> None:
         """Remove used-up ids and data of commands whose time is over."""
-        for table, key, end in (("used_up", "channel, message", "until_ms"), ("lives", "name", "lives")):
-            over = f"SELECT {key} FROM {self._schema}.{table} WHERE {end} <= $1 FOR UPDATE SKIP LOCKED"
-            await self._db.execute(f"DELETE FROM {self._schema}.{table} WHERE ({key}) IN ({over})", now_ms)
+        await self._db.execute(
+            f"DELETE FROM {self._schema}.used_up WHERE (channel, message) IN (SELECT channel, message"
+            f" FROM {self._schema}.used_up WHERE until_ms <= $1 FOR UPDATE SKIP LOCKED)",
+            now_ms,
+        )
+        await self._db.execute(
+            f"DELETE FROM {self._schema}.lives WHERE name IN"
+            f" (SELECT name FROM {self._schema}.lives WHERE lives <= $1 FOR UPDATE SKIP LOCKED)",
+            now_ms,
+        )
         rows = await self._db.fetch(
             f"UPDATE {self._schema}.documents SET until_ms = NULL WHERE (channel, message) IN"
             f" (SELECT channel, message FROM {self._schema}.documents WHERE until_ms <= $1 AND NOT is_open LIMIT $2"

@@ -19,7 +19,6 @@ import base64
 import binascii
 import logging
 import re
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial, wraps
@@ -195,7 +194,6 @@ class PostgresNotices:
 READERS = 4  # connections for reads at most; the pool has one more, so that renewals of the lease do not wait for them
 LOCKED_S = (0.002, 0.05)  # shortest and longest pause after a commit that met a locked row
 CONNECTIONS = READERS + 3  # of a process at most: also one for writes, and one for notices
-SWEEP_S = 1.0  # time after which one call of `tidy` begins no further step of the removal of deleted channels
 RELOADED = 500  # channels that one call of `tidy` reads again at most
 
 
@@ -412,13 +410,6 @@ class PostgresStore:
             self._uncovered.note_heads(dict(zip(channels, await self.heads(channels), strict=True)))
             await self._reload_unsure()
             due = [one for one in self._uncovered.due(now_ms) if one[0] not in self._uncovered.unsure]
-        end_s, goes_on = time.monotonic() + SWEEP_S, True
-        try:
-            while goes_on:
-                async with self._transaction() as writer:
-                    goes_on = await writer.sweep() and time.monotonic() < end_s
-        except StoreUnavailable as error:  # such as damage, which puts off no other housekeeping
-            logger.warning("rows of a deleted channel cannot be removed: %s", error)
         return due
 
     async def wipe(self, *, goes_on: bool = False) -> None:
