@@ -57,6 +57,8 @@ logger = logging.getLogger("tenuto.agents")
 
 Style = Literal["events", "data", "ai-sdk"] | Callable[[str], str | bytes]
 AI_SDK = "ai-sdk"  # the style in the format of another client
+# A block of its own: a page that looks at the first line of a block only would miss the text behind a comment.
+_HEARTBEAT = {"type": "http.response.body", "body": b":\n\n", "more_body": True}
 VIEWERS_POLL_S = 1.0  # interval of the check whether an answer that ends without viewers has any
 BEGINNING_S = 10.0  # longest time between a question and the beginning of its answer, for a page that looks for it
 PAGE = 10  # messages of one read that looks for the newest answer
@@ -288,8 +290,9 @@ class StreamResponse(Response):
             sender_class=TaskSender,
             name=name,
         )
-        if self._style not in ("events", AI_SDK) and not self._is_for_event_source(requested):
-            stream.heartbeat = None  # a page's own parser may know no comments: it gets what the app's endpoint sent
+        # a page's own parser may know no comments: it gets what the app's endpoint sent
+        knows_comments = self._style in ("events", AI_SDK) or self._is_for_event_source(requested)
+        stream.heartbeat = _HEARTBEAT if knows_comments else None
         closing.callback(stream.close)
         await stream.attach(self._channel, message, cursor)
         return stream

@@ -41,6 +41,7 @@ from tenuto.client.feed import ChannelView, EventConsumer, Feed, Subscription
 from tenuto.client.link import Link, Outcome, Retry
 from tenuto.client.work import OnTurn, RemoteWorker, Signals, TurnOffer
 from tenuto.client.writer import RemoteWriter
+from tenuto.core.decide import check_meta
 from tenuto.core.errors import LocalError, TenutoError
 from tenuto.core.events import Batch, CommandReply, Page, ServerEvent
 from tenuto.core.limits import Limits
@@ -484,7 +485,7 @@ class Client:
         if parts is not None:
             fields["parts"] = [check_part(part, self._limits) for part in parts]
         if meta:
-            check_json(meta, self._limits.meta_bytes, "meta", depth=self._limits.depth)
+            check_meta(meta, self._limits)
             fields["meta"] = plain(meta)
         return fields
 

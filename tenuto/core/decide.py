@@ -117,7 +117,7 @@ from tenuto.core.turns import (
 
 # the contents of superseded attempts may have this share of `Limits.message_bytes`, because documents repeat them
 ATTEMPTS_SHARE = 8
-# room in `meta` for the keys `STREAMED`, beside `Limits.meta_bytes`: for the records of some 130 streams
+# room in `meta` for the keys `STREAMED`, beside `Limits.meta_bytes`: for the records of some 100 streams
 STREAMED_BYTES = 32 * KIB
 LONGEST_S = 24 * 3600  # longest time that a command may wait for its reply
 STEP_S = 30 * 24 * 3600  # time after which the store may drop the data of a step
@@ -250,7 +250,7 @@ def _create(
         author=caller.id,
         status=request.status,
         parts=parts,
-        meta=_merged({}, request.meta, limits, options, STREAMED_BYTES if request.role == "assistant" else 0),
+        meta=_merged({}, request.meta, limits, options, _streamed_bytes(request.role)),
         parent=_parent(state, request),
         reply_to=check_id(request.reply_to, "reply_to") if request.reply_to is not None else None,
         at_ms=now_ms,
@@ -452,7 +452,7 @@ def _update(message: MessageState, request: UpdateMessage, caller: Caller, limit
     elif parts is not None:  # an edit may not know of approvals
         calls = {one.fields["call"]: one.value() for one in message.parts if one.fields["type"] == "tool"}
         parts = [_with_approval(one, calls.get(one["call"], one)) if one["type"] == "tool" else one for one in parts]
-    meta = _merged(message.meta, request.meta, limits)
+    meta = _merged(message.meta, request.meta, limits, streamed_bytes=_streamed_bytes(message.role))
     op = Update(id=message.id, parts=parts, meta=meta, at_ms=now_ms, request=_request(request.request))
     return Decision(ops=(op,))
 
@@ -525,7 +525,7 @@ def _finish(message: MessageState, request: FinishMessage, caller: Caller, limit
         id=message.id,
         status=request.status,
         reason=request.reason,
-        meta=_merged(message.meta, request.meta, limits),
+        meta=_merged(message.meta, request.meta, limits, streamed_bytes=_streamed_bytes(message.role)),
         at_ms=now_ms,
         request=_request(request.request),
     )
@@ -639,6 +639,11 @@ def _merged(
     merged = {name: value for name, value in {**old, **new, **own}.items() if value is not None}
     check_meta(merged, limits, streamed_bytes)
     return plain(merged)
+
+
+def _streamed_bytes(role: str) -> int:
+    """Return the room in `meta` for the keys `STREAMED`: no stream is written into a user's message."""
+    return STREAMED_BYTES if role != "user" else 0
 
 
 def check_meta(meta: dict[str, Json], limits: Limits, streamed_bytes: int = STREAMED_BYTES) -> int:

@@ -525,23 +525,15 @@ async def test_people_agents_and_signals_are_named_in_one_line_each(browser: Bro
         await here.page.get_by_text("Waiting").first.wait_for(state="hidden")  # its answer has begun
 
 
-async def test_steering_is_named_until_the_answer_ends_and_put_back_if_its_agent_never_looks(browser: Browser) -> None:
+async def test_steering_is_named_until_the_answer_ends_although_its_agent_never_looks(browser: Browser) -> None:
     async with mounted(browser, client="ada") as here:
-        field, status = here.page.locator("textarea"), here.page.locator(".status")
         await here.ask("Begin")
         await here.answer("one")
         await here.page.get_by_role("button", name="Steer this answer").click()
-        for written, words in (("\nShorter words?", "That did not work. Try again."), ("", "Too late to steer.")):
-            await here.ask("Shorter")
-            await expect(status).to_have_text("Steering…")
-            await field.fill(written.strip())
-            if not written:
-                await here.end()
-                await expect(status).to_be_hidden()
-            (steer,) = await here.hub.pending_commands("chat:1")
-            await here.hub.reply("chat:1", steer.id, ok=False, error={"code": "expired"})  # as the hub does after 300 s
-            await expect(status).to_have_text(words)
-            await expect(field).to_have_value(f"Shorter{written}")
+        await here.ask("Shorter")
+        await expect(here.page.locator(".status")).to_have_text("Steering…")
+        await here.end()
+        await expect(here.page.locator(".status")).to_be_hidden()
 
 
 async def test_sent_question_stands_at_the_top_and_the_view_follows_only_at_the_end(browser: Browser) -> None:

@@ -69,6 +69,8 @@ NOTED_MS = 3600 * 1000  # time between two notes in the store that a pattern is 
 # prefix of the notes in the store that a pattern is served: its messages wait even while all its agents are absent
 PATTERN_NOTE = "served/"
 
+Agent = tuple[str, str]  # the name of an agent, and its pattern of channels
+
 
 class AssignedTurn(NamedTuple):
     """One attempt at a turn, as a worker gets it."""
@@ -112,9 +114,9 @@ class WorkerPool:
     def __post_init__(self) -> None:
         # called when other nodes should know of a pattern or a waiting turn
         self.changed: Callable[[], None] = lambda: None
-        self.elsewhere: frozenset[tuple[str, str]] = frozenset()  # agents at other living nodes: names and patterns
-        # names of agents that left, with their patterns and the time; a deploy must not make their model unknown
-        self._left: dict[str, tuple[str, float]] = {}
+        self.elsewhere: frozenset[str] = frozenset()  # patterns that other living nodes serve
+        self._agents_elsewhere: frozenset[Agent] = frozenset()
+        self._left: dict[Agent, float] = {}  # agents that left, with the time; a deploy must not make them unknown
         self._workers: dict[Worker, None] = {}
         # patterns that are or were recently served, with the time of the last note about it; messages there wait for an
         # agent
@@ -165,23 +167,27 @@ class WorkerPool:
         """Return the names of the workers, each with its pattern."""
         return dict(self.present())
 
+    def present(self) -> list[Agent]:
+        """Return the workers as agents."""
+        return sorted({(worker.name, worker.pattern) for worker in self._workers})
+
     def agents(self, channel: str | None = None) -> dict[str, str]:
         """Return the names of the agents of all nodes, each with its pattern; with `channel`, of those that serve it.
 
-        An agent that left less than `REJOIN_S` ago is among them.
+        Of a pattern that no agent serves, those that left less than `REJOIN_S` ago are among them.
         """
-        since_s = self._loop.time() - REJOIN_S
-        left = {name: pattern for name, (pattern, left_s) in self._left.items() if left_s >= since_s}
-        agents = {**left, **dict(sorted(self.elsewhere)), **self.patterns_by_name()}
-        return {name: one for name, one in agents.items() if channel is None or matches(one, channel)}
+        agents, since_s = [*self.present(), *sorted(self._agents_elsewhere)], self._loop.time() - REJOIN_S
+        served = {pattern for _, pattern in agents}
+        agents += [one for one, left_s in self._left.items() if left_s >= since_s and one[1] not in served]
+        return {name: pattern for name, pattern in reversed(agents) if channel is None or matches(pattern, channel)}
 
-    def _note_left(self, agents: Iterable[tuple[str, str]]) -> None:
-        """Note that `agents`, names with patterns, are not present any more."""
-        for name, pattern in agents:
-            self._left.pop(name, None)
-            self._left[name] = pattern, self._loop.time()
-        for name in list(self._left)[:-REMEMBERED_PATTERNS]:
-            del self._left[name]
+    def _note_left(self, agents: Iterable[Agent]) -> None:
+        """Note that `agents` are not present any more."""
+        for agent in agents:
+            self._left.pop(agent, None)
+            self._left[agent] = self._loop.time()
+        for agent in list(self._left)[:-REMEMBERED_PATTERNS]:
+            del self._left[agent]
 
     def has_agent(self, channel: str) -> bool:
         """Return whether an agent for `channel` is present."""
@@ -195,18 +201,22 @@ class WorkerPool:
 
     def is_served_elsewhere(self, channel: str) -> bool:
         """Return whether an agent for `channel` is present at another node."""
-        return any(matches(pattern, channel) for _, pattern in self.elsewhere)
+        return any(matches(pattern, channel) for pattern in self.elsewhere)
 
-    def present(self) -> list[tuple[str, str]]:
-        """Return the names of the workers with their patterns."""
-        return sorted({(worker.name, worker.pattern) for worker in self._workers})
+    def served(self) -> list[str]:
+        """Return the patterns of the workers that are present."""
+        return sorted({worker.pattern for worker in self._workers})
 
-    def note_elsewhere(self, agents: Iterable[tuple[str, str]]) -> None:
-        """Note all agents that are at other nodes now. Those nodes keep notes of their patterns in the store."""
-        known, self.elsewhere = self.elsewhere, frozenset(agents)
-        self._note_left(sorted(known - self.elsewhere))
+    def note_agents_elsewhere(self, agents: Iterable[Agent]) -> None:
+        """Note all agents that are at other nodes now."""
+        known, self._agents_elsewhere = self._agents_elsewhere, frozenset(agents)
+        self._note_left(sorted(known - self._agents_elsewhere))
+
+    def note_elsewhere(self, patterns: Iterable[str]) -> None:
+        """Note all patterns that other nodes serve now. Those nodes keep the notes in the store."""
+        self.elsewhere = frozenset(patterns)
         now_ms = self._clock.now_ms()
-        for _, pattern in self.elsewhere:
+        for pattern in self.elsewhere:
             if pattern in self.patterns or len(self.patterns) < REMEMBERED_PATTERNS:
                 self.patterns[pattern] = now_ms
 
@@ -526,7 +536,7 @@ class TurnScheduler:
         if kind in self._unserved or len(self._unserved) >= NAMED_UNSERVED:
             return
         self._unserved.add(kind)
-        present = _listed(pattern for _, pattern in (*self.workers.present(), *self.workers.elsewhere))
+        present = _listed([*self.workers.served(), *self.workers.elsewhere])
         gone = _listed(pattern for pattern in self.workers.patterns if matches(pattern, channel))
         logger.warning(
             'no agent serves "%s"; %s%s',
@@ -800,14 +810,15 @@ class TurnScheduler:
 PREFIX = "turns/"  # of the names of the holds; the node follows
 FOLLOW_S = 1.0  # time between two reads of the holds of other nodes
 REST_S = 0.05  # shortest time between two changes of the hold
-SHOWN = 500  # number of patterns, and of channels, in the hold of a node
+SHOWN = 500  # number of patterns, of channels and of agents in the hold of a node
 
 
 class ShownTurns(Struct, frozen=True):
     """The hold of a node."""
 
-    agents: list[tuple[str, str]] = []  # names with patterns
+    patterns: list[str] = []
     waiting: list[str] = []
+    agents: list[Agent] = []
 
 
 @dataclass(eq=False)
@@ -854,7 +865,7 @@ class SharedTurns:
         """Put `hold` by a renewal; if it has other agents, notify the other nodes. Raises StoreUnavailable."""
         await self._nodes.renew()
         known, self._shown = self._shown, hold
-        if hold.agents != known.agents:
+        if (hold.patterns, hold.agents) != (known.patterns, known.agents):
             self._follower.notifier.send(Notice("here", "", self._nodes.node.encode()))
 
     def _receive(self, notice: Notice | None) -> None:
@@ -870,7 +881,7 @@ class SharedTurns:
         """Return the hold of this node."""
         workers = self._scheduler.workers
         waiting = [channel for channel in self._waiting() if workers.best_for(channel) is None]  # for other nodes
-        return ShownTurns(agents=workers.present()[:SHOWN], waiting=waiting[:SHOWN])
+        return ShownTurns(workers.served()[:SHOWN], waiting[:SHOWN], workers.present()[:SHOWN])
 
     def _waiting(self) -> list[str]:
         """Return the channels in which turns wait; if there are many, first those that an agent serves."""
@@ -886,7 +897,8 @@ class SharedTurns:
         others = [
             decoded(hold.value, ShownTurns) or ShownTurns() for node, hold in held.values() if node != self._nodes.node
         ]
-        self._scheduler.workers.note_elsewhere(agent for one in others for agent in one.agents)
+        self._scheduler.workers.note_elsewhere(pattern for one in others for pattern in one.patterns)
+        self._scheduler.workers.note_agents_elsewhere(agent for one in others for agent in one.agents)
         return others
 
     async def follow(self) -> None:

@@ -103,12 +103,10 @@ export class Composer {
     void sent.then((isKept) => isKept || this.restore(text))
   }
 
-  /** Put a text back into the field, before what the person has written since: it could not be sent and no message shows it. @param {string} text */
+  /** Put a text back into the field, because it could not be sent and no message shows it. @param {string} text */
   restore(text) {
-    const { input } = this
-    if (!text || `${input.value}\n`.startsWith(`${text}\n`)) return // a page that was loaded anew gets some events again
-    if (input.value) input.setRangeText(`${text}\n`, 0, 0, "preserve") // the cursor stays where the person writes
-    else input.value = text
+    if (this.input.value) return
+    this.input.value = text
     this.changed()
   }
 }

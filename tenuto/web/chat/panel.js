@@ -282,7 +282,7 @@ export class Panel {
       const command = this.list.commands.find(({ id }) => id === event.id)
       if (command) this.list.replies.set(command, event)
       if (command?.name === "steer" && command.from === this.me && !event.ok) {
-        this.line.trouble = this.words[this.composer.isRunning ? "notDone" : "notSteered"] // an answer that runs can be steered again
+        this.line.trouble = this.words.notSteered
         this.composer.restore(/** @type {{ text?: string } | undefined} */ (command.data)?.text ?? "")
       }
     } else if (event.type === "signal" && event.name === "nobody_listening") this.line.unheard = true
