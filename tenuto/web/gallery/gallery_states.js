@@ -207,7 +207,7 @@ const states = {
   "no-agent": { title: "No assistant connected", shows: "No assistant is connected", messages: unheard, act: (here) => here.later("article", { type: "signal", name: "nobody_listening", data: { message: unheard[0].id } }) },
   visitor: { title: "A visitor with earlier chats", shows: "A cursor says", messages: answered, chats: ["How do I resume, and what does it cost on a phone?", "Which transport?"] },
   "ask-again": { title: "Too many questions", shows: "You can ask again in", messages: unsent, wait_s: 3_000, act: (here) => here.ask("And what is an epoch?") },
-  "history-loading": { title: "Older messages load", shows: "Loading older messages…", messages: thread(...many), attached: { more: true, before: many[0].created }, act: (here) => here.scrollUp() },
+  "history-loading": { title: "Older messages load", shows: "Loading…", messages: thread(...many), attached: { more: true, before: many[0].created }, act: (here) => here.scrollUp() },
   people: {
     title: "40 people", shows: "+37", messages: answered, attached: { presence: { members: members(40), count: 40 } },
     events: [{ type: "signal", name: "typing", data: { typing: true }, from: "Bea" }, { type: "signal", name: "typing", data: { typing: true }, from: "Chidi" }],
