@@ -539,8 +539,7 @@ def writing(run: Run, open_writer: Callable[[], Coroutine[Any, Any, Writer]]) ->
     try:
         yield SyncWriter(run, writer)
     except BaseException as error:
-        # Exceptions such as Ctrl-C, which end a thread, correspond to the cancellation of a task, so they cancel the
-        # message.
+        # An exception such as Ctrl-C, which ends a thread, is as the cancellation of a task: it cancels the message.
         cause = error if isinstance(error, Exception) else asyncio.CancelledError()
         run(writer.__aexit__(type(cause), cause, error.__traceback__))
         raise

@@ -53,8 +53,7 @@ from tenuto.stores.base import Conflict, Head, Store, head_of
 FRAME_BYTES = 256 * 1024  # size of a WebSocket frame at most, unless a single event is larger
 # Larger batches are rare, and to keep another form of them would cost more than to make it again.
 MAX_CHUNK_BYTES = 64 * 1024
-# Limit per channel for the text of batches that are kept for other feeds at the same cursor. A batch exists in up to
-# four forms.
+# Limits per channel of the batches that are kept for other feeds at the same cursor; each exists in up to four forms.
 MAX_CACHED_BATCHES = 64
 MAX_CACHED_BYTES = 2 * 1024 * 1024
 
@@ -130,7 +129,7 @@ class EncodedBatch(Struct, eq=False):
         return self._frames
 
     def frames_with(self, extra: str) -> tuple[bytes, ...]:
-        """Return `frames` with `extra` in the cursor, made for one viewer and therefore not kept."""
+        """Return `frames` with `:` and `extra` after the cursor, made for one viewer and therefore not kept."""
         cursor = b'"cursor":"%b' % self.cursor.encode()
         *first, last = self.frames
         # the replacement is unambiguous, since only the channel's name stands before the cursor in the frame
@@ -163,7 +162,7 @@ _APPEND = str(MessageAppend.__struct_config__.tag).encode()
 class BatchCache:
     """The batches of one channel that are kept for other feeds at the same cursor, within a limit of memory."""
 
-    # batches by the serial that they follow; dropped as soon as the channel's serial moves
+    # batches by the serial that they follow, if several feeds may take them; dropped once the channel's serial moves
     live: dict[int, EncodedBatch] = field(default_factory=dict)
     # the epoch and the event of the last commit, if it was a single append
     appended: tuple[str, MessageAppend] | None = None
@@ -213,11 +212,9 @@ _STEP_KEY = command_key(STEP_MARK)  # begins the keys of steps
 KEPT_ABSENT = 10_000  # ids that the store is known not to have, so that a new message looks its id up at most once
 
 
-# Classes of flush windows: the feeds of one class are released at the same tick, so that they share the bytes of a
-# batch.
+# Classes of flush windows: the feeds of a class are released at the same tick, and so share the bytes of a batch.
 FLUSH_CLASSES_MS = (0, 20, 40, 100, 250, 500, 1000)
-# Number of feeds released in one iteration of the loop: about a millisecond of work, so that a large channel delays no
-# other.
+# Feeds released in one iteration of the loop: about a millisecond of work, so that a large channel delays no other.
 SLICE_FEEDS = 100
 EPHEMERAL_S = 0.1  # presence changes and signals within this time are sent together
 
@@ -230,7 +227,7 @@ class Ticks:
     _EXACT = 1e-6
 
     def __init__(self) -> None:
-        self._due: dict[int, list[Callable[[], None]]] = {}
+        self._due: dict[int, list[Callable[[], None]]] = {}  # callbacks by the number of their point of the grid
 
     def tick_s(self, due_s: float) -> float:
         """Return the time of the first point of the grid that is not before `due_s`."""
@@ -241,11 +238,11 @@ class Ticks:
         self._call(ceil(due_s / self.GRID_S), callback)
 
     def _call(self, point: int, callback: Callable[[], None]) -> None:
-        waiting = self._due.get(point)
-        if waiting is None:
-            waiting = self._due[point] = []
-            asyncio.get_running_loop().call_at(point * self.GRID_S, self._run, point)
-        waiting.append(callback)
+        callbacks = self._due.get(point)
+        if callbacks is None:
+            callbacks = self._due[point] = []
+            asyncio.get_running_loop().call_at(point * self.GRID_S, self._run, point)  # one timer for all of the point
+        callbacks.append(callback)
 
     def call_before(self, over_s: float, lead_s: float, callback: Callable[[], None]) -> bool:
         """Call `callback` at the last grid point that is `lead_s` before the tick at `over_s`.
@@ -320,7 +317,7 @@ class Group:
         """Wake `feeds`, by default all, in slices between which the loop runs other callbacks."""
         feeds = feeds or tuple(self.feeds)
         for feed in feeds[:SLICE_FEEDS]:
-            if feed in self.feeds:
+            if feed in self.feeds:  # it may have closed since the slice before
                 feed.wake()
         if len(feeds) > SLICE_FEEDS:
             asyncio.get_running_loop().call_soon(self._wake_feeds, feeds[SLICE_FEEDS:])
@@ -347,14 +344,13 @@ class Channel:
         self.is_loaded = False  # True: the head was read from the store, also while more is being read
         # removes a part that `rewrite` has left; called before the channel is read again
         self._mend: Callable[[], Awaitable[None]] | None = None
-        self._absent: set[str] = set()
-        self._groups: dict[int, Group] = {}
+        self._absent: set[str] = set()  # ids of messages and commands that the store is known not to have
+        self._groups: dict[int, Group] = {}  # by flush class, in ms
         self.watchers = 0  # number of feeds that follow this channel
         self.batches = BatchCache()
-        self._loading = asyncio.Lock()
-        self._loaders = 0
-        # The committer sets this future while a commit of this channel is in flight: no load may begin until it is
-        # done.
+        self._loading = asyncio.Lock()  # held by the block of `_exclusive` that runs
+        self._loaders = 0  # number of these blocks that run or wait
+        # set by the committer while a commit of this channel is in flight: no load may begin until it is done
         self.commit_over: asyncio.Future[None] | None = None
         # memory to keep in a trim that had to be delayed; it runs before the next decision
         self.trim_bytes: int | None = None
@@ -371,13 +367,13 @@ class Channel:
         if not self.is_loaded or self._loaders or self.is_stale:
             return False
         messages = self.state.messages
-        for one in ids:
+        for one in ids:  # hot path: usually all ids are in memory
             if one not in messages and one not in self.state.commands and one not in self._absent:
                 return not self.missing(ids)
         return True
 
     def missing(self, ids: Iterable[str]) -> list[str]:
-        """Return the ids among `ids` that must be read from the store before a decision."""
+        """Return those of `ids` that must be read from the store before a decision; a whole state lacks only steps."""
         state, absent = self.state, self._absent
         unknown = (one for one in ids if one not in state.messages and one not in state.commands and one not in absent)
         return [one for one in unknown if not state.is_whole or one.startswith(_STEP_KEY)]
@@ -407,8 +403,8 @@ class Channel:
                     self.batches.appended = (state.epoch, event)
             return
         if state.serial == 0 and entries:
-            state.epoch, state.lives = epoch, 0
-        shaped: dict[str, None] = {}
+            state.epoch, state.lives = epoch, 0  # with entries the epoch names the life (`Head.lives`)
+        shaped: dict[str, None] = {}  # ids with entries other than appends, except those of steps
         for entry in entries:
             apply_entry(state, entry)
             if type(entry.op) is not Append:
@@ -499,7 +495,7 @@ class Channel:
     def batch_since(self, since: int, *, attach: bool) -> EncodedBatch | None:
         """Return the events after serial `since`; with `attach`, `channel.attached` first.
 
-        Returns None if too many messages changed. Raises Behind if a message that it needs is not in memory.
+        Return None if too many messages changed. Raises Behind if a message that it needs is not in memory.
         """
         known = self.batches.first.get(("resume", since)) if attach else self.batches.live.get(since)
         if known is not None:
@@ -562,12 +558,12 @@ class Channel:
     async def load_messages(self, ids: Sequence[str]) -> None:
         """Load those of the messages `ids` that exist."""
         await self.load()
-        if not self._loaders and not self.missing(ids):
+        if not self._loaders and not self.missing(ids):  # a read that runs may replace the state
             return
         async with self._exclusive():
             while wanted := self.missing(ids):
                 head, found = await self._store.messages(self.name, wanted)
-                if await self._has_passed(head):
+                if await self._has_passed(head):  # else read again, since `found` may not fit the state
                     self._insert(restored(found.values()))
                     if len(self._absent) > KEPT_ABSENT:
                         self._absent.clear()
@@ -585,7 +581,7 @@ class Channel:
             while since < self.state.complete_since:
                 changes = await self._store.changes(self.name, after=since, limit=limit)
                 if not await self._has_passed(changes.head):
-                    continue
+                    continue  # read again: `changes` may not fit the state
                 if changes.messages is None:
                     return False
                 self._insert(restored(changes.messages))
@@ -601,7 +597,7 @@ class Channel:
             while newest_messages(self.state, history, limits) is None:
                 page = await self._store.page(self.name, before=None, limit=wanted, limit_bytes=limits.history_bytes)
                 if not await self._has_passed(page.head):
-                    continue
+                    continue  # read again: `page` may not fit the state
                 state = self.state
                 found = restored(page.messages)
                 self._insert(found)
@@ -684,17 +680,17 @@ class Channel:
     async def _catch_up(self) -> None:
         """Bring the state up to the channel's head in the store.
 
-        Apply the entries that are missing. If they cannot be applied one by one, read the changed messages whole.
+        Apply the missing entries one by one. If that cannot be done, read the changed messages whole, else the channel.
         """
         state = self.state
         head, entries = await self._store.entries(self.name, after=state.serial, limit_bytes=FOLLOW_BYTES)
         if self.is_at(head):
             return
-        is_next = (head.epoch, head.floor) == (state.epoch, state.floor) and head.serial > state.serial
-        if is_next and entries is not None and self._can_apply(entries):
+        has_grown = (head.epoch, head.floor) == (state.epoch, state.floor) and head.serial > state.serial
+        if has_grown and entries is not None and self._can_apply(entries):
             self.committed(head.epoch, entries, ())
             return
-        if is_next or not state.serial:  # of an empty channel the head's whole epoch is missing
+        if has_grown or not state.serial:  # of an empty channel the head's whole epoch is missing
             self._absent.clear()
             limit = self._limits.catch_up_messages
             head, newest, found = await self._store.changes(self.name, after=state.serial, limit=limit)
@@ -710,7 +706,7 @@ class Channel:
     def take_entries(self, epoch: str, floor: int, serial: int, entries: Sequence[Entry], *, lives: int) -> bool:
         """Apply `entries`, which another hub has stored up to `serial`; return whether the state is at `serial` now.
 
-        If not, `refresh` is due: one before them is missing, the state may not move, or other `lives` are over.
+        If not, `refresh` is due: an earlier entry is missing, the state may not move, or epoch, floor or lives differ.
         """
         state = self.state
         is_same = (epoch, floor) == (state.epoch, state.floor) if state.serial else lives == state.lives
@@ -735,7 +731,8 @@ class Channel:
             opened, since = await self._store.open_documents(self.name), first.head.serial
             if self._store.is_exclusive:
                 break
-            # what other processes have changed since the first read is read whole; to read again could go on for ever
+            # Changes since the first read are read whole: to read all again could go on for ever. That is done only if
+            # there are too many, or if the epoch or the floor has changed.
             changes = await self._store.changes(self.name, after=since, limit=self._limits.catch_up_messages)
             if changes.messages is not None and (not since or changes.head._replace(serial=since) == first.head):
                 break
@@ -847,8 +844,7 @@ class Feed:
                 if channel.batches.unreadable is not None:
                     raise Behind
                 return self._take_ephemeral()
-            # Hot path: another feed has already taken the batch that follows this cursor, for example one of a thousand
-            # viewers.
+            # Hot path: another feed, such as one of a thousand viewers, has taken the batch that follows this cursor.
             known = channel.batches.live.get(self._serial) or channel.append_since(self._serial)
             if known is not None:
                 self._serial = state.serial
@@ -860,8 +856,7 @@ class Feed:
             # set it first: if `new_start` raises Behind, `catch_up` must load the messages of a new start
             self._epoch = None
         if is_start and self.ephemeral_position is not None:
-            # `channel.attached` carries presence. Presence changes before it, and their signals, must therefore go
-            # before it.
+            # `channel.attached` carries presence, so earlier presence changes, and their signals, must go before it.
             if self._attached and (ephemeral := self._take_ephemeral()) is not None:
                 return ephemeral
             self.ephemeral_position = channel.presence_state.position
@@ -872,7 +867,7 @@ class Feed:
             self.on_first = None
         self._attached = True
         self._epoch, self._serial = state.epoch, state.serial
-        return batch if batch.events else self._take_ephemeral()
+        return batch if batch.events else self._take_ephemeral()  # without events: its entries show viewers no change
 
     def _take_ephemeral(self) -> EncodedBatch | None:
         """Take the ephemeral events since the last ones; `take` keeps them apart from entries, which have a cursor."""
@@ -884,7 +879,7 @@ class Feed:
         return batch if batch.events else None
 
     async def prepare(self) -> None:
-        """Load the messages of the first batch, or close this feed. Raises StoreUnavailable, StoreUnusable."""
+        """Load the first batch's messages; close this feed if that fails. Raises StoreUnavailable, StoreUnusable."""
         try:
             try:
                 if not self._is_continued() or self.channel.batch_since(self._serial, attach=True) is None:
@@ -912,10 +907,10 @@ class Feed:
         wait behind a growing answer until that answer ends.
         """
         channel = self.channel
-        state, passed = channel.state, self.ephemeral_position
+        state, position = channel.state, self.ephemeral_position
         if not self._attached or self._serial != state.serial or self._epoch != state.epoch:
             self._group.moved()
-        elif passed is not None and passed != channel.presence_state.position:
+        elif position is not None and position != channel.presence_state.position:
             asyncio.get_running_loop().call_soon(self.wake)
 
     def close(self) -> None:

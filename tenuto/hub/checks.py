@@ -92,7 +92,7 @@ logger = logging.getLogger("tenuto.hub")
 def names_of_cell() -> dict[str, Any] | None:
     """Return the namespace of the notebook cell, or of the interactive interpreter, that is making a hub; else None."""
     frame = sys._getframe(1)
-    while frame.f_globals.get("__name__", "").partition(".")[0] == __name__.partition(".")[0]:
+    while frame.f_globals.get("__name__", "").partition(".")[0] == __name__.partition(".")[0]:  # in Tenuto
         if frame.f_back is None:
             return None
         frame = frame.f_back
@@ -144,7 +144,7 @@ def _is_runserver() -> bool:
     django: Any = sys.modules.get("django.conf")
     if django is None or sys.argv[1:2] != ["runserver"] or not django.settings.configured:
         return False
-    return not any(app.partition(".")[0] == "daphne" for app in django.settings.INSTALLED_APPS)
+    return not any(app.partition(".")[0] == "daphne" for app in django.settings.INSTALLED_APPS)  # its runs ASGI
 
 
 def _serves_wsgi() -> bool:

@@ -28,8 +28,8 @@ class Clock:
     owner = "this machine"  # whose clock it is, for log messages
 
     def __init__(self) -> None:
-        self._last_ms = 0
-        self._count = 0
+        self._last_ms = 0  # time in the last id
+        self._count = 0  # counter in the last id
 
     def now_ms(self) -> int:
         """Return the time in milliseconds since 1970."""
@@ -49,7 +49,7 @@ class Clock:
             self._last_ms, self._count = now_ms, 0
         else:
             self._count += 1
-            if self._count >= 1 << 15:
+            if self._count >= 1 << 15:  # more than its three characters hold
                 self._last_ms, self._count = self._last_ms + 1, 0
         return base32(self._last_ms, 10) + base32(self._count, 3) + base32(self.random_bits(25), 5)
 
@@ -76,7 +76,7 @@ class StoreClock(Clock):
         self._own = own
         self._now_s: Callable[[], float] = time.monotonic  # the clock of the event loop
         self._ahead_ms: float | None = None  # the store's clock, less that of the event loop
-        self._is_apart = False
+        self._is_apart = False  # True: a difference was logged, and is still more than half of APART_MS
 
     def now_ms(self) -> int:
         return self._own.now_ms() if self._ahead_ms is None else int(1000 * self._now_s() + self._ahead_ms)

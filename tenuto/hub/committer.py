@@ -164,8 +164,7 @@ MAX_ITEMS = 1_024
 # Size from which an item, such as a question with a photo, has a commit of its own, or is the last of the commit after
 # one in which others came first. The commit after it has no such item, so that text of others waits for one at most.
 LARGE_BYTES = 256 * 1024
-# Limit of a message's text since its last document. Beyond it the message gets a new document, so that a restart reads
-# little.
+# Limit of a message's text since its last document; beyond it the message gets another, so that a restart reads little.
 DOCUMENT_BYTES = 64 * 1024
 STORE_TIMEOUT_S = 30.0  # time without a response after which the outcome of a commit counts as unknown
 PROBE = "readyz"  # the note by which `check_writes` tries to write
@@ -202,8 +201,8 @@ class Committer:
     _limits: Limits
     _clock: Clock
     _channels: Mapping[str, Channel]  # those in memory
-    _channel: Callable[[str], Channel]  # returns another one
-    _spawn: Callable[[Coroutine[None, None, None]], object]
+    _channel: Callable[[str], Channel]  # returns the one with a name, also if it is not in memory yet
+    _spawn: Callable[[Coroutine[None, None, None]], object]  # starts a task
     pace: Pace
     _: KW_ONLY
     is_served: Callable[[str], bool]  # returns whether agents serve a channel
@@ -221,7 +220,7 @@ class Committer:
         self._queue = Admission()
         self._waiting_bytes = 0
         self._may_be_large = True  # False: the last commit was that of a large item
-        self._was_held = False  # True: a large item waited while others came first
+        self._was_held = False  # True: a large item waits only because others came first in the last commit
         self._wake = asyncio.Event()  # set while items are queued
         self._since_s: float | None = None  # loop time at which the oldest item was queued, or earlier
         self._batch_in_flight: _Batch | None = None
@@ -254,7 +253,7 @@ class Committer:
     def submit(self, item: Item, *, is_urgent: bool = True) -> None:
         """Queue `item` for the next batch. Raises Busy if the queue is full, Draining after the hub has ended.
 
-        Unless `is_urgent`, the batch may keep its gap to the last one.
+        Unless `is_urgent`, or enough items for a batch wait, the batch may keep its gap to the last one.
         """
         if self._is_over:
             raise Draining("hub is closed; start it again, or reconnect to another one")
@@ -286,8 +285,7 @@ class Committer:
             while True:
                 await self._wake.wait()
                 if await self.pace.keep_gap():
-                    # The gap is no part of the time that a commit takes: text inside of a flush window does not wait
-                    # for it.
+                    # The gap is no part of the time that a commit takes: text in a flush window does not wait for it.
                     self._since_s = asyncio.get_running_loop().time()
                 self._batch_in_flight = self._assemble()
                 if self._batch_in_flight.decided:
@@ -304,7 +302,7 @@ class Committer:
         in_flight = self._batch_in_flight.decided if self._batch_in_flight is not None else []
         for decided in in_flight:
             for ask in decided.granted:
-                ask.is_unclear = True
+                ask.is_unclear = True  # the commit that was cancelled may have stored it
         items = [decided.item for decided in in_flight]
         items += [*self._queue.drain(), *(item for parked in self._parked.values() for item in parked)]
         self._parked.clear()
@@ -338,7 +336,7 @@ class Committer:
                 continue
             channel = self._channels.get(item.channel) or self._channel(item.channel)
             channel.used_s = now_s
-            is_first = channel not in batch.drafts and channel not in batch.single
+            is_first = channel not in batch.drafts and channel not in batch.single  # the batch has no decision on it
             if is_first and channel.trim_bytes is not None:
                 channel.trim(channel.trim_bytes)
             if channel in self._parked or not channel.is_ready_for(item.ids):
@@ -356,7 +354,7 @@ class Committer:
                 )
                 continue
             if channel.watchers:
-                limit = MAX_ROWS
+                limit = MAX_ROWS  # viewers wait for this commit
                 if not item.is_beginning:
                     self._queue.note_running(now_s)
             # A plain append that comes first needs no draft: `single` holds its entry until the channel's next request.
@@ -390,7 +388,7 @@ class Committer:
         return batch
 
     def _plain_append(self, channel: Channel, asks: Sequence[Ask]) -> Entry | None:
-        """Return the entry of the only request of `asks` if it is a plain append by the app, else None."""
+        """Return the entry of the only request if it is a plain append by the app and needs no document, else None."""
         (ask,) = asks
         request, state = ask.request, channel.state
         if type(request) is not AppendText or not ask.caller.is_app:
@@ -425,8 +423,7 @@ class Committer:
                 for op in stored_renewal(draft.message(ask.key), now_ms):
                     draft.add(op)
             if isinstance(request, AppendText) and request.at is None and decision.length is not None:
-                # The request keeps its first offset, so that its text is not added twice after a commit with an unknown
-                # outcome.
+                # The request keeps its first offset: after an unknown outcome its text is not added twice.
                 ask.request = replace(request, at=decision.length - len(request.text))
         return Decided(channel, item, asks[: len(outcomes)], outcomes, refusal)
 
@@ -559,7 +556,7 @@ class Committer:
         self._in_doubt.update(unclear)
         for channel, items in parked.items():
             if channel.conflicts > MAX_CONFLICTS:
-                channel.conflicts = 0
+                channel.conflicts = 0  # its requests have failed; later ones begin anew
             # before all others of the channel, which is read again
             self._parked.setdefault(channel, deque()).extendleft(reversed(items))
             self._spawn(self._load(channel))
@@ -601,8 +598,7 @@ class Committer:
                         await channel.refresh()
                         self.followed(channel)
                     await channel.load_messages(self._ids(channel))
-                    # A commit with an unknown outcome may have parked more items meanwhile; `_resolve_unclear` handles
-                    # those.
+                    # An unknown outcome may have parked more items meanwhile, which `_resolve_unclear` handles.
                     is_read = not channel.is_stale and not channel.missing(self._ids(channel))
                 # resolved here, with the messages in memory, because a result may contain one
                 self._resolve_unclear(channel)

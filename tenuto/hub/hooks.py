@@ -83,8 +83,7 @@ class Hook:
                 f"hook kinds must be among {', '.join(KINDS)}, got {', '.join(map(str, unknown)) or 'none'}"
             )
         if inspect.isroutine(handler) and not inspect.iscoroutinefunction(handler):
-            # Refused at registration: otherwise each call would fail later and be retried for ever, with only a log
-            # line.
+            # Refused here: otherwise each call would fail later and be retried for ever, with only a log line.
             raise LocalError(f"hook {name!r} must be an async function; define it with `async def`")
         self.name = name
         self.kinds = frozenset(kinds)
@@ -108,7 +107,7 @@ async def register(store: Store, hook: Hook, early: Mapping[str, tuple[str, int]
         heads = zip(fresh, await in_time(store.heads(fresh), store.name), strict=True)
         found = {_note_name(hook, one): str(Cursor(*early.get(one, head[:2]))).encode() for one, head in heads}
         if not await in_time(store.note(found, expected=is_new), store.name):
-            return
+            return  # another hub has registered it
         after = page[-1]
     await in_time(store.note({registered: b"1"}, expected=is_new), store.name)
 
@@ -145,8 +144,8 @@ class HookRunner:
         self._tasks: set[asyncio.Task[Any]] = set()
         # for each channel: the epoch and serial up to which the hook was called
         self._positions: dict[str, tuple[str, int]] = {}
-        self._is_ready = False
-        self._running: set[str] = set()
+        self._is_ready = False  # True: this node has the hook, and has read the positions
+        self._running: set[str] = set()  # channels whose `_follow` runs
         self._again: set[str] = set()  # channels that moved while the hook was being called
         self._room = asyncio.Semaphore(MAX_RUNNING)
 
@@ -330,7 +329,7 @@ class HookRunner:
         head = await head_of(store, channel)
         if (head.epoch, head.serial) == (epoch, serial):
             return
-        if head.epoch == NO_EPOCH:
+        if head.epoch == NO_EPOCH:  # the channel is empty
             await self._note(channel, None, term)
             return
         if (epoch, serial) == DAMAGED:

@@ -414,7 +414,7 @@ class HubCore(Lifecycle):
         """
         viewing = self.viewing
         await self.start()
-        node = self.node
+        node = self.node  # names this run of the hub
         viewing.check()
         async with viewing.reading():
             live = await self.runtime.fresh(channel, with_members=has_ephemeral)
@@ -453,7 +453,7 @@ class Subscription:
     cursor: str | None
     _history: int | None
     _flush_ms: int | None
-    _woken: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+    _woken: asyncio.Event = field(default_factory=asyncio.Event, init=False)  # set when there may be events to take
 
     async def __aiter__(self) -> AsyncIterator[ServerEvent]:
         async for batch in self.batches():
@@ -470,7 +470,7 @@ class Subscription:
             wake=self._woken.set,
             has_ephemeral=True,
         )
-        node = self._hub.node
+        node = self._hub.node  # names the run of the hub that the feed belongs to
         try:
             while True:
                 self._woken.clear()

@@ -119,7 +119,7 @@ class LeaseMonitor:
             known.term_s = term_s
         elif self.is_alone or message.last <= known.last:
             return  # no other hub has received a request of the writer
-        is_late = is_late or known is None
+        is_late = is_late or known is None  # this hub may learn of the lease only now
         self.renew(channel, key, message, self.left_s(term_s, message.alive_at) if is_late else None)
 
     def followed(self, channel: Channel) -> None:

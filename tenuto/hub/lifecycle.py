@@ -62,7 +62,7 @@ class SignalHook:
 
     def __init__(self, drain: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._drain = drain
-        self._is_hit = False
+        self._is_hit = False  # True: a signal has begun the drain since the last `install`
 
     def install(self) -> None:
         """Hook the signals; again if another component has replaced the handlers since. Only the main thread can."""
@@ -84,7 +84,7 @@ class SignalHook:
         for number in SIGNALS:
             chain = _chain(number)
             for at, one in enumerate(chain):
-                if one.hook is self and at:
+                if one.hook is self and at:  # another hub has hooked the signals later
                     chain[at - 1].before = one.before
                 elif one.hook is self:
                     signal.signal(number, one.before)
@@ -116,7 +116,7 @@ class _Handler:
     def pass_on(self, number: int, frame: FrameType | None) -> None:
         if callable(self.before):
             self.before(number, frame)
-        elif self.before == signal.SIG_DFL:
+        elif self.before == signal.SIG_DFL:  # only the system can carry it out: let the signal come again
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
 
@@ -213,7 +213,7 @@ class Viewing:
 
     @asynccontextmanager
     async def responding(self) -> AsyncIterator[Callable[[], None]]:
-        """Run a block that sends a response, and calls the given function when it begins.
+        """Run a block that sends a response; the block calls the function that it gets when the response begins.
 
         Raises Draining if it has not begun `RESPONSE_S` after the drain, because the store does not respond.
         """
@@ -295,11 +295,11 @@ async def _ended_by(
     except TimeoutError:
         if limit.expired():
             raise refusal() from None
-        raise
+        raise  # the block itself raised it
 
 
 def _end_in(seconds: float, limits: Iterable[asyncio.Timeout]) -> None:
-    """End the blocks of `limits` at that time from now."""
+    """End the blocks of `limits` in `seconds` from now."""
     at_s = asyncio.get_running_loop().time() + seconds
     for limit in tuple(limits):
         if not limit.expired():
@@ -359,7 +359,7 @@ class Lifecycle:
     _keyed: Sequence[Keyed]  # they share their keys by the store
     _signals: SignalHook | None
     _recover: Callable[[Runtime, IsMine], Awaitable[None]]  # handles the messages that ended nodes left open
-    _release_loop: Callable[[asyncio.AbstractEventLoop], Awaitable[bool]]  # ends a run on a loop of `hub.sync`
+    _release_loop: Callable[[asyncio.AbstractEventLoop], Awaitable[bool]]  # ends the run if the loop is `hub.sync`'s
     _is_named: Callable[[], bool]  # whether a name in the app's code leads to the hub, as far as that is known
 
     def __init__(self, store: Store) -> None:
@@ -460,7 +460,7 @@ class Lifecycle:
             self.viewing.is_draining = self.viewing.has_drained = False
             self._runtime = None
             if last is not None and last.loop is not loop:
-                ends = [last.stop.set if last.ready.done() else last.main.cancel]
+                ends = [last.stop.set if last.ready.done() else last.main.cancel]  # a start sees `stop` at its end
                 if self._restarting is not None:
                     ends.append(self._restarting.cancel)
                     self._restarting = None
@@ -486,7 +486,7 @@ class Lifecycle:
         if run.is_over or not run.ready.done() or run.ready.exception() is not None:
             return
         if run.draining is None:
-            drain_s = self.drain_s if self._restarting is None else 0.0
+            drain_s = self.drain_s if self._restarting is None else 0.0  # a replaced store takes no more text
             run.draining = asyncio.get_running_loop().create_task(self._drain(self.runtime, drain_s))
         await asyncio.shield(run.draining)
 
@@ -509,7 +509,7 @@ class Lifecycle:
         if restarting is not None:
             restarting.cancel()
             await asyncio.wait([restarting])
-            run = self._run
+            run = self._run  # it may have begun another one
         if run is None or run.main.done() or run.loop is not asyncio.get_running_loop():
             return
         if not run.is_over:  # a start that has failed is over, and still closes the store
@@ -704,6 +704,7 @@ class Lifecycle:
             del _owners[path]
 
     async def _close_if_finished(self) -> None:
+        """Close the store if the event loop of this hub is closed, or if a later cell of a notebook may take it."""
         loop = self._run.loop if self._run is not None else None
         if loop is not None and loop.is_closed():
             logger.info("a hub whose event loop is closed had the store open; it is closed for another hub")

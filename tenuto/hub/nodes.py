@@ -113,7 +113,7 @@ class NodeHolds:
             small |= self.about_node()
         changed = {name: Hold(value) for name, value in small.items() if self._small.get(name) != value}
         for name in changed:
-            self._small.pop(name, None)
+            self._small.pop(name, None)  # until `note_put`
         return {**changed, **batch}
 
     def note_failed(self, values: Mapping[str, Hold | None], now_s: float) -> None:
@@ -218,7 +218,7 @@ class NodeLease:
             try:
                 async with asyncio.timeout(timeout_s):
                     if await self._send():
-                        await self._send()
+                        await self._send()  # puts the holds again
             except TimeoutError:
                 raise StoreUnavailable(
                     f"store {self._store.name!r} did not renew the lease of this node within {timeout_s:g} s; "
@@ -432,7 +432,7 @@ class Notifier:
         """Send a notice of `write`, which is stored and has entries, soon."""
         if not self._nodes.has_others:
             return
-        unsent = self._unsent.get(write.channel)
+        unsent = self._unsent.get(write.channel)  # `write` continues it, or begins another one
         if unsent is None or (unsent.epoch, unsent.floor, unsent.serial) != (write.epoch, write.floor, write.expected):
             unsent = _Unsent(write.epoch, write.floor, write.expected, write.lives, [])
             self._unsent[write.channel] = unsent
@@ -603,7 +603,7 @@ class Follower:
                         behind.clear()
                         raise
 
-        reads = min(READS - bool(self._slow), len(behind))
+        reads = min(READS - bool(self._slow), len(behind))  # a slow channel is read beside these
         for error in await asyncio.gather(*(refresh() for _ in range(reads)), return_exceptions=True):
             if error is not None:
                 raise error

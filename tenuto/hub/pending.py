@@ -246,10 +246,10 @@ class Admission:
 
     def __init__(self) -> None:
         self._admitted: deque[Item] = deque()  # items that an earlier commit had admitted; they go before all others
-        self._aside: deque[Item] = deque()
+        self._aside: deque[Item] = deque()  # beginnings that had to wait, and the later items of their channels
         self._behind = Counter[str]()  # for each channel the number of its items in `_aside`
-        self._queue: deque[Item] = deque()
-        self._beside_until_s = -1.0
+        self._queue: deque[Item] = deque()  # items that no commit has looked at
+        self._beside_until_s = -1.0  # loop time until which beginnings are limited
         self._took_s = 0.0  # moving average of the time that the store takes for a commit
         self._left: int | None = None  # number of beginnings that the commit may still admit; None: no limit
 

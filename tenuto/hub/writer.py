@@ -92,8 +92,8 @@ class MessageWriter(Writer):
         # the channel of the last commit, to find its viewers; None or outdated: no viewers
         self._live: Channel | None = None
         self._trouble: TenutoError | None = None  # the error while the store fails, else None
-        self._waiters: list[asyncio.Future[None]] = []
-        self._retry: asyncio.TimerHandle | None = None
+        self._waiters: list[asyncio.Future[None]] = []  # those of `_waiter` that are not done
+        self._retry: asyncio.TimerHandle | None = None  # calls `_try_again`; None: no retry is scheduled
 
     # -- public ------------------------------------------------------------------------------------------------
 
@@ -144,7 +144,7 @@ class MessageWriter(Writer):
     async def _begin(self, create: CreateMessage) -> None:
         """Register this writer, and store the beginning of the message. Raises the refusal."""
         await self._hub.start()
-        self._caller = self._hub.caller(self._caller.id)
+        self._caller = self._hub.caller(self._caller.id)  # it names the node, which each start of the hub changes
         self._register()
         try:
             result = await self._created(create)
@@ -218,11 +218,12 @@ class MessageWriter(Writer):
         """Put all requests in flight that can be sent now, and return all that are in flight."""
         outgoing = self._outgoing
         sent = outgoing.requests_to_send(self._max_bytes)
-        if len(sent) == 1 and outgoing.state is OPEN:  # the common case: one request was in flight
+        if len(sent) == 1 and outgoing.state is OPEN:  # the common case: one request, and no end
             return (Ask(outgoing.id, sent[0].request, self._caller),)
         return [self._ask(one.request) for one in sent]
 
     def decided(self, decided: Decided) -> None:
+        """Note what is stored or refused, and queue the text that was accepted meanwhile."""
         self._live = decided.channel
         self._trouble = None
         self._has_gap = None
@@ -240,7 +241,7 @@ class MessageWriter(Writer):
             self._wake_waiters()
 
     def failed(self, error: TenutoError) -> None:
-        """Keep all requests and retry later, because the store failed. If the hub has stopped, refuse them."""
+        """Keep all requests and retry later; refuse them if the hub has stopped, or if `error` allows no retry."""
         self._has_gap = None
         if isinstance(error, Draining) or not error.retry:
             self._outgoing.refuse(error)
@@ -314,8 +315,7 @@ class MessageWriter(Writer):
             except TenutoError as refusal:
                 error = refusal
                 if self._hub.is_running and self._hub.runtime is not run:
-                    # the store may have lost text of this writer; the new run lets an adopter continue the message, or
-                    # ends it
+                    # the store may have lost text of this writer; in the new run an adopter continues it, or it ends
                     again = "the hub has begun another run since the message was opened; open another message"
                     error = Fenced(again)
                 self.failed(error)
@@ -398,7 +398,7 @@ DAMAGED_S = 300.0  # the same if the channel is damaged: it leaves memory meanwh
 
 
 async def continue_after(hub: Lifecycle, channel: str, known: MessageState, caller: Caller) -> MessageWriter:
-    """Return a writer by `caller` that continues `known`, which has no other takeover since. Raises the refusal.
+    """Return a writer by `caller` that continues `known`, unless another takeover came first. Raises the refusal.
 
     The takeover has a request id, so that a repeat after an unknown outcome is recognised instead of fenced.
     """
@@ -410,8 +410,7 @@ async def continue_after(hub: Lifecycle, channel: str, known: MessageState, call
         # read now: the text may have grown before the takeover
         stored = own_copy((await in_time(runtime.message(channel, message_id), runtime.store.name)).message())
     except BaseException as error:
-        # Unless it was refused, the takeover may be stored. No writer would then continue the message, so the server
-        # interrupts it later.
+        # Unless it was refused, the takeover may be stored, and no writer continues the message: interrupt it later.
         if is_stored or not isinstance(error, TenutoError) or error.retry:
             interrupt_abandoned(hub, channel, message_id, generation, takeover=request.request)
         raise
@@ -464,8 +463,8 @@ async def _interrupt(hub: Lifecycle, channel: str, message_id: str, generation: 
 
 def _is_abandoned(runtime: Runtime, message: MessageState, channel: str, generation: int, takeover: str | None) -> bool:
     """Return whether the message still streams although its writer in this process has gone."""
-    by = [request for request, serial, _ in message.requests if serial == message.taken_over]  # empty: forgotten
-    if takeover is not None and by not in ([], [takeover]):
+    taker = [request for request, serial, _ in message.requests if serial == message.taken_over]  # empty: forgotten
+    if takeover is not None and taker not in ([], [takeover]):
         return False
     is_ours = message.writer is not None and message.writer.node == runtime.node
     is_written = (channel, message.id) in runtime.writers
@@ -505,7 +504,7 @@ class Recovery:
         self._late = set(self._running)
         names = await _read(store, store.open_channels)
         current = await _current(runtime, [name for name in names if is_mine(name)])
-        known = 0
+        known = 0  # number of failures at the last check of the store
         for channel in names:
             while len(self._running) >= READS:
                 await asyncio.wait(self._running.values(), return_when=asyncio.FIRST_COMPLETED)
@@ -597,7 +596,7 @@ def _has_living_writers(runtime: Runtime, name: str) -> bool:
 
 async def _recover_channel(hub: Lifecycle, runtime: Runtime, channel: str, adopter: Adopter | None) -> None:
     """End or continue the messages that ended nodes have left in `channel`, and let their turns wait again."""
-    store, found, asked = runtime.store, [], []
+    store, left, asked = runtime.store, [], []
     for stored in await _read(store, lambda: store.open_documents(channel)):
         if stored.id.startswith(COMMAND_MARK):
             runtime.leases.inspect_command(channel, stored.id, restore_command(stored))
@@ -607,10 +606,10 @@ async def _recover_channel(hub: Lifecycle, runtime: Runtime, channel: str, adopt
         if message.claim is not None and message.claim.is_open:
             asked.append(message)
         if _is_left(runtime, message):
-            found.append(message)
-    if found:
+            left.append(message)
+    if left:
         await runtime.nodes.renew()  # a node that began after the last renewal may have written these messages
-    for message in found:
+    for message in left:
         if _is_left(runtime, message) and not runtime.nodes.is_leaving:
             await _end_or_adopt(hub, runtime, channel, message, adopter)
     if asked:  # after the answers of lost attempts have ended

@@ -104,7 +104,7 @@ def _postgres(url: str, options: dict[str, str], *, has_database: bool) -> Store
         raise _refusal(url, f"does not name a database; use {_POSTGRES_FORM}")
     has = f"a PostgreSQL store has schema, durability, prepare, {', '.join(_TO_DRIVER)}"
     _check_known(url, options, ("schema", *_CHOICES, *_TO_DRIVER), has)
-    if "," in urlsplit(url).netloc.rpartition("@")[2] and "PGTARGETSESSIONATTRS" not in os.environ:
+    if "," in urlsplit(url).netloc.rpartition("@")[2] and "PGTARGETSESSIONATTRS" not in os.environ:  # several hosts
         options.setdefault("target_session_attrs", "read-write")
     schema = options.pop("schema", "tenuto")
     for name, choices in _CHOICES.items():

@@ -56,7 +56,7 @@ class _Message:
 
     def take_document(self, document: Document) -> None:
         if document.version < self.document.version:
-            return
+            return  # a later one is stored
         self.document = document
         if document.fresh:
             self.segments.clear()
@@ -94,7 +94,7 @@ class _Channel:
         if not times:
             return
         self.updated_ms = max([self.updated_ms, *times])
-        self.created_ms = min([self.created_ms, *times] if self.serial else times)
+        self.created_ms = min([self.created_ms, *times] if self.serial else times)  # serial 0: they are the first ones
 
     def drop_data_of_deleted(self, documents: Sequence[Document]) -> None:
         """Remove the segments of documents whose target is deleted, as far as the write of `documents` causes this."""
@@ -136,7 +136,7 @@ class MemoryStore:
         # for ids of deleted channels (channel, message id): the time in ms until which they cannot be used
         self._used_up: dict[tuple[str, str], int] = {}
         self._lives: dict[str, int] = {}  # `Head.lives` of deleted channels
-        self._now_ms: int | None = None
+        self._now_ms: int | None = None  # time of the last call of `tidy`
         self._commits = 0
         self._notes: dict[str, bytes] = {}
 
@@ -323,7 +323,7 @@ class MemoryStore:
             return Conflict(head)
         if channel is None:
             if not write.entries:
-                return Committed(0)
+                return Committed(0)  # documents of an empty channel are left out
             channel = self._channels[write.channel] = _Channel(write.epoch)
         for document in write.documents:
             known = channel.messages.get(document.id)

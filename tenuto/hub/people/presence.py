@@ -147,16 +147,16 @@ class SharedPresence:
         self._node = self.lease.node
         self._to_show = _Due(self._pause_s)  # channels whose members here have changed
         self._shown: set[str] = set()  # channels with members here
-        self._revision = 0
+        self._revision = 0  # as `_recent`, for the hold of this node (`_ShownNode`)
         self._recent: list[str] = []
         self._to_read = _Due(self._pause_s)  # channels whose members elsewhere have changed
         self._followed: dict[str, _Followed] = {}
-        self._reads = 0
+        self._reads = 0  # number of calls of the store for members; orders their results
         self._nodes: dict[str, _ShownNode] = {}  # the other nodes, with their holds
         self.ended: dict[str, float] = {}  # those without a hold, with the loop time at which their members leave
         self._check_s = 0.0  # loop time of the next read of the nodes
-        self._signals = 0
-        self._seen: dict[tuple[str, int], None] = {}
+        self._signals = 0  # number of signals that this node has sent
+        self._seen: dict[tuple[str, int], None] = {}  # node and number of the last received signals
         # called with the channel and id of a member whose lease was withdrawn at another node, and with the time
         self.on_withdrawn: Callable[[str, str, int], None] | None = None
         self.lease.holds.about_node = self._about_node
@@ -316,7 +316,7 @@ class SharedPresence:
                 continue  # a later read was faster
             known.applied = number
             if known.first is not None and not known.first.locked():
-                known.first = None
+                known.first = None  # this was the first read, not one of `read`
             for node in sorted(found[channel].keys() | self._nodes.keys()):
                 if node in found[channel]:
                     known.members[node] = found[channel][node]

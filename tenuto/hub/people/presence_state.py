@@ -124,7 +124,7 @@ class PresenceState:
         # list: an empty deque takes 760 B a channel.
         self._left: list[tuple[int, int, str]] = []
         self._floor = 0  # a feed at a lower position gets all members at once
-        self._signals: list[tuple[int, Signal, int]] = []
+        self._signals: list[tuple[int, Signal, int]] = []  # each with its position and its size in bytes
         self._signal_bytes = 0
         # called with each change of the members of this node; returns the time in ms, by which all nodes order changes
         self.own_changed: Callable[[], int] = lambda: 0
@@ -141,7 +141,7 @@ class PresenceState:
     @property
     def has_people(self) -> bool:
         """Return whether a person is present at this node. Agents are members of all channels that they serve."""
-        if not self._unnamed:
+        if not self._unnamed:  # no other node shows members: all are here
             return self._people > 0
         return any(here.is_here and here.kind == "user" for here in self._members.values())
 
@@ -283,7 +283,7 @@ class PresenceState:
         self._unnamed.pop(node, None)
         if members or unnamed:
             self._unnamed[node] = unnamed
-        if is_changed:
+        if is_changed:  # only a `presence.sync` has the count
             self._is_held = True
             if not self._is_timed:
                 self._sync_crowd()

@@ -372,7 +372,7 @@ class TurnScheduler:
 
     def _note_unended(self, channel: str, turn: OpenTurn) -> None:
         key = (channel, turn.message_id)
-        self._unended[key] = max(turn.attempt, self._unended.pop(key, 0))
+        self._unended[key] = max(turn.attempt, self._unended.pop(key, 0))  # the newest stands last
         if len(self._unended) > MAX_UNENDED:
             del self._unended[next(iter(self._unended))]
 
@@ -447,7 +447,7 @@ class TurnScheduler:
             if node not in (None, self._node) and turn.is_taken:
                 self._deadlines.drop(("turn", channel, turn.message_id))
                 del self._turns[channel][turn.message_id]
-        if not self._turns.get(channel, True):
+        if not self._turns.get(channel, True):  # no turn of it is left
             del self._turns[channel]
 
     def _look_again(self, channel: str) -> None:
@@ -561,7 +561,7 @@ class TurnScheduler:
         for turn in waiting:
             worker = self.workers.best_for(channel, turn.suspect)
             if worker is None:
-                self.workers.changed()
+                self.workers.changed()  # other nodes may have a worker for it
                 return
             if turn.phase is not Phase.WAITING:
                 continue

@@ -77,7 +77,7 @@ class PostgresServer:
         """Open a connection on which no limit of an administrator ends a statement."""
         db = await self._reach(**self._options())
         newer = [name for since, name in _NEWER_LIMITS.items() if db.get_server_version().major >= since]
-        if not self.is_pooled and newer[-1:] and newer[-1] not in self._settings:
+        if not self.is_pooled and newer[-1:] and newer[-1] not in self._settings:  # the first connection
             await db.execute("; ".join(f"SET {name} = 0" for name in newer))
             self._settings |= dict.fromkeys(newer, "0")  # earlier releases refuse a connection that names them
         return db
@@ -290,6 +290,7 @@ class PostgresPool:
             place.terminate()
 
     async def _acquire(self) -> tuple[Pool, PoolConnectionProxy]:
+        """Return a connection, open or new, with its place. Raises as `connection`, and TimeoutError."""
         loop = asyncio.get_running_loop()
         end_s = loop.time() + self._timeout_s
         failure: Exception = TimeoutError()

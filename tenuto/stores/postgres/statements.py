@@ -150,7 +150,7 @@ class Uncovered:
         self._size_bytes -= sum(tracked.size_bytes for tracked in messages.values())
 
     def _know(self, channel: str, epoch: str, serial: int) -> None:
-        self._known.pop(channel, None)
+        self._known.pop(channel, None)  # so that it comes last
         self._known[channel] = (epoch, serial)
         if len(self._known) > MAX_KNOWN:
             del self._known[next(iter(self._known))]
@@ -422,6 +422,7 @@ class PostgresReader:
         return {row["name"]: row["value"] for row in rows}
 
     async def _stored(self, log: Log, ids: Iterable[str]) -> dict[str, Stored]:
+        """Return the messages and commands `ids` that have documents, with their entries in `log`."""
         if log.id is None:
             return {}
         wanted = list(ids)
@@ -575,7 +576,7 @@ class PostgresWriter(PostgresReader):
         kept = [uncovered_entries(write) for write in writes]
         for write, entries in zip(writes, kept, strict=True):
             if not write.expected:
-                self._uncovered.forget(write.channel)
+                self._uncovered.forget(write.channel)  # a channel that begins has no earlier entries
             if entries:
                 self._uncovered.add(write.channel, entries)
         frames = [frame(entries) for entries in kept]
@@ -591,7 +592,7 @@ class PostgresWriter(PostgresReader):
             TAIL_BYTES,
             [write.floor for write in writes],
         )
-        stored = {row["n"] - 1: (row["id"], row["serial"]) for row in rows}
+        stored = {row["n"] - 1: (row["id"], row["serial"]) for row in rows}  # n counts from 1
         await self._undo_born(writes, stored)
         done = [(stored[n][0], write) for n, write in enumerate(writes) if n in stored]
         complete = {write.channel for _, write in done if self._uncovered.is_complete(write)}

@@ -177,7 +177,7 @@ class PostgresNotices:
 
     def _receive(self, own_pid: int, db: object, pid: int, name: str, payload: object) -> None:
         if pid == own_pid:
-            return
+            return  # this instance has sent it
         try:
             notices = _decode(base64.b64decode(str(payload)))
         except (binascii.Error, ValueError, msgspec.MsgspecError):  # of another version of Tenuto
@@ -324,7 +324,7 @@ class PostgresStore:
             async with self._connection(late=CommitUnknown) as db:
                 writer = PostgresWriter(db, self.schema, self._life.name, self._uncovered)
                 if self._server.is_pooled or any(write.documents or not write.expected for write in writes):
-                    async with _in_one_session(db):
+                    async with _in_one_session(db):  # these writes may take several statements
                         await self._begin(db)
                         results = await writer.commit(writes)
                 else:
@@ -402,7 +402,7 @@ class PostgresStore:
             ended = self._ended
             async with self._reading() as reader:
                 self._uncovered.note_channels(await reader.channels_with_entries())
-            self._is_scan_due = ended != self._ended
+            self._is_scan_due = ended != self._ended  # True: a node has ended meanwhile
         await self._reload_unsure()
         due = self._uncovered.due(now_ms)
         if due:  # another instance may have stored their documents
@@ -438,6 +438,7 @@ class PostgresStore:
         return self._db
 
     async def _open_writer(self) -> None:
+        """Open the connection for writes, and end the session of the last one."""
         db = await self._server.connect()
         if self._server.is_pooled:  # each transaction is checked
             self._db = db

@@ -249,11 +249,11 @@ class _BusLink:
         self._server = server
         self._publisher = _connection(address, server)
         self._subscriber = _connection(address, server)
-        self._publishing = asyncio.Lock()
-        self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._publishing = asyncio.Lock()  # held until the responses to the commands of one caller have come
+        self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # gets a failure of `publish`
         self._is_delivered = asyncio.Event()  # set by the message of the link to itself
         self._unconfirmed = 0  # Redis channels of the last command whose confirmation has not arrived
-        self._is_confirmed = asyncio.Event()
+        self._is_confirmed = asyncio.Event()  # set when none is left
 
     async def connect(self) -> None:
         """Connect, and check that the server accepts what the bus needs. Raises StoreUnusable with the remedy."""

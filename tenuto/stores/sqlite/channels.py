@@ -95,9 +95,9 @@ class Channels:
         self.by_name: dict[str, ChannelRow] = {}  # the one that was used last comes last
         self._db = db
         self._documents = documents
-        self._limit = MAX_CHANNELS
+        self._limit = MAX_CHANNELS  # number in memory above which `bound` drops some
         (number,) = db.execute("SELECT max(id) FROM channels").fetchone()
-        self._next = (number or 0) + 1
+        self._next = (number or 0) + 1  # number of the next new channel
 
     def find(self, name: str) -> ChannelRow | None:
         """Return the channel `name`, read from the file if needed; None if it does not exist.
@@ -176,7 +176,7 @@ class Channels:
             "UPDATE channels SET created_ms = CASE ? WHEN 0 THEN ? ELSE min(coalesce(created_ms, 0), ?) END,"
             " updated_ms = max(coalesce(updated_ms, 0), ?), messages = coalesce(messages, 0) + ?,"
             " size_bytes = coalesce(size_bytes, 0) + ? WHERE id = ?",
-            (channel.serial, first_ms, first_ms, last_ms, messages, size_bytes, channel.id),
+            (channel.serial, first_ms, first_ms, last_ms, messages, size_bytes, channel.id),  # serial 0: it is new
         )
 
     def prune(self, channel: ChannelRow, floor: int, messages: int, size_bytes: int) -> None:

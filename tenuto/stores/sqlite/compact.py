@@ -130,7 +130,7 @@ def _fill(copy: Path, place: Path) -> str:
             " AND name NOT GLOB 'sqlite_*' AND name NOT GLOB ? ORDER BY 1, rowid",
             (f"{SET_ASIDE}*",),
         ).fetchall()
-        for is_later, name, sql in made:
+        for is_later, name, sql in made:  # indexes are made later, when their tables have all rows
             if not is_later:
                 db.execute(sql)
                 if name not in ("free", "texts", "log"):
@@ -209,7 +209,7 @@ def _compare(db: sqlite3.Connection, tables: list[str], slots: list[int]) -> Non
         needed: Iterable[Any] = ()
         if name == "log":
             needed = _log_rows(db, slots)
-        elif name not in ("free", "life"):
+        elif name not in ("free", "life"):  # `free` is empty in the copy, and `life` has another mark
             needed = db.execute(_NEEDED_TEXTS if name == "texts" else old)
         if name != "life" and any(one != other for one, other in zip_longest(db.execute(new), needed)):
             raise StoreUnavailable(f"compacted copy has other rows in its table {name} than the file; check the disk")

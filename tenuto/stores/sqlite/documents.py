@@ -125,16 +125,16 @@ class Documents:
 
     def update(self, channel: int, key: int, document: Document) -> Counted:
         """Write a further document of a message."""
-        messages, size_bytes, is_marked_so, known = self._db.execute(
+        messages, size_bytes, is_marked_so, last_before = self._db.execute(
             _BEFORE, (document.is_open, document.is_deleted, key)
         ).fetchone()
         self._replace(document, key, HEAD, document.head)
         has_segments = bool(document.segments) and self._may_keep_data(channel, document)
-        last = (HEAD if document.fresh else known) + has_segments
-        if last < known:
+        last = (HEAD if document.fresh else last_before) + has_segments  # number of the last blob
+        if last < last_before:
             self._free(key, from_blob=last + 1)
         if has_segments:
-            write = self._replace if last <= known else self._put
+            write = self._replace if last <= last_before else self._put
             write(document, key, last, _encode_segments(document.segments))
         # SQLite writes the indexes of all columns that are set, also those of equal values
         marks = () if is_marked_so else (document.is_open, document.is_deleted)
@@ -156,7 +156,7 @@ class Documents:
         for key in keys:
             try:
                 self.read(key, *self._db.execute("SELECT message FROM documents WHERE id = ?", (key,)).fetchone())
-            except (StoreUnusable, TypeError):
+            except (StoreUnusable, TypeError):  # TypeError: no row has the key
                 damaged.append(key)
         if damaged:  # one scan of the table for all of them
             theirs = f"document IN ({', '.join('?' * len(damaged))})"

@@ -56,7 +56,7 @@ class Space:
                 self.measure(log)
 
     def count_free(self) -> None:
-        """Count the free slots again if that is needed. A damaged list of them is set aside."""
+        """Count the free slots again after a rollback, which spoils the count. A damaged list of them is set aside."""
         if self._rollbacks != (rollbacks := self._file.rollbacks):
             try:
                 self._documents.count_free()
@@ -216,7 +216,7 @@ def _log_rows(db: sqlite3.Connection) -> list[tuple[int, bytes | None]]:
         except sqlite3.DatabaseError as error:
             if not is_damage(error):
                 raise
-            rows.append((0, None))
+            rows.append((0, None))  # go on behind the row that cannot be read
     return rows
 
 
@@ -239,7 +239,7 @@ def _keep_whole(db: sqlite3.Connection, rows: list[tuple[int, bytes | None]]) ->
         for slot, data in enumerate(filter(None, whole.values()), 1)
     ]
     db.executemany("INSERT INTO log VALUES (?, ?)", anew)
-    return max([len(rows), *whole]) - len(whole)
+    return max([len(rows), *whole]) - len(whole)  # a number above their count shows that rows are missing
 
 
 MOST_MISSING = 8  # numbers of the log under which a row is looked for if its own is wrong
@@ -319,7 +319,7 @@ class Engine:
         results: list[Committed | Conflict] = []
         plans: list[Plan] = []
         entries: list[LogEntry] = []
-        heads: list[tuple[ChannelRow, int]] = []
+        heads: list[tuple[ChannelRow, int]] = []  # the channels with new entries, with their next serials
         known = self.channels.by_name
         for write in writes:
             channel = known.get(write.channel) or self.channels.find(write.channel)
@@ -393,6 +393,7 @@ class Engine:
         return tracked
 
     def _store(self, plans: list[Plan], entries: list[LogEntry], heads: list[tuple[ChannelRow, int]]) -> None:
+        """Store `plans` and `entries` in one transaction, then change the state in memory; `heads` as in `commit`."""
         rows = self._log.rows(entries)
         handed = -self._documents.row_bytes
         with self._file.transaction() as db:
@@ -747,6 +748,7 @@ class Engine:
         return True
 
     def _checkpoint(self, mode: Literal["PASSIVE", "TRUNCATE"]) -> None:
+        """Move the WAL into the file. With TRUNCATE it is then empty, unless a reader blocks that."""
         # reset them even if a reader blocked the checkpoint, so that the next try is not immediate
         self._wal_pages, self._is_wal_full = 0, False
         is_done = self._file.checkpoint(mode)

@@ -92,7 +92,7 @@ def check_wal(path: Path, lock: FileLock) -> None:
     if not wal.exists() or not wal.stat().st_size:
         return
     is_empty = not path.exists() or not path.stat().st_size
-    mark = BACKUP if is_empty else read_mark(path)
+    mark = BACKUP if is_empty else read_mark(path)  # an empty file has no WAL either
     if mark in lock.marks:
         return
     if _is_foreign(path, mark, lock):
@@ -301,8 +301,7 @@ class SqliteFile:
         except sqlite3.Error as error:
             self._roll_back()
             if error_code(error) == sqlite3.SQLITE_IOERR and error.sqlite_errorcode != sqlite3.SQLITE_IOERR_WRITE:
-                # The WAL may hold the whole transaction although its sync failed: after a crash, the transaction might
-                # count.
+                # The WAL may hold the whole transaction although its sync failed: after a crash it might count.
                 raise CommitUnknown(f"commit to store file {self.path} is in doubt: {_explain(error)}") from error
             raise
 
@@ -336,9 +335,9 @@ class SqliteFile:
         return StoreUnavailable(f"store file {self.path} is not available: {_explain(error)}", **details)
 
     def _connect(self) -> None:
+        """Connect to the file, create its tables if it is new, and record the start."""
         with contextlib.suppress(OSError):  # if this fails, SQLite reports the reason
-            # SQLite creates `-wal` and `-shm` with the mode of the database, so only that is set. An existing file
-            # keeps its mode.
+            # SQLite gives `-wal` and `-shm` the mode of the database, so only that is set. An existing file keeps its.
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, FILE_MODE))
         self.db = db = sqlite3.connect(self.path, isolation_level=None, timeout=self._busy_ms / 1000)
         db.text_factory = tolerant_text

@@ -87,12 +87,12 @@ class CommitLog:
     def __init__(self, now_ms: int | None = None) -> None:
         self.pinned: dict[int, Tracked] = {}  # messages that pin slots, by the key of their document
         self.now_ms = now_ms  # time of the last call of `tidy`
-        self.live_rows = 0
-        self.live_bytes = 0
-        self.slot_bytes = 0
+        self.live_rows = 0  # number of slots that messages pin
+        self.live_bytes = 0  # size of these slots
+        self.slot_bytes = 0  # size of all slots
         # These arrays are indexed by slot number, which begins at 1:
-        self._rooms = array("H", [0])
-        self._pins = array("L", [0])
+        self._rooms = array("H", [0])  # sizes in bytes
+        self._pins = array("L", [0])  # number of messages that pin the slot
         self._written = bytearray(1)  # EMPTY, WRITTEN, DUE or AWAITED
         self._free: dict[int, list[int]] = {}  # free slots, by their size
         self.to_wipe: list[int] = []  # the slots that are due for overwriting and free, and some that are due no more
@@ -151,7 +151,7 @@ class CommitLog:
     def written(self, rows: Sequence[Row], slots: Sequence[int]) -> None:
         """Note that `rows` are committed in `slots`. Call this directly after the commit, before any `release`."""
         for row, slot in zip(rows, slots, strict=True):
-            if slot == len(self._rooms):
+            if slot == len(self._rooms):  # a new one
                 self._add_slot(row.room)
             else:
                 last_free = self._free[self._rooms[slot]].pop()
@@ -230,7 +230,7 @@ class CommitLog:
                 tracked = known[key]
                 if tracked is not None and serial > tracked.version:
                     pins.append((serial, slot, tracked))
-                    if type(item[-1]) is bytes:
+                    if type(item[-1]) is bytes:  # not an append
                         operations.setdefault((key, serial), []).append(item)
         # sort, because slots are not in the order of serials
         for serial, slot, tracked in sorted(pins, key=lambda pin: pin[:2]):
@@ -312,6 +312,7 @@ class CommitLog:
         return None
 
     def _pin(self, tracked: Tracked, serial: int, slot: int) -> None:
+        """Note that `slot` holds an entry of `tracked`. Calls for one message come in the order of serials."""
         if tracked.slots and tracked.slots[-1] == slot:
             tracked.serials[-1] = serial
             return
@@ -326,6 +327,7 @@ class CommitLog:
         self._pins[slot] += 1
 
     def _free_slot(self, slot: int) -> None:
+        """Note that no message pins `slot` any more."""
         room = self._rooms[slot]
         self._free.setdefault(room, []).append(slot)
         self.live_rows -= 1
@@ -348,6 +350,7 @@ def _check_removed(db: sqlite3.Connection, keys: set[int]) -> None:
 
 
 def _items(tracked: Tracked, serial: int, op: Op) -> Iterable[bytes]:
+    """Return the items of one entry, encoded; each fits into a slot."""
     key = tracked.key
     if type(op) is Append:
         prefix = (key, serial, op.part) if op.part else (key, serial)
@@ -367,7 +370,7 @@ def _items(tracked: Tracked, serial: int, op: Op) -> Iterable[bytes]:
 
 def _row(items: list[bytes], entries: list[LogEntry]) -> Row:
     count = len(items)
-    head = bytes((0x90 | count,)) if count <= SHORT_LIST else b"\xdc" + count.to_bytes(2)
+    head = bytes((0x90 | count,)) if count <= SHORT_LIST else b"\xdc" + count.to_bytes(2)  # of a MessagePack list
     data = b"".join([head, *items])
     return Row(data, room_for(SLOT_BYTES + len(data)), entries)
 

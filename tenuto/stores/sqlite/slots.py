@@ -22,8 +22,7 @@ import msgspec
 
 from tenuto.core.errors import StoreUnusable
 
-# Largest size of a slot: SQLite keeps a row of 4,057 bytes whole in a leaf of 4,096 bytes, so that no slot spans two
-# pages.
+# Largest size of a slot: SQLite keeps a row of 4,057 bytes whole in a leaf of 4,096, so that no slot spans two pages.
 MAX_ROOM = 4_052
 SUM_BYTES = 4
 LENGTH_BYTES = 2

@@ -132,7 +132,7 @@ class StoreThread:
         if not self._is_stopping:
             self._is_stopping = True
             self._queue.put(work)
-            self._queue.put(None)
+            self._queue.put(None)  # ends the thread
 
     def _main(self) -> None:
         wait_s: float | None = None
@@ -140,7 +140,7 @@ class StoreThread:
             try:
                 work = self._left.popleft() if self._left else self._queue.get(timeout=wait_s)
             except queue.Empty:
-                wait_s = self._do_spare(is_idle=bool(wait_s))
+                wait_s = self._do_spare(is_idle=bool(wait_s))  # after 0 s the thread was not idle
                 continue
             if work is None:
                 return
@@ -301,7 +301,7 @@ class SqliteStore:
         self._synchronous = _SYNCHRONOUS[synchronous]
         self._busy_s = busy_s
         self._lock_wait_s = lock_wait_s
-        self._was_in_use = False
+        self._was_in_use = False  # True: the last `open` was refused, because another process had the store
         self._open: _Open | None = None
         self._stats = {"commits": 0, "row_bytes": 0}
         self._failed_backups = 0
@@ -405,7 +405,7 @@ class SqliteStore:
         return self._open
 
     def _take_open(self) -> _Open | None:
-        self.stats()
+        self.stats()  # keeps the last counters
         opened, self._open = self._open, None
         atexit.unregister(self._at_exit)
         return opened
