@@ -258,7 +258,7 @@ class Writer(ABC):
         return self._append(text, part)
 
     async def _append(self, text: str, part: int | None) -> None:
-        self._appends -= 1
+        self._appends -= 1  # this call is awaited
         self._outgoing.accept_text(text, part, owner_in(self._outgoing))
         await self._accepted()
 
@@ -431,8 +431,8 @@ class Try:
     waits = 0  # number of questions and sleeps of a turn that are open in it
     outgoing: Outgoing | None = None  # the message that it writes, with what owns its parts
     owner: Owner | None = None
-    failed = False
-    outer: Try | None = None
+    failed = False  # True: the block has raised
+    outer: Try | None = None  # the block around this one
 
     @property
     def has_failed(self) -> bool:

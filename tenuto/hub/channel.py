@@ -245,7 +245,7 @@ class Ticks:
         callbacks.append(callback)
 
     def call_before(self, over_s: float, lead_s: float, callback: Callable[[], None]) -> bool:
-        """Call `callback` at the last grid point that is `lead_s` before the tick at `over_s`.
+        """Call `callback` at the last grid point that is at least `lead_s` before the tick at `over_s`.
 
         Return False if that point has passed.
         """
@@ -507,7 +507,7 @@ class Channel:
             return None
         if attach:
             return self._first_batch(("resume", since), resumed(self.state), events)
-        batch = EncodedBatch(self.name, self.state.cursor, events)
+        batch = EncodedBatch(self.name, self.state.cursor, events)  # kept if another feed may take it, too
         return self.batches.keep(self.batches.live, since, batch) if self.watchers > 1 else batch
 
     def append_since(self, since: int) -> EncodedBatch | None:
@@ -524,7 +524,7 @@ class Channel:
         serial = event.serial
         if serial != since + 1 or serial != state.serial or epoch != state.epoch:
             return None
-        batch = EncodedBatch(self.name, f"{epoch}:{serial}", (event,))
+        batch = EncodedBatch(self.name, f"{epoch}:{serial}", (event,))  # kept if another feed may take it, too
         return self.batches.keep(self.batches.live, since, batch) if self.watchers > 1 else batch
 
     def new_start(self, history: int) -> EncodedBatch:
@@ -552,7 +552,7 @@ class Channel:
         """Read the head of the channel from the store, unless it is known."""
         if not self.is_loaded:
             async with self._exclusive():
-                if not self.is_loaded:
+                if not self.is_loaded:  # another caller may have read it meanwhile
                     await self._reload()
 
     async def load_messages(self, ids: Sequence[str]) -> None:
@@ -578,7 +578,7 @@ class Channel:
         await self.load()
         async with self._exclusive():
             limit = self._limits.catch_up_messages
-            while since < self.state.complete_since:
+            while since < self.state.complete_since:  # memory lacks messages that changed after `since`
                 changes = await self._store.changes(self.name, after=since, limit=limit)
                 if not await self._has_passed(changes.head):
                     continue  # read again: `changes` may not fit the state
@@ -798,10 +798,10 @@ class Feed:
     """
 
     channel: Channel
-    since: InitVar[Cursor | None]
+    since: InitVar[Cursor | None]  # None: the first batch is a new start
     _: KW_ONLY
-    history: int
-    flush_ms: InitVar[int]
+    history: int  # number of the newest messages in a new start
+    flush_ms: InitVar[int]  # see `Channel.add_feed`
     wake: Callable[[], None]
     has_ephemeral: InitVar[bool] = False  # True: it also takes presence and signals, in batches without a cursor
     # called with the first batch that this feed takes after it was attached

@@ -139,7 +139,7 @@ class Deadlines:
             known.due_s, known.action = due_s, action
             return
         self.drop(key)
-        if not self._is_over:
+        if not self._is_over:  # `close` ends all deadlines, also later ones
             new = self._due[key] = _Deadline(due_s, action, due_s)
             new.timer = self._loop.call_at(due_s, self._run, key, new)
 

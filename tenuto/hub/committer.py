@@ -419,7 +419,7 @@ class Committer:
                 break
             serials = [draft.add(op) for op in decision.ops]
             outcomes.append((decision, decision.serial or (serials[decision.result_op] if serials else 0)))
-            if not serials and not self._store.is_exclusive and _renews_lease(ask.caller):
+            if not serials and not self._store.is_exclusive and _renews_lease(ask.caller):  # for other hubs
                 for op in stored_renewal(draft.message(ask.key), now_ms):
                     draft.add(op)
             if isinstance(request, AppendText) and request.at is None and decision.length is not None:

@@ -154,7 +154,7 @@ def free_memory(runtime: Runtime) -> None:
     channels, limits = runtime.channels, runtime.limits
     now_s = runtime.loop.time()
     total = 0
-    for name, channel in sorted(channels.items(), key=lambda item: -item[1].used_s):
+    for name, channel in sorted(channels.items(), key=lambda item: -item[1].used_s):  # those used last come first
         is_idle = channel.is_idle and not runtime.committer.is_parked(channel)
         if is_idle and (now_s - channel.used_s > limits.channel_idle_s or total > limits.memory_bytes):
             runtime.forget(name)

@@ -94,11 +94,11 @@ class NodeHolds:
 
     def due(self, now_s: float) -> dict[str, Hold | None]:
         """Return the holds of the next renewal: the small ones that have changed, and a batch about members."""
-        if now_s >= self._again_s:
+        if now_s >= self._again_s:  # a renewal that failed may have been carried out, and have put older values
             self._small.clear()
             self._stale |= self._doubtful
             self._again_s = self._failed_s + LATE_S
-            if self._again_s <= now_s:
+            if self._again_s <= now_s:  # none that failed can be carried out any more
                 self._doubtful, self._again_s = {}, float("inf")
         small = {name: value for source in self.sources for name, value in source().items()}
         batch: dict[str, Hold | None] = {}
@@ -109,11 +109,11 @@ class NodeHolds:
             value = self._members.get(name)
             batch[name] = Hold(value) if value is not None else None
             size += len(name) + len(value or b"")
-        else:
+        else:  # this is the last batch
             small |= self.about_node()
         changed = {name: Hold(value) for name, value in small.items() if self._small.get(name) != value}
         for name in changed:
-            self._small.pop(name, None)  # until `note_put`
+            self._small.pop(name, None)  # unknown until `note_put`
         return {**changed, **batch}
 
     def note_failed(self, values: Mapping[str, Hold | None], now_s: float) -> None:

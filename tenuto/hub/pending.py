@@ -168,7 +168,7 @@ class Decided(Struct):
     channel: Channel
     item: Item
     granted: Sequence[Ask]  # the accepted requests
-    outcomes: Sequence[tuple[Decision, int]] = ()  # the decision on each, with the serial of its last operation
+    outcomes: Sequence[tuple[Decision, int]] = ()  # the decision on each, with the serial in its result
     refusal: TenutoError | None = None  # that of the next request; later requests of the item were not decided
     single: Entry | None = None  # the entry, if `plain_append` decided the only request; it replaces `outcomes`
 
@@ -214,13 +214,13 @@ class Decided(Struct):
 
 def _size_of(request: Request) -> int:
     """Return an estimate of the bytes that a waiting request holds."""
-    size = 200
+    size = 200  # of the request without its content
     text = getattr(request, "text", None)
     if isinstance(text, str):
         size += utf8_len(text)
     for name in ("parts", "part", "meta", "options", "data", "error"):
         value = getattr(request, name, None)
-        if value and not isinstance(value, int):
+        if value and not isinstance(value, int):  # `part` may be the index of a part
             try:
                 size += sum(map(part_bytes, value)) if name == "parts" else len(encode_json(value))
             except (TypeError, ValueError, LookupError, OverflowError, RecursionError):

@@ -98,7 +98,7 @@ class MessageWriter(Writer):
     # -- public ------------------------------------------------------------------------------------------------
 
     async def _append(self, text: str, part: int | None) -> None:
-        self._appends -= 1
+        self._appends -= 1  # this call is awaited
         outgoing = self._outgoing
         outgoing.accept_text(text, part, owner_in(outgoing))
         if self._has_gap is None:
@@ -517,7 +517,7 @@ class Recovery:
             if is_mine(channel) and channel not in self._running:
                 adopter = next((one for pattern, one in self._adopters if matches(pattern, channel)), None)
                 work = partial(_recover_channel, self._hub, runtime, channel, adopter)
-                if channel in current and _has_living_writers(runtime, channel):
+                if channel in current and _has_living_writers(runtime, channel):  # no read is needed
                     work = partial(_offer_lost_turns, runtime, channel)
                 self._start(runtime, channel, work, failures)
         if self._running:

@@ -150,6 +150,7 @@ class OpenBody(Struct, eq=False):
             self.held_bytes = self.size
 
     def _count(self, size: int) -> None:
+        """Count `size` more bytes for each of the clients, or raise TooMany and count none."""
         for client in self.clients:
             max_bytes = client.factor * self.max_bytes
             if client.body_bytes + size > max_bytes:
@@ -321,7 +322,7 @@ class Rates:
         for _ in range(len(self._clients) - MAX_CLIENTS + 1):
             key, client = self._clients.popitem(last=False)
             if client.connections or client.body_bytes:
-                self._clients[key] = client
+                self._clients[key] = client  # it stays, as the last one
 
 
 def _forget_next(counted: OrderedDict[str, T], is_new: Callable[[T], bool]) -> None:

@@ -114,7 +114,7 @@ class Tickets(Keyed):
     def __init__(self, keys: Sequence[bytes] = (), *, now_ms: Callable[[], int] | None = None) -> None:
         super().__init__(keys, "ticket key")
         self._now_ms = now_ms or Clock().now_ms
-        self._open: dict[str, Replaceable] = {}
+        self._open: dict[str, Replaceable] = {}  # the open streams by the ids of their tickets
 
     def __repr__(self) -> str:
         return f"Tickets({len(self._keys)} keys, {len(self._open)} open)"
@@ -194,6 +194,7 @@ class Tickets(Keyed):
             del self._open[ticket.id]
 
     def _verified(self, text: str) -> Ticket:
+        """Return the ticket in `text` after its signature was verified. Raises Unauthenticated."""
         body, _, mac = text.partition(".")
         if len(text) > MAX_CHARACTERS or not text.isascii() or not self.has_signed("ticket", body, mac):
             raise Unauthenticated("ticket was not signed with a key of this server; request another one")

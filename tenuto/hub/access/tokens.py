@@ -186,14 +186,14 @@ class KeySet:
         self.url = url
         self._monotonic_s = monotonic_s
         self._keys: list[Key] = []
-        self._fetched_at_s = self._tried_at_s = -math.inf
+        self._fetched_at_s = self._tried_at_s = -math.inf  # time of the last fetch that worked, and of the last one
         self._fetching: asyncio.Task[None] | None = None
 
     async def keys(self, kid: str | None) -> Sequence[Key]:
         """Return the keys that may have signed a token that names `kid`. Raises Busy if the set is unavailable."""
         if self._age_s() > FRESH_S:
             fetching = self._fetch()
-            # Unless the issuer is down, a busy server has fetched by then. After a pause the key may have been revoked.
+            # Until then the known keys serve while the fetch runs; older ones, as after a pause, may have been revoked.
             if fetching is not None and self._age_s() > FRESH_S + COOLDOWN_S:
                 # all callers wait for the same fetch; cancelling one of them does not cancel it
                 await asyncio.shield(fetching)
@@ -221,6 +221,7 @@ class KeySet:
         return self._fetching
 
     async def _fetch_once(self) -> None:
+        """Fetch the set. If that fails, log the reason and keep the known keys."""
         try:
             self._keys = await asyncio.wait_for(asyncio.to_thread(fetch_set, self.url), FETCH_TIMEOUT_S)
         except LocalError as error:

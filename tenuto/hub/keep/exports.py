@@ -89,18 +89,18 @@ async def export_lines(store: Store, channel: str) -> AsyncGenerator[bytes]:
         raise NotFound(f"channel {channel!r} has no messages; check its name with tenuto channels")
     digest = hashlib.sha256()
     counts = {"message": 0, "command": 0}
-    damaged = kept = 0
+    damaged = options = 0
     line = encode_line(Header(format=FORMAT, channel=channel))
     digest.update(line)
     yield line
     async for record in _records(store, channel, head):
         counts[str(record.__struct_config__.tag)] += 1
         damaged += record.is_damaged
-        kept += isinstance(record, MessageRecord) and record.role == OPTIONS
+        options += isinstance(record, MessageRecord) and record.role == OPTIONS  # the store does not count them
         line = encode_line(record)
         digest.update(line)
         yield line
-    await _check_count(store, channel, head, counts["message"] - kept)
+    await _check_count(store, channel, head, counts["message"] - options)
     yield encode_line(
         End(messages=counts["message"], commands=counts["command"], sha256=digest.hexdigest(), damaged=damaged)
     )
@@ -165,7 +165,7 @@ async def _count_after(store: Store, channel: str, serial: int) -> int:
     while more:
         page = await store.page(channel, before=None, after=serial, limit=PAGE, limit_bytes=PAGE_BYTES)
         found, more = found + len(page.messages), page.more
-        serial = max([serial + 1, *(restore(one).created for one in page.messages)])
+        serial = max([serial + 1, *(restore(one).created for one in page.messages)])  # rises also if all are damaged
     return found
 
 
@@ -212,7 +212,7 @@ class ExportFile:
         self.limits = limits
         self._now_ms = now_ms
         self._digest = hashlib.sha256()
-        self._number = 0
+        self._number = 0  # that of the last line that was read
 
     def lines(self) -> Iterator[_Line]:
         """Yield the checked records, and check the end. Raises a TenutoError that names the line, LocalError."""
@@ -407,7 +407,7 @@ class Import:
                 raise IdConflict(
                     f"channel {channel!r} was written while it was imported; import into another one with --channel"
                 )
-            serial, lives, before = result.serial, 0, after
+            serial, lives, before = result.serial, 0, after  # a channel with entries has no `lives`
 
 
 def _batch(lines: Iterator[_Line]) -> list[_Line]:
@@ -423,7 +423,7 @@ def _batch(lines: Iterator[_Line]) -> list[_Line]:
 
 
 async def _check_new(store: Store, channel: str, batch: list[_Line], path: Path) -> None:
-    """Raise IdConflict if two lines have an id, or if the id was used up by a channel of this name."""
+    """Raise IdConflict if two lines have the same id, or if the id was used up by a channel of this name."""
     keys = [_key(line.record) for line in batch]
     _, taken = await store.messages(channel, keys)
     seen = set(taken)
@@ -677,7 +677,7 @@ def _checked_parts(parts: list[Part], limits: Limits) -> list[Part]:
             "a higher limit",
             limit=limits.parts,
         )
-    as_json = replace(limits, message_bytes=ESCAPED * limits.message_bytes)
+    as_json = replace(limits, message_bytes=ESCAPED * limits.message_bytes)  # `check_part` measures JSON
     checked = [_checked_part(part, as_json) for part in parts]
     size = sum(part_bytes(part) for part in checked)
     if size > limits.message_bytes:
@@ -777,6 +777,7 @@ def imported(record: Record, serial: int, now_ms: int, attempt: int) -> tuple[li
 
 
 def _message_ops(record: MessageRecord) -> list[Op]:
+    """Return the create of a message, and its end, unless the message was complete from the beginning."""
     is_whole = record.status == "complete" and record.reason is None and record.updated_at == record.created_at
     create = Create(
         id=record.id,

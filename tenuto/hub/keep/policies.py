@@ -173,14 +173,14 @@ class Sweep:
         self._now_ms = now_ms
         self._messages, self._bytes = summary.messages, summary.size_bytes
         self._updated_ms = summary.updated_ms
-        self._kept = 0
+        self._kept = 0  # number of facts so far that stay
         self._latest_ms = 0  # the latest time so far that is not in the future
         is_idle = policy.idle_ms is not None and summary.updated_ms + policy.idle_ms <= now_ms
         is_empty = not summary.messages and summary.updated_ms + TOMBSTONE_MS <= now_ms
         # The channel goes as a whole. Before that, the caller looks for a busy message in it (`is_busy`).
         self.is_whole = not is_busy and (is_idle or is_empty)
         is_old = policy.age_ms is not None and summary.created_ms + policy.age_ms <= now_ms
-        self.is_needed = self.is_whole or is_old or self.is_above
+        self.is_needed = self.is_whole or is_old or self.is_above  # False: no message can go
 
     @property
     def is_emptied(self) -> bool:
@@ -237,9 +237,9 @@ class Sweep:
         """Return whether a rule lets go the message or command of `fact`."""
         if fact.is_busy:
             return False
-        if fact.at_ms is None:
+        if fact.at_ms is None:  # damaged
             return self.is_whole
-        if self.is_whole and fact.at_ms <= self._updated_ms:
+        if self.is_whole and fact.at_ms <= self._updated_ms:  # else it has changed since the summary
             return True
         age_ms = self._policy.age_ms
         rest_ms = LEAST_MS if fact.is_counted else TOMBSTONE_MS
@@ -293,6 +293,7 @@ class ClockTrust:
 
 
 def _policy(pattern: str, value: object) -> Policy:
+    """Return the policy for the rule `value` of `pattern`. Raises LocalError."""
     where = f"retention of {shown(pattern)}"
     if isinstance(value, str):
         value = Retention(age=value)

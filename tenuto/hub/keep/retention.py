@@ -56,8 +56,8 @@ class Retainer:
         """
         self.policies = Policies(rules if rules is not None else {}, visitors_days=visitors_days)
         self._trust = ClockTrust()
-        self._newest_ms: int | None = None  # None: not read yet
-        self._is_distrusted = False
+        self._newest_ms: int | None = None  # newest time in the store at the start of the hub; None: not read yet
+        self._is_distrusted = False  # True: the clock was not plausible at the last round
         self._messages = self._bytes = self._channels = 0
         self._rounds = self._last_ms = 0
         self._counts: dict[str, tuple[str, int, int]] = {}  # epoch, serial and messages of counted channels
@@ -112,7 +112,7 @@ class Retainer:
         newest_ms = await self._stored_before(runtime)
         steady_ms = int(runtime.loop.time() * 1000)
         is_trusted = self._trust.trusts(now_ms, steady_ms=steady_ms, newest_ms=newest_ms)
-        if is_trusted == self._is_distrusted:
+        if is_trusted == self._is_distrusted:  # it has changed
             self._is_distrusted = not is_trusted
             if is_trusted:
                 logger.warning("the clock is plausible again, and retention goes on")

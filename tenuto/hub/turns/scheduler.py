@@ -321,7 +321,7 @@ class TurnScheduler:
         self.offer_all()
 
     def unregister(self, worker: Worker, *, is_broken: bool = False, keeps_leases: bool = False) -> None:
-        """Assign no more turns to `worker`. With `is_broken` its turns are lost soon, or only when the leases end."""
+        """Assign `worker` no more turns. With `is_broken` its turns are lost soon; `keeps_leases`: when those end."""
         if not self.workers.remove(worker) and not is_broken:
             return
         self.workers.hide(worker, is_broken=is_broken)

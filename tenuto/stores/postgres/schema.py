@@ -107,9 +107,9 @@ async def renew(db: Db, schema: str, node: str, term_ms: int, values: Mapping[st
         await db.execute(_DROP_ENDED.format(schema=schema), now_ms, list(living))
         await db.execute(_COUNT.format(schema=schema), begun, ended)
         return Renewal(now_ms, frozenset(living), "", ended)
-    begun += node not in living
-    ended += not term_ms
-    number = leases[node]["life"] if node in living else begun
+    begun += node not in living  # its lease begins now
+    ended += not term_ms  # a term of 0 ends it
+    number = leases[node]["life"] if node in living else begun  # names the lease
     put = {name: hold for name, hold in values.items() if hold is not None}
     await db.execute(
         (_PUT + _COUNT).format(schema=schema),

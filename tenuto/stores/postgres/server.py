@@ -112,13 +112,13 @@ class PostgresServer:
         end_s = loop.time() + CONNECT_TIMEOUT_S
         hosts = list(self._hosts)
         failure: Exception | None = None
-        for left, host in zip(range(len(hosts), 0, -1), hosts, strict=True):
+        for left, host in zip(range(len(hosts), 0, -1), hosts, strict=True):  # left: hosts to try, with this one
             try:
                 db: Connection = await asyncpg.connect(host, timeout=(end_s - loop.time()) / left, **options)
             except (OSError, asyncpg.CannotConnectNowError) as error:
                 failure = error
             except asyncpg.TargetServerAttributeNotMatched as error:
-                failure = failure or error
+                failure = failure or error  # an earlier failure tells more
             else:
                 target = dict(parse_qsl(urlsplit(host).query)).get("target_session_attrs")
                 if target in ("read-write", "primary"):  # further connections need not wait for the hosts before it

@@ -284,7 +284,7 @@ class _BusLink:
         messages = 0
         while True:
             kind, name, message = await self._subscriber.read_response()
-            if kind != b"message":
+            if kind != b"message":  # a confirmation for `change`
                 self._unconfirmed -= 1
                 if self._unconfirmed <= 0:
                     self._is_confirmed.set()

@@ -395,7 +395,7 @@ class Engine:
     def _store(self, plans: list[Plan], entries: list[LogEntry], heads: list[tuple[ChannelRow, int]]) -> None:
         """Store `plans` and `entries` in one transaction, then change the state in memory; `heads` as in `commit`."""
         rows = self._log.rows(entries)
-        handed = -self._documents.row_bytes
+        handed = -self._documents.row_bytes  # the count before; that after the writes is added below
         with self._file.transaction() as db:
             for plan in plans:
                 handed += self._write_plan(db, plan)
@@ -688,7 +688,7 @@ class Engine:
             self._log.start_wipe()
         while self._step() and time.monotonic() < deadline_s:
             pass
-        if self._is_wiping:  # also before its end, which further deletions may put off
+        if self._is_wiping:  # the WAL has deleted text, too; also before the end, which more deletions may put off
             self._checkpoint("TRUNCATE")
 
     def spare(self, is_idle: bool) -> float | None:

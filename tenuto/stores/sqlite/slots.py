@@ -137,7 +137,7 @@ def _changed_bit(difference: int, bits: int) -> int | None:
 
     In data of this length each bit gives another difference.
     """
-    change = _LAST_BIT
+    change = _LAST_BIT  # the difference that a change of `bit` makes; from it follows that of the bit before
     for bit in reversed(range(bits)):
         if change == difference:
             return bit

@@ -224,7 +224,7 @@ def _carried_out(
 
     It raises `late` if the call began and did not end in time, and StoreUnusable for rows of an impossible form.
     """
-    # In a call that writes, only SQLite's error that names a damaged table or index: the caller made other ones.
+    # In a call that writes, only this error of SQLite, about a damaged table, is damage: the caller made other ones.
     damage = (UnicodeDecodeError,) if late is CommitUnknown else DAMAGE
 
     @wraps(method)
