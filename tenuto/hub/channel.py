@@ -694,7 +694,7 @@ class Channel:
             self._absent.clear()
             limit = self._limits.catch_up_messages
             head, newest, found = await self._store.changes(self.name, after=state.serial, limit=limit)
-            if found and (not state.serial or (head.epoch, head.floor) == (state.epoch, state.floor)):
+            if found and (not state.serial or (head.epoch, head.floor) == (state.epoch, state.floor)):  # None: too many
                 state.insert(restored(found))
                 (state.epoch, state.serial, state.floor, state.lives), state.newest = head, newest
                 state.is_whole = False

@@ -81,7 +81,7 @@ class MessageWriter(Writer):
         # the attempt at a turn that this message answers; its creation is refused if the attempt has lost the turn
         self.turn_attempt: int | None = None
         self._hub = hub
-        self._create = create
+        self._create = create  # None: the message exists, and is continued
         self._caller: Caller = hub.caller(author)
         self._outgoing.meta = dict(create.meta) if create is not None else {}
         self._max_bytes = hub.limits.writer_bytes
@@ -233,7 +233,7 @@ class MessageWriter(Writer):
         else:
             outgoing.refuse(decided.refusal)
         if outgoing.unstored_bytes:
-            if self._waiters or outgoing.has_requests:
+            if self._waiters or outgoing.has_requests:  # no delay, as for text that only viewers wait for
                 self._submit()
             else:
                 self._schedule_submit()

@@ -136,7 +136,7 @@ def copy(db: sqlite3.Connection, partial: Path, *, bytes_per_s: float, pause: Ca
 
 
 async def keep_synced(partial: Path, is_over: asyncio.Event, gone: threading.Event) -> None:
-    """Sync the growing copy until `is_over`. A failure sets `gone`, which stops the copy, and raises StoreUnavailable."""
+    """Sync the growing copy until `is_over`. A failure sets `gone`, which ends the copy; it raises StoreUnavailable."""
     while not is_over.is_set():
         try:
             await asyncio.to_thread(sync, partial)

@@ -256,7 +256,7 @@ class Documents:
                 " ORDER BY created DESC LIMIT 1",
                 (channel, deleted),
             ).fetchone()
-            for deleted in (0, 1)
+            for deleted in (0, 1)  # two searches, as the index has `deleted` before `created`
         ]
         return max((row for row in latest if row), default=(0, None))[1]
 
