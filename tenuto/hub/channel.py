@@ -594,7 +594,7 @@ class Channel:
         async with self._exclusive():
             limits = self._limits
             wanted = max(1, history)
-            while newest_messages(self.state, history, limits) is None:
+            while newest_messages(self.state, history, limits) is None:  # not all of them are in memory
                 page = await self._store.page(self.name, before=None, limit=wanted, limit_bytes=limits.history_bytes)
                 if not await self._has_passed(page.head):
                     continue  # read again: `page` may not fit the state

@@ -215,10 +215,10 @@ class Committer:
     entries: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        self._parked: dict[Channel, deque[Item]] = {}
+        self._parked: dict[Channel, deque[Item]] = {}  # items that wait for a read of the store, oldest first
         self._in_doubt: dict[Channel, Unclear] = {}  # channels whose store may hold parked items
         self._queue = Admission()
-        self._waiting_bytes = 0
+        self._waiting_bytes = 0  # size of the items that `waiting` counts
         self._may_be_large = True  # False: the last commit was that of a large item
         self._was_held = False  # True: a large item waits only because others came first in the last commit
         self._wake = asyncio.Event()  # set while items are queued

@@ -355,7 +355,7 @@ class HookRunner:
         await self._note(channel, (head.epoch, head.serial), term)
 
     async def _position_put_right(self, channel: str) -> tuple[str, int]:
-        """Return a position that was damaged. Raises StoreUnusable if it still is, StoreUnavailable."""
+        """Read a damaged position again, and return it. Raises StoreUnusable if it still is, StoreUnavailable."""
         name = _note_name(self._hook, channel)
         value = (await in_time(self._store.notes(name), self._store.name)).get(name)
         position = _position(value) if value is not None else ("", 0)

@@ -197,7 +197,7 @@ class NodeLease:
         return self._kept_since_s <= time_s <= self._now_s() < self._kept_until_s
 
     def left_s(self, term_s: float, alive_ms: int) -> float:
-        """Return the rest of a lease whose holder gave the stored sign of life at `alive_ms`; 0 if that is unknown.
+        """Return the rest of a lease whose holder gave a stored sign of life at `alive_ms`; all of it for 0 (unknown).
 
         The term counts from then, and not from the moment at which this node reads of it. It counts from a later moment
         if before that the holder may have reached no node: when this one began, its lease had ended, the store had lost

@@ -206,7 +206,7 @@ class MessageWriter(Writer):
 
     async def _end(self, error: BaseException | None, misuse: LocalError | None) -> None:
         if self._outgoing.is_over:
-            return
+            return  # its end was accepted in the block, or a request was refused
         if (early := error or misuse) is not None:
             await self._finish_early(early)
         else:

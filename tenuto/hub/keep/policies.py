@@ -112,7 +112,7 @@ class Policies:
         if exact is not None:
             return exact
         for end in range(len(channel), 0, -1):
-            if channel[end - 1] in ":/." and (found := self._stems.get(channel[:end])) is not None:
+            if channel[end - 1] in ":/." and (found := self._stems.get(channel[:end])) is not None:  # stems end so
                 return found
         everywhere = self._stems.get("")
         return self._of_visitors if everywhere is None and owner_of(channel) is not None else everywhere

@@ -77,7 +77,7 @@ class _Member(Struct):
     def shown(self) -> tuple[dict[str, Json], int]:
         """Return the newest data of all nodes, and the number of connections. All nodes choose the same data."""
         if not self.elsewhere:
-            return self.data, max(1, len(self.connections))
+            return self.data, max(1, len(self.connections))  # in its grace period it has none, and counts as one
         found = list(self.elsewhere.values())
         if self.is_here:
             found.append(NodeMember(self.kind, max(1, len(self.connections)), self.version, self.data))

@@ -426,7 +426,7 @@ class StoreLife:
                 self._history = history
                 return stored["life"], stored["notices"]
             names = secrets.token_hex(4), history, f"tenuto_{secrets.token_hex(16)}"
-            await db.execute(_BEGIN_LIFE.format(schema=schema), *names, stored["history"])
+            await db.execute(_BEGIN_LIFE.format(schema=schema), *names, stored["history"])  # unless another one did
 
     def _standby(self) -> StoreUnavailable:
         return StoreUnavailable(

@@ -137,7 +137,7 @@ class Uncovered:
         self.unsure.discard(channel)
         self.add(channel, (entry for entry in entries if entry.serial > versions.get(entry.op.id, 0)))
         for message_id, tracked in self._channels.get(channel, {}).items():
-            if message_id in before and before[message_id].first == tracked.first:
+            if message_id in before and before[message_id].first == tracked.first:  # it keeps its age
                 tracked.since_ms = before[message_id].since_ms
         if not self._channels.get(channel):
             self._channels.pop(channel, None)
@@ -173,7 +173,7 @@ class Uncovered:
     def stored(self, write: Write) -> None:
         """Stop tracking the messages that the stored documents of `write` contain whole."""
         after = write.expected + len(write.entries)
-        # the second: `reload` has read the channel within the transaction of the write
+        # the second condition: `reload` has read the channel within the transaction of the write
         if self.is_complete(write) or self._known.get(write.channel) == (write.epoch, after):
             self._know(write.channel, write.epoch, after)
         else:

@@ -233,7 +233,7 @@ class Documents:
     def by_creation(self, channel: int, before: int | None, after: int | None) -> Generator[Found]:
         """Yield the documents that are not deleted, in the order of `Store.page`; rows are read on demand."""
         order = "DESC" if after is None else "ASC"
-        first = 1 if after is None else min(max(after, 0), _MOST) + 1
+        first = 1 if after is None else min(max(after, 0), _MOST) + 1  # a command has 0 as `created`
         last = _MOST if before is None else min(before, _MOST) - 1
         rows = self._db.execute(
             f"{_FOUND}WHERE channel = ? AND deleted = 0 AND created BETWEEN ? AND ? ORDER BY created {order}",
@@ -352,7 +352,7 @@ class Documents:
             (key, blob),
         ).fetchall()
         needed = len(data) + SLOT_BYTES
-        if len(slots) == 1 and needed <= slots[0][1] <= 2 * needed + 64:
+        if len(slots) == 1 and needed <= slots[0][1] <= 2 * needed + 64:  # it fits, and is not far too large
             slot, room = slots[0]
             self._db.execute("UPDATE texts SET body = ? WHERE id = ?", (sealed((key, blob, 0), data, room), slot))
             self.row_bytes += room + INTEGER_BYTES
