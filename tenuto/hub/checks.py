@@ -144,7 +144,7 @@ def _is_runserver() -> bool:
     django: Any = sys.modules.get("django.conf")
     if django is None or sys.argv[1:2] != ["runserver"] or not django.settings.configured:
         return False
-    return not any(app.partition(".")[0] == "daphne" for app in django.settings.INSTALLED_APPS)  # its runs ASGI
+    return not any(app.partition(".")[0] == "daphne" for app in django.settings.INSTALLED_APPS)  # daphne's is ASGI
 
 
 def _serves_wsgi() -> bool:

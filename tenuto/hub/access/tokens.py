@@ -193,7 +193,7 @@ class KeySet:
         """Return the keys that may have signed a token that names `kid`. Raises Busy if the set is unavailable."""
         if self._age_s() > FRESH_S:
             fetching = self._fetch()
-            # Until then the known keys serve while the fetch runs; older ones, as after a pause, may have been revoked.
+            # The known keys serve while the fetch runs; but older ones, as after a pause, may have been revoked.
             if fetching is not None and self._age_s() > FRESH_S + COOLDOWN_S:
                 # all callers wait for the same fetch; cancelling one of them does not cancel it
                 await asyncio.shield(fetching)
