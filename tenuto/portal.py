@@ -49,7 +49,7 @@ class Portal:
         self.loop: asyncio.AbstractEventLoop | None = None
         self._name = name  # name of the thread
         self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # held while `loop` and `_thread` change
 
     def start(self) -> asyncio.AbstractEventLoop:
         """Return the loop; the first call starts it."""

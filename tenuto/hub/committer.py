@@ -223,7 +223,7 @@ class Committer:
         self._was_held = False  # True: a large item waits only because others came first in the last commit
         self._wake = asyncio.Event()  # set while items are queued
         self._since_s: float | None = None  # loop time at which the oldest item was queued, or earlier
-        self._batch_in_flight: _Batch | None = None
+        self._batch_in_flight: _Batch | None = None  # the one whose commit runs, or was cancelled
         self._is_over = False
         self._failure: StoreUnavailable | None = None  # of the last commit
         self._probe_at_s = 0.0  # loop time from which `check_writes` may try again

@@ -140,14 +140,14 @@ class HookRunner:
         self._is_standby = False  # another node calls the hook
         self._term = 0  # number of times that this node had no longer surely the hook
         self._kept_s = 0.0  # loop time at which the store last said that this node has the hook
-        self._scan_due_s = 0.0
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._scan_due_s = 0.0  # loop time from which the next `_scan` is due, on a shared store
+        self._tasks: set[asyncio.Task[Any]] = set()  # the tasks of this hook that run
         # for each channel: the epoch and serial up to which the hook was called
         self._positions: dict[str, tuple[str, int]] = {}
         self._is_ready = False  # True: this node has the hook, and has read the positions
         self._running: set[str] = set()  # channels whose `_follow` runs
         self._again: set[str] = set()  # channels that moved while the hook was being called
-        self._room = asyncio.Semaphore(MAX_RUNNING)
+        self._room = asyncio.Semaphore(MAX_RUNNING)  # a place for each `_deliver` that runs
 
     def begin(self) -> None:
         """Register the hook and call it, until the hub ends or `stop`."""

@@ -503,7 +503,7 @@ class SyncHub:
         self._target = hub
         self._portal = Portal("tenuto-sync")  # the thread that runs the hub if the app has no event loop
         self._left: asyncio.AbstractEventLoop | None = None  # the event loop of this object that was closed last
-        self._has_left = threading.Event()
+        self._has_left = threading.Event()  # set when the hub was closed there
 
     create = blocking(HubCore.create)
     update = blocking(HubCore.update)

@@ -184,8 +184,8 @@ class Viewing:
 
     def __init__(self, store_name: str) -> None:
         """Begin with a hub that serves viewers."""
-        self.is_draining = False
-        self.has_drained = False
+        self.is_draining = False  # True from the beginning of a drain until the next run begins
+        self.has_drained = False  # True from the end of a drain until then
         self.is_cut_off = False
         self.on_cut_off: list[Callable[[], None]] = []  # called when the hub is cut off
         self._store_name = store_name
@@ -321,10 +321,10 @@ class Run:
         # of the workers (`WorkerPool.patterns`): at first those of the last run
         self.known_patterns: Mapping[str, int] = {} if last is None or self.takes_over else last.known_patterns
         self.ready: asyncio.Future[None] = loop.create_future()  # done when the hub serves or its start has failed
-        self.stop = asyncio.Event()
+        self.stop = asyncio.Event()  # set when the run is to end
         self.has_begun = False  # whether the callbacks of the start were called and all hooks begin
         self.is_over = False
-        self.draining: asyncio.Task[None] | None = None
+        self.draining: asyncio.Task[None] | None = None  # the drain, once it has begun
         self.main: asyncio.Task[None] = loop.create_task(serve(self), name="tenuto-hub")
 
 
@@ -366,9 +366,9 @@ class Lifecycle:
         self.store = store
         self.node = ""  # random name of this run, by which leases name the hub; new at each start
         self.viewing = Viewing(store.name)  # whether viewers may attach and stay
-        self._drain_callbacks: dict[Callable[[], None], None] = {}
+        self._drain_callbacks: dict[Callable[[], None], None] = {}  # called by `_send_away`
         self._hooks: dict[str, Hook] = {}  # hooks by name
-        self._start_callbacks: list[Callable[[], object]] = []
+        self._start_callbacks: list[Callable[[], object]] = []  # called at each start
         self._run: Run | None = None  # the current run, or the last one
         self._beginning = threading.Lock()  # held while a run begins: callers may be in several threads
         self._restarting: asyncio.Task[None] | None = None  # begins a run after the store was replaced

@@ -184,9 +184,9 @@ class NodeLease:
         self.regained: Callable[[], None] = lambda: None  # called when the lease runs again after it had expired
         self.replaced: Callable[[], None] = lambda: None  # called when the store goes on from an earlier state
         self._retry_s = RENEW_S  # wait before a recovery that failed is repeated; it doubles with each failure
-        self._is_recovering = False
+        self._is_recovering = False  # True: `recover` runs
         self.is_leaving = False  # set when this node drains: it recovers no further messages; its lease runs to `end`
-        self._is_over = False
+        self._is_over = False  # True: no lease is renewed
         self._renewing = asyncio.Lock()  # renewals follow one another, so that no older result replaces a newer one
         if self.is_exclusive:
             self.renewal, self._certain_s = Renewal(0, frozenset({node}), ""), float("-inf")
@@ -423,10 +423,10 @@ class Notifier:
     _nodes: NodeLease
 
     def __post_init__(self) -> None:
-        self._unsent: dict[str, _Unsent] = {}
+        self._unsent: dict[str, _Unsent] = {}  # stored entries, by channel
         self._waiting: list[Notice] = []  # notices about members, and signals
-        self._waiting_bytes = 0
-        self._wake = asyncio.Event()
+        self._waiting_bytes = 0  # their size
+        self._wake = asyncio.Event()  # set when there are notices to send
 
     def stored(self, write: Write) -> None:
         """Send a notice of `write`, which is stored and has entries, soon."""
@@ -496,8 +496,8 @@ class Follower:
         self.receivers: list[Callable[[Notice | None], None]] = []  # they get the notices of other kinds, and None
         self._due: set[str] = set()  # channels whose notice could not be applied
         self._slow: set[Channel] = set()  # channels whose reads took too long, which are read one at a time
-        self._slow_turn = asyncio.Lock()
-        self._wake = asyncio.Event()
+        self._slow_turn = asyncio.Lock()  # held while one of them is read
+        self._wake = asyncio.Event()  # set when channels, or the heads, are to be read at once
         self._heads_s = 0.0  # loop time of the next read of the heads
         self.responded_s = 0.0  # loop time of the last response to a read of the heads
         self._is_over = False

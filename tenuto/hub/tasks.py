@@ -39,7 +39,7 @@ class Tasks:
     def __init__(self, group: asyncio.TaskGroup) -> None:
         self._group = group
         self.jobs: set[asyncio.Task[Any]] = set()  # running tasks of the app
-        self._background: set[asyncio.Task[Any]] = set()
+        self._background: set[asyncio.Task[Any]] = set()  # other tasks, which a drain does not wait for
         self.quieter = asyncio.Event()  # set when a job or a writer ends, so that a drain checks again for running work
         self.drained = asyncio.Event()  # set at the end of a drain: the process may end from then on
 

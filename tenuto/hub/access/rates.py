@@ -199,7 +199,7 @@ class Rates:
         for client in clients:
             requests, traffic = client.requests, client.bytes
             if requests.refilled(now_s) < 1:
-                wait_s, limit = requests.wait_s(), int(requests.size / 2)
+                wait_s, limit = requests.wait_s(), int(requests.size / 2)  # it fills in 2 s
                 raise TooMany(
                     f"client {client.name} has used {requests.size - requests.level:.0f} of {requests.size} requests "
                     f"at once, which refill by {limit} a second; {REQUEST_COST_BYTES // KIB} KiB of traffic count as "

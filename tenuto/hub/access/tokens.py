@@ -185,9 +185,9 @@ class KeySet:
             raise LocalError(f"jwks_url must be an https URL (http only on this machine), got {shown_url(url)}")
         self.url = url
         self._monotonic_s = monotonic_s
-        self._keys: list[Key] = []
+        self._keys: list[Key] = []  # those of the last fetch that worked
         self._fetched_at_s = self._tried_at_s = -math.inf  # time of the last fetch that worked, and of the last one
-        self._fetching: asyncio.Task[None] | None = None
+        self._fetching: asyncio.Task[None] | None = None  # the last fetch, which may still run
 
     async def keys(self, kid: str | None) -> Sequence[Key]:
         """Return the keys that may have signed a token that names `kid`. Raises Busy if the set is unavailable."""

@@ -48,7 +48,7 @@ class BackupSchedule:
         self._folder = folder
         self._every_s = time_ms(every, "time between backups", example="1h") / 1000
         self._keep = keep
-        self._lock: int | None = None
+        self._lock: int | None = None  # file descriptor of the lock file in the folder, while this holds the lock
         self._due_s: float | None = None  # on the monotonic clock; None until the folder was read
         stem, end = re.escape(self._store.path.stem), re.escape(self._store.path.suffix)
         self._form = re.compile(rf"{stem}-([0-9]{{6,18}})-[0-9]{{8}}T[0-9]{{6}}Z{end}(\.partial)?")

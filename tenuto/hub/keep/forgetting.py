@@ -83,8 +83,8 @@ class Forgetting:
         """Raise InvalidName."""
         check_id(self._client_id, "a client id")
         self._has_hub = self._rewrite is not direct  # it serves meanwhile, and does the housekeeping of the store
-        self._unreadable: set[tuple[str, str]] = set()
-        self._messages = self._commands = self._channels = 0
+        self._unreadable: set[tuple[str, str]] = set()  # channel and id of what could not be read; id "": the channel
+        self._messages = self._commands = self._channels = 0  # numbers of those removed
 
     async def run(self, *, channels: bool) -> Forgotten:
         """Remove the person's messages and commands, with `channels` also channels. Raises StoreUnavailable, Busy."""

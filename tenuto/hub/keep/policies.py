@@ -93,8 +93,8 @@ class Policies:
         self._of_visitors = None if visitors_days is None else _policy(f"{STEM}*", Retention(age=f"{visitors_days}d"))
         if not isinstance(given, Mapping):
             raise LocalError(f'retention must be a dict such as {{"chat:*": "90d"}}, got {shown(given)}')
-        self._names: dict[str, Policy] = {}
-        self._stems: dict[str, Policy] = {}
+        self._names: dict[str, Policy] = {}  # by the name of the channel
+        self._stems: dict[str, Policy] = {}  # by the pattern without its `*`
         for pattern, value in given.items():
             _check_pattern(pattern)
             policy = _policy(pattern, value)
@@ -171,7 +171,7 @@ class Sweep:
         self._policy = policy
         self._summary = summary
         self._now_ms = now_ms
-        self._messages, self._bytes = summary.messages, summary.size_bytes
+        self._messages, self._bytes = summary.messages, summary.size_bytes  # without those that have gone so far
         self._updated_ms = summary.updated_ms
         self._kept = 0  # number of facts so far that stay
         self._latest_ms = 0  # the latest time so far that is not in the future
@@ -371,8 +371,8 @@ class Capacity:
         """Bound the data in `store` by a size such as "10GB". Raises LocalError."""
         self._store = store
         self._max_bytes = size_bytes(max_bytes, "max_bytes") if max_bytes is not None else 0
-        self._is_warned = False
-        self._refused = 0
+        self._is_warned = False  # True: the store was nearly full at the last `watch`
+        self._refused = 0  # number of refused creates
         if max_bytes is None:
             return
         if not isinstance(store, SqliteStore):

@@ -58,8 +58,8 @@ class Retainer:
         self._trust = ClockTrust()
         self._newest_ms: int | None = None  # newest time in the store at the start of the hub; None: not read yet
         self._is_distrusted = False  # True: the clock was not plausible at the last round
-        self._messages = self._bytes = self._channels = 0
-        self._rounds = self._last_ms = 0
+        self._messages = self._bytes = self._channels = 0  # counts of what was removed
+        self._rounds = self._last_ms = 0  # number of rounds, and when the last one ended
         self._counts: dict[str, tuple[str, int, int]] = {}  # epoch, serial and messages of counted channels
         if self.policies:
             lifecycle.on_start(lambda: lifecycle.runtime.tasks.start_background(self.run(lifecycle.runtime)))

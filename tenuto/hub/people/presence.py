@@ -95,7 +95,7 @@ class _Due:
         self._pause_s = pause_s
         self._due: set[str] = set()
         self._rest_s: dict[str, float] = {}  # loop time until which a channel rests
-        self._wake = asyncio.Event()
+        self._wake = asyncio.Event()  # lets `take` return
 
     def add(self, *channels: str) -> None:
         """Make `channels` due."""
@@ -147,7 +147,7 @@ class SharedPresence:
         self._node = self.lease.node
         self._to_show = _Due(self._pause_s)  # channels whose members here have changed
         self._shown: set[str] = set()  # channels with members here
-        self._revision = 0  # as `_recent`, for the hold of this node (`_ShownNode`)
+        self._revision = 0  # this and `_recent` are those of this node's hold (`_ShownNode`)
         self._recent: list[str] = []
         self._to_read = _Due(self._pause_s)  # channels whose members elsewhere have changed
         self._followed: dict[str, _Followed] = {}
@@ -276,7 +276,7 @@ class SharedPresence:
             known, self._nodes[node] = self._nodes.get(node, _ShownNode()), seen
             missed = seen.revision - known.revision
             was_ended = self.ended.pop(node, None) is not None
-            if was_ended or seen.losses != known.losses or not 0 <= missed <= len(seen.recent):
+            if was_ended or seen.losses != known.losses or not 0 <= missed <= len(seen.recent):  # it is unknown which
                 self._to_read.add(*self._followed)
             elif missed:
                 self._to_read.add(*(one for one in seen.recent[-missed:] if one in self._followed))

@@ -112,10 +112,10 @@ class PresenceState:
         self.epoch = ""
         self._limits = limits
         self._changed = changed
-        self._members: dict[str, _Member] = {}
+        self._members: dict[str, _Member] = {}  # by their ids
         self._people = 0  # number of members that are people, not agents
         self._owned: Counter[str] = Counter()  # number of those of each client
-        self.is_crowd = False
+        self.is_crowd = False  # True: changes of people are sent together, at most once in `CROWD_S`
         self._is_held = False  # True: changes of a crowd have not been sent yet
         self._is_timed = False  # True: a timer for the next `presence.sync` runs
         self._moves = 0  # number of people who entered or left since the last `presence.sync`
@@ -125,7 +125,7 @@ class PresenceState:
         self._left: list[tuple[int, int, str]] = []
         self._floor = 0  # a feed at a lower position gets all members at once
         self._signals: list[tuple[int, Signal, int]] = []  # each with its position and its size in bytes
-        self._signal_bytes = 0
+        self._signal_bytes = 0  # size of all these signals
         # called with each change of the members of this node; returns the time in ms, by which all nodes order changes
         self.own_changed: Callable[[], int] = lambda: 0
         # for each other node that shows members, the number of its people that it does not name

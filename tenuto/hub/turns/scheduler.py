@@ -307,7 +307,7 @@ class TurnScheduler:
     def __post_init__(self) -> None:
         self._node = self._nodes.node
         self._request = partial(send, self._submit)
-        self._turns: dict[str, OpenTurns] = {}
+        self._turns: dict[str, OpenTurns] = {}  # by channel
         # for each deleted message the last attempt whose handler, in another process, may not have ended
         self._unended: dict[tuple[str, str], int] = {}
         self._unserved: set[str] = set()  # kinds of channels that the log has named

@@ -361,12 +361,12 @@ class StoreLife:
     """The life in which an instance has opened the store in `schema` of the server `where`."""
 
     def __init__(self, schema: str, where: str) -> None:
-        self.name = ""
+        self.name = ""  # name of the life; empty before `begin`
         self.notices_name = ""
         self._schema = schema
         self._where = where
         self._history = ""  # the history of the server's data when the store was opened
-        self._is_over = False
+        self._is_over = False  # True: a connection has found another life
 
     async def begin(self, db: Connection) -> None:
         """Note the life that the store has now, and the name of its notices. Raises StoreUnavailable for a standby."""

@@ -69,7 +69,7 @@ class PostgresServer:
         self._dsn = dsn
         self._hosts = _one_by_one(dsn)  # the URL with each of its hosts alone, in the order of attempts
         self._schema = schema
-        self._settings: dict[str, str] = {}
+        self._settings: dict[str, str] = {}  # of each session
         if not is_pooled:
             self._settings = {**_LIMITS, **_KEEPALIVE, "default_transaction_isolation": "read committed"}
 
@@ -264,8 +264,8 @@ class PostgresPool:
         self._where = where
         self._timeout_s = timeout_s
         self._full_until_s = 0.0  # until then no further connection is opened, by the clock of the event loop
-        self._has_warned = False
-        self._freed = asyncio.Event()
+        self._has_warned = False  # True: the log has the warning of `_note_full`
+        self._freed = asyncio.Event()  # set when a place is given back
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[PoolConnectionProxy]:

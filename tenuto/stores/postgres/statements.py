@@ -97,11 +97,11 @@ class Uncovered:
     """The messages of all channels that have entries after their documents."""
 
     def __init__(self) -> None:
-        self.unsure: set[str] = set()
-        self._channels: dict[str, dict[str, Tracked]] = {}
+        self.unsure: set[str] = set()  # channels for which this may be wrong
+        self._channels: dict[str, dict[str, Tracked]] = {}  # by channel and message id
         self._known: dict[str, tuple[str, int]] = {}  # epoch and serial up to which a channel is tracked, newest last
         self._now_ms: int | None = None  # time of the last call of `due`
-        self._size_bytes = 0
+        self._size_bytes = 0  # of all these entries
 
     def add(self, channel: str, entries: Iterable[Entry]) -> None:
         """Track `entries` of `channel`, which no document contains."""
@@ -569,7 +569,7 @@ class PostgresWriter(PostgresReader):
         super().__init__(db, schema, life)
         self._life = life
         self._uncovered = uncovered
-        self.row_bytes = 0
+        self.row_bytes = 0  # size of what this has written
 
     async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
         """Store the writes that do not conflict, and the documents of those (`Store.commit`)."""

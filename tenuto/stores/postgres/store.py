@@ -87,7 +87,7 @@ class PostgresNotices:
         self._connect = connect
         self._name = name
         self._listeners: list[OnNotice] = []
-        self._task: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None  # keeps the connection open
         self._db: Connection | None = None  # the connection while it listens
         self._busy = asyncio.Lock()  # a connection carries out one statement at a time
         self._is_delivered = asyncio.Event()  # set by the notice of the connection to itself
@@ -250,12 +250,12 @@ class PostgresStore:
         self.schema = schema
         self._is_async = is_async
         self._server = PostgresServer(dsn, schema, is_pooled=is_pooled)
-        self._pool: PostgresPool | None = None
+        self._pool: PostgresPool | None = None  # connections for reads and renewals
         self._db: Connection | None = None  # the connection for writes
         # the server's process for that connection, or for the last one, with its start
         self._session: tuple[int, object] = (0, None)
-        self._writing = asyncio.Lock()
-        self._reads = asyncio.Semaphore(READERS)
+        self._writing = asyncio.Lock()  # held by the caller that has `_db`
+        self._reads = asyncio.Semaphore(READERS)  # a place for each read that runs
         self._notices: PostgresNotices | None = None
         self._life = StoreLife(schema, self._server.shown)
         self._uncovered = Uncovered()  # messages with entries after their documents, as far as this store knows

@@ -67,14 +67,14 @@ class RedisBus:
         """Make a bus that is not yet open."""
         self.server = server
         self.prefix = prefix
-        self._base = b""
+        self._base = b""  # begins the name of each Redis channel; set by `open`
         self._id = b""  # begins each message, so that this instance ignores its own; another one with each `open`
         self._listeners: list[OnNotice] = []
         self._wanted = {""}  # channels whose notices this node needs; "" stands for those about a node
         self._changed = asyncio.Event()  # set when `_wanted` has changed
         self._link: _BusLink | None = None  # the current link, once it is subscribed
         self._first: _BusLink | None = None  # the link of `open`, until the task takes it
-        self._task: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None  # keeps a link
         self._stats = dict.fromkeys(("bus_sent", "bus_received", "bus_dropped", "bus_losses"), 0)
 
     async def open(self, name: str) -> None:

@@ -45,8 +45,8 @@ class Space:
         self._file = file
         self._documents = documents
         self._rollbacks = -1  # the first call of `count_free` counts
-        self._bytes = self._free_bytes = self._written = 0
-        self._is_reported = False
+        self._bytes = self._free_bytes = self._written = 0  # bytes; `_written` counts from the last `measure`
+        self._is_reported = False  # True: the file was mostly free at the last `measure`
 
     def wrote(self, size_bytes: int, log: CommitLog) -> None:
         """Note written bytes, and measure the file if they are many."""
@@ -294,8 +294,8 @@ class Engine:
             channel.tracked[tracked.id] = tracked
             channel.serial = max(channel.serial, tracked.last)
         # Deleted channels whose documents are still to be removed, and those of them for which a caller waits.
-        self._awaited: set[int] = set()
         self._deleted = [number for (number,) in db.execute("SELECT id FROM channels WHERE name IS NULL")]
+        self._awaited: set[int] = set()
         self._sweep_limit = STEP_DOCUMENTS  # of the next step; after damage, one that fails concerns one document
         self._kept: list[str] = []  # for each document of the first of them that damage keeps, the reason
         self._is_wipe_due = True  # True: text may have been deleted just before the last process ended
@@ -319,7 +319,7 @@ class Engine:
         results: list[Committed | Conflict] = []
         plans: list[Plan] = []
         entries: list[LogEntry] = []
-        heads: list[tuple[ChannelRow, int]] = []  # the channels with new entries, with their next serials
+        heads: list[tuple[ChannelRow, int]] = []  # the channels with new entries, with their new serials
         known = self.channels.by_name
         for write in writes:
             channel = known.get(write.channel) or self.channels.find(write.channel)
@@ -728,7 +728,7 @@ class Engine:
     def _step(self) -> bool:
         """Do one step of the pending housekeeping; returns False if none is pending."""
         log = self._log
-        if self._deleted and self._deleted[0] in self._awaited:
+        if self._deleted and self._deleted[0] in self._awaited:  # first, as a caller waits for its end
             self._sweep()
         elif not log.live_rows and log.slot_bytes > IDLE_LOG_BYTES:
             with self._file.transaction() as db:

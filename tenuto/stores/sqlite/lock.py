@@ -36,8 +36,8 @@ class FileLock:
     def __init__(self, path: Path) -> None:
         self.placed: tuple[str, ...] = ()  # the marks, some with their places; none: the lock file was missing
         self.path = path
-        self._handle: int | None = None
-        self.give_up = threading.Event()
+        self._handle: int | None = None  # file descriptor of the lock file, while this holds the lock
+        self.give_up = threading.Event()  # ends the wait in `take`
 
     def take(self, what: Path, *, wait_s: float) -> None:
         """Wait up to `wait_s` seconds for the lock on `what`. Raises StoreInUse or StoreUnavailable."""

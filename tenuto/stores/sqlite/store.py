@@ -68,7 +68,7 @@ class StoreThread:
         self._queue: queue.SimpleQueue[_Work[Any] | None] = queue.SimpleQueue()
         self._first: deque[_Work[Any]] = deque()  # calls of the queue that pass the others
         self._left: deque[_Work[Any] | None] = deque()  # taken from the queue by `serve`, and not run
-        self._is_stopping = False
+        self._is_stopping = False  # True: no further call is accepted
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
         self._thread.start()
 
@@ -303,7 +303,7 @@ class SqliteStore:
         self._lock_wait_s = lock_wait_s
         self._was_in_use = False  # True: the last `open` was refused, because another process had the store
         self._open: _Open | None = None
-        self._stats = {"commits": 0, "row_bytes": 0}
+        self._stats = {"commits": 0, "row_bytes": 0}  # the last counters of the engine
         self._failed_backups = 0
         self._backup_s: float | None = None  # when the last good backup was made, on the monotonic clock
 
