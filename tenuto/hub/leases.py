@@ -75,8 +75,8 @@ class LeaseMonitor:
     read: Read  # returns a message once all requests about it that were submitted before are decided
     is_alone: bool  # True: no other hub has the store open, so this one receives all requests of a writer
     left_s: Callable[[float, int], float]  # returns the rest of a term from a stored time on (`NodeLease.left_s`)
-    spawn: Callable[[Coroutine[Any, Any, None]], object]
-    _is_closed: bool = field(default=False, init=False)
+    spawn: Callable[[Coroutine[Any, Any, None]], object]  # starts a task
+    _is_closed: bool = field(default=False, init=False)  # True: no lease ends any more
     _leases: dict[str, dict[str, _Lease]] = field(default_factory=dict, init=False)  # by channel and message
     _held: dict[Hashable, dict[_Lease, None]] = field(default_factory=dict, init=False)  # by connection
 

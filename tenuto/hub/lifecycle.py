@@ -357,7 +357,7 @@ class Lifecycle:
     _bus: Bus | None
     _capacity: Capacity
     _keyed: Sequence[Keyed]  # they share their keys by the store
-    _signals: SignalHook | None
+    _signals: SignalHook | None  # None: the hub handles no signals
     _recover: Callable[[Runtime, IsMine], Awaitable[None]]  # handles the messages that ended nodes left open
     _release_loop: Callable[[asyncio.AbstractEventLoop], Awaitable[bool]]  # ends the run if the loop is `hub.sync`'s
     _is_named: Callable[[], bool]  # whether a name in the app's code leads to the hub, as far as that is known

@@ -483,7 +483,7 @@ class Follower:
     """Follows the store for the channels in memory. `notifier` tells other nodes, which follow this one."""
 
     _store: Store
-    _channels: Mapping[str, Channel]
+    _channels: Mapping[str, Channel]  # those in memory
     notifier: Notifier
     bus: Bus | None  # carries the notices if there is one
     followed: Callable[[Channel], None]  # called after entries of other hubs were applied

@@ -46,8 +46,8 @@ class Result(Struct, frozen=True, kw_only=True):
     message: Message | None = None  # the message, after a create or update
     command: Command | None = None  # the stored command, after a `SendCommand`
     reply: CommandReply | None = None  # the stored reply, if the command already has one
-    generation: int | None = None
-    part: int | None = None
+    generation: int | None = None  # that of the writer, or of the attempt at the turn
+    part: int | None = None  # index of the part that the request is about
     length: int | None = None  # length of the part in code points, after an append
     lengths: list[int] | None = None  # lengths of all parts in code points
     is_blind: bool = False  # the caller may not read the channel, so the result has fewer fields

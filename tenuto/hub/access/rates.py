@@ -69,7 +69,7 @@ ADDRESS_CONNECTIONS = 50
 class Bucket(Struct, eq=False):
     """A token bucket that fills up in `fill_s`. Below zero it is in debt, and refills from there."""
 
-    size: float
+    size: float  # number of tokens at most
     fill_s: float
     _at_s: float  # time of the last call of `refilled`
     level: float = inf  # the first call of `refilled` makes it full
@@ -95,7 +95,7 @@ class _Client(Struct, eq=False):
     bytes: Bucket
     signals: Bucket
     channels: Bucket
-    connections: int = 0
+    connections: int = 0  # number of open slots
     body_bytes: int = 0  # size of the request bodies that are still open
 
     def is_new(self, now_s: float) -> bool:
@@ -418,7 +418,7 @@ class Questions:
     now_s: Callable[[], float] = time.monotonic
     # the buckets for a minute and for a day of each visitor and address
     _buckets: OrderedDict[str, tuple[Bucket, Bucket]] = field(default_factory=OrderedDict, init=False)
-    _logged_s: float = field(default=-inf, init=False)
+    _logged_s: float = field(default=-inf, init=False)  # when `_log` last wrote a line
 
     def ask(self, visitor: str, peer: str | None) -> Asked:
         """Count a question of `visitor` from the address `peer`, if that is known. Raises TooMany."""

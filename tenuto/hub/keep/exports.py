@@ -195,8 +195,8 @@ class _Running(Struct, frozen=True, array_like=True):
 
 
 class _Line(NamedTuple):
-    number: int
-    size: int
+    number: int  # of the line in the file
+    size: int  # of the line in bytes
     record: Record
 
 

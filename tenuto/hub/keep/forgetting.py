@@ -55,7 +55,7 @@ class _Scan:
 
     head: Head
     ids: set[str] = field(default_factory=set)
-    streaming: set[str] = field(default_factory=set)
+    streaming: set[str] = field(default_factory=set)  # ids of the messages that stream
     has_own: bool = False  # True: the person wrote some of them
     has_others: bool = False  # True: another person wrote some of them, or one is unreadable
 

@@ -41,11 +41,11 @@ _LAST = "\U0010ffff"  # the last character: text that begins with a prefix is be
 class ChannelRow:
     """The state of one channel, kept on the store's thread."""
 
-    id: int
+    id: int  # number in the tables
     name: str
     epoch: str
-    floor: int
-    serial: int
+    floor: int  # as in `Head`
+    serial: int  # that of the last entry
     # messages that stream, or that have entries without a document, by id
     tracked: dict[str, Tracked] = field(default_factory=dict)
 

@@ -277,8 +277,8 @@ class Engine:
         self._stats = {"commits": 0, "row_bytes": 0, "documents": 0, "checkpoints": 0}
         self._wal_pages = 0  # estimated pages in the WAL since the last checkpoint
         self._is_wal_full = False  # True: they were more than `CHECKPOINT_PAGES` after the last call
-        self._is_wal_empty = True
-        self._retry_at_s = 0.0
+        self._is_wal_empty = True  # False: this process has written to the WAL since it was last emptied
+        self._retry_at_s = 0.0  # monotonic time before which `spare` does no step
         self._documents = Documents(db)
         self.channels = Channels(db, self._documents)
         self._whole = WholeMessages(self._file.path, self._documents, self.channels)

@@ -64,7 +64,7 @@ class StoreThread:
     """A thread and its queue of calls. The thread is a daemon, so a store left open does not keep a process alive."""
 
     def __init__(self, name: str, spare: Callable[[bool], float | None]) -> None:
-        self._spare = spare
+        self._spare = spare  # does housekeeping; returns the seconds until the next call, None for no call
         self._queue: queue.SimpleQueue[_Work[Any] | None] = queue.SimpleQueue()
         self._first: deque[_Work[Any]] = deque()  # calls of the queue that pass the others
         self._left: deque[_Work[Any] | None] = deque()  # taken from the queue by `serve`, and not run
@@ -168,8 +168,8 @@ class _Work(Struct, Generic[T], eq=False):
     _call: Callable[[], T]
     _result: asyncio.Future[T] | None = None
     timer: asyncio.TimerHandle | None = None  # calls `expire`, if the caller waits for a limited time
-    _is_begun: bool = False
-    _is_late: bool = False
+    _is_begun: bool = False  # set when the thread takes the call
+    _is_late: bool = False  # set when the time of the caller is over
 
     def run(self) -> None:
         # This method writes `_is_begun` before it reads `_is_late`; `expire` does it the other way round. So a call
