@@ -404,7 +404,7 @@ async def _address(server: BusServer) -> tuple[str, int]:
     for host in server.hosts:
         connection = _connection(host, server, is_sentinel=True)
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S / (len(server.hosts) + 1)):
+            async with asyncio.timeout(CONNECT_TIMEOUT_S / (len(server.hosts) + 1)):  # the server needs a part, too
                 await connection.connect()
                 found = await _ask(connection, "SENTINEL", "get-master-addr-by-name", server.service)
             if found:

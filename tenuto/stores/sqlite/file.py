@@ -94,7 +94,7 @@ def check_wal(path: Path, lock: FileLock) -> None:
     is_empty = not path.exists() or not path.stat().st_size
     mark = BACKUP if is_empty else read_mark(path)  # an empty file has no WAL either
     if mark in lock.marks:
-        return
+        return  # it belongs to the file
     if _is_foreign(path, mark, lock):
         aside = set_aside(path)
         logger.warning(

@@ -353,7 +353,7 @@ def _items(tracked: Tracked, serial: int, op: Op) -> Iterable[bytes]:
     """Return the items of one entry, encoded; each fits into a slot."""
     key = tracked.key
     if type(op) is Append:
-        prefix = (key, serial, op.part) if op.part else (key, serial)
+        prefix = (key, serial, op.part) if op.part else (key, serial)  # part 0 is left out
         item = _encode((*prefix, op.at, op.text))
         if len(item) <= MAX_ITEM_BYTES:
             return (item,)

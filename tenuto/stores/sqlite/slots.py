@@ -93,7 +93,7 @@ def opened(place: tuple[int, ...], body: object, *, mends: bool = False) -> byte
         return None
     rest = body[SUM_BYTES:]
     difference = crc32(rest, crc32(_encode(place))) ^ int.from_bytes(body[:SUM_BYTES], "little")
-    if difference and not (mends and difference.bit_count() == 1):  # a bit of the checksum itself
+    if difference and not (mends and difference.bit_count() == 1):  # else a bit of the checksum itself changed
         bit = _changed_bit(difference, 8 * len(rest)) if mends else None
         if bit is None:
             return None
