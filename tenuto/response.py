@@ -183,7 +183,7 @@ class StreamResponse(Response):
         self._app = app
         self._channel = channel
         self._style = style
-        self._path = path
+        self._path = path  # under which the hub is mounted: `Location` begins with it
         self._turn_format: TurnFormat | None = None  # of this one response, if the style names one
         # an id before the first text: an EventSource that reconnects then asks for this answer, not for another
         self._first = b""
