@@ -93,12 +93,7 @@ class Server(Process):
     """`tenuto demo` or `tenuto serve`, on the same port after each start."""
 
     def __init__(
-        self,
-        command: str,
-        folder: Path,
-        *options: str,
-        by: tuple[str, ...] = ("-m", "tenuto"),
-        host: str = "127.0.0.1",
+        self, command: str, folder: Path, *options: str, by: tuple[str, ...] = ("-m", "tenuto"), host: str = "127.0.0.1"
     ) -> None:
         """Prepare the command. `by` are the arguments of Python that run `tenuto`."""
         self.port = free_port()

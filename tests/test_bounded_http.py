@@ -268,12 +268,7 @@ class ConnectedTransport(Transport):
 @virtually
 @pytest.mark.parametrize(
     ("begin", "piece", "is_dropped"),
-    [
-        (CHUNKED, b"1\r\nx\r\n", True),
-        (NEXT, b"\r\n", True),
-        (NEXT, NEXT, False),
-        (NEXT, b"\r\n" * 2_000 + NEXT, False),
-    ],
+    [(CHUNKED, b"1\r\nx\r\n", True), (NEXT, b"\r\n", True), (NEXT, NEXT, False), (NEXT, b"\r\n" * 2_000 + NEXT, False)],
     ids=["rest of a refused body", "blank lines", "requests", "requests behind blank lines"],
 )
 async def test_flood_is_parsed_no_further_once_its_peer_has_left(begin: bytes, piece: bytes, is_dropped: bool) -> None:

@@ -301,11 +301,7 @@ async def test_plain_text_may_begin_like_a_frame() -> None:
 
 @pytest.mark.parametrize(
     ("beginning", "frame"),
-    [
-        ("Thinking. ", 'data: "You "\n\n'),
-        ("", "data: You\r\n\r\n"),
-        ("\n", ": ping\nevent: token\ndata: You\n\n"),
-    ],
+    [("Thinking. ", 'data: "You "\n\n'), ("", "data: You\r\n\r\n"), ("\n", ": ping\nevent: token\ndata: You\n\n")],
 )
 async def test_frames_after_text_fail_with_the_remedy(
     beginning: str, frame: str, caplog: pytest.LogCaptureFixture
@@ -395,10 +391,7 @@ async def test_function_that_returns_no_frame_is_named_in_the_log(
         ({"style": "sse"}, "style must be 'events', 'data', 'ai-sdk', or a function"),
         ({"style": async_style}, "style must be an ordinary function of the text, got an async one; write `def frame"),
         ({"style": words_of}, "style must be an ordinary function of the text, got a generator; write `def frame"),
-        (
-            {"style": lambda: "x"},
-            r"style must be a function of the text alone, got .*\(\) \(too many .*write `def frame",
-        ),
+        ({"style": lambda: "x"}, r"style must be a function of the text alone, got .*\(\) \(too many .*write `def "),
         ({"style": lambda text, status: "x"}, r"\(text, status\) \(missing a required argument: 'status'\); write"),
         ({"style": json_frame, "end_frame": lambda: "x"}, "end_frame must be a function of the status alone"),
         ({"source_kind": "txt"}, "source_kind must be one of text, .*, got 'txt'"),

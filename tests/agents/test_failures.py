@@ -38,14 +38,6 @@ class Refusing(MemoryStore):
         return await super().commit(writes)
 
 
-def is_answer(op: object) -> bool:
-    return isinstance(op, Create) and op.role == "assistant"
-
-
-def is_end_of_a_turn(op: object) -> bool:
-    return isinstance(op, Claim) and op.state in ("done", "cancelled")
-
-
 @pytest.mark.parametrize(
     ("value", "refusal"),
     [("half an emoji \ud83d", InvalidText), (object(), InvalidRequest), ("x" * 20_000_000, TooLarge)],
@@ -103,7 +95,7 @@ async def test_answer_is_opened_once_the_store_recovers_and_is_failed_after_ten_
         async with turn.reply() as message:
             await message.append("answer")
 
-    store.refuses, store.times = is_answer, times
+    store.refuses, store.times = lambda op: isinstance(op, Create) and op.role == "assistant", times
     hub = await hub_asked(bot, 90, store=store)
     assert await endings(hub) == [answer]
     assert ("failed: not now" in caplog.text) == (times == 60)
@@ -169,7 +161,8 @@ async def test_an_answer_that_had_ended_before_the_crash_is_the_answer(
 ) -> None:
     """The process died between the end of its answer and the end of its turn."""
     store = Refusing()
-    store.refuses, store.times = is_end_of_a_turn, 1000
+    store.refuses = lambda op: isinstance(op, Claim) and op.state in ("done", "cancelled")  # the end of a turn
+    store.times = 1000
     ran = list[int]()
 
     async def answer(turn: Turn) -> None:

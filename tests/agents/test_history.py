@@ -44,16 +44,8 @@ ASKED = message("user", text("Why?"))
 # Two rounds of calls, the first of them of two calls at once, with line ends around them as models write them.
 WORKED = message(
     "assistant",
-    {"type": "reasoning", "text": "hm"},
-    text("Let me "),
-    text("look. "),
-    call("a"),
-    text("\n"),
-    call("b", {"n": 2}),
-    text("And again. "),
-    UNANSWERED,
-    call("c"),
-    text("It is so."),
+    *({"type": "reasoning", "text": "hm"}, text("Let me "), text("look. "), call("a"), text("\n"), call("b", {"n": 2})),
+    *(text("And again. "), UNANSWERED, call("c"), text("It is so.")),
 )
 
 

@@ -244,56 +244,27 @@ async def test_a_sleep_goes_on_for_the_rest_of_its_time() -> None:
     assert woken == [(2, 60), (3, 80)]  # the third attempt finds that the time is over
 
 
-async def twice(turn: Turn) -> None:
-    await turn.step("page", lambda: 1)
-    await turn.step("page", lambda: 2)
-
-
-async def another_kind(turn: Turn) -> None:
-    await (turn.step("wait", lambda: 1) if turn.attempt == 1 else turn.sleep("wait", 1))
-
-
-async def stored_and_asked(turn: Turn) -> None:
-    await (turn.step("approve", lambda: 1) if turn.attempt == 1 else turn.ask("approve"))
-
-
-async def asked_and_stored(turn: Turn) -> None:
-    await (turn.ask("approve") if turn.attempt == 1 else turn.step("approve", lambda: 1))
-
-
-async def used_and_asked(turn: Turn) -> None:
-    await turn.step("approve", lambda: 1)
-    await turn.ask("approve")
-
-
-async def inside(turn: Turn) -> None:
-    await turn.step("outer", turn.step, "inner", lambda: 1)
+async def both(*calls: Awaitable[Any]) -> None:
+    for call in calls:
+        await call
 
 
 @virtually
 @pytest.mark.parametrize(
     ("script", "words"),
     [
-        (twice, 'f"page:{i}"'),
-        (another_kind, "'wait' is used for `sleep` now"),
-        (stored_and_asked, "'approve' is used for `ask` now"),
-        (asked_and_stored, "'approve' is used for `step` now"),
-        (used_and_asked, "this attempt has used it for `step`"),
-        (inside, "'inner' was begun inside of step 'outer'"),
+        (lambda turn: both(turn.step("page", int), turn.step("page", str)), 'f"page:{i}"'),
+        (lambda turn: turn.step("x", int) if turn.attempt == 1 else turn.sleep("x", 1), "'x' is used for `sleep` now"),
+        (lambda turn: turn.step("x", int) if turn.attempt == 1 else turn.ask("x"), "'x' is used for `ask` now"),
+        (lambda turn: turn.ask("x") if turn.attempt == 1 else turn.step("x", int), "'x' is used for `step` now"),
+        (lambda turn: both(turn.step("x", int), turn.ask("x")), "this attempt has used it for `step`"),
+        (lambda turn: turn.step("outer", turn.step, "inner", int), "'inner' was begun inside of step 'outer'"),
     ],
 )
 async def test_a_name_that_cannot_be_used_is_refused(script: Script, words: str) -> None:
     *_, error = await attempts(script, script)
     assert isinstance(error, LocalError)
     assert words in error.detail
-
-
-class Sent(msgspec.Struct):
-    a: int = 1
-
-
-class Dumped(pydantic.BaseModel):
-    a: int = 1
 
 
 @virtually
@@ -304,11 +275,7 @@ class Dumped(pydantic.BaseModel):
         (lambda turn: turn.step("", int), LocalError, "1 to 200 characters"),
         (lambda turn: turn.step("a", int, retry_s="1"), LocalError, "retry_s"),
         (lambda turn: turn.step("a", int, retries="1"), LocalError, "retries"),
-        (
-            lambda turn: turn.step("a", asyncio.sleep(1)),
-            LocalError,
-            "needs a function and its arguments, got a coroutine",
-        ),
+        (lambda turn: turn.step("a", asyncio.sleep(1)), LocalError, "a function and its arguments, got a coroutine"),
         (lambda turn: turn.step("a", 7), LocalError, "got a int"),
         (lambda turn: turn.step("a", int, show=True), LocalError, "in the block of `turn.reply()`"),
         (lambda turn: turn.run_tools(Piped(""), {}), LocalError, "in the block of `turn.reply()`"),
@@ -331,16 +298,12 @@ async def test_a_wrong_argument_is_named(call: Any, error: Any, words: str) -> N
     [
         (object(), InvalidRequest, "is no JSON: Object of type object is not JSON serializable; return JSON, such as"),
         ([{"a": {1}}], InvalidRequest, "Object of type set"),
-        (Sent(), InvalidRequest, "msgspec.to_builtins(result)"),
-        (Dumped(), InvalidRequest, 'result.model_dump(mode="json")'),
+        (msgspec.defstruct("Sent", [])(), InvalidRequest, "msgspec.to_builtins(result)"),
+        (pydantic.create_model("Dumped")(), InvalidRequest, 'result.model_dump(mode="json")'),
         (float("nan"), InvalidRequest, "has the number nan, but numbers must be finite"),
         (10**400, InvalidRequest, "has an integer of 1329 bits, the limit is 64 bits with the sign; send it as text"),
         ({1: 2}, InvalidRequest, "has the key 1, but keys must be text"),
-        (
-            msgspec.json.decode("[" * 65 + "]" * 65),
-            InvalidRequest,
-            "nested deeper than 64 levels, which is the limit; flatten",
-        ),
+        (msgspec.json.decode("[" * 65 + "]" * 65), InvalidRequest, "than 64 levels, which is the limit; flatten"),
         ("x" * 262_144, TooLarge, "; make it smaller, or return a reference to it (Limits.step_bytes)"),
         ("\ud800", InvalidText, "holds the lone surrogate '\\ud800' at offset 0"),
     ],
@@ -1155,11 +1118,8 @@ async def test_whatever_a_tool_raises_is_its_output() -> None:
 
     assert await attempts(script, debug=False) == [None]
     reasons = {name: one["error"] for name, one in outputs[0].items() if name != "good"}
-    other = "the tool failed"
-    assert reasons == {"missing": "not_found", "local": "misuse", "large": "too_large", "bytes": "invalid_request"} | {
-        "cancels": other,
-        "exits": other,
-    }
+    named = {"missing": "not_found", "local": "misuse", "large": "too_large", "bytes": "invalid_request"}
+    assert reasons == named | dict.fromkeys(("cancels", "exits"), "the tool failed")
     assert states == dict.fromkeys(reasons, "error") | {"good": "done"}
     assert outputs[0]["good"] == 7
 

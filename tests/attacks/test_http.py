@@ -21,11 +21,7 @@ HEAD = "GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
 
 @pytest.mark.parametrize(
     ("begin", "piece", "status", "limit"),
-    [
-        (HEAD, "X-Long: y\r\n", 431, 100),
-        (HEAD + "X-Long: ", "y", 431, 65536),
-        ("GET /", "y", 414, 65536),
-    ],
+    [(HEAD, "X-Long: y\r\n", 431, 100), (HEAD + "X-Long: ", "y", 431, 65536), ("GET /", "y", 414, 65536)],
     ids=["header lines", "a header", "a path"],
 )
 async def test_endless_head_is_refused(attacked: Scene, begin: str, piece: str, status: int, limit: int) -> None:

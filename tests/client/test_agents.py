@@ -347,10 +347,7 @@ async def test_an_agent_that_may_not_read_answers_again_after_a_crash() -> None:
         async with working(agent(wire, "two", bot)):
             await asyncio.sleep(60)
         assert begun == [("one", 1, None), ("two", 2, None)]
-        assert await endings(hub) == [
-            ("one", "half ", "interrupted", None),
-            ("two", "half ", "complete", None),
-        ]
+        assert await endings(hub) == [("one", "half ", "interrupted", None), ("two", "half ", "complete", None)]
 
 
 @virtually

@@ -49,10 +49,7 @@ def test_parts_of_others_stay_beside_an_attempt() -> None:
     supersede(harness, 0, beside=[0, 3], text="g")
     second = {**attempt(parts[1], text_part("f"), characters=2), "indexes": [1, 4], "beside": [3]}
     assert harness.message("m").parts == [parts[0], first, second, parts[3], text_part("g")]
-    assert earlier_parts(harness.message("m").parts) == [
-        (2, parts),
-        (1, [*parts[:2], first, parts[3], text_part("f")]),
-    ]
+    assert earlier_parts(harness.message("m").parts) == [(2, parts), (1, [*parts[:2], first, parts[3], text_part("f")])]
     assert supersede(harness, 0, beside=[0, 3, 4]).ops == ()
 
 

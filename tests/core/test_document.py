@@ -55,10 +55,7 @@ def test_fields_that_a_newer_version_adds_change_no_message() -> None:
         longer += [None, 7, "new"]
     segments = [[*segment, "new"] for segment in msgspec.msgpack.decode(msgspec.msgpack.encode(kept.segments))]
     newer = Stored(
-        id=kept.id,
-        head=msgspec.msgpack.encode(head),
-        segments=msgspec.convert(segments, list[Segment]),
-        entries=[],
+        id=kept.id, head=msgspec.msgpack.encode(head), segments=msgspec.convert(segments, list[Segment]), entries=[]
     )
     assert everything(restore(newer)) == everything(restore(kept))
 

@@ -436,10 +436,7 @@ def in_state(state: OutgoingState, kind: type[Outgoing]) -> Outgoing:
     ids=["text", "part", "update", "end"],
 )
 def test_content_is_accepted_in_the_open_state_only(
-    kind: type[Outgoing],
-    state: OutgoingState,
-    error: type[TenutoError] | None,
-    accepting: Callable[[Outgoing], None],
+    kind: type[Outgoing], state: OutgoingState, error: type[TenutoError] | None, accepting: Callable[[Outgoing], None]
 ) -> None:
     outgoing = in_state(state, kind)
     assert outgoing.state is state

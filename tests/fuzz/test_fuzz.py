@@ -15,12 +15,7 @@ from tenuto.core.errors import MethodNotAllowed
 from tenuto.transports import session, sse
 
 SEED = 1
-RUNS = {
-    "requests": 200,
-    "frames": 200,
-    "raw-http": 50,
-    "raw-socket": 25,
-}
+RUNS = {"requests": 200, "frames": 200, "raw-http": 50, "raw-socket": 25}
 
 KEPT = [(target, name) for target in TARGETS for name, _ in read_corpus(target)]
 

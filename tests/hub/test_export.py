@@ -158,10 +158,7 @@ BAD: dict[str, tuple[Callable[[list[Any]], bytes] | dict[str, Any], str]] = {
     ),
     "not JSON": (lambda lines: with_end(lines).replace(b'"role"', b"role"), "line 2 of .*not a message"),
     "not UTF-8": (lambda lines: with_end(lines).replace(b"message 1", b"\xff"), "line 3 of .*not a message"),
-    "deep": (
-        lambda lines: with_end(lines).replace(b'"m1"', b'"m1", "meta": {"a": ' + b"[" * 99_999),
-        "line 3 of .*not a message",
-    ),
+    "deep": (lambda lines: with_end(lines).replace(b'"m1"', b'"m1", "meta": ' + b"[" * 10**5), "line 3.*not a message"),
     "a command": (lambda lines: with_end([*lines[:4], COMMAND, *lines[4:]]), "line 5 of .*expires"),
     "nested": ({"meta": {"a": nested(70)}}, "line 3 of .*nested deeper than 64"),
     "an unknown field": ({"serial": 1}, "line 3 of .*serial"),
@@ -235,7 +232,7 @@ async def test_messages_that_come_and_go_during_an_export_are_not_missing(monkey
 
 
 @virtually
-async def test_a_round_after_an_import_takes_no_reply_of_an_earlier_round() -> None:
+async def test_a_round_after_an_import_takes_no_reply_of_an_earlier_round(tmp_path: Path) -> None:
     hub = Hub("memory://", hooks_signals=False, drain_s=0, clock=virtual_clock())
     rounds: list[tuple[int, bool]] = []
 
@@ -252,12 +249,10 @@ async def test_a_round_after_an_import_takes_no_reply_of_an_earlier_round() -> N
         await hub.command(CHANNEL, "regenerate", target="m1")
         await asyncio.sleep(1)
     await asyncio.sleep(20)
-    with tempfile.NamedTemporaryFile() as file:
-        file.write(before := await exported(hub))
-        file.flush()
-        await hub.delete_channel(CHANNEL)
-        await hub.archive.import_file(file.name)
-    assert await exported(hub) == before
+    (file := tmp_path / "file").write_bytes(await exported(hub))
+    await hub.delete_channel(CHANNEL)
+    await hub.archive.import_file(file)
+    assert await exported(hub) == file.read_bytes()
     for _ in range(2):
         await hub.command(CHANNEL, "regenerate", target="m1")
         await asyncio.sleep(20)

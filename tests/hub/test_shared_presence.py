@@ -196,10 +196,7 @@ async def test_flood_of_signals_waits_in_bounded_memory() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [
-        lambda hub, data: enter(hub, "ann", data),
-        lambda hub, data: hub.runtime.scheduler.set_state("c", "ann", data),
-    ],
+    [lambda hub, data: enter(hub, "ann", data), lambda hub, data: hub.runtime.scheduler.set_state("c", "ann", data)],
     ids=["person", "agent"],
 )
 @virtually

@@ -19,15 +19,7 @@ from tenuto.hub.lifecycle import TIDY_S
 from tenuto.hub.turns import scheduler as shared_turns
 from tenuto.hub.turns.scheduler import LEASE_S, AssignedTurn
 from tenuto.portal import Writer
-from tenuto.stores.base import (
-    Changes,
-    Committed,
-    Conflict,
-    Hold,
-    Renewal,
-    StoreReplaced,
-    Write,
-)
+from tenuto.stores.base import Changes, Committed, Conflict, Hold, Renewal, StoreReplaced, Write
 from tests.hub.hubs import new_hub
 from tests.hub.test_recovery import Shared
 from tests.hub.test_turn_scheduler import Worker

@@ -413,32 +413,23 @@ CHOICE = {"type": "function", "name": "weather"}
 CHAT_CHOICE = {"type": "function", "function": {"name": "weather"}}
 CHAT_FORM = {"type": "json_schema", "json_schema": {n: FORM[n] for n in ("name", "schema", "strict")}}
 EXTRA: dict[str, Any] = {
-    "frequency_penalty": 0.1,
-    "presence_penalty": 0.2,
-    "frequencyPenalty": 0.1,
-    "presencePenalty": 0.2,
-    "top_k": 3,
-    "topK": 3,
-    "min_p": 0.1,
+    **dict.fromkeys(("frequency_penalty", "frequencyPenalty", "min_p"), 0.1),
+    **dict.fromkeys(("presence_penalty", "presencePenalty"), 0.2),
+    **dict.fromkeys(("top_k", "topK"), 3),
+    **dict.fromkeys(("top_logprobs", "max_tool_calls"), 2),
     "logit_bias": {"1": 2},
     "logprobs": True,
-    "top_logprobs": 2,
     "n": 1,
     "modalities": ["text"],
     "audio": {"voice": "alloy", "format": "wav"},
     "function_call": "none",
     "prediction": {"type": "content", "content": "x"},
     "functions": [{"name": "weather"}],
-    "user": "ann",
-    "service_tier": "auto",
+    **{key: f"{key} of ann" for key in ("user", "safety_identifier", "prompt_cache_key", "service_tier", "truncation")},
     "store": False,
-    "safety_identifier": "s",
-    "prompt_cache_key": "k",
     "prompt": {"id": "p"},
     "prompt_cache_retention": "24h",
     "include": ["reasoning.encrypted_content"],
-    "truncation": "auto",
-    "max_tool_calls": 2,
     "web_search_options": {"search_context_size": "low"},
     **{key: {"k": "v"} for key in ("moderation", "prompt_cache_options", "context_management", "image")},
     **{key: {"k": "v"} for key in ("access_programs", "background_options")},
@@ -638,11 +629,8 @@ def test_effort_of_the_ai_sdk_and_of_assistant_ui_is_a_text() -> None:
 @pytest.mark.parametrize(
     ("sent", "form"),
     [
-        (
-            {"type": "json", "schema": SCHEMA, "name": "place"},
-            {"type": "json_schema", "schema": SCHEMA, "name": "place"},
-        ),
-        ({"type": "json", "schema": SCHEMA}, {"type": "json_schema", "schema": SCHEMA, "name": "response"}),
+        ({"type": "json", "name": "x", "schema": SCHEMA}, {"type": "json_schema", "name": "x", "schema": SCHEMA}),
+        ({"type": "json", "schema": SCHEMA}, {"type": "json_schema", "name": "response", "schema": SCHEMA}),
         ({"type": "json"}, {"type": "json_object"}),
     ],
 )
@@ -720,11 +708,7 @@ FILES: dict[str, tuple[Any, Any, Any, str]] = {
     "plain text": (
         {"type": "file", "file": {"filename": "a.txt", "file_data": TXT}},
         {"type": "input_file", "filename": "a.txt", "file_data": TXT},
-        {
-            "type": "document",
-            "source": {"type": "text", "media_type": "text/plain", "data": "Hi"},
-            "title": "a.txt",
-        },
+        {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "Hi"}, "title": "a.txt"},
         "[file: a.txt]",
     ),
 }
@@ -1038,6 +1022,7 @@ async def test_mark_of_a_cached_prompt_reaches_the_agent_behind_its_part(
     kind, mark = "text" if is_chat else "input_text", {"mode": "explicit", "ttl": "12h"}
     content: Any = [{"type": kind, "text": "Long", "prompt_cache_breakpoint": mark}, {"type": kind, "text": "q"}]
     call: Any = {"type": "function_call", "call_id": "x", "name": "weather", "arguments": "{}"}
+    texts = [{"type": "input_text", "text": text} for text in ("Long", "q")]
     stub.text = "Yes."
     if is_chat:
         await client.chat.completions.create(model="bot", messages=[{"role": "user", "content": content}])
@@ -1045,16 +1030,12 @@ async def test_mark_of_a_cached_prompt_reaches_the_agent_behind_its_part(
         output: Any = {"type": "function_call_output", "call_id": "x", "output": content}
         given: Any = [{"role": "user", "content": "q"}, call, output, {"role": "user", "content": content}]
         await client.responses.create(model="bot", input=given)
-        texts = [{"type": "input_text", "text": text} for text in ("Long", "q")]
         assert stub.received[0]["responses"][2]["output"] == texts
     long, short = {"type": "text", "text": "Long"}, {"type": "text", "text": "q"}
     parts = stub.turns[0].message.parts[-3:]  # behind the output
     assert parts == [long, {"type": "data", "name": "prompt_cache_breakpoint", "data": mark}, short]
     assert stub.received[0]["openai"][-1] == {"role": "user", "content": "Long\nq"}
-    blocks = [
-        {"type": "input_text", "text": "Long", "prompt_cache_breakpoint": mark},
-        {"type": "input_text", "text": "q"},
-    ]
+    blocks = [{**texts[0], "prompt_cache_breakpoint": mark}, texts[1]]
     assert stub.received[0]["responses"][-1] == {"role": "user", "content": blocks}
 
 

@@ -40,9 +40,7 @@ from tenuto.agents.steps import Steps
 from tenuto.core import decide as decisions
 from tenuto.core.draft import Draft
 from tenuto.core.errors import TenutoError
-from tenuto.core.events import (
-    kept_serial,
-)
+from tenuto.core.events import kept_serial
 from tenuto.core.model import Message
 from tenuto.core.requests import DeleteMessage
 from tenuto.core.state import MessageState

@@ -95,19 +95,18 @@ async def died_and_answered(
     model: Model,
     *,
     supersedes: bool,
-    make: Callable[..., Any] | None = None,
-    first: Callable[[], Any] | None = None,
+    make: Callable[[], Any] | None = None,
     attach: Any = None,
     **options: Any,
 ) -> Message:
     """Return the message after a process that died while it piped a response, and another one that took it over."""
     hub, client = new_hub(), model.openai()
-    attach = attach or client.responses
-    await stopped(hub, first or ask(client), ends_as=("interrupted", None), attach=attach)
+    make, attach = make or ask(client), attach or client.responses
+    await stopped(hub, make, ends_as=("interrupted", None), attach=attach)
     message = await hub.take_over("chat:1", "m")
     message.begin_again({}, supersedes=supersedes)
     async with message:
-        await pipe(message, make or ask(client), attach=attach, **options)
+        await pipe(message, make, attach=attach, **options)
     stored, _ = await hub.read("chat:1", "m")
     await hub.close()
     return stored
@@ -179,11 +178,8 @@ async def test_response_that_failed_is_made_again() -> None:
     failed = wire.event("response.failed", response=wire.about("failed", error=error))
     model = Model([*EVENTS[:12], failed], EVENTS)
     message = await answered(model)
-    assert (counted(message), unmarked(message)[1:], model.asked) == (
-        ["attempt", *(part["type"] for part in PARTS)],
-        PARTS,
-        ["POST", "POST"],
-    )
+    assert counted(message) == ["attempt", *(part["type"] for part in PARTS)]
+    assert (unmarked(message)[1:], model.asked) == (PARTS, ["POST", "POST"])
 
 
 # -- the death of a process --------------------------------------------------------------------------------------------
@@ -352,10 +348,8 @@ async def test_next_process_goes_on_with_a_response_among_shown_steps(
 
     (answer,) = await answers_over_a_crash(respond, on_crash)
     assert (answer.status, answer.text, model.asked.count("POST")) == ("complete", "One. Two.", 1)
-    assert [part.get("name", part["type"]) for part in answer.parts] == [
-        *(["before"] * is_first),
-        *("beside", "text", "behind"),
-    ]
+    names = [*["before"] * is_first, "beside", "text", "behind"]
+    assert [part.get("name", part["type"]) for part in answer.parts] == names
     assert {part["state"] for part in answer.parts if part["type"] == "tool"} == {"done"}
     assert [part.get("joins") for part in answer.parts if part["type"] == "text"] == [[len("One. ")]]
 
@@ -609,10 +603,7 @@ async def test_queued_response_is_streamed() -> None:
 
 async def test_events_of_a_whole_response_are_those_of_its_stream(hub: Hub) -> None:
     note = {"type": "url_citation", "url": "https://a.example", "title": "A"}
-    content = [
-        {"type": "output_text", "text": "See ", "annotations": [note]},
-        {"type": "refusal", "refusal": "No."},
-    ]
+    content = [{"type": "output_text", "text": "See ", "annotations": [note]}, {"type": "refusal", "refusal": "No."}]
     reasoning = {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "Hm."}]}
     search = {"type": "web_search_call", "id": "ws_1", "status": "completed", "action": {"query": "a"}}
     output = [reasoning, search, {"type": "message", "content": content}]
@@ -731,9 +722,8 @@ async def test_next_process_goes_on_with_the_same_interaction(at: int, has_ended
         rest = [interaction_of("in_progress"), INTERACTION]
     model = Model([*INTERACTION[:at], HOLD], *rest)
     client = model.google().aio
-    message = await died_and_answered(
-        model, supersedes=True, make=interact(client), first=interact(client), attach=client.interactions
-    )
+    make, attach = interact(client), client.interactions
+    message = await died_and_answered(model, supersedes=True, make=make, attach=attach)
     *said, call = [part for part in unmarked(message) if part["type"] != "attempt"][-3:]
     assert (message.status, said, json.loads(call["input"])) == ("complete", PARTS[:2], {"city": "Oslo"})
     assert message.meta == {"model": "gemini-test", "usage": GEMINI_USAGE, "finish_reason": "tool_calls"}
@@ -808,12 +798,8 @@ async def test_response_breaks_off_in_each_item_over_real_connections(
     client = kind(base_url=f"{provider.url}/v1", api_key="sk-none", max_retries=0)
     async with hub.message("chat:1", id="m") as message:
         make = ask(client)
-        await pipe(
-            message,
-            make if kind is AsyncOpenAI else lambda: asyncio.to_thread(make),
-            attach=client.responses,
-            retry_s=0.01,
-        )
+        makers: dict[Any, Any] = {AsyncOpenAI: make, OpenAI: lambda: asyncio.to_thread(make)}
+        await pipe(message, makers[kind], attach=client.responses, retry_s=0.01)
     assert (await hub.read("chat:1", "m"))[0].parts == PARTS
     streams = [f"/v1/responses/resp_1?starting_after={number}&stream=true" for number in (5, 11, 16)]
     assert [path for path, _ in provider.requests] == ["/v1/responses", *streams]

@@ -19,16 +19,7 @@ from tenuto.stores.sqlite.file import SCHEMA
 from tenuto.stores.sqlite.slots import sealed
 from tenuto.stores.sqlite.store import SqliteStore
 from tests.stores.contract import Chat, create, put_part
-from tests.stores.files import (
-    PATIENCE_S,
-    modes,
-    no_thread_left,
-    opened,
-    read,
-    run_from_outside,
-    run_on_thread,
-    write,
-)
+from tests.stores.files import PATIENCE_S, modes, no_thread_left, opened, read, run_from_outside, run_on_thread, write
 
 HOLD = """
 import asyncio, sys

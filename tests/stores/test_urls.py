@@ -71,13 +71,7 @@ def test_url_without_a_store_is_refused_with_the_remedy(url: str, expected: str)
     assert "heim" not in str(refused.value)
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
-        "sqlite:///chat\n.db",
-        "postgresql://db:port/app",
-    ],
-)
+@pytest.mark.parametrize("url", ["sqlite:///chat\n.db", "postgresql://db:port/app"])
 def test_command_reports_a_malformed_url_in_one_line(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(main, ["serve", "--port", "0", "--store", url])

@@ -59,13 +59,7 @@ MEDIA_TYPES = [None, "text/plain", "application/x-www-form-urlencoded", "applica
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [
-        ("POST", MESSAGES),
-        ("POST", f"{M1}/append"),
-        ("PUT", f"{M1}/parts/0"),
-        ("PATCH", M1),
-        ("POST", f"{M1}/finish"),
-    ],
+    [("POST", MESSAGES), ("POST", f"{M1}/append"), ("PUT", f"{M1}/parts/0"), ("PATCH", M1), ("POST", f"{M1}/finish")],
 )
 async def test_body_of_a_change_must_be_json(plain_http: httpx2.AsyncClient, method: str, path: str) -> None:
     for media_type in MEDIA_TYPES:

@@ -178,10 +178,6 @@ async def test_a_store_that_cannot_be_opened_stops_the_server_with_the_reason(mo
 # Test clients: each makes an event loop of its own, or, without `with`, one for each request
 
 
-def mounted_app(hub: Hub) -> Starlette:
-    return Starlette(routes=[Mount("/tenuto", hub)])
-
-
 def installed_app(hub: Hub) -> FastAPI:
     seen: list[str] = []
 
@@ -195,7 +191,7 @@ def installed_app(hub: Hub) -> FastAPI:
     return app
 
 
-@pytest.mark.parametrize("make", [mounted_app, installed_app])
+@pytest.mark.parametrize("make", [lambda hub: Starlette(routes=[Mount("/tenuto", hub)]), installed_app])
 @pytest.mark.parametrize("with_lifespan", [True, False])
 def test_test_clients_work_with_and_without_with(make: Callable[[Hub], Any], with_lifespan: bool) -> None:
     client = TestClient(make(new_hub()), **LOCAL)

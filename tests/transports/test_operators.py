@@ -328,11 +328,7 @@ def end(*lines: bytes, damaged: int = 0) -> bytes:
     ("lines", "written", "expected"),
     [
         ([b"<html>\n"], 0, "sent no valid export (the line is not the header of a Tenuto export"),
-        (
-            [HEADER.replace(b"1", b"2")],
-            0,
-            "the file has format 2, this version reads format 1",
-        ),
+        ([HEADER.replace(b"1", b"2")], 0, "the file has format 2, this version reads format 1"),
         ([HEADER.replace(b'"c"', b'"d"')], 0, "channel 'd' instead of 'c'"),
         ([HEADER, LINE], 2, "did not send the whole export: its response has no end"),
         ([HEADER, LINE, end(HEADER, LINE)[:-1]], 2, "another checksum than the rest"),

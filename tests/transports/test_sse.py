@@ -95,10 +95,7 @@ async def test_heartbeat_is_an_event_with_ping_s(served: Served) -> None:
 
 @pytest.mark.parametrize("kind", [StoreUnavailable, StoreUnusable])
 async def test_a_store_that_fails_a_catch_up_breaks_the_stream_off(
-    served: Served,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    kind: type[TenutoError],
+    served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, kind: type[TenutoError]
 ) -> None:
     async def gone(self: Channel, history: int) -> None:
         raise kind("the disk is gone")
