@@ -80,8 +80,12 @@ def check_peer(hub: HubCore, scope: Scope) -> None:
     try:
         if hub.authenticate is None:
             _check_own_machine(hub, scope)
-        elif hub.requires_own_host:
-            _check_own_host(hub, scope)
+        elif hub.requires_own_host and not _is_own_host(scope, hub.public_origin):
+            # any web page can make its domain name resolve to a loopback address, and is then of the hub's origin
+            raise Forbidden(
+                f"{_wrong_host(scope, 'The')}, because this hub accepts callers of this machine only. Behind a proxy, "
+                "set the address of its pages with Hub(public_origin=...) or --public-origin."
+            )
     except (NoVerifier, Forbidden) as error:
         refusals.log(peer_of(scope), error)
         raise
@@ -235,18 +239,6 @@ def _check_own_machine(hub: HubCore, scope: Scope) -> None:
         raise _not_ours(
             f"a page of another origin sent the request (Sec-Fetch-Site: {shown(other_sites[0])})",
             "Open the address itself, or list the page's origin in Hub(allowed_origins=[...]).",
-        )
-
-
-def _check_own_host(hub: HubCore, scope: Scope) -> None:
-    """Raise Forbidden unless the Host is this machine's own, or that of `public_origin`.
-
-    Any web page can make its domain name resolve to a loopback address, and is then of the same origin as the hub.
-    """
-    if not _is_own_host(scope, hub.public_origin):
-        raise Forbidden(
-            f"{_wrong_host(scope, 'The')}, because this hub accepts callers of this machine only. Behind a proxy, set "
-            "the address of its pages with Hub(public_origin=...) or --public-origin."
         )
 
 
@@ -474,10 +466,5 @@ def owner_of(pair: Pair) -> SocketOwner | None:
 
 def _ends(pair: Pair, version: int) -> bytes:
     """Return the two ends in the form of sock_diag. A connection of IPv4 may have an IPv6 socket at either end."""
-    return _PAIR.pack(pair.port, pair.remote_port, _packed(pair.address, version), _packed(pair.remote, version))
-
-
-def _packed(address: Address, version: int) -> bytes:
-    """Return the bytes of `address` in the form of IPv4 or IPv6."""
-    is_mapped = version == 6 and address.version == 4
-    return b"\0" * 10 + b"\xff\xff" + address.packed if is_mapped else address.packed
+    prefix = b"\0" * 10 + b"\xff\xff" if version != pair.address.version else b""  # of an IPv4 address in IPv6
+    return _PAIR.pack(pair.port, pair.remote_port, prefix + pair.address.packed, prefix + pair.remote.packed)
