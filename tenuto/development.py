@@ -29,8 +29,10 @@ def failure_reason(error: BaseException, *, debug: bool | None, is_development: 
     kind = type(error)
     module = kind.__module__.partition(".")[0]
     name = kind.__qualname__ if module in ("builtins", "__main__") else f"{module}.{kind.__qualname__}"
-    line = _line_of_app(error)
-    reason = f"{name} in {Path(line.filename).name}, line {line.lineno}" if line is not None else name
+    foreign = (*_LIBRARIES, _OURS, "<")
+    lines = traceback.extract_tb(error.__traceback__)
+    own = [one for one in lines if "-packages" not in one.filename and not one.filename.startswith(foreign)]
+    reason = f"{name} in {Path(own[-1].filename).name}, line {own[-1].lineno}" if own else name
     if debug and (text := _text_of(error)):
         reason = f"{reason}: {text}"
     return "".join(letter if letter.isprintable() else " " for letter in reason)[:REASON_CHARACTERS]
@@ -39,14 +41,6 @@ def failure_reason(error: BaseException, *, debug: bool | None, is_development: 
 def names_exceptions(debug: bool | None, is_development: bool) -> bool:
     """Return whether reasons name the exception (see `failure_reason`)."""
     return is_development if debug is None else debug
-
-
-def _line_of_app(error: BaseException) -> traceback.FrameSummary | None:
-    """Return the innermost line of the traceback that belongs neither to a library nor to Tenuto."""
-    for line in reversed(traceback.extract_tb(error.__traceback__)):
-        if "-packages" not in line.filename and not line.filename.startswith((*_LIBRARIES, _OURS, "<")):
-            return line
-    return None
 
 
 def _text_of(error: BaseException) -> str:
