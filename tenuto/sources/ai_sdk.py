@@ -161,7 +161,10 @@ class AISDKSource(Source):
             case "start-step":
                 self._step += 1
             case "reset-step":
-                yield from self._reset()
+                for part in [part for part, step in self._opened.items() if step == self._step]:
+                    del self._opened[part]
+                    yield Drop(part)
+                self._streamed.clear()  # the calls of earlier steps already have their input
             case "abort":
                 raise UpstreamEnded("the model's stream was aborted by its sender (chunk `abort`)")
             case "error":
@@ -201,12 +204,6 @@ class AISDKSource(Source):
                 yield Set(key, {"state": ERROR, "output": word(chunk, "errorText", LINE_CHARACTERS)})
             case "tool-output-denied":
                 yield Set(key, {"state": ERROR, "output": "denied"})
-
-    def _reset(self) -> Iterator[Edit]:
-        for key in [key for key, step in self._opened.items() if step == self._step]:
-            del self._opened[key]
-            yield Drop(key)
-        self._streamed.clear()  # the calls of earlier steps already have their input
 
     def _metadata(self, about: object) -> Iterator[Edit]:
         usage = get(about, "usage") or get(about, "totalUsage")
