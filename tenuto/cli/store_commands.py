@@ -167,10 +167,8 @@ class Server:
         while True:
             page = self._get(what, f"/v1/channels?{urlencode(query)}", ChannelPage)
             for one in page.channels:
-                try:
+                with self._valid(what):
                     is_next = check_channel(one.channel) > query.get("after", "")
-                except InvalidName as error:
-                    raise self._invalid(what, error) from None
                 if not is_next:
                     raise self._invalid(what, f"channel {one.channel!r} is not in order")
                 query["after"] = one.channel
@@ -187,10 +185,8 @@ class Server:
         path = f"/v1/channels/{quote(check_channel(channel), safe='')}/export"
         with self._response("export", path) as response:
             line = response.readline(HEADER_BYTES)
-            try:
+            with self._valid("export"):
                 header = decode_header(line)
-            except InvalidRequest as error:
-                raise self._invalid("export", error) from None
             if header.channel != channel or not line.endswith(b"\n"):
                 raise self._invalid("export", f"channel {shown(header.channel)} instead of {channel!r}")
             digest, kind = hashlib.sha256(), None
@@ -203,10 +199,8 @@ class Server:
                 kind = _LAST.match(line) if is_begin else None  # else a further piece of a long line
             if kind[1] == b"error":
                 raise self._ended("export", self._decoded("export", line, dict[str, Any]))
-            try:
+            with self._valid("export"):
                 end = decode_line(line)
-            except InvalidRequest as error:
-                raise self._invalid("export", error) from None
             assert isinstance(end, End)
             if end.sha256 != digest.hexdigest() or not line.endswith(b"\n") or response.read(1):
                 raise self._invalid("export", "its last line has another checksum than the rest")
@@ -231,10 +225,8 @@ class Server:
         """Return the result of a long operation; `what` names it."""
         *_, end = self._lines(what, path, wanted)
         del end["type"]
-        try:
+        with self._valid(what):
             return msgspec.convert(end, kind)
-        except msgspec.ValidationError as error:
-            raise self._invalid(what, error) from None
 
     def _get(self, what: str, path: str, kind: type[T]) -> T:
         with self._response(what, path) as response:
@@ -279,9 +271,15 @@ class Server:
             ) from None
 
     def _decoded(self, what: str, data: bytes, kind: type[T]) -> T:
-        try:
+        with self._valid(what):
             return msgspec.json.decode(data, type=kind)
-        except _INVALID as error:
+
+    @contextlib.contextmanager
+    def _valid(self, what: str) -> Iterator[None]:
+        """Raise LocalError if the block cannot decode a part of the response."""
+        try:
+            yield
+        except (*_INVALID, InvalidName, InvalidRequest) as error:
             raise self._invalid(what, error) from None
 
     def _ended(self, what: str, line: dict[str, Any]) -> LocalError:
