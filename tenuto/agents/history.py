@@ -363,21 +363,17 @@ def _by_participant(message: Message) -> list[tuple[dict[str, Json], Message]]:
 
 
 def _openai(message: Message) -> Iterator[dict[str, Json]]:
-    for named, one in _by_participant(message):  # the results of tools are of no participant
-        yield from ({**turn, **named} if turn["role"] != "tool" else turn for turn in _openai_messages(one))
-
-
-def _openai_messages(message: Message) -> Iterator[dict[str, Json]]:
-    for content, calls in _model_steps(message):
+    steps = [(named, *step) for named, one in _by_participant(message) for step in _model_steps(one)]
+    for named, content, calls in steps:
         is_one_message = bool(calls) and message.role == "assistant"  # no other role has calls there
         is_text = all(isinstance(one, str) for one in content)
         shown: Json = _text_of(content) if is_text else [_openai_content(one) for one in content]
         if shown and not is_one_message:
-            yield {"role": message.role, "content": shown}
+            yield {"role": message.role, "content": shown, **named}
         if calls:
             text = shown if shown and is_one_message else None
-            yield {"role": "assistant", "content": text, "tool_calls": [_tool_call(part) for part in calls]}
-        for part in calls:
+            yield {"role": "assistant", "content": text, "tool_calls": [_tool_call(part) for part in calls], **named}
+        for part in calls:  # a result is of no participant
             output = _output(part, lambda one: {"type": "text", "text": _text_of([one])})  # it takes only texts here
             yield {"role": "tool", "tool_call_id": part["call"], "content": output}
 
