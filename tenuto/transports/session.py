@@ -26,7 +26,7 @@ import random
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from tenuto.core.errors import Fenced, InvalidRequest, NotWriter, StoreUnusable, TenutoError, TooMany
 from tenuto.core.events import encode_json, parse_cursor
@@ -470,13 +470,6 @@ SILENCE_S = 12.0
 _MESSAGE_BYTES = 64 * KIB
 
 
-class Closing(NamedTuple):
-    """The close code and the reason to send once all frames are sent."""
-
-    code: int
-    reason: str
-
-
 @dataclass(slots=True, eq=False)
 class Session:
     """One peer's conversation with the hub. Every method is called from the hub's event loop and does not wait."""
@@ -488,7 +481,7 @@ class Session:
     released: Callable[[], None]
     start_task: Callable[[Coroutine[Any, Any, None]], object]
     last_received_s: float  # when the peer last showed that it is there
-    closing: Closing | None = None
+    closing: tuple[int, str] | None = None  # code and reason of the close, which follows the last frame
     keeps_leases: bool | None = None  # that of `close`; None while the connection is open
     _attachments: Attachments = field(init=False)
     # These two are made on first use, because most sockets only view: channel and id of each member that is present
@@ -796,7 +789,7 @@ class Session:
     def end(self, code: int, reason: str, **details: int) -> None:
         """Send `bye` and close. Events that were not sent are dropped here; the client's cursor brings them back."""
         self.respond({"type": "bye", "reason": reason, **details})
-        self.closing = Closing(code, reason)
+        self.closing = code, reason
         self.close()
         self.wake()
 
