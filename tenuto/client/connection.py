@@ -59,17 +59,15 @@ class ServerAccess:
                 f"url must have a host and a path only, got {shown_url(url)} with a user, a query or a fragment; "
                 "give credentials as token=..."
             )
-        self._scheme = _SCHEMES[parts.scheme]
-        self._mount = parts.netloc + parts.path.rstrip("/")  # host, port and path of the hub
+        scheme = _SCHEMES[parts.scheme]
+        mount = parts.netloc + parts.path.rstrip("/")  # host, port and path of the hub
         self._query = f"?{urlencode({'client': check_id(client_id, 'a client id')})}" if client_id is not None else ""
+        # the hub's address as it was given, also for error messages: it contains no secret
+        self.address = f"{'https' if scheme == 'wss' else 'http'}://{mount}"
+        self.socket_url = f"{scheme}://{mount}/v1/ws{self._query}"  # of the WebSocket
         self._token = _checked_token(token) if token is not None else None
         self._provider = token_provider
         self._now = now
-
-    @property
-    def address(self) -> str:
-        """Return the hub's address as it was given, for error messages. It contains no secret."""
-        return f"{'https' if self._scheme == 'wss' else 'http'}://{self._mount}"
 
     @property
     def has_token(self) -> bool:
@@ -82,10 +80,6 @@ class ServerAccess:
             f"{self.address} responded {status}{kind}, unlike a Tenuto server; the hub may be at another port or path, "
             "such as /tenuto"
         )
-
-    def socket_url(self) -> str:
-        """Return the URL of the WebSocket."""
-        return f"{self._scheme}://{self._mount}/v1/ws{self._query}"
 
     def http_url(self, *path: str) -> str:
         """Return the HTTP URL of `path`, which is given in segments that are not encoded yet."""

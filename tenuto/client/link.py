@@ -286,7 +286,7 @@ class Link:
         try:
             headers = await self._access.headers()
             async with asyncio.timeout(self.timing.open_s):
-                socket = await self._dial(self._access.socket_url(), headers)
+                socket = await self._dial(self._access.socket_url, headers)
         except Refusal as refusal:
             return self._refused(refusal)
         except Unreachable as error:  # the app's provider returned no token
