@@ -234,13 +234,10 @@ async def _of_run(run: Any) -> AsyncIterator[object]:
         stream = getattr(node, "stream", None)
         if not callable(stream):
             continue
-        async with stream(run.ctx) as events:
-            if type(events).__name__ == "AgentStream":
-                async for event in _of_node(events):
-                    yield event
-            else:
-                async for event in events:
-                    yield event
+        async with stream(run.ctx) as found:
+            events = _of_node(found) if type(found).__name__ == "AgentStream" else found
+            async for event in events:
+                yield event
     if run.result is not None:
         yield run.result
 
