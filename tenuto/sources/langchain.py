@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping
 
 from tenuto.core.model import Part
@@ -55,7 +56,7 @@ class _OpenMessage:
         self.kind = ""  # kind of the text that is streaming, for blocks without an index
         self.run = 0  # number of the text that is streaming
         self.calls: dict[Hashable, str] = {}  # by the index that the provider uses; by None the latest without one
-        self.usage: dict[str, int] = {}
+        self.usage = Counter[str]()  # that of several chunks is added up
 
 
 class LangChain(Source):
@@ -142,10 +143,8 @@ class LangChain(Source):
             yield from self._close(where, reason)
 
     def _usage(self, state: _OpenMessage, message: object) -> Iterator[Edit]:
-        usage = counts(get(message, "usage_metadata"), USAGE)
-        for name, value in (usage or {}).items():  # the usage of several chunks is added up
-            state.usage[name] = state.usage.get(name, 0) + value
-        if usage:
+        if usage := counts(get(message, "usage_metadata"), USAGE):
+            state.usage.update(usage)
             yield Meta(usage=dict(state.usage), of=state.number)
 
     def _close(self, where: Hashable, reason: str | None) -> Iterator[Edit]:

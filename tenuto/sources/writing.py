@@ -542,11 +542,10 @@ class Writing:
 
 
 def _summed(usages: list[dict[str, int]]) -> dict[str, int]:
-    total: dict[str, int] = {}
+    total = Counter[str]()
     for usage in usages:
-        for name, value in usage.items():
-            total[name] = total.get(name, 0) + value
-    return total
+        total.update(usage)
+    return dict(total)
 
 
 def used(writer: Writer) -> dict[str, int]:
