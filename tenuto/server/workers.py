@@ -159,7 +159,8 @@ class Supervisor:
         self._woken, wakes = os.pipe()
         os.set_blocking(wakes, False)
         earlier_fd = signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
-        handlers = {signal.SIGCHLD: _ignore, signal.SIGINT: self._end, signal.SIGTERM: self._end}
+        # a handler that does nothing: a signal without one would end no wait
+        handlers = {signal.SIGCHLD: lambda number, frame: None, signal.SIGINT: self._end, signal.SIGTERM: self._end}
         earlier = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             yield
@@ -238,10 +239,6 @@ class Supervisor:
     def _end(self, number: int, frame: FrameType | None) -> None:
         self._signal = self._signal or number
         self._is_end_due = True
-
-
-def _ignore(number: int, frame: FrameType | None) -> None:
-    """Do nothing: the signal ends a wait."""
 
 
 def _end_with_parent(end_s: float) -> None:
