@@ -40,6 +40,7 @@ USAGE = {
 }
 FINISH = {"max_output_tokens": "length", "content_filter": "content_filter"}
 KEEPALIVE = "keepalive"  # type of the events by which OpenAI keeps a silent stream open
+_CONTENTS = {"output_text": "text", "refusal": "text", "reasoning_text": "reasoning"}  # types of parts, by content
 _IDLE = (KEEPALIVE, "response.queued")  # types of the events that it sends while nothing is generated
 _CALLS = ("function_call", "custom_tool_call")  # tool calls whose output the app writes
 _DELTAS = ("function_call_arguments", "custom_tool_call_input", "mcp_call_arguments", "code_interpreter_call_code")
@@ -93,7 +94,8 @@ class OpenAIResponses(Source):
             case "output_item.done":
                 yield from self._item_done(event, get(event, "item"))
             case "content_part.added":
-                yield from self._content_added(event, get(event, "part"))
+                if part_type := _CONTENTS.get(word(get(event, "part"), "type") or ""):
+                    yield Open(self._content(event), {"type": part_type})
             case "output_text.delta" | "refusal.delta":
                 yield self._delta(self._content(event), text(event, "delta"))
             case "output_text.done" | "refusal.done":
@@ -139,13 +141,6 @@ class OpenAIResponses(Source):
             yield self._delta(self._item(event), text(event, "delta"), "tool")
         elif end == "done":
             yield from self._rest(self._item(event), next(filter(None, (text(event, one) for one in _WHOLE)), ""))
-
-    def _content_added(self, event: object, part: object) -> Iterator[Edit]:
-        match get(part, "type"):
-            case "output_text" | "refusal":
-                yield Open(self._content(event), {"type": "text"})
-            case "reasoning_text":
-                yield Open(self._content(event), {"type": "reasoning"})
 
     def _item_added(self, event: object, item: object) -> Iterator[Edit]:
         kind = word(item, "type") or ""
