@@ -153,7 +153,10 @@ class AISDKSource(Source):
                 url = text(chunk, "url")
                 yield Open(("file", self._made), free("file", media_type=word(chunk, "mediaType"), url=url))
             case "start" | "message-metadata" | "finish":
-                yield from self._metadata(get(chunk, "messageMetadata"))
+                about = get(chunk, "messageMetadata")
+                usage = get(about, "usage") or get(about, "totalUsage")
+                found = {**(counts(usage, OLDER_USAGE) or {}), **(counts(usage, USAGE) or {})}
+                yield Meta(model=word(about, "model") or word(about, "modelId"), usage=found or None)
                 if kind == "finish":
                     self._is_ended = True
                     reason = word(chunk, "finishReason")
@@ -204,11 +207,6 @@ class AISDKSource(Source):
                 yield Set(key, {"state": ERROR, "output": word(chunk, "errorText", LINE_CHARACTERS)})
             case "tool-output-denied":
                 yield Set(key, {"state": ERROR, "output": "denied"})
-
-    def _metadata(self, about: object) -> Iterator[Edit]:
-        usage = get(about, "usage") or get(about, "totalUsage")
-        found = {**(counts(usage, OLDER_USAGE) or {}), **(counts(usage, USAGE) or {})}
-        yield Meta(model=word(about, "model") or word(about, "modelId"), usage=found or None)
 
 
 def _opens(edit: Edit) -> Hashable | None:
