@@ -203,7 +203,11 @@ class MemoryStore:
 
     async def open_channels(self) -> list[str]:
         """Return the channels with open messages or commands (`Store.open_channels`)."""
-        return [name for name in self._channels if await self.open_documents(name)]
+        return [
+            name
+            for name, known in self._channels.items()
+            if any(message.document.is_open for message in known.messages.values())
+        ]
 
     async def open_documents(self, channel: str) -> list[Stored]:
         """Return the open documents of `channel` (`Store.open_documents`)."""
@@ -230,8 +234,11 @@ class MemoryStore:
 
     async def summaries(self, within: Sequence[str], *, after: str | None, limit: int) -> list[ChannelSummary]:
         """Return a list of channels (`Store.summaries`)."""
-        names = await self.channels(after=after, limit=len(self._channels))
-        wanted = [name for name in names if any(matches(one, name) for one in within)]
+        wanted = [
+            name
+            for name in sorted(self._channels)
+            if (after is None or name > after) and any(matches(one, name) for one in within)
+        ]
         return [self._channels[name].summary(name) for name in wanted[:limit]]
 
     async def newest_ms(self) -> int:
