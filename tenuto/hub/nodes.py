@@ -424,7 +424,7 @@ class Notifier:
 
     def __post_init__(self) -> None:
         self._unsent: dict[str, _Unsent] = {}  # stored entries, by channel
-        self._waiting: list[Notice] = []  # notices about members, and signals
+        self._waiting: list[Notice] = []  # further notices, such as about members, and signals
         self._waiting_bytes = 0  # their size
         self._wake = asyncio.Event()  # set when there are notices to send
 

@@ -222,11 +222,12 @@ def usage(answers: list[Answer]) -> Json | None:
     if not found:
         return None
     names = ("input_tokens", "output_tokens", "total_tokens", "cached_tokens", "cache_write_tokens", "reasoning_tokens")
-    total = {name: sum(one[name] for one in found if isinstance(one.get(name), int)) for name in names}
+    counts = [{name: one[name] if isinstance(one.get(name), int) else 0 for name in names} for one in found]
+    total = {name: sum(one[name] for one in counts) for name in names}
     return {
         "input_tokens": total["input_tokens"],
         "output_tokens": total["output_tokens"],
-        "total_tokens": max(total["total_tokens"], total["input_tokens"] + total["output_tokens"]),
+        "total_tokens": sum(max(one["total_tokens"], one["input_tokens"] + one["output_tokens"]) for one in counts),
         "input_tokens_details": {name: total[name] for name in ("cached_tokens", "cache_write_tokens")},
         "output_tokens_details": {"reasoning_tokens": total["reasoning_tokens"]},
     }

@@ -71,7 +71,7 @@ class EventStream:
     send: InitVar[Send]
     credentials: Credentials
     _: KW_ONLY
-    is_own_client: bool  # True: an event `you` with its id comes first, and no farewell when it is broken off
+    is_own_client: bool  # True: no farewell when it is broken off; a channel's stream begins with its id (`you`)
     ping_s: int | None  # the period of events named `ping`; None: comments at the usual period
     sender_class: InitVar[type[Sender] | None] = None  # None: as the hub and the caller allow
     sender: Sender = field(init=False)

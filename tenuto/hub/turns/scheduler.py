@@ -174,12 +174,15 @@ class WorkerPool:
     def agents(self, channel: str | None = None) -> dict[str, str]:
         """Return the names of the agents of all nodes, each with its pattern; with `channel`, of those that serve it.
 
-        Of a pattern that no agent serves, those that left less than `REJOIN_S` ago are among them.
+        Agents that left less than `REJOIN_S` ago are among them, the last ones.
         """
-        agents, since_s = [*self.present(), *sorted(self._agents_elsewhere)], self._loop.time() - REJOIN_S
-        served = {pattern for _, pattern in agents}
-        agents += [one for one, left_s in self._left.items() if left_s >= since_s and one[1] not in served]
-        return {name: pattern for name, pattern in reversed(agents) if channel is None or matches(pattern, channel)}
+        since_s = self._loop.time() - REJOIN_S
+        left = [agent for agent, left_s in self._left.items() if left_s >= since_s]
+        found: dict[str, str] = {}
+        for name, pattern in (*self.present(), *sorted(self._agents_elsewhere), *left):
+            if channel is None or matches(pattern, channel):
+                found.setdefault(name, pattern)
+        return found
 
     def _note_left(self, agents: Iterable[Agent]) -> None:
         """Note that `agents` are not present any more."""

@@ -346,7 +346,7 @@ class PostgresStore:
         """Empty `channel` (`Store.delete_channel`)."""
         async with self._transaction(late=CommitUnknown) as writer:
             result = await writer.delete_channel(channel, expected, used_up, until_ms)
-        if isinstance(result, Head) and (expected.serial or used_up):  # else the channel was empty, and is unchanged
+        if isinstance(result, Head) and (expected.serial or used_up):  # else it was empty, or is unchanged
             self._uncovered.forget(channel)
         return result
 
