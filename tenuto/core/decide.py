@@ -117,8 +117,7 @@ from tenuto.core.turns import (
 
 # the contents of superseded attempts may have this share of `Limits.message_bytes`, because documents repeat them
 ATTEMPTS_SHARE = 8
-# room in `meta` for the keys `STREAMED`, beside `Limits.meta_bytes`: for the records of some 100 streams
-STREAMED_BYTES = 32 * KIB
+STREAMED_BYTES = 32 * KIB  # room for `STREAMED` in `meta`, beside `Limits.meta_bytes`: records of some 100 streams
 LONGEST_S = 24 * 3600  # longest time that a command may wait for its reply
 STEP_S = 30 * 24 * 3600  # time after which the store may drop the data of a step
 OPEN_CANCELS = 16  # limit of `cancel` commands without a reply per target; the server carries out the first
@@ -250,7 +249,7 @@ def _create(
         author=caller.id,
         status=request.status,
         parts=parts,
-        meta=_merged({}, request.meta, limits, options, _streamed_bytes(request.role)),
+        meta=_merged({}, request.meta, limits, options, role=request.role),
         parent=_parent(state, request),
         reply_to=check_id(request.reply_to, "reply_to") if request.reply_to is not None else None,
         at_ms=now_ms,
@@ -452,7 +451,7 @@ def _update(message: MessageState, request: UpdateMessage, caller: Caller, limit
     elif parts is not None:  # an edit may not know of approvals
         calls = {one.fields["call"]: one.value() for one in message.parts if one.fields["type"] == "tool"}
         parts = [_with_approval(one, calls.get(one["call"], one)) if one["type"] == "tool" else one for one in parts]
-    meta = _merged(message.meta, request.meta, limits, streamed_bytes=_streamed_bytes(message.role))
+    meta = _merged(message.meta, request.meta, limits, role=message.role)
     op = Update(id=message.id, parts=parts, meta=meta, at_ms=now_ms, request=_request(request.request))
     return Decision(ops=(op,))
 
@@ -525,7 +524,7 @@ def _finish(message: MessageState, request: FinishMessage, caller: Caller, limit
         id=message.id,
         status=request.status,
         reason=request.reason,
-        meta=_merged(message.meta, request.meta, limits, streamed_bytes=_streamed_bytes(message.role)),
+        meta=_merged(message.meta, request.meta, limits, role=message.role),
         at_ms=now_ms,
         request=_request(request.request),
     )
@@ -624,11 +623,7 @@ def _parts(
 
 
 def _merged(
-    old: dict[str, Json],
-    new: dict[str, Json],
-    limits: Limits,
-    options: Json = None,
-    streamed_bytes: int = STREAMED_BYTES,
+    old: dict[str, Json], new: dict[str, Json], limits: Limits, options: Json = None, role: str = "assistant"
 ) -> dict[str, Json]:
     """Return `new` merged into `old` at the top level; null removes a key. Only `options` sets the server's own key."""
     if not isinstance(new, dict):
@@ -637,23 +632,20 @@ def _merged(
         return old
     own = {OPTIONS_KEY: options or old.get(OPTIONS_KEY)}
     merged = {name: value for name, value in {**old, **new, **own}.items() if value is not None}
-    check_meta(merged, limits, streamed_bytes)
+    check_meta(merged, limits, role)
     return plain(merged)
 
 
-def _streamed_bytes(role: str) -> int:
-    """Return the room in `meta` for the keys `STREAMED`: no stream is written into a user's message."""
-    return STREAMED_BYTES if role != "user" else 0
-
-
-def check_meta(meta: dict[str, Json], limits: Limits, streamed_bytes: int = STREAMED_BYTES) -> int:
+def check_meta(meta: dict[str, Json], limits: Limits, role: str = "assistant") -> int:
     """Return the size of `meta` in bytes as JSON. Raises as `check_json`.
 
-    An app that has filled it must not fail its answer: fields that `pipe` and attempts write have room beside its own.
+    An app that has filled it must not fail its answer: fields that `pipe` and attempts write have room beside its own,
+    but for a user's message, into which they write none.
     """
+    most_bytes = limits.meta_bytes + (STREAMED_BYTES if role != "user" else 0)
     own = {name: value for name, value in meta.items() if name not in STREAMED}
     check_json(own, limits.meta_bytes, "meta", depth=limits.depth)
-    return check_json(meta, limits.meta_bytes + streamed_bytes, "meta with its streams' fields", depth=limits.depth)
+    return check_json(meta, most_bytes, "meta with its streams' fields", depth=limits.depth)
 
 
 # -- commands: each is stored, and the first reply to it counts ------------------------------------------------

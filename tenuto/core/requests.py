@@ -247,10 +247,7 @@ SERVER = Caller(is_server=True)  # the caller of the hub's own requests
 
 
 def needs(key: str, request: Request, caller: Caller) -> tuple[str, ...]:
-    """Return the ids of the messages and commands that must be in memory before `request` about `key` is decided.
-
-    Large options of a message are messages of their own; so are all options of a command that restarts a turn.
-    """
+    """Return the ids of the messages and commands that must be in memory before `request` about `key` is decided."""
     target = request.target if isinstance(request, SendCommand) else None
     further: tuple[str, ...] = ()
     if isinstance(request, SendCommand) and rules_of(request.name).restarts:
@@ -258,7 +255,7 @@ def needs(key: str, request: Request, caller: Caller) -> tuple[str, ...]:
             further = (regenerate_options_id(target), *kept_ids(request.options, caller.id, is_hidden=True))
     elif isinstance(request, CreateMessage):
         target = request.reply_to  # its claim shows whether the new answer is of an earlier attempt, and refused
-        further = kept_ids(request.options, caller.id)
+        further = kept_ids(request.options, caller.id)  # large options are messages of their own
     elif isinstance(request, EndTurn) and request.failure is not None:  # the answers, which fail with the turn
         further = tuple(reply_ids(key, request.generation))
     # `decide` refuses an invalid id later

@@ -83,7 +83,8 @@ class Runtime:
         notifier = Notifier(bus or shared_store, self.nodes)
         shared: SharedPresence | None = None
         if not store.is_exclusive:
-            shared = SharedPresence(shared_store, self.nodes, notifier, self.channels, workers.patterns_by_name)
+            agents = workers.patterns_by_name, workers.note_agents_elsewhere
+            shared = SharedPresence(shared_store, self.nodes, notifier, self.channels, *agents)
         self.presence = PresenceTracker(self.loop, self.deadlines, limits, self.channel, shared)
         self.follower = Follower(store, self.channels, notifier, bus, self.leases.followed)
         if shared is not None:

@@ -142,6 +142,7 @@ class SharedPresence:
     _notifier: Notifier
     _channels: Mapping[str, Channel]  # those in memory
     _agents: Callable[[], Mapping[str, str]]  # returns the agents here with their patterns
+    _note_agents: Callable[[Iterable[tuple[str, str]]], None]  # gets those of all other nodes
 
     def __post_init__(self) -> None:
         self._node = self.lease.node
@@ -290,6 +291,7 @@ class SharedPresence:
             for channel, followed in self._followed.items():
                 followed.members.pop(node, None)
                 self._show(channel, followed, node)
+        self._note_agents(agent for one in self._nodes.values() for agent in one.agents)
 
     async def _read(self, channels: Sequence[str]) -> None:
         """Read the members of `channels` that are followed, by one call. Raises StoreUnavailable."""

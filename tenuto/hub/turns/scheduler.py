@@ -138,13 +138,11 @@ class WorkerPool:
 
     def remove(self, worker: Worker) -> bool:
         """Remove `worker`, but leave it a member of its channels until `hide`. Return whether it was there."""
-        if self._workers.pop(worker, worker) is not None:
-            return False
-        self._note_left([(worker.name, worker.pattern)])
-        return True
+        return self._workers.pop(worker, worker) is None
 
     def hide(self, worker: Worker, *, is_broken: bool) -> None:
         """End the presence of `worker` in its channels; with `is_broken` a little later."""
+        self._note_left([(worker.name, worker.pattern)])
         for channel in self._live():
             if matches(worker.pattern, channel.name) and channel.presence_state.disconnect(worker.name, worker):
                 if is_broken:  # a short disconnection must not make the agent vanish and reappear
@@ -165,11 +163,7 @@ class WorkerPool:
 
     def patterns_by_name(self) -> dict[str, str]:
         """Return the names of the workers, each with its pattern."""
-        return dict(self.present())
-
-    def present(self) -> list[Agent]:
-        """Return the workers as agents."""
-        return sorted({(worker.name, worker.pattern) for worker in self._workers})
+        return {worker.name: worker.pattern for worker in self._workers}
 
     def agents(self, channel: str | None = None) -> dict[str, str]:
         """Return the names of the agents of all nodes, each with its pattern; with `channel`, of those that serve it.
@@ -177,18 +171,14 @@ class WorkerPool:
         Agents that left less than `REJOIN_S` ago are among them, the last ones.
         """
         since_s = self._loop.time() - REJOIN_S
-        left = [agent for agent, left_s in self._left.items() if left_s >= since_s]
-        found: dict[str, str] = {}
-        for name, pattern in (*self.present(), *sorted(self._agents_elsewhere), *left):
-            if channel is None or matches(pattern, channel):
-                found.setdefault(name, pattern)
-        return found
+        agents = [(worker.name, worker.pattern) for worker in self._workers] + sorted(self._agents_elsewhere)
+        agents += [agent for agent, left_s in self._left.items() if left_s >= since_s]
+        fitting = [(name, pattern) for name, pattern in agents if channel is None or matches(pattern, channel)]
+        return dict(fitting) | dict(reversed(fitting))  # in this order, and the first pattern of a name counts
 
     def _note_left(self, agents: Iterable[Agent]) -> None:
         """Note that `agents` are not present any more."""
-        for agent in agents:
-            self._left.pop(agent, None)
-            self._left[agent] = self._loop.time()
+        self._left |= dict.fromkeys(agents, self._loop.time())
         for agent in list(self._left)[:-REMEMBERED_PATTERNS]:
             del self._left[agent]
 
@@ -813,7 +803,7 @@ class TurnScheduler:
 PREFIX = "turns/"  # of the names of the holds; the node follows
 FOLLOW_S = 1.0  # time between two reads of the holds of other nodes
 REST_S = 0.05  # shortest time between two changes of the hold
-SHOWN = 500  # number of patterns, of channels and of agents in the hold of a node
+SHOWN = 500  # number of patterns, and of channels, in the hold of a node
 
 
 class ShownTurns(Struct, frozen=True):
@@ -821,7 +811,6 @@ class ShownTurns(Struct, frozen=True):
 
     patterns: list[str] = []
     waiting: list[str] = []
-    agents: list[Agent] = []
 
 
 @dataclass(eq=False)
@@ -865,14 +854,14 @@ class SharedTurns:
                     await self._due.wait()
 
     async def _show(self, hold: ShownTurns) -> None:
-        """Put `hold` by a renewal; if it has other agents, notify the other nodes. Raises StoreUnavailable."""
+        """Put `hold` by a renewal; if it has other patterns, notify the other nodes. Raises StoreUnavailable."""
         await self._nodes.renew()
         known, self._shown = self._shown, hold
-        if (hold.patterns, hold.agents) != (known.patterns, known.agents):
+        if hold.patterns != known.patterns:
             self._follower.notifier.send(Notice("here", "", self._nodes.node.encode()))
 
     def _receive(self, notice: Notice | None) -> None:
-        """Read the holds soon, because another node has other agents. None: notices may have been missed."""
+        """Read the holds soon, because another node serves other patterns. None: notices may have been missed."""
         is_about_turns = notice is not None and notice.kind == "here" and not notice.channel
         if notice is None or (is_about_turns and notice.body != self._nodes.node.encode()):
             self._due.set()
@@ -884,7 +873,7 @@ class SharedTurns:
         """Return the hold of this node."""
         workers = self._scheduler.workers
         waiting = [channel for channel in self._waiting() if workers.best_for(channel) is None]  # for other nodes
-        return ShownTurns(workers.served()[:SHOWN], waiting[:SHOWN], workers.present()[:SHOWN])
+        return ShownTurns(patterns=workers.served()[:SHOWN], waiting=waiting[:SHOWN])
 
     def _waiting(self) -> list[str]:
         """Return the channels in which turns wait; if there are many, first those that an agent serves."""
@@ -895,13 +884,12 @@ class SharedTurns:
         return waiting
 
     async def read(self) -> list[ShownTurns]:
-        """Return the holds of the other nodes, after noting their agents. Raises StoreUnavailable."""
+        """Return the holds of the other nodes, after noting their patterns. Raises StoreUnavailable."""
         held = await in_time(self._store.holds(PREFIX), self._store.name)
         others = [
             decoded(hold.value, ShownTurns) or ShownTurns() for node, hold in held.values() if node != self._nodes.node
         ]
         self._scheduler.workers.note_elsewhere(pattern for one in others for pattern in one.patterns)
-        self._scheduler.workers.note_agents_elsewhere(agent for one in others for agent in one.agents)
         return others
 
     async def follow(self) -> None:
