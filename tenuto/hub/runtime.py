@@ -83,7 +83,7 @@ class Runtime:
         notifier = Notifier(bus or shared_store, self.nodes)
         shared: SharedPresence | None = None
         if not store.is_exclusive:
-            agents = workers.patterns_by_name, workers.note_agents_elsewhere
+            agents = workers.present, workers.note_agents_elsewhere
             shared = SharedPresence(shared_store, self.nodes, notifier, self.channels, *agents)
         self.presence = PresenceTracker(self.loop, self.deadlines, limits, self.channel, shared)
         self.follower = Follower(store, self.channels, notifier, bus, self.leases.followed)

@@ -141,7 +141,7 @@ class SharedPresence:
     lease: NodeLease
     _notifier: Notifier
     _channels: Mapping[str, Channel]  # those in memory
-    _agents: Callable[[], Mapping[str, str]]  # returns the agents here with their patterns
+    _agents: Callable[[], Iterable[tuple[str, str]]]  # returns the names and patterns of the agents here
     _note_agents: Callable[[Iterable[tuple[str, str]]], None]  # gets those of all other nodes
 
     def __post_init__(self) -> None:
@@ -180,7 +180,7 @@ class SharedPresence:
 
     def _about_node(self) -> dict[str, bytes]:
         """Return the hold about this node."""
-        agents = sorted(self._agents().items())[:AGENTS]
+        agents = sorted(self._agents())[:AGENTS]
         shown = _ShownNode(self._revision, self._recent, agents, self.lease.holds.losses)
         return {NODES + self._node: _encode(shown)}
 

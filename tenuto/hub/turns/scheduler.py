@@ -62,8 +62,7 @@ from tenuto.stores.base import Notice, SharedStore, Store
 logger = logging.getLogger("tenuto.hub")
 
 REMEMBERED_PATTERNS = 1_000
-# messages wait for an agent for this time after the last agent of their pattern was present
-REMEMBERED_MS = 24 * 3600 * 1000
+REMEMBERED_MS = 24 * 3600 * 1000  # a message waits so long after the last agent of its pattern was present
 REJOIN_S = 60.0  # an agent that left less than this time ago may reconnect, such as after a deploy
 NOTED_MS = 3600 * 1000  # time between two notes in the store that a pattern is still served
 # prefix of the notes in the store that a pattern is served: its messages wait even while all its agents are absent
@@ -112,14 +111,12 @@ class WorkerPool:
     _spawn: Callable[..., object]
 
     def __post_init__(self) -> None:
-        # called when other nodes should know of a pattern or a waiting turn
-        self.changed: Callable[[], None] = lambda: None
+        self.changed: Callable[[], None] = lambda: None  # called if other nodes should know a pattern or waiting turn
         self.elsewhere: frozenset[str] = frozenset()  # patterns that other living nodes serve
         self._agents_elsewhere: frozenset[Agent] = frozenset()
         self._left: dict[Agent, float] = {}  # agents that left, with the time; a deploy must not make them unknown
         self._workers: dict[Worker, None] = {}
-        # patterns that are or were recently served, with the time of the last note about it; messages there wait for an
-        # agent
+        # patterns that are or were recently served, with the time of the last note; messages there wait for an agent
         self.patterns: dict[str, int] = {}
 
     def __contains__(self, worker: Worker) -> bool:
@@ -138,11 +135,13 @@ class WorkerPool:
 
     def remove(self, worker: Worker) -> bool:
         """Remove `worker`, but leave it a member of its channels until `hide`. Return whether it was there."""
-        return self._workers.pop(worker, worker) is None
+        if self._workers.pop(worker, worker) is not None:
+            return False
+        self._note_left([(worker.name, worker.pattern)])
+        return True
 
     def hide(self, worker: Worker, *, is_broken: bool) -> None:
         """End the presence of `worker` in its channels; with `is_broken` a little later."""
-        self._note_left([(worker.name, worker.pattern)])
         for channel in self._live():
             if matches(worker.pattern, channel.name) and channel.presence_state.disconnect(worker.name, worker):
                 if is_broken:  # a short disconnection must not make the agent vanish and reappear
@@ -161,26 +160,27 @@ class WorkerPool:
         fitting = [one for one in self._workers if one.free > 0 and matches(one.pattern, channel)]
         return max(fitting, key=lambda one: (one is not suspect, one.free), default=None)
 
-    def patterns_by_name(self) -> dict[str, str]:
-        """Return the names of the workers, each with its pattern."""
-        return {worker.name: worker.pattern for worker in self._workers}
+    def present(self) -> list[Agent]:
+        """Return the workers as agents."""
+        return list({(worker.name, worker.pattern): None for worker in self._workers})
 
     def agents(self, channel: str | None = None) -> dict[str, str]:
         """Return the names of the agents of all nodes, each with its pattern; with `channel`, of those that serve it.
 
-        Agents that left less than `REJOIN_S` ago are among them, the last ones.
+        Agents that left less than `REJOIN_S` ago are among them. Of another node these are at most 100 (`presence`).
         """
-        since_s = self._loop.time() - REJOIN_S
-        agents = [(worker.name, worker.pattern) for worker in self._workers] + sorted(self._agents_elsewhere)
-        agents += [agent for agent, left_s in self._left.items() if left_s >= since_s]
-        fitting = [(name, pattern) for name, pattern in agents if channel is None or matches(pattern, channel)]
-        return dict(fitting) | dict(reversed(fitting))  # in this order, and the first pattern of a name counts
+        since_s, found = self._loop.time() - REJOIN_S, dict[str, str]()
+        left = [agent for agent, left_s in self._left.items() if left_s >= since_s]
+        for agents in (self.present(), sorted(self._agents_elsewhere), left):
+            fitting = [one for one in agents if channel is None or matches(one[1], channel)]
+            found |= {name: pattern for name, pattern in fitting if name not in found}
+        return found
 
     def _note_left(self, agents: Iterable[Agent]) -> None:
         """Note that `agents` are not present any more."""
-        self._left |= dict.fromkeys(agents, self._loop.time())
-        for agent in list(self._left)[:-REMEMBERED_PATTERNS]:
-            del self._left[agent]
+        now = dict.fromkeys(agents, self._loop.time())
+        earlier = {agent: left_s for agent, left_s in self._left.items() if agent not in now}
+        self._left = dict([*earlier.items(), *now.items()][-REMEMBERED_PATTERNS:])
 
     def has_agent(self, channel: str) -> bool:
         """Return whether an agent for `channel` is present."""
