@@ -368,6 +368,7 @@ def test_meta_is_bounded_after_it_is_merged() -> None:
     for merge in (
         lambda: harness.update("m", meta={"b": "x" * 30}, generation=1),
         lambda: harness.finish("m", meta={"b": "x" * 30}),
+        lambda: harness.create("n", meta={"a": "x" * 60}),
         lambda: harness.create("n", meta={"usage": {"x" * 60: 1}}),  # no stream is written into a user's message
     ):
         with pytest.raises(TooLarge):

@@ -454,7 +454,7 @@ async def test_error_that_lasts_is_raised_at_once(refusal: tuple[int, dict[str, 
 
 
 def bug(**fields: str) -> Exception:
-    """Return an error of the app, whose code, cause and fields mean something in an error of an SDK only."""
+    """Return an error of the app, whose code, cause and fields have a meaning only in an error of an SDK."""
     bases, own = (Exception,), {"code": 4001, "__cause__": ConnectionError(), **fields}
     return type("Bug", bases, own)("charged, but not saved")  # type: ignore[no-any-return]
 
