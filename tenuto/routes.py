@@ -124,7 +124,7 @@ __all__ = [
 
 logger = logging.getLogger("tenuto.transports")
 _JSON_OBJECT = msgspec.json.Decoder(dict[str, Any])
-BROUGHT = "brought"  # option of messages that `Access.remember` stored: no agent wrote them, whatever their role
+BROUGHT = "brought"  # option of messages that `Access.remember` stored: no agent wrote them, in any role
 LARGE_BODY_BYTES = 256 * 1024  # size from which bodies are decoded one at a time
 
 Endpoint = Callable[[Request], Awaitable[Response]]

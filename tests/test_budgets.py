@@ -21,12 +21,12 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 52_660,
-    "lines of its kernel": 31_846,
+    "lines of tenuto/": 52_661,
+    "lines of its kernel": 31_847,
     "modules of tenuto/": 151,
     "files in a folder of tenuto/": 20,
     "lines of interop/": 3_964,
-    "lines of tests/": 60_922,
+    "lines of tests/": 60_934,
     "lines of proof/ and bench/": 20_000,
     "words of docs without decisions": 50_000,
     "words of decisions": 11_976,

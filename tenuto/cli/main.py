@@ -244,7 +244,7 @@ def serve(
         inherited = inherited_socket(longest_drain_s(app))
     listening = inherited or _listen(host, port)
     start = f"Tenuto {__version__} serves {address_of(listening)}"
-    if inherited is None:  # a worker prints none of this: its parent process has done it
+    if inherited is None:  # the parent process of workers prints this, once
         _warn_of_readable(given["secret_files"])
         if workers > 1:
             click.echo(f"{start} with {workers} workers")

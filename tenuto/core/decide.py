@@ -639,12 +639,13 @@ def _merged(
 def check_meta(meta: dict[str, Json], limits: Limits, role: str = "assistant") -> int:
     """Return the size of `meta` in bytes as JSON. Raises as `check_json`.
 
-    An app that has filled it must not fail its answer: fields that `pipe` and attempts write have room beside its own,
-    but for a user's message, into which they write none.
+    An app that fills it must not fail its answer: `pipe` and attempts have room of their own, but in no user's message.
     """
-    most_bytes = limits.meta_bytes + (STREAMED_BYTES if role != "user" else 0)
     own = {name: value for name, value in meta.items() if name not in STREAMED}
-    check_json(own, limits.meta_bytes, "meta", depth=limits.depth)
+    own_bytes = check_json(own, limits.meta_bytes, "meta", depth=limits.depth)
+    if len(own) == len(meta):
+        return own_bytes
+    most_bytes = limits.meta_bytes + (STREAMED_BYTES if role != "user" else 0)
     return check_json(meta, most_bytes, "meta with its streams' fields", depth=limits.depth)
 
 

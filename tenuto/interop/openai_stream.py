@@ -410,7 +410,7 @@ class TurnEvents(EventStream):
                 continue  # it has no item, or belongs to an earlier response
             waits = asked.get(part) and not self._has_ended(part)  # the request for its approval is in its place
             if self._part is None and not waits:
-                if self._items and is_split and self.position > self._seen:  # the reader has none of the item
+                if self._items and is_split and self.position > self._seen:  # the reader does not have the item
                     self.rest = self.of.at(part.place, part.attempt)._replace(steers=self.steers)
                     return
                 self.position = max(self.position, (self._turn.attempts(part.place[0]) + part.attempt) * ATTEMPT_ROOM)

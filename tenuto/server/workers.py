@@ -159,7 +159,7 @@ class Supervisor:
         self._woken, wakes = os.pipe()
         os.set_blocking(wakes, False)
         earlier_fd = signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
-        # a handler that does nothing: a signal without one would end no wait
+        # an empty handler: a signal without a handler would end no wait
         handlers = {signal.SIGCHLD: lambda number, frame: None, signal.SIGINT: self._end, signal.SIGTERM: self._end}
         earlier = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
