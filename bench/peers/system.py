@@ -1,10 +1,8 @@
 """The interface of every system under test, and Tenuto as one of them: the measurements use only this."""
 
 import contextlib
-import ctypes
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import tempfile
@@ -21,7 +19,6 @@ from proof.chaos.processes import free_port
 
 _START_S = 20.0
 _END_S = 8.0  # time in which a server must end by itself
-_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 class System:
@@ -97,15 +94,11 @@ def foreign(what: str, command: list[str], is_ready: Callable[[int], bool]) -> I
     `is_ready(pid)` is polled until it is true, and must make sure that this very process answers. Raises `BenchError`,
     with the server's output, if it does not start.
     """
-    libc = ctypes.CDLL(None)  # loaded here, so that the new process does as little as possible between fork and exec
-
-    def begin() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if SERVER_CORE in os.sched_getaffinity(0):
-            os.sched_setaffinity(0, {SERVER_CORE})
-
     with tempfile.TemporaryFile() as log:
-        server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=begin)
+        # Not by `preexec_fn`: it makes Python run hooks after the fork, in which an interruption would be lost.
+        command = [program("setpriv", "util-linux"), "--pdeathsig", "SIGTERM", *command]
+        with on_core(SERVER_CORE):
+            server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
             until_s = time.monotonic() + _START_S
             while not is_ready(server.pid):
