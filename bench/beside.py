@@ -12,9 +12,9 @@ alone in each round.
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +36,7 @@ from bench.proc import BenchError, Child, raise_file_limit
 
 _FILES_TO_SPARE = 400
 _ALONE_S = 2.0  # how long the producers of Tenuto work alone, for each round
-_LESS = {"SSE": 1.0, "WebSocket": 1.0}  # Tenuto must cost less where it joins tokens for many viewers
+_LIMIT = 1.25  # the budget against nchan in memory
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,6 @@ class Shape:
     channels: int
     viewers: int
     tokens_per_s: float
-    limits: Mapping[str, float] = field(default_factory=dict)  # budgets against nchan in memory, by the kind of viewer
     limit_without: float | None = None  # the budget for SSE without the producers
 
     @property
@@ -61,10 +60,10 @@ class Shape:
 class Sizes:
     # With a thousand channels of one viewer each, tokens are further apart, so that one core can deliver them.
     shapes: tuple[Shape, ...] = (
-        Shape(1, 1_000, 50, _LESS),
-        Shape(100, 10, 50, _LESS),
-        Shape(200, 1, 50, {"SSE": 1.25, "WebSocket": 1}, limit_without=1.05),
-        Shape(1_000, 1, 10, {"SSE": 1.7}),
+        Shape(1, 1_000, 50),
+        Shape(100, 10, 50),
+        Shape(200, 1, 50, limit_without=1.05),
+        Shape(1_000, 1, 10),
     )
     rounds: int = 3
     seconds: float = 5.0
@@ -73,10 +72,10 @@ class Sizes:
 FULL = Sizes()
 QUICK = Sizes(
     shapes=(
-        Shape(1, 300, 50, _LESS),
-        Shape(30, 10, 50, _LESS),
-        Shape(50, 1, 50, {"SSE": 1.25, "WebSocket": 1}, limit_without=1.05),
-        Shape(200, 1, 10, {"SSE": 1.7}),
+        Shape(1, 300, 50),
+        Shape(30, 10, 50),
+        Shape(50, 1, 50, limit_without=1.05),
+        Shape(200, 1, 10),
     ),
     rounds=2,
     seconds=1.5,
@@ -176,7 +175,7 @@ def _ratio_rows(rounds: dict[tuple[System, str], list[_Round]], shape: Shape) ->
         viewers, pairs = _name(kind), list(zip(mine[_LIKE[kind]], theirs, strict=True))
         ratios = [one.us_per_token / other.us_per_token for one, other in pairs]
         what = f"{shape}, {viewers}: CPU per delivered token, against {system.name}"
-        yield Row.judged(what, ratios, "×", shape.limits.get(viewers))
+        yield Row.judged(what, ratios, "×", _LIMIT)
         less = [(one.us_per_token - one.producers_us) / other.us_per_token for one, other in pairs]
         if viewers == "SSE" and shape.limit_without is not None:
             yield Row.judged("  without our producers, measured alone", less, "×", shape.limit_without)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from bench.common import NAMES, Options, Row, connect, kept, load_client, served
 from bench.proc import BenchError, Child, raise_file_limit, rss_bytes
 
-_LIMITS_KB = {"sse": 15, "websocket": 17}
+_LIMITS_KB = {"sse": 13, "websocket": 17}
 _FEW, _MANY = 1_000, 5_000
 _QUICK_FEW, _QUICK_MANY = 500, 1_500
 

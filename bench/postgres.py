@@ -50,7 +50,7 @@ class Sizes(NamedTuple):
     channels: int  # of the other rows of two processes; the rows of delay have a twentieth of them
     viewers: int = 1_000  # of the killed process
     before_s: float = 2.0  # time before it is killed
-    after_s: float = 2 * storm.LIMIT_S  # how long an answer of another process streams after that
+    after_s: float = 10.0  # how long an answer of another process streams after that
 
 
 FULL = Sizes(rounds=3, seconds=5.0, conversations=_CONVERSATIONS, channels=400)

@@ -30,10 +30,10 @@ from bench.common import (
 from bench.proc import Child, raise_file_limit
 from bench.tokens import known_text, summary
 
-LIMIT_S = 5.0
+LIMIT_S = 2.0
 _VIEWERS = 1_000
 _JITTER_S = 0.5
-_AFTER_S = LIMIT_S + 1  # how long the answer streams after the restart: beyond the last viewer's return
+_AFTER_S = 6.0  # how long the answer streams after the restart: beyond the last viewer's return
 _CHANNEL = "bench:storm"
 MESSAGE = "answer"
 TOKENS_PER_S = 50
