@@ -68,7 +68,7 @@ class GoogleGenAI(Source):
         self._made = 0  # number of calls and files so far, for those without an id
 
     def take(self, event: object) -> Iterator[Edit]:
-        usage = counts(get(event, "usage_metadata"), USAGE)
+        usage = _usage(get(event, "usage_metadata"), USAGE)
         yield Meta(model=word(event, "model_version"), usage=usage, of=word(event, "response_id"))
         for content in items(event, "automatic_function_calling_history"):
             for part in items(content, "parts"):
@@ -147,6 +147,14 @@ class GoogleGenAI(Source):
         return Open(("file", self._made), free("file", media_type=media_type, url=url))
 
 
+def _usage(given: object, names: dict[str, str]) -> dict[str, int] | None:
+    """Return the usage. Unlike the provider's, its `output_tokens` include those of reasoning."""
+    usage = counts(given, names)
+    if usage and "reasoning_tokens" in usage:
+        usage["output_tokens"] = usage.get("output_tokens", 0) + usage["reasoning_tokens"]
+    return usage
+
+
 def _data_url(media_type: str | None, data: object) -> str:
     if isinstance(data, bytes):
         data = base64.b64encode(data).decode()
@@ -212,7 +220,7 @@ class GoogleInteractions(Source):
 
     def _about(self, interaction: object, *, is_end: bool) -> Iterator[Edit]:
         id, status = word(interaction, "id"), word(interaction, "status") or "completed"
-        usage = counts(get(interaction, "usage"), INTERACTION_USAGE)
+        usage = _usage(get(interaction, "usage"), INTERACTION_USAGE)
         yield Meta(model=word(interaction, "model"), usage=usage, of=id, response_id=id)
         if is_end and status == "failed":
             raise reported(*(get(error, "code") for error in items(interaction, "errors")))

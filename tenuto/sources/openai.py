@@ -36,6 +36,7 @@ USAGE = {
     "output_tokens": "output_tokens",
     "total_tokens": "total_tokens",
     "cached_tokens": "input_tokens_details.cached_tokens",
+    "cache_write_tokens": "input_tokens_details.cache_write_tokens",
     "reasoning_tokens": "output_tokens_details.reasoning_tokens",
 }
 FINISH = {"max_output_tokens": "length", "content_filter": "content_filter"}
@@ -230,6 +231,7 @@ CHAT_USAGE = {
     "output_tokens": "completion_tokens",
     "total_tokens": "total_tokens",
     "cached_tokens": "prompt_tokens_details.cached_tokens",
+    "cache_write_tokens": "prompt_tokens_details.cache_write_tokens",
     "reasoning_tokens": "completion_tokens_details.reasoning_tokens",
 }
 

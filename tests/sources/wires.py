@@ -118,7 +118,7 @@ class Responses:
             "input_tokens": 11,
             "output_tokens": 7,
             "total_tokens": 18,
-            "input_tokens_details": {"cached_tokens": 3, "cache_write_tokens": 0},
+            "input_tokens_details": {"cached_tokens": 3, "cache_write_tokens": 4},
             "output_tokens_details": {"reasoning_tokens": 2},
         }
         about = self.about(kind, usage=usage, output=output or [], **fields)
@@ -135,6 +135,7 @@ RESPONSES_USAGE = {
     "output_tokens": 7,
     "total_tokens": 18,
     "cached_tokens": 3,
+    "cache_write_tokens": 4,
     "reasoning_tokens": 2,
 }
 
@@ -153,12 +154,12 @@ def chat_call(piece: str, **fields: Any) -> bytes:
     return chat({"tool_calls": [{"index": 0, **fields, "function": {**name, "arguments": piece}}]})
 
 
-CHAT_USAGE = {"input_tokens": 11, "output_tokens": 7, "total_tokens": 18, "cached_tokens": 3, "reasoning_tokens": 2}
+CHAT_USAGE = RESPONSES_USAGE
 _CHAT_USAGE = {
     "prompt_tokens": 11,
     "completion_tokens": 7,
     "total_tokens": 18,
-    "prompt_tokens_details": {"cached_tokens": 3},
+    "prompt_tokens_details": {"cached_tokens": 3, "cache_write_tokens": 4},
     "completion_tokens_details": {"reasoning_tokens": 2},
 }
 DONE = sse("[DONE]")
@@ -252,7 +253,7 @@ def gemini(*parts: dict[str, Any], finish: str | None = None, usage: bool = Fals
     return sse(chunk)
 
 
-GEMINI_USAGE = {"input_tokens": 11, "output_tokens": 7, "total_tokens": 20, "cached_tokens": 3, "reasoning_tokens": 2}
+GEMINI_USAGE = {"input_tokens": 11, "output_tokens": 9, "total_tokens": 20, "cached_tokens": 3, "reasoning_tokens": 2}
 
 
 def gemini_answer() -> list[bytes]:
