@@ -33,7 +33,7 @@ from tenuto.sources.reading import (
 
 USAGE = {
     "input_tokens": "prompt_token_count",
-    "output_tokens": "candidates_token_count",
+    "output_tokens": "candidates_token_count+thoughts_token_count",
     "total_tokens": "total_token_count",
     "cached_tokens": "cached_content_token_count",
     "reasoning_tokens": "thoughts_token_count",
@@ -68,7 +68,7 @@ class GoogleGenAI(Source):
         self._made = 0  # number of calls and files so far, for those without an id
 
     def take(self, event: object) -> Iterator[Edit]:
-        usage = _usage(get(event, "usage_metadata"), USAGE)
+        usage = counts(get(event, "usage_metadata"), USAGE)
         yield Meta(model=word(event, "model_version"), usage=usage, of=word(event, "response_id"))
         for content in items(event, "automatic_function_calling_history"):
             for part in items(content, "parts"):
@@ -147,14 +147,6 @@ class GoogleGenAI(Source):
         return Open(("file", self._made), free("file", media_type=media_type, url=url))
 
 
-def _usage(given: object, names: dict[str, str]) -> dict[str, int] | None:
-    """Return the usage. Unlike the provider's, its `output_tokens` include those of reasoning."""
-    usage = counts(given, names)
-    if usage and "reasoning_tokens" in usage:
-        usage["output_tokens"] = usage.get("output_tokens", 0) + usage["reasoning_tokens"]
-    return usage
-
-
 def _data_url(media_type: str | None, data: object) -> str:
     if isinstance(data, bytes):
         data = base64.b64encode(data).decode()
@@ -165,7 +157,7 @@ def _data_url(media_type: str | None, data: object) -> str:
 
 INTERACTION_USAGE = {
     "input_tokens": "total_input_tokens",
-    "output_tokens": "total_output_tokens",
+    "output_tokens": "total_output_tokens+total_thought_tokens",
     "total_tokens": "total_tokens",
     "cached_tokens": "total_cached_tokens",
     "reasoning_tokens": "total_thought_tokens",
@@ -220,7 +212,7 @@ class GoogleInteractions(Source):
 
     def _about(self, interaction: object, *, is_end: bool) -> Iterator[Edit]:
         id, status = word(interaction, "id"), word(interaction, "status") or "completed"
-        usage = _usage(get(interaction, "usage"), INTERACTION_USAGE)
+        usage = counts(get(interaction, "usage"), INTERACTION_USAGE)
         yield Meta(model=word(interaction, "model"), usage=usage, of=id, response_id=id)
         if is_end and status == "failed":
             raise reported(*(get(error, "code") for error in items(interaction, "errors")))

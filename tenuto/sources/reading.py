@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import reduce
 from typing import ClassVar
 
 import msgspec
@@ -311,16 +312,15 @@ def index(thing: object, name: str) -> int:
 def counts(thing: object, names: Mapping[str, str]) -> dict[str, int] | None:
     """Return the usage under Tenuto's names, read from the provider's; None if there is none.
 
-    In a provider's name, `a.b` means the field `b` of the field `a`.
+    In a provider's name, `a.b` means the field `b` of the field `a`; `a+b` is the sum of two fields.
     """
     found: dict[str, int] = {}
     for ours, theirs in names.items():
-        value: object = thing
-        for name in theirs.split("."):
-            value = get(value, name)
-        # half of the limit, because usages are added up
-        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _INTEGERS // 2:
-            found[ours] = value
+        for path in theirs.split("+"):
+            value = reduce(get, path.split("."), thing)
+            # a quarter of the limit, because two fields, and then usages, are added up
+            if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _INTEGERS // 4:
+                found[ours] = found.get(ours, 0) + value
     return found or None
 
 
