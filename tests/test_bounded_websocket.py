@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 
-from tenuto.server.bounded_websocket import BoundedWebSocketProtocol, Gate, Inbox
+from tenuto.server.bounded_http import Gate
+from tenuto.server.bounded_websocket import BoundedWebSocketProtocol, Inbox
 from tenuto.server.connections import Connections
 from tests.test_bounded_http import Transport
 

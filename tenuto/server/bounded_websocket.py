@@ -29,7 +29,7 @@ from websockets.http11 import Request, Response
 from websockets.typing import StatusLike
 
 from tenuto.core.errors import InvalidRequest
-from tenuto.server.bounded_http import LINGER_S, refusal, refusal_headers, release_transport, write_last
+from tenuto.server.bounded_http import LINGER_S, Gate, refusal, refusal_headers, release_transport, write_last
 from tenuto.server.connections import LARGE_BYTES, PARSE_S, Connection, Connections
 from tenuto.transports.origin import EXTENSION
 
@@ -85,42 +85,6 @@ _UVICORNS = (  # the attributes of uvicorn's protocol
 )
 
 T = TypeVar("T")
-
-
-class Gate:
-    """An `asyncio.Event` whose waiters are kept only while it is closed."""
-
-    __slots__ = ("_is_open", "_waiters")
-
-    def __init__(self, *, is_open: bool) -> None:
-        self._is_open = is_open
-        self._waiters: tuple[asyncio.Future[None], ...] = ()
-
-    def is_set(self) -> bool:
-        """Return whether `wait` returns at once."""
-        return self._is_open
-
-    def set(self) -> None:
-        """Let all waiters go on."""
-        self._is_open = True
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-
-    def clear(self) -> None:
-        """Let later callers of `wait` wait for the next `set`."""
-        self._is_open = False
-
-    async def wait(self) -> bool:
-        """Wait until the gate is open; return True."""
-        if not self._is_open:
-            waiter = asyncio.get_running_loop().create_future()
-            self._waiters += (waiter,)
-            try:
-                await waiter
-            finally:
-                self._waiters = tuple(other for other in self._waiters if other is not waiter)
-        return True
 
 
 class Inbox(Gate, Generic[T]):
