@@ -100,33 +100,21 @@ def test_number_of_counted_visitors_is_bounded(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("others", [1, 300])
-def test_channels_signals_and_bodies_of_visitors_count_for_their_address_too(others: int) -> None:
+def test_bodies_of_visitors_count_for_their_address_too(others: int) -> None:
     """Of one visitor `ClientLimits` hold, of all others together ten times as many."""
-    time = Time()
-    limits = ClientLimits(client_channels=5, client_signals=2)
-    rates = Rates(limits, address_factor=10, now_s=time)
+    rates = Rates(address_factor=10, now_s=Time())
     crowd = [Identity(client_id=visitor(number), grants={}) for number in range(others)]
-    factor = min(10, others)
-    begun = signals = bodies = 0
+    bodies = 0
     with ExitStack() as stack:
         for _ in range(200 // others + 10):
             for one in crowd:
-                if rates.may_begin(one, ADDRESS):
-                    rates.began(one, ADDRESS)
-                    begun += 1
-                with suppress(TooMany):
-                    rates.signal(one, ADDRESS)
-                    signals += 1
                 with suppress(TooMany):
                     stack.enter_context(rates.body(one, ADDRESS, largest_bytes=16, max_bytes=100))
                     bodies += 1
-        assert (begun, signals, bodies) == (5 * factor, 2 * factor, 100 * factor)
+        assert bodies == 100 * min(10, others)
         stranger = Identity(client_id=visitor(others), grants={})
-        assert rates.may_begin(stranger, "192.0.2.2")
-        rates.signal(stranger, "192.0.2.2")
         with rates.body(stranger, "192.0.2.2", largest_bytes=16, max_bytes=100) as body:
             body.grow(100)
-    time.now_s = 3600
     rates.forget_new()
     assert len(rates._clients) == 0
 
