@@ -7,7 +7,6 @@ import asyncio
 import pytest
 
 from tenuto import Hub
-from tenuto.core.model import Message
 from tenuto.core.turns import ATTEMPTS, WhenBusy, reply_id
 from tenuto.hub.turns.scheduler import LEASE_S, AssignedTurn
 from tests.hub.hubs import new_hub
@@ -43,11 +42,6 @@ async def start_with_messages(hub: Hub, worker: Worker, *message_ids: str) -> No
     hub.runtime.scheduler.register(worker)
     for message_id in message_ids:
         await hub.create(CHANNEL, id=message_id, text="?")
-
-
-async def answers(hub: Hub) -> list[Message]:
-    """Return the answers in the channel, oldest first."""
-    return [one for one in (await hub.history(CHANNEL)).messages[::-1] if one.role == "assistant"]
 
 
 async def claim_of(hub: Hub, message_id: str) -> tuple[str, int]:
@@ -131,16 +125,6 @@ async def test_message_that_a_lost_attempt_has_taken_in_is_offered_at_once() -> 
     assert [await claim_of(hub, one) for one in ("m1", "m2")] == [("taken", 2), ("taken", 2)]
 
 
-@virtually
-async def test_message_that_interrupts_a_turn_is_not_taken_into_it() -> None:
-    hub, worker = new_hub(), Worker(when_busy="interrupt")
-    await start_with_messages(hub, worker, "m1", "m2")
-    assert not await hub.take_waiting(CHANNEL, "m2", "far", turn="m1")
-    hub.runtime.scheduler.end(worker, worker.begun[0], "cancelled", lambda result: None)
-    await asyncio.sleep(1)
-    assert (await claim_of(hub, "m1"), await claim_of(hub, "m2")) == (("cancelled", 1), ("taken", 1))
-
-
 @pytest.mark.parametrize(("broken_s", "waits_s"), [(1, 4), (5, 8)])
 @virtually
 async def test_answer_is_made_again_soon_after_the_death_of_the_agent_whose_turn_was_cancelled(
@@ -172,6 +156,7 @@ async def test_turn_that_is_given_up_has_one_answer_whatever_the_commit(outcome:
     await asyncio.sleep(ATTEMPTS * LEASE_S - 1)
     store.script = [outcome]
     await asyncio.sleep(10)
-    assert [(one.text, one.status, one.reason) for one in await answers(hub)] == [("half", "failed", "crashed")]
+    answers = [one for one in (await hub.history(CHANNEL)).messages if one.role == "assistant"]
+    assert [(one.text, one.status, one.reason) for one in answers] == [("half", "failed", "crashed")]
     assert await claim_of(hub, "poison") == ("done", ATTEMPTS + 1)
     assert await claim_of(hub, "next") == ("taken", 1)
