@@ -25,7 +25,6 @@ HOSTS: list[tuple[str, Host | None]] = [
     ("[::1%25lo]", None),
     ("::1", None),
     ("user@localhost", None),
-    ("localhost/", None),
     ("localhost:0", None),
     ("localhost:65536", None),
     ("localhost:８０", None),
@@ -47,11 +46,9 @@ ORIGINS: list[tuple[str, Origin | None]] = [
     ("capacitor://localhost", Origin("capacitor", "localhost", None)),
     ("", None),
     ("null", None),
-    ("localhost:3000", None),
     ("http://", None),
     ("HTTP://localhost", None),
     ("http://localhost/", None),
-    ("http://a@localhost", None),
     ("http://localhost http://evil.example", None),
 ]
 
@@ -71,12 +68,9 @@ def test_parsed_host_is_the_whole_text(text: str) -> None:
 
 MISTAKES: list[tuple[Any, str]] = [
     ("https://app.example", "got the string 'https://app.example'"),
-    ("app.example", "got the string 'app.example'"),
     (["https://app.example/"], "got 'https://app.example/'"),
-    (["app.example"], "got 'app.example'"),
     (["https://app.example:443"], "got 'https://app.example:443'"),
     (["HTTPS://App.example"], "got 'HTTPS://App.example'"),
-    (["https://*.app.example"], "got 'https://*.app.example'"),
     (["null"], "got 'null'"),
     (["ws://localhost:3000"], "got 'ws://localhost:3000'"),
     (["wss://app.example"], "got 'wss://app.example'"),
