@@ -11,15 +11,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from tenuto.core.requests import AppendText, Caller, CreateMessage
+from tenuto.core.requests import AppendText, Caller, CreateMessage, Request
 from tenuto.hub import HubCore, pending
 from tenuto.hub.committer import LARGE_BYTES
-from tenuto.hub.pending import Result, result_later
 from tenuto.stores.base import Committed, Conflict, Write
 from tests.hub.hubs import new_hub
 from tests.hub.test_pacing import Stage, Timed, now_s
 from tests.virtual import virtually
 
+ANN = Caller(id="ann")
 ANSWERS = 700
 TOKEN_S = 0.02
 
@@ -83,21 +83,17 @@ async def test_slices_are_larger_on_a_slow_disk() -> None:
 
 @virtually
 async def test_large_request_has_a_commit_of_its_own_and_smaller_ones_go_before_the_next() -> None:
-    store, results, caller = Creating(), list[asyncio.Future[Result]](), Caller(id="ann")
-    hub = new_hub(store)
+    hub = new_hub(store := Creating())
     await hub.create("d", id="first", text="?")
-    for name, text in [("a", "x" * LARGE_BYTES), ("b", "x" * LARGE_BYTES), ("b", "after"), ("d", "?"), ("a", "after")]:
-        result, done = result_later()
-        hub.runtime.submit(name, f"{len(results)}", CreateMessage(text=text), caller, done)
-        results.append(result)
-    serials = [result.serial for result in await asyncio.gather(*results)]
+    asked = [("a", "x" * LARGE_BYTES), ("b", "x" * LARGE_BYTES), ("b", "after"), ("d", "?"), ("a", "after")]
+    asks = [hub.ask(name, f"{number}", CreateMessage(text=text), ANN) for number, (name, text) in enumerate(asked)]
+    serials = [result.serial for result in await asyncio.gather(*asks)]
     assert (store.created, serials) == ([1, 0, 1, 0, 1, 0], [1, 1, 2, 2, 2])
 
 
 @virtually
 async def test_large_request_does_not_wait_for_ever_behind_channels_that_are_read() -> None:
-    store, caller = Creating(commit_s=0.005), Caller(id="ann")
-    earlier = new_hub(store)
+    earlier = new_hub(store := Creating(commit_s=0.005))
     await asyncio.gather(*(earlier.create(f"c{number}", id="first", text="?") for number in range(500)))
     await earlier.close()
     hub = new_hub(store)
@@ -105,41 +101,29 @@ async def test_large_request_does_not_wait_for_ever_behind_channels_that_are_rea
 
     async def come() -> None:
         for number in range(500):
-            hub.runtime.submit(f"c{number}", "second", CreateMessage(text="?"), caller, result_later()[1])
+            hub.runtime.submit(f"c{number}", "second", CreateMessage(text="?"), ANN, lambda result: None)
             await asyncio.sleep(0.001)
 
     coming = asyncio.create_task(come())
     await asyncio.sleep(0.05)
-    begun_s, (result, done) = now_s(), result_later()
-    hub.runtime.submit("large", "second", CreateMessage(text="x" * LARGE_BYTES), caller, done)
-    await result
+    begun_s = now_s()
+    await hub.ask("large", "second", CreateMessage(text="x" * LARGE_BYTES), ANN)
     assert now_s() - begun_s < 0.1
     await coming
 
 
 @virtually
 async def test_requests_of_a_channel_keep_their_order_beside_a_burst() -> None:
-    store = Creating()
-    stage = Stage(new_hub(store))
+    stage = Stage(hub := new_hub(Creating()))
     await stage.open(1)
-    hub, caller = stage.hub, Caller(id="ann")
     streaming = asyncio.create_task(stage.stream(30, TOKEN_S))
     await asyncio.sleep(TOKEN_S)
-    results: list[asyncio.Future[Result]] = []
-    for number in range(100):
-        result, done = result_later()
-        hub.runtime.submit(f"new{number}", "m", CreateMessage(), caller, done)
-        results.append(result)
-    for number in range(3):
-        for name in ("last", "other"):
-            create = CreateMessage(role="assistant", status="streaming")
-            for request in (create, AppendText(text="a", generation=1), AppendText(text="b", generation=1)):
-                result, done = result_later()
-                hub.runtime.submit(name, f"m{number}", request, caller, done)
-                results.append(result)
-    stored = (await asyncio.gather(*results))[100:]
-    await streaming
-    for name in range(2):
-        serials = [result.serial for n, result in enumerate(stored) if n // 3 % 2 == name]
-        assert serials == sorted(serials)
+    bursting = asyncio.create_task(burst(hub))
+    await asyncio.sleep(0)  # the creates of the burst are sent before these requests
+    create = CreateMessage(role="assistant", status="streaming")
+    requests: list[Request] = [create, AppendText(text="a", generation=1), AppendText(text="b", generation=1)]
+    asks = [hub.ask("last", f"m{number}", request, ANN) for number in range(3) for request in requests]
+    serials = [result.serial for result in await asyncio.gather(*asks)]
+    await asyncio.gather(streaming, bursting)
+    assert serials == sorted(serials)
     assert [(await hub.read("last", f"m{number}"))[0].text for number in range(3)] == ["ab"] * 3

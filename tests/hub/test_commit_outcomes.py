@@ -11,6 +11,7 @@ import asyncio
 import gc
 from collections.abc import Sequence
 from itertools import pairwise
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -23,8 +24,7 @@ from tenuto.hub.committer import STORE_TIMEOUT_S, Pace
 from tenuto.hub.hooks import HookEvent
 from tenuto.hub.lifecycle import SHUTDOWN_S
 from tenuto.hub.writer import ABANDONED_S, DAMAGED_S, RETRY_S, continue_after
-from tenuto.stores.base import Changes, Committed, CommitUnknown, Conflict, Tail, Write
-from tenuto.stores.memory import MemoryStore
+from tenuto.stores.base import Committed, CommitUnknown, Conflict, Tail, Write
 from tests.hub.hubs import new_hub
 from tests.hub.watching import Watcher
 from tests.virtual import virtually
@@ -44,6 +44,7 @@ class ScriptedStore(SharedMemoryStore):
         self.gate: asyncio.Event | None = None  # if there is a gate, each commit waits until it is set
         self.is_committing = asyncio.Event()  # set once a commit waits
         self.is_readable = True
+        self.tried_s: list[float] = []  # when each commit was called
 
     async def entries(self, channel: str, *, after: int, limit_bytes: int) -> Tail:
         if not self.is_readable:
@@ -51,6 +52,7 @@ class ScriptedStore(SharedMemoryStore):
         return await super().entries(channel, after=after, limit_bytes=limit_bytes)
 
     async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
+        self.tried_s.append(asyncio.get_running_loop().time())
         if self.gate is not None:
             self.is_committing.set()
             await self.gate.wait()
@@ -87,27 +89,19 @@ async def test_start_after_a_failed_start_recovers_the_remaining_messages() -> N
 @pytest.mark.parametrize("has_viewer", [False, True])
 @virtually
 async def test_appends_wait_for_the_back_off_while_the_store_fails(has_viewer: bool) -> None:
-    store = ScriptedStore()
-    tried_s: list[float] = []
-    commit = store.commit
-
-    async def counted(writes: Sequence[Write]) -> list[Committed | Conflict]:
-        tried_s.append(asyncio.get_running_loop().time())
-        return await commit(writes)
-
-    hub = new_hub(store)
+    hub = new_hub(store := ScriptedStore())
     async with hub.message("c", id="m") as message:
         if has_viewer:
             await hub.attach("c", None, wake=lambda: None)
         await message.append("x")
         await message.flush()
-        store.commit = counted  # type: ignore[method-assign]
+        store.tried_s.clear()
         store.script = ["no"] * 1_000
         for _ in range(1_000):
             await message.append("y")
             await asyncio.sleep(0.001)
-        assert 3 <= len(tried_s) <= 1 / RETRY_S + 2
-        assert min(later - earlier for earlier, later in pairwise(tried_s)) >= RETRY_S - 0.001
+        assert 3 <= len(store.tried_s) <= 1 / RETRY_S + 2
+        assert min(later - earlier for earlier, later in pairwise(store.tried_s)) >= RETRY_S - 0.001
         store.script.clear()
         await message.flush()
     assert await texts(hub, "m") == ["x" + "y" * 1_000]
@@ -238,12 +232,8 @@ async def test_message_that_was_taken_over_is_interrupted_once_its_damaged_chann
     await hub.ask("c", "m", CreateMessage(status="streaming"), SERVER)
     await hub.ask("c", "m", FinishMessage(status="interrupted"), SERVER)
     known = await hub.runtime.message("c", "m")
-
-    async def damaged(channel: str, message_id: str) -> MessageState:
-        raise StoreUnusable("its row is damaged")
-
     with monkeypatch.context() as damage:
-        damage.setattr(hub.runtime, "message", damaged)
+        damage.setattr(hub.runtime, "message", AsyncMock(side_effect=StoreUnusable("its row is damaged")))
         with pytest.raises(StoreUnusable):
             await continue_after(hub, "c", known, hub.caller(None))
         await asyncio.sleep(3 * ABANDONED_S)
@@ -255,11 +245,7 @@ async def test_message_that_was_taken_over_is_interrupted_once_its_damaged_chann
 async def test_channel_that_is_damaged_after_a_removal_leaves_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     hub = new_hub()
     await hub.create("c", text="hi", author="ann")
-
-    async def damaged(channel: str, **how: object) -> Changes:
-        raise StoreUnusable("its row is damaged")
-
-    monkeypatch.setattr(hub.store, "changes", damaged)
+    monkeypatch.setattr(hub.store, "changes", AsyncMock(side_effect=StoreUnusable("its row is damaged")))
     assert (await hub.archive.forget("ann")).messages == 1
     await asyncio.sleep(100.0)
     assert hub.runtime.channels == {}
@@ -270,67 +256,46 @@ async def test_channel_that_is_damaged_after_a_removal_leaves_memory(monkeypatch
 # Races that the simulator found
 
 
-class Opening(MemoryStore):
-    """A store in memory that opens once it may."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.opening, self.may_open = asyncio.Event(), asyncio.Event()
-
-    async def open(self) -> None:
-        self.opening.set()
-        await self.may_open.wait()
-
-
-async def test_starting_hub_refuses_requests_as_busy() -> None:
-    store = Opening()
-    hub = HubCore(store, hooks_signals=False, drain_s=0)
+@virtually
+async def test_starting_hub_refuses_requests_as_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub, may_open = new_hub(), asyncio.Event()
+    monkeypatch.setattr(hub.store, "open", may_open.wait)
     starting = asyncio.create_task(hub.start())
-    await store.opening.wait()
+    await asyncio.sleep(0.1)
     with pytest.raises(Busy):
         hub.runtime.submit("c", "m", CreateMessage(), hub.caller("ann"), lambda result: None)
-    store.may_open.set()
+    may_open.set()
     await starting
-    await hub.close()
 
 
 @pytest.mark.parametrize("is_exclusive", [True, False], ids=["alone", "with others"])
 @pytest.mark.parametrize(
     ("request_", "error"), [(FinishMessage(status="cancelled"), Finished), (DeleteMessage(), Deleted)]
 )
+@virtually
 async def test_writer_of_a_message_ended_during_its_creation_gets_the_error_of_the_end(
     request_: FinishMessage | DeleteMessage, error: type[Exception], is_exclusive: bool
 ) -> None:
     store = ScriptedStore()
     store.is_exclusive = is_exclusive
-    hub = HubCore(store, hooks_signals=False, drain_s=0)
+    hub = new_hub(store)
     await hub.start()
     store.script = ["kept"]
     opening = asyncio.create_task(hub.message("c", id="m").open())
     # This request waits behind the creation of the message.
     ending = asyncio.create_task(hub.ask("c", "m", request_, hub.caller("ann")))
-
-    async def write() -> None:
+    with pytest.raises(error):
         async with await opening as message:
             await message.append("more")
             await message.flush()
-
-    with pytest.raises(error):
-        await write()
     await asyncio.gather(ending, return_exceptions=True)
-    await hub.close()
-
-
-class Broken(MemoryStore):
-    """A store whose housekeeping raises an error outside the contract."""
-
-    async def tidy(self, now_ms: int) -> list[tuple[str, str]]:
-        raise OSError("the connection was reset")
 
 
 @virtually
-async def test_failing_housekeeping_ends_no_subscription() -> None:
-    hub = new_hub(Broken())
+async def test_failing_housekeeping_ends_no_subscription(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = new_hub()
+    outside_the_contract = OSError("the connection was reset")
+    monkeypatch.setattr(hub.store, "tidy", AsyncMock(side_effect=outside_the_contract))
     watcher = Watcher(hub, "c")
     await watcher.take()
     await asyncio.sleep(60)

@@ -6,14 +6,15 @@ Layer: tests.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from itertools import pairwise
-from typing import Any
+from unittest.mock import AsyncMock
+
+import pytest
 
 from proof.simulation.store import SharedMemoryStore
 from tenuto.core.errors import StoreUnavailable
-from tenuto.core.requests import SERVER, AppendText, Caller, CreateMessage, FinishMessage
+from tenuto.core.requests import SERVER, AppendText, Caller, CreateMessage
 from tenuto.hub import HubCore
 from tenuto.hub.channel import Feed
 from tenuto.hub.nodes import WINDOW_S
@@ -46,34 +47,26 @@ class Shared(SharedMemoryStore):
         await super().notify(notices)
 
 
-@asynccontextmanager
-async def pair(store: Shared) -> AsyncIterator[tuple[HubCore, HubCore, Watcher]]:
-    """Run two hubs that know each other; the second has a viewer of the streaming message `m` in the channel `c`."""
+@virtually
+async def test_notices_of_many_commits_are_sent_at_most_once_in_a_window() -> None:
+    store = Shared()
     here, there = new_hub(store, 1), new_hub(store, 2)
-    await here.ask("c", "old", CreateMessage(status="streaming", text="before"), ANN)
-    await here.ask("c", "old", FinishMessage(status="interrupted"), SERVER)
     await here.ask("c", "m", CreateMessage(status="streaming", lease_s=60.0), ANN)
     viewer = Watcher(there, "c")
     await viewer.take()
-    await asyncio.sleep(2.5)
+    await asyncio.sleep(2.5)  # the hubs know each other
     store.reads.clear()
     store.notified.clear()
-    yield here, there, viewer
+    for number in range(40):
+        await here.ask("c", "m", AppendText(text="x", at=number), ANN)
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(2 * WINDOW_S)
+    times = [at_s for at_s, _ in store.notified]
+    assert len(times) > 5
+    assert min(later - at_s for at_s, later in pairwise(times)) > 0.99 * WINDOW_S
+    assert there.channel("c").state.serial == here.channel("c").state.serial
+    assert store.reads == []
     await viewer.leave()
-
-
-@virtually
-async def test_notices_of_many_commits_are_sent_at_most_once_in_a_window() -> None:
-    async with pair(store := Shared()) as (here, there, _):
-        for number in range(40):
-            await here.ask("c", "m", AppendText(text="x", at=number), ANN)
-            await asyncio.sleep(0.001)
-        await asyncio.sleep(2 * WINDOW_S)
-        times = [at_s for at_s, _ in store.notified]
-        assert len(times) > 5
-        assert min(later - at_s for at_s, later in pairwise(times)) > 0.99 * WINDOW_S
-        assert there.channel("c").state.serial == here.channel("c").state.serial
-        assert store.reads == []
 
 
 class Counting(Shared):
@@ -144,31 +137,13 @@ async def test_viewers_that_attach_at_the_same_moment_share_a_read_of_all_heads(
     assert [len(await task) for task in waiting[1:]] == [1, 1]
 
 
-class Distant(Shared):
-    """A shared store that sends no notices, and whose reads of one channel take `delay_s`."""
-
-    delay_s = 0.0
-
-    async def notify(self, notices: Sequence[Notice]) -> None:
-        """Drop the notices."""
-
-    def __getattribute__(self, name: str) -> Any:
-        value = super().__getattribute__(name)
-        return self._late(value) if name in ("entries", "changes", "messages", "page") else value
-
-    def _late(self, read: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-        async def late(*arguments: Any, **fields: Any) -> Any:
-            found = await read(*arguments, **fields)
-            await asyncio.sleep(self.delay_s)
-            return found
-
-        return late
-
-
 @virtually
-async def test_new_viewer_is_served_while_another_hub_writes_between_any_two_reads() -> None:
-    store = Distant()
+async def test_new_viewer_is_served_while_another_hub_writes_between_any_two_reads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = Shared()
     here, there = new_hub(store, 1), new_hub(store, 2)
+    monkeypatch.setattr(store, "notify", AsyncMock())  # no notice arrives
     for number in range(5):
         await here.create("c", id=f"old{number}", text=f"{number}")
     await here.ask("c", "m", CreateMessage(status="streaming", lease_s=60.0), ANN)
@@ -179,7 +154,16 @@ async def test_new_viewer_is_served_while_another_hub_writes_between_any_two_rea
             await here.ask("c", "m", AppendText(text="x", at=at), ANN)
             await asyncio.sleep(0.03)
 
-    store.delay_s = 0.1
+    def slow(read: Callable[..., Awaitable[object]]) -> Callable[..., Awaitable[object]]:
+        async def late(*arguments: object, **fields: object) -> object:
+            found = await read(*arguments, **fields)
+            await asyncio.sleep(0.1)
+            return found
+
+        return late
+
+    for name in ("entries", "changes", "messages", "page"):
+        monkeypatch.setattr(store, name, slow(getattr(store, name)))
     writing = asyncio.create_task(write())
     await asyncio.sleep(0.1)
     viewer = Watcher(there, "c")
@@ -189,4 +173,4 @@ async def test_new_viewer_is_served_while_another_hub_writes_between_any_two_rea
     assert [one.id for one in messages] == [*(f"old{number}" for number in range(5)), "m"]
     await viewer.leave()
     writing.cancel()
-    store.delay_s = 0.0
+    monkeypatch.undo()

@@ -13,6 +13,7 @@ import pytest
 
 from tenuto import Hub, Identity
 from tenuto.core.errors import LocalError
+from tenuto.hub import HubCore
 
 # Settings ---------------------------------------------------------------------------------------------------------
 
@@ -51,7 +52,7 @@ async def words() -> AsyncIterator[str]:
 
 
 @pytest.mark.parametrize("job", [words(), words, iter("a"), None], ids=range(4))
-async def test_start_task_accepts_coroutines_only(hub: Hub, job: Any) -> None:
+async def test_start_task_accepts_coroutines_only(hub: HubCore, job: Any) -> None:
     await hub.start()
     with pytest.raises(LocalError, match="got"):
         hub.start_task(job)
@@ -60,56 +61,33 @@ async def test_start_task_accepts_coroutines_only(hub: Hub, job: Any) -> None:
 # Writers ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-async def hub() -> AsyncIterator[Hub]:
-    hub = Hub("memory://", hooks_signals=False)
-    yield hub
-    await hub.close()
-
-
 @pytest.mark.parametrize(
-    ("begin", "count", "detail"),
+    ("begin", "call", "effect"),
     [
-        (
-            lambda message: message.append("two "),
-            1,
-            "append to message 'm' was called once without await, so its text is missing; "
-            "write `await message.append(text)`",
-        ),
-        (
-            lambda message: message.pipe(words()),
-            2,
-            "pipe to message 'm' was called 2 times without await, so its text is missing; "
-            "write `await message.pipe(stream)`",
-        ),
-        *(
-            (
-                begin,
-                2,
-                f"{call.partition('(')[0]} to message 'm' was called 2 times without await, so it had no effect; "
-                f"write `await message.{call}`",
-            )
-            for begin, call in (
-                (lambda message: message.finish("failed"), "finish()"),
-                (lambda message: message.update(meta={"a": 1}), "update(meta=meta)"),
-                (lambda message: message.part({"type": "text", "text": "x"}), "part(part)"),
-            )
-        ),
+        (lambda message: message.append("two "), "append(text)", "its text is missing"),
+        (lambda message: message.pipe(words()), "pipe(stream)", "its text is missing"),
+        (lambda message: message.finish("failed"), "finish()", "it had no effect"),
+        (lambda message: message.update(meta={"a": 1}), "update(meta=meta)", "it had no effect"),
+        (lambda message: message.part({"type": "text", "text": "x"}), "part(part)", "it had no effect"),
     ],
 )
-async def test_call_without_await_fails_the_block(hub: Hub, begin: Any, count: int, detail: str) -> None:
+@pytest.mark.parametrize("times", ["once", "2 times"])
+async def test_call_without_await_fails_the_block(hub: HubCore, begin: Any, call: str, effect: str, times: str) -> None:
     with pytest.raises(LocalError) as raised:
         async with hub.message("chat:1", id="m") as message:
             await message.append("one ")
-            calls = [begin(message) for _ in range(count)]
+            calls = [begin(message) for _ in range(1 if times == "once" else 2)]
     for one in calls:
         one.close()
-    assert raised.value.detail == f"the {detail}"
+    assert raised.value.detail == (
+        f"the {call.partition('(')[0]} to message 'm' was called {times} without await, so {effect}; "
+        f"write `await message.{call}`"
+    )
     stored, _ = await hub.read("chat:1", "m")
     assert (stored.status, stored.reason, stored.text) == ("failed", "misuse", "one ")
 
 
-async def test_finish_reports_an_append_without_await(hub: Hub) -> None:
+async def test_finish_reports_an_append_without_await(hub: HubCore) -> None:
     with pytest.raises(LocalError, match="without await"):
         async with hub.message("chat:1", id="m") as message:
             message.append("one").close()  # without Python's own warning
@@ -117,7 +95,7 @@ async def test_finish_reports_an_append_without_await(hub: Hub) -> None:
     assert (await hub.read("chat:1", "m"))[0].status == "failed"
 
 
-async def test_error_of_the_block_is_raised_rather_than_the_one_for_a_missing_await(hub: Hub) -> None:
+async def test_error_of_the_block_is_raised_rather_than_the_one_for_a_missing_await(hub: HubCore) -> None:
     with pytest.raises(ZeroDivisionError):
         async with hub.message("chat:1") as message:
             message.append("one").close()

@@ -107,24 +107,22 @@ def test_ids_sort_by_time_and_keep_rising_if_the_clock_is_set_back(monkeypatch: 
     assert ids == sorted(set(ids))
 
 
+@pytest.mark.parametrize(("skew_ms", "expected"), [(DAY_MS, "is 86400 s ahead of"), (-DAY_MS, "is 86400 s behind")])
 @virtually
-async def test_large_difference_of_the_clocks_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    for skew_ms, expected in ((DAY_MS, "is 86400 s ahead of"), (-DAY_MS, "is 86400 s behind")):
+async def test_large_difference_of_the_clocks_is_logged_once(
+    skew_ms: int, expected: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub = new_hub(Shared())
+    await hub.start()
+    assert isinstance(hub.clock, StoreClock)
+    own = hub.clock._own
+    assert isinstance(own, SimClock)
+    for _ in range(2):
+        assert "clock of this machine" not in caplog.text
+        own.skew_ms = skew_ms
+        await asyncio.sleep(5.0)
+        lines = [line.getMessage().partition(" that of the store;")[0] for line in caplog.records]
+        assert lines == [f"the clock of this machine {expected}"]
+        own.skew_ms = 0
+        await asyncio.sleep(5.0)
         caplog.clear()
-        store = Shared()
-        hub = new_hub(store, 1)
-        await hub.start()
-        assert isinstance(hub.clock, StoreClock)
-        own = hub.clock._own
-        assert isinstance(own, SimClock)
-        for _ in range(2):
-            assert "clock of this machine" not in caplog.text
-            own.skew_ms = skew_ms
-            await asyncio.sleep(5.0)
-            assert [line.getMessage().partition(" that of the store;")[0] for line in caplog.records] == [
-                f"the clock of this machine {expected}"
-            ]
-            own.skew_ms = 0
-            await asyncio.sleep(5.0)
-            caplog.clear()
-        await hub.close()

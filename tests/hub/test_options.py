@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 from msgspec import ValidationError, convert
@@ -15,7 +15,6 @@ from tenuto.core.errors import IdConflict, InvalidRequest, NotFound, TooLarge
 from tenuto.core.model import OPTIONS_KEY, Message
 from tenuto.core.requests import Caller, CreateMessage, DeleteMessage, UpdateMessage, references, stored_options
 from tenuto.hub import HubCore
-from tenuto.stores.memory import MemoryStore
 from tests.core.harness import nested
 from tests.hub.hubs import new_hub
 from tests.hub.test_export import exported, lines_of
@@ -25,22 +24,6 @@ CHANNEL = "chat:1"
 ANN = Caller(id="ann")
 TOOLS = [{"type": "function", "name": "weather", "description": "x" * 2_000}]
 OPTIONS = {"tools": TOOLS, "temperature": 0.5}
-
-
-class Counting(MemoryStore):
-    """A store that counts the calls of retention."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls = Counter[str]()
-
-    async def page(self, channel: str, **about: Any) -> Any:
-        self.calls["page"] += 1
-        return await super().page(channel, **about)
-
-    async def prune(self, channel: str, **about: Any) -> Any:
-        self.calls["prune"] += 1
-        return await super().prune(channel, **about)
 
 
 async def ask(hub: HubCore, id: str, options: dict[str, Any], caller: Caller = ANN) -> Message:
@@ -94,22 +77,27 @@ async def test_values_go_with_retention_after_their_author_has_deleted_the_last_
 
 
 @virtually
-async def test_a_round_reads_the_messages_once_to_remove_many_values_and_removes_none_that_are_in_use() -> None:
-    store = Counting()
-    hub = new_hub(store, retention={"*": "1d"})
+async def test_a_round_reads_the_messages_once_to_remove_many_values_and_removes_none_that_are_in_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hub = new_hub(retention={"*": "1d"})
+    page, prune = AsyncMock(wraps=hub.store.page), AsyncMock(wraps=hub.store.prune)
+    monkeypatch.setattr(hub.store, "page", page)
+    monkeypatch.setattr(hub.store, "prune", prune)
     for number in range(200):
         await ask(hub, f"q{number}", {"instructions": f"{number} " * 300})
     await asyncio.sleep(12 * 3600)
     for number in range(100):
         await ask(hub, f"r{number}", OPTIONS)
     await asyncio.sleep(12 * 3600 + 3000)
-    assert (len(await stored(hub)), store.calls["page"] < 40) == (1, True)
+    assert (len(await stored(hub)), page.await_count < 40) == (1, True)
     await asyncio.sleep(12 * 3600 - 6000)
     await ask(hub, "last", OPTIONS)
     await asyncio.sleep(8000)
-    store.calls.clear()
+    page.reset_mock()
+    prune.reset_mock()
     await asyncio.sleep(3000)
-    assert (len(await stored(hub)), store.calls["page"], store.calls["prune"]) == (1, 10, 0)
+    assert (len(await stored(hub)), page.await_count, prune.await_count) == (1, 10, 0)
 
 
 async def test_values_of_deleted_questions_go_with_their_person(hub: HubCore) -> None:

@@ -229,24 +229,18 @@ async def test_answer_of_an_attempt_that_its_node_has_lost_goes_on_and_is_not_ca
     assert await answered(hub, "c", "q", 3.0) == ["complete"]
 
 
-class Damaged(Shared):
-    """A store that cannot read the channel `bad` once `is_damaged`."""
-
-    is_damaged = False
-    error: Exception
-
-    async def changes(self, channel: str, *, after: int, limit: int) -> Changes:
-        if channel == "bad" and self.is_damaged:
-            raise self.error
-        return await super().changes(channel, after=after, limit=limit)
-
-
 @pytest.mark.parametrize("error", [StoreUnusable("it is damaged"), StoreUnavailable("too slow"), OSError("a mistake")])
 @virtually
-async def test_channel_that_cannot_be_read_holds_up_no_turn_of_another(error: Exception) -> None:
-    store, release = Damaged(), asyncio.Event()
-    store.error = error
-    here, there = new_hub(store, 1), new_hub(store, 2)
+async def test_channel_that_cannot_be_read_holds_up_no_turn_of_another(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, release = Shared(), asyncio.Event()
+    here, there, changes = new_hub(store, 1), new_hub(store, 2), store.changes
+
+    async def damaged(channel: str, *, after: int, limit: int) -> Changes:
+        if channel == "bad":
+            raise error
+        return await changes(channel, after=after, limit=limit)
 
     @there.agent("*", name="bot", slots=1)
     async def bot(turn: Turn) -> None:
@@ -257,7 +251,7 @@ async def test_channel_that_cannot_be_read_holds_up_no_turn_of_another(error: Ex
     await say(there, "busy", "q")
     await say(here, "bad", "q")
     await say(here, "c", "q")
-    store.is_damaged = True
+    monkeypatch.setattr(store, "changes", damaged)
     release.set()
     assert await answered(here, "c", "q", 2.5) == ["complete"]
 

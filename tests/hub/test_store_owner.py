@@ -79,26 +79,15 @@ def test_hub_in_use_is_not_replaced(tmp_path: Path) -> None:
         assert f"store file chat{number}.db is in use by this process: another Hub of this process has it open" in err
 
 
-CLOSED = """
-import asyncio
-from tenuto import Hub
-
-def run(count):
-    async def main():
-        hub = Hub("sqlite:///chat.db", hooks_signals=False)
-        await hub.create("c", text="hello")
-        print(len((await hub.history("c")).messages))
-    loop = asyncio.new_event_loop()
-    loop.run_until_complete(main())
-    loop.close()  # its tasks are not cancelled, other than with `asyncio.run`
-
-run(1)
-run(2)
+CLOSED_CELL = """
+loop = asyncio.new_event_loop()
+hub = Hub(FastStore("chat.db"), hooks_signals=False)
+m = loop.run_until_complete(hub.create("c", text="hello"))
+print(len(loop.run_until_complete(hub.history("c")).messages))
+loop.close()  # its tasks are not cancelled, other than with `asyncio.run`
 """
 
 
 def test_hub_of_a_closed_event_loop_is_replaced(tmp_path: Path) -> None:
-    ran = subprocess.run(
-        [sys.executable, "-c", CLOSED], cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT_S
-    )
-    assert ran.stdout.split() == ["1", "2"], ran.stderr
+    out, err = interpreted(tmp_path, "import asyncio\n", CLOSED_CELL, CLOSED_CELL, end="", options=("-",))
+    assert out.split() == ["1", "2"], err
