@@ -72,6 +72,8 @@ REQUESTS: dict[str, Request] = {
 GROUPS = {
     "*write": ("append", "append_again", "part", "finish", "lease"),
     "*change": ("update", "update_in_1", "takeover", "command"),
+    "*content": ("append", "part", "lease"),
+    "*edit": ("update", "update_in_1", "delete"),
 }
 
 # States of the message `m`, each with its table.
@@ -85,31 +87,23 @@ delete        ok          forbidden   ok          ok          ok          forbid
 command       ok          ok          ok          ok          ok          ok          not_found   ok
 
 complete      owner       other       admin       app         server      nameless    blind       blind_owner
-append        finished    not_writer  not_writer  finished    finished    not_writer  not_found   finished
+*content      finished    not_writer  not_writer  finished    finished    not_writer  not_found   finished
 append_again  ok          not_writer  not_writer  ok          ok          not_writer  not_found   ok
-part          finished    not_writer  not_writer  finished    finished    not_writer  not_found   finished
 finish        ok          not_writer  not_writer  ok          ok          not_writer  not_found   ok
-lease         finished    not_writer  not_writer  finished    finished    not_writer  not_found   finished
-update        ok          forbidden   ok          ok          ok          forbidden   not_found   ok
-update_in_1   ok          forbidden   ok          ok          ok          forbidden   not_found   ok
+*edit         ok          forbidden   ok          ok          ok          forbidden   not_found   ok
 takeover      finished    finished    finished    finished    finished    finished    not_found   finished
-delete        ok          forbidden   ok          ok          ok          forbidden   not_found   ok
 create        ok          id_conflict id_conflict id_conflict id_conflict id_conflict id_conflict ok
 end           finished    finished    finished    finished    finished    finished    not_found   finished
 claim         finished    finished    finished    finished    finished    finished    not_found   finished
 command       ok          ok          ok          ok          ok          ok          not_found   ok
 
 interrupted   owner       other       admin       app         server      nameless    blind       blind_owner
-append        finished    not_writer  not_writer  finished    finished    not_writer  not_found   finished
+*content      finished    not_writer  not_writer  finished    finished    not_writer  not_found   finished
 append_again  ok          not_writer  not_writer  ok          ok          not_writer  not_found   ok
 finish        finished    not_writer  not_writer  finished    finished    not_writer  not_found   finished
-lease         finished    not_writer  not_writer  finished    finished    not_writer  not_found   finished
-update        ok          forbidden   ok          ok          ok          forbidden   not_found   ok
-update_in_1   ok          forbidden   ok          ok          ok          forbidden   not_found   ok
+*edit         ok          forbidden   ok          ok          ok          forbidden   not_found   ok
 takeover      ok          ok          ok          ok          ok          ok          not_found   ok
-delete        ok          forbidden   ok          ok          ok          forbidden   not_found   ok
 command       ok          ok          ok          ok          ok          ok          not_found   ok
-part          finished    not_writer  not_writer  finished    finished    not_writer  not_found   finished
 
 # A writer that lost the message gets `fenced`, also if its identity is another one: it must stop.
 taken_over    owner       other       admin       app         server      nameless    blind       blind_owner
@@ -143,15 +137,11 @@ claim         deleted     deleted     deleted     deleted     deleted     delete
 create        deleted     deleted     deleted     deleted     deleted     deleted     id_conflict deleted
 
 without_author other       admin       app         server      nameless    blind
-append         not_writer  not_writer  finished    finished    not_writer  not_found
+*content       not_writer  not_writer  finished    finished    not_writer  not_found
 finish         not_writer  not_writer  ok          ok          not_writer  not_found
-update         forbidden   ok          ok          ok          forbidden   not_found
-update_in_1    forbidden   ok          ok          ok          forbidden   not_found
+*edit          forbidden   ok          ok          ok          forbidden   not_found
 takeover       finished    finished    finished    finished    finished    not_found
 command        ok          ok          ok          ok          ok          not_found
-delete         forbidden   ok          ok          ok          forbidden   not_found
-part           not_writer  not_writer  finished    finished    not_writer  not_found
-lease          not_writer  not_writer  finished    finished    not_writer  not_found
 
 # Anonymous callers cannot be distinguished: one may write another's streaming message.
 anonymous     other       admin       app         server      nameless

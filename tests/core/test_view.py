@@ -14,19 +14,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from tenuto.core.events import (
-    Batch,
-    ChannelAttached,
-    CommandReply,
-    MessageAppend,
-    MessageUpdate,
-    Page,
-    encode_json,
-    known_events,
-)
-from tenuto.core.model import Message
+from tenuto.core.catch_up import new_start
+from tenuto.core.events import Batch, CommandReply, MessageAppend, Page, encode_json, known_events
 from tenuto.core.text import Text
 from tenuto.core.view import View, ViewGap
+from tests.core.harness import LogHarness
 
 VECTORS = Path(__file__).parent.parent / "vectors"
 
@@ -89,19 +81,10 @@ def test_a_view_shows_what_the_vector_expects(vector: Vector) -> None:
 
 def view_of(text: str) -> View:
     """Return a view of one message with one text part."""
-    view = View()
-    attached = ChannelAttached(channel="c", epoch="e", serial=1, resumed=False, more=False, before=1)
-    message = Message(
-        id="m",
-        role="assistant",
-        status="streaming",
-        parts=[{"type": "text", "text": text}],
-        created=1,
-        version=1,
-        created_at=1,
-        updated_at=1,
-    )
-    view.receive(Batch(events=[attached, MessageUpdate(serial=1, message=message)], cursor="e:1"))
+    log, view = LogHarness(), View()
+    log.stream("m", text)
+    attached, updates = new_start(log.state, [log.known("m")], more=False)
+    view.receive(Batch(events=[attached, *updates], cursor=log.state.cursor))
     return view
 
 
