@@ -35,25 +35,17 @@ from tenuto.core.requests import (
     AppendText,
     Caller,
     CreateMessage,
-    DeleteMessage,
     ExpireLease,
     FinishMessage,
     PutPart,
     ReplyCommand,
     Request,
     SendCommand,
-    TakeOver,
     UpdateMessage,
 )
 from tests.core.harness import ANN, BOB, SERVER, LogHarness, data_part, nested, text_part, tool_part
 
 HALF = "\ud83d"  # half of a surrogate pair
-
-
-@pytest.fixture
-def batch() -> LogHarness:
-    """A harness in which all requests are one batch, until `commit`."""
-    return LogHarness(batches=True)
 
 
 # -- create ----------------------------------------------------------------------------------------------------
@@ -442,37 +434,6 @@ def test_later_changes_to_an_apps_objects_do_not_reach_the_log(harness: LogHarne
     part["tags"].append("b")
     bar["data"]["done"] = 2
     assert harness.message("m") == before
-
-
-# -- batches ---------------------------------------------------------------------------------------------------
-
-
-REFUSED: list[tuple[str, Request]] = [
-    ("m", AppendText(text="x", at=99)),
-    ("m", AppendText(text=HALF)),
-    ("m", AppendText(text="x", part=5)),
-    ("m", PutPart(index=9, part=text_part())),
-    ("m", PutPart(index=0, part={"type": "nonsense"})),
-    ("m", UpdateMessage(text="x")),
-    ("m", FinishMessage(status="interrupted")),
-    ("m", TakeOver()),
-    ("m", CreateMessage(text="other")),
-    ("new", CreateMessage(text=HALF)),
-    ("nobody", DeleteMessage()),
-]
-
-
-@pytest.mark.parametrize(("message_id", "request_"), REFUSED)
-def test_a_refused_request_adds_nothing(batch: LogHarness, message_id: str, request_: Request) -> None:
-    batch.stream("m", "")
-    batch.append("m", "a")
-    with pytest.raises(TenutoError):
-        batch.ask(message_id, request_)
-    batch.append("m", "b")
-    ops = [entry.op for entry in batch.commit()]
-    assert ops[1:] == [Append(id="m", part=0, at=0, text="ab", at_ms=1_000)]
-    assert list(batch.state.messages) == ["m"]
-    assert batch.state.newest == "m"
 
 
 def test_callers_are_distinguished_by_id_alone(harness: LogHarness) -> None:

@@ -82,11 +82,8 @@ def test_joining_changes_no_content(world_batches: list[list[Asked]]) -> None:
 
 
 def _content(world: World) -> dict[str, tuple[object, ...]]:
-    messages = world.messages()
-    order = sorted(messages, key=lambda one: messages[one].created)
     seen: dict[str, tuple[object, ...]] = {
-        one: (messages[one].parts, messages[one].status, messages[one].meta, messages[one].reason, messages[one].role)
-        for one in order
+        one.id: (one.parts, one.status, one.meta, one.reason, one.role, one.parent) for one in world.messages().values()
     }
     hidden = {one.id + " hidden": (one.claim, one.writer, one.generation) for one in world.truth.messages.values()}
     commands = {
