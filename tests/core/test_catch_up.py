@@ -15,7 +15,6 @@ from tenuto.core.limits import Limits
 from tenuto.core.ops import Entry, Update
 from tenuto.core.state import ChannelState, apply_entry
 from tests.core.harness import LogHarness, data_part
-from tests.core.worlds import Shelf
 
 LIMITS = Limits()
 
@@ -24,24 +23,6 @@ def catch_up_events(harness: LogHarness, since: int) -> list[StoredEvent]:
     events = events_since(harness.state, since, limit=200)
     assert events is not None
     return events
-
-
-def from_store(harness: LogHarness) -> LogHarness:
-    """Return a harness of another process, which read the channel from a store: coarse marks, no first values."""
-    shelf, other = Shelf(), LogHarness()
-    for entry in harness.log:
-        shelf.add(entry)
-    for message in harness.state.messages.values():
-        message.documented = 0  # so that its document is whole again
-    for one in (*harness.state.messages.values(), *harness.state.commands.values()):
-        shelf.put_document_of(one)
-    old = harness.state
-    other.state = ChannelState("c", old.epoch, old.serial)
-    other.state.newest = old.newest
-    other.state.insert(shelf.restore_all())
-    other.state.complete_since, other.state.history_from, other.state.has_older = 0, 1, False
-    other.draft = type(other.draft)(other.state)
-    return other
 
 
 # -- parts that were replaced, and too much --------------------------------------------------------------------
@@ -63,21 +44,13 @@ def test_a_part_that_was_replaced_comes_as_it_was_opened_and_as_it_is(harness: L
     assert (added.serial, added.at, added.text) == (6, 5, " now")
 
 
-def test_a_message_with_a_part_whose_first_value_is_unknown_comes_whole(harness: LogHarness) -> None:
-    harness.stream("m")
-    for value in ("first", "second"):
-        harness.part("m", 0, data_part(value))
-    other = from_store(harness)
-    assert [type(event) for event in catch_up_events(other, 1)] == [MessageUpdate]
-    assert [type(event) for event in catch_up_events(other, 2)] == [MessagePart]
-
-
 @pytest.mark.parametrize(("size", "events"), [(100, [MessagePart, MessagePart]), (100_000, [MessageUpdate])])
 def test_a_large_first_value_is_not_kept(harness: LogHarness, size: int, events: list[type]) -> None:
     harness.stream("m")
     for value in ("x" * size, ""):
         harness.part("m", 0, data_part(value))
     assert [type(event) for event in catch_up_events(harness, 1)] == events
+    assert [type(event) for event in catch_up_events(harness, 2)] == [MessagePart]
     assert harness.state.cost_bytes() < 10_000
     assert (harness.state.cost_bytes() > 2_000) is (size == 100)
 

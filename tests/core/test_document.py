@@ -13,12 +13,11 @@ from itertools import pairwise
 import msgspec
 import pytest
 
-from tenuto.core.document import MessageHead, Segment, Stored, document, mark_documented, restore, restore_command
+from tenuto.core.document import MessageHead, Segment, Stored, document, mark_documented, restore
 from tenuto.core.events import encode_json
 from tenuto.core.state import MessageState
 from tenuto.core.text import MARK_BYTES, Text
-from tests.core.harness import BOB, PERSON, LogHarness, data_part, text_part, tool_part
-from tests.core.worlds import everything_of_command
+from tests.core.harness import BOB, LogHarness, data_part, text_part, tool_part
 from tests.core.worlds import everything_of_message as everything
 
 
@@ -109,17 +108,3 @@ def test_a_part_that_was_set_with_text_is_known_as_it_was_set_behind_its_documen
     harness.append("m", "and appended")
     back = restore(stored(harness.known("m")))
     assert back.parts[0].as_changed() == harness.known("m").parts[0].as_changed() == text_part("set ")
-
-
-# -- turns and commands ----------------------------------------------------------------------------------------
-
-
-def test_only_a_reply_after_the_document_is_applied() -> None:
-    harness = LogHarness()
-    harness.stream("m")
-    harness.command("c", "steer", target="m", data={"to": [1, None]}, expires_s=60, caller=PERSON)
-    kept = document(harness.known_command("c"))
-    harness.reply("c", data=1)
-    for one in (kept, document(harness.known_command("c"))):
-        back = restore_command(Stored(id="!c", head=one.head, segments=one.segments, entries=harness.log[1:]))
-        assert everything_of_command(back) == everything_of_command(harness.known_command("c"))
