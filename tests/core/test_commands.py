@@ -15,7 +15,6 @@ from msgspec.structs import replace
 
 from tenuto.core.errors import (
     AlreadyAnswered,
-    Deleted,
     Finished,
     Forbidden,
     IdConflict,
@@ -31,6 +30,7 @@ from tenuto.core.model import OPTIONS_KEY
 from tenuto.core.ops import Claim, Command, Finish, Reply
 from tenuto.core.requests import Caller, references, regenerate_options_id, stored_options
 from tenuto.core.state import ClaimState
+from tenuto.core.turns import question_id, step_id
 from tests.core.harness import ADMIN, AGENT, ANN, APP, BOB, NAMELESS, PERSON, SERVER, LogHarness
 
 EVE = Caller(id="eve", may_read=False)
@@ -45,15 +45,6 @@ def test_only_a_cancel_needs_a_target(harness: LogHarness) -> None:
     harness.command("c", "approve")
     with pytest.raises(InvalidRequest):
         harness.cancel("c2", None)
-
-
-def test_cancel_of_a_missing_or_deleted_target_is_refused(harness: LogHarness) -> None:
-    harness.stream("gone")
-    harness.delete("gone")
-    with pytest.raises(NotFound):
-        harness.cancel("c", "never")
-    with pytest.raises(Deleted):
-        harness.cancel("c", "gone")
 
 
 @pytest.mark.parametrize("expires_s", [0, -1, float("nan"), float("inf"), 24 * 3600 + 1])
@@ -280,6 +271,12 @@ def test_options_that_cannot_be_kept_are_refused(served: LogHarness, name: str, 
 def test_no_message_of_a_client_takes_the_id_of_options(served: LogHarness) -> None:
     with pytest.raises(InvalidName, match="are those of options"):
         served.create(regenerate_options_id("q"), text="mine")
+
+
+@pytest.mark.parametrize("made_id", [question_id, step_id])
+def test_no_command_of_a_client_takes_the_id_of_a_question_or_step(served: LogHarness, made_id: Any) -> None:
+    with pytest.raises(InvalidName, match="choose another id"):
+        served.command(made_id("c", "q", 1, "approve"), "approve", target="q", caller=PERSON)
 
 
 def test_options_of_many_values_keep_the_small_ones_among_those_that_a_reader_looks_for(served: LogHarness) -> None:

@@ -347,6 +347,18 @@ def test_message_that_the_last_attempt_has_not_taken_in_waits_when_its_turn_ends
     assert served.claim("left", 1).generation == 2
 
 
+@pytest.mark.parametrize("dies", [True, False])
+def test_message_pays_one_attempt_however_often_its_turn_takes_it_in_again(served: LogHarness, dies: bool) -> None:
+    served.create("held", text="and?")
+    for attempt in range(1, 9):
+        served.claim("q", attempt - 1)
+        take_in(served, "held", attempt)
+        held = claim_of(served, "held")
+        assert (held.generation, held.spared) == (attempt, attempt - 1)
+        if not dies:
+            served.end("q", attempt, "pending")
+
+
 @pytest.mark.parametrize("end", [*ENDS, "later attempt", "outside memory", "being cancelled"])
 def test_turn_that_has_ended_or_is_being_cancelled_takes_no_message_in(served: LogHarness, end: str) -> None:
     served.create("q2", text="and?")
