@@ -91,32 +91,6 @@ async def test_a_complete_answer_stays_if_the_handler_fails_or_goes_on_otherwise
     assert (answer.text, answer.status, asked) == ("Text 0.", "complete", [0])
 
 
-@pytest.mark.parametrize("is_remote", [False, True])
-@virtually
-async def test_a_stream_that_had_ended_is_not_asked_for_again_by_a_continued_answer(is_remote: bool) -> None:
-    model = Model(CALLED, [*chat_said("It is su"), "hold"], [*chat_said("It is sunny."), *chat_end()])
-    client, piped, ran = model.openai(), list[Piped](), list[str]()
-
-    async def weather(city: str) -> str:
-        ran.append(city)
-        return "sunny"
-
-    async def respond(turn: Turn) -> None:
-        async with turn.reply() as message:
-            piped.append(await message.pipe(ask_chat(client)))
-            await turn.run_tools(piped[-1], {"weather": weather})
-            piped.append(await message.pipe(ask_chat(client)))
-            await message.append(" Signed.")
-            await message.flush()
-            await asyncio.sleep(1e6 if turn.attempt == 2 else 0)
-
-    (answer,) = await answers_of(respond, "continue", 30, 60, 90, is_remote=is_remote)
-    assert (answer.text, answer.status, ran) == ("Let me look. It is sunny. Signed.", "complete", ["Oslo"])
-    assert [part["type"] for part in answer.parts] == ["text", "tool", "attempt", "text"]
-    assert (len(model.asked), piped) == (3, [piped[0], piped[0], piped[2], piped[0], piped[2]])
-    assert answer.meta["usage"]["output_tokens"] == 2 * CHAT_USAGE["output_tokens"]
-
-
 @virtually
 async def test_streams_at_once_and_those_that_were_changed_are_not_taken_for_others() -> None:
     asked = list[str]()

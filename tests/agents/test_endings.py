@@ -11,24 +11,19 @@ import pytest
 
 from tenuto import Hub
 from tenuto.agents.turn import Turn
-from tenuto.core.errors import Fenced, Finished, StoreUnavailable
+from tenuto.core.errors import Fenced, Finished
 from tenuto.core.requests import SERVER, FinishMessage
 from tenuto.portal import Writer
 from tenuto.stores.base import Committed, Conflict, Write
-from tenuto.stores.memory import MemoryStore
-from tests.agents.test_turns import hub_asked, lives, messages, new_hub, until_over
+from tests.agents.test_turns import Failing, hub_asked, lives, messages, new_hub, until_over
 from tests.virtual import virtually
 
 
-class Slow(MemoryStore):
+class Slow(Failing):
     """A store whose commits take a while, and fail while it is down."""
-
-    is_down = False
 
     async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
         await asyncio.sleep(0.1)
-        if self.is_down:
-            raise StoreUnavailable("not now")
         return await super().commit(writes)
 
 

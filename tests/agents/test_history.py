@@ -188,20 +188,16 @@ LATE = [("Q1", None, None), ("Q2", "Q1", None), ("A1", "Q1", "Q1"), ("Q3", "A1",
         "not into an edit that was sent before the answer came",
     ],
 )
-@virtually
-async def test_history_is_the_path_to_a_question(
+def test_history_is_the_path_to_a_question(
     messages: list[tuple[str, str | None, str | None]], deleted: str | None, of: str, path: list[str]
 ) -> None:
     """A message has its id, its parent and the message that it replies to."""
-    hub = new_hub()
+    log = LogHarness()
     for id, parent, reply_to in messages:
-        role: Any = "user" if id.startswith("Q") and id != TURN else "assistant"
-        await hub.create("x:1", id=id, role=role, text=id, parent=parent, reply_to=reply_to)
-    if deleted is not None:
-        await hub.delete("x:1", deleted)
-    page = await hub.history("x:1", limit=200)
-    asked, _ = await hub.read("x:1", of)
-    assert [one.id for one in path_to(asked, page.messages)] == path
+        role = "user" if id.startswith("Q") and id != TURN else "assistant"
+        log.create(id, role=role, text=id, parent=parent, reply_to=reply_to)
+    others = [log.message(id) for id, *_ in messages if id != deleted]
+    assert [one.id for one in path_to(log.message(of), others)] == path
 
 
 @pytest.mark.parametrize(

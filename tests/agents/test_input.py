@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -15,11 +14,9 @@ from tenuto.agents.steps import Steps
 from tenuto.agents.turn import Turn
 from tenuto.client.agents import RemoteBackend
 from tenuto.core.errors import Forbidden
-from tenuto.core.ops import Claim
 from tenuto.core.turns import STEP_MARK
-from tenuto.stores.base import Committed, Conflict, Write
 from tests.agents import test_turns as turns
-from tests.agents.test_turns import Failing, messages, remote_lives
+from tests.agents.test_turns import messages, remote_lives
 from tests.virtual import virtually
 
 WAYS = pytest.mark.parametrize("way", [{}, {"hands_over": True}, {"is_remote": True}])
@@ -172,16 +169,6 @@ async def test_a_steer_that_the_app_has_answered_does_not_come_again(monkeypatch
     assert got == [[], []]
 
 
-async def gives_up(turn: Turn) -> None:
-    """Answer after a call of `steered` that was cancelled."""
-    await asyncio.sleep(10)
-    async with turn.reply() as message:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(5):
-                await turn.steered()
-        await message.append(f"To {turn.text}")
-
-
 @pytest.mark.parametrize("ids", [["q2"], ["q2", "q3"]])
 @pytest.mark.parametrize("is_remote", [False, True])
 @virtually
@@ -197,7 +184,15 @@ async def test_messages_that_a_cancelled_call_took_in_or_had_taken_in_get_turns_
 
     monkeypatch.setattr(Steps, "note_input", slow)
 
-    found = await lived(gives_up, *ids, lives=1, is_remote=is_remote)
+    async def respond(turn: Turn) -> None:
+        await asyncio.sleep(10)
+        async with turn.reply() as message:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(5):
+                    await turn.steered()
+            await message.append(f"To {turn.text}")
+
+    found = await lived(respond, *ids, lives=1, is_remote=is_remote)
     assert [text for text, _ in found] == ["?", *(f"m {id}" for id in ids), "To ?", *(f"To m {id}" for id in ids)]
 
 
@@ -236,31 +231,3 @@ async def test_a_turn_that_is_given_up_keeps_the_messages_of_its_complete_answer
 
     found = await lived(respond, "q2", lives=3, max_tries=2)  # of which the message loses one, as taken in
     assert found[2:] == [("? m q2", "complete")] if is_whole else [("? m q2", "failed"), ("m q2", "complete")]
-
-
-class Last(Failing):
-    """A store whose process dies after the commit that ends the turn of `m1`."""
-
-    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
-        results = await super().commit(writes)
-        ops = [entry.op for write in writes for entry in write.entries]
-        self.is_down = any(isinstance(op, Claim) and (op.id, op.state) == ("m1", "done") for op in ops)
-        return results
-
-
-@virtually
-async def test_a_message_of_a_complete_answer_is_over_with_its_turn_when_the_process_dies_behind_that_commit() -> None:
-    store = Last()
-
-    async def respond(turn: Turn) -> None:
-        await asyncio.sleep(10)
-        async with turn.reply() as message:
-            await message.append(" ".join([f"To {turn.text}", *(one.text for one in await turn.steered())]))
-
-    async for hub in turns.lives(respond, 0, 0, store=store):
-        await hub.create("chat:1", id="q2", text="and?")
-        await asyncio.sleep(30)
-        answers = [one.text for one in await messages(hub) if one.role == "assistant"]
-        await hub.close()
-        store.is_down = False
-    assert answers == ["To ? and?"]
