@@ -16,7 +16,7 @@ from tenuto.core.errors import Draining, LocalError, StoreUnavailable, TenutoErr
 from tenuto.core.model import Message
 from tenuto.core.names import command_key
 from tenuto.core.requests import Caller, CreateMessage, SendCommand, regenerate_options_id
-from tenuto.core.turns import ATTEMPTS, ROUND, reply_id
+from tenuto.core.turns import ATTEMPTS, reply_id
 from tenuto.sources.reading import UpstreamEnded
 from tenuto.stores.base import Committed, Conflict, Write
 from tenuto.stores.memory import MemoryStore
@@ -139,6 +139,22 @@ async def test_a_channel_has_one_turn_at_a_time_in_order_or_as_many_as_are_allow
         await hub.create("chat:1", text=str(number))
     await until_over(hub, 7)
     assert (max(counts), order) == (most, [*"0123456"])
+
+
+@virtually
+async def test_a_newer_message_interrupts_the_running_turn() -> None:
+    async def bot(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append(f"to {turn.text}")
+            await asyncio.sleep(10)
+
+    hub = await hub_asked(bot, 1, when_busy="interrupt")
+    await hub.create("chat:1", text="second")
+    found = await until_over(hub, 2)
+    assert [(one.text, one.status) for one in found if one.role == "assistant"] == [
+        ("to ?", "cancelled"),
+        ("to second", "complete"),
+    ]
 
 
 class OverQuota(Exception):
@@ -383,21 +399,33 @@ async def test_a_new_answer_has_the_options_of_its_regenerate_before_those_of_th
 
 
 @virtually
-async def test_options_of_a_regenerate_outlive_the_process_that_had_its_turn() -> None:
-    seen: list[tuple[int, str | None]] = []
+async def test_options_of_a_regenerate_outlive_the_process_that_had_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, read = MemoryStore(), LocalBackend.read
+    seen: list[tuple[int, int, str | None]] = []
+
+    async def hanging(self: LocalBackend, channel: str, message_id: str) -> tuple[Message, str]:
+        if life == 1 and message_id == regenerate_options_id("q"):
+            await asyncio.sleep(1000)  # the turn is claimed, and the process dies before the handler begins
+        return await read(self, channel, message_id)
 
     async def bot(turn: Turn) -> None:
-        seen.append((turn.attempt, turn.request.model))
-        await asyncio.sleep(1000 if turn.generation > ROUND and turn.attempt < 3 else 0)
+        seen.append((life, turn.attempt, turn.request.model))
+        if life == 2 and turn.attempt == 2:
+            await asyncio.sleep(1000)
 
-    async for hub in lives(bot, 1, 1, 1):
-        if len(seen) == 1:
+    monkeypatch.setattr(LocalBackend, "read", hanging)
+    for life in (1, 2, 3):
+        hub = new_hub(store)
+        hub.agent("chat:*", name="bot")(bot)
+        await hub.start()
+        if life == 1:
             await hub.ask("chat:1", "q", CreateMessage(text="?", options={"model": "m1"}), ANN)
             await asyncio.sleep(1)
             await asks_again(hub, "1", ANN, model="m2")
-            await asyncio.sleep(1)
+        await asyncio.sleep(1)
         hub.runtime.scheduler.end = lambda *_: None  # type: ignore[method-assign] - it hands nothing over
-    assert seen == [(1, None), (1, "m1"), (1, "m2"), (2, "m2"), (3, "m2")]
+        await hub.close()
+    assert seen == [(1, 1, "m1"), (2, 2, "m2"), (3, 3, "m2")]
 
 
 @virtually
