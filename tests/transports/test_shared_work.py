@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tenuto.app import Hub
+from tenuto.transports.codec import DRAINED
 from tests.hub.hubs import new_hub
 from tests.hub.test_recovery import Shared
 from tests.hub.test_shared_turns import started
@@ -35,37 +36,35 @@ async def worker(hub: Hub, name: str) -> Line:
     return agent
 
 
-async def ended(hubs: tuple[Hub, Hub], *lines: Line) -> None:
-    for line in lines:
-        await line.cut()
-    for hub in hubs:
-        await hub.close()
-
-
 @pytest.mark.parametrize("is_closed_by_server", [False, True])
 @virtually
 async def test_socket_that_ends_while_a_renewal_is_stored_has_three_seconds_or_all_its_lease(
     is_closed_by_server: bool,
 ) -> None:
     store = Shared()
-    here, _ = hubs = new_hub(store, 1), new_hub(store, 2)
-    await started(*hubs)
+    here, there = new_hub(store, 1), new_hub(store, 2)
+    await started(here, there)
     agent, person = await worker(here, "bot1"), Line(here, "ann")
     about = await asked(person, agent)
     other = await worker(here, "bot2")
-    agent.request("turn.renew", **about)
-    agent.session.close(keeps_leases=is_closed_by_server)
-    await agent.cut()
+    commit = store.commit
+
+    async def slow(*writes: Any) -> Any:
+        await asyncio.sleep(0.1)
+        return await commit(*writes)
+
+    store.commit = slow  # type: ignore[method-assign]
+    agent.request("turn.renew", ref=0, **about)
+    await agent.cut(DRAINED if is_closed_by_server else 1006)
     await asyncio.sleep(3.5)
     assert has_turn(other) != is_closed_by_server
-    await ended(hubs, other, person)
 
 
 @virtually
 async def test_socket_of_several_agents_continues_the_turn_of_each_at_a_node_without_its_channel() -> None:
     store = Shared()
-    here, there = hubs = new_hub(store, 1), new_hub(store, 2)
-    await started(*hubs)
+    here, there = new_hub(store, 1), new_hub(store, 2)
+    await started(here, there)
     first, person = Line(here, "bot"), Line(here, "ann")
     await first.ask("work", pattern="chat:*", name="bot~two")
     about = await asked(person, first)
@@ -75,7 +74,6 @@ async def test_socket_of_several_agents_continues_the_turn_of_each_at_a_node_wit
         await again.ask("work", pattern="chat:*", name=name)
     assert (await again.ask("turn.renew", **about))["type"] == "ok"
     assert (await again.ask("turn.done", **about))["type"] == "ok"
-    await ended(hubs, again, person)
 
 
 @pytest.mark.parametrize("how", ["gives it back", "gives it back while it renews it", "is cut off", "is abandoned"])
@@ -83,8 +81,8 @@ async def test_socket_of_several_agents_continues_the_turn_of_each_at_a_node_wit
 async def test_turn_of_an_agent_that_gives_it_back_or_is_gone_goes_to_an_agent_of_another_node(how: str) -> None:
     """Its socket has broken for three seconds, or the supervisor of its process knows that it is gone."""
     store = Shared()
-    here, there = hubs = new_hub(store, 1), new_hub(store, 2)
-    await started(*hubs)
+    here, there = new_hub(store, 1), new_hub(store, 2)
+    await started(here, there)
     agent, person = await worker(here, "bot1"), Line(here, "ann")
     about = await asked(person, agent)
     far = await worker(there, "bot2")
@@ -92,7 +90,7 @@ async def test_turn_of_an_agent_that_gives_it_back_or_is_gone_goes_to_an_agent_o
     if how.startswith("gives it back"):
         await agent.ask("work", pattern="chat:*", slots=0)
         if how.endswith("renews it"):
-            agent.request("turn.renew", **about)  # is being stored when the agent gives the turn back
+            agent.request("turn.renew", ref=0, **about)  # is being stored when the agent gives the turn back
         assert (await agent.ask("turn.done", **about, state="lost"))["type"] == "ok"
     else:
         await agent.cut()
@@ -102,6 +100,4 @@ async def test_turn_of_an_agent_that_gives_it_back_or_is_gone_goes_to_an_agent_o
     assert has_turn(far)
     if how.startswith("gives it back"):
         assert (await agent.ask("turn.renew", **about))["type"] == "error"
-        await agent.cut()
     assert (await far.ask("turn.done", **{**about, "generation": 2}))["type"] == "ok"
-    await ended(hubs, far, person)

@@ -3,53 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import Any
 
 import pytest
 
-from tenuto import Hub
-from tenuto.hub.access.identity import Identity
-from tenuto.transports.access import Credentials
-from tenuto.transports.sender import Heartbeats
+from tenuto.hub.access.identity import Identity, Scope
 from tenuto.transports.session import MAX_PATTERNS
-from tenuto.transports.websocket import Sockets
 from tests.hub.hubs import new_hub
 from tests.transports.lines import LiveLine as Line
 from tests.virtual import virtually
 
-Json = dict[str, Any]
-
-
 # Presence
 
 
-class Clogged:
-    """A peer that sends the frames of the test, and then sends no more, and reads `bytes_s` bytes a second."""
+class Clogged(Line):
+    """A peer that answers no ping, and when it is clogged reads `bytes_s` bytes a second."""
 
-    def __init__(self, hub: Hub, bytes_s: float = 1e-6) -> None:
-        self.is_clogged = False
-        self._bytes_s = bytes_s
-        self._inbox: asyncio.Queue[Json] = asyncio.Queue()
-        self._responded = asyncio.Event()
-        credentials = Credentials(hub, {"headers": []}, Identity(client_id="ann"))
-        serving = Sockets(hub, Heartbeats()).serve(credentials, {}, self._inbox.get, self._send)
-        self._serving = asyncio.ensure_future(serving)
+    is_clogged = False
+    bytes_s = 1e-6
 
-    async def _send(self, message: Json) -> None:
+    async def send(self, message: Any) -> None:
+        text = message.get("text", "")
         if self.is_clogged:
-            await asyncio.sleep(len(message.get("text", "")) / self._bytes_s)
-        if '"ref":1' in message.get("text", ""):
-            self._responded.set()
-
-    async def ask(self, type: str, **fields: Any) -> None:
-        self._responded.clear()
-        frame = json.dumps({"type": type, "ref": 1, **fields})
-        self._inbox.put_nowait({"type": "websocket.receive", "text": frame})
-        await self._responded.wait()
-
-    async def is_sent_away(self) -> None:
-        await self._serving
+            await asyncio.sleep(len(text) / self.bytes_s)
+        if not text.startswith('{"type":"ping"'):
+            await super().send(message)
 
 
 @pytest.mark.parametrize("is_by_hand", [False, True], ids=["task", "hand"])
@@ -58,7 +36,6 @@ class Clogged:
 async def test_silent_peer_with_a_lease_is_closed_despite_unread_text(holding: str, is_by_hand: bool) -> None:
     hub = new_hub()
     hub.drive_by_hand = is_by_hand
-    await hub.start()
     peer = Clogged(hub)
     await peer.ask("attach", channel="chat:1")
     match holding:
@@ -72,7 +49,7 @@ async def test_silent_peer_with_a_lease_is_closed_despite_unread_text(holding: s
     await hub.create("chat:1", text="it is written, and never read")
     peer_left_s = asyncio.get_running_loop().time() + 20
     async with asyncio.timeout_at(peer_left_s):
-        await peer.is_sent_away()
+        await peer.serving
     await asyncio.sleep(peer_left_s - asyncio.get_running_loop().time())
     assert (await hub.members("chat:1")).members == []
     if holding == "lease":
@@ -85,11 +62,12 @@ async def test_peer_is_not_silent_while_it_reads() -> None:
     hub = new_hub()
     for number in range(6):
         await hub.create("chat:1", id=f"m{number}", text="x" * 250_000)
-    peer = Clogged(hub, bytes_s=32_000)
+    peer = Clogged(hub)
+    peer.bytes_s = 32_000
     await peer.ask("presence", channel="chat:1")
     peer.is_clogged, begun_s = True, asyncio.get_running_loop().time()
     await peer.ask("attach", channel="chat:1")
-    await peer.is_sent_away()
+    await peer.serving
     assert asyncio.get_running_loop().time() - begun_s > 46.0  # it has read all
 
 
@@ -99,18 +77,15 @@ async def test_peer_is_not_silent_while_it_reads() -> None:
 @virtually
 async def test_patterns_that_an_agent_has_ended_need_no_room() -> None:
     hub = new_hub()
-    await hub.start()
     agent = Line(hub, "bot")
     for number in range(2 * MAX_PATTERNS):
         assert (await agent.ask("work", pattern=f"chat:{number}:*"))["type"] == "ok"
         await agent.ask("work", pattern=f"chat:{number}:*", slots=0)
-    await agent.cut()
 
 
 @virtually
 async def test_message_that_an_agent_took_in_and_did_not_work_on_waits_again_when_its_turn_ends() -> None:
     hub = new_hub()
-    await hub.start()
     agent, person = Line(hub, "bot"), Line(hub, "ann")
     await agent.ask("work", pattern="chat:*")
     await person.ask("create", channel="chat:1", id="q1", text="hello")
@@ -124,8 +99,6 @@ async def test_message_that_an_agent_took_in_and_did_not_work_on_waits_again_whe
     for _ in range(2):  # a repeat after a lost response
         assert (await agent.ask("turn.done", **about, unheard=["none", "q3"]))["type"] == "ok"
     assert (await agent.turn())["message"]["id"] == "q3"
-    await agent.cut()
-    await person.cut()
 
 
 # Callers without read access
@@ -133,11 +106,13 @@ async def test_message_that_an_agent_took_in_and_did_not_work_on_waits_again_whe
 
 @virtually
 async def test_caller_without_read_access_learns_no_serials() -> None:
-    hub = new_hub()
-    may = frozenset({"publish", "append", "command"})
+    async def authenticate(scope: Scope) -> Identity:
+        return Identity(client_id="eve", capabilities=frozenset({"publish", "append", "command"}))
+
+    hub = new_hub(authenticate=authenticate)
     received = []
     for channel in ("chat:1", "empty:1"):
-        line = Line(hub, "eve", capabilities=may)
+        line = Line(hub)
         if channel == "chat:1":
             await hub.create(channel, id="of-the-doctor", text="x", author="doc")
             await hub.command(channel, "approve", by="doc")
