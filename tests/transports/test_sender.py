@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from tenuto.transports import sse
 from tenuto.transports.sender import DirectSender, Heartbeats, Sender, TaskSender, unread_bytes
 from tests.certificates import make_certificate
-from tests.transports.asgi import scope_of
+from tests.transports.asgi import exchange, scope_of
 from tests.transports.conftest import PATIENCE_S, new_hub
 from tests.virtual import virtually
 
@@ -271,26 +272,16 @@ async def test_stream_whose_peer_reads_nothing_is_left_after_five_minutes() -> N
     assert 300 <= asyncio.get_running_loop().time() - begun_s <= 315
 
 
-async def test_event_that_comes_before_the_head_of_a_stream_is_sent_after_it() -> None:
-    hub = new_hub()
+async def test_event_that_comes_before_the_head_of_a_stream_is_sent_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub, send_head = new_hub(), sse.send_head
     hub.drive_by_hand = True
-    sent: list[str] = []
-    over = asyncio.Event()
 
-    async def receive() -> Any:
-        await over.wait()
-        return {"type": "http.disconnect"}
+    async def late(*about: Any) -> None:
+        await hub.create("c", id="m1", text="x")
+        await send_head(*about)
 
-    async def send(message: Any) -> None:
-        if message["type"] == "http.response.start":
-            await hub.create("c", id="m1", text="x")
-        sent.append(message["type"])
-        if b'"m1"' in message.get("body", b""):
-            over.set()
-
-    async with asyncio.timeout(PATIENCE_S):
-        await hub.start()
-        scope = scope_of("/v1/channels/c/events", type="http", method="GET", query_string=b"flush_ms=0")
-        await hub(scope, receive, send)
-        await hub.close()
-    assert sent == ["http.response.start", *["http.response.body"] * (len(sent) - 1)]
+    monkeypatch.setattr(sse, "send_head", late)
+    sent = await exchange(hub, "/v1/channels/c/events", query=b"flush_ms=0", leaves=True)
+    assert [one["type"] for one in sent] == ["http.response.start", *["http.response.body"] * (len(sent) - 1)]
+    assert b'"m1"' in sent[2]["body"]
+    await hub.close()

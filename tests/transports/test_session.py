@@ -77,6 +77,7 @@ async def test_peer_is_not_silent_before_it_got_pings(own_hub: Hub) -> None:
             one.session.keep_alive(now_s=now_s)
     assert line.session.closing == (4001, "silent")
     assert viewer.session.closing is None  # no member, writer or agent is lost with it
+    assert viewer.take() == {"type": "ping", "n": 1}
 
 
 async def test_closed_session_takes_and_sends_no_frames(own_hub: Hub) -> None:
@@ -142,7 +143,6 @@ async def test_attaches_of_one_channel_get_their_responses_in_order(
     await line.rest()
     assert line.take() is None
     assert own_hub.stats()["feeds"] == 2
-    line.session.close()
 
 
 async def test_an_attach_that_fails_gets_its_response_before_the_next_one(
@@ -161,7 +161,6 @@ async def test_an_attach_that_fails_gets_its_response_before_the_next_one(
     line.request("attach", 2, channel="c")
     replies = [await line.frame() for _ in range(3)]
     assert [(one["type"], one.get("ref")) for one in replies] == [("error", 1), ("ok", 2), ("events", None)]
-    line.session.close()
 
 
 async def test_client_may_not_send_the_servers_signal(own_hub: Hub) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from unittest.mock import AsyncMock
 
 import httpx
 import pytest
@@ -18,10 +19,6 @@ from tests.transports.conftest import PATIENCE_S, Served
 from tests.transports.watching import Stream
 
 EVENTS = "/v1/channels/c/events"
-
-
-def watching(served: Served, channel: str = "c", **options: Any) -> SseViewer:
-    return SseViewer(served.host, served.port, channel, **options)
 
 
 def heartbeats(served: Served) -> Any:
@@ -90,20 +87,16 @@ async def test_heartbeat_is_an_event_with_ping_s(served: Served) -> None:
     await pass_seconds(served, 4)
     await stream.until(lambda: [event.event for event in stream.events[1:]] == ["ping", "ping"])
     assert (stream.events[1].data, stream.events[1].id, stream.parser.comments) == (b"{}", None, 0)
-    stream.close()
 
 
 @pytest.mark.parametrize("kind", [StoreUnavailable, StoreUnusable])
 async def test_a_store_that_fails_a_catch_up_breaks_the_stream_off(
     served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, kind: type[TenutoError]
 ) -> None:
-    async def gone(self: Channel, history: int) -> None:
-        raise kind("the disk is gone")
-
     await served.hub.create("c", id="m1", text="x")
     await served.hub.close()
     await served.hub.start()
-    monkeypatch.setattr(Channel, "load_history", gone)
+    monkeypatch.setattr(Channel, "load_history", AsyncMock(side_effect=kind("the disk is gone")))
     stream = await Stream.open(served, EVENTS)
     assert await stream.until_over() is False
     assert "the disk is gone" in caplog.text
@@ -111,21 +104,3 @@ async def test_a_store_that_fails_a_catch_up_breaks_the_stream_off(
     monkeypatch.undo()
     stream = await Stream.open(served, EVENTS)
     await stream.until_event("message.update")
-    stream.close()
-
-
-# Shutdown
-
-
-async def test_eventsource_gets_a_long_retry_if_the_store_is_unavailable(
-    served: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def gone(*args: object, **options: object) -> None:
-        raise StoreUnavailable("the disk is gone")
-
-    monkeypatch.setattr(served.hub, "attach", gone)
-    stream = await Stream.open(served, EVENTS)
-    assert await stream.until_over() is True
-    assert [(event.event, event.data) for event in stream.events] == [("bye", b'"store_unavailable"')]
-    assert 15_000 <= (stream.parser.retry_ms or 0) <= 45_000
-    assert (await served.http.get(f"{EVENTS}?sdk=js")).status_code == 503
