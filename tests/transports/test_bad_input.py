@@ -7,28 +7,25 @@ import json
 import httpx2
 import pytest
 
-from tests.transports.test_http import M1, MESSAGES, refused, stream
+from tests.transports.test_http import M1, MESSAGES, create, refused
 
 JSON = {"content-type": "application/json"}
 
 BODIES = [
     (b"", "invalid_request"),
-    (b"{", "invalid_request"),
     (b'{"text": "a"} {}', "invalid_request"),
     (b"[]", "invalid_request"),
     (b"[" * 100_000, "invalid_request"),
     (b'{"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "invalid_request"),
-    (b'{"text": 1}', "invalid_request"),
     (b'{"role": "king"}', "invalid_request"),
     (b'{"status": "done"}', "invalid_request"),
-    (b'{"meta": []}', "invalid_request"),
     (b'{"meta": {"n": NaN}}', "invalid_request"),
-    (b'{"meta": {"n": 1e999}}', "invalid_request"),
     (b'{"meta": {"n": 9223372036854775808}}', "invalid_request"),
     (b'{"lease_s": 1}', "invalid_request"),
     (b'{"text": "a\x00b"}', "invalid_request"),
     (b"\xef\xbb\xbf{}", "invalid_request"),
     (b'{"text": "\\ud800"}', "invalid_text"),
+    (b'{"text": "half \\ud83d', "invalid_request"),  # broken besides
     (b'{"text": "\xff"}', "invalid_text"),
     (json.dumps({"meta": {"m": "x" * 17_000}}).encode(), "too_large"),
 ]
@@ -39,19 +36,6 @@ async def test_invalid_message_bodies_are_refused(plain_http: httpx2.AsyncClient
     response = await plain_http.post(MESSAGES, content=body, headers=JSON)
     assert refused(response) == (413 if code == "too_large" else 400, code)
     assert (await plain_http.get(MESSAGES)).json()["messages"] == []
-
-
-async def test_a_lone_surrogate_in_an_append_is_not_reported_as_broken_json(plain_http: httpx2.AsyncClient) -> None:
-    await stream(plain_http)
-    for body, code in (
-        (b'{"text": "half \\ud83d"}', "invalid_text"),
-        (b'{"text": "half \\ud83d', "invalid_request"),
-        (b'{"text": "C:\\\\udata"}', None),
-        (b'{"text": "\\ud83d\\ude00"}', None),
-    ):
-        response = await plain_http.post(f"{M1}/append", content=body, headers=JSON)
-        assert response.status_code == 200 if code is None else refused(response) == (400, code)
-    assert (await plain_http.get(M1)).json()["message"]["parts"][0]["text"] == "C:\\udata😀"
 
 
 MEDIA_TYPES = [None, "text/plain", "application/x-www-form-urlencoded", "application/jsonp", "multipart/form-data", ""]
@@ -100,7 +84,7 @@ async def test_numbers_in_queries_are_whole_and_have_bounds(
 async def test_numbers_of_a_part_and_of_a_generation_are_whole(
     plain_http: httpx2.AsyncClient, path: str, number: str
 ) -> None:
-    await stream(plain_http)
+    await create(plain_http, role="assistant", status="streaming")
     for one in (number, "0") if "generation" in path else (number,):
         response = await plain_http.put(path.format(one), json={"type": "text", "text": "x"})
         assert refused(response) == (400, "invalid_request")

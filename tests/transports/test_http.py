@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import httpx2
 import pytest
@@ -24,15 +25,9 @@ MESSAGES = "/v1/channels/chat:1/messages"
 M1 = f"{MESSAGES}/m1"
 
 
-async def create(http: httpx2.AsyncClient, id: str = "m1", **fields: Any) -> dict[str, Any]:
-    response = await http.post(MESSAGES, json={"id": id, **fields})
+async def create(http: httpx2.AsyncClient, **fields: Any) -> None:
+    response = await http.post(MESSAGES, json={"id": "m1", **fields})
     assert response.status_code == 201, response.text
-    made: dict[str, Any] = response.json()
-    return made
-
-
-async def stream(http: httpx2.AsyncClient, id: str = "m1", **fields: Any) -> dict[str, Any]:
-    return await create(http, id, role="assistant", status="streaming", **fields)
 
 
 def refused(response: httpx2.Response) -> tuple[int, str]:
@@ -53,9 +48,7 @@ def refused(response: httpx2.Response) -> tuple[int, str]:
         "/",
         "/v1/",
         "/v1/channels/",
-        "/v1/channels/c/",
         "/v2/channels/c",
-        "/v1/channels/c/messages/",
         "/v1/channels/c/messages/m/nothing",
         "/v1/channels/c/messages/m/events/",
         "/web/nothing.js",
@@ -73,16 +66,9 @@ async def test_paths_that_do_not_exist_are_404(plain_http: httpx2.AsyncClient, p
     ("method", "path", "allow"),
     [
         ("PUT", "/v1/channels/c", "GET, DELETE, HEAD, OPTIONS"),
-        ("DELETE", MESSAGES, "GET, POST, HEAD, OPTIONS"),
-        ("PUT", M1, "GET, PATCH, DELETE, HEAD, OPTIONS"),
         ("GET", f"{M1}/append", "POST, OPTIONS"),
         ("HEAD", f"{M1}/append", "POST, OPTIONS"),
-        ("POST", f"{M1}/parts/0", "PUT, OPTIONS"),
-        ("PATCH", f"{M1}/finish", "POST, OPTIONS"),
         ("POST", "/v1/channels/c/events", "GET, HEAD, OPTIONS"),
-        ("POST", "/v1/channels/c/poll", "GET, HEAD, OPTIONS"),
-        ("DELETE", f"{M1}/events", "GET, HEAD, OPTIONS"),
-        ("POST", "/healthz", "GET, HEAD, OPTIONS"),
         ("BREW", "/v1/channels/c", "GET, DELETE, HEAD, OPTIONS"),
         ("POST", "/web/view.js", "GET, HEAD"),
     ],
@@ -111,14 +97,11 @@ async def test_head_has_the_headers_of_get(plain_http: httpx2.AsyncClient) -> No
 async def test_a_hub_whose_store_does_not_respond_is_not_ready(
     plain_http: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def gone(*args: object) -> None:
-        raise StoreUnavailable("the disk is gone")
-
     async def silent(*args: object) -> None:
         await asyncio.Event().wait()
 
     monkeypatch.setattr(http_module, "READY_TIMEOUT_S", 0.01)
-    for info in (gone, silent):
+    for info in (AsyncMock(side_effect=StoreUnavailable("the disk is gone")), silent):
         monkeypatch.setattr(Hub, "info", info)
         assert refused(await plain_http.get("/readyz")) == (503, "store_unavailable")
 

@@ -118,8 +118,7 @@ async def test_eventsource_gets_bye_when_its_identity_expires(served: Verified, 
         served.expire()
         assert (await stream.until_event("bye")).data == b'"unauthenticated"'
         assert not await stream.until_over()
-    assert stream.parser.retry_ms is not None
-    assert stream.parser.retry_ms >= 15_000
+    assert 15_000 <= (stream.parser.retry_ms or 0) <= 45_000
     await served.until(lambda: served.hub.stats()["feeds"] == 0)
 
 
@@ -189,7 +188,6 @@ async def test_the_callback_has_ended_before_the_stream_begins() -> None:
         async with dialled(served) as peer:
             assert (await peer.ask("attach", channel="chat:1"))["type"] == "ok"
             assert (held, calls) == (0, 2)
-        stream.close()
 
 
 # Sockets
@@ -248,9 +246,7 @@ async def test_page_that_only_a_star_allows_has_its_token_and_no_cookies(served:
 async def test_each_transport_sends_a_client_its_identity_capabilities_and_time_left(served: Verified) -> None:
     headers = {**served.bearer("subscribe", "history"), "Tenuto-Client": "test/1"}
     polled = await served.http.get("/v1/channels/chat:1/poll?wait_s=0", headers=headers)
-    stream = await Stream.open(
-        served, "/v1/channels/chat:1/events", Tenuto_Client="test/1", **served.bearer("subscribe", "history")
-    )
+    stream = await Stream.open(served, EVENTS, Tenuto_Client="test/1", **served.bearer(*READER))
     await stream.until_event("channel.attached")
     async with dialled(served) as peer:
         await peer.ask("auth", token=served.token("subscribe", "history"))
@@ -392,7 +388,6 @@ async def test_a_ticket_alone_opens_nothing_after_its_minute(served: Verified) -
         assert (await stream.until_event("bye")).data == b'"unauthenticated"'
     again = await Stream.open(served, f"{EVENTS}?ticket={ticket}", Last_Event_ID=cursor)
     await again.until_event("channel.attached")
-    again.close()
 
 
 async def test_one_stream_of_a_ticket_is_open_at_a_time(served: Verified) -> None:
@@ -421,7 +416,6 @@ async def test_a_ticket_outlives_the_server_where_the_verifier_has_a_secret(tmp_
         again = await Stream.open(after, path, Last_Event_ID=cursor)
         attached = await again.until_event("channel.attached")
         assert json.loads(attached.data)["resumed"] is True
-        again.close()
         # tickets of a hub whose verifier has only a public key, and so no key for tickets
         after.hub.tickets = Tickets(now_ms=watch.now_ms)
         assert (await Stream.open(after, path, Last_Event_ID=cursor)).response.status == 401
@@ -513,8 +507,7 @@ async def test_connections_of_a_client_are_bounded_over_all_transports(served: V
         stream = await Stream.open(served, EVENTS, **headers)
         assert stream.response.status == 200
         assert (await stream.until_event("bye")).data == b'"too_many"'
-        assert stream.parser.retry_ms is not None
-        assert stream.parser.retry_ms >= 15_000
+        assert (stream.parser.retry_ms or 0) >= 15_000
         refused = await Stream.open(served, EVENTS, Tenuto_Client="t", **headers)
         assert refused.response.status == 429
         assert "retry-after" in refused.response.headers
@@ -613,14 +606,6 @@ async def test_exception_in_a_verifier_is_not_sent() -> None:
 # `tenuto serve`
 
 
-@pytest.fixture
-def secret_file(tmp_path: Path) -> Path:
-    path = tmp_path / "secret"
-    path.write_text(SECRET + "\n")
-    path.chmod(0o640)
-    return path
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -637,18 +622,17 @@ def secret_file(tmp_path: Path) -> Path:
         (["--app", "x:y", "--jwks", "https://issuer.example/keys", "--jwt-audience", "chat"], "--app brings"),
         (["--max-bytes", "10GB"], "max_bytes needs a store in a file"),
         (["--app", "x:y", "--max-bytes", "10GB"], "--max-bytes and the options"),
-        (["--retention", "chat:*=90 days"], "such as \"90d\", got '90 days'"),
-        (["--retention", "chat:*=1d", "--retention", "chat:*=2d"], "has two ages for the pattern 'chat:*'"),
         (["--retention", "chat:*"], "--retention must be PATTERN=AGE"),
     ],
 )
-def test_serve_refuses_conflicting_options(tmp_path: Path, secret_file: Path, options: list[str], message: str) -> None:
-    (tmp_path / "short").write_text("short")
-    paths = {"secret": secret_file, "short": tmp_path / "short", "none": tmp_path / "none"}
+def test_serve_refuses_conflicting_options(tmp_path: Path, options: list[str], message: str) -> None:
+    paths = {name: tmp_path / name for name in ("secret", "short", "none")}
+    paths["secret"].write_text(SECRET + "\n")
+    paths["secret"].chmod(0o640)
+    paths["short"].write_text("short")
     given = [option.format(**paths) for option in options]
-    ran = CliRunner().invoke(
-        main, ["serve", "--store", "memory://", *given] if "--app" not in options else ["serve", *given]
-    )
+    store = [] if "--app" in options else ["--store", "memory://"]
+    ran = CliRunner().invoke(main, ["serve", *store, *given])
     assert ran.exit_code != 0
     assert message in ran.output
     assert "Traceback" not in ran.output

@@ -291,8 +291,6 @@ def listing(*names: str, more: bool = False) -> bytes:
         (("forget", "ann"), b"{}\n{}\n", "did not send the whole removal: its response has no end; repeat the command"),
         (("forget", "ann"), b'{}\n{"type": "error", "error": {"detail": "it is\\u001bbusy"}}\n', "it is busy"),
         (("forget", "ann"), b"<html>\n", "check that --url names a server of Tenuto"),
-        (("verify",), b'{"type": "damage", "detail": "m1"}\n', "did not send the whole check"),
-        (("inspect",), b"<html>", "check that --url names a server of Tenuto"),
         (("inspect",), b'{"a":' * 100_000, "check that --url names a server of Tenuto"),
         (("verify",), b'{"type": "error", "error": {"detail": "", "title": "Busy"}}\n', "did not end the check: Busy"),
         (("verify",), b'{"type": "error", "error": {}}\n', "did not end the check: it sent no reason"),
