@@ -17,8 +17,8 @@ from tests.transports.watching import Stream, write
 EVENTS = "/v1/channels/c/messages/m1/events"
 
 
-def added_up(stream: Stream, kind: str = "answer") -> str:
-    return "".join(json.loads(event.data) for event in stream.events if event.event == kind)
+def added_up(stream: Stream) -> str:
+    return "".join(json.loads(event.data) for event in stream.events if event.event == "answer")
 
 
 def last_id(stream: Stream) -> str:

@@ -291,42 +291,27 @@ async def test_second_ctrl_c_ends_serve_without_a_traceback(tmp_path: Path) -> N
         assert "Traceback" not in server.output
 
 
-class EventSource:
-    """A reader that does as the one of a browser: it reconnects, but any status but 200 stops it for good."""
+async def read_as_a_browser(url: str, blocks: list[list[str]]) -> int:
+    """Reconnect as an EventSource, until a status other than 200 stops it for good; return that status.
 
-    def __init__(self, url: str) -> None:
-        self.blocks: list[list[str]] = []  # the lines of each response with status 200, without the ids
-        self.moved = asyncio.Condition()
-        self._url = url
-        self._last_id = ""
-
-    async def read(self) -> int:
-        """Read until a status stops this reader, and return the status."""
-        async with httpx2.AsyncClient(trust_env=False, timeout=START_S) as http:
-            while True:
-                headers = {"accept": "text/event-stream", "last-event-id": self._last_id}
-                with suppress(httpx2.TransportError):
-                    async with http.stream("GET", self._url, headers=headers) as response:
-                        if response.status_code != 200:
-                            return response.status_code
-                        assert response.headers["content-type"].startswith("text/event-stream")
-                        self.blocks.append([])
-                        async for line in response.aiter_lines():
-                            await self._take(line)
-                await asyncio.sleep(0.02)  # `retry`
-
-    async def until(self, line: str) -> None:
-        """Wait until the current response has had `line`."""
-        async with asyncio.timeout(START_S), self.moved:
-            await self.moved.wait_for(lambda: self.blocks and line in self.blocks[-1])
-
-    async def _take(self, line: str) -> None:
-        if line.startswith("id: "):
-            self._last_id = line.removeprefix("id: ")
-        elif line:
-            async with self.moved:
-                self.blocks[-1].append(line)
-                self.moved.notify_all()
+    Add the lines of each response, without the ids, to `blocks`.
+    """
+    last_id = ""
+    async with httpx2.AsyncClient(trust_env=False, timeout=START_S) as http:
+        while True:
+            headers = {"accept": "text/event-stream", "last-event-id": last_id}
+            with suppress(httpx2.TransportError):
+                async with http.stream("GET", url, headers=headers) as response:
+                    if response.status_code != 200:
+                        return response.status_code
+                    assert response.headers["content-type"].startswith("text/event-stream")
+                    blocks.append([])
+                    async for line in response.aiter_lines():
+                        if line.startswith("id: "):
+                            last_id = line.removeprefix("id: ")
+                        elif line:
+                            blocks[-1].append(line)
+            await asyncio.sleep(0.02)  # `retry`
 
 
 SSE_PAGE = (Path(__file__).parents[2] / "docs" / "sse-endpoint.md").read_text()
@@ -343,15 +328,17 @@ async def test_eventsource_of_an_endpoint_survives_a_restart_behind_nginx(tmp_pa
     with nginx(tmp_path, port, location) as shown:
         async with running(tmp_path, SERVE, "endpoint:app", port=port) as server:
             await server.text_at("/tenuto/healthz")
-            source = EventSource(f"http://127.0.0.1:{shown}/chat?q=why")
-            reading = asyncio.ensure_future(source.read())
-            await source.until("data: one ")
+            blocks: list[list[str]] = []
+            reading = asyncio.ensure_future(read_as_a_browser(f"http://127.0.0.1:{shown}/chat?q=why", blocks))
+            async with asyncio.timeout(START_S):
+                while blocks != [["data: one "]]:  # noqa: ASYNC110 - a response sets no event
+                    await asyncio.sleep(0.01)
             await end(server)
         async with running(tmp_path, SERVE, "endpoint:app", port=port) as server:
             async with asyncio.timeout(START_S):
                 assert await reading == 204  # the answer is complete
             answer = await server.text_at("/chat?q=")
-    first, *draining, rest = source.blocks
+    first, *draining, rest = blocks
     assert first == ["data: one "]
     assert draining  # it has come again during the drain
     assert all(len(block) == 1 and block[0].startswith("retry: ") for block in draining)
@@ -392,17 +379,6 @@ async def test_request_that_waits_for_the_store_has_a_response_at_the_end_of_a_d
 # Peers and handlers that delay shutdown
 
 
-async def post(server: Running, path: str, body: object) -> None:
-    async with httpx2.AsyncClient(trust_env=False, timeout=START_S) as http:
-        assert (await http.post(f"http://127.0.0.1:{server.port}{path}", json=body)).status_code == 201
-
-
-async def fill(server: Running, prefix: str) -> None:
-    """Write more text than the kernel buffers for a stalled peer."""
-    for _ in range(16):
-        await post(server, f"{prefix}/v1/channels/c/messages", {"text": "x" * 500_000})
-
-
 async def end(server: Running) -> None:
     server.process.send_signal(signal.SIGTERM)
     async with asyncio.timeout(END_S):
@@ -425,22 +401,19 @@ async def test_shutdown_does_not_wait_for_a_stalled_viewer(
         async with kind("127.0.0.1", server.port, "c", prefix=prefix, receive_buffer_bytes=4096) as viewer:
             await viewer.until_attached(timeout_s=START_S)
             viewer.stall()
-            await fill(server, prefix)
+            url = f"http://127.0.0.1:{server.port}{prefix}/v1/channels/c/messages"
+            async with httpx2.AsyncClient(trust_env=False, timeout=START_S) as http:
+                for _ in range(16):  # more text than the kernel buffers for a stalled peer
+                    assert (await http.post(url, json={"text": "x" * 500_000})).status_code == 201
             await end(server)
         assert "Traceback" not in server.output
 
 
-async def ended(folder: Path, how: str) -> tuple[int | None, str]:
-    """Return the exit code and the output of the program above."""
-    script = folder / "forced.py"
+@pytest.mark.parametrize("how", ["blocks", "is deaf"])
+async def test_serve_is_ended_by_force_if_code_blocks_or_ignores_cancellation(tmp_path: Path, how: str) -> None:
+    script = tmp_path / "forced.py"
     script.write_text(FORCED)
     async with python(str(script), how) as process, asyncio.timeout(START_S):
         _, errors = await process.communicate()
-    return process.returncode, errors.decode()
-
-
-@pytest.mark.parametrize("how", ["blocks", "is deaf"])
-async def test_serve_is_ended_by_force_if_code_blocks_or_ignores_cancellation(tmp_path: Path, how: str) -> None:
-    code, errors = await ended(tmp_path, how)
-    assert code == 1, errors
-    assert "most recent call first" in errors  # it prints the stacks of all threads
+    assert process.returncode == 1, errors
+    assert b"most recent call first" in errors  # it prints the stacks of all threads

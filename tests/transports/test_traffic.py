@@ -79,13 +79,11 @@ async def late_chunks(served: Verified) -> None:
 async def follow(served: Verified, path: str, until: str) -> None:
     stream = await Stream.open(served, f"{CHANNEL}/{path}", **served.bearer())
     await stream.until_event(until)
-    stream.close()
 
 
 async def stream_by_ticket(served: Verified) -> None:
     stream = await Stream.open(served, f"{EVENTS}?ticket={await served.ticket()}")
     await stream.until_event("message.update")
-    stream.close()
 
 
 async def send(served: Verified, type: str, until: str = "ok", **fields: str) -> None:
@@ -182,7 +180,6 @@ async def test_agent_is_not_counted_and_its_text_counts_for_no_viewer(counted: V
     await stream.until(lambda: sum(TEXT in event.data.decode() for event in stream.events) == 3)
     assert charged_bytes(counted) == before
     assert charged_bytes(counted, "bot") == 0
-    stream.close()
 
 
 async def test_few_large_pages_are_read_at_once(served: Verified) -> None:

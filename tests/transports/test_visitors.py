@@ -10,7 +10,6 @@ from typing import Any
 import httpx2
 import pytest
 from fastapi import Depends, FastAPI, Request, Response
-from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.routing import Route
 
 from tenuto import Hub, Identity, visitors
@@ -244,8 +243,8 @@ async def test_visitor_reaches_no_channel_of_another_visitor_on_any_operation() 
         assert listed.json()["channels"] == []
 
 
-async def test_visitor_reaches_no_channel_of_another_visitor_through_an_adapter() -> None:
-    hub, app = new_hub(authenticate=visitors()), FastAPI()
+async def test_visitor_reaches_no_channel_of_another_visitor_through_an_adapter(hub: Hub) -> None:
+    app = FastAPI()
     install_adapters(hub, app)
     theirs = new_visitor_id(bytes(13))
     await hub.create(f"chat:{theirs}", text="secret")
@@ -258,7 +257,6 @@ async def test_visitor_reaches_no_channel_of_another_visitor_through_an_adapter(
             ("POST", "/api/agent", {**STREAMS[2][2], "threadId": theirs}),
         ):
             assert (await browser.request(method, path, json=body)).status_code == 403
-    await hub.close()
 
 
 async def test_visitor_uses_its_own_channels_and_lists_its_chats(hub: Hub) -> None:
@@ -410,19 +408,16 @@ def new_app(hub: Hub, guests: Visitors) -> FastAPI:
 
         return hub.stream_response(f"chat:{visitor}", words, prompt=prompt, reply_id=reply_id)
 
-    class Passing(BaseHTTPMiddleware):
-        async def dispatch(self, request: Request, call_next: Any) -> Response:
-            response: Response = await call_next(request)
-            return response
+    @app.middleware("http")
+    async def passing(request: Request, call_next: Any) -> Response:
+        response: Response = await call_next(request)
+        return response
 
-    app.add_middleware(Passing)
     return app
 
 
-async def test_route_learns_the_visitor_and_sets_the_cookie() -> None:
-    guests = visitors()
-    hub = new_hub(authenticate=guests)
-    async with serving(hub, new_app(hub, guests)) as served:
+async def test_route_learns_the_visitor_and_sets_the_cookie(hub: Hub) -> None:
+    async with serving(hub, new_app(hub, guests_of(hub))) as served:
         response = await served.http.post("/id")
         visitor = response.json()["id"]
         assert len(response.headers.get_list("set-cookie")) == 1
@@ -472,10 +467,7 @@ async def test_question_that_a_route_stores_counts_and_is_refused_with_429() -> 
         visitor = (await served.http.post("/tenuto/v1/visitor")).json()["id"]
         served.http.headers["origin"] = f"http://127.0.0.1:{served.port}"
         assert [(await served.http.post(f"/ask?id=q{number}")).status_code for number in (1, 1, 2)] == [200] * 3
-        for refused in (
-            await served.http.post("/ask"),
-            await served.http.get(f"/thread?channel=chat:{visitor}.2"),
-        ):
+        for refused in (await served.http.post("/ask"), await served.http.get(f"/thread?channel=chat:{visitor}.2")):
             assert (refused.status_code, refused.json()["code"]) == (429, "too_many")
             assert int(refused.headers["retry-after"]) >= refused.json()["retry_after_s"] == 30
         assert (await served.http.post("/ask?id=q1")).status_code == 200  # a repeat
@@ -509,9 +501,8 @@ async def test_question_of_a_route_and_its_answer_count_once() -> None:
 
 
 @pytest.mark.parametrize("path", ["/ask", "/blocking", "/access"])
-async def test_page_of_another_site_stores_no_question_by_a_get_route(path: str) -> None:
-    guests = visitors()
-    hub = new_hub(authenticate=guests)
+async def test_page_of_another_site_stores_no_question_by_a_get_route(hub: Hub, path: str) -> None:
+    guests = guests_of(hub)
     app = FastAPI()
 
     @app.get("/ask")
