@@ -53,7 +53,7 @@ async def test_socket_that_ends_while_a_renewal_is_stored_has_three_seconds_or_a
         await asyncio.sleep(0.1)
         return await commit(*writes)
 
-    store.commit = slow  # type: ignore[method-assign]
+    store.commit = slow  # type: ignore[method-assign, assignment]
     agent.request("turn.renew", ref=0, **about)
     await agent.cut(DRAINED if is_closed_by_server else 1006)
     await asyncio.sleep(3.5)
