@@ -17,7 +17,6 @@ from proof.chaos.processes import Failure
 from proof.chaos.viewer import Viewer, Watching
 from proof.chaos.world import Scale, World
 from proof.oracle.plans import Script
-from proof.oracle.questions import Question
 
 Json = dict[str, Any]
 STEPS = 20
@@ -35,10 +34,6 @@ def world() -> Iterator[World]:
     world = World("cluster", SEED, Scale(1, steps=STEPS))
     yield world
     shutil.rmtree(world.folder)
-
-
-def watching(name: str, channel: str = CHANNEL, **more: Any) -> Watching:
-    return Watching(name=name, transport="ws", port=1, channel=channel, seed=SEED, steps=STEPS, **more)
 
 
 def shown(viewer: Viewer, epoch: str, text: str) -> None:
@@ -59,7 +54,7 @@ def shown(viewer: Viewer, epoch: str, text: str) -> None:
 def test_new_epoch_with_less_text_is_wrong_unless_a_failover_explains_it(
     may_begin_anew: bool, may_lose: bool, kinds: set[str]
 ) -> None:
-    viewer = Viewer(watching("ws"))
+    viewer = Viewer(Watching(name="ws", transport="ws", port=1, channel=CHANNEL, seed=SEED, steps=STEPS))
     shown(viewer, "a", text_of(9))
     viewer.may_begin_anew, viewer.may_lose = may_begin_anew, may_lose
     shown(viewer, "b", text_of(4))
@@ -92,25 +87,3 @@ async def test_text_that_the_standby_had_must_be_stored(
             await stage.check_kept(kept, kept)
     else:
         await stage.check_kept(kept, kept)
-
-
-async def test_question_that_was_under_way_when_the_standby_fell_behind_may_be_lost(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    conversation = Conversation(world, channels=(CHANNEL,))
-    stage = Stage(world, Cluster(world, conversation, has_bus=False), conversation)
-    question = Question("ask-1", CHANNEL)
-    written = world.acknowledged.begin(question.id, CHANNEL)
-    kept = stage.remember()  # its request is sent, and not acknowledged yet
-    written.status, written.is_over = "complete", True
-    conversation.questions.all[question.id] = question
-    acknowledged = stage.remember()
-    stage.expect_new_epochs(kept)
-
-    async def read(self: World, channel: str) -> dict[str, Json]:
-        return {}
-
-    monkeypatch.setattr(World, "stored", read)
-    await stage.check_kept(kept, acknowledged)
-    assert conversation.questions.open == []
-    assert question.id not in world.acknowledged.messages
