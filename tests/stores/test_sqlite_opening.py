@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import msgspec
 import pytest
+from msgspec.msgpack import encode
 
 from tenuto.core.errors import StoreInUse, StoreUnavailable, StoreUnusable
 from tenuto.stores.base import Committed, head_of
@@ -21,27 +21,14 @@ from tenuto.stores.sqlite.store import SqliteStore
 from tests.stores.contract import Chat, create, put_part
 from tests.stores.files import PATIENCE_S, modes, no_thread_left, opened, read, run_from_outside, run_on_thread, write
 
-HOLD = """
-import asyncio, sys
-from tenuto.stores.sqlite.store import SqliteStore
-
-async def main():
-    await SqliteStore(sys.argv[1]).open()
-    print("open", flush=True)
-    await asyncio.to_thread(sys.stdin.read)
-
-asyncio.run(main())
-"""
-
 
 @pytest.fixture
-def holder(path: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that has the store open, until its stdin ends."""
-    (tmp_path / "hold.py").write_text(HOLD)
-    arguments = [sys.executable, str(tmp_path / "hold.py"), str(path)]
-    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+def holder(path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that has the store open, and writes until it is killed."""
+    arguments = [sys.executable, "-m", "tests.stores.writing", str(path), "full", os.devnull]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == "open\n"
+        assert process.stdout.readline() == "4\n"
         yield process
         process.kill()
 
@@ -49,14 +36,15 @@ def holder(path: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 async def test_a_store_waits_for_the_holder_once(holder: subprocess.Popen[str], path: Path) -> None:
     store = SqliteStore(path, lock_wait_s=0.3)
     began_s = time.monotonic()
-    with pytest.raises(StoreInUse, match=rf"chat\.db is in use by process {holder.pid} \(hold\.py\): stop it, or"):
+    with pytest.raises(StoreInUse, match=rf"chat\.db is in use by process {holder.pid} \(writing\.py\): stop it, or"):
         await store.open()
     assert time.monotonic() - began_s >= 0.3
     store._lock_wait_s = 600.0
     async with asyncio.timeout(PATIENCE_S):
         with pytest.raises(StoreInUse):
             await store.open()
-    holder.communicate()  # the other process ends
+    holder.kill()
+    holder.wait()
     await store.open()
     await store.close()
 
@@ -90,9 +78,9 @@ async def test_cancelled_open_releases_lock_and_thread(path: Path) -> None:
         pass
 
 
-def entry(number: int) -> bytes:
-    """Return a row of the log with an operation of the kind `number`."""
-    return sealed((1,), msgspec.msgpack.encode([[1, 2, 0, msgspec.msgpack.encode([number, ""])]]), 64)
+def write_log(path: Path, data: bytes) -> None:
+    """Write `data` into each row of the log."""
+    run_from_outside(path, "UPDATE log SET body = ?", sealed((1,), data, 64))
 
 
 def lose_a_piece(path: Path, order: str) -> None:
@@ -108,14 +96,8 @@ def lose_a_piece(path: Path, order: str) -> None:
         (lambda path: write(path, read(path)[: 5 * 4096]), "the file is damaged; run `tenuto verify`.* or restore a"),
         (lambda path: run_from_outside(path, "PRAGMA user_version = 0"), f"it has schema 0, and this .* {SCHEMA}; use"),
         (lambda path: run_from_outside(path, "PRAGMA user_version = 99"), f"schema 99, and this .* {SCHEMA}; use that"),
-        (
-            lambda path: run_from_outside(path, "UPDATE log SET body = ?", sealed((1,), b"\xc1" * 10, 16)),
-            "slot 1 cannot be read",
-        ),
-        (
-            lambda path: run_from_outside(path, "UPDATE log SET body = ?", entry(99)),
-            "operation that this Tenuto does not",
-        ),
+        (lambda path: write_log(path, b"\xc1" * 10), "slot 1 cannot be read"),
+        (lambda path: write_log(path, encode([[1, 2, 0, encode([99, ""])]])), "operation that this Tenuto does not"),
         (lambda path: lose_a_piece(path, "ASC"), "the log is damaged"),
         (lambda path: lose_a_piece(path, "DESC"), "the log is damaged"),
     ],
