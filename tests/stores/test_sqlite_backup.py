@@ -76,7 +76,6 @@ async def test_backup_copied_over_the_file_of_a_killed_process_is_not_mixed_with
     ("command", "expected"),
     [
         ("channels", "c\n"),
-        ("retention --dry-run --keep *=10m", "1 messages"),
         ("verify", "no damage found"),
         ("restore {path}", "is now the content"),
     ],
@@ -330,7 +329,7 @@ async def test_restore_while_the_store_is_open_is_refused(path: Path, target: Pa
         assert await texts(store, "c", "m0") == ["backed up"]
 
 
-@pytest.mark.parametrize("kind", ["half", "foreign", "newer", "text", "damaged"])
+@pytest.mark.parametrize("kind", ["half", "foreign", "newer", "text", "damaged", "described"])
 async def test_file_that_is_not_a_whole_backup_is_not_restored(path: Path, target: Path, kind: str) -> None:
     await made(path, target)
     before = read(path)
@@ -346,7 +345,9 @@ async def test_file_that_is_not_a_whole_backup_is_not_restored(path: Path, targe
             write(target, b"Dear diary, " * 1_000)
         case "damaged":
             write(target, read(target)[:8192] + os.urandom(4096) + read(target)[12288:])
-    with pytest.raises(StoreUnusable):
+        case "described":  # its numbers are no longer those of the slots
+            write(target, read(target).replace(b"log (id INTEGER", b"log (ie INTEGER"))
+    with pytest.raises(StoreUnusable, match=f"^backup {target} "):
         restore(target, path)
     assert read(path) == before
     assert not list(path.parent.glob("*before-restore*"))
@@ -376,7 +377,6 @@ def test_commands_make_a_backup_and_restore_it(path: Path, target: Path) -> None
         assert run_from_outside(file, "SELECT count(*) FROM documents") == [(count,)]
     long, file = path.with_name("x" * 300), str(target)
     for arguments, store, expected in (
-        (("backup", file), path, "exists already; name a new file"),
         (("backup", f"{file}2", "--mb-per-s", "nan"), path, "mb_per_s must be a number above 0"),
         (("restore",), path, "needs either a BACKUP or --keep-wal"),
         (("restore", "--keep-wal"), path, "has no -wal beside it"),

@@ -276,11 +276,6 @@ async def test_channel_under_another_name_is_not_read(path: Path) -> None:
         assert await store.tidy(2**40) == []
 
 
-def damage_last_row_of_the_log(path: Path) -> None:
-    (row,) = run_from_outside(path, "SELECT max(id), body FROM log")
-    run_from_outside(path, "UPDATE log SET body = ? WHERE id = ?", row[1][:8] + b"????" + row[1][12:], row[0])
-
-
 LAST = "(SELECT max(id) FROM log)"
 
 
@@ -359,7 +354,8 @@ async def test_stand_in_of_a_damaged_message_is_never_stored(path: Path) -> None
         chat = Chat(store)
         chat.state.epoch, chat.state.serial = (await head_of(store, "c"))[:2]
         await chat.do(("!c1", SendCommand(name="approve", target=None, data=1)))
-    damage_last_row_of_the_log(path)
+    (row,) = run_from_outside(path, "SELECT max(id), body FROM log")
+    run_from_outside(path, "UPDATE log SET body = ? WHERE id = ?", row[1][:8] + b"????" + row[1][12:], row[0])
     store = SqliteStore(path)
     hub = HubCore(store, hooks_signals=False)
     await hub.create("new", text="x")  # the hub has opened the store, and marked what was open as damaged

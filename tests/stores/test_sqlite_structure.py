@@ -12,20 +12,15 @@ from tenuto.stores.sqlite import engine as sqlite_engine
 from tenuto.stores.sqlite.documents import Documents
 from tenuto.stores.sqlite.engine import Engine
 from tenuto.stores.sqlite.file import SCHEMA
-from tenuto.stores.sqlite.store import SqliteStore
 from tenuto.stores.sqlite.verify import verify
-from tests.stores.contract import Chat, append, create, delete, emptied, texts
+from tests.stores.contract import Chat, create, delete, emptied
 from tests.stores.files import call_on_thread, cli, on_disk, opened, read, run_from_outside, write
 from tests.stores.test_sqlite_deleting import tidy_for_a_minute
 
 WHOLE = gzip.decompress((Path(__file__).parent / "files" / f"schema-{SCHEMA}.db.gz").read_bytes())
 NAME_OF_AN_INDEX = (WHOLE.index(b"tablegravesgraves") + 6, 7)  # no longer UTF-8, and SQLite quotes it in its error
-COLUMN_OF_THE_LOG = (
-    WHOLE.index(b"log (id INTEGER PRIMARY KEY") + 20,
-    2,
-)  # its numbers are no longer those of the slots
+COLUMN_OF_THE_LOG = (WHOLE.index(b"log (id INTEGER PRIMARY KEY") + 20, 2)  # its numbers are not those of the slots
 CONDITION_OF_AN_INDEX = (WHOLE.index(b"WHERE open = 1") + 13, 1)  # it would list other messages as open
-DAMAGE = pytest.mark.parametrize("flip", [NAME_OF_AN_INDEX, COLUMN_OF_THE_LOG, CONDITION_OF_AN_INDEX], ids=str)
 COMMANDS = (
     ["verify"],
     ["channels"],
@@ -35,7 +30,6 @@ COMMANDS = (
     ["compact"],
 )
 PAGE = 4_096
-KEY_OF_A_MESSAGE = (16423, 6)  # the keys after it are not in order, so SQLite does not find them
 INDEX_OF_MESSAGES = (24216, 7)
 
 
@@ -54,7 +48,7 @@ def run(*arguments: str, store: Path) -> str:
     return line
 
 
-@DAMAGE
+@pytest.mark.parametrize("flip", [NAME_OF_AN_INDEX, COLUMN_OF_THE_LOG, CONDITION_OF_AN_INDEX], ids=str)
 def test_each_command_says_in_one_line_that_the_file_is_damaged(tmp_path: Path, flip: tuple[int, int]) -> None:
     path = tmp_path / "chat.db"
     for command in COMMANDS:
@@ -62,24 +56,6 @@ def test_each_command_says_in_one_line_that_the_file_is_damaged(tmp_path: Path, 
         line = run(*command, store=path)
         assert line.startswith(f"Error: store file {path} cannot be read")
         assert line.endswith("; restore a backup")
-
-
-@DAMAGE
-def test_restore_that_fails_leaves_no_file(tmp_path: Path, flip: tuple[int, int]) -> None:
-    write(tmp_path / "backup.db", flipped(flip))
-    line = run("restore", str(tmp_path / "backup.db"), store=tmp_path / "chat.db")
-    assert line.startswith(f"Error: backup {tmp_path / 'backup.db'} cannot be read")
-    assert {one.name for one in tmp_path.iterdir()} == {"backup.db", "chat.db.lock"}
-
-
-async def test_file_whose_messages_their_keys_do_not_find_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "chat.db"
-    write(path, flipped(KEY_OF_A_MESSAGE))
-    assert next(verify(path)).startswith(f"store file {path} is damaged (")
-    with pytest.raises(
-        StoreUnusable, match=r"chat\.db cannot be used: the table of messages is damaged: no row has the"
-    ):
-        await SqliteStore(path).open()
 
 
 def test_compact_brings_messages_back_that_an_index_lost(tmp_path: Path) -> None:
@@ -106,31 +82,6 @@ async def test_removal_of_a_damaged_message_leaves_the_text_of_others(tmp_path: 
         await store.tidy(0)
     assert run_from_outside(path, "SELECT count(*) FROM documents WHERE channel IN (6, 7)") == [(0,)]
     assert list(verify(path)) == []
-
-
-async def test_documents_that_cannot_be_removed_delay_no_other_housekeeping(
-    path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with opened(path) as store:
-        await Chat(store, "gone").do(*(create(f"m{number}", "x") for number in range(200)))
-        chat = Chat(store)
-        await chat.do(create("m1", "SECRET", streaming=True), create("m2", streaming=True))
-    ((root,),) = run_from_outside(path, "SELECT rootpage FROM sqlite_master WHERE name = 'documents'")
-    data = bytearray(read(path))
-    cell = PAGE * (root - 1) + int.from_bytes(data[PAGE * (root - 1) + 12 :][:2])
-    leaf = int.from_bytes(data[cell : cell + 4])
-    data[(leaf - 1) * PAGE : leaf * PAGE] = b"\xff" * PAGE
-    write(path, bytes(data))
-    async with opened(path) as store:
-        chat.store = store
-        await chat.do(append("m1", "SECRET"), append("m2", "x"))
-        await emptied(store, "gone")
-        await chat.do(delete("m1"), documents=["m1"])
-        await tidy_for_a_minute(store, chat)
-        assert b"SECRET" not in on_disk(path)
-        assert await store.wipe() is None
-        assert await texts(store, "c", "m2") == ["x"]
-    assert caplog.text.count("documents of a deleted channel cannot be removed") == 1
 
 
 async def test_damaged_document_of_a_deleted_channel_keeps_no_other_one(
