@@ -16,8 +16,8 @@ from pathlib import Path
 
 from tenuto.stores.base import Head, head_of
 from tenuto.stores.sqlite.compact import compact
-from tenuto.stores.sqlite.store import SqliteStore
 from tests.stores.contract import Chat, append, create, emptied, finish, texts
+from tests.stores.files import opened
 
 TEXT = "0123456789" * 1_000
 EVENTS = ("open", "os.rename", "os.remove", "os.truncate", "os.chmod", "sqlite3.connect")
@@ -26,31 +26,27 @@ HANGS_S = 20  # after this time a process counts as hanging
 
 async def fill(path: Path) -> None:
     """Leave a file that is mostly free, with a finished message, a streaming one, and entries of both in the log."""
-    store = SqliteStore(path)
-    await store.open()
-    for number in range(8):
-        await Chat(store, f"gone{number}", "e2").do(*(create(f"m{n}", TEXT) for n in range(10)))
-    for number in range(8):
-        await emptied(store, f"gone{number}", used_up=["used"], until_ms=2**50)
-    chat = Chat(store)
-    await chat.do_each(create("m0", streaming=True), append("m0", TEXT), append("m0", TEXT), finish("m0"))
-    await chat.do(documents=["m0"])
-    await chat.do_each(create("m1", "begin ", streaming=True), append("m1", "middle "), append("m1", TEXT))
-    await store.note({"kept": b"value"})
-    await store.tidy(0)
-    await store.close()
+    async with opened(path) as store:
+        for number in range(8):
+            await Chat(store, f"gone{number}", "e2").do(*(create(f"m{n}", TEXT) for n in range(10)))
+        for number in range(8):
+            await emptied(store, f"gone{number}", used_up=["used"], until_ms=2**50)
+        chat = Chat(store)
+        await chat.do_each(create("m0", streaming=True), append("m0", TEXT), append("m0", TEXT), finish("m0"))
+        await chat.do(documents=["m0"])
+        await chat.do_each(create("m1", "begin ", streaming=True), append("m1", "middle "), append("m1", TEXT))
+        await store.note({"kept": b"value"})
+        await store.tidy(0)
 
 
 async def check(path: Path) -> None:
     """Raise AssertionError unless the store has all that `fill` put into it, in the same epochs."""
-    store = SqliteStore(path)
-    await store.open()
-    assert await texts(store, "c", "m0", "m1") == [TEXT * 2, "begin middle " + TEXT]
-    assert (await store.messages("gone0", ["used"]))[1].keys() == {"used"}
-    assert await store.notes("kept") == {"kept": b"value"}
-    assert await head_of(store, "c") == Head("e1", 7)
-    assert (await head_of(store, "gone0")).lives == 2**50
-    await store.close()
+    async with opened(path) as store:
+        assert await texts(store, "c", "m0", "m1") == [TEXT * 2, "begin middle " + TEXT]
+        assert (await store.messages("gone0", ["used"]))[1].keys() == {"used"}
+        assert await store.notes("kept") == {"kept": b"value"}
+        assert await head_of(store, "c") == Head("e1", 7)
+        assert (await head_of(store, "gone0")).lives == 2**50
     assert list(path.parent.glob("*.partial")) == []
 
 

@@ -20,9 +20,8 @@ from tenuto.core import requests
 from tenuto.core.requests import CreateMessage
 from tenuto.stores.sqlite import file as sqlite_file
 from tenuto.stores.sqlite.engine import Engine
-from tenuto.stores.sqlite.store import SqliteStore
 from tests.stores.contract import Chat, append, create, delete, edit, emptied, finish, put_part
-from tests.stores.files import read
+from tests.stores.files import opened, read
 
 WORDS = "the quick brown fox jumps over the lazy dog, naïve 中文 🙂 "
 
@@ -109,15 +108,13 @@ async def write(target: Path) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         path = folder / "chat.db"
-        store = SqliteStore(path)
-        await store.open()
-        channels = await fill(store)
-        found = await content(store, channels)
-        with closing(sqlite3.connect(path)) as db, closing(sqlite3.connect(folder / "copy.db")) as copy:
-            db.backup(copy)
-            copy.execute("PRAGMA journal_mode = DELETE")
-        data = read(folder / "copy.db")
-        await store.close()
+        async with opened(path) as store:
+            channels = await fill(store)
+            found = await content(store, channels)
+            with closing(sqlite3.connect(path)) as db, closing(sqlite3.connect(folder / "copy.db")) as copy:
+                db.backup(copy)
+                copy.execute("PRAGMA journal_mode = DELETE")
+            data = read(folder / "copy.db")
     target.with_suffix(".db.gz").write_bytes(gzip.compress(data, mtime=0))
     target.with_suffix(".json").write_text(
         json.dumps({"schema": sqlite_file.SCHEMA, "channels": found}, indent=1) + "\n"

@@ -143,13 +143,6 @@ def test_compaction_counts_anew_unless_messages_may_be_lost(
     assert ("channel 'chat:1' had the counts of 7 messages" in caplog.text) == is_mended
 
 
-async def test_unfinished_copy_is_removed_at_the_next_start(path: Path) -> None:
-    partial = path.with_name("chat.db.compact.partial")
-    write(partial, b"text")
-    async with opened(path):
-        assert list(path.parent.glob("*.partial")) == []
-
-
 async def test_free_space_is_counted_and_reported_once(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
