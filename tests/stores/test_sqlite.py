@@ -8,18 +8,17 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
-from msgspec.structs import replace
 
 from tenuto.core.errors import LocalError, StoreUnavailable
 from tenuto.stores.base import Committed, CommitUnknown, Head, head_of
 from tenuto.stores.sqlite import channels as sqlite_channels
-from tenuto.stores.sqlite import engine as sqlite_engine
 from tenuto.stores.sqlite import store as sqlite
 from tenuto.stores.sqlite.file import SqliteFile
-from tenuto.stores.sqlite.store import SqliteStore
+from tenuto.stores.sqlite.store import Late, SqliteStore, StoreThread
 from tests.stores.contract import Chat, StoreContract, append, create, texts
 from tests.stores.files import PATIENCE_S, call_on_thread, opened, run_from_outside, store_threads, wal
 
@@ -28,15 +27,7 @@ class TestSqliteStore(StoreContract):
     pass
 
 
-# -- thread and loops --------------------------------------------------------------------------------------------
-
-
-async def test_close_leaves_no_thread_and_no_wal(path: Path) -> None:
-    async with opened(path) as store:
-        await Chat(store).do(create("m1", "a"))
-        assert store_threads() == ["tenuto-sqlite-chat.db"]
-    assert store_threads() == []
-    assert sorted(file.name for file in path.parent.iterdir()) == ["chat.db", "chat.db.lock"]
+# -- event loops -------------------------------------------------------------------------------------------------
 
 
 def test_store_continues_on_another_event_loop(path: Path) -> None:
@@ -57,7 +48,7 @@ def test_store_continues_on_another_event_loop(path: Path) -> None:
 
 FORGETFUL = """
 import asyncio, sys
-from tenuto.stores.sqlite.store import SqliteStore
+from tenuto.stores.sqlite.store import Late, SqliteStore, StoreThread
 from tests.stores.contract import Chat, create
 
 async def main():
@@ -83,15 +74,6 @@ async def test_store_that_is_not_open_raises_misuse(path: Path) -> None:
         await head_of(SqliteStore(path), "c")
 
 
-async def test_thread_survives_an_error_of_its_caller(store: SqliteStore) -> None:
-    chat = Chat(store)
-    write = replace(chat.write(create("m1", "a")), documents=())
-    with pytest.raises(ValueError, match="the write to channel 'c' has no document for new message 'm1'"):
-        await store.commit([write])
-    assert await head_of(store, "c") == Head("-", 0)
-    assert await chat.do(create("m1", "a")) == Committed(1)
-
-
 async def test_many_channels_leave_memory_and_come_back(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite_channels, "MAX_CHANNELS", 8)
     async with opened(path) as store:
@@ -103,6 +85,74 @@ async def test_many_channels_leave_memory_and_come_back(path: Path, monkeypatch:
         heads = [await head_of(store, f"c{number}") for number in (0, 1, 20)]
         assert heads == [Head("e1", serial) for serial in (2, 1, 2)]
         assert await texts(store, "c20", "m1") == ["ab"]
+
+
+# -- the thread: runs calls in order, commits before reads that wait, also after errors and timeouts ------------------
+
+
+@pytest.fixture
+def thread() -> Iterator[StoreThread]:
+    thread = StoreThread("test-thread", lambda is_idle: None)
+    yield thread
+    thread.stop(lambda: None, wait_s=PATIENCE_S)
+
+
+async def test_call_that_timed_out_in_the_queue_never_runs(thread: StoreThread) -> None:
+    held, done = threading.Event(), []
+    holding = thread.run(held.wait, timeout_s=PATIENCE_S)
+    with pytest.raises(Late) as late:
+        await thread.run(lambda: done.append(1), timeout_s=0.01)
+    assert not late.value.is_begun
+    held.set()
+    assert await holding
+    assert await thread.run(lambda: list(done), timeout_s=PATIENCE_S) == []
+
+
+@pytest.mark.parametrize("is_serving", [False, True])
+async def test_call_that_is_first_passes_those_that_wait(thread: StoreThread, is_serving: bool) -> None:
+    held, done = threading.Event(), list[str]()
+
+    def hold() -> None:
+        held.wait()
+        if is_serving:  # as a backup does, between two parts of a file
+            assert thread.serve(0)
+
+    holding = thread.run(hold, timeout_s=None)
+    calls = [("read 1", False), ("commit 1", True), ("read 2", False), ("commit 2", True)]
+    results = [thread.run(partial(done.append, name), timeout_s=None, is_first=is_first) for name, is_first in calls]
+    held.set()
+    await asyncio.gather(holding, *results)
+    assert done == ["commit 1", "commit 2", "read 1", "read 2"]
+
+
+async def test_last_call_runs_without_a_waiting_caller() -> None:
+    thread = StoreThread("test-thread", lambda is_idle: None)
+    held, ended = threading.Event(), threading.Event()
+    holding = thread.run(held.wait, timeout_s=None)
+    finishing = asyncio.create_task(thread.finish(ended.set, timeout_s=PATIENCE_S))
+    await asyncio.sleep(0)
+    finishing.cancel()
+    held.set()
+    await asyncio.wait([holding, finishing])
+    assert await asyncio.to_thread(ended.wait, PATIENCE_S)
+
+
+async def test_failed_housekeeping_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "RETRY_S", 0.01)
+    calls, over = [], threading.Event()
+
+    def spare(is_idle: bool) -> float | None:
+        calls.append(is_idle)
+        if len(calls) == 1:
+            raise OSError("disk full")
+        over.set()
+        return None
+
+    thread = StoreThread("test-thread", spare)
+    await thread.run(lambda: None, timeout_s=PATIENCE_S)
+    assert await asyncio.to_thread(over.wait, PATIENCE_S)
+    assert calls == [False, True]
+    await thread.finish(lambda: None, timeout_s=PATIENCE_S)
 
 
 # -- trouble -----------------------------------------------------------------------------------------------------
@@ -180,12 +230,3 @@ async def test_an_idle_store_empties_its_wal(path: Path) -> None:
         await Chat(store).do(create("m1", "a"))
         assert await call_on_thread(store, lambda engine: (engine.spare(False), engine.spare(True))) == (1.0, None)
         assert wal(path).stat().st_size == 0
-
-
-async def test_wal_that_is_full_is_moved_into_the_file_after_one_more_call(store: SqliteStore) -> None:
-    def checkpoints(engine: sqlite_engine.Engine) -> list[int]:
-        engine._count_pages(sqlite_engine.CHECKPOINT_PAGES)
-        return [engine.stats()["checkpoints"] for _ in range(3) if engine.spare(is_idle=False)]
-
-    before, *after = await call_on_thread(store, checkpoints)
-    assert after == [before + 1, before + 1]
