@@ -13,16 +13,14 @@ import asyncpg
 import pytest
 
 from proof.chaos.engines import MEMORY
-from tenuto import Hub
 from tenuto.core.errors import StoreUnavailable, TenutoError
-from tenuto.core.events import ChannelAttached, kept_serial
+from tenuto.core.events import kept_serial
 from tenuto.stores import open_url
 from tenuto.stores.base import Committed, Conflict, Head, StoreReplaced, head_of
 from tenuto.stores.postgres.store import PostgresStore
-from tests.hub.watching import Watcher
 from tests.postgres import Postgres, needs_postgres, running_postgres
 from tests.stores.contract import Chat, append, create, texts
-from tests.stores.two import opened
+from tests.stores.two import opened, opened_at
 
 pytestmark = needs_postgres
 
@@ -95,13 +93,9 @@ async def test_url_that_names_a_standby_first_finds_the_server_that_accepts_writ
         hosts = f"127.0.0.1:{standby.port},127.0.0.1:{primary.port}"
         try:
             for options in ("", "?target_session_attrs=primary"):
-                named = open_url(f"postgresql://app@{hosts}/app{options}")
-                assert isinstance(named, PostgresStore)
-                store = named
-                await store.open()
-                assert store._db is not None
-                assert await store._db.fetchval("SELECT inet_server_port()") == primary.port
-                await store.close()
+                async with opened_at(f"postgresql://app@{hosts}/app{options}") as store:
+                    assert store._db is not None
+                    assert await store._db.fetchval("SELECT inet_server_port()") == primary.port
             for value in ("read-write", "any"):
                 with pytest.raises(TenutoError, match=r"accepts (no )?writes; .*name the primary"):
                     await open_url(f"{standby.url}?target_session_attrs={value}").open()
@@ -135,62 +129,36 @@ async def test_host_that_does_not_respond_takes_only_its_share_of_the_time(
     with socket.create_server(("127.0.0.1", 0)) as silent:
         silent_port = silent.getsockname()[1]
         hosts = f"127.0.0.1:{silent_port},127.0.0.1:{server.port}"
-        store = open_url(f"postgresql://app@{hosts}/app?schema=shares")
-        await store.open()
-        assert [is_silent for is_silent, _ in shares] == [True, False]
-        assert 3.0 < shares[0][1] <= 5.0  # half of the ten seconds, less what a busy machine has used
-        assert shares[1][1] > 5.5
-        await store.heads(["c"])
-        assert [is_silent for is_silent, _ in shares[2:]] == [False]  # further connections do not wait for it
-        await store.close()
+        async with opened_at(f"postgresql://app@{hosts}/app?schema=shares") as store:
+            assert [is_silent for is_silent, _ in shares] == [True, False]
+            assert 3.0 < shares[0][1] <= 5.0  # half of the ten seconds, less what a busy machine has used
+            assert shares[1][1] > 5.5
+            await store.heads(["c"])
+            assert [is_silent for is_silent, _ in shares[2:]] == [False]  # further connections do not wait for it
 
 
 async def test_copy_of_a_database_in_the_place_of_the_original_begins_new_epochs(server: Postgres) -> None:
-    """A copy by TEMPLATE has the cluster, the timeline and the tables of the original."""
+    """A copy by TEMPLATE has the cluster, the timeline and the tables of the original, and may have the same bus."""
+    url = f"postgresql://app@127.0.0.1:{server.port}/chat"
 
     def rename(name: str, to: str) -> None:
         server.sql(f"ALTER DATABASE {name} RENAME TO {to}", database="postgres")
 
-    async def seen_after(*texts: str, since: str | None = None) -> tuple[str, bool]:
-        """Store each text, and attach at `since`; returns the cursor and whether the viewer went on from there."""
-        hub = Hub(f"postgresql://app@127.0.0.1:{server.port}/chat", hooks_signals=False, drain_s=0.0)
-        for text in texts:
-            await hub.create("chat:1", id=text, text=text)
-        watcher = Watcher(hub, "chat:1", since=since)
-        (attached, *_) = (await watcher.take()).events
-        assert isinstance(attached, ChannelAttached)
-        await watcher.leave()
-        await hub.close()
-        assert watcher.cursor is not None
-        return watcher.cursor, attached.resumed
+    async def epoch_and_name_of_notices() -> tuple[str, str]:
+        async with opened_at(url) as store:
+            return (await head_of(store, "c")).epoch, store.notices_name
 
     server.sql("CREATE DATABASE chat")
-    await seen_after("m1")
+    async with opened_at(url) as store:
+        await Chat(store).do(create("m1", "a"))
     server.sql("CREATE DATABASE copied TEMPLATE chat")
-    original, _ = await seen_after("m2")
+    original = await epoch_and_name_of_notices()
     rename("chat", "former")
     rename("copied", "chat")
-    copied, is_resumed = await seen_after("m3", since=original)
-    assert not is_resumed
-    assert (await seen_after(since=copied))[1]
+    copied = await epoch_and_name_of_notices()
+    assert copied[0] != original[0]
+    assert copied[1] != original[1]
+    assert await epoch_and_name_of_notices() == copied
     rename("chat", "copied")
     rename("former", "chat")
-    assert (await seen_after(since=original))[1]
-    assert not (await seen_after(since=copied))[1]
-
-
-async def test_copy_of_a_database_has_a_name_of_notices_that_the_original_does_not_know(server: Postgres) -> None:
-    """A bus may carry the notices of both."""
-
-    async def name_in(database: str) -> str:
-        store = PostgresStore(f"postgresql://app@127.0.0.1:{server.port}/{database}")
-        await store.open()
-        await store.close()
-        return store.notices_name
-
-    server.sql("CREATE DATABASE production")
-    production = await name_in("production")
-    server.sql("CREATE DATABASE staging TEMPLATE production")
-    staging = await name_in("staging")
-    assert staging != production
-    assert (await name_in("production"), await name_in("staging")) == (production, staging)
+    assert await epoch_and_name_of_notices() == original

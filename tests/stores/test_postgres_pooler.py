@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 
 import asyncpg
 import pytest
@@ -14,14 +14,13 @@ from tenuto import Hub
 from tenuto.core.errors import StoreUnavailable, StoreUnusable
 from tenuto.stores import open_url
 from tenuto.stores.base import Committed, CommitUnknown, Store
-from tenuto.stores.postgres.store import PostgresStore
 from tests.conftest import in_long
 from tests.hub.watching import Watcher
 from tests.pgbouncer import needs_pgbouncer, pgbouncer
 from tests.postgres import Postgres, needs_postgres, running_postgres
 from tests.stores.contract import Chat, append, create
 from tests.stores.test_postgres_failover import reopened
-from tests.stores.two import Two, TwoContract
+from tests.stores.two import Two, TwoContract, opened_at
 
 pytestmark = [needs_postgres, needs_pgbouncer]
 
@@ -39,24 +38,13 @@ def url(pooler: int, schema: str) -> str:
     return f"postgresql://app@127.0.0.1:{pooler}/app?schema={schema}&prepare=0"
 
 
-@asynccontextmanager
-async def opened(url: str) -> AsyncIterator[PostgresStore]:
-    store = open_url(url)
-    assert isinstance(store, PostgresStore)
-    await store.open()
-    try:
-        yield store
-    finally:
-        await store.close()
-
-
 @in_long
 class TestPooledPostgresStore(TwoContract):
     sends_notices = False
 
     @pytest.fixture
     async def store(self, url: str) -> AsyncIterator[Store]:
-        async with opened(url) as first, opened(url) as second:
+        async with opened_at(url) as first, opened_at(url) as second:
             yield Two(first, second)
 
 
@@ -89,7 +77,7 @@ async def test_transactions_behind_a_pooler_have_the_settings_of_the_store_and_l
     server.sql("; ".join(f"ALTER DATABASE app SET {name} = '{value}'" for name, value in limits.items()))
     server.disconnect("datname = 'app'", database="postgres")  # the sessions of the pooler
     try:
-        async with opened(url) as store:
+        async with opened_at(url) as store:
             assert await Chat(store).do(create("m1", "a")) == Committed(1)
             async with store._transaction() as writer:
                 assert tuple(await writer._db.fetchrow(shown) or ()) == ("on", "0", "0", "3s")
@@ -119,7 +107,7 @@ async def test_a_pooler_that_is_not_named_in_the_url_is_refused_with_the_remedy(
 async def test_commit_whose_connection_a_pooler_refuses_is_known_not_to_be_stored(server: Postgres) -> None:
     """With an unknown outcome, the hub would read the channel and try again at once."""
     with pgbouncer(server, more="max_client_conn = 2") as port:
-        async with opened(f"postgresql://app@127.0.0.1:{port}/app?prepare=0&schema=refused") as store:
+        async with opened_at(f"postgresql://app@127.0.0.1:{port}/app?prepare=0&schema=refused") as store:
             chat = Chat(store)
             assert await chat.do(create("m1", "a")) == Committed(1)
             store._drop_connection()
@@ -142,7 +130,7 @@ async def test_commit_whose_connection_a_pooler_refuses_is_known_not_to_be_store
 async def test_a_pooler_that_goes_on_to_a_promoted_standby_changes_the_epochs() -> None:
     """The connections to the pooler stay, so the store must look at the server in each transaction."""
     with running_postgres(fsync="off") as server, pgbouncer(server) as port:
-        async with opened(f"postgresql://app@127.0.0.1:{port}/app?prepare=0") as store:
+        async with opened_at(f"postgresql://app@127.0.0.1:{port}/app?prepare=0") as store:
             chat = Chat(store)
             await chat.do_each(create("m1", streaming=True), append("m1", "kept"))
             await asyncio.to_thread(server.back_up)

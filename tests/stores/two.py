@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from random import Random
 from typing import Any
 
@@ -12,16 +12,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tenuto.stores import open_url
 from tenuto.stores.base import Notice, SharedStore, Store
 from tenuto.stores.postgres.store import PostgresStore
 from tests.postgres import Postgres
 from tests.stores.contract import LAW, PATIENCE_S, SharedStoreContract, StoreContract, check_fold
 
 
-@asynccontextmanager
-async def opened(server: Postgres, schema: str) -> AsyncIterator[PostgresStore]:
+def opened(server: Postgres, schema: str) -> AbstractAsyncContextManager[PostgresStore]:
     """Open the store in `schema`."""
-    store = PostgresStore(server.url, schema=schema)
+    return opened_at(f"{server.url}?schema={schema}")
+
+
+@asynccontextmanager
+async def opened_at(url: str) -> AsyncIterator[PostgresStore]:
+    """Open the store that `url` names."""
+    store = open_url(url)
+    assert isinstance(store, PostgresStore)
     await store.open()
     try:
         yield store
