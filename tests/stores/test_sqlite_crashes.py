@@ -48,7 +48,8 @@ async def test_committed_entries_survive_kill_9(path: Path) -> None:
         head = await head_of(store, "c")
         assert head.serial >= acknowledged
         assert head.epoch == "e1"
-        await Chat(store, "other").do_each(create("m1", streaming=True), append("m1", "after the kill"))
+        rows = [append("m1", "x" * size) for size in range(1, 9)]  # of the sizes of those in the log
+        await Chat(store, "other").do_each(create("m1", streaming=True), *rows)
         assert await texts(store, "c", *MESSAGES) == words(head.serial)
 
 
