@@ -58,7 +58,8 @@ class Scene:
             await message.append("this.", part=0 if turn.text == "source" else None)
 
 
-BEHIND: dict[str, Any] = {  # `test_ends.py` has a call
+BEHIND: dict[str, Any] = {
+    "call": {**CALL, "state": "done", "output": 7},
     "reasoning": {"type": "reasoning", "text": "Hm."},
     "data": {"type": "data", "name": "map", "data": 1},
     "source": {"type": "source", "url": "https://example.com/"},

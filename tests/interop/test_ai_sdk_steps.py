@@ -12,11 +12,13 @@ from starlette.responses import JSONResponse
 
 from tenuto.core.deltas import MessageContinued, MessageProgress, TurnProgress
 from tenuto.core.model import Command, Message
+from tenuto.interop.adapter import output_part
 from tenuto.interop.agui import AGUIStream
 from tenuto.interop.ai_sdk import PageParts, Release, UIStream, ui_messages
 from tenuto.interop.fold import TurnFold
 from tenuto.routes import (
     InAnswer,
+    MessageDeleted,
     MessageFinished,
     MessageOpened,
     MessageReplaced,
@@ -323,6 +325,17 @@ def test_loaded_call_has_the_reply_to_its_approval_but_for_version_5() -> None:
     assert loaded(parts, Release(version=5))[1].get("approval") is None
 
 
+def test_loaded_call_has_the_result_that_another_client_has_sent_after_its_turn() -> None:
+    calls = [call(f"c{index}", "called", name="place") for index in range(3)]
+    results = [output_part("c0", "Ulm"), output_part("c1", "lost", error="lost")]
+    question = msgspec.structs.replace(answer(results, "complete"), id="v", role="user")
+    asked = TurnStatus(message=None, state="over", answers=[answer(calls, "complete")], questions=[], cursor="")
+    later = msgspec.structs.replace(asked, message=question, answers=[])
+    shown = ui_messages([asked, later], RELEASE)[0]["parts"][1:]
+    states = [(one["state"], one.get("output", one.get("errorText"))) for one in shown]
+    assert states == [("output-available", "Ulm"), ("output-error", "lost"), ("input-available", None)]
+
+
 def test_reply_that_a_page_repeats_while_another_question_is_open_ends_with_an_error() -> None:
     page = FoldedPage()
 
@@ -341,12 +354,17 @@ def test_reply_that_a_page_repeats_while_another_question_is_open_ends_with_an_e
     assert page.ending == "error"  # after which the page does not post by itself
 
 
-def test_reply_to_an_approval_that_had_expired_ends_with_an_error() -> None:
+@pytest.mark.parametrize(("approved", "ending"), [(None, "error"), (True, "finish"), (False, "error")])
+def test_reply_to_an_approval_that_has_no_effect_ends_with_an_error_unless_it_is_a_repeat(
+    approved: bool | None, ending: str
+) -> None:
+    stored = {"approval": {"id": "q1", "approved": approved}} if approved is not None else {}  # else it had expired
     reply = {"id": "q1", "approved": True}
     part = {"type": "tool-weather", "toolCallId": "c1", "state": "approval-responded", "approval": reply}
-    page, stream = FoldedPage(), UIStream("u", RELEASE, {"id": "a", "parts": [part]}, is_late=True)
-    page.take(stream.frame([*begun([call("c1", "called")], "complete"), TurnChanged("over")]))
-    assert page.ending == "error"
+    page = FoldedPage([{"type": "step-start"}, dict(part)])
+    stream = UIStream("u", RELEASE, {"id": "a", "parts": [part]}, is_late=True)
+    page.take(stream.frame([*begun([call("c1", "called", **stored)], "complete"), TurnChanged("over")]))
+    assert page.ending == ending
 
 
 def test_page_that_loads_after_the_reply_to_its_call_does_not_run_the_call_again() -> None:
@@ -369,6 +387,29 @@ def test_attempt_that_was_replaced_stays_so_when_the_next_one_fails_without_text
         for delta in (begins, *(PartOpened(0, one) for one in parts), MessageFinished(status, None, {})):
             turn.receive(InAnswer(f"a{number}", delta))
     assert [one.id for one in turn.counted()] == ["a2"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        [MessageDeleted()],
+        [MessageReplaced(answer([{"type": "text", "text": "another"}]), (4,))],
+        [MessageContinued(), TextAdded(0, "text", 4, " More."), MessageFinished("failed", None, {})],
+    ],
+    ids=["deleted", "edited", "continued"],
+)
+def test_change_of_an_attempt_that_was_replaced_changes_no_stream(change: list[Any]) -> None:
+    for stream, end in ((UIStream("u", RELEASE), b'"finish"'), (AGUIStream("1", "r", "u"), b"RUN_FINISHED")):
+        begins: list[TurnDelta] = []
+        for created, (id, status) in enumerate((("a", "interrupted"), ("b", "streaming"))):
+            head = msgspec.structs.replace(answer([]), id=id, parent="u", created=created)
+            deltas = [MessageOpened(head), PartOpened(0, TEXT), MessageFinished(status, None, {})]
+            begins += [InAnswer(id, one) for one in deltas[: 3 if id == "a" else 2]]
+        stream.frame(begins)
+        assert stream.frame([InAnswer("a", one) for one in change]) == b""
+        ends = TextAdded(0, "text", 4, " Two."), MessageFinished("complete", None, {})
+        rest = stream.frame([*(InAnswer("b", one) for one in ends), TurnChanged("over")])
+        assert (rest.count(b'"delta":" Two."'), rest.count(end)) == (1, 1)
 
 
 def test_page_that_continues_over_a_text_that_was_replaced_gets_an_error_and_no_mixture() -> None:
