@@ -23,9 +23,8 @@ from tenuto.hub.turns import status as turn_status
 from tenuto.interop.ai_sdk import UIStream
 from tenuto.routes import Sent, TurnChanged, TurnDelta, guarded
 from tenuto.stores.base import StoredPage
-from tenuto.transports.sender import cycle_of
 from tests.interop.scene import names_of, verifier
-from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
+from tests.transports.conftest import Served, new_hub, serving
 
 PAGE = (Path(__file__).parents[2] / "docs" / "python.md").read_text()
 (PROGRAM,) = (one for one in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "class Lines" in one)
@@ -90,26 +89,16 @@ async def test_program_of_the_page_joins_a_repeated_request_to_the_running_turn(
         assert agent.turns == 1
 
 
-async def test_turn_reports_its_states_and_waits_for_the_next_one() -> None:
-    async with served_app() as (served, agent):
-        hub = served.hub
-        await hub.create("chat:1", text="Why?", id="q")
-        status = await hub.turn("chat:1", "q")
-        seen = [status.state]
-        while status.state != "over":
-            waiting = asyncio.ensure_future(hub.turn("chat:1", "q", after=status))
-            if status.answers:
-                agent.gate.set()
-            status = await waiting
-            seen.append(status.state)
-        assert list(dict.fromkeys(seen)) in (["waiting", "running", "over"], ["running", "over"])
-        assert [one.text for one in status.answers] == ["first second"]
-        await hub.create("other", text="Why?", id="q")
-        hub_waits = asyncio.ensure_future(hub.turn("chat:1", "q", after=status))
-        await asyncio.sleep(0)
-        await hub.drain()
-        with pytest.raises(Draining):
-            await hub_waits
+async def test_turn_that_changes_no_more_is_waited_for_until_the_hub_drains() -> None:
+    hub = new_hub()
+    await hub.create("chat:1", text="Why?", id="q", starts_turn=False)
+    await hub.create("chat:1", text="Because", role="assistant", reply_to="q")
+    waits = asyncio.ensure_future(hub.turn("chat:1", "q", after=await hub.turn("chat:1", "q")))
+    await hub.create("chat:1", text="How?", starts_turn=False)  # of another turn
+    await hub.drain()
+    with pytest.raises(Draining):
+        await waits
+    await hub.close()
 
 
 async def test_stream_begins_at_the_position_of_its_caller() -> None:
@@ -244,10 +233,10 @@ async def counted_app() -> AsyncIterator[tuple[Served, Callable[[], float]]]:
         client = hub.rates._clients.get("ann")
         return most - client.bytes.level if client is not None else 0
 
-    @app.get("/{kind}")
-    async def read(kind: str, request: Request) -> Response:
+    @app.get("/pending_commands")
+    async def pending(request: Request) -> Response:
         access = await hub.authorize(request.scope)
-        await (access.turn("chat:1", "q") if kind == "turn" else getattr(access, kind)("chat:1"))
+        await access.pending_commands("chat:1")
         return Response()
 
     @app.post("/body")
@@ -257,7 +246,6 @@ async def counted_app() -> AsyncIterator[tuple[Served, Callable[[], float]]]:
         await access.body(request)
         return Response()
 
-    await hub.create("chat:1", text="Why?", id="q", starts_turn=False)
     async with serving(hub, app) as served:
         yield served, charged_bytes
 
@@ -348,41 +336,3 @@ async def test_answer_to_a_deleted_message_is_deleted_by_the_author_of_that_mess
         await ann.delete_turn(channel, "q")
         assert (await hub.history(channel)).messages == []
     await hub.close()
-
-
-@pytest.mark.parametrize("kind", ["turn", "answer"])
-async def test_stalled_reader_of_a_route_is_cut_when_the_hub_drains(kind: str) -> None:
-    hub, app, connections = new_hub(), FastAPI(), list[Any]()
-
-    @app.get("/")
-    async def follow(request: Request) -> Response:
-        access = await hub.authorize(request.scope)
-        if kind == "turn":
-            return access.stream("chat:1", "q", UIStream("q"))
-        return hub.stream_response("chat:1", text, reply_id="r")
-
-    async def text() -> AsyncIterator[str]:
-        while not (connections and connections[0].transport.get_write_buffer_size()):
-            yield "x" * 100_000
-            await asyncio.sleep(0.01)
-        await asyncio.Event().wait()
-
-    async def noted(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "http":
-            connections.append(cycle_of(receive))
-        await app(scope, receive, send)
-
-    await hub.create("chat:1", text="Why?", id="q", starts_turn=False)
-    async with serving(hub, noted) as served, hub.message("chat:1", reply_to="q"), asyncio.timeout(PATIENCE_S):
-        reader, writer = await served.connect()
-        writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        assert b"200 OK" in await reader.readline()
-        writer.transport.pause_reading()  # type: ignore[attr-defined]
-        transport = connections[0].transport
-        if kind == "turn":
-            while not transport.get_write_buffer_size():
-                await hub.create("chat:1", text="x" * 500_000, role="assistant", reply_to="q")
-                await asyncio.sleep(0)
-        await served.until(transport.get_write_buffer_size)
-        await hub.drain()
-        await served.until(lambda: not transport.get_write_buffer_size())
