@@ -296,19 +296,23 @@ async def test_question_is_a_custom_event_and_the_run_goes_on_after_the_reply(sc
     assert (client.text, client.types[-1]) == ("Which? red!", "RUN_FINISHED")
 
 
-async def test_results_of_the_tools_of_a_page_begin_a_turn_that_has_them_at_their_calls(scene: RunScene) -> None:
-    """The page has run two calls of the ended turn; `server` is a call that only the server may answer."""
+def calling(*names: str) -> Any:
+    """Return a script that calls these tools, and thanks for their results."""
 
     async def script(turn: Turn) -> None:
         async with turn.reply() as message:
-            if turn.text:
-                for call, name in (("c1", "ask"), ("c2", "ask"), ("c3", "server")):
-                    call += turn.message.id.removeprefix("u")
-                    await message.part({"type": "tool", "call": call, "name": name, "input": "{}", "state": "called"})
-            else:
+            for number, name in enumerate(names if turn.text else (), 1):
+                call = f"c{number}{turn.message.id.removeprefix('u')}"
+                await message.part({"type": "tool", "call": call, "name": name, "input": "{}", "state": "called"})
+            if not turn.text:
                 await message.append("Thanks.")
 
-    scene.script = script
+    return script
+
+
+async def test_results_of_the_tools_of_a_page_begin_a_turn_that_has_them_at_their_calls(scene: RunScene) -> None:
+    """The page has run two calls of the ended turn; `server` is a call that only the server may answer."""
+    scene.script = calling("ask", "ask", "server")
     run = partial(scene.run, tools=[{"name": "ask", "description": "", "parameters": {}}])
     results = [
         {"id": f"t{call}", "role": "tool", "toolCallId": f"c{call}", "content": content}
@@ -363,15 +367,7 @@ async def test_result_that_two_tabs_send_under_ids_of_their_own_begins_one_turn(
         await barrier.wait()  # both requests have read the thread
         return await create(access, channel, **fields)
 
-    async def script(turn: Turn) -> None:
-        async with turn.reply() as message:
-            if turn.text:
-                for call in ("c1", "c2"):
-                    await message.part({**CALL, "call": call, "name": "ask", "state": "called"})
-            else:
-                await message.append("Thanks.")
-
-    scene.script = script
+    scene.script = calling("ask", "ask")
     run = partial(scene.run, tools=[{"name": "ask"}])
     asked = (await run([user()])).messages
 
