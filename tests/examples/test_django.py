@@ -19,7 +19,6 @@ import pytest
 from playwright.async_api import Browser, expect
 
 from proof.chaos.processes import free_port
-from tests.conftest import rest_in_long
 from tests.examples.programs import ROOT, blocks
 from tests.examples.test_pages import opened
 from tests.processes import Process, request
@@ -27,10 +26,8 @@ from tests.processes import Process, request
 PROJECT = """\
 import sys
 
-import asyncio
 import threading
 
-from asgiref.sync import async_to_sync
 from asgiref.wsgi import WsgiToAsgi
 from django.conf import settings
 from django.core.asgi import get_asgi_application
@@ -57,25 +54,6 @@ async def say_async(request: HttpRequest) -> HttpResponse:
     return HttpResponse(message.id, status=201)
 
 
-def say_through_asgiref(request: HttpRequest) -> HttpResponse:
-    return HttpResponse(async_to_sync(hub.create)("chat:1", text="hello").id, status=201)
-
-
-def say_in_thread(request: HttpRequest) -> HttpResponse:
-    found = []
-
-    def work() -> None:
-        try:
-            found.append(hub.sync.create("chat:1", text="hello").id)
-        except Exception as error:
-            found.append(str(error))
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    return HttpResponse(found[0], status=201)
-
-
 def say_later(request: HttpRequest) -> HttpResponse:
     is_sent = threading.Event()
 
@@ -95,8 +73,6 @@ def say_later(request: HttpRequest) -> HttpResponse:
 urlpatterns = [
     path("say", say),
     path("async", csrf_exempt(say_async)),
-    path("asgiref", csrf_exempt(say_through_asgiref)),
-    path("thread", csrf_exempt(say_in_thread)),
     path("later", csrf_exempt(say_later)),
     path("", lambda request: HttpResponse("ready")),
 ]
@@ -137,11 +113,10 @@ def test_server_over_wsgi_is_reported_with_the_remedy(project: Path, arguments: 
     port, expected = free_port(), "no page can reach the hub: this process serves WSGI, and the hub needs ASGI"
     with running(project, *arguments, f"127.0.0.1:{port}", port=port) as process:
         assert expected in process.output
-        for path in ("/say", "/async", "/asgiref"):  # each way to write in a view
+        for path in ("/say", "/async"):  # each way to write in a view
             status, page = request(port, "POST", path, {})
             assert status == 500, path
             assert expected in page, path
-        assert request(port, "POST", "/thread", {})[1].startswith(expected)
         before = process.output.count(expected)
         assert request(port, "POST", "/later", {}) == (200, "later")
         process.until(lambda: process.output.count(expected) > before)
@@ -151,8 +126,6 @@ def test_server_over_wsgi_is_reported_with_the_remedy(project: Path, arguments: 
 
 
 LOGIN = """\
-import sys
-
 import django
 from django.conf import settings
 from django.core.asgi import get_asgi_application
@@ -162,7 +135,6 @@ settings.configure(
     ROOT_URLCONF=__name__,
     ALLOWED_HOSTS=["*"],
     SECRET_KEY="x",
-    SESSION_ENGINE=f"django.contrib.sessions.backends.{sys.argv[1]}",
     INSTALLED_APPS=["django.contrib.contenttypes", "django.contrib.auth", "django.contrib.sessions"],
     DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "django.db"}},
 )
@@ -212,21 +184,19 @@ async def test_the_project_of_the_page_keeps_its_chat_and_its_views_write(projec
             await page.get_by_role("button", name="Remark").click()
             await expect(articles.last).to_contain_text("A remark")
             await expect(articles).to_have_count(3)
-        assert "Traceback" not in process.output
+        assert not [words for words in ("Traceback", "no page can reach the hub") if words in process.output]
 
 
-@pytest.mark.parametrize("engine", rest_in_long(["db", "signed_cookies"]))
-def test_the_verifier_of_the_page_reads_djangos_session(project: Path, engine: str) -> None:
+def test_the_verifier_of_the_page_reads_djangos_session(project: Path) -> None:
     (project / "page.py").write_text(VERIFIER)
     (project / "login.py").write_text(LOGIN)
-    ran = subprocess.run([sys.executable, "login.py", engine], capture_output=True, text=True, timeout=60)
+    ran = subprocess.run([sys.executable, "login.py"], capture_output=True, text=True, timeout=60)
     assert ran.stdout.split() == ["200", "403", "401", "401"], ran.stderr
 
 
-@pytest.mark.parametrize(("app", "lifespan"), rest_in_long([("application", "on"), ("below_asgi", "off")]))
-def test_views_below_an_asgi_server_write_and_the_hub_shows_it(project: Path, app: str, lifespan: str) -> None:
+def test_wsgi_views_below_an_asgi_server_without_a_lifespan_write_and_the_hub_shows_it(project: Path) -> None:
     port = free_port()
-    arguments = ["-m", "uvicorn", f"mysite:{app}", "--port", str(port), "--lifespan", lifespan]
+    arguments = ["-m", "uvicorn", "mysite:below_asgi", "--port", str(port), "--lifespan", "off"]
     with running(project, *arguments, port=port) as process:
         status, message_id = request(port, "POST", "/say", {})
         assert status == 201, process.output
