@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,18 +25,10 @@ async def test_client_of_java_gets_the_cause_and_the_cure_under_uvicorn_and_none
     path, server = "v1/channels/c/messages", server_in(tmp_path, monkeypatch)
     async with serving(new_hub()) as plain:
         urls = [f"http://127.0.0.1:{plain.port}/{path}", f"{server.hub}/{path}"]
-        pipe = asyncio.subprocess.PIPE
+        command = ["java", str(PROGRAM), urls[0], f"{urls[0]}!HTTP_1_1", urls[1]]
         with listening(server, server.port):
-            java = await asyncio.create_subprocess_exec(
-                "java", PROGRAM, urls[0], f"{urls[0]}!HTTP_1_1", urls[1], stdout=pipe
-            )
-            try:
-                async with asyncio.timeout(PATIENCE_S):
-                    lost, cured, whole = (await java.communicate())[0].decode().splitlines()
-            finally:
-                if java.returncode is None:
-                    java.kill()
-                    await java.wait()
+            java = partial(subprocess.run, command, stdout=subprocess.PIPE, text=True, timeout=PATIENCE_S)
+            lost, cured, whole = (await asyncio.to_thread(java)).stdout.splitlines()
     assert lost.startswith("400 ")
     assert "has lost the body of a request with the header Upgrade: 'h2c'" in lost
     assert "HttpClient.Version.HTTP_1_1 in Java, or use `tenuto serve`" in lost

@@ -15,6 +15,7 @@ from starlette.routing import Route as AppRoute
 
 from tenuto import Hub, Turn
 from tenuto.interop import AISDK
+from tests.examples.test_pages import opened
 from tests.interop.pages import IS_STRICT, MAJOR, PACKAGE, ROOT
 from tests.interop.scene import names_of
 from tests.transports.conftest import new_hub, serving
@@ -94,9 +95,10 @@ async def ask(page: Page, text: str) -> None:
 
 async def test_program_of_the_page_answers_and_keeps_the_answer(browser: Browser, script: bytes) -> None:
     hub = new_hub()
-    async with serving(hub, program(hub, script)) as served:
-        page = await (await browser.new_context()).new_page()
-        await page.goto(f"http://127.0.0.1:{served.port}/")
+    async with (
+        serving(hub, program(hub, script)) as served,
+        opened(browser, f"http://127.0.0.1:{served.port}") as page,
+    ):
         await ask(page, "hi")
         await expect(page.locator("p")).to_have_text(["hi", "You said: hi"])
         await ask(page, "ho")
@@ -166,11 +168,10 @@ async def test_tool_of_the_page_approval_regenerate_and_edit_and_a_server_that_d
             await message.part({**part, "state": "done", "output": is_ok}, index=index)
             await message.part({"type": "text", "text": f"{len(texts)}: {turn.text} from {place}"})
 
-    async with serving(hub, program_with_tools(hub, tools)) as served:
-        page = await (await browser.new_context()).new_page()
-        errors: list[str] = []
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        await page.goto(f"http://127.0.0.1:{served.port}/")
+    async with (
+        serving(hub, program_with_tools(hub, tools)) as served,
+        opened(browser, f"http://127.0.0.1:{served.port}") as page,
+    ):
         for number, (button, text) in enumerate([("Send", "hi"), ("Again", "hi"), ("Edit", "ho")], start=1):
             await page.get_by_role("button", name=button).click()
             if MAJOR >= 6:
@@ -189,4 +190,3 @@ async def test_tool_of_the_page_approval_regenerate_and_edit_and_a_server_that_d
         assert histories == [["ho", "hi"]]
         await hub.drain()
         await expect(page.locator("output")).to_have_text("error")
-        assert errors == []
