@@ -25,13 +25,8 @@ from tests.examples.test_pages import PATIENCE_MS, opened
 PAGES = blocks("README.md", "html")
 PROGRAMS = dict(zip(("endpoint", "widget", "own"), zip(blocks("README.md"), PAGES, strict=True), strict=True))
 WORDS = 22 + 100  # of an answer to a question of 20 words
-MOMENTS = {
-    "at once": -1,
-    "before the first word": 0,
-    "in mid-text": 50,
-    "near the end": WORDS - 1,
-    "after the end": WORDS,
-}
+# words that the page has: at once, before the first word, in mid-text, near the end, after the end
+MOMENTS = -1, 0, 50, WORDS - 1, WORDS
 # the field of the question, and the text of the newest answer
 FIELDS = {"endpoint": "#question", "widget": "textarea", "own": "#question"}
 SHOWN = {
@@ -121,7 +116,7 @@ async def test_a_reload_at_any_moment_shows_the_whole_answer_of_one_call(
             assert await phone.evaluate("[innerWidth, document.compatMode]") == [375, "CSS1Compat"]
         await page.fill(FIELDS[name], "  ")
         await page.press(FIELDS[name], "Enter")  # a blank is no question
-        for count, (moment, words) in enumerate(MOMENTS.items(), 1):
+        for count, words in enumerate(MOMENTS, 1):
             question = f"Why {'& how ' * 9}{count}?"
             whole = f"You asked: {question} {'This is a long answer. ' * 20}".strip()
             await page.fill(FIELDS[name], question)
@@ -145,9 +140,9 @@ async def test_a_reload_at_any_moment_shows_the_whole_answer_of_one_call(
             await other.close()
             (cookie,) = await page.context.cookies()
             messages = (await program["hub"].history(f"chat:{cookie['value'].split('.')[0]}")).messages
-            assert model.calls == count, moment
-            assert [one.text.strip() for one in messages[:2]] == [whole, question], moment
-            assert [one.role for one in messages] == ["assistant", "user"] * count, moment
+            assert model.calls == count, words
+            assert [one.text.strip() for one in messages[:2]] == [whole, question], words
+            assert [one.role for one in messages] == ["assistant", "user"] * count, words
 
 
 @pytest.mark.parametrize("name", ["endpoint", "own"])
