@@ -94,6 +94,11 @@ def test_langgraph_does_a_nodes_work_once_as_a_step_and_writes_its_answer(
     assert (report["calls"], report["processes"]) == (["look_up", "note"], 2)
 
 
+def test_langgraph_runs_a_task_again_that_had_just_returned(tmp_path: Path) -> None:
+    report = played("langgraph_task", tmp_path)
+    assert (report["calls"], report["processes"]) == (["look_up", "look_up"], 2)
+
+
 def test_programs_of_the_page_are_those_of_the_examples() -> None:
     programs = "".join(path.read_text() for path in EXAMPLES.glob("*.py"))
     blocks = re.findall(
@@ -171,33 +176,32 @@ async def pydantic_ai(program: Any) -> dict[str, Any]:
         return {"answers": await answers_of(program), "calls": calls()}
 
 
-def break_once(program: Any, dies: str | None, write: Callable[..., Awaitable[None]] | None = None) -> None:
-    """Break the model, or let the process die in it, or at the `end`: the workflow has ended, and the answer not yet.
-
-    The model writes each token into a stream too, by `write`.
-    """
+def die_at_the_end(program: Any) -> None:
+    """Let the process die when the workflow has ended, and the answer not yet."""
     end = program.MessageWriter.__aexit__
 
+    async def ended(*arguments: Any) -> Any:
+        os._exit(DIED) if is_first("died") else None
+        return await end(*arguments)
+
+    program.MessageWriter.__aexit__ = ended
+
+
+async def dbos(program: Any, *, dies: str | None) -> dict[str, Any]:
+    """Write each token into the message and into a stream of DBOS."""
+
     async def model(question: str) -> Any:
-        note("model")
         for word in ("Hello ", "world "):
-            if write is not None:
-                await write("tokens", word)
+            await program.DBOS.write_stream_async("tokens", word)
             yield word
             if dies != "end" and is_first("broken"):
                 await asyncio.sleep(0.2)  # the text is stored
                 os._exit(DIED) if dies == "model" else None
                 raise ConnectionError("the model broke")
 
-    async def ended(*arguments: Any) -> Any:
-        os._exit(DIED) if dies == "end" and is_first("died") else None
-        return await end(*arguments)
-
-    program.model, program.MessageWriter.__aexit__ = model, ended
-
-
-async def dbos(program: Any, *, dies: str | None) -> dict[str, Any]:
-    break_once(program, dies, program.DBOS.write_stream_async)
+    program.model = model
+    if dies == "end":
+        die_at_the_end(program)
     async with program.running(program.app):
         answers = await answers_of(program)
         return {"answers": answers, "stream": [one async for one in program.DBOS.read_stream_async("q1", "tokens")]}
@@ -217,9 +221,38 @@ async def langgraph(program: Any, *, behind: str) -> dict[str, Any]:
     return {"answers": await answers_of(program), "calls": calls()}
 
 
+async def langgraph_task(program: Any) -> dict[str, Any]:
+    """Let the process die just after a task of LangGraph's own, with its safest setting."""
+    functions = import_module("langgraph.func")
+    look_up = functions.task(counted(program.look_up))
+
+    async def answer(question: str) -> str:
+        found = await look_up(question)
+        os._exit(DIED) if is_first("died") else None
+        return str(found)
+
+    async with program.AsyncSqliteSaver.from_conn_string("tasks.db") as checkpoints:
+        runnable, thread = functions.entrypoint(checkpointer=checkpoints)(answer), {"configurable": {"thread_id": "q1"}}
+        given = "it" if await checkpoints.aget(thread) is None else None  # a run that was killed may have none
+        return {"answers": await runnable.ainvoke(given, thread, durability="sync"), "calls": calls()}
+
+
 async def temporal(program: Any, *, dies: str | None) -> dict[str, Any]:
+    """Break the model, or let the process die in it or before the answer ends."""
     program.SERVER = f"127.0.0.1:{TEMPORAL_PORT}"
-    break_once(program, dies)
+
+    async def model(question: str) -> Any:
+        note("model")
+        for word in ("Hello ", "world "):
+            yield word
+            if dies != "end" and is_first("broken"):
+                await asyncio.sleep(0.2)  # the text is stored
+                os._exit(DIED) if dies == "model" else None
+                raise ConnectionError("the model broke")
+
+    program.model = model
+    if dies == "end":
+        die_at_the_end(program)
     async with program.running(program.app):
         return {"answers": await answers_of(program), "calls": calls()}
 
@@ -233,6 +266,7 @@ SCENES: dict[str, tuple[str, Callable[[Any], Awaitable[dict[str, Any]]]]] = {
     "temporal_crash": ("temporal_answer", partial(temporal, dies="model")),
     "temporal_end": ("temporal_answer", partial(temporal, dies="end")),
     "langgraph_search": ("langgraph_steps", partial(langgraph, behind="search")),
+    "langgraph_task": ("langgraph_steps", langgraph_task),
     "langgraph_remember": ("langgraph_steps", partial(langgraph, behind="remember")),
 }
 
