@@ -1,6 +1,8 @@
 """`hub.stream_response` without a question: a reloaded page gets the newest answer, and no model is called.
 
 Layer: tests.
+
+`Endpoint` and `Reader` are an endpoint and its readers without a server, in virtual time.
 """
 
 import asyncio
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.datastructures import Headers
 
 from tenuto import Hub
 from tenuto.core.errors import Draining
@@ -25,15 +28,15 @@ EVENT_SOURCE = {"accept": "text/event-stream"}
 class Reader:
     """A reader of one response: the bytes that it has received, and a way to leave."""
 
-    def __init__(self, response: StreamResponse, headers: dict[str, str]) -> None:
+    def __init__(self, response: StreamResponse, headers: dict[str, str], method: str = "GET") -> None:
         self.status = 0
         self.body = ""
-        self.headers: dict[str, str] = {}
+        self.headers = Headers()
         self._left = asyncio.Event()
         self._received = asyncio.Event()
         scope = {
             "type": "http",
-            "method": "GET",
+            "method": method,
             "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
             "client": ("127.0.0.1", 1),
         }
@@ -46,7 +49,7 @@ class Reader:
     async def _send(self, message: Any) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            self.headers = {name.decode(): value.decode() for name, value in message["headers"]}
+            self.headers = Headers(raw=message["headers"])
         self.body += message.get("body", b"").decode()
         self._received.set()
 
@@ -88,14 +91,22 @@ def frame(text: str) -> str:
 class Endpoint:
     """An endpoint of `stream_response` whose model waits for its gate between two words."""
 
-    def __init__(self, hub: Hub, **options: Any) -> None:
+    def __init__(self, hub: Hub) -> None:
         self.hub = hub
         self.gate = asyncio.Event()
         self.asked: list[str] = []
-        self._options: dict[str, Any] = {"style": frame, **options}
 
-    def get(self, question: str = "", since: str | None = None, **options: Any) -> Reader:
-        """Send one request of an EventSource."""
+    def get(
+        self,
+        question: str = "",
+        since: str | None = None,
+        *,
+        channel: str = "chat:1",
+        accept: str = "text/event-stream",
+        method: str = "GET",
+        **options: Any,
+    ) -> Reader:
+        """Send one request, by default that of an EventSource."""
 
         async def model() -> AsyncIterator[str]:
             self.asked.append(question)
@@ -103,8 +114,9 @@ class Endpoint:
             await self.gate.wait()
             yield "two"
 
-        response = self.hub.stream_response("chat:1", model, prompt=question, **{**self._options, **options})
-        return Reader(response, EVENT_SOURCE if since is None else {**EVENT_SOURCE, "last-event-id": since})
+        response = self.hub.stream_response(channel, model, prompt=question, **{"style": frame, **options})
+        headers = {"accept": accept} if since is None else {"accept": accept, "last-event-id": since}
+        return Reader(response, headers, method)
 
     async def stored(self) -> list[tuple[str, str, str]]:
         """Return role, text and status of all messages, oldest first."""
