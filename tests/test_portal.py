@@ -121,17 +121,20 @@ def test_interrupted_call_is_cancelled(portal: Portal) -> None:
     assert was_cancelled.wait(PATIENCE_S)
 
 
-def test_interrupted_block_cancels_its_message() -> None:
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, "cancelled"), (ZeroDivisionError, "failed")])
+def test_interrupted_block_cancels_its_message_and_one_that_fails_does_not(
+    error: type[BaseException], status: str
+) -> None:
     hub = Hub("memory://")
-    with pytest.raises(KeyboardInterrupt), hub.sync.message("c", id="m") as message:
+    with pytest.raises(error), hub.sync.message("c", id="m") as message:
         message.append("so far")
         message.update(meta={"a": 1})
         assert (message.length, message.meta) == (6, {"a": 1})
-        raise KeyboardInterrupt
+        raise error
     with hub.sync.message("c", id="n") as message:
         message.finish("failed", reason="why", meta={"b": 2})
     newest, first = hub.sync.history("c").messages
-    assert (first.status, first.text, first.meta) == ("cancelled", "so far", {"a": 1})
+    assert (first.status, first.text, first.meta) == (status, "so far", {"a": 1})
     assert (newest.status, newest.reason, newest.meta) == ("failed", "why", {"b": 2})
     hub.sync.close()
 

@@ -141,29 +141,6 @@ async def test_steer_without_a_possible_reply_harms_no_turn(hub: Hub, wire: Wire
     assert (answer.status, got) == ("complete", ["shorter"] if code == "forbidden" else [])
 
 
-@pytest.mark.parametrize("is_stop", [True, False])
-async def test_answer_cancelled_while_it_opens_does_not_stream_on(is_stop: bool) -> None:
-    """After a cancel it ends as `cancelled`; after a shutdown as `interrupted`, once its lease has ended."""
-    hub = Hub(Slow(), authenticate=allow_everyone, hooks_signals=False)
-    wire = Wire(hub)
-    async with client_of(wire) as client, asyncio.timeout(60):
-        writer = client.message("chat:1", id="r")
-        if not is_stop:
-            writer.cancelled_as = ("interrupted", None)
-        opening = asyncio.ensure_future(writer.open())
-        await becomes(lambda: any(frame["type"] == "create" for frame in wire.sent))
-        opening.cancel()  # the create is being stored at this moment
-        await asyncio.wait([opening])
-        assert opening.cancelled()
-        message, _ = await hub.read("chat:1", "r")
-        assert message.status == ("cancelled" if is_stop else "streaming")
-        assert [(frame["type"], frame.get("lease_s")) for frame in wire.sent[1:]] == [
-            ("finish", None) if is_stop else ("lease", SHORTEST_LEASE_S)
-        ]
-    await wire.end()
-    await hub.close()
-
-
 async def test_turns_of_two_agents_survive_their_socket(hub: Hub, wire: Wire) -> None:
     """On a new socket each agent renews its own turns, which the server has not assigned there."""
     begun: list[str] = []
@@ -195,10 +172,10 @@ async def test_turns_of_two_agents_survive_their_socket(hub: Hub, wire: Wire) ->
 
 
 @contextlib.asynccontextmanager
-async def virtual_hub(**options: Any) -> AsyncIterator[tuple[Hub, Wire]]:
+async def virtual_hub(store: Any = "memory://", **options: Any) -> AsyncIterator[tuple[Hub, Wire]]:
     """Yield a hub and a wire on a virtual clock, on which long leases end at once."""
     options = {"authenticate": allow_everyone, **options}
-    hub = Hub("memory://", hooks_signals=False, clock=virtual_clock(), drain_s=0.0, **options)
+    hub = Hub(store, hooks_signals=False, clock=virtual_clock(), drain_s=0.0, **options)
     await hub.start()
     wire = Wire(hub)
     yield hub, wire
@@ -223,6 +200,26 @@ def agent(wire: Wire, name: str, answer: Callable[[str, Turn], Awaitable[None]])
 
 async def endings(hub: Hub) -> list[tuple[str | None, str, str, str | None]]:
     return [(one.author, one.text, one.status, one.reason) for one in await answers(hub)]
+
+
+@pytest.mark.parametrize("is_stop", [True, False])
+@virtually
+async def test_answer_cancelled_while_it_opens_does_not_stream_on(is_stop: bool) -> None:
+    """After a cancel it ends as `cancelled`; after a shutdown as `interrupted`, once its lease has ended."""
+    async with virtual_hub(Slow()) as (hub, wire), client_of(wire) as client:
+        writer = client.message("chat:1", id="r")
+        if not is_stop:
+            writer.cancelled_as = ("interrupted", None)
+        opening = asyncio.ensure_future(writer.open())
+        await becomes(lambda: any(frame["type"] == "create" for frame in wire.sent))
+        opening.cancel()  # the create is being stored at this moment
+        await asyncio.wait([opening])
+        assert opening.cancelled()
+        message, _ = await hub.read("chat:1", "r")
+        assert message.status == ("cancelled" if is_stop else "streaming")
+        assert [(frame["type"], frame.get("lease_s")) for frame in wire.sent[1:]] == [
+            ("finish", None) if is_stop else ("lease", SHORTEST_LEASE_S)
+        ]
 
 
 @virtually
@@ -273,14 +270,7 @@ async def test_turn_that_could_not_begin_is_not_over() -> None:
     """The connection was lost for longer than the client's timeout, just after the turn had arrived."""
     begun: list[int] = []
     async with virtual_hub() as (hub, wire):
-        is_away = False
-
-        async def dial(url: str, headers: dict[str, str]) -> Any:
-            if is_away:
-                raise OSError("no network")
-            return await wire(url, headers)
-
-        client = client_of(wire, client_id="bot", dial=dial)
+        client = client_of(wire, client_id="bot")
 
         @client.agent("chat:*")
         async def bot(turn: Turn) -> None:
@@ -289,17 +279,16 @@ async def test_turn_that_could_not_begin_is_not_over() -> None:
                 await message.append("an answer")
 
         def refuse(frame: dict[str, Any]) -> None:
-            nonlocal is_away
             if frame["type"] == "attach" and not begun and client_is_new:
-                is_away = True
+                wire.is_away = True
                 wire.cut()
 
         client_is_new = True
         wire.refuse = refuse
         async with questioned(hub, client):
             await asyncio.sleep(QUICK.request_s + 2)
-            assert (is_away, begun) == (True, [])
-            is_away = client_is_new = False
+            assert (wire.is_away, begun) == (True, [])
+            wire.is_away = client_is_new = False
             await asyncio.sleep(120)
         assert begun == [2]
         assert await endings(hub) == [("bot", "an answer", "complete", None)]
@@ -489,15 +478,8 @@ async def test_agent_that_slept_begins_no_turn_of_another_worker() -> None:
 @virtually
 async def test_a_cut_soon_after_an_outage_costs_no_turn(seed: int) -> None:
     attempts: list[int] = []
-    is_away = False
     async with virtual_hub() as (hub, wire):
-
-        async def dial(url: str, headers: dict[str, str]) -> Any:
-            if is_away:
-                raise OSError("no view is open")
-            return await wire(url, headers)
-
-        client = client_of(wire, client_id="bot", dial=dial, timing=Timing(), random=Random(seed))
+        client = client_of(wire, client_id="bot", timing=Timing(), random=Random(seed))
 
         @client.agent("chat:*")
         async def bot(turn: Turn) -> None:
@@ -509,10 +491,10 @@ async def test_a_cut_soon_after_an_outage_costs_no_turn(seed: int) -> None:
 
         async with working(client):
             await asyncio.sleep(6)
-            is_away = True
+            wire.is_away = True
             wire.cut()
             await asyncio.sleep(4)
-            is_away = False
+            wire.is_away = False
             await becomes(lambda: hub.runtime.scheduler.stats()["agents"] == 1)
             await hub.create("chat:1", text="?")
             await asyncio.sleep(2)

@@ -212,6 +212,7 @@ async def test_a_token_travels_in_a_header_alone(script: Script, caplog: pytest.
         (await script.socket()).bye(4200, "expired")
         error = await ended(client)
         assert isinstance(error, errors.Unauthenticated)
+        assert error.detail == "the token has expired and cannot be renewed; give Client(..., token_provider=...)"
     assert script.urls == ["wss://host.example/tenuto/v1/ws?client=ada"]
     assert script.headers == [{"Tenuto-Client": "python", "Authorization": "Bearer secret-token"}]
     assert "secret" not in caplog.text + str(error)
@@ -282,9 +283,8 @@ async def test_refusals_that_pass_are_tried_again(script: Script, refusal: Refus
     ("refusal", "code"),
     [
         (Refusal(403, {"code": "forbidden"}, 0.0), "forbidden"),
-        (Refusal(403, {"code": "no_verifier"}, 0.0), "no_verifier"),
-        (Refusal(400, {"code": "invalid_name"}, 0.0), "invalid_name"),
         (Refusal(404, {}, 0.0), "not_tenuto"),
+        (Refusal(403, {}, 0.0), "not_tenuto"),  # of uvicorn, for a path without sockets
         (Refusal(401, {}, 0.0), "unauthenticated"),
     ],
 )
@@ -369,14 +369,12 @@ _PORT = f"{_FORM}, with a port from 1 to 65535 or none"
 @pytest.mark.parametrize(
     ("url", "detail"),
     [
-        ("host/tenuto", f"{_FORM}, got 'host/tenuto'"),
         ("ftp://host", f"{_FORM}, got 'ftp://host'"),
         ("https://", f"{_FORM}, got 'https://'"),
         ("http://[::1", f"{_FORM}, got 'http://[::1'"),
         ("http://two words", f"{_FORM}, got 'http://two words'"),
         ("http://a..b", f"{_FORM}, got 'http://a..b'"),
         (8000, f"{_FORM}, got 8000"),
-        (b"http://host", f"{_FORM}, got 11 bytes"),
         ("http://host:0", f"{_PORT}, got 'http://host:0'"),
         ("http://host:port", f"{_PORT}, got 'http://host:port'"),
         ("http://user:pw@host:99999", f"{_PORT}, got 'http://host:99999'"),

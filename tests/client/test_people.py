@@ -1,4 +1,4 @@
-"""Presence, commands, signals and turns, on a real hub, over connections that come and go.
+"""Plain calls, presence, commands, signals and turns, on a real hub, over connections that come and go.
 
 Layer: tests.
 """
@@ -12,7 +12,17 @@ import pytest
 
 from tenuto import Hub
 from tenuto.client import ChannelView, ClaimedTurn, Client
-from tenuto.core.errors import AlreadyAnswered, InvalidName, InvalidRequest, LocalError, NotFound, TooLarge
+from tenuto.core.errors import (
+    AlreadyAnswered,
+    Deleted,
+    InvalidName,
+    InvalidRequest,
+    LocalError,
+    NotFound,
+    TenutoError,
+    TooLarge,
+    VersionConflict,
+)
 from tests.client.script import Script, message_of
 from tests.client.script import client_of as scripted
 from tests.client.wire import Wire, becomes, client_of, until
@@ -21,6 +31,32 @@ from tests.virtual import virtually
 
 def data_of(view: ChannelView) -> dict[str, dict[str, Any]]:
     return {member.id: member.data for member in view.members}
+
+
+# Plain calls ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_message_is_changed_and_deleted(client: Client) -> None:
+    made = await client.create("c", parts=[{"type": "text", "text": "Hi"}], meta={"a": 1, "b": 2})
+    changed = await client.update("c", made.id, text="Ho", meta={"a": None}, if_version=made.version)
+    assert (changed.text, changed.meta) == ("Ho", {"b": 2})
+    with pytest.raises(VersionConflict) as conflict:
+        await client.update("c", made.id, text="He", if_version=made.version)
+    assert conflict.value.details == {"version": changed.version}
+    await client.delete("c", made.id)
+    await client.delete("c", made.id)
+    with pytest.raises(Deleted):
+        await client.read("c", made.id)
+
+
+async def test_response_of_a_wrong_form_names_the_field() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b'{"message": 5, "cursor": ""}'})
+
+    async with client_of(Wire(app)) as client:
+        with pytest.raises(TenutoError, match=r"`int`.*\$\.message"):
+            await client.read("c", "m")
 
 
 # Presence ---------------------------------------------------------------------------------------------------------

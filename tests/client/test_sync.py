@@ -5,14 +5,12 @@ Layer: tests.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 
 import pytest
 
 from tenuto.client import SyncClient
-from tenuto.core.errors import Finished, LocalError, NotFound
-from tenuto.core.events import MessageFinish, MessageUpdate
+from tenuto.core.errors import LocalError, NotFound
 from tests.processes import Server, serving, text_of
 
 
@@ -44,42 +42,6 @@ def test_a_script_writes_and_reads(server: Server, client: SyncClient) -> None:
     client.delete("chat:1", asked.id)
     with pytest.raises(NotFound):
         client.read("chat:1", "other")
-
-
-def test_loop_over_a_subscription_gets_the_events(client: SyncClient) -> None:
-    writer = threading.Thread(target=_write, args=(client,))
-    kinds = []
-    subscription = client.subscribe("chat:2")
-    for event in subscription:
-        kinds.append(type(event).__name__)
-        if len(kinds) == 1:
-            writer.start()
-        if isinstance(event, MessageFinish) or (
-            isinstance(event, MessageUpdate) and event.message.status != "streaming"
-        ):
-            break
-    writer.join()
-    assert kinds[0] == "ChannelAttached"
-
-
-def _write(client: SyncClient) -> None:
-    with client.message("chat:2") as message:
-        message.append("from a thread")
-        message.flush()
-
-
-def test_an_exception_or_a_stop_ends_the_block_and_the_message(server: Server, client: SyncClient) -> None:
-    with pytest.raises(ZeroDivisionError), client.message("chat:3") as message:
-        message.append("so far")
-        raise ZeroDivisionError
-    assert server.message("chat:3", message.id)["status"] == "failed"
-    with pytest.raises(KeyboardInterrupt), client.message("chat:3") as message:
-        raise KeyboardInterrupt
-    assert server.message("chat:3", message.id)["status"] == "cancelled"
-    with pytest.raises(Finished), client.message("chat:4") as message:
-        client.finish("chat:4", message.id, status="cancelled")
-        message.append("more")
-        message.flush()
 
 
 def test_people_and_commands(client: SyncClient) -> None:

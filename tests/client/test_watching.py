@@ -25,7 +25,7 @@ from tenuto.core.events import (
 )
 from tests.client.script import Script, message_of
 from tests.client.script import client_of as scripted
-from tests.client.wire import Wire, becomes, client_of, memory_hub, until
+from tests.client.wire import Wire, becomes, client_of, until
 
 
 async def some(subscription: Subscription, count: int) -> list[Batch]:
@@ -42,20 +42,6 @@ async def some(subscription: Subscription, count: int) -> list[Batch]:
 # Views ------------------------------------------------------------------------------------------------------------
 
 
-async def test_view_shows_stored_and_new_messages(hub: Hub, client: Client) -> None:
-    asked = await hub.create("c", text="Why?")
-    async with client.channel("c") as view:
-        assert (view.messages, view.state) == ([asked], "live")
-        async with hub.message("c") as message:
-            await message.append("Because.")
-            await until(view, lambda: view.messages[-1].text == "Because.")
-            assert view.messages[-1].status == "streaming"
-        await until(view, lambda: view.messages[-1].status == "complete")
-        assert view.message(asked.id) == asked
-        assert view.message("other") is None
-    assert view.state == "closed"
-
-
 async def test_view_reports_changes(hub: Hub, client: Client) -> None:
     await hub.create("c", text="first")
     async with client.channel("c") as view, asyncio.timeout(60):
@@ -64,6 +50,7 @@ async def test_view_reports_changes(hub: Hub, client: Client) -> None:
         second = await hub.create("c", text="second")
         change = await anext(changes)
         assert (change.messages, change.is_new_start) == (frozenset([second.id]), False)
+        assert (view.message(second.id), view.message("other")) == (second, None)
         await hub.delete("c", second.id)
         assert (await anext(changes)).messages == frozenset([second.id])
 
@@ -143,13 +130,11 @@ async def test_older_messages_are_loaded_page_by_page(hub: Hub, client: Client) 
         assert "".join(message.text for message in view.messages) == "0123456"
 
 
-async def test_refused_view_is_closed_with_the_reason() -> None:
+async def test_refused_view_is_closed_with_the_reason(hub: Hub, wire: Wire) -> None:
     async def nobody(_: object) -> Identity:
         return Identity(client_id="ada", capabilities=frozenset(["publish"]))
 
-    hub = memory_hub()
     hub.authenticate = nobody
-    wire = Wire(hub)
     async with client_of(wire) as client:
         view = client.channel("c")
         with pytest.raises(Forbidden):
@@ -160,8 +145,6 @@ async def test_refused_view_is_closed_with_the_reason() -> None:
         with pytest.raises(Forbidden):
             async for _ in view:
                 pass
-    await wire.end()
-    await hub.close()
 
 
 async def test_a_view_ends_with_its_client(client: Client) -> None:

@@ -8,18 +8,21 @@ Layer: tests.
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
+import jwt
 import pytest
 
 from tenuto import Hub, Limits
 from tenuto.client import Client, Timing, Unreachable
 from tenuto.core.errors import Busy, Fenced, Finished, IdConflict, TenutoError, TooLarge
 from tenuto.core.model import Message
+from tenuto.hub.access.tokens import jwt_verifier
 from tests.client.script import Script, ScriptedSocket, message_of
 from tests.client.script import client_of as scripted
 from tests.client.test_agents import virtual_hub
-from tests.client.wire import Wire, becomes, client_of, memory_hub, until
+from tests.client.wire import Wire, becomes, client_of, until
 from tests.virtual import virtually
 
 
@@ -69,18 +72,15 @@ async def test_check_stores_nothing_and_finds_out_that_the_message_was_stopped(h
             await message.check()
 
 
-async def test_too_large_text_ends_the_message_as_failed(hub: Hub) -> None:
-    small = memory_hub(limits=Limits(message_bytes=1000))
-    wire = Wire(small)
-    async with client_of(wire) as client:
+@virtually
+async def test_too_large_text_ends_the_message_as_failed() -> None:
+    async with virtual_hub(limits=Limits(message_bytes=1000)) as (hub, wire), client_of(wire) as client:
         with pytest.raises(TooLarge):
             async with client.message("c") as message:
                 await message.append("x" * 900)
                 await message.append("y" * 200)
-        left, _ = await small.read("c", message.id)
+        left = await stored(hub, message.id)
         assert (left.status, left.reason, left.text) == ("failed", "too_large", "x" * 900)
-    await wire.end()
-    await small.close()
 
 
 async def test_taken_id_raises_id_conflict(client: Client) -> None:
@@ -88,8 +88,6 @@ async def test_taken_id_raises_id_conflict(client: Client) -> None:
         await message.append("first")
     with pytest.raises(IdConflict):
         await client.message("c", id="m").open()
-    with pytest.raises(IdConflict):
-        await client.create("c", id="m", text="other")
 
 
 # Bounds -----------------------------------------------------------------------------------------------------------
@@ -99,12 +97,8 @@ async def begun(script: Script) -> tuple[ScriptedSocket, dict[str, Any]]:
     """Respond to the create of a message. Return the socket and the create."""
     socket = await script.socket()
     frame = await socket.frame("create")
-    created(socket, frame)
-    return socket, frame
-
-
-def created(socket: ScriptedSocket, frame: dict[str, Any]) -> None:
     socket.say(type="ok", ref=frame["ref"], message=message_of(frame["id"]), serial=1, generation=1, cursor="epoch:1")
+    return socket, frame
 
 
 async def test_a_writer_ahead_of_a_slow_store_waits() -> None:
@@ -124,7 +118,6 @@ async def test_a_writer_ahead_of_a_slow_store_waits() -> None:
 
         writing = asyncio.create_task(write())
         frames = [await socket.frame() for _ in range(8)]
-        assert count == 10
         socket.say(type="ping", n=1)
         await socket.frame("pong")
         assert count == 10  # eight requests in flight, two pieces behind them, and the eleventh waits
@@ -136,7 +129,6 @@ async def test_a_writer_ahead_of_a_slow_store_waits() -> None:
             await asyncio.sleep(0)
         assert max(sizes) > 1000  # text that gathers meanwhile is sent as one request
         await writing
-        await client.close()
 
 
 @virtually
@@ -185,7 +177,6 @@ async def test_lease_of_an_idle_writer_is_renewed() -> None:
         await becomes(lambda: message.error is not None)
         with pytest.raises(Fenced):
             await message.append("too late")
-        await client.close()
 
 
 @virtually
@@ -195,7 +186,7 @@ async def test_an_interrupted_message_can_be_taken_over() -> None:
         await dying.append("Once upon")
         await dying.flush()
         async with client.channel("c") as view:
-            other.app = no_server
+            other.is_away = True
             other.cut()
             await until(view, lambda: view.messages[0].status == "interrupted")
         refusals = iter(["store_unavailable"])
@@ -207,18 +198,13 @@ async def test_an_interrupted_message_can_be_taken_over() -> None:
             assert (await stored(hub, dying.id)).meta == {"model": "m"}
             await message.append(" a time")
             wire.cut()
-            other.app = hub
+            other.is_away = False
             with pytest.raises(Fenced):
                 await dying.append("...")
                 await dying.flush()
             await message.append(".")
     left = await stored(hub, dying.id)
     assert (left.status, left.text) == ("complete", "Once upon a time.")
-
-
-async def no_server(scope: Any, receive: Any, send: Any) -> None:
-    """Refuse each connection, as a server that does not run."""
-    raise ConnectionRefusedError
 
 
 @virtually
@@ -234,3 +220,35 @@ async def test_message_that_broke_upstream_is_interrupted_by_its_lease() -> None
         await until(view, lambda: view.messages[0].status != "streaming")
         left = await stored(hub, message.id)
     assert (left.status, left.text) == ("interrupted", "half an ans")
+
+
+# Tokens -----------------------------------------------------------------------------------------------------------
+
+
+async def test_live_connection_gets_new_tokens_and_a_message_continues() -> None:
+    secret, given = "a secret of at least thirty-two bytes, as it should be", 0
+    verifier = jwt_verifier(secret=secret, audience="chat", leeway_s=0.0)
+    hub = Hub("memory://", authenticate=verifier, hooks_signals=False)
+    wire = Wire(hub)
+
+    async def provider() -> str:
+        nonlocal given
+        given += 1
+        grants = {"c" if given == 1 else "*": ["subscribe", "history", "publish", "append"]}
+        return jwt.encode({"sub": "ada", "exp": time.time() + 60, "aud": "chat", "tenuto": grants}, secret)
+
+    def ahead() -> float:
+        """Return a time at which a token has 1.5 s left, while it lasts a minute by the server's clock."""
+        return time.time() + 58.5
+
+    async with asyncio.timeout(60), client_of(wire, token_provider=provider, now=ahead) as client:
+        async with client.message("c") as message:
+            while given < 3:
+                await message.append("on ")
+                await message.flush()
+                await asyncio.sleep(0.01)  # the pace of a model: this lasts as long as two tokens
+        assert (await stored(hub, message.id)).text == message.text
+        await client.create("not-by-the-first", text="token")
+    assert wire.dials == 1
+    await wire.end()
+    await hub.close()

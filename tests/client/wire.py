@@ -47,7 +47,7 @@ class Wire:
     def __init__(self, app: Any, lives: Iterable[int] = ()) -> None:
         self.app = app
         self.dials = 0
-        self.headers: list[dict[str, str]] = []
+        self.is_away = False  # True: no connection can be opened
         self.sent: list[dict[str, Any]] = []  # the frames of clients that have arrived
         # returns the code of the error with which a frame is refused; None: the frame is passed on
         self.refuse: Callable[[dict[str, Any]], str | None] = lambda frame: None
@@ -56,7 +56,8 @@ class Wire:
 
     async def __call__(self, url: str, headers: dict[str, str]) -> Line:
         self.dials += 1
-        self.headers.append(headers)
+        if self.is_away:
+            raise OSError("no network")
         line = Line(self, next(self._lives, None))
         self._open.add(line)
         await line.open(url, headers)
@@ -161,7 +162,7 @@ class Line:
         self._wire._open.discard(self)
         if not self._accepted.done():
             self._accepted.set_exception(OSError("no route to host"))
-        with contextlib.suppress(asyncio.CancelledError, ConnectionRefusedError):
+        with contextlib.suppress(asyncio.CancelledError):
             task.result()
 
 
