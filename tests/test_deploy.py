@@ -2,7 +2,8 @@
 
 Layer: tests.
 
-Each file is checked by the program that reads it. `scripts/test_package` checks the Dockerfile and the files for
+Each file is checked by the program that reads it, the Caddyfile as the text of the page, with which
+`test_servers_on_postgres` runs a Caddy. `scripts/test_package` checks the Dockerfile and the files for
 Kubernetes, whose checkers are no dependency of the tests; `scripts/test_image` builds and runs the image.
 """
 
@@ -19,7 +20,6 @@ from click.testing import CliRunner
 from proof.chaos.engines import settings_of_the_docs as nginx_of_the_docs
 from proof.chaos.processes import free_port
 from tenuto.cli.main import main
-from tests.caddy import needs_caddy
 from tests.caddy import settings_of_the_docs as caddy_of_the_docs
 from tests.certificates import make_certificate
 from tests.nginx import needs_nginx
@@ -29,11 +29,9 @@ DEPLOY = Path(__file__).parents[1] / "deploy"
 needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
 
 
-def ran(*command: str | Path, **environ: str) -> str:
+def ran(*command: str | Path) -> str:
     """Return the output of a command. Raises AssertionError with it if the command fails."""
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=60, env={"PATH": "/usr/sbin:/usr/bin", **environ}
-    )
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={"PATH": "/usr/sbin:/usr/bin"})
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -63,13 +61,6 @@ def test_nginx_accepts_its_file(tmp_path: Path) -> None:
     text = text.replace("/etc/ssl/chat.key", str(tmp_path / "key.pem"))
     (tmp_path / "nginx.conf").write_text(f"pid {tmp_path}/pid;\n{text}")
     assert "test is successful" in ran("nginx", "-t", "-c", tmp_path / "nginx.conf", "-e", tmp_path / "log")
-
-
-@needs_caddy
-def test_caddy_accepts_its_file(tmp_path: Path) -> None:
-    environ = {"XDG_CONFIG_HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path)}
-    command = ("caddy", "validate", "--adapter", "caddyfile", "--config", DEPLOY / "Caddyfile")
-    assert "Valid configuration" in ran(*command, **environ)
 
 
 @needs_systemd

@@ -28,7 +28,7 @@ from tenuto.client import Client, SyncClient, SyncWriter
 from tenuto.core import errors
 from tenuto.hub.access.tokens import jwt_verifier
 from tenuto.hub.keep.archive import Archive
-from tests.examples.programs import client_of
+from tests.examples.programs import blocks, client_of
 
 ROOT = Path(__file__).parents[1]
 PYTHON = (ROOT / "docs" / "python.md").read_text()
@@ -38,7 +38,6 @@ PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 CODE = [*(ROOT / "tenuto").rglob("*.py"), *(ROOT / "proof").rglob("*.py"), *(ROOT / "tenuto" / "web").rglob("*.js")]
 RECORDS = sorted(path for path in (ROOT / "docs" / "decisions").glob("*.md") if path.name != "README.md")
 
-_BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 _UNITS = {"MiB": 1024 * 1024, "KiB": 1024}
 
@@ -61,7 +60,7 @@ def rows(text: str) -> dict[str, str]:
 
 
 async def test_the_documented_client_gets_its_token_from_the_documented_route() -> None:
-    (block,) = (one for one in _BLOCK.findall((ROOT / "docs" / "sign-in.md").read_text()) if "/tenuto-token" in one)
+    (block,) = (one for one in blocks("docs/sign-in.md") if "/tenuto-token" in one)
     app, secret = FastAPI(), "s" * 32
     known = {"app": app, "SECRET": secret, "current_user": lambda: "ann"}
     exec(block, known)
@@ -182,10 +181,6 @@ def test_the_blocking_client_has_the_same_calls() -> None:
 # Links and names --------------------------------------------------------------------------------------------------
 
 
-def shown_path(path: Path) -> str:
-    return path.relative_to(ROOT).as_posix()
-
-
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
@@ -196,7 +191,7 @@ def test_every_link_resolves() -> None:
             target, _, anchor = link.partition("#")
             found = (page.parent / target).resolve() if target else page
             if "://" not in link and (not found.exists() or (anchor and anchor not in anchors(found))):
-                broken.append(f"{shown_path(page)} links to {link}")
+                broken.append(f"{page.relative_to(ROOT)} links to {link}")
     assert broken == []
 
 
@@ -215,7 +210,8 @@ def test_every_documented_file_and_make_target_exists() -> None:
     missing = []
     for page in PAGES:
         text = page.read_text()
-        missing += [path for path in _PATH.findall(text) if page.name != "protocol.md" and not is_file(path)]
+        named = _PATH.findall(text) if page.name != "protocol.md" else []
+        missing += [path for path in named if not ((ROOT / path).exists() or (ROOT / "tenuto" / path).exists())]
         made = re.findall(r"`make ([a-z]+)`|^make ([a-z]+)$", text, re.MULTILINE)
         missing += [f"make {one or other}" for one, other in made if (one or other) not in targets]
     assert missing == []
@@ -244,10 +240,6 @@ def test_each_test_of_a_client_that_the_documents_name_exists() -> None:
         (path,) = (ROOT / "tests" / (folder or "interop")).rglob(f"test_{file}.py")
         found = re.findall(rf"^(?:async )?def test_{name}\w*\(", path.read_text(), re.MULTILINE)
         assert len(found) == 1, (file, name, found)
-
-
-def is_file(path: str) -> bool:
-    return (ROOT / path).exists() or (ROOT / "tenuto" / path).exists()
 
 
 def test_the_map_of_the_architecture_names_each_folder_and_only_modules_that_exist() -> None:
@@ -314,14 +306,11 @@ def test_the_glossary_defines_each_term_once_with_its_place_and_its_names_in_cod
     missing = []
     for term, _, specified, code in glossary():
         named = re.findall(r"`([^`]+)`", code)
-        missing += [name for name in named if not is_module(name) and not {*re.findall(r"\w+", name)} <= words]
+        names_of_code = [name for name in named if not (ROOT / f"{name.replace('.', '/')}.py").exists()]
+        missing += [name for name in names_of_code if not {*re.findall(r"\w+", name)} <= words]
         if not named or not _LINK.search(specified):  # the test of links checks the target
             missing.append(term)
     assert missing == []
-
-
-def is_module(name: str) -> bool:
-    return (ROOT / name.replace(".", "/")).with_suffix(".py").exists()
 
 
 def test_the_index_lists_each_decision() -> None:

@@ -21,15 +21,12 @@ from starlette.testclient import TestClient
 
 from tenuto import Hub, visitors
 from tenuto.testing import ScriptedModel
+from tests.examples.programs import blocks
 from tests.test_docs import anchors, script_of_the_site
 
 ROOT = Path(__file__).parents[1]
 SKILL = ROOT / "tenuto" / ".agents" / "skills" / "tenuto"
 PAGES = [SKILL / "SKILL.md", *sorted((SKILL / "references").glob("*.md"))]
-
-
-def blocks(page: Path) -> list[str]:
-    return [block[1] for block in re.finditer(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)]
 
 
 def test_the_skill_has_the_form_that_tools_read() -> None:
@@ -71,7 +68,7 @@ def test_the_site_serves_the_skill_of_the_packages_by_its_index(
 
 
 def test_all_programs_of_the_skill_compile() -> None:
-    programs = [block for page in PAGES for block in blocks(page)]
+    programs = [block for page in PAGES for block in blocks(str(page))]
     assert len(programs) == 6
     for program in programs:
         compile(program, "skill", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
@@ -89,14 +86,14 @@ def test_an_endpoint_of_the_skill_streams_its_answer_and_again_without_a_questio
     hub = Hub("memory://", authenticate=guests)
     hub.install(app, "/tenuto")
     known = {"app": app, "guests": guests, "hub": hub, "Request": Request, "json": json}
-    exec(blocks(PAGES[0])[number], {**known, "model": ScriptedModel(["You asked: Why?"]), "events": frames})
+    exec(blocks(str(PAGES[0]))[number], {**known, "model": ScriptedModel(["You asked: Why?"]), "events": frames})
     with TestClient(app) as client:
         for query in ("?question=Why?", ""):
             assert client.get(f"/chat{query}").text == f"data: {text}\n\ndata: [DONE]\n\n"
 
 
 def test_the_chat_of_the_skill_answers_as_its_test_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    chat, _, _, its_test = blocks(PAGES[0])
+    chat, _, _, its_test = blocks(str(PAGES[0]))
     monkeypatch.chdir(tmp_path)
     main = ModuleType("main")
     exec(chat, main.__dict__)
