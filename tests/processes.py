@@ -99,17 +99,9 @@ class Server(Process):
         self.port = free_port()
         self.host = host
         self.store = folder / "test.db"
-        arguments = [
-            *by,
-            command,
-            *(("--host", host) if host != "127.0.0.1" else ()),
-            "--port",
-            str(self.port),
-            "--store",
-            f"sqlite:///{self.store}",
-            *options,
-        ]
-        super().__init__(arguments, folder / "server.log")
+        place = ["--port", str(self.port), "--store", f"sqlite:///{self.store}"]
+        place += ["--host", host] if host != "127.0.0.1" else []
+        super().__init__([*by, command, *place, *options], folder / "server.log")
 
     @property
     def hub(self) -> str:

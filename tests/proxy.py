@@ -15,7 +15,6 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Callable
-from types import TracebackType
 from typing import Literal, Self
 
 __all__ = ["Direction", "FaultProxy"]
@@ -59,9 +58,7 @@ class FaultProxy:
         self.accept()
         return self
 
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         assert self._placeholder is not None
         self.refuse()
         await self.cut()

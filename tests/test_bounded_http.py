@@ -16,14 +16,14 @@ from uvicorn.server import ServerState
 from tenuto.server.bounded_http import BODY_BYTES, BODY_S, SLICE_BYTES, BoundedHttpProtocol
 from tenuto.server.connections import CHANCE_S, READ_BYTES, SWEEP_S, Connections
 from tenuto.transports.origin import connection_of
-from tests.virtual import virtually
+from tests.virtual import closed_later, virtually
 
 
 class Transport(asyncio.Transport):
     """The transport of a peer that reads all that is written."""
 
-    def __init__(self) -> None:
-        super().__init__({"peername": ("192.0.2.1", 5), "sockname": ("127.0.0.1", 80)})
+    def __init__(self, **info: Any) -> None:
+        super().__init__({"peername": ("192.0.2.1", 5), "sockname": ("127.0.0.1", 80), **info})
         self.written = b""
         self.is_over = False
 
@@ -103,6 +103,7 @@ class Peers:
         self.book = Connections(max_open=5_000)
         self.transports: list[Transport] = []
         self.protocols: list[BoundedHttpProtocol] = []
+        closed_later(self)
         for _ in range(count):
             self.add(b"POST /login HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % length + body)
 
@@ -140,7 +141,6 @@ async def test_unknown_peer_that_sends_no_more_of_its_body_is_refused() -> None:
     await asyncio.sleep(5 * SWEEP_S)
     assert peers.left() == 0
     assert peers.transports[0].written.startswith(b"HTTP/1.1 408 ")
-    await peers.close()
 
 
 @virtually
@@ -148,7 +148,6 @@ async def test_unknown_peers_with_more_body_to_come_are_bounded_by_address() -> 
     peers = Peers(500, 10, b"1")
     await asyncio.sleep(CHANCE_S + 2 * SWEEP_S)
     assert peers.left() == peers.book.max_waiting_of_address
-    await peers.close()
 
 
 @virtually
@@ -161,7 +160,6 @@ async def test_large_body_may_take_long_while_it_grows() -> None:
     await asyncio.sleep(SWEEP_S)
     assert peers.transports[0].written.endswith(str(pieces * BODY_BYTES).encode())
     assert peers.left() == 1
-    await peers.close()
 
 
 @virtually
@@ -187,7 +185,6 @@ async def test_peer_counts_no_longer_when_its_verifier_has_ended() -> None:
     assert peers.transports[0].written.endswith(b"1")
     peers.protocols[0].known()
     assert peers.book.waiting == 0
-    await peers.close()
 
 
 @virtually
@@ -196,7 +193,6 @@ async def test_refused_body_of_a_peer_whose_verifier_runs_ends_the_connection() 
     peers.add(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nno size\r\n")
     await asyncio.sleep(5 * SWEEP_S)
     assert peers.left() == 0
-    await peers.close()
 
 
 @virtually
@@ -205,7 +201,6 @@ async def test_request_behind_one_that_is_verified_does_not_end_the_count() -> N
     await asyncio.sleep(0.1)
     peers.protocols[0].data_received(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
     assert peers.book.waiting == 1
-    await peers.close()
 
 
 NEXT = b"POST /login HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
@@ -239,7 +234,6 @@ async def test_body_of_an_announced_length_is_parsed_in_pieces_as_large_as_they_
     await asyncio.sleep(0.1)
     assert protocol.pieces == [READ_BYTES, piece]  # type: ignore[attr-defined]
     assert peers.transports[0].written.count(b"HTTP/1.1 200 ") == 2
-    await peers.close()
 
 
 @virtually
@@ -254,15 +248,6 @@ async def test_chunks_that_arrive_in_the_piece_of_a_body_before_them_are_parsed_
     protocol._parse = lambda data: (parsed.append(len(data)), parse(data))[1]  # type: ignore[method-assign]
     protocol.data_received((CHUNKED + b"1\r\nx\r\n" * 2_000)[:READ_BYTES])
     assert max(parsed) == SLICE_BYTES
-    await peers.close()
-
-
-class ConnectedTransport(Transport):
-    """A transport with a connected socket of the kernel, from which it does not read."""
-
-    def __init__(self, one: socket.socket) -> None:
-        super().__init__()
-        self._extra["socket"] = one
 
 
 @virtually
@@ -284,7 +269,7 @@ async def test_flood_is_parsed_no_further_once_its_peer_has_left(begin: bytes, p
         closing(listening.accept()[0]) as accepted,
     ):
         peers = Peers(0, 0, b"", refusing)
-        peers.add(begin, ConnectedTransport(accepted))
+        peers.add(begin, Transport(socket=accepted))  # which does not read from its socket
         await asyncio.sleep(0.1)
         protocol, transport = peers.protocols[0], peers.transports[0]
         for is_gone in (False, True):
@@ -292,16 +277,10 @@ async def test_flood_is_parsed_no_further_once_its_peer_has_left(begin: bytes, p
             protocol.data_received((piece * 8_192)[:READ_BYTES])
             if is_gone:
                 peer.close()
-                wait_for_end(accepted)
+                accepted.settimeout(5)
+                assert accepted.recv(1, socket.MSG_PEEK) == b""  # the kernel has received the end of the connection
             protocol.resume_writing()
             assert transport.is_over == (is_gone and is_dropped)
-        await peers.close()
-
-
-def wait_for_end(one: socket.socket) -> None:
-    """Return when the kernel has received the end of a connection. Raises TimeoutError after five seconds."""
-    one.settimeout(5)
-    assert one.recv(1, socket.MSG_PEEK) == b""
 
 
 @pytest.mark.parametrize("begin", [b"", NEXT], ids=["silent", "a request"])

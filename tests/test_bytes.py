@@ -37,16 +37,13 @@ class Response:
         self._post("", {"id": "m", "role": "assistant", "status": "streaming"})
 
     def grow(self, size: int) -> int:
-        """Append at least `size` bytes of JSON text, a few words at a time, and return the number of bytes."""
-        added = ""
-        number = len(self.text)
-        while json_bytes(added) < size:
-            piece = WORDS[number % len(WORDS)]
-            self._post("/m/append", {"text": piece, "at": len(self.text) + len(added)})
-            added += piece
-            number += 1
-        self.text += added
-        return json_bytes(added)
+        """Append at least `size` bytes of JSON text, a word at a time, and return the number of bytes."""
+        before = len(self.text)
+        while json_bytes(self.text[before:]) < size:
+            piece = WORDS[len(self.text) % len(WORDS)]
+            self._post("/m/append", {"text": piece, "at": len(self.text)})
+            self.text += piece
+        return json_bytes(self.text[before:])
 
     def _post(self, path: str, body: object) -> None:
         status, response = self._server.post(self._path + path, body)

@@ -25,6 +25,7 @@ from tenuto.server.connections import (
     TrustedProxies,
 )
 from tenuto.server.serving import listen
+from tests.examples.programs import served_app
 from tests.transports.conftest import PATIENCE_S, new_hub
 from tests.virtual import virtually
 
@@ -109,37 +110,23 @@ async def test_iteration_of_the_loop_accepts_no_more_connections_of_a_storm_than
             done.set()
 
     monkeypatch.setattr(Connections, "opened", noting)
-    monkeypatch.setattr(serving, "settle_collector", lambda: None)  # which is for a process of its own
-    loop, listening = asyncio.get_running_loop(), listen("127.0.0.1", 0)
-    running = serving.server(new_hub(authenticate=allow_everyone))
-    task = await serving.start(running, listening)
-    clients = [socket.socket() for _ in range(200)]
-    counting = [loop.call_soon(count_iterations)]
-    try:
-        for client in clients:
-            client.connect(listening.getsockname())  # the kernel answers, without an iteration of this loop
-        async with asyncio.timeout(60):
-            await done.wait()
-    finally:
+    loop, clients = asyncio.get_running_loop(), [socket.socket() for _ in range(200)]
+    async with served_app(new_hub(authenticate=allow_everyone)) as address, asyncio.timeout(60):
+        counting = [loop.call_soon(count_iterations)]
+        for client in clients:  # the kernel answers, without an iteration of this loop
+            client.connect(("127.0.0.1", int(address.rpartition(":")[2])))
+        await done.wait()
         counting[0].cancel()
         for client in clients:
             client.close()
-        running.should_exit = True
-        await task
     assert max(accepted.values()) <= serving.ACCEPTED_AT_ONCE
 
 
-async def test_frame_may_have_the_size_that_the_hub_allows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "settle_collector", lambda: None)
-    limits, listening = Limits(request_bytes=3 * MIB), listen("127.0.0.1", 0)
-    running = serving.server(new_hub(authenticate=allow_everyone, limits=limits))
-    task = await serving.start(running, listening)
-    try:
-        async with Client(serving.address_of(listening), limits=limits) as client:
-            assert len((await client.create("c", text="x" * 2 * MIB)).text) == 2 * MIB
-    finally:
-        running.should_exit = True
-        await task
+async def test_frame_may_have_the_size_that_the_hub_allows() -> None:
+    limits = Limits(request_bytes=3 * MIB)
+    hub = new_hub(authenticate=allow_everyone, limits=limits)
+    async with served_app(hub) as address, Client(address, limits=limits) as client:
+        assert len((await client.create("c", text="x" * 2 * MIB)).text) == 2 * MIB
 
 
 @pytest.mark.parametrize(
@@ -155,17 +142,6 @@ async def test_full_book_evicts_the_oldest_connection_of_the_fullest_address(
         peer.connection.since_s -= 5
     waiting(book, later)
     assert [peer.is_evicted for peer in (one, first, second)] == [False, True, False]
-
-
-async def test_connection_is_refused_when_known_clients_hold_all_descriptors() -> None:
-    book = Connections(max_open=2)
-    waiting(book, "192.0.2.1")[0].connection.proceed()
-    second = Peer(book, "192.0.2.2")
-    second.connection.wait(10, may_burst=True)
-    third = Peer(book, "192.0.2.3")  # replaces the second one, whose peer is unknown
-    assert second.is_evicted
-    assert book.opened("192.0.2.4", third) is None
-    assert book.open == 2
 
 
 @pytest.mark.parametrize(
@@ -185,7 +161,6 @@ def test_ipv6_addresses_are_counted_by_network(address: str, group: str) -> None
 @pytest.mark.parametrize(
     ("forwarded", "client"),
     [
-        (["203.0.113.7"], "203.0.113.7"),
         (["198.51.100.1, 203.0.113.7"], "203.0.113.7"),
         (["198.51.100.1", "203.0.113.7"], "203.0.113.7"),
         (["203.0.113.7, 10.1.1.1"], "203.0.113.7"),

@@ -25,14 +25,6 @@ from tests.processes import PATIENCE_S, Server, serving
 from tests.stores.files import cli, run_from_outside
 
 
-async def export_of_another_store(path: Path) -> bytes:
-    hub = new_hub(path)
-    await hub.create("c", text='one \u2028 "two"')
-    exported = [line async for line in hub.archive.export("c")]
-    await hub.close()
-    return b"".join(exported)
-
-
 def new_hub(path: Path) -> Hub:
     return Hub(f"sqlite:///{path}", hooks_signals=False)
 
@@ -86,12 +78,13 @@ def test_commands_reach_a_served_hub_without_a_token(server: Server, tmp_path: P
     inspected = json.loads(cli("inspect", store=server.store).stdout)
     assert (inspected["pid"], inspected["counters"]["waiting"]) == (server.running.pid, 0)
 
-    exported = tmp_path / "chat.jsonl"
-    exported.write_bytes(asyncio.run(export_of_another_store(tmp_path / "other.db")))
+    exported, other = tmp_path / "chat.jsonl", new_hub(tmp_path / "other.db")
+    other.sync.create("c", text='one \u2028 "two"')
+    other.sync.close()
+    exported.write_bytes(cli("export", "c", store=tmp_path / "other.db").stdout_bytes)
     done = cli("import", str(exported), store=server.store)
     assert done.stdout == f"c has 1 messages and 0 commands of {exported}.\n", done
     assert cli("export", "c", store=server.store).stdout == exported.read_text()
-    assert "channel 'd' has no messages" in cli("export", "d", store=server.store).stderr
     again = cli("import", str(exported), store=server.store)
     assert (again.exit_code, "channel 'c' is not empty" in again.stderr) == (1, True)
     done = cli("import", str(exported), "--channel", "copy", store=server.store)
@@ -99,7 +92,6 @@ def test_commands_reach_a_served_hub_without_a_token(server: Server, tmp_path: P
 
     listed = map(json.loads, cli("channels", "c", "--json", store=server.store).stdout.splitlines())
     assert [(one["channel"], one["messages"]) for one in listed] == [("c", 1), ("copy", 1)]
-    assert cli("channels", "d", "--json", store=server.store).stdout == ""
 
     path = control_of(server.store)
     assert path.stat().st_mode & 0o777 == 0o600
@@ -112,32 +104,20 @@ def test_commands_reach_a_served_hub_without_a_token(server: Server, tmp_path: P
 async def test_a_backup_that_the_server_wrote_elsewhere_is_not_taken_for_a_file_here(tmp_path: Path) -> None:
     """A server in a container has other files under the same names."""
     place, target = tmp_path / "elsewhere.db", tmp_path / "new.db"
-    hub = new_hub(place)
-    await hub.create("c", text="kept")
-    await hub.close()
-    receipt = json.dumps({"type": "end", "size_bytes": place.stat().st_size, "mark": "0123456789abcdef"}).encode()
+    place.touch()
+    receipt = json.dumps({"type": "end", "size_bytes": 0, "mark": "0123456789abcdef"}).encode()
     async with another_program(place, b"HTTP/1.1 200 OK\r\n\r\n{}\n" + receipt + b"\n"):
         gone = await asyncio.to_thread(cli, "backup", str(target), store=place)
         assert (gone.exit_code, "and is not here: that process has other disks" in gone.stderr) == (1, True), gone
-        await asyncio.to_thread(target.write_bytes, place.read_bytes())
-        again = await asyncio.to_thread(cli, "backup", str(target), store=place)
-        assert (again.exit_code, "exists already; name a new file" in again.stderr) == (1, True)
 
 
-@pytest.mark.parametrize(
-    "response",
-    [
-        b"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\n\r\n",
-        b'HTTP/1.1 503 Busy\r\n\r\n{"detail":"busy\x1b"}',
-    ],
-)
-async def test_refusal_of_another_program_is_named(response: bytes, tmp_path: Path) -> None:
+async def test_redirect_of_another_program_is_not_followed(tmp_path: Path) -> None:
     place = tmp_path / "test.db"
     place.touch()
-    async with another_program(place, response):
+    async with another_program(place, b"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\n\r\n"):
         done = await asyncio.to_thread(cli, "inspect", store=place)
     assert (done.exit_code, done.stdout) == (1, "")
-    assert (" refused the " in done.stderr, "\x1b" in done.stderr) == (True, False)
+    assert (" refused the " in done.stderr, "redirect to " in done.stderr) == (True, True)
 
 
 def test_socket_of_a_killed_process_is_replaced(server: Server, tmp_path: Path) -> None:

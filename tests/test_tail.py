@@ -14,8 +14,6 @@ from functools import partial
 from typing import Any
 
 import pytest
-from starlette.applications import Starlette
-from starlette.routing import Mount
 
 from proof.chaos.processes import free_port
 from tenuto.cli import tail as command
@@ -108,15 +106,6 @@ async def test_tail_prints_one_notice_for_an_outage(served: Served) -> None:
     await stop(served, screen, running)
 
 
-async def test_tail_ends_when_the_server_refuses() -> None:
-    async def accepts_none(scope: Any) -> None:
-        return None
-
-    async with serving(new_hub(authenticate=accepts_none)) as served:
-        with pytest.raises(TenutoError, match=r"^unauthenticated: "):
-            await asyncio.wait_for(tail(served, Screen(), io.StringIO()), PATIENCE_S)
-
-
 async def test_tail_ends_within_its_time_at_a_wrong_port(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "Client", partial(Client, connect_s=0.3))
     with socket.create_server(("127.0.0.1", 0)) as silent:  # it accepts connections and sends nothing
@@ -124,17 +113,6 @@ async def test_tail_ends_within_its_time_at_a_wrong_port(monkeypatch: pytest.Mon
             running = tail(f"http://127.0.0.1:{port}", Screen(), io.StringIO())
             with pytest.raises(TenutoError, match=NO_CONNECTION.format(port=port)):
                 await asyncio.wait_for(running, PATIENCE_S)
-
-
-async def test_tail_names_a_wrong_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "Client", partial(Client, connect_s=PATIENCE_S))
-    hub = new_hub()
-    async with serving(hub, Starlette(routes=[Mount("/tenuto", hub)])) as served:
-        for path, status in (("/other", 403), ("/tenuto/v2", 404)):
-            url = f"http://{served.host}:{served.port}{path}"
-            with pytest.raises(TenutoError) as raised:
-                await asyncio.wait_for(tail(url, Screen(), io.StringIO()), PATIENCE_S)
-            assert raised.value.detail.startswith(f"not_tenuto: {url} responded {status} to a WebSocket, unlike")
 
 
 async def test_control_characters_do_not_reach_the_terminal(served: Served) -> None:

@@ -9,12 +9,12 @@ import pytest
 from tenuto import Hub, Turn
 from tenuto.core.errors import LocalError
 from tenuto.testing import ScriptedModel, wait_for_answer
-from tests.virtual import virtual_clock, virtually
+from tests.virtual import closed_later, virtual_clock, virtually
 
 
 def answering(model: ScriptedModel) -> Hub:
     """Return a hub whose agent answers with `model`."""
-    hub = Hub("memory://", hooks_signals=False, drain_s=0.0, clock=virtual_clock())
+    hub = closed_later(Hub("memory://", hooks_signals=False, drain_s=0.0, clock=virtual_clock()))
 
     @hub.agent("chat:*")
     async def assistant(turn: Turn) -> None:
@@ -34,7 +34,6 @@ async def test_answers_of_a_script_come_one_by_one() -> None:
     answer = await wait_for_answer(hub, "chat:1", question.id)
     assert (answer.text, answer.status, answer.reply_to) == ("Goodbye.", "complete", question.id)
     assert model.asked == ["Hi?", "Bye?"]
-    await hub.close()
 
 
 @virtually
@@ -43,18 +42,16 @@ async def test_failure_of_a_script_ends_the_answer_as_failed() -> None:
     await hub.create("chat:1", text="Hi?", role="user")
     answer = await wait_for_answer(hub, "chat:1")
     assert (answer.text, answer.status) == ("half", "failed")
-    await hub.close()
 
 
 @virtually
 async def test_wait_without_an_answer_names_the_messages_of_the_channel() -> None:
-    hub = Hub("memory://", hooks_signals=False, drain_s=0.0, clock=virtual_clock())
+    hub = closed_later(Hub("memory://", hooks_signals=False, drain_s=0.0, clock=virtual_clock()))
     with pytest.raises(TimeoutError, match=r"no answer that ended within 0\.5 s; its newest messages: none"):
         await wait_for_answer(hub, "chat:1", timeout_s=0.5)
     question = await hub.create("chat:1", text="Hi?", role="user")
     with pytest.raises(TimeoutError, match=re.escape(f"its newest messages: user '{question.id}' complete")):
         await wait_for_answer(hub, "chat:1", question.id)
-    await hub.close()
 
 
 async def test_script_that_is_over_says_so() -> None:

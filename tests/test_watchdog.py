@@ -18,7 +18,7 @@ import pytest
 from proof.simulation.clock import VirtualLoop
 from tenuto import HookEvent, Hub, Turn, watchdog
 from tenuto.watchdog import Watchdog, timed
-from tests.virtual import virtual_clock, virtually
+from tests.virtual import closed_later, virtual_clock, virtually
 
 LIMIT_S = 30.0
 
@@ -141,8 +141,10 @@ def test_cancellations_and_errors_pass_through(blocking: Blocking, caplog: pytes
 
 
 @virtually
-async def answered_by_blocking_code(blocking: Blocking) -> None:
-    hub = Hub("memory://", hooks_signals=False, drain_s=0, clock=virtual_clock())
+async def test_handlers_hooks_and_sources_that_block_are_named(
+    blocking: Blocking, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub = closed_later(Hub("memory://", hooks_signals=False, drain_s=0, clock=virtual_clock()))
     billed = asyncio.Event()
 
     @hub.agent("chat:*", name="bot")
@@ -169,11 +171,6 @@ async def answered_by_blocking_code(blocking: Blocking) -> None:
     await billed.wait()
     response = hub.stream_response("other:1", model)
     await response({"type": "http", "headers": []}, never, ignore)
-    await hub.close()
-
-
-def test_handlers_hooks_and_sources_that_block_are_named(blocking: Blocking, caplog: pytest.LogCaptureFixture) -> None:
-    answered_by_blocking_code(blocking)
     assert [one.split(":")[0] for one in reports(caplog)] == [
         'handler "bot" blocked the event loop for 8.0 s',
         'hook "billing" blocked the event loop for 0.3 s',

@@ -13,17 +13,17 @@ import functools
 import gc
 from collections.abc import Callable, Coroutine
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 from proof.simulation.clock import SimClock, VirtualLoop
-from tenuto import Hub
 from tenuto.hub.clock import Clock
 
-_open: list[Hub] = []
+T = TypeVar("T")
+_open: list[Any] = []  # such as hubs
 
 
 def virtually(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Return `test` as a plain test in virtual time; an error that asyncio reports fails it, also while hubs close."""
+    """Return `test` as a plain test in virtual time; an error that asyncio reports fails it, also in `closed_later`."""
 
     @functools.wraps(test)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -32,8 +32,8 @@ def virtually(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., N
         gc.disable()  # garbage of earlier tests may start tasks here: clients of `openai` do so in `__del__`
         try:
             loop.run_until_complete(test(*args, **kwargs))
-            for hub in _open:
-                loop.run_until_complete(hub.close())
+            for one in _open:
+                loop.run_until_complete(one.close())
         finally:
             left = asyncio.all_tasks(loop)
             for task in left:
@@ -47,10 +47,10 @@ def virtually(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., N
     return run
 
 
-def closed_later(hub: Hub) -> Hub:
-    """Return `hub`, which `virtually` closes after the test, as far as the test has not."""
-    _open.append(hub)
-    return hub
+def closed_later(one: T) -> T:
+    """Return `one`, which `virtually` closes after the test, as far as the test has not."""
+    _open.append(one)
+    return one
 
 
 def virtual_clock(seed: int = 1) -> SimClock | None:

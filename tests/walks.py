@@ -14,7 +14,8 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -63,6 +64,16 @@ async def _settle() -> None:
         await asyncio.sleep(0)
 
 
+@asynccontextmanager
+async def _taken(walk: Walk) -> AsyncIterator[None]:
+    """Note the calls of the block, with what its last frame leaves to do."""
+    await _settle()
+    walk.is_on = True
+    yield
+    await _settle()
+    walk.is_on = False
+
+
 def _attach(channel: str, **fields: object) -> str:
     return json.dumps({"type": "attach", "ref": 1, "channel": channel, "flush_ms": 0, **fields})
 
@@ -98,30 +109,20 @@ async def take(folder: Path) -> dict[str, Walk]:
                 for text in ("a", "b", "c"):
                     await message.append(text)
                     await _until(viewer, lambda frame, text=text: text in json.dumps(frame.get("events", frame)))
-                await _settle()
-                walks["append"].is_on = True
-                await message.append("X")
-                await _until(viewer, lambda frame: "X" in json.dumps(frame))
-                await _settle()
-                walks["append"].is_on = False
+                async with _taken(walks["append"]):
+                    await message.append("X")
+                    await _until(viewer, lambda frame: "X" in json.dumps(frame))
                 cursor = hub.channel("chat:1").state.cursor
                 await message.append(" more")
-            async with connect(url) as viewer:
-                await _settle()
-                walks["attach"].is_on = True
+            async with connect(url) as viewer, _taken(walks["attach"]):
                 await viewer.send(_attach("chat:1", since=cursor))
                 await _until(viewer, lambda frame: "more" in json.dumps(frame))
-                await _settle()
-                walks["attach"].is_on = False
             async with connect(url) as viewer:
                 await viewer.send(_attach("turn:1"))
                 await _until(viewer, lambda frame: frame["type"] == "ok")
-                await _settle()
-                walks["turn"].is_on = True
-                await viewer.send(json.dumps({"type": "create", "ref": 2, "channel": "turn:1", "text": "q"}))
-                await _until(viewer, lambda frame: "message.finish" in json.dumps(frame))
-                await _settle()
-                walks["turn"].is_on = False
+                async with _taken(walks["turn"]):
+                    await viewer.send(json.dumps({"type": "create", "ref": 2, "channel": "turn:1", "text": "q"}))
+                    await _until(viewer, lambda frame: "message.finish" in json.dumps(frame))
         finally:
             sys.setprofile(None)
             threading.setprofile(None)
