@@ -11,6 +11,7 @@ import pytest
 
 from tenuto.client import SyncClient
 from tenuto.core.errors import LocalError, NotFound
+from tenuto.core.events import ChannelAttached, MessageCreate, MessageUpdate
 from tests.processes import Server, serving, text_of
 
 
@@ -42,6 +43,18 @@ def test_a_script_writes_and_reads(server: Server, client: SyncClient) -> None:
     client.delete("chat:1", asked.id)
     with pytest.raises(NotFound):
         client.read("chat:1", "other")
+
+
+def test_loop_over_a_subscription_gets_the_events(client: SyncClient) -> None:
+    seen = ""
+    for number, event in enumerate(client.subscribe("chat:2")):
+        if number == 0:
+            assert isinstance(event, ChannelAttached)
+            client.create("chat:2", text="later")
+        elif isinstance(event, MessageCreate | MessageUpdate):
+            seen = event.message.text
+            break
+    assert seen == "later"
 
 
 def test_people_and_commands(client: SyncClient) -> None:
