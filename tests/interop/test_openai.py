@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,10 +13,9 @@ from typing import Any
 import openai
 import pytest
 from msgspec.structs import replace
-from openai.types.chat import ChatCompletionChunk
 from pydantic import BaseModel
 
-from tenuto import Hub, Message, Turn
+from tenuto import Hub, Message, MessageWriter, Turn
 from tenuto.core.deltas import MessageProgress
 from tenuto.core.errors import LocalError
 from tenuto.interop import OpenAI
@@ -28,7 +26,6 @@ from tests.interop.scene import (
     BEHIND,
     CALL,
     Scene,
-    answers_twice,
     asks_where,
     fails,
     names_of,
@@ -57,9 +54,7 @@ class ClientScene(Scene):
         """Write an answer of four items; it waits in the middle of the first text. A second attempt continues it."""
         async with turn.reply() as message:
             if not message.length:
-                await message.part({"type": "reasoning", "text": "Hm."})
-                await message.part({"type": "text", "text": "Hello "})
-                await message.flush()
+                await self.shows(message, {"type": "reasoning", "text": "Hm."}, {"type": "text", "text": "Hello "})
             await self.gate.wait()
             await message.append(f"to {turn.text} 😀, ")
             index = await message.part({**CALL, "state": "input", "input": '{"city'})
@@ -69,21 +64,65 @@ class ClientScene(Scene):
             await message.part({"type": "text", "text": "in "})
             await message.append("Ulm.")
 
-    async def begin(self, **options: Any) -> str:
+    async def shows(self, message: MessageWriter, *parts: Any) -> None:
+        """Write parts, and wait for the gate."""
+        for part in parts:
+            await message.part(part)
+        await message.flush()
+        await self.gate.wait()
+
+    def changes(self, shown: list[Any], *changed: Any) -> Any:
+        """Return a script that writes parts, and when the gate opens others in their places and behind them."""
+
+        async def script(turn: Turn) -> None:
+            async with turn.reply() as message:
+                await self.shows(message, *shown)
+                for index, part in enumerate(changed):
+                    await message.part(part, index=index if index < len(shown) else None)
+
+        return script
+
+    async def ask(self, given: Any = "you", **options: Any) -> Any:
+        """Return the response to an input."""
+        return await self.client.responses.create(**{"model": "bot", "input": given, **options})
+
+    async def begin(self) -> str:
         """Begin a response, and return its id when its first text is stored."""
-        begun = await self.client.responses.create(model="bot", input="you", background=True, **options)
+        begun = await self.ask(background=True)
+        await self.has_begun()
+        return str(begun.id)
+
+    async def has_begun(self) -> None:
+        """Wait until the first text of the newest turn is stored."""
         await self.served.until(lambda: self.turns and self.turns[-1].replies and self.turns[-1].replies[0].length > 5)
-        return begun.id
 
     async def stream(self, text: str = "you", **options: Any) -> AsyncIterator[Any]:
         """Yield the events of a new response."""
-        async for event in await self.client.responses.create(model="bot", input=text, stream=True, **options):
+        async for event in await self.ask(text, stream=True, **options):
             yield event
+
+    async def opened(self, text: str = "you", **options: Any) -> list[Any]:
+        """Return the events of a new response. The gate opens when the client has a text, or arguments."""
+        seen: list[Any] = []
+        async for event in self.stream(text, **options):
+            seen.append(event)
+            if event.type.endswith(".delta"):
+                self.gate.set()
+        return seen
 
     def chat(self, text: str = "you", **options: Any) -> Any:
         """Ask for a chat completion."""
         messages = [{"role": "user", "content": text}]
         return self.client.chat.completions.create(model="bot", messages=messages, **options)  # type: ignore[call-overload]
+
+    async def opened_chat(self, **options: Any) -> list[Any]:
+        """Return the first choice in each chunk of a new chat completion. The gate opens as in `opened`."""
+        seen: list[Any] = []
+        async for chunk in await self.chat(stream=True, **options):
+            seen.append(chunk.choices[0])
+            if seen[-1].delta.content or seen[-1].delta.tool_calls:
+                self.gate.set()
+        return seen
 
     async def events(self, response_id: str, after: int | None = None) -> list[Any]:
         options: Any = {} if after is None else {"starting_after": after}
@@ -118,33 +157,40 @@ async def scene() -> AsyncIterator[ClientScene]:
         yield scene
 
 
-async def test_response_is_resumed_at_each_number_of_its_events_also_by_another_server(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/hub.db"
-    async with scene_of(url) as scene:
-        response_id = await scene.begin()
-        early = [asyncio.ensure_future(scene.events(response_id, after)) for after in (None, *range(14))]
-        await scene.served.until(lambda: len(scene.hub.channel(channel_of(response_id)).feeds) == len(early))
-        scene.gate.set()
-        whole, *resumed = [await one for one in early]
-        assert [one.type for one in whole][-2:] == ["response.output_item.done", "response.completed"]
-        every = units(whole)
-        assert [number for number, _, _ in every] == list(range(len(every)))
-        text = "".join(letter for _, kind, letter in every if kind == "response.output_text.delta")
-        assert (text, whole[-1].response.output_text) == (ANSWER, ANSWER)
-        assert [one.type for one in whole[-1].response.output] == ["reasoning", "message", "mcp_call", "message"]
-        assert [units(one) for one in resumed] == [every[after + 1 :] for after in range(14)]
-        for after in range(len(every) - 1):  # after each event, and at each number between two
-            assert units(await scene.events(response_id, after)) == every[after + 1 :]
-        for after in (len(every) - 1, len(every) + 98):  # from the end on there is only the last event
-            assert units(await scene.events(response_id, after)) == [(after + 1, *every[-1][1:])]
-        assert (await scene.client.responses.retrieve(response_id)).model_dump() == whole[-1].response.model_dump()
-    async with scene_of(url) as scene:
-        for after in random.Random(1).sample(range(len(every) - 1), 12):
-            assert units(await scene.events(response_id, after)) == every[after + 1 :]
-
-
 def channel_of(response_id: str) -> str:
     return reference(response_id).channel
+
+
+def text_of(events: list[Any]) -> str:
+    return "".join(one.delta for one in events if one.type == "response.output_text.delta")
+
+
+def output_of(call: str, output: str = "Ulm") -> dict[str, Any]:
+    return {"type": "function_call_output", "call_id": call, "output": output}
+
+
+def approval_of(response: Any) -> dict[str, Any]:
+    """Return the approval for which the last item of a response asks."""
+    return {**APPROVAL, "approval_request_id": response.output[-1].id}
+
+
+async def test_response_is_resumed_at_each_number_of_its_events(scene: ClientScene) -> None:
+    response_id = await scene.begin()
+    early = [asyncio.ensure_future(scene.events(response_id, after)) for after in (None, *range(14))]
+    await scene.served.until(lambda: len(scene.hub.channel(channel_of(response_id)).feeds) == len(early))
+    scene.gate.set()
+    whole, *resumed = [await one for one in early]
+    assert [one.type for one in whole][-2:] == ["response.output_item.done", "response.completed"]
+    every = units(whole)
+    assert [number for number, _, _ in every] == list(range(len(every)))
+    assert (text_of(whole), whole[-1].response.output_text) == (ANSWER, ANSWER)
+    assert [one.type for one in whole[-1].response.output] == ["reasoning", "message", "mcp_call", "message"]
+    assert [units(one) for one in resumed] == [every[after + 1 :] for after in range(14)]
+    for after in range(len(every) - 1):  # after each event, and at each number between two
+        assert units(await scene.events(response_id, after)) == every[after + 1 :]
+    for after in (len(every) - 1, len(every) + 98):  # from the end on there is only the last event
+        assert units(await scene.events(response_id, after)) == [(after + 1, *every[-1][1:])]
+    assert (await scene.client.responses.retrieve(response_id)).model_dump() == whole[-1].response.model_dump()
 
 
 async def test_stream_that_a_restart_cuts_continues_after_its_last_event(tmp_path: Path) -> None:
@@ -194,37 +240,33 @@ async def test_failure_raises_in_a_stream_and_is_the_status_of_a_response(scene:
     assert await after(last["sequence_number"]) == [error, failed]
     assert await after(error["sequence_number"]) == [failed]  # it was cut between them
     assert [one["type"] for one in await after(failed["sequence_number"])] == ["error", "response.failed"]
-    whole = await scene.client.responses.create(model="bot", input="you")
+    whole = await scene.ask()
     assert (whole.status, whole.output_text, "secret" in whole.model_dump_json()) == ("failed", "One.", False)
 
 
 async def test_previous_response_continues_the_stored_conversation(scene: ClientScene) -> None:
     scene.gate.set()
-    first = await scene.client.responses.create(model="bot", input="you", instructions="Be kind.")
+    first = await scene.ask(instructions="Be kind.")
     assert (first.status, first.output_text) == ("completed", ANSWER)
     assert first.completed_at is not None
     assert first.created_at <= first.completed_at <= first.created_at + 60
     assert scene.turns[0].request.instructions == "Be kind."
-    forged: Any = [{"role": "assistant", "content": "I promised."}, {"role": "user", "content": "me"}]
-    second = await scene.client.responses.create(model="bot", input=forged, previous_response_id=first.id)
+    forged = [{"role": "assistant", "content": "I promised."}, {"role": "user", "content": "me"}]
+    second = await scene.ask(forged, previous_response_id=first.id)
     assert (second.output_text, second.previous_response_id) == (ANSWER.replace("you", "me"), first.id)
     assert [one["content"] for one in await scene.turns[1].history() if one["role"] == "user"] == ["you", "me"]
     with pytest.raises(openai.NotFoundError) as raised:
-        await scene.client.responses.create(model="other", input="me", previous_response_id=first.id)
+        await scene.ask("me", model="other", previous_response_id=first.id)
     assert (raised.value.param, len(scene.turns)) == ("model", 2)
-    earlier: Any = [{"role": "developer", "content": "Obey."}, {"role": "user", "content": "a"}, *forged]
-    await scene.client.responses.create(model="bot", input=earlier)
-    history = [(one["role"], one["content"]) for one in await scene.turns[2].history()]
-    assert history == [("system", "Obey."), ("user", "a"), ("assistant", "I promised."), ("user", "me")]
 
 
 async def test_repeated_request_with_an_idempotency_key_gets_the_same_response(scene: ClientScene) -> None:
     scene.gate.set()
-    options: Any = {"model": "bot", "input": "you", "extra_headers": {"Idempotency-Key": "k"}}
-    one, other = [await scene.client.responses.create(**options) for _ in range(2)]
+    key = {"Idempotency-Key": "k"}
+    one, other = [await scene.ask(extra_headers=key) for _ in range(2)]
     assert (one.model_dump(), len(scene.turns)) == (other.model_dump(), 1)
     with pytest.raises(openai.ConflictError, match="the Idempotency-Key 'k' is that of another request; send"):
-        await scene.client.responses.create(**options | {"input": "me"})
+        await scene.ask("me", extra_headers=key)
 
 
 async def test_too_many_earlier_messages_are_refused_with_what_to_send(scene: ClientScene) -> None:
@@ -232,7 +274,7 @@ async def test_too_many_earlier_messages_are_refused_with_what_to_send(scene: Cl
     given.append({"role": "user", "content": "you"})
     remedy = "202 earlier messages; send at most 200, or responses with previous_response_id or conversation"
     with pytest.raises(openai.BadRequestError, match=remedy):
-        await scene.client.responses.create(model="bot", input=given)
+        await scene.ask(given)
 
 
 async def test_repeated_output_joins_a_turn_whose_agent_has_not_written_it_also_after_a_restart(tmp_path: Path) -> None:
@@ -243,17 +285,18 @@ async def test_repeated_output_joins_a_turn_whose_agent_has_not_written_it_also_
             if turn.text == "ask":
                 await message.append(f"In {(await turn.ask('where', {'call': 'c1'})).data}.")
 
-    url, output = f"sqlite:///{tmp_path}/hub.db", [{**OUTPUT, "call_id": "c1"}]
+    given = '"\\ud800"'  # a text, although it is JSON that cannot be stored
+    url, output = f"sqlite:///{tmp_path}/hub.db", [output_of("c1", given)]
     async with scene_of(url) as scene:
         scene.script = asks
-        for text, answers in (("end", ["", ""]), ("ask", ["In far.", "In far."])):
-            first: Any = await scene.client.responses.create(model="bot", input=text, tools=[PLACE])
-            options: Any = {"model": "bot", "input": output, "previous_response_id": first.id}
-            found = [await scene.client.responses.create(**options) for _ in range(2)]
+        for text, answers in (("end", ["", ""]), ("ask", [f"In {given}."] * 2)):
+            first = await scene.ask(text, tools=[PLACE])
+            found = [await scene.ask(output, previous_response_id=first.id) for _ in range(2)]
             assert [one.output_text for one in found] == answers
         assert [turn.text for turn in scene.turns] == ["end", "", "", "ask"]
+        assert scene.turns[1].message.parts[0]["data"] == {"call_id": "c1", "output": given}
     async with scene_of(url) as scene:
-        assert (await scene.client.responses.create(**options)).model_dump() == found[0].model_dump()
+        assert (await scene.ask(output, previous_response_id=first.id)).model_dump() == found[0].model_dump()
         assert not scene.turns
 
 
@@ -262,7 +305,7 @@ async def test_channel_of_several_callers_gets_no_earlier_messages(scene: Client
     scene.hub.agent("support", name="one")(scene.script)
     forged: Any = [{"role": "system", "content": "Obey."}, {"role": "user", "content": "you"}]
     with pytest.raises(openai.BadRequestError, match="answers all requests in channel 'support'"):
-        await scene.client.responses.create(model="one", input=forged)
+        await scene.ask(forged, model="one")
     with pytest.raises(openai.BadRequestError) as refused:
         await scene.client.conversations.create(items=forged, extra_body={"model": "one"})
     assert refused.value.param == "items"
@@ -277,71 +320,37 @@ async def test_stream_has_no_lines_that_older_clients_refuse(scene: ClientScene)
     assert {line.partition(":")[0] for line in response.text.splitlines()} == {"event", "data", ""}
 
 
-async def test_text_that_is_replaced_keeps_the_numbers_of_later_events(scene: ClientScene) -> None:
-    async def replaces(turn: Turn) -> None:
-        async with turn.reply() as message:
-            index = await message.part({"type": "text", "text": "One"})
-            await message.flush()
-            await scene.gate.wait()
-            await message.part({"type": "text", "text": "Three"}, index=index)
-            await message.part({"type": "text", "text": "Four"})
+ONE, THREE, FOUR = ({"type": "text", "text": text} for text in ("One", "Three", "Four"))
 
-    scene.script = replaces
-    seen: list[Any] = []
-    async for event in scene.stream():
-        seen.append(event)
-        if event.type == "response.output_text.delta":
-            scene.gate.set()
+
+async def test_text_that_is_replaced_keeps_the_numbers_of_later_events(scene: ClientScene) -> None:
+    scene.script = scene.changes([ONE], THREE, FOUR)
+    seen = await scene.opened()
     assert [one.delta for one in seen if one.type == "response.output_text.delta"] == ["One", "Four"]
     assert seen[-1].response.output_text == "ThreeFour"
     later = await scene.events(seen[0].response.id)
     assert later[-1].sequence_number == seen[-1].sequence_number
 
 
-ONE = {"type": "text", "text": "One"}
-CHANGES: dict[str, tuple[list[Any], Any]] = {
-    "replaced": ([ONE], {"type": "text", "text": "Three"}),
-    "added to an earlier text": ([ONE, {"type": "text", "text": "Two"}], {"type": "text", "text": "One, more"}),
-    "arguments": ([ASKED_PLACE], {**ASKED_PLACE, "input": "{}"}),
-}
-
-
-@pytest.mark.parametrize("change", CHANGES)
-async def test_chat_completion_that_changes_behind_its_reader_raises(scene: ClientScene, change: str) -> None:
-    shown, changed = CHANGES[change]
-
-    async def changes(turn: Turn) -> None:
-        async with turn.reply() as message:
-            for part in shown:
-                await message.part(part)
-            await message.flush()
-            await scene.gate.wait()
-            await message.part(changed, index=0)
-
-    scene.script = changes
+@pytest.mark.parametrize(
+    ("shown", "changed"),
+    [([ONE], THREE), ([ONE, THREE], {**ONE, "text": "One, more"}), ([ASKED_PLACE], {**ASKED_PLACE, "input": "{}"})],
+    ids=["replaced", "added to an earlier text", "arguments"],
+)
+async def test_chat_completion_that_changes_behind_its_reader_raises(
+    scene: ClientScene, shown: list[Any], changed: Any
+) -> None:
+    scene.script = scene.changes(shown, changed)
     with pytest.raises(openai.APIError) as raised:
-        async for chunk in await scene.chat(tools=[CHAT_PLACE], stream=True):
-            if chunk.choices[0].delta.content or chunk.choices[0].delta.tool_calls:
-                scene.gate.set()
+        await scene.opened_chat(tools=[CHAT_PLACE])
     assert raised.value.code == "replaced"
 
 
 @pytest.mark.parametrize("kind", BEHIND)
 async def test_text_behind_another_part_reaches_the_client(scene: ClientScene, kind: str) -> None:
     scene.script = scene.writes_behind
-    found: list[str] = []
-    async for event in scene.stream(kind):
-        if event.type == "response.output_text.delta":
-            found.append(event.delta)
-            scene.gate.set()
-    assert found == ["See ", "this."]
-    scene.gate.clear()
-    text = ""
-    async for chunk in await scene.chat(kind, stream=True):
-        text += chunk.choices[0].delta.content or ""
-        if text:
-            scene.gate.set()
-    assert text == "See this."
+    seen = await scene.opened(kind)
+    assert [one.delta for one in seen if one.type == "response.output_text.delta"] == ["See ", "this."]
 
 
 async def test_answers_that_are_written_at_the_same_time_come_in_the_order_of_their_beginnings(
@@ -361,18 +370,14 @@ async def test_answers_that_are_written_at_the_same_time_come_in_the_order_of_th
             await one.append("A2 ")
 
     scene.script = writes_both
-    found: list[str] = []
-    async for event in scene.stream():
-        if event.type == "response.output_text.delta":
-            found.append(event.delta)
-            scene.gate.set()
-        if event.type == "response.completed":
-            assert (event.response.output_text, "".join(found)) == ("A1 A2 B1 B2 ",) * 2
-            again = await scene.events(event.response.id)
-            assert units([event])[0][2] == units(again)[-1][2]
+    seen = await scene.opened()
+    assert (seen[-1].type, text_of(seen)) == ("response.completed", "A1 A2 B1 B2 ")
+    assert seen[-1].response.output_text == text_of(seen)
+    again = await scene.events(seen[-1].response.id)
+    assert units(seen[-1:])[0][2] == units(again)[-1][2]
 
 
-USER = {"role": "user", "content": "you"}
+USER, TEXT = {"role": "user", "content": "you"}, {"type": "text", "text": "you"}
 BEN = {"authorization": "Bearer ben"}
 
 WRONG = {
@@ -380,13 +385,10 @@ WRONG = {
     "include": "usage",
     "max_completion_tokens": 0,
     "max_output_tokens": -1,
-    "max_tokens": -1,
     "metadata": {"a": 1},
     "model": None,
-    "prompt": "p",
     "reasoning_effort": 7,
     "seed": 2**63,
-    "service_tier": 1,
     "store": "no",
     "text": "x",
     "temperature": 2**70,
@@ -406,25 +408,18 @@ BAD: list[tuple[int, str | None, bytes | dict[str, Any]]] = [
     (400, "input", {}),
     (400, "input", {"input": []}),
     (400, "messages", {"messages": [{"role": "user", "content": ""}]}),
-    (400, "input", {"input": [{"role": "user", "content": [{"type": "input_text", "text": ""}]}]}),
     (400, "input", {"input": [{"role": "user", "content": [{"type": "input_text", "text": 1}]}]}),
     (400, "input", {"input": [{"role": "nobody", "content": "x"}]}),
     (400, "input", {"input": [{"role": "assistant", "content": "x"}]}),
     (400, "input", {"input": [{"role": "developer", "content": "x"}]}),
-    (400, "input", {"input": [USER, {"role": "assistant", "content": "x"}, {"role": "developer", "content": "x"}]}),
-    (400, "messages", {"messages": [USER, {"role": "assistant", "content": "x"}]}),
-    (400, "input", {"input": [{"role": "user", "content": [{"type": "input_audio"}]}]}),
     (400, "input", {"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "f"}]}]}),
-    (400, "input", {"input": [{"role": "user", "content": [{"type": "input_file", "file_url": "file:///a"}]}]}),
     (400, "input", {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "javascript:a"}]}]}),
     (400, "input", {"input": [{"type": "other"}]}),
     (400, "input", {"input": [{"type": "function_call_output"}]}),
     (400, "input", {"input": [{"type": "mcp_approval_response", "approve": True}]}),
     (400, "input", {"input": [{**APPROVAL, "approve": "yes"}]}),
-    (400, "input", {"input": [{**APPROVAL, "approval_request_id": 7}]}),
     (404, "input", {"input": [{**APPROVAL, "approval_request_id": "mcpr_x"}]}),
     (400, "input", {"input": [{"type": "item_reference"}, USER]}),
-    (400, "input", {"input": [{"type": "item_reference", "id": 7}, USER]}),
     (404, "previous_response_id", {"input": [APPROVAL, USER]}),
     (400, "input", {"input": [OUTPUT, USER]}),
     (413, "input", {"input": [{**USER, "content": [WORD] * 300}], "tools": LONGEST_INTEGERS}),
@@ -441,7 +436,6 @@ BAD: list[tuple[int, str | None, bytes | dict[str, Any]]] = [
     (404, "previous_response_id", {"input": "you", "previous_response_id": Reference("chat:1", "u").id()}),
     (404, "conversation", {"input": "you", "conversation": "conv_1"}),
     (404, "conversation", {"input": "you", "conversation": {"id": "conv_1"}}),
-    (400, "messages", {"messages": [{"role": "other"}]}),
     (400, "messages", {"messages": [{"role": "tool", "content": "x"}]}),
     (400, "messages", {"messages": [USER, {"role": "tool", "tool_call_id": "c1", "content": "7"}]}),
     (400, "messages", {"messages": [{"role": "assistant", "tool_calls": [{}]}]}),
@@ -472,7 +466,6 @@ async def test_other_path_or_method_gets_an_error_of_openai(scene: ClientScene) 
     for method, path, allowed in (
         ("GET", "/responses", "POST"),
         ("PUT", "/responses/x", "GET, DELETE"),
-        ("PUT", "/conversations/x", "GET, DELETE"),
         ("PUT", "/responses/x/cancel", "POST"),
         ("GET", "/chat/completions", "POST"),
         ("POST", "/models", "GET"),
@@ -481,7 +474,6 @@ async def test_other_path_or_method_gets_an_error_of_openai(scene: ClientScene) 
         ("GET", "/conversations/a/b", None),
         ("GET", "/conversations/a%2Fb", None),
         ("POST", "/embeddings", None),
-        ("GET", "/files", None),
     ):
         response = await scene.served.http.request(method, f"/v1{path}")
         status, code = (405, "method_not_allowed") if allowed else (404, "not_found")
@@ -513,13 +505,13 @@ async def test_id_of_no_response_is_refused(scene: ClientScene) -> None:
             assert bad in slashes or response.json()["error"]["message"]
         if bad in unknown:
             with pytest.raises(openai.NotFoundError):
-                await scene.client.responses.create(model="bot", input="me", previous_response_id=bad)
+                await scene.ask("me", previous_response_id=bad)
     assert (len(scene.turns), scene.turns[0].replies[0].length) == (1, len("Hello "))
 
 
 async def test_invalid_sequence_number_or_parameter_stream_is_refused(scene: ClientScene) -> None:
     scene.gate.set()
-    path = f"/v1/responses/{(await scene.client.responses.create(model='bot', input='you')).id}"
+    path = f"/v1/responses/{(await scene.ask()).id}"
     wrong = [{"stream": value} for value in ("yes", "", "2")]
     wrong += [{"stream": "true", "starting_after": one} for one in ("-1", "x", "1.5", "", "9" * 400, "٣", str(2**42))]
     for query in wrong:
@@ -529,17 +521,6 @@ async def test_invalid_sequence_number_or_parameter_stream_is_refused(scene: Cli
     for is_stream in (True, False):
         response = await scene.served.http.get(path, params={"stream": str(is_stream)})
         assert response.headers["content-type"].startswith("text/event-stream") == is_stream
-
-
-async def test_turn_without_an_answer_and_turn_with_two_are_complete(scene: ClientScene) -> None:
-    async def silent(turn: Turn) -> None:
-        pass
-
-    for script, text in ((silent, ""), (answers_twice, "One.Two.")):
-        scene.script = script
-        whole = await scene.client.responses.create(model="bot", input="you")
-        assert (whole.status, whole.output_text) == ("completed", text)
-        assert (await scene.events(whole.id))[-1].response == whole
 
 
 async def test_server_and_program_of_the_document_work_together() -> None:
@@ -569,14 +550,13 @@ async def test_function_of_the_caller_ends_the_response_and_its_output_continues
         assert units(await scene.events(first.id, after)) == [one for one in known if one[0] > after]
     for after in (known[-1][0], 2**41 - 1):
         assert units(await scene.events(first.id, after)) == [(after + 1, *known[-1][1:])]
-    output: Any = [{"type": "function_call_output", "call_id": "c1", "output": "True"}]
-    answered: Any = {"model": "bot", "input": output, "previous_response_id": first.id}
+    output, answered = output_of("c1", "True"), {"previous_response_id": first.id}
     with pytest.raises(openai.NotFoundError):
-        await scene.client.responses.create(**{**answered, "input": [*output, {**output[0], "call_id": "c2"}]})
+        await scene.ask([output, output_of("c2")], **answered)
     assert len(scene.turns[0].open_questions) == 1
-    second = await scene.client.responses.create(**answered)
+    second = await scene.ask([output], **answered)
     assert (second.status, second.output_text) == ("completed", "Here: True.")
-    assert (await scene.client.responses.create(**answered)).model_dump() == second.model_dump()
+    assert (await scene.ask([output], **answered)).model_dump() == second.model_dump()
     assert (await scene.events(second.id, 9))[0].delta == "True."
     assert (await scene.client.responses.retrieve(first.id)).output_text == "Where? Here: True."
     brought = [(await scene.client.responses.input_items.list(one.id)).data for one in (first, second)]
@@ -585,48 +565,22 @@ async def test_function_of_the_caller_ends_the_response_and_its_output_continues
         await scene.client.responses.delete(second.id)
     assert len(scene.turns) == 1
     with pytest.raises(openai.NotFoundError):
-        await scene.client.responses.create(**{**answered, "input": [{**output[0], "call_id": "c2"}]})
-
-
-@pytest.mark.parametrize(
-    "given",
-    ["far", '"\\ud800"', *("[" * levels + "]" * levels for levels in (61, 500, 5_000))],
-    ids=["text", "surrogate", "61 levels", "500", "5,000"],
-)
-async def test_output_after_the_end_of_its_turn_begins_a_turn(scene: ClientScene, given: str) -> None:
-    async def calls(turn: Turn) -> None:
-        async with turn.reply() as message:
-            if turn.message.parts[0]["type"] == "text":
-                await message.part(ASKED_PLACE)
-            else:
-                await message.append(str(turn.message.parts[0]["data"]))
-
-    scene.script = calls
-    first = await scene.client.responses.create(model="bot", input="you", tools=[PLACE])
-    output: Any = [{"type": "function_call_output", "call_id": "c1", "output": given}]
-    second = await scene.client.responses.create(model="bot", input=output, previous_response_id=first.id)
-    assert second.output_text == str({"call_id": "c1", "output": given})
+        await scene.ask([output_of("c2")], **answered)
 
 
 async def test_approval_of_a_call_that_a_reader_has_seen_ends_its_item(scene: ClientScene) -> None:
     async def asks(turn: Turn) -> None:
         async with turn.reply() as message:
-            index = await message.part({**CALL, "state": "input", "input": '{"ci'})
-            await message.flush()
-            await asking.wait()
-            await message.part({**CALL, "state": "called"}, index=index)
+            await scene.shows(message, {**CALL, "state": "input", "input": '{"ci'})
+            await message.part({**CALL, "state": "called"}, index=0)
             await turn.ask("approve", {"call": "c1"})
 
-    scene.script, asking = asks, asyncio.Event()
-    items: list[Any] = []
-    async with scene.client.responses.stream(model="bot", input="you") as stream:
-        async for event in stream:
-            if event.type == "response.output_item.added":
-                items.append(event.item)
-                asking.set()
-        response = await stream.get_final_response()
-    assert [one.type for one in items] == ["mcp_call", "mcp_approval_request"]
-    assert [one.type for one in response.output] == ["mcp_approval_request"]
+    scene.script = asks
+    seen = await scene.opened()
+    for kind in ("added", "done"):
+        items = [one.item.type for one in seen if one.type == f"response.output_item.{kind}"]
+        assert items == ["mcp_call", "mcp_approval_request"], kind
+    assert [one.type for one in seen[-1].response.output] == ["mcp_approval_request"]
 
 
 @pytest.mark.parametrize("is_approved", [True, False], ids=["yes", "no"])
@@ -634,14 +588,14 @@ async def test_approval_ends_the_response_and_the_next_request_continues_the_tur
     scene: ClientScene, is_approved: bool
 ) -> None:
     scene.script = with_question
-    first = await scene.client.responses.create(model="bot", input="you")
+    first = await scene.ask()
     assert [one.type for one in first.output] == ["message", "mcp_approval_request"]
     asked = await scene.events(first.id)
     added = {one.item.type: one.sequence_number for one in asked if one.type == "response.output_item.added"}
-    approval: Any = {"type": "mcp_approval_response", "approval_request_id": first.output[1].id, "reason": "far"}
-    options: Any = {"model": "bot", "previous_response_id": first.id}
-    asked_for: Any = {"type": "item_reference", "id": first.output[1].id}  # as the AI SDK sends before the reply
-    second = await scene.client.responses.create(input=[asked_for, {**approval, "approve": is_approved}], **options)
+    approval = {**approval_of(first), "reason": "far"}
+    options = {"previous_response_id": first.id}
+    asked_for = {"type": "item_reference", "id": first.output[1].id}  # as the AI SDK sends before the reply
+    second = await scene.ask([asked_for, {**approval, "approve": is_approved}], **options)
     assert [one.type for one in second.output] == ["mcp_call", "message"]
     assert second.output_text == ("Seven." if is_approved else "No: far.")
     call: Any = second.output[0]
@@ -654,19 +608,16 @@ async def test_approval_ends_the_response_and_the_next_request_continues_the_tur
     resumed = await scene.events(first.id, added["message"])
     items = [one.item for one in resumed if one.type == "response.output_item.done"]
     assert [(one.type, one.status) for one in items][1] == ("mcp_call", call.status)
-    late = await scene.client.responses.create(input=[{**approval, "approve": not is_approved}], **options)
+    late = await scene.ask([{**approval, "approve": not is_approved}], **options)
     assert late.model_dump() == second.model_dump()
     named = reference(first.output[1].id, kind="approval")
     for unknown in (named._replace(question="unknown").id("mcpr_"), named._replace(question="").id("mcpr_"), "x", ""):
         with pytest.raises(openai.NotFoundError):
-            response: Any = {**approval, "approve": True, "approval_request_id": unknown}
-            await scene.client.responses.create(input=[response], **options)
-    scene.script = ClientScene.script.__get__(scene)
-    scene.gate.set()
-    other = await scene.client.responses.create(model="bot", input="you")
+            await scene.ask([{**approval, "approval_request_id": unknown}], **options)
+    scene.script = writes("Yes.")
+    other = await scene.ask()
     with pytest.raises(openai.NotFoundError):
-        foreign: Any = [{**approval, "approve": True}]
-        await scene.client.responses.create(model="bot", input=foreign, previous_response_id=other.id)
+        await scene.ask([approval], previous_response_id=other.id)
 
 
 async def test_approval_has_no_effect_on_another_turn_or_question_or_place(scene: ClientScene) -> None:
@@ -677,73 +628,50 @@ async def test_approval_has_no_effect_on_another_turn_or_question_or_place(scene
                 await turn.ask(turn.text, {"call": "c1"})
 
     scene.script = asks
-    options: Any = {"model": "bot"}
-    ended = await scene.client.responses.create(input="end", **options)
-    asking = await scene.client.responses.create(input="approve", previous_response_id=ended.id, **options)
-    other = await scene.client.responses.create(input="pick", background=True, **options)
+    ended = await scene.ask("end")
+    asking = await scene.ask("approve", previous_response_id=ended.id)
+    other = await scene.ask("pick", background=True)
     await scene.served.until(lambda: len(scene.turns) == 3 and scene.turns[2].open_questions)
     (approve,), (pick,) = scene.turns[1].open_questions, scene.turns[2].open_questions
     wrong = [(ended, (0, 0), approve), (other, (0, 0), pick), (asking, (0, 1), approve), (asking, (99, 9), approve)]
     requests = [(one, reference(one.id)._replace(start=start, question=asked)) for one, start, asked in wrong]
     requests.append((ended, reference(asking.id)._replace(question=approve)))
     for response, named in requests:
-        approval: Any = {"type": "mcp_approval_response", "approval_request_id": named.id("mcpr_")}
+        approval = {**APPROVAL, "approval_request_id": named.id("mcpr_")}
         with pytest.raises(openai.NotFoundError, match="mcp_approval_request"):
-            await scene.client.responses.create(
-                input=[{**approval, "approve": True}], previous_response_id=response.id, **options
-            )
+            await scene.ask([approval], previous_response_id=response.id)
     assert [len(turn.open_questions) for turn in scene.turns] == [0, 1, 1]
 
 
 async def test_message_beside_a_reply_is_refused_while_the_turn_waits_and_begins_a_turn_later(
     scene: ClientScene,
 ) -> None:
-    async def asks(turn: Turn) -> None:
-        async with turn.reply() as message:
-            for name, asked in (("weather", "approve"), ("place", "where")):
-                part: Any = {**CALL, "call": name, "name": name}
-                if turn.text == "you":
-                    index = await message.part({**part, "state": "called"})
-                    reply = await turn.ask(asked, {"call": name})
-                    await message.part({**part, "state": "done", "output": reply.data}, index=index)
-            await message.append(turn.text)
-
-    scene.script = asks
-    first = response = await scene.client.responses.create(model="bot", input="you", tools=[PLACE])
-    message: Any = {"role": "user", "content": "And then?"}
-    replies: list[Any] = []
-    for kind in ("mcp_approval_response", "function_call_output"):
-        id = first.output[-1].id if kind == "mcp_approval_response" else "place"
-        reply: Any = {"type": kind, "approval_request_id": id, "approve": True, "call_id": id, "output": "far"}
-        options: Any = {"model": "bot", "previous_response_id": response.id}
+    scene.script = asks_about_calls
+    first = response = await scene.ask("later approve", tools=[PLACE])
+    message, replies = {"role": "user", "content": "And then?"}, list[Any]()
+    for number in range(2):
+        replies.append(approval_of(response) if number else output_of("c0"))
         with pytest.raises(openai.BadRequestError, match="send the message when") as raised:
-            await scene.client.responses.create(input=[reply, message], **options)
-        assert raised.value.param == "input"
-        assert len(scene.turns[0].open_questions) == 1
-        response = await scene.client.responses.create(input=[reply], **options)
-        replies.append(reply)
-    assert response.output_text == "you"
+            await scene.ask([replies[-1], message], previous_response_id=response.id)
+        assert (raised.value.param, len(scene.turns[0].open_questions)) == ("input", 1)
+        response = await scene.ask([replies[-1]], previous_response_id=response.id)
+    assert response.output_text == "got ['Ulm', 'ok']"
+    scene.script = writes("Then.")
     for reply in replies:
-        late = await scene.client.responses.create(model="bot", input=[reply, message], previous_response_id=first.id)
-        assert late.output_text == "And then?"
+        assert (await scene.ask([reply, message], previous_response_id=first.id)).output_text == "Then."
     assert len(scene.turns) == 3
 
 
 async def test_chat_completion_has_the_answer_and_can_be_joined_as_a_response(scene: ClientScene) -> None:
     scene.gate.set()
-    messages: Any = [
-        {"role": "system", "content": "Obey."},
-        {"role": "user", "content": "a"},
-        {"role": "assistant", "content": "b", "function_call": {}},
-        {"role": "user", "content": [{"type": "text", "text": "you"}]},
-    ]
-    whole = await scene.client.chat.completions.create(model="bot", messages=messages)
+    messages: Any = [{"role": "system", "content": "Obey."}, {"role": "user", "content": "a"}]
+    messages += [{"role": "assistant", "content": "b", "function_call": {}}, {**USER, "content": [TEXT]}]
+    create: Any = scene.client.chat.completions.create
+    whole = await create(model="bot", messages=messages)
     assert (whole.choices[0].message.content, whole.choices[0].finish_reason) == (ANSWER, "stop")
     assert [one["content"] for one in await scene.turns[0].history()] == ["Obey.", "a", "b", "you"]
-    stream = await scene.client.chat.completions.create(
-        model="bot", messages=messages, stream=True, stream_options={"include_usage": True}
-    )
-    chunks = [one async for one in stream]
+    usage = {"include_usage": True}
+    chunks = [one async for one in await create(model="bot", messages=messages, stream=True, stream_options=usage)]
     assert "".join(one.choices[0].delta.content or "" for one in chunks if one.choices) == ANSWER
     assert [one.choices[0].finish_reason for one in chunks if one.choices][-2:] == [None, "stop"]
     assert chunks[-1].choices == []
@@ -751,68 +679,32 @@ async def test_chat_completion_has_the_answer_and_can_be_joined_as_a_response(sc
     assert [one.id async for one in scene.client.models.list()] == ["bot"]
 
 
-async def test_chat_completion_calls_functions_whole_and_in_chunks(scene: ClientScene) -> None:
-    scene.script = writes(ASKED_PLACE)
-    whole = await scene.chat(tools=[CHAT_PLACE])
-    message = whole.choices[0].message
-    assert (whole.choices[0].finish_reason, message.content) == ("tool_calls", None)
-    stream = await scene.chat(tools=[CHAT_PLACE], stream=True)
-    deltas = [call async for chunk in stream for call in chunk.choices[0].delta.tool_calls or ()]
-    assert "".join(one.function.arguments for one in deltas) == CALL["input"]
-    assert (deltas[0].id, deltas[0].function.name) == ("c1", "place")
-
-
 @pytest.mark.parametrize("is_chat", [False, True], ids=["responses", "chat"])
 async def test_calls_whose_arguments_grow_in_turn_reach_the_client_whole(scene: ClientScene, is_chat: bool) -> None:
-    async def pipes(turn: Turn) -> None:
-        async def chunks() -> AsyncIterator[ChatCompletionChunk]:
-            head: Any = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": "gpt"}
-            for number, text in ((0, '{"city'), (1, '{"city'), (0, '": "Ulm"}'), (1, '": "Bonn"}')):
-                begun: Any = {"id": f"c{number}", "type": "function"} if text[0] == "{" else {}
-                call = {"index": number, **begun, "function": {"name": "place" if begun else None, "arguments": text}}
-                choice: Any = {"index": 0, "delta": {"tool_calls": [call]}, "finish_reason": None}
-                yield ChatCompletionChunk(**head, choices=[choice])
-                await message.flush()
-                if number and begun:
-                    await scene.gate.wait()
-            yield ChatCompletionChunk(**head, choices=[{"index": 0, "delta": {}, "finish_reason": "tool_calls"}])  # type: ignore[list-item]
-
-        async with turn.reply() as message:
-            await message.pipe(chunks())
-
-    scene.script = pipes
+    whole = [{**ASKED_PLACE, "call": town, "input": f'{{"city": "{town}"}}'} for town in ("Ulm", "Bonn")]
+    scene.script = scene.changes([{**one, "state": "input", "input": '{"city'} for one in whole], *whole)
     found: dict[int, str] = {}
     if is_chat:
-        async for chunk in await scene.chat(tools=[CHAT_PLACE], stream=True):
-            for call in chunk.choices[0].delta.tool_calls or ():
+        for choice in await scene.opened_chat(tools=[CHAT_PLACE]):
+            for call in choice.delta.tool_calls or ():
                 found[call.index] = found.get(call.index, "") + call.function.arguments
-                if call.function.arguments:
-                    scene.gate.set()
     else:
-        async for event in scene.stream(tools=[PLACE]):
-            if event.type == "response.function_call_arguments.delta":
-                scene.gate.set()
+        for event in await scene.opened(tools=[PLACE]):
             if event.type == "response.output_item.done":
                 found[event.output_index] = event.item.arguments
     assert found == {0: '{"city": "Ulm"}', 1: '{"city": "Bonn"}'}
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
-async def test_chat_completion_that_fails_or_needs_an_approval_raises(scene: ClientScene, is_stream: bool) -> None:
-    async def fails(turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.part({**CALL, "state": "called"})
-            if turn.text == "ask":
-                await turn.ask("approve", {"call": "c1"})
-            raise RuntimeError("secret")
-
-    scene.script = fails
+@pytest.mark.parametrize(("script", "code"), [(fails, "server_error"), (with_question, "approval_required")])
+async def test_chat_completion_that_fails_or_needs_an_approval_raises(
+    scene: ClientScene, script: Any, code: str, is_stream: bool
+) -> None:
+    scene.script = script
     scene.client.max_retries = 2
-    for text, code in (("fail", "server_error"), ("ask", "approval_required")):
-        with pytest.raises(openai.APIError) as raised:
-            [one async for one in await scene.chat(text, stream=is_stream)]
-        assert raised.value.code == code
-    assert len(scene.turns) == 2
+    with pytest.raises(openai.APIError) as raised:
+        [one async for one in await scene.chat(stream=is_stream)]
+    assert (raised.value.code, len(scene.turns)) == (code, 1)
 
 
 def test_chat_completion_cannot_take_an_attempt_back_and_a_later_one_has_none_of_it() -> None:
@@ -833,7 +725,7 @@ def test_chat_completion_cannot_take_an_attempt_back_and_a_later_one_has_none_of
 
 async def asks_about_calls(turn: Turn) -> None:
     """Ask about so many calls of the caller, or about one and an approval: at the same time, unless `later`."""
-    names = ["place", "weather"] if turn.text == "approve" else ["place"] * int(turn.text[-1])
+    names = ["place", "weather"] if turn.text.endswith("approve") else ["place"] * int(turn.text[-1])
     async with turn.reply() as message:
         calls: list[Any] = [{**CALL, "call": f"c{n}", "name": name} for n, name in enumerate(names)]
         for call in calls:
@@ -851,74 +743,55 @@ async def asks_about_calls(turn: Turn) -> None:
         await message.append(f"got {found}")
 
 
-def output_of(call: str) -> Any:
-    return {"type": "function_call_output", "call_id": call, "output": f"out {call}"}
-
-
 async def test_calls_that_are_left_open_are_in_the_next_response(scene: ClientScene) -> None:
     scene.script = asks_about_calls
-    create, options = scene.client.responses.create, {"model": "bot", "tools": [PLACE]}
-    response = await create(input="3", **options)
-    response = await create(input=[output_of("c0")], previous_response_id=response.id, **options)
+    response = await scene.ask("3", tools=[PLACE])
+    response = await scene.ask([output_of("c0", "0")], previous_response_id=response.id)
     assert [one.call_id for one in response.output] == ["c1", "c2"]
     with pytest.raises(openai.BadRequestError, match="No tool output found for function call c1"):
-        await create(input=[output_of("c2")], previous_response_id=response.id, **options)
-    response = await create(input=[output_of("c1")], previous_response_id=response.id, **options)
-    response = await create(input=[output_of("c2")], previous_response_id=response.id, **options)
-    assert response.output_text == "got ['out c0', 'out c1', 'out c2']"
+        await scene.ask([output_of("c2")], previous_response_id=response.id)
+    for number in "12":
+        response = await scene.ask([output_of(f"c{number}", number)], previous_response_id=response.id)
+    assert response.output_text == "got ['0', '1', '2']"
 
 
 async def test_approval_alone_is_refused_while_an_earlier_call_of_the_caller_is_open(scene: ClientScene) -> None:
     scene.script = asks_about_calls
-    create, options = scene.client.responses.create, {"model": "bot", "tools": [PLACE]}
-    first = await create(input="approve", **options)
-    approval: Any = {"type": "mcp_approval_response", "approval_request_id": first.output[-1].id, "approve": True}
+    first = await scene.ask("approve", tools=[PLACE])
     with pytest.raises(openai.BadRequestError, match="No tool output found for function call c0"):
-        await create(input=[approval], previous_response_id=first.id, **options)
+        await scene.ask([approval_of(first)], previous_response_id=first.id)
     assert len(scene.turns[0].open_questions) == 2
-    second = await create(input=[output_of("c0")], previous_response_id=first.id, **options)
+    second = await scene.ask([output_of("c0")], previous_response_id=first.id)
     assert [one.type for one in second.output] == ["mcp_approval_request"]
-    third = await create(input=[approval], previous_response_id=second.id, **options)
-    assert third.output_text == "got ['out c0', 'ok']"
+    third = await scene.ask([approval_of(first)], previous_response_id=second.id)
+    assert third.output_text == "got ['Ulm', 'ok']"
 
 
 async def test_call_that_the_agent_asks_about_late_ends_the_response_again(scene: ClientScene) -> None:
     scene.script = asks_about_calls
-    create, options = scene.client.responses.create, {"model": "bot", "tools": [PLACE]}
-    first = await create(input="later 2", **options)
+    first = await scene.ask("later 2", tools=[PLACE])
     assert [one.call_id for one in first.output] == ["c0", "c1"]
-    stream = await create(
-        input=[output_of("c0"), output_of("c1")], previous_response_id=first.id, stream=True, **options
-    )
+    both = [output_of("c0", "0"), output_of("c1")]
+    stream = await scene.ask(both, previous_response_id=first.id, stream=True)
     second = [one async for one in stream][-1].response
     assert [(one.type, one.call_id) for one in second.output] == [("function_call", "c1")]
-    third = await create(input=[output_of("c1")], previous_response_id=second.id, **options)
-    assert third.output_text == "got ['out c0', 'out c1']"
+    third = await scene.ask([output_of("c1", "1")], previous_response_id=second.id)
+    assert third.output_text == "got ['0', '1']"
 
 
 async def test_message_alone_is_refused_while_a_call_of_its_author_is_open() -> None:
     async with scene_of(authenticate=verifier()) as scene:
         scene.script = asks_about_calls
-        create, options = scene.client.responses.create, {"model": "bot", "tools": [PLACE]}
         made = await scene.client.conversations.create()
         for of in ({}, {"conversation": made.id}):
-            first = await create(input="1", **options, **of)
-            behind: Any = of or {"previous_response_id": first.id}
+            first = await scene.ask("1", tools=[PLACE], **of)
+            behind = of or {"previous_response_id": first.id}
             with pytest.raises(openai.BadRequestError, match="No tool output found for function call c0"):
-                await create(input="never mind", **options, **behind)
-            other = await create(input="0", **options, **behind, background=True, extra_headers=BEN)
+                await scene.ask("never mind", **behind)
+            other = await scene.ask("0", **behind, background=True, extra_headers=BEN)
             assert other.status == "queued"
-            answered = await create(input=[output_of("c0")], **options, **behind)
-            assert answered.output_text == "got ['out c0']"
+            assert (await scene.ask([output_of("c0")], **behind)).output_text == "got ['Ulm']"
             await scene.events(other.id)
-
-
-async def chunks(*deltas: Any, end: str = "stop") -> AsyncIterator[Any]:
-    """Yield a chat completion in chunks, as dicts: the adapters are tested without OpenAI's package, too."""
-    head: Any = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": "gpt"}
-    for delta, reason in [*((one, None) for one in deltas), ({}, end)]:
-        choice: Any = {"index": 0, "delta": delta, "finish_reason": reason}
-        yield {**head, "choices": [choice]}
 
 
 class City(BaseModel):
@@ -927,11 +800,11 @@ class City(BaseModel):
 
 @pytest.mark.parametrize("reason", ["length", "content_filter"])
 async def test_answer_that_its_model_cuts_is_incomplete(scene: ClientScene, reason: str) -> None:
-    async def pipes(turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.pipe(chunks({"content": '{"city": "Ul'}, end=reason))
+    async def cuts(turn: Turn) -> None:
+        async with turn.reply(meta={"finish_reason": reason}) as message:
+            await message.append('{"city": "Ul')
 
-    scene.script = pipes
+    scene.script = cuts
     whole = await scene.chat()
     assert (whole.choices[0].finish_reason, whole.choices[0].message.content) == (reason, '{"city": "Ul')
     assert [one.choices[0].finish_reason async for one in await scene.chat(stream=True)][-1] == reason
@@ -939,7 +812,7 @@ async def test_answer_that_its_model_cuts_is_incomplete(scene: ClientScene, reas
     with pytest.raises(error):
         asked: Any = [USER]
         await scene.client.chat.completions.parse(model="bot", messages=asked, response_format=City)
-    response: Any = await scene.client.responses.create(model="bot", input="you")
+    response = await scene.ask()
     assert (response.status, response.completed_at, response.output_text) == ("incomplete", None, '{"city": "Ul')
     assert response.incomplete_details.reason == ("max_output_tokens" if reason == "length" else reason)
     assert (await scene.events(response.id))[-1].type == "response.incomplete"
@@ -948,7 +821,7 @@ async def test_answer_that_its_model_cuts_is_incomplete(scene: ClientScene, reas
 @pytest.mark.parametrize("cut", ["", '{"ci'])
 async def test_call_that_breaks_off_before_more_text_is_incomplete(scene: ClientScene, cut: str) -> None:
     scene.script = writes({**CALL, "name": "place", "input": cut, "state": "input"}, "Ulm.")
-    response = await scene.client.responses.create(model="bot", input="you", tools=[PLACE])
+    response = await scene.ask(tools=[PLACE])
     assert [getattr(item, "status", None) for item in response.output] == ["incomplete", "completed"]
     items = [one.item for one in await scene.events(response.id) if one.type == "response.output_item.done"]
     assert items == response.output
@@ -961,8 +834,7 @@ async def test_completion_ends_for_calls_of_the_caller_without_a_result(scene: C
     scene.script = writes({**CALL, "name": "place", **result}, other, "I have asked.")
     expected = "stop" if is_answered else "tool_calls"
     assert (await scene.chat(tools=[CHAT_PLACE])).choices[0].finish_reason == expected
-    stream = await scene.chat(tools=[CHAT_PLACE], stream=True)
-    assert [one.choices[0].finish_reason async for one in stream][-1] == expected
+    assert (await scene.opened_chat(tools=[CHAT_PLACE]))[-1].finish_reason == expected
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
@@ -971,7 +843,7 @@ async def test_chat_completion_that_is_cancelled_raises(scene: ClientScene, is_s
         [one async for one in await scene.chat(stream=is_stream)]
 
     asking = asyncio.ensure_future(asks())
-    await scene.served.until(lambda: scene.turns and scene.turns[-1].replies and scene.turns[-1].replies[0].length > 5)
+    await scene.has_begun()
     turn = scene.turns[0]
     await scene.client.responses.cancel(Reference(turn.channel, turn.message.id).id())
     with pytest.raises(openai.APIError) as raised:

@@ -20,9 +20,19 @@ from tenuto.hub.access.rates import Rates
 from tenuto.interop.openai_stream import ATTEMPT_ROOM, Reference, reference
 from tenuto.routes import Access
 from tenuto.stores.memory import MemoryStore
-from tests.interop.scene import ASKED_PLACE, CALL, answers_twice, asks_where, fails, verifier, writes
-from tests.interop.test_adapter_routes import APPROVAL, OUTPUT
-from tests.interop.test_openai import ANSWER, PLACE, ClientScene, channel_of, scene_of
+from tests.interop.scene import ASKED_PLACE, CALL, answers_twice, fails, verifier, writes
+from tests.interop.test_adapter_routes import APPROVAL
+from tests.interop.test_openai import (
+    ANSWER,
+    BEN,
+    PLACE,
+    ClientScene,
+    approval_of,
+    channel_of,
+    output_of,
+    scene_of,
+    text_of,
+)
 
 
 def conversation_id(channel: str) -> str:
@@ -36,6 +46,14 @@ async def scene() -> AsyncIterator[ClientScene]:
         yield scene
 
 
+@pytest.fixture
+async def of_ann() -> AsyncIterator[ClientScene]:
+    """A scene whose caller is ann, who may only ask."""
+    async with scene_of(authenticate=verifier("ann")) as scene:
+        scene.gate.set()
+        yield scene
+
+
 async def test_fixed_name_of_a_model_is_an_agent(scene: ClientScene) -> None:
     client = scene.client
     assert [one.id async for one in client.models.list()] == ["bot", "gpt-4o", "other/name"]
@@ -43,7 +61,7 @@ async def test_fixed_name_of_a_model_is_an_agent(scene: ClientScene) -> None:
     for name in ("gone", "unknown"):
         with pytest.raises(openai.NotFoundError):
             await client.models.retrieve(name)
-    response = await client.responses.create(model="gpt-4o", input="you")
+    response = await scene.ask(model="gpt-4o")
     assert (response.model, response.output_text) == ("gpt-4o", ANSWER)
 
 
@@ -60,56 +78,43 @@ async def test_model_of_another_conversation_is_refused(scene: ClientScene, kind
     scene.hub.agent("other:*", name="other")(scene.script)
     made = await scene.client.conversations.create(extra_body={"model": "bot"})
     into: Any = {} if kind == "previous_response_id" else {"conversation": made.id}
-    first = await scene.client.responses.create(model="bot", input="you", **into)
+    first = await scene.ask(**into)
     into = into or {kind: first.id}
     with pytest.raises(openai.BadRequestError, match="answered by 'bot', not by 'other'; send that model") as raised:
-        await scene.client.responses.create(model="other", input="me", **into)
+        await scene.ask("me", model="other", **into)
     assert (raised.value.param, len(scene.turns)) == ("model", 1)
-    assert (await scene.client.responses.create(model="gpt-4o", input="me", **into)).output_text
+    assert (await scene.ask("me", model="gpt-4o", **into)).output_text
 
 
-async def test_settings_of_a_response_count_as_traffic_each_time_they_are_read_or_streamed() -> None:
-    async with scene_of(authenticate=verifier("ann")) as scene:
-        scene.hub.rates = Rates(now_s=lambda: 0.0)
-        scene.gate.set()
-        most, size = scene.hub.rates.limits.client_bytes, 40_000
+async def test_settings_of_a_response_count_as_traffic_each_time_they_are_read_or_streamed(of_ann: ClientScene) -> None:
+    rates, size, client = Rates(now_s=lambda: 0.0), 40_000, of_ann.client.responses
+    of_ann.hub.rates = rates
 
-        def charged() -> float:
-            return most - scene.hub.rates._clients["ann"].bytes.level
+    async def costs(asked: Awaitable[Any]) -> float:
+        before = rates._clients["ann"].bytes.level
+        await asked
+        return (before - rates._clients["ann"].bytes.level) / size
 
-        async def costs(asked: Awaitable[Any]) -> float:
-            before = charged()
-            await asked
-            return (charged() - before) / size
-
-        client = scene.client.responses
-        first = await client.create(model="bot", input="you", instructions="i" * size)
-        assert await costs(client.retrieve(first.id)) == pytest.approx(1, abs=0.1)
-        assert await costs(client.cancel(first.id)) == pytest.approx(2, abs=0.1)
-        assert await costs(scene.events(first.id)) == pytest.approx(4, abs=0.5)
-        assert await costs(client.input_items.list(first.id)) == pytest.approx(1, abs=0.1)
-        background = client.create(model="bot", input="you", instructions="i" * size, background=True)
-        assert await costs(background) == pytest.approx(2, abs=0.1)
+    first = await of_ann.ask(instructions="i" * size)
+    assert await costs(client.retrieve(first.id)) == pytest.approx(1, abs=0.1)
+    assert await costs(client.cancel(first.id)) == pytest.approx(2, abs=0.1)
+    assert await costs(of_ann.events(first.id)) == pytest.approx(4, abs=0.5)
+    assert await costs(client.input_items.list(first.id)) == pytest.approx(1, abs=0.1)
+    assert await costs(of_ann.ask(instructions="i" * size, background=True)) == pytest.approx(2, abs=0.1)
 
 
-async def answered_twice(scene: ClientScene) -> str:
-    """Store a turn with an attempt that a crash has interrupted, and a complete one; return the id of the response."""
+async def test_response_after_a_crash_has_one_answer(scene: ClientScene) -> None:
     await scene.hub.create("chat:1", id="u", text="you", starts_turn=False)
     for id, status, text in (("a1", "interrupted", "Hello to"), ("a2", "complete", "Hello to you")):
         usage: Any = {"usage": {"input_tokens": 3, "output_tokens": 2} | ({"total_tokens": 5} if id == "a1" else {})}
         request = CreateMessage(role="assistant", status="streaming", text=text, reply_to="u", parent="u", meta=usage)
         await scene.hub.ask("chat:1", id, request, SERVER)
         await scene.hub.ask("chat:1", id, FinishMessage(status=status), SERVER)  # type: ignore[arg-type]
-    return Reference("chat:1", "u").id()
-
-
-async def test_response_after_a_crash_has_one_answer(scene: ClientScene) -> None:
-    response: Any = await scene.client.responses.retrieve(id := await answered_twice(scene))
+    response: Any = await scene.client.responses.retrieve(id := Reference("chat:1", "u").id())
     assert (response.status, response.output_text, len(response.output)) == ("completed", "Hello to you", 1)
     assert response.usage.total_tokens == 10  # those of the answer that was cut, too
     events = await scene.events(id)
-    assert "".join(one.delta for one in events if one.type == "response.output_text.delta") == "Hello to you"
-    assert events[-1].response == response
+    assert (text_of(events), events[-1].response) == ("Hello to you", response)
     # for a reader that was cut in the first answer its item ends
     end, *rest = await scene.events(id, 5)
     assert (end.type, end.output_index, end.item.status) == ("response.output_item.done", 0, "incomplete")
@@ -122,7 +127,7 @@ async def test_conversation_is_a_channel_whose_items_are_its_messages(scene: Cli
     first: Any = [{"type": "message", "role": "user", "content": "earlier"}, {"role": "assistant", "content": "Yes."}]
     made = await client.conversations.create(items=first)
     for text in ("you", "me"):
-        response: Any = await client.responses.create(model="bot", input=text, conversation=made.id)
+        response = await scene.ask(text, conversation=made.id)
         assert (response.conversation.id, response.previous_response_id) == (made.id, None)
     asked = [one["content"] for one in await scene.turns[1].history() if one["role"] == "user"]
     assert asked == ["earlier", "you", "me"]
@@ -133,40 +138,16 @@ async def test_conversation_is_a_channel_whose_items_are_its_messages(scene: Cli
     said, answered = ("message", "user"), ("message", "assistant")
     turn = [said, ("reasoning", ""), answered, ("mcp_call", ""), answered]
     assert [(one.type, getattr(one, "role", "")) for one in items] == [said, answered, *turn, *turn]
-    newest: Any = [one async for one in client.conversations.items.list(made.id)]
-    assert [one.id for one in newest] == [one.id for one in items][::-1]
     with pytest.raises(openai.BadRequestError, match="is of a conversation; send") as raised:  # no branch hides it
-        await client.responses.create(model="bot", input="us", previous_response_id=response.id)
+        await scene.ask("us", previous_response_id=response.id)
     assert (raised.value.param, len(scene.turns)) == ("previous_response_id", 2)
     assert (await client.conversations.items.retrieve(items[-1].id, conversation_id=made.id)) == items[-1]
     raw, of_items = client.conversations.with_raw_response, client.conversations.items.with_raw_response
-    responses: list[Any] = [
-        await raw.create(),
-        await raw.retrieve(made.id),
-        await of_items.list(made.id),
-        await of_items.retrieve(items[-1].id, conversation_id=made.id),
-        await of_items.create(made.id, items=first[:1]),
-    ]
-    assert [one.headers["cache-control"] for one in responses] == ["no-store"] * 5
+    asked_for = raw.create(), raw.retrieve(made.id), of_items.list(made.id), of_items.create(made.id, items=first[:1])
+    for one in (*asked_for, of_items.retrieve(items[-1].id, conversation_id=made.id)):
+        assert (await one).headers["cache-control"] == "no-store"
     added = await client.conversations.items.create(made.id, items=[{"role": "user", "content": "note"}])
     assert (await client.conversations.items.list(made.id, limit=1)).data == added.data
-    await scene.hub.create("chat:1", id="u", text="you", author="ann")  # any channel is a conversation
-    assert len((await client.conversations.items.list(conversation_id("chat:1"))).data) == 1
-
-
-async def test_output_for_a_conversation_continues_its_newest_turn(scene: ClientScene) -> None:
-    scene.script = asks_where
-    made = await scene.client.conversations.create()
-    options: Any = {"model": "bot", "conversation": made.id}
-    first = await scene.client.responses.create(input="you", tools=[PLACE], **options)
-    assert first.output[-1].type == "function_call"
-    output: Any = [{"type": "function_call_output", "call_id": "c1", "output": "Ulm"}]
-    assert (await scene.client.responses.create(input=output, **options)).output_text == "Here: Ulm."
-    assert len(scene.turns) == 1
-    unknown: Any = [{"type": "function_call_output", "call_id": "call_9", "output": "Ulm"}]
-    for conversation in (made.id, (await scene.client.conversations.create()).id):
-        with pytest.raises(openai.NotFoundError, match="has no call 'call_9'; send the call_id of its function_call"):
-            await scene.client.responses.create(input=unknown, model="bot", conversation=conversation)
 
 
 async def test_tokens_of_an_answer_count_in_the_response_in_which_it_ends(scene: ClientScene) -> None:
@@ -181,13 +162,11 @@ async def test_tokens_of_an_answer_count_in_the_response_in_which_it_ends(scene:
             await message.part({"type": "text", "text": f"Here: {place}."})
 
     scene.script = counts
-    totals, request = list[int | None](), dict[str, Any](input="you", tools=[PLACE])
-    for call in ("c1", "c2", "c3"):
-        response = await scene.client.responses.create(model="bot", **request)
-        totals.append(response.usage and response.usage.total_tokens)
-        output = {"type": "function_call_output", "call_id": call, "output": "Ulm"}
-        request = {"input": [output], "previous_response_id": response.id}
-    assert (totals, response.output_text) == ([None, 18, 36], "Here: Ulm.")
+    responses = [await scene.ask(tools=[PLACE])]
+    for call in ("c1", "c2"):
+        responses.append(await scene.ask([output_of(call)], previous_response_id=responses[-1].id))
+    assert [one.usage and one.usage.total_tokens for one in responses] == [None, 18, 36]
+    assert responses[-1].output_text == "Here: Ulm."
 
 
 async def test_output_for_a_conversation_finds_its_turn_behind_newer_messages(scene: ClientScene) -> None:
@@ -199,26 +178,25 @@ async def test_output_for_a_conversation_finds_its_turn_behind_newer_messages(sc
                 await message.append(f"{(await turn.ask(kind, {'call': 'c1'})).data}!")
 
     scene.script = asks
-    client, note = scene.client, {"role": "user", "content": "note"}
-    made = await client.conversations.create()
-    options: Any = {"model": "bot", "conversation": made.id, "tools": [PLACE]}
-    for name in ("place", "weather"):
-        asked = await client.responses.create(input=name, **options)
-        await client.conversations.items.create(made.id, items=[note])  # type: ignore[list-item]
-        id = asked.output[-1].id
-        kind = "function_call_output" if name == "place" else "mcp_approval_response"
-        reply: Any = {"type": kind, "call_id": "c1", "output": "Ulm", "approval_request_id": id, "approve": True}
-        with pytest.raises(openai.NotFoundError):
-            wrong: Any = [{**reply, "call_id": "c9", "approval_request_id": "mcpr_0_0_x9"}]
-            await client.responses.create(input=wrong, **options)
-        answered = await client.responses.create(input=[reply], **options)
+    client, note = scene.client.conversations, {"role": "user", "content": "note"}
+    made, empty = [await client.create() for _ in range(2)]
+    for name, wrong in (("place", output_of("c9")), ("weather", {**APPROVAL, "approval_request_id": "mcpr_0_0_x9"})):
+        asked = await scene.ask(name, conversation=made.id, tools=[PLACE])
+        await client.items.create(made.id, items=[note])  # type: ignore[list-item]
+        words = "has no call 'c9'; send the call_id of its function_call" if name == "place" else "does not exist"
+        for conversation in (made.id, empty.id):
+            with pytest.raises(openai.NotFoundError, match=words):
+                await scene.ask([wrong], conversation=conversation)
+        reply = output_of("c1") if name == "place" else approval_of(asked)
+        answered = await scene.ask([reply], conversation=made.id)
         assert answered.output_text == ("Ulm!" if name == "place" else "None!")
+    assert len(scene.turns) == 2
 
 
 async def test_item_that_goes_with_others_cannot_be_deleted_alone(scene: ClientScene) -> None:
     client = scene.client
     made = await client.conversations.create(items=[{"role": "user", "content": "note"}])
-    await client.responses.create(model="bot", input="you", conversation=made.id)
+    await scene.ask(conversation=made.id)
     *_, note = [one async for one in client.conversations.items.list(made.id)]
     for one in [one async for one in client.conversations.items.list(made.id, order="asc")][1:]:
         with pytest.raises(openai.BadRequestError, match=r"goes with \d others; delete the response or"):
@@ -244,8 +222,7 @@ async def test_delete_of_a_conversation_leaves_only_what_others_have_written() -
                 await client.conversations.items.delete(system.id, conversation_id=made.id, **other)
         await client.conversations.items.delete(system.id, conversation_id=made.id, **ann)
         for caller in (ben, ann):
-            given: Any = {"model": "bot", "input": "you", "conversation": made.id, **caller}
-            await client.responses.create(**given)
+            await scene.ask(conversation=made.id, **caller)
         for caller in (bot, ann):  # an agent's answers are not those of a person with its name
             with pytest.raises(openai.PermissionDeniedError, match="the messages of others are left"):
                 await client.conversations.delete(made.id, **caller)
@@ -260,22 +237,21 @@ async def test_delete_of_a_conversation_leaves_only_what_others_have_written() -
 
 
 async def test_delete_of_a_conversation_ends_although_its_caller_stores_message_after_message(
-    monkeypatch: pytest.MonkeyPatch,
+    of_ann: ClientScene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     delete_turn, stored = Access.delete_turn, list[str]()
 
     async def while_another_is_stored(access: Access, channel: str, message_id: str) -> None:
         await delete_turn(access, channel, message_id)
         assert len(stored) < 100
-        stored.append((await scene.hub.create(channel, text="Hm.", author="ann", starts_turn=False)).id)
+        stored.append((await of_ann.hub.create(channel, text="Hm.", author="ann", starts_turn=False)).id)
 
-    async with scene_of(authenticate=verifier("ann")) as scene:
-        made = await scene.client.conversations.create(items=[{"role": "user", "content": "note"}])
-        monkeypatch.setattr(Access, "delete_turn", while_another_is_stored)
-        assert (await scene.client.conversations.delete(made.id)).deleted
-        left = (await scene.hub.history(reference(made.id, kind="conversation").channel)).messages
-        assert len(stored) > 2  # those that were stored while it deleted others
-        assert {one.id for one in left} == {*stored[-2:]}  # the last ones: of the last pass, and of the note of its end
+    made = await of_ann.client.conversations.create(items=[{"role": "user", "content": "note"}])
+    monkeypatch.setattr(Access, "delete_turn", while_another_is_stored)
+    assert (await of_ann.client.conversations.delete(made.id)).deleted
+    left = (await of_ann.hub.history(reference(made.id, kind="conversation").channel)).messages
+    assert len(stored) > 2  # those that were stored while it deleted others
+    assert {one.id for one in left} == {*stored[-2:]}  # the last ones: of the last pass, and of the note of its end
 
 
 async def test_delete_of_a_conversation_begins_no_turn_that_waits_and_reads_few_pages() -> None:
@@ -294,7 +270,7 @@ async def test_delete_of_a_conversation_begins_no_turn_that_waits_and_reads_few_
             await scene.hub.create(channel, id=f"q{number}", text="you", author="ann", starts_turn=False)
             await scene.hub.create(channel, id=f"a{number}", role="assistant", text="Hm.", reply_to=f"q{number}")
         for _ in range(3):
-            await scene.client.responses.create(model="bot", input="you", conversation=made.id, background=True)
+            await scene.ask(conversation=made.id, background=True)
         await scene.served.until(lambda: scene.turns)
         scene.hub.channel(channel).trim(0)
         store.pages = 0
@@ -303,20 +279,13 @@ async def test_delete_of_a_conversation_begins_no_turn_that_waits_and_reads_few_
         assert (await scene.hub.history(channel)).messages == []
 
 
-@pytest.mark.parametrize("asker", ["ann", "ben"])
-async def test_delete_of_a_conversation_has_answers_to_deleted_messages_of_the_caller(asker: str) -> None:
-    async with scene_of(authenticate=verifier("ann")) as scene:
-        made = await scene.client.conversations.create()
-        channel = reference(made.id, kind="conversation").channel
-        await scene.hub.create(channel, id="q", text="you", author=asker, starts_turn=False)
-        await scene.hub.create(channel, id="a", role="assistant", text="Hm.", reply_to="q")
-        await scene.hub.delete(channel, "q")
-        if asker == "ann":
-            assert (await scene.client.conversations.delete(made.id)).deleted
-        else:
-            with pytest.raises(openai.PermissionDeniedError, match="the messages of others are left"):
-                await scene.client.conversations.delete(made.id)
-        assert [one.id for one in (await scene.hub.history(channel)).messages] == ["a"] * (asker == "ben")
+async def test_delete_of_a_conversation_has_answers_to_deleted_messages_of_the_caller(of_ann: ClientScene) -> None:
+    channel = "chat:1"
+    await of_ann.hub.create(channel, id="q", text="you", author="ann", starts_turn=False)
+    await of_ann.hub.create(channel, id="a", role="assistant", text="Hm.", reply_to="q")
+    await of_ann.hub.delete(channel, "q")
+    assert (await of_ann.client.conversations.delete(conversation_id(channel))).deleted
+    assert (await of_ann.hub.history(channel)).messages == []
 
 
 async def test_deleted_conversation_does_not_exist_until_its_next_message(tmp_path: Path) -> None:
@@ -327,10 +296,10 @@ async def test_deleted_conversation_does_not_exist_until_its_next_message(tmp_pa
         for id in (used, unused, used):  # a repeat is no error
             assert (await client.delete(id)).deleted
     async with scene_of(f"sqlite:///{tmp_path}/hub.db") as scene:
-        client, ask = scene.client.conversations, scene.client.responses.create
+        client = scene.client.conversations
         for id in (used, unused):
-            responds = ask(model="bot", input="you", conversation=id)
-            for asked in (client.retrieve(id), client.items.list(id), client.items.create(id, items=given), responds):
+            adds, responds = client.items.create(id, items=given), scene.ask(conversation=id)
+            for asked in (client.retrieve(id), client.items.list(id), adds, responds):
                 with pytest.raises(openai.NotFoundError, match=r"conversation 'conv_.*' does not exist"):
                     await asked
         assert (await client.retrieve(left)).id == left
@@ -339,29 +308,23 @@ async def test_deleted_conversation_does_not_exist_until_its_next_message(tmp_pa
         assert len((await client.items.list(used)).data) == 1
 
 
-@pytest.mark.parametrize("kind", ["conversation", "response"])
-async def test_delete_has_also_the_answers_before_a_regenerate(kind: str) -> None:
-    async with scene_of(authenticate=verifier("ann")) as scene:
-        scene.gate.set()
-        response = await scene.client.responses.create(model="bot", input="you")
-        channel = channel_of(response.id)
-        for number in (2, 3):
-            await scene.hub.command(channel, "regenerate", target=scene.turns[0].message.id)
-            await scene.served.until(lambda number=number: len(scene.turns) == number)
-            await scene.events(response.id)
-        assert len((await scene.hub.history(channel)).messages) == 4
-        if kind == "conversation":
-            await scene.client.conversations.delete(conversation_id(channel))
-        else:
-            await scene.client.responses.delete(response.id)
-        assert (await scene.hub.history(channel)).messages == []
+async def test_delete_has_also_the_answers_before_a_regenerate(of_ann: ClientScene) -> None:
+    response = await of_ann.ask()
+    channel = channel_of(response.id)
+    for number in (2, 3):
+        await of_ann.hub.command(channel, "regenerate", target=of_ann.turns[0].message.id)
+        await of_ann.served.until(lambda number=number: len(of_ann.turns) == number)
+        await of_ann.events(response.id)
+    assert len((await of_ann.hub.history(channel)).messages) == 4
+    await of_ann.client.responses.delete(response.id)
+    assert (await of_ann.hub.history(channel)).messages == []
 
 
 async def test_messages_that_a_request_brought_are_deleted_by_their_maker_alone() -> None:
     async with scene_of(authenticate=verifier("bot")) as scene:
         scene.gate.set()
         given: Any = [{"role": "assistant", "content": "Yes."}, {"role": "user", "content": "you"}]
-        response = await scene.client.responses.create(model="bot", input=given)
+        response = await scene.ask(given)
         channel = channel_of(response.id)
         # the app's, whose fields have names of their own
         await scene.hub.create(channel, role="assistant", text="Welcome.", author="bot", meta={"brought": True})
@@ -370,41 +333,37 @@ async def test_messages_that_a_request_brought_are_deleted_by_their_maker_alone(
         assert [one.text for one in (await scene.hub.history(channel)).messages] == ["Welcome."]
 
 
-async def test_caller_that_may_only_ask_brings_no_message_of_another_role() -> None:
-    async with scene_of(authenticate=verifier("ann")) as scene:
-        scene.gate.set()
-        first = await scene.client.responses.create(model="bot", input="you")
-        photo = [{"type": "input_image", "image_url": "/up/a.png"}]  # as an app stores its own
-        for role, content in (("system", photo), ("assistant", "Obey.")):
-            given: Any = [{"role": role, "content": content}, {"role": "user", "content": "me"}]
-            with pytest.raises(openai.PermissionDeniedError, match="'append'"):
-                await scene.client.responses.create(model="bot", input=given, previous_response_id=first.id)
-        assert len((await scene.hub.history(scene.turns[0].channel)).messages) == 2
+async def test_caller_that_may_only_ask_brings_no_message_of_another_role(of_ann: ClientScene) -> None:
+    first = await of_ann.ask()
+    photo = [{"type": "input_image", "image_url": "/up/a.png"}]  # as an app stores its own
+    for role, content in (("system", photo), ("assistant", "Obey.")):
+        given = [{"role": role, "content": content}, {"role": "user", "content": "me"}]
+        with pytest.raises(openai.PermissionDeniedError, match="'append'"):
+            await of_ann.ask(given, previous_response_id=first.id)
+    assert len((await of_ann.hub.history(of_ann.turns[0].channel)).messages) == 2
 
 
 @pytest.mark.parametrize("kind", ["previous_response_id", "conversation"])
-async def test_messages_of_the_system_are_instructions_of_a_caller_that_may_only_ask(kind: str) -> None:
-    async with scene_of(authenticate=verifier("ann")) as scene:
-        scene.gate.set()
-        into: Any = {"conversation": (await scene.client.conversations.create()).id}
+async def test_messages_of_the_system_are_instructions_of_a_caller_that_may_only_ask(
+    of_ann: ClientScene, kind: str
+) -> None:
+    into = {kind: (await (of_ann.client.conversations.create() if kind == "conversation" else of_ann.ask())).id}
+    given: Any = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "developer", "content": [{"type": "input_text", "text": "Be brief."}]},
+        {"role": "user", "content": "me"},
+    ]
+    for own, expected in (({}, ""), ({"instructions": "Rhyme."}, "Rhyme.\n\n")):  # the AI SDK sends them each time
+        response = await of_ann.ask(given, **into, **own)
+        assert response.output_text == ANSWER.replace("you", "me")
+        assert of_ann.turns[-1].request.instructions == f"{expected}Be kind.\n\nBe brief."
         if kind == "previous_response_id":
-            into = {kind: (await scene.client.responses.create(model="bot", input="you")).id}
-        given: Any = [
-            {"role": "system", "content": "Be kind."},
-            {"role": "developer", "content": [{"type": "input_text", "text": "Be brief."}]},
-            {"role": "user", "content": "me"},
-        ]
-        for own, expected in (({}, ""), ({"instructions": "Rhyme."}, "Rhyme.\n\n")):  # the AI SDK sends them each time
-            response = await scene.client.responses.create(model="bot", input=given, **into, **own)
-            assert response.output_text == ANSWER.replace("you", "me")
-            assert scene.turns[-1].request.instructions == f"{expected}Be kind.\n\nBe brief."
-            if kind == "previous_response_id":
-                into = {kind: response.id}
-        assert {one["role"] for one in await scene.turns[-1].history()} == {"user", "assistant"}
-        with pytest.raises(openai.APIStatusError) as raised:
-            given[0]["content"] = "x" * 600_000
-            await scene.client.responses.create(model="bot", input=given, **into)
-        assert (raised.value.status_code, raised.value.param) == (413, "instructions")
+            into = {kind: response.id}
+    assert {one["role"] for one in await of_ann.turns[-1].history()} == {"user", "assistant"}
+    with pytest.raises(openai.APIStatusError) as raised:
+        given[0]["content"] = "x" * 600_000
+        await of_ann.ask(given, **into)
+    assert (raised.value.status_code, raised.value.param) == (413, "instructions")
 
 
 async def paths_of(scene: ClientScene) -> dict[str, list[str]]:
@@ -414,15 +373,12 @@ async def paths_of(scene: ClientScene) -> dict[str, list[str]]:
 
 
 async def test_requests_that_continue_one_response_are_branches(scene: ClientScene) -> None:
-    client = scene.client.responses
-    first = await client.create(model="bot", input="you")
-    both = await asyncio.gather(
-        *(client.create(model="bot", input=text, previous_response_id=first.id) for text in ("a", "b"))
-    )
-    late: Any = [{"role": "developer", "content": "S"}, {"role": "user", "content": "c"}]
-    third = await client.create(model="bot", input=late, previous_response_id=first.id)
+    first = await scene.ask()
+    both = await asyncio.gather(*(scene.ask(text, previous_response_id=first.id) for text in ("a", "b")))
+    late = [{"role": "developer", "content": "S"}, {"role": "user", "content": "c"}]
+    third = await scene.ask(late, previous_response_id=first.id)
     for response, text in ((both[1], "d"), (third, "e")):
-        await client.create(model="bot", input=text, previous_response_id=response.id)
+        await scene.ask(text, previous_response_id=response.id)
     begin, answers = ["you", ANSWER], {text: ANSWER.replace("you", text) for text in "abc"}
     assert await paths_of(scene) == {
         "you": [],
@@ -432,34 +388,33 @@ async def test_requests_that_continue_one_response_are_branches(scene: ClientSce
         "d": [*begin, "b", answers["b"]],
         "e": [*begin, "S", "c", answers["c"]],
     }
-    items: Any = [one async for one in client.input_items.list(third.id, order="asc")]
+    items: Any = [one async for one in scene.client.responses.input_items.list(third.id, order="asc")]
     assert [one.role for one in items] == ["system", "user"]
 
 
 async def test_request_that_continues_the_last_response_follows_its_last_answer(scene: ClientScene) -> None:
     scene.script = answers_twice
-    first = await scene.client.responses.create(model="bot", input="you")
-    await scene.client.responses.create(model="bot", input="me", previous_response_id=first.id)
+    first = await scene.ask()
+    await scene.ask("me", previous_response_id=first.id)
     messages = sorted((await scene.hub.history(channel_of(first.id))).messages, key=lambda one: one.created)
     before: list[str | None] = [None, *(one.id for one in messages)]
     assert [one.parent for one in messages] == [*before[:3], before[3], before[4], before[5]]
     await scene.hub.delete(channel_of(first.id), messages[2].id)
-    await scene.client.responses.create(model="bot", input="us", previous_response_id=first.id)
+    await scene.ask("us", previous_response_id=first.id)
     assert (await paths_of(scene))["us"] == ["you", "One."]
 
 
 async def test_request_continues_a_response_that_runs_or_has_failed(scene: ClientScene) -> None:
     scene.gate.clear()
     running = await scene.begin()
-    options: Any = {"model": "bot", "background": True}
     for text in ("a", "b"):
-        await scene.client.responses.create(input=text, previous_response_id=running, **options)
+        await scene.ask(text, previous_response_id=running, background=True)
     scene.gate.set()
     await scene.served.until(lambda: len(scene.turns) == 3)
     scene.script = fails  # type: ignore[method-assign]
-    failed = await scene.client.responses.create(model="bot", input="me", previous_response_id=running)
+    failed = await scene.ask("me", previous_response_id=running)
     for text in ("c", "d"):
-        await scene.client.responses.create(input=text, previous_response_id=failed.id, **options)
+        await scene.ask(text, previous_response_id=failed.id, background=True)
     await scene.served.until(lambda: len(scene.turns) == 6)
     begin = ["you", ANSWER]
     paths = await paths_of(scene)
@@ -467,32 +422,33 @@ async def test_request_continues_a_response_that_runs_or_has_failed(scene: Clien
 
 
 async def test_branch_that_begins_long_before_the_newest_messages_has_only_its_own(scene: ClientScene) -> None:
-    client, last = scene.client.responses, await scene.client.responses.create(model="bot", input="you")
-    first, channel = last, channel_of(last.id)
+    first = await scene.ask()
+    channel = channel_of(first.id)
     for branch in range(2):
         (newest,) = (await scene.hub.history(channel, limit=1)).messages
         parent = newest.id
         for number in range(230):
             parent = (await scene.hub.create(channel, role="system", text=f"{branch}.{number}", parent=parent)).id
-        other = await client.create(model="bot", input=f"late {branch}", previous_response_id=first.id)
-        last = await client.create(model="bot", input=f"later {branch}", previous_response_id=other.id)
+        other = await scene.ask(f"late {branch}", previous_response_id=first.id)
+        last = await scene.ask(f"later {branch}", previous_response_id=other.id)
     paths = await paths_of(scene)
     assert paths["late 0"] == paths["late 1"] == ["you", ANSWER]
     assert paths["later 1"] == ["you", ANSWER, "late 1", ANSWER.replace("you", "late 1")]
     for number in range(110):  # further answers of its own than a history has
         await scene.hub.create(channel, id=f"x{number}", text=f"x{number}", starts_turn=False)
-    await client.create(model="bot", input="end", previous_response_id=last.id)
+    await scene.ask("end", previous_response_id=last.id)
     assert (await paths_of(scene))["end"] == [*paths["later 1"], "later 1", ANSWER.replace("you", "later 1")]
 
 
+ASKED_B = {"role": "user", "content": "b"}
+
+
 async def test_reference_to_an_item_of_another_branch_is_the_item(scene: ClientScene) -> None:
-    client = scene.client.responses
-    first = await client.create(model="bot", input="you")
-    other = await client.create(model="bot", input="a", previous_response_id=first.id)
-    refs: Any = [{"type": "item_reference", "id": one.output[1].id} for one in (first, other)]
-    given = [*refs, {"role": "user", "content": "b"}]
-    await client.create(model="bot", input=given, previous_response_id=first.id)
-    await client.create(model="bot", input=[*refs[:1], refs[1], given[-1]], previous_response_id=other.id)
+    first = await scene.ask()
+    other = await scene.ask("a", previous_response_id=first.id)
+    given = [*({"type": "item_reference", "id": one.output[1].id} for one in (first, other)), ASKED_B]
+    for response in (first, other):
+        await scene.ask(given, previous_response_id=response.id)
     begin = ["you", ANSWER]
     assert [one["content"] for one in await scene.turns[2].history()] == [*begin, "Hello to a 😀, ", "b"]
     assert [one["content"] for one in await scene.turns[3].history()] == [*begin, "a", ANSWER.replace("you", "a"), "b"]
@@ -500,15 +456,13 @@ async def test_reference_to_an_item_of_another_branch_is_the_item(scene: ClientS
 
 @pytest.mark.parametrize("has_branches", [False, True])
 async def test_item_before_a_deleted_response_is_in_the_history_once(scene: ClientScene, has_branches: bool) -> None:
-    client = scene.client.responses
-    first = await client.create(model="bot", input="you")
+    first = await scene.ask()
     for text in ("c", "d") if has_branches else ():
-        await client.create(model="bot", input=text, previous_response_id=first.id)
-    gone = await client.create(model="bot", input="gone", previous_response_id=first.id)
-    last = await client.create(model="bot", input="a", previous_response_id=gone.id)
-    await client.delete(gone.id)
-    given: Any = [{"type": "item_reference", "id": first.output[-1].id}, {"role": "user", "content": "b"}]
-    await client.create(model="bot", input=given, previous_response_id=last.id)
+        await scene.ask(text, previous_response_id=first.id)
+    gone = await scene.ask("gone", previous_response_id=first.id)
+    last = await scene.ask("a", previous_response_id=gone.id)
+    await scene.client.responses.delete(gone.id)
+    await scene.ask([{"type": "item_reference", "id": first.output[-1].id}, ASKED_B], previous_response_id=last.id)
     own = ["a", ANSWER.replace("you", "a")]
     assert (await paths_of(scene))["b"] == ([*own, "in Ulm."] if has_branches else ["you", ANSWER, *own])
 
@@ -522,13 +476,11 @@ async def test_branch_has_no_question_that_came_before_the_answer_where_it_begin
             await message.append("One.")
 
     scene.script = waits
-    first = (await scene.client.responses.create(model="bot", input="you", background=True)).id
-    options: Any = {"model": "bot", "background": True, "previous_response_id": first}
-    await scene.client.responses.create(input="a", **options)
-    gates["you"].set()
-    await scene.events(first)
-    await scene.client.responses.create(input="b", **options)
-    gates["a"].set()
+    first = (await scene.ask(background=True)).id
+    for text, gate in (("a", "you"), ("b", "a")):
+        await scene.ask(text, background=True, previous_response_id=first)
+        gates[gate].set()
+        await scene.events(first)
     gates["b"].set()
     await scene.served.until(lambda: len(scene.turns) == 3)
     assert (await paths_of(scene))["b"] == ["you", "One."]
@@ -537,18 +489,20 @@ async def test_branch_has_no_question_that_came_before_the_answer_where_it_begin
 async def test_repeated_request_is_the_same_branch_although_the_response_before_it_has_grown(
     scene: ClientScene,
 ) -> None:
-    client = scene.client.responses
-    first = await client.create(model="bot", input="you")
-    sent: Any = {"model": "bot", "previous_response_id": first.id}
-    given: list[Any] = ["me", [{"role": "user", "content": text} for text in ("a", "b")]]
-    asked = [{**sent, "input": one, "extra_headers": {"Idempotency-Key": str(one)}} for one in given]
-    stored = [await client.create(**one) for one in asked]
-    channel, question = channel_of(first.id), scene.turns[0].message.id
-    await scene.hub.command(channel, "regenerate", target=question)
+    first = await scene.ask()
+
+    async def ask(key: str, given: object) -> str:
+        """Return the id of the response."""
+        response = await scene.ask(given, previous_response_id=first.id, extra_headers={"Idempotency-Key": key})
+        return str(response.id)
+
+    given = {"k": "me", "other": [{"role": "user", "content": text} for text in ("a", "b")]}
+    stored = [await ask(*one) for one in given.items()]
+    await scene.hub.command(channel_of(first.id), "regenerate", target=scene.turns[0].message.id)
     await scene.served.until(lambda: len(scene.turns) == 4)
-    assert [one.id for one in stored] == [(await client.create(**one)).id for one in asked]
+    assert stored == [await ask(*one) for one in given.items()]
     with pytest.raises(openai.ConflictError):
-        await client.create(**{**asked[0], "input": "other"})
+        await ask("k", "other")
     assert len(scene.turns) == 4
 
 
@@ -559,13 +513,11 @@ async def test_input_items_are_what_the_request_brought(scene: ClientScene) -> N
         {"role": "assistant", "content": "Yes."},
         {"role": "user", "content": [{"type": "input_text", "text": "you"}, photo]},
     ]
-    response = await scene.client.responses.create(model="bot", input=given)
+    response = await scene.ask(given)
     items: Any = [one async for one in scene.client.responses.input_items.list(response.id, order="asc", limit=2)]
     assert [one.role for one in items] == ["system", "assistant", "user"]
-    assert [(one.type, getattr(one, "image_url", None)) for one in items[-1].content] == [
-        ("input_text", None),
-        ("input_image", photo["image_url"]),
-    ]
+    text, image = items[-1].content
+    assert (text.type, image.type, image.image_url) == ("input_text", "input_image", photo["image_url"])
     for options, wrong in (({"order": "up"}, "asc or desc, got 'up'"), ({"limit": 0}, "from 1 to 100, got '0'")):
         with pytest.raises(openai.BadRequestError, match=f"must be .*{wrong}"):
             await scene.client.responses.input_items.list(response.id, **options)
@@ -582,24 +534,15 @@ async def test_input_items_are_what_the_request_brought(scene: ClientScene) -> N
     ids=["of another person or name", "behind many of others"],
 )
 async def test_input_of_a_response_has_the_messages_of_its_person_and_name(
-    written: list[tuple[str, str]], inputs: list[str], left: list[str]
+    of_ann: ClientScene, written: list[tuple[str, str]], inputs: list[str], left: list[str]
 ) -> None:
-    async with scene_of(authenticate=verifier("ann")) as scene:
-        for id, author in written:
-            await scene.hub.create("chat:1", id=id, text=id, author=author, starts_turn=False)
-        id = Reference("chat:1", "q").id()
-        found: Any = [one async for one in scene.client.responses.input_items.list(id)]
-        assert [one.content[0].text for one in found] == inputs
-        await scene.client.responses.delete(id)
-        assert [one.id for one in (await scene.hub.history("chat:1", after=0, limit=3)).messages] == left
-
-
-async def test_input_items_are_known_although_another_branch_began_between_them(scene: ClientScene) -> None:
-    hub = scene.hub
-    for id, parent in (("p", None), ("q.0", "p"), ("other", "p"), ("q", "q.0")):
-        await hub.create("chat:1", id=id, text=id, parent=parent, starts_turn=False)
-    found: Any = [one async for one in scene.client.responses.input_items.list(Reference("chat:1", "q").id())]
-    assert [one.content[0].text for one in found] == ["q", "q.0"]
+    for id, author in written:
+        await of_ann.hub.create("chat:1", id=id, text=id, author=author, starts_turn=False)
+    id = Reference("chat:1", "q").id()
+    found: Any = [one async for one in of_ann.client.responses.input_items.list(id)]
+    assert [one.content[0].text for one in found] == inputs
+    await of_ann.client.responses.delete(id)
+    assert [one.id for one in (await of_ann.hub.history("chat:1", after=0, limit=3)).messages] == left
 
 
 async def test_items_of_a_conversation_are_in_the_order_in_which_they_came(scene: ClientScene) -> None:
@@ -634,48 +577,31 @@ async def test_pages_have_all_items_of_a_long_conversation(scene: ClientScene, o
         await client.list(id, order=order, after="in_x")
 
 
-@pytest.mark.parametrize(
-    ("item", "words"),
-    [
-        ({**APPROVAL, "approval_request_id": "mcpr_x"}, "send it as the input of a response"),
-        ({**OUTPUT, "call_id": "c9"}, "replies to 'c9', but no call before it has this id"),
-    ],
-    ids=["approval", "output of an unknown call"],
-)
-async def test_reply_is_no_item_of_a_conversation(scene: ClientScene, item: Any, words: str) -> None:
-    with pytest.raises(openai.BadRequestError, match=words) as refused:
-        await scene.client.conversations.create(items=[item])
+async def test_reply_is_no_item_of_a_conversation(scene: ClientScene) -> None:
+    client = scene.client.conversations
+    made, approvals, outputs = await client.create(), list[Any]([APPROVAL]), list[Any]([output_of("c9")])
+    for asked in (client.create(items=approvals), client.items.create(made.id, items=approvals)):
+        with pytest.raises(openai.BadRequestError, match="send it as the input of a response") as refused:
+            await asked
+        assert refused.value.param == "items"
+    with pytest.raises(openai.BadRequestError, match="replies to 'c9', but no call before it has this id") as refused:
+        await client.create(items=outputs)
     assert refused.value.param == "items"
-    if item["type"] == "mcp_approval_response":
-        made = await scene.client.conversations.create()
-        with pytest.raises(openai.BadRequestError, match=words):
-            await scene.client.conversations.items.create(made.id, items=[item])
 
 
 async def test_response_repeats_the_settings_of_its_request(scene: ClientScene) -> None:
-    prompt: Any = {"id": "pmpt_1", "variables": {"city": "Ulm"}}
-    settings: Any = {"user": "ann", "prompt": prompt, "text": {"verbosity": "low"}}
-    response: Any = await scene.client.responses.create(model="bot", input="you", **settings)
+    prompt = {"id": "pmpt_1", "variables": {"city": "Ulm"}}
+    response = await scene.ask(user="ann", prompt=prompt, text={"verbosity": "low"})
     assert (response.user, response.prompt.id, response.text.verbosity) == ("ann", "pmpt_1", "low")
-
-
-async def test_deleted_response_is_gone_with_its_text(scene: ClientScene) -> None:
-    given: Any = [{"role": role, "content": "you"} for role in ("user", "assistant", "system", "user")]
-    response = await scene.client.responses.create(model="bot", input=given)
-    await scene.client.responses.delete(response.id)
-    for call in (scene.client.responses.retrieve, scene.client.responses.delete, scene.client.responses.cancel):
-        with pytest.raises(openai.NotFoundError):
-            await call(response.id)
-    assert (await scene.hub.history(channel_of(response.id))).messages == []
 
 
 async def test_reference_to_an_item_is_the_item(scene: ClientScene) -> None:
     """As the AI SDK sends its second turn."""
-    first = await scene.client.responses.create(model="bot", input="you")
+    first = await scene.ask()
     ids: list[Any] = [one.id for one in first.output]
     refs: Any = [{"type": "item_reference", "id": id} for id in ids]
     given = [{"role": "user", "content": "you"}, *refs, {"role": "user", "content": "me"}]
-    response = await scene.client.responses.create(model="bot", input=given)
+    response = await scene.ask(given)
     history = [(one["role"], one["content"]) for one in await scene.turns[1].history()]
     assert history == [("user", "you"), ("assistant", "Hello to you 😀, "), ("assistant", "in Ulm."), ("user", "me")]
     # the items of the request are items of their own, to which another request may refer
@@ -684,22 +610,18 @@ async def test_reference_to_an_item_is_the_item(scene: ClientScene) -> None:
     made = await scene.client.conversations.create(items=[{"type": "item_reference", "id": one.id} for one in items])
     stored: Any = [one async for one in scene.client.conversations.items.list(made.id, order="asc")]
     assert [one.type for one in stored] == [one.type for one in items]
-    for items in (
-        [{"type": "item_reference", "id": "msg_none"}],
-        [{"role": "user", "content": "a"}, refs[0] | {"id": "x"}],
-    ):
-        with pytest.raises(openai.NotFoundError, match=r"item '(msg_none|x)' does not exist"):
-            await scene.client.conversations.items.create(made.id, items=items)
+    for id, before in (("msg_none", []), ("x", given[:1])):
+        with pytest.raises(openai.NotFoundError, match=f"item '{id}' does not exist"):
+            await scene.client.conversations.items.create(made.id, items=[*before, {**refs[0], "id": id}])
     assert len((await scene.client.conversations.items.list(made.id)).data) == len(stored)
     # a reference to the item that the store has already, and one to itself
-    await scene.client.responses.create(model="bot", input=[*refs, given[-1]], previous_response_id=first.id)
+    await scene.ask([*refs, given[-1]], previous_response_id=first.id)
     # a copy would be stored, so that a short request could fill the disk
-    twice = await scene.client.responses.create(model="bot", input=2 * [refs[1]] + [given[-1]])
+    twice = await scene.ask(2 * [refs[1]] + [given[-1]])
     assert len((await scene.client.responses.input_items.list(twice.id)).data) == 2
     for id in ("msg_1", "resp_1", ids[0][:-2], "", Reference("chat:none", "u").id("msg_")):
         with pytest.raises(openai.NotFoundError) as raised:
-            bad: Any = [{"type": "item_reference", "id": id}, given[-1]]
-            await scene.client.responses.create(model="bot", input=bad)
+            await scene.ask([{"type": "item_reference", "id": id}, given[-1]])
         assert raised.value.param == "input"
         assert repr(id) in raised.value.message
     assert len(scene.turns) == 4
@@ -712,16 +634,17 @@ async def test_calls_of_the_server_reach_the_agent_when_a_client_sends_them_agai
     done = {**CALL, "call": "c0", "state": "done", "output": {"c": "7 °"}}
     failed = {**CALL, "call": "c1", "state": "error", "output": "?"}
     scene.script = writes("Wait: ", done, failed, {"type": "text", "text": "Ulm."})
-    client = scene.client
-    first = await client.responses.create(model="bot", input="you")
+    first = await scene.ask()
     sent: Any = [{"role": "user", "content": "you"}, *(one.to_dict() for one in first.output)]
     if kind == "references":
-        forms: list[dict[str, str | None]] = [{"type": "item_reference"}, {"type": None}, {}]
+        forms: Any = ({"type": "item_reference"}, {"type": None}, {})
         sent[1:] = [{**form, "id": one.id} for one, form in zip(first.output, cycle(forms), strict=False)]
-    into: Any = {"conversation": (await client.conversations.create(items=sent)).id} if kind == "conversation" else {}
     given = [{"role": "user", "content": "me"}]
-    await client.responses.create(model="bot", input=given if into else sent + given, **into)
-    await client.responses.create(model="bot", input=given, previous_response_id=first.id)  # the store has the calls
+    if kind == "conversation":
+        await scene.ask(given, conversation=(await scene.client.conversations.create(items=sent)).id)
+    else:
+        await scene.ask([*sent, *given])
+    await scene.ask(given, previous_response_id=first.id)  # the store has the calls
     shapes: Any = ("openai", "responses", "anthropic")
     for shape in shapes:
         resent, chained = [json.dumps(await turn.history(shape)) for turn in scene.turns[1:]]
@@ -731,32 +654,28 @@ async def test_calls_of_the_server_reach_the_agent_when_a_client_sends_them_agai
 
 
 async def test_items_and_conversations_of_another_person_are_unknown_or_forbidden() -> None:
-    async with scene_of(
-        authenticate=verifier(channels="user:{}:*"), channel="user:{client}:{id}", pattern="user:*"
-    ) as scene:
+    verify = verifier(channels="user:{}:*")
+    async with scene_of(authenticate=verify, channel="user:{client}:{id}", pattern="user:*") as scene:
         scene.gate.set()
-        options: Any = {"model": "bot", "extra_headers": {"Authorization": "Bearer ann"}}
-        theirs = await scene.client.responses.create(input="secret", **options)
-        options["extra_headers"] = {"Authorization": "Bearer ben"}
+        theirs = await scene.ask("secret", extra_headers={"authorization": "Bearer ann"})
         errors = []
         for id in (theirs.output[1].id, Reference("user:ann:none", "u").id("msg_")):
-            given: Any = [{"type": "item_reference", "id": id}, {"role": "user", "content": "me"}]
             with pytest.raises(openai.NotFoundError) as raised:
-                await scene.client.responses.create(input=given, **options)
+                await scene.ask([{"type": "item_reference", "id": id}, ASKED_B], extra_headers=BEN)
             errors.append(raised.value.message.replace(id, "id"))
         assert errors[0] == errors[1]
-        own = await scene.client.responses.create(input="me", **options)
-        theirs_given: Any = [{"type": "item_reference", "id": theirs.output[1].id}, {"role": "user", "content": "me"}]
+        own = await scene.ask(extra_headers=BEN)
+        given = [{"type": "item_reference", "id": theirs.output[1].id}, ASKED_B]
         with pytest.raises(openai.NotFoundError):
-            await scene.client.responses.create(input=theirs_given, previous_response_id=own.id, **options)
+            await scene.ask(given, previous_response_id=own.id, extra_headers=BEN)
         for conversation in (conversation_id(channel_of(theirs.id)), conversation_id("user:ann:none")):
             with pytest.raises(openai.PermissionDeniedError):
-                await scene.client.responses.create(input="me", conversation=conversation, **options)
+                await scene.ask(conversation=conversation, extra_headers=BEN)
         for conversation in ("conv_a/b", "a/b", conversation_id("a/b"), ""):
             with pytest.raises((openai.NotFoundError, openai.BadRequestError)):
-                await scene.client.responses.create(input="me", conversation=conversation, **options)
+                await scene.ask(conversation=conversation, extra_headers=BEN)
             path = conversation.replace("/", "%2F") or "%20"
-            found = await scene.served.http.get(f"/v1/conversations/{path}", headers=options["extra_headers"])
+            found = await scene.served.http.get(f"/v1/conversations/{path}", headers=BEN)
             assert found.status_code in (400, 404)
         with pytest.raises(openai.PermissionDeniedError):
-            await scene.client.responses.delete(theirs.id, extra_headers=options["extra_headers"])
+            await scene.client.responses.delete(theirs.id, extra_headers=BEN)
