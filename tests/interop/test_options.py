@@ -26,7 +26,6 @@ from openai.types.responses.response_create_params import ResponseCreateParamsBa
 from tenuto import Hub, Turn
 from tenuto.agents.request import _EXTRA, _NAMES, TurnRequest, options_in, turn_request
 from tenuto.interop import AGUI, AISDK, OpenAI
-from tenuto.interop.openai_stream import Reference
 from tests.interop.pages import ROOT, pages_at
 from tests.transports.conftest import Served, new_hub, serving
 
@@ -45,6 +44,7 @@ class Stub:
         self.hub = hub
         self.served = served
         self.url = f"http://127.0.0.1:{served.port}"
+        self.client = openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="key", max_retries=0)
         self.received: list[dict[str, Any]] = []  # per turn: the view, the arguments and the histories of all shapes
         self.text = ""  # the answer; empty: the last result of a tool
         self.turns: list[Turn] = []
@@ -57,17 +57,23 @@ class Stub:
         last = histories["openai"][-1]
         async with turn.reply() as message:
             if turn.request.tools and last["role"] != "tool":
-                call = f"c{len(self.received)}"
                 tool: Any = turn.request.tools[0]
                 name = str(tool.get("tools", [tool])[0]["name"])  # a namespace has its tools in a list
-                await message.part({"type": "tool", "call": call, "name": name, "input": "{}", "state": "input"})
-                await message.part(
-                    {"type": "tool", "call": call, "name": name, "input": '{"city": "Ulm"}', "state": "called"}, index=0
-                )
+                part = {"type": "tool", "call": f"c{len(self.received)}", "name": name}
+                await message.part({**part, "input": "{}", "state": "input"})
+                await message.part({**part, "input": '{"city": "Ulm"}', "state": "called"}, index=0)
                 return
             await message.append(self.text or f"It is {last['content']}.")
             names = ("input_tokens", "output_tokens", "cached_tokens", "cache_write_tokens", "reasoning_tokens")
             await message.update(meta={"usage": dict(zip(names, (9, 5, 4, 2, 3), strict=True))})
+
+    async def ask(self, given: Any, **options: Any) -> Any:
+        """Return the response to an input."""
+        return await self.client.responses.create(model="bot", input=given, **options)
+
+    async def chat(self, messages: Any, **options: Any) -> Any:
+        """Return the chat completion that follows messages."""
+        return await self.client.chat.completions.create(model="bot", messages=messages, **options)
 
 
 @asynccontextmanager
@@ -85,19 +91,14 @@ async def stub_at(url: str = "memory://", **options: Any) -> AsyncIterator[Stub]
         hub.agent(pattern, name=name)(agent)
     async with serving(hub, app) as served:
         stub = Stub(hub, served)
-        yield stub
+        async with stub.client:
+            yield stub
 
 
 @pytest.fixture
 async def stub() -> AsyncIterator[Stub]:
     async with stub_at() as stub:
         yield stub
-
-
-@pytest.fixture
-async def client(stub: Stub) -> AsyncIterator[openai.AsyncOpenAI]:
-    async with openai.AsyncOpenAI(base_url=f"{stub.url}/v1", api_key="key", max_retries=0) as client:
-        yield client
 
 
 @pytest.fixture
@@ -114,24 +115,25 @@ def weather(city: str) -> str:
     return f"7 degrees in {city}"
 
 
+def said(role: str, content: Any, **fields: Any) -> dict[str, Any]:
+    return {"role": role, "content": content, **fields}
+
+
+def function_call(name: str) -> dict[str, Any]:
+    """Return a call as a chat completion has it."""
+    return {"id": "c", "type": "function", "function": {"name": name, "arguments": "{}"}}
+
+
+QUESTION = [said("user", "q")]
+
+
 @pytest.mark.parametrize("is_chat", [True, False], ids=["chat", "responses"])
-async def test_instructions_behind_the_question_reach_the_model_with_it(
-    stub: Stub, client: openai.AsyncOpenAI, is_chat: bool
-) -> None:
-    given: Any = [
-        {"role": "user", "content": "one"},
-        {"role": "assistant", "content": "two"},
-        {"role": "user", "content": "three"},
-        {"role": "developer", "content": "Be brief."},
-        {"role": "system", "content": "Be kind."},
-    ]
+async def test_instructions_behind_the_question_reach_the_model_with_it(stub: Stub, is_chat: bool) -> None:
+    first, answer, question = said("user", "one"), said("assistant", "two"), said("user", "three")
+    brief, kind = said("system", "Be brief."), said("system", "Be kind.")
     stub.text = "four"
-    if is_chat:
-        await client.chat.completions.create(model="bot", messages=given)
-    else:
-        await client.responses.create(model="bot", input=given)
-    expected = [given[0], given[1], {"role": "system", "content": "Be brief."}, given[4], given[2]]
-    assert stub.received[0]["openai"] == expected
+    await (stub.chat if is_chat else stub.ask)([first, answer, question, {**brief, "role": "developer"}, kind])
+    assert stub.received[0]["openai"] == [first, answer, brief, kind, question]
     assert stub.received[0]["options"]["anthropic"]["system"] == "Be brief.\n\nBe kind."
 
 
@@ -139,14 +141,13 @@ async def test_instructions_behind_the_question_reach_the_model_with_it(
 
 
 @pytest.mark.parametrize("api", ["responses", "namespace", "chat"])
-async def test_agents_sdk_runs_its_function_tool_and_gets_an_answer(
-    stub: Stub, client: openai.AsyncOpenAI, agents: Any, api: str
-) -> None:
+async def test_agents_sdk_runs_its_function_tool_and_gets_an_answer(stub: Stub, agents: Any, api: str) -> None:
     kind = agents.OpenAIChatCompletionsModel if api == "chat" else agents.OpenAIResponsesModel
     tools: Any = [agents.function_tool(weather)]
     if api == "namespace":
         tools = agents.tool_namespace(name="crm", description="About customers.", tools=tools)
-    agent = agents.Agent(name="a", instructions="Be kind.", tools=tools, model=kind(model="bot", openai_client=client))
+    model = kind(model="bot", openai_client=stub.client)
+    agent = agents.Agent(name="a", instructions="Be kind.", tools=tools, model=model)
     result = await agents.Runner.run(agent, "How is Ulm?", max_turns=3)
     assert result.final_output == "It is 7 degrees in Ulm."
     assert [one["role"] for one in stub.received[1]["openai"]][-3:] == ["user", "assistant", "tool"]
@@ -168,9 +169,8 @@ async def pays(turn: Turn, before: str = "") -> None:
         await message.append(f"Done: {turn.text}.")
 
 
-@pytest.mark.parametrize("is_callback", [True, False], ids=["callback", "interruption"])
 async def test_hosted_tool_of_the_agents_sdk_runs_after_its_approval_without_a_previous_response(
-    stub: Stub, client: openai.AsyncOpenAI, agents: Any, is_callback: bool
+    stub: Stub, agents: Any
 ) -> None:
     histories: list[Any] = []
 
@@ -178,14 +178,10 @@ async def test_hosted_tool_of_the_agents_sdk_runs_after_its_approval_without_a_p
         histories.append([(one["role"], one["content"]) for one in await turn.history("openai")])
         await pays(turn)
 
-    def approves(_: Any) -> Any:
-        return {"approve": True}
-
     stub.answer = answer  # type: ignore[method-assign]
     config: Any = {"type": "mcp", "server_label": "tenuto", "server_url": "https://a.example"}
-    tool = agents.HostedMCPTool(config, on_approval_request=approves if is_callback else None)
-    model = agents.OpenAIResponsesModel(model="bot", openai_client=client)
-    agent = agents.Agent(name="a", tools=[tool], model=model)
+    model = agents.OpenAIResponsesModel(model="bot", openai_client=stub.client)
+    agent = agents.Agent(name="a", tools=[agents.HostedMCPTool(config)], model=model)
     result = await agents.Runner.run(agent, "pay")
     while result.interruptions:
         state = result.to_state()
@@ -198,11 +194,9 @@ async def test_hosted_tool_of_the_agents_sdk_runs_after_its_approval_without_a_p
     assert histories == [asked, [*asked, *called, ("assistant", "Done: pay."), ("user", "again")]]
 
 
-async def test_session_of_the_agents_sdk_keeps_its_items_and_removes_the_last_or_all(
-    stub: Stub, client: openai.AsyncOpenAI, agents: Any
-) -> None:
-    session = agents.OpenAIConversationsSession(openai_client=client)
-    model = agents.OpenAIResponsesModel(model="bot", openai_client=client)
+async def test_session_of_the_agents_sdk_keeps_its_items_and_removes_the_last_or_all(stub: Stub, agents: Any) -> None:
+    session = agents.OpenAIConversationsSession(openai_client=stub.client)
+    model = agents.OpenAIResponsesModel(model="bot", openai_client=stub.client)
     agent = agents.Agent(name="a", tools=[agents.function_tool(weather)], model=model)
     await agents.Runner.run(agent, "How is Ulm?", session=session)
     call: Any = {"type": "function_call", "name": "weather", "arguments": "{}"}
@@ -219,7 +213,7 @@ async def test_session_of_the_agents_sdk_keeps_its_items_and_removes_the_last_or
     conversation = session.session_id
     await session.clear_session()
     with pytest.raises(openai.NotFoundError):
-        await client.conversations.retrieve(conversation)
+        await stub.client.conversations.retrieve(conversation)
     assert await session.get_items() == []
     assert session.session_id != conversation
 
@@ -239,14 +233,14 @@ async def test_tool_that_langchain_binds_is_called_and_its_result_is_at_the_call
 
 
 @pytest.mark.parametrize("way", ["chat", "responses", "previous"])
-async def test_pydantic_ai_runs_its_tool_and_streams(stub: Stub, client: openai.AsyncOpenAI, way: str) -> None:
+async def test_pydantic_ai_runs_its_tool_and_streams(stub: Stub, way: str) -> None:
     from pydantic_ai import Agent  # see `agents`
     from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
     from pydantic_ai.providers.openai import OpenAIProvider
 
     kind = OpenAIChatModel if way == "chat" else OpenAIResponsesModel
     settings: Any = {"openai_previous_response_id": "auto"} if way == "previous" else {}
-    model = kind("bot", provider=OpenAIProvider(openai_client=client), settings=settings)
+    model = kind("bot", provider=OpenAIProvider(openai_client=stub.client), settings=settings)
     agent = Agent(model, instructions="Be kind.", tools=[weather])
     first = await agent.run("How is Ulm?")
     assert (first.output, first.usage.cache_read_tokens) == ("It is 7 degrees in Ulm.", 4)
@@ -256,56 +250,39 @@ async def test_pydantic_ai_runs_its_tool_and_streams(stub: Stub, client: openai.
     assert roles == ["user", "assistant", "tool", "assistant", "user", "assistant", "tool"]
 
 
-async def test_name_of_each_message_of_a_chat_completion_is_in_the_history(
-    stub: Stub, client: openai.AsyncOpenAI
-) -> None:
-    messages: list[Any] = [
-        {"role": "system", "content": "Be kind.", "name": "rules"},
-        {"role": "user", "content": "Hello!", "name": "ann"},
-        {"role": "assistant", "content": "Hi Ann.", "name": "host"},
-        {"role": "user", "content": "I am in Ulm."},
-        {"role": "user", "content": "And I in Bonn.", "name": "bob"},
-        {"role": "user", "content": "Where am I?", "name": "ann"},
-    ]
-    await client.chat.completions.create(model="bot", messages=messages)
+async def test_name_of_each_message_of_a_chat_completion_is_in_the_history(stub: Stub) -> None:
+    asked, host = said("user", "Hello!", name="ann"), said("assistant", "Hi Ann.", name="host")
+    messages = [said("system", "Be kind.", name="rules"), asked, host, said("user", "I am in Ulm.")]
+    messages += [said("user", "And I in Bonn.", name="bob"), said("user", "Where am I?", name="ann")]
+    await stub.chat(messages)
     assert stub.received[0]["openai"] == messages
-    texts = [{"role": one["role"], "content": one["content"]} for one in messages]
+    texts = [said(one["role"], one["content"]) for one in messages]
     assert stub.received[0]["responses"] == stub.received[0]["text"] == texts
-    given: Any = texts[3:]  # each message of the user is one, also without a name
-    await client.responses.create(model="bot", input=given)
+    given = texts[3:]  # each message of the user is one, also without a name
+    await stub.ask(given)
     assert stub.received[1]["openai"] == stub.received[1]["text"] == given
-    refused = [{"role": "user", "content": "Hello!", "name": "Ann Ives"}]  # by the API of the model
-    await client.chat.completions.create(model="bot", messages=refused)
-    assert stub.received[2]["openai"] == [{"role": "user", "content": "Hello!"}]
+    await stub.chat([{**asked, "name": "Ann Ives"}])  # the API of the model refuses it
+    assert stub.received[2]["openai"] == [said("user", "Hello!")]
     with pytest.raises(openai.BadRequestError, match="name must be a text, got 7"):
-        await client.chat.completions.create(model="bot", messages=[{**messages[1], "name": 7}])
-    call = {"id": "c", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
-    result = {"role": "tool", "tool_call_id": "c", "content": "7"}
-    host, guide = messages[2], {"role": "assistant", "content": None, "name": "guide", "tool_calls": [call]}
-    for one in (guide, {name: value for name, value in guide.items() if name != "name"}):
-        told: Any = [messages[1], host, one, result, messages[1]]
-        await client.chat.completions.create(model="bot", messages=told)
+        await stub.chat([{**asked, "name": 7}])
+    calls, result = [function_call("weather")], said("tool", "7", tool_call_id="c")
+    for named in ({"name": "guide"}, {}):
+        told = [asked, host, said("assistant", None, tool_calls=calls, **named), result, asked]
+        await stub.chat(told)
         assert stub.received[-1]["openai"] == told
 
 
-async def test_only_calls_of_two_messages_may_have_the_same_id(stub: Stub, client: openai.AsyncOpenAI) -> None:
-    def call(name: str) -> Any:
-        return {"id": "c", "type": "function", "function": {"name": name, "arguments": "{}"}}
-
-    def result(output: str) -> Any:
-        return {"role": "tool", "tool_call_id": "c", "content": output}
-
-    asked: Any = {"role": "user", "content": "q"}
-    first, second = ({"role": "assistant", "content": None, "tool_calls": [call(name)]} for name in ("a", "b"))
-    both: Any = {"role": "assistant", "content": None, "tool_calls": [call("a"), call("b")]}
-    results = [result("1"), result("2")]
+async def test_only_calls_of_two_messages_may_have_the_same_id(stub: Stub) -> None:
+    calls = [function_call(name) for name in ("a", "b")]
+    first, second, both = (said("assistant", None, tool_calls=one) for one in (calls[:1], calls[1:], calls))
+    results = [said("tool", output, tool_call_id="c") for output in ("1", "2")]
     for wrong in ([both, *results], [first, *results], [first, second, *results]):
         with pytest.raises(openai.BadRequestError, match="have the id 'c'; give each call an id of its own"):
-            await client.chat.completions.create(model="bot", messages=[asked, *wrong, asked])
+            await stub.chat([*QUESTION, *wrong, *QUESTION])
     assert stub.received == []
     # the first call may have no result, as after a cancel
     for told in ([first, results[0], second, results[1]], [first, second, results[1]]):
-        await client.chat.completions.create(model="bot", messages=[asked, *told, asked])
+        await stub.chat([*QUESTION, *told, *QUESTION])
     found = [[one["tool_call_id"] for one in turn["openai"] if one["role"] == "tool"] for turn in stub.received]
     assert found == [["c", "c_"], ["c"]]
 
@@ -323,46 +300,34 @@ async def test_requests_of_open_webui_reach_the_agent_with_all_tools_and_a_resul
     assert stub.received[1]["openai"] == [instructions, question, {**call, "content": None}, result]
 
 
-async def test_texts_and_images_of_a_result_reach_each_api_that_takes_them(
-    stub: Stub, client: openai.AsyncOpenAI, agents: Any
-) -> None:
-    @agents.function_tool
-    def shot() -> list[Any]:
-        """A screenshot."""
-        return [agents.ToolOutputText(text="See:"), agents.ToolOutputImage(image_url=PNG, detail="low")]
-
-    model = agents.OpenAIResponsesModel(model="bot", openai_client=client)
-    await agents.Runner.run(agents.Agent(name="a", tools=[shot], model=model), "Look", max_turns=3)
-    image = {"type": "input_image", "image_url": PNG, "detail": "low"}
-    received = stub.received[1]
-    assert received["responses"][-1]["output"] == [{"type": "input_text", "text": "See:"}, image]
+async def test_texts_and_images_of_a_result_reach_each_api_that_takes_them(stub: Stub) -> None:
+    call = {"type": "function_call", "call_id": "x", "name": "shot", "arguments": "{}"}
+    shown = [{"type": "input_text", "text": "See:"}, FILES["image"][1]]
+    told = await stub.ask([*QUESTION, call, {"type": "function_call_output", "call_id": "x", "output": shown}])
+    (received,) = stub.received
+    assert received["responses"][-1]["output"] == shown
     assert received["openai"][-1]["content"] == [{"type": "text", "text": t} for t in ("See:", "[image: image/png]")]
     text, picture = received["anthropic"][-1]["content"][0]["content"]
     assert (text, picture["type"]) == ({"type": "text", "text": "See:"}, "image")
-    assert received["text"][-1]["content"] == '[result of shot({"city": "Ulm"}): See:[image: image/png]]'
-    call: Any = {"type": "function_call", "call_id": "x", "name": "shot", "arguments": "{}"}
-    output: Any = {"type": "function_call_output", "call_id": "x", "output": [image]}
-    told = await client.responses.create(model="bot", input=[{"role": "user", "content": "q"}, call, output])
-    item: Any = (await client.responses.input_items.list(told.id)).data[0]
-    assert item.output[0].image_url == PNG
+    assert received["text"][-1]["content"] == "[result of shot({}): See:[image: image/png]]"
+    item: Any = (await stub.client.responses.input_items.list(told.id)).data[0]
+    assert item.output[1].image_url == PNG
 
 
 # -- files -----------------------------------------------------------------------------------------------------
 
 
-async def test_photo_without_a_word_reaches_the_model(stub: Stub, client: openai.AsyncOpenAI) -> None:
+async def test_photo_without_a_word_reaches_the_model(stub: Stub) -> None:
     stub.text = "A cat."
-    image: Any = {"type": "input_image", "image_url": PNG, "detail": "low"}
-    told = await client.responses.create(model="bot", input=[{"role": "user", "content": [image]}])
-    assert told.output_text == "A cat."
-    assert stub.received[0]["responses"] == [{"role": "user", "content": [image]}]
-    assert stub.received[0]["text"] == [{"role": "user", "content": "[image: image/png]"}]
-    chat: Any = [FILES[name][0] for name in ("image", "pdf", "sound")]
-    completion = await client.chat.completions.create(model="bot", messages=[{"role": "user", "content": chat}])
+    photo = [said("user", [FILES["image"][1]])]
+    assert (await stub.ask(photo)).output_text == "A cat."
+    assert stub.received[0]["responses"] == photo
+    assert stub.received[0]["text"] == [said("user", "[image: image/png]")]
+    completion = await stub.chat([said("user", [FILES[name][0] for name in ("image", "pdf", "sound")])])
     # the type of each file is that of its own address
-    (question,) = [one for one in (await stub.hub.history(stub.turns[1].channel)).messages if one.role == "user"]
-    assert [one["mediaType"] for one in question.parts] == ["image/png", "application/pdf", "audio/wav"]
-    usage: Any = completion.usage
+    media_types = [one["mediaType"] for one in stub.turns[1].message.parts]
+    assert media_types == ["image/png", "application/pdf", "audio/wav"]
+    usage = completion.usage
     assert usage.prompt_tokens_details.model_dump(exclude_none=True) == {"cached_tokens": 4, "cache_write_tokens": 2}
     assert usage.completion_tokens_details.reasoning_tokens == 3
 
@@ -371,22 +336,12 @@ async def test_photo_without_a_word_reaches_the_model(stub: Stub, client: openai
 async def test_question_may_have_a_photo_of_4_mb_but_not_300_photos_or_600_kb_of_tools(stub: Stub, path: str) -> None:
     stub.text = "A cat."
     statuses, params = list[int](), list[Any]()
-    large = {"name": "weather", "description": "x" * 6_000}
-    tools = 100 * [{"type": "function", "function": large} if "chat" in path else {**TOOL, **large}]
+    tools = 100 * [{**TOOL, "description": "x" * 6_000}]
     for count, data, asked in ((1, "A" * 4_000_000, []), (300, "AAAA", []), (2, "AAAA", tools)):
-        url = f"data:image/jpeg;base64,{data}"
-        image = {"type": "image", "source": {"type": "data", "value": data, "mimeType": "image/jpeg"}}
-        file = {"type": "file", "mediaType": "image/jpeg", "url": url}
-        question = {"id": f"u{count}", "role": "user", "content": count * [image]}
-        if path == "page":
-            question = {"id": f"u{count}", "role": "user", "parts": count * [file]}
-        body: Any = {"threadId": "1", "runId": "r", "id": "1", "messages": [question], "tools": asked}
-        if path == "v1/responses":
-            content = count * [{"type": "input_image", "image_url": url}]
-            body = {"model": "bot", "input": [{"role": "user", "content": content}], "tools": asked}
-        elif path == "v1/chat/completions":
-            content = count * [{"type": "image_url", "image_url": {"url": url}}]
-            body = {"model": "bot", "messages": [{"role": "user", "content": content}], "tools": asked}
+        image = {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{data}"}}  # each adapter takes it
+        question = {"id": f"u{count}", "role": "user", "parts" if path == "page" else "content": count * [image]}
+        given = {"input" if path == "v1/responses" else "messages": [question], "tools": asked}
+        body = {"model": "bot", "threadId": "1", "runId": "r", "id": "1", **given}
         response = await stub.served.http.post(f"/{path}", json=body)
         statuses.append(response.status_code)
         params.append(response.json()["error"]["param"] if response.status_code == 413 and "v1" in path else None)
@@ -478,13 +433,12 @@ FIELDS: dict[str, tuple[Any, list[Any], list[Any], list[Any], list[Any]]] = {
     "background": (False, [], [{"background": False}], *[[{"background": False}]] * 2),
     "extra": (EXTRA, *[[EXTRA]] * 3, [EXTRA, {"callSettings": EXTRA}]),
 }
+_SAME = {"temperature": 0.5, "top_p": 0.9, "parallel_tool_calls": False}
 OPTIONS = {
     "openai": {
-        "temperature": 0.5,
-        "top_p": 0.9,
+        **_SAME,
         "seed": 7,
         "stop": ["END"],
-        "parallel_tool_calls": False,
         "max_completion_tokens": 99,
         "reasoning_effort": "low",
         "verbosity": "low",
@@ -493,9 +447,7 @@ OPTIONS = {
         "tool_choice": CHAT_CHOICE,
     },
     "responses": {
-        "temperature": 0.5,
-        "top_p": 0.9,
-        "parallel_tool_calls": False,
+        **_SAME,
         "instructions": "Be kind.",
         "max_output_tokens": 99,
         "reasoning": _EFFORTS[0]["reasoning"],
@@ -537,15 +489,13 @@ def merged(bodies: list[dict[str, Any]]) -> dict[str, Any]:
     return body
 
 
-async def send(stub: Stub, client: openai.AsyncOpenAI, protocol: str, body: dict[str, Any], content: Any) -> None:
+async def send(stub: Stub, protocol: str, body: dict[str, Any], content: Any) -> None:
     """Send a question with a client of the protocol."""
     match protocol:
         case "chat":
-            given: Any = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": content}]
-            await client.chat.completions.create(messages=given, model="bot", extra_body=body)
+            await stub.chat([said("system", "Be kind."), said("user", content)], extra_body=body)
         case "responses":
-            given = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": content}]
-            await client.responses.create(input=given, model="bot", extra_body=body)
+            await stub.ask([said("developer", "Be brief."), said("user", content)], extra_body=body)
         case "ag-ui":
             own = {name: body.pop(name) for name in ("tools", "context", "state") if name in body}
             await run_agui(stub, content, **own, forwardedProps=body)
@@ -565,11 +515,11 @@ async def send(stub: Stub, client: openai.AsyncOpenAI, protocol: str, body: dict
     [(one, at) for n, one in enumerate(PROTOCOLS, 1) for at in range(max(len(row[n]) for row in FIELDS.values()))],
 )
 async def test_each_option_of_a_client_reaches_the_model_in_the_form_of_its_api(
-    stub: Stub, client: openai.AsyncOpenAI, protocol: str, variant: int
+    stub: Stub, protocol: str, variant: int
 ) -> None:
     rows = {name: (row[0], row[1 + PROTOCOLS.index(protocol)]) for name, row in FIELDS.items()}
     bodies = [bodies[min(variant, len(bodies) - 1)] for _, bodies in rows.values() if bodies]
-    await send(stub, client, protocol, merged([*bodies, {"theme": "dark"}]), "hi")
+    await send(stub, protocol, merged([*bodies, {"theme": "dark"}]), "hi")
     request = msgspec.to_builtins(stub.turns[0].request)
     asked = {name: value for name, (value, bodies) in rows.items() if bodies}
     expected = {api: dict(options) for api, options in OPTIONS.items()}
@@ -592,9 +542,7 @@ async def test_options_under_names_that_a_client_of_ag_ui_sends_empty_reach_the_
     assert msgspec.to_builtins(stub.turns[0].request) == options
 
 
-async def test_form_that_a_client_parses_reaches_the_model_as_the_client_sent_it(
-    stub: Stub, client: openai.AsyncOpenAI
-) -> None:
+async def test_form_that_a_client_parses_reaches_the_model_as_the_client_sent_it(stub: Stub) -> None:
     class Place(pydantic.BaseModel):
         """A town."""
 
@@ -603,12 +551,12 @@ async def test_form_that_a_client_parses_reaches_the_model_as_the_client_sent_it
 
     stub.text = '{"city": "Ulm", "inhabitants": 129000}'
     question: Any = [{"role": "user", "content": "Where are you?"}]
-    completion = await client.chat.completions.parse(model="bot", messages=question, response_format=Place)
-    response = await client.responses.parse(model="bot", input=question, text_format=Place)
+    completion = await stub.client.chat.completions.parse(model="bot", messages=question, response_format=Place)
+    response = await stub.client.responses.parse(model="bot", input=question, text_format=Place)
     assert completion.choices[0].message.parsed == response.output_parsed == Place(city="Ulm", inhabitants=129000)
-    async with client.chat.completions.stream(model="bot", messages=question, response_format=Place) as chunks:
+    async with stub.client.chat.completions.stream(model="bot", messages=question, response_format=Place) as chunks:
         parsed = (await chunks.get_final_completion()).choices[0].message.parsed
-    async with client.responses.stream(model="bot", input=question, text_format=Place) as events:
+    async with stub.client.responses.stream(model="bot", input=question, text_format=Place) as events:
         assert (await events.get_final_response()).output_parsed == parsed == Place(city="Ulm", inhabitants=129000)
     sent = to_strict_json_schema(Place)
     assert sent["required"] == ["city", "inhabitants"]
@@ -661,19 +609,12 @@ def test_the_matrix_and_the_page_have_each_name_of_an_option() -> None:
 # The files that clients send, and the forms in which the shapes have them: openai, responses, anthropic and text
 WAV, TXT, URL = "data:audio/wav;base64,AAA=", "data:text/plain;base64,SGk=", "https://e.x/b.png"
 _AT, _PDF = {"type": "url", "url": URL}, {"type": "base64", "media_type": "application/pdf", "data": "JVBERi0="}
-_PNG = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo="}}
 FILES: dict[str, tuple[Any, Any, Any, str]] = {
     "image": (
         {"type": "image_url", "image_url": {"url": PNG, "detail": "low"}},
         {"type": "input_image", "image_url": PNG, "detail": "low"},
-        _PNG,
+        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo="}},
         "[image: image/png]",
-    ),
-    "named image": (
-        {"type": "image_url", "image_url": {"url": PNG}},
-        {"type": "input_image", "image_url": PNG, "detail": "auto"},
-        _PNG,
-        "[image: a.png]",
     ),
     "image at": (
         {"type": "image_url", "image_url": {"url": URL}},
@@ -726,46 +667,32 @@ def ui_file(url: str, media_type: str, **fields: str) -> dict[str, Any]:
     return {"type": "file", "mediaType": media_type, **fields, "url": url}
 
 
-CONTENT: dict[str, dict[str, list[Any]]] = {
-    "chat": {
-        "image": [FILES["image"][0]],
-        "image at": [FILES["image at"][0]],
-        "pdf": [FILES["pdf"][0]],
-        "sound": [FILES["sound"][0]],
-        "plain text": [FILES["plain text"][0]],
-    },
-    "responses": {
-        "image": [FILES["image"][1]],
-        "image at": [{"type": "input_image", "image_url": URL}],
-        "pdf": [FILES["pdf"][1]],
-        "pdf at": [FILES["pdf at"][1]],
-        "plain text": [FILES["plain text"][1]],
-    },
-    "ag-ui": {
-        "image": [agui_file("image", PNG, "image/png", detail="low")],
-        "named image": [
-            agui_file("image", PNG, "image/png", filename="a.png"),
-            {"type": "binary", "mimeType": "image/png", "data": "iVBORw0KGgo=", "filename": "a.png"},
-        ],
-        "image at": [
-            agui_file("image", URL, "image/png"),
-            {"type": "image", "source": {"type": "url", "value": URL}},
-            {"type": "binary", "mimeType": "image/png", "url": URL},
-        ],
-        "pdf": [agui_file("document", PDF, "application/pdf", filename="a.pdf")],
-        "pdf at": [agui_file("document", "https://e.x/b.pdf", "application/pdf")],
-        "sheet at": [agui_file("document", "https://e.x/b%20c.xlsx", "application/vnd.ms-excel")],
-        "sound": [agui_file("audio", WAV, "audio/wav")],
-        "plain text": [agui_file("document", TXT, "text/plain", filename="a.txt")],
-    },
-    "ai-sdk": {
-        "named image": [ui_file(PNG, "image/png", filename="a.png")],
-        "image at": [ui_file(URL, "image/png")],
-        "pdf": [ui_file(PDF, "application/pdf", filename="a.pdf")],
-        "pdf at": [ui_file("https://e.x/b.pdf", "application/pdf")],
-        "sound": [ui_file(WAV, "audio/wav")],
-        "plain text": [ui_file(TXT, "text/plain", filename="a.txt")],
-    },
+# The files of each protocol in its forms, with their names in `FILES`
+CONTENT: dict[str, list[tuple[str, Any]]] = {
+    "chat": [(name, FILES[name][0]) for name in ("image", "image at", "pdf", "sound", "plain text")],
+    "responses": [
+        ("image at", {"type": "input_image", "image_url": URL}),
+        *((name, FILES[name][1]) for name in ("image", "pdf", "pdf at", "plain text")),
+    ],
+    "ag-ui": [
+        ("image", agui_file("image", PNG, "image/png", detail="low")),
+        ("image at", agui_file("image", URL, "image/png")),
+        ("image at", {"type": "image", "source": {"type": "url", "value": URL}}),
+        ("image at", {"type": "binary", "mimeType": "image/png", "url": URL}),
+        ("pdf", agui_file("document", PDF, "application/pdf", filename="a.pdf")),
+        ("pdf", {"type": "binary", "mimeType": "application/pdf", "data": "JVBERi0=", "filename": "a.pdf"}),
+        ("pdf at", agui_file("document", "https://e.x/b.pdf", "application/pdf")),
+        ("sheet at", agui_file("document", "https://e.x/b%20c.xlsx", "application/vnd.ms-excel")),
+        ("sound", agui_file("audio", WAV, "audio/wav")),
+        ("plain text", agui_file("document", TXT, "text/plain", filename="a.txt")),
+    ],
+    "ai-sdk": [
+        ("image at", ui_file(URL, "image/png")),
+        ("pdf", ui_file(PDF, "application/pdf", filename="a.pdf")),
+        ("pdf at", ui_file("https://e.x/b.pdf", "application/pdf")),
+        ("sound", ui_file(WAV, "audio/wav")),
+        ("plain text", ui_file(TXT, "text/plain", filename="a.txt")),
+    ],
 }
 
 
@@ -779,13 +706,10 @@ async def test_file_whose_type_is_its_kind_alone_reaches_the_model_as_an_image(s
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-async def test_each_file_of_a_question_reaches_the_model_in_the_form_of_each_shape(
-    stub: Stub, client: openai.AsyncOpenAI, protocol: str
-) -> None:
+async def test_each_file_of_a_question_reaches_the_model_in_the_form_of_each_shape(stub: Stub, protocol: str) -> None:
     stub.text = "Yes."
-    sent = [(name, part) for name, parts in CONTENT[protocol].items() for part in parts]
-    kind = "input_text" if protocol == "responses" else "text"
-    await send(stub, client, protocol, {}, [{"type": kind, "text": "What?"}, *(part for _, part in sent)])
+    sent, kind = CONTENT[protocol], "input_text" if protocol == "responses" else "text"
+    await send(stub, protocol, {}, [{"type": kind, "text": "What?"}, *(part for _, part in sent)])
     received = stub.received[0]
     for at, shape in enumerate(("openai", "responses", "anthropic")):
         text = {"type": "input_text" if shape == "responses" else "text", "text": "What?"}
@@ -798,23 +722,20 @@ async def test_each_file_of_a_question_reaches_the_model_in_the_form_of_each_sha
 MANY: Any = [{**TOOL, "name": f"tool{n}", "description": "x" * 700} for n in range(30)]  # 25 KB, as of Open WebUI
 
 
-async def test_large_tools_are_stored_once_for_a_conversation_and_no_viewer_gets_them(
-    stub: Stub, client: openai.AsyncOpenAI
-) -> None:
+async def test_large_tools_are_stored_once_for_a_conversation_and_no_viewer_gets_them(stub: Stub) -> None:
     stub.text = "Yes."
-    asked: Any = {"model": "bot", "instructions": "y" * 2000}
-    first = await client.responses.create(input="a", tools=MANY, **asked)
+    told, output = "y" * 2000, {"type": "function_call_output", "call_id": "c1", "output": "7"}
+    first = await stub.ask("a", tools=MANY, instructions=told)
     channel = stub.turns[0].channel
-    calls = [{"type": "function_call_output", "call_id": "c1", "output": "7"}]
-    second = await client.responses.create(input=calls, previous_response_id=first.id, tools=MANY, **asked)
-    third = await client.responses.create(input="b", previous_response_id=second.id, tools=MANY[:1], **asked)
+    second = await stub.ask([output], previous_response_id=first.id, tools=MANY, instructions=told)
+    third = await stub.ask("b", previous_response_id=second.id, tools=MANY[:1], instructions=told)
     assert [len(one.request.tools) for one in stub.turns] == [30, 30, 1]
-    assert [one.request.instructions for one in stub.turns] == ["y" * 2000] * 3
+    assert [one.request.instructions for one in stub.turns] == [told] * 3
     facts = (await stub.hub.store.facts(channel, after=0, limit=99)).facts
     assert sum(one.id.startswith("options-") for one in facts) == 3
     # the client itself gets them back
     assert [len(one.tools) for one in (first, second, third)] == [30, 30, 1]
-    assert (await client.responses.retrieve(second.id)).instructions == "y" * 2000
+    assert (await stub.client.responses.retrieve(second.id)).instructions == told
     base = f"/tenuto/v1/channels/{channel}"
     page = await stub.served.http.get(f"{base}/messages?limit=200")
     events = await stub.served.http.get(f"{base}/poll?history=200&wait=0")
@@ -829,52 +750,40 @@ async def test_large_tools_are_stored_once_for_a_conversation_and_no_viewer_gets
 # -- large photos: a page of the store has no message beside one ------------------------------------------------
 
 PHOTO = "data:image/jpeg;base64," + "A" * 4_000_000
-FIVE = ["user", "assistant", "user", "assistant", "user"]
 
 
-async def test_large_photo_leaves_no_message_of_a_conversation_out(stub: Stub, client: openai.AsyncOpenAI) -> None:
-    look: Any = [{"type": "input_text", "text": "Look"}, {"type": "input_image", "image_url": PHOTO}]
-    stub.text, conversation = "Yes.", await client.conversations.create(extra_body={"model": "bot"})
+async def test_large_photo_leaves_no_message_of_a_conversation_out(stub: Stub) -> None:
+    look = [{"type": "input_text", "text": "Look"}, {"type": "input_image", "image_url": PHOTO}]
+    stub.text, conversation = "Yes.", await stub.client.conversations.create(extra_body={"model": "bot"})
     for content in ("My name is Ann.", look, "What is my name?"):
-        asked: Any = [{"role": "user", "content": content}]
-        last = await client.responses.create(model="bot", input=asked, conversation=conversation.id)
-    assert [one["role"] for one in stub.received[-1]["openai"]] == FIVE
-    assert len([one async for one in client.conversations.items.list(conversation.id)]) == 6
+        await stub.ask([said("user", content)], conversation=conversation.id)
+    roles = ["user", "assistant", "user", "assistant", "user"]
+    assert [one["role"] for one in stub.received[-1]["openai"]] == roles
+    assert len([one async for one in stub.client.conversations.items.list(conversation.id)]) == 6
     # a request brings the photo by reference, but not as often as it likes
-    items: Any = [one async for one in client.conversations.items.list(conversation.id, order="asc")]
+    items: Any = [one async for one in stub.client.conversations.items.list(conversation.id, order="asc")]
     refs: Any = [{"type": "item_reference", "id": one.id} for one in items]
-    copied = await client.responses.create(model="bot", input=[*refs, {"role": "user", "content": "And now?"}])
-    assert [one["role"] for one in stub.received[-1]["openai"]] == [*FIVE, "assistant", "user"]
-    assert len([one async for one in client.responses.input_items.list(copied.id)]) == 7
-    more: Any = [{"role": "user", "content": look}]
+    copied = await stub.ask([*refs, *QUESTION])
+    assert [one["role"] for one in stub.received[-1]["openai"]] == [*roles, "assistant", "user"]
+    assert len([one async for one in stub.client.responses.input_items.list(copied.id)]) == 7
     for _ in range(2):
-        last = await client.responses.create(model="bot", input=more, conversation=conversation.id)
-        found = client.responses.input_items.list(last.id)
+        last = await stub.ask([said("user", look)], conversation=conversation.id)
+        found = stub.client.responses.input_items.list(last.id)
         refs += [{"type": "item_reference", "id": one.id} async for one in found]
     with pytest.raises(openai.APIStatusError, match=r"more than 8388608 bytes \(Limits\.message_bytes\)") as refused:
-        await client.responses.create(model="bot", input=[*refs, {"role": "user", "content": "And now?"}])
+        await stub.ask([*refs, *QUESTION])
     assert (refused.value.status_code, refused.value.param) == (413, "input")
 
 
-async def test_large_photo_that_a_request_brings_leaves_no_message_out(stub: Stub, client: openai.AsyncOpenAI) -> None:
-    look = [{"type": "text", "text": "Look"}, {"type": "image_url", "image_url": {"url": PHOTO}}]
-    roles = ["system", *FIVE]
-    told: Any = [{"role": role, "content": look if at == 3 else f"{at}"} for at, role in enumerate(roles)]
-    answer = await client.chat.completions.create(model="bot", messages=told)
-    assert [one["role"] for one in stub.received[-1]["openai"]] == roles
-    response = Reference(stub.turns[-1].channel, stub.turns[-1].message.id).id()
-    assert len([one async for one in client.responses.input_items.list(response)]) == len(roles)
-    assert answer.choices[0].message.content == "It is 5."
-    # as many messages as a request may bring reach the agent, the first one too
-    many: Any = [{"role": "system", "content": "first"}, *({"role": "user", "content": "x"} for _ in range(200))]
-    await client.chat.completions.create(model="bot", messages=many)
+async def test_as_many_messages_as_a_request_may_bring_reach_the_agent(stub: Stub) -> None:
+    await stub.chat([said("system", "first"), *(200 * QUESTION)])
     assert len(stub.received[-1]["openai"]) == 201
 
 
 async def test_result_that_a_message_of_the_user_follows_is_joined_to_its_call(stub: Stub) -> None:
     await run_agui(stub, "q", tools=[{name: TOOL[name] for name in ("name", "description", "parameters")}])
     result = {"id": "t1", "role": "tool", "toolCallId": "c1", "content": "7 degrees"}
-    run = {"threadId": "1", "runId": "r", "messages": [result, {"id": "u2", "role": "user", "content": "And now?"}]}
+    run = {"threadId": "1", "runId": "r", "messages": [result, said("user", "And now?", id="u2")]}
     stub.text = "Yes."
     for _ in range(2):  # a repeated run joins the turn
         assert (await stub.served.http.post("/agui", json=run)).status_code == 200
@@ -886,7 +795,7 @@ async def test_result_that_a_message_of_the_user_follows_is_joined_to_its_call(s
 async def test_error_of_a_result_reaches_the_model_behind_its_content(stub: Stub, content: Any) -> None:
     await run_agui(stub, "q", tools=[{name: TOOL[name] for name in ("name", "description", "parameters")}])
     result = {"id": "t1", "role": "tool", "toolCallId": "c1", "content": content, "error": "of yesterday"}
-    run = {"threadId": "1", "runId": "r", "messages": [{"id": "u", "role": "user", "content": "q"}, result]}
+    run = {"threadId": "1", "runId": "r", "messages": [said("user", "q", id="u"), result]}
     assert (await stub.served.http.post("/agui", json=run)).status_code == 200
     blocks = [{"type": "text", "text": text} for text in ("7 degrees", "of yesterday")]
     texts = {"": "of yesterday", "7 degrees": "7 degrees\nof yesterday", "Error: of yesterday": "Error: of yesterday"}
@@ -898,17 +807,13 @@ async def test_error_of_a_result_reaches_the_model_behind_its_content(stub: Stub
     assert [part["state"] for one in page for part in one["parts"] if part["type"] == "tool-result"] == ["error"]
 
 
-async def test_tools_that_a_choice_allows_have_the_form_of_each_api(stub: Stub, client: openai.AsyncOpenAI) -> None:
-    stub.text, flat = "Yes.", {"type": "function", "name": "weather"}
-    nested = {"type": "function", "function": {"name": "weather"}}
-    of_chat: Any = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [nested]}}
-    of_responses: Any = {"type": "allowed_tools", "mode": "required", "tools": [flat]}
-    others = [{**TOOL, "name": "other"}, TOOL]
-    tools: Any = [{"type": "function", "function": {"name": one["name"]}} for one in others]
-    asked: Any = [{"role": "user", "content": "q"}]
-    await client.chat.completions.create(model="bot", messages=asked, tools=tools, tool_choice=of_chat)
-    both: Any = others
-    await client.responses.create(model="bot", input="q", tools=both, tool_choice=of_responses)
+async def test_tools_that_a_choice_allows_have_the_form_of_each_api(stub: Stub) -> None:
+    stub.text, tools = "Yes.", [{**TOOL, "name": "other"}, TOOL]
+    of_chat = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [CHAT_CHOICE]}}
+    of_responses = {"type": "allowed_tools", "mode": "required", "tools": [CHOICE]}
+    nested = [{"type": "function", "function": {"name": one["name"]}} for one in tools]
+    await stub.chat(QUESTION, tools=nested, tool_choice=of_chat)
+    await stub.ask("q", tools=tools, tool_choice=of_responses)
     for one in stub.received:
         assert one["options"]["openai"]["tool_choice"] == of_chat
         assert one["options"]["responses"]["tool_choice"] == of_responses
@@ -937,32 +842,24 @@ def test_choice_of_a_tool_that_the_api_lacks_is_left_out(choice: Any, of_chat: A
     assert (options.get("tool_choice"), "tools" in options) == (of_anthropic, of_chat != "none")
 
 
-async def test_custom_tool_is_called_with_a_text_in_the_form_of_each_api(
-    stub: Stub, client: openai.AsyncOpenAI
-) -> None:
+async def test_custom_tool_is_called_with_a_text_in_the_form_of_each_api(stub: Stub) -> None:
     grammar = {"syntax": "regex", "definition": "[A-Z].*"}
-    custom: Any = {"type": "custom", "name": "weather", "format": {"type": "grammar", **grammar}}
-    form = {"type": "grammar", "grammar": grammar}
-    nested: Any = {"type": "custom", "custom": {"name": "weather", "format": form}}
+    custom = {"type": "custom", "name": "weather", "format": {"type": "grammar", **grammar}}
+    nested = {"type": "custom", "custom": {"name": "weather", "format": {"type": "grammar", "grammar": grammar}}}
     text = '{"city": "Ulm"}'
-    first = await client.responses.create(model="bot", input="q", tools=[custom])
+    first = await stub.ask("q", tools=[custom])
     (call,) = first.output
-    assert call.type == "custom_tool_call"
-    assert (call.name, call.call_id, call.input) == ("weather", "c1", text)
-    output: Any = {"type": "custom_tool_call_output", "call_id": "c1", "output": "7 degrees"}
-    whole: Any = [{"role": "user", "content": "q"}, call.to_dict(), output]
-    for given in ({"input": [output], "previous_response_id": first.id}, {"input": whole}):
-        answer = await client.responses.create(model="bot", tools=[custom], **given)  # type: ignore[call-overload]
-        assert answer.output_text == "It is 7 degrees."
-    asked: Any = [{"role": "user", "content": "q"}]
-    completion = await client.chat.completions.create(model="bot", messages=asked, tools=[nested])
-    message = completion.choices[0].message
-    (chat_call,) = message.tool_calls or ()
-    assert chat_call.type == "custom"
-    assert (completion.choices[0].finish_reason, chat_call.custom.input) == ("tool_calls", text)
-    result: Any = {"role": "tool", "tool_call_id": chat_call.id, "content": "7 degrees"}
-    told: Any = [*asked, message.to_dict(), result]
-    await client.chat.completions.create(model="bot", messages=told, tools=[nested])
+    assert (call.type, call.name, call.call_id, call.input) == ("custom_tool_call", "weather", "c1", text)
+    output = {"type": "custom_tool_call_output", "call_id": "c1", "output": "7 degrees"}
+    joined = await stub.ask([output], previous_response_id=first.id, tools=[custom])
+    whole = await stub.ask([*QUESTION, call.to_dict(), output], tools=[custom])
+    assert (joined.output_text, whole.output_text) == ("It is 7 degrees.", "It is 7 degrees.")
+    (choice,) = (await stub.chat(QUESTION, tools=[nested])).choices
+    (chat_call,) = choice.message.tool_calls
+    assert (choice.finish_reason, choice.message.content, chat_call.type) == ("tool_calls", None, "custom")
+    assert chat_call.custom.input == text
+    result = said("tool", "7 degrees", tool_call_id=chat_call.id)
+    await stub.chat([*QUESTION, choice.message.to_dict(), result], tools=[nested])
     for one in stub.received:
         assert one["options"]["responses"]["tools"] == [custom]
         assert one["options"]["openai"]["tools"] == [nested]
@@ -976,97 +873,76 @@ async def test_custom_tool_is_called_with_a_text_in_the_form_of_each_api(
         assert one["anthropic"][1]["content"][0]["input"] == {"input": text}
 
 
-async def test_custom_calls_are_listed_as_they_were_sent(stub: Stub, client: openai.AsyncOpenAI) -> None:
-    call: Any = {"type": "custom_tool_call", "call_id": "c", "name": "weather", "input": "Ulm"}
-    plain: Any = {"type": "function_call", "call_id": "f", "name": "place", "arguments": "{}"}
-    results: Any = [
-        {"type": f"{one['type']}_output", "call_id": one["call_id"], "output": "7"} for one in (call, plain)
-    ]
-    given: Any = [{"role": "user", "content": "q"}, call, plain, *results]
-    stub.text, custom = "Yes.", {"type": "custom", "name": "weather"}
-    first = await client.responses.create(model="bot", input=given, tools=[custom])
-    made = await client.conversations.create(items=given, extra_body={"model": "bot"})
-    copied = await client.conversations.create(extra_body={"model": "bot"})
-    listed: Any = [one async for one in client.responses.input_items.list(first.id, order="asc")]
+async def test_custom_calls_are_listed_as_they_were_sent(stub: Stub) -> None:
+    call = {"type": "custom_tool_call", "call_id": "c", "name": "weather", "input": "Ulm"}
+    plain = {"type": "function_call", "call_id": "f", "name": "place", "arguments": "{}"}
+    results = [{"type": f"{one['type']}_output", "call_id": one["call_id"], "output": "7"} for one in (call, plain)]
+    given: Any = [*QUESTION, call, plain, *results]
+    stub.text, client = "Yes.", stub.client.conversations
+    first = await stub.ask(given, tools=[{"type": "custom", "name": "weather"}])
+    listed: Any = [one async for one in stub.client.responses.input_items.list(first.id, order="asc")]
     references: Any = [{"type": "item_reference", "id": one.id} for one in listed]
-    await client.conversations.items.create(copied.id, items=references)
-    stored = [[one async for one in client.conversations.items.list(one.id, order="asc")] for one in (made, copied)]
+    made, copied = [await client.create(items=items, extra_body={"model": "bot"}) for items in (given, references)]
+    stored = [[one async for one in client.items.list(one.id, order="asc")] for one in (made, copied)]
     for items in (listed, *stored):
         shown = [one.to_dict() for one in items[1:]]
         assert [{**one, "id": "", "status": "completed"} for one in given[1:]] == [{**one, "id": ""} for one in shown]
 
 
-async def test_call_of_a_custom_tool_is_streamed(stub: Stub, client: openai.AsyncOpenAI) -> None:
-    text, custom = '{"city": "Ulm"}', {"type": "custom", "name": "weather"}
-    tools: Any = [custom]
-    async with client.responses.stream(model="bot", input="q", tools=tools) as stream:
+async def test_call_of_a_custom_tool_is_streamed(stub: Stub) -> None:
+    text, tools = '{"city": "Ulm"}', list[Any]([{"type": "custom", "name": "weather"}])
+    async with stub.client.responses.stream(model="bot", input="q", tools=tools) as stream:
         events: list[Any] = [event async for event in stream]
     deltas = [one for one in events if one.type == "response.custom_tool_call_input.delta"]
     assert "".join(one.delta for one in deltas) == text
     (done,) = (one for one in events if one.type == "response.custom_tool_call_input.done")
     assert done.input == events[-1].response.output[0].input == text
     assert [one.to_dict() for one in events[-1].response.output] == [events[-2].item.to_dict()]
-    nested: Any = [{"type": "custom", "custom": {"name": "weather"}}]
-    asked: Any = [{"role": "user", "content": "q"}]
-    found = ""
-    async for chunk in await client.chat.completions.create(model="bot", messages=asked, tools=nested, stream=True):
-        for call in chunk.choices[0].delta.tool_calls or ():
-            found += call.to_dict()["custom"]["input"]  # type: ignore[index]
-    assert found == text
+    chunks = await stub.chat(QUESTION, tools=[{"type": "custom", "custom": {"name": "weather"}}], stream=True)
+    calls = [call.to_dict() async for chunk in chunks for call in chunk.choices[0].delta.tool_calls or ()]
+    assert "".join(one["custom"]["input"] for one in calls) == text
 
 
 @pytest.mark.parametrize("is_chat", [True, False], ids=["chat", "responses"])
-async def test_mark_of_a_cached_prompt_reaches_the_agent_behind_its_part(
-    stub: Stub, client: openai.AsyncOpenAI, is_chat: bool
-) -> None:
+async def test_mark_of_a_cached_prompt_reaches_the_agent_behind_its_part(stub: Stub, is_chat: bool) -> None:
     kind, mark = "text" if is_chat else "input_text", {"mode": "explicit", "ttl": "12h"}
-    content: Any = [{"type": kind, "text": "Long", "prompt_cache_breakpoint": mark}, {"type": kind, "text": "q"}]
-    call: Any = {"type": "function_call", "call_id": "x", "name": "weather", "arguments": "{}"}
+    content = [{"type": kind, "text": "Long", "prompt_cache_breakpoint": mark}, {"type": kind, "text": "q"}]
+    call = {"type": "function_call", "call_id": "x", "name": "weather", "arguments": "{}"}
     texts = [{"type": "input_text", "text": text} for text in ("Long", "q")]
     stub.text = "Yes."
     if is_chat:
-        await client.chat.completions.create(model="bot", messages=[{"role": "user", "content": content}])
+        await stub.chat([said("user", content)])
     else:
-        output: Any = {"type": "function_call_output", "call_id": "x", "output": content}
-        given: Any = [{"role": "user", "content": "q"}, call, output, {"role": "user", "content": content}]
-        await client.responses.create(model="bot", input=given)
+        output = {"type": "function_call_output", "call_id": "x", "output": content}
+        await stub.ask([*QUESTION, call, output, said("user", content)])
         assert stub.received[0]["responses"][2]["output"] == texts
     long, short = {"type": "text", "text": "Long"}, {"type": "text", "text": "q"}
     parts = stub.turns[0].message.parts[-3:]  # behind the output
     assert parts == [long, {"type": "data", "name": "prompt_cache_breakpoint", "data": mark}, short]
-    assert stub.received[0]["openai"][-1] == {"role": "user", "content": "Long\nq"}
-    blocks = [{**texts[0], "prompt_cache_breakpoint": mark}, texts[1]]
-    assert stub.received[0]["responses"][-1] == {"role": "user", "content": blocks}
+    assert stub.received[0]["openai"][-1] == said("user", "Long\nq")
+    assert stub.received[0]["responses"][-1] == said("user", [{**texts[0], "prompt_cache_breakpoint": mark}, texts[1]])
 
 
-async def test_refusal_that_a_client_sends_again_is_a_text(stub: Stub, client: openai.AsyncOpenAI) -> None:
-    refused: Any = {"role": "assistant", "content": None, "refusal": "I can't."}
-    told: Any = [{"role": "user", "content": "a"}, refused, {"role": "user", "content": "b"}]
-    await client.chat.completions.create(model="bot", messages=told)
-    assert stub.received[-1]["text"][1] == {"role": "assistant", "content": "I can't."}
+async def test_refusal_that_a_client_sends_again_is_a_text(stub: Stub) -> None:
+    await stub.chat([*QUESTION, said("assistant", None, refusal="I can't."), *QUESTION])
+    assert stub.received[-1]["text"][1] == said("assistant", "I can't.")
 
 
-async def test_secrets_of_a_tool_are_not_kept_and_a_choice_without_tools_is_no_option(
-    stub: Stub, client: openai.AsyncOpenAI
-) -> None:
+async def test_secrets_of_a_tool_are_not_kept_and_a_choice_without_tools_is_no_option(stub: Stub) -> None:
     stub.text = "Yes."
-    known: Any = {"type": "mcp", "server_label": "s", "server_url": "https://e.x"}
-    tool: Any = {**known, "authorization": "SECRET", "headers": {"key": "SECRET"}}
+    known = {"type": "mcp", "server_label": "s", "server_url": "https://e.x"}
+    tool = {**known, "authorization": "SECRET", "headers": {"key": "SECRET"}}
     for one in (tool, {"type": "mcp", "mcp": tool}):  # some clients nest each tool
-        response = await client.responses.create(model="bot", input="q", tools=[one], tool_choice="auto")
+        response = await stub.ask("q", tools=[one], tool_choice="auto")
         assert "SECRET" not in response.model_dump_json() + json.dumps(stub.received)
         assert stub.received[-1]["options"]["responses"] == {"tools": [known], "tool_choice": "auto"}
         assert stub.received[-1]["options"]["openai"] == {}
 
 
-async def test_empty_result_is_an_empty_text_and_a_file_in_percents_has_its_bytes(
-    stub: Stub, client: openai.AsyncOpenAI
-) -> None:
-    call: Any = {"id": "c", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
-    empty: Any = {"role": "tool", "tool_call_id": "c", "content": [{"type": "text", "text": ""}]}
-    photo: Any = [{"type": "image_url", "image_url": {"url": "data:image/png,%89PNG%FF"}}]
-    told: Any = [{"role": "user", "content": photo}, {"role": "assistant", "tool_calls": [call]}, empty]
-    await client.chat.completions.create(model="bot", messages=told)
+async def test_empty_result_is_an_empty_text_and_a_file_in_percents_has_its_bytes(stub: Stub) -> None:
+    photo = [{"type": "image_url", "image_url": {"url": "data:image/png,%89PNG%FF"}}]
+    call = {"role": "assistant", "tool_calls": [function_call("weather")]}
+    await stub.chat([said("user", photo), call, said("tool", [{"type": "text", "text": ""}], tool_call_id="c")])
     asked, _, result = stub.received[-1]["openai"]
     assert asked["content"][0]["image_url"]["url"] == "data:image/png;base64,iVBOR/8="
     assert result["content"] == ""
@@ -1083,19 +959,18 @@ async def test_metadata_of_a_page_is_kept_and_makes_no_options(stub: Stub) -> No
     assert loaded[0]["metadata"] == metadata
 
 
-NO_CHOICES: Any = [
-    {"type": ["x"], "name": "f"},
-    {"type": None, "name": "f"},
-    {"type": "allowed_tools", "mode": "auto", "tools": [{"type": ["x"]}]},
-    {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [{"type": ["x"]}]}},
-    {"type": "allowed_tools", "tools": 1},
-    {"type": "function", "function": {"type": ["x"], "name": "f"}},
-]
-
-
-@pytest.mark.parametrize("choice", NO_CHOICES)
+@pytest.mark.parametrize(
+    "choice",
+    [
+        *({"type": kind, "name": "f"} for kind in (["x"], None)),
+        {"type": "allowed_tools", "mode": "auto", "tools": [{"type": ["x"]}]},
+        {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [{"type": ["x"]}]}},
+        {"type": "allowed_tools", "tools": 1},
+        {"type": "function", "function": {"type": ["x"], "name": "f"}},
+    ],
+)
 async def test_malformed_choice_of_a_tool_is_refused_by_name_or_left_out(stub: Stub, choice: Any) -> None:
-    chat = {"model": "bot", "messages": [{"role": "user", "content": "q"}], "tools": [CHAT_TOOL]}
+    chat = {"model": "bot", "messages": QUESTION, "tools": [CHAT_TOOL]}
     response = {"model": "bot", "input": "q", "tools": [TOOL]}
     for path, body in (("/v1/chat/completions", chat), ("/v1/responses", response)):
         refused = await stub.served.http.post(path, json={**body, "tool_choice": choice})
