@@ -208,8 +208,7 @@ async def test_session_of_the_agents_sdk_keeps_its_items_and_removes_the_last_or
         assert await session.pop_item() == items[number]
     assert await session.get_items() == items[:4]
     await agents.Runner.run(agent, "And now?", session=session)
-    roles = ["user", "assistant", "tool", "assistant", "user"]
-    assert [one["role"] for one in stub.received[2]["openai"]] == roles
+    assert [one["role"] for one in stub.received[2]["openai"]] == ["user", "assistant", "tool", "assistant", "user"]
     conversation = session.session_id
     await session.clear_session()
     with pytest.raises(openai.NotFoundError):
