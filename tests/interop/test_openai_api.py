@@ -611,8 +611,9 @@ async def test_reference_to_an_item_is_the_item(scene: ClientScene) -> None:
     stored: Any = [one async for one in scene.client.conversations.items.list(made.id, order="asc")]
     assert [one.type for one in stored] == [one.type for one in items]
     for id, before in (("msg_none", []), ("x", given[:1])):
+        items = [*before, {**refs[0], "id": id}]
         with pytest.raises(openai.NotFoundError, match=f"item '{id}' does not exist"):
-            await scene.client.conversations.items.create(made.id, items=[*before, {**refs[0], "id": id}])
+            await scene.client.conversations.items.create(made.id, items=items)
     assert len((await scene.client.conversations.items.list(made.id)).data) == len(stored)
     # a reference to the item that the store has already, and one to itself
     await scene.ask([*refs, given[-1]], previous_response_id=first.id)
