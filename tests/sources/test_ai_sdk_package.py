@@ -29,15 +29,15 @@ class App:
         self.url = url
         self.says = says
 
-    async def lines(self, case: str, *, as_bytes: bool = False) -> AsyncIterator[str | bytes]:
-        """Return the response of a case, by lines, or as its bytes arrive."""
+    async def lines(self, case: str) -> AsyncIterator[str]:
+        """Return the lines of the response of a case, without their ends."""
         async with (
             httpx2.AsyncClient(trust_env=False) as client,
             client.stream("GET", f"{self.url}/{case}") as response,
         ):
             assert response.headers["x-vercel-ai-ui-message-stream"] == "v1"
-            async for piece in response.aiter_bytes() if as_bytes else response.aiter_lines():
-                yield piece
+            async for line in response.aiter_lines():
+                yield line
 
 
 @pytest.fixture(scope="module")
@@ -89,13 +89,9 @@ ANSWER: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("as_bytes", "source"), [(False, "ai-sdk"), (True, "ai-sdk"), (False, None)], ids=["lines", "bytes", "recognised"]
-)
-async def test_two_steps_with_a_tool_become_parts_in_order(
-    hub: Hub, app: App, as_bytes: bool, source: str | None
-) -> None:
-    stored, piped = await pipe_all(hub, app.lines("answer", as_bytes=as_bytes), source=source)
+@pytest.mark.parametrize("source", ["ai-sdk", None])
+async def test_two_steps_with_a_tool_become_parts_in_order(hub: Hub, app: App, source: str | None) -> None:
+    stored, piped = await pipe_all(hub, app.lines("answer"), source=source)
     assert (stored.status, stored.parts) == ("complete", ANSWER)
     assert stored.meta == {
         "model": "mock-1",
@@ -110,6 +106,15 @@ async def test_two_steps_with_a_tool_become_parts_in_order(
         },
     }
     assert piped.tool_calls == []
+
+
+@pytest.mark.parametrize("size", [1, 7, 4096])
+async def test_bytes_may_be_cut_anywhere(hub: Hub, app: App, size: int) -> None:
+    wire = "".join([f"{line}\n" async for line in app.lines("answer")])
+    whole = f": ping\n{wire}".replace('{"type":', '{"x": "æ😀} [DONE]", "type":').encode()
+    pieces = [whole[at : at + size] for at in range(0, len(whole), size)]
+    stored, _ = await pipe_all(hub, pieces, source="ai-sdk")
+    assert (stored.status, stored.parts) == ("complete", ANSWER)
 
 
 async def test_failed_denied_and_waiting_calls_have_their_states(hub: Hub, app: App) -> None:
@@ -142,10 +147,8 @@ async def test_restarted_step_withdraws_its_parts(hub: Hub, app: App) -> None:
 
 
 async def test_an_error_in_mid_stream_fails(hub: Hub, app: App) -> None:
-    assert await failed(hub, app.lines("error")) == (
-        "Half.",
-        "the model's provider reported an error; the log has its message",
-    )
+    text, words = await failed(hub, app.lines("error"))
+    assert (text, words) == ("Half.", "the model's provider reported an error; the log has its message")
 
 
 @pytest.mark.parametrize("case", ["unfinished", "abort", "cut"])
