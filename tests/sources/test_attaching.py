@@ -12,27 +12,24 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Callable
-from itertools import cycle, groupby
+from itertools import cycle
 from typing import Any
 
 import httpx2
 import pytest
-from google import genai
-from google.genai import types
 from openai import AsyncOpenAI, OpenAI
 
 from tenuto import Hub
 from tenuto.agents.turn import Turn
 from tenuto.core.errors import Finished, LocalError
 from tenuto.core.model import Message
-from tenuto.core.view import View
 from tenuto.sources import pipe
 from tenuto.sources.openai import events_of
 from tenuto.stores.memory import MemoryStore
 from tests.agents.test_turns import lives, messages
 from tests.sources.piping import broken, one_by_one
 from tests.sources.provider import CUT, HOLD, Provider
-from tests.sources.test_tries import LONG, Model, ask_chat, counted, new_hub, piped, stopped
+from tests.sources.test_tries import LONG, Model, ask_chat, counted, new_hub, piped, texts_shown
 from tests.sources.wires import (
     GEMINI_USAGE,
     INPUT,
@@ -47,14 +44,11 @@ from tests.sources.wires import (
     chat_said,
     interaction_answer,
     interaction_state,
+    responses_answer,
 )
 from tests.virtual import virtually
 
-_wire = Responses()
-EVENTS = [
-    *(*_wire.begin(), *_wire.thought(), *_wire.said(), *_wire.called()),
-    *_wire.completed(output=[_wire.call(INPUT)]),
-]
+EVENTS = responses_answer()
 ITEM = {"id": "msg_1", "type": "message", "role": "assistant", "status": "completed"}
 OUTPUT: list[dict[str, Any]] = [
     {"id": "rs_1", "type": "reasoning", "summary": [{"type": "summary_text", "text": THOUGHT}]},
@@ -91,13 +85,25 @@ async def answered(model: Model, **options: Any) -> Message:
     return message
 
 
+async def stopped(
+    hub: Hub, make: object, *, ends_as: tuple[Any, str | None] = ("cancelled", None), **options: Any
+) -> Message:
+    """Return the message into which `make` was piped for five seconds."""
+
+    async def answer() -> None:
+        async with hub.message("chat:1", id="m") as message:
+            message.cancelled_as = ends_as
+            await pipe(message, make, **options)
+
+    task = asyncio.create_task(answer())
+    await asyncio.sleep(5)
+    task.cancel()
+    await asyncio.wait([task])
+    return (await hub.read("chat:1", "m"))[0]
+
+
 async def died_and_answered(
-    model: Model,
-    *,
-    supersedes: bool,
-    make: Callable[[], Any] | None = None,
-    attach: Any = None,
-    **options: Any,
+    model: Model, *, supersedes: bool, make: Callable[[], Any] | None = None, attach: Any = None, **options: Any
 ) -> Message:
     """Return the message after a process that died while it piped a response, and another one that took it over."""
     hub, client = new_hub(), model.openai()
@@ -138,13 +144,6 @@ async def test_stream_without_an_event_is_not_complete() -> None:
     assert (await died_and_answered(Model([*EVENTS[:9], HOLD], [], ENDED), supersedes=True)).parts == PARTS
     message, _ = await piped(ask(Model([], [*EVENTS]).openai()))  # without `attach`, too
     assert message.parts == PARTS
-
-
-@virtually
-async def test_stalled_stream_is_attached_again() -> None:
-    model = Model([*EVENTS[:9], HOLD], EVENTS[9:])
-    assert (await answered(model, stall_s=60)).parts == PARTS
-    assert (model.asked, model.waits_s) == (["POST", after(8)], [61.1])
 
 
 def keepalive(number: int) -> bytes:
@@ -205,14 +204,6 @@ async def test_next_process_goes_on_with_the_same_response(at: int, supersedes: 
     assert message.meta == {"model": "gpt-test", "usage": RESPONSES_USAGE, "finish_reason": "tool_calls"}
     if not has_ended:
         assert message.parts[1].get("joins") == ([6] if at == 12 else None)  # before the character that deltas share
-
-
-async def texts_shown(hub: Hub, texts: list[str]) -> None:
-    """Add each text of the answers that a viewer is shown."""
-    view = View()
-    async for batch in hub.subscribe("chat:1", history=9).batches():
-        view.receive(batch)
-        texts += ["".join(one.text for one in view.messages() if one.role == "assistant")]
 
 
 async def answers_over_a_crash(respond: Callable[[Turn], Any], on_crash: Any, *shown: list[str]) -> list[Message]:
@@ -321,9 +312,7 @@ async def test_own_text_behind_a_response_that_had_ended_stays_in_view_until_it_
 
     (answer,) = await answers_over_a_crash(respond, on_crash, *shown)
     assert (answer.status, answer.text) == ("complete", "Some text. Own 2. Stream 2. ")
-    assert [text for text, _ in groupby(shown[1])] == [
-        *("Some text. Own 1. Stream 1. ", "Some text. Own 2. ", "Some text. Own 2. Stream 2. ")
-    ]
+    assert shown[1] == ["Some text. Own 1. Stream 1. ", "Some text. Own 2. ", "Some text. Own 2. Stream 2. "]
 
 
 @pytest.mark.parametrize("on_crash", ["restart", "continue"])
@@ -432,13 +421,6 @@ async def test_response_that_is_lost_is_followed_by_another_one(script: list[Any
     assert model.asked.count("POST") == 2
 
 
-@virtually
-async def test_lost_response_ends_the_answer_if_a_break_fails() -> None:
-    model = Model([*EVENTS[:12], CUT], UNKNOWN)
-    message = await answered(model, on_break="fail")
-    assert (message.status, message.reason, message.text) == ("interrupted", "upstream_ended", TEXT[:6])
-
-
 def long_events(*pieces: str, response: str = "resp_1") -> list[bytes]:
     wire = Responses(response)
     return [*wire.begin(), *wire.said(0, pieces), *wire.completed()]
@@ -487,11 +469,6 @@ async def written(model: Model, *scripts: Callable[[str], list[Any]], supersedes
     return stored
 
 
-def looked_at(text: str) -> list[Any]:
-    """Return the script for a process that looks first at a response of which the message holds nothing."""
-    return [state("in_progress")] if text == LONG else []
-
-
 BEGUN = ("x" * 250, "y" * 50, "z")
 
 
@@ -525,8 +502,8 @@ async def test_response_that_continues_a_lost_one_is_attached_again(
         model,
         lambda text: [[*first[:5], HOLD]],
         lambda text: [UNKNOWN, [*second[:at], HOLD]],
-        lambda text: {
-            "streamed": [*looked_at(text), second],
+        lambda text: {  # it looks first at a response of which the message holds nothing
+            "streamed": [state("in_progress"), second] if text == LONG else [second],
             "polled": [ended] if text == LONG else [TOO_OLD, ended],
             "lost": [UNKNOWN, long_events("!", response="resp_3")],
         }[how],
@@ -683,18 +660,13 @@ def interaction_of(status: str, **fields: Any) -> tuple[int, dict[str, str], str
     return 200, {}, json.dumps(interaction_state(status, **fields))
 
 
-def some_ids(every: int) -> list[bytes]:
-    """Return the answer with an id at one event of `every`."""
-    pairs = zip(INTERACTION, interaction_answer(ids=False), strict=True)
-    return [without if place % every else with_id for place, (with_id, without) in enumerate(pairs)]
-
-
 @pytest.mark.parametrize("every", [1, 3])
 @pytest.mark.parametrize("at", range(1, len(INTERACTION)))
 @pytest.mark.usefixtures("at_once")
 @virtually
 async def test_interaction_that_breaks_goes_on_behind_its_last_event(at: int, every: int) -> None:
-    events = some_ids(every)
+    pairs = zip(INTERACTION, interaction_answer(ids=False), strict=True)
+    events = [without if place % every else with_id for place, (with_id, without) in enumerate(pairs)]
     is_known = not (at - 1) % every  # else the events behind the last id would be repeated
     looks = [interaction_of("in_progress")] if at < 4 or not is_known else []
     # the provider repeats the event at which a stream is attached, which its documentation leaves open
@@ -805,16 +777,6 @@ async def test_response_breaks_off_in_each_item_over_real_connections(
     assert [path for path, _ in provider.requests] == ["/v1/responses", *streams]
 
 
-async def test_interaction_breaks_off_over_real_connections(hub: Hub, provider: Provider) -> None:
-    provider.will_say([*INTERACTION[:9], 0.05, CUT], INTERACTION[9:])
-    options = types.HttpOptions(base_url=provider.url, retry_options=types.HttpRetryOptions(attempts=1))
-    client = genai.Client(api_key="none", http_options=options).aio
-    async with hub.message("chat:1", id="m") as message:
-        await pipe(message, interact(client), attach=client.interactions, retry_s=0.01)
-    assert (await hub.read("chat:1", "m"))[0].parts == PARTS
-    assert provider.requests[1][0] == "/v1/interactions/int_1?last_event_id=e8&stream=true"
-
-
 @virtually
 async def test_numbers_that_do_not_rise_lose_no_text() -> None:
     """Only behind the place at which a stream was attached is an event a repetition."""
@@ -824,8 +786,7 @@ async def test_numbers_that_do_not_rise_lose_no_text() -> None:
 
 def said_by(id: str) -> list[dict[str, Any]]:
     """Return the events of the response `id`, whose text names it."""
-    wire = Responses(id)
-    steps = [*wire.begin(), *wire.said(0, (f"The text of {id} ", "and its end. ")), *wire.completed()]
+    steps = long_events(f"The text of {id} ", "and its end. ", response=id)
     return [json.loads(step.split(b"data: ")[1]) for step in steps]
 
 

@@ -115,47 +115,37 @@ async def test_interaction_becomes_parts_in_order(hub: Hub, provider: Provider, 
 async def test_tools_of_google_files_and_sources_of_an_interaction(
     hub: Hub, provider: Provider, client: genai.Client
 ) -> None:
-    steps: list[dict[str, Any]] = [
-        {"type": "user_input", "content": [{"type": "text", "text": "Hi"}]},
-        {"type": "google_search_call", "id": "s1", "arguments": {}},
-        {"type": "google_search_result", "call_id": "s1", "result": []},
-        {"type": "mcp_server_tool_call", "id": "m1", "name": "look", "server_name": "b", "arguments": {"a": 1}},
-        {"type": "mcp_server_tool_result", "call_id": "m1", "result": "no", "is_error": True},
-    ]
+    search = {"type": "google_search_call", "id": "s1", "arguments": {}}
+    found = {"type": "google_search_result", "call_id": "s1", "result": []}
+    tool = {"type": "mcp_server_tool_call", "id": "m1", "name": "look", "server_name": "b", "arguments": {"a": 1}}
     cited = {"type": "url_citation", "url": "https://a.example", "title": "A"}
-    deltas: list[list[dict[str, Any]]] = [
-        [],
-        [{"type": "google_search_call", "arguments": {"queries": ["q"]}}],
-        [{"type": "google_search_result", "result": [{"search_suggestions": "x"}]}],
-        [],
-        [],
-        [
-            {"type": "text", "text": "See "},
-            {"type": "image", "mime_type": "image/png", "data": "aGk="},
-            {"type": "audio", "mime_type": "audio/wav", "data": "aGk="},
-            {"type": "audio", "data": "aA=="},
-            {"type": "document", "uri": "https://b.example/d.pdf", "mime_type": "application/pdf"},
-            {"type": "text", "text": "the"},
-            {"type": "text", "text": " picture."},
-            {"type": "text_annotation_delta", "annotations": [cited]},
-            {"type": "of the future", "text": "?"},
-        ],
+    said: list[dict[str, Any]] = [
+        {"type": "text", "text": "See "},
+        {"type": "image", "mime_type": "image/png", "data": "aGk="},
+        {"type": "audio", "mime_type": "audio/wav", "data": "aGk="},
+        {"type": "audio", "data": "aA=="},
+        {"type": "document", "uri": "https://b.example/d.pdf", "mime_type": "application/pdf"},
+        {"type": "text", "text": "the"},
+        {"type": "text", "text": " picture."},
+        {"type": "text_annotation_delta", "annotations": [cited]},
+        {"type": "of the future", "text": "?"},
     ]
     whole = interaction(
         ("interaction.created", {"interaction": interaction_state("in_progress")}),
-        *(
-            event
-            for place, (step, said) in enumerate(zip([*steps, {"type": "model_output"}], deltas, strict=True))
-            for event in interaction_step(place, step, *said)
-        ),
+        *interaction_step(0, {"type": "user_input", "content": [{"type": "text", "text": "Hi"}]}),
+        *interaction_step(1, search, {"type": "google_search_call", "arguments": {"queries": ["q"]}}),
+        *interaction_step(2, found, {"type": "google_search_result", "result": [{"search_suggestions": "x"}]}),
+        *interaction_step(3, tool),
+        *interaction_step(4, {"type": "mcp_server_tool_result", "call_id": "m1", "result": "no", "is_error": True}),
+        *interaction_step(5, {"type": "model_output"}, *said),
         ("interaction.completed", {"interaction": interaction_state("incomplete")}),
     )
     provider.will_say(whole)
     stored, piped = await pipe_all(hub, client.aio.interactions.create(**INTERACT))
-    search, tool, *rest = stored.parts
-    assert (search["name"], search["input"], search["state"]) == ("google_search", '{"queries":["q"]}', "done")
-    assert search["output"] == [{"search_suggestions": "x"}]
-    assert (tool["name"], tool["input"], tool["state"], tool["output"]) == ("look", '{"a":1}', "error", "no")
+    looked, worked, *rest = stored.parts
+    assert (looked["name"], looked["input"], looked["state"]) == ("google_search", '{"queries":["q"]}', "done")
+    assert looked["output"] == [{"search_suggestions": "x"}]
+    assert (worked["name"], worked["input"], worked["state"], worked["output"]) == ("look", '{"a":1}', "error", "no")
     assert rest == [
         {"type": "text", "text": "See "},
         {"type": "file", "media_type": "image/png", "url": "data:image/png;base64,aGk="},

@@ -149,10 +149,7 @@ async def test_calls_with_one_index_and_two_ids_are_two(hub: Hub, provider: Prov
 
     provider.will_say([call("a"), call("b"), *chat_end("tool_calls")])
     _, piped = await pipe_all(hub, await client.chat.completions.create(**CHAT, stream=True))
-    assert [(one.call, one.name, one.input) for one in piped.tool_calls] == [
-        ("call_a", "a", "{}"),
-        ("call_b", "b", "{}"),
-    ]
+    assert [(one.call, one.name, one.input) for one in piped.tool_calls] == [(f"call_{n}", n, "{}") for n in "ab"]
 
 
 @pytest.mark.parametrize("end", [[], [DONE], [CUT]])

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from starlette.responses import StreamingResponse
 
 from tenuto import Hub, MessageWriter
-from tenuto.core.errors import Finished, LocalError, TenutoError, TooLarge
+from tenuto.core.errors import Finished, LocalError, TenutoError
 from tenuto.core.limits import Limits
 from tenuto.sources import SOURCES, UpstreamEnded, UpstreamError, pipe
 from tenuto.sources.reading import reported
@@ -182,16 +182,6 @@ async def test_message_finished_elsewhere_closes_the_stream(hub: Hub) -> None:
             await message.flush()
             await hub.finish("chat:1", message.id, status="cancelled")
             await piping
-    assert stream.is_closed
-
-
-async def test_a_message_that_is_too_long_closes_the_stream(hub: Hub) -> None:
-    small = Hub("memory://", hooks_signals=False, drain_s=0.2, limits=Limits(message_bytes=2_000))
-    stream = Endless()
-    try:
-        await broken(small, stream, TooLarge)
-    finally:
-        await small.close()
     assert stream.is_closed
 
 

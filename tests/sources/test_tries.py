@@ -38,7 +38,7 @@ from tenuto.core.view import View
 from tenuto.sources import OnBreak, Piped, SoFar, ToolCall, UpstreamEnded, UpstreamError, pipe, tries
 from tenuto.sources.writing import SHORTEST_OVERLAP, Join, Kept
 from tenuto.stores.memory import MemoryStore
-from tests.agents.test_turns import lives, messages, remote_lives
+from tests.agents.test_turns import answers_of, lives, messages
 from tests.client.wire import Wire, client_of, memory_hub
 from tests.sources.piping import broken
 from tests.sources.provider import CUT, HOLD
@@ -78,7 +78,7 @@ class Model(httpx2.AsyncBaseTransport):
         if isinstance(script, tuple):
             status, headers, body = script
             return httpx2.Response(status, headers=headers | {"content-type": "application/json"}, text=body)
-        return httpx2.Response(200, headers={"content-type": "text/event-stream"}, stream=_Steps(script))
+        return httpx2.Response(200, headers={"content-type": "text/event-stream"}, content=_steps(script))
 
     def openai(self) -> AsyncOpenAI:
         http = httpx2.AsyncClient(transport=self)
@@ -103,19 +103,15 @@ class Model(httpx2.AsyncBaseTransport):
         return [round(after - before, 1) for before, after in zip(self.asked_s, self.asked_s[1:], strict=False)]
 
 
-class _Steps(httpx2.AsyncByteStream):
-    def __init__(self, steps: Body) -> None:
-        self._steps = steps
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        for step in self._steps:
-            await asyncio.sleep(0.01)
-            if step == CUT:
-                raise httpx2.ReadError("the connection broke")
-            if step == HOLD:
-                await asyncio.sleep(1e6)
-            assert isinstance(step, bytes)
-            yield step
+async def _steps(script: Body) -> AsyncIterator[bytes]:
+    for step in script:
+        await asyncio.sleep(0.01)
+        if step == CUT:
+            raise httpx2.ReadError("the connection broke")
+        if step == HOLD:
+            await asyncio.sleep(1e6)
+        assert isinstance(step, bytes)
+        yield step
 
 
 def said(*pieces: str) -> list[bytes]:
@@ -143,19 +139,21 @@ def refused(status: int) -> httpx2.HTTPStatusError:
     return httpx2.HTTPStatusError("refused", request=request, response=httpx2.Response(status, request=request))
 
 
+async def texts_shown(hub: Hub, texts: list[str]) -> None:
+    """Add each text of the answers that a viewer is shown, if it is another one than the last of `texts`."""
+    view = View()
+    async for batch in hub.subscribe("chat:1", history=9).batches():
+        view.receive(batch)
+        text = "".join(one.text for one in view.messages() if one.role == "assistant")
+        if texts[-1:] != [text]:
+            texts.append(text)
+
+
 async def piped(make: object, **options: Any) -> tuple[Message, list[str]]:
     """Return the message into which `make` was piped, and each text that a viewer was shown of it."""
-    hub, shown, view = new_hub(), [""], View()
-
-    async def watch() -> None:
-        async for batch in hub.subscribe("chat:1").batches():
-            view.receive(batch)
-            text = view.text("m")
-            if text != shown[-1]:
-                shown.append(text)
-
+    hub, shown = new_hub(), [""]
     await hub.start()
-    watching = asyncio.create_task(watch())
+    watching = asyncio.create_task(texts_shown(hub, shown))
     try:
         with contextlib.suppress(UpstreamEnded, UpstreamError):
             async with hub.message("chat:1", id="m") as message:
@@ -166,23 +164,6 @@ async def piped(make: object, **options: Any) -> tuple[Message, list[str]]:
         watching.cancel()
         await asyncio.wait([watching])
         await hub.close()
-
-
-async def stopped(
-    hub: Hub, make: object, *, ends_as: tuple[Any, str | None] = ("cancelled", None), **options: Any
-) -> Message:
-    """Return the message into which `make` was piped for five seconds."""
-
-    async def answer() -> None:
-        async with hub.message("chat:1", id="m") as message:
-            message.cancelled_as = ends_as
-            await pipe(message, make, **options)
-
-    task = asyncio.create_task(answer())
-    await asyncio.sleep(5)
-    task.cancel()
-    await asyncio.wait([task])
-    return (await hub.read("chat:1", "m"))[0]
 
 
 def counted(message: Message) -> list[str]:
@@ -383,21 +364,6 @@ async def test_stream_may_be_silent_for_as_long_as_its_caller_says() -> None:
         assert (await piped(stream(), stall_s=stall_s))[0].text == "words"
 
 
-async def answer_of(
-    agent: Callable[[Turn], Awaitable[None]], *, is_remote: bool = False, within_s: float = 60
-) -> Message:
-    """Return the answer of `agent`, in the process of the hub or behind a socket, some time after its question."""
-    async for hub in (remote_lives if is_remote else lives)(agent, within_s):
-        answer = (await messages(hub))[-1]
-    return answer
-
-
-async def run_tool(turn: Turn) -> None:
-    call = ToolCall("c", "work", '{"delay": 300}', 1)
-    await turn.replies[0].part({"type": "tool", "call": "c", "name": "work", "input": call.input, "state": "called"})
-    await turn.run_tools(Piped("", tool_calls=[call]), {"work": asyncio.sleep})
-
-
 async def fail_step(turn: Turn) -> None:
     async def fail() -> None:
         await asyncio.sleep(300)
@@ -415,9 +381,8 @@ async def fail_step(turn: Turn) -> None:
         lambda turn: turn.sleep("nap", 300),
         lambda turn: turn.step("work", asyncio.sleep, 300),
         fail_step,
-        run_tool,
     ],
-    ids=["question", "sleep", "step", "step that fails", "tool"],
+    ids=["question", "sleep", "step", "step that fails"],
 )
 @virtually
 async def test_stream_of_a_turn_that_waits_or_runs_a_step_is_not_silent(
@@ -434,7 +399,8 @@ async def test_stream_of_a_turn_that_waits_or_runs_a_step_is_not_silent(
         async with turn.reply() as message:
             await message.pipe(run(turn))
 
-    assert (await answer_of(respond, within_s=600)).status == status
+    (answer,) = await answers_of(respond, "restart", 600)
+    assert answer.status == status
 
 
 LASTING: list[tuple[int, dict[str, str], str]] = [
@@ -506,13 +472,6 @@ async def test_break_fails_the_answer_only_if_it_has_content() -> None:
     model = Model([CUT], [*said("Half"), CUT])
     message, _ = await piped(ask_chat(model.openai()), on_break="fail")
     assert (message.status, message.text, len(model.asked_s)) == ("interrupted", "Half", 2)
-
-
-@virtually
-async def test_cancelled_pipe_makes_no_other_try() -> None:
-    model = Model([*said("Half"), HOLD])
-    stored = await stopped(new_hub(), ask_chat(model.openai()))
-    assert (stored.status, stored.text, len(model.asked_s)) == ("cancelled", "Half", 1)
 
 
 @pytest.mark.parametrize(
@@ -758,75 +717,42 @@ async def test_model_is_not_called_again_for_a_message_that_was_stopped() -> Non
     await stopping
 
 
-def breaking_once() -> Callable[[], AsyncIterator[str]]:
-    """Return a model whose first stream breaks off in the middle, after two seconds."""
-    tries = iter([True])
+@pytest.mark.parametrize("is_remote", [False, True])
+@virtually
+async def test_try_that_fails_supersedes_nothing_that_others_have_written(is_remote: bool) -> None:
+    tries = list[int]()
 
     async def model() -> AsyncIterator[str]:
-        breaks = next(tries, False)
+        tries.append(1)
         yield "A text of a model "
         await asyncio.sleep(2)
-        if breaks:
+        if len(tries) == 1:
             raise ConnectionError
         yield "and its end. "
 
-    return model
-
-
-async def second_model(turn: Turn) -> None:
-    async def stream() -> AsyncIterator[str]:
-        for word in ("A second model ", "is slow", "."):
-            yield word
-            await asyncio.sleep(1)
-
-    await turn.begun[0].pipe(stream, source="text")
-
-
-async def own_parts(turn: Turn) -> None:
-    await asyncio.sleep(0.5)
-    await turn.begun[0].append("own ")
-    await turn.begun[0].part({"type": "source", "url": "https://example.com"})
-    assert await called(turn) == 1
-    await asyncio.sleep(2.5)
-    await turn.begun[0].append("text. ")
-
-
-async def called(turn: Turn) -> Any:
-    part = await turn.begun[0].part({"type": "tool", "call": "c", "name": "f", "input": "", "state": "called"})
-
-    async def tool() -> int:
-        await asyncio.sleep(5)
-        return 1
-
-    return (await turn.run_tools(Piped("", tool_calls=[ToolCall("c", "f", "", part)]), {"f": tool}))["c"]
-
-
-@pytest.mark.parametrize("is_remote", [False, True])
-@pytest.mark.parametrize(("beside", "expected"), [(second_model, "A second model is slow."), (own_parts, "own text. ")])
-@virtually
-async def test_try_that_fails_supersedes_nothing_that_others_have_written(
-    beside: Callable[[Turn], Awaitable[None]], expected: str, is_remote: bool
-) -> None:
-    model = breaking_once()
+    async def beside(turn: Turn) -> None:
+        await asyncio.sleep(0.5)
+        await turn.begun[0].append("Own ")
+        part = await turn.begun[0].part({"type": "tool", "call": "c", "name": "f", "input": "", "state": "called"})
+        calls = [ToolCall("c", "f", "", part)]
+        await turn.run_tools(Piped("", tool_calls=calls), {"f": lambda: asyncio.sleep(5)})
+        await turn.begun[0].append("text.")
 
     async def agent(turn: Turn) -> None:
         async with turn.reply() as message:
             await asyncio.gather(message.pipe(model, retries=2, source="text"), beside(turn))
 
-    answer = await answer_of(agent, is_remote=is_remote)
-    assert answer.status == "complete"
-    assert answer.text.replace("A text of a model and its end. ", "") == expected
-    assert answer.text.count("A text of a model and its end. ") == 1
-    taken = [[one["text"] for one in part["parts"]] for part in answer.parts if part["type"] == "attempt"]
-    assert taken == [["A text of a model "]]
-    assert all(part["state"] == "done" for part in answer.parts if part["type"] == "tool")
+    (answer,) = await answers_of(agent, "restart", 60, is_remote=is_remote)
+    assert (answer.status, answer.text) == ("complete", "Own A text of a model and its end. text.")
+    attempt, _, tool = answer.parts[:3]
+    assert [one["text"] for one in attempt["parts"]] == ["A text of a model "]
+    assert tool["state"] == "done"
 
 
 @pytest.mark.parametrize("is_remote", [False, True])
-@pytest.mark.parametrize("is_piped", [False, True])
 @virtually
-async def test_try_that_a_time_limit_of_the_handler_ends_is_superseded(is_piped: bool, is_remote: bool) -> None:
-    begun, steps = list[int](), list[int]()
+async def test_try_that_a_time_limit_of_the_handler_ends_is_superseded(is_remote: bool) -> None:
+    begun = list[int]()
 
     async def model() -> AsyncIterator[str]:
         begun.append(1)
@@ -835,24 +761,15 @@ async def test_try_that_a_time_limit_of_the_handler_ends_is_superseded(is_piped:
             await asyncio.sleep(100)
         yield "world"
 
-    async def one_try(turn: Turn, message: Any) -> None:
-        if is_piped:
-            await message.pipe(lambda: model(), retries=3)
-            return
-        async with message.attempt():
-            await turn.step("once", lambda: steps.append(1))
-            await message.pipe(model())
-
     async def agent(turn: Turn) -> None:
         async with turn.reply() as message:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(one_try(turn, message), 5)
-            await one_try(turn, message)
+                await asyncio.wait_for(message.pipe(lambda: model(), retries=3), 5)
+            await message.pipe(lambda: model(), retries=3)
 
-    answer = await answer_of(agent, is_remote=is_remote)
+    (answer,) = await answers_of(agent, "restart", 60, is_remote=is_remote)
     assert (answer.status, answer.text) == ("complete", "Hello world")
     assert [part["type"] for part in answer.parts] == ["attempt", "text"]
-    assert len(steps) == (not is_piped)
 
 
 @pytest.mark.parametrize("ended_by", ["stop", "limit", "shutdown"])
@@ -933,77 +850,36 @@ async def test_shown_step_of_a_failed_attempt_is_cancelled_and_an_open_attempt_d
                     await attempt.__aenter__()
                 await message.append("done")
 
-    answer = await answer_of(agent)
+    (answer,) = await answers_of(agent, "restart", 60)
     assert (answer.text, answer.status) == ("done", "complete")
 
 
-WORDS = (LONG, "It goes ", "on and on ", "to its end.")
-writes = st.lists(st.sampled_from(["step", "text", "source"]), max_size=5)
-
-
-# The text of the handler stands behind the part of a step that the next process puts again.
-@example(["step", "text"], [4], None, 1, 1)
-# Two processes in a row die in a step behind that text.
-@example(["text", "step"], [2, 2], None, 1, 1)
-# Another task puts its part behind the text that is continued.
-@example([], [3], 1, 1, 1)
-# The process dies in a step that its text does not wait for.
-@example([], [3], 0, 20, -1)
-@given(
-    writes,
-    st.lists(st.integers(1, 12), max_size=3),
-    st.none() | st.integers(0, 3),
-    st.sampled_from([1, 20]),
-    st.sampled_from([1, -1]),
-)
-def test_a_continued_answer_has_each_text_once_wherever_its_processes_die(
-    before: list[str], lives_s: list[int], beside: int | None, takes_s: int, order: int
+@pytest.mark.parametrize(("begins_s", "takes_s", "order"), [(1, 1, 1), (0, 20, -1)], ids=["in the text", "beyond it"])
+@virtually
+async def test_text_that_the_next_process_continues_beside_a_shown_step_stands_once(
+    begins_s: int, takes_s: int, order: int
 ) -> None:
-    @virtually
-    async def run() -> None:
-        made = list[str]()
+    words = (LONG, "It goes ", "on and on ", "to its end.")
 
-        async def model(so_far: SoFar) -> AsyncIterator[str]:
-            made.append(so_far.text)
-            rest = "".join(WORDS)[len(so_far.text) :]
-            for word in WORDS if rest == "".join(WORDS) else (rest,) if rest else ():
-                await asyncio.sleep(1)
-                yield word
+    async def model(so_far: SoFar) -> AsyncIterator[str]:
+        rest = "".join(words).removeprefix(so_far.text)
+        for word in (rest,) if so_far.text else words:
             await asyncio.sleep(1)
+            yield word
 
-        async def write(turn: Turn, number: int, kind: str) -> None:
-            if kind == "step":
-                await turn.step(f"step {number}", asyncio.sleep, 1, show=True)
-            elif kind == "text":
-                await turn.begun[0].append(f"Text {number}. ")
-            else:
-                await turn.begun[0].part({"type": "source", "url": f"https://example.com/{number}"})
-            await asyncio.sleep(0.5)
+    async def step_beside(turn: Turn) -> None:
+        await asyncio.sleep(begins_s)
+        await turn.step("beside", asyncio.sleep, takes_s, show=True)
 
-        async def step_beside(turn: Turn) -> None:
-            if beside is not None:
-                await asyncio.sleep(beside)
-                await turn.step("beside", asyncio.sleep, takes_s, show=True)
+    async def agent(turn: Turn) -> None:
+        async with turn.reply() as message:
+            piping = message.pipe(lambda so_far: model(so_far), source="text", on_break="continue")
+            await asyncio.gather(*[piping, step_beside(turn)][::order])
 
-        async def agent(turn: Turn) -> None:
-            async with turn.reply() as message:
-                for number, kind in enumerate(before):
-                    await write(turn, number, kind)
-                piping = message.pipe(lambda so_far: model(so_far), source="text", on_break="continue")
-                await asyncio.gather(*[piping, step_beside(turn)][::order])
-
-        async for hub in lives(agent, *lives_s, 60, hub={"drain_s": 0.01}, on_crash="continue"):
-            answer = (await messages(hub))[-1]
-        own = "".join(f"Text {number}. " for number, kind in enumerate(before) if kind == "text")
-        assert (answer.status, answer.text) == ("complete", own + "".join(WORDS))
-        assert all("".join(WORDS).startswith(text) for text in made)
-        counted = [part for part in answer.parts if part["type"] != "attempt"]
-        assert [part["state"] for part in counted if part["type"] == "tool"] == ["done"] * (
-            before.count("step") + (beside is not None)
-        )
-        assert len([part for part in counted if part["type"] == "source"]) == before.count("source")
-
-    run()
+    (answer,) = await answers_of(agent, "continue", 3, 60)
+    counted = [part for part in answer.parts if part["type"] != "attempt"]
+    assert (answer.status, answer.text) == ("complete", "".join(words))
+    assert [part["state"] for part in counted if part["type"] == "tool"] == ["done"]
 
 
 @virtually

@@ -41,22 +41,10 @@ class Responses:
         return sse({"type": kind, "sequence_number": self.number, **fields}, kind)
 
     def about(self, status: str, **fields: Any) -> dict[str, Any]:
-        return {
-            "id": self.response,
-            "object": "response",
-            "created_at": 1,
-            "status": status,
-            "model": "gpt-test",
-            "output": [],
-            "parallel_tool_calls": True,
-            "tool_choice": "auto",
-            "tools": [],
-            "error": None,
-            "incomplete_details": None,
-            "instructions": None,
-            "metadata": {},
-            **fields,
-        }
+        about: dict[str, Any] = {"id": self.response, "object": "response", "created_at": 1, "status": status}
+        about |= {"model": "gpt-test", "output": [], "parallel_tool_calls": True, "tool_choice": "auto", "tools": []}
+        about |= {"error": None, "incomplete_details": None, "instructions": None, "metadata": {}}
+        return about | fields
 
     def begin(self) -> list[bytes]:
         return [
@@ -90,9 +78,7 @@ class Responses:
             self.event("response.output_text.done", **where, text=whole, logprobs=[]),
             self.event("response.content_part.done", **where, part=part),
             self.event(
-                "response.output_item.done",
-                output_index=place,
-                item={**item, "status": "completed", "content": [part]},
+                "response.output_item.done", output_index=place, item={**item, "status": "completed", "content": [part]}
             ),
         ]
 
@@ -130,16 +116,6 @@ def responses_answer() -> list[bytes]:
     return [*wire.begin(), *wire.thought(), *wire.said(), *wire.called(), *wire.completed(output=[wire.call(INPUT)])]
 
 
-RESPONSES_USAGE = {
-    "input_tokens": 11,
-    "output_tokens": 7,
-    "total_tokens": 18,
-    "cached_tokens": 3,
-    "cache_write_tokens": 4,
-    "reasoning_tokens": 2,
-}
-
-
 # OpenAI, Chat Completions -----------------------------------------------------------------------------------------
 
 
@@ -154,6 +130,14 @@ def chat_call(piece: str, **fields: Any) -> bytes:
     return chat({"tool_calls": [{"index": 0, **fields, "function": {**name, "arguments": piece}}]})
 
 
+RESPONSES_USAGE = {
+    "input_tokens": 11,
+    "output_tokens": 7,
+    "total_tokens": 18,
+    "cached_tokens": 3,
+    "cache_write_tokens": 4,
+    "reasoning_tokens": 2,
+}
 CHAT_USAGE = RESPONSES_USAGE
 _CHAT_USAGE = {
     "prompt_tokens": 11,
