@@ -106,31 +106,20 @@ def again(attempt: Callable[[float], tuple[int, bytes]], seconds: float, at_once
     return {"sent": sent, "connections": connections, "first": first[:600].decode("latin-1")}
 
 
-def endless_head(port: int, seconds: float, begin: str, piece: str, at_once: int = 1) -> Report:
-    """Send a request that does not end, on `at_once` connections at any time."""
+def endless_head(
+    port: int, seconds: float, begin: str, piece: str, at_once: int = 1, is_answered: bool = False
+) -> Report:
+    """Send a request that does not end, perhaps once its response is there, on `at_once` connections at any time."""
 
     def attempt(until_s: float) -> tuple[int, bytes]:
         with connect(port) as one:
             with contextlib.suppress(OSError):
                 one.sendall(begin.encode())
+            first = one.recv(65536) if is_answered else b""
             sent = pour(one, piece.encode() * (65536 // len(piece)), until_s)
-            return sent, read_all(one, 0.5)
+            return sent, first or read_all(one, 0.5)
 
     return again(attempt, seconds, at_once)
-
-
-def endless_trailer(port: int, seconds: float, piece: str) -> Report:
-    """Send a request whose chunked body has a trailer that does not end, once the response is there."""
-
-    def attempt(until_s: float) -> tuple[int, bytes]:
-        with connect(port) as one:
-            one.sendall(
-                b"POST /v1/channels/c/messages HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
-            )
-            first = one.recv(65536)
-            return pour(one, piece.encode() * (65536 // len(piece)), until_s), first
-
-    return again(attempt, seconds)
 
 
 def pipelined(
@@ -449,7 +438,6 @@ def introductions(port: int, seconds: float, bearer: str, at_once: int) -> Repor
 
 ATTACKS: dict[str, Callable[..., Report]] = {
     "endless_head": endless_head,
-    "endless_trailer": endless_trailer,
     "pipelined": pipelined,
     "crowd": crowd,
     "frames": frames,

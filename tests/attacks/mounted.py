@@ -57,21 +57,12 @@ def uvicorn_options_of_the_docs() -> list[str]:
 
 
 _UVICORN = ["-m", "uvicorn", "--port", "{port}", "--no-access-log"]
-_GRANIAN = ["-m", "granian", "--interface", "asgi", "--http", "1"]
+_GRANIAN = ["-m", "granian", "--interface", "asgi", "--http", "1", "--http1-header-read-timeout", "10000"]
 SERVERS = {
     "uvicorn-httptools": [*_UVICORN, "--http", "httptools", "served:app"],
     "uvicorn-h11": [*_UVICORN, "--http", "h11", "served:app"],
     "uvicorn-sockets": [*_UVICORN, *uvicorn_options_of_the_docs(), "served:app"],
-    "granian": [
-        *_GRANIAN,
-        "--http1-header-read-timeout",
-        "10000",
-        "--backlog",
-        "4096",
-        "--port",
-        "{port}",
-        "served:app",
-    ],
+    "granian": [*_GRANIAN, "--backlog", "4096", "--port", "{port}", "served:app"],
     "tenuto": ["-m", "tenuto", "serve", "--port", "{port}", "--app", "served:slow_hub"],
     "hypercorn": ["-w", "0", "-b", "127.0.0.1:{port}", "served:app"],
 }

@@ -31,9 +31,7 @@ async def behind_nginx(tmp_path: Path) -> AsyncIterator[Scene]:
 
 
 @pytest.mark.parametrize(
-    ("begin", "piece", "status"),
-    [(HEAD, "X-Long: y\r\n", 400), ("GET /", "y", 414)],
-    ids=["header lines", "a path"],
+    ("begin", "piece", "status"), [(HEAD, "X-Long: y\r\n", 400), ("GET /", "y", 414)], ids=["header lines", "a path"]
 )
 async def test_nginx_refuses_an_endless_head(behind_nginx: Scene, begin: str, piece: str, status: int) -> None:
     outcome = await run(behind_nginx, "endless_head", begin=begin, piece=piece)
@@ -42,14 +40,8 @@ async def test_nginx_refuses_an_endless_head(behind_nginx: Scene, begin: str, pi
 
 
 async def test_nginx_bounds_the_sockets_of_one_address(behind_nginx: Scene) -> None:
-    outcome = await run(
-        behind_nginx,
-        "crowd",
-        total=1_500,
-        begin=f"{HANDSHAKE}\r\n",
-        seconds=4,
-        beside=lambda: good_clients(behind_nginx),
-    )
+    options = {"total": 1_500, "begin": f"{HANDSHAKE}\r\n", "seconds": 4}
+    outcome = await run(behind_nginx, "crowd", beside=lambda: good_clients(behind_nginx), **options)
     assert outcome.growth_bytes <= 64 * MIB
     assert outcome.beside == 20
     assert outcome.descriptors < 96 + 40, outcome  # the files of the good clients, and of connections that begin or end

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import time
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -86,17 +85,6 @@ def check_left(outcome: Outcome, count: int, most: int, deadline_s: float) -> No
     assert count <= most + SPARE_FILES, outcome
     if outcome.report["opening_s"] < deadline_s - COUNTED_S:
         assert count >= most - SPARE_FILES, outcome
-
-
-@contextmanager
-def soft_limit(files: int) -> Iterator[None]:
-    """Start processes with this soft limit of open files."""
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 async def good_clients(one: Scene, count: int = 20) -> int:
@@ -211,10 +199,13 @@ async def test_known_clients_get_in_while_a_storm_goes_on_to_connect(attacked: S
 
 
 async def test_soft_limit_of_open_files_is_raised_at_the_start(tmp_path: Path) -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with soft_limit(256):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
         async with scene(tmp_path) as one:
             assert resource.prlimit(one.pid, resource.RLIMIT_NOFILE)[0] == min(hard, 1_048_576)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def test_known_clients_get_in_where_few_files_may_be_open(tmp_path: Path) -> None:
@@ -241,15 +232,8 @@ async def test_address_behind_a_trusted_proxy_is_the_forwarded_one(tmp_path: Pat
     async with scene(tmp_path, "--trust-proxy", "127.0.3.0/24,10.0.0.0/8") as one:
         # The attacker names others, which counts only in front of the address that the proxy adds.
         begin = f"{HANDSHAKE}X-Forwarded-For: 198.51.100.1, 203.0.113.7, 10.0.0.1\r\n\r\n"
-        outcome = await run(
-            one,
-            "crowd",
-            total=1_500,
-            first_address=3,
-            begin=begin,
-            seconds=4,
-            beside=lambda: proxied_clients(one, "127.0.3.9"),
-        )
+        options = {"total": 1_500, "first_address": 3, "begin": begin, "seconds": 4}
+        outcome = await run(one, "crowd", beside=lambda: proxied_clients(one, "127.0.3.9"), **options)
         outcome.check(64 * MIB)
         assert outcome.beside == 20
         assert outcome.descriptors < BURST + SPARE, outcome
