@@ -251,12 +251,6 @@ async def test_a_crash_needs_a_question() -> None:
     assert switches.crashed == []
 
 
-async def test_a_form_cannot_crash_the_agent() -> None:
-    async with demo("memory://", controls=Switches().controls) as here:
-        response = await here.http.post("/demo/crash", content=b"{}", headers={"content-type": "text/plain"})
-        assert (response.status_code, response.json()["code"]) == (415, "unsupported_media_type")
-
-
 async def test_a_crash_kills_the_agent_of_the_question_or_else_an_idle_one() -> None:
     switches = Switches()
     pace = Pace(40)

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from asyncio.subprocess import PIPE
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +30,11 @@ from tests.processes import PATIENCE_S, Process, Server, text_of
 CHANNEL = "demo:test"
 
 
-def has_ended(pid: int, *, within_s: float = PATIENCE_S) -> bool:
+def has_ended(pid: int) -> bool:
     """Wait until a process has ended, also one that is not a child of this process."""
-    try:
-        handle = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    try:
-        return bool(select.select([handle], [], [], within_s)[0])
-    finally:
-        os.close(handle)
-
-
-def children_of(pid: int) -> list[int]:
-    """Return the process ids of the children of a process."""
-    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    with suppress(ProcessLookupError), os.fdopen(os.pidfd_open(pid)) as handle:
+        return bool(select.select([handle], [], [], PATIENCE_S)[0])
+    return True
 
 
 def follow(demo: Server, is_wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
@@ -77,7 +68,8 @@ def test_all_processes_end_with_a_killed_supervisor_and_the_next_start_continues
 
 def end(demo: Server, number: signal.Signals) -> None:
     """End the supervisor with a signal, and assert that no child is left."""
-    children = children_of(demo.running.pid)
+    own = demo.running.pid
+    children = [int(one) for one in Path(f"/proc/{own}/task/{own}/children").read_text().split()]
     assert demo.get("/demo/info")[1]["pid"] in children
     assert len(children) == 1 + len(AGENTS)
     status = demo.end(number)
