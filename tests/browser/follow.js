@@ -1,15 +1,11 @@
 // Functions with which tests of the client follow a channel in a page, and look at what the page keeps.
 
-// Connect as an app does. The page keeps each snapshot and each text that it was shown, why the client asked for each
-// of its tokens, and its warnings.
+// Connect as an app does. The page keeps each snapshot and each text that it was shown, and its warnings.
 const follow = async ([options, name = "chat:1", module = "/tenuto/web/client.js"]) => {
   const { connect } = await import(module)
-  const { tokens } = options
   const { warn } = console
   window.warnings = []
   console.warn = (text) => { warnings.push(text); warn(text) }
-  window.calls = []
-  if (tokens) options.token = (why) => tokens[Math.min(calls.push(why), tokens.length) - 1]
   window.snapshots = []
   window.shown = []
   window.client = connect({ url: "/tenuto", ...options })

@@ -20,11 +20,6 @@ from tests.browser.test_visitors import TAG, site
 from tests.conftest import in_long
 
 _FOCUSED = script("looks", "defineFocused")
-_SMALL = script("looks", "small")
-_MOVING = script("looks", "moving")
-_LISTEN = script("looks", "listen")
-_UNSEEN = script("looks", "unseen")
-_PARTS = script("looks", "parts")
 _FLOATING = '<button>Before</button><tenuto-chat channel="chat:1" heading="Ask the docs" launcher></tenuto-chat>'
 
 
@@ -113,7 +108,7 @@ async def test_one_live_region_speaks_a_finished_answer_once_and_no_piece_of_it(
         assert await here.page.locator("[role=log][aria-live=off]").count() == 1
         assert await here.page.locator("[role=status]").count() == 1
         assert await here.page.locator("[aria-live]:not([aria-live=off])").count() == 0
-        await here.page.evaluate(_LISTEN)
+        await here.page.evaluate(script("looks", "listen"))
         for piece in ("one ", "two ", "three"):
             here.pieces.put_nowait(piece)
             await here.until(piece.strip())
@@ -145,12 +140,12 @@ async def test_each_block_has_its_own_direction(browser: Browser, address: str) 
 async def test_targets_have_44_pixels_on_touch(browser: Browser, address: str) -> None:
     page = await open_gallery(browser, address, has_touch=True, is_mobile=True)
     assert await page.evaluate("matchMedia('(pointer: coarse)').matches")
-    assert await page.evaluate(_SMALL) == []
+    assert await page.evaluate(script("looks", "small")) == []
 
 
 async def test_nothing_moves_where_the_person_wants_less_motion(browser: Browser, address: str) -> None:
     page = await open_gallery(browser, address, "state=streaming", reduced_motion="reduce")
-    assert await page.evaluate(_MOVING) == []
+    assert await page.evaluate(script("looks", "moving")) == []
 
 
 # Elements of the layout, and the text for screen readers.
@@ -164,13 +159,13 @@ async def test_all_states_are_seen_in_forced_colours_and_each_element_has_its_pa
     assert await page.evaluate("matchMedia('(forced-colors: active)').matches")
     assert await page.locator("tenuto-chat").count() == len(STATES)
     documented = (ROOT / "docs/widget.md").read_text().split("`::part`:")[1].split("\n\n")[0]
-    found = await page.evaluate(_PARTS)
+    found = await page.evaluate(script("looks", "parts"))
     assert set(found["parts"]) == set(re.findall(r"`([\w-]+)`", documented))
     assert set(found["others"]) <= _LAYOUT
     assert found["controls"] == 0
 
     await page.keyboard.press("Tab")  # from now on the focus is that of a keyboard
-    seen = await page.evaluate(_UNSEEN)
+    seen = await page.evaluate(script("looks", "unseen"))
     assert seen["unseen"] == []
     assert seen["counts"]["controls"] > 5 * len(STATES), seen["counts"]
     assert seen["counts"]["texts"] > 10 * len(STATES), seen["counts"]

@@ -21,11 +21,6 @@ from tests.browser.test_markdown import POLICY, WITH_ELEMENT
 from tests.conftest import in_long
 from tests.transports.conftest import new_hub, serving
 
-_MOUNT = script("chat_page", "mount")
-_MOVED = script("chat_page", "trackMoves")
-_SHOW = script("chat_page", "show")
-_REFLECTED = script("chat_page", "reflected")
-_TAG = script("chat_page", "tag")
 _INLINE = '<tenuto-chat channel="chat:1" heading="Ask the docs"></tenuto-chat>'
 
 
@@ -50,7 +45,7 @@ class Scene:
 
     async def mount(self, pages: int = 0, attributes: dict[str, str] | None = None, **options: Any) -> None:
         """Put an element with a client of the page's own into the page, perhaps after older messages were loaded."""
-        await self.page.evaluate(_MOUNT, [options, attributes or {}, pages])
+        await self.page.evaluate(script("chat_page", "mount"), [options, attributes or {}, pages])
 
     async def answer(self, *pieces: str) -> None:
         """Let the agent write the pieces, and wait for the last one."""
@@ -234,7 +229,7 @@ async def test_a_mistake_in_the_attributes_is_in_the_console_and_people_read_a_s
         here.page.on("console", lambda message: named.append(message.text) if message.type == "error" else None)
         for attributes, words in MISTAKES:
             named.clear()
-            await here.page.evaluate(_SHOW, attributes)
+            await here.page.evaluate(script("chat_page", "show"), attributes)
             await here.until("This chat does not work here. Please inform the owner of this page.")
             assert await here.page.locator("textarea, img").count() == 0
             assert [words in text and text.startswith("<tenuto-chat>") for text in named] == [True], named
@@ -243,7 +238,7 @@ async def test_a_mistake_in_the_attributes_is_in_the_console_and_people_read_a_s
 async def test_each_attribute_is_a_property_before_and_after_the_definition(browser: Browser) -> None:
     async with app_with(new_hub()) as port:
         page = await page_at(browser, port)
-        (first, second, read, again), values, cleared = await page.evaluate(_REFLECTED)
+        (first, second, read, again), values, cleared = await page.evaluate(script("chat_page", "reflected"))
         assert first == second == values.replace("true", '""')
         assert read == again == values
         assert cleared == ["", True, False, False]
@@ -258,7 +253,7 @@ async def test_a_wrong_address_is_named_to_the_developer_only(browser: Browser) 
         ):
             page = await page_at(browser, port)
             async with page.expect_console_message(lambda message: "correct its address" in message.text):
-                await page.evaluate(_TAG, url)
+                await page.evaluate(script("chat_page", "tag"), url)
             line = page.locator("tenuto-chat [part=status]")
             await expect(line).to_contain_text(words, timeout=FIRST_WORDS_S * 1000)
             await page.wait_for_function("code => channel.getSnapshot().status.error?.code === code", arg=code)
@@ -576,7 +571,7 @@ async def test_reader_and_focus_keep_their_place_in_a_long_answer_that_grows(bro
         await here.page.locator(".jump").wait_for()
         await here.page.evaluate("root.querySelector('article a').scrollIntoView({ block: 'center' })")
         await here.frames()
-        await here.page.evaluate(_MOVED)
+        await here.page.evaluate(script("chat_page", "trackMoves"))
         await answer.append("\n\nword" * 70 + "\n\nlater")
         await here.page.get_by_text("later").wait_for(state="attached")
         await here.frames()

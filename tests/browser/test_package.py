@@ -20,8 +20,7 @@ from tests.processes import PATIENCE_S
 from tests.transports.conftest import new_hub, serving
 
 ROOT = Path(__file__).parents[2]
-_PROGRAM = Path(__file__).with_name("package_program.mjs").read_text()
-_PAGE = Path(__file__).with_name("package_page.html").read_text()
+HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +36,7 @@ async def test_page_gets_the_minified_client_from_the_hub(
 ) -> None:
     monkeypatch.setattr(transport, "WEB", package)
     hub = new_hub()
-    async with serving(hub, page_app(_PAGE, hub)) as served:
+    async with serving(hub, page_app((HERE / "package_page.html").read_text(), hub)) as served:
         window = await page_at(browser, served.port)
         loaded: list[str] = []
         window.on("response", lambda response: loaded.append(response.url.rpartition("/")[2]))
@@ -51,7 +50,7 @@ async def test_page_gets_the_minified_client_from_the_hub(
 
 async def test_node_program_sends_and_receives_messages_and_ends_after_close(package: Path) -> None:
     folder = package.parents[1]
-    (folder / "program.mjs").write_text(_PROGRAM)
+    (folder / "program.mjs").write_text((HERE / "package_program.mjs").read_text())
     hub = new_hub()
 
     @hub.agent("chat:*", name="bot")

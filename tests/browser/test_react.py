@@ -20,9 +20,7 @@ from tests.browser.test_client import page_app, page_at
 from tests.transports.conftest import Served, new_hub, serving
 
 ROOT = Path(__file__).parents[2]
-_MAIN = (Path(__file__).parent / "react" / "main.jsx").read_text()
-_OWN = (Path(__file__).parent / "react" / "renders.jsx").read_text()
-_MOUNTED = (Path(__file__).parent / "react" / "mounted.jsx").read_text()
+PAGES = Path(__file__).parent / "react"
 WEB = ROOT / "tenuto" / "web"
 
 
@@ -35,7 +33,7 @@ def documented_page() -> str:
 def bundle(folder: Path, page: str) -> str:
     """Return the page with React and the client, as esbuild bundles them for a browser."""
     (folder / "page.jsx").write_text(page)
-    (folder / "main.jsx").write_text(_MAIN)
+    (folder / "main.jsx").write_text((PAGES / "main.jsx").read_text())
     program = ROOT / "node_modules" / ".bin" / "esbuild"
     aliases = [f"--alias:tenuto={WEB}/client.js", f"--alias:tenuto/react={WEB}/react.js"]
     packages = [f"--alias:{name}={ROOT}/node_modules/{name}" for name in ("react", "react-dom")]
@@ -79,7 +77,7 @@ async def test_documented_chat_has_ten_lines_and_runs_in_strict_mode(browser: Br
 
 
 async def test_component_of_one_message_renders_only_for_its_own_changes(browser: Browser, tmp_path: Path) -> None:
-    async with serving_page(tmp_path, _OWN) as served:
+    async with serving_page(tmp_path, (PAGES / "renders.jsx").read_text()) as served:
         await served.hub.create("chat:1", id="first", text="one")
         async with served.hub.message("chat:1", id="second") as message:
             await message.append("two")
@@ -100,7 +98,7 @@ async def test_component_of_one_message_renders_only_for_its_own_changes(browser
 async def test_hook_closes_the_channel_that_it_has_opened_and_not_that_of_the_app(
     browser: Browser, tmp_path: Path
 ) -> None:
-    async with serving_page(tmp_path, _MOUNTED) as served:
+    async with serving_page(tmp_path, (PAGES / "mounted.jsx").read_text()) as served:
         for name in ("named", "own"):
             await served.hub.create(f"chat:{name}", text=name)
         context = await browser.new_context()

@@ -141,20 +141,11 @@ async def test_a_hub_without_visitors_is_named_to_the_developer_only(browser: Br
         ).to_be_visible()
 
 
-async def ask_at_once(page: Page, count: int) -> None:
-    """Send the questions "q1", "q2" …, without a wait between them."""
-    await page.evaluate(script("chat_page", "askAtOnce"), count)
-
-
-def questions(page: Page) -> Locator:
-    return page.locator("article.user .body")
-
-
 async def test_questions_beyond_the_limit_wait_in_view_and_are_sent_by_themselves(browser: Browser) -> None:
     async with site(browser, questions_per_minute=20) as here:
         page = await here.visitor()
         await expect(page.get_by_text("Online")).to_be_visible()
-        await ask_at_once(page, 23)
+        await page.evaluate(script("chat_page", "askAtOnce"), 23)  # "q1", "q2" …, without a wait between them
         waiting = page.locator("article.user[data-status=sending]")
         await expect(waiting.get_by_text("Waiting")).to_be_visible()
         assert await page.locator("[part=status]").inner_text() in (  # at once, not after the first attempts
@@ -165,7 +156,7 @@ async def test_questions_beyond_the_limit_wait_in_view_and_are_sent_by_themselve
         await page.fill("textarea", "a draft")
         assert await page.get_by_role("button", name="Send").is_disabled()
         await page.press("textarea", "Enter")
-        await expect(questions(page)).to_have_text([f"q{n}" for n in range(1, 24)])
+        await expect(page.locator("article.user .body")).to_have_text([f"q{n}" for n in range(1, 24)])
         await expect(waiting).to_have_count(0, timeout=TIMEOUT_MS)
         assert await page.input_value("textarea") == "a draft"
         (cookie,) = await page.context.cookies()

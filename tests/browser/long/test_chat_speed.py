@@ -22,9 +22,7 @@ FIRST_PAINT_MS = 300
 LONG_TASK_MS = 50
 SLICE = 30  # limit of messages that are drawn in one frame, if each takes a millisecond
 TRIES = 3
-_MEASURE = script("chat_page", "measure")
 _SHOWN = script("chat_page", "shownAnswer")
-_COUNT = script("chat_page", "countDrawn")
 
 
 async def _best(browser: Browser, here: Scene, is_whole: str) -> tuple[float, float, float]:
@@ -33,7 +31,7 @@ async def _best(browser: Browser, here: Scene, is_whole: str) -> tuple[float, fl
     tries = []
     for _ in range(TRIES):
         await start_tasks(browser, here.page)
-        times = await here.page.evaluate(_MEASURE.replace("IS_WHOLE", is_whole))
+        times = await here.page.evaluate(script("chat_page", "measure").replace("IS_WHOLE", is_whole))
         tries.append((*times, max(await stop_tasks(browser, "first"))))
     first, last, longest = (min(column) for column in zip(*tries, strict=True))
     print(f"first paint {first:.0f} ms, whole {last:.0f} ms, longest task {longest:.0f} ms")
@@ -93,7 +91,7 @@ async def test_question_and_its_answer_below_a_thousand_messages_cause_no_long_t
         print(f"longest tasks {tries} ms")
         assert min(tries) <= 2 * LONG_TASK_MS
 
-        await here.page.evaluate(_COUNT)
+        await here.page.evaluate(script("chat_page", "countDrawn"))
         await converse(TRIES + 1)
         await here.page.wait_for_function("() => drawn.inAll > 1_000")
         assert await here.page.evaluate("drawn.most") <= SLICE

@@ -16,7 +16,6 @@ from tests.browser.tab import script
 from tests.processes import Server
 
 FINDINGS = script("looks", "findings")
-_CUT = script("looks", "cut")
 AXE = Path(__file__).parents[3] / "node_modules" / "axe-core" / "axe.min.js"
 
 
@@ -37,7 +36,7 @@ async def test_nothing_is_cut_off(browser: Browser, address: str, width: int) ->
     chats = page.locator("tenuto-chat")
     for is_large in (False, True):
         await chats.evaluate_all("(all, on) => all.forEach((one) => one.classList.toggle('large', on))", is_large)
-        cut = await page.evaluate(_CUT)
+        cut = await page.evaluate(script("looks", "cut"))
         assert cut == [], (is_large, cut)
 
 
