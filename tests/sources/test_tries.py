@@ -854,32 +854,73 @@ async def test_shown_step_of_a_failed_attempt_is_cancelled_and_an_open_attempt_d
     assert (answer.text, answer.status) == ("done", "complete")
 
 
-@pytest.mark.parametrize(("begins_s", "takes_s", "order"), [(1, 1, 1), (0, 20, -1)], ids=["in the text", "beyond it"])
-@virtually
-async def test_text_that_the_next_process_continues_beside_a_shown_step_stands_once(
-    begins_s: int, takes_s: int, order: int
+WORDS = (LONG, "It goes ", "on and on ", "to its end.")
+writes = st.lists(st.sampled_from(["step", "text", "source"]), max_size=5)
+
+
+# The text of the handler stands behind the part of a step that the next process puts again.
+@example(["step", "text"], [4], None, 1, 1)
+# Two processes in a row die in a step behind that text.
+@example(["text", "step"], [2, 2], None, 1, 1)
+# Another task puts its part behind the text that is continued.
+@example([], [3], 1, 1, 1)
+# The process dies in a step that its text does not wait for.
+@example([], [3], 0, 20, -1)
+@given(
+    writes,
+    st.lists(st.integers(1, 12), max_size=3),
+    st.none() | st.integers(0, 3),
+    st.sampled_from([1, 20]),
+    st.sampled_from([1, -1]),
+)
+def test_a_continued_answer_has_each_text_once_wherever_its_processes_die(
+    before: list[str], lives_s: list[int], beside: int | None, takes_s: int, order: int
 ) -> None:
-    words = (LONG, "It goes ", "on and on ", "to its end.")
+    @virtually
+    async def run() -> None:
+        made = list[str]()
 
-    async def model(so_far: SoFar) -> AsyncIterator[str]:
-        rest = "".join(words).removeprefix(so_far.text)
-        for word in (rest,) if so_far.text else words:
+        async def model(so_far: SoFar) -> AsyncIterator[str]:
+            made.append(so_far.text)
+            rest = "".join(WORDS)[len(so_far.text) :]
+            for word in WORDS if rest == "".join(WORDS) else (rest,) if rest else ():
+                await asyncio.sleep(1)
+                yield word
             await asyncio.sleep(1)
-            yield word
 
-    async def step_beside(turn: Turn) -> None:
-        await asyncio.sleep(begins_s)
-        await turn.step("beside", asyncio.sleep, takes_s, show=True)
+        async def write(turn: Turn, number: int, kind: str) -> None:
+            if kind == "step":
+                await turn.step(f"step {number}", asyncio.sleep, 1, show=True)
+            elif kind == "text":
+                await turn.begun[0].append(f"Text {number}. ")
+            else:
+                await turn.begun[0].part({"type": "source", "url": f"https://example.com/{number}"})
+            await asyncio.sleep(0.5)
 
-    async def agent(turn: Turn) -> None:
-        async with turn.reply() as message:
-            piping = message.pipe(lambda so_far: model(so_far), source="text", on_break="continue")
-            await asyncio.gather(*[piping, step_beside(turn)][::order])
+        async def step_beside(turn: Turn) -> None:
+            if beside is not None:
+                await asyncio.sleep(beside)
+                await turn.step("beside", asyncio.sleep, takes_s, show=True)
 
-    (answer,) = await answers_of(agent, "continue", 3, 60)
-    counted = [part for part in answer.parts if part["type"] != "attempt"]
-    assert (answer.status, answer.text) == ("complete", "".join(words))
-    assert [part["state"] for part in counted if part["type"] == "tool"] == ["done"]
+        async def agent(turn: Turn) -> None:
+            async with turn.reply() as message:
+                for number, kind in enumerate(before):
+                    await write(turn, number, kind)
+                piping = message.pipe(lambda so_far: model(so_far), source="text", on_break="continue")
+                await asyncio.gather(*[piping, step_beside(turn)][::order])
+
+        async for hub in lives(agent, *lives_s, 60, hub={"drain_s": 0.01}, on_crash="continue"):
+            answer = (await messages(hub))[-1]
+        own = "".join(f"Text {number}. " for number, kind in enumerate(before) if kind == "text")
+        assert (answer.status, answer.text) == ("complete", own + "".join(WORDS))
+        assert all("".join(WORDS).startswith(text) for text in made)
+        counted = [part for part in answer.parts if part["type"] != "attempt"]
+        assert [part["state"] for part in counted if part["type"] == "tool"] == ["done"] * (
+            before.count("step") + (beside is not None)
+        )
+        assert len([part for part in counted if part["type"] == "source"]) == before.count("source")
+
+    run()
 
 
 @virtually
