@@ -475,7 +475,7 @@ async def test_a_call_is_approved_once_though_the_model_asks_again_under_another
     async def reply(hub: Hub) -> None:
         questions.extend(sorted(await hub.pending_commands("chat:1"), key=lambda one: one.data["call"]))
         for number, question in enumerate(questions):
-            await hub.reply("chat:1", question.id, data=number, by="ann")
+            await hub.reply("chat:1", question.id, ok=number != 1, data=number, by="ann")
         await asyncio.sleep(1)
 
     moments = iter(["in the first attempt", "in the second attempt", ""])
@@ -492,7 +492,9 @@ async def test_a_call_is_approved_once_though_the_model_asks_again_under_another
     assert [one.data["call"] for one in questions] == [f"{asked_in}-{number}" for number in range(3)]
     assert found
     assert all(one == [0, 1, 2] for one in found)
-    assert [part["approval"]["id"] for part in answer.parts if part["type"] == "tool"] == [one.id for one in questions]
+    noted = [(part["approval"], part["state"]) for part in answer.parts if part["type"] == "tool"]
+    states = ["called", "denied", "called"]
+    assert noted == [({"id": questions[n].id, "approved": state == "called"}, state) for n, state in enumerate(states)]
 
 
 @virtually
