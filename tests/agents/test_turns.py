@@ -364,13 +364,14 @@ def asks_again(hub: Hub, id: str, caller: Caller, **options: Any) -> Awaitable[o
 @virtually
 async def test_a_new_answer_has_the_options_of_its_regenerate_before_those_of_the_question(is_remote: bool) -> None:
     seen: list[tuple[Any, ...]] = []
-    events: list[str] = []
+    histories, events = list[list[str]](), list[str]()
 
     async def bot(turn: Turn) -> None:
         one = turn.request
         if turn.message.id == "q":
             names = [tool["name"] for tool in one.tools]
             seen.append((turn.attempt, one.model, one.temperature, one.instructions, names))
+            histories.append([item["content"] for item in await turn.history()])
         async with turn.reply() as message:
             await message.append("whole")
 
@@ -394,6 +395,7 @@ async def test_a_new_answer_has_the_options_of_its_regenerate_before_those_of_th
     own = (1, "m1", 0.5, None, ["first"])
     second, third = (1, "m2", 0.5, "y" * 2_000, ["second"]), (1, "m1", 0.7, None, ["first"])
     assert seen == [own, own, second, third, *[own] * ATTEMPTS]
+    assert histories == [["?", "whole", "?"]] * len(seen)  # none of the answers that are made again
     assert [(one.text, one.status, one.parent) for one in answers] == [("whole", "complete", "q")] * len(seen)
     assert not [one for one in events if "m2" in one or "0.7" in one or "second" in one]
 
