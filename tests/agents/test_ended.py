@@ -201,8 +201,9 @@ async def test_a_message_behind_a_complete_answer_is_not_lost_in_it(is_asked_fir
     assert [answer.text, *(one.text for one in others)] == ["To ?.", "two", "To two."]
 
 
+@pytest.mark.parametrize("is_remote", [False, True])
 @virtually
-async def test_the_text_of_a_step_before_a_stream_that_has_ended_stays() -> None:
+async def test_the_text_of_a_step_before_a_stream_that_has_ended_stays(is_remote: bool) -> None:
     asked = list[str]()
 
     async def respond(turn: Turn) -> None:
@@ -221,7 +222,7 @@ async def test_the_text_of_a_step_before_a_stream_that_has_ended_stays() -> None
             await message.flush()
             await asyncio.sleep(1e6 if turn.attempt == 1 else 0)
 
-    (answer,) = await answers_of(respond, "continue", 30, 60)
+    (answer,) = await answers_of(respond, "continue", 30, 60, is_remote=is_remote)
     assert (answer.text, answer.status) == ("A draft. An answer. Signed.", "complete")
     assert asked == ["A draft.", " An answer."]
 
