@@ -425,7 +425,7 @@ async def test_options_of_a_regenerate_outlive_the_process_that_had_its_turn(mon
             await asyncio.sleep(1)
             await asks_again(hub, "1", ANN, model="m2")
         await asyncio.sleep(1)
-        hub.runtime.scheduler.end = lambda *_: None  # type: ignore[method-assign] - it hands nothing over
+        hub.runtime.scheduler.end = lambda *_: None  # type: ignore[method-assign]  # it hands nothing over
         await hub.close()
     assert seen == [(1, 1, "m1"), (2, 2, "m2"), (3, 3, "m2")]
 
