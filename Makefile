@@ -29,7 +29,7 @@ dist: node_modules/.installed ## build and check what a release publishes, into 
 # tests that `make test-long` runs: its steps name them
 LONG := simulation fuzz chaos bench attacks browser/long interop/long test_bytes.py agents/test_types.py
 LONG += examples/test_mcp_task.py stores/test_sqlite_damage.py
-LONG += $(patsubst %,stores/test_postgres_%.py,damage failover newer pooler refusals)
+LONG += $(patsubst %,stores/test_postgres_%.py,failover pooler refusals unreadable)
 # cases of tests/interop that scripts/test_interop runs with each release of the AI SDK, or each client
 CASES := ai_sdk.py::test_attempt_in_which_a_page_was_asked ai_sdk.py::test_failed_silent_and_double_answers
 CASES += cuts.py::test_answers_that_are_cut_at_random

@@ -21,13 +21,13 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 52_661,
+    "lines of tenuto/": 52_667,
     "lines of its kernel": 31_847,
     "modules of tenuto/": 151,
     "files in a folder of tenuto/": 20,
     "lines of interop/": 3_964,
-    "lines of tests/": 60_934,
-    "lines of proof/ and bench/": 20_000,
+    "lines of tests/": 58_000,
+    "lines of proof/ and bench/": 19_992,
     "words of docs without decisions": 50_000,
     "words of decisions": 11_976,
     "words of the changelog": 1_500,
