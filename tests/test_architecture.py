@@ -118,9 +118,8 @@ def test_modules_do_not_import_each_other_in_a_circle() -> None:
     modules = {name_of(path): path for path in MODULES}  # the `__init__` of a folder, too
     graph = {name: {found for found in own_imports(path) if found in modules} for name, path in modules.items()}
     # These two name each other's types. Neither imports the other when it runs.
-    assert "client.client" in graph["client.agents"]
-    graph["client.client"].remove("client.agents")
-    TopologicalSorter(graph).prepare()  # raises an error that names the modules of a circle
+    for one, other in (("client.agents", "client.client"), ("client.client", "client.agents")):
+        TopologicalSorter({**graph, one: graph[one] - {other}}).prepare()  # raises an error that names a circle
 
 
 def test_core_imports_no_module_that_waits_or_performs_io() -> None:

@@ -211,3 +211,4 @@ async def test_idle_connection_of_a_known_peer_ends_only_for_want_of_descriptors
     assert book.opened("192.0.2.4", first) is not None
     assert second.is_evicted
     assert book.opened("192.0.2.5", first) is None
+    assert book.open == 3

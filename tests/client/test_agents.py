@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
+from proof.simulation.clock import START_MS
 from tenuto import Hub, allow_everyone
 from tenuto.agents.turn import AskReply, Turn
 from tenuto.client import ClaimedTurn, Client, Timing
 from tenuto.client.writer import SHORTEST_LEASE_S
-from tenuto.core.errors import Forbidden, NotFound
+from tenuto.core.errors import Forbidden, NotFound, Unauthenticated
 from tenuto.core.model import STEP_NAME, Message
 from tenuto.core.requests import SERVER, Caller, CreateMessage, FinishMessage
 from tenuto.core.turns import BUILT_IN_COMMANDS, CANCEL, reply_id, step_id
@@ -390,6 +391,27 @@ async def test_answer_whose_handler_raises_because_its_process_ends_goes_on_at_a
         async with working(agent(wire, "two", bot)):
             await asyncio.sleep(60)
         assert [one[1:3] for one in await endings(hub)] == [("by two", "complete")]
+
+
+@virtually
+async def test_agent_whose_token_expires_in_a_turn_ends_with_the_remedy() -> None:
+    async def until_a_minute(scope: Any) -> Identity:
+        return Identity(client_id="bot", expires_at_ms=START_MS + 60_000)
+
+    async with virtual_hub(authenticate=until_a_minute) as (hub, wire):
+        client = client_of(wire, token="of a minute")
+
+        @client.agent("chat:*")
+        async def bot(turn: Turn) -> None:
+            await asyncio.Event().wait()
+
+        running = asyncio.ensure_future(client.run())
+        await asyncio.sleep(1)
+        await hub.create("chat:1", text="?")
+        await asyncio.sleep(1)
+        assert hub.runtime.scheduler.stats()["turns_running"] == 1
+        with pytest.raises(Unauthenticated, match="token_provider"):
+            await asyncio.wait_for(running, 120)
 
 
 @virtually

@@ -99,6 +99,7 @@ PRODUCTION: dict[str, Any] = {"authenticate": allow_everyone}
         (None, {}, NAMED, NAMED),
         (True, PRODUCTION, NAMED + ": of customer 4711", NAMED + ": of customer 4711"),
         (None, PRODUCTION, "error", ""),
+        (None, {"debug": False}, "error", ""),
         (False, {}, "error", ""),
     ],
 )

@@ -53,6 +53,7 @@ async def test_view_reports_changes(hub: Hub, client: Client) -> None:
         assert (view.message(second.id), view.message("other")) == (second, None)
         await hub.delete("c", second.id)
         assert (await anext(changes)).messages == frozenset([second.id])
+    assert view.state == "closed"
 
 
 async def test_view_begins_anew_when_its_cursor_is_not_valid_any_more() -> None:
