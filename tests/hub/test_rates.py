@@ -51,13 +51,13 @@ def test_client_may_send_a_burst_of_two_seconds_and_then_fifty_requests_a_second
 
 
 def test_request_is_refused_for_earlier_traffic_and_not_for_its_own(counted: Rates, time: Time) -> None:
-    for _ in range(2):  # edits of a message of 4 MiB
+    for _ in range(2):  # edits with 4 MiB, and responses with 8 MiB
         counted.request(ADA, size=4 * MIB)
-        counted.charge(ADA, size=4 * MIB)
-    with pytest.raises(TooMany, match=r"'ada' has used 130 of 100 requests at once.*Wait 1 s") as refused:
+        counted.charge(ADA, size=8 * MIB)
+    with pytest.raises(TooMany, match=r"'ada' has used 194 of 100 requests at once.*Wait 2 s") as refused:
         counted.request(ADA)
-    assert refused.value.details == {"limit": 50, "retry_after_s": 1}
-    time.now_s += 1
+    assert refused.value.details == {"limit": 50, "retry_after_s": 2}
+    time.now_s += 2  # 1.9 s, rounded up
     counted.request(ADA)
 
 

@@ -67,6 +67,26 @@ async def test_channel_that_was_empty_here_knows_the_ids_that_another_hub_has_us
         await here.ask("c", "m1", CreateMessage(status="streaming"), ANN)
 
 
+async def test_deletion_uses_up_the_ids_of_messages_that_another_hub_streams_meanwhile(
+    here: HubCore, store: SharedMemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat, delete = Chat(store), store.delete_channel
+    await here.start()
+    await here.channel("c").load()
+    await chat.do(create("m1", streaming=True))
+
+    async def raced(*about: Any, **how: Any) -> Any:
+        monkeypatch.undo()
+        await chat.do(create("m2", streaming=True))
+        return await delete(*about, **how)
+
+    monkeypatch.setattr(store, "delete_channel", raced)
+    await here.delete_channel("c")
+    for id in ("m1", "m2"):
+        with pytest.raises(Deleted):
+            await here.ask("c", id, CreateMessage(status="streaming"), ANN)
+
+
 @pytest.mark.parametrize(
     ("asked", "other", "serial"),
     [
