@@ -71,6 +71,7 @@ MISTAKES: list[tuple[Any, str]] = [
     (["https://app.example/"], "got 'https://app.example/'"),
     (["https://app.example:443"], "got 'https://app.example:443'"),
     (["HTTPS://App.example"], "got 'HTTPS://App.example'"),
+    (["https://*.app.example"], "got 'https://*.app.example'"),
     (["null"], "got 'null'"),
     (["ws://localhost:3000"], "got 'ws://localhost:3000'"),
     (["wss://app.example"], "got 'wss://app.example'"),
