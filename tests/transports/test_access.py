@@ -241,6 +241,7 @@ CHANGES: list[tuple[Headers, int]] = [
     ([OURS, COOKIE], 403),
     ([OURS, COOKIE, from_site("same-origin")], 204),
     ([OURS, COOKIE, from_site("same-site")], 403),
+    ([OURS, COOKIE, from_site("cross-site")], 403),
     ([OURS, COOKIE, from_site("none")], 403),
     ([OURS, COOKIE, FOREIGN, from_site("same-origin")], 403),
     ([OURS, COOKIE, from_page("null")], 403),

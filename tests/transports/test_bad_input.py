@@ -38,6 +38,12 @@ async def test_invalid_message_bodies_are_refused(plain_http: httpx2.AsyncClient
     assert (await plain_http.get(MESSAGES)).json()["messages"] == []
 
 
+async def test_escapes_that_hold_no_half_of_a_surrogate_pair_are_accepted(plain_http: httpx2.AsyncClient) -> None:
+    body = b'{"id": "m1", "text": "C:\\\\udata \\ud83d\\ude00"}'
+    response = await plain_http.post(MESSAGES, content=body, headers=JSON)
+    assert response.json()["message"]["parts"][0]["text"] == "C:\\udata 😀"
+
+
 MEDIA_TYPES = [None, "text/plain", "application/x-www-form-urlencoded", "application/jsonp", "multipart/form-data", ""]
 
 

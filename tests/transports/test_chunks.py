@@ -11,7 +11,7 @@ from websockets.frames import Frame, Opcode
 from proof.wirecheck import SseViewer
 from tenuto.hub.channel import MAX_CHUNK_BYTES
 from tenuto.transports.sender import framed
-from tests.transports.conftest import Served
+from tests.transports.conftest import Served, new_hub, serving
 from tests.transports.watching import write
 
 
@@ -33,6 +33,25 @@ async def test_batches_do_not_go_through_the_servers_send(served: Served, monkey
         assert viewer.checker.text("m1") == text
         assert viewer.checker.violations == []
     assert not [body for body in sent if b"event: " in body]
+
+
+async def test_middleware_that_wraps_send_is_not_bypassed() -> None:
+    hub, sent = new_hub(), list[bytes]()
+    hub.drive_by_hand = True
+
+    async def middleware(scope: Any, receive: Any, send: Any) -> None:
+        async def noting(message: Any) -> None:
+            sent.append(message.get("body", b""))
+            await send(message)
+
+        await hub(scope, receive, noting)
+
+    query = {"flush_ms": "0"}
+    async with serving(hub, middleware) as served, SseViewer(served.host, served.port, "c", query=query) as viewer:
+        await viewer.until_attached()
+        await write(hub, "c", ["one ", "two ", "three"])
+        await viewer.until(lambda: viewer.checker.status("m1") == "complete")
+    assert [body for body in sent if b"event: message.append" in body]
 
 
 @pytest.mark.parametrize("length", [0, 1, 125, 126, 1_000, MAX_CHUNK_BYTES])

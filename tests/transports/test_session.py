@@ -78,6 +78,8 @@ async def test_peer_is_not_silent_before_it_got_pings(own_hub: Hub) -> None:
     assert line.session.closing == (4001, "silent")
     assert viewer.session.closing is None  # no member, writer or agent is lost with it
     assert viewer.take() == {"type": "ping", "n": 1}
+    viewer.session.keep_alive(now_s=75.0)
+    assert viewer.take() == {"type": "ping", "n": 2}
 
 
 async def test_closed_session_takes_and_sends_no_frames(own_hub: Hub) -> None:

@@ -83,6 +83,7 @@ def test_socket_that_listens_on_the_port_of_a_closed_peer_is_not_taken_for_it() 
         (SocketOwner(0, 0), 0, True),
         (SocketOwner(0, 7), 0, False),
         (SocketOwner(33, 7), 1000, True),
+        (SocketOwner(33, 7), 0, True),
         (SocketOwner(33, 0), 1000, True),
         (None, 1000, True),
     ],

@@ -71,6 +71,19 @@ async def test_peer_is_not_silent_while_it_reads() -> None:
     assert asyncio.get_running_loop().time() - begun_s > 46.0  # it has read all
 
 
+@virtually
+async def test_server_stops_reading_from_a_peer_that_does_not_read() -> None:
+    hub = new_hub()
+    await hub.create("chat:1", text="x" * 500_000)
+    peer = Clogged(hub)
+    await peer.ask("detach", channel="chat:1")
+    peer.is_clogged = True
+    for _ in range(2_000):
+        peer.request("history", ref=0, channel="chat:1")
+    await asyncio.sleep(1)
+    assert peer._inbox.qsize() > 1_940
+
+
 # Turns
 
 
