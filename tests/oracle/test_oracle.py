@@ -190,6 +190,7 @@ def test_wrong_answers_are_found(answers: list[Json], why: str) -> None:
 @pytest.mark.parametrize(
     ("answers", "why"),
     [
+        ([], "no answer"),
         ([INTERRUPTED], "left with"),
         ([answer(1, "streaming", (2, 1, "bot-1")), answer(2, "complete")], "still stream"),
     ],

@@ -48,7 +48,7 @@ def test_store_continues_on_another_event_loop(path: Path) -> None:
 
 FORGETFUL = """
 import asyncio, sys
-from tenuto.stores.sqlite.store import Late, SqliteStore, StoreThread
+from tenuto.stores.sqlite.store import SqliteStore
 from tests.stores.contract import Chat, create
 
 async def main():

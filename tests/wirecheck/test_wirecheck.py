@@ -64,6 +64,7 @@ START = ([attached(2), update(2, "Hel")], "e:2")
         ([append(4, 0, "lo", id="unseen")], "e:4", "hole"),
         ([append(4, 1, "xxlo")], "e:4", "text"),
         ([append(4, 3, "lo"), append(3, 5, "!")], "e:4", "serial"),
+        ([append(4, 3, "lo"), finish(4)], "e:4", "serial"),
         ([append(2, 3, "lo")], "e:4", "serial"),
         ([append(4, 3, "lo")], "e:3", "cursor"),
         ([append(4, 3, "lo")], "f:4", "cursor"),
@@ -80,7 +81,9 @@ START = ([attached(2), update(2, "Hel")], "e:2")
     ],
 )
 def test_broken_rule_is_a_violation(events: list[Json], cursor: str, kind: str) -> None:
-    assert kinds(checked(START, (events, cursor))) == [kind]
+    checker = checked(START, (events, cursor))
+    assert kinds(checker) == [kind]
+    assert (checker.cursor is None) == (kind == "hole")  # only a new start fills a hole
 
 
 @pytest.mark.parametrize(
