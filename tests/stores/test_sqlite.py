@@ -16,6 +16,7 @@ import pytest
 from tenuto.core.errors import LocalError, StoreUnavailable
 from tenuto.stores.base import Committed, CommitUnknown, Head, head_of
 from tenuto.stores.sqlite import channels as sqlite_channels
+from tenuto.stores.sqlite import engine as sqlite_engine
 from tenuto.stores.sqlite import store as sqlite
 from tenuto.stores.sqlite.file import SqliteFile
 from tenuto.stores.sqlite.store import Late, SqliteStore, StoreThread
@@ -230,3 +231,12 @@ async def test_an_idle_store_empties_its_wal(path: Path) -> None:
         await Chat(store).do(create("m1", "a"))
         assert await call_on_thread(store, lambda engine: (engine.spare(False), engine.spare(True))) == (1.0, None)
         assert wal(path).stat().st_size == 0
+
+
+async def test_wal_that_is_full_is_moved_into_the_file_after_one_more_call(store: SqliteStore) -> None:
+    def checkpoints(engine: sqlite_engine.Engine) -> list[int]:
+        engine._count_pages(sqlite_engine.CHECKPOINT_PAGES)
+        return [engine.stats()["checkpoints"] for _ in range(3) if engine.spare(is_idle=False)]
+
+    before, *after = await call_on_thread(store, checkpoints)
+    assert after == [before + 1, before + 1]
