@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from proof.chaos.processes import Child, Failure
+from proof.chaos.processes import Child, Failure, free_port
 from proof.chaos.scenarios import SCENARIOS, run
 from proof.chaos.world import Scale, World
 
@@ -43,3 +45,9 @@ async def test_failed_run_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> 
 def test_long_tests_run_each_scenario() -> None:
     (step,) = re.findall(r"'real processes under faults'.*?chaos --rounds", LONG, re.DOTALL)
     assert {name for name in SCENARIOS if re.search(rf"\b{name}\b", step)} == SCENARIOS.keys()
+
+
+def test_port_of_a_process_is_given_to_no_other_one() -> None:
+    code = f"from proof.chaos import processes as p; p._ports = iter([{free_port()}]); p.free_port()"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert "no port is free" in other.stderr
