@@ -26,6 +26,7 @@ from tests.interop.scene import (
     BEHIND,
     CALL,
     Scene,
+    answers_twice,
     asks_where,
     fails,
     names_of,
@@ -384,10 +385,13 @@ WRONG = {
     "include": "usage",
     "max_completion_tokens": 0,
     "max_output_tokens": -1,
+    "max_tokens": -1,
     "metadata": {"a": 1},
     "model": None,
+    "prompt": "p",
     "reasoning_effort": 7,
     "seed": 2**63,
+    "service_tier": 1,
     "store": "no",
     "text": "x",
     "temperature": 2**70,
@@ -411,6 +415,8 @@ BAD: list[tuple[int, str | None, bytes | dict[str, Any]]] = [
     (400, "input", {"input": [{"role": "nobody", "content": "x"}]}),
     (400, "input", {"input": [{"role": "assistant", "content": "x"}]}),
     (400, "input", {"input": [{"role": "developer", "content": "x"}]}),
+    (400, "input", {"input": [USER, {"role": "assistant", "content": "x"}, {"role": "developer", "content": "x"}]}),
+    (400, "messages", {"messages": [USER, {"role": "assistant", "content": "x"}]}),
     (400, "input", {"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "f"}]}]}),
     (400, "input", {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "javascript:a"}]}]}),
     (400, "input", {"input": [{"type": "other"}]}),
@@ -520,6 +526,17 @@ async def test_invalid_sequence_number_or_parameter_stream_is_refused(scene: Cli
     for is_stream in (True, False):
         response = await scene.served.http.get(path, params={"stream": str(is_stream)})
         assert response.headers["content-type"].startswith("text/event-stream") == is_stream
+
+
+async def test_turn_without_an_answer_and_turn_with_two_are_complete(scene: ClientScene) -> None:
+    async def silent(turn: Turn) -> None:
+        pass
+
+    for script, text in ((silent, ""), (answers_twice, "One.Two.")):
+        scene.script = script
+        whole = await scene.ask()
+        assert (whole.status, whole.output_text) == ("completed", text)
+        assert (await scene.events(whole.id))[-1].response == whole
 
 
 async def test_server_and_program_of_the_document_work_together() -> None:

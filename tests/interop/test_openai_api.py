@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Awaitable
+from contextlib import nullcontext
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -279,13 +280,18 @@ async def test_delete_of_a_conversation_begins_no_turn_that_waits_and_reads_few_
         assert (await scene.hub.history(channel)).messages == []
 
 
-async def test_delete_of_a_conversation_has_answers_to_deleted_messages_of_the_caller(of_ann: ClientScene) -> None:
+@pytest.mark.parametrize("asker", ["ann", "ben"])
+async def test_delete_of_a_conversation_has_answers_to_deleted_messages_of_the_caller(
+    of_ann: ClientScene, asker: str
+) -> None:
     channel = "chat:1"
-    await of_ann.hub.create(channel, id="q", text="you", author="ann", starts_turn=False)
+    await of_ann.hub.create(channel, id="q", text="you", author=asker, starts_turn=False)
     await of_ann.hub.create(channel, id="a", role="assistant", text="Hm.", reply_to="q")
     await of_ann.hub.delete(channel, "q")
-    assert (await of_ann.client.conversations.delete(conversation_id(channel))).deleted
-    assert (await of_ann.hub.history(channel)).messages == []
+    left: Any = pytest.raises(openai.PermissionDeniedError, match="the messages of others are left")
+    with nullcontext() if asker == "ann" else left:
+        assert (await of_ann.client.conversations.delete(conversation_id(channel))).deleted
+    assert [one.id for one in (await of_ann.hub.history(channel)).messages] == ["a"] * (asker == "ben")
 
 
 async def test_deleted_conversation_does_not_exist_until_its_next_message(tmp_path: Path) -> None:

@@ -406,6 +406,18 @@ async def test_retrieved_question_with_other_options_of_a_client_has_its_answer(
         assert text_of(await until(socket, lambda event: event.type in (*LAST, "error"))) == ANSWER
 
 
+async def test_response_that_was_interrupted_while_no_socket_was_open_has_its_successor() -> None:
+    async with scene_of(when_busy="interrupt") as scene:
+        async with scene.client.responses.connect() as socket:
+            begun = await begun_on(socket)
+            await steer(socket, id := begun[0].response.id, "me")
+        scene.gate.set()
+        rest = by_response(await resumed(scene.client, id, begun[-1].sequence_number), id)
+    assert text_of(begun) + text_of([one for of, one in rest if of == id]) == "Hello "
+    assert rest[-1][1].response.output_text == ANSWER.replace("you", "me")
+    assert rest[-1][1].response.previous_response_id == id
+
+
 async def test_input_that_waits_for_the_caller_has_its_successor_on_the_socket_that_replies(scene: ClientScene) -> None:
     async def asks(turn: Turn) -> None:
         async with turn.reply() as message:
