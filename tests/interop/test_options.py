@@ -608,12 +608,19 @@ def test_the_matrix_and_the_page_have_each_name_of_an_option() -> None:
 # The files that clients send, and the forms in which the shapes have them: openai, responses, anthropic and text
 WAV, TXT, URL = "data:audio/wav;base64,AAA=", "data:text/plain;base64,SGk=", "https://e.x/b.png"
 _AT, _PDF = {"type": "url", "url": URL}, {"type": "base64", "media_type": "application/pdf", "data": "JVBERi0="}
+_PNG = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo="}}
 FILES: dict[str, tuple[Any, Any, Any, str]] = {
     "image": (
         {"type": "image_url", "image_url": {"url": PNG, "detail": "low"}},
         {"type": "input_image", "image_url": PNG, "detail": "low"},
-        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo="}},
+        _PNG,
         "[image: image/png]",
+    ),
+    "named image": (
+        {"type": "image_url", "image_url": {"url": PNG}},
+        {"type": "input_image", "image_url": PNG, "detail": "auto"},
+        _PNG,
+        "[image: a.png]",
     ),
     "image at": (
         {"type": "image_url", "image_url": {"url": URL}},
@@ -686,6 +693,7 @@ CONTENT: dict[str, list[tuple[str, Any]]] = {
         ("plain text", agui_file("document", TXT, "text/plain", filename="a.txt")),
     ],
     "ai-sdk": [
+        ("named image", ui_file(PNG, "image/png", filename="a.png")),
         ("image at", ui_file(URL, "image/png")),
         ("pdf", ui_file(PDF, "application/pdf", filename="a.pdf")),
         ("pdf at", ui_file("https://e.x/b.pdf", "application/pdf")),
