@@ -173,6 +173,26 @@ async def test_input_that_the_agent_takes_in_ends_the_response_at_its_next_item(
     assert history == ["you", "One. Rest. Now shorter.", "shorter", "me"]
 
 
+async def test_input_that_the_agent_takes_in_just_before_its_end_has_the_items_after_it(
+    scene: ClientScene, socket: Any
+) -> None:
+    """The turn is over before the stream sees that its agent has taken the input in."""
+
+    async def hurries(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await scene.shows(message, {"type": "text", "text": "One. "})
+            (steer,) = await turn.steered()
+            await message.part({"type": "text", "text": f"Now {steer.text}."})
+
+    scene.script = hurries
+    begun = await begun_on(socket)
+    await steer(socket, begun[0].response.id, "shorter")
+    scene.gate.set()
+    first, second = [(await until(socket))[-1] for _ in range(2)]
+    assert (first.type, first.response.output_text) == ("response.incomplete", "One. ")
+    assert (second.type, second.response.output_text) == ("response.completed", "Now shorter.")
+
+
 async def test_input_in_a_conversation_follows_what_others_have_asked_meanwhile(
     scene: ClientScene, socket: Any
 ) -> None:
