@@ -457,7 +457,7 @@ async def test_text_that_is_replaced_ends_the_stream_as_an_error_and_shows_after
 
 
 @pytest.mark.skipif(IS_STRICT, reason="the style has all optional fields")
-async def test_endpoint_that_calls_its_model_itself_serves_a_page() -> None:
+async def test_endpoint_that_calls_its_model_itself_serves_a_page_also_an_error_of_the_model() -> None:
     hub, app, gate, calls = new_hub(), FastAPI(), asyncio.Event(), list[str]()
     hub.install(app, "/tenuto")
 
@@ -465,6 +465,8 @@ async def test_endpoint_that_calls_its_model_itself_serves_a_page() -> None:
         calls.append("model")
         yield "Hello "
         await gate.wait()
+        if len(calls) > 1:
+            raise RuntimeError("secret")
         yield "to you"
 
     @app.post("/api/own")
@@ -485,3 +487,6 @@ async def test_endpoint_that_calls_its_model_itself_serves_a_page() -> None:
         assert ("".join(deltas), lines[-2], calls) == ("Hello to you", "data: [DONE]", ["model"])
         (answer,) = [one for one in (await hub.history("chat:1")).messages if one.role == "assistant"]
         assert (answer.id, answer.text) == (state["messages"][-1]["id"], "Hello to you")
+        await pages("a", "send", text="again")
+        state = await pages("a", "is", status="error")
+        assert (text_of(state), "secret" in state["error"]) == ("Hello ", False)

@@ -1,4 +1,4 @@
-"""Answers that are deleted or cancelled: each reader of a turn gets the same end, whenever it joined."""
+"""Answers that are deleted, cancelled or given up: each reader of a turn gets the same end, whenever it joined."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from fastapi import FastAPI
 
 from tenuto import Hub, Turn
 from tenuto.core.errors import Deleted
+from tenuto.core.requests import SERVER, CreateMessage, EndTurn, FinishMessage
 from tenuto.routes import OPTIONS_KEY
+from tests.hub.test_shared_turns import Remote
 from tests.interop.scene import answers_twice
 from tests.interop.test_streams import STREAMS as OF_ALL
 from tests.interop.test_streams import install_routes
@@ -50,17 +52,18 @@ class Readers:
     async def _read(self, method: str, path: str, body: Any) -> str:
         return (await self._served.http.request(method, path, json=body)).text
 
-    async def check(self, ends: list[str]) -> None:
-        """Check that each stream, and one of each adapter that opens now, has the text of `ends`."""
+    async def check(self, ends: list[str]) -> list[str]:
+        """Check that each stream, and one of each adapter that opens now, has the text of `ends`. Return them."""
         self._texts += [asyncio.ensure_future(self._read(*one)) for one in STREAMS]
-        await self.check_joined(ends)
+        return await self.check_joined(ends)
 
-    async def check_joined(self, ends: list[str]) -> None:
+    async def check_joined(self, ends: list[str]) -> list[str]:
         """Check it for the streams that were opened before."""
         async with asyncio.timeout(60):
             texts = await asyncio.gather(*self._texts)
         for number, text in enumerate(texts):
             assert ends[number % 3] in text, text
+        return texts
 
 
 async def test_turn_whose_answer_was_deleted_has_failed_for_each_reader_also_after_a_restart(tmp_path: Path) -> None:
@@ -176,3 +179,23 @@ async def test_turn_whose_question_is_deleted_before_its_first_text_is_cancelled
             response = await served.http.request(method, path, json=body)
             is_openai = path.startswith("/v1/")  # whose API has 404 for a response that was deleted
             assert (response.status_code, "deleted" in response.text) == ((404, False) if is_openai else (410, True))
+
+
+@pytest.mark.parametrize("has_answer", [False, True], ids=["silent", "interrupted"])
+async def test_turn_that_is_given_up_fails_once_for_each_reader(has_answer: bool) -> None:
+    async with adapters() as (hub, served):
+        await hub.start()
+        hub.runtime.scheduler.register(Remote())
+        await hub.create("chat:1", id="u", text="you", meta={OPTIONS_KEY: {}})
+        await served.until(lambda: hub.channel("chat:1").state.messages["u"].is_taken)
+        if has_answer:
+            answer = CreateMessage(role="assistant", status="streaming", text="Hello", reply_to="u")
+            await hub.ask("chat:1", "a", answer, SERVER)
+            await hub.ask("chat:1", "a", FinishMessage(status="interrupted"), SERVER)
+        readers = Readers(served)
+        await readers.join(hub)
+        await hub.ask("chat:1", "u", EndTurn(generation=1, confirmed=0, failure="f"), SERVER)
+        ends = ['{"type":"error","errorText":"crashed"}', '"message":"crashed"', "response.failed"]
+        for text in await readers.check(ends):
+            assert sum(text.count(end) for end in ("errorText", "RUN_ERROR", "event: response.failed")) == 1, text
+            assert text.count('"delta":"Hello"') == has_answer
