@@ -188,6 +188,23 @@ describe("a token over HTTP", () => {
     assert.equal(w.source.url.searchParams.get("since"), "e:1")
   })
 
+  test("that has expired when its stream breaks off is replaced, and no event is asked for again", async (t) => {
+    const { token, reasons } = tokens("one", "two")
+    const { w } = channelOf(t, { transport: "sse", token })
+    await settled()
+    await w.source.open()
+    await w.source.receive(attached(1), "e:1")
+    await w.source.drop() // the client's own streams get no "bye"
+    w.pass(250)
+    await settled()
+    await w.source.refuse(401, { code: "unauthenticated", detail: "no" })
+    w.pass(1_000)
+    await settled()
+    assert.deepEqual(reasons, ["start", "refused"])
+    assert.equal(w.source.headers.Authorization, "Bearer two")
+    assert.equal(w.source.url.searchParams.get("since"), "e:1")
+  })
+
   test("that a request refuses is replaced, and the request is sent again", async (t) => {
     const { token } = tokens("one", "two")
     const { w, channel } = channelOf(t, { transport: "sse", token })
