@@ -12,7 +12,6 @@ import asyncio
 import logging
 import re
 import secrets
-import sys
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
@@ -38,14 +37,12 @@ from tenuto.core.errors import (
     IdConflict,
     InvalidName,
     InvalidRequest,
-    InvalidText,
     MethodNotAllowed,
     NotFound,
     TenutoError,
     TooLarge,
     TooMany,
 )
-from tenuto.core.model import check_json
 from tenuto.interop.adapter import (
     Endpoint,
     body_of,
@@ -827,14 +824,17 @@ def _refused(access: Access, body: Json, options: Json) -> str:
     """Return the field of a refused request: an option with a value that cannot be stored, the largest option if they
     exceed their limit, or the input."""
     fields = {name: options_in({name: body[name]}) for name in body}
-    for name, found in fields.items():
-        try:
-            check_json(found, sys.maxsize, name, depth=access.limits.depth)
-        except (InvalidRequest, InvalidText):
-            return name
-    if len(encode(options)) <= access.limits.options_bytes:
-        return "messages" if "messages" in body else "input"
+    wrong = [name for name, found in fields.items() if _is_wrong(found, access.limits.depth)]
+    if wrong or len(encode(options)) <= access.limits.options_bytes:
+        return [*wrong, "messages" if "messages" in body else "input"][0]
     return max(fields, key=lambda name: len(encode(fields[name])))
+
+
+def _is_wrong(value: Any, depth: int) -> bool:
+    """Return whether `value` has an integer of more than 64 bits, or more than `depth` levels below it."""
+    if isinstance(value, dict | list) and depth >= 0:
+        return any(_is_wrong(one, depth - 1) for one in (value.values() if isinstance(value, dict) else value))
+    return depth < 0 or (isinstance(value, int) and not -(2**63) <= value < 2**63)
 
 
 @_about("input")

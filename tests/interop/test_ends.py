@@ -182,7 +182,7 @@ async def test_turn_whose_question_is_deleted_before_its_first_text_is_cancelled
 
 
 @pytest.mark.parametrize("has_answer", [False, True], ids=["silent", "interrupted"])
-async def test_turn_that_is_given_up_fails_once_for_each_reader(has_answer: bool) -> None:
+async def test_answer_of_a_turn_that_is_given_up_fails_once_for_each_reader(has_answer: bool) -> None:
     async with adapters() as (hub, served):
         await hub.start()
         hub.runtime.scheduler.register(Remote())
