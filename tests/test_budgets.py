@@ -21,7 +21,7 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 52_667,
+    "lines of tenuto/": 52_668,
     "lines of its kernel": 31_847,
     "modules of tenuto/": 151,
     "files in a folder of tenuto/": 20,

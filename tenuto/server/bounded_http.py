@@ -454,10 +454,11 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         self._begun_scope = self.scope
         # 0 for a body in chunks; the parser refuses a request with two lengths, or with a length and chunks
         self._body_left = next((int(value) for name, value in self.headers if name == b"content-length"), 0)
-        before = self.cycle
         super().on_headers_complete()
-        if self.cycle is not before:
-            self.cycle.message_event = Gate(is_open=False)  # type: ignore[assignment]  # its task has not begun
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        cycle.message_event = Gate(is_open=cycle.message_event.is_set())  # type: ignore[assignment]  # as in `Flow`
+        super()._start_asgi_task(cycle, app)
 
     def on_message_complete(self) -> None:
         if self.is_in_head():
