@@ -200,8 +200,9 @@ async def test_a_missing_page_or_browser_is_named(
 
 @pytest.mark.parametrize(("name", "goes_on"), [("anew", ["asked again"] * 3), ("replay", KEPT)])
 async def test_an_answer_that_is_replayed_survives_and_one_that_is_asked_again_does_not(
-    name: str, goes_on: list[str], pages: str
+    name: str, goes_on: list[str], pages: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(f5, "POLL_MS", 300)  # a busy machine lengthens each look by less than that
     assert await survey(chat(f"{pages}/{name}")) == goes_on
 
 
