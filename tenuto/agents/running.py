@@ -14,6 +14,7 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Set
 from functools import partial
+from itertools import count
 from typing import Literal, NamedTuple
 
 from tenuto.agents.backend import Backend, Watch, find, patiently
@@ -38,7 +39,7 @@ from tenuto.core.errors import (
 from tenuto.core.model import OPTIONS, OPTIONS_KEY, Command, Json, Message
 from tenuto.core.names import check_id
 from tenuto.core.requests import references, regenerate_options_id, stored_options
-from tenuto.core.turns import ANSWERS, ATTEMPTS, ROUND, WITHDRAWN, Replier, attempt_of, reply_id, reply_ids, rules_of
+from tenuto.core.turns import ATTEMPTS, ROUND, WITHDRAWN, Replier, attempt_of, reply_id, reply_ids, rules_of
 from tenuto.portal import Writer, current_try
 from tenuto.sources.writing import going_on
 from tenuto.watchdog import timed
@@ -440,7 +441,7 @@ class Running:
         """Return the newest answer of each number in this round; an empty list if the agent may not read them."""
         answers: list[Message] = []
         try:
-            for number in range(ANSWERS):
+            for number in count():
                 for generation in range(self.generation - 1, self.generation - self.attempt, -1):
                     one = await find(self._backend, self.channel, reply_id(self.message.id, generation, number))
                     # any other message is not an answer of this turn

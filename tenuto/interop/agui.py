@@ -203,8 +203,8 @@ class AGUI(ChatRoutes):
         last, later, before, earlier = _messages_in(body)
         access.check(channel, "subscribe", "history", "publish")
         forwarded = body.get("forwardedProps")
-        # TanStack AI always sends an empty state and context, so an app's own are in `forwardedProps`
-        filled = {name: value for name, value in body.items() if name not in ("state", "context") or value}
+        # clients always send a state, a context and tools, empty ones too; then an app's own are in `forwardedProps`
+        filled = {name: value for name, value in body.items() if name not in ("state", "context", "tools") or value}
         options = options_in({**(forwarded if isinstance(forwarded, dict) else {}), **filled}, is_strict=False)
         question, has_results = stored_id(last["id"]), any(one["role"] == "tool" for one in later)
         # checked before a message is stored; with results it is a position in the turn that these have begun

@@ -1126,3 +1126,17 @@ async def test_answers_that_are_written_at_once_are_taken_up_by_their_numbers(on
     answers = await answers_of(bot, on_crash, 1, 1, 1)
     texts = ["a2", "b2"] if on_crash == "restart" else ["a0a1a2", "b1b2"]
     assert [(one.text, one.status) for one in answers] == [(text, "complete") for text in texts]
+
+
+@pytest.mark.parametrize("on_crash", ["restart", "continue"])
+@virtually
+async def test_each_of_many_answers_stands_once_after_a_death(on_crash: str) -> None:
+    async def bot(turn: Turn) -> None:
+        for number in range(6):
+            async with turn.reply() as message:
+                await message.append(f"Answer {number}."[message.length :])
+                await message.flush()
+                await asyncio.sleep(10_000 if (number, turn.attempt) == (5, 1) else 0)
+
+    answers = await answers_of(bot, on_crash, 1, 1)
+    assert [(one.text, one.status) for one in answers] == [(f"Answer {number}.", "complete") for number in range(6)]

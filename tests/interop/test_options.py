@@ -537,8 +537,10 @@ async def test_each_option_of_a_client_reaches_the_model_in_the_form_of_its_api(
 async def test_options_under_names_that_a_client_of_ag_ui_sends_empty_reach_the_model(stub: Stub) -> None:
     """TanStack AI always sends an empty `state` and `context`, and an app's own values in `forwardedProps`."""
     options: Any = {"state": {"n": 1}, **_CONTEXT[0]}
-    await run_agui(stub, "hi", forwardedProps=options)
-    assert msgspec.to_builtins(stub.turns[0].request) == options
+    await run_agui(stub, "hi", forwardedProps=options | {"tools": [CHAT_TOOL]})
+    found = msgspec.to_builtins(stub.turns[0].request)
+    assert [one["name"] for one in found.pop("tools")] == ["weather"]
+    assert found == options
 
 
 async def test_form_that_a_client_parses_reaches_the_model_as_the_client_sent_it(stub: Stub) -> None:
