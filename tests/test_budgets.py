@@ -26,7 +26,7 @@ BUDGETS = {
     "modules of tenuto/": 151,
     "files in a folder of tenuto/": 20,
     "lines of interop/": 3_964,
-    "lines of tests/": 57_972,
+    "lines of tests/": 57_973,
     "lines of proof/ and bench/": 19_992,
     "words of docs without decisions": 50_000,
     "words of decisions": 11_976,

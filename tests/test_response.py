@@ -125,7 +125,7 @@ async def test_another_message_under_the_id_of_the_answer_is_not_joined(endpoint
         refused = endpoint.get("hi", reply_id=name)
         with pytest.raises(IdConflict, match=f"message '{name}' exists and is not the answer of author 'assistant'"):
             await refused.whole()
-        assert refused.status == 0  # nothing was sent
+        assert refused.status == 0  # the app has sent no response
 
 
 def test_cancel_command_stops_the_answer_and_closes_the_source(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -395,7 +395,7 @@ async def test_a_new_answer_has_the_options_of_its_regenerate_before_those_of_th
     own = (1, "m1", 0.5, None, ["first"])
     second, third = (1, "m2", 0.5, "y" * 2_000, ["second"]), (1, "m1", 0.7, None, ["first"])
     assert seen == [own, own, second, third, *[own] * ATTEMPTS]
-    assert histories == [["?", "whole", "?"]] * len(seen)  # none of the answers that are made again
+    assert histories == [["?", "whole", "?"]] * len(seen)  # without the answers that are made again
     assert [(one.text, one.status, one.parent) for one in answers] == [("whole", "complete", "q")] * len(seen)
     assert not [one for one in events if "m2" in one or "0.7" in one or "second" in one]
 
