@@ -22,9 +22,9 @@ _DOTS = (".", "..")  # valid names but for URL parsers, which remove them from a
 
 
 def check_channel(name: object) -> str:
-    """Return `name`; raises InvalidName unless it is a channel name."""
+    """Return `name` as a plain `str`; raises InvalidName unless it is a channel name."""
     if isinstance(name, str) and _CHANNEL.match(name) and name not in _DOTS:
-        return name
+        return str.__str__(name)  # no store encodes a subclass
     raise InvalidName(
         f"channel name must be 1-200 characters of A-Z a-z 0-9 _ . : ~ @ = + -, and not . or .., got {shown(name)}"
     )
@@ -61,9 +61,9 @@ def is_id(value: str) -> bool:
 
 
 def check_id(value: object, what: str = "an id") -> str:
-    """Return `value`; raises InvalidName unless it is a valid id. `what` names it in the error."""
+    """Return `value` as a plain `str`; raises InvalidName unless it is a valid id. `what` names it in the error."""
     if isinstance(value, str) and _ID.match(value) and value not in _DOTS:
-        return value
+        return str.__str__(value)
     raise InvalidName(
         f"{what} must be 1-64 characters of A-Z a-z 0-9 _ . : ~ @ = + -, and not . or .., got {shown(value)}"
     )
