@@ -24,7 +24,7 @@ class Chat extends AbstractChat {
   requests = 0
   isOver = true // no request is under way
   follow = (request) => void (this.isOver = false, request.finally(() => (this.isOver = true)))
-  constructor({ id, tool, sendsOn, prepare }) {
+  constructor({ id, tool, sendsOn, prepare, onError }) {
     const signal = left.signal
     const transport = new DefaultChatTransport({
       api: url,
@@ -50,6 +50,7 @@ class Chat extends AbstractChat {
         const result = { tool, toolCallId: toolCall.toolCallId, output: { here: true } }
         if (toolCall.toolName === tool) void (this.addToolOutput?.(result) ?? this.addToolResult(result))
       },
+      ...(onError && { onError: (0, eval)(`(resumeStream) => ${onError}`)(() => this.resumeStream()) }),
       ...(sendsOn && { sendAutomaticallyWhen: (one) => hasOutputs(one) || (hasApprovals?.(one) ?? false) }),
     })
   }

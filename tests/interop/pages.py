@@ -21,8 +21,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("ai_sdk_page.mjs")
 # `TENUTO_AI` names another folder of the package, for the matrix of scripts/test_interop.
 PACKAGE = Path(os.environ.get("TENUTO_AI") or ROOT / "node_modules" / "ai")
-VERSION = str(json.loads((PACKAGE / "package.json").read_text())["version"]) if PACKAGE.is_dir() else ""
-MAJOR = int(VERSION.partition(".")[0] or 7)
+MAJOR = int(json.loads((PACKAGE / "package.json").read_text())["version"].split(".")[0]) if PACKAGE.is_dir() else 7
 IS_STRICT = bool(os.environ.get("TENUTO_AI_STRICT"))  # the release refuses fields that it does not know
 PATIENCE_S = 60.0
 

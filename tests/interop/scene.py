@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import httpx2
@@ -152,6 +152,16 @@ def writes(*values: Any) -> Any:
                 await (message.append(value) if isinstance(value, str) else message.part(value))
 
     return script
+
+
+async def lose(message: Any, gate: asyncio.Event, *parts: Any) -> None:
+    """Write an attempt of these parts, which fails when the gate opens."""
+    with suppress(ZeroDivisionError):
+        async with message.attempt():
+            for part in parts:
+                await message.part(part)
+            await gate.wait()
+            raise ZeroDivisionError
 
 
 async def answers_twice(turn: Turn) -> None:

@@ -188,19 +188,15 @@ def loaded(parts: list[Any], release: Release = RELEASE) -> Any:
     return ui_messages([turn], release)[0]["parts"]
 
 
-TEXT_AROUND_A_CALL = [(0, TEXT), (1, call("c1", "called")), (1, call("c1", "done")), (0, " Two."), (2, SOURCE)]
-PARALLEL_CALLS = [
-    *((index, call(f"c{index}", "called")) for index in range(3)),
-    *((index, call(f"c{index}", "done")) for index in (1, 0, 2)),
-    (3, TEXT),
-    (4, call("c4", "called")),
-    (4, call("c4", "done")),
-]
-
-
 FOLLOWED: dict[str, list[tuple[int, Any]]] = {
-    "text around a call": TEXT_AROUND_A_CALL,
-    "parallel calls": PARALLEL_CALLS,
+    "text around a call": [
+        *((0, TEXT), (1, call("c1", "called")), (1, call("c1", "done")), (0, " Two."), (2, SOURCE)),
+    ],
+    "parallel calls": [
+        *((index, call(f"c{index}", "called")) for index in range(3)),
+        *((index, call(f"c{index}", "done")) for index in (1, 0, 2)),
+        *((3, TEXT), (4, call("c4", "called")), (4, call("c4", "done"))),
+    ],
     "call without a result": [(0, call("c0", "called")), (1, call("c1", "done")), (2, TEXT)],
     "approved call that runs": [(0, call("c1", "called", approval=APPROVED)), (1, TEXT)],
     "approved call": [(0, call("c1", "done", approval=APPROVED)), (1, TEXT)],
@@ -555,11 +551,3 @@ def test_attempt_that_is_superseded_leaves_the_page_with_what_counts(version: in
     page.take(stream.frame([InAnswer("a", TextAdded(2, "text", 7, "ree."))]))
     page.take(stream.frame([InAnswer("a", MessageFinished("complete", None, {})), TurnChanged("over")]))
     assert [one.get("text") for one in page.parts] == [None, "One. More.", "Two. Three."]
-
-
-def test_attempt_of_two_steps_cannot_be_taken_back_by_a_stream() -> None:
-    lost = [call("c1", "done"), TEXT]
-    page, stream = opened(lost)
-    attempt = {"type": "attempt", "parts": lost, "characters": 4}
-    page.take(stream.frame([InAnswer("a", MessageReplaced(answer([attempt, TEXT]), (), is_superseded=True))]))
-    assert (page.ending, stream.is_over) == ("error", True)

@@ -13,7 +13,14 @@ const transport = new DefaultChatTransport({
 
 /** A chat whose page has `initial`, the stored messages; `resume` follows an answer that is still being written. */
 export function Chat({ id, initial }: { id: string; initial: UIMessage[] }) {
-  const { messages, sendMessage, status, error } = useChat({ id, transport, messages: initial, resume: true })
+  const { messages, sendMessage, status, error, resumeStream } = useChat({
+    id,
+    transport,
+    messages: initial,
+    resume: true,
+    /** A new attempt of the agent supersedes the text so far: follow it. Each other error stays. */
+    onError: ({ message }) => { if (message.startsWith("the answer begins anew")) void resumeStream() },
+  })
   const isWriting = status === "submitted" || status === "streaming"
 
   function ask(event: FormEvent<HTMLFormElement>) {

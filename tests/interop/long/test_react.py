@@ -17,7 +17,7 @@ from tenuto import Hub, Turn
 from tenuto.interop import AISDK
 from tests.examples.test_pages import opened
 from tests.interop.pages import IS_STRICT, MAJOR, PACKAGE, ROOT
-from tests.interop.scene import names_of
+from tests.interop.scene import lose, names_of
 from tests.transports.conftest import new_hub, serving
 
 PAGE = (ROOT / "docs" / "ai-sdk.md").read_text()
@@ -75,11 +75,13 @@ def program(
     return app
 
 
-def waiting_for(gate: asyncio.Event) -> Any:
-    """Return an agent whose answer waits in its middle for `gate`, and does not end."""
+def waiting_for(gate: asyncio.Event, *losing: asyncio.Event) -> Any:
+    """Return an agent whose answer waits in its middle for `gate`, and does not end. Attempts before it fail."""
 
     async def waits(turn: Turn) -> None:
         async with turn.reply() as message:
+            for one in losing:
+                await lose(message, one, {"type": "text", "text": "Lost"})
             await message.append("Hello ")
             await gate.wait()
             await message.append("to you")
@@ -108,8 +110,8 @@ async def test_program_of_the_page_answers_and_keeps_the_answer(browser: Browser
 
 
 async def test_reloaded_page_resumes_and_the_stop_button_stops_both_tabs(browser: Browser, script: bytes) -> None:
-    hub, gate = new_hub(), asyncio.Event()
-    hub.agent("chat:*")(waiting_for(gate))
+    hub, gate, losing = new_hub(), asyncio.Event(), asyncio.Event()
+    hub.agent("chat:*")(waiting_for(gate, losing))
     async with serving(hub, program(hub, script, has_agent=False)) as served:
         context = await browser.new_context()
         one, other = await context.new_page(), await context.new_page()
@@ -119,6 +121,8 @@ async def test_reloaded_page_resumes_and_the_stop_button_stops_both_tabs(browser
         await one.goto(f"http://127.0.0.1:{served.port}/")
         await one.fill("input[name=text]", "hi")
         await one.get_by_role("button", name="Send").dblclick()
+        await expect(one.locator("p")).to_have_text(["hi", "Lost"])
+        losing.set()
         await expect(one.locator("p")).to_have_text(["hi", "Hello "])
         for _ in range(3):
             await one.reload()

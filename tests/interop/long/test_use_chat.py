@@ -12,21 +12,18 @@ from playwright.async_api import Page, expect
 
 from tests.browser.tab import chromium, picture
 from tests.examples.programs import load, served_app
+from tests.interop.long.test_react import ask
 
 expect.set_options(timeout=30_000)
-
-
-def built() -> Path:
-    folder = os.environ.get("TENUTO_USE_CHAT")
-    assert folder is not None, "TENUTO_USE_CHAT names the built example; scripts/test_interop builds it"
-    return Path(folder)
 
 
 async def test_page_of_the_example_resumes_in_mid_answer_and_stops_for_both_windows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # the folder of the server's store
-    program, gates = load(f"{built()}/server"), [asyncio.Event(), asyncio.Event()]
+    folder = os.environ.get("TENUTO_USE_CHAT")
+    assert folder is not None, "TENUTO_USE_CHAT names the built example; scripts/test_interop builds it"
+    program, gates = load(f"{folder}/server"), [asyncio.Event(), asyncio.Event()]
 
     async def model(question: str) -> AsyncIterator[str]:
         yield f"{question} Begun, "
@@ -43,10 +40,6 @@ async def test_page_of_the_example_resumes_in_mid_answer_and_stops_for_both_wind
             page.on("pageerror", lambda error: errors.append(str(error)))
             await page.goto(address)
             return page
-
-        async def ask(page: Page, text: str) -> None:
-            await page.get_by_label("Message").fill(text)
-            await page.get_by_role("button", name="Send").click()
 
         one = await opened()
         await ask(one, "Why?")
@@ -65,11 +58,9 @@ async def test_page_of_the_example_resumes_in_mid_answer_and_stops_for_both_wind
         for page in (one, other):
             await expect(page.get_by_role("status")).to_have_text("ready")
             await expect(page.locator("article")).to_have_text(["Why?", "Why? Begun, ended.", "And?", "And? Begun,"])
-        answers = [each for each in (await program.hub.history("chat:1")).messages if each.role == "assistant"]
-        assert [(each.text, each.status) for each in answers] == [
-            ("And? Begun, ", "cancelled"),
-            ("Why? Begun, ended.", "complete"),
-        ]
+        stored = (await program.hub.history("chat:1")).messages
+        answers = {each.text: each.status for each in stored if each.role == "assistant"}
+        assert answers == {"Why? Begun, ended.": "complete", "And? Begun, ": "cancelled"}
         await one.set_viewport_size({"width": 375, "height": 240})
         await expect(one.locator("article").last).to_be_in_viewport()
         assert errors == []
