@@ -39,6 +39,7 @@ from tenuto.core.errors import (
     InvalidRequest,
     MethodNotAllowed,
     NotFound,
+    StillStreaming,
     TenutoError,
     TooLarge,
     TooMany,
@@ -272,10 +273,9 @@ class OpenAI:
         open_calls = {call: one.id for one in status.questions if (call := call_of(one.data))}
         for approval in given.approvals:
             await _check_approval(access, asked, status, approval)
-        approved = {one.question for one in given.approvals}
-        waiting = approved & {one.id for one in status.questions} or open_calls.keys() & given.outputs.keys()
+        replied_to = {*(one.question for one in given.approvals), *map(open_calls.get, given.outputs)}
         is_message = bool(given.parts or given.earlier)
-        if waiting and is_message:
+        if is_message and any(one.id in replied_to for one in status.questions):
             detail = "the input has a reply to a call that waits for it, and a message"
             raise InvalidRequest(f"{detail}; send the message when the response to the reply has ended", param="input")
         own = own_tools(asked.options)
@@ -304,14 +304,19 @@ class OpenAI:
             if call in open_calls:
                 with suppress(AlreadyAnswered):
                     await access.reply(of.channel, open_calls[call], data=one["data"]["output"])
-            elif status.state == "over" and not has_result(part):
+            elif not has_result(part):
                 replied = await access.replied(of.channel, targets, after=asked.question.created)
                 if call not in map(call_of, replied):
-                    continue  # the agent has ended its turn, so the output begins a new one
+                    left[call] = place  # the agent has not asked for the output
+                    continue
             del given.outputs[call]  # sent now, or known already
             places.append((place[0], place[1] + 1))
-        if not places or is_message:
-            return None
+        is_running = status.state in ("waiting", "running")
+        if not places or is_message or (given.outputs and not is_running):
+            if given.outputs and is_running:
+                detail = f"the turn runs, and its agent has not asked for the output of {', '.join(given.outputs)[:99]}"
+                raise StillStreaming(f"{detail}; send it again when the response has ended", param="input")
+            return None  # the agent has ended its turn, so these outputs begin a new one
         # behind the last output, or at the first approved call, which gets its result; a call left open is sent anew
         a, index = min([max(places) if not given.approvals else min(places), *left.values()])
         return of._replace(start=(a, index), attempt=sum(part["type"] == ATTEMPT for part in answers[a].parts[:index]))
@@ -514,9 +519,9 @@ async def turn_of(
     except (NotFound, Deleted):
         raise unknown(kind, of.id(), param) from None
     a, index = of.start
-    has_place = not any(of.start) or (a < len(status.answers) and index <= len(status.answers[a].parts))
+    types = [[part["type"] for part in one.parts] for one in status.answers[a : a + 1]]
     # a superseded attempt may have had it
-    has_place = has_place or any(part["type"] == ATTEMPT for one in status.answers[a : a + 1] for part in one.parts)
+    has_place = not any(of.start) or any(index <= len(one) or ATTEMPT in one for one in types)
     if status.message is None or (kind == "response" and not (status.message.role == "user" and has_place)):
         raise unknown(kind, of.id(), param)
     return Asked(of, status.message, await access.options(of.channel, status.message)), status

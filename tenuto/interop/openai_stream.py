@@ -592,14 +592,9 @@ class ChatStream(TurnEvents):
         message: Json = {"role": "assistant", "content": text or (None if calls else ""), "refusal": None}
         message |= {"annotations": []} | ({"tool_calls": calls} if calls else {})
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": self.finish_reason()}
-        return 200, {
-            "id": self.of.id(CHAT_ID),
-            "object": "chat.completion",
-            "created": response["created_at"],
-            "model": response["model"],
-            "choices": [choice],
-            **({"usage": usage} if (usage := _usage(response)) is not None else {}),
-        }
+        head = {"id": self.of.id(CHAT_ID), "object": "chat.completion", "created": response["created_at"]}
+        used = {"usage": usage} if (usage := _usage(response)) is not None else {}
+        return 200, {**head, "model": response["model"], "choices": [choice], **used}
 
     def _chunks(self, event: Json) -> Iterator[Json]:
         match event["type"]:

@@ -87,9 +87,9 @@ class ClientScene(Scene):
         """Return the response to an input."""
         return await self.client.responses.create(**{"model": "bot", "input": given, **options})
 
-    async def begin(self) -> str:
+    async def begin(self, **options: Any) -> str:
         """Begin a response, and return its id when its first text is stored."""
-        begun = await self.ask(background=True)
+        begun = await self.ask(background=True, **options)
         await self.has_begun()
         return str(begun.id)
 
@@ -97,7 +97,7 @@ class ClientScene(Scene):
         """Wait until the first text of the newest turn is stored."""
         await self.served.until(lambda: self.turns and self.turns[-1].replies and self.turns[-1].replies[0].length > 5)
 
-    async def stream(self, text: str = "you", **options: Any) -> AsyncIterator[Any]:
+    async def stream(self, text: Any = "you", **options: Any) -> AsyncIterator[Any]:
         """Yield the events of a new response."""
         async for event in await self.ask(text, stream=True, **options):
             yield event
@@ -353,9 +353,7 @@ async def test_text_behind_another_part_reaches_the_client(scene: ClientScene, k
     assert [one.delta for one in seen if one.type == "response.output_text.delta"] == ["See ", "this."]
 
 
-async def test_answers_that_are_written_at_the_same_time_come_in_the_order_of_their_beginnings(
-    scene: ClientScene,
-) -> None:
+async def test_answers_written_at_the_same_time_come_in_the_order_of_their_beginnings(scene: ClientScene) -> None:
     async def writes_both(turn: Turn) -> None:
         """Write two answers at the same time: the second one is the first to end."""
         async with turn.reply() as one:
@@ -378,6 +376,7 @@ async def test_answers_that_are_written_at_the_same_time_come_in_the_order_of_th
 
 
 USER, TEXT = {"role": "user", "content": "you"}, {"type": "text", "text": "you"}
+WHERE = {**TEXT, "text": "Where? "}
 BEN = {"authorization": "Bearer ben"}
 
 WRONG = {
@@ -401,6 +400,11 @@ WRONG = {
 }
 
 
+WRONG_IN_RESPONSES = [("tools", "x"), ("tools", [1]), ("stream", "yes"), ("background", "no"), ("temperature", True)]
+WRONG_IN_RESPONSES += [("instructions", ["text"])]
+WRONG_IN_CHAT = [("stream_options", "usage"), ("stop", [1]), ("response_format", "json"), ("n", 3)]
+UNKNOWN = [("previous_response_id", id) for id in ("x", Reference("chat:1", "u").id())]
+UNKNOWN += [("model", "other"), ("conversation", "conv_1"), ("conversation", {"id": "conv_1"})]
 WORD = {"type": "input_text", "text": "x"}
 NUMBERS = {"minimum": -(2**63), "maximum": 2**63 - 1, "description": f"ids:{2**63},"}
 LONGEST_INTEGERS = [{"type": "function", "name": "f", "parameters": NUMBERS}]
@@ -412,15 +416,12 @@ BAD: list[tuple[int, str | None, bytes | dict[str, Any]]] = [
     (400, "input", {"input": []}),
     (400, "messages", {"messages": [{"role": "user", "content": ""}]}),
     (400, "input", {"input": [{"role": "user", "content": [{"type": "input_text", "text": 1}]}]}),
-    (400, "input", {"input": [{"role": "nobody", "content": "x"}]}),
-    (400, "input", {"input": [{"role": "assistant", "content": "x"}]}),
-    (400, "input", {"input": [{"role": "developer", "content": "x"}]}),
+    *((400, "input", {"input": [{"role": role, "content": "x"}]}) for role in ("nobody", "assistant", "developer")),
     (400, "input", {"input": [USER, {"role": "assistant", "content": "x"}, {"role": "developer", "content": "x"}]}),
     (400, "messages", {"messages": [USER, {"role": "assistant", "content": "x"}]}),
     (400, "input", {"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "f"}]}]}),
     (400, "input", {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "javascript:a"}]}]}),
-    (400, "input", {"input": [{"type": "other"}]}),
-    (400, "input", {"input": [{"type": "function_call_output"}]}),
+    *((400, "input", {"input": [{"type": kind}]}) for kind in ("other", "function_call_output")),
     (400, "input", {"input": [{"type": "mcp_approval_response", "approve": True}]}),
     (400, "input", {"input": [{**APPROVAL, "approve": "yes"}]}),
     (404, "input", {"input": [{**APPROVAL, "approval_request_id": "mcpr_x"}]}),
@@ -428,29 +429,15 @@ BAD: list[tuple[int, str | None, bytes | dict[str, Any]]] = [
     (404, "previous_response_id", {"input": [APPROVAL, USER]}),
     (400, "input", {"input": [OUTPUT, USER]}),
     (413, "input", {"input": [{**USER, "content": [WORD] * 300}], "tools": LONGEST_INTEGERS}),
-    (400, "tools", {"input": [USER], "tools": "x"}),
-    (400, "tools", {"input": "you", "tools": [1]}),
-    (400, "stream", {"input": "you", "stream": "yes"}),
-    (400, "background", {"input": "you", "background": "no"}),
-    (400, "instructions", {"input": "you", "instructions": ["text"]}),
-    (400, "temperature", {"input": "you", "temperature": True}),
-    *((400, name, {"input": "you", name: value}) for name, value in WRONG.items()),
-    *((400, name, {"messages": [USER], name: value}) for name, value in WRONG.items()),
-    (404, "model", {"input": "you", "model": "other"}),
-    (404, "previous_response_id", {"input": "you", "previous_response_id": "x"}),
-    (404, "previous_response_id", {"input": "you", "previous_response_id": Reference("chat:1", "u").id()}),
-    (404, "conversation", {"input": "you", "conversation": "conv_1"}),
-    (404, "conversation", {"input": "you", "conversation": {"id": "conv_1"}}),
+    *((400, name, {"input": "you", name: value}) for name, value in (*WRONG.items(), *WRONG_IN_RESPONSES)),
+    *((400, name, {"messages": [USER], name: value}) for name, value in (*WRONG.items(), *WRONG_IN_CHAT)),
+    *((404, name, {"input": "you", name: value}) for name, value in UNKNOWN),
     (400, "messages", {"messages": [{"role": "tool", "content": "x"}]}),
     (400, "messages", {"messages": [USER, {"role": "tool", "tool_call_id": "c1", "content": "7"}]}),
     (400, "messages", {"messages": [{"role": "assistant", "tool_calls": [{}]}]}),
     (400, "messages", {"messages": [{"role": "assistant", "content": "", "tool_calls": "x"}, USER]}),
     (400, "messages", {"messages": [USER, {"role": "function", "name": "f", "content": "7"}]}),
     (400, "messages", {"messages": [{"role": "assistant", "content": None, "function_call": {"name": "f"}}, USER]}),
-    (400, "stream_options", {"messages": [USER], "stream_options": "usage"}),
-    (400, "stop", {"messages": [USER], "stop": [1]}),
-    (400, "response_format", {"messages": [USER], "response_format": "json"}),
-    (400, "n", {"messages": [USER], "n": 3}),
 ]
 
 
@@ -475,9 +462,7 @@ async def test_other_path_or_method_gets_an_error_of_openai(scene: ClientScene) 
         ("GET", "/chat/completions", "POST"),
         ("POST", "/models", "GET"),
         *(("POST", f"/responses/{name}", None) for name in ("compact", "input_tokens")),
-        ("GET", "/responses/x/y", None),
-        ("GET", "/conversations/a/b", None),
-        ("GET", "/conversations/a%2Fb", None),
+        *(("GET", path, None) for path in ("/responses/x/y", "/conversations/a/b", "/conversations/a%2Fb")),
         ("POST", "/embeddings", None),
     ):
         response = await scene.served.http.request(method, f"/v1{path}")
@@ -580,8 +565,6 @@ async def test_function_of_the_caller_ends_the_response_and_its_output_continues
     with pytest.raises(openai.BadRequestError, match=re.escape(first.id)):
         await scene.client.responses.delete(second.id)
     assert len(scene.turns) == 1
-    with pytest.raises(openai.NotFoundError):
-        await scene.ask([output_of("c2")], **answered)
 
 
 async def test_approval_of_a_call_that_a_reader_has_seen_ends_its_item(scene: ClientScene) -> None:
@@ -615,9 +598,8 @@ async def test_approval_ends_the_response_and_the_next_request_continues_the_tur
     assert [one.type for one in second.output] == ["mcp_call", "message"]
     assert second.output_text == ("Seven." if is_approved else "No: far.")
     call: Any = second.output[0]
-    assert (call.output, call.error and call.error.content) == (
-        ('{"c": 7}', None) if is_approved else (None, [{"type": "text", "text": "denied"}])
-    )
+    outcome = ('{"c": 7}', None) if is_approved else (None, [{"type": "text", "text": "denied"}])
+    assert (call.output, call.error and call.error.content) == outcome
     # a client that was cut while the turn waited
     assert [one.type for one in await scene.events(first.id, added["mcp_approval_request"])] == ["response.completed"]
     assert "mcp_call" not in added
@@ -659,9 +641,7 @@ async def test_approval_has_no_effect_on_another_turn_or_question_or_place(scene
     assert [len(turn.open_questions) for turn in scene.turns] == [0, 1, 1]
 
 
-async def test_message_beside_a_reply_is_refused_while_the_turn_waits_and_begins_a_turn_later(
-    scene: ClientScene,
-) -> None:
+async def test_message_beside_a_reply_is_refused_while_the_turn_waits_and_begins_one_later(scene: ClientScene) -> None:
     scene.script = asks_about_calls
     first = response = await scene.ask("later approve", tools=[PLACE])
     message, replies = {"role": "user", "content": "And then?"}, list[Any]()
@@ -788,11 +768,40 @@ async def test_call_that_the_agent_asks_about_late_ends_the_response_again(scene
     first = await scene.ask("later 2", tools=[PLACE])
     assert [one.call_id for one in first.output] == ["c0", "c1"]
     both = [output_of("c0", "0"), output_of("c1")]
-    stream = await scene.ask(both, previous_response_id=first.id, stream=True)
-    second = [one async for one in stream][-1].response
+    second = [one async for one in scene.stream(both, previous_response_id=first.id)][-1].response
     assert [(one.type, one.call_id) for one in second.output] == [("function_call", "c1")]
     third = await scene.ask([output_of("c1", "1")], previous_response_id=second.id)
     assert third.output_text == "got ['0', '1']"
+
+
+async def test_output_that_no_question_takes_is_refused_until_its_turn_is_over(scene: ClientScene) -> None:
+    async def calls(turn: Turn) -> None:
+        """Write two calls, and ask about the first one when the gate opens."""
+        async with turn.reply() as message:
+            if turn.text:
+                await scene.shows(message, *({**ASKED_PLACE, "call": call} for call in ("c0", "c1")), WHERE)
+            asked = turn.text and (await turn.ask("where", {"call": "c0"})).data
+            await scene.gate.wait()
+            await message.append(asked or turn.message.parts[0]["data"]["output"])
+
+    scene.script, both = calls, [output_of("c0", "Ulm"), output_of("c1", "Bonn")]
+    made = await scene.client.conversations.create()
+    for of in ({}, {"conversation": made.id}):
+        scene.gate.clear()
+        id = await scene.begin(tools=[PLACE], **of)
+        behind = of or {"previous_response_id": id}
+        for given in (both, both[1:], [both[1], USER]):
+            with pytest.raises(openai.ConflictError, match="c1; send it again when the response") as raised:
+                await scene.ask(given, **behind, background=True)
+            assert (raised.value.code, raised.value.param) == ("streaming", "input")
+        scene.gate.set()
+        await scene.events(id)
+        scene.gate.clear()
+        id, other = [(await scene.ask(both, **behind, background=True)).id for _ in range(2)]
+        scene.gate.set()
+        rest = (await scene.events(id))[-1].response
+        assert ([one.type for one in rest.output], rest.output_text) == (["function_call", "message"], "Where? Ulm")
+        assert (id, (await scene.ask(both, **behind)).output_text) == (other, "Bonn")
 
 
 async def test_message_alone_is_refused_while_a_call_of_its_author_is_open() -> None:

@@ -492,9 +492,7 @@ async def test_branch_has_no_question_that_came_before_the_answer_where_it_begin
     assert (await paths_of(scene))["b"] == ["you", "One."]
 
 
-async def test_repeated_request_is_the_same_branch_although_the_response_before_it_has_grown(
-    scene: ClientScene,
-) -> None:
+async def test_repeated_request_is_the_same_branch_although_its_response_has_grown(scene: ClientScene) -> None:
     first = await scene.ask()
 
     async def ask(key: str, given: object) -> str:
@@ -586,13 +584,12 @@ async def test_pages_have_all_items_of_a_long_conversation(scene: ClientScene, o
 async def test_reply_is_no_item_of_a_conversation(scene: ClientScene) -> None:
     client = scene.client.conversations
     made, approvals, outputs = await client.create(), list[Any]([APPROVAL]), list[Any]([output_of("c9")])
-    for asked in (client.create(items=approvals), client.items.create(made.id, items=approvals)):
-        with pytest.raises(openai.BadRequestError, match="send it as the input of a response") as refused:
-            await asked
+    is_reply, no_call = "send it as the input of a response", "replies to 'c9', but no call before it has this id"
+    asked = [(client.create(items=approvals), is_reply), (client.items.create(made.id, items=approvals), is_reply)]
+    for one, words in (*asked, (client.create(items=outputs), no_call)):
+        with pytest.raises(openai.BadRequestError, match=words) as refused:
+            await one
         assert refused.value.param == "items"
-    with pytest.raises(openai.BadRequestError, match="replies to 'c9', but no call before it has this id") as refused:
-        await client.create(items=outputs)
-    assert refused.value.param == "items"
 
 
 async def test_response_repeats_the_settings_of_its_request(scene: ClientScene) -> None:

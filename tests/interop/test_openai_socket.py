@@ -63,9 +63,7 @@ async def steer(socket: Any, response_id: str, given: Any) -> list[Any]:
     return await until(socket, lambda event: event.type == "response.steer.accepted")
 
 
-async def test_socket_has_the_events_of_a_stream_for_one_response_after_the_other(
-    scene: ClientScene, socket: Any
-) -> None:
+async def test_socket_has_the_events_of_a_stream_for_each_response(scene: ClientScene, socket: Any) -> None:
     scene.gate.set()
     await socket.response.create(model="bot", input="you")
     await socket.response.create(model="bot", input="me")  # waits
@@ -174,9 +172,7 @@ async def test_input_that_the_agent_takes_in_ends_the_response_at_its_next_item(
     assert history == ["you", "One. Rest. Now shorter.", "shorter", "me"]
 
 
-async def test_input_that_the_agent_takes_in_just_before_its_end_has_the_items_after_it(
-    scene: ClientScene, socket: Any
-) -> None:
+async def test_input_that_is_taken_in_just_before_the_end_has_later_items(scene: ClientScene, socket: Any) -> None:
     """The turn is over before the stream sees that its agent has taken the input in."""
 
     async def hurries(turn: Turn) -> None:
@@ -194,9 +190,7 @@ async def test_input_that_the_agent_takes_in_just_before_its_end_has_the_items_a
     assert (second.type, second.response.output_text) == ("response.completed", "Now shorter.")
 
 
-async def test_input_in_a_conversation_follows_what_others_have_asked_meanwhile(
-    scene: ClientScene, socket: Any
-) -> None:
+async def test_input_in_a_conversation_follows_what_others_have_asked(scene: ClientScene, socket: Any) -> None:
     made = await scene.client.conversations.create()
     id = (await begun_on(socket, "a", conversation=made.id))[0].response.id
     await scene.ask("b", conversation=made.id, background=True)
