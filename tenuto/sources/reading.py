@@ -141,6 +141,8 @@ _UNFINISHED = (
     *("Model did not produce a final response", "Chat Completions stream ended before"),
     "Buffered Chat Completions tool call stream ended",
 )
+# What langchain-openai raises for the events `response.failed` and `error`: a ValueError that begins with the code.
+_CODE_FIRST = re.compile(r"(?:(?:ResponseError\()?code='|\{'code': ')?([a-z]+(?:_[a-z]+)+)(?:'|: )")
 
 
 class UpstreamError(TenutoError):
@@ -209,7 +211,8 @@ def translated(error: BaseException, *, is_of_sdk: bool) -> TenutoError | None:
         )
     if any(str(cause).startswith(_UNFINISHED) for cause in causes):
         return unfinished()
-    return reported(*(code for cause in causes for code in codes_of(cause)))
+    said = [_CODE_FIRST.match(str(cause)) for cause in causes if type(cause) is ValueError]
+    return reported(*(code for cause in causes for code in codes_of(cause)), *(one[1] for one in said if one))
 
 
 def causes_of(error: BaseException) -> Iterator[BaseException]:

@@ -57,12 +57,14 @@ async def test_a_model_becomes_parts_in_order(
 
 async def test_a_model_over_responses(hub: Hub, provider: Provider) -> None:
     model = chat_model(provider, use_responses_api=True)
-    wire = Responses()
+    wire, error = Responses(), {"code": "server_error", "message": "sk-123"}
     said = wire.said(1, ("Hello 😀", ", world"))
-    provider.will_say(
-        [*wire.begin(), *wire.thought(), *said, *wire.called(), *wire.completed(output=[wire.call(INPUT)])]
-    )
-    stored, _ = await pipe_all(hub, model.astream("Hi"))
+    failed = [wire.event("response.failed", response=wire.about(one, error=error)) for one in ("failed", "unknown")]
+    answer = [*wire.begin(), *wire.thought(), *said, *wire.called(), *wire.completed(output=[wire.call(INPUT)])]
+    provider.will_say([wire.event("error", **error, param=None)], *([one] for one in failed), answer)
+    async with hub.message("chat:1") as message:
+        await message.pipe(lambda: model.astream("Hi"), retry_s=0)
+    stored, _ = await hub.read("chat:1", message.id)
     assert stored.parts == PARTS
     assert stored.meta["usage"] == RESPONSES_USAGE
 
