@@ -251,7 +251,7 @@ async def test_reply_that_has_left_memory_reaches_the_agent() -> None:
 
 @pytest.mark.parametrize("on_crash", ["restart", "continue"])
 @pytest.mark.parametrize("max_tries", [2, ATTEMPTS])
-@pytest.mark.parametrize("numbers", [0, 1, 2])
+@pytest.mark.parametrize("numbers", [0, 1, 6])
 @virtually
 async def test_answers_of_a_turn_whose_processes_died_too_often_are_failed(
     on_crash: Any, max_tries: int, numbers: int

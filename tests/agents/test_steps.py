@@ -1138,5 +1138,5 @@ async def test_each_of_many_answers_stands_once_after_a_death(on_crash: str) -> 
                 await message.flush()
                 await asyncio.sleep(10_000 if (number, turn.attempt) == (5, 1) else 0)
 
-    answers = await answers_of(bot, on_crash, 1, 1)
+    answers = await answers_of(bot, on_crash, 1, 10, is_remote=on_crash == "continue")
     assert [(one.text, one.status) for one in answers] == [(f"Answer {number}.", "complete") for number in range(6)]
