@@ -303,6 +303,8 @@ class Steps:
         limits, what = self._backend.limits, f"the result of step {name!r}"
         try:
             json.dumps(result)  # refuses what would be stored as another type: bytes, sets, dates, structs
+            # texts and numbers of subclasses become those of their bases
+            result = msgspec.to_builtins(result, enc_hook=lambda one: json.loads(json.dumps(one)))
         except TypeError as error:
             raise InvalidRequest(
                 f"{what} is no JSON: {error}; return JSON, such as `msgspec.to_builtins(result)` or "

@@ -126,14 +126,7 @@ DENIED = "denied"  # state of a tool part whose call a person has not approved
 
 
 def decide(
-    state: Draft,
-    key: str,
-    request: Request,
-    *,
-    caller: Caller,
-    now_ms: int,
-    limits: Limits,
-    is_served: bool = False,
+    state: Draft, key: str, request: Request, *, caller: Caller, now_ms: int, limits: Limits, is_served: bool = False
 ) -> Decision:
     """Return the decision on `request` about the message or command `key`. Raises a TenutoError if it is refused.
 

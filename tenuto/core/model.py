@@ -229,7 +229,7 @@ def encoded(value: Json, what: str, order: Literal["deterministic"] | None = Non
     except UnicodeEncodeError as error:
         raise InvalidText(f"{what} holds {lone_surrogate(error)}") from None
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise InvalidRequest(f"{what} cannot be stored as JSON ({error}); send JSON values only") from None
+        raise InvalidRequest(f"{what} cannot be stored as JSON ({error}); send JSON, such as str(value)") from None
 
 
 def plain(value: Struct | dict[str, Json]) -> dict[str, Json]:

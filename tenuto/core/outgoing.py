@@ -243,6 +243,7 @@ class Outgoing:
             self.check_open()
         if not isinstance(text, str):
             raise InvalidRequest(f"text must be a str, got {type(text).__name__}")
+        text = str.__str__(text)  # the text of LangChain's messages is of a subclass, which no store encodes
         if part is None and owner is not self._text_owner:
             self._find_text_part(owner)
         index = self._text_part if part is None else self._checked_index(part)

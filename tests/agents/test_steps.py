@@ -83,7 +83,7 @@ async def test_a_later_attempt_gets_the_stored_results() -> None:
     found: list[Any] = []
 
     async def script(turn: Turn) -> None:
-        pair = await turn.step("pair", counted.of("pair", {"pair": ("a", 1)}))
+        pair = await turn.step("pair", counted.of("pair", {"pair": (type("Text", (str,), {})("a"), 1)}))
         found.append([await turn.step("a", counted.of("a")), pair, await turn.step("none", lambda: None)])
 
     assert await attempts(script, script, script) == [None] * 3

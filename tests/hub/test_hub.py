@@ -22,10 +22,10 @@ from tests.hub.watching import PATIENCE_S, Watcher, has_ended
 
 
 async def test_adopter_continues_at_the_stored_length_after_a_restart(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/hub.db"
+    url, text = f"sqlite:///{tmp_path}/hub.db", type("Text", (str,), {})  # SDKs give texts of such classes
     dying = HubCore(url, hooks_signals=False, drain_s=0)
-    writer = await dying.message("chat:1", id="m", meta={"question": "why"}).open()
-    await writer.append("so far")
+    writer = await dying.message("chat:1", id=text("m"), meta={"question": "why"}).open()
+    await writer.append(text("so far"))
     await dying.close()
 
     hub = HubCore(url, hooks_signals=False)
