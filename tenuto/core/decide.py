@@ -194,13 +194,7 @@ def decide(
 
 
 def _create(
-    state: Draft,
-    message_id: str,
-    request: CreateMessage,
-    caller: Caller,
-    now_ms: int,
-    limits: Limits,
-    is_served: bool,
+    state: Draft, message_id: str, request: CreateMessage, caller: Caller, now_ms: int, limits: Limits, is_served: bool
 ) -> Decision:
     """Store a new message, with its large options, which are messages of their own. A repeat gets the first result."""
     check_id(message_id)

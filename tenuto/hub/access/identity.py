@@ -53,6 +53,8 @@ class Identity(Struct, frozen=True, kw_only=True):
     expires_at_ms: int | None = None  # milliseconds since 1970; None: the identity holds as long as the connection
 
     def __post_init__(self) -> None:
+        if isinstance(self.client_id, str):
+            force_setattr(self, "client_id", str.__str__(self.client_id))  # no store encodes a subclass
         if self.grants is None:
             force_setattr(self, "capabilities", check_capabilities(self.capabilities, EVERYWHERE))
             return
