@@ -297,13 +297,15 @@ class Access:
         commands = self._hub.channel(channel).state.commands.values()
         return any(one.sent.target == message_id and one.sent.data == INTERRUPTED for one in commands)
 
-    async def replied(self, channel: str, targets: Container[str | None], *, after: int) -> list[Json]:
-        """Return data of approved questions about `targets`: at least all since `after`, unless too many changed."""
+    async def questions(
+        self, channel: str, targets: Container[str | None], *, after: int, is_approved: bool
+    ) -> list[Json]:
+        """Return data of the (approved) questions about `targets`: all since `after`, unless too many changed."""
         live = self._hub.channel(channel)
         async with self._hub.viewing.reading():
             await live.load_since(after)
-        approved = [one.sent for one in live.state.commands.values() if one.reply is not None and one.reply.ok]
-        return [one.data for one in approved if one.target in targets]
+        known = [one for one in live.state.commands.values() if one.sent.target in targets]
+        return [one.sent.data for one in known if not is_approved or (one.reply is not None and one.reply.ok)]
 
     def agents(self, channel: str | None = None) -> dict[str, str]:
         """Return the names of the agents that serve `channel` or any, with their patterns (`WorkerPool.agents`)."""

@@ -22,11 +22,11 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 # the most that each figure may be
 BUDGETS = {
     "lines of tenuto/": 52_665,
-    "lines of its kernel": 31_841,
+    "lines of its kernel": 31_843,
     "modules of tenuto/": 151,
     "files in a folder of tenuto/": 20,
-    "lines of interop/": 3_964,
-    "lines of tests/": 57_977,
+    "lines of interop/": 3_962,
+    "lines of tests/": 57_980,
     "lines of proof/ and bench/": 19_992,
     "words of docs without decisions": 50_000,
     "words of decisions": 11_976,

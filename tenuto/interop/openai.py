@@ -294,7 +294,7 @@ class OpenAI:
             detail = f"No tool output found for function call {', '.join(missing)[:200]}"
             raise InvalidRequest(f"{detail}; send the outputs of all calls, or cancel the response", param="input")
         targets = [of.message_id, *(one.id for one in answers)]  # of the agent's questions in this turn
-        places: list[Place] = []
+        places, is_over = list[Place](), status.state == "over"
         for approval, reply in given.approvals.items():
             with suppress(AlreadyAnswered):  # another client may have been faster: the response has the outcome
                 await access.reply(of.channel, approval.question, **reply)
@@ -305,17 +305,15 @@ class OpenAI:
                 with suppress(AlreadyAnswered):
                     await access.reply(of.channel, open_calls[call], data=one["data"]["output"])
             elif not has_result(part):
-                replied = await access.replied(of.channel, targets, after=asked.question.created)
-                if call not in map(call_of, replied):
-                    left[call] = place  # the agent has not asked for the output
-                    continue
+                known = await access.questions(of.channel, targets, after=asked.question.created, is_approved=is_over)
+                if call not in map(call_of, known):
+                    continue  # the agent has not asked for the output
             del given.outputs[call]  # sent now, or known already
             places.append((place[0], place[1] + 1))
-        is_running = status.state in ("waiting", "running")
-        if not places or is_message or (given.outputs and not is_running):
-            if given.outputs and is_running:
+        if not places or is_message:
+            if given.outputs and not is_over:
                 detail = f"the turn runs, and its agent has not asked for the output of {', '.join(given.outputs)[:99]}"
-                raise StillStreaming(f"{detail}; send it again when the response has ended", param="input")
+                raise StillStreaming(f"{detail}; send it again when the turn has ended", param="input")
             return None  # the agent has ended its turn, so these outputs begin a new one
         # behind the last output, or at the first approved call, which gets its result; a call left open is sent anew
         a, index = min([max(places) if not given.approvals else min(places), *left.values()])

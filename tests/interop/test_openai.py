@@ -774,34 +774,37 @@ async def test_call_that_the_agent_asks_about_late_ends_the_response_again(scene
     assert third.output_text == "got ['0', '1']"
 
 
-async def test_output_that_no_question_takes_is_refused_until_its_turn_is_over(scene: ClientScene) -> None:
+@pytest.mark.parametrize("is_denied", [False, True])
+async def test_output_is_refused_while_its_turn_runs_and_has_not_asked(scene: ClientScene, is_denied: bool) -> None:
     async def calls(turn: Turn) -> None:
         """Write two calls, and ask about the first one when the gate opens."""
         async with turn.reply() as message:
-            if turn.text:
-                await scene.shows(message, *({**ASKED_PLACE, "call": call} for call in ("c0", "c1")), WHERE)
-            asked = turn.text and (await turn.ask("where", {"call": "c0"})).data
+            if not turn.text:
+                await message.append(turn.message.parts[0]["data"]["output"])
+                return
+            await scene.shows(message, *({**ASKED_PLACE, "call": call} for call in ("c0", "c1")), WHERE)
+            scene.gate.clear()
+            reply = await turn.ask("where", {"call": "c0"})
             await scene.gate.wait()
-            await message.append(asked or turn.message.parts[0]["data"]["output"])
+            await message.append(reply.data if reply.ok else "denied")
 
     scene.script, both = calls, [output_of("c0", "Ulm"), output_of("c1", "Bonn")]
-    made = await scene.client.conversations.create()
-    for of in ({}, {"conversation": made.id}):
-        scene.gate.clear()
-        id = await scene.begin(tools=[PLACE], **of)
-        behind = of or {"previous_response_id": id}
-        for given in (both, both[1:], [both[1], USER]):
-            with pytest.raises(openai.ConflictError, match="c1; send it again when the response") as raised:
-                await scene.ask(given, **behind, background=True)
-            assert (raised.value.code, raised.value.param) == ("streaming", "input")
-        scene.gate.set()
-        await scene.events(id)
-        scene.gate.clear()
-        id, other = [(await scene.ask(both, **behind, background=True)).id for _ in range(2)]
-        scene.gate.set()
-        rest = (await scene.events(id))[-1].response
-        assert ([one.type for one in rest.output], rest.output_text) == (["function_call", "message"], "Where? Ulm")
-        assert (id, (await scene.ask(both, **behind)).output_text) == (other, "Bonn")
+    behind = {"conversation": (await scene.client.conversations.create()).id} if is_denied else {}
+    id = await scene.begin(tools=[PLACE], **behind)
+    behind = behind or {"previous_response_id": id}
+    for given in (both, both[1:], [both[1], USER]):
+        with pytest.raises(openai.ConflictError, match="c1; send it again when the turn") as raised:
+            await scene.ask(given, **behind, background=True)
+        assert (raised.value.code, raised.value.param) == ("streaming", "input")
+    scene.gate.set()
+    await scene.served.until(lambda: scene.turns[0].open_questions)
+    if is_denied:
+        (asked,) = await scene.hub.pending_commands(scene.turns[0].channel)
+        await scene.hub.reply(scene.turns[0].channel, asked.id, ok=False)
+    (rest,) = {(await scene.ask(both, **behind, background=True)).id for _ in range(2)}
+    scene.gate.set()
+    assert (await scene.events(rest))[-1].response.output_text == f"Where? {'denied' if is_denied else 'Ulm'}"
+    assert (await scene.ask(both[1:], **behind)).output_text == "Bonn"
 
 
 async def test_message_alone_is_refused_while_a_call_of_its_author_is_open() -> None:
