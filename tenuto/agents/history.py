@@ -23,7 +23,7 @@ from msgspec.structs import replace
 from tenuto.agents.request import own_tools
 from tenuto.core.errors import LocalError
 from tenuto.core.model import Json, Message, Part
-from tenuto.core.turns import FEW_ANSWERS, newest_branch, reply_ids, versions_of
+from tenuto.core.turns import newest_branch, reply_ids, versions_of
 
 Shape = Literal["text", "openai", "responses", "anthropic"]
 # names of data parts: with the result of a call that the client has run, and with the name of a participant in the
@@ -126,7 +126,7 @@ def _parents(messages: Sequence[Message]) -> Iterator[Message | None]:
     for number, one in enumerate(messages):
         parent = known.get(one.parent or "")
         if number and parent is None and one.parent is not None:
-            answered.update((id, asked) for asked in unhashed for id in reply_ids(asked.id, answers=FEW_ANSWERS))
+            answered.update((id, question) for question in unhashed for id in reply_ids(question.id))
             unhashed.clear()
             parent = answered.get(one.parent)
             if split_at is None:

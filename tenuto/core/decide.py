@@ -1270,7 +1270,7 @@ def _check_attempt(state: Draft, message_id: str, answer_id: str, role: str, att
     if message.deleted and role != "user":
         raise Fenced(f"message {message_id!r} was deleted; begin no answer to it", generation=claim.generation)
     if attempt is None:
-        attempt = earlier_attempt(message_id, answer_id, claim.generation, state.message)
+        attempt = earlier_attempt(message_id, answer_id, claim.generation)
     if attempt in (None, claim.generation):
         return
     is_waiting = claim.state == "pending"

@@ -9,7 +9,7 @@ name their attempt, and alternative answers are branches: both are read here.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Generic, Literal, NamedTuple, TypeVar
@@ -431,7 +431,7 @@ def _computed_id(*names: object) -> str:
     return base32(hashed >> 6, ID_DIGITS)  # 90 of the 96 bits
 
 
-ANSWERS, FEW_ANSWERS = 32, 4  # answers of one attempt to search for; few where the answers of many messages are sought
+ANSWERS = 8  # number of answers of one attempt to search for; more are rare
 
 
 def reply_id(message_id: str, attempt: int, number: int = 0) -> str:
@@ -442,26 +442,25 @@ def reply_id(message_id: str, attempt: int, number: int = 0) -> str:
     return _computed_id(message_id, attempt, number)
 
 
-def reply_ids(message_id: str, generation: int = ATTEMPTS, answers: int = ANSWERS) -> Iterator[str]:
-    """Yield the ids of the first `answers` of each attempt of one round, up to `generation`."""
+def reply_ids(message_id: str, generation: int = ATTEMPTS) -> Iterator[str]:
+    """Yield the ids of the answers of the attempts of one round, up to `generation`."""
     for attempt in range(generation - attempt_of(generation) + 1, generation + 1):
-        for number in range(answers):
+        for number in range(ANSWERS):
             yield reply_id(message_id, attempt, number)
 
 
-def earlier_attempt(message_id: str, answer_id: str, generation: int, known: Callable[[str], object]) -> int | None:
+def earlier_attempt(message_id: str, answer_id: str, generation: int) -> int | None:
     """Return the attempt before `generation`, of the last two rounds, that gives its answers the id `answer_id`.
 
     So an answer of an agent that names no attempt is known as late. Of the round before only the first attempts are
-    tried: five, and some more that drains have handed on. The search ends at a number of which no answer is `known`.
+    tried: five, and some more that drains have handed on.
     """
-    before = range(generation - 1, max(0, generation - 2 * ROUND), -1)
-    likely = [one for one in before if 0 < attempt_of(one) <= 2 * ATTEMPTS or one > generation // ROUND * ROUND]
-    number, ids = 0, dict[str, int]()
-    while answer_id not in ids and (number < FEW_ANSWERS or any(map(known, ids))):
-        ids = {reply_id(message_id, one, number): one for one in likely}
-        number += 1
-    return ids.get(answer_id)
+    for earlier in range(generation - 1, max(0, generation - 2 * ROUND), -1):
+        attempt = attempt_of(earlier)  # 0: no attempt has this generation
+        is_likely = 0 < attempt <= 2 * ATTEMPTS or (attempt and earlier // ROUND == generation // ROUND)
+        if is_likely and any(answer_id == reply_id(message_id, earlier, number) for number in range(ANSWERS)):
+            return earlier
+    return None
 
 
 def newest_branch(messages: Iterable[Message], selected: Container[str] = ()) -> list[Message]:

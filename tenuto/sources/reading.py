@@ -211,8 +211,9 @@ def translated(error: BaseException, *, is_of_sdk: bool) -> TenutoError | None:
         )
     if any(str(cause).startswith(_UNFINISHED) for cause in causes):
         return unfinished()
-    said = [_CODE_FIRST.match(str(cause)) for cause in causes if type(cause) is ValueError]
-    return reported(*(code for cause in causes for code in codes_of(cause)), *(one[1] for one in said if one))
+    own = [one for one in causes if type(one) is ValueError and _is_raised_by_sdk(one)]  # not of a tool of the app
+    said = [found[1] for one in own if (found := _CODE_FIRST.match(str(one)))]
+    return reported(*(code for cause in causes for code in codes_of(cause)), *said)
 
 
 def causes_of(error: BaseException) -> Iterator[BaseException]:

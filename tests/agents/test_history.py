@@ -247,9 +247,9 @@ async def test_turn_takes_in_the_messages_that_follow_its_own(
 def test_path_beside_messages_with_unknown_parents_hashes_each_question_once(monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[str] = []
 
-    def counted(message_id: str, answers: int) -> Iterator[str]:
+    def counted(message_id: str) -> Iterator[str]:
         hashed.append(message_id)
-        return reply_ids(message_id, answers=answers)
+        return reply_ids(message_id)
 
     monkeypatch.setattr(history, "reply_ids", counted)
     older: list[Message] = []
