@@ -27,7 +27,7 @@ BUDGETS = {
     "files in a folder of tenuto/": 20,
     "lines of interop/": 3_962,
     "lines of tests/": 57_980,
-    "lines of proof/ and bench/": 19_992,
+    "lines of proof/ and bench/": 20_000,
     "words of docs without decisions": 50_000,
     "words of decisions": 11_976,
     "words of the changelog": 1_500,

@@ -5,7 +5,7 @@ Layer: chaos.
 The agent of `finish_app` has steps, two tool calls, a question to a person, a wait and a streamed answer; the model of
 `Outside` breaks. The rules: each question has one answer in one message, with the true text; no viewer and no
 client of an adapter ever shows a text that is no beginning of it; no finished step runs again; the person is asked
-once; and the model completes one response, and one for each death.
+once; and the model is called once, and once more for each break and each death.
 
 The model and the tools run in the process of the scenario, so they outlive the agent, and count what it has called. The
 text of an answer follows from the question and the results of the steps, so that a lost result makes another text. Its
@@ -30,7 +30,7 @@ from typing import Any
 import httpx2
 
 from proof.chaos.engines import check_programs, running_postgres
-from proof.chaos.finish_app import FinishOrders, OnBreak
+from proof.chaos.finish_app import ON_BREAK, PLANS, FinishOrders
 from proof.chaos.processes import Failure, Server, ask
 from proof.chaos.viewer import Transport, Viewer, Watching, end
 from proof.chaos.world import World
@@ -53,9 +53,11 @@ DEPLOYS = 10  # shutdowns in a row during one answer: each of three nodes is rep
 SLOW_S = 0.2  # between two characters meanwhile, so that the answer is still open
 TOOL_S = 0.3  # longest work of a tool
 BROKEN = 0.4  # share of the requests to the model that break
-FAULTS = ("429", "503", "cut", "clean cut", "stall", "overloaded", "overlap", "repeat")
-LIVE_FAULTS = ("503", "too old", "cut", "clean cut", "stall")  # of a response in the background
+FAULTS: tuple[str | None, ...] = ("429", "503", "cut", "clean cut", "stall", "overloaded", "overlap", "repeat")
+LIVE_FAULTS = ("503", "cut", "clean cut", "stall", "too old")  # of a response in the background; the last: to attach
 _ERROR = {"error": {"message": "try again", "type": "overloaded_error", "code": "overloaded"}}
+ENDS: dict[str | None, list[Step]] = {"cut": [CUT], "stall": [HOLD], "overloaded": [wires.sse(_ERROR)]}
+WHOLE = (None, "overlap", "repeat")  # the faults with which a response is whole
 
 
 def value(question: str, step: str) -> str:
@@ -99,7 +101,7 @@ class Outside(Provider):
         self.progress = 0  # rises with each call and each chunk
         self.calls: Counter[tuple[str, str]] = Counter()  # calls of a tool, by question and step
         self.keys: dict[tuple[str, str], set[str]] = {}  # their idempotency keys
-        self.completed: Counter[tuple[str, str]] = Counter()  # whole responses of the model, by question and kind
+        self.unbroken: Counter[tuple[str, str]] = Counter()  # responses of the model without a break, by question, kind
         self.faults: Counter[str] = Counter()
         self.background: dict[str, Background] = {}
         self.made_again: list[str] = []  # questions with a second response in the background, after text of the first
@@ -112,29 +114,30 @@ class Outside(Provider):
             return 200, "application/json", self._step(body["question"], body["step"], body["key"])
         if path.startswith("/v1/responses"):
             return self._responses(path.removeprefix("/v1/responses").removeprefix("/"), body)
-        asked = json.loads(body["messages"][0]["content"])
-        fault = self._random.choice(FAULTS) if self._random.random() < BROKEN else None
-        if fault is not None:
-            self.faults[fault] += 1
+        asked, last = json.loads(body["messages"][0]["content"]), body["messages"][-1]
+        question, results = asked["question"], asked["results"]
+        prefix = last["content"] if last["role"] == "assistant" else ""
+        fault = self._random.choice(FAULTS if self._random.random() < BROKEN else WHOLE if prefix else (None,))
+        if fault == "overlap" and last.get("prefix"):  # such a model goes on exactly behind the prefix, or begins again
+            fault = "repeat"
+        self.faults[fault or "no fault"] += 1
         if fault in ("429", "503"):
             return int(fault), "application/json", [json.dumps(_ERROR).encode()]
-        if body.get("stream"):
-            prefix = body["messages"][-1]["content"] if len(body["messages"]) > 1 else ""
-            return 200, "text/event-stream", self._text(asked["question"], asked["results"], prefix, fault)
-        return 200, "application/json", self._plan(asked["question"], fault)
+        self.unbroken[question, "answer" if results else "plan"] += fault in WHOLE
+        stream = self._text(question, results, prefix, fault) if results else self._plan(fault)
+        return 200, "text/event-stream", stream
 
     def _responses(self, path: str, body: Any) -> tuple[int, str, Iterable[Step]]:
         """Return the stream of a response in the background, new or attached again, or its state."""
         id, _, options = path.partition("?")
-        fault = self._random.choice(LIVE_FAULTS) if self._random.random() < BROKEN else None
-        if fault == "too old" and not options:
-            fault = None
-        if fault is not None:
-            self.faults[f"{fault} in the background"] += 1
+        faults = LIVE_FAULTS if options else LIVE_FAULTS[:-1]
+        fault = self._random.choice(faults) if self._random.random() < BROKEN else None
+        self.faults[f"{fault or 'no fault'} in the background"] += 1
         if fault in ("503", "too old"):
             return {"503": 503, "too old": 400}[fault], "application/json", [json.dumps(_ERROR).encode()]
         if body is not None:
             asked = json.loads(body["input"])
+            self.unbroken[asked["question"], "answer"] += fault is None
             response = self._begun(asked["question"], _written(asked["question"], asked["results"]))
             return 200, "text/event-stream", self._live(response, 0, fault)
         response = self.background[id]
@@ -174,11 +177,7 @@ class Outside(Provider):
                 yield PACE_S
             self.progress += CHUNK // 20
             yield response.events[number]
-        match fault:
-            case "cut":
-                yield CUT
-            case "stall":
-                yield HOLD
+        yield from ENDS.get(fault, ())
 
     def _step(self, question: str, step: str, key: str) -> Iterator[Step]:
         self.calls[question, step] += 1
@@ -188,40 +187,31 @@ class Outside(Provider):
         yield self._random.uniform(0.0, TOOL_S)
         yield json.dumps({"value": value(question, step), "number": number}).encode()
 
-    def _plan(self, question: str, fault: str | None) -> Iterator[Step]:
+    def _plan(self, fault: str | None) -> Iterator[Step]:
+        """Stream the calls of the tools, whose ids are new in each response."""
         self.progress += 10
-        if fault is not None:
-            yield CUT
-        calls = [{"id": one, "type": "function", "function": {"name": "find", "arguments": "{}"}} for one in TOOLS]
-        message = {"role": "assistant", "content": None, "tool_calls": calls}
-        choice = {"index": 0, "finish_reason": "tool_calls", "message": message}
-        about = {"id": "c", "object": "chat.completion", "created": 1, "model": "m"}
-        yield json.dumps({**about, "choices": [choice]}).encode()
-        self.completed[question, "plan"] += 1
+        calls = [
+            {"id": f"call-{self.progress}-{at}", "type": "function", "index": at, "function": find}
+            for at, find in enumerate({"name": "find", "arguments": json.dumps({"step": one})} for one in TOOLS)
+        ]
+        yield wires.chat({"tool_calls": calls[:1]})
+        if fault in WHOLE:
+            yield wires.chat({"tool_calls": calls[1:]})
+        yield from wires.chat_end("tool_calls") if fault in WHOLE else ENDS.get(fault, ())
 
     def _text(self, question: str, results: list[str], prefix: str, fault: str | None) -> Iterator[Step]:
         """Stream the text behind `prefix`, up to a fault."""
         text = _written(question, results)
         assert text.startswith(prefix), f"the agent continues {prefix!r}, which is no beginning of {text!r}"
         begin = {"repeat": 0, "overlap": max(0, len(prefix) - OVERLAP)}.get(fault or "", len(prefix))
-        is_whole = fault in (None, "repeat", "overlap")
-        end = len(text) if is_whole else self._random.randrange(begin, len(text) + 1)
+        end = len(text) if fault in WHOLE else self._random.randrange(begin, len(text) + 1)
         at = begin
         while at < end:
             self.progress += CHUNK // 20
             begin, at = at, min(at + (1 if self.is_slow else CHUNK), end)
             yield wires.chat({"content": text[begin:at]})
             yield SLOW_S if self.is_slow else PACE_S
-        match fault:
-            case "cut":
-                yield CUT
-            case "stall":
-                yield HOLD
-            case "overloaded":
-                yield wires.sse(_ERROR)
-            case _ if is_whole:
-                yield from wires.chat_end()
-                self.completed[question, "answer"] += 1
+        yield from wires.chat_end() if fault in WHOLE else ENDS.get(fault, ())
 
 
 class Client:
@@ -336,11 +326,11 @@ class OpenAiClient(Client):
 
 CLIENTS: tuple[type[Client], ...] = (AiSdkPage, AguiClient, OpenAiClient)
 APP = ["-m", "tenuto", "serve", "--app", "proof.chaos.finish_app:app"]
+AGENT = ["-m", "proof.chaos.finish_app"]
 CHATS: dict[str, tuple[Transport, Transport]] = {  # with their viewers
     "a": ("ws", "sse"), "b": ("poll", "eventsource"), "c": ("ws", "eventsource"), "d": ("sse", "poll"),
 }  # fmt: skip
 ON_CRASH: tuple[OnCrash, ...] = ("restart", "continue")
-ON_BREAK: tuple[OnBreak, ...] = ("restart", "continue", "attach")
 SETTLED_S = 60.0
 SILENCE_S = 10.0
 TURN = 150  # progress of one turn without a break
@@ -350,32 +340,37 @@ READS_S = 0.3  # longest time in which the person reads a question
 
 async def finish(world: World) -> None:
     """An agent with steps, tools, a question and a model that breaks is killed or shut down; each answer is whole."""
-    rounds, on_break = world.scale.rounds, world.random.sample(ON_BREAK, len(ON_BREAK))  # each is played
-    await _play(world, "sqlite", f"sqlite:///{world.store}", on_break[0], rounds - rounds // 2, nodes=1)
+    rounds = world.scale.rounds
+    await _play(world, "sqlite", f"sqlite:///{world.store}", rounds - rounds // 2, nodes=1)
     check_programs()
     with running_postgres() as database:
-        await _play(world, "postgres", database.url, on_break[1], rounds // 2, nodes=2)
-        await _play(world, "deploy", database.url, on_break[2], rounds=1, nodes=3)
+        await _play(world, "postgres", database.url, rounds // 2, nodes=2)
+        await _play(world, "deploy", database.url, rounds=1, nodes=3)
     await world.check_what_is_left()
 
 
-async def _play(world: World, name: str, store: str, on_break: OnBreak, rounds: int, *, nodes: int) -> None:
+async def _play(world: World, name: str, store: str, rounds: int, *, nodes: int) -> None:
     """Play the rounds on one store."""
     play = Play(world, name)
     await play.outside.start()
-    on_crash = world.random.choice(ON_CRASH)
-    world.note(f"{nodes} nodes on {store}: on_crash={on_crash}, on_break={on_break}")
+    on_crash = {chat: world.random.choice(ON_CRASH) for chat in CHATS}
+    remote = world.random.sample([*CHATS], 2)
+    world.note(f"{nodes} nodes on {store}: on_crash={on_crash}, remote={remote}")
     for number in range(nodes):
         report = world.checked(f"{name}-{number}", play.take_report)
         node = Server(f"{name}-{number}", world.folder, world.store, arguments=APP, prefix="/tenuto", report=report)
-        drain_s = world.random.choice((0.2, 5.0))
-        orders = FinishOrders(store, play.outside.url, on_crash, on_break, drain_s)
-        node.environment = {"TENUTO_CHAOS": json.dumps(asdict(orders))}
+        agent = Server(f"{node.name}-agent", world.folder, world.store, arguments=AGENT, report=report)
+        drain_s, url = world.random.choice((0.2, 5.0)), f"http://127.0.0.1:{node.port}/tenuto"
+        orders = FinishOrders(store, play.outside.url, on_crash, drain_s, remote, url)
+        node.environment = agent.environment = {"TENUTO_CHAOS": json.dumps(asdict(orders))}
         play.nodes.append(world.adds(node))
-    await asyncio.gather(*(node.start() for node in play.nodes))
+        play.agents.append(world.adds(agent, serves=False))
+    await asyncio.gather(*(node.start() for node in play.nodes), *(agent.spawn() for agent in play.agents))
     for chat, transports in CHATS.items():
         for node, transport in zip(play.nodes * 2, transports, strict=False):
             world.view(f"{name}-{transport}-{chat}", transport, f"finish:{chat}", port=node.port, by=Watcher)
+    # from then on each channel has been served, and its questions wait for an agent
+    await world.until(lambda: all("bot" in one.notices.members for one in world.viewers), "the agents", SETTLED_S)
     approving = asyncio.get_running_loop().create_task(play.approve())
     for number in range(rounds):
         await play.round(number, is_deploy=nodes > 2)
@@ -383,9 +378,9 @@ async def _play(world: World, name: str, store: str, on_break: OnBreak, rounds: 
     for viewer in world.viewers:
         await viewer.stop()
     world.viewers.clear()
-    for node in play.nodes:
-        node.signal(signal.SIGTERM)
-        await node.ended()
+    for one in (*play.agents, *play.nodes):
+        one.signal(signal.SIGTERM)
+        await one.ended()
     await play.outside.stop()
     world.count("responses in the background", len(play.outside.background))
     for fault, count in play.outside.faults.items():
@@ -427,6 +422,7 @@ class Play:
         self.outside = Outside(f"{world.seed}:{name}")
         self.outside.is_shown = lambda question: any(answer.text for answer in self._shown(question))
         self.nodes: list[Server] = []
+        self.agents: list[Server] = []  # processes that serve no requests
         self._deaths: Counter[str] = Counter()  # by the question whose turn was open
         self._returned: dict[tuple[str, str], int] = {}  # by question and step, the call whose result was returned
         self._random = random.Random(world.seed)  # of the person: the number of draws depends on real time
@@ -440,8 +436,10 @@ class Play:
     async def round(self, number: int, *, is_deploy: bool) -> None:
         """Ask in each chat, let processes die at drawn moments, or all be replaced in turn, and judge the answers."""
         world, chats = self.world, {f"{self.name}-{number}-{chat}": chat for chat in CHATS}
-        for id, chat in chats.items():
-            await self._insist("POST", "/messages", chat, {"id": id, "text": id})
+        for (id, chat), on_break in zip(chats.items(), world.random.sample(ON_BREAK, len(ON_BREAK)), strict=True):
+            text = f"{on_break} {world.random.choice(PLANS)}"
+            world.note(f"{id}: {text}")
+            await self._insist("POST", "/messages", chat, {"id": id, "text": text})
         ports = [node.port for node in self.nodes]
         kinds = world.random.sample(CLIENTS, len(CLIENTS))
         clients = [kind(ports, id, chat) for kind, (id, chat) in zip(kinds, chats.items(), strict=False)]
@@ -454,7 +452,9 @@ class Play:
         else:
             for count in range(1, world.random.randrange(2, 5)):
                 further = world.random.randrange(TURN * len(chats)) // count
-                await self._strike(chats, further, world.random.choice(self.nodes), is_kill=world.random.random() < 0.7)
+                await self._strike(
+                    chats, further, world.random.choice(self.nodes + self.agents), is_kill=world.random.random() < 0.7
+                )
         await world.until(lambda: not self._open(chats), f"the answers to {[*chats]}", SETTLED_S)
         for client in clients:
             client.is_complete = True
@@ -476,7 +476,7 @@ class Play:
         node.signal(signal.SIGKILL if is_kill else signal.SIGTERM)
         await node.ended()
         await asyncio.sleep(pause_s)
-        await node.start()
+        await (node.start() if node in self.nodes else node.spawn())
         world.count("kills" if is_kill else "shutdowns")
         world.count("open turns at these", len(lost))
 
@@ -516,8 +516,10 @@ class Play:
         if question in self.outside.made_again:
             raise Failure(f"{question} has a second response in the background, although text of the first was shown")
         for kind in ("plan", "answer"):
-            if (completed := self.outside.completed[question, kind]) > 1 + self._deaths[question]:
-                raise Failure(f"{question}: {completed} whole responses of {kind}, {self._deaths[question]} deaths")
+            if (calls := self.outside.unbroken[question, kind]) > 1 + self._deaths[question]:
+                raise Failure(
+                    f"{question}: {calls} calls for the {kind} without a break, {self._deaths[question]} deaths"
+                )
         self.world.count("answers")
         self.world.count("superseded attempts", sum(part["type"] == "attempt" for part in parts))
 
@@ -535,13 +537,12 @@ class Play:
 
     async def _insist(self, method: str, path: str, chat: str, body: Json | None = None) -> Any:
         """Send a request to one node after the other until one answers. Raises Failure for a refusal."""
+        url = f"/tenuto/v1/channels/finish:{chat}{path}"
         async with asyncio.timeout(SETTLED_S):
             while True:
                 for node in self.nodes:
                     with contextlib.suppress(OSError):
-                        status, response = await ask(
-                            node.port, method, f"/tenuto/v1/channels/finish:{chat}{path}", body
-                        )
+                        status, response = await ask(node.port, method, url, body)
                         if status < 300:
                             return response
                         if status < 500:

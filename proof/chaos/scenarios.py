@@ -172,16 +172,9 @@ async def _together(*what: Coroutine[None, None, None] | Coroutine[None, None, s
         raise failures.exceptions[0] from None
 
 
-SCENARIOS: dict[str, Scenario] = {
-    "kill": kill_server,
-    "agents": agents,
-    "cluster": cluster,
-    "finish": finish,
-}
+SCENARIOS: dict[str, Scenario] = {"kill": kill_server, "agents": agents, "cluster": cluster, "finish": finish}
 
-ROUNDS = {
-    "kill": 100, "agents": 10, "cluster": 100, "finish": 100,
-}  # fmt: skip
+ROUNDS = {"kill": 100, "agents": 10, "cluster": 100, "finish": 500}
 """The usual number of rounds of each scenario."""
 
 LIMIT_S = 120.0  # longest run; each round has a limit of its own
