@@ -18,6 +18,7 @@ from tests.walks import take
 ROOT = Path(__file__).parents[1]
 KERNEL = ("core", "stores", "hub", "transports", "agents", "")  # "": the modules beside the folders
 NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
+WALKS = {"append": "an append to a WebSocket", "attach": "an attach with catch-up", "turn": "a turn with one token"}
 
 # the most that each figure may be
 BUDGETS = {
@@ -40,6 +41,8 @@ BUDGETS = {
     "modules of an attach": 21,
     "calls of a turn with one token": 1_200,
     "modules of a turn": 46,
+    "entries of a turn without steps": 6,  # question, claim, beginning, text and end of the answer, end of the turn
+    "calls of the steps of such a turn": 3,  # it makes their object, and begins and ends the time that it may take
 }
 
 
@@ -78,12 +81,10 @@ def _figures_of_walks() -> dict[str, int]:
     with tempfile.TemporaryDirectory() as folder:
         walks = asyncio.run(take(Path(folder)))
     figures = {}
-    for name, title in {
-        "append": "an append to a WebSocket",
-        "attach": "an attach with catch-up",
-        "turn": "a turn with one token",
-    }.items():
+    for name, title in WALKS.items():
         figures[f"calls of {title}"], figures[f"modules of {' '.join(title.split()[:2])}"] = walks[name].figures()
+    figures["entries of a turn without steps"] = walks["turn"].entries
+    figures["calls of the steps of such a turn"] = sum(path == "agents/steps.py" for path, _ in walks["turn"].calls)
     return figures
 
 

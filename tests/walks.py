@@ -36,6 +36,7 @@ class Walk:
     def __init__(self) -> None:
         self.is_on = False
         self.calls: list[tuple[str, str]] = []
+        self.entries = 0  # number of entries that the channel has behind it
 
     def profile(self, frame: FrameType, event: str, _: object) -> None:
         """Note a call; for `sys.setprofile`."""
@@ -123,6 +124,7 @@ async def take(folder: Path) -> dict[str, Walk]:
                 async with _taken(walks["turn"]):
                     await viewer.send(json.dumps({"type": "create", "ref": 2, "channel": "turn:1", "text": "q"}))
                     await _until(viewer, lambda frame: "message.finish" in json.dumps(frame))
+                walks["turn"].entries = hub.channel("turn:1").state.serial
         finally:
             sys.setprofile(None)
             threading.setprofile(None)
