@@ -38,8 +38,7 @@ def caddy_of_the_docs(folder: Path, *upstreams: int) -> AbstractContextManager[i
     text = text.replace("chat.example {", f"http://127.0.0.1:{port} {{\nbind 127.0.0.1")
     text = text.replace("health_uri /readyz", "health_uri /tenuto/readyz")
     text = text.replace(
-        "reverse_proxy 10.0.0.1:8000 10.0.0.2:8000 {",
-        f"handle_path /chat/* {{\nreverse_proxy {processes} {{",
+        "reverse_proxy 10.0.0.1:8000 10.0.0.2:8000 {", f"handle_path /chat/* {{\nreverse_proxy {processes} {{"
     )
     configuration = folder / "Caddyfile"
     configuration.write_text(f"{text}}}\n")

@@ -170,8 +170,7 @@ def client_of(wire: Wire, **options: Any) -> Client:
     """Return a client that dials `wire`, with short delays and a seed."""
     http = httpx2.ASGITransport(app=wire.app, client=("127.0.0.1", 6))
     return Client(
-        "http://localhost",
-        **{"dial": wire, "http_transport": http, "timing": QUICK, "random": Random(5), **options},
+        "http://localhost", **{"dial": wire, "http_transport": http, "timing": QUICK, "random": Random(5), **options}
     )
 
 

@@ -131,12 +131,8 @@ def of_openai(state: Any) -> Shown:
     return reasoning, text, json.loads(arguments), call["output"]
 
 
-def package(variable: str, name: str) -> Path:
-    return Path(os.environ.get(variable, "none")) / name
-
-
-AG_UI, TANSTACK = package("TENUTO_AGUI", "@ag-ui/client"), package("TENUTO_TANSTACK", "@tanstack/ai-client")
-NODE = package("TENUTO_OPENAI", "")
+VARIABLES = {"TENUTO_AGUI": "@ag-ui/client", "TENUTO_TANSTACK": "@tanstack/ai-client", "TENUTO_OPENAI": ""}
+AG_UI, TANSTACK, NODE = (Path(os.environ.get(variable, "none")) / name for variable, name in VARIABLES.items())
 SDK: dict[str, Any] = {"path": "/v1", "again": "send", "shown": of_openai, "size": 4_000}
 SOCKET: dict[str, Any] = {**SDK, "mark": b"\x81", "closes": (2,) * 200, "way": "socket"}  # the first byte of each frame
 # Early releases add what they get to what they have, so the page is loaded again.
@@ -332,7 +328,6 @@ async def test_answers_that_are_cut_at_random_bytes_while_they_are_written_have_
     rng = random.Random(7)
     async with scene_of(client) as scene:
         scene.proxy.cut_after(*(rng.randint(1, client.size) for _ in range(RANDOM_CUTS)))
-        for number in itertools.count():
-            await scene.follow(f"t{number}", [*SCRIPTS.values()][number % 2])
-            if not scene.proxy.cuts_left():
-                break
+        scripts = enumerate(itertools.cycle(SCRIPTS.values()))
+        while scene.proxy.cuts_left():
+            await scene.follow(f"t{(script := next(scripts))[0]}", script[1])

@@ -21,7 +21,7 @@ from tenuto.hub.access.rates import Rates
 from tenuto.interop.openai_stream import ATTEMPT_ROOM, Reference, reference
 from tenuto.routes import Access
 from tenuto.stores.memory import MemoryStore
-from tests.interop.scene import ASKED_PLACE, CALL, answers_twice, fails, verifier, writes
+from tests.interop.scene import ASKED_PLACE, CALL, answers_twice, fails, units, verifier, writes
 from tests.interop.test_adapter_routes import APPROVAL
 from tests.interop.test_openai import (
     ANSWER,
@@ -34,6 +34,7 @@ from tests.interop.test_openai import (
     scene_of,
     text_of,
 )
+from tests.interop.test_openai_socket import LAST, until
 
 
 def conversation_id(channel: str) -> str:
@@ -396,6 +397,43 @@ async def test_requests_that_continue_one_response_are_branches(scene: ClientSce
     }
     items: Any = [one async for one in scene.client.responses.input_items.list(third.id, order="asc")]
     assert [one.role for one in items] == ["system", "user"]
+
+
+@pytest.mark.parametrize("kind", ["conversation", "previous_response_id"])
+@pytest.mark.parametrize("when_busy", ["queue", "parallel", "interrupt"])
+async def test_two_sockets_that_create_at_once_have_each_its_own_answer(kind: str, when_busy: str) -> None:
+    create, both = Access.create, asyncio.Barrier(2)
+
+    async def at_once(*of: Any, **question: Any) -> Any:
+        await both.wait()  # each request has read all that it needs, without the question of the other
+        return await create(*of, **question)
+
+    async def respond(text: str) -> Any:
+        async with scene.client.responses.connect() as socket:
+            await socket.response.create(model="bot", input=text, **into)
+            events = await until(socket, lambda event: event.type in (*LAST, "error"))
+        last, numbers = events[-1].response, [number for number, _, _ in units(events)]
+        assert numbers == [*range(len(numbers))]
+        assert {one.response.id for one in events if hasattr(one, "response")} == {last.id}
+        assert text_of(events) == last.output_text
+        return last
+
+    async with scene_of(when_busy=when_busy) as scene:
+        scene.gate.set()
+        into: Any = {kind: (await (scene.client.conversations.create() if kind == "conversation" else scene.ask())).id}
+        begin = ["you", ANSWER] if scene.turns else []
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(Access, "create", at_once)
+            found = await asyncio.gather(*map(respond, "ab"))
+        assert found == [await scene.client.responses.retrieve(one.id) for one in found]
+        shown = {text: one.output_text for text, one in zip("ab", found, strict=True)}
+        stored = sorted((await scene.hub.history(scene.turns[0].channel)).messages, key=lambda one: one.created)
+        assert sorted(one.text for one in stored) == sorted([*begin, *shown, *filter(None, shown.values())])
+        first, second = [one.text for one in stored if one.text in shown]
+        is_cut = when_busy == "interrupt"  # before its turn begins
+        assert shown == {text: "" if is_cut and text == first else ANSWER.replace("you", text) for text in "ab"}
+        paths = await paths_of(scene)
+        assert (paths.get(first, begin), paths[second]) == (begin, begin or [first, *filter(None, [shown[first]])])
 
 
 async def test_request_that_continues_the_last_response_follows_its_last_answer(scene: ClientScene) -> None:

@@ -30,47 +30,29 @@ PAGE = (Path(__file__).parents[2] / "docs" / "python.md").read_text()
 (PROGRAM,) = (one for one in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "class Lines" in one)
 
 
-class Agent:
-    """An agent that writes two words, the second one when its gate opens."""
-
-    def __init__(self, hub: Hub) -> None:
-        self.gate = asyncio.Event()
-        self.turns = 0
-        hub.agent("*", name="agent")(self.answer)
-
-    async def answer(self, turn: Turn) -> None:
-        self.turns += 1
-        async with turn.reply() as message:
-            await message.append("first")
-            await self.gate.wait()
-            await message.append(" second")
-
-
-@asynccontextmanager
-async def served_app(**options: Any) -> AsyncIterator[tuple[Served, Agent]]:
-    hub = new_hub(**options)
-    agent = Agent(hub)
-    async with serving(hub, names_of(PROGRAM, hub)["app"]) as served:
-        yield served, agent
-
-
-async def lines_until(lines: AsyncIterator[str], line: dict[str, str]) -> list[dict[str, str]]:
-    """Return the lines of a stream up to `line`."""
-    found: list[dict[str, str]] = []
-    async for text in lines:
-        if text:
-            found.append(json.loads(text))
-        if found and found[-1] == line:
+async def text_until(lines: AsyncIterator[str], last: dict[str, str]) -> str:
+    """Return the text of the lines of a stream up to `last`."""
+    found = ""
+    async for line in lines:
+        one = json.loads(line or "{}")
+        found += one.get("text", "")
+        if one == last:
             break
     return found
 
 
-def text_of(lines: list[dict[str, str]]) -> str:
-    return "".join(line.get("text", "") for line in lines)
-
-
 async def test_program_of_the_page_joins_a_repeated_request_to_the_running_turn() -> None:
-    async with served_app() as (served, agent):
+    hub, gate, turns = new_hub(), asyncio.Event(), list[Turn]()
+
+    @hub.agent("*", name="agent")
+    async def answer(turn: Turn) -> None:
+        turns.append(turn)
+        async with turn.reply() as message:
+            await message.append("first")
+            await gate.wait()
+            await message.append(" second")
+
+    async with serving(hub, names_of(PROGRAM, hub)["app"]) as served:
         asked = {"text": "Why?", "id": "q"}
         async with (
             served.http.stream("POST", "/ask/chat:1", json=asked) as one,
@@ -79,14 +61,14 @@ async def test_program_of_the_page_joins_a_repeated_request_to_the_running_turn(
             assert one.headers["content-type"] == "application/x-ndjson"
             assert one.headers["cross-origin-resource-policy"] == "same-origin"
             lines = one.aiter_lines()
-            began = await lines_until(lines, {"text": "first"})
-            agent.gate.set()
-            assert text_of(began + await lines_until(lines, {"state": "over"})) == "first second"
-            assert text_of(await lines_until(other.aiter_lines(), {"state": "over"})) == "first second"
-        assert agent.turns == 1
+            assert await text_until(lines, {"text": "first"}) == "first"
+            gate.set()
+            assert await text_until(lines, {"state": "over"}) == " second"
+            assert await text_until(other.aiter_lines(), {"state": "over"}) == "first second"
+        assert len(turns) == 1
         later = await served.http.post("/ask/chat:1", json=asked)
-        assert text_of([json.loads(line) for line in later.text.split("\n") if line]) == "first second"
-        assert agent.turns == 1
+        assert await text_until(later.aiter_lines(), {"state": "over"}) == "first second"
+        assert len(turns) == 1
 
 
 async def test_turn_that_changes_no_more_is_waited_for_until_the_hub_drains() -> None:
@@ -255,17 +237,6 @@ async def counted_app() -> AsyncIterator[tuple[Served, Callable[[], float]]]:
         yield served, charged_bytes
 
 
-async def test_message_that_is_deleted_while_a_route_creates_it_is_reported_as_deleted() -> None:
-    hub = new_hub()
-    access = await hub.authorize({"type": "http", "headers": [(b"host", b"localhost")], "client": ("127.0.0.1", 1)})
-    await hub.create("chat:1", text="earlier")
-    creating = asyncio.ensure_future(access.create("chat:1", id="q", text="Why?"))
-    await asyncio.gather(asyncio.sleep(0), hub.delete("chat:1", "q"))  # in the same batch
-    with pytest.raises(Deleted, match="'q' was deleted"):
-        await creating
-    await hub.close()
-
-
 @pytest.fixture
 async def long_channel(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Hub, list[int | None]]]:
     """A hub whose agent never answers, with a channel that is not in memory, and the pages read from the store."""
@@ -311,10 +282,14 @@ async def test_answer_to_an_old_message_leaves_with_its_turn(long_channel: tuple
     assert [one.id for one in (await hub.history("chat:1", after=0, limit=1)).messages] == ["m2"]
 
 
-async def test_answer_that_is_begun_while_its_turn_is_deleted_leaves_with_it() -> None:
+async def test_message_that_is_deleted_while_a_route_creates_it_and_answer_that_is_begun_then_leave() -> None:
     hub = new_hub()
     access = await hub.authorize({"type": "http", "headers": [(b"host", b"localhost")], "client": ("127.0.0.1", 1)})
     await hub.create("chat:1", text="Why?", id="q", starts_turn=False)
+    creating = asyncio.ensure_future(access.create("chat:1", id="p", text="How?"))
+    await asyncio.gather(asyncio.sleep(0), hub.delete("chat:1", "p"))  # in the same batch
+    with pytest.raises(Deleted, match="'p' was deleted"):
+        await creating
     begun = hub.create("chat:1", role="assistant", id="a", text="Hm.", reply_to="q")
     await asyncio.gather(begun, access.delete_turn("chat:1", "q"))  # in the same batch
     assert (await hub.history("chat:1")).messages == []

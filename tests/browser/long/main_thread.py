@@ -45,8 +45,7 @@ class MainThread:
         found = await self._session.send("Performance.getMetrics")
         seconds = {one["name"]: one["value"] for one in found["metrics"]}
         return Spent(
-            seconds["ScriptDuration"] * 1_000,
-            (seconds["LayoutDuration"] + seconds["RecalcStyleDuration"]) * 1_000,
+            seconds["ScriptDuration"] * 1_000, (seconds["LayoutDuration"] + seconds["RecalcStyleDuration"]) * 1_000
         )
 
 

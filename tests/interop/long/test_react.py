@@ -97,10 +97,7 @@ async def ask(page: Page, text: str) -> None:
 
 async def test_program_of_the_page_answers_and_keeps_the_answer(browser: Browser, script: bytes) -> None:
     hub = new_hub()
-    async with (
-        serving(hub, program(hub, script)) as served,
-        opened(browser, f"http://127.0.0.1:{served.port}") as page,
-    ):
+    async with serving(hub, program(hub, script)) as served, opened(browser, f"http://127.0.0.1:{served.port}") as page:
         await ask(page, "hi")
         await expect(page.locator("p")).to_have_text(["hi", "You said: hi"])
         await ask(page, "ho")
