@@ -24,7 +24,7 @@ from bench.proc import CLIENT_CORE, SERVER_CORE
 # each is a module of this package with the function `run(options)`; `resume` measures hydration, too
 NAMES = (
     "client", "fanout", "conversations", "highest", "memory", "resume", "storm", "slow", "turns", "steps", "burst",
-    "ai_sdk", "appends", "postgres", "beside", "soak",
+    "photos", "ai_sdk", "appends", "postgres", "beside", "soak",
 )  # fmt: skip
 _BROKEN_OFF = 130  # the exit code that shells report for a program ended by Ctrl-C
 

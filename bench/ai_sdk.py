@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from bench.common import Options, Row, capture, connect, judge, kept, load_client
@@ -38,15 +39,7 @@ def viewers(options: Options, *, channels: int, each: int, rounds: int, seconds:
 
 def _cost(options: Options, kind: str, channels: int, each: int, seconds: float) -> float:
     """Return the CPU time per delivered token, in µs."""
-    names = [f"bench:{n}" for n in range(channels)]
-    with (
-        kept(options) as database,
-        Child("bench.ai_sdk", str(database.absolute()), core=SERVER_CORE) as child,
-        load_client() as load,
-    ):
-        address = {**child.read(timeout_s=20), "prefix": _MOUNTED_AT}
-        child.request("begin", channels=names)
-        connect(load, kind, names * each, address)
+    with streaming(options, kind, [f"bench:{n}" for n in range(channels)], each) as (child, load, address):
         grown, drained, used_s = capture(
             load, child.pid, lambda: child.request("grow", seconds=seconds, reply_in_s=seconds + 45), last=None
         )
@@ -57,19 +50,41 @@ def _cost(options: Options, kind: str, channels: int, each: int, seconds: float)
     return used_s / tokens * 1e6
 
 
+@contextlib.contextmanager
+def streaming(
+    options: Options, kind: str, names: list[str], each: int
+) -> Iterator[tuple[Child, Child, dict[str, Any]]]:
+    """Yield the app, the load client and the app's address, with an answer and its viewers in each channel."""
+    with (
+        kept(options) as database,
+        Child("bench.ai_sdk", str(database.absolute()), core=SERVER_CORE) as child,
+        load_client() as load,
+    ):
+        address = {**child.read(timeout_s=20), "prefix": _MOUNTED_AT}
+        child.request("begin", channels=names)
+        connect(load, kind, names * each, address)
+        yield child, load, address
+
+
 async def _main(database: str) -> None:
     from starlette.applications import Starlette
 
     from bench.server import Producers, Written, start_app
-    from tenuto import Hub, MessageWriter
-    from tenuto.interop import AISDK
+    from tenuto import Hub, MessageWriter, Turn
+    from tenuto.interop import AISDK, OpenAI
 
     hub, app = Hub(f"sqlite:///{database}"), Starlette()
     hub.install(app, _MOUNTED_AT)
     AISDK(hub, channel="bench:{id}").install(app, "/api/chat")
+    OpenAI(hub).install(app, "/v1")  # for bench.photos
     producers, answers = Producers(hub), contextlib.AsyncExitStack()
     writers: dict[str, MessageWriter] = {}
     sent: dict[str, list[str]] = {}
+
+    @hub.agent("photo:*", name="bot")
+    async def bot(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append(f"{len(await turn.history())} messages")
 
     async def begin(*, channels: list[str]) -> dict[str, Any]:
         """Begin an answer in each channel, to a question of its own."""

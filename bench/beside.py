@@ -18,18 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.common import (
-    NAMES,
-    Options,
-    Row,
-    connect,
-    drain,
-    failed,
-    judge,
-    load_client,
-    producers_us,
-    void,
-)
+from bench.common import NAMES, Options, Row, connect, drain, failed, judge, load_client, producers_us, void
 from bench.peers.nchan import nchan
 from bench.peers.system import Ours, System, ours
 from bench.proc import BenchError, Child, raise_file_limit
@@ -71,12 +60,7 @@ class Sizes:
 
 FULL = Sizes()
 QUICK = Sizes(
-    shapes=(
-        Shape(1, 300, 50),
-        Shape(30, 10, 50),
-        Shape(50, 1, 50, limit_without=1.05),
-        Shape(200, 1, 10),
-    ),
+    shapes=(Shape(1, 300, 50), Shape(30, 10, 50), Shape(50, 1, 50, limit_without=1.05), Shape(200, 1, 10)),
     rounds=2,
     seconds=1.5,
 )

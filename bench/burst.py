@@ -21,13 +21,10 @@ from bench.common import TIMEOUT_S, Options, Row, Void, capture, connect, judge,
 from bench.proc import SERVER_CORE, BenchError, Child, raise_file_limit, reply, serve_requests
 from bench.turns import answer, is_right
 
-_RUNNING, _QUESTIONS = 300, 700
-_QUICK_RUNNING, _QUICK_QUESTIONS = 60, 100
+_QUESTIONS = 700
 _TOKENS_PER_S = 10
 _SHORTEST_S = 0.5  # a small burst ends too soon to have a p99
 _SETTLES_S = 0.5  # the first tokens of the running answers have no latency: all are created then
-_BEFORE_S, _QUICK_BEFORE_S = 3.0, 1.5
-_AFTER_S, _QUICK_AFTER_S = 8.0, 4.0  # the longest time of a burst: the running answers stream as long
 _LIMIT = 1.5
 _TIMEOUT_S = 30.0
 
@@ -39,10 +36,9 @@ class _Round(NamedTuple):
 
 
 def run(options: Options) -> list[Row]:
-    running, questions = (_QUICK_RUNNING, _QUICK_QUESTIONS) if options.is_quick else (_RUNNING, _QUESTIONS)
-    before_s, after_s = (_QUICK_BEFORE_S, _QUICK_AFTER_S) if options.is_quick else (_BEFORE_S, _AFTER_S)
-    rounds = 1 if options.is_quick else 3
-    return bursts(options, running=running, questions=questions, rounds=rounds, before_s=before_s, after_s=after_s)
+    if options.is_quick:
+        return bursts(options, running=60, questions=100, rounds=1, before_s=1.5, after_s=4.0)
+    return bursts(options, running=300, questions=_QUESTIONS, rounds=3, before_s=3.0, after_s=8.0)  # its longest time
 
 
 def bursts(
@@ -51,15 +47,12 @@ def bursts(
     """Return the rows of so many questions beside running answers, each round on a server of its own. Raises `Void`."""
     found = [_round(options, running, questions, before_s, after_s) for _ in range(rounds)]
     what = f"{questions} questions at once beside {running} running answers: p99 of their tokens, against before"
+    seconds = [one.seconds for one in found]
     compared = f"{number(questions * len(found))} new answers compared, each stored once"
     return [
         Row.judged(what, [one.during_ms[1] / one.before_ms[1] for one in found], "×", _LIMIT),
         Row("  p99 during the burst", spread([one.during_ms[1] for one in found], "ms")),
-        Row(
-            "  until the first token of every new answer is stored",
-            spread([one.seconds for one in found], "s"),
-            note=compared,
-        ),
+        Row("  until the first token of every new answer is stored", spread(seconds, "s"), note=compared),
     ]
 
 

@@ -86,19 +86,14 @@ def rows(runs: Sequence[Run]) -> list[Row]:
     p50s, p99s, p999s = ([run.latency_ms[n] for run in runs] for n in range(3))
     times = [run.written_bytes / run.text_bytes for run in runs]
     what, written = f"{runs[0].conversations} conversations", "  bytes written to disk per byte streamed"
+    rows_of = "  bytes of rows passed to the store, of 3 × text + 20 B per commit and message"
     note = "no bytes were written to a disk: choose a directory on a disk with --dir"
     return [
         Row.judged(f"{what} × {TOKENS_PER_S} tokens/s × {_VIEWERS} viewers: latency p99", p99s, "ms", _P99_LIMIT_MS),
         Row("  p50", spread(p50s, "ms")),
         Row("  p99.9", spread(p999s, "ms")),
         Row("  delivered and compared", f"{sum(run.tokens for run in runs):,} tokens", "all", True),
-        Row.judged(
-            "  bytes of rows passed to the store, of 3 × text + 20 B per commit and message",
-            [run.of_limit for run in runs],
-            "×",
-            1,
-            by=max,
-        ),
+        Row.judged(rows_of, [run.of_limit for run in runs], "×", 1, by=max),
         Row.judged(written, times, "×", _DISK_LIMIT, by=max)
         if all(times)
         else Row(written, "not measured", note=note, has_failed=True),

@@ -13,19 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from bench.common import (
-    NAMES,
-    Options,
-    Row,
-    Served,
-    attempt,
-    capture,
-    connect,
-    judge,
-    kept,
-    load_client,
-    served,
-)
+from bench.common import NAMES, Options, Row, Served, attempt, capture, connect, judge, kept, load_client, served
 from bench.proc import SERVER_CORE, Child, raise_file_limit
 
 

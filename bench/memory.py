@@ -29,14 +29,9 @@ def memory(options: Options, few: int, many: int, *, rounds: int, has_own_channe
     for _ in range(rounds):
         for kind, each in per_viewer_kb.items():
             each.append(_round(options, kind, few, many, has_own_channels=has_own_channels))
-    where = "each on a channel of its own" if has_own_channels else "all on one channel"
+    where, limits = ("each on a channel of its own", {}) if has_own_channels else ("all on one channel", _LIMITS_KB)
     return [
-        Row.judged(
-            f"memory per idle viewer of {many:,}, {NAMES[kind]}, {where}",
-            each,
-            "KB",
-            None if has_own_channels else _LIMITS_KB[kind],
-        )
+        Row.judged(f"memory per idle viewer of {many:,}, {NAMES[kind]}, {where}", each, "KB", limits.get(kind))
         for kind, each in per_viewer_kb.items()
     ]
 

@@ -16,19 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench import appends, storm
-from bench.common import (
-    TIMEOUT_S,
-    Options,
-    Row,
-    Served,
-    attempt,
-    connect,
-    drain,
-    judge,
-    load_client,
-    number,
-    served,
-)
+from bench.common import TIMEOUT_S, Options, Row, Served, attempt, connect, drain, judge, load_client, number, served
 from bench.conversations import TOKENS_PER_S
 from bench.peers.system import ours_on_postgres, redis_server
 from bench.peers.xadd import xadd
@@ -92,11 +80,7 @@ class Group(NamedTuple):
 
 
 def stream(
-    groups: Sequence[Group],
-    writers: Sequence[tuple[Served, list[str]]],
-    *,
-    per_s: float,
-    seconds: float,
+    groups: Sequence[Group], writers: Sequence[tuple[Served, list[str]]], *, per_s: float, seconds: float
 ) -> list[dict[str, Any]]:
     """Have the producers of `writers` stream answers to all viewers. Return the results of each group's load client."""
     for load, server, channels in groups:
