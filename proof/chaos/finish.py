@@ -354,7 +354,7 @@ async def _play(world: World, name: str, store: str, rounds: int, *, nodes: int)
     play = Play(world, name)
     await play.outside.start()
     on_crash = {chat: world.random.choice(ON_CRASH) for chat in CHATS}
-    remote = world.random.sample([*CHATS], 2)
+    play.remote = remote = world.random.sample([*CHATS], 2)
     world.note(f"{nodes} nodes on {store}: on_crash={on_crash}, remote={remote}")
     for number in range(nodes):
         report = world.checked(f"{name}-{number}", play.take_report)
@@ -423,7 +423,8 @@ class Play:
         self.outside.is_shown = lambda question: any(answer.text for answer in self._shown(question))
         self.nodes: list[Server] = []
         self.agents: list[Server] = []  # processes that serve no requests
-        self._deaths: Counter[str] = Counter()  # by the question whose turn was open
+        self.remote: list[str] = []  # chats whose turns they run
+        self._deaths: Counter[str] = Counter()  # by the question whose turn was open, and may have run there
         self._returned: dict[tuple[str, str], int] = {}  # by question and step, the call whose result was returned
         self._random = random.Random(world.seed)  # of the person: the number of draws depends on real time
 
@@ -471,7 +472,7 @@ class Play:
         await world.until(lambda: self.outside.progress >= goal or not self._open(chats), "progress", SETTLED_S)
         if not (lost := self._open(chats)):
             return
-        self._deaths.update(lost)
+        self._deaths.update(one for one in lost if node in self.nodes or chats[one] in self.remote)
         world.note(f"{node.name}: {'kill -9' if is_kill else 'SIGTERM'}; open are {lost}")
         node.signal(signal.SIGKILL if is_kill else signal.SIGTERM)
         await node.ended()
