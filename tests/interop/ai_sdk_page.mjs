@@ -59,7 +59,10 @@ class Chat extends AbstractChat {
 const pages = new Map()
 const text = (message) => message.parts.map((part) => (part.type === "text" ? part.text : "")).join("")
 const until = async (isTrue) => {
-  for (let left = 4000; !isTrue() && left; left -= 1) await new Promise((done) => setTimeout(done, 5))
+  for (let left = 4000; !isTrue(); left -= 1) {
+    if (!left) throw new Error(`not within 20 s: ${isTrue}`)
+    await new Promise((done) => setTimeout(done, 5))
+  }
 }
 
 async function loaded(id) {

@@ -26,7 +26,7 @@ from openai.types.responses.response_create_params import ResponseCreateParamsBa
 from tenuto import Hub, Turn
 from tenuto.agents.request import _EXTRA, _NAMES, TurnRequest, options_in, turn_request
 from tenuto.interop import AGUI, AISDK, OpenAI
-from tests.interop.pages import ROOT, pages_at
+from tests.interop.pages import IS_STRICT, MAJOR, ROOT, pages_at
 from tests.transports.conftest import Served, new_hub, serving
 
 PNG = "data:image/png;base64,iVBORw0KGgo="
@@ -81,7 +81,7 @@ async def stub_at(url: str = "memory://", **options: Any) -> AsyncIterator[Stub]
     hub, app = new_hub(url, **options), FastAPI()
     OpenAI(hub, channel="chat:{id}").install(app, "/v1")  # a conversation needs no model then
     AGUI(hub, channel="agui:{id}").install(app, "/agui")
-    AISDK(hub, channel="page:{id}").install(app, "/page")
+    AISDK(hub, channel="page:{id}", version=MAJOR, strict=IS_STRICT).install(app, "/page")
 
     async def agent(turn: Turn) -> None:
         await stub.answer(turn)
