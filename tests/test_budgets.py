@@ -27,7 +27,7 @@ BUDGETS = {
     "modules of tenuto/": 151,
     "files in a folder of tenuto/": 20,
     "lines of interop/": 3_962,
-    "lines of tests/": 57_981,
+    "lines of tests/": 57_985,
     "lines of proof/ and bench/": 20_000,
     "words of docs without decisions": 50_000,
     "words of decisions": 11_976,

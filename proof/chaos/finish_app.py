@@ -28,7 +28,7 @@ from tenuto.interop import AGUI, AISDK, OpenAI
 
 TRIES = 30
 PAUSE_S = 0.01  # before the first further try
-SILENCE_S = 2.0  # without an event for this time, a model counts as broken; a loaded machine stays below it
+SILENCE_S = 5.0  # without an event for this time, a model counts as broken; a loaded machine stays below it
 
 
 ON_BREAK = ("restart", "continue", "prefix", "attach")  # the last: the model answers in the background

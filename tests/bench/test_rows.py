@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import ai_sdk, burst, client, conversations, fanout, memory, postgres, report, slow, soak, storm
+from bench import ai_sdk, burst, client, conversations, fanout, memory, photos, postgres, report, slow, soak, storm
 from bench.common import Options, Row, Void, attempt, check, load_client, served
 from bench.proc import tree
 from tests.postgres import needs_postgres, running_postgres
@@ -207,6 +207,10 @@ def test_row_of_the_ai_sdk_has_a_figure(options: Options) -> None:
 def test_memory_rows_have_figures(options: Options) -> None:
     rows = memory.memory(options, 10, 40, rounds=2, has_own_channels=True)
     assert verdicts(rows) == [None, None]
+
+
+def test_photo_rows_have_figures(options: Options) -> None:
+    assert len(verdicts(photos.run(options))) == 2
 
 
 @pytest.mark.parametrize("kind", KINDS)
