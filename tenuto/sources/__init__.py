@@ -185,7 +185,7 @@ async def _pipe_one(writing: Writing, stream: object, chosen: Source | None, sta
         if chosen is not None:
             for edit in chosen.end():
                 await writing.write(edit)
-        elif writing.note_response is not None or is_from_sdk(upstream.stream):
+        elif not writing.may_be_empty or writing.note_response is not None or is_from_sdk(upstream.stream):
             raise unfinished()  # not even a first event came; only the stream of an app may be empty
         await writing.complete()
         await upstream.finish()

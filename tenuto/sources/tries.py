@@ -126,6 +126,7 @@ class Tries:
             )
         self._number = 0  # number of the try, from 1
         self._last: object = None  # what `make` returned
+        self._may_be_empty = True
         self._kept: Kept | None = None  # the text that the next try continues
         self._response_id: str | None = None  # id of the last response that broke off
         self._wait_s = 0.0  # wait before the next try
@@ -164,6 +165,7 @@ class Tries:
         while True:
             self._number += 1
             writing = Writing(self._writer, attempt, self._kept)
+            writing.may_be_empty = self._may_be_empty
             writing.can_go_on = functools.partial(self._can_go_on, attempt, writing)
             try:
                 with reading(self._writer, writing):
@@ -177,6 +179,7 @@ class Tries:
                         await writing.end(is_broken=True)
                     raise
                 self._response_id = writing.response_id or self._response_id
+                self._may_be_empty = self._may_be_empty and not (writing.source and writing.source.is_of_sdk)
                 logger.warning(
                     "try %d at message %s failed; the next one begins in %.1f s: %r",
                     *(self._number, self._writer.id, self._wait_s, error),

@@ -273,6 +273,7 @@ class Writing:
         """Write into `writer`, from the end of the text `kept` on, within `attempt`, which can supersede that text."""
         self.response_id: str | None = None
         self.is_attached = False  # True: the model's response goes on without its reader
+        self.may_be_empty = True  # False: an earlier try has shown that the app wraps the stream of an SDK
         # returns whether another process could continue the text by its prefix
         self.can_go_on: Callable[[], bool] = lambda: False
         self.attempt = attempt

@@ -217,6 +217,19 @@ async def test_stream_that_others_repeat_on_a_retry_is_shown_once() -> None:
 
 
 @virtually
+async def test_stream_that_the_app_wraps_is_not_empty_behind_a_break() -> None:
+    model = Model([*said("Hello"), CUT], [], [*said("Hello"), *chat_end()])
+    ask = ask_chat(model.openai())
+
+    async def wrapped() -> AsyncIterator[object]:
+        async for event in await ask():
+            yield event
+
+    message, _ = await piped(wrapped)
+    assert (message.status, message.text, len(model.asked)) == ("complete", "Hello", 3)
+
+
+@virtually
 async def test_claude_that_is_overloaded_in_its_stream_is_asked_again() -> None:
     overloaded = claude("error", error={"type": "overloaded_error", "message": "Overloaded"})
     model = Model(
