@@ -297,9 +297,7 @@ class Access:
         commands = self._hub.channel(channel).state.commands.values()
         return any(one.sent.target == message_id and one.sent.data == INTERRUPTED for one in commands)
 
-    async def questions(
-        self, channel: str, targets: Container[str | None], *, after: int, is_approved: bool
-    ) -> list[Json]:
+    async def questions(self, channel: str, targets: Container[object], *, after: int, is_approved: bool) -> list[Json]:
         """Return data of the (approved) questions about `targets`: all since `after`, unless too many changed."""
         live = self._hub.channel(channel)
         async with self._hub.viewing.reading():

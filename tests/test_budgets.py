@@ -22,12 +22,12 @@ WALKS = {"append": "an append to a WebSocket", "attach": "an attach with catch-u
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 52_669,
-    "lines of its kernel": 31_842,
+    "lines of tenuto/": 52_668,
+    "lines of its kernel": 31_840,
     "modules of tenuto/": 151,
     "files in a folder of tenuto/": 20,
-    "lines of interop/": 3_962,
-    "lines of tests/": 57_998,
+    "lines of interop/": 3_963,
+    "lines of tests/": 58_000,
     "lines of proof/ and bench/": 20_000,
     "words of docs without decisions": 50_000,
     "words of decisions": 11_976,

@@ -294,7 +294,10 @@ class OpenAI:
             detail = f"No tool output found for function call {', '.join(missing)[:200]}"
             raise InvalidRequest(f"{detail}; send the outputs of all calls, or cancel the response", param="input")
         targets = [of.message_id, *(one.id for one in answers)]  # of the agent's questions in this turn
-        places, is_over = list[Place](), status.state == "over"
+        places, is_over, known = list[Place](), status.state == "over", set[str]()  # known: calls asked about
+        if any(call not in open_calls and not has_result(calls[call][1]) for call in given.outputs):
+            questions = access.questions(of.channel, targets, after=asked.question.created, is_approved=is_over)
+            known = {call_of(data) for data in await questions}
         for approval, reply in given.approvals.items():
             with suppress(AlreadyAnswered):  # another client may have been faster: the response has the outcome
                 await access.reply(of.channel, approval.question, **reply)
@@ -304,10 +307,8 @@ class OpenAI:
             if call in open_calls:
                 with suppress(AlreadyAnswered):
                     await access.reply(of.channel, open_calls[call], data=one["data"]["output"])
-            elif not has_result(part):
-                known = await access.questions(of.channel, targets, after=asked.question.created, is_approved=is_over)
-                if call not in map(call_of, known):
-                    continue  # the agent has not asked for the output
+            elif not has_result(part) and call not in known:
+                continue  # the agent has not asked for the output
             del given.outputs[call]  # sent now, or known already
             places.append((place[0], place[1] + 1))
         if not places or is_message:
