@@ -86,15 +86,15 @@ def check_agent(agent: Agent) -> Agent:
         raise LocalError(
             f"the handler of agent {agent.name!r} must be an async function, got {shown!r}; use `async def`"
         )
-    check_id(agent.name, "an agent's name")
+    name = check_id(agent.name, "an agent's name")
     if agent.on_crash not in ("interrupt", "restart", "continue"):
         raise LocalError(f"on_crash must be 'interrupt', 'restart' or 'continue', got {agent.on_crash!r}")
-    for name, seconds in (("timeout_s", agent.timeout_s), ("budget_s", agent.budget_s)):
+    for limit, seconds in (("timeout_s", agent.timeout_s), ("budget_s", agent.budget_s)):
         if seconds is not None and not seconds > 0:
-            raise LocalError(f"{name} must be above 0, got {seconds!r}")
+            raise LocalError(f"{limit} must be above 0, got {seconds!r}")
     if agent.max_tries not in range(1, ATTEMPTS + 1):
         raise LocalError(f"max_tries must be a whole number from 1 to {ATTEMPTS}, got {agent.max_tries!r}")
-    return agent
+    return agent._replace(name=name)
 
 
 def check_worker_settings(when_busy: str, slots: int) -> None:
@@ -301,7 +301,8 @@ class Running:
             await timed(f'handler "{self._agent.name}"', self._agent.handler(turn), logger)
         except asyncio.CancelledError as error:
             if self._is_late:
-                logger.warning("turn of %s in %s took more than %g s", self.message.id, self.channel, left_s)
+                limit_s = agent.budget_s if left_s < agent.timeout_s else left_s
+                logger.warning("turn of %s in %s took more than %g s", self.message.id, self.channel, limit_s)
             elif self._ending.done() or self._backend.is_shutting_down:
                 raise
             else:  # the cancellation was not a stop: other code cancelled a task that the handler awaited

@@ -509,7 +509,7 @@ def _finish(message: MessageState, request: FinishMessage, caller: Caller, limit
     _check_streaming(message)
     op = Finish(
         id=message.id,
-        status=request.status,
+        status=STATUSES[STATUSES.index(request.status)],  # no store encodes a subclass of `str`
         reason=request.reason,
         meta=_merged(message.meta, request.meta, limits, role=message.role),
         at_ms=now_ms,

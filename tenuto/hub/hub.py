@@ -276,12 +276,7 @@ class HubCore(Lifecycle):
         """End a streaming message of any writer: the writer's next append is refused with Finished."""
         await self.start()
         known = await self.runtime.message(channel, message_id)
-        request = FinishMessage(
-            status=status,  # type: ignore[arg-type]
-            reason=reason,
-            meta=meta or {},
-            generation=known.generation,
-        )
+        request = FinishMessage(status=status, reason=reason, meta=meta or {}, generation=known.generation)  # type: ignore[arg-type]
         await self.ask(channel, message_id, request, self.caller(None))
 
     async def take_over(self, channel: str, message_id: str, *, author: str | None = None) -> MessageWriter:

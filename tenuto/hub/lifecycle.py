@@ -381,6 +381,7 @@ class Lifecycle:
 
     def caller(self, author: str | None) -> Caller:
         """Return the caller for requests of code in this process."""
+        author = author and str.__str__(author)  # no store encodes a subclass
         return Caller(id=author, writer=WriterIdentity(by=author, node=self.node), is_app=True)
 
     def reason_of(self, error: BaseException) -> str | None:

@@ -10,7 +10,6 @@ their classes, their status and their type, because no SDK is imported; `docs/re
 from __future__ import annotations
 
 import asyncio
-import functools
 import inspect
 import logging
 import random
@@ -20,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import get_args
 
 from tenuto.core.errors import LocalError, TenutoError, shown
@@ -88,7 +88,7 @@ class SoFar:
 
 def is_maker(stream: object) -> bool:
     """Return whether `stream` is a function that makes a stream."""
-    return inspect.isroutine(stream) or isinstance(stream, functools.partial)
+    return inspect.isroutine(stream) or isinstance(stream, partial)
 
 
 class Tries:
@@ -119,8 +119,8 @@ class Tries:
         self.takes_left = True  # False: `write` takes up what an earlier process left in the message
         self._on_break = on_break
         self.is_exact = on_break == "prefix"
-        self._takes_so_far = _takes_so_far(make)
-        if on_break in ("continue", "prefix") and not self._takes_so_far:
+        self._so_far_as = _so_far_as(make)
+        if on_break in ("continue", "prefix") and self._so_far_as is None:
             raise LocalError(
                 f'on_break="{on_break}" needs a function with the parameter `so_far`, to show its text to the model'
             )
@@ -155,7 +155,7 @@ class Tries:
         Of several texts the last may be that of another stream, one that ran beside this one or came after it.
         """
         left = [*attempt.outgoing.reopen_left(attempt.owner).items()]
-        if self._takes_so_far and sum(part["type"] == "text" for _, part in left) == 1:
+        if self._so_far_as is not None and sum(part["type"] == "text" for _, part in left) == 1:
             self._kept = continuable(left, is_exact=self.is_exact)
         if left and self._kept is None:
             attempt.supersede()
@@ -166,7 +166,7 @@ class Tries:
             self._number += 1
             writing = Writing(self._writer, attempt, self._kept)
             writing.may_be_empty = self._may_be_empty
-            writing.can_go_on = functools.partial(self._can_go_on, attempt, writing)
+            writing.can_go_on = partial(self._can_go_on, attempt, writing)
             try:
                 with reading(self._writer, writing):
                     return await self.write(self._make_stream, writing)
@@ -201,11 +201,12 @@ class Tries:
 
     def _make_stream(self) -> object:
         """Return what the app's function makes for this try: a stream, or an awaitable or a context manager of one."""
-        given: list[SoFar] = []
-        if self._takes_so_far:
+        make = self._make
+        if self._so_far_as is not None:
             text, parts = (self._kept.text, self._kept.parts) if self._kept is not None else ("", [])
-            given = [SoFar(text, [one for _, one in parts], response_id=self._response_id, attempt=self._number)]
-        last, self._last = self._last, self._make(*given)
+            given = SoFar(text, [one for _, one in parts], response_id=self._response_id, attempt=self._number)
+            make = partial(make, **{self._so_far_as: given}) if self._so_far_as else partial(make, given)
+        last, self._last = self._last, make()
         if self._last is last and (hasattr(last, "__anext__") or hasattr(last, "__next__")):
             raise LocalError("the function given to pipe returned the stream of an earlier try; begin a new one in it")
         return self._last
@@ -261,17 +262,17 @@ def continuable(parts: list[tuple[int, Part]], *, is_exact: bool = False) -> Kep
     return Kept(parts, is_exact)
 
 
-def _takes_so_far(make: Callable[..., object]) -> bool:
-    """Return whether `make` has a parameter that it must get, or one of the name `so_far`."""
+def _so_far_as(make: Callable[..., object]) -> str | None:
+    """Return the name by which `make` gets the answer so far; "": as its first argument; None: not at all."""
     try:
         parameters = inspect.signature(make).parameters.values()
     except (TypeError, ValueError):
-        return False
+        return None
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return any(
-        one.kind in positional and (one.name == "so_far" or one.default is inspect.Parameter.empty)
-        for one in parameters
-    )
+    if any(one.name == "so_far" and one.kind is not inspect.Parameter.POSITIONAL_ONLY for one in parameters):
+        return "so_far"
+    needs_one = any(one.kind in positional and one.default is inspect.Parameter.empty for one in parameters)
+    return "" if needs_one else None
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------

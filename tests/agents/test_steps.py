@@ -705,7 +705,7 @@ async def test_a_budget_is_for_all_attempts_and_stands_still_while_a_person_deci
 
 @pytest.mark.parametrize("wait", [lambda turn: turn.ask("approve"), lambda turn: turn.sleep("nap", 900)])
 @virtually
-async def test_a_budget_goes_on_after_a_wait_that_the_handler_cancelled(wait: Any) -> None:
+async def test_a_budget_goes_on_after_a_wait_that_the_handler_cancelled(wait: Any, caplog: Any) -> None:
     worked: list[float] = []
 
     async def script(turn: Turn) -> None:
@@ -720,6 +720,7 @@ async def test_a_budget_goes_on_after_a_wait_that_the_handler_cancelled(wait: An
     async for _ in lives(script, 90, 90, 90, budget_s=100):
         pass
     assert sum(worked) == pytest.approx(100, abs=3)
+    assert "took more than 100 s" in caplog.text
 
 
 @virtually

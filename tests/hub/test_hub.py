@@ -24,7 +24,7 @@ from tests.hub.watching import PATIENCE_S, Watcher, has_ended
 async def test_adopter_continues_at_the_stored_length_after_a_restart(tmp_path: Path) -> None:
     url, text = f"sqlite:///{tmp_path}/hub.db", type("Text", (str,), {})  # SDKs give texts of such classes
     dying = HubCore(url, hooks_signals=False, drain_s=0)
-    writer = await dying.message("chat:1", id=text("m"), meta={"question": "why"}).open()
+    writer = await dying.message("chat:1", id=text("m"), author=text("bot"), meta={"question": "why"}).open()
     await writer.append(text("so far"))
     await dying.close()
 
@@ -34,9 +34,10 @@ async def test_adopter_continues_at_the_stored_length_after_a_restart(tmp_path: 
     async def continue_message(message: MessageWriter) -> None:
         assert message.meta == {"question": "why"}
         await message.append(f" and on from {message.length}")
+        await message.finish(text("complete"))
 
     (shown,) = await Watcher(hub, "chat:1").until(has_ended("m"))
-    assert (shown.status, shown.text) == ("complete", "so far and on from 6")
+    assert (shown.author, shown.status, shown.text) == ("bot", "complete", "so far and on from 6")
     await hub.close()
 
 

@@ -269,16 +269,15 @@ async def test_error_inside_a_stream_passes_by_its_status_or_code(error: object,
 @pytest.mark.parametrize("code", ["server_error", "rate_limit_exceeded", "vector_store_timeout"])
 @virtually
 async def test_response_that_fails_is_made_again(code: str) -> None:
-    wire = Responses()
+    wire, again = Responses(), Responses()
     failed = wire.event("response.failed", response={"id": "resp_1", "error": {"code": code, "message": ""}})
     first = [*wire.begin(), *wire.said(0, ("Half",)), failed]
-    again = Responses()
     model = Model(first, [*again.begin(), *again.said(0, ("Whole",)), *again.completed()])
     known: list[SoFar] = []
 
-    def make(so_far: SoFar) -> Any:
+    def make(model: str = "gpt-test", *, so_far: SoFar) -> Any:
         known.append(so_far)
-        return client.responses.create(model="gpt-test", input="Hi", stream=True)
+        return client.responses.create(model=model, input="Hi", stream=True)
 
     client = model.openai()
     message, _ = await piped(make)
@@ -526,8 +525,8 @@ async def test_text_that_broke_off_is_continued_without_a_repetition(
     model = Model([*said(LONG), CUT], [*said(*pieces), *chat_end()])
     known: list[SoFar] = []
 
-    def make(so_far: SoFar) -> Any:
-        known.append(so_far)
+    def make(before: SoFar) -> Any:
+        known.append(before)
         return ask_chat(client)()
 
     client = model.openai()
