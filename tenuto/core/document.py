@@ -133,15 +133,7 @@ class Stored(Struct, frozen=True, kw_only=True):
 KEPT_MS = 7 * 24 * 3_600_000
 
 # Exceptions of decoding that mean a store returned damaged data. ValueError stands for text that is not UTF-8.
-DAMAGE = (
-    msgspec.DecodeError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    OverflowError,
-    RecursionError,
-)
+DAMAGE = (msgspec.DecodeError, ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)
 
 _encode_head = msgspec.msgpack.Encoder().encode
 _decode_head = msgspec.msgpack.Decoder(MessageHead).decode

@@ -27,14 +27,7 @@ from tenuto.core.events import Batch, Cursor, Page, Presence, ServerEvent, parse
 from tenuto.core.limits import Limits
 from tenuto.core.model import Command, Json, Message, Part
 from tenuto.core.names import check_channel, check_id, check_pattern, command_key
-from tenuto.core.requests import (
-    CreateMessage,
-    DeleteMessage,
-    FinishMessage,
-    ReplyCommand,
-    SendCommand,
-    UpdateMessage,
-)
+from tenuto.core.requests import CreateMessage, DeleteMessage, FinishMessage, ReplyCommand, SendCommand, UpdateMessage
 from tenuto.hub.access.hosts import check_allowed_origins, check_public_origin
 from tenuto.hub.access.identity import Authenticate
 from tenuto.hub.access.rates import ClientLimits, Questions, Rates, current_route

@@ -132,7 +132,7 @@ _URL = re.compile("https?:|data:|/", re.IGNORECASE)  # "/": of a stored file of 
 _DATA_TYPE = re.compile(r"data:([^;,/\s]{1,100}/[^;,\s]{1,100})[;,]", re.IGNORECASE)
 
 
-def output_part(call: str, output: object, **about: str) -> Json:
+def output_part(call: str, output: object, **about: object) -> Json:
     """Return the part of a question with the output of the client's tool, for a turn that has ended without it."""
     return {"type": "data", "name": OUTPUT, "data": {"call_id": call, "output": output, **about}}
 

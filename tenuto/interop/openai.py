@@ -766,6 +766,7 @@ class GivenInput:
     outputs: dict[str, Json] = field(default_factory=dict)  # parts with outputs of the caller's tools, by call
     approvals: dict[Reference, Json] = field(default_factory=dict)  # replies to the agent, by the approval's id
     calls: set[str] = field(default_factory=set)  # calls that the request brings
+    beside: set[str] = field(default_factory=set)  # those in the last earlier message
     joins_calls: bool = True  # False: each item is a message of its own, so that it can be deleted
 
     def add(self, role: Role, parts: list[Json]) -> None:
@@ -780,6 +781,7 @@ class GivenInput:
             self.outputs.clear()
         if role != "user":
             self.earlier.append((role, parts))  # without parts it may get calls
+            self.beside.clear()
 
     def take_instructions(self) -> str:
         """Remove the messages of role system, but for those with files, and return their texts."""
@@ -795,10 +797,11 @@ class GivenInput:
         self.calls.add(call)
         is_next = bool(self.earlier) and self.earlier[-1][0] == "assistant" and not self.parts and not self.outputs
         if is_next and self.joins_calls:
-            _check_single(call, [one.get("call") for one in self.earlier[-1][1]])
+            _check_single(call, self.beside)
             self.earlier[-1][1].append(part)
         else:
             self.add("assistant", [part])
+        self.beside.add(call)
 
     def add_result(self, item: Json) -> None:
         """Add the call of a tool of the server with its result, once. A call without a result is in no history."""
@@ -825,8 +828,7 @@ def _about(name: str | Callable[[], str], key: str | None = None) -> Iterator[No
 
 
 def _refused(access: Access, body: Json, options: Json) -> str:
-    """Return the field of a refused request: an option with a value that cannot be stored, the largest option if they
-    exceed their limit, or the input."""
+    """Return the field that was refused: an option that cannot be stored, the largest one of too many, or the input."""
     fields = {name: options_in({name: body[name]}) for name in body}
     wrong = [name for name, found in fields.items() if _is_wrong(found, access.limits.depth)]
     if wrong or len(encode(options)) <= access.limits.options_bytes:
@@ -902,8 +904,7 @@ def _given(items: Any, *, is_first: bool = True, joins_calls: bool = True, is_wh
                 if output is None or isinstance(output, list):
                     output = [one for one in stored_parts(output or [], is_strict=True) if one["type"] != "data"] or ""
                 _check_single(call, given.outputs)
-                given.outputs[call] = output_part(call, output)
-                given.outputs[call]["data"] |= {CUSTOM: True} if kind == "custom_tool_call_output" else {}
+                given.outputs[call] = output_part(call, output, **{CUSTOM: True} if kind.startswith("custom") else {})
                 if is_whole and call not in given.calls:
                     detail = f"the input replies to {call[:64]!r}, but no call before it has this id; send the call too"
                     raise InvalidRequest(f"{detail}, or the previous_response_id of the response that has it")
@@ -922,8 +923,7 @@ def _given(items: Any, *, is_first: bool = True, joins_calls: bool = True, is_wh
                 id = str(item.get("id"))
                 raise InvalidRequest(f"the input has a reference to item {id[:256]!r}; send the message itself here")
             case kind if kind not in _RESENT:  # which are left out
-                known = "messages, function_call_outputs and approvals"
-                raise InvalidRequest(f"an item of input has the type {kind!r:.80}; send {known}")
+                raise InvalidRequest(f"an item of input has the type {kind!r:.80}; send messages, outputs or approvals")
     if not joins_calls:
         given.add("assistant", [])  # the end, so that messages of the user and outputs are earlier ones
     elif not (given.parts or given.outputs or given.approvals):

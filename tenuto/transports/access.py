@@ -34,16 +34,7 @@ from typing import Any, NamedTuple
 from msgspec.structs import replace
 
 from tenuto.core.deltas import TurnStatus
-from tenuto.core.errors import (
-    Busy,
-    Draining,
-    Forbidden,
-    InvalidName,
-    TenutoError,
-    TooMany,
-    Unauthenticated,
-    shown,
-)
+from tenuto.core.errors import Busy, Draining, Forbidden, InvalidName, TenutoError, TooMany, Unauthenticated, shown
 from tenuto.core.events import Cursor, parse_cursor
 from tenuto.core.model import Message
 from tenuto.core.names import check_channel, check_id, command_key

@@ -177,8 +177,13 @@ _store_failures = Refusals()  # apart from refused peers, who must not hide them
 T = TypeVar("T")
 
 
+MOST_VALUES = 100_000  # of one request: decoding and checking 8 MiB of empty lists held up all clients for seconds
+
+
 def decode(data: bytes | bytearray, decoder: msgspec.json.Decoder[T]) -> T:
     """Return the decoded `data`. Raises InvalidRequest, and InvalidText for text that is not valid Unicode."""
+    if len(data) > MOST_VALUES and _has_too_many_values(data):
+        raise InvalidRequest(f"the JSON has more than {MOST_VALUES} values; send fewer, or some of them as one text")
     try:
         return decoder.decode(data)
     except msgspec.ValidationError as error:
@@ -189,6 +194,17 @@ def decode(data: bytes | bytearray, decoder: msgspec.json.Decoder[T]) -> T:
         raise InvalidRequest("the JSON is nested too deeply to be decoded; send fewer levels") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         _refuse(data, error)
+
+
+def _has_too_many_values(data: bytes | bytearray) -> bool:
+    """Return whether commas and opening brackets outside of strings are more than `MOST_VALUES`."""
+    if sum(data.count(one) for one in (b",", b"[", b"{")) <= MOST_VALUES:
+        return False
+    data = data.replace(b"\\\\", b"").replace(b'\\"', b"")
+    if data.count(b'"') > 4 * MOST_VALUES:  # each value has up to two strings
+        return True
+    data = re.sub(b'"[^"]*"', b"", data)
+    return sum(data.count(one) for one in (b",", b"[", b"{")) > MOST_VALUES
 
 
 def _refuse(data: bytes | bytearray, error: Exception) -> NoReturn:

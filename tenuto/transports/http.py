@@ -43,12 +43,7 @@ from tenuto.core.errors import (
 )
 from tenuto.core.model import Part
 from tenuto.core.names import check_channel, check_id
-from tenuto.core.requests import (
-    DeleteMessage,
-    EnterChannel,
-    PutPart,
-    SendSignal,
-)
+from tenuto.core.requests import DeleteMessage, EnterChannel, PutPart, SendSignal
 from tenuto.core.requests import Request as HubRequest
 from tenuto.core.visitor_ids import STEM, is_visitor
 from tenuto.hub.access.identity import Scope as HubScope

@@ -33,15 +33,7 @@ from tenuto.core.events import encode_json, parse_cursor
 from tenuto.core.limits import KIB
 from tenuto.core.model import Json, check_json
 from tenuto.core.names import check_channel, check_id, invalid_pattern, is_pattern, matches
-from tenuto.core.requests import (
-    AppendText,
-    CreateMessage,
-    PutPart,
-    RenewLease,
-    Request,
-    TakeOver,
-    UpdateMessage,
-)
+from tenuto.core.requests import AppendText, CreateMessage, PutPart, RenewLease, Request, TakeOver, UpdateMessage
 from tenuto.core.turns import WhenBusy
 from tenuto.development import names_exceptions
 from tenuto.hub.access.identity import Identity

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import nullcontext
 from itertools import cycle
@@ -338,6 +339,14 @@ async def test_messages_that_a_request_brought_are_deleted_by_their_maker_alone(
         with pytest.raises(openai.PermissionDeniedError):
             await scene.client.conversations.delete(conversation_id(channel))
         assert [one.text for one in (await scene.hub.history(channel)).messages] == ["Welcome."]
+
+
+async def test_calls_of_a_request_are_not_compared_with_each_other(scene: ClientScene) -> None:
+    began_s, call = time.process_time(), {"type": "function_call", "name": "f", "arguments": "{}"}
+    given = [*({**call, "call_id": f"c{number}"} for number in range(15_000)), {"role": "user", "content": "x"}]
+    with pytest.raises(openai.APIStatusError, match="the limit is 256"):
+        await scene.client.post("/responses", body={"model": "bot", "input": given}, cast_to=object)
+    assert time.process_time() - began_s < 3.0  # comparisons take 10 s
 
 
 async def test_caller_that_may_only_ask_brings_no_message_of_another_role(of_ann: ClientScene) -> None:

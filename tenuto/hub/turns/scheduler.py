@@ -39,17 +39,7 @@ from tenuto.core.names import COMMAND_MARK, command_key, matches
 from tenuto.core.ops import WriterIdentity
 from tenuto.core.requests import SERVER, Caller, ClaimTurn, EndTurn, SendCommand
 from tenuto.core.state import ClaimState, MessageState
-from tenuto.core.turns import (
-    ATTEMPTS,
-    CANCEL,
-    INTERRUPTED,
-    ChannelTurns,
-    Left,
-    Phase,
-    TurnEvent,
-    TurnMachine,
-    WhenBusy,
-)
+from tenuto.core.turns import ATTEMPTS, CANCEL, INTERRUPTED, ChannelTurns, Left, Phase, TurnEvent, TurnMachine, WhenBusy
 from tenuto.hub.channel import Channel, is_settling
 from tenuto.hub.clock import Clock, Deadlines
 from tenuto.hub.committer import in_time
