@@ -272,17 +272,17 @@ class StreamResponse(Response):
         self._name(message_id)
         message, cursor = await hub.read(self._channel, message_id)
         # no reader has received any text of a new answer
-        sent = resume_point(since if answering is None else None, cursor)
+        sent = resume_point(since if answering is None else None, message, cursor)
         if sent.is_finished and message.status != "streaming":
             return None
         name = "" if self._is_repeatable else hub.tickets.name(self._channel, message_id)
         if name and self._style != AI_SDK and since is None and self._is_for_event_source(requested):
-            self._first = f"id: {Position(cursor, name, sent).id(is_finished=False)}\n\n".encode()
+            self._first = f"id: {Position(cursor, name, message.created, sent).id(is_finished=False)}\n\n".encode()
         stream = MessageStream(
             self._app,
             send,
             Credentials(hub, dict(scope), None),  # the app has authenticated the caller
-            message_id,
+            message,
             sent,
             self._framer(requested, message_id),
             is_own_client=True,  # without a farewell: the bytes are those of the answer only

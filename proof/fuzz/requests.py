@@ -83,7 +83,7 @@ REQUESTS: list[dict[str, Json]] = [
     {"method": "HEAD", "path": f"{C}/events"},
     {"method": "GET", "path": f"{C}/poll", "query": "since=-:0&wait_s=0&history=1"},
     {"method": "GET", "path": f"{C}/poll", "query": "wait_s=60", "beside": True},
-    {"method": "GET", "path": f"{M}/m1/events", "query": "since=x:1:m0.1", "beside": True},
+    {"method": "GET", "path": f"{M}/m1/events", "query": "since=x:1:1m0.1", "beside": True},
     {"method": "GET", "path": f"{M}/m1/events", "headers": [["Tenuto-Client", "js/1"]]},
     {"method": "POST", "path": "/v1/tickets", "json": {"channel": "c"}},
     {"method": "GET", "path": f"{C}/events", "query": "ticket={ticket}&flush_ms=0", "beside": True},

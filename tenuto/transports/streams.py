@@ -7,8 +7,8 @@ class with the method of `Framer`. The bytes of the two formats here are public 
 `docs/agents.md`).
 
 The id of an event is a cursor of the channel with a field of ours: how much of each part the reader was sent
-(`m0.12.340`: it has 12 code points of part 0 and 340 of part 1; with `d` instead of `m` it was sent the end, too).
-In `m0a1.0.340` one of the parts is a superseded attempt.
+(`7m0.12.340`: of the message created at serial 7 it has 12 code points of part 0 and 340 of part 1; with `d` instead of
+`m` it was sent the end, too). In `7m0a1.0.340` one of the parts is a superseded attempt.
 """
 
 from __future__ import annotations
@@ -58,22 +58,23 @@ from tenuto.transports.sse import (
     start_stream,
 )
 
-_SENT = re.compile(r"([md])([0-9]{1,3})(?:a([0-9]{1,3}))?((?:\.[0-9]{1,8})*)\Z")
+_SENT = re.compile(r"([0-9]{1,16})([md])([0-9]{1,3})(?:a([0-9]{1,3}))?((?:\.[0-9]{1,8})*)\Z")
 # limit of the field about the sent text: a cursor's extra field has 300 characters, and a ticket's seal or an answer's
 # name may need some of them
 _SENT_CHARACTERS = 255
 
 
 class Position(NamedTuple):
-    """A reader's position after a frame: the channel's cursor, a seal or name, and the length of the sent text."""
+    """A reader's position after a frame; `seal` is that of a ticket, or a name, and `created` the message's serial."""
 
     cursor: str
     seal: str
+    created: int
     sent: Sent
 
     def id(self, *, is_finished: bool) -> str:
         """Return an event's id: a cursor from which `sent_by` reads `sent`. `is_finished`: the event is the last."""
-        return f"{self.cursor}:{self.seal}{sent_field(self.sent, is_finished=is_finished)}"
+        return f"{self.cursor}:{self.seal}{sent_field(self.created, self.sent, is_finished=is_finished)}"
 
 
 class Framer(Protocol):
@@ -166,10 +167,8 @@ EndFrame = str | bytes | Callable[[str], str | bytes]
 
 
 def _bytes_of(frame: object, option: str) -> bytes:
-    if isinstance(frame, str):
-        return frame.encode()
-    if isinstance(frame, bytes):
-        return frame
+    if isinstance(frame, str | bytes):
+        return frame.encode() if isinstance(frame, str) else frame
     raise LocalError(
         f"{option} of stream_response must return a frame as str or bytes, got {shown(frame)}; return a str from the "
         "function, with `return`"
@@ -229,27 +228,27 @@ class _Lines:
         return "".join(f"data: {line}\n" for line in lines)
 
 
-def sent_field(sent: Sent, *, is_finished: bool) -> str:
+def sent_field(created: int, sent: Sent, *, is_finished: bool) -> str:
     """Return the cursor's extra field for `sent`; if there is not enough room, only for the last parts."""
     pieces: list[str] = []
-    lengths, attempts = sent.lengths, f"a{sent.attempts}" if sent.attempts else ""
-    room = _SENT_CHARACTERS - len(attempts)
-    for length in reversed(lengths):
+    kind, attempts = f"{created}{'d' if is_finished else 'm'}", f"a{sent.attempts}" if sent.attempts else ""
+    room = _SENT_CHARACTERS - len(kind) - len(attempts)
+    for length in reversed(sent.lengths):
         piece = f".{length}"
         room -= len(piece)
         if room < 0:
             break
         pieces.append(piece)
-    first = len(lengths) - len(pieces)
-    return f"{'d' if is_finished else 'm'}{first}{attempts}" + "".join(reversed(pieces))
+    first = len(sent.lengths) - len(pieces)
+    return f"{kind}{first}{attempts}" + "".join(reversed(pieces))
 
 
-def sent_by(cursor: Cursor | None) -> Sent:
-    """Return how much text the reader with `cursor` was sent; none for a cursor of another kind of stream."""
+def sent_by(cursor: Cursor | None, message: Message | None = None) -> Sent:
+    """Return how much text the reader with `cursor` was sent; none unless its stream was one of `message`, if given."""
     found = _SENT.match(split_seal(cursor.extra)[1]) if cursor is not None else None
-    if found is None:
+    if found is None or (message is not None and int(found[1]) != message.created):
         return Sent()
-    kind, first, attempts, lengths = found.groups()
+    _, kind, first, attempts, lengths = found.groups()
     # The parts before `first` did not fit into the cursor. They no longer grow.
     whole = [ALL_SENT] * int(first)
     return Sent([*whole, *(int(length) for length in lengths.split(".")[1:])], kind == "d", int(attempts or 0))
@@ -290,14 +289,14 @@ class DeltaStream(EventStream):
 class MessageStream(DeltaStream):
     """One reader's stream of one message. `attach` comes before `run`."""
 
-    __slots__ = ("_framer", "_progress")
+    __slots__ = ("_created", "_framer", "_progress")
 
     def __init__(
         self,
         app: StreamApp,
         send: Send,
         credentials: Credentials,
-        message_id: str,
+        message: Message,
         sent: Sent,
         framer: Framer,
         *,
@@ -309,7 +308,8 @@ class MessageStream(DeltaStream):
         """Serve one reader. Its cursors carry `name` (from `hub.tickets.name`) if given, else a ticket's seal."""
         super().__init__(app, send, credentials, is_own_client=is_own_client, ping_s=ping_s, sender_class=sender_class)
         self._seal = name or self._seal
-        self._progress = MessageProgress(message_id, sent)
+        self._created = message.created
+        self._progress = MessageProgress(message.id, sent)
         self._framer = framer
         self._first = None
 
@@ -334,18 +334,18 @@ class MessageStream(DeltaStream):
             self.sender.end()
             return
         status = progress.status
-        body = self._framer.frame(deltas, status, Position(cursor, self._seal, progress.sent()))
+        body = self._framer.frame(deltas, status, Position(cursor, self._seal, self._created, progress.sent()))
         self.write(body, is_last=status is not None)
 
 
-def resume_point(since: Cursor | None, cursor: str) -> Sent:
-    """Return the text that a reader with the cursor `since` was already sent of a message that was read at `cursor`.
+def resume_point(since: Cursor | None, message: Message, cursor: str) -> Sent:
+    """Return the text that a reader with the cursor `since` was already sent of `message`, which was read at `cursor`.
 
-    A cursor of another epoch, or above the head of the log, is treated as none.
+    A cursor of another message or epoch, or above the head of the log, is treated as none.
     """
     head = parse_cursor(cursor)
     is_known = since is not None and head is not None and since.epoch == head.epoch and since.serial <= head.serial
-    return sent_by(since if is_known else None)
+    return sent_by(since if is_known else None, message)
 
 
 async def message_events(
@@ -375,7 +375,7 @@ async def _message_stream(
     async with hub.viewing.reading():
         message, cursor = await hub.read(channel, check_id(message_id))
     credentials.charge(message_bytes([message]))
-    sent = resume_point(since, cursor)
+    sent = resume_point(since, message, cursor)
     if sent.is_finished and message.status != "streaming":
         # 204 stops an EventSource that reconnects after `done` for good
         await send_head(app, scope, send, 204, [(b"cache-control", b"no-store")])
@@ -386,7 +386,7 @@ async def _message_stream(
         return None
     credentials.take_slot()
     is_own = is_own_client(scope, query)
-    stream = MessageStream(app, send, credentials, message_id, sent, NamedEvents(), is_own_client=is_own, ping_s=ping_s)
+    stream = MessageStream(app, send, credentials, message, sent, NamedEvents(), is_own_client=is_own, ping_s=ping_s)
     try:
         await stream.attach(channel, message, cursor, flush_ms=flush_ms)
     except BaseException:

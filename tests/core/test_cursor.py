@@ -75,7 +75,7 @@ def test_presence_position_is_the_last_field_of_a_cursor(serial: int, extra: str
     assert str(cursor).startswith(f"e1:{serial}:{extra}@life:")
 
 
-@pytest.mark.parametrize("extra", ["", "@", "p4", "life:3", "@life", "@life:", "@life:x", "@:3", "@@life:3", "m0.5"])
+@pytest.mark.parametrize("extra", ["", "@", "p4", "life:3", "@life", "@life:", "@life:x", "@:3", "@@life:3", "7m0.5"])
 def test_invalid_presence_position_is_none(extra: str) -> None:
     assert Cursor("e1", 1, extra).presence is None
 

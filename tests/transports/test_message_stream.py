@@ -6,8 +6,9 @@ import json
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import convert
 
-from tenuto.core.deltas import MessageReplaced, Sent, TextAdded
+from tenuto.core.deltas import Delta, MessageReplaced, Sent, TextAdded
 from tenuto.core.events import parse_cursor
 from tenuto.core.model import Message
 from tenuto.transports.streams import OwnFrames, PlainData, Position, sent_by, sent_field
@@ -26,12 +27,18 @@ def last_id(stream: Stream) -> str:
 
 
 async def test_coming_back_after_done_gets_204_which_stops_an_event_source(served: Served) -> None:
-    await write(served.hub, "c", ["text"])
-    stream = await Stream.open(served, EVENTS)
-    await stream.until_over()
-    again = await Stream.open(served, EVENTS, Last_Event_ID=last_id(stream))
-    await again.until_over()
-    assert (again.response.status, again.body) == (204, b"")
+    """Not with a cursor of another message, which was sent none of this text, nor with one that names no message."""
+    found = []
+    for id, text in (("m1", "text"), ("m2", "a longer text")):
+        await write(served.hub, "c", [text], id=id)
+        stream = await Stream.open(served, EVENTS.replace("m1", id))
+        await stream.until_over()
+        cursor, _, field = last_id(stream).rpartition(":")
+        for sent in (field, field.replace("d", "m"), field.lstrip("0123456789")):
+            again = await Stream.open(served, EVENTS, Last_Event_ID=f"{cursor}:{sent}")
+            await again.until_over()
+            found.append((again.response.status, added_up(again), again.body == b""))
+    assert found == [(204, "", True), (200, "", False), *[(200, "text", False)] * 4]
 
 
 async def change(served: Served, method: str, path: str, body: object) -> None:
@@ -75,35 +82,27 @@ async def test_superseded_attempt_is_reset_once_for_each_reader(served: Served) 
     third = await Stream.open(served, EVENTS)
     await third.until_over()
     assert (added_up(third), [event.event for event in third.events]) == ("A whole one", ["answer", "done"])
-    above = await Stream.open(served, f"{EVENTS}?since={last_id(first).partition(':')[0]}:9999999999999999:m0.1")
+    above = await Stream.open(served, f"{EVENTS}?since={last_id(first).replace(':', ':9', 1)}")
     await above.until_over()
     assert added_up(above) == "A whole one"  # a cursor of no entry counts as none
 
 
 def test_formats_of_plain_text_send_what_is_left_of_the_answer() -> None:
     """Also if text of the failed attempt, and more text after it, are in the same batch."""
-    left = Message(
-        id="m1",
-        role="assistant",
-        status="streaming",
-        **dict.fromkeys(("created", "version", "created_at", "updated_at"), 1),
-        parts=[{"type": "attempt", "parts": []}, {"type": "text", "text": "right\n"}],
-    )
-    deltas = [
-        TextAdded(0, "text", 5, "!"),
-        MessageReplaced(left, (), is_superseded=True),
-        TextAdded(1, "text", 6, "on"),
-    ]
-    position = Position("e:9", "", Sent([0, 8], attempts=1))
-    assert PlainData(has_ids=True).frame(deltas, None, position) == (
-        b"event: reset\ndata: right\ndata: on\nid: e:9:m0a1.0.8\n\n"
-    )
+    times = dict.fromkeys(("created", "version", "created_at", "updated_at"), 1)
+    parts = [{"type": "attempt", "parts": []}, {"type": "text", "text": "right\n"}]
+    left = convert({"id": "m1", "role": "assistant", "status": "streaming", "parts": parts, **times}, Message)
+    deltas: list[Delta] = [TextAdded(0, "text", 5, "!"), MessageReplaced(left, (), is_superseded=True)]
+    deltas.append(TextAdded(1, "text", 6, "on"))
+    position = Position("e:9", "", 7, Sent([0, 8], attempts=1))
+    plain = PlainData(has_ids=True).frame(deltas, None, position)
+    assert plain == b"event: reset\ndata: right\ndata: on\nid: e:9:7m0a1.0.8\n\n"
     own = OwnFrames(lambda text: f"data: {text}\n\n", "data: [DONE]\n\n", has_ids=False)
     assert own.frame(deltas, "complete", position) == (b"event: reset\ndata: right\ndata: on\n\ndata: [DONE]\n\n")
 
 
 def test_a_line_end_cut_in_two_is_one_line_end() -> None:
-    plain, position = PlainData(has_ids=False), Position("e:9", "", Sent([3]))
+    plain, position = PlainData(has_ids=False), Position("e:9", "", 7, Sent([3]))
     frames = [plain.frame([TextAdded(0, "text", 0, text)], None, position) for text in ("a\r", "\nb\n", "\nc\r", "d")]
     assert frames == [b"data: a\ndata: \n\n", b"data: b\ndata: \n\n", b"data: \ndata: c\ndata: \n\n", b"data: d\n\n"]
 
@@ -111,9 +110,9 @@ def test_a_line_end_cut_in_two_is_one_line_end() -> None:
 # The sent lengths in a cursor
 
 
-@given(st.lists(st.integers(0, 9_999_999), max_size=256), st.booleans(), st.integers(0, 256))
-def test_sent_lengths_are_read_back_from_the_cursor(lengths: list[int], is_done: bool, attempts: int) -> None:
-    extra = sent_field(Sent(lengths, attempts=attempts), is_finished=is_done)
+@given(st.lists(st.integers(0, 9_999_999), max_size=256), st.booleans(), st.integers(0, 256), st.integers(1, 10**15))
+def test_sent_lengths_are_read_back_from_the_cursor(lengths: list[int], is_done: bool, attempts: int, at: int) -> None:
+    extra = sent_field(at, Sent(lengths, attempts=attempts), is_finished=is_done)
     cursor = parse_cursor(f"epoch:5:{extra}")
     assert cursor is not None
     parsed = sent_by(cursor)
@@ -122,4 +121,4 @@ def test_sent_lengths_are_read_back_from_the_cursor(lengths: list[int], is_done:
     left_out = list(parsed.lengths).count(2**53)
     assert list(parsed.lengths)[left_out:] == lengths[left_out:]
     kept = "".join(f".{length}" for length in lengths[left_out:])
-    assert left_out == 0 or len(f".{lengths[left_out - 1]}{kept}") > 255 - len(f"a{attempts}")
+    assert left_out == 0 or len(f".{lengths[left_out - 1]}{kept}") > 255 - len(f"{at}ma{attempts}")
