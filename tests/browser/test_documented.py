@@ -7,12 +7,14 @@ Layer: tests.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from pathlib import Path
 
 from playwright.async_api import Browser, expect
 
 from tests.browser.test_client import page_app, page_at
+from tests.interop.scene import lose
 from tests.transports.conftest import new_hub, serving
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -21,9 +23,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 def block(page: str, heading: str) -> str:
     """Return the first HTML block under a heading of a documentation page."""
     section = (DOCS / page).read_text().split(f"# {heading}\n")[1]
-    found = re.search(r"```html\n(.*?)```", section, re.DOTALL)
-    assert found is not None
-    return found[1]
+    return str(re.findall(r"```html\n(.*?)```", section, re.DOTALL)[0])
 
 
 async def test_first_page_of_the_reference_sends_and_shows_a_message(browser: Browser) -> None:
@@ -44,23 +44,23 @@ async def test_plain_page_changes_only_the_element_of_the_changed_message(browse
         await expect(window.locator("p")).to_have_text(["Why?"])
         await window.evaluate("document.querySelector('p').firstChild.isKept = true")
         async with hub.message("chat:1") as message:
-            await message.append("Because")
-            await expect(window.locator("p")).to_have_text(["Why?", "Because"])
-            await message.append(" it is.")
-            await expect(window.locator("p")).to_have_text(["Why?", "Because it is."])
+            for text, shown in (("Because", "Because"), (" it is.", "Because it is.")):
+                await message.append(text)
+                await expect(window.locator("p")).to_have_text(["Why?", shown])
         assert await window.evaluate("document.querySelector('p').firstChild.isKept")
         await window.goto("about:blank")
 
 
 async def test_page_with_an_eventsource_shows_one_answer_to_its_end(browser: Browser) -> None:
-    hub = new_hub()
+    hub, gate = new_hub(), asyncio.Event()
+    gate.set()
     async with serving(hub, page_app(block("frameworks.md", "Without the client"), hub)) as served:
         async with hub.message("chat:1", id="a1") as message:
-            await message.append("One, ")
+            await lose(message, gate, {"type": "reasoning", "text": "Hm"}, {"type": "text", "text": "Lost"})
             window = await page_at(browser, served.port, "/?id=a1")
-            await expect(window.locator("#answer")).to_have_text("One,")
-            await message.append("two, ")
-            await expect(window.locator("#answer")).to_have_text("One, two,")
+            await expect(window.locator("pre")).to_have_text(["Hm", "Lost"])
+            for text, shown in (("One, ", "One,"), ("two, ", "One, two,")):
+                await message.append(text)
+                await expect(window.locator("pre")).to_have_text(["", shown])
             await message.append("three.")
-        await expect(window.locator("#state")).to_have_text("complete")
-        await expect(window.locator("#answer")).to_have_text("One, two, three.")
+        await expect(window.locator("pre, #state")).to_have_text(["", "One, two, three.", "complete"])
