@@ -12,6 +12,7 @@ const SERVER: string = import.meta.env["VITE_SERVER"] ?? "http://localhost:8000"
 // The server is `examples/react/server.py`.
 async function token() {
   const response = await fetch(`${SERVER}/token?name=ann`, { method: "POST" })
+  if (!response.ok) throw new Error(response.statusText) // the client tries again
   return response.text()
 }
 

@@ -8,6 +8,7 @@ const SERVER = process.env["NEXT_PUBLIC_SERVER"] ?? "http://localhost:8000"
 
 async function token() {
   const response = await fetch(`${SERVER}/token?name=ann`, { method: "POST" })
+  if (!response.ok) throw new Error(response.statusText) // the client tries again
   return response.text()
 }
 

@@ -11,6 +11,7 @@ const name = new URLSearchParams(location.search).get("me") ?? "ann"
 // The client calls this at the start, before the token expires, and when the hub refuses it.
 async function token() {
   const response = await fetch(`${SERVER}/token?name=${encodeURIComponent(name)}`, { method: "POST" })
+  if (!response.ok) throw new Error(response.statusText) // the client tries again
   return response.text()
 }
 
