@@ -116,8 +116,7 @@ async def test_reloaded_page_resumes_and_the_stop_button_stops_both_tabs(browser
         context = await browser.new_context()
         one, other = await context.new_page(), await context.new_page()
         errors: list[str] = []
-        for page in (one, other):
-            page.on("pageerror", lambda error: errors.append(str(error)))
+        context.on("weberror", lambda error: errors.append(str(error.error)))
         await one.goto(f"http://127.0.0.1:{served.port}/")
         await one.fill("input[name=text]", "hi")
         await one.get_by_role("button", name="Send").dblclick()
