@@ -102,6 +102,8 @@ export class Client extends Observable {
   #isProbing = false
   #warned = new Set()
   #closed = new AbortController()
+  /** @internal Aborts when the client is closed. */
+  closing = this.#closed.signal
   /** @type {Promise<unknown> | undefined} the import that sets `sharing`; undefined on a page without an identity or a token */
   #starts
   /** @type {ReturnType<typeof setTimeout> | undefined} timer of the climb, or of the probe */
@@ -194,12 +196,12 @@ export class Client extends Observable {
     this.notify()
   }
 
-  /** Close all connections; pending requests fail. @param {TenutoError} [error] the reason */
-  close(error) {
+  /** Close all connections; pending requests fail. @param {TenutoError | null} [error] the reason */
+  close(error = null) {
     if (this.state === "closed") return
     this.#closed.abort()
-    this.#error = error ?? null
-    if (error) this.#warn(error)
+    this.#error = error
+    if (error) this.warn(error)
     for (const channel of this.channels.values()) channel.end(error)
     this.#stopAll()
     for (const ref of this.requests.pending.keys()) this.requests.settle(ref, error ?? this.#isOver())
@@ -223,11 +225,6 @@ export class Client extends Observable {
   /** The client id: that of the server, or the app's option. */
   get id() {
     return this.confirmedId ?? this.options.client
-  }
-
-  /** @internal Return the signal that aborts when the client is closed. */
-  get closing() {
-    return this.#closed.signal
   }
 
   /** @internal Throw if the client accepts no request now. */
@@ -293,8 +290,8 @@ export class Client extends Observable {
   /** @internal The server does not accept `token`. Return whether this closed the client. @param {string | undefined} token @param {boolean} isExpired */
   tokenRefused(token, isExpired) {
     if (this.token.refused(token, isExpired)) return false
-    const known = this.confirmedId === undefined ? "sign in, or pass `token` to connect()" : "sign in again"
-    const remedy = this.token.source === undefined ? known : "check the `token` of connect()"
+    const isFirst = this.confirmedId === undefined
+    const remedy = this.token.source !== undefined ? "check the `token` of connect()" : isFirst ? "sign in, or pass `token` to connect()" : "sign in again"
     this.close(refusal("unauthenticated", `${this.base} does not accept this client: ${remedy}`))
     return true
   }
@@ -396,15 +393,15 @@ export class Client extends Observable {
   explain(error) {
     if (this.state === "closed") return
     this.#error = error
-    this.#warn(error)
+    this.warn(error)
     for (const channel of this.channels.values()) channel.notify() // their snapshots have the status, too
     this.notify()
   }
 
-  /** @param {TenutoError} error */
-  #warn({ code, message }) {
-    if (!this.#warned.has(code)) console.warn(`tenuto: ${code}: ${message}`)
-    this.#warned.add(code)
+  /** @internal Write an error to the console, once for each code, or for another key. @param {TenutoError} error @param {string} [key] */
+  warn({ code, message }, key = code) {
+    if (!this.#warned.has(key)) console.warn(`tenuto: ${code}: ${message}`)
+    this.#warned.add(key).add(message)
   }
 
   #checkOpen() {

@@ -163,15 +163,19 @@ describe("a channel over WebSocket", () => {
     assert.equal(w.sockets.length, 3)
   })
 
-  test("is closed with the error of a permanent refusal; the other channels continue", (t) => {
+  test("is closed with the error of a permanent refusal, once in the console; the other channels continue", (t) => {
+    const { mock } = t.mock.method(console, "warn", () => {})
     const w = world(t)
     const other = w.client.channel("other")
     goLive(w, "other")
-    const channel = w.client.channel("secret")
-    w.socket.refuse("attach", "forbidden", { detail: "no" })
-    assert.equal(channel.state, "closed")
-    assert.equal(channel.error.code, "forbidden")
-    assert.equal(channel.getSnapshot().error, channel.error)
+    for (const name of ["secret", "secret", "hidden"]) {
+      const channel = w.client.channel(name)
+      w.socket.refuse("attach", "forbidden", { detail: `no ${name}` })
+      assert.equal(channel.state, "closed")
+      assert.equal(channel.error.code, "forbidden")
+      assert.equal(channel.getSnapshot().error, channel.error)
+    }
+    assert.deepEqual(mock.calls.map(({ arguments: [text] }) => text), ["tenuto: forbidden: no secret", "tenuto: forbidden: no hidden"])
     assert.equal(other.state, "live")
     assert.equal(w.client.state, "live")
   })
@@ -1183,7 +1187,7 @@ describe("history", () => {
   test("gives up on a page that stays old", async (t) => {
     const { w, channel } = withOlder(t)
     w.socket.events("c", "e:21", append(21, "m9", 2, "!"))
-    const message = "channel c changed during 3 requests for its page before 10: call history() again"
+    const message = "channel c changed during 3 requests for a page: call history() again"
     const rejected = assert.rejects(channel.history(), { code: "stale", message })
     for (let tries = 0; tries < 3; tries++) {
       w.socket.ok("history", { messages: [old("m9", 9)], more: false, cursor: "e:20" })

@@ -358,8 +358,9 @@ describe("the diagnosis", () => {
   })
 
   test("by the server's refusal of a stream has the server's code and words", async (t) => {
-    const { w } = await failed(t, { transport: "auto" })
+    const { w, warnings } = await failed(t, { transport: "auto" })
     await w.source.refuse(403, { code: "no_verifier", detail: "This hub has no verifier" })
     assert.equal(w.client.channels.size, 0)
+    assert.deepEqual(warnings(), ["tenuto: no_verifier: This hub has no verifier"])
   })
 })

@@ -105,8 +105,9 @@ export class Channel extends Observable {
     return () => void this.#listeners.delete(listener)
   }
 
-  /** Stop watching the channel. @param {TenutoError} [error] the reason */
+  /** Stop watching the channel. @param {TenutoError | null} [error] the reason */
   close(error) {
+    if (this.isOwn && error) this.client.warn(error, error.message)
     this.presence.leave()
     this.client.leave(this)
     this.end(error)
@@ -366,7 +367,7 @@ export class Channel extends Observable {
     this.notify()
   }
 
-  /** @internal @param {TenutoError} [error] */
+  /** @internal @param {TenutoError | null} [error] */
   end(error) {
     this.presence.stop()
     this.#typing.stop()
@@ -445,7 +446,7 @@ export class Channel extends Observable {
     for (let tries = 0; view.more; tries++) {
       const { starts, before } = view
       if (tries === PAGE_TRIES) {
-        throw refusal("stale", `channel ${this.name} changed during ${tries} requests for its page before ${before}: call history() again`)
+        throw refusal("stale", `channel ${this.name} changed during ${tries} requests for a page: call history() again`)
       }
       const page = await this.#request("history", { before, limit })
       // otherwise the page was requested for a view that has been replaced

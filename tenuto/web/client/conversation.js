@@ -37,7 +37,7 @@ export class Conversation {
     const now = [...stored.map(shownMessage), ...unsent]
     this.#stored = stored
     this.all = isSameList(now, all) ? all : now
-    const isAlike = now.length === all.length && now.every((one, n) => one === all[n] || (one.id === all[n].id && one.status === all[n].status))
+    const isAlike = now.length === all.length && now.every(({ id, status }, n) => id === all[n].id && status === all[n].status)
     if (this.#isStale || !isAlike) this.#divide()
     this.#isStale = false
     const shown = this.#hidden.size ? this.all.filter(({ id }) => !this.#hidden.has(id)) : this.all
@@ -94,9 +94,9 @@ export class Conversation {
     this.#hidden = new Set()
     all.forEach((message, position) => {
       const group = groupOf(message)
-      const others = this.#groups.get(group)
-      if (others) others.push(position)
-      else if (group) this.#groups.set(group, [position])
+      const alternatives = this.#groups.get(group) ?? []
+      alternatives.push(position)
+      if (group) this.#groups.set(group, alternatives)
     })
     const split = [...this.#groups].filter(([, { length }]) => length > 1)
     if (!split.length) return
@@ -116,8 +116,9 @@ export class Conversation {
     for (const message of all) {
       const { id, parent, status } = message
       const isOff = ends.has(parent)
-      if (isOff || unselected.has(message)) this.#hidden.add(id)
-      if (isOff || (unselected.has(message) && status !== "interrupted")) ends.add(id)
+      const isHidden = isOff || unselected.has(message)
+      if (isHidden) this.#hidden.add(id)
+      if (isOff || (isHidden && status !== "interrupted")) ends.add(id)
     }
   }
 }
@@ -135,7 +136,7 @@ function groupOf({ role, parent, reply_to, status, parts, local, created }) {
   // A user message with `reply_to` is a reply, not a question: a message may have many replies, all of them shown.
   // An unsent question without a parent gets one from the server, so until then it has no alternatives.
   const isQuestion = role === "user" && reply_to == null && (parent !== undefined || (created > 0 && !local))
-  const isAnswer = role === "assistant" && parent != null && (status !== "failed" || parts.length > 0)
+  const isAnswer = role === "assistant" && parent != null && (status !== "failed" || parts.length)
   return isQuestion || isAnswer ? nameOf(role, parent) : ""
 }
 

@@ -156,8 +156,7 @@ export class Outbox {
     for (const entry of this.entries.values()) {
       for (const { frame } of this.#creates(entry.id)) frame.if_author = entry.by || id
       if (entry.by || entry.stored) continue
-      const isOwn = entry.by === undefined || options.identity === id
-      if (isOwn) this.#put({ ...entry, by: id, error: entry.error !== UNKNOWN && entry.error })
+      if (entry.by === undefined || options.identity === id) this.#put({ ...entry, by: id, error: entry.error !== UNKNOWN && entry.error })
       else this.entries.set(entry.id, { ...entry, error: entry.error || UNKNOWN }) // not stored: the next page may know its sender
     }
   }

@@ -55,9 +55,9 @@ export class Requests {
   /** @param {unknown} ref @param {unknown} response */
   settle(ref, response) {
     const request = this.pending.get(ref)
-    const error = response instanceof TenutoError ? response : null
+    const error = response instanceof TenutoError && response
     // a draining server has not carried it out, so the next one gets it again
-    if (!request || error?.code === "draining") return
+    if (!request || (error && error.code === "draining")) return
     this.pending.delete(ref)
     this.#units -= request.units
     if (error) request.reject(error)
