@@ -131,11 +131,11 @@ async def test_a_page_of_another_origin_keeps_a_token(browser: Browser) -> None:
 async def test_a_hub_without_visitors_is_named_to_the_developer_only(browser: Browser) -> None:
     async with site(browser, hub=new_hub()) as here:
         page = await here.visitor("about:blank")
-        async with page.expect_console_message(
-            lambda message: message.type == "error" and "visitors()" in message.text
-        ) as named:
+        async with page.expect_console_message(lambda one: one.type == "error" and "visitors()" in one.text) as named:
             await page.goto(here.address)
         assert "attribute channel" in (await named.value).text
+        async with page.expect_console_message(lambda one: "not as a Tenuto server" in one.text):
+            await page.evaluate("document.querySelector('tenuto-chat').url = '/wrong'")  # a server that is no hub
         await expect(
             page.get_by_text("This chat does not work here. Please inform the owner of this page.")
         ).to_be_visible()
