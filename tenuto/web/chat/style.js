@@ -18,10 +18,10 @@ export function sheetOf(text) {
 const DARK = `--bg:var(--tenuto-bg,#14191a);--surface:var(--tenuto-surface,#1d2425);--text:var(--tenuto-text,#e8eceb);--muted:var(--tenuto-muted,#a3b0ad);--border:var(--tenuto-border,#39454a);--danger:#ff8a80;--accent:var(--tenuto-accent,#4cc2a5);--on-accent:var(--tenuto-on-accent,#04110d);--code:#0c1211;--warm:#2c2618;--warm-line:#6f5d2c;color-scheme:dark;`
 
 export const LAUNCHER_STYLE = `
-:host{--accent:var(--tenuto-accent,#0e6b58);--on-accent:var(--tenuto-on-accent,#fff);--bg:var(--tenuto-bg,#fafaf8);--surface:var(--tenuto-surface,#fff);--text:var(--tenuto-text,#1b2322);--muted:var(--tenuto-muted,#5d6866);--border:var(--tenuto-border,#dcdfdb);--danger:#a8261d;--radius:var(--tenuto-radius,16px);--tint:color-mix(in srgb,var(--accent) 13%,var(--surface));--code:#14211f;--warm:#fdf7ea;--warm-line:#dcc07c;display:block;color:var(--text);font:medium/1.5 var(--tenuto-font,system-ui,sans-serif);color-scheme:light;
+:host{--accent:var(--tenuto-accent,#0e6b58);--on-accent:var(--tenuto-on-accent,#fff);--bg:var(--tenuto-bg,#fafaf8);--surface:var(--tenuto-surface,#fff);--text:var(--tenuto-text,#1b2322);--muted:var(--tenuto-muted,#5d6866);--border:var(--tenuto-border,#dcdfdb);--danger:#a8261d;display:block;color:var(--text);font:medium/1.5 var(--tenuto-font,system-ui,sans-serif);color-scheme:light;
 }
 :host(:not([launcher])){height:var(--tenuto-height,min(640px,100vh))}
-:host([launcher]){position:fixed;z-index:2147483000;bottom:20px;inset-inline-end:20px}
+:host([launcher]){position:fixed;z-index:2147483000;bottom:20px;inset-inline-end:20px;width:auto !important;height:auto !important;min-width:0 !important;min-height:0 !important;max-height:none !important}
 :host([theme="dark"]){${DARK}}
 @media (prefers-color-scheme:dark){:host(:not([theme="light"])){${DARK}}}
 :host([hidden]),[hidden]{display:none !important}
@@ -38,6 +38,7 @@ svg{width:1.25em;height:1.25em;fill:none;stroke:currentColor;stroke-width:2;stro
 
 // Transparent borders are visible where the system forces its own colours.
 export const PANEL_STYLE = `
+:host{--radius:var(--tenuto-radius,16px);--tint:color-mix(in srgb,var(--accent) 13%,var(--surface));--code:#14211f;--warm:#fdf7ea;--warm-line:#dcc07c}
 .panel{position:relative;container-type:inline-size;display:flex;flex-direction:column;width:100%;max-width:var(--tenuto-width,none);height:100%;min-height:300px;margin:0 auto;background:var(--bg)}
 .panel.floating{position:absolute;bottom:72px;inset-inline-end:0;width:min(var(--tenuto-width,400px),calc(100vw - 24px));height:min(var(--tenuto-height,620px),calc(100vh - 110px));border:1px solid var(--border);border-radius:var(--radius);overflow:hidden;box-shadow:0 16px 48px rgb(0 0 0 / 22%)}
 .panel>header{display:flex;align-items:center;gap:10px;padding:12px 16px;border-bottom:1px solid var(--border);background:var(--surface)}
