@@ -118,7 +118,7 @@ export class TenutoChat extends Base {
 
   disconnectedCallback() {
     queueMicrotask(() => {
-      if (this.isConnected) return // the element was only moved within the page
+      if (this.isConnected) return this.#panel?.scroller.moved() // it was only moved within the page
       this.#close()
       this.#root?.replaceChildren()
     })
@@ -138,6 +138,7 @@ export class TenutoChat extends Base {
     this.#panel?.close()
     this.#own?.close()
     this.#panel = this.#own = null
+    this.#tries = 0
   }
 
   /** Return the words of the element, with the app's own in place of the defaults. @returns {import("./chat/strings.js").Strings} */
@@ -290,7 +291,7 @@ export class TenutoChat extends Base {
       if (life !== this.#life) return
       const unexplained = { isTemporary: true, words: this.words.unreachable, wait_s: 0 }
       const { isTemporary, words, wait_s } = await import("./chat/error_words.js").then(({ explain }) => explain(error, this.words), () => unexplained)
-      console.error("<tenuto-chat> could not be loaded:", error)
+      if (!isTemporary || !this.#tries) console.error("<tenuto-chat> could not be loaded:", error)
       if (this.isOpen) this.#explain(words)
       const most_ms = Math.min(AGAIN_CAP_MS, AGAIN_MS * 2 ** this.#tries++)
       if (isTemporary) setTimeout(() => this.#draw(), wait_s * 1_000 + AGAIN_MS / 2 + Math.random() * most_ms)

@@ -88,6 +88,13 @@ const loadOlderByScroll = async () => {
   return moved
 }
 
+// Whether the question that was sent stands at the top of the view.
+const isAtTop = () => {
+  const question = [...root.querySelectorAll("article")].find((node) => node.textContent.includes("My question"))
+  const top = question.getBoundingClientRect().top - root.querySelector(".log").getBoundingClientRect().top
+  return top >= 0 && top <= 40
+}
+
 const drawOwnParts = async () => {
   const chat = document.createElement("tenuto-chat") // before its tag is defined
   chat.setAttribute("channel", "chat:1")

@@ -78,6 +78,12 @@ export class Scroller {
     this.#lastHeight = scrollHeight
   }
 
+  /** The element was moved within the page, where it begins at the start: show again what the reader saw. */
+  moved() {
+    this.log.scrollTop = this.#lastTop
+    this.keep()
+  }
+
   /** Keep the end in view while the reader is there, and the question that was sent last at the top. */
   keep() {
     const { log, panel: { list } } = this
