@@ -31,6 +31,7 @@ Shape = Literal["text", "openai", "responses", "anthropic"]
 OUTPUT = "function_call_output"
 PARTICIPANT = "participant"
 CACHED = "prompt_cache_breakpoint"  # field of a part in OpenAI's API, and name of the data part behind it that has it
+_ENDED = ("done", "error", "denied")  # states of a call that has its result, also without a field `output`
 _TOOL = "_tool"  # field of a call of the caller's tool, in a history alone: its type and namespace
 _ANTHROPIC_IMAGES = ("image/jpeg", "image/png", "image/gif", "image/webp")
 _PARTICIPANT = re.compile(r"[^\s<|\\/>]{1,64}\Z")  # other names are refused by OpenAI's API
@@ -188,6 +189,8 @@ def _joined(messages: Sequence[Message], own: Mapping[str, dict[str, Json]], *, 
         for part in one.parts:
             data = part.get("data") if part["type"] == "data" and part["name"] == OUTPUT else None
             if part["type"] == "tool":
+                if (ended := part.get("state")) in _ENDED:  # no part holds a result that is null
+                    part = {"output": None if ended == "done" else ended, **part}
                 part = {**part, _TOOL: own[part["name"]]} if part["name"] in own else part
                 called[part["call"]] = part
                 if "output" not in part:

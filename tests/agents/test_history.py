@@ -368,6 +368,13 @@ def test_result_that_the_client_sends_later_is_joined_to_its_call_in_each_shape(
     assert late[1] == {"role": "user", "content": '[result of call c1: {"c": 7}]\nso?'}
 
 
+def test_call_that_has_ended_without_an_output_has_a_result_in_each_shape() -> None:
+    told = [ASKED, message("assistant", *({**UNANSWERED, "call": one, "state": one} for one in ("done", "denied")))]
+    for shape, field in (("openai", "content"), ("responses", "output")):
+        assert [one[field] for one in as_turns(told, shape)[-2:]] == ["null", "denied"]
+    assert [one["content"] for one in as_turns(told, "anthropic")[-1]["content"]] == ["null", "denied"]
+
+
 def test_result_after_another_answer_ends_the_history_with_its_call() -> None:
     open_call = call("c", state="called")
     del open_call["output"]
