@@ -178,6 +178,8 @@ async def _pipe_one(writing: Writing, stream: object, chosen: Source | None, sta
                 event = await silence.ended_by(anext(events), after_keepalive=not is_alive)
             except StopAsyncIteration:
                 break
+            if event is None and not (chosen is not None and chosen.is_of_sdk):
+                continue  # an app yields a delta without text
             chosen = chosen or by_first_event(event, option)
             if chosen is not None:
                 await _write(writing, chosen, event)

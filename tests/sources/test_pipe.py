@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import create_model
 from starlette.responses import StreamingResponse
 
 from tenuto import Hub, MessageWriter
@@ -28,6 +29,7 @@ from tenuto.sources.reading import reported
 from tests.sources.piping import PATIENCE_S, broken, one_by_one, pipe_all
 
 ROOT = Path(__file__).parents[2]
+WHOLE = create_model("Whole", text=(str, "x"))()  # an answer that an SDK has read to its end
 IMPORTS = """
 import sys
 import tenuto.sources
@@ -49,6 +51,8 @@ async def words(*pieces: str, error: Exception | None = None) -> AsyncIterator[s
 async def test_empty_stream_becomes_an_empty_message(hub: Hub) -> None:
     stored, piped = await pipe_all(hub, words())
     assert (stored.status, stored.parts, piped.text) == ("complete", [], "")
+    spoken = [await pipe_all(hub, one_by_one([None, "Hel", None, "lo", None]), source=one) for one in (None, "text")]
+    assert [(one.status, piped.text) for one, piped in spoken] == [("complete", "Hello")] * 2
 
 
 async def test_the_apps_own_error_passes_unchanged(hub: Hub) -> None:
@@ -62,8 +66,9 @@ async def test_the_apps_own_error_passes_unchanged(hub: Hub) -> None:
     [
         (StreamingResponse(words("x")), "pass the generator that the response wraps"),
         *((one, "") for one in (5, None, object(), [5], [{}], [object()], [b"x"])),
+        *((one, "stream=True") for one in ({"content": "x"}, WHOLE, lambda: WHOLE)),
     ],
-    ids=range(8),
+    ids=range(11),
 )
 async def test_value_that_is_not_a_stream_is_misuse(hub: Hub, stream: object, remedy: str) -> None:
     _, error = await broken(hub, stream, LocalError)
