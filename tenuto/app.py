@@ -85,7 +85,8 @@ class Hub(HubCore):
         check_pattern(pattern)
 
         def register(handler: Handler) -> Handler:
-            agent = check_agent(Agent(handler, name or handler.__name__, on_crash, timeout_s, budget_s, max_tries))
+            own = getattr(getattr(handler, "func", handler), "__name__", "agent")  # a partial has a `func`
+            agent = check_agent(Agent(handler, name or own, on_crash, timeout_s, budget_s, max_tries))
             local = LocalAgent(self, agent, pattern, when_busy=when_busy, slots=slots)
             self.on_start(local.start)
             return handler

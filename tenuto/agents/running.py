@@ -90,8 +90,8 @@ def check_agent(agent: Agent) -> Agent:
     if agent.on_crash not in ("interrupt", "restart", "continue"):
         raise LocalError(f"on_crash must be 'interrupt', 'restart' or 'continue', got {agent.on_crash!r}")
     for limit, seconds in (("timeout_s", agent.timeout_s), ("budget_s", agent.budget_s)):
-        if seconds is not None and not seconds > 0:
-            raise LocalError(f"{limit} must be above 0, got {seconds!r}")
+        if not (isinstance(seconds, int | float) and seconds > 0) and (limit, seconds) != ("budget_s", None):
+            raise LocalError(f"{limit} must be a number of seconds above 0, got {seconds!r}")
     if agent.max_tries not in range(1, ATTEMPTS + 1):
         raise LocalError(f"max_tries must be a whole number from 1 to {ATTEMPTS}, got {agent.max_tries!r}")
     return agent._replace(name=name)

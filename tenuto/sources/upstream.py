@@ -37,14 +37,14 @@ class Upstream:
         self._iterator: AsyncIterator[object] | None = None
 
     async def open(self) -> None:
-        """Await the stream and enter its context manager as needed. Raises LocalError for a whole answer, and the SDK's errors."""
+        """Await the stream and enter its context manager as needed. Raises LocalError, and the SDK's errors."""
         if inspect.isawaitable(self.stream):
             self.stream = await self.stream
         iterate = getattr(type(self.stream), "__iter__", None)
         is_model = getattr(iterate, "__module__", None) == "pydantic.main"  # it yields its fields
         if isinstance(self.stream, Mapping) or (is_model and not hasattr(self.stream, "__aiter__")):
             what = type(self.stream).__name__
-            raise LocalError(f"stream must be an iterator of events, got a whole {what}; ask the model for a stream: stream=True")
+            raise LocalError(f"stream must be an iterator, got a whole {what}; ask the model with stream=True")
         if hasattr(self.stream, "__aiter__") or hasattr(self.stream, "__iter__"):
             return
         manager: Any = self.stream

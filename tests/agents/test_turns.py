@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -535,8 +536,9 @@ async def test_a_turn_whose_process_died_is_another_attempt(on_crash: Any) -> No
 @pytest.mark.parametrize(
     "settings",
     [
-        *({"when_busy": "never"}, {"on_crash": "never"}, {"timeout_s": 0}, {"slots": 0}, {"name": "my bot"}),
-        *({"budget_s": 0}, {"max_tries": 0}, {"max_tries": 6}, {"max_tries": 1.5}),
+        *({"when_busy": "never"}, {"on_crash": "never"}, {"slots": 0}, {"name": "my bot"}, {"budget_s": 0}),
+        *({"max_tries": wrong} for wrong in (0, 6, 1.5)),
+        *({"timeout_s": wrong} for wrong in (0, "5", None)),
     ],
 )
 def test_unknown_setting_is_refused(settings: dict[str, Any]) -> None:
@@ -552,6 +554,17 @@ def test_unknown_setting_is_refused(settings: dict[str, Any]) -> None:
 def test_a_handler_that_is_not_async_is_refused() -> None:
     with pytest.raises(LocalError, match="async"):
         new_hub().agent("chat:*")(print)  # type: ignore[arg-type]
+
+
+@virtually
+async def test_agent_without_a_given_name_has_that_of_its_function_if_it_has_one() -> None:
+    async def bot(turn: Turn, *, text: str = "Hi") -> None:
+        async with turn.reply() as message:
+            await message.append(text)
+
+    nameless = type("Nameless", (), {"__call__": lambda self, turn: bot(turn)})()
+    for handler, name in ((partial(bot, text="Hello"), "bot"), (nameless, "agent")):
+        assert [one.author for one in await messages(await hub_asked(handler, 1, name=None))] == [None, name]
 
 
 class Failing(MemoryStore):
