@@ -37,12 +37,13 @@ hub.install(app, "/tenuto")
 @hub.agent("chat:*", on_crash="continue")
 async def assistant(turn: Turn) -> None:
     """Begin the workflow of this question, or wait for the one that an earlier attempt has begun."""
+    id = turn.step_key("workflow")  # `regenerate` begins another workflow
     async with turn.reply() as message:
-        answer_of(turn.message.id).set_result(message)
-        with SetWorkflowID(turn.message.id):
+        answer_of(id).set_result(message)
+        with SetWorkflowID(id):
             workflow = await DBOS.start_workflow_async(answered, turn.text)
         await workflow.get_result()
-    del answers[turn.message.id]
+    del answers[id]
 
 
 @DBOS.workflow()

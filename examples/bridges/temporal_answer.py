@@ -40,7 +40,7 @@ hub.install(app, "/tenuto")
 @hub.agent("chat:*", on_crash="continue")
 async def assistant(turn: Turn) -> None:
     """Begin the workflow of this question, or wait for the one that an earlier attempt has begun."""
-    id = turn.message.id
+    id = turn.step_key("workflow")  # `regenerate` begins another workflow
     async with turn.reply() as message:
         answer_of(id).set_result(message)
         once = WorkflowIDReusePolicy.REJECT_DUPLICATE  # also after it has ended

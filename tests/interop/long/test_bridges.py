@@ -58,6 +58,10 @@ def test_dbos_repeats_a_step_and_the_answer_has_its_text_once(tmp_path: Path, sc
     assert report["processes"] == (1 if scene == "dbos_retry" else 2)
 
 
+def test_dbos_writes_another_answer_for_a_regenerate(tmp_path: Path) -> None:
+    assert played("dbos_again", tmp_path)["answers"] == [["complete", "Hello world ", 0], ["complete", "Hello world ", 1]]
+
+
 @pytest.mark.parametrize("scene", ["temporal_retry", "temporal_crash", "temporal_end"])
 def test_temporal_repeats_an_activity_and_the_answer_has_its_text_once(
     tmp_path: Path, temporal_server: None, scene: str
@@ -136,8 +140,8 @@ def is_first(what: str) -> bool:
     return False
 
 
-async def answers_of(program: Any) -> list[tuple[str, str, int]]:
-    """Ask a question, unless an earlier process has, and wait for a complete answer.
+async def answers_of(program: Any, *, rounds: int = 1) -> list[tuple[str, str, int]]:
+    """Ask a question, unless an earlier process has, and wait for complete answers, each but the first regenerated.
 
     Return status, text and number of superseded attempts of each answer.
     """
@@ -153,8 +157,10 @@ async def answers_of(program: Any) -> list[tuple[str, str, int]]:
                 for one in page.messages
                 if one.reply_to == "q1"
             ]
-            if any(status == "complete" for status, _, _ in answers):
+            if (count := sum(status == "complete" for status, _, _ in answers)) == rounds:
                 break
+            if count and is_first("regenerated"):
+                await hub.command("chat:1", "regenerate", target="q1")
     await hub.close()
     return answers
 
@@ -203,8 +209,10 @@ async def dbos(program: Any, *, dies: str | None) -> dict[str, Any]:
     if dies == "end":
         die_at_the_end(program)
     async with program.running(program.app):
-        answers = await answers_of(program)
-        return {"answers": answers, "stream": [one async for one in program.DBOS.read_stream_async("q1", "tokens")]}
+        answers = await answers_of(program, rounds=2 if dies == "never" else 1)
+        first, *_ = await program.DBOS.list_workflows_async()
+        tokens = [one async for one in program.DBOS.read_stream_async(first.workflow_id, "tokens")]
+        return {"answers": answers, "stream": tokens}
 
 
 async def langgraph(program: Any, *, behind: str) -> dict[str, Any]:
@@ -262,6 +270,7 @@ SCENES: dict[str, tuple[str, Callable[[Any], Awaitable[dict[str, Any]]]]] = {
     "dbos_retry": ("dbos_answer", partial(dbos, dies=None)),
     "dbos_crash": ("dbos_answer", partial(dbos, dies="model")),
     "dbos_end": ("dbos_answer", partial(dbos, dies="end")),
+    "dbos_again": ("dbos_answer", partial(dbos, dies="never")),
     "temporal_retry": ("temporal_answer", partial(temporal, dies=None)),
     "temporal_crash": ("temporal_answer", partial(temporal, dies="model")),
     "temporal_end": ("temporal_answer", partial(temporal, dies="end")),
