@@ -57,7 +57,11 @@ async def wait_for_answer(hub: Hub, channel: str, question: str | None = None, *
     try:
         async with asyncio.timeout(timeout_s):
             async for _ in hub.subscribe(channel):
-                found = (await hub.history(channel, limit=_LISTED)).messages
+                page = await hub.history(channel, limit=_LISTED)
+                found = page.messages
+                while page.more and len(found) < _LISTED:  # a page has at most 2 MiB
+                    page = await hub.history(channel, before=found[-1].created, limit=_LISTED - len(found))
+                    found = found + page.messages
                 wanted = question or next((one.id for one in found if one.role == "user"), None)
                 for one in found:
                     is_answer = one.role == "assistant" and one.reply_to == wanted and wanted is not None

@@ -26,14 +26,16 @@ def answering(model: ScriptedModel) -> Hub:
 
 @virtually
 async def test_answers_of_a_script_come_one_by_one() -> None:
-    model = ScriptedModel("Hello there, Ann.", ["Good", "bye", "."])
+    model = ScriptedModel("Hello there, Ann.", ["Good", "bye", "."], ["x" * 3_000_000])
     hub = answering(model)
     await hub.create("chat:1", text="Hi?", role="user")
     assert (await wait_for_answer(hub, "chat:1")).text == "Hello there, Ann."
     question = await hub.create("chat:1", text="Bye?", role="user")
     answer = await wait_for_answer(hub, "chat:1", question.id)
     assert (answer.text, answer.status, answer.reply_to) == ("Goodbye.", "complete", question.id)
-    assert model.asked == ["Hi?", "Bye?"]
+    await hub.create("chat:1", text="All?", role="user")
+    assert len((await wait_for_answer(hub, "chat:1")).text) == 3_000_000  # a page of the history ends behind it
+    assert model.asked == ["Hi?", "Bye?", "All?"]
 
 
 @virtually
