@@ -220,6 +220,8 @@ class Writer(ABC):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is None and self.is_stopped() and self.cancelled_as[0] != "interrupted":
+            error = asyncio.CancelledError()  # the handler has caught it
         misuse = self._not_awaited() if error is None else None
         try:
             await self._end(error, misuse)

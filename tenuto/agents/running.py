@@ -299,6 +299,8 @@ class Running:
             if self.attempt > 1:
                 await turn.recall(self._complete)
             await timed(f'handler "{self._agent.name}"', self._agent.handler(turn), logger)
+            if self._is_late:
+                raise asyncio.CancelledError  # which the handler has caught
         except asyncio.CancelledError as error:
             if self._is_late:
                 limit_s = agent.budget_s if left_s < agent.timeout_s else left_s

@@ -180,13 +180,18 @@ async def test_handler_that_ignores_its_cancellation_writes_no_more_and_keeps_it
     [
         ("stop", ("cancelled", None), [1]),
         ("limit", ("failed", "timeout"), [1]),
+        ("stop, caught", ("cancelled", None), [1]),
+        ("limit, caught", ("failed", "timeout"), [1]),
         ("shutdown", ("complete", None), [1, 2]),
         ("lost", ("complete", None), [1, 2]),
         ("interrupted", ("complete", None), [1, 2]),
     ],
 )
 @virtually
-async def test_a_handler_ends_with_its_group_of_tasks(how: str, ends_as: Any, attempts: list[int]) -> None:
+async def test_a_handler_ends_with_its_group_of_tasks(
+    how: str, ends_as: Any, attempts: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A handler may have caught its cancellation."""
     turns, ended, ends = list[Turn](), list[int](), iter([how, "none"])
 
     async def write(message: Writer) -> None:
@@ -204,15 +209,18 @@ async def test_a_handler_ends_with_its_group_of_tasks(how: str, ends_as: Any, at
     async def respond(turn: Turn) -> None:
         turns.append(turn)
         try:
-            async with turn.reply() as message, asyncio.TaskGroup() as tasks:
-                if turn.attempt == 1:
-                    tasks.create_task(clean_up())
-                    await write(message)
+            catching = contextlib.suppress(*[asyncio.CancelledError] * ("caught" in how))
+            async with turn.reply() as message:
+                with catching:
+                    async with asyncio.TaskGroup() as tasks:
+                        if turn.attempt == 1:
+                            tasks.create_task(clean_up())
+                            await write(message)
         finally:
             ended.append(turn.attempt)
 
-    async for hub in lives(respond, 2, 2, timeout_s=5 if how == "limit" else 3600):
-        if (end := next(ends)) == "stop":
+    async for hub in lives(respond, 2, 2, timeout_s=5 if "limit" in how else 3600):
+        if "stop" in (end := next(ends)):
             await hub.command("chat:1", "cancel", target="m1")
         elif end == "lost":
             turns[0]._rests.__self__.stop(is_lost=True)  # type: ignore[attr-defined]
@@ -223,3 +231,4 @@ async def test_a_handler_ends_with_its_group_of_tasks(how: str, ends_as: Any, at
         assert end == "shutdown" or len(ended) == len(turns)
     assert [one[1:] for one in await endings(hub)] == [ends_as]
     assert [one.attempt for one in turns] == ended == attempts
+    assert ("took more than 5 s" in caplog.text) == ("limit" in how)
