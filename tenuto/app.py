@@ -426,15 +426,10 @@ def visitors(
         raise LocalError("verify must be a verifier of persons, got visitors(); call visitors() once")
     if keep_days is not None and (not isinstance(keep_days, int) or isinstance(keep_days, bool) or keep_days < 1):
         raise LocalError(f"keep_days must be a whole number from 1 on, or None to keep all, got {shown(keep_days)}")
-    keys = [key] if isinstance(key, str | bytes) else list(key)
-    return Visitors(
-        verify,
-        keys=[one.encode() if isinstance(one, str) else one for one in keys],
-        limits=QuestionLimits(
-            per_minute=questions_per_minute, per_day=questions_per_day, address_factor=address_factor
-        ),
-        keep_days=keep_days,
-    )
+    given = [key] if isinstance(key, str | bytes) else key
+    keys = [one.encode() if isinstance(one, str) else one for one in given]
+    limits = QuestionLimits(per_minute=questions_per_minute, per_day=questions_per_day, address_factor=address_factor)
+    return Visitors(verify, keys=keys, limits=limits, keep_days=keep_days)
 
 
 class Visitors(VisitorVerifier):

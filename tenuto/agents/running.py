@@ -101,7 +101,7 @@ def check_worker_settings(when_busy: str, slots: int) -> None:
     """Raise LocalError for settings that are not valid."""
     if when_busy not in ("queue", "interrupt", "parallel"):
         raise LocalError(f"when_busy must be 'queue', 'interrupt' or 'parallel', got {when_busy!r}")
-    if slots < 1:
+    if not isinstance(slots, int) or slots < 1:
         raise LocalError(f"slots must be at least 1, got {slots!r}")
 
 

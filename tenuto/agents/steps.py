@@ -200,12 +200,8 @@ class Steps:
                 now_ms = self._backend.now_ms()
                 if since_ms is not None:
                     used_ms += min(max(0, now_ms - since_ms), most_ms)
-                data = {
-                    "kind": "time",
-                    "attempt": self._generation,
-                    "used_ms": used_ms,
-                    "since_ms": now_ms if now_is_used else None,
-                }
+                from_ms = now_ms if now_is_used else None
+                data = {"kind": "time", "attempt": self._generation, "used_ms": used_ms, "since_ms": from_ms}
                 known = (await self._store_note(str(self._notes), data)).command.data
                 self._notes += 1
                 is_ours = known["attempt"] == self._generation  # then all time since counts: less than `now_ms`

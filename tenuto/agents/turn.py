@@ -180,13 +180,8 @@ class Turn:
             del self._taken_up[len(self.replies)]  # only now: an answer whose meta is refused is ended with the turn
         else:
             message_id = reply_id(self.message.id, self.generation, len(self.replies))
-            writer = self._backend.write(
-                self.channel,
-                message_id,
-                reply_to=self.message.id,
-                parent=self.begun[-1].id if self.begun else None,
-                meta=meta or {},
-            )
+            parent, asked = self.begun[-1].id if self.begun else None, self.message.id
+            writer = self._backend.write(self.channel, message_id, reply_to=asked, parent=parent, meta=meta or {})
             writer.spare_id = lambda: base32(secrets.randbits(90), 18)  # a client can compute, and take, the first id
         if not self.is_cancelled:  # then a cancellation of the block is the handler's own
             writer.cancelled_as = CANCELLED_BY_HANDLER

@@ -373,18 +373,13 @@ class Writing:
 
     def piped(self) -> Piped:
         """Return the summary of the stream so far."""
-        slots = self._slots.values()
-        return Piped(
-            text="".join(part["text"] for _, part in self.written() if part["type"] == "text"),
-            finish_reason=self._finish_reason,
-            usage=self._total(),
-            tool_calls=[
-                ToolCall(slot.part["call"], slot.part["name"], slot.text, slot.index)
-                for slot in slots
-                if slot.part["type"] == "tool" and slot.part.get("state") == CALLED
-            ],
-            model=self._model,
-        )
+        text = "".join(part["text"] for _, part in self.written() if part["type"] == "text")
+        calls = [
+            ToolCall(slot.part["call"], slot.part["name"], slot.text, slot.index)
+            for slot in self._slots.values()
+            if slot.part["type"] == "tool" and slot.part.get("state") == CALLED
+        ]
+        return Piped(text, self._finish_reason, self._total(), calls, self._model)
 
     @property
     def has_content(self) -> bool:

@@ -428,11 +428,8 @@ def test_file_of_an_answer_and_plain_text_are_shown_as_the_apis_take_them() -> N
     ("url", "media_type"),
     [
         ("http://[x", "image/png"),
-        ("//[x", "application/pdf"),
-        ("http://\u2100/a", "text/plain"),
-        ("data:text/plain;base64,\u00e9", "text/plain"),
-        ("data:application/pdf;base64,", "application/pdf"),
-        ("", "application/pdf"),
+        *((url, "text/plain") for url in ("http://\u2100/a", "data:text/plain;base64,\u00e9")),
+        *((url, "application/pdf") for url in ("//[x", "data:application/pdf;base64,", "")),
     ],
 )
 def test_file_with_a_malformed_address_is_a_placeholder(shape: Any, url: str, media_type: str) -> None:

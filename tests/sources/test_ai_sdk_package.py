@@ -93,18 +93,9 @@ ANSWER: list[dict[str, Any]] = [
 async def test_two_steps_with_a_tool_become_parts_in_order(hub: Hub, app: App, source: str | None) -> None:
     stored, piped = await pipe_all(hub, app.lines("answer"), source=source)
     assert (stored.status, stored.parts) == ("complete", ANSWER)
-    assert stored.meta == {
-        "model": "mock-1",
-        "finish_reason": "stop",
-        "usage": {
-            "input_tokens": 22,
-            "output_tokens": 14,
-            "total_tokens": 36,
-            "cached_tokens": 6,
-            "cache_write_tokens": 4,
-            "reasoning_tokens": 4,
-        },
-    }
+    counts = {"input": 22, "output": 14, "total": 36, "cached": 6, "cache_write": 4, "reasoning": 4}
+    usage = {f"{name}_tokens": count for name, count in counts.items()}
+    assert stored.meta == {"model": "mock-1", "finish_reason": "stop", "usage": usage}
     assert piped.tool_calls == []
 
 
@@ -125,10 +116,8 @@ async def test_failed_denied_and_waiting_calls_have_their_states(hub: Hub, app: 
     assert "a city is text" in invalid["output"]
     assert (slow["state"], slow["output"]) == ("done", "all of it")
     assert [(part["state"], "output" in part) for part in (asks, browser)] == [("called", False)] * 2
-    assert [(call.name, call.arguments) for call in piped.tool_calls] == [
-        ("asks", {"city": "Bonn"}),
-        ("browser", {"city": "Bern"}),
-    ]
+    called = [(call.name, call.arguments) for call in piped.tool_calls]
+    assert called == [("asks", {"city": "Bonn"}), ("browser", {"city": "Bern"})]
     assert piped.finish_reason == "tool_calls"
 
 

@@ -46,11 +46,8 @@ async def test_a_run_with_a_tool_becomes_parts_in_order(hub: Hub, provider: Prov
     provider.will_say(called(), answered())
     stored, piped = await pipe_all(hub, Runner.run_streamed(agent, "Hi"))
     assert stored.status == "complete"
-    assert stored.parts == [
-        PARTS[0],
-        {**PARTS[2], "state": "done", "output": "rain in Oslo"},
-        {"type": "text", "text": "Rain in Oslo"},
-    ]
+    tool = {**PARTS[2], "state": "done", "output": "rain in Oslo"}
+    assert stored.parts == [PARTS[0], tool, {"type": "text", "text": "Rain in Oslo"}]
     assert stored.meta["usage"] == {name: 2 * count for name, count in RESPONSES_USAGE.items()}
     assert (piped.finish_reason, piped.tool_calls) == ("stop", [])
 
@@ -62,12 +59,8 @@ async def test_events_of_a_run_become_the_same_parts(hub: Hub, provider: Provide
 
 
 async def test_a_run_over_chat_completions(hub: Hub, provider: Provider, client: AsyncOpenAI) -> None:
-    agent = Agent(
-        name="test",
-        model=OpenAIChatCompletionsModel("gpt-test", client),
-        model_settings=ModelSettings(include_usage=True),
-        tools=[weather],
-    )
+    model, with_usage = OpenAIChatCompletionsModel("gpt-test", client), ModelSettings(include_usage=True)
+    agent = Agent(name="test", model=model, model_settings=with_usage, tools=[weather])
     provider.will_say([*chat_called(), *chat_end("tool_calls")], [*chat_said("Rain in ", "Oslo"), *chat_end()])
     stored, piped = await pipe_all(hub, Runner.run_streamed(agent, "Hi"))
     tool, text = stored.parts

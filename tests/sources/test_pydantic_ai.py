@@ -46,15 +46,9 @@ def run(agent: Agent[None, str], way: str) -> Any:
 async def test_a_run_with_a_tool_becomes_parts_in_order(
     hub: Hub, provider: Provider, agent: Agent[None, str], way: str
 ) -> None:
-    provider.will_say(
-        [*chat_called(), *chat_end("tool_calls")],
-        [
-            chat({"reasoning_content": "Let me "}),
-            chat({"reasoning_content": "think."}),
-            *chat_said("Rain in ", "Oslo"),
-            *chat_end(),
-        ],
-    )
+    said = [*map(chat, ({"reasoning_content": "Let me "}, {"reasoning_content": "think."}))]
+    said += [*chat_said("Rain in ", "Oslo"), *chat_end()]
+    provider.will_say([*chat_called(), *chat_end("tool_calls")], said)
     stored, piped = await pipe_all(hub, run(agent, way))
     tool, thought, text = stored.parts
     assert (tool["call"], tool["input"], tool["state"]) == ("call_1", INPUT, "done")

@@ -868,6 +868,7 @@ async def test_shown_step_of_a_failed_attempt_is_cancelled_and_an_open_attempt_d
 
 WORDS = (LONG, "It goes ", "on and on ", "to its end.")
 writes = st.lists(st.sampled_from(["step", "text", "source"]), max_size=5)
+deaths = st.lists(st.integers(1, 12), max_size=3)
 
 
 # The text of the handler stands behind the part of a step that the next process puts again.
@@ -878,13 +879,7 @@ writes = st.lists(st.sampled_from(["step", "text", "source"]), max_size=5)
 @example([], [3], 1, 1, 1)
 # The process dies in a step that its text does not wait for.
 @example([], [3], 0, 20, -1)
-@given(
-    writes,
-    st.lists(st.integers(1, 12), max_size=3),
-    st.none() | st.integers(0, 3),
-    st.sampled_from([1, 20]),
-    st.sampled_from([1, -1]),
-)
+@given(writes, deaths, st.none() | st.integers(0, 3), st.sampled_from([1, 20]), st.sampled_from([1, -1]))
 def test_a_continued_answer_has_each_text_once_wherever_its_processes_die(
     before: list[str], lives_s: list[int], beside: int | None, takes_s: int, order: int
 ) -> None:

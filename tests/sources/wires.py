@@ -47,10 +47,8 @@ class Responses:
         return about | fields
 
     def begin(self) -> list[bytes]:
-        return [
-            self.event("response.created", response=self.about("in_progress")),
-            self.event("response.in_progress", response=self.about("in_progress")),
-        ]
+        names = ("created", "in_progress")
+        return [self.event(f"response.{name}", response=self.about("in_progress")) for name in names]
 
     def thought(self, place: int = 0) -> list[bytes]:
         item = {"id": "rs_1", "type": "reasoning", "summary": []}
@@ -130,14 +128,8 @@ def chat_call(piece: str, **fields: Any) -> bytes:
     return chat({"tool_calls": [{"index": 0, **fields, "function": {**name, "arguments": piece}}]})
 
 
-RESPONSES_USAGE = {
-    "input_tokens": 11,
-    "output_tokens": 7,
-    "total_tokens": 18,
-    "cached_tokens": 3,
-    "cache_write_tokens": 4,
-    "reasoning_tokens": 2,
-}
+_COUNTS = {"input": 11, "output": 7, "total": 18, "cached": 3, "cache_write": 4, "reasoning": 2}
+RESPONSES_USAGE = {f"{name}_tokens": count for name, count in _COUNTS.items()}
 CHAT_USAGE = RESPONSES_USAGE
 _CHAT_USAGE = {
     "prompt_tokens": 11,
