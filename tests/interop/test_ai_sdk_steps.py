@@ -189,9 +189,7 @@ def loaded(parts: list[Any], release: Release = RELEASE) -> Any:
 
 
 FOLLOWED: dict[str, list[tuple[int, Any]]] = {
-    "text around a call": [
-        *((0, TEXT), (1, call("c1", "called")), (1, call("c1", "done")), (0, " Two."), (2, SOURCE)),
-    ],
+    "text around a call": [*((0, TEXT), (1, call("c1", "called")), (1, call("c1", "done")), (0, " Two."), (2, SOURCE))],
     "parallel calls": [
         *((index, call(f"c{index}", "called")) for index in range(3)),
         *((index, call(f"c{index}", "done")) for index in (1, 0, 2)),

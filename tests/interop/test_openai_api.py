@@ -469,17 +469,14 @@ async def test_request_continues_a_response_that_runs_or_has_failed(scene: Clien
     for text in ("c", "d"):
         await scene.ask(text, previous_response_id=failed.id, background=True)
     await scene.served.until(lambda: len(scene.turns) == 6)
-    begin = ["you", ANSWER]
-    paths = await paths_of(scene)
+    begin, paths = ["you", ANSWER], await paths_of(scene)
     assert [paths[text] for text in "abcd"] == [begin, begin, [*begin, "me", "One."], [*begin, "me", "One."]]
 
 
 async def test_branch_that_begins_long_before_the_newest_messages_has_only_its_own(scene: ClientScene) -> None:
-    first = await scene.ask()
-    channel = channel_of(first.id)
+    channel = channel_of((first := await scene.ask()).id)
     for branch in range(2):
-        (newest,) = (await scene.hub.history(channel, limit=1)).messages
-        parent = newest.id
+        parent = (await scene.hub.history(channel, limit=1)).messages[0].id
         for number in range(230):
             parent = (await scene.hub.create(channel, role="system", text=f"{branch}.{number}", parent=parent)).id
         other = await scene.ask(f"late {branch}", previous_response_id=first.id)
@@ -602,8 +599,7 @@ async def test_items_of_a_conversation_are_in_the_order_in_which_they_came(scene
     given: Any = [call, result, *({"role": role, "content": role} for role in ("user", "system", "user"))]
     given += [{**call, "call_id": "d"}, {"role": "user", "content": "user"}, {**result, "call_id": "d"}, given[2]]
     kinds = [one.get("role") or one["type"] for one in given]
-    client = scene.client.conversations
-    made = await client.create(items=given)
+    made = await (client := scene.client.conversations).create(items=given)
     added: Any = await client.items.create(made.id, items=given)
     listed: Any = [one async for one in client.items.list(made.id, order="asc")]
     for items in (added.data, listed[: len(given)], listed[len(given) :]):
