@@ -406,9 +406,7 @@ def _verifier(given: Mapping[str, Any]) -> Authenticate | None:
         if has_keys or has_names:
             raise LocalError("--allow-everyone verifies no token: leave it out, or leave out the options for tokens")
         if has_visitors:
-            raise LocalError(
-                "--visitors cannot be used with --allow-everyone, which verifies no caller; leave one of them out"
-            )
+            raise LocalError("--visitors cannot be used with --allow-everyone, which verifies no caller; leave one out")
         return identity.allow_everyone
     if has_keys:
         if not given["audiences"]:

@@ -207,6 +207,8 @@ try:
     asyncio.run(SqliteStore(sys.argv[1]).open())
 except StoreUnavailable as error:
     print(error)
+from tenuto.stores.sqlite.verify import Path, main
+main(Path(sys.argv[1]))
 """
 
 
@@ -232,6 +234,7 @@ async def test_file_or_folder_that_may_not_be_written_is_named(folder_mode: int,
         )
         path.parent.chmod(0o755)
     assert expected in done.stdout, done.stderr
+    assert "restore a backup" not in done.stdout, done.stderr
 
 
 @pytest.fixture

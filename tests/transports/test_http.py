@@ -42,20 +42,10 @@ def refused(response: httpx2.Response) -> tuple[int, str]:
 # Names and paths
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/",
-        "/v1/",
-        "/v1/channels/",
-        "/v2/channels/c",
-        "/v1/channels/c/messages/m/nothing",
-        "/v1/channels/c/messages/m/events/",
-        "/web/nothing.js",
-        "/web/../app.py",
-        "/web/..%2Fapp.py",
-    ],
-)
+NOWHERE = ("/", "/v1/", "/v1/channels/", "/v2/channels/c", "/web/nothing.js", "/web/../app.py", "/web/..%2Fapp.py")
+
+
+@pytest.mark.parametrize("path", [*NOWHERE, "/v1/channels/c/messages/m/nothing", "/v1/channels/c/messages/m/events/"])
 async def test_paths_that_do_not_exist_are_404(plain_http: httpx2.AsyncClient, path: str) -> None:
     for method in ("GET", "POST", "PUT", "DELETE", "OPTIONS"):
         if method == "GET" or not path.startswith("/web/"):
@@ -125,6 +115,13 @@ async def test_a_hub_on_a_full_disk_is_not_ready_until_it_can_write(
         await run_on_thread(store, "PRAGMA max_page_count = 1000000")
         assert (await http.get("/readyz")).json() == {"status": "ready"}
         assert await store.notes("") == {}
+        store.path.rename(tmp_path / "moved.db")
+        for _ in ("removed", "replaced"):
+            assert refused(await http.post(MESSAGES, json={"text": "lost"})) == (503, "store_unavailable")
+            assert "was removed or replaced while it is open" in (await http.get("/readyz")).json()["detail"]
+            store.path.touch()
+        (tmp_path / "moved.db").rename(store.path)
+        assert (await http.get("/readyz")).status_code == 200
     await hub.close()
 
 

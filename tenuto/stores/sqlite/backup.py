@@ -28,17 +28,7 @@ from typing import NamedTuple
 
 from tenuto.core.document import DAMAGE
 from tenuto.core.errors import LocalError, StoreUnavailable, shown
-from tenuto.stores.sqlite.file import (
-    BACKUP,
-    check_header,
-    has_foreign_wal,
-    new_mark,
-    read_mark,
-    reading,
-    set_aside,
-    sync,
-    wal_of,
-)
+from tenuto.stores.sqlite.file import BACKUP, check_header, new_mark, read_mark, reading, set_aside, sync, wal_of
 from tenuto.stores.sqlite.lock import FILE_MODE, FileLock, locked
 from tenuto.stores.sqlite.slots import damaged, tolerant_text
 from tenuto.stores.sqlite.verify import check, damage_in
@@ -201,7 +191,7 @@ def restore(backup: Path, store: Path) -> Restored:
     try:
         with partial_file(new) as partial:
             try:
-                with reading(backup, is_immutable=has_foreign_wal(backup)) as db:
+                with reading(backup) as db:
                     check_header(db, f"backup {backup}", advice="name the file that `tenuto backup` wrote")
                     copy(db, partial, bytes_per_s=float("inf"), pause=lambda _: True)
                 with reading(partial, is_immutable=True) as db:

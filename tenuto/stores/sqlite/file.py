@@ -66,8 +66,8 @@ def at_place(mark: str, inode: int, boot: str = "") -> str:
 
 @contextlib.contextmanager
 def reading(path: Path, *, is_immutable: bool = False) -> Iterator[sqlite3.Connection]:
-    """Open a connection that cannot write. With `is_immutable` it reads the file itself, without its `-wal`."""
-    uri = f"{path.resolve().as_uri()}?mode=ro{'&immutable=1' if is_immutable else ''}"
+    """Open a connection that cannot write. With `is_immutable`, or a foreign `-wal`, it reads the file without that."""
+    uri = f"{path.resolve().as_uri()}?mode=ro{'&immutable=1' if is_immutable or has_foreign_wal(path) else ''}"
     with contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as db:
         db.text_factory = tolerant_text
         yield db
@@ -229,7 +229,8 @@ class SqliteFile:
         self._synchronous = synchronous
         self._busy_ms = int(busy_s * 1000)
         self._lock_wait_s = lock_wait_s
-        self._lock = FileLock(Path(f"{os.path.realpath(path)}.lock"))
+        self._place = os.path.realpath(path)  # the process may change its directory meanwhile
+        self._lock = FileLock(Path(f"{self._place}.lock"))
 
     def open(self, load: Callable[[], None]) -> None:
         """Take the lock, open the file and call `load`. Raises StoreInUse, StoreUnusable or StoreUnavailable."""
@@ -247,7 +248,7 @@ class SqliteFile:
                 self._check_before_lock()
             self._lock.take(self.path, wait_s=self._lock_wait_s)
             with contextlib.suppress(OSError):  # an unfinished copy holds text that may be deleted later
-                Path(f"{os.path.realpath(self.path)}{COPY}.partial").unlink(missing_ok=True)
+                Path(f"{self._place}{COPY}.partial").unlink(missing_ok=True)
             check_wal(self.path, self._lock)
             self._connect()
             load()
@@ -271,9 +272,7 @@ class SqliteFile:
                 self._record_end()
                 self._keep_after_checkpoint()
         except (sqlite3.Error, StoreUnavailable) as error:
-            logger.warning(
-                "store file %s could not be closed cleanly; the next start will repair it: %s", self.path, error
-            )
+            logger.warning("store file %s was not closed cleanly; the next start repairs it: %s", self.path, error)
         finally:
             self.abandon()
 
@@ -289,7 +288,8 @@ class SqliteFile:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Run the block in one transaction, all or nothing. Raises sqlite3.Error, or CommitUnknown."""
+        """Run the block in one transaction, all or nothing. Raises sqlite3.Error, StoreUnavailable or CommitUnknown."""
+        self._check_place()
         self.db.execute("BEGIN IMMEDIATE")
         try:
             yield self.db
@@ -304,6 +304,16 @@ class SqliteFile:
                 # The WAL may hold the whole transaction although its sync failed: after a crash it might count.
                 raise CommitUnknown(f"commit to store file {self.path} is in doubt: {_explain(error)}") from error
             raise
+
+    def _check_place(self) -> None:
+        """Raise StoreUnavailable if the file is not at its path any more: the next start would not find new content."""
+        try:
+            is_here = os.stat(self._place).st_ino == self._inode
+        except OSError as error:
+            is_here = not isinstance(error, FileNotFoundError)
+        if not is_here:
+            reason = "the file was removed or replaced while it is open; put it back, or restart the server"
+            raise StoreUnavailable(f"store file {self.path} is not available: {reason}", reason=reason)
 
     def checkpoint(self, mode: Literal["PASSIVE", "TRUNCATE"]) -> bool:
         """Move the content of the WAL into the file and, with TRUNCATE, empty the WAL.
@@ -345,9 +355,7 @@ class SqliteFile:
         db.execute("PRAGMA page_size = 4096")
         db.execute("PRAGMA auto_vacuum = NONE")
         if db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
-            raise StoreUnusable(
-                f"store file {self.path} is on a file system that does not support a WAL database; use a local disk"
-            )
+            raise StoreUnusable(f"store file {self.path} is on a file system without support of a WAL; use a local one")
         # automatic checkpoints are switched off: inside COMMIT one would cost up to 20 ms (see `checkpoint`)
         db.execute("PRAGMA wal_autocheckpoint = 0")
         # writes of this method are always synced; the configured value is set afterwards
@@ -356,6 +364,7 @@ class SqliteFile:
         db.execute("PRAGMA secure_delete = ON")
         db.execute("PRAGMA temp_store = MEMORY")
         db.execute("PRAGMA cache_size = -16000")
+        self._inode = os.stat(self._place).st_ino
         with self.transaction():
             for statement in _TABLES if is_new else ():
                 db.execute(statement)
@@ -405,7 +414,6 @@ class SqliteFile:
         The caller is in a transaction; once that is committed, it makes the lock file keep this mark alone.
         """
         boot, lock, mark = _boot(), self._lock, new_mark(OPEN)
-        self._inode = self.path.stat().st_ino
         row = self.db.execute("SELECT mark FROM life").fetchone()
         before = str(row[0]) if row is not None else NO_MARK
         known = {at_place(before, self._inode), at_place(before, self._inode, boot)}.intersection(lock.placed)
@@ -417,9 +425,7 @@ class SqliteFile:
             )
             begin_epochs(self.db)
         if self._synchronous == "normal":
-            logger.warning(
-                "store file %s is open with synchronous=normal: a power cut may lose the last moments", self.path
-            )
+            logger.warning("store file %s has synchronous=normal: a power cut may lose the last moments", self.path)
         placed = at_place(mark, self._inode, boot if self._synchronous == "normal" else "")
         # Marks after that of the database were never committed. An unknown mark is not named with its place: a crash
         # before the commit must not leave the old history valid.

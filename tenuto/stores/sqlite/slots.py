@@ -106,9 +106,11 @@ def opened(place: tuple[int, ...], body: object, *, mends: bool = False) -> byte
 def damaged(what: str, error: Exception, *, remedy: str = "restore a backup") -> StoreUnusable:
     """Return the Tenuto error for a file, called `what`, with content that it cannot have.
 
-    `error` is one of SQLite or one of `DAMAGE` (`core/document`).
+    `error` is one of SQLite, which may have had no access, or one of `DAMAGE` (`core/document`).
     """
     reason = str(error) if isinstance(error, sqlite3.Error) else f"the file is damaged ({type(error).__name__})"
+    if isinstance(error, sqlite3.Error) and error_code(error) in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
+        remedy = "file and directory must be writable for this user; read a copy of a file on a read-only disk"
     return StoreUnusable(f"{what} cannot be read: {reason}; {remedy}")
 
 

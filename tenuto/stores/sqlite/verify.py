@@ -26,7 +26,7 @@ from tenuto.stores.base import NOTHING, Facts
 from tenuto.stores.sqlite.channels import MISCOUNTED, Channels, damaged_channel, sum_or_none
 from tenuto.stores.sqlite.documents import Documents
 from tenuto.stores.sqlite.engine import space_in
-from tenuto.stores.sqlite.file import check_header, check_tables, has_foreign_wal, reading
+from tenuto.stores.sqlite.file import check_header, check_tables, reading
 from tenuto.stores.sqlite.log import CommitLog
 from tenuto.stores.sqlite.slots import check_above, damaged, is_damage
 
@@ -40,7 +40,7 @@ def reading_store(path: Path) -> Iterator[sqlite3.Connection]:
     if not path.is_file():
         raise LocalError(f"store file {path} does not exist; name the store with --store")
     try:
-        with reading(path, is_immutable=has_foreign_wal(path)) as db:
+        with reading(path) as db:
             check_header(db, f"store file {path}", advice="name the store with --store")
             check_tables(db, f"store file {path}")
             yield db
