@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -97,19 +98,15 @@ FULL = "Error: output or a file cannot be written: No space left on device; chec
 
 
 URL, FILE = ("--url", "http://ann:secret@127.0.0.1:1"), ("--store", "sqlite:////none/hub.db")
+TOKEN = ("--token", "secret")
 TWO = "Error: command names two places, --url 'http://127.0.0.1:1' and --store 'sqlite:////none/hub.db'; give --url "
 UNUSED = "Error: --token has no effect without --url; give --url for a hub that a server serves, or leave the token out"
 
 
-@pytest.mark.parametrize(
-    ("place", "expected"),
-    [
-        ((*URL, *FILE), TWO),
-        ((*FILE, *URL), TWO),
-        (("--token", "secret"), UNUSED),
-        ((*FILE, "--token", "secret"), UNUSED),
-    ],
-)
+PLACES = [((*URL, *FILE), TWO), ((*FILE, *URL), TWO), (TOKEN, UNUSED), ((*FILE, *TOKEN), UNUSED)]
+
+
+@pytest.mark.parametrize(("place", "expected"), PLACES)
 def test_place_that_makes_no_sense_is_refused_by_each_command(place: tuple[str, ...], expected: str) -> None:
     for command in COMMANDS:
         refused = cli(*command, *place)
@@ -119,15 +116,19 @@ def test_place_that_makes_no_sense_is_refused_by_each_command(place: tuple[str, 
     assert "--token" not in cli(*COMMANDS[0], *FILE, TENUTO_TOKEN="secret").stderr
 
 
-def test_a_command_for_a_file_names_what_a_database_needs_instead() -> None:
+def test_a_command_for_a_file_names_what_a_database_needs_instead(tmp_path: Path) -> None:
     ask, own = "for another store ask its server with --url http://host:8000", "PostgreSQL has its own tools for this"
-    remedies = {("inspect",): ask, ("verify",): ask, ("backup", "a"): own, ("restore", "a"): own, ("compact",): own}
+    remedies = {("inspect",): ask, ("verify",): own, ("backup", "a"): own, ("restore", "a"): own, ("compact",): own}
     for command, remedy in remedies.items():
         refused = cli(*command, "--store", "postgresql://app:secret@127.0.0.1:1/chat")
         assert (refused.exit_code, refused.stdout) == (1, "")
         assert refused.stderr == (
             f"Error: --store must name a file, sqlite:///path, got 'postgresql://127.0.0.1:1/chat'; {remedy}\n"
         )
+    for host, option in (("192.0.2.1", "--host"), ("nosuch.invalid", "--host"), ("127.0.0.1", "--port")):
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            refused = cli("serve", "--host", host, "--port", taken.getsockname()[1], "--visitors", store=tmp_path / "a")
+        assert refused.stderr.endswith(f"; try another {option}\n")
 
 
 async def test_a_command_whose_output_cannot_be_written_ends_with_an_error(tmp_path: Path) -> None:

@@ -13,12 +13,15 @@ from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
+import jwt
 import pytest
 
 from proof.chaos.processes import free_port
 from tenuto.cli import tail as command
 from tenuto.client import Client
 from tenuto.core.errors import TenutoError
+from tenuto.hub.access.tokens import jwt_verifier
+from tests.stores.files import cli
 from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
 
 NO_CONNECTION = (
@@ -53,7 +56,7 @@ async def served() -> AsyncIterator[Served]:
 def tail(url: str | Served, screen: Screen, notices: Any, scheme: str = "http", **options: Any) -> asyncio.Task[None]:
     """Run `follow` in a thread, because it runs an event loop of its own."""
     url = url if isinstance(url, str) else f"{scheme}://{url.host}:{url.port}"
-    arguments = {"since": None, "history": 10, **options}
+    arguments = {"since": None, "history": 10, "token": None, **options}
     return asyncio.ensure_future(asyncio.to_thread(command.follow, url, "c", out=screen, notices=notices, **arguments))
 
 
@@ -113,6 +116,20 @@ async def test_tail_ends_within_its_time_at_a_wrong_port(monkeypatch: pytest.Mon
             running = tail(f"http://127.0.0.1:{port}", Screen(), io.StringIO())
             with pytest.raises(TenutoError, match=NO_CONNECTION.format(port=port)):
                 await asyncio.wait_for(running, PATIENCE_S)
+
+
+async def test_tail_sends_its_token_and_names_the_option_without_one() -> None:
+    secret, screen = "s" * 32, Screen()
+    token = jwt.encode({"sub": "op", "aud": "chat", "exp": 2**32, "tenuto": {"*": ["history", "subscribe"]}}, secret)
+    async with serving(new_hub(authenticate=jwt_verifier(secret=secret, audience="chat"))) as served:
+        await served.hub.create("c", role="user", text="old")
+        running = tail(served, screen, io.StringIO(), token=token)
+        await served.until(lambda: screen.getvalue().endswith("old"))
+        await stop(served, screen, running)
+        done = await asyncio.to_thread(cli, "tail", "c", "--url", f"http://{served.host}:{served.port}")
+        assert done.stderr.endswith("and this client has none; give --token, or TENUTO_TOKEN\n")
+        done = await asyncio.to_thread(cli, "tail", "c", "--url", "http://127.0.0.1:1", TENUTO_TOKEN="a\nb")
+        assert done.stderr.startswith("Error: token must be one line of printable ASCII text")
 
 
 async def test_control_characters_do_not_reach_the_terminal(served: Served) -> None:

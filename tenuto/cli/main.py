@@ -384,14 +384,15 @@ def _schedule_backups(hubs: list[HubCore], folder: Path | None, every: str | Non
 @click.option("--url", default=f"http://127.0.0.1:{DEFAULT_PORT}", show_default=True, help="Where the hub is served.")
 @click.option("--history", default=10, show_default=True, type=click.IntRange(0, 200), help="Messages to begin with.")
 @click.option("--since", default=None, help="A cursor to resume from.")
-def tail(channel: str, url: str, history: int, since: str | None) -> None:
+@store_commands.TOKEN
+def tail(channel: str, url: str, **options: Any) -> None:
     """Follow CHANNEL in the terminal; reconnects by itself."""
     from tenuto.cli.tail import follow
     from tenuto.client.connection import check_address
 
     check_address(url, name="--url", example="http://host:8000")
     try:
-        follow(url, channel, since=since, history=history, out=sys.stdout, notices=sys.stderr)
+        follow(url, channel, **options, out=sys.stdout, notices=sys.stderr)
     except KeyboardInterrupt:
         click.echo()
 
@@ -447,4 +448,7 @@ def _listen(host: str, port: int, *, tries: int = 1) -> Any:
     try:
         return listen(host, port, tries=tries)
     except OSError as error:
-        raise LocalError(f"server cannot listen on {host} port {port}: {error.strerror}; try another --port") from None
+        option = "--port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
+        raise LocalError(
+            f"server cannot listen on {host} port {port}: {error.strerror}; try another {option}"
+        ) from None

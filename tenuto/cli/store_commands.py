@@ -565,7 +565,7 @@ def verify(store: str, url: str | None, token: str | None) -> None:
         server = at_url(url, token)
         found = _print_damage(server.name, server.damage())
     else:
-        path = sqlite_store(store, remedy=_ASK).path
+        path = sqlite_store(store).path
         found = _print_damage(str(path), sqlite_verify.verify(path))
         size_bytes, free_bytes = sqlite_verify.free_space(path)
         if free_bytes * 2 > size_bytes:

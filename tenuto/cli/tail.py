@@ -12,7 +12,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Iterable
-from typing import TextIO
+from typing import Any, TextIO
 
 from tenuto.client import Client
 from tenuto.core.errors import LocalError, TenutoError
@@ -69,26 +69,27 @@ class _Notices(logging.Handler):
         print(f"(no response from {self._url}, trying again)", file=self._notices, flush=True)
 
 
-def follow(url: str, channel: str, *, since: str | None, history: int, out: TextIO, notices: TextIO) -> None:
+def follow(url: str, channel: str, *, out: TextIO, notices: TextIO, **options: Any) -> None:
     """Print `channel` to `out` as it happens, until interrupted. Raises LocalError, and a refusal as TenutoError."""
     check_channel(channel)
     logger, handler = logging.getLogger("tenuto.client"), _Notices(url, notices)
     does_propagate, logger.propagate = logger.propagate, False  # the notices replace its warnings
     logger.addHandler(handler)
     try:
-        asyncio.run(_follow(url, channel, since, history, out))
+        asyncio.run(_follow(url, channel, out, **options))
     except LocalError:
         raise
     except TenutoError as error:
-        raise TenutoError(f"{error.code}: {error.detail}".translate(_CONTROLS)) from None
+        detail = error.detail.replace("Client(..., token=...)", "--token, or TENUTO_TOKEN")
+        raise TenutoError(f"{error.code}: {detail}".translate(_CONTROLS)) from None
     finally:
         logger.removeHandler(handler)
         logger.propagate = does_propagate
 
 
-async def _follow(url: str, channel: str, since: str | None, history: int, out: TextIO) -> None:
+async def _follow(url: str, channel: str, out: TextIO, since: str | None, history: int, token: str | None) -> None:
     printer = Printer(out.write)
-    async with Client(url) as client:
+    async with Client(url, token=token) as client:
         view = client.channel(channel, history=history)
         view.cursor = since  # before the first connection
         await view.live(timeout_s=math.inf)

@@ -21,14 +21,8 @@ WHOLE = gzip.decompress((Path(__file__).parent / "files" / f"schema-{SCHEMA}.db.
 NAME_OF_AN_INDEX = (WHOLE.index(b"tablegravesgraves") + 6, 7)  # no longer UTF-8, and SQLite quotes it in its error
 COLUMN_OF_THE_LOG = (WHOLE.index(b"log (id INTEGER PRIMARY KEY") + 20, 2)  # its numbers are not those of the slots
 CONDITION_OF_AN_INDEX = (WHOLE.index(b"WHERE open = 1") + 13, 1)  # it would list other messages as open
-COMMANDS = (
-    ["verify"],
-    ["channels"],
-    ["retention", "--dry-run", "--keep", "*=1d"],
-    ["export", "chat:1"],
-    ["forget", "alice"],
-    ["compact"],
-)
+WORDS = ("verify", "channels", "retention --dry-run --keep *=1d", "export chat:1", "forget alice", "compact")
+COMMANDS = [one.split() for one in WORDS]
 PAGE = 4_096
 INDEX_OF_MESSAGES = (24216, 7)
 
