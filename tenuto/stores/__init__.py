@@ -102,6 +102,8 @@ def _check_ports(url: str, hosts: str) -> None:
 def _postgres(url: str, options: dict[str, str], *, has_database: bool) -> Store:
     if not has_database:
         raise _refusal(url, f"does not name a database; use {_POSTGRES_FORM}")
+    if "@" in urlsplit(url).path:
+        raise _refusal(url, "has an @ behind its host; percent-encode the special characters of its password")
     has = f"a PostgreSQL store has schema, durability, prepare, {', '.join(_TO_DRIVER)}"
     _check_known(url, options, ("schema", *_CHOICES, *_TO_DRIVER), has)
     if "," in urlsplit(url).netloc.rpartition("@")[2] and "PGTARGETSESSIONATTRS" not in os.environ:  # several hosts
@@ -116,9 +118,7 @@ def _postgres(url: str, options: dict[str, str], *, has_database: bool) -> Store
     except ModuleNotFoundError as error:
         if error.name != "asyncpg":
             raise
-        raise LocalError(
-            "a PostgreSQL store needs asyncpg; install Tenuto with [postgres], as its README shows"
-        ) from None
+        raise LocalError("a PostgreSQL store needs asyncpg; install tenuto[postgres], as its README shows") from None
 
     address = url.partition("?")[0] + (f"?{urlencode(options)}" if options else "")
     return PostgresStore(address, schema=schema, is_async=is_async, is_pooled=is_pooled)
