@@ -122,9 +122,8 @@ def test_a_command_for_a_file_names_what_a_database_needs_instead(tmp_path: Path
     for command, remedy in remedies.items():
         refused = cli(*command, "--store", "postgresql://app:secret@127.0.0.1:1/chat")
         assert (refused.exit_code, refused.stdout) == (1, "")
-        assert refused.stderr == (
-            f"Error: --store must name a file, sqlite:///path, got 'postgresql://127.0.0.1:1/chat'; {remedy}\n"
-        )
+        got = "--store must name a file, sqlite:///path, got 'postgresql://127.0.0.1:1/chat'"
+        assert refused.stderr == f"Error: {got}; {remedy}\n"
     for host, option in (("192.0.2.1", "--host"), ("nosuch.invalid", "--host"), ("127.0.0.1", "--port")):
         with socket.create_server(("127.0.0.1", 0)) as taken:
             refused = cli("serve", "--host", host, "--port", taken.getsockname()[1], "--visitors", store=tmp_path / "a")

@@ -448,7 +448,5 @@ def _listen(host: str, port: int, *, tries: int = 1) -> Any:
     try:
         return listen(host, port, tries=tries)
     except OSError as error:
-        option = "--port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
-        raise LocalError(
-            f"server cannot listen on {host} port {port}: {error.strerror}; try another {option}"
-        ) from None
+        other = "--port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
+        raise LocalError(f"server cannot listen on {host} port {port}: {error.strerror}; try another {other}") from None

@@ -137,10 +137,12 @@ async def test_restored_backup_begins_new_epochs_once(
 ) -> None:
     await write_more(path)
     put_back(path, backup)
-    new = await epoch(path)
-    assert new != "e1"
+    assert (new := await epoch(path)) != "e1"
     assert "begins new epochs for all channels: the file is a restored backup" in caplog.text
     assert await epoch(path) == new
+    write(path, b"")
+    await write_more(path)
+    assert caplog.messages[-1] == f"new store file {path}, although its lock file exists: was a former one removed?"
 
 
 async def test_copy_of_a_running_file_restored_with_its_wal_is_refused_until_the_wal_is_kept(

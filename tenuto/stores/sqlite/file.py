@@ -352,6 +352,8 @@ class SqliteFile:
         self.db = db = sqlite3.connect(self.path, isolation_level=None, timeout=self._busy_ms / 1000)
         db.text_factory = tolerant_text
         is_new = self._is_empty(db)
+        if is_new and self._lock.placed:
+            logger.warning("new store file %s, although its lock file exists: was a former one removed?", self.path)
         db.execute("PRAGMA page_size = 4096")
         db.execute("PRAGMA auto_vacuum = NONE")
         if db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
