@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from contextlib import asynccontextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -85,7 +85,7 @@ class Hub(HubCore):
         check_pattern(pattern)
 
         def register(handler: Handler) -> Handler:
-            own = getattr(getattr(handler, "func", handler), "__name__", "agent")  # a partial has a `func`
+            own = getattr(handler.func if isinstance(handler, partial) else handler, "__name__", "agent")
             agent = check_agent(Agent(handler, name or own, on_crash, timeout_s, budget_s, max_tries))
             local = LocalAgent(self, agent, pattern, when_busy=when_busy, slots=slots)
             self.on_start(local.start)

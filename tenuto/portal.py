@@ -215,12 +215,13 @@ class Writer(ABC):
         """Send the end of the message, and wait until it is stored."""
 
     async def __aenter__(self) -> Self:
+        self._begun_as = self.cancelled_as
         return await self.open()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None and self.is_stopped() and self.cancelled_as[0] != "interrupted":
+        if error is None and self.is_stopped() and self.cancelled_as not in (self._begun_as, ("interrupted", None)):
             error = asyncio.CancelledError()  # the handler has caught it
         misuse = self._not_awaited() if error is None else None
         try:

@@ -189,11 +189,12 @@ def _joined(messages: Sequence[Message], own: Mapping[str, dict[str, Json]], *, 
         for part in one.parts:
             data = part.get("data") if part["type"] == "data" and part["name"] == OUTPUT else None
             if part["type"] == "tool":
-                if (ended := part.get("state")) in _ENDED:  # no part holds a result that is null
+                is_open, ended = "output" not in part, part.get("state")
+                if ended in _ENDED:  # no part holds a result that is null
                     part = {"output": None if ended == "done" else ended, **part}
                 part = {**part, _TOOL: own[part["name"]]} if part["name"] in own else part
                 called[part["call"]] = part
-                if "output" not in part:
+                if is_open:
                     open_calls.setdefault(part["call"], []).append((parts, len(parts)))
             if not isinstance(data, dict):
                 parts.append(part)

@@ -102,7 +102,7 @@ def check_worker_settings(when_busy: str, slots: int) -> None:
     if when_busy not in ("queue", "interrupt", "parallel"):
         raise LocalError(f"when_busy must be 'queue', 'interrupt' or 'parallel', got {when_busy!r}")
     if not isinstance(slots, int) or slots < 1:
-        raise LocalError(f"slots must be at least 1, got {slots!r}")
+        raise LocalError(f"slots must be a whole number from 1 on, got {slots!r}")
 
 
 class _Left(NamedTuple):

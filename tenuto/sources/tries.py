@@ -268,11 +268,15 @@ def _so_far_as(make: Callable[..., object]) -> str | None:
         parameters = inspect.signature(make).parameters.values()
     except (TypeError, ValueError):
         return None
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    if any(one.name == "so_far" and one.kind is not inspect.Parameter.POSITIONAL_ONLY for one in parameters):
-        return "so_far"
-    needs_one = any(one.kind in positional and one.default is inspect.Parameter.empty for one in parameters)
-    return "" if needs_one else None
+    kind = inspect.Parameter
+    for at, one in enumerate(parameters):
+        is_positional = one.kind in (kind.POSITIONAL_ONLY, kind.POSITIONAL_OR_KEYWORD)
+        if is_positional and (one.default is kind.empty or (one.name == "so_far" and not at)):
+            return ""
+        is_bound = isinstance(make, partial) and one.name in make.keywords
+        if one.name == "so_far" and one.kind in (kind.POSITIONAL_OR_KEYWORD, kind.KEYWORD_ONLY) and not is_bound:
+            return "so_far"
+    return None
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------

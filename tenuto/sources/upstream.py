@@ -42,7 +42,7 @@ class Upstream:
             self.stream = await self.stream
         iterate = getattr(type(self.stream), "__iter__", None)
         is_model = getattr(iterate, "__module__", None) == "pydantic.main"  # it yields its fields
-        if isinstance(self.stream, Mapping) or (is_model and not hasattr(self.stream, "__aiter__")):
+        if (isinstance(self.stream, Mapping) or is_model) and not hasattr(self.stream, "__aiter__"):
             what = type(self.stream).__name__
             raise LocalError(f"stream must be an iterator, got a whole {what}; ask the model with stream=True")
         if hasattr(self.stream, "__aiter__") or hasattr(self.stream, "__iter__"):

@@ -177,13 +177,16 @@ _store_failures = Refusals()  # apart from refused peers, who must not hide them
 T = TypeVar("T")
 
 
-MOST_VALUES = 100_000  # of one request: decoding and checking 8 MiB of empty lists held up all clients for seconds
+# Limits of one request: decoding and checking 8 MiB of empty lists held up all clients for seconds.
+MOST_LISTS = 100_000  # lists and objects
+MOST_VALUES = 600_000  # more than 1 MiB can have
 
 
 def decode(data: bytes | bytearray, decoder: msgspec.json.Decoder[T]) -> T:
     """Return the decoded `data`. Raises InvalidRequest, and InvalidText for text that is not valid Unicode."""
-    if len(data) > MOST_VALUES and _has_too_many_values(data):
-        raise InvalidRequest(f"the JSON has more than {MOST_VALUES} values; send fewer, or some of them as one text")
+    if len(data) > MOST_LISTS and _has_too_many_values(data):
+        most = f"{MOST_LISTS} lists and objects, or more than {MOST_VALUES} values"
+        raise InvalidRequest(f"the JSON has more than {most}; send fewer, or some of them as one text")
     try:
         return decoder.decode(data)
     except msgspec.ValidationError as error:
@@ -197,14 +200,18 @@ def decode(data: bytes | bytearray, decoder: msgspec.json.Decoder[T]) -> T:
 
 
 def _has_too_many_values(data: bytes | bytearray) -> bool:
-    """Return whether commas and opening brackets outside of strings are more than `MOST_VALUES`."""
-    if sum(data.count(one) for one in (b",", b"[", b"{")) <= MOST_VALUES:
+    """Return whether the JSON has more lists and objects, or more values, than a request may have."""
+    if not _is_above(data):
         return False
     data = data.replace(b"\\\\", b"").replace(b'\\"', b"")
     if data.count(b'"') > 4 * MOST_VALUES:  # each value has up to two strings
         return True
-    data = re.sub(b'"[^"]*"', b"", data)
-    return sum(data.count(one) for one in (b",", b"[", b"{")) > MOST_VALUES
+    return _is_above(re.sub(b'"[^"]*"', b"", data))
+
+
+def _is_above(data: bytes | bytearray) -> bool:
+    lists = data.count(b"[") + data.count(b"{")
+    return lists > MOST_LISTS or lists + data.count(b",") > MOST_VALUES
 
 
 def _refuse(data: bytes | bytearray, error: Exception) -> NoReturn:

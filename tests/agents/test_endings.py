@@ -218,6 +218,9 @@ async def test_a_handler_ends_with_its_group_of_tasks(
                             await write(message)
         finally:
             ended.append(turn.attempt)
+        if how == "stop, caught":
+            async with turn.reply() as farewell:
+                await farewell.append("bye")
 
     async for hub in lives(respond, 2, 2, timeout_s=5 if "limit" in how else 3600):
         if "stop" in (end := next(ends)):
@@ -229,6 +232,6 @@ async def test_a_handler_ends_with_its_group_of_tasks(
             await hub.ask("chat:1", turns[0].replies[0].id, request, SERVER)
         await asyncio.sleep(0 if end == "shutdown" else 20)
         assert end == "shutdown" or len(ended) == len(turns)
-    assert [one[1:] for one in await endings(hub)] == [ends_as]
+    assert [one[1:] for one in await endings(hub)] == [ends_as, *[("complete", None)] * (how == "stop, caught")]
     assert [one.attempt for one in turns] == ended == attempts
     assert ("took more than 5 s" in caplog.text) == ("limit" in how)

@@ -373,6 +373,8 @@ def test_call_that_has_ended_without_an_output_has_a_result_in_each_shape() -> N
     for shape, field in (("openai", "content"), ("responses", "output")):
         assert [one[field] for one in as_turns(told, shape)[-2:]] == ["null", "denied"]
     assert [one["content"] for one in as_turns(told, "anthropic")[-1]["content"]] == ["null", "denied"]
+    told.append(message("user", sent_later("done", "late")))
+    assert [one["content"] for one in as_turns(told, "openai") if one["role"] == "tool"] == ["late", "denied"]
 
 
 def test_result_after_another_answer_ends_the_history_with_its_call() -> None:

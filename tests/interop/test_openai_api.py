@@ -64,8 +64,7 @@ async def test_fixed_name_of_a_model_is_an_agent(scene: ClientScene) -> None:
     for name in ("gone", "unknown"):
         with pytest.raises(openai.NotFoundError):
             await client.models.retrieve(name)
-    response = await scene.ask(model="gpt-4o")
-    assert (response.model, response.output_text) == ("gpt-4o", ANSWER)
+    assert ((response := await scene.ask(model="gpt-4o")).model, response.output_text) == ("gpt-4o", ANSWER)
 
 
 async def test_session_of_a_hub_with_several_agents_is_told_what_its_conversation_needs(scene: ClientScene) -> None:
@@ -90,8 +89,7 @@ async def test_model_of_another_conversation_is_refused(scene: ClientScene, kind
 
 
 async def test_settings_of_a_response_count_as_traffic_each_time_they_are_read_or_streamed(of_ann: ClientScene) -> None:
-    rates, size, client = Rates(now_s=lambda: 0.0), 40_000, of_ann.client.responses
-    of_ann.hub.rates = rates
+    of_ann.hub.rates, size, client = (rates := Rates(now_s=lambda: 0.0)), 40_000, of_ann.client.responses
 
     async def costs(asked: Awaitable[Any]) -> float:
         before = rates._clients["ann"].bytes.level
@@ -347,6 +345,9 @@ async def test_calls_of_a_request_are_not_compared_with_each_other(scene: Client
     with pytest.raises(openai.APIStatusError, match="the limit is 256"):
         await scene.client.post("/responses", body={"model": "bot", "input": given}, cast_to=object)
     assert time.process_time() - began_s < 3.0  # comparisons take 10 s
+    for one in (0, '"]\\'):
+        with pytest.raises(openai.APIStatusError, match="more than 600000 values"):
+            await scene.client.post("/responses", body={"input": [one] * 600_000}, cast_to=object)
 
 
 async def test_caller_that_may_only_ask_brings_no_message_of_another_role(of_ann: ClientScene) -> None:
@@ -598,12 +599,11 @@ async def test_items_of_a_conversation_are_in_the_order_in_which_they_came(scene
     result: Any = {"type": "function_call_output", "call_id": "c", "output": "7"}
     given: Any = [call, result, *({"role": role, "content": role} for role in ("user", "system", "user"))]
     given += [{**call, "call_id": "d"}, {"role": "user", "content": "user"}, {**result, "call_id": "d"}, given[2]]
-    kinds = [one.get("role") or one["type"] for one in given]
     made = await (client := scene.client.conversations).create(items=given)
     added: Any = await client.items.create(made.id, items=given)
     listed: Any = [one async for one in client.items.list(made.id, order="asc")]
     for items in (added.data, listed[: len(given)], listed[len(given) :]):
-        assert [getattr(one, "role", one.type) for one in items] == kinds
+        assert [getattr(one, "role", one.type) for one in items] == [one.get("role") or one["type"] for one in given]
 
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
@@ -617,8 +617,7 @@ async def test_pages_have_all_items_of_a_long_conversation(scene: ClientScene, o
         await scene.hub.create("chat:1", id=text, text=text, starts_turn=False)
     client, id = scene.client.conversations.items, conversation_id("chat:1")
     items: Any = [one async for one in client.list(id, order=order, limit=100)]
-    shown = [one.content[0].text for one in items]
-    assert shown[:: 1 if order == "asc" else -1] == [*texts[:4], "answer", *texts[4:]]
+    assert [one.content[0].text for one in items][:: 1 if order == "asc" else -1] == [*texts[:4], "answer", *texts[4:]]
     assert items[40] in (await client.list(id, order=order, after=items[38].id, limit=2)).data
     with pytest.raises(openai.NotFoundError):
         await client.list(id, order=order, after="in_x")
@@ -636,16 +635,14 @@ async def test_reply_is_no_item_of_a_conversation(scene: ClientScene) -> None:
 
 
 async def test_response_repeats_the_settings_of_its_request(scene: ClientScene) -> None:
-    prompt = {"id": "pmpt_1", "variables": {"city": "Ulm"}}
-    response = await scene.ask(user="ann", prompt=prompt, text={"verbosity": "low"})
+    response = await scene.ask(user="ann", prompt={"id": "pmpt_1", "variables": {"a": "b"}}, text={"verbosity": "low"})
     assert (response.user, response.prompt.id, response.text.verbosity) == ("ann", "pmpt_1", "low")
 
 
 async def test_reference_to_an_item_is_the_item(scene: ClientScene) -> None:
     """As the AI SDK sends its second turn."""
     first = await scene.ask()
-    ids: list[Any] = [one.id for one in first.output]
-    refs: Any = [{"type": "item_reference", "id": id} for id in ids]
+    refs: Any = [{"type": "item_reference", "id": one.id} for one in first.output]
     given = [{"role": "user", "content": "you"}, *refs, {"role": "user", "content": "me"}]
     response = await scene.ask(given)
     history = [(one["role"], one["content"]) for one in await scene.turns[1].history()]
@@ -666,11 +663,10 @@ async def test_reference_to_an_item_is_the_item(scene: ClientScene) -> None:
     # a copy would be stored, so that a short request could fill the disk
     twice = await scene.ask(2 * [refs[1]] + [given[-1]])
     assert len((await scene.client.responses.input_items.list(twice.id)).data) == 2
-    for id in ("msg_1", "resp_1", ids[0][:-2], "", Reference("chat:none", "u").id("msg_")):
+    for id in ("msg_1", "resp_1", first.output[0].id[:-2], "", Reference("chat:none", "u").id("msg_")):
         with pytest.raises(openai.NotFoundError) as raised:
             await scene.ask([{"type": "item_reference", "id": id}, given[-1]])
-        assert raised.value.param == "input"
-        assert repr(id) in raised.value.message
+        assert (raised.value.param, repr(id) in raised.value.message) == ("input", True)
     assert len(scene.turns) == 4
 
 

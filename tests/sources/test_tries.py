@@ -525,12 +525,12 @@ async def test_text_that_broke_off_is_continued_without_a_repetition(
     model = Model([*said(LONG), CUT], [*said(*pieces), *chat_end()])
     known: list[SoFar] = []
 
-    def make(before: SoFar) -> Any:
-        known.append(before)
+    def make(so_far: SoFar) -> Any:
+        known.append(so_far)
         return ask_chat(client)()
 
-    client = model.openai()
-    message, shown = await piped(make, on_break=on_break)
+    client, wrapped = model.openai(), functools.wraps(make)(lambda *given: make(*given))
+    message, shown = await piped(wrapped, on_break=on_break)
     assert (message.status, message.text) == ("complete", whole)
     assert [one.text for one in known] == ["", LONG]
     assert known[1].parts == [{"type": "text", "text": LONG}]

@@ -17,8 +17,7 @@ BODIES = [
     (b"[]", "invalid_request"),
     (b"[" * 100_000, "invalid_request"),
     (b'{"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "invalid_request"),
-    (b'{"meta": {"m": [%b]}}' % b",".join([b'"]\\\\"'] * 100_001), "invalid_request"),
-    (b'{"meta": {"m": [%b]}}' % b",".join([b"[]"] * 60_000), "invalid_request"),
+    (b'{"meta": {"m": [%b]}}' % b",".join([b"[]"] * 100_001), "invalid_request"),
     (b'{"role": "king"}', "invalid_request"),
     (b'{"status": "done"}', "invalid_request"),
     (b'{"meta": {"n": NaN}}', "invalid_request"),
@@ -44,7 +43,7 @@ async def test_escapes_that_hold_no_half_of_a_surrogate_pair_are_accepted(plain_
     body = b'{"id": "m1", "text": "C:\\\\udata \\ud83d\\ude00"}'
     response = await plain_http.post(MESSAGES, content=body, headers=JSON)
     assert response.json()["message"]["parts"][0]["text"] == "C:\\udata 😀"
-    assert (await plain_http.post(MESSAGES, json={"text": '{[,\\"' * 60_000})).status_code == 201  # one value
+    assert (await plain_http.post(MESSAGES, json={"text": '{[,\\"' * 110_000})).status_code == 201  # one value
 
 
 MEDIA_TYPES = [None, "text/plain", "application/x-www-form-urlencoded", "application/jsonp", "multipart/form-data", ""]
