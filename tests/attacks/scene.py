@@ -122,9 +122,9 @@ class Scene(Bystander):
         Path(f"/proc/{self.pid}/clear_refs").write_text("5")
 
     async def until_memory_is_back(self, before_bytes: int) -> float:
-        """Return after how many seconds resident memory is within a quarter of `before_bytes`. Raises TimeoutError."""
+        """Return after how many seconds resident memory is within 15 % of `before_bytes`. Raises TimeoutError."""
         began_s = time.monotonic()
-        while self.memory_bytes() > before_bytes * 1.25:
+        while self.memory_bytes() > before_bytes * 1.15:
             if time.monotonic() > began_s + PATIENCE_S:
                 raise TimeoutError(f"{self.memory_bytes() / MIB:.1f} MiB, {before_bytes / MIB:.1f} before")
             await asyncio.sleep(0.1)  # polls, because the operating system reports no change
