@@ -381,7 +381,7 @@ class Lifecycle:
 
     def caller(self, author: str | None) -> Caller:
         """Return the caller for requests of code in this process."""
-        if author is not None and not isinstance(author, str):
+        if not isinstance(author, str | None):
             raise LocalError(f"the author or sender must be a text, got {author!r:.80}")
         author = author and str.__str__(author)  # no store encodes a subclass
         return Caller(id=author, writer=WriterIdentity(by=author, node=self.node), is_app=True)

@@ -290,8 +290,8 @@ export class Client extends Observable {
   /** @internal The server does not accept `token`. Return whether this closed the client. @param {string | undefined} token @param {boolean} isExpired */
   tokenRefused(token, isExpired) {
     if (this.token.refused(token, isExpired)) return false
-    const isFirst = this.confirmedId === undefined
-    const remedy = this.token.source !== undefined ? "check the `token` of connect()" : isFirst ? "sign in, or pass `token` to connect()" : "sign in again"
+    const known = this.confirmedId === undefined ? "sign in, or pass `token` to connect()" : "sign in again"
+    const remedy = this.token.source === undefined ? known : "check the `token` of connect()"
     this.close(refusal("unauthenticated", `${this.base} does not accept this client: ${remedy}`))
     return true
   }

@@ -42,10 +42,10 @@ def refused(response: httpx2.Response) -> tuple[int, str]:
 # Names and paths
 
 
-NOWHERE = ("/", "/v1/", "/v1/channels/", "/v2/channels/c", "/web/nothing.js", "/web/../app.py", "/web/..%2Fapp.py")
+UNKNOWN = ("/", "/v1/", "/v1/channels/", "/v2/channels/c", "/web/nothing.js", "/web/../app.py", "/web/..%2Fapp.py")
 
 
-@pytest.mark.parametrize("path", [*NOWHERE, "/v1/channels/c/messages/m/nothing", "/v1/channels/c/messages/m/events/"])
+@pytest.mark.parametrize("path", [*UNKNOWN, "/v1/channels/c/messages/m/nothing", "/v1/channels/c/messages/m/events/"])
 async def test_paths_that_do_not_exist_are_404(plain_http: httpx2.AsyncClient, path: str) -> None:
     for method in ("GET", "POST", "PUT", "DELETE", "OPTIONS"):
         if method == "GET" or not path.startswith("/web/"):
