@@ -23,7 +23,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from tenuto.agents.history import CACHED, OUTPUT, PARTICIPANT, leading_to
+from tenuto.agents.history import CACHED, OUTPUT, PARTICIPANT, has_result, leading_to
 from tenuto.agents.request import options_in, own_tools, tools_in
 from tenuto.core.decide import check_may_change
 from tenuto.core.deltas import (
@@ -113,6 +113,7 @@ __all__ = [
     "app_meta",
     "deltas_of",
     "guarded",
+    "has_result",
     "is_id",
     "leading_to",
     "newest_branch",

@@ -23,10 +23,10 @@ WALKS = {"append": "an append to a WebSocket", "attach": "an attach with catch-u
 # the most that each figure may be
 BUDGETS = {
     "lines of tenuto/": 52_651,
-    "lines of its kernel": 31_811,
+    "lines of its kernel": 31_816,
     "modules of tenuto/": 151,
     "files in a folder of tenuto/": 20,
-    "lines of interop/": 3_963,
+    "lines of interop/": 3_958,
     "lines of tests/": 58_000,
     "lines of proof/ and bench/": 20_000,
     "words of docs without decisions": 50_000,

@@ -31,7 +31,6 @@ Shape = Literal["text", "openai", "responses", "anthropic"]
 OUTPUT = "function_call_output"
 PARTICIPANT = "participant"
 CACHED = "prompt_cache_breakpoint"  # field of a part in OpenAI's API, and name of the data part behind it that has it
-_ENDED = ("done", "error", "denied")  # states of a call that has its result, also without a field `output`
 _TOOL = "_tool"  # field of a call of the caller's tool, in a history alone: its type and namespace
 _ANTHROPIC_IMAGES = ("image/jpeg", "image/png", "image/gif", "image/webp")
 _PARTICIPANT = re.compile(r"[^\s<|\\/>]{1,64}\Z")  # other names are refused by OpenAI's API
@@ -67,6 +66,11 @@ def begin_of(message: Message, older: Iterable[Message]) -> Message:
     while (parent := known.get(message.parent or "")) is not None and parent.created < message.created:
         message = parent
     return message
+
+
+def has_result(part: Part) -> bool:
+    """Return whether a tool part has its result. One that is null has no field `output`."""
+    return "output" in part or part.get("state") in ("done", "error", "denied")
 
 
 def leading_to(messages: Iterable[Message], message_id: str) -> set[str]:
@@ -189,9 +193,9 @@ def _joined(messages: Sequence[Message], own: Mapping[str, dict[str, Json]], *, 
         for part in one.parts:
             data = part.get("data") if part["type"] == "data" and part["name"] == OUTPUT else None
             if part["type"] == "tool":
-                is_open, ended = "output" not in part, part.get("state")
-                if ended in _ENDED:  # no part holds a result that is null
-                    part = {"output": None if ended == "done" else ended, **part}
+                is_open, state = "output" not in part, part.get("state")
+                if is_open and has_result(part):
+                    part = {**part, "output": None if state == "done" else state}
                 part = {**part, _TOOL: own[part["name"]]} if part["name"] in own else part
                 called[part["call"]] = part
                 if is_open:

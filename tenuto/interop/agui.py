@@ -49,8 +49,8 @@ from tenuto.interop.adapter import (
     stored_parts,
     unpacked,
 )
-from tenuto.interop.fold import EventStream, Json, Part, encode, has_result
-from tenuto.routes import ATTEMPT, Access, TurnDelta, TurnStatus, deltas_of, is_id, options_in, own_tools
+from tenuto.interop.fold import EventStream, Json, Part, encode
+from tenuto.routes import ATTEMPT, Access, TurnDelta, TurnStatus, deltas_of, has_result, is_id, options_in, own_tools
 
 
 def messages_of(turns: Iterable[TurnStatus]) -> list[Json]:

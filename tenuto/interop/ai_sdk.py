@@ -42,8 +42,8 @@ from tenuto.interop.adapter import (
     stored_id,
     stored_parts,
 )
-from tenuto.interop.fold import Answer, EventStream, Json, Part, call_of, encode, has_result, parsed, text_of
-from tenuto.routes import Access, TurnDelta, TurnStatus, app_meta, deltas_of, options_in, versions_of
+from tenuto.interop.fold import Answer, EventStream, Json, Part, call_of, encode, parsed, text_of
+from tenuto.routes import Access, TurnDelta, TurnStatus, app_meta, deltas_of, has_result, options_in, versions_of
 
 VERSION_MESSAGES = 2_000  # newest messages among which the versions of an edited question are looked for
 JUST_ENDED_S = 10.0  # a page that resumes loaded its messages at most so long before

@@ -149,11 +149,6 @@ def text_of(part: Json) -> str:
     return str(part.get(field, "")) if field else ""
 
 
-def has_result(part: Json) -> bool:
-    """Return whether a tool part has its result."""
-    return "output" in part or part.get("state") in ("done", "error", "denied")
-
-
 def call_of(data: object) -> str:
     """Return the id of the call that a question with `data` is about, or no text."""
     call = data.get("call") if isinstance(data, dict) else None

@@ -56,7 +56,7 @@ from tenuto.interop.adapter import (
     requested_in,
     stored_parts,
 )
-from tenuto.interop.fold import Json, Place, call_of, encode, has_result
+from tenuto.interop.fold import Json, Place, call_of, encode
 from tenuto.interop.openai_stream import (
     ASKING,
     CALLS,
@@ -82,6 +82,7 @@ from tenuto.routes import (
     TurnStatus,
     deltas_of,
     guarded,
+    has_result,
     leading_to,
     options_in,
     own_tools,

@@ -35,11 +35,10 @@ from tenuto.interop.fold import (
     call_of,
     earlier_parts,
     encode,
-    has_result,
     parsed,
     text_of,
 )
-from tenuto.routes import OUTPUT, InAnswer, MessageReplaced, TurnDelta, own_tools, tools_in
+from tenuto.routes import OUTPUT, InAnswer, MessageReplaced, TurnDelta, has_result, own_tools, tools_in
 
 # options of messages beside those of their requests (`requested_in`)
 CONVERSATION = "conversation"  # True if the request of this question names a conversation
