@@ -56,18 +56,12 @@ _SHOWN = "words => root.querySelector('.markdown')?.lastElementChild.textContent
 class Cost:
     longest_ms: float
     mean_ms: float
-    quarters_ms: tuple[float, ...]  # script time of each quarter of the answer
+    growth: float  # script time of the last quarter of the answer by that of the second, both of one try
     most_growth: float = LAST_TO_SECOND
 
     def __and__(self, other: Cost) -> Cost:
         """Return the best figures of two tries."""
-        quarters_ms = tuple(map(min, self.quarters_ms, other.quarters_ms))
-        longest_ms, mean_ms = min(self.longest_ms, other.longest_ms), min(self.mean_ms, other.mean_ms)
-        return Cost(longest_ms, mean_ms, quarters_ms, self.most_growth)
-
-    @property
-    def growth(self) -> float:
-        return self.quarters_ms[3] / self.quarters_ms[1]
+        return Cost(*map(min, astuple(self), astuple(other)))
 
     @property
     def is_low(self) -> bool:
@@ -111,8 +105,8 @@ async def grow(browser: Browser, page: Page, name: str, text: str) -> Cost:
     longest_ms = max(await stop_tasks(browser))
     assert await page.evaluate("tests.stagedLength()") > len(text) * 0.4  # the rest are addresses and marks
     mean_ms = (times[-1] - times[0]).drawing_ms / (len(text) // PIECE)
-    cost = Cost(longest_ms, mean_ms, tuple((after - before).script_ms for before, after in pairwise(times)))
-    script_ms = [round(one) for one in cost.quarters_ms]
+    script_ms = [round((after - before).script_ms) for before, after in pairwise(times)]
+    cost = Cost(longest_ms, mean_ms, script_ms[3] / script_ms[1])
     print(f"{name}: {mean_ms:.2f} ms a step, longest {longest_ms:.0f} ms, script {script_ms} ms, {cost.growth:.2f}")
     return cost
 
@@ -144,9 +138,8 @@ async def grow_in_the_element(browser: Browser, text: str) -> Cost:
                     times.append(await thread.spent())
             longest_ms = max(await stop_tasks(browser))
     mean_ms = (times[-1] - times[0]).drawing_ms / (len(text) / PIECE)
-    quarters_ms = tuple((after - before).script_ms for before, after in pairwise(times))
-    cost = Cost(longest_ms, mean_ms, quarters_ms, LAST_TO_SECOND_IN_THE_ELEMENT)
-    script_ms = [round(one) for one in cost.quarters_ms]
+    script_ms = [round((after - before).script_ms) for before, after in pairwise(times)]
+    cost = Cost(longest_ms, mean_ms, script_ms[3] / script_ms[1], LAST_TO_SECOND_IN_THE_ELEMENT)
     print(f"in the element: {mean_ms:.2f} ms, longest {longest_ms:.0f} ms, script {script_ms} ms, {cost.growth:.2f}")
     return cost
 
