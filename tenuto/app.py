@@ -346,10 +346,12 @@ class Hub(HubCore):
             inner = scope["path"].removeprefix(root)
             if inner == prefix or inner.startswith(prefix + "/"):
                 await self({**scope, "root_path": root + prefix}, receive, send)
-            elif self.questions is None or scope["type"] != "http":
-                await app(scope, receive, send)
-            else:
-                await app(scope, receive, _with_cookies(visit_in(scope), send))
+                return
+            if self.loop is None and not self.is_draining:
+                # the server sent no lifespan: otherwise a thread of `app` would begin the run on another loop
+                self._begin_run(asyncio.get_running_loop(), self._run)
+            has_visitors = self.questions is not None and scope["type"] == "http"
+            await app(scope, receive, _with_cookies(visit_in(scope), send) if has_visitors else send)
 
         return wrapped
 
