@@ -225,7 +225,7 @@ class StreamResponse(Response):
         self._path = scope.get("app_root_path", scope.get("root_path", "")).rstrip("/") + self._path
         # a format of another client begins with the first character, because its chunks have no ids
         since = parse_cursor(requested.get("last-event-id", "")) if self._style != AI_SDK else None
-        cookie = cookie_headers(hub.authenticate, scope)
+        cookie = cookie_headers(scope)
         self.raw_headers += [one for one in cookie if one not in self.raw_headers]
         if scope.get("method") == "HEAD":  # also of a link checker or a preview: it begins and finds no answer
             self._unname()

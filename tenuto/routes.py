@@ -494,7 +494,7 @@ class RouteSocket:
         unhook = hub.on_drain(drain := partial(self.close, DRAINED, "draining"))
         self._credentials.watch(lambda: self.close(EXPIRED, "unauthenticated"))
         try:
-            headers = cookie_headers(hub.authenticate, self.access._scope)
+            headers = cookie_headers(self.access._scope)
             await self._send({"type": "websocket.accept", "headers": headers})
             async with asyncio.timeout(max_s) as self._limit:
                 if self._closing is None and not hub.viewing.is_over:

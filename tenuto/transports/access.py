@@ -102,7 +102,7 @@ async def known_identity(hub: HubCore, scope: Scope) -> Identity | None:
         identity = await _verified(scope, partial(verify, scope))
         if identity is not None:
             check_identity(hub, identity)
-    if identity is not None and isinstance(verify, VisitorVerifier) and visit_in(scope).is_new:
+    if identity is not None and isinstance(verify, VisitorVerifier) and visit_in(scope, verify).is_new:
         hub.rates.new_visitor(peer_of(scope))  # the peer stays unknown: each request without a proof gets a new id
     elif identity is not None:
         hub.rates.request(identity, peer_of(scope))

@@ -134,6 +134,17 @@ async def test_hubs_of_one_host_keep_their_cookies_apart(hub: Hub) -> None:
     both = f"{pair(other_header)}; {pair(header)}"
     assert await met(hub, cookie=both) == (visitor, None)
     assert await met(other, cookie=both) == (stranger, None)
+    app = FastAPI()
+
+    @app.get("/")
+    async def ids(one: str = Depends(guests_of(hub).of), two: str = Depends(guests_of(other).of)) -> list[str]:
+        return [one, two]  # the same request
+
+    async with asking(app) as browser:
+        response = await browser.get("/")
+    cookies = {one.split("=")[1].partition(".")[0] for one in response.headers.get_list("set-cookie")}
+    assert cookies == set(response.json())
+    assert len(cookies) == 2
     await other.close()
 
 
