@@ -332,10 +332,9 @@ class Access:
         """
         within = narrowed(check_prefix(prefix), "", self.identity.patterns("history"))
         self.charge(EXPECTED_BYTES // 4)  # it reads the beginnings of many channels
+        limit = max(1, min(limit, MAX_CONVERSATIONS))
         async with self._hub.viewing.reading():
-            return await read_conversations(
-                self._hub.store, self.identity, within, limit=max(1, min(limit, MAX_CONVERSATIONS))
-            )
+            return await read_conversations(self._hub.store, self.identity, within, limit=limit)
 
     async def open_turns(self, channel: str) -> list[TurnStatus]:
         """Return the turns that wait or run, oldest first, and answers that stream without a user message.

@@ -132,8 +132,9 @@ def test_interrupted_block_cancels_its_message_and_one_that_fails_does_not(
         assert (message.length, message.meta) == (6, {"a": 1})
         raise error
     with hub.sync.message("c", id="n") as message:
+        assert hub.sync.command("c", "cancel", target="n").target == "n"
         message.finish("failed", reason="why", meta={"b": 2})
-    newest, first = hub.sync.history("c").messages
+    newest, (first, _) = hub.sync.history("c", limit=1).messages[0], hub.sync.read("c", "m")
     assert (first.status, first.text, first.meta) == (status, "so far", {"a": 1})
     assert (newest.status, newest.reason, newest.meta) == ("failed", "why", {"b": 2})
     hub.sync.close()

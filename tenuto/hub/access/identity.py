@@ -114,12 +114,8 @@ class Identity(Struct, frozen=True, kw_only=True):
     def caller(self, channel: str) -> Caller:
         """Return the caller for a request on `channel`."""
         granted = self.capabilities_on(channel)
-        return Caller(
-            id=self.client_id,
-            is_admin="admin" in granted,
-            may_read="subscribe" in granted or "history" in granted,
-            may_write="append" in granted,
-        )
+        is_admin, may_read = "admin" in granted, "subscribe" in granted or "history" in granted
+        return Caller(id=self.client_id, is_admin=is_admin, may_read=may_read, may_write="append" in granted)
 
     @property
     def is_trusted(self) -> bool:

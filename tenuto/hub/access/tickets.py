@@ -89,11 +89,8 @@ class Ticket(Struct, frozen=True, kw_only=True, array_like=True):
 
     def identity(self) -> Identity:
         """Return the identity of the ticket's owner, limited to the rights of the ticket."""
-        return Identity(
-            client_id=self.client_id,
-            grants={self.channel: frozenset(self.capabilities)},
-            expires_at_ms=self.expires_at_ms,
-        )
+        grants = {self.channel: frozenset(self.capabilities)}
+        return Identity(client_id=self.client_id, grants=grants, expires_at_ms=self.expires_at_ms)
 
 
 _ticket = Decoder(Ticket)
