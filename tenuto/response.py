@@ -12,7 +12,7 @@ import asyncio
 import inspect
 import logging
 import math
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +22,7 @@ from urllib.parse import quote
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
+from starlette.routing import BaseRoute, Mount
 from starlette.types import Receive, Scope, Send
 
 from tenuto.agents.local import LocalWatch
@@ -222,7 +223,9 @@ class StreamResponse(Response):
         hub = self._app.hub
         requested = Headers(scope=scope)
         # the path of a proxy, which the server knows as its root path; below a mount, Starlette keeps it apart
-        self._path = scope.get("app_root_path", scope.get("root_path", "")).rstrip("/") + self._path
+        root = scope.get("app_root_path", scope.get("root_path", ""))
+        mounted = _path_of(hub, getattr(scope.get("router"), "routes", ()))  # in the outermost app of Starlette
+        self._path = root.rstrip("/") + (self._path if mounted is None else mounted)
         # a format of another client begins with the first character, because its chunks have no ids
         since = parse_cursor(requested.get("last-event-id", "")) if self._style != AI_SDK else None
         cookie = cookie_headers(scope)
@@ -368,6 +371,16 @@ async def _newest(hub: HubCore, channel: str) -> tuple[Message | None, Message |
         if not page.more:
             return next(iter(answers), None), None, first
         before = page.messages[-1].created
+
+
+def _path_of(app: object, routes: Iterable[BaseRoute]) -> str | None:
+    """Return the path at which `app` is mounted, directly or within a mounted app; None if it is not."""
+    for route in routes:
+        if isinstance(route, Mount):
+            inner = "" if route.app is app else _path_of(app, route.routes or ())
+            if inner is not None:
+                return route.path + inner
+    return None
 
 
 class TurnFrames:

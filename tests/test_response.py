@@ -37,13 +37,14 @@ async def test_caller_gets_the_stream_and_its_location() -> None:
         TENANT.set("acme")
         return hub.stream_response("chat:1", words, prompt=prompt, prompt_by="ann", reply_id="r")
 
-    async with serving(hub, app, root_path="/behind") as served:  # of a proxy
-        response = await served.http.post("/chat?prompt=hi")
+    outer = Starlette(routes=[Mount("/of", Starlette()), Mount("/api", app)])
+    async with serving(hub, outer, root_path="/behind") as served:  # of a proxy
+        response = await served.http.post("/api/chat?prompt=hi")
         assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
         assert (response.headers["tenuto-channel"], response.headers["tenuto-message"]) == ("chat:1", "r")
         assert 'event: answer\ndata: "half of it, ' in response.text
         assert response.text.count("event: done") == 1
-        assert response.headers["location"] == "/behind/tenuto/v1/channels/chat%3A1/messages/r/events"
+        assert response.headers["location"] == "/behind/api/tenuto/v1/channels/chat%3A1/messages/r/events"
         assert response.headers["cross-origin-resource-policy"] == "same-origin"
         again = await served.http.get(response.headers["location"].removeprefix("/behind"))
         assert "half of it, the end" in again.text
