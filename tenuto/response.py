@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
 
 from starlette.datastructures import Headers
@@ -202,6 +202,12 @@ class StreamResponse(Response):
             self.headers[name] = value
         if message_id is not None:
             self._name(message_id)
+
+    def render(self, *content: Any) -> bytes | memoryview:
+        """Return the body before the stream. Raises LocalError in Django, which calls this without an argument."""
+        if not content:
+            raise LocalError("Django cannot send this response: return it from a route of Starlette (docs/django.md)")
+        return super().render(*content)
 
     def _name(self, message_id: str) -> None:
         """Let the headers name the answer, for a reloaded page, except for those that the app has set."""
@@ -426,10 +432,7 @@ def _response_of(source: object) -> str | None:
 def check_style(style: object, end_frame: object) -> None:
     """Raise LocalError unless `style` is a known style or a function, and `end_frame` fits it."""
     if not callable(style) and style not in ("events", "data", AI_SDK):
-        raise LocalError(
-            "style must be 'events', 'data', 'ai-sdk', or a function that returns the frame of a text, "
-            f"got {shown(style)}"
-        )
+        raise LocalError(f"style must be 'events', 'data', 'ai-sdk', or a function of a text, got {shown(style)}")
     _check_frame_function(style, "style", "text")
     if end_frame is not None and not callable(style):
         raise LocalError(f"end_frame belongs to a style that is a function; style {style!r} has its own end")

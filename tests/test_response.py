@@ -316,6 +316,8 @@ async def test_function_that_returns_no_frame_is_named_in_the_log(
 def test_unusable_option_is_refused_before_the_stream_starts(options: dict[str, Any], detail: str) -> None:
     with pytest.raises(LocalError, match=detail):
         new_hub().stream_response("chat:1", framed, **options)
+    with pytest.raises(LocalError, match="return it from a route of Starlette"):
+        new_hub().stream_response("chat:1", framed).render()  # as Django calls it
 
 
 def wrapped() -> StreamingResponse:
