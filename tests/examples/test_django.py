@@ -83,6 +83,8 @@ below_asgi = hub.wrap(WsgiToAsgi(wsgi), "/tenuto")
 if __name__ == "__main__":
     execute_from_command_line(sys.argv)
 """
+RUNSERVER = ["mysite.py", "runserver", "--noreload"]
+GUNICORN = ["-m", "gunicorn", "--worker-class", "gthread", "mysite:wsgi", "--bind"]
 
 
 @contextlib.contextmanager
@@ -101,14 +103,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["mysite.py", "runserver", "--noreload"],
-        ["-m", "gunicorn", "--worker-class", "gthread", "mysite:wsgi", "--bind"],
-    ],
-    ids=["runserver", "gunicorn"],
-)
+@pytest.mark.parametrize("arguments", [RUNSERVER, GUNICORN], ids=["runserver", "gunicorn"])
 def test_server_over_wsgi_is_reported_with_the_remedy(project: Path, arguments: list[str]) -> None:
     port, expected = free_port(), "no page can reach the hub: this process serves WSGI, and the hub needs ASGI"
     with running(project, *arguments, f"127.0.0.1:{port}", port=port) as process:

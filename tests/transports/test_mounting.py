@@ -149,10 +149,7 @@ async def test_a_store_that_cannot_be_opened_stops_the_server_with_the_reason(mo
 
 async def test_thread_of_a_wrapped_app_uses_the_loop_of_a_server_without_a_lifespan() -> None:
     hub = new_hub()
-
-    async def app(*asgi: object) -> None:
-        await asyncio.to_thread(hub.sync.create, "c", text="from a view in a thread")
-
+    app = cast("Any", lambda *asgi: asyncio.to_thread(hub.sync.create, "c", text="from a view in a thread"))
     await hub.wrap(app, "/tenuto")({"type": "http", "path": "/"}, AsyncMock(), AsyncMock())
     assert hub.loop is asyncio.get_running_loop()
     await hub.close()

@@ -30,6 +30,7 @@ from tests.virtual import Watch
 
 HERE = "http://chat.test"
 KEY = "k" * 32
+LIMITS = [("questions_per_minute", 0), ("questions_per_day", "100"), ("address_factor", 0.5), ("keep_days", 0)]
 
 
 async def person(scope: Any) -> Identity | None:
@@ -189,21 +190,10 @@ async def test_key_of_the_app_replaces_that_of_the_store_and_can_be_rotated() ->
         await hub.close()
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"key": "short"},
-        {"questions_per_minute": 0},
-        {"questions_per_day": "100"},
-        {"address_factor": 0.5},
-        {"keep_days": 0},
-        {"verify": "person"},
-        {"verify": visitors()},
-    ],
-)
-def test_argument_that_cannot_work_is_refused(arguments: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("name", "value"), [*LIMITS, ("key", "short"), ("verify", "person"), ("verify", visitors())])
+def test_argument_that_cannot_work_is_refused(name: str, value: Any) -> None:
     with pytest.raises(LocalError):
-        visitors(**arguments)
+        visitors(**{name: value})
 
 
 async def test_closed_hub_is_not_opened_again_by_a_late_visitor(hub: Hub) -> None:
