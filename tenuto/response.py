@@ -198,8 +198,7 @@ class StreamResponse(Response):
             "Tenuto-Channel": channel,
             **(headers or {}),
         }
-        for name, value in known.items():
-            self.headers[name] = value
+        self.headers.update(known)
         if message_id is not None:
             self._name(message_id)
 
@@ -226,6 +225,11 @@ class StreamResponse(Response):
             del self.headers[name]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._respond(scope, receive, send)
+        if self.background is not None:
+            await self.background()
+
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         hub = self._app.hub
         requested = Headers(scope=scope)
         # the path of a proxy, which the server knows as its root path; below a mount, Starlette keeps it apart
@@ -457,7 +461,5 @@ def _check_frame_function(function: object, option: str, argument: str) -> None:
     try:
         signature.bind("")
     except TypeError as error:
-        raise LocalError(
-            f"{option} must be a function of the {argument} alone, got {shown(function)} with the parameters "
-            f"{signature} ({error}); {remedy}"
-        ) from None
+        got = f"{shown(function)} with the parameters {signature} ({error})"
+        raise LocalError(f"{option} must be a function of the {argument} alone, got {got}; {remedy}") from None

@@ -454,6 +454,8 @@ class TurnResponse(Response):
             if scope["method"] == "POST":  # its question is stored, and SDKs of OpenAI would ask it again
                 response.headers["x-should-retry"] = "false"
             await response(scope, receive, send)
+        if self.background is not None:
+            await self.background()
 
     async def run(self, receive: Receive, send: Send, *, is_head: bool = False) -> None:
         """Send the stream. Raises the error of a refusal, before the first byte."""

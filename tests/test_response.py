@@ -12,6 +12,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.routing import Mount
 
 from tenuto.core.errors import IdConflict, LocalError
@@ -142,12 +143,14 @@ def test_cancel_command_stops_the_answer_and_closes_the_source(monkeypatch: pyte
 
     @on_memory
     async def run(endpoint: Endpoint) -> None:
-        reader = Reader(endpoint.hub.stream_response("chat:1", words, prompt="hi", reply_id="r"), {})
-        await reader.until("half")
+        response = endpoint.hub.stream_response("chat:1", words, prompt="hi", reply_id="r")
+        response.background = BackgroundTask(endpoint.hub.create, "chat:2", text="after")
+        reader = await Reader(response, {}).until("half")
         await endpoint.hub.command("chat:1", "cancel", target="r")
         assert '{"status":"cancelled"}' in (await reader.whole()).body
         assert is_closed.is_set()
         assert (await endpoint.stored())[1] == ("assistant", "half", "cancelled")
+        assert [one.text for one in (await endpoint.hub.history("chat:2")).messages] == ["after"]
 
     run()
 

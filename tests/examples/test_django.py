@@ -149,8 +149,7 @@ ann, _ = get_user_model().objects.get_or_create(username="ann")
 client = Client()
 client.force_login(ann)
 hub = Hub("memory://", authenticate=authenticate)
-application = hub.wrap(get_asgi_application(), "/tenuto")
-page = TestClient(application, base_url="http://localhost", client=("127.0.0.1", 1))
+page = TestClient(hub.wrap(get_asgi_application(), "/tenuto"), base_url="http://localhost", client=("127.0.0.1", 1))
 known = f"{settings.SESSION_COOKIE_NAME}={client.cookies[settings.SESSION_COOKIE_NAME].value}"
 path = "/tenuto/v1/channels/chat:{}:notes/messages"
 for number, cookie in ((ann.pk, known), (ann.pk + 1, known), (ann.pk, "sessionid=other"), (ann.pk, "")):

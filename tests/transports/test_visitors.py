@@ -146,6 +146,8 @@ async def test_hubs_of_one_host_keep_their_cookies_apart(hub: Hub) -> None:
     cookies = {one.split("=")[1].partition(".")[0] for one in response.headers.get_list("set-cookie")}
     assert cookies == set(response.json())
     assert len(cookies) == 2
+    with pytest.raises(LocalError, match="another hub"):
+        Hub("memory://", authenticate=hub.authenticate)
     await other.close()
 
 
@@ -202,13 +204,6 @@ async def test_closed_hub_is_not_opened_again_by_a_late_visitor(hub: Hub) -> Non
     async with visiting(hub) as browser:
         assert (await browser.post("/v1/visitor")).status_code == 503
     assert not hub.is_running
-
-
-def test_visitors_belong_to_one_hub() -> None:
-    guests = visitors()
-    Hub("memory://", authenticate=guests)
-    with pytest.raises(LocalError, match="another hub"):
-        Hub("memory://", authenticate=guests)
 
 
 # Own channels
@@ -282,10 +277,10 @@ async def test_visitor_uses_its_own_channels_and_lists_its_chats(hub: Hub) -> No
 
 
 async def test_hub_without_visitors_names_the_setting() -> None:
-    for authenticate, headers in ((None, {}), (person, {})):
+    for authenticate in (None, person):
         hub = new_hub(authenticate=authenticate)
         async with asking(hub) as client:
-            response = await client.post("/v1/visitor", headers=headers)
+            response = await client.post("/v1/visitor")
         assert (response.status_code, response.json()["code"]) == (404, "no_visitors")
         assert "Hub(authenticate=visitors())" in response.json()["detail"]
         await hub.close()

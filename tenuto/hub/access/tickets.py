@@ -202,9 +202,7 @@ class Tickets(Keyed):
 
     def _is_sealed(self, ticket: Ticket, last: Cursor | None) -> bool:
         """Return whether `last` is a cursor of the ticket's stream."""
-        if last is None:
-            return False
-        seal = last.extra[:_SIGNED_CHARACTERS]
+        seal = last.extra[:_SIGNED_CHARACTERS] if last is not None else ""
         return seal.startswith(_SEAL) and self.has_signed("stream", ticket.id, seal[len(_SEAL) :])
 
 

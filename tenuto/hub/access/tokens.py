@@ -96,9 +96,7 @@ def keys_of_set(given: Any) -> list[Key]:
     """Return the usable keys of a JWK set and ignore the others (RFC 7517, 5). Raises LocalError for another object."""
     listed = given.get("keys") if isinstance(given, dict) else None
     if not isinstance(listed, list) or len(listed) > MAX_KEYS:
-        raise LocalError(
-            f"JWK set must be an object whose `keys` is a list of at most {MAX_KEYS} keys, got {shown(given)}"
-        )
+        raise LocalError(f"JWK set must be an object with a list `keys` of at most {MAX_KEYS} keys, got {shown(given)}")
     return [key for one in listed if (key := _jwk_key(one)) is not None]
 
 
