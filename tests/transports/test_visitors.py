@@ -371,12 +371,11 @@ async def test_token_of_a_visitor_is_no_business_of_a_verifier_of_persons() -> N
             raise Unauthenticated("no token of mine; send another one")
         return None
 
-    guests = visitors(strict)
-    hub = new_hub(authenticate=guests)
+    hub = new_hub(authenticate=visitors(strict))
     async with serving(hub) as served:
         await hub.start()
         visitor = new_visitor_id(bytes(13))
-        token = {"authorization": f"Bearer {guests.token_of(visitor)}"}
+        token = {"authorization": f"Bearer {guests_of(hub).token_of(visitor)}"}
         assert (await served.http.post("/v1/visitor", headers=token)).json()["id"] == visitor
         assert (await served.http.post("/v1/visitor", headers={"authorization": "Bearer x"})).status_code == 401
 

@@ -168,12 +168,9 @@ def headers_of(scope: Scope, name: bytes) -> list[str]:
 
 def cookies_of(scope: Scope) -> list[tuple[str, str]]:
     """Return the names and values of all cookies of a request."""
-    pairs = [
-        pair.strip(" \t").partition("=")  # other white space is part of a name, which a neighbouring host could set
-        for value in headers_of(scope, b"cookie")
-        for pair in value.split(";")
-    ]
-    return [(name, value) for name, _, value in pairs]
+    pairs = (pair for value in headers_of(scope, b"cookie") for pair in value.split(";"))
+    # other white space is part of a name, which a neighbouring host could set
+    return [(name, value) for name, _, value in (pair.strip(" \t").partition("=") for pair in pairs)]
 
 
 def claimed_identity(scope: Scope) -> Identity:
