@@ -36,7 +36,7 @@ from tenuto.core.visitor_ids import visitor_of
 from tenuto.hub import HubCore
 from tenuto.hub.access.identity import Authenticate
 from tenuto.hub.access.rates import Asked, QuestionLimits, Route, current_route
-from tenuto.hub.access.visitors import Visit, VisitorVerifier, visit_in
+from tenuto.hub.access.visitors import VisitorVerifier, cookie_headers, visit_in
 from tenuto.hub.checks import check_authenticate
 from tenuto.hub.keep.control import open_control
 from tenuto.hub.turns.status import next_status, read_pending, read_turn
@@ -147,7 +147,7 @@ class Hub(HubCore):
             if not prompt:
                 return None
             request = CreateMessage(role="user", text=prompt)
-            visitor = visit_in(dict(scope)).client_id if self.questions is not None else None
+            visitor = visit_in(dict(scope), self.authenticate).client_id if self.questions is not None else None
             caller = replace(self.caller(prompt_by or visitor), brings_answer=True)  # no agent answers the prompt
             prompt_id = reply_id_of(message_id, 0)
             await self.ask(channel, prompt_id, request, caller)
@@ -233,7 +233,8 @@ class Hub(HubCore):
         The verifier identifies the caller, by the rules about origins, cookies and rates. With `channel`, the caller
         needs all `capabilities` on it. Raises Unauthenticated, Forbidden, NoVerifier, InvalidName, TooMany, Draining.
         """
-        visit = visit_in(scope) if self.questions is not None else None  # now, so that the copy of the scope shares it
+        # now, so that the copy of the scope shares it
+        visit = visit_in(scope, self.authenticate) if self.questions is not None else None
         access = await authorize(self._asgi, dict(scope), channel, capabilities)
         if visit is not None:
             visit.enter_route(peer_of(dict(scope)), refusal_of_get(self, dict(scope)))
@@ -346,21 +347,25 @@ class Hub(HubCore):
             inner = scope["path"].removeprefix(root)
             if inner == prefix or inner.startswith(prefix + "/"):
                 await self({**scope, "root_path": root + prefix}, receive, send)
-            elif self.questions is None or scope["type"] != "http":
-                await app(scope, receive, send)
-            else:
-                await app(scope, receive, _with_cookies(visit_in(scope), send))
+                return
+            if self.loop is None and not self.is_draining:
+                # the server sent no lifespan: otherwise a thread of `app` would begin the run on another loop
+                self._begin_run(asyncio.get_running_loop(), self._run)
+            if self.questions is not None and scope["type"] == "http":
+                visit_in(scope, self.authenticate)  # now, so that copies of the scope share it
+                send = _with_cookies(scope, send)
+            await app(scope, receive, send)
 
         return wrapped
 
 
-def _with_cookies(visit: Visit, send: Send) -> Send:
-    """Return `send` with the headers that the response must have for `visit`."""
+def _with_cookies(scope: Scope, send: Send) -> Send:
+    """Return `send` with the cookies that the response to `scope` must have."""
 
     async def send_marked(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
             known = [tuple(one) for one in message.get("headers", ())]
-            message = {**message, "headers": known + [one for one in visit.headers if one not in known]}
+            message = {**message, "headers": known + [one for one in cookie_headers(scope) if one not in known]}
         await send(message)
 
     return send_marked
@@ -375,7 +380,7 @@ def _count_answer(
     """
     if hub.questions is None:
         return Asked([])
-    visitor = visit_in(dict(scope)).client_id or visitor_of(channel, hub.caller(prompt_by))
+    visitor = visit_in(dict(scope), hub.authenticate).client_id or visitor_of(channel, hub.caller(prompt_by))
     if visitor is None:
         return Asked([])  # only answers to visitors are counted
     if (refusal := refusal_of_page(hub, dict(scope))) is not None:
@@ -443,7 +448,7 @@ class Visitors(VisitorVerifier):
         and of an app within `hub.wrap` in any case. Raises starlette's HTTPException (401, 403, 429, 503) for a caller
         that the hub would refuse; for a request of Django, which has a `scope`, too, the TenutoError itself.
         """
-        visit = visit_in(request.scope)  # now, so that the copy of the scope shares it
+        visit = visit_in(request.scope, self)  # now, so that the copy of the scope shares it
         scope, hub = dict(request.scope), self.hub
         assert isinstance(hub, HubCore)
         try:
@@ -457,6 +462,6 @@ class Visitors(VisitorVerifier):
         visit.enter_route(peer_of(scope), refusal_of_get(hub, scope))  # what the route asks counts for the caller
         if identity.client_id is None:
             raise LocalError("the identity of the second verifier of visitors() has no client_id; give it one")
-        for name, value in visit.headers if response is not None else ():
-            response.headers.append(name.decode(), value.decode())
+        for value in visit.set_cookies if response is not None else ():
+            response.headers.append("set-cookie", value.decode())
         return identity.client_id

@@ -12,16 +12,17 @@ import asyncio
 import inspect
 import logging
 import math
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
+from starlette.routing import BaseRoute, Mount
 from starlette.types import Receive, Scope, Send
 
 from tenuto.agents.local import LocalWatch
@@ -197,10 +198,15 @@ class StreamResponse(Response):
             "Tenuto-Channel": channel,
             **(headers or {}),
         }
-        for name, value in known.items():
-            self.headers[name] = value
+        self.headers.update(known)
         if message_id is not None:
             self._name(message_id)
+
+    def render(self, *content: Any) -> bytes | memoryview:
+        """Return the body before the stream. Raises LocalError in Django, which calls this without an argument."""
+        if not content:
+            raise LocalError("Django cannot send this response: return it from a route of Starlette (docs/django.md)")
+        return super().render(*content)
 
     def _name(self, message_id: str) -> None:
         """Let the headers name the answer, for a reloaded page, except for those that the app has set."""
@@ -219,13 +225,20 @@ class StreamResponse(Response):
             del self.headers[name]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._respond(scope, receive, send)
+        if self.background is not None:
+            await self.background()
+
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         hub = self._app.hub
         requested = Headers(scope=scope)
         # the path of a proxy, which the server knows as its root path; below a mount, Starlette keeps it apart
-        self._path = scope.get("app_root_path", scope.get("root_path", "")).rstrip("/") + self._path
+        root = scope.get("app_root_path", scope.get("root_path", ""))
+        mounted = _path_of(hub, getattr(scope.get("router"), "routes", ()))  # in the outermost app of Starlette
+        self._path = root.rstrip("/") + (self._path if mounted is None else mounted)
         # a format of another client begins with the first character, because its chunks have no ids
         since = parse_cursor(requested.get("last-event-id", "")) if self._style != AI_SDK else None
-        cookie = cookie_headers(hub.authenticate, scope)
+        cookie = cookie_headers(scope)
         self.raw_headers += [one for one in cookie if one not in self.raw_headers]
         if scope.get("method") == "HEAD":  # also of a link checker or a preview: it begins and finds no answer
             self._unname()
@@ -370,6 +383,16 @@ async def _newest(hub: HubCore, channel: str) -> tuple[Message | None, Message |
         before = page.messages[-1].created
 
 
+def _path_of(app: object, routes: Iterable[BaseRoute]) -> str | None:
+    """Return the path at which `app` is mounted, directly or within a mounted app; None if it is not."""
+    for route in routes:
+        if isinstance(route, Mount):
+            inner = "" if route.app is app else _path_of(app, route.routes or ())
+            if inner is not None:
+                return route.path + inner
+    return None
+
+
 class TurnFrames:
     """One answer through the format of a turn."""
 
@@ -413,10 +436,7 @@ def _response_of(source: object) -> str | None:
 def check_style(style: object, end_frame: object) -> None:
     """Raise LocalError unless `style` is a known style or a function, and `end_frame` fits it."""
     if not callable(style) and style not in ("events", "data", AI_SDK):
-        raise LocalError(
-            "style must be 'events', 'data', 'ai-sdk', or a function that returns the frame of a text, "
-            f"got {shown(style)}"
-        )
+        raise LocalError(f"style must be 'events', 'data', 'ai-sdk', or a function of a text, got {shown(style)}")
     _check_frame_function(style, "style", "text")
     if end_frame is not None and not callable(style):
         raise LocalError(f"end_frame belongs to a style that is a function; style {style!r} has its own end")
@@ -441,7 +461,5 @@ def _check_frame_function(function: object, option: str, argument: str) -> None:
     try:
         signature.bind("")
     except TypeError as error:
-        raise LocalError(
-            f"{option} must be a function of the {argument} alone, got {shown(function)} with the parameters "
-            f"{signature} ({error}); {remedy}"
-        ) from None
+        got = f"{shown(function)} with the parameters {signature} ({error})"
+        raise LocalError(f"{option} must be a function of the {argument} alone, got {got}; {remedy}") from None

@@ -332,10 +332,9 @@ class Access:
         """
         within = narrowed(check_prefix(prefix), "", self.identity.patterns("history"))
         self.charge(EXPECTED_BYTES // 4)  # it reads the beginnings of many channels
+        limit = max(1, min(limit, MAX_CONVERSATIONS))
         async with self._hub.viewing.reading():
-            return await read_conversations(
-                self._hub.store, self.identity, within, limit=max(1, min(limit, MAX_CONVERSATIONS))
-            )
+            return await read_conversations(self._hub.store, self.identity, within, limit=limit)
 
     async def open_turns(self, channel: str) -> list[TurnStatus]:
         """Return the turns that wait or run, oldest first, and answers that stream without a user message.
@@ -455,6 +454,8 @@ class TurnResponse(Response):
             if scope["method"] == "POST":  # its question is stored, and SDKs of OpenAI would ask it again
                 response.headers["x-should-retry"] = "false"
             await response(scope, receive, send)
+        if self.background is not None:
+            await self.background()
 
     async def run(self, receive: Receive, send: Send, *, is_head: bool = False) -> None:
         """Send the stream. Raises the error of a refusal, before the first byte."""
@@ -494,7 +495,7 @@ class RouteSocket:
         unhook = hub.on_drain(drain := partial(self.close, DRAINED, "draining"))
         self._credentials.watch(lambda: self.close(EXPIRED, "unauthenticated"))
         try:
-            headers = cookie_headers(hub.authenticate, self.access._scope)
+            headers = cookie_headers(self.access._scope)
             await self._send({"type": "websocket.accept", "headers": headers})
             async with asyncio.timeout(max_s) as self._limit:
                 if self._closing is None and not hub.viewing.is_over:

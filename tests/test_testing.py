@@ -26,7 +26,7 @@ def answering(model: ScriptedModel) -> Hub:
 
 @virtually
 async def test_answers_of_a_script_come_one_by_one() -> None:
-    model = ScriptedModel("Hello there, Ann.", ["Good", "bye", "."], ["x" * 3_000_000])
+    model = ScriptedModel("Hello there, Ann.", ["Good", "bye", "."], ["x" * 3_000_000], ["half", RuntimeError("away")])
     hub = answering(model)
     await hub.create("chat:1", text="Hi?", role="user")
     assert (await wait_for_answer(hub, "chat:1")).text == "Hello there, Ann."
@@ -35,15 +35,12 @@ async def test_answers_of_a_script_come_one_by_one() -> None:
     assert (answer.text, answer.status, answer.reply_to) == ("Goodbye.", "complete", question.id)
     await hub.create("chat:1", text="All?", role="user")
     assert len((await wait_for_answer(hub, "chat:1")).text) == 3_000_000  # a page of the history ends behind it
-    assert model.asked == ["Hi?", "Bye?", "All?"]
-
-
-@virtually
-async def test_failure_of_a_script_ends_the_answer_as_failed() -> None:
-    hub = answering(ScriptedModel(["half", RuntimeError("the provider is away")]))
-    await hub.create("chat:1", text="Hi?", role="user")
+    await hub.create("chat:1", text="Well?", role="user")
     answer = await wait_for_answer(hub, "chat:1")
     assert (answer.text, answer.status) == ("half", "failed")
+    assert model.asked == ["Hi?", "Bye?", "All?", "Well?"]
+    with pytest.raises(LocalError, match="the script has no reply to call 5"):
+        await anext(model())
 
 
 @virtually
@@ -54,10 +51,3 @@ async def test_wait_without_an_answer_names_the_messages_of_the_channel() -> Non
     question = await hub.create("chat:1", text="Hi?", role="user")
     with pytest.raises(TimeoutError, match=re.escape(f"its newest messages: user '{question.id}' complete")):
         await wait_for_answer(hub, "chat:1", question.id)
-
-
-async def test_script_that_is_over_says_so() -> None:
-    model = ScriptedModel("one")
-    assert [piece async for piece in model()] == ["one"]
-    with pytest.raises(LocalError, match="the script has no reply to call 2"):
-        await anext(model())

@@ -497,6 +497,8 @@ class SyncHub:
     update = blocking(HubCore.update)
     finish = blocking(HubCore.finish)
     delete = blocking(HubCore.delete)
+    command = blocking(HubCore.command)
+    read = blocking(HubCore.read)
     history = blocking(HubCore.history)
 
     def message(self, channel: str, **fields: Any) -> AbstractContextManager[SyncWriter]:

@@ -32,6 +32,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from msgspec.structs import replace
+from starlette.exceptions import HTTPException
 
 from tenuto.core.deltas import TurnStatus
 from tenuto.core.errors import Busy, Draining, Forbidden, InvalidName, TenutoError, TooMany, Unauthenticated, shown
@@ -102,7 +103,7 @@ async def known_identity(hub: HubCore, scope: Scope) -> Identity | None:
         identity = await _verified(scope, partial(verify, scope))
         if identity is not None:
             check_identity(hub, identity)
-    if identity is not None and isinstance(verify, VisitorVerifier) and visit_in(scope).is_new:
+    if identity is not None and isinstance(verify, VisitorVerifier) and visit_in(scope, verify).is_new:
         hub.rates.new_visitor(peer_of(scope))  # the peer stays unknown: each request without a proof gets a new id
     elif identity is not None:
         hub.rates.request(identity, peer_of(scope))
@@ -165,7 +166,7 @@ def check_identity(hub: HubCore, identity: Identity) -> None:
 async def _verified(scope: Scope, verify: Callable[[], Awaitable[Identity | None]]) -> Identity | None:
     """Return the result of the app's verifier.
 
-    A TenutoError passes; any other exception is logged and not sent to the peer.
+    A TenutoError passes. A 401 of Starlette is no identity; any other exception is logged and not sent to the peer.
     """
     connection = connection_of(scope)
     try:
@@ -182,6 +183,8 @@ async def _verified(scope: Scope, verify: Callable[[], Awaitable[Identity | None
     except TimeoutError:
         raise Busy(f"authentication timed out after {VERIFY_TIMEOUT_S:.0f} s; try again") from None
     except Exception as error:
+        if isinstance(error, HTTPException) and error.status_code == 401:
+            return None  # the verifier calls a dependency of the app's routes
         refusals.log_failure(peer_of(scope), error)
         raise unexpected() from None
 

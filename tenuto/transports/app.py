@@ -80,7 +80,7 @@ class App:
         """Return the work for one connection. A coroutine around it would cost time for each frame of a socket."""
         known = cast("Scope", scope)  # ASGI servers pass a dict as the scope
         if isinstance(self.hub.authenticate, VisitorVerifier):
-            visit_in(known)  # now, so that all copies of the scope share it
+            visit_in(known, self.hub.authenticate)  # now, so that all copies of the scope share it
         match scope["type"]:
             case "http":
                 return self._http(known, receive, send)
@@ -92,7 +92,7 @@ class App:
 
     def added_headers(self, scope: Scope) -> Headers:
         """Return the headers for CORS, and for the cookie of a visitor, of a response that bypasses the middleware."""
-        return [*self._cors(scope), *cookie_headers(self.hub.authenticate, scope)]
+        return [*self._cors(scope), *cookie_headers(scope)]
 
     def _cors(self, scope: Scope) -> Headers:
         """Return the headers of CORS for a response that Starlette's middleware does not see."""
@@ -154,7 +154,7 @@ class App:
             async def send_begun(message: MutableMapping[str, Any]) -> None:
                 begin()  # ends the limit of time for the response to begin
                 if message["type"] == "http.response.start":
-                    headers = [*message.get("headers", ()), *cookie_headers(self.hub.authenticate, scope)]
+                    headers = [*message.get("headers", ()), *cookie_headers(scope)]
                     known = {name for name, _ in headers}
                     message = {**message, "headers": headers + [one for one in GUARDS if one[0] not in known]}
                 await send(message)
@@ -322,7 +322,7 @@ def respond_to_refusals(app: Any) -> None:
         if error.status == 500 or request.scope["type"] != "http":  # a mistake or bug; a socket of the app
             raise error
         response = problem_response(error)
-        response.raw_headers += visit_in(request.scope).headers
+        response.raw_headers += cookie_headers(request.scope)
         return response
 
     handlers, routes = getattr(app, "exception_handlers", None), getattr(app, "routes", None)

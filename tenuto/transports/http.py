@@ -508,13 +508,13 @@ async def visitor(hub: HubCore, request: Request) -> Response:
     channel = f"{STEM}{identity.client_id}"
     is_foreign = any(not is_own_origin(hub, scope, origin) for origin in headers_of(scope, b"origin"))
     # a page that may keep no cookie says so; a visitor that has one gets no token, which a script could carry away
-    needs_token = is_foreign or (visit_in(scope).is_new and "token" in request.query_params)
+    needs_token = is_foreign or (visit_in(scope, guests).is_new and "token" in request.query_params)
     if identity.client_id is not None:
         if identity.has("publish", channel) and identity.has("subscribe", channel):
             about["channel"] = channel
         if is_visitor(identity.client_id) and needs_token:
             about["token"] = guests.token_of(identity.client_id)
-        if not visit_in(scope).is_new:  # a new visitor has none
+        if not visit_in(scope, guests).is_new:  # a new visitor has none
             about["chats"] = [
                 {"channel": one.channel, "title": one.title, "updated_ms": one.updated_ms}
                 for one in await read_conversations(hub.store, identity, [channel, f"{channel}.*"])

@@ -93,7 +93,9 @@ class Sockets:
             identity = await (identify if is_by_header else known_identity)(self._hub, scope)
             if identity is not None:
                 credentials = Credentials(self._hub, scope, identity)
-                credentials.is_ambient = is_by_cookie(self._hub, scope) or visit_in(scope).is_ambient
+                credentials.is_ambient = (
+                    is_by_cookie(self._hub, scope) or visit_in(scope, self._hub.authenticate).is_ambient
+                )
                 credentials.take_slot()
                 return credentials
         except (Unauthenticated, TooMany) as error:
@@ -106,7 +108,7 @@ class Sockets:
         """Accept the socket, and run it until its end."""
         try:
             subprotocol = SUBPROTOCOL if scope.get("subprotocols") else None
-            headers = cookie_headers(self._hub.authenticate, scope)
+            headers = cookie_headers(scope)
             await send({"type": "websocket.accept", "subprotocol": subprotocol, "headers": headers})
             socket = Socket(self._hub, credentials, send, self._unauthenticated)
             self._open.add(socket)

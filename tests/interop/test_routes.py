@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import httpx2
 import pytest
-from fastapi import FastAPI, Request
+from fastapi import BackgroundTasks, FastAPI, Request
 from starlette.responses import Response
 
 from tenuto import Hub, Identity, Turn, routes
@@ -125,15 +125,15 @@ class Broken:
 
 
 async def test_stream_whose_format_fails_is_cut_and_its_neighbours_go_on() -> None:
-    hub = new_hub()
-    app, gate = FastAPI(), asyncio.Event()
+    hub, app, gate = new_hub(), FastAPI(), asyncio.Event()
 
     @hub.agent("*")
     async def waits(turn: Turn) -> None:
         await gate.wait()
 
     @app.get("/{kind}")
-    async def follow(kind: str, request: Request) -> Response:
+    async def follow(kind: str, request: Request, tasks: BackgroundTasks) -> Response:
+        tasks.add_task(hub.create, "chat:2", text=kind)
         access = await hub.authorize(request.scope)
         return access.stream("chat:1", "q", Broken() if kind == "broken" else UIStream("q"))
 
@@ -149,6 +149,7 @@ async def test_stream_whose_format_fails_is_cut_and_its_neighbours_go_on() -> No
             [line async for line in broken.aiter_lines()]
         assert [line async for line in whole.aiter_lines()][-2] == "data: [DONE]"
         await served.until(lambda: not hub.channel("chat:1").feeds)
+        await served.until(lambda: hub.channel("chat:2").state.messages)
 
 
 async def test_pending_commands_are_listed_until_their_reply_and_count_for_their_reader() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager
@@ -144,6 +145,14 @@ async def test_a_store_that_cannot_be_opened_stops_the_server_with_the_reason(mo
             response = await http.get(path)
             assert (response.status_code, response.json()["code"]) == (500, "store_unusable")
         assert (await http.get("/healthz")).status_code == 200
+
+
+async def test_thread_of_a_wrapped_app_uses_the_loop_of_a_server_without_a_lifespan() -> None:
+    hub = new_hub()
+    app = cast("Any", lambda *asgi: asyncio.to_thread(hub.sync.create, "c", text="from a view in a thread"))
+    await hub.wrap(app, "/tenuto")({"type": "http", "path": "/"}, AsyncMock(), AsyncMock())
+    assert hub.loop is asyncio.get_running_loop()
+    await hub.close()
 
 
 # Test clients: each makes an event loop of its own, or, without `with`, one for each request

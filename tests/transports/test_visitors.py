@@ -30,6 +30,7 @@ from tests.virtual import Watch
 
 HERE = "http://chat.test"
 KEY = "k" * 32
+LIMITS = [("questions_per_minute", 0), ("questions_per_day", "100"), ("address_factor", 0.5), ("keep_days", 0)]
 
 
 async def person(scope: Any) -> Identity | None:
@@ -134,6 +135,19 @@ async def test_hubs_of_one_host_keep_their_cookies_apart(hub: Hub) -> None:
     both = f"{pair(other_header)}; {pair(header)}"
     assert await met(hub, cookie=both) == (visitor, None)
     assert await met(other, cookie=both) == (stranger, None)
+    app = FastAPI()
+
+    @app.get("/")
+    async def ids(one: str = Depends(guests_of(hub).of), two: str = Depends(guests_of(other).of)) -> list[str]:
+        return [one, two]  # the same request
+
+    async with asking(app) as browser:
+        response = await browser.get("/")
+    cookies = {one.split("=")[1].partition(".")[0] for one in response.headers.get_list("set-cookie")}
+    assert cookies == set(response.json())
+    assert len(cookies) == 2
+    with pytest.raises(LocalError, match="another hub"):
+        Hub("memory://", authenticate=hub.authenticate)
     await other.close()
 
 
@@ -178,21 +192,10 @@ async def test_key_of_the_app_replaces_that_of_the_store_and_can_be_rotated() ->
         await hub.close()
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"key": "short"},
-        {"questions_per_minute": 0},
-        {"questions_per_day": "100"},
-        {"address_factor": 0.5},
-        {"keep_days": 0},
-        {"verify": "person"},
-        {"verify": visitors()},
-    ],
-)
-def test_argument_that_cannot_work_is_refused(arguments: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("name", "value"), [*LIMITS, ("key", "short"), ("verify", "person"), ("verify", visitors())])
+def test_argument_that_cannot_work_is_refused(name: str, value: Any) -> None:
     with pytest.raises(LocalError):
-        visitors(**arguments)
+        visitors(**{name: value})
 
 
 async def test_closed_hub_is_not_opened_again_by_a_late_visitor(hub: Hub) -> None:
@@ -201,13 +204,6 @@ async def test_closed_hub_is_not_opened_again_by_a_late_visitor(hub: Hub) -> Non
     async with visiting(hub) as browser:
         assert (await browser.post("/v1/visitor")).status_code == 503
     assert not hub.is_running
-
-
-def test_visitors_belong_to_one_hub() -> None:
-    guests = visitors()
-    Hub("memory://", authenticate=guests)
-    with pytest.raises(LocalError, match="another hub"):
-        Hub("memory://", authenticate=guests)
 
 
 # Own channels
@@ -281,10 +277,10 @@ async def test_visitor_uses_its_own_channels_and_lists_its_chats(hub: Hub) -> No
 
 
 async def test_hub_without_visitors_names_the_setting() -> None:
-    for authenticate, headers in ((None, {}), (person, {})):
+    for authenticate in (None, person):
         hub = new_hub(authenticate=authenticate)
         async with asking(hub) as client:
-            response = await client.post("/v1/visitor", headers=headers)
+            response = await client.post("/v1/visitor")
         assert (response.status_code, response.json()["code"]) == (404, "no_visitors")
         assert "Hub(authenticate=visitors())" in response.json()["detail"]
         await hub.close()
@@ -375,12 +371,11 @@ async def test_token_of_a_visitor_is_no_business_of_a_verifier_of_persons() -> N
             raise Unauthenticated("no token of mine; send another one")
         return None
 
-    guests = visitors(strict)
-    hub = new_hub(authenticate=guests)
+    hub = new_hub(authenticate=visitors(strict))
     async with serving(hub) as served:
         await hub.start()
         visitor = new_visitor_id(bytes(13))
-        token = {"authorization": f"Bearer {guests.token_of(visitor)}"}
+        token = {"authorization": f"Bearer {guests_of(hub).token_of(visitor)}"}
         assert (await served.http.post("/v1/visitor", headers=token)).json()["id"] == visitor
         assert (await served.http.post("/v1/visitor", headers={"authorization": "Bearer x"})).status_code == 401
 

@@ -114,12 +114,8 @@ class Identity(Struct, frozen=True, kw_only=True):
     def caller(self, channel: str) -> Caller:
         """Return the caller for a request on `channel`."""
         granted = self.capabilities_on(channel)
-        return Caller(
-            id=self.client_id,
-            is_admin="admin" in granted,
-            may_read="subscribe" in granted or "history" in granted,
-            may_write="append" in granted,
-        )
+        is_admin, may_read = "admin" in granted, "subscribe" in granted or "history" in granted
+        return Caller(id=self.client_id, is_admin=is_admin, may_read=may_read, may_write="append" in granted)
 
     @property
     def is_trusted(self) -> bool:
@@ -172,12 +168,9 @@ def headers_of(scope: Scope, name: bytes) -> list[str]:
 
 def cookies_of(scope: Scope) -> list[tuple[str, str]]:
     """Return the names and values of all cookies of a request."""
-    pairs = [
-        pair.strip(" \t").partition("=")  # other white space is part of a name, which a neighbouring host could set
-        for value in headers_of(scope, b"cookie")
-        for pair in value.split(";")
-    ]
-    return [(name, value) for name, _, value in pairs]
+    pairs = (pair for value in headers_of(scope, b"cookie") for pair in value.split(";"))
+    # other white space is part of a name, which a neighbouring host could set
+    return [(name, value) for name, _, value in (pair.strip(" \t").partition("=") for pair in pairs)]
 
 
 def claimed_identity(scope: Scope) -> Identity:

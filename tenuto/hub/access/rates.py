@@ -235,10 +235,7 @@ class Rates:
         for client in clients:
             if client.signals.refilled(now_s) < 1:
                 limit = int(client.signals.size)
-                raise TooMany(
-                    f"client {client.name} has sent {limit} signals in a second, which is the limit; send fewer",
-                    limit=limit,
-                )
+                raise TooMany(f"client {client.name} has sent {limit} signals in a second; send fewer", limit=limit)
         for client in clients:
             client.signals.level -= 1
 
@@ -262,8 +259,7 @@ class Rates:
             limit = client.max_connections
             if client.connections >= limit:
                 raise TooMany(
-                    f"client {client.name} has {limit} open connections, which is the limit; close one of them",
-                    limit=limit,
+                    f"client {client.name} has {limit} connections, which is the limit; close one of them", limit=limit
                 )
         for client in clients:
             client.connections += 1

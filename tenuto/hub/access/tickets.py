@@ -89,11 +89,8 @@ class Ticket(Struct, frozen=True, kw_only=True, array_like=True):
 
     def identity(self) -> Identity:
         """Return the identity of the ticket's owner, limited to the rights of the ticket."""
-        return Identity(
-            client_id=self.client_id,
-            grants={self.channel: frozenset(self.capabilities)},
-            expires_at_ms=self.expires_at_ms,
-        )
+        grants = {self.channel: frozenset(self.capabilities)}
+        return Identity(client_id=self.client_id, grants=grants, expires_at_ms=self.expires_at_ms)
 
 
 _ticket = Decoder(Ticket)
@@ -205,9 +202,7 @@ class Tickets(Keyed):
 
     def _is_sealed(self, ticket: Ticket, last: Cursor | None) -> bool:
         """Return whether `last` is a cursor of the ticket's stream."""
-        if last is None:
-            return False
-        seal = last.extra[:_SIGNED_CHARACTERS]
+        seal = last.extra[:_SIGNED_CHARACTERS] if last is not None else ""
         return seal.startswith(_SEAL) and self.has_signed("stream", ticket.id, seal[len(_SEAL) :])
 
 

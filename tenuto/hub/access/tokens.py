@@ -85,9 +85,7 @@ def public_keys(given: str | bytes | dict[str, Any]) -> list[Key]:
         try:
             given = json.loads(text)
         except (ValueError, RecursionError):
-            raise LocalError(
-                "public_key begins like a JWK but is not valid JSON; give PEM, a JWK or a JWK set"
-            ) from None
+            raise LocalError("public_key is neither PEM nor valid JSON; give PEM, a JWK or a JWK set") from None
     found = keys_of_set(given if "keys" in given else {"keys": [given]})
     if not found:
         raise LocalError("public_key holds no public key that could verify a token; give PEM, a JWK or a JWK set")
@@ -98,9 +96,7 @@ def keys_of_set(given: Any) -> list[Key]:
     """Return the usable keys of a JWK set and ignore the others (RFC 7517, 5). Raises LocalError for another object."""
     listed = given.get("keys") if isinstance(given, dict) else None
     if not isinstance(listed, list) or len(listed) > MAX_KEYS:
-        raise LocalError(
-            f"JWK set must be an object whose `keys` is a list of at most {MAX_KEYS} keys, got {shown(given)}"
-        )
+        raise LocalError(f"JWK set must be an object with a list `keys` of at most {MAX_KEYS} keys, got {shown(given)}")
     return [key for one in listed if (key := _jwk_key(one)) is not None]
 
 
@@ -115,15 +111,11 @@ def _pem_key(text: str) -> Key:
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     if "PRIVATE KEY" in text:
-        raise LocalError(
-            "public_key holds a private key; give the public key, and keep the private one off this server"
-        )
+        raise LocalError("public_key holds a private key; give the public key, and keep this one off this server")
     try:
         material = load_pem_public_key(text.encode())
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise LocalError(
-            "public_key is not in PEM form (-----BEGIN PUBLIC KEY-----); give PEM, a JWK or a JWK set"
-        ) from None
+        raise LocalError("public_key is not PEM (-----BEGIN PUBLIC KEY-----); give PEM, a JWK or a JWK set") from None
     algorithms = _algorithms_of(material)
     if not algorithms:
         raise LocalError(

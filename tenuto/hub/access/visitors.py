@@ -41,7 +41,7 @@ RIGHTS = frozenset(("subscribe", "history", "publish", "presence", "command"))
 _GRANTS = {f"{STEM}{{sub}}": RIGHTS, f"{STEM}{{sub}}.*": RIGHTS}
 _NAME = re.compile(rf"(?:{HOST_PREFIX})?{COOKIE}[A-Za-z0-9_-]{{{DIGEST_CHARACTERS}}}")
 _IN_COOKIE, _AS_TOKEN = "visitor cookie", "visitor token"  # purposes of signatures
-_VISIT = "tenuto.visit"  # key of the `Visit` in the scope of a request
+_VISITS = "tenuto.visits"  # key of the visits in the scope of a request: one for each hub that has looked at it
 
 
 class Visit(Struct, eq=False):
@@ -62,19 +62,11 @@ class Visit(Struct, eq=False):
         self._route = self._route or Route(self.client_id, peer, refusal)
         enter_route(self._route)
 
-    @property
-    def headers(self) -> list[tuple[bytes, bytes]]:
-        """Return the headers that the response of the request must have."""
-        return [(b"set-cookie", value) for value in self.set_cookies]
 
-
-def visit_in(scope: MutableMapping[str, Any]) -> Visit:
-    """Return the visit of a request; one is put into `scope` if it has none."""
-    visit = scope.get(_VISIT)
-    if visit is None:
-        visit = scope[_VISIT] = Visit()
-    assert isinstance(visit, Visit)
-    return visit
+def visit_in(scope: MutableMapping[str, Any], verify: object) -> Visit:
+    """Return the visit of a request to the hub of the verifier `verify`; one is put into `scope` if it has none."""
+    visits: dict[int, Visit] = scope.setdefault(_VISITS, {})
+    return visits.setdefault(id(verify), Visit())
 
 
 class Served(Protocol):
@@ -131,7 +123,7 @@ class VisitorVerifier(Keyed):
         token = _bearer(scope)
         # first, because a verifier of persons may raise for a token that is not its own
         if token is not None and (known := self.identity_by_token(token)) is not None:
-            visit_in(scope).client_id = known.client_id
+            visit_in(scope, self).client_id = known.client_id
             return known
         person = await self.verify(scope) if self.verify is not None else None
         if person is not None or token is not None:
@@ -150,7 +142,7 @@ class VisitorVerifier(Keyed):
 
     def _visitor(self, scope: Scope) -> Identity:
         """Return the visitor that the cookie proves, or a new one; the `Visit` gets its id and the cookies to set."""
-        visit = visit_in(scope)
+        visit = visit_in(scope, self)
         if visit.client_id is not None:  # verified before in this request
             return _identity(visit.client_id)
         is_encrypted = scope.get("scheme") in ("https", "wss") or (self.hub.public_origin or "").startswith("https:")
@@ -197,9 +189,9 @@ def check_person(identity: object) -> None:
         )
 
 
-def cookie_headers(authenticate: object, scope: MutableMapping[str, Any]) -> list[tuple[bytes, bytes]]:
-    """Return the headers that set the cookie of a new visitor; an empty list unless `visitors()` authenticates."""
-    return visit_in(scope).headers if isinstance(authenticate, VisitorVerifier) else []
+def cookie_headers(scope: MutableMapping[str, Any]) -> list[tuple[bytes, bytes]]:
+    """Return the headers that the response of the request must have: they set the cookies of a new visitor."""
+    return [(b"set-cookie", value) for visit in scope.get(_VISITS, {}).values() for value in visit.set_cookies]
 
 
 def _identity(visitor: str) -> Identity:
