@@ -33,6 +33,8 @@ PARTICIPANT = "participant"
 CACHED = "prompt_cache_breakpoint"  # field of a part in OpenAI's API, and name of the data part behind it that has it
 _TOOL = "_tool"  # field of a call of the caller's tool, in a history alone: its type and namespace
 _ANTHROPIC_IMAGES = ("image/jpeg", "image/png", "image/gif", "image/webp")
+_ANTHROPIC_ID = re.compile("[a-zA-Z0-9_-]+")
+_OPENAI_ID = re.compile(".{,40}|.{65,}", re.DOTALL)  # its other API makes longer ids; some servers read theirs above 64
 _PARTICIPANT = re.compile(r"[^\s<|\\/>]{1,64}\Z")  # other names are refused by OpenAI's API
 
 
@@ -383,7 +385,7 @@ def _openai(message: Message) -> Iterator[dict[str, Json]]:
             yield {"role": "assistant", "content": text, "tool_calls": [_tool_call(part) for part in calls], **named}
         for part in calls:  # a result is of no participant
             output = _output(part, lambda one: {"type": "text", "text": _text_of([one])})  # it takes only texts here
-            yield {"role": "tool", "tool_call_id": part["call"], "content": output}
+            yield {"role": "tool", "tool_call_id": _id(part, _OPENAI_ID), "content": output}
 
 
 def _openai_content(one: str | Part) -> dict[str, Json]:
@@ -415,9 +417,9 @@ def _is_custom(part: Part) -> bool:
 
 def _tool_call(part: Part) -> dict[str, Json]:
     if _is_custom(part):
-        return {"id": part["call"], "type": "custom", "custom": {"name": _name(part), "input": part["input"]}}
+        return {"id": _id(part, _OPENAI_ID), "type": "custom", "custom": {"name": _name(part), "input": part["input"]}}
     function = {"name": _name(part), "arguments": part["input"] or "{}"}
-    return {"id": part["call"], "type": "function", "function": function}
+    return {"id": _id(part, _OPENAI_ID), "type": "function", "function": function}
 
 
 def _responses(message: Message) -> Iterator[dict[str, Json]]:
@@ -458,9 +460,10 @@ def _responses_content(one: str | Part) -> dict[str, Json]:
 
 
 def _anthropic(message: Message) -> Iterator[dict[str, Json]]:
-    for content, calls in _model_steps(message) if message.role != "system" else ():  # `system_texts` has those
+    steps = [*_model_steps(message)] if message.role != "system" else []  # `system_texts` has those
+    for content, calls in steps or [_ModelStep([], [])]:
         shown = [block for one in content if (block := _anthropic_content(one)) is not None]
-        if content and not shown and message.role == "user":
+        if message.parts and not shown and message.role == "user":
             shown = [_blank()]  # without it the history would end with an answer
         if shown:
             yield {"role": message.role, "content": shown}
@@ -495,10 +498,10 @@ def _decoded(data: str) -> str:
         return ""
 
 
-def _anthropic_id(call: Part) -> str:
-    """Return the id of a call, or a hash of one that Anthropic refuses."""
+def _id(call: Part, accepted: re.Pattern[str]) -> str:
+    """Return the id of a call, or a hash of one that the API does not accept."""
     id = call["call"]
-    return id if re.fullmatch("[a-zA-Z0-9_-]+", id) else hashlib.sha256(id.encode()).hexdigest()[:32]
+    return id if accepted.fullmatch(id) else hashlib.sha256(id.encode()).hexdigest()[:32]
 
 
 def _tool_use(part: Part) -> dict[str, Json]:
@@ -507,12 +510,12 @@ def _tool_use(part: Part) -> dict[str, Json]:
     except (ValueError, RecursionError):
         arguments = {}
     arguments = arguments if isinstance(arguments, dict) else {}  # Anthropic takes no other values
-    return {"type": "tool_use", "id": _anthropic_id(part), "name": _name(part), "input": arguments}
+    return {"type": "tool_use", "id": _id(part, _ANTHROPIC_ID), "name": _name(part), "input": arguments}
 
 
 def _tool_result(part: Part) -> dict[str, Json]:
     content = _output(part, _anthropic_content)
-    return {"type": "tool_result", "tool_use_id": _anthropic_id(part), "content": content}
+    return {"type": "tool_result", "tool_use_id": _id(part, _ANTHROPIC_ID), "content": content}
 
 
 def _blank() -> dict[str, Json]:

@@ -155,11 +155,8 @@ def _for_anthropic(one: TurnRequest) -> dict[str, Json]:
     if one.parallel_tool_calls is False and one.tools and (choice or {}).get("type") != "none":  # that has no calls
         choice = {**(choice or {"type": "auto"}), "disable_parallel_tool_use": True}
     tools = [
-        {
-            "name": tool.get("name"),
-            **({"description": tool["description"]} if tool.get("description") else {}),
-            "input_schema": tool.get("parameters") or {"type": "object"},
-        }
+        {"name": tool.get("name"), "input_schema": tool.get("parameters") or {"type": "object"}}
+        | ({"description": tool["description"]} if tool.get("description") else {})
         for tool in functions
     ]
     form = one.response_format or {}

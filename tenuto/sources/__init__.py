@@ -68,7 +68,11 @@ _BY_MODULE: tuple[tuple[str, type[Source]], ...] = (
     ("langchain_core", LangChain),
 )
 _ANTHROPIC = ("message_start", "content_block_start", "content_block_delta", "message_delta", "message_stop", "ping")
-_AGENTS = ("raw_response_event", "run_item_stream_event", "agent_updated_stream_event")
+_BY_TYPE: dict[str, type[Source]] = {
+    **dict.fromkeys(("raw_response_event", "run_item_stream_event", "agent_updated_stream_event"), OpenAIAgents),
+    **dict.fromkeys(AI, LangChain),
+    **dict.fromkeys(_ANTHROPIC, Anthropic),
+}
 
 __all__ = ["SOURCES", "OnBreak", "Piped", "Piping", "SoFar", "ToolCall", "UpstreamEnded", "UpstreamError", "pipe"]
 
@@ -337,22 +341,17 @@ def _kind_of(event: object) -> type[Source] | None:
         return GoogleGenAI if hasattr(event, "candidates") and hasattr(event, "usage_metadata") else None
     if name.startswith("response."):
         return OpenAIResponses
-    if name in _AGENTS:
-        return OpenAIAgents
-    if name in AI:
-        return LangChain
-    if name in _ANTHROPIC:
-        return Anthropic
+    if name in _BY_TYPE:
+        return _BY_TYPE[name]
     return AISDKSource if isinstance(event, Mapping) and (name in STARTS or name.startswith("data-")) else None
 
 
 def _kind_of_line(event: str | bytes | bytearray | memoryview) -> type[Source] | None:
     """Return the kind of a stream of lines by its first event; else PlainText for text, and None for bytes."""
     line = (event if isinstance(event, str) else bytes(event).decode("utf-8", "replace")).lstrip("\r\n")
-    try:
+    chunk: object = None
+    with suppress(TenutoError):
         chunk = chunk_of(line.partition("\n")[0])
-    except TenutoError:
-        chunk = None
     if isinstance(chunk, Mapping) and chunk.get("type") in STARTS:
         return AISDKSource
     if begins_frames(line):

@@ -185,7 +185,7 @@ class AISDKSource(Source):
         call = word(chunk, "toolCallId")
         if call is None:
             return
-        key = ("call", call)
+        key, failed = ("call", call), {"state": ERROR, "output": word(chunk, "errorText", LINE_CHARACTERS)}
         match kind:
             case "tool-input-start":
                 yield Open(key, tool(call, needed(chunk, "toolName")))
@@ -196,15 +196,12 @@ class AISDKSource(Source):
                 yield Open(key, tool(call, needed(chunk, "toolName")))
                 if call not in self._streamed and (given := get(chunk, "input")) is not None:
                     yield Add(key, as_json(given), "tool")
-                if kind == "tool-input-available":
-                    yield Set(key, {"state": CALLED})
-                else:
-                    yield Set(key, {"state": ERROR, "output": word(chunk, "errorText", LINE_CHARACTERS)})
+                yield Set(key, {"state": CALLED} if kind == "tool-input-available" else failed)
             case "tool-output-available":
                 state = {} if get(chunk, "preliminary") is True else {"state": DONE}
                 yield Set(key, {**state, "output": plain(get(chunk, "output"))})
             case "tool-output-error":
-                yield Set(key, {"state": ERROR, "output": word(chunk, "errorText", LINE_CHARACTERS)})
+                yield Set(key, failed)
             case "tool-output-denied":
                 yield Set(key, {"state": ERROR, "output": "denied"})
 

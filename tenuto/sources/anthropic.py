@@ -8,7 +8,7 @@
 | `content_block_start` of `…_tool_result` | the output of its tool: `done`, or `error` |
 | `content_block_delta`: `text_delta`, `thinking_delta`, `input_json_delta` | text, reasoning, a tool's input |
 | `content_block_delta`: `citations_delta` | source |
-| `content_block_stop` of a `tool_use` | the tool is `called` |
+| the block behind a `tool_use`, or an end but for `max_tokens` | the tool is `called` |
 | `message_delta` | `meta.finish_reason`, `meta.usage` |
 | `message_stop` | the end |
 | `error` | UpstreamError |
@@ -55,6 +55,7 @@ USAGE = {
 }
 FINISH = {"end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length", "tool_use": "tool_calls"}
 FINISH |= {"model_context_window_exceeded": "length", "refusal": "content_filter"}
+_TEXTS = {"text": "text", "thinking": "reasoning"}  # types of parts, by that of the block and its field
 _TOOLS = ("tool_use", "server_tool_use", "mcp_tool_use")
 
 
@@ -64,6 +65,7 @@ class Anthropic(Source):
 
     def __init__(self) -> None:
         self._calls: dict[int, tuple[str, str]] = {}  # call and block type, by the index of the block
+        self._ended: list[Edit] = []  # for the call of the last block, once that has ended
         self._counts: dict[str, int] = {}  # the newest counts of the provider, under Tenuto's names
 
     def take(self, event: object) -> Iterator[Edit]:
@@ -73,14 +75,18 @@ class Anthropic(Source):
                 message = get(event, "message")
                 yield Meta(model=word(message, "model"), usage=self._usage(message), response_id=word(message, "id"))
             case "content_block_start":
+                yield from self._ended
                 yield from self._start(index(event, "index"), get(event, "content_block"))
             case "content_block_delta":
                 yield from self._delta(index(event, "index"), get(event, "delta"))
             case "content_block_stop":
-                yield from self._stop(index(event, "index"))
+                call, kind = self._calls.get(index(event, "index"), ("", ""))
+                self._ended = [Set(("call", call), {"state": CALLED})] if kind == "tool_use" else []
             case "message_delta":
-                reason = word(get(event, "delta"), "stop_reason")
-                yield Meta(finish_reason=FINISH.get(reason, reason) if reason else None, usage=self._usage(event))
+                reason = word(get(event, "delta"), "stop_reason") or ""
+                finish = FINISH.get(reason, reason)
+                yield from self._ended if finish != "length" else ()  # there the input of the last call may be cut off
+                yield Meta(finish_reason=finish or None, usage=self._usage(event))
             case "message_stop":
                 self._is_ended = True
             case "error":
@@ -94,12 +100,9 @@ class Anthropic(Source):
 
     def _start(self, position: int, block: object) -> Iterator[Edit]:
         kind = word(block, "type") or ""
-        if kind == "text":
-            yield Open(position, {"type": "text"})
-            yield Add(position, text(block, "text"))
-        elif kind == "thinking":
-            yield Open(position, {"type": "reasoning"})
-            yield Add(position, text(block, "thinking"), "reasoning")
+        if name := _TEXTS.get(kind):
+            yield Open(position, {"type": name})
+            yield Add(position, text(block, kind), name)
         elif kind in _TOOLS:
             call = needed(block, "id")
             self._calls[position] = (call, kind)
@@ -128,11 +131,6 @@ class Anthropic(Source):
                 url = word(cited, "url", LINE_CHARACTERS) or word(cited, "source", LINE_CHARACTERS)
                 if name := url or title:
                     yield Open(("source", name), free("source", url=url, title=title))
-
-    def _stop(self, position: int) -> Iterator[Edit]:
-        call, kind = self._calls.get(position, ("", ""))
-        if kind == "tool_use":
-            yield Set(("call", call), {"state": CALLED})
 
 
 def _without_encrypted(output: Json) -> Json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping
 
+from tenuto.core.errors import LocalError
 from tenuto.core.model import Part
 from tenuto.sources.reading import (
     CALLED,
@@ -220,7 +221,7 @@ class LangGraph(LangChain):
     | event | becomes |
     |---|---|
     | a message or a chunk with its metadata, in every form that modes and subgraphs give it | as for `langchain` |
-    | `updates`, `custom`, `values` and the other modes | ignored |
+    | `updates`, `custom`, `values` and the other modes | ignored; one alone, without its name, is a LocalError |
     | the end, with every message ended | the end |
     """
 
@@ -236,9 +237,12 @@ class LangGraph(LangChain):
 
 
 def _message_of(event: object) -> tuple[object, Mapping[str, object]] | None:
-    """Return the message and its metadata in an item of a graph's stream; None if the item is of another mode."""
-    if isinstance(event, Mapping):
-        event = event.get("data") if event.get("type") == _MESSAGES else None
+    """Return the message and its metadata in an item of a graph's stream; None if the item is of another mode.
+
+    Raises LocalError for an item that names no mode and is no message: the answer would be empty.
+    """
+    if isinstance(event, Mapping) and {"type", "ns", "data"} <= event.keys():  # version="v2"
+        event = event["data"] if event["type"] == _MESSAGES else None
     for _ in range(3):  # remove up to three levels: a namespace, a mode, and the pair
         match event:
             case (str() as mode, inner) | (tuple(), str() as mode, inner):
@@ -247,6 +251,10 @@ def _message_of(event: object) -> tuple[object, Mapping[str, object]] | None:
                 event = inner
             case (message, Mapping() as about) if isinstance(get(message, "type"), str):
                 return message, about
-            case _:
+            case None:
                 return None
+            case _:
+                raise LocalError(
+                    'a graph\'s stream has no messages; pass stream_mode="messages", alone or among others'
+                )
     return None

@@ -170,11 +170,10 @@ class OpenAIResponses(Source):
             if image := text(item, "result"):
                 media_type = f"image/{word(item, 'output_format') or 'png'}"
                 yield Open((key, "file"), free("file", media_type=media_type, url=f"data:{media_type};base64,{image}"))
-        elif kind in _CALLS:
-            if get(item, "status") != "incomplete":
-                yield Set(key, {"state": CALLED})
-        else:
+        elif kind not in _CALLS:
             yield Set(key, _output(item))
+        elif get(item, "status") != "incomplete":
+            yield Set(key, {"state": CALLED})
 
     def _annotation(self, note: object) -> Iterator[Edit]:
         match get(note, "type"):
@@ -187,11 +186,9 @@ class OpenAIResponses(Source):
 
     def _end(self, response: object, *, is_complete: bool) -> Iterator[Edit]:
         self._is_ended = True
-        if is_complete:
-            reason = "tool_calls" if self._has_calls else "stop"
-        else:
-            cause = word(get(response, "incomplete_details"), "reason") or "other"
-            reason = FINISH.get(cause, cause)
+        cause = word(get(response, "incomplete_details"), "reason") or "other"
+        complete = "tool_calls" if self._has_calls else "stop"
+        reason = complete if is_complete else FINISH.get(cause, cause)
         usage = counts(get(response, "usage"), USAGE)
         yield Meta(model=word(response, "model"), finish_reason=reason, usage=usage, of=self._response)
         self._response, self._has_calls = self._response + 1, False
@@ -241,7 +238,7 @@ class OpenAIChat(Source):
 
     | event | becomes |
     |---|---|
-    | `choices[0].delta.content`, `.refusal` | text |
+    | `choices[0].delta.content`, `.refusal` | text; in `thinking` of a block of content reasoning |
     | `.reasoning_content`, `.reasoning` (of compatible servers) | reasoning |
     | `.tool_calls[]` | tool: call, name, streaming input |
     | `.annotations[].url_citation` | source |
@@ -272,7 +269,11 @@ class OpenAIChat(Source):
     def _choice(self, choice: object) -> Iterator[Edit]:
         delta = get(choice, "delta")
         yield Add("reasoning", text(delta, "reasoning_content") or text(delta, "reasoning"), "reasoning")
-        yield Add("text", text(delta, "content"))
+        content = get(delta, "content")  # Mistral sends lists of blocks while a model thinks
+        for block in content if isinstance(content, list) else [{"text": text(delta, "content")}]:
+            for one in items(block, "thinking"):
+                yield Add("reasoning", text(one, "text"), "reasoning")
+            yield Add("text", text(block, "text"))
         yield Add("text", text(delta, "refusal"))
         for call in items(delta, "tool_calls"):
             yield from self._call(call)
@@ -296,8 +297,11 @@ class OpenAIChat(Source):
             if position in self._calls:
                 yield Set(("call", self._calls[position]), {"state": CALLED})  # the call before it is complete
             self._calls[position] = given or f"call_{position}"
-            yield Open(("call", self._calls[position]), tool(self._calls[position], word(called, "name") or ""))
-        yield Add(("call", self._calls[position]), text(called, "arguments") or text(called, "input"))
+        key, name = ("call", self._calls[position]), word(called, "name") or ""
+        more = text(called, "arguments") or text(called, "input")
+        if name or more:  # some servers send the name behind the id
+            yield Open(key, tool(self._calls[position], name))
+        yield Add(key, more)
 
 
 _AGENT_OUTPUTS = ("tool_output", "handoff_occured", "handoff_occurred")
@@ -331,9 +335,7 @@ class OpenAIAgents(Source):
             case "raw_response_event":
                 yield from self._responses.take(get(event, "data"))
             case "run_item_stream_event" if get(event, "name") in _AGENT_OUTPUTS:
-                item = get(event, "item")
-                raw = get(item, "raw_item")
-                output = get(item, "output")
+                raw, output = (get(get(event, "item"), name) for name in ("raw_item", "output"))
                 if call := word(raw, "call_id"):
                     value = plain(output if output is not None else get(raw, "output"))
                     yield Set(("call", call), {"output": value, "state": DONE})

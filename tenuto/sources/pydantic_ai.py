@@ -72,14 +72,9 @@ class PydanticAI(Source):
         self._lengths: dict[Hashable, int] = {}  # for each key the length of the text written so far
 
     def events(self, stream: object) -> object:
-        kind = type(stream).__name__
-        if kind == "AgentRun":
-            return _of_run(stream)
-        if kind == "StreamedRunResult":
-            return _of_result(stream)
-        if kind == "AgentStream":
-            return _of_node(stream)
-        return stream
+        readers = {"AgentRun": _of_run, "StreamedRunResult": _of_result, "AgentStream": _of_node}
+        read = readers.get(type(stream).__name__)
+        return stream if read is None else read(stream)
 
     def take(self, event: object) -> Iterator[Edit]:
         match get(event, "event_kind"):

@@ -448,6 +448,13 @@ def test_shown_step_with_any_name_has_one_that_the_apis_accept() -> None:
     assert all("page_1_of_the_web" in one and "page:1" not in one for one in shown)
 
 
+def test_id_of_a_call_that_openai_has_made_too_long_for_its_other_api_is_a_hash_there() -> None:
+    told = [ASKED, message("assistant", call("ws_" + 50 * "7"), call("short"))]
+    _, answer, first, second = as_turns(told, "openai")
+    assert [one["id"] for one in answer["tool_calls"]] == [first["tool_call_id"], second["tool_call_id"]]
+    assert (len(first["tool_call_id"]), second["tool_call_id"]) == (32, "short")
+
+
 def test_ids_images_and_blank_texts_that_anthropic_refuses_have_others_in_their_place() -> None:
     svg, photo = "data:image/svg+xml;base64,PHN2Zy8+", PNG.replace("png", "jpg")
     files = [file(svg, filename="a.svg"), file(photo), file("https://e.x/b", mediaType="image/*")]
@@ -463,6 +470,7 @@ def test_ids_images_and_blank_texts_that_anthropic_refuses_have_others_in_their_
     assert ids[0] != ids[1] == "f_w"
     assert [block.get("tool_use_id") for block in results["content"]] == [*ids, None]
     assert results["content"][-1] == {"type": "text", "text": "[blank message]"}
+    assert as_turns([message("user", text(""))], "anthropic") == [{"role": "user", "content": results["content"][-1:]}]
 
 
 def test_memory_for_a_path_grows_with_the_number_of_messages_alone() -> None:

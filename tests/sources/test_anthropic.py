@@ -49,6 +49,16 @@ async def test_a_message_becomes_parts_in_order(hub: Hub, provider: Provider, st
     assert (piped.text, piped.tool_calls) == (TEXT, [ToolCall("call_1", "weather", INPUT, 2)])
 
 
+@pytest.mark.parametrize(("reason", "called"), [("max_tokens", ["c0"]), ("tool_use", ["c0", "c1"])])
+async def test_call_at_which_the_limit_ended_a_message_is_not_called(
+    hub: Hub, provider: Provider, stream: Any, reason: str, called: list[str]
+) -> None:
+    uses = [claude_block(n, {"type": "tool_use", "id": f"c{n}", "name": "clear", "input": {}}) for n in (0, 1)]
+    provider.will_say([*claude_begin(), *uses[0], *uses[1], *claude_end(reason)])
+    _, piped = await pipe_all(hub, stream)
+    assert [call.call for call in piped.tool_calls] == called
+
+
 async def test_a_search_of_the_providers_is_done_with_its_results_and_sources(
     hub: Hub, provider: Provider, client: AsyncAnthropic
 ) -> None:
@@ -58,15 +68,9 @@ async def test_a_search_of_the_providers_is_done_with_its_results_and_sources(
     result = {"type": "web_search_tool_result", "tool_use_id": "srv_1", "content": content}
     cited = {**page, "type": "web_search_result_location", "cited_text": "Rain", "encrypted_index": "x"}
     said = ({"type": "text_delta", "text": "Rain"}, {"type": "citations_delta", "citation": cited})
-    provider.will_say(
-        [
-            *claude_begin(),
-            *claude_block(0, use, {"type": "input_json_delta", "partial_json": '{"query": "Oslo"}'}),
-            *claude_block(1, result),
-            *claude_block(2, {"type": "text", "text": ""}, *said),
-            *claude_end(),
-        ]
-    )
+    blocks = [*claude_block(0, use, {"type": "input_json_delta", "partial_json": '{"query": "Oslo"}'})]
+    blocks += [*claude_block(1, result), *claude_block(2, {"type": "text", "text": ""}, *said)]
+    provider.will_say([*claude_begin(), *blocks, *claude_end()])
     stored, piped = await pipe_all(hub, await client.messages.create(**ASK, stream=True))
     search, text, source = stored.parts
     assert (search["name"], search["input"], search["state"]) == ("web_search", '{"query": "Oslo"}', "done")

@@ -59,14 +59,10 @@ async def test_a_function_that_the_sdk_calls_itself_is_done(hub: Hub, provider: 
 
 async def test_code_files_and_sources_have_their_parts(hub: Hub, provider: Provider, client: genai.Client) -> None:
     web = {"groundingChunks": [{"web": {"uri": "https://example.org/", "title": "Oslo"}}]}
-    provider.will_say(
-        [
-            gemini({"executableCode": {"language": "PYTHON", "code": "1+1"}}),
-            gemini({"codeExecutionResult": {"outcome": "OUTCOME_OK", "output": "2"}}),
-            gemini({"inlineData": {"mimeType": "image/png", "data": "aGk="}}),
-            gemini({"text": "Two"}, finish="MAX_TOKENS", groundingMetadata=web),
-        ]
-    )
+    ran = [gemini({"executableCode": {"language": "PYTHON", "code": "1+1"}})]
+    ran += [gemini({"codeExecutionResult": {"outcome": "OUTCOME_OK", "output": "2"}})]
+    drawn = gemini({"inlineData": {"mimeType": "image/png", "data": "aGk="}})
+    provider.will_say([*ran, drawn, gemini({"text": "Two"}, finish="MAX_TOKENS", groundingMetadata=web)])
     stored, piped = await pipe_all(hub, await client.aio.models.generate_content_stream(**ASK))
     code, file, text, source = stored.parts
     assert (code["name"], code["input"], code["output"], code["state"]) == ("code_execution", "1+1", "2", "done")

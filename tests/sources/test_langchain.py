@@ -14,7 +14,8 @@ from langgraph.config import get_stream_writer
 from langgraph.graph import END, START, MessagesState, StateGraph
 
 from tenuto import Hub
-from tests.sources.piping import ended, pipe_all, tried_again
+from tenuto.core.errors import LocalError
+from tests.sources.piping import broken, ended, one_by_one, pipe_all, tried_again
 from tests.sources.provider import CUT, Provider
 from tests.sources.wires import (
     CHAT_USAGE,
@@ -113,12 +114,9 @@ def graph_of(model: BaseChatModel) -> Any:
         return "work" if getattr(state["messages"][-1], "tool_calls", None) else END
 
     graph = StateGraph(MessagesState)
-    graph.add_node("ask", ask)
-    graph.add_node("work", work)
-    graph.add_edge(START, "ask")
-    graph.add_conditional_edges("ask", then, ["work", END])
-    graph.add_edge("work", "ask")
-    return graph.compile()
+    graph.add_node("ask", ask).add_node("work", work)
+    graph.add_edge(START, "ask").add_edge("work", "ask")
+    return graph.add_conditional_edges("ask", then, ["work", END]).compile()
 
 
 ASK = {"messages": [HumanMessage("Hi")]}
@@ -149,6 +147,14 @@ async def test_events_of_a_graph_become_the_same_parts(hub: Hub, provider: Provi
     assert (stored.parts[0]["input"], stored.text) == (INPUT, "Rain in Oslo")
 
 
+async def test_stream_of_a_graph_without_messages_is_refused(hub: Hub, model: ChatOpenAI) -> None:
+    wrong = [graph_of(model).astream(ASK, stream_mode="values", subgraphs=is_deep) for is_deep in (False, True)]
+    third = one_by_one([{"type": "event", "method": "messages", "params": {"data": ()}}])  # events of version "v3"
+    for stream in (*wrong, third):
+        _, error = await broken(hub, stream, LocalError, source="langgraph")
+        assert 'stream_mode="messages"' in error.detail
+
+
 @pytest.mark.parametrize("end", [[], [CUT]])
 async def test_a_graph_whose_model_breaks_off_was_a_crash(
     hub: Hub, provider: Provider, model: ChatOpenAI, end: list[bytes | str]
@@ -162,9 +168,7 @@ async def test_a_text_of_two_messages_is_two_parts(hub: Hub, provider: Provider,
         await model.ainvoke("one")
         return {"messages": [await model.ainvoke("two")]}
 
-    graph = StateGraph(MessagesState)
-    graph.add_node("twice", twice)
-    graph.add_edge(START, "twice")
+    graph = StateGraph(MessagesState).add_node("twice", twice).add_edge(START, "twice")
     provider.will_say([*chat_said("One"), *chat_end()], [*chat_said(TEXT), *chat_end()])
     stored, _ = await pipe_all(hub, graph.compile().astream(ASK, stream_mode="messages"))
     assert [part["text"] for part in stored.parts] == ["One", TEXT]

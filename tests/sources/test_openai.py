@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from openai import AsyncOpenAI
 
@@ -17,9 +19,11 @@ from tests.sources.wires import (
     PARTS,
     RESPONSES_USAGE,
     TEXT,
+    THOUGHT,
     Responses,
     chat,
     chat_answer,
+    chat_called,
     chat_end,
     chat_said,
     responses_answer,
@@ -28,6 +32,7 @@ from tests.sources.wires import (
 
 ASK = {"model": "gpt-test", "input": "Hi"}
 CHAT = {"model": "gpt-test", "messages": [{"role": "user", "content": "Hi"}]}
+BLOCKS = [{"type": "thinking", "thinking": [{"type": "text", "text": THOUGHT}]}, {"type": "text", "text": TEXT}]
 META = {"model": "gpt-test", "finish_reason": "tool_calls"}
 
 
@@ -60,19 +65,12 @@ async def test_tool_that_the_provider_runs_is_done(hub: Hub, provider: Provider,
     action = {"type": "search", "query": "Oslo", "queries": ["Oslo"]}
     note = {"type": "url_citation", "url": "https://example.org/", "title": "Oslo", "start_index": 0, "end_index": 4}
     where = {"item_id": "msg_1", "output_index": 1, "content_index": 0, "annotation_index": 0}
-    provider.will_say(
-        [
-            *wire.begin(),
-            wire.event("response.output_item.added", output_index=0, item=item),
-            wire.event("response.web_search_call.searching", output_index=0, item_id="ws_1"),
-            wire.event(
-                "response.output_item.done", output_index=0, item={**item, "status": "completed", "action": action}
-            ),
-            *wire.said(1, ("Rain",)),
-            wire.event("response.output_text.annotation.added", **where, annotation=note),
-            *wire.completed(),
-        ]
-    )
+    events = [*wire.begin(), wire.event("response.output_item.added", output_index=0, item=item)]
+    events += [wire.event("response.web_search_call.searching", output_index=0, item_id="ws_1")]
+    done = {**item, "status": "completed", "action": action}
+    events += [wire.event("response.output_item.done", output_index=0, item=done), *wire.said(1, ("Rain",))]
+    events += [wire.event("response.output_text.annotation.added", **where, annotation=note)]
+    provider.will_say([*events, *wire.completed()])
     stored, piped = await pipe_all(hub, await client.responses.create(**ASK, stream=True))
     search, said, source = stored.parts
     assert (search["name"], search["state"], piped.tool_calls) == ("web_search", "done", [])
@@ -126,8 +124,11 @@ async def test_provider_sees_the_early_end_of_a_response(
 # Chat Completions -------------------------------------------------------------------------------------------------
 
 
-async def test_a_completion_becomes_parts_in_order(hub: Hub, provider: Provider, client: AsyncOpenAI) -> None:
-    provider.will_say(chat_answer())
+@pytest.mark.parametrize("said", [chat_answer(), [chat({"content": BLOCKS}), *chat_called(), *chat_end("tool_calls")]])
+async def test_a_completion_becomes_parts_in_order(
+    hub: Hub, provider: Provider, client: AsyncOpenAI, said: list[bytes]
+) -> None:
+    provider.will_say(said)
     stored, piped = await pipe_all(hub, await client.chat.completions.create(**CHAT, stream=True))
     assert (stored.status, stored.parts) == ("complete", PARTS)
     assert stored.meta == {**META, "usage": CHAT_USAGE}
@@ -143,11 +144,11 @@ async def test_helper_events_of_completions_are_not_written_twice(
 
 
 async def test_calls_with_one_index_and_two_ids_are_two(hub: Hub, provider: Provider, client: AsyncOpenAI) -> None:
-    def call(name: str) -> bytes:
-        function = {"name": name, "arguments": "{}"}
-        return chat({"tool_calls": [{"index": 0, "id": f"call_{name}", "type": "function", "function": function}]})
+    def call(id: str | None, **function: str) -> bytes:
+        return chat({"tool_calls": [{"index": 0, "id": id, "type": "function", "function": function}]})
 
-    provider.will_say([call("a"), call("b"), *chat_end("tool_calls")])
+    late = [call("call_b", arguments=""), call(None, name="b"), call(None, arguments="{}")]  # the name behind the id
+    provider.will_say([call("call_a", name="a", arguments="{}"), *late, *chat_end("tool_calls")])
     _, piped = await pipe_all(hub, await client.chat.completions.create(**CHAT, stream=True))
     assert [(one.call, one.name, one.input) for one in piped.tool_calls] == [(f"call_{n}", n, "{}") for n in "ab"]
 
@@ -178,16 +179,13 @@ GARBAGE = [
 
 
 @pytest.mark.parametrize("garbage", GARBAGE)
-@pytest.mark.parametrize("is_chat", [False, True])
+@pytest.mark.parametrize("source", ["openai-chat", "openai-responses"])
 async def test_malformed_events_fail_or_are_ignored(
-    hub: Hub, provider: Provider, client: AsyncOpenAI, garbage: bytes, is_chat: bool
+    hub: Hub, provider: Provider, client: AsyncOpenAI, garbage: bytes, source: str
 ) -> None:
     provider.will_say([garbage])
-    if is_chat:
-        stream: object = await client.chat.completions.create(**CHAT, stream=True)
-        stored, error = await broken(hub, stream, TenutoError, source="openai-chat")
-    else:
-        stream = await client.responses.create(**ASK, stream=True)
-        stored, error = await broken(hub, stream, TenutoError, source="openai-responses")
+    asked = {**CHAT, "stream": True} if source == "openai-chat" else {**ASK, "stream": True}
+    create: Any = client.chat.completions.create if source == "openai-chat" else client.responses.create
+    stored, error = await broken(hub, create(**asked), TenutoError, source=source)
     assert error.code in ("upstream_error", "upstream_ended")
     assert stored.text == ""

@@ -111,9 +111,7 @@ async def test_a_blocking_iterator_runs_in_a_thread_with_our_context(hub: Hub) -
 
 
 async def test_a_blocking_iterator_is_one_item_ahead_at_most(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[int] = []
-    most = 0
-    taken = 0
+    made, most, taken = list[int](), 0, 0
 
     def items() -> Iterator[str]:
         nonlocal most
@@ -138,8 +136,7 @@ async def test_a_blocking_iterator_is_one_item_ahead_at_most(hub: Hub, monkeypat
 
 async def test_blocking_iterator_is_closed_early_in_its_thread(hub: Hub) -> None:
     gate, closed = threading.Event(), threading.Event()
-    loop = asyncio.get_running_loop()
-    waiting = asyncio.Event()
+    loop, waiting = asyncio.get_running_loop(), asyncio.Event()
 
     def items() -> Iterator[str]:
         try:
@@ -165,8 +162,7 @@ async def test_blocking_iterator_is_closed_early_in_its_thread(hub: Hub) -> None
 class Endless:
     """Text without end, which records whether it was closed."""
 
-    def __init__(self) -> None:
-        self.is_closed = False
+    is_closed = False
 
     def __aiter__(self) -> Endless:
         return self
@@ -220,7 +216,6 @@ class Stubborn(Endless):
     """A stream that yields no item and does not close when asked."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.is_asked = asyncio.Event()
 
     async def __anext__(self) -> str:

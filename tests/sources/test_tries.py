@@ -58,6 +58,7 @@ from tests.sources.wires import (
 from tests.virtual import closed_later, virtual_clock, virtually
 
 Body = Sequence[bytes | str]
+HI: Any = [{"role": "user", "content": "Hi"}]
 RETRY_INFO = "type.googleapis.com/google.rpc.RetryInfo"
 LONG = "The answer has more than thirty-two characters, so that it can be continued. "
 
@@ -119,15 +120,11 @@ def said(*pieces: str) -> list[bytes]:
 
 
 def ask_chat(client: AsyncOpenAI) -> Callable[[], Any]:
-    return lambda: client.chat.completions.create(
-        model="gpt-test", messages=[{"role": "user", "content": "Hi"}], stream=True
-    )
+    return lambda: client.chat.completions.create(model="gpt-test", messages=HI, stream=True)
 
 
 def ask_claude(client: AsyncAnthropic) -> Callable[[], Any]:
-    return lambda: client.messages.create(
-        model="claude-test", max_tokens=9, messages=[{"role": "user", "content": "Hi"}], stream=True
-    )
+    return lambda: client.messages.create(model="claude-test", max_tokens=9, messages=HI, stream=True)
 
 
 def new_hub(store: MemoryStore | None = None, *, drain_s: float = 0.2) -> Hub:
@@ -232,10 +229,8 @@ async def test_stream_that_the_app_wraps_is_not_empty_behind_a_break() -> None:
 @virtually
 async def test_claude_that_is_overloaded_in_its_stream_is_asked_again() -> None:
     overloaded = claude("error", error={"type": "overloaded_error", "message": "Overloaded"})
-    model = Model(
-        [*claude_begin(), *claude_said("Half", place=0)[:2], overloaded],
-        [*claude_begin(), *claude_said("Whole", place=0), *claude_end()],
-    )
+    half = [*claude_begin(), *claude_said("Half", place=0)[:2], overloaded]
+    model = Model(half, [*claude_begin(), *claude_said("Whole", place=0), *claude_end()])
     message, _ = await piped(ask_claude(model.anthropic()))
     assert (message.status, message.text) == ("complete", "Whole")
 
