@@ -288,7 +288,7 @@ class TurnStatus(Struct, frozen=True, kw_only=True):
     cursor: str
     is_cancelled: bool = False  # the turn is over because it was cancelled, perhaps before its first answer
     is_deleted: bool = False  # the turn had answers, and each one was deleted
-    round: str = ""  # another one after each `regenerate` of the message, and in another epoch
+    round: str = ""  # the epoch, a colon, and the number of times that the message was answered again (`regenerate`)
 
 
 class InAnswer(Struct, frozen=True):
