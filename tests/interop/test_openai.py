@@ -369,8 +369,7 @@ async def test_answers_written_at_the_same_time_come_in_the_order_of_their_begin
     seen = await scene.opened()
     assert (seen[-1].type, text_of(seen)) == ("response.completed", "A1 A2 B1 B2 ")
     assert seen[-1].response.output_text == text_of(seen)
-    again = await scene.events(seen[-1].response.id)
-    assert units(seen[-1:])[0][2] == units(again)[-1][2]
+    assert units(seen[-1:])[0][2] == units(await scene.events(seen[-1].response.id))[-1][2]
 
 
 USER, TEXT = {"role": "user", "content": "you"}, {"type": "text", "text": "you"}
