@@ -288,7 +288,7 @@ class TurnStatus(Struct, frozen=True, kw_only=True):
     cursor: str
     is_cancelled: bool = False  # the turn is over because it was cancelled, perhaps before its first answer
     is_deleted: bool = False  # the turn had answers, and each one was deleted
-    round: str = ""  # another one after each `regenerate` of the message, and in another epoch
+    round: str = ""  # the epoch, a colon, and the number of times that the message was answered again (`regenerate`)
 
 
 class InAnswer(Struct, frozen=True):
@@ -357,6 +357,7 @@ class TurnProgress:
         self._questions: set[str] = set()  # ids of the agent's commands without a reply
         self._is_deleted = False  # True: the user message was deleted
         self._had_answers = False  # True: the turn had answers, which were deleted before the reader came
+        self._newest = 0  # serial of the last answer that began
         self.is_broken = False  # True if events are missing, so that the reader has to begin again
         self._claim: ClaimState | None = None  # the claim of the turn as of the last batch
         self.state: TurnState = "none"
@@ -368,11 +369,8 @@ class TurnProgress:
 
     def begin(self, status: TurnStatus) -> list[TurnDelta]:
         """Return the deltas that bring the reader to `status`."""
-        deltas: list[TurnDelta] = []
-        for answer in status.answers:
-            deltas += self._begin_answer(answer)
-        for command in status.questions:
-            deltas += self._ask(command)
+        deltas = [one for answer in status.answers for one in self._begin_answer(answer)]
+        deltas += [one for command in status.questions for one in self._ask(command)]
         self.state, self._had_answers = status.state, status.is_deleted
         return [*deltas, TurnChanged(status.state, status.is_cancelled, status.is_deleted)]
 
@@ -392,10 +390,11 @@ class TurnProgress:
             self.is_broken = self.is_broken or answer.is_broken
             return [InAnswer(event.id, added[0])] if added else []
         self._claim = claim
+        # a `regenerate`: the answers of this reader, who is slow, count no longer
+        self.is_broken = self.is_broken or (claim is not None and 0 < self._newest < claim.round_from)
         deltas: list[TurnDelta] = []
-        created = [one for one in events if isinstance(one, MessageCreate)]
+        created = sorted((one for one in events if isinstance(one, MessageCreate)), key=lambda one: one.message.created)
         if len(created) > 1:  # they come in the order of their last changes
-            created.sort(key=lambda one: one.message.created)
             events = [*created, *(one for one in events if not isinstance(one, MessageCreate))]
         # commands last: an answer that was created in this batch may have changed since it asked
         for event in sorted(events, key=lambda one: isinstance(one, CommandSent | CommandReply)):
@@ -419,6 +418,7 @@ class TurnProgress:
         return deltas + self._settle(claim)
 
     def _begin_answer(self, message: Message) -> list[TurnDelta]:
+        self._newest = message.created
         progress = self._answers[message.id] = MessageProgress(message.id, self._sent.pop(message.id, None))
         return [InAnswer(message.id, delta) for delta in progress.begin(message)]
 

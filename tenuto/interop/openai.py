@@ -62,7 +62,7 @@ from tenuto.interop.openai_stream import (
     CALLS,
     CONVERSATION,
     CUSTOM,
-    STEERED,
+    LIMIT,
     STEERS,
     Asked,
     ChatStream,
@@ -330,7 +330,7 @@ class OpenAI:
 
     async def _delete(self, request: Request) -> Response:
         """Delete what the request of the caller brought, and the answers."""
-        access, (of, question, _), _ = await self._response_in(request, "history", "publish")
+        access, (of, question, *_), _ = await self._response_in(request, "history", "publish")
         if any(of.start):
             raise InvalidRequest(f"the response is the rest of a turn; delete the one that began it, {of.at().id()!r}")
         *earlier, _ = await _brought(access, of.channel, question)
@@ -342,7 +342,7 @@ class OpenAI:
 
     async def _input_items(self, request: Request) -> Response:
         """Return the messages that the request of the response brought; replies are not kept."""
-        access, (of, question, _), _ = await self._response_in(request, "history")
+        access, (of, question, *_), _ = await self._response_in(request, "history")
         brought = [] if any(of.start) else await _brought(access, of.channel, question)
         items = [item for one in brought for item in input_items(of.channel, one)]
         page = fields_in(request.query_params, Page)
@@ -524,7 +524,7 @@ async def turn_of(
     has_place = not any(of.start) or any(index <= len(one) or ATTEMPT in one for one in types)
     if status.message is None or (kind == "response" and not (status.message.role == "user" and has_place)):
         raise unknown(kind, of.id(), param)
-    return Asked(of, status.message, await access.options(of.channel, status.message)), status
+    return Asked(of, status.message, await access.options(of.channel, status.message), status.round), status
 
 
 async def _items_of(access: Access, of: Reference, param: str | None = None) -> list[Json]:
@@ -636,9 +636,11 @@ async def with_references(access: Access, items: object, into: Reference | None,
     if len(named) > MAX_EARLIER:
         raise InvalidRequest(f"{param} refers to more than {MAX_EARLIER} messages; send fewer", param=param)
     channel = into.channel if into is not None else None
-    # only some messages of the channel lead to a response; a conversation (`path` None) has all
-    is_branch = into is not None and into.message_id and any(of.channel == channel for of in named)
-    path = await _path_to(access, into) if into is not None and is_branch else None
+    path: set[str] | None = None  # only some messages of the channel lead to a response; a conversation has all
+    if into is not None and into.message_id and any(of.channel == channel for of in named):
+        last = await _last_of(access, *await turn_of(access, into, param="previous_response_id"))
+        older = read_messages(access, into.channel, before=last.created + 1, limit=2 * MAX_EARLIER)
+        path = leading_to([replace(one, parts=[]) async for one in older], last.id) | {into.message_id, last.id}
     found, size = dict[str, Json](), 0
     for of, ids in named.items():
         stored: list[Json] = []
@@ -655,13 +657,6 @@ async def with_references(access: Access, items: object, into: Reference | None,
             raise TooLarge(f"{detail}; {SHORTER}", limit=limit, param=param)
     pairs = [(one, _referred(one)) for one in items]  # each item once: each copy would be stored
     return [found.pop(id) if id else one for one, id in pairs if id is None or id in found]
-
-
-async def _path_to(access: Access, of: Reference) -> set[str]:
-    """Return the ids of the messages of a response and of those that lead to it, as an agent's history has them."""
-    last = await _last_of(access, *await turn_of(access, of, param="previous_response_id"))
-    older = read_messages(access, of.channel, before=last.created + 1, limit=2 * MAX_EARLIER)
-    return leading_to([replace(one, parts=[]) async for one in older], last.id) | {of.message_id, last.id}
 
 
 def _is_new(item: Any) -> bool:
@@ -681,7 +676,7 @@ class Retrieval(Struct, frozen=True):
     """The query of a request for a response; after -1 are all events."""
 
     stream: Annotated[bool, Meta(description="true or false")] = False
-    starting_after: Annotated[int, Meta(ge=0, lt=2 * STEERED, description="the sequence_number of an event")] = -1
+    starting_after: Annotated[int, Meta(ge=0, lt=LIMIT, description="the sequence_number of an event")] = -1
 
 
 class Page(Struct, frozen=True):
@@ -1002,7 +997,7 @@ class _Frames(TurnEvents):
     heartbeat = b""
     late = b""  # the last event, for a reader that has it
 
-    def __init__(self, access: Access, lane: _Lane, asked: Asked, after: int | None) -> None:
+    def __init__(self, access: Access, lane: _Lane, asked: Asked, after: int) -> None:
         super().__init__(asked, after, lane.previous)
         self._access = access
         self._lane = lane
@@ -1085,7 +1080,7 @@ class _Socket:
         try:
             while lane.waiting:
                 event, _ = lane.waiting.popleft()
-                after = None  # the position behind which a known response is resumed
+                after = -1  # the position behind which a known response is resumed
                 try:
                     access = self._socket.access
                     if is_new := event["type"] == "response.create":
@@ -1109,7 +1104,7 @@ class _Socket:
         finally:
             del self._lanes[lane.stream_id]
 
-    async def _respond(self, lane: _Lane, asked: Asked, after: int | None, *, is_new: bool) -> None:
+    async def _respond(self, lane: _Lane, asked: Asked, after: int, *, is_new: bool) -> None:
         """Send a response, and its successors: for input that comes now and, unless it `is_new`, for stored input."""
         steer: _Steer | None = None  # the input whose turn is sent
         while True:
@@ -1125,7 +1120,7 @@ class _Socket:
                     await self._fail(lane, {**problem, "response_id": asked.of.id()})
                 return
             async with self._steering:  # input that arrived before the end of the response is stored
-                is_new, after = is_new and not lane.steers, None
+                is_new, after = is_new and not lane.steers, -1
             if events.rest is not None:
                 lane.previous, asked = asked.of, asked._replace(of=events.rest)
                 continue
@@ -1147,7 +1142,7 @@ class _Socket:
 
     async def _read_steers(self, lane: _Lane, asked: Asked) -> list[_Steer]:
         """Return the stored inputs of this person that a response or its successor is for; set `lane.previous`."""
-        of, question, _ = asked
+        of, question, *_ = asked
         access, before = self._socket.access, lane.previous
         later = read_messages(access, of.channel, after=question.created, limit=_MAX_READ)
         root, author = _root(asked), access.identity.client_id
@@ -1208,7 +1203,7 @@ class _Socket:
         """Send the event `response.steer.{name}`, with the fields `about`. Failed input is returned in it."""
         named: Json = {"previous_response_id": steer.previous} | ({"id": steer.id} if steer.asked is not None else {})
         named |= {"input": steer.input} if name == "failed" else {}
-        last = max(0, lane.events.position - 1) if lane.events is not None else 0  # after it the client may resume
+        last = lane.events.base + max(0, lane.events.position - 1) if lane.events is not None else 0  # to resume after
         event = {"type": f"response.steer.{name}", "sequence_number": last, "steer": named, **about}
         await self._socket.send(lane.frame(event))
 

@@ -9,7 +9,7 @@ ends when the next one begins. Text for a part that has ended is in the last eve
 The n-th attempt that is superseded leaves room behind it: the parts after it begin at n times `ATTEMPT_ROOM`. So their
 numbers are the same for a reader that saw it and for one that did not, and so is `output_index`, which counts its
 items. They are taken back in the last numbers before that, the newest first: a number there depends on no text, and
-says that the reader has lost the items behind it.
+says that the reader has lost the items behind it. A reader with a number from before a `regenerate` begins anew.
 """
 
 from __future__ import annotations
@@ -87,6 +87,7 @@ class Asked(NamedTuple):
     of: Reference
     question: Message
     options: Json
+    round: str = "0"  # that of the turn, when it was read
 
 
 def reference(id: object, param: str | None = None, *, kind: str = "response") -> Reference:
@@ -201,6 +202,8 @@ def error_of(problem: Json) -> Json:
 ASKING = 2**40
 STEERED = 2 * ASKING  # a response that further input ends has this and the number of its next item as its last number
 ATTEMPT_ROOM = 2**28  # more than a message has characters
+ROUND_ROOM = 2 * STEERED  # for one answer: each `regenerate` adds it to all numbers
+LIMIT = 2**53  # of numbers: JavaScript counts no further
 _REPEATED: Json = {  # fields of a request that its response repeats as they are, and their defaults
     **dict.fromkeys(("max_output_tokens", "max_tool_calls", "reasoning", "instructions", "previous_response_id")),
     **dict.fromkeys(("prompt", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "user")),
@@ -253,18 +256,20 @@ class TurnEvents(EventStream):
     second or a later one once the agent has taken in further input (`steers`); then `rest` is its place.
     """
 
-    def __init__(self, asked: Asked, after: int | None = None, previous: Reference | None = None) -> None:
+    def __init__(self, asked: Asked, after: int = -1, previous: Reference | None = None) -> None:
         """`previous` is the response that this one continues within its turn; by default the first of the turn."""
         super().__init__(keeps_text=True)
-        self.of, self._question, self._options = asked
+        self.of, self._question, self._options, turn_round = asked
         self.rest: Reference | None = None
         self.steers = 0  # number of inputs that the agent has taken in, if the rest of the turn is another response
         self.is_cancelled = False  # the caller has just cancelled the turn: its end counts, also with an open question
         self.is_repeated = False  # the reader has the last event, which was sent again
-        self.position = 0  # number of the next event
+        # what all numbers of a later answer to the question have in addition
+        self.base = min(int(turn_round.rpartition(":")[2]), LIMIT // ROUND_ROOM - 1) * ROUND_ROOM
+        self.position = 0  # number of the next event, above `base`
         if any(self.of.start) and not self._options.get(CONVERSATION):  # one in a conversation names no other response
             self._options = {**self._options, "previous_response_id": (previous or self.of.at()).id()}
-        self.after = -1 if after is None else after
+        self.after = after - self.base if self.base <= after < self.base + ROUND_ROOM else -1
         self._seen = self.after - (STEERED + 1 if self.after >= STEERED else 0)  # without what a steered end adds
         self._own_tools = own_tools(self._options)
         self._turn.place = self.of.start[0], 0
@@ -457,7 +462,7 @@ class TurnEvents(EventStream):
         missing = text[max(0, self.after + 1 - begins) :]
         if missing and not self._is_lost(part):
             name, _, _, place, more = _EVENTS[self._kind]
-            event = {"type": f"response.{name}.delta", "sequence_number": self.position - 1, **self._where}
+            event = {"type": f"response.{name}.delta", "sequence_number": self.base + self.position - 1, **self._where}
             self._events.append({**event, **place, **more, "delta": missing})
 
     def _close(self, part: Part) -> None:
@@ -554,7 +559,7 @@ class TurnEvents(EventStream):
     def _put(self, event_type: str, **fields: Any) -> None:
         number, self.position = self.position, self.position + 1
         if number > self.after and not (self._part is not None and self._is_lost(self._part)):
-            self._events.append({"type": event_type, "sequence_number": number, **fields})
+            self._events.append({"type": event_type, "sequence_number": self.base + number, **fields})
 
 
 CHAT_ID = "chatcmpl-"  # prefix of a chat completion's id; the rest is that of the response's id

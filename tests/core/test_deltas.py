@@ -6,6 +6,7 @@ Layer: tests.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,6 +33,7 @@ from tenuto.core.deltas import (
 )
 from tenuto.core.events import ChannelAttached, MessageAppend, MessageCreate, MessageTakeover, ServerEvent
 from tenuto.core.model import APPENDABLE, Message
+from tenuto.core.state import ClaimState
 from tests.core.worlds import IDS, Asked, World, batches
 
 MANY = 10**6  # more changed messages than a world has
@@ -188,5 +190,8 @@ def test_answers_of_a_turn_come_in_the_order_of_their_creation_and_not_of_their_
     known: Any = {"role": "assistant", "status": "streaming", "reply_to": "u", "created_at": 0, "updated_at": 0}
     first, second = (Message(id=id, created=created, version=9, **known) for id, created in (("a", 2), ("b", 3)))
     events = [MessageCreate(serial=8, message=second), MessageCreate(serial=9, message=first)]
-    deltas = TurnProgress("u").receive(events, None)
+    deltas = (progress := TurnProgress("u")).receive(events, None)
     assert [one.message_id for one in deltas if isinstance(one, InAnswer)] == ["a", "b"]
+    for round_from in (1, 10):  # a reader that is slow has them yet when a `regenerate` comes
+        question: Any = SimpleNamespace(claim=ClaimState("taken", round_from=round_from))
+        assert (progress.receive((), question), progress.is_broken) == ([], round_from == 10)

@@ -225,8 +225,7 @@ async def test_every_part_is_shown_and_a_run_after_any_cut_has_the_same_messages
     assert [call["id"] for call in looks["toolCalls"]] == ["c1", "c2"]
     assert looks["toolCalls"][0]["function"] == {"name": "weather", "arguments": '{"city": "Ulm"}'}
     assert [one["content"] for one in (done, failed, denied, result)] == ['{"c": 7}', "no", "denied", "text"]
-    states = [one.get("metadata", {}).get("state") for one in (done, failed, denied)]
-    assert states == [None, "error", "denied"]
+    assert [one.get("metadata", {}).get("state") for one in (done, failed, denied)] == [None, "error", "denied"]
     assert calls["toolCalls"][0]["id"] == "c4"
     assert whole.customs == [("tenuto.source", {"url": "https://example.com/"}), ("map", [1])]
     assert await scene.loaded() == whole.messages
@@ -259,8 +258,7 @@ async def test_stop_failure_and_silence_end_a_run_each_in_its_way(scene: RunScen
         return
 
     scene.script = silent
-    client = await scene.run([user(id="u3")])
-    assert client.types == ["RUN_STARTED", "RUN_FINISHED"]
+    assert (await scene.run([user(id="u3")])).types == ["RUN_STARTED", "RUN_FINISHED"]
 
 
 async def test_text_that_is_replaced_ends_the_run_with_an_error(scene: RunScene) -> None:

@@ -270,8 +270,7 @@ async def test_repeated_request_with_an_idempotency_key_gets_the_same_response(s
 
 
 async def test_too_many_earlier_messages_are_refused_with_what_to_send(scene: ClientScene) -> None:
-    given: Any = [{"role": role, "content": "x"} for _ in range(101) for role in ("user", "assistant")]
-    given.append({"role": "user", "content": "you"})
+    given = [*({"role": role, "content": "x"} for _ in range(101) for role in ("user", "assistant")), USER]
     remedy = "202 earlier messages; send at most 200, or responses with previous_response_id or conversation"
     with pytest.raises(openai.BadRequestError, match=remedy):
         await scene.ask(given)
@@ -328,8 +327,7 @@ async def test_text_that_is_replaced_keeps_the_numbers_of_later_events(scene: Cl
     seen = await scene.opened()
     assert [one.delta for one in seen if one.type == "response.output_text.delta"] == ["One", "Four"]
     assert seen[-1].response.output_text == "ThreeFour"
-    later = await scene.events(seen[0].response.id)
-    assert later[-1].sequence_number == seen[-1].sequence_number
+    assert (await scene.events(seen[0].response.id))[-1].sequence_number == seen[-1].sequence_number
 
 
 @pytest.mark.parametrize(
@@ -371,8 +369,7 @@ async def test_answers_written_at_the_same_time_come_in_the_order_of_their_begin
     seen = await scene.opened()
     assert (seen[-1].type, text_of(seen)) == ("response.completed", "A1 A2 B1 B2 ")
     assert seen[-1].response.output_text == text_of(seen)
-    again = await scene.events(seen[-1].response.id)
-    assert units(seen[-1:])[0][2] == units(again)[-1][2]
+    assert units(seen[-1:])[0][2] == units(await scene.events(seen[-1].response.id))[-1][2]
 
 
 USER, TEXT = {"role": "user", "content": "you"}, {"type": "text", "text": "you"}
@@ -503,7 +500,7 @@ async def test_invalid_sequence_number_or_parameter_stream_is_refused(scene: Cli
     scene.gate.set()
     path = f"/v1/responses/{(await scene.ask()).id}"
     wrong = [{"stream": value} for value in ("yes", "", "2")]
-    wrong += [{"stream": "true", "starting_after": one} for one in ("-1", "x", "1.5", "", "9" * 400, "٣", str(2**42))]
+    wrong += [{"stream": "true", "starting_after": one} for one in ("-1", "x", "1.5", "", "9" * 400, "٣", str(2**53))]
     for query in wrong:
         response = await scene.served.http.get(path, params=query)
         error = response.json()["error"]

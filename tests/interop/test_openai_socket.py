@@ -70,8 +70,7 @@ async def test_socket_has_the_events_of_a_stream_for_each_response(scene: Client
     first, second = [await until(socket) for _ in range(2)]
     assert [text_of(one) for one in (first, second)] == [ANSWER, ANSWER.replace("you", "me")]
     await socket.response.create(model="bot", input="us", previous_response_id=second[-1].response.id)
-    third = await until(socket)
-    assert channel_of(third[0].response.id) == channel_of(second[0].response.id)
+    assert channel_of((await until(socket))[0].response.id) == channel_of(second[0].response.id)
     streamed = await scene.events(first[0].response.id)
     assert [one[:2] for one in units(streamed)] == [one[:2] for one in units(first)]
 

@@ -324,8 +324,7 @@ async def test_photo_without_a_word_reaches_the_model(stub: Stub) -> None:
     assert stub.received[0]["text"] == [said("user", "[image: image/png]")]
     completion = await stub.chat([said("user", [FILES[name][0] for name in ("image", "pdf", "sound")])])
     # the type of each file is that of its own address
-    media_types = [one["mediaType"] for one in stub.turns[1].message.parts]
-    assert media_types == ["image/png", "application/pdf", "audio/wav"]
+    assert [one["mediaType"] for one in stub.turns[1].message.parts] == ["image/png", "application/pdf", "audio/wav"]
     usage = completion.usage
     assert usage.prompt_tokens_details.model_dump(exclude_none=True) == {"cached_tokens": 4, "cache_write_tokens": 2}
     assert usage.completion_tokens_details.reasoning_tokens == 3

@@ -19,7 +19,7 @@ from tenuto.core.model import Command, Message
 from tenuto.core.ops import WriterIdentity
 from tenuto.core.requests import Caller, ClaimTurn
 from tenuto.core.state import ClaimState, MessageState
-from tenuto.core.turns import CANCEL, newest_branch
+from tenuto.core.turns import CANCEL, ROUND, newest_branch
 from tenuto.hub.channel import Channel
 from tenuto.hub.pending import own_copy
 from tenuto.hub.runtime import Runtime
@@ -189,7 +189,7 @@ def _status(
         cursor=live.state.cursor,
         is_cancelled=claim is not None and claim.state == "cancelled",
         is_deleted=bool(known) and not ordered,
-        round=f"{live.state.epoch}:{claim.round_from if claim is not None else 0}",
+        round=f"{live.state.epoch}:{claim.generation // ROUND if claim is not None else 0}",
     )
 
 
