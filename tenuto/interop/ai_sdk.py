@@ -157,7 +157,7 @@ class AISDK(ChatRoutes):
         """
         last = request.query_params.get("last")
         access, channel = await self._enter(request, request.path_params["id"], "subscribe", "history")
-        turns = await access.open_turns(channel)
+        turns = sorted(await access.open_turns(channel), key=lambda one: bool(one.questions))  # one that asks is last
         if not turns and (last is not None or not self._release.strict):
             newest = (await access.conversation(channel, limit=LATEST_TURN))[-1:]
             turns = [one for one in newest if last not in _ids_of(one) and self._has_just_ended(one)]

@@ -21,7 +21,7 @@ from tenuto.interop import AGUI, AISDK
 from tenuto.interop.openai_stream import Reference
 from tenuto.routes import Access
 from tests.interop import test_agui as agui
-from tests.interop.scene import Scene, playing, routes_only, verifier, writes
+from tests.interop.scene import Scene, playing, routes_only, verifier, with_question, writes
 from tests.interop.test_agui import run_of
 from tests.transports.conftest import new_hub
 
@@ -225,7 +225,7 @@ async def test_forged_history_changes_nothing_that_the_agent_sees(scene: PageSce
     assert len(await scene.answers()) == 1
 
 
-async def test_page_that_resumes_after_a_silent_turn_does_not_get_the_turn_before_it() -> None:
+async def test_page_that_resumes_gets_the_turn_that_asks_and_after_a_silent_turn_not_the_one_before_it() -> None:
     async with routes_only() as (hub, client):
 
         @hub.agent("chat:*")
@@ -233,12 +233,17 @@ async def test_page_that_resumes_after_a_silent_turn_does_not_get_the_turn_befor
             if turn.text == "one":
                 async with turn.reply(meta={"finish_reason": []}) as message:
                     await message.append("Hello")
+            elif turn.text == "three":
+                await with_question(turn)
 
         for text, status in (("one", 200), ("two", 204)):
             response = await client.post(CHAT, json={"id": "1", "message": user(text, id=text)})
             assert response.text.endswith("data: [DONE]\n\n")
             assert ('"finishReason":"other"' in response.text) == (text == "one")  # a value of any type
             assert (await client.get(f"{CHAT}/1/stream")).status_code == status
+        await client.post(CHAT, json={"id": "1", "message": user("three", id="three")})
+        await hub.create("chat:1", text="four")  # it waits for the reply
+        assert "tool-approval-request" in (await asyncio.wait_for(client.get(f"{CHAT}/1/stream"), 5)).text
 
 
 # The bodies of each adapter, with the status of the refusal

@@ -153,13 +153,11 @@ async def test_regenerate_and_edit_branch_and_the_next_turn_follows_them(scene: 
     assert again == await scene.loaded()
     await pages("a", "send", text="two", messageId=first[0]["id"])
     await pages("a", "saw", wanted="to two")
-    edited = (await finished(pages, "a"))["messages"]
-    assert [one["parts"][-1]["text"] for one in edited] == ["two", "Hello to two"]
+    assert [one["parts"][-1]["text"] for one in (await finished(pages, "a"))["messages"]] == ["two", "Hello to two"]
     await pages("a", "send", text="three")
     await pages("a", "saw", wanted="to three")
     await finished(pages, "a")
-    history = await scene.turns[-1].history()
-    assert [one["content"] for one in history] == ["two", "Hello to two", "three"]
+    assert [one["content"] for one in await scene.turns[-1].history()] == ["two", "Hello to two", "three"]
     await pages("b", "open", id="1", load=True)
     texts = [one["parts"][-1]["text"] for one in (await pages("b", "state"))["messages"]]
     assert texts == ["two", "Hello to two", "three", "Hello to three"]
@@ -234,8 +232,7 @@ async def test_approval_ends_the_response_and_the_next_request_goes_on(
     assert text_of(state) == text_of(await finished(pages, late)) == f"May I? {outcome}"
     loaded = await scene.loaded()
     assert [step_of(one) for one in loaded] == [step_of(one) for one in state["messages"]]
-    stored = (await scene.answers())[0]
-    assert stored.parts[1]["state"] == ("done" if is_approved else "denied")
+    assert (await scene.answers())[0].parts[1]["state"] == ("done" if is_approved else "denied")
     for name in "ab":
         state = await pages(name, "state")
         assert state["requests"] == 2

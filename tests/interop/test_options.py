@@ -148,8 +148,7 @@ async def test_agents_sdk_runs_its_function_tool_and_gets_an_answer(stub: Stub, 
         tools = agents.tool_namespace(name="crm", description="About customers.", tools=tools)
     model = kind(model="bot", openai_client=stub.client)
     agent = agents.Agent(name="a", instructions="Be kind.", tools=tools, model=model)
-    result = await agents.Runner.run(agent, "How is Ulm?", max_turns=3)
-    assert result.final_output == "It is 7 degrees in Ulm."
+    assert (await agents.Runner.run(agent, "How is Ulm?", max_turns=3)).final_output == "It is 7 degrees in Ulm."
     assert [one["role"] for one in stub.received[1]["openai"]][-3:] == ["user", "assistant", "tool"]
     named = {"namespace": "crm"} if api == "namespace" else {}
     called = {"type": "function_call", "call_id": "c1", "name": "weather", "arguments": '{"city": "Ulm"}', **named}
@@ -963,8 +962,7 @@ async def test_metadata_of_a_page_is_kept_and_makes_no_options(stub: Stub) -> No
     sent = await stub.served.http.post("/page", json={"id": "1", "messages": [message]})
     assert '"finish"' in sent.text
     assert stub.received[0]["options"]["openai"] == {}
-    loaded = (await stub.served.http.get("/page/1/messages")).json()
-    assert loaded[0]["metadata"] == metadata
+    assert (await stub.served.http.get("/page/1/messages")).json()[0]["metadata"] == metadata
 
 
 @pytest.mark.parametrize(
