@@ -48,7 +48,7 @@ def test_a_postgresql_url_names_a_schema_and_keeps_the_drivers_options() -> None
         ("postgresql://db/app?schema=My-App", "schema must be 1-63 characters of a-z 0-9 _ .*, got 'My-App'"),
         ("postgresql://db/app?durability=none", "durability must be sync or async, got 'none'"),
         ("postgresql://db/app?schema=a&schema=b", "has the option 'schema' 2 times; give it once"),
-        ("sqlite:///:memory:", "for a store in memory use memory://"),
+        ("sqlite:///:memory:", "for one in memory use memory://"),
         ("sqlite:chat.db", "'sqlite:chat.db' lacks slashes; use sqlite:///chat.db"),
         ("sqlite://[chat.db", r"store URL must be memory://, .* got 'sqlite://\[chat.db'"),
         ("sqlite:///chat\n.db", r"'sqlite:///chat\\n.db' holds a control character"),
