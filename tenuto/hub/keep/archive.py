@@ -127,9 +127,7 @@ class Archive:
         check_id(client_id, "a client id")
         await self._lifecycle.start()
         if self._removals.locked():
-            raise Busy(
-                f"{MAX_REMOVALS} removals of persons run or wait, the most at once; repeat the call when one ends"
-            )
+            raise Busy(f"{MAX_REMOVALS} removals of persons run or wait, the most at once; repeat it when one ends")
         async with self._removals, self._forgetting:
             running = Forgetting(self._store, client_id, self._clock, self._rewrite)
             return await running.run(channels=channels)
