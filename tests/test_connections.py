@@ -92,7 +92,7 @@ async def test_listening_socket_keeps_room_for_a_thousand_viewers_while_a_server
 
 
 async def test_iteration_of_the_loop_accepts_no_more_connections_of_a_storm_than_its_bound(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Otherwise a request waits for the whole storm: an iteration with 32 new connections takes 2.5 ms (measured)."""
     iteration, accepted, done = 0, Counter[int](), asyncio.Event()
@@ -119,7 +119,8 @@ async def test_iteration_of_the_loop_accepts_no_more_connections_of_a_storm_than
         counting[0].cancel()
         for client in clients:
             client.close()
-    assert max(accepted.values()) <= serving.ACCEPTED_AT_ONCE
+            loop.call_exception_handler({"message": "socket.accept() out of system resource"})  # as without files
+    assert (max(accepted.values()) <= serving.ACCEPTED_AT_ONCE, caplog.text.count("out of system") <= 1) == (True, True)
 
 
 async def test_frame_may_have_the_size_that_the_hub_allows() -> None:
@@ -206,8 +207,7 @@ async def test_idle_connection_of_a_known_peer_ends_only_for_want_of_descriptors
     waiting(book, "192.0.2.2")
     assert [peer.is_evicted for peer in (first, second, third)] == [False, False, True]
     assert book.opened("192.0.2.3", first) is not None
-    # the book ended the waiting connection first
-    assert [peer.is_evicted for peer in (first, second)] == [False, False]
+    assert [peer.is_evicted for peer in (first, second)] == [False, False]  # the book ended the waiting one first
     assert book.opened("192.0.2.4", first) is not None
     assert second.is_evicted
     assert book.opened("192.0.2.5", first) is None

@@ -212,9 +212,7 @@ async def test_only_the_socket_has_operations_that_name_files_and_a_caller_witho
     await hub.close()
 
 
-async def test_calls_at_once_are_bounded_and_silent_clients_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_calls_are_bounded_and_silent_clients_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control, "REQUEST_S", 3600.0)
     hub = new_hub(tmp_path / "chat.db")
     await hub.start()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,10 +78,12 @@ def test_systemd_accepts_its_unit_and_finds_it_hardened(tmp_path: Path) -> None:
 
 
 def test_container_without_a_verifier_says_which_variables_to_set() -> None:
-    done = CliRunner().invoke(main, ["serve"], env={"TENUTO_HOST": "0.0.0.0"})
-    assert done.exit_code == 1
-    assert "TENUTO_VISITORS=1" in done.stderr.splitlines()[0]
-    assert "TENUTO_JWT_SECRET_FILE" in done.stderr.splitlines()[0]
+    misspelt = {"TENUTO_VISITOR": "1", "TENUTO_JWT_SECRET": "x", "TENUTO_TOKEN": "x", "TENUTO_SERVICE_HOST": "x"}
+    done = CliRunner().invoke(main, ["serve"], env={"TENUTO_HOST": "0.0.0.0", **misspelt})
+    *warnings, error = done.stderr.splitlines()
+    assert (done.exit_code, "TENUTO_VISITORS=1" in error, "TENUTO_JWT_SECRET_FILE" in error) == (1, True, True)
+    named = [(one.split()[0], one.split()[-1]) for one in warnings]
+    assert named == [("TENUTO_JWT_SECRET", "TENUTO_JWT_SECRET_FILE"), ("TENUTO_VISITOR", "TENUTO_VISITORS")]
 
 
 def test_options_come_from_the_environment_and_health_asks_the_server(
@@ -91,7 +94,8 @@ def test_options_come_from_the_environment_and_health_asks_the_server(
         monkeypatch.setenv(f"TENUTO_{name}", value)
     monkeypatch.setenv("TENUTO_ALLOWED_ORIGIN", "https://one.example https://two.example")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # is not asked for this machine
-    with listening(Process(["-m", "tenuto", "serve"], tmp_path / "log"), port):
+    command = ["-c", f"exec {sys.executable} -m tenuto serve >/dev/full"]
+    with listening(Process(command, tmp_path / "log", program="sh"), port):
         healthy = CliRunner().invoke(main, ["health"])
         lost = CliRunner().invoke(main, ["health", "--url", f"http://127.0.0.1:{port}/tenuto"])
     assert (healthy.exit_code, healthy.output) == (0, "ready\n")

@@ -90,7 +90,7 @@ def test_secrets_are_in_no_log_result_or_export(tmp_path: Path, monkeypatch: pyt
         further = (("channels",), ("backup", tmp_path / "one.db"), ("forget", "ann"), ("verify",))
         outputs += [cli(*command, store=store).output for command in (*commands, *further)]
         assert '"messages": 1' in outputs[-2]
-    assert "more requests since the last such line" in server.output
+    assert "more since the last such line" in server.output
     outputs += [server.output, store.read_bytes().decode(errors="replace")]
     outputs.append((tmp_path / "one.db").read_bytes().decode(errors="replace"))
     hidden = [SECRET, WRONG_SECRET, TICKET_KEY.decode(), NO_TOKEN, OTHER_COOKIE, *tickets]

@@ -18,6 +18,7 @@ import signal
 import stat
 import sys
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ from tenuto.server.serving import (
     longest_drain_s,
     run,
 )
-from tenuto.server.workers import beat, check_shared, inherited_socket, run_workers
+from tenuto.server.workers import SOCKET, beat, check_shared, inherited_socket, run_workers
 
 DEFAULT_PORT = 8000
 _OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # errors that a user can act on
@@ -107,38 +108,24 @@ def main() -> None:
 )
 @click.option("--port", default=DEFAULT_PORT, show_default=True, type=click.IntRange(0, 65535))
 @click.option(
-    "--store",
-    default=None,
-    help="memory://, sqlite:////absolute/path or postgresql://host/db  [default: sqlite:///tenuto.db]",
+    "--store", help="memory://, sqlite:////absolute/path or postgresql://host/db  [default: sqlite:///tenuto.db]"
 )
 @click.option(
-    "--bus",
-    default=None,
-    metavar="URL",
-    help="redis://host:6379 of a Redis or Valkey server that carries the notices between processes.",
+    "--bus", metavar="URL", help="redis://host:6379 of a Redis or Valkey server for the notices between processes."
 )
 @click.option(
     "--flush-ms",
-    default=None,
     type=click.IntRange(0, FLUSH_CLASSES_MS[-1]),
     help="Default flush window of viewers, in ms.  [default: 40]",
 )
-@click.option("--drain-s", default=None, type=click.FloatRange(0, 3600), help="Time for running answers at the end.")
+@click.option("--drain-s", type=click.FloatRange(0, 3600), help="Time for running answers at the end.")
 @click.option(
     "--backup-dir",
-    default=None,
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder for backups of the store at regular times.",
 )
-@click.option(
-    "--backup-every", default=None, metavar="TIME", help="Time between two backups, such as 30m.  [default: 1h]"
-)
-@click.option(
-    "--backup-keep",
-    default=None,
-    type=click.IntRange(1),
-    help="Number of backups; older ones are removed.  [default: 24]",
-)
+@click.option("--backup-every", metavar="TIME", help="Time between two backups, such as 30m.  [default: 1h]")
+@click.option("--backup-keep", type=click.IntRange(1), help="Number of backups; older ones are removed.  [default: 24]")
 @click.option(
     "--retention",
     "ages",
@@ -147,12 +134,9 @@ def main() -> None:
     help="How long messages of these channels stay, such as chat:*=90d; repeatable.",
 )
 @click.option(
-    "--max-bytes",
-    default=None,
-    metavar="SIZE",
-    help="Refuse new messages when the store has nearly this size, such as 10GB.",
+    "--max-bytes", metavar="SIZE", help="Refuse new messages when the store has nearly this size, such as 10GB."
 )
-@click.option("--app", "target", default=None, metavar="MODULE:NAME", help="Serve a hub, or an ASGI app, of your own.")
+@click.option("--app", "target", metavar="MODULE:NAME", help="Serve a hub, or an ASGI app, of your own.")
 @click.option(
     "--jwt-secret-file",
     "secret_files",
@@ -160,7 +144,7 @@ def main() -> None:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Accept tokens signed with the secret in this file; repeatable, for rotation.",
 )
-@click.option("--jwks", default=None, metavar="URL", help="Accept tokens signed with a key published at this URL.")
+@click.option("--jwks", metavar="URL", help="Accept tokens signed with a key published at this URL.")
 @click.option(
     "--jwt-audience", "audiences", multiple=True, metavar="NAME", help="Audience that tokens must name; repeatable."
 )
@@ -174,12 +158,7 @@ def main() -> None:
     metavar="ORIGIN",
     help="Origin whose pages may send requests; repeatable.",
 )
-@click.option(
-    "--public-origin",
-    default=None,
-    metavar="ORIGIN",
-    help="Origin of this server's own pages, behind a proxy with TLS.",
-)
+@click.option("--public-origin", metavar="ORIGIN", help="Origin of this server's own pages, behind a proxy with TLS.")
 @click.option(
     "--visitors", "has_visitors", is_flag=True, help="Give each browser without a token an id, and chats of its own."
 )
@@ -209,6 +188,7 @@ def serve(
     """
     from tenuto.app import Hub
 
+    _warn_of_misspelt()
     verifier = _verifier(given)
     if target is not None:
         if any(given[name] not in (None, ()) and given[name] is not False for name in _OF_HUB):
@@ -244,6 +224,8 @@ def serve(
         inherited = inherited_socket(longest_drain_s(app))
     listening = inherited or _listen(host, port)
     start = f"Tenuto {__version__} serves {address_of(listening)}"
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # else `nohup` lets the server outlive its terminal
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     if inherited is None:  # the parent process of workers prints this, once
         _warn_of_readable(given["secret_files"])
         if workers > 1:
@@ -253,7 +235,10 @@ def serve(
 
     def print_start() -> None:
         if inherited is None:
-            click.echo(start)
+            try:
+                click.echo(start)
+            except OSError:  # such as a full disk, on which the server can still read
+                _drop_output()
 
     addresses = [one for text in proxies for one in text.split(",")]
     options: dict[str, Any] = {"log_level": log_level, "proxies": addresses, "on_startup": beat if inherited else None}
@@ -424,6 +409,15 @@ def _verifier(given: Mapping[str, Any]) -> Authenticate | None:
 
         return visitors(verifier)
     return verifier
+
+
+def _warn_of_misspelt() -> None:
+    """Warn of each variable whose name is nearly that of an option: it has no effect. A worker's parent has warned."""
+    known = {str(one.envvar).removeprefix("TENUTO_") for one in serve.params}
+    given = sorted(name.removeprefix("TENUTO_") for name in os.environ if name.startswith("TENUTO_"))
+    for name in given if SOCKET not in os.environ else ():
+        for near in get_close_matches(name, () if name in known else known, n=1, cutoff=0.7):
+            click.echo(f"TENUTO_{name} is no option and has no effect: rename it to TENUTO_{near}", err=True)
 
 
 def _warn_of_readable(secret_files: tuple[Path, ...]) -> None:

@@ -60,6 +60,7 @@ from tenuto.hub.keep.policies import Due, Policies, Sweep, rules_of
 from tenuto.server.serving import hubs_in, is_local, load_app
 from tenuto.stores import open_url
 from tenuto.stores.base import Store
+from tenuto.stores.sqlite.backup import give_owner_of
 from tenuto.stores.sqlite.file import control_of
 from tenuto.stores.sqlite.store import SqliteStore
 from tenuto.stores.sqlite.verify import FileReader
@@ -324,9 +325,11 @@ def server_of(store: str, url: str | None = None, token: str | None = None) -> S
 @asynccontextmanager
 async def opened(url: str, *, is_new: bool = False) -> AsyncIterator[Store]:
     """Open the store that `url` names; its file must exist unless `is_new`. Raises LocalError and StoreUnusable."""
-    store = open_url(url)
-    if isinstance(store, SqliteStore) and not is_new and not store.path.exists():
-        raise LocalError(f"store file {store.path} does not exist; name the store with --store")
+    store, made = open_url(url), None
+    if isinstance(store, SqliteStore) and not store.path.exists():
+        if not is_new:
+            raise LocalError(f"store file {store.path} does not exist; name the store with --store")
+        made = store.path
     try:
         await store.open()
     except StoreInUse as error:
@@ -338,6 +341,8 @@ async def opened(url: str, *, is_new: bool = False) -> AsyncIterator[Store]:
         yield store
     finally:
         await store.close()
+        if made is not None:  # perhaps by root, in the folder of the user that will serve it
+            give_owner_of(made, made)
 
 
 async def export_channel(url: str, channel: str, out: BinaryIO) -> int:

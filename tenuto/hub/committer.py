@@ -39,6 +39,7 @@ from tenuto.core.state import MessageState
 from tenuto.hub.channel import MAX_CONFLICTS, Channel, Ticks, outpaced
 from tenuto.hub.clock import Clock
 from tenuto.hub.pending import Admission, Ask, Decided, DocumentDue, Item
+from tenuto.hub.tasks import store_failures
 from tenuto.stores.base import Committed, CommitUnknown, Conflict, Store, Write
 from tenuto.watchdog import Watchdog
 
@@ -446,11 +447,11 @@ class Committer:
         except Exception as error:
             failure = self._failure = self._failed(error)
             if isinstance(failure, CommitUnknown):
-                logger.warning("it is not known whether a commit was stored: %s", failure)
+                store_failures.log_failed("it is not known whether a commit was stored", failure)
                 again = [decided.channel for decided in batch.decided]
                 self._return_all(batch, again, self._unclear(batch, writes))
                 return
-            logger.warning("a commit failed, nothing of it is stored: %s", failure)
+            store_failures.log_failed("a commit failed, nothing of it is stored", failure)
             for decided in batch.decided:
                 self._fail(decided.item, failure)
             return
@@ -482,9 +483,7 @@ class Committer:
         if isinstance(error, StoreUnavailable):
             return error
         if isinstance(error, TimeoutError):
-            return CommitUnknown(
-                f"store {self._store.name!r} did not respond within {STORE_TIMEOUT_S:g} s; check its disk"
-            )
+            return CommitUnknown(f"store {self._store.name!r} did not respond within {STORE_TIMEOUT_S:g} s; check it")
         logger.error("the store failed in a way it should not", exc_info=error)
         return CommitUnknown(
             f"store {self._store.name!r} failed with {type(error).__name__}; the hub's log has the reason"
@@ -603,7 +602,7 @@ class Committer:
                 # resolved here, with the messages in memory, because a result may contain one
                 self._resolve_unclear(channel)
         except Exception as error:  # catch any error: no other component would fail the parked items
-            logger.warning("channel %s could not be read: %r", channel.name, error)
+            store_failures.log_failed(f"channel {channel.name} could not be read", repr(error), kind="channel")
             refused = (
                 error
                 if isinstance(error, TenutoError)

@@ -10,13 +10,56 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterator
+import math
+import time
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tenuto.core.errors import TenutoError
+from tenuto.core.errors import StoreUnavailable, TenutoError
 
 logger = logging.getLogger("tenuto.hub")
+
+LINES, PERIOD_S = 10, 60.0  # limit of lines in a period
+MAX_REASONS = 100  # limit of reasons that are remembered at the same time
+
+
+class LineLimit:
+    """Allows at most 10 lines of the log a minute. An instance counts its own lines."""
+
+    def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
+        self._now_s = now_s
+        self._logged_at_s: dict[str, float] = {}  # when a reason was logged, the oldest first
+        self._period_at_s = 0.0  # when the period began
+        self._lines = 0  # lines in this period
+        self._left_out = 0  # lines left out since the last logged one
+
+    def more(self, reasons: dict[str, float]) -> str | None:
+        """Return the end of a log line about `reasons`, and count it as logged; None if it must not be logged now.
+
+        Each reason has the least seconds between two lines with it.
+        """
+        now_s = self._now_s()
+        if now_s - self._period_at_s >= PERIOD_S:
+            self._period_at_s, self._lines = now_s, 0
+        is_recent = any(now_s - self._logged_at_s.get(one, -math.inf) < least_s for one, least_s in reasons.items())
+        if is_recent or self._lines >= LINES:
+            self._left_out += 1
+            return None
+        self._lines += 1
+        logged = self._logged_at_s | dict.fromkeys(reasons, now_s)
+        self._logged_at_s = dict(sorted(logged.items(), key=lambda one: one[1])[-MAX_REASONS:])
+        left_out, self._left_out = self._left_out, 0
+        return f" ({left_out} more since the last such line)" if left_out else ""
+
+    def log_failed(self, what: str, error: object, *, kind: str = "") -> None:
+        """Log once a minute that `what` has failed; `kind` stands for a text with a name, as that of a channel."""
+        more = self.more({f"{kind or what}: {error}": PERIOD_S})
+        if more is not None:
+            logger.warning("%s: %s%s", what, error, more)
+
+
+store_failures = LineLimit()  # each commit, and each round of each service, meets a store that fails
 
 
 @contextmanager
@@ -28,7 +71,10 @@ def logs_errors(message: str, *, level: int = logging.WARNING) -> Iterator[None]
     try:
         yield
     except (TenutoError, TimeoutError) as error:
-        logger.log(level, "%s: %s", message, str(error) or "timed out")
+        if isinstance(error, StoreUnavailable) and level == logging.WARNING:
+            store_failures.log_failed(message, error)
+        else:
+            logger.log(level, "%s: %s", message, str(error) or "timed out")
     except Exception:
         logger.exception("%s", message)
 

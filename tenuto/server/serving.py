@@ -27,6 +27,7 @@ from tenuto.core.limits import Limits
 from tenuto.hub import HubCore
 from tenuto.hub.access.hosts import is_loopback
 from tenuto.hub.lifecycle import SIGNALS
+from tenuto.hub.tasks import PERIOD_S, LineLimit
 from tenuto.server.connections import OWN_DESCRIPTORS, Connections, TrustedProxies, raise_descriptor_limit
 
 if TYPE_CHECKING:
@@ -153,15 +154,22 @@ class _LogFilter(logging.Filter):
     the whole URL of each WebSocket, whose query may hold secrets. At the level DEBUG it logs each frame (`<` and `>`):
     headers, tokens and messages of users. It logs a traceback for text that is not UTF-8, although the peer is notified
     (1007), and for each task that a second Ctrl-C cancels. Handshakes and upgrades it logs without a reason or a bound:
-    any peer could fill the disk. `transports.codec` logs why peers are refused.
+    any peer could fill the disk. `transports.codec` logs why peers are refused. If no descriptor is left, asyncio logs
+    up to 32 tracebacks a second, of which one a minute stays.
     """
 
     _BEGINNINGS = ("< ", "> ", "Invalid UTF-8", "connection open", "connection rejected", "Unsupported upgrade")
+    _shortages = LineLimit()
 
     def filter(self, record: logging.LogRecord) -> bool:
         form, error = str(record.msg), record.exc_info[1] if record.exc_info else None
+        if form.startswith("socket.accept() out of system resource"):
+            return self._shortages.more({"accept": PERIOD_S}) is not None
         ends = isinstance(error, asyncio.CancelledError) and isinstance(error.__context__, KeyboardInterrupt)
         return not (ends or form.startswith(self._BEGINNINGS) or '"WebSocket ' in form or "without completing" in form)
+
+
+_log_filter = _LogFilter()  # one for all servers: a logger has it once
 
 
 def server(
@@ -202,7 +210,8 @@ def server(
             await super().shutdown(sockets)
 
     most_bytes = max((one.limits.request_bytes for one in hubs_in(app)), default=Limits().request_bytes)
-    logging.getLogger("uvicorn.error").addFilter(_LogFilter())
+    for name in ("uvicorn.error", "asyncio"):
+        logging.getLogger(name).addFilter(_log_filter)
     config = uvicorn.Config(
         app,
         # asyncio instead of uvloop: the time is spent in the kernel, and uvloop was not faster (measured)

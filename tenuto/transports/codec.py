@@ -12,10 +12,8 @@ import json
 import logging
 import random
 import re
-import time
 import traceback
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, NoReturn, TypeVar
 from urllib.parse import parse_qsl
@@ -58,6 +56,7 @@ from tenuto.core.requests import (
 from tenuto.hub.access.identity import Scope
 from tenuto.hub.keep.control import CONTROL
 from tenuto.hub.pending import Result
+from tenuto.hub.tasks import PERIOD_S, LineLimit, store_failures
 from tenuto.stores.base import CommitUnknown
 
 DRAINED = 1012
@@ -105,26 +104,16 @@ def _lenient_ref(data: bytes) -> Json:
 logger = logging.getLogger("tenuto.transports")
 
 REPEAT_S = 3600.0  # least time between two lines with the same reason
-PERIOD_S = 60.0  # period in which `LINES` are counted
-LINES = 10  # limit of lines in a period
 MAX_TEXT = 1000  # limit of characters of an exception's text in its reason
 NO_ADDRESS = "a peer without an address"  # in a log line
-MAX_REASONS = 100  # limit of reasons that are remembered at the same time
 
 
-class Refusals:
-    """Logs each reason at most once an hour, and at most 10 lines a minute. An instance counts its own lines."""
-
-    def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
-        self._now_s = now_s
-        self._logged_at_s: OrderedDict[str, float] = OrderedDict()  # when a reason was logged, the oldest first
-        self._period_at_s = 0.0  # when the period began
-        self._lines = 0  # lines in this period
-        self._left_out = 0  # lines left out since the last logged one
+class Refusals(LineLimit):
+    """Logs each reason at most once an hour."""
 
     def log(self, peer: str, error: TenutoError) -> None:
         """Log that `peer` was refused with `error`, unless this reason was logged recently or too many lines were."""
-        more = self._more({error.detail: REPEAT_S})
+        more = self.more({error.detail: REPEAT_S})
         if more is not None:
             logger.warning("refused %s with %s: %s%s", peer or NO_ADDRESS, error.code, error.detail, more)
 
@@ -137,41 +126,12 @@ class Refusals:
         frames = traceback.extract_tb(error.__traceback__)
         kind = f"{type(error).__qualname__} at {frames[-1].filename}:{frames[-1].lineno}"
         text = "".join(traceback.format_exception_only(error))[:MAX_TEXT]
-        more = self._more({f"{kind}: {text}": REPEAT_S, kind: PERIOD_S})
+        more = self.more({f"{kind}: {text}": REPEAT_S, kind: PERIOD_S})
         if more is not None:
             logger.error("the verifier failed for a request of %s%s", peer or NO_ADDRESS, more, exc_info=error)
 
-    def log_store(self, error: TenutoError) -> None:
-        """Log that a request failed because of the store, within the same limits: each code once a minute."""
-        more = self._more({f"store: {error.code}": PERIOD_S})
-        if more is not None:
-            logger.warning("a request failed because of the store: %s%s", error, more)
-
-    def _more(self, reasons: dict[str, float]) -> str | None:
-        """Return the end of a log line about `reasons`, and count it as logged; None if it must not be logged now.
-
-        Each reason has the least seconds between two lines with it.
-        """
-        now_s = self._now_s()
-        if now_s - self._period_at_s >= PERIOD_S:
-            self._period_at_s, self._lines = now_s, 0
-        never_s = now_s - REPEAT_S  # for a reason without a line: long enough ago
-        is_recent = any(now_s - self._logged_at_s.get(one, never_s) < least_s for one, least_s in reasons.items())
-        if is_recent or self._lines >= LINES:
-            self._left_out += 1
-            return None
-        self._lines += 1
-        for name in reasons:
-            self._logged_at_s[name] = now_s
-            self._logged_at_s.move_to_end(name)
-            if len(self._logged_at_s) > MAX_REASONS:
-                self._logged_at_s.popitem(last=False)
-        left_out, self._left_out = self._left_out, 0
-        return f" ({left_out} more requests since the last such line)" if left_out else ""
-
 
 refusals = Refusals()
-_store_failures = Refusals()  # apart from refused peers, who must not hide them
 
 T = TypeVar("T")
 
@@ -189,9 +149,7 @@ def decode(data: bytes | bytearray, decoder: msgspec.json.Decoder[T]) -> T:
     try:
         return decoder.decode(data)
     except msgspec.ValidationError as error:
-        raise InvalidRequest(
-            f"the request does not follow the protocol (docs/protocol.md, 8): {lowered(error)}"
-        ) from None
+        raise InvalidRequest(f"request does not follow the protocol (docs/protocol.md, 8): {lowered(error)}") from None
     except RecursionError:
         raise InvalidRequest("the JSON is nested too deeply to be decoded; send fewer levels") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -320,11 +278,9 @@ def for_peers(error: TenutoError, scope: Mapping[str, Any] | None = None) -> Ten
         logger.error("a request failed because of a mistake in this process: %s", error)
         return TenutoError(error.detail)
     if isinstance(error, StoreUnavailable | StoreInUse | StoreUnusable):
-        _store_failures.log_store(error)
+        store_failures.log_failed("a request failed because of the store", error)
         if isinstance(error, CommitUnknown):
-            return StoreUnavailable(
-                "the server does not know whether the request was stored; send it again to find out"
-            )
+            return StoreUnavailable("server does not know whether the request was stored; send it again to find out")
         if isinstance(error, StoreInUse) and "holder" in error.details:
             return StoreInUse(f"the store is in use by {error.details['holder']}: {error.details['remedy']}")
         if "reason" in error.details:

@@ -475,7 +475,7 @@ async def ready(hub: HubCore, request: Request) -> Response:
             await hub.info("readyz")  # any channel name will do; the channel need not exist
             await hub.runtime.committer.check_writes()
     except TimeoutError:
-        raise StoreUnavailable(f"the store did not respond within {READY_TIMEOUT_S:.0f} s; check its disk") from None
+        raise StoreUnavailable(f"the store did not respond within {READY_TIMEOUT_S:.0f} s; check it") from None
     return json_response({"status": "ready"})
 
 

@@ -88,7 +88,7 @@ async def test_start_after_a_failed_start_recovers_the_remaining_messages() -> N
 
 @pytest.mark.parametrize("has_viewer", [False, True])
 @virtually
-async def test_appends_wait_for_the_back_off_while_the_store_fails(has_viewer: bool) -> None:
+async def test_appends_and_log_wait_while_the_store_fails(has_viewer: bool, caplog: pytest.LogCaptureFixture) -> None:
     hub = new_hub(store := ScriptedStore())
     async with hub.message("c", id="m") as message:
         if has_viewer:
@@ -105,6 +105,7 @@ async def test_appends_wait_for_the_back_off_while_the_store_fails(has_viewer: b
         store.script.clear()
         await message.flush()
     assert await texts(hub, "m") == ["x" + "y" * 1_000]
+    assert caplog.text.count("a commit failed, nothing of it is stored: the script refuses") <= 1
 
 
 @virtually

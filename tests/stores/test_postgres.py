@@ -203,9 +203,7 @@ def _end_sessions(server: Postgres) -> None:
     server.disconnect("application_name LIKE 'tenuto on %'")
 
 
-async def test_call_in_each_moment_of_the_end_of_a_connection_is_unavailable(
-    server: Postgres, store: PostgresStore
-) -> None:
+async def test_call_in_each_moment_of_a_connections_end_is_unavailable(server: Postgres, store: PostgresStore) -> None:
     """The error of the server arrives first, then the end of the connection. In between the driver takes no call."""
     await until_it_listens(store)
     chat = Chat(store)

@@ -172,9 +172,7 @@ async def test_a_full_disk_is_named_and_the_store_goes_on_when_there_is_space() 
             while file.write(bytes(4096)) == 4096:
                 pass
         text = Random(1).randbytes(500_000).hex()  # which cannot be compressed to a few pages
-        with pytest.raises(
-            StoreUnavailable, match=r"the disk of PostgreSQL at '.*/small' is full .*; free space on it"
-        ):
+        with pytest.raises(StoreUnavailable, match=r"the disk of PostgreSQL at '.*/small' is full.*; free space on it"):
             await hub.create("chat:1", id="m2", text=text)
         ballast.unlink()
         await hub.create("chat:1", id="m2", text=text)

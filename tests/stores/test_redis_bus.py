@@ -185,9 +185,7 @@ async def test_refused_users_get_the_remedy(server: RedisServer, user: str, expe
     assert user.rstrip("@") not in str(refused.value)
 
 
-async def test_servers_that_cannot_carry_notices_are_refused(
-    server: RedisServer, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_servers_that_carry_no_notices_are_refused(server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
     async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readline()
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")

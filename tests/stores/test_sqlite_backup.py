@@ -76,9 +76,7 @@ async def test_backup_copied_over_the_file_of_a_killed_process_is_not_mixed_with
     ("command", "expected"),
     [("channels", "c\n"), ("verify", "no damage found"), ("restore {path}", "is now the content")],
 )
-async def test_commands_do_not_mix_a_copied_backup_with_a_wal(
-    path: Path, target: Path, command: str, expected: str
-) -> None:
+async def test_commands_mix_no_copied_backup_with_a_wal(path: Path, target: Path, command: str, expected: str) -> None:
     await made(path.with_name("old.db"), target)
     async with opened(path) as store:
         for number in range(20):

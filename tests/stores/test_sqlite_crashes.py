@@ -132,9 +132,7 @@ async def write_more(path: Path) -> None:
         assert await Chat(store, "other").do(create("m1", "x")) == Committed(1)
 
 
-async def test_restored_backup_begins_new_epochs_once(
-    path: Path, backup: bytes, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_restored_backup_begins_epochs_once(path: Path, backup: bytes, caplog: pytest.LogCaptureFixture) -> None:
     await write_more(path)
     put_back(path, backup)
     assert (new := await epoch(path)) != "e1"

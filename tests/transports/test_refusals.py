@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tenuto.core.errors import Forbidden
+from tenuto.hub import tasks
 from tenuto.hub.access.identity import Identity
 from tenuto.transports import access, codec
 from tenuto.transports.codec import Refusals
@@ -32,7 +33,7 @@ def test_a_reason_is_logged_once_an_hour(caplog: pytest.LogCaptureFixture) -> No
     time.now_s += codec.REPEAT_S
     log.log("192.0.2.1", Forbidden("the page is foreign"))
     assert lines_of(caplog) == [
-        "refused 192.0.2.1 with forbidden: the page is foreign (999 more requests since the last such line)"
+        "refused 192.0.2.1 with forbidden: the page is foreign (999 more since the last such line)"
     ]
 
 
@@ -42,9 +43,9 @@ def test_reasons_that_a_peer_varies_fill_neither_the_log_nor_the_memory(caplog: 
     for minute in range(30):
         for number in range(1000):
             log.log("192.0.2.1", Forbidden(f"the page {minute} {number} is foreign"))
-        time.now_s += codec.PERIOD_S
-    assert len(lines_of(caplog)) == 30 * codec.LINES
-    assert len(log._logged_at_s) == codec.MAX_REASONS
+        time.now_s += tasks.PERIOD_S
+    assert len(lines_of(caplog)) == 30 * tasks.LINES
+    assert len(log._logged_at_s) == tasks.MAX_REASONS
 
 
 async def test_exceptions_of_a_verifier_do_not_fill_the_log(
@@ -82,9 +83,7 @@ async def test_two_mistakes_of_a_verifier_at_one_line_are_both_logged(
     hub = new_hub(authenticate=verify)
     for _ in range(5):
         assert (await ask(hub, client=("192.0.2.1", 5)))[0] == 500
-        time.now_s += codec.PERIOD_S
-    assert [str(record.exc_text).rpartition("\n")[2] for record in caplog.records] == [
-        "KeyError: 'sub'",
-        "KeyError: 'name'",
-    ]
+        time.now_s += tasks.PERIOD_S
+    lines = [str(record.exc_text).rpartition("\n")[2] for record in caplog.records]
+    assert lines == ["KeyError: 'sub'", "KeyError: 'name'"]
     await hub.close()

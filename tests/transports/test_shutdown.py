@@ -266,12 +266,16 @@ async def test_process_whose_hub_has_started_before_its_server_ends_by_the_signa
     assert ("closed" in server.output) == (hooks == "once")  # the signal came again, while the program ended
 
 
-async def test_serve_ends_at_ctrl_c_with_status_0(tmp_path: Path) -> None:
+HANGS_UP = pytest.mark.skipif(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN, reason="runs under nohup")
+
+
+@pytest.mark.parametrize(("number", "status"), [(2, 0), pytest.param(signal.SIGHUP, -signal.SIGTERM, marks=HANGS_UP)])
+async def test_serve_ends_at_ctrl_c_and_with_its_terminal(tmp_path: Path, number: int, status: int) -> None:
     async with running(tmp_path, SERVE, "served:hub") as server:
         await server.text_at("/healthz")
-        server.process.send_signal(signal.SIGINT)
+        server.process.send_signal(number)
         async with asyncio.timeout(END_S):
-            assert await server.process.wait() == 0, server.output
+            assert await server.process.wait() == status, server.output
 
 
 async def test_second_ctrl_c_ends_serve_without_a_traceback(tmp_path: Path) -> None:

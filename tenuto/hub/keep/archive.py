@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from tenuto.core.document import restore
 from tenuto.core.errors import Busy, InvalidRequest, LocalError, StoreUnusable
-from tenuto.core.model import ChannelSummary, Message
+from tenuto.core.model import ChannelSummary
 from tenuto.core.names import check_channel, check_id, check_prefix
 from tenuto.hub.access.identity import Identity
 from tenuto.hub.keep.exports import NOTE, Import, Imported, check_file, export_lines, mend_import
@@ -52,7 +52,6 @@ class Archive:
     def __init__(self, lifecycle: Lifecycle) -> None:
         self._lifecycle = lifecycle
         self._store = lifecycle.store
-        self._limits = lifecycle.limits
         self._clock = lifecycle.clock
         lifecycle.on_start(self._begin)
 
@@ -112,7 +111,7 @@ class Archive:
         await self._lifecycle.start()
         check_space = self._lifecycle.runtime.capacity.check
         check_space()
-        checked = await check_file(Path(path), self._limits, self._clock.now_ms(), damaged=damaged)
+        checked = await check_file(Path(path), self._lifecycle.limits, self._clock.now_ms(), damaged=damaged)
         name = channel or checked.channel
         live = self._lifecycle.runtime.channel(name)
         filling = Import(self._store, name, checked, self._clock, check_space)
@@ -128,9 +127,7 @@ class Archive:
         check_id(client_id, "a client id")
         await self._lifecycle.start()
         if self._removals.locked():
-            raise Busy(
-                f"{MAX_REMOVALS} removals of persons run or wait, the most at once; repeat the call when one ends"
-            )
+            raise Busy(f"{MAX_REMOVALS} removals of persons run or wait, the most at once; repeat it when one ends")
         async with self._removals, self._forgetting:
             running = Forgetting(self._store, client_id, self._clock, self._rewrite)
             return await running.run(channels=channels)
@@ -235,8 +232,7 @@ async def read_conversations(
 async def _title(store: Store, channel: str) -> str:
     """Return the first words of the first question of a chat, `TITLE_CHARACTERS` at most; empty if it has none."""
     page = await store.page(channel, before=None, after=0, limit=_TITLE_MESSAGES, limit_bytes=_TITLE_BYTES)
-    messages: list[Message] = [restore(stored).message() for stored in page.messages]
-    for message in messages:
+    for message in (restore(stored).message() for stored in page.messages):
         if message.role == "user":
             texts = [str(part["text"]) for part in message.parts if part.get("type") == "text"]
             text = " ".join(" ".join(texts)[: 8 * TITLE_CHARACTERS].split())

@@ -387,6 +387,7 @@ class Capacity:
         """Raise StoreFull if the store has no space for a new message."""
         if self._max_bytes and (used := self._used_bytes()) >= self._max_bytes * FULL_AT:
             self._refused += 1
+            self.watch()
             raise StoreFull(
                 f"store has {used:,} bytes of data, max_bytes is {self._max_bytes:,}, and the last "
                 f"{1 - FULL_AT:.0%} are kept for running answers; delete messages, set retention, or raise max_bytes",
@@ -404,7 +405,7 @@ class Capacity:
                 self.check()
 
     def watch(self) -> None:
-        """Log once when the store is nearly full, and when it is full no longer. Housekeeping calls this."""
+        """Log once when the store is nearly full. Housekeeping calls this, and a refusal before it."""
         if not self._max_bytes:
             return
         used = self._used_bytes()

@@ -37,7 +37,7 @@ from tenuto.hub.clock import Deadlines
 from tenuto.hub.committer import in_time
 from tenuto.hub.nodes import NodeLease, Notifier
 from tenuto.hub.people.presence_state import CROWD_S, GRACE_S, NAMED, NodeMember
-from tenuto.hub.tasks import logs_errors
+from tenuto.hub.tasks import logs_errors, store_failures
 from tenuto.stores.base import Notice, SharedStore
 
 logger = logging.getLogger("tenuto.hub")
@@ -228,7 +228,7 @@ class SharedPresence:
             try:
                 await self._read([channel.name])
             except TenutoError as error:  # viewers get the members later
-                logger.warning("members of other nodes were not read; the hub tries again: %s", error)
+                store_failures.log_failed("members of other nodes were not read; the hub tries again", error)
                 self._to_read.add(channel.name)
             known.first = None
 

@@ -130,10 +130,8 @@ class PostgresServer:
     def _options(self) -> dict[str, Any]:
         self._check_files()
         name = f"tenuto on {socket.gethostname()}, process {os.getpid()}"  # a server may have forked meanwhile
-        options: dict[str, Any] = {
-            "command_timeout": self.timeout_s,
-            "server_settings": {"application_name": name[:63], **self._settings},
-        }
+        settings = {"application_name": name[:63], **self._settings}
+        options: dict[str, Any] = {"command_timeout": self.timeout_s, "server_settings": settings}
         return options | ({"statement_cache_size": 0} if self.is_pooled else {})
 
     def _role_and_database(self) -> tuple[str, str]:

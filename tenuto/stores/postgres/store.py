@@ -56,10 +56,7 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[Notice]).decode
 
 OnNotice = Callable[[Notice | None], None]
-_FAILURES = (
-    *(asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError),
-    *(OSError, TimeoutError, TenutoError),
-)
+_FAILURES = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TenutoError)
 
 
 def payloads_of(notices: Sequence[Notice]) -> Iterator[str]:

@@ -217,11 +217,11 @@ def restore(backup: Path, store: Path) -> Restored:
 
 
 def give_owner_of(place: Path, new: Path) -> None:
-    """Give the file `new` the mode and the owner of the store's file; without one, the owner of its folder.
+    """Give the file `new` the mode and the owner of the store's file `place`; a first one gets the owner of its folder.
 
     The lock file gets that owner, too.
     """
-    is_there = place.exists()
+    is_there = place.exists() and place != new
     old = (place if is_there else place.parent).stat()
     if is_there:
         new.chmod(stat.S_IMODE(old.st_mode))

@@ -294,9 +294,7 @@ class SqliteStore:
         if synchronous not in _SYNCHRONOUS:
             raise LocalError(f"synchronous must be 'normal', 'full' or 'extra', got {shown(synchronous)}")
         if os.fspath(path) in ("", ":memory:"):
-            raise LocalError(
-                f"path must name a file, got {shown(os.fspath(path))}; for a store in memory use memory://"
-            )
+            raise LocalError(f"path must name a file, got {shown(os.fspath(path))}; for one in memory use memory://")
         self.path = Path(path)
         self._synchronous = _SYNCHRONOUS[synchronous]
         self._busy_s = busy_s
