@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import cached_property, partial
 from typing import Any
 from weakref import WeakValueDictionary
@@ -233,8 +233,7 @@ class Hub(HubCore):
         The verifier identifies the caller, by the rules about origins, cookies and rates. With `channel`, the caller
         needs all `capabilities` on it. Raises Unauthenticated, Forbidden, NoVerifier, InvalidName, TooMany, Draining.
         """
-        # now, so that the copy of the scope shares it
-        visit = visit_in(scope, self.authenticate) if self.questions is not None else None
+        visit = visit_in(scope, self.authenticate) if self.questions is not None else None  # the copy shares it
         access = await authorize(self._asgi, dict(scope), channel, capabilities)
         if visit is not None:
             visit.enter_route(peer_of(dict(scope)), refusal_of_get(self, dict(scope)))
@@ -348,9 +347,9 @@ class Hub(HubCore):
             if inner == prefix or inner.startswith(prefix + "/"):
                 await self({**scope, "root_path": root + prefix}, receive, send)
                 return
-            if self.loop is None and not self.is_draining:
-                # the server sent no lifespan: otherwise a thread of `app` would begin the run on another loop
-                self._begin_run(asyncio.get_running_loop(), self._run)
+            if self._run is None:  # no lifespan came, and a thread of `app` would begin the run on another loop
+                with suppress(LocalError):  # the hub's own calls raise it
+                    self._begin_run(asyncio.get_running_loop(), None)
             if self.questions is not None and scope["type"] == "http":
                 visit_in(scope, self.authenticate)  # now, so that copies of the scope share it
                 send = _with_cookies(scope, send)

@@ -234,8 +234,9 @@ class StreamResponse(Response):
         requested = Headers(scope=scope)
         # the path of a proxy, which the server knows as its root path; below a mount, Starlette keeps it apart
         root = scope.get("app_root_path", scope.get("root_path", ""))
-        mounted = _path_of(hub, getattr(scope.get("router"), "routes", ()))  # in the outermost app of Starlette
-        self._path = root.rstrip("/") + (self._path if mounted is None else mounted)
+        routes = getattr(scope.get("router"), "routes", ())  # of the outermost app of Starlette
+        mounted_at = _path_of(hub, routes, scope.get("path", "").removeprefix(root))
+        self._path = root.rstrip("/") + (mounted_at or self._path)
         # a format of another client begins with the first character, because its chunks have no ids
         since = parse_cursor(requested.get("last-event-id", "")) if self._style != AI_SDK else None
         cookie = cookie_headers(scope)
@@ -383,11 +384,13 @@ async def _newest(hub: HubCore, channel: str) -> tuple[Message | None, Message |
         before = page.messages[-1].created
 
 
-def _path_of(app: object, routes: Iterable[BaseRoute]) -> str | None:
-    """Return the path at which `app` is mounted, directly or within a mounted app; None if it is not."""
+def _path_of(app: object, routes: Iterable[BaseRoute], path: str) -> str | None:
+    """Return the path at which `app` is mounted, directly or in an app on the way to `path`; None if it is not."""
     for route in routes:
-        if isinstance(route, Mount):
-            inner = "" if route.app is app else _path_of(app, route.routes or ())
+        if isinstance(route, Mount) and route.app is app:
+            return route.path
+        if isinstance(route, Mount) and path.startswith(f"{route.path}/"):
+            inner = _path_of(app, route.routes or (), path.removeprefix(route.path))
             if inner is not None:
                 return route.path + inner
     return None

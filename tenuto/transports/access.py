@@ -166,7 +166,7 @@ def check_identity(hub: HubCore, identity: Identity) -> None:
 async def _verified(scope: Scope, verify: Callable[[], Awaitable[Identity | None]]) -> Identity | None:
     """Return the result of the app's verifier.
 
-    A TenutoError passes. A 401 of Starlette is no identity; any other exception is logged and not sent to the peer.
+    A TenutoError passes. A 401 of Starlette refuses; any other exception is logged and not sent to the peer.
     """
     connection = connection_of(scope)
     try:

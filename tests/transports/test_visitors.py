@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from tenuto import Hub, Identity, visitors
 from tenuto.app import Visitors
-from tenuto.core.errors import LocalError, Unauthenticated
+from tenuto.core.errors import Forbidden, LocalError, Unauthenticated
 from tenuto.core.visitor_ids import is_visitor, new_visitor_id
 from tenuto.hub.access.rates import ClientLimits
 from tenuto.hub.access.visitors import COOKIE, MAX_AGE_MS, RENEWED_MS
@@ -139,9 +139,12 @@ async def test_hubs_of_one_host_keep_their_cookies_apart(hub: Hub) -> None:
 
     @app.get("/")
     async def ids(one: str = Depends(guests_of(hub).of), two: str = Depends(guests_of(other).of)) -> list[str]:
+        await hub.create(f"chat:{one}", author=one, text="a question")
         return [one, two]  # the same request
 
     async with asking(app) as browser:
+        with pytest.raises(Forbidden):
+            await browser.get("/", headers={"sec-fetch-site": "cross-site"})
         response = await browser.get("/")
     cookies = {one.split("=")[1].partition(".")[0] for one in response.headers.get_list("set-cookie")}
     assert cookies == set(response.json())

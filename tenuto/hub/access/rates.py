@@ -376,9 +376,8 @@ class Asked(Struct, eq=False):
 class Route(Struct, eq=False):
     """The route of the app in which code runs: whose request it serves, from where, and its last question."""
 
-    visitor: str | None = None  # None: not known
     peer: str | None = None  # address of the request
-    refusal: TenutoError | None = None  # why its request may store no question of the visitor
+    refusals: dict[str | None, TenutoError | None] = {}  # by visitor: why it may store no question; None if it may
     channel: str = ""  # that of the question `asked`
     asked: Asked | None = None  # a question that the app has stored, and whose answer has not begun
 
@@ -463,10 +462,9 @@ class Questions:
         route, peer = None, caller.peer
         if caller.is_app:
             route = current_route()
-            is_own = route.visitor == visitor  # tasks of the app may run in the context of another request
-            if is_own and route.refusal is not None:
-                return replace(caller, refusal=route.refusal), None
-            peer = route.peer if is_own else None
+            if (refusal := route.refusals.get(visitor)) is not None:
+                return replace(caller, refusal=refusal), None
+            peer = route.peer if visitor in route.refusals else None  # a task may run in another request's context
         try:
             asked = self.ask(visitor, peer)
         except TooMany as error:

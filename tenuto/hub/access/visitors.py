@@ -47,26 +47,28 @@ _VISITS = "tenuto.visits"  # key of the visits in the scope of a request: one fo
 class Visit(Struct, eq=False):
     """What a request or socket has shown of its visitor. It is shared by all copies of the request's scope."""
 
+    _route: Route  # that of the app which has asked for the visit; all visits of a request share it
     client_id: str | None = None  # id of the visitor; None: a person, or not verified yet
     is_new: bool = False  # the id was made for this request
     # the browser sent the proof by itself, or none, so an `auth` frame may still name another client
     is_ambient: bool = False
     set_cookies: list[bytes] = []  # values of the headers that the response must have
-    _route: Route | None = None  # that of the app which has asked for the visit
 
     def enter_route(self, peer: str, refusal: TenutoError | None) -> None:
         """Note that the code which runs now, and its tasks, serve this request, which is from the address `peer`.
 
         `refusal` is the error for a question that it stores, if it may store none.
         """
-        self._route = self._route or Route(self.client_id, peer, refusal)
+        self._route.peer = peer
+        self._route.refusals[self.client_id] = refusal
         enter_route(self._route)
 
 
 def visit_in(scope: MutableMapping[str, Any], verify: object) -> Visit:
     """Return the visit of a request to the hub of the verifier `verify`; one is put into `scope` if it has none."""
     visits: dict[int, Visit] = scope.setdefault(_VISITS, {})
-    return visits.setdefault(id(verify), Visit())
+    route = next((one._route for one in visits.values()), Route())
+    return visits.setdefault(id(verify), Visit(route))
 
 
 class Served(Protocol):
