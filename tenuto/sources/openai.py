@@ -78,7 +78,7 @@ class OpenAIResponses(Source):
         self._response = 0  # number of the response in an agent's run; the next one has the same indexes again
         self._calls: dict[Hashable, str] = {}  # tool calls, by the id of their item
         self._streamed: set[Hashable] = set()  # keys of parts that received a delta
-        self._has_calls = False
+        self._waiting: set[str] = set()  # calls of the response that the app carries out
 
     def take(self, event: object) -> Iterator[Edit]:
         kind = get(event, "type")
@@ -146,20 +146,21 @@ class OpenAIResponses(Source):
     def _item_added(self, event: object, item: object) -> Iterator[Edit]:
         kind = word(item, "type") or ""
         if kind in _CALLS:
-            self._has_calls = True
             call, name = needed(item, "call_id"), needed(item, "name")
         elif kind.endswith("_call"):
             name = word(item, "name") or kind.removesuffix("_call")
             call = word(item, "call_id") or word(item, "id") or name
         else:
             return
+        self._waiting |= {call} if kind in _RUN_BY_APP else set()
         self._calls[self._response, index(event, "output_index")] = call
         yield Open(("call", call), tool(call, name))
 
     def _item_done(self, event: object, item: object) -> Iterator[Edit]:
         kind = word(item, "type") or ""
         if kind.endswith("_call_output"):
-            yield Set(("call", word(item, "call_id")), _output(item))
+            self._waiting.discard(call := word(item, "call_id") or "")
+            yield Set(("call", call), _output(item))
         if not kind.endswith("_call"):
             return
         yield from self._item_added(event, item)  # some items come without an `added` event
@@ -187,11 +188,11 @@ class OpenAIResponses(Source):
     def _end(self, response: object, *, is_complete: bool) -> Iterator[Edit]:
         self._is_ended = True
         cause = word(get(response, "incomplete_details"), "reason") or "other"
-        complete = "tool_calls" if self._has_calls else "stop"
+        complete = "tool_calls" if self._waiting else "stop"
         reason = complete if is_complete else FINISH.get(cause, cause)
         usage = counts(get(response, "usage"), USAGE)
         yield Meta(model=word(response, "model"), finish_reason=reason, usage=usage, of=self._response)
-        self._response, self._has_calls = self._response + 1, False
+        self._response, self._waiting = self._response + 1, set()
 
 
 async def events_of(response: object) -> AsyncIterator[dict[str, object]]:
