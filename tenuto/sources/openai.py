@@ -239,7 +239,7 @@ class OpenAIChat(Source):
 
     | event | becomes |
     |---|---|
-    | `choices[0].delta.content`, `.refusal` | text; in `thinking` of a block of content reasoning |
+    | `choices[0].delta.content`, `.refusal`; `choices[0].text` without a delta | text; of a `thinking` block reasoning |
     | `.reasoning_content`, `.reasoning` (of compatible servers) | reasoning |
     | `.tool_calls[]` | tool: call, name, streaming input |
     | `.annotations[].url_citation` | source |
@@ -275,7 +275,7 @@ class OpenAIChat(Source):
             for one in items(block, "thinking"):
                 yield Add("reasoning", text(one, "text"), "reasoning")
             yield Add("text", text(block, "text"))
-        yield Add("text", text(delta, "refusal"))
+        yield Add("text", text(delta, "refusal") if delta is not None else text(choice, "text"))
         for call in items(delta, "tool_calls"):
             yield from self._call(call)
         for note in items(delta, "annotations"):
