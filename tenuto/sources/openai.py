@@ -239,7 +239,7 @@ class OpenAIChat(Source):
 
     | event | becomes |
     |---|---|
-    | `choices[0].delta.content`, `.refusal`; `choices[0].text` without a delta | text; of a `thinking` block reasoning |
+    | `choices[0].delta.content`, `.refusal`; `choices[0].text` without delta | text; of `thinking` blocks reasoning |
     | `.reasoning_content`, `.reasoning` (of compatible servers) | reasoning |
     | `.tool_calls[]` | tool: call, name, streaming input |
     | `.annotations[].url_citation` | source |
