@@ -254,7 +254,5 @@ def _message_of(event: object) -> tuple[object, Mapping[str, object]] | None:
             case None:
                 return None
             case _:
-                raise LocalError(
-                    'a graph\'s stream has no messages; pass stream_mode="messages", alone or among others'
-                )
+                raise LocalError('the stream of a graph has no messages; pass stream_mode="messages"')
     return None

@@ -43,9 +43,11 @@ FINISH = {"max_output_tokens": "length", "content_filter": "content_filter"}
 KEEPALIVE = "keepalive"  # type of the events by which OpenAI keeps a silent stream open
 _CONTENTS = {"output_text": "text", "refusal": "text", "reasoning_text": "reasoning"}  # types of parts, by content
 _IDLE = (KEEPALIVE, "response.queued")  # types of the events that it sends while nothing is generated
-_CALLS = ("function_call", "custom_tool_call")  # tool calls whose output the app writes
+_CALLS = ("function_call", "custom_tool_call")  # calls of the app's tools
+# types of all calls that the app carries out; a `shell_call` has its output in another item if the provider does
+_RUN_BY_APP = (*_CALLS, "computer_call", "local_shell_call", "shell_call", "apply_patch_call")
 _DELTAS = ("function_call_arguments", "custom_tool_call_input", "mcp_call_arguments", "code_interpreter_call_code")
-_WHOLE = ("arguments", "input", "code")
+_WHOLE, _ACTIONS = ("arguments", "input", "code"), ("action", "actions", "operation", "queries")
 _OUTPUTS = ("output", "results", "outputs")
 
 
@@ -56,7 +58,7 @@ class OpenAIResponses(Source):
     |---|---|
     | `created`, `in_progress` | `meta.model` |
     | `output_item.added` of a `function_call`, `custom_tool_call`, `mcp_call` | tool: call, name |
-    | `output_item.added` of another `…_call` (`web_search_call`, …), which the provider runs | tool of that name |
+    | `output_item.added` of another `…_call` (`web_search_call`, `computer_call`, …) | tool of that name |
     | `content_part.added`, `output_text.delta`, `refusal.delta` | text |
     | `reasoning_summary_part.added`, `reasoning_summary_text.delta`, `reasoning_text.delta` | reasoning |
     | `function_call_arguments.delta`, `custom_tool_call_input.delta` | a tool's input |
@@ -76,16 +78,14 @@ class OpenAIResponses(Source):
         self._response = 0  # number of the response in an agent's run; the next one has the same indexes again
         self._calls: dict[Hashable, str] = {}  # tool calls, by the id of their item
         self._streamed: set[Hashable] = set()  # keys of parts that received a delta
-        self._has_calls = False
+        self._waiting: set[str] = set()  # calls of the response that the app carries out
 
     def take(self, event: object) -> Iterator[Edit]:
         kind = get(event, "type")
+        what = kind.removeprefix("response.") if isinstance(kind, str) else ""
         self.is_alive = kind not in _IDLE
-        if not isinstance(kind, str):
-            return
         if kind == "error":
             raise reported(get(event, "code"), get(get(event, "error"), "code"), get(get(event, "error"), "type"))
-        what = kind.removeprefix("response.")
         match what:
             case "created" | "in_progress" | "queued":
                 self._is_ended, response = False, get(event, "response")  # in a run, several follow each other
@@ -146,34 +146,35 @@ class OpenAIResponses(Source):
     def _item_added(self, event: object, item: object) -> Iterator[Edit]:
         kind = word(item, "type") or ""
         if kind in _CALLS:
-            self._has_calls = True
             call, name = needed(item, "call_id"), needed(item, "name")
         elif kind.endswith("_call"):
             name = word(item, "name") or kind.removesuffix("_call")
-            call = word(item, "id") or name
+            call = word(item, "call_id") or word(item, "id") or name
         else:
             return
+        self._waiting |= {call} if kind in _RUN_BY_APP else set()
         self._calls[self._response, index(event, "output_index")] = call
         yield Open(("call", call), tool(call, name))
 
     def _item_done(self, event: object, item: object) -> Iterator[Edit]:
         kind = word(item, "type") or ""
+        if kind.endswith("_call_output"):
+            self._waiting.discard(call := word(item, "call_id") or "")
+            yield Set(("call", call), _output(item))
         if not kind.endswith("_call"):
             return
         yield from self._item_added(event, item)  # some items come without an `added` event
         key = self._item(event)
-        given = next(filter(None, (text(item, name) for name in _WHOLE)), "")
-        action = get(item, "action") or get(item, "queries")  # the input of a tool that the provider runs
-        yield from self._rest(key, given or (as_json(action) if action else ""))
-        if kind == "image_generation_call":
-            yield Set(key, {"state": DONE})
-            if image := text(item, "result"):
-                media_type = f"image/{word(item, 'output_format') or 'png'}"
-                yield Open((key, "file"), free("file", media_type=media_type, url=f"data:{media_type};base64,{image}"))
-        elif kind not in _CALLS:
+        given = next(filter(None, (get(item, name) for name in _WHOLE)), None)  # an object of some calls
+        action = given or next(filter(None, (get(item, name) for name in _ACTIONS)), None)
+        yield from self._rest(key, given if isinstance(given, str) else as_json(action) if action else "")
+        if kind not in _RUN_BY_APP:
             yield Set(key, _output(item))
         elif get(item, "status") != "incomplete":
             yield Set(key, {"state": CALLED})
+        if kind == "image_generation_call" and (image := text(item, "result")):
+            media_type = f"image/{word(item, 'output_format') or 'png'}"
+            yield Open((key, "file"), free("file", media_type=media_type, url=f"data:{media_type};base64,{image}"))
 
     def _annotation(self, note: object) -> Iterator[Edit]:
         match get(note, "type"):
@@ -187,11 +188,11 @@ class OpenAIResponses(Source):
     def _end(self, response: object, *, is_complete: bool) -> Iterator[Edit]:
         self._is_ended = True
         cause = word(get(response, "incomplete_details"), "reason") or "other"
-        complete = "tool_calls" if self._has_calls else "stop"
+        complete = "tool_calls" if self._waiting else "stop"
         reason = complete if is_complete else FINISH.get(cause, cause)
         usage = counts(get(response, "usage"), USAGE)
         yield Meta(model=word(response, "model"), finish_reason=reason, usage=usage, of=self._response)
-        self._response, self._has_calls = self._response + 1, False
+        self._response, self._waiting = self._response + 1, set()
 
 
 async def events_of(response: object) -> AsyncIterator[dict[str, object]]:
@@ -238,7 +239,7 @@ class OpenAIChat(Source):
 
     | event | becomes |
     |---|---|
-    | `choices[0].delta.content`, `.refusal` | text; in `thinking` of a block of content reasoning |
+    | `choices[0].delta.content`, `.refusal`; `choices[0].text` without delta | text; of `thinking` blocks reasoning |
     | `.reasoning_content`, `.reasoning` (of compatible servers) | reasoning |
     | `.tool_calls[]` | tool: call, name, streaming input |
     | `.annotations[].url_citation` | source |
@@ -274,7 +275,7 @@ class OpenAIChat(Source):
             for one in items(block, "thinking"):
                 yield Add("reasoning", text(one, "text"), "reasoning")
             yield Add("text", text(block, "text"))
-        yield Add("text", text(delta, "refusal"))
+        yield Add("text", text(delta, "refusal") if delta is not None else text(choice, "text"))
         for call in items(delta, "tool_calls"):
             yield from self._call(call)
         for note in items(delta, "annotations"):
@@ -338,7 +339,9 @@ class OpenAIAgents(Source):
                 raw, output = (get(get(event, "item"), name) for name in ("raw_item", "output"))
                 if call := word(raw, "call_id"):
                     value = plain(output if output is not None else get(raw, "output"))
-                    yield Set(("call", call), {"output": value, "state": DONE})
+                    # pictures of a screen would soon be too large for a message
+                    shown = {} if word(raw, "type") == "computer_call_output" else {"output": value}
+                    yield Set(("call", call), {**shown, "state": DONE})
 
     def end(self) -> Iterator[Edit]:
         return self._responses.end()

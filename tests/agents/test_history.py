@@ -340,9 +340,8 @@ def test_calls_alone_belong_to_the_answer_before_and_each_answer_of_an_agent_sta
     assert [one.get("content") for one in as_turns([ASKED, first, second], "text")] == ["Why?", "One.", "Two."]
     rounds = as_turns([ASKED, *[replace(calls, reply_to="q")] * 2], "openai")
     assert [len(one.get("tool_calls", ())) for one in rounds] == [0, 1, 0, 1, 0]
-    assert as_turns([ASKED, first, calls], "openai") == as_turns(
-        [ASKED, message("assistant", text("One."), call("a"))], "openai"
-    )
+    joined = message("assistant", text("One."), call("a"))
+    assert as_turns([ASKED, first, calls], "openai") == as_turns([ASKED, joined], "openai")
 
 
 def test_result_that_the_client_sends_later_is_joined_to_its_call_in_each_shape() -> None:

@@ -149,8 +149,7 @@ async def test_events_of_a_graph_become_the_same_parts(hub: Hub, provider: Provi
 
 async def test_stream_of_a_graph_without_messages_is_refused(hub: Hub, model: ChatOpenAI) -> None:
     wrong = [graph_of(model).astream(ASK, stream_mode="values", subgraphs=is_deep) for is_deep in (False, True)]
-    third = one_by_one([{"type": "event", "method": "messages", "params": {"data": ()}}])  # events of version "v3"
-    for stream in (*wrong, third):
+    for stream in (*wrong, one_by_one([{"type": "event", "method": "messages", "params": {}}])):  # the last: "v3"
         _, error = await broken(hub, stream, LocalError, source="langgraph")
         assert 'stream_mode="messages"' in error.detail
 

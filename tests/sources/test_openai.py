@@ -78,6 +78,22 @@ async def test_tool_that_the_provider_runs_is_done(hub: Hub, provider: Provider,
     assert source == {"type": "source", "url": "https://example.org/", "title": "Oslo"}
 
 
+async def test_other_calls_of_a_response(hub: Hub, provider: Provider, client: AsyncOpenAI) -> None:
+    calls: list[tuple[dict[str, Any], tuple[str, str, str]]] = [
+        ({"type": "tool_search_call", "arguments": {"a": 1}}, ("i", '{"a":1}', "done")),
+        ({"type": "image_generation_call", "status": "failed"}, ("i", "", "error")),
+        ({"type": "computer_call", "call_id": "c", "action": {"a": 1}}, ("c", '{"a":1}', "called")),
+        ({"type": "apply_patch_call", "call_id": "c", "operation": {"a": 1}}, ("c", '{"a":1}', "called")),
+    ]
+    for fields, part in calls:
+        wire, item = Responses(), {"id": "i", "status": "completed", **fields}
+        done = wire.event("response.output_item.done", output_index=0, item=item)
+        provider.will_say([*wire.begin(), done, *wire.completed()])
+        stored, piped = await pipe_all(hub, client.responses.create(**ASK, stream=True))
+        assert [(one["call"], one["input"], one["state"]) for one in stored.parts] == [part]
+        assert (len(piped.tool_calls), piped.finish_reason) == {"called": (1, "tool_calls")}.get(part[2], (0, "stop"))
+
+
 async def test_a_response_cut_short_by_its_limit_is_complete(hub: Hub, provider: Provider, client: AsyncOpenAI) -> None:
     wire = Responses()
     end = wire.completed("incomplete", incomplete_details={"reason": "max_output_tokens"})
@@ -141,6 +157,9 @@ async def test_helper_events_of_completions_are_not_written_twice(
     provider.will_say([*chat_said("Hello ", "world"), *chat_end()])
     stored, piped = await pipe_all(hub, client.chat.completions.stream(**CHAT))
     assert (stored.text, piped.finish_reason, piped.usage) == ("Hello world", "stop", CHAT_USAGE)
+    provider.will_say([sse({"choices": [{"index": 0, "text": "Hello", "finish_reason": "stop"}]}), DONE])
+    old, _ = await pipe_all(hub, client.completions.create(model="gpt-test", prompt="Hi", stream=True))  # without chat
+    assert (old.status, old.text) == ("complete", "Hello")
 
 
 async def test_calls_with_one_index_and_two_ids_are_two(hub: Hub, provider: Provider, client: AsyncOpenAI) -> None:

@@ -69,26 +69,22 @@ class Responses:
         where: dict[str, Any] = {"item_id": "msg_1", "output_index": place, "content_index": 0}
         whole = "".join(pieces).encode("utf-16", "surrogatepass").decode("utf-16")
         part = {"type": "output_text", "text": whole, "annotations": []}
+        done = {**item, "status": "completed", "content": [part]}
         return [
             self.event("response.output_item.added", output_index=place, item=item),
             self.event("response.content_part.added", **where, part={**part, "text": ""}),
             *(self.event("response.output_text.delta", **where, delta=piece, logprobs=[]) for piece in pieces),
             self.event("response.output_text.done", **where, text=whole, logprobs=[]),
             self.event("response.content_part.done", **where, part=part),
-            self.event(
-                "response.output_item.done", output_index=place, item={**item, "status": "completed", "content": [part]}
-            ),
+            self.event("response.output_item.done", output_index=place, item=done),
         ]
 
     def called(self, place: int = 2) -> list[bytes]:
         where: dict[str, Any] = {"item_id": "fc_1", "output_index": place}
-        item = self.call("")
+        item, pieces = self.call(""), ('{"ci', 'ty": ', '"Oslo"}')
         return [
             self.event("response.output_item.added", output_index=place, item={**item, "status": "in_progress"}),
-            *(
-                self.event("response.function_call_arguments.delta", **where, delta=piece)
-                for piece in ('{"ci', 'ty": ', '"Oslo"}')
-            ),
+            *(self.event("response.function_call_arguments.delta", **where, delta=piece) for piece in pieces),
             self.event("response.function_call_arguments.done", **where, arguments=INPUT, name="weather"),
             self.event("response.output_item.done", output_index=place, item=self.call(INPUT)),
         ]
@@ -98,13 +94,9 @@ class Responses:
         return {**item, "arguments": given, "status": "completed"}
 
     def completed(self, kind: str = "completed", output: list[Any] | None = None, **fields: Any) -> list[bytes]:
-        usage = {
-            "input_tokens": 11,
-            "output_tokens": 7,
-            "total_tokens": 18,
-            "input_tokens_details": {"cached_tokens": 3, "cache_write_tokens": 4},
-            "output_tokens_details": {"reasoning_tokens": 2},
-        }
+        usage: dict[str, Any] = {"input_tokens": 11, "output_tokens": 7, "total_tokens": 18}
+        usage["input_tokens_details"] = {"cached_tokens": 3, "cache_write_tokens": 4}
+        usage["output_tokens_details"] = {"reasoning_tokens": 2}
         about = self.about(kind, usage=usage, output=output or [], **fields)
         return [self.event(f"response.{kind}", response=about)]
 
@@ -131,13 +123,9 @@ def chat_call(piece: str, **fields: Any) -> bytes:
 _COUNTS = {"input": 11, "output": 7, "total": 18, "cached": 3, "cache_write": 4, "reasoning": 2}
 RESPONSES_USAGE = {f"{name}_tokens": count for name, count in _COUNTS.items()}
 CHAT_USAGE = RESPONSES_USAGE
-_CHAT_USAGE = {
-    "prompt_tokens": 11,
-    "completion_tokens": 7,
-    "total_tokens": 18,
-    "prompt_tokens_details": {"cached_tokens": 3, "cache_write_tokens": 4},
-    "completion_tokens_details": {"reasoning_tokens": 2},
-}
+_CHAT_USAGE: dict[str, Any] = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
+_CHAT_USAGE["prompt_tokens_details"] = {"cached_tokens": 3, "cache_write_tokens": 4}
+_CHAT_USAGE["completion_tokens_details"] = {"reasoning_tokens": 2}
 DONE = sse("[DONE]")
 
 
@@ -219,13 +207,8 @@ def gemini(*parts: dict[str, Any], finish: str | None = None, usage: bool = Fals
         candidate["finishReason"] = finish
     chunk: dict[str, Any] = {"candidates": [candidate], "modelVersion": "gemini-test", "responseId": "r1"}
     if usage:
-        chunk["usageMetadata"] = {
-            "promptTokenCount": 11,
-            "candidatesTokenCount": 7,
-            "totalTokenCount": 20,
-            "thoughtsTokenCount": 2,
-            "cachedContentTokenCount": 3,
-        }
+        counts = {"promptTokenCount": 11, "candidatesTokenCount": 7, "totalTokenCount": 20}
+        chunk["usageMetadata"] = {**counts, "thoughtsTokenCount": 2, "cachedContentTokenCount": 3}
     return sse(chunk)
 
 
