@@ -36,6 +36,16 @@ const trackMoves = () => {
   look()
 }
 
+// Gives a floating chat the styles of a page; returns its place, and those that its text has.
+const styled = () => {
+  const host = document.querySelector("tenuto-chat")
+  host.style.cssText = `height: 100dvh; width: 90%; min-height: 300px; min-width: 300px; max-height: 9px;
+    text-align: center; text-transform: uppercase; letter-spacing: 9px; white-space: nowrap`
+  const { right, bottom, width, height } = host.getBoundingClientRect()
+  const { textAlign, textTransform, letterSpacing, whiteSpace } = getComputedStyle(host.shadowRoot.querySelector("[part=log]"))
+  return [[innerWidth - right, innerHeight - bottom, width, height], [textAlign, textTransform, letterSpacing, whiteSpace].join(" ")]
+}
+
 const show = attributes => {
   const chat = document.createElement("tenuto-chat")
   for (const [name, value] of Object.entries(attributes)) chat.setAttribute(name, value)
