@@ -79,6 +79,19 @@ const tag = async (url) => {
   channel.getSnapshot() // an app keeps it until the next change
 }
 
+// Returns how many messages a hidden chat has and whether no older ones are loaded, and the number once it is shown in a high place.
+const loadWhenShown = async () => {
+  const frame = () => new Promise(requestAnimationFrame)
+  const count = () => root.querySelectorAll("article").length
+  while (count() < 50) await frame()
+  for (let n = 0; n < 3; n++) await frame()
+  const hidden = [count(), root.querySelector("[part=older]").hidden]
+  chat.style.height = "30000px"
+  chat.hidden = false
+  for (const end = performance.now() + 10_000; count() < 120 && performance.now() < end; ) await frame()
+  return [...hidden, count()]
+}
+
 // Load older messages by a scroll, and return how far the first visible message has moved in any frame, in pixels.
 const loadOlderByScroll = async () => {
   const log = root.querySelector(".log")

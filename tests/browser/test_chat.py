@@ -292,8 +292,7 @@ async def test_an_edited_question_is_a_branch_with_its_number(browser: Browser) 
         here.pieces.put_nowait(None)
         await here.until("One.")
         await here.page.locator(".user").get_by_text("Edit", exact=True).click()
-        width = await here.page.locator(".editor").evaluate("editor => editor.offsetWidth")
-        assert width == 620  # room for a long question, however short this one is
+        assert await here.page.locator(".editor").evaluate("editor => editor.offsetWidth") == 620  # of a short question
         await here.page.fill(".editor", "Second version")
         await here.page.get_by_text("Save", exact=True).click()
         await here.until("Second version")
@@ -443,6 +442,8 @@ async def test_older_messages_load_without_a_jump(browser: Browser) -> None:
         await here.page.wait_for_function("() => root.querySelectorAll('article').length === 50")
         await here.at_end()
         assert await here.page.evaluate(script("chat_page", "loadOlderByScroll")) <= 2
+        await here.mount(attributes={"hidden": ""}, client="ada")
+        assert await here.page.evaluate(script("chat_page", "loadWhenShown")) == [50, True, 120]
 
 
 # What it shows
@@ -638,8 +639,7 @@ async def test_app_keeps_or_changes_what_is_sent(browser: Browser) -> None:
         await here.answer("Hi")
         await here.end()
         await here.page.wait_for_function("() => told.some(([name]) => name === 'answer')")
-        states = [detail["status"]["state"] for name, detail in await here.page.evaluate("told") if name == "status"]
-        assert states[-1] == "live"
+        assert await here.page.evaluate("told.findLast(([name]) => name === 'status')[1].status.state") == "live"
 
 
 async def test_refused_message_stays_with_its_reason_and_a_text_that_no_message_keeps_comes_back(

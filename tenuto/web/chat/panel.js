@@ -12,13 +12,14 @@ import { Marks } from "./marks.js"
 import { requestWords, waitOf } from "./error_words.js"
 import { button, copyText, element, setText, SPARK, svg } from "./elements.js"
 import { Names, peopleWords, statusWords } from "./people.js"
-import { NEAR_START, Scroller } from "./scroll.js"
+import { Scroller } from "./scroll.js"
 import { PANEL_STYLE, sheetOf } from "./style.js"
 
 /** @typedef {import("../client.js").Client} Client */
 /** @typedef {import("../client/channel.js").Snapshot} Snapshot */
 
 const HIDDEN_MS = 250
+const NEAR_START = 200 // pixels from the start at which older messages are loaded
 const SLICE_MS = 12 // time limit of one drawing
 const HELD_MS = 6 // time limit of a drawing that also lays out messages above the view
 const FIRST_MS = 30 // time limit of the first drawing
@@ -213,7 +214,7 @@ export class Panel {
 
   /** @param {number} most_ms */
   draw(most_ms) {
-    const { line, nodes, scroller: { log } } = this
+    const { line, nodes } = this
     this.scroller.notice() // now, because the event of a scroll may come after new text
     const snapshot = this.channel.getSnapshot()
     const { error, messages, presence, streaming, status, typing, you } = snapshot
@@ -244,7 +245,7 @@ export class Panel {
     this.keepFocus()
     this.#enter(you)
     if (this.list.isBehind) this.schedule()
-    else if (log.scrollTop < NEAR_START && status.state === "live") void this.loadOlder()
+    else void this.loadOlder()
     if (status.state !== this.#shownState) {
       if (this.#shownState === "reconnecting" && status.state === "live" && before) this.voice.speak(this.words.online)
       this.#shownState = status.state
@@ -289,12 +290,14 @@ export class Panel {
     this.schedule()
   }
 
+  /** Load older messages if the reader is near the start: the log of a chat that is not shown has no height. */
   async loadOlder() {
-    const { older } = this.nodes // shown while a request for older messages runs
-    if (!older.hidden || !this.channel.getSnapshot().hasOlder || this.list.isBehind || this.list.isPaused || !this.host.isOpen) return
+    const { channel, list, nodes: { older }, scroller: { log } } = this // `older` is shown while the request runs
+    const { hasOlder, state } = channel.getSnapshot()
+    if (!older.hidden || !hasOlder || state !== "live" || list.isBehind || list.isPaused || log.scrollTop >= NEAR_START || !log.clientHeight) return
     older.hidden = false
     try {
-      await this.channel.loadOlder()
+      await channel.loadOlder()
       this.schedule()
     } catch { /* the status line says why the connection is lost */ } finally {
       older.hidden = true

@@ -41,7 +41,7 @@ svg{width:1.25em;height:1.25em;fill:none;stroke:currentColor;stroke-width:2;stro
 export const PANEL_STYLE = `
 :host{--radius:var(--tenuto-radius,16px);--tint:color-mix(in srgb,var(--accent) 13%,var(--surface));--code:#14211f;--warm:#fdf7ea;--warm-line:#dcc07c}
 .panel{position:relative;container-type:inline-size;display:flex;flex-direction:column;width:100%;max-width:var(--tenuto-width,none);height:100%;min-height:300px;margin:0 auto;background:var(--bg);text-align:start;text-transform:none;letter-spacing:0;white-space:normal}
-.panel.floating{min-height:0;position:absolute;bottom:72px;inset-inline-end:0;width:min(var(--tenuto-width,400px),calc(100vw - 24px));height:min(var(--tenuto-height,620px),calc(100vh - 110px));border:1px solid var(--border);border-radius:var(--radius);overflow:hidden;box-shadow:0 16px 48px #0004}
+.panel.floating{position:absolute;min-height:0;bottom:72px;inset-inline-end:0;width:min(var(--tenuto-width,400px),calc(100vw - 24px));height:min(var(--tenuto-height,620px),calc(100vh - 110px));border:1px solid var(--border);border-radius:var(--radius);overflow:hidden;box-shadow:0 16px 48px #0004}
 .panel>header{display:flex;align-items:center;gap:10px;padding:12px 16px;border-bottom:1px solid var(--border);background:var(--surface)}
 .names{flex:1;min-width:0;overflow-wrap:anywhere}
 h2{margin:0;font-size:1em;line-height:1.3}
@@ -130,13 +130,13 @@ td>code{white-space:nowrap}
 .code,code{direction:ltr;unicode-bidi:isolate}
 code{font:.875em/1.5 var(--tenuto-mono,ui-monospace,monospace)}
 .markdown :not(pre)>code,.approval code{padding:1px 5px;border-radius:5px;background:color-mix(in srgb,var(--muted) 16%,transparent)}
-.code{border-radius:12px;overflow-x:auto;background:var(--code);color:#e6efec}
-.t-cmnt{color:#93a8a2}.t-kwd,.t-func{color:#7edcc4}.t-str{color:#a8d99a}
+.code{border-radius:12px;overflow-x:auto;background:var(--code);color:#e8eceb}
+.t-cmnt{color:#a3b0ad}.t-kwd,.t-func{color:#7edcc4}.t-str{color:#a8d99a}
 div.math{overflow-x:auto;text-align:center}
 .hairline{display:flex;align-items:center;gap:12px;margin:1em 0;color:var(--accent);font-size:.8125em;text-align:center}
 .hairline::before,.hairline::after{content:"";flex:1;min-width:12px;border-top:1px solid;opacity:.4}
 .hairline span::before{content:"↻ "}
-.code-head{position:sticky;left:0;display:flex;justify-content:space-between;align-items:center;gap:8px;min-height:34px;padding:2px 14px;border-bottom:1px solid #fff2;color:#9db3ad;font-size:.8125em}
+.code-head{position:sticky;left:0;display:flex;justify-content:space-between;align-items:center;gap:8px;min-height:34px;padding:2px 14px;border-bottom:1px solid #fff2;color:#a3b0ad;font-size:.8125em}
 .copy{border:0;margin-inline-end:-6px;padding:2px 6px;border-radius:6px;background:none}
 .code :focus-visible{outline-color:#7edcc4;outline-offset:-2px}
 pre{margin:0}
