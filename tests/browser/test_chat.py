@@ -280,7 +280,7 @@ async def test_a_panel_that_the_network_lost_is_loaded_again(browser: Browser) -
         assert len(errors) == 1  # and none for each attempt
 
 
-async def test_an_edited_question_is_a_branch_with_its_number(browser: Browser) -> None:
+async def test_an_edited_question_is_a_branch_with_its_number_and_its_answer_stops(browser: Browser) -> None:
     async with scene(browser) as here:
         await here.ask("First version")
         here.pieces.put_nowait("One")
@@ -289,7 +289,6 @@ async def test_an_edited_question_is_a_branch_with_its_number(browser: Browser) 
         await here.page.locator(".user").get_by_text("Edit", exact=True).click()
         await here.page.press(".editor", "Escape")  # ends the edit, and not the answer
         here.pieces.put_nowait(".")
-        here.pieces.put_nowait(None)
         await here.until("One.")
         await here.page.locator(".user").get_by_text("Edit", exact=True).click()
         assert await here.page.locator(".editor").evaluate("editor => editor.offsetWidth") == 620  # of a short question
@@ -303,6 +302,7 @@ async def test_an_edited_question_is_a_branch_with_its_number(browser: Browser) 
         await here.page.locator(".user").get_by_label("Previous version").click()
         await here.until("First version")
         await here.until("One.")
+        await here.until("Stopped")
 
 
 # Marks
