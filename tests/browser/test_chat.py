@@ -281,11 +281,9 @@ async def test_a_panel_that_the_network_lost_is_loaded_again(browser: Browser) -
 
 
 async def test_an_edited_question_is_a_branch_with_its_number_and_its_answer_stops(browser: Browser) -> None:
-    async with scene(browser) as here:
+    async with mounted(browser) as here:
         await here.ask("First version")
-        here.pieces.put_nowait("One")
-        await here.until("One")
-        await here.page.locator(".user").hover()
+        await here.answer("One")
         await here.page.locator(".user").get_by_text("Edit", exact=True).click()
         await here.page.press(".editor", "Escape")  # ends the edit, and not the answer
         here.pieces.put_nowait(".")
@@ -296,13 +294,16 @@ async def test_an_edited_question_is_a_branch_with_its_number_and_its_answer_sto
         await here.page.get_by_text("Save", exact=True).click()
         await here.until("Second version")
         await here.until("2/2")
-        here.pieces.put_nowait("Two.")
-        here.pieces.put_nowait(None)
-        await here.until("Two.")
+        await here.answer("Two.")
+        await here.end()
         await here.page.locator(".user").get_by_label("Previous version").click()
         await here.until("First version")
         await here.until("One.")
         await here.until("Stopped")
+        await here.ask("Next")
+        await here.answer("Three.")
+        await here.page.evaluate(script("chat_page", "stopHidden"))
+        await here.answer("Four.")
 
 
 # Marks
