@@ -3,7 +3,8 @@
  * React hooks over the client. Each renders a component only when its own value has changed.
  *
  * A channel is followed while a mounted component uses it, and one second longer: StrictMode mounts twice, and a page
- * that changes between two chats would otherwise connect anew each time. On a server the hooks return an empty view.
+ * that changes between two chats would otherwise connect anew each time. A channel that the hub has refused, or whose
+ * client is closed, stays closed until no component uses it: its snapshot says why. On a server the hooks return an empty view.
  * Each hook takes the name of a channel, or a channel that the app has opened; the app closes that channel itself, and the
  * component needs no provider.
  * @module
@@ -40,7 +41,8 @@ const EMPTY = {
   status: { state: "connecting", error: null, transport: "websocket", retryAt: null },
 }
 
-/** @type {WeakMap<Channel<any, any>, { count: number, timer?: ReturnType<typeof setTimeout> }>} the number of mounted components that use a channel */
+/** @typedef {{ channel: Channel<any, any>, count: number, timer?: ReturnType<typeof setTimeout> }} Use `count` is the number of mounted components that use the channel */
+/** @type {WeakMap<Client, Map<string, Use>>} by the name of the channel */
 const uses = new WeakMap()
 
 /** Give all hooks below it a client. @param {{ client: Client, children?: import("react").ReactNode }} props */
@@ -67,19 +69,20 @@ function provided(client) {
  */
 export function useChannel(name, options) {
   const client = useContext(Context)
-  const isNamed = typeof name === "string"
+  const use = typeof name === "string" ? useOf(provided(client), name, options) : null
   /** @type {Channel<Meta, Data>} */
-  const channel = isNamed ? provided(client).channel(name, options) : name
-  const use = isNamed ? useOf(channel) : null
+  const channel = use?.channel ?? /** @type {Channel<Meta, Data>} */ (name)
+  // Render again when the channel closes, or has closed while the effects of the component were unmounted (`Activity`).
+  useSyncExternalStore(channel.subscribe, () => channel.state === "closed", () => false)
   useEffect(() => {
     if (!use) return
     use.count++
     clearTimeout(use.timer)
     return () => {
       use.count--
-      closeLater(channel, use)
+      closeLater(use)
     }
-  }, [channel, use])
+  }, [use])
   return channel
 }
 
@@ -126,19 +129,31 @@ export function useStatus() {
   return useSyncExternalStore(client.subscribe, () => client.status, () => EMPTY.status)
 }
 
-/** @param {Channel<any, any>} channel */
-function useOf(channel) {
-  let use = uses.get(channel)
-  if (!use) {
-    uses.set(channel, (use = { count: 0 }))
+/** @param {Client} client @param {string} name @param {{ history?: number }} [options] */
+function useOf(client, name, options) {
+  const known = uses.get(client) ?? new Map()
+  uses.set(client, known)
+  /** @type {Use | undefined} */
+  let use = known.get(name)
+  const isOver = client.state === "closed" || (use?.channel.error && !client.channels.has(name))
+  if (use && isOver) return use
+  const channel = client.channel(name, options)
+  if (use?.channel !== channel) {
+    known.set(name, (use = { channel, count: 0 }))
     // close it again unless the component is mounted later: React may drop a rendered component
-    closeLater(channel, use)
+    closeLater(use)
   }
   return use
 }
 
-/** @param {Channel<any, any>} channel @param {ReturnType<typeof useOf>} use */
-function closeLater(channel, use) {
+/** @param {Use} use */
+function closeLater(use) {
+  const { channel } = use
   clearTimeout(use.timer)
-  use.timer = setTimeout(() => use.count === 0 && channel.close(), CLOSE_MS)
+  use.timer = setTimeout(() => {
+    if (use.count) return
+    const known = uses.get(channel.client)
+    if (known?.get(channel.name) === use) known.delete(channel.name)
+    if (channel.state !== "closed") channel.close()
+  }, CLOSE_MS)
 }

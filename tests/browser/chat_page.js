@@ -36,6 +36,16 @@ const trackMoves = () => {
   look()
 }
 
+// Gives a floating chat the styles of a page; returns its place, and those that its text has.
+const styled = () => {
+  const host = document.querySelector("tenuto-chat")
+  host.style.cssText = `height: 100dvh; width: 90%; min-height: 300px; min-width: 300px; max-height: 9px;
+    text-align: center; text-transform: uppercase; letter-spacing: 9px; white-space: nowrap`
+  const { right, bottom, width, height } = host.getBoundingClientRect()
+  const { textAlign, textTransform, letterSpacing, whiteSpace } = getComputedStyle(host.shadowRoot.querySelector("[part=log]"))
+  return [[innerWidth - right, innerHeight - bottom, width, height], [textAlign, textTransform, letterSpacing, whiteSpace].join(" ")]
+}
+
 const show = attributes => {
   const chat = document.createElement("tenuto-chat")
   for (const [name, value] of Object.entries(attributes)) chat.setAttribute(name, value)
@@ -67,6 +77,30 @@ const tag = async (url) => {
   document.body.innerHTML = `<tenuto-chat channel="chat:1" url="${url}"></tenuto-chat>`
   window.channel = connect({ url }).channel("chat:1")
   channel.getSnapshot() // an app keeps it until the next change
+}
+
+// Edits the first question, as another page would, and stops the answer that this hides.
+const stopHidden = async () => {
+  const isStreaming = ({ status }) => status === "streaming"
+  const { all } = channel.getSnapshot()
+  await channel.edit(all[0].id, "Other version")
+  while (!root.textContent.includes("Other version") || channel.getSnapshot().streaming.length) await new Promise(requestAnimationFrame)
+  root.querySelector(".stop").click()
+  const end = performance.now() + 5_000
+  while (channel.getSnapshot().all.some(isStreaming) && performance.now() < end) await new Promise(requestAnimationFrame)
+}
+
+// Returns how many messages a hidden chat has and whether no older ones are loaded, and the number once it is shown in a high place.
+const loadWhenShown = async () => {
+  const frame = () => new Promise(requestAnimationFrame)
+  const count = () => root.querySelectorAll("article").length
+  while (count() < 50) await frame()
+  for (let n = 0; n < 3; n++) await frame()
+  const hidden = [count(), root.querySelector("[part=older]").hidden]
+  chat.style.height = "30000px"
+  chat.hidden = false
+  for (const end = performance.now() + 10_000; count() < 120 && performance.now() < end; ) await frame()
+  return [...hidden, count()]
 }
 
 // Load older messages by a scroll, and return how far the first visible message has moved in any frame, in pixels.

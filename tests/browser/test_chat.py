@@ -280,30 +280,30 @@ async def test_a_panel_that_the_network_lost_is_loaded_again(browser: Browser) -
         assert len(errors) == 1  # and none for each attempt
 
 
-async def test_an_edited_question_is_a_branch_with_its_number(browser: Browser) -> None:
-    async with scene(browser) as here:
+async def test_an_edited_question_is_a_branch_with_its_number_and_its_answer_stops(browser: Browser) -> None:
+    async with mounted(browser) as here:
         await here.ask("First version")
-        here.pieces.put_nowait("One")
-        await here.until("One")
-        await here.page.locator(".user").hover()
+        await here.answer("One")
         await here.page.locator(".user").get_by_text("Edit", exact=True).click()
         await here.page.press(".editor", "Escape")  # ends the edit, and not the answer
         here.pieces.put_nowait(".")
-        here.pieces.put_nowait(None)
         await here.until("One.")
         await here.page.locator(".user").get_by_text("Edit", exact=True).click()
-        width = await here.page.locator(".editor").evaluate("editor => editor.offsetWidth")
-        assert width == 620  # room for a long question, however short this one is
+        assert await here.page.locator(".editor").evaluate("editor => editor.offsetWidth") == 620  # of a short question
         await here.page.fill(".editor", "Second version")
         await here.page.get_by_text("Save", exact=True).click()
         await here.until("Second version")
         await here.until("2/2")
-        here.pieces.put_nowait("Two.")
-        here.pieces.put_nowait(None)
-        await here.until("Two.")
+        await here.answer("Two.")
+        await here.end()
         await here.page.locator(".user").get_by_label("Previous version").click()
         await here.until("First version")
         await here.until("One.")
+        await here.until("Stopped")
+        await here.ask("Next")
+        await here.answer("Three.")
+        await here.page.evaluate(script("chat_page", "stopHidden"))
+        await here.answer("Four.")
 
 
 # Marks
@@ -443,6 +443,8 @@ async def test_older_messages_load_without_a_jump(browser: Browser) -> None:
         await here.page.wait_for_function("() => root.querySelectorAll('article').length === 50")
         await here.at_end()
         assert await here.page.evaluate(script("chat_page", "loadOlderByScroll")) <= 2
+        await here.mount(attributes={"hidden": ""}, client="ada")
+        assert await here.page.evaluate(script("chat_page", "loadWhenShown")) == [50, True, 120]
 
 
 # What it shows
@@ -638,8 +640,7 @@ async def test_app_keeps_or_changes_what_is_sent(browser: Browser) -> None:
         await here.answer("Hi")
         await here.end()
         await here.page.wait_for_function("() => told.some(([name]) => name === 'answer')")
-        states = [detail["status"]["state"] for name, detail in await here.page.evaluate("told") if name == "status"]
-        assert states[-1] == "live"
+        assert await here.page.evaluate("told.findLast(([name]) => name === 'status')[1].status.state") == "live"
 
 
 async def test_refused_message_stays_with_its_reason_and_a_text_that_no_message_keeps_comes_back(

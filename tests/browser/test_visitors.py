@@ -165,14 +165,12 @@ async def test_a_closed_launcher_shows_after_a_reload_that_an_answer_runs_or_has
         loaded: list[str] = []
         page.on("request", lambda request: loaded.append(request.url))
         here.goes_on.clear()
-        sizes = "height: 100dvh; width: 90%; min-height: 300px; min-width: 300px; max-height: 9px"  # those of a page
-        corner = "({ right, bottom, width, height }) => [innerWidth - right, innerHeight - bottom, width, height]"
-        look = f"(host, sizes) => ((host.style.cssText = sizes), ({corner})(host.getBoundingClientRect()))"
-        host = await page.locator(".launcher").evaluate_handle("node => node.getRootNode().host")
-        assert await host.evaluate(look, sizes) == [20, 20, 56, 56]
         await page.locator(".launcher").click()
         await ask(page, "What is it?")
         await expect(page.get_by_text("You asked")).to_be_visible()
+        assert await page.evaluate(script("chat_page", "styled")) == [[20, 20, 56, 56], "start none normal normal"]
+        await page.set_viewport_size({"width": 640, "height": 360})
+        await expect(page.locator("[part=title]")).to_be_in_viewport(ratio=1)
         await page.reload()
         await expect(page.get_by_text("You asked")).to_be_visible()  # open, as it was
         await page.locator(".launcher").click()
@@ -190,3 +188,5 @@ async def test_a_closed_launcher_shows_after_a_reload_that_an_answer_runs_or_has
         await page.locator(".launcher").wait_for()
         await page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
         assert not [url for url in loaded if "client.js" in url or "/v1/" in url]
+        await page.emulate_media(media="print")
+        await expect(page.locator(".launcher")).to_be_hidden()

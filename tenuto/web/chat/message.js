@@ -199,7 +199,10 @@ export class MessageView {
     const save = () => {
       const text = input.value.trim()
       end()
-      if (text && text !== message.text) void panel.run(() => channel.edit(message.id, text), this.error)
+      if (text && text !== message.text) {
+        channel.cancel(message.id).catch(() => {}) // else the new version waits for the end of the answer that it hides
+        void panel.run(() => channel.edit(message.id, text), this.error)
+      }
     }
     input.addEventListener("keydown", (event) => {
       if (isSend(event)) {

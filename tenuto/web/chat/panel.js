@@ -12,13 +12,14 @@ import { Marks } from "./marks.js"
 import { requestWords, waitOf } from "./error_words.js"
 import { button, copyText, element, setText, SPARK, svg } from "./elements.js"
 import { Names, peopleWords, statusWords } from "./people.js"
-import { NEAR_START, Scroller } from "./scroll.js"
+import { Scroller } from "./scroll.js"
 import { PANEL_STYLE, sheetOf } from "./style.js"
 
 /** @typedef {import("../client.js").Client} Client */
 /** @typedef {import("../client/channel.js").Snapshot} Snapshot */
 
 const HIDDEN_MS = 250
+const NEAR_START = 200 // pixels from the start at which older messages are loaded
 const SLICE_MS = 12 // time limit of one drawing
 const HELD_MS = 6 // time limit of a drawing that also lays out messages above the view
 const FIRST_MS = 30 // time limit of the first drawing
@@ -35,6 +36,8 @@ export class Panel {
   voice = new Voice()
   /** The status line: `unheard` is true after a signal that no agent serves the channel, `trouble` is the reason of a failed request that no message or button shows, `isSlow` is true when the connection was away for some time, and before `until` (milliseconds since 1970) the hub accepts no question. */
   line = { node: element("p", { part: "status", dir: "auto" }), unheard: false, trouble: "", isSlow: false, until: 0 }
+  /** The answer that runs, or its question, perhaps on a path that is not shown. @type {string | undefined} */
+  running
   #isDrawing = false
   #shownState = ""
   #isPresent = false
@@ -213,7 +216,7 @@ export class Panel {
 
   /** @param {number} most_ms */
   draw(most_ms) {
-    const { line, nodes, scroller: { log } } = this
+    const { line, nodes } = this
     this.scroller.notice() // now, because the event of a scroll may come after new text
     const snapshot = this.channel.getSnapshot()
     const { error, messages, presence, streaming, status, typing, you } = snapshot
@@ -223,8 +226,9 @@ export class Panel {
     setText(nodes.people, peopleWords(this, snapshot))
     if (streaming.length) line.unheard = false
     for (const { local } of messages) line.until = Math.max(line.until, local?.retryAt ?? 0)
-    const isWorking = presence.members.some(({ kind, data }) => kind === "agent" && data?.message && data.state !== "listening")
-    const isRunning = streaming.length > 0 || isWorking
+    const worker = presence.members.find(({ kind, data }) => kind === "agent" && data?.message)
+    this.running = streaming.at(-1)?.id ?? /** @type {string | undefined} */ (worker?.data?.message)
+    const isRunning = Boolean(this.running)
     const words = statusWords(this, snapshot, isRunning)
     const before = line.node.textContent
     const isCounting = line.until > Date.now()
@@ -244,7 +248,7 @@ export class Panel {
     this.keepFocus()
     this.#enter(you)
     if (this.list.isBehind) this.schedule()
-    else if (log.scrollTop < NEAR_START && status.state === "live") void this.loadOlder()
+    else void this.loadOlder()
     if (status.state !== this.#shownState) {
       if (this.#shownState === "reconnecting" && status.state === "live" && before) this.voice.speak(this.words.online)
       this.#shownState = status.state
@@ -289,12 +293,14 @@ export class Panel {
     this.schedule()
   }
 
+  /** Load older messages if the reader is near the start: the log of a chat that is not shown has no height. */
   async loadOlder() {
-    const { older } = this.nodes // shown while a request for older messages runs
-    if (!older.hidden || !this.channel.getSnapshot().hasOlder || this.list.isBehind || this.list.isPaused || !this.host.isOpen) return
+    const { channel, list, nodes: { older }, scroller: { log } } = this // `older` is shown while the request runs
+    const { hasOlder, state } = channel.getSnapshot()
+    if (!older.hidden || !hasOlder || state !== "live" || list.isBehind || list.isPaused || log.scrollTop >= NEAR_START || !log.clientHeight) return
     older.hidden = false
     try {
-      await this.channel.loadOlder()
+      await channel.loadOlder()
       this.schedule()
     } catch { /* the status line says why the connection is lost */ } finally {
       older.hidden = true
@@ -333,7 +339,7 @@ export class Panel {
 
   stop() {
     this.line.trouble = ""
-    this.channel.cancel().catch((/** @type {unknown} */ error) => this.failed(error, true))
+    this.channel.cancel(this.running).catch((/** @type {unknown} */ error) => this.failed(error, true))
   }
 
   #escape() {
@@ -370,7 +376,7 @@ export class Panel {
     const { code, message } = /** @type {import("../client/errors.js").TenutoError} */ (error)
     const wait_s = waitOf(error)
     if (wait_s) this.line.until = Date.now() + wait_s * 1_000
-    console.warn(`<tenuto-chat> a request in ${this.channel.name} failed: ${code ?? ""} ${message ?? error}`)
+    console.warn(`<tenuto-chat> request in ${this.channel.name} failed: ${code ?? ""} ${message ?? error}`)
     const words = requestWords(this.words, code)
     if (!wait_s) {
       if (isShown) this.line.trouble = words

@@ -6,7 +6,6 @@
 import { button, element, setText, svg } from "./elements.js"
 
 const NEAR_END = 40 // pixels from the end that count as the end
-export const NEAR_START = 200 // pixels from the start at which older messages are loaded
 const NEAR_SCREENS = 2 // distance from the start, in heights of the view, at which older messages are built
 const GAP = 28 // pixels below the last message
 const DOWN = "M12 5v14M6 13l6 6 6-6"
@@ -41,7 +40,10 @@ export class Scroller {
     })
     // The soft keyboard, a rotated phone and a longer draft change the height without a scroll event, and so does a
     // message when the browser lays it out for the first time.
-    const observer = new ResizeObserver(() => this.keep()) // it ends with its nodes
+    const observer = new ResizeObserver(() => { // it ends with its nodes
+      this.keep()
+      void panel.loadOlder() // a higher view may have room
+    })
     observer.observe(this.log)
     observer.observe(list.node)
   }
@@ -50,7 +52,7 @@ export class Scroller {
     this.notice()
     this.drawJump()
     if (this.panel.list.isPaused && !this.isFar) this.panel.schedule()
-    if (this.log.scrollTop < NEAR_START) void this.panel.loadOlder()
+    void this.panel.loadOlder()
   }
 
   /** True: the reader is far from both ends, so that no message is built above the view. */

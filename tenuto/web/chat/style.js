@@ -21,16 +21,17 @@ export const LAUNCHER_STYLE = `
 :host{--accent:var(--tenuto-accent,#0e6b58);--on-accent:var(--tenuto-on-accent,#fff);--bg:var(--tenuto-bg,#fafaf8);--surface:var(--tenuto-surface,#fff);--text:var(--tenuto-text,#1b2322);--muted:var(--tenuto-muted,#5d6866);--border:var(--tenuto-border,#dcdfdb);--danger:#a8261d;display:block;color:var(--text);font:medium/1.5 var(--tenuto-font,system-ui,sans-serif);color-scheme:light;
 }
 :host(:not([launcher])){height:var(--tenuto-height,min(640px,100vh))}
-:host([launcher]){position:fixed;z-index:2147483000;bottom:20px;inset-inline-end:20px;width:auto !important;height:auto !important;min-width:0 !important;min-height:0 !important;max-height:none !important}
+:host([launcher]){position:fixed;z-index:2147483000;bottom:20px;inset-inline-end:20px;width:auto!important;height:auto!important;min-width:0!important;min-height:0!important;max-height:none!important}
 :host([theme="dark"]){${DARK}}
 @media (prefers-color-scheme:dark){:host(:not([theme="light"])){${DARK}}}
-:host([hidden]),[hidden]{display:none !important}
+:host([hidden]),[hidden]{display:none!important}
 *,::before,::after{box-sizing:border-box}
 button,textarea{font:inherit;color:inherit}
 button,summary{cursor:pointer}
 svg{width:1.25em;height:1.25em;fill:none;stroke:currentColor;stroke-width:2;stroke-linecap:round;stroke-linejoin:round}
 :focus-visible{outline:2px solid var(--accent);outline-offset:2px}
-.launcher{position:relative;display:grid;place-items:center;width:56px;height:56px;margin-inline-start:auto;font-size:20px;border:1px solid transparent;border-radius:50%;background:var(--accent);color:var(--on-accent);box-shadow:0 6px 20px rgb(0 0 0 / 25%)}
+.launcher{position:relative;display:grid;place-items:center;width:56px;height:56px;margin-inline-start:auto;font-size:20px;border:1px solid transparent;border-radius:50%;background:var(--accent);color:var(--on-accent);box-shadow:0 6px 20px #0004}
+@media print{.launcher{display:none}}
 .launcher svg,.avatar svg{fill:currentColor;stroke:none}
 .badge{position:absolute;top:-4px;right:-4px;padding:0 7px;border-radius:20px;background:#a8261d;color:#fff;font-size:.8125em}
 .mistake{margin:8px 0;padding:10px 14px;border:1px solid var(--danger);border-radius:10px;color:var(--danger);background:var(--surface);overflow-wrap:anywhere}
@@ -38,9 +39,9 @@ svg{width:1.25em;height:1.25em;fill:none;stroke:currentColor;stroke-width:2;stro
 
 // Transparent borders are visible where the system forces its own colours.
 export const PANEL_STYLE = `
-:host{--radius:var(--tenuto-radius,16px);--tint:color-mix(in srgb,var(--accent) 13%,var(--surface));--code:#14211f;--warm:#fdf7ea;--warm-line:#dcc07c}
-.panel{position:relative;container-type:inline-size;display:flex;flex-direction:column;width:100%;max-width:var(--tenuto-width,none);height:100%;min-height:300px;margin:0 auto;background:var(--bg)}
-.panel.floating{position:absolute;bottom:72px;inset-inline-end:0;width:min(var(--tenuto-width,400px),calc(100vw - 24px));height:min(var(--tenuto-height,620px),calc(100vh - 110px));border:1px solid var(--border);border-radius:var(--radius);overflow:hidden;box-shadow:0 16px 48px rgb(0 0 0 / 22%)}
+:host{--radius:var(--tenuto-radius,16px);--tint:color-mix(in srgb,var(--accent) 13%,var(--surface));--code:#14191a;--warm:#fdf7ea;--warm-line:#dcc07c}
+.panel{position:relative;container-type:inline-size;display:flex;flex-direction:column;width:100%;max-width:var(--tenuto-width,none);height:100%;min-height:300px;margin:0 auto;background:var(--bg);text-align:start;text-transform:none;letter-spacing:0;white-space:normal}
+.panel.floating{position:absolute;min-height:0;bottom:72px;inset-inline-end:0;width:min(var(--tenuto-width,400px),calc(100vw - 24px));height:min(var(--tenuto-height,620px),calc(100vh - 110px));border:1px solid var(--border);border-radius:var(--radius);overflow:hidden;box-shadow:0 16px 48px #0004}
 .panel>header{display:flex;align-items:center;gap:10px;padding:12px 16px;border-bottom:1px solid var(--border);background:var(--surface)}
 .names{flex:1;min-width:0;overflow-wrap:anywhere}
 h2{margin:0;font-size:1em;line-height:1.3}
@@ -80,13 +81,13 @@ h2{margin:0;font-size:1em;line-height:1.3}
 .user .actions{justify-content:flex-end}
 :is(.message:hover,.message:focus-within,.message:last-child,[data-status="refused"])>.actions,.actions:has(.place:not([hidden])){opacity:1}
 .action,.branch{padding:1px 8px;border-color:transparent;background:none}
-.jump{position:relative;z-index:1;flex:none;align-self:center;display:flex;align-items:center;gap:6px;height:2.6em;margin:-3.2em 0 .6em;padding:0 14px;border-radius:20px;box-shadow:0 2px 12px rgb(0 0 0 / 12%);max-width:96%;line-height:1.2}
+.jump{position:relative;z-index:1;flex:none;align-self:center;display:flex;align-items:center;gap:6px;height:2.6em;margin:-3.2em 0 .6em;padding:0 14px;border-radius:20px;box-shadow:0 2px 12px #0002;max-width:96%;line-height:1.2}
 .older{margin-top:-22px;height:22px;text-align:center}
 .panel>:is(.status,.note){width:calc(100% - 32px);max-width:740px;margin:0 auto;padding:4px 6px;overflow-wrap:anywhere}
 .panel>.mistake{margin-bottom:14px;padding:10px 14px;color:var(--danger)}
 .panel>.note{padding-bottom:16px;text-align:center}
 .spoken{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%);margin:0}
-.composer{flex:none;width:calc(100% - 32px);max-width:740px;margin:4px auto 16px;padding:12px 14px 10px;border:1px solid var(--border);border-radius:calc(var(--radius) + 4px);background:var(--surface);box-shadow:0 2px 12px rgb(0 0 0 / 12%)}
+.composer{flex:none;width:calc(100% - 32px);max-width:740px;margin:4px auto 16px;padding:12px 14px 10px;border:1px solid var(--border);border-radius:calc(var(--radius) + 4px);background:var(--surface);box-shadow:0 2px 12px #0002}
 .composer:focus-within{border-color:var(--accent)}
 .composer:has(textarea:focus-visible){outline:1px solid var(--accent)}
 textarea{width:100%;resize:none}
@@ -100,8 +101,7 @@ textarea::placeholder{color:var(--muted);opacity:1}
 .choice{padding:4px 12px;border:0;border-radius:20px;background:none}
 .choice[aria-pressed="true"]{background:var(--tint);color:var(--accent);font-weight:600}
 .send,.stop{flex:none;display:grid;place-items:center;width:2.375em;height:2.375em;padding:0;border:1px solid var(--accent);border-radius:50%;background:var(--accent);color:var(--on-accent)}
-button:disabled{opacity:.4}
-.stop{border-color:var(--border);background:var(--surface)}
+button:disabled{opacity:.4}.stop{border-color:var(--border);background:var(--surface)}
 .square{border:.4em solid var(--danger);border-radius:3px}
 details{margin:8px 0;color:var(--muted);font-size:.875em}
 summary{width:fit-content}
@@ -129,13 +129,13 @@ td>code{white-space:nowrap}
 .code,code{direction:ltr;unicode-bidi:isolate}
 code{font:.875em/1.5 var(--tenuto-mono,ui-monospace,monospace)}
 .markdown :not(pre)>code,.approval code{padding:1px 5px;border-radius:5px;background:color-mix(in srgb,var(--muted) 16%,transparent)}
-.code{border-radius:12px;overflow-x:auto;background:var(--code);color:#e6efec}
-.t-cmnt{color:#93a8a2}.t-kwd,.t-func{color:#7edcc4}.t-str{color:#a8d99a}
+.code{border-radius:12px;overflow-x:auto;background:var(--code);color:#e8eceb}
+.t-cmnt{color:#a3b0ad}.t-kwd,.t-func{color:#7edcc4}.t-str{color:#a8d99a}
 div.math{overflow-x:auto;text-align:center}
 .hairline{display:flex;align-items:center;gap:12px;margin:1em 0;color:var(--accent);font-size:.8125em;text-align:center}
 .hairline::before,.hairline::after{content:"";flex:1;min-width:12px;border-top:1px solid;opacity:.4}
 .hairline span::before{content:"↻ "}
-.code-head{position:sticky;left:0;display:flex;justify-content:space-between;align-items:center;gap:8px;min-height:34px;padding:2px 14px;border-bottom:1px solid rgb(255 255 255 / 12%);color:#9db3ad;font-size:.8125em}
+.code-head{position:sticky;left:0;display:flex;justify-content:space-between;align-items:center;gap:8px;min-height:34px;padding:2px 14px;border-bottom:1px solid #fff2;color:#a3b0ad;font-size:.8125em}
 .copy{border:0;margin-inline-end:-6px;padding:2px 6px;border-radius:6px;background:none}
 .code :focus-visible{outline-color:#7edcc4;outline-offset:-2px}
 pre{margin:0}
