@@ -79,17 +79,6 @@ const tag = async (url) => {
   channel.getSnapshot() // an app keeps it until the next change
 }
 
-// Edits the first question, as another page would, and stops the answer that this hides.
-const stopHidden = async () => {
-  const isStreaming = ({ status }) => status === "streaming"
-  const { all } = channel.getSnapshot()
-  await channel.edit(all[0].id, "Other version")
-  while (!root.textContent.includes("Other version") || channel.getSnapshot().streaming.length) await new Promise(requestAnimationFrame)
-  root.querySelector(".stop").click()
-  const end = performance.now() + 5_000
-  while (channel.getSnapshot().all.some(isStreaming) && performance.now() < end) await new Promise(requestAnimationFrame)
-}
-
 // Returns how many messages a hidden chat has and whether no older ones are loaded, and the number once it is shown in a high place.
 const loadWhenShown = async () => {
   const frame = () => new Promise(requestAnimationFrame)

@@ -281,9 +281,11 @@ async def test_a_panel_that_the_network_lost_is_loaded_again(browser: Browser) -
 
 
 async def test_an_edited_question_is_a_branch_with_its_number_and_its_answer_stops(browser: Browser) -> None:
-    async with mounted(browser) as here:
+    async with scene(browser) as here:
         await here.ask("First version")
-        await here.answer("One")
+        here.pieces.put_nowait("One")
+        await here.until("One")
+        await here.page.locator(".user").hover()
         await here.page.locator(".user").get_by_text("Edit", exact=True).click()
         await here.page.press(".editor", "Escape")  # ends the edit, and not the answer
         here.pieces.put_nowait(".")
@@ -294,16 +296,13 @@ async def test_an_edited_question_is_a_branch_with_its_number_and_its_answer_sto
         await here.page.get_by_text("Save", exact=True).click()
         await here.until("Second version")
         await here.until("2/2")
-        await here.answer("Two.")
-        await here.end()
+        here.pieces.put_nowait("Two.")
+        here.pieces.put_nowait(None)
+        await here.until("Two.")
         await here.page.locator(".user").get_by_label("Previous version").click()
         await here.until("First version")
         await here.until("One.")
         await here.until("Stopped")
-        await here.ask("Next")
-        await here.answer("Three.")
-        await here.page.evaluate(script("chat_page", "stopHidden"))
-        await here.answer("Four.")
 
 
 # Marks

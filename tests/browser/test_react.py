@@ -57,7 +57,8 @@ async def test_documented_chat_has_ten_lines_and_runs_in_strict_mode(browser: Br
         await window.evaluate("for (let n = 0; n < 2; n++) document.querySelector('form').requestSubmit()")
         await window.wait_for_selector("text=Hello")
         await served.until(lambda: hub.stats()["feeds"] == 1)
-        assert [one.text for one in (await hub.history("chat:1")).messages] == ["Hello"]
+        history = await hub.history("chat:1")
+        assert [one.text for one in history.messages] == ["Hello"]
         await hub.create("chat:1", role="assistant", text="Hi there")
         await window.wait_for_selector("text=Hi there")
         await window.goto("about:blank")

@@ -36,8 +36,6 @@ export class Panel {
   voice = new Voice()
   /** The status line: `unheard` is true after a signal that no agent serves the channel, `trouble` is the reason of a failed request that no message or button shows, `isSlow` is true when the connection was away for some time, and before `until` (milliseconds since 1970) the hub accepts no question. */
   line = { node: element("p", { part: "status", dir: "auto" }), unheard: false, trouble: "", isSlow: false, until: 0 }
-  /** The answer that runs, or its question, perhaps on a path that is not shown. @type {string | undefined} */
-  running
   #isDrawing = false
   #shownState = ""
   #isPresent = false
@@ -226,9 +224,8 @@ export class Panel {
     setText(nodes.people, peopleWords(this, snapshot))
     if (streaming.length) line.unheard = false
     for (const { local } of messages) line.until = Math.max(line.until, local?.retryAt ?? 0)
-    const worker = presence.members.find(({ kind, data }) => kind === "agent" && data?.message)
-    this.running = streaming.at(-1)?.id ?? /** @type {string | undefined} */ (worker?.data?.message)
-    const isRunning = Boolean(this.running)
+    const isWorking = presence.members.some(({ kind, data }) => kind === "agent" && data?.message && data.state !== "listening")
+    const isRunning = streaming.length > 0 || isWorking
     const words = statusWords(this, snapshot, isRunning)
     const before = line.node.textContent
     const isCounting = line.until > Date.now()
@@ -339,7 +336,7 @@ export class Panel {
 
   stop() {
     this.line.trouble = ""
-    this.channel.cancel(this.running).catch((/** @type {unknown} */ error) => this.failed(error, true))
+    this.channel.cancel().catch((/** @type {unknown} */ error) => this.failed(error, true))
   }
 
   #escape() {
@@ -376,7 +373,7 @@ export class Panel {
     const { code, message } = /** @type {import("../client/errors.js").TenutoError} */ (error)
     const wait_s = waitOf(error)
     if (wait_s) this.line.until = Date.now() + wait_s * 1_000
-    console.warn(`<tenuto-chat> request in ${this.channel.name} failed: ${code ?? ""} ${message ?? error}`)
+    console.warn(`<tenuto-chat> a request in ${this.channel.name} failed: ${code ?? ""} ${message ?? error}`)
     const words = requestWords(this.words, code)
     if (!wait_s) {
       if (isShown) this.line.trouble = words

@@ -93,7 +93,7 @@ async function request(hub, key) {
     return request(hub, key)
   }
   if (response.status >= 500 && !body.code) throw new Error(`${base} sent status ${response.status}: read its log`)
-  if (response.status === 404 && body.code) throw refusal("no_visitors", `${base} has no chats: ${REMEDY}`)
+  if (response.status === 404 && body.code) throw refusal("no_visitors", `${base} has no chats for visitors: ${REMEDY}`)
   if (body.code) throw Object.assign(Error(body.detail), { code: String(body.code), problem: body })
   throw refusal("not_tenuto", `${base} sent status ${response.status}, but not as a Tenuto server: correct its address`)
 }
