@@ -200,8 +200,10 @@ export class MessageView {
       const text = input.value.trim()
       end()
       if (text && text !== message.text) {
-        channel.cancel(message.id).catch(() => {}) // else the new version waits for the end of the answer that it hides
-        void panel.run(() => channel.edit(message.id, text), this.error)
+        void panel.run(async () => {
+          await channel.edit(message.id, text)
+          channel.cancel(message.id).catch(() => {}) // else the new version waits for the answer that it hides
+        }, this.error)
       }
     }
     input.addEventListener("keydown", (event) => {

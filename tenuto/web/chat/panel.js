@@ -373,7 +373,7 @@ export class Panel {
     const { code, message } = /** @type {import("../client/errors.js").TenutoError} */ (error)
     const wait_s = waitOf(error)
     if (wait_s) this.line.until = Date.now() + wait_s * 1_000
-    console.warn(`<tenuto-chat> a request in ${this.channel.name} failed: ${code ?? ""} ${message ?? error}`)
+    console.warn(`<tenuto-chat> request in ${this.channel.name} failed: ${code ?? ""} ${message ?? error}`)
     const words = requestWords(this.words, code)
     if (!wait_s) {
       if (isShown) this.line.trouble = words
