@@ -111,8 +111,7 @@ class PydanticAI(Source):
             yield Open(key, {"type": _KINDS[kind]})
             yield from self._more(key, text(part, "content"))
         elif kind in _CALLS:
-            call = needed(part, "tool_call_id")
-            self._calls[key] = call
+            call = self._calls[key] = needed(part, "tool_call_id")
             yield Open(("call", call), tool(call, word(part, "tool_name") or ""))
             yield from self._more(("call", call), _arguments(get(part, "args")))
         elif kind in _RETURNS:
@@ -149,8 +148,7 @@ class PydanticAI(Source):
         yield Set(("call", call), {"state": CALLED})
 
     def _return(self, part: object) -> Iterator[Edit]:
-        call = word(part, "tool_call_id")
-        kind = word(part, "part_kind")
+        call, kind = word(part, "tool_call_id"), word(part, "part_kind")
         if call is not None and kind in _RETURNS:
             has_failed = kind == "retry-prompt" or get(part, "retry") is not None
             state = ERROR if has_failed or get(part, "outcome") in ("failed", "denied") else DONE
