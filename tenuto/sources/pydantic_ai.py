@@ -181,9 +181,8 @@ class PydanticAI(Source):
             raise UpstreamEnded("the model's response ended without a finish reason, so it may be incomplete")
         self._is_ended = True
         reason = _FINISH.get(reason, reason) if reason else None
-        yield Meta(
-            model=word(response, "model_name"), finish_reason=reason, usage=usage, of=("response", self._response)
-        )
+        model, of = word(response, "model_name"), ("response", self._response)
+        yield Meta(model=model, finish_reason=reason, usage=usage, of=of)
 
     def _next_response(self) -> None:
         self._response += 1
@@ -198,16 +197,12 @@ def _has_broken_off(response: object, reason: str | None) -> bool:
     if word(response, "provider_url", LINE_CHARACTERS) is None:
         return False
     is_reported = get(get(response, "provider_details"), "finish_reason") is not None
-    is_invented = (
-        reason in ("stop", "tool_call") and not is_reported and word(response, "provider_name") not in _WITHOUT_DETAILS
-    )
-    return reason is None or is_invented
+    has_details = word(response, "provider_name") not in _WITHOUT_DETAILS
+    return reason is None or (reason in ("stop", "tool_call") and has_details and not is_reported)
 
 
 def _arguments(args: object) -> str:
-    if args is None or isinstance(args, str):
-        return args or ""
-    return as_json(args)
+    return args or "" if args is None or isinstance(args, str) else as_json(args)
 
 
 # Functions for the classes of Pydantic AI whose streams hold more than events. `Any`: the package of these objects need

@@ -32,8 +32,13 @@ from tests.sources.wires import (
 
 ASK = {"model": "gpt-test", "input": "Hi"}
 CHAT = {"model": "gpt-test", "messages": [{"role": "user", "content": "Hi"}]}
-BLOCKS = [{"type": "thinking", "thinking": [{"type": "text", "text": THOUGHT}]}, {"type": "text", "text": TEXT}]
+BLOCKS: list[list[Any]] = [
+    [{"type": "thinking", "thinking": [{"type": "text", "text": THOUGHT}]}, {"type": "text", "text": TEXT}],
+    [{"type": "thinking", "thinking": THOUGHT[:3]}, {"type": "thinking", "thinking": [THOUGHT[3:]]}, TEXT],
+]
 META = {"model": "gpt-test", "finish_reason": "tool_calls"}
+REPORTED = {"code": "server_error", "message": "key sk-123 is bad", "param": None}
+ERRORS = [("error", REPORTED), ("response.failed", {"response": {"id": "resp_1", "error": REPORTED}})]
 
 
 # Responses --------------------------------------------------------------------------------------------------------
@@ -102,13 +107,7 @@ async def test_a_response_cut_short_by_its_limit_is_complete(hub: Hub, provider:
     assert (stored.status, piped.finish_reason, piped.usage) == ("complete", "length", RESPONSES_USAGE)
 
 
-@pytest.mark.parametrize(
-    ("kind", "fields"),
-    [
-        ("error", {"code": "server_error", "message": "key sk-123 is bad", "param": None}),
-        ("response.failed", {"response": {"id": "resp_1", "error": {"code": "server_error", "message": "sk-123"}}}),
-    ],
-)
+@pytest.mark.parametrize(("kind", "fields"), ERRORS)
 async def test_an_error_event_fails_with_public_words(
     hub: Hub, provider: Provider, client: AsyncOpenAI, kind: str, fields: dict[str, object]
 ) -> None:
@@ -140,11 +139,12 @@ async def test_provider_sees_the_early_end_of_a_response(
 # Chat Completions -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("said", [chat_answer(), [chat({"content": BLOCKS}), *chat_called(), *chat_end("tool_calls")]])
+@pytest.mark.parametrize("blocks", [None, *BLOCKS])
 async def test_a_completion_becomes_parts_in_order(
-    hub: Hub, provider: Provider, client: AsyncOpenAI, said: list[bytes]
+    hub: Hub, provider: Provider, client: AsyncOpenAI, blocks: list[Any] | None
 ) -> None:
-    provider.will_say(said)
+    in_blocks = [chat({"content": blocks}), *chat_called(), *chat_end("tool_calls")]
+    provider.will_say(in_blocks if blocks else chat_answer())
     stored, piped = await pipe_all(hub, await client.chat.completions.create(**CHAT, stream=True))
     assert (stored.status, stored.parts) == ("complete", PARTS)
     assert stored.meta == {**META, "usage": CHAT_USAGE}
@@ -189,6 +189,7 @@ async def test_an_error_among_chunks_fails_with_public_words(hub: Hub, provider:
 # Both -------------------------------------------------------------------------------------------------------------
 
 GARBAGE = [
+    *(chat({"content": one}, "stop") for one in ([None], [5], [["x"]], [{"thinking": [5]}], [{"thinking": {}}], {})),
     b"data: {broken\n\n",
     b"data: \xff\xfe\n\n",
     sse({"type": "response.output_text.delta", "delta": 5, "choices": [{"index": 0, "delta": {"content": 5}}]}),
