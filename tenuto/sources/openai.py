@@ -79,7 +79,7 @@ class OpenAIResponses(Source):
         self._response = 0  # number of the response in an agent's run; the next one has the same indexes again
         self._calls: dict[Hashable, str] = {}  # tool calls, by the id of their item
         self._streamed: set[Hashable] = set()  # keys of parts that received a delta
-        self._waiting: set[str] = set()  # calls of the response that the app carries out
+        self._waiting: set[Hashable] = set()  # keys of the calls of the response that the app carries out
 
     def take(self, event: object) -> Iterator[Edit]:
         kind = get(event, "type")
@@ -153,15 +153,15 @@ class OpenAIResponses(Source):
             call = word(item, "call_id") or word(item, "id") or name
         else:
             return
-        self._waiting |= {call} if kind in _RUN_BY_APP else set()
+        self._waiting |= {("call", call)} if kind in _RUN_BY_APP or get(item, "execution") == "client" else set()
         self._calls[self._response, index(event, "output_index")] = call
         yield Open(("call", call), tool(call, name))
 
     def _item_done(self, event: object, item: object) -> Iterator[Edit]:
         kind = word(item, "type") or ""
         if kind.endswith("_call_output"):
-            self._waiting.discard(call := word(item, "call_id") or "")
-            yield Set(("call", call), _output(item))
+            self._waiting.discard(of := ("call", word(item, "call_id")))
+            yield Set(of, _output(item))
         if not kind.endswith("_call"):
             return
         yield from self._item_added(event, item)  # some items come without an `added` event
@@ -169,7 +169,7 @@ class OpenAIResponses(Source):
         given = next(filter(None, (get(item, name) for name in _WHOLE)), None)  # an object of some calls
         action = given or next(filter(None, (get(item, name) for name in _ACTIONS)), None)
         yield from self._rest(key, given if isinstance(given, str) else as_json(action) if action else "")
-        if kind not in _RUN_BY_APP:
+        if key not in self._waiting:
             yield Set(key, _output(item))
         elif get(item, "status") != "incomplete":
             yield Set(key, {"state": CALLED})

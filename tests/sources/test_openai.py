@@ -84,16 +84,21 @@ async def test_tool_that_the_provider_runs_is_done(hub: Hub, provider: Provider,
 
 
 async def test_other_calls_of_a_response(hub: Hub, provider: Provider, client: AsyncOpenAI) -> None:
-    calls: list[tuple[dict[str, Any], tuple[str, str, str]]] = [
-        ({"type": "tool_search_call", "arguments": {"a": 1}}, ("i", '{"a":1}', "done")),
-        ({"type": "image_generation_call", "status": "failed"}, ("i", "", "error")),
-        ({"type": "computer_call", "call_id": "c", "action": {"a": 1}}, ("c", '{"a":1}', "called")),
-        ({"type": "apply_patch_call", "call_id": "c", "operation": {"a": 1}}, ("c", '{"a":1}', "called")),
+    search, own, given = {"type": "tool_search_call", "arguments": {"a": 1}}, {"call_id": "c"}, '{"a":1}'
+    calls: list[tuple[list[dict[str, Any]], tuple[str, str, str]]] = [
+        ([{**search, "execution": "server"}], ("i", given, "done")),
+        ([{**search, "execution": "client", **own}], ("c", given, "called")),
+        ([{"type": "image_generation_call", "status": "failed"}], ("i", "", "error")),
+        ([{"type": "apply_patch_call", "operation": {"a": 1}, **own}], ("c", given, "called")),
     ]
-    for fields, part in calls:
-        wire, item = Responses(), {"id": "i", "status": "completed", **fields}
-        done = wire.event("response.output_item.done", output_index=0, item=item)
-        provider.will_say([*wire.begin(), done, *wire.completed()])
+    for kind in ("computer_call", "local_shell_call", "shell_call"):
+        calls.append(([{"type": kind, "action": {"a": 1}, **own}], ("c", given, "called")))
+    calls.append(([*calls[-1][0], {"type": "shell_call_output", "output": [], **own}], ("c", given, "done")))
+    for items, part in calls:
+        wire, about = Responses(), {"id": "i", "status": "completed"}
+        name = "response.output_item.done"
+        done = [wire.event(name, output_index=at, item={**about, **item}) for at, item in enumerate(items)]
+        provider.will_say([*wire.begin(), *done, *wire.completed()])
         stored, piped = await pipe_all(hub, client.responses.create(**ASK, stream=True))
         assert [(one["call"], one["input"], one["state"]) for one in stored.parts] == [part]
         assert (len(piped.tool_calls), piped.finish_reason) == {"called": (1, "tool_calls")}.get(part[2], (0, "stop"))
