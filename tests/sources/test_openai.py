@@ -95,9 +95,8 @@ async def test_other_calls_of_a_response(hub: Hub, provider: Provider, client: A
         calls.append(([{"type": kind, "action": {"a": 1}, **own}], ("c", given, "called")))
     calls.append(([*calls[-1][0], {"type": "shell_call_output", "output": [], **own}], ("c", given, "done")))
     for items, part in calls:
-        wire, about = Responses(), {"id": "i", "status": "completed"}
-        name = "response.output_item.done"
-        done = [wire.event(name, output_index=at, item={**about, **item}) for at, item in enumerate(items)]
+        wire, base = Responses(), {"id": "i", "status": "completed"}
+        done = [wire.event("response.output_item.done", output_index=n, item=base | one) for n, one in enumerate(items)]
         provider.will_say([*wire.begin(), *done, *wire.completed()])
         stored, piped = await pipe_all(hub, client.responses.create(**ASK, stream=True))
         assert [(one["call"], one["input"], one["state"]) for one in stored.parts] == [part]

@@ -47,8 +47,7 @@ class Responses:
         return about | fields
 
     def begin(self) -> list[bytes]:
-        names = ("created", "in_progress")
-        return [self.event(f"response.{name}", response=self.about("in_progress")) for name in names]
+        return [self.event(f"response.{one}", response=self.about("in_progress")) for one in ("created", "in_progress")]
 
     def thought(self, place: int = 0) -> list[bytes]:
         item = {"id": "rs_1", "type": "reasoning", "summary": []}
@@ -176,8 +175,7 @@ def claude_thought(place: int = 0) -> list[bytes]:
 
 
 def claude_said(*pieces: str, place: int = 1) -> list[bytes]:
-    deltas = ({"type": "text_delta", "text": one} for one in pieces)
-    return claude_block(place, {"type": "text", "text": ""}, *deltas)
+    return claude_block(place, {"type": "text", "text": ""}, *({"type": "text_delta", "text": one} for one in pieces))
 
 
 def claude_called(place: int = 2) -> list[bytes]:
