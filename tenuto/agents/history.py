@@ -34,7 +34,7 @@ CACHED = "prompt_cache_breakpoint"  # field of a part in OpenAI's API, and name 
 _TOOL = "_tool"  # field of a call of the caller's tool, in a history alone: its type and namespace
 _ANTHROPIC_IMAGES = ("image/jpeg", "image/png", "image/gif", "image/webp")
 _ANTHROPIC_ID = re.compile("[a-zA-Z0-9_-]+")
-_OPENAI_ID = re.compile(".{,40}|.{65,}", re.DOTALL)  # its other API makes longer ids; some servers read theirs above 64
+_OPENAI_ID = re.compile(r".{,40}|.{65,}|functions\..+:\d+", re.DOTALL)  # 40: its limit; other servers read their ids
 _PARTICIPANT = re.compile(r"[^\s<|\\/>]{1,64}\Z")  # other names are refused by OpenAI's API
 
 
@@ -463,7 +463,7 @@ def _anthropic(message: Message) -> Iterator[dict[str, Json]]:
     steps = [*_model_steps(message)] if message.role != "system" else []  # `system_texts` has those
     for content, calls in steps or [_ModelStep([], [])]:
         shown = [block for one in content if (block := _anthropic_content(one)) is not None]
-        if message.parts and not shown and message.role == "user":
+        if message.role == "user" and not (shown or calls) and any(part["type"] == "text" for part in message.parts):
             shown = [_blank()]  # without it the history would end with an answer
         if shown:
             yield {"role": message.role, "content": shown}

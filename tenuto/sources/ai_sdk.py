@@ -175,11 +175,9 @@ class AISDKSource(Source):
             case _ if kind.startswith("tool-"):
                 yield from self._tool(kind, chunk)
             case _ if kind.startswith("data-") and get(chunk, "transient") is not True:
-                name, known = kind.removeprefix("data-"), word(chunk, "id")
+                name, known, data = kind.removeprefix("data-"), word(chunk, "id"), plain(get(chunk, "data"))
                 self._made += 1
-                yield Set(
-                    (kind, known or self._made), {"type": "data", "name": name, "data": plain(get(chunk, "data"))}
-                )
+                yield Set((kind, known or self._made), {"type": "data", "name": name, "data": data})
 
     def _tool(self, kind: str, chunk: object) -> Iterator[Edit]:
         call = word(chunk, "toolCallId")

@@ -8,7 +8,7 @@
 | `content_block_start` of `…_tool_result` | the output of its tool: `done`, or `error` |
 | `content_block_delta`: `text_delta`, `thinking_delta`, `input_json_delta` | text, reasoning, a tool's input |
 | `content_block_delta`: `citations_delta` | source |
-| the block behind a `tool_use`, or an end but for `max_tokens` | the tool is `called` |
+| the start or stop of a later block, or `message_stop` but for `max_tokens` | the tool is `called` |
 | `message_delta` | `meta.finish_reason`, `meta.usage` |
 | `message_stop` | the end |
 | `error` | UpstreamError |
@@ -66,6 +66,7 @@ class Anthropic(Source):
     def __init__(self) -> None:
         self._calls: dict[int, tuple[str, str]] = {}  # call and block type, by the index of the block
         self._ended: list[Edit] = []  # for the call of the last block, once that has ended
+        self._is_cut = False  # True: a limit ended the message, maybe within the input of the last call
         self._counts: dict[str, int] = {}  # the newest counts of the provider, under Tenuto's names
 
     def take(self, event: object) -> Iterator[Edit]:
@@ -80,15 +81,17 @@ class Anthropic(Source):
             case "content_block_delta":
                 yield from self._delta(index(event, "index"), get(event, "delta"))
             case "content_block_stop":
+                yield from self._ended
                 call, kind = self._calls.get(index(event, "index"), ("", ""))
                 self._ended = [Set(("call", call), {"state": CALLED})] if kind == "tool_use" else []
             case "message_delta":
                 reason = word(get(event, "delta"), "stop_reason") or ""
                 finish = FINISH.get(reason, reason)
-                yield from self._ended if finish != "length" else ()  # there the input of the last call may be cut off
+                self._is_cut |= finish == "length"
                 yield Meta(finish_reason=finish or None, usage=self._usage(event))
             case "message_stop":
                 self._is_ended = True
+                yield from self._ended if not self._is_cut else ()
             case "error":
                 raise reported(get(get(event, "error"), "type"))
 

@@ -104,8 +104,7 @@ class GoogleGenAI(Source):
             self._made += 1
             given = word(call, "id") or f"call_{self._made}"
             self._calls.append((name, given))
-            arguments = as_json(get(call, "args") or {})
-            yield Open(("call", given), tool(given, name, input=arguments, state=CALLED))
+            yield Open(("call", given), tool(given, name, input=as_json(get(call, "args") or {}), state=CALLED))
         elif response := get(part, "function_response"):
             yield from self._output(response)
         elif code := get(part, "executable_code"):

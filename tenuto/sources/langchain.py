@@ -229,8 +229,7 @@ class LangGraph(LangChain):
     _is_ended = True  # a graph need not call a model
 
     def take(self, event: object) -> Iterator[Edit]:
-        found = _message_of(event)
-        if found is not None:
+        if (found := _message_of(event)) is not None:
             message, about = found
             node = word(about, "langgraph_checkpoint_ns") or word(about, "langgraph_node")
             yield from self.message(message, (node, word(about, "ls_run_id")))  # the second is the model's call

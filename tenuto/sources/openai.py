@@ -23,6 +23,7 @@ from tenuto.sources.reading import (
     get,
     index,
     items,
+    malformed,
     needed,
     plain,
     reported,
@@ -78,7 +79,7 @@ class OpenAIResponses(Source):
         self._response = 0  # number of the response in an agent's run; the next one has the same indexes again
         self._calls: dict[Hashable, str] = {}  # tool calls, by the id of their item
         self._streamed: set[Hashable] = set()  # keys of parts that received a delta
-        self._waiting: set[str] = set()  # calls of the response that the app carries out
+        self._waiting: set[Hashable] = set()  # keys of the calls of the response that the app carries out
 
     def take(self, event: object) -> Iterator[Edit]:
         kind = get(event, "type")
@@ -152,15 +153,15 @@ class OpenAIResponses(Source):
             call = word(item, "call_id") or word(item, "id") or name
         else:
             return
-        self._waiting |= {call} if kind in _RUN_BY_APP else set()
+        self._waiting |= {("call", call)} if kind in _RUN_BY_APP or get(item, "execution") == "client" else set()
         self._calls[self._response, index(event, "output_index")] = call
         yield Open(("call", call), tool(call, name))
 
     def _item_done(self, event: object, item: object) -> Iterator[Edit]:
         kind = word(item, "type") or ""
         if kind.endswith("_call_output"):
-            self._waiting.discard(call := word(item, "call_id") or "")
-            yield Set(("call", call), _output(item))
+            self._waiting.discard(of := ("call", word(item, "call_id")))
+            yield Set(of, _output(item))
         if not kind.endswith("_call"):
             return
         yield from self._item_added(event, item)  # some items come without an `added` event
@@ -168,7 +169,7 @@ class OpenAIResponses(Source):
         given = next(filter(None, (get(item, name) for name in _WHOLE)), None)  # an object of some calls
         action = given or next(filter(None, (get(item, name) for name in _ACTIONS)), None)
         yield from self._rest(key, given if isinstance(given, str) else as_json(action) if action else "")
-        if kind not in _RUN_BY_APP:
+        if key not in self._waiting:
             yield Set(key, _output(item))
         elif get(item, "status") != "incomplete":
             yield Set(key, {"state": CALLED})
@@ -188,8 +189,7 @@ class OpenAIResponses(Source):
     def _end(self, response: object, *, is_complete: bool) -> Iterator[Edit]:
         self._is_ended = True
         cause = word(get(response, "incomplete_details"), "reason") or "other"
-        complete = "tool_calls" if self._waiting else "stop"
-        reason = complete if is_complete else FINISH.get(cause, cause)
+        reason = ("tool_calls" if self._waiting else "stop") if is_complete else FINISH.get(cause, cause)
         usage = counts(get(response, "usage"), USAGE)
         yield Meta(model=word(response, "model"), finish_reason=reason, usage=usage, of=self._response)
         self._response, self._waiting = self._response + 1, set()
@@ -270,9 +270,8 @@ class OpenAIChat(Source):
     def _choice(self, choice: object) -> Iterator[Edit]:
         delta = get(choice, "delta")
         yield Add("reasoning", text(delta, "reasoning_content") or text(delta, "reasoning"), "reasoning")
-        content = get(delta, "content")  # Mistral sends lists of blocks while a model thinks
-        for block in content if isinstance(content, list) else [{"text": text(delta, "content")}]:
-            for one in items(block, "thinking"):
+        for block in _blocks(delta, "content"):  # Mistral sends lists of them while a model thinks
+            for one in _blocks(block, "thinking"):
                 yield Add("reasoning", text(one, "text"), "reasoning")
             yield Add("text", text(block, "text"))
         yield Add("text", text(delta, "refusal") if delta is not None else text(choice, "text"))
@@ -303,6 +302,15 @@ class OpenAIChat(Source):
         if name or more:  # some servers send the name behind the id
             yield Open(key, tool(self._calls[position], name))
         yield Add(key, more)
+
+
+def _blocks(thing: object, name: str) -> Iterator[object]:
+    """Yield the blocks of a field that is a list of them, or a text. Raises UpstreamError for another value."""
+    value = get(thing, name)
+    for block in value if isinstance(value, list | tuple) else [text(thing, name)]:
+        if block is None or isinstance(block, list | tuple | int | float):
+            raise malformed(f"field {name!r} must have blocks or texts, got {type(block).__name__}")
+        yield {"text": block} if isinstance(block, str) else block
 
 
 _AGENT_OUTPUTS = ("tool_output", "handoff_occured", "handoff_occurred")

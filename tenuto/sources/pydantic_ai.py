@@ -111,8 +111,7 @@ class PydanticAI(Source):
             yield Open(key, {"type": _KINDS[kind]})
             yield from self._more(key, text(part, "content"))
         elif kind in _CALLS:
-            call = needed(part, "tool_call_id")
-            self._calls[key] = call
+            call = self._calls[key] = needed(part, "tool_call_id")
             yield Open(("call", call), tool(call, word(part, "tool_name") or ""))
             yield from self._more(("call", call), _arguments(get(part, "args")))
         elif kind in _RETURNS:
@@ -149,8 +148,7 @@ class PydanticAI(Source):
         yield Set(("call", call), {"state": CALLED})
 
     def _return(self, part: object) -> Iterator[Edit]:
-        call = word(part, "tool_call_id")
-        kind = word(part, "part_kind")
+        call, kind = word(part, "tool_call_id"), word(part, "part_kind")
         if call is not None and kind in _RETURNS:
             has_failed = kind == "retry-prompt" or get(part, "retry") is not None
             state = ERROR if has_failed or get(part, "outcome") in ("failed", "denied") else DONE
@@ -183,9 +181,8 @@ class PydanticAI(Source):
             raise UpstreamEnded("the model's response ended without a finish reason, so it may be incomplete")
         self._is_ended = True
         reason = _FINISH.get(reason, reason) if reason else None
-        yield Meta(
-            model=word(response, "model_name"), finish_reason=reason, usage=usage, of=("response", self._response)
-        )
+        model, of = word(response, "model_name"), ("response", self._response)
+        yield Meta(model=model, finish_reason=reason, usage=usage, of=of)
 
     def _next_response(self) -> None:
         self._response += 1
@@ -200,16 +197,12 @@ def _has_broken_off(response: object, reason: str | None) -> bool:
     if word(response, "provider_url", LINE_CHARACTERS) is None:
         return False
     is_reported = get(get(response, "provider_details"), "finish_reason") is not None
-    is_invented = (
-        reason in ("stop", "tool_call") and not is_reported and word(response, "provider_name") not in _WITHOUT_DETAILS
-    )
-    return reason is None or is_invented
+    has_details = word(response, "provider_name") not in _WITHOUT_DETAILS
+    return reason is None or (reason in ("stop", "tool_call") and has_details and not is_reported)
 
 
 def _arguments(args: object) -> str:
-    if args is None or isinstance(args, str):
-        return args or ""
-    return as_json(args)
+    return args or "" if args is None or isinstance(args, str) else as_json(args)
 
 
 # Functions for the classes of Pydantic AI whose streams hold more than events. `Any`: the package of these objects need

@@ -272,10 +272,9 @@ def _decoded(data: str) -> object:
     if not data.startswith(("{", '"')):
         return _NO_JSON
     try:
-        value: object = json.loads(data)
+        return json.loads(data)
     except (ValueError, RecursionError):
         return _NO_JSON
-    return value
 
 
 def _item(value: object, name: str) -> object:

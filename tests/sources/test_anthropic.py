@@ -49,14 +49,18 @@ async def test_a_message_becomes_parts_in_order(hub: Hub, provider: Provider, st
     assert (piped.text, piped.tool_calls) == (TEXT, [ToolCall("call_1", "weather", INPUT, 2)])
 
 
-@pytest.mark.parametrize(("reason", "called"), [("max_tokens", ["c0"]), ("tool_use", ["c0", "c1"])])
+@pytest.mark.parametrize("order", ["AaBbDE", "ABabDE", "ABTabtDE", "AaBDbE", "AaBbE"])
+@pytest.mark.parametrize("reason", ["max_tokens", "tool_use"])
 async def test_call_at_which_the_limit_ended_a_message_is_not_called(
-    hub: Hub, provider: Provider, stream: Any, reason: str, called: list[str]
+    hub: Hub, provider: Provider, stream: Any, reason: str, order: str
 ) -> None:
-    uses = [claude_block(n, {"type": "tool_use", "id": f"c{n}", "name": "clear", "input": {}}) for n in (0, 1)]
-    provider.will_say([*claude_begin(), *uses[0], *uses[1], *claude_end(reason)])
+    """A and B: calls; T: a text; small letters: their stops; D and E: `message_delta` and `message_stop`."""
+    uses = [claude_block(n, {"type": "tool_use", "id": "AB"[n], "name": "do", "input": {}}) for n in (0, 1)]
+    wire = [*uses[0], *uses[1], *claude_block(2, {"type": "text", "text": ""}), *claude_end(reason)]
+    provider.will_say([*claude_begin(), *(wire["AaBbTtDE".index(one)] for one in order)])
     _, piped = await pipe_all(hub, stream)
-    assert [call.call for call in piped.tool_calls] == called
+    is_cut = reason == "max_tokens" and "D" in order and "T" not in order
+    assert [call.call for call in piped.tool_calls] == (["A"] if is_cut else ["A", "B"])
 
 
 async def test_a_search_of_the_providers_is_done_with_its_results_and_sources(

@@ -32,8 +32,13 @@ from tests.sources.wires import (
 
 ASK = {"model": "gpt-test", "input": "Hi"}
 CHAT = {"model": "gpt-test", "messages": [{"role": "user", "content": "Hi"}]}
-BLOCKS = [{"type": "thinking", "thinking": [{"type": "text", "text": THOUGHT}]}, {"type": "text", "text": TEXT}]
+BLOCKS: list[list[Any]] = [
+    [{"type": "thinking", "thinking": [{"type": "text", "text": THOUGHT}]}, {"type": "text", "text": TEXT}],
+    [{"type": "thinking", "thinking": THOUGHT[:3]}, {"type": "thinking", "thinking": [THOUGHT[3:]]}, TEXT],
+]
 META = {"model": "gpt-test", "finish_reason": "tool_calls"}
+REPORTED = {"code": "server_error", "message": "key sk-123 is bad", "param": None}
+ERRORS = [("error", REPORTED), ("response.failed", {"response": {"id": "resp_1", "error": REPORTED}})]
 
 
 # Responses --------------------------------------------------------------------------------------------------------
@@ -79,16 +84,20 @@ async def test_tool_that_the_provider_runs_is_done(hub: Hub, provider: Provider,
 
 
 async def test_other_calls_of_a_response(hub: Hub, provider: Provider, client: AsyncOpenAI) -> None:
-    calls: list[tuple[dict[str, Any], tuple[str, str, str]]] = [
-        ({"type": "tool_search_call", "arguments": {"a": 1}}, ("i", '{"a":1}', "done")),
-        ({"type": "image_generation_call", "status": "failed"}, ("i", "", "error")),
-        ({"type": "computer_call", "call_id": "c", "action": {"a": 1}}, ("c", '{"a":1}', "called")),
-        ({"type": "apply_patch_call", "call_id": "c", "operation": {"a": 1}}, ("c", '{"a":1}', "called")),
+    search, own, given = {"type": "tool_search_call", "arguments": {"a": 1}}, {"call_id": "c"}, '{"a":1}'
+    calls: list[tuple[list[dict[str, Any]], tuple[str, str, str]]] = [
+        ([{**search, "execution": "server"}], ("i", given, "done")),
+        ([{**search, "execution": "client", **own}], ("c", given, "called")),
+        ([{"type": "image_generation_call", "status": "failed"}], ("i", "", "error")),
+        ([{"type": "apply_patch_call", "operation": {"a": 1}, **own}], ("c", given, "called")),
     ]
-    for fields, part in calls:
-        wire, item = Responses(), {"id": "i", "status": "completed", **fields}
-        done = wire.event("response.output_item.done", output_index=0, item=item)
-        provider.will_say([*wire.begin(), done, *wire.completed()])
+    for kind in ("computer_call", "local_shell_call", "shell_call"):
+        calls.append(([{"type": kind, "action": {"a": 1}, **own}], ("c", given, "called")))
+    calls.append(([*calls[-1][0], {"type": "shell_call_output", "output": [], **own}], ("c", given, "done")))
+    for items, part in calls:
+        wire, base = Responses(), {"id": "i", "status": "completed"}
+        done = [wire.event("response.output_item.done", output_index=n, item=base | one) for n, one in enumerate(items)]
+        provider.will_say([*wire.begin(), *done, *wire.completed()])
         stored, piped = await pipe_all(hub, client.responses.create(**ASK, stream=True))
         assert [(one["call"], one["input"], one["state"]) for one in stored.parts] == [part]
         assert (len(piped.tool_calls), piped.finish_reason) == {"called": (1, "tool_calls")}.get(part[2], (0, "stop"))
@@ -102,13 +111,7 @@ async def test_a_response_cut_short_by_its_limit_is_complete(hub: Hub, provider:
     assert (stored.status, piped.finish_reason, piped.usage) == ("complete", "length", RESPONSES_USAGE)
 
 
-@pytest.mark.parametrize(
-    ("kind", "fields"),
-    [
-        ("error", {"code": "server_error", "message": "key sk-123 is bad", "param": None}),
-        ("response.failed", {"response": {"id": "resp_1", "error": {"code": "server_error", "message": "sk-123"}}}),
-    ],
-)
+@pytest.mark.parametrize(("kind", "fields"), ERRORS)
 async def test_an_error_event_fails_with_public_words(
     hub: Hub, provider: Provider, client: AsyncOpenAI, kind: str, fields: dict[str, object]
 ) -> None:
@@ -140,11 +143,12 @@ async def test_provider_sees_the_early_end_of_a_response(
 # Chat Completions -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("said", [chat_answer(), [chat({"content": BLOCKS}), *chat_called(), *chat_end("tool_calls")]])
+@pytest.mark.parametrize("blocks", [None, *BLOCKS])
 async def test_a_completion_becomes_parts_in_order(
-    hub: Hub, provider: Provider, client: AsyncOpenAI, said: list[bytes]
+    hub: Hub, provider: Provider, client: AsyncOpenAI, blocks: list[Any] | None
 ) -> None:
-    provider.will_say(said)
+    in_blocks = [chat({"content": blocks}), *chat_called(), *chat_end("tool_calls")]
+    provider.will_say(in_blocks if blocks else chat_answer())
     stored, piped = await pipe_all(hub, await client.chat.completions.create(**CHAT, stream=True))
     assert (stored.status, stored.parts) == ("complete", PARTS)
     assert stored.meta == {**META, "usage": CHAT_USAGE}
@@ -189,6 +193,7 @@ async def test_an_error_among_chunks_fails_with_public_words(hub: Hub, provider:
 # Both -------------------------------------------------------------------------------------------------------------
 
 GARBAGE = [
+    *(chat({"content": one}, "stop") for one in ([None], [5], [["x"]], [{"thinking": [5]}], [{"thinking": {}}], {})),
     b"data: {broken\n\n",
     b"data: \xff\xfe\n\n",
     sse({"type": "response.output_text.delta", "delta": 5, "choices": [{"index": 0, "delta": {"content": 5}}]}),

@@ -47,8 +47,7 @@ class Responses:
         return about | fields
 
     def begin(self) -> list[bytes]:
-        names = ("created", "in_progress")
-        return [self.event(f"response.{name}", response=self.about("in_progress")) for name in names]
+        return [self.event(f"response.{one}", response=self.about("in_progress")) for one in ("created", "in_progress")]
 
     def thought(self, place: int = 0) -> list[bytes]:
         item = {"id": "rs_1", "type": "reasoning", "summary": []}
@@ -176,8 +175,7 @@ def claude_thought(place: int = 0) -> list[bytes]:
 
 
 def claude_said(*pieces: str, place: int = 1) -> list[bytes]:
-    deltas = ({"type": "text_delta", "text": one} for one in pieces)
-    return claude_block(place, {"type": "text", "text": ""}, *deltas)
+    return claude_block(place, {"type": "text", "text": ""}, *({"type": "text_delta", "text": one} for one in pieces))
 
 
 def claude_called(place: int = 2) -> list[bytes]:
@@ -217,10 +215,8 @@ GEMINI_USAGE = {"input_tokens": 11, "output_tokens": 9, "total_tokens": 20, "cac
 
 def gemini_answer() -> list[bytes]:
     return [
-        gemini({"text": "Let me ", "thought": True}),
-        gemini({"text": "think.", "thought": True}),
-        gemini({"text": "Hello 😀"}),
-        gemini({"text": ", world"}),
+        *(gemini({"text": one, "thought": True}) for one in ("Let me ", "think.")),
+        *(gemini({"text": one}) for one in ("Hello 😀", ", world")),
         gemini({"functionCall": {"id": "call_1", "name": "weather", "args": {"city": "Oslo"}}}),
         gemini({"text": ""}, finish="STOP", usage=True),
     ]
@@ -247,13 +243,8 @@ def interaction_state(status: str, **fields: Any) -> dict[str, Any]:
     return {"id": "int_1", "object": "interaction", "status": status, "model": "gemini-test", **fields}
 
 
-INTERACTION_USAGE = {
-    "total_input_tokens": 11,
-    "total_output_tokens": 7,
-    "total_tokens": 20,
-    "total_cached_tokens": 3,
-    "total_thought_tokens": 2,
-}
+_INTERACTION_COUNTS = {"input": 11, "output": 7, "cached": 3, "thought": 2}
+INTERACTION_USAGE = {"total_tokens": 20, **{f"total_{name}_tokens": n for name, n in _INTERACTION_COUNTS.items()}}
 
 
 def interaction_answer(*, ids: bool = True) -> list[bytes]:
