@@ -226,15 +226,19 @@ async def test_forged_history_changes_nothing_that_the_agent_sees(scene: PageSce
 
 
 async def test_page_that_resumes_gets_the_turn_that_asks_and_after_a_silent_turn_not_the_one_before_it() -> None:
+    running = asyncio.Event()
     async with routes_only() as (hub, client):
 
-        @hub.agent("chat:*")
+        @hub.agent("chat:*", when_busy="parallel", slots=2)
         async def agent(turn: Turn) -> None:
-            if turn.text == "one":
+            if turn.text == "three":
+                await with_question(turn)
+            elif turn.text != "two":
                 async with turn.reply(meta={"finish_reason": []}) as message:
                     await message.append("Hello")
-            elif turn.text == "three":
-                await with_question(turn)
+                    running.set()
+                    while turn.text != "one" and not hub.channel("chat:1").feeds:  # noqa: ASYNC110 - a page comes
+                        await asyncio.sleep(0)
 
         for text, status in (("one", 200), ("two", 204)):
             response = await client.post(CHAT, json={"id": "1", "message": user(text, id=text)})
@@ -242,8 +246,10 @@ async def test_page_that_resumes_gets_the_turn_that_asks_and_after_a_silent_turn
             assert ('"finishReason":"other"' in response.text) == (text == "one")  # a value of any type
             assert (await client.get(f"{CHAT}/1/stream")).status_code == status
         await client.post(CHAT, json={"id": "1", "message": user("three", id="three")})
-        await hub.create("chat:1", text="four")  # it waits for the reply
-        assert "tool-approval-request" in (await asyncio.wait_for(client.get(f"{CHAT}/1/stream"), 5)).text
+        for later, shown in (["four"], "Hello"), (["five", "six"], "tool-approval-request"):  # one waits
+            running.clear()
+            await asyncio.gather(*(hub.create("chat:1", text=text) for text in later), running.wait())
+            assert shown in (await asyncio.wait_for(client.get(f"{CHAT}/1/stream"), 5)).text
 
 
 # The bodies of each adapter, with the status of the refusal
