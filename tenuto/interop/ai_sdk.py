@@ -700,8 +700,7 @@ def ui_messages(turns: Iterable[TurnStatus], release: Release) -> list[Json]:
             messages.append({"id": question.id, "role": "user", "parts": parts, **meta})
         if turn.state == "over":
             messages.append(_answer_of(turn, release))
-            shown = messages[-1]["parts"]
-            calls |= {one["toolCallId"]: one for one in shown if one.get("state") == "input-available"}
+            calls |= {one["toolCallId"]: one for one in messages[-1]["parts"] if one.get("state") == "input-available"}
     return messages
 
 

@@ -31,8 +31,7 @@ CHAT, AGENT = "/api/chat", "/api/agent"
 class PageScene(Scene):
     async def answers(self) -> list[Message]:
         """Return the stored answers of the chat, oldest first."""
-        page = await self.hub.history("chat:1", limit=200)
-        return [one for one in page.messages[::-1] if one.role == "assistant"]
+        return [one for one in (await self.hub.history("chat:1", limit=200)).messages[::-1] if one.role == "assistant"]
 
     async def loaded(self) -> Any:
         return (await self.http.get(f"{CHAT}/1/messages")).json()
@@ -85,8 +84,7 @@ async def test_each_regenerate_starts_a_turn_also_after_cancelled_ones_and_an_im
         await writes("Hello")(turn)
 
     def playing_at(name: str = "hub") -> Any:
-        hub = new_hub(f"sqlite:///{tmp_path}/{name}.db")
-        return playing(PageScene, ai_sdk, CHAT, hub)
+        return playing(PageScene, ai_sdk, CHAT, new_hub(f"sqlite:///{tmp_path}/{name}.db"))
 
     body = {"id": "1", "messages": [user()]}
     again = {**body, "trigger": "regenerate-message", "model": "m2"}
@@ -181,8 +179,7 @@ async def test_edit_of_an_old_question_that_is_sent_again_joins_its_version() ->
     async with routes_only() as (hub, client):
 
         async def ask(text: str, **fields: str) -> None:
-            body = {"id": "1", "message": user(text), **fields}
-            assert (await client.post(CHAT, json=body)).status_code == 200
+            assert (await client.post(CHAT, json={"id": "1", "message": user(text), **fields})).status_code == 200
 
         async def store(name: str, count: int) -> None:
             for number in range(count):

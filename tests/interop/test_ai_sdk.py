@@ -230,8 +230,7 @@ async def test_approval_ends_the_response_and_the_next_request_goes_on(
     await pages(late, "approve", id=approval, approved=not is_approved, reason="late")
     await pages(late, "saw", wanted=outcome)
     assert text_of(state) == text_of(await finished(pages, late)) == f"May I? {outcome}"
-    loaded = await scene.loaded()
-    assert [step_of(one) for one in loaded] == [step_of(one) for one in state["messages"]]
+    assert [step_of(one) for one in await scene.loaded()] == [step_of(one) for one in state["messages"]]
     assert (await scene.answers())[0].parts[1]["state"] == ("done" if is_approved else "denied")
     for name in "ab":
         state = await pages(name, "state")
