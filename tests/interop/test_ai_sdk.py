@@ -455,8 +455,7 @@ async def test_text_that_is_replaced_ends_the_stream_as_an_error_and_shows_after
     pages = scene.pages
     await ask(pages, "Hello ")
     scene.gate.set()
-    state = await pages("a", "is", status="error")
-    assert text_of(state) == "Hello "  # no mixture of the two texts
+    assert text_of(await pages("a", "is", status="error")) == "Hello "  # no mixture of the two texts
     await scene.served.until(lambda: not scene.hub.channel("chat:1").feeds)
     await pages("b", "open", id="1", load=True)
     assert text_of(await pages("b", "state")) == "Another text words"

@@ -562,8 +562,7 @@ async def test_server_and_program_of_the_document_work_together() -> None:
             client: dict[str, Any] = {}
             await asyncio.to_thread(exec, source, client)
             client["client"].close()
-            text = client["text"] if "text" in client else client["response"].output_text
-            assert text == "You said: Hello"
+            assert (client["text"] if "text" in client else client["response"].output_text) == "You said: Hello"
 
 
 async def test_function_of_the_caller_ends_the_response_and_its_output_continues_the_turn(scene: ClientScene) -> None:

@@ -71,7 +71,12 @@ async def test_socket_has_the_events_of_a_stream_for_each_response(scene: Client
     assert [text_of(one) for one in (first, second)] == [ANSWER, ANSWER.replace("you", "me")]
     await socket.response.create(model="bot", input="us", previous_response_id=second[-1].response.id)
     assert channel_of((await until(socket))[0].response.id) == channel_of(second[0].response.id)
-    assert [one[:2] for one in units(await scene.events(first[0].response.id))] == [one[:2] for one in units(first)]
+    id, known = first[0].response.id, first[-1].sequence_number
+    assert [one[:2] for one in units(await scene.events(id))] == [one[:2] for one in units(first)]
+    await scene.hub.command(channel_of(id), "regenerate", target=scene.turns[0].message.id)
+    whole = await scene.events(id)
+    for after, left in (known, whole), (whole[5].sequence_number, whole[6:]):  # of the earlier answer, and of this one
+        assert [one[:2] for one in units(await resumed(scene.client, id, after))] == [one[:2] for one in units(left)]
 
 
 @pytest.mark.parametrize("route", ["responses", "chat/completions", "socket"])
@@ -108,8 +113,7 @@ async def test_errors_of_the_store_name_no_path(
     await socket.response.steer(previous_response_id=begun[0].response.id, input="me")
     steered = (await until(socket))[-1]
     await socket.response.create(model="bot", input="us", stream_id="b")
-    refused = (await until(socket, lambda event: event.type == "error"))[-1]
-    for one in (steered, refused):
+    for one in (steered, (await until(socket, lambda event: event.type == "error"))[-1]):
         assert "/srv" not in f"{one}", one
         assert "nothing of the request was stored" in f"{one}", one
 
@@ -250,8 +254,7 @@ async def test_input_stays_pending_while_the_turn_waits_for_the_caller(scene: Cl
             await message.part({"type": "text", "text": f"{steer.text}: {reply.data}."})
 
     scene.script = asks
-    begun = await begun_on(socket, tools=[PLACE])
-    response_id = begun[0].response.id
+    response_id = (await begun_on(socket, tools=[PLACE]))[0].response.id
     await steer(socket, response_id, "shorter")
     scene.gate.set()
     events = await until(socket, lambda event: event.type == "response.steer.pending")

@@ -889,8 +889,7 @@ async def test_custom_calls_are_listed_as_they_were_sent(stub: Stub) -> None:
     listed: Any = [one async for one in stub.client.responses.input_items.list(first.id, order="asc")]
     references: Any = [{"type": "item_reference", "id": one.id} for one in listed]
     made, copied = [await client.create(items=items, extra_body={"model": "bot"}) for items in (given, references)]
-    stored = [[one async for one in client.items.list(one.id, order="asc")] for one in (made, copied)]
-    for items in (listed, *stored):
+    for items in (listed, *[[one async for one in client.items.list(one.id, order="asc")] for one in (made, copied)]):
         shown = [one.to_dict() for one in items[1:]]
         assert [{**one, "id": "", "status": "completed"} for one in given[1:]] == [{**one, "id": ""} for one in shown]
 
