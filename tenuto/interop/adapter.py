@@ -145,8 +145,7 @@ def outputs_in(question: Message) -> dict[str, Json]:
 
 def requested_in(question: Message) -> Json:
     """Return the small values of what the request of `question` asks for; `Access.options` returns all."""
-    requested = question.meta.get(OPTIONS_KEY)
-    return requested if isinstance(requested, dict) else {}
+    return requested if isinstance(requested := question.meta.get(OPTIONS_KEY), dict) else {}
 
 
 async def read_messages(

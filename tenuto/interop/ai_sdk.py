@@ -157,12 +157,13 @@ class AISDK(ChatRoutes):
         """
         last = request.query_params.get("last")
         access, channel = await self._enter(request, request.path_params["id"], "subscribe", "history")
-        turns = sorted(await access.open_turns(channel), key=lambda one: bool(one.questions))  # one that asks is last
+        turns = await access.open_turns(channel)
+        if turns and turns[-1].state == "waiting":  # the page has nothing of it to show: one that asks is last
+            turns.sort(key=lambda one: bool(one.questions))
         if not turns and (last is not None or not self._release.strict):
             newest = (await access.conversation(channel, limit=LATEST_TURN))[-1:]
             turns = [one for one in newest if last not in _ids_of(one) and self._has_just_ended(one)]
-        questions = [one.message.id for one in turns if one.message is not None]
-        if not questions:
+        if not (questions := [one.message.id for one in turns if one.message is not None]):
             return Response(status_code=204)
         return access.stream(channel, questions[-1], UIStream(questions[-1], self._release))
 
@@ -226,8 +227,7 @@ def _has_parts(message: Json) -> bool:  # with the fields that this module reads
 
 def _ids_of(turn: TurnStatus) -> set[str]:
     """Return the ids that the assistant message of a turn may have on a page."""
-    ids = {one.id for one in turn.answers}
-    return ids | {silent_id(turn.message.id)} if turn.message is not None else ids
+    return {one.id for one in turn.answers} | ({silent_id(turn.message.id)} if turn.message is not None else set())
 
 
 # -- the stream, and what a page makes of it --------------------------------------------------------------------------
@@ -700,8 +700,7 @@ def ui_messages(turns: Iterable[TurnStatus], release: Release) -> list[Json]:
             messages.append({"id": question.id, "role": "user", "parts": parts, **meta})
         if turn.state == "over":
             messages.append(_answer_of(turn, release))
-            shown = messages[-1]["parts"]
-            calls |= {one["toolCallId"]: one for one in shown if one.get("state") == "input-available"}
+            calls |= {one["toolCallId"]: one for one in messages[-1]["parts"] if one.get("state") == "input-available"}
     return messages
 
 

@@ -240,7 +240,8 @@ class OpenAI:
             if given.earlier and parent is not UNSET:
                 parent = f"{id}.{len(given.earlier) - 1}"
             question = await access.create(channel, id=id, parts=parts, parent=parent, options=options)
-        return Asked(Reference(channel, question.id), question, options)
+        of = Reference(channel, question.id)  # of a repeated request the turn may have been answered again since
+        return (await turn_of(access, of))[0] if any(repeated[1:]) else Asked(of, question, options)
 
     async def _turn_in(self, access: Access, channel: str, given: GivenInput) -> Reference | None:
         """Return the turn to which the input replies; without replies one that asks, if any. Raises NotFound."""
@@ -544,6 +545,10 @@ async def respond(access: Access, request: Request, events: TurnEvents, *, is_st
     try:
         await access.follow(events.of.channel, events.of.message_id, events, request.receive)
     except (Draining, TooMany) as error:  # the question is stored
+        with suppress(TenutoError):  # a `regenerate` may have broken it off: no byte was sent, so it begins anew
+            is_cut = isinstance(error, Draining)
+            if is_cut and (later := type(events)((await turn_of(access, events.of))[0])).base != events.base:
+                return await respond(access, request, later)
         if events.is_cancelled and isinstance(error, TooMany):
             raise  # a client may cancel again
         problem = {**error.problem(), "response_id": events.of.id()}
@@ -1137,8 +1142,7 @@ class _Socket:
                     about = {"reason": "waiting_for_required_input", "required_input": required}
                     await self._report(lane, "pending", one, **about)
                 return
-            steer = steers[0]
-            asked = steer.asked or asked
+            steer, asked = steers[0], steers[0].asked or asked
 
     async def _read_steers(self, lane: _Lane, asked: Asked) -> list[_Steer]:
         """Return the stored inputs of this person that a response or its successor is for; set `lane.previous`."""

@@ -112,8 +112,7 @@ def unknown(kind: str, id: object, param: str | None = None) -> NotFound:
 def input_items(channel: str, message: Message) -> list[Json]:
     """Return a message of a client, such as the question of a turn, as items."""
     items: list[Json] = []
-    names = requested_in(message).get(CUSTOM)
-    custom = names if isinstance(names, list) else []
+    custom = names if isinstance(names := requested_in(message).get(CUSTOM), list) else []
     for part in message.parts:
         match part:
             case {"type": "data", "name": name, "data": {"call_id": call, "output": output, **about}} if name == OUTPUT:
@@ -352,8 +351,7 @@ class TurnEvents(EventStream):
     def _response(self, status: str, output: list[Json], error: Json | None = None) -> Json:
         """Return a `Response` with these fields. A setting that the client left to the model has OpenAI's default."""
         options, answers = self._options, self._turn.answers
-        extra = options.get("extra")
-        repeated = {**_REPEATED, **(extra if isinstance(extra, dict) else {}), **options}
+        repeated = {**_REPEATED, **(extra if isinstance(extra := options.get("extra"), dict) else {}), **options}
         form, cut = options.get("response_format") or {"type": "text"}, _CUTS.get(self.finish_reason(), "steered")
         ended_at = max([self._question.created_at, *(one.ended_at for one in answers)])
         model = next((one.meta["model"] for one in answers if "model" in one.meta), None)

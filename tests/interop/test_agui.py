@@ -215,8 +215,7 @@ async def everything(turn: Turn) -> None:
 async def test_every_part_is_shown_and_a_run_after_any_cut_has_the_same_messages(scene: RunScene) -> None:
     scene.script = everything
     whole = await scene.run([user()])
-    again = await scene.http.post("/api/agent", json=run_of([user()]))
-    events = events_of(again.text)
+    events = events_of((await scene.http.post("/api/agent", json=run_of([user()]))).text)
     result = {"model": "m", "$theme": "dark"}  # an app's own key
     assert whole.end == {"type": "RUN_FINISHED", "threadId": "1", "runId": "r", "result": result}
     (thinks, looks, done, failed, seven, denied, calls, result, two) = whole.messages[1:]
@@ -514,8 +513,7 @@ async def test_id_that_breaks_the_rules_is_hashed_and_a_turn_without_an_agent_is
 
         hub.agent("chat:*", name="agent")(writes("Hi"))
         for id in ("../x y", "..", ".."):
-            text = (await client.post("/api/agent", json=run_of([user(id=id)]))).text
-            assert '"delta":"Hi"' in text
+            assert '"delta":"Hi"' in (await client.post("/api/agent", json=run_of([user(id=id)]))).text
         assert len((await hub.history("chat:1")).messages) == 5
 
 

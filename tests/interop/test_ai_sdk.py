@@ -230,8 +230,7 @@ async def test_approval_ends_the_response_and_the_next_request_goes_on(
     await pages(late, "approve", id=approval, approved=not is_approved, reason="late")
     await pages(late, "saw", wanted=outcome)
     assert text_of(state) == text_of(await finished(pages, late)) == f"May I? {outcome}"
-    loaded = await scene.loaded()
-    assert [step_of(one) for one in loaded] == [step_of(one) for one in state["messages"]]
+    assert [step_of(one) for one in await scene.loaded()] == [step_of(one) for one in state["messages"]]
     assert (await scene.answers())[0].parts[1]["state"] == ("done" if is_approved else "denied")
     for name in "ab":
         state = await pages(name, "state")
@@ -456,8 +455,7 @@ async def test_text_that_is_replaced_ends_the_stream_as_an_error_and_shows_after
     pages = scene.pages
     await ask(pages, "Hello ")
     scene.gate.set()
-    state = await pages("a", "is", status="error")
-    assert text_of(state) == "Hello "  # no mixture of the two texts
+    assert text_of(await pages("a", "is", status="error")) == "Hello "  # no mixture of the two texts
     await scene.served.until(lambda: not scene.hub.channel("chat:1").feeds)
     await pages("b", "open", id="1", load=True)
     assert text_of(await pages("b", "state")) == "Another text words"

@@ -307,8 +307,7 @@ def test_question_about_a_call_without_arguments_reaches_the_page() -> None:
 
 @pytest.mark.parametrize("state", ["called", "done", "denied"])
 def test_page_of_version_6_resumes_after_an_approval_on_a_server_with_the_default(state: str) -> None:
-    reply = {"id": "q1", "approved": state != "denied"}
-    body = UIStream("u").frame(begun([call("c1", state, approval=reply)]))
+    body = UIStream("u").frame(begun([call("c1", state, approval={"id": "q1", "approved": state != "denied"})]))
     assert b"tool-input-start" in body
     assert b"tool-approval-response" not in body  # 6.0.326 refuses the chunk
 
@@ -335,8 +334,7 @@ def test_reply_that_a_page_repeats_while_another_question_is_open_ends_with_an_e
 
     def respond(state: str, *questions: str, is_late: bool = False) -> None:
         parts = [call("c1", state, name="place"), call("c2", "called")]
-        known = {"id": "a", "parts": page.parts} if page.parts else None
-        stream = UIStream("u", RELEASE, known, is_late=is_late)
+        stream = UIStream("u", RELEASE, {"id": "a", "parts": page.parts} if page.parts else None, is_late=is_late)
         page.take(stream.frame([*begun(parts), *(asked(id, id) for id in questions)]))
 
     respond("called", "c1", "c2")
@@ -368,8 +366,7 @@ def test_page_that_loads_after_the_reply_to_its_call_does_not_run_the_call_again
     replaced = PartReplaced(0, {**place, "note": "seen"}, 8), PartReplaced(0, call("c1", "done", name="place"), 8)
     for delta in replaced:
         page.take(stream.frame([InAnswer("a", delta)]))
-    ends = InAnswer("a", MessageFinished("complete", None, {})), TurnChanged("over")
-    page.take(stream.frame(ends))
+    page.take(stream.frame((InAnswer("a", MessageFinished("complete", None, {})), TurnChanged("over"))))
     assert (page.calls, page.ending, page.posts_again()) == ([], "finish", False)
     assert page.parts == loaded([call("c1", "done", name="place")])
 
@@ -459,8 +456,7 @@ def test_input_that_no_response_can_carry_is_shown_as_text(text: str) -> None:
     beginning = begun([{**part, "state": "input", "input": ""}])
     page.take(UIStream("u", RELEASE).frame([*beginning, InAnswer("a", PartReplaced(0, part, 0))]))
     assert page.parts[1]["input"] == text
-    shown = json.loads(JSONResponse(loaded([part])).body)
-    assert shown[1]["input"] == text
+    assert json.loads(JSONResponse(loaded([part])).body)[1]["input"] == text
 
 
 class CountedText(str):
@@ -510,8 +506,7 @@ def test_run_that_cannot_go_on_sends_no_text_as_a_value_of_another_part() -> Non
 @pytest.mark.parametrize("release", [RELEASE, Release()], ids=["version 7", "default"])
 @pytest.mark.parametrize("part", [SOURCE, TEXT, call("c1", "input", input="")], ids=["source", "text", "call"])
 def test_placeholder_that_becomes_another_part_is_followed_by_it(part: Any, release: Release) -> None:
-    data = {"type": "data", "name": "status", "data": "searching"}
-    before = begun([call("c0", "done"), data])
+    before = begun([call("c0", "done"), {"type": "data", "name": "status", "data": "searching"}])
     becomes, shown = InAnswer("a", PartReplaced(1, part, 0)), loaded([part], release)[1]["type"]
     for batches in ([before, [becomes]], [[*before, becomes]]):
         page, stream, agui = FoldedPage(), UIStream("u", release), AGUIStream("1", "r", "u")

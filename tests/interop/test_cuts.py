@@ -179,8 +179,7 @@ class Reader:
                         self._changed.clear()
                         await self._changed.wait()
         is_over = self._task is None or self._task.done()
-        is_whole = bool(self._events) and self._events[-1]["type"] == "response.completed"
-        status = "ready" if is_whole else "broken"
+        status = "ready" if self._events and self._events[-1]["type"] == "response.completed" else "broken"
         return {"isOver": is_over, "status": status, "events": self._events, "shown": self._shown}
 
     async def _read(self) -> None:

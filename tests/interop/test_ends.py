@@ -119,8 +119,7 @@ async def test_turn_with_another_answer_has_not_failed_for_those_that_join_later
         await served.until(lambda: len(hub.channel("chat:1").state.messages) == 3)
         follower = asyncio.ensure_future(served.http.get(STREAMS[2][1]))
         await served.until(lambda: hub.channel("chat:1").feeds)
-        first = (await hub.turn("chat:1", "u")).answers[0]
-        await hub.delete("chat:1", first.id)
+        await hub.delete("chat:1", (await hub.turn("chat:1", "u")).answers[0].id)
         gate.set()
         ends = [line for line in (await follower).text.splitlines() if "response.completed" in line and "data" in line]
         assert len(ends) == 1

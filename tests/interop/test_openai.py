@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from tenuto import Hub, Message, MessageWriter, Turn
 from tenuto.core.deltas import MessageProgress
-from tenuto.core.errors import LocalError
+from tenuto.core.errors import LocalError, StillStreaming
 from tenuto.interop import OpenAI
 from tenuto.interop.openai_stream import Asked, ChatStream, Reference, reference
 from tenuto.routes import InAnswer, MessageFinished, MessageReplaced, TurnChanged
@@ -265,8 +265,37 @@ async def test_repeated_request_with_an_idempotency_key_gets_the_same_response(s
     key = {"Idempotency-Key": "k"}
     one, other = [await scene.ask(extra_headers=key) for _ in range(2)]
     assert (one.model_dump(), len(scene.turns)) == (other.model_dump(), 1)
+    await scene.hub.command(channel_of(one.id), "regenerate", target=scene.turns[0].message.id)
+    again = [event async for event in scene.stream(extra_headers=key)]
+    assert units(await scene.events(one.id, again[5].sequence_number)) == units(again[6:])
     with pytest.raises(openai.ConflictError, match="the Idempotency-Key 'k' is that of another request; send"):
         await scene.ask("me", extra_headers=key)
+
+
+async def test_regenerate_at_the_end_breaks_a_stream_off_and_is_in_a_whole_response_alone(scene: ClientScene) -> None:
+    async def script(turn: Turn) -> None:
+        count = sum(one.message.id == turn.message.id for one in scene.turns)
+        async with turn.reply() as message:
+            await scene.shows(message, {"type": "text", "text": f"Answer {count}."})
+        if count == 1:
+            tasks.append(asyncio.ensure_future(again(turn)))
+
+    async def again(turn: Turn) -> None:
+        with suppress(StillStreaming):
+            await scene.hub.command(turn.channel, "regenerate", target=turn.message.id)
+            return
+        await again(turn)
+
+    scene.script, seen, tasks = script, list[Any](), list[Any]()  # type: ignore[method-assign]
+    with pytest.raises(openai.APIConnectionError):
+        async for event in scene.stream():
+            seen.append(event)
+            if event.type.endswith(".delta"):
+                scene.gate.set()
+    assert text_of(seen) == "Answer 1."
+    assert text_of(await scene.events(seen[0].response.id, seen[-1].sequence_number)) == "Answer 2."
+    assert (await scene.ask()).output_text == "Answer 2."
+    assert (await scene.chat()).choices[0].message.content == "Answer 2."
 
 
 async def test_too_many_earlier_messages_are_refused_with_what_to_send(scene: ClientScene) -> None:
@@ -533,8 +562,7 @@ async def test_server_and_program_of_the_document_work_together() -> None:
             client: dict[str, Any] = {}
             await asyncio.to_thread(exec, source, client)
             client["client"].close()
-            text = client["text"] if "text" in client else client["response"].output_text
-            assert text == "You said: Hello"
+            assert (client["text"] if "text" in client else client["response"].output_text) == "You said: Hello"
 
 
 async def test_function_of_the_caller_ends_the_response_and_its_output_continues_the_turn(scene: ClientScene) -> None:
@@ -603,8 +631,7 @@ async def test_approval_ends_the_response_and_the_next_request_continues_the_tur
     resumed = await scene.events(first.id, added["message"])
     items = [one.item for one in resumed if one.type == "response.output_item.done"]
     assert [(one.type, one.status) for one in items][1] == ("mcp_call", call.status)
-    late = await scene.ask([{**approval, "approve": not is_approved}], **options)
-    assert late.model_dump() == second.model_dump()
+    assert (await scene.ask([{**approval, "approve": not is_approved}], **options)).model_dump() == second.model_dump()
     named = reference(first.output[1].id, kind="approval")
     for unknown in (named._replace(question="unknown").id("mcpr_"), named._replace(question="").id("mcpr_"), "x", ""):
         with pytest.raises(openai.NotFoundError):
@@ -756,8 +783,7 @@ async def test_approval_alone_is_refused_while_an_earlier_call_of_the_caller_is_
     assert len(scene.turns[0].open_questions) == 2
     second = await scene.ask([output_of("c0")], previous_response_id=first.id)
     assert [one.type for one in second.output] == ["mcp_approval_request"]
-    third = await scene.ask([approval_of(first)], previous_response_id=second.id)
-    assert third.output_text == "got ['Ulm', 'ok']"
+    assert (await scene.ask([approval_of(first)], previous_response_id=second.id)).output_text == "got ['Ulm', 'ok']"
 
 
 async def test_call_that_the_agent_asks_about_late_ends_the_response_again(scene: ClientScene) -> None:
@@ -767,8 +793,7 @@ async def test_call_that_the_agent_asks_about_late_ends_the_response_again(scene
     both = [output_of("c0", "0"), output_of("c1")]
     second = [one async for one in scene.stream(both, previous_response_id=first.id)][-1].response
     assert [(one.type, one.call_id) for one in second.output] == [("function_call", "c1")]
-    third = await scene.ask([output_of("c1", "1")], previous_response_id=second.id)
-    assert third.output_text == "got ['0', '1']"
+    assert (await scene.ask([output_of("c1", "1")], previous_response_id=second.id)).output_text == "got ['0', '1']"
 
 
 @pytest.mark.parametrize("is_denied", [False, True])

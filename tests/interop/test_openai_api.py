@@ -188,8 +188,7 @@ async def test_output_for_a_conversation_finds_its_turn_behind_newer_messages(sc
             with pytest.raises(openai.NotFoundError, match=words):
                 await scene.ask([wrong], conversation=conversation)
         reply = output_of("c1") if name == "place" else approval_of(asked)
-        answered = await scene.ask([reply], conversation=made.id)
-        assert answered.output_text == ("Ulm!" if name == "place" else "None!")
+        assert (await scene.ask([reply], conversation=made.id)).output_text == ("Ulm!" if name == "place" else "None!")
     assert len(scene.turns) == 2
 
 
@@ -544,8 +543,7 @@ async def test_repeated_request_is_the_same_branch_although_its_response_has_gro
 
     async def ask(key: str, given: object) -> str:
         """Return the id of the response."""
-        response = await scene.ask(given, previous_response_id=first.id, extra_headers={"Idempotency-Key": key})
-        return str(response.id)
+        return str((await scene.ask(given, previous_response_id=first.id, extra_headers={"Idempotency-Key": key})).id)
 
     given = {"k": "me", "other": [{"role": "user", "content": text} for text in ("a", "b")]}
     stored = [await ask(*one) for one in given.items()]
@@ -720,7 +718,6 @@ async def test_items_and_conversations_of_another_person_are_unknown_or_forbidde
             with pytest.raises((openai.NotFoundError, openai.BadRequestError)):
                 await scene.ask(conversation=conversation, extra_headers=BEN)
             path = conversation.replace("/", "%2F") or "%20"
-            found = await scene.served.http.get(f"/v1/conversations/{path}", headers=BEN)
-            assert found.status_code in (400, 404)
+            assert (await scene.served.http.get(f"/v1/conversations/{path}", headers=BEN)).status_code in (400, 404)
         with pytest.raises(openai.PermissionDeniedError):
             await scene.client.responses.delete(theirs.id, extra_headers=BEN)

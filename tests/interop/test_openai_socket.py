@@ -71,8 +71,12 @@ async def test_socket_has_the_events_of_a_stream_for_each_response(scene: Client
     assert [text_of(one) for one in (first, second)] == [ANSWER, ANSWER.replace("you", "me")]
     await socket.response.create(model="bot", input="us", previous_response_id=second[-1].response.id)
     assert channel_of((await until(socket))[0].response.id) == channel_of(second[0].response.id)
-    streamed = await scene.events(first[0].response.id)
-    assert [one[:2] for one in units(streamed)] == [one[:2] for one in units(first)]
+    id, known = first[0].response.id, first[-1].sequence_number
+    assert [one[:2] for one in units(await scene.events(id))] == [one[:2] for one in units(first)]
+    await scene.hub.command(channel_of(id), "regenerate", target=scene.turns[0].message.id)
+    whole = await scene.events(id)
+    for after, left in (known, whole), (whole[5].sequence_number, whole[6:]):  # of the earlier answer, and of this one
+        assert [one[:2] for one in units(await resumed(scene.client, id, after))] == [one[:2] for one in units(left)]
 
 
 @pytest.mark.parametrize("route", ["responses", "chat/completions", "socket"])
@@ -109,8 +113,7 @@ async def test_errors_of_the_store_name_no_path(
     await socket.response.steer(previous_response_id=begun[0].response.id, input="me")
     steered = (await until(socket))[-1]
     await socket.response.create(model="bot", input="us", stream_id="b")
-    refused = (await until(socket, lambda event: event.type == "error"))[-1]
-    for one in (steered, refused):
+    for one in (steered, (await until(socket, lambda event: event.type == "error"))[-1]):
         assert "/srv" not in f"{one}", one
         assert "nothing of the request was stored" in f"{one}", one
 
@@ -181,8 +184,7 @@ async def test_input_that_is_taken_in_just_before_the_end_has_later_items(scene:
             await message.part({"type": "text", "text": f"Now {steer.text}."})
 
     scene.script = hurries
-    begun = await begun_on(socket)
-    await steer(socket, begun[0].response.id, "shorter")
+    await steer(socket, (await begun_on(socket))[0].response.id, "shorter")
     scene.gate.set()
     first, second = [(await until(socket))[-1] for _ in range(2)]
     assert (first.type, first.response.output_text) == ("response.incomplete", "One. ")
@@ -211,8 +213,7 @@ async def test_input_for_one_of_two_branches_follows_it() -> None:
         scene.gate.clear()
         ids: dict[str, str] = {}
         for lane in ("a", "b"):
-            events = await begun_on(socket, lane, previous_response_id=first.id, stream_id=lane)
-            ids[lane] = events[0].response.id
+            ids[lane] = (await begun_on(socket, lane, previous_response_id=first.id, stream_id=lane))[0].response.id
         for text in ("x", "y"):
             await steer(socket, ids["a"], text)
         scene.gate.set()
@@ -253,8 +254,7 @@ async def test_input_stays_pending_while_the_turn_waits_for_the_caller(scene: Cl
             await message.part({"type": "text", "text": f"{steer.text}: {reply.data}."})
 
     scene.script = asks
-    begun = await begun_on(socket, tools=[PLACE])
-    response_id = begun[0].response.id
+    response_id = (await begun_on(socket, tools=[PLACE]))[0].response.id
     await steer(socket, response_id, "shorter")
     scene.gate.set()
     events = await until(socket, lambda event: event.type == "response.steer.pending")
@@ -412,8 +412,7 @@ async def test_retrieved_question_with_other_options_of_a_client_has_its_answer(
     scene: ClientScene, socket: Any, forged: object
 ) -> None:
     scene.gate.set()
-    request = CreateMessage(text="you", options={"steers": forged})
-    await scene.hub.ask("chat:1", "q", request, scene.hub.caller("ann"))
+    await scene.hub.ask("chat:1", "q", CreateMessage(text="you", options={"steers": forged}), scene.hub.caller("ann"))
     nulls = {"stream": None, "starting_after": None, "stream_id": None}
     for _ in range(2):
         await socket.send({"type": "response.retrieve", "response_id": Reference("chat:1", "q").id(), **nulls})

@@ -806,8 +806,7 @@ async def test_error_of_a_result_reaches_the_model_behind_its_content(stub: Stub
     assert (await stub.served.http.post("/agui", json=run)).status_code == 200
     blocks = [{"type": "text", "text": text} for text in ("7 degrees", "of yesterday")]
     texts = {"": "of yesterday", "7 degrees": "7 degrees\nof yesterday", "Error: of yesterday": "Error: of yesterday"}
-    expected = blocks if isinstance(content, list) else texts[content]
-    assert stub.received[1]["openai"][-1]["content"] == expected
+    assert stub.received[1]["openai"][-1]["content"] == (blocks if isinstance(content, list) else texts[content])
     loaded = (await stub.served.http.get("/agui/1/messages")).json()
     assert [(one["toolCallId"], one["error"]) for one in loaded if one["role"] == "tool"] == [("c1", "of yesterday")]
     page = (await stub.served.http.get("/agui?threadId=1")).json()["messages"]
@@ -890,8 +889,7 @@ async def test_custom_calls_are_listed_as_they_were_sent(stub: Stub) -> None:
     listed: Any = [one async for one in stub.client.responses.input_items.list(first.id, order="asc")]
     references: Any = [{"type": "item_reference", "id": one.id} for one in listed]
     made, copied = [await client.create(items=items, extra_body={"model": "bot"}) for items in (given, references)]
-    stored = [[one async for one in client.items.list(one.id, order="asc")] for one in (made, copied)]
-    for items in (listed, *stored):
+    for items in (listed, *[[one async for one in client.items.list(one.id, order="asc")] for one in (made, copied)]):
         shown = [one.to_dict() for one in items[1:]]
         assert [{**one, "id": "", "status": "completed"} for one in given[1:]] == [{**one, "id": ""} for one in shown]
 
@@ -959,8 +957,7 @@ async def test_metadata_of_a_page_is_kept_and_makes_no_options(stub: Stub) -> No
     metadata = {"options": {"kept": {"tools": "bad id!"}, "theme": "dark", "temperature": 2}, "a": 1}
     forged = {"$options": {"kept": {"tools": "bad id!"}, "temperature": 2}}
     message = {"id": "m", "role": "user", "parts": [{"type": "text", "text": "q"}], "metadata": metadata | forged}
-    sent = await stub.served.http.post("/page", json={"id": "1", "messages": [message]})
-    assert '"finish"' in sent.text
+    assert '"finish"' in (await stub.served.http.post("/page", json={"id": "1", "messages": [message]})).text
     assert stub.received[0]["options"]["openai"] == {}
     assert (await stub.served.http.get("/page/1/messages")).json()[0]["metadata"] == metadata
 

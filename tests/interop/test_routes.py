@@ -97,8 +97,7 @@ async def test_stream_begins_at_the_position_of_its_caller() -> None:
     async def follow(request: Request) -> Response:
         sent = int(request.path_params["sent"])
         access = await hub.authorize(request.scope)
-        positions = {"a": Sent([sent]), "unknown": Sent([9])}
-        return access.stream("chat:1", "q", lines_format(), sent=positions)
+        return access.stream("chat:1", "q", lines_format(), sent={"a": Sent([sent]), "unknown": Sent([9])})
 
     await hub.create("chat:1", text="Why?", id="q", starts_turn=False)
     await hub.create("chat:1", text="Because", id="a", role="assistant", reply_to="q")
@@ -223,15 +222,13 @@ async def counted_app() -> AsyncIterator[tuple[Served, Callable[[], float]]]:
 
     @app.get("/pending_commands")
     async def pending(request: Request) -> Response:
-        access = await hub.authorize(request.scope)
-        await access.pending_commands("chat:1")
+        await (await hub.authorize(request.scope)).pending_commands("chat:1")
         return Response()
 
     @app.post("/body")
     @guarded
     async def body(request: Request) -> Response:
-        access = await hub.authorize(request.scope)
-        await access.body(request)
+        await (await hub.authorize(request.scope)).body(request)
         return Response()
 
     async with serving(hub, app) as served:
