@@ -299,9 +299,7 @@ def demo(host: str | None, port: int, store: str, is_lan: bool) -> None:
         if invite is not None:
             click.echo("  The link works once, within ten minutes. The page makes links and QR codes for others.\n")
         click.echo(f"  {who_answers(os.environ)}")
-        click.echo(
-            "  The page has buttons that reload it, kill the server, and crash the agent. Ctrl-C ends the demo.\n"
-        )
+        click.echo("  The page has buttons that reload it, kill the server or crash the agent. Ctrl-C ends the demo.\n")
 
     _end_as(supervise(listening, store, is_lan=is_lan, started=print_start, echo=click.echo))
 
