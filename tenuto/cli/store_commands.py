@@ -329,7 +329,7 @@ async def opened(url: str, *, is_new: bool = False) -> AsyncIterator[Store]:
     if isinstance(store, SqliteStore) and not store.path.exists():
         if not is_new:
             raise LocalError(f"store file {store.path} does not exist; name the store with --store")
-        made = Path(os.path.realpath(store.path))  # beside it the store makes its lock file
+        made = Path(os.path.realpath(store.path))  # noqa: ASYNC240
     try:
         await store.open()
     except StoreInUse as error:
