@@ -119,12 +119,8 @@ def main() -> None:
     "--host", default="127.0.0.1", show_default=True, help="Address to listen on; others than loopback need a verifier."
 )
 @click.option("--port", default=DEFAULT_PORT, show_default=True, type=click.IntRange(0, 65535))
-@click.option(
-    "--store", help="memory://, sqlite:////absolute/path or postgresql://host/db  [default: sqlite:///tenuto.db]"
-)
-@click.option(
-    "--bus", metavar="URL", help="redis://host:6379 of a Redis or Valkey server for the notices between processes."
-)
+@click.option("--store", help="memory://, sqlite:////full/path or postgresql://host/db  [default: sqlite:///tenuto.db]")
+@click.option("--bus", metavar="URL", help="redis://host:6379, a Redis or Valkey server for notices between processes.")
 @click.option(
     "--flush-ms",
     type=click.IntRange(0, FLUSH_CLASSES_MS[-1]),
@@ -145,9 +141,7 @@ def main() -> None:
     metavar="PATTERN=AGE",
     help="How long messages of these channels stay, such as chat:*=90d; repeatable.",
 )
-@click.option(
-    "--max-bytes", metavar="SIZE", help="Refuse new messages when the store has nearly this size, such as 10GB."
-)
+@click.option("--max-bytes", metavar="SIZE", help="Refuse new messages when the store nears this size, such as 10GB.")
 @click.option("--app", "target", metavar="MODULE:NAME", help="Serve a hub, or an ASGI app, of your own.")
 @click.option(
     "--jwt-secret-file",
@@ -415,10 +409,7 @@ def _verifier(given: Mapping[str, Any]) -> Authenticate | None:
 
 
 def _warn_of_misspelt(target: str | None) -> None:
-    """Warn of each variable whose name is nearly that of an option, but not of those that an app may read.
-
-    A worker's parent has warned.
-    """
+    """Warn of variables whose names are nearly those of options. An app may read them, and a parent has warned."""
     known = {str(one.envvar).removeprefix("TENUTO_") for one in serve.params}
     given = sorted(name.removeprefix("TENUTO_") for name in os.environ if name.startswith("TENUTO_"))
     for name in given if target is None and SOCKET not in os.environ else ():
