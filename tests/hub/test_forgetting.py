@@ -172,9 +172,7 @@ async def test_a_damaged_channel_does_not_keep_the_others_from_being_emptied(tmp
     await hub.close()
 
 
-async def test_removal_waits_for_no_open_messages_to_become_old(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_removal_waits_for_no_open_message_to_become_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forgetting_module, "WIPE_PAUSE_S", 0)  # so all tries together are shorter than OLD_MS
     path = tmp_path / "chat.db"
     path.write_bytes(gzip.decompress((FILES / "schema-1.db.gz").read_bytes()))
