@@ -48,8 +48,9 @@ def test_a_channel_moves_from_one_store_to_another(tmp_path: Path) -> None:
     file.write_bytes(cli("export", "chat:1", TENUTO_STORE=old).stdout_bytes)
     user = 4_711 if os.geteuid() == 0 else os.geteuid()
     os.chown(tmp_path, user, -1)
-    done = cli("import", file, "--store", new)
-    assert {one.stat().st_uid for one in tmp_path.glob("new.db*")} == {user}
+    (tmp_path / "link.db").symlink_to("new.db")
+    done = cli("import", file, "--store", f"sqlite:///{tmp_path}/link.db")
+    assert {one.lstat().st_uid for one in tmp_path.glob("new.db*")} == {user}
     assert (done.exit_code, done.output) == (0, f"chat:1 has 450 messages and 0 commands of {file}.\n")
     assert cli("export", "chat:1", "--store", new).stdout_bytes == data
     missing = cli("export", "none", "--store", new)

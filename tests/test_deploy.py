@@ -78,23 +78,25 @@ def test_systemd_accepts_its_unit_and_finds_it_hardened(tmp_path: Path) -> None:
 
 
 def test_container_without_a_verifier_says_which_variables_to_set() -> None:
-    misspelt = {"TENUTO_VISITOR": "1", "TENUTO_JWT_SECRET": "x", "TENUTO_TOKEN": "x", "TENUTO_SERVICE_HOST": "x"}
+    misspelt = {f"TENUTO_{one}": "x" for one in ("VISITOR", "JWT_SECRET", "TOKEN", "SERVICE_HOST", "BACKUP_PATH")}
     done = CliRunner().invoke(main, ["serve"], env={"TENUTO_HOST": "0.0.0.0", **misspelt})
     *warnings, error = done.stderr.splitlines()
     assert (done.exit_code, "TENUTO_VISITORS=1" in error, "TENUTO_JWT_SECRET_FILE" in error) == (1, True, True)
-    named = [(one.split()[0], one.split()[-1]) for one in warnings]
-    assert named == [("TENUTO_JWT_SECRET", "TENUTO_JWT_SECRET_FILE"), ("TENUTO_VISITOR", "TENUTO_VISITORS")]
+    assert [one.partition(" is no option and has no effect: ")[::2] for one in warnings] == [
+        ("TENUTO_JWT_SECRET", "write its value to a file, and name that file in TENUTO_JWT_SECRET_FILE"),
+        ("TENUTO_VISITOR", "rename it to TENUTO_VISITORS"),
+    ]
+    assert "is no option" not in CliRunner().invoke(main, ["serve", "--app", "none:none"], env=misspelt).stderr
 
 
-def test_options_come_from_the_environment_and_health_asks_the_server(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_options_come_from_variables_and_health_asks_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     port, store = free_port(), tmp_path / "chat.db"
     for name, value in {"PORT": str(port), "HOST": "0.0.0.0", "STORE": f"sqlite:///{store}", "VISITORS": "1"}.items():
         monkeypatch.setenv(f"TENUTO_{name}", value)
+    monkeypatch.setenv("TENUTO_ALLOWED_ORIGINS", "whose warning meets a full disk")
     monkeypatch.setenv("TENUTO_ALLOWED_ORIGIN", "https://one.example https://two.example")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # is not asked for this machine
-    command = ["-c", f"exec {sys.executable} -m tenuto serve >/dev/full"]
+    command = ["-c", f"exec {sys.executable} -m tenuto serve >/dev/full 2>&1"]
     with listening(Process(command, tmp_path / "log", program="sh"), port):
         healthy = CliRunner().invoke(main, ["health"])
         lost = CliRunner().invoke(main, ["health", "--url", f"http://127.0.0.1:{port}/tenuto"])

@@ -69,5 +69,5 @@ def test_client_without_its_extra_names_the_extra_to_install(missing: str) -> No
 def test_command_without_its_extra_names_the_extra_to_install() -> None:
     program = "import sys; sys.modules['uvicorn'] = None; from tenuto.cli.main import main"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-    expected = "Error: the command tenuto needs the package uvicorn; install Tenuto with [serve], as its README shows\n"
+    expected = "Error: tenuto needs the package uvicorn; install Tenuto with [serve], as its README shows\n"
     assert (ran.returncode, ran.stderr) == (1, expected)

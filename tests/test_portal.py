@@ -121,9 +121,7 @@ def test_interrupted_call_is_cancelled(portal: Portal) -> None:
 
 
 @pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, "cancelled"), (ZeroDivisionError, "failed")])
-def test_interrupted_block_cancels_its_message_and_one_that_fails_does_not(
-    error: type[BaseException], status: str
-) -> None:
+def test_interrupted_block_cancels_its_message_unlike_a_failed_one(error: type[BaseException], status: str) -> None:
     hub = Hub("memory://")
     with pytest.raises(error), hub.sync.message("c", id="m") as message:
         message.append("so far")

@@ -219,9 +219,7 @@ async def framed() -> AsyncIterator[str]:
     ("beginning", "frame"),
     [("Thinking. ", 'data: "You "\n\n'), ("", "data: You\r\n\r\n"), ("\n", ": ping\nevent: token\ndata: You\n\n")],
 )
-async def test_frames_after_text_fail_with_the_remedy(
-    beginning: str, frame: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_frames_after_text_fail_with_remedy(beginning: str, frame: str, caplog: pytest.LogCaptureFixture) -> None:
     async def mixed() -> AsyncIterator[str]:
         yield beginning
         yield frame

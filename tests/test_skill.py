@@ -39,9 +39,7 @@ def test_the_skill_has_the_form_that_tools_read() -> None:
     assert set(re.findall(r"\]\(#([\w-]+)\)", body)) <= anchors(PAGES[0])
 
 
-def test_the_site_serves_the_skill_of_the_packages_by_its_index(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_site_serves_the_skill_of_the_packages_by_its_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site = script_of_the_site(monkeypatch)
     pages, folder = tmp_path / "pages", tmp_path / ".well-known" / "agent-skills"
     for path in (ROOT / "docs").rglob("*.md"):

@@ -92,8 +92,20 @@ def _drop_output() -> None:
     """Drop output that cannot be written. Otherwise the end of the process would try it again, and fail."""
     try:
         sys.stdout.flush()
+    except OSError as error:
+        out, kept = sys.stdout.fileno(), os.dup(sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), out)
+        if error.errno != errno.EPIPE:  # a disk may have space again, for output of the app
+            sys.stdout.flush()
+            os.dup2(kept, out)
+
+
+def _print(text: str, *, err: bool = False) -> None:
+    """Print a line of a server that starts: it also serves with a full disk, on which it can still read."""
+    try:
+        click.echo(text, err=err)
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
 
 
 @click.group(cls=_Group)
@@ -107,12 +119,8 @@ def main() -> None:
     "--host", default="127.0.0.1", show_default=True, help="Address to listen on; others than loopback need a verifier."
 )
 @click.option("--port", default=DEFAULT_PORT, show_default=True, type=click.IntRange(0, 65535))
-@click.option(
-    "--store", help="memory://, sqlite:////absolute/path or postgresql://host/db  [default: sqlite:///tenuto.db]"
-)
-@click.option(
-    "--bus", metavar="URL", help="redis://host:6379 of a Redis or Valkey server for the notices between processes."
-)
+@click.option("--store", help="memory://, sqlite:////full/path or postgresql://host/db  [default: sqlite:///tenuto.db]")
+@click.option("--bus", metavar="URL", help="redis://host:6379, a Redis or Valkey server for notices between processes.")
 @click.option(
     "--flush-ms",
     type=click.IntRange(0, FLUSH_CLASSES_MS[-1]),
@@ -133,9 +141,7 @@ def main() -> None:
     metavar="PATTERN=AGE",
     help="How long messages of these channels stay, such as chat:*=90d; repeatable.",
 )
-@click.option(
-    "--max-bytes", metavar="SIZE", help="Refuse new messages when the store has nearly this size, such as 10GB."
-)
+@click.option("--max-bytes", metavar="SIZE", help="Refuse new messages when the store nears this size, such as 10GB.")
 @click.option("--app", "target", metavar="MODULE:NAME", help="Serve a hub, or an ASGI app, of your own.")
 @click.option(
     "--jwt-secret-file",
@@ -188,7 +194,7 @@ def serve(
     """
     from tenuto.app import Hub
 
-    _warn_of_misspelt()
+    _warn_of_misspelt(target)
     verifier = _verifier(given)
     if target is not None:
         if any(given[name] not in (None, ()) and given[name] is not False for name in _OF_HUB):
@@ -211,7 +217,7 @@ def serve(
         check_guarded(host, app)
     _schedule_backups(hubs_in(app), given["backup_dir"], given["backup_every"], given["backup_keep"])
     if given["allow_everyone"] and not is_local(host):
-        click.echo(f"Every machine that reaches {host} may read and write every channel.", err=True)
+        _print(f"Every machine that reaches {host} may read and write every channel.", err=True)
     elif given["allow_everyone"]:
         for one in hubs_in(app):  # otherwise the DNS name of any web page could point at this machine
             one.requires_own_host = True
@@ -229,22 +235,15 @@ def serve(
     if inherited is None:  # the parent process of workers prints this, once
         _warn_of_readable(given["secret_files"])
         if workers > 1:
-            click.echo(f"{start} with {workers} workers")
+            _print(f"{start} with {workers} workers")
             _end_as(run_workers(workers, listening, longest_drain_s(app)))
             return
-
-    def print_start() -> None:
-        if inherited is None:
-            try:
-                click.echo(start)
-            except OSError:  # such as a full disk, on which the server can still read
-                _drop_output()
 
     addresses = [one for text in proxies for one in text.split(",")]
     options: dict[str, Any] = {"log_level": log_level, "proxies": addresses, "on_startup": beat if inherited else None}
     _show_log(log_level)
     with contextlib.suppress(KeyboardInterrupt):  # the server has already handled the signal
-        if not run(app, hub, listening, started=print_start, **options):
+        if not run(app, hub, listening, started=lambda: None if inherited else _print(start), **options):
             sys.exit(1)
 
 
@@ -299,9 +298,7 @@ def demo(host: str | None, port: int, store: str, is_lan: bool) -> None:
         if invite is not None:
             click.echo("  The link works once, within ten minutes. The page makes links and QR codes for others.\n")
         click.echo(f"  {who_answers(os.environ)}")
-        click.echo(
-            "  The page has buttons that reload it, kill the server, and crash the agent. Ctrl-C ends the demo.\n"
-        )
+        click.echo("  The page has buttons that reload it, kill the server or crash the agent. Ctrl-C ends the demo.\n")
 
     _end_as(supervise(listening, store, is_lan=is_lan, started=print_start, echo=click.echo))
 
@@ -411,20 +408,23 @@ def _verifier(given: Mapping[str, Any]) -> Authenticate | None:
     return verifier
 
 
-def _warn_of_misspelt() -> None:
-    """Warn of each variable whose name is nearly that of an option: it has no effect. A worker's parent has warned."""
+def _warn_of_misspelt(target: str | None) -> None:
+    """Warn of variables whose names are nearly those of options. An app may read them, and a parent has warned."""
     known = {str(one.envvar).removeprefix("TENUTO_") for one in serve.params}
     given = sorted(name.removeprefix("TENUTO_") for name in os.environ if name.startswith("TENUTO_"))
-    for name in given if SOCKET not in os.environ else ():
-        for near in get_close_matches(name, () if name in known else known, n=1, cutoff=0.7):
-            click.echo(f"TENUTO_{name} is no option and has no effect: rename it to TENUTO_{near}", err=True)
+    for name in given if target is None and SOCKET not in os.environ else ():
+        near = [f"{name}_FILE"] if f"{name}_FILE" in known else get_close_matches(name, known, n=1, cutoff=0.85)
+        if near and name not in known:
+            is_file = near[0].endswith("_FILE") and "_FILE" not in name  # its value is no name of a file
+            remedy = "write its value to a file, and name that file in" if is_file else "rename it to"
+            _print(f"TENUTO_{name} is no option and has no effect: {remedy} TENUTO_{near[0]}", err=True)
 
 
 def _warn_of_readable(secret_files: tuple[Path, ...]) -> None:
     for path in secret_files:
         mode = stat.S_IMODE(path.stat().st_mode)
         if mode & stat.S_IROTH:
-            click.echo(
+            _print(
                 f"Every user of this machine can read --jwt-secret-file {path} (mode {mode:04o}), and sign tokens with "
                 f"it: chmod {mode & ~0o007:04o} {path}",
                 err=True,

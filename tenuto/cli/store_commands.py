@@ -329,7 +329,7 @@ async def opened(url: str, *, is_new: bool = False) -> AsyncIterator[Store]:
     if isinstance(store, SqliteStore) and not store.path.exists():
         if not is_new:
             raise LocalError(f"store file {store.path} does not exist; name the store with --store")
-        made = store.path
+        made = Path(os.path.realpath(store.path))  # noqa: ASYNC240
     try:
         await store.open()
     except StoreInUse as error:
@@ -342,7 +342,8 @@ async def opened(url: str, *, is_new: bool = False) -> AsyncIterator[Store]:
     finally:
         await store.close()
         if made is not None:  # perhaps by root, in the folder of the user that will serve it
-            give_owner_of(made, made)
+            with contextlib.suppress(OSError):
+                give_owner_of(made, made)
 
 
 async def export_channel(url: str, channel: str, out: BinaryIO) -> int:

@@ -349,9 +349,7 @@ class Committer:
                 logger.exception("requests for channel %s could not be read", item.channel)
                 self._fail(
                     item,
-                    TenutoError(
-                        "the writer's requests could not be made because of a bug; the hub's log has the reason"
-                    ),
+                    TenutoError("the writer's requests could not be made because of a bug; the log has the reason"),
                 )
                 continue
             if channel.watchers:
@@ -485,9 +483,7 @@ class Committer:
         if isinstance(error, TimeoutError):
             return CommitUnknown(f"store {self._store.name!r} did not respond within {STORE_TIMEOUT_S:g} s; check it")
         logger.error("the store failed in a way it should not", exc_info=error)
-        return CommitUnknown(
-            f"store {self._store.name!r} failed with {type(error).__name__}; the hub's log has the reason"
-        )
+        return CommitUnknown(f"store {self._store.name!r} failed with {type(error).__name__}; the log has the reason")
 
     def _unclear(self, batch: _Batch, writes: Sequence[tuple[Channel, Write]]) -> dict[Channel, Unclear]:
         """Return what the channels will have if the writes were stored.
@@ -602,16 +598,18 @@ class Committer:
                 # resolved here, with the messages in memory, because a result may contain one
                 self._resolve_unclear(channel)
         except Exception as error:  # catch any error: no other component would fail the parked items
-            store_failures.log_failed(f"channel {channel.name} could not be read", repr(error), kind="channel")
+            what = f"channel {channel.name} could not be read"
+            if isinstance(error, StoreUnavailable | TimeoutError):
+                store_failures.log_failed(what, repr(error), reason=f"channel: {error!r}")
+            else:
+                logger.warning("%s: %r", what, error)
             refused = (
                 error
                 if isinstance(error, TenutoError)
                 else StoreUnavailable(f"channel {channel.name!r} could not be read from the store; try again")
             )
             if self._in_doubt.pop(channel, None) is not None:
-                refused = CommitUnknown(
-                    "the store did not confirm whether the request was stored; send it again to find out"
-                )
+                refused = CommitUnknown("store did not confirm that the request was stored; send it again to find out")
             for item in self._parked.pop(channel, ()):
                 self._fail(item, refused)
             return

@@ -52,11 +52,11 @@ class LineLimit:
         left_out, self._left_out = self._left_out, 0
         return f" ({left_out} more since the last such line)" if left_out else ""
 
-    def log_failed(self, what: str, error: object, *, kind: str = "") -> None:
-        """Log once a minute that `what` has failed; `kind` stands for a text with a name, as that of a channel."""
-        more = self.more({f"{kind or what}: {error}": PERIOD_S})
+    def log_failed(self, what: str, error: object, *, reason: str = "", to: logging.Logger = logger) -> None:
+        """Log once a minute that `what` has failed; `reason` stands for a text that names, for example, a channel."""
+        more = self.more({reason or f"{what}: {error}": PERIOD_S})
         if more is not None:
-            logger.warning("%s: %s%s", what, error, more)
+            to.warning("%s: %s%s", what, error, more)
 
 
 store_failures = LineLimit()  # each commit, and each round of each service, meets a store that fails

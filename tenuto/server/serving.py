@@ -154,22 +154,28 @@ class _LogFilter(logging.Filter):
     the whole URL of each WebSocket, whose query may hold secrets. At the level DEBUG it logs each frame (`<` and `>`):
     headers, tokens and messages of users. It logs a traceback for text that is not UTF-8, although the peer is notified
     (1007), and for each task that a second Ctrl-C cancels. Handshakes and upgrades it logs without a reason or a bound:
-    any peer could fill the disk. `transports.codec` logs why peers are refused. If no descriptor is left, asyncio logs
-    up to 32 tracebacks a second, of which one a minute stays.
+    any peer could fill the disk. `transports.codec` logs why peers are refused.
     """
 
     _BEGINNINGS = ("< ", "> ", "Invalid UTF-8", "connection open", "connection rejected", "Unsupported upgrade")
-    _shortages = LineLimit()
 
     def filter(self, record: logging.LogRecord) -> bool:
         form, error = str(record.msg), record.exc_info[1] if record.exc_info else None
-        if form.startswith("socket.accept() out of system resource"):
-            return self._shortages.more({"accept": PERIOD_S}) is not None
         ends = isinstance(error, asyncio.CancelledError) and isinstance(error.__context__, KeyboardInterrupt)
         return not (ends or form.startswith(self._BEGINNINGS) or '"WebSocket ' in form or "without completing" in form)
 
 
-_log_filter = _LogFilter()  # one for all servers: a logger has it once
+class _ShortageFilter(logging.Filter):
+    """Keeps one a minute of the tracebacks, up to 32 a second, that asyncio logs if no descriptor is left."""
+
+    shortages = LineLimit()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        is_other = not str(record.msg).startswith("socket.accept() out of system resource")
+        return is_other or self.shortages.more({"accept": PERIOD_S}) is not None
+
+
+_log_filter, _shortage_filter = _LogFilter(), _ShortageFilter()  # for all servers: a logger has each once
 
 
 def server(
@@ -210,8 +216,8 @@ def server(
             await super().shutdown(sockets)
 
     most_bytes = max((one.limits.request_bytes for one in hubs_in(app)), default=Limits().request_bytes)
-    for name in ("uvicorn.error", "asyncio"):
-        logging.getLogger(name).addFilter(_log_filter)
+    logging.getLogger("uvicorn.error").addFilter(_log_filter)
+    logging.getLogger("asyncio").addFilter(_shortage_filter)
     config = uvicorn.Config(
         app,
         # asyncio instead of uvloop: the time is spent in the kernel, and uvloop was not faster (measured)

@@ -103,7 +103,7 @@ def _postgres(url: str, options: dict[str, str], *, has_database: bool) -> Store
     if not has_database:
         raise _refusal(url, f"does not name a database; use {_POSTGRES_FORM}")
     if "@" in urlsplit(url).netloc.partition("@")[2] + urlsplit(url).path:  # the driver ends the password at the first
-        raise _refusal(url, "has more than one @; percent-encode the special characters of its password")
+        raise _refusal(url, "has an @ in its password or behind its host; percent-encode special characters")
     has = f"a PostgreSQL store has schema, durability, prepare, {', '.join(_TO_DRIVER)}"
     _check_known(url, options, ("schema", *_CHOICES, *_TO_DRIVER), has)
     if "," in urlsplit(url).netloc.rpartition("@")[2] and "PGTARGETSESSIONATTRS" not in os.environ:  # several hosts

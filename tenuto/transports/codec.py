@@ -56,7 +56,7 @@ from tenuto.core.requests import (
 from tenuto.hub.access.identity import Scope
 from tenuto.hub.keep.control import CONTROL
 from tenuto.hub.pending import Result
-from tenuto.hub.tasks import PERIOD_S, LineLimit, store_failures
+from tenuto.hub.tasks import PERIOD_S, LineLimit
 from tenuto.stores.base import CommitUnknown
 
 DRAINED = 1012
@@ -132,6 +132,7 @@ class Refusals(LineLimit):
 
 
 refusals = Refusals()
+failures = LineLimit()  # of requests, by code: peers leave the lines of `store_failures` to the hub
 
 T = TypeVar("T")
 
@@ -278,7 +279,7 @@ def for_peers(error: TenutoError, scope: Mapping[str, Any] | None = None) -> Ten
         logger.error("a request failed because of a mistake in this process: %s", error)
         return TenutoError(error.detail)
     if isinstance(error, StoreUnavailable | StoreInUse | StoreUnusable):
-        store_failures.log_failed("a request failed because of the store", error)
+        failures.log_failed("a request failed because of the store", error, reason=error.code, to=logger)
         if isinstance(error, CommitUnknown):
             return StoreUnavailable("server does not know whether the request was stored; send it again to find out")
         if isinstance(error, StoreInUse) and "holder" in error.details:

@@ -104,7 +104,7 @@ async def test_a_message_that_a_later_attempt_left_out_of_its_answer_gets_one() 
 @pytest.mark.parametrize("moment", ["before the note", "after the note", "before the reply", "after the reply"])
 @pytest.mark.parametrize(("dies", "is_remote"), [(True, False), (False, False), (False, True)])
 @virtually
-async def test_input_is_kept_at_each_moment(
+async def test_input_stays_at_each_moment(
     moment: str, dies: bool, is_remote: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process dies, or the call is cancelled while others wait."""

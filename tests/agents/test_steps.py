@@ -600,9 +600,7 @@ async def in_stream(turn: Turn, wait: Awaitable[Any], stream: AsyncIterator[str]
 @pytest.mark.parametrize(("handle", "seconds", "text"), [(in_turn, 60, "012345"), (in_stream, 0, "0")])
 @pytest.mark.parametrize("wait", [lambda turn: turn.ask("approve", timeout_s=900), lambda turn: turn.sleep("nap", 900)])
 @virtually
-async def test_a_turn_in_which_a_stream_is_read_does_not_only_wait(
-    wait: Any, handle: Any, seconds: int, text: str
-) -> None:
+async def test_turn_that_reads_a_stream_does_not_only_wait(wait: Any, handle: Any, seconds: int, text: str) -> None:
     store, now_s = MemoryStore(), asyncio.get_running_loop().time
 
     async def model() -> AsyncIterator[str]:

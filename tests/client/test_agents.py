@@ -78,9 +78,7 @@ async def test_handler_in_another_process_answers_as_one_in_the_hub(hub: Hub, wi
         await becomes(lambda: hub.runtime.scheduler.stats()["turns_running"] == 0)
 
 
-async def test_commands_reach_a_handler_in_another_process(
-    hub: Hub, wire: Wire, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_commands_reach_a_handler_in_a_process(hub: Hub, wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BUILT_IN_COMMANDS, "cancel", CANCEL._replace(after_s=3600.0))  # the agent does it, not the hub
     seen: list[Any] = []
     begun = asyncio.Event()

@@ -57,9 +57,7 @@ async def test_process_finishes_its_answer_after_a_signal_and_takes_no_other() -
     [("?", 0.2, [signal.SIGTERM]), ("approve", 50.0, [signal.SIGTERM]), ("?", 30.0, [signal.SIGINT, signal.SIGTERM])],
     ids=["does not end in time", "only waits", "a second signal"],
 )
-async def test_answer_is_left_for_another_worker_at_once(
-    text: str, drain_s: float, signals: list[signal.Signals]
-) -> None:
+async def test_answer_is_left_to_another_worker_now(text: str, drain_s: float, signals: list[signal.Signals]) -> None:
     async with at_work(drain_s, text) as (hub, served, process, _), asyncio.timeout(60):
         channel, scheduler = hub.channel("chat:1"), hub.runtime.scheduler
         await served.until(lambda: text == "?" or list(channel.state.pending_commands()))

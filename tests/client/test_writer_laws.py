@@ -91,9 +91,7 @@ async def write_and_view(hub: Hub, todo: list[Action], cuts: list[int], refused:
 @example([("bar", 1), ("bar", 2), ("bar", 3)], [], [False, True])
 @example([("meta", {"a": 1}), ("meta", {"a": 2})], [], [True])
 @given(actions, lives, refusals)
-def test_accepted_content_is_stored_after_cuts_and_refusals(
-    todo: list[Action], cuts: list[int], refused: list[bool]
-) -> None:
+def test_accepted_content_survives_cuts_and_refusals(todo: list[Action], cuts: list[int], refused: list[bool]) -> None:
     @virtually
     async def run() -> None:
         hub = memory_hub(flush_ms=0)

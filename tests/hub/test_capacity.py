@@ -75,6 +75,16 @@ async def test_full_store_refuses_new_messages_and_lets_a_turn_end_with_its_answ
         await hub.close()
 
 
+async def test_housekeeping_warns_once_before_a_refusal(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    hub = HubCore(f"sqlite:///{tmp_path}/chat.db", max_bytes="10MB", hooks_signals=False)
+    for _ in range(18):
+        await hub.create("log:1", text="x" * (MB // 2))
+        hub.runtime.capacity.watch()
+    (record,) = caplog.records
+    assert ("above 9500000 new messages" in record.getMessage(), hub.stats()["store_full_refusals"]) == (True, 0)
+    await hub.close()
+
+
 async def test_an_import_that_does_not_fit_is_refused_and_leaves_no_part(tmp_path: Path) -> None:
     source = HubCore("memory://", hooks_signals=False)
     for _ in range(24):

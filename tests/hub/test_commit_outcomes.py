@@ -19,10 +19,11 @@ from proof.simulation.store import SharedMemoryStore
 from tenuto.core.errors import Busy, Deleted, Draining, Finished, StoreUnavailable, StoreUnusable, TenutoError
 from tenuto.core.requests import SERVER, CreateMessage, DeleteMessage, FinishMessage
 from tenuto.core.state import MessageState
-from tenuto.hub import HubCore
+from tenuto.hub import HubCore, committer
 from tenuto.hub.committer import STORE_TIMEOUT_S, Pace
 from tenuto.hub.hooks import HookEvent
 from tenuto.hub.lifecycle import SHUTDOWN_S
+from tenuto.hub.tasks import LineLimit
 from tenuto.hub.writer import ABANDONED_S, DAMAGED_S, RETRY_S, continue_after
 from tenuto.stores.base import Committed, CommitUnknown, Conflict, Tail, Write
 from tests.hub.hubs import new_hub
@@ -88,7 +89,10 @@ async def test_start_after_a_failed_start_recovers_the_remaining_messages() -> N
 
 @pytest.mark.parametrize("has_viewer", [False, True])
 @virtually
-async def test_appends_and_log_wait_while_the_store_fails(has_viewer: bool, caplog: pytest.LogCaptureFixture) -> None:
+async def test_appends_and_log_wait_while_the_store_fails(
+    has_viewer: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(committer, "store_failures", LineLimit())
     hub = new_hub(store := ScriptedStore())
     async with hub.message("c", id="m") as message:
         if has_viewer:
@@ -105,7 +109,7 @@ async def test_appends_and_log_wait_while_the_store_fails(has_viewer: bool, capl
         store.script.clear()
         await message.flush()
     assert await texts(hub, "m") == ["x" + "y" * 1_000]
-    assert caplog.text.count("a commit failed, nothing of it is stored: the script refuses") <= 1
+    assert caplog.text.count("a commit failed, nothing of it is stored: the script refuses") == 1
 
 
 @virtually
@@ -254,6 +258,19 @@ async def test_channel_that_is_damaged_after_a_removal_leaves_memory(monkeypatch
     assert (await hub.history("c")).messages == []
 
 
+@pytest.mark.parametrize(("error", "lines"), [(StoreUnavailable("the disk"), 1), (ZeroDivisionError("a bug"), 2)])
+@virtually
+async def test_each_channel_that_a_bug_makes_unreadable_is_logged(
+    error: Exception, lines: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(committer, "store_failures", LineLimit())
+    monkeypatch.setattr((hub := new_hub()).store, "changes", AsyncMock(side_effect=error))
+    for name in ("one", "two"):
+        with pytest.raises(StoreUnavailable):
+            await hub.delete(name, "m")
+    assert caplog.text.count("could not be read: ") == lines
+
+
 # Races that the simulator found
 
 
@@ -270,12 +287,10 @@ async def test_starting_hub_refuses_requests_as_busy(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("is_exclusive", [True, False], ids=["alone", "with others"])
-@pytest.mark.parametrize(
-    ("request_", "error"), [(FinishMessage(status="cancelled"), Finished), (DeleteMessage(), Deleted)]
-)
+@pytest.mark.parametrize(("ask", "error"), [(FinishMessage(status="cancelled"), Finished), (DeleteMessage(), Deleted)])
 @virtually
 async def test_writer_of_a_message_ended_during_its_creation_gets_the_error_of_the_end(
-    request_: FinishMessage | DeleteMessage, error: type[Exception], is_exclusive: bool
+    ask: FinishMessage | DeleteMessage, error: type[Exception], is_exclusive: bool
 ) -> None:
     store = ScriptedStore()
     store.is_exclusive = is_exclusive
@@ -284,7 +299,7 @@ async def test_writer_of_a_message_ended_during_its_creation_gets_the_error_of_t
     store.script = ["kept"]
     opening = asyncio.create_task(hub.message("c", id="m").open())
     # This request waits behind the creation of the message.
-    ending = asyncio.create_task(hub.ask("c", "m", request_, hub.caller("ann")))
+    ending = asyncio.create_task(hub.ask("c", "m", ask, hub.caller("ann")))
     with pytest.raises(error):
         async with await opening as message:
             await message.append("more")

@@ -244,9 +244,7 @@ async def test_retention_waits_for_the_end_of_an_import(tmp_path: Path, monkeypa
     await hub.close()
 
 
-async def test_no_part_of_an_import_is_in_the_history_or_in_the_list(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_no_part_of_an_import_is_in_the_history_or_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exports, "BATCH", 2)
     store = Interrupted()
     hub = HubCore(store, hooks_signals=False)

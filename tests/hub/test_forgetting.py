@@ -102,9 +102,7 @@ async def test_viewers_see_a_removal_after_which_the_channel_could_not_be_read(m
 
 
 @pytest.mark.parametrize("late", ["ann", "bob"])
-async def test_a_channel_is_closed_only_while_its_last_messages_are_read(
-    late: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_channel_is_closed_while_its_last_messages_are_read(late: str, monkeypatch: pytest.MonkeyPatch) -> None:
     hub = HubCore("memory://", hooks_signals=False)
     messages = AsyncMock(wraps=hub.store.messages)
     monkeypatch.setattr(hub.store, "messages", messages)
@@ -174,9 +172,7 @@ async def test_a_damaged_channel_does_not_keep_the_others_from_being_emptied(tmp
     await hub.close()
 
 
-async def test_removal_does_not_wait_for_open_messages_to_become_old(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_removal_waits_for_no_open_message_to_become_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forgetting_module, "WIPE_PAUSE_S", 0)  # so all tries together are shorter than OLD_MS
     path = tmp_path / "chat.db"
     path.write_bytes(gzip.decompress((FILES / "schema-1.db.gz").read_bytes()))

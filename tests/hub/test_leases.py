@@ -32,9 +32,7 @@ STREAMING = ("streaming", None)
 @pytest.mark.parametrize("set_back_ms", [20_000, 3_600_000])
 @pytest.mark.parametrize("at_s", [0.0, 0.25, 0.5, 0.75])  # each node reads the clock once a second
 @virtually
-async def test_clock_of_the_store_that_is_set_back_ends_no_lease_of_a_living_writer(
-    set_back_ms: int, at_s: float
-) -> None:
+async def test_clock_of_a_store_set_back_ends_no_lease_of_a_living_writer(set_back_ms: int, at_s: float) -> None:
     store = SharedClock()
     here, there = new_hub(store, 1), new_hub(store, 2)
     for hub in (here, there):

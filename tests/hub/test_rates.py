@@ -123,9 +123,7 @@ def test_trusted_identity_is_not_counted(counted: Rates) -> None:
     assert len(counted._clients) == 0
 
 
-def test_number_of_counted_clients_is_bounded_and_connected_ones_stay(
-    counted: Rates, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_counted_clients_are_bounded_and_connected_ones_stay(counted: Rates, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rates, "MAX_CLIENTS", 10)
     slots = [counted.connect(ADA) for _ in range(20)]
     for number in range(500):

@@ -491,9 +491,7 @@ async def test_key_without_an_id_is_tried_for_each_token(fetching: JwtVerifier, 
     assert (await fetching.verify_token(signed_by("one"))).client_id == "ada"
 
 
-async def test_unknown_key_ids_cause_one_fetch_in_thirty_seconds(
-    fetching: JwtVerifier, issuer: Issuer, time: Time
-) -> None:
+async def test_unknown_key_ids_cause_one_fetch_in_30_seconds(fetching: JwtVerifier, issuer: Issuer, time: Time) -> None:
     await fetching.verify_token(signed_by("one"))
     for second in range(60):
         time.now_s += 1

@@ -78,9 +78,7 @@ async def test_removal_of_a_damaged_message_leaves_the_text_of_others(tmp_path: 
     assert list(verify(path)) == []
 
 
-async def test_damaged_document_of_a_deleted_channel_keeps_no_other_one(
-    path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_damaged_document_of_a_dead_channel_keeps_no_other(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     texts_of = [f"<{number:03d}>" * 700 for number in range(100)]
     async with opened(path) as store:
         await Chat(store, "gone").do(*(create(f"m{number}", text) for number, text in enumerate(texts_of)))

@@ -57,7 +57,7 @@ def test_a_postgresql_url_names_a_schema_and_keeps_the_drivers_options() -> None
         ("postgresql://user:ge/heim?x=geheim@db/tenuto", "URL"),
         ("postgresql://user:heim/geheim@db/tenuto", "percent-encode"),
         ("postgresql://user:p@heim/geheim@db/tenuto", "percent-encode"),
-        ("postgresql://user:ge@heim@db/tenuto", "has more than one @; percent-encode"),
+        ("postgresql://user:ge@heim@db/tenuto", "has an @ in its password or behind its host; percent-encode"),
         ("postgres://db/tenuto?password=geheim", "unknown option 'password'; a PostgreSQL store has schema"),
         ("sqlite://user:geheim@chat.db", "use sqlite:///chat.db"),
         ("sqlite:///?password=geheim", "'sqlite:///' does not name a file"),

@@ -87,9 +87,7 @@ async def test_hub_without_verifier_refuses_requests_from_elsewhere(closed: Hub,
 
 
 @pytest.mark.parametrize(("why", "how"), INSIDE, ids=[why for why, _ in INSIDE])
-async def test_hub_without_verifier_accepts_requests_of_this_machine(
-    closed: Hub, why: str, how: dict[str, Any]
-) -> None:
+async def test_hub_without_verifier_takes_requests_of_this_machine(closed: Hub, why: str, how: dict[str, Any]) -> None:
     mounted = Starlette(routes=[Mount("/tenuto", closed)])
     assert (await ask(closed, **how))[0] == 200
     assert (await ask(mounted, "/tenuto/v1/channels/c", **how))[0] == 200
@@ -295,9 +293,7 @@ SECURE_PAGE: Headers = [OURS, COOKIE, from_page("https://chat.example")]
     ("page", "scheme", "status"),
     [(PLAIN_PAGE, "http", 204), (PLAIN_PAGE, "https", 403), (SECURE_PAGE, "http", 204), (SECURE_PAGE, "https", 204)],
 )
-async def test_a_page_without_encryption_is_foreign_to_a_server_with_it(
-    page: Headers, scheme: str, status: int
-) -> None:
+async def test_page_without_encryption_is_foreign_to_a_server_with_it(page: Headers, scheme: str, status: int) -> None:
     how = {**AWAY, "method": "DELETE", "headers": page}
     assert (await with_verifier(operator, {**how, "scheme": scheme}))[0] == status
     by_proxy = [*page, (b"x-forwarded-proto", scheme.encode())]  # a proxy that encrypts speaks plain HTTP to us

@@ -339,9 +339,7 @@ def end(*lines: bytes, damaged: int = 0) -> bytes:
         ([HEADER, LINE[:-2] + b'"' * 2_000_000 + b"\n", end(HEADER)], 2, "another checksum than the rest"),
     ],
 )
-async def test_only_a_whole_export_is_written_with_its_last_line(
-    lines: list[bytes], written: int, expected: str
-) -> None:
+async def test_only_a_whole_export_is_written_with_its_end(lines: list[bytes], written: int, expected: str) -> None:
     server, url = await responding(*lines)
     async with server:
         done = await asyncio.to_thread(cli, "export", "c", "--url", url)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tenuto.core.errors import Forbidden
+from tenuto.core.errors import Forbidden, StoreUnavailable, StoreUnusable
 from tenuto.hub import tasks
 from tenuto.hub.access.identity import Identity
 from tenuto.transports import access, codec
@@ -28,13 +28,23 @@ def test_a_reason_is_logged_once_an_hour(caplog: pytest.LogCaptureFixture) -> No
     time = Time()
     log = Refusals(time)
     for _ in range(1000):
-        log.log("192.0.2.1", Forbidden("the page is foreign"))
-    assert lines_of(caplog) == ["refused 192.0.2.1 with forbidden: the page is foreign"]
+        log.log("192.0.2.1", Forbidden("a foreign page"))
+    assert lines_of(caplog) == ["refused 192.0.2.1 with forbidden: a foreign page"]
     time.now_s += codec.REPEAT_S
-    log.log("192.0.2.1", Forbidden("the page is foreign"))
-    assert lines_of(caplog) == [
-        "refused 192.0.2.1 with forbidden: the page is foreign (999 more since the last such line)"
-    ]
+    log.log("192.0.2.1", Forbidden("a foreign page"))
+    assert lines_of(caplog) == ["refused 192.0.2.1 with forbidden: a foreign page (999 more since the last such line)"]
+
+
+def test_requests_that_a_store_fails_leave_the_lines_of_the_hub(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(codec, "failures", tasks.LineLimit(Time()))
+    for number in range(99):
+        codec.for_peers(StoreUnusable(f"message {number} is damaged"))
+    codec.for_peers(StoreUnavailable("disk"))
+    lines = [one.partition("a request failed because of the store: ")[2] for one in lines_of(caplog)]
+    assert lines == ["message 0 is damaged", "disk (98 more since the last such line)"]
+    assert codec.failures is not tasks.store_failures
 
 
 def test_reasons_that_a_peer_varies_fill_neither_the_log_nor_the_memory(caplog: pytest.LogCaptureFixture) -> None:

@@ -117,9 +117,7 @@ async def test_events_that_cannot_be_encoded_end_the_session(own_hub: Hub, is_li
     assert own_hub.stats()["feeds"] == 0
 
 
-async def test_attaches_of_one_channel_get_their_responses_in_order(
-    own_hub: Hub, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_attaches_of_one_channel_get_responses_in_order(own_hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     line, attach, gate = Line(own_hub), own_hub.attach, asyncio.Event()
     await own_hub.create("c", id="m1", text="one")
 

@@ -234,9 +234,7 @@ class ExportFile:
                 self._check_end(record, messages, commands, damaged)
                 if file.read(1):
                     self._number += 1
-                    raise InvalidRequest(
-                        "the line is after the end of the export; remove it, or export the channel again"
-                    )
+                    raise InvalidRequest("line is after the end of the export; remove it, or export the channel again")
             except TenutoError as error:
                 raise at_line(error, self._number, self.path) from None
         self.end = record
@@ -249,9 +247,7 @@ class ExportFile:
             raise LocalError(f"file {self.path} cannot be read: {error.strerror}; check its name") from None
         if not stat.S_ISREG(os.fstat(file).st_mode):
             os.close(file)
-            raise LocalError(
-                f"file {self.path} must be a regular file, because it is read twice; save the export first"
-            )
+            raise LocalError(f"file {self.path} must be a regular file, as it is read twice; save the export first")
         return os.fdopen(file, "rb")
 
     def _next(self, file: BinaryIO, limit: int) -> bytes:

@@ -228,7 +228,7 @@ def give_owner_of(place: Path, new: Path) -> None:
     if os.geteuid() == 0:
         with contextlib.suppress(PermissionError):
             for one in (new, Path(f"{place}.lock")):
-                os.chown(one, old.st_uid, old.st_gid)
+                os.chown(one, old.st_uid, old.st_gid, follow_symlinks=False)
 
 
 def _keep(place: Path) -> Path | None:
