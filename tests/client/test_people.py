@@ -150,8 +150,7 @@ async def test_lost_turn_cancels_its_handler() -> None:
         assert turn.task is not None
         await asyncio.wait([turn.task])
         task.cancel()
-        frame = await socket.frame("work")
-        assert frame["slots"] == 0
+        assert (await socket.frame("work"))["slots"] == 0
 
 
 async def test_refused_request_for_work_is_raised(client: Client) -> None:

@@ -57,8 +57,7 @@ WAYS = [(socket.AF_INET, HERE, None), (socket.AF_INET6, "::1", None), (socket.AF
 @pytest.mark.parametrize(("family", "host", "to"), WAYS, ids=["IPv4", "IPv6", "IPv4 from a socket of IPv6"])
 def test_owner_is_the_account_of_the_peer(family: int, host: str, to: str | None) -> None:
     with connected(family, host, to) as (peer, server):
-        found = owner_of(pair(server))
-        assert found == SocketOwner(os.geteuid(), os.fstat(peer.fileno()).st_ino)
+        assert owner_of(pair(server)) == SocketOwner(os.geteuid(), os.fstat(peer.fileno()).st_ino)
 
 
 def test_socket_that_listens_on_the_port_of_a_closed_peer_is_not_taken_for_it() -> None:

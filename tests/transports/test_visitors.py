@@ -238,8 +238,7 @@ async def test_visitor_reaches_no_channel_of_another_visitor_on_any_operation() 
                             assert (reply["type"], reply["code"]) == ("error", "forbidden")
                 assert len(texts) <= 1  # whether the channel has messages or not
         assert [one.text for one in (await hub.history(f"chat:{theirs}")).messages] == ["secret"]
-        listed = await served.http.get("/v1/channels", headers=token)
-        assert listed.json()["channels"] == []
+        assert (await served.http.get("/v1/channels", headers=token)).json()["channels"] == []
 
 
 async def test_visitor_reaches_no_channel_of_another_visitor_through_an_adapter(hub: Hub) -> None:
