@@ -41,8 +41,7 @@ const EMPTY = {
   status: { state: "connecting", error: null, transport: "websocket", retryAt: null },
 }
 
-/** @typedef {{ channel: Channel<any, any>, count: number, timer?: ReturnType<typeof setTimeout> }} Use `count` is the number of mounted components that use the channel */
-/** @type {WeakMap<Client, Map<string, Use>>} by the name of the channel */
+/** @type {WeakMap<Client, Map<string, ReturnType<typeof useOf>>>} by the name of the channel */
 const uses = new WeakMap()
 
 /** Give all hooks below it a client. @param {{ client: Client, children?: import("react").ReactNode }} props */
@@ -129,11 +128,14 @@ export function useStatus() {
   return useSyncExternalStore(client.subscribe, () => client.status, () => EMPTY.status)
 }
 
-/** @param {Client} client @param {string} name @param {{ history?: number }} [options] */
+/**
+ * @param {Client} client @param {string} name @param {{ history?: number }} [options]
+ * @returns {{ channel: Channel<any, any>, count: number, timer?: ReturnType<typeof setTimeout> }} `count` is the number of mounted components that use the channel
+ */
 function useOf(client, name, options) {
   const known = uses.get(client) ?? new Map()
   uses.set(client, known)
-  /** @type {Use | undefined} */
+  /** @type {ReturnType<typeof useOf> | undefined} */
   let use = known.get(name)
   const isOver = client.state === "closed" || (use?.channel.error && !client.channels.has(name))
   if (use && isOver) return use
@@ -146,7 +148,7 @@ function useOf(client, name, options) {
   return use
 }
 
-/** @param {Use} use */
+/** @param {ReturnType<typeof useOf>} use */
 function closeLater(use) {
   const { channel } = use
   clearTimeout(use.timer)

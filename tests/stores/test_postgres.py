@@ -53,8 +53,7 @@ async def test_long_tails_move_to_rows_of_their_own_and_leave_with_their_documen
     await chat.do(create("m1", streaming=True), create("m2", streaming=True))
     for number in range(20):
         await chat.do(append("m1", f"{number:02d} " * 50), append("m2", "."))
-    rows = int(server.sql(f"SELECT count(*) FROM {schema}.tails"))
-    assert rows == 6
+    assert (rows := int(server.sql(f"SELECT count(*) FROM {schema}.tails"))) == 6
     await chat.do(documents=["m1"])
     assert int(server.sql(f"SELECT count(*) FROM {schema}.tails")) == rows  # m2 still needs them
     await chat.do(documents=["m2"])
@@ -68,10 +67,11 @@ async def test_the_wal_of_an_append_does_not_contain_the_earlier_entries_of_its_
 ) -> None:
     chat = Chat(store)
     await chat.do(create("m1", streaming=True))
-    before = int(server.sql("SELECT pg_current_wal_insert_lsn() - '0/0'"))
-    for _ in range(50):
+    position, written = "SELECT pg_current_wal_insert_lsn() - '0/0'", []
+    for _ in range(51):  # the server's own work, such as autovacuum, may write WAL during some of them
+        written.append(int(server.sql(position)))
         await chat.do(append("m1", "token"))
-    assert (int(server.sql("SELECT pg_current_wal_insert_lsn() - '0/0'")) - before) / 50 < 350  # bytes
+    assert sorted(map(int.__sub__, written[1:], written))[25] < 350  # bytes of an append
 
 
 # -- several instances ---------------------------------------------------------------------------------------------
