@@ -330,7 +330,7 @@ class Run:
 
 async def _store_rest(message_id: str, writer: Writer) -> None:
     """Store the text that `writer` has accepted; log an error, also if that takes longer than `SHUTDOWN_S`."""
-    with logs_errors(f"the last text of message {message_id!r} was not stored", level=logging.ERROR):
+    with logs_errors(f"the last text of message {message_id!r} was not stored", is_limited=False):
         async with asyncio.timeout(SHUTDOWN_S):
             await writer.flush()
 

@@ -63,15 +63,16 @@ store_failures = LineLimit()  # each commit, and each round of each service, mee
 
 
 @contextmanager
-def logs_errors(message: str, *, level: int = logging.WARNING) -> Iterator[None]:
+def logs_errors(message: str, *, level: int = logging.WARNING, is_limited: bool = True) -> Iterator[None]:
     """Log an error of the block after `message`, and go on: also one of a third-party store must not end the hub.
 
-    The `level` is that of an error of Tenuto; any other one is logged with its traceback.
+    The `level` is that of an error of Tenuto; any other one is logged with its traceback. If `is_limited`, the failures
+    of a store are logged once a minute.
     """
     try:
         yield
     except (TenutoError, TimeoutError) as error:
-        if isinstance(error, StoreUnavailable) and level == logging.WARNING:
+        if isinstance(error, StoreUnavailable) and is_limited and level == logging.WARNING:
             store_failures.log_failed(message, error)
         else:
             logger.log(level, "%s: %s", message, str(error) or "timed out")
