@@ -194,7 +194,8 @@ def serve(
     """
     from tenuto.app import Hub
 
-    _warn_of_misspelt(target)
+    if target is None and SOCKET not in os.environ:  # an app may read them itself, and a parent has warned
+        _warn_of_misspelt()
     verifier = _verifier(given)
     if target is not None:
         if any(given[name] not in (None, ()) and given[name] is not False for name in _OF_HUB):
@@ -408,11 +409,10 @@ def _verifier(given: Mapping[str, Any]) -> Authenticate | None:
     return verifier
 
 
-def _warn_of_misspelt(target: str | None) -> None:
-    """Warn of variables whose names are nearly those of options. An app may read them, and a parent has warned."""
+def _warn_of_misspelt() -> None:
+    """Warn of variables whose names are nearly those of options."""
     known = {str(one.envvar).removeprefix("TENUTO_") for one in serve.params}
-    given = sorted(name.removeprefix("TENUTO_") for name in os.environ if name.startswith("TENUTO_"))
-    for name in given if target is None and SOCKET not in os.environ else ():
+    for name in sorted(one.removeprefix("TENUTO_") for one in os.environ if one.startswith("TENUTO_")):
         near = [f"{name}_FILE"] if f"{name}_FILE" in known else get_close_matches(name, known, n=1, cutoff=0.85)
         if near and name not in known:
             is_file = near[0].endswith("_FILE") and "_FILE" not in name  # its value is no name of a file

@@ -158,7 +158,7 @@ class AISDK(ChatRoutes):
         last = request.query_params.get("last")
         access, channel = await self._enter(request, request.path_params["id"], "subscribe", "history")
         turns = await access.open_turns(channel)
-        if turns and turns[-1].state == "waiting":  # the page has nothing of it to show: one that asks is last
+        if turns and turns[-1].state == "waiting":  # it has no answer to show: one that asks is last
             turns.sort(key=lambda one: bool(one.questions))
         if not turns and (last is not None or not self._release.strict):
             newest = (await access.conversation(channel, limit=LATEST_TURN))[-1:]

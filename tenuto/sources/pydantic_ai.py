@@ -202,7 +202,7 @@ def _has_broken_off(response: object, reason: str | None) -> bool:
 
 
 def _arguments(args: object) -> str:
-    return args or "" if args is None or isinstance(args, str) else as_json(args)
+    return args if isinstance(args, str) else "" if args is None else as_json(args)
 
 
 # Functions for the classes of Pydantic AI whose streams hold more than events. `Any`: the package of these objects need
