@@ -31,7 +31,7 @@ from tenuto.core.model import Command, Json
 from tenuto.core.names import check_channel, check_pattern
 from tenuto.core.requests import CreateMessage
 from tenuto.core.turns import ATTEMPTS, WhenBusy
-from tenuto.core.turns import reply_id as reply_id_of
+from tenuto.core.turns import reply_id as derived_id
 from tenuto.core.visitor_ids import visitor_of
 from tenuto.hub import HubCore
 from tenuto.hub.access.identity import Authenticate
@@ -149,7 +149,7 @@ class Hub(HubCore):
             request = CreateMessage(role="user", text=prompt)
             visitor = visit_in(dict(scope), self.authenticate).client_id if self.questions is not None else None
             caller = replace(self.caller(prompt_by or visitor), brings_answer=True)  # no agent answers the prompt
-            prompt_id = reply_id_of(message_id, 0)
+            prompt_id = derived_id(message_id, 0)
             await self.ask(channel, prompt_id, request, caller)
             return prompt_id
 
@@ -157,7 +157,7 @@ class Hub(HubCore):
             """Return the answer `message_id` if this request may read it: its id may come from the page."""
             try:
                 if reply_id is not None or not resumes:  # else the hub has found it
-                    prompt_id = reply_id_of(message_id, 0) if prompt is not None else None
+                    prompt_id = derived_id(message_id, 0) if prompt is not None else None
                     await _check_own_answer(self, channel, message_id, author=author, reply_to=prompt_id)
                     await ask(message_id, scope)  # raises IdConflict if the prompt is another one
                 await self.read(channel, message_id)

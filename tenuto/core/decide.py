@@ -227,7 +227,7 @@ def _create(
     is_pending = is_served and request.role == "user" and request.status == "complete" and not caller.brings_answer
     if is_pending:
         _check_room_for_pending(state, limits)
-    options, large_options = _repeated_options(state, request.meta, caller.id), list[Create]()
+    options, large_options = _repeated_options(state, request.meta, caller.id), list[Create]()  # an edit
     if request.options:
         options, large_options = split_options(request.options, caller.id, now_ms, limits)
     op = Create(
@@ -594,7 +594,7 @@ def _parts(
 ) -> list[Part] | None:
     """Return the checked parts of a create or update; None if the request has neither `text` nor `parts`.
 
-    A message that is edited may keep its `attempts`, which no request can make otherwise. `most_bytes`: `check_part`.
+    An edited message may keep its `attempts`, which no request can make. A part has at most `most_bytes`; 0: unknown.
     """
     if text is not None and parts is not None:
         raise InvalidRequest(f"the request has both the text {shown(text)} and {len(parts)} parts; send one of them")

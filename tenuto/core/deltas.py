@@ -355,7 +355,7 @@ class TurnProgress:
         self._sent = dict(sent or {})
         self._answers: dict[str, MessageProgress] = {}
         self._questions: set[str] = set()  # ids of the agent's commands without a reply
-        self._is_deleted = False  # True: the user message was deleted
+        self._is_question_deleted = False  # True: the user message was deleted
         self._had_answers = False  # True: the turn had answers, which were deleted before the reader came
         self._newest = 0  # serial of the last answer that began
         self.is_broken = False  # True if events are missing, so that the reader has to begin again
@@ -408,7 +408,7 @@ class TurnProgress:
                     self._questions.discard(command_id)
                     deltas.append(QuestionReplied(command_id, event.ok, event.data, event.error))
                 case MessageDelete(id=message_id) if message_id == self._id:
-                    self._is_deleted = True
+                    self._is_question_deleted = True
                 case ChannelAttached():
                     self.is_broken = self.is_broken or not event.resumed
                 case _:
@@ -434,14 +434,14 @@ class TurnProgress:
         state = turn_state(claim, statuses)
         # the turn ended, because only a message without an open one leaves memory
         has_left = claim is None and self.state in ("waiting", "running") and "streaming" not in statuses
-        if has_left or (self._is_deleted and state != "running"):
+        if has_left or (self._is_question_deleted and state != "running"):
             state = "over"
         if state == self.state:
             return []
         self.state = state
         has_answers = bool(statuses) or self._had_answers
         is_deleted = has_answers and all(one == "deleted" for one in statuses)
-        is_cancelled = self._is_deleted or (claim is not None and claim.state == "cancelled")
+        is_cancelled = self._is_question_deleted or (claim is not None and claim.state == "cancelled")
         return [TurnChanged(state, is_cancelled, is_deleted)]
 
 

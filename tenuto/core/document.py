@@ -165,7 +165,7 @@ def document(message: MessageState | CommandState) -> Document:
                 segments.append(_segment(index, part.text, start, part.changed))
     return Document(
         id=message.id,
-        created=message.created if message.role != OPTIONS else 0,
+        created=message.created if message.role != OPTIONS else 0,  # 0: not part of the history
         version=message.last,
         is_open=message.is_open,
         is_deleted=message.deleted,
@@ -173,7 +173,7 @@ def document(message: MessageState | CommandState) -> Document:
         head=_encode_head(_head(message)),
         fresh=fresh,
         segments=segments,
-        at_ms=max(message.updated_at, message.moved_at),
+        at_ms=max(message.updated_at, message.moved_at),  # a claim or takeover is a change, too
     )
 
 

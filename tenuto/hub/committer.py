@@ -307,7 +307,7 @@ class Committer:
         items = [decided.item for decided in in_flight]
         items += [*self._queue.drain(), *(item for parked in self._parked.values() for item in parked)]
         self._parked.clear()
-        self._in_doubt.clear()
+        self._in_doubt.clear()  # their items were parked
         for item in items:
             item.failed(
                 Draining("the hub stopped while the request was stored, so its outcome is unknown; send it again later")

@@ -150,7 +150,7 @@ class LeaseMonitor:
                 self._release(lease)
                 lease.connection = connection
                 self._held.setdefault(connection, {})[lease] = None
-            lease.is_bound = True
+            lease.is_bound = True  # it ends soon after `connection` breaks
 
     def is_holder(self, connection: Hashable) -> bool:
         """Return whether a writer with a lease was last seen on `connection`."""

@@ -520,7 +520,7 @@ class AGUIStream(EventStream):
         stream.read_snapshot, stream.snapshot = self.read_snapshot, snapshot or []
         stream.ended = self.REPLACED if snapshot is None else None
         begun = [one["messageId"] for part, one in self._parts.items() if part.value["type"] == "reasoning"]
-        stream.known = self.known | dict.fromkeys(begun, "reasoning")
+        stream.known = self.known | dict.fromkeys(begun, "reasoning")  # a snapshot alone does not remove them
         return stream
 
     # -- the walk over the parts ---------------------------------------------------------------------------------

@@ -583,7 +583,7 @@ class UIStream(EventStream):
             self._begin_step()
             self._put(type="start", messageId=self.begun_id)  # a page stores an empty step only with a later chunk
         meta = self._turn.meta()
-        status, reason = self.ended or self._turn.end()
+        status, reason = self.ended or self._turn.end()  # `ended`: the stream ends before the turn
         if status in ("complete", "cancelled"):
             replied = [(part.value, tool) for part, tool in self._tools.items() if tool.has_reply]
             has_outcomes = all(has_result(one) or tool.has_approval(self._approval_of(one)) for one, tool in replied)
@@ -593,7 +593,7 @@ class UIStream(EventStream):
                 self._put(type="finish-step")
         if status == "complete":
             finish: Json = {"messageMetadata": meta} if meta else {}
-            if self._turn.counted():  # else there is no reason; it may be of any JSON type
+            if self._turn.counted():  # an answer, whose reason may be of any JSON type
                 finish |= self._reason(FINISH_REASONS.get(str(meta.get("finish_reason", "stop")), "other"))
             self._put(type="finish", **finish)
         elif status == "cancelled":

@@ -791,7 +791,7 @@ class GivenInput:
         return "\n\n".join(part["text"] for _, parts in told for part in parts if part["type"] == "text")
 
     def add_call(self, item: Json, call: str, **result: object) -> None:
-        """Add a call: to the answer before, if no message of the user or output is between."""
+        """Add a call, with its `result`: to the answer before, if no message of the user or output is between."""
         name, is_custom = _text(item, "name"), item["type"] == "custom_tool_call"
         given = _text(item, "input" if is_custom else "arguments")
         part = {"type": "tool", "call": call, "name": name, "input": given, CUSTOM: is_custom, **result}
@@ -1125,12 +1125,12 @@ class _Socket:
                     await self._fail(lane, {**problem, "response_id": asked.of.id()})
                 return
             async with self._steering:  # input that arrived before the end of the response is stored
-                is_new, after = is_new and not lane.steers, -1
-            if events.rest is not None:
+                is_new, after = is_new and not lane.steers, -1  # a successor is sent from its beginning
+            if events.rest is not None:  # the agent has taken input in: the rest is its successor
                 lane.previous, asked = asked.of, asked._replace(of=events.rest)
                 continue
             steers = [] if is_new else await self._read_steers(lane, asked)
-            if not asked.of.steers:  # this response to a call's output is the successor of input that waited for it
+            if not asked.of.steers:  # this response to a call's output is the successor of earlier input
                 steers = [one for one in steers if not one.is_taken or reference(one.previous).start >= asked.of.start]
             if not steers:
                 for frame in events.late.splitlines():
@@ -1145,7 +1145,7 @@ class _Socket:
             steer, asked = steers[0], steers[0].asked or asked
 
     async def _read_steers(self, lane: _Lane, asked: Asked) -> list[_Steer]:
-        """Return the stored inputs of this person that a response or its successor is for; set `lane.previous`."""
+        """Return the stored inputs of this person that have no successor response yet; set `lane.previous`."""
         of, question, *_ = asked
         access, before = self._socket.access, lane.previous
         later = read_messages(access, of.channel, after=question.created, limit=_MAX_READ)
@@ -1155,8 +1155,8 @@ class _Socket:
         for id in (one.id for one in own):
             with suppress(NotFound):
                 steered, _ = await turn_of(access, Reference(of.channel, id))
-                named = reference(steered.options.get("previous_response_id"))
-                is_taken = (host := access.taken_by(of.channel, id)) == question.id
+                named = reference(steered.options.get("previous_response_id"))  # the response that it steers
+                is_taken = (host := access.taken_by(of.channel, id)) == question.id  # by this turn
                 # a later response of this turn has its answer, or the turn of an earlier input
                 if (named.at() == of.at() and named.steers > of.steers) if is_taken else host in hosts:
                     continue

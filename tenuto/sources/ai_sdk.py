@@ -92,7 +92,7 @@ class AISDKSource(Source):
         chunks = self._chunks(event) if isinstance(event, str) else [event]
         self.is_alive = False
         for chunk in chunks:
-            if chunk is not None:
+            if chunk is not None:  # None: a line without one, such as a keep-alive
                 self.is_alive = True
                 yield from self._edits(chunk)
 

@@ -187,7 +187,7 @@ class GoogleInteractions(Source):
     def __init__(self) -> None:
         self._calls: dict[int, str] = {}  # call of the step at each index: its own, or that of which it is the result
         self._kinds: dict[int, str] = {}  # type of the step at each index
-        self._given: set[str] = set()  # calls whose input has begun
+        self._given: set[str] = set()  # calls whose input came whole
         self._pieces: list[bytes] = []  # data of the file that is streaming
         self._media_type: str | None = None
         self._number = 0  # number of the part that is streaming: neighbouring pieces of the same kind make up one

@@ -192,7 +192,7 @@ class LangChain(Source):
         if given is not None and (call is None or (key is None and given != call)):
             call = state.calls[key] = given  # without an index the next chunks are those of the latest call
             if key is None:
-                state.calls[given] = given
+                state.calls[given] = given  # stays when a later call takes the key None
             yield Open(("call", call), tool(call, name or ""))
         arguments = get(block, "args")
         if call is not None:

@@ -166,8 +166,8 @@ class OpenAIResponses(Source):
             return
         yield from self._item_added(event, item)  # some items come without an `added` event
         key = self._item(event)
-        given = next(filter(None, (get(item, name) for name in _WHOLE)), None)  # an object of some calls
-        action = given or next(filter(None, (get(item, name) for name in _ACTIONS)), None)
+        given = next(filter(None, (get(item, name) for name in _WHOLE)), None)  # its input: text, or an object
+        action = given or next(filter(None, (get(item, name) for name in _ACTIONS)), None)  # for example of a search
         yield from self._rest(key, given if isinstance(given, str) else as_json(action) if action else "")
         if key not in self._waiting:
             yield Set(key, _output(item))

@@ -289,7 +289,7 @@ class MemoryStore:
         """Do a round of housekeeping (`Store.tidy`)."""
         self._now_ms = now_ms
         self._used_up = {key: until_ms for key, until_ms in self._used_up.items() if until_ms > now_ms}
-        self._lives = {channel: lives for channel, lives in self._lives.items() if lives > now_ms}
+        self._lives = {channel: lives for channel, lives in self._lives.items() if lives > now_ms}  # see `next_lives`
         for known in self._channels.values():
             for message in known.messages.values():
                 until_ms = message.document.until_ms

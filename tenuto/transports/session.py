@@ -621,7 +621,7 @@ class Session:
         self._pending -= 1
         self._pending_bytes -= weight
         if isinstance(result, Result):
-            self._note_request(*key, request)
+            self._note_request(*key, request)  # for the lease of its writer
             self.credentials.count_new_channel(result)
         try:
             if isinstance(result, TenutoError):
@@ -629,7 +629,7 @@ class Session:
             size = self.respond({"type": "ok", "ref": ref, **result_fields(request, result)})
         except TenutoError as error:
             size = self.refuse(ref, error)
-        if isinstance(request, UpdateMessage):
+        if isinstance(request, UpdateMessage):  # the charge of its receipt ends
             self.credentials.charge(-EXPECTED_BYTES)
         if isinstance(result, Result) and self.credentials.is_counted:
             # `weight` of a create or update is not its true size, but the response to it holds the whole message

@@ -87,7 +87,7 @@ class EventStream:
         if credentials.ticket is not None:
             self._seal = hub.tickets.seal(credentials.ticket)
         self.heartbeat = _COMMENT if self.ping_s is None else _PING
-        if sender_class is None:  # the `send` of an operator needs a current task, for its timeout
+        if sender_class is None:  # middleware, and the timeout in an operator's `send`, need a current task
             sender_class = DirectSender if hub.drive_by_hand and credentials.identity is not OPERATOR else TaskSender
         self.sender = sender_class(send, self)
 

@@ -205,7 +205,7 @@ class ExportFile:
 
     def __init__(self, path: Path, limits: Limits, now_ms: int, *, damaged: bool = False) -> None:
         self.path = path
-        self.may_be_damaged = damaged
+        self.may_be_damaged = damaged  # True: damaged records are accepted
         self.channel = ""  # the name in the header
         self.end: End | None = None  # the last line, once it was read
         self.attempts: dict[str, int] = {}  # the last attempt at each message with steps, as far as the file was read

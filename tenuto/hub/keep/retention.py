@@ -80,7 +80,7 @@ class Retainer:
         """Run one round after another, until this task is cancelled."""
         self._trust, self._newest_ms = ClockTrust(), None
         with contextlib.suppress(TenutoError):  # the first round reads it then
-            await self._stored_before(runtime)
+            await self._newest_at_start(runtime)
         while True:
             await asyncio.sleep(ROUND_S)
             with logs_errors(f"retention failed, and will try again in {ROUND_S:.0f} s"):
@@ -109,7 +109,7 @@ class Retainer:
     async def _trusts_clock(self, runtime: Runtime, now_ms: int) -> bool:
         """Return whether the clock, which reads `now_ms`, is plausible; log when that changes."""
         is_new = self._trust.is_new
-        newest_ms = await self._stored_before(runtime)
+        newest_ms = await self._newest_at_start(runtime)
         steady_ms = int(runtime.loop.time() * 1000)
         is_trusted = self._trust.trusts(now_ms, steady_ms=steady_ms, newest_ms=newest_ms)
         if is_trusted == self._is_distrusted:  # it has changed
@@ -131,7 +131,7 @@ class Retainer:
                 )
         return is_trusted
 
-    async def _stored_before(self, runtime: Runtime) -> int:
+    async def _newest_at_start(self, runtime: Runtime) -> int:
         """Return the newest time that was stored before the hub started. A wrong clock stores wrong times later."""
         if self._newest_ms is None:
             self._newest_ms = await runtime.store.newest_ms()

@@ -396,7 +396,7 @@ class PostgresReader:
         return newest_ms
 
     async def facts(self, channel: str, *, after: int, limit: int) -> Facts:
-        """Return facts for retention (`Store.facts`)."""
+        """Return facts for retention (`Store.facts`). `created` is 0 in documents of commands and options."""
         log = await self.log(channel)
         rows = await self._db.fetch(
             "SELECT message, version, created > 0 AND NOT is_deleted AS is_counted, size_bytes, head, is_open OR EXISTS"

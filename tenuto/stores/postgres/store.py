@@ -362,11 +362,11 @@ class PostgresStore:
     async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Renewal:
         """Renew the lease of a node, and put or drop holds (`SharedStore.hold`)."""
         async with self._pooled_transaction(is_renewal=True) as db:
-            if not self._server.is_pooled:
+            if not self._server.is_pooled:  # else `_begin` has checked
                 await self._life.check_stored(db)
             renewal = await renew(db, self.schema, node, term_ms, values)
         ended = (renewal.lease, renewal.ended)  # a crash of the server ends all leases, and the number begins anew
-        self._is_scan_due |= ended != self._ended
+        self._is_scan_due |= ended != self._ended  # a node that ended may have left entries that no instance tracks
         self._ended = ended
         return renewal
 
@@ -487,7 +487,7 @@ class PostgresStore:
         """Give a writer in a transaction. Raises StoreReplaced, and `late` if the transaction may be stored."""
         async with self._connection(late=late) as db, _in_one_session(db):
             await self._begin(db)
-            if not self._server.is_pooled:
+            if not self._server.is_pooled:  # else `_begin` has checked
                 await self._life.check_stored(db)
             yield PostgresWriter(db, self.schema, self._life.name, self._uncovered)
 

@@ -197,7 +197,7 @@ def _log_rows(db: sqlite3.Connection, slots: list[int]) -> Iterator[tuple[int, b
     """Yield the rows of the log in `slots` of the old file, with new numbers: those of a log have no gap."""
     for number, slot in enumerate(slots, 1):
         (row,) = db.execute("SELECT body FROM old.log WHERE id = ?", (slot,)).fetchone()
-        data = opened((slot,), row, mends=True)
+        data = opened((slot,), row, mends=True)  # a bit that changed is put right
         assert data is not None  # `_needed_log` refuses damaged rows
         yield number, sealed((number,), data, len(row))
 

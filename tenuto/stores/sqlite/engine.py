@@ -673,10 +673,10 @@ class Engine:
         if not goes_on:
             self._log.await_wipe()
             self._awaited = set(self._deleted)
-        awaited = self._log.awaited
+        awaited = self._log.awaited  # rows with deleted text; those of damaged messages stay
         kept = {slot for one in self._log.pinned.values() if self._whole.is_damaged(one) for slot in one.slots}
         is_over = self._awaited.isdisjoint(self._deleted) and awaited <= kept
-        if not is_over or (self._is_wiping and not self._is_wal_empty):
+        if not is_over or (self._is_wiping and not self._is_wal_empty):  # the WAL may have the text, too
             return False
         return None if self._keeps_deleted or awaited else True
 

@@ -397,7 +397,7 @@ class SqliteFile:
                 self._is_empty(db)
         except sqlite3.Error as error:
             if is_damage(error) and not has_foreign_wal(self.path):
-                check_wal(self.path, self._lock)  # its own -wal may make the file whole again
+                check_wal(self.path, self._lock)  # raises if its own -wal may make the file whole again
             refusal = self.refusal(error)
             if isinstance(refusal, StoreUnusable):  # other problems are reported once the lock is held
                 raise refusal from error
