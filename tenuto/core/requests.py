@@ -356,5 +356,5 @@ def stored_options(meta: Mapping[str, Json], kept: Iterable[Message]) -> dict[st
     for name, id in references(meta).items():
         if id in by_id:
             found[name] = by_id[id].parts[0].get("data")
-    small = found.pop(SMALL, None)
+    small = found.pop(SMALL, None)  # those of a regenerate, which one message has
     return {**small, **found} if isinstance(small, dict) else found

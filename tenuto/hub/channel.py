@@ -831,7 +831,7 @@ class Feed:
         state = self.channel.state
         if not self._attached or self._serial != state.serial or self._epoch != state.epoch:
             return True
-        if self.channel.batches.unreadable is not None:
+        if self.channel.batches.unreadable is not None:  # `catch_up` raises it
             return True
         return self.ephemeral_position is not None and self.ephemeral_position != self.channel.presence_state.position
 

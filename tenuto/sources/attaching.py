@@ -141,13 +141,13 @@ class Attaching:
                 status = "cancelled"
             if status == "cancelled" or silent_s > SILENT_S:
                 raise UpstreamEnded(f"the model's response is {status}, and will not end")
-            if self._may_stream:
+            if self._may_stream:  # try its stream again
                 await asyncio.sleep(min(silent_s, POLL_S))
                 break
             await pause(self._writer, POLL_S)
         writing.go_on()
         place = writing.place
-        if not self._has_methods:
+        if not self._has_methods:  # the app's function opens the stream
             return partial(self._attach, id, place)
         if self._is_openai:
             return partial(self._get, id, stream=True, starting_after=place or 0)
