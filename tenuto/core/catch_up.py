@@ -43,7 +43,7 @@ def events_since(state: ChannelState, since: int, *, limit: int) -> list[StoredE
             break
         if count > limit:
             return None
-        if message.role != OPTIONS:
+        if message.role != OPTIONS:  # no viewer gets those
             events += _message_since(message, since)
     count = 0
     for command in reversed(state.commands.values()):

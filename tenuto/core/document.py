@@ -191,7 +191,7 @@ def _command_document(command: CommandState) -> Document:
     text = msgspec.json.encode(data).decode() if any(one is not None for one in data) else ""
     return Document(
         id=command.id,
-        created=0,
+        created=0,  # not part of the history
         version=command.version,
         is_open=command.is_open,
         is_deleted=False,

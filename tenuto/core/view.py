@@ -251,7 +251,7 @@ class View:
             case MessageCreate() | MessageUpdate():
                 self._show(event.message, event.serial)
             case MessageAppend() | MessagePart() | MessageFinish() | MessageTakeover() if event.id not in self._shown:
-                _remember(self._seen, event.id, event.serial)
+                _remember(self._seen, event.id, event.serial)  # so that no older page brings the message
             case MessageAppend():
                 self._append(event)
             case MessagePart():

@@ -125,7 +125,7 @@ class Waiting:
         self.ids = needs(key, request, caller)
         is_claim = isinstance(request, ClaimTurn) and not request.renews  # a renewal is no beginning
         self.is_beginning = is_claim or isinstance(request, CreateMessage)
-        self._is_repeat = is_repeat
+        self._is_repeat = is_repeat  # True: the same request was submitted before, and may have been stored
         self._ask = Ask(key, request, caller, is_unclear=is_repeat)
         self._done = done
 

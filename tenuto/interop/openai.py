@@ -466,7 +466,7 @@ class OpenAI:
         return access, of.channel
 
     async def _store_items(self, access: Access, channel: str, body: Json, *, is_new: bool = True) -> list[Json]:
-        """Store the messages of a body, and return them as items. A conversation that `is_new` may have none."""
+        """Store messages; return their items. A conversation that `is_new` may have none, and needs `publish` only."""
         given = body.get("items") or []
         if not isinstance(given, list) or len(given) > _MAX_NEW or (not given and not is_new):
             raise InvalidRequest(f"items must be a list of 1 to {_MAX_NEW} items, got {given!r:.80}", param="items")

@@ -126,7 +126,7 @@ class Tries:
             )
         self._number = 0  # number of the try, from 1
         self._last: object = None  # what `make` returned
-        self._may_be_empty = True
+        self._may_be_empty = True  # False: a try has shown that the app wraps the stream of an SDK
         self._kept: Kept | None = None  # the text that the next try continues
         self._response_id: str | None = None  # id of the last response that broke off
         self._wait_s = 0.0  # wait before the next try

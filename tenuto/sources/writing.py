@@ -127,8 +127,8 @@ def calling(writer: Writer) -> Iterator[None]:
 def record_of(writer: Writer) -> Record | None:
     """Return what an earlier attempt has stored of the stream of the call that runs.
 
-    As many calls came before it then, and as many of them had failed. In a complete message a try that failed then need
-    not fail again: without such a record, that of the call with as many before it that had not failed, else in all.
+    The call had the same place: its step, its number in it, and that number with failed tries. A try that failed then
+    need not fail again, so in a complete message one of both numbers is enough.
     """
     if (place := streams_of(writer).place) is None:
         return None

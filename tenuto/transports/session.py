@@ -600,7 +600,7 @@ class Session:
         request: Request = frame
         if isinstance(frame, PartFrame):
             request = PutPart(index=frame.part, part=frame.value, generation=frame.generation, request=frame.request)
-        weight = size + (_MESSAGE_BYTES if isinstance(frame, CreateMessage | UpdateMessage) else 0)
+        weight = size + (_MESSAGE_BYTES if isinstance(frame, CreateMessage | UpdateMessage) else 0)  # of the response
         try:
             channel = self._checked(frame)
             key = key_of(self.hub, self.credentials.identity, channel, request, frame.id)

@@ -250,7 +250,7 @@ class SharedPresence:
                     self._check_s = begun_s + FOLLOW_S
                     self._forget_unused()
                     await self._read_nodes()
-                if len(channels) > READS:
+                if len(channels) > READS:  # one read of the members of all channels costs less
                     await self._read(channels)
                 else:
                     for channel in channels:

@@ -367,7 +367,7 @@ class PresenceState:
     def _note(self, member_id: str, kind: Kind, *, entered: int | None = None, is_move: bool = False) -> None:
         """Record a change of a member, and notify now or later.
 
-        `entered`: the member has left; this is the position at which it had entered.
+        `entered`: the member has left; this is the position at which it had entered. `is_move`: it came or left.
         """
         if is_move and kind == "user" and len(self._members) > CROWD_MEMBERS:
             self._moves += 1

@@ -341,7 +341,7 @@ class TurnScheduler:
         turn = self._turn(assigned.channel, assigned.message_id)
         if turn is None or turn.handler is not worker or turn.begun != assigned.generation:
             return False
-        turn.begun = assigned.generation if has_begun else 0  # 0: the next claim confirms the attempt
+        turn.begun = assigned.generation if has_begun else 0  # 0: no handler has begun it, so a claim confirms it
         has_no_end = turn.phase is Phase.RUNNING and turn.attempt == assigned.generation
         (self.lose if has_no_end else self._handler_ended)(assigned.channel, turn)
         return True
