@@ -240,7 +240,7 @@ def _serve(start: ChildTask) -> None:
     app = build(start.store, controls=controls, guests=guests)
     lose = partial(lose_agent, app.state.hub)
     if start.is_first:
-        app.state.hub.on_start(lambda: [lose(name) for name in AGENTS])
+        app.state.hub.on_start(lambda: [lose(name) for name in AGENTS])  # those of an earlier demo are gone
 
     def begin() -> None:
         invite = guests.invite() if guests is not None and start.is_first else ""

@@ -564,7 +564,7 @@ class AGUIStream(EventStream):
             id, parent = value["call"], self._parents.setdefault(answer, part.name)
             start = {"toolCallName": value["name"], "parentMessageId": parent}
             self._calls[part] = call = len(self._calls)
-            self._at = replace(self._at, results=self._at.results | self._after.results & 1 << call)  # the reader's bit
+            self._at = replace(self._at, results=self._at.results | self._after.results & 1 << call)  # sent before?
         elif value["type"] == "text":  # the first one of an answer has the answer's id
             self._parents[answer] = id = part.name if {field: answer} in self._parts.values() else answer
         else:
@@ -575,7 +575,7 @@ class AGUIStream(EventStream):
                 # the question, which it has, starts first.
                 self._unplaced("TEXT_MESSAGE_START", messageId=self.question, role="user")
                 self._unplaced("TEXT_MESSAGE_END", messageId=self.question)
-        self._at = replace(self._at, sum=crc32(part.name.encode(), self._at.sum))
+        self._at = replace(self._at, sum=crc32(part.name.encode(), self._at.sum))  # as `TurnPosition.sum` says
         self._parts[part] = {field: id}
         for type, role in types.items():
             self._advance(1)
