@@ -235,7 +235,7 @@ class Hub(HubCore):
         """
         visit = visit_in(scope, self.authenticate) if self.questions is not None else None  # the copy shares it
         access = await authorize(self._asgi, dict(scope), channel, capabilities)
-        if visit is not None:
+        if visit is not None:  # a question that the route stores counts for this visitor
             visit.enter_route(peer_of(dict(scope)), refusal_of_get(self, dict(scope)))
         return access
 

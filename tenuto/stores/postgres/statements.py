@@ -749,7 +749,7 @@ class PostgresWriter(PostgresReader):
         return True
 
     async def tidy(self, now_ms: int) -> None:
-        """Remove used-up ids and data of commands whose time is over."""
+        """Remove used-up ids, `Head.lives` of deleted channels, and data of commands, whose time is over."""
         await self._db.execute(
             f"DELETE FROM {self._schema}.used_up WHERE (channel, message) IN (SELECT channel, message"
             f" FROM {self._schema}.used_up WHERE until_ms <= $1 FOR UPDATE SKIP LOCKED)",
