@@ -131,7 +131,7 @@ class Outgoing:
 
     def __init__(self, message_id: str, limits: Limits, nonce: str = "") -> None:
         """Write the message `message_id`. Its request ids begin with `nonce`, which no other writer has."""
-        self.id = message_id  # the message's id; only error messages use it
+        self.id = message_id  # a writer may change it until `open`
         self.limits = limits
         self.nonce = nonce
         self.state = NEW

@@ -43,7 +43,7 @@ async def take_waiting(runtime: Runtime, channel: str, message_id: str, by: str,
     # a later attempt takes in again what an earlier one had, unless that has a turn of its own by now
     was_taken_in = (claim.state, claim.within) == ("taken", within) and claim.within_generation < attempt
     if claim.state != "pending" and not was_taken_in:
-        return turn is not None and scheduler.is_held(channel, message_id, within, attempt)
+        return turn is not None and scheduler.is_held(channel, message_id, within, attempt)  # by an earlier call
     writer = WriterIdentity(by=by, node=runtime.node) if host_claim.node is not None else None
     caller = Caller(id=by, writer=writer, is_server=True)
     request = ClaimTurn(

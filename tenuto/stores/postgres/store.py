@@ -153,7 +153,7 @@ class PostgresNotices:
         await db.add_listener(self._name, partial(self._receive, pid))
         await db.add_listener(own, lambda *_: self._is_delivered.set())
         self._db = db
-        self._notify(None)
+        self._notify(None)  # earlier notices may have been missed
         while not ended.is_set():
             self._is_delivered.clear()
             try:
