@@ -101,7 +101,7 @@ class MessageWriter(Writer):
         self._appends -= 1  # this call is awaited
         outgoing = self._outgoing
         outgoing.accept_text(text, part, owner_in(outgoing))
-        if self._has_gap is None:
+        if self._has_gap is None:  # not queued yet
             self._schedule_submit()
         if outgoing.unstored_bytes > self._max_bytes:
             await self._until_unstored(self._max_bytes)

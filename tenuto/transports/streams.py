@@ -430,7 +430,7 @@ class TurnStream(DeltaStream):
         self._message_id = message_id
         self._format = turn_format
         self._progress = TurnProgress(message_id, sent)
-        self._first = None
+        self._first = None  # set by `attach`
 
     async def attach(self, channel: str, status: TurnStatus) -> None:
         """Prepare to send the turn as it is in `status`, and follow it from there unless it is over."""

@@ -464,8 +464,8 @@ class PresenceTracker:
                 limit=limit,
             )
         self.enter(channel, member_id, "lease", data)
-        now_ms = self.shared.lease.now_ms if self.shared is not None else 0
-        self._leases[client_of(member_id)][channel, member_id] = now_ms
+        renewed_ms = self.shared.lease.now_ms if self.shared is not None else 0
+        self._leases[client_of(member_id)][channel, member_id] = renewed_ms
         self._deadlines.set(
             ("here", channel, member_id), self._loop.time() + lease_s, partial(self.end_lease, channel, member_id)
         )

@@ -593,7 +593,7 @@ class PostgresWriter(PostgresReader):
             [write.floor for write in writes],
         )
         stored = {row["n"] - 1: (row["id"], row["serial"]) for row in rows}  # n counts from 1
-        await self._undo_born(writes, stored)
+        await self._undo_born(writes, stored)  # of channels that have other lives by now
         done = [(stored[n][0], write) for n, write in enumerate(writes) if n in stored]
         complete = {write.channel for _, write in done if self._uncovered.is_complete(write)}
         for _, write in done:
