@@ -196,7 +196,7 @@ def _joined(messages: Sequence[Message], own: Mapping[str, dict[str, Json]], *, 
             data = part.get("data") if part["type"] == "data" and part["name"] == OUTPUT else None
             if part["type"] == "tool":
                 is_open, state = "output" not in part, part.get("state")
-                if is_open and has_result(part):  # a null result, or none but an error or a denial
+                if is_open and has_result(part):  # a result that is null, or a state alone
                     part = {**part, "output": None if state == "done" else state}
                 part = {**part, _TOOL: own[part["name"]]} if part["name"] in own else part
                 called[part["call"]] = part

@@ -583,7 +583,7 @@ class UIStream(EventStream):
             self._begin_step()
             self._put(type="start", messageId=self.begun_id)  # a page stores an empty step only with a later chunk
         meta = self._turn.meta()
-        status, reason = self.ended or self._turn.end()  # `ended`: the stream ends before the turn
+        status, reason = self.ended or self._turn.end()  # `ended` counts, whatever the turn does
         if status in ("complete", "cancelled"):
             replied = [(part.value, tool) for part, tool in self._tools.items() if tool.has_reply]
             has_outcomes = all(has_result(one) or tool.has_approval(self._approval_of(one)) for one, tool in replied)
