@@ -77,7 +77,7 @@ class MessageWriter(Writer):
         self, hub: Lifecycle, channel: str, message_id: str, *, create: CreateMessage | None, author: str | None
     ) -> None:
         super().__init__(channel, Outgoing(message_id, hub.limits))
-        self.ids: tuple[str, ...] = (message_id,)
+        self.ids: tuple[str, ...] = (message_id,)  # messages that the committer needs in memory (`Item`)
         # the attempt at a turn that this message answers; its creation is refused if the attempt has lost the turn
         self.turn_attempt: int | None = None
         self._hub = hub

@@ -771,7 +771,7 @@ class GivenInput:
     joins_calls: bool = True  # False: each item is a message of its own, so that it can be deleted
 
     def add(self, role: Role, parts: list[Json]) -> None:
-        """Add a message. The last one of the user is the question."""
+        """Add a message. The last one of the user is the question; without `joins_calls` each item stays a message."""
         if not parts and role != "assistant":
             return
         if self.parts:

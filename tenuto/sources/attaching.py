@@ -202,8 +202,8 @@ class Attaching:
 
 def _kept_text(attempt: Attempt, left: list[tuple[int, Part]], number: int, length: int, *, is_exact: bool) -> Kept:
     """Return the text that a response continues, the last of `left`. Raises Differs if the message does not hold it."""
-    if len(left) == number and left[-1][1]["type"] == "text":
-        kept = Kept(left, is_exact, length)
+    if len(left) == number and left[-1][1]["type"] == "text":  # its note has the `number` of parts and `length`
+        kept = Kept(left, is_exact, length)  # `is_exact`: the model goes on at the last character of the text
         if len(kept.text) == length and (not kept.is_continued or length in kept.part.get("joins", [])):
             return kept
     attempt.outgoing.reopen_left(attempt.owner)  # all that was left is superseded with it
