@@ -46,8 +46,7 @@ async def test_state_of_an_agent_is_a_copy_of_its_objects() -> None:
         tools.append("rm")
         await asyncio.sleep(10)
 
-    hub = await hub_asked(bot, 1)
-    (member,) = (await hub.members("chat:1")).members
+    (member,) = (await (await hub_asked(bot, 1)).members("chat:1")).members
     assert member.data["tools"] == ["search"]
 
 

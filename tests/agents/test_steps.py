@@ -364,8 +364,7 @@ BOT = Caller(id="bot")  # the name of the agent, which a client may have, too
 @virtually
 @pytest.mark.parametrize("caller", [EVE, BOT, Caller(id="root", is_admin=True), Caller()])
 async def test_another_client_cannot_send_answer_or_read_a_step(caller: Caller) -> None:
-    store = MemoryStore()
-    hub = new_hub(store)
+    hub = new_hub(MemoryStore())
 
     @hub.agent("chat:*", name="bot")
     async def bot(turn: Turn) -> None:
