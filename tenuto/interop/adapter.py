@@ -208,8 +208,7 @@ async def regenerate(access: Access, channel: str, turn: TurnStatus, options: Js
 def stored_parts(content: object, *, is_strict: bool = False, has_data: bool = False) -> list[Json]:
     """Return the content of a client's message as it is stored, without empty texts. Raises InvalidRequest.
 
-    It may have any of the forms of the APIs, data if `has_data`. An unknown one is left out, or refused if `is_strict`.
-    No part at all is refused unless `is_strict`.
+    It may have any form of the APIs, data if `has_data`. An unknown one is refused if `is_strict`, no part otherwise.
     """
     if isinstance(content, str):
         content = [{"type": "text", "text": content}]

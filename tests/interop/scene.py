@@ -201,5 +201,4 @@ async def chooses(turn: Turn) -> None:
     """Ask a question that no client knows by its name."""
     async with turn.reply() as message:
         await message.append("Which? ")
-        reply = await turn.ask("choose", {"of": ["red", "blue"]})
-        await message.append(f"{reply.data}!")
+        await message.append(f"{(await turn.ask('choose', {'of': ['red', 'blue']})).data}!")
