@@ -486,7 +486,7 @@ def _anthropic_content(one: str | Part) -> dict[str, Json] | None:
     title = {"title": file.name} if file.name else {}
     if file.url and file.media_type == "application/pdf":
         return {"type": "document", "source": source, **title}
-    if file.media_type == "text/plain" and file.data is not None and (text := _decoded(file.data)):
+    if file.media_type.startswith(("text/", "application/json")) and file.data and (text := _decoded(file.data)):
         return {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": text}, **title}
     return {"type": "text", "text": _placeholder(one)}
 

@@ -405,13 +405,13 @@ def test_calls_of_one_answer_with_the_same_id_get_two_in_each_shape(between: lis
 def test_file_of_an_answer_and_plain_text_are_shown_as_the_apis_take_them() -> None:
     drawn = [message("user", text("draw")), message("assistant", text("Here: "), file(PNG, filename="cat.png"))]
     assert as_turns(drawn, "openai")[1] == {"role": "assistant", "content": "Here: [image: cat.png]"}
-    notes = as_turns([message("user", text("sum up"), file("data:,a%20b", filename="n.txt"))], "anthropic")
     source = {"type": "text", "media_type": "text/plain", "data": "a b"}
-    assert notes[0]["content"][1] == {"type": "document", "source": source, "title": "n.txt"}
-    spoken = as_turns([message("user", file("data:audio/mpeg;base64,AAA="))], "openai")
-    assert spoken[0]["content"] == [{"type": "input_audio", "input_audio": {"data": "AAA=", "format": "mp3"}}]
-    asked = [message("user", file(PNG, mediaType="image/*"))]
-    assert as_turns(asked, "text") == [{"role": "user", "content": "[image: image/png]"}]
+    for url in ("data:,a%20b", "data:text/csv,a%20b", "data:application/json,a%20b"):
+        (notes,) = as_turns([message("user", text("sum up"), file(url, filename="n.txt"))], "anthropic")
+        assert notes["content"][1] == {"type": "document", "source": source, "title": "n.txt"}
+    (spoken,) = as_turns([message("user", file("data:audio/mpeg;base64,AAA="))], "openai")
+    assert spoken["content"] == [{"type": "input_audio", "input_audio": {"data": "AAA=", "format": "mp3"}}]
+    assert as_turns([message("user", file(PNG, mediaType="image/*"))], "text")[0]["content"] == "[image: image/png]"
 
 
 @pytest.mark.parametrize("shape", ["text", "openai", "responses", "anthropic"])
