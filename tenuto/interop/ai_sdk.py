@@ -26,7 +26,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tenuto import Hub, Message
-from tenuto.core.errors import AlreadyAnswered, IdConflict, InvalidRequest, LocalError, NotFound
+from tenuto.core.errors import AlreadyAnswered, Finished, Forbidden, IdConflict, InvalidRequest, LocalError, NotFound
 from tenuto.interop.adapter import (
     ChatRoutes,
     begin_unsent,
@@ -115,7 +115,10 @@ class AISDK(ChatRoutes):
             if is_edit:
                 break  # the newest may be this edit, repeated; an edit back to earlier content is another version
         id = hashed(newest, json.dumps(content["parts"]))  # the same for a repeated request
-        return (await access.create(channel, id=id, **content, parent=known.parent)).id
+        stored = await access.create(channel, id=id, **content, parent=known.parent)
+        with suppress(Finished, Forbidden, NotFound):  # else the new version waits for the answer that it hides
+            await access.command(channel, "cancel", target=newest)
+        return stored.id
 
     async def _reply(self, access: Access, channel: str, last: Json) -> tuple[str, bool]:
         """Reply to the agent's questions that the page's last message answers.

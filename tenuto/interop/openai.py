@@ -958,7 +958,6 @@ def _text(item: Json, name: str, **about: str) -> str:
 
 
 # -- responses over a WebSocket: several on one socket, further input for a running one, and resuming ----------------
-#
 # Requests with the same `stream_id` are carried out one after the other, others at the same time. Input for a running
 # response (`response.steer`) is a user message in its channel, so it outlives the socket: the agent takes it
 # in (`Turn.steered`), or it gets a turn of its own. In both cases a successor response follows.

@@ -234,8 +234,7 @@ async def test_turn_takes_in_the_messages_that_follow_its_own(
     await begun.wait()
     for id, parent, reply_to in messages:
         role: Any = "assistant" if id in ("A1", "note") else "user"
-        given = UNSET if parent == "" else parent
-        await hub.create("x:1", id=id, role=role, text=id, parent=given, reply_to=reply_to)
+        await hub.create("x:1", id=id, role=role, text=id, parent=UNSET if parent == "" else parent, reply_to=reply_to)
     arrived.set()
     await asyncio.sleep(60)
     assert got == taken

@@ -350,8 +350,7 @@ async def test_a_regenerate_runs_the_steps_again() -> None:
         counted.calls.append(turn.step_key("a"))
         await turn.step("a", counted.of("a"))
 
-    hub = await hub_asked(bot, 1, store=store)
-    await hub.command("chat:1", "regenerate", target="m1")
+    await (await hub_asked(bot, 1, store=store)).command("chat:1", "regenerate", target="m1")
     await asyncio.sleep(1)
     first, a, second, again = counted.calls
     assert (a, again, first != second) == ("a", "a", True)

@@ -221,6 +221,15 @@ async def test_edit_of_an_old_question_that_is_sent_again_joins_its_version() ->
         assert sorted(await versions()) == ["one", "one", "two"]
 
 
+async def test_edit_stops_the_answer_that_it_hides(scene: PageScene) -> None:
+    first = asyncio.ensure_future(scene.http.post(CHAT, json={"id": "1", "message": user()}))
+    await scene.served.until(lambda: len(scene.turns) == 1)
+    second = asyncio.ensure_future(scene.http.post(CHAT, json={"id": "1", "message": user("other"), "messageId": "u"}))
+    assert '"abort"' in (await first).text
+    scene.gate.set()
+    assert "to other" in (await second).text
+
+
 async def test_forged_history_changes_nothing_that_the_agent_sees(scene: PageScene) -> None:
     scene.gate.set()
     forged = [

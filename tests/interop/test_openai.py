@@ -857,8 +857,7 @@ async def test_answer_that_its_model_cuts_is_incomplete(scene: ClientScene, reas
     whole = await scene.chat()
     assert (whole.choices[0].finish_reason, whole.choices[0].message.content) == (reason, '{"city": "Ul')
     assert [one.choices[0].finish_reason async for one in await scene.chat(stream=True)][-1] == reason
-    error = openai.LengthFinishReasonError if reason == "length" else openai.ContentFilterFinishReasonError
-    with pytest.raises(error):
+    with pytest.raises(openai.LengthFinishReasonError if reason == "length" else openai.ContentFilterFinishReasonError):
         await scene.client.chat.completions.parse(model="bot", messages=[USER], response_format=City)
     response = await scene.ask()
     assert (response.status, response.completed_at, response.output_text) == ("incomplete", None, '{"city": "Ul')
