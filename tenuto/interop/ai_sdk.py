@@ -26,7 +26,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tenuto import Hub, Message
-from tenuto.core.errors import AlreadyAnswered, Finished, Forbidden, IdConflict, InvalidRequest, LocalError, NotFound
+from tenuto.core.errors import AlreadyAnswered, IdConflict, InvalidRequest, LocalError, NotFound, TenutoError
 from tenuto.interop.adapter import (
     ChatRoutes,
     begin_unsent,
@@ -116,7 +116,7 @@ class AISDK(ChatRoutes):
                 break  # the newest may be this edit, repeated; an edit back to earlier content is another version
         id = hashed(newest, json.dumps(content["parts"]))  # the same for a repeated request
         stored = await access.create(channel, id=id, **content, parent=known.parent)
-        with suppress(Finished, Forbidden, NotFound):  # else the new version waits for the answer that it hides
+        with suppress(TenutoError):  # refused: the new version, which is stored, waits for the answer that it hides
             await access.command(channel, "cancel", target=newest)
         return stored.id
 
