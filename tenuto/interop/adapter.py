@@ -91,7 +91,7 @@ async def body_of(access: Access, request: Request, remedy: str) -> Json:
         return await access.body(request, limit_bytes=access.limits.message_bytes)
     except TooLarge as error:
         limit = error.details["limit"]
-        text = f"the body of the request has more than {limit} bytes (Limits.message_bytes); {remedy}"
+        text = f"the body has more than {limit} bytes (Limits.message_bytes); make its files smaller, or {remedy}"
         raise TooLarge(text, limit=limit) from None
 
 
