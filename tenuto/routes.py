@@ -317,7 +317,7 @@ class Access:
             return self._charged([await read_turn(self._hub.runtime, channel, check_id(message_id))])[0]
 
     async def conversation(self, channel: str, *, limit: int = 200, before: int | None = None) -> list[TurnStatus]:
-        """Return the turns of the newest branch, oldest first, of the newest `limit` messages (at most 16 MiB).
+        """Return the turns of the newest branch, oldest first, of the newest `limit` messages (at most 24 MiB).
 
         With `before` they are those created before this serial (`Message.created`).
         """

@@ -305,7 +305,6 @@ def _file(part: Part) -> _File:
         media_type = about.split(";")[0] or media_type or "text/plain"
         if not about.lower().endswith(";base64"):
             data = base64.b64encode(unquote_to_bytes(data)).decode()
-            url = f"data:{media_type};base64,{data}"
         if not data or not data.isascii():
             url, data = "", None  # malformed
     try:
@@ -315,7 +314,10 @@ def _file(part: Part) -> _File:
     name = part.get("filename") or part.get("name")
     if not isinstance(name, str):
         name = unquote(path.rsplit("/", 1)[-1])
-    media_type = media_type or guess_type(name)[0] or ""
+    if media_type in ("", "application/octet-stream"):
+        media_type = guess_type(name)[0] or media_type
+    if data is not None and not url.startswith(about := f"data:{media_type};base64,"):  # no API knows other parameters
+        url = about + data
     return _File(url, media_type.lower(), name, data)
 
 
@@ -353,10 +355,8 @@ def _output(part: Part, block: Callable[[str | Part], Json] | None = None) -> Js
 
 
 def _text(message: Message) -> Iterator[dict[str, Json]]:
-    content = [
-        part["text"] if part["type"] == "text" else part for part in message.parts if part["type"] in ("text", "file")
-    ]
-    if message.role != "tool" and (text := _text_of(content, "\n" if message.role == "user" else "")):
+    shown = [one["text"] if one["type"] == "text" else one for one in message.parts if one["type"] in ("text", "file")]
+    if message.role != "tool" and (text := _text_of(shown, "\n" if message.role == "user" else "")):
         yield {"role": message.role, "content": text}
 
 
@@ -486,7 +486,7 @@ def _anthropic_content(one: str | Part) -> dict[str, Json] | None:
     title = {"title": file.name} if file.name else {}
     if file.url and file.media_type == "application/pdf":
         return {"type": "document", "source": source, **title}
-    if file.media_type == "text/plain" and file.data is not None and (text := _decoded(file.data)):
+    if file.media_type.startswith(("text/", "application/json")) and file.data and (text := _decoded(file.data)):
         return {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": text}, **title}
     return {"type": "text", "text": _placeholder(one)}
 

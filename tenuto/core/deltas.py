@@ -319,6 +319,7 @@ class TurnChanged(Struct, frozen=True):
     state: TurnState
     is_cancelled: bool = False
     is_deleted: bool = False
+    round: str = ""  # that of the `TurnStatus` with which a reader begins; the reader gets no other one
 
 
 TurnDelta = InAnswer | QuestionAsked | QuestionReplied | TurnChanged
@@ -372,7 +373,7 @@ class TurnProgress:
         deltas = [one for answer in status.answers for one in self._begin_answer(answer)]
         deltas += [one for command in status.questions for one in self._ask(command)]
         self.state, self._had_answers = status.state, status.is_deleted
-        return [*deltas, TurnChanged(status.state, status.is_cancelled, status.is_deleted)]
+        return [*deltas, TurnChanged(status.state, status.is_cancelled, status.is_deleted, status.round)]
 
     def receive(self, events: Sequence[ServerEvent], message: MessageState | None) -> list[TurnDelta]:
         """Return the deltas of a batch of the channel's events.

@@ -119,8 +119,7 @@ class RenewLease(Struct, frozen=True, kw_only=True):
 
 
 class ExpireLease(Struct, frozen=True, kw_only=True):
-    """The hub's own request: `end` the message, unless it has entries after serial `last`, which show that its writer
-    lives."""
+    """End the message, unless entries after serial `last` show that its writer lives. Sent by the server."""
 
     end: FinishMessage
     last: int

@@ -91,7 +91,7 @@ async def body_of(access: Access, request: Request, remedy: str) -> Json:
         return await access.body(request, limit_bytes=access.limits.message_bytes)
     except TooLarge as error:
         limit = error.details["limit"]
-        text = f"the body of the request has more than {limit} bytes (Limits.message_bytes); {remedy}"
+        text = f"the body has more than {limit} bytes (Limits.message_bytes); make its files smaller, or {remedy}"
         raise TooLarge(text, limit=limit) from None
 
 
@@ -208,8 +208,7 @@ async def regenerate(access: Access, channel: str, turn: TurnStatus, options: Js
 def stored_parts(content: object, *, is_strict: bool = False, has_data: bool = False) -> list[Json]:
     """Return the content of a client's message as it is stored, without empty texts. Raises InvalidRequest.
 
-    It may have any of the forms of the APIs, data if `has_data`. An unknown one is left out, or refused if `is_strict`.
-    No part at all is refused unless `is_strict`.
+    It may have any form of the APIs, data if `has_data`. An unknown one is refused if `is_strict`, no part otherwise.
     """
     if isinstance(content, str):
         content = [{"type": "text", "text": content}]

@@ -4,8 +4,7 @@ Layer: interop.
 
 `AGUI(hub, channel="chat:{id}").install(app, "/api/agent")` adds five routes to an app. Of the messages of a run only
 the last one of the user is stored, or the results of the page's own tools after it; its id is the id of the stored
-message, so a repeated run joins the turn. Two of the routes are those that the client of TanStack AI (npm
-`@tanstack/ai-client`) asks at the path itself.
+message, so a repeated run joins the turn. The route at the path itself also serves npm's `@tanstack/ai-client`.
 
 One run of the client is one turn. A text, a reasoning and the result of a tool are messages of their own in the client.
 A run with a position gets the events after it, at each character. A repeated run whose client shows a part of the turn
@@ -86,9 +85,7 @@ def _asked(question: Message) -> list[Json]:
 def _content(parts: Sequence[object]) -> str | list[Json]:
     """Return the texts and files of a message in the client."""
     blocks = list(filter(None, map(_block, parts)))
-    if all(one["type"] == "text" for one in blocks):
-        return "\n".join(one["text"] for one in blocks)
-    return blocks
+    return "\n".join(one["text"] for one in blocks) if all(one["type"] == "text" for one in blocks) else blocks
 
 
 def _block(part: object) -> Json | None:  # None: it is neither a text nor a file with a URL
@@ -295,7 +292,8 @@ async def _store_message(
             return
         turn = await access.turn(channel, id)
     known = turn.message
-    if known is None or known.role != "user" or known.parts[len(outputs_in(known)) :] != parts:
+    # compared as clients show them: this one may have loaded the question of another one
+    if known is None or known.role != "user" or _content(known.parts[len(outputs_in(known)) :]) != _content(parts):
         raise IdConflict(f"message {last['id'][:64]!r} exists with other content; send changed content with a new id")
     await begin_unsent(access, channel, turn, options)
 
@@ -373,8 +371,7 @@ def _messages_in(body: Json) -> tuple[Json, list[Json], list[Json], list[Json]]:
 
 # -- the events -------------------------------------------------------------------------------------------------------
 
-# for each type of part that grows: the events before its text with their fields, those for and after it, and the field
-# with its id
+# for each type of part that grows: the events before its text with their fields, for and after it; the field of its id
 _EVENTS: dict[str, tuple[dict[str, Json], str, list[str], str]] = {
     "text": ({"TEXT_MESSAGE_START": {"role": "assistant"}}, "TEXT_MESSAGE_CONTENT", ["TEXT_MESSAGE_END"], "messageId"),
     "reasoning": (
@@ -493,8 +490,7 @@ class AGUIStream(EventStream):
         if self.snapshot is None or self.ended is not None:  # an ended run sends only its end
             self._put("RUN_STARTED", **self._run)
             return
-        # A client keeps reasonings that a snapshot lacks, so events before it make them empty, and then other messages.
-        # Releases before 1.0 keep them as empty ones.
+        # Clients keep reasonings that a snapshot lacks: earlier ones make them empty, and then (1.0) other messages.
         thoughts = [id for id, role in self.known.items() if role == "reasoning"]
         if thoughts and all(one["role"] != "reasoning" for one in self.snapshot):
             self._last = replace(self._at, sum=attempts + 1)  # a reader that has no more than these begins anew
@@ -571,8 +567,7 @@ class AGUIStream(EventStream):
             id = part.name
             self._parents.pop(answer, None)
             if self.shows_question and self._at.units == 1 >= self._after.units:
-                # At the first start of a text or call the page drops the message with the reasonings before it. So
-                # the question, which it has, starts first.
+                # the first start of a text or call drops the message before it: let it not be that of the reasonings
                 self._unplaced("TEXT_MESSAGE_START", messageId=self.question, role="user")
                 self._unplaced("TEXT_MESSAGE_END", messageId=self.question)
         self._at = replace(self._at, sum=crc32(part.name.encode(), self._at.sum))  # as `TurnPosition.sum` says

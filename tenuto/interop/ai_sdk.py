@@ -8,8 +8,7 @@ ignored: a request adds its last message, or answers the questions of the agent,
 One turn is one assistant message of the page, with all answers of the turn. Clients refuse unknown data: a chunk type
 or (`strict`) a field of a later release, and a delta for a part that has ended. After the result of a tool comes a step
 boundary, because pages that continue by themselves look at the last step only. For the same reason a call that the page
-may be asked about stays in the last step, and pages look for the input of a call only there. `docs/ai-sdk.md` has the
-mapping.
+may be asked about stays in that step, where alone pages look for its input. `docs/ai-sdk.md` has the mapping.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tenuto import Hub, Message
-from tenuto.core.errors import AlreadyAnswered, IdConflict, InvalidRequest, LocalError, NotFound
+from tenuto.core.errors import AlreadyAnswered, IdConflict, InvalidRequest, LocalError, NotFound, TenutoError
 from tenuto.interop.adapter import (
     ChatRoutes,
     begin_unsent,
@@ -55,8 +54,7 @@ class AISDK(ChatRoutes):
     """The routes of one chat of the AI SDK: `AISDK(hub, channel="chat:{id}").install(app, "/api/chat")`.
 
     `{id}` in `channel` is the id of the page's chat. `version` is the major release of `ai` in the page; 6 serves
-    pages of 7 too. `strict` leaves out optional fields, for early releases of 5 and 6. Tools in `browser_tools` run in
-    the page.
+    pages of 7 too. `strict` leaves out optional fields, for early releases of 5 and 6. The page runs `browser_tools`.
     """
 
     def __init__(
@@ -109,7 +107,7 @@ class AISDK(ChatRoutes):
             raise IdConflict(f"message {given_id!r} is an answer; send a question with another id")
         newest = ""  # id of the newest version
         async for version in _versions(access, channel, known):
-            if version.parts == content["parts"]:
+            if content["parts"] in (version.parts, _as_loaded(version.parts)):
                 if version is known:  # which a later request may have stored, without a turn
                     await begin_unsent(access, channel, turn, options)
                 return version.id
@@ -117,7 +115,10 @@ class AISDK(ChatRoutes):
             if is_edit:
                 break  # the newest may be this edit, repeated; an edit back to earlier content is another version
         id = hashed(newest, json.dumps(content["parts"]))  # the same for a repeated request
-        return (await access.create(channel, id=id, **content, parent=known.parent)).id
+        stored = await access.create(channel, id=id, **content, parent=known.parent)
+        with suppress(TenutoError):  # refused: the new version, which is stored, waits for the answer that it hides
+            await access.command(channel, "cancel", target=newest)
+        return stored.id
 
     async def _reply(self, access: Access, channel: str, last: Json) -> tuple[str, bool]:
         """Reply to the agent's questions that the page's last message answers.
@@ -152,8 +153,7 @@ class AISDK(ChatRoutes):
     async def _resume(self, request: Request) -> Response:
         """Replay the running turn, or one that has just ended: the page may lack its answer. 204 if there is none.
 
-        Strict releases add a replay to the answer that the page has, so they get a turn that has ended only if the page
-        names its last message in the parameter `last`.
+        Strict releases add a replay to the answer that the page has: only with `last` they get an ended turn.
         """
         last = request.query_params.get("last")
         access, channel = await self._enter(request, request.path_params["id"], "subscribe", "history")
@@ -190,6 +190,13 @@ def _content_of(message: Json) -> Json:
     """Return the parts and the meta of a page's message as they are stored. Raises InvalidRequest."""
     known = message["metadata"] if isinstance(message.get("metadata"), dict) else {}
     return {"parts": stored_parts(message["parts"], has_data=True), "meta": app_meta(known)}
+
+
+def _as_loaded(parts: list[Json]) -> list[Json]:
+    """Return the parts of a question as a page sends them that has loaded it, perhaps one of another client."""
+    with suppress(InvalidRequest):  # the page has none of them
+        return stored_parts([*map(_question_part, parts)], has_data=True)
+    return []
 
 
 async def _versions(access: Access, channel: str, known: Message) -> AsyncIterator[Message]:
@@ -679,8 +686,12 @@ def ui_part(id: str, part: Json) -> Json | None:
             return {"type": "source-url", "sourceId": id, "url": url, **title}
         case {"type": "source"}:
             name = str(part.get("title") or part.get("filename") or "source")
-            media = {"mediaType": _media_type(part, "text/plain")}
-            return {"type": "source-document", "sourceId": id, **media, "title": name}
+            return {
+                "type": "source-document",
+                "sourceId": id,
+                "mediaType": _media_type(part, "text/plain"),
+                "title": name,
+            }
     return None
 
 

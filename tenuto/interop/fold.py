@@ -231,8 +231,7 @@ class TurnFold:
     def walk(self, *, is_last: bool = False) -> Iterator[Part]:
         """Yield the part at the place of the walk, and each time that another is asked for, the one after it.
 
-        Parts that count no longer are left out. An answer that streams may get more parts, so that the walk does not go
-        on to the next one unless this walk `is_last`.
+        Parts that count no longer are left out. The walk ends at an answer that streams, unless this walk `is_last`.
         """
         while self.place[0] < len(self.answers):
             a, index = self.place
@@ -253,8 +252,7 @@ class TurnFold:
     def has_ended(self, part: Part, *, is_whole: bool) -> bool:
         """Return whether a part gets no more text, so that a walk goes on to the next one.
 
-        A call ends when it `is_whole`, or a text or a reasoning follows; those end when one, or a call, follows.
-        Others, such as sources, may stand in the midst of a text.
+        A call ends when it `is_whole` or a text or reasoning follows; these when one or a call follows, but no source.
         """
         is_passed = part.place[0] + 1 < len(self.answers) and self._is_answer_over(part.answer)
         if self.is_over or part.is_superseded or is_passed:
@@ -353,8 +351,7 @@ class TurnFold:
                 known.put(value)
             return known
         text, index = text_of(value), min(index, len(answer.parts))
-        kept: list[str] | None = [] if self._keeps_text else None
-        part = Part(answer, (number, index), value, [text] if text else [], kept, attempt)
+        part = Part(answer, (number, index), value, [text] if text else [], [] if self._keeps_text else None, attempt)
         answer.parts[index : index + 1] = [part]
         return part
 

@@ -58,7 +58,6 @@ from tenuto.interop.adapter import (
 )
 from tenuto.interop.fold import Json, Place, call_of, encode
 from tenuto.interop.openai_stream import (
-    ASKING,
     CALLS,
     CONVERSATION,
     CUSTOM,
@@ -525,7 +524,7 @@ async def turn_of(
     has_place = not any(of.start) or any(index <= len(one) or ATTEMPT in one for one in types)
     if status.message is None or (kind == "response" and not (status.message.role == "user" and has_place)):
         raise unknown(kind, of.id(), param)
-    return Asked(of, status.message, await access.options(of.channel, status.message), status.round), status
+    return Asked(of, status.message, await access.options(of.channel, status.message)), status
 
 
 async def _items_of(access: Access, of: Reference, param: str | None = None) -> list[Json]:
@@ -540,15 +539,16 @@ async def respond(access: Access, request: Request, events: TurnEvents, *, is_st
         stream = access.stream(events.of.channel, events.of.message_id, events)
         stream.problem_form = lambda problem: {"error": error_of({**problem, "response_id": events.of.id()})}
         return stream
-    events.after = 2 * ASKING  # no event before the last one is made
+    events.after = LIMIT  # no event before the last one is made
     headers = {"cache-control": "no-cache, no-transform", "x-should-retry": "false"}  # else the SDK asks again
     try:
         await access.follow(events.of.channel, events.of.message_id, events, request.receive)
     except (Draining, TooMany) as error:  # the question is stored
         with suppress(TenutoError):  # a `regenerate` may have broken it off: no byte was sent, so it begins anew
-            is_cut = isinstance(error, Draining)
-            if is_cut and (later := type(events)((await turn_of(access, events.of))[0])).base != events.base:
-                return await respond(access, request, later)
+            if isinstance(error, Draining) and events.round:
+                asked, turn = await turn_of(access, events.of)
+                if turn.round != events.round:
+                    return await respond(access, request, type(events)(asked))
         if events.is_cancelled and isinstance(error, TooMany):
             raise  # a client may cancel again
         problem = {**error.problem(), "response_id": events.of.id()}
@@ -751,8 +751,7 @@ def _by_method(endpoints: Mapping[str, Endpoint]) -> Endpoint:
 
 Role = Literal["user", "assistant", "system", "tool"]
 _ROLES: dict[str, Role] = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
-# Items of earlier responses that a client may send again and that no history has. The store has the calls of a response
-# that the request continues.
+# Items of earlier responses that a client may send again. Histories lack them, or the store has them (such as calls).
 _RESENT = ("reasoning", *CALLS, "mcp_call", "mcp_list_tools", "mcp_approval_request", "mcp_approval_response")
 _REPLIES = ("function_call_output", "custom_tool_call_output", "mcp_approval_response")
 MAX_EARLIER = 200  # messages before the question
@@ -959,7 +958,6 @@ def _text(item: Json, name: str, **about: str) -> str:
 
 
 # -- responses over a WebSocket: several on one socket, further input for a running one, and resuming ----------------
-#
 # Requests with the same `stream_id` are carried out one after the other, others at the same time. Input for a running
 # response (`response.steer`) is a user message in its channel, so it outlives the socket: the agent takes it
 # in (`Turn.steered`), or it gets a turn of its own. In both cases a successor response follows.

@@ -1,15 +1,13 @@
-"""A turn in OpenAI's API: ids and items, events that are numbered so that a reader may continue at each character, and
-chunks.
+"""A turn in OpenAI's API: ids and items, events whose numbers let a reader continue at each character, and chunks.
 
 Layer: interop.
 
 `sequence_number` is a position in the answers: an event of the structure counts 1, a delta its code points, and parts
-come in the order of their index. So the number depends on the stored answers alone, not on how they were sent. A part
-ends when the next one begins. Text for a part that has ended is in the last event only. Each stream has a last event.
-The n-th attempt that is superseded leaves room behind it: the parts after it begin at n times `ATTEMPT_ROOM`. So their
-numbers are the same for a reader that saw it and for one that did not, and so is `output_index`, which counts its
-items. They are taken back in the last numbers before that, the newest first: a number there depends on no text, and
-says that the reader has lost the items behind it. A reader with a number from before a `regenerate` begins anew.
+come in the order of their index. So it depends on the stored answers alone. A part ends when the next one begins. Later
+text for it is in the last event only. Each stream has a last event. The parts after the n-th superseded attempt begin
+at n times `ATTEMPT_ROOM`. So their numbers are the same for a reader that saw it and for one that did not, and so is
+`output_index`, which counts its items. They are taken back in the last numbers before that, the newest first: a number
+there says that the reader has lost the items behind it. A reader with a number from before a `regenerate` begins anew.
 """
 
 from __future__ import annotations
@@ -38,7 +36,7 @@ from tenuto.interop.fold import (
     parsed,
     text_of,
 )
-from tenuto.routes import OUTPUT, InAnswer, MessageReplaced, TurnDelta, has_result, own_tools, tools_in
+from tenuto.routes import OUTPUT, InAnswer, MessageReplaced, TurnChanged, TurnDelta, has_result, own_tools, tools_in
 
 # options of messages beside those of their requests (`requested_in`)
 CONVERSATION = "conversation"  # True if the request of this question names a conversation
@@ -59,8 +57,7 @@ class Reference(NamedTuple):
 
     In the id of an input item it is a message, and the number of the item. A conversation is a channel alone.
     `attempt` is the number of superseded attempts before the part, which may have had a part at its place, `steers`
-    that of the inputs which the agent has taken in before a response that steering began. An approval request also
-    names its `question`.
+    that of the inputs taken in before a response that steering began. An approval request also names its `question`.
     """
 
     channel: str
@@ -87,7 +84,6 @@ class Asked(NamedTuple):
     of: Reference
     question: Message
     options: Json
-    round: str = "0"  # that of the turn, when it was read
 
 
 def reference(id: object, param: str | None = None, *, kind: str = "response") -> Reference:
@@ -142,7 +138,8 @@ def _blocks(parts: list[Json], *, is_answer: bool = False) -> list[Json]:
                 content.append({"type": "input_image", "image_url": url, "detail": part.get("detail", "auto")})
             case {"type": "file", "url": url}:
                 named: Json = {name: part[name] for name in ("filename", "detail") if name in part}
-                content.append({"type": "input_file", "file_url": url, **named})
+                where = "file_data" if url[:5].lower() == "data:" else "file_url"
+                content.append({"type": "input_file", where: url, **named})
     return content
 
 
@@ -226,8 +223,7 @@ def usage(answers: list[Answer]) -> Json | None:
     counts = [{name: one[name] if isinstance(one.get(name), int) else 0 for name in names} for one in found]
     total = {name: sum(one[name] for one in counts) for name in names}
     return {
-        "input_tokens": total["input_tokens"],
-        "output_tokens": total["output_tokens"],
+        **{name: total[name] for name in ("input_tokens", "output_tokens")},
         "total_tokens": sum(max(one["total_tokens"], one["input_tokens"] + one["output_tokens"]) for one in counts),
         "input_tokens_details": {name: total[name] for name in ("cached_tokens", "cache_write_tokens")},
         "output_tokens_details": {"reasoning_tokens": total["reasoning_tokens"]},
@@ -258,18 +254,17 @@ class TurnEvents(EventStream):
     def __init__(self, asked: Asked, after: int = -1, previous: Reference | None = None) -> None:
         """`previous` is the response that this one continues within its turn; by default the first of the turn."""
         super().__init__(keeps_text=True)
-        self.of, self._question, self._options, turn_round = asked
+        self.of, self._question, self._options = asked
         self.rest: Reference | None = None
         self.steers = 0  # number of inputs that the agent has taken in, if the rest of the turn is another response
         self.is_cancelled = False  # the caller has just cancelled the turn: its end counts, also with an open question
         self.is_repeated = False  # the reader has the last event, which was sent again
-        # what all numbers of a later answer to the question have in addition
-        self.base = min(int(turn_round.rpartition(":")[2]), LIMIT // ROUND_ROOM - 1) * ROUND_ROOM
+        self.round = ""  # that of the turn (`TurnStatus.round`), once the first deltas have named it
+        self.base = 0  # what all numbers of a later answer to the question have in addition
         self.position = 0  # number of the next event, above `base`
         if any(self.of.start) and not self._options.get(CONVERSATION):  # one in a conversation names no other response
             self._options = {**self._options, "previous_response_id": (previous or self.of.at()).id()}
-        self.after = after - self.base if self.base <= after < self.base + ROUND_ROOM else -1
-        self._seen = self.after - (STEERED + 1 if self.after >= STEERED else 0)  # without what a steered end adds
+        self.after = after  # with `base`, until the round is known; LIMIT: the caller needs no events
         self._own_tools = own_tools(self._options)
         self._turn.place = self.of.start[0], 0
         self._part: Part | None = None  # the part whose item is open
@@ -291,8 +286,13 @@ class TurnEvents(EventStream):
             found[0].new.append(found[1])
             self._grow(found[0])
         else:
-            for name in () if self.position else ("created", "in_progress"):
-                self._put(f"response.{name}", response=self._response("in_progress", []))
+            if not self.position:  # the round may be later than that of the turn which the request read
+                self.round = next((one.round for one in deltas if isinstance(one, TurnChanged)), "")
+                self.base = min(int(self.round.rpartition(":")[2] or 0), LIMIT // ROUND_ROOM - 1) * ROUND_ROOM
+                if self.after != LIMIT:
+                    self.after = self.after - self.base if self.base <= self.after < self.base + ROUND_ROOM else -1
+                for name in ("created", "in_progress"):
+                    self._put(f"response.{name}", response=self._response("in_progress", []))
             self._fold(deltas)
             self._walk(is_split=self.steers > 0)
             self._end()
@@ -400,10 +400,10 @@ class TurnEvents(EventStream):
     def _walk(self, *, is_last: bool = False, is_split: bool = False, lost: Place | None = None) -> None:
         """Send all parts as far as they are known. With `is_last` each part ends where it is.
 
-        With `is_split` the response ends before its next item. From `lost` on the items of that answer count no
-        longer: they are counted, and the reader gets none of them.
+        With `is_split` the response ends before its next item. Its items from `lost` on are counted, not sent.
         """
         self._lost, asked = lost, self._open_calls()
+        seen = self.after - (STEERED + 1 if self.after >= STEERED else 0)  # without what a steered end adds
         for part in self._turn.walk(is_last=is_last):
             if lost is not None and part.place[0] > lost[0]:
                 return
@@ -412,7 +412,7 @@ class TurnEvents(EventStream):
                 continue  # it has no item, or belongs to an earlier response
             waits = asked.get(part) and not self._has_ended(part)  # the request for its approval is in its place
             if self._part is None and not waits:
-                if self._items and is_split and self.position > self._seen:  # the reader does not have the item
+                if self._items and is_split and self.position > seen:  # the reader does not have the item
                     self.rest = self.of.at(part.place, part.attempt)._replace(steers=self.steers)
                     return
                 self.position = max(self.position, (self._turn.attempts(part.place[0]) + part.attempt) * ATTEMPT_ROOM)

@@ -105,8 +105,7 @@ async def test_a_handler_whose_question_is_asked_again_begins_no_further_answer(
     is_asked_again.set()
     await asyncio.sleep(1)
     later = "attempt 129 has followed" if has_begun else "it waits for a new answer (regenerate)"
-    refused = f"attempt 1 cannot begin a further answer to message 'm1': {later}; end this handler"
-    assert refusals == [refused]
+    assert refusals == [f"attempt 1 cannot begin a further answer to message 'm1': {later}; end this handler"]
     assert await endings(hub) == [("answer", "complete", None)] * 2
     assert hub.runtime.scheduler.stats()["turns_running"] == 0
 
@@ -228,8 +227,7 @@ async def test_a_handler_ends_with_its_group_of_tasks(
         elif end == "lost":
             turns[0]._rests.__self__.stop(is_lost=True)  # type: ignore[attr-defined]
         elif end == "interrupted":
-            request = FinishMessage(status="interrupted", generation=1)
-            await hub.ask("chat:1", turns[0].replies[0].id, request, SERVER)
+            await hub.ask("chat:1", turns[0].replies[0].id, FinishMessage(status="interrupted", generation=1), SERVER)
         await asyncio.sleep(0 if end == "shutdown" else 20)
         assert end == "shutdown" or len(ended) == len(turns)
     assert [one[1:] for one in await endings(hub)] == [ends_as, *[("complete", None)] * (how == "stop, caught")]

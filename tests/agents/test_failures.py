@@ -46,8 +46,7 @@ async def test_state_of_an_agent_is_a_copy_of_its_objects() -> None:
         tools.append("rm")
         await asyncio.sleep(10)
 
-    hub = await hub_asked(bot, 1)
-    (member,) = (await hub.members("chat:1")).members
+    (member,) = (await (await hub_asked(bot, 1)).members("chat:1")).members
     assert member.data["tools"] == ["search"]
 
 
@@ -103,8 +102,7 @@ async def test_answer_of_a_handler_that_ignores_its_time_limit_is_failed_with_ti
             with contextlib.suppress(asyncio.CancelledError):
                 await release.wait()
 
-    hub = await hub_asked(deaf, 30, timeout_s=5)
-    assert await endings(hub) == [("", "failed", "timeout")]
+    assert await endings(await hub_asked(deaf, 30, timeout_s=5)) == [("", "failed", "timeout")]
     release.set()
     await asyncio.sleep(1)
 

@@ -234,8 +234,7 @@ async def test_turn_takes_in_the_messages_that_follow_its_own(
     await begun.wait()
     for id, parent, reply_to in messages:
         role: Any = "assistant" if id in ("A1", "note") else "user"
-        given = UNSET if parent == "" else parent
-        await hub.create("x:1", id=id, role=role, text=id, parent=given, reply_to=reply_to)
+        await hub.create("x:1", id=id, role=role, text=id, parent=UNSET if parent == "" else parent, reply_to=reply_to)
     arrived.set()
     await asyncio.sleep(60)
     assert got == taken
@@ -275,8 +274,7 @@ def test_missing_parent_is_the_message_before_it_until_the_conversation_branches
     ]
     for at, (one, parent) in enumerate(zip(messages, history._parents(messages), strict=True)):
         known = next((before for before in messages[:at] if before.id == one.parent), None)
-        is_split = history.has_branches(messages[: at + 1])
-        assert parent is (known or (messages[at - 1] if at and not is_split else None))
+        assert parent is (known or (messages[at - 1] if at and not history.has_branches(messages[: at + 1]) else None))
 
 
 ACTIONS = ("ask", "ask", "answer", "answer", "go on", "crash", "end", "end", "note", "commit")
@@ -356,8 +354,7 @@ def test_result_that_the_client_sends_later_is_joined_to_its_call_in_each_shape(
         {"role": "assistant", "content": [of_anthropic("c1")]},
         {"role": "user", "content": [output_of_anthropic("c1", '{"c": 7}'), text("so?")]},
     ]
-    result_text = '[result of do_c1({"x": 1}): {"c": 7}]\nso?'
-    assert as_turns(told, "text")[1:] == [{"role": "user", "content": result_text}]
+    assert as_turns(told, "text")[1:] == [{"role": "user", "content": '[result of do_c1({"x": 1}): {"c": 7}]\nso?'}]
     # the call is no longer among the messages
     late = as_turns([told[0], told[2]], "openai")
     assert late[1] == {"role": "user", "content": '[result of call c1: {"c": 7}]\nso?'}
@@ -386,8 +383,7 @@ def test_result_after_another_answer_ends_the_history_with_its_call() -> None:
 def test_result_of_an_id_that_repeats_is_at_the_latest_earlier_call_without_one() -> None:
     first, second, third = (message("user", sent_later("c", output)) for output in "123")
     asked: Part = {"type": "tool", "call": "c", "name": "do", "input": "{}", "state": "called"}
-    told = [ASKED, message("assistant", asked), first, message("assistant", asked), second, third]
-    turns = as_turns(told, "openai")
+    turns = as_turns([ASKED, message("assistant", asked), first, message("assistant", asked), second, third], "openai")
     assert [one["content"] for one in turns if one["role"] == "tool"] == ["1", "2"]
     assert turns[-1] == {"role": "user", "content": "[result of do({}): 3]"}
 
@@ -399,8 +395,7 @@ def test_calls_of_one_answer_with_the_same_id_get_two_in_each_shape(between: lis
     turns = as_turns(told, "openai")
     assert [call["id"] for one in turns for call in one.get("tool_calls", ())] == ["c", "c_", "c__"]
     assert [(one["tool_call_id"], one["content"]) for one in turns if one["role"] == "tool"] == pairs
-    items = as_turns(told, "responses")
-    assert [(one["call_id"], one["output"]) for one in items if "output" in one] == pairs
+    assert [(one["call_id"], one["output"]) for one in as_turns(told, "responses") if "output" in one] == pairs
     blocks = [block for one in as_turns(told, "anthropic") for block in one["content"]]
     assert [block["id"] for block in blocks if block["type"] == "tool_use"] == ["c", "c_", "c__"]
     assert [(one["tool_use_id"], one["content"]) for one in blocks if one["type"] == "tool_result"] == pairs
@@ -409,13 +404,13 @@ def test_calls_of_one_answer_with_the_same_id_get_two_in_each_shape(between: lis
 def test_file_of_an_answer_and_plain_text_are_shown_as_the_apis_take_them() -> None:
     drawn = [message("user", text("draw")), message("assistant", text("Here: "), file(PNG, filename="cat.png"))]
     assert as_turns(drawn, "openai")[1] == {"role": "assistant", "content": "Here: [image: cat.png]"}
-    notes = as_turns([message("user", text("sum up"), file("data:,a%20b", filename="n.txt"))], "anthropic")
     source = {"type": "text", "media_type": "text/plain", "data": "a b"}
-    assert notes[0]["content"][1] == {"type": "document", "source": source, "title": "n.txt"}
-    spoken = as_turns([message("user", file("data:audio/mpeg;base64,AAA="))], "openai")
-    assert spoken[0]["content"] == [{"type": "input_audio", "input_audio": {"data": "AAA=", "format": "mp3"}}]
-    asked = [message("user", file(PNG, mediaType="image/*"))]
-    assert as_turns(asked, "text") == [{"role": "user", "content": "[image: image/png]"}]
+    for url in ("data:,a%20b", "data:text/csv,a%20b", "data:application/json,a%20b"):
+        (notes,) = as_turns([message("user", text("sum up"), file(url, filename="n.txt"))], "anthropic")
+        assert notes["content"][1] == {"type": "document", "source": source, "title": "n.txt"}
+    (spoken,) = as_turns([message("user", file("data:audio/mpeg;base64,AAA="))], "openai")
+    assert spoken["content"] == [{"type": "input_audio", "input_audio": {"data": "AAA=", "format": "mp3"}}]
+    assert as_turns([message("user", file(PNG, mediaType="image/*"))], "text")[0]["content"] == "[image: image/png]"
 
 
 @pytest.mark.parametrize("shape", ["text", "openai", "responses", "anthropic"])

@@ -97,8 +97,7 @@ async def test_a_message_that_a_later_attempt_left_out_of_its_answer_gets_one() 
             await asyncio.sleep(1e6 if turn.attempt == 1 and turn.text == "?" else 0)
         await turn.step("bill", asyncio.sleep, 1e6 if turn.attempt < 3 and turn.text == "?" else 0)
 
-    found = await lived(respond, "q2", lives=3)
-    assert [text for text, _ in found] == ["?", "m q2", "To ?", "To m q2"]
+    assert [text for text, _ in await lived(respond, "q2", lives=3)] == ["?", "m q2", "To ?", "To m q2"]
 
 
 @pytest.mark.parametrize("moment", ["before the note", "after the note", "before the reply", "after the reply"])

@@ -350,8 +350,7 @@ async def test_a_regenerate_runs_the_steps_again() -> None:
         counted.calls.append(turn.step_key("a"))
         await turn.step("a", counted.of("a"))
 
-    hub = await hub_asked(bot, 1, store=store)
-    await hub.command("chat:1", "regenerate", target="m1")
+    await (await hub_asked(bot, 1, store=store)).command("chat:1", "regenerate", target="m1")
     await asyncio.sleep(1)
     first, a, second, again = counted.calls
     assert (a, again, first != second) == ("a", "a", True)
@@ -364,8 +363,7 @@ BOT = Caller(id="bot")  # the name of the agent, which a client may have, too
 @virtually
 @pytest.mark.parametrize("caller", [EVE, BOT, Caller(id="root", is_admin=True), Caller()])
 async def test_another_client_cannot_send_answer_or_read_a_step(caller: Caller) -> None:
-    store = MemoryStore()
-    hub = new_hub(store)
+    hub = new_hub(MemoryStore())
 
     @hub.agent("chat:*", name="bot")
     async def bot(turn: Turn) -> None:

@@ -150,8 +150,7 @@ async def test_a_newer_message_interrupts_the_running_turn() -> None:
 
     hub = await hub_asked(bot, 1, when_busy="interrupt")
     await hub.create("chat:1", text="second")
-    found = await until_over(hub, 2)
-    answers = [(one.text, one.status) for one in found if one.role == "assistant"]
+    answers = [(one.text, one.status) for one in await until_over(hub, 2) if one.role == "assistant"]
     assert answers == [("to ?", "cancelled"), ("to second", "complete")]
 
 

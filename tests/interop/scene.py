@@ -138,8 +138,7 @@ def units(events: list[Any]) -> list[tuple[int, str, str]]:
         fields = dict(event) if isinstance(event, dict) else event.model_dump()
         number = fields.pop("sequence_number")
         letters = fields.get("delta") or [json.dumps(fields, sort_keys=True, default=str)]
-        first = number - len(letters) + 1
-        found += [(first + at, fields["type"], letter) for at, letter in enumerate(letters)]
+        found += [(number - len(letters) + 1 + at, fields["type"], letter) for at, letter in enumerate(letters)]
     return found
 
 
@@ -201,5 +200,4 @@ async def chooses(turn: Turn) -> None:
     """Ask a question that no client knows by its name."""
     async with turn.reply() as message:
         await message.append("Which? ")
-        reply = await turn.ask("choose", {"of": ["red", "blue"]})
-        await message.append(f"{reply.data}!")
+        await message.append(f"{(await turn.ask('choose', {'of': ['red', 'blue']})).data}!")

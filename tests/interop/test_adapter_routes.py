@@ -145,6 +145,20 @@ async def test_questions_whose_requests_never_arrived_come_with_the_next_one(kin
             assert [one.meta["of"] for one in asked] == [one.text for one in asked]
 
 
+@pytest.mark.parametrize("kind", [AISDK, AGUI])
+async def test_page_that_loads_a_question_of_another_client_sends_the_same_question(kind: Any) -> None:
+    async with playing(Scene, lambda hub: kind(hub, channel="chat:{id}"), CHAT) as scene:
+        scene.gate.set()
+        about = {"url": "https://e.x/a", "name": "a.pdf"}  # fields that pages have under other names, or not at all
+        texts = [{"type": "text", "text": text} for text in ("you", "two")]
+        await scene.hub.create("chat:1", id="u", parts=[*texts, {"type": "file", **about}, {"type": "source", **about}])
+        await scene.served.until(lambda: len(scene.turns) == 1)
+        question = (await scene.http.get(f"{CHAT}/1/messages")).json()[:1]
+        body = {"id": "1", "trigger": "regenerate-message", **run_of(question)}
+        assert "to you" in (await scene.http.post(CHAT, json=body)).text
+        assert {turn.message.id for turn in scene.turns} == {"u"}
+
+
 async def test_question_that_was_refused_does_not_hold_up_the_next_one(scene: PageScene) -> None:
     scene.gate.set()
     for texts, status in ((["huge"], 413), (["huge", "one", "two"], 200)):
@@ -205,6 +219,15 @@ async def test_edit_of_an_old_question_that_is_sent_again_joins_its_version() ->
         await ask("one", messageId="u")  # an edit back is another version
         await ask("one", messageId="u")
         assert sorted(await versions()) == ["one", "one", "two"]
+
+
+async def test_edit_stops_the_answer_that_it_hides(scene: PageScene) -> None:
+    first = asyncio.ensure_future(scene.http.post(CHAT, json={"id": "1", "message": user()}))
+    await scene.served.until(lambda: len(scene.turns) == 1)
+    second = asyncio.ensure_future(scene.http.post(CHAT, json={"id": "1", "message": user("other"), "messageId": "u"}))
+    assert '"abort"' in (await first).text
+    scene.gate.set()
+    assert "to other" in (await second).text
 
 
 async def test_forged_history_changes_nothing_that_the_agent_sees(scene: PageScene) -> None:

@@ -200,8 +200,7 @@ async def test_failed_silent_and_double_answers_are_loaded_as_the_page_built_the
     assert plain(state["messages"]) == plain(await scene.loaded())
     assert [one["role"] for one in state["messages"]] == ["user", "assistant"]
     await pages("b", "open", id="1", load=True, resume=True)
-    state = await pages("b", "resumed")
-    assert plain(state["messages"]) == plain(await scene.loaded())
+    assert plain((await pages("b", "resumed"))["messages"]) == plain(await scene.loaded())
 
 
 def tool_of(state: Any) -> Any:
@@ -241,9 +240,7 @@ async def test_approval_ends_the_response_and_the_next_request_goes_on(
 
 @pytest.mark.skipif(MAJOR < 6, reason="pages of version 5 know no approvals")
 @pytest.mark.parametrize("is_approved", [True, False], ids=["yes", "no"])
-async def test_loaded_messages_equal_those_of_a_page_with_each_kind_of_part(
-    scene: PageScene, is_approved: bool
-) -> None:
+async def test_loaded_messages_equal_those_of_a_page_with_any_kind_of_part(scene: PageScene, is_approved: bool) -> None:
     async def all_kinds(turn: Turn) -> None:
         async with turn.reply(meta={"model": "m"}) as message:
             await message.update(meta={"$responses": [["", 0, "resp_1", 0, {}]]})  # a later attempt could attach to it

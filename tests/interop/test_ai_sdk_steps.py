@@ -237,8 +237,7 @@ def test_batch_with_the_end_of_the_answer_makes_no_second_part_of_a_call(end: st
     begun = [(index, {**call(f"c{index}", "input"), "input": ""}) for index in range(2)]
     events = [*begun, (1, call("c1", "done")), (2, TEXT), (0, call("c0", end)), (3, call("c3", "done"))]
     for start, size in ((start, size) for start in range(len(events) + 1) for size in (1, 2, 3, 9)):
-        page = page_from(start, events, size)
-        states = [one["state"] for one in page.parts if one.get("toolCallId") in ("c0", "c1")]
+        states = [one["state"] for one in page_from(start, events, size).parts if one.get("toolCallId") in ("c0", "c1")]
         shown = "output-available" if end == "done" else "input-available"
         assert (start, size, states) == (start, size, [shown, "output-available"])
 
@@ -323,8 +322,7 @@ def test_loaded_call_has_the_result_that_another_client_has_sent_after_its_turn(
     results = [output_part("c0", "Ulm"), output_part("c1", "lost", error="lost")]
     question = msgspec.structs.replace(answer(results, "complete"), id="v", role="user")
     asked = TurnStatus(message=None, state="over", answers=[answer(calls, "complete")], questions=[], cursor="")
-    later = msgspec.structs.replace(asked, message=question, answers=[])
-    shown = ui_messages([asked, later], RELEASE)[0]["parts"][1:]
+    shown = ui_messages([asked, msgspec.structs.replace(asked, message=question, answers=[])], RELEASE)[0]["parts"][1:]
     states = [(one["state"], one.get("output", one.get("errorText"))) for one in shown]
     assert states == [("output-available", "Ulm"), ("output-error", "lost"), ("input-available", None)]
 
@@ -363,8 +361,7 @@ def test_page_that_loads_after_the_reply_to_its_call_does_not_run_the_call_again
     page, stream = FoldedPage(), UIStream("u", RELEASE)
     place = call("c1", "called", name="place")
     page.take(stream.frame([*begun([place]), TurnChanged("running")]))
-    replaced = PartReplaced(0, {**place, "note": "seen"}, 8), PartReplaced(0, call("c1", "done", name="place"), 8)
-    for delta in replaced:
+    for delta in (PartReplaced(0, {**place, "note": "seen"}, 8), PartReplaced(0, call("c1", "done", name="place"), 8)):
         page.take(stream.frame([InAnswer("a", delta)]))
     page.take(stream.frame((InAnswer("a", MessageFinished("complete", None, {})), TurnChanged("over"))))
     assert (page.calls, page.ending, page.posts_again()) == ([], "finish", False)

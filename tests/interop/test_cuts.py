@@ -183,8 +183,7 @@ class Reader:
         return {"isOver": is_over, "status": status, "events": self._events, "shown": self._shown}
 
     async def _read(self) -> None:
-        errors = openai.APIConnectionError, httpx2.HTTPError, websockets.WebSocketException, OSError
-        with contextlib.suppress(*errors):
+        with contextlib.suppress(openai.APIConnectionError, httpx2.HTTPError, websockets.WebSocketException, OSError):
             async for event in self._socket() if self._way == "socket" else self._stream():
                 value = event.to_dict()
                 self._events.append(value)
@@ -321,9 +320,7 @@ async def test_answer_that_is_cut_after_each_event_while_it_is_written_has_each_
 
 
 @pytest.mark.parametrize("client", CLIENTS)
-async def test_answers_that_are_cut_at_random_bytes_while_they_are_written_have_each_character_once(
-    client: Client,
-) -> None:
+async def test_answers_that_are_cut_at_random_bytes_while_they_grow_have_each_character_once(client: Client) -> None:
     rng = random.Random(7)
     async with scene_of(client) as scene:
         scene.proxy.cut_after(*(rng.randint(1, client.size) for _ in range(RANDOM_CUTS)))

@@ -832,8 +832,7 @@ async def test_output_is_refused_while_its_turn_runs_and_has_not_asked(scene: Cl
 async def test_message_alone_is_refused_while_a_call_of_its_author_is_open() -> None:
     async with scene_of(authenticate=verifier()) as scene:
         scene.script = asks_about_calls
-        made = await scene.client.conversations.create()
-        for of in ({}, {"conversation": made.id}):
+        for of in ({}, {"conversation": (await scene.client.conversations.create()).id}):
             first = await scene.ask("1", tools=[PLACE], **of)
             behind = of or {"previous_response_id": first.id}
             with pytest.raises(openai.BadRequestError, match="No tool output found for function call c0"):
@@ -858,10 +857,8 @@ async def test_answer_that_its_model_cuts_is_incomplete(scene: ClientScene, reas
     whole = await scene.chat()
     assert (whole.choices[0].finish_reason, whole.choices[0].message.content) == (reason, '{"city": "Ul')
     assert [one.choices[0].finish_reason async for one in await scene.chat(stream=True)][-1] == reason
-    error = openai.LengthFinishReasonError if reason == "length" else openai.ContentFilterFinishReasonError
-    with pytest.raises(error):
-        asked: Any = [USER]
-        await scene.client.chat.completions.parse(model="bot", messages=asked, response_format=City)
+    with pytest.raises(openai.LengthFinishReasonError if reason == "length" else openai.ContentFilterFinishReasonError):
+        await scene.client.chat.completions.parse(model="bot", messages=[USER], response_format=City)
     response = await scene.ask()
     assert (response.status, response.completed_at, response.output_text) == ("incomplete", None, '{"city": "Ul')
     assert response.incomplete_details.reason == ("max_output_tokens" if reason == "length" else reason)

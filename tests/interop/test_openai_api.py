@@ -312,7 +312,16 @@ async def test_deleted_conversation_does_not_exist_until_its_next_message(tmp_pa
         assert len((await client.items.list(used)).data) == 1
 
 
-async def test_regenerated_response_begins_anew_and_is_deleted_with_the_answers_before(of_ann: ClientScene) -> None:
+async def test_regenerated_response_begins_anew_and_is_deleted_with_the_answers_before(
+    of_ann: ClientScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def regenerate(*given: Any) -> Any:
+        """Answer the turn again once the request has read it."""
+        monkeypatch.undo()
+        await of_ann.hub.command(channel, "regenerate", target=of_ann.turns[0].message.id)
+        await of_ann.served.until(lambda: len(of_ann.turns) == 4)
+        return await Access.options(*given)
+
     response = await of_ann.ask()
     channel, known = channel_of(response.id), units(await of_ann.events(response.id))
     for number in (2, 3):
@@ -323,7 +332,9 @@ async def test_regenerated_response_begins_anew_and_is_deleted_with_the_answers_
         known += units(whole)  # a reader of an earlier answer gets all of this one
         for after, _, _ in known[:-1:3]:
             assert units(await of_ann.events(response.id, after)) == [one for one in units(whole) if one[0] > after]
-    assert len((await of_ann.hub.history(channel)).messages) == 4
+    monkeypatch.setattr(Access, "options", regenerate)
+    assert units(await of_ann.events(response.id, known[-2][0])) == units(await of_ann.events(response.id))
+    assert len((await of_ann.hub.history(channel)).messages) == 5
     await of_ann.client.responses.delete(response.id)
     assert (await of_ann.hub.history(channel)).messages == []
 
@@ -362,9 +373,7 @@ async def test_caller_that_may_only_ask_brings_no_message_of_another_role(of_ann
 
 
 @pytest.mark.parametrize("kind", ["previous_response_id", "conversation"])
-async def test_messages_of_the_system_are_instructions_of_a_caller_that_may_only_ask(
-    of_ann: ClientScene, kind: str
-) -> None:
+async def test_system_messages_are_instructions_of_a_caller_that_may_only_ask(of_ann: ClientScene, kind: str) -> None:
     into = {kind: (await (of_ann.client.conversations.create() if kind == "conversation" else of_ann.ask())).id}
     given: Any = [
         {"role": "system", "content": "Be kind."},
@@ -557,16 +566,20 @@ async def test_repeated_request_is_the_same_branch_although_its_response_has_gro
 
 async def test_input_items_are_what_the_request_brought(scene: ClientScene) -> None:
     photo = {"type": "input_image", "image_url": "https://example.com/a.png", "detail": "low"}
+    content = [
+        {"type": "input_text", "text": "you"},
+        photo,
+        {"type": "input_file", "file_data": "data:a/b;base64,AA=="},
+    ]
     given: Any = [
         {"role": "system", "content": "Obey."},
         {"role": "assistant", "content": "Yes."},
-        {"role": "user", "content": [{"type": "input_text", "text": "you"}, photo]},
+        {"role": "user", "content": content},
     ]
     response = await scene.ask(given)
     items: Any = [one async for one in scene.client.responses.input_items.list(response.id, order="asc", limit=2)]
     assert [one.role for one in items] == ["system", "assistant", "user"]
-    text, image = items[-1].content
-    assert (text.type, image.type, image.image_url) == ("input_text", "input_image", photo["image_url"])
+    assert [one.to_dict() for one in items[-1].content] == content
     for options, wrong in (({"order": "up"}, "asc or desc, got 'up'"), ({"limit": 0}, "from 1 to 100, got '0'")):
         with pytest.raises(openai.BadRequestError, match=f"must be .*{wrong}"):
             await scene.client.responses.input_items.list(response.id, **options)
@@ -671,9 +684,7 @@ async def test_reference_to_an_item_is_the_item(scene: ClientScene) -> None:
 
 
 @pytest.mark.parametrize("kind", ["whole", "references", "conversation"])
-async def test_calls_of_the_server_reach_the_agent_when_a_client_sends_them_again(
-    scene: ClientScene, kind: str
-) -> None:
+async def test_calls_of_the_server_reach_the_agent_when_clients_send_them_again(scene: ClientScene, kind: str) -> None:
     done = {**CALL, "call": "c0", "state": "done", "output": {"c": "7 °"}}
     failed = {**CALL, "call": "c1", "state": "error", "output": "?"}
     scene.script = writes("Wait: ", done, failed, {"type": "text", "text": "Ulm."})

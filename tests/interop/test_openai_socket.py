@@ -104,9 +104,7 @@ async def test_body_leaves_memory_while_its_turn_runs(
     await asking
 
 
-async def test_errors_of_the_store_name_no_path(
-    scene: ClientScene, socket: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_errors_of_stores_name_no_path(scene: ClientScene, socket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     begun = await begun_on(socket)
     failing = AsyncMock(side_effect=StoreUnavailable("store file /srv/chat.db fails"))
     monkeypatch.setattr(scene.hub.store, "commit", failing)
@@ -131,9 +129,7 @@ async def test_lanes_run_at_the_same_time(scene: ClientScene, socket: Any) -> No
 # Further input
 
 
-async def test_input_that_the_agent_takes_in_ends_the_response_at_its_next_item(
-    scene: ClientScene, socket: Any
-) -> None:
+async def test_input_that_the_agent_takes_in_ends_a_response_at_its_next_item(scene: ClientScene, socket: Any) -> None:
     seen = asyncio.Event()
 
     async def listens(turn: Turn) -> None:
@@ -160,8 +156,7 @@ async def test_input_that_the_agent_takes_in_ends_the_response_at_its_next_item(
     assert [second[0].type, second[-1].type] == ["response.created", "response.completed"]
     assert (text_of(second), second[-1].response.output_text) == ("Now shorter.", "Now shorter.")
     assert second[0].response.id != response_id
-    later = await scene.client.responses.retrieve(second[0].response.id)
-    for one in (second[0].response, second[-1].response, later):
+    for one in (second[0].response, second[-1].response, await scene.client.responses.retrieve(second[0].response.id)):
         assert one.previous_response_id == response_id
     assert (first[-1].response.usage, second[-1].response.usage.total_tokens) == (None, 5)  # the answer ends there
     assert len(scene.turns) == 1
@@ -282,8 +277,7 @@ async def test_input_for_the_response_to_an_output_has_its_successor(scene: Clie
 
     scene.script = asks
     await socket.response.create(model="bot", input="you", tools=[PLACE])
-    id = (await until(socket))[-1].response.id
-    begun = await begun_on(socket, [output_of("c1")], previous_response_id=id)
+    begun = await begun_on(socket, [output_of("c1")], previous_response_id=(await until(socket))[-1].response.id)
     await steer(socket, begun[0].response.id, "shorter")
     scene.gate.set()
     first, second = await until(socket), await until(socket)

@@ -217,9 +217,7 @@ async def test_session_of_the_agents_sdk_keeps_its_items_and_removes_the_last_or
 
 
 @pytest.mark.parametrize("is_responses", [True, False], ids=["responses", "chat"])
-async def test_tool_that_langchain_binds_is_called_and_its_result_is_at_the_call(
-    stub: Stub, is_responses: bool
-) -> None:
+async def test_tool_that_langchain_binds_is_called_and_has_its_result(stub: Stub, is_responses: bool) -> None:
     bound = tool(weather)
     chat = ChatOpenAI(model="bot", base_url=f"{stub.url}/v1", api_key="key", use_responses_api=is_responses)
     messages: list[Any] = [HumanMessage("How is Ulm?")]
@@ -308,8 +306,7 @@ async def test_texts_and_images_of_a_result_reach_each_api_that_takes_them(stub:
     text, picture = received["anthropic"][-1]["content"][0]["content"]
     assert (text, picture["type"]) == ({"type": "text", "text": "See:"}, "image")
     assert received["text"][-1]["content"] == "[result of shot({}): See:[image: image/png]]"
-    item: Any = (await stub.client.responses.input_items.list(told.id)).data[0]
-    assert item.output[1].image_url == PNG
+    assert (await stub.client.responses.input_items.list(told.id)).data[0].output[1].image_url == PNG
 
 
 # -- files -----------------------------------------------------------------------------------------------------
@@ -606,6 +603,7 @@ def test_the_matrix_and_the_page_have_each_name_of_an_option() -> None:
 
 
 # The files that clients send, and the forms in which the shapes have them: openai, responses, anthropic and text
+UNKNOWN = "application/octet-stream"  # the type that a browser gives to a file whose type it does not know
 WAV, TXT, URL = "data:audio/wav;base64,AAA=", "data:text/plain;base64,SGk=", "https://e.x/b.png"
 _AT, _PDF = {"type": "url", "url": URL}, {"type": "base64", "media_type": "application/pdf", "data": "JVBERi0="}
 _PNG = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo="}}
@@ -697,6 +695,9 @@ CONTENT: dict[str, list[tuple[str, Any]]] = {
         ("image at", ui_file(URL, "image/png")),
         ("pdf", ui_file(PDF, "application/pdf", filename="a.pdf")),
         ("pdf at", ui_file("https://e.x/b.pdf", "application/pdf")),
+        ("pdf at", ui_file("https://e.x/b.pdf", UNKNOWN)),
+        ("pdf", ui_file(PDF.replace("application/pdf", UNKNOWN), UNKNOWN, filename="a.pdf")),
+        ("plain text", ui_file(TXT.replace(";", ";charset=utf-8;"), "text/plain", filename="a.txt")),
         ("sound", ui_file(WAV, "audio/wav")),
         ("plain text", ui_file(TXT, "text/plain", filename="a.txt")),
     ],

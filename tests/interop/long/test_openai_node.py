@@ -41,8 +41,7 @@ def node(entry: Path) -> str:
 @asynccontextmanager
 async def program(script: str, port: int, entry: Path = PACKAGE / "index.mjs", *more: str) -> AsyncIterator[Process]:
     """Run a script with the npm package, for the server at `port`."""
-    address = f"http://127.0.0.1:{port}/v1"
-    command = node(entry), FOLDER / script, entry, address, *more
+    command = node(entry), FOLDER / script, entry, f"http://127.0.0.1:{port}/v1", *more
     pipes = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.PIPE}
     process = await asyncio.create_subprocess_exec(*command, limit=LINE_BYTES, **pipes)
     try:

@@ -39,5 +39,4 @@ async def test_page_of_a_server_that_ends_has_an_error_and_later_the_whole_answe
             await pages("b", "saw", wanted="to you")
             state = await pages("b", "is", status="ready")
             assert (state["status"], text_of(state)) == ("ready", "Hello to you")
-            state = await pages("c", "open", id="1", load=True)
-            assert text_of(state) == "Hello to you"
+            assert text_of(await pages("c", "open", id="1", load=True)) == "Hello to you"
