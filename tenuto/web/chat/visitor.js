@@ -1,8 +1,9 @@
 /**
  * The chats of a visitor: the hub gives each browser an id, and a chat element without `channel` shows the chats of that id.
  *
- * A page of the hub's own origin proves the id by a cookie that no script can read. Another page gets a token instead,
- * which stays in `localStorage`. The module imports none of the client, which the package keeps in one file.
+ * A page of the hub's own origin proves the id by a cookie that no script can read. Another page, and one in a frame of
+ * another site, gets a token instead, which stays in `localStorage`. The module imports none of the client, which the
+ * package keeps in one file.
  * @module
  */
 
@@ -30,7 +31,7 @@ export class Visit {
   /** Return the chat to show first: the one that the tab showed before, or the newest. @param {string | undefined} kept */
   first(kept) {
     const { channel, chats } = this
-    const isOwn = kept !== undefined && (chats.some((one) => one.channel === kept) || (channel && kept.startsWith(`${channel}.`)))
+    const isOwn = kept && (chats.some((one) => one.channel === kept) || (channel && kept.startsWith(`${channel}.`)))
     const name = isOwn ? kept : chats[0]?.channel ?? channel
     if (!name) throw refusal("no_visitors", `${this.hub.base} has no chat for ${this.id}: ${REMEDY}`)
     return name
@@ -69,13 +70,12 @@ async function visit(hub) {
 async function request(hub, key) {
   const { base } = hub
   const own = await hub.token.get()
-  const kept = own === undefined ? storage()?.[key] : undefined
-  const token = own ?? kept
+  const token = own ?? tried(() => localStorage[key])
   /** @type {Response} */
   let response
   try {
-    // Without cookies the hub would not know the page again a moment later, so it gives a new visitor a token for the life of the page.
-    response = await hub.fetch(`${base}/v1/visitor${storage() && navigator.cookieEnabled ? "" : "?token=1"}`, {
+    // Without cookies the hub would not know the page again a moment later, so it gives a new visitor a token.
+    response = await hub.fetch(`${base}/v1/visitor${tried(keepsCookies) ? "" : "?token"}`, {
       method: "POST",
       headers: token ? { Authorization: `Bearer ${token}` } : {},
       signal: AbortSignal.timeout(REQUEST_MS),
@@ -85,31 +85,30 @@ async function request(hub, key) {
   }
   const body = await response.json().catch(() => ({}))
   if (response.ok && typeof body.id === "string") {
-    if (body.token && own === undefined) write(key, body.token)
-    return new Visit(hub, { ...body, token: body.token ?? kept })
+    if (body.token && own === undefined) tried(() => (localStorage[key] = body.token)) // if the storage is full, it lasts as long as the page
+    return new Visit(hub, { ...body, token: body.token ?? token })
   }
-  if (response.status === 401 && kept !== undefined) {
-    delete storage()?.[key] // of another hub at this address, or with an older key
+  if (response.status === 401 && token !== own) {
+    delete localStorage[key] // of another hub at this address, or with an older key
     return request(hub, key)
   }
-  if (response.status >= 500 && !body.code) throw new Error(`${base} sent status ${response.status}: read its log`)
+  if (response.status >= 500 && !body.code) throw Error(`${base} sent status ${response.status}: read its log`)
   if (response.status === 404 && body.code) throw refusal("no_visitors", `${base} has no chats for visitors: ${REMEDY}`)
   if (body.code) throw Object.assign(Error(body.detail), { code: String(body.code), problem: body })
   throw refusal("not_tenuto", `${base} sent status ${response.status}, but not as a Tenuto server: correct its address`)
 }
 
-/** Return the storage of the browser, which denies it together with cookies: then the id lasts as long as the page. @returns {Record<string, string> | undefined} */
-function storage() {
+/** Return the result of `read`: undefined if the browser denies its storage, or cookies. @template T @param {() => T} read */
+function tried(read) {
   try {
-    return localStorage
+    return read()
   } catch {
     return undefined
   }
 }
 
-/** Keep the token. If the storage is full, it lasts as long as the page. @param {string} key @param {string} token */
-function write(key, token) {
-  try {
-    Object.assign(storage() ?? {}, { [key]: token })
-  } catch {}
+/** Return whether the browser keeps a cookie like that of the hub. In a frame of a page of another site it does not. */
+function keepsCookies() {
+  document.cookie = "tenuto-visitor=;samesite=lax;max-age=1" // of a second, and `Lax` as the hub's
+  return document.cookie.includes("tenuto-visitor")
 }
