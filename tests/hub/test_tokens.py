@@ -31,13 +31,8 @@ OTHER_SECRET = "another-secret-of-more-than-sixty-four-bytes-which-nobody-here-h
 RSA, OTHER_RSA = (rsa.generate_private_key(public_exponent=65537, key_size=2048) for _ in range(2))
 EC256, EC384, EC521 = (ec.generate_private_key(curve()) for curve in (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1))
 ED = ed25519.Ed25519PrivateKey.generate()
-PRIVATE = {
-    **dict.fromkeys(("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"), RSA),
-    "ES256": EC256,
-    "ES384": EC384,
-    "ES512": EC521,
-    "EdDSA": ED,
-}
+PRIVATE: dict[str, Any] = {"ES256": EC256, "ES384": EC384, "ES512": EC521, "EdDSA": ED}
+PRIVATE |= dict.fromkeys(("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"), RSA)
 
 
 def pem(key: Any) -> str:
