@@ -145,6 +145,9 @@ async def test_a_page_in_a_frame_of_another_site_keeps_a_token(browser: Browser,
         await expect(messages(page.frames[1])).to_have_count(2)
         await page.reload()
         await expect(messages(page.frames[1]).first).to_have_text("from a frame")
+        await page.goto(here.address)  # this browser gives both pages the same storage
+        await expect(page.get_by_text("Online")).to_be_visible()
+        assert await messages(page).count() == 0
 
 
 async def test_a_hub_without_visitors_is_named_to_the_developer_only(browser: Browser) -> None:
