@@ -166,7 +166,7 @@ def check_identity(hub: HubCore, identity: Identity) -> None:
 async def _verified(scope: Scope, verify: Callable[[], Awaitable[Identity | None]]) -> Identity | None:
     """Return the result of the app's verifier.
 
-    A TenutoError passes. A 401 of Starlette refuses; any other exception is logged and not sent to the peer.
+    A TenutoError passes. A 401 or 403 of Starlette refuses; any other exception is logged and not sent to the peer.
     """
     connection = connection_of(scope)
     try:
@@ -183,8 +183,11 @@ async def _verified(scope: Scope, verify: Callable[[], Awaitable[Identity | None
     except TimeoutError:
         raise Busy(f"authentication timed out after {VERIFY_TIMEOUT_S:.0f} s; try again") from None
     except Exception as error:
-        if isinstance(error, HTTPException) and error.status_code == 401:
-            return None  # the verifier calls a dependency of the app's routes
+        status = error.status_code if isinstance(error, HTTPException) else None  # of a dependency of the app's routes
+        if status == 401:
+            return None
+        if status == 403:
+            raise Forbidden("the verifier of this hub refuses the caller") from None
         refusals.log_failure(peer_of(scope), error)
         raise unexpected() from None
 
@@ -193,12 +196,10 @@ async def _identity_from(verify: Callable[[], object]) -> Identity | None:
     """Return the identity that `verify` returns. Raises TypeError if it is not as `Authenticate` demands."""
     result = verify()
     if not isinstance(result, Awaitable):
-        name = type(result).__name__
-        raise TypeError(f"authenticate must be an async function, it returned a value of type {name}")
+        raise TypeError(f"authenticate must be an async function, it returned a value of type {type(result).__name__}")
     identity = await result
     if identity is not None and not isinstance(identity, Identity):
-        name = type(identity).__name__
-        raise TypeError(f"authenticate must return an Identity or None, got a value of type {name}")
+        raise TypeError(f"authenticate must return an Identity or None, got a value of type {type(identity).__name__}")
     return identity
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
-from playwright.async_api import Browser, Locator, Page, expect
+from playwright.async_api import Browser, Frame, Locator, Page, async_playwright, expect
 
 from tenuto import Hub, visitors
-from tests.browser.tab import TIMEOUT_MS, script
+from tests.browser.tab import ARGUMENTS, TIMEOUT_MS, chromium_path, script
 from tests.browser.test_client import page_app
 from tests.browser.test_markdown import POLICY, WITH_ELEMENT
 from tests.transports.conftest import listening, new_hub, serving
@@ -60,12 +61,12 @@ async def site(browser: Browser, tag: str = TAG, hub: Hub | None = None, **limit
             await context.close()
 
 
-async def ask(page: Page, text: str) -> None:
+async def ask(page: Page | Frame, text: str) -> None:
     await page.fill("textarea", text)
     await page.press("textarea", "Enter")
 
 
-def messages(page: Page) -> Locator:
+def messages(page: Page | Frame) -> Locator:
     return page.locator("article .body")
 
 
@@ -126,6 +127,27 @@ async def test_a_page_of_another_origin_keeps_a_token(browser: Browser) -> None:
             await expect(page.get_by_text("Online")).to_be_visible()
             assert await messages(page).count() == 0
             await page.goto("about:blank")
+
+
+async def test_a_page_in_a_frame_of_another_site_keeps_a_token(browser: Browser, tmp_path: Path) -> None:
+    (tmp_path / "Default").mkdir()  # a profile that keeps storage for frames, but no `Lax` cookie
+    (tmp_path / "Default/Preferences").write_text('{"profile": {"cookie_controls_mode": 0}}')
+    async with (
+        async_playwright() as playwright,
+        site(browser) as here,
+        listening(page_app(f"<iframe src={here.address}>")) as port,
+    ):
+        kind, path = playwright.chromium, chromium_path()
+        profile = await kind.launch_persistent_context(tmp_path, executable_path=path, args=list(ARGUMENTS))
+        page = profile.pages[0]
+        await page.goto(f"http://127.0.0.1:{port}/")
+        await ask(page.frames[1], "from a frame")
+        await expect(messages(page.frames[1])).to_have_count(2)
+        await page.reload()
+        await expect(messages(page.frames[1]).first).to_have_text("from a frame")
+        await page.goto(here.address)  # this browser gives both pages the same storage
+        await expect(page.get_by_text("Online")).to_be_visible()
+        assert await messages(page).count() == 0
 
 
 async def test_a_hub_without_visitors_is_named_to_the_developer_only(browser: Browser) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from fastapi import Depends, FastAPI, Request, Response
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from starlette.routing import Route
 
 from tenuto import Hub, Identity, visitors
@@ -371,7 +371,7 @@ async def test_token_of_a_visitor_is_no_business_of_a_verifier_of_persons() -> N
     async def strict(scope: Any) -> Identity | None:
         if b"authorization" in dict(scope["headers"]):
             raise Unauthenticated("no token of mine; send another one")
-        return None
+        raise HTTPException(401)  # as a dependency of the app's routes does
 
     hub = new_hub(authenticate=visitors(strict))
     async with serving(hub) as served:
@@ -380,6 +380,7 @@ async def test_token_of_a_visitor_is_no_business_of_a_verifier_of_persons() -> N
         token = {"authorization": f"Bearer {guests_of(hub).token_of(visitor)}"}
         assert (await served.http.post("/v1/visitor", headers=token)).json()["id"] == visitor
         assert (await served.http.post("/v1/visitor", headers={"authorization": "Bearer x"})).status_code == 401
+        assert (await served.http.post("/v1/visitor")).json()["channel"] is not None
 
 
 # Routes of an app

@@ -240,10 +240,7 @@ class Rates:
             client.signals.level -= 1
 
     def may_begin(self, identity: Identity, peer: str = "") -> bool:
-        """Return whether the client may create one more channel.
-
-        Does not count it yet, since the request may still fail.
-        """
+        """Return whether the client may create one more channel, and do not count it: its request may fail."""
         now_s = self.now_s()
         return all(client.channels.refilled(now_s) >= 1 for client in self._counted(identity, peer))
 
@@ -258,9 +255,8 @@ class Rates:
         for client in clients:
             limit = client.max_connections
             if client.connections >= limit:
-                raise TooMany(
-                    f"client {client.name} has {limit} connections, which is the limit; close one of them", limit=limit
-                )
+                detail = f"client {client.name} has {limit} connections, which is the limit; close one of them"
+                raise TooMany(detail, limit=limit)
         for client in clients:
             client.connections += 1
         return ConnectionSlot(clients)

@@ -274,9 +274,8 @@ def jwt_verifier(
         raise LocalError("jwt_verifier needs a secret, a public_key or a jwks_url, got none of them")
     if algorithms is not None:
         if unknown := sorted(set(algorithms) - ALGORITHMS):
-            raise LocalError(
-                f"algorithms must be among {', '.join(sorted(ALGORITHMS))}, got {shown(', '.join(unknown))}"
-            )
+            known = ", ".join(sorted(ALGORITHMS))
+            raise LocalError(f"algorithms must be among {known}, got {shown(', '.join(unknown))}")
         keys = [key._replace(algorithms=key.algorithms & set(algorithms)) for key in keys]
         if jwks_url is None and not any(key.algorithms for key in keys):
             raise LocalError(f"algorithms {', '.join(algorithms)} match no key that was given; give a key of that type")

@@ -261,18 +261,16 @@ class SharedPresence:
 
     def _forget_unused(self) -> None:
         """Forget the channels that have left memory, and end the holds of their members here."""
-        self._followed = {
-            name: known for name, known in self._followed.items() if self._channels.get(name) is known.live
-        }
+        followed = self._followed.items()
+        self._followed = {name: known for name, known in followed if self._channels.get(name) is known.live}
         self._to_show.add(*(name for name in self._shown if name not in self._channels))
 
     async def _read_nodes(self) -> None:
         """Read the holds of the nodes, and note the channels whose members have changed. Raises StoreUnavailable."""
         held = await in_time(self._store.holds(NODES), self._store.name)
         now_s = asyncio.get_running_loop().time()
-        found = {
-            node: decoded(hold.value, _ShownNode) or _ShownNode() for node, hold in held.values() if node != self._node
-        }
+        others = [(node, hold) for node, hold in held.values() if node != self._node]
+        found = {node: decoded(hold.value, _ShownNode) or _ShownNode() for node, hold in others}
         for node, seen in found.items():
             known, self._nodes[node] = self._nodes.get(node, _ShownNode()), seen
             missed = seen.revision - known.revision
@@ -358,9 +356,8 @@ class SharedPresence:
 
     def send_withdrawn(self, channel: str, member_id: str) -> None:
         """Let the other nodes end the lease of a member."""
-        self._notifier.send(
-            Notice("here", channel, _encode(_MembersMoved(self._node, member_id, self.lease.latest_ms)))
-        )
+        moved = _MembersMoved(self._node, member_id, self.lease.latest_ms)
+        self._notifier.send(Notice("here", channel, _encode(moved)))
 
     def send_signal(self, channel: str, signal: Signal) -> None:
         """Send a signal to the viewers at other nodes, unless it takes more than `SIGNAL_BYTES`."""
@@ -466,9 +463,8 @@ class PresenceTracker:
         self.enter(channel, member_id, "lease", data)
         renewed_ms = self.shared.lease.now_ms if self.shared is not None else 0
         self._leases[client_of(member_id)][channel, member_id] = renewed_ms
-        self._deadlines.set(
-            ("here", channel, member_id), self._loop.time() + lease_s, partial(self.end_lease, channel, member_id)
-        )
+        ends_s = self._loop.time() + lease_s
+        self._deadlines.set(("here", channel, member_id), ends_s, partial(self.end_lease, channel, member_id))
 
     def withdraw(self, channel: str, member_id: str) -> None:
         """End the leases of `member_id` at all nodes."""

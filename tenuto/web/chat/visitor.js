@@ -1,8 +1,9 @@
 /**
  * The chats of a visitor: the hub gives each browser an id, and a chat element without `channel` shows the chats of that id.
  *
- * A page of the hub's own origin proves the id by a cookie that no script can read. Another page gets a token instead,
- * which stays in `localStorage`. The module imports none of the client, which the package keeps in one file.
+ * A page of the hub's own origin proves the id by a cookie that no script can read. Another page, and one in a frame of
+ * another site, gets a token instead, which stays in `localStorage`. The module imports none of the client, which the
+ * package keeps in one file.
  * @module
  */
 
@@ -11,7 +12,7 @@
 
 const REQUEST_MS = 10_000
 const ID_LETTERS = 12 // of a new chat's name, of 36 letters and digits
-const REMEDY = "use Hub(authenticate=visitors()), or give <tenuto-chat> the attribute channel"
+const REMEDY = "use Hub(authenticate=visitors()), or the attribute channel"
 
 /** @param {string} code @param {string} detail */
 const refusal = (code, detail) => Object.assign(Error(detail), { code })
@@ -30,15 +31,15 @@ export class Visit {
   /** Return the chat to show first: the one that the tab showed before, or the newest. @param {string | undefined} kept */
   first(kept) {
     const { channel, chats } = this
-    const isOwn = kept !== undefined && (chats.some((one) => one.channel === kept) || (channel && kept.startsWith(`${channel}.`)))
+    const isOwn = kept && (chats.some((one) => one.channel === kept) || (channel && kept.startsWith(`${channel}.`)))
     const name = isOwn ? kept : chats[0]?.channel ?? channel
-    if (!name) throw refusal("no_visitors", `${this.hub.base} has no chat for ${this.id}: ${REMEDY}`)
+    if (!name) throw refusal("no_visitors", `${this.hub.base} has no chats for ${this.id}: ${REMEDY}`)
     return name
   }
 
   /** Return the name of a new chat; null if the hub names no channel of this person. */
   next() {
-    const letters = [...crypto.getRandomValues(new Uint8Array(ID_LETTERS))].map((byte) => (byte % 36).toString(36))
+    const letters = Array.from(crypto.getRandomValues(new Uint8Array(ID_LETTERS)), (byte) => (byte % 36).toString(36))
     return this.channel && `${this.channel}.${letters.join("")}`
   }
 
@@ -57,25 +58,24 @@ export function visitOf(client, base, source) {
 
 /** Return the chats of this browser. One tab at a time asks, so that the tabs of a new browser get one id. @param {Hub} hub @returns {Promise<Visit>} */
 async function visit(hub) {
-  const key = `tenuto-visitor ${hub.base}`
+  // Without cookies the hub would not know the page again a moment later, so it gives a new visitor a token.
+  const query = tried(keepsCookies) ? "" : "?token"
+  const key = `tenuto-visitor ${hub.base}${query}` // a page that keeps cookies uses no token of a frame
   /** @type {Promise<Visit> | undefined} */
   let asked
-  const ask = () => (asked ??= request(hub, key))
+  const ask = () => (asked ??= request(hub, key, query))
   await navigator.locks?.request(key, ask).catch(() => {}) // refused where the storage is denied; `asked` has any other error
   return ask()
 }
 
-/** @param {Hub} hub @param {string} key of the token in the browser's storage @returns {Promise<Visit>} */
-async function request(hub, key) {
-  const { base } = hub
+/** @param {Hub} hub @param {string} key of the token in the browser's storage @param {string} query @returns {Promise<Visit>} */
+async function request(hub, key, query) {
   const own = await hub.token.get()
-  const kept = own === undefined ? storage()?.[key] : undefined
-  const token = own ?? kept
+  const token = own ?? tried(() => localStorage[key])
   /** @type {Response} */
   let response
   try {
-    // Without cookies the hub would not know the page again a moment later, so it gives a new visitor a token for the life of the page.
-    response = await hub.fetch(`${base}/v1/visitor${storage() && navigator.cookieEnabled ? "" : "?token=1"}`, {
+    response = await hub.fetch(`${hub.base}/v1/visitor${query}`, {
       method: "POST",
       headers: token ? { Authorization: `Bearer ${token}` } : {},
       signal: AbortSignal.timeout(REQUEST_MS),
@@ -85,31 +85,30 @@ async function request(hub, key) {
   }
   const body = await response.json().catch(() => ({}))
   if (response.ok && typeof body.id === "string") {
-    if (body.token && own === undefined) write(key, body.token)
-    return new Visit(hub, { ...body, token: body.token ?? kept })
+    if (body.token && !own) tried(() => (localStorage[key] = body.token)) // if the storage is full, it lasts as long as the page
+    return new Visit(hub, { ...body, token: body.token ?? token })
   }
-  if (response.status === 401 && kept !== undefined) {
-    delete storage()?.[key] // of another hub at this address, or with an older key
-    return request(hub, key)
+  if (response.status === 401 && token !== own) {
+    delete localStorage[key] // of another hub at this address, or with an older key
+    return request(hub, key, query)
   }
-  if (response.status >= 500 && !body.code) throw new Error(`${base} sent status ${response.status}: read its log`)
-  if (response.status === 404 && body.code) throw refusal("no_visitors", `${base} has no chats for visitors: ${REMEDY}`)
+  if (response.status >= 500 && !body.code) throw Error(`${hub.base} sent status ${response.status}: read its log`)
+  if (response.status === 404 && body.code) throw refusal("no_visitors", `${hub.base} has no visitors: ${REMEDY}`)
   if (body.code) throw Object.assign(Error(body.detail), { code: String(body.code), problem: body })
-  throw refusal("not_tenuto", `${base} sent status ${response.status}, but not as a Tenuto server: correct its address`)
+  throw refusal("not_tenuto", `${hub.base} sent status ${response.status}, but not as a Tenuto server: correct its address`)
 }
 
-/** Return the storage of the browser, which denies it together with cookies: then the id lasts as long as the page. @returns {Record<string, string> | undefined} */
-function storage() {
+/** Return the result of `read`: undefined if the browser denies its storage, or cookies. @template T @param {() => T} read */
+function tried(read) {
   try {
-    return localStorage
+    return read()
   } catch {
     return undefined
   }
 }
 
-/** Keep the token. If the storage is full, it lasts as long as the page. @param {string} key @param {string} token */
-function write(key, token) {
-  try {
-    Object.assign(storage() ?? {}, { [key]: token })
-  } catch {}
+/** Return whether the browser keeps a cookie like that of the hub. In a frame of a page of another site it does not. */
+function keepsCookies() {
+  document.cookie = "tenuto-visitor=;samesite=lax;max-age=1" // of a second, and `Lax` as the hub's
+  return document.cookie.includes("tenuto-visitor")
 }
