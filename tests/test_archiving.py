@@ -21,6 +21,7 @@ import pytest
 from tenuto.app import Hub
 from tenuto.cli import store_commands
 from tenuto.stores.sqlite.store import SqliteStore
+from tests.hub.test_export import exported
 from tests.stores.files import cli, run_from_outside
 from tests.transports.conftest import new_hub, serving
 
@@ -32,17 +33,13 @@ async def opened(path: Path) -> AsyncIterator[Hub]:
     await hub.close()
 
 
-async def export(hub: Hub, channel: str) -> bytes:
-    return b"".join([line async for line in hub.archive.export(channel)])
-
-
 def test_a_channel_moves_from_one_store_to_another(tmp_path: Path) -> None:
     old, new, file = f"sqlite:///{tmp_path}/old.db", f"sqlite:///{tmp_path}/new.db", tmp_path / "chat.jsonl"
 
     async def fill() -> bytes:
         async with opened(tmp_path / "old.db") as hub:
             await asyncio.gather(*(hub.create("chat:1", text=f"message {number}") for number in range(450)))
-            return await export(hub, "chat:1")
+            return await exported(hub, "chat:1")
 
     data = asyncio.run(fill())
     file.write_bytes(cli("export", "chat:1", TENUTO_STORE=old).stdout_bytes)
@@ -64,7 +61,7 @@ async def test_each_command_on_a_store_without_a_control_socket_names_the_remedy
     path, file = tmp_path / "hub.db", tmp_path / "chat.jsonl"
     async with opened(tmp_path / "old.db") as hub:
         await hub.create("chat:1", text="one")
-        await asyncio.to_thread(file.write_bytes, await export(hub, "chat:1"))
+        await asyncio.to_thread(file.write_bytes, await exported(hub, "chat:1"))
     monkeypatch.setattr(store_commands, "open_url", lambda url: SqliteStore(str(path), lock_wait_s=0))
     store = SqliteStore(str(path))
     await store.open()
@@ -79,8 +76,8 @@ async def test_a_server_exports_a_channel_and_lists_channels(tmp_path: Path, mon
     async with serving(new_hub(f"sqlite:///{tmp_path}/hub.db")) as served:
         await served.hub.create("chat:1", text="x" * 100_000)
         url = f"http://{served.host}:{served.port}"
-        exported = await asyncio.to_thread(cli, "export", "chat:1", "--url", url)
-        assert (exported.exit_code, exported.stdout_bytes) == (0, await export(served.hub, "chat:1"))
+        done = await asyncio.to_thread(cli, "export", "chat:1", "--url", url)
+        assert (done.exit_code, done.stdout_bytes) == (0, await exported(served.hub, "chat:1"))
         refused = await asyncio.to_thread(cli, "export", "none", "--url", url)
         assert "refused the export: channel 'none' has no messages" in refused.stderr
 
@@ -100,13 +97,10 @@ async def test_a_server_exports_a_channel_and_lists_channels(tmp_path: Path, mon
 COMMANDS = (("export", "chat:1"), ("channels",), ("inspect",), ("verify",), ("forget", "ann"))
 FULL = "Error: output or a file cannot be written: No space left on device; check its disk, and repeat the command\n"
 
-
 URL, FILE = ("--url", "http://ann:secret@127.0.0.1:1"), ("--store", "sqlite:////none/hub.db")
 TOKEN = ("--token", "secret")
 TWO = "Error: command names two places, --url 'http://127.0.0.1:1' and --store 'sqlite:////none/hub.db'; give --url "
 UNUSED = "Error: --token has no effect without --url; give --url for a hub that a server serves, or leave the token out"
-
-
 PLACES = [((*URL, *FILE), TWO), ((*FILE, *URL), TWO), (TOKEN, UNUSED), ((*FILE, *TOKEN), UNUSED)]
 
 
@@ -164,7 +158,7 @@ async def test_an_export_names_damage_in_every_way_and_its_import_needs_an_optio
         await hub.create("chat:1", id="m1", text="one")
         await hub.create("chat:1", id="m2", text='says "damaged"')
         await hub.command("chat:1", "ask", id="c1")
-        assert b'"damaged"' not in (await export(hub, "chat:1")).splitlines()[-1]
+        assert b'"damaged"' not in (await exported(hub, "chat:1")).splitlines()[-1]
         await hub.create("chat:2", id="m1", text="one")
         await hub.create("chat:2", id="m2", text="two")
     run_from_outside(path, "UPDATE documents SET crc = 0 WHERE message IN ('m1', '!c1') AND channel = 1")

@@ -268,10 +268,9 @@ async def test_hub_without_its_socket_works_and_logs_the_cause_once(
         await hub.close()
         assert path.exists() is (kind != "long")
     cause = {"file": "not a socket has this name", "program": "another program listens", "long": "path too long"}[kind]
-    logged = [one.getMessage() for one in caplog.records if one.levelno == logging.WARNING]
-    assert len(logged) == 1
-    assert f"control socket {path} cannot be opened" in logged[0]
-    assert cause in logged[0]
+    (logged,) = [one.getMessage() for one in caplog.records if one.levelno == logging.WARNING]
+    assert f"control socket {path} cannot be opened" in logged
+    assert cause in logged
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
@@ -279,10 +278,7 @@ def test_another_user_cannot_connect(server: Server) -> None:
     server.store.parent.chmod(0o755)
     for folder in server.store.parents[:2]:
         folder.chmod(0o755)
-    program = (
-        "import os, socket, sys; os.setuid(65534); s = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM); "
-        "s.connect(sys.argv[1])"
-    )
+    program = "import os, socket, sys; os.setuid(65534); socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
     ran = subprocess.run(
         [sys.executable, "-c", program, str(control_of(server.store))], capture_output=True, text=True, check=False
     )

@@ -18,7 +18,6 @@ import pytest
 from click.testing import CliRunner
 
 from proof.simulation.store import SharedMemoryStore
-from tenuto import Hub
 from tenuto.agents.turn import Turn
 from tenuto.cli.main import main
 from tenuto.core.errors import IdConflict, InvalidName, InvalidRequest, LocalError, StoreUnusable, TooLarge
@@ -30,6 +29,7 @@ from tenuto.hub.keep import exports, retention
 from tenuto.stores.base import Committed, Conflict, Write
 from tenuto.stores.memory import MemoryStore
 from tests.core.harness import nested, text_part
+from tests.hub.hubs import new_hub
 from tests.virtual import virtual_clock, virtually
 
 CHANNEL = "chat:1"
@@ -62,8 +62,8 @@ PARTS: list[dict[str, Any]] = [
 ]
 
 
-async def test_messages_of_each_role_and_end_stay_the_same_with_each_kind_of_part(tmp_path: Path) -> None:
-    hub, other = (HubCore("memory://", hooks_signals=False, drain_s=0) for _ in range(2))
+async def test_messages_of_each_role_and_end_stay_the_same_with_each_kind_of_part(hub: HubCore, tmp_path: Path) -> None:
+    other = HubCore("memory://", hooks_signals=False, drain_s=0)
     fields: dict[str, Any] = {"parts": PARTS, "author": "ann", "meta": {"a": {"b": 1e300}}, "reply_to": "m0"}
     await hub.create(CHANNEL, id="m0", **fields)
     for number, (role, end) in enumerate(zip(ROLES, ("complete", "cancelled", "failed", "failed"), strict=True), 1):
@@ -77,7 +77,6 @@ async def test_messages_of_each_role_and_end_stay_the_same_with_each_kind_of_par
     assert [(one.parts, one.meta, one.status, one.reason, one.role, one.author) for one in after] == [
         (one.parts, one.meta, one.status, one.reason, one.role, one.author) for one in before
     ]
-    await hub.close()
     await other.close()
 
 
@@ -149,6 +148,8 @@ async def test_a_bad_file_is_refused_whole(name: str, tmp_path: Path) -> None:
     assert await hub.store.notes("import:") == {}
     path.write_bytes(with_end(lines))
     await hub.archive.import_file(path, channel="other")
+    with pytest.raises(LocalError, match="cannot be read: No such file"):
+        await hub.archive.import_file(tmp_path / "none")
     await hub.close()
 
 
@@ -174,7 +175,7 @@ async def test_messages_that_come_and_go_during_an_export_are_not_missing(monkey
 
 @virtually
 async def test_a_round_after_an_import_takes_no_reply_of_an_earlier_round(tmp_path: Path) -> None:
-    hub = Hub("memory://", hooks_signals=False, drain_s=0, clock=virtual_clock())
+    hub = new_hub()
     rounds: list[tuple[int, bool]] = []
 
     @hub.agent("chat:*")
@@ -198,12 +199,6 @@ async def test_a_round_after_an_import_takes_no_reply_of_an_earlier_round(tmp_pa
         await hub.command(CHANNEL, "regenerate", target="m1")
         await asyncio.sleep(20)
     assert rounds == [(1, True), (129, True), (257, False), (385, False), (513, False)]
-    await hub.close()
-
-
-async def test_missing_file_is_refused(hub: HubCore, tmp_path: Path) -> None:
-    with pytest.raises(LocalError, match="cannot be read: No such file"):
-        await hub.archive.import_file(tmp_path / "none")
 
 
 class Interrupted(MemoryStore):
@@ -281,17 +276,12 @@ class Dying(SqliteStore):
     left = int(count)
 
     async def commit(self, writes):
-        if moment == "before":
-            self.die()
-        result = await super().commit(writes)
-        if moment == "after":
-            self.die()
-        return result
-
-    def die(self):
         self.left -= 1
         if not self.left:
+            if moment == "after":
+                await super().commit(writes)
             os.kill(os.getpid(), signal.SIGKILL)
+        return await super().commit(writes)
 
 asyncio.run(HubCore(Dying(path), hooks_signals=False).archive.import_file(file))
 """
@@ -365,6 +355,21 @@ async def test_a_damaged_note_about_an_import_concerns_only_its_channel(
     await hub.close()
 
 
+@virtually
+async def test_a_node_undoes_an_import_that_has_stopped(tmp_path: Path) -> None:
+    hub = new_hub(SharedMemoryStore(now_ms=virtual_clock().now_ms))
+    await hub.create(CHANNEL, id="m1", text="message 1")
+    (file := tmp_path / "file").write_bytes(await exported(hub))
+    await hub.archive.import_file(file, channel="copy")
+    for run in ("r1", "r2"):  # the second note of an import that goes on
+        note = exports._Running(after=(1, "m1"), run=run)
+        await hub.store.note({"import:copy": msgspec.msgpack.encode(note)})
+        await asyncio.sleep(exports.STOPPED_S)
+        assert len((await hub.history("copy")).messages) == 1
+    await asyncio.sleep(exports.STOPPED_S + 1)
+    assert ((await hub.history("copy")).messages, await hub.store.notes("import:")) == ([], {})
+
+
 class _Overtaking(SharedMemoryStore):
     """A store that several hubs may have open. The first commit waits until the second import has reached `moment`."""
 
@@ -390,12 +395,10 @@ class _Overtaking(SharedMemoryStore):
             self.first_is_stored.set()
         return result
 
-    async def note(
-        self, values: Mapping[str, bytes | None], *, expected: Mapping[str, bytes | None] | None = None
-    ) -> bool:
+    async def note(self, values: Mapping[str, bytes | None], **how: Any) -> bool:
         if any(name.startswith(exports.NOTE) for name in values):
             await self.reach("note")
-        return await super().note(values, expected=expected)
+        return await super().note(values, **how)
 
 
 # Behind the two notes of the first import, the second one takes the last of them, removes it, and puts its own.
@@ -425,7 +428,7 @@ async def test_of_two_files_in_one_channel_at_once_no_part_stays(
         await hub.close()
 
 
-async def test_an_import_that_was_overtaken_leaves_the_messages_of_the_other_one(tmp_path: Path) -> None:
+async def test_an_overtaken_import_or_undo_removes_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = await exported_messages(tmp_path, 3)  # the same one twice, so only the epoch tells the two apart
     store = _Overtaking(("none", 0))
     first, second = (HubCore(store, hooks_signals=False) for _ in range(2))
@@ -435,6 +438,17 @@ async def test_an_import_that_was_overtaken_leaves_the_messages_of_the_other_one
     store.may_go_on.set()
     with pytest.raises(IdConflict):
         await held_up
+    assert len(await texts(second)) == 3
+
+    async def overtaken(*about: Any, **how: Any) -> bool:
+        monkeypatch.undo()
+        is_taken = await store.note(*about, **how)
+        await second.archive.import_file(file)
+        return is_taken
+
+    await store.note({"import:chat:1": msgspec.msgpack.encode(exports._Running(after=(3, "m2")))})
+    monkeypatch.setattr(store, "note", overtaken)
+    await exports.undo_import(store, CHANNEL)
     assert len(await texts(second)) == 3
     for hub in (first, second):
         await hub.close()

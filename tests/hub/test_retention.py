@@ -147,9 +147,7 @@ async def test_a_clock_that_jumps_by_a_year_removes_nothing(caplog: pytest.LogCa
 
 
 @virtually
-async def test_a_clock_far_from_the_newest_stored_time_is_reported_with_the_days(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+async def test_a_clock_far_from_the_newest_stored_time_is_reported_in_days(caplog: pytest.LogCaptureFixture) -> None:
     store = MemoryStore()
     old = new_hub({}, store)
     await old.create("c", text="x", id="m")
@@ -192,9 +190,7 @@ async def test_steps_are_bounded_and_apart(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @virtually
-async def test_a_message_that_changes_before_its_removal_stays_and_is_not_counted(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_a_message_that_changes_before_removal_stays_and_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     hub = new_hub({"*": "1h"})
     prune = hub.store.prune
 

@@ -24,7 +24,7 @@ from tenuto.core.errors import Busy, InvalidRequest, LocalError, StoreUnusable
 from tenuto.core.model import ChannelSummary
 from tenuto.core.names import check_channel, check_id, check_prefix
 from tenuto.hub.access.identity import Identity
-from tenuto.hub.keep.exports import NOTE, Import, Imported, check_file, export_lines, mend_import
+from tenuto.hub.keep.exports import NOTE, Import, Imported, check_file, export_lines, mend_import, undo_stopped
 from tenuto.hub.keep.forgetting import Forgetting, Forgotten
 from tenuto.hub.keep.policies import narrowed
 from tenuto.hub.lifecycle import Lifecycle
@@ -153,6 +153,8 @@ class Archive:
         """Prepare for a run of the hub, which may use another event loop than the one before."""
         self._verifying, self._forgetting = asyncio.Lock(), asyncio.Lock()
         self._removals = asyncio.Semaphore(MAX_REMOVALS)
+        if not self._store.is_exclusive:
+            self._lifecycle.runtime.tasks.start_background(undo_stopped(self._store))
 
 
 async def _damage_in(path: Path) -> AsyncGenerator[str]:

@@ -11,9 +11,9 @@ files of format 1 must be readable for ever.
 An import puts the messages of a file into an empty channel, all of them or none. The whole file is checked first, and
 read a second time while its records are written, so memory holds one batch. Each batch is an ordinary commit. A note in
 the store names the running import: it is written before each commit, and removed after the last one. If the process
-dies in between, the next start of a hub or the next import empties the channel, and the import can be repeated.
-Messages that were written after such a part stay. Each import changes only its own note, so of two processes that
-import into one channel, one that has lost the note fails.
+dies in between, the next import empties the channel, or a hub: at its start, or on a shared store once the note has
+stayed the same for `STOPPED_S`. Messages that were written after such a part stay. Each import changes only its own
+note, so of two processes that import into one channel, one that has lost the note fails.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ from tenuto.core.ops import Claim, Command, Create, Entry, Finish, Op, Reply
 from tenuto.core.requests import references
 from tenuto.core.state import DAMAGED, CommandState, MessageState, apply_to_command, change, part_bytes
 from tenuto.hub.clock import Clock
+from tenuto.hub.tasks import logs_errors
 from tenuto.stores.base import Committed, Conflict, Head, Store, Write, head_of
 
 logger = logging.getLogger("tenuto.hub")
@@ -60,6 +61,7 @@ logger = logging.getLogger("tenuto.hub")
 PAGE = 200  # messages or commands in one read of an export
 PAGE_BYTES = 2 * MIB
 COUNTS = 3  # counts of the messages before they count as missing: one may be deleted during a count
+STOPPED_S = 600.0  # an import that has stored no batch for this long is undone on a shared store: its process is gone
 NOTE = "import:"  # prefix of the notes about running imports; the channel follows
 BATCH = 200  # records in one commit of an import
 BATCH_BYTES = 1 * MIB
@@ -222,7 +224,7 @@ class ExportFile:
                 header = self._next(file, HEADER_BYTES)
                 self.channel = check_channel(decode_header(header).channel)
                 self._digest.update(header)
-                limit = line_bytes(self.limits)
+                limit = ESCAPED * (self.limits.message_bytes + self.limits.meta_bytes) + MIB  # the largest message
                 while not isinstance(record := decode_line(data := self._next(file, limit)), End):
                     self._digest.update(data)
                     yield _Line(self._number, len(data), check_record(record, self.limits, self._now_ms))
@@ -352,7 +354,7 @@ class Import:
                     await _remove_part(store, channel, self._running, epoch=self._epoch)
             except TenutoError as error:
                 logger.warning(
-                    "a part of an import is left in channel %s; the next request, import or start removes it: %s",
+                    "a part of an import is left in channel %s; a hub or the next import removes it: %s",
                     *(channel, error),
                 )
             raise
@@ -370,14 +372,10 @@ class Import:
         self._note, self._running = note, running or self._running
 
     async def _has_note(self) -> bool:
-        """Return whether the stored note is that of this import. Raises StoreUnavailable, StoreUnusable."""
-        note = (await self._store.notes(NOTE + self._channel)).get(NOTE + self._channel)
-        if note is None:
-            return False
+        """Return whether the stored note is that of this import. Raises StoreUnavailable."""
+        note = (await self._store.notes(NOTE + self._channel)).get(NOTE + self._channel, b"")
         running = decoded(note, _Running)
-        if running is None:
-            raise _damaged_note(self._channel)
-        return running.run == self._run
+        return running is not None and running.run == self._run
 
     async def _write(self, file: ExportFile, head: Head) -> None:
         """Write the records of `file` into the channel, whose empty head is `head`, each batch after its note."""
@@ -401,7 +399,8 @@ class Import:
             (result,) = await self._store.commit([write])
             if not isinstance(result, Committed):
                 raise IdConflict(
-                    f"channel {channel!r} was written while it was imported; import into another one with --channel"
+                    f"channel {channel!r} was written while it was imported, and may have a part of the file; import "
+                    "into another one with --channel"
                 )
             serial, lives, before = result.serial, 0, after  # a channel with entries has no `lives`
 
@@ -420,7 +419,7 @@ def _batch(lines: Iterator[_Line]) -> list[_Line]:
 
 async def _check_new(store: Store, channel: str, batch: list[_Line], path: Path) -> None:
     """Raise IdConflict if two lines have the same id, or if the id was used up by a channel of this name."""
-    keys = [_key(line.record) for line in batch]
+    keys = [one.id if isinstance(one, MessageRecord) else command_key(one.id) for _, _, one in batch]
     _, taken = await store.messages(channel, keys)
     seen = set(taken)
     for line, key in zip(batch, keys, strict=True):
@@ -431,10 +430,6 @@ async def _check_new(store: Store, channel: str, batch: list[_Line], path: Path)
             )
             raise at_line(error, line.number, path)
         seen.add(key)
-
-
-def _key(record: Record) -> str:
-    return record.id if isinstance(record, MessageRecord) else command_key(record.id)
 
 
 async def is_importing(store: Store, channel: str) -> bool:
@@ -450,15 +445,19 @@ async def undo_import(store: Store, channel: str, note: bytes | None = None) -> 
     name = NOTE + channel
     if note is None and (note := (await store.notes(name)).get(name)) is None:
         return
+    head = await head_of(store, channel)  # before the note is taken: an import that follows has another epoch
     running = decoded(note, _Running)
     if running is None:
-        if (await head_of(store, channel)).serial:
-            raise _damaged_note(channel)
+        if head.serial:
+            raise StoreUnusable(
+                f"note {shown(name)} is damaged, so the messages of its channel may be a part of an export; delete the "
+                "channel and import the file again, or restore a backup"
+            )
         running = _Running()  # an empty channel has no part
     taken = msgspec.msgpack.encode(_Running(running.before, running.after))
     if not await store.note({name: taken}, expected={name: note}):  # so an import that still runs cannot end
         raise StoreUnavailable(f"unfinished import into channel {channel!r} was changed by another process; try again")
-    await _remove_part(store, channel, running)
+    await _remove_part(store, channel, running, epoch=head.epoch)
     await store.note({name: None}, expected={name: taken})
 
 
@@ -479,13 +478,23 @@ async def undo_imports(store: Store) -> None:
         await mend_import(store, name.removeprefix(NOTE), note)
 
 
-async def _remove_part(store: Store, channel: str, running: _Running, *, epoch: str | None = None) -> None:
-    """Empty the channel if its last entry is that of the import in `running`, and its epoch `epoch`, if given.
+async def undo_stopped(store: Store) -> None:
+    """Empty the channels of a shared store whose import has stored no note for `STOPPED_S`, until this is cancelled."""
+    before: dict[str, bytes] = {}
+    while True:
+        await asyncio.sleep(STOPPED_S)
+        with logs_errors("imports that have stopped were not undone; the hub tries again"):
+            notes = await store.notes(NOTE)
+            for name, note in notes.items():
+                if before.get(name) == note:
+                    await mend_import(store, name.removeprefix(NOTE), note)
+            before = notes
 
-    Raises StoreUnavailable.
-    """
+
+async def _remove_part(store: Store, channel: str, running: _Running, *, epoch: str) -> None:
+    """Empty the channel, if its last entry is that of the import in `running`, in `epoch`. Raises StoreUnavailable."""
     head = await head_of(store, channel)
-    if not head.serial or epoch not in (None, head.epoch):
+    if not head.serial or head.epoch != epoch:
         return
     # The epoch does not show whether the last entry is that of the import: a restored backup has another one.
     last = (await store.changes(channel, after=head.serial - 1, limit=1)).messages or []
@@ -499,13 +508,6 @@ async def _remove_part(store: Store, channel: str, running: _Running, *, epoch: 
     if isinstance(result, Conflict):
         raise StoreUnavailable(f"channel {channel!r} is written while its unfinished import is removed; try again")
     logger.warning("channel %s had a part of an import that has not ended; it is empty again", channel)
-
-
-def _damaged_note(channel: str) -> StoreUnusable:
-    return StoreUnusable(
-        f"note {shown(NOTE + channel)} is damaged, so the messages of its channel may be a part of an export; delete "
-        "the channel and import the file again, or restore a backup"
-    )
 
 
 # -- lines ---------------------------------------------------------------------------------------------------------
@@ -611,11 +613,6 @@ def command_record(command: CommandState) -> CommandRecord:
         expires_at=sent.expires_ms,
         reply=_EXPIRED if reply is None else ReplyRecord(ok=reply.ok, data=reply.data, error=reply.error, by=reply.by),
     )
-
-
-def line_bytes(limits: Limits) -> int:
-    """Return the limit of a line in bytes: that of the largest message, as JSON."""
-    return ESCAPED * (limits.message_bytes + limits.meta_bytes) + MIB
 
 
 def decode_header(line: bytes) -> Header:
