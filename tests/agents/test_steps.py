@@ -174,8 +174,7 @@ async def test_a_step_with_retries_calls_again_after_growing_waits() -> None:
         assert await turn.step("third", third, retries=1, retry_s=1.5) == 3
 
     first, second = await attempts(script, script, seconds=10)
-    assert isinstance(first, OSError)
-    assert second is None
+    assert (type(first), second) == (OSError, None)
     assert times[2] - times[1] == pytest.approx(1.5)
 
 
@@ -193,8 +192,7 @@ async def test_a_step_that_the_handler_cancels_has_no_result() -> None:
             assert await turn.step("slow", slow, turn) == 2
 
     first, *later = await attempts(script, script, script, seconds=20)
-    assert isinstance(first, TimeoutError)
-    assert (later, begun) == ([None, None], [1, 2])
+    assert (type(first), later, begun) == (TimeoutError, [None, None], [1, 2])
 
 
 @virtually
@@ -262,11 +260,7 @@ async def test_a_name_that_cannot_be_used_is_refused(script: Script, words: str)
         (lambda turn: turn.step("", int), LocalError, "1 to 200 characters"),
         (lambda turn: turn.step("a", int, retry_s="1"), LocalError, "retry_s"),
         (lambda turn: turn.step("a", int, retries="1"), LocalError, "retries"),
-        (
-            lambda turn: turn.step("a", asyncio.sleep(1)),
-            LocalError,
-            "needs a function and its arguments, got a coroutine",
-        ),
+        (lambda turn: turn.step("a", asyncio.sleep(1)), LocalError, "a function and its arguments, got a coroutine"),
         (lambda turn: turn.step("a", 7), LocalError, "got a int"),
         (lambda turn: turn.step("a", int, show=True), LocalError, "in the block of `turn.reply()`"),
         (lambda turn: turn.run_tools(Piped(""), {}), LocalError, "in the block of `turn.reply()`"),
@@ -297,11 +291,7 @@ async def test_a_wrong_argument_is_named(call: Any, error: Any, words: str) -> N
         (float("nan"), InvalidRequest, "has the number nan, but numbers must be finite"),
         (10**400, InvalidRequest, "has an integer of 1329 bits, the limit is 64 bits with the sign; send it as text"),
         ({1: 2}, InvalidRequest, "has the key 1, but keys must be text"),
-        (
-            msgspec.json.decode("[" * 65 + "]" * 65),
-            InvalidRequest,
-            "nested deeper than 64 levels, which is the limit; flatten",
-        ),
+        (msgspec.json.decode("[" * 65 + "]" * 65), InvalidRequest, "64 levels, which is the limit; flatten"),
         ("x" * 262_144, TooLarge, "; make it smaller, or return a reference to it (Limits.step_bytes)"),
         ("\ud800", InvalidText, "holds the lone surrogate '\\ud800' at offset 0"),
     ],
@@ -555,6 +545,15 @@ async def test_equal_calls_have_a_question_each_although_the_key_is_one() -> Non
     assert found == [True, True]
 
 
+async def drained(turn: Turn) -> None:
+    async for _ in turn._backend._hub.subscribe("chat:2"):  # type: ignore[attr-defined]
+        pass  # raises Draining, as `hub.turn` does
+
+
+async def drained_in_tool(turn: Turn) -> None:
+    await turn.run_tools(Piped("", tool_calls=[ToolCall("c", "t", "", 0)]), {"t": lambda: drained(turn)})
+
+
 @virtually
 @pytest.mark.parametrize(
     ("wait", "drain_s"),
@@ -562,6 +561,7 @@ async def test_equal_calls_have_a_question_each_although_the_key_is_one() -> Non
         (lambda turn: turn.ask("approve", timeout_s=900), 60.0),
         (lambda turn: turn.sleep("nap", 900), 60.0),
         (lambda turn: asyncio.sleep(900), 0.5),  # it does not only wait
+        *((wait, 60.0) for wait in (drained, drained_in_tool, lambda turn: turn.step("a", drained, turn))),
     ],
 )
 async def test_a_turn_is_handed_over_ten_times_and_at_once_if_it_only_waits(wait: Any, drain_s: float) -> None:
