@@ -79,8 +79,7 @@ class Counted:
 
 @virtually
 async def test_a_later_attempt_gets_the_stored_results() -> None:
-    counted = Counted()
-    found: list[Any] = []
+    counted, found = Counted(), list[Any]()
 
     async def script(turn: Turn) -> None:
         pair = await turn.step("pair", counted.of("pair", {"pair": (type("Text", (str,), {})("a"), 1)}))
@@ -105,8 +104,7 @@ async def test_a_step_that_died_is_called_again_and_says_so() -> None:
         assert await turn.step("pay", pay, turn) == "paid"
 
     await attempts(script, script, script)
-    key = seen[0][2]
-    assert seen == [(1, False, key), (2, True, key)]
+    assert seen == [(1, False, key := seen[0][2]), (2, True, key)]
 
 
 @virtually
