@@ -109,10 +109,8 @@ async def test_a_step_that_died_is_called_again_and_says_so() -> None:
 
 @virtually
 async def test_only_a_later_attempt_looks_for_its_steps_in_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    store = MemoryStore()
-    read = Mock(side_effect=store.messages)
-    monkeypatch.setattr(store, "messages", read)
-    reads: list[int] = []
+    store, reads = MemoryStore(), list[int]()
+    monkeypatch.setattr(store, "messages", read := Mock(side_effect=store.messages))
 
     async def script(turn: Turn) -> None:
         await turn.step("a", int)
@@ -137,8 +135,7 @@ async def test_a_step_wakes_no_listener_of_its_channel() -> None:
             await message.append("Hi")
         woken.append(wake.call_count)
 
-    assert await attempts(script) == [None]
-    assert woken == [0, 2]  # the answer begins and ends
+    assert (await attempts(script), woken) == ([None], [0, 2])  # the answer begins and ends
 
 
 @pytest.mark.parametrize("fails", [["no"], ["lost"], ["kept"], ["ok", "lost"], ["ok", "kept"], ["kept", "no", "kept"]])
@@ -524,23 +521,26 @@ async def test_a_question_that_was_cancelled_goes_on_when_it_is_asked_again(key:
 
 
 @virtually
-async def test_equal_calls_have_a_question_each_although_the_key_is_one() -> None:
-    found: list[bool] = []
+async def test_equal_calls_have_a_question_each_and_only_the_one_that_is_approved_runs() -> None:
+    found: list[Any] = []
 
     async def bot(turn: Turn) -> None:
         async with turn.reply() as message:
-            for call in ("a", "b"):
-                await message.part({"type": "tool", "call": call, "name": "pay", "input": "{}", "state": "called"})
-                found.append((await turn.ask("approve", {"call": call}, key="pay")).ok)
+            part = {"type": "tool", "name": "pay", "input": "{}", "state": "called"}
+            calls = [ToolCall(call, "pay", "{}", await message.part({**part, "call": call})) for call in ("a", "b")]
+            for call in calls:
+                found.append((await turn.ask("approve", {"call": call.call}, key="pay")).ok)
+            found.append(await turn.run_tools(Piped("", tool_calls=calls), {"pay": lambda: "paid"}))
 
     hub = await hub_asked(bot)
     for call in ("a", "b"):
         await asyncio.sleep(1)
         (question,) = await hub.pending_commands("chat:1")
         assert question.data == {"call": call}
-        await hub.reply("chat:1", question.id)
+        await hub.reply("chat:1", question.id, ok=call == "a")
     await asyncio.sleep(1)
-    assert found == [True, True]
+    assert found == [True, False, {"a": "paid", "b": {"error": "not approved"}}]
+    assert [part["state"] for part in (await hub.history("chat:1")).messages[0].parts] == ["done", "denied"]
 
 
 async def drained(turn: Turn) -> None:
