@@ -13,7 +13,7 @@ import inspect
 import logging
 import math
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -92,12 +92,9 @@ class Answering:
         self._hub.start_task(self._run())
 
     async def _run(self) -> None:
-        watch = LocalWatch(self._hub, self._writer.channel)
-        try:
+        with closing(LocalWatch(self._hub, self._writer.channel)) as watch:
             await self._write_until_stopped(watch)
             await reply_to_stops(watch, self._targets, partial(self._hub.reply, self._writer.channel, by=None))
-        finally:
-            watch.close()
 
     async def _write_until_stopped(self, watch: LocalWatch) -> None:
         """Write the answer until it ends, a client stops it, or it has no viewer for too long."""
@@ -344,10 +341,8 @@ async def find_newest(hub: HubCore, channel: str, since: Cursor | None) -> str |
     Wait for it while the question is new, because another node may be about to begin it. None if there is no answer, or
     if a reader with the cursor `since` was reading an older one. Raises Draining, StoreUnavailable.
     """
-    live = await hub.runtime.fresh(channel)
-    changed = asyncio.Event()
-    live.listeners[changed.set] = None
-    try:
+    await hub.runtime.fresh(channel)
+    with suppress(TimeoutError), closing(LocalWatch(hub, channel)) as watch:
         async with hub.viewing.reading(), asyncio.timeout(BEGINNING_S):
             while True:
                 answer, question, cursor = await _newest(hub, channel)
@@ -356,12 +351,8 @@ async def find_newest(hub: HubCore, channel: str, since: Cursor | None) -> str |
                     return answer.id if is_read else None  # None: the reader was reading an older one
                 if question is None or hub.clock.now_ms() - question.created_at >= BEGINNING_S * 1000:
                     return None
-                await changed.wait()
-                changed.clear()
-    except TimeoutError:
-        return None
-    finally:
-        live.listeners.pop(changed.set, None)
+                await watch.changed()
+    return None
 
 
 async def _newest(hub: HubCore, channel: str) -> tuple[Message | None, Message | None, Cursor]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from tenuto.core.errors import LocalError
+from tenuto.core.errors import LocalError, NotFound
 
 if TYPE_CHECKING:
     from tenuto.app import Hub
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["ScriptedModel", "wait_for_answer"]
 
 _WORD = re.compile(r"\S+\s*|\s+")
-_LISTED = 20  # newest messages that are searched for answers
+_LISTED = 20  # newest messages that are searched for a question
 
 
 class ScriptedModel:
@@ -36,8 +37,7 @@ class ScriptedModel:
     async def __call__(self, asked: Any = None) -> AsyncIterator[str]:
         """Yield the pieces of the next reply. Raises LocalError when the script is over."""
         self.asked.append(asked)
-        reply = next(self._replies, None)
-        if reply is None:
+        if (reply := next(self._replies, None)) is None:
             raise LocalError(f"the script has no reply to call {len(self.asked)}; give ScriptedModel another one")
         if isinstance(reply, str):
             reply = _WORD.findall(reply)
@@ -49,28 +49,28 @@ class ScriptedModel:
 
 
 async def wait_for_answer(hub: Hub, channel: str, question: str | None = None, *, timeout_s: float = 10.0) -> Message:
-    """Return the answer to the message with the id `question`, by default the newest of a user, once it has ended.
+    """Return the last answer to the message `question`, by default the newest of a user, once its turn is over.
 
     An interrupted answer does not count, because another attempt may follow. Raises TimeoutError after `timeout_s`.
     """
-    found: list[Message] = []
     try:
         async with asyncio.timeout(timeout_s):
             async for _ in hub.subscribe(channel):
                 page = await hub.history(channel, limit=_LISTED)
-                found = page.messages
-                while page.more and len(found) < _LISTED:  # a page has at most 2 MiB
-                    page = await hub.history(channel, before=found[-1].created, limit=_LISTED - len(found))
-                    found = found + page.messages
-                wanted = question or next((one.id for one in found if one.role == "user"), None)
-                for one in found:
-                    is_answer = one.role == "assistant" and one.reply_to == wanted and wanted is not None
-                    if is_answer and one.status not in ("streaming", "interrupted"):
-                        return one
+                while page.more and all(one.role != "user" for one in page.messages):  # a page has at most 2 MiB
+                    page = await hub.history(channel, before=page.messages[-1].created, limit=_LISTED)
+                wanted = question or next((one.id for one in page.messages if one.role == "user"), None)
+                if wanted is None:
+                    continue
+                with suppress(NotFound):  # the question is still to come
+                    turn = await hub.turn(channel, wanted)
+                    while turn.state != "over" or {one.status for one in turn.answers} <= {"interrupted"}:
+                        turn = await hub.turn(channel, wanted, after=turn)
+                    return [one for one in turn.answers if one.status != "interrupted"][-1]
     except TimeoutError:
-        states = ", ".join(f"{one.role} {one.id!r} {one.status}" for one in found) or "none"
+        found = [f"{one.role} {one.id!r} {one.status}" for one in (await hub.history(channel, limit=_LISTED)).messages]
         raise TimeoutError(
             f"{question or 'the newest question'!r} in channel {channel!r} has no answer that ended within "
-            f"{timeout_s:g} s; its newest messages: {states}"
+            f"{timeout_s:g} s; its newest messages: {', '.join(found) or 'none'}"
         ) from None
     raise AssertionError("a subscription ends only with an error")

@@ -26,20 +26,22 @@ def answering(model: ScriptedModel) -> Hub:
 
 @virtually
 async def test_answers_of_a_script_come_one_by_one() -> None:
-    model = ScriptedModel("Hello there, Ann.", ["Good", "bye", "."], ["x" * 3_000_000], ["half", RuntimeError("away")])
+    model = ScriptedModel("Hello, Ann.", ["Good", "bye", "."], "Bye", ["x" * 3_000_000], ["half", RuntimeError("away")])
     hub = answering(model)
     await hub.create("chat:1", text="Hi?", role="user")
-    assert (await wait_for_answer(hub, "chat:1")).text == "Hello there, Ann."
+    assert (await wait_for_answer(hub, "chat:1")).text == "Hello, Ann."
     question = await hub.create("chat:1", text="Bye?", role="user")
     answer = await wait_for_answer(hub, "chat:1", question.id)
     assert (answer.text, answer.status, answer.reply_to) == ("Goodbye.", "complete", question.id)
+    await hub.command("chat:1", "regenerate", target=question.id)  # the turn is over
+    assert (await wait_for_answer(hub, "chat:1")).text == "Bye"
     await hub.create("chat:1", text="All?", role="user")
     assert len((await wait_for_answer(hub, "chat:1")).text) == 3_000_000  # a page of the history ends behind it
     await hub.create("chat:1", text="Well?", role="user")
     answer = await wait_for_answer(hub, "chat:1")
     assert (answer.text, answer.status) == ("half", "failed")
-    assert model.asked == ["Hi?", "Bye?", "All?", "Well?"]
-    with pytest.raises(LocalError, match="the script has no reply to call 5"):
+    assert model.asked == ["Hi?", "Bye?", "Bye?", "All?", "Well?"]
+    with pytest.raises(LocalError, match="the script has no reply to call 6"):
         await anext(model())
 
 

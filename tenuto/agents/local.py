@@ -113,8 +113,7 @@ class LocalAgent:
                 scheduler = self._hub.runtime.scheduler
                 if not turns:
                     scheduler.set_state(turn.channel, self.name, {"state": "listening"})
-                has_begun = one.running is None or not one.running.came_too_late
-                scheduler.left(self, turn, has_begun=has_begun)
+                scheduler.left(self, turn, has_begun=one.running is None or not one.running.came_too_late)
                 scheduler.freed(self)
 
     async def _hand_over(self, turn: AssignedTurn) -> None:

@@ -17,7 +17,7 @@ from functools import partial
 from itertools import count
 from typing import Literal, NamedTuple
 
-from tenuto.agents.backend import Backend, Watch, find, patiently
+from tenuto.agents.backend import Backend, Watch, drains, find, patiently
 from tenuto.agents.request import TurnRequest, turn_request
 from tenuto.agents.steps import Allowance
 from tenuto.agents.turn import LeftAnswer, OnCrash, TakenUp, Turn
@@ -86,7 +86,6 @@ def check_agent(agent: Agent) -> Agent:
         raise LocalError(
             f"the handler of agent {agent.name!r} must be an async function, got {shown!r}; use `async def`"
         )
-    name = check_id(agent.name, "an agent's name")
     if agent.on_crash not in ("interrupt", "restart", "continue"):
         raise LocalError(f"on_crash must be 'interrupt', 'restart' or 'continue', got {agent.on_crash!r}")
     for limit, seconds in (("timeout_s", agent.timeout_s), ("budget_s", agent.budget_s)):
@@ -94,7 +93,7 @@ def check_agent(agent: Agent) -> Agent:
             raise LocalError(f"{limit} must be a number of seconds above 0, got {seconds!r}")
     if agent.max_tries not in range(1, ATTEMPTS + 1):
         raise LocalError(f"max_tries must be a whole number from 1 to {ATTEMPTS}, got {agent.max_tries!r}")
-    return agent._replace(name=name)
+    return agent._replace(name=check_id(agent.name, "an agent's name"))
 
 
 def check_worker_settings(when_busy: str, slots: int) -> None:
@@ -317,6 +316,8 @@ class Running:
             if any(isinstance(one, Finished) for one in failures) and await self._is_interrupted(turn):
                 self._is_lost = True  # the turn waits for its next attempt, as after a crash
                 return
+            if any(drains(self._backend, one) for one in failures) and not (self._is_stopped or self._is_late):
+                raise asyncio.CancelledError from raised  # as when the drain cancels it, which leaves its answers open
             failure = failures[0]
             trace = None if isinstance(failure, StoreUnavailable) else raised  # not a mistake of the handler
             level = logging.WARNING if isinstance(failure, TenutoError) else logging.ERROR

@@ -93,7 +93,7 @@ class Steps:
         self._running: set[str] = set()  # steps whose functions run
         self._ran_s = 0.0  # time at which a step last ended
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by step, each held while it runs
-        self._interrupted: set[str] = set()  # steps that an earlier attempt has begun without storing a result
+        self.interrupted: set[str] = set()  # steps that an earlier attempt has begun without storing a result
         self._sizes: dict[str, int] = {}  # of the results of this attempt, as JSON
         self._noting = asyncio.Lock()
         self._notes = 0  # number of the next note about the time
@@ -109,10 +109,6 @@ class Steps:
         """Return whether the part shows a step of this turn."""
         shown = step_id(self._channel, self._message_id, self._generation, str(part.get("name")))
         return STEP_MARK + str(part.get("call")) == shown
-
-    def was_interrupted(self, name: str) -> bool:
-        """Return whether an earlier attempt has begun the step `name` without storing its result."""
-        return name in self._interrupted
 
     @property
     def is_running(self) -> bool:
@@ -222,8 +218,7 @@ class Steps:
             if sent.command.data == data:  # of this call, or of one that was cancelled
                 break
         if note["of"] is not None:
-            id = sent.command.id
-            reply = partial(self._backend.reply, self._channel, id, ok=True, data=content, error=None)
+            reply = partial(self._backend.reply, self._channel, sent.command.id, ok=True, data=content, error=None)
             with contextlib.suppress(AlreadyAnswered):
                 await patiently(reply)
         return notes
@@ -284,7 +279,7 @@ class Steps:
                 *(name, self._channel, known.get("function"), data.get("function")),
             )
         if stored.reply is None and known["attempt"] != self._generation:
-            self._interrupted.add(name)
+            self.interrupted.add(name)
         return stored
 
     async def _send_step(self, id: str, data: dict[str, Json], *, is_new: bool) -> Sent:

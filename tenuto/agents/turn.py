@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 
 from msgspec.structs import replace
 
-from tenuto.agents.backend import Backend, Sent, Watch, find, patiently
+from tenuto.agents.backend import Backend, Sent, Watch, drains, find, patiently
 from tenuto.agents.history import Shape, as_turns, begin_of, chain_to, parents_in, path_to, system_texts
 from tenuto.agents.request import TurnRequest
 from tenuto.agents.steps import UNSTORABLE, Allowance, Steps, check_function, input_of
@@ -31,7 +31,7 @@ from tenuto.core.names import base32
 from tenuto.core.ops import digest
 from tenuto.core.outgoing import PartIndex
 from tenuto.core.state import part_bytes
-from tenuto.core.turns import STEER, WITHDRAWN, attempt_of, question_id, reply_id
+from tenuto.core.turns import APPROVE, STEER, WITHDRAWN, attempt_of, question_id, reply_id
 from tenuto.portal import Piped, ToolCall, Try, Writer, current_try
 from tenuto.sources.reading import CALLED, DONE, ERROR
 
@@ -125,6 +125,7 @@ class Turn:
         self._cancelled_ends_s: dict[str, float] = {}  # ends of questions whose `ask` was cancelled, by their ids
         # ids of questions that have no reply yet, also of earlier attempts: this one may ask them again
         self.open_questions: set[str] = set()
+        self._refused: set[Json] = set()  # tool calls that people were asked to approve, and did not
 
     @property
     def text(self) -> str:
@@ -343,8 +344,8 @@ class Turn:
         stored = plain({"data": data})["data"]  # a later attempt finds the question by it
         content = f"{name}\n{key}\n{await self._question_hash(stored, target)}"
         now_s = asyncio.get_running_loop().time()
-        has_call = isinstance(stored, dict) and "call" in stored  # equal calls may be asked about with the same key
-        id, content = self._numbered_question(content, None if has_call else key, now_s)
+        call = stored.get("call") if isinstance(stored, dict) else None  # equal ones may be asked about with one key
+        id, content = self._numbered_question(content, key if call is None else None, now_s)
         try:
             command, reply = await self._send_question(content, name, target, stored, timeout_s)
             if reply is None:
@@ -359,6 +360,8 @@ class Turn:
             raise
         self._cancelled_ends_s.pop(id, None)
         self.open_questions.discard(command.id)
+        if name == APPROVE.name and isinstance(call, str):
+            (self._refused.discard if reply is not None and reply.ok else self._refused.add)(call)
         if reply is None:
             return AskReply(False, None, {"code": "expired", "detail": "no reply arrived in time"}, None)
         return AskReply(reply.ok, reply.data, reply.error, reply.from_)
@@ -503,7 +506,8 @@ class Turn:
         The arguments of a call are those of its function, and its output is written into its part. A step is its tool
         and its arguments: a later attempt that asks the model again, and gets the same call under another id, does not
         run it again. If a function raises, whatever it is, or its result cannot be stored, the output is
-        `{"error": reason}`, for the model. Raises LocalError without an answer, TooMany, Fenced; then all calls end.
+        `{"error": reason}`, for the model; so it is for a call that people did not approve, which does not run. Raises
+        LocalError without an answer, TooMany, Fenced; then all calls end.
         """
         asked = {*map(id, piped.tool_calls)}  # by identity: several answers may have equal calls
         own = (one for one in self.begun if not asked.isdisjoint(map(id, one.tool_calls)))
@@ -518,7 +522,7 @@ class Turn:
                 task.cancel()
             await asyncio.wait(tasks)
             is_cancelled = isinstance(error, asyncio.CancelledError)
-            if is_cancelled and self._is_ending:
+            if (is_cancelled and self._is_ending) or drains(self._backend, error):
                 raise
             reason = "the tool was cancelled" if is_cancelled else "the turn failed"
             for call, task in zip(calls, tasks, strict=True):
@@ -530,6 +534,8 @@ class Turn:
 
     async def _run_tool(self, message: Writer, call: ToolCall, function: Callable[..., object]) -> Json:
         """Run a call as a step, and return its output, which is written into its part; a failure is an output, too."""
+        if call.call in self._refused:
+            return {"error": "not approved"}
 
         async def run(arguments: dict[str, Any]) -> object:
             try:
@@ -538,6 +544,8 @@ class Turn:
             except (Exception, asyncio.CancelledError, SystemExit) as error:  # that of `argparse` would end the process
                 if isinstance(error, asyncio.CancelledError) and (task := asyncio.current_task()) and task.cancelling():
                     raise
+                if drains(self._backend, error):
+                    raise  # the next attempt runs the tool again
                 raise _ToolFailed from error  # also if the tool has cancelled a task of its own
 
         try:
@@ -575,7 +583,7 @@ class Turn:
 
         Call it inside of the function: before the step has begun the result is False.
         """
-        return self.steps.was_interrupted(name)
+        return name in self.steps.interrupted
 
     async def sleep(self, name: str, seconds: float) -> None:
         """Wait `seconds`, counted from the first attempt on: after a crash only for the rest. Raises as `step`."""

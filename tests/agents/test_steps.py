@@ -79,8 +79,7 @@ class Counted:
 
 @virtually
 async def test_a_later_attempt_gets_the_stored_results() -> None:
-    counted = Counted()
-    found: list[Any] = []
+    counted, found = Counted(), list[Any]()
 
     async def script(turn: Turn) -> None:
         pair = await turn.step("pair", counted.of("pair", {"pair": (type("Text", (str,), {})("a"), 1)}))
@@ -105,16 +104,13 @@ async def test_a_step_that_died_is_called_again_and_says_so() -> None:
         assert await turn.step("pay", pay, turn) == "paid"
 
     await attempts(script, script, script)
-    key = seen[0][2]
-    assert seen == [(1, False, key), (2, True, key)]
+    assert seen == [(1, False, key := seen[0][2]), (2, True, key)]
 
 
 @virtually
 async def test_only_a_later_attempt_looks_for_its_steps_in_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    store = MemoryStore()
-    read = Mock(side_effect=store.messages)
-    monkeypatch.setattr(store, "messages", read)
-    reads: list[int] = []
+    store, reads = MemoryStore(), list[int]()
+    monkeypatch.setattr(store, "messages", read := Mock(side_effect=store.messages))
 
     async def script(turn: Turn) -> None:
         await turn.step("a", int)
@@ -139,8 +135,7 @@ async def test_a_step_wakes_no_listener_of_its_channel() -> None:
             await message.append("Hi")
         woken.append(wake.call_count)
 
-    assert await attempts(script) == [None]
-    assert woken == [0, 2]  # the answer begins and ends
+    assert (await attempts(script), woken) == ([None], [0, 2])  # the answer begins and ends
 
 
 @pytest.mark.parametrize("fails", [["no"], ["lost"], ["kept"], ["ok", "lost"], ["ok", "kept"], ["kept", "no", "kept"]])
@@ -174,8 +169,7 @@ async def test_a_step_with_retries_calls_again_after_growing_waits() -> None:
         assert await turn.step("third", third, retries=1, retry_s=1.5) == 3
 
     first, second = await attempts(script, script, seconds=10)
-    assert isinstance(first, OSError)
-    assert second is None
+    assert (type(first), second) == (OSError, None)
     assert times[2] - times[1] == pytest.approx(1.5)
 
 
@@ -193,8 +187,7 @@ async def test_a_step_that_the_handler_cancels_has_no_result() -> None:
             assert await turn.step("slow", slow, turn) == 2
 
     first, *later = await attempts(script, script, script, seconds=20)
-    assert isinstance(first, TimeoutError)
-    assert (later, begun) == ([None, None], [1, 2])
+    assert (type(first), later, begun) == (TimeoutError, [None, None], [1, 2])
 
 
 @virtually
@@ -262,11 +255,7 @@ async def test_a_name_that_cannot_be_used_is_refused(script: Script, words: str)
         (lambda turn: turn.step("", int), LocalError, "1 to 200 characters"),
         (lambda turn: turn.step("a", int, retry_s="1"), LocalError, "retry_s"),
         (lambda turn: turn.step("a", int, retries="1"), LocalError, "retries"),
-        (
-            lambda turn: turn.step("a", asyncio.sleep(1)),
-            LocalError,
-            "needs a function and its arguments, got a coroutine",
-        ),
+        (lambda turn: turn.step("a", asyncio.sleep(1)), LocalError, "a function and its arguments, got a coroutine"),
         (lambda turn: turn.step("a", 7), LocalError, "got a int"),
         (lambda turn: turn.step("a", int, show=True), LocalError, "in the block of `turn.reply()`"),
         (lambda turn: turn.run_tools(Piped(""), {}), LocalError, "in the block of `turn.reply()`"),
@@ -297,11 +286,7 @@ async def test_a_wrong_argument_is_named(call: Any, error: Any, words: str) -> N
         (float("nan"), InvalidRequest, "has the number nan, but numbers must be finite"),
         (10**400, InvalidRequest, "has an integer of 1329 bits, the limit is 64 bits with the sign; send it as text"),
         ({1: 2}, InvalidRequest, "has the key 1, but keys must be text"),
-        (
-            msgspec.json.decode("[" * 65 + "]" * 65),
-            InvalidRequest,
-            "nested deeper than 64 levels, which is the limit; flatten",
-        ),
+        (msgspec.json.decode("[" * 65 + "]" * 65), InvalidRequest, "64 levels, which is the limit; flatten"),
         ("x" * 262_144, TooLarge, "; make it smaller, or return a reference to it (Limits.step_bytes)"),
         ("\ud800", InvalidText, "holds the lone surrogate '\\ud800' at offset 0"),
     ],
@@ -534,23 +519,35 @@ async def test_a_question_that_was_cancelled_goes_on_when_it_is_asked_again(key:
 
 
 @virtually
-async def test_equal_calls_have_a_question_each_although_the_key_is_one() -> None:
-    found: list[bool] = []
+async def test_equal_calls_have_a_question_each_and_only_the_one_that_is_approved_runs() -> None:
+    found: list[Any] = []
 
     async def bot(turn: Turn) -> None:
         async with turn.reply() as message:
-            for call in ("a", "b"):
-                await message.part({"type": "tool", "call": call, "name": "pay", "input": "{}", "state": "called"})
-                found.append((await turn.ask("approve", {"call": call}, key="pay")).ok)
+            part = {"type": "tool", "name": "pay", "input": "{}", "state": "called"}
+            calls = [ToolCall(call, "pay", "{}", await message.part({**part, "call": call})) for call in ("a", "b")]
+            for call in calls:
+                found.append((await turn.ask("approve", {"call": call.call}, key="pay")).ok)
+            found.append(await turn.run_tools(Piped("", tool_calls=calls), {"pay": lambda: "paid"}))
 
     hub = await hub_asked(bot)
     for call in ("a", "b"):
         await asyncio.sleep(1)
         (question,) = await hub.pending_commands("chat:1")
         assert question.data == {"call": call}
-        await hub.reply("chat:1", question.id)
+        await hub.reply("chat:1", question.id, ok=call == "a")
     await asyncio.sleep(1)
-    assert found == [True, True]
+    assert found == [True, False, {"a": "paid", "b": {"error": "not approved"}}]
+    assert [part["state"] for part in (await hub.history("chat:1")).messages[0].parts] == ["done", "denied"]
+
+
+async def drained(turn: Turn) -> None:
+    async for _ in turn._backend._hub.subscribe("chat:2"):  # type: ignore[attr-defined]
+        pass  # raises Draining, as `hub.turn` does
+
+
+async def drained_in_tool(turn: Turn) -> None:
+    await turn.run_tools(Piped("", tool_calls=[ToolCall("c", "t", "", 0)]), {"t": lambda: drained(turn)})
 
 
 @virtually
@@ -560,6 +557,7 @@ async def test_equal_calls_have_a_question_each_although_the_key_is_one() -> Non
         (lambda turn: turn.ask("approve", timeout_s=900), 60.0),
         (lambda turn: turn.sleep("nap", 900), 60.0),
         (lambda turn: asyncio.sleep(900), 0.5),  # it does not only wait
+        *((wait, 60.0) for wait in (drained, drained_in_tool, lambda turn: turn.step("a", drained, turn))),
     ],
 )
 async def test_a_turn_is_handed_over_ten_times_and_at_once_if_it_only_waits(wait: Any, drain_s: float) -> None:
