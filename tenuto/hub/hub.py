@@ -153,7 +153,11 @@ class HubCore(Lifecycle):
         """
 
         def register(handler: HookHandler) -> HookHandler:
-            self._add_hook(Hook(name, (kinds,) if isinstance(kinds, str) else tuple(kinds), pattern, handler))
+            hook = Hook(name, (kinds,) if isinstance(kinds, str) else tuple(kinds), pattern, handler)
+            if self._hooks.setdefault(name, hook) is not hook:
+                raise LocalError(f"hook name {name!r} is taken already; give each hook its own name")
+            if self.has_recovered:
+                self.runtime.begin_hook(hook)
             return handler
 
         return register

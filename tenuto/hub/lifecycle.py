@@ -429,14 +429,6 @@ class Lifecycle:
         if self.has_recovered:
             callback()
 
-    def _add_hook(self, hook: Hook) -> None:
-        """Register `hook`. Raises LocalError if its name is taken, since two hooks would share one position."""
-        if hook.name in self._hooks:
-            raise LocalError(f"hook name {hook.name!r} is taken already; give each hook its own name")
-        self._hooks[hook.name] = hook
-        if self.has_recovered:
-            self.runtime.begin_hook(hook)
-
     async def start(self) -> None:
         """Open the store and serve, as happens on first use. Raises StoreInUse, StoreUnusable, StoreUnavailable."""
         loop = asyncio.get_running_loop()
