@@ -552,13 +552,11 @@ class Channel:
         """Read the head of the channel from the store, unless it is known."""
         if not self.is_loaded:
             async with self._exclusive():
-                if not self.is_loaded:  # another caller may have read it meanwhile
-                    await self._reload()
+                pass
 
     async def load_messages(self, ids: Sequence[str]) -> None:
         """Load those of the messages `ids` that exist."""
-        await self.load()
-        if not self._loaders and not self.missing(ids):  # a read that runs may replace the state
+        if self.is_loaded and not self._loaders and not self.missing(ids):  # a read that runs may replace the state
             return
         async with self._exclusive():
             while wanted := self.missing(ids):
@@ -575,7 +573,6 @@ class Channel:
 
         Return False if too many changed: the viewer needs a new start.
         """
-        await self.load()
         async with self._exclusive():
             limit = self._limits.catch_up_messages
             while since < self.state.complete_since:  # memory lacks messages that changed after `since`
@@ -590,7 +587,6 @@ class Channel:
 
     async def load_history(self, history: int) -> None:
         """Load the newest `history` messages."""
-        await self.load()
         async with self._exclusive():
             limits = self._limits
             wanted = max(1, history)
@@ -601,7 +597,6 @@ class Channel:
                 state = self.state
                 found = restored(page.messages)
                 self._insert(found)
-                state.has_older = page.more
                 state.is_history_cut = page.more and len(found) < wanted
                 oldest = min((one.created for one in found), default=1)
                 state.history_from = min(state.history_from, oldest if page.more else 1)
@@ -611,7 +606,6 @@ class Channel:
 
         With `head`, the caller needs no more than the entries up to it: an earlier call may have read them meanwhile.
         """
-        await self.load()
         async with self._exclusive():
             if head is None or self.is_stale or not self.is_past(head):
                 await self._catch_up()
@@ -623,7 +617,6 @@ class Channel:
         Ids of streaming messages cannot be used until `until_ms`. Raises Busy if other processes write to the channel
         faster than this one can read it, StoreUnavailable.
         """
-        await self.load()
         async with self._exclusive():
             head = await head_of(self._store, self.name)
             for _ in range(MAX_CONFLICTS):
@@ -647,7 +640,6 @@ class Channel:
         Requests and new viewers wait until `mend`, which removes a part that `write` left, has worked and the channel
         was read again; None if no part has to go. Raises StoreUnavailable.
         """
-        await self.load()
         async with self._exclusive():
             try:
                 return await write()
@@ -755,12 +747,17 @@ class Channel:
 
     @asynccontextmanager
     async def _exclusive(self) -> AsyncIterator[None]:
-        """Keep commits of this channel from starting until the block ends; wait for a running one first."""
+        """Keep commits of this channel from starting until the block ends; wait for a running one first.
+
+        Then read the head of the channel, unless it is known.
+        """
         self._loaders += 1
         try:
             async with self._loading:
                 while self.commit_over is not None:
                     await asyncio.shield(self.commit_over)
+                if not self.is_loaded:
+                    await self._reload()
                 yield
         finally:
             self._loaders -= 1
