@@ -468,14 +468,11 @@ class Subscription:
                 self._woken.clear()
                 self._hub.viewing.check(has_ended=self._hub.node != node)
                 batch = await take(feed, self._hub.viewing.reading)
-                if batch is None:
-                    await self._woken.wait()
-                    continue
-                yield Batch(events=list(batch.events), cursor=batch.cursor or None)
-                self.cursor = batch.cursor or self.cursor
-                feed.done()
-                if not self._woken.is_set():
-                    await self._woken.wait()
+                if batch is not None:
+                    yield Batch(events=list(batch.events), cursor=batch.cursor or None)
+                    self.cursor = batch.cursor or self.cursor
+                    feed.done()
+                await self._woken.wait()
         finally:
             feed.close()
 
