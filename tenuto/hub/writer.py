@@ -612,14 +612,11 @@ async def _recover_channel(hub: Lifecycle, runtime: Runtime, channel: str, adopt
     for message in left:
         if _is_left(runtime, message) and not runtime.nodes.is_leaving:
             await _end_or_adopt(hub, runtime, channel, message, adopter)
-    if asked:  # after the answers of lost attempts have ended
-        await _offer_turns(runtime, channel, asked)
-
-
-async def _offer_turns(runtime: Runtime, channel: str, asked: Sequence[MessageState]) -> None:
-    """Let the turns of the messages `asked` wait again that no living node has."""
+    if not asked:
+        return
+    # after the answers of lost attempts have ended, let the turns wait again that no living node has
     if channel in runtime.channels:
-        runtime.scheduler.inspect(await in_time(runtime.fresh(channel), runtime.store.name), None)
+        runtime.scheduler.inspect(await in_time(runtime.fresh(channel), store.name), None)
     else:
         for message in asked:
             runtime.scheduler.inspect_message(channel, message.id, message)
