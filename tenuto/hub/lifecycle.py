@@ -645,7 +645,6 @@ class Lifecycle:
     async def _drain(self, runtime: Runtime, drain_s: float) -> None:
         """Drain as `drain` says. It raises no error of the store or the app, and each of its waits has a bound."""
         runtime.scheduler.close()
-        runtime.leases.close()
         runtime.nodes.is_leaving = True
         self._send_away(runtime)
         tasks, writers = runtime.tasks, runtime.writers
