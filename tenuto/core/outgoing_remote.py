@@ -15,8 +15,6 @@ Three rules make it safe to lose a connection, a response, or the log on the ser
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from tenuto.core.errors import Finished, Gap, Mismatch, NoPart, NotFound, TenutoError
 from tenuto.core.limits import Limits
 from tenuto.core.model import ATTEMPT, TRIED, Json, Message, Part, check_json
@@ -42,13 +40,12 @@ class RemoteOutgoing(Outgoing):
         self.epoch = ""  # epoch of the log in which the requests were stored
         self.trouble: TenutoError | None = None  # a temporary failure; while it is set, no request is sent
         self._failed: list[OutgoingRequest] = []  # requests that failed and will be sent again
-        self._kept: list[PartState] = []  # a copy of each part; serials have no meaning in it
         self._refills = 0
 
     @property
     def text(self) -> str:
         """Return the accepted text of all text parts."""
-        texts = [str(kept.text) if kept.fields["type"] == "text" else "" for kept in self._kept]
+        texts = [str(one.kept.text) if one.type == "text" and one.kept is not None else "" for one in self._parts]
         if self._texts and self._parts[self._texts_part].type == "text":
             texts[self._texts_part] += "".join(self._texts)
         return "".join(texts)
@@ -164,12 +161,15 @@ class RemoteOutgoing(Outgoing):
 
     def _refill_part(self, index: int, stored: Part | None) -> None:
         """Queue the content of part `index` that `stored`, the server's part, lacks; None: it has no such part."""
-        part, kept = self._parts[index], self._kept[index]
-        length = _stored_length(kept, stored) if stored is not None else None  # None: it must be put anew
+        part = self._parts[index]
+        # None: it must be put anew
+        length = _stored_length(part.kept, stored) if stored is not None and part.kept is not None else None
         if length is None and part.type == ATTEMPT:  # only the server makes such a part; an empty text takes its place
             self._set_part(index, {"type": "text", "text": ""})
-            part, kept = self._parts[index], self._kept[index]
+            part = self._parts[index]
             part.is_closed = True
+        kept = part.kept
+        assert kept is not None  # `_set_part` keeps each part
         if length is None:
             length = min(kept.length, self._piece_length)
             value = kept.value(length)
@@ -182,16 +182,12 @@ class RemoteOutgoing(Outgoing):
 
     def _set_part(self, index: int, part: Part, owner: Owner | None = None, *, is_open: bool = True) -> None:
         super()._set_part(index, part, owner, is_open=is_open)
-        self._kept[index : index + 1] = [PartState(part, 0, 0)]
-
-    def _keep(self, order: Sequence[int]) -> None:
-        super()._keep(order)
-        self._kept = [self._kept[index] for index in order]
+        self._parts[index].kept = PartState(part, 0, 0)  # serials have no meaning here
 
     def _gather(self) -> None:
-        kept = self._kept[self._texts_part].text if self._texts else None
-        if kept is not None:
-            kept.append("".join(self._texts), 0)
+        kept = self._parts[self._texts_part].kept if self._texts else None
+        if kept is not None and kept.text is not None:
+            kept.text.append("".join(self._texts), 0)
         super()._gather()
 
     def _open_text_part(self, index: int, text: str, size: int) -> None:
