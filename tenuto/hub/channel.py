@@ -357,11 +357,6 @@ class Channel:
 
     # -- for the committer -------------------------------------------------------------------------------------
 
-    @property
-    def is_ready(self) -> bool:
-        """Return whether the committer can decide requests on the present state."""
-        return self.is_ready_for(())
-
     def is_ready_for(self, ids: Iterable[str]) -> bool:
         """Return whether requests about `ids` can be decided now, without a read of the store."""
         if not self.is_loaded or self._loaders or self.is_stale:
@@ -702,7 +697,7 @@ class Channel:
         """
         state = self.state
         is_same = (epoch, floor) == (state.epoch, state.floor) if state.serial else lives == state.lives
-        if not self.is_ready or self.commit_over is not None or not is_same:
+        if not self.is_ready_for(()) or self.commit_over is not None or not is_same:
             return False
         new = [entry for entry in entries if entry.serial > state.serial]
         if new and new[0].serial == state.serial + 1 and self._can_apply(new):

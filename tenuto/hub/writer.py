@@ -589,7 +589,7 @@ async def _current(runtime: Runtime, names: Sequence[str]) -> frozenset[str]:
 def _has_living_writers(runtime: Runtime, name: str) -> bool:
     """Return whether channel `name` is in memory, and the nodes of the writers of all its open messages live."""
     channel = runtime.channels.get(name)
-    if channel is None or not channel.is_ready:
+    if channel is None or not channel.is_ready_for(()):
         return False
     return not any(_is_left(runtime, message) for message in channel.state.messages.values())
 
