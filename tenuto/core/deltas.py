@@ -197,17 +197,15 @@ class MessageProgress:
         kind = self._kinds[index] if index < len(self._kinds) else ""
         if kind not in APPENDABLE:  # an unknown part, or one without growing text
             return []
-        known = self._lengths[index] if kind in COUNTED else self._inputs[index]
+        lengths = self._lengths if kind in COUNTED else self._inputs
+        known = lengths[index]
         if at > known:  # text before it is missing
             self.is_broken = True
             return []
         text = event.text[known - at :]
         if not text:
             return []
-        if kind in COUNTED:
-            self._lengths[index] = known + len(text)
-        else:
-            self._inputs[index] = known + len(text)
+        lengths[index] = known + len(text)
         return [TextAdded(index, kind, known, text)]
 
     def _put(self, index: int, part: Part) -> list[Delta]:

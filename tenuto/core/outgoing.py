@@ -860,12 +860,9 @@ def content_of(parts: Iterable[Part]) -> str:
 
 def part_of(request: WriterRequest) -> int | None:
     """Return the index of the part that `request` changes, or None."""
-    match request:
-        case AppendText():
-            return request.part
-        case PutPart():
-            return request.index
-    return None
+    if isinstance(request, AppendText):
+        return request.part
+    return request.index if isinstance(request, PutPart) else None
 
 
 def end_for(error: BaseException) -> tuple[str, str | None]:

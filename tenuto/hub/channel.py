@@ -142,17 +142,14 @@ def _type_of(event: ServerEvent) -> bytes:
 
 def _groups(raw: Sequence[bytes]) -> list[bytes]:
     """Return the events, joined by commas, in groups of at most one frame where possible; an event is never split."""
-    groups: list[bytes] = []
-    group: list[bytes] = []
-    size = 0
+    groups, size = list[list[bytes]]([[]]), 0
     for data in raw:
-        if group and size + len(data) > FRAME_BYTES:
-            groups.append(b",".join(group))
-            group, size = [], 0
-        group.append(data)
+        if groups[-1] and size + len(data) > FRAME_BYTES:
+            groups.append([])
+            size = 0
+        groups[-1].append(data)
         size += len(data)
-    groups.append(b",".join(group))
-    return groups
+    return [b",".join(group) for group in groups]
 
 
 _APPEND = str(MessageAppend.__struct_config__.tag).encode()
