@@ -22,7 +22,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import KW_ONLY, InitVar, dataclass, field
 from math import ceil, floor
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -96,12 +96,11 @@ class EncodedBatch(Struct, eq=False):
         """Return the batch as Server-Sent Events; only the last one carries the cursor as its id."""
         if self._sse is None and len(self.events) == 1 and self.cursor:  # hot path, with the same bytes as below
             event = self.events[0]
-            kind = _APPEND if type(event) is MessageAppend else _type_of(event)
-            self._sse = b"event: %b\ndata: %b\nid: %b\n\n" % (kind, self.raw[0], self.cursor.encode())
+            self._sse = b"event: %b\ndata: %b\nid: %b\n\n" % (_TYPES[type(event)], self.raw[0], self.cursor.encode())
         if self._sse is None:
             pieces: list[bytes] = []
             for event, data in zip(self.events, self.raw, strict=True):
-                pieces += (b"event: ", _type_of(event), b"\ndata: ", data, b"\n\n")
+                pieces += (b"event: ", _TYPES[type(event)], b"\ndata: ", data, b"\n\n")
             if self.cursor:
                 pieces[-1] = b"\nid: " + self.cursor.encode() + b"\n\n"
             self._sse = b"".join(pieces)
@@ -136,8 +135,8 @@ class EncodedBatch(Struct, eq=False):
         return (*first, last.replace(cursor, b"%b:%b" % (cursor, extra.encode()), 1))
 
 
-def _type_of(event: ServerEvent) -> bytes:
-    return str(event.__struct_config__.tag).encode()
+# the names of the types of events
+_TYPES = {kind: str(kind.__struct_config__.tag).encode() for kind in get_args(ServerEvent)}
 
 
 def _groups(raw: Sequence[bytes]) -> list[bytes]:
@@ -150,9 +149,6 @@ def _groups(raw: Sequence[bytes]) -> list[bytes]:
         groups[-1].append(data)
         size += len(data)
     return [b",".join(group) for group in groups]
-
-
-_APPEND = str(MessageAppend.__struct_config__.tag).encode()
 
 
 @dataclass(eq=False, slots=True)
@@ -426,9 +422,7 @@ class Channel:
         Its window is the shortest one of at least `flush_ms`, else the longest.
         """
         window = next((known for known in FLUSH_CLASSES_MS if known >= flush_ms), FLUSH_CLASSES_MS[-1])
-        group = self._groups.get(window)
-        if group is None:
-            group = self._groups[window] = Group(self._ticks, window / 1000)
+        group = self._groups.setdefault(window, Group(self._ticks, window / 1000))
         group.feeds[feed] = None
         self.watchers += 1
         return group
