@@ -553,8 +553,6 @@ def _take_over(message: MessageState, request: TakeOver, caller: Caller, now_ms:
 
 def _earlier_decision(message: MessageState, request: str | None) -> Decision | None:
     """Return the decision of the request with id `request` if it was carried out already, else None."""
-    if request is None:
-        return None
     # latest request first: if two writers used the same request id, only the later one can still repeat its request
     for known, serial, generation in reversed(message.requests):
         if known == request:
