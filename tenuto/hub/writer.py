@@ -129,10 +129,9 @@ class MessageWriter(Writer):
         if self._create is None:
             self._register()
         else:
-            while True:
+            while not self.is_begun:
                 try:
                     await self._begin(self._create)
-                    break
                 except (IdConflict, Deleted):
                     if self.spare_id is None:
                         raise
