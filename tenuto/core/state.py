@@ -382,11 +382,9 @@ def apply_entry(state: ChannelState, entry: Entry) -> None:
         state.messages[op.id] = changed
     elif type(op) is not Claim and type(op) is not Lease:  # viewers get no event for these
         state.messages.move_to_end(op.id)
-    if type(op) is Create:
-        if op.role != OPTIONS:
-            state.newest = op.id
-        state.note_claim(changed)
-    elif type(op) is Claim or type(op) is Delete:
+    if type(op) is Create and op.role != OPTIONS:
+        state.newest = op.id
+    if type(op) in (Create, Claim, Delete):
         state.note_claim(changed)
 
 
