@@ -135,7 +135,8 @@ class MessageWriter(Writer):
                 except (IdConflict, Deleted):
                     if self.spare_id is None:
                         raise
-                    self.name(self.spare_id())
+                    self._outgoing.id = self.spare_id()
+                    self.ids = (self.id,)
         self._outgoing.open()
         self._submit()  # meta of a message that is continued
         return self
@@ -251,11 +252,6 @@ class MessageWriter(Writer):
         self._wake_waiters()
 
     # -- for the hub -------------------------------------------------------------------------------------------
-
-    def name(self, message_id: str) -> None:
-        """Set the id of the message to write."""
-        self._outgoing.id = message_id
-        self.ids = (message_id,)
 
     def take_up(self, message: Message, generation: int) -> None:
         """Continue at the end of `message`, which may contain text of another writer."""
