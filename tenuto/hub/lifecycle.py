@@ -619,16 +619,13 @@ class Lifecycle:
         for hook in self._hooks.values():
             runtime.begin_hook(hook)
         run.has_begun = True
-        workers += [
-            group.create_task(keep_house(self, runtime)),
-            group.create_task(runtime.follower.run()),
-        ]
+        workers += map(group.create_task, (keep_house(self, runtime), runtime.follower.run()))
         if not self.store.is_exclusive:
             # a callback may have blocked the event loop for longer than the lease; `keep` repeats a renewal that fails
             with suppress(StoreUnavailable):
                 await shared_turns.begin()
-            workers.append(group.create_task(shared_turns.run()))
-            workers.append(group.create_task(self.viewing.watch(runtime.responded_s, runtime.wake_feeds)))
+            watching = self.viewing.watch(runtime.responded_s, runtime.wake_feeds)
+            workers += map(group.create_task, (shared_turns.run(), watching))
         self.hook_signals()
         run.ready.set_result(None)
         await run.stop.wait()
