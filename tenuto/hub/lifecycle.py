@@ -238,30 +238,27 @@ class Viewing:
         self.is_draining = True
         _end_in(0.0, self._reads)
 
-    async def watch(self, responded_s: Callable[[], float], wake_feeds: Callable[[], None]) -> None:
-        """Disconnect the viewers whenever the store has not responded for a term, until this task is cancelled.
-
-        `responded_s` returns the loop time of its last response. `wake_feeds` wakes all feeds, which then end.
-        """
+    async def watch(self, runtime: Runtime) -> None:
+        """Disconnect the viewers whenever the store has not responded for a term, until this task is cancelled."""
         loop = asyncio.get_running_loop()
-        last_s, silent_s = responded_s(), 0.0
+        last_s, silent_s = runtime.responded_s(), 0.0
         try:
             while True:
                 before_s = loop.time()
                 await asyncio.sleep(STEP_S)
-                if responded_s() != last_s:
-                    last_s, silent_s = responded_s(), 0.0
+                if runtime.responded_s() != last_s:
+                    last_s, silent_s = runtime.responded_s(), 0.0
                     if self.is_cut_off:
                         self.is_cut_off = False
                         logger.warning("store %r responds, so the hub serves viewers again", self._store_name)
                     continue
                 silent_s += min(loop.time() - before_s, LATE_S)
                 if silent_s >= CUT_OFF_S and not self.is_cut_off:
-                    self._cut_off(wake_feeds)
+                    self._cut_off(runtime)
         finally:
             self.is_cut_off = False
 
-    def _cut_off(self, wake_feeds: Callable[[], None]) -> None:
+    def _cut_off(self, runtime: Runtime) -> None:
         self.is_cut_off = True
         logger.warning(
             "store %r has not responded for %g s, so the hub disconnects its viewers", self._store_name, CUT_OFF_S
@@ -269,7 +266,7 @@ class Viewing:
         _end_in(0.0, self._reads)
         for callback in self.on_cut_off:
             callback()
-        wake_feeds()
+        runtime.wake_feeds()  # they end
 
     def _refusal(self, *, has_ended: bool = False) -> TenutoError:
         if self.is_draining or has_ended:
@@ -624,8 +621,7 @@ class Lifecycle:
             # a callback may have blocked the event loop for longer than the lease; `keep` repeats a renewal that fails
             with suppress(StoreUnavailable):
                 await shared_turns.begin()
-            watching = self.viewing.watch(runtime.responded_s, runtime.wake_feeds)
-            workers += map(group.create_task, (shared_turns.run(), watching))
+            workers += map(group.create_task, (shared_turns.run(), self.viewing.watch(runtime)))
         self.hook_signals()
         run.ready.set_result(None)
         await run.stop.wait()
