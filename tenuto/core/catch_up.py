@@ -9,6 +9,8 @@ last value, and an edited message once, as it is now. `docs/protocol.md`, "Joini
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from tenuto.core.events import (
     ChannelAttached,
     CommandReply,
@@ -45,13 +47,10 @@ def events_since(state: ChannelState, since: int, *, limit: int) -> list[StoredE
             return None
         if message.role != OPTIONS:  # no viewer gets those
             events += _message_since(message, since)
-    count = 0
-    for command in reversed(state.commands.values()):
+    commands = (one for one in reversed(state.commands.values()) if not one.is_step)
+    for count, command in enumerate(commands, 1):
         if command.version <= since:
             break
-        if command.is_step:
-            continue
-        count += 1
         if count > limit:
             return None
         if command.created > since:
@@ -99,24 +98,18 @@ def newest_messages(state: ChannelState, history: int, limits: Limits) -> tuple[
         if page and size > limits.history_bytes:
             return page, True
         page.append(message)
+    has_older = state.history_from > 1  # in the store, perhaps
     # cut: the store has older messages, but the page of those in memory has reached its limit in bytes
-    is_whole = len(page) >= history or (state.is_history_cut and page) or not state.has_older
-    return (page, state.has_older) if is_whole else None
+    is_whole = len(page) >= history or (state.is_history_cut and page) or not has_older
+    return (page, has_older) if is_whole else None
 
 
 def new_start(state: ChannelState, page: list[MessageState], more: bool) -> tuple[ChannelAttached, list[MessageUpdate]]:
     """Return the events of a new start: the messages of `page` and all streaming ones."""
     shown = {message.id: message for message in page}
     shown.update((message.id, message) for message in state.messages.values() if message.is_streaming)
-    attached = ChannelAttached(
-        channel=state.channel,
-        epoch=state.epoch,
-        serial=state.serial,
-        resumed=False,
-        more=more,
-        before=min((message.created for message in page), default=state.serial + 1),
-        commands=[command.command() for command in state.pending_commands()],
-    )
+    before = min((message.created for message in page), default=state.serial + 1)
+    attached = replace(resumed(state), resumed=False, more=more, before=before)
     updates = [MessageUpdate(serial=message.version, message=message.message()) for message in shown.values()]
     updates.sort(key=lambda event: event.serial)
     return attached, updates

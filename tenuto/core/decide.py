@@ -553,8 +553,6 @@ def _take_over(message: MessageState, request: TakeOver, caller: Caller, now_ms:
 
 def _earlier_decision(message: MessageState, request: str | None) -> Decision | None:
     """Return the decision of the request with id `request` if it was carried out already, else None."""
-    if request is None:
-        return None
     # latest request first: if two writers used the same request id, only the later one can still repeat its request
     for known, serial, generation in reversed(message.requests):
         if known == request:
@@ -813,8 +811,9 @@ def _reply_command(
     command = _command(state, key)
     if command.is_step:
         _check_has_turn(state, command.sent.target, request.generation, caller, _unknown(key))
-    if command.reply is not None and _is_repeat(command.reply, request, caller):
-        return Decision(serial=command.reply_serial)
+    known = (command.reply.by, command.reply.request) if command.reply is not None else None
+    if request.request is not None and known == (caller.id, request.request):
+        return Decision(serial=command.reply_serial)  # a repeat, perhaps after the end of its work
     is_senders = caller.id is not None and command.sent.by == caller.id
     is_at_work = _is_at_work_on(state, command.sent.target, caller)
     if not (caller.may_read or is_senders or is_at_work):  # it must not learn which commands exist
@@ -874,11 +873,6 @@ def _with_approval(part: Part, earlier: Part) -> Part:
     if is_same_call and "approval" in earlier and "approval" not in part:
         return {**part, "approval": earlier["approval"]}
     return part
-
-
-def _is_repeat(reply: Reply, request: ReplyCommand, caller: Caller) -> bool:
-    """Return whether the request repeats the stored reply; the client that sent it may have finished its work since."""
-    return reply.by == caller.id and request.request is not None and reply.request == request.request
 
 
 def _check_may_reply(command: CommandState, caller: Caller) -> None:

@@ -163,7 +163,7 @@ class MessageProgress:
             deltas.append(self._replace(message))
         else:
             for index, part in enumerate(message.parts):
-                deltas += self._continue(index, part) if index < sent_parts else self._open(index, part)
+                deltas += self._continue(index, part) if index < sent_parts else self._put(index, part)
         return deltas + self._change_status(message, was_finished=self._was_finished)
 
     def receive(self, events: Sequence[ServerEvent]) -> list[Delta]:
@@ -197,35 +197,24 @@ class MessageProgress:
         kind = self._kinds[index] if index < len(self._kinds) else ""
         if kind not in APPENDABLE:  # an unknown part, or one without growing text
             return []
-        known = self._lengths[index] if kind in COUNTED else self._inputs[index]
+        lengths = self._lengths if kind in COUNTED else self._inputs
+        known = lengths[index]
         if at > known:  # text before it is missing
             self.is_broken = True
             return []
         text = event.text[known - at :]
         if not text:
             return []
-        if kind in COUNTED:
-            self._lengths[index] = known + len(text)
-        else:
-            self._inputs[index] = known + len(text)
+        lengths[index] = known + len(text)
         return [TextAdded(index, kind, known, text)]
 
     def _put(self, index: int, part: Part) -> list[Delta]:
-        if index >= len(self._kinds):
-            return self._open(index, part)
-        sent = self._lengths[index]
-        self._mark_sent(index, part)
-        return [PartReplaced(index, part, sent)]
-
-    def _open(self, index: int, part: Part) -> list[Delta]:
-        sent = self._lengths[index] if index < len(self._lengths) else 0
-        self._mark_sent(index, part)
-        return [PartOpened(index, part, sent)]
+        kind = PartOpened if index >= len(self._kinds) else PartReplaced
+        return [kind(index, part, self._mark_sent(index, part))]
 
     def _continue(self, index: int, part: Part) -> list[Delta]:
         """Return the delta with the rest of a part, for a reader that resumes and has the part's beginning."""
-        kind, sent = part["type"], self._lengths[index]
-        self._mark_sent(index, part)
+        kind, sent = part["type"], self._mark_sent(index, part)
         if kind in COUNTED and (sent == ALL_SENT or sent <= len(part["text"])):
             rest = part["text"][sent:]
             return [TextAdded(index, kind, sent, rest)] if rest else []
@@ -242,15 +231,16 @@ class MessageProgress:
             self._mark_sent(index, part)
         return MessageReplaced(message, sent, is_superseded=attempts > before)
 
-    def _mark_sent(self, index: int, part: Part) -> None:
-        """Record that the reader has the whole `part`."""
+    def _mark_sent(self, index: int, part: Part) -> int:
+        """Record that the reader has the whole `part`. Return the code points that it had of an earlier one."""
         kind = part["type"]
         self._kinds += [""] * (index + 1 - len(self._kinds))
         self._lengths += [0] * (index + 1 - len(self._lengths))
         self._kinds[index] = kind
-        self._lengths[index] = len(part["text"]) if kind in COUNTED else 0
+        before, self._lengths[index] = self._lengths[index], len(part["text"]) if kind in COUNTED else 0
         if kind == "tool":
             self._inputs[index] = len(part.get("input", ""))
+        return before
 
     def _change_status(self, message: Message, *, was_finished: bool) -> list[Delta]:
         if message.status != "streaming":

@@ -33,7 +33,7 @@ from tenuto.core.model import APPENDABLE, ATTEMPT, RESPONSES, TRIED, Json, Messa
 from tenuto.core.ops import digest
 from tenuto.core.requests import AppendText, FinishMessage, PutPart, UpdateMessage
 from tenuto.core.state import KEPT_REQUESTS, part_bytes, utf8_len
-from tenuto.core.text import SurrogateJoiner
+from tenuto.core.text import PartState, SurrogateJoiner
 
 
 class OutgoingState(Enum):
@@ -100,6 +100,7 @@ class OutgoingPart(Struct):
     is_closed: bool = False  # True: text without an index goes to another part (`fail_attempt`, `close_text`)
     is_cut: bool = False  # True: the listed attempt that opened it has failed, or an earlier writer did not end it
     ended: Part | None = None  # as its stream has left it: further content removes what an earlier writer added
+    kept: PartState | None = None  # a copy of its content, if the message is written over a network
 
     @property
     def is_listed(self) -> bool:
@@ -859,12 +860,9 @@ def content_of(parts: Iterable[Part]) -> str:
 
 def part_of(request: WriterRequest) -> int | None:
     """Return the index of the part that `request` changes, or None."""
-    match request:
-        case AppendText():
-            return request.part
-        case PutPart():
-            return request.index
-    return None
+    if isinstance(request, AppendText):
+        return request.part
+    return request.index if isinstance(request, PutPart) else None
 
 
 def end_for(error: BaseException) -> tuple[str, str | None]:

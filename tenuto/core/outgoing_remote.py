@@ -15,47 +15,19 @@ Three rules make it safe to lose a connection, a response, or the log on the ser
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from tenuto.core.errors import Finished, Gap, Mismatch, NoPart, NotFound, TenutoError
 from tenuto.core.limits import Limits
-from tenuto.core.model import APPENDABLE, ATTEMPT, TRIED, Json, Message, Part, check_json
+from tenuto.core.model import ATTEMPT, TRIED, Json, Message, Part, check_json
 from tenuto.core.outgoing import Outgoing, OutgoingRequest, Owner, part_of, text_of
 from tenuto.core.requests import FinishMessage, UpdateMessage
 from tenuto.core.state import part_bytes
-from tenuto.core.text import Text
+from tenuto.core.text import PartState
 
 FRAME_BYTES = 1024  # estimated size of a request without its part
 MAX_REFILLS = 3  # refills without a stored request in between; more than these mean a bug in the client or the server
 
 # The server has less of the message than it has acknowledged, or other content.
 LOST = (Gap, Mismatch, NoPart, NotFound)
-
-
-class KeptPart:
-    """A copy of a part: its text, and its other fields."""
-
-    __slots__ = ("fields", "key", "text")
-
-    def __init__(self, part: Part) -> None:
-        self.key = APPENDABLE.get(part["type"], "")
-        self.fields = part
-        self.text = Text(part.get(self.key, "") if self.key else "")
-
-    def value(self, length: int) -> Part:
-        """Return the part with the first `length` code points of its text."""
-        return {**self.fields, self.key: self.text.slice(0, length)} if self.key else self.fields
-
-    def stored_length(self, stored: Part) -> int | None:
-        """Return the length of the text of `stored` if this part continues it, else None."""
-        if self.fields["type"] == stored["type"] == ATTEMPT:
-            return 0  # no copy of superseded parts is kept
-        if not self.key:
-            return 0 if stored == self.fields else None
-        if {**self.fields, self.key: ""} != {**stored, self.key: ""}:
-            return None
-        text = stored.get(self.key, "")
-        return len(text) if self.text.slice(0, len(text)) == text else None
 
 
 class RemoteOutgoing(Outgoing):
@@ -68,13 +40,12 @@ class RemoteOutgoing(Outgoing):
         self.epoch = ""  # epoch of the log in which the requests were stored
         self.trouble: TenutoError | None = None  # a temporary failure; while it is set, no request is sent
         self._failed: list[OutgoingRequest] = []  # requests that failed and will be sent again
-        self._kept: list[KeptPart] = []
         self._refills = 0
 
     @property
     def text(self) -> str:
         """Return the accepted text of all text parts."""
-        texts = [str(kept.text) if kept.fields["type"] == "text" else "" for kept in self._kept]
+        texts = [str(one.kept.text) if one.type == "text" and one.kept is not None else "" for one in self._parts]
         if self._texts and self._parts[self._texts_part].type == "text":
             texts[self._texts_part] += "".join(self._texts)
         return "".join(texts)
@@ -190,37 +161,46 @@ class RemoteOutgoing(Outgoing):
 
     def _refill_part(self, index: int, stored: Part | None) -> None:
         """Queue the content of part `index` that `stored`, the server's part, lacks; None: it has no such part."""
-        part, kept = self._parts[index], self._kept[index]
-        length = kept.stored_length(stored) if stored is not None else None  # None: it must be put anew
+        part = self._parts[index]
+        # None: it must be put anew
+        length = _stored_length(part.kept, stored) if stored is not None and part.kept is not None else None
         if length is None and part.type == ATTEMPT:  # only the server makes such a part; an empty text takes its place
             self._set_part(index, {"type": "text", "text": ""})
-            part, kept = self._parts[index], self._kept[index]
+            part = self._parts[index]
             part.is_closed = True
+        kept = part.kept
+        assert kept is not None  # `_set_part` keeps each part
         if length is None:
-            length = min(kept.text.length, self._piece_length)
+            length = min(kept.length, self._piece_length)
             value = kept.value(length)
             self._put_part(index, value, part_bytes(value), is_replacing=stored is not None)
         part.length = length
-        self._queue_text(index, kept.text.slice(length))
+        if kept.text is not None:
+            self._queue_text(index, kept.text.slice(length))
         if part.ended is not None:  # the rest does not count: further content removes it
             part.length = len(text_of(part.ended))
 
     def _set_part(self, index: int, part: Part, owner: Owner | None = None, *, is_open: bool = True) -> None:
         super()._set_part(index, part, owner, is_open=is_open)
-        self._kept[index : index + 1] = [KeptPart(part)]
-
-    def _keep(self, order: Sequence[int]) -> None:
-        super()._keep(order)
-        self._kept = [self._kept[index] for index in order]
+        self._parts[index].kept = PartState(part, 0, 0)  # serials have no meaning here
 
     def _gather(self) -> None:
-        if self._texts:
-            self._kept[self._texts_part].text.append("".join(self._texts), 0)
+        kept = self._parts[self._texts_part].kept if self._texts else None
+        if kept is not None and kept.text is not None:
+            kept.text.append("".join(self._texts), 0)
         super()._gather()
 
     def _open_text_part(self, index: int, text: str, size: int) -> None:
         """Queue the request that opens text part `index`. It has the index, because other parts may open before it."""
         self._put_part(index, {"type": "text", "text": text}, size)
+
+
+def _stored_length(kept: PartState, stored: Part) -> int | None:
+    """Return the length of the text of `stored`, a part on the server, if `kept` continues it, else None."""
+    if kept.fields["type"] == stored["type"] == ATTEMPT:
+        return 0  # no copy of superseded parts is kept
+    known = PartState(stored, 0, 0)
+    return known.length if kept.value(known.length) == known.value() else None
 
 
 def _depends(one: OutgoingRequest, earlier: OutgoingRequest) -> bool:

@@ -254,7 +254,8 @@ def needs(key: str, request: Request, caller: Caller) -> tuple[str, ...]:
             further = (regenerate_options_id(target), *kept_ids(request.options, caller.id, is_hidden=True))
     elif isinstance(request, CreateMessage):
         target = request.reply_to  # its claim shows whether the new answer is of an earlier attempt, and refused
-        further = kept_ids(request.options, caller.id)  # large options are messages of their own
+        # large options are messages of their own, also those of an earlier message that `meta` repeats
+        further = (*kept_ids(request.options, caller.id), *references(request.meta).values())
     elif isinstance(request, EndTurn) and request.failure is not None:  # the answers, which fail with the turn
         further = tuple(reply_ids(key, request.generation))
     # `decide` refuses an invalid id later
@@ -341,7 +342,7 @@ def _options_id(content: bytes) -> str:
 
 def references(meta: Mapping[str, Json]) -> dict[str, str]:
     """Return the ids of the large values beside `meta` by their names; damaged ones are left out."""
-    options = meta.get(OPTIONS_KEY)
+    options = meta.get(OPTIONS_KEY) if isinstance(meta, Mapping) else None  # `decide` refuses any other `meta` later
     kept = options.get(KEPT) if isinstance(options, dict) else None
     found = list(kept.items())[:MOST_KEPT] if isinstance(kept, dict) else ()
     return {name: id for name, id in found if isinstance(id, str) and is_id(id)}

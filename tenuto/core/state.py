@@ -281,7 +281,6 @@ class ChannelState:
         self.complete_since = serial  # `messages` holds every message that changed after this serial
         self.is_whole = False  # True: `messages` and `commands` hold all ids in the store, except those of ended steps
         self.history_from = serial + 1  # `messages` holds every message that was created at or after this serial
-        self.has_older = serial > 0  # the store may have messages that are older than `history_from`
         self.is_history_cut = False  # True: older messages were not loaded, as the page had reached its limit in bytes
         self.messages: OrderedDict[str, MessageState] = OrderedDict()  # in order of their last change
         self.turns: dict[str, None] = {}  # ids of the messages that wait for an agent, or that an attempt has
@@ -346,7 +345,7 @@ class ChannelState:
             del self.messages[message.id]
             self.complete_since, self.is_whole = max(self.complete_since, message.version), False
             self.history_from = max(self.history_from, message.created + 1)
-            self.has_older, self.is_history_cut = True, False
+            self.is_history_cut = False
 
 
 def apply_entry(state: ChannelState, entry: Entry) -> None:
@@ -383,11 +382,9 @@ def apply_entry(state: ChannelState, entry: Entry) -> None:
         state.messages[op.id] = changed
     elif type(op) is not Claim and type(op) is not Lease:  # viewers get no event for these
         state.messages.move_to_end(op.id)
-    if type(op) is Create:
-        if op.role != OPTIONS:
-            state.newest = op.id
-        state.note_claim(changed)
-    elif type(op) is Claim or type(op) is Delete:
+    if type(op) is Create and op.role != OPTIONS:
+        state.newest = op.id
+    if type(op) in (Create, Claim, Delete):
         state.note_claim(changed)
 
 

@@ -22,7 +22,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import KW_ONLY, InitVar, dataclass, field
 from math import ceil, floor
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -96,12 +96,11 @@ class EncodedBatch(Struct, eq=False):
         """Return the batch as Server-Sent Events; only the last one carries the cursor as its id."""
         if self._sse is None and len(self.events) == 1 and self.cursor:  # hot path, with the same bytes as below
             event = self.events[0]
-            kind = _APPEND if type(event) is MessageAppend else _type_of(event)
-            self._sse = b"event: %b\ndata: %b\nid: %b\n\n" % (kind, self.raw[0], self.cursor.encode())
+            self._sse = b"event: %b\ndata: %b\nid: %b\n\n" % (_TYPES[type(event)], self.raw[0], self.cursor.encode())
         if self._sse is None:
             pieces: list[bytes] = []
             for event, data in zip(self.events, self.raw, strict=True):
-                pieces += (b"event: ", _type_of(event), b"\ndata: ", data, b"\n\n")
+                pieces += (b"event: ", _TYPES[type(event)], b"\ndata: ", data, b"\n\n")
             if self.cursor:
                 pieces[-1] = b"\nid: " + self.cursor.encode() + b"\n\n"
             self._sse = b"".join(pieces)
@@ -136,26 +135,20 @@ class EncodedBatch(Struct, eq=False):
         return (*first, last.replace(cursor, b"%b:%b" % (cursor, extra.encode()), 1))
 
 
-def _type_of(event: ServerEvent) -> bytes:
-    return str(event.__struct_config__.tag).encode()
+# the names of the types of events
+_TYPES = {kind: str(kind.__struct_config__.tag).encode() for kind in get_args(ServerEvent)}
 
 
 def _groups(raw: Sequence[bytes]) -> list[bytes]:
     """Return the events, joined by commas, in groups of at most one frame where possible; an event is never split."""
-    groups: list[bytes] = []
-    group: list[bytes] = []
-    size = 0
+    groups, size = list[list[bytes]]([[]]), 0
     for data in raw:
-        if group and size + len(data) > FRAME_BYTES:
-            groups.append(b",".join(group))
-            group, size = [], 0
-        group.append(data)
+        if groups[-1] and size + len(data) > FRAME_BYTES:
+            groups.append([])
+            size = 0
+        groups[-1].append(data)
         size += len(data)
-    groups.append(b",".join(group))
-    return groups
-
-
-_APPEND = str(MessageAppend.__struct_config__.tag).encode()
+    return [b",".join(group) for group in groups]
 
 
 @dataclass(eq=False, slots=True)
@@ -357,11 +350,6 @@ class Channel:
 
     # -- for the committer -------------------------------------------------------------------------------------
 
-    @property
-    def is_ready(self) -> bool:
-        """Return whether the committer can decide requests on the present state."""
-        return self.is_ready_for(())
-
     def is_ready_for(self, ids: Iterable[str]) -> bool:
         """Return whether requests about `ids` can be decided now, without a read of the store."""
         if not self.is_loaded or self._loaders or self.is_stale:
@@ -434,9 +422,7 @@ class Channel:
         Its window is the shortest one of at least `flush_ms`, else the longest.
         """
         window = next((known for known in FLUSH_CLASSES_MS if known >= flush_ms), FLUSH_CLASSES_MS[-1])
-        group = self._groups.get(window)
-        if group is None:
-            group = self._groups[window] = Group(self._ticks, window / 1000)
+        group = self._groups.setdefault(window, Group(self._ticks, window / 1000))
         group.feeds[feed] = None
         self.watchers += 1
         return group
@@ -552,13 +538,11 @@ class Channel:
         """Read the head of the channel from the store, unless it is known."""
         if not self.is_loaded:
             async with self._exclusive():
-                if not self.is_loaded:  # another caller may have read it meanwhile
-                    await self._reload()
+                pass
 
     async def load_messages(self, ids: Sequence[str]) -> None:
         """Load those of the messages `ids` that exist."""
-        await self.load()
-        if not self._loaders and not self.missing(ids):  # a read that runs may replace the state
+        if self.is_loaded and not self._loaders and not self.missing(ids):  # a read that runs may replace the state
             return
         async with self._exclusive():
             while wanted := self.missing(ids):
@@ -575,7 +559,6 @@ class Channel:
 
         Return False if too many changed: the viewer needs a new start.
         """
-        await self.load()
         async with self._exclusive():
             limit = self._limits.catch_up_messages
             while since < self.state.complete_since:  # memory lacks messages that changed after `since`
@@ -590,7 +573,6 @@ class Channel:
 
     async def load_history(self, history: int) -> None:
         """Load the newest `history` messages."""
-        await self.load()
         async with self._exclusive():
             limits = self._limits
             wanted = max(1, history)
@@ -601,7 +583,6 @@ class Channel:
                 state = self.state
                 found = restored(page.messages)
                 self._insert(found)
-                state.has_older = page.more
                 state.is_history_cut = page.more and len(found) < wanted
                 oldest = min((one.created for one in found), default=1)
                 state.history_from = min(state.history_from, oldest if page.more else 1)
@@ -611,7 +592,6 @@ class Channel:
 
         With `head`, the caller needs no more than the entries up to it: an earlier call may have read them meanwhile.
         """
-        await self.load()
         async with self._exclusive():
             if head is None or self.is_stale or not self.is_past(head):
                 await self._catch_up()
@@ -623,7 +603,6 @@ class Channel:
         Ids of streaming messages cannot be used until `until_ms`. Raises Busy if other processes write to the channel
         faster than this one can read it, StoreUnavailable.
         """
-        await self.load()
         async with self._exclusive():
             head = await head_of(self._store, self.name)
             for _ in range(MAX_CONFLICTS):
@@ -647,7 +626,6 @@ class Channel:
         Requests and new viewers wait until `mend`, which removes a part that `write` left, has worked and the channel
         was read again; None if no part has to go. Raises StoreUnavailable.
         """
-        await self.load()
         async with self._exclusive():
             try:
                 return await write()
@@ -710,7 +688,7 @@ class Channel:
         """
         state = self.state
         is_same = (epoch, floor) == (state.epoch, state.floor) if state.serial else lives == state.lives
-        if not self.is_ready or self.commit_over is not None or not is_same:
+        if not self.is_ready_for(()) or self.commit_over is not None or not is_same:
             return False
         new = [entry for entry in entries if entry.serial > state.serial]
         if new and new[0].serial == state.serial + 1 and self._can_apply(new):
@@ -755,12 +733,17 @@ class Channel:
 
     @asynccontextmanager
     async def _exclusive(self) -> AsyncIterator[None]:
-        """Keep commits of this channel from starting until the block ends; wait for a running one first."""
+        """Keep commits of this channel from starting until the block ends; wait for a running one first.
+
+        Then read the head of the channel, unless it is known.
+        """
         self._loaders += 1
         try:
             async with self._loading:
                 while self.commit_over is not None:
                     await asyncio.shield(self.commit_over)
+                if not self.is_loaded:
+                    await self._reload()
                 yield
         finally:
             self._loaders -= 1

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import math
 import sys
-from collections.abc import Coroutine
 from os import PathLike, fspath
 from types import FrameType
 from typing import Any
@@ -75,14 +74,6 @@ def check_authenticate(authenticate: object) -> None:
         raise LocalError(
             "authenticate must be an async function of the scope, allow_everyone, or a verifier such as "
             f"jwt_verifier(...), got {shown(authenticate)}"
-        )
-
-
-def check_job(job: object) -> None:
-    """Raise LocalError unless `job` is a coroutine."""
-    if not isinstance(job, Coroutine):
-        raise LocalError(
-            f"start_task takes a coroutine, the result of a call of an `async def` function, got {shown(job)}"
         )
 
 

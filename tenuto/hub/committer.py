@@ -244,10 +244,9 @@ class Committer:
             try:
                 await self._store.note({PROBE: bytes(PROBE_BYTES)})
                 await self._store.note({PROBE: None})
+                self._failure = None
             except StoreUnavailable as error:
                 self._failure = error
-                raise
-            self._failure = None
         if self._failure is not None:
             raise StoreUnavailable(str(self._failure), **self._failure.details)
 

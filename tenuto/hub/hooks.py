@@ -145,8 +145,7 @@ class HookRunner:
         # for each channel: the epoch and serial up to which the hook was called
         self._positions: dict[str, tuple[str, int]] = {}
         self._is_ready = False  # True: this node has the hook, and has read the positions
-        self._running: set[str] = set()  # channels whose `_follow` runs
-        self._again: set[str] = set()  # channels that moved while the hook was being called
+        self._running: dict[str, bool] = {}  # channels whose `_follow` runs; True: moved during a call
         self._room = asyncio.Semaphore(MAX_RUNNING)  # a place for each `_deliver` that runs
 
     def begin(self) -> None:
@@ -283,18 +282,17 @@ class HookRunner:
         """Call the hook for new entries of the channel with this name."""
         if not matches(self._hook.pattern, channel):
             return
-        if channel in self._running:
-            self._again.add(channel)
-            return
-        self._running.add(channel)
-        self._begin(self._follow(channel))
+        is_running = channel in self._running
+        self._running[channel] = is_running
+        if not is_running:
+            self._begin(self._follow(channel))
 
     async def _follow(self, channel: str) -> None:
         """Call the hook for the entries of `channel` until it has caught up."""
         wait_s = FIRST_RETRY_S
         try:
             while True:
-                self._again.discard(channel)
+                self._running[channel] = False
                 try:
                     async with self._room:
                         await self._deliver(channel, self._term)
@@ -307,10 +305,10 @@ class HookRunner:
                     wait_s = min(2 * wait_s, LAST_RETRY_S)
                     continue
                 wait_s = FIRST_RETRY_S
-                if channel not in self._again:
+                if not self._running[channel]:
                     return
         finally:
-            self._running.discard(channel)
+            del self._running[channel]
 
     def _log(self, channel: str, error: BaseException, wait_s: float) -> None:
         """Log a failure; the first of several in a row with its traceback, unless the store is damaged."""
@@ -337,7 +335,7 @@ class HookRunner:
         serial = max(0, min(serial, kept_serial(epoch, head.epoch)))  # 0 in an epoch of another history
         changes = await store.changes(channel, after=serial, limit=EVERYTHING)
         if changes.head.epoch != head.epoch:  # the channel was deleted meanwhile: `serial` is none of the next epoch
-            self._again.add(channel)
+            self._running[channel] = True
             return
         head = changes.head
         events = [

@@ -22,7 +22,7 @@ from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from tenuto.core.document import restore
-from tenuto.core.errors import LocalError
+from tenuto.core.errors import LocalError, shown
 from tenuto.core.events import Batch, Cursor, Page, Presence, ServerEvent, parse_cursor
 from tenuto.core.limits import Limits
 from tenuto.core.model import Command, Json, Message, Part
@@ -34,7 +34,7 @@ from tenuto.hub.access.rates import ClientLimits, Questions, Rates, current_rout
 from tenuto.hub.access.tickets import Tickets
 from tenuto.hub.access.visitors import VisitorVerifier
 from tenuto.hub.channel import Channel, Feed, take, until_settled
-from tenuto.hub.checks import check_bus, check_job, check_settings, check_store, is_named, names_of_cell, warn_of_wsgi
+from tenuto.hub.checks import check_bus, check_settings, check_store, is_named, names_of_cell, warn_of_wsgi
 from tenuto.hub.clock import Clock, StoreClock
 from tenuto.hub.hooks import Hook, HookHandler, HookKind
 from tenuto.hub.keep.archive import Archive
@@ -135,7 +135,10 @@ class HubCore(Lifecycle):
 
     def start_task(self, job: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run `job` as a task of the hub, which may outlive its request; a drain gives it time to finish."""
-        check_job(job)
+        if not isinstance(job, Coroutine):
+            raise LocalError(
+                f"start_task takes a coroutine, the result of a call of an `async def` function, got {shown(job)}"
+            )
         return self.runtime.tasks.start_job(job)
 
     def start_background(self, job: Coroutine[Any, Any, Any]) -> None:
@@ -153,7 +156,11 @@ class HubCore(Lifecycle):
         """
 
         def register(handler: HookHandler) -> HookHandler:
-            self._add_hook(Hook(name, (kinds,) if isinstance(kinds, str) else tuple(kinds), pattern, handler))
+            hook = Hook(name, (kinds,) if isinstance(kinds, str) else tuple(kinds), pattern, handler)
+            if self._hooks.setdefault(name, hook) is not hook:
+                raise LocalError(f"hook name {name!r} is taken already; give each hook its own name")
+            if self.has_recovered:
+                self.runtime.begin_hook(hook)
             return handler
 
         return register
@@ -464,14 +471,11 @@ class Subscription:
                 self._woken.clear()
                 self._hub.viewing.check(has_ended=self._hub.node != node)
                 batch = await take(feed, self._hub.viewing.reading)
-                if batch is None:
-                    await self._woken.wait()
-                    continue
-                yield Batch(events=list(batch.events), cursor=batch.cursor or None)
-                self.cursor = batch.cursor or self.cursor
-                feed.done()
-                if not self._woken.is_set():
-                    await self._woken.wait()
+                if batch is not None:
+                    yield Batch(events=list(batch.events), cursor=batch.cursor or None)
+                    self.cursor = batch.cursor or self.cursor
+                    feed.done()
+                await self._woken.wait()
         finally:
             feed.close()
 

@@ -32,6 +32,7 @@ from tenuto.core.state import CommandState, MessageState
 from tenuto.core.turns import rules_of
 from tenuto.hub.channel import Channel
 from tenuto.hub.clock import Clock, Deadlines
+from tenuto.hub.nodes import NodeLease
 from tenuto.hub.pending import Done, Result
 
 logger = logging.getLogger("tenuto.hub")
@@ -73,19 +74,10 @@ class LeaseMonitor:
     _submit: Submit
     _: KW_ONLY
     read: Read  # returns a message once all requests about it that were submitted before are decided
-    is_alone: bool  # True: no other hub has the store open, so this one receives all requests of a writer
-    left_s: Callable[[float, int], float]  # returns the rest of a term from a stored time on (`NodeLease.left_s`)
+    nodes: NodeLease  # if it is exclusive, no other hub has the store open: this one receives all requests of a writer
     spawn: Callable[[Coroutine[Any, Any, None]], object]  # starts a task
-    _is_closed: bool = field(default=False, init=False)  # True: no lease ends any more
     _leases: dict[str, dict[str, _Lease]] = field(default_factory=dict, init=False)  # by channel and message
     _held: dict[Hashable, dict[_Lease, None]] = field(default_factory=dict, init=False)  # by connection
-
-    def close(self) -> None:
-        """End no more leases of a store that no other hub has open, because the hub is shutting down.
-
-        Remote writers lose their sockets, and their leases begin anew with its next start.
-        """
-        self._is_closed = self.is_alone
 
     def inspect(self, channel: Channel, keys: Iterable[str] | None) -> None:
         """Update the deadlines of the messages and commands `keys` of `channel`; None means all of them."""
@@ -117,14 +109,14 @@ class LeaseMonitor:
             self._leases.setdefault(channel, {})[key] = _Lease(channel, key, generation, term_s)
         elif known.term_s != term_s:
             known.term_s = term_s
-        elif self.is_alone or message.last <= known.last:
+        elif self.nodes.is_exclusive or message.last <= known.last:
             return  # no other hub has received a request of the writer
         is_late = is_late or known is None  # this hub may learn of the lease only now
-        self.renew(channel, key, message, self.left_s(term_s, message.alive_at) if is_late else None)
+        self.renew(channel, key, message, self.nodes.left_s(term_s, message.alive_at) if is_late else None)
 
     def followed(self, channel: Channel) -> None:
         """Restart the leases of the messages in `channel` that have new text of another hub, which is not inspected."""
-        for key, lease in self._leases.get(channel.name, {}).items() if not self.is_alone else ():
+        for key, lease in self._leases.get(channel.name, {}).items() if not self.nodes.is_exclusive else ():
             message = channel.state.messages.get(key)
             if message is not None and message.last > lease.last:
                 self.renew(channel.name, key, message)
@@ -200,20 +192,25 @@ class LeaseMonitor:
             return
         self.inspect_writer(channel, key, message)  # renews the lease if the message has new entries
         if self._lease(channel, key) is lease:
-            if lease.last != last and not self.is_alone:  # a full term has begun when this hub read of the entries
-                self.renew(channel, key, message, self.left_s(lease.term_s, message.alive_at))
+            # a full term has begun when this hub read of the entries
+            if lease.last != last and not self.nodes.is_exclusive:
+                self.renew(channel, key, message, self.nodes.left_s(lease.term_s, message.alive_at))
             if ("lease", channel, key) not in self._deadlines:
                 self.end(channel, key)
 
     def end(self, channel: str, key: str) -> None:
-        """End the message `key` if it has a lease, whose writer is gone, unless it gets another entry first."""
+        """End the message `key` if it has a lease, whose writer is gone, unless it gets another entry first.
+
+        A hub alone with its store ends none while it shuts down: remote writers lose their sockets, and their leases
+        begin anew with its next start.
+        """
         lease = self._lease(channel, key)
-        if lease is not None and not self._is_closed:
+        if lease is not None and not (self.nodes.is_exclusive and self.nodes.is_leaving):
             end = FinishMessage(status="interrupted", reason="writer_gone", generation=lease.generation)
             self._submit_as_server(
                 channel,
                 key,
-                end if self.is_alone else ExpireLease(end=end, last=lease.last),
+                end if self.nodes.is_exclusive else ExpireLease(end=end, last=lease.last),
                 partial(self._lapse, channel, key),
                 finished=partial(self._forget, lease),
             )

@@ -238,30 +238,27 @@ class Viewing:
         self.is_draining = True
         _end_in(0.0, self._reads)
 
-    async def watch(self, responded_s: Callable[[], float], wake_feeds: Callable[[], None]) -> None:
-        """Disconnect the viewers whenever the store has not responded for a term, until this task is cancelled.
-
-        `responded_s` returns the loop time of its last response. `wake_feeds` wakes all feeds, which then end.
-        """
+    async def watch(self, runtime: Runtime) -> None:
+        """Disconnect the viewers whenever the store has not responded for a term, until this task is cancelled."""
         loop = asyncio.get_running_loop()
-        last_s, silent_s = responded_s(), 0.0
+        last_s, silent_s = runtime.responded_s(), 0.0
         try:
             while True:
                 before_s = loop.time()
                 await asyncio.sleep(STEP_S)
-                if responded_s() != last_s:
-                    last_s, silent_s = responded_s(), 0.0
+                if runtime.responded_s() != last_s:
+                    last_s, silent_s = runtime.responded_s(), 0.0
                     if self.is_cut_off:
                         self.is_cut_off = False
                         logger.warning("store %r responds, so the hub serves viewers again", self._store_name)
                     continue
                 silent_s += min(loop.time() - before_s, LATE_S)
                 if silent_s >= CUT_OFF_S and not self.is_cut_off:
-                    self._cut_off(wake_feeds)
+                    self._cut_off(runtime)
         finally:
             self.is_cut_off = False
 
-    def _cut_off(self, wake_feeds: Callable[[], None]) -> None:
+    def _cut_off(self, runtime: Runtime) -> None:
         self.is_cut_off = True
         logger.warning(
             "store %r has not responded for %g s, so the hub disconnects its viewers", self._store_name, CUT_OFF_S
@@ -269,7 +266,7 @@ class Viewing:
         _end_in(0.0, self._reads)
         for callback in self.on_cut_off:
             callback()
-        wake_feeds()
+        runtime.wake_feeds()  # they end
 
     def _refusal(self, *, has_ended: bool = False) -> TenutoError:
         if self.is_draining or has_ended:
@@ -428,14 +425,6 @@ class Lifecycle:
         self._start_callbacks.append(callback)
         if self.has_recovered:
             callback()
-
-    def _add_hook(self, hook: Hook) -> None:
-        """Register `hook`. Raises LocalError if its name is taken, since two hooks would share one position."""
-        if hook.name in self._hooks:
-            raise LocalError(f"hook name {hook.name!r} is taken already; give each hook its own name")
-        self._hooks[hook.name] = hook
-        if self.has_recovered:
-            self.runtime.begin_hook(hook)
 
     async def start(self) -> None:
         """Open the store and serve, as happens on first use. Raises StoreInUse, StoreUnusable, StoreUnavailable."""
@@ -627,16 +616,12 @@ class Lifecycle:
         for hook in self._hooks.values():
             runtime.begin_hook(hook)
         run.has_begun = True
-        workers += [
-            group.create_task(keep_house(self, runtime)),
-            group.create_task(runtime.follower.run()),
-        ]
+        workers += map(group.create_task, (keep_house(self, runtime), runtime.follower.run()))
         if not self.store.is_exclusive:
             # a callback may have blocked the event loop for longer than the lease; `keep` repeats a renewal that fails
             with suppress(StoreUnavailable):
                 await shared_turns.begin()
-            workers.append(group.create_task(shared_turns.run()))
-            workers.append(group.create_task(self.viewing.watch(runtime.responded_s, runtime.wake_feeds)))
+            workers += map(group.create_task, (shared_turns.run(), self.viewing.watch(runtime)))
         self.hook_signals()
         run.ready.set_result(None)
         await run.stop.wait()
@@ -653,7 +638,6 @@ class Lifecycle:
     async def _drain(self, runtime: Runtime, drain_s: float) -> None:
         """Drain as `drain` says. It raises no error of the store or the app, and each of its waits has a bound."""
         runtime.scheduler.close()
-        runtime.leases.close()
         runtime.nodes.is_leaving = True
         self._send_away(runtime)
         tasks, writers = runtime.tasks, runtime.writers

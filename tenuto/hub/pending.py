@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from math import inf
 from typing import Protocol
 
 from msgspec import Struct
@@ -251,7 +252,7 @@ class Admission:
         self._queue: deque[Item] = deque()  # items that no commit has looked at
         self._beside_until_s = -1.0  # loop time until which beginnings are limited
         self._took_s = 0.0  # moving average of the time that the store takes for a commit
-        self._left: int | None = None  # number of beginnings that the commit may still admit; None: no limit
+        self._left = inf  # number of beginnings that the commit may still admit
 
     def __len__(self) -> int:
         return len(self._admitted) + len(self._aside) + len(self._queue)
@@ -271,7 +272,7 @@ class Admission:
 
     def begin(self, now_s: float) -> None:
         """Begin to admit items to a commit, at the loop time `now_s`."""
-        is_exceeded, self._left = self._left is not None and self._left < 0, None
+        is_exceeded, self._left = self._left < 0, inf
         if now_s < self._beside_until_s:
             self._left = 0 if is_exceeded else max(SLICE, min(LARGEST_SLICE, int(self._took_s / PER_BEGINNING_S)))
 
@@ -287,10 +288,9 @@ class Admission:
         """Remove and return the next item of the commit; None if the rest waits for a later one."""
         if self._admitted:
             return self._admitted.popleft()
-        if self._aside and (self._left is None or self._left > 0):
+        if self._aside and self._left > 0:
             item = self._aside.popleft()
-            if self._left is not None:
-                self._left -= _weight(item)
+            self._left -= _weight(item)
             self._behind[item.channel] -= 1
             if not self._behind[item.channel]:
                 del self._behind[item.channel]
@@ -298,7 +298,7 @@ class Admission:
         while self._queue:
             item = self._queue.popleft()
             if not (self._behind and item.channel in self._behind):
-                if not item.is_beginning or self._left is None:
+                if not item.is_beginning:
                     return item
                 if self._left > 0:
                     self._left -= _weight(item)

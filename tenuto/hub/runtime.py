@@ -69,8 +69,7 @@ class Runtime:
             self.deadlines,
             self.submit,
             read=self.settled,
-            is_alone=store.is_exclusive,
-            left_s=self.nodes.left_s,
+            nodes=self.nodes,
             spawn=self.tasks.spawn,
         )
         workers = WorkerPool(

@@ -129,14 +129,14 @@ class MessageWriter(Writer):
         if self._create is None:
             self._register()
         else:
-            while True:
+            while not self.is_begun:
                 try:
                     await self._begin(self._create)
-                    break
                 except (IdConflict, Deleted):
                     if self.spare_id is None:
                         raise
-                    self.name(self.spare_id())
+                    self._outgoing.id = self.spare_id()
+                    self.ids = (self.id,)
         self._outgoing.open()
         self._submit()  # meta of a message that is continued
         return self
@@ -252,11 +252,6 @@ class MessageWriter(Writer):
         self._wake_waiters()
 
     # -- for the hub -------------------------------------------------------------------------------------------
-
-    def name(self, message_id: str) -> None:
-        """Set the id of the message to write."""
-        self._outgoing.id = message_id
-        self.ids = (message_id,)
 
     def take_up(self, message: Message, generation: int) -> None:
         """Continue at the end of `message`, which may contain text of another writer."""
@@ -589,7 +584,7 @@ async def _current(runtime: Runtime, names: Sequence[str]) -> frozenset[str]:
 def _has_living_writers(runtime: Runtime, name: str) -> bool:
     """Return whether channel `name` is in memory, and the nodes of the writers of all its open messages live."""
     channel = runtime.channels.get(name)
-    if channel is None or not channel.is_ready:
+    if channel is None or not channel.is_ready_for(()):
         return False
     return not any(_is_left(runtime, message) for message in channel.state.messages.values())
 
@@ -612,14 +607,11 @@ async def _recover_channel(hub: Lifecycle, runtime: Runtime, channel: str, adopt
     for message in left:
         if _is_left(runtime, message) and not runtime.nodes.is_leaving:
             await _end_or_adopt(hub, runtime, channel, message, adopter)
-    if asked:  # after the answers of lost attempts have ended
-        await _offer_turns(runtime, channel, asked)
-
-
-async def _offer_turns(runtime: Runtime, channel: str, asked: Sequence[MessageState]) -> None:
-    """Let the turns of the messages `asked` wait again that no living node has."""
+    if not asked:
+        return
+    # after the answers of lost attempts have ended, let the turns wait again that no living node has
     if channel in runtime.channels:
-        runtime.scheduler.inspect(await in_time(runtime.fresh(channel), runtime.store.name), None)
+        runtime.scheduler.inspect(await in_time(runtime.fresh(channel), store.name), None)
     else:
         for message in asked:
             runtime.scheduler.inspect_message(channel, message.id, message)

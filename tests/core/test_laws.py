@@ -172,14 +172,14 @@ class Watched:
         state = ChannelState("c", old.epoch, old.serial)
         state.newest = old.newest
         state.insert(self.shelf.restore_all())
-        state.complete_since, state.history_from, state.has_older = 0, 1, False
+        state.complete_since, state.history_from = 0, 1
         self.world.state = self.state = state
 
     def load(self) -> None:
         """Restore state that had left memory."""
         state = self.state
         state.insert(one for one in self.shelf.restore_all() if not state.knows(one.id))
-        state.complete_since, state.history_from, state.has_older = 0, 1, False
+        state.complete_since, state.history_from = 0, 1
 
     def batch_for(self, view: View, limit: int) -> Batch:
         state = self.state

@@ -745,7 +745,7 @@ def block_until_a_load(patch: pytest.MonkeyPatch) -> None:
 
     def wait(self: Committer, channel: Channel, item: Any) -> None:
         park(self, channel, item)
-        while not channel.is_ready:
+        while not channel.is_ready_for(()):
             pass
 
     patch.setattr(Committer, "_park", wait)
