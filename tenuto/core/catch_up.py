@@ -47,10 +47,13 @@ def events_since(state: ChannelState, since: int, *, limit: int) -> list[StoredE
             return None
         if message.role != OPTIONS:  # no viewer gets those
             events += _message_since(message, since)
-    commands = (one for one in reversed(state.commands.values()) if not one.is_step)
-    for count, command in enumerate(commands, 1):
+    count = 0
+    for command in reversed(state.commands.values()):
         if command.version <= since:
             break
+        if command.is_step:
+            continue
+        count += 1
         if count > limit:
             return None
         if command.created > since:
