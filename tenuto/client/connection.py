@@ -373,7 +373,7 @@ def problem_in(body: bytes) -> dict[str, Any]:
     """Return the problem object in `body`; empty if `body` holds no such object."""
     try:
         problem = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return problem if isinstance(problem, dict) and isinstance(problem.get("code"), str) else {}
 

@@ -323,7 +323,7 @@ class Link:
             self._received_at_s = loop.time()
             try:
                 self._receive(_decode(text), len(text))
-            except (msgspec.DecodeError, TypeError, KeyError, AttributeError) as error:
+            except (msgspec.DecodeError, TypeError, KeyError, AttributeError, RecursionError) as error:
                 raise _Broken(f"the server sent an invalid frame: {type(error).__name__}") from None
 
     async def _write(self, socket: FrameSocket) -> None:
