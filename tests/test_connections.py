@@ -16,15 +16,6 @@ from tenuto.core.limits import MIB
 from tenuto.hub import tasks
 from tenuto.hub.access.hosts import address_group
 from tenuto.server import connections, serving
-from tenuto.server.connections import (
-    CHANCE_S,
-    MAX_BURST,
-    SWEEP_S,
-    Connection,
-    ConnectionOwner,
-    Connections,
-    TrustedProxies,
-)
 from tenuto.server.serving import listen
 from tests.examples.programs import served_app
 from tests.transports.conftest import PATIENCE_S, new_hub
@@ -34,11 +25,11 @@ from tests.virtual import virtually
 class Peer:
     """The owner of a connection; it notes that it was evicted."""
 
-    def __init__(self, book: Connections, address: str) -> None:
+    def __init__(self, book: connections.Connections, address: str) -> None:
         self.is_evicted = False
         connection = book.opened(address, self)
         assert connection is not None
-        self.connection: Connection = connection
+        self.connection: connections.Connection = connection
 
     def expire(self) -> None:
         self.connection.close()
@@ -48,7 +39,7 @@ class Peer:
         self.connection.close()
 
 
-def waiting(book: Connections, *addresses: str) -> list[Peer]:
+def waiting(book: connections.Connections, *addresses: str) -> list[Peer]:
     """Return waiting connections of `addresses`, the oldest first."""
     peers = [Peer(book, address) for address in addresses]
     for peer in peers:
@@ -57,8 +48,8 @@ def waiting(book: Connections, *addresses: str) -> list[Peer]:
 
 
 async def test_clients_that_reconnect_in_one_moment_are_not_ended_for_their_number() -> None:
-    book = Connections(max_open=5_000)
-    viewers = waiting(book, *["192.0.2.2"] * MAX_BURST)
+    book = connections.Connections(max_open=5_000)
+    viewers = waiting(book, *["192.0.2.2"] * connections.MAX_BURST)
     assert not any(peer.is_evicted for peer in viewers)
     waiting(book, "192.0.2.2")
     assert [peer.is_evicted for peer in viewers[:2]] == [True, False]
@@ -66,9 +57,9 @@ async def test_clients_that_reconnect_in_one_moment_are_not_ended_for_their_numb
 
 @virtually
 async def test_end_of_a_burst_bounds_each_address() -> None:
-    book = Connections(max_open=5_000)
+    book = connections.Connections(max_open=5_000)
     peers = waiting(book, *["192.0.2.2"] * 120)  # fewer than may wait in total
-    await asyncio.sleep(CHANCE_S + 2 * SWEEP_S)
+    await asyncio.sleep(connections.CHANCE_S + 2 * connections.SWEEP_S)
     assert [peer.is_evicted for peer in peers] == [True] * 24 + [False] * 96
 
 
@@ -97,9 +88,11 @@ async def test_iteration_of_the_loop_accepts_no_more_connections_of_a_storm_than
 ) -> None:
     """Otherwise a request waits for the whole storm: an iteration with 32 new connections takes 2.5 ms (measured)."""
     iteration, accepted, done = 0, Counter[int](), asyncio.Event()
-    opened = Connections.opened
+    opened = connections.Connections.opened
 
-    def noting(self: Connections, peer: str, owner: ConnectionOwner) -> Connection | None:
+    def noting(
+        self: connections.Connections, peer: str, owner: connections.ConnectionOwner
+    ) -> connections.Connection | None:
         accepted[iteration] += 1
         return opened(self, peer, owner)
 
@@ -110,7 +103,7 @@ async def test_iteration_of_the_loop_accepts_no_more_connections_of_a_storm_than
         if accepted.total() == len(clients):
             done.set()
 
-    monkeypatch.setattr(Connections, "opened", noting)
+    monkeypatch.setattr(connections.Connections, "opened", noting)
     monkeypatch.setattr(serving._ShortageFilter, "shortages", tasks.LineLimit())
     loop, clients = asyncio.get_running_loop(), [socket.socket() for _ in range(200)]
     async with served_app(new_hub(authenticate=allow_everyone)) as address, asyncio.timeout(60):
@@ -141,7 +134,7 @@ async def test_full_book_evicts_the_oldest_connection_of_the_fullest_address(
     limit: str, most: int, later: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connections, limit, most)
-    book = Connections(max_open=1_000)
+    book = connections.Connections(max_open=1_000)
     one, first, second = waiting(book, "192.0.2.1", "192.0.2.2", "192.0.2.2")
     for peer in (one, first, second):
         peer.connection.since_s -= 5
@@ -177,7 +170,7 @@ def test_ipv6_addresses_are_counted_by_network(address: str, group: str) -> None
     ],
 )
 def test_last_address_that_no_trusted_proxy_added_is_the_client(forwarded: list[str], client: str) -> None:
-    proxies = TrustedProxies(["127.0.0.1", "10.0.0.0/8"])
+    proxies = connections.TrustedProxies(["127.0.0.1", "10.0.0.0/8"])
     headers = [(b"x-forwarded-for", value.encode()) for value in forwarded]
     assert proxies.client_of("127.0.0.1", [(b"host", b"localhost"), *headers]) == client
 
@@ -193,16 +186,16 @@ def test_last_address_that_no_trusted_proxy_added_is_the_client(forwarded: list[
 )
 def test_trusted_proxy_names_the_scheme(named: list[str], scheme: str, found: str) -> None:
     headers = [(b"x-forwarded-proto", value.encode()) for value in named]
-    assert TrustedProxies(["127.0.0.1"]).scheme_of(headers, scheme) == found
+    assert connections.TrustedProxies(["127.0.0.1"]).scheme_of(headers, scheme) == found
 
 
 def test_proxy_that_is_not_an_address_is_refused() -> None:
     with pytest.raises(LocalError, match=r"--trust-proxy must be an address or a network .*, got .proxy.local."):
-        TrustedProxies(["proxy.local"])
+        connections.TrustedProxies(["proxy.local"])
 
 
 async def test_idle_connection_of_a_known_peer_ends_only_for_want_of_descriptors() -> None:
-    book = Connections(max_open=3)
+    book = connections.Connections(max_open=3)
     first, second, third = (Peer(book, "192.0.2.1") for _ in range(3))
     for peer in (first, second, third):
         peer.connection.count_as_idle()

@@ -16,9 +16,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import random as system
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from random import Random
@@ -412,7 +413,7 @@ class Client:
     def _link(self) -> Link:
         """Return the link for requests. Raises LocalError if the client is not open."""
         if not self._links or self._is_closed:
-            raise LocalError("Client is not open; use `async with Client(...) as client`")
+            raise LocalError("Client is not open, or is closed; use another one: `async with Client(...) as client`")
         return self._links[0]
 
     def _feed(self, channel: str, consumer: EventConsumer, history: int | None, flush_ms: int | None) -> Feed:
@@ -589,16 +590,19 @@ class SyncClient:
     def __init__(self, url: str, **options: Any) -> None:
         self._target = Client(url, **options)
         self._portal = Portal("tenuto-client")
+        self._pid = 0  # that of the process with the thread, which a forked child lacks
 
     def start(self) -> None:
         """Begin to connect. Entering the block calls this."""
         if self._portal.loop is None:
             self._portal.start()
+            self._pid = os.getpid()
             self._run(self._target.start())
 
     def close(self) -> None:
         """Close the connections and end the thread."""
-        self._portal.stop(self._target.close, STOP_S)
+        if self._pid == os.getpid():
+            self._portal.stop(self._target.close, STOP_S)
 
     def __enter__(self) -> Self:
         self.start()
@@ -659,9 +663,9 @@ class SyncClient:
     def _run(self, call: Coroutine[Any, Any, T]) -> T:
         """Run `call` on the client's loop and return its result. Calls limit their time; a subscription may wait."""
         loop = self._portal.loop
-        if loop is None:
+        if loop is None or self._pid != os.getpid():
             call.close()
-            raise LocalError("SyncClient is not open; use `with SyncClient(...) as client`")
+            raise LocalError("SyncClient is not open in this process; use `with SyncClient(...) as client`")
         return run_on(loop, call, remedy="use `Client` and await its methods there")
 
 
@@ -697,14 +701,12 @@ class SyncSubscription:
         """Yield the events in batches, as `Subscription.batches` does."""
         batches = self._subscription.batches()
 
-        async def next_batch() -> Batch:  # called on the client's loop, which the generator belongs to from then on
-            return await anext(batches)
-
-        async def end() -> None:
-            await batches.aclose()
+        async def call(step: Callable[[], Awaitable[T]]) -> T:  # on the client's loop, to which the generator belongs
+            return await step()
 
         try:
             while True:
-                yield self._run(next_batch())
+                yield self._run(call(batches.__anext__))
         finally:
-            self._run(end())
+            with contextlib.suppress(LocalError):  # the client is closed, and so is the subscription
+                self._run(call(batches.aclose))

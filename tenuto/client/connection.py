@@ -77,8 +77,8 @@ class ServerAccess:
     def unlike_ours(self, status: int, kind: str = "") -> str:
         """Return the error text for a `status` unlike a Tenuto server's; `kind` is added, such as " to a WebSocket"."""
         return (
-            f"{self.address} responded {status}{kind}, unlike a Tenuto server; the hub may be at another port or path, "
-            "such as /tenuto"
+            f"{self.address} responded {status}{kind}, unlike a Tenuto server; the hub may be at another scheme, port "
+            "or path, such as https or /tenuto"
         )
 
     def http_url(self, *path: str) -> str:
@@ -258,6 +258,7 @@ _KNOWN: dict[str, type[TenutoError]] = {
 
 
 SUBPROTOCOL = "tenuto.v1"
+_NEEDS = "Client needs the package {}; install Tenuto with [client], as its README shows"
 CLOSE_S = 1.0  # time in which the peer can confirm a close; the client does not need the confirmation
 
 # At the level DEBUG the library logs all headers, one of which contains the token.
@@ -333,16 +334,18 @@ def websocket_dial(*, frame_bytes: int) -> Dial:
     """
     try:
         from websockets.asyncio.client import connect
-        from websockets.exceptions import InvalidHandshake, InvalidStatus
+        from websockets.exceptions import InvalidHandshake, InvalidProxy, InvalidStatus
         from websockets.typing import Subprotocol
     except ImportError:
-        raise LocalError(
-            "Client needs the package websockets; install Tenuto with [client], as its README shows"
-        ) from None
+        raise LocalError(_NEEDS.format("websockets")) from None
+
+    class Connect(connect):
+        def process_redirect(self, exc: Exception) -> Exception | str:
+            return exc  # a redirect is a refusal, since it leads to an HTTP address, which is no WebSocket's
 
     async def dial(url: str, headers: dict[str, str]) -> FrameSocket:
         try:
-            connection = await connect(
+            connection = await Connect(
                 url,
                 additional_headers=headers,
                 subprotocols=[Subprotocol(SUBPROTOCOL)],
@@ -359,6 +362,8 @@ def websocket_dial(*, frame_bytes: int) -> Dial:
             raise Refusal(response.status_code, problem_in(bytes(body)), retry_after_s(after)) from None
         except (InvalidHandshake, EOFError) as error:
             raise OSError(str(error)) from None
+        except (InvalidProxy, ImportError) as error:  # the text of InvalidProxy may contain a password, its `msg` none
+            raise LocalError(f"the proxy in the environment (HTTPS_PROXY, …) cannot be used: {error.msg}") from None
         return _WebSocket(connection)
 
     return dial
@@ -368,7 +373,7 @@ def problem_in(body: bytes) -> dict[str, Any]:
     """Return the problem object in `body`; empty if `body` holds no such object."""
     try:
         problem = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return problem if isinstance(problem, dict) and isinstance(problem.get("code"), str) else {}
 
@@ -433,9 +438,7 @@ class Http:
         try:
             import httpx2
         except ImportError:
-            raise LocalError(
-                "Client needs the package httpx2; install Tenuto with [client], as its README shows"
-            ) from None
+            raise LocalError(_NEEDS.format("httpx2")) from None
 
         if self._client is None:
             self._client = httpx2.AsyncClient(timeout=self._timing.response_s, transport=self._transport)

@@ -191,10 +191,8 @@ class Link:
 
     async def _until_room(self) -> None:
         """Wait until one more request may be sent."""
-        while (
-            len(self._pending) >= PENDING_REQUESTS
-            or sum(len(one.text) for one in self._pending.values()) >= PENDING_BYTES
-        ):
+        pending = self._pending.values()
+        while len(pending) >= PENDING_REQUESTS or sum(len(one.text) for one in pending) >= PENDING_BYTES:
             self._has_room.clear()
             await self._has_room.wait()
 
@@ -224,12 +222,10 @@ class Link:
 
     def unreachable(self, what: str) -> Unreachable:
         """Return the error whose text is `what`, with the reason for the missing connection."""
-        if self.is_live:
-            return Unreachable(what)
-        why = self._why or "none was opened yet"
-        return Unreachable(
-            f"{what}; there is no connection to {self._access.address} ({why}), check that the server runs there"
-        )
+        if not self.is_live:
+            why = self._why or "none was opened yet"
+            what += f"; there is no connection to {self._access.address} ({why}), check that the server runs there"
+        return Unreachable(what)
 
     # -- listeners ---------------------------------------------------------------------------------------------
 
@@ -327,7 +323,7 @@ class Link:
             self._received_at_s = loop.time()
             try:
                 self._receive(_decode(text), len(text))
-            except (msgspec.DecodeError, TypeError, KeyError, AttributeError) as error:
+            except (msgspec.DecodeError, TypeError, KeyError, AttributeError, RecursionError) as error:
                 raise _Broken(f"the server sent an invalid frame: {type(error).__name__}") from None
 
     async def _write(self, socket: FrameSocket) -> None:

@@ -424,5 +424,4 @@ def _frame_of(request: WriterRequest) -> tuple[str, dict[str, Any]]:
 
 
 def _epoch_of(cursor: str) -> str:
-    known = parse_cursor(cursor)
-    return "" if known is None else known.epoch
+    return "" if (known := parse_cursor(cursor)) is None else known.epoch

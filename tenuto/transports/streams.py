@@ -88,21 +88,19 @@ class NamedEvents:
     """The format of Server-Sent Events named `thinking`, `answer` and `done` (`docs/protocol.md`, 5.3)."""
 
     def frame(self, deltas: Sequence[Delta], status: str | None, position: Position) -> bytes:
-        """Return the bytes for `deltas` (`Framer.frame`).
-
-        Only the last event has an id, because the id covers all of them.
-        """
+        """Return the bytes for `deltas` (`Framer.frame`). The id of the last text covers all texts, and not the end."""
         left = texts_left(deltas)
         texts = added_texts(deltas) if left is None else ()  # a reset has all texts
         events = [b"event: " + _EVENTS[kind] + b"\ndata: " + encode_json(text) for kind, text in texts]
         if left is not None:
             events.append(b"event: reset\ndata: " + encode_json({_EVENTS[kind].decode(): left[kind] for kind in left}))
+        body = b""
+        if events:
+            body = b"\n\n".join(events) + f"\nid: {position.id(is_finished=False)}\n\n".encode()
         if status is not None:
-            events.append(b"event: done\ndata: " + encode_json({"status": status}))
-        if not events:
-            return b""
-        id = position.id(is_finished=position.sent.is_finished)
-        return b"\n\n".join(events) + b"\nid: " + id.encode() + b"\n\n"
+            body += b"event: done\ndata: " + encode_json({"status": status})
+            body += f"\nid: {position.id(is_finished=True)}\n\n".encode()
+        return body
 
 
 class OwnFrames:

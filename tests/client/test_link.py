@@ -13,13 +13,14 @@ import json
 import logging
 from random import Random
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tenuto.client import Client, Timing, UnknownProblem, Unreachable
-from tenuto.client.connection import Refusal
+from tenuto.client.connection import Refusal, websocket_dial
 from tenuto.client.link import PENDING_REQUESTS
 from tenuto.core import errors
 from tenuto.core.errors import LocalError, TenutoError
@@ -170,7 +171,7 @@ async def test_silence_ends_a_connection() -> None:
         assert first.is_closed
 
 
-@pytest.mark.parametrize("text", ["", "[]", "x", '{"type":"events"}', '{"type":"events","channel":[],"events":1}'])
+@pytest.mark.parametrize("text", ["", "[]", "x", '{"":' * 9999, '{"type":"events"}', '{"type":"events","channel":[]}'])
 async def test_invalid_frame_ends_the_connection_and_not_the_client(script: Script, text: str) -> None:
     async with client_of(script):
         (await script.socket()).say_text(text)
@@ -237,14 +238,7 @@ async def test_refused_token_is_renewed_a_limited_number_of_times(script: Script
 
 
 async def test_a_provider_that_fails_is_asked_again(script: Script) -> None:
-    outcomes: list[Any] = [ValueError("no luck"), "token"]
-
-    async def provider() -> str:
-        outcome = outcomes.pop(0)
-        if isinstance(outcome, Exception):
-            raise outcome
-        return str(outcome)
-
+    provider = AsyncMock(side_effect=[ValueError("no luck"), "token"])
     async with client_of(script, token_provider=provider):
         await script.socket()
 
@@ -309,6 +303,25 @@ async def test_refusal_of_a_proxy_is_tried_again_after_an_earlier_connection(scr
         script.refusals.append(Refusal(404, {}, 0.0))
         first.bye(None)
         await script.socket()
+
+
+async def test_redirect_is_a_refusal_whatever_its_body_is() -> None:
+    async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 302 Found\r\nLocation: https://x/\r\nContent-Length: 9999\r\n\r\n" + b"[" * 9999)
+        writer.close()
+
+    async with await asyncio.start_server(respond, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(Refusal, match="302"):
+            await websocket_dial(frame_bytes=1000)(f"ws://127.0.0.1:{port}/v1/ws", {})
+
+
+@pytest.mark.parametrize("proxy", ["socks5h://host", "ftp://name:secret@host"])
+async def test_unusable_proxy_of_the_environment_is_named(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    monkeypatch.setenv("wss_proxy", proxy)
+    with pytest.raises(LocalError, match=r"^the proxy in the environment \(HTTPS_PROXY, …\) (?!.*secret)"):
+        await websocket_dial(frame_bytes=1000)("wss://chat.example/v1/ws", {})
 
 
 # Errors -----------------------------------------------------------------------------------------------------------

@@ -12,17 +12,7 @@ import pytest
 
 from tenuto import Hub
 from tenuto.client import ChannelView, ClaimedTurn, Client
-from tenuto.core.errors import (
-    AlreadyAnswered,
-    Deleted,
-    InvalidName,
-    InvalidRequest,
-    LocalError,
-    NotFound,
-    TenutoError,
-    TooLarge,
-    VersionConflict,
-)
+from tenuto.core import errors
 from tests.client.script import Script, message_of
 from tests.client.script import client_of as scripted
 from tests.client.wire import Wire, becomes, client_of, until
@@ -40,12 +30,12 @@ async def test_a_message_is_changed_and_deleted(client: Client) -> None:
     made = await client.create("c", parts=[{"type": "text", "text": "Hi"}], meta={"a": 1, "b": 2})
     changed = await client.update("c", made.id, text="Ho", meta={"a": None}, if_version=made.version)
     assert (changed.text, changed.meta) == ("Ho", {"b": 2})
-    with pytest.raises(VersionConflict) as conflict:
+    with pytest.raises(errors.VersionConflict) as conflict:
         await client.update("c", made.id, text="He", if_version=made.version)
     assert conflict.value.details == {"version": changed.version}
     await client.delete("c", made.id)
     await client.delete("c", made.id)
-    with pytest.raises(Deleted):
+    with pytest.raises(errors.Deleted):
         await client.read("c", made.id)
 
 
@@ -55,7 +45,7 @@ async def test_response_of_a_wrong_form_names_the_field() -> None:
         await send({"type": "http.response.body", "body": b'{"message": 5, "cursor": ""}'})
 
     async with client_of(Wire(app)) as client:
-        with pytest.raises(TenutoError, match=r"`int`.*\$\.message"):
+        with pytest.raises(errors.TenutoError, match=r"`int`.*\$\.message"):
             await client.read("c", "m")
 
 
@@ -82,11 +72,11 @@ async def test_member_of_another_client_is_refused(wire: Wire) -> None:
     async with client_of(wire, client_id="ada") as ada:
         async with ada.presence("c", {}, member="ada~phone"):
             pass
-        with pytest.raises(InvalidName):
+        with pytest.raises(errors.InvalidName):
             ada.presence("c", {}, member="no name")
-        with pytest.raises(TooLarge):
+        with pytest.raises(errors.TooLarge):
             ada.presence("c", {"x": "y" * 5000})
-        with pytest.raises(LocalError):
+        with pytest.raises(errors.LocalError):
             await ada.presence("c").update({})
 
 
@@ -114,9 +104,9 @@ async def test_command_is_visible_and_gets_one_reply(wire: Wire, client: Client)
             (reply,) = (await anext(changes)).replies
         assert (reply.id, reply.ok, reply.error) == (command.id, False, {"code": "too_much"})
         assert view.commands == []
-        with pytest.raises(AlreadyAnswered):
+        with pytest.raises(errors.AlreadyAnswered):
             await ada.reply("c", command.id)
-        with pytest.raises(NotFound):
+        with pytest.raises(errors.NotFound):
             await ada.reply("c", "other")
 
 
@@ -157,9 +147,9 @@ async def test_refused_request_for_work_is_raised(client: Client) -> None:
     async def never(turn: ClaimedTurn) -> None:
         raise AssertionError
 
-    with pytest.raises(LocalError, match="star only at the end"):
+    with pytest.raises(errors.LocalError, match="star only at the end"):
         await client.work("chat*", on_turn=never)
-    with pytest.raises(LocalError):
+    with pytest.raises(errors.LocalError):
         await client.work("chat:*", slots=0, on_turn=never)
-    with pytest.raises(InvalidRequest):
+    with pytest.raises(errors.InvalidRequest):
         await client.work("chat:*", when_busy="sleep", on_turn=never)

@@ -5,7 +5,10 @@ Layer: tests.
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -71,9 +74,26 @@ def test_closed_client_raises(server: Server) -> None:
     with pytest.raises(LocalError):
         client.create("c", text="too early")
     client.start()
-    watching = iter(client.subscribe("c"))
+    watching, kept = iter(client.subscribe("c")), iter(client.subscribe("c"))
     next(watching)
+    next(kept)
     client.close()
     client.close()
     with pytest.raises(LocalError):
         next(watching)
+    kept.close()  # type: ignore[attr-defined]  # as the garbage collector does; Python prints what that raises
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_forked_child_is_refused(client: SyncClient) -> None:
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(10)
+        with suppress(LocalError):
+            client.create("c", text="child")
+            os._exit(1)
+        client.close()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    client.create("c", text="parent")

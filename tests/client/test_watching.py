@@ -12,31 +12,17 @@ import pytest
 
 from tenuto import Hub, Identity
 from tenuto.client import Client, Subscription
+from tenuto.core import events
 from tenuto.core.errors import Forbidden, LocalError
-from tenuto.core.events import (
-    Batch,
-    ChannelAttached,
-    MessageAppend,
-    MessageCreate,
-    MessageFinish,
-    MessagePart,
-    MessageUpdate,
-    ServerEvent,
-)
 from tests.client.script import Script, message_of
 from tests.client.script import client_of as scripted
 from tests.client.wire import Wire, becomes, client_of, until
 
 
-async def some(subscription: Subscription, count: int) -> list[Batch]:
+async def some(subscription: Subscription, count: int) -> list[events.Batch]:
     """Return the next batches of a subscription."""
-    batches = []
     async with asyncio.timeout(60), aclosing(subscription.batches()) as coming:
-        async for batch in coming:
-            batches.append(batch)
-            if len(batches) == count:
-                break
-    return batches
+        return [await anext(coming) for _ in range(count)]
 
 
 # Views ------------------------------------------------------------------------------------------------------------
@@ -166,14 +152,13 @@ async def test_subscription_resumes_from_its_cursor(hub: Hub, client: Client) ->
     await some(subscription, 1)
     # The batch at which a loop is left counts as not taken.
     assert subscription.cursor is None
-    first = await some(subscription, 1)
-    since = first[0].cursor
+    (first,) = await some(subscription, 1)
     await hub.create("c", text="two")
-    again = await some(client.subscribe("c", since=since), 1)
-    attach, event = again[0].events
-    assert isinstance(attach, ChannelAttached)
+    (again,) = await some(client.subscribe("c", since=first.cursor), 1)
+    attach, event = again.events
+    assert isinstance(attach, events.ChannelAttached)
     assert attach.resumed
-    assert isinstance(event, MessageCreate)
+    assert isinstance(event, events.MessageCreate)
     assert event.message.text == "two"
 
 
@@ -192,21 +177,21 @@ async def test_a_subscription_survives_its_connections(hub: Hub, wire: Wire, cli
     async with asyncio.timeout(60):
         async for event in client.subscribe("c", flush_ms=0):
             seen = applied(seen, event)
-            if isinstance(event, MessageFinish):
+            if isinstance(event, events.MessageFinish):
                 break
     await writing
     assert seen == "".join(f"{number} " for number in range(20))
 
 
-def applied(text: str, event: ServerEvent) -> str:
+def applied(text: str, event: events.ServerEvent) -> str:
     """Return the text of the only message, after `event`."""
     match event:
-        case MessageUpdate() | MessageCreate():
+        case events.MessageUpdate() | events.MessageCreate():
             return event.message.text
-        case MessageAppend():
+        case events.MessageAppend():
             assert event.at <= len(text)
             return text + event.text[len(text) - event.at :]
-        case MessagePart():
+        case events.MessagePart():
             return str(event.part["text"])
     return text
 
@@ -215,7 +200,7 @@ async def test_a_channel_may_be_watched_twice_and_many_at_once(hub: Hub, wire: W
     await hub.create("c0", text="hello")
     views = [client.channel(f"c{number}") for number in range(150)]
     (batch,) = await some(client.subscribe("c0"), 1)
-    assert isinstance(batch.events[1], MessageUpdate)
+    assert isinstance(batch.events[1], events.MessageUpdate)
     await asyncio.gather(*(view.live() for view in views))
     assert wire.dials == 2
     for view in views[100:]:

@@ -27,8 +27,7 @@ from tests.virtual import virtually
 
 
 async def stored(hub: Hub, message_id: str) -> Message:
-    message, _ = await hub.read("c", message_id)
-    return message
+    return (await hub.read("c", message_id))[0]
 
 
 async def test_a_block_writes_a_message(hub: Hub, client: Client) -> None:
