@@ -100,13 +100,26 @@ def thread() -> Iterator[StoreThread]:
 
 async def test_call_that_timed_out_in_the_queue_never_runs(thread: StoreThread) -> None:
     held, done = threading.Event(), []
-    holding = thread.run(held.wait, timeout_s=PATIENCE_S)
+    holding = asyncio.create_task(thread.run(held.wait, timeout_s=PATIENCE_S))
+    await asyncio.sleep(0)  # it has begun
     with pytest.raises(Late) as late:
         await thread.run(lambda: done.append(1), timeout_s=0.01)
     assert not late.value.is_begun
     held.set()
     assert await holding
     assert await thread.run(lambda: list(done), timeout_s=PATIENCE_S) == []
+
+
+async def test_result_that_came_while_the_event_loop_stood_still_is_not_late() -> None:
+    over, time_s = threading.Event(), asyncio.get_running_loop().time
+    thread = StoreThread("test-thread", lambda is_idle: over.set())  # runs after the result was sent
+    running = asyncio.create_task(thread.run(lambda: "result", timeout_s=0.001))
+    await asyncio.sleep(0)
+    late_s = time_s() + 0.001
+    while not over.is_set() or time_s() < late_s:
+        pass
+    assert await running == "result"
+    thread.stop(lambda: None, wait_s=PATIENCE_S)
 
 
 @pytest.mark.parametrize("is_serving", [False, True])
@@ -118,18 +131,19 @@ async def test_call_that_is_first_passes_those_that_wait(thread: StoreThread, is
         if is_serving:  # as a backup does, between two parts of a file
             assert thread.serve(0)
 
-    holding = thread.run(hold, timeout_s=None)
     calls = [("read 1", False), ("commit 1", True), ("read 2", False), ("commit 2", True)]
-    results = [thread.run(partial(done.append, name), timeout_s=None, is_first=is_first) for name, is_first in calls]
+    runs = [thread.run(partial(done.append, name), timeout_s=None, is_first=is_first) for name, is_first in calls]
+    running = asyncio.gather(thread.run(hold, timeout_s=None), *runs)
+    await asyncio.sleep(0)  # all have begun
     held.set()
-    await asyncio.gather(holding, *results)
+    await running
     assert done == ["commit 1", "commit 2", "read 1", "read 2"]
 
 
 async def test_last_call_runs_without_a_waiting_caller() -> None:
     thread = StoreThread("test-thread", lambda is_idle: None)
     held, ended = threading.Event(), threading.Event()
-    holding = thread.run(held.wait, timeout_s=None)
+    holding = asyncio.create_task(thread.run(held.wait, timeout_s=None))
     finishing = asyncio.create_task(thread.finish(ended.set, timeout_s=PATIENCE_S))
     await asyncio.sleep(0)
     finishing.cancel()

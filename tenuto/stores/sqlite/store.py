@@ -72,8 +72,8 @@ class StoreThread:
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
         self._thread.start()
 
-    def run(self, call: Callable[[], T], *, timeout_s: float | None, is_first: bool = False) -> asyncio.Future[T]:
-        """Run `call` on the thread. The future gets its result or its error, or Late after `timeout_s`, if given.
+    async def run(self, call: Callable[[], T], *, timeout_s: float | None, is_first: bool = False) -> T:
+        """Run `call` on the thread, and return its result. Raises its error, or Late after `timeout_s`, if given.
 
         A call that `is_first` passes all others that wait. The thread skips a call whose caller has stopped waiting.
         """
@@ -81,26 +81,27 @@ class StoreThread:
             raise LocalError(f"store thread {self._thread.name!r} is closed; open the store again to use it")
         result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         work = _Work(call, result)
-        if timeout_s is not None:
-            work.timer = result.get_loop().call_later(timeout_s, work.expire)
         if is_first:
             self._first.append(work)
         self._queue.put(work)
-        return result
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await result
+        except TimeoutError:
+            if not result.cancelled():  # it came while the event loop stood still; or the call raised this error
+                return result.result()
+            raise Late(is_begun=work.is_begun) from None
 
     async def finish(self, last: Callable[[], object], *, timeout_s: float) -> None:
-        """Run the queued calls, then `last`, and end the thread. Raises the error of `last`, or Late.
+        """Run the queued calls, then `last`, and end the thread. Raises the error of `last`, or TimeoutError.
 
         The thread does so even if the caller stops waiting.
         """
         result: asyncio.Future[object] = asyncio.get_running_loop().create_future()
         result.add_done_callback(lambda one: one.cancelled() or one.exception())  # read, also if it comes too late
         self._put_last(_Work(last, result))
-        try:
-            async with asyncio.timeout(timeout_s):
-                await asyncio.shield(result)
-        except TimeoutError:
-            raise Late(is_begun=True) from None
+        async with asyncio.timeout(timeout_s):
+            await asyncio.shield(result)
         self._thread.join(END_S)
 
     def serve(self, seconds: float) -> bool:
@@ -167,43 +168,34 @@ class _Work(Struct, Generic[T], eq=False):
 
     _call: Callable[[], T]
     _result: asyncio.Future[T] | None = None
-    timer: asyncio.TimerHandle | None = None  # calls `expire`, if the caller waits for a limited time
-    _is_begun: bool = False  # set when the thread takes the call
-    _is_late: bool = False  # set when the time of the caller is over
+    is_begun: bool = False  # set when the thread takes the call
 
     def run(self) -> None:
-        # This method writes `_is_begun` before it reads `_is_late`; `expire` does it the other way round. So a call
-        # that was reported as not begun never runs.
-        if self._is_begun:
+        # This method writes `is_begun` before it reads whether the caller has stopped waiting, which cancels the
+        # future; `StoreThread.run` does it the other way round. So a call that was reported as not begun never runs.
+        if self.is_begun:
             return  # it passed others
-        self._is_begun = True
+        self.is_begun = True
         caller, result, error = self._result, None, None
-        if not self._is_late and not (caller is not None and caller.cancelled()):
+        if caller is None or not caller.cancelled():
             try:
                 result = self._call()
             except BaseException as raised:
                 error = raised
         if caller is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed, so no caller waits
-                caller.get_loop().call_soon_threadsafe(self._settle, caller, result, error)
+                caller.get_loop().call_soon_threadsafe(_settle, caller, result, error)
         elif error is not None:
             logger.error("the last work of a store failed", exc_info=error)
 
-    def expire(self) -> None:
-        """End the wait of the caller."""
-        self._is_late = True
-        if self._result is not None and not self._result.done():
-            self._result.set_exception(Late(is_begun=self._is_begun))
 
-    def _settle(self, caller: asyncio.Future[T], result: Any, error: BaseException | None) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
-        if caller.done():
-            return  # it has stopped waiting
-        if error is not None:
-            caller.set_exception(error)
-        else:
-            caller.set_result(result)
+def _settle(caller: asyncio.Future[T], result: Any, error: BaseException | None) -> None:
+    if caller.done():
+        return  # it has stopped waiting
+    if error is not None:
+        caller.set_exception(error)
+    else:
+        caller.set_result(result)
 
 
 OPEN_TIMEOUT_S = 60.0  # opening may take long, since it reads the whole log
@@ -335,7 +327,7 @@ class SqliteStore:
             return
         try:
             await opened.thread.finish(opened.engine.close, timeout_s=TIMEOUT_S)
-        except Late:
+        except TimeoutError:
             raise StoreUnavailable(
                 f"store file {self.path} could not be closed in {TIMEOUT_S:.0f} s; check the disk"
             ) from None
