@@ -48,13 +48,6 @@ class WrongChecksum(ValueError):
     """A checksum differs from that of the data."""
 
 
-class Counted(NamedTuple):
-    """What a document adds to the counts of its channel."""
-
-    messages: int
-    size_bytes: int
-
-
 class Found(NamedTuple):
     """The indexed fields of one document."""
 
@@ -109,43 +102,44 @@ class Documents:
 
     # -- writing -------------------------------------------------------------------------------------------------
 
-    def add(self, channel: int, key: int, document: Document) -> Counted:
-        """Write the first document of a message."""
-        has_segments = bool(document.segments) and self._may_keep_data(channel, document)
-        row = (key, channel, document.id, document.created, *_changing(document), document.target, document.until_ms)
-        checksum = _sum_of(channel, document, HEAD + has_segments)
-        self._db.execute("INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*row, checksum))
-        self.row_bytes += 8 * INTEGER_BYTES + len(document.id) + len(document.target or "")
-        self._put(document, key, HEAD, document.head)
-        if has_segments:
-            self._put(document, key, HEAD + 1, _encode_segments(document.segments))
-        if document.is_deleted:
-            self._drop_data_about(channel, document.id)
-        return _counted(document)
+    def write(self, channel: int, key: int, document: Document, *, is_new: bool) -> tuple[int, int]:
+        """Write a document of a message, the first one if it `is_new`.
 
-    def update(self, channel: int, key: int, document: Document) -> Counted:
-        """Write a further document of a message."""
-        messages, size_bytes, is_marked_so, last_before = self._db.execute(
-            _BEFORE, (document.is_open, document.is_deleted, key)
-        ).fetchone()
-        self._replace(document, key, HEAD, document.head)
+        Return what it adds to the counts of its channel: a number of messages, and their bytes.
+        """
+        messages = size_bytes = last_before = 0
+        is_marked_so = False
+        if not is_new:
+            messages, size_bytes, is_marked_so, last_before = self._db.execute(
+                _BEFORE, (document.is_open, document.is_deleted, key)
+            ).fetchone()
+        put = self._put if is_new else self._replace
+        put(document, key, HEAD, document.head)
         has_segments = bool(document.segments) and self._may_keep_data(channel, document)
         last = (HEAD if document.fresh else last_before) + has_segments  # number of the last blob
         if last < last_before:
             self._free(key, from_blob=last + 1)
         if has_segments:
-            write = self._replace if last <= last_before else self._put
-            write(document, key, last, _encode_segments(document.segments))
-        # SQLite writes the indexes of all columns that are set, also those of equal values
-        marks = () if is_marked_so else (document.is_open, document.is_deleted)
-        columns = "version = ?, size_bytes = ?, crc = ?" + (", open = ?, deleted = ?" if marks else "")
-        values = (document.version, document.size_bytes, _sum_of(channel, document, last), *marks, key)
-        self._db.execute(f"UPDATE documents SET {columns} WHERE id = ?", values)
-        self.row_bytes += 6 * INTEGER_BYTES
+            put = self._replace if last <= last_before else self._put
+            put(document, key, last, _encode_segments(document.segments))
+        marks = (int(document.is_open), int(document.is_deleted))  # as SQLite returns them when the sum is checked
+        indexed = (channel, document.id, document.created, document.version, *marks)
+        fields = (*indexed, document.size_bytes, document.target)
+        checksum = head_sum((*fields, last), document.head)
+        if is_new:
+            row = (key, *fields, document.until_ms, checksum)
+            self._db.execute("INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+            self.row_bytes += 8 * INTEGER_BYTES + len(document.id) + len(document.target or "")
+        else:
+            # SQLite writes the indexes of all columns that are set, also those of equal values
+            columns = "version = ?, size_bytes = ?, crc = ?" + ("" if is_marked_so else ", open = ?, deleted = ?")
+            values = (document.version, document.size_bytes, checksum, *(() if is_marked_so else marks), key)
+            self._db.execute(f"UPDATE documents SET {columns} WHERE id = ?", values)
+            self.row_bytes += 6 * INTEGER_BYTES
         if document.is_deleted:
             self._drop_data_about(channel, document.id)
-        counted = _counted(document)
-        return Counted(counted.messages - messages, counted.size_bytes - size_bytes)
+        is_counted = bool(document.created) and not document.is_deleted
+        return is_counted - messages, is_counted * document.size_bytes - size_bytes
 
     def remove_keys(self, keys: Collection[int]) -> int:
         """Remove the documents `keys`, and return how many of them were found.
@@ -435,18 +429,3 @@ class Documents:
         self.free_bytes += sum(room for room, _ in freed)
         self._db.execute(f"UPDATE texts SET body = zeroblob(length(body)) WHERE id IN {slots}", which)
         self._db.execute("DELETE FROM pieces WHERE document = ? AND blob BETWEEN ? AND ?", which)
-
-
-def _counted(document: Document) -> Counted:
-    return Counted(1, document.size_bytes) if document.created and not document.is_deleted else Counted(0, 0)
-
-
-def _changing(document: Document) -> tuple[int, bool, bool, int]:
-    return document.version, document.is_open, document.is_deleted, document.size_bytes
-
-
-def _sum_of(channel: int, document: Document, last_blob: int) -> int:
-    """Return the checksum for a document's row and head."""
-    version, is_open, is_deleted, size_bytes = _changing(document)
-    fields = (channel, document.id, document.created, version, int(is_open), int(is_deleted), size_bytes)
-    return head_sum((*fields, document.target, last_blob), document.head)

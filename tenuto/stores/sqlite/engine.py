@@ -360,7 +360,7 @@ class Engine:
         """Return which documents of `write` are stored: those that are not older than the stored ones."""
         plan = Plan(channel)
         for document in write.documents:
-            tracked = plan.new.get(document.id) or self._tracked(channel, document.id, document.created)
+            tracked = self._tracked(channel, document.id, document.created)
             if tracked is None:
                 tracked = Tracked(channel.name, self._documents.new_key(), document.id, 0)
                 plan.new[document.id] = tracked
@@ -370,13 +370,12 @@ class Engine:
 
     def _collect_entries(self, write: Write, channel: ChannelRow, plan: Plan | None, entries: list[LogEntry]) -> None:
         """Add to `entries` those of `write` that no document of its `plan` contains."""
-        known = channel.tracked
         covered = {document.id: document.version for _, document in plan.documents} if plan is not None else None
         for entry in write.entries:
             op = entry.op
             if covered is not None and entry.serial <= covered.get(op.id, 0):
                 continue
-            tracked = known.get(op.id) or self._tracked(channel, op.id)
+            tracked = self._tracked(channel, op.id)
             if tracked is None and plan is not None:
                 tracked = plan.new.get(op.id)
             if tracked is None:
@@ -416,15 +415,11 @@ class Engine:
         if channel.name not in self.channels.by_name:  # it begins with this commit
             self.channels.add(channel)
             handed = 3 * INTEGER_BYTES + len(channel.name) + len(channel.epoch)
-        new = set(plan.new)
         messages = size_bytes = 0
         for tracked, document in plan.documents:
-            if document.id in new:
-                new.remove(document.id)
-                counted = self._documents.add(channel.id, tracked.key, document)
-            else:
-                counted = self._documents.update(channel.id, tracked.key, document)
-            messages, size_bytes = messages + counted.messages, size_bytes + counted.size_bytes
+            is_new = document.id in plan.new
+            more, more_bytes = self._documents.write(channel.id, tracked.key, document, is_new=is_new)
+            messages, size_bytes = messages + more, size_bytes + more_bytes
         if plan.documents:
             times = [document.at_ms for _, document in plan.documents]
             self.channels.count(channel, messages, size_bytes, min(times), max(times))
