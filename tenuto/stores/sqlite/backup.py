@@ -185,10 +185,9 @@ def restore(backup: Path, store: Path) -> Restored:
     place = Path(os.path.realpath(store))
     if place.exists() and not place.is_file():
         raise LocalError(f"store {store} is not a file; name the file of the store with --store")
-    lock = FileLock(Path(f"{place}.lock"))
-    lock.take(place, wait_s=0)
     new = place.with_name(f"{place.name}.restored")
-    try:
+    with contextlib.closing(FileLock(Path(f"{place}.lock"))) as lock:
+        lock.take(place, wait_s=0)
         with partial_file(new) as partial:
             try:
                 with reading(backup) as db:
@@ -212,8 +211,6 @@ def restore(backup: Path, store: Path) -> Restored:
         sync(place.parent)
         lock.keep(new_mark(BACKUP))
         return Restored(kept, damage)
-    finally:
-        lock.release()
 
 
 def give_owner_of(place: Path, new: Path) -> None:
@@ -252,9 +249,6 @@ def keep_wal(store: Path) -> None:
     place = Path(os.path.realpath(store))
     if not place.is_file() or not wal_of(place).exists():
         raise LocalError(f"store file {store} has no -wal beside it; start the server")
-    lock = FileLock(Path(f"{place}.lock"))
-    lock.take(place, wait_s=0)
-    try:
+    with contextlib.closing(FileLock(Path(f"{place}.lock"))) as lock:
+        lock.take(place, wait_s=0)
         lock.keep(read_mark(place))
-    finally:
-        lock.release()

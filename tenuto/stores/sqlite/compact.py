@@ -65,26 +65,24 @@ def compact(path: Path) -> Sizes:
     place = Path(os.path.realpath(path))
     file = SqliteFile(path, synchronous="full", busy_s=BUSY_S, lock_wait_s=0)
     _settle(file)
-    lock = FileLock(Path(f"{place}.lock"))
-    lock.take(path, wait_s=0)
     try:
-        _check_settled(path, lock)
-        before = place.stat().st_size
-        with partial_file(place.with_name(f"{place.name}{COPY}")) as copy:
-            try:
-                mark = _fill(copy, place)
-            except sqlite3.DatabaseError as error:
-                raise file.refusal(error) from error
-            give_owner_of(place, copy)
-            sync(copy)
-            _swap(copy, place, lock, mark)
-        return Sizes(before, place.stat().st_size)
+        with contextlib.closing(FileLock(Path(f"{place}.lock"))) as lock:
+            lock.take(path, wait_s=0)
+            _check_settled(path, lock)
+            before = place.stat().st_size
+            with partial_file(place.with_name(f"{place.name}{COPY}")) as copy:
+                try:
+                    mark = _fill(copy, place)
+                except sqlite3.DatabaseError as error:
+                    raise file.refusal(error) from error
+                give_owner_of(place, copy)
+                sync(copy)
+                _swap(copy, place, lock, mark)
+            return Sizes(before, place.stat().st_size)
     except OSError as error:
         raise StoreUnavailable(
             f"store file {path} cannot be compacted ({error.strerror}); check the disk and its free space"
         ) from error
-    finally:
-        lock.release()
 
 
 def _settle(file: SqliteFile) -> None:

@@ -284,7 +284,7 @@ class SqliteFile:
                     self.db.close()
                 del self.db
         finally:
-            self._lock.release()
+            self._lock.close()
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:

@@ -65,8 +65,7 @@ class FileLock:
             os.close(handle)
             raise
         self._handle = handle
-        with _guard:
-            _here.add(str(self.path))
+        _here.add(str(self.path))
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -89,11 +88,10 @@ class FileLock:
         with contextlib.suppress(OSError), self.path.open("rb") as file:
             self._read(file.read(LOCK_BYTES))
 
-    def release(self) -> None:
+    def close(self) -> None:
         """Release the lock. A second call does nothing."""
         if self._handle is not None:
-            with _guard:
-                _here.discard(str(self.path))
+            _here.discard(str(self.path))
             os.close(self._handle)
             self._handle = None
 
@@ -135,18 +133,16 @@ def _command() -> str:
 
 _SHOWN_CHARACTERS = 200
 _here: set[str] = set()  # the paths of the locks that this process holds
-_guard = threading.Lock()
 
 
 def holder_of(path: Path) -> tuple[str, str]:
     """Return the holder of the lock file at `path`, which another open file has locked, and advice for this process."""
-    with _guard:
-        if str(path) in _here:
-            return (
-                "this process",
-                "another Hub of this process has it open: use that Hub, or close it first (`await hub.close()`, or "
-                "`hub.sync.close()`); in a notebook, restart the kernel, or keep the Hub in a cell of its own",
-            )
+    if str(path) in _here:
+        return (
+            "this process",
+            "another Hub of this process has it open: use that Hub, or close it first (`await hub.close()`, or "
+            "`hub.sync.close()`); in a notebook, restart the kernel, or keep the Hub in a cell of its own",
+        )
     try:
         line = path.read_text(errors="replace").partition("\n")[0].strip()[:_SHOWN_CHARACTERS]
     except OSError:
