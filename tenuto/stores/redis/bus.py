@@ -299,12 +299,9 @@ class _BusLink:
     async def keep(self) -> None:
         """Check every few seconds that messages arrive, and reach all nodes. Raises the failure, or TimeoutError."""
         while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(CHECK_S):
-                    await asyncio.shield(self._failed)
+            await asyncio.wait([self._failed], timeout=CHECK_S)
             self._is_delivered.clear()
-            await self.publish([("PUBLISH", self._own, b"")])
-            if self._failed.done():
+            if not await self.publish([("PUBLISH", self._own, b"")]):
                 self._failed.result()
             async with _responding():
                 await self._is_delivered.wait()
