@@ -28,6 +28,7 @@ from tenuto.stores.sqlite.slots import (
     MAX_DATA,
     MAX_ROOM,
     SLOT_BYTES,
+    check_above,
     head_sum,
     larger_rooms,
     opened,
@@ -219,10 +220,10 @@ class Documents:
         except (sqlite3.DatabaseError, *DAMAGE):
             return 1, 1
 
-    def changed(self, channel: int, after: int, limit: int) -> list[Found]:
-        """Return up to `limit` documents whose version is above `after`."""
-        rows = self._db.execute(_FOUND + "WHERE channel = ? AND version > ? LIMIT ?", (channel, after, limit))
-        return [Found(*row) for row in rows]
+    def changed(self, channel: int, after: int, limit: int) -> dict[int, str]:
+        """Return the keys and ids of up to `limit` documents whose version is above `after`."""
+        changed = "SELECT id, message FROM documents WHERE channel = ? AND version > ? LIMIT ?"
+        return dict(self._db.execute(changed, (channel, after, limit)).fetchall())
 
     def by_creation(self, channel: int, before: int | None, after: int | None) -> Generator[Found]:
         """Yield the documents that are not deleted, in the order of `Store.page`; rows are read on demand."""
@@ -254,12 +255,14 @@ class Documents:
         ]
         return max((row for row in latest if row), default=(0, None))[1]
 
-    def facts(self, channel: int, after: int, limit: int) -> list[tuple[int, Fact]]:
-        """Return facts about up to `limit` documents whose version is above `after`, in its order, with their keys."""
+    def facts(self, channel: int, after: int, limit: int) -> list[Fact]:
+        """Return facts about up to `limit` documents whose version is above `after`, in its order."""
         rows = self._db.execute(
             _FACT + "WHERE channel = ? AND version > ? ORDER BY version LIMIT ?", (channel, after, limit)
         )
-        return [self._fact(*row) for row in rows.fetchall()]
+        facts = [self._fact(*row)[1] for row in rows.fetchall()]
+        check_above([one.version for one in facts], after)
+        return facts
 
     def fact(self, channel: int, message_id: str) -> tuple[int, Fact] | None:
         """Return the facts about one document, with its key, or None."""

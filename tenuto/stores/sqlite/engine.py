@@ -29,7 +29,7 @@ from tenuto.stores.sqlite.channels import ChannelRow, Channels, Plan, begin_epoc
 from tenuto.stores.sqlite.documents import INTEGER_BYTES, Documents
 from tenuto.stores.sqlite.file import FREE, SET_ASIDE, SqliteFile
 from tenuto.stores.sqlite.log import CommitLog, LogEntry, Tracked
-from tenuto.stores.sqlite.slots import SLOT_BYTES, check_above, is_damage, opened, room_for, sealed
+from tenuto.stores.sqlite.slots import SLOT_BYTES, is_damage, opened, room_for, sealed
 
 logger = logging.getLogger("tenuto.stores")
 
@@ -45,7 +45,8 @@ class Space:
         self._file = file
         self._documents = documents
         self._rollbacks = -1  # the first call of `count_free` counts
-        self._bytes = self._free_bytes = self._written = 0  # bytes; `_written` counts from the last `measure`
+        self.bytes = self.free_bytes = 0  # as `measure` last found them
+        self._written = 0  # bytes since then
         self._is_reported = False  # True: the file was mostly free at the last `measure`
 
     def wrote(self, size_bytes: int, log: CommitLog) -> None:
@@ -70,14 +71,14 @@ class Space:
         """Measure the file, with its WAL. Free are its unused pages, and the slots without text in them."""
         self._written = 0
         self.count_free()
-        self._bytes, free_bytes = space_in(self._file.db, self._documents)
-        self._free_bytes = free_bytes + log.slot_bytes - log.live_bytes
-        is_mostly_free = self._free_bytes * 2 > self._bytes and self._free_bytes >= WORTH_BYTES
+        self.bytes, free_bytes = space_in(self._file.db, self._documents)
+        self.free_bytes = free_bytes + log.slot_bytes - log.live_bytes
+        is_mostly_free = self.free_bytes * 2 > self.bytes and self.free_bytes >= WORTH_BYTES
         if is_mostly_free and not self._is_reported:
             logger.warning(
                 "store file %s has %d bytes, of which %d are free; new messages use them, and `tenuto compact` gives "
                 "them back while the server is stopped",
-                *(self._file.path, self._bytes, self._free_bytes),
+                *(self._file.path, self.bytes, self.free_bytes),
             )
         self._is_reported = is_mostly_free
 
@@ -95,10 +96,6 @@ class Space:
             "`tenuto compact` has made the file anew, backups of it fail, because they are checked",
             self._file.path,
         )
-
-    def stats(self) -> dict[str, int]:
-        """Return the size of the file and its free space, both in bytes, as `measure` last found them."""
-        return {"file_bytes": self._bytes, "free_bytes": self._free_bytes}
 
 
 def space_in(db: sqlite3.Connection, documents: Documents) -> tuple[int, int]:
@@ -263,14 +260,12 @@ class Engine:
 
     def __init__(self, file: SqliteFile) -> None:
         self._file = file
-        self._is_open = False
 
     # -- opening and closing ---------------------------------------------------------------------------------------
 
     def open(self) -> None:
         """Open the file and read its state. Raises StoreInUse, StoreUnusable or StoreUnavailable."""
         self._file.open(self._load)
-        self._is_open = True
 
     def _load(self) -> None:
         db = self._file.db
@@ -306,7 +301,6 @@ class Engine:
 
     def close(self) -> None:
         """Finish pending housekeeping for at most a second, and close the file cleanly."""
-        self._is_open = False
         with suppress(*FAILURES):
             self._go_on(1.0)
         self._file.close()
@@ -487,7 +481,7 @@ class Engine:
         channel = self.channels.find(name)
         if channel is None:
             return Changes(self.channels.head(name), None, [])
-        changed = {found.key: found.id for found in self._documents.changed(channel.id, after, limit + 1)}
+        changed = self._documents.changed(channel.id, after, limit + 1)
         changed |= {tracked.key: tracked.id for tracked in channel.tracked.values() if tracked.last > after}
         messages = self._stored(channel, changed) if len(changed) <= limit else None
         return Changes(channel.head, self._documents.newest(channel.id), messages)
@@ -571,8 +565,7 @@ class Engine:
         channel = self.channels.find(name)
         if channel is None:
             return Facts(self.channels.head(name), [])
-        facts = [fact for _, fact in self._documents.facts(channel.id, after, limit)]
-        check_above([one.version for one in facts], after)
+        facts = self._documents.facts(channel.id, after, limit)
         pinned = {message_id for message_id, tracked in channel.tracked.items() if tracked.slots}
         return Facts(channel.head, [one._replace(is_busy=one.is_busy or one.id in pinned) for one in facts])
 
@@ -691,7 +684,7 @@ class Engine:
 
         Return the seconds until the next step; None: none is needed.
         """
-        if not self._is_open:
+        if not hasattr(self._file, "db"):  # it is not open
             return None
         self.channels.bound()
         wait_s, has_stepped = max(self._retry_at_s - time.monotonic(), 0.0), False
@@ -770,5 +763,6 @@ class Engine:
             "log_slot_bytes": log.slot_bytes,
             "pinned": len(log.pinned),
             "damaged": len(self._whole.messages),
-            **self._space.stats(),
+            "file_bytes": self._space.bytes,
+            "free_bytes": self._space.free_bytes,
         }

@@ -165,8 +165,6 @@ def _header(path: Path) -> bytes:
         return file.read(20)[18:]
 
 
-Synchronous = Literal["normal", "full", "extra"]
-
 APPLICATION_ID = 0x54656E75  # the letters "Tenu" as a number, by which SQLite files show their application
 SCHEMA = 1
 COPY = ".compact"  # end of the name of the copy that a compaction makes (`compact`)
@@ -223,7 +221,7 @@ class SqliteFile:
 
     db: sqlite3.Connection
 
-    def __init__(self, path: Path, *, synchronous: Synchronous, busy_s: float, lock_wait_s: float) -> None:
+    def __init__(self, path: Path, *, synchronous: str, busy_s: float, lock_wait_s: float) -> None:
         self.path = path
         self.rollbacks = 0  # number of transactions that were undone
         self._synchronous = synchronous

@@ -40,7 +40,7 @@ from tenuto.stores.base import CommitUnknown
 from tenuto.stores.sqlite.backup import Stopped, check_target, copy, finish, keep_synced, partial_file
 from tenuto.stores.sqlite.channels import Channels
 from tenuto.stores.sqlite.engine import Engine
-from tenuto.stores.sqlite.file import SqliteFile, Synchronous
+from tenuto.stores.sqlite.file import SqliteFile
 from tenuto.stores.sqlite.slots import damaged
 
 P = ParamSpec("P")
@@ -202,8 +202,6 @@ OPEN_TIMEOUT_S = 60.0  # opening may take long, since it reads the whole log
 TIMEOUT_S = 30.0  # far above `busy_s`; a disk that is slower than this counts as failed
 JOIN_S = 5.0
 
-_SYNCHRONOUS: dict[str, Synchronous] = {"normal": "normal", "full": "full", "extra": "extra"}
-
 
 def _carried_out(
     method: Callable[Concatenate[Any, P], T],  # a method of the engine, or of the part of it that `of` returns
@@ -283,12 +281,12 @@ class SqliteStore:
         busy_s: float = 5.0,
         lock_wait_s: float = 5.0,
     ) -> None:
-        if synchronous not in _SYNCHRONOUS:
+        if synchronous not in ("normal", "full", "extra"):
             raise LocalError(f"synchronous must be 'normal', 'full' or 'extra', got {shown(synchronous)}")
         if os.fspath(path) in ("", ":memory:"):
             raise LocalError(f"path must name a file, got {shown(os.fspath(path))}; for one in memory use memory://")
         self.path = Path(path)
-        self._synchronous = _SYNCHRONOUS[synchronous]
+        self._synchronous = synchronous
         self._busy_s = busy_s
         self._lock_wait_s = lock_wait_s
         self._was_in_use = False  # True: the last `open` was refused, because another process had the store

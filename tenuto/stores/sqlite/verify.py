@@ -28,7 +28,7 @@ from tenuto.stores.sqlite.documents import Documents
 from tenuto.stores.sqlite.engine import space_in
 from tenuto.stores.sqlite.file import check_header, check_tables, reading
 from tenuto.stores.sqlite.log import CommitLog
-from tenuto.stores.sqlite.slots import check_above, damaged, is_damage
+from tenuto.stores.sqlite.slots import damaged, is_damage
 
 
 @contextlib.contextmanager
@@ -85,9 +85,7 @@ class FileReader:
         with reading_store(self._path) as db:
             documents = Documents(db)
             found = Channels(db, documents).find(channel)
-            facts = [fact for _, fact in documents.facts(found.id, after, limit)] if found is not None else []
-        check_above([one.version for one in facts], after)
-        return Facts(NOTHING, facts)
+            return Facts(NOTHING, documents.facts(found.id, after, limit) if found is not None else [])
 
 
 LINE_CHARACTERS = 10_000  # of a line that the program prints
