@@ -89,12 +89,12 @@ class Plan(Struct, eq=False):
 
 
 class Channels:
-    """The channels in memory."""
+    """The channels in memory, and the documents of all channels."""
 
-    def __init__(self, db: sqlite3.Connection, documents: Documents) -> None:
+    def __init__(self, db: sqlite3.Connection) -> None:
         self.by_name: dict[str, ChannelRow] = {}  # the one that was used last comes last
         self._db = db
-        self._documents = documents
+        self.documents = Documents(db)
         self._limit = MAX_CHANNELS  # number in memory above which `bound` drops some
         (number,) = db.execute("SELECT max(id) FROM channels").fetchone()
         self._next = (number or 0) + 1  # number of the next new channel
@@ -113,7 +113,7 @@ class Channels:
             if checksum != sum_or_none(number, name, epoch, floor):
                 raise StoreUnusable(damaged_channel(name))
             # after `prune` the floor may be above the versions of all documents that are left
-            channel = ChannelRow(number, name, epoch, floor, max(floor, self._documents.top(number)))
+            channel = ChannelRow(number, name, epoch, floor, max(floor, self.documents.top(number)))
         self.use(channel)
         return channel
 
@@ -147,7 +147,7 @@ class Channels:
 
     def tracked(self, key: int) -> Tracked | None:
         """Return the message whose document has this key, without its entries in the log; None if there is none."""
-        known = self._documents.by_key(key)
+        known = self.documents.by_key(key)
         if known is None:
             return None
         found, number = known

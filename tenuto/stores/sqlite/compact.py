@@ -185,7 +185,7 @@ def _needed_log(place: Path) -> list[int]:
     """Return the slots of the log that hold entries which no document contains."""
     with reading(place, is_immutable=True) as db:
         log = CommitLog()
-        log.load(db, Channels(db, Documents(db)).tracked)
+        log.load(db, Channels(db).tracked)
         if log.damaged:
             raise StoreUnusable(f"store file {place} is damaged in its log; restore a backup")
         return sorted({slot for tracked in log.pinned.values() for slot in tracked.slots})

@@ -109,13 +109,13 @@ def space_in(db: sqlite3.Connection, documents: Documents) -> tuple[int, int]:
 class WholeMessages:
     """Reads messages, and notes the damage that it finds."""
 
-    def __init__(self, path: Path, documents: Documents, channels: Channels) -> None:
+    def __init__(self, path: Path, channels: Channels) -> None:
         self.messages: set[int] = set()  # keys of the damaged messages that were found
         self.renamed: set[int] = set()  # those of them that have another id than the index of ids
         self.damaged: set[str] = set()  # names of the channels that cannot be read, each logged once
         self._path = path
-        self._documents = documents
         self._channels = channels
+        self._documents = channels.documents
 
     def read(self, db: sqlite3.Connection, log: CommitLog, channel: int, wanted: Mapping[int, str]) -> list[Stored]:
         """Return the stored form of a channel's documents, given by key and id, each with its entries, in order.
@@ -274,9 +274,9 @@ class Engine:
         self._is_wal_full = False  # True: they were more than `CHECKPOINT_PAGES` after the last call
         self._is_wal_empty = True  # False: this process has written to the WAL since it was last emptied
         self._retry_at_s = 0.0  # monotonic time before which `spare` does no step
-        self._documents = Documents(db)
-        self.channels = Channels(db, self._documents)
-        self._whole = WholeMessages(self._file.path, self._documents, self.channels)
+        self.channels = Channels(db)
+        self._documents = self.channels.documents
+        self._whole = WholeMessages(self._file.path, self.channels)
         try:
             self._log, highest = self._whole.load_log(self._file)
         except StoreUnusable as error:
@@ -313,7 +313,7 @@ class Engine:
         results: list[Committed | Conflict] = []
         plans: list[Plan] = []
         entries: list[LogEntry] = []
-        heads: list[tuple[ChannelRow, int]] = []  # the channels with new entries, with their new serials
+        heads: list[tuple[ChannelRow, int]] = []  # the channels of these writes, with their new serials
         known = self.channels.by_name
         for write in writes:
             channel = known.get(write.channel) or self.channels.find(write.channel)
@@ -340,18 +340,18 @@ class Engine:
                 if not write.entries:  # documents of an empty channel are left out
                     continue
                 channel = self.channels.new(write.channel, write.epoch)
-            plan = None
-            if write.documents:
-                plans.append(plan := self._plan(write, channel))
-            self._collect_entries(write, channel, plan, entries)
-            if write.entries:
+            if write.entries or write.documents:
+                plans.append(self._plan(write, channel, entries))
                 heads.append((channel, serial))
         if plans or entries:
             self._store(plans, entries, heads)
         return results
 
-    def _plan(self, write: Write, channel: ChannelRow) -> Plan:
-        """Return which documents of `write` are stored: those that are not older than the stored ones."""
+    def _plan(self, write: Write, channel: ChannelRow, entries: list[LogEntry]) -> Plan:
+        """Return which documents of `write` are stored: those that are not older than the stored ones.
+
+        The entries of `write` that none of them contains are added to `entries`.
+        """
         plan = Plan(channel)
         for document in write.documents:
             tracked = self._tracked(channel, document.id, document.created)
@@ -360,21 +360,15 @@ class Engine:
                 plan.new[document.id] = tracked
             if document.version >= tracked.version:
                 plan.documents.append((tracked, document))
-        return plan
-
-    def _collect_entries(self, write: Write, channel: ChannelRow, plan: Plan | None, entries: list[LogEntry]) -> None:
-        """Add to `entries` those of `write` that no document of its `plan` contains."""
-        covered = {document.id: document.version for _, document in plan.documents} if plan is not None else None
+        covered = {document.id: document.version for _, document in plan.documents}
         for entry in write.entries:
             op = entry.op
-            if covered is not None and entry.serial <= covered.get(op.id, 0):
-                continue
-            tracked = self._tracked(channel, op.id)
-            if tracked is None and plan is not None:
-                tracked = plan.new.get(op.id)
-            if tracked is None:
-                raise ValueError(f"the write to channel {channel.name!r} has no document for new message {op.id!r}")
-            entries.append((tracked, entry.serial, op))
+            if entry.serial > covered.get(op.id, 0):
+                tracked = self._tracked(channel, op.id) or plan.new.get(op.id)
+                if tracked is None:
+                    raise ValueError(f"the write to channel {channel.name!r} has no document for new message {op.id!r}")
+                entries.append((tracked, entry.serial, op))
+        return plan
 
     def _tracked(self, channel: ChannelRow, message_id: str, created: int = 0) -> Tracked | None:
         """Return the state of a message in the log (`Tracked`); None if the message has no document."""
