@@ -147,11 +147,10 @@ class Channels:
 
     def tracked(self, key: int) -> Tracked | None:
         """Return the message whose document has this key, without its entries in the log; None if there is none."""
-        known = self.documents.by_key(key)
-        if known is None:
+        found = self.documents.by_key(key)
+        if found is None:
             return None
-        found, number = known
-        (name,) = self._db.execute("SELECT name FROM channels WHERE id = ?", (number,)).fetchone()
+        (name,) = self._db.execute("SELECT name FROM channels WHERE id = ?", (found.channel,)).fetchone()
         return Tracked(name, key, found.id, found.version) if name is not None else None
 
     def new(self, name: str, epoch: str) -> ChannelRow:

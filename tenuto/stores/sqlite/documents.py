@@ -56,6 +56,7 @@ class Found(NamedTuple):
     id: str
     version: int
     size_bytes: int
+    channel: int
 
 
 # The fields of a row that the checksum of the head covers, and the checksum.
@@ -70,7 +71,7 @@ _BEFORE = (  # counts of the channel, whether `open` and `deleted` have these va
     " (SELECT coalesce(max(blob), 0) FROM pieces WHERE document = documents.id) FROM documents WHERE id = ?"
 )
 _MOST = 2**62  # above every serial, and an integer of SQLite
-_FOUND = "SELECT id, message, version, size_bytes FROM documents "
+_FOUND = "SELECT id, message, version, size_bytes, channel FROM documents "
 
 
 class Documents:
@@ -207,10 +208,10 @@ class Documents:
             row = self._db.execute(by_creation, (channel, created, message_id)).fetchone()
         return Found(*row) if row else None
 
-    def by_key(self, key: int) -> tuple[Found, int] | None:
-        """Return the document with this key and the number of its channel, or None."""
-        row = self._db.execute(_FOUND.replace(" FROM", ", channel FROM") + "WHERE id = ?", (key,)).fetchone()
-        return (Found(*row[:-1]), row[-1]) if row is not None else None
+    def by_key(self, key: int) -> Found | None:
+        """Return the document with this key, or None."""
+        row = self._db.execute(_FOUND + "WHERE id = ?", (key,)).fetchone()
+        return Found(*row) if row else None
 
     def place(self, key: int) -> tuple[int, int]:
         """Return at which serial a document's message was created, and the document's version; 1 and 1 if unknown."""
@@ -272,10 +273,9 @@ class Documents:
     def _fact(
         self, key: int, message_id: str, version: int, is_counted: int, size: int, is_busy: int
     ) -> tuple[int, Fact]:
-        try:
+        at_ms = None
+        with contextlib.suppress(*DAMAGE, sqlite3.DatabaseError):
             at_ms = changed_ms(message_id, self._head(key, self._blobs(key, upto=HEAD))[1])
-        except (*DAMAGE, sqlite3.DatabaseError):
-            at_ms = None
         return key, Fact(message_id, version, bool(is_counted), size, at_ms, bool(is_busy))
 
     def top(self, channel: int) -> int:
@@ -413,14 +413,12 @@ class Documents:
 
     def _free_segments(self, key: int) -> None:
         """Free the segments of a document, and note in its checksum that it has none."""
-        try:
-            blobs = self._blobs(key)
-            row, head = self._head(key, blobs)
-        except DAMAGE:
-            row, head = (), b""
-        self._free(key, from_blob=HEAD + 1)
-        if head:  # otherwise the document stays damaged
+        checksum = None  # of a damaged document, which stays damaged
+        with contextlib.suppress(*DAMAGE):
+            row, head = self._head(key, self._blobs(key))
             checksum = head_sum((*row[:-1], HEAD), head)
+        self._free(key, from_blob=HEAD + 1)
+        if checksum is not None:
             self._db.execute("UPDATE documents SET crc = ? WHERE id = ?", (checksum, key))
 
     def _free(self, key: int, *, from_blob: int, to_blob: int = 2**62) -> None:

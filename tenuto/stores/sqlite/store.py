@@ -67,8 +67,7 @@ class StoreThread:
         self._spare = spare  # does housekeeping; returns the seconds until the next call, None for no call
         self._queue: queue.SimpleQueue[_Work[Any] | None] = queue.SimpleQueue()
         self._first: deque[_Work[Any]] = deque()  # calls of the queue that pass the others
-        self._left: deque[_Work[Any] | None] = deque()  # taken from the queue by `serve`, and not run
-        self._is_stopping = False  # True: no further call is accepted
+        self._last: _Work[Any] | None = None  # what the thread does before it ends; once it is set, no call is accepted
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
         self._thread.start()
 
@@ -77,7 +76,7 @@ class StoreThread:
 
         A call that `is_first` passes all others that wait. The thread skips a call whose caller has stopped waiting.
         """
-        if self._is_stopping:
+        if self._last is not None:
             raise LocalError(f"store thread {self._thread.name!r} is closed; open the store again to use it")
         result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         work = _Work(call, result)
@@ -110,14 +109,14 @@ class StoreThread:
         It must end when the thread is to stop: the calls that are left run after the current one.
         """
         end_s = time.monotonic() + seconds
-        while not self._is_stopping:
+        while self._last is None:
             try:
                 left_s = end_s - time.monotonic()
                 work = self._queue.get(block=left_s > 0, timeout=max(0.0, left_s))
             except queue.Empty:
                 return True
-            if self._is_stopping or work is None:
-                self._left.append(work)
+            if work is None:
+                self._queue.put(None)  # for `_main`; behind it comes no call
                 return False
             self._run(work)
             del work
@@ -130,24 +129,25 @@ class StoreThread:
         self._thread.join(wait_s)
 
     def _put_last(self, work: _Work[Any]) -> None:
-        if not self._is_stopping:
-            self._is_stopping = True
-            self._queue.put(work)
+        if self._last is None:
+            self._last = work
             self._queue.put(None)  # ends the thread
 
     def _main(self) -> None:
         wait_s: float | None = None
         while True:
             try:
-                work = self._left.popleft() if self._left else self._queue.get(timeout=wait_s)
+                work = self._queue.get(timeout=wait_s)
             except queue.Empty:
                 wait_s = self._do_spare(is_idle=bool(wait_s))  # after 0 s the thread was not idle
                 continue
             if work is None:
-                return
+                break
             self._run(work)
             del work  # otherwise the variable would keep the call and its result in memory until the next call
             wait_s = self._do_spare(is_idle=False)
+        assert self._last is not None
+        self._last.run()
 
     def _run(self, work: _Work[Any]) -> None:
         """Run `work`, after the calls that pass it now. These come from the queue once more, without effect."""
