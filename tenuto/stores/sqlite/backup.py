@@ -24,7 +24,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from tenuto.core.document import DAMAGE
 from tenuto.core.errors import LocalError, StoreUnavailable, shown
@@ -166,17 +165,11 @@ def receipt_of(target: Path) -> dict[str, object]:
     return {"size_bytes": target.stat().st_size, "mark": read_mark(target)}
 
 
-class Restored(NamedTuple):
-    """What a restore did: the new name of the replaced file, if there was one, and a line for each damaged message."""
-
-    kept: Path | None
-    damage: list[str]
-
-
-def restore(backup: Path, store: Path) -> Restored:
+def restore(backup: Path, store: Path) -> tuple[Path | None, list[str]]:
     """Put a backup in the place of the store's file. A copy of it is verified before anything is replaced.
 
-    Raises StoreInUse while a process has the store, and StoreUnusable for a file that is not a whole backup.
+    Return the new name of the replaced file, if there was one, and a line for each damaged message. Raises StoreInUse
+    while a process has the store, and StoreUnusable for a file that is not a whole backup.
     """
     if not backup.is_file():
         raise LocalError(f"backup {backup} is not a file; name the file that `tenuto backup` wrote")
@@ -210,7 +203,7 @@ def restore(backup: Path, store: Path) -> Restored:
             Path(f"{place}{end}").unlink(missing_ok=True)
         sync(place.parent)
         lock.keep(new_mark(BACKUP))
-        return Restored(kept, damage)
+        return kept, damage
 
 
 def give_owner_of(place: Path, new: Path) -> None:

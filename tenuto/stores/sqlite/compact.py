@@ -19,7 +19,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tenuto.core.errors import LocalError, StoreUnavailable, StoreUnusable
 from tenuto.stores.sqlite.backup import PAGE_BYTES, give_owner_of, partial_file
@@ -48,17 +48,11 @@ BUSY_S = 5.0
 _NEEDED_TEXTS = "SELECT id, body FROM old.texts WHERE id IN (SELECT slot FROM old.pieces) ORDER BY id"
 
 
-class Sizes(NamedTuple):
-    """The size of a file in bytes, before and after."""
-
-    before: int
-    after: int
-
-
-def compact(path: Path) -> Sizes:
+def compact(path: Path) -> tuple[int, int]:
     """Replace the store's file by a copy without free slots; epochs and messages stay.
 
-    Raises LocalError, StoreInUse while a process has the store, StoreUnavailable and StoreUnusable.
+    Return the size of the file in bytes, before and after. Raises LocalError, StoreInUse while a process has the store,
+    StoreUnavailable and StoreUnusable.
     """
     if not path.is_file():
         raise LocalError(f"store file {path} does not exist; name the store with --store")
@@ -78,7 +72,7 @@ def compact(path: Path) -> Sizes:
                 give_owner_of(place, copy)
                 sync(copy)
                 _swap(copy, place, lock, mark)
-            return Sizes(before, place.stat().st_size)
+            return before, place.stat().st_size
     except OSError as error:
         raise StoreUnavailable(
             f"store file {path} cannot be compacted ({error.strerror}); check the disk and its free space"
