@@ -46,12 +46,13 @@ class ChannelRow:
     epoch: str
     floor: int  # as in `Head`
     serial: int  # that of the last entry
+    lives: int = 0  # as in `Head`
     # messages that stream, or that have entries without a document, by id
     tracked: dict[str, Tracked] = field(default_factory=dict)
 
     @property
     def head(self) -> Head:
-        return Head(self.epoch, self.serial, self.floor)
+        return Head(self.epoch, self.serial, self.floor, self.lives)
 
 
 def begin_epochs(db: sqlite3.Connection) -> None:
@@ -122,17 +123,20 @@ class Channels:
         self.by_name.pop(channel.name, None)
         self.by_name[channel.name] = channel
 
+    def get(self, name: str) -> ChannelRow:
+        """Return the channel `name`, as `find` does; if it does not exist, an empty one, with a number of no row."""
+        return self.find(name) or ChannelRow(-1, name, NOTHING.epoch, 0, 0, self._lives(name))
+
     def head(self, name: str) -> Head:
         """Return the head of the channel `name`. Raises as `find`."""
-        channel = self.find(name)
-        return channel.head if channel is not None else self.empty(name)
+        return self.get(name).head
 
-    def empty(self, name: str) -> Head:
-        """Return the head of the channel `name`, which has no entries."""
+    def _lives(self, name: str) -> int:
+        """Return the `Head.lives` of the channel `name`, which has no entries."""
         row = self._db.execute(
             "SELECT until_ms FROM graves WHERE channel = ? AND message = ?", (name, LIVES)
         ).fetchone()
-        return NOTHING._replace(lives=row[0]) if row is not None else NOTHING
+        return int(row[0]) if row is not None else 0
 
     def bury(self, name: str, used_up: Sequence[str], until_ms: int) -> int:
         """Empty the channel `name` and write its used-up ids and next `lives`, in the transaction of the caller.
@@ -140,7 +144,7 @@ class Channels:
         Return the bytes handed to the database.
         """
         self._db.execute("UPDATE channels SET name = NULL WHERE name = ?", (name,))
-        lives = next_lives(self.empty(name).lives, until_ms)
+        lives = next_lives(self._lives(name), until_ms)
         rows = [(name, LIVES, lives), *((name, message_id, until_ms) for message_id in used_up)]
         self._db.executemany("REPLACE INTO graves VALUES (?, ?, ?)", rows)
         return sum(2 * INTEGER_BYTES + len(name) + len(message_id) for _, message_id, _ in rows)

@@ -319,7 +319,7 @@ class Engine:
             channel = known.get(write.channel) or self.channels.find(write.channel)
             new = write.entries
             if channel is None:
-                fits = write.fits(self.channels.empty(write.channel))
+                fits = write.fits(self.channels.head(write.channel))
             else:
                 fits = (
                     write.expected == channel.serial and write.epoch == channel.epoch and write.floor == channel.floor
@@ -472,9 +472,7 @@ class Engine:
 
     def changes(self, name: str, *, after: int, limit: int) -> Changes:
         """Return the messages that changed after a serial (`Store.changes`)."""
-        channel = self.channels.find(name)
-        if channel is None:
-            return Changes(self.channels.head(name), None, [])
+        channel = self.channels.get(name)
         changed = self._documents.changed(channel.id, after, limit + 1)
         changed |= {tracked.key: tracked.id for tracked in channel.tracked.values() if tracked.last > after}
         messages = self._stored(channel, changed) if len(changed) <= limit else None
@@ -482,32 +480,27 @@ class Engine:
 
     def entries(self, name: str, *, after: int, limit_bytes: int) -> Tail:
         """Return the entries after a serial (`Store.entries`)."""
-        channel = self.channels.find(name)
-        known = channel.tracked.values() if channel is not None else ()
-        keys = [tracked.key for tracked in known if tracked.last > after]
+        channel = self.channels.get(name)
+        keys = [tracked.key for tracked in channel.tracked.values() if tracked.last > after]
         found, _ = self._log.entries(self._file.db, keys)
         entries = [entry for of_message in found.values() for entry in of_message]
-        return tail_of(self.channels.head(name), entries, after=after, limit_bytes=limit_bytes)
+        return tail_of(channel.head, entries, after=after, limit_bytes=limit_bytes)
 
     def messages(self, name: str, ids: Sequence[str]) -> tuple[Head, dict[str, Stored]]:
         """Return messages and commands by their ids (`Store.messages`)."""
-        channel = self.channels.find(name)
-        known: dict[str, Stored] = {}
-        if channel is not None:
-            found = [one for message_id in ids if (one := self._documents.find(channel.id, message_id)) is not None]
-            known = {stored.id: stored for stored in self._stored(channel, {one.key: one.id for one in found})}
+        channel = self.channels.get(name)
+        found = [one for message_id in ids if (one := self._documents.find(channel.id, message_id)) is not None]
+        known = {stored.id: stored for stored in self._stored(channel, {one.key: one.id for one in found})}
         for message_id in ids:
             if message_id not in known and self._documents.is_used_up(name, message_id):
                 known[message_id] = Stored(id=message_id, head=used_up_head(message_id), segments=[], entries=[])
-        return self.channels.head(name), known
+        return channel.head, known
 
     def page(
         self, name: str, *, before: int | None, after: int | None = None, limit: int, limit_bytes: int
     ) -> StoredPage:
         """Return a page of messages (`Store.page`)."""
-        channel = self.channels.find(name)
-        if channel is None:
-            return StoredPage(self.channels.head(name), [], False)
+        channel = self.channels.get(name)
         while True:
             page, more = self._page(channel, before, after, limit, limit_bytes)
             messages = self._stored(channel, page)
@@ -538,8 +531,8 @@ class Engine:
 
     def open_documents(self, name: str) -> list[Stored]:
         """Return the open documents of `channel` (`Store.open_documents`)."""
-        channel = self.channels.find(name)
-        return self._stored(channel, self._documents.open(channel.id)) if channel is not None else []
+        channel = self.channels.get(name)
+        return self._stored(channel, self._documents.open(channel.id))
 
     def notes(self, prefix: str) -> dict[str, bytes]:
         """Return the hub's notes under a prefix (`Store.notes`)."""
@@ -556,17 +549,15 @@ class Engine:
 
     def facts(self, name: str, *, after: int, limit: int) -> Facts:
         """Return facts for retention (`Store.facts`)."""
-        channel = self.channels.find(name)
-        if channel is None:
-            return Facts(self.channels.head(name), [])
+        channel = self.channels.get(name)
         facts = self._documents.facts(channel.id, after, limit)
         pinned = {message_id for message_id, tracked in channel.tracked.items() if tracked.slots}
         return Facts(channel.head, [one._replace(is_busy=one.is_busy or one.id in pinned) for one in facts])
 
     def prune(self, name: str, *, epoch: str, versions: Mapping[str, int]) -> list[str]:
         """Remove messages and commands (`Store.prune`)."""
-        channel = self.channels.find(name)
-        if channel is None or channel.epoch != epoch:
+        channel = self.channels.get(name)
+        if channel.epoch != epoch:
             return []
         gone = []
         for message_id, version in versions.items():

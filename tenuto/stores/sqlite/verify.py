@@ -78,14 +78,12 @@ class FileReader:
     async def open_documents(self, channel: str) -> Collection[object]:
         with reading_store(self._path) as db:
             channels = Channels(db)
-            found = channels.find(channel)
-            return channels.documents.open(found.id) if found is not None else ()
+            return channels.documents.open(channels.get(channel).id)
 
     async def facts(self, channel: str, *, after: int, limit: int) -> Facts:
         with reading_store(self._path) as db:
             channels = Channels(db)
-            found = channels.find(channel)
-            return Facts(NOTHING, channels.documents.facts(found.id, after, limit) if found is not None else [])
+            return Facts(NOTHING, channels.documents.facts(channels.get(channel).id, after, limit))
 
 
 LINE_CHARACTERS = 10_000  # of a line that the program prints
