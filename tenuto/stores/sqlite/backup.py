@@ -124,19 +124,17 @@ def copy(db: sqlite3.Connection, partial: Path, *, bytes_per_s: float, pause: Ca
         raise StoreUnavailable(f"backup {partial} failed: {error}; check the disk and its free space") from error
 
 
-async def keep_synced(partial: Path, is_over: asyncio.Event, gone: threading.Event) -> None:
-    """Sync the growing copy until `is_over`. A failure sets `gone`, which ends the copy; it raises StoreUnavailable."""
+async def keep_synced(partial: Path, is_over: threading.Event) -> None:
+    """Sync the growing copy until it `is_over`. A failure sets that, too, and raises StoreUnavailable."""
     while not is_over.is_set():
         try:
             await asyncio.to_thread(sync, partial)
         except OSError as error:
-            gone.set()
+            is_over.set()
             raise StoreUnavailable(
                 f"backup {partial} failed: {error.strerror}; check the disk and its free space"
             ) from error
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(SYNC_S):
-                await is_over.wait()
+        await asyncio.sleep(SYNC_S)
 
 
 def finish(partial: Path, target: Path, *, is_new: bool = True) -> None:

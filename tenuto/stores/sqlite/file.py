@@ -266,9 +266,8 @@ class SqliteFile:
     def close(self) -> None:
         """Close the file cleanly, and record in it that it was closed."""
         try:
-            if hasattr(self, "db"):
-                self._record_end()
-                self._keep_after_checkpoint()
+            self._record_end()
+            self._keep_after_checkpoint()
         except (sqlite3.Error, StoreUnavailable) as error:
             logger.warning("store file %s was not closed cleanly; the next start repairs it: %s", self.path, error)
         finally:

@@ -339,25 +339,23 @@ class SqliteStore:
             raise LocalError(f"mb_per_s must be a number above 0, at most 100000, got {shown(mb_per_s)}")
         opened = self._opened()
         check_target(target, self.path)
-        gone = threading.Event()
+        is_over = threading.Event()
 
         def pause(seconds: float) -> bool:
-            return opened.thread.serve(seconds) and not gone.is_set()
+            return opened.thread.serve(seconds) and not is_over.is_set()
 
         with partial_file(target) as partial:
 
             def call() -> None:
                 copy(opened.file.db, partial, bytes_per_s=mb_per_s * 1e6, pause=pause)
 
-            is_over = asyncio.Event()
-            syncing = asyncio.create_task(keep_synced(partial, is_over, gone))
+            syncing = asyncio.create_task(keep_synced(partial, is_over))
             try:
                 await opened.thread.run(call, timeout_s=None)
             except Stopped:
                 if not syncing.done():  # otherwise a sync has failed, and stopped the copy
                     raise StoreUnavailable(f"backup {target} was stopped: the store closes") from None
             finally:
-                gone.set()
                 is_over.set()
                 await asyncio.wait([syncing])
                 syncing.exception()  # asyncio logs an error that is not read, as when the copy has failed too
