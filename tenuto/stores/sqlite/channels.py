@@ -138,16 +138,13 @@ class Channels:
         ).fetchone()
         return int(row[0]) if row is not None else 0
 
-    def bury(self, name: str, used_up: Sequence[str], until_ms: int) -> int:
-        """Empty the channel `name` and write its used-up ids and next `lives`, in the transaction of the caller.
-
-        Return the bytes handed to the database.
-        """
+    def bury(self, name: str, used_up: Sequence[str], until_ms: int) -> None:
+        """Empty the channel `name` and write its used-up ids and next `lives`, in the transaction of the caller."""
         self._db.execute("UPDATE channels SET name = NULL WHERE name = ?", (name,))
         lives = next_lives(self._lives(name), until_ms)
         rows = [(name, LIVES, lives), *((name, message_id, until_ms) for message_id in used_up)]
         self._db.executemany("REPLACE INTO graves VALUES (?, ?, ?)", rows)
-        return sum(2 * INTEGER_BYTES + len(name) + len(message_id) for _, message_id, _ in rows)
+        self.documents.row_bytes += sum(2 * INTEGER_BYTES + len(name) + len(message_id) for _, message_id, _ in rows)
 
     def tracked(self, key: int) -> Tracked | None:
         """Return the message whose document has this key, without its entries in the log; None if there is none."""
@@ -168,6 +165,7 @@ class Channels:
         checksum = channel_sum(channel.id, channel.name, channel.epoch, channel.floor)
         row = (channel.id, channel.name, channel.epoch, channel.floor, checksum)
         self._db.execute("INSERT INTO channels (id, name, epoch, floor, crc) VALUES (?, ?, ?, ?, ?)", row)
+        self.documents.row_bytes += 3 * INTEGER_BYTES + len(channel.name) + len(channel.epoch)
 
     def count(self, channel: ChannelRow, messages: int, size_bytes: int, first_ms: int, last_ms: int) -> None:
         """Add to the counts of a channel, in the transaction of the caller.
@@ -181,6 +179,7 @@ class Channels:
             " size_bytes = coalesce(size_bytes, 0) + ? WHERE id = ?",
             (channel.serial, first_ms, first_ms, last_ms, messages, size_bytes, channel.id),  # serial 0: it is new
         )
+        self.documents.row_bytes += 3 * INTEGER_BYTES
 
     def prune(self, channel: ChannelRow, floor: int, messages: int, size_bytes: int) -> None:
         """Raise the floor of a channel and lower its counts, in the transaction of the caller."""
@@ -190,6 +189,7 @@ class Channels:
             " size_bytes = coalesce(size_bytes, 0) - ? WHERE id = ?",
             (floor, checksum, messages, size_bytes, channel.id),
         )
+        self.documents.row_bytes += 5 * INTEGER_BYTES
 
     def newest_ms(self) -> int:
         """Return the time of the latest change (`Store.newest_ms`)."""

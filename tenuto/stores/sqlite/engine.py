@@ -26,7 +26,7 @@ from tenuto.core.document import DAMAGE, Stored, damaged_head, used_up_head
 from tenuto.core.errors import StoreUnavailable, StoreUnusable
 from tenuto.stores.base import Changes, Committed, Conflict, Facts, Head, StoredPage, Tail, Write, tail_of
 from tenuto.stores.sqlite.channels import ChannelRow, Channels, Plan, begin_epochs
-from tenuto.stores.sqlite.documents import INTEGER_BYTES, Documents
+from tenuto.stores.sqlite.documents import Documents
 from tenuto.stores.sqlite.file import FREE, SET_ASIDE, SqliteFile
 from tenuto.stores.sqlite.log import CommitLog, LogEntry, Tracked
 from tenuto.stores.sqlite.slots import SLOT_BYTES, is_damage, opened, room_for, sealed
@@ -382,27 +382,24 @@ class Engine:
     def _store(self, plans: list[Plan], entries: list[LogEntry], heads: list[tuple[ChannelRow, int]]) -> None:
         """Store `plans` and `entries` in one transaction, then change the state in memory; `heads` as in `commit`."""
         rows = self._log.rows(entries)
-        handed = -self._documents.row_bytes  # the count before; that after the writes is added below
         with self._file.transaction() as db:
             for plan in plans:
-                handed += self._write_plan(db, plan)
+                self._write_plan(plan)
             slots, log_bytes = self._log.write(db, rows)
         self._log.written(rows, slots)
         for plan in plans:
             self._note_plan(plan)
         for channel, serial in heads:
             channel.serial = serial
-        handed += self._documents.row_bytes + log_bytes
+        self._documents.row_bytes += log_bytes
         # last: if it fails, the state in memory is that of the file
-        self._count_written(handed, documents=sum(len(plan.documents) for plan in plans))
+        self._count_written(documents=sum(len(plan.documents) for plan in plans))
 
-    def _write_plan(self, db: sqlite3.Connection, plan: Plan) -> int:
-        """Write the rows outside the log. Return the bytes handed to the database, apart from those of documents."""
+    def _write_plan(self, plan: Plan) -> None:
+        """Write the rows outside the log."""
         channel = plan.channel
-        handed = 0
         if channel.name not in self.channels.by_name:  # it begins with this commit
             self.channels.add(channel)
-            handed = 3 * INTEGER_BYTES + len(channel.name) + len(channel.epoch)
         messages = size_bytes = 0
         for tracked, document in plan.documents:
             is_new = document.id in plan.new
@@ -411,8 +408,6 @@ class Engine:
         if plan.documents:
             times = [document.at_ms for _, document in plan.documents]
             self.channels.count(channel, messages, size_bytes, min(times), max(times))
-            handed += 3 * INTEGER_BYTES
-        return handed
 
     def _note_plan(self, plan: Plan) -> None:
         """Change the state in memory after the commit of a plan: its documents free slots of the log."""
@@ -427,7 +422,8 @@ class Engine:
             if not document.is_open and not tracked.slots:
                 channel.tracked.pop(document.id, None)
 
-    def _count_written(self, row_bytes: int, *, documents: int = 0) -> None:
+    def _count_written(self, *, documents: int = 0) -> None:
+        row_bytes = self._documents.row_bytes - self._stats["row_bytes"]
         self._stats["commits"] += 1
         self._stats["documents"] += documents
         self._stats["row_bytes"] += row_bytes
@@ -442,14 +438,14 @@ class Engine:
         if channel is None and not used_up:
             return head
         with self._file.transaction():
-            handed = self.channels.bury(name, used_up, until_ms)
+            self.channels.bury(name, used_up, until_ms)
         self.channels.by_name.pop(name, None)
         if channel is not None:
             for tracked in channel.tracked.values():
                 self._log.release(tracked, channel.serial)
             self._deleted.append(channel.id)
             self._is_wipe_due = True
-        self._count_written(handed)
+        self._count_written()
         return self.channels.head(name)
 
     def note(self, values: Mapping[str, bytes | None], *, expected: Mapping[str, bytes | None] | None = None) -> bool:
@@ -461,7 +457,8 @@ class Engine:
         with self._file.transaction() as db:
             db.executemany("DELETE FROM notes WHERE name = ?", gone)
             db.executemany("REPLACE INTO notes VALUES (?, ?)", kept)
-        self._count_written(sum(len(name) + len(value) for name, value in kept))
+        self._documents.row_bytes += sum(len(name) + len(value) for name, value in kept)
+        self._count_written()
         return True
 
     # -- reads -------------------------------------------------------------------------------------------------
@@ -575,7 +572,7 @@ class Engine:
             channel.floor = floor
             for _, fact in gone:
                 channel.tracked.pop(fact.id, None)
-            self._count_written(5 * INTEGER_BYTES, documents=len(gone))
+            self._count_written(documents=len(gone))
             self._is_wipe_due = True
         return [fact.id for _, fact in gone]
 

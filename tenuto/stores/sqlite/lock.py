@@ -107,7 +107,9 @@ class FileLock:
 
     def _write(self, handle: int) -> None:
         # Overwrite first and truncate afterwards, so that the file contains marks at every moment.
-        content = f"process {os.getpid()} ({_command()})\n{_MARKS}{' '.join(self.placed)}\n".encode()
+        program = sys.argv[0] if sys.argv and sys.argv[0] else sys.executable
+        command = Path(program).name[:80]  # without its arguments, which may hold secrets
+        content = f"process {os.getpid()} ({command})\n{_MARKS}{' '.join(self.placed)}\n".encode()
         os.pwrite(handle, content, 0)
         os.ftruncate(handle, len(content))
 
@@ -122,11 +124,6 @@ def locked(handle: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _command() -> str:
-    # Only the program's name: its arguments may hold secrets.
-    return Path(sys.argv[0] if sys.argv and sys.argv[0] else sys.executable).name[:80]
 
 
 # -- the holder ----------------------------------------------------------------------------------------------------
