@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
-from collections.abc import Collection, Generator, Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
 import msgspec
@@ -226,18 +226,15 @@ class Documents:
         changed = "SELECT id, message FROM documents WHERE channel = ? AND version > ? LIMIT ?"
         return dict(self._db.execute(changed, (channel, after, limit)).fetchall())
 
-    def by_creation(self, channel: int, before: int | None, after: int | None) -> Generator[Found]:
-        """Yield the documents that are not deleted, in the order of `Store.page`; rows are read on demand."""
+    def by_creation(self, channel: int, before: int | None, after: int | None) -> sqlite3.Cursor:
+        """Return the rows (`Found`) of the documents that are not deleted, in the order of `Store.page`."""
         order = "DESC" if after is None else "ASC"
         first = 1 if after is None else min(max(after, 0), _MOST) + 1  # a command has 0 as `created`
         last = _MOST if before is None else min(before, _MOST) - 1
-        rows = self._db.execute(
+        return self._db.execute(
             f"{_FOUND}WHERE channel = ? AND deleted = 0 AND created BETWEEN ? AND ? ORDER BY created {order}",
             (channel, first, last),
         )
-        with contextlib.closing(rows):  # a statement that is left open would keep the WAL from being emptied
-            for row in rows:
-                yield Found(*row)
 
     def is_used_up(self, channel: str, message_id: str) -> bool:
         """Return whether the id belonged to a message of the deleted channel of this name."""

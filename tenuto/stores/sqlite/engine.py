@@ -26,7 +26,7 @@ from tenuto.core.document import DAMAGE, Stored, damaged_head, used_up_head
 from tenuto.core.errors import StoreUnavailable, StoreUnusable
 from tenuto.stores.base import Changes, Committed, Conflict, Facts, Head, StoredPage, Tail, Write, tail_of
 from tenuto.stores.sqlite.channels import ChannelRow, Channels, Plan, begin_epochs
-from tenuto.stores.sqlite.documents import Documents
+from tenuto.stores.sqlite.documents import Documents, Found
 from tenuto.stores.sqlite.file import FREE, SET_ASIDE, SqliteFile
 from tenuto.stores.sqlite.log import CommitLog, LogEntry, Tracked
 from tenuto.stores.sqlite.slots import SLOT_BYTES, is_damage, opened, room_for, sealed
@@ -130,7 +130,7 @@ class WholeMessages:
                     raise StoreUnusable(f"message {message_id!r} is damaged ({damaged[key]}); restore a backup")
                 head, segments = self._documents.read(key, message_id, channel)
             except (StoreUnusable, sqlite3.DatabaseError) as error:
-                if isinstance(error, sqlite3.Error) and not is_damage(error):
+                if not is_damage(error):
                     raise
                 stored += self._damaged(log, channel, key, message_id, error)
             else:
@@ -510,8 +510,10 @@ class Engine:
         """Return keys and ids of the messages of a page, and whether there are more."""
         page: dict[int, str] = {}
         size_bytes = 0
-        with closing(self._documents.by_creation(channel.id, before, after)) as documents:
-            for found in documents:
+        # rows are read on demand; a statement that is left open would keep the WAL from being emptied
+        with closing(self._documents.by_creation(channel.id, before, after)) as rows:
+            for row in rows:
+                found = Found(*row)
                 tracked = self._log.pinned.get(found.key)
                 if (tracked is not None and tracked.is_deleted) or found.key in self._whole.renamed:
                     continue
@@ -594,7 +596,7 @@ class Engine:
             reason = "their keys do not find their rows, which stay without their text"
             self._kept += [reason] * (len(keys) - removed)
         except (sqlite3.DatabaseError, StoreUnusable, *DAMAGE) as error:
-            if isinstance(error, sqlite3.Error) and not is_damage(error):
+            if not is_damage(error):
                 raise
             self._sweep_limit = 1
             if len(keys) < 2:
@@ -721,13 +723,10 @@ class Engine:
         """Move the WAL into the file. With TRUNCATE it is then empty, unless a reader blocks that."""
         # reset them even if a reader blocked the checkpoint, so that the next try is not immediate
         self._wal_pages, self._is_wal_full = 0, False
-        is_done = self._file.checkpoint(mode)
-        self._is_wal_empty = is_done and mode == "TRUNCATE"
+        self._is_wal_empty = self._file.checkpoint(mode) and mode == "TRUNCATE"
         self._stats["checkpoints"] += 1
         if self._is_wal_empty and self._log.is_wiped and not self._deleted:
             self._is_wiping = False
-        if is_done:
-            self._file.drop_former_marks()
 
     def _count_pages(self, pages: int) -> None:
         self._wal_pages += pages

@@ -315,19 +315,17 @@ class SqliteFile:
     def checkpoint(self, mode: Literal["PASSIVE", "TRUNCATE"]) -> bool:
         """Move the content of the WAL into the file and, with TRUNCATE, empty the WAL.
 
-        Returns False if a reader blocks it.
+        Then the file has the last mark, and the lock file drops the former ones. Returns False if a reader blocks it.
         """
         self.db.execute("PRAGMA busy_timeout = 0")  # a reader in another process must not make writers wait
         try:
             busy, frames, moved = self.db.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
         finally:
             self.db.execute(f"PRAGMA busy_timeout = {self._busy_ms}")
-        return not busy and bool(frames == moved)
-
-    def drop_former_marks(self) -> None:
-        """Drop former marks from the lock file, once a checkpoint has moved the last one into the file."""
-        if len(self._lock.marks) > 1:
+        is_done = not busy and bool(frames == moved)
+        if is_done and len(self._lock.marks) > 1:
             self._lock.keep(self._lock.placed[-1])
+        return is_done
 
     def refusal(self, error: sqlite3.Error) -> StoreUnusable | StoreUnavailable:
         """Return the Tenuto error for a file that could not be opened."""
@@ -378,8 +376,8 @@ class SqliteFile:
         While a reader blocks this move, the file itself still has an earlier mark. The lock file then keeps the
         earlier marks, so that `check_wal` recognises the WAL as the file's own.
         """
-        lock = self._lock
-        lock.keep(*(() if self.checkpoint("TRUNCATE") else lock.marks[:-1]), lock.placed[-1])
+        if not self.checkpoint("TRUNCATE"):
+            self._lock.keep(*self._lock.marks[:-1], self._lock.placed[-1])
 
     def _check_before_lock(self) -> None:
         """Raise StoreUnusable for a file that Tenuto cannot use, before a lock file is made beside it.

@@ -124,9 +124,9 @@ def check_above(keys: Sequence[object], after: str | int) -> None:
             )
 
 
-def is_damage(error: sqlite3.Error) -> bool:
-    """Return whether SQLite found the file damaged, at the place that it read."""
-    return error_code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+def is_damage(error: Exception) -> bool:
+    """Return whether an error tells of damage: each does but those of SQLite that are not about what it read."""
+    return not isinstance(error, sqlite3.Error) or error_code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def error_code(error: sqlite3.Error) -> int:

@@ -54,7 +54,7 @@ def check(db: sqlite3.Connection, what: str, *, remedy: str) -> None:
         check_tables(db, what, remedy=remedy)
         (found,) = db.execute("PRAGMA integrity_check(1)").fetchone()
     except (sqlite3.DatabaseError, *DAMAGE) as error:
-        if isinstance(error, sqlite3.Error) and not is_damage(error):
+        if not is_damage(error):
             raise
         raise damaged(what, error, remedy=remedy) from error
     if found != "ok":
