@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing
 from functools import partial
 from pathlib import Path
 
@@ -62,11 +62,8 @@ asyncio.run(main())
 
 
 def test_process_that_does_not_close_ends_with_a_clean_file(path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", FORGETFUL, str(path)], capture_output=True, text=True, timeout=PATIENCE_S
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert not wal(path).exists()
+    done = subprocess.run([sys.executable, "-c", FORGETFUL, path], capture_output=True, text=True, timeout=PATIENCE_S)
+    assert (done.returncode, done.stderr, wal(path).exists()) == (0, "", False)
     assert run_from_outside(path, "SELECT mark LIKE 'closed-%' FROM life") == [(1,)]
 
 
@@ -106,20 +103,18 @@ async def test_call_that_timed_out_in_the_queue_never_runs(thread: StoreThread) 
         await thread.run(lambda: done.append(1), timeout_s=0.01)
     assert not late.value.is_begun
     held.set()
-    assert await holding
-    assert await thread.run(lambda: list(done), timeout_s=PATIENCE_S) == []
+    assert (await holding, await thread.run(lambda: list(done), timeout_s=PATIENCE_S)) == (True, [])
 
 
-async def test_result_that_came_while_the_event_loop_stood_still_is_not_late() -> None:
+async def test_result_that_came_while_the_event_loop_stood_still_is_not_late(thread: StoreThread) -> None:
     over, time_s = threading.Event(), asyncio.get_running_loop().time
-    thread = StoreThread("test-thread", lambda is_idle: over.set())  # runs after the result was sent
+    thread._spare = lambda is_idle: over.set()  # after the thread has sent the result
     running = asyncio.create_task(thread.run(lambda: "result", timeout_s=0.001))
     await asyncio.sleep(0)
     late_s = time_s() + 0.001
     while not over.is_set() or time_s() < late_s:
         pass
     assert await running == "result"
-    thread.stop(lambda: None, wait_s=PATIENCE_S)
 
 
 @pytest.mark.parametrize("is_serving", [False, True])
@@ -134,8 +129,7 @@ async def test_call_that_is_first_passes_those_that_wait(thread: StoreThread, is
     calls = [("read 1", False), ("commit 1", True), ("read 2", False), ("commit 2", True)]
     runs = [thread.run(partial(done.append, name), timeout_s=None, is_first=is_first) for name, is_first in calls]
     running = asyncio.gather(thread.run(hold, timeout_s=None), *runs)
-    await asyncio.sleep(0)  # all have begun
-    held.set()
+    asyncio.get_running_loop().call_soon(held.set)  # when all have begun
     await running
     assert done == ["commit 1", "commit 2", "read 1", "read 2"]
 
@@ -173,29 +167,22 @@ async def test_failed_housekeeping_is_retried(monkeypatch: pytest.MonkeyPatch) -
 # -- trouble -----------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def file_size_limit(limit_bytes: int) -> Iterator[None]:
-    """No file of this process can grow beyond `limit_bytes`."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 async def test_a_write_that_fails_in_the_system_is_undone_and_works_later(path: Path) -> None:
     async with opened(path) as store:
         chat = Chat(store)
         await chat.do(create("m1", streaming=True))
         stored = 1
-        with file_size_limit(wal(path).stat().st_size + 100_000):
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (wal(path).stat().st_size + 100_000, hard))
+        try:
             with pytest.raises(StoreUnavailable, match=r"(reading or writing failed|the disk is full)"):
                 for _ in range(100):
                     stored = (await chat.do(append("m1", "x" * 9_000))).serial  # type: ignore[union-attr]
             assert stored > 1
             assert await head_of(store, "c") == Head("e1", stored)
             assert await texts(store, "c", "m1") == ["x" * 9_000 * (stored - 1)]
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert await chat.do(append("m1", "!")) == Committed(stored + 1)
     async with opened(path) as store:
         assert await head_of(store, "c") == Head("e1", stored + 1)
