@@ -243,15 +243,11 @@ class Documents:
 
     def newest(self, channel: int) -> str | None:
         """Return the id of the message that was created last, even if it is deleted."""
-        latest = [
-            self._db.execute(
-                "SELECT created, message FROM documents WHERE channel = ? AND deleted = ? AND created > 0"
-                " ORDER BY created DESC LIMIT 1",
-                (channel, deleted),
-            ).fetchone()
-            for deleted in (0, 1)  # two searches, as the index has `deleted` before `created`
-        ]
-        return max((row for row in latest if row), default=(0, None))[1]
+        newest = "SELECT max(created), message FROM documents WHERE channel = ? AND deleted = ? AND created > 0"
+        # two searches, as the index has `deleted` before `created`
+        found = [self._db.execute(newest, (channel, deleted)).fetchone() for deleted in (0, 1)]
+        latest: tuple[int | None, str | None] = max(found, key=lambda row: row[0] or 0)
+        return latest[1]
 
     def facts(self, channel: int, after: int, limit: int) -> list[Fact]:
         """Return facts about up to `limit` documents whose version is above `after`, in its order."""

@@ -391,11 +391,10 @@ class SqliteFile:
             with reading(self.path, is_immutable=True) as db:
                 self._is_empty(db)
         except sqlite3.Error as error:
-            if is_damage(error) and not has_foreign_wal(self.path):
-                check_wal(self.path, self._lock)  # its own -wal may make the file whole again
-            refusal = self.refusal(error)
-            if isinstance(refusal, StoreUnusable):  # other problems are reported once the lock is held
-                raise refusal from error
+            if is_damage(error):  # other problems are reported once the lock is held
+                if not has_foreign_wal(self.path):
+                    check_wal(self.path, self._lock)  # its own -wal may make the file whole again
+                raise self.refusal(error) from error
 
     def _is_empty(self, db: sqlite3.Connection) -> bool:
         """Return whether the file is empty. Raises StoreUnusable for one of another program or of another schema."""

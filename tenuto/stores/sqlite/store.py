@@ -345,13 +345,11 @@ class SqliteStore:
             return opened.thread.serve(seconds) and not is_over.is_set()
 
         with partial_file(target) as partial:
-
-            def call() -> None:
-                copy(opened.file.db, partial, bytes_per_s=mb_per_s * 1e6, pause=pause)
-
             syncing = asyncio.create_task(keep_synced(partial, is_over))
             try:
-                await opened.thread.run(call, timeout_s=None)
+                await opened.thread.run(
+                    lambda: copy(opened.file.db, partial, bytes_per_s=mb_per_s * 1e6, pause=pause), timeout_s=None
+                )
             except Stopped:
                 if not syncing.done():  # otherwise a sync has failed, and stopped the copy
                     raise StoreUnavailable(f"backup {target} was stopped: the store closes") from None
