@@ -207,8 +207,7 @@ def _log_rows(db: sqlite3.Connection) -> list[tuple[int, bytes | None]]:
     (count,) = db.execute("SELECT count(*) FROM log").fetchone()
     while len(rows) < count:
         try:
-            for row in db.execute("SELECT id, CAST(body AS BLOB) FROM log ORDER BY id LIMIT ?, -1", (len(rows),)):
-                rows.append(row)
+            rows.extend(db.execute("SELECT id, CAST(body AS BLOB) FROM log ORDER BY id LIMIT ?, -1", (len(rows),)))
             break
         except sqlite3.DatabaseError as error:
             if not is_damage(error):
@@ -417,8 +416,7 @@ class Engine:
         for tracked, document in plan.documents:
             tracked.version = document.version
             self._log.release(tracked, document.version)
-            if document.is_deleted:
-                self._is_wipe_due = True
+            self._is_wipe_due |= document.is_deleted
             if not document.is_open and not tracked.slots:
                 channel.tracked.pop(document.id, None)
 
@@ -558,12 +556,11 @@ class Engine:
         channel = self.channels.get(name)
         if channel.epoch != epoch:
             return []
+        pinned = {message_id for message_id, tracked in channel.tracked.items() if tracked.slots}
         gone = []
         for message_id, version in versions.items():
             found = self._documents.fact(channel.id, message_id)
-            tracked = channel.tracked.get(message_id)
-            is_pinned = tracked is not None and bool(tracked.slots)
-            if found is not None and found[1].version == version and not (found[1].is_busy or is_pinned):
+            if found is not None and found[1].version == version and not found[1].is_busy and message_id not in pinned:
                 gone.append(found)
         if gone:
             floor = max(channel.floor, *(fact.version for _, fact in gone))
