@@ -46,15 +46,8 @@ class Space:
         self._documents = documents
         self._rollbacks = -1  # the first call of `count_free` counts
         self.bytes = self.free_bytes = 0  # as `measure` last found them
-        self._written = 0  # bytes since then
+        self.measured_at = 0  # `Documents.row_bytes` at that time
         self._is_reported = False  # True: the file was mostly free at the last `measure`
-
-    def wrote(self, size_bytes: int, log: CommitLog) -> None:
-        """Note written bytes, and measure the file if they are many."""
-        self._written += size_bytes
-        if self._written >= MEASURED_BYTES:
-            with suppress(sqlite3.Error):  # the commit is stored; `tidy` measures again
-                self.measure(log)
 
     def count_free(self) -> None:
         """Count the free slots again after a rollback, which spoils the count. A damaged list of them is set aside."""
@@ -69,7 +62,7 @@ class Space:
 
     def measure(self, log: CommitLog) -> None:
         """Measure the file, with its WAL. Free are its unused pages, and the slots without text in them."""
-        self._written = 0
+        self.measured_at = self._documents.row_bytes
         self.count_free()
         self.bytes, free_bytes = space_in(self._file.db, self._documents)
         self.free_bytes = free_bytes + log.slot_bytes - log.live_bytes
@@ -425,7 +418,9 @@ class Engine:
         self._stats["commits"] += 1
         self._stats["documents"] += documents
         self._stats["row_bytes"] += row_bytes
-        self._space.wrote(row_bytes, self._log)
+        if self._documents.row_bytes - self._space.measured_at >= MEASURED_BYTES:
+            with suppress(sqlite3.Error):  # the commit is stored; `tidy` measures again
+                self._space.measure(self._log)
         self._count_pages(COMMIT_PAGES + row_bytes // 4096 + DOCUMENT_PAGES * documents)
 
     def delete_channel(self, name: str, *, expected: Head, used_up: Sequence[str], until_ms: int) -> Head | Conflict:

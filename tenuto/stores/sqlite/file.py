@@ -229,6 +229,7 @@ class SqliteFile:
         self._lock_wait_s = lock_wait_s
         self._place = os.path.realpath(path)  # the process may change its directory meanwhile
         self._lock = FileLock(Path(f"{self._place}.lock"))
+        self.give_up = self._lock.give_up.set  # ends the wait for the lock; may be called from any thread
 
     def open(self, load: Callable[[], None]) -> None:
         """Take the lock, open the file and call `load`. Raises StoreInUse, StoreUnusable or StoreUnavailable."""
@@ -258,10 +259,6 @@ class SqliteFile:
             raise StoreUnavailable(
                 f"store file {self.path} cannot be used ({error.strerror}); run as its owner"
             ) from None
-
-    def give_up(self) -> None:
-        """Stop waiting for the lock. May be called from any thread."""
-        self._lock.give_up.set()
 
     def close(self) -> None:
         """Close the file cleanly, and record in it that it was closed."""
