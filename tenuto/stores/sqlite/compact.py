@@ -44,7 +44,6 @@ from tenuto.stores.sqlite.slots import opened, sealed, tolerant_text
 
 logger = logging.getLogger("tenuto.stores")
 
-BUSY_S = 5.0
 _NEEDED_TEXTS = "SELECT id, body FROM old.texts WHERE id IN (SELECT slot FROM old.pieces) ORDER BY id"
 
 
@@ -57,7 +56,7 @@ def compact(path: Path) -> tuple[int, int]:
     if not path.is_file():
         raise LocalError(f"store file {path} does not exist; name the store with --store")
     place = Path(os.path.realpath(path))
-    file = SqliteFile(path, synchronous="full", busy_s=BUSY_S, lock_wait_s=0)
+    file = SqliteFile(path, synchronous="full", busy_s=5.0, lock_wait_s=0)
     _settle(file)
     try:
         with contextlib.closing(FileLock(Path(f"{place}.lock"))) as lock:

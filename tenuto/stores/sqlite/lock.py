@@ -58,11 +58,10 @@ class FileLock:
                     raise StoreInUse(detail, holder=name, remedy=remedy)
             self._read(os.pread(handle, LOCK_BYTES, 0))
             self._write(handle)
-        except OSError as error:
+        except BaseException as error:
             os.close(handle)
-            raise self._unwritable(error) from error
-        except BaseException:
-            os.close(handle)
+            if isinstance(error, OSError):
+                raise self._unwritable(error) from error
             raise
         self._handle = handle
         _here.add(str(self.path))
