@@ -536,14 +536,14 @@ def restore(backup: Path | None, store: str, keep_wal: bool) -> None:
         sqlite_backup.keep_wal(path)
         click.echo(f"The next start of {path} uses its -wal, and begins new epochs.")
         return
-    done = sqlite_backup.restore(backup, path)
+    kept, damage = sqlite_backup.restore(backup, path)
     click.echo(f"{path} is now the content of {backup}; its next start begins new epochs.")
-    if done.kept is not None:
-        click.echo(f"The replaced file is {done.kept}.")
-    for line in done.damage:
+    if kept is not None:
+        click.echo(f"The replaced file is {kept}.")
+    for line in damage:
         click.echo(line, err=True)
-    if done.damage:
-        found = len(done.damage)
+    if damage:
+        found = len(damage)
         click.echo(f"{backup}: {found} damaged, all else is whole; an earlier backup may have them whole", err=True)
 
 
@@ -555,10 +555,10 @@ def compact(store: str) -> None:
 
     path = sqlite_store(store).path
     try:
-        sizes = sqlite_compact.compact(path)
+        before, after = sqlite_compact.compact(path)
     except StoreInUse as error:
         raise LocalError(f"{error}. A store cannot be compacted while a process has it open") from None
-    click.echo(f"{path} had {sizes.before:,} bytes, and has {sizes.after:,} now.")
+    click.echo(f"{path} had {before:,} bytes, and has {after:,} now.")
 
 
 @click.command()

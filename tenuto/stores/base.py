@@ -50,7 +50,7 @@ class Write(Struct, frozen=True, kw_only=True, gc=False):
 
     `entries` carry the serials `expected + 1`, `expected + 2` … An empty channel (`expected` 0) begins with
     `epoch`, if its head has these `lives`; otherwise `epoch` and `floor` must equal the channel's. A write without
-    entries brings documents only. The first entry of each message comes with a document.
+    entries brings documents only. The first entry of each message comes with a document. A message has one at most.
     """
 
     channel: str

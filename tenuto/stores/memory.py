@@ -67,15 +67,16 @@ class _Message:
 
 
 class _Channel:
-    def __init__(self, epoch: str) -> None:
+    def __init__(self, epoch: str, *, lives: int = 0) -> None:
         self.epoch = epoch
+        self.lives = lives  # of an empty channel
         self.serial = self.floor = 0
         self.created_ms = self.updated_ms = 0
         self.messages: dict[str, _Message] = {}
 
     @property
     def head(self) -> Head:
-        return Head(self.epoch, self.serial, self.floor)
+        return Head(self.epoch, self.serial, self.floor, self.lives)
 
     def summary(self, name: str) -> ChannelSummary:
         documents = [message.document for message in self.messages.values()]
@@ -154,52 +155,49 @@ class MemoryStore:
 
     async def heads(self, channels: Sequence[str]) -> list[Head]:
         """Return the heads of `channels` (`Store.heads`)."""
-        return [self._head(channel) for channel in channels]
+        return [self._find(channel).head for channel in channels]
 
     async def changes(self, channel: str, *, after: int, limit: int) -> Changes:
         """Return the messages that changed after a serial (`Store.changes`)."""
-        known = self._channels.get(channel)
-        if known is None:
-            return Changes(self._head(channel), None, [])
+        known = self._find(channel)
         changed = [message.stored() for message in known.messages.values() if message.last > after]
         newest = next((one.document.id for one in known.by_creation(newest_first=True) if one.document.created), None)
         return Changes(known.head, newest, changed if len(changed) <= limit else None)
 
     async def entries(self, channel: str, *, after: int, limit_bytes: int) -> Tail:
         """Return the entries after a serial (`Store.entries`)."""
-        known = self._channels.get(channel)
-        messages = known.messages.values() if known is not None else ()
-        found = [entry for message in messages if message.last > after for entry in message.entries]
-        return tail_of(self._head(channel), found, after=after, limit_bytes=limit_bytes)
+        known = self._find(channel)
+        found = [entry for message in known.messages.values() if message.last > after for entry in message.entries]
+        return tail_of(known.head, found, after=after, limit_bytes=limit_bytes)
 
     async def messages(self, channel: str, ids: Sequence[str]) -> tuple[Head, dict[str, Stored]]:
         """Return messages and commands by their ids (`Store.messages`)."""
-        known = self._channels.get(channel)
+        known = self._find(channel)
         found = {}
         for message_id in ids:
-            if known is not None and message_id in known.messages:
+            if message_id in known.messages:
                 found[message_id] = known.messages[message_id].stored()
             elif (channel, message_id) in self._used_up:
                 found[message_id] = Stored(id=message_id, head=used_up_head(message_id), segments=[], entries=[])
-        return self._head(channel), found
+        return known.head, found
 
     async def page(
         self, channel: str, *, before: int | None, after: int | None = None, limit: int, limit_bytes: int
     ) -> StoredPage:
         """Return a page of messages (`Store.page`)."""
-        known = self._channels.get(channel)
+        known = self._find(channel)
         page: list[Stored] = []
         size_bytes = 0
-        for message in known.by_creation(newest_first=after is None) if known is not None else ():
+        for message in known.by_creation(newest_first=after is None):
             created = message.document.created  # serial of the message's create; 0 for a command
             is_here = created > (after or 0) and (before is None or created < before)
             if not created or message.is_deleted or not is_here:
                 continue
             size_bytes += message.document.size_bytes
             if len(page) == limit or (size_bytes > limit_bytes and page):
-                return StoredPage(self._head(channel), page, more=True)
+                return StoredPage(known.head, page, more=True)
             page.append(message.stored())
-        return StoredPage(self._head(channel), page, more=False)
+        return StoredPage(known.head, page, more=False)
 
     async def open_channels(self) -> list[str]:
         """Return the channels with open messages or commands (`Store.open_channels`)."""
@@ -211,22 +209,21 @@ class MemoryStore:
 
     async def open_documents(self, channel: str) -> list[Stored]:
         """Return the open documents of `channel` (`Store.open_documents`)."""
-        known = self._channels.get(channel)
-        messages = known.messages.values() if known is not None else ()
+        messages = self._find(channel).messages.values()
         return [message.stored() for message in messages if message.document.is_open]
 
     async def delete_channel(
         self, channel: str, *, expected: Head, used_up: Sequence[str], until_ms: int
     ) -> Head | Conflict:
         """Empty `channel` (`Store.delete_channel`)."""
-        head = self._head(channel)
+        head = self._find(channel).head
         if head != expected:
             return Conflict(head)
         if head.serial or used_up:
             self._lives[channel] = next_lives(self._lives.get(channel, 0), until_ms)
             self._used_up |= {(channel, message_id): until_ms for message_id in used_up}
             self._channels.pop(channel, None)
-        return self._head(channel)
+        return self._find(channel).head
 
     async def channels(self, *, after: str | None, limit: int) -> list[str]:
         """Return the names of channels that are not empty (`Store.channels`)."""
@@ -247,26 +244,23 @@ class MemoryStore:
 
     async def facts(self, channel: str, *, after: int, limit: int) -> Facts:
         """Return facts for retention (`Store.facts`)."""
-        known = self._channels.get(channel)
-        facts = [one for one in known.facts() if one.version > after][:limit] if known is not None else []
-        return Facts(self._head(channel), facts)
+        known = self._find(channel)
+        return Facts(known.head, [one for one in known.facts() if one.version > after][:limit])
 
     async def prune(self, channel: str, *, epoch: str, versions: Mapping[str, int]) -> list[str]:
         """Remove messages and commands (`Store.prune`)."""
-        known = self._channels.get(channel)
-        gone: list[Fact] = []
-        if known is not None and known.epoch == epoch:
-            gone = [one for one in known.facts() if versions.get(one.id) == one.version and not one.is_busy]
-            for one in gone:
-                del known.messages[one.id]
-            if gone:
-                known.floor = max(known.floor, *(one.version for one in gone))
+        known = self._find(channel)
+        if known.epoch != epoch:
+            return []
+        gone = [one for one in known.facts() if versions.get(one.id) == one.version and not one.is_busy]
+        for one in gone:
+            del known.messages[one.id]
+            known.floor = max(known.floor, one.version)
         return [one.id for one in gone]
 
     async def commands(self, channel: str, *, after: str | None, limit: int) -> list[str]:
         """Return the ids of commands (`Store.commands`)."""
-        known = self._channels.get(channel)
-        ids = [one for one in known.messages if one.startswith(COMMAND_MARK)] if known is not None else []
+        ids = [one for one in self._find(channel).messages if one.startswith(COMMAND_MARK)]
         return sorted(one for one in ids if after is None or one > after)[:limit]
 
     async def notes(self, prefix: str) -> dict[str, bytes]:
@@ -319,16 +313,15 @@ class MemoryStore:
         """Return counters (`Store.stats`)."""
         return {"commits": self._commits, "row_bytes": 0, "channels": len(self._channels)}
 
-    def _head(self, channel: str) -> Head:
-        known = self._channels.get(channel)
-        return known.head if known is not None else NOTHING._replace(lives=self._lives.get(channel, 0))
+    def _find(self, channel: str) -> _Channel:
+        """Return the channel; an empty one that is kept nowhere if it has no entries."""
+        return self._channels.get(channel) or _Channel(NOTHING.epoch, lives=self._lives.get(channel, 0))
 
     def _commit(self, write: Write) -> Committed | Conflict:
-        channel = self._channels.get(write.channel)
-        head = self._head(write.channel)
-        if not write.fits(head):
-            return Conflict(head)
-        if channel is None:
+        channel = self._find(write.channel)
+        if not write.fits(channel.head):
+            return Conflict(channel.head)
+        if not write.expected:
             if not write.entries:
                 return Committed(0)  # documents of an empty channel are left out
             channel = self._channels[write.channel] = _Channel(write.epoch)

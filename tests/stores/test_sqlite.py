@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing
 from functools import partial
 from pathlib import Path
 
@@ -62,11 +62,8 @@ asyncio.run(main())
 
 
 def test_process_that_does_not_close_ends_with_a_clean_file(path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", FORGETFUL, str(path)], capture_output=True, text=True, timeout=PATIENCE_S
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert not wal(path).exists()
+    done = subprocess.run([sys.executable, "-c", FORGETFUL, path], capture_output=True, text=True, timeout=PATIENCE_S)
+    assert (done.returncode, done.stderr, wal(path).exists()) == (0, "", False)
     assert run_from_outside(path, "SELECT mark LIKE 'closed-%' FROM life") == [(1,)]
 
 
@@ -100,13 +97,24 @@ def thread() -> Iterator[StoreThread]:
 
 async def test_call_that_timed_out_in_the_queue_never_runs(thread: StoreThread) -> None:
     held, done = threading.Event(), []
-    holding = thread.run(held.wait, timeout_s=PATIENCE_S)
+    holding = asyncio.create_task(thread.run(held.wait, timeout_s=PATIENCE_S))
+    await asyncio.sleep(0)  # it has begun
     with pytest.raises(Late) as late:
         await thread.run(lambda: done.append(1), timeout_s=0.01)
     assert not late.value.is_begun
     held.set()
-    assert await holding
-    assert await thread.run(lambda: list(done), timeout_s=PATIENCE_S) == []
+    assert (await holding, await thread.run(lambda: list(done), timeout_s=PATIENCE_S)) == (True, [])
+
+
+async def test_result_that_came_while_the_event_loop_stood_still_is_not_late(thread: StoreThread) -> None:
+    over, time_s = threading.Event(), asyncio.get_running_loop().time
+    thread._spare = lambda is_idle: over.set()  # after the thread has sent the result
+    running = asyncio.create_task(thread.run(lambda: "result", timeout_s=0.001))
+    await asyncio.sleep(0)
+    late_s = time_s() + 0.001
+    while not over.is_set() or time_s() < late_s:
+        pass
+    assert await running == "result"
 
 
 @pytest.mark.parametrize("is_serving", [False, True])
@@ -118,18 +126,18 @@ async def test_call_that_is_first_passes_those_that_wait(thread: StoreThread, is
         if is_serving:  # as a backup does, between two parts of a file
             assert thread.serve(0)
 
-    holding = thread.run(hold, timeout_s=None)
     calls = [("read 1", False), ("commit 1", True), ("read 2", False), ("commit 2", True)]
-    results = [thread.run(partial(done.append, name), timeout_s=None, is_first=is_first) for name, is_first in calls]
-    held.set()
-    await asyncio.gather(holding, *results)
+    runs = [thread.run(partial(done.append, name), timeout_s=None, is_first=is_first) for name, is_first in calls]
+    running = asyncio.gather(thread.run(hold, timeout_s=None), *runs)
+    asyncio.get_running_loop().call_soon(held.set)  # when all have begun
+    await running
     assert done == ["commit 1", "commit 2", "read 1", "read 2"]
 
 
 async def test_last_call_runs_without_a_waiting_caller() -> None:
     thread = StoreThread("test-thread", lambda is_idle: None)
     held, ended = threading.Event(), threading.Event()
-    holding = thread.run(held.wait, timeout_s=None)
+    holding = asyncio.create_task(thread.run(held.wait, timeout_s=None))
     finishing = asyncio.create_task(thread.finish(ended.set, timeout_s=PATIENCE_S))
     await asyncio.sleep(0)
     finishing.cancel()
@@ -159,29 +167,22 @@ async def test_failed_housekeeping_is_retried(monkeypatch: pytest.MonkeyPatch) -
 # -- trouble -----------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def file_size_limit(limit_bytes: int) -> Iterator[None]:
-    """No file of this process can grow beyond `limit_bytes`."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 async def test_a_write_that_fails_in_the_system_is_undone_and_works_later(path: Path) -> None:
     async with opened(path) as store:
         chat = Chat(store)
         await chat.do(create("m1", streaming=True))
         stored = 1
-        with file_size_limit(wal(path).stat().st_size + 100_000):
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (wal(path).stat().st_size + 100_000, hard))
+        try:
             with pytest.raises(StoreUnavailable, match=r"(reading or writing failed|the disk is full)"):
                 for _ in range(100):
                     stored = (await chat.do(append("m1", "x" * 9_000))).serial  # type: ignore[union-attr]
             assert stored > 1
             assert await head_of(store, "c") == Head("e1", stored)
             assert await texts(store, "c", "m1") == ["x" * 9_000 * (stored - 1)]
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert await chat.do(append("m1", "!")) == Committed(stored + 1)
     async with opened(path) as store:
         assert await head_of(store, "c") == Head("e1", stored + 1)

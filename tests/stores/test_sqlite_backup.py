@@ -270,7 +270,7 @@ async def test_targets_that_cannot_be_written_are_refused(path: Path, target: Pa
 async def test_restore_keeps_the_replaced_file_with_its_wal(path: Path, target: Path) -> None:
     await made(path.with_name("other.db"), target)
     serial = await asyncio.to_thread(write_and_be_killed, path, 20)
-    kept = restore(target, path).kept
+    kept, _ = restore(target, path)
     assert kept is not None
     assert [name for name in modes(path) if name in ("chat.db-wal", "chat.db-shm")] == []
     async with opened(path) as store:

@@ -14,7 +14,7 @@ import asyncio
 import logging
 import secrets
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -199,8 +199,8 @@ class RedisBus:
                 self._changed.clear()
                 wanted = set(self._wanted)
                 are_many = self._link is not None and len(wanted - followed) > FEW_CHANNELS
-                await link.change("UNSUBSCRIBE", self._names(followed - wanted))
-                await link.change("SUBSCRIBE", self._names(wanted - followed))
+                await link.change("UNSUBSCRIBE", [self._base + one.encode() for one in followed - wanted])
+                await link.change("SUBSCRIBE", [self._base + one.encode() for one in wanted - followed])
                 if self._link is None:
                     self._link = link
                     logger.info("the bus %s carries the notices of this node", self.server.shown)
@@ -214,9 +214,6 @@ class RedisBus:
                 if are_many:
                     await asyncio.sleep(HEADS_PAUSE_S)
                 await self._changed.wait()
-
-    def _names(self, channels: Iterable[str]) -> list[bytes]:
-        return [self._base + channel.encode() for channel in channels]
 
     def _receive(self, name: bytes, message: bytes) -> None:
         """Take a message. Those of this instance, and those of another form, are ignored."""
@@ -299,12 +296,9 @@ class _BusLink:
     async def keep(self) -> None:
         """Check every few seconds that messages arrive, and reach all nodes. Raises the failure, or TimeoutError."""
         while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(CHECK_S):
-                    await asyncio.shield(self._failed)
+            await asyncio.wait([self._failed], timeout=CHECK_S)
             self._is_delivered.clear()
-            await self.publish([("PUBLISH", self._own, b"")])
-            if self._failed.done():
+            if not await self.publish([("PUBLISH", self._own, b"")]):
                 self._failed.result()
             async with _responding():
                 await self._is_delivered.wait()

@@ -24,7 +24,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from tenuto.core.document import DAMAGE
 from tenuto.core.errors import LocalError, StoreUnavailable, shown
@@ -125,19 +124,17 @@ def copy(db: sqlite3.Connection, partial: Path, *, bytes_per_s: float, pause: Ca
         raise StoreUnavailable(f"backup {partial} failed: {error}; check the disk and its free space") from error
 
 
-async def keep_synced(partial: Path, is_over: asyncio.Event, gone: threading.Event) -> None:
-    """Sync the growing copy until `is_over`. A failure sets `gone`, which ends the copy; it raises StoreUnavailable."""
+async def keep_synced(partial: Path, is_over: threading.Event) -> None:
+    """Sync the growing copy until it `is_over`. A failure sets that, too, and raises StoreUnavailable."""
     while not is_over.is_set():
         try:
             await asyncio.to_thread(sync, partial)
         except OSError as error:
-            gone.set()
+            is_over.set()
             raise StoreUnavailable(
                 f"backup {partial} failed: {error.strerror}; check the disk and its free space"
             ) from error
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(SYNC_S):
-                await is_over.wait()
+        await asyncio.sleep(SYNC_S)
 
 
 def finish(partial: Path, target: Path, *, is_new: bool = True) -> None:
@@ -166,17 +163,11 @@ def receipt_of(target: Path) -> dict[str, object]:
     return {"size_bytes": target.stat().st_size, "mark": read_mark(target)}
 
 
-class Restored(NamedTuple):
-    """What a restore did: the new name of the replaced file, if there was one, and a line for each damaged message."""
-
-    kept: Path | None
-    damage: list[str]
-
-
-def restore(backup: Path, store: Path) -> Restored:
+def restore(backup: Path, store: Path) -> tuple[Path | None, list[str]]:
     """Put a backup in the place of the store's file. A copy of it is verified before anything is replaced.
 
-    Raises StoreInUse while a process has the store, and StoreUnusable for a file that is not a whole backup.
+    Return the new name of the replaced file, if there was one, and a line for each damaged message. Raises StoreInUse
+    while a process has the store, and StoreUnusable for a file that is not a whole backup.
     """
     if not backup.is_file():
         raise LocalError(f"backup {backup} is not a file; name the file that `tenuto backup` wrote")
@@ -185,10 +176,9 @@ def restore(backup: Path, store: Path) -> Restored:
     place = Path(os.path.realpath(store))
     if place.exists() and not place.is_file():
         raise LocalError(f"store {store} is not a file; name the file of the store with --store")
-    lock = FileLock(Path(f"{place}.lock"))
-    lock.take(place, wait_s=0)
     new = place.with_name(f"{place.name}.restored")
-    try:
+    with contextlib.closing(FileLock(Path(f"{place}.lock"))) as lock:
+        lock.take(place, wait_s=0)
         with partial_file(new) as partial:
             try:
                 with reading(backup) as db:
@@ -211,9 +201,7 @@ def restore(backup: Path, store: Path) -> Restored:
             Path(f"{place}{end}").unlink(missing_ok=True)
         sync(place.parent)
         lock.keep(new_mark(BACKUP))
-        return Restored(kept, damage)
-    finally:
-        lock.release()
+        return kept, damage
 
 
 def give_owner_of(place: Path, new: Path) -> None:
@@ -252,9 +240,6 @@ def keep_wal(store: Path) -> None:
     place = Path(os.path.realpath(store))
     if not place.is_file() or not wal_of(place).exists():
         raise LocalError(f"store file {store} has no -wal beside it; start the server")
-    lock = FileLock(Path(f"{place}.lock"))
-    lock.take(place, wait_s=0)
-    try:
+    with contextlib.closing(FileLock(Path(f"{place}.lock"))) as lock:
+        lock.take(place, wait_s=0)
         lock.keep(read_mark(place))
-    finally:
-        lock.release()

@@ -46,12 +46,13 @@ class ChannelRow:
     epoch: str
     floor: int  # as in `Head`
     serial: int  # that of the last entry
+    lives: int = 0  # as in `Head`
     # messages that stream, or that have entries without a document, by id
     tracked: dict[str, Tracked] = field(default_factory=dict)
 
     @property
     def head(self) -> Head:
-        return Head(self.epoch, self.serial, self.floor)
+        return Head(self.epoch, self.serial, self.floor, self.lives)
 
 
 def begin_epochs(db: sqlite3.Connection) -> None:
@@ -89,12 +90,12 @@ class Plan(Struct, eq=False):
 
 
 class Channels:
-    """The channels in memory."""
+    """The channels in memory, and the documents of all channels."""
 
-    def __init__(self, db: sqlite3.Connection, documents: Documents) -> None:
+    def __init__(self, db: sqlite3.Connection) -> None:
         self.by_name: dict[str, ChannelRow] = {}  # the one that was used last comes last
         self._db = db
-        self._documents = documents
+        self.documents = Documents(db)
         self._limit = MAX_CHANNELS  # number in memory above which `bound` drops some
         (number,) = db.execute("SELECT max(id) FROM channels").fetchone()
         self._next = (number or 0) + 1  # number of the next new channel
@@ -113,7 +114,7 @@ class Channels:
             if checksum != sum_or_none(number, name, epoch, floor):
                 raise StoreUnusable(damaged_channel(name))
             # after `prune` the floor may be above the versions of all documents that are left
-            channel = ChannelRow(number, name, epoch, floor, max(floor, self._documents.top(number)))
+            channel = ChannelRow(number, name, epoch, floor, max(floor, self.documents.top(number)))
         self.use(channel)
         return channel
 
@@ -122,36 +123,35 @@ class Channels:
         self.by_name.pop(channel.name, None)
         self.by_name[channel.name] = channel
 
+    def get(self, name: str) -> ChannelRow:
+        """Return the channel `name`, as `find` does; if it does not exist, an empty one, with a number of no row."""
+        return self.find(name) or ChannelRow(-1, name, NOTHING.epoch, 0, 0, self._lives(name))
+
     def head(self, name: str) -> Head:
         """Return the head of the channel `name`. Raises as `find`."""
-        channel = self.find(name)
-        return channel.head if channel is not None else self.empty(name)
+        return self.get(name).head
 
-    def empty(self, name: str) -> Head:
-        """Return the head of the channel `name`, which has no entries."""
+    def _lives(self, name: str) -> int:
+        """Return the `Head.lives` of the channel `name`, which has no entries."""
         row = self._db.execute(
             "SELECT until_ms FROM graves WHERE channel = ? AND message = ?", (name, LIVES)
         ).fetchone()
-        return NOTHING._replace(lives=row[0]) if row is not None else NOTHING
+        return int(row[0]) if row is not None else 0
 
-    def bury(self, name: str, used_up: Sequence[str], until_ms: int) -> int:
-        """Empty the channel `name` and write its used-up ids and next `lives`, in the transaction of the caller.
-
-        Return the bytes handed to the database.
-        """
+    def bury(self, name: str, used_up: Sequence[str], until_ms: int) -> None:
+        """Empty the channel `name` and write its used-up ids and next `lives`, in the transaction of the caller."""
         self._db.execute("UPDATE channels SET name = NULL WHERE name = ?", (name,))
-        lives = next_lives(self.empty(name).lives, until_ms)
+        lives = next_lives(self._lives(name), until_ms)
         rows = [(name, LIVES, lives), *((name, message_id, until_ms) for message_id in used_up)]
         self._db.executemany("REPLACE INTO graves VALUES (?, ?, ?)", rows)
-        return sum(2 * INTEGER_BYTES + len(name) + len(message_id) for _, message_id, _ in rows)
+        self.documents.row_bytes += sum(2 * INTEGER_BYTES + len(name) + len(message_id) for _, message_id, _ in rows)
 
     def tracked(self, key: int) -> Tracked | None:
         """Return the message whose document has this key, without its entries in the log; None if there is none."""
-        known = self._documents.by_key(key)
-        if known is None:
+        found = self.documents.by_key(key)
+        if found is None:
             return None
-        found, number = known
-        (name,) = self._db.execute("SELECT name FROM channels WHERE id = ?", (number,)).fetchone()
+        (name,) = self._db.execute("SELECT name FROM channels WHERE id = ?", (found.channel,)).fetchone()
         return Tracked(name, key, found.id, found.version) if name is not None else None
 
     def new(self, name: str, epoch: str) -> ChannelRow:
@@ -165,6 +165,7 @@ class Channels:
         checksum = channel_sum(channel.id, channel.name, channel.epoch, channel.floor)
         row = (channel.id, channel.name, channel.epoch, channel.floor, checksum)
         self._db.execute("INSERT INTO channels (id, name, epoch, floor, crc) VALUES (?, ?, ?, ?, ?)", row)
+        self.documents.row_bytes += 3 * INTEGER_BYTES + len(channel.name) + len(channel.epoch)
 
     def count(self, channel: ChannelRow, messages: int, size_bytes: int, first_ms: int, last_ms: int) -> None:
         """Add to the counts of a channel, in the transaction of the caller.
@@ -178,6 +179,7 @@ class Channels:
             " size_bytes = coalesce(size_bytes, 0) + ? WHERE id = ?",
             (channel.serial, first_ms, first_ms, last_ms, messages, size_bytes, channel.id),  # serial 0: it is new
         )
+        self.documents.row_bytes += 3 * INTEGER_BYTES
 
     def prune(self, channel: ChannelRow, floor: int, messages: int, size_bytes: int) -> None:
         """Raise the floor of a channel and lower its counts, in the transaction of the caller."""
@@ -187,6 +189,7 @@ class Channels:
             " size_bytes = coalesce(size_bytes, 0) - ? WHERE id = ?",
             (floor, checksum, messages, size_bytes, channel.id),
         )
+        self.documents.row_bytes += 5 * INTEGER_BYTES
 
     def newest_ms(self) -> int:
         """Return the time of the latest change (`Store.newest_ms`)."""

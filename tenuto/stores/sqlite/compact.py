@@ -19,7 +19,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tenuto.core.errors import LocalError, StoreUnavailable, StoreUnusable
 from tenuto.stores.sqlite.backup import PAGE_BYTES, give_owner_of, partial_file
@@ -44,47 +44,38 @@ from tenuto.stores.sqlite.slots import opened, sealed, tolerant_text
 
 logger = logging.getLogger("tenuto.stores")
 
-BUSY_S = 5.0
 _NEEDED_TEXTS = "SELECT id, body FROM old.texts WHERE id IN (SELECT slot FROM old.pieces) ORDER BY id"
 
 
-class Sizes(NamedTuple):
-    """The size of a file in bytes, before and after."""
-
-    before: int
-    after: int
-
-
-def compact(path: Path) -> Sizes:
+def compact(path: Path) -> tuple[int, int]:
     """Replace the store's file by a copy without free slots; epochs and messages stay.
 
-    Raises LocalError, StoreInUse while a process has the store, StoreUnavailable and StoreUnusable.
+    Return the size of the file in bytes, before and after. Raises LocalError, StoreInUse while a process has the store,
+    StoreUnavailable and StoreUnusable.
     """
     if not path.is_file():
         raise LocalError(f"store file {path} does not exist; name the store with --store")
     place = Path(os.path.realpath(path))
-    file = SqliteFile(path, synchronous="full", busy_s=BUSY_S, lock_wait_s=0)
+    file = SqliteFile(path, synchronous="full", busy_s=5.0, lock_wait_s=0)
     _settle(file)
-    lock = FileLock(Path(f"{place}.lock"))
-    lock.take(path, wait_s=0)
     try:
-        _check_settled(path, lock)
-        before = place.stat().st_size
-        with partial_file(place.with_name(f"{place.name}{COPY}")) as copy:
-            try:
-                mark = _fill(copy, place)
-            except sqlite3.DatabaseError as error:
-                raise file.refusal(error) from error
-            give_owner_of(place, copy)
-            sync(copy)
-            _swap(copy, place, lock, mark)
-        return Sizes(before, place.stat().st_size)
+        with contextlib.closing(FileLock(Path(f"{place}.lock"))) as lock:
+            lock.take(path, wait_s=0)
+            _check_settled(path, lock)
+            before = place.stat().st_size
+            with partial_file(place.with_name(f"{place.name}{COPY}")) as copy:
+                try:
+                    mark = _fill(copy, place)
+                except sqlite3.DatabaseError as error:
+                    raise file.refusal(error) from error
+                give_owner_of(place, copy)
+                sync(copy)
+                _swap(copy, place, lock, mark)
+            return before, place.stat().st_size
     except OSError as error:
         raise StoreUnavailable(
             f"store file {path} cannot be compacted ({error.strerror}); check the disk and its free space"
         ) from error
-    finally:
-        lock.release()
 
 
 def _settle(file: SqliteFile) -> None:
@@ -187,7 +178,7 @@ def _needed_log(place: Path) -> list[int]:
     """Return the slots of the log that hold entries which no document contains."""
     with reading(place, is_immutable=True) as db:
         log = CommitLog()
-        log.load(db, Channels(db, Documents(db)).tracked)
+        log.load(db, Channels(db).tracked)
         if log.damaged:
             raise StoreUnusable(f"store file {place} is damaged in its log; restore a backup")
         return sorted({slot for tracked in log.pinned.values() for slot in tracked.slots})

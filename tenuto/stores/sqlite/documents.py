@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
-from collections.abc import Collection, Generator, Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
 import msgspec
@@ -28,6 +28,7 @@ from tenuto.stores.sqlite.slots import (
     MAX_DATA,
     MAX_ROOM,
     SLOT_BYTES,
+    check_above,
     head_sum,
     larger_rooms,
     opened,
@@ -48,13 +49,6 @@ class WrongChecksum(ValueError):
     """A checksum differs from that of the data."""
 
 
-class Counted(NamedTuple):
-    """What a document adds to the counts of its channel."""
-
-    messages: int
-    size_bytes: int
-
-
 class Found(NamedTuple):
     """The indexed fields of one document."""
 
@@ -62,6 +56,7 @@ class Found(NamedTuple):
     id: str
     version: int
     size_bytes: int
+    channel: int
 
 
 # The fields of a row that the checksum of the head covers, and the checksum.
@@ -76,7 +71,7 @@ _BEFORE = (  # counts of the channel, whether `open` and `deleted` have these va
     " (SELECT coalesce(max(blob), 0) FROM pieces WHERE document = documents.id) FROM documents WHERE id = ?"
 )
 _MOST = 2**62  # above every serial, and an integer of SQLite
-_FOUND = "SELECT id, message, version, size_bytes FROM documents "
+_FOUND = "SELECT id, message, version, size_bytes, channel FROM documents "
 
 
 class Documents:
@@ -84,7 +79,7 @@ class Documents:
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
-        # bytes of all rows handed to the database since the start, also of transactions that were rolled back
+        # bytes of all rows of the file handed to the database, also of transactions that were rolled back
         self.row_bytes = 0
         (highest,) = db.execute("SELECT max(id) FROM documents").fetchone()
         self._next_key = (highest or 0) + 1
@@ -109,43 +104,44 @@ class Documents:
 
     # -- writing -------------------------------------------------------------------------------------------------
 
-    def add(self, channel: int, key: int, document: Document) -> Counted:
-        """Write the first document of a message."""
-        has_segments = bool(document.segments) and self._may_keep_data(channel, document)
-        row = (key, channel, document.id, document.created, *_changing(document), document.target, document.until_ms)
-        checksum = _sum_of(channel, document, HEAD + has_segments)
-        self._db.execute("INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*row, checksum))
-        self.row_bytes += 8 * INTEGER_BYTES + len(document.id) + len(document.target or "")
-        self._put(document, key, HEAD, document.head)
-        if has_segments:
-            self._put(document, key, HEAD + 1, _encode_segments(document.segments))
-        if document.is_deleted:
-            self._drop_data_about(channel, document.id)
-        return _counted(document)
+    def write(self, channel: int, key: int, document: Document, *, is_new: bool) -> tuple[int, int]:
+        """Write a document of a message, the first one if it `is_new`.
 
-    def update(self, channel: int, key: int, document: Document) -> Counted:
-        """Write a further document of a message."""
-        messages, size_bytes, is_marked_so, last_before = self._db.execute(
-            _BEFORE, (document.is_open, document.is_deleted, key)
-        ).fetchone()
-        self._replace(document, key, HEAD, document.head)
+        Return what it adds to the counts of its channel: a number of messages, and their bytes.
+        """
+        messages = size_bytes = last_before = 0
+        is_marked_so = False
+        if not is_new:
+            messages, size_bytes, is_marked_so, last_before = self._db.execute(
+                _BEFORE, (document.is_open, document.is_deleted, key)
+            ).fetchone()
+        put = self._put if is_new else self._replace
+        put(document, key, HEAD, document.head)
         has_segments = bool(document.segments) and self._may_keep_data(channel, document)
         last = (HEAD if document.fresh else last_before) + has_segments  # number of the last blob
         if last < last_before:
             self._free(key, from_blob=last + 1)
         if has_segments:
-            write = self._replace if last <= last_before else self._put
-            write(document, key, last, _encode_segments(document.segments))
-        # SQLite writes the indexes of all columns that are set, also those of equal values
-        marks = () if is_marked_so else (document.is_open, document.is_deleted)
-        columns = "version = ?, size_bytes = ?, crc = ?" + (", open = ?, deleted = ?" if marks else "")
-        values = (document.version, document.size_bytes, _sum_of(channel, document, last), *marks, key)
-        self._db.execute(f"UPDATE documents SET {columns} WHERE id = ?", values)
-        self.row_bytes += 6 * INTEGER_BYTES
+            put = self._replace if last <= last_before else self._put
+            put(document, key, last, _encode_segments(document.segments))
+        marks = (int(document.is_open), int(document.is_deleted))  # as SQLite returns them when the sum is checked
+        indexed = (channel, document.id, document.created, document.version, *marks)
+        fields = (*indexed, document.size_bytes, document.target)
+        checksum = head_sum((*fields, last), document.head)
+        if is_new:
+            row = (key, *fields, document.until_ms, checksum)
+            self._db.execute("INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+            self.row_bytes += 8 * INTEGER_BYTES + len(document.id) + len(document.target or "")
+        else:
+            # SQLite writes the indexes of all columns that are set, also those of equal values
+            columns = "version = ?, size_bytes = ?, crc = ?" + ("" if is_marked_so else ", open = ?, deleted = ?")
+            values = (document.version, document.size_bytes, checksum, *(() if is_marked_so else marks), key)
+            self._db.execute(f"UPDATE documents SET {columns} WHERE id = ?", values)
+            self.row_bytes += 6 * INTEGER_BYTES
         if document.is_deleted:
             self._drop_data_about(channel, document.id)
-        counted = _counted(document)
-        return Counted(counted.messages - messages, counted.size_bytes - size_bytes)
+        is_counted = bool(document.created) and not document.is_deleted
+        return is_counted - messages, is_counted * document.size_bytes - size_bytes
 
     def remove_keys(self, keys: Collection[int]) -> int:
         """Remove the documents `keys`, and return how many of them were found.
@@ -212,10 +208,10 @@ class Documents:
             row = self._db.execute(by_creation, (channel, created, message_id)).fetchone()
         return Found(*row) if row else None
 
-    def by_key(self, key: int) -> tuple[Found, int] | None:
-        """Return the document with this key and the number of its channel, or None."""
-        row = self._db.execute(_FOUND.replace(" FROM", ", channel FROM") + "WHERE id = ?", (key,)).fetchone()
-        return (Found(*row[:-1]), row[-1]) if row is not None else None
+    def by_key(self, key: int) -> Found | None:
+        """Return the document with this key, or None."""
+        row = self._db.execute(_FOUND + "WHERE id = ?", (key,)).fetchone()
+        return Found(*row) if row else None
 
     def place(self, key: int) -> tuple[int, int]:
         """Return at which serial a document's message was created, and the document's version; 1 and 1 if unknown."""
@@ -225,23 +221,20 @@ class Documents:
         except (sqlite3.DatabaseError, *DAMAGE):
             return 1, 1
 
-    def changed(self, channel: int, after: int, limit: int) -> list[Found]:
-        """Return up to `limit` documents whose version is above `after`."""
-        rows = self._db.execute(_FOUND + "WHERE channel = ? AND version > ? LIMIT ?", (channel, after, limit))
-        return [Found(*row) for row in rows]
+    def changed(self, channel: int, after: int, limit: int) -> dict[int, str]:
+        """Return the keys and ids of up to `limit` documents whose version is above `after`."""
+        changed = "SELECT id, message FROM documents WHERE channel = ? AND version > ? LIMIT ?"
+        return dict(self._db.execute(changed, (channel, after, limit)).fetchall())
 
-    def by_creation(self, channel: int, before: int | None, after: int | None) -> Generator[Found]:
-        """Yield the documents that are not deleted, in the order of `Store.page`; rows are read on demand."""
+    def by_creation(self, channel: int, before: int | None, after: int | None) -> sqlite3.Cursor:
+        """Return the rows (`Found`) of the documents that are not deleted, in the order of `Store.page`."""
         order = "DESC" if after is None else "ASC"
         first = 1 if after is None else min(max(after, 0), _MOST) + 1  # a command has 0 as `created`
         last = _MOST if before is None else min(before, _MOST) - 1
-        rows = self._db.execute(
+        return self._db.execute(
             f"{_FOUND}WHERE channel = ? AND deleted = 0 AND created BETWEEN ? AND ? ORDER BY created {order}",
             (channel, first, last),
         )
-        with contextlib.closing(rows):  # a statement that is left open would keep the WAL from being emptied
-            for row in rows:
-                yield Found(*row)
 
     def is_used_up(self, channel: str, message_id: str) -> bool:
         """Return whether the id belonged to a message of the deleted channel of this name."""
@@ -250,22 +243,20 @@ class Documents:
 
     def newest(self, channel: int) -> str | None:
         """Return the id of the message that was created last, even if it is deleted."""
-        latest = [
-            self._db.execute(
-                "SELECT created, message FROM documents WHERE channel = ? AND deleted = ? AND created > 0"
-                " ORDER BY created DESC LIMIT 1",
-                (channel, deleted),
-            ).fetchone()
-            for deleted in (0, 1)  # two searches, as the index has `deleted` before `created`
-        ]
-        return max((row for row in latest if row), default=(0, None))[1]
+        newest = "SELECT max(created), message FROM documents WHERE channel = ? AND deleted = ? AND created > 0"
+        # two searches, as the index has `deleted` before `created`
+        found = [self._db.execute(newest, (channel, deleted)).fetchone() for deleted in (0, 1)]
+        latest: tuple[int | None, str | None] = max(found, key=lambda row: row[0] or 0)
+        return latest[1]
 
-    def facts(self, channel: int, after: int, limit: int) -> list[tuple[int, Fact]]:
-        """Return facts about up to `limit` documents whose version is above `after`, in its order, with their keys."""
+    def facts(self, channel: int, after: int, limit: int) -> list[Fact]:
+        """Return facts about up to `limit` documents whose version is above `after`, in its order."""
         rows = self._db.execute(
             _FACT + "WHERE channel = ? AND version > ? ORDER BY version LIMIT ?", (channel, after, limit)
         )
-        return [self._fact(*row) for row in rows.fetchall()]
+        facts = [self._fact(*row)[1] for row in rows.fetchall()]
+        check_above([one.version for one in facts], after)
+        return facts
 
     def fact(self, channel: int, message_id: str) -> tuple[int, Fact] | None:
         """Return the facts about one document, with its key, or None."""
@@ -275,10 +266,9 @@ class Documents:
     def _fact(
         self, key: int, message_id: str, version: int, is_counted: int, size: int, is_busy: int
     ) -> tuple[int, Fact]:
-        try:
+        at_ms = None
+        with contextlib.suppress(*DAMAGE, sqlite3.DatabaseError):
             at_ms = changed_ms(message_id, self._head(key, self._blobs(key, upto=HEAD))[1])
-        except (*DAMAGE, sqlite3.DatabaseError):
-            at_ms = None
         return key, Fact(message_id, version, bool(is_counted), size, at_ms, bool(is_busy))
 
     def top(self, channel: int) -> int:
@@ -416,14 +406,12 @@ class Documents:
 
     def _free_segments(self, key: int) -> None:
         """Free the segments of a document, and note in its checksum that it has none."""
-        try:
-            blobs = self._blobs(key)
-            row, head = self._head(key, blobs)
-        except DAMAGE:
-            row, head = (), b""
-        self._free(key, from_blob=HEAD + 1)
-        if head:  # otherwise the document stays damaged
+        checksum = None  # of a damaged document, which stays damaged
+        with contextlib.suppress(*DAMAGE):
+            row, head = self._head(key, self._blobs(key))
             checksum = head_sum((*row[:-1], HEAD), head)
+        self._free(key, from_blob=HEAD + 1)
+        if checksum is not None:
             self._db.execute("UPDATE documents SET crc = ? WHERE id = ?", (checksum, key))
 
     def _free(self, key: int, *, from_blob: int, to_blob: int = 2**62) -> None:
@@ -435,18 +423,3 @@ class Documents:
         self.free_bytes += sum(room for room, _ in freed)
         self._db.execute(f"UPDATE texts SET body = zeroblob(length(body)) WHERE id IN {slots}", which)
         self._db.execute("DELETE FROM pieces WHERE document = ? AND blob BETWEEN ? AND ?", which)
-
-
-def _counted(document: Document) -> Counted:
-    return Counted(1, document.size_bytes) if document.created and not document.is_deleted else Counted(0, 0)
-
-
-def _changing(document: Document) -> tuple[int, bool, bool, int]:
-    return document.version, document.is_open, document.is_deleted, document.size_bytes
-
-
-def _sum_of(channel: int, document: Document, last_blob: int) -> int:
-    """Return the checksum for a document's row and head."""
-    version, is_open, is_deleted, size_bytes = _changing(document)
-    fields = (channel, document.id, document.created, version, int(is_open), int(is_deleted), size_bytes)
-    return head_sum((*fields, document.target, last_blob), document.head)

@@ -26,10 +26,10 @@ from tenuto.core.document import DAMAGE, Stored, damaged_head, used_up_head
 from tenuto.core.errors import StoreUnavailable, StoreUnusable
 from tenuto.stores.base import Changes, Committed, Conflict, Facts, Head, StoredPage, Tail, Write, tail_of
 from tenuto.stores.sqlite.channels import ChannelRow, Channels, Plan, begin_epochs
-from tenuto.stores.sqlite.documents import INTEGER_BYTES, Documents
+from tenuto.stores.sqlite.documents import Documents, Found
 from tenuto.stores.sqlite.file import FREE, SET_ASIDE, SqliteFile
 from tenuto.stores.sqlite.log import CommitLog, LogEntry, Tracked
-from tenuto.stores.sqlite.slots import SLOT_BYTES, check_above, is_damage, opened, room_for, sealed
+from tenuto.stores.sqlite.slots import SLOT_BYTES, is_damage, opened, room_for, sealed
 
 logger = logging.getLogger("tenuto.stores")
 
@@ -45,15 +45,9 @@ class Space:
         self._file = file
         self._documents = documents
         self._rollbacks = -1  # the first call of `count_free` counts
-        self._bytes = self._free_bytes = self._written = 0  # bytes; `_written` counts from the last `measure`
+        self.bytes = self.free_bytes = 0  # as `measure` last found them
+        self.measured_at = 0  # `Documents.row_bytes` at that time
         self._is_reported = False  # True: the file was mostly free at the last `measure`
-
-    def wrote(self, size_bytes: int, log: CommitLog) -> None:
-        """Note written bytes, and measure the file if they are many."""
-        self._written += size_bytes
-        if self._written >= MEASURED_BYTES:
-            with suppress(sqlite3.Error):  # the commit is stored; `tidy` measures again
-                self.measure(log)
 
     def count_free(self) -> None:
         """Count the free slots again after a rollback, which spoils the count. A damaged list of them is set aside."""
@@ -68,16 +62,16 @@ class Space:
 
     def measure(self, log: CommitLog) -> None:
         """Measure the file, with its WAL. Free are its unused pages, and the slots without text in them."""
-        self._written = 0
+        self.measured_at = self._documents.row_bytes
         self.count_free()
-        self._bytes, free_bytes = space_in(self._file.db, self._documents)
-        self._free_bytes = free_bytes + log.slot_bytes - log.live_bytes
-        is_mostly_free = self._free_bytes * 2 > self._bytes and self._free_bytes >= WORTH_BYTES
+        self.bytes, free_bytes = space_in(self._file.db, self._documents)
+        self.free_bytes = free_bytes + log.slot_bytes - log.live_bytes
+        is_mostly_free = self.free_bytes * 2 > self.bytes and self.free_bytes >= WORTH_BYTES
         if is_mostly_free and not self._is_reported:
             logger.warning(
                 "store file %s has %d bytes, of which %d are free; new messages use them, and `tenuto compact` gives "
                 "them back while the server is stopped",
-                *(self._file.path, self._bytes, self._free_bytes),
+                *(self._file.path, self.bytes, self.free_bytes),
             )
         self._is_reported = is_mostly_free
 
@@ -96,10 +90,6 @@ class Space:
             self._file.path,
         )
 
-    def stats(self) -> dict[str, int]:
-        """Return the size of the file and its free space, both in bytes, as `measure` last found them."""
-        return {"file_bytes": self._bytes, "free_bytes": self._free_bytes}
-
 
 def space_in(db: sqlite3.Connection, documents: Documents) -> tuple[int, int]:
     """Return the size of a file in bytes, and how many are free apart from those in its log."""
@@ -112,13 +102,13 @@ def space_in(db: sqlite3.Connection, documents: Documents) -> tuple[int, int]:
 class WholeMessages:
     """Reads messages, and notes the damage that it finds."""
 
-    def __init__(self, path: Path, documents: Documents, channels: Channels) -> None:
+    def __init__(self, path: Path, channels: Channels) -> None:
         self.messages: set[int] = set()  # keys of the damaged messages that were found
         self.renamed: set[int] = set()  # those of them that have another id than the index of ids
         self.damaged: set[str] = set()  # names of the channels that cannot be read, each logged once
         self._path = path
-        self._documents = documents
         self._channels = channels
+        self._documents = channels.documents
 
     def read(self, db: sqlite3.Connection, log: CommitLog, channel: int, wanted: Mapping[int, str]) -> list[Stored]:
         """Return the stored form of a channel's documents, given by key and id, each with its entries, in order.
@@ -133,7 +123,7 @@ class WholeMessages:
                     raise StoreUnusable(f"message {message_id!r} is damaged ({damaged[key]}); restore a backup")
                 head, segments = self._documents.read(key, message_id, channel)
             except (StoreUnusable, sqlite3.DatabaseError) as error:
-                if isinstance(error, sqlite3.Error) and not is_damage(error):
+                if not is_damage(error):
                     raise
                 stored += self._damaged(log, channel, key, message_id, error)
             else:
@@ -210,8 +200,7 @@ def _log_rows(db: sqlite3.Connection) -> list[tuple[int, bytes | None]]:
     (count,) = db.execute("SELECT count(*) FROM log").fetchone()
     while len(rows) < count:
         try:
-            for row in db.execute("SELECT id, CAST(body AS BLOB) FROM log ORDER BY id LIMIT ?, -1", (len(rows),)):
-                rows.append(row)
+            rows.extend(db.execute("SELECT id, CAST(body AS BLOB) FROM log ORDER BY id LIMIT ?, -1", (len(rows),)))
             break
         except sqlite3.DatabaseError as error:
             if not is_damage(error):
@@ -263,14 +252,12 @@ class Engine:
 
     def __init__(self, file: SqliteFile) -> None:
         self._file = file
-        self._is_open = False
 
     # -- opening and closing ---------------------------------------------------------------------------------------
 
     def open(self) -> None:
         """Open the file and read its state. Raises StoreInUse, StoreUnusable or StoreUnavailable."""
         self._file.open(self._load)
-        self._is_open = True
 
     def _load(self) -> None:
         db = self._file.db
@@ -279,9 +266,9 @@ class Engine:
         self._is_wal_full = False  # True: they were more than `CHECKPOINT_PAGES` after the last call
         self._is_wal_empty = True  # False: this process has written to the WAL since it was last emptied
         self._retry_at_s = 0.0  # monotonic time before which `spare` does no step
-        self._documents = Documents(db)
-        self.channels = Channels(db, self._documents)
-        self._whole = WholeMessages(self._file.path, self._documents, self.channels)
+        self.channels = Channels(db)
+        self._documents = self.channels.documents
+        self._whole = WholeMessages(self._file.path, self.channels)
         try:
             self._log, highest = self._whole.load_log(self._file)
         except StoreUnusable as error:
@@ -306,7 +293,6 @@ class Engine:
 
     def close(self) -> None:
         """Finish pending housekeeping for at most a second, and close the file cleanly."""
-        self._is_open = False
         with suppress(*FAILURES):
             self._go_on(1.0)
         self._file.close()
@@ -319,13 +305,13 @@ class Engine:
         results: list[Committed | Conflict] = []
         plans: list[Plan] = []
         entries: list[LogEntry] = []
-        heads: list[tuple[ChannelRow, int]] = []  # the channels with new entries, with their new serials
+        heads: list[tuple[ChannelRow, int]] = []  # the channels of these writes, with their new serials
         known = self.channels.by_name
         for write in writes:
             channel = known.get(write.channel) or self.channels.find(write.channel)
             new = write.entries
             if channel is None:
-                fits = write.fits(self.channels.empty(write.channel))
+                fits = write.fits(self.channels.head(write.channel))
             else:
                 fits = (
                     write.expected == channel.serial and write.epoch == channel.epoch and write.floor == channel.floor
@@ -346,42 +332,35 @@ class Engine:
                 if not write.entries:  # documents of an empty channel are left out
                     continue
                 channel = self.channels.new(write.channel, write.epoch)
-            plan = None
-            if write.documents:
-                plans.append(plan := self._plan(write, channel))
-            self._collect_entries(write, channel, plan, entries)
-            if write.entries:
+            if write.entries or write.documents:
+                plans.append(self._plan(write, channel, entries))
                 heads.append((channel, serial))
         if plans or entries:
             self._store(plans, entries, heads)
         return results
 
-    def _plan(self, write: Write, channel: ChannelRow) -> Plan:
-        """Return which documents of `write` are stored: those that are not older than the stored ones."""
+    def _plan(self, write: Write, channel: ChannelRow, entries: list[LogEntry]) -> Plan:
+        """Return which documents of `write` are stored: those that are not older than the stored ones.
+
+        The entries of `write` that none of them contains are added to `entries`.
+        """
         plan = Plan(channel)
         for document in write.documents:
-            tracked = plan.new.get(document.id) or self._tracked(channel, document.id, document.created)
+            tracked = self._tracked(channel, document.id, document.created)
             if tracked is None:
                 tracked = Tracked(channel.name, self._documents.new_key(), document.id, 0)
                 plan.new[document.id] = tracked
             if document.version >= tracked.version:
                 plan.documents.append((tracked, document))
-        return plan
-
-    def _collect_entries(self, write: Write, channel: ChannelRow, plan: Plan | None, entries: list[LogEntry]) -> None:
-        """Add to `entries` those of `write` that no document of its `plan` contains."""
-        known = channel.tracked
-        covered = {document.id: document.version for _, document in plan.documents} if plan is not None else None
+        covered = {document.id: document.version for _, document in plan.documents}
         for entry in write.entries:
             op = entry.op
-            if covered is not None and entry.serial <= covered.get(op.id, 0):
-                continue
-            tracked = known.get(op.id) or self._tracked(channel, op.id)
-            if tracked is None and plan is not None:
-                tracked = plan.new.get(op.id)
-            if tracked is None:
-                raise ValueError(f"the write to channel {channel.name!r} has no document for new message {op.id!r}")
-            entries.append((tracked, entry.serial, op))
+            if entry.serial > covered.get(op.id, 0):
+                tracked = self._tracked(channel, op.id) or plan.new.get(op.id)
+                if tracked is None:
+                    raise ValueError(f"the write to channel {channel.name!r} has no document for new message {op.id!r}")
+                entries.append((tracked, entry.serial, op))
+        return plan
 
     def _tracked(self, channel: ChannelRow, message_id: str, created: int = 0) -> Tracked | None:
         """Return the state of a message in the log (`Tracked`); None if the message has no document."""
@@ -395,41 +374,32 @@ class Engine:
     def _store(self, plans: list[Plan], entries: list[LogEntry], heads: list[tuple[ChannelRow, int]]) -> None:
         """Store `plans` and `entries` in one transaction, then change the state in memory; `heads` as in `commit`."""
         rows = self._log.rows(entries)
-        handed = -self._documents.row_bytes  # the count before; that after the writes is added below
         with self._file.transaction() as db:
             for plan in plans:
-                handed += self._write_plan(db, plan)
+                self._write_plan(plan)
             slots, log_bytes = self._log.write(db, rows)
         self._log.written(rows, slots)
         for plan in plans:
             self._note_plan(plan)
         for channel, serial in heads:
             channel.serial = serial
-        handed += self._documents.row_bytes + log_bytes
+        self._documents.row_bytes += log_bytes
         # last: if it fails, the state in memory is that of the file
-        self._count_written(handed, documents=sum(len(plan.documents) for plan in plans))
+        self._count_written(documents=sum(len(plan.documents) for plan in plans))
 
-    def _write_plan(self, db: sqlite3.Connection, plan: Plan) -> int:
-        """Write the rows outside the log. Return the bytes handed to the database, apart from those of documents."""
+    def _write_plan(self, plan: Plan) -> None:
+        """Write the rows outside the log."""
         channel = plan.channel
-        handed = 0
         if channel.name not in self.channels.by_name:  # it begins with this commit
             self.channels.add(channel)
-            handed = 3 * INTEGER_BYTES + len(channel.name) + len(channel.epoch)
-        new = set(plan.new)
         messages = size_bytes = 0
         for tracked, document in plan.documents:
-            if document.id in new:
-                new.remove(document.id)
-                counted = self._documents.add(channel.id, tracked.key, document)
-            else:
-                counted = self._documents.update(channel.id, tracked.key, document)
-            messages, size_bytes = messages + counted.messages, size_bytes + counted.size_bytes
+            is_new = document.id in plan.new
+            more, more_bytes = self._documents.write(channel.id, tracked.key, document, is_new=is_new)
+            messages, size_bytes = messages + more, size_bytes + more_bytes
         if plan.documents:
             times = [document.at_ms for _, document in plan.documents]
             self.channels.count(channel, messages, size_bytes, min(times), max(times))
-            handed += 3 * INTEGER_BYTES
-        return handed
 
     def _note_plan(self, plan: Plan) -> None:
         """Change the state in memory after the commit of a plan: its documents free slots of the log."""
@@ -439,16 +409,18 @@ class Engine:
         for tracked, document in plan.documents:
             tracked.version = document.version
             self._log.release(tracked, document.version)
-            if document.is_deleted:
-                self._is_wipe_due = True
+            self._is_wipe_due |= document.is_deleted
             if not document.is_open and not tracked.slots:
                 channel.tracked.pop(document.id, None)
 
-    def _count_written(self, row_bytes: int, *, documents: int = 0) -> None:
+    def _count_written(self, *, documents: int = 0) -> None:
+        row_bytes = self._documents.row_bytes - self._stats["row_bytes"]
         self._stats["commits"] += 1
         self._stats["documents"] += documents
         self._stats["row_bytes"] += row_bytes
-        self._space.wrote(row_bytes, self._log)
+        if self._documents.row_bytes - self._space.measured_at >= MEASURED_BYTES:
+            with suppress(sqlite3.Error):  # the commit is stored; `tidy` measures again
+                self._space.measure(self._log)
         self._count_pages(COMMIT_PAGES + row_bytes // 4096 + DOCUMENT_PAGES * documents)
 
     def delete_channel(self, name: str, *, expected: Head, used_up: Sequence[str], until_ms: int) -> Head | Conflict:
@@ -459,14 +431,14 @@ class Engine:
         if channel is None and not used_up:
             return head
         with self._file.transaction():
-            handed = self.channels.bury(name, used_up, until_ms)
+            self.channels.bury(name, used_up, until_ms)
         self.channels.by_name.pop(name, None)
         if channel is not None:
             for tracked in channel.tracked.values():
                 self._log.release(tracked, channel.serial)
             self._deleted.append(channel.id)
             self._is_wipe_due = True
-        self._count_written(handed)
+        self._count_written()
         return self.channels.head(name)
 
     def note(self, values: Mapping[str, bytes | None], *, expected: Mapping[str, bytes | None] | None = None) -> bool:
@@ -478,7 +450,8 @@ class Engine:
         with self._file.transaction() as db:
             db.executemany("DELETE FROM notes WHERE name = ?", gone)
             db.executemany("REPLACE INTO notes VALUES (?, ?)", kept)
-        self._count_written(sum(len(name) + len(value) for name, value in kept))
+        self._documents.row_bytes += sum(len(name) + len(value) for name, value in kept)
+        self._count_written()
         return True
 
     # -- reads -------------------------------------------------------------------------------------------------
@@ -489,42 +462,35 @@ class Engine:
 
     def changes(self, name: str, *, after: int, limit: int) -> Changes:
         """Return the messages that changed after a serial (`Store.changes`)."""
-        channel = self.channels.find(name)
-        if channel is None:
-            return Changes(self.channels.head(name), None, [])
-        changed = {found.key: found.id for found in self._documents.changed(channel.id, after, limit + 1)}
+        channel = self.channels.get(name)
+        changed = self._documents.changed(channel.id, after, limit + 1)
         changed |= {tracked.key: tracked.id for tracked in channel.tracked.values() if tracked.last > after}
         messages = self._stored(channel, changed) if len(changed) <= limit else None
         return Changes(channel.head, self._documents.newest(channel.id), messages)
 
     def entries(self, name: str, *, after: int, limit_bytes: int) -> Tail:
         """Return the entries after a serial (`Store.entries`)."""
-        channel = self.channels.find(name)
-        known = channel.tracked.values() if channel is not None else ()
-        keys = [tracked.key for tracked in known if tracked.last > after]
+        channel = self.channels.get(name)
+        keys = [tracked.key for tracked in channel.tracked.values() if tracked.last > after]
         found, _ = self._log.entries(self._file.db, keys)
         entries = [entry for of_message in found.values() for entry in of_message]
-        return tail_of(self.channels.head(name), entries, after=after, limit_bytes=limit_bytes)
+        return tail_of(channel.head, entries, after=after, limit_bytes=limit_bytes)
 
     def messages(self, name: str, ids: Sequence[str]) -> tuple[Head, dict[str, Stored]]:
         """Return messages and commands by their ids (`Store.messages`)."""
-        channel = self.channels.find(name)
-        known: dict[str, Stored] = {}
-        if channel is not None:
-            found = [one for message_id in ids if (one := self._documents.find(channel.id, message_id)) is not None]
-            known = {stored.id: stored for stored in self._stored(channel, {one.key: one.id for one in found})}
+        channel = self.channels.get(name)
+        found = [one for message_id in ids if (one := self._documents.find(channel.id, message_id)) is not None]
+        known = {stored.id: stored for stored in self._stored(channel, {one.key: one.id for one in found})}
         for message_id in ids:
             if message_id not in known and self._documents.is_used_up(name, message_id):
                 known[message_id] = Stored(id=message_id, head=used_up_head(message_id), segments=[], entries=[])
-        return self.channels.head(name), known
+        return channel.head, known
 
     def page(
         self, name: str, *, before: int | None, after: int | None = None, limit: int, limit_bytes: int
     ) -> StoredPage:
         """Return a page of messages (`Store.page`)."""
-        channel = self.channels.find(name)
-        if channel is None:
-            return StoredPage(self.channels.head(name), [], False)
+        channel = self.channels.get(name)
         while True:
             page, more = self._page(channel, before, after, limit, limit_bytes)
             messages = self._stored(channel, page)
@@ -537,8 +503,10 @@ class Engine:
         """Return keys and ids of the messages of a page, and whether there are more."""
         page: dict[int, str] = {}
         size_bytes = 0
-        with closing(self._documents.by_creation(channel.id, before, after)) as documents:
-            for found in documents:
+        # rows are read on demand; a statement that is left open would keep the WAL from being emptied
+        with closing(self._documents.by_creation(channel.id, before, after)) as rows:
+            for row in rows:
+                found = Found(*row)
                 tracked = self._log.pinned.get(found.key)
                 if (tracked is not None and tracked.is_deleted) or found.key in self._whole.renamed:
                     continue
@@ -555,8 +523,8 @@ class Engine:
 
     def open_documents(self, name: str) -> list[Stored]:
         """Return the open documents of `channel` (`Store.open_documents`)."""
-        channel = self.channels.find(name)
-        return self._stored(channel, self._documents.open(channel.id)) if channel is not None else []
+        channel = self.channels.get(name)
+        return self._stored(channel, self._documents.open(channel.id))
 
     def notes(self, prefix: str) -> dict[str, bytes]:
         """Return the hub's notes under a prefix (`Store.notes`)."""
@@ -573,25 +541,21 @@ class Engine:
 
     def facts(self, name: str, *, after: int, limit: int) -> Facts:
         """Return facts for retention (`Store.facts`)."""
-        channel = self.channels.find(name)
-        if channel is None:
-            return Facts(self.channels.head(name), [])
-        facts = [fact for _, fact in self._documents.facts(channel.id, after, limit)]
-        check_above([one.version for one in facts], after)
+        channel = self.channels.get(name)
+        facts = self._documents.facts(channel.id, after, limit)
         pinned = {message_id for message_id, tracked in channel.tracked.items() if tracked.slots}
         return Facts(channel.head, [one._replace(is_busy=one.is_busy or one.id in pinned) for one in facts])
 
     def prune(self, name: str, *, epoch: str, versions: Mapping[str, int]) -> list[str]:
         """Remove messages and commands (`Store.prune`)."""
-        channel = self.channels.find(name)
-        if channel is None or channel.epoch != epoch:
+        channel = self.channels.get(name)
+        if channel.epoch != epoch:
             return []
+        pinned = {message_id for message_id, tracked in channel.tracked.items() if tracked.slots}
         gone = []
         for message_id, version in versions.items():
             found = self._documents.fact(channel.id, message_id)
-            tracked = channel.tracked.get(message_id)
-            is_pinned = tracked is not None and bool(tracked.slots)
-            if found is not None and found[1].version == version and not (found[1].is_busy or is_pinned):
+            if found is not None and found[1].version == version and not found[1].is_busy and message_id not in pinned:
                 gone.append(found)
         if gone:
             floor = max(channel.floor, *(fact.version for _, fact in gone))
@@ -602,7 +566,7 @@ class Engine:
             channel.floor = floor
             for _, fact in gone:
                 channel.tracked.pop(fact.id, None)
-            self._count_written(5 * INTEGER_BYTES, documents=len(gone))
+            self._count_written(documents=len(gone))
             self._is_wipe_due = True
         return [fact.id for _, fact in gone]
 
@@ -624,7 +588,7 @@ class Engine:
             reason = "their keys do not find their rows, which stay without their text"
             self._kept += [reason] * (len(keys) - removed)
         except (sqlite3.DatabaseError, StoreUnusable, *DAMAGE) as error:
-            if isinstance(error, sqlite3.Error) and not is_damage(error):
+            if not is_damage(error):
                 raise
             self._sweep_limit = 1
             if len(keys) < 2:
@@ -696,7 +660,7 @@ class Engine:
 
         Return the seconds until the next step; None: none is needed.
         """
-        if not self._is_open:
+        if not hasattr(self._file, "db"):  # it is not open
             return None
         self.channels.bound()
         wait_s, has_stepped = max(self._retry_at_s - time.monotonic(), 0.0), False
@@ -751,13 +715,10 @@ class Engine:
         """Move the WAL into the file. With TRUNCATE it is then empty, unless a reader blocks that."""
         # reset them even if a reader blocked the checkpoint, so that the next try is not immediate
         self._wal_pages, self._is_wal_full = 0, False
-        is_done = self._file.checkpoint(mode)
-        self._is_wal_empty = is_done and mode == "TRUNCATE"
+        self._is_wal_empty = self._file.checkpoint(mode) and mode == "TRUNCATE"
         self._stats["checkpoints"] += 1
         if self._is_wal_empty and self._log.is_wiped and not self._deleted:
             self._is_wiping = False
-        if is_done:
-            self._file.drop_former_marks()
 
     def _count_pages(self, pages: int) -> None:
         self._wal_pages += pages
@@ -775,5 +736,6 @@ class Engine:
             "log_slot_bytes": log.slot_bytes,
             "pinned": len(log.pinned),
             "damaged": len(self._whole.messages),
-            **self._space.stats(),
+            "file_bytes": self._space.bytes,
+            "free_bytes": self._space.free_bytes,
         }

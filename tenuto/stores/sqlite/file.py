@@ -165,8 +165,6 @@ def _header(path: Path) -> bytes:
         return file.read(20)[18:]
 
 
-Synchronous = Literal["normal", "full", "extra"]
-
 APPLICATION_ID = 0x54656E75  # the letters "Tenu" as a number, by which SQLite files show their application
 SCHEMA = 1
 COPY = ".compact"  # end of the name of the copy that a compaction makes (`compact`)
@@ -223,7 +221,7 @@ class SqliteFile:
 
     db: sqlite3.Connection
 
-    def __init__(self, path: Path, *, synchronous: Synchronous, busy_s: float, lock_wait_s: float) -> None:
+    def __init__(self, path: Path, *, synchronous: str, busy_s: float, lock_wait_s: float) -> None:
         self.path = path
         self.rollbacks = 0  # number of transactions that were undone
         self._synchronous = synchronous
@@ -231,6 +229,7 @@ class SqliteFile:
         self._lock_wait_s = lock_wait_s
         self._place = os.path.realpath(path)  # the process may change its directory meanwhile
         self._lock = FileLock(Path(f"{self._place}.lock"))
+        self.give_up = self._lock.give_up.set  # ends the wait for the lock; may be called from any thread
 
     def open(self, load: Callable[[], None]) -> None:
         """Take the lock, open the file and call `load`. Raises StoreInUse, StoreUnusable or StoreUnavailable."""
@@ -261,16 +260,11 @@ class SqliteFile:
                 f"store file {self.path} cannot be used ({error.strerror}); run as its owner"
             ) from None
 
-    def give_up(self) -> None:
-        """Stop waiting for the lock. May be called from any thread."""
-        self._lock.give_up.set()
-
     def close(self) -> None:
         """Close the file cleanly, and record in it that it was closed."""
         try:
-            if hasattr(self, "db"):
-                self._record_end()
-                self._keep_after_checkpoint()
+            self._record_end()
+            self._keep_after_checkpoint()
         except (sqlite3.Error, StoreUnavailable) as error:
             logger.warning("store file %s was not closed cleanly; the next start repairs it: %s", self.path, error)
         finally:
@@ -284,7 +278,7 @@ class SqliteFile:
                     self.db.close()
                 del self.db
         finally:
-            self._lock.release()
+            self._lock.close()
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -318,19 +312,17 @@ class SqliteFile:
     def checkpoint(self, mode: Literal["PASSIVE", "TRUNCATE"]) -> bool:
         """Move the content of the WAL into the file and, with TRUNCATE, empty the WAL.
 
-        Returns False if a reader blocks it.
+        Then the file has the last mark, and the lock file drops the former ones. Returns False if a reader blocks it.
         """
         self.db.execute("PRAGMA busy_timeout = 0")  # a reader in another process must not make writers wait
         try:
             busy, frames, moved = self.db.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
         finally:
             self.db.execute(f"PRAGMA busy_timeout = {self._busy_ms}")
-        return not busy and bool(frames == moved)
-
-    def drop_former_marks(self) -> None:
-        """Drop former marks from the lock file, once a checkpoint has moved the last one into the file."""
-        if len(self._lock.marks) > 1:
+        is_done = not busy and bool(frames == moved)
+        if is_done and len(self._lock.marks) > 1:
             self._lock.keep(self._lock.placed[-1])
+        return is_done
 
     def refusal(self, error: sqlite3.Error) -> StoreUnusable | StoreUnavailable:
         """Return the Tenuto error for a file that could not be opened."""
@@ -381,8 +373,8 @@ class SqliteFile:
         While a reader blocks this move, the file itself still has an earlier mark. The lock file then keeps the
         earlier marks, so that `check_wal` recognises the WAL as the file's own.
         """
-        lock = self._lock
-        lock.keep(*(() if self.checkpoint("TRUNCATE") else lock.marks[:-1]), lock.placed[-1])
+        if not self.checkpoint("TRUNCATE"):
+            self._lock.keep(*self._lock.marks[:-1], self._lock.placed[-1])
 
     def _check_before_lock(self) -> None:
         """Raise StoreUnusable for a file that Tenuto cannot use, before a lock file is made beside it.
@@ -396,11 +388,10 @@ class SqliteFile:
             with reading(self.path, is_immutable=True) as db:
                 self._is_empty(db)
         except sqlite3.Error as error:
-            if is_damage(error) and not has_foreign_wal(self.path):
-                check_wal(self.path, self._lock)  # raises if its own -wal may make the file whole again
-            refusal = self.refusal(error)
-            if isinstance(refusal, StoreUnusable):  # other problems are reported once the lock is held
-                raise refusal from error
+            if is_damage(error):  # other problems are reported once the lock is held
+                if not has_foreign_wal(self.path):
+                    check_wal(self.path, self._lock)  # raises if its own -wal may make the file whole again
+                raise self.refusal(error) from error
 
     def _is_empty(self, db: sqlite3.Connection) -> bool:
         """Return whether the file is empty. Raises StoreUnusable for one of another program or of another schema."""

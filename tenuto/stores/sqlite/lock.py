@@ -58,15 +58,13 @@ class FileLock:
                     raise StoreInUse(detail, holder=name, remedy=remedy)
             self._read(os.pread(handle, LOCK_BYTES, 0))
             self._write(handle)
-        except OSError as error:
+        except BaseException as error:
             os.close(handle)
-            raise self._unwritable(error) from error
-        except BaseException:
-            os.close(handle)
+            if isinstance(error, OSError):
+                raise self._unwritable(error) from error
             raise
         self._handle = handle
-        with _guard:
-            _here.add(str(self.path))
+        _here.add(str(self.path))
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -89,11 +87,10 @@ class FileLock:
         with contextlib.suppress(OSError), self.path.open("rb") as file:
             self._read(file.read(LOCK_BYTES))
 
-    def release(self) -> None:
+    def close(self) -> None:
         """Release the lock. A second call does nothing."""
         if self._handle is not None:
-            with _guard:
-                _here.discard(str(self.path))
+            _here.discard(str(self.path))
             os.close(self._handle)
             self._handle = None
 
@@ -109,7 +106,9 @@ class FileLock:
 
     def _write(self, handle: int) -> None:
         # Overwrite first and truncate afterwards, so that the file contains marks at every moment.
-        content = f"process {os.getpid()} ({_command()})\n{_MARKS}{' '.join(self.placed)}\n".encode()
+        program = sys.argv[0] if sys.argv and sys.argv[0] else sys.executable
+        command = Path(program).name[:80]  # without its arguments, which may hold secrets
+        content = f"process {os.getpid()} ({command})\n{_MARKS}{' '.join(self.placed)}\n".encode()
         os.pwrite(handle, content, 0)
         os.ftruncate(handle, len(content))
 
@@ -126,27 +125,20 @@ def locked(handle: int) -> bool:
     return True
 
 
-def _command() -> str:
-    # Only the program's name: its arguments may hold secrets.
-    return Path(sys.argv[0] if sys.argv and sys.argv[0] else sys.executable).name[:80]
-
-
 # -- the holder ----------------------------------------------------------------------------------------------------
 
 _SHOWN_CHARACTERS = 200
 _here: set[str] = set()  # the paths of the locks that this process holds
-_guard = threading.Lock()
 
 
 def holder_of(path: Path) -> tuple[str, str]:
     """Return the holder of the lock file at `path`, which another open file has locked, and advice for this process."""
-    with _guard:
-        if str(path) in _here:
-            return (
-                "this process",
-                "another Hub of this process has it open: use that Hub, or close it first (`await hub.close()`, or "
-                "`hub.sync.close()`); in a notebook, restart the kernel, or keep the Hub in a cell of its own",
-            )
+    if str(path) in _here:
+        return (
+            "this process",
+            "another Hub of this process has it open: use that Hub, or close it first (`await hub.close()`, or "
+            "`hub.sync.close()`); in a notebook, restart the kernel, or keep the Hub in a cell of its own",
+        )
     try:
         line = path.read_text(errors="replace").partition("\n")[0].strip()[:_SHOWN_CHARACTERS]
     except OSError:

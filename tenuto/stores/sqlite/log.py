@@ -20,6 +20,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -385,32 +386,20 @@ def _read_items(data: bytes, slot: int) -> list[Item]:
 def _entries(tracked: Tracked, items: list[Item]) -> list[Entry]:
     """Return the entries that follow the document of `tracked`, in order."""
     items.sort(key=_SERIAL)  # slots are not in the order of serials
-    entries: list[Entry] = []
-    start, count = 0, len(items)
-    while start < count:
-        item = items[start]
-        serial = item[1]
-        end = start + 1
-        while end < count and items[end][1] == serial:
-            end += 1
-        if serial > tracked.version:
-            # Fast path: a start may read half a million entries, and most are appends of one item.
-            is_short = end == start + 1 and type(item[-1]) is str
-            op = _append(tracked.id, item) if is_short else _operation(tracked.id, items[start:end])
-            entries.append(Entry(serial, op))
-        start = end
-    return entries
-
-
-def _append(message_id: str, item: Item) -> Append:
-    return Append(id=message_id, part=item[2] if len(item) == 5 else 0, at=item[-2], text=item[-1])
+    return [
+        Entry(serial, _operation(tracked.id, list(of_entry)))
+        for serial, of_entry in groupby(items, key=_SERIAL)
+        if serial > tracked.version
+    ]
 
 
 def _operation(message_id: str, items: list[Item]) -> Op:
     """Return the operation that `items`, in any order, make up. Raises StoreUnusable."""
     items.sort(key=_PIECE)
-    if type(items[0][-1]) is str:
-        return replace(_append(message_id, items[0]), text="".join([item[-1] for item in items]))
+    first = items[0]
+    if type(first[-1]) is str:
+        text = "".join([item[-1] for item in items])
+        return Append(id=message_id, part=first[2] if len(first) == 5 else 0, at=first[-2], text=text)
     if [item[-2] for item in items] != list(range(len(items))):
         raise StoreUnusable("the log is damaged: a piece of an operation is missing; restore a backup")
     try:

@@ -49,17 +49,18 @@ _LAST_BIT = crc32(b"\x80") ^ crc32(b"\x00")  # change of a checksum when the las
 # rows, and would leave the statement open, so that the WAL could not be emptied. A checksum finds the damage.
 tolerant_text = partial(str, encoding="utf-8", errors="replace")
 
+_HALF = 0x80000000  # a stored checksum is lower by this: a number that SQLite keeps in at most four bytes
 _encode = msgspec.msgpack.Encoder().encode
 
 
 def head_sum(fields: tuple[Any, ...], head: bytes) -> int:
     """Return the checksum of a document's head and of the `fields` of its row (`documents`)."""
-    return _stored(crc32(head, crc32(_encode(fields))))
+    return crc32(head, crc32(_encode(fields))) - _HALF
 
 
 def channel_sum(number: int, name: str, epoch: str, floor: int) -> int:
     """Return the checksum of a channel's row."""
-    return _stored(crc32(_encode((number, name, epoch, floor))))
+    return crc32(_encode((number, name, epoch, floor))) - _HALF
 
 
 def sealed(place: tuple[int, ...], data: bytes, room: int) -> bytes:
@@ -124,9 +125,9 @@ def check_above(keys: Sequence[object], after: str | int) -> None:
             )
 
 
-def is_damage(error: sqlite3.Error) -> bool:
-    """Return whether SQLite found the file damaged, at the place that it read."""
-    return error_code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+def is_damage(error: Exception) -> bool:
+    """Return whether an error tells of damage: each does but those of SQLite that are not about what it read."""
+    return not isinstance(error, sqlite3.Error) or error_code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def error_code(error: sqlite3.Error) -> int:
@@ -145,8 +146,3 @@ def _changed_bit(difference: int, bits: int) -> int | None:
             return bit
         change = change >> 1 ^ (_POLYNOMIAL if change & 1 else 0)
     return None
-
-
-def _stored(checksum: int) -> int:
-    # a number that SQLite keeps in at most four bytes
-    return checksum - 0x80000000

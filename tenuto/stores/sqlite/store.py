@@ -40,7 +40,7 @@ from tenuto.stores.base import CommitUnknown
 from tenuto.stores.sqlite.backup import Stopped, check_target, copy, finish, keep_synced, partial_file
 from tenuto.stores.sqlite.channels import Channels
 from tenuto.stores.sqlite.engine import Engine
-from tenuto.stores.sqlite.file import SqliteFile, Synchronous
+from tenuto.stores.sqlite.file import SqliteFile
 from tenuto.stores.sqlite.slots import damaged
 
 P = ParamSpec("P")
@@ -67,40 +67,40 @@ class StoreThread:
         self._spare = spare  # does housekeeping; returns the seconds until the next call, None for no call
         self._queue: queue.SimpleQueue[_Work[Any] | None] = queue.SimpleQueue()
         self._first: deque[_Work[Any]] = deque()  # calls of the queue that pass the others
-        self._left: deque[_Work[Any] | None] = deque()  # taken from the queue by `serve`, and not run
-        self._is_stopping = False  # True: no further call is accepted
+        self._last: _Work[Any] | None = None  # what the thread does before it ends; once it is set, no call is accepted
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
         self._thread.start()
 
-    def run(self, call: Callable[[], T], *, timeout_s: float | None, is_first: bool = False) -> asyncio.Future[T]:
-        """Run `call` on the thread. The future gets its result or its error, or Late after `timeout_s`, if given.
+    async def run(self, call: Callable[[], T], *, timeout_s: float | None, is_first: bool = False) -> T:
+        """Run `call` on the thread, and return its result. Raises its error, or Late after `timeout_s`, if given.
 
         A call that `is_first` passes all others that wait. The thread skips a call whose caller has stopped waiting.
         """
-        if self._is_stopping:
+        if self._last is not None:
             raise LocalError(f"store thread {self._thread.name!r} is closed; open the store again to use it")
         result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         work = _Work(call, result)
-        if timeout_s is not None:
-            work.timer = result.get_loop().call_later(timeout_s, work.expire)
         if is_first:
             self._first.append(work)
         self._queue.put(work)
-        return result
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await result
+        except TimeoutError:
+            if not result.cancelled():  # it came while the event loop stood still; or the call raised this error
+                return result.result()
+            raise Late(is_begun=work.is_begun) from None
 
     async def finish(self, last: Callable[[], object], *, timeout_s: float) -> None:
-        """Run the queued calls, then `last`, and end the thread. Raises the error of `last`, or Late.
+        """Run the queued calls, then `last`, and end the thread. Raises the error of `last`, or TimeoutError.
 
         The thread does so even if the caller stops waiting.
         """
         result: asyncio.Future[object] = asyncio.get_running_loop().create_future()
         result.add_done_callback(lambda one: one.cancelled() or one.exception())  # read, also if it comes too late
         self._put_last(_Work(last, result))
-        try:
-            async with asyncio.timeout(timeout_s):
-                await asyncio.shield(result)
-        except TimeoutError:
-            raise Late(is_begun=True) from None
+        async with asyncio.timeout(timeout_s):
+            await asyncio.shield(result)
         self._thread.join(END_S)
 
     def serve(self, seconds: float) -> bool:
@@ -109,14 +109,14 @@ class StoreThread:
         It must end when the thread is to stop: the calls that are left run after the current one.
         """
         end_s = time.monotonic() + seconds
-        while not self._is_stopping:
+        while self._last is None:
             try:
                 left_s = end_s - time.monotonic()
                 work = self._queue.get(block=left_s > 0, timeout=max(0.0, left_s))
             except queue.Empty:
                 return True
-            if self._is_stopping or work is None:
-                self._left.append(work)
+            if work is None:
+                self._queue.put(None)  # for `_main`; behind it comes no call
                 return False
             self._run(work)
             del work
@@ -129,24 +129,25 @@ class StoreThread:
         self._thread.join(wait_s)
 
     def _put_last(self, work: _Work[Any]) -> None:
-        if not self._is_stopping:
-            self._is_stopping = True
-            self._queue.put(work)
+        if self._last is None:
+            self._last = work
             self._queue.put(None)  # ends the thread
 
     def _main(self) -> None:
         wait_s: float | None = None
         while True:
             try:
-                work = self._left.popleft() if self._left else self._queue.get(timeout=wait_s)
+                work = self._queue.get(timeout=wait_s)
             except queue.Empty:
                 wait_s = self._do_spare(is_idle=bool(wait_s))  # after 0 s the thread was not idle
                 continue
             if work is None:
-                return
+                break
             self._run(work)
             del work  # otherwise the variable would keep the call and its result in memory until the next call
             wait_s = self._do_spare(is_idle=False)
+        assert self._last is not None
+        self._last.run()
 
     def _run(self, work: _Work[Any]) -> None:
         """Run `work`, after the calls that pass it now. These come from the queue once more, without effect."""
@@ -167,50 +168,39 @@ class _Work(Struct, Generic[T], eq=False):
 
     _call: Callable[[], T]
     _result: asyncio.Future[T] | None = None
-    timer: asyncio.TimerHandle | None = None  # calls `expire`, if the caller waits for a limited time
-    _is_begun: bool = False  # set when the thread takes the call
-    _is_late: bool = False  # set when the time of the caller is over
+    is_begun: bool = False  # set when the thread takes the call
 
     def run(self) -> None:
-        # This method writes `_is_begun` before it reads `_is_late`; `expire` does it the other way round. So a call
-        # that was reported as not begun never runs.
-        if self._is_begun:
+        # This method writes `is_begun` before it reads whether the caller has stopped waiting, which cancels the
+        # future; `StoreThread.run` does it the other way round. So a call that was reported as not begun never runs.
+        if self.is_begun:
             return  # it passed others
-        self._is_begun = True
+        self.is_begun = True
         caller, result, error = self._result, None, None
-        if not self._is_late and not (caller is not None and caller.cancelled()):
+        if caller is None or not caller.cancelled():
             try:
                 result = self._call()
             except BaseException as raised:
                 error = raised
         if caller is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed, so no caller waits
-                caller.get_loop().call_soon_threadsafe(self._settle, caller, result, error)
+                caller.get_loop().call_soon_threadsafe(_settle, caller, result, error)
         elif error is not None:
             logger.error("the last work of a store failed", exc_info=error)
 
-    def expire(self) -> None:
-        """End the wait of the caller."""
-        self._is_late = True
-        if self._result is not None and not self._result.done():
-            self._result.set_exception(Late(is_begun=self._is_begun))
 
-    def _settle(self, caller: asyncio.Future[T], result: Any, error: BaseException | None) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
-        if caller.done():
-            return  # it has stopped waiting
-        if error is not None:
-            caller.set_exception(error)
-        else:
-            caller.set_result(result)
+def _settle(caller: asyncio.Future[T], result: Any, error: BaseException | None) -> None:
+    if caller.done():
+        return  # it has stopped waiting
+    if error is not None:
+        caller.set_exception(error)
+    else:
+        caller.set_result(result)
 
 
 OPEN_TIMEOUT_S = 60.0  # opening may take long, since it reads the whole log
 TIMEOUT_S = 30.0  # far above `busy_s`; a disk that is slower than this counts as failed
 JOIN_S = 5.0
-
-_SYNCHRONOUS: dict[str, Synchronous] = {"normal": "normal", "full": "full", "extra": "extra"}
 
 
 def _carried_out(
@@ -291,12 +281,12 @@ class SqliteStore:
         busy_s: float = 5.0,
         lock_wait_s: float = 5.0,
     ) -> None:
-        if synchronous not in _SYNCHRONOUS:
+        if synchronous not in ("normal", "full", "extra"):
             raise LocalError(f"synchronous must be 'normal', 'full' or 'extra', got {shown(synchronous)}")
         if os.fspath(path) in ("", ":memory:"):
             raise LocalError(f"path must name a file, got {shown(os.fspath(path))}; for one in memory use memory://")
         self.path = Path(path)
-        self._synchronous = _SYNCHRONOUS[synchronous]
+        self._synchronous = synchronous
         self._busy_s = busy_s
         self._lock_wait_s = lock_wait_s
         self._was_in_use = False  # True: the last `open` was refused, because another process had the store
@@ -335,7 +325,7 @@ class SqliteStore:
             return
         try:
             await opened.thread.finish(opened.engine.close, timeout_s=TIMEOUT_S)
-        except Late:
+        except TimeoutError:
             raise StoreUnavailable(
                 f"store file {self.path} could not be closed in {TIMEOUT_S:.0f} s; check the disk"
             ) from None
@@ -349,25 +339,21 @@ class SqliteStore:
             raise LocalError(f"mb_per_s must be a number above 0, at most 100000, got {shown(mb_per_s)}")
         opened = self._opened()
         check_target(target, self.path)
-        gone = threading.Event()
+        is_over = threading.Event()
 
         def pause(seconds: float) -> bool:
-            return opened.thread.serve(seconds) and not gone.is_set()
+            return opened.thread.serve(seconds) and not is_over.is_set()
 
         with partial_file(target) as partial:
-
-            def call() -> None:
-                copy(opened.file.db, partial, bytes_per_s=mb_per_s * 1e6, pause=pause)
-
-            is_over = asyncio.Event()
-            syncing = asyncio.create_task(keep_synced(partial, is_over, gone))
+            syncing = asyncio.create_task(keep_synced(partial, is_over))
             try:
-                await opened.thread.run(call, timeout_s=None)
+                await opened.thread.run(
+                    lambda: copy(opened.file.db, partial, bytes_per_s=mb_per_s * 1e6, pause=pause), timeout_s=None
+                )
             except Stopped:
                 if not syncing.done():  # otherwise a sync has failed, and stopped the copy
                     raise StoreUnavailable(f"backup {target} was stopped: the store closes") from None
             finally:
-                gone.set()
                 is_over.set()
                 await asyncio.wait([syncing])
                 syncing.exception()  # asyncio logs an error that is not read, as when the copy has failed too

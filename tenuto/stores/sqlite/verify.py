@@ -28,7 +28,7 @@ from tenuto.stores.sqlite.documents import Documents
 from tenuto.stores.sqlite.engine import space_in
 from tenuto.stores.sqlite.file import check_header, check_tables, reading
 from tenuto.stores.sqlite.log import CommitLog
-from tenuto.stores.sqlite.slots import check_above, damaged, is_damage
+from tenuto.stores.sqlite.slots import damaged, is_damage
 
 
 @contextlib.contextmanager
@@ -54,7 +54,7 @@ def check(db: sqlite3.Connection, what: str, *, remedy: str) -> None:
         check_tables(db, what, remedy=remedy)
         (found,) = db.execute("PRAGMA integrity_check(1)").fetchone()
     except (sqlite3.DatabaseError, *DAMAGE) as error:
-        if isinstance(error, sqlite3.Error) and not is_damage(error):
+        if not is_damage(error):
             raise
         raise damaged(what, error, remedy=remedy) from error
     if found != "ok":
@@ -73,21 +73,17 @@ class FileReader:
 
     async def summaries(self, within: Sequence[str], *, after: str | None, limit: int) -> list[ChannelSummary]:
         with reading_store(self._path) as db:
-            return Channels(db, Documents(db)).summaries(within, after=after, limit=limit)
+            return Channels(db).summaries(within, after=after, limit=limit)
 
     async def open_documents(self, channel: str) -> Collection[object]:
         with reading_store(self._path) as db:
-            documents = Documents(db)
-            found = Channels(db, documents).find(channel)
-            return documents.open(found.id) if found is not None else ()
+            channels = Channels(db)
+            return channels.documents.open(channels.get(channel).id)
 
     async def facts(self, channel: str, *, after: int, limit: int) -> Facts:
         with reading_store(self._path) as db:
-            documents = Documents(db)
-            found = Channels(db, documents).find(channel)
-            facts = [fact for _, fact in documents.facts(found.id, after, limit)] if found is not None else []
-        check_above([one.version for one in facts], after)
-        return Facts(NOTHING, facts)
+            channels = Channels(db)
+            return Facts(NOTHING, channels.documents.facts(channels.get(channel).id, after, limit))
 
 
 LINE_CHARACTERS = 10_000  # of a line that the program prints
@@ -120,8 +116,7 @@ def free_space(path: Path) -> tuple[int, int]:
 
 def damage_in(db: sqlite3.Connection) -> Iterator[str]:
     """Yield one line for each damaged channel, message and row of the log in a database."""
-    documents = Documents(db)
-    channels = Channels(db, documents)
+    channels = Channels(db)
     names: dict[int, str] = {}
     for number, name, epoch, floor, checksum in _listed(db, "SELECT id, name, epoch, floor, crc FROM channels"):
         names[number] = "(deleted)" if name is None else f"{name!r}"
@@ -135,14 +130,14 @@ def damage_in(db: sqlite3.Connection) -> Iterator[str]:
     for key, number, message_id in _listed(db, "SELECT id, channel, message FROM documents"):
         db.execute("BEGIN")
         try:
-            problem = _problem(documents, key, message_id)
+            problem = _problem(channels.documents, key, message_id)
         finally:
             db.execute("ROLLBACK")
         if problem is not None:
             yield f"{_place(names, number, message_id)}: {problem}"
     db.execute("BEGIN")
     try:
-        lines = _damage_of_log(db, channels, documents, names)
+        lines = _damage_of_log(db, channels, names)
     finally:
         db.execute("ROLLBACK")
     yield from lines
@@ -164,9 +159,7 @@ def _problem(documents: Documents, key: int, message_id: str) -> str | None:
     return problem
 
 
-def _damage_of_log(
-    db: sqlite3.Connection, channels: Channels, documents: Documents, names: dict[int, str]
-) -> list[str]:
+def _damage_of_log(db: sqlite3.Connection, channels: Channels, names: dict[int, str]) -> list[str]:
     """Return a line for each damaged row of the log, and for each message that lost entries. One transaction."""
     log = CommitLog()
     try:
@@ -183,7 +176,7 @@ def _damage_of_log(
     ]
     for key, tracked in log.pinned.items():
         with contextlib.suppress(StoreUnusable, sqlite3.DatabaseError):  # named above
-            head, segments = documents.read(key, tracked.id)
+            head, segments = channels.documents.read(key, tracked.id)
             reason = damaged.get(key)
             try:
                 if reason is None:
