@@ -665,7 +665,7 @@ class SyncClient:
         loop = self._portal.loop
         if loop is None or self._pid != os.getpid():
             call.close()
-            raise LocalError("SyncClient is not open in this process; use `with SyncClient(...) as client`")
+            raise LocalError("SyncClient is not open in this process; open one: `with SyncClient(...) as client`")
         return run_on(loop, call, remedy="use `Client` and await its methods there")
 
 

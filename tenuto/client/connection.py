@@ -341,7 +341,7 @@ def websocket_dial(*, frame_bytes: int) -> Dial:
 
     class Connect(connect):
         def process_redirect(self, exc: Exception) -> Exception | str:
-            return exc  # a redirect is a refusal, since it leads to an HTTP address, which is no WebSocket's
+            return exc  # no redirect is followed, also not to a WebSocket's address: later frames carry tokens
 
     async def dial(url: str, headers: dict[str, str]) -> FrameSocket:
         try:
@@ -362,8 +362,9 @@ def websocket_dial(*, frame_bytes: int) -> Dial:
             raise Refusal(response.status_code, problem_in(bytes(body)), retry_after_s(after)) from None
         except (InvalidHandshake, EOFError) as error:
             raise OSError(str(error)) from None
-        except (InvalidProxy, ImportError) as error:  # the text of InvalidProxy may contain a password, its `msg` none
-            raise LocalError(f"the proxy in the environment (HTTPS_PROXY, …) cannot be used: {error.msg}") from None
+        except (InvalidProxy, ImportError) as error:
+            why = error.msg if isinstance(error, ImportError) else "its address is invalid"  # and may contain secrets
+            raise LocalError(f"the proxy in the environment (HTTPS_PROXY, …) cannot be used: {why}") from None
         return _WebSocket(connection)
 
     return dial

@@ -11,6 +11,8 @@ import asyncio
 import base64
 import json
 import logging
+import os
+import sys
 from random import Random
 from typing import Any
 from unittest.mock import AsyncMock
@@ -319,7 +321,8 @@ async def test_redirect_is_a_refusal_whatever_its_body_is() -> None:
 
 @pytest.mark.parametrize("proxy", ["socks5h://host", "ftp://name:secret@host"])
 async def test_unusable_proxy_of_the_environment_is_named(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
-    monkeypatch.setenv("wss_proxy", proxy)
+    monkeypatch.setattr(os, "environ", {"wss_proxy": proxy})  # without `no_proxy`
+    monkeypatch.setitem(sys.modules, "python_socks", None)
     with pytest.raises(LocalError, match=r"^the proxy in the environment \(HTTPS_PROXY, …\) (?!.*secret)"):
         await websocket_dial(frame_bytes=1000)("wss://chat.example/v1/ws", {})
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import suppress
 
 import pytest
 
@@ -88,12 +87,13 @@ def test_closed_client_raises(server: Server) -> None:
 def test_forked_child_is_refused(client: SyncClient) -> None:
     child = os.fork()
     if child == 0:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(10)
-        with suppress(LocalError):
-            client.create("c", text="child")
+        try:
+            with pytest.raises(LocalError, match="in this process"):
+                client.create("c", text="child")
+            client.close()
+            os._exit(0)
+        finally:
             os._exit(1)
-        client.close()
-        os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     client.create("c", text="parent")
