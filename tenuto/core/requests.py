@@ -255,7 +255,8 @@ def needs(key: str, request: Request, caller: Caller) -> tuple[str, ...]:
     elif isinstance(request, CreateMessage):
         target = request.reply_to  # its claim shows whether the new answer is of an earlier attempt, and refused
         # large options are messages of their own, also those of an earlier message that `meta` repeats
-        further = (*kept_ids(request.options, caller.id), *references(request.meta).values())
+        repeated = (one for one in references(request.meta).values() if one.startswith(OPTIONS_MARK))
+        further = (*kept_ids(request.options, caller.id), *repeated)
     elif isinstance(request, EndTurn) and request.failure is not None:  # the answers, which fail with the turn
         further = tuple(reply_ids(key, request.generation))
     # `decide` refuses an invalid id later
