@@ -272,13 +272,20 @@ class Access:
         assert result.command is not None
         return result.command
 
-    async def cancel_turns(self, channel: str) -> None:
-        """Cancel the turns of `open_turns`, as the command `cancel` does. Turns that end meanwhile are left alone."""
+    async def cancel_turns(self, channel: str, *, hidden_by: str | None = None) -> None:
+        """Cancel the turns of `open_turns`, as the command `cancel` does. Turns that end meanwhile are left alone.
+
+        With `hidden_by`, the id of a question with such a turn, only its earlier versions that the caller has written.
+        """
         self.check(channel, "command")
-        for turn in await self.open_turns(channel):
+        # an answer to no message is cancelled itself
+        targets = [turn.message or turn.answers[0] for turn in await self.open_turns(channel)]
+        if hidden_by is not None:
+            own = [one for one in targets if one.author == self.identity.client_id]
+            newer = [one for one in targets if one.id == hidden_by]
+            targets = [old for new in newer for old in own if versions_of(new, [old])[0] is not new]
+        for target in targets:
             with suppress(Finished, NotFound):
-                # an answer to no message is cancelled itself
-                target = turn.message if turn.message is not None else turn.answers[0]
                 await self.command(channel, "cancel", target=target.id)
 
     async def reply(

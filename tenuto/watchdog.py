@@ -88,7 +88,7 @@ class Watchdog:
         self._task, self._cancelling, self.is_late = task, task.cancelling(), False
         self._due_s = self._loop.time() + self._limit_s
         if self._timer is None:
-            self._timer = self._loop.call_at(self.due_s(), self._expire)  # a subclass may move `_due_s`
+            self._timer = self._loop.call_at(self.due_s(), self._expire)  # `due_s()` of a subclass may be another
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

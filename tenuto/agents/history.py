@@ -33,6 +33,7 @@ PARTICIPANT = "participant"
 CACHED = "prompt_cache_breakpoint"  # field of a part in OpenAI's API, and name of the data part behind it that has it
 _TOOL = "_tool"  # field of a call of the caller's tool, in a history alone: its type and namespace
 _ANTHROPIC_IMAGES = ("image/jpeg", "image/png", "image/gif", "image/webp")
+_GUESSED = (*_ANTHROPIC_IMAGES, "application/json", "application/pdf", "audio/", "text/")  # types that a name may tell
 _ANTHROPIC_ID = re.compile("[a-zA-Z0-9_-]+")
 _OPENAI_ID = re.compile(r".{,40}|.{65,}|functions\..+:\d+", re.DOTALL)  # 40: its limit; other servers read their ids
 _PARTICIPANT = re.compile(r"[^\s<|\\/>]{1,64}\Z")  # other names are refused by OpenAI's API
@@ -298,8 +299,7 @@ class _File(NamedTuple):
 def _file(part: Part) -> _File:
     """Return the file of a part, whose fields are an app's or a client's own."""
     url = part["url"] if isinstance(part.get("url"), str) else ""
-    given = part.get("mediaType") or part.get("media_type")
-    media_type, data = str(given or ""), None
+    media_type, data = str(part.get("mediaType") or part.get("media_type") or ""), None
     if url[:5].lower() == "data:":
         about, _, data = url[5:].partition(",")
         media_type = about.split(";")[0] or media_type or "text/plain"
@@ -315,7 +315,8 @@ def _file(part: Part) -> _File:
     if not isinstance(name, str):
         name = unquote(path.rsplit("/", 1)[-1])
     if media_type in ("", "application/octet-stream"):
-        media_type = guess_type(name)[0] or media_type
+        kind, packed = guess_type(name.rpartition("/")[2])  # it refuses some names as malformed addresses
+        media_type = kind if kind and packed is None and kind.startswith(_GUESSED) else media_type
     if data is not None and not url.startswith(about := f"data:{media_type};base64,"):  # no API knows other parameters
         url = about + data
     return _File(url, media_type.lower(), name, data)

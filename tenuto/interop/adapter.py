@@ -208,7 +208,7 @@ async def regenerate(access: Access, channel: str, turn: TurnStatus, options: Js
 def stored_parts(content: object, *, is_strict: bool = False, has_data: bool = False) -> list[Json]:
     """Return the content of a client's message as it is stored, without empty texts. Raises InvalidRequest.
 
-    It may have any form of the APIs, data if `has_data`. An unknown one is refused if `is_strict`, no part otherwise.
+    It may have any form of the APIs, data if `has_data`. An unknown part is refused if `is_strict`, else left out.
     """
     if isinstance(content, str):
         content = [{"type": "text", "text": content}]

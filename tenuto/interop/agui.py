@@ -490,7 +490,8 @@ class AGUIStream(EventStream):
         if self.snapshot is None or self.ended is not None:  # an ended run sends only its end
             self._put("RUN_STARTED", **self._run)
             return
-        # Clients keep reasonings that a snapshot lacks: earlier ones make them empty, and then (1.0) other messages.
+        # A client keeps reasonings that a snapshot lacks, so events before it make them empty, and then other messages.
+        # Releases before 1.0 keep them as empty ones.
         thoughts = [id for id, role in self.known.items() if role == "reasoning"]
         if thoughts and all(one["role"] != "reasoning" for one in self.snapshot):
             self._last = replace(self._at, sum=attempts + 1)  # a reader that has no more than these begins anew

@@ -86,6 +86,9 @@ class AISDK(ChatRoutes):
         options = options_in(body, is_strict=False)
         is_edit = body.get("messageId") is not None and not is_again  # of a regenerate it names the answer
         question = await self._stored_question(access, channel, earlier, last, options, is_edit=is_edit)
+        if question != stored_id(last["id"]):  # another version
+            with suppress(TenutoError):  # refused: it waits for the answers that it hides
+                await access.cancel_turns(channel, hidden_by=question)
         if is_again and (turn := await access.turn(channel, question)).state in ("over", "none"):  # else it is a repeat
             await regenerate(access, channel, turn, options)
         return access.stream(channel, question, UIStream(question, self._release))
@@ -102,8 +105,7 @@ class AISDK(ChatRoutes):
             with suppress(IdConflict):  # another request has stored the same message at the same moment
                 return (await access.create(channel, id=given_id, **content)).id
             turn = await access.turn(channel, given_id)
-        known = turn.message
-        if known is None or known.role != "user":
+        if (known := turn.message) is None or known.role != "user":
             raise IdConflict(f"message {given_id!r} is an answer; send a question with another id")
         newest = ""  # id of the newest version
         async for version in _versions(access, channel, known):
@@ -115,10 +117,7 @@ class AISDK(ChatRoutes):
             if is_edit:
                 break  # the newest may be this edit, repeated; an edit back to earlier content is another version
         id = hashed(newest, json.dumps(content["parts"]))  # the same for a repeated request
-        stored = await access.create(channel, id=id, **content, parent=known.parent)
-        with suppress(TenutoError):  # refused: the new version, which is stored, waits for the answer that it hides
-            await access.command(channel, "cancel", target=newest)
-        return stored.id
+        return (await access.create(channel, id=id, **content, parent=known.parent)).id
 
     async def _reply(self, access: Access, channel: str, last: Json) -> tuple[str, bool]:
         """Reply to the agent's questions that the page's last message answers.

@@ -968,7 +968,7 @@ _MAX_WAITING = 16  # requests that wait on one socket, and inputs that wait for 
 
 @dataclass(eq=False)
 class _Steer:
-    """Further input for a turn, which has no successor response yet."""
+    """Further input for a turn."""
 
     id: str  # of the message that it becomes
     previous: str  # id of the response that it steers
@@ -1143,7 +1143,7 @@ class _Socket:
             steer, asked = steers[0], steers[0].asked or asked
 
     async def _read_steers(self, lane: _Lane, asked: Asked) -> list[_Steer]:
-        """Return the stored inputs of this person that have no successor response yet; set `lane.previous`."""
+        """Return the stored inputs of this person that a response or its successor is for; set `lane.previous`."""
         of, question, *_ = asked
         access, before = self._socket.access, lane.previous
         later = read_messages(access, of.channel, after=question.created, limit=_MAX_READ)

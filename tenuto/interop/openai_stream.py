@@ -4,10 +4,10 @@ Layer: interop.
 
 `sequence_number` is a position in the answers: an event of the structure counts 1, a delta its code points, and parts
 come in the order of their index. So it depends on the stored answers alone. A part ends when the next one begins. Later
-text for it is in the last event only. Each stream has a last event. The parts after the n-th superseded attempt begin
-at n times `ATTEMPT_ROOM`. So their numbers are the same for a reader that saw it and for one that did not, and so is
-`output_index`, which counts its items. They are taken back in the last numbers before that, the newest first: a number
-there says that the reader has lost the items behind it. A reader with a number from before a `regenerate` begins anew.
+text for it is in the last event only, which each stream has. The parts after the n-th superseded attempt begin at n
+times `ATTEMPT_ROOM`. So their numbers are the same whether or not a reader saw it, and so is `output_index`, which
+counts its items. They are taken back in the last numbers before that, newest first: a number there depends on no text,
+and says that the reader has lost the items behind it. A reader with a number from before a `regenerate` begins anew.
 """
 
 from __future__ import annotations

@@ -430,6 +430,13 @@ def test_file_with_a_malformed_address_is_a_placeholder(shape: Any, url: str, me
         assert url == "" or url not in str(turn["content"])
 
 
+def test_name_of_a_file_of_unknown_type_tells_no_type_of_packed_bytes_or_of_an_image_that_openai_refuses() -> None:
+    for name in ("a.csv.xz", "a.pdf.xz", "a.heic", "a.svg", "//[a.pdf"):
+        shown = file("data:application/octet-stream;base64,JVBERi0=", filename=name)
+        (turn,) = as_turns([message("user", shown)], "anthropic")
+        assert (turn["content"] == [text(f"[file: {name}]")]) == (name != "//[a.pdf")
+
+
 def test_shown_step_with_any_name_has_one_that_the_apis_accept() -> None:
     told = [message("user", text("Why?")), message("assistant", {**call("c"), "name": "page:1 of the web"})]
     shown = [str(as_turns(told, shape)) for shape in get_args(Shape) if shape != "text"]

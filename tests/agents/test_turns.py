@@ -267,8 +267,7 @@ async def test_agent_is_present_with_its_state(monkeypatch: pytest.MonkeyPatch) 
         yield "x"
 
     def look() -> None:
-        presence_state = hub.channel("chat:1").presence_state
-        member = presence_state.member("helper")
+        member = hub.channel("chat:1").presence_state.member("helper")
         states.append(member.data["state"] if member is not None else None)
 
     await hub.members("chat:1")
@@ -353,8 +352,7 @@ def tools(name: str) -> list[dict[str, Any]]:
 
 
 def asks_again(hub: Hub, id: str, caller: Caller, **options: Any) -> Awaitable[object]:
-    request = SendCommand(name="regenerate", target="q", options=options)
-    return hub.ask("chat:1", command_key(id), request, caller)
+    return hub.ask("chat:1", command_key(id), SendCommand(name="regenerate", target="q", options=options), caller)
 
 
 @pytest.mark.parametrize("is_remote", [False, True])

@@ -206,8 +206,7 @@ TOOLS = [{"type": "function", "name": "weather"}]
 
 def options_of(harness: LogHarness, message_id: str) -> dict[str, Any]:
     """Return the options of the last regenerate of a message, as an agent finds them."""
-    about = harness.message(regenerate_options_id(message_id))
-    meta = {OPTIONS_KEY: about.parts[0]["data"]}
+    meta = {OPTIONS_KEY: harness.message(regenerate_options_id(message_id)).parts[0]["data"]}
     return stored_options(meta, [harness.message(one) for one in references(meta).values()])
 
 
@@ -332,8 +331,7 @@ def test_server_carries_out_a_cancel_of_any_writer(harness: LogHarness) -> None:
     harness.stream("n", "another")
     harness.cancel("c", "m", caller=BOB)
     harness.now_ms = 3_000
-    result = harness.settle("c")
-    assert result.ops == (
+    assert harness.settle("c").ops == (
         Finish(id="m", status="cancelled", reason=None, meta={"model": "x"}, at_ms=3_000),
         Reply(id="!c", ok=True, data=None, error=None, by=None, at_ms=3_000),
     )

@@ -88,8 +88,7 @@ def test_stored_marks_stand_about_every_256_bytes_of_json(piece: str, bytes_each
     harness.stream("m", "")
     for _ in range(2_000):
         harness.append("m", piece)
-    back = restore(stored(harness.known("m")))
-    text = back.parts[0].text
+    text = restore(stored(harness.known("m"))).parts[0].text
     assert isinstance(text, Text)
     whole = str(text)
     lengths = [0, *(length for _, length in text.marks_after(0))]

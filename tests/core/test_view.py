@@ -26,8 +26,7 @@ Vector = dict[str, Any]
 
 
 def vectors(name: str) -> list[Any]:
-    found = json.loads((VECTORS / f"{name}.json").read_text())
-    return [pytest.param(vector, id=vector["name"]) for vector in found]
+    return [pytest.param(vector, id=vector["name"]) for vector in json.loads((VECTORS / f"{name}.json").read_text())]
 
 
 class Run:

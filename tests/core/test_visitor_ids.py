@@ -53,6 +53,5 @@ def test_messages_of_visitors_go_after_their_days_unless_the_app_has_a_rule() ->
         own = policies.find(mine)
         assert own is not None
         assert own.age_ms == 3_600_000
-    policies = Policies({"chat:a:*": "1h", "other": "1h"}, visitors_days=30)
-    assert policies.within() == ["chat:*", "other"]
+    assert Policies({"chat:a:*": "1h", "other": "1h"}, visitors_days=30).within() == ["chat:*", "other"]
     assert not Policies({}, visitors_days=None)

@@ -83,8 +83,7 @@ async def test_start_after_a_failed_start_recovers_the_remaining_messages() -> N
     with pytest.raises(StoreUnavailable):
         await successor.start()
     await successor.start()
-    messages = (await successor.history("c")).messages
-    assert [one.status for one in messages] == ["interrupted", "interrupted"]
+    assert [one.status for one in (await successor.history("c")).messages] == ["interrupted", "interrupted"]
 
 
 @pytest.mark.parametrize("has_viewer", [False, True])
@@ -310,8 +309,7 @@ async def test_writer_of_a_message_ended_during_its_creation_gets_the_error_of_t
 @virtually
 async def test_failing_housekeeping_ends_no_subscription(monkeypatch: pytest.MonkeyPatch) -> None:
     hub = new_hub()
-    outside_the_contract = OSError("the connection was reset")
-    monkeypatch.setattr(hub.store, "tidy", AsyncMock(side_effect=outside_the_contract))
+    monkeypatch.setattr(hub.store, "tidy", AsyncMock(side_effect=OSError("the connection was reset")))
     watcher = Watcher(hub, "c")
     await watcher.take()
     await asyncio.sleep(60)

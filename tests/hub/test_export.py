@@ -48,8 +48,7 @@ def with_end(lines: list[Any]) -> bytes:
     """Return `lines`, whose last is an end, as a file with the right counts and checksum."""
     data = b"".join(json.dumps(one).encode() + b"\n" for one in lines[:-1])
     counts = {f"{kind}s": sum(one["type"] == kind for one in lines) for kind in ("message", "command")}
-    end = {**lines[-1], **counts, "sha256": hashlib.sha256(data).hexdigest()}
-    return data + json.dumps(end).encode() + b"\n"
+    return data + json.dumps({**lines[-1], **counts, "sha256": hashlib.sha256(data).hexdigest()}).encode() + b"\n"
 
 
 PARTS: list[dict[str, Any]] = [
@@ -167,8 +166,7 @@ async def test_messages_that_come_and_go_during_an_export_are_not_missing(monkey
         store.meanwhile = None
 
     store.meanwhile = change
-    lines = lines_of(await exported(hub))
-    assert [one["id"] for one in lines[1:-1]] == ["m0", "m1", "m2"]
+    assert [one["id"] for one in lines_of(await exported(hub))[1:-1]] == ["m0", "m1", "m2"]
     assert len((await hub.history(CHANNEL)).messages) == 7
     await hub.close()
 
@@ -325,8 +323,7 @@ async def test_a_damaged_note_about_an_import_concerns_only_its_channel(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = await exported_messages(tmp_path, 2)
-    url = f"sqlite:///{tmp_path / 'hub.db'}"
-    hub = HubCore(url, hooks_signals=False)
+    hub = HubCore(f"sqlite:///{tmp_path / 'hub.db'}", hooks_signals=False)
     await hub.create("bad", id="m", text="perhaps a part")
     await hub.archive.import_file(file, channel="part")
     part = msgspec.msgpack.encode(exports._Running(after=(2, "m1"), run="r"))

@@ -128,8 +128,7 @@ async def test_viewers_that_attach_at_the_same_moment_share_a_read_of_all_heads(
     assert [there.channel(name).state.serial for name in moved] == [one.serial for one in await store.heads(moved)]
     assert all(isinstance(feed, Feed) for feed in feeds)
     store.is_down = True
-    refused = await attached(there, channels)
-    assert all(isinstance(one, StoreUnavailable) for one in refused)
+    assert all(isinstance(one, StoreUnavailable) for one in await attached(there, channels))
     store.is_down = False
     waiting = [asyncio.create_task(attached(there, ["c1"])) for _ in range(3)]
     await asyncio.sleep(0.001)

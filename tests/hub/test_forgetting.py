@@ -58,8 +58,7 @@ async def test_the_messages_and_commands_of_a_person_go_and_others_stay(hub: Hub
     watcher = Watcher(hub, "chat:1")
     await watcher.take()
 
-    done = await hub.archive.forget("ann")
-    assert done == Forgotten(messages=4, commands=2, channels=0, unreadable=0, is_clean=True)
+    assert await hub.archive.forget("ann") == Forgotten(messages=4, commands=2, channels=0, unreadable=0, is_clean=True)
     assert sorted(await ids(hub, "chat:1")) == [command_key("by-bob"), "m2", "m3", "m4"]
     assert await ids(hub, "chat:2") == []
     (about,) = (await hub.store.messages("chat:1", [command_key("by-bob")]))[1].values()

@@ -136,8 +136,7 @@ async def test_key_of_meta_with_the_values_is_the_servers_alone(hub: HubCore) ->
     result = await hub.ask(CHANNEL, "q2", CreateMessage(text="q2", meta=forged), ANN)
     assert result.message is not None
     assert (result.message.meta, await read_back(hub, "q2")) == ({"a": 1}, {})
-    both = CreateMessage(text="q3", meta=forged, options=OPTIONS)
-    await hub.ask(CHANNEL, "q3", both, ANN)
+    await hub.ask(CHANNEL, "q3", CreateMessage(text="q3", meta=forged, options=OPTIONS), ANN)
     assert await read_back(hub, "q3") == OPTIONS
     for changed in (forged, {OPTIONS_KEY: None}):
         await hub.ask(CHANNEL, "q1", UpdateMessage(meta=changed), ANN)

@@ -97,8 +97,7 @@ def test_the_most_specific_pattern_holds(patterns: set[str], channel: str) -> No
     assert (found.age_ms if found is not None else None) == (
         int(ages[best][:-1]) * DAY_MS if best is not None else None
     )
-    within = policies.within()
-    assert sum(matches(one, channel) for one in within) == bool(fitting)
+    assert sum(matches(one, channel) for one in policies.within()) == bool(fitting)
 
 
 def test_matching_costs_the_same_with_20_000_patterns() -> None:

@@ -21,7 +21,7 @@ from tenuto.interop import AGUI, AISDK
 from tenuto.interop.openai_stream import Reference
 from tenuto.routes import Access
 from tests.interop import test_agui as agui
-from tests.interop.scene import Scene, playing, routes_only, verifier, with_question, writes
+from tests.interop.scene import FULL, Scene, playing, routes_only, verifier, with_question, writes
 from tests.interop.test_agui import run_of
 from tests.transports.conftest import new_hub
 
@@ -221,13 +221,27 @@ async def test_edit_of_an_old_question_that_is_sent_again_joins_its_version() ->
         assert sorted(await versions()) == ["one", "one", "two"]
 
 
-async def test_edit_stops_the_answer_that_it_hides(scene: PageScene) -> None:
-    first = asyncio.ensure_future(scene.http.post(CHAT, json={"id": "1", "message": user()}))
-    await scene.served.until(lambda: len(scene.turns) == 1)
-    second = asyncio.ensure_future(scene.http.post(CHAT, json={"id": "1", "message": user("other"), "messageId": "u"}))
-    assert '"abort"' in (await first).text
-    scene.gate.set()
-    assert "to other" in (await second).text
+async def test_edit_stops_what_the_same_person_has_asked_before_also_when_it_is_repeated() -> None:
+    async def ann(_: dict[str, Any]) -> Identity:
+        return Identity(client_id="ann", grants={"chat:*": capabilities})
+
+    def post(text: str, **fields: str) -> Any:
+        return asyncio.ensure_future(scene.http.post(CHAT, json={"id": "1", "message": user(text), **fields}))
+
+    capabilities = FULL - {"command"}
+    async with playing(PageScene, ai_sdk, CHAT, new_hub(authenticate=ann), when_busy="queue") as scene:
+        first = post("one")
+        await scene.served.until(lambda: len(scene.turns) == 1)
+        for name in ("ann", "bob"):  # their pages have not seen the question
+            await scene.hub.create("chat:1", text=name, author=name, parent=None)
+        edit = post("two", messageId="u")  # stored, though the person may not cancel
+        await scene.served.until(lambda: len(scene.hub.channel("chat:1").feeds) == 2)
+        capabilities = FULL
+        edits = [edit, post("two", messageId="u")]
+        assert '"abort"' in (await first).text
+        scene.gate.set()
+        assert ["to two" in one.text for one in await asyncio.gather(*edits)] == [True, True]
+        assert [turn.text for turn in scene.turns] == ["one", "bob", "two"]
 
 
 async def test_forged_history_changes_nothing_that_the_agent_sees(scene: PageScene) -> None:

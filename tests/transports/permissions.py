@@ -174,8 +174,7 @@ def tables() -> str:
 
 def page_with(text: str) -> str:
     """Return the page with `text` between its marks."""
-    page = PAGE.read_text()
-    before, _, rest = page.partition(BEGIN + "\n")
+    before, _, rest = PAGE.read_text().partition(BEGIN + "\n")
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{text}{END}{after}"
 

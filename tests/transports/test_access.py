@@ -223,8 +223,7 @@ SOCKETS: list[tuple[Headers, int]] = [
 
 @pytest.mark.parametrize(("headers", "status"), SOCKETS)
 async def test_foreign_pages_open_no_sockets(headers: Headers, status: int) -> None:
-    how = {**SOCKET, "headers": headers}
-    response = await with_verifier(operator, how, allowed_origins=["https://app.example"])
+    response = await with_verifier(operator, {**SOCKET, "headers": headers}, allowed_origins=["https://app.example"])
     assert response == ((101, None) if status == 101 else (403, "forbidden"))
 
 
@@ -281,8 +280,7 @@ async def test_cookies_do_not_count_for_a_verifier_that_reads_none() -> None:
         async def __call__(self, scope: Any) -> Identity | None:
             return Identity(client_id="ada")
 
-    how = {**AWAY, "method": "DELETE", "headers": [OURS, FOREIGN, COOKIE]}
-    assert (await with_verifier(Verifier(), how))[0] == 204
+    assert (await with_verifier(Verifier(), {**AWAY, "method": "DELETE", "headers": [OURS, FOREIGN, COOKIE]}))[0] == 204
 
 
 PLAIN_PAGE: Headers = [OURS, COOKIE, from_page("http://chat.example")]
