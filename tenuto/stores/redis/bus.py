@@ -298,7 +298,8 @@ class _BusLink:
         while True:
             await asyncio.wait([self._failed], timeout=CHECK_S)
             self._is_delivered.clear()
-            if not await self.publish([("PUBLISH", self._own, b"")]):
+            await self.publish([("PUBLISH", self._own, b"")])
+            if self._failed.done():
                 self._failed.result()
             async with _responding():
                 await self._is_delivered.wait()

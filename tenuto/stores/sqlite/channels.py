@@ -125,7 +125,7 @@ class Channels:
 
     def get(self, name: str) -> ChannelRow:
         """Return the channel `name`, as `find` does; if it does not exist, an empty one, with a number of no row."""
-        return self.find(name) or ChannelRow(-1, name, NOTHING.epoch, 0, 0, self._lives(name))
+        return self.find(name) or ChannelRow(0, name, NOTHING.epoch, 0, 0, self._lives(name))
 
     def head(self, name: str) -> Head:
         """Return the head of the channel `name`. Raises as `find`."""

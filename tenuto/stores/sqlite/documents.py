@@ -79,7 +79,7 @@ class Documents:
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
-        # bytes of all rows of the file handed to the database, also of transactions that were rolled back
+        # bytes of all rows handed to the database; those outside the log also of transactions that were rolled back
         self.row_bytes = 0
         (highest,) = db.execute("SELECT max(id) FROM documents").fetchone()
         self._next_key = (highest or 0) + 1

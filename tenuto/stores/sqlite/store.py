@@ -147,7 +147,7 @@ class StoreThread:
             del work  # otherwise the variable would keep the call and its result in memory until the next call
             wait_s = self._do_spare(is_idle=False)
         assert self._last is not None
-        self._last.run()
+        self._run(self._last)
 
     def _run(self, work: _Work[Any]) -> None:
         """Run `work`, after the calls that pass it now. These come from the queue once more, without effect."""
