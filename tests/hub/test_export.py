@@ -26,7 +26,7 @@ from tenuto.core.limits import Limits
 from tenuto.core.model import ROLES
 from tenuto.hub import HubCore
 from tenuto.hub.keep import exports, retention
-from tenuto.stores.base import Committed, Conflict, Write
+from tenuto.stores.base import Committed, CommitUnknown, Conflict, Write
 from tenuto.stores.memory import MemoryStore
 from tests.core.harness import nested, text_part
 from tests.hub.hubs import new_hub
@@ -155,8 +155,7 @@ async def test_a_bad_file_is_refused_whole(name: str, tmp_path: Path) -> None:
 
 async def test_messages_that_come_and_go_during_an_export_are_not_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exports, "PAGE", 2)
-    store = Interrupted()
-    hub = HubCore(store, hooks_signals=False)
+    hub = HubCore(store := Interrupted(), hooks_signals=False)
     for number in range(3):
         await hub.create(CHANNEL, id=f"m{number}", text="x")
 
@@ -223,8 +222,7 @@ class Interrupted(MemoryStore):
 async def test_retention_waits_for_the_end_of_an_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exports, "BATCH", 2)
     monkeypatch.setattr(retention, "PAUSE_S", 0)
-    store = Interrupted()
-    hub = HubCore(store, hooks_signals=False, retention={"*": "1d"})
+    hub = HubCore(store := Interrupted(), hooks_signals=False, retention={"*": "1d"})
     file = await exported_messages(tmp_path, 3)
     header, *messages, end = lines_of(file.read_bytes())
     old = [{**one, **dict.fromkeys(("created_at", "updated_at"), one["created_at"] - 2 * DAY_MS)} for one in messages]
@@ -241,8 +239,7 @@ async def test_retention_waits_for_the_end_of_an_import(tmp_path: Path, monkeypa
 
 async def test_no_part_of_an_import_is_in_the_history_or_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exports, "BATCH", 2)
-    store = Interrupted()
-    hub = HubCore(store, hooks_signals=False)
+    hub = HubCore(store := Interrupted(), hooks_signals=False)
     file = await exported_messages(tmp_path, 3)
     read: list[asyncio.Task[Page]] = []
     listed = []
@@ -306,13 +303,12 @@ async def test_a_killed_import_leaves_no_part_of_it(moment: str, count: int, tmp
     await again.close()
 
 
-async def exported_messages(path: Path, count: int) -> Path:
-    """Write an export of `count` messages into the folder `path`, and return the file."""
+async def exported_messages(path: Path, count: int, letter: str = "m") -> Path:
+    """Write an export of `count` messages, whose ids begin with `letter`, into the folder `path`; return the file."""
     hub = HubCore("memory://", hooks_signals=False)
     for number in range(count):
-        await hub.create(CHANNEL, id=f"m{number}", text=f"message {number}")
-    file = path / "chat.jsonl"
-    file.write_bytes(await exported(hub))
+        await hub.create(CHANNEL, id=f"{letter}{number}", text=f"message {number}")
+    (file := path / f"{letter}.jsonl").write_bytes(await exported(hub))
     await hub.close()
     return file
 
@@ -408,12 +404,7 @@ async def test_of_two_files_in_one_channel_at_once_no_part_stays(
     moment: tuple[str, int], batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exports, "BATCH", batch)
-    files = []
-    for name, count in (("first", 3), ("second", 5)):
-        (tmp_path / name).mkdir()
-        files.append(await exported_messages(tmp_path / name, count))
-    lines = lines_of(files[1].read_bytes())
-    files[1].write_bytes(with_end([lines[0], *({**one, "id": f"n{one['id']}"} for one in lines[1:-1]), lines[-1]]))
+    files = [await exported_messages(tmp_path, 3), await exported_messages(tmp_path, 5, "n")]
     store = _Overtaking(moment)
     first, second, reader = (HubCore(store, hooks_signals=False) for _ in range(3))
     held_up = asyncio.create_task(first.archive.import_file(files[0]))
@@ -426,6 +417,28 @@ async def test_of_two_files_in_one_channel_at_once_no_part_stays(
     assert (await reader.archive.import_file(files[1])).messages == 5
     for hub in (first, second, reader):
         await hub.close()
+
+
+async def test_a_first_commit_that_lands_during_its_undo_leaves_no_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, store = await exported_messages(tmp_path, 3), SharedMemoryStore()
+    hub = HubCore(store, hooks_signals=False)
+
+    async def unclear(writes: Sequence[Write]) -> list[Committed | Conflict]:
+        async def land_before(*about: Any, **how: Any) -> bool:
+            monkeypatch.undo()
+            await store.commit(writes)
+            return await store.note(*about, **how)
+
+        monkeypatch.setattr(store, "note", land_before)
+        raise CommitUnknown("connection lost")
+
+    monkeypatch.setattr(store, "commit", unclear)
+    with pytest.raises(CommitUnknown):
+        await hub.archive.import_file(file)
+    assert (await texts(hub), await store.notes(exports.NOTE)) == ([], {})
+    await hub.close()
 
 
 async def test_an_overtaken_import_or_undo_removes_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
