@@ -89,7 +89,7 @@ async function request(hub, key, query) {
     if (body.token && !own) tried(() => (localStorage[key] = body.token)) // if the storage is full, it lasts as long as the page
     return new Visit(hub, { token, ...body })
   }
-  if (response.status === 401 && token !== own) {
+  if (response.status === 401 && !own && token) {
     delete localStorage[key] // of another hub at this address, or with an older key
     return request(hub, key, query)
   }
