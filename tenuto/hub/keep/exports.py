@@ -484,12 +484,12 @@ async def undo_stopped(store: Store) -> None:
     before: dict[str, bytes] = {}
     while True:
         await asyncio.sleep(STOPPED_S)
-        with logs_errors("imports that have stopped were not undone; the hub tries again"):
-            notes = await store.notes(NOTE)
-            for name, note in notes.items():
-                if before.get(name) == note:
-                    await mend_import(store, name.removeprefix(NOTE), note)
-            before = notes
+        with logs_errors("notes about imports were not read; the hub tries again"):
+            before, last = await store.notes(NOTE), before
+            for name, note in before.items():
+                if last.get(name) == note:
+                    with logs_errors("an import that has stopped was not undone; the hub looks again"):
+                        await mend_import(store, name.removeprefix(NOTE), note)
 
 
 async def _remove_part(store: Store, channel: str, running: _Running, *, epoch: str) -> None:
