@@ -22,7 +22,7 @@ WALKS = {"append": "an append to a WebSocket", "attach": "an attach with catch-u
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 52_404,
+    "lines of tenuto/": 52_402,
     "lines of its kernel": 31_570,
     "modules of tenuto/": 151,
     "files in a folder of tenuto/": 20,

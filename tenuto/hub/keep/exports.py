@@ -355,7 +355,7 @@ class Import:
                     await _remove_part(store, channel, self._running, epoch=self._epoch)
             except TenutoError as error:
                 logger.warning(
-                    "a part of an import is left in channel %s; a hub or the next import removes it: %s",
+                    "a part of an import may be in channel %s until a hub, an import or a deletion removes it: %s",
                     *(channel, error),
                 )
             raise
