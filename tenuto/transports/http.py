@@ -492,7 +492,7 @@ async def visitor(hub: HubCore, request: Request) -> Response:
 
     A page asks this before it connects. The response sets the cookie of a new visitor. It also carries a token: for a
     page of another origin, because browsers block the cookies of other sites, and for a new visitor with `?token=1`,
-    whose browser keeps no cookies.
+    whose browser or frame keeps no cookies.
     """
     guests = hub.authenticate
     if not isinstance(guests, VisitorVerifier):

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import DEFAULT, AsyncMock
 
 import msgspec
 import pytest
@@ -26,7 +27,7 @@ from tenuto.core.limits import Limits
 from tenuto.core.model import ROLES
 from tenuto.hub import HubCore
 from tenuto.hub.keep import exports, retention
-from tenuto.stores.base import Committed, Conflict, Write
+from tenuto.stores.base import Committed, CommitUnknown, Conflict, Write
 from tenuto.stores.memory import MemoryStore
 from tests.core.harness import nested, text_part
 from tests.hub.hubs import new_hub
@@ -104,10 +105,7 @@ BAD: dict[str, tuple[Callable[[list[Any]], bytes] | dict[str, Any], str]] = {
         "line 5 of .*3 messages and 0 commands, 1 of them damaged; its end names 3, 0 and 2",
     ),
     "a line after the end": (lambda lines: with_end(lines) + b"\n", "line 6 of .*after the end"),
-    "a long line": (
-        lambda lines: with_end(lines).splitlines(keepends=True)[0] + b"x" * 10**7,
-        "line 2 of .*longer than",
-    ),
+    "a long line": (lambda lines: with_end(lines).replace(b"\n", b"\n" + b"x" * 10**7, 1), "line 2 of .*longer than"),
     "not JSON": (lambda lines: with_end(lines).replace(b'"role"', b"role"), "line 2 of .*not a message"),
     "not UTF-8": (lambda lines: with_end(lines).replace(b"message 1", b"\xff"), "line 3 of .*not a message"),
     "deep": (
@@ -154,8 +152,7 @@ async def test_a_bad_file_is_refused_whole(name: str, tmp_path: Path) -> None:
 
 async def test_messages_that_come_and_go_during_an_export_are_not_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exports, "PAGE", 2)
-    store = Interrupted()
-    hub = HubCore(store, hooks_signals=False)
+    hub = HubCore(store := Interrupted(), hooks_signals=False)
     for number in range(3):
         await hub.create(CHANNEL, id=f"m{number}", text="x")
 
@@ -221,8 +218,7 @@ class Interrupted(MemoryStore):
 async def test_retention_waits_for_the_end_of_an_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exports, "BATCH", 2)
     monkeypatch.setattr(retention, "PAUSE_S", 0)
-    store = Interrupted()
-    hub = HubCore(store, hooks_signals=False, retention={"*": "1d"})
+    hub = HubCore(store := Interrupted(), hooks_signals=False, retention={"*": "1d"})
     file = await exported_messages(tmp_path, 3)
     header, *messages, end = lines_of(file.read_bytes())
     old = [{**one, **dict.fromkeys(("created_at", "updated_at"), one["created_at"] - 2 * DAY_MS)} for one in messages]
@@ -239,8 +235,7 @@ async def test_retention_waits_for_the_end_of_an_import(tmp_path: Path, monkeypa
 
 async def test_no_part_of_an_import_is_in_the_history_or_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exports, "BATCH", 2)
-    store = Interrupted()
-    hub = HubCore(store, hooks_signals=False)
+    hub = HubCore(store := Interrupted(), hooks_signals=False)
     file = await exported_messages(tmp_path, 3)
     read: list[asyncio.Task[Page]] = []
     listed = []
@@ -286,7 +281,7 @@ asyncio.run(HubCore(Dying(path), hooks_signals=False).archive.import_file(file))
 
 
 @pytest.mark.parametrize(("moment", "count"), [("after", 1), ("before", 3)])
-async def test_a_killed_import_leaves_no_part_of_it(moment: str, count: int, tmp_path: Path) -> None:
+async def test_a_killed_import_leaves_no_part_of_it(moment: str, count: int, hub: HubCore, tmp_path: Path) -> None:
     file, path = await exported_messages(tmp_path, 6), tmp_path / "hub.db"
     dying = await asyncio.create_subprocess_exec(sys.executable, "-c", DYING, path, file, moment, str(count))
     assert await asyncio.wait_for(dying.wait(), 60) == -signal.SIGKILL
@@ -296,21 +291,18 @@ async def test_a_killed_import_leaves_no_part_of_it(moment: str, count: int, tmp
         refused = await asyncio.to_thread(CliRunner().invoke, main, ["export", CHANNEL, "--store", f"sqlite:///{path}"])
         assert (refused.exit_code, "has a part of an import that has not ended" in refused.stderr) == (1, True), refused
 
-    again = HubCore(f"sqlite:///{path}", hooks_signals=False)
-    assert (await again.info(CHANNEL)).serial == 0
-    assert await again.store.notes("import:") == {}
-    await again.archive.import_file(file)
-    assert await exported(again) == file.read_bytes()
-    await again.close()
+    assert (await hub.info(CHANNEL)).serial == 0
+    assert await hub.store.notes("import:") == {}
+    await hub.archive.import_file(file)
+    assert await exported(hub) == file.read_bytes()
 
 
-async def exported_messages(path: Path, count: int) -> Path:
-    """Write an export of `count` messages into the folder `path`, and return the file."""
-    hub = HubCore("memory://", hooks_signals=False)
+async def exported_messages(path: Path, count: int, letter: str = "m") -> Path:
+    """Write an export of `count` messages, whose ids begin with `letter`, into the folder `path`; return the file."""
+    hub = new_hub()
     for number in range(count):
-        await hub.create(CHANNEL, id=f"m{number}", text=f"message {number}")
-    file = path / "chat.jsonl"
-    file.write_bytes(await exported(hub))
+        await hub.create(CHANNEL, id=f"{letter}{number}", text=f"message {number}")
+    (file := path / f"{letter}.jsonl").write_bytes(await exported(hub))
     await hub.close()
     return file
 
@@ -320,26 +312,21 @@ async def texts(hub: HubCore) -> list[str]:
 
 
 async def test_a_damaged_note_about_an_import_concerns_only_its_channel(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    hub: HubCore, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = await exported_messages(tmp_path, 2)
-    hub = HubCore(f"sqlite:///{tmp_path / 'hub.db'}", hooks_signals=False)
     await hub.create("bad", id="m", text="perhaps a part")
     await hub.archive.import_file(file, channel="part")
     part = msgspec.msgpack.encode(exports._Running(after=(2, "m1"), run="r"))
     await hub.store.note({"import:bad": b"\xc1", "import:empty": b"", "import:part": part})
     await hub.close()
     caplog.clear()
-    read, reads = hub.store.notes, list[str]()
-
-    async def notes(prefix: str) -> dict[str, bytes]:
-        reads.append(prefix)
-        return await read(prefix)
-
+    notes = AsyncMock(wraps=hub.store.notes)
     monkeypatch.setattr(hub.store, "notes", notes)
 
     messages = [one.text for one in (await hub.history("bad")).messages]
     assert (messages, (await hub.history("part")).messages) == (["perhaps a part"], [])
+    reads = [one.args[0] for one in notes.await_args_list]
     assert [one for one in reads if one.startswith("import:")] == ["import:"]  # each note is read once
     assert list(await hub.store.notes("import:")) == ["import:bad"]
     (line,) = [one.getMessage() for one in caplog.records if one.levelname == "ERROR"]
@@ -349,22 +336,23 @@ async def test_a_damaged_note_about_an_import_concerns_only_its_channel(
     await hub.delete_channel("bad")
     assert (await hub.archive.import_file(file, channel="bad")).messages == 2
     assert await hub.store.notes("import:") == {}
-    await hub.close()
 
 
 @virtually
-async def test_a_node_undoes_an_import_that_has_stopped(tmp_path: Path) -> None:
+async def test_a_node_undoes_an_import_that_has_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub = new_hub(SharedMemoryStore(now_ms=virtual_clock().now_ms))
-    await hub.create(CHANNEL, id="m1", text="message 1")
-    (file := tmp_path / "file").write_bytes(await exported(hub))
-    await hub.archive.import_file(file, channel="copy")
+    await hub.archive.import_file(await exported_messages(tmp_path, 1), channel="copy")
+    mend = AsyncMock(wraps=exports.mend_import, side_effect=[TimeoutError, DEFAULT, DEFAULT])
+    monkeypatch.setattr(exports, "mend_import", mend)
     for run in ("r1", "r2"):  # the second note of an import that goes on
-        note = exports._Running(after=(1, "m1"), run=run)
-        await hub.store.note({"import:copy": msgspec.msgpack.encode(note)})
+        note = msgspec.msgpack.encode(exports._Running(after=(1, "m0"), run=run))
+        await hub.store.note(dict.fromkeys(("import:bad", "import:copy"), note))
         await asyncio.sleep(exports.STOPPED_S)
         assert len((await hub.history("copy")).messages) == 1
-    await asyncio.sleep(exports.STOPPED_S + 1)
-    assert ((await hub.history("copy")).messages, await hub.store.notes("import:")) == ([], {})
+    await asyncio.sleep(exports.STOPPED_S + 1)  # the failure of the first does not keep the second
+    assert ((await hub.history("copy")).messages, list(await hub.store.notes("import:"))) == ([], ["import:bad"])
+    await asyncio.sleep(exports.STOPPED_S)
+    assert await hub.store.notes("import:") == {}
 
 
 class _Overtaking(SharedMemoryStore):
@@ -405,12 +393,7 @@ async def test_of_two_files_in_one_channel_at_once_no_part_stays(
     moment: tuple[str, int], batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exports, "BATCH", batch)
-    files = []
-    for name, count in (("first", 3), ("second", 5)):
-        (tmp_path / name).mkdir()
-        files.append(await exported_messages(tmp_path / name, count))
-    lines = lines_of(files[1].read_bytes())
-    files[1].write_bytes(with_end([lines[0], *({**one, "id": f"n{one['id']}"} for one in lines[1:-1]), lines[-1]]))
+    files = [await exported_messages(tmp_path, 3), await exported_messages(tmp_path, 5, "n")]
     store = _Overtaking(moment)
     first, second, reader = (HubCore(store, hooks_signals=False) for _ in range(3))
     held_up = asyncio.create_task(first.archive.import_file(files[0]))
@@ -423,6 +406,25 @@ async def test_of_two_files_in_one_channel_at_once_no_part_stays(
     assert (await reader.archive.import_file(files[1])).messages == 5
     for hub in (first, second, reader):
         await hub.close()
+
+
+async def test_a_first_commit_that_lands_late_leaves_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = HubCore(store := SharedMemoryStore(), hooks_signals=False)
+
+    async def unclear(writes: Sequence[Write]) -> list[Committed | Conflict]:
+        async def land_before(*about: Any, **how: Any) -> bool:
+            monkeypatch.undo()
+            await store.commit(writes)
+            return await store.note(*about, **how)
+
+        monkeypatch.setattr(store, "note", land_before)
+        raise CommitUnknown("connection lost")
+
+    monkeypatch.setattr(store, "commit", unclear)
+    with pytest.raises(CommitUnknown):
+        await hub.archive.import_file(await exported_messages(tmp_path, 3))
+    assert (await texts(hub), await store.notes(exports.NOTE)) == ([], {})
+    await hub.close()
 
 
 async def test_an_overtaken_import_or_undo_removes_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

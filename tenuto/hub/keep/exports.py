@@ -194,6 +194,7 @@ class _Running(Struct, frozen=True, array_like=True):
     before: tuple[int, str] = (0, "")
     after: tuple[int, str] = (0, "")
     run: str = ""  # a random id of the import; empty: its part is being removed
+    epoch: str = ""  # that its first commit gives the channel
 
 
 class _Line(NamedTuple):
@@ -334,7 +335,7 @@ class Import:
         store, channel, checked = self._store, self._channel, self._checked
         await undo_import(store, channel)
         try:
-            await self._put(_Running(run=self._run))
+            await self._put(_Running(run=self._run, epoch=self._epoch))
             head = await head_of(store, channel)
             if head.serial:
                 raise IdConflict(
@@ -354,7 +355,7 @@ class Import:
                     await _remove_part(store, channel, self._running, epoch=self._epoch)
             except TenutoError as error:
                 logger.warning(
-                    "a part of an import is left in channel %s; a hub or the next import removes it: %s",
+                    "a part of an import may be in channel %s until a hub, an import or a deletion removes it: %s",
                     *(channel, error),
                 )
             raise
@@ -392,7 +393,7 @@ class Import:
                 entries += added
                 documents.append(document)
             after = (serial + len(entries), documents[-1].id)
-            await self._put(_Running(before, after, self._run))
+            await self._put(_Running(before, after, self._run, self._epoch))
             write = Write(
                 channel=channel, epoch=self._epoch, expected=serial, entries=entries, documents=documents, lives=lives
             )
@@ -454,7 +455,7 @@ async def undo_import(store: Store, channel: str, note: bytes | None = None) -> 
                 "channel and import the file again, or restore a backup"
             )
         running = _Running()  # an empty channel has no part
-    taken = msgspec.msgpack.encode(_Running(running.before, running.after))
+    taken = msgspec.msgpack.encode(_Running(running.before, running.after, epoch=running.epoch))
     if not await store.note({name: taken}, expected={name: note}):  # so an import that still runs cannot end
         raise StoreUnavailable(f"unfinished import into channel {channel!r} was changed by another process; try again")
     await _remove_part(store, channel, running, epoch=head.epoch)
@@ -483,18 +484,22 @@ async def undo_stopped(store: Store) -> None:
     before: dict[str, bytes] = {}
     while True:
         await asyncio.sleep(STOPPED_S)
-        with logs_errors("imports that have stopped were not undone; the hub tries again"):
-            notes = await store.notes(NOTE)
-            for name, note in notes.items():
-                if before.get(name) == note:
-                    await mend_import(store, name.removeprefix(NOTE), note)
-            before = notes
+        with logs_errors("notes about imports were not read; the hub tries again"):
+            before, last = await store.notes(NOTE), before
+            for name, note in before.items():
+                if last.get(name) == note:
+                    with logs_errors("an import that has stopped was not undone; the hub looks again"):
+                        await mend_import(store, name.removeprefix(NOTE), note)
 
 
 async def _remove_part(store: Store, channel: str, running: _Running, *, epoch: str) -> None:
-    """Empty the channel, if its last entry is that of the import in `running`, in `epoch`. Raises StoreUnavailable."""
+    """Empty the channel, if its last entry is that of the import in `running`, in its epoch or `epoch`.
+
+    A channel gets another epoch with its first commit, which may land late, and from a restored backup.
+    Raises StoreUnavailable.
+    """
     head = await head_of(store, channel)
-    if not head.serial or head.epoch != epoch:
+    if not head.serial or head.epoch not in (epoch, running.epoch):
         return
     # The epoch does not show whether the last entry is that of the import: a restored backup has another one.
     last = (await store.changes(channel, after=head.serial - 1, limit=1)).messages or []

@@ -12,7 +12,7 @@
 
 const REQUEST_MS = 10_000
 const ID_LETTERS = 12 // of a new chat's name, of 36 letters and digits
-const REMEDY = "use Hub(authenticate=visitors()), or the attribute channel"
+const REMEDY = "use Hub(authenticate=visitors()) or the attribute channel"
 
 /** @param {string} code @param {string} detail */
 const refusal = (code, detail) => Object.assign(Error(detail), { code })
@@ -33,7 +33,7 @@ export class Visit {
     const { channel, chats } = this
     const isOwn = kept && (chats.some((one) => one.channel === kept) || (channel && kept.startsWith(`${channel}.`)))
     const name = isOwn ? kept : chats[0]?.channel ?? channel
-    if (!name) throw refusal("no_visitors", `${this.hub.base} has no chats for ${this.id}: ${REMEDY}`)
+    if (!name) throw refusal("no_visitors", `${this.hub.base} has no chats of ${this.id}: ${REMEDY}`)
     return name
   }
 
@@ -58,8 +58,9 @@ export function visitOf(client, base, source) {
 
 /** Return the chats of this browser. One tab at a time asks, so that the tabs of a new browser get one id. @param {Hub} hub @returns {Promise<Visit>} */
 async function visit(hub) {
-  // Without cookies the hub would not know the page again a moment later, so it gives a new visitor a token.
-  const query = tried(keepsCookies) ? "" : "?token"
+  // Without cookies the hub would not know the page again a moment later, so it gives a new visitor a token. A page of
+  // another origin always gets one, whether it keeps cookies or not: the key of that token must not depend on them.
+  const query = new URL(hub.base).origin !== location.origin || tried(keepsCookies) ? "" : "?token"
   const key = `tenuto-visitor ${hub.base}${query}` // a page that keeps cookies uses no token of a frame
   /** @type {Promise<Visit> | undefined} */
   let asked
@@ -86,9 +87,9 @@ async function request(hub, key, query) {
   const body = await response.json().catch(() => ({}))
   if (response.ok && typeof body.id === "string") {
     if (body.token && !own) tried(() => (localStorage[key] = body.token)) // if the storage is full, it lasts as long as the page
-    return new Visit(hub, { ...body, token: body.token ?? token })
+    return new Visit(hub, { token, ...body })
   }
-  if (response.status === 401 && token !== own) {
+  if (response.status === 401 && !own && token) {
     delete localStorage[key] // of another hub at this address, or with an older key
     return request(hub, key, query)
   }
