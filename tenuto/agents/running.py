@@ -317,6 +317,7 @@ class Running:
                 self._is_lost = True  # the turn waits for its next attempt, as after a crash
                 return
             if any(drains(self._backend, one) for one in failures) and not (self._is_stopped or self._is_late):
+                await turn.steps.idle()  # the next attempt would call again what still runs
                 raise asyncio.CancelledError from raised  # as when the drain cancels it, which leaves its answers open
             failure = failures[0]
             trace = None if isinstance(failure, StoreUnavailable) else raised  # not a mistake of the handler

@@ -518,9 +518,13 @@ class Turn:
             outputs = await asyncio.gather(*tasks)
         except (Exception, asyncio.CancelledError) as error:
             # The turn or its handler failed, not a tool: cancel all calls, so that no call waits for an output.
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
+            try:
+                if drains(self._backend, error):
+                    await asyncio.wait(tasks)  # the next attempt would call again what is cut
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
             is_cancelled = isinstance(error, asyncio.CancelledError)
             if (is_cancelled and self._is_ending) or drains(self._backend, error):
                 raise

@@ -546,8 +546,9 @@ async def drained(turn: Turn) -> None:
         pass  # raises Draining, as `hub.turn` does
 
 
-async def drained_in_tool(turn: Turn) -> None:
-    await turn.run_tools(Piped("", tool_calls=[ToolCall("c", "t", "", 0)]), {"t": lambda: drained(turn)})
+async def drained_in_tool(turn: Turn, **tools: Callable[[], Any]) -> None:
+    calls = [ToolCall(name, name, "", index) for index, name in enumerate([*tools, "other"])]
+    await turn.run_tools(Piped("", tool_calls=calls), {**tools, "other": lambda: drained(turn)})
 
 
 @virtually
@@ -575,6 +576,29 @@ async def test_a_turn_is_handed_over_ten_times_and_at_once_if_it_only_waits(wait
         await hub.close()
         assert now_s() - began_s < 1
     assert seen == [*range(10)]
+
+
+@virtually
+@pytest.mark.parametrize("is_tool", [True, False])
+async def test_a_step_beside_what_drains_ends_before_the_turn_is_handed_over(is_tool: bool) -> None:
+    seen, now_s = list[Any](), asyncio.get_running_loop().time
+
+    async def charge() -> str:
+        seen.append("charge")
+        await asyncio.sleep(9)
+        return "charged"
+
+    async def bot(turn: Turn) -> None:
+        async with turn.reply():
+            if is_tool:
+                await drained_in_tool(turn, charge=charge)
+            await asyncio.gather(turn.step("charge", charge), drained(turn))
+
+    async for hub in lives(bot, 1, 1, hub={"drain_s": 60.0}, on_crash="continue"):
+        began_s = now_s()
+        await hub.close()
+        seen.append(round(now_s() - began_s))
+    assert seen == ["charge", 8, 0]
 
 
 async def in_turn(turn: Turn, wait: Awaitable[Any], stream: AsyncIterator[str]) -> None:
