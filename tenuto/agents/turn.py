@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 
 from msgspec.structs import replace
 
-from tenuto.agents.backend import Backend, Sent, Watch, drains, find, patiently
+from tenuto.agents.backend import Backend, Sent, Watch, find, patiently
 from tenuto.agents.history import Shape, as_turns, begin_of, chain_to, parents_in, path_to, system_texts
 from tenuto.agents.request import TurnRequest
 from tenuto.agents.steps import UNSTORABLE, Allowance, Steps, check_function, input_of
@@ -519,14 +519,14 @@ class Turn:
         except (Exception, asyncio.CancelledError) as error:
             # The turn or its handler failed, not a tool: cancel all calls, so that no call waits for an output.
             try:
-                if drains(self._backend, error):
+                if self._backend.drains(error):
                     await asyncio.wait(tasks)  # the next attempt would call again what is cut
             finally:
                 for task in tasks:
                     task.cancel()
                 await asyncio.wait(tasks)
             is_cancelled = isinstance(error, asyncio.CancelledError)
-            if (is_cancelled and self._is_ending) or drains(self._backend, error):
+            if (is_cancelled and self._is_ending) or self._backend.drains(error):
                 raise
             reason = "the tool was cancelled" if is_cancelled else "the turn failed"
             for call, task in zip(calls, tasks, strict=True):
@@ -548,7 +548,7 @@ class Turn:
             except (Exception, asyncio.CancelledError, SystemExit) as error:  # that of `argparse` would end the process
                 if isinstance(error, asyncio.CancelledError) and (task := asyncio.current_task()) and task.cancelling():
                     raise
-                if drains(self._backend, error):
+                if self._backend.drains(error):
                     raise  # the next attempt runs the tool again
                 raise _ToolFailed from error  # also if the tool has cancelled a task of its own
 

@@ -17,6 +17,7 @@ import pytest
 from tenuto import Hub
 from tenuto.agents.turn import Turn
 from tenuto.core.errors import (
+    Draining,
     Fenced,
     Forbidden,
     InvalidName,
@@ -37,6 +38,7 @@ from tenuto.sources import Piped, SoFar, ToolCall
 from tenuto.stores.base import Committed, Conflict, Write
 from tenuto.stores.memory import MemoryStore
 from tests.agents.test_turns import answers_of, hub_asked, lives, new_hub
+from tests.client.wire import Wire, client_of
 from tests.hub.test_commit_outcomes import ScriptedStore
 from tests.virtual import virtually
 
@@ -599,6 +601,28 @@ async def test_a_step_beside_what_drains_ends_before_the_turn_is_handed_over(is_
         await hub.close()
         seen.append(round(now_s() - began_s))
     assert seen == ["charge", 8, 0]
+
+
+@virtually
+async def test_a_client_whose_handler_raises_what_another_hub_does_ends_the_turn() -> None:
+    hub = new_hub()
+    client = client_of(Wire(hub), client_id="bot")
+
+    @client.agent("chat:*", on_crash="continue")
+    async def bot(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("x")
+            await asyncio.sleep(5)
+            raise Draining("a hub in the process of the client shuts down")
+
+    running = asyncio.ensure_future(client.run())
+    await asyncio.sleep(1)
+    question = await hub.create("chat:1", text="?", role="user")
+    await asyncio.sleep(1)
+    client._drain_within(60.0)
+    await running
+    turn = await hub.turn("chat:1", question.id)
+    assert (turn.state, [one.status for one in turn.answers]) == ("over", ["failed"])
 
 
 async def in_turn(turn: Turn, wait: Awaitable[Any], stream: AsyncIterator[str]) -> None:
