@@ -25,6 +25,7 @@ from tenuto.core.decide import CRASHED
 from tenuto.core.errors import (
     AlreadyAnswered,
     Deleted,
+    Draining,
     Fenced,
     Finished,
     Forbidden,
@@ -317,6 +318,8 @@ class Running:
                 self._is_lost = True  # the turn waits for its next attempt, as after a crash
                 return
             if any(map(self._backend.drains, failures)) and not (self._is_stopped or self._is_late):
+                if not all(isinstance(one, Draining) for one in failures):
+                    logger.error("turn of %s in %s failed in a drain", self.message.id, self.channel, exc_info=raised)
                 await turn.steps.idle()  # the next attempt would call again what still runs
                 raise asyncio.CancelledError from raised  # as when the drain cancels it, which leaves its answers open
             failure = failures[0]

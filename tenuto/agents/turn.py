@@ -473,7 +473,7 @@ class Turn:
         try:
             output = await run()
         except (Exception, asyncio.CancelledError) as error:
-            if isinstance(error, Exception) or not self._is_ending:
+            if not self._is_left_by(error):
                 with contextlib.suppress(LocalError):  # the step has outlived the attempt that shows it
                     await message.part({**part, "state": ERROR}, index=index)
             raise
@@ -505,9 +505,9 @@ class Turn:
 
         The arguments of a call are those of its function, and its output is written into its part. A step is its tool
         and its arguments: a later attempt that asks the model again, and gets the same call under another id, does not
-        run it again. If a function raises, whatever it is, or its result cannot be stored, the output is
-        `{"error": reason}`, for the model; so it is for a call that people did not approve, which does not run. Raises
-        LocalError without an answer, TooMany, Fenced; then all calls end.
+        run it again. If a function raises, or its result cannot be stored, the output is `{"error": reason}`, for the
+        model; so it is for a call that people did not approve, which does not run. Raises LocalError without an
+        answer, TooMany, Fenced, and Draining if a function does in a drain; then all calls end.
         """
         asked = {*map(id, piped.tool_calls)}  # by identity: several answers may have equal calls
         own = (one for one in self.begun if not asked.isdisjoint(map(id, one.tool_calls)))
@@ -525,10 +525,9 @@ class Turn:
                 for task in tasks:
                     task.cancel()
                 await asyncio.wait(tasks)
-            is_cancelled = isinstance(error, asyncio.CancelledError)
-            if (is_cancelled and self._is_ending) or self._backend.drains(error):
+            if self._is_left_by(error):
                 raise
-            reason = "the tool was cancelled" if is_cancelled else "the turn failed"
+            reason = "the tool was cancelled" if isinstance(error, asyncio.CancelledError) else "the turn failed"
             for call, task in zip(calls, tasks, strict=True):
                 if task.cancelled() or task.exception():
                     with contextlib.suppress(TenutoError):
@@ -571,6 +570,10 @@ class Turn:
     def _is_ending(self) -> bool:
         """Return whether a cancellation comes from a stop or a shutdown, and not from the handler itself."""
         return self.is_cancelled or self._backend.is_shutting_down
+
+    def _is_left_by(self, error: BaseException) -> bool:
+        """Return whether `error` ends the handler because of a stop or a shutdown; then tool parts stay as they are."""
+        return self._backend.drains(error) or (isinstance(error, asyncio.CancelledError) and self._is_ending)
 
     def _answer(self, purpose: str) -> Writer:
         """Return the answer that is being written. Raises LocalError if none has begun."""

@@ -582,7 +582,7 @@ async def test_a_turn_is_handed_over_ten_times_and_at_once_if_it_only_waits(wait
 
 @virtually
 @pytest.mark.parametrize("is_tool", [True, False])
-async def test_a_step_beside_what_drains_ends_before_the_turn_is_handed_over(is_tool: bool) -> None:
+async def test_a_step_beside_what_drains_ends_before_the_turn_is_handed_over(is_tool: bool, caplog: Any) -> None:
     seen, now_s = list[Any](), asyncio.get_running_loop().time
 
     async def charge() -> str:
@@ -591,16 +591,22 @@ async def test_a_step_beside_what_drains_ends_before_the_turn_is_handed_over(is_
         return "charged"
 
     async def bot(turn: Turn) -> None:
+        if turn.previous is not None:
+            seen.extend(part["state"] for part in turn.previous.parts)
         async with turn.reply():
             if is_tool:
                 await drained_in_tool(turn, charge=charge)
-            await asyncio.gather(turn.step("charge", charge), drained(turn))
+            try:
+                await asyncio.gather(turn.step("charge", charge), turn.step("other", drained, turn, show=True))
+            except Draining as error:
+                raise ValueError("a mistake") from error
 
     async for hub in lives(bot, 1, 1, hub={"drain_s": 60.0}, on_crash="continue"):
         began_s = now_s()
         await hub.close()
         seen.append(round(now_s() - began_s))
-    assert seen == ["charge", 8, 0]
+    assert seen == ["charge", 8, "done" if is_tool else "called", 0]
+    assert ("ValueError: a mistake" in caplog.text) != is_tool
 
 
 @virtually
