@@ -543,6 +543,32 @@ async def test_equal_calls_have_a_question_each_and_only_the_one_that_is_approve
     assert [part["state"] for part in (await hub.history("chat:1")).messages[0].parts] == ["done", "denied"]
 
 
+@virtually
+async def test_a_denied_call_does_not_run_and_one_with_the_same_id_does() -> None:
+    found: list[Any] = []
+
+    async def bot(turn: Turn) -> None:
+        async with turn.reply() as message:
+            for eur in range(3):
+                part = {"type": "tool", "call": "call_0", "name": "pay", "input": f'{{"eur": {eur}}}'}
+                call = ToolCall("call_0", "pay", part["input"], await message.part({**part, "state": "called"}))
+                if eur != 1:
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(5):
+                            await turn.ask("approve", {"call": "call_0"})
+                    await asyncio.sleep(5 * eur)  # the last `ask` is cancelled before the reply
+                found.append(await turn.run_tools(Piped("", tool_calls=[call]), {"pay": lambda eur: eur}))
+
+    hub = await hub_asked(bot, 1)
+    for wait_s in (7, 10):
+        (question,) = await hub.pending_commands("chat:1")
+        await hub.reply("chat:1", question.id, ok=False)
+        await asyncio.sleep(wait_s)
+    denied = {"call_0": {"error": "not approved"}}
+    assert found == [denied, {"call_0": 1}, denied]
+    assert [part["state"] for part in (await hub.history("chat:1")).messages[0].parts] == ["denied", "done", "denied"]
+
+
 async def drained(turn: Turn) -> None:
     async for _ in turn._backend._hub.subscribe("chat:2"):  # type: ignore[attr-defined]
         pass  # raises Draining, as `hub.turn` does
@@ -697,7 +723,7 @@ async def test_a_turn_that_begins_to_wait_during_a_drain_is_handed_over_then() -
 
     async def bot(turn: Turn) -> None:
         await turn.step("work", asyncio.sleep, 5)
-        results.append("work")
+        results.extend(await run_tools(turn, {"work": lambda: None}, {}))
         await turn.ask("approve", timeout_s=900)
 
     hub = await hub_asked(bot, 1, hub={"drain_s": 60.0})
