@@ -515,8 +515,9 @@ class Turn:
         The arguments of a call are those of its function, and its output is written into its part. A step is its tool
         and its arguments: a later attempt that asks the model again, and gets the same call under another id, does not
         run it again. If a function raises, or its result cannot be stored, the output is `{"error": reason}`, for the
-        model; so it is for a call that people have denied, which does not run. Raises LocalError without an answer,
-        TooMany, Fenced, and Draining if a function does in a drain; then all calls end.
+        model; so it is for a call that people have denied, which does not run (one whose question has expired does).
+        Raises LocalError without an answer, TooMany, Fenced, and Draining if a function does in a drain; then all calls
+        end.
         """
         asked = {*map(id, piped.tool_calls)}  # by identity: several answers may have equal calls
         own = (one for one in self.begun if not asked.isdisjoint(map(id, one.tool_calls)))
