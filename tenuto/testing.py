@@ -52,8 +52,7 @@ class ScriptedModel:
 async def wait_for_answer(hub: Hub, channel: str, question: str | None = None, *, timeout_s: float = 10.0) -> Message:
     """Return the last answer to the message `question`, by default the newest of a user, once its turn is over.
 
-    An interrupted answer does not count, because another attempt may follow. Raises TimeoutError after `timeout_s`;
-    Deleted if the question was deleted.
+    An interrupted answer does not count: another attempt may follow. Raises TimeoutError after `timeout_s`, or Deleted.
     """
     turn, found = None, list[Message]()
     try:

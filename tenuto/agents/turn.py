@@ -516,8 +516,7 @@ class Turn:
         and its arguments: a later attempt that asks the model again, and gets the same call under another id, does not
         run it again. If a function raises, or its result cannot be stored, the output is `{"error": reason}`, for the
         model; so it is for a call that people have denied, which does not run (one whose question has expired does).
-        Raises LocalError without an answer, TooMany, Fenced, and Draining if a function does in a drain; then all calls
-        end.
+        Raises LocalError without an answer, TooMany, Fenced, Draining if a function does; then all calls end.
         """
         asked = {*map(id, piped.tool_calls)}  # by identity: several answers may have equal calls
         own = (one for one in self.begun if not asked.isdisjoint(map(id, one.tool_calls)))
@@ -529,13 +528,9 @@ class Turn:
             _, *outputs = await asyncio.gather(denied, *tasks)
         except (Exception, asyncio.CancelledError) as error:
             # The turn or its handler failed, not a tool: cancel all calls, so that no call waits for an output.
-            try:
-                if self._backend.drains(error):
-                    await asyncio.wait([denied, *tasks])  # the next attempt would call again what is cut
-            finally:
-                for task in (denied, *tasks):
-                    task.cancel()
-                await asyncio.wait([denied, *tasks])
+            for task in tasks if not self._backend.drains(error) else ():  # the next attempt calls again what is cut
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)  # cancels them if it is cancelled
             if self._is_left_by(error):
                 raise
             reason = "the tool was cancelled" if isinstance(error, asyncio.CancelledError) else "the turn failed"
